@@ -1,0 +1,33 @@
+"""vitfast: train, quantize and run Vision Transformers, fast.
+
+The names below are loaded when they are first used, so that ``import vitfast`` stays cheap and needs neither
+torchvision nor a compiler.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+# public name -> the module that holds it
+_PUBLIC_NAMES = {
+    "FloatFormat": "vitfast.quantization.formats",
+    "UserError": "vitfast.errors",
+    "build_info": "vitfast.ops.library",
+    "create_model": "vitfast.api",
+    "list_models": "vitfast.api",
+}
+
+__all__ = ["__version__", *sorted(_PUBLIC_NAMES)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC_NAMES:
+        raise AttributeError(f"module 'vitfast' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC_NAMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

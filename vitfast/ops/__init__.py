@@ -1,0 +1,8 @@
+"""The operators: each checks its arguments, then runs vitfast's kernel or, where there is none, PyTorch's operators."""
+
+from vitfast.ops.attention import attention, attention_packed
+from vitfast.ops.layer_norm import add_layer_norm, layer_norm
+from vitfast.ops.mlp import mlp
+from vitfast.ops.quantize_float import quantize_float
+
+__all__ = ["add_layer_norm", "attention", "attention_packed", "layer_norm", "mlp", "quantize_float"]

@@ -1,0 +1,273 @@
+"""Scaled dot-product attention with a bias that has a gradient and logits that can be returned.
+
+Shapes: B batch, H heads, N tokens, D head dimension. ``packed`` keeps q, k and v in the one tensor ``[B, N, 3, H, D]`` that
+a single linear layer writes, and their gradients in one tensor, too.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitfast.ops import reference
+from vitfast.ops.autocast import autocast_dtype, cast
+from vitfast.ops.autograd import forbid_double_backward
+from vitfast.ops.checks import check_like, check_shape, check_tensor
+from vitfast.ops.library import has_kernel
+
+MAX_HEAD_DIM = 128
+HEAD_DIM_MULTIPLE = 8
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+    return_logits: bool = False,
+    dropout_p: float = 0.0,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Computes ``softmax(scale * q kᵀ + bias) v`` (Vaswani et al., 2017).
+
+    The kernel takes head dimensions up to 128 that are multiples of 8; others, and dropout, run on torch's operators (a
+    head dimension is reported once, by a warning).
+
+    Args:
+        q: ``[B, H, N, D]``, float32, bfloat16, float16 or float64.
+        k: ``[B, H, N, D]``.
+        v: ``[B, H, N, D]``.
+        bias: ``[B, H, N, N]`` or ``[1, H, N, N]``, added to the logits; it has a gradient.
+        scale: factor of the logits; None means ``D ** -0.5``.
+        return_logits: also return ``scale * q kᵀ + bias``, through which gradients flow.
+        dropout_p: probability of dropping a softmax probability, 0 <= p < 1.
+
+    Returns:
+        ``[B, H, N, D]``, or with ``return_logits`` a pair of it and the logits ``[B, H, N, N]``.
+
+    Raises:
+        TypeError: an argument is no dense floating-point tensor, or the types differ.
+        ValueError: shapes or devices do not go together, or dropout_p is out of range.
+    """
+    check_tensor("q", q, ndim=4, shape="[B, H, N, D]")
+    for name, tensor in (("k", k), ("v", v)):
+        check_tensor(name, tensor, ndim=4, shape="[B, H, N, D]")
+        check_like(name, tensor, "q", q)
+        check_shape(name, tensor, tuple(q.shape), "q's shape")
+    batch, heads, tokens, head_dim = q.shape
+    scale = _check_options(bias, "q", q, (batch, heads, tokens, head_dim), scale, dropout_p)
+
+    dtype = autocast_dtype(q)
+    q, k, v, bias = cast(q, dtype), cast(k, dtype), cast(v, dtype), cast(bias, dtype)
+    if dropout_p or not _has_kernel(q, head_dim):
+        with torch.autocast(q.device.type, enabled=False):
+            out, logits = reference.attention(q, k, v, bias, scale, dropout_p)
+    else:
+        out, _, logits = torch.ops.vitfast.attention_forward(q, k, v, bias, scale, return_logits)
+    return (out, logits) if return_logits else out
+
+
+def attention_packed(
+    qkv: Tensor,
+    *,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+    return_logits: bool = False,
+    dropout_p: float = 0.0,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """``attention`` on the packed tensor that one linear layer writes; nothing is transposed or copied.
+
+    Args:
+        qkv: ``[B, N, 3, H, D]``.
+        bias: as in ``attention``.
+        scale: as in ``attention``.
+        return_logits: as in ``attention``.
+        dropout_p: as in ``attention``.
+
+    Returns:
+        ``[B, N, H, D]``, which ``reshape(B, N, H * D)`` views without a copy; with ``return_logits`` a pair of it and the logits
+        ``[B, H, N, N]``.
+
+    Raises:
+        TypeError: as ``attention``.
+        ValueError: as ``attention``.
+    """
+    check_tensor("qkv", qkv, ndim=5, shape="[B, N, 3, H, D]")
+    if qkv.shape[2] != 3:
+        raise ValueError(f"qkv must have shape [B, N, 3, H, D], got {list(qkv.shape)}")
+    batch, tokens, _, heads, head_dim = qkv.shape
+    scale = _check_options(bias, "qkv", qkv, (batch, heads, tokens, head_dim), scale, dropout_p)
+
+    dtype = autocast_dtype(qkv)
+    qkv, bias = cast(qkv, dtype), cast(bias, dtype)
+    if dropout_p or not _has_kernel(qkv, head_dim):
+        q_BHND, k_BHND, v_BHND = qkv.permute(2, 0, 3, 1, 4)
+        with torch.autocast(qkv.device.type, enabled=False):
+            out_BHND, logits = reference.attention(q_BHND, k_BHND, v_BHND, bias, scale, dropout_p)
+        out = out_BHND.transpose(1, 2).contiguous()
+    else:
+        out, _, logits = torch.ops.vitfast.attention_packed_forward(qkv, bias, scale, return_logits)
+    return (out, logits) if return_logits else out
+
+
+def _check_options(
+    bias: Tensor | None, name: str, like: Tensor, sizes_BHND: tuple[int, ...], scale: float | None, dropout_p: float
+) -> float:
+    """Checks what both forms share; returns the scale."""
+    batch, heads, tokens, head_dim = sizes_BHND
+    if head_dim == 0:
+        raise ValueError(f"{name} must have a head dimension of at least 1, got shape {list(like.shape)}")
+    if bias is not None:
+        check_tensor("bias", bias, ndim=4, shape="[B or 1, H, N, N]")
+        check_like("bias", bias, name, like)
+        bias_batch = 1 if bias.shape[0] == 1 else batch
+        check_shape("bias", bias, (bias_batch, heads, tokens, tokens), f"[B or 1, H, N, N] of {name}")
+    if scale is not None and (isinstance(scale, bool) or not isinstance(scale, (int, float))):
+        raise TypeError(f"scale must be a number or None, got {type(scale).__name__}")
+    if not 0.0 <= dropout_p < 1.0:
+        raise ValueError(f"dropout_p must be at least 0 and below 1, got {dropout_p}")
+    return head_dim**-0.5 if scale is None else float(scale)
+
+
+def _has_kernel(tensor: Tensor, head_dim: int) -> bool:
+    if not has_kernel("attention", tensor.device.type):
+        return False
+    if head_dim <= MAX_HEAD_DIM and head_dim % HEAD_DIM_MULTIPLE == 0:
+        return True
+    _report_head_dim(head_dim)
+    return False
+
+
+@torch.compiler.assume_constant_result
+def _report_head_dim(head_dim: int) -> None:
+    warnings.warn(
+        f"attention: the kernel takes head dimensions up to {MAX_HEAD_DIM} that are multiples of {HEAD_DIM_MULTIPLE}; "
+        f"{head_dim} runs on torch's operators",
+        stacklevel=4,
+    )
+
+
+# --- fake kernels ---
+
+
+def _statistics_dtype(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _fake_forward(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, return_logits: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    batch, heads, tokens, _ = q.shape
+    lse = q.new_empty((batch, heads, tokens), dtype=_statistics_dtype(q))
+    return q.new_empty(q.shape), lse, q.new_empty((batch, heads, tokens, tokens)) if return_logits else None
+
+
+def _fake_packed_forward(
+    qkv: Tensor, bias: Tensor | None, scale: float, return_logits: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    batch, tokens, _, heads, head_dim = qkv.shape
+    lse = qkv.new_empty((batch, heads, tokens), dtype=_statistics_dtype(qkv))
+    logits = qkv.new_empty((batch, heads, tokens, tokens)) if return_logits else None
+    return qkv.new_empty((batch, tokens, heads, head_dim)), lse, logits
+
+
+def _fake_backward(
+    grad_out: Tensor,
+    grad_logits: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    scale: float,
+    need_bias_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    grad_bias = bias.new_empty(bias.shape) if need_bias_grad and bias is not None else None
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), grad_bias
+
+
+def _fake_packed_backward(
+    grad_out: Tensor,
+    grad_logits: Tensor | None,
+    qkv: Tensor,
+    bias: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    scale: float,
+    need_bias_grad: bool,
+) -> tuple[Tensor, Tensor | None]:
+    return qkv.new_empty(qkv.shape), bias.new_empty(bias.shape) if need_bias_grad and bias is not None else None
+
+
+# --- autograd: both forms save (inputs..., bias, out, lse) ---
+
+
+def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+    *tensors, ctx.scale, ctx.return_logits = inputs
+    out, lse, _ = output
+    ctx.save_for_backward(*tensors, out, lse)
+    ctx.mark_non_differentiable(lse)
+
+
+def _backward(ctx: Any, grad_out: Tensor, _: Any, grad_logits: Tensor | None) -> tuple[Any, ...]:
+    q, k, v, bias, out, lse = ctx.saved_tensors
+    need_bias_grad = bias is not None and ctx.needs_input_grad[3]
+    grads = torch.ops.vitfast.attention_backward(
+        grad_out, grad_logits if ctx.return_logits else None, q, k, v, bias, out, lse, ctx.scale, need_bias_grad
+    )
+    return *grads, None, None
+
+
+def _packed_backward(ctx: Any, grad_out: Tensor, _: Any, grad_logits: Tensor | None) -> tuple[Any, ...]:
+    qkv, bias, out, lse = ctx.saved_tensors
+    need_bias_grad = bias is not None and ctx.needs_input_grad[1]
+    grads = torch.ops.vitfast.attention_packed_backward(
+        grad_out, grad_logits if ctx.return_logits else None, qkv, bias, out, lse, ctx.scale, need_bias_grad
+    )
+    return *grads, None, None
+
+
+# --- floating-point operations, for torch.utils.flop_counter: two products forward, five backward ---
+
+
+def _flops(sizes_BHND: tuple[int, int, int, int], products: int) -> int:
+    batch, heads, tokens, head_dim = sizes_BHND
+    return 2 * products * batch * heads * tokens * tokens * head_dim
+
+
+def _forward_flops(q: Any, *_: Any, **__: Any) -> int:
+    return _flops(tuple(q), 2)
+
+
+def _packed_sizes(qkv: Any) -> tuple[int, int, int, int]:
+    batch, tokens, _, heads, head_dim = qkv
+    return batch, heads, tokens, head_dim
+
+
+def _register() -> None:
+    from torch.utils.flop_counter import register_flop_formula
+
+    library = torch.ops.vitfast
+    torch.library.register_fake("vitfast::attention_forward")(_fake_forward)
+    torch.library.register_fake("vitfast::attention_backward")(_fake_backward)
+    torch.library.register_fake("vitfast::attention_packed_forward")(_fake_packed_forward)
+    torch.library.register_fake("vitfast::attention_packed_backward")(_fake_packed_backward)
+    torch.library.register_autograd("vitfast::attention_forward", _backward, setup_context=_setup_context)
+    torch.library.register_autograd("vitfast::attention_packed_forward", _packed_backward, setup_context=_setup_context)
+    forbid_double_backward("attention_backward", "attention")
+    forbid_double_backward("attention_packed_backward", "attention")
+
+    register_flop_formula(library.attention_forward)(_forward_flops)
+    register_flop_formula(library.attention_backward)(lambda do, dl, q, *_, **__: _flops(tuple(q), 5))
+    register_flop_formula(library.attention_packed_forward)(lambda qkv, *_, **__: _flops(_packed_sizes(qkv), 2))
+    register_flop_formula(library.attention_packed_backward)(lambda do, dl, qkv, *_, **__: _flops(_packed_sizes(qkv), 5))
+
+
+if has_kernel("attention", "meta"):
+    _register()

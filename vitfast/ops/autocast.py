@@ -1,0 +1,24 @@
+"""How operators behave under ``torch.autocast``: one helper, because torch's registration fixes a single dtype."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
+    """The type that autocast wants products on this tensor's device to be computed in, or None when it is off.
+
+    float64 is left alone, as torch's own autocast rules do.
+    """
+    device_type = tensor.device.type
+    if tensor.dtype == torch.float64 or not torch.amp.is_autocast_available(device_type):
+        return None
+    if not torch.is_autocast_enabled(device_type):
+        return None
+    return torch.get_autocast_dtype(device_type)
+
+
+def cast(tensor: Tensor | None, dtype: torch.dtype | None) -> Tensor | None:
+    """Casts unless there is nothing to cast or nothing to cast to."""
+    return tensor if tensor is None or dtype is None else tensor.to(dtype)

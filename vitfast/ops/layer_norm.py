@@ -1,0 +1,160 @@
+"""LayerNorm, alone and fused with the residual addition before it.
+
+Shapes: C channels; the normalization runs over the last dimension.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitfast.ops import reference
+from vitfast.ops.autograd import forbid_double_backward
+from vitfast.ops.checks import check_eps, check_like, check_shape, check_tensor
+from vitfast.ops.library import has_kernel
+
+
+def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
+    """Normalizes the last dimension: ``(x - mean) / sqrt(variance + eps) * weight + bias`` (Ba et al., 2016).
+
+    Statistics are accumulated in float32 (float64 for float64 inputs). Under autocast the input keeps its type.
+
+    Args:
+        x: ``[..., C]``, float32, bfloat16, float16 or float64.
+        weight: ``[C]`` in x's type or float32, or None for ones.
+        bias: ``[C]`` in x's type or float32, or None for zeros.
+        eps: added to the variance, zero or positive.
+
+    Returns:
+        ``[..., C]`` in x's type.
+
+    Raises:
+        TypeError: an argument is no dense floating-point tensor, or the types do not go together.
+        ValueError: shapes or devices do not go together, or eps is negative.
+    """
+    _check(x, weight, bias, eps)
+    if not has_kernel("layer_norm", x.device.type):
+        return reference.layer_norm(x, weight, bias, eps)
+    y: Tensor = torch.ops.vitfast.layer_norm_forward(x, weight, bias, float(eps))[0]
+    return y
+
+
+def add_layer_norm(
+    x: Tensor, residual: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> tuple[Tensor, Tensor]:
+    """Adds and normalizes in one pass over memory: ``summed = x + residual``, ``layer_norm(summed)``.
+
+    Args:
+        x: ``[..., C]``.
+        residual: ``[..., C]`` of the same shape; where the types differ, both are promoted to the wider one.
+        weight: as in ``layer_norm``.
+        bias: as in ``layer_norm``.
+        eps: as in ``layer_norm``.
+
+    Returns:
+        ``(summed, normalized)``, both ``[..., C]``; gradients flow through both.
+
+    Raises:
+        TypeError: as ``layer_norm``.
+        ValueError: as ``layer_norm``.
+    """
+    check_tensor("residual", residual)
+    check_tensor("x", x)
+    check_like("residual", residual, "x", x, same_dtype=False)
+    check_shape("residual", residual, tuple(x.shape), "x's shape")
+    dtype = torch.promote_types(x.dtype, residual.dtype)
+    x, residual = x.to(dtype), residual.to(dtype)
+    _check(x, weight, bias, eps)
+    if not has_kernel("layer_norm", x.device.type):
+        return reference.add_layer_norm(x, residual, weight, bias, eps)
+    summed, y, _, _ = torch.ops.vitfast.add_layer_norm_forward(x, residual, weight, bias, float(eps))
+    return summed, y
+
+
+def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> None:
+    check_tensor("x", x)
+    if x.dim() == 0:
+        raise ValueError("x must have at least one dimension [..., C], got a scalar")
+    for name, parameter in (("weight", weight), ("bias", bias)):
+        if parameter is not None:
+            check_tensor(name, parameter)
+            check_like(name, parameter, "x", x, same_dtype=parameter.dtype != torch.float32)
+            check_shape(name, parameter, (x.shape[-1],), "x's last dimension")
+            if x.dtype == torch.float64 and parameter.dtype != torch.float64:
+                raise TypeError(f"{name} has dtype {parameter.dtype}, but x has torch.float64; convert one of them")
+    check_eps(eps)
+
+
+def _statistics_like(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape[:-1], dtype=torch.promote_types(x.dtype, torch.float32))
+
+
+def _fake_forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape), _statistics_like(x), _statistics_like(x)
+
+
+def _fake_add_forward(
+    x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(x.shape), _statistics_like(x), _statistics_like(x)
+
+
+def _fake_backward(
+    grad_y: Tensor,
+    grad_summed: Tensor | None,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    has_bias: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    parameter = mean.new_empty(x.shape[-1:])
+    grad_weight = None if weight is None else parameter
+    return x.new_empty(x.shape), grad_weight, torch.empty_like(parameter) if has_bias else None
+
+
+def _parameter_gradients(
+    ctx: Any, grad_weight: Tensor | None, grad_bias: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """The kernel accumulates in float32; the gradients take their parameters' types."""
+    weight_dtype, bias_dtype = ctx.parameter_dtypes
+    return (
+        None if grad_weight is None else grad_weight.to(weight_dtype),
+        None if grad_bias is None else grad_bias.to(bias_dtype),
+    )
+
+
+def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+    *_, weight, bias, _ = inputs
+    *_, mean, rstd = output
+    normalized_input = inputs[0] if len(inputs) == 4 else output[0]
+    ctx.save_for_backward(normalized_input, mean, rstd, weight)
+    ctx.parameter_dtypes = (None if weight is None else weight.dtype, None if bias is None else bias.dtype)
+    ctx.mark_non_differentiable(mean, rstd)
+
+
+def _backward(ctx: Any, grad_y: Tensor, *_: Any) -> tuple[Any, ...]:
+    x, mean, rstd, weight = ctx.saved_tensors
+    has_bias = ctx.parameter_dtypes[1] is not None
+    grad_x, *grad_parameters = torch.ops.vitfast.layer_norm_backward(grad_y, None, x, mean, rstd, weight, has_bias)
+    return grad_x, *_parameter_gradients(ctx, *grad_parameters), None
+
+
+def _add_backward(ctx: Any, grad_summed: Tensor, grad_y: Tensor, *_: Any) -> tuple[Any, ...]:
+    summed, mean, rstd, weight = ctx.saved_tensors
+    has_bias = ctx.parameter_dtypes[1] is not None
+    grad_x, *grad_parameters = torch.ops.vitfast.layer_norm_backward(
+        grad_y, grad_summed, summed, mean, rstd, weight, has_bias
+    )
+    return grad_x, grad_x, *_parameter_gradients(ctx, *grad_parameters), None
+
+
+if has_kernel("layer_norm", "meta"):
+    torch.library.register_fake("vitfast::layer_norm_forward")(_fake_forward)
+    torch.library.register_fake("vitfast::add_layer_norm_forward")(_fake_add_forward)
+    torch.library.register_fake("vitfast::layer_norm_backward")(_fake_backward)
+    torch.library.register_autograd("vitfast::layer_norm_forward", _backward, setup_context=_setup_context)
+    torch.library.register_autograd("vitfast::add_layer_norm_forward", _add_backward, setup_context=_setup_context)
+    forbid_double_backward("layer_norm_backward", "layer_norm")

@@ -1,0 +1,113 @@
+"""Loads the compiled libraries and says which kernels are active and why."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import vitfast
+
+# operator -> its raw operators in torch.ops.vitfast
+CPU_KERNELS = ("attention", "layer_norm", "mlp", "quantize_float")
+CUDA_KERNELS = ("quantize_float",)
+
+# CUDA kernels that a committed GPU result under benchmarks/results/ covers
+PROVEN_CUDA_KERNELS: frozenset[str] = frozenset()
+
+CUDA_KERNEL_CHOICES = ("proven", "all", "none")
+ISA_CHOICES = ("auto", "baseline", "avx2", "avx512")
+
+_PACKAGE_FOLDER = Path(vitfast.__file__).parent
+
+
+def _environment_choice(variable: str, choices: tuple[str, ...]) -> str:
+    """Reads an environment variable that takes one of ``choices`` (the first is the default)."""
+    value = os.environ.get(variable, "") or choices[0]
+    if value not in choices:
+        raise ValueError(f"{variable}={value!r} is not known; allowed: {', '.join(choices)}")
+    return value
+
+
+def _load(name: str) -> str | None:
+    """Loads a library beside this package; returns why it is not there, or None."""
+    path = _PACKAGE_FOLDER / f"lib{name}.so"
+    if not path.exists():
+        return "not built"
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        raise ImportError(
+            f"{path} does not load under torch {torch.__version__} (vitfast needs torch >= 2.11): {error}\n"
+            "Build it again for this torch: pip install --force-reinstall --no-deps --no-build-isolation ."
+        ) from error
+    return None
+
+
+_cuda_kernels = _environment_choice("VITFAST_CUDA_KERNELS", CUDA_KERNEL_CHOICES)
+_isa = _environment_choice("VITFAST_ISA", ISA_CHOICES)  # csrc/cpu/dispatch.cpp reads it, too
+_cpu_missing = _load("vitfast_cpu")
+_cuda_missing: str | None = "this torch has no CUDA"
+if torch.version.cuda is not None:
+    _cuda_missing = _cpu_missing or _load("vitfast_cuda")
+
+if _cpu_missing is None:
+    # a wrong VITFAST_ISA is told here, once, and not by the first operator that runs
+    torch.ops.vitfast.cpu_capability()
+
+
+def _cuda_state(kernel: str) -> str:
+    """Says why a CUDA kernel is active or not."""
+    if kernel not in CUDA_KERNELS:
+        return "torch: no CUDA kernel yet"
+    if _cuda_missing is not None:
+        return f"torch: libvitfast_cuda.so: {_cuda_missing}"
+    if _cuda_kernels == "none":
+        return "torch: VITFAST_CUDA_KERNELS=none"
+    if _cuda_kernels == "proven" and kernel not in PROVEN_CUDA_KERNELS:
+        return "torch: no committed GPU result covers the kernel; VITFAST_CUDA_KERNELS=all uses it all the same"
+    return "vitfast"
+
+
+_STATES: dict[tuple[str, str], str] = {}
+for _kernel in CPU_KERNELS:
+    _STATES[_kernel, "cpu"] = "vitfast" if _cpu_missing is None else f"torch: libvitfast_cpu.so: {_cpu_missing}"
+    _STATES[_kernel, "cuda"] = _cuda_state(_kernel)
+    _STATES[_kernel, "meta"] = _STATES[_kernel, "cpu"]
+_ACTIVE: dict[tuple[str, str], bool] = {key: state == "vitfast" for key, state in _STATES.items()}
+
+
+def has_kernel(kernel: str, device_type: str) -> bool:
+    """True where vitfast's own kernel runs for this operator on this type of device."""
+    return _ACTIVE.get((kernel, device_type), False)
+
+
+def build_info() -> dict[str, Any]:
+    """Tells what was built, for what, and which kernels run and why.
+
+    Returns:
+        A dict that can be written as JSON: versions; ``cpu`` (the instruction set in use, those compiled in);
+        ``cuda`` (the architectures compiled in, or why there are none); ``kernels``: for each operator and device,
+        ``"vitfast"`` or ``"torch: <why>"``.
+    """
+    try:
+        build = dict(importlib.import_module("vitfast._build_config").BUILD)
+    except ModuleNotFoundError:
+        build = {"reason": "vitfast was not built: pip install . compiles its kernels"}
+    capability = torch.ops.vitfast.cpu_capability() if _cpu_missing is None else "none: pure PyTorch"
+    return {
+        "vitfast": vitfast.__version__,
+        "torch": torch.__version__,
+        "torch_cuda": torch.version.cuda,
+        "python": platform.python_version(),
+        "cpu": {"instruction_set": capability, "requested": _isa, "library": _cpu_missing or "loaded"},
+        "cuda": {"library": _cuda_missing or "loaded", "kernels_requested": _cuda_kernels},
+        "build": build,
+        "kernels": {
+            kernel: {device: _STATES[kernel, device] for device in ("cpu", "cuda")} for kernel in CPU_KERNELS
+        },
+    }

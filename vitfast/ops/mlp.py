@@ -1,0 +1,185 @@
+"""The feed-forward half of a transformer block in one operator.
+
+Shapes: C channels, F hidden width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitfast.ops import reference
+from vitfast.ops.autocast import autocast_dtype, cast
+from vitfast.ops.autograd import forbid_double_backward
+from vitfast.ops.checks import check_like, check_shape, check_tensor
+from vitfast.ops.library import has_kernel
+
+APPROXIMATE = ("none", "tanh")
+
+
+def mlp(
+    x: Tensor,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor | None,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor | None,
+    *,
+    residual: Tensor | None = None,
+    approximate: str = "none",
+) -> Tensor:
+    """Computes ``fc2(gelu(fc1(x))) + residual``.
+
+    Under autocast the products run in autocast's type and the residual keeps its own.
+
+    Args:
+        x: ``[..., C]``, float32, bfloat16, float16 or float64.
+        fc1_weight: ``[F, C]``.
+        fc1_bias: ``[F]`` or None.
+        fc2_weight: ``[C_out, F]``.
+        fc2_bias: ``[C_out]`` or None.
+        residual: ``[..., C_out]`` or None.
+        approximate: ``"none"`` for the exact GELU (erf), ``"tanh"`` for its approximation (Hendrycks and Gimpel, 2016).
+
+    Returns:
+        ``[..., C_out]``.
+
+    Raises:
+        TypeError: an argument is no dense floating-point tensor, or the types differ.
+        ValueError: shapes or devices do not go together, or ``approximate`` is unknown.
+    """
+    _check(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual, approximate)
+    dtype = autocast_dtype(x)
+    if dtype is not None:
+        x, fc1_weight, fc1_bias = cast(x, dtype), cast(fc1_weight, dtype), cast(fc1_bias, dtype)
+        fc2_weight, fc2_bias = cast(fc2_weight, dtype), cast(fc2_bias, dtype)
+    elif residual is not None:
+        check_like("residual", residual, "x", x)
+    added_outside = residual if residual is not None and residual.dtype != x.dtype else None
+    added_inside = residual if added_outside is None else None
+
+    if has_kernel("mlp", x.device.type):
+        weights = (fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+        save_for_backward = torch.is_grad_enabled() and any(
+            tensor is not None and tensor.requires_grad for tensor in (x, *weights)
+        )
+        out = torch.ops.vitfast.mlp_forward(x, *weights, added_inside, approximate, save_for_backward)[0]
+    else:
+        with torch.autocast(x.device.type, enabled=False):
+            out = reference.mlp(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, added_inside, approximate)
+    return out if added_outside is None else out + added_outside
+
+
+def _check(
+    x: Tensor,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor | None,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor | None,
+    residual: Tensor | None,
+    approximate: str,
+) -> None:
+    check_tensor("x", x)
+    if x.dim() == 0:
+        raise ValueError("x must have at least one dimension [..., C], got a scalar")
+    check_tensor("fc1_weight", fc1_weight, ndim=2, shape="[F, C]")
+    check_tensor("fc2_weight", fc2_weight, ndim=2, shape="[C_out, F]")
+    hidden, outputs = fc1_weight.shape[0], fc2_weight.shape[0]
+    check_shape("fc1_weight", fc1_weight, (hidden, x.shape[-1]), "[F, C] with x's last dimension")
+    check_shape("fc2_weight", fc2_weight, (outputs, hidden), "[C_out, F] with fc1_weight's F")
+    in_autocast = autocast_dtype(x) is not None
+    parameters = {"fc1_weight": fc1_weight, "fc2_weight": fc2_weight, "fc1_bias": fc1_bias, "fc2_bias": fc2_bias}
+    for name, parameter in parameters.items():
+        if parameter is not None:
+            check_tensor(name, parameter)
+            check_like(name, parameter, "x", x, same_dtype=not in_autocast)
+    if fc1_bias is not None:
+        check_shape("fc1_bias", fc1_bias, (hidden,), "fc1_weight's F")
+    if fc2_bias is not None:
+        check_shape("fc2_bias", fc2_bias, (outputs,), "fc2_weight's C_out")
+    if residual is not None:
+        check_tensor("residual", residual)
+        check_like("residual", residual, "x", x, same_dtype=False)
+        check_shape("residual", residual, (*x.shape[:-1], outputs), "x's leading dimensions and fc2_weight's C_out")
+    if approximate not in APPROXIMATE:
+        raise ValueError(f"approximate must be one of {', '.join(APPROXIMATE)}, got {approximate!r}")
+
+
+def _fake_forward(
+    x: Tensor,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor | None,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor | None,
+    residual: Tensor | None,
+    approximate: str,
+    save_for_backward: bool,
+) -> tuple[Tensor, Tensor | None]:
+    out = x.new_empty((*x.shape[:-1], fc2_weight.shape[0]))
+    return out, x.new_empty((*x.shape[:-1], fc1_weight.shape[0])) if save_for_backward else None
+
+
+def _fake_backward(
+    grad_out: Tensor,
+    x: Tensor,
+    pre_activation: Tensor,
+    fc1_weight: Tensor,
+    fc2_weight: Tensor,
+    approximate: str,
+    has_fc1_bias: bool,
+    has_fc2_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor | None]:
+    return (
+        x.new_empty(x.shape),
+        fc1_weight.new_empty(fc1_weight.shape),
+        fc1_weight.new_empty(fc1_weight.shape[:1]) if has_fc1_bias else None,
+        fc2_weight.new_empty(fc2_weight.shape),
+        fc2_weight.new_empty(fc2_weight.shape[:1]) if has_fc2_bias else None,
+    )
+
+
+def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+    x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual, ctx.approximate, _ = inputs
+    ctx.has_biases = (fc1_bias is not None, fc2_bias is not None)
+    ctx.has_residual = residual is not None
+    pre_activation = output[1]
+    ctx.save_for_backward(x, pre_activation, fc1_weight, fc2_weight)
+    if pre_activation is not None:
+        ctx.mark_non_differentiable(pre_activation)
+
+
+def _backward(ctx: Any, grad_out: Tensor, *_: Any) -> tuple[Any, ...]:
+    x, pre_activation, fc1_weight, fc2_weight = ctx.saved_tensors
+    grad_residual = grad_out if ctx.has_residual else None
+    if pre_activation is None:  # only the residual needs a gradient
+        return None, None, None, None, None, grad_residual, None, None
+    grads = torch.ops.vitfast.mlp_backward(
+        grad_out, x, pre_activation, fc1_weight, fc2_weight, ctx.approximate, *ctx.has_biases
+    )
+    return *grads, grad_residual, None, None
+
+
+def _linear_flops(x: Any, fc1_weight: Any, fc2_weight: Any, products: int) -> int:
+    """Two linear layers forward; backward each costs two products."""
+    rows = 1
+    for size in x[:-1]:
+        rows *= size
+    weights: int = fc1_weight[0] * fc1_weight[1] + fc2_weight[0] * fc2_weight[1]
+    return 2 * products * rows * weights
+
+
+def _register() -> None:
+    from torch.utils.flop_counter import register_flop_formula
+
+    library = torch.ops.vitfast
+    torch.library.register_fake("vitfast::mlp_forward")(_fake_forward)
+    torch.library.register_fake("vitfast::mlp_backward")(_fake_backward)
+    torch.library.register_autograd("vitfast::mlp_forward", _backward, setup_context=_setup_context)
+    forbid_double_backward("mlp_backward", "mlp")
+    register_flop_formula(library.mlp_forward)(lambda x, w1, b1, w2, *_, **__: _linear_flops(x, w1, w2, 1))
+    register_flop_formula(library.mlp_backward)(lambda do, x, pre, w1, w2, *_, **__: _linear_flops(x, w1, w2, 2))
+
+
+if has_kernel("mlp", "meta"):
+    _register()

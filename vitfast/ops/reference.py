@@ -1,0 +1,113 @@
+"""Every operator in plain PyTorch: the oracle of the tests, and what runs where there is no kernel.
+
+Shapes: B batch, N tokens, C channels, H heads, D head dimension, F hidden (feed-forward) width.
+The arguments are taken to be valid: the public functions of this package check them.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vitfast.ops.number_format import NumberFormat, Rounding
+
+
+def attention(
+    q_BHND: Tensor,
+    k_BHND: Tensor,
+    v_BHND: Tensor,
+    bias_BHNN: Tensor | None,
+    scale: float,
+    dropout_p: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Returns (softmax(scale * q kᵀ + bias) v, the logits before the softmax)."""
+    logits_BHNN = (q_BHND * scale) @ k_BHND.transpose(-2, -1)
+    if bias_BHNN is not None:
+        logits_BHNN = logits_BHNN + bias_BHNN
+    probabilities_BHNN = logits_BHNN.softmax(-1)
+    if dropout_p:
+        probabilities_BHNN = F.dropout(probabilities_BHNN, dropout_p)
+    return probabilities_BHNN @ v_BHND, logits_BHNN
+
+
+def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """Returns (x - mean) / sqrt(variance + eps) * weight + bias over the last dimension, in x's type."""
+    accumulate = torch.promote_types(x.dtype, torch.float32)
+    centered = x.to(accumulate) - x.to(accumulate).mean(-1, keepdim=True)
+    y = centered * torch.rsqrt(centered.square().mean(-1, keepdim=True) + eps)
+    if weight is not None:
+        y = y * weight
+    if bias is not None:
+        y = y + bias
+    return y.to(x.dtype)
+
+
+def add_layer_norm(
+    x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Returns (x + residual, layer_norm(x + residual))."""
+    summed = x + residual
+    return summed, layer_norm(summed, weight, bias, eps)
+
+
+def mlp(
+    x: Tensor,  # [..., C]
+    fc1_weight_FC: Tensor,
+    fc1_bias_F: Tensor | None,
+    fc2_weight_CF: Tensor,
+    fc2_bias_C: Tensor | None,
+    residual: Tensor | None,  # [..., C]
+    approximate: str,
+) -> Tensor:
+    """Returns fc2(gelu(fc1(x))) + residual."""
+    hidden = F.gelu(F.linear(x, fc1_weight_FC, fc1_bias_F), approximate=approximate)
+    out = F.linear(hidden, fc2_weight_CF, fc2_bias_C)
+    return out if residual is None else out + residual
+
+
+def quantize_float(
+    x: Tensor, format: NumberFormat, rounding: Rounding, overflow: str, random: Tensor | None = None
+) -> Tensor:
+    """Rounds to the nearest (or next) value of ``format``; computed in float64, where each step is exact.
+
+    ``random``: for stochastic rounding, words of 32 random bits in x's shape. The fraction and the word are compared in
+    units of 2**-31, as in the kernel.
+    """
+    exact = x.to(torch.float64)
+    magnitude = exact.abs()
+    min_exponent = 2 - 2 ** (format.exponent_bits - 1)
+    exponent = torch.frexp(magnitude).exponent - 1
+    is_normal = exponent >= min_exponent
+    exponent = exponent.clamp(min=min_exponent)
+    quantum = torch.ldexp(torch.ones_like(magnitude), exponent - format.mantissa_bits)
+
+    steps = magnitude / quantum
+    lower = steps.floor()
+    remainder = steps - lower
+    if rounding == "toward_zero":
+        up = torch.zeros_like(remainder, dtype=torch.bool)
+    elif rounding == "stochastic":
+        if random is None:
+            raise ValueError("stochastic rounding needs random numbers")
+        up = (remainder * 2.0**31).floor() + (random >> 1) >= 2.0**31
+    elif rounding == "nearest_away":
+        up = remainder >= 0.5
+    else:
+        # without mantissa bits the code of a normal value is its exponent: a tie goes to the even one
+        odd = lower % 2 == 1
+        if format.mantissa_bits == 0:
+            odd = torch.where(is_normal, (exponent - min_exponent) % 2 == 0, odd)
+        up = (remainder > 0.5) | ((remainder == 0.5) & odd)
+    rounded = (lower + up) * quantum
+
+    too_large = rounded > format.max_value
+    beyond = {"inf": torch.inf, "nan": torch.nan, "saturate": format.max_value}
+    rounded = torch.where(too_large, beyond[overflow], rounded)
+    infinity = torch.inf if format.has_inf else beyond[overflow]
+    rounded = torch.where(magnitude == torch.inf, infinity, rounded)
+    rounded = torch.where(torch.signbit(x), -rounded, rounded)
+    if not format.signed_zero:
+        rounded = torch.where(rounded == 0, 0.0, rounded)
+    rounded = torch.where(torch.isnan(exact), exact if format.has_nan else format.max_value, rounded)
+    return rounded.to(x.dtype)
