@@ -1,0 +1,148 @@
+// The rounding of a number to a narrower floating-point format: the one copy, for the host and the device.
+//
+// Everything is integer arithmetic without branches, so that compilers vectorize loops over it.
+
+#pragma once
+
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define VITFAST_HOST_DEVICE __host__ __device__ __forceinline__
+#else
+#define VITFAST_HOST_DEVICE inline __attribute__((always_inline))
+#endif
+
+namespace vitfast {
+
+// the codes of vitfast/ops/number_format.py
+enum class Rounding : int64_t { nearest_even = 0, nearest_away = 1, toward_zero = 2, stochastic = 3 };
+enum class Overflow : int64_t { inf = 0, nan = 1, saturate = 2 };
+
+// The bit layout of the type that holds the numbers.
+struct Float32Bits {
+  using Float = float;
+  using Bits = uint32_t;
+  using Signed = int32_t;
+  static constexpr int mantissa_bits = 23;
+  static constexpr int exponent_bias = 127;
+  static constexpr Bits infinity = 0x7f800000u;
+};
+
+struct Float64Bits {
+  using Float = double;
+  using Bits = uint64_t;
+  using Signed = int64_t;
+  static constexpr int mantissa_bits = 52;
+  static constexpr int exponent_bias = 1023;
+  static constexpr Bits infinity = 0x7ff0000000000000u;
+};
+
+// A format as the rounding needs it, in terms of the bits of the holding type.
+template <typename Layout>
+struct FloatFormat {
+  using Bits = typename Layout::Bits;
+  using Signed = typename Layout::Signed;
+
+  Signed min_exponent;   // exponent field of the smallest normal value, in the holding type
+  Signed dropped_bits;   // mantissa bits of a normal value that are rounded away
+  Bits max_bits;         // magnitude of the largest finite value
+  Bits smallest_bits;    // magnitude of the smallest positive value
+  Bits overflow_bits;    // magnitude that a too large finite value takes
+  Bits infinity_bits;    // magnitude that an infinity takes
+  Bits nan_and_mask;     // a NaN becomes (bits & nan_and_mask) | nan_or_mask
+  Bits nan_or_mask;
+  Bits zero_sign_mask;   // sign bits that a zero keeps
+  Bits code_parity;      // 1 if a tie looks at the exponent code (no mantissa bits), else 0
+};
+
+// Rounds the number with these bits. `random`: 31 random bits, for stochastic rounding only.
+//
+// With E the exponent field (at least 1) the number is sig * 2^(E - bias - mantissa_bits), and its magnitude's bits are
+// ((E - 1) << mantissa_bits) + sig: rounding sig to a multiple of 2^shift carries into the exponent by itself.
+template <typename Layout, Rounding rounding>
+VITFAST_HOST_DEVICE typename Layout::Bits round_bits(
+    typename Layout::Bits bits, const FloatFormat<Layout>& format, uint32_t random = 0) {
+  using Bits = typename Layout::Bits;
+  using Signed = typename Layout::Signed;
+  constexpr int mantissa_bits = Layout::mantissa_bits;
+  constexpr int total_bits = sizeof(Bits) * 8;
+  constexpr Bits sign_mask = Bits(1) << (total_bits - 1);
+
+  const Bits magnitude = bits & ~sign_mask;
+  const Bits sign = bits & sign_mask;
+  const Signed field = Signed(magnitude >> mantissa_bits);
+  const Signed exponent = field > 1 ? field : 1;
+  const Bits base = Bits(exponent - 1) << mantissa_bits;
+  const Bits sig = magnitude - base;  // below 2^(mantissa_bits + 1)
+
+  const Signed below_normal = format.min_exponent - exponent;
+  const bool is_subnormal = below_normal > 0;
+  const Signed wanted_shift = format.dropped_bits + (is_subnormal ? below_normal : 0);
+  // a larger shift gives the same result: zero, or the smallest value
+  constexpr Signed max_shift = rounding == Rounding::stochastic ? total_bits - 1 : mantissa_bits + 3;
+  const Signed shift = wanted_shift < max_shift ? wanted_shift : max_shift;
+  const Bits step = Bits(1) << shift;
+
+  Bits count;  // sig / step, rounded
+  if constexpr (rounding == Rounding::nearest_even) {
+    const Bits code = (Bits(exponent - format.min_exponent) + (sig >> mantissa_bits)) & 1;
+    const Bits odd = is_subnormal || format.code_parity == 0 ? (sig >> shift) & 1 : code;
+    const Bits half = step >> 1;
+    // shift 0 drops nothing: the addend is masked away
+    count = (sig + ((half - 1 + odd) & (step - 1))) >> shift;
+  } else if constexpr (rounding == Rounding::nearest_away) {
+    count = (sig + (step >> 1)) >> shift;
+  } else if constexpr (rounding == Rounding::toward_zero) {
+    count = sig >> shift;
+  } else {
+    // the fraction and the random number are compared in units of 2^-31: 31 bits are enough, and more would not fit
+    const Bits fraction = sig & (step - 1);
+    const Signed excess = wanted_shift - 31;
+    const Bits scaled = excess > 0 ? fraction >> (excess < total_bits - 1 ? excess : total_bits - 1)
+                                   : fraction << (excess < 0 ? -excess : 0);
+    count = (sig >> shift) + Bits((scaled + random) >> 31);
+  }
+
+  const bool to_smallest = shift > mantissa_bits;  // the step exceeds the number: zero or one step is left
+  Bits rounded = to_smallest ? (count != 0 ? format.smallest_bits : 0) : base + (count << shift);
+  rounded = rounded > format.max_bits ? format.overflow_bits : rounded;
+  rounded = magnitude == Layout::infinity ? format.infinity_bits : rounded;
+  const Bits kept_sign = rounded == 0 ? sign & format.zero_sign_mask : sign;
+  const Bits number = rounded | kept_sign;
+  return magnitude > Layout::infinity ? (bits & format.nan_and_mask) | format.nan_or_mask : number;
+}
+
+// Describes a format to the rounding. `max_bits`: the bits of the largest finite value.
+template <typename Layout>
+inline FloatFormat<Layout> make_float_format(
+    int64_t exponent_bits,
+    int64_t mantissa_bits,
+    typename Layout::Bits max_bits,
+    bool has_inf,
+    bool has_nan,
+    bool signed_zero,
+    Overflow overflow) {
+  using Bits = typename Layout::Bits;
+  using Signed = typename Layout::Signed;
+  constexpr Bits quiet_nan = Layout::infinity | (Bits(1) << (Layout::mantissa_bits - 1));
+  constexpr Bits sign_mask = Bits(1) << (sizeof(Bits) * 8 - 1);
+
+  FloatFormat<Layout> format{};
+  const int64_t min_exponent = 2 - (int64_t(1) << (exponent_bits - 1));
+  format.min_exponent = Signed(min_exponent + Layout::exponent_bias);
+  format.dropped_bits = Signed(Layout::mantissa_bits - mantissa_bits);
+  format.max_bits = max_bits;
+  // 2^(min_exponent - mantissa_bits) may be subnormal in the holding type
+  const int64_t smallest_field = min_exponent - mantissa_bits + Layout::exponent_bias;
+  format.smallest_bits = smallest_field > 0 ? Bits(smallest_field) << Layout::mantissa_bits
+                                            : Bits(1) << (Layout::mantissa_bits - 1 + smallest_field);
+  format.overflow_bits = overflow == Overflow::inf ? Layout::infinity : overflow == Overflow::nan ? quiet_nan : max_bits;
+  format.infinity_bits = has_inf ? Layout::infinity : format.overflow_bits;
+  format.nan_and_mask = has_nan ? ~Bits(0) : 0;
+  format.nan_or_mask = has_nan ? quiet_nan : max_bits;
+  format.zero_sign_mask = signed_zero ? sign_mask : 0;
+  format.code_parity = mantissa_bits == 0 ? 1 : 0;
+  return format;
+}
+
+}  // namespace vitfast

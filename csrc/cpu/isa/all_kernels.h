@@ -1,0 +1,27 @@
+// Every kernel, compiled once for each instruction set by the files beside this one.
+
+#include "csrc/attention/attention_backward_cpu_kernel.h"
+#include "csrc/attention/attention_cpu_kernel.h"
+#include "csrc/layer_norm/layer_norm_cpu_kernel.h"
+#include "csrc/mlp/add_cpu_kernel.h"
+#include "csrc/mlp/gelu_cpu_kernel.h"
+#include "csrc/quantize/quantize_float_cpu_kernel.h"
+
+namespace vitfast::VITFAST_ISA {
+
+#define VITFAST_STRINGIZE_(name) #name
+#define VITFAST_STRINGIZE(name) VITFAST_STRINGIZE_(name)
+
+const CpuKernels kernels = {
+    VITFAST_STRINGIZE(VITFAST_ISA),
+    layer_norm_forward,
+    layer_norm_backward,
+    attention_forward,
+    attention_backward,
+    gelu_forward,
+    gelu_backward,
+    add_in_place,
+    quantize_float,
+};
+
+}  // namespace vitfast::VITFAST_ISA

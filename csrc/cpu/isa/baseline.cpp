@@ -1,0 +1,3 @@
+#define VITFAST_ISA baseline
+#define VITFAST_VECTOR_BYTES 16
+#include "csrc/cpu/isa/all_kernels.h"

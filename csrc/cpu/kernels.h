@@ -1,0 +1,137 @@
+// What the tensor functions (<op>_cpu.cpp) ask of the kernels, and the table of one instruction set's kernels.
+//
+// Pointers are to the first element; strides are in elements; `type` is that of all void pointers unless said otherwise.
+// Statistics and scratch are in the type that is computed in: double for float64, else float.
+
+#pragma once
+
+#include <cstdint>
+
+#include "csrc/common/float_format.h"
+
+namespace vitfast {
+
+enum class Type : int64_t { float32, bfloat16, float16, float64 };
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Half {
+  uint16_t bits;
+};
+
+struct LayerNormForward {
+  Type type;
+  const void* x;         // [rows, C]
+  const void* residual;  // [rows, C] or null
+  const void* weight;    // [C] in the computing type, or null
+  const void* bias;      // [C] in the computing type, or null
+  void* summed;          // [rows, C]; used with residual
+  void* y;               // [rows, C]
+  void* mean;            // [rows]
+  void* rstd;            // [rows]
+  int64_t channels;
+  double eps;
+};
+
+struct LayerNormBackward {
+  Type type;
+  const void* grad_y;       // [rows, C]
+  const void* grad_summed;  // [rows, C] or null
+  const void* x;            // [rows, C]
+  const void* mean;         // [rows]
+  const void* rstd;         // [rows]
+  const void* weight;       // [C] in the computing type, or null
+  void* grad_x;             // [rows, C]
+  void* partial_weight;     // [chunks, C] or null: each chunk of rows writes its own sums
+  void* partial_bias;       // [chunks, C] or null
+  int64_t channels;
+  int64_t rows;
+  int64_t rows_per_chunk;
+};
+
+// A [B, H, N, D] view: the last dimension is contiguous.
+struct HeadsView {
+  void* data;
+  int64_t batch_stride;
+  int64_t head_stride;
+  int64_t token_stride;
+};
+
+struct AttentionForward {
+  Type type;
+  HeadsView q, k, v, out;
+  const void* bias;            // [B or 1, H, N, N] or null
+  int64_t bias_batch_stride;   // 0 for a bias of batch 1
+  void* logits;                // [B, H, N, N] or null
+  void* lse;                   // [B, H, N]: log of the sum of the exponentials
+  int64_t heads, tokens, head_dim;
+  int64_t row_splits;          // a task is a head and one of this many ranges of its rows
+  double scale;
+};
+
+struct AttentionBackward {
+  Type type;
+  HeadsView q, k, v, out, grad_out, grad_q, grad_k, grad_v;
+  const void* grad_logits;     // [B, H, N, N] or null
+  const void* bias;            // [B or 1, H, N, N] or null
+  int64_t bias_batch_stride;   // 0 for a bias of batch 1
+  void* grad_bias;             // like bias, or null
+  const void* lse;             // [B, H, N]
+  int64_t batch, heads, tokens, head_dim;
+  double scale;
+};
+
+struct Gelu {
+  Type type;
+  bool tanh;
+  const void* pre_activation;
+  const void* grad_activation;  // backward only
+  void* activation;             // may be pre_activation's memory
+  void* grad_pre_activation;    // backward only; may be grad_activation's memory
+};
+
+struct AddInPlace {
+  Type type;
+  const void* x;
+  void* sum;  // += x
+};
+
+struct QuantizeFloat {
+  Type type;
+  const void* x;
+  void* y;
+  Rounding rounding;
+  FloatFormat<Float32Bits> format32;  // for float32, bfloat16 and float16
+  FloatFormat<Float64Bits> format64;  // for float64
+  uint64_t seed;                      // stochastic rounding
+};
+
+// [begin, end) counts rows, chunks of rows, tasks or elements, as said.
+struct CpuKernels {
+  const char* name;
+  void (*layer_norm_forward)(const LayerNormForward&, int64_t begin, int64_t end);    // rows
+  void (*layer_norm_backward)(const LayerNormBackward&, int64_t begin, int64_t end);  // chunks
+  void (*attention_forward)(const AttentionForward&, int64_t begin, int64_t end);     // B * H * row_splits tasks
+  void (*attention_backward)(const AttentionBackward&, int64_t begin, int64_t end);   // heads of images; heads if grad_bias is summed over the batch
+  void (*gelu_forward)(const Gelu&, int64_t begin, int64_t end);                      // elements
+  void (*gelu_backward)(const Gelu&, int64_t begin, int64_t end);                     // elements
+  void (*add_in_place)(const AddInPlace&, int64_t begin, int64_t end);                // elements
+  void (*quantize_float)(const QuantizeFloat&, int64_t begin, int64_t end);           // elements
+};
+
+// One table per file of csrc/cpu/isa/.
+namespace baseline {
+extern const CpuKernels kernels;
+}
+namespace avx2 {
+extern const CpuKernels kernels;
+}
+namespace avx512 {
+extern const CpuKernels kernels;
+}
+
+// The kernels of the widest instruction set that this processor has, or of the one that VITFAST_ISA names.
+const CpuKernels& cpu_kernels();
+
+}  // namespace vitfast

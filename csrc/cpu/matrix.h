@@ -1,0 +1,167 @@
+// Small matrices that stay in the cache: packing, transposition and products, for attention.
+//
+// A packed matrix is row-major in the computing type C; its rows are padded with zeros to whole vectors.
+
+#pragma once
+
+#include <utility>
+
+#include "csrc/cpu/vector.h"
+
+namespace vitfast::VITFAST_ISA {
+
+template <typename C>
+constexpr int64_t padded(int64_t size) {
+  return (size + width<C> - 1) / width<C> * width<C>;
+}
+
+// packed[i][j] = factor * rows[i * stride + j]
+template <typename C, typename T>
+void pack_rows(const T* rows, int64_t stride, int64_t count, int64_t size, C factor, C* packed) {
+  const int64_t packed_stride = padded<C>(size);
+  for (int64_t i = 0; i < count; ++i) {
+    for_each_vector<C>(size, [&](int64_t j, int64_t n) __attribute__((always_inline)) {
+      store(packed + i * packed_stride + j, load_up_to<C>(rows + i * stride + j, n) * factor);
+    });
+  }
+}
+
+// Exchanges lane l of `low` with lane l - distance of `high` for the lanes l that have the bit `distance`.
+template <typename C, int distance, size_t... lanes>
+VITFAST_INLINE void exchange(Vector<C>& low, Vector<C>& high, std::index_sequence<lanes...>) {
+  constexpr int w = int(width<C>);
+  const Vector<C> a = low, b = high;
+#if defined(__clang__)
+  low = __builtin_shufflevector(a, b, ((int(lanes) & distance) ? w + int(lanes) - distance : int(lanes))...);
+  high = __builtin_shufflevector(a, b, ((int(lanes) & distance) ? w + int(lanes) : int(lanes) + distance)...);
+#else
+  low = __builtin_shuffle(a, b, Integers<C>{((int(lanes) & distance) ? w + int(lanes) - distance : int(lanes))...});
+  high = __builtin_shuffle(a, b, Integers<C>{((int(lanes) & distance) ? w + int(lanes) : int(lanes) + distance)...});
+#endif
+}
+
+// Transposes the square of width x width elements whose rows are the given vectors.
+template <typename C, int distance = int(width<C>) / 2>
+VITFAST_INLINE void transpose(Vector<C>* square) {
+  for (int i = 0; i < int(width<C>); ++i) {
+    if ((i & distance) == 0) {
+      exchange<C, distance>(square[i], square[i + distance], std::make_index_sequence<size_t(width<C>)>());
+    }
+  }
+  if constexpr (distance > 1) transpose<C, distance / 2>(square);
+}
+
+// packed[j][i] = rows[i * stride + j]
+template <typename C, typename T>
+void pack_transposed(const T* rows, int64_t stride, int64_t count, int64_t size, C* packed) {
+  constexpr int64_t w = width<C>;
+  const int64_t packed_stride = padded<C>(count);
+  for (int64_t i = 0; i < count; i += w) {
+    for_each_vector<C>(size, [&](int64_t j, int64_t n) __attribute__((always_inline)) {
+      Vector<C> square[w];
+      for (int64_t r = 0; r < w; ++r) {
+        square[r] = i + r < count ? load_up_to<C>(rows + (i + r) * stride + j, n) : Vector<C>{};
+      }
+      transpose<C>(square);
+      for (int64_t r = 0; r < n; ++r) store(packed + (j + r) * packed_stride + i, square[r]);
+    });
+  }
+}
+
+// --- out[i][j] (+)= Σ_k a[i * a_row + k * a_depth] * b[k * b_stride + j] ---
+
+// 6 x 4 accumulators, 4 vectors of b and a broadcast fill the 32 registers of AVX-512; half as wide fits 16 registers.
+constexpr int max_tile_rows = 6;
+constexpr int max_tile_vectors = VITFAST_VECTOR_BYTES == 64 ? 4 : 2;
+constexpr int64_t max_depth = 256;  // rows of b that stay in the first-level cache while a's rows pass
+
+template <typename C>
+struct Product {
+  int64_t depth;
+  const C* a;
+  int64_t a_row, a_depth;
+  const C* b;
+  int64_t b_stride;
+  C* out;
+  int64_t out_stride;
+  bool accumulate;
+};
+
+template <typename C, int rows, int vectors>
+VITFAST_INLINE void multiply_tile(const Product<C>& p, const C* a, const C* b, C* out) {
+  Vector<C> sums[rows][vectors];
+  for (int r = 0; r < rows; ++r) {
+    for (int v = 0; v < vectors; ++v) {
+      sums[r][v] = p.accumulate ? load(out + r * p.out_stride + v * width<C>) : Vector<C>{};
+    }
+  }
+  for (int64_t k = 0; k < p.depth; ++k) {
+    Vector<C> b_row[vectors];
+    for (int v = 0; v < vectors; ++v) b_row[v] = load(b + k * p.b_stride + v * width<C>);
+    for (int r = 0; r < rows; ++r) {
+      const Vector<C> a_value = broadcast(a[r * p.a_row + k * p.a_depth]);
+      for (int v = 0; v < vectors; ++v) sums[r][v] += a_value * b_row[v];
+    }
+  }
+  for (int r = 0; r < rows; ++r) {
+    for (int v = 0; v < vectors; ++v) store(out + r * p.out_stride + v * width<C>, sums[r][v]);
+  }
+}
+
+template <typename C, int vectors>
+void multiply_columns(const Product<C>& p, int64_t rows, const C* b, C* out) {
+  int64_t i = 0;
+  for (; i + max_tile_rows <= rows; i += max_tile_rows) {
+    multiply_tile<C, max_tile_rows, vectors>(p, p.a + i * p.a_row, b, out + i * p.out_stride);
+  }
+  const C* a = p.a + i * p.a_row;
+  out += i * p.out_stride;
+  switch (rows - i) {
+    case 5:
+      return multiply_tile<C, 5, vectors>(p, a, b, out);
+    case 4:
+      return multiply_tile<C, 4, vectors>(p, a, b, out);
+    case 3:
+      return multiply_tile<C, 3, vectors>(p, a, b, out);
+    case 2:
+      return multiply_tile<C, 2, vectors>(p, a, b, out);
+    case 1:
+      return multiply_tile<C, 1, vectors>(p, a, b, out);
+  }
+}
+
+// `columns` counts elements and is a multiple of the vectors' width.
+template <typename C>
+void multiply(Product<C> p, int64_t rows, int64_t columns) {
+  const int64_t vectors = columns / width<C>;
+  const int64_t panels = (vectors + max_tile_vectors - 1) / max_tile_vectors;
+  const int64_t whole_depth = p.depth;
+  for (int64_t k = 0; k < whole_depth || k == 0; k += max_depth) {
+    p.depth = whole_depth - k < max_depth ? whole_depth - k : max_depth;
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      const int64_t first = panel * vectors / panels;  // panels of nearly the same width
+      const int64_t last = (panel + 1) * vectors / panels;
+      const C* b = p.b + first * width<C>;
+      C* out = p.out + first * width<C>;
+      switch (last - first) {
+        case 1:
+          multiply_columns<C, 1>(p, rows, b, out);
+          break;
+        case 2:
+          multiply_columns<C, 2>(p, rows, b, out);
+          break;
+        case 3:
+          if constexpr (max_tile_vectors > 2) multiply_columns<C, 3>(p, rows, b, out);
+          break;
+        case 4:
+          if constexpr (max_tile_vectors > 2) multiply_columns<C, 4>(p, rows, b, out);
+          break;
+      }
+    }
+    p.a += max_depth * p.a_depth;
+    p.b += max_depth * p.b_stride;
+    p.accumulate = true;
+  }
+}
+
+}  // namespace vitfast::VITFAST_ISA

@@ -1,0 +1,233 @@
+// Vectors of one instruction set: load and store with conversion, exp, erf. GCC's and Clang's vector types give the arithmetic.
+//
+// Included only by the translation units in csrc/cpu/isa/, which define VITFAST_ISA (a namespace) and VITFAST_VECTOR_BYTES.
+// No std templates here: the linker keeps one copy of each, perhaps the one compiled for the widest instruction set.
+
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <new>
+
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+#include "csrc/cpu/kernels.h"
+
+namespace vitfast::VITFAST_ISA {
+
+#define VITFAST_INLINE inline __attribute__((always_inline))
+
+// C is the type that is computed in: float, or double for float64 tensors.
+template <typename C>
+struct VectorTypes;
+
+template <>
+struct VectorTypes<float> {
+  typedef float Vector __attribute__((vector_size(VITFAST_VECTOR_BYTES)));
+  typedef int32_t Integers __attribute__((vector_size(VITFAST_VECTOR_BYTES)));
+};
+
+template <>
+struct VectorTypes<double> {
+  typedef double Vector __attribute__((vector_size(VITFAST_VECTOR_BYTES)));
+  typedef int64_t Integers __attribute__((vector_size(VITFAST_VECTOR_BYTES)));
+};
+
+template <typename C>
+using Vector = typename VectorTypes<C>::Vector;
+template <typename C>
+using Integers = typename VectorTypes<C>::Integers;
+
+template <typename C>
+constexpr int64_t width = VITFAST_VECTOR_BYTES / int64_t(sizeof(C));
+
+typedef uint16_t Halves __attribute__((vector_size(VITFAST_VECTOR_BYTES / 2)));
+typedef uint32_t Words __attribute__((vector_size(VITFAST_VECTOR_BYTES)));
+
+template <typename To, typename From>
+VITFAST_INLINE To bit_cast(const From& from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+template <typename C>
+VITFAST_INLINE Vector<C> broadcast(C value) {
+  return Vector<C>{} + value;
+}
+
+// --- loads and stores of whole vectors, converted from and to the stored type T ---
+
+VITFAST_INLINE Vector<float> load(const float* p) {
+  Vector<float> v;
+  std::memcpy(&v, p, sizeof(v));
+  return v;
+}
+
+VITFAST_INLINE Vector<double> load(const double* p) {
+  Vector<double> v;
+  std::memcpy(&v, p, sizeof(v));
+  return v;
+}
+
+VITFAST_INLINE void store(float* p, Vector<float> v) { std::memcpy(p, &v, sizeof(v)); }
+VITFAST_INLINE void store(double* p, Vector<double> v) { std::memcpy(p, &v, sizeof(v)); }
+
+VITFAST_INLINE Vector<float> load(const BFloat16* p) {
+  Halves halves;
+  std::memcpy(&halves, p, sizeof(halves));
+  return bit_cast<Vector<float>>(__builtin_convertvector(halves, Words) << 16);
+}
+
+VITFAST_INLINE void store(BFloat16* p, Vector<float> v) {
+  const Words bits = bit_cast<Words>(v);
+  const Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const Words quieted = (bits >> 16) | 0x40;
+  const Halves halves = __builtin_convertvector((bits & 0x7fffffff) > 0x7f800000 ? quieted : rounded, Halves);
+  std::memcpy(p, &halves, sizeof(halves));
+}
+
+#if defined(__F16C__)
+
+VITFAST_INLINE Vector<float> load(const Half* p) {
+#if VITFAST_VECTOR_BYTES == 64
+  return (Vector<float>)_mm512_maskz_cvtph_ps(__mmask16(-1), _mm256_loadu_si256((const __m256i*)p));  // GCC 12 warns about the plain one
+#else
+  return (Vector<float>)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+#endif
+}
+
+VITFAST_INLINE void store(Half* p, Vector<float> v) {
+#if VITFAST_VECTOR_BYTES == 64
+  _mm256_storeu_si256((__m256i*)p, _mm512_maskz_cvtps_ph(__mmask16(-1), (__m512)v, _MM_FROUND_TO_NEAREST_INT));
+#else
+  _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+#endif
+}
+
+#else
+
+VITFAST_INLINE Vector<float> load(const Half* p) {
+  Halves halves;
+  std::memcpy(&halves, p, sizeof(halves));
+  const Words bits = __builtin_convertvector(halves, Words);
+  const Words magnitude = bits & 0x7fff;
+  // a multiplication moves the exponent's bias and normalizes subnormals, exactly
+  const Vector<float> scaled = bit_cast<Vector<float>>(magnitude << 13) * 0x1p112f;
+  const Words finite = bit_cast<Words>(scaled);
+  const Words number = magnitude >= 0x7c00 ? (finite | 0x7f800000) : finite;
+  return bit_cast<Vector<float>>(number | ((bits & 0x8000) << 16));
+}
+
+VITFAST_INLINE void store(Half* p, Vector<float> v) {
+  static const FloatFormat<Float32Bits> half =
+      make_float_format<Float32Bits>(5, 10, 0x477fe000u, true, true, true, Overflow::inf);
+  for (int64_t i = 0; i < width<float>; ++i) {
+    const uint32_t bits = round_bits<Float32Bits, Rounding::nearest_even>(bit_cast<uint32_t>(float(v[i])), half);
+    const uint32_t magnitude = bits & 0x7fffffff;
+    const float value = bit_cast<float>(magnitude) * 0x1p-112f;  // exact: the value fits
+    const uint32_t number = magnitude >= 0x7f800000 ? 0x7c00 | ((magnitude >> 13) & 0x3ff) : bit_cast<uint32_t>(value) >> 13;
+    p[i].bits = uint16_t(number | ((bits >> 16) & 0x8000));
+  }
+}
+
+#endif
+
+// --- the first `count` elements of a vector; the others are zero, or left alone ---
+
+template <typename C, typename T>
+VITFAST_INLINE Vector<C> load_some(const T* p, int64_t count) {
+  T buffer[width<C>] = {};
+  std::memcpy(buffer, p, size_t(count) * sizeof(T));
+  return load(buffer);
+}
+
+template <typename C, typename T>
+VITFAST_INLINE void store_some(T* p, Vector<C> v, int64_t count) {
+  T buffer[width<C>];
+  store(buffer, v);
+  std::memcpy(p, buffer, size_t(count) * sizeof(T));
+}
+
+// Calls f(offset, count) for each vector of `size` elements; only the last one may have a count below the width.
+template <typename C, typename F>
+VITFAST_INLINE void for_each_vector(int64_t size, const F& f) {
+  int64_t i = 0;
+  for (; i + width<C> <= size; i += width<C>) f(i, width<C>);
+  if (i < size) f(i, size - i);
+}
+
+template <typename C, typename T>
+VITFAST_INLINE Vector<C> load_up_to(const T* p, int64_t count) {
+  return count == width<C> ? load(p) : load_some<C>(p, count);
+}
+
+template <typename C, typename T>
+VITFAST_INLINE void store_up_to(T* p, Vector<C> v, int64_t count) {
+  if (count == width<C>) {
+    store(p, v);
+  } else {
+    store_some<C>(p, v, count);
+  }
+}
+
+// --- across a vector ---
+
+template <typename C>
+VITFAST_INLINE C sum_across(Vector<C> v) {
+  C sum = 0;
+  for (int64_t i = 0; i < width<C>; ++i) sum += v[i];
+  return sum;
+}
+
+template <typename C>
+VITFAST_INLINE C max_across(Vector<C> v) {
+  C max = v[0];
+  for (int64_t i = 1; i < width<C>; ++i) max = v[i] > max ? v[i] : max;
+  return max;
+}
+
+// Memory of a task, aligned to a cache line; not initialized.
+template <typename C>
+struct Scratch {
+  explicit Scratch(int64_t size) : data(static_cast<C*>(::operator new(size_t(size) * sizeof(C), std::align_val_t(64)))) {}
+  ~Scratch() { ::operator delete(data, std::align_val_t(64)); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  C* const data;
+};
+
+// --- functions; float by polynomials, double by the C library ---
+
+// e^x to 1 ulp for normal results; results below 2^-126 are zero.
+VITFAST_INLINE Vector<float> exp(Vector<float> x) {
+  const Vector<float> clamped = x > 88.8f ? broadcast(88.8f) : x;
+  const float to_integer = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  const Vector<float> shifted = clamped * 1.44269504f + to_integer;
+  const Vector<float> n = shifted - to_integer;
+  const Vector<float> r = (clamped - n * 0.693359375f) - n * -2.12194440e-4f;  // ln 2 in two parts (Cody and Waite)
+  Vector<float> p = broadcast(1.9875691500e-4f);  // Cephes' expf polynomial
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  // 2^n in two factors, since n reaches 128
+  const Integers<float> exponent = bit_cast<Integers<float>>(shifted) - 0x4b400000;
+  const Integers<float> half = exponent >> 1;
+  const Vector<float> scaled = p * bit_cast<Vector<float>>((half + 127) << 23) *
+                               bit_cast<Vector<float>>((exponent - half + 127) << 23);
+  return x < -87.336f ? broadcast(0.0f) : scaled;
+}
+
+VITFAST_INLINE Vector<double> exp(Vector<double> x) {
+  for (int64_t i = 0; i < width<double>; ++i) x[i] = ::exp(x[i]);
+  return x;
+}
+
+}  // namespace vitfast::VITFAST_ISA

@@ -1,0 +1,60 @@
+// The Python module vitfast._C: how it was built and what the processor can do. It never sees a tensor: the operators are
+// registered with torch by the libraries.
+
+#include <map>
+#include <string>
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+namespace {
+
+#define VITFAST_STRINGIZE_(value) #value
+#define VITFAST_STRINGIZE(value) VITFAST_STRINGIZE_(value)
+
+#if defined(__clang__)
+constexpr const char* compiler = "clang " __clang_version__;
+#else
+constexpr const char* compiler = "g++ " __VERSION__;
+#endif
+
+std::map<std::string, std::string> build_info() {
+  return {
+      {"compiler", compiler},
+      {"cplusplus", VITFAST_STRINGIZE(__cplusplus)},
+      {"python", PY_VERSION},
+      {"pybind11",
+       VITFAST_STRINGIZE(PYBIND11_VERSION_MAJOR) "." VITFAST_STRINGIZE(PYBIND11_VERSION_MINOR) "." VITFAST_STRINGIZE(
+           PYBIND11_VERSION_PATCH)},
+      {"torch_target_version", VITFAST_STRINGIZE(TORCH_TARGET_VERSION)},
+  };
+}
+
+// Instruction sets that matter to the kernels, and whether processor and operating system have them.
+std::map<std::string, bool> cpu_features() {
+  std::map<std::string, bool> features;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+// the builtin takes literals only
+#define VITFAST_FEATURE(name) features[name] = __builtin_cpu_supports(name) != 0
+  VITFAST_FEATURE("avx2");
+  VITFAST_FEATURE("fma");
+  VITFAST_FEATURE("f16c");
+  VITFAST_FEATURE("avx512f");
+  VITFAST_FEATURE("avx512bw");
+  VITFAST_FEATURE("avx512dq");
+  VITFAST_FEATURE("avx512vl");
+  VITFAST_FEATURE("avx512bf16");
+  VITFAST_FEATURE("avx512vnni");
+#undef VITFAST_FEATURE
+#endif
+  return features;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "How vitfast was built, and what the processor can do.";
+  m.def("build_info", &build_info, "The compiler, the C++ standard, and the versions built against.");
+  m.def("cpu_features", &cpu_features, "Instruction set -> whether this processor has it; empty where there is no choice.");
+}
