@@ -1,4 +1,5 @@
-// Every operator's schema. The Python functions in vitfast/ops are the public face; what they pass has been checked there.
+// Every operator's schema. The Python functions in vitfast/ops are the public face; what they pass has been checked
+// there.
 //
 // Shapes: B batch, N tokens, C channels, H heads, D head dimension, F hidden width.
 
@@ -11,17 +12,20 @@ STABLE_TORCH_LIBRARY(vitfast, m) {
       " -> (Tensor out, Tensor lse, Tensor? logits)");
   m.def(
       "attention_backward(Tensor grad_out, Tensor? grad_logits, Tensor q, Tensor k, Tensor v, Tensor? bias, Tensor out,"
-      " Tensor lse, float scale, bool need_bias_grad) -> (Tensor grad_q, Tensor grad_k, Tensor grad_v, Tensor? grad_bias)");
+      " Tensor lse, float scale, bool need_bias_grad) -> (Tensor grad_q, Tensor grad_k, Tensor grad_v, Tensor? "
+      "grad_bias)");
   // qkv [B, N, 3, H, D] -> out [B, N, H, D]
   m.def(
       "attention_packed_forward(Tensor qkv, Tensor? bias, float scale, bool return_logits)"
       " -> (Tensor out, Tensor lse, Tensor? logits)");
   m.def(
-      "attention_packed_backward(Tensor grad_out, Tensor? grad_logits, Tensor qkv, Tensor? bias, Tensor out, Tensor lse,"
+      "attention_packed_backward(Tensor grad_out, Tensor? grad_logits, Tensor qkv, Tensor? bias, Tensor out, Tensor "
+      "lse,"
       " float scale, bool need_bias_grad) -> (Tensor grad_qkv, Tensor? grad_bias)");
 
   // x [..., C] -> y [..., C], mean [...], rstd [...]
-  m.def("layer_norm_forward(Tensor x, Tensor? weight, Tensor? bias, float eps) -> (Tensor y, Tensor mean, Tensor rstd)");
+  m.def(
+      "layer_norm_forward(Tensor x, Tensor? weight, Tensor? bias, float eps) -> (Tensor y, Tensor mean, Tensor rstd)");
   m.def(
       "add_layer_norm_forward(Tensor x, Tensor residual, Tensor? weight, Tensor? bias, float eps)"
       " -> (Tensor summed, Tensor y, Tensor mean, Tensor rstd)");
@@ -32,7 +36,8 @@ STABLE_TORCH_LIBRARY(vitfast, m) {
 
   // x [..., C], fc1_weight [F, C], fc2_weight [C_out, F] -> out [..., C_out], pre_activation [..., F]
   m.def(
-      "mlp_forward(Tensor x, Tensor fc1_weight, Tensor? fc1_bias, Tensor fc2_weight, Tensor? fc2_bias, Tensor? residual,"
+      "mlp_forward(Tensor x, Tensor fc1_weight, Tensor? fc1_bias, Tensor fc2_weight, Tensor? fc2_bias, Tensor? "
+      "residual,"
       " str approximate, bool save_for_backward) -> (Tensor out, Tensor? pre_activation)");
   m.def(
       "mlp_backward(Tensor grad_out, Tensor x, Tensor pre_activation, Tensor fc1_weight, Tensor fc2_weight,"

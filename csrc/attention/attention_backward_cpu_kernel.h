@@ -1,6 +1,7 @@
-// Attention, backward. A task handles one head of one image (of all images, if the bias's gradient is summed over them):
-// with P = exp(logits - lse), D_i = Σ_d grad_out_id out_id:
-//   grad_v = Pᵀ grad_out,  dS = P ∘ (grad_out vᵀ - D) + grad_logits,  grad_q = scale dS k,  grad_k = scale dSᵀ q,  grad_bias = dS.
+// Attention, backward. A task handles one head of one image (of all images, if the bias's gradient is summed over
+// them): with P = exp(logits - lse), D_i = Σ_d grad_out_id out_id:
+//   grad_v = Pᵀ grad_out,  dS = P ∘ (grad_out vᵀ - D) + grad_logits,  grad_q = scale dS k,  grad_k = scale dSᵀ q,
+//   grad_bias = dS.
 
 #pragma once
 
@@ -79,8 +80,9 @@ void attention_backward_head(
   const T* q_rows = token_rows<const T>(a.q, batch, head);
   const T* out_rows = token_rows<const T>(a.out, batch, head);
   const T* grad_out_rows = token_rows<const T>(a.grad_out, batch, head);
-  const T* bias =
-      a.bias == nullptr ? nullptr : static_cast<const T*>(a.bias) + batch * a.bias_batch_stride + head * tokens * tokens;
+  const T* bias = a.bias == nullptr
+                      ? nullptr
+                      : static_cast<const T*>(a.bias) + batch * a.bias_batch_stride + head * tokens * tokens;
   const T* grad_logits =
       a.grad_logits == nullptr ? nullptr : static_cast<const T*>(a.grad_logits) + head_index * tokens * tokens;
   const C* lse = static_cast<const C*>(a.lse) + head_index * tokens;
@@ -93,7 +95,8 @@ void attention_backward_head(
     C* p = s.probabilities.data;
     C* ds = s.grad_logits.data;
     multiply<C>({head_dim, s.q.data, channels, 1, s.k_transposed.data, columns, p, columns, false}, rows, columns);
-    multiply<C>({head_dim, s.grad_out.data, channels, 1, s.v_transposed.data, columns, ds, columns, false}, rows, columns);
+    multiply<C>(
+        {head_dim, s.grad_out.data, channels, 1, s.v_transposed.data, columns, ds, columns, false}, rows, columns);
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t r = row + i;
       const C output_dot = dot(s.grad_out.data + i * channels, out_rows + r * a.out.token_stride, head_dim);
@@ -139,8 +142,7 @@ void attention_backward_tasks(const AttentionBackward& a, int64_t begin, int64_t
     for (int64_t batch = 0; batch < a.batch; ++batch) {
       attention_backward_head<T, C>(a, scratch, batch, head, bias_sum.data, nullptr);
     }
-    unpack_rows(
-        bias_sum.data, a.tokens, a.tokens, C(1), static_cast<T*>(a.grad_bias) + head * bias_size, a.tokens);
+    unpack_rows(bias_sum.data, a.tokens, a.tokens, C(1), static_cast<T*>(a.grad_bias) + head * bias_size, a.tokens);
   }
 }
 

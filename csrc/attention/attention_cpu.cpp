@@ -67,16 +67,19 @@ Sizes check_heads(const char* op, const Tensor& q, const Tensor& k, const Tensor
 
 Sizes check_packed(const char* op, const Tensor& qkv) {
   check_tensor(op, "qkv", qkv);
-  STD_TORCH_CHECK(
-      qkv.dim() == 5 && qkv.size(2) == 3 && qkv.size(4) > 0, op, ": qkv must have shape [B, N, 3, H, D]");
+  STD_TORCH_CHECK(qkv.dim() == 5 && qkv.size(2) == 3 && qkv.size(4) > 0, op, ": qkv must have shape [B, N, 3, H, D]");
   return {qkv.size(0), qkv.size(3), qkv.size(1), qkv.size(4)};
 }
 
 // What both forms of the forward share: the bias, the logits, and the work.
 std::tuple<Tensor, std::optional<Tensor>> run_forward(
-    AttentionForward arguments, const Tensor& like, const Sizes& s, const std::optional<Tensor>& bias, bool return_logits) {
+    AttentionForward arguments,
+    const Tensor& like,
+    const Sizes& s,
+    const std::optional<Tensor>& bias,
+    bool return_logits) {
   const std::optional<Tensor> bias_rows = contiguous_or_none(bias);
-  const Tensor lse = new_tensor(like, s.statistics(), computing_type(like));
+  const Tensor lse = new_tensor(s.statistics(), computing_type(like));
   const std::optional<Tensor> logits =
       return_logits ? std::optional<Tensor>(new_tensor(like, s.logits())) : std::nullopt;
   arguments.type = type_of(like);

@@ -1,5 +1,6 @@
-// Attention, forward. A task packs a head's keys (transposed) and values once, then takes the queries by blocks of rows:
-// logits = (scale q) kᵀ + bias, a softmax over whole rows, probabilities times v. The logits of a block stay in the cache.
+// Attention, forward. A task packs a head's keys (transposed) and values once, then takes the queries by blocks of
+// rows: logits = (scale q) kᵀ + bias, a softmax over whole rows, probabilities times v. The logits of a block stay in
+// the cache.
 
 #pragma once
 
@@ -65,15 +66,19 @@ void attention_forward_task(const AttentionForward& a, int64_t task) {
 
   const T* q_rows = token_rows<const T>(a.q, batch, head);
   T* out_rows = token_rows<T>(a.out, batch, head);
-  const T* bias =
-      a.bias == nullptr ? nullptr : static_cast<const T*>(a.bias) + batch * a.bias_batch_stride + head * tokens * tokens;
+  const T* bias = a.bias == nullptr
+                      ? nullptr
+                      : static_cast<const T*>(a.bias) + batch * a.bias_batch_stride + head * tokens * tokens;
   T* logits = a.logits == nullptr ? nullptr : static_cast<T*>(a.logits) + head_index * tokens * tokens;
   C* lse = static_cast<C*>(a.lse) + head_index * tokens;
 
   for (int64_t row = first_row; row < last_row; row += attention_block_rows) {
     const int64_t rows = last_row - row < attention_block_rows ? last_row - row : attention_block_rows;
     pack_rows(q_rows + row * a.q.token_stride, a.q.token_stride, rows, head_dim, C(a.scale), q.data);
-    multiply<C>({head_dim, q.data, v_columns, 1, k_transposed.data, columns, probabilities.data, columns, false}, rows, columns);
+    multiply<C>(
+        {head_dim, q.data, v_columns, 1, k_transposed.data, columns, probabilities.data, columns, false},
+        rows,
+        columns);
     C inverse_sums[attention_block_rows];
     for (int64_t i = 0; i < rows; ++i) {
       C* values = probabilities.data + i * columns;
@@ -87,7 +92,8 @@ void attention_forward_task(const AttentionForward& a, int64_t task) {
       inverse_sums[i] = C(1) / statistics.sum;
       lse[row + i] = statistics.maximum + C(::log(double(statistics.sum)));
     }
-    multiply<C>({tokens, probabilities.data, columns, 1, v.data, v_columns, out.data, v_columns, false}, rows, v_columns);
+    multiply<C>(
+        {tokens, probabilities.data, columns, 1, v.data, v_columns, out.data, v_columns, false}, rows, v_columns);
     for (int64_t i = 0; i < rows; ++i) {
       for_each_vector<C>(head_dim, [&](int64_t j, int64_t n) __attribute__((always_inline)) {
         store_up_to<C>(
@@ -99,7 +105,8 @@ void attention_forward_task(const AttentionForward& a, int64_t task) {
 
 void attention_forward(const AttentionForward& a, int64_t begin, int64_t end) {
   dispatch_type(a.type, [&](auto stored, auto computed) {
-    for (int64_t task = begin; task < end; ++task) attention_forward_task<decltype(stored), decltype(computed)>(a, task);
+    for (int64_t task = begin; task < end; ++task)
+      attention_forward_task<decltype(stored), decltype(computed)>(a, task);
   });
 }
 

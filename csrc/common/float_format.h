@@ -14,7 +14,7 @@
 
 namespace vitfast {
 
-// the codes of vitfast/ops/number_format.py
+// the codes of vitfast/ops/rounding.py
 enum class Rounding : int64_t { nearest_even = 0, nearest_away = 1, toward_zero = 2, stochastic = 3 };
 enum class Overflow : int64_t { inf = 0, nan = 1, saturate = 2 };
 
@@ -43,16 +43,16 @@ struct FloatFormat {
   using Bits = typename Layout::Bits;
   using Signed = typename Layout::Signed;
 
-  Signed min_exponent;   // exponent field of the smallest normal value, in the holding type
-  Signed dropped_bits;   // mantissa bits of a normal value that are rounded away
-  Bits max_bits;         // magnitude of the largest finite value
-  Bits smallest_bits;    // magnitude of the smallest positive value
-  Bits overflow_bits;    // magnitude that a too large finite value takes
-  Bits infinity_bits;    // magnitude that an infinity takes
-  Bits nan_and_mask;     // a NaN becomes (bits & nan_and_mask) | nan_or_mask
+  Signed min_exponent;  // exponent field of the smallest normal value, in the holding type
+  Signed dropped_bits;  // mantissa bits of a normal value that are rounded away
+  Bits max_bits;        // magnitude of the largest finite value
+  Bits smallest_bits;   // magnitude of the smallest positive value
+  Bits overflow_bits;   // magnitude that a too large finite value takes
+  Bits infinity_bits;   // magnitude that an infinity takes
+  Bits nan_and_mask;    // a NaN becomes (bits & nan_and_mask) | nan_or_mask
   Bits nan_or_mask;
-  Bits zero_sign_mask;   // sign bits that a zero keeps
-  Bits code_parity;      // 1 if a tie looks at the exponent code (no mantissa bits), else 0
+  Bits zero_sign_mask;  // sign bits that a zero keeps
+  Bits code_parity;     // 1 if a tie looks at the exponent code (no mantissa bits), else 0
 };
 
 // Rounds the number with these bits. `random`: 31 random bits, for stochastic rounding only.
@@ -136,7 +136,9 @@ inline FloatFormat<Layout> make_float_format(
   const int64_t smallest_field = min_exponent - mantissa_bits + Layout::exponent_bias;
   format.smallest_bits = smallest_field > 0 ? Bits(smallest_field) << Layout::mantissa_bits
                                             : Bits(1) << (Layout::mantissa_bits - 1 + smallest_field);
-  format.overflow_bits = overflow == Overflow::inf ? Layout::infinity : overflow == Overflow::nan ? quiet_nan : max_bits;
+  format.overflow_bits = overflow == Overflow::inf   ? Layout::infinity
+                         : overflow == Overflow::nan ? quiet_nan
+                                                     : max_bits;
   format.infinity_bits = has_inf ? Layout::infinity : format.overflow_bits;
   format.nan_and_mask = has_nan ? ~Bits(0) : 0;
   format.nan_or_mask = has_nan ? quiet_nan : max_bits;

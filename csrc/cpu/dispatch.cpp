@@ -35,7 +35,9 @@ const CpuKernels& choose() {
   return baseline::kernels;
 }
 
-std::string cpu_capability() { return cpu_kernels().name; }
+std::string cpu_capability() {
+  return cpu_kernels().name;
+}
 
 }  // namespace
 
@@ -44,6 +46,8 @@ const CpuKernels& cpu_kernels() {
   return chosen;
 }
 
-STABLE_TORCH_LIBRARY_IMPL(vitfast, CompositeExplicitAutograd, m) { m.impl("cpu_capability", TORCH_BOX(&cpu_capability)); }
+STABLE_TORCH_LIBRARY_IMPL(vitfast, CompositeExplicitAutograd, m) {
+  m.impl("cpu_capability", TORCH_BOX(&cpu_capability));
+}
 
 }  // namespace vitfast

@@ -1,7 +1,7 @@
 // What the tensor functions (<op>_cpu.cpp) ask of the kernels, and the table of one instruction set's kernels.
 //
-// Pointers are to the first element; strides are in elements; `type` is that of all void pointers unless said otherwise.
-// Statistics and scratch are in the type that is computed in: double for float64, else float.
+// Pointers are to the first element; strides are in elements; `type` is that of all void pointers unless said
+// otherwise. Statistics and scratch are in the type that is computed in: double for float64, else float.
 
 #pragma once
 
@@ -61,23 +61,23 @@ struct HeadsView {
 struct AttentionForward {
   Type type;
   HeadsView q, k, v, out;
-  const void* bias;            // [B or 1, H, N, N] or null
-  int64_t bias_batch_stride;   // 0 for a bias of batch 1
-  void* logits;                // [B, H, N, N] or null
-  void* lse;                   // [B, H, N]: log of the sum of the exponentials
+  const void* bias;           // [B or 1, H, N, N] or null
+  int64_t bias_batch_stride;  // 0 for a bias of batch 1
+  void* logits;               // [B, H, N, N] or null
+  void* lse;                  // [B, H, N]: log of the sum of the exponentials
   int64_t heads, tokens, head_dim;
-  int64_t row_splits;          // a task is a head and one of this many ranges of its rows
+  int64_t row_splits;  // a task is a head and one of this many ranges of its rows
   double scale;
 };
 
 struct AttentionBackward {
   Type type;
   HeadsView q, k, v, out, grad_out, grad_q, grad_k, grad_v;
-  const void* grad_logits;     // [B, H, N, N] or null
-  const void* bias;            // [B or 1, H, N, N] or null
-  int64_t bias_batch_stride;   // 0 for a bias of batch 1
-  void* grad_bias;             // like bias, or null
-  const void* lse;             // [B, H, N]
+  const void* grad_logits;    // [B, H, N, N] or null
+  const void* bias;           // [B or 1, H, N, N] or null
+  int64_t bias_batch_stride;  // 0 for a bias of batch 1
+  void* grad_bias;            // like bias, or null
+  const void* lse;            // [B, H, N]
   int64_t batch, heads, tokens, head_dim;
   double scale;
 };
@@ -113,11 +113,14 @@ struct CpuKernels {
   void (*layer_norm_forward)(const LayerNormForward&, int64_t begin, int64_t end);    // rows
   void (*layer_norm_backward)(const LayerNormBackward&, int64_t begin, int64_t end);  // chunks
   void (*attention_forward)(const AttentionForward&, int64_t begin, int64_t end);     // B * H * row_splits tasks
-  void (*attention_backward)(const AttentionBackward&, int64_t begin, int64_t end);   // heads of images; heads if grad_bias is summed over the batch
-  void (*gelu_forward)(const Gelu&, int64_t begin, int64_t end);                      // elements
-  void (*gelu_backward)(const Gelu&, int64_t begin, int64_t end);                     // elements
-  void (*add_in_place)(const AddInPlace&, int64_t begin, int64_t end);                // elements
-  void (*quantize_float)(const QuantizeFloat&, int64_t begin, int64_t end);           // elements
+  void (*attention_backward)(
+      const AttentionBackward&,
+      int64_t begin,
+      int64_t end);  // heads of images; heads if grad_bias is summed over the batch
+  void (*gelu_forward)(const Gelu&, int64_t begin, int64_t end);             // elements
+  void (*gelu_backward)(const Gelu&, int64_t begin, int64_t end);            // elements
+  void (*add_in_place)(const AddInPlace&, int64_t begin, int64_t end);       // elements
+  void (*quantize_float)(const QuantizeFloat&, int64_t begin, int64_t end);  // elements
 };
 
 // One table per file of csrc/cpu/isa/.

@@ -1,5 +1,5 @@
-// Checks, allocation and conversions that the CPU operators share, on the stable tensor. The Python functions check first and
-// with friendlier words; these checks are the backstop for whoever calls torch.ops.vitfast directly.
+// Checks, allocation and conversions that the CPU operators share, on the stable tensor. The Python functions check
+// first and with friendlier words; these checks are the backstop for whoever calls torch.ops.vitfast directly.
 
 #pragma once
 
@@ -46,8 +46,7 @@ inline ScalarType computing_type(const Tensor& tensor) {
 
 inline void check_tensor(const char* op, const char* name, const Tensor& tensor) {
   STD_TORCH_CHECK(tensor.is_cpu(), op, ": ", name, " must be on the CPU");
-  STD_TORCH_CHECK(
-      has_type(tensor.scalar_type()), op, ": ", name, " must be float32, bfloat16, float16 or float64");
+  STD_TORCH_CHECK(has_type(tensor.scalar_type()), op, ": ", name, " must be float32, bfloat16, float16 or float64");
 }
 
 inline void check_same_type(const char* op, const char* name, const Tensor& tensor, const Tensor& like) {
@@ -64,12 +63,36 @@ inline void check_sizes(const char* op, const char* name, const Tensor& tensor, 
   STD_TORCH_CHECK(sizes_of(tensor) == expected, op, ": ", name, " has a wrong shape");
 }
 
-inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType type) {
-  return torch::stable::new_empty(like, {sizes.data(), sizes.size()}, type);
+inline int32_t aoti_type(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float:
+      return aoti_torch_dtype_float32();
+    case ScalarType::BFloat16:
+      return aoti_torch_dtype_bfloat16();
+    case ScalarType::Half:
+      return aoti_torch_dtype_float16();
+    default:
+      return aoti_torch_dtype_float64();
+  }
+}
+
+// A contiguous, uninitialized tensor on the CPU, made without a pass through the dispatcher, which would cost
+// microseconds.
+inline Tensor new_tensor(const std::vector<int64_t>& sizes, ScalarType type) {
+  std::vector<int64_t> strides(sizes.size());
+  int64_t stride = 1;
+  for (size_t i = sizes.size(); i-- > 0;) {
+    strides[i] = stride;
+    stride *= sizes[i] > 1 ? sizes[i] : 1;
+  }
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      int64_t(sizes.size()), sizes.data(), strides.data(), aoti_type(type), aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
 }
 
 inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes) {
-  return new_tensor(like, sizes, like.scalar_type());
+  return new_tensor(sizes, like.scalar_type());
 }
 
 inline Tensor new_zeros(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType type) {

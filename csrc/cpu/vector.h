@@ -1,7 +1,9 @@
-// Vectors of one instruction set: load and store with conversion, exp, erf. GCC's and Clang's vector types give the arithmetic.
+// Vectors of one instruction set: load and store with conversion, exp, erf. GCC's and Clang's vector types give the
+// arithmetic.
 //
-// Included only by the translation units in csrc/cpu/isa/, which define VITFAST_ISA (a namespace) and VITFAST_VECTOR_BYTES.
-// No std templates here: the linker keeps one copy of each, perhaps the one compiled for the widest instruction set.
+// Included only by the translation units in csrc/cpu/isa/, which define VITFAST_ISA (a namespace) and
+// VITFAST_VECTOR_BYTES. No std templates here: the linker keeps one copy of each, perhaps the one compiled for the
+// widest instruction set.
 
 #pragma once
 
@@ -57,7 +59,7 @@ VITFAST_INLINE To bit_cast(const From& from) {
 
 template <typename C>
 VITFAST_INLINE Vector<C> broadcast(C value) {
-  return Vector<C>{} + value;
+  return value - Vector<C>{};  // adding would turn -0 into +0, and costs an instruction
 }
 
 // --- loads and stores of whole vectors, converted from and to the stored type T ---
@@ -74,8 +76,12 @@ VITFAST_INLINE Vector<double> load(const double* p) {
   return v;
 }
 
-VITFAST_INLINE void store(float* p, Vector<float> v) { std::memcpy(p, &v, sizeof(v)); }
-VITFAST_INLINE void store(double* p, Vector<double> v) { std::memcpy(p, &v, sizeof(v)); }
+VITFAST_INLINE void store(float* p, Vector<float> v) {
+  std::memcpy(p, &v, sizeof(v));
+}
+VITFAST_INLINE void store(double* p, Vector<double> v) {
+  std::memcpy(p, &v, sizeof(v));
+}
 
 VITFAST_INLINE Vector<float> load(const BFloat16* p) {
   Halves halves;
@@ -95,7 +101,8 @@ VITFAST_INLINE void store(BFloat16* p, Vector<float> v) {
 
 VITFAST_INLINE Vector<float> load(const Half* p) {
 #if VITFAST_VECTOR_BYTES == 64
-  return (Vector<float>)_mm512_maskz_cvtph_ps(__mmask16(-1), _mm256_loadu_si256((const __m256i*)p));  // GCC 12 warns about the plain one
+  return (Vector<float>)_mm512_maskz_cvtph_ps(
+      __mmask16(-1), _mm256_loadu_si256((const __m256i*)p));  // GCC 12 warns about the plain one
 #else
   return (Vector<float>)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
 #endif
@@ -130,7 +137,8 @@ VITFAST_INLINE void store(Half* p, Vector<float> v) {
     const uint32_t bits = round_bits<Float32Bits, Rounding::nearest_even>(bit_cast<uint32_t>(float(v[i])), half);
     const uint32_t magnitude = bits & 0x7fffffff;
     const float value = bit_cast<float>(magnitude) * 0x1p-112f;  // exact: the value fits
-    const uint32_t number = magnitude >= 0x7f800000 ? 0x7c00 | ((magnitude >> 13) & 0x3ff) : bit_cast<uint32_t>(value) >> 13;
+    const uint32_t number =
+        magnitude >= 0x7f800000 ? 0x7c00 | ((magnitude >> 13) & 0x3ff) : bit_cast<uint32_t>(value) >> 13;
     p[i].bits = uint16_t(number | ((bits >> 16) & 0x8000));
   }
 }
@@ -194,7 +202,8 @@ VITFAST_INLINE C max_across(Vector<C> v) {
 // Memory of a task, aligned to a cache line; not initialized.
 template <typename C>
 struct Scratch {
-  explicit Scratch(int64_t size) : data(static_cast<C*>(::operator new(size_t(size) * sizeof(C), std::align_val_t(64)))) {}
+  explicit Scratch(int64_t size)
+      : data(static_cast<C*>(::operator new(size_t(size) * sizeof(C), std::align_val_t(64)))) {}
   ~Scratch() { ::operator delete(data, std::align_val_t(64)); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
@@ -203,31 +212,36 @@ struct Scratch {
 
 // --- functions; float by polynomials, double by the C library ---
 
-// e^x to 1 ulp for normal results; results below 2^-126 are zero.
+// e^x for x <= 88, to 1 ulp; results below 2^-126 are zero.
 VITFAST_INLINE Vector<float> exp(Vector<float> x) {
-  const Vector<float> clamped = x > 88.8f ? broadcast(88.8f) : x;
   const float to_integer = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  const Vector<float> shifted = clamped * 1.44269504f + to_integer;
+  const Vector<float> shifted = x * 1.44269504f + to_integer;
   const Vector<float> n = shifted - to_integer;
-  const Vector<float> r = (clamped - n * 0.693359375f) - n * -2.12194440e-4f;  // ln 2 in two parts (Cody and Waite)
-  Vector<float> p = broadcast(1.9875691500e-4f);  // Cephes' expf polynomial
+  const Vector<float> r = (x - n * 0.693359375f) - n * -2.12194440e-4f;  // ln 2 in two parts (Cody and Waite)
+  Vector<float> p = broadcast(1.9875691500e-4f);                         // Cephes' expf polynomial
   p = p * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.0f;
-  // 2^n in two factors, since n reaches 128
-  const Integers<float> exponent = bit_cast<Integers<float>>(shifted) - 0x4b400000;
-  const Integers<float> half = exponent >> 1;
-  const Vector<float> scaled = p * bit_cast<Vector<float>>((half + 127) << 23) *
-                               bit_cast<Vector<float>>((exponent - half + 127) << 23);
-  return x < -87.336f ? broadcast(0.0f) : scaled;
+  const Integers<float> exponent_field = (bit_cast<Integers<float>>(shifted) - (0x4b400000 - 127)) << 23;
+  return x < -87.336f ? broadcast(0.0f) : p * bit_cast<Vector<float>>(exponent_field);
 }
 
 VITFAST_INLINE Vector<double> exp(Vector<double> x) {
   for (int64_t i = 0; i < width<double>; ++i) x[i] = ::exp(x[i]);
   return x;
+}
+
+// 1 / x to 1 ulp, for normal x: AVX-512 divides at a third of the speed of this.
+VITFAST_INLINE Vector<float> reciprocal(Vector<float> x) {
+#if VITFAST_VECTOR_BYTES == 64
+  const Vector<float> estimate = (Vector<float>)_mm512_rcp14_ps((__m512)x);
+  return estimate * (2.0f - x * estimate);
+#else
+  return 1.0f / x;
+#endif
 }
 
 }  // namespace vitfast::VITFAST_ISA

@@ -41,8 +41,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
 
   const Tensor y = new_tensor(x, sizes_of(x));
   const Tensor summed = residual.has_value() ? new_tensor(x, sizes_of(x)) : y;
-  const Tensor mean = new_tensor(x, rows_shape(x), computing);
-  const Tensor rstd = new_tensor(x, rows_shape(x), computing);
+  const Tensor mean = new_tensor(rows_shape(x), computing);
+  const Tensor rstd = new_tensor(rows_shape(x), computing);
   const LayerNormForward arguments{
       type_of(x),
       x_rows.const_data_ptr(),
@@ -78,7 +78,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> add_layer_norm_forward(
   return forward(x, residual, weight, bias, eps);
 }
 
-// The chunks, and with them the order of the sums, depend on the shape alone: any number of threads gives the same bits.
+// The chunks, and with them the order of the sums, depend on the shape alone: any number of threads gives the same
+// bits.
 constexpr int64_t max_chunks = 64;
 constexpr int64_t min_rows_per_chunk = 16;
 

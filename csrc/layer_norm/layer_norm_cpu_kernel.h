@@ -10,7 +10,8 @@ namespace vitfast::VITFAST_ISA {
 template <typename T, typename C>
 void layer_norm_forward_rows(const LayerNormForward& a, int64_t begin, int64_t end) {
   const int64_t channels = a.channels;
-  const Scratch<C> scratch(channels + width<C>);  // the row in the computing type: stays in the cache between the passes
+  const Scratch<C> scratch(
+      channels + width<C>);  // the row in the computing type: stays in the cache between the passes
   C* row = scratch.data;
   const auto* weight = static_cast<const C*>(a.weight);
   const auto* bias = static_cast<const C*>(a.bias);
@@ -24,8 +25,9 @@ void layer_norm_forward_rows(const LayerNormForward& a, int64_t begin, int64_t e
     for_each_vector<C>(channels, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
       Vector<C> v = load_up_to<C>(x + i, count);
       if (residual != nullptr) {
-        store_up_to<C>(summed + i, v + load_up_to<C>(residual + i, count), count);
-        v = load_up_to<C>(summed + i, count);  // what is normalized is what was stored
+        v += load_up_to<C>(residual + i, count);
+        store_up_to<C>(summed + i, v, count);
+        if constexpr (sizeof(T) < sizeof(C)) v = load_up_to<C>(summed + i, count);  // normalize what was stored
       }
       store(row + i, v);
       sum += v;

@@ -1,5 +1,6 @@
-// The products are torch's: on the CPU its library (MKL or oneDNN) holds about 80 % of peak at ViT shapes and is the faster one
-// today. What lies between them is ours: GELU, the residual, and in the backward GELU's value and derivative in one pass.
+// The products are torch's: on the CPU its library (MKL or oneDNN) holds about 80 % of peak at ViT shapes and is the
+// faster one today. What lies between them is ours: GELU, the residual, and in the backward GELU's value and derivative
+// in one pass.
 
 #include <array>
 
@@ -23,7 +24,9 @@ Tensor as_rows(const Tensor& x) {
   return torch::stable::reshape(x, {sizes.data(), sizes.size()});
 }
 
-Tensor transposed(const Tensor& x) { return torch::stable::transpose(x, 0, 1); }
+Tensor transposed(const Tensor& x) {
+  return torch::stable::transpose(x, 0, 1);
+}
 
 Tensor sum_rows(const Tensor& x) {
   const std::vector<int64_t> dimensions{0};
@@ -113,8 +116,8 @@ std::tuple<Tensor, Tensor, std::optional<Tensor>, Tensor, std::optional<Tensor>>
     cpu_kernels().gelu_backward(arguments, begin, end);
   });
   const std::vector<int64_t> x_sizes = sizes_of(x);
-  const Tensor grad_x = torch::stable::reshape(
-      torch::stable::matmul(grad_hidden, fc1_weight), {x_sizes.data(), x_sizes.size()});
+  const Tensor grad_x =
+      torch::stable::reshape(torch::stable::matmul(grad_hidden, fc1_weight), {x_sizes.data(), x_sizes.size()});
   const auto bias_gradient = [](bool wanted, const Tensor& grad) {
     return wanted ? std::optional<Tensor>(sum_rows(grad)) : std::nullopt;
   };

@@ -51,7 +51,17 @@ Tensor quantize_float(
   check_tensor("quantize_float", "x", x);
   const Tensor y = new_tensor(x, sizes_of(x));
   quantize_into(
-      as_contiguous(x), y, exponent_bits, mantissa_bits, max_value, has_inf, has_nan, signed_zero, overflow, rounding, seed);
+      as_contiguous(x),
+      y,
+      exponent_bits,
+      mantissa_bits,
+      max_value,
+      has_inf,
+      has_nan,
+      signed_zero,
+      overflow,
+      rounding,
+      seed);
   return y;
 }
 

@@ -8,8 +8,8 @@
 
 namespace vitfast::VITFAST_ISA {
 
-// Elements are converted to the layout's type by blocks that stay in the first-level cache, so that the rounding loop is the
-// same for every stored type, and is vectorized by the compiler.
+// Elements are converted to the layout's type by blocks that stay in the first-level cache, so that the rounding loop
+// is the same for every stored type, and is vectorized by the compiler.
 template <typename T, typename Layout, Rounding rounding>
 void quantize_range(const QuantizeFloat& a, const FloatFormat<Layout>& described, int64_t begin, int64_t end) {
   using C = typename Layout::Float;

@@ -1,16 +1,16 @@
 """Scaled dot-product attention with a bias that has a gradient and logits that can be returned.
 
-Shapes: B batch, H heads, N tokens, D head dimension. ``packed`` keeps q, k and v in the one tensor ``[B, N, 3, H, D]`` that
-a single linear layer writes, and their gradients in one tensor, too.
+Shapes: B batch, H heads, N tokens, D head dimension. ``packed`` keeps q, k and v in the one tensor
+``[B, N, 3, H, D]`` that a single linear layer writes, and their gradients in one tensor, too.
 """
 
 from __future__ import annotations
 
-import math
 import warnings
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vitfast.ops import reference
@@ -65,11 +65,10 @@ def attention(
     dtype = autocast_dtype(q)
     q, k, v, bias = cast(q, dtype), cast(k, dtype), cast(v, dtype), cast(bias, dtype)
     if dropout_p or not _has_kernel(q, head_dim):
-        with torch.autocast(q.device.type, enabled=False):
-            out, logits = reference.attention(q, k, v, bias, scale, dropout_p)
+        out, logits = _with_torch_operators(q, k, v, bias, scale, return_logits, dropout_p)
     else:
-        out, _, logits = torch.ops.vitfast.attention_forward(q, k, v, bias, scale, return_logits)
-    return (out, logits) if return_logits else out
+        out, _, logits = torch.ops.vitfast.attention_forward.default(q, k, v, bias, scale, return_logits)
+    return out if logits is None else (out, logits)
 
 
 def attention_packed(
@@ -90,8 +89,8 @@ def attention_packed(
         dropout_p: as in ``attention``.
 
     Returns:
-        ``[B, N, H, D]``, which ``reshape(B, N, H * D)`` views without a copy; with ``return_logits`` a pair of it and the logits
-        ``[B, H, N, N]``.
+        ``[B, N, H, D]``, which ``reshape(B, N, H * D)`` views without a copy; with ``return_logits`` a pair of it and
+        the logits ``[B, H, N, N]``.
 
     Raises:
         TypeError: as ``attention``.
@@ -107,12 +106,11 @@ def attention_packed(
     qkv, bias = cast(qkv, dtype), cast(bias, dtype)
     if dropout_p or not _has_kernel(qkv, head_dim):
         q_BHND, k_BHND, v_BHND = qkv.permute(2, 0, 3, 1, 4)
-        with torch.autocast(qkv.device.type, enabled=False):
-            out_BHND, logits = reference.attention(q_BHND, k_BHND, v_BHND, bias, scale, dropout_p)
+        out_BHND, logits = _with_torch_operators(q_BHND, k_BHND, v_BHND, bias, scale, return_logits, dropout_p)
         out = out_BHND.transpose(1, 2).contiguous()
     else:
-        out, _, logits = torch.ops.vitfast.attention_packed_forward(qkv, bias, scale, return_logits)
-    return (out, logits) if return_logits else out
+        out, _, logits = torch.ops.vitfast.attention_packed_forward.default(qkv, bias, scale, return_logits)
+    return out if logits is None else (out, logits)
 
 
 def _check_options(
@@ -143,13 +141,30 @@ def _has_kernel(tensor: Tensor, head_dim: int) -> bool:
     return False
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _report_head_dim(head_dim: int) -> None:
     warnings.warn(
         f"attention: the kernel takes head dimensions up to {MAX_HEAD_DIM} that are multiples of {HEAD_DIM_MULTIPLE}; "
         f"{head_dim} runs on torch's operators",
         stacklevel=4,
     )
+
+
+def _with_torch_operators(
+    q_BHND: Tensor,
+    k_BHND: Tensor,
+    v_BHND: Tensor,
+    bias: Tensor | None,
+    scale: float,
+    return_logits: bool,
+    dropout_p: float,
+) -> tuple[Tensor, Tensor | None]:
+    """Torch's fused operator, or the reference where the logits are wanted: the fused one cannot return them."""
+    with torch.autocast(q_BHND.device.type, enabled=False):
+        if return_logits:
+            return reference.attention(q_BHND, k_BHND, v_BHND, bias, scale, dropout_p)
+        out = F.scaled_dot_product_attention(q_BHND, k_BHND, v_BHND, bias, dropout_p, scale=scale)
+    return out, None
 
 
 # --- fake kernels ---
@@ -218,7 +233,7 @@ def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
 def _backward(ctx: Any, grad_out: Tensor, _: Any, grad_logits: Tensor | None) -> tuple[Any, ...]:
     q, k, v, bias, out, lse = ctx.saved_tensors
     need_bias_grad = bias is not None and ctx.needs_input_grad[3]
-    grads = torch.ops.vitfast.attention_backward(
+    grads = torch.ops.vitfast.attention_backward.default(
         grad_out, grad_logits if ctx.return_logits else None, q, k, v, bias, out, lse, ctx.scale, need_bias_grad
     )
     return *grads, None, None
@@ -227,7 +242,7 @@ def _backward(ctx: Any, grad_out: Tensor, _: Any, grad_logits: Tensor | None) ->
 def _packed_backward(ctx: Any, grad_out: Tensor, _: Any, grad_logits: Tensor | None) -> tuple[Any, ...]:
     qkv, bias, out, lse = ctx.saved_tensors
     need_bias_grad = bias is not None and ctx.needs_input_grad[1]
-    grads = torch.ops.vitfast.attention_packed_backward(
+    grads = torch.ops.vitfast.attention_packed_backward.default(
         grad_out, grad_logits if ctx.return_logits else None, qkv, bias, out, lse, ctx.scale, need_bias_grad
     )
     return *grads, None, None
@@ -266,7 +281,9 @@ def _register() -> None:
     register_flop_formula(library.attention_forward)(_forward_flops)
     register_flop_formula(library.attention_backward)(lambda do, dl, q, *_, **__: _flops(tuple(q), 5))
     register_flop_formula(library.attention_packed_forward)(lambda qkv, *_, **__: _flops(_packed_sizes(qkv), 2))
-    register_flop_formula(library.attention_packed_backward)(lambda do, dl, qkv, *_, **__: _flops(_packed_sizes(qkv), 5))
+    register_flop_formula(library.attention_packed_backward)(
+        lambda do, dl, qkv, *_, **__: _flops(_packed_sizes(qkv), 5)
+    )
 
 
 if has_kernel("attention", "meta"):

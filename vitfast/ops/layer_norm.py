@@ -37,7 +37,7 @@ def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = No
     _check(x, weight, bias, eps)
     if not has_kernel("layer_norm", x.device.type):
         return reference.layer_norm(x, weight, bias, eps)
-    y: Tensor = torch.ops.vitfast.layer_norm_forward(x, weight, bias, float(eps))[0]
+    y: Tensor = torch.ops.vitfast.layer_norm_forward.default(x, weight, bias, float(eps))[0]
     return y
 
 
@@ -69,7 +69,7 @@ def add_layer_norm(
     _check(x, weight, bias, eps)
     if not has_kernel("layer_norm", x.device.type):
         return reference.add_layer_norm(x, residual, weight, bias, eps)
-    summed, y, _, _ = torch.ops.vitfast.add_layer_norm_forward(x, residual, weight, bias, float(eps))
+    summed, y, _, _ = torch.ops.vitfast.add_layer_norm_forward.default(x, residual, weight, bias, float(eps))
     return summed, y
 
 
@@ -138,14 +138,16 @@ def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
 def _backward(ctx: Any, grad_y: Tensor, *_: Any) -> tuple[Any, ...]:
     x, mean, rstd, weight = ctx.saved_tensors
     has_bias = ctx.parameter_dtypes[1] is not None
-    grad_x, *grad_parameters = torch.ops.vitfast.layer_norm_backward(grad_y, None, x, mean, rstd, weight, has_bias)
+    grad_x, *grad_parameters = torch.ops.vitfast.layer_norm_backward.default(
+        grad_y, None, x, mean, rstd, weight, has_bias
+    )
     return grad_x, *_parameter_gradients(ctx, *grad_parameters), None
 
 
 def _add_backward(ctx: Any, grad_summed: Tensor, grad_y: Tensor, *_: Any) -> tuple[Any, ...]:
     summed, mean, rstd, weight = ctx.saved_tensors
     has_bias = ctx.parameter_dtypes[1] is not None
-    grad_x, *grad_parameters = torch.ops.vitfast.layer_norm_backward(
+    grad_x, *grad_parameters = torch.ops.vitfast.layer_norm_backward.default(
         grad_y, grad_summed, summed, mean, rstd, weight, has_bias
     )
     return grad_x, grad_x, *_parameter_gradients(ctx, *grad_parameters), None

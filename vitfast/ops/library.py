@@ -39,7 +39,7 @@ def _load(name: str) -> str | None:
     if not path.exists():
         return "not built"
     try:
-        torch.ops.load_library(path)
+        torch.ops.load_library(path)  # type: ignore[no-untyped-call]
     except OSError as error:
         raise ImportError(
             f"{path} does not load under torch {torch.__version__} (vitfast needs torch >= 2.11): {error}\n"
@@ -107,7 +107,5 @@ def build_info() -> dict[str, Any]:
         "cpu": {"instruction_set": capability, "requested": _isa, "library": _cpu_missing or "loaded"},
         "cuda": {"library": _cuda_missing or "loaded", "kernels_requested": _cuda_kernels},
         "build": build,
-        "kernels": {
-            kernel: {device: _STATES[kernel, device] for device in ("cpu", "cuda")} for kernel in CPU_KERNELS
-        },
+        "kernels": {kernel: {device: _STATES[kernel, device] for device in ("cpu", "cuda")} for kernel in CPU_KERNELS},
     }

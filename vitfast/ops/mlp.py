@@ -64,7 +64,9 @@ def mlp(
         save_for_backward = torch.is_grad_enabled() and any(
             tensor is not None and tensor.requires_grad for tensor in (x, *weights)
         )
-        out = torch.ops.vitfast.mlp_forward(x, *weights, added_inside, approximate, save_for_backward)[0]
+        out: Tensor = torch.ops.vitfast.mlp_forward.default(x, *weights, added_inside, approximate, save_for_backward)[
+            0
+        ]
     else:
         with torch.autocast(x.device.type, enabled=False):
             out = reference.mlp(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, added_inside, approximate)
@@ -154,7 +156,7 @@ def _backward(ctx: Any, grad_out: Tensor, *_: Any) -> tuple[Any, ...]:
     grad_residual = grad_out if ctx.has_residual else None
     if pre_activation is None:  # only the residual needs a gradient
         return None, None, None, None, None, grad_residual, None, None
-    grads = torch.ops.vitfast.mlp_backward(
+    grads = torch.ops.vitfast.mlp_backward.default(
         grad_out, x, pre_activation, fc1_weight, fc2_weight, ctx.approximate, *ctx.has_biases
     )
     return *grads, grad_residual, None, None

@@ -1,4 +1,4 @@
-"""The counter-based random numbers of stochastic rounding, in plain PyTorch (csrc/common/philox.h is the kernels' copy)."""
+"""The counter-based random numbers of stochastic rounding in PyTorch; csrc/common/philox.h is the kernels' copy."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -10,13 +10,16 @@ from torch import Tensor
 from vitfast.ops import reference
 from vitfast.ops.checks import check_tensor
 from vitfast.ops.library import has_kernel
-from vitfast.ops.number_format import OVERFLOW_CODES, ROUNDING_CODES, NumberFormat, Rounding
 from vitfast.ops.philox import philox_uint32
+from vitfast.ops.rounding import OVERFLOW_CODES, ROUNDING_CODES, Rounding
+
+if TYPE_CHECKING:
+    from vitfast.quantization.formats import FloatFormat
 
 
 def quantize_float(
     x: Tensor,
-    format: NumberFormat,
+    format: FloatFormat,
     *,
     rounding: Rounding = "nearest_even",
     overflow: str | None = None,
@@ -24,17 +27,17 @@ def quantize_float(
 ) -> Tensor:
     """Rounds every element to a value of ``format`` and keeps the tensor's type.
 
-    Gradients pass straight through (Bengio et al., 2013). Where x's type cannot hold a value of the format (an fp16 value in
-    a bfloat16 tensor), that value is rounded once more, to x's type.
+    Gradients pass straight through (Bengio et al., 2013). Where x's type cannot hold a value of the format (an fp16
+    value in a bfloat16 tensor), that value is rounded once more, to x's type.
 
     Args:
         x: any shape, float32, bfloat16, float16 or float64.
         format: a ``vitfast.FloatFormat``.
-        rounding: ``"nearest_even"``, ``"nearest_away"`` (ties away from zero), ``"toward_zero"`` or ``"stochastic"`` (up with
-            a probability equal to the fraction, resolved to 2**-31).
+        rounding: ``"nearest_even"``, ``"nearest_away"`` (ties away from zero), ``"toward_zero"`` or ``"stochastic"``
+            (up with a probability equal to the fraction, resolved to 2**-31).
         overflow: ``"inf"``, ``"nan"`` or ``"saturate"``; None takes the format's own.
-        seed: for stochastic rounding, an integer or an int64 scalar tensor; the result is a pure function of it (Philox 4x32-10,
-            Salmon et al., 2011). None draws one from torch's generator.
+        seed: for stochastic rounding, an integer or an int64 scalar tensor; the result is a pure function of it
+            (Philox 4x32-10, Salmon et al., 2011). None draws one from torch's generator.
 
     Returns:
         A new tensor of x's shape and type.
@@ -47,19 +50,18 @@ def quantize_float(
     arguments = _raw_arguments(format, rounding, overflow)
     seed_tensor = _seed_tensor(seed, x) if rounding == "stochastic" else None
     if has_kernel("quantize_float", x.device.type):
-        rounded: Tensor = torch.ops.vitfast.quantize_float(x, *arguments, seed_tensor)
+        rounded: Tensor = torch.ops.vitfast.quantize_float.default(x, *arguments, seed_tensor)
         return rounded
-    return _StraightThrough.apply(x, format, rounding, overflow or format.overflow, seed_tensor)
+    rounded = _StraightThrough.apply(x, format, rounding, overflow or format.overflow, seed_tensor)
+    return rounded
 
 
-def _raw_arguments(format: NumberFormat, rounding: str, overflow: str | None) -> tuple[Any, ...]:
+def _raw_arguments(format: FloatFormat, rounding: str, overflow: str | None) -> tuple[Any, ...]:
     """Checks the options and turns them into what the raw operator takes after x."""
     if rounding not in ROUNDING_CODES:
         raise ValueError(f"rounding must be one of {', '.join(ROUNDING_CODES)}, got {rounding!r}")
     if not hasattr(format, "exponent_bits"):
-        raise TypeError(
-            f"format must be a vitfast.FloatFormat such as FloatFormat.fp16(), got {type(format).__name__}"
-        )
+        raise TypeError(f"format must be a vitfast.FloatFormat such as FloatFormat.fp16(), got {type(format).__name__}")
     overflow = format.overflow if overflow is None else overflow
     if overflow not in OVERFLOW_CODES:
         raise ValueError(f"overflow must be one of {', '.join(OVERFLOW_CODES)}, got {overflow!r}")
@@ -96,13 +98,13 @@ class _StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, format: NumberFormat, rounding: Rounding, overflow: str, seed: Tensor | None
+        ctx: Any, x: Tensor, format: FloatFormat, rounding: Rounding, overflow: str, seed: Tensor | None
     ) -> Tensor:
         random = None if seed is None else philox_uint32(seed, x.numel()).view(x.shape)
         return reference.quantize_float(x, format, rounding, overflow, random)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         return grad, None, None, None, None
 
 

@@ -6,11 +6,16 @@ The arguments are taken to be valid: the public functions of this package check 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitfast.ops.number_format import NumberFormat, Rounding
+from vitfast.ops.rounding import Rounding
+
+if TYPE_CHECKING:
+    from vitfast.quantization.formats import FloatFormat
 
 
 def attention(
@@ -67,7 +72,7 @@ def mlp(
 
 
 def quantize_float(
-    x: Tensor, format: NumberFormat, rounding: Rounding, overflow: str, random: Tensor | None = None
+    x: Tensor, format: FloatFormat, rounding: Rounding, overflow: str, random: Tensor | None = None
 ) -> Tensor:
     """Rounds to the nearest (or next) value of ``format``; computed in float64, where each step is exact.
 

@@ -53,7 +53,8 @@ class FloatFormat:
             raise ValueError('overflow="nan" needs has_nan=True; use overflow="saturate"')
         if not (math.isfinite(self.max_value) and self.max_value >= self.min_normal):
             raise ValueError(
-                f"max_value must be finite and at least the smallest normal value {self.min_normal}, got {self.max_value}"
+                f"max_value must be finite and at least the smallest normal value, {self.min_normal}; "
+                f"got {self.max_value}"
             )
         # max_value must itself be a value of the format, or rounding to it would not be idempotent
         significand = math.frexp(self.max_value)[0] * 2 ** (self.mantissa_bits + 1)
@@ -63,7 +64,7 @@ class FloatFormat:
     @property
     def min_normal(self) -> float:
         """The smallest normal value, ``2**(1 - bias)``."""
-        return 2.0 ** (2 - 2 ** (self.exponent_bits - 1))
+        return math.ldexp(1.0, 2 - 2 ** (self.exponent_bits - 1))
 
     @property
     def min_subnormal(self) -> float:
@@ -81,19 +82,27 @@ class FloatFormat:
     def qtorch(cls, exponent_bits: int, mantissa_bits: int) -> FloatFormat:
         """The numbers that QPyTorch 0.3.0's ``float_quantize`` rounds to; to be used with ``rounding="nearest_away"``.
 
-        Below 8 exponent bits the top exponent code holds numbers: no inf and no NaN, and (5, 10) reaches 131008. With 8,
-        inf and NaN are kept. There is no -0. (8, 23) is refused: QPyTorch flips signs there (QPyTorch issue 48).
+        Below 8 exponent bits the top exponent code holds numbers: no inf and no NaN, and (5, 10) reaches 131008. With
+        8, inf and NaN are kept. There is no -0. (8, 23) is refused: QPyTorch flips signs there (QPyTorch issue 48).
         """
         _check_bits(exponent_bits, mantissa_bits)
         if (exponent_bits, mantissa_bits) == (8, 23):
-            raise ValueError("FloatFormat.qtorch(8, 23) is excluded: QPyTorch 0.3.0 flips signs there; use float32 as it is")
+            raise ValueError(
+                "FloatFormat.qtorch(8, 23) is excluded: QPyTorch 0.3.0 flips signs there; use float32 as it is"
+            )
         if exponent_bits == 8:
             ieee = cls.ieee(8, mantissa_bits)
             return cls(8, mantissa_bits, ieee.max_value, signed_zero=False)
         largest_exponent = 2 ** (exponent_bits - 1)
         max_value = (2.0 - 2.0**-mantissa_bits) * 2.0**largest_exponent
         return cls(
-            exponent_bits, mantissa_bits, max_value, has_inf=False, has_nan=False, signed_zero=False, overflow="saturate"
+            exponent_bits,
+            mantissa_bits,
+            max_value,
+            has_inf=False,
+            has_nan=False,
+            signed_zero=False,
+            overflow="saturate",
         )
 
     @classmethod
@@ -113,7 +122,7 @@ class FloatFormat:
 
     @classmethod
     def fp8_e4m3fn(cls) -> FloatFormat:
-        """FP8 E4M3 of the OCP specification: maximum 448, no infinity; overflow gives NaN, as torch's conversion does."""
+        """FP8 E4M3 of the OCP specification: maximum 448, no infinity; overflow gives NaN, as in torch's conversion."""
         return cls(4, 3, 448.0, has_inf=False, overflow="nan")
 
     @classmethod

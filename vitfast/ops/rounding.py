@@ -1,0 +1,11 @@
+"""The names of the rounding operators' options, and the codes under which the raw operators take them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Rounding = Literal["nearest_even", "nearest_away", "toward_zero", "stochastic"]
+
+# csrc/common/float_format.h has the same codes
+ROUNDING_CODES: dict[str, int] = {"nearest_even": 0, "nearest_away": 1, "toward_zero": 2, "stochastic": 3}
+OVERFLOW_CODES: dict[str, int] = {"inf": 0, "nan": 1, "saturate": 2}
