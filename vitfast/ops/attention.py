@@ -7,7 +7,7 @@ Shapes: B batch, H heads, N tokens, D head dimension. ``packed`` keeps q, k and 
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,28 @@ MAX_HEAD_DIM = 128
 HEAD_DIM_MULTIPLE = 8
 
 
+@overload
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    bias: Tensor | None = ...,
+    scale: float | None = ...,
+    return_logits: Literal[False] = ...,
+    dropout_p: float = ...,
+) -> Tensor: ...
+@overload
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    bias: Tensor | None = ...,
+    scale: float | None = ...,
+    return_logits: Literal[True],
+    dropout_p: float = ...,
+) -> tuple[Tensor, Tensor]: ...
 def attention(
     q: Tensor,
     k: Tensor,
@@ -71,6 +93,24 @@ def attention(
     return out if logits is None else (out, logits)
 
 
+@overload
+def attention_packed(
+    qkv: Tensor,
+    *,
+    bias: Tensor | None = ...,
+    scale: float | None = ...,
+    return_logits: Literal[False] = ...,
+    dropout_p: float = ...,
+) -> Tensor: ...
+@overload
+def attention_packed(
+    qkv: Tensor,
+    *,
+    bias: Tensor | None = ...,
+    scale: float | None = ...,
+    return_logits: Literal[True],
+    dropout_p: float = ...,
+) -> tuple[Tensor, Tensor]: ...
 def attention_packed(
     qkv: Tensor,
     *,

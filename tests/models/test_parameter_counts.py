@@ -1,0 +1,79 @@
+"""Parameter counts that the original systems state, to the unit."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from vitfast.models import build_model
+
+MYRTLE = {"num_classes": 45, "layer_norm_eps": 1e-5, "qkv_bias": False, "patch_order": "channels_last"}
+
+
+def count(name: str, **fields: Any) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build_model(name, **fields).parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        # google-research/vision_transformer, vit_jax/models_test.py
+        ("vit_tiny_patch16_224", 5_717_416),
+        ("vit_small_patch16_224", 22_050_664),
+        ("vit_base_patch16_224", 86_567_656),
+        ("vit_base_patch32_224", 88_224_232),
+        ("vit_large_patch16_224", 304_326_632),
+        ("vit_large_patch32_224", 306_535_400),
+        ("vit_huge_patch14_224", 632_045_800),
+        # facebookresearch/deit
+        ("deit_tiny_patch16_224", 5_717_416),
+        ("deit_small_patch16_224", 22_050_664),
+        ("deit_base_patch16_224", 86_567_656),
+        ("deit_tiny_distilled_patch16_224", 5_910_800),
+        ("deit_small_distilled_patch16_224", 22_436_432),
+        ("deit_base_distilled_patch16_224", 87_338_192),
+    ],
+)
+def test_a_thousand_classes(name: str, expected: int) -> None:
+    assert count(name) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "num_classes", "expected"),
+    [
+        ("ViT-B_16", 0, 85_798_656),
+        ("ViT-B_32", 0, 87_455_232),
+        ("ViT-B_32", 10, 87_462_922),
+        ("ViT-B_32", 100, 87_532_132),
+        ("ViT-L_16", 0, 303_301_632),
+        ("ViT-L_32", 0, 305_510_400),
+        ("ViT-L_32", 10, 305_520_650),
+        ("ViT-L_32", 100, 305_612_900),
+        ("ViT-H_14", 0, 630_764_800),
+    ],
+)
+def test_jeonsworld_vit_pytorch(name: str, num_classes: int, expected: int) -> None:
+    assert count(name, num_classes=num_classes) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("vit_tiny_patch16_224", 5_526_189),
+        ("vit_small_patch16_224", 21_669_165),
+        ("vit_base_patch16_224", 85_805_613),
+    ],
+)
+@pytest.mark.parametrize("head_type", ["linear", "norm_linear"])
+def test_myrtle(name: str, expected: int, head_type: str) -> None:
+    assert count(name, **MYRTLE, head_type=head_type) == expected
+
+
+def test_ssuncheol_pytorch_vit() -> None:
+    fields = {"num_heads": 8, "layer_norm_eps": 1e-5, "pooling": "mean", "head_type": "norm_linear"}
+    assert count("vit_base_patch16_224", **fields) == 86_567_656
+
+
+def test_googles_testing_model() -> None:
+    assert count("vit_base_patch16_224", embed_dim=10, depth=1, num_heads=2, mlp_ratio=1.0) == 21_390

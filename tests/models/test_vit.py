@@ -1,0 +1,155 @@
+"""The plain model: options, errors, copies, compilation and export."""
+
+import copy
+import io
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from vitfast.models import VisionTransformer, build_model
+
+
+def nano(**fields: Any) -> VisionTransformer:
+    """A small model whose random parameters are large enough for every part to matter."""
+    model = build_model("vit_nano_patch2_8", **{"num_classes": 10, "depth": 2, **fields})
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def images(batch: int = 2) -> Tensor:
+    return torch.randn(batch, 1, 8, 8)
+
+
+def test_what_a_model_says_of_itself() -> None:
+    model = nano()
+    assert (model.model_name, model.num_classes, model.img_size, model.in_chans) == ("vit_nano_patch2_8", 10, 8, 1)
+    assert model.no_weight_decay() == {"cls_token", "pos_embed"}
+    assert model.no_weight_decay() <= dict(model.named_parameters()).keys()
+
+
+@pytest.mark.parametrize("batch", [0, 1, 3])
+def test_logits_shape(batch: int) -> None:
+    assert nano()(images(batch)).shape == (batch, 10)
+
+
+def test_without_head_returns_the_pooled_channels() -> None:
+    model = nano(num_classes=0).eval()
+    x = images()
+    torch.testing.assert_close(model(x), model.forward_features(x)[:, 0])
+
+
+def test_mean_pooling_reads_all_tokens() -> None:
+    model, x = nano(pooling="mean").eval(), images()
+    torch.testing.assert_close(model(x), model.head(model.forward_features(x).mean(dim=1)))
+
+
+def test_norm_linear_on_the_class_token_equals_linear() -> None:
+    plain, other, x = nano().eval(), nano(head_type="norm_linear").eval(), images()
+    other.load_state_dict(
+        {
+            key.replace("norm.", "fc_norm.") if key.startswith("norm.") else key: value
+            for key, value in plain.state_dict().items()
+        }
+    )
+    torch.testing.assert_close(other(x), plain(x))
+
+
+def test_norm_linear_with_mean_pooling_normalizes_after_the_pool() -> None:
+    """Pytorch-VIT's head: mean over all tokens, LayerNorm, linear."""
+    model, x = nano(pooling="mean", head_type="norm_linear").eval(), images()
+    tokens = model.blocks(model.embed(x))
+    torch.testing.assert_close(model(x), model.head(model.fc_norm(tokens.mean(dim=1))))
+
+
+@pytest.mark.parametrize("rates", [{"drop_rate": 0.2}, {"attention_drop_rate": 0.2}, {"drop_path": 0.5}])
+def test_dropping_acts_in_training_only(rates: dict[str, float]) -> None:
+    model, x = nano(**rates), images(8)
+    plain = nano()
+    plain.load_state_dict(model.state_dict())
+    assert not torch.equal(model.train()(x), model(x))
+    torch.testing.assert_close(model.eval()(x), plain.eval()(x))
+
+
+@pytest.mark.parametrize("distillation_token", ["none", "after_class", "last"])
+def test_drop_rate_acts_on_the_embedded_tokens(distillation_token: str) -> None:
+    model, x = nano(drop_rate=0.5, distillation_token=distillation_token), images()
+    assert 0.3 < (model.train().embed(x) == 0).float().mean() < 0.7
+    assert (model.eval().embed(x) != 0).all()
+
+
+def test_drop_path_grows_linearly_to_the_last_block() -> None:
+    rates = [block.drop_path.rate for block in build_model("vit_nano_patch2_8", drop_path=0.3).blocks]
+    assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3])
+    assert build_model("vit_nano_patch2_8", depth=1, drop_path=0.3).blocks[0].drop_path.rate == 0.0
+
+
+def test_wrong_shape_says_what_is_expected() -> None:
+    with pytest.raises(ValueError, match=r"images must have shape \[B, 1, 8, 8\], got \[2, 3, 8, 8\]"):
+        nano()(torch.randn(2, 3, 8, 8))
+
+
+def test_every_parameter_gets_a_gradient() -> None:
+    model = nano()
+    model(images()).square().sum().backward()
+    assert [name for name, parameter in model.named_parameters() if not parameter.grad.abs().sum() > 0] == []
+
+
+@pytest.mark.parametrize("distillation_token", ["none", "after_class", "last"])
+def test_copies_agree(distillation_token: str) -> None:
+    model, x = nano(distillation_token=distillation_token).eval(), images()
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    copies = (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), torch.load(buffer, weights_only=False))
+    for each in copies:
+        assert torch.equal(each(x), model(x))
+        assert (each.model_name, each.model_fields) == (model.model_name, model.model_fields)
+
+
+def test_bfloat16_and_autocast_stay_near_float32() -> None:
+    model, x = build_model("vit_nano_patch2_8", num_classes=10).eval(), images()
+    expected = model(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        autocast = model(x)
+    half = copy.deepcopy(model).to(torch.bfloat16)(x.to(torch.bfloat16))
+    assert half.dtype == torch.bfloat16
+    for logits in (autocast, half):
+        assert (logits.float() - expected).norm() / expected.norm() < 0.03
+
+
+@pytest.mark.parametrize("distillation_token", ["none", "after_class"])
+def test_compiles_into_one_graph(distillation_token: str) -> None:
+    model, x = nano(distillation_token=distillation_token), images()
+    compiled = torch.compile(model.eval(), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), model(x))
+
+
+@pytest.mark.slow
+def test_compiles_with_inductor() -> None:
+    model, x = nano(depth=1).eval(), images()
+    with torch.inference_mode():
+        torch.testing.assert_close(torch.compile(model, fullgraph=True)(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+def test_compiled_training_has_the_same_gradients() -> None:
+    model, x = nano(), images()
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    compiled = torch.compile(model.train(), fullgraph=True, backend="aot_eager")
+    actual = torch.autograd.grad(compiled(x).square().sum(), parameters)
+    expected = torch.autograd.grad(model(x).square().sum(), parameters)
+    for name, gradient, reference in zip(names, actual, expected, strict=True):
+        torch.testing.assert_close(
+            gradient, reference, rtol=1e-4, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def test_exports_with_any_batch_size() -> None:
+    model = nano().eval()
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(model, (images(2),), dynamic_shapes={"images": {0: batch}})
+    x = images(5)
+    torch.testing.assert_close(program.module()(x), model(x))

@@ -1,0 +1,42 @@
+"""Multi-head self-attention."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from vitfast import ops
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention (Vaswani et al., 2017), with q, k and v from one linear layer.
+
+    Args:
+        dim: number of channels C, a multiple of ``num_heads``.
+        num_heads: number of heads H.
+        qkv_bias: whether the q, k, v projection has a bias (myrtle-vision and vissl: no).
+        drop_rate: dropout of the output projection's result.
+        attention_drop_rate: dropout of the softmax probabilities.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        qkv_bias: bool = True,
+        drop_rate: float = 0.0,
+        attention_drop_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.attention_drop_rate = attention_drop_rate
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(drop_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attends over the tokens of ``x`` ``[B, N, C]``; returns ``[B, N, C]``."""
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # [B, N, 3, H, D]
+        dropout_p = self.attention_drop_rate if self.training else 0.0
+        out = ops.attention_packed(qkv, dropout_p=dropout_p)  # [B, N, H, D]
+        return self.proj_drop(self.proj(out.flatten(-2)))  # [B, N, C]

@@ -1,0 +1,57 @@
+"""The transformer block."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from vitfast.layers.attention import Attention
+from vitfast.layers.drop_path import DropPath
+from vitfast.layers.layer_norm import LayerNorm
+from vitfast.layers.mlp import GeluVariant, Mlp
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block (Dosovitskiy et al., 2021, eqs. 2 and 3): x += attn(norm(x)); x += mlp(norm(x)).
+
+    Both residual additions are fused: the first with the LayerNorm after it, the second with the MLP before it.
+
+    Args:
+        dim: number of channels C.
+        num_heads: number of attention heads H.
+        mlp_dim: hidden width of the MLP.
+        qkv_bias: whether the q, k, v projection has a bias.
+        layer_norm_eps: epsilon of both LayerNorms.
+        gelu: GELU variant, see ``Mlp``.
+        drop_rate: dropout of the attention projection and within the MLP.
+        attention_drop_rate: dropout of the softmax probabilities.
+        drop_path: stochastic depth rate of both branches.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_dim: int,
+        *,
+        qkv_bias: bool = True,
+        layer_norm_eps: float = 1e-6,
+        gelu: GeluVariant = "erf",
+        drop_rate: float = 0.0,
+        attention_drop_rate: float = 0.0,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.norm1 = LayerNorm(dim, layer_norm_eps)
+        self.attn = Attention(
+            dim, num_heads, qkv_bias=qkv_bias, drop_rate=drop_rate, attention_drop_rate=attention_drop_rate
+        )
+        self.norm2 = LayerNorm(dim, layer_norm_eps)
+        self.mlp = Mlp(dim, mlp_dim, gelu=gelu, drop_rate=drop_rate)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transforms the residual stream ``x`` ``[B, N, C]``; returns ``[B, N, C]``."""
+        x, normalized = self.norm2.add(self.drop_path(self.attn(self.norm1(x))), x)
+        if self.drop_path.active:
+            return x + self.drop_path(self.mlp(normalized))
+        return self.mlp(normalized, residual=x)

@@ -1,0 +1,35 @@
+"""LayerNorm on vitfast's operators."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from vitfast import ops
+
+
+class LayerNorm(nn.LayerNorm):
+    """``torch.nn.LayerNorm`` over the last dimension, which can also take the residual addition before it.
+
+    Args:
+        dim: number of channels C.
+        eps: added to the variance. 1e-6 in Google's ViT, DeiT and timm; 1e-5 in myrtle-vision and Pytorch-VIT.
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-6) -> None:
+        super().__init__(dim, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalizes ``x`` of shape ``[..., C]``."""
+        return ops.layer_norm(x, self.weight, self.bias, self.eps)
+
+    def add(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """Adds and normalizes in one pass over memory.
+
+        Args:
+            x: ``[..., C]``.
+            residual: ``[..., C]``.
+
+        Returns:
+            ``(x + residual, normalized sum)``, both ``[..., C]``.
+        """
+        return ops.add_layer_norm(x, residual, self.weight, self.bias, self.eps)

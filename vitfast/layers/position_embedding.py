@@ -1,0 +1,60 @@
+"""Learned position embeddings for another image size."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+PositionInterpolation = Literal["zoom_linear", "bicubic", "bicubic_aligned"]
+
+# name -> (mode, align_corners) of torch.nn.functional.interpolate
+_INTERPOLATIONS: dict[str, tuple[str, bool]] = {
+    "zoom_linear": ("bilinear", True),  # Google's scipy.ndimage.zoom(order=1), and so ViT-pytorch
+    "bicubic": ("bicubic", False),  # DeiT, myrtle-vision, vissl's ViT
+    "bicubic_aligned": ("bicubic", True),  # vissl's ConViT
+}
+
+
+def resize_position_embedding(
+    position_embedding: Tensor,
+    grid_size: int,
+    *,
+    num_prefix_tokens: int = 1,
+    interpolation: PositionInterpolation = "bicubic",
+) -> Tensor:
+    """Resamples position embeddings to another grid of patches, as fine-tuning at another image size needs.
+
+    Args:
+        position_embedding: ``[1, T + G * G, C]``: T tokens that are no patches, then a square grid of patches.
+        grid_size: the new number of patches along a side.
+        num_prefix_tokens: T, kept as they are.
+        interpolation: ``"zoom_linear"`` (Google's and ViT-pytorch's, corners aligned), ``"bicubic"`` (DeiT's) or
+            ``"bicubic_aligned"`` (vissl's ConViT, corners aligned).
+
+    Returns:
+        ``[1, T + grid_size * grid_size, C]`` of the same type.
+
+    Raises:
+        ValueError: the patches are no square grid, or an argument is out of range.
+    """
+    if interpolation not in _INTERPOLATIONS:
+        raise ValueError(f"interpolation must be one of {', '.join(_INTERPOLATIONS)}, got {interpolation!r}")
+    if grid_size < 1:
+        raise ValueError(f"grid_size must be at least 1, got {grid_size}")
+    num_patches = position_embedding.shape[1] - num_prefix_tokens
+    old_grid_size = math.isqrt(max(num_patches, 0))
+    if num_patches < 1 or old_grid_size**2 != num_patches:
+        raise ValueError(
+            f"position_embedding must hold {num_prefix_tokens} tokens and a square grid of patches, "
+            f"got shape {list(position_embedding.shape)}; check num_prefix_tokens"
+        )
+    mode, align_corners = _INTERPOLATIONS[interpolation]
+    prefix, patches = position_embedding.split([num_prefix_tokens, num_patches], dim=1)
+    grid = patches.unflatten(1, (old_grid_size, old_grid_size)).permute(0, 3, 1, 2)  # [1, C, G, G]
+    precise = grid.to(torch.promote_types(grid.dtype, torch.float32))
+    resized = F.interpolate(precise, size=(grid_size, grid_size), mode=mode, align_corners=align_corners)
+    return torch.cat([prefix, resized.flatten(2).transpose(1, 2).to(patches.dtype)], dim=1)

@@ -1,0 +1,148 @@
+"""What defines a plain ViT or DeiT, down to the details that published systems disagree on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from vitfast.errors import UserError
+from vitfast.layers.mlp import GeluVariant
+from vitfast.layers.patch_embed import PatchOrder
+from vitfast.layers.position_embedding import PositionInterpolation
+
+HeadType = Literal["linear", "norm_linear"]
+Pooling = Literal["token", "mean"]
+DistillationToken = Literal["none", "after_class", "last"]
+
+
+@dataclass(frozen=True)
+class ViTFields:
+    """Every field of a plain ViT or DeiT; the defaults are timm's, that is Google's ViT and Facebook's DeiT.
+
+    Positions are learned, and the class token comes first, in every one of these systems, so neither is a field.
+
+    Attributes:
+        img_size: height and width of the images in pixels, a multiple of ``patch_size``.
+        patch_size: height and width of a patch in pixels.
+        in_chans: channels of an image.
+        num_classes: outputs of each head; 0 leaves the heads out, and the model returns the pooled channels.
+        embed_dim: channels of a token, a multiple of ``num_heads``.
+        depth: number of transformer blocks.
+        num_heads: attention heads of a block.
+        mlp_ratio: hidden width of an MLP as a multiple of ``embed_dim``.
+        layer_norm_eps: epsilon of every LayerNorm. 1e-5 in myrtle-vision, Pytorch-VIT and vissl's first ViT.
+        qkv_bias: whether q, k and v have biases. Not in myrtle-vision v1.0.0 and vissl.
+        patch_order: order of a patch's pixels, see ``PatchEmbed``. ``"channels_last"`` in myrtle-vision.
+        distillation_token: ``"after_class"``: at index 1, with a position, heads averaged in evaluation (DeiT);
+            ``"last"``: after the patches, without a position, in training only (myrtle-vision). See
+            ``DistilledVisionTransformer``.
+        pooling: what the head reads: the class ``"token"``, or the ``"mean"`` of all tokens but the distillation token
+            (Pytorch-VIT).
+        head_type: ``"linear"``: one LayerNorm over all tokens, then pooling and a linear head; ``"norm_linear"``:
+            pooling, then each head's own LayerNorm and linear layer (myrtle-vision, Pytorch-VIT). For a single head on
+            the class token they compute the same.
+        position_interpolation: how checkpoints are adapted to another image size, see ``resize_position_embedding``.
+        gelu: ``"erf"``, or ``"tanh"`` as Google's JAX models.
+        drop_rate: dropout of the embedded tokens, the attention projections and the MLPs.
+        attention_drop_rate: dropout of the attention probabilities.
+        drop_path: stochastic depth rate of the last block; it grows linearly from 0 at the first.
+
+    Raises:
+        UserError: a field has a wrong type or value, or fields contradict each other.
+    """
+
+    img_size: int = 224
+    patch_size: int = 16
+    in_chans: int = 3
+    num_classes: int = 1000
+    embed_dim: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_ratio: float = 4.0
+    layer_norm_eps: float = 1e-6
+    qkv_bias: bool = True
+    patch_order: PatchOrder = "channels_first"
+    distillation_token: DistillationToken = "none"
+    pooling: Pooling = "token"
+    head_type: HeadType = "linear"
+    position_interpolation: PositionInterpolation = "bicubic"
+    gelu: GeluVariant = "erf"
+    drop_rate: float = 0.0
+    attention_drop_rate: float = 0.0
+    drop_path: float = 0.0
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for field in fields(self):
+            _check_type(field.name, getattr(self, field.name), hints[field.name])
+        for name in ("img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads"):
+            _check(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+        _check(self.num_classes >= 0, "num_classes", self.num_classes, "must be at least 1, or 0 for no head")
+        _check(self.layer_norm_eps > 0.0, "layer_norm_eps", self.layer_norm_eps, "must be above 0, for example 1e-6")
+        _check(
+            self.mlp_dim >= 1, "mlp_ratio", self.mlp_ratio, f"must be at least {1 / self.embed_dim:g} (1 / embed_dim)"
+        )
+        for name in ("drop_rate", "attention_drop_rate", "drop_path"):
+            rate = getattr(self, name)
+            _check(0.0 <= rate < 1.0, name, rate, "must be at least 0 and below 1, a probability")
+        self._check_patches()
+        self._check_heads()
+        if self.pooling == "mean" and self.distillation_token == "after_class":
+            raise UserError(
+                "pooling='mean' does not go with distillation_token='after_class', whose heads read one token each; "
+                "use pooling='token', or distillation_token='none' or 'last'"
+            )
+
+    @property
+    def grid_size(self) -> int:
+        """Patches along a side."""
+        return self.img_size // self.patch_size
+
+    @property
+    def num_prefix_positions(self) -> int:
+        """Tokens before the patches that have a position embedding."""
+        return 2 if self.distillation_token == "after_class" else 1
+
+    @property
+    def mlp_dim(self) -> int:
+        """Hidden width of an MLP."""
+        return int(self.embed_dim * self.mlp_ratio)
+
+    def _check_patches(self) -> None:
+        if self.img_size % self.patch_size == 0:
+            return
+        below = self.img_size // self.patch_size * self.patch_size
+        sizes = f"{below} or {below + self.patch_size}" if below else f"{self.patch_size}"
+        raise UserError(
+            f"img_size={self.img_size} is no multiple of patch_size={self.patch_size}; "
+            f"the nearest img_size that works: {sizes}"
+        )
+
+    def _check_heads(self) -> None:
+        if self.embed_dim % self.num_heads == 0:
+            return
+        below = self.embed_dim // self.num_heads * self.num_heads
+        dims = f"{below} or {below + self.num_heads}" if below else f"{self.num_heads}"
+        raise UserError(
+            f"embed_dim={self.embed_dim} is no multiple of num_heads={self.num_heads}; "
+            f"the nearest embed_dim that works: {dims}"
+        )
+
+
+def _check_type(name: str, value: Any, hint: Any) -> None:
+    """Checks a value against its annotation: int, float (an int will do), bool or a Literal of words."""
+    if get_origin(hint) is Literal:
+        _check(value in get_args(hint), name, value, f"must be one of {', '.join(map(repr, get_args(hint)))}")
+    elif hint is bool:
+        _check(isinstance(value, bool), name, value, "must be True or False")
+    elif hint is int:
+        _check(isinstance(value, int) and not isinstance(value, bool), name, value, "must be a whole number")
+    else:
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        _check(is_number and math.isfinite(value), name, value, "must be a finite number")
+
+
+def _check(holds: bool, name: str, value: Any, rule: str) -> None:
+    if not holds:
+        raise UserError(f"{name} {rule}; got {value!r}")
