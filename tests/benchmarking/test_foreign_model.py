@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+from vitfast import create_model
+from vitfast.benchmarking.agreement import relative_l2
+from vitfast.benchmarking.foreign_model import Unavailable, gradients, timm_model, torchvision_model, torchvision_name
+
+BUILDERS = {"torchvision": torchvision_model, "timm": timm_model}
+
+
+@pytest.fixture(params=["torchvision", "timm"])
+def library(request):
+    if request.param == "timm":
+        pytest.importorskip("timm")
+    return request.param
+
+
+def perturbed(name, **fields):
+    """A model none of whose parameters has its neutral initial value, so that a forgotten one shows."""
+    model = create_model(name, num_classes=7, **fields)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+@pytest.mark.parametrize("name", ["vit_nano_patch2_8", "vit_mini_patch4_32"])
+def test_the_same_weights_give_the_same_logits(library, name):
+    model = perturbed(name).eval()
+    foreign = BUILDERS[library](model)
+    images = torch.randn(2, model.in_chans, model.img_size, model.img_size)
+    with torch.no_grad():
+        logits = model(images)
+        assert not foreign.training
+        assert relative_l2(foreign(images), logits) < 1e-5
+        for parameter in foreign.parameters():
+            parameter.mul_(1.5)
+        assert torch.equal(model(images), logits), "the weights have to be copies"
+
+
+def test_the_same_weights_give_the_same_gradients(library):
+    model = perturbed("vit_nano_patch2_8").train()
+    foreign = BUILDERS[library](model)
+    assert foreign.training
+    images = torch.randn(2, 1, 8, 8)
+    names = [name for name, _ in model.named_parameters()]
+    for module in (model, foreign):
+        module(images).square().sum().backward()
+    own = gradients(model, names, rename=False)
+    found = gradients(foreign, names, rename=library == "torchvision")
+    for name, ours, theirs in zip(names, own, found, strict=True):
+        assert relative_l2(theirs, ours) < 1e-4, name
+
+
+def test_a_parameter_without_gradient_counts_as_zero():
+    model = create_model("vit_nano_patch2_8", num_classes=3)
+    assert gradients(model, ["head.bias"], rename=False)[0].tolist() == [0.0, 0.0, 0.0]
+
+
+def test_a_distilled_model_is_timms_alone():
+    pytest.importorskip("timm")
+    model = perturbed("deit_tiny_distilled_patch16_224", embed_dim=32, depth=2, num_heads=2, img_size=32)
+    with pytest.raises(Unavailable, match="distillation token"):
+        torchvision_model(model)
+    foreign = timm_model(model)
+    images = torch.randn(2, 3, 32, 32)
+    for ours, theirs in zip(model(images), foreign(images), strict=True):
+        assert relative_l2(theirs, ours) < 1e-5
+    with torch.no_grad():
+        assert relative_l2(foreign.eval()(images), model.eval()(images)) < 1e-5
+
+
+@pytest.mark.parametrize("field", [{"patch_order": "channels_last"}, {"gelu": "tanh"}, {"pooling": "mean"}])
+def test_variants_that_neither_has_are_told(library, field):
+    with pytest.raises(Unavailable, match=library):
+        BUILDERS[library](create_model("vit_nano_patch2_8", **field))
+
+
+def test_a_missing_timm_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm.models.deit", None)
+    with pytest.raises(Unavailable, match="pip install timm"):
+        timm_model(create_model("vit_nano_patch2_8"))
+
+
+def test_names_reach_torchvisions_nested_modules():
+    assert torchvision_name("blocks.11.mlp.fc2.bias") == "encoder.layers.encoder_layer_11.mlp.3.bias"
+    assert torchvision_name("blocks.0.norm2.weight") == "encoder.layers.encoder_layer_0.ln_2.weight"
+    assert torchvision_name("norm.weight") == "encoder.ln.weight"

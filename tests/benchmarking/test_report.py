@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+from vitfast.benchmarking.comparison import Outcome, Standing
+from vitfast.benchmarking.machine import describe_machine
+from vitfast.benchmarking.report import Report, markdown, number, outcome_text, write_report
+from vitfast.benchmarking.spread import Spread
+from vitfast.errors import UserError
+
+
+def standing(name, milliseconds, **changes):
+    values = {
+        "subject": name,
+        "is_limit": False,
+        "error": 1.5e-7,
+        "time_ms": Spread(milliseconds, 0.9 * milliseconds, 1.1 * milliseconds),
+        "rounds": 12,
+        "repeats": 3,
+        "images_per_s": 1234.5,
+        "gflop_per_s": 0.5,
+        "gigabyte_per_s": None,
+        "against": "timm",
+        "speedup": Spread(2.0, 1.875, 2.25),
+    }
+    return Standing(**{**values, **changes})
+
+
+@pytest.fixture
+def outcome():
+    return Outcome(
+        mode="inference",
+        title="a model",
+        labels={"batch": 8},
+        precision="fp32",
+        reference_name="timm in fp32",
+        left_out={"torchvision": "no such model"},
+        images=8,
+        gflop=2.5,
+        gigabyte=None,
+        standings=[
+            standing("vitfast", 6.25),
+            standing("copy", 0.0125, is_limit=True, error=None, against=None, speedup=None, images_per_s=None),
+        ],
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "-"), (0.0, "0.0e+00"), (0.000123, "1.2e-04"), (0.0123, "0.0123"), (0.5, "0.500"), (9.876, "9.88"),
+        (99.96, "100"), (123.4, "123"), (999.4, "999"), (1234.5, "1,234"), (5_900_000.0, "5,900,000"),
+    ],
+)  # fmt: skip
+def test_numbers_have_three_digits(value, text):
+    assert number(value) == text
+
+
+def test_a_table_has_time_rates_speed_and_error(outcome):
+    title, header, _, first, second, left_out = outcome_text(outcome).splitlines()
+    assert title == "a model (2.50 GFLOP; error against timm in fp32)"
+    assert header.split() == ["subject", "time", "images/s", "GFLOP/s", "speed", "against", "error", "rounds"]
+    assert first.split("  ")[0] == "vitfast"
+    assert "6.25 ms (5.62–6.88)" in first
+    assert "2.00x (1.88–2.25)" in first
+    assert "1.5e-07" in first
+    assert second.startswith("[copy]")
+    assert "12.5 µs (11.3–13.8)" in second
+    assert left_out == "without torchvision: no such model"
+
+
+def test_a_rate_that_nobody_has_is_no_column(outcome):
+    assert "GB/s" not in outcome_text(outcome)
+
+
+def test_markdown_has_machine_warnings_and_a_table_for_each_comparison(outcome):
+    machine = describe_machine(torch.device("cpu"))
+    text = markdown(Report(machine, {}, ["too busy"], [outcome, outcome]))
+    assert text.count("## a model") == 2
+    assert "**Warning**: too busy" in text
+    assert machine["cpu"]["model"] in text
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in rows}) == 1
+    assert rows[1].startswith("| --- | ---: |")
+
+
+def test_json_can_be_read_back_by_strict_readers(outcome, tmp_path):
+    strange = Outcome(**{**vars(outcome), "standings": [standing("vitfast", 1 / 3, error=math.nan)]})
+    table = write_report(
+        Report({**describe_machine(torch.device("cpu"))}, {"batch": "8"}, [], [strange]), tmp_path / "a.json"
+    )
+    text = (tmp_path / "a.json").read_text()
+    content = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert content["format_version"] == 1
+    assert content["options"] == {"batch": "8"}
+    (found,) = content["outcomes"][0]["standings"]
+    assert found["time_ms"]["median"] == 0.333333
+    assert found["error"] is None
+    assert table == tmp_path / "a.md"
+    assert "## a model" in table.read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.md"]
+
+
+def test_a_file_that_cannot_be_written_is_told(outcome, tmp_path):
+    with pytest.raises(UserError, match=r"json=.*cannot be written"):
+        write_report(Report(describe_machine(torch.device("cpu")), {}, [], [outcome]), tmp_path / "missing" / "a.json")

@@ -1,0 +1,129 @@
+"""The ``benchmark`` verb: from its options to tables on the terminal and a file of results."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitfast.benchmarking.comparison import Comparison, disagreements, run_comparison
+from vitfast.benchmarking.machine import busy_warning, describe_machine
+from vitfast.benchmarking.model_comparison import inference_comparison
+from vitfast.benchmarking.operator_comparison import operator_comparisons
+from vitfast.benchmarking.options import BenchmarkOptions
+from vitfast.benchmarking.report import LEGEND, Report, machine_line, outcome_text, write_report
+from vitfast.benchmarking.timer import create_timer
+from vitfast.benchmarking.training_comparison import training_comparison
+from vitfast.engine.device import select_device
+
+
+def run_benchmark(options: BenchmarkOptions) -> int:
+    """Measures what the options ask for; prints each table as soon as it is there.
+
+    Returns:
+        The exit code: 0, or 1 if a subject's results disagree with the reference.
+
+    Raises:
+        UserError: an option is not possible on this machine.
+    """
+    device = select_device(options.device)
+    with torch_threads(options.threads):
+        return measure_and_report(
+            list_comparisons(options, device),
+            device,
+            seconds=options.seconds,
+            cold_cache=options.cold_cache,
+            options=asdict(options),
+            json=options.json,
+        )
+
+
+def list_comparisons(options: BenchmarkOptions, device: torch.device) -> list[Comparison]:
+    """The questions that the options ask, models first; fp16 has no training step."""
+    comparisons: list[Comparison] = []
+    cases = list(product(options.models(), options.precisions(), options.batches()))
+    if options.mode in ("inference", "all"):
+        comparisons += [
+            inference_comparison(model, batch, precision, device, compile=options.compile)
+            for model, precision, batch in cases
+        ]
+    if options.mode in ("training", "all"):
+        comparisons += [
+            training_comparison(model, batch, precision, device, compile=options.compile)
+            for model, precision, batch in cases
+            if precision != "fp16"
+        ]
+    if options.mode in ("operators", "all"):
+        for model, precision, batch in cases:
+            comparisons += operator_comparisons(model, batch, precision, device, backward=options.backward)
+    return comparisons
+
+
+def measure_and_report(
+    comparisons: list[Comparison],
+    device: torch.device,
+    *,
+    seconds: float,
+    cold_cache: bool,
+    options: dict[str, Any],
+    json: str | None,
+) -> int:
+    """Runs comparisons one after the other, prints them, and writes the results.
+
+    Args:
+        comparisons: the questions.
+        device: where the subjects run.
+        seconds: for all measurements together, shared by weight.
+        cold_cache: empty the caches before every run.
+        options: what the report says was asked for.
+        json: file for the results, or None.
+
+    Returns:
+        The exit code: 0, or 1 if a subject's results disagree with the reference.
+    """
+    report = Report(describe_machine(device), options)
+    cpu = report.machine["cpu"]
+    warn_into(report, busy_warning(report.machine["load_average"], cpu["cores"]))
+    if cpu["threads"] > cpu["cores"]:
+        warn_into(report, f"{cpu['threads']} threads share {cpu['cores']} cores; set threads={cpu['cores']}")
+    print(machine_line(report.machine), LEGEND, sep="\n", flush=True)
+
+    timer = create_timer(device, cold_cache=cold_cache)
+    total_weight = sum(comparison.weight for comparison in comparisons)
+    exit_code = 0
+    for comparison in comparisons:
+        outcome = run_comparison(comparison, timer, seconds * comparison.weight / total_weight)
+        report.outcomes.append(outcome)
+        print("", outcome_text(outcome), sep="\n", flush=True)
+        for line in disagreements(outcome):
+            warn_into(report, line)
+            exit_code = 1
+    if json is not None:
+        table = write_report(report, Path(json))
+        print(f"\nwritten: {json} and {table}", file=sys.stderr)
+    return exit_code
+
+
+def warn_into(report: Report, message: str | None) -> None:
+    """Warns the user and keeps the warning with the results, where it matters longer."""
+    if message is not None:
+        report.warnings.append(message)
+        warnings.warn(message, stacklevel=2)
+
+
+@contextmanager
+def torch_threads(threads: int | None) -> Iterator[None]:
+    """Sets torch's number of CPU threads for a while; None leaves it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if threads is None else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,196 @@
+"""One question, the subjects that answer it, and what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from vitfast.benchmarking.agreement import TOLERANCE, agrees, relative_l2
+from vitfast.benchmarking.harness import Measurement, measure
+from vitfast.benchmarking.spread import Spread
+from vitfast.benchmarking.subject import Subject
+from vitfast.benchmarking.timer import Timer
+
+
+@dataclass(frozen=True)
+class Contest:
+    """The subjects of one comparison, ready to run, and the work that each run does.
+
+    Attributes:
+        subjects: who is measured.
+        reference: computes the result that all outputs are held against; None: there is no second implementation.
+        reference_name: what that is, in words.
+        left_out: name of a subject that cannot take part -> why.
+        images: images in a run.
+        gflop: floating-point operations in a run, in 1e9.
+        gigabyte: bytes that a run reads and writes at least, in 1e9.
+    """
+
+    subjects: list[Subject]
+    reference: Callable[[], Tensor] | None = None
+    reference_name: str = ""
+    left_out: dict[str, str] = field(default_factory=dict)
+    images: int | None = None
+    gflop: float | None = None
+    gigabyte: float | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A question to measure. Building it takes memory and time, so that is done when its turn comes.
+
+    Attributes:
+        mode: ``"inference"``, ``"training"``, ``"operators"`` or ``"loader"``.
+        title: the question in a line.
+        labels: the same for programs: model, batch, precision, shape …
+        precision: the arithmetic, a key of ``agreement.TOLERANCE``.
+        weight: its share of the time, relative to the other comparisons.
+        build: makes the contest.
+    """
+
+    mode: str
+    title: str
+    labels: dict[str, Any]
+    precision: str
+    weight: float
+    build: Callable[[], Contest]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One subject's figures in a comparison.
+
+    Attributes:
+        subject: its name.
+        is_limit: see ``Subject``.
+        error: relative L2 distance to the reference; None if there is nothing to compare.
+        time_ms: of one run.
+        rounds: number of samples.
+        repeats: runs in a sample.
+        images_per_s: at the median time; None if the run has no images.
+        gflop_per_s: at the median time; None if no operation has a formula.
+        gigabyte_per_s: at the median time; None if the comparison is not about memory.
+        against: the fastest other subject that is no limit, None if there is no other.
+        speedup: how many times faster than that one, formed round by round.
+    """
+
+    subject: str
+    is_limit: bool
+    error: float | None
+    time_ms: Spread
+    rounds: int
+    repeats: int
+    images_per_s: float | None
+    gflop_per_s: float | None
+    gigabyte_per_s: float | None
+    against: str | None
+    speedup: Spread | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one comparison found.
+
+    Attributes:
+        mode: of the comparison.
+        title: of the comparison.
+        labels: of the comparison.
+        precision: of the comparison.
+        reference_name: what the errors are distances to.
+        left_out: name of a subject that could not take part -> why.
+        images: images in a run.
+        gflop: 1e9 floating-point operations in a run.
+        gigabyte: 1e9 bytes in a run.
+        standings: a row for each subject.
+    """
+
+    mode: str
+    title: str
+    labels: dict[str, Any]
+    precision: str
+    reference_name: str
+    left_out: dict[str, str]
+    images: int | None
+    gflop: float | None
+    gigabyte: float | None
+    standings: list[Standing]
+
+
+def run_comparison(comparison: Comparison, timer: Timer, budget_s: float) -> Outcome:
+    """Builds the contest, checks that its subjects agree, then measures them.
+
+    Args:
+        comparison: the question.
+        timer: the clock.
+        budget_s: seconds to measure for; building and checking come on top.
+    """
+    contest = comparison.build()
+    errors = _errors(contest)
+    measurements = measure(contest.subjects, timer, budget_s)
+    return Outcome(
+        mode=comparison.mode,
+        title=comparison.title,
+        labels=comparison.labels,
+        precision=comparison.precision,
+        reference_name=contest.reference_name,
+        left_out=contest.left_out,
+        images=contest.images,
+        gflop=contest.gflop,
+        gigabyte=contest.gigabyte,
+        standings=[_standing(one, measurements, errors, contest) for one in measurements],
+    )
+
+
+def _errors(contest: Contest) -> dict[str, float]:
+    """Name -> distance to the reference, of the subjects that have an output."""
+    if contest.reference is None:
+        return {}
+    reference = contest.reference()
+    return {
+        subject.name: relative_l2(subject.output().to(reference.dtype), reference)
+        for subject in contest.subjects
+        if subject.output is not None
+    }
+
+
+def _standing(
+    one: Measurement, measurements: list[Measurement], errors: dict[str, float], contest: Contest
+) -> Standing:
+    time_s = one.time_s
+    rival = fastest_rival(one, measurements)
+
+    def rate(amount: float | None) -> float | None:
+        return None if amount is None or time_s.median <= 0.0 else amount / time_s.median
+
+    return Standing(
+        subject=one.subject.name,
+        is_limit=one.subject.is_limit,
+        error=errors.get(one.subject.name),
+        time_ms=time_s.scaled(1e3),
+        rounds=len(one.samples_s),
+        repeats=one.repeats,
+        images_per_s=rate(contest.images),
+        gflop_per_s=rate(contest.gflop),
+        gigabyte_per_s=rate(contest.gigabyte),
+        against=rival.subject.name if rival else None,
+        speedup=one.speedup_over(rival) if rival else None,
+    )
+
+
+def fastest_rival(one: Measurement, measurements: list[Measurement]) -> Measurement | None:
+    """The other subject with the smallest median time, limits left out; None if there is no other."""
+    rivals = [other for other in measurements if other is not one and not other.subject.is_limit]
+    return min(rivals, key=lambda other: other.time_s.median, default=None)
+
+
+def disagreements(outcome: Outcome) -> list[str]:
+    """A line for each subject whose result is further from the reference than rounding explains."""
+    return [
+        f"{outcome.title}: {standing.subject} differs from {outcome.reference_name} by {standing.error:.1e} "
+        f"(relative L2), more than {TOLERANCE[outcome.precision]:g}: its time says nothing"
+        for standing in outcome.standings
+        if standing.error is not None and not agrees(standing.error, outcome.precision)
+    ]

@@ -1,0 +1,108 @@
+"""Single operators at the shapes that a model gives them: vitfast against torch's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vitfast.benchmarking.agreement import joined
+from vitfast.benchmarking.comparison import Comparison, Contest
+from vitfast.benchmarking.model_comparison import DTYPES
+from vitfast.benchmarking.operator_cases import OPERATORS, OperatorCase, Sizes
+from vitfast.benchmarking.subject import Subject
+from vitfast.benchmarking.work import count_gflop, gigabytes
+
+WEIGHT = 1.0
+
+
+@dataclass(frozen=True)
+class _Runner:
+    """An operator with its inputs, forward or forward and backward."""
+
+    function: Callable[..., tuple[Tensor, ...]]
+    inputs: tuple[Tensor, ...]
+    backward: bool
+
+    def __call__(self) -> tuple[Tensor, ...]:
+        if not self.backward:
+            with torch.inference_mode():
+                return self.function(*self.inputs)
+        outputs = self.function(*self.inputs)
+        return torch.autograd.grad(outputs, self.inputs, [torch.ones_like(output) for output in outputs])
+
+    def output(self) -> Tensor:
+        return joined(self())
+
+
+def operator_comparisons(
+    model_name: str, batch: int, precision: str, device: torch.device, *, backward: bool = False
+) -> list[Comparison]:
+    """One question for each operator: how fast is it at the shapes of a model.
+
+    Args:
+        model_name: one of ``vitfast.list_models()``.
+        batch: images in a run.
+        precision: type of the inputs, a key of ``DTYPES``.
+        device: where it runs.
+        backward: measure forward and backward together; the check is then on the gradients.
+
+    Returns:
+        Only the operators that have the precision and, if asked for, a gradient to compare.
+    """
+    sizes = Sizes.of_model(model_name, batch)
+    return [
+        _comparison(name, make, model_name, sizes, precision, device, backward)
+        for name, make in OPERATORS.items()
+        if not name.startswith("quantize_float") or (precision == "fp32" and not backward)
+    ]
+
+
+def _comparison(
+    name: str,
+    make: Callable[[Sizes, Callable[..., Tensor]], OperatorCase],
+    model_name: str,
+    sizes: Sizes,
+    precision: str,
+    device: torch.device,
+    backward: bool,
+) -> Comparison:
+    def build() -> Contest:
+        generator = torch.Generator().manual_seed(0)
+
+        def random(*shape: int) -> Tensor:
+            tensor = torch.randn(shape, generator=generator).to(device, DTYPES[precision])
+            return tensor.requires_grad_(backward)
+
+        return _contest(make(sizes, random), backward)
+
+    direction = "forward and backward" if backward else "forward"
+    return Comparison(
+        mode="operators",
+        title=f"{name} {direction}, {sizes.describe()}, {precision}",
+        labels={"operator": name, "direction": direction, "model": model_name, "batch": sizes.batch, **sizes.labels()},
+        precision=precision,
+        weight=WEIGHT,
+        build=build,
+    )
+
+
+def _contest(case: OperatorCase, backward: bool) -> Contest:
+    runners = {name: _Runner(function, case.inputs, backward) for name, function in case.rivals.items()}
+    subjects = [Subject(name, run=runner, output=runner.output) for name, runner in runners.items()]
+    if not backward:
+        subjects += [
+            Subject(name, run=_Runner(function, case.inputs, backward=False), is_limit=True)
+            for name, function in case.limits.items()
+        ]
+    wide = tuple(tensor.detach().double().requires_grad_(backward) for tensor in case.inputs)
+    has_traffic = case.is_memory_bound and not backward
+    return Contest(
+        subjects=subjects,
+        reference=_Runner(case.rivals["torch"], wide, backward).output,
+        reference_name="torch in fp64",
+        gflop=count_gflop(runners["vitfast"]),
+        gigabyte=gigabytes([*case.inputs, *runners["vitfast"]()]) if has_traffic else None,
+    )

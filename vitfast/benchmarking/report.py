@@ -1,0 +1,174 @@
+"""The findings of one benchmark run, as a table for people and as JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vitfast.benchmarking.comparison import Outcome, Standing
+from vitfast.benchmarking.spread import Spread
+from vitfast.engine.text_table import text_table
+from vitfast.errors import UserError
+
+FORMAT_VERSION = 1
+
+LEGEND = (
+    "time: median (quartiles) of interleaved rounds. speed: against the fastest other subject of the same comparison, "
+    "formed round by round; above 1 is faster. error: relative L2 distance to the reference. "
+    "[in brackets]: does less work than the others, a bound."
+)
+
+
+@dataclass(frozen=True)
+class Report:
+    """One run of the benchmark.
+
+    Attributes:
+        machine: see ``describe_machine``.
+        options: as they were given.
+        warnings: what makes the figures doubtful.
+        outcomes: one for each comparison.
+    """
+
+    machine: dict[str, Any]
+    options: dict[str, Any]
+    warnings: list[str] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)
+
+
+def machine_line(machine: dict[str, Any]) -> str:
+    """The machine in two lines of text."""
+    cpu, packages = machine["cpu"], machine["packages"]
+    libraries = ", ".join(f"{name} {packages[name]}" for name in ("torch", "torchvision", "timm") if packages.get(name))
+    gpu = f"{machine['gpu']['name']}; " if machine["gpu"] else ""
+    instruction_set = machine["build_info"]["cpu"]["instruction_set"]
+    return (
+        f"{gpu}{cpu['model']}, {cpu['cores']} cores, {cpu['threads']} threads, load {machine['load_average']}, "
+        f"{machine['date']}\nvitfast {packages['vitfast']} (CPU kernels: {instruction_set}), {libraries}, "
+        f"Python {machine['python']}"
+    )
+
+
+def outcome_text(outcome: Outcome) -> str:
+    """One comparison as plain text: title, table, who could not take part."""
+    header, rows = _cells(outcome)
+    lines = [_heading(outcome), text_table(header, rows)]
+    return "\n".join(lines + [f"without {name}: {why}" for name, why in outcome.left_out.items()])
+
+
+def markdown(report: Report) -> str:
+    """The whole report as Markdown, for a results folder."""
+    blocks = ["# Benchmark results", machine_line(report.machine).replace("\n", "  \n"), LEGEND]
+    blocks += [f"**Warning**: {warning}" for warning in report.warnings]
+    for outcome in report.outcomes:
+        header, rows = _cells(outcome)
+        blocks.append(f"## {outcome.title}")
+        blocks.append(_markdown_table(header, rows))
+        notes = [_work(outcome), *(f"without {name}: {why}" for name, why in outcome.left_out.items())]
+        if any(notes):
+            blocks.append("  \n".join(note for note in notes if note))
+    return "\n\n".join(blocks) + "\n"
+
+
+def write_report(report: Report, path: Path) -> Path:
+    """Writes ``path`` (JSON) and, beside it, the tables as Markdown.
+
+    Args:
+        report: what to write.
+        path: a file ending in ``.json``; it is replaced if it exists.
+
+    Returns:
+        The Markdown file's path.
+
+    Raises:
+        UserError: the files cannot be written.
+    """
+    table = path.with_suffix(".md")
+    content = json.dumps({"format_version": FORMAT_VERSION, **_rounded(asdict(report))}, indent=1) + "\n"
+    try:
+        for target, text in ((path, content), (table, markdown(report))):
+            temporary = target.with_name(target.name + ".tmp")
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, target)
+    except OSError as error:
+        raise UserError(f"json={path} cannot be written: {error.strerror or error}") from error
+    return table
+
+
+def number(value: float | None) -> str:
+    """Three significant digits, without an exponent where that is readable; ``-`` for None."""
+    if value is None:
+        return "-"
+    if value >= 1000:
+        return f"{value:,.0f}"
+    return re.sub(r"\.$", "", f"{value:#.3g}") if value >= 0.001 else f"{value:.1e}"
+
+
+def _cells(outcome: Outcome) -> tuple[list[str], list[list[str]]]:
+    """Header and rows; rate columns appear only where the comparison has them."""
+    columns = [("subject", [f"[{one.subject}]" if one.is_limit else one.subject for one in outcome.standings])]
+    columns.append(("time", [_time(one.time_ms) for one in outcome.standings]))
+    rates = (("images/s", "images_per_s"), ("GFLOP/s", "gflop_per_s"), ("GB/s", "gigabyte_per_s"))
+    for title, attribute in rates:
+        values = [getattr(one, attribute) for one in outcome.standings]
+        if any(value is not None for value in values):
+            columns.append((title, [number(value) for value in values]))
+    columns.append(("speed", [_speed(one) for one in outcome.standings]))
+    columns.append(("against", [one.against or "-" for one in outcome.standings]))
+    columns.append(("error", ["-" if one.error is None else _error(one.error) for one in outcome.standings]))
+    columns.append(("rounds", [str(one.rounds) for one in outcome.standings]))
+    header = [title for title, _ in columns]
+    return header, [list(row) for row in zip(*(cells for _, cells in columns), strict=True)]
+
+
+def _time(time_ms: Spread) -> str:
+    """Median and quartiles in one unit, ms or µs."""
+    unit, factor = ("ms", 1.0) if time_ms.median >= 1.0 else ("µs", 1e3)
+    shown = time_ms.scaled(factor)
+    return f"{number(shown.median)} {unit} ({number(shown.lower)}–{number(shown.upper)})"
+
+
+def _speed(standing: Standing) -> str:
+    speedup = standing.speedup
+    return "-" if speedup is None else f"{speedup.median:.2f}x ({speedup.lower:.2f}–{speedup.upper:.2f})"
+
+
+def _error(error: float) -> str:
+    return "0" if error == 0.0 else f"{error:.1e}"
+
+
+def _heading(outcome: Outcome) -> str:
+    work = _work(outcome)
+    return outcome.title + (f" ({work})" if work else "")
+
+
+def _work(outcome: Outcome) -> str:
+    parts = []
+    if outcome.gflop is not None:
+        parts.append(f"{number(outcome.gflop)} GFLOP")
+    if outcome.gigabyte is not None:
+        parts.append(f"{number(outcome.gigabyte * 1e3)} MB")
+    if outcome.reference_name:
+        parts.append(f"error against {outcome.reference_name}")
+    return "; ".join(parts)
+
+
+def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    ruler = ["---"] + ["---:"] * (len(header) - 1)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, ruler, *rows))
+
+
+def _rounded(value: Any) -> Any:
+    """Numbers to six digits, which is more than any of them is good for; NaN and infinities to null, as JSON needs."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if value - value == 0.0 else None
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(one) for one in value]
+    return value
