@@ -1,5 +1,5 @@
-// The Python module vitfast._C: how it was built and what the processor can do. It never sees a tensor: the operators are
-// registered with torch by the libraries.
+// The Python module vitfast._C: how it was built and what the processor can do. It never sees a tensor: the operators
+// are registered with torch by the libraries.
 
 #include <map>
 #include <string>
@@ -56,5 +56,8 @@ std::map<std::string, bool> cpu_features() {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "How vitfast was built, and what the processor can do.";
   m.def("build_info", &build_info, "The compiler, the C++ standard, and the versions built against.");
-  m.def("cpu_features", &cpu_features, "Instruction set -> whether this processor has it; empty where there is no choice.");
+  m.def(
+      "cpu_features",
+      &cpu_features,
+      "Instruction set -> whether this processor has it; empty where there is no choice.");
 }

@@ -1,0 +1,52 @@
+"""The PEP 517 backend: setuptools', whose build requirements depend on what is built.
+
+With VITFAST_BUILD=none a build needs neither torch nor ninja, nor does a source distribution. NVIDIA's CUTLASS headers
+(the nvidia-cutlass package, whose own dependencies are heavy) will be asked for here, in ``_native_requirements``, only
+where nvcc is used, as soon as a source includes them; none does today.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from setuptools.build_meta import (
+    build_editable,
+    build_sdist,
+    build_wheel,
+    get_requires_for_build_sdist,
+    prepare_metadata_for_build_editable,
+    prepare_metadata_for_build_wheel,
+)
+
+from vitfast_build.errors import BuildError
+from vitfast_build.options import BuildOptions
+
+__all__ = [
+    "build_editable",
+    "build_sdist",
+    "build_wheel",
+    "get_requires_for_build_editable",
+    "get_requires_for_build_sdist",
+    "get_requires_for_build_wheel",
+    "prepare_metadata_for_build_editable",
+    "prepare_metadata_for_build_wheel",
+]
+
+
+def get_requires_for_build_wheel(config_settings: dict[str, Any] | None = None) -> list[str]:
+    """What pip installs before it builds a wheel, besides setuptools."""
+    return _native_requirements()
+
+
+def get_requires_for_build_editable(config_settings: dict[str, Any] | None = None) -> list[str]:
+    """What pip installs before it builds an editable installation, besides setuptools."""
+    return _native_requirements()
+
+
+def _native_requirements() -> list[str]:
+    try:
+        options = BuildOptions.from_environment(os.environ)
+    except BuildError as error:
+        raise SystemExit(f"error: {error}") from None
+    return [] if options.build == "none" else ["torch>=2.11", "pybind11>=2.12", "ninja"]

@@ -1,0 +1,129 @@
+"""The environment variables that steer the build."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from vitfast_build.errors import BuildError
+
+CUDA_CHOICES = ("auto", "1", "0")
+BUILD_CHOICES = ("all", "none")
+MIN_ARCHITECTURE = (8, 0)
+# sm_90a code runs on compute capability 9.0 only; everything newer runs the PTX of 8.0
+DEFAULT_ARCHITECTURES = "8.0+PTX;9.0a"
+
+_ARCHITECTURE = re.compile(r"(\d{1,2})\.(\d)([af]?)(\+PTX)?")
+
+
+@dataclass(frozen=True)
+class CudaArchitecture:
+    """One entry of TORCH_CUDA_ARCH_LIST, such as ``9.0a`` or ``8.0+PTX``."""
+
+    major: int
+    minor: int
+    suffix: str = ""
+    ptx: bool = False
+
+    @property
+    def code(self) -> str:
+        """The number as nvcc spells it: ``90a`` in ``sm_90a`` and ``compute_90a``."""
+        return f"{self.major}{self.minor}{self.suffix}"
+
+    @property
+    def nvcc_flags(self) -> list[str]:
+        """The -gencode options: machine code, and PTX if the entry asks for it."""
+        flags = [f"-gencode=arch=compute_{self.code},code=sm_{self.code}"]
+        if self.ptx:
+            flags.append(f"-gencode=arch=compute_{self.code},code=compute_{self.code}")
+        return flags
+
+    def __str__(self) -> str:
+        return f"{self.major}.{self.minor}{self.suffix}{'+PTX' if self.ptx else ''}"
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What the user asked for.
+
+    Attributes:
+        cuda: ``VITFAST_CUDA``: ``auto`` builds the CUDA library where it can, ``1`` demands it, ``0`` leaves it out.
+        build: ``VITFAST_BUILD``: ``none`` installs pure PyTorch.
+        max_jobs: ``MAX_JOBS``, the largest number of compilers at a time; None leaves it to cores and memory.
+        architectures: ``TORCH_CUDA_ARCH_LIST`` from 8.0 up.
+        left_out: entries of ``TORCH_CUDA_ARCH_LIST`` below 8.0, which the kernels do not support.
+    """
+
+    cuda: str
+    build: str
+    max_jobs: int | None
+    architectures: tuple[CudaArchitecture, ...]
+    left_out: tuple[CudaArchitecture, ...] = ()
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> BuildOptions:
+        """Reads and checks the variables; an empty one counts as unset.
+
+        Raises:
+            BuildError: a value is not one of those allowed.
+        """
+        cuda = _choice(environment, "VITFAST_CUDA", CUDA_CHOICES)
+        build = _choice(environment, "VITFAST_BUILD", BUILD_CHOICES)
+        if build == "none" and cuda == "1":
+            raise BuildError(
+                "VITFAST_BUILD=none compiles nothing, but VITFAST_CUDA=1 demands the CUDA library.\n"
+                "Unset one of them: unset VITFAST_BUILD, or unset VITFAST_CUDA"
+            )
+        supported, left_out = parse_architectures(environment.get("TORCH_CUDA_ARCH_LIST", ""))
+        return cls(cuda, build, _max_jobs(environment.get("MAX_JOBS", "")), supported, left_out)
+
+
+def parse_architectures(text: str) -> tuple[tuple[CudaArchitecture, ...], tuple[CudaArchitecture, ...]]:
+    """Parses TORCH_CUDA_ARCH_LIST: entries such as ``9.0a`` or ``8.0+PTX``, separated by spaces, commas or semicolons.
+
+    Returns:
+        The architectures that the kernels support, and those that they do not (below 8.0).
+
+    Raises:
+        BuildError: an entry has another form, or none of them is supported.
+    """
+    parsed = []
+    for entry in re.split(r"[\s;,]+", text.strip() or DEFAULT_ARCHITECTURES):
+        match = _ARCHITECTURE.fullmatch(entry)
+        if match is None:
+            raise BuildError(
+                f"TORCH_CUDA_ARCH_LIST={text!r}: {entry!r} is no architecture; allowed are entries such as 8.0, 8.9+PTX"
+                f' or 9.0a, separated by semicolons.\nLike this: export TORCH_CUDA_ARCH_LIST="{DEFAULT_ARCHITECTURES}"'
+            )
+        major, minor, suffix, ptx = match.groups()
+        parsed.append(CudaArchitecture(int(major), int(minor), suffix, ptx is not None))
+    supported = tuple(item for item in dict.fromkeys(parsed) if (item.major, item.minor) >= MIN_ARCHITECTURE)
+    left_out = tuple(item for item in dict.fromkeys(parsed) if item not in supported)
+    if not supported:
+        raise BuildError(
+            f"TORCH_CUDA_ARCH_LIST={text!r} names no architecture from 8.0 (A100) up; vitfast's kernels need one.\n"
+            f'Use export TORCH_CUDA_ARCH_LIST="{DEFAULT_ARCHITECTURES}", or leave CUDA out: export VITFAST_CUDA=0'
+        )
+    return supported, left_out
+
+
+def _choice(environment: Mapping[str, str], name: str, choices: tuple[str, ...]) -> str:
+    value = environment.get(name, "") or choices[0]
+    if value not in choices:
+        raise BuildError(
+            f"{name}={value!r} is not known; allowed: {', '.join(choices)}.\n"
+            f"Use export {name}={choices[0]}, which is the default"
+        )
+    return value
+
+
+def _max_jobs(text: str) -> int | None:
+    if not text:
+        return None
+    if not re.fullmatch(r"[0-9]+", text) or int(text) == 0:
+        raise BuildError(
+            f"MAX_JOBS={text!r} is no positive number of compilers that may run at a time.\n"
+            "Use export MAX_JOBS=2, or leave it to cores and memory: unset MAX_JOBS"
+        )
+    return int(text)

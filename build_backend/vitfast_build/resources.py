@@ -1,0 +1,71 @@
+"""What ptxas says about each kernel: registers and spills.
+
+``python -m vitfast_build.resources build`` reads the reports that a build has left in its folder, and fails on a spill.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from vitfast_build.native_build import PTXAS_LOG_SUFFIX
+
+_COMPILING = re.compile(r"Compiling entry function '(\w+)' for '(\w+)'")
+_FRAME = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+_REGISTERS = re.compile(r"Used (\d+) registers")
+
+
+@dataclass(frozen=True)
+class KernelResources:
+    """What one kernel needs on one architecture; bytes are those of one thread."""
+
+    name: str
+    architecture: str
+    registers: int
+    stack_bytes: int
+    spill_bytes: int
+
+
+def parse_report(text: str) -> list[KernelResources]:
+    """Reads the output of ``ptxas -v``."""
+    kernels = []
+    name = architecture = ""
+    stack = spill = 0
+    for line in text.splitlines():
+        if match := _COMPILING.search(line):
+            name, architecture = match[1], match[2]
+        elif match := _FRAME.search(line):
+            stack, spill = int(match[1]), int(match[2]) + int(match[3])
+        elif (match := _REGISTERS.search(line)) and name:
+            kernels.append(KernelResources(name, architecture, int(match[1]), stack, spill))
+            name = ""
+    return kernels
+
+
+def main(arguments: list[str]) -> int:
+    """Prints every kernel of the reports below a build folder; returns 1 if there is none, or one spills."""
+    folder = Path(arguments[0] if arguments else "build")
+    reports = sorted(folder.rglob(f"*{PTXAS_LOG_SUFFIX}"))
+    kernels = [kernel for report in reports for kernel in parse_report(report.read_text())]
+    if not kernels:
+        print(f"error: no {PTXAS_LOG_SUFFIX} report below {folder}: build with VITFAST_CUDA=1 first", file=sys.stderr)
+        return 1
+    for kernel, name in zip(kernels, _readable([kernel.name for kernel in kernels]), strict=True):
+        print(f"{kernel.architecture:8} {kernel.registers:4} registers {kernel.spill_bytes:5} bytes spilled  {name}")
+    spilling = [kernel for kernel in kernels if kernel.spill_bytes or kernel.stack_bytes]
+    print(f"{len(kernels)} kernels, {len(spilling)} of them spill or use the stack")
+    return 1 if spilling else 0
+
+
+def _readable(names: list[str]) -> list[str]:
+    if shutil.which("c++filt") is None:
+        return names
+    return subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True).stdout.splitlines()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,28 @@
+"""What pyproject.toml cannot say: how the native libraries are built. ``build_backend/vitfast_build`` does the work."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from setuptools import Extension, __version__, setup
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "build_backend"))
+
+from vitfast_build.commands import BuildNative, BuildPython
+from vitfast_build.errors import BuildError
+from vitfast_build.options import BuildOptions
+from vitfast_build.toolchain import check_setuptools
+
+try:
+    check_setuptools(__version__)
+    options = BuildOptions.from_environment(os.environ)
+except BuildError as error:
+    raise SystemExit(f"error: {error}") from None
+
+setup(
+    cmdclass={"build_ext": BuildNative, "build_py": BuildPython},
+    # vitfast._C stands for all three artefacts; the module is what makes the wheel one of this Python and platform
+    ext_modules=[] if options.build == "none" else [Extension("vitfast._C", ["csrc/module.cpp"])],
+)

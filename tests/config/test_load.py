@@ -1,0 +1,311 @@
+"""What a user types, and what comes of it: values, errors by their words, the round trip through YAML."""
+
+# ruff: noqa: RUF009 (option() makes a dataclass field)
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from vitfast.config import Config, list_recipes, load_config, load_options, option, to_yaml
+from vitfast.errors import UserError
+
+
+@dataclass
+class SmallOptions:
+    """Does something small."""
+
+    checkpoint: str = option(help="a run or a checkpoint")
+    images: list[str] = option(help="files", default_factory=lambda: ["a.png"])
+    top: int = option(3, "how many classes", minimum=1)
+    ratio: float = option(0.5, "a share")
+
+
+def test_no_arguments_mean_the_digits_recipe() -> None:
+    config = load_config([])
+
+    assert isinstance(config, Config)
+    assert config == load_config(["recipe=digits"])
+    assert (config.recipe, config.model.name, config.data.dataset) == ("digits", "vit_nano_patch2_8", "digits")
+
+
+def test_arguments_win_over_the_recipe_and_the_last_one_wins() -> None:
+    config = load_config(["optim.lr=1e-2", "schedule.epochs=3", "recipe=digits", "optim.lr=0.5"])
+
+    assert config.optim.lr == 0.5
+    assert config.schedule.epochs == 3
+
+
+def test_every_recipe_loads_and_names_itself() -> None:
+    assert {"digits", "cifar10_folder"} <= set(list_recipes())
+    for name, summary in list_recipes().items():
+        needs = ["data.root=/somewhere"] if name == "cifar10_folder" else []
+        assert load_config([f"recipe={name}", *needs]).recipe == name
+        assert len(summary) > 20
+
+
+@pytest.mark.parametrize(
+    ("argument", "key", "expected"),
+    [
+        ("optim.lr=1e-3", "optim.lr", 0.001),
+        ("optim.lr=1", "optim.lr", 1.0),
+        ("optim.clip_grad=null", "optim.clip_grad", None),
+        ("optim.betas=[0.8,0.99]", "optim.betas", [0.8, 0.99]),
+        ("data.mean=[0.1, 0.2, 0.3]", "data.mean", [0.1, 0.2, 0.3]),
+        ("train.compile=true", "train.compile", True),
+        ("model.fields.qkv_bias=false", "model.fields", {"qkv_bias": False}),
+        ("model.fields={mlp_ratio: 2, depth: 3}", "model.fields", {"mlp_ratio": 2, "depth": 3}),
+        ("run_dir=007", "run_dir", "007"),
+        ("run_dir=1e3", "run_dir", "1e3"),
+        ("run_dir=a=b: [c", "run_dir", "a=b: [c"),
+        ("run_dir=null", "run_dir", None),
+        ("train.resume=runs/x", "train.resume", "runs/x"),
+    ],
+)
+def test_values(argument: str, key: str, expected: object) -> None:
+    value: object = load_config([argument])
+    for name in key.split("."):
+        value = getattr(value, name)
+
+    assert value == expected
+    assert type(value) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("optim.lrr=1", ["no option 'optim.lrr'", "did you mean optim.lr?", "--help"]),
+        ("lr=1", ["no option 'lr'", "did you mean optim.lr?"]),
+        ("data.augment.flp=1", ["did you mean data.augment.flip?"]),
+        ("schedule.epoch=1", ["did you mean schedule.epochs?"]),
+        ("optim.lr.x=1", ["no option 'optim.lr.x'"]),
+        ("data.mean[0]=1", ["no option 'data.mean[0]'", "did you mean data.mean?"]),
+        ("optim=3", ["optim is a section", "optim.lr", "optim.betas"]),
+    ],
+)
+def test_unknown_key_names_the_nearest(argument: str, words: list[str]) -> None:
+    _assert_refused([argument], words)
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("optim.lr=abc", ["optim.lr=abc", "expected a number", "learning rate"]),
+        ("optim.lr=true", ["optim.lr=true", "expected a number"]),
+        ("optim.lr=null", ["optim.lr=null", "expected a number"]),
+        ("optim.lr=", ["optim.lr= has no value", "expected a number"]),
+        ("data.root=", ["data.root= has no value", "text or null"]),
+        ("seed=1.5", ["seed=1.5", "expected a whole number"]),
+        ("schedule.epochs=true", ["schedule.epochs=true", "expected a whole number"]),
+        ("train.compile=maybe", ["train.compile=maybe", "expected true or false"]),
+        ("train.threads=x", ["train.threads=x", "a whole number or null"]),
+        ("data.mean=0.5", ["data.mean=0.5", "a list of numbers"]),
+        ("data.mean=[0.5,x]", ["data.mean=[0.5, x]", "a list of numbers"]),
+        ("data.mean=[0.5", ["data.mean=[0.5", "cannot be read", "a list of numbers"]),
+        ("model.fields=null", ["model.fields=null", "a mapping"]),
+        ("run_dir=${nowhere}", ["run_dir", "nowhere"]),
+    ],
+)
+def test_wrong_type_says_key_value_and_expected_type(argument: str, words: list[str]) -> None:
+    _assert_refused([argument], words)
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("schedule.epochs=0", ["schedule.epochs=0", ">= 1"]),
+        ("optim.lr=-1", ["optim.lr=-1", "> 0"]),
+        ("optim.lr=0", ["optim.lr=0", "> 0"]),
+        ("optim.lr=nan", ["optim.lr=nan", "> 0"]),
+        ("optim.lr=inf", ["optim.lr=inf", "> 0"]),
+        ("data.batch_size=0", ["data.batch_size=0", ">= 1"]),
+        ("data.workers=-1", ["data.workers=-1", ">= 0"]),
+        ("optim.label_smoothing=1", ["optim.label_smoothing=1", ">= 0, < 1"]),
+        ("optim.ema_decay=1", ["optim.ema_decay=1", "> 0, < 1"]),
+        ("optim.betas=[0.9]", ["optim.betas=[0.9]", "2 values"]),
+        ("optim.betas=[0.9,1]", ["optim.betas=[0.9, 1]", "each >= 0, < 1"]),
+        ("optim.name=adam", ["optim.name=adam", "one of: adamw", "did you mean adamw?"]),
+        ("train.precision=fp23", ["train.precision=fp23", "one of: fp32, bf16", "did you mean fp32?"]),
+        ("train.device=tpu", ["train.device=tpu", "one of: auto, cpu, cuda"]),
+        ("data.dataset=digit", ["data.dataset=digit", "one of: digits, image_folder", "did you mean digits?"]),
+        ("data.interpolation=cubic", ["data.interpolation=cubic", "nearest, bilinear, bicubic"]),
+        ("data.in_chans=2", ["data.in_chans=2", "one of: 1, 3"]),
+        ("data.mean=[nan]", ["data.mean=[nan]", "1 or 3 values"]),
+        ("data.mean=[1,2]", ["data.mean=[1, 2]", "1 or 3 values"]),
+        ("data.std=[0]", ["data.std=[0]", "each > 0"]),
+        ("data.crop_pct=1.5", ["data.crop_pct=1.5", "> 0, <= 1"]),
+        ("seed=-1", ["seed=-1", ">= 0"]),
+    ],
+)
+def test_value_out_of_range_says_what_is_allowed(argument: str, words: list[str]) -> None:
+    _assert_refused([argument], words)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["schedule.min_lr=1"], ["schedule.min_lr=1 is above optim.lr="]),
+        (["data.augment.crop_scale=0.5", "data.augment.crop_pad=1"], ["data.augment.crop_scale=0.5", "crop_pad=1"]),
+        (["data.augment.crop_ratio=[2,1]"], ["data.augment.crop_ratio=[2, 1]", "must not exceed"]),
+        (["data.root=/x"], ["data.root=/x", "digits is embedded", "data.dataset=image_folder"]),
+        (["data.dataset=image_folder"], ["image_folder needs data.root=FOLDER"]),
+    ],
+)
+def test_options_that_contradict_each_other(arguments: list[str], words: list[str]) -> None:
+    _assert_refused(arguments, words)
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("optim.lr", ["'optim.lr' is not of the form key=value", "write optim.lr=VALUE"]),
+        ("--optim.lr=3", ["write optim.lr=3"]),
+        ("--optim.weight-decay=3", ["write optim.weight_decay=3"]),
+        ("--verbose", ["not a flag", "--help", "--print-config"]),
+        ("cifar10_folder", ["write recipe=cifar10_folder"]),
+        ("=3", ["no key before the '='"]),
+        ("epochs", ["not of the form key=value, such as schedule.epochs=VALUE"]),
+        ("", ["not of the form key=value"]),
+    ],
+)
+def test_argument_of_another_form_is_explained(argument: str, words: list[str]) -> None:
+    _assert_refused([argument], words)
+
+
+def test_missing_recipe_lists_those_that_exist(tmp_path: Path) -> None:
+    _assert_refused(["recipe=digit"], ["no recipe 'digit'", "did you mean digits?", "cifar10_folder, digits"])
+    _assert_refused(["recipe=nowhere.yaml"], ["nowhere.yaml does not exist", "cifar10_folder, digits"])
+    _assert_refused([f"recipe={tmp_path}/"], ["is a folder", "config.yaml"])
+    _assert_refused(["recipe=null"], ["no recipe 'null'"])
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("optim:\n  lrr: 1\n", ["no option 'optim.lrr'", "did you mean optim.lr?"]),
+        ("optim:\n  lr: fast\n", ["optim.lr=fast", "expected a number"]),
+        ("optim: 3\n", ["optim is a section"]),
+        ("optim:\n  lr: [1\n", ["line 3", "is not YAML"]),
+        ("- 1\n", ["holds no options"]),
+        ("seed: true\n", ["seed=true", "expected a whole number"]),
+        ("\0", ["cannot be read"]),
+    ],
+)
+def test_error_in_a_recipe_names_the_file(tmp_path: Path, content: str, words: list[str]) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(content)
+
+    _assert_refused([f"recipe={path}"], [str(path), *words])
+
+
+def test_recipe_file_may_use_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VITFAST_TEST_RUNS", "/runs/here")
+    path = tmp_path / "mine.yaml"
+    path.write_text("run_dir: ${oc.env:VITFAST_TEST_RUNS}/a\n")
+
+    config = load_config([f"recipe={path}"])
+
+    assert config.run_dir == "/runs/here/a"
+    assert config.recipe == str(path)
+    monkeypatch.delenv("VITFAST_TEST_RUNS")
+    _assert_refused([f"recipe={path}"], ["run_dir", "VITFAST_TEST_RUNS"])
+    with pytest.raises(SystemExit):
+        load_config([f"recipe={path}", "--help"])
+
+
+@pytest.mark.parametrize("content", ["", "# nothing\n", "optim:\n  # lr: 1\ndata:\n  augment:\n"])
+def test_empty_recipe_file_sets_nothing(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(content)
+
+    assert asdict(load_config([f"recipe={path}"])) == asdict(Config()) | {"recipe": str(path)}
+
+
+_TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"], exclude_characters="$"), min_size=1)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    run_dir=_TEXT.filter(str.strip),
+    lr=st.floats(min_value=1e-5, max_value=1e3, allow_nan=False),
+    seed=st.integers(0, 2**32 - 1),
+    mean=st.none() | st.lists(st.floats(-10, 10), min_size=3, max_size=3),
+    fields=st.dictionaries(st.from_regex("[a-z_]{1,8}", fullmatch=True), st.booleans() | st.integers() | _TEXT),
+)
+def test_round_trip_through_yaml(tmp_path: Path, run_dir, lr, seed, mean, fields) -> None:
+    config = load_config([f"run_dir={run_dir}", f"optim.lr={lr!r}", f"seed={seed}", "data.dataset=digits"])
+    config.data.mean = mean
+    config.model.fields = fields
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(config), encoding="utf-8")
+
+    again = load_config([f"recipe={path}"])
+
+    assert again == config
+    assert to_yaml(again) == to_yaml(config)
+
+
+def test_print_config_prints_what_load_config_gives(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as stop:
+        load_config(["optim.lr=0.25", "--print-config"])
+    printed = capsys.readouterr().out
+    path = tmp_path / "printed.yaml"
+    path.write_text(printed)
+
+    assert stop.value.code == 0
+    assert load_config([f"recipe={path}"]) == load_config(["optim.lr=0.25"])
+
+
+def test_print_config_shows_a_recipe_that_still_lacks_its_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        load_config(["recipe=cifar10_folder", "--print-config"])
+    assert "dataset: image_folder" in capsys.readouterr().out
+
+    with pytest.raises(UserError, match=r"data\.batch_size=0"):
+        load_config(["data.batch_size=0", "--print-config"])
+
+
+def test_options_of_another_command() -> None:
+    options = load_options(SmallOptions, ["checkpoint=runs/1", "images=[b.png,c.png]", "top=5"], "vitfast predict")
+
+    assert options == SmallOptions("runs/1", ["b.png", "c.png"], 5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["checkpoint=… is missing", "a run or a checkpoint", "vitfast predict --help"]),
+        (["checkpoint=x", "topp=1"], ["no option 'topp'", "did you mean top?"]),
+        (["checkpoint=x", "top=0"], ["top=0", ">= 1"]),
+        (["checkpoint=x", "top=many"], ["top=many", "a whole number"]),
+        (["checkpoint=x", "ratio=nan"], ["ratio=nan", "a finite number"]),
+        (["runs/x"], ["not of the form key=value"]),
+        (["checkpoint=x", "recipe=digits"], ["no option 'recipe'"]),
+    ],
+)
+def test_errors_of_another_command(arguments: list[str], words: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        load_options(SmallOptions, arguments, "vitfast predict")
+
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_loading_does_not_share_lists_between_configurations() -> None:
+    first = load_config([])
+    first.optim.betas[0] = math.pi
+
+    assert load_config([]).optim.betas[0] != math.pi
+
+
+def _assert_refused(arguments: list[str], words: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        load_config(arguments)
+    for word in words:
+        assert word in str(error.value)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,180 @@
+"""Every image a user may have: it is read as it should look, or refused by name."""
+
+from __future__ import annotations
+
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitfast.data import load_image
+from vitfast.errors import UserError
+
+CORNERS = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[0, 0, 0], [255, 255, 255], [255, 255, 0]]], np.uint8)
+
+
+def test_rgb_and_grey(tmp_path: Path) -> None:
+    path = tmp_path / "corners.png"
+    Image.fromarray(CORNERS).save(path)
+
+    np.testing.assert_array_equal(np.asarray(load_image(path)), CORNERS)
+    grey = load_image(path, 1)
+    assert grey.mode == "L"
+    assert np.asarray(grey)[0, 1] == 150  # ITU-R 601: 0.587 of 255
+
+
+def test_grey_file_becomes_rgb(tmp_path: Path) -> None:
+    path = tmp_path / "grey.png"
+    Image.fromarray(np.array([[0, 100], [200, 255]], np.uint8)).save(path)
+
+    np.testing.assert_array_equal(np.asarray(load_image(path, 3))[..., 2], [[0, 100], [200, 255]])
+
+
+def test_cmyk_jpeg(tmp_path: Path) -> None:
+    path = tmp_path / "cmyk.jpg"
+    Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(path)
+
+    assert np.abs(np.asarray(load_image(path)).astype(int) - [255, 0, 0]).max() <= 3
+
+
+def test_palette_with_alpha_keeps_its_colours_and_is_silent(tmp_path: Path) -> None:
+    path = tmp_path / "palette.png"
+    palette = Image.fromarray(CORNERS).quantize(8)
+    palette.save(path, transparency=bytes([0, 128] + [255] * 6))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        image = load_image(path)
+    np.testing.assert_array_equal(np.asarray(image), CORNERS)
+
+
+def test_alpha_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "alpha.png"
+    Image.new("RGBA", (2, 2), (10, 20, 30, 0)).save(path)
+
+    assert np.asarray(load_image(path)).tolist() == [[[10, 20, 30]] * 2] * 2
+
+
+def test_sixteen_bit_grey_keeps_its_upper_eight(tmp_path: Path) -> None:
+    path = tmp_path / "deep.png"
+    Image.fromarray(np.array([[0, 255, 256], [32768, 65280, 65535]], np.uint16)).save(path)
+
+    np.testing.assert_array_equal(np.asarray(load_image(path, 1)), [[0, 0, 1], [128, 255, 255]])
+
+
+def test_one_pixel(tmp_path: Path) -> None:
+    path = tmp_path / "one.bmp"
+    Image.new("RGB", (1, 1), (1, 2, 3)).save(path)
+
+    assert load_image(path).getpixel((0, 0)) == (1, 2, 3)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_honoured(tmp_path: Path, orientation: int) -> None:
+    stored = {
+        1: CORNERS,
+        2: CORNERS[:, ::-1],
+        3: CORNERS[::-1, ::-1],
+        4: CORNERS[::-1],
+        5: CORNERS.transpose(1, 0, 2),
+        6: np.rot90(CORNERS),
+        7: CORNERS.transpose(1, 0, 2)[::-1, ::-1],
+        8: np.rot90(CORNERS, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "turned.png"
+    Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=exif)
+
+    np.testing.assert_array_equal(np.asarray(load_image(path)), CORNERS)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_broken_exif_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "broken_exif.jpg"
+    Image.new("RGB", (8, 8), (200, 0, 0)).save(path, exif=b"Exif\0\0MM\0\x2a\0\0\xff\xff\xff\xff\0")
+
+    assert load_image(path).size == (8, 8)
+
+
+def test_content_counts_and_not_the_extension(tmp_path: Path) -> None:
+    path = tmp_path / "in_truth_a_png.jpg"
+    Image.fromarray(CORNERS).save(path, format="png")
+
+    np.testing.assert_array_equal(np.asarray(load_image(path)), CORNERS)
+
+
+def test_empty_file(tmp_path: Path) -> None:
+    (tmp_path / "empty.jpg").touch()
+    _assert_refused(tmp_path / "empty.jpg", "the file is empty")
+
+
+def test_no_image(tmp_path: Path) -> None:
+    (tmp_path / "text.jpg").write_text("no picture")
+    _assert_refused(tmp_path / "text.jpg", "no known image format")
+
+
+@pytest.mark.parametrize("format", ["jpeg", "png", "bmp", "tiff", "webp"])
+@pytest.mark.parametrize("share", [0.3, 0.8])
+def test_truncated_file(tmp_path: Path, format: str, share: float) -> None:
+    whole, path = tmp_path / "whole", tmp_path / f"half.{format}"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(whole, format=format)
+    content = whole.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+
+    _assert_refused(path, "cannot be decoded as an image")
+
+
+def test_flipped_bytes_are_read_or_refused_by_name(tmp_path: Path) -> None:
+    path, random = tmp_path / "damaged.png", np.random.default_rng(0)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
+    content = path.read_bytes()
+    refused: list[str] = []
+    for _ in range(200):
+        damaged = bytearray(content)
+        damaged[random.integers(len(content))] ^= 1 << int(random.integers(8))
+        path.write_bytes(damaged)
+        try:
+            load_image(path)
+        except UserError as error:
+            refused.append(str(error))
+    assert len(refused) > 100  # a PNG has checksums
+    assert all(str(path) in message for message in refused)
+
+
+def test_decompression_bomb(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.png"
+    header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 1000)), (b"IEND", b"")]
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + b"".join(
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+            for name, data in chunks
+        )
+    )
+
+    _assert_refused(path, "400000000 pixels")
+
+
+def test_pixels_without_a_range(tmp_path: Path) -> None:
+    path = tmp_path / "float.tiff"
+    Image.fromarray(np.ones((2, 2), np.float32)).save(path)
+
+    _assert_refused(path, "no fixed range")
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    _assert_refused(tmp_path / "nowhere.jpg", "cannot be read: No such file")
+    _assert_refused(tmp_path, "cannot be read: Is a directory")
+
+
+def _assert_refused(path: Path, reason: str) -> None:
+    with pytest.raises(UserError) as error:
+        load_image(path)
+    assert str(path) in str(error.value)
+    assert reason in str(error.value)

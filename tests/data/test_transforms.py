@@ -1,0 +1,127 @@
+"""The transforms are torchvision's, and random only where they should be."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+from vitfast.config import AugmentConfig
+from vitfast.data import eval_transform, train_transform
+
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [(32, 32), (50, 40), (40, 77), (1, 1), (500, 3), (36, 36)])
+@pytest.mark.parametrize("crop_pct", [1.0, 0.875])
+def test_evaluation_equals_torchvisions_classes(interpolation: str, size: tuple[int, int], crop_pct: float) -> None:
+    image = picture(*size)
+    reference = v2.Compose(
+        [
+            v2.Resize(int(32 // crop_pct), interpolation=v2.InterpolationMode(interpolation)),
+            v2.CenterCrop(32),
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(MEAN, STD),
+        ]
+    )
+
+    actual = eval_transform(32, 3, MEAN, STD, interpolation, crop_pct)(image)
+
+    assert actual.is_contiguous()
+    torch.testing.assert_close(actual, torch.as_tensor(reference(image)), atol=2e-6, rtol=0)
+
+
+def test_grey_images() -> None:
+    one = eval_transform(8, 1, [0.5], [0.25], "bicubic", 1.0)(Image.new("L", (8, 8), 255))
+    three = eval_transform(8, 3, [0.5], [0.25], "bicubic", 1.0)(Image.new("L", (8, 8), 255))
+
+    torch.testing.assert_close(one, torch.full((1, 8, 8), 2.0))
+    torch.testing.assert_close(three, torch.full((3, 8, 8), 2.0))
+
+
+def test_the_result_owns_its_memory() -> None:
+    image = Image.new("RGB", (8, 8), (9, 9, 9))
+    result = eval_transform(8, 3, MEAN, STD, "bicubic", 1.0)(image)
+    result.zero_()
+
+    assert image.getpixel((0, 0)) == (9, 9, 9)
+
+
+def test_no_augmentation_is_not_random() -> None:
+    image = picture(40, 32)
+    transform = train_transform(AugmentConfig(), 32, 3, MEAN, STD, "bicubic")
+    before = torch.get_rng_state()
+
+    assert torch.equal(transform(image), transform(image))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(transform(image), eval_transform(32, 3, MEAN, STD, "bicubic", 1.0)(image))
+
+
+@pytest.mark.parametrize(
+    "augment",
+    [
+        AugmentConfig(crop_scale=0.3),
+        AugmentConfig(crop_pad=4),
+        AugmentConfig(flip=0.5),
+        AugmentConfig(affine_degrees=20),
+        AugmentConfig(affine_translate=0.2),
+        AugmentConfig(affine_scale=0.2),
+    ],
+    ids=lambda augment: next(name for name, value in vars(augment).items() if value),
+)
+def test_each_option_changes_images_at_random_and_keeps_the_shape(augment: AugmentConfig) -> None:
+    image = picture(32, 32)
+    transform = train_transform(augment, 32, 3, MEAN, STD, "bicubic")
+    plain = eval_transform(32, 3, MEAN, STD, "bicubic", 1.0)(image)
+    results = [transform(image) for _ in range(16)]
+
+    assert {tuple(result.shape) for result in results} == {(3, 32, 32)}
+    assert any(not torch.equal(result, plain) for result in results)
+    assert any(not torch.equal(result, results[0]) for result in results)
+
+
+def test_flip_is_a_mirror_with_its_probability() -> None:
+    image = picture(32, 32)
+    plain = train_transform(AugmentConfig(), 32, 3, MEAN, STD, "bicubic")(image)
+    transform = train_transform(AugmentConfig(flip=0.25), 32, 3, MEAN, STD, "bicubic")
+    mirrored = 0
+    for _ in range(400):
+        result = transform(image)
+        mirrored += torch.equal(result, plain.flip(2))
+        assert torch.equal(result, plain) or torch.equal(result, plain.flip(2))
+
+    assert 60 < mirrored < 140
+    always = train_transform(AugmentConfig(flip=1.0), 32, 3, MEAN, STD, "bicubic")
+    assert torch.equal(always(image), plain.flip(2))
+
+
+def test_pad_and_crop_is_a_shift() -> None:
+    image = picture(8, 8)
+    padded = np.pad(np.asarray(image), ((2, 2), (2, 2), (0, 0)))
+    shifts = {padded[y : y + 8, x : x + 8].tobytes() for y in range(5) for x in range(5)}
+    transform = train_transform(AugmentConfig(crop_pad=2), 8, 3, [0.0] * 3, [1.0] * 3, "bicubic")
+    results = {(transform(image) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy().tobytes() for _ in range(300)}
+
+    assert results == shifts
+
+
+def test_crop_scale_is_an_area() -> None:
+    ramp = Image.fromarray(np.tile(np.arange(256, dtype=np.uint8), (256, 1)))
+    augment = AugmentConfig(crop_scale=0.25, crop_ratio=[1.0, 1.0])
+    transform = train_transform(augment, 64, 1, [0.0], [1.0], "bilinear")
+    widths = []
+    for _ in range(300):
+        row = transform(ramp)[0, 32]
+        widths.append(float(row[-1] - row[0]) * 64 / 63)
+
+    assert 0.48 < min(widths) < 0.6
+    assert 0.9 < max(widths) < 1.02

@@ -1,0 +1,85 @@
+"""The text of ``--help``, made from the dataclasses."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from vitfast.config.format_value import format_value
+from vitfast.config.option_list import OptionInfo, list_options, list_sections
+from vitfast.config.recipes import list_recipes
+from vitfast.config.schema import Config
+
+_WIDTH = 120
+_REQUIRED = "(required)"
+_NO_BREAK_SPACE = "\N{NO-BREAK SPACE}"
+
+
+def help_text(schema: type = Config, prog: str = "python -m vitfast.train", values: DictConfig | None = None) -> str:
+    """Describes the options of a command: key, type, default, meaning and allowed values, in groups.
+
+    Args:
+        schema: the dataclass of the options.
+        prog: the command.
+        values: what to show as defaults, e.g. those of a recipe; None shows those of the dataclass.
+    """
+    if values is None:
+        values = OmegaConf.structured(schema)
+    defaults: Any = OmegaConf.to_container(values, resolve=False)  # shows ${oc.env:HOME} as it stands
+    options = list_options(schema)
+    required = "".join(f" {key}=…" for key, info in options.items() if info.required)
+    parts = [f"usage: {prog}{required} [key=value …] [--help] [--print-config]", _summary(schema)]
+    if schema is Config:
+        names = list_recipes()
+        width = max(map(len, names))
+        parts.append("\n".join(["recipes:", *(f"  {name:<{width}}  {line}" for name, line in names.items())]))
+        parts.append(
+            f"The defaults below are those of recipe={defaults['recipe']}; 'recipe=NAME --help' shows another's.\n"
+            "--print-config prints the configuration as YAML."
+        )
+    parts.append(_tables(schema, options, defaults))
+    return "\n\n".join(parts)
+
+
+def _tables(schema: type, options: dict[str, OptionInfo], values: Any) -> str:
+    """One table for the options at the top and one for each section, all with the same columns."""
+    groups: dict[str, list[OptionInfo]] = {}
+    for key, info in options.items():
+        groups.setdefault(key.rpartition(".")[0], []).append(info)
+    defaults = {key: _default(info, values) for key, info in options.items()}
+    widths = (
+        max(map(len, options)),
+        max(len(info.type_name()) for info in options.values()),
+        max(map(len, defaults.values())),
+    )
+    sections, blocks = list_sections(schema), []
+    for section, members in groups.items():
+        heading = f"{section}: {_summary(sections[section])}" if section else "options:"
+        rows = [_row((info.key, info.type_name(), defaults[info.key]), _meaning(info), widths) for info in members]
+        blocks.append("\n".join([heading, *rows]))
+    return "\n\n".join(blocks)
+
+
+def _row(cells: tuple[str, str, str], meaning: str, widths: tuple[int, int, int]) -> str:
+    head = "  " + "".join(f"{cell:<{width}}  " for cell, width in zip(cells, widths, strict=True))
+    lines = textwrap.wrap(meaning, max(_WIDTH - len(head), 40), break_long_words=False)
+    return (head + ("\n" + " " * len(head)).join(lines)).replace(_NO_BREAK_SPACE, " ").rstrip()
+
+
+def _meaning(info: OptionInfo) -> str:
+    allowed = info.limits.describe()
+    if not info.limits.choices:
+        allowed = allowed.replace(" ", _NO_BREAK_SPACE)
+    return info.help + (f" [{allowed}]" if allowed else "")
+
+
+def _default(info: OptionInfo, values: Any) -> str:
+    for name in info.key.split("."):
+        values = values[name]
+    return _REQUIRED if values == MISSING else format_value(values)
+
+
+def _summary(schema: type) -> str:
+    return (schema.__doc__ or "").strip().split("\n")[0]

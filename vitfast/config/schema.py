@@ -1,0 +1,157 @@
+"""Every option of ``python -m vitfast.train``: what it is called, what it means, what it allows.
+
+These dataclasses are the only place where an option is declared. The command line, ``--help``, the recipes and the
+``config.yaml`` of a run all follow from them.
+"""
+
+# ruff: noqa: RUF009 (option() makes a dataclass field)
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from vitfast.config.format_value import format_value
+from vitfast.config.option import option
+from vitfast.errors import UserError
+
+
+@dataclass
+class ModelConfig:
+    """The model to train."""
+
+    name: str = option("vit_nano_patch2_8", "name of the model, see vitfast.list_models()")
+    img_size: int | None = option(None, "side of the input in pixels; null: that of the data", minimum=1)
+    drop_path: float = option(0.0, "stochastic depth of the last block, 0 in the first", minimum=0, below=1)
+    drop_rate: float = option(0.0, "dropout after projections and MLP layers", minimum=0, below=1)
+    fields: dict[str, Any] = option(
+        default_factory=dict, help="further fields of the model: model.fields.qkv_bias=false, …"
+    )
+
+
+@dataclass
+class AugmentConfig:
+    """Random changes of the training images; 0 switches one off."""
+
+    crop_scale: float = option(
+        0.0, "random resized crop: smallest share of the area that is kept", minimum=0, maximum=1
+    )
+    crop_ratio: list[float] = option(
+        default_factory=lambda: [3 / 4, 4 / 3],
+        help="random resized crop: smallest and largest width / height",
+        above=0,
+        length=[2],
+    )
+    crop_pad: int = option(0, "random shift: pixels of padding on each side before a random crop", minimum=0)
+    flip: float = option(0.0, "probability of a horizontal flip", minimum=0, maximum=1)
+    affine_degrees: float = option(0.0, "random rotation by up to ± this many degrees", minimum=0, maximum=180)
+    affine_translate: float = option(0.0, "random shift by up to ± this share of the side", minimum=0, maximum=1)
+    affine_scale: float = option(0.0, "random zoom by a factor of 1 ± this", minimum=0, below=1)
+
+    def check(self, prefix: str) -> None:
+        """Raises UserError for options that contradict each other; ``prefix`` stands before their names."""
+        if self.crop_scale and self.crop_pad:
+            raise UserError(
+                f"{prefix}crop_scale={self.crop_scale:g} and {prefix}crop_pad={self.crop_pad} are two ways to crop; "
+                f"set one of them to 0"
+            )
+        if self.crop_ratio[0] > self.crop_ratio[1]:
+            raise UserError(
+                f"{prefix}crop_ratio={format_value(self.crop_ratio)}: the first number must not exceed the second"
+            )
+
+
+@dataclass
+class DataConfig:
+    """The images to learn from and to test on."""
+
+    dataset: str = option("digits", "the data set; digits is embedded", choices=["digits", "image_folder"])
+    root: str | None = option(None, "folder of an image_folder data set: ROOT/train/CLASS/*, ROOT/val and/or ROOT/test")
+    img_size: int | None = option(None, "side in pixels; null: the data set's (digits 8, image_folder 224)", minimum=1)
+    in_chans: int | None = option(None, "channels; null: the data set's (digits 1, image_folder 3)", choices=[1, 3])
+    batch_size: int = option(128, "images in a step", minimum=1)
+    workers: int = option(0, "processes that read images ahead; 0: the training process reads them", minimum=0)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    interpolation: str = option("bicubic", "how images are resized", choices=["nearest", "bilinear", "bicubic"])
+    crop_pct: float | None = option(
+        None,
+        "evaluation: share of the resized short side that the centre crop keeps; null: digits 1, image_folder 0.875",
+        above=0,
+        maximum=1,
+    )
+    mean: list[float] | None = option(None, "mean of each channel, pixels in 0..1; null: the data set's", length=[1, 3])
+    std: list[float] | None = option(
+        None, "standard deviation of each channel; null: the data set's", above=0, length=[1, 3]
+    )
+    drop_last: bool = option(False, "leave out the last batch of an epoch if it is smaller")
+
+    def check(self, prefix: str) -> None:
+        """Raises UserError for options that contradict each other; ``prefix`` stands before their names."""
+        if self.dataset == "digits" and self.root is not None:
+            raise UserError(
+                f"{prefix}root={self.root} is given, but {prefix}dataset=digits is embedded and has no folder; "
+                f"add {prefix}dataset=image_folder, or a recipe for image folders such as recipe=cifar10_folder"
+            )
+        if self.dataset == "image_folder" and self.root is None:
+            raise UserError(f"{prefix}dataset=image_folder needs {prefix}root=FOLDER, which holds train/CLASS/*.jpg")
+
+
+@dataclass
+class OptimConfig:
+    """The optimizer and the loss."""
+
+    name: str = option("adamw", "the optimizer", choices=["adamw"])
+    lr: float = option(1e-3, "learning rate at the end of the warm-up", above=0)
+    weight_decay: float = option(0.05, "decay of matrices; biases, norms and embeddings have none", minimum=0)
+    betas: list[float] = option(
+        default_factory=lambda: [0.9, 0.999], help="decay of AdamW's two averages", minimum=0, below=1, length=[2]
+    )
+    eps: float = option(1e-8, "AdamW's epsilon", above=0)
+    clip_grad: float | None = option(None, "largest norm of the gradient; null: not clipped", above=0)
+    ema_decay: float | None = option(None, "decay of the averaged weights; null: none are kept", above=0, below=1)
+    label_smoothing: float = option(0.0, "share of the target that is spread over all classes", minimum=0, below=1)
+
+
+@dataclass
+class ScheduleConfig:
+    """How long, and how the learning rate goes: linear up, then along a cosine down."""
+
+    epochs: int = option(60, "passes over the training images", minimum=1)
+    warmup_epochs: float = option(5.0, "epochs until the learning rate is reached", minimum=0)
+    min_lr: float = option(1e-6, "learning rate at the end", minimum=0)
+
+
+@dataclass
+class TrainConfig:
+    """How it runs, and what is kept."""
+
+    precision: str = option("fp32", "arithmetic; bf16: autocast, weights stay fp32", choices=["fp32", "bf16"])
+    device: str = option("auto", "auto: a GPU if there is one", choices=["auto", "cpu", "cuda"])
+    compile: bool = option(False, "run the model through torch.compile")
+    threads: int | None = option(None, "CPU threads of the training process; null: torch's choice", minimum=1)
+    log_every: int = option(50, "steps between two lines of progress", minimum=1)
+    checkpoint_every_epochs: int = option(1, "epochs between two checkpoints", minimum=1)
+    keep_checkpoints: int = option(2, "newest checkpoints that stay", minimum=1)
+    resume: str | None = option(None, "continue a run: its folder, or one of its checkpoints")
+
+
+@dataclass
+class Config:
+    """All options of a training run."""
+
+    recipe: str = option("digits", "a recipe by name, or a .yaml file; the other options are set on top of it")
+    seed: int = option(0, "seed of weights, order and augmentation", minimum=0, maximum=2**32 - 1)
+    run_dir: str | None = option(None, "folder of the run; null: runs/RECIPE-TIME")
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def check(self, prefix: str) -> None:
+        """Raises UserError for options that contradict each other; ``prefix`` stands before their names."""
+        if self.schedule.min_lr > self.optim.lr:
+            raise UserError(
+                f"{prefix}schedule.min_lr={self.schedule.min_lr:g} is above {prefix}optim.lr={self.optim.lr:g}; "
+                "the learning rate falls from optim.lr to schedule.min_lr"
+            )

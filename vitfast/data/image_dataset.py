@@ -1,0 +1,116 @@
+"""The map-style data set that training and evaluation read."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from vitfast.config.check import check_options
+from vitfast.config.schema import DataConfig
+from vitfast.data import digits, image_folder
+from vitfast.data.image_source import ImageSource
+from vitfast.data.seeding import derive_seed, seeded_generator
+from vitfast.data.transforms import TensorTransform, eval_transform, train_transform
+from vitfast.errors import UserError
+
+SPLITS = ("train", "val", "test")
+
+
+class ImageDataset(Dataset[tuple[Tensor, int]]):
+    """Images of one split as normalised tensors; made by ``build_dataset``.
+
+    Augmentation of image i is a function of (seed, epoch, i) alone: neither the number of workers nor what was read
+    before changes it.
+
+    Attributes:
+        class_names: the name of each class.
+        in_chans: channels of an image.
+        img_size: its side in pixels.
+        mean: mean of each channel, which is subtracted.
+        std: standard deviation of each channel, by which is divided.
+        interpolation: how images are resized.
+        crop_pct: share of the resized short side that the centre crop of evaluation keeps.
+    """
+
+    def __init__(
+        self, source: ImageSource, data: DataConfig, *, training: bool, seed: int, img_size: int | None = None
+    ) -> None:
+        self._source = source
+        self._training = training
+        self._seed = seed
+        self._epoch = 0
+        self.class_names = source.class_names
+        self.in_chans = data.in_chans or source.in_chans
+        self.img_size = img_size or data.img_size or source.img_size
+        self.mean = _per_channel(data.mean, source.mean, self.in_chans, "data.mean")
+        self.std = _per_channel(data.std, source.std, self.in_chans, "data.std")
+        self.interpolation = data.interpolation
+        self.crop_pct = data.crop_pct or source.crop_pct
+        self._transform = self._build_transform(data)
+
+    def _build_transform(self, data: DataConfig) -> TensorTransform:
+        if self._training:
+            return train_transform(data.augment, self.img_size, self.in_chans, self.mean, self.std, self.interpolation)
+        return eval_transform(self.img_size, self.in_chans, self.mean, self.std, self.interpolation, self.crop_pct)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch whose augmentation is applied; ``build_loader`` does so for its own epoch."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._source.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of a data set of {len(self)}")
+        image, label = self._source.read(index, self.in_chans), int(self._source.labels[index])
+        if not self._training:
+            return self._transform(image), label
+        with seeded_generator(derive_seed("augmentation", self._seed, self._epoch, index)):
+            return self._transform(image), label
+
+
+def available_splits(data: DataConfig) -> list[str]:
+    """Lists which of train, val and test a data set has, in this order.
+
+    Raises:
+        UserError: if the options of the data set are wrong, or its folder is missing.
+    """
+    check_options(data, "data.")
+    if data.dataset == "digits":
+        return list(digits.SPLITS)
+    assert data.root is not None
+    return image_folder.available_splits(data.root)
+
+
+def build_dataset(data: DataConfig, split: str, *, seed: int, img_size: int | None = None) -> ImageDataset:
+    """Opens one split of a data set.
+
+    Args:
+        data: which data set, and how its images are read.
+        split: ``"train"`` (augmented as ``data.augment`` says), ``"val"`` or ``"test"``.
+        seed: of the augmentation.
+        img_size: side of the images in pixels; None: ``data.img_size``, or else that of the data set.
+
+    Raises:
+        UserError: if the options are wrong, or the data set has no such split or is not laid out as it should be.
+    """
+    if split not in SPLITS:
+        raise UserError(f"there is no split {split!r}; allowed: {', '.join(SPLITS)}")
+    check_options(data, "data.")
+    source: ImageSource
+    if data.dataset == "digits":
+        source = digits.Digits(split)
+    else:
+        assert data.root is not None
+        source = image_folder.ImageFolder(data.root, split)
+    return ImageDataset(source, data, training=split == "train", seed=seed, img_size=img_size)
+
+
+def _per_channel(given: list[float] | None, default: list[float], in_chans: int, name: str) -> list[float]:
+    """One number a channel, from what was given or else the default of the data set."""
+    if given is None:
+        return list(default) if len(default) == in_chans else [sum(default) / len(default)] * in_chans
+    if len(given) not in (1, in_chans):
+        raise UserError(f"{name} has {len(given)} values, but the images have {in_chans} channels")
+    return list(given) if len(given) == in_chans else list(given) * in_chans

@@ -1,0 +1,69 @@
+"""Reading one image file."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from vitfast.errors import UserError
+
+_MODES = {1: "L", 3: "RGB"}
+
+
+def load_image(path: str | os.PathLike[str], in_chans: int = 3) -> Image.Image:
+    """Reads an image upright (EXIF orientation applied) as grey or RGB; the file's content counts, not its extension.
+
+    Transparency is dropped, as torchvision and timm do; 16-bit grey is reduced to its upper 8 bits. Of an animation
+    the first picture is read.
+
+    Args:
+        path: the file.
+        in_chans: 1 for grey (mode ``L``), 3 for RGB.
+
+    Returns:
+        The decoded image, 8 bits a channel.
+
+    Raises:
+        UserError: if the file cannot be read or decoded; the message names it and says why.
+    """
+    try:
+        with open(path, "rb") as stream, Image.open(stream) as image:
+            image.load()
+            return _convert(_upright(image), _MODES[in_chans])
+    except OSError as error:
+        if error.errno is not None:  # the file system's word, not the decoder's
+            raise UserError(f"{os.fspath(path)} cannot be read: {error.strerror}") from error
+        raise _undecodable(path, error) from error
+    except Exception as error:  # decoders raise SyntaxError, ValueError, struct.error, DecompressionBombError, …
+        raise _undecodable(path, error) from error
+
+
+def _undecodable(path: str | os.PathLike[str], error: Exception) -> UserError:
+    name = os.fspath(path)
+    if os.path.getsize(path) == 0:
+        reason = "the file is empty"
+    elif isinstance(error, UnidentifiedImageError):
+        reason = "its content is no known image format"
+    else:
+        reason = str(error) or type(error).__name__
+    return UserError(f"{name} cannot be decoded as an image: {reason}; replace or remove the file")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+    except Exception:  # EXIF data that cannot be parsed say nothing about the orientation
+        pass
+    return image
+
+
+def _convert(image: Image.Image, mode: str) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError(f"its pixels (mode {image.mode}) have no fixed range; save it with 8 or 16 bits a channel")
+    elif "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert(mode)  # a copy, which outlives the file

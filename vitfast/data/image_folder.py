@@ -1,0 +1,125 @@
+"""A folder of images, a folder a class: ``root/train/<class>/*``, ``root/val`` and/or ``root/test``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from vitfast.data.image_file import load_image
+from vitfast.errors import UserError
+
+SPLITS = ("train", "val", "test")
+
+
+class ImageFolder:
+    """The images of one split of a folder; an ``ImageSource``.
+
+    Classes and files are in alphabetical order; files lie anywhere below the folder of their class. Hidden files and
+    files without an image's extension are passed over.
+
+    Args:
+        root: the folder that holds the splits.
+        split: ``"train"``, ``"val"`` or ``"test"``.
+
+    Raises:
+        UserError: if a folder is missing, a class has no images, or the classes of the splits differ.
+    """
+
+    in_chans = 3
+    img_size = 224
+    crop_pct = 0.875
+
+    def __init__(self, root: str | os.PathLike[str], split: str) -> None:
+        self.mean = [0.485, 0.456, 0.406]  # ImageNet
+        self.std = [0.229, 0.224, 0.225]
+        self.folder = _split_folder(Path(root).expanduser(), split)
+        self.class_names = _class_names(self.folder)
+        for other in available_splits(root):
+            _require_same_classes(self.folder, self.class_names, self.folder.parent / other)
+        paths: list[bytes] = []
+        labels: list[int] = []
+        for label, name in enumerate(self.class_names):
+            found = _image_paths(self.folder, name)
+            paths += found
+            labels += [label] * len(found)
+        # An array, since a worker that counts references to a million strings would copy their pages.
+        self._paths = np.array(paths)
+        self.labels = labels
+
+    def path(self, index: int) -> str:
+        """The file of an image."""
+        return os.path.join(self.folder, os.fsdecode(self._paths[index]))
+
+    def read(self, index: int, in_chans: int) -> Image.Image:
+        """Decodes an image; see ``load_image``."""
+        return load_image(self.path(index), in_chans)
+
+
+def available_splits(root: str | os.PathLike[str]) -> list[str]:
+    """Lists which of train, val and test the folder has.
+
+    Raises:
+        UserError: if the folder does not exist, or has none of them.
+    """
+    folder = Path(root).expanduser()
+    if not folder.is_dir():
+        what = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise UserError(f"data.root={root} {what}; give the folder that holds train/CLASS/*.jpg")
+    splits = [split for split in SPLITS if (folder / split).is_dir()]
+    if not splits:
+        inside = ", ".join(sorted(entry.name for entry in folder.iterdir())[:5]) or "nothing"
+        raise UserError(
+            f"data.root={root} has none of the folders {', '.join(SPLITS)} (it holds {inside}); "
+            "put images at ROOT/train/CLASS/ and ROOT/val/CLASS/"
+        )
+    return splits
+
+
+def _split_folder(root: Path, split: str) -> Path:
+    splits = available_splits(root)
+    if split not in splits:
+        raise UserError(f"data.root={root} has no folder {split!r}; it has {', '.join(splits)}")
+    return root / split
+
+
+def _class_names(folder: Path) -> list[str]:
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    if not names:
+        raise UserError(f"{folder} has no class folders; images must be at {folder}/CLASS/")
+    return names
+
+
+def _require_same_classes(folder: Path, names: list[str], other: Path) -> None:
+    other_names = _class_names(other)
+    if names == other_names:
+        return
+    here, there = sorted(set(names) - set(other_names)), sorted(set(other_names) - set(names))
+    differences = [
+        f"only {where} has {', '.join(extra[:5])}" + (f" and {len(extra) - 5} more" if len(extra) > 5 else "")
+        for where, extra in ((folder, here), (other, there))
+        if extra
+    ]
+    raise UserError(
+        f"the classes of {folder} and {other} differ: {'; '.join(differences)}; all need the same class folders"
+    )
+
+
+def _image_paths(folder: Path, class_name: str) -> list[bytes]:
+    """Lists the images of a class in alphabetical order, relative to the folder of the split."""
+    found: list[bytes] = []
+    for directory, subdirectories, names in os.walk(folder / class_name, followlinks=True):
+        subdirectories.sort()
+        relative = os.path.relpath(directory, folder)
+        for name in sorted(names):
+            if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith("."):
+                found.append(os.fsencode(os.path.join(relative, name)))
+    if not found:
+        raise UserError(
+            f"the class folder {folder / class_name} has no images ({', '.join(IMG_EXTENSIONS)}); "
+            "add some or remove the folder from every split"
+        )
+    return found
