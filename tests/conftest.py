@@ -1,0 +1,37 @@
+"""What every test shares: the support kit on the path, seeded random numbers, and a header that says what is tested."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Silences the note on head dimensions that the kernels leave to torch: tests use them on purpose."""
+    config.addinivalue_line("filterwarnings", "ignore:attention. the kernel takes head dimensions:UserWarning")
+
+
+def pytest_report_header() -> list[str]:
+    """Says which kernels the operators will use, so that a log tells what it has tested."""
+    import vitfast
+    from support.fuzz_seed import fuzz_seed
+
+    info = vitfast.build_info()
+    kernels = ", ".join(f"{name}: {devices['cpu']}" for name, devices in info["kernels"].items())
+    return [
+        f"vitfast {info['vitfast']} from {Path(vitfast.__file__).parent}, torch {info['torch']}",
+        f"CPU kernels ({info['cpu']['instruction_set']}): {kernels}",
+        f"fuzz seed {fuzz_seed()} (VITFAST_FUZZ_SEED), {os.cpu_count()} cores, {torch.get_num_threads()} torch threads",
+    ]
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """A test that draws random numbers draws the same ones alone and in any order."""
+    torch.manual_seed(0)

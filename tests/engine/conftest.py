@@ -1,0 +1,59 @@
+"""Tiny real runs: the packaged digits, one block of width 16."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vitfast.engine import training_run
+from vitfast.engine.trainer import Trainer
+
+# 1,293 images in steps of 256: 6 steps an epoch
+TINY = [
+    "model.fields.embed_dim=16",
+    "model.fields.num_heads=2",
+    "model.fields.depth=1",
+    "data.batch_size=256",
+    "schedule.epochs=2",
+    "schedule.warmup_epochs=1",
+    "optim.lr=0.01",
+]
+
+TrainTiny = Callable[..., int]
+
+
+@pytest.fixture(scope="session")
+def train_tiny() -> TrainTiny:
+    """Runs the train verb on a tiny model, in this process.
+
+    ``stop_step=n`` asks for a stop right after n steps, ``stop_in_evaluation=True`` while the first validation runs,
+    as SIGTERM would.
+    """
+
+    def train(run_dir: Path, *options: str, stop_step: int | None = None, stop_in_evaluation: bool = False) -> int:
+        class StoppingTrainer(Trainer):
+            def fit(self, stop):
+                self.stop = stop
+                if stop_step == 0:
+                    stop.request()
+                return super().fit(stop)
+
+            def _train_step(self, *arguments):
+                super()._train_step(*arguments)
+                if self.state.step == stop_step:
+                    self.stop.request()
+
+            def _evaluate(self, dataset, stop):
+                if stop_in_evaluation:
+                    stop.request()
+                return super()._evaluate(dataset, stop)
+
+        resume = any(option.startswith("train.resume=") for option in options)
+        arguments = list(options) if resume else [*TINY, f"run_dir={run_dir}", *options]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(training_run, "Trainer", StoppingTrainer)
+            return training_run.run_training(arguments, show_progress=False)
+
+    return train

@@ -1,0 +1,100 @@
+"""The folder of a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+
+import pytest
+
+from vitfast.engine.run_directory import RunDirectory
+from vitfast.errors import UserError
+
+
+def test_the_default_is_named_after_recipe_and_time(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = RunDirectory.create(None, "recipes/digits.yaml")
+    second = RunDirectory.create(None, "digits")
+    assert re.fullmatch(r"runs/digits-\d{8}-\d{6}(-\d+)?", str(first.path))
+    assert first.path != second.path
+    assert first.path.is_dir()
+
+
+def test_nothing_is_overwritten(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match=r"is not empty, and a run overwrites nothing; .*train.resume="):
+        RunDirectory.create(tmp_path, "digits")
+    with pytest.raises(UserError, match="is a file"):
+        RunDirectory.create(tmp_path / "thesis.txt", "digits")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_an_empty_folder_is_taken_and_parents_are_made(tmp_path):
+    RunDirectory.create(tmp_path, "digits").close()
+    RunDirectory.create(tmp_path / "a" / "b", "digits").close()
+    assert (tmp_path / "a" / "b").is_dir()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"run_dir=.*file/run cannot be made: Not a directory"):
+        RunDirectory.create(tmp_path / "file" / "run", "digits")
+
+
+def test_a_run_that_is_gone_cannot_go_on(tmp_path):
+    with pytest.raises(UserError, match="cannot be continued"):
+        RunDirectory.reopen(tmp_path / "gone")
+
+
+def test_log_lines_are_shown_and_kept_with_their_time(tmp_path, capsys):
+    run = RunDirectory.create(tmp_path, "digits")
+    run.log("shown")
+    run.log("kept\nonly", show=False)
+    run.close()
+    assert capsys.readouterr().err == "shown\n"
+    kept = (tmp_path / "log.txt").read_text().splitlines()
+    assert [line.split("  ", 1)[1] for line in kept] == ["shown", "kept", "only"]
+    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  ", line) for line in kept)
+
+
+def test_metrics_can_be_cut_back(tmp_path):
+    run = RunDirectory.create(tmp_path, "digits")
+    for step in range(5):
+        run.append_metrics({"split": "train", "step": step, "loss": float("nan") if step == 3 else 0.5})
+    assert run.read_metrics()[3]["loss"] is None
+    run.keep_metrics(2)
+    assert [line["step"] for line in run.read_metrics()] == [0, 1]
+    assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 2
+
+
+def test_a_line_that_a_kill_cut_short_is_dropped(tmp_path):
+    run = RunDirectory.create(tmp_path, "digits")
+    run.append_metrics({"step": 1})
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 2, "lo')
+    assert run.read_metrics() == [{"step": 1}]
+    run.keep_metrics(9)
+    run.append_metrics({"step": 2})
+    assert [line["step"] for line in run.read_metrics()] == [1, 2]
+
+
+def test_the_environment_lists_the_restarts(tmp_path):
+    run = RunDirectory.create(tmp_path, "digits")
+    for start in range(3):
+        run.write_environment({"start": start})
+    content = json.loads((tmp_path / "environment.json").read_text())
+    assert content == {"start": 0, "resumed": [{"start": 1}, {"start": 2}]}
+
+
+def test_files_are_replaced_as_a_whole(tmp_path, monkeypatch):
+    run = RunDirectory.create(tmp_path, "digits")
+    run.write_text("config.yaml", "old")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        run.write_text("config.yaml", "new")
+    assert (tmp_path / "config.yaml").read_text() == "old"

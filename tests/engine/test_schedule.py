@@ -1,0 +1,55 @@
+"""The learning rate of each step."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from vitfast.config.schema import OptimConfig, ScheduleConfig
+from vitfast.engine.optimizer import create_optimizer
+from vitfast.engine.schedule import create_schedule
+from vitfast.errors import UserError
+
+
+def rates(config: ScheduleConfig, steps_per_epoch: int, lr: float = 0.1) -> list[float]:
+    model = nn.Linear(2, 2)
+    optimizer = create_optimizer(model, OptimConfig(lr=lr))
+    schedule = create_schedule(optimizer, config, steps_per_epoch)
+    found = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(config.epochs * steps_per_epoch):
+            found.append(optimizer.param_groups[0]["lr"])
+            model(torch.ones(1, 2)).sum().backward()
+            optimizer.step()
+            schedule.step()
+    return [*found, optimizer.param_groups[0]["lr"]]
+
+
+def test_linear_up_then_cosine_down():
+    found = rates(ScheduleConfig(epochs=5, warmup_epochs=1, min_lr=0.01), steps_per_epoch=4)
+    warmup = [0.1 * (step + 1) / 5 for step in range(4)]
+    cosine = [0.01 + 0.09 * (1 + math.cos(math.pi * step / 16)) / 2 for step in range(17)]
+    assert found == pytest.approx([*warmup, *cosine])
+    assert max(found) == pytest.approx(0.1)
+    assert found[-1] == pytest.approx(0.01)
+
+
+def test_no_warm_up_starts_at_the_peak():
+    found = rates(ScheduleConfig(epochs=2, warmup_epochs=0, min_lr=0.0), steps_per_epoch=3)
+    assert found[0] == 0.1
+    assert found == sorted(found, reverse=True)
+
+
+def test_the_warm_up_may_be_part_of_an_epoch():
+    found = rates(ScheduleConfig(epochs=2, warmup_epochs=0.5, min_lr=0.0), steps_per_epoch=4)
+    assert found[:3] == pytest.approx([0.1 / 3, 0.2 / 3, 0.1])
+
+
+def test_a_warm_up_as_long_as_the_run_is_refused():
+    with pytest.raises(UserError, match=r"schedule.warmup_epochs=2 leaves nothing of schedule.epochs=2"):
+        rates(ScheduleConfig(epochs=2, warmup_epochs=2), steps_per_epoch=3)

@@ -1,0 +1,157 @@
+"""What is particular to attention: its two forms, masks, dropout, extreme values and independent images."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from support import plain
+from support.accuracy import assert_same_bits
+from support.sample import Make
+from support.tolerance import FORWARD_FACTOR, assert_as_accurate
+from vitfast import ops
+from vitfast.ops.library import has_kernel
+
+SIZES = [(2, 3, 17, 32), (1, 2, 50, 64), (2, 1, 197, 48), (1, 2, 5, 7)]  # [B, H, N, D]
+
+
+def _qkv(sizes: tuple[int, int, int, int], dtype: torch.dtype = torch.float32, scale: float = 1.0) -> list[Tensor]:
+    make = Make(dtype)
+    return [make.normal(*sizes, scale=scale) for _ in range(3)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_the_packed_twin_equals_the_unpacked_one(sizes: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+    bias = Make(dtype, seed=1).normal(sizes[0], sizes[1], sizes[2], sizes[2])
+    packed = torch.stack([tensor.transpose(1, 2) for tensor in _qkv(sizes, dtype)], 2).requires_grad_()
+    unpacked = packed.detach().clone().requires_grad_()
+    out, logits = ops.attention_packed(packed, bias=bias, return_logits=True)
+    q, k, v = unpacked.permute(2, 0, 3, 1, 4)
+    expected_out, expected_logits = ops.attention(q, k, v, bias=bias, return_logits=True)
+    (out.sum() + logits.square().sum()).backward()
+    (expected_out.sum() + expected_logits.square().sum()).backward()
+    assert out.is_contiguous()
+    pairs = [(out, expected_out.transpose(1, 2)), (logits, expected_logits), (packed.grad, unpacked.grad)]
+    for actual, expected in pairs:
+        if has_kernel("attention", "cpu") and sizes[3] % 8 == 0:
+            assert_same_bits(actual, expected)
+        else:
+            torch.testing.assert_close(actual, expected)
+
+
+def test_a_shared_bias_gets_the_sum_of_the_gradients_of_all_images() -> None:
+    q, k, v = _qkv((3, 2, 17, 32))
+    shared = Make(seed=1).normal(1, 2, 17, 17).requires_grad_()
+    each = shared.detach().expand(3, -1, -1, -1).clone().requires_grad_()
+    for bias in (shared, each):
+        ops.attention(q, k, v, bias=bias).square().sum().backward()
+    torch.testing.assert_close(shared.grad, each.grad.sum(0, keepdim=True))
+
+
+def test_logits_are_scaled_products_plus_bias() -> None:
+    q, k, v = _qkv((2, 2, 17, 32))
+    bias = Make(seed=1).normal(1, 2, 17, 17)
+    _, logits = ops.attention(q, k, v, bias=bias, scale=0.3, return_logits=True)
+    torch.testing.assert_close(logits, 0.3 * q @ k.transpose(-2, -1) + bias)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_masked_keys_do_not_count(dtype: torch.dtype) -> None:
+    q, k, v = _qkv((2, 2, 50, 32), dtype)
+    mask = torch.zeros(1, 2, 50, 50, dtype=dtype)
+    mask[..., 33:] = -torch.inf
+    k[..., 33:, :] = 100.0  # with what is masked replaced by large numbers, nothing may change
+    exact = plain.attention(q.double(), k[..., :33, :].double(), v[..., :33, :].double())[0]
+    yardstick = plain.attention(q, k[..., :33, :], v[..., :33, :])[0]
+    out = ops.attention(q, k, v, bias=mask)
+    if dtype == torch.float64:
+        torch.testing.assert_close(out, exact)
+    else:
+        assert_as_accurate(out, yardstick, exact, factor=FORWARD_FACTOR)
+
+
+def test_gradients_of_masked_keys_are_zero_and_the_others_finite() -> None:
+    q, k, v = (tensor.requires_grad_() for tensor in _qkv((1, 2, 17, 32)))
+    bias = torch.zeros(1, 2, 17, 17)
+    bias[..., 9:] = -torch.inf
+    bias.requires_grad_()
+    ops.attention(q, k, v, bias=bias).square().sum().backward()
+    assert all(tensor.grad.isfinite().all() for tensor in (q, k, v, bias))
+    assert not k.grad[..., 9:, :].any()
+    assert not v.grad[..., 9:, :].any()
+    assert not bias.grad[..., 9:].any()
+
+
+def test_a_row_that_is_masked_altogether_is_nan_as_torch_softmax_has_it_and_leaves_the_others_alone() -> None:
+    q, k, v = _qkv((1, 2, 17, 32))
+    bias = torch.zeros(1, 2, 17, 17)
+    expected = ops.attention(q, k, v, bias=bias)
+    bias[0, 1, 4] = -torch.inf
+    out = ops.attention(q, k, v, bias=bias)
+    assert out[0, 1, 4].isnan().all()
+    out[0, 1, 4] = expected[0, 1, 4]
+    assert_same_bits(out, expected)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_non_finite_query_spoils_its_own_row_only(bad: float) -> None:
+    q, k, v = _qkv((2, 2, 17, 32))
+    expected = ops.attention(q, k, v)
+    q[1, 0, 3, 5] = bad
+    out = ops.attention(q, k, v)
+    assert out[1, 0, 3].isnan().all()
+    out[1, 0, 3] = expected[1, 0, 3]
+    assert_same_bits(out, expected)
+
+
+def test_a_nan_among_the_values_reaches_its_channel_of_its_head() -> None:
+    q, k, v = _qkv((2, 2, 17, 32))
+    v[1, 0, 3, 5] = torch.nan
+    spoiled = ops.attention(q, k, v).isnan()
+    assert spoiled[1, 0, :, 5].all()
+    assert int(spoiled.sum()) == 17
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("size", [1e-8, 50.0])
+def test_small_and_large_numbers(size: float, dtype: torch.dtype) -> None:
+    # a head dimension of 32 and factors of 50: logits of 10^4, whose softmax picks single keys
+    q, k, v = _qkv((1, 2, 50, 32), dtype, scale=size)
+    exact = plain.attention(q.double(), k.double(), v.double())[0]
+    assert_as_accurate(ops.attention(q, k, v), plain.attention(q, k, v)[0], exact, factor=FORWARD_FACTOR)
+
+
+def test_float16_logits_may_exceed_what_float16_holds() -> None:
+    # torch's own float16 softmax gives NaN here: products accumulate in float32 in the kernel only
+    q = torch.full((1, 1, 16, 64), 60.0, dtype=torch.float16)
+    v = Make(torch.float16).normal(1, 1, 16, 64)
+    out = ops.attention(q, q, v, scale=1.0)
+    if has_kernel("attention", "cpu"):
+        torch.testing.assert_close(out, v.mean(2, keepdim=True).expand_as(v), atol=1e-3, rtol=1e-3)
+
+
+def test_equal_keys_give_the_mean_of_the_values_and_an_integer_scale_is_a_number() -> None:
+    q, k, v = _qkv((1, 2, 49, 32))
+    torch.testing.assert_close(ops.attention(q, k, v, scale=0), v.mean(2, keepdim=True).expand_as(v))
+    torch.testing.assert_close(ops.attention(q, k, v, scale=1), ops.attention(q, k, v, scale=1.0), rtol=0, atol=0)
+
+
+def test_dropout_drops_the_given_share_and_scales_the_rest() -> None:
+    q, k, _ = _qkv((2, 4, 64, 64))
+    identity = torch.eye(64).expand(2, 4, 64, 64).contiguous()
+    kept = ops.attention(q, k, identity)
+    dropped = ops.attention(q, k, identity, dropout_p=0.25)
+    is_zero = dropped == 0
+    # 32,768 probabilities: four standard deviations of the share are 0.0096
+    assert abs(is_zero.float().mean().item() - 0.25) < 0.0096
+    torch.testing.assert_close(dropped[~is_zero], (kept / 0.75)[~is_zero])
+
+
+def test_an_unusual_head_dimension_is_reported() -> None:
+    if not has_kernel("attention", "cpu"):
+        pytest.skip("pure PyTorch: every head dimension runs on torch's operators")
+    q, k, v = _qkv((1, 1, 4, 11))
+    with pytest.warns(UserWarning, match="multiples of 8; 11 runs on torch"):
+        ops.attention(q, k, v)

@@ -1,0 +1,73 @@
+"""Under autocast, products are computed in autocast's type; LayerNorm and rounding keep their inputs' type."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from support.accuracy import as_tuple, assert_same_bits, run
+from support.operators import OPERATORS, Operator
+from support.sample import Make, Sample
+from vitfast import ops
+
+
+def _without_residual(operator: Operator, sample: Sample) -> Sample:
+    # mlp adds a float32 residual in float32, tested below
+    return sample.replace(residual=None) if operator.name == "mlp" else sample
+
+
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("operator", OPERATORS, ids=str)
+def test_computes_in_the_documented_type(operator: Operator, low: torch.dtype) -> None:
+    for sample in operator.samples(Make()):
+        if sample.numel > 60_000:
+            continue
+        sample = _without_residual(operator, sample)
+        expected_call = sample.to(low) if operator.computes_in_autocast else sample
+        expected = as_tuple(operator.public(**expected_call.arguments))
+        with torch.autocast("cpu", low):
+            outputs = as_tuple(operator.public(**sample.arguments))
+        for out, other in zip(outputs, expected, strict=True):
+            assert_same_bits(out, other, str(sample))
+
+
+@pytest.mark.parametrize("operator", OPERATORS, ids=str)
+def test_gradients_have_the_types_of_their_arguments(operator: Operator) -> None:
+    sample = operator.samples(Make())[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        leaves = sample.requires_grad()
+        outputs = as_tuple(operator.public(**leaves.arguments))
+    gradients = torch.autograd.grad(sum(out.float().sum() for out in outputs), list(leaves.tensors.values()))
+    assert {gradient.dtype for gradient in gradients} == {torch.float32}
+
+
+@pytest.mark.parametrize("operator", OPERATORS, ids=str)
+def test_float64_is_left_alone_and_disabled_autocast_does_nothing(operator: Operator) -> None:
+    for dtype, enabled in ((torch.float64, True), (torch.float32, False)):
+        sample = operator.samples(Make(dtype))[0]
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            outputs, _ = run(operator.public, sample)
+        for out, expected in zip(outputs, run(operator.public, sample)[0], strict=True):
+            assert_same_bits(out, expected)
+
+
+def test_mlp_adds_a_float32_residual_in_float32() -> None:
+    sample = next(s for s in _samples("mlp") if s.name == "vit_nano")
+    residual = sample.arguments["residual"]
+    with torch.autocast("cpu", torch.bfloat16):
+        out = ops.mlp(**sample.arguments)
+        branch = ops.mlp(**sample.replace(residual=None).arguments)
+    assert branch.dtype == torch.bfloat16
+    assert_same_bits(out, residual + branch)
+
+
+def test_autocast_takes_weights_and_inputs_of_different_types() -> None:
+    sample = next(s for s in _samples("mlp") if s.name == "vit_nano")
+    low_x = sample.replace(x=sample.arguments["x"].bfloat16(), residual=None)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = ops.mlp(**low_x.arguments)
+    assert_same_bits(out, ops.mlp(**low_x.to(torch.bfloat16).arguments))
+
+
+def _samples(name: str) -> list[Sample]:
+    return next(operator for operator in OPERATORS if operator.name == name).samples(Make())

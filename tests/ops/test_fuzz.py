@@ -1,0 +1,45 @@
+"""Many drawn calls per operator: the right result by the tolerance rule, or an error that names the argument.
+
+A failure names its seed and case; ``VITFAST_FUZZ_SEED`` sets the seed. A case depends on seed, operator and case only.
+"""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from support.accuracy import assert_accurate
+from support.fuzz_seed import fuzz_seed
+from support.invalid import assert_refused, invalid_calls
+from support.operators import FLOATS, OPERATORS, Operator
+from support.sample import Make
+from support.shapes import LAYOUTS, in_layout
+
+CASES = 500
+CASES_A_TEST = 100
+
+
+@pytest.mark.parametrize("first", range(0, CASES, CASES_A_TEST))
+@pytest.mark.parametrize("operator", OPERATORS, ids=str)
+def test_drawn_calls_are_right_or_refused(operator: Operator, first: int) -> None:
+    for case in range(first, first + CASES_A_TEST):
+        seed = f"{fuzz_seed()}-{operator.name}-{case}"
+        try:
+            _run_case(operator, random.Random(seed))
+        except Exception as error:
+            raise AssertionError(f"fuzz seed {fuzz_seed()}, {operator.name}, case {case}: {error}") from error
+
+
+def _run_case(operator: Operator, draw: random.Random) -> None:
+    dtype = draw.choices(FLOATS, weights=(5, 2, 1, 1))[0]
+    sample = operator.draw(draw, Make(dtype, seed=draw.getrandbits(32)))
+    if draw.random() < 0.2:
+        argument, what, call = draw.choice(invalid_calls(operator, sample))
+        assert_refused(operator, argument, what, call)
+        return
+    if draw.random() < 0.5:
+        chosen = {name for name in sample.tensors if draw.random() < 0.5}
+        layout = draw.choice(list(LAYOUTS))
+        sample = sample.replace(**{name: in_layout(sample.tensors[name], layout) for name in chosen})
+    assert_accurate(operator, sample)

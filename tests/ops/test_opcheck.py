@@ -1,0 +1,108 @@
+"""torch.library.opcheck on every raw operator: schema, fake kernel, autograd registration, dynamic compilation.
+
+The calls are recorded from the public functions' own forward and backward passes: no raw signature is repeated here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+from support.accuracy import assert_same_bits, run
+from support.operators import FORMATS, OPERATORS, Operator
+from support.sample import Make
+from vitfast import ops
+from vitfast.ops.library import has_kernel
+
+COMPILED = has_kernel("attention", "cpu")
+if not COMPILED:
+    pytest.skip("pure PyTorch: there are no raw operators to check", allow_module_level=True)
+
+# raw operators that are no public function's forward or backward; each has a test of its own below
+NOT_RECORDED = {"vitfast::cpu_capability", "vitfast::quantize_float_"}
+LARGEST_NUMEL = 40_000
+MIN_CALLS = 8
+
+Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
+
+
+class _Recorder(TorchDispatchMode):
+    """Keeps the calls of vitfast's raw operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func.namespace == "vitfast":
+            detach = lambda value: value.detach().clone() if isinstance(value, Tensor) else value  # noqa: E731
+            self.calls.append((func, tree_map(detach, args), tree_map(detach, kwargs)))
+        return func(*args, **kwargs)
+
+
+def _record(operator: Operator, dtype: torch.dtype, *, with_grad: bool) -> list[Call]:
+    with _Recorder() as recorder:
+        for sample in operator.samples(Make(dtype)):
+            if sample.numel > LARGEST_NUMEL:
+                continue
+            if with_grad:
+                run(operator.public, sample)
+            else:
+                operator.public(**sample.arguments)
+    return recorder.calls
+
+
+def _requiring_grad(value: Any) -> Any:
+    is_float = isinstance(value, Tensor) and value.is_floating_point()
+    return value.clone().requires_grad_() if is_float else value
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("with_grad", [False, True], ids=["no_grad", "grad"])
+@pytest.mark.parametrize("operator", OPERATORS, ids=str)
+def test_opcheck(operator: Operator, with_grad: bool, dtype: torch.dtype) -> None:
+    calls = _record(operator, dtype, with_grad=with_grad)
+    assert len(calls) >= MIN_CALLS
+    for func, args, kwargs in calls:
+        # a backward operator has no derivative of its own: test_gradcheck.py has the error
+        if with_grad and "backward" not in func.name():
+            args, kwargs = tree_map(_requiring_grad, args), tree_map(_requiring_grad, kwargs)
+        torch.library.opcheck(func, args, kwargs)
+
+
+def test_every_raw_operator_is_recorded() -> None:
+    recorded = {
+        func.name()
+        for operator in OPERATORS
+        for with_grad in (False, True)
+        for func, _, _ in _record(operator, torch.float32, with_grad=with_grad)
+    }
+    registered = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("vitfast::")}
+    assert registered - recorded == NOT_RECORDED
+
+
+@pytest.mark.parametrize("format", ["fp16", "fp8_e4m3fn", "qtorch(5,10)"])
+def test_the_in_place_rounding_equals_the_public_one(format: str) -> None:
+    float_format = FORMATS[format]
+    x = Make().normal(65, scale=1e4)
+    with _Recorder() as recorder:
+        expected = ops.quantize_float(x, float_format)
+    ((_, args, kwargs),) = recorder.calls
+    torch.library.opcheck(torch.ops.vitfast.quantize_float_.default, args, kwargs)
+    in_place = x.clone()
+    torch.ops.vitfast.quantize_float_(in_place, *args[1:], **kwargs)
+    assert_same_bits(in_place, expected)
+
+
+def test_raw_operators_refuse_what_python_did_not_check() -> None:
+    x = torch.randn(2, 3, 4, 8)
+    with pytest.raises(RuntimeError, match="k"):
+        torch.ops.vitfast.attention_forward(x, x[:1], x, None, 1.0, False)
+    with pytest.raises(RuntimeError, match="weight"):
+        torch.ops.vitfast.layer_norm_forward(x, torch.ones(7), None, 1e-5)

@@ -1,0 +1,1 @@
+"""The test kit: the tolerance rule, shapes and layouts, the table of operators, oracles."""

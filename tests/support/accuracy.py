@@ -1,0 +1,125 @@
+"""Runs an operator forward and backward and holds it against plain PyTorch and float64 by the tolerance rule."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from support.sample import Sample
+from support.tolerance import BACKWARD_FACTOR, FORWARD_FACTOR, assert_as_accurate
+
+if TYPE_CHECKING:
+    from support.operators import Operator
+
+
+def as_tuple(result: Any) -> tuple[Tensor, ...]:
+    """An operator's result, whether it is one tensor or several."""
+    return result if isinstance(result, tuple) else (result,)
+
+
+def cotangents(outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Reproducible gradients to feed back, one per output, the same numbers for every dtype."""
+    generator = torch.Generator().manual_seed(len(outputs))
+    return tuple(torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out.dtype) for out in outputs)
+
+
+def run(
+    function: Callable[..., Any], sample: Sample, grads: tuple[Tensor, ...] | None = None
+) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """Runs forward and backward.
+
+    Args:
+        function: the operator; called with the sample's arguments.
+        sample: the call; gradients are taken with respect to its tensors, in their memory layout.
+        grads: the gradients of the outputs; None takes ``cotangents``.
+
+    Returns:
+        The outputs and, by argument name, the gradients.
+    """
+    leaves = sample.requires_grad()
+    outputs = as_tuple(function(**leaves.arguments))
+    grads = cotangents(outputs) if grads is None else tuple(g.to(o.dtype) for g, o in zip(grads, outputs, strict=True))
+    names = list(leaves.tensors)
+    gradients = torch.autograd.grad(outputs, [leaves.tensors[name] for name in names], grads)
+    return tuple(out.detach() for out in outputs), dict(zip(names, gradients, strict=True))
+
+
+def assert_accurate(operator: Operator, sample: Sample) -> None:
+    """Holds the operator's outputs and gradients on this sample against torch's, by the one rule.
+
+    An operator that is ``exact`` must equal its plain twin bit by bit instead.
+    """
+    outputs, gradients = run(operator.public, sample)
+    # torch may be given whatever strides it likes best: only the numbers count
+    plain_outputs, plain_gradients = run(operator.plain, sample.map(Tensor.contiguous), cotangents(outputs))
+    assert len(outputs) == len(plain_outputs), f"{len(outputs)} outputs, not {len(plain_outputs)}"
+    with _naming(sample):
+        if operator.exact:
+            for out, plain in zip(outputs, plain_outputs, strict=True):
+                assert_same_bits(out, plain)
+            for name, gradient in gradients.items():
+                assert_same_bits(gradient, plain_gradients[name], f"gradient of {name}")
+            return
+        exact_outputs, exact_gradients = run(operator.plain, sample.to(torch.float64), cotangents(outputs))
+        if outputs[0].dtype == torch.float64:
+            plain_outputs, plain_gradients = _float64_yardstick(operator, sample, exact_outputs, exact_gradients)
+        for index, triple in enumerate(zip(outputs, plain_outputs, exact_outputs, strict=True)):
+            assert_as_accurate(*triple, factor=FORWARD_FACTOR, name=f"{operator.name} output {index}")
+        for name, gradient in gradients.items():
+            assert_as_accurate(
+                gradient,
+                plain_gradients[name],
+                exact_gradients[name],
+                factor=BACKWARD_FACTOR,
+                name=f"{operator.name} gradient of {name}",
+                magnitude=cancelled_magnitude(sample, exact_gradients.values()),
+            )
+
+
+def cancelled_magnitude(sample: Sample, exact_gradients: Iterable[Tensor]) -> float:
+    """The size of what cancels in a vanishing gradient: a sum of products, each as large as the other gradients."""
+    largest = max((gradient.abs().max().item() for gradient in exact_gradients if gradient.numel()), default=0.0)
+    return largest * sample.cancelling_terms
+
+
+def _float64_yardstick(
+    operator: Operator, sample: Sample, exact_outputs: tuple[Tensor, ...], exact_gradients: dict[str, Tensor]
+) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """There is no torch result more exact than float64: its error is taken to be float32's, scaled by the spacings.
+
+    Twice that, as the float64 result that stands for the exact one errs as much as the one that is tested.
+    """
+    scale = 2 * torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
+    rounded = sample.to(torch.float32)
+    outputs, gradients = run(operator.plain, rounded)
+    wide_outputs, wide_gradients = run(operator.plain, rounded.to(torch.float64), cotangents(outputs))
+    return (
+        tuple(e + (o - w) * scale for e, o, w in zip(exact_outputs, outputs, wide_outputs, strict=True)),
+        {name: exact_gradients[name] + (gradients[name] - wide_gradients[name]) * scale for name in gradients},
+    )
+
+
+def assert_same_bits(actual: Tensor, expected: Tensor, name: str = "result") -> None:
+    """Asserts equality bit by bit, signs of zeros included; a NaN equals a NaN of any payload."""
+    assert actual.shape == expected.shape, f"{name}: shape {list(actual.shape)}, not {list(expected.shape)}"
+    assert actual.dtype == expected.dtype, f"{name}: {actual.dtype}, not {expected.dtype}"
+    same = (actual == expected) & (actual.signbit() == expected.signbit()) | (actual.isnan() & expected.isnan())
+    if not same.all():
+        where = tuple(int(index) for index in (~same).nonzero()[0])
+        raise AssertionError(
+            f"{name}: {int((~same).sum())} of {same.numel()} elements differ; first at {where}: "
+            f"{actual[where].item()!r}, expected {expected[where].item()!r}"
+        )
+
+
+@contextlib.contextmanager
+def _naming(sample: Sample) -> Iterator[None]:
+    """Puts the call in front of an assertion's message."""
+    try:
+        yield
+    except AssertionError as error:
+        raise AssertionError(f"{sample}\n{error}") from None

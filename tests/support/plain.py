@@ -1,0 +1,85 @@
+"""Each operator as a user would write it in plain PyTorch: the yardstick, and in float64 the exact result.
+
+Deliberately written apart from ``vitfast.ops.reference``, with the public functions' signatures.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from support.float_oracle import round_tensor
+from vitfast.quantization.formats import FloatFormat
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+    return_logits: bool = False,
+) -> tuple[Tensor, ...]:
+    """softmax(scale * q kᵀ + bias) v."""
+    logits = torch.einsum("bhnd,bhmd->bhnm", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if bias is not None:
+        logits = logits + bias
+    out = torch.einsum("bhnm,bhmd->bhnd", torch.softmax(logits, -1), v)
+    return (out, logits) if return_logits else (out,)
+
+
+def attention_packed(qkv: Tensor, **options: Any) -> tuple[Tensor, ...]:
+    """The same on [B, N, 3, H, D]."""
+    out, *logits = attention(*(tensor.transpose(1, 2) for tensor in qkv.unbind(2)), **options)
+    return out.transpose(1, 2), *logits
+
+
+def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
+    """LayerNorm by torch, whose parameters have x's type."""
+    weight, bias = (None if parameter is None else parameter.to(x.dtype) for parameter in (weight, bias))
+    return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+
+
+def add_layer_norm(
+    x: Tensor, residual: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> tuple[Tensor, Tensor]:
+    """(x + residual, its LayerNorm)."""
+    summed = x + residual
+    return summed, layer_norm(summed, weight, bias, eps)
+
+
+def mlp(
+    x: Tensor,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor | None,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor | None,
+    *,
+    residual: Tensor | None = None,
+    approximate: str = "none",
+) -> Tensor:
+    """fc2(gelu(fc1(x))) + residual."""
+    out = F.linear(F.gelu(F.linear(x, fc1_weight, fc1_bias), approximate=approximate), fc2_weight, fc2_bias)
+    return out if residual is None else residual + out
+
+
+def quantize_float(
+    x: Tensor, format: FloatFormat, *, rounding: str = "nearest_even", overflow: str | None = None
+) -> Tensor:
+    """The oracle's rounding with the straight-through gradient."""
+    rounded: Tensor = _RoundStraightThrough.apply(x, format, rounding, overflow)
+    return rounded
+
+
+class _RoundStraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, format: FloatFormat, rounding: str, overflow: str | None) -> Tensor:
+        return round_tensor(x, format, rounding, overflow)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        return grad, None, None, None

@@ -1,0 +1,25 @@
+"""Runs Python in a fresh process, where imports and the environment start clean."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import vitfast
+
+TESTS = Path(__file__).parent.parent
+
+
+def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs ``python *arguments`` with this vitfast and the support kit importable; output is captured as text."""
+    path = os.pathsep.join([str(Path(vitfast.__file__).parent.parent), str(TESTS), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, "PYTHONPATH": path.rstrip(os.pathsep), **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )

@@ -1,0 +1,149 @@
+"""The one tolerance rule of the project (flash-attention's, with guards on aggregates).
+
+A result is right if it is about as near to the float64 result as PyTorch's own operators are in the same dtype:
+at most ``factor`` times their error, plus the rounding noise of the dtype. Three measures of the error are held to it:
+
+- the largest one, so that a single wrong element shows;
+- the root mean square, so that many errors below the largest one show;
+- the gain ``<error, exact> / <exact, exact>``, so that a systematic shrinking or growing shows that is too small for
+  the other two: truncation where rounding was meant, a missing tail of a sum, a slightly wrong scale. What it may be by
+  chance is judged by how it scatters between rows (the last dimension): the elements of one row share errors.
+
+The last two are averages and need ``MIN_ROWS`` rows to mean something.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+FORWARD_FACTOR = 2.0
+BACKWARD_FACTOR = 3.0
+MIN_ROWS = 32
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One way to look at an error: what the kernel shows, what torch shows in the same dtype, and what is allowed."""
+
+    name: str
+    kernel: float
+    torch: float
+    allowed: float
+
+
+def assert_as_accurate(
+    actual: Tensor,
+    same_dtype_torch: Tensor,
+    exact_float64: Tensor,
+    *,
+    factor: float,
+    name: str = "result",
+    magnitude: float = 0.0,
+) -> None:
+    """Asserts that ``actual`` is as accurate as PyTorch in the same dtype.
+
+    Args:
+        actual: what is tested.
+        same_dtype_torch: the same computed with plain PyTorch operators in the same dtype.
+        exact_float64: the same computed in float64 from the same (rounded) inputs.
+        factor: how many times torch's error is allowed: ``FORWARD_FACTOR`` or ``BACKWARD_FACTOR``.
+        name: what the message calls the tensor.
+        magnitude: the size of the numbers that were summed, where it exceeds that of the result (they cancel).
+
+    Raises:
+        AssertionError: with the worst coordinate, both errors there, and every measure that is exceeded.
+    """
+    assert actual.shape == exact_float64.shape, f"{name}: shape {list(actual.shape)}, not {list(exact_float64.shape)}"
+    assert actual.dtype == same_dtype_torch.dtype, f"{name}: {actual.dtype}, not {same_dtype_torch.dtype}"
+    assert exact_float64.dtype == torch.float64, f"{name}: the exact result must be float64"
+    if actual.numel() == 0:
+        return
+    dtype = actual.dtype
+    finite = torch.isfinite(exact_float64.to(dtype))
+    _assert_same_non_finite(actual.detach(), exact_float64, finite, name)
+    error = torch.where(finite, actual.detach().double() - exact_float64, 0.0)
+    torch_error = torch.where(finite, same_dtype_torch.detach().double() - exact_float64, 0.0)
+    exact = torch.where(finite, exact_float64, 0.0)
+    assert torch_error.isfinite().all(), f"{name}: torch's own result overflows in {dtype}; it measures nothing"
+
+    measures = _measures(error, torch_error, exact, dtype, factor, magnitude)
+    exceeded = [measure for measure in measures if not measure.kernel <= measure.allowed]
+    if exceeded:
+        raise AssertionError(_message(name, actual, same_dtype_torch, exact, error, exceeded, factor))
+
+
+def _assert_same_non_finite(actual: Tensor, exact: Tensor, finite: Tensor, name: str) -> None:
+    """Where the exact result overflows the dtype or is NaN, the tested one has that very inf or NaN; nowhere else."""
+    expected = torch.where(finite, 0.0, exact.to(actual.dtype).double())
+    found = torch.where(torch.isfinite(actual), 0.0, actual.double())
+    wrong = (expected != found) & ~(expected.isnan() & found.isnan())
+    if wrong.any():
+        where = _coordinate(wrong.double())
+        raise AssertionError(
+            f"{name}: {int(wrong.sum())} of {wrong.numel()} elements should be finite and are not, or the reverse; "
+            f"first at {where}: {actual[where].item()}, exact {exact[where].item()}"
+        )
+
+
+def _measures(
+    error: Tensor, torch_error: Tensor, exact: Tensor, dtype: torch.dtype, factor: float, magnitude: float
+) -> list[Measure]:
+    """The measures, each with its bound: factor * torch's error + what rounding alone can do."""
+    info = torch.finfo(dtype)
+    spacing_at_zero = info.smallest_normal * info.eps
+    largest = max(exact.abs().max().item(), magnitude)
+    # One rounding of a number errs by up to eps / 2 of it; as flash-attention's 2 * max|ref + 0.3 - 0.3 - ref|: four.
+    # With few elements it is a matter of luck how near torch comes, and their sums may cancel: four times that.
+    roundings = 4 if exact.numel() >= MIN_ROWS else 16
+    torch_largest = torch_error.abs().max().item()
+    max_allowed = factor * torch_largest + roundings * info.eps / 2 * largest + spacing_at_zero
+    measures = [Measure("largest error", error.abs().max().item(), torch_largest, max_allowed)]
+
+    rows = exact.numel() // exact.shape[-1] if exact.dim() else 1
+    energy = exact.square().sum().item()
+    if rows < MIN_ROWS or energy == 0.0:
+        return measures
+    rms_allowed = factor * _rms(torch_error) + info.eps * max(_rms(exact), magnitude) + spacing_at_zero
+    measures.append(Measure("root mean square error", _rms(error), _rms(torch_error), rms_allowed))
+
+    # What is computed in float32 may share an error of a rounding or two between all elements (an exponential that is
+    # biased by half a unit); results rounded to a narrower type may not: truncating them has a gain of -0.36 eps.
+    shared = info.eps / 4 if info.bits < 32 else 2 * info.eps
+    row_gains = (error * exact).flatten(0, -2).sum(-1) / (energy / rows)
+    by_chance = 5 * row_gains.std().item() / math.sqrt(rows)
+    torch_gain = abs((torch_error * exact).sum().item()) / energy
+    measures.append(Measure("gain", abs(row_gains.mean().item()), torch_gain, factor * torch_gain + shared + by_chance))
+    return measures
+
+
+def _rms(tensor: Tensor) -> float:
+    return tensor.square().mean().sqrt().item()
+
+
+def _coordinate(badness: Tensor) -> tuple[int, ...]:
+    """The coordinate of the largest element."""
+    return tuple(int(index) for index in torch.unravel_index(badness.argmax(), badness.shape))
+
+
+def _message(
+    name: str,
+    actual: Tensor,
+    same_dtype_torch: Tensor,
+    exact: Tensor,
+    error: Tensor,
+    exceeded: list[Measure],
+    factor: float,
+) -> str:
+    where = _coordinate(error.abs())
+    torch_error = abs(same_dtype_torch[where].item() - exact[where].item())
+    lines = [
+        f"{name} {list(actual.shape)} {actual.dtype} is less accurate than {factor:g} x torch + rounding noise",
+        f"  worst at {where}: {actual[where].item():.9g}, torch {same_dtype_torch[where].item():.9g}, "
+        f"exact {exact[where].item():.9g}; error {error[where].abs().item():.3g}, torch's there {torch_error:.3g}",
+    ]
+    lines += [f"  {m.name}: {m.kernel:.3g}, torch's {m.torch:.3g}, allowed {m.allowed:.3g}" for m in exceeded]
+    return "\n".join(lines)

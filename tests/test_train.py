@@ -1,0 +1,141 @@
+"""``python -m vitfast.train`` as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import vitfast
+from vitfast.engine.checkpoint import latest_checkpoint, load_weights_file
+from vitfast.train import main
+
+TINY = [
+    "model.fields.embed_dim=16",
+    "model.fields.num_heads=2",
+    "model.fields.depth=1",
+    "data.batch_size=256",
+    "schedule.epochs=2",
+    "schedule.warmup_epochs=1",
+    "optim.lr=0.01",
+    "train.threads=1",
+]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(vitfast.__file__).parents[1])}
+
+
+def start(*options: str, **arguments) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "vitfast.train", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+        **arguments,
+    )
+
+
+def without_clocks(run_dir: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "images_per_s"} for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["model.img_size=9"], "img_size=9 is no multiple of patch_size=2"),
+        (["optim.lrr=1"], "optim.lr"),
+        (["schedule.epochs=many"], "schedule.epochs=many"),
+        (["recipe=nothing"], "nothing"),
+        (["train.resume=nowhere"], "nowhere does not exist"),
+        (["data.dataset=image_folder"], "data.root"),
+    ],
+)
+def test_a_mistake_is_one_line_and_code_2(capsys, tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(options) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith("error: ")
+    assert message in shown.err
+    assert "Traceback" not in shown.err
+    assert shown.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_directory_in_use_is_refused(capsys, tmp_path):
+    (tmp_path / "notes.txt").touch()
+    assert main([*TINY, f"run_dir={tmp_path}"]) == 2
+    assert "is not empty" in capsys.readouterr().err
+
+
+def test_help_needs_nothing(capsys):
+    with pytest.raises(SystemExit) as info:
+        main(["--help"])
+    assert info.value.code == 0
+    assert "optim.lr" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_the_run_goes_on_exactly(tmp_path, number, code):
+    """With workers, signalled as batch systems and Ctrl+C do it: the whole process group at once."""
+    options = [*TINY, "schedule.epochs=8", "optim.ema_decay=0.9", "model.drop_rate=0.1", "train.keep_checkpoints=1"]
+    run_dir = tmp_path / "run"
+    process = start(*options, f"run_dir={run_dir}", "data.workers=2", start_new_session=True)
+    deadline = time.monotonic() + 240
+    while not (run_dir / "metrics.jsonl").exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    os.killpg(process.pid, number)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == code, err
+    assert f"stopped by {number.name}" in err
+    assert "Traceback" not in err
+    stopped_at = int(latest_checkpoint(run_dir).name.partition("_")[2])
+    assert 0 < stopped_at < 48
+    # The rest in a process of its own kind: shorter, and compared with a run that was never stopped.
+    command = next(line.strip() for line in err.splitlines() if "train.resume=" in line)
+    assert shlex.split(command)[1:] == ["-m", "vitfast.train", f"train.resume={run_dir}"]
+    assert main([f"train.resume={run_dir}", "data.workers=0"]) == 0
+    assert main([*options, f"run_dir={tmp_path / 'whole'}"]) == 0
+    assert without_clocks(run_dir) == without_clocks(tmp_path / "whole")
+    for kind in ("model", "ema"):
+        resumed, whole = (load_weights_file(latest_checkpoint(tmp_path / name), kind) for name in ("run", "whole"))
+        assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
+
+
+def test_the_commands_at_the_end_run(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main([*TINY, "recipe=digits"]) == 0
+    out = capsys.readouterr().out
+    commands = [shlex.split(line) for line in out.splitlines() if " -m vitfast." in line]
+    assert [command[2] for command in commands] == [
+        "vitfast.evaluate",
+        "vitfast.predict",
+        "vitfast.train",
+        "vitfast.train",
+        "vitfast.train",
+        "vitfast.train",
+    ]
+    run_dir = Path(commands[0][3].partition("=")[2])
+    assert run_dir.parent == Path("runs")
+    assert run_dir.name.startswith("digits-")
+    from vitfast.evaluate import main as evaluate
+    from vitfast.predict import main as predict
+
+    assert evaluate(commands[0][3:]) == 0
+    assert predict(commands[1][3:]) == 0
+    assert main(commands[2][3:]) == 0
+    assert main(commands[3][3:]) == 0
+    assert run_dir.with_name(f"{run_dir.name}-seed1").is_dir()
+
+
+@pytest.mark.slow
+def test_the_main_job_learns_digits(tmp_path):
+    assert main([f"run_dir={tmp_path / 'run'}"]) == 0
+    assert without_clocks(tmp_path / "run")[-1]["top1"] > 0.95

@@ -1,0 +1,1 @@
+"""What runs: training, evaluation, prediction, and the files they leave."""

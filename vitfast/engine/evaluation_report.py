@@ -1,0 +1,169 @@
+"""The ``evaluate`` verb: a checkpoint measured in detail on a split."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from vitfast.config import DataConfig, load_config, option
+from vitfast.data import available_splits, build_dataset, build_loader
+from vitfast.engine.device import select_device
+from vitfast.engine.evaluator import Evaluation, evaluate
+from vitfast.engine.run_directory import CONFIG
+from vitfast.engine.text_table import percent, text_table
+from vitfast.engine.trained_model import WEIGHTS, TrainedModel, load_trained_model
+from vitfast.errors import UserError
+from vitfast.tasks import ClassificationTask
+
+_CONFUSIONS_SHOWN = 5
+
+
+@dataclass
+class EvaluateDataOptions:
+    """Where the images come from; null: as the run was trained."""
+
+    dataset: str | None = option(None, "the data set; null: that of the run", choices=["digits", "image_folder"])
+    root: str | None = option(None, "folder of the images; null: that of the run")
+    batch_size: int | None = option(None, "images in a batch; null: that of the run", minimum=1)
+    workers: int | None = option(None, "processes that read images; null: as the run", minimum=0)
+
+
+@dataclass
+class EvaluateOptions:
+    """Measures a checkpoint on a split of the data that it was trained on, or on others."""
+
+    checkpoint: str = option(help="a run's folder (its newest checkpoint) or a checkpoint folder")
+    split: str = option("test", "which images", choices=["train", "val", "test"])
+    weights: str = option("auto", "auto: the averaged weights (EMA) if there are any", choices=list(WEIGHTS))
+    output: str = option("table", "how the figures are printed", choices=["table", "json"])
+    precision: str = option("fp32", "arithmetic; bf16: autocast", choices=["fp32", "bf16"])
+    device: str = option("auto", "auto: a GPU if there is one", choices=["auto", "cpu", "cuda"])
+    threads: int | None = option(None, "CPU threads; null: torch's choice", minimum=1)
+    data: EvaluateDataOptions = field(default_factory=EvaluateDataOptions)
+
+
+def evaluate_checkpoint(options: EvaluateOptions) -> str:
+    """Measures a checkpoint and returns what is to be printed, a table or JSON.
+
+    Raises:
+        UserError: if there is no valid checkpoint, no such split, or the images do not fit the model.
+    """
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    device = select_device(options.device)
+    trained = load_trained_model(options.checkpoint, weights=options.weights, device=device)
+    data = data_of_checkpoint(trained, options.data)
+    splits = available_splits(data)
+    if options.split not in splits:
+        raise UserError(f"split={options.split}: the data have none; use one of {', '.join(splits)}")
+    # The plain view of the split: evaluation never augments, not even the train split.
+    dataset = build_dataset(replace(data, augment=type(data.augment)()), options.split, seed=0)
+    if list(dataset.class_names) != trained.class_names:
+        raise UserError(
+            f"the data have the classes {_some(dataset.class_names)}, but the checkpoint knows "
+            f"{_some(trained.class_names)}; point data.root at data with the same class folders"
+        )
+    loader = build_loader(dataset, batch_size=data.batch_size, workers=data.workers, seed=0, epoch=0, shuffle=False)
+    evaluation = evaluate(
+        ClassificationTask(trained.model),
+        loader,
+        num_classes=len(trained.class_names),
+        device=device,
+        precision=options.precision,
+        detailed=True,
+    )
+    assert evaluation is not None  # nothing can stop it
+    return as_json(trained, options, evaluation) if options.output == "json" else as_table(trained, options, evaluation)
+
+
+def data_of_checkpoint(trained: TrainedModel, overrides: EvaluateDataOptions) -> DataConfig:
+    """Returns the data settings of a checkpoint: its run's where ``config.yaml`` lies beside it, always its manifest's.
+
+    Args:
+        trained: whose manifest says how images are read.
+        overrides: what the user gave.
+    """
+    file = trained.checkpoint.parent / CONFIG
+    data = load_config([f"recipe={file}"]).data if file.is_file() else DataConfig()
+    saved = trained.manifest["data"]
+    known = {name: saved[name] for name in ("dataset", "mean", "std", "interpolation", "crop_pct") if name in saved}
+    given = {name: value for name, value in vars(overrides).items() if value is not None}
+    return replace(data, **{**known, "img_size": saved["img_size"], "in_chans": saved["in_chans"], **given})
+
+
+def per_class(evaluation: Evaluation, class_names: list[str]) -> list[dict[str, Any]]:
+    """Returns for each class its number of images, precision and recall (its accuracy); NaN where undefined."""
+    confusion = evaluation.confusion
+    assert confusion is not None
+    correct, labelled, predicted = confusion.diagonal().double(), confusion.sum(dim=1), confusion.sum(dim=0)
+    precision, recall = (correct / predicted).tolist(), (correct / labelled).tolist()
+    return [
+        {"class": name, "n": int(labelled[index]), "precision": precision[index], "recall": recall[index]}
+        for index, name in enumerate(class_names)
+    ]
+
+
+def confusions(evaluation: Evaluation, class_names: list[str]) -> list[tuple[str, str, int]]:
+    """Returns the mistakes as (label, prediction, count), the most frequent first."""
+    confusion = evaluation.confusion
+    assert confusion is not None
+    wrong = confusion.clone().fill_diagonal_(0)
+    pairs = [(class_names[i], class_names[j], int(wrong[i, j])) for i, j in wrong.nonzero().tolist()]
+    return sorted(pairs, key=lambda pair: -pair[2])
+
+
+def as_table(trained: TrainedModel, options: EvaluateOptions, evaluation: Evaluation) -> str:
+    """Lays out the figures for people."""
+    classes = per_class(evaluation, trained.class_names)
+    rows = [(row["class"], f"{row['n']:,}", percent(row["precision"]), percent(row["recall"])) for row in classes]
+    summary = [
+        ("top-1", percent(evaluation.top1)),
+        ("top-5", percent(evaluation.top5)),
+        ("loss", f"{evaluation.loss:.4f}"),
+        ("calibration error (ECE)", percent(evaluation.calibration_error)),
+        ("images/s", f"{evaluation.images_per_s:,.0f}"),
+    ]
+    width = max(len(name) for name, _ in summary)
+    lines = [
+        f"model    {trained.describe()}",
+        f"split    {options.split}, {evaluation.images:,} images",
+        "",
+        *(f"{name.ljust(width)}  {value:>9}" for name, value in summary),
+        "",
+        text_table(("class", "n", "precision", "recall"), rows),
+    ]
+    worst = confusions(evaluation, trained.class_names)[:_CONFUSIONS_SHOWN]
+    if worst:
+        lines += ["", "most frequent mistakes: " + ", ".join(f"{a} taken for {b} ({n})" for a, b, n in worst)]
+    return "\n".join(lines)
+
+
+def as_json(trained: TrainedModel, options: EvaluateOptions, evaluation: Evaluation) -> str:
+    """The figures as one JSON object; what is undefined is null."""
+    classes = per_class(evaluation, trained.class_names)
+    return json.dumps(
+        {
+            "checkpoint": str(trained.checkpoint),
+            "model": trained.manifest["model"]["name"],
+            "weights": trained.weights,
+            "split": options.split,
+            "precision": options.precision,
+            "images": evaluation.images,
+            **evaluation.metrics(),
+            "calibration_error": evaluation.calibration_error,
+            "per_class": [{key: _json_number(value) for key, value in row.items()} for row in classes],
+        },
+        indent=2,
+    )
+
+
+def _json_number(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f", … ({len(names)} in all)" if len(names) > 5 else "")

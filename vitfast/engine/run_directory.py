@@ -1,0 +1,138 @@
+"""The folder of a run and the files in it that people read."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from vitfast.errors import UserError
+
+CONFIG, ENVIRONMENT, METRICS, LOG, CURVES = "config.yaml", "environment.json", "metrics.jsonl", "log.txt", "curves.png"
+
+
+class RunDirectory:
+    """``config.yaml``, ``environment.json``, ``metrics.jsonl`` and ``log.txt`` of one run.
+
+    Make one with ``create`` (a new run) or ``reopen`` (a run that goes on).
+
+    Attributes:
+        path: the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._echo: Any = lambda line: print(line, file=sys.stderr, flush=True)
+        self._log: TextIO = open(path / LOG, "a", encoding="utf-8", buffering=1)
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str] | None, recipe: str) -> RunDirectory:
+        """Makes the folder of a new run.
+
+        Args:
+            path: the folder; None makes ``runs/<recipe>-<timestamp>``.
+            recipe: name or file of the recipe.
+
+        Raises:
+            UserError: if the folder is not empty, or cannot be made.
+        """
+        chosen = Path(path) if path is not None else _default_path(recipe)
+        try:
+            if chosen.exists() and (not chosen.is_dir() or any(chosen.iterdir())):
+                what = "is not empty" if chosen.is_dir() else "is a file"
+                raise UserError(
+                    f"run_dir={chosen} {what}, and a run overwrites nothing; give another run_dir, "
+                    f"or continue a run in it with train.resume={chosen}"
+                )
+            chosen.mkdir(parents=True, exist_ok=True)
+            return cls(chosen)
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"run_dir={chosen} cannot be made: {reason}; give another run_dir") from error
+
+    @classmethod
+    def reopen(cls, path: str | os.PathLike[str]) -> RunDirectory:
+        """Opens the folder of an existing run.
+
+        Raises:
+            UserError: if it cannot be written.
+        """
+        try:
+            return cls(Path(path))
+        except OSError as error:
+            raise UserError(f"the run {path} cannot be continued: {error.strerror or error}") from error
+
+    def close(self) -> None:
+        """Closes the log file."""
+        self._log.close()
+
+    def echo_through(self, write: Any) -> None:
+        """Sends what ``log`` shows through ``write(line)``, so that a progress bar stays whole."""
+        self._echo = write
+
+    def log(self, text: str, *, show: bool = True) -> None:
+        """Appends a line to ``log.txt``, with the time, and shows it on stderr unless ``show`` is False.
+
+        A disk that is full stops neither the run nor the message on the screen.
+        """
+        if show:
+            self._echo(text)
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S")
+        try:
+            self._log.write("".join(f"{stamp}  {line}\n" for line in text.splitlines() or [""]))
+        except OSError:
+            return
+
+    def write_text(self, name: str, text: str) -> None:
+        """Writes a file of the run as a whole: a reader sees the old one or the new one."""
+        temporary = self.path / f".{name}.writing"
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, self.path / name)
+
+    def write_environment(self, environment: dict[str, Any]) -> None:
+        """Writes ``environment.json``: what the run started on, and under ``resumed`` what it was continued on."""
+        file = self.path / ENVIRONMENT
+        try:
+            first = json.loads(file.read_text(encoding="utf-8"))
+            content = {**first, "resumed": [*first.get("resumed", []), environment]}
+        except (OSError, ValueError, AttributeError):
+            content = environment
+        self.write_text(ENVIRONMENT, json.dumps(content, indent=2) + "\n")
+
+    def append_metrics(self, line: dict[str, Any]) -> None:
+        """Appends a line to ``metrics.jsonl``; a value that is not finite becomes null, as JSON has no NaN."""
+        odd = [key for key, value in line.items() if isinstance(value, float) and not math.isfinite(value)]
+        clean = {**line, **dict.fromkeys(odd)}
+        with open(self.path / METRICS, "a", encoding="utf-8") as file:
+            file.write(json.dumps(clean) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Returns the lines of ``metrics.jsonl``; a last line that a kill cut short is left out."""
+        file = self.path / METRICS
+        lines: list[dict[str, Any]] = []
+        for text in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
+            try:
+                lines.append(json.loads(text))
+            except ValueError:
+                break
+        return lines
+
+    def keep_metrics(self, count: int) -> None:
+        """Cuts ``metrics.jsonl`` down to its first ``count`` lines: those that the checkpoint knew."""
+        if (self.path / METRICS).exists():
+            lines = self.read_metrics()[:count]
+            self.write_text(METRICS, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _default_path(recipe: str) -> Path:
+    stem = f"{Path(recipe).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    path, number = Path("runs") / stem, 2
+    while path.exists():
+        path, number = Path("runs") / f"{stem}-{number}", number + 1
+    return path

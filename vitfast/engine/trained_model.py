@@ -1,0 +1,75 @@
+"""A model as training left it, ready to be measured or used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import vitfast
+from vitfast.engine.checkpoint import (
+    EMA_FILE,
+    CheckpointError,
+    load_weights_file,
+    resolve_checkpoint,
+    verify_checkpoint,
+)
+from vitfast.errors import UserError
+
+WEIGHTS = ("auto", "ema", "model")
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model from a checkpoint.
+
+    Attributes:
+        model: in evaluation mode, on its device.
+        checkpoint: the folder it came from.
+        manifest: of the checkpoint.
+        weights: ``ema`` or ``model``.
+    """
+
+    model: nn.Module
+    checkpoint: Path
+    manifest: dict[str, Any]
+    weights: str
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes, in the order of the logits."""
+        return list(self.manifest["class_names"])
+
+    def describe(self) -> str:
+        """One line for people."""
+        kind = "averaged weights (EMA)" if self.weights == "ema" else "plain weights"
+        return f"{self.manifest['model']['name']}, {kind} of {self.checkpoint}"
+
+
+def load_trained_model(path: str, *, weights: str = "auto", device: torch.device) -> TrainedModel:
+    """Loads a checkpoint, all of whose files are checked first.
+
+    Args:
+        path: a run's folder (its newest valid checkpoint) or a checkpoint folder.
+        weights: ``ema``, ``model``, or ``auto``: the average if the checkpoint has one.
+        device: where the model goes.
+
+    Raises:
+        UserError: if there is no valid checkpoint, or it lacks the weights asked for.
+    """
+    if weights not in WEIGHTS:
+        raise UserError(f"weights={weights}; it must be one of {', '.join(WEIGHTS)}")
+    checkpoint = resolve_checkpoint(path)
+    manifest = verify_checkpoint(checkpoint)
+    if weights == "auto":
+        weights = "ema" if EMA_FILE in manifest["files"] else "model"
+    state = load_weights_file(checkpoint, weights)
+    try:
+        model = vitfast.create_model(manifest["model"]["name"], **manifest["model"]["fields"])
+        model.load_state_dict(state)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{checkpoint} does not fit this version of vitfast: {error}") from error
+    return TrainedModel(model.eval().to(device), checkpoint, manifest, weights)

@@ -1,0 +1,96 @@
+"""The splits that a run reads, and the batches of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from vitfast.config.schema import Config
+from vitfast.data import ImageDataset, available_splits, build_dataset, build_loader
+from vitfast.errors import UserError
+
+
+class TrainingData:
+    """The data sets of a run.
+
+    Args:
+        config: of the run.
+
+    Attributes:
+        train: the split to learn from.
+        val: the split measured after each epoch, or None.
+        test: the split measured once at the end, or None.
+        steps_per_epoch: batches of the train split.
+
+    Raises:
+        UserError: if there is nothing to learn from.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._config = config.data
+        self._seed = config.seed
+        splits = available_splits(config.data)
+        self.train = self._build("train", config)
+        self.val = self._build("val", config) if "val" in splits else None
+        self.test = self._build("test", config) if "test" in splits else None
+        batches, rest = divmod(len(self.train), config.data.batch_size)
+        self.steps_per_epoch = batches + (1 if rest and not config.data.drop_last else 0)
+        if self.steps_per_epoch == 0:
+            raise UserError(
+                f"data.drop_last=true leaves no batch: the train split has {len(self.train)} images and "
+                f"data.batch_size={config.data.batch_size}; use a smaller batch"
+            )
+
+    def _build(self, split: str, config: Config) -> ImageDataset:
+        return build_dataset(config.data, split, seed=config.seed, img_size=config.model.img_size)
+
+    @property
+    def images_per_epoch(self) -> int:
+        """Images that an epoch trains on."""
+        if self._config.drop_last:
+            return self.steps_per_epoch * self._config.batch_size
+        return len(self.train)
+
+    def train_loader(self, epoch: int, first_step: int) -> DataLoader[Any]:
+        """The batches of an epoch (from 0), from a step of it on: the same whatever happened before."""
+        return self._load(
+            self.train,
+            epoch=epoch,
+            shuffle=True,
+            drop_last=self._config.drop_last,
+            start=first_step * self._config.batch_size,
+        )
+
+    def evaluation_loader(self, dataset: ImageDataset) -> DataLoader[Any]:
+        """All images of a split once, in order."""
+        return self._load(dataset, epoch=0, shuffle=False)
+
+    def _load(self, dataset: ImageDataset, **options: Any) -> DataLoader[Any]:
+        config = self._config
+        return build_loader(dataset, batch_size=config.batch_size, workers=config.workers, seed=self._seed, **options)
+
+    def describe(self) -> str:
+        """One line for the log."""
+        splits = (("train", self.train), ("val", self.val), ("test", self.test))
+        counts = " / ".join(f"{len(dataset):,} {name}" for name, dataset in splits if dataset is not None)
+        size = self.train.img_size
+        return f"{counts} images, {len(self.train.class_names)} classes, {self.train.in_chans} x {size} x {size} pixels"
+
+    def manifest(self) -> dict[str, Any]:
+        """What a checkpoint says about its input, from which evaluation and prediction read images the same way."""
+        return {
+            "dataset": self._config.dataset,
+            "img_size": self.train.img_size,
+            "in_chans": self.train.in_chans,
+            "mean": list(self.train.mean),
+            "std": list(self.train.std),
+            "interpolation": self.train.interpolation,
+            "crop_pct": self.train.crop_pct,
+        }
+
+
+def image_file(dataset: ImageDataset, index: int) -> str | None:
+    """The file of an image, or None if the data set is not made of files."""
+    path = getattr(dataset._source, "path", None)
+    return None if path is None else str(path(index))

@@ -1,0 +1,35 @@
+"""Measures a checkpoint: ``python -m vitfast.evaluate checkpoint=runs/… [split=test] [key=value …]``.
+
+Prints top-1, top-5, calibration error, images/s and a table by class; ``output=json`` prints the same for programs.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the verb.
+
+    Args:
+        argv: options; None takes the command line's.
+
+    Returns:
+        The exit code: 0, or 2 after an error that the user can mend.
+    """
+    from vitfast.engine.run_verb import run_verb
+
+    return run_verb(_evaluate, sys.argv[1:] if argv is None else argv)
+
+
+def _evaluate(arguments: Sequence[str]) -> int:
+    from vitfast.config import load_options
+    from vitfast.engine.evaluation_report import EvaluateOptions, evaluate_checkpoint
+
+    print(evaluate_checkpoint(load_options(EvaluateOptions, list(arguments), "python -m vitfast.evaluate")))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

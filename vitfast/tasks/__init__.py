@@ -1,0 +1,7 @@
+"""What is learned: a task turns a model and a batch into a loss."""
+
+from __future__ import annotations
+
+from vitfast.tasks.classification import ClassificationTask
+
+__all__ = ["ClassificationTask"]
