@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vitfast_build.cuda_toolkit import decide_cuda, find_toolkit
+from vitfast_build.errors import BuildError
+from vitfast_build.options import BuildOptions
+from vitfast_build.torch_installation import TorchInstallation
+
+CUDA_TORCH = TorchInstallation(Path("/torch"), "2.15.0+cu132", "13.2")
+CPU_TORCH = TorchInstallation(Path("/torch"), "2.15.0+cpu", None)
+
+# answers as nvcc does; --dryrun tells the toolkit's folder on standard error and fails for want of an input
+NVCC = """
+case "$1" in
+--version) echo "Cuda compilation tools, release {version}, V{version}.88" ;;
+--list-gpu-arch) printf 'compute_80\\ncompute_90\\n' ;;
+--dryrun) echo "#\\$ TOP={folder}/bin/.." >&2; exit 1 ;;
+esac
+"""
+
+Program = Callable[..., Path]
+
+
+def _toolkit(program: Program, tmp_path: Path, version: str = "13.0") -> Path:
+    folder = tmp_path / "cuda"
+    program("nvcc", NVCC.format(version=version, folder=folder), folder="cuda/bin")
+    return folder
+
+
+def test_a_wrapper_script_on_the_path_leads_to_the_toolkit(program: Program, tmp_path: Path) -> None:
+    folder = _toolkit(program, tmp_path)
+    wrapper = program("nvcc", f'exec {folder}/bin/nvcc "$@"')
+    toolkit = find_toolkit({"PATH": f"{wrapper.parent}:/usr/bin:/bin"})
+    assert toolkit is not None
+    assert toolkit.folder == folder
+    assert toolkit.version == (13, 0)
+    assert toolkit.architectures == {"compute_80", "compute_90"}
+
+
+def test_cuda_home_comes_before_the_path(program: Program, tmp_path: Path) -> None:
+    folder = _toolkit(program, tmp_path, "12.8")
+    other = program("nvcc", "echo 'release 13.0'")
+    toolkit = find_toolkit({"CUDA_HOME": str(folder), "PATH": f"{other.parent}:/usr/bin:/bin"})
+    assert toolkit is not None
+    assert toolkit.version_text == "12.8"
+    assert toolkit.nvcc == folder / "bin/nvcc"
+
+
+def test_no_nvcc_is_a_reason_or_an_error_if_cuda_is_demanded(tmp_path: Path) -> None:
+    environment = {"PATH": str(tmp_path)}
+    decision = decide_cuda(BuildOptions.from_environment({}), CUDA_TORCH, environment)
+    assert decision.toolkit is None
+    assert "there is no nvcc" in decision.reason
+    with pytest.raises(BuildError, match=r"VITFAST_CUDA=1 demands(.|\n)*export CUDA_HOME=(.|\n)*export VITFAST_CUDA=0"):
+        decide_cuda(BuildOptions.from_environment({"VITFAST_CUDA": "1"}), CUDA_TORCH, environment)
+
+
+def test_a_cuda_home_without_nvcc_is_a_reason_or_an_error_if_cuda_is_demanded(tmp_path: Path) -> None:
+    environment = {"CUDA_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    reason = decide_cuda(BuildOptions.from_environment({}), CUDA_TORCH, environment).reason
+    assert reason.startswith(f"CUDA_HOME={tmp_path} has no bin/nvcc")
+    with pytest.raises(BuildError, match=r"has no bin/nvcc(.|\n)*unset CUDA_HOME"):
+        decide_cuda(BuildOptions.from_environment({"VITFAST_CUDA": "1"}), CUDA_TORCH, environment)
+
+
+def test_cuda_is_built_where_nvcc_is_and_left_out_where_asked(program: Program, tmp_path: Path) -> None:
+    environment = {"CUDA_HOME": str(_toolkit(program, tmp_path))}
+    decision = decide_cuda(BuildOptions.from_environment({}), CUDA_TORCH, environment)
+    assert decision.toolkit is not None
+    assert decision.reason == "nvcc 13.0"
+    assert decide_cuda(BuildOptions.from_environment({"VITFAST_CUDA": "0"}), CUDA_TORCH, environment).toolkit is None
+
+
+@pytest.mark.parametrize(
+    ("version", "torch", "reason"),
+    [
+        ("11.8", CUDA_TORCH, r"nvcc 11\.8 is older than 12\.0"),
+        ("13.0", CPU_TORCH, r"torch 2\.15\.0\+cpu is a CPU-only"),
+    ],
+)
+def test_an_old_toolkit_and_a_cpu_only_torch_are_obstacles(
+    program: Program, tmp_path: Path, version: str, torch: TorchInstallation, reason: str
+) -> None:
+    environment = {"CUDA_HOME": str(_toolkit(program, tmp_path, version))}
+    assert decide_cuda(BuildOptions.from_environment({}), torch, environment).toolkit is None
+    with pytest.raises(BuildError, match=rf"VITFAST_CUDA=1 demands the CUDA library, but {reason}"):
+        decide_cuda(BuildOptions.from_environment({"VITFAST_CUDA": "1"}), torch, environment)
+
+
+def test_an_architecture_that_nvcc_does_not_know_is_named(program: Program, tmp_path: Path) -> None:
+    environment = {"CUDA_HOME": str(_toolkit(program, tmp_path))}
+    options = BuildOptions.from_environment({"TORCH_CUDA_ARCH_LIST": "9.0a;10.0"})
+    with pytest.raises(BuildError, match=r"does not know 10\.0; it knows compute_80, compute_90"):
+        decide_cuda(options, CUDA_TORCH, environment)

@@ -1,0 +1,119 @@
+"""Real, small builds: a project with one source and one header, compiled and linked as vitfast is."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vitfast_build import build_config
+from vitfast_build.errors import BuildError
+from vitfast_build.native_build import NativeBuild
+from vitfast_build.options import BuildOptions
+
+
+@pytest.fixture
+def project(tmp_path: Path, clean_environment: dict[str, str]) -> NativeBuild:
+    """A project with the file names that the build looks for; a space in its path must not matter."""
+    root = tmp_path / "a project"
+    (root / "csrc/cpu").mkdir(parents=True)
+    (root / "csrc/answer.h").write_text("constexpr int answer = 41;\n")
+    (root / "csrc/library.cpp").write_text(
+        '#include "csrc/answer.h"\n'
+        'extern "C" __attribute__((visibility("default"))) int get_answer() { return answer; }\n'
+        'extern "C" __attribute__((visibility("default"))) const char* get_file() { return __FILE__; }\n'
+    )
+    (root / "csrc/cpu/other.cpp").write_text("int hidden() { return 1; }\n")
+    (root / "csrc/module.cpp").write_text('extern "C" void PyInit__C() {}\n')
+    return NativeBuild.plan(root, BuildOptions.from_environment({"VITFAST_CUDA": "0"}), clean_environment)
+
+
+def _ask(library: Path, function: str) -> str:
+    """Loads the library in a process of its own: one that is loaded cannot be replaced."""
+    code = (
+        "import ctypes, sys; f = getattr(ctypes.CDLL(sys.argv[1]), sys.argv[2]);"
+        "f.restype = ctypes.c_char_p if sys.argv[2] == 'get_file' else ctypes.c_int; print(f())"
+    )
+    return subprocess.check_output([sys.executable, "-c", code, library, function], text=True).strip()
+
+
+def test_only_what_changed_is_compiled_again(
+    project: NativeBuild, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "out"
+    project.run(folder)
+    first = capfd.readouterr().out
+    assert all(name in first for name in ("library.cpp", "other.cpp", "module.cpp"))
+    assert {path.name for path in folder.glob("*.so")} == set(project.artefacts)
+    assert _ask(folder / "libvitfast_cpu.so", "get_answer") == "41"
+
+    project.run(folder)
+    assert "no work to do" in capfd.readouterr().out
+
+    (project.root / "csrc/answer.h").write_text("constexpr int answer = 42;\n")
+    project.run(folder)
+    again = capfd.readouterr().out
+    assert "library.cpp" in again
+    assert "other.cpp" not in again
+    assert "module.cpp" not in again
+    assert _ask(folder / "libvitfast_cpu.so", "get_answer") == "42"
+
+
+def test_the_libraries_hold_no_path_of_this_machine(project: NativeBuild, tmp_path: Path) -> None:
+    project.run(tmp_path / "out")
+    assert _ask(tmp_path / "out/libvitfast_cpu.so", "get_file") == "b'csrc/library.cpp'"
+
+
+def test_a_failing_compiler_is_heard(project: NativeBuild, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (project.root / "csrc/cpu/other.cpp").write_text("#error broken on purpose\n")
+    with pytest.raises(BuildError, match=r"Compilation failed.*\n.*ninja -C .*\n.*MAX_JOBS=1"):
+        project.run(tmp_path / "out")
+    assert "error: #error broken on purpose" in capfd.readouterr().out
+
+
+def test_an_undefined_symbol_is_an_error_of_the_build(
+    project: NativeBuild, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (project.root / "csrc/cpu/other.cpp").write_text("void nowhere(); int hidden() { nowhere(); return 1; }\n")
+    with pytest.raises(BuildError):
+        project.run(tmp_path / "out")
+    assert "undefined reference to `nowhere()'" in capfd.readouterr().out
+
+
+def test_the_flags_keep_the_promises_of_the_design(root: Path, clean_environment: dict[str, str]) -> None:
+    text = NativeBuild.plan(root, BuildOptions.from_environment({}), clean_environment).ninja_text()
+    assert "-march=" not in text
+    assert "-ffast-math" not in text
+    assert "rpath" not in text
+    for flag in ("-O3", "-fvisibility=hidden", "-fno-math-errno", "-DTORCH_TARGET_VERSION=0x020b000000000000"):
+        assert flag in text
+    assert re.search(r"avx512\.cpp\n  flags = -mavx512f .*-mprefer-vector-width=512\n", text)
+    assert not re.search(r"baseline\.cpp\n  flags", text)
+
+
+def test_a_build_is_described_without_paths(project: NativeBuild, tmp_path: Path) -> None:
+    left_out = BuildOptions.from_environment({"TORCH_CUDA_ARCH_LIST": "7.5;9.0a", "VITFAST_CUDA": "0"})
+    build = build_config.describe(left_out, dataclasses.replace(project, options=left_out))
+    assert build["cpu_library"]
+    assert not build["cuda_library"]
+    assert build["cuda_reason"] == "VITFAST_CUDA=0"
+    build_config.write(build, tmp_path)
+    scope: dict[str, object] = {}
+    text = (tmp_path / "_build_config.py").read_text()
+    exec(text, scope)
+    assert scope["BUILD"] == build
+    assert str(tmp_path) not in text
+    assert os.path.expanduser("~") not in text
+    assert "not built: VITFAST_CUDA=0" in build_config.summary(build)
+
+
+def test_pure_pytorch_is_described_as_such() -> None:
+    build = build_config.describe(BuildOptions.from_environment({"VITFAST_BUILD": "none"}), None)
+    assert not build["cpu_library"]
+    assert build["cuda_reason"] == "VITFAST_BUILD=none"
+    assert "nothing compiled" in build_config.summary(build)

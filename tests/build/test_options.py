@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import pytest
+
+from vitfast_build.errors import BuildError
+from vitfast_build.options import BuildOptions, CudaArchitecture, parse_architectures
+
+
+def test_an_empty_environment_takes_the_defaults() -> None:
+    options = BuildOptions.from_environment({})
+    assert (options.cuda, options.build, options.max_jobs) == ("auto", "all", None)
+    assert [str(item) for item in options.architectures] == ["8.0+PTX", "9.0a"]
+
+
+def test_an_empty_variable_counts_as_unset() -> None:
+    empty = dict.fromkeys(("VITFAST_CUDA", "VITFAST_BUILD", "MAX_JOBS", "TORCH_CUDA_ARCH_LIST"), "")
+    assert BuildOptions.from_environment(empty) == BuildOptions.from_environment({})
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "allowed"),
+    [
+        ("VITFAST_CUDA", "yes", "auto, 1, 0"),
+        ("VITFAST_BUILD", "cpu", "all, none"),
+        ("MAX_JOBS", "0", "positive number"),
+        ("MAX_JOBS", "-2", "positive number"),
+        ("MAX_JOBS", "two", "positive number"),
+        ("TORCH_CUDA_ARCH_LIST", "Hopper", "such as 8.0, 8.9+PTX or 9.0a"),
+        ("TORCH_CUDA_ARCH_LIST", "9.0a;sm_90", "such as 8.0, 8.9+PTX or 9.0a"),
+    ],
+)
+def test_a_bad_value_names_the_variable_the_value_what_is_allowed_and_a_command(
+    variable: str, value: str, allowed: str
+) -> None:
+    with pytest.raises(BuildError) as caught:
+        BuildOptions.from_environment({variable: value})
+    message = str(caught.value)
+    assert f"{variable}={value!r}" in message
+    assert allowed in message
+    assert "export" in message
+
+
+def test_no_build_and_demanded_cuda_contradict_each_other() -> None:
+    with pytest.raises(BuildError, match="unset VITFAST_BUILD, or unset VITFAST_CUDA"):
+        BuildOptions.from_environment({"VITFAST_BUILD": "none", "VITFAST_CUDA": "1"})
+
+
+@pytest.mark.parametrize("text", ["8.0+PTX;9.0a", "8.0+PTX 9.0a", " 8.0+PTX, 9.0a ", "8.0+PTX;9.0a;9.0a"])
+def test_architectures_are_separated_by_semicolons_spaces_or_commas(text: str) -> None:
+    supported, left_out = parse_architectures(text)
+    assert supported == (CudaArchitecture(8, 0, "", True), CudaArchitecture(9, 0, "a"))
+    assert left_out == ()
+
+
+def test_architectures_below_8_are_left_out_and_told() -> None:
+    supported, left_out = parse_architectures("7.5 8.6 12.0+PTX")
+    assert [str(item) for item in supported] == ["8.6", "12.0+PTX"]
+    assert [str(item) for item in left_out] == ["7.5"]
+    with pytest.raises(BuildError, match=r"names no architecture from 8\.0"):
+        parse_architectures("7.0;7.5")
+
+
+def test_nvcc_flags_hold_machine_code_and_ptx_only_where_asked_for() -> None:
+    assert CudaArchitecture(9, 0, "a").nvcc_flags == ["-gencode=arch=compute_90a,code=sm_90a"]
+    assert CudaArchitecture(8, 0, "", True).nvcc_flags == [
+        "-gencode=arch=compute_80,code=sm_80",
+        "-gencode=arch=compute_80,code=compute_80",
+    ]

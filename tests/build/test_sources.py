@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vitfast_build.errors import BuildError
+from vitfast_build.sources import ISA_FLAGS, find_sources
+
+
+def test_every_source_goes_into_exactly_one_artefact(root: Path) -> None:
+    sources = find_sources(root, x86=True)
+    assigned = [source.path for group in (sources.cpu, sources.cuda, sources.module) for source in group]
+    there = [path.relative_to(root).as_posix() for path in (root / "csrc").rglob("*") if path.suffix in (".cpp", ".cu")]
+    assert sorted(assigned) == sorted(there)
+
+
+def test_each_instruction_set_has_its_own_flags_and_nothing_else_has_any(root: Path) -> None:
+    sources = find_sources(root, x86=True)
+    assert sources.instruction_sets == ("baseline", "avx2", "avx512")
+    for source in sources.cpu:
+        path = Path(source.path)
+        assert source.flags == (ISA_FLAGS[path.stem] if path.parent.name == "isa" else ())
+
+
+def test_other_processors_get_the_portable_code_only(root: Path) -> None:
+    sources = find_sources(root, x86=False)
+    assert sources.instruction_sets == ("baseline",)
+    assert not any(source.flags for source in sources.cpu)
+
+
+def test_incomplete_sources_and_unknown_instruction_sets_are_told(tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match=r"has no csrc/library\.cpp"):
+        find_sources(tmp_path, x86=True)
+    isa = tmp_path / "csrc/cpu/isa"
+    isa.mkdir(parents=True)
+    (tmp_path / "csrc/library.cpp").touch()
+    (isa / "avx10.cpp").touch()
+    with pytest.raises(BuildError, match="add 'avx10' to ISA_FLAGS"):
+        find_sources(tmp_path, x86=True)
