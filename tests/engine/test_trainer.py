@@ -59,7 +59,8 @@ def test_metrics_have_a_line_for_each_split_and_epoch(run_dir):
     assert [line["step"] for line in lines if line["split"] == "val"] == [
         STEPS * epoch for epoch in range(1, EPOCHS + 1)
     ]
-    assert lines[-2]["lr"] == pytest.approx(1e-6)
+    config = load_config([f"recipe={run_dir / 'config.yaml'}"])
+    assert lines[-2]["lr"] == pytest.approx(config.schedule.min_lr)
     assert all(0 <= line["top1"] <= line["top5"] <= 1 and line["images_per_s"] > 0 for line in lines)
 
 
@@ -93,7 +94,7 @@ def test_the_newest_and_the_best_checkpoint_stay(run_dir):
 def test_the_manifest_describes_model_and_input(run_dir):
     manifest = read_manifest(run_dir)
     assert manifest["model"]["name"] == "vit_nano_patch2_8"
-    assert manifest["model"]["fields"]["embed_dim"] == 16
+    assert manifest["model"]["fields"]["embed_dim"] == 32
     assert manifest["class_names"] == [str(digit) for digit in range(10)]
     assert {"img_size", "in_chans", "mean", "std", "interpolation", "crop_pct"} <= set(manifest["data"])
     assert manifest["data"]["img_size"] == 8

@@ -138,7 +138,11 @@ def as_table(trained: TrainedModel, options: EvaluateOptions, evaluation: Evalua
     ]
     worst = confusions(evaluation, trained.class_names)[:_CONFUSIONS_SHOWN]
     if worst:
-        lines += ["", "most frequent mistakes: " + ", ".join(f"{a} taken for {b} ({n})" for a, b, n in worst)]
+        lines += [
+            "",
+            "most frequent mistakes:",
+            *(f"  {count:,} x {label} taken for {wrong}" for label, wrong, count in worst),
+        ]
     return "\n".join(lines)
 
 
