@@ -90,21 +90,34 @@ def build_info() -> dict[str, Any]:
     """Tells what was built, for what, and which kernels run and why.
 
     Returns:
-        A dict that can be written as JSON: versions; ``cpu`` (the instruction set in use, those compiled in);
-        ``cuda`` (the architectures compiled in, or why there are none); ``kernels``: for each operator and device,
-        ``"vitfast"`` or ``"torch: <why>"``.
+        A dict that can be written as JSON: versions; ``cpu`` (the instruction set in use, what the processor has);
+        ``cuda``; ``build`` (compilers, instruction sets and architectures compiled in, or why there are none);
+        ``kernels``: for each operator and device, ``"vitfast"`` or ``"torch: <why>"``.
     """
     try:
         build = dict(importlib.import_module("vitfast._build_config").BUILD)
     except ModuleNotFoundError:
         build = {"reason": "vitfast was not built: pip install . compiles its kernels"}
+    features = {}
+    try:
+        extension = importlib.import_module("vitfast._C")
+    except ModuleNotFoundError:
+        pass  # the libraries do not depend on the version of Python; this module does
+    else:
+        build["extension"] = extension.build_info()
+        features = extension.cpu_features()
     capability = torch.ops.vitfast.cpu_capability() if _cpu_missing is None else "none: pure PyTorch"
     return {
         "vitfast": vitfast.__version__,
         "torch": torch.__version__,
         "torch_cuda": torch.version.cuda,
         "python": platform.python_version(),
-        "cpu": {"instruction_set": capability, "requested": _isa, "library": _cpu_missing or "loaded"},
+        "cpu": {
+            "instruction_set": capability,
+            "requested": _isa,
+            "library": _cpu_missing or "loaded",
+            "features": sorted(name for name, present in features.items() if present),
+        },
         "cuda": {"library": _cuda_missing or "loaded", "kernels_requested": _cuda_kernels},
         "build": build,
         "kernels": {kernel: {device: _STATES[kernel, device] for device in ("cpu", "cuda")} for kernel in CPU_KERNELS},
