@@ -7,9 +7,14 @@ torchvision nor a compiler.
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from typing import Any
 
 __version__ = "0.1.0"
+
+# After `pip install .`, `python -m vitfast.train` in the checkout imports the checkout, which holds nothing compiled:
+# what the build made is then taken from the installed package.
+__path__ = pkgutil.extend_path(__path__, __name__)
 
 # public name -> the module that holds it
 _PUBLIC_NAMES = {

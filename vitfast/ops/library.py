@@ -22,8 +22,6 @@ PROVEN_CUDA_KERNELS: frozenset[str] = frozenset()
 CUDA_KERNEL_CHOICES = ("proven", "all", "none")
 ISA_CHOICES = ("auto", "baseline", "avx2", "avx512")
 
-_PACKAGE_FOLDER = Path(vitfast.__file__).parent
-
 
 def _environment_choice(variable: str, choices: tuple[str, ...]) -> str:
     """Reads an environment variable that takes one of ``choices`` (the first is the default)."""
@@ -34,9 +32,10 @@ def _environment_choice(variable: str, choices: tuple[str, ...]) -> str:
 
 
 def _load(name: str) -> str | None:
-    """Loads a library beside this package; returns why it is not there, or None."""
-    path = _PACKAGE_FOLDER / f"lib{name}.so"
-    if not path.exists():
+    """Loads a library of this package; returns why it is not there, or None."""
+    candidates = [Path(folder) / f"lib{name}.so" for folder in vitfast.__path__]
+    path = next((candidate for candidate in candidates if candidate.exists()), None)
+    if path is None:
         return "not built"
     try:
         torch.ops.load_library(path)  # type: ignore[no-untyped-call]
