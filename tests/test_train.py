@@ -83,7 +83,7 @@ def test_help_needs_nothing(capsys):
 
 
 def stop_after_first_epoch(run_dir: Path, number: signal.Signals, *options: str) -> tuple[int, str]:
-    """Signals a run as batch systems and Ctrl+C do it, the whole process group at once; returns exit code and stderr."""
+    """Signals a run's whole process group, as batch systems and Ctrl+C do; returns exit code and stderr."""
     process = start(*TINY, *options, f"run_dir={run_dir}", start_new_session=True)
     deadline = time.monotonic() + 240
     while not (run_dir / "metrics.jsonl").exists() and time.monotonic() < deadline and process.poll() is None:

@@ -82,6 +82,8 @@ def test_values(argument: str, key: str, expected: object) -> None:
         ("optim.lrr=1", ["no option 'optim.lrr'", "did you mean optim.lr?", "--help"]),
         ("lr=1", ["no option 'lr'", "did you mean optim.lr?"]),
         ("data.augment.flp=1", ["did you mean data.augment.flip?"]),
+        ("train.lr=1", ["did you mean optim.lr?"]),
+        ("model.batch_size=1", ["did you mean data.batch_size?"]),
         ("schedule.epoch=1", ["did you mean schedule.epochs?"]),
         ("optim.lr.x=1", ["no option 'optim.lr.x'"]),
         ("data.mean[0]=1", ["no option 'data.mean[0]'", "did you mean data.mean?"]),

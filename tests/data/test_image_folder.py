@@ -19,8 +19,9 @@ def folder(root: Path, **options: object) -> DataConfig:
 
 def test_classes_and_files_are_in_alphabetical_order(make_folder) -> None:
     root = make_folder({"train": {"dog": 2, "cat": 3, "ant": 1}, "test": {"cat": 1, "dog": 1, "ant": 1}})
-    (root / "train/dog/deeper").mkdir()
-    shutil.copy(root / "train/cat/000.png", root / "train/dog/deeper/000.PNG")
+    for name, picture in (("y", 1), ("x", 0), ("z", 2)):
+        (root / f"train/dog/{name}").mkdir()
+        shutil.copy(root / f"train/cat/{picture:03d}.png", root / f"train/dog/{name}/000.PNG")
     (root / "train/dog/notes.txt").write_text("no picture")
     (root / "train/dog/._000.png").write_text("a hidden file of another system")
     (root / "train/.cache").mkdir()
@@ -28,8 +29,9 @@ def test_classes_and_files_are_in_alphabetical_order(make_folder) -> None:
     dataset = build_dataset(folder(root), "train", seed=0)
 
     assert dataset.class_names == ["ant", "cat", "dog"]
-    assert [dataset[index][1] for index in range(len(dataset))] == [0, 1, 1, 1, 2, 2, 2]
-    assert torch.equal(dataset[6][0], dataset[1][0])
+    assert [dataset[index][1] for index in range(len(dataset))] == [0, 1, 1, 1, 2, 2, 2, 2, 2]
+    for picture in range(3):
+        assert torch.equal(dataset[6 + picture][0], dataset[1 + picture][0])
     assert available_splits(folder(root)) == ["train", "test"]
 
 

@@ -38,8 +38,8 @@ def test_every_image_counts_once_also_in_the_smaller_last_batch(task, images, la
     evaluation = run(task, images, labels)
     logits = task.eval().model(images)
     assert evaluation.images == 23
-    assert evaluation.loss == pytest.approx(float(functional.cross_entropy(logits, labels)), rel=1e-5)
-    assert evaluation.top1 == pytest.approx(float((logits.argmax(1) == labels).float().mean()), abs=1e-6)
+    assert evaluation.loss == pytest.approx(functional.cross_entropy(logits, labels).item(), rel=1e-5)
+    assert evaluation.top1 == pytest.approx((logits.argmax(1) == labels).float().mean().item(), abs=1e-6)
     assert evaluation.images_per_s > 0
     assert set(evaluation.metrics()) == {"loss", "top1", "top5", "images_per_s"}
 

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import sys
+import time
+
+import pytest
+
 from vitfast.engine.progress import Progress
 
 
@@ -25,3 +32,28 @@ def test_a_bar_shows_what_matters(capsys):
     shown = capsys.readouterr().err
     for part in ("epoch 1/2", " 50 %", "loss 0.512", "top-1 25.0%", "images/s", "left", "a line\n"):
         assert part in shown
+
+
+@pytest.mark.parametrize("size", [(0, 0), (24, 100)])
+def test_a_real_terminal_shows_the_bar_also_if_it_does_not_know_its_size(size, monkeypatch):
+    ours, theirs = pty.openpty()
+    os.set_blocking(ours, False)
+    if size != (0, 0):
+        import fcntl
+        import struct
+        import termios
+
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
+    with open(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with Progress(10) as progress:
+            assert progress.enabled
+            progress.phase("epoch 1/2")
+            for _ in range(3):
+                time.sleep(0.11)  # tqdm draws ten times a second
+                progress.advance(1)
+            progress._bar.refresh()
+        shown = os.read(ours, 100_000).decode()
+    os.close(ours)
+    assert "epoch 1/2  30 %" in shown, shown
+    assert " left" in shown

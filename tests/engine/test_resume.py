@@ -150,8 +150,10 @@ def test_what_decides_the_result_cannot_change(tmp_path, train_tiny):
     assert train_tiny(run_dir, stop_step=1) == 143
     with pytest.raises(UserError, match=r"cannot change: optim.lr=0.5 \(the run: 0.01\)"):
         train_tiny(run_dir, f"train.resume={run_dir}", "optim.lr=0.5")
-    with pytest.raises(UserError, match=r"run_dir=.*elsewhere is not the run"):
+    with pytest.raises(UserError, match=r"run_dir=.*elsewhere is not .*leave run_dir out"):
         train_tiny(run_dir, f"train.resume={run_dir}", f"run_dir={tmp_path / 'elsewhere'}")
+    with pytest.raises(UserError, match="has recipe=digits, not cifar10_folder"):
+        train_tiny(run_dir, f"train.resume={run_dir}", "recipe=cifar10_folder")
     # The original command line, repeated by a batch script, is no contradiction.
     assert train_tiny(run_dir, "recipe=digits", "optim.lr=0.01", f"run_dir={run_dir}", f"train.resume={run_dir}") == 0
 

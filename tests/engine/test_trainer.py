@@ -66,7 +66,8 @@ def test_metrics_have_a_line_for_each_split_and_epoch(run_dir):
 
 def test_the_folder_holds_what_it_should(run_dir):
     names = {path.name for path in run_dir.iterdir() if not path.name.startswith("checkpoint_")}
-    assert names == {"config.yaml", "environment.json", "metrics.jsonl", "log.txt", "curves.png", "sample_9.png"}
+    assert names == {"config.yaml", "environment.json", "metrics.jsonl", "log.txt", "curves.png", "samples"}
+    assert {path.name for path in (run_dir / "samples").iterdir()} == {f"{digit}.png" for digit in range(10)}
     config = load_config([f"recipe={run_dir / 'config.yaml'}"])
     assert config.run_dir == str(run_dir)
     assert config.optim.ema_decay == 0.5
@@ -240,3 +241,21 @@ def test_a_broken_image_names_its_file(tmp_path, train_tiny, folder):
 def test_not_finite_names_the_files(tmp_path, train_tiny, folder):
     with pytest.raises(NonFiniteError, match=r"of the train split \(.*train/(red|blue)/\d+\.png, "):
         train_tiny(tmp_path / "run", *FOLDER, f"data.root={folder}", "optim.lr=1e30", "schedule.warmup_epochs=0")
+
+
+def test_a_folder_that_moved_goes_on(tmp_path, train_tiny, folder):
+    run_dir = tmp_path / "run"
+    assert train_tiny(run_dir, *FOLDER, f"data.root={folder}", stop_step=3) == 143
+    folder.rename(tmp_path / "moved")
+    with pytest.raises(UserError, match=r"data.root=.*images does not exist"):
+        train_tiny(run_dir, f"train.resume={run_dir}")
+    assert train_tiny(run_dir, f"train.resume={run_dir}", f"data.root={tmp_path / 'moved'}") == 0
+
+
+@pytest.mark.slow
+def test_a_compiled_run_goes_on(tmp_path, train_tiny):
+    options = ["train.compile=true", "data.drop_last=true"]
+    assert train_tiny(tmp_path / "run", *options, stop_step=3) == 143
+    assert train_tiny(tmp_path / "run", f"train.resume={tmp_path / 'run'}") == 0
+    names = load_weights_file(list_checkpoints(tmp_path / "run")[0])
+    assert "blocks.0.attn.qkv.weight" in names  # and not _orig_mod.blocks…

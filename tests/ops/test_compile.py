@@ -9,8 +9,9 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from support.accuracy import as_tuple, run
-from support.operators import FORMATS, OPERATORS, Operator
+from support.operators import OPERATORS, Operator
 from support.sample import Make, Sample
+from support.samples import FORMATS
 from vitfast import ops
 
 BATCH_SIZES = (2, 3, 5)

@@ -14,8 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from support.accuracy import assert_same_bits, run
-from support.operators import FORMATS, OPERATORS, Operator
+from support.operators import OPERATORS, Operator
 from support.sample import Make
+from support.samples import FORMATS
 from vitfast import ops
 from vitfast.ops.library import has_kernel
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from support.accuracy import assert_same_bits
 from support.float_oracle import finite_values, fraction_to_upper, neighbours, round_tensor
-from support.operators import DETERMINISTIC_ROUNDINGS, FORMATS
+from support.samples import DETERMINISTIC_ROUNDINGS, FORMATS
 from vitfast import FloatFormat
 from vitfast.ops import quantize_float
 

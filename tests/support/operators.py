@@ -1,7 +1,4 @@
-"""The table of operators: adding an operator to every generic test means adding one entry here.
-
-Shapes: B batch, N tokens, C channels, H heads, D head dimension, F hidden width.
-"""
+"""The table of operators: adding an operator to every generic test means adding one entry here."""
 
 from __future__ import annotations
 
@@ -12,12 +9,10 @@ from typing import Any
 
 import torch
 
-from support import plain
+from support import plain, samples
 from support.sample import Make, Sample
-from support.shapes import CHANNELS, draw_attention_sizes, draw_leading_shape
 from vitfast import ops
 from vitfast.ops.library import has_kernel
-from vitfast.quantization.formats import FloatFormat
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -65,301 +60,15 @@ class Operator:
         return self.name
 
 
-# --- attention ---
-
-
-def _attention_arguments(
-    make: Make, sizes: tuple[int, int, int, int], bias: str | None, packed: bool, spread: float
-) -> dict[str, Any]:
-    b, h, n, d = sizes
-    if packed:
-        arguments: dict[str, Any] = {"qkv": make.normal(b, n, 3, h, d, scale=spread)}
-    else:
-        arguments = {name: make.normal(b, h, n, d, scale=spread) for name in ("q", "k", "v")}
-    if bias is not None:
-        arguments["bias"] = make.normal(1 if bias == "shared" else b, h, n, n)
-    return arguments
-
-
-def _cancelling_terms(sizes: tuple[int, int, int, int]) -> int:
-    """With one token the softmax is constant: the gradients of q, k and bias are differences of equal sums over D."""
-    return sizes[3] if sizes[2] == 1 else 0
-
-
-def _attention_samples(packed: bool) -> Callable[[Make], list[Sample]]:
-    # name: sizes [B, H, N, D], bias, options, spread of q, k and v
-    table: dict[str, tuple[tuple[int, int, int, int], str | None, dict[str, Any], float]] = {
-        "tiny": ((2, 2, 3, 8), None, {}, 1.0),
-        "tiny_bias_logits": ((2, 2, 3, 8), "each", {"return_logits": True}, 1.0),
-        "tiny_shared_bias": ((2, 1, 5, 8), "shared", {"scale": 0.3}, 1.0),
-        "tiny_single_head_dim": ((1, 2, 4, 1), None, {}, 1.0),
-        "tiny_odd_head_dim": ((1, 2, 4, 3), "shared", {"return_logits": True}, 1.0),
-        "one_token": ((2, 3, 1, 32), None, {}, 1.0),
-        "15_tokens": ((2, 2, 15, 16), "each", {}, 1.0),
-        "16_tokens": ((1, 3, 16, 32), "shared", {"return_logits": True}, 1.0),
-        "17_tokens": ((3, 1, 17, 48), None, {"return_logits": True}, 1.0),
-        "dvt_50_tokens": ((2, 2, 50, 64), "each", {"return_logits": True}, 1.0),
-        "dvt_101_tokens": ((1, 2, 101, 64), "each", {"return_logits": True}, 1.0),
-        "convit_head_dim": ((1, 2, 196, 48), "shared", {}, 1.0),
-        "vit_197_tokens": ((1, 3, 197, 64), None, {}, 1.0),
-        "deit_198_tokens_bias": ((1, 1, 198, 80), "shared", {"return_logits": True}, 1.0),
-        "257_tokens": ((1, 1, 257, 96), None, {}, 1.0),
-        "384_577_tokens": ((1, 1, 577, 64), "shared", {}, 1.0),
-        "128_head_dim": ((1, 1, 49, 128), None, {"scale": 0.125}, 1.0),
-        "24_head_dim": ((1, 2, 33, 24), None, {}, 1.0),
-        "large_logits": ((1, 2, 40, 32), "shared", {"scale": 1.0}, 3.0),
-        "empty_batch": ((0, 2, 17, 32), "shared", {"return_logits": True}, 1.0),
-        "no_tokens": ((2, 2, 0, 32), None, {}, 1.0),
-        "no_heads": ((2, 0, 5, 32), None, {}, 1.0),
-    }
-
-    def samples(make: Make) -> list[Sample]:
-        return [
-            Sample(
-                name, {**_attention_arguments(make, sizes, bias, packed, spread), **options}, _cancelling_terms(sizes)
-            )
-            for name, (sizes, bias, options, spread) in table.items()
-        ]
-
-    return samples
-
-
-def _draw_attention(packed: bool) -> Callable[[random.Random, Make], Sample]:
-    def draw_sample(draw: random.Random, make: Make) -> Sample:
-        sizes = draw_attention_sizes(draw, 600_000)
-        bias = draw.choice([None, "shared", "each"])
-        arguments = _attention_arguments(make, sizes, bias, packed, draw.choice([0.1, 1.0, 2.0]))
-        options = {"scale": draw.choice([None, 0.125, 1.0]), "return_logits": draw.random() < 0.3}
-        return Sample("drawn", {**arguments, **options}, _cancelling_terms(sizes))
-
-    return draw_sample
-
-
-def _misshape_attention(sample: Sample) -> list[tuple[str, Sample]]:
-    q, k, v = (sample.tensors[name] for name in ("q", "k", "v"))
-    batch, heads, tokens, _ = q.shape
-    return [
-        ("q", sample.replace(q=q[0:1].reshape(-1))),
-        ("k", sample.replace(k=k.new_zeros(*k.shape[:3], k.shape[3] + 1))),
-        ("k", sample.replace(k=k.new_zeros(batch, heads, tokens + 1, k.shape[3]))),
-        ("v", sample.replace(v=v.new_zeros(batch, heads + 1, tokens, v.shape[3]))),
-        ("v", sample.replace(v=v[None])),
-        *_misshape_bias(sample, batch, heads, tokens),
-    ]
-
-
-def _misshape_packed(sample: Sample) -> list[tuple[str, Sample]]:
-    qkv = sample.tensors["qkv"]
-    batch, tokens, _, heads, head_dim = qkv.shape
-    return [
-        ("qkv", sample.replace(qkv=qkv.new_zeros(batch, tokens, 3 * heads * head_dim))),
-        ("qkv", sample.replace(qkv=qkv.new_zeros(batch, tokens, 2, heads, head_dim))),
-        *_misshape_bias(sample, batch, heads, tokens),
-    ]
-
-
-def _misshape_bias(sample: Sample, batch: int, heads: int, tokens: int) -> list[tuple[str, Sample]]:
-    like = next(iter(sample.tensors.values()))
-    shapes = [(batch + 2, heads, tokens, tokens), (1, heads, tokens, tokens + 1), (heads, tokens, tokens)]
-    return [("bias", sample.replace(bias=like.new_zeros(shape))) for shape in shapes] + [
-        ("scale", sample.replace(scale="0.1")),
-        ("dropout_p", sample.replace(dropout_p=1.5)),
-        ("dropout_p", sample.replace(dropout_p=-0.1)),
-    ]
-
-
-# --- layer_norm, add_layer_norm ---
-
-
-def _layer_norm_arguments(make: Make, shape: tuple[int, ...], parameters: str, residual: bool) -> dict[str, Any]:
-    arguments: dict[str, Any] = {"x": make.normal(*shape, scale=1.5, mean=0.5)}
-    if residual:
-        arguments["residual"] = make.normal(*shape, mean=-0.25)
-    arguments["weight"] = make.normal(shape[-1], scale=0.2, mean=1.0) if "weight" in parameters else None
-    arguments["bias"] = make.normal(shape[-1], scale=0.2) if "bias" in parameters else None
-    return arguments
-
-
-def _layer_norm_samples(residual: bool) -> Callable[[Make], list[Sample]]:
-    table: dict[str, tuple[tuple[int, ...], str, float]] = {
-        "tiny": ((3, 5), "weight bias", 1e-5),
-        "tiny_plain": ((2, 2, 7), "", 1e-5),
-        "tiny_weight": ((4, 8), "weight", 1e-6),
-        "tiny_bias": ((4, 9), "bias", 1e-6),
-        "vit_tiny": ((2, 197, 192), "weight bias", 1e-6),
-        "vit_base": ((1, 50, 768), "weight bias", 1e-5),
-        "odd_channels": ((3, 17, 193), "weight bias", 1e-5),
-        "one_row": ((64,), "weight bias", 1e-5),
-        "wide": ((5, 3073), "weight bias", 1e-5),
-        "four_dimensions": ((2, 3, 4, 48), "weight bias", 1e-5),
-        "many_rows": ((1000, 16), "weight bias", 1e-5),
-        "empty_batch": ((0, 17, 64), "weight bias", 1e-5),
-    }
-
-    def samples(make: Make) -> list[Sample]:
-        return [
-            Sample(name, {**_layer_norm_arguments(make, shape, parameters, residual), "eps": eps})
-            for name, (shape, parameters, eps) in table.items()
-        ]
-
-    return samples
-
-
-def _draw_layer_norm(residual: bool) -> Callable[[random.Random, Make], Sample]:
-    def draw_sample(draw: random.Random, make: Make) -> Sample:
-        # a single channel is its own mean: what is left of x is rounding, tested on its own
-        shape = (*draw_leading_shape(draw, 200), draw.choice([c for c in CHANNELS if c > 3]))
-        parameters = draw.choice(["weight bias", "weight", "bias", ""])
-        arguments = _layer_norm_arguments(make, shape, parameters, residual)
-        return Sample("drawn", {**arguments, "eps": draw.choice([1e-5, 1e-6, 1e-3])})
-
-    return draw_sample
-
-
-def _misshape_layer_norm(sample: Sample) -> list[tuple[str, Sample]]:
-    x = sample.tensors["x"]
-    channels = x.shape[-1]
-    calls = [
-        ("weight", sample.replace(weight=x.new_zeros(channels + 1))),
-        ("weight", sample.replace(weight=x.new_zeros(1, channels))),
-        ("bias", sample.replace(bias=x.new_zeros(channels + 1))),
-        ("eps", sample.replace(eps=-1e-5)),
-        ("eps", sample.replace(eps=float("nan"))),
-        ("eps", sample.replace(eps="1e-5")),
-    ]
-    if "residual" in sample.tensors:
-        return [*calls, ("residual", sample.replace(residual=x.new_zeros(*x.shape, 1)))]
-    return [*calls, ("x", sample.replace(x=x.new_zeros(())))]
-
-
-# --- mlp ---
-
-
-def _mlp_arguments(make: Make, leading: tuple[int, ...], c: int, f: int, out: int, parts: str) -> dict[str, Any]:
-    return {
-        "x": make.normal(*leading, c),
-        "fc1_weight": make.normal(f, c, scale=max(c, 1) ** -0.5),
-        "fc1_bias": make.normal(f, scale=0.1) if "fc1_bias" in parts else None,
-        "fc2_weight": make.normal(out, f, scale=max(f, 1) ** -0.5),
-        "fc2_bias": make.normal(out, scale=0.1) if "fc2_bias" in parts else None,
-        "residual": make.normal(*leading, out) if "residual" in parts else None,
-        "approximate": "tanh" if "tanh" in parts else "none",
-    }
-
-
-def _mlp_samples(make: Make) -> list[Sample]:
-    everything = "fc1_bias fc2_bias residual"
-    table: dict[str, tuple[tuple[int, ...], int, int, int, str]] = {
-        "tiny": ((3,), 4, 6, 4, everything),
-        "tiny_plain": ((2, 2), 3, 5, 3, ""),
-        "tiny_tanh": ((2, 2), 3, 5, 4, "fc1_bias fc2_bias tanh"),
-        "tiny_residual_only": ((2, 2), 3, 5, 3, "residual"),
-        "one_row": ((), 16, 64, 16, everything),
-        "vit_nano": ((2, 17), 64, 256, 64, everything),
-        "vit_tiny": ((1, 197), 192, 768, 192, everything),
-        "vit_tiny_tanh": ((1, 50), 192, 768, 192, everything + " tanh"),
-        "odd": ((7, 3), 65, 129, 31, everything),
-        "fc1_bias_only": ((5, 16), 48, 96, 48, "fc1_bias"),
-        "fc2_bias_only": ((5, 16), 48, 96, 48, "fc2_bias tanh"),
-        "empty_batch": ((0, 17), 64, 128, 64, everything),
-    }
-    return [Sample(name, _mlp_arguments(make, *row)) for name, row in table.items()]
-
-
-def _draw_mlp(draw: random.Random, make: Make) -> Sample:
-    c, f, out = (draw.choice((1, 3, 8, 15, 16, 17, 31, 64, 65, 96)) for _ in range(3))
-    parts = " ".join(part for part in ("fc1_bias", "fc2_bias", "residual", "tanh") if draw.random() < 0.6)
-    return Sample("drawn", _mlp_arguments(make, draw_leading_shape(draw, 200), c, f, out, parts))
-
-
-def _misshape_mlp(sample: Sample) -> list[tuple[str, Sample]]:
-    x, fc1_weight, fc2_weight = (sample.tensors[name] for name in ("x", "fc1_weight", "fc2_weight"))
-    f, c = fc1_weight.shape
-    out = fc2_weight.shape[0]
-    return [
-        ("x", sample.replace(x=x.new_zeros(()))),
-        ("fc1_weight", sample.replace(fc1_weight=x.new_zeros(f, c + 1))),
-        ("fc1_weight", sample.replace(fc1_weight=x.new_zeros(f, c, 1))),
-        ("fc1_bias", sample.replace(fc1_bias=x.new_zeros(f + 1))),
-        ("fc2_weight", sample.replace(fc2_weight=x.new_zeros(out, f + 1))),
-        ("fc2_bias", sample.replace(fc2_bias=x.new_zeros(out, 1))),
-        ("residual", sample.replace(residual=x.new_zeros(*x.shape[:-1], out + 1))),
-        ("approximate", sample.replace(approximate="erf")),
-    ]
-
-
-# --- quantize_float ---
-
-FORMATS: dict[str, FloatFormat] = {
-    "fp16": FloatFormat.fp16(),
-    "bf16": FloatFormat.bf16(),
-    "tf32": FloatFormat.tf32(),
-    "fp8_e4m3fn": FloatFormat.fp8_e4m3fn(),
-    "fp8_e5m2": FloatFormat.fp8_e5m2(),
-    "fp6_e3m2": FloatFormat.fp6_e3m2(),
-    "fp6_e2m3": FloatFormat.fp6_e2m3(),
-    "fp4_e2m1": FloatFormat.fp4_e2m1(),
-    "ieee(3,0)": FloatFormat.ieee(3, 0),
-    "ieee(8,0)": FloatFormat.ieee(8, 0),
-    "qtorch(5,10)": FloatFormat.qtorch(5, 10),
-    "qtorch(8,10)": FloatFormat.qtorch(8, 10),
-}
-DETERMINISTIC_ROUNDINGS = ("nearest_even", "nearest_away", "toward_zero")
-
-
-def _quantize_samples(make: Make) -> list[Sample]:
-    calls = [
-        ("tiny", (3, 5), "fp16", "nearest_even"),
-        ("scalar", (), "fp8_e5m2", "nearest_even"),
-        ("activations", (2, 17, 64), "fp16", "nearest_away"),
-        ("odd", (7, 31), "tf32", "toward_zero"),
-        ("long", (1027,), "bf16", "nearest_even"),
-        ("fp8", (3, 33), "fp8_e4m3fn", "nearest_even"),
-        ("fp4", (3, 33), "fp4_e2m1", "nearest_even"),
-        ("qtorch", (65,), "qtorch(5,10)", "nearest_away"),
-        ("empty", (0, 5), "fp16", "nearest_even"),
-    ]
-    ties = torch.arange(1.0, 1.0 + 2.0**-5, 2.0**-11, dtype=torch.float64).to(make.dtype)
-    return [
-        *(
-            Sample(name, {"x": make.normal(*shape, scale=4.0), "format": FORMATS[format], "rounding": rounding})
-            for name, shape, format, rounding in calls
-        ),
-        Sample("ties", {"x": ties, "format": FORMATS["fp16"], "rounding": "nearest_even"}),
-    ]
-
-
-def _draw_quantize(draw: random.Random, make: Make) -> Sample:
-    shape = (*draw_leading_shape(draw, 20), draw.choice((0, 1, 15, 16, 17)))
-    scale = 10.0 ** draw.randint(-9, 6)
-    format = FORMATS[draw.choice(list(FORMATS))]
-    overflow = draw.choice([None, "saturate"])
-    arguments = {"format": format, "rounding": draw.choice(DETERMINISTIC_ROUNDINGS), "overflow": overflow}
-    return Sample("drawn", {"x": make.normal(*shape, scale=scale), **arguments})
-
-
-def _misshape_quantize(sample: Sample) -> list[tuple[str, Sample]]:
-    return [
-        ("format", sample.replace(format="fp16")),
-        ("rounding", sample.replace(rounding="up")),
-        ("overflow", sample.replace(overflow="wrap")),
-        ("overflow", sample.replace(format=FloatFormat.fp4_e2m1(), overflow="inf")),
-        ("overflow", sample.replace(format=FloatFormat.fp4_e2m1(), overflow="nan")),
-        ("seed", sample.replace(rounding="stochastic", seed=-1)),
-        ("seed", sample.replace(rounding="stochastic", seed=1.5)),
-        ("seed", sample.replace(rounding="stochastic", seed=torch.zeros(2, dtype=torch.int64))),
-    ]
-
-
 OPERATORS = (
     Operator(
         name="attention",
         kernel="attention",
         public=ops.attention,
         plain=plain.attention,
-        samples=_attention_samples(packed=False),
-        draw=_draw_attention(packed=False),
-        misshape=_misshape_attention,
+        samples=samples.attention_samples(packed=False),
+        draw=samples.draw_attention(packed=False),
+        misshape=samples.misshape_attention,
         batched=("q", "k", "v"),
         computes_in_autocast=True,
     ),
@@ -368,9 +77,9 @@ OPERATORS = (
         kernel="attention",
         public=ops.attention_packed,
         plain=plain.attention_packed,
-        samples=_attention_samples(packed=True),
-        draw=_draw_attention(packed=True),
-        misshape=_misshape_packed,
+        samples=samples.attention_samples(packed=True),
+        draw=samples.draw_attention(packed=True),
+        misshape=samples.misshape_packed,
         batched=("qkv",),
         computes_in_autocast=True,
     ),
@@ -379,9 +88,9 @@ OPERATORS = (
         kernel="layer_norm",
         public=ops.layer_norm,
         plain=plain.layer_norm,
-        samples=_layer_norm_samples(residual=False),
-        draw=_draw_layer_norm(residual=False),
-        misshape=_misshape_layer_norm,
+        samples=samples.layer_norm_samples(residual=False),
+        draw=samples.draw_layer_norm(residual=False),
+        misshape=samples.misshape_layer_norm,
         batched=("x",),
     ),
     Operator(
@@ -389,9 +98,9 @@ OPERATORS = (
         kernel="layer_norm",
         public=ops.add_layer_norm,
         plain=plain.add_layer_norm,
-        samples=_layer_norm_samples(residual=True),
-        draw=_draw_layer_norm(residual=True),
-        misshape=_misshape_layer_norm,
+        samples=samples.layer_norm_samples(residual=True),
+        draw=samples.draw_layer_norm(residual=True),
+        misshape=samples.misshape_layer_norm,
         batched=("x", "residual"),
         promoted=("x", "residual"),
     ),
@@ -400,9 +109,9 @@ OPERATORS = (
         kernel="mlp",
         public=ops.mlp,
         plain=plain.mlp,
-        samples=_mlp_samples,
-        draw=_draw_mlp,
-        misshape=_misshape_mlp,
+        samples=samples.mlp_samples,
+        draw=samples.draw_mlp,
+        misshape=samples.misshape_mlp,
         batched=("x", "residual"),
         computes_in_autocast=True,
         uses_torch_products=True,
@@ -412,9 +121,9 @@ OPERATORS = (
         kernel="quantize_float",
         public=ops.quantize_float,
         plain=plain.quantize_float,
-        samples=_quantize_samples,
-        draw=_draw_quantize,
-        misshape=_misshape_quantize,
+        samples=samples.quantize_samples,
+        draw=samples.draw_quantize,
+        misshape=samples.misshape_quantize,
         batched=("x",),
         exact=True,
         straight_through=True,

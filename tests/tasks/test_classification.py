@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vitfast.tasks import ClassificationTask
+from vitfast.tasks import ClassificationTask, Task
 
 
 class TwoHeads(nn.Module):
@@ -81,3 +81,8 @@ def test_loss_and_output_are_float32_under_autocast(batch):
 def test_a_wrong_smoothing_is_named(smoothing):
     with pytest.raises(ValueError, match=r"label_smoothing is .* less than 1"):
         ClassificationTask(nn.Identity(), label_smoothing=smoothing)
+
+
+def test_a_task_without_a_loss_says_so(batch):
+    with pytest.raises(NotImplementedError, match="Task must say what it learns"):
+        Task(nn.Identity())(*batch)

@@ -137,13 +137,11 @@ def _parse_value(info: OptionInfo, key: str, text: str) -> Any:
 
 def _set(config: DictConfig, info: OptionInfo, key: str, value: Any) -> None:
     """Sets an option, or an entry of a mapping option."""
-    wrong_type = UserError(f"{key}={format_value(value)} has the wrong type; expected {info.expected()} ({info.help})")
-    if isinstance(value, bool) and info.value_type in (int, float):
-        raise wrong_type
     try:
-        OmegaConf.update(config, key, value, merge=isinstance(value, dict))
+        OmegaConf.update(config, key, value, merge=True)
     except (OmegaConfBaseException, TypeError, ValueError) as error:
-        raise wrong_type from error
+        given = f"{key}={format_value(value)}"
+        raise UserError(f"{given} has the wrong type; expected {info.expected()} ({info.help})") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -159,7 +159,7 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: if a file is missing or differs from its hash, or the manifest is unreadable or too new.
     """
-    manifest = _read_manifest_file(path)
+    manifest = read_manifest_file(path)
     for name, expected in manifest["files"].items():
         file = path / name
         if not file.is_file():
@@ -175,7 +175,7 @@ def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         UserError: if there is none, or it is damaged.
     """
-    return _read_manifest_file(resolve_checkpoint(path))
+    return read_manifest_file(resolve_checkpoint(path))
 
 
 def load_weights_file(checkpoint: Path, weights: str = "model") -> dict[str, Tensor]:
@@ -251,7 +251,12 @@ def _manifest_sha256(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _read_manifest_file(path: Path) -> dict[str, Any]:
+def read_manifest_file(path: Path) -> dict[str, Any]:
+    """Returns the manifest of a checkpoint folder; the other files are not looked at.
+
+    Raises:
+        CheckpointError: if it is missing, damaged or too new.
+    """
     file = path / MANIFEST
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))

@@ -28,7 +28,7 @@ def draw_curves(metrics: Iterable[dict[str, Any]], path: str | os.PathLike[str],
 
     lines = list(metrics)
     figure = Figure(figsize=(10, 4.2), dpi=120)
-    figure.subplots_adjust(left=0.07, right=0.985, bottom=0.13, top=0.89, wspace=0.18)
+    figure.subplots_adjust(left=0.07, right=0.985, bottom=0.12, top=0.9, wspace=0.2)
     FigureCanvasAgg(figure)
     figure.suptitle(title)
     for axes, key, label in zip(figure.subplots(1, 2), ("loss", "top1"), ("loss", "top-1 accuracy"), strict=True):
@@ -43,7 +43,6 @@ def draw_curves(metrics: Iterable[dict[str, Any]], path: str | os.PathLike[str],
         if key == "top1":
             axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None))
             axes.set_ylim(top=1.01)
-            _mark_best(axes, [line for line in lines if line["split"] == "val" and line[key] is not None])
     path = Path(path)
     temporary = path.with_name(f".{path.name}.writing")
     figure.savefig(temporary, format="png")
@@ -55,24 +54,14 @@ def _draw_split(axes: Any, lines: list[dict[str, Any]], key: str, split: str, co
     if not points:
         return
     epochs, values = zip(*points, strict=True)
+    last = f"{values[-1]:.2%}" if key == "top1" else f"{values[-1]:.3f}"
     if split == "test":
-        text = f"test {values[-1]:.2%}" if key == "top1" else f"test {values[-1]:.3f}"
-        axes.plot(epochs[-1:], values[-1:], "*", markersize=13, color=colour, label=text, zorder=3)
-    else:
-        # A dot for each epoch while there are few: a line through one point would be invisible.
-        axes.plot(epochs, values, marker="o" if len(points) <= 30 else "", markersize=3, color=colour, label=split)
-
-
-def _mark_best(axes: Any, lines: list[dict[str, Any]]) -> None:
-    if lines:
-        best = max(lines, key=lambda line: line["top1"])
-        axes.axhline(best["top1"], color=_COLOURS["val"], linestyle=":", linewidth=1)
-        axes.annotate(
-            f"best val {best['top1']:.2%}, epoch {best['epoch']}",
-            (best["epoch"], best["top1"]),
-            xytext=(-6, -14),
-            textcoords="offset points",
-            ha="right",
-            fontsize=8,
-            color=_COLOURS["val"],
-        )
+        axes.plot(epochs[-1:], values[-1:], "*", markersize=13, color=colour, label=f"test {last}", zorder=3)
+        return
+    label = f"{split} {last}"
+    if split == "val" and key == "top1":
+        best = max(range(len(values)), key=values.__getitem__)
+        label += f", best {values[best]:.2%} in epoch {epochs[best]}"
+        axes.axhline(values[best], color=colour, linestyle=":", linewidth=1)
+    # A dot for each epoch while there are few: a line through one point would be invisible.
+    axes.plot(epochs, values, marker="o" if len(points) <= 30 else "", markersize=3, color=colour, label=label)

@@ -88,8 +88,8 @@ def evaluate(
     finally:
         task.train(was_training)
     seconds = time.perf_counter() - start
-    extra = details.compute() if details is not None else {}
-    return Evaluation(images=meter.images, images_per_s=meter.images / seconds, **meter.compute(), **extra)
+    figures: dict[str, Any] = {**meter.compute(), **(details.compute() if details is not None else {})}
+    return Evaluation(images=meter.images, images_per_s=meter.images / seconds, **figures)
 
 
 class _Details:

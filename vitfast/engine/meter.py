@@ -64,7 +64,8 @@ class ClassificationMeter:
         """Returns tensors and plain numbers from which ``load_state_dict`` restores the meter exactly."""
         state: dict[str, Any] = {"images": self.images}
         for name, metric in self._metrics.items():
-            state[name] = {key: value.detach().cpu().clone() for key, value in metric.metric_state.items()}
+            values = ((key, torch.as_tensor(value)) for key, value in metric.metric_state.items())
+            state[name] = {key: value.detach().cpu().clone() for key, value in values}
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

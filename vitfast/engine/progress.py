@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from types import TracebackType
+from typing import Any
 
 from tqdm import tqdm
 
@@ -27,7 +29,7 @@ class Progress:
             disable=disable,
             unit=" images",
             unit_scale=True,
-            dynamic_ncols=True,
+            **_shape(),
             leave=False,
             smoothing=0.1,
             bar_format="{desc} {percentage:3.0f} % |{bar}| {rate_fmt}, {remaining} left{postfix}",
@@ -64,3 +66,12 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._bar.close()
+
+
+def _shape() -> dict[str, Any]:
+    """Follows the terminal's size; some terminals (in containers, under ``script``) say 0 x 0 and would get no bar."""
+    try:
+        size = os.get_terminal_size(sys.stderr.fileno())
+    except (OSError, ValueError):
+        size = os.terminal_size((0, 0))
+    return {"dynamic_ncols": True} if size.columns > 0 and size.lines > 0 else {"ncols": 100, "nrows": 24}

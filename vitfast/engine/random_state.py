@@ -21,6 +21,7 @@ def seed_everything(seed: int) -> None:
 def capture_random_state() -> dict[str, Any]:
     """Returns the state of all generators as tensors and plain values, for ``torch.load(weights_only=True)``."""
     name, keys, position, has_gauss, cached_gaussian = np.random.get_state(legacy=True)  # noqa: NPY002
+    assert isinstance(keys, np.ndarray)
     return {
         "python": random.getstate(),
         "numpy": (name, torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached_gaussian)),

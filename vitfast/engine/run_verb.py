@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from vitfast.errors import UserError
 
@@ -22,7 +23,7 @@ def run_verb(verb: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> 
         Ctrl+C; 141 when the reader of the output has gone.
     """
     with warnings.catch_warnings():
-        warnings.showwarning = _show_warning
+        warnings.showwarning = _show_warning  # type: ignore[assignment]
         try:
             return verb(arguments)
         except UserError as error:
@@ -37,5 +38,5 @@ def run_verb(verb: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> 
             return 141
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     print(f"warning: {message}", file=sys.stderr, flush=True)

@@ -14,8 +14,8 @@ from vitfast.engine.checkpoint import (
     EMA_FILE,
     CheckpointError,
     load_weights_file,
+    read_manifest_file,
     resolve_checkpoint,
-    verify_checkpoint,
 )
 from vitfast.errors import UserError
 
@@ -63,7 +63,7 @@ def load_trained_model(path: str, *, weights: str = "auto", device: torch.device
     if weights not in WEIGHTS:
         raise UserError(f"weights={weights}; it must be one of {', '.join(WEIGHTS)}")
     checkpoint = resolve_checkpoint(path)
-    manifest = verify_checkpoint(checkpoint)
+    manifest = read_manifest_file(checkpoint)
     if weights == "auto":
         weights = "ema" if EMA_FILE in manifest["files"] else "model"
     state = load_weights_file(checkpoint, weights)

@@ -118,11 +118,11 @@ class Trainer:
         with autocast(self.device, self.config.train.precision):
             result = self.forward(images, labels)
         result["loss"].backward()
-        parameters = [parameter for parameter in self.task.parameters() if parameter.grad is not None]
         if clip is None:
-            norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+            gradients = [parameter.grad for parameter in self.task.parameters() if parameter.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients)
         else:
-            norm = torch.nn.utils.clip_grad_norm_(parameters, clip)
+            norm = torch.nn.utils.clip_grad_norm_(self.task.parameters(), clip)
         check_finite(
             result["loss"],
             norm,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from torchvision.transforms.v2.functional import to_pil_image
 
 from vitfast.config.schema import Config
 from vitfast.data import ImageDataset
@@ -46,19 +46,20 @@ def result_table(metrics: dict[str, Any], state: TrainingState, weights: str, se
     return "\n".join(lines)
 
 
-def next_commands(config: Config, run_dir: Path, sample: Path) -> str:
+def next_commands(config: Config, run_dir: Path, sample: Path | None) -> str:
     """Commands to try after a run, exactly as they can be pasted into the shell that started it.
 
     Args:
         config: of the run.
         run_dir: its folder.
-        sample: an image to predict.
+        sample: an image, or a folder of images, to predict; None if there is none.
     """
     run = shlex.quote(str(run_dir))
-    commands = [
-        ("measure it in detail", f"evaluate checkpoint={run}"),
-        ("recognise an image", f"predict checkpoint={run} images={shlex.quote(str(sample))}"),
-        ("go on with it after an interruption", f"train train.resume={run}"),
+    commands = [("measure it in detail", f"evaluate checkpoint={run}")]
+    if sample is not None:
+        commands.append(("recognise images", f"predict checkpoint={run} images={shlex.quote(str(sample))}"))
+    commands += [
+        ("go on with it, had it been interrupted", f"train train.resume={run}"),
         ("the same with another seed", _again(config, run_dir)),
         ("another recipe, for your own images ROOT/train/CLASS/*", "train recipe=cifar10_folder data.root=ROOT"),
         ("all options", "train --help"),
@@ -83,21 +84,34 @@ def python_command() -> str:
     return shlex.quote(sys.executable)
 
 
-def save_sample_image(dataset: ImageDataset, run_dir: Path) -> Path:
-    """Gives an image file to try ``predict`` on: the data set's own first file, or its first image as a PNG.
+def save_samples(dataset: ImageDataset, run_dir: Path) -> Path:
+    """Gives images to try ``predict`` on.
 
-    The PNG is ``run_dir/sample_<class>.png``, of the size that the model sees.
+    Args:
+        dataset: of the run.
+        run_dir: its folder.
+
+    Returns:
+        The data set's own first file; or, where it is not made of files, the folder ``run_dir/samples`` with the first
+        image of each class as ``<class>.png``.
     """
     file = image_file(dataset, 0)
     if file is not None:
         return Path(file)
-    image, label = dataset[0]
+    folder = run_dir / "samples"
+    folder.mkdir(exist_ok=True)
     mean = torch.tensor(dataset.mean).view(-1, 1, 1)
     std = torch.tensor(dataset.std).view(-1, 1, 1)
-    pixels = ((image * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
-    path = run_dir / f"sample_{dataset.class_names[label]}.png"
-    Image.fromarray(pixels[0].numpy() if len(pixels) == 1 else pixels.permute(1, 2, 0).numpy()).save(path)
-    return path
+    missing = set(range(len(dataset.class_names)))
+    for index in range(len(dataset)):
+        image, label = dataset[index]
+        if label in missing:
+            pixels = ((image * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+            to_pil_image(pixels).save(folder / f"{dataset.class_names[label]}.png")
+            missing.remove(label)
+        if not missing:
+            break
+    return folder
 
 
 def _again(config: Config, run_dir: Path) -> str:

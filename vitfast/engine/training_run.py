@@ -23,7 +23,7 @@ from vitfast.engine.stop_signal import StopSignal
 from vitfast.engine.trainer import Trainer
 from vitfast.engine.training_data import TrainingData
 from vitfast.engine.training_model import create_training_model
-from vitfast.engine.training_report import next_commands, result_table, resume_command, save_sample_image
+from vitfast.engine.training_report import next_commands, result_table, resume_command, save_samples
 from vitfast.engine.training_state import TrainingState
 from vitfast.errors import UserError
 from vitfast.tasks import ClassificationTask
@@ -55,11 +55,12 @@ def run_training(arguments: Sequence[str], *, show_progress: bool | None = None)
     Raises:
         UserError: for everything that the user can mend.
     """
-    config = load_config(list(arguments))
-    checkpoint = None
-    if config.train.resume is not None:
-        checkpoint = resolve_checkpoint(config.train.resume)
-        config = resumed_config(checkpoint.parent, arguments, config)
+    resume = _given(arguments, "train.resume")
+    if resume is None:
+        checkpoint, config = None, load_config(list(arguments))
+    else:
+        checkpoint = resolve_checkpoint(resume)
+        config = resumed_config(checkpoint.parent, arguments)
     with StopSignal() as stop:
         if config.train.threads is not None:
             torch.set_num_threads(config.train.threads)
@@ -70,8 +71,10 @@ def run_training(arguments: Sequence[str], *, show_progress: bool | None = None)
         model = create_training_model(config.model, data.train)
         task = ClassificationTask(model, config.optim.label_smoothing).to(device)
         state = TrainingState(task, config, data.steps_per_epoch, len(data.train.class_names), device)
-        new = checkpoint is None
-        run = RunDirectory.create(config.run_dir, config.recipe) if new else RunDirectory.reopen(checkpoint.parent)
+        if checkpoint is None:
+            run = RunDirectory.create(config.run_dir, config.recipe)
+        else:
+            run = RunDirectory.reopen(checkpoint.parent)
         with closing(run):
             config.run_dir = str(run.path)
             trainer = Trainer(config, state, data, run, device, show_progress)
@@ -97,7 +100,11 @@ def _train_and_report(trainer: Trainer, stop: StopSignal) -> int:
         return stop.exit_code
     ema = trainer.config.optim.ema_decay
     weights = f"averaged weights (EMA, decay {ema:g})" if ema is not None else "the weights of the last step"
-    sample = save_sample_image(trainer.data.test or trainer.data.val or trainer.data.train, run.path)
+    try:
+        sample = save_samples(trainer.data.test or trainer.data.val or trainer.data.train, run.path)
+    except OSError as error:
+        run.log(f"warning: no sample images could be written: {error}")
+        sample = None
     text = "\n\n".join(
         [
             result_table(metrics, trainer.state, weights, seconds=time.monotonic() - start),
@@ -109,13 +116,12 @@ def _train_and_report(trainer: Trainer, stop: StopSignal) -> int:
     return 0
 
 
-def resumed_config(run_dir: Path, arguments: Sequence[str], given: Config) -> Config:
+def resumed_config(run_dir: Path, arguments: Sequence[str]) -> Config:
     """Returns the options of a run that goes on: its own, plus the few that may change.
 
     Args:
         run_dir: folder of the run, with its ``config.yaml``.
         arguments: of the command line; repeating the original ones does no harm.
-        given: what the arguments say without the run.
 
     Raises:
         UserError: if an option differs that decides what is learned.
@@ -134,13 +140,23 @@ def resumed_config(run_dir: Path, arguments: Sequence[str], given: Config) -> Co
             f"a resumed run stays what it was; these options cannot change: {listed}. Leave them out, or start a new "
             f"run. What may change: {', '.join(_MAY_CHANGE)}"
         )
-    if given.run_dir is not None and Path(given.run_dir).resolve() != run_dir.resolve():
+    folder = _given(arguments, "run_dir")
+    if folder is not None and Path(folder).resolve() != run_dir.resolve():
         raise UserError(
-            f"run_dir={given.run_dir} is not the run of train.resume={given.train.resume}; a run is continued in its "
-            "own folder: leave run_dir out"
+            f"run_dir={folder} is not {run_dir}, which train.resume means; a run is continued in its own folder: "
+            "leave run_dir out"
         )
+    recipe = _given(arguments, "recipe")
+    if recipe not in (None, saved.recipe, str(file)):
+        raise UserError(f"the run {run_dir} has recipe={saved.recipe}, not {recipe}; leave recipe out to continue it")
     config.train.resume = None
     return config
+
+
+def _given(arguments: Sequence[str], key: str) -> str | None:
+    """What the command line says about an option itself, before any recipe; null is nothing."""
+    values = [value for name, _, value in (argument.partition("=") for argument in arguments) if name == key]
+    return values[-1] if values and values[-1] not in ("", "null") else None
 
 
 def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:

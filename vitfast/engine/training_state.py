@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitfast.config.schema import Config
 from vitfast.engine.averaging import create_average
@@ -14,6 +14,7 @@ from vitfast.engine.meter import ClassificationMeter
 from vitfast.engine.optimizer import create_optimizer
 from vitfast.engine.random_state import capture_random_state, restore_random_state
 from vitfast.engine.schedule import create_schedule
+from vitfast.tasks import Task
 
 _COUNTERS = ("epoch", "step", "step_in_epoch", "seconds_in_epoch", "metrics_lines", "best_top1", "best_step")
 
@@ -40,7 +41,7 @@ class TrainingState:
     """
 
     def __init__(
-        self, task: nn.Module, config: Config, steps_per_epoch: int, num_classes: int, device: torch.device
+        self, task: Task, config: Config, steps_per_epoch: int, num_classes: int, device: torch.device
     ) -> None:
         self.task = task
         self.average = create_average(task, config.optim.ema_decay)
@@ -57,9 +58,9 @@ class TrainingState:
         self.metrics: dict[str, Any] = {}
 
     @property
-    def evaluated_task(self) -> nn.Module:
+    def evaluated_task(self) -> Task:
         """What is validated and tested: the average if there is one."""
-        return self.average.module if self.average is not None else self.task
+        return self.task if self.average is None else cast(Task, self.average.module)
 
     @property
     def learning_rate(self) -> float:
@@ -72,7 +73,7 @@ class TrainingState:
 
     def ema_state(self) -> dict[str, Tensor] | None:
         """The state dict of the averaged model, with the same keys, or None."""
-        return None if self.average is None else self.average.module.model.state_dict()
+        return None if self.average is None else self.evaluated_task.model.state_dict()
 
     def finish_epoch(self, metrics: dict[str, Any]) -> bool:
         """Counts a whole epoch.
@@ -121,7 +122,7 @@ class TrainingState:
             if self.average is not None:
                 if ema is None or state["ema_updates"] is None:
                     raise CheckpointError("the checkpoint has no averaged weights, but optim.ema_decay is set")
-                self.average.module.model.load_state_dict(ema)
+                self.evaluated_task.model.load_state_dict(ema)
                 self.average.n_averaged.copy_(state["ema_updates"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.schedule.load_state_dict(state["schedule"])

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from vitfast.tasks.classification import ClassificationTask
+from vitfast.tasks.task import Task
 
-__all__ = ["ClassificationTask"]
+__all__ = ["ClassificationTask", "Task"]

@@ -6,14 +6,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vitfast.tasks.task import Task
 
-class ClassificationTask(nn.Module):
-    """A classifier together with its loss, so that the training loop needs to know neither.
 
-    Every task has the same face: ``forward(images, labels)`` returns ``{"loss": scalar, "output": logits}``. A model
-    that returns several logits while it trains (a distilled DeiT: class token and distillation token) is trained on all
-    of them: the loss is the mean of the heads' losses, the output the mean of their logits, as DeiT averages its heads
-    in evaluation (Touvron et al. 2021).
+class ClassificationTask(Task):
+    """A classifier with its cross-entropy: ``forward(images, labels)`` returns ``{"loss": scalar, "output": logits}``.
+
+    A model that returns several logits while it trains (a distilled DeiT: class token and distillation token) is
+    trained on all of them: the loss is the mean of the heads' losses, the output the mean of their logits, as DeiT
+    averages its heads in evaluation (Touvron et al. 2021).
 
     Args:
         model: images [B, C, H, W] -> logits [B, K], or a tuple of them.
@@ -25,10 +26,9 @@ class ClassificationTask(nn.Module):
     """
 
     def __init__(self, model: nn.Module, label_smoothing: float = 0.0) -> None:
-        super().__init__()
+        super().__init__(model)
         if not 0.0 <= label_smoothing < 1.0:
             raise ValueError(f"label_smoothing is {label_smoothing}; it must be at least 0 and less than 1")
-        self.model = model
         self.label_smoothing = label_smoothing
 
     def forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
