@@ -11,6 +11,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+# `pytest -n auto` runs one process for each core: more threads than that would only wait for each other
+_processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+torch.set_num_threads(max(1, (os.cpu_count() or 1) // _processes))
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Silences the note on head dimensions that the kernels leave to torch: tests use them on purpose."""
@@ -35,3 +39,12 @@ def pytest_report_header() -> list[str]:
 def _seeded() -> None:
     """A test that draws random numbers draws the same ones alone and in any order."""
     torch.manual_seed(0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips what needs a GPU where there is none."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("cuda"):
+            item.add_marker(pytest.mark.skip(reason="no GPU"))

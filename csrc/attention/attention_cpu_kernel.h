@@ -40,7 +40,8 @@ VITFAST_INLINE RowStatistics<C> exponentiate_row(C* row, int64_t tokens) {
     const Vector<C> v = load(row + j);
     maxima = v > maxima ? v : maxima;
   }
-  const C maximum = max_across<C>(maxima);
+  const C largest = max_across<C>(maxima);
+  const C maximum = largest == -C(__builtin_inf()) ? C(0) : largest;  // a masked row: every exponential is zero
   Vector<C> sums{};
   for (int64_t j = 0; j < columns; j += width<C>) {
     const Vector<C> e = exp(load(row + j) - maximum);
@@ -89,8 +90,10 @@ void attention_forward_task(const AttentionForward& a, int64_t task) {
         });
       }
       const RowStatistics<C> statistics = exponentiate_row(values, tokens);
-      inverse_sums[i] = C(1) / statistics.sum;
-      lse[row + i] = statistics.maximum + C(::log(double(statistics.sum)));
+      // a masked row attends to nothing: zero, and with this lse the backward finds zero probabilities, too
+      const bool masked = statistics.sum == C(0);
+      inverse_sums[i] = masked ? C(0) : C(1) / statistics.sum;
+      lse[row + i] = masked ? C(0) : statistics.maximum + C(::log(double(statistics.sum)));
     }
     multiply<C>(
         {tokens, probabilities.data, columns, 1, v.data, v_columns, out.data, v_columns, false}, rows, v_columns);

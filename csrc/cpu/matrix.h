@@ -73,7 +73,9 @@ void pack_transposed(const T* rows, int64_t stride, int64_t count, int64_t size,
 // 6 x 4 accumulators, 4 vectors of b and a broadcast fill the 32 registers of AVX-512; half as wide fits 16 registers.
 constexpr int max_tile_rows = 6;
 constexpr int max_tile_vectors = VITFAST_VECTOR_BYTES == 64 ? 4 : 2;
-constexpr int64_t max_depth = 256;  // rows of b that stay in the first-level cache while a's rows pass
+// Rows of b that are summed before the sum is added to out: they stay in the cache while a's rows pass, and a long sum
+// in parts loses less than one that runs through.
+constexpr int64_t max_depth = 256;
 
 template <typename C>
 struct Product {
@@ -91,9 +93,7 @@ template <typename C, int rows, int vectors>
 VITFAST_INLINE void multiply_tile(const Product<C>& p, const C* a, const C* b, C* out) {
   Vector<C> sums[rows][vectors];
   for (int r = 0; r < rows; ++r) {
-    for (int v = 0; v < vectors; ++v) {
-      sums[r][v] = p.accumulate ? load(out + r * p.out_stride + v * width<C>) : Vector<C>{};
-    }
+    for (int v = 0; v < vectors; ++v) sums[r][v] = Vector<C>{};
   }
   for (int64_t k = 0; k < p.depth; ++k) {
     Vector<C> b_row[vectors];
@@ -104,7 +104,10 @@ VITFAST_INLINE void multiply_tile(const Product<C>& p, const C* a, const C* b, C
     }
   }
   for (int r = 0; r < rows; ++r) {
-    for (int v = 0; v < vectors; ++v) store(out + r * p.out_stride + v * width<C>, sums[r][v]);
+    for (int v = 0; v < vectors; ++v) {
+      C* target = out + r * p.out_stride + v * width<C>;
+      store(target, p.accumulate ? load(target) + sums[r][v] : sums[r][v]);
+    }
   }
 }
 

@@ -84,15 +84,30 @@ def test_gradients_of_masked_keys_are_zero_and_the_others_finite() -> None:
     assert not bias.grad[..., 9:].any()
 
 
-def test_a_row_that_is_masked_altogether_is_nan_as_torch_softmax_has_it_and_leaves_the_others_alone() -> None:
-    q, k, v = _qkv((1, 2, 17, 32))
+@pytest.mark.parametrize("head_dim", [32, 7])  # the kernel, and torch's operators
+@pytest.mark.parametrize("return_logits", [False, True])
+def test_a_row_that_is_masked_altogether_is_zero_and_leaves_the_others_alone(
+    head_dim: int, return_logits: bool
+) -> None:
+    q, k, v = (tensor.requires_grad_() for tensor in _qkv((1, 2, 17, head_dim)))
     bias = torch.zeros(1, 2, 17, 17)
-    expected = ops.attention(q, k, v, bias=bias)
+
+    def attend() -> torch.Tensor:
+        result = ops.attention(q, k, v, bias=bias, return_logits=return_logits)
+        return result[0] if isinstance(result, tuple) else result
+
+    expected = attend().detach()
     bias[0, 1, 4] = -torch.inf
-    out = ops.attention(q, k, v, bias=bias)
-    assert out[0, 1, 4].isnan().all()
-    out[0, 1, 4] = expected[0, 1, 4]
-    assert_same_bits(out, expected)
+    bias.requires_grad_()
+    out = attend()
+    assert not out[0, 1, 4].any()
+    gradients = torch.autograd.grad(out.square().sum(), (q, k, v, bias))
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert not gradients[0][0, 1, 4].any()
+    assert not gradients[3][0, 1, 4].any()
+    rest = out.detach().clone()
+    rest[0, 1, 4] = expected[0, 1, 4]
+    torch.testing.assert_close(rest, expected)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

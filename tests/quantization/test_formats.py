@@ -17,7 +17,7 @@ from vitfast.quantization.formats import FloatFormat
         (FloatFormat.fp16(), (5, 10), 65504.0, 2.0**-14, 2.0**-24, True, True, "inf"),
         (FloatFormat.bf16(), (8, 7), 3.3895313892515355e38, 2.0**-126, 2.0**-133, True, True, "inf"),
         (FloatFormat.tf32(), (8, 10), 3.4011621342146535e38, 2.0**-126, 2.0**-136, True, True, "inf"),
-        (FloatFormat.fp8_e4m3fn(), (4, 3), 448.0, 2.0**-6, 2.0**-9, False, True, "nan"),
+        (FloatFormat.fp8_e4m3fn(), (4, 3), 448.0, 2.0**-6, 2.0**-9, False, True, "saturate"),
         (FloatFormat.fp8_e5m2(), (5, 2), 57344.0, 2.0**-14, 2.0**-16, True, True, "inf"),
         (FloatFormat.fp6_e3m2(), (3, 2), 28.0, 0.25, 0.0625, False, False, "saturate"),
         (FloatFormat.fp6_e2m3(), (2, 3), 7.5, 1.0, 0.125, False, False, "saturate"),

@@ -64,7 +64,8 @@ def attention(
         q: ``[B, H, N, D]``, float32, bfloat16, float16 or float64.
         k: ``[B, H, N, D]``.
         v: ``[B, H, N, D]``.
-        bias: ``[B, H, N, N]`` or ``[1, H, N, N]``, added to the logits; it has a gradient.
+        bias: ``[B, H, N, N]`` or ``[1, H, N, N]``, added to the logits; it has a gradient. A row of ``-inf`` attends to
+            nothing: its result is zero, as that of torch's fused operator.
         scale: factor of the logits; None means ``D ** -0.5``.
         return_logits: also return ``scale * q kᵀ + bias``, through which gradients flow.
         dropout_p: probability of dropping a softmax probability, 0 <= p < 1.
@@ -90,7 +91,7 @@ def attention(
         out, logits = _with_torch_operators(q, k, v, bias, scale, return_logits, dropout_p)
     else:
         out, _, logits = torch.ops.vitfast.attention_forward.default(q, k, v, bias, scale, return_logits)
-    return out if logits is None else (out, logits)
+    return (out, logits) if return_logits else out
 
 
 @overload
@@ -150,7 +151,7 @@ def attention_packed(
         out = out_BHND.transpose(1, 2).contiguous()
     else:
         out, _, logits = torch.ops.vitfast.attention_packed_forward.default(qkv, bias, scale, return_logits)
-    return out if logits is None else (out, logits)
+    return (out, logits) if return_logits else out
 
 
 def _check_options(
@@ -199,9 +200,9 @@ def _with_torch_operators(
     return_logits: bool,
     dropout_p: float,
 ) -> tuple[Tensor, Tensor | None]:
-    """Torch's fused operator, or the reference where the logits are wanted: the fused one cannot return them."""
+    """Torch's fused operator, or the reference for what it cannot do: return the logits, connect an empty graph."""
     with torch.autocast(q_BHND.device.type, enabled=False):
-        if return_logits:
+        if return_logits or q_BHND.numel() == 0:
             return reference.attention(q_BHND, k_BHND, v_BHND, bias, scale, dropout_p)
         out = F.scaled_dot_product_attention(q_BHND, k_BHND, v_BHND, bias, dropout_p, scale=scale)
     return out, None

@@ -28,9 +28,12 @@ def attention(
 ) -> tuple[Tensor, Tensor]:
     """Returns (softmax(scale * q kᵀ + bias) v, the logits before the softmax)."""
     logits_BHNN = (q_BHND * scale) @ k_BHND.transpose(-2, -1)
-    if bias_BHNN is not None:
+    if bias_BHNN is None:
+        probabilities_BHNN = logits_BHNN.softmax(-1)
+    else:
         logits_BHNN = logits_BHNN + bias_BHNN
-    probabilities_BHNN = logits_BHNN.softmax(-1)
+        masked_BHN1 = (logits_BHNN == -torch.inf).all(-1, keepdim=True)  # such a row attends to nothing
+        probabilities_BHNN = logits_BHNN.masked_fill(masked_BHN1, 0.0).softmax(-1).masked_fill(masked_BHN1, 0.0)
     if dropout_p:
         probabilities_BHNN = F.dropout(probabilities_BHNN, dropout_p)
     return probabilities_BHNN @ v_BHND, logits_BHNN

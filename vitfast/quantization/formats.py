@@ -122,8 +122,11 @@ class FloatFormat:
 
     @classmethod
     def fp8_e4m3fn(cls) -> FloatFormat:
-        """FP8 E4M3 of the OCP specification: maximum 448, no infinity; overflow gives NaN, as in torch's conversion."""
-        return cls(4, 3, 448.0, has_inf=False, overflow="nan")
+        """FP8 E4M3 of the OCP specification: maximum 448, no infinity.
+
+        Too large values and infinities saturate, as torch 2.15 converts them (earlier releases gave NaN).
+        """
+        return cls(4, 3, 448.0, has_inf=False, overflow="saturate")
 
     @classmethod
     def fp8_e5m2(cls) -> FloatFormat:
