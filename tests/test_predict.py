@@ -18,7 +18,8 @@ from vitfast.train import main as train
 def run_dir(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "run"
     options = ["model.fields.embed_dim=32", "model.fields.depth=1", "schedule.epochs=6", "schedule.warmup_epochs=1"]
-    options += ["model.fields.patch_size=4", "data.augment.affine_degrees=0", "data.augment.affine_translate=0"]
+    options += ["model.name=vit_nano_patch2_8", "data.img_size=8", "model.fields.patch_size=4"]
+    options += ["data.augment.affine_degrees=0", "data.augment.affine_translate=0"]
     assert train([*options, "data.batch_size=64", "optim.lr=0.01", f"run_dir={path}"]) == 0
     return path
 

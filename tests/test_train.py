@@ -19,6 +19,9 @@ from vitfast.engine.checkpoint import latest_checkpoint, load_weights_file
 from vitfast.train import main
 
 TINY = [
+    "model.name=vit_nano_patch2_8",
+    "data.img_size=8",
+    "data.augment.affine_translate=0",
     "model.fields.embed_dim=16",
     "model.fields.num_heads=2",
     "model.fields.depth=1",
@@ -50,7 +53,7 @@ def without_clocks(run_dir: Path) -> list[dict]:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["model.img_size=9"], "img_size=9 is no multiple of patch_size=2"),
+        (["model.img_size=9"], "img_size=9 is no multiple of patch_size=4"),
         (["optim.lrr=1"], "optim.lr"),
         (["schedule.epochs=many"], "schedule.epochs=many"),
         (["recipe=nothing"], "nothing"),

@@ -31,7 +31,7 @@ def test_no_arguments_mean_the_digits_recipe() -> None:
 
     assert isinstance(config, Config)
     assert config == load_config(["recipe=digits"])
-    assert (config.recipe, config.model.name, config.data.dataset) == ("digits", "vit_nano_patch2_8", "digits")
+    assert (config.recipe, config.model.name, config.data.dataset) == ("digits", "vit_nano_patch4_16", "digits")
 
 
 def test_arguments_win_over_the_recipe_and_the_last_one_wins() -> None:

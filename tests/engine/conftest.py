@@ -12,6 +12,9 @@ from vitfast.engine.trainer import Trainer
 
 # 1,293 images in steps of 256: 6 steps an epoch
 TINY = [
+    "model.name=vit_nano_patch2_8",
+    "data.img_size=8",
+    "data.augment.affine_translate=0",
     "model.fields.embed_dim=16",
     "model.fields.num_heads=2",
     "model.fields.depth=1",

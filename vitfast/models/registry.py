@@ -41,8 +41,9 @@ ARCHITECTURES: dict[str, ViTFields] = {
         )
         for size, img in _DEIT_SIZES
     },
-    # small images: the handwritten digits (8 x 8, gray) and CIFAR (32 x 32)
+    # small images: the handwritten digits (8 x 8, gray; or enlarged to 16 x 16) and CIFAR (32 x 32)
     "vit_nano_patch2_8": ViTFields(img_size=8, patch_size=2, in_chans=1, embed_dim=64, depth=4, num_heads=4),
+    "vit_nano_patch4_16": ViTFields(img_size=16, patch_size=4, in_chans=1, embed_dim=64, depth=4, num_heads=4),
     "vit_mini_patch4_32": ViTFields(img_size=32, patch_size=4, embed_dim=192, depth=6, num_heads=3),
 }
 

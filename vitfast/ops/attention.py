@@ -91,7 +91,7 @@ def attention(
         out, logits = _with_torch_operators(q, k, v, bias, scale, return_logits, dropout_p)
     else:
         out, _, logits = torch.ops.vitfast.attention_forward.default(q, k, v, bias, scale, return_logits)
-    return (out, logits) if return_logits else out
+    return out if logits is None else (out, logits)
 
 
 @overload
@@ -151,7 +151,7 @@ def attention_packed(
         out = out_BHND.transpose(1, 2).contiguous()
     else:
         out, _, logits = torch.ops.vitfast.attention_packed_forward.default(qkv, bias, scale, return_logits)
-    return (out, logits) if return_logits else out
+    return out if logits is None else (out, logits)
 
 
 def _check_options(
@@ -203,7 +203,8 @@ def _with_torch_operators(
     """Torch's fused operator, or the reference for what it cannot do: return the logits, connect an empty graph."""
     with torch.autocast(q_BHND.device.type, enabled=False):
         if return_logits or q_BHND.numel() == 0:
-            return reference.attention(q_BHND, k_BHND, v_BHND, bias, scale, dropout_p)
+            out, logits = reference.attention(q_BHND, k_BHND, v_BHND, bias, scale, dropout_p)
+            return out, logits if return_logits else None
         out = F.scaled_dot_product_attention(q_BHND, k_BHND, v_BHND, bias, dropout_p, scale=scale)
     return out, None
 
