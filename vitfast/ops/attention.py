@@ -178,17 +178,13 @@ def _has_kernel(tensor: Tensor, head_dim: int) -> bool:
         return False
     if head_dim <= MAX_HEAD_DIM and head_dim % HEAD_DIM_MULTIPLE == 0:
         return True
-    _report_head_dim(head_dim)
+    if not torch.compiler.is_compiling():  # a warning cannot be traced
+        warnings.warn(
+            f"attention: the kernel takes head dimensions up to {MAX_HEAD_DIM} that are multiples of "
+            f"{HEAD_DIM_MULTIPLE}; {head_dim} runs on torch's operators",
+            stacklevel=3,
+        )
     return False
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _report_head_dim(head_dim: int) -> None:
-    warnings.warn(
-        f"attention: the kernel takes head dimensions up to {MAX_HEAD_DIM} that are multiples of {HEAD_DIM_MULTIPLE}; "
-        f"{head_dim} runs on torch's operators",
-        stacklevel=4,
-    )
 
 
 def _with_torch_operators(
