@@ -116,6 +116,16 @@ VITFAST_INLINE void store(Half* p, Vector<float> v) {
 #endif
 }
 
+// To the nearest half and back.
+VITFAST_INLINE Vector<float> round_to_half(Vector<float> v) {
+#if VITFAST_VECTOR_BYTES == 64
+  const __m256i halves = _mm512_maskz_cvtps_ph(__mmask16(-1), (__m512)v, _MM_FROUND_TO_NEAREST_INT);
+  return (Vector<float>)_mm512_maskz_cvtph_ps(__mmask16(-1), halves);
+#else
+  return (Vector<float>)_mm256_cvtph_ps(_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+#endif
+}
+
 #else
 
 VITFAST_INLINE Vector<float> load(const Half* p) {

@@ -57,6 +57,26 @@ void quantize_range(const QuantizeFloat& a, const FloatFormat<Layout>& described
   }
 }
 
+#if defined(__F16C__)
+
+// True for IEEE half with all of its special values: the one format that processors convert to.
+inline bool is_half(const FloatFormat<Float32Bits>& format) {
+  const FloatFormat<Float32Bits> half =
+      make_float_format<Float32Bits>(5, 10, 0x477fe000u, true, true, true, Overflow::inf);
+  return std::memcmp(&format, &half, sizeof(half)) == 0;
+}
+
+// The same bits as quantize_range for half and the nearest even number, at the speed of memory.
+inline void quantize_to_half(const float* x, float* y, int64_t count) {
+  for_each_vector<float>(count, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
+    const Vector<float> v = load_up_to<float>(x + i, n);
+    const Vector<float> quieted = bit_cast<Vector<float>>(bit_cast<Words>(v) | 0x00400000);
+    store_up_to<float>(y + i, v == v ? round_to_half(v) : quieted, n);
+  });
+}
+
+#endif
+
 template <typename T, typename Layout>
 void quantize_typed(const QuantizeFloat& a, const FloatFormat<Layout>& format, int64_t begin, int64_t end) {
   switch (a.rounding) {
@@ -74,6 +94,11 @@ void quantize_typed(const QuantizeFloat& a, const FloatFormat<Layout>& format, i
 void quantize_float(const QuantizeFloat& a, int64_t begin, int64_t end) {
   switch (a.type) {
     case Type::float32:
+#if defined(__F16C__)
+      if (a.rounding == Rounding::nearest_even && is_half(a.format32)) {
+        return quantize_to_half(static_cast<const float*>(a.x) + begin, static_cast<float*>(a.y) + begin, end - begin);
+      }
+#endif
       return quantize_typed<float>(a, a.format32, begin, end);
     case Type::bfloat16:
       return quantize_typed<BFloat16>(a, a.format32, begin, end);
