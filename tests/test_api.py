@@ -81,7 +81,7 @@ def test_every_name_builds(name: str) -> None:
 
 
 def test_public_names() -> None:
-    assert vitfast.list_models("vit_nano*") == [NANO]
+    assert vitfast.list_models("vit_nano*_8") == [NANO]
 
 
 def test_neither_name_nor_checkpoint() -> None:
