@@ -16,7 +16,7 @@ VITFAST_INLINE T* token_rows(const HeadsView& view, int64_t batch, int64_t head)
   return static_cast<T*>(view.data) + batch * view.batch_stride + head * view.head_stride;
 }
 
-// Adds the bias to a row of logits and returns them; both as vectors of up to `count` elements.
+// Adds a row of the bias to a row of logits.
 template <typename C, typename T>
 VITFAST_INLINE void add_bias(C* logits, const T* bias, int64_t tokens) {
   for_each_vector<C>(tokens, [&](int64_t j, int64_t n) __attribute__((always_inline)) {
