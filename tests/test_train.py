@@ -15,22 +15,10 @@ import pytest
 import torch
 
 import vitfast
+from support.tiny_run import TINY_RUN
 from vitfast.engine.checkpoint import latest_checkpoint, load_weights_file
 from vitfast.train import main
 
-TINY = [
-    "model.name=vit_nano_patch2_8",
-    "data.img_size=8",
-    "data.augment.affine_translate=0",
-    "model.fields.embed_dim=16",
-    "model.fields.num_heads=2",
-    "model.fields.depth=1",
-    "data.batch_size=256",
-    "schedule.epochs=2",
-    "schedule.warmup_epochs=1",
-    "optim.lr=0.01",
-    "train.threads=1",
-]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(vitfast.__file__).parents[1])}
 
 
@@ -74,7 +62,7 @@ def test_a_mistake_is_one_line_and_code_2(capsys, tmp_path, monkeypatch, options
 
 def test_a_run_directory_in_use_is_refused(capsys, tmp_path):
     (tmp_path / "notes.txt").touch()
-    assert main([*TINY, f"run_dir={tmp_path}"]) == 2
+    assert main([*TINY_RUN, f"run_dir={tmp_path}"]) == 2
     assert "is not empty" in capsys.readouterr().err
 
 
@@ -87,7 +75,7 @@ def test_help_needs_nothing(capsys):
 
 def stop_after_first_epoch(run_dir: Path, number: signal.Signals, *options: str) -> tuple[int, str]:
     """Signals a run's whole process group, as batch systems and Ctrl+C do; returns exit code and stderr."""
-    process = start(*TINY, *options, f"run_dir={run_dir}", start_new_session=True)
+    process = start(*TINY_RUN, *options, f"run_dir={run_dir}", start_new_session=True)
     deadline = time.monotonic() + 240
     while not (run_dir / "metrics.jsonl").exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.01)
@@ -107,7 +95,7 @@ def test_sigterm_saves_and_the_run_goes_on_exactly(tmp_path):
     command = next(line.strip() for line in err.splitlines() if "train.resume=" in line)
     assert shlex.split(command)[1:] == ["-m", "vitfast.train", f"train.resume={run_dir}"]
     assert main([f"train.resume={run_dir}", "data.workers=0"]) == 0
-    assert main([*TINY, *options, f"run_dir={tmp_path / 'whole'}"]) == 0
+    assert main([*TINY_RUN, *options, f"run_dir={tmp_path / 'whole'}"]) == 0
     assert without_clocks(run_dir) == without_clocks(tmp_path / "whole")
     for kind in ("model", "ema"):
         resumed, whole = (load_weights_file(latest_checkpoint(tmp_path / name), kind) for name in ("run", "whole"))
@@ -124,7 +112,7 @@ def test_ctrl_c_saves_too(tmp_path):
 
 def test_the_commands_at_the_end_run(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main([*TINY, "recipe=digits"]) == 0
+    assert main([*TINY_RUN, "recipe=digits"]) == 0
     out = capsys.readouterr().out
     commands = [shlex.split(line) for line in out.splitlines() if " -m vitfast." in line]
     assert [command[2] for command in commands] == [

@@ -50,9 +50,15 @@ void check_bias(const char* op, const std::optional<Tensor>& bias, const Tensor&
   check_sizes(op, "bias", *bias, {bias->size(0) == 1 ? 1 : s.batch, s.heads, s.tokens, s.tokens});
 }
 
-// 0 where one bias serves every image
-int64_t bias_batch_stride(const std::optional<Tensor>& bias, const Sizes& s) {
-  return !bias.has_value() || bias->size(0) == 1 ? 0 : s.heads * s.tokens * s.tokens;
+// Fills what both directions share, apart from the views; `bias` is contiguous.
+void describe(Attention& a, const Tensor& like, const Sizes& s, const std::optional<Tensor>& bias) {
+  a.type = type_of(like);
+  a.bias = data_or_null(bias);
+  a.bias_batch_stride = !bias.has_value() || bias->size(0) == 1 ? 0 : s.heads * s.tokens * s.tokens;
+  a.batch = s.batch;
+  a.heads = s.heads;
+  a.tokens = s.tokens;
+  a.head_dim = s.head_dim;
 }
 
 Sizes check_heads(const char* op, const Tensor& q, const Tensor& k, const Tensor& v) {
@@ -82,14 +88,9 @@ std::tuple<Tensor, std::optional<Tensor>> run_forward(
   const Tensor lse = new_tensor(s.statistics(), computing_type(like));
   const std::optional<Tensor> logits =
       return_logits ? std::optional<Tensor>(new_tensor(like, s.logits())) : std::nullopt;
-  arguments.type = type_of(like);
-  arguments.bias = data_or_null(bias_rows);
-  arguments.bias_batch_stride = bias_batch_stride(bias, s);
+  describe(arguments, like, s, bias_rows);
   arguments.logits = mutable_data_or_null(logits);
   arguments.lse = lse.mutable_data_ptr();
-  arguments.heads = s.heads;
-  arguments.tokens = s.tokens;
-  arguments.head_dim = s.head_dim;
 
   // few heads: split their rows, too, so that every thread has about four tasks; a result does not depend on the split
   const int64_t heads = s.batch * s.heads;
@@ -170,16 +171,10 @@ std::optional<Tensor> run_backward(
   std::optional<Tensor> grad_bias;
   if (need_bias_grad && bias.has_value()) grad_bias = new_zeros(like, sizes_of(*bias), like.scalar_type());
 
-  arguments.type = type_of(like);
+  describe(arguments, like, s, bias_rows);
   arguments.grad_logits = data_or_null(grad_logits_rows);
-  arguments.bias = data_or_null(bias_rows);
-  arguments.bias_batch_stride = bias_batch_stride(bias, s);
   arguments.grad_bias = mutable_data_or_null(grad_bias);
   arguments.lse = lse_rows.const_data_ptr();
-  arguments.batch = s.batch;
-  arguments.heads = s.heads;
-  arguments.tokens = s.tokens;
-  arguments.head_dim = s.head_dim;
   const bool sums_over_batch = grad_bias.has_value() && arguments.bias_batch_stride == 0;
   if (s.tokens > 0) {
     const int64_t work = s.tokens * s.tokens * s.head_dim / 4;

@@ -58,28 +58,27 @@ struct HeadsView {
   int64_t token_stride;
 };
 
-struct AttentionForward {
+// What both directions of attention know.
+struct Attention {
   Type type;
   HeadsView q, k, v, out;
   const void* bias;           // [B or 1, H, N, N] or null
   int64_t bias_batch_stride;  // 0 for a bias of batch 1
-  void* logits;               // [B, H, N, N] or null
-  void* lse;                  // [B, H, N]: log of the sum of the exponentials
-  int64_t heads, tokens, head_dim;
-  int64_t row_splits;  // a task is a head and one of this many ranges of its rows
+  int64_t batch, heads, tokens, head_dim;
   double scale;
 };
 
-struct AttentionBackward {
-  Type type;
-  HeadsView q, k, v, out, grad_out, grad_q, grad_k, grad_v;
-  const void* grad_logits;    // [B, H, N, N] or null
-  const void* bias;           // [B or 1, H, N, N] or null
-  int64_t bias_batch_stride;  // 0 for a bias of batch 1
-  void* grad_bias;            // like bias, or null
-  const void* lse;            // [B, H, N]
-  int64_t batch, heads, tokens, head_dim;
-  double scale;
+struct AttentionForward : Attention {
+  void* logits;        // [B, H, N, N] or null
+  void* lse;           // [B, H, N]: log of the sum of the exponentials
+  int64_t row_splits;  // a task is a head and one of this many ranges of its rows
+};
+
+struct AttentionBackward : Attention {
+  HeadsView grad_out, grad_q, grad_k, grad_v;
+  const void* grad_logits;  // [B, H, N, N] or null
+  void* grad_bias;          // like bias, or null
+  const void* lse;          // [B, H, N]
 };
 
 struct Gelu {

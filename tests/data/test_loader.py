@@ -109,7 +109,7 @@ class ThreadCount(ImageDataset):
 
 
 def test_a_worker_has_one_thread() -> None:
-    dataset = ThreadCount(Digits("val"), DataConfig(), training=False, seed=0)
+    dataset = ThreadCount(Digits("val"), DataConfig(), augment=False, seed=0)
 
     assert {int(count) for _, labels in batches(dataset, workers=1) for count in labels} == {1}
 

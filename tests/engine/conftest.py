@@ -1,4 +1,4 @@
-"""Tiny real runs: the packaged digits, one block of width 16."""
+"""Tiny real runs in this process."""
 
 from __future__ import annotations
 
@@ -7,22 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from support.tiny_run import TINY_RUN
 from vitfast.engine import training_run
 from vitfast.engine.trainer import Trainer
-
-# 1,293 images in steps of 256: 6 steps an epoch
-TINY = [
-    "model.name=vit_nano_patch2_8",
-    "data.img_size=8",
-    "data.augment.affine_translate=0",
-    "model.fields.embed_dim=16",
-    "model.fields.num_heads=2",
-    "model.fields.depth=1",
-    "data.batch_size=256",
-    "schedule.epochs=2",
-    "schedule.warmup_epochs=1",
-    "optim.lr=0.01",
-]
 
 TrainTiny = Callable[..., int]
 
@@ -54,7 +41,7 @@ def train_tiny() -> TrainTiny:
                 return super()._evaluate(dataset, stop)
 
         resume = any(option.startswith("train.resume=") for option in options)
-        arguments = list(options) if resume else [*TINY, f"run_dir={run_dir}", *options]
+        arguments = list(options) if resume else [*TINY_RUN, f"run_dir={run_dir}", *options]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(training_run, "Trainer", StoppingTrainer)
             return training_run.run_training(arguments, show_progress=False)

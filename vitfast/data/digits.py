@@ -52,6 +52,9 @@ class Digits:
             self._images = [Image.fromarray(image_HW) for image_HW in images_NHW]
             self.labels = [int(label) for label in arrays["labels"][chosen]]
 
+    def path(self, index: int) -> None:
+        """All images are in one file."""
+
     def read(self, index: int, in_chans: int) -> Image.Image:
         """Returns an image of mode ``F``, values in 0..1; ``in_chans`` is left to the transform."""
         return self._images[index]

@@ -33,10 +33,10 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     """
 
     def __init__(
-        self, source: ImageSource, data: DataConfig, *, training: bool, seed: int, img_size: int | None = None
+        self, source: ImageSource, data: DataConfig, *, augment: bool, seed: int, img_size: int | None = None
     ) -> None:
         self._source = source
-        self._training = training
+        self._augment = augment
         self._seed = seed
         self._epoch = 0
         self.class_names = source.class_names
@@ -49,13 +49,17 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         self._transform = self._build_transform(data)
 
     def _build_transform(self, data: DataConfig) -> TensorTransform:
-        if self._training:
+        if self._augment:
             return train_transform(data.augment, self.img_size, self.in_chans, self.mean, self.std, self.interpolation)
         return eval_transform(self.img_size, self.in_chans, self.mean, self.std, self.interpolation, self.crop_pct)
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch whose augmentation is applied; ``build_loader`` does so for its own epoch."""
         self._epoch = epoch
+
+    def path(self, index: int) -> str | None:
+        """The file of an image, or None if the data set is not made of files."""
+        return self._source.path(index)
 
     def __len__(self) -> int:
         return len(self._source.labels)
@@ -64,7 +68,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of a data set of {len(self)}")
         image, label = self._source.read(index, self.in_chans), int(self._source.labels[index])
-        if not self._training:
+        if not self._augment:
             return self._transform(image), label
         with seeded_generator(derive_seed("augmentation", self._seed, self._epoch, index)):
             return self._transform(image), label
@@ -83,14 +87,17 @@ def available_splits(data: DataConfig) -> list[str]:
     return image_folder.available_splits(data.root)
 
 
-def build_dataset(data: DataConfig, split: str, *, seed: int, img_size: int | None = None) -> ImageDataset:
+def build_dataset(
+    data: DataConfig, split: str, *, seed: int, img_size: int | None = None, augment: bool | None = None
+) -> ImageDataset:
     """Opens one split of a data set.
 
     Args:
         data: which data set, and how its images are read.
-        split: ``"train"`` (augmented as ``data.augment`` says), ``"val"`` or ``"test"``.
+        split: ``"train"``, ``"val"`` or ``"test"``.
         seed: of the augmentation.
         img_size: side of the images in pixels; None: ``data.img_size``, or else that of the data set.
+        augment: as ``data.augment`` says, rather than read as in evaluation; None: the train split alone.
 
     Raises:
         UserError: if the options are wrong, or the data set has no such split or is not laid out as it should be.
@@ -104,7 +111,9 @@ def build_dataset(data: DataConfig, split: str, *, seed: int, img_size: int | No
     else:
         assert data.root is not None
         source = image_folder.ImageFolder(data.root, split)
-    return ImageDataset(source, data, training=split == "train", seed=seed, img_size=img_size)
+    if augment is None:
+        augment = split == "train"
+    return ImageDataset(source, data, augment=augment, seed=seed, img_size=img_size)
 
 
 def _per_channel(given: list[float] | None, default: list[float], in_chans: int, name: str) -> list[float]:

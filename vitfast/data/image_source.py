@@ -28,6 +28,10 @@ class ImageSource(Protocol):
     mean: list[float]
     std: list[float]
 
+    def path(self, index: int) -> str | None:
+        """The file of an image, if each has its own."""
+        ...
+
     def read(self, index: int, in_chans: int) -> Image.Image:
         """Reads an image: 8-bit ``L`` or ``RGB``, or ``F`` with values in 0..1 (one channel, to be repeated)."""
         ...

@@ -60,8 +60,7 @@ def evaluate_checkpoint(options: EvaluateOptions) -> str:
     splits = available_splits(data)
     if options.split not in splits:
         raise UserError(f"split={options.split}: the data have none; use one of {', '.join(splits)}")
-    # The plain view of the split: evaluation never augments, not even the train split.
-    dataset = build_dataset(replace(data, augment=type(data.augment)()), options.split, seed=0)
+    dataset = build_dataset(data, options.split, seed=0, augment=False)
     if list(dataset.class_names) != trained.class_names:
         raise UserError(
             f"the data have the classes {_some(dataset.class_names)}, but the checkpoint knows "

@@ -17,7 +17,7 @@ from vitfast.engine.finite_guard import check_finite
 from vitfast.engine.progress import Progress
 from vitfast.engine.run_directory import CURVES, RunDirectory
 from vitfast.engine.stop_signal import StopSignal
-from vitfast.engine.training_data import TrainingData, image_file
+from vitfast.engine.training_data import TrainingData
 from vitfast.engine.training_state import TrainingState
 from vitfast.errors import UserError
 
@@ -130,7 +130,7 @@ class Trainer:
             epoch=state.epoch + 1,
             loader=loader,
             batch_in_loader=batch,
-            file_of=lambda index: image_file(self.data.train, index),
+            file_of=self.data.train.path,
         )
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)

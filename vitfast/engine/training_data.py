@@ -88,9 +88,3 @@ class TrainingData:
             "interpolation": self.train.interpolation,
             "crop_pct": self.train.crop_pct,
         }
-
-
-def image_file(dataset: ImageDataset, index: int) -> str | None:
-    """The file of an image, or None if the data set is not made of files."""
-    path = getattr(dataset._source, "path", None)
-    return None if path is None else str(path(index))

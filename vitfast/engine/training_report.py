@@ -16,7 +16,6 @@ from vitfast.config.schema import Config
 from vitfast.data import ImageDataset
 from vitfast.engine.run_directory import CONFIG, CURVES
 from vitfast.engine.text_table import percent, text_table
-from vitfast.engine.training_data import image_file
 from vitfast.engine.training_state import TrainingState
 
 
@@ -95,7 +94,7 @@ def save_samples(dataset: ImageDataset, run_dir: Path) -> Path:
         The data set's own first file; or, where it is not made of files, the folder ``run_dir/samples`` with the first
         image of each class as ``<class>.png``.
     """
-    file = image_file(dataset, 0)
+    file = dataset.path(0)
     if file is not None:
         return Path(file)
     folder = run_dir / "samples"
