@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
+_tests = Path(__file__).parent
+# the support kit; and the build's own code, which is no part of the package
+sys.path[:0] = [str(_tests), str(_tests.parent / "build_backend")]
 
 # `pytest -n auto` runs one process for each core: more threads than that would only wait for each other
 _processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))

@@ -7,18 +7,11 @@
 
 #include <cstdint>
 
+#include "csrc/attention/attention.h"
 #include "csrc/common/float_format.h"
+#include "csrc/common/types.h"
 
 namespace vitfast {
-
-enum class Type : int64_t { float32, bfloat16, float16, float64 };
-
-struct BFloat16 {
-  uint16_t bits;
-};
-struct Half {
-  uint16_t bits;
-};
 
 struct LayerNormForward {
   Type type;
@@ -48,37 +41,6 @@ struct LayerNormBackward {
   int64_t channels;
   int64_t rows;
   int64_t rows_per_chunk;
-};
-
-// A [B, H, N, D] view: the last dimension is contiguous.
-struct HeadsView {
-  void* data;
-  int64_t batch_stride;
-  int64_t head_stride;
-  int64_t token_stride;
-};
-
-// What both directions of attention know.
-struct Attention {
-  Type type;
-  HeadsView q, k, v, out;
-  const void* bias;           // [B or 1, H, N, N] or null
-  int64_t bias_batch_stride;  // 0 for a bias of batch 1
-  int64_t batch, heads, tokens, head_dim;
-  double scale;
-};
-
-struct AttentionForward : Attention {
-  void* logits;        // [B, H, N, N] or null
-  void* lse;           // [B, H, N]: log of the sum of the exponentials
-  int64_t row_splits;  // a task is a head and one of this many ranges of its rows
-};
-
-struct AttentionBackward : Attention {
-  HeadsView grad_out, grad_q, grad_k, grad_v;
-  const void* grad_logits;  // [B, H, N, N] or null
-  void* grad_bias;          // like bias, or null
-  const void* lse;          // [B, H, N]
 };
 
 struct Gelu {

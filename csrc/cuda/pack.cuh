@@ -1,4 +1,4 @@
-// Sixteen bytes of elements: the widest access of one thread to global memory.
+// Sixteen bytes of elements: the widest access of one thread to memory.
 
 #pragma once
 
@@ -12,7 +12,7 @@ struct alignas(16) Pack {
   T element[size];
 };
 
-// `address` must be a multiple of 16.
+// `address`, in global or shared memory, must be a multiple of 16.
 template <typename T>
 __device__ __forceinline__ Pack<T> load_pack(const T* address) {
   return *reinterpret_cast<const Pack<T>*>(address);

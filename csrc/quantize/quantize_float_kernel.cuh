@@ -4,41 +4,32 @@
 
 #include <cstdint>
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include "csrc/common/float_format.h"
 #include "csrc/common/philox.h"
 #include "csrc/cuda/grid.cuh"
+#include "csrc/cuda/numbers.cuh"
 #include "csrc/cuda/pack.cuh"
 
 namespace vitfast {
 
-// An element's bits in the type that is rounded in, and back. Float and double are rounded in their own type.
-__device__ __forceinline__ uint32_t to_bits(float value) {
-  return __float_as_uint(value);
+constexpr int quantize_float_threads = 256;
+
+// An element in the type that is rounded in, and back. Float and double are rounded in their own type.
+template <typename T>
+__device__ __forceinline__ float widen(T value) {
+  return to_float(value);
 }
-__device__ __forceinline__ uint32_t to_bits(__half value) {
-  return __float_as_uint(__half2float(value));
-}
-__device__ __forceinline__ uint32_t to_bits(__nv_bfloat16 value) {
-  return __float_as_uint(__bfloat162float(value));
-}
-__device__ __forceinline__ uint64_t to_bits(double value) {
-  return static_cast<uint64_t>(__double_as_longlong(value));
+__device__ __forceinline__ double widen(double value) {
+  return value;
 }
 
-__device__ __forceinline__ void from_bits(uint32_t bits, float& value) {
-  value = __uint_as_float(bits);
+template <typename T>
+__device__ __forceinline__ T narrow(float value) {
+  return round_to<T>(value);
 }
-__device__ __forceinline__ void from_bits(uint32_t bits, __half& value) {
-  value = __float2half_rn(__uint_as_float(bits));
-}
-__device__ __forceinline__ void from_bits(uint32_t bits, __nv_bfloat16& value) {
-  value = __float2bfloat16_rn(__uint_as_float(bits));
-}
-__device__ __forceinline__ void from_bits(uint64_t bits, double& value) {
-  value = __longlong_as_double(static_cast<long long>(bits));
+template <typename T>
+__device__ __forceinline__ T narrow(double value) {
+  return value;
 }
 
 // A thread's unit of work: of 64 neighbours (a philox_block), one pack in each of the four groups of 16. Its packs need
@@ -48,9 +39,7 @@ constexpr int64_t slices_per_block = philox_lanes / Pack<T>::size;
 
 template <typename T, typename Layout, Rounding rounding>
 __device__ __forceinline__ T round_element(T value, const FloatFormat<Layout>& format, uint32_t random_word) {
-  T rounded;
-  from_bits(round_bits<Layout, rounding>(to_bits(value), format, random_word >> 1), rounded);
-  return rounded;
+  return narrow<T>(from_bits(round_bits<Layout, rounding>(bits_of(widen(value)), format, random_word >> 1)));
 }
 
 template <typename T, typename Layout, Rounding rounding>
@@ -84,7 +73,7 @@ __device__ __forceinline__ void round_slice(
 // which needs aligned pointers; the elements behind them one by one. `seed`: one number on the device, for stochastic
 // rounding.
 template <typename T, typename Layout, Rounding rounding>
-__global__ void __launch_bounds__(256) quantize_float_kernel(
+__global__ void __launch_bounds__(quantize_float_threads) quantize_float_kernel(
     const T* x, T* y, int64_t slices, int64_t count, const FloatFormat<Layout> format, const int64_t* seed) {
   const uint64_t key = rounding == Rounding::stochastic ? static_cast<uint64_t>(*seed) : 0;
   for (int64_t slice = thread_in_grid(); slice < slices; slice += threads_in_grid()) {

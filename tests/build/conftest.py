@@ -1,17 +1,15 @@
-"""The build's own code is no part of the package: it is imported from the checkout."""
+"""What the tests of the build share."""
 
 from __future__ import annotations
 
 import os
 import stat
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "build_backend"))
 
 
 @pytest.fixture

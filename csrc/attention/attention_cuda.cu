@@ -1,0 +1,38 @@
+#include "csrc/attention/attention_forward_launch.cuh"
+#include "csrc/attention/attention_tensors.h"
+#include "csrc/cuda/current_stream.cuh"
+
+namespace vitfast {
+namespace {
+
+struct Cuda {
+  // Rows are read 16 bytes at a time.
+  static Tensor rows(const Tensor& tensor) {
+    constexpr int64_t elements = 16 / sizeof(Half);
+    bool readable = tensor.stride(-1) == 1 && is_pack_aligned(tensor.const_data_ptr());
+    for (int64_t i = 0; i + 1 < tensor.dim(); ++i) readable = readable && tensor.stride(i) % elements == 0;
+    return readable ? tensor : torch::stable::clone(torch::stable::contiguous(tensor));
+  }
+
+  static Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType type) {
+    return torch::stable::new_empty(like, {sizes.data(), sizes.size()}, type);
+  }
+
+  static void forward(const AttentionForward& a, const Tensor& like) {
+    STD_TORCH_CHECK(
+        like.scalar_type() == ScalarType::Half || like.scalar_type() == ScalarType::BFloat16,
+        "attention: the CUDA kernel takes float16 and bfloat16");
+    const CurrentStream stream(like);
+    if (like.scalar_type() == ScalarType::Half) return launch_attention_forward<Half>(a, stream);
+    launch_attention_forward<BFloat16>(a, stream);
+  }
+};
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(vitfast, CUDA, m) {
+  m.impl("attention_forward", TORCH_BOX(&attention_forward<Cuda>));
+  m.impl("attention_packed_forward", TORCH_BOX(&attention_packed_forward<Cuda>));
+}
+
+}  // namespace vitfast

@@ -1,0 +1,57 @@
+// From the arguments of attention to the instance of its kernel.
+
+#pragma once
+
+#include <stdexcept>
+
+#include "csrc/attention/attention_forward_kernel.cuh"
+#include "csrc/cuda/launch.cuh"
+
+namespace vitfast {
+
+constexpr int attention_max_tokens = 256;
+
+template <typename T, int head_dim, int full_tiles, int key_tiles>
+void launch_attention_forward_instance(const AttentionForward& a, Stream stream) {
+  // as many heads as give every warp a tile
+  const int tiles = attention_tiles(a.tokens);
+  const int heads_per_block = tiles < attention_warps ? attention_warps / tiles : 1;
+  launch(
+      attention_forward_kernel<T, head_dim, full_tiles, key_tiles>,
+      (a.batch * a.heads + heads_per_block - 1) / heads_per_block,
+      attention_threads,
+      attention_shared_bytes<T, head_dim, key_tiles>(heads_per_block),
+      stream,
+      a,
+      heads_per_block);
+}
+
+// The instances fit, with at most three tokens beside the patches: 7 x 7 patches (ViT-B/32 at 224 pixels), 10 x 10
+// (160), 12 x 12 (192), 14 x 14 (224) and whatever is left.
+template <typename T, int head_dim>
+void launch_attention_forward_head_dim(const AttentionForward& a, Stream stream) {
+  if (a.tokens <= 8 * 7) return launch_attention_forward_instance<T, head_dim, 0, 7>(a, stream);
+  if (a.tokens <= 8 * 13) return launch_attention_forward_instance<T, head_dim, 7, 13>(a, stream);
+  if (a.tokens <= 8 * 19) return launch_attention_forward_instance<T, head_dim, 13, 19>(a, stream);
+  if (a.tokens <= 8 * 25) return launch_attention_forward_instance<T, head_dim, 19, 25>(a, stream);
+  return launch_attention_forward_instance<T, head_dim, 25, 32>(a, stream);
+}
+
+// T: Half or BFloat16. At most 256 tokens; a head dimension of at most 128, a multiple of 8; rows that start at
+// multiples of 16 bytes.
+template <typename T>
+void launch_attention_forward(const AttentionForward& a, Stream stream) {
+  if (a.batch * a.heads * a.tokens == 0) return;
+  if (a.tokens > attention_max_tokens || a.head_dim > 128 || a.head_dim % 8 != 0) {
+    throw std::runtime_error("attention: the CUDA kernel takes up to 256 tokens and head dimensions up to 128, by 8");
+  }
+  if (a.batch * a.heads > INT32_MAX) throw std::runtime_error("attention: the CUDA kernel takes up to 2^31 - 1 heads");
+  if (a.head_dim <= 32) return launch_attention_forward_head_dim<T, 32>(a, stream);
+  if (a.head_dim <= 48) return launch_attention_forward_head_dim<T, 48>(a, stream);
+  if (a.head_dim <= 64) return launch_attention_forward_head_dim<T, 64>(a, stream);
+  if (a.head_dim <= 80) return launch_attention_forward_head_dim<T, 80>(a, stream);
+  if (a.head_dim <= 96) return launch_attention_forward_head_dim<T, 96>(a, stream);
+  return launch_attention_forward_head_dim<T, 128>(a, stream);
+}
+
+}  // namespace vitfast

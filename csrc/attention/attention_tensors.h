@@ -1,0 +1,233 @@
+// The attention operators on tensors, for every device: checks, views, allocation. A device brings
+//
+//     static Tensor rows(const Tensor&);                          the tensor as the kernels can read it, or a copy
+//     static Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType);
+//     static void forward(const AttentionForward&, const Tensor& like);
+//     static void backward(const AttentionBackward&, const Tensor& like);   if it has one
+
+#pragma once
+
+#include "csrc/attention/attention.h"
+#include "csrc/common/tensors.h"
+
+namespace vitfast {
+
+struct AttentionSizes {
+  int64_t batch, heads, tokens, head_dim;
+  std::vector<int64_t> logits() const { return {batch, heads, tokens, tokens}; }
+  std::vector<int64_t> statistics() const { return {batch, heads, tokens}; }
+  std::vector<int64_t> packed_out() const { return {batch, tokens, heads, head_dim}; }
+};
+
+inline HeadsView heads_view(const Tensor& x_BHND) {
+  return {const_cast<void*>(x_BHND.const_data_ptr()), x_BHND.stride(0), x_BHND.stride(1), x_BHND.stride(2)};
+}
+
+inline HeadsView tokens_first_view(const Tensor& x_BNHD) {
+  return {const_cast<void*>(x_BNHD.const_data_ptr()), x_BNHD.stride(0), x_BNHD.stride(2), x_BNHD.stride(1)};
+}
+
+// q (part 0), k (1) or v (2) of qkv [B, N, 3, H, D]
+inline HeadsView packed_view(const Tensor& qkv, int64_t part) {
+  char* data = static_cast<char*>(const_cast<void*>(qkv.const_data_ptr()));
+  return {data + part * qkv.stride(2) * element_size(qkv), qkv.stride(0), qkv.stride(3), qkv.stride(1)};
+}
+
+inline AttentionSizes check_heads(const char* op, const Tensor& q, const Tensor& k, const Tensor& v) {
+  check_tensor(op, "q", q);
+  STD_TORCH_CHECK(q.dim() == 4 && q.size(3) > 0, op, ": q must have shape [B, H, N, D]");
+  check_same_type(op, "k", k, q);
+  check_same_type(op, "v", v, q);
+  check_sizes(op, "k", k, sizes_of(q));
+  check_sizes(op, "v", v, sizes_of(q));
+  return {q.size(0), q.size(1), q.size(2), q.size(3)};
+}
+
+inline AttentionSizes check_packed(const char* op, const Tensor& qkv) {
+  check_tensor(op, "qkv", qkv);
+  STD_TORCH_CHECK(qkv.dim() == 5 && qkv.size(2) == 3 && qkv.size(4) > 0, op, ": qkv must have shape [B, N, 3, H, D]");
+  return {qkv.size(0), qkv.size(3), qkv.size(1), qkv.size(4)};
+}
+
+inline void check_bias(const char* op, const std::optional<Tensor>& bias, const Tensor& like, const AttentionSizes& s) {
+  if (!bias.has_value()) return;
+  check_same_type(op, "bias", *bias, like);
+  STD_TORCH_CHECK(bias->dim() == 4, op, ": bias must have four dimensions");
+  check_sizes(op, "bias", *bias, {bias->size(0) == 1 ? 1 : s.batch, s.heads, s.tokens, s.tokens});
+}
+
+// Fills what both directions share, apart from the views; `bias` is contiguous.
+inline void describe(
+    Attention& a, const Tensor& like, const AttentionSizes& s, const std::optional<Tensor>& bias, double scale) {
+  a.type = type_of(like);
+  a.bias = data_or_null(bias);
+  a.bias_batch_stride = !bias.has_value() || bias->size(0) == 1 ? 0 : s.heads * s.tokens * s.tokens;
+  a.batch = s.batch;
+  a.heads = s.heads;
+  a.tokens = s.tokens;
+  a.head_dim = s.head_dim;
+  a.scale = scale;
+}
+
+// What both forms of the forward share: the bias, the logits, and the work.
+template <typename Device>
+std::tuple<Tensor, std::optional<Tensor>> run_attention_forward(
+    AttentionForward arguments,
+    const Tensor& like,
+    const AttentionSizes& s,
+    const std::optional<Tensor>& bias,
+    double scale,
+    bool return_logits) {
+  check_bias("attention_forward", bias, like, s);
+  const std::optional<Tensor> bias_rows = contiguous_or_none(bias);
+  const Tensor lse = Device::new_tensor(like, s.statistics(), computing_type(like));
+  std::optional<Tensor> logits;
+  if (return_logits) logits = Device::new_tensor(like, s.logits(), like.scalar_type());
+  describe(arguments, like, s, bias_rows, scale);
+  arguments.logits = mutable_data_or_null(logits);
+  arguments.lse = lse.mutable_data_ptr();
+  if (s.batch * s.heads * s.tokens > 0) Device::forward(arguments, like);
+  return {lse, logits};
+}
+
+template <typename Device>
+std::tuple<Tensor, Tensor, std::optional<Tensor>> attention_forward(
+    const Tensor& q_in,                 // [B, H, N, D]
+    const Tensor& k_in,                 // [B, H, N, D]
+    const Tensor& v_in,                 // [B, H, N, D]
+    const std::optional<Tensor>& bias,  // [B or 1, H, N, N]
+    double scale,
+    bool return_logits) {
+  const AttentionSizes s = check_heads("attention_forward", q_in, k_in, v_in);
+  const Tensor q = Device::rows(q_in), k = Device::rows(k_in), v = Device::rows(v_in);
+  const Tensor out = Device::new_tensor(q, sizes_of(q), q.scalar_type());
+  AttentionForward arguments{};
+  arguments.q = heads_view(q);
+  arguments.k = heads_view(k);
+  arguments.v = heads_view(v);
+  arguments.out = heads_view(out);
+  auto [lse, logits] = run_attention_forward<Device>(arguments, q, s, bias, scale, return_logits);
+  return {out, lse, logits};
+}
+
+template <typename Device>
+std::tuple<Tensor, Tensor, std::optional<Tensor>> attention_packed_forward(
+    const Tensor& qkv_in,               // [B, N, 3, H, D]
+    const std::optional<Tensor>& bias,  // [B or 1, H, N, N]
+    double scale,
+    bool return_logits) {
+  const AttentionSizes s = check_packed("attention_packed_forward", qkv_in);
+  const Tensor qkv = Device::rows(qkv_in);
+  const Tensor out = Device::new_tensor(qkv, s.packed_out(), qkv.scalar_type());
+  AttentionForward arguments{};
+  arguments.q = packed_view(qkv, 0);
+  arguments.k = packed_view(qkv, 1);
+  arguments.v = packed_view(qkv, 2);
+  arguments.out = tokens_first_view(out);
+  auto [lse, logits] = run_attention_forward<Device>(arguments, qkv, s, bias, scale, return_logits);
+  return {out, lse, logits};
+}
+
+// What both forms of the backward share: the bias, the logits' gradient, and the work. Returns the bias's gradient.
+template <typename Device>
+std::optional<Tensor> run_attention_backward(
+    AttentionBackward arguments,
+    const Tensor& like,
+    const AttentionSizes& s,
+    const std::optional<Tensor>& grad_logits,
+    const std::optional<Tensor>& bias,
+    const Tensor& lse,
+    double scale,
+    bool need_bias_grad) {
+  const char* op = "attention_backward";
+  check_bias(op, bias, like, s);
+  check_sizes(op, "lse", lse, s.statistics());
+  STD_TORCH_CHECK(lse.scalar_type() == computing_type(like), op, ": lse has a wrong dtype");
+  if (grad_logits.has_value()) {
+    check_same_type(op, "grad_logits", *grad_logits, like);
+    check_sizes(op, "grad_logits", *grad_logits, s.logits());
+  }
+  const std::optional<Tensor> bias_rows = contiguous_or_none(bias);
+  const std::optional<Tensor> grad_logits_rows = contiguous_or_none(grad_logits);
+  const Tensor lse_rows = as_contiguous(lse);
+  std::optional<Tensor> grad_bias;
+  if (need_bias_grad && bias.has_value()) grad_bias = new_zeros(like, sizes_of(*bias), like.scalar_type());
+
+  describe(arguments, like, s, bias_rows, scale);
+  arguments.grad_logits = data_or_null(grad_logits_rows);
+  arguments.grad_bias = mutable_data_or_null(grad_bias);
+  arguments.lse = lse_rows.const_data_ptr();
+  if (s.batch * s.heads * s.tokens > 0) Device::backward(arguments, like);
+  return grad_bias;
+}
+
+template <typename Device>
+std::tuple<Tensor, Tensor, Tensor, std::optional<Tensor>> attention_backward(
+    const Tensor& grad_out_in,                 // [B, H, N, D]
+    const std::optional<Tensor>& grad_logits,  // [B, H, N, N]
+    const Tensor& q_in,                        // [B, H, N, D]
+    const Tensor& k_in,                        // [B, H, N, D]
+    const Tensor& v_in,                        // [B, H, N, D]
+    const std::optional<Tensor>& bias,         // [B or 1, H, N, N]
+    const Tensor& out_in,                      // [B, H, N, D]
+    const Tensor& lse,                         // [B, H, N]
+    double scale,
+    bool need_bias_grad) {
+  const char* op = "attention_backward";
+  const AttentionSizes s = check_heads(op, q_in, k_in, v_in);
+  check_same_type(op, "grad_out", grad_out_in, q_in);
+  check_same_type(op, "out", out_in, q_in);
+  check_sizes(op, "grad_out", grad_out_in, sizes_of(q_in));
+  check_sizes(op, "out", out_in, sizes_of(q_in));
+  const Tensor q = Device::rows(q_in), k = Device::rows(k_in), v = Device::rows(v_in);
+  const Tensor out = Device::rows(out_in), grad_out = Device::rows(grad_out_in);
+  const auto like_q = [&] { return Device::new_tensor(q, sizes_of(q), q.scalar_type()); };
+  const Tensor grad_q = like_q(), grad_k = like_q(), grad_v = like_q();
+  AttentionBackward arguments{};
+  arguments.q = heads_view(q);
+  arguments.k = heads_view(k);
+  arguments.v = heads_view(v);
+  arguments.out = heads_view(out);
+  arguments.grad_out = heads_view(grad_out);
+  arguments.grad_q = heads_view(grad_q);
+  arguments.grad_k = heads_view(grad_k);
+  arguments.grad_v = heads_view(grad_v);
+  return {
+      grad_q,
+      grad_k,
+      grad_v,
+      run_attention_backward<Device>(arguments, q, s, grad_logits, bias, lse, scale, need_bias_grad)};
+}
+
+template <typename Device>
+std::tuple<Tensor, std::optional<Tensor>> attention_packed_backward(
+    const Tensor& grad_out_in,                 // [B, N, H, D]
+    const std::optional<Tensor>& grad_logits,  // [B, H, N, N]
+    const Tensor& qkv_in,                      // [B, N, 3, H, D]
+    const std::optional<Tensor>& bias,         // [B or 1, H, N, N]
+    const Tensor& out_in,                      // [B, N, H, D]
+    const Tensor& lse,                         // [B, H, N]
+    double scale,
+    bool need_bias_grad) {
+  const char* op = "attention_packed_backward";
+  const AttentionSizes s = check_packed(op, qkv_in);
+  check_same_type(op, "grad_out", grad_out_in, qkv_in);
+  check_same_type(op, "out", out_in, qkv_in);
+  check_sizes(op, "grad_out", grad_out_in, s.packed_out());
+  check_sizes(op, "out", out_in, s.packed_out());
+  const Tensor qkv = Device::rows(qkv_in);
+  const Tensor out = Device::rows(out_in), grad_out = Device::rows(grad_out_in);
+  const Tensor grad_qkv = Device::new_tensor(qkv, sizes_of(qkv), qkv.scalar_type());
+  AttentionBackward arguments{};
+  arguments.q = packed_view(qkv, 0);
+  arguments.k = packed_view(qkv, 1);
+  arguments.v = packed_view(qkv, 2);
+  arguments.out = tokens_first_view(out);
+  arguments.grad_out = tokens_first_view(grad_out);
+  arguments.grad_q = packed_view(grad_qkv, 0);
+  arguments.grad_k = packed_view(grad_qkv, 1);
+  arguments.grad_v = packed_view(grad_qkv, 2);
+  return {grad_qkv, run_attention_backward<Device>(arguments, qkv, s, grad_logits, bias, lse, scale, need_bias_grad)};
+}
+
+}  // namespace vitfast

@@ -1,0 +1,131 @@
+// The fragments' layout is documented in csrc/cuda/matrix.cuh.
+
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "csrc/cuda/numbers.cuh"
+#include "tests/simt/runtime/simt.h"
+
+namespace vitfast {
+namespace host {
+
+struct LdmatrixSlot {
+  const void* row;
+  uint32_t* registers;
+};
+
+template <bool transposed>
+void ldmatrix_x4_of_warp(void* const* slots) {
+  const void* rows[32];
+  for (int lane = 0; lane < 32; ++lane) rows[lane] = static_cast<const LdmatrixSlot*>(slots[lane])->row;
+  for (int m = 0; m < 4; ++m) {
+    uint16_t matrix[8][8];
+    simt::count_bank_conflicts(rows + 8 * m);
+    for (int row = 0; row < 8; ++row) {
+      simt::note_warp_read(rows[8 * m + row], 16);
+      std::memcpy(matrix[row], rows[8 * m + row], 16);
+    }
+    for (int lane = 0; lane < 32; ++lane) {
+      const int g = lane / 4, t = lane % 4;
+      const uint32_t low = transposed ? matrix[2 * t][g] : matrix[g][2 * t];
+      const uint32_t high = transposed ? matrix[2 * t + 1][g] : matrix[g][2 * t + 1];
+      static_cast<const LdmatrixSlot*>(slots[lane])->registers[m] = low | high << 16;
+    }
+  }
+}
+
+template <bool transposed>
+void ldmatrix_x4(uint32_t (&registers)[4], const void* row, simt::Site site) {
+  if (reinterpret_cast<uintptr_t>(row) % 16 != 0)
+    simt::fail(site, "ldmatrix from an address that is no multiple of 16");
+  LdmatrixSlot slot{row, registers};
+  simt::with_warp(ldmatrix_x4_of_warp<transposed>, &slot, site);
+}
+
+// The element in the lower or upper half of a register.
+template <typename T>
+float element(uint32_t pair, int half) {
+  return to_float(T{uint16_t(pair >> (16 * half))});
+}
+
+struct MmaSlot {
+  void* d;
+  const uint32_t* a;
+  uint32_t b[2];
+};
+
+// a [16, 16] and b [16, 8] of the warp, as float.
+template <typename T>
+struct Operands {
+  float a[16][16], b[16][8];
+
+  explicit Operands(void* const* slots) {
+    for (int lane = 0; lane < 32; ++lane) {
+      const MmaSlot& slot = *static_cast<const MmaSlot*>(slots[lane]);
+      const int g = lane / 4, t = lane % 4;
+      for (int half = 0; half < 2; ++half) {
+        for (int i = 0; i < 4; ++i) a[g + 8 * (i % 2)][2 * t + half + 8 * (i / 2)] = element<T>(slot.a[i], half);
+        for (int i = 0; i < 2; ++i) b[2 * t + half + 8 * i][g] = element<T>(slot.b[i], half);
+      }
+    }
+  }
+
+  // Products of 16-bit numbers are exact in float, their sums nearly so in double.
+  double product(int row, int column) const {
+    double sum = 0.0;
+    for (int k = 0; k < 16; ++k) sum += double(a[row][k]) * double(b[k][column]);
+    return sum;
+  }
+};
+
+template <typename T>
+void mma_of_warp(void* const* slots) {
+  const Operands<T> operands(slots);
+  for (int lane = 0; lane < 32; ++lane) {
+    float* d = static_cast<float*>(static_cast<const MmaSlot*>(slots[lane])->d);
+    for (int i = 0; i < 4; ++i) {
+      d[i] = float(double(d[i]) + operands.product(lane / 4 + 8 * (i / 2), 2 * (lane % 4) + i % 2));
+    }
+  }
+}
+
+inline void mma_half_sums_of_warp(void* const* slots) {
+  const Operands<Half> operands(slots);
+  for (int lane = 0; lane < 32; ++lane) {
+    uint32_t* d = static_cast<uint32_t*>(static_cast<const MmaSlot*>(slots[lane])->d);
+    for (int i = 0; i < 2; ++i) {
+      float sums[2];
+      for (int half = 0; half < 2; ++half) {
+        sums[half] = float(element<Half>(d[i], half) + operands.product(lane / 4 + 8 * i, 2 * (lane % 4) + half));
+      }
+      d[i] = round_to_pair<Half>(sums[0], sums[1]);
+    }
+  }
+}
+
+}  // namespace host
+
+inline void ldmatrix_x4(uint32_t (&registers)[4], const void* row, simt::Site site = simt::Site::here()) {
+  host::ldmatrix_x4<false>(registers, row, site);
+}
+
+inline void ldmatrix_x4_transposed(uint32_t (&registers)[4], const void* row, simt::Site site = simt::Site::here()) {
+  host::ldmatrix_x4<true>(registers, row, site);
+}
+
+template <typename T>
+inline void mma_m16n8k16(
+    float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, simt::Site site = simt::Site::here()) {
+  host::MmaSlot slot{d, a, {b0, b1}};
+  simt::with_warp(host::mma_of_warp<T>, &slot, site);
+}
+
+inline void mma_m16n8k16_half_sums(
+    uint32_t (&d)[2], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, simt::Site site = simt::Site::here()) {
+  host::MmaSlot slot{d, a, {b0, b1}};
+  simt::with_warp(host::mma_half_sums_of_warp, &slot, site);
+}
+
+}  // namespace vitfast

@@ -1,0 +1,89 @@
+"""The CUDA kernel of quantize_float, run on the host, against the operator of the CPU, bit by bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from support import simt
+from vitfast import ops
+from vitfast.ops.rounding import OVERFLOW_CODES, ROUNDING_CODES
+from vitfast.quantization import FloatFormat
+
+# the integer of the same size
+TYPES = {
+    torch.float32: torch.int32,
+    torch.bfloat16: torch.int16,
+    torch.float16: torch.int16,
+    torch.float64: torch.int64,
+}
+FORMATS = {
+    "fp16": FloatFormat.fp16(),
+    "fp8_e4m3fn": FloatFormat.fp8_e4m3fn(),
+    "qtorch_5_10": FloatFormat.qtorch(5, 10),
+    "ieee_8_10": FloatFormat.ieee(8, 10),
+}
+SEED = 1234567890123
+
+
+def every_kind_of_number(dtype: torch.dtype, count: int) -> Tensor:
+    """Random bits (subnormals, infinities, NaN) and numbers near 1."""
+    bits = torch.randint(-(2**63), 2**63 - 1, (count,)).view(torch.int64)
+    numbers = bits.to(TYPES[dtype]).view(dtype) if dtype != torch.float64 else bits.view(dtype)
+    return torch.where(torch.rand(count) < 0.5, numbers, torch.randn(count).to(dtype))
+
+
+def run_kernel(
+    x: Tensor,
+    format: FloatFormat,
+    rounding: str = "nearest_even",
+    *,
+    offset: int = 0,
+    in_place: bool = False,
+    variant: str = "plain",
+) -> Tensor:
+    """Rounds ``x``; the kernel sees it ``offset`` elements into its memory."""
+    options = {
+        "type": str(x.dtype).removeprefix("torch."),
+        "rounding": ROUNDING_CODES[rounding],
+        "count": x.numel(),
+        "offset": offset,
+        "in_place": int(in_place),
+        "exponent_bits": format.exponent_bits,
+        "mantissa_bits": format.mantissa_bits,
+        "max_value": repr(format.max_value),
+        "has_inf": int(format.has_inf),
+        "has_nan": int(format.has_nan),
+        "signed_zero": int(format.signed_zero),
+        "overflow": OVERFLOW_CODES[format.overflow],
+    }
+    memory = torch.cat([torch.zeros(offset, dtype=x.dtype), x])
+    inputs = {"x": memory, "seed": torch.tensor([SEED])}
+    return simt.run("quantize_float", inputs, {"y": (memory.shape, x.dtype)}, options, variant=variant)["y"][offset:]
+
+
+def assert_same(actual: Tensor, expected: Tensor) -> None:
+    """The same bits; a NaN may be any NaN."""
+    assert torch.equal(actual.isnan(), expected.isnan())
+    kept = ~expected.isnan()
+    integer = TYPES[expected.dtype]
+    assert torch.equal(actual[kept].view(integer), expected[kept].view(integer))
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+@pytest.mark.parametrize("rounding", ROUNDING_CODES)
+@pytest.mark.parametrize("format", FORMATS)
+def test_device_code_rounds_as_the_cpu(simt_variant: str, dtype: torch.dtype, rounding: str, format: str) -> None:
+    # several rounds of the grid and a rest; the same without alignment; fewer than a block; a block; one element
+    for count, offset in ((64 * 370 + 29, 0), (64 * 9 + 5, 1), (63, 0), (64, 0), (1, 0), (0, 0)):
+        x = every_kind_of_number(dtype, count)
+        y = run_kernel(x, FORMATS[format], rounding, offset=offset, variant=simt_variant)
+        seed = SEED if rounding == "stochastic" else None
+        assert_same(y, ops.quantize_float(x, FORMATS[format], rounding=rounding, seed=seed))
+
+
+def test_device_code_rounds_in_place(simt_variant: str) -> None:
+    x = every_kind_of_number(torch.float32, 64 * 5 + 3)
+    y = run_kernel(x, FloatFormat.fp16(), in_place=True, variant=simt_variant)
+    assert_same(y, ops.quantize_float(x, FloatFormat.fp16()))
