@@ -13,7 +13,7 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ from vitfast_build.toolchain import find_compiler
 ROOT = Path(__file__).resolve().parents[2]
 SIMT = ROOT / "tests" / "simt"
 
-_FLAGS = ["-std=c++17", "-g", "-fno-strict-aliasing", "-Wall", "-Wno-unknown-pragmas"]
+_FLAGS = ["-std=c++17", "-g1", "-fno-strict-aliasing", "-Wall", "-Wno-unknown-pragmas"]
 _HOST = ["-include", "tests/simt/host/cuda_language.h"]
 _ADDRESS = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
 # variant -> flags for the program, for the runtime, for linking
@@ -34,7 +34,7 @@ VARIANTS: dict[str, tuple[list[str], list[str], list[str]]] = {
     "plain": (["-O2"], ["-O2"], []),
     # accesses outside arrays of global and shared memory, undefined behaviour
     "address": (_ADDRESS, _ADDRESS, _ADDRESS),
-    # races, uninitialized reads and unfinished copies in shared memory; the hooks are those of tests/simt/runtime/race.cpp
+    # races, uninitialized reads and unfinished copies in shared memory, by the hooks of tests/simt/runtime/race.cpp
     "race": (
         ["-O1", "-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0"],
         ["-O2", "-DSIMT_RACE"],
@@ -90,74 +90,99 @@ def _read(path: Path, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return (torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)).reshape(tuple(shape))
 
 
-def build(program: str, variant: str = "plain", *, replaced: Mapping[str, str] | None = None) -> Path:
+def build(
+    program: str,
+    variant: str = "plain",
+    *,
+    replaced: Mapping[str, str] | None = None,
+    defines: tuple[str, ...] = (),
+) -> Path:
     """Compiles a program, unless it has been compiled from the same files before.
 
     Args:
         program: a name in tests/simt/programs.
         variant: a key of ``VARIANTS``, or ``"cuda"``.
         replaced: other texts for files of csrc, by path from the root: mutants.
+        defines: macros for the program, ``NAME=value``.
 
     Returns:
         The executable.
     """
     replaced = replaced or {}
+    define_flags = [f"-D{define}" for define in defines]
+
+    def compile_program(work: Path, target: Path) -> None:
+        for path, text in replaced.items():
+            mutant = work / "mutant" / path
+            mutant.parent.mkdir(parents=True, exist_ok=True)
+            mutant.write_text(text)
+        source = f"tests/simt/programs/{program}.cpp"
+        if variant == "cuda":
+            _run([*_nvcc(), *define_flags, "-I", work / "mutant", "-I", ROOT, "-x", "cu", source, "-o", target])
+            return
+        program_flags, _, link_flags = VARIANTS[variant]
+        compiler = [*find_compiler(os.environ).command, *_FLAGS]
+        headers = ["-I", work / "mutant", "-I", "tests/simt/host", "-I", ROOT]
+        object_file = work / "program.o"
+        _run([*compiler, *program_flags, *define_flags, *_HOST, *headers, "-c", source, "-o", object_file])
+        _run([*compiler, *link_flags, object_file, _runtime(variant), "-o", target])
+
+    return _made_once(f"{program}-{variant}", (sorted(replaced.items()), defines), compile_program)
+
+
+def _runtime(variant: str) -> Path:
+    """The emulation itself, one object file for all programs."""
+
+    def compile_runtime(work: Path, target: Path) -> None:
+        compiler = [*find_compiler(os.environ).command, *_FLAGS, *VARIANTS[variant][1], "-I", ROOT]
+        objects = [work / f"{name}.o" for name in _RUNTIME]
+        for name, object_file in zip(_RUNTIME, objects, strict=True):
+            _run([*compiler, "-c", f"tests/simt/runtime/{name}.cpp", "-o", object_file])
+        _run(["ld", "-r", *objects, "-o", target])
+
+    return _made_once(f"runtime-{variant}.o", (), compile_runtime)
+
+
+def _made_once(name: str, key: object, make: Callable[[Path, Path], None]) -> Path:
+    """A file that is made unless it has been, from the same sources and by the same compiler, in any process."""
+    digest = hashlib.sha256(repr((find_compiler(os.environ), _FLAGS, _HOST, VARIANTS, key)).encode())
+    for path in sorted([*(ROOT / "csrc").rglob("*.*h"), *SIMT.rglob("*.*h"), *SIMT.rglob("*.cpp")]):
+        digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
     folder = ROOT / ".cache" / "simt"
     folder.mkdir(parents=True, exist_ok=True)
-    name = f"{program}-{variant}-{_fingerprint(variant, replaced)}"
-    target = folder / name
-    with (folder / f"{name}.lock").open("w") as lock:
+    target = folder / f"{digest.hexdigest()[:16]}-{name}"
+    with target.with_name(f"{target.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not target.exists():
             with tempfile.TemporaryDirectory(dir=folder) as work:
-                for path, text in replaced.items():
-                    mutant = Path(work, "mutant", path)
-                    mutant.parent.mkdir(parents=True, exist_ok=True)
-                    mutant.write_text(text)
                 made = Path(work, name)
-                _compile(program, variant, Path(work), made)
+                make(Path(work), made)
                 made.rename(target)
     return target
 
 
-def _fingerprint(variant: str, replaced: Mapping[str, str]) -> str:
-    """Of everything that an executable depends on."""
-    digest = hashlib.sha256(
-        repr((find_compiler(os.environ), _FLAGS, VARIANTS.get(variant), sorted(replaced.items()))).encode()
-    )
-    for path in sorted([*(ROOT / "csrc").rglob("*.*h"), *SIMT.rglob("*.*h"), *SIMT.rglob("*.cpp")]):
-        digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
+def _nvcc() -> list[str]:
+    toolkit = find_toolkit(os.environ)
+    assert toolkit is not None, "variant cuda needs nvcc"
+    return [str(toolkit.nvcc), "-std=c++17", "-O3", "-arch=native", "--expt-relaxed-constexpr"]
 
 
-def _compile(program: str, variant: str, work: Path, target: Path) -> None:
-    source = f"tests/simt/programs/{program}.cpp"
-    mutant = ["-I", str(work / "mutant")]
-    if variant == "cuda":
-        toolkit = find_toolkit(os.environ)
-        assert toolkit is not None, "variant cuda needs nvcc"
-        command = [str(toolkit.nvcc), "-std=c++17", "-O3", "-arch=native", "--expt-relaxed-constexpr", "-x", "cu"]
-        _run([*command, *mutant, "-I", str(ROOT), source, "-o", str(target)])
-        return
-    program_flags, runtime_flags, link_flags = VARIANTS[variant]
-    compiler = [*find_compiler(os.environ).command, *_FLAGS]
-    headers = [*mutant, "-I", "tests/simt/host", "-I", str(ROOT)]
-    objects = [work / f"{name}.o" for name in ("program", *_RUNTIME)]
-    _run([*compiler, *program_flags, *_HOST, *headers, "-c", source, "-o", str(objects[0])])
-    for name, object_file in zip(_RUNTIME, objects[1:], strict=True):
-        runtime = f"tests/simt/runtime/{name}.cpp"
-        _run([*compiler, *runtime_flags, "-I", str(ROOT), "-c", runtime, "-o", str(object_file)])
-    _run([*compiler, *link_flags, *map(str, objects), "-o", str(target)])
-
-
-def _run(command: Iterable[str]) -> None:
-    answer = subprocess.run(list(command), cwd=ROOT, capture_output=True, text=True)
-    assert answer.returncode == 0, f"{' '.join(command)}\n{answer.stderr}"
+def _run(command: Iterable[str | Path]) -> None:
+    words = [str(word) for word in command]
+    answer = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert answer.returncode == 0, f"{' '.join(words)}\n{answer.stderr}"
 
 
 def fault(error: SimtError) -> str:
-    """What kind of fault a program reports: ``race``, ``pending``, ``uninitialized``, ``address`` or ``runtime``."""
-    match = re.search(r"simt: [^\n]*?: (race|pending|uninitialized): |(AddressSanitizer|runtime error)", str(error))
-    if match is None:
-        return "runtime"
-    return match[1] or "address"
+    """What kind of fault a program reports.
+
+    Returns:
+        ``race``, ``pending`` or ``uninitialized`` (the race check), ``address`` (AddressSanitizer), ``runtime`` (the
+        emulation itself), or ``crash``.
+    """
+    text = str(error)
+    if match := re.search(r"simt: [^\n]*?: (race|pending|uninitialized): ", text):
+        return match[1]
+    if "AddressSanitizer" in text or "runtime error" in text:
+        return "address"
+    return "runtime" if "simt: " in text else "crash"

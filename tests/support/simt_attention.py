@@ -91,7 +91,7 @@ def random_case(
 
 def negative_case(tokens: int, head_dim: int, dtype: torch.dtype = torch.float16) -> AttentionCase:
     """All logits are about -8, so that a column that should be hidden and counts as zero takes the whole weight."""
-    qkv = torch.randn(2, tokens, 3, 2, head_dim) * 0.1
+    qkv = torch.randn(2, tokens, 3, 1, head_dim) * 0.1
     qkv[:, :, 0] += 1.0
     qkv[:, :, 1] -= 8.0 * head_dim**-0.5
     return AttentionCase(qkv.to(dtype))
@@ -99,6 +99,6 @@ def negative_case(tokens: int, head_dim: int, dtype: torch.dtype = torch.float16
 
 def dominant_case(tokens: int, head_dim: int, dtype: torch.dtype = torch.float16) -> AttentionCase:
     """The last key gets nearly all the weight: a wrong last column cannot hide."""
-    qkv = torch.randn(2, tokens, 3, 2, head_dim)
+    qkv = torch.randn(2, tokens, 3, 1, head_dim)
     qkv[:, -1, 1] = qkv[:, :, 0].mean(1).sign() * 4.0
     return AttentionCase(qkv.to(dtype))

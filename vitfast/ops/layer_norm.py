@@ -1,6 +1,9 @@
 """LayerNorm, alone and fused with the residual addition before it.
 
 Shapes: C channels; the normalization runs over the last dimension.
+
+For a single small image torch's own operator is a few microseconds faster, which is what the checks cost. It is not
+called all the same: an image gives the same bits alone and in a batch.
 """
 
 from __future__ import annotations

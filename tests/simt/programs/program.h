@@ -21,17 +21,23 @@
 
 namespace simt_test {
 
-// Memory that kernels see, of exactly the size asked for: AddressSanitizer notices the next byte.
-inline void* allocate(size_t bytes) {
-#if defined(__CUDACC__)
-  void* memory = nullptr;
-  vitfast::check_cuda(cudaMalloc(&memory, bytes == 0 ? 1 : bytes));
-  return memory;
+// Behind the memory that kernels see lie bytes of ones (NaN), which no one may change; with AddressSanitizer, its own
+// guard.
+#if defined(__CUDACC__) || defined(__SANITIZE_ADDRESS__)
+constexpr size_t guard_bytes = 0;
 #else
-  void* memory = nullptr;
-  if (posix_memalign(&memory, 16, bytes) != 0) std::abort();
-  return memory;
+constexpr size_t guard_bytes = 4096;
 #endif
+
+inline void* allocate(size_t bytes) {
+  void* memory = nullptr;
+#if defined(__CUDACC__)
+  vitfast::check_cuda(cudaMalloc(&memory, bytes == 0 ? 1 : bytes));
+#else
+  if (posix_memalign(&memory, 16, bytes + guard_bytes) != 0) std::abort();
+  std::memset(static_cast<char*>(memory) + bytes, 0xff, guard_bytes);
+#endif
+  return memory;
 }
 
 inline void copy(void* target, const void* source, size_t bytes) {
@@ -87,6 +93,11 @@ class Program {
     for (const Output& output : outputs_) {
       std::vector<char> bytes(output.bytes);
       copy(bytes.data(), output.memory, bytes.size());
+      for (size_t i = 0; i < guard_bytes; ++i) {
+        if (static_cast<const char*>(output.memory)[output.bytes + i] != char(0xff)) {
+          stop("simt: a write behind the end of " + output.name);
+        }
+      }
       std::ofstream(path(output.name), std::ios::binary).write(bytes.data(), std::streamsize(bytes.size()));
     }
     return 0;
