@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <cstring>
 #include <tuple>
 
 #include "csrc/common/tensors.h"
@@ -41,9 +42,38 @@ inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes) 
   return new_tensor(sizes, like.scalar_type());
 }
 
-// A contiguous parameter in the computing type, or nothing.
+inline float widened(BFloat16 x) {
+  const uint32_t bits = uint32_t(x.bits) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+inline float widened(Half x) {
+  const uint32_t sign = uint32_t(x.bits & 0x8000) << 16, magnitude = x.bits & 0x7fff;
+  const bool finite = magnitude < 0x7c00;
+  const uint32_t bits = sign | magnitude << 13 | (finite ? 0 : 0x7f800000);
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return finite ? value * 0x1p112f : value;  // the fields are in place, the exponent is 112 too small
+}
+
+template <typename T>
+Tensor widened(const Tensor& tensor) {
+  const Tensor rows = as_contiguous(tensor);
+  const Tensor wide = new_tensor(sizes_of(rows), ScalarType::Float);
+  const T* source = static_cast<const T*>(rows.const_data_ptr());
+  float* target = static_cast<float*>(wide.mutable_data_ptr());
+  for (int64_t i = 0; i < rows.numel(); ++i) target[i] = widened(source[i]);
+  return wide;
+}
+
+// A contiguous parameter in the computing type, or nothing. It is small: a pass through the dispatcher costs more than
+// the conversion.
 inline std::optional<Tensor> parameter(const std::optional<Tensor>& tensor, ScalarType type) {
   if (!tensor.has_value()) return std::nullopt;
+  if (type == ScalarType::Float && tensor->scalar_type() == ScalarType::BFloat16) return widened<BFloat16>(*tensor);
+  if (type == ScalarType::Float && tensor->scalar_type() == ScalarType::Half) return widened<Half>(*tensor);
   return as_contiguous(as_type(*tensor, type));
 }
 
