@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -96,3 +98,26 @@ def test_a_script_asks_an_allowed_question(script):
     options = load_options(BenchmarkOptions, defaults, script)
     assert benchmark_run.list_comparisons(options, torch.device("cpu"))
     assert options.mode == {"models": "inference", "operators": "operators", "training_step": "training"}[script]
+
+
+def test_an_interrupted_run_goes_on(tmp_path):
+    path = tmp_path / "results.json"
+    options = [*TINY, "mode=operators", f"json={path}"]
+    assert benchmark.main([*options, "batch=1"]) == 0
+    first = json.loads(path.read_text())["outcomes"]
+    assert benchmark.main([*options, "batch=1,2", "resume=true"]) == 0
+    both = json.loads(path.read_text())["outcomes"]
+    assert both[: len(first)] == first
+    assert len(both) == 2 * len(first)
+
+
+def test_the_stages_for_a_gpu_run_dry():
+    """benchmarks/gpu.sh where there is no GPU: the script itself is right."""
+    script = SCRIPTS.resolve() / "gpu.sh"
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    for stage, expected in (("test", "test_attention"), ("sanitize", "--tool racecheck"), ("kernels", "attention")):
+        answer = subprocess.run([script, stage], capture_output=True, text=True, env=environment)
+        assert answer.returncode == 0, answer.stderr
+        assert "a dry run" in answer.stdout
+        assert expected in answer.stdout
+    assert subprocess.run([script, "fast"], capture_output=True).returncode == 2

@@ -8,7 +8,7 @@ import torch
 
 from vitfast.benchmarking.comparison import Outcome, Standing
 from vitfast.benchmarking.machine import describe_machine
-from vitfast.benchmarking.report import Report, markdown, number, outcome_text, write_report
+from vitfast.benchmarking.report import Report, markdown, number, outcome_text, read_outcomes, write_report
 from vitfast.benchmarking.spread import Spread
 from vitfast.errors import UserError
 
@@ -108,3 +108,22 @@ def test_json_can_be_read_back_by_strict_readers(outcome, tmp_path):
 def test_a_file_that_cannot_be_written_is_told(outcome, tmp_path):
     with pytest.raises(UserError, match=r"json=.*cannot be written"):
         write_report(Report(describe_machine(torch.device("cpu")), {}, [], [outcome]), tmp_path / "missing" / "a.json")
+
+
+def test_what_was_written_is_read_again(tmp_path, outcome):
+    path = tmp_path / "results.json"
+    assert read_outcomes(path) == []
+    machine = describe_machine(torch.device("cpu"))
+    write_report(Report(machine, {}, outcomes=[outcome]), path)
+    written = path.read_text()
+    write_report(Report(machine, {}, outcomes=read_outcomes(path)), path)
+    assert path.read_text() == written
+    assert read_outcomes(path)[0].standings[0].time_ms.median == 6.25
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"format_version": 0}', '{"format_version": 1, "outcomes": [{}]}'])
+def test_a_file_with_something_else_is_refused(tmp_path, text):
+    path = tmp_path / "results.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"results\.json holds no results"):
+        read_outcomes(path)

@@ -2,7 +2,8 @@
 
     result = simt.run("attention", {"qkv": qkv}, {"out": (shape, dtype)}, {"batch": 2, "scale": 0.125})
 
-The same sources, compiled by nvcc, run on a GPU: variant ``cuda``.
+The same sources, compiled by nvcc, run on a GPU: variant ``cuda``. There ``VITFAST_SIMT_WRAPPER`` is a command to run
+them under, such as ``compute-sanitizer --tool memcheck --error-exitcode 9``.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import fcntl
 import hashlib
 import os
 import re
+import shlex
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -77,11 +79,11 @@ def run(
         words = [f"{key}={value}" for key, value in options.items()]
         # leaks are not looked for: the program ends, and its memory with it
         environment = {**os.environ, "SIMT_ORDER": order, "ASAN_OPTIONS": "detect_leaks=0"}
-        answer = subprocess.run(
-            [executable, folder, *words], env=environment, capture_output=True, text=True, timeout=600
-        )
+        wrapper = shlex.split(os.environ.get("VITFAST_SIMT_WRAPPER", "")) if variant == "cuda" else []
+        command = [*wrapper, executable, folder, *words]
+        answer = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
         if answer.returncode:
-            raise SimtError(answer.stderr.strip() or f"exit code {answer.returncode}")
+            raise SimtError(answer.stderr.strip() or f"exit code {answer.returncode}: {answer.stdout[-2000:]}")
         return {name: _read(Path(folder, f"{name}.bin"), *described) for name, described in outputs.items()}
 
 

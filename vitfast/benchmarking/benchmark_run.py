@@ -18,7 +18,7 @@ from vitfast.benchmarking.machine import busy_warning, describe_machine
 from vitfast.benchmarking.model_comparison import inference_comparison
 from vitfast.benchmarking.operator_comparison import operator_comparisons
 from vitfast.benchmarking.options import BenchmarkOptions
-from vitfast.benchmarking.report import LEGEND, Report, machine_line, outcome_text, write_report
+from vitfast.benchmarking.report import LEGEND, Report, machine_line, outcome_text, read_outcomes, write_report
 from vitfast.benchmarking.timer import create_timer
 from vitfast.benchmarking.training_comparison import training_comparison
 from vitfast.engine.device import select_device
@@ -42,6 +42,7 @@ def run_benchmark(options: BenchmarkOptions) -> int:
             cold_cache=options.cold_cache,
             options=asdict(options),
             json=options.json,
+            resume=options.resume,
         )
 
 
@@ -74,6 +75,7 @@ def measure_and_report(
     cold_cache: bool,
     options: dict[str, Any],
     json: str | None,
+    resume: bool = False,
 ) -> int:
     """Runs comparisons one after the other, prints them, and writes the results.
 
@@ -83,7 +85,8 @@ def measure_and_report(
         seconds: for all measurements together, shared by weight.
         cold_cache: empty the caches before every run.
         options: what the report says was asked for.
-        json: file for the results, or None.
+        json: file for the results, which is written anew after each comparison; or None.
+        resume: keep the comparisons that the file has, and measure the others.
 
     Returns:
         The exit code: 0, or 1 if a subject's results disagree with the reference.
@@ -95,6 +98,10 @@ def measure_and_report(
         warn_into(report, f"{cpu['threads']} threads share {cpu['cores']} cores; set threads={cpu['cores']}")
     print(machine_line(report.machine), LEGEND, sep="\n", flush=True)
 
+    if resume and json is not None:
+        report.outcomes.extend(read_outcomes(Path(json)))
+        known = {outcome.title for outcome in report.outcomes}
+        comparisons = [comparison for comparison in comparisons if comparison.title not in known]
     timer = create_timer(device, cold_cache=cold_cache)
     total_weight = sum(comparison.weight for comparison in comparisons)
     exit_code = 0
@@ -105,6 +112,8 @@ def measure_and_report(
         for line in disagreements(outcome):
             warn_into(report, line)
             exit_code = 1
+        if json is not None:
+            write_report(report, Path(json))
     if json is not None:
         table = write_report(report, Path(json))
         print(f"\nwritten: {json} and {table}", file=sys.stderr)

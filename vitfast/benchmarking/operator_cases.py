@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vitfast import ops
 from vitfast.models.registry import ARCHITECTURES, resolve_name
@@ -72,6 +73,25 @@ class OperatorCase:
     is_memory_bound: bool = False
 
 
+def _torch_attentions(device: torch.device, attention: Function) -> dict[str, Function]:
+    """Torch's attention as it chooses by itself and, on a GPU, each of the implementations that it chooses from."""
+    rivals = {"torch": attention}
+    if device.type != "cuda":
+        return rivals
+
+    def with_backend(backend: SDPBackend) -> Function:
+        def forced(*inputs: Tensor) -> tuple[Tensor, ...]:
+            with sdpa_kernel(backend):
+                return attention(*inputs)
+
+        return forced
+
+    rivals["torch cuDNN"] = with_backend(SDPBackend.CUDNN_ATTENTION)
+    rivals["torch flash"] = with_backend(SDPBackend.FLASH_ATTENTION)
+    rivals["torch efficient"] = with_backend(SDPBackend.EFFICIENT_ATTENTION)
+    return rivals
+
+
 def _attention(sizes: Sizes, random: Random) -> OperatorCase:
     shape_BHND = (sizes.batch, sizes.heads, sizes.tokens, sizes.head_dim)
 
@@ -80,13 +100,9 @@ def _attention(sizes: Sizes, random: Random) -> OperatorCase:
         assert isinstance(out, Tensor)
         return (out,)
 
-    return OperatorCase(
-        inputs=(random(*shape_BHND), random(*shape_BHND), random(*shape_BHND)),
-        rivals={
-            "vitfast": own_attention,
-            "torch": lambda q, k, v: (F.scaled_dot_product_attention(q, k, v),),
-        },
-    )
+    inputs = (random(*shape_BHND), random(*shape_BHND), random(*shape_BHND))
+    torch_attentions = _torch_attentions(inputs[0].device, lambda q, k, v: (F.scaled_dot_product_attention(q, k, v),))
+    return OperatorCase(inputs, rivals={"vitfast": own_attention, **torch_attentions})
 
 
 def _attention_packed(sizes: Sizes, random: Random) -> OperatorCase:
@@ -101,10 +117,8 @@ def _attention_packed(sizes: Sizes, random: Random) -> OperatorCase:
         assert isinstance(out, Tensor)
         return (out.flatten(-2),)
 
-    return OperatorCase(
-        inputs=(random(sizes.batch, sizes.tokens, 3, sizes.heads, sizes.head_dim),),
-        rivals={"vitfast": own_attention, "torch": torch_attention},
-    )
+    qkv = random(sizes.batch, sizes.tokens, 3, sizes.heads, sizes.head_dim)
+    return OperatorCase((qkv,), rivals={"vitfast": own_attention, **_torch_attentions(qkv.device, torch_attention)})
 
 
 def _layer_norm(sizes: Sizes, random: Random) -> OperatorCase:

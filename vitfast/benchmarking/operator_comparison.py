@@ -91,6 +91,10 @@ def _comparison(
 
 def _contest(case: OperatorCase, backward: bool) -> Contest:
     runners = {name: _Runner(function, case.inputs, backward) for name, function in case.rivals.items()}
+    # one of several implementations in torch may not know the type or the shape
+    others = {name: runner for name, runner in runners.items() if name not in ("vitfast", "torch")}
+    left_out = {name: why for name, runner in others.items() if (why := _obstacle(runner))}
+    runners = {name: runner for name, runner in runners.items() if name not in left_out}
     subjects = [Subject(name, run=runner, output=runner.output) for name, runner in runners.items()]
     if not backward:
         subjects += [
@@ -103,6 +107,16 @@ def _contest(case: OperatorCase, backward: bool) -> Contest:
         subjects=subjects,
         reference=_Runner(case.rivals["torch"], wide, backward).output,
         reference_name="torch in fp64",
+        left_out=left_out,
         gflop=count_gflop(runners["vitfast"]),
         gigabyte=gigabytes([*case.inputs, *runners["vitfast"]()]) if has_traffic else None,
     )
+
+
+def _obstacle(runner: _Runner) -> str:
+    """Says why a function cannot take part, or nothing."""
+    try:
+        runner()
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    return ""

@@ -36,6 +36,7 @@ class BenchmarkOptions:
     threads: int | None = option(None, "CPU threads; null: torch's choice", minimum=1)
     device: str = option("auto", "auto: a GPU if there is one", choices=["auto", "cpu", "cuda"])
     json: str | None = option(None, "file for the results as JSON; the tables go beside it, as .md")
+    resume: bool = option(False, "go on with an interrupted run: keep what json= has, and measure the rest")
 
     def check(self, prefix: str = "") -> None:
         """Checks what limits cannot say, so that a mistake is told before anything is measured.

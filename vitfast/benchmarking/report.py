@@ -100,6 +100,35 @@ def write_report(report: Report, path: Path) -> Path:
     return table
 
 
+def read_outcomes(path: Path) -> list[Outcome]:
+    """Reads what ``write_report`` has written; nothing if there is no such file.
+
+    Raises:
+        UserError: the file holds something else.
+    """
+    if not path.exists():
+        return []
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format_version"] != FORMAT_VERSION:
+            raise ValueError(f"its format_version is {content['format_version']}, not {FORMAT_VERSION}")
+        return [
+            Outcome(**{**outcome, "standings": [_standing(row) for row in outcome["standings"]]})
+            for outcome in content["outcomes"]
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"json={path} holds no results that could be gone on with ({error}); use another file"
+        ) from None
+
+
+def _standing(row: dict[str, Any]) -> Standing:
+    speedup = row["speedup"]
+    return Standing(
+        **{**row, "time_ms": Spread(**row["time_ms"]), "speedup": None if speedup is None else Spread(**speedup)}
+    )
+
+
 def number(value: float | None) -> str:
     """Three significant digits, without an exponent where that is readable; ``-`` for None."""
     if value is None:

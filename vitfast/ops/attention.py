@@ -21,6 +21,8 @@ from vitfast.ops.library import has_kernel
 
 MAX_HEAD_DIM = 128
 HEAD_DIM_MULTIPLE = 8
+CUDA_DTYPES = (torch.float16, torch.bfloat16)
+CUDA_MAX_TOKENS = 256
 
 
 @overload
@@ -57,8 +59,9 @@ def attention(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Computes ``softmax(scale * q kᵀ + bias) v`` (Vaswani et al., 2017).
 
-    The kernel takes head dimensions up to 128 that are multiples of 8; others, and dropout, run on torch's operators (a
-    head dimension is reported once, by a warning).
+    The kernels take head dimensions up to 128 that are multiples of 8; others, and dropout, run on torch's operators (a
+    head dimension is reported once, by a warning). On CUDA the kernel takes float16 and bfloat16, up to 256 tokens and
+    calls that need no gradient; whatever else comes runs on torch's operators.
 
     Args:
         q: ``[B, H, N, D]``, float32, bfloat16, float16 or float64.
@@ -87,7 +90,7 @@ def attention(
 
     dtype = autocast_dtype(q)
     q, k, v, bias = cast(q, dtype), cast(k, dtype), cast(v, dtype), cast(bias, dtype)
-    if dropout_p or not _has_kernel(q, head_dim):
+    if dropout_p or not _has_kernel((q, k, v, bias), tokens, head_dim):
         out, logits = _with_torch_operators(q, k, v, bias, scale, return_logits, dropout_p)
     else:
         out, _, logits = torch.ops.vitfast.attention_forward.default(q, k, v, bias, scale, return_logits)
@@ -145,7 +148,7 @@ def attention_packed(
 
     dtype = autocast_dtype(qkv)
     qkv, bias = cast(qkv, dtype), cast(bias, dtype)
-    if dropout_p or not _has_kernel(qkv, head_dim):
+    if dropout_p or not _has_kernel((qkv, bias), tokens, head_dim):
         q_BHND, k_BHND, v_BHND = qkv.permute(2, 0, 3, 1, 4)
         out_BHND, logits = _with_torch_operators(q_BHND, k_BHND, v_BHND, bias, scale, return_logits, dropout_p)
         out = out_BHND.transpose(1, 2).contiguous()
@@ -173,9 +176,15 @@ def _check_options(
     return head_dim**-0.5 if scale is None else float(scale)
 
 
-def _has_kernel(tensor: Tensor, head_dim: int) -> bool:
-    if not has_kernel("attention", tensor.device.type):
+def _has_kernel(inputs: tuple[Tensor | None, ...], tokens: int, head_dim: int) -> bool:
+    like = inputs[0]
+    assert like is not None
+    if not has_kernel("attention", like.device.type):
         return False
+    if like.device.type == "cuda":
+        needs_grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+        if needs_grad or like.dtype not in CUDA_DTYPES or tokens > CUDA_MAX_TOKENS:
+            return False
     if head_dim <= MAX_HEAD_DIM and head_dim % HEAD_DIM_MULTIPLE == 0:
         return True
     if not torch.compiler.is_compiling():  # a warning cannot be traced

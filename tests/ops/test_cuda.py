@@ -1,0 +1,100 @@
+"""The CUDA kernels as operators, on a GPU. Their arithmetic is tested without one, in tests/simt.
+
+``VITFAST_CUDA_KERNELS=all`` makes them run before a committed result proves them.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from support.accuracy import assert_same_bits
+from support.simt_attention import AttentionCase, random_case
+from vitfast import ops
+from vitfast.ops.library import has_kernel
+from vitfast.ops.rounding import ROUNDING_CODES
+from vitfast.quantization import FloatFormat
+
+pytestmark = pytest.mark.cuda
+
+
+@pytest.fixture(autouse=True)
+def _needs_kernels() -> None:
+    if not has_kernel("attention", "cuda"):
+        pytest.skip("torch's operators run on this GPU: set VITFAST_CUDA_KERNELS=all")
+
+
+def run(case: AttentionCase) -> dict[str, Tensor]:
+    """The packed operator on the GPU, its results on the CPU."""
+    qkv, bias = case.qkv.cuda(), None if case.bias is None else case.bias.cuda()
+    scale = case.qkv.shape[-1] ** -0.5 if case.scale is None else case.scale
+    out, lse, logits = torch.ops.vitfast.attention_packed_forward(qkv, bias, scale, True)
+    return {"out": out.cpu(), "lse": lse.cpu(), "logits": logits.cpu()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("head_dim", [32, 40, 48, 64, 80, 96, 128])
+@pytest.mark.parametrize("tokens", [1, 16, 17, 50, 101, 145, 197, 256])
+def test_attention_is_accurate(tokens: int, head_dim: int, dtype: torch.dtype) -> None:
+    case = random_case(5, 3, tokens, head_dim, dtype, bias=torch.randn(1, 3, tokens, tokens).to(dtype))
+    case.check(run(case))
+
+
+def test_attention_equals_the_emulation_but_for_the_order_of_sums() -> None:
+    case = random_case(2, 3, 197, 64)
+    torch.testing.assert_close(run(case)["out"], case.run()["out"], rtol=2e-3, atol=2e-4)
+
+
+def test_attention_reads_any_strides() -> None:
+    qkv = torch.randn(2, 50, 3, 3, 64, device="cuda").half()
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    expected = ops.attention(q.contiguous(), k.contiguous(), v.contiguous())
+    shifted = torch.empty(q.numel() + 1, device="cuda").half()[1:].view(q.shape).copy_(q)  # no multiple of 16 bytes
+    for other in (q, shifted, q.transpose(-1, -2).contiguous().transpose(-1, -2)):
+        assert torch.equal(ops.attention(other, k, v), expected)
+
+
+@pytest.mark.parametrize("shape", [(0, 50, 3, 3, 64), (2, 0, 3, 3, 64), (2, 50, 3, 0, 64)])
+def test_attention_takes_empty_tensors(shape: tuple[int, ...]) -> None:
+    assert ops.attention_packed(torch.empty(shape, device="cuda").half()).numel() == 0
+
+
+def test_attention_that_needs_a_gradient_has_one() -> None:
+    qkv = torch.randn(2, 50, 3, 3, 64, device="cuda").half().requires_grad_()
+    ops.attention_packed(qkv).float().sum().backward()
+    assert qkv.grad is not None
+    assert qkv.grad.isfinite().all()
+
+
+def test_attention_passes_opcheck() -> None:
+    qkv = torch.randn(2, 50, 3, 3, 64, device="cuda").half()
+    torch.library.opcheck(torch.ops.vitfast.attention_packed_forward.default, (qkv, None, 0.125, True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("rounding", ROUNDING_CODES)
+def test_quantize_float_gives_the_bits_of_the_cpu(dtype: torch.dtype, rounding: str) -> None:
+    x = (torch.randn(3, 1001) * torch.logspace(-9, 9, 1001, 2.0)).to(dtype)
+    seed = 7 if rounding == "stochastic" else None
+    for format in (FloatFormat.fp16(), FloatFormat.fp8_e4m3fn(), FloatFormat.qtorch(5, 10)):
+        for view in (x, x.T, x[:, 1:]):
+            expected = ops.quantize_float(view, format, rounding=rounding, seed=seed)
+            assert_same_bits(ops.quantize_float(view.cuda(), format, rounding=rounding, seed=seed).cpu(), expected)
+
+
+def test_kernels_run_on_the_current_stream_and_in_a_graph() -> None:
+    qkv = torch.randn(2, 197, 3, 3, 64, device="cuda").half()
+    format = FloatFormat.fp8_e4m3fn()
+
+    def work() -> Tensor:
+        return ops.quantize_float(ops.attention_packed(qkv), format)
+
+    work()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = work()
+    qkv.copy_(torch.randn_like(qkv))
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(result, work())
