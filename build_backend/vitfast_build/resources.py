@@ -54,14 +54,14 @@ def main(arguments: list[str]) -> int:
     if not kernels:
         print(f"error: no {PTXAS_LOG_SUFFIX} report below {folder}: build with VITFAST_CUDA=1 first", file=sys.stderr)
         return 1
-    for kernel, name in zip(kernels, _readable([kernel.name for kernel in kernels]), strict=True):
+    for kernel, name in zip(kernels, readable_names([kernel.name for kernel in kernels]), strict=True):
         print(f"{kernel.architecture:8} {kernel.registers:4} registers {kernel.spill_bytes:5} bytes spilled  {name}")
     spilling = [kernel for kernel in kernels if kernel.spill_bytes or kernel.stack_bytes]
     print(f"{len(kernels)} kernels, {len(spilling)} of them spill or use the stack")
     return 1 if spilling else 0
 
 
-def _readable(names: list[str]) -> list[str]:
+def readable_names(names: list[str]) -> list[str]:
     if shutil.which("c++filt") is None:
         return names
     return subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True).stdout.splitlines()

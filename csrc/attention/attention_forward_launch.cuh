@@ -10,6 +10,7 @@
 namespace vitfast {
 
 constexpr int attention_max_tokens = 256;
+static_assert(attention_shared_bytes<Half, 128, 32>(1) == 160 * 1024);  // what vitfast/ops/attention.py asks a GPU for
 
 template <typename T, int head_dim, int full_tiles, int key_tiles>
 void launch_attention_forward_instance(const AttentionForward& a, Stream stream) {

@@ -23,6 +23,7 @@ MAX_HEAD_DIM = 128
 HEAD_DIM_MULTIPLE = 8
 CUDA_DTYPES = (torch.float16, torch.bfloat16)
 CUDA_MAX_TOKENS = 256
+CUDA_SHARED_BYTES = 160 * 1024  # what its largest instance needs: A100 and H100 have it, consumer cards do not
 
 
 @overload
@@ -181,10 +182,8 @@ def _has_kernel(inputs: tuple[Tensor | None, ...], tokens: int, head_dim: int) -
     assert like is not None
     if not has_kernel("attention", like.device.type):
         return False
-    if like.device.type == "cuda":
-        needs_grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
-        if needs_grad or like.dtype not in CUDA_DTYPES or tokens > CUDA_MAX_TOKENS:
-            return False
+    if like.device.type == "cuda" and not _fits_cuda(inputs, like, tokens):
+        return False
     if head_dim <= MAX_HEAD_DIM and head_dim % HEAD_DIM_MULTIPLE == 0:
         return True
     if not torch.compiler.is_compiling():  # a warning cannot be traced
@@ -194,6 +193,13 @@ def _has_kernel(inputs: tuple[Tensor | None, ...], tokens: int, head_dim: int) -
             stacklevel=3,
         )
     return False
+
+
+def _fits_cuda(inputs: tuple[Tensor | None, ...], like: Tensor, tokens: int) -> bool:
+    needs_grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    if needs_grad or like.dtype not in CUDA_DTYPES or tokens > CUDA_MAX_TOKENS:
+        return False
+    return torch.cuda.get_device_properties(like.device).shared_memory_per_block_optin >= CUDA_SHARED_BYTES
 
 
 def _with_torch_operators(

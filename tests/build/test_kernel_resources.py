@@ -1,0 +1,49 @@
+"""What nvcc says of the kernels that matter: registers decide how many blocks share a multiprocessor, spills cost time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vitfast_build.native_build import PTXAS_LOG_SUFFIX
+from vitfast_build.resources import KernelResources, parse_report, readable_names
+
+# kernel, as c++filt names it -> registers that leave room for as many blocks as shared memory does
+HOT_KERNELS = {
+    "attention_forward_kernel<vitfast::Half, 64, 0, 7>": 128,  # ViT-B/32 at 224 pixels, DVT's first exit: 4 blocks
+    "attention_forward_kernel<vitfast::BFloat16, 64, 0, 7>": 128,
+    "attention_forward_kernel<vitfast::Half, 64, 7, 13>": 168,  # DVT's second exit: 3 blocks
+    "attention_forward_kernel<vitfast::Half, 64, 19, 25>": 168,  # ViT at 224 pixels: 3 blocks
+    "attention_forward_kernel<vitfast::BFloat16, 64, 19, 25>": 168,
+    "attention_forward_kernel<vitfast::Half, 32, 19, 25>": 168,  # T2T-ViT, Swin-sized heads
+    "attention_forward_kernel<vitfast::Half, 80, 25, 32>": 255,  # ViT-H/14 at 224 pixels: 2 blocks
+    "quantize_float_kernel<float, vitfast::Float32Bits, (vitfast::Rounding)0>": 64,
+    "quantize_float_kernel<float, vitfast::Float32Bits, (vitfast::Rounding)3>": 80,
+}
+
+
+@pytest.fixture(scope="module")
+def kernels() -> dict[str, list[KernelResources]]:
+    """Every kernel of the last build of this checkout, one entry for each architecture."""
+    root = Path(__file__).resolve().parents[2]
+    found = [one for path in (root / "build").rglob(f"*{PTXAS_LOG_SUFFIX}") for one in parse_report(path.read_text())]
+    if not found:
+        pytest.skip("this checkout has not been built with nvcc")
+    by_name: dict[str, list[KernelResources]] = {}
+    for kernel, name in zip(found, readable_names([kernel.name for kernel in found]), strict=True):
+        by_name.setdefault(name.removeprefix("void vitfast::").split(">(")[0] + ">", []).append(kernel)
+    return by_name
+
+
+@pytest.mark.parametrize("name", HOT_KERNELS)
+def test_a_hot_kernel_keeps_to_its_registers(kernels: dict[str, list[KernelResources]], name: str) -> None:
+    assert name in kernels, f"no such kernel; there are {sorted(kernels)}"
+    for kernel in kernels[name]:
+        assert kernel.registers <= HOT_KERNELS[name], kernel
+        assert kernel.spill_bytes == kernel.stack_bytes == 0, kernel
+
+
+def test_no_kernel_spills(kernels: dict[str, list[KernelResources]]) -> None:
+    spilling = {name: one for name, all_of_them in kernels.items() for one in all_of_them if one.spill_bytes}
+    assert not spilling
