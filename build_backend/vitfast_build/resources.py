@@ -62,6 +62,7 @@ def main(arguments: list[str]) -> int:
 
 
 def readable_names(names: list[str]) -> list[str]:
+    """Returns C++ names as people write them, where c++filt is installed."""
     if shutil.which("c++filt") is None:
         return names
     return subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True).stdout.splitlines()

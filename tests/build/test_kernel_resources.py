@@ -1,4 +1,4 @@
-"""What nvcc says of the kernels that matter: registers decide how many blocks share a multiprocessor, spills cost time."""
+"""What nvcc says of the kernels that matter: registers decide how many blocks run at once, spills cost time."""
 
 from __future__ import annotations
 
