@@ -12,19 +12,10 @@ struct alignas(16) Pack {
   T element[size];
 };
 
-// `address`, in global or shared memory, must be a multiple of 16.
-template <typename T>
-__device__ __forceinline__ Pack<T> load_pack(const T* address) {
-  return *reinterpret_cast<const Pack<T>*>(address);
-}
-
-template <typename T>
-__device__ __forceinline__ void store_pack(T* address, const Pack<T>& pack) {
-  *reinterpret_cast<Pack<T>*>(address) = pack;
-}
-
 inline bool is_pack_aligned(const void* address) {
   return reinterpret_cast<uintptr_t>(address) % 16 == 0;
 }
 
 }  // namespace vitfast
+
+#include "csrc/cuda/pack_access.cuh"  // load_pack and store_pack

@@ -93,7 +93,7 @@ class Program {
     for (const Output& output : outputs_) {
       std::vector<char> bytes(output.bytes);
       copy(bytes.data(), output.memory, bytes.size());
-      for (size_t i = 0; i < guard_bytes; ++i) {
+      for (size_t i = 0; i != guard_bytes; ++i) {
         if (static_cast<const char*>(output.memory)[output.bytes + i] != char(0xff)) {
           stop("simt: a write behind the end of " + output.name);
         }

@@ -1,21 +1,10 @@
 #pragma once
 
-#include <cstdint>
 #include <cstring>
 
 #include "tests/simt/runtime/simt.h"
 
 namespace vitfast {
-
-template <typename T>
-struct alignas(16) Pack {
-  static constexpr int size = 16 / sizeof(T);
-  T element[size];
-};
-
-inline bool is_pack_aligned(const void* address) {
-  return reinterpret_cast<uintptr_t>(address) % 16 == 0;
-}
 
 template <typename T>
 inline Pack<T> load_pack(const T* address, simt::Site site = simt::Site::here()) {
