@@ -131,7 +131,7 @@ def test_wrong_type_says_key_value_and_expected_type(argument: str, words: list[
         ("optim.ema_decay=1", ["optim.ema_decay=1", "> 0, < 1"]),
         ("optim.betas=[0.9]", ["optim.betas=[0.9]", "2 values"]),
         ("optim.betas=[0.9,1]", ["optim.betas=[0.9, 1]", "each >= 0, < 1"]),
-        ("optim.name=adam", ["optim.name=adam", "one of: adamw", "did you mean adamw?"]),
+        ("optim.name=adamww", ["optim.name=adamww", "one of: adamw, adam, sgd", "did you mean adamw?"]),
         ("train.precision=fp23", ["train.precision=fp23", "one of: fp32, bf16", "did you mean fp32?"]),
         ("train.device=tpu", ["train.device=tpu", "one of: auto, cpu, cuda"]),
         ("data.dataset=digit", ["data.dataset=digit", "one of: digits, image_folder", "did you mean digits?"]),

@@ -39,6 +39,41 @@ def test_linear_up_then_cosine_down():
     assert found[-1] == pytest.approx(0.01)
 
 
+def test_linear_down():
+    found = rates(ScheduleConfig(name="linear", epochs=3, warmup_epochs=1, min_lr=0.02), steps_per_epoch=4)
+    assert found[3:] == pytest.approx([0.08, *(0.1 - 0.01 * step for step in range(9))])
+
+
+def test_steps_down_are_counted_from_the_end_of_the_warm_up():
+    config = ScheduleConfig(name="step", epochs=3, warmup_epochs=0.5, step_epochs=1, step_factor=0.1, min_lr=0.9)
+    found = rates(config, steps_per_epoch=2)
+    assert found == pytest.approx([0.05, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+
+
+def test_constant():
+    found = rates(ScheduleConfig(name="constant", epochs=2, warmup_epochs=1), steps_per_epoch=2)
+    assert found == pytest.approx([0.1 / 3, 0.2 / 3, 0.1, 0.1, 0.1])
+
+
+def test_every_group_keeps_its_share():
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD([{"params": [model.weight], "lr": 0.1}, {"params": [model.bias], "lr": 0.05}])
+    schedule = create_schedule(optimizer, ScheduleConfig(name="linear", epochs=2, warmup_epochs=1, min_lr=0.01), 3)
+    for _ in range(6):
+        high, low = (group["lr"] for group in optimizer.param_groups)
+        assert low == pytest.approx(high / 2)
+        optimizer.step()
+        schedule.step()
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear"])
+def test_a_lowest_layer_below_the_end_is_refused(name):
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD([{"params": [model.weight], "lr": 0.1}, {"params": [model.bias], "lr": 0.001}])
+    with pytest.raises(UserError, match=r"schedule.min_lr=0.01 is above 0.001, where optim.layer_decay"):
+        create_schedule(optimizer, ScheduleConfig(name=name, epochs=2, warmup_epochs=0, min_lr=0.01), 3)
+
+
 def test_no_warm_up_starts_at_the_peak():
     found = rates(ScheduleConfig(epochs=2, warmup_epochs=0, min_lr=0.0), steps_per_epoch=3)
     assert found[0] == 0.1

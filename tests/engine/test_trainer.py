@@ -259,3 +259,16 @@ def test_a_compiled_run_goes_on(tmp_path, train_tiny):
     assert train_tiny(tmp_path / "run", f"train.resume={tmp_path / 'run'}") == 0
     names = load_weights_file(list_checkpoints(tmp_path / "run")[0])
     assert "blocks.0.attn.qkv.weight" in names  # and not _orig_mod.blocks…
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path, train_tiny):
+    weights, losses = [], []
+    for parts in (1, 3, 100):  # the last batch of the epoch has 13 images
+        path = tmp_path / str(parts)
+        options = ["optim.name=sgd", "optim.clip_grad=0.5", "optim.lr=0.1", "optim.label_smoothing=0"]
+        assert train_tiny(path, *options, f"train.accumulate={parts}") == 0
+        weights.append(load_weights_file(list_checkpoints(path)[-1], "model"))
+        losses.append([line["loss"] for line in metrics_of(path)])
+    for other_weights, other_losses in zip(weights[1:], losses[1:], strict=True):
+        assert other_losses == pytest.approx(losses[0], rel=1e-5)
+        torch.testing.assert_close(other_weights, weights[0], rtol=1e-4, atol=1e-5)

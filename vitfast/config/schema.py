@@ -69,7 +69,7 @@ class DataConfig:
     root: str | None = option(None, "folder of an image_folder data set: ROOT/train/CLASS/*, ROOT/val and/or ROOT/test")
     img_size: int | None = option(None, "side in pixels; null: the data set's (digits 8, image_folder 224)", minimum=1)
     in_chans: int | None = option(None, "channels; null: the data set's (digits 1, image_folder 3)", choices=[1, 3])
-    batch_size: int = option(128, "images in a step", minimum=1)
+    batch_size: int = option(128, "images in a step; see train.accumulate", minimum=1)
     workers: int = option(0, "processes that read images ahead; 0: the training process reads them", minimum=0)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     interpolation: str = option("bicubic", "how images are resized", choices=["nearest", "bilinear", "bicubic"])
@@ -100,13 +100,29 @@ class DataConfig:
 class OptimConfig:
     """The optimizer and the loss."""
 
-    name: str = option("adamw", "the optimizer", choices=["adamw"])
+    name: str = option("adamw", "the optimizer", choices=["adamw", "adam", "sgd"])
     lr: float = option(1e-3, "learning rate at the end of the warm-up", above=0)
-    weight_decay: float = option(0.05, "decay of matrices; biases, norms and embeddings have none", minimum=0)
-    betas: list[float] = option(
-        default_factory=lambda: [0.9, 0.999], help="decay of AdamW's two averages", minimum=0, below=1, length=[2]
+    weight_decay: float = option(
+        0.05,
+        "decay of matrices (adam, sgd: through the gradient); biases, norms and embeddings have none",
+        minimum=0,
     )
-    eps: float = option(1e-8, "AdamW's epsilon", above=0)
+    betas: list[float] = option(
+        default_factory=lambda: [0.9, 0.999],
+        help="adamw, adam: decay of the two averages",
+        minimum=0,
+        below=1,
+        length=[2],
+    )
+    eps: float = option(1e-8, "adamw, adam: epsilon", above=0)
+    momentum: float = option(0.9, "sgd: momentum", minimum=0, below=1)
+    nesterov: bool = option(False, "sgd: Nesterov's momentum")
+    layer_decay: float | None = option(
+        None,
+        "learning rate of a block over that of the next one, the embeddings last; null: all learn alike",
+        above=0,
+        maximum=1,
+    )
     clip_grad: float | None = option(None, "largest norm of the gradient; null: not clipped", above=0)
     ema_decay: float | None = option(None, "decay of the averaged weights; null: none are kept", above=0, below=1)
     label_smoothing: float = option(0.0, "share of the target that is spread over all classes", minimum=0, below=1)
@@ -114,11 +130,14 @@ class OptimConfig:
 
 @dataclass
 class ScheduleConfig:
-    """How long, and how the learning rate goes: linear up, then along a cosine down."""
+    """How long, and how the learning rate goes: linear up, then down."""
 
     epochs: int = option(60, "passes over the training images", minimum=1)
     warmup_epochs: float = option(5.0, "epochs until the learning rate is reached", minimum=0)
-    min_lr: float = option(1e-6, "learning rate at the end", minimum=0)
+    name: str = option("cosine", "how it falls after the warm-up", choices=["cosine", "linear", "step", "constant"])
+    min_lr: float = option(1e-6, "cosine, linear: learning rate at the end", minimum=0)
+    step_epochs: float = option(30.0, "step: epochs between two drops, from the end of the warm-up on", above=0)
+    step_factor: float = option(0.1, "step: the learning rate after a drop over that before", above=0, maximum=1)
 
 
 @dataclass
@@ -129,6 +148,7 @@ class TrainConfig:
     device: str = option("auto", "auto: a GPU if there is one", choices=["auto", "cpu", "cuda"])
     compile: bool = option(False, "run the model through torch.compile")
     threads: int | None = option(None, "CPU threads of the training process; null: torch's choice", minimum=1)
+    accumulate: int = option(1, "parts that a batch is computed in, one after the other, to save memory", minimum=1)
     log_every: int = option(50, "steps between two lines of progress", minimum=1)
     checkpoint_every_epochs: int = option(1, "epochs between two checkpoints", minimum=1)
     keep_checkpoints: int = option(2, "newest checkpoints that stay", minimum=1)
@@ -150,7 +170,9 @@ class Config:
 
     def check(self, prefix: str) -> None:
         """Raises UserError for options that contradict each other; ``prefix`` stands before their names."""
-        if self.schedule.min_lr > self.optim.lr:
+        if self.optim.nesterov and self.optim.momentum == 0.0:
+            raise UserError(f"{prefix}optim.nesterov=true needs {prefix}optim.momentum above 0")
+        if self.schedule.name in ("cosine", "linear") and self.schedule.min_lr > self.optim.lr:
             raise UserError(
                 f"{prefix}schedule.min_lr={self.schedule.min_lr:g} is above {prefix}optim.lr={self.optim.lr:g}; "
                 "the learning rate falls from optim.lr to schedule.min_lr"

@@ -1,7 +1,8 @@
-"""The optimizer and what it decays."""
+"""The optimizer, what it decays, and how fast each layer learns."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -10,28 +11,53 @@ from torch import Tensor, nn
 
 from vitfast.config.schema import OptimConfig
 
+_BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
+_BEHIND_BLOCKS = re.compile(r"(?:^|\.)(?:norm|fc_norm|head|head_dist)\.")
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Splits the parameters that learn into those with and those without weight decay.
 
-    Without: everything one-dimensional (biases, norm scales) and everything that a submodule names in
+def parameter_groups(
+    module: nn.Module, weight_decay: float, lr: float | None = None, layer_decay: float | None = None
+) -> list[dict[str, Any]]:
+    """Splits the parameters that learn by weight decay and, if asked for, by layer.
+
+    Without weight decay: everything one-dimensional (biases, norm scales) and everything that a submodule names in
     ``no_weight_decay()`` (position embeddings, tokens), as in DeiT.
+
+    With ``layer_decay`` d, the learning rate of what lies behind the blocks is ``lr``, that of the last of n blocks
+    ``lr * d``, of the first ``lr * d ** n``, and of what lies before the blocks ``lr * d ** (n + 1)`` (Clark et al.,
+    "ELECTRA", 2020; Bao et al., "BEiT", 2021).
 
     Args:
         module: a model, or a task around one.
-        weight_decay: the decay of the first group.
+        weight_decay: the decay of matrices.
+        lr: the learning rate that ``layer_decay`` starts from.
+        layer_decay: learning rate of a layer over that of the next; None: the groups name no learning rate.
 
     Returns:
-        Two groups for a torch optimizer, the first with ``weight_decay``, the second with 0; empty ones are left out.
+        Groups for a torch optimizer: from the head down, those with weight decay before those without; empty ones are
+        left out.
     """
     exempt = _exempt_names(module)
-    decayed: list[Tensor] = []
-    plain: list[Tensor] = []
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            (plain if parameter.ndim <= 1 or name in exempt else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    learning = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+    num_blocks = 1 + max((int(match[1]) for name, _ in learning if (match := _BLOCK.search(name))), default=-1)
+    by_layer: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
+    for name, parameter in learning:
+        below_head = 0 if layer_decay is None else _layers_below_head(name, num_blocks)
+        decayed, plain = by_layer.setdefault(below_head, ([], []))
+        (plain if parameter.ndim <= 1 or name in exempt else decayed).append(parameter)
+    groups: list[dict[str, Any]] = []
+    for below_head, (decayed, plain) in sorted(by_layer.items()):
+        rate = {} if layer_decay is None or lr is None else {"lr": lr * layer_decay**below_head}
+        groups.append({"params": decayed, "weight_decay": weight_decay, **rate})
+        groups.append({"params": plain, "weight_decay": 0.0, **rate})
     return [group for group in groups if group["params"]]
+
+
+def _layers_below_head(name: str, num_blocks: int) -> int:
+    block = _BLOCK.search(name)
+    if block is not None:
+        return num_blocks - int(block[1])
+    return 0 if _BEHIND_BLOCKS.search(name) else num_blocks + 1
 
 
 def _exempt_names(module: nn.Module) -> set[str]:
@@ -44,14 +70,19 @@ def _exempt_names(module: nn.Module) -> set[str]:
 
 
 def create_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """Builds torch's AdamW over ``parameter_groups``: fused where every parameter allows it, else torch's own choice.
+    """Builds torch's optimizer over ``parameter_groups``: fused where every parameter allows it, else torch's choice.
 
     Args:
         module: a model, or a task around one, already on its device.
-        config: learning rate, decay, betas, epsilon.
+        config: which optimizer, learning rate, decay, and what belongs to the optimizer.
     """
-    groups = parameter_groups(module, config.weight_decay)
+    groups = parameter_groups(module, config.weight_decay, config.lr, config.layer_decay)
     parameters = [parameter for group in groups for parameter in group["params"]]
     fused = all(parameter.is_floating_point() and parameter.device.type in ("cpu", "cuda") for parameter in parameters)
+    if config.name == "sgd":
+        return torch.optim.SGD(
+            groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=fused or None
+        )
+    adam = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
     beta1, beta2 = config.betas
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(beta1, beta2), eps=config.eps, fused=fused or None)
+    return adam(groups, lr=config.lr, betas=(beta1, beta2), eps=config.eps, fused=fused or None)

@@ -115,16 +115,14 @@ class Trainer:
     def _train_step(self, images: torch.Tensor, labels: torch.Tensor, loader: Any, batch: int) -> None:
         state, clip = self.state, self.config.optim.clip_grad
         images, labels = images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
-        with autocast(self.device, self.config.train.precision):
-            result = self.forward(images, labels)
-        result["loss"].backward()
+        loss, output = self._accumulate_gradients(images, labels)
         if clip is None:
             gradients = [parameter.grad for parameter in self.task.parameters() if parameter.grad is not None]
             norm = torch.nn.utils.get_total_norm(gradients)
         else:
             norm = torch.nn.utils.clip_grad_norm_(self.task.parameters(), clip)
         check_finite(
-            result["loss"],
+            loss,
             norm,
             step=state.step + 1,
             epoch=state.epoch + 1,
@@ -137,9 +135,22 @@ class Trainer:
         state.schedule.step()
         if state.average is not None:
             state.average.update_parameters(self.task)
-        state.meter.update(result["loss"], result["output"], labels)
+        state.meter.update(loss, output, labels)
         state.step += 1
         state.step_in_epoch += 1
+
+    def _accumulate_gradients(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Adds the gradients of a batch, in parts of nearly the same size; returns its mean loss and its output."""
+        parts = min(self.config.train.accumulate, len(images))
+        losses, outputs = [], []
+        for some_images, some_labels in zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True):
+            with autocast(self.device, self.config.train.precision):
+                result = self.forward(some_images, some_labels)
+            loss = result["loss"] * (len(some_images) / len(images))
+            loss.backward()
+            losses.append(loss.detach())
+            outputs.append(result["output"].detach())
+        return torch.stack(losses).sum(), torch.cat(outputs)
 
     def _report_step(self, progress: Progress) -> None:
         figures, state = self.state.meter.compute(), self.state
