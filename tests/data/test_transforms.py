@@ -75,6 +75,9 @@ def test_no_augmentation_is_not_random() -> None:
         AugmentConfig(affine_degrees=20),
         AugmentConfig(affine_translate=0.2),
         AugmentConfig(affine_scale=0.2),
+        AugmentConfig(color_jitter=0.4),
+        AugmentConfig(rand_ops=2),
+        AugmentConfig(erase=0.9),
     ],
     ids=lambda augment: next(name for name, value in vars(augment).items() if value),
 )
@@ -125,3 +128,27 @@ def test_crop_scale_is_an_area() -> None:
 
     assert 0.48 < min(widths) < 0.6
     assert 0.9 < max(widths) < 1.02
+
+
+@pytest.mark.parametrize("in_chans", [1, 3])
+def test_everything_together_on_colour_and_grey(in_chans: int) -> None:
+    everything = AugmentConfig(
+        crop_scale=0.3, affine_degrees=9, flip=0.5, color_jitter=0.4, rand_ops=2, rand_magnitude=20, erase=0.5
+    )
+    mean, std = [0.4] * in_chans, [0.2] * in_chans
+    transform = train_transform(everything, 32, in_chans, mean, std, "bicubic")
+    for seed in range(60):  # every operation of RandAugment comes up
+        torch.manual_seed(seed)
+        result = transform(picture(50, 40, "L" if in_chans == 1 else "RGB"))
+        assert result.shape == (in_chans, 32, 32)
+        assert result.isfinite().all()
+
+
+def test_erasing_replaces_a_rectangle_by_noise() -> None:
+    torch.manual_seed(1)
+    plain = train_transform(AugmentConfig(), 32, 3, MEAN, STD, "bicubic")(picture(32, 32))
+    erased = train_transform(AugmentConfig(erase=1.0), 32, 3, MEAN, STD, "bicubic")(picture(32, 32))
+    changed = (plain != erased).any(0)
+    rows, columns = changed.any(1).nonzero(), changed.any(0).nonzero()
+    assert changed.sum() == (rows.max() - rows.min() + 1) * (columns.max() - columns.min() + 1)
+    assert 0.5 < erased[:, changed].std() < 1.5

@@ -47,6 +47,10 @@ class AugmentConfig:
     affine_degrees: float = option(0.0, "random rotation by up to ± this many degrees", minimum=0, maximum=180)
     affine_translate: float = option(0.0, "random shift by up to ± this share of the side", minimum=0, maximum=1)
     affine_scale: float = option(0.0, "random zoom by a factor of 1 ± this", minimum=0, below=1)
+    color_jitter: float = option(0.0, "brightness, contrast and saturation by a factor of 1 ± this", minimum=0, below=1)
+    rand_ops: int = option(0, "RandAugment: operations for each image, chosen at random", minimum=0)
+    rand_magnitude: int = option(9, "RandAugment: strength of its operations", minimum=0, maximum=30)
+    erase: float = option(0.0, "probability that a random rectangle becomes noise", minimum=0, maximum=1)
 
     def check(self, prefix: str) -> None:
         """Raises UserError for options that contradict each other; ``prefix`` stands before their names."""
@@ -92,6 +96,12 @@ class DataConfig:
                 f"{prefix}root={self.root} is given, but {prefix}dataset=digits is embedded and has no folder; "
                 f"add {prefix}dataset=image_folder, or a recipe for image folders such as recipe=cifar10_folder"
             )
+        for name in ("color_jitter", "rand_ops"):
+            if self.dataset == "digits" and getattr(self.augment, name):
+                raise UserError(
+                    f"{prefix}augment.{name} changes colours, but {prefix}dataset=digits has 17 levels of grey; "
+                    "set it to 0"
+                )
         if self.dataset == "image_folder" and self.root is None:
             raise UserError(f"{prefix}dataset=image_folder needs {prefix}root=FOLDER, which holds train/CLASS/*.jpg")
 

@@ -48,9 +48,11 @@ def train_transform(
     std: Sequence[float],
     interpolation: str,
 ) -> TensorTransform:
-    """Builds what turns an image into an input of training: crop, affine map and flip as far as they are switched on.
+    """Builds what turns an image into an input of training, by what is switched on.
 
-    Every random number comes from torch's CPU generator.
+    In this order: crop, affine map, flip, colour jitter, RandAugment (Cubuk et al., 2019), and on the tensor random
+    erasing (Zhong et al., 2017) with normally distributed pixels. All are torchvision's; every random number comes from
+    torch's CPU generator.
 
     Args:
         augment: what to change at random.
@@ -58,7 +60,8 @@ def train_transform(
         in_chans: channels of the result; a grey image for three channels is repeated.
         mean: mean of each channel, pixels in 0..1; a single number stands for all.
         std: standard deviation of each channel.
-        interpolation: ``"nearest"``, ``"bilinear"`` or ``"bicubic"``; the affine map is always bilinear.
+        interpolation: ``"nearest"``, ``"bilinear"`` or ``"bicubic"``; the affine map is always bilinear, and so is
+            RandAugment unless this is ``"nearest"``.
 
     Returns:
         A function from a PIL image to a float tensor ``[in_chans, img_size, img_size]``.
@@ -83,7 +86,17 @@ def train_transform(
         )
     if augment.flip:
         steps.append(v2.RandomHorizontalFlip(augment.flip))
-    transform: TensorTransform = v2.Compose([*steps, ToNormalizedTensor(in_chans, mean, std)])
+    if augment.color_jitter:
+        steps.append(v2.ColorJitter(*[augment.color_jitter] * 3))
+    if augment.rand_ops:
+        # what moves in from outside has the data set's mean colour, as in DeiT
+        fill = [round(255 * value) for value in mean]
+        smooth = v2.InterpolationMode.NEAREST if interpolation == "nearest" else v2.InterpolationMode.BILINEAR
+        steps.append(v2.RandAugment(augment.rand_ops, augment.rand_magnitude, interpolation=smooth, fill=fill))
+    steps.append(ToNormalizedTensor(in_chans, mean, std))
+    if augment.erase:
+        steps.append(v2.RandomErasing(augment.erase, value="random"))
+    transform: TensorTransform = v2.Compose(steps)
     return transform
 
 
