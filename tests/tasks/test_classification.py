@@ -86,3 +86,11 @@ def test_a_wrong_smoothing_is_named(smoothing):
 def test_a_task_without_a_loss_says_so(batch):
     with pytest.raises(NotImplementedError, match="Task must say what it learns"):
         Task(nn.Identity())(*batch)
+
+
+def test_shares_of_classes_are_labels_too():
+    task = ClassificationTask(nn.Linear(4, 3), label_smoothing=0.1)
+    images, labels = torch.randn(5, 4), torch.tensor([0, 2, 1, 1, 0])
+    whole = task(images, labels)["loss"]
+    shares = task(images, nn.functional.one_hot(labels, 3).float())["loss"]
+    torch.testing.assert_close(shares, whole)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from vitfast.config.schema import Config
+from vitfast.data import create_mixing
 from vitfast.engine.checkpoint import load_state, load_weights_file, prune_checkpoints, save_checkpoint
 from vitfast.engine.curves import draw_curves
 from vitfast.engine.device import autocast, synchronize
@@ -53,6 +54,7 @@ class Trainer:
         self.task = state.task
         self.show_progress = show_progress
         self.num_classes = len(data.train.class_names)
+        self.mixing = create_mixing(config.data.augment, self.num_classes, config.seed)
         self.forward = torch.compile(self.task) if config.train.compile else self.task
         self._saved: tuple[int, int] | None = None  # (epoch, step) of the newest checkpoint
         self._curves_drawn = time.monotonic()
@@ -115,7 +117,10 @@ class Trainer:
     def _train_step(self, images: torch.Tensor, labels: torch.Tensor, loader: Any, batch: int) -> None:
         state, clip = self.state, self.config.optim.clip_grad
         images, labels = images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
-        loss, output = self._accumulate_gradients(images, labels)
+        targets = labels
+        if self.mixing is not None:
+            images, targets = self.mixing(images, labels, epoch=state.epoch, step=state.step_in_epoch)
+        loss, output = self._accumulate_gradients(images, targets)
         if clip is None:
             gradients = [parameter.grad for parameter in self.task.parameters() if parameter.grad is not None]
             norm = torch.nn.utils.get_total_norm(gradients)
@@ -139,13 +144,13 @@ class Trainer:
         state.step += 1
         state.step_in_epoch += 1
 
-    def _accumulate_gradients(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _accumulate_gradients(self, images: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Adds the gradients of a batch, in parts of nearly the same size; returns its mean loss and its output."""
         parts = min(self.config.train.accumulate, len(images))
         losses, outputs = [], []
-        for some_images, some_labels in zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True):
+        for some_images, some_targets in zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True):
             with autocast(self.device, self.config.train.precision):
-                result = self.forward(some_images, some_labels)
+                result = self.forward(some_images, some_targets)
             loss = result["loss"] * (len(some_images) / len(images))
             loss.backward()
             losses.append(loss.detach())

@@ -36,7 +36,7 @@ class ClassificationTask(Task):
 
         Args:
             images: [B, C, H, W], floating point.
-            labels: [B], int64, 0 <= label < K.
+            labels: [B], int64, 0 <= label < K; or the share of each class [B, K], which mixed images have.
 
         Returns:
             ``loss``, a float32 scalar with gradient, and ``output``, the float32 logits [B, K], detached.

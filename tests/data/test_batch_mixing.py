@@ -1,0 +1,57 @@
+"""MixUp and CutMix: what is mixed, by how much, and that a resumed run mixes alike."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vitfast.config import AugmentConfig
+from vitfast.data import create_mixing
+
+LABELS = torch.arange(6)
+
+
+def images() -> torch.Tensor:
+    """Each image is filled with its own number."""
+    return torch.arange(6.0).reshape(6, 1, 1, 1).expand(6, 3, 16, 16).clone()
+
+
+def test_nothing_to_mix() -> None:
+    assert create_mixing(AugmentConfig(), 6, seed=0) is None
+
+
+@pytest.mark.parametrize("options", [{"mixup": 0.8}, {"cutmix": 1.0}, {"mixup": 0.8, "cutmix": 1.0}])
+def test_labels_are_mixed_as_the_pixels_are(options: dict[str, float]) -> None:
+    mixing = create_mixing(AugmentConfig(**options), 6, seed=0)
+    assert mixing is not None
+    for step in range(20):
+        mixed, shares = mixing(images(), LABELS, epoch=0, step=step)
+        torch.testing.assert_close(shares.sum(1), torch.ones(6))
+        # the mean pixel is the mean of the numbers, weighted by their shares
+        torch.testing.assert_close(mixed.mean((1, 2, 3)), shares @ torch.arange(6.0), atol=1e-4, rtol=1e-4)
+
+
+def test_mixup_blends_and_cutmix_cuts() -> None:
+    mixup = create_mixing(AugmentConfig(mixup=1.0), 6, seed=0)
+    cutmix = create_mixing(AugmentConfig(cutmix=1.0), 6, seed=0)
+    assert mixup is not None
+    assert cutmix is not None
+    blended, _ = mixup(images(), LABELS, epoch=0, step=0)
+    cut, _ = cutmix(images(), LABELS, epoch=0, step=0)
+    assert all(image.unique().numel() == 1 for image in blended)
+    assert all(set(image.unique().tolist()) <= set(range(6)) for image in cut)
+
+
+def test_what_is_drawn_is_a_function_of_seed_epoch_and_step() -> None:
+    both = AugmentConfig(mixup=0.8, cutmix=1.0)
+
+    def mixed(seed: int, epoch: int, step: int) -> torch.Tensor:
+        mixing = create_mixing(both, 6, seed)
+        assert mixing is not None
+        return mixing(images(), LABELS, epoch=epoch, step=step)[0]
+
+    reference, state = mixed(1, 2, 3), torch.get_rng_state()
+    torch.rand(7)
+    assert torch.equal(mixed(1, 2, 3), reference)
+    assert not any(torch.equal(other, reference) for other in (mixed(0, 2, 3), mixed(1, 0, 3), mixed(1, 2, 0)))
+    assert not torch.equal(torch.get_rng_state(), state)  # the test's own draw; mixing puts the state back
