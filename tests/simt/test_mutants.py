@@ -87,11 +87,9 @@ MUTANTS = (
     mutant(
         "one row short",
         KERNEL,
-        "return (key_tiles + 1) / 2 * 16;",
-        "return (key_tiles + 1) / 2 * 16 - 1;",
-        "results",
+        "keys = shared.take<T>(heads_per_block * padded_keys * head_dim)",
+        "keys = shared.take<T>((heads_per_block * padded_keys - 1) * head_dim)",
         "address",
-        "uninitialized",
     ),
     mutant(
         "tail not zeroed", KERNEL, "    copy_async(tile", "    if (inside) copy_async(tile", "results", "uninitialized"

@@ -5,6 +5,7 @@ from vitfast.config.load import load_config, load_options, to_yaml
 from vitfast.config.option import option
 from vitfast.config.recipes import list_recipes
 from vitfast.config.schema import (
+    DATASETS,
     AugmentConfig,
     Config,
     DataConfig,
@@ -15,6 +16,7 @@ from vitfast.config.schema import (
 )
 
 __all__ = [
+    "DATASETS",
     "AugmentConfig",
     "Config",
     "DataConfig",

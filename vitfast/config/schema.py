@@ -15,6 +15,8 @@ from vitfast.config.format_value import format_value
 from vitfast.config.option import option
 from vitfast.errors import UserError
 
+DATASETS = ("digits", "cifar10", "cifar100", "image_folder")
+
 
 @dataclass
 class ModelConfig:
@@ -71,17 +73,24 @@ class AugmentConfig:
 class DataConfig:
     """The images to learn from and to test on."""
 
-    dataset: str = option("digits", "the data set; digits is embedded", choices=["digits", "image_folder"])
-    root: str | None = option(None, "folder of an image_folder data set: ROOT/train/CLASS/*, ROOT/val and/or ROOT/test")
-    img_size: int | None = option(None, "side in pixels; null: the data set's (digits 8, image_folder 224)", minimum=1)
-    in_chans: int | None = option(None, "channels; null: the data set's (digits 1, image_folder 3)", choices=[1, 3])
+    dataset: str = option("digits", "the data set; digits is embedded", choices=DATASETS)
+    root: str | None = option(
+        None,
+        "folder of the data: for image_folder ROOT/train/CLASS/*, ROOT/val and/or ROOT/test; for cifar10 and cifar100 "
+        "where the archive is unpacked",
+    )
+    download: bool = option(False, "cifar10, cifar100: fetch the archive if it is not in data.root")
+    img_size: int | None = option(
+        None, "side in pixels; null: the data set's (digits 8, cifar 32, image_folder 224)", minimum=1
+    )
+    in_chans: int | None = option(None, "channels; null: the data set's (digits 1, others 3)", choices=[1, 3])
     batch_size: int = option(128, "images in a step; see train.accumulate", minimum=1)
     workers: int = option(0, "processes that read images ahead; 0: the training process reads them", minimum=0)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     interpolation: str = option("bicubic", "how images are resized", choices=["nearest", "bilinear", "bicubic"])
     crop_pct: float | None = option(
         None,
-        "evaluation: share of the resized short side that the centre crop keeps; null: digits 1, image_folder 0.875",
+        "evaluation: share of the resized short side that the centre crop keeps; null: image_folder 0.875, others 1",
         above=0,
         maximum=1,
     )
@@ -104,8 +113,9 @@ class DataConfig:
                     f"{prefix}augment.{name} changes colours, but {prefix}dataset=digits has 17 levels of grey; "
                     "set it to 0"
                 )
-        if self.dataset == "image_folder" and self.root is None:
-            raise UserError(f"{prefix}dataset=image_folder needs {prefix}root=FOLDER, which holds train/CLASS/*.jpg")
+        if self.dataset != "digits" and self.root is None:
+            holds = "train/CLASS/*.jpg" if self.dataset == "image_folder" else "the unpacked archive"
+            raise UserError(f"{prefix}dataset={self.dataset} needs {prefix}root=FOLDER, which holds {holds}")
 
 
 @dataclass

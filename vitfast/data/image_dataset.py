@@ -7,7 +7,7 @@ from torch.utils.data import Dataset
 
 from vitfast.config.check import check_options
 from vitfast.config.schema import DataConfig
-from vitfast.data import digits, image_folder
+from vitfast.data import cifar, digits, image_folder
 from vitfast.data.image_source import ImageSource
 from vitfast.data.seeding import derive_seed, seeded_generator
 from vitfast.data.transforms import TensorTransform, eval_transform, train_transform
@@ -83,6 +83,8 @@ def available_splits(data: DataConfig) -> list[str]:
     check_options(data, "data.")
     if data.dataset == "digits":
         return list(digits.SPLITS)
+    if data.dataset in ("cifar10", "cifar100"):
+        return list(cifar.SPLITS)
     assert data.root is not None
     return image_folder.available_splits(data.root)
 
@@ -108,6 +110,9 @@ def build_dataset(
     source: ImageSource
     if data.dataset == "digits":
         source = digits.Digits(split)
+    elif data.dataset in ("cifar10", "cifar100"):
+        assert data.root is not None
+        source = cifar.Cifar(data.dataset, data.root, split, data.download)
     else:
         assert data.root is not None
         source = image_folder.ImageFolder(data.root, split)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from vitfast.config import DataConfig, load_config, option
+from vitfast.config import DATASETS, DataConfig, load_config, option
 from vitfast.data import available_splits, build_dataset, build_loader
 from vitfast.engine.device import select_device
 from vitfast.engine.evaluator import Evaluation, evaluate
@@ -26,7 +26,7 @@ _CONFUSIONS_SHOWN = 5
 class EvaluateDataOptions:
     """Where the images come from; null: as the run was trained."""
 
-    dataset: str | None = option(None, "the data set; null: that of the run", choices=["digits", "image_folder"])
+    dataset: str | None = option(None, "the data set; null: that of the run", choices=DATASETS)
     root: str | None = option(None, "folder of the images; null: that of the run")
     batch_size: int | None = option(None, "images in a batch; null: that of the run", minimum=1)
     workers: int | None = option(None, "processes that read images; null: as the run", minimum=0)
