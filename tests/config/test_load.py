@@ -134,7 +134,10 @@ def test_wrong_type_says_key_value_and_expected_type(argument: str, words: list[
         ("optim.name=adamww", ["optim.name=adamww", "one of: adamw, adam, sgd", "did you mean adamw?"]),
         ("train.precision=fp23", ["train.precision=fp23", "one of: fp32, bf16", "did you mean fp32?"]),
         ("train.device=tpu", ["train.device=tpu", "one of: auto, cpu, cuda"]),
-        ("data.dataset=digit", ["data.dataset=digit", "one of: digits, cifar10, cifar100, image_folder", "did you mean digits?"]),
+        (
+            "data.dataset=digit",
+            ["data.dataset=digit", "digits, cifar10, cifar100, image_folder", "did you mean digits?"],
+        ),
         ("data.interpolation=cubic", ["data.interpolation=cubic", "nearest, bilinear, bicubic"]),
         ("data.in_chans=2", ["data.in_chans=2", "one of: 1, 3"]),
         ("data.mean=[nan]", ["data.mean=[nan]", "1 or 3 values"]),
