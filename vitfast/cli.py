@@ -15,6 +15,7 @@ from vitfast.errors import UserError
 # verb -> what it does; `vitfast VERB …` and `python -m vitfast.VERB …` are the same
 VERBS = {
     "train": "train a model; without options: handwritten digits, about a minute",
+    "prepare": "bring a data set into the layout that training reads",
     "evaluate": "measure a checkpoint: accuracy, calibration, a table by class",
     "predict": "name what images show",
     "benchmark": "measure how fast a model runs on this machine",

@@ -136,7 +136,7 @@ def test_wrong_type_says_key_value_and_expected_type(argument: str, words: list[
         ("train.device=tpu", ["train.device=tpu", "one of: auto, cpu, cuda"]),
         (
             "data.dataset=digit",
-            ["data.dataset=digit", "digits, cifar10, cifar100, image_folder", "did you mean digits?"],
+            ["data.dataset=digit", "digits, cifar10, cifar100, image_folder, file_list", "did you mean digits?"],
         ),
         ("data.interpolation=cubic", ["data.interpolation=cubic", "nearest, bilinear, bicubic"]),
         ("data.in_chans=2", ["data.in_chans=2", "one of: 1, 3"]),

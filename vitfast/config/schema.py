@@ -15,7 +15,7 @@ from vitfast.config.format_value import format_value
 from vitfast.config.option import option
 from vitfast.errors import UserError
 
-DATASETS = ("digits", "cifar10", "cifar100", "image_folder")
+DATASETS = ("digits", "cifar10", "cifar100", "image_folder", "file_list")
 
 
 @dataclass
@@ -77,11 +77,11 @@ class DataConfig:
     root: str | None = option(
         None,
         "folder of the data: for image_folder ROOT/train/CLASS/*, ROOT/val and/or ROOT/test; for cifar10 and cifar100 "
-        "where the archive is unpacked",
+        "where the archive is unpacked; for file_list that of train_imagepaths.txt",
     )
     download: bool = option(False, "cifar10, cifar100: fetch the archive if it is not in data.root")
     img_size: int | None = option(
-        None, "side in pixels; null: the data set's (digits 8, cifar 32, image_folder 224)", minimum=1
+        None, "side in pixels; null: the data set's (digits 8, cifar 32, others 224)", minimum=1
     )
     in_chans: int | None = option(None, "channels; null: the data set's (digits 1, others 3)", choices=[1, 3])
     batch_size: int = option(128, "images in a step; see train.accumulate", minimum=1)
@@ -90,7 +90,7 @@ class DataConfig:
     interpolation: str = option("bicubic", "how images are resized", choices=["nearest", "bilinear", "bicubic"])
     crop_pct: float | None = option(
         None,
-        "evaluation: share of the resized short side that the centre crop keeps; null: image_folder 0.875, others 1",
+        "evaluation: share of the resized short side that the centre crop keeps; null: digits, cifar 1, others 0.875",
         above=0,
         maximum=1,
     )
@@ -114,7 +114,9 @@ class DataConfig:
                     "set it to 0"
                 )
         if self.dataset != "digits" and self.root is None:
-            holds = "train/CLASS/*.jpg" if self.dataset == "image_folder" else "the unpacked archive"
+            holds = {"image_folder": "train/CLASS/*.jpg", "file_list": "train_imagepaths.txt and label_map.json"}.get(
+                self.dataset, "the unpacked archive"
+            )
             raise UserError(f"{prefix}dataset={self.dataset} needs {prefix}root=FOLDER, which holds {holds}")
 
 

@@ -7,7 +7,7 @@ from torch.utils.data import Dataset
 
 from vitfast.config.check import check_options
 from vitfast.config.schema import DataConfig
-from vitfast.data import cifar, digits, image_folder
+from vitfast.data import cifar, digits, file_list, image_folder
 from vitfast.data.image_source import ImageSource
 from vitfast.data.seeding import derive_seed, seeded_generator
 from vitfast.data.transforms import TensorTransform, eval_transform, train_transform
@@ -86,6 +86,8 @@ def available_splits(data: DataConfig) -> list[str]:
     if data.dataset in ("cifar10", "cifar100"):
         return list(cifar.SPLITS)
     assert data.root is not None
+    if data.dataset == "file_list":
+        return file_list.available_splits(data.root)
     return image_folder.available_splits(data.root)
 
 
@@ -113,6 +115,9 @@ def build_dataset(
     elif data.dataset in ("cifar10", "cifar100"):
         assert data.root is not None
         source = cifar.Cifar(data.dataset, data.root, split, data.download)
+    elif data.dataset == "file_list":
+        assert data.root is not None
+        source = file_list.FileList(data.root, split)
     else:
         assert data.root is not None
         source = image_folder.ImageFolder(data.root, split)

@@ -1,0 +1,95 @@
+"""Lists of images as myrtle-vision keeps RESISC45: ``root/train_imagepaths.txt`` and so on, and ``label_map.json``."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image
+
+from vitfast.data.image_file import load_image
+from vitfast.errors import UserError
+
+LIST_FILES = {"train": "train_imagepaths.txt", "val": "valid_imagepaths.txt", "test": "test_imagepaths.txt"}
+LABEL_MAP = "label_map.json"
+
+
+class FileList:
+    """The images that a list names; an ``ImageSource``.
+
+    A line of a list is the path of an image from ``root`` on; the folder that it lies in is its class.
+    ``label_map.json`` gives each class its number, 0 to K - 1.
+
+    Args:
+        root: the folder of the lists.
+        split: ``"train"``, ``"val"`` (``valid_imagepaths.txt``) or ``"test"``.
+
+    Raises:
+        UserError: if a file is missing, or a line names no class of ``label_map.json``.
+    """
+
+    in_chans = 3
+    img_size = 224
+    crop_pct = 0.875
+
+    def __init__(self, root: str | os.PathLike[str], split: str) -> None:
+        self.mean = [0.485, 0.456, 0.406]  # ImageNet
+        self.std = [0.229, 0.224, 0.225]
+        self.folder = Path(root).expanduser()
+        if split not in available_splits(root):
+            raise UserError(f"data.root={root} has no {LIST_FILES[split]}")
+        numbers = _label_map(self.folder / LABEL_MAP)
+        self.class_names = sorted(numbers, key=numbers.__getitem__)
+        paths, self.labels = [], []
+        file = self.folder / LIST_FILES[split]
+        for line_number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+            if not line.strip():
+                continue
+            name = PurePosixPath(line.strip()).parent.name
+            if name not in numbers:
+                raise UserError(
+                    f"{file}, line {line_number}: {line.strip()} lies in the folder {name!r}, which is no class of "
+                    f"{LABEL_MAP}"
+                )
+            paths.append(os.fsencode(line.strip()))
+            self.labels.append(numbers[name])
+        if not paths:
+            raise UserError(f"{file} names no images")
+        # An array, since a worker that counts references to a million strings would copy their pages.
+        self._paths = np.array(paths)
+
+    def path(self, index: int) -> str:
+        """The file of an image."""
+        return os.path.join(self.folder, os.fsdecode(self._paths[index]))
+
+    def read(self, index: int, in_chans: int) -> Image.Image:
+        """Decodes an image; see ``load_image``."""
+        return load_image(self.path(index), in_chans)
+
+
+def available_splits(root: str | os.PathLike[str]) -> list[str]:
+    """Lists which of train, val and test have a list.
+
+    Raises:
+        UserError: if none has.
+    """
+    folder = Path(root).expanduser()
+    splits = [split for split, name in LIST_FILES.items() if (folder / name).is_file()]
+    if not splits:
+        raise UserError(
+            f"data.root={root} has none of {', '.join(LIST_FILES.values())}; "
+            "python -m vitfast.prepare makes them for RESISC45"
+        )
+    return splits
+
+
+def _label_map(file: Path) -> dict[str, int]:
+    try:
+        numbers = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f'{file} cannot be read: {error}; it holds {{"CLASS": NUMBER, …}}') from error
+    if not isinstance(numbers, dict) or sorted(map(str, numbers.values())) != sorted(map(str, range(len(numbers)))):
+        raise UserError(f"{file} must give the classes the numbers 0 to {len(numbers) - 1}, each once")
+    return {str(name): int(number) for name, number in numbers.items()}

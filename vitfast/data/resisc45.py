@@ -1,0 +1,121 @@
+"""RESISC45 (Cheng et al., 2017: 31,500 aerial images, 45 classes of 700, 256 x 256) in the layout of ``file_list``."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from vitfast.config.option import option
+from vitfast.data.file_list import LABEL_MAP, LIST_FILES
+from vitfast.errors import UserError
+
+_IMAGES = "images"
+
+
+@dataclass
+class PrepareOptions:
+    """Brings a data set into the layout that training reads."""
+
+    source: str = option(help="the unpacked archive: a folder with a folder of images for each class")
+    target: str = option(help="folder to make; it may exist, and what it holds already is kept")
+    dataset: str = option("resisc45", "the data set", choices=["resisc45"])
+    split: str = option(
+        "myrtle",
+        "myrtle: the first 489, then 71, then 140 images of each class; torchgeo: its published lists, which lie in "
+        "source as resisc45-train.txt, resisc45-val.txt and resisc45-test.txt",
+        choices=["myrtle", "torchgeo"],
+    )
+
+
+def prepare_resisc45(options: PrepareOptions) -> dict[str, int]:
+    """Makes ``target/images/CLASS/*``, the three lists and ``label_map.json``.
+
+    Images are linked where the file system can, else copied. Doing it again changes nothing.
+
+    Args:
+        options: from where, to where, which split.
+
+    Returns:
+        How many images each split has.
+
+    Raises:
+        UserError: if the source is not laid out as it should be, or the target cannot be written.
+    """
+    source, target = Path(options.source).expanduser(), Path(options.target).expanduser()
+    if not source.is_dir():
+        raise UserError(f"source={options.source} is no folder; unpack NWPU-RESISC45 and name its folder")
+    folder = source / _IMAGES if (source / _IMAGES).is_dir() else source
+    images = {
+        entry.name: sorted(name for name in os.listdir(entry) if name.lower().endswith(IMG_EXTENSIONS))
+        for entry in sorted(folder.iterdir())
+        if entry.is_dir() and not entry.name.startswith(".")
+    }
+    images = {name: files for name, files in images.items() if files}
+    if len(images) < 2:
+        raise UserError(f"source={options.source} has {len(images)} folders with images; RESISC45 has 45, one a class")
+    splits = _myrtle_split(images) if options.split == "myrtle" else _torchgeo_split(images, source)
+    try:
+        for name, files in images.items():
+            (target / _IMAGES / name).mkdir(parents=True, exist_ok=True)
+            for file in files:
+                _place(folder / name / file, target / _IMAGES / name / file)
+        for split, chosen in splits.items():
+            lines = [f"{_IMAGES}/{name}/{file}\n" for name, file in chosen]
+            _write(target / LIST_FILES[split], "".join(lines))
+        _write(target / LABEL_MAP, json.dumps({name: number for number, name in enumerate(images)}, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"target={options.target} cannot be written: {error}") from error
+    return {split: len(chosen) for split, chosen in splits.items()}
+
+
+def _myrtle_split(images: dict[str, list[str]]) -> dict[str, list[tuple[str, str]]]:
+    """By position in alphabetical order: 70, 10 and 20 %, rounded as myrtle-vision's code does."""
+    splits: dict[str, list[tuple[str, str]]] = {split: [] for split in LIST_FILES}
+    for name, files in images.items():
+        train, test = int(0.7 * len(files)), int(0.2 * len(files))  # of 700: 489 (0.7 is below 7/10) and 140
+        parts = {"train": files[:train], "val": files[train : len(files) - test], "test": files[len(files) - test :]}
+        for split, chosen in parts.items():
+            splits[split] += [(name, file) for file in chosen]
+    return splits
+
+
+def _torchgeo_split(images: dict[str, list[str]], source: Path) -> dict[str, list[tuple[str, str]]]:
+    class_of = {file: name for name, files in images.items() for file in files}
+    splits = {}
+    for split in LIST_FILES:
+        file = source / f"resisc45-{split}.txt"
+        try:
+            names = file.read_text(encoding="utf-8").split()
+        except OSError as error:
+            raise UserError(
+                f"split=torchgeo reads {file}: {error}; fetch it from https://huggingface.co/datasets/torchgeo/resisc45"
+            ) from error
+        missing = [name for name in names if name not in class_of]
+        if missing:
+            raise UserError(f"{file} names {missing[0]} and {len(missing) - 1} more that source={source} does not have")
+        splits[split] = [(class_of[name], name) for name in names]
+    return splits
+
+
+def _place(source: Path, target: Path) -> None:
+    """Links or copies a file, unless it is there already; a copy that was cut off leaves nothing under its name."""
+    if target.exists() and target.stat().st_size == source.stat().st_size:
+        return
+    temporary = target.with_name(f".{target.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copy2(source, temporary)
+    os.replace(temporary, target)
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
