@@ -12,6 +12,15 @@ namespace vitfast {
 constexpr int attention_max_tokens = 256;
 static_assert(attention_shared_bytes<Half, 128, 32>(1) == 160 * 1024);  // what vitfast/ops/attention.py asks a GPU for
 
+// Shared memory leaves room for as many blocks as attention_blocks_at_once plans for registers: a multiprocessor of
+// sm_90 has 228 KiB, of which each block takes 1 KiB for itself.
+template <int head_dim, int key_tiles>
+constexpr bool fits_planned_blocks =
+    attention_blocks_at_once(head_dim, key_tiles) * (attention_shared_bytes<Half, head_dim, key_tiles>(1) + 1024) <=
+    228 * 1024;
+static_assert(fits_planned_blocks<64, 7> && fits_planned_blocks<64, 13> && fits_planned_blocks<64, 25>);
+static_assert(fits_planned_blocks<32, 25> && fits_planned_blocks<80, 32>);
+
 template <typename T, int head_dim, int full_tiles, int key_tiles>
 void launch_attention_forward_instance(const AttentionForward& a, Stream stream) {
   // as many heads as give every warp a tile
