@@ -96,3 +96,11 @@ def test_layers_of_a_distilled_model():
     names = dict(learner.named_parameters())
     assert rates[id(names["head_dist.weight"])] == 1.0
     assert rates[id(names["dist_token"])] == 0.25
+
+
+@pytest.mark.parametrize(("lr_batch", "expected"), [(None, 0.3), (512, 0.6), (2048, 0.15)])
+def test_the_learning_rate_may_follow_the_batch(lr_batch, expected):
+    config = OptimConfig(lr=0.3, lr_batch=lr_batch, layer_decay=0.5)
+    optimizer = create_optimizer(task(), config, batch_size=1024)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(expected)
+    assert optimizer.param_groups[-1]["lr"] == pytest.approx(expected / 4)

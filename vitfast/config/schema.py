@@ -126,6 +126,9 @@ class OptimConfig:
 
     name: str = option("adamw", "the optimizer", choices=["adamw", "adam", "sgd"])
     lr: float = option(1e-3, "learning rate at the end of the warm-up", above=0)
+    lr_batch: int | None = option(
+        None, "batch that optim.lr is meant for: it is scaled by data.batch_size over this; null: not scaled", minimum=1
+    )
     weight_decay: float = option(
         0.05,
         "decay of matrices (adam, sgd: through the gradient); biases, norms and embeddings have none",

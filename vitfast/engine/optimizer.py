@@ -69,20 +69,21 @@ def _exempt_names(module: nn.Module) -> set[str]:
     return names
 
 
-def create_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+def create_optimizer(module: nn.Module, config: OptimConfig, batch_size: int | None = None) -> torch.optim.Optimizer:
     """Builds torch's optimizer over ``parameter_groups``: fused where every parameter allows it, else torch's choice.
 
     Args:
         module: a model, or a task around one, already on its device.
         config: which optimizer, learning rate, decay, and what belongs to the optimizer.
+        batch_size: images in a step, by which ``config.lr_batch`` scales the learning rate (Goyal et al., 2017).
     """
-    groups = parameter_groups(module, config.weight_decay, config.lr, config.layer_decay)
+    scale = batch_size / config.lr_batch if batch_size is not None and config.lr_batch is not None else 1.0
+    lr = config.lr * scale
+    groups = parameter_groups(module, config.weight_decay, lr, config.layer_decay)
     parameters = [parameter for group in groups for parameter in group["params"]]
     fused = all(parameter.is_floating_point() and parameter.device.type in ("cpu", "cuda") for parameter in parameters)
     if config.name == "sgd":
-        return torch.optim.SGD(
-            groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=fused or None
-        )
+        return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.nesterov, fused=fused or None)
     adam = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
     beta1, beta2 = config.betas
-    return adam(groups, lr=config.lr, betas=(beta1, beta2), eps=config.eps, fused=fused or None)
+    return adam(groups, lr=lr, betas=(beta1, beta2), eps=config.eps, fused=fused or None)

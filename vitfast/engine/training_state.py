@@ -45,7 +45,7 @@ class TrainingState:
     ) -> None:
         self.task = task
         self.average = create_average(task, config.optim.ema_decay)
-        self.optimizer = create_optimizer(task, config.optim)
+        self.optimizer = create_optimizer(task, config.optim, config.data.batch_size)
         self.schedule = create_schedule(self.optimizer, config.schedule, steps_per_epoch)
         self.meter = ClassificationMeter(num_classes, device)
         self.epoch = 0
