@@ -93,6 +93,13 @@ __global__ void fault_kernel(const float* x, float* y, int fault) {
       commit_copies();
       wait_for_copies<0>();
       return;
+    case 16:  // barriers with different names order nothing between their warps
+      numbers[thread] = 0.0f;
+      sync_threads();
+      numbers[thread] = x[thread];
+      sync_named(1 + warp_in_block(), 32);
+      y[thread] = numbers[thread ^ 32];
+      return;
     default:
       return;
   }
