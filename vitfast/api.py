@@ -6,10 +6,10 @@ import os
 from typing import Any
 
 from vitfast.errors import UserError
+from vitfast.models.image_model import ImageModel
 from vitfast.models.load_state import load_state
 from vitfast.models.registry import build_model, list_models, resolve_name
 from vitfast.models.saved_model import SavedModel, read_saved_model
-from vitfast.models.vit import VisionTransformer
 
 __all__ = ["create_model", "list_models"]
 
@@ -21,7 +21,7 @@ def create_model(
     img_size: int | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     **fields: Any,
-) -> VisionTransformer:
+) -> ImageModel:
     """Creates a model, freshly initialized or from a checkpoint.
 
     Args:
@@ -33,7 +33,8 @@ def create_model(
             it is given and differs from the checkpoint's, the position embeddings are resized by the field
             ``position_interpolation``.
         checkpoint: a vitfast checkpoint folder, or a ``.safetensors`` file with timm's keys.
-        **fields: further fields of ``vitfast.models.ViTFields``. They override the checkpoint's.
+        **fields: further fields of the model's family (``vitfast.models.ViTFields`` for a ViT). They override the
+            checkpoint's.
 
     Returns:
         The model, in training mode and on the CPU, or on the device that ``with torch.device(…)`` sets.
@@ -54,7 +55,7 @@ def create_model(
         model,
         saved.state,
         source=str(saved.path),
-        may_resize_positions=img_size is not None,
+        may_resize=img_size is not None,
         may_replace_head=num_classes is not None,
     )
     return model

@@ -8,7 +8,7 @@ import re
 import torch
 from torch import Tensor, nn
 
-from vitfast.models import VisionTransformer, ViTFields
+from vitfast.models import ImageModel, VisionTransformer, ViTFields
 
 
 class Unavailable(Exception):
@@ -38,7 +38,7 @@ def torchvision_name(name: str) -> str:
     return name
 
 
-def torchvision_model(model: VisionTransformer) -> nn.Module:
+def torchvision_model(model: ImageModel) -> nn.Module:
     """Builds torchvision's Vision Transformer with the architecture and a copy of the weights of ``model``.
 
     Raises:
@@ -46,8 +46,7 @@ def torchvision_model(model: VisionTransformer) -> nn.Module:
     """
     from torchvision.models.vision_transformer import VisionTransformer as TorchvisionModel
 
-    fields = model.fields
-    _require_plain(fields, "torchvision")
+    fields = _plain_fields(model, "torchvision")
     if not fields.qkv_bias or fields.distillation_token != "none":
         raise Unavailable("torchvision has no ViT with a distillation token or without q, k, v biases")
     foreign = TorchvisionModel(
@@ -65,7 +64,7 @@ def torchvision_model(model: VisionTransformer) -> nn.Module:
     return _with_weights(foreign, {torchvision_name(name): value for name, value in model.state_dict().items()}, model)
 
 
-def timm_model(model: VisionTransformer) -> nn.Module:
+def timm_model(model: ImageModel) -> nn.Module:
     """Builds timm's Vision Transformer or distilled DeiT with the architecture and a copy of the weights of ``model``.
 
     Raises:
@@ -77,8 +76,7 @@ def timm_model(model: VisionTransformer) -> nn.Module:
     except ImportError as error:
         raise Unavailable("not installed: pip install timm") from error
 
-    fields = model.fields
-    _require_plain(fields, "timm")
+    fields = _plain_fields(model, "timm")
     is_distilled = fields.distillation_token == "after_class"
     foreign: nn.Module = (VisionTransformerDistilled if is_distilled else TimmModel)(
         img_size=fields.img_size,
@@ -111,8 +109,11 @@ def gradients(module: nn.Module, names: list[str], *, rename: bool) -> list[Tens
     return [torch.zeros_like(one) if one.grad is None else one.grad for one in found]
 
 
-def _require_plain(fields: ViTFields, library: str) -> None:
-    """Refuses the variants that neither library has."""
+def _plain_fields(model: ImageModel, library: str) -> ViTFields:
+    """Returns the fields, unless they are of a variant that neither library has."""
+    if not isinstance(model, VisionTransformer):
+        raise Unavailable(f"{library} has its own form of {model.model_name}, which is not compared")
+    fields = model.fields
     is_plain = (
         fields.patch_order == "channels_first"
         and fields.distillation_token != "last"
@@ -122,9 +123,10 @@ def _require_plain(fields: ViTFields, library: str) -> None:
     )
     if not is_plain:
         raise Unavailable(f"{library} has no ViT with this model's patch order, tokens, pooling, head or GELU")
+    return fields
 
 
-def _with_weights(foreign: nn.Module, state: dict[str, Tensor], like: VisionTransformer) -> nn.Module:
+def _with_weights(foreign: nn.Module, state: dict[str, Tensor], like: ImageModel) -> nn.Module:
     """Loads a state strictly and brings the module to the other's device, type and mode."""
     foreign.load_state_dict(state)
     parameter = next(like.parameters())

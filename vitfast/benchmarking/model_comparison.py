@@ -12,12 +12,12 @@ from vitfast.benchmarking.comparison import Comparison, Contest
 from vitfast.benchmarking.foreign_model import Unavailable, timm_model, torchvision_model
 from vitfast.benchmarking.subject import Subject
 from vitfast.benchmarking.work import count_gflop
-from vitfast.models import VisionTransformer
+from vitfast.models import ImageModel
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 # the order in which they are listed, and in which a reference is chosen
-_FOREIGN: dict[str, Callable[[VisionTransformer], nn.Module]] = {"torchvision": torchvision_model, "timm": timm_model}
+_FOREIGN: dict[str, Callable[[ImageModel], nn.Module]] = {"torchvision": torchvision_model, "timm": timm_model}
 
 WEIGHT = 4.0
 
@@ -96,7 +96,7 @@ def compiled(model: nn.Module) -> nn.Module:
 
 def sample_images(model: nn.Module, batch: int) -> Tensor:
     """Random images ``[B, C, H, W]`` in fp32 for a vitfast model, the same ones in every run."""
-    assert isinstance(model, VisionTransformer)
+    assert isinstance(model, ImageModel)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(batch, model.in_chans, model.img_size, model.img_size, generator=generator)
     return images.to(next(model.parameters()).device)

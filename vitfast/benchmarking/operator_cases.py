@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vitfast import ops
-from vitfast.models.registry import ARCHITECTURES, resolve_name
+from vitfast.errors import UserError
+from vitfast.models.registry import resolve_name
+from vitfast.models.vit_architectures import VIT_ARCHITECTURES
 from vitfast.quantization import FloatFormat
 
 Function = Callable[..., tuple[Tensor, ...]]
@@ -36,9 +38,11 @@ class Sizes:
         """Takes them from an architecture.
 
         Raises:
-            UserError: there is no such model.
+            UserError: there is no such ViT.
         """
-        fields = ARCHITECTURES[resolve_name(name)]
+        fields = VIT_ARCHITECTURES.get(resolve_name(name))
+        if fields is None:
+            raise UserError(f"model={name} is no plain ViT or DeiT, whose sizes the operators are measured at")
         tokens = fields.grid_size**2 + fields.num_prefix_positions
         return cls(batch, tokens, fields.embed_dim, fields.num_heads, fields.mlp_dim)
 

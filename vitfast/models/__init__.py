@@ -1,8 +1,17 @@
 """The models, which only build and compute: no files, no training, no command line."""
 
 from vitfast.models.deit import DistilledVisionTransformer
+from vitfast.models.image_model import ImageModel, ModelFields
 from vitfast.models.registry import build_model, list_models
 from vitfast.models.vit import VisionTransformer
 from vitfast.models.vit_fields import ViTFields
 
-__all__ = ["DistilledVisionTransformer", "ViTFields", "VisionTransformer", "build_model", "list_models"]
+__all__ = [
+    "DistilledVisionTransformer",
+    "ImageModel",
+    "ModelFields",
+    "ViTFields",
+    "VisionTransformer",
+    "build_model",
+    "list_models",
+]

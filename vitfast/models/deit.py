@@ -27,6 +27,8 @@ class DistilledVisionTransformer(VisionTransformer):
         fields: as in ``VisionTransformer``, with ``distillation_token`` other than ``"none"``.
     """
 
+    head_prefixes = ("head.", "head_dist.")
+
     def __init__(self, model_name: str, fields: ViTFields) -> None:
         super().__init__(model_name, fields)
         dim = fields.embed_dim

@@ -8,21 +8,19 @@ from collections.abc import Collection
 from torch import Tensor
 
 from vitfast.errors import UserError
-from vitfast.layers import resize_position_embedding
-from vitfast.models.vit import VisionTransformer
+from vitfast.models.image_model import ImageModel
 
 _LISTED_KEYS = 20
-_HEADS = ("head.", "head_dist.")
 
 logger = logging.getLogger(__name__)
 
 
 def load_state(
-    model: VisionTransformer,
+    model: ImageModel,
     state: dict[str, Tensor],
     *,
     source: str,
-    may_resize_positions: bool = False,
+    may_resize: bool = False,
     may_replace_head: bool = False,
 ) -> None:
     """Loads weights in place. Every key and shape has to fit, but for what the caller allows.
@@ -31,21 +29,22 @@ def load_state(
         model: the model to fill.
         state: weights under timm's keys.
         source: where they come from, for messages.
-        may_resize_positions: resample position embeddings of another image size, by the model's
-            ``position_interpolation``.
+        may_resize: adapt the weights of another image size, see ``ImageModel.resize_state``.
         may_replace_head: leave the heads freshly initialized where their number of classes differs.
 
     Raises:
         UserError: keys are missing, unexpected or have another shape; the message lists them.
     """
-    state = dict(state)
+    state = dict(model.own_keys(state))
     own = model.state_dict()
-    if may_resize_positions:
-        _resize_positions(model, state, source)
-    if may_replace_head and _num_classes(state) != _num_classes(own):
-        logger.info("%s: fresh head, %d classes instead of %d", source, _num_classes(own), _num_classes(state))
-        state = {key: value for key, value in state.items() if not key.startswith(_HEADS)}
-        state.update({key: value for key, value in own.items() if key.startswith(_HEADS)})
+    if may_resize:
+        for key in model.resize_state(state):
+            logger.info("%s: %s resized for images of %d pixels", source, key, model.img_size)
+    heads, classes = model.head_prefixes, _num_classes(state, model)
+    if may_replace_head and classes != _num_classes(own, model):
+        logger.info("%s: fresh head, %d classes instead of %d", source, model.num_classes, classes)
+        state = {key: value for key, value in state.items() if not key.startswith(heads)}
+        state.update({key: value for key, value in own.items() if key.startswith(heads)})
 
     missing = sorted(own.keys() - state.keys())
     unexpected = sorted(state.keys() - own.keys())
@@ -62,25 +61,9 @@ def load_state(
     model.load_state_dict(state)
 
 
-def _resize_positions(model: VisionTransformer, state: dict[str, Tensor], source: str) -> None:
-    positions = state.get("pos_embed")
-    if positions is None or positions.shape == model.pos_embed.shape:
-        return
-    fields = model.fields
-    try:
-        state["pos_embed"] = resize_position_embedding(
-            positions,
-            fields.grid_size,
-            num_prefix_tokens=fields.num_prefix_positions,
-            interpolation=fields.position_interpolation,
-        )
-    except ValueError:
-        return  # no square grid of patches: another kind of model, whose keys and shapes load_state lists
-    logger.info("%s: position embeddings resized by %s", source, fields.position_interpolation)
-
-
-def _num_classes(state: dict[str, Tensor]) -> int:
-    return len(state["head.weight"]) if "head.weight" in state else 0
+def _num_classes(state: dict[str, Tensor], model: ImageModel) -> int:
+    weight = state.get(f"{model.head_prefixes[0]}weight")
+    return 0 if weight is None else len(weight)
 
 
 def _listing(keys: Collection[str]) -> str:

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from vitfast.layers import Block, LayerNorm, PatchEmbed
+from vitfast.layers import Block, LayerNorm, PatchEmbed, resize_position_embedding
+from vitfast.models.image_model import ImageModel
 from vitfast.models.vit_fields import ViTFields
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(ImageModel):
     """The Vision Transformer of Dosovitskiy et al. (2021), with timm's parameter names.
 
     Args:
-        model_name: the name under which ``vitfast.create_model`` builds this model; with ``model_fields`` it is all
-            that a checkpoint needs to say.
+        model_name: as in ``ImageModel``.
         fields: everything that defines it.
     """
 
+    fields: ViTFields
+
     def __init__(self, model_name: str, fields: ViTFields) -> None:
-        super().__init__()
-        self.model_name = model_name
-        self.fields = fields
+        super().__init__(model_name, fields)
         dim, eps = fields.embed_dim, fields.layer_norm_eps
         num_positions = fields.num_prefix_positions + fields.grid_size**2
 
@@ -56,29 +53,25 @@ class VisionTransformer(nn.Module):
         self.head = nn.Linear(dim, fields.num_classes) if fields.num_classes else nn.Identity()
         self._initialize()
 
-    @property
-    def model_fields(self) -> dict[str, Any]:
-        """The fields as JSON can hold them: ``create_model(model_name, **model_fields)`` builds the same model."""
-        return asdict(self.fields)
-
-    @property
-    def num_classes(self) -> int:
-        """Outputs of each head."""
-        return self.fields.num_classes
-
-    @property
-    def img_size(self) -> int:
-        """Height and width of the images in pixels."""
-        return self.fields.img_size
-
-    @property
-    def in_chans(self) -> int:
-        """Channels of an image."""
-        return self.fields.in_chans
-
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that, beside the one-dimensional ones, take no weight decay."""
         return {"cls_token", "pos_embed"}
+
+    def resize_state(self, state: dict[str, Tensor]) -> list[str]:
+        """Resamples the position embeddings of another image size, by the field ``position_interpolation``."""
+        positions = state.get("pos_embed")
+        if positions is None or positions.shape == self.pos_embed.shape:
+            return []
+        try:
+            state["pos_embed"] = resize_position_embedding(
+                positions,
+                self.fields.grid_size,
+                num_prefix_tokens=self.fields.num_prefix_positions,
+                interpolation=self.fields.position_interpolation,
+            )
+        except ValueError:
+            return []  # no square grid of patches: the weights of another kind of model
+        return ["pos_embed"]
 
     def forward(self, images: Tensor) -> Tensor:
         """Classifies images.

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from dataclasses import dataclass
+from typing import Literal
 
 from vitfast.errors import UserError
 from vitfast.layers.mlp import GeluVariant
 from vitfast.layers.patch_embed import PatchOrder
 from vitfast.layers.position_embedding import PositionInterpolation
+from vitfast.models.field_checks import check_field
+from vitfast.models.image_model import ModelFields
 
 HeadType = Literal["linear", "norm_linear"]
 Pooling = Literal["token", "mean"]
@@ -17,7 +18,7 @@ DistillationToken = Literal["none", "after_class", "last"]
 
 
 @dataclass(frozen=True)
-class ViTFields:
+class ViTFields(ModelFields):
     """Every field of a plain ViT or DeiT; the defaults are timm's, that is Google's ViT and Facebook's DeiT.
 
     Positions are learned, and the class token comes first, in every one of these systems, so neither is a field.
@@ -25,8 +26,7 @@ class ViTFields:
     Attributes:
         img_size: height and width of the images in pixels, a multiple of ``patch_size``.
         patch_size: height and width of a patch in pixels.
-        in_chans: channels of an image.
-        num_classes: outputs of each head; 0 leaves the heads out, and the model returns the pooled channels.
+        in_chans, num_classes: as in ``ModelFields``.
         embed_dim: channels of a token, a multiple of ``num_heads``.
         depth: number of transformer blocks.
         num_heads: attention heads of a block.
@@ -52,10 +52,7 @@ class ViTFields:
         UserError: a field has a wrong type or value, or fields contradict each other.
     """
 
-    img_size: int = 224
     patch_size: int = 16
-    in_chans: int = 3
-    num_classes: int = 1000
     embed_dim: int = 768
     depth: int = 12
     num_heads: int = 12
@@ -73,19 +70,18 @@ class ViTFields:
     drop_path: float = 0.0
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
-        for field in fields(self):
-            _check_type(field.name, getattr(self, field.name), hints[field.name])
-        for name in ("img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads"):
-            _check(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
-        _check(self.num_classes >= 0, "num_classes", self.num_classes, "must be at least 1, or 0 for no head")
-        _check(self.layer_norm_eps > 0.0, "layer_norm_eps", self.layer_norm_eps, "must be above 0, for example 1e-6")
-        _check(
+        super().__post_init__()
+        for name in ("patch_size", "embed_dim", "depth", "num_heads"):
+            check_field(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+        check_field(
+            self.layer_norm_eps > 0.0, "layer_norm_eps", self.layer_norm_eps, "must be above 0, for example 1e-6"
+        )
+        check_field(
             self.mlp_dim >= 1, "mlp_ratio", self.mlp_ratio, f"must be at least {1 / self.embed_dim:g} (1 / embed_dim)"
         )
         for name in ("drop_rate", "attention_drop_rate", "drop_path"):
             rate = getattr(self, name)
-            _check(0.0 <= rate < 1.0, name, rate, "must be at least 0 and below 1, a probability")
+            check_field(0.0 <= rate < 1.0, name, rate, "must be at least 0 and below 1, a probability")
         self._check_patches()
         self._check_heads()
         if self.pooling == "mean" and self.distillation_token == "after_class":
@@ -128,21 +124,3 @@ class ViTFields:
             f"embed_dim={self.embed_dim} is no multiple of num_heads={self.num_heads}; "
             f"the nearest embed_dim that works: {dims}"
         )
-
-
-def _check_type(name: str, value: Any, hint: Any) -> None:
-    """Checks a value against its annotation: int, float (an int will do), bool or a Literal of words."""
-    if get_origin(hint) is Literal:
-        _check(value in get_args(hint), name, value, f"must be one of {', '.join(map(repr, get_args(hint)))}")
-    elif hint is bool:
-        _check(isinstance(value, bool), name, value, "must be True or False")
-    elif hint is int:
-        _check(isinstance(value, int) and not isinstance(value, bool), name, value, "must be a whole number")
-    else:
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        _check(is_number and math.isfinite(value), name, value, "must be a finite number")
-
-
-def _check(holds: bool, name: str, value: Any, rule: str) -> None:
-    if not holds:
-        raise UserError(f"{name} {rule}; got {value!r}")
