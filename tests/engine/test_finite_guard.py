@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+from vitfast.config import AugmentConfig, DataConfig
+from vitfast.data import EpochBatchSampler, build_dataset, build_loader
 from vitfast.engine.finite_guard import NonFiniteError, batch_indices, check_finite
 
 
@@ -43,6 +45,15 @@ def test_a_long_batch_is_shortened():
     long = DataLoader(TensorDataset(torch.arange(60)), batch_size=20)
     with pytest.raises(NonFiniteError, match=r"40, 41, 42, 43, 44, 45, 46, 47 and 12 more"):
         check(float("nan"), 1.0, loader=long)
+
+
+def test_a_repetition_is_named_as_its_image():
+    dataset = build_dataset(DataConfig(augment=AugmentConfig(repeats=3)), "train", seed=0)
+    loader = build_loader(dataset, batch_size=7, workers=0, seed=0, epoch=0, shuffle=True)
+    sampler = EpochBatchSampler(len(dataset), 3, seed=0, epoch=0, shuffle=True)
+    a, b, c = next(iter(sampler))
+    assert batch_indices(loader, 0) == [a, a, a, b, b, b, c]
+    assert batch_indices(loader, 1)[:2] == [c, c]
 
 
 def test_a_loader_without_batches_has_no_indices():

@@ -53,6 +53,12 @@ class AugmentConfig:
     rand_ops: int = option(0, "RandAugment: operations for each image, chosen at random", minimum=0)
     rand_magnitude: int = option(9, "RandAugment: strength of its operations", minimum=0, maximum=30)
     erase: float = option(0.0, "probability that a random rectangle becomes noise", minimum=0, maximum=1)
+    repeats: int = option(
+        1,
+        "repeated augmentation: times that an image comes in an epoch, each time changed otherwise; an epoch keeps its "
+        "length, so that it has only a part of the images, each epoch another; 1: off, DeiT: 3",
+        minimum=1,
+    )
     mixup: float = option(0.0, "MixUp: parameter of the beta distribution that shares are drawn from", minimum=0)
     cutmix: float = option(0.0, "CutMix: the same; with both, each batch takes one of them at random", minimum=0)
 

@@ -19,10 +19,13 @@ SPLITS = ("train", "val", "test")
 class ImageDataset(Dataset[tuple[Tensor, int]]):
     """Images of one split as normalised tensors; made by ``build_dataset``.
 
-    Augmentation of image i is a function of (seed, epoch, i) alone: neither the number of workers nor what was read
-    before changes it.
+    Augmentation of a sample, which is an image or, with repeated augmentation, one of its repetitions (see
+    ``EpochBatchSampler``), is a function of (seed, epoch, sample) alone: neither the number of workers nor what was
+    read before changes it.
 
     Attributes:
+        augment: whether images are changed at random, to learn from them, rather than read as in evaluation.
+        repeats: how often a chosen image comes in an epoch.
         class_names: the name of each class.
         in_chans: channels of an image.
         img_size: its side in pixels.
@@ -36,7 +39,8 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         self, source: ImageSource, data: DataConfig, *, augment: bool, seed: int, img_size: int | None = None
     ) -> None:
         self._source = source
-        self._augment = augment
+        self.augment = augment
+        self.repeats = data.augment.repeats if augment else 1
         self._seed = seed
         self._epoch = 0
         self.class_names = source.class_names
@@ -49,7 +53,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         self._transform = self._build_transform(data)
 
     def _build_transform(self, data: DataConfig) -> TensorTransform:
-        if self._augment:
+        if self.augment:
             return train_transform(data.augment, self.img_size, self.in_chans, self.mean, self.std, self.interpolation)
         return eval_transform(self.img_size, self.in_chans, self.mean, self.std, self.interpolation, self.crop_pct)
 
@@ -67,10 +71,25 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of a data set of {len(self)}")
+        return self.read(index, index)
+
+    def read(self, index: int, sample: int) -> tuple[Tensor, int]:
+        """Reads an image.
+
+        Args:
+            index: which image.
+            sample: whose augmentation it gets.
+
+        Returns:
+            The image ``[C, H, W]`` and its label.
+
+        Raises:
+            UserError: if it cannot be read.
+        """
         image, label = self._source.read(index, self.in_chans), int(self._source.labels[index])
-        if not self._augment:
+        if not self.augment:
             return self._transform(image), label
-        with seeded_generator(derive_seed("augmentation", self._seed, self._epoch, index)):
+        with seeded_generator(derive_seed("augmentation", self._seed, self._epoch, sample)):
             return self._transform(image), label
 
 

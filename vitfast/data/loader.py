@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from vitfast.data.epoch_sampler import EpochSampler
+from vitfast.data.epoch_batch_sampler import EpochBatchSampler
 from vitfast.data.image_dataset import ImageDataset
 from vitfast.data.seeding import derive_seed
 from vitfast.errors import UserError
@@ -30,36 +30,54 @@ def build_loader(
     shuffle: bool,
     drop_last: bool = False,
     start: int = 0,
+    rank: int = 0,
+    world: int = 1,
 ) -> ImageLoader:
     """Builds the loader of one epoch; its batches are a function of these arguments, ``workers`` aside.
+
+    The ranks share every batch out among them, see ``EpochBatchSampler``; each image of a data set that is read in
+    order, for evaluation, is thus read by one rank, once.
 
     It reads a copy of ``dataset`` that is set to ``epoch``, and it draws nothing from torch's global generator.
 
     Args:
         dataset: what to read.
-        batch_size: images in a batch.
+        batch_size: images in a batch, of all ranks together.
         workers: processes that read ahead, with one thread each; 0 reads in this process.
         seed: of the order.
         epoch: of the order and the augmentation, from 0.
         shuffle: whether the order is random.
         drop_last: whether a smaller last batch is left out.
-        start: samples of the epoch to skip, to continue an interrupted one.
+        start: samples of the epoch to skip, of all ranks together, to continue an interrupted one.
+        rank: of this process, 0..world - 1.
+        world: number of ranks.
 
     Returns:
-        A loader of (images ``[B, C, H, W]`` float, labels ``[B]`` int64), in pinned memory if there is a GPU.
+        A loader of (images ``[B, C, H, W]`` float, labels ``[B]`` int64), in pinned memory if there is a GPU. B is 0
+        for a rank that has no part of a last batch that is smaller than the number of ranks.
 
     Raises:
-        ValueError: if ``start`` is outside the data set.
+        ValueError: if ``start`` is outside the data set, or ``rank`` not below ``world``.
     """
     dataset = copy.copy(dataset)
     dataset.set_epoch(epoch)
+    sampler = EpochBatchSampler(
+        len(dataset),
+        batch_size,
+        seed=seed,
+        epoch=epoch,
+        shuffle=shuffle,
+        start=start,
+        drop_last=drop_last,
+        rank=rank,
+        world=world,
+        repeats=dataset.repeats,
+    )
     return ImageLoader(
         _Reader(dataset),
-        batch_size=batch_size,
-        sampler=EpochSampler(len(dataset), seed=seed, epoch=epoch, shuffle=shuffle, start=start),
+        batch_sampler=sampler,
         num_workers=workers,
-        drop_last=drop_last,
-        collate_fn=_collate,
+        collate_fn=_as_it_is,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_start_worker,
         generator=torch.Generator().manual_seed(derive_seed("workers", seed, epoch)),
@@ -85,15 +103,21 @@ class _Reader(Dataset[Any]):
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, int]] | UserError:
+    def __getitems__(self, samples: list[int]) -> tuple[Tensor, Tensor] | UserError:
+        size = self._dataset.img_size
+        if not samples:
+            return torch.empty(0, self._dataset.in_chans, size, size), torch.empty(0, dtype=torch.int64)
         try:
-            return [self._dataset[index] for index in indices]
+            read = [self._dataset.read(sample % len(self), sample) for sample in samples]
         except UserError as error:
             return error.with_traceback(None)
+        images, labels = default_collate(read)
+        return images, labels
 
 
-def _collate(samples: list[tuple[Tensor, int]] | UserError) -> Any:
-    return samples if isinstance(samples, UserError) else tuple(default_collate(samples))
+def _as_it_is(batch: Any) -> Any:
+    """The reader has put the batch together already."""
+    return batch
 
 
 def _start_worker(worker: int) -> None:

@@ -79,6 +79,8 @@ def evaluate(
             for images, labels in loader:
                 if should_stop():
                     return None
+                if len(labels) == 0:
+                    continue  # the part of a rank that has none of the last images
                 images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
                 result = task(images, labels)
                 meter.update(result["loss"], result["output"], labels)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -70,10 +70,14 @@ def check_finite(
 
 
 def batch_indices(loader: DataLoader[Any], batch: int) -> list[int]:
-    """Returns which images make up a batch of a loader whose order is a pure function; [] if it cannot tell."""
+    """Returns which images make up a batch of a loader whose order is a pure function; [] if it cannot tell.
+
+    A repetition of an image (see ``EpochBatchSampler``) is that image.
+    """
     if loader.batch_sampler is None:
         return []
-    return [int(index) for index in next(islice(iter(loader.batch_sampler), batch, None), [])]
+    images = len(cast(Sized, loader.dataset))
+    return [int(sample) % images for sample in next(islice(iter(loader.batch_sampler), batch, None), [])]
 
 
 def _shorten(items: Sequence[Any]) -> str:
