@@ -37,7 +37,7 @@ def train_tiny() -> TrainTiny:
 
             def _evaluate(self, dataset, stop):
                 if stop_in_evaluation:
-                    stop.request()
+                    self.stop.request()
                 return super()._evaluate(dataset, stop)
 
         resume = any(option.startswith("train.resume=") for option in options)

@@ -14,12 +14,13 @@ from vitfast.config import load_config
 from vitfast.data import EpochBatchSampler
 from vitfast.engine import trainer as trainer_module
 from vitfast.engine.checkpoint import list_checkpoints, load_weights_file, read_manifest, save_checkpoint
-from vitfast.engine.device import select_device
 from vitfast.engine.finite_guard import NonFiniteError
+from vitfast.engine.ranks import Ranks
 from vitfast.engine.run_directory import RunDirectory
 from vitfast.engine.stop_signal import StopSignal
 from vitfast.engine.trainer import Trainer
 from vitfast.engine.training_data import TrainingData
+from vitfast.engine.training_length import TrainingLength
 from vitfast.engine.training_model import create_training_model
 from vitfast.engine.training_state import TrainingState
 from vitfast.errors import UserError
@@ -124,11 +125,12 @@ def test_without_a_terminal_there_is_a_line_an_epoch(tmp_path, train_tiny, capsy
 
 def build(tmp_path, *options: str) -> Trainer:
     config = load_config(["data.batch_size=256", "model.fields.depth=1", "schedule.epochs=6", *options])
-    data = TrainingData(config)
+    ranks = Ranks("cpu")
+    data = TrainingData(config, ranks)
+    length = TrainingLength.of(config.schedule, data.steps_per_epoch)
     task = ClassificationTask(create_training_model(config.model, data.train))
-    device = select_device("cpu")
-    state = TrainingState(task, config, data.steps_per_epoch, 10, device)
-    return Trainer(config, state, data, RunDirectory.create(tmp_path / "run", "digits"), device, False)
+    state = TrainingState(task, config, length, 10, ranks)
+    return Trainer(config, state, length, data, RunDirectory.create(tmp_path / "run", "digits"), ranks, False)
 
 
 def test_not_finite_stops_before_the_update(tmp_path):

@@ -24,6 +24,10 @@ class ModelConfig:
 
     name: str = option("vit_nano_patch2_8", "name of the model, see vitfast.list_models()")
     img_size: int | None = option(None, "side of the input in pixels; null: that of the data", minimum=1)
+    checkpoint: str | None = option(
+        None, "weights to start from: a run, a checkpoint folder or a weights file; null: random ones"
+    )
+    zero_head: bool = option(False, "start the head from zero, so that the first prediction is uniform")
     drop_path: float = option(0.0, "stochastic depth of the last block, 0 in the first", minimum=0, below=1)
     drop_rate: float = option(0.0, "dropout after projections and MLP layers", minimum=0, below=1)
     fields: dict[str, Any] = option(
@@ -127,6 +131,35 @@ class DataConfig:
 
 
 @dataclass
+class DistillConfig:
+    """Learning from a teacher as well (models with a distillation token)."""
+
+    teacher: str | None = option(
+        None, "the teacher: a run, a checkpoint folder or a weights file of a model that knows the same classes"
+    )
+    teacher_name: str | None = option(
+        None, "name of the teacher's model, where distill.teacher is a file that does not say it: torchvision/resnet50"
+    )
+    kind: str = option(
+        "hard",
+        "hard: the teacher's first choice is the label; soft: its probabilities are the target",
+        choices=["hard", "soft"],
+    )
+    alpha: float = option(0.5, "share of the teacher in the loss, the labels have the rest", minimum=0, maximum=1)
+    temperature: float = option(1.0, "soft: the logits of both are divided by it", above=0)
+    soft_mean: str = option(
+        "elements",
+        "soft: the divergence is divided by images x classes (elements, DeiT) or by images alone (myrtle-vision)",
+        choices=["elements", "images"],
+    )
+
+    def check(self, prefix: str) -> None:
+        """Raises UserError for options that contradict each other; ``prefix`` stands before their names."""
+        if self.teacher is None and self.teacher_name is not None:
+            raise UserError(f"{prefix}teacher_name={self.teacher_name} needs {prefix}teacher=FILE, its weights")
+
+
+@dataclass
 class OptimConfig:
     """The optimizer and the loss."""
 
@@ -165,8 +198,12 @@ class OptimConfig:
 class ScheduleConfig:
     """How long, and how the learning rate goes: linear up, then down."""
 
-    epochs: int = option(60, "passes over the training images", minimum=1)
-    warmup_epochs: float = option(5.0, "epochs until the learning rate is reached", minimum=0)
+    epochs: int = option(60, "passes over the training images; see schedule.steps", minimum=1)
+    steps: int | None = option(None, "length in steps instead; the last epoch may be cut short", minimum=1)
+    warmup_epochs: float = option(
+        5.0, "epochs until the learning rate is reached; see schedule.warmup_steps", minimum=0
+    )
+    warmup_steps: int | None = option(None, "steps until the learning rate is reached, instead of epochs", minimum=0)
     name: str = option("cosine", "how it falls after the warm-up", choices=["cosine", "linear", "step", "constant"])
     min_lr: float = option(1e-6, "cosine, linear: learning rate at the end", minimum=0)
     step_epochs: float = option(30.0, "step: epochs between two drops, from the end of the warm-up on", above=0)
@@ -177,15 +214,36 @@ class ScheduleConfig:
 class TrainConfig:
     """How it runs, and what is kept."""
 
-    precision: str = option("fp32", "arithmetic; bf16: autocast, weights stay fp32", choices=["fp32", "bf16"])
+    precision: str = option(
+        "fp32",
+        "arithmetic; bf16, fp16: autocast, weights stay fp32; fp16 scales the loss",
+        choices=["fp32", "bf16", "fp16"],
+    )
     device: str = option("auto", "auto: a GPU if there is one", choices=["auto", "cpu", "cuda"])
     compile: bool = option(False, "run the model through torch.compile")
     threads: int | None = option(None, "CPU threads of the training process; null: torch's choice", minimum=1)
     accumulate: int = option(1, "parts that a batch is computed in, one after the other, to save memory", minimum=1)
+    shard: bool = option(
+        False, "torchrun: spread weights and optimizer over the processes (FSDP2), for models that do not fit"
+    )
+    timeout_s: float = option(600.0, "torchrun: seconds that a process waits for the others", above=0)
     log_every: int = option(50, "steps between two lines of progress", minimum=1)
     checkpoint_every_epochs: int = option(1, "epochs between two checkpoints", minimum=1)
+    checkpoint_every_steps: int | None = option(
+        None, "steps between two checkpoints, in addition; null: none within an epoch", minimum=1
+    )
     keep_checkpoints: int = option(2, "newest checkpoints that stay", minimum=1)
-    resume: str | None = option(None, "continue a run: its folder, or one of its checkpoints")
+    resume: str | None = option(
+        None, "continue a run: its folder, or one of its checkpoints; auto: what is in run_dir, or else begin"
+    )
+
+    def check(self, prefix: str) -> None:
+        """Raises UserError for options that contradict each other; ``prefix`` stands before their names."""
+        if self.shard and self.precision == "fp16":
+            raise UserError(
+                f"{prefix}shard=true does not go with {prefix}precision=fp16, whose overflows each process would see "
+                f"for its part only; use {prefix}precision=bf16"
+            )
 
 
 @dataclass
@@ -197,6 +255,7 @@ class Config:
     run_dir: str | None = option(None, "folder of the run; null: runs/RECIPE-TIME")
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

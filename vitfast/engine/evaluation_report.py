@@ -16,8 +16,8 @@ from vitfast.engine.evaluator import Evaluation, evaluate
 from vitfast.engine.run_directory import CONFIG
 from vitfast.engine.text_table import percent, text_table
 from vitfast.engine.trained_model import WEIGHTS, TrainedModel, load_trained_model
+from vitfast.engine.training_task import create_plain_task
 from vitfast.errors import UserError
-from vitfast.tasks import ClassificationTask
 
 _CONFUSIONS_SHOWN = 5
 
@@ -68,9 +68,10 @@ def evaluate_checkpoint(options: EvaluateOptions) -> str:
         )
     loader = build_loader(dataset, batch_size=data.batch_size, workers=data.workers, seed=0, epoch=0, shuffle=False)
     evaluation = evaluate(
-        ClassificationTask(trained.model),
+        create_plain_task(trained.model),
         loader,
         num_classes=len(trained.class_names),
+        num_exits=trained.model.num_exits,
         device=device,
         precision=options.precision,
         detailed=True,
@@ -122,6 +123,7 @@ def as_table(trained: TrainedModel, options: EvaluateOptions, evaluation: Evalua
     summary = [
         ("top-1", percent(evaluation.top1)),
         ("top-5", percent(evaluation.top5)),
+        *((f"top-1 of exit {number}", percent(top1)) for number, top1 in enumerate(evaluation.exits or [], start=1)),
         ("loss", f"{evaluation.loss:.4f}"),
         ("calibration error (ECE)", percent(evaluation.calibration_error)),
         ("images/s", f"{evaluation.images_per_s:,.0f}"),

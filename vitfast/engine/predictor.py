@@ -142,7 +142,8 @@ def predict(
             continue
         images = torch.stack([image for _, image in batch]).to(device)
         with torch.inference_mode(), autocast(device, options.precision):
-            logits = trained.model(images)
+            answer = trained.model(images)
+        logits = answer[-1] if isinstance(answer, tuple) else answer  # of several exits the last
         yield from _name(trained, [path for path, _ in batch], logits.float().softmax(dim=1), options.top)
 
 

@@ -130,6 +130,35 @@ class RunDirectory:
             self.write_text(METRICS, "".join(json.dumps(line) + "\n" for line in lines))
 
 
+class FollowedRun(RunDirectory):
+    """The folder of a run as the other ranks see it: they read in it, and leave writing and speaking to the main one.
+
+    Args:
+        path: the folder that the main rank made.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def close(self) -> None:
+        """Does nothing."""
+
+    def log(self, text: str, *, show: bool = True) -> None:
+        """Does nothing."""
+
+    def write_text(self, name: str, text: str) -> None:
+        """Does nothing."""
+
+    def write_environment(self, environment: dict[str, Any]) -> None:
+        """Does nothing."""
+
+    def append_metrics(self, line: dict[str, Any]) -> None:
+        """Does nothing."""
+
+    def keep_metrics(self, count: int) -> None:
+        """Does nothing."""
+
+
 def _default_path(recipe: str) -> Path:
     stem = f"{Path(recipe).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     path, number = Path("runs") / stem, 2
