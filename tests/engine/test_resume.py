@@ -2,70 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from vitfast.engine.checkpoint import latest_checkpoint, load_state, load_weights_file
+from support.run_content import content, differences
+from support.tiny_run import RICH
+from vitfast.engine.checkpoint import latest_checkpoint
 from vitfast.errors import UserError
 
-# everything that draws random numbers or carries a state from step to step
-RICH = [
-    "model.drop_rate=0.1",
-    "model.drop_path=0.1",
-    "data.augment.affine_degrees=10",
-    "data.augment.affine_translate=0.1",
-    "data.augment.erase=0.3",
-    "data.augment.mixup=0.2",
-    "data.augment.cutmix=1",
-    "optim.ema_decay=0.9",
-    "optim.clip_grad=1.0",
-    "optim.label_smoothing=0.1",
-    "optim.layer_decay=0.9",
-    "train.accumulate=2",
-]
 STEPS_PER_EPOCH = 6
-
-
-def differences(first: Any, second: Any, path: str = "") -> list[str]:
-    """Names every place where two nested structures differ in any bit; clocks are not compared."""
-    if path.endswith(("seconds_in_epoch", "images_per_s")):
-        return []
-    if isinstance(first, torch.Tensor):
-        return [] if first.dtype == second.dtype and torch.equal(first, second) else [path]
-    if isinstance(first, dict):
-        if first.keys() != second.keys():
-            return [f"{path}: keys"]
-        return [found for key in first for found in differences(first[key], second[key], f"{path}.{key}")]
-    if isinstance(first, (list, tuple)):
-        if len(first) != len(second):
-            return [f"{path}: length"]
-        pairs = enumerate(zip(first, second, strict=True))
-        return [found for index, (a, b) in pairs for found in differences(a, b, f"{path}[{index}]")]
-    return [] if first == second else [f"{path}: {first} != {second}"]
-
-
-def content(run_dir: Path) -> dict[str, Any]:
-    newest = latest_checkpoint(run_dir)
-    assert newest is not None
-    found = {
-        "name": newest.name,
-        "model": load_weights_file(newest),
-        "state": load_state(newest),
-        "manifest": {
-            key: value
-            for key, value in json.loads((newest / "manifest.json").read_text()).items()
-            if key not in ("files", "manifest_sha256")
-        },
-        "metrics": [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()],
-    }
-    if (newest / "ema.safetensors").exists():
-        found["ema"] = load_weights_file(newest, "ema")
-    return found
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import copy
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from vitfast.data.seeding import derive_seed
 from vitfast.errors import UserError
 
 _GRACE_S = 30
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def build_loader(
@@ -88,7 +90,9 @@ class ImageLoader(DataLoader[Any]):
     """A DataLoader that raises a worker's UserError as it is, where torch would wrap it in the text of a traceback."""
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:  # type: ignore[override]
-        for batch in super().__iter__():
+        with _held_signals():
+            batches = super().__iter__()
+        for batch in batches:
             if isinstance(batch, UserError):
                 raise batch
             yield batch
@@ -125,3 +129,14 @@ def _start_worker(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE_S))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
+
+
+@contextmanager
+def _held_signals() -> Iterator[None]:
+    """Lets signals wait while workers are started: these inherit it, and would die of one that finds them unprepared."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
