@@ -1,4 +1,4 @@
-"""Signals that a training process sends itself at a chosen place, so that a test hits the same place every time."""
+"""What happens to a training process at a chosen place, so that a test hits the same place every time."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from typing import Any
 from vitfast.data import loader
 from vitfast.engine import checkpoint, evaluator
 from vitfast.engine.trainer import Trainer
+from vitfast.tasks import ClassificationTask
 
 
 @dataclass(frozen=True)
 class Interruption:
-    """A signal at a place.
+    """A signal, or a loss that is not a number, at a place.
 
     Attributes:
         at: ``step`` (after ``count`` optimizer steps), ``evaluation`` (after ``count`` batches of it), ``save`` (as the
             ``count``-th file or folder of a checkpoint is flushed to the disk) or ``worker`` (in a worker of the data
-            loader that has started, but not yet prepared itself for signals).
+            loader that has started, but not yet prepared itself for signals); or ``loss``, and no signal: the
+            ``count``-th one is NaN.
         count: counted from 1 in this process.
         number: of the signal.
         times: how often it is sent.
@@ -48,6 +50,8 @@ class Interruption:
             _after(checkpoint, "flush_to_disk", self)
         elif self.at == "worker":
             _before(loader, "_start_worker", self._send)
+        elif self.at == "loss":
+            _spoil(ClassificationTask, "forward", self.count)
         else:
             raise ValueError(f"at={self.at!r}")
 
@@ -81,3 +85,15 @@ def _before(owner: Any, name: str, action: Callable[[], None]) -> None:
         return original(*arguments, **options)
 
     setattr(owner, name, prepared)
+
+
+def _spoil(owner: Any, name: str, count: int) -> None:
+    original, calls = getattr(owner, name), 0
+
+    def spoiled(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        result = original(*arguments, **options)
+        return {**result, "loss": result["loss"] * float("nan")} if calls == count else result
+
+    setattr(owner, name, spoiled)

@@ -12,6 +12,7 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import traceback
@@ -69,14 +70,35 @@ class TrainingServer:
             text=True,
         )
 
-    def start(self, output: Path, arguments: Sequence[str], *interruptions: Interruption) -> ForkedRun:
-        """Starts ``vitfast.train`` with these arguments."""
+    def start(
+        self, output: Path, arguments: Sequence[str], *interruptions: Interruption, **environment: str
+    ) -> ForkedRun:
+        """Starts ``vitfast.train`` with these arguments, and with these changes of the environment."""
         request = {
             "arguments": list(arguments),
             "output": str(output),
             "interruptions": [asdict(interruption) for interruption in interruptions],
+            "environment": environment,
         }
         return ForkedRun(self, int(self.ask(request)), output)
+
+    def start_ranks(
+        self, output: Path, arguments: Sequence[str], *interruptions: tuple[Interruption, ...], world: int = 2
+    ) -> list[ForkedRun]:
+        """Starts ``vitfast.train`` as torchrun would: ``world`` processes that find each other.
+
+        ``interruptions`` are those of each rank; ``output`` gets the rank as its suffix.
+        """
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        together = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(world)}
+        runs = []
+        for rank in range(world):
+            own = interruptions[rank] if rank < len(interruptions) else ()
+            file = output.with_suffix(f".{rank}")
+            runs.append(self.start(file, arguments, *own, RANK=str(rank), LOCAL_RANK=str(rank), **together))
+        return runs
 
     def run(self, output: Path, arguments: Sequence[str], *interruptions: Interruption, timeout_s: float = 120) -> int:
         """Starts ``vitfast.train`` and waits for its exit code."""
@@ -120,6 +142,7 @@ def _run(request: dict[str, Any]) -> NoReturn:
     for descriptor, source in ((0, nothing), (1, file), (2, file)):
         os.dup2(source, descriptor)
     code = 1
+    os.environ.update(request["environment"])
     try:
         for interruption in request["interruptions"]:
             Interruption(**interruption).install()

@@ -79,11 +79,21 @@ class Ranks:
 
     def __enter__(self) -> Ranks:
         if self.world > 1:
-            if self.device.type == "cuda":
+            store, rank, world = next(dist.rendezvous("env://", timeout=self._timeout))
+            # torchrun's store outlives a restart: what the earlier processes left in it would lead the new ones astray
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            store = dist.PrefixStore(f"vitfast/attempt_{attempt}", store)
+            on_gpu = self.device.type == "cuda"
+            if on_gpu:
                 torch.cuda.set_device(self.device)
-                dist.init_process_group("cpu:gloo,cuda:nccl", timeout=self._timeout, device_id=self.device)
-            else:
-                dist.init_process_group("gloo", timeout=self._timeout)
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+                store=store,
+                rank=rank,
+                world_size=world,
+                timeout=self._timeout,
+                device_id=self.device if on_gpu else None,
+            )
         return self
 
     def __exit__(
