@@ -8,7 +8,19 @@ from vitfast.layers.block import Block
 from vitfast.layers.drop_path import DropPath
 from vitfast.layers.layer_norm import LayerNorm
 from vitfast.layers.mlp import Mlp
+from vitfast.layers.mlp_head import MlpHead
 from vitfast.layers.patch_embed import PatchEmbed
 from vitfast.layers.position_embedding import resize_position_embedding
+from vitfast.layers.swav_head import SwavHead
 
-__all__ = ["Attention", "Block", "DropPath", "LayerNorm", "Mlp", "PatchEmbed", "resize_position_embedding"]
+__all__ = [
+    "Attention",
+    "Block",
+    "DropPath",
+    "LayerNorm",
+    "Mlp",
+    "MlpHead",
+    "PatchEmbed",
+    "SwavHead",
+    "resize_position_embedding",
+]
