@@ -6,6 +6,7 @@ Shapes in names and comments: B batch, N tokens, C channels, H heads, D head dim
 from vitfast.layers.attention import Attention
 from vitfast.layers.block import Block
 from vitfast.layers.drop_path import DropPath
+from vitfast.layers.gated_positional_attention import GatedPositionalAttention
 from vitfast.layers.layer_norm import LayerNorm
 from vitfast.layers.mlp import Mlp
 from vitfast.layers.mlp_head import MlpHead
@@ -17,6 +18,7 @@ __all__ = [
     "Attention",
     "Block",
     "DropPath",
+    "GatedPositionalAttention",
     "LayerNorm",
     "Mlp",
     "MlpHead",
