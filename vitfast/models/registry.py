@@ -10,6 +10,9 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from vitfast.errors import UserError
+from vitfast.models.convit import ConViT
+from vitfast.models.convit_architectures import CONVIT_ALIASES, CONVIT_ARCHITECTURES
+from vitfast.models.convit_fields import ConViTFields
 from vitfast.models.deit import DistilledVisionTransformer
 from vitfast.models.image_model import ImageModel, ModelFields
 from vitfast.models.torchvision_model import TorchvisionFields, TorchvisionModel, is_torchvision_name
@@ -18,8 +21,8 @@ from vitfast.models.vit_architectures import VIT_ALIASES, VIT_ARCHITECTURES
 from vitfast.models.vit_fields import ViTFields
 
 # a family brings a table of names, the names that other systems use, and what builds a model from its fields
-ARCHITECTURES: dict[str, ModelFields] = {**VIT_ARCHITECTURES}
-_ALIASES: dict[str, str] = {**VIT_ALIASES}
+ARCHITECTURES: dict[str, ModelFields] = {**VIT_ARCHITECTURES, **CONVIT_ARCHITECTURES}
+_ALIASES: dict[str, str] = {**VIT_ALIASES, **CONVIT_ALIASES}
 
 
 def _build_vit(name: str, fields: ViTFields) -> ImageModel:
@@ -29,6 +32,7 @@ def _build_vit(name: str, fields: ViTFields) -> ImageModel:
 
 _BUILDERS: dict[type[ModelFields], Callable[[str, Any], ImageModel]] = {
     ViTFields: _build_vit,
+    ConViTFields: ConViT,
     TorchvisionFields: TorchvisionModel,
 }
 
