@@ -92,6 +92,12 @@ class DataConfig:
     in_chans: int | None = option(None, "channels; null: the data set's (digits 1, others 3)", choices=[1, 3])
     batch_size: int = option(128, "images in a step; see train.accumulate", minimum=1)
     workers: int = option(0, "processes that read images ahead; 0: the training process reads them", minimum=0)
+    on_corrupt: str = option(
+        "raise",
+        "an image that cannot be read; raise: end and name it; skip: warn, train on another in its place, leave it out "
+        "of what is measured, and end when more than 0.1 % of the train split are bad",
+        choices=["raise", "skip"],
+    )
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     interpolation: str = option("bicubic", "how images are resized", choices=["nearest", "bilinear", "bicubic"])
     crop_pct: float | None = option(

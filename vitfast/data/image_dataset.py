@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from vitfast.config.check import check_options
 from vitfast.config.schema import DataConfig
 from vitfast.data import cifar, digits, file_list, image_folder
+from vitfast.data.bad_images import BadImages
 from vitfast.data.image_source import ImageSource
 from vitfast.data.seeding import derive_seed, seeded_generator
 from vitfast.data.transforms import TensorTransform, eval_transform, train_transform
@@ -26,6 +30,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     Attributes:
         augment: whether images are changed at random, to learn from them, rather than read as in evaluation.
         repeats: how often a chosen image comes in an epoch.
+        bad_images: those that could not be read; loaders of the data set keep it.
         class_names: the name of each class.
         in_chans: channels of an image.
         img_size: its side in pixels.
@@ -41,6 +46,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         self._source = source
         self.augment = augment
         self.repeats = data.augment.repeats if augment else 1
+        self.bad_images = BadImages(len(source.labels), data.on_corrupt, measured=not augment)
         self._seed = seed
         self._epoch = 0
         self.class_names = source.class_names
@@ -72,6 +78,21 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of a data set of {len(self)}")
         return self.read(index, index)
+
+    def candidates(self, sample: int) -> Iterator[int]:
+        """The image that a sample is, and then those that stand in for it, one after the other, if it cannot be read.
+
+        They are a function of (seed, epoch, sample), so that a rerun or another number of workers reads the same.
+        Nothing stands in for an image that is not read to learn from it.
+        """
+        yield sample % len(self)
+        if self.augment:
+            for attempt in itertools.count():
+                yield derive_seed("replacement", self._seed, self._epoch, sample, attempt) % len(self)
+
+    def image_of(self, sample: int) -> int:
+        """Which image was read for a sample, by what is known of bad images."""
+        return next((index for index in self.candidates(sample) if index not in self.bad_images), sample % len(self))
 
     def read(self, index: int, sample: int) -> tuple[Tensor, int]:
         """Reads an image.

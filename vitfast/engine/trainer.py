@@ -52,6 +52,7 @@ class Trainer:
     ) -> None:
         self.config, self.state, self.data, self.run, self.device = config, state, data, run, device
         self.task = state.task
+        data.warn = lambda text: run.log(f"warning: {text}")
         self.show_progress = show_progress
         self.num_classes = len(data.train.class_names)
         self.mixing = create_mixing(config.data.augment, self.num_classes, config.seed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -21,6 +23,7 @@ class TrainingData:
         train: the split to learn from.
         val: the split measured after each epoch, or None.
         test: the split measured once at the end, or None.
+        warn: what is called for each image that cannot be read and is passed over.
         steps_per_epoch: batches of the train split.
 
     Raises:
@@ -30,6 +33,7 @@ class TrainingData:
     def __init__(self, config: Config) -> None:
         self._config = config.data
         self._seed = config.seed
+        self.warn: Callable[[str], None] = warnings.warn
         splits = available_splits(config.data)
         self.train = self._build("train", config)
         self.val = self._build("val", config) if "val" in splits else None
@@ -68,7 +72,14 @@ class TrainingData:
 
     def _load(self, dataset: ImageDataset, **options: Any) -> DataLoader[Any]:
         config = self._config
-        return build_loader(dataset, batch_size=config.batch_size, workers=config.workers, seed=self._seed, **options)
+        return build_loader(
+            dataset,
+            batch_size=config.batch_size,
+            workers=config.workers,
+            seed=self._seed,
+            warn=self.warn,
+            **options,
+        )
 
     def describe(self) -> str:
         """One line for the log."""

@@ -32,6 +32,7 @@ from vitfast.tasks import ClassificationTask
 _MAY_CHANGE = (
     "data.root",
     "data.workers",
+    "data.on_corrupt",
     "train.device",
     "train.compile",
     "train.threads",
