@@ -40,6 +40,32 @@ def test_evaluation_equals_torchvisions_classes(interpolation: str, size: tuple[
     torch.testing.assert_close(actual, torch.as_tensor(reference(image)), atol=2e-6, rtol=0)
 
 
+@pytest.mark.parametrize("size", [(50, 40), (40, 77), (1, 1), (500, 3), (32, 32), (36, 36)])
+@pytest.mark.parametrize("crop_pct", [1.0, 0.875])
+def test_both_sides_squash_as_torchvisions_classes_do(size: tuple[int, int], crop_pct: float) -> None:
+    image, side = picture(*size), int(32 // crop_pct)
+    geometry = [v2.Resize((side, side), interpolation=v2.InterpolationMode.BICUBIC), v2.CenterCrop(32)]
+    reference = v2.Compose([*geometry, v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
+
+    actual = eval_transform(32, 3, MEAN, STD, "bicubic", crop_pct, "both_sides")(image)
+
+    torch.testing.assert_close(actual, torch.as_tensor(reference(image)), atol=2e-6, rtol=0)
+    cropped = eval_transform(32, 3, MEAN, STD, "bicubic", crop_pct)(image)
+    assert torch.equal(actual, cropped) == (size[0] == size[1])
+
+
+def test_training_without_random_crops_resizes_alike() -> None:
+    image = picture(50, 40)
+    for resize in ("short_side", "both_sides"):
+        training = train_transform(AugmentConfig(), 32, 3, MEAN, STD, "bicubic", resize)(image)
+        assert torch.equal(training, eval_transform(32, 3, MEAN, STD, "bicubic", 1.0, resize)(image))
+
+
+def test_an_unknown_way_to_resize_is_refused() -> None:
+    with pytest.raises(KeyError, match="long_side"):
+        eval_transform(32, 3, MEAN, STD, "bicubic", 1.0, "long_side")
+
+
 def test_grey_images() -> None:
     one = eval_transform(8, 1, [0.5], [0.25], "bicubic", 1.0)(Image.new("L", (8, 8), 255))
     three = eval_transform(8, 3, [0.5], [0.25], "bicubic", 1.0)(Image.new("L", (8, 8), 255))

@@ -97,7 +97,7 @@ def test_the_manifest_describes_model_and_input(run_dir):
     assert manifest["model"]["name"] == "vit_nano_patch2_8"
     assert manifest["model"]["fields"]["embed_dim"] == 32
     assert manifest["class_names"] == [str(digit) for digit in range(10)]
-    assert {"img_size", "in_chans", "mean", "std", "interpolation", "crop_pct"} <= set(manifest["data"])
+    assert {"img_size", "in_chans", "mean", "std", "resize", "interpolation", "crop_pct"} <= set(manifest["data"])
     assert manifest["data"]["img_size"] == 8
     assert manifest["quantization"] is None
     assert manifest["exit_thresholds"] is None

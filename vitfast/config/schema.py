@@ -99,10 +99,16 @@ class DataConfig:
         choices=["raise", "skip"],
     )
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    resize: str = option(
+        "short_side",
+        "evaluation, and training without augment.crop_scale; short_side: keep the proportions and cut out the centre; "
+        "both_sides: squash the image to a square",
+        choices=["short_side", "both_sides"],
+    )
     interpolation: str = option("bicubic", "how images are resized", choices=["nearest", "bilinear", "bicubic"])
     crop_pct: float | None = option(
         None,
-        "evaluation: share of the resized short side that the centre crop keeps; null: digits, cifar 1, others 0.875",
+        "evaluation: share of the resized side that the centre crop keeps; null: digits, cifar 1, others 0.875",
         above=0,
         maximum=1,
     )

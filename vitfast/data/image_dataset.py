@@ -36,8 +36,9 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         img_size: its side in pixels.
         mean: mean of each channel, which is subtracted.
         std: standard deviation of each channel, by which is divided.
+        resize: ``"short_side"`` or ``"both_sides"``, which squashes images to a square.
         interpolation: how images are resized.
-        crop_pct: share of the resized short side that the centre crop of evaluation keeps.
+        crop_pct: share of the resized side that the centre crop of evaluation keeps.
     """
 
     def __init__(
@@ -54,14 +55,16 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         self.img_size = img_size or data.img_size or source.img_size
         self.mean = _per_channel(data.mean, source.mean, self.in_chans, "data.mean")
         self.std = _per_channel(data.std, source.std, self.in_chans, "data.std")
+        self.resize = data.resize
         self.interpolation = data.interpolation
         self.crop_pct = data.crop_pct or source.crop_pct
         self._transform = self._build_transform(data)
 
     def _build_transform(self, data: DataConfig) -> TensorTransform:
+        how = (self.img_size, self.in_chans, self.mean, self.std, self.interpolation)
         if self.augment:
-            return train_transform(data.augment, self.img_size, self.in_chans, self.mean, self.std, self.interpolation)
-        return eval_transform(self.img_size, self.in_chans, self.mean, self.std, self.interpolation, self.crop_pct)
+            return train_transform(data.augment, *how, self.resize)
+        return eval_transform(*how, self.crop_pct, self.resize)
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch whose augmentation is applied; ``build_loader`` does so for its own epoch."""

@@ -96,6 +96,7 @@ class TrainingData:
             "in_chans": self.train.in_chans,
             "mean": list(self.train.mean),
             "std": list(self.train.std),
+            "resize": self.train.resize,
             "interpolation": self.train.interpolation,
             "crop_pct": self.train.crop_pct,
         }
