@@ -102,6 +102,7 @@ def test_no_augmentation_is_not_random() -> None:
         AugmentConfig(affine_translate=0.2),
         AugmentConfig(affine_scale=0.2),
         AugmentConfig(color_jitter=0.4),
+        AugmentConfig(hue=0.1),
         AugmentConfig(rand_ops=2),
         AugmentConfig(erase=0.9),
     ],
@@ -133,6 +134,29 @@ def test_flip_is_a_mirror_with_its_probability() -> None:
     assert torch.equal(always(image), plain.flip(2))
 
 
+def test_hue_turns_colours_and_leaves_greys() -> None:
+    transform = train_transform(AugmentConfig(hue=0.5), 1, 3, [0.0] * 3, [1.0] * 3, "bicubic")
+    red, grey = Image.new("RGB", (1, 1), (255, 0, 0)), Image.new("RGB", (1, 1), (90, 90, 90))
+    turned = [tuple(transform(red).flatten().tolist()) for _ in range(50)]
+    assert len(set(turned)) > 40
+    assert all(max(colour) == 1 and min(colour) == 0 for colour in turned)  # as bright and as saturated as before
+    assert {colour.index(1) for colour in turned} == {0, 1, 2}
+    torch.testing.assert_close(transform(grey), torch.full((3, 1, 1), 90 / 255))
+    slight = train_transform(AugmentConfig(hue=0.05), 1, 3, [0.0] * 3, [1.0] * 3, "bicubic")
+    assert all(slight(red)[0] == 1 and slight(red).min() == 0 and slight(red).sum() < 1.35 for _ in range(50))
+
+
+def test_colour_jitter_without_hue_is_torchvisions_of_three() -> None:
+    image = picture(32, 32)
+    reference = v2.ColorJitter(0.4, 0.4, 0.4)
+    transform = train_transform(AugmentConfig(color_jitter=0.4), 32, 3, [0.0] * 3, [1.0] * 3, "bicubic")
+    for seed in range(8):
+        torch.manual_seed(seed)
+        expected = torch.from_numpy(np.array(reference(image))).permute(2, 0, 1) / 255
+        torch.manual_seed(seed)
+        torch.testing.assert_close(transform(image), expected)
+
+
 def test_pad_and_crop_is_a_shift() -> None:
     image = picture(8, 8)
     padded = np.pad(np.asarray(image), ((2, 2), (2, 2), (0, 0)))
@@ -159,7 +183,7 @@ def test_crop_scale_is_an_area() -> None:
 @pytest.mark.parametrize("in_chans", [1, 3])
 def test_everything_together_on_colour_and_grey(in_chans: int) -> None:
     everything = AugmentConfig(
-        crop_scale=0.3, affine_degrees=9, flip=0.5, color_jitter=0.4, rand_ops=2, rand_magnitude=20, erase=0.5
+        crop_scale=0.3, affine_degrees=9, flip=0.5, color_jitter=0.4, hue=0.1, rand_ops=2, rand_magnitude=20, erase=0.5
     )
     mean, std = [0.4] * in_chans, [0.2] * in_chans
     transform = train_transform(everything, 32, in_chans, mean, std, "bicubic")

@@ -50,6 +50,9 @@ class AugmentConfig:
     affine_translate: float = option(0.0, "random shift by up to ± this share of the side", minimum=0, maximum=1)
     affine_scale: float = option(0.0, "random zoom by a factor of 1 ± this", minimum=0, below=1)
     color_jitter: float = option(0.0, "brightness, contrast and saturation by a factor of 1 ± this", minimum=0, below=1)
+    hue: float = option(
+        0.0, "colours turned by up to ± this share of the colour circle, with color_jitter", minimum=0, maximum=0.5
+    )
     rand_ops: int = option(0, "RandAugment: operations for each image, chosen at random", minimum=0)
     rand_magnitude: int = option(9, "RandAugment: strength of its operations", minimum=0, maximum=30)
     erase: float = option(0.0, "probability that a random rectangle becomes noise", minimum=0, maximum=1)
@@ -125,7 +128,7 @@ class DataConfig:
                 f"{prefix}root={self.root} is given, but {prefix}dataset=digits is embedded and has no folder; "
                 f"add {prefix}dataset=image_folder, or a recipe for image folders such as recipe=cifar10_folder"
             )
-        for name in ("color_jitter", "rand_ops"):
+        for name in ("color_jitter", "hue", "rand_ops"):
             if self.dataset == "digits" and getattr(self.augment, name):
                 raise UserError(
                     f"{prefix}augment.{name} changes colours, but {prefix}dataset=digits has 17 levels of grey; "

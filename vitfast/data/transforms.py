@@ -96,8 +96,8 @@ def train_transform(
         )
     if augment.flip:
         steps.append(v2.RandomHorizontalFlip(augment.flip))
-    if augment.color_jitter:
-        steps.append(v2.ColorJitter(*[augment.color_jitter] * 3))
+    if augment.color_jitter or augment.hue:
+        steps.append(v2.ColorJitter(*[augment.color_jitter] * 3, augment.hue))
     if augment.rand_ops:
         # what moves in from outside has the data set's mean colour, as in DeiT
         fill = [round(255 * value) for value in mean]
