@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+
 import numpy as np
 import pytest
 import torch
@@ -59,6 +61,19 @@ def test_training_without_random_crops_resizes_alike() -> None:
     for resize in ("short_side", "both_sides"):
         training = train_transform(AugmentConfig(), 32, 3, MEAN, STD, "bicubic", resize)(image)
         assert torch.equal(training, eval_transform(32, 3, MEAN, STD, "bicubic", 1.0, resize)(image))
+
+
+@pytest.mark.parametrize("size", [(40_000, 2), (1, 60_000)])
+def test_a_very_long_image_shows_its_middle_and_costs_no_memory(size: tuple[int, int]) -> None:
+    image = Image.new("RGB", size, (250, 0, 0))
+    middle = tuple(side // 2 + offset for offset in (-9, 9) for side in size)
+    image.paste((0, 0, 250), middle)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    result = eval_transform(224, 3, [0.0] * 3, [1.0] * 3, "bicubic", 1.0)(image)
+
+    torch.testing.assert_close(result.mean((1, 2)), torch.tensor([0.0, 0.0, 250 / 255]))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 200_000  # KiB; the whole has gigapixels
 
 
 def test_an_unknown_way_to_resize_is_refused() -> None:

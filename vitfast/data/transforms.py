@@ -16,6 +16,8 @@ from vitfast.config.schema import AugmentConfig
 ImageTransform = Callable[[Image.Image], Image.Image]
 TensorTransform = Callable[[Image.Image], Tensor]
 
+_LONGEST = 256  # proportion of the sides
+
 
 def eval_transform(
     img_size: int,
@@ -132,6 +134,10 @@ class ResizeAndCrop:
         """Returns the square, ``img_size`` wide."""
         if image.size == (self.side, self.side) == (self.img_size, self.img_size):
             return image
+        if len(self.size) == 1 and max(image.size) > _LONGEST * min(image.size):
+            # all that is used of it is in the middle, and the whole would take gigabytes
+            longest = _LONGEST * min(image.size)
+            image = v2.functional.center_crop(image, [min(image.height, longest), min(image.width, longest)])
         resized = v2.functional.resize(image, self.size, self.interpolation)
         cropped: Image.Image = v2.functional.center_crop(resized, [self.img_size])
         return cropped
