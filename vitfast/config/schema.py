@@ -51,7 +51,7 @@ class AugmentConfig:
     affine_scale: float = option(0.0, "random zoom by a factor of 1 ± this", minimum=0, below=1)
     color_jitter: float = option(0.0, "brightness, contrast and saturation by a factor of 1 ± this", minimum=0, below=1)
     hue: float = option(
-        0.0, "colours turned by up to ± this share of the colour circle, with color_jitter", minimum=0, maximum=0.5
+        0.0, "colour jitter of the hue: by up to ± this share of the colour circle", minimum=0, maximum=0.5
     )
     rand_ops: int = option(0, "RandAugment: operations for each image, chosen at random", minimum=0)
     rand_magnitude: int = option(9, "RandAugment: strength of its operations", minimum=0, maximum=30)
@@ -105,7 +105,7 @@ class DataConfig:
     resize: str = option(
         "short_side",
         "evaluation, and training without augment.crop_scale; short_side: keep the proportions and cut out the centre; "
-        "both_sides: squash the image to a square",
+        "both_sides: squash the image to a square, all of which crop_pct=1 keeps",
         choices=["short_side", "both_sides"],
     )
     interpolation: str = option("bicubic", "how images are resized", choices=["nearest", "bilinear", "bicubic"])
