@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
 from vitfast.config import AugmentConfig, DataConfig
@@ -42,6 +43,21 @@ def test_a_repetition_is_named_as_its_image():
     a, b, c = next(iter(sampler))
     assert batch_indices(loader, 0) == [a, a, a, b, b, b, c]
     assert batch_indices(loader, 1)[:2] == [c, c]
+
+
+def test_a_bad_image_is_named_as_what_was_read_instead(tmp_path):
+    folder = tmp_path / "train" / "cat"
+    folder.mkdir(parents=True)
+    for index in range(4):
+        Image.new("RGB", (8, 8)).save(folder / f"{index}.png")
+    (folder / "2.png").write_bytes(b"")
+    data = DataConfig(dataset="image_folder", root=str(tmp_path), img_size=8, on_corrupt="skip")
+    dataset = build_dataset(data, "train", seed=0)
+    loader = build_loader(dataset, batch_size=4, workers=0, seed=0, epoch=5, shuffle=False, warn=[].append)
+    list(loader)
+    dataset.set_epoch(5)
+    (stand_in,) = {dataset.image_of(2)} - {2}
+    assert batch_indices(loader, 0) == [0, 1, stand_in, 3]
 
 
 def test_a_loader_without_batches_has_no_indices():

@@ -6,8 +6,10 @@ import json
 import re
 import signal
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from support.interruption import Interruption
 from support.run_content import content, differences
@@ -129,6 +131,25 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_both_before_the_update(trai
     for output in outputs:
         assert re.search(r"error: not finite at step 3, epoch 1: .* images .* no weight has changed", output)
     assert not list_checkpoints(run_dir)
+
+
+def test_an_error_of_one_rank_ends_both(tmp_path, training_server):
+    """An image that cannot be read: its rank says so, the other one that it was left alone."""
+    generator = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (tmp_path / "images" / "train" / name).mkdir(parents=True)
+        for index in range(8):
+            pixels = generator.integers(0, 256, (8, 8, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / "train" / name / f"{index}.png")
+    (tmp_path / "images" / "train" / "a" / "3.png").write_bytes(b"nothing")
+    options = (*PLAIN, "data.dataset=image_folder", f"data.root={tmp_path / 'images'}", "data.batch_size=8")
+    arguments = [*options, f"run_dir={tmp_path / 'run'}"]
+    runs = training_server.start_ranks(tmp_path / "output", arguments)
+    assert [run.wait(60) for run in runs] == [2, 2]
+    outputs = sorted((run.output.read_text() for run in runs), key=lambda text: "3.png" in text)
+    assert "lost contact with another one" in outputs[0]
+    assert "a/3.png cannot be decoded as an image" in outputs[1]
+    assert "Traceback" not in "".join(outputs)
 
 
 def test_only_the_main_rank_speaks(train, tmp_path):

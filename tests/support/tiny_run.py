@@ -21,6 +21,7 @@ RICH = (
     "data.augment.affine_degrees=10",
     "data.augment.affine_translate=0.1",
     "data.augment.erase=0.3",
+    "data.augment.repeats=3",
     "data.augment.mixup=0.2",
     "data.augment.cutmix=1",
     "optim.ema_decay=0.9",

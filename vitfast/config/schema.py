@@ -54,6 +54,9 @@ class AugmentConfig:
     affine_translate: float = option(0.0, "random shift by up to ± this share of the side", minimum=0, maximum=1)
     affine_scale: float = option(0.0, "random zoom by a factor of 1 ± this", minimum=0, below=1)
     color_jitter: float = option(0.0, "brightness, contrast and saturation by a factor of 1 ± this", minimum=0, below=1)
+    hue: float = option(
+        0.0, "colour jitter of the hue: by up to ± this share of the colour circle", minimum=0, maximum=0.5
+    )
     rand_ops: int = option(0, "RandAugment: operations for each image, chosen at random", minimum=0)
     rand_magnitude: int = option(9, "RandAugment: strength of its operations", minimum=0, maximum=30)
     erase: float = option(0.0, "probability that a random rectangle becomes noise", minimum=0, maximum=1)
@@ -96,11 +99,23 @@ class DataConfig:
     in_chans: int | None = option(None, "channels; null: the data set's (digits 1, others 3)", choices=[1, 3])
     batch_size: int = option(128, "images in a step; see train.accumulate", minimum=1)
     workers: int = option(0, "processes that read images ahead; 0: the training process reads them", minimum=0)
+    on_corrupt: str = option(
+        "raise",
+        "an image that cannot be read; raise: end and name it; skip: warn, train on another in its place, leave it out "
+        "of what is measured, and end when more than 0.1 % of the train split are bad",
+        choices=["raise", "skip"],
+    )
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    resize: str = option(
+        "short_side",
+        "evaluation, and training without augment.crop_scale; short_side: keep the proportions and cut out the centre; "
+        "both_sides: squash the image to a square, all of which crop_pct=1 keeps",
+        choices=["short_side", "both_sides"],
+    )
     interpolation: str = option("bicubic", "how images are resized", choices=["nearest", "bilinear", "bicubic"])
     crop_pct: float | None = option(
         None,
-        "evaluation: share of the resized short side that the centre crop keeps; null: digits, cifar 1, others 0.875",
+        "evaluation: share of the resized side that the centre crop keeps; null: digits, cifar 1, others 0.875",
         above=0,
         maximum=1,
     )
@@ -117,7 +132,7 @@ class DataConfig:
                 f"{prefix}root={self.root} is given, but {prefix}dataset=digits is embedded and has no folder; "
                 f"add {prefix}dataset=image_folder, or a recipe for image folders such as recipe=cifar10_folder"
             )
-        for name in ("color_jitter", "rand_ops"):
+        for name in ("color_jitter", "hue", "rand_ops"):
             if self.dataset == "digits" and getattr(self.augment, name):
                 raise UserError(
                     f"{prefix}augment.{name} changes colours, but {prefix}dataset=digits has 17 levels of grey; "

@@ -5,18 +5,19 @@ from __future__ import annotations
 import copy
 import os
 import signal
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader
 
+from vitfast.data.batch_reader import BatchReader
 from vitfast.data.epoch_batch_sampler import EpochBatchSampler
 from vitfast.data.image_dataset import ImageDataset
 from vitfast.data.seeding import derive_seed
-from vitfast.errors import UserError
 
 _GRACE_S = 30
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -34,6 +35,7 @@ def build_loader(
     start: int = 0,
     rank: int = 0,
     world: int = 1,
+    warn: Callable[[str], None] = warnings.warn,
 ) -> ImageLoader:
     """Builds the loader of one epoch; its batches are a function of these arguments, ``workers`` aside.
 
@@ -53,13 +55,17 @@ def build_loader(
         start: samples of the epoch to skip, of all ranks together, to continue an interrupted one.
         rank: of this process, 0..world - 1.
         world: number of ranks.
+        warn: called in this process for each image that ``data.on_corrupt=skip`` passes over, the first time that any
+            loader of ``dataset`` comes across it.
 
     Returns:
         A loader of (images ``[B, C, H, W]`` float, labels ``[B]`` int64), in pinned memory if there is a GPU. B is 0
-        for a rank that has no part of a last batch that is smaller than the number of ranks.
+        for a rank that has no part of a last batch that is smaller than the number of ranks, and where none of a batch
+        can be read that is measured.
 
     Raises:
         ValueError: if ``start`` is outside the data set, or ``rank`` not below ``world``.
+        UserError: from the loader, for an image that cannot be read, or for more of them than ``BadImages`` allows.
     """
     dataset = copy.copy(dataset)
     dataset.set_epoch(epoch)
@@ -76,7 +82,8 @@ def build_loader(
         repeats=dataset.repeats,
     )
     return ImageLoader(
-        _Reader(dataset),
+        dataset,
+        warn,
         batch_sampler=sampler,
         num_workers=workers,
         collate_fn=_as_it_is,
@@ -87,36 +94,30 @@ def build_loader(
 
 
 class ImageLoader(DataLoader[Any]):
-    """A DataLoader that raises a worker's UserError as it is, where torch would wrap it in the text of a traceback."""
+    """A DataLoader that knows of images that cannot be read; made by ``build_loader``.
+
+    Args:
+        dataset: what to read, set to its epoch.
+        warn: called for each image that is passed over and was not known to be bad.
+        options: of the DataLoader.
+    """
+
+    def __init__(self, dataset: ImageDataset, warn: Callable[[str], None], **options: Any) -> None:
+        super().__init__(BatchReader(dataset), **options)
+        self._images = dataset
+        self._warn = warn
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:  # type: ignore[override]
         with _held_signals():
             batches = super().__iter__()
-        for batch in batches:
-            if isinstance(batch, UserError):
-                raise batch
-            yield batch
+        for images, labels, bad in batches:
+            for warning in self._images.bad_images.add(bad):
+                self._warn(warning)
+            yield images, labels
 
-
-class _Reader(Dataset[Any]):
-    """Reads a batch at once, and hands a UserError on as a value."""
-
-    def __init__(self, dataset: ImageDataset) -> None:
-        self._dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def __getitems__(self, samples: list[int]) -> tuple[Tensor, Tensor] | UserError:
-        size = self._dataset.img_size
-        if not samples:
-            return torch.empty(0, self._dataset.in_chans, size, size), torch.empty(0, dtype=torch.int64)
-        try:
-            read = [self._dataset.read(sample % len(self), sample) for sample in samples]
-        except UserError as error:
-            return error.with_traceback(None)
-        images, labels = default_collate(read)
-        return images, labels
+    def image_of(self, sample: int) -> int:
+        """Which image was read for a sample of a batch that has been read."""
+        return self._images.image_of(sample)
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -126,6 +127,8 @@ def _as_it_is(batch: Any) -> Any:
 
 def _start_worker(worker: int) -> None:
     """Lets a worker outlive a signal to the process group while the training process finishes its step and saves."""
+    # EXIF data that cannot be parsed are passed over; every worker would say so in every epoch
+    warnings.filterwarnings("ignore", "(Possibly c|C)orrupt EXIF data|Metadata Warning")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE_S))

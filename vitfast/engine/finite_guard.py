@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Sequence
 from itertools import islice
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from vitfast.data import ImageLoader
 from vitfast.errors import UserError
 
 _LISTED = 8
@@ -65,12 +66,12 @@ def not_finite(
 def batch_indices(loader: DataLoader[Any], batch: int) -> list[int]:
     """Returns which images make up a batch of a loader whose order is a pure function; [] if it cannot tell.
 
-    A repetition of an image (see ``EpochBatchSampler``) is that image.
+    A repetition of an image (see ``EpochBatchSampler``) is that image, and one that was bad is what was read instead.
     """
     if loader.batch_sampler is None:
         return []
-    images = len(cast(Sized, loader.dataset))
-    return [int(sample) % images for sample in next(islice(iter(loader.batch_sampler), batch, None), [])]
+    image_of = loader.image_of if isinstance(loader, ImageLoader) else int
+    return [image_of(sample) for sample in next(islice(iter(loader.batch_sampler), batch, None), [])]
 
 
 def _shorten(items: Sequence[Any]) -> str:

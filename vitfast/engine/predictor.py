@@ -127,9 +127,9 @@ def predict(
     Yields:
         A prediction for each readable image, in order.
     """
-    settings = trained.manifest["data"]
+    settings = trained.data
     in_chans = settings["in_chans"]
-    names = ("img_size", "in_chans", "mean", "std", "interpolation", "crop_pct")
+    names = ("img_size", "in_chans", "mean", "std", "interpolation", "crop_pct", "resize")
     transform = eval_transform(**{name: settings[name] for name in names})
     for first in range(0, len(paths), options.batch_size):
         batch: list[tuple[Path, Tensor]] = []

@@ -77,6 +77,10 @@ class Ranks:
         dist.broadcast_object_list(values, src=0)
         return values[0]
 
+    def lost_contact(self, error: RuntimeError) -> bool:
+        """Whether an error means that another rank is gone or does not answer."""
+        return self.world > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error))
+
     def __enter__(self) -> Ranks:
         if self.world > 1:
             store, rank, world = next(dist.rendezvous("env://", timeout=self._timeout))

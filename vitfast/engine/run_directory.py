@@ -87,6 +87,10 @@ class RunDirectory:
         except OSError:
             return
 
+    def warn(self, text: str) -> None:
+        """Logs a warning."""
+        self.log(f"warning: {text}")
+
     def write_text(self, name: str, text: str) -> None:
         """Writes a file of the run as a whole: a reader sees the old one or the new one."""
         temporary = self.path / f".{name}.writing"
@@ -135,10 +139,16 @@ class FollowedRun(RunDirectory):
 
     Args:
         path: the folder that the main rank made.
+        rank: whose warnings these are, which only it can give.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, rank: int) -> None:
         self.path = path
+        self.rank = rank
+
+    def warn(self, text: str) -> None:
+        """Shows a warning on stderr."""
+        print(f"warning: rank {self.rank}: {text}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Does nothing."""

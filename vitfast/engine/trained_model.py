@@ -43,6 +43,11 @@ class TrainedModel:
         """Names of the classes, in the order of the logits."""
         return list(self.manifest["class_names"])
 
+    @property
+    def data(self) -> dict[str, Any]:
+        """How images are read, from the manifest; one without ``resize`` is from when there was only ``short_side``."""
+        return {"resize": "short_side", **self.manifest["data"]}
+
     def describe(self) -> str:
         """One line for people."""
         kind = "averaged weights (EMA)" if self.weights == "ema" else "plain weights"

@@ -65,6 +65,7 @@ class Trainer:
         self.ranks, self.device = ranks, ranks.device
         self.task = state.task
         self.show_progress = show_progress if ranks.is_main else False
+        data.warn = run.warn
         self.num_classes = len(data.train.class_names)
         self.mixing = create_mixing(config.data.augment, self.num_classes, config.seed)
         self.replica = Replica(self.task, ranks, sharded=config.train.shard, compiled=config.train.compile)

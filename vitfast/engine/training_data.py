@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -23,6 +25,7 @@ class TrainingData:
         train: the split to learn from.
         val: the split measured after each epoch, or None.
         test: the split measured once at the end, or None.
+        warn: what is called for each image that cannot be read and is passed over.
         steps_per_epoch: batches of the train split.
 
     Raises:
@@ -33,6 +36,7 @@ class TrainingData:
         self._config = config.data
         self._ranks = ranks
         self._seed = config.seed
+        self.warn: Callable[[str], None] = warnings.warn
         splits = available_splits(config.data)
         self.train = self._build("train", config)
         self.val = self._build("val", config) if "val" in splits else None
@@ -82,6 +86,7 @@ class TrainingData:
             seed=self._seed,
             rank=self._ranks.rank,
             world=self._ranks.world,
+            warn=self.warn,
             **options,
         )
 
@@ -100,6 +105,7 @@ class TrainingData:
             "in_chans": self.train.in_chans,
             "mean": list(self.train.mean),
             "std": list(self.train.std),
+            "resize": self.train.resize,
             "interpolation": self.train.interpolation,
             "crop_pct": self.train.crop_pct,
         }

@@ -38,6 +38,7 @@ AUTO = "auto"
 _MAY_CHANGE = (
     "data.root",
     "data.workers",
+    "data.on_corrupt",
     "train.device",
     "train.compile",
     "train.threads",
@@ -128,7 +129,7 @@ def _open_run(config: Config, checkpoint: Path | None, ranks: Ranks) -> RunDirec
     path, problem = ranks.from_main((None if run is None else str(run.path), problem))
     if problem is not None:
         raise UserError(problem)
-    return run if run is not None else FollowedRun(Path(path))
+    return run if run is not None else FollowedRun(Path(path), ranks.rank)
 
 
 def _train_and_report(trainer: Trainer, stop: StopSignal) -> int:
@@ -138,6 +139,11 @@ def _train_and_report(trainer: Trainer, stop: StopSignal) -> int:
     except UserError as error:
         run.log(f"error: {error}", show=False)
         raise
+    except RuntimeError as error:
+        if not trainer.ranks.lost_contact(error):
+            raise
+        # the rank that failed says why; a traceback of this one would hide it
+        raise UserError(f"rank {trainer.ranks.rank} lost contact with another one, which ended first") from error
     if not trainer.ranks.is_main:
         return stop.exit_code if metrics is None else 0
     if metrics is None:
