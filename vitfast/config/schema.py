@@ -262,6 +262,19 @@ class TrainConfig:
 
 
 @dataclass
+class TrackConfig:
+    """Where else the figures go; metrics.jsonl has them always."""
+
+    tensorboard: bool = option(False, "write them for TensorBoard, too: RUN/tensorboard")
+    wandb: str = option(
+        "off",
+        "pass them to Weights & Biases; offline: keep them in RUN/wandb until wandb sync sends them",
+        choices=["off", "online", "offline"],
+    )
+    project: str = option("vitfast", "wandb: the project")
+
+
+@dataclass
 class Config:
     """All options of a training run."""
 
@@ -274,6 +287,7 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    track: TrackConfig = field(default_factory=TrackConfig)
 
     def check(self, prefix: str) -> None:
         """Raises UserError for options that contradict each other; ``prefix`` stands before their names."""

@@ -23,6 +23,7 @@ from vitfast.engine.replica import Replica
 from vitfast.engine.run_directory import CURVES, RunDirectory
 from vitfast.engine.shared_stop import SharedStop
 from vitfast.engine.stop_signal import StopSignal
+from vitfast.engine.tracking import Tracking
 from vitfast.engine.training_data import TrainingData
 from vitfast.engine.training_length import TrainingLength
 from vitfast.engine.training_state import TrainingState
@@ -69,6 +70,7 @@ class Trainer:
         self.num_classes = len(data.train.class_names)
         self.mixing = create_mixing(config.data.augment, self.num_classes, config.seed)
         self.replica = Replica(self.task, ranks, sharded=config.train.shard, compiled=config.train.compile)
+        self.tracking: Tracking | None = None
         self._saved: tuple[int, int] | None = None  # (epoch, step) of the newest checkpoint
         self._curves_drawn = time.monotonic()
 
@@ -92,8 +94,16 @@ class Trainer:
             NonFiniteError: before an update with a loss or gradient that is not finite.
             UserError: if the last checkpoint cannot be written.
         """
+        if self.ranks.is_main:
+            self.tracking = Tracking(self.config, self.run, self.state.step)
+        try:
+            return self._fit(SharedStop(stop, self.ranks))
+        finally:
+            if self.tracking is not None:
+                self.tracking.close()
+
+    def _fit(self, shared: SharedStop) -> dict[str, Any] | None:
         state, epochs = self.state, self.length.epochs
-        shared = SharedStop(stop, self.ranks)
         total, done = self._images_up_to(epochs, 0), self._images_up_to(state.epoch, state.step_in_epoch)
         with Progress(total, done, self.show_progress) as progress:
             self.run.echo_through(progress.write)
@@ -237,6 +247,9 @@ class Trainer:
     def _report_step(self, progress: Progress) -> None:
         figures, state = self.state.meter.compute(), self.state
         progress.show(figures["loss"], figures["top1"])
+        if self.tracking is not None:
+            so_far = {"loss": figures["loss"], "top1": figures["top1"], "lr": state.learning_rate}
+            self.tracking.log({"split": "within_epoch", "step": state.step, **so_far})
         self.run.log(
             f"step {state.step}: epoch {state.epoch + 1}, so far loss {figures['loss']:.4f}, "
             f"top-1 {figures['top1']:.2%}, lr {state.learning_rate:.3g}",
@@ -313,6 +326,8 @@ class Trainer:
             self.run.log(f"warning: metrics.jsonl could not be written: {error}; training goes on")
         else:
             self.state.metrics_lines += 1
+        if self.tracking is not None:
+            self.tracking.log(line)
 
     def _save(self, must: bool) -> None:
         """Saves a checkpoint; unless it ``must`` succeed, a failure is only reported, and training goes on."""

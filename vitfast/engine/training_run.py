@@ -47,6 +47,9 @@ _MAY_CHANGE = (
     "train.log_every",
     "train.checkpoint_every_epochs",
     "train.checkpoint_every_steps",
+    "track.tensorboard",
+    "track.wandb",
+    "track.project",
     "train.keep_checkpoints",
 )
 _IGNORED = ("recipe", "run_dir", "train.resume")
