@@ -104,10 +104,12 @@ def test_what_decides_the_result_cannot_change(tmp_path, train_tiny):
         train_tiny(run_dir, f"train.resume={run_dir}", "optim.lr=0.5")
     with pytest.raises(UserError, match=r"run_dir=.*elsewhere is not .*leave run_dir out"):
         train_tiny(run_dir, f"train.resume={run_dir}", f"run_dir={tmp_path / 'elsewhere'}")
-    with pytest.raises(UserError, match="has recipe=digits, not cifar10_folder"):
-        train_tiny(run_dir, f"train.resume={run_dir}", "recipe=cifar10_folder")
+    with pytest.raises(UserError, match="has recipe=vit_digits, not vit_small_cifar10_32px"):
+        train_tiny(run_dir, f"train.resume={run_dir}", "recipe=vit_small_cifar10_32px")
     # The original command line, repeated by a batch script, is no contradiction.
-    assert train_tiny(run_dir, "recipe=digits", "optim.lr=0.01", f"run_dir={run_dir}", f"train.resume={run_dir}") == 0
+    assert (
+        train_tiny(run_dir, "recipe=vit_digits", "optim.lr=0.01", f"run_dir={run_dir}", f"train.resume={run_dir}") == 0
+    )
 
 
 def test_a_run_without_its_options_cannot_go_on(tmp_path, train_tiny):

@@ -74,7 +74,9 @@ def test_a_lowest_layer_below_the_end_is_refused(name):
     model = nn.Linear(2, 2)
     optimizer = torch.optim.SGD([{"params": [model.weight], "lr": 0.1}, {"params": [model.bias], "lr": 0.001}])
     config = ScheduleConfig(name=name, epochs=2, warmup_epochs=0, min_lr=0.01)
-    with pytest.raises(UserError, match=r"schedule.min_lr=0.01 is above 0.001, where optim.layer_decay"):
+    with pytest.raises(
+        UserError, match=r"schedule.min_lr=0.01 is above 0.001, which is the lowest .* optim.layer_decay"
+    ):
         create_schedule(optimizer, config, TrainingLength.of(config, 3))
 
 

@@ -25,7 +25,7 @@ class ModelConfig:
     name: str = option("vit_nano_patch2_8", "name of the model, see vitfast.list_models()")
     img_size: int | None = option(None, "side of the input in pixels; null: that of the data", minimum=1)
     checkpoint: str | None = option(
-        None, "weights to start from: a run, a checkpoint folder or a weights file; null: random ones"
+        None, "weights to start from: a checkpoint folder or a weights file; null: random ones"
     )
     zero_head: bool = option(False, "start the head from zero, so that the first prediction is uniform")
     drop_path: float = option(0.0, "stochastic depth of the last block, 0 in the first", minimum=0, below=1)
@@ -130,7 +130,7 @@ class DataConfig:
         if self.dataset == "digits" and self.root is not None:
             raise UserError(
                 f"{prefix}root={self.root} is given, but {prefix}dataset=digits is embedded and has no folder; "
-                f"add {prefix}dataset=image_folder, or a recipe for image folders such as recipe=cifar10_folder"
+                f"add {prefix}dataset=image_folder, and choose a model for such images"
             )
         for name in ("color_jitter", "hue", "rand_ops"):
             if self.dataset == "digits" and getattr(self.augment, name):
@@ -278,7 +278,7 @@ class TrackConfig:
 class Config:
     """All options of a training run."""
 
-    recipe: str = option("digits", "a recipe by name, or a .yaml file; the other options are set on top of it")
+    recipe: str = option("vit_digits", "a recipe by name, or a .yaml file; the other options are set on top of it")
     seed: int = option(0, "seed of weights, order and augmentation", minimum=0, maximum=2**32 - 1)
     run_dir: str | None = option(None, "folder of the run; null: runs/RECIPE-TIME")
     model: ModelConfig = field(default_factory=ModelConfig)

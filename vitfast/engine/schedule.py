@@ -48,8 +48,8 @@ def _create_fall(optimizer: Optimizer, config: ScheduleConfig, length: TrainingL
     rates = [float(group["lr"]) for group in optimizer.param_groups]
     if min(rates) < config.min_lr:
         raise UserError(
-            f"schedule.min_lr={config.min_lr:g} is above {min(rates):.3g}, where optim.layer_decay lets the lowest "
-            "layer start; use a smaller schedule.min_lr, or an optim.layer_decay nearer to 1"
+            f"schedule.min_lr={config.min_lr:g} is above {min(rates):.3g}, which is the lowest learning rate that "
+            "optim.lr, optim.lr_batch and optim.layer_decay give; use a smaller schedule.min_lr, or change these"
         )
     if config.name == "linear":
         return LinearLR(optimizer, start_factor=1.0, end_factor=config.min_lr / max(rates), total_iters=steps)
