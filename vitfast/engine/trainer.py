@@ -265,7 +265,7 @@ class Trainer:
         self._saved = (state.epoch, state.step)
         self.run.log(f"saved {path.name}", show=False)
         try:
-            prune_checkpoints(self.run.path, self.config.train.keep_checkpoints, state.best_step)
+            prune_checkpoints(self.run.path, self.config.train.keep_checkpoints, state.best_step, state.step)
         except OSError as error:
             self.run.log(f"warning: an old checkpoint could not be removed: {error}")
 
