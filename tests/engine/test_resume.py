@@ -118,3 +118,12 @@ def test_a_run_without_its_options_cannot_go_on(tmp_path, train_tiny):
     (run_dir / "config.yaml").unlink()
     with pytest.raises(UserError, match=r"config.yaml is missing"):
         train_tiny(run_dir, f"train.resume={run_dir}")
+
+
+def test_a_log_that_cannot_be_written_does_not_stop_the_run(tmp_path, train_tiny, whole_run):
+    run_dir = tmp_path / "run"
+    assert train_tiny(run_dir, *RICH, stop_step=3) == 143
+    (run_dir / "log.txt").unlink()
+    (run_dir / "log.txt").symlink_to("/dev/full")
+    assert train_tiny(run_dir, f"train.resume={run_dir}") == 0
+    assert differences(whole_run, content(run_dir)) == []

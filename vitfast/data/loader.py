@@ -137,7 +137,7 @@ def _start_worker(worker: int) -> None:
 
 @contextmanager
 def _held_signals() -> Iterator[None]:
-    """Lets signals wait while workers are started, which inherit it and would die of one that finds them unprepared."""
+    """Lets signals wait while workers start: they inherit it, and would die of one that finds them unprepared."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     try:
         yield

@@ -362,7 +362,7 @@ class Trainer:
             return str(error)
         self.run.log(f"saved {path.name}", show=False)
         try:
-            prune_checkpoints(self.run.path, self.config.train.keep_checkpoints, self.state.best_step)
+            prune_checkpoints(self.run.path, self.config.train.keep_checkpoints, self.state.best_step, self.state.step)
         except OSError as error:
             self.run.log(f"warning: an old checkpoint could not be removed: {error}")
         return None
