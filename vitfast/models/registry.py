@@ -62,13 +62,12 @@ def resolve_name(name: str) -> str:
     return architecture
 
 
-def build_model(name: str, **overrides: Any) -> ImageModel:
-    """Builds a freshly initialized model.
+def resolve_fields(name: str, **overrides: Any) -> ModelFields:
+    """Returns the fields with which ``build_model`` builds a model.
 
     Args:
-        name: an architecture's name, an alias, a name with timm's tag, or ``torchvision/`` and the name of one of
-            torchvision's classifiers.
-        **overrides: fields of its family (``ViTFields`` for a ViT) that differ from the architecture's.
+        name: as in ``build_model``.
+        **overrides: as in ``build_model``.
 
     Raises:
         UserError: the name or a field is unknown, or a field's value is not allowed.
@@ -81,7 +80,22 @@ def build_model(name: str, **overrides: Any) -> ImageModel:
             raise UserError(
                 f"unknown model field {field!r}; the nearest: {_nearest(field, known)}; all fields: {', '.join(known)}"
             )
-    return _BUILDERS[type(defaults)](name, replace(defaults, **overrides))
+    return replace(defaults, **overrides)
+
+
+def build_model(name: str, **overrides: Any) -> ImageModel:
+    """Builds a freshly initialized model.
+
+    Args:
+        name: an architecture's name, an alias, a name with timm's tag, or ``torchvision/`` and the name of one of
+            torchvision's classifiers.
+        **overrides: fields of its family (``ViTFields`` for a ViT) that differ from the architecture's.
+
+    Raises:
+        UserError: the name or a field is unknown, or a field's value is not allowed.
+    """
+    fields = resolve_fields(name, **overrides)
+    return _BUILDERS[type(fields)](resolve_name(name), fields)
 
 
 def _nearest(word: str, known: list[str]) -> str:
