@@ -10,5 +10,17 @@ from vitfast.layers.layer_norm import LayerNorm
 from vitfast.layers.mlp import Mlp
 from vitfast.layers.patch_embed import PatchEmbed
 from vitfast.layers.position_embedding import resize_position_embedding
+from vitfast.layers.sinusoidal_positions import sinusoidal_positions
+from vitfast.layers.tokens_to_token import TokensToToken
 
-__all__ = ["Attention", "Block", "DropPath", "LayerNorm", "Mlp", "PatchEmbed", "resize_position_embedding"]
+__all__ = [
+    "Attention",
+    "Block",
+    "DropPath",
+    "LayerNorm",
+    "Mlp",
+    "PatchEmbed",
+    "TokensToToken",
+    "resize_position_embedding",
+    "sinusoidal_positions",
+]

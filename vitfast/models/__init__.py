@@ -3,6 +3,8 @@
 from vitfast.models.deit import DistilledVisionTransformer
 from vitfast.models.image_model import ImageModel, ModelFields
 from vitfast.models.registry import build_model, list_models
+from vitfast.models.t2t_vit import T2TViT
+from vitfast.models.t2t_vit_fields import T2TViTFields
 from vitfast.models.vit import VisionTransformer
 from vitfast.models.vit_fields import ViTFields
 
@@ -10,6 +12,8 @@ __all__ = [
     "DistilledVisionTransformer",
     "ImageModel",
     "ModelFields",
+    "T2TViT",
+    "T2TViTFields",
     "ViTFields",
     "VisionTransformer",
     "build_model",
