@@ -56,7 +56,8 @@ def load_state(
             for kind, keys in (("missing", missing), ("unexpected", unexpected), ("other shape", shapes))
             if keys
         ]
-        advice = "; give img_size to resize the position embeddings" if misshapen == ["pos_embed"] else ""
+        only_positions = misshapen and all(key.split(".")[-1] == "pos_embed" for key in misshapen)
+        advice = "; give img_size to resize the position embeddings" if only_positions else ""
         raise UserError(f"{source} does not fit {model.model_name}; {'; '.join(problems)}{advice}")
     model.load_state_dict(state)
 
