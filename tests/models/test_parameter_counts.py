@@ -97,8 +97,26 @@ def count_learning(name: str) -> int:
         ("t2t_vit_t_14", 21_541_070, 21_465_422),
         ("t2t_vit_t_19", 39_172_942, 39_084_686),
         ("t2t_vit_t_24", 64_101_454, 64_000_590),
+        # blackfeather-wang/Dynamic-Vision-Transformer
+        ("dvt_deit_small", 70_442_232, 70_442_232),
+        ("dvt_t2t_vit_12", 22_461_516, 22_360_140),
+        ("dvt_t2t_vit_14", 67_881_836, 67_735_916),
     ],
 )
-def test_t2t_vit(name: str, expected: int, learning: int) -> None:
+def test_t2t_vit_and_dvt(name: str, expected: int, learning: int) -> None:
     """Fixed positions and random features are parameters that do not learn."""
     assert (count(name), count_learning(name)) == (expected, learning)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("dvt_deit_small", [22_878_952, 23_920_456, 23_642_824]),
+        ("dvt_t2t_vit_12", [6_989_824, 7_744_510, 7_727_182]),
+        ("dvt_t2t_vit_14", [21_574_656, 23_156_110, 23_151_070]),
+    ],
+)
+def test_exits_of_dvt(name: str, expected: list[int]) -> None:
+    with torch.device("meta"):
+        model = build_model(name)
+    assert [sum(parameter.numel() for parameter in one.parameters()) for one in model.exits] == expected

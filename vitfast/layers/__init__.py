@@ -6,10 +6,15 @@ Shapes in names and comments: B batch, N tokens, C channels, H heads, D head dim
 from vitfast.layers.attention import Attention
 from vitfast.layers.block import Block
 from vitfast.layers.drop_path import DropPath
+from vitfast.layers.feature_reuse import FeatureReuse
+from vitfast.layers.grid_upsample import GridUpsample
 from vitfast.layers.layer_norm import LayerNorm
 from vitfast.layers.mlp import Mlp
+from vitfast.layers.padded_patch_embed import PaddedPatchEmbed
 from vitfast.layers.patch_embed import PatchEmbed
 from vitfast.layers.position_embedding import resize_position_embedding
+from vitfast.layers.relation_reuse import RelationReuse
+from vitfast.layers.reuse_block import ReuseBlock
 from vitfast.layers.sinusoidal_positions import sinusoidal_positions
 from vitfast.layers.tokens_to_token import TokensToToken
 
@@ -17,9 +22,14 @@ __all__ = [
     "Attention",
     "Block",
     "DropPath",
+    "FeatureReuse",
+    "GridUpsample",
     "LayerNorm",
     "Mlp",
+    "PaddedPatchEmbed",
     "PatchEmbed",
+    "RelationReuse",
+    "ReuseBlock",
     "TokensToToken",
     "resize_position_embedding",
     "sinusoidal_positions",

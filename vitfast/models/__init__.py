@@ -1,6 +1,9 @@
 """The models, which only build and compute: no files, no training, no command line."""
 
 from vitfast.models.deit import DistilledVisionTransformer
+from vitfast.models.dvt import DVT
+from vitfast.models.dvt_fields import DVTFields
+from vitfast.models.exit_state import ExitState
 from vitfast.models.image_model import ImageModel, ModelFields
 from vitfast.models.registry import build_model, list_models
 from vitfast.models.t2t_vit import T2TViT
@@ -9,7 +12,10 @@ from vitfast.models.vit import VisionTransformer
 from vitfast.models.vit_fields import ViTFields
 
 __all__ = [
+    "DVT",
+    "DVTFields",
     "DistilledVisionTransformer",
+    "ExitState",
     "ImageModel",
     "ModelFields",
     "T2TViT",
