@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
@@ -43,6 +45,35 @@ def test_a_long_batch_is_shortened():
     long = DataLoader(TensorDataset(torch.arange(60)), batch_size=20)
     with pytest.raises(NonFiniteError, match=r"40, 41, 42, 43, 44, 45, 46, 47 and 12 more"):
         check(float("nan"), 1.0, loader=long)
+
+
+def test_all_is_written_down(tmp_path):
+    long, records = DataLoader(TensorDataset(torch.arange(60)), batch_size=20), []
+
+    def write_down(record):
+        records.append(json.loads(json.dumps(record, allow_nan=False)))
+        return tmp_path / "non_finite.json"
+
+    with pytest.raises(NonFiniteError, match=r"no weight has changed\. .*non_finite.json lists the whole batch\. Look"):
+        check(float("nan"), float("-inf"), loader=long, file_of="{}.png".format, write_down=write_down)
+    indices = list(range(40, 60))
+    assert records == [
+        {
+            "step": 7,
+            "epoch": 2,
+            "loss": "nan",
+            "gradient_norm": "-inf",
+            "indices": indices,
+            "files": [f"{index}.png" for index in indices],
+        }
+    ]
+    check(1.0, 1.0, write_down=write_down)
+    assert len(records) == 1
+
+
+def test_what_could_not_be_written_down_is_not_promised():
+    with pytest.raises(NonFiniteError, match=r"no weight has changed\. Look"):
+        check(float("nan"), 1.0, write_down=lambda record: None)
 
 
 def test_a_loader_without_batches_has_no_indices():

@@ -38,6 +38,7 @@ def check_finite(
     loader: DataLoader[Any],
     batch_in_loader: int,
     file_of: Callable[[int], str | None] = lambda index: None,
+    write_down: Callable[[dict[str, Any]], object] = lambda record: None,
 ) -> None:
     """Raises unless loss and gradient norm are finite; to be called before the optimizer's step.
 
@@ -49,6 +50,9 @@ def check_finite(
         loader: where the batch came from.
         batch_in_loader: which of the loader's batches it was, counted from 0.
         file_of: names the file of an image, or None if it has none.
+        write_down: keeps the full record of the failure and returns the file that it is in, or None. The record holds
+            ``step``, ``epoch``, ``loss``, ``gradient_norm`` (a number, or ``"nan"``, ``"inf"``, ``"-inf"``),
+            ``indices`` of the batch's images in the training split and their ``files`` ([] if it is not made of files).
 
     Raises:
         NonFiniteError: naming the step and the batch's indices, with the files where the data set knows them.
@@ -61,9 +65,13 @@ def check_finite(
     images = f" on images {_shorten(indices)} of the train split" if indices else ""
     files = [file for file in map(file_of, indices) if file is not None]
     named = f" ({_shorten(files)})" if files else ""
+    record = {"step": step, "epoch": epoch, "loss": _plain(loss), "gradient_norm": _plain(gradient_norm)}
+    kept = write_down({**record, "indices": indices, "files": files})
+    listed = f" {kept} lists the whole batch." if kept is not None and indices else ""
     raise NonFiniteError(
         f"not finite at step {step}, epoch {epoch}: {values}{images}{named}. Training stopped before the update: "
-        "no weight has changed. Look at the images, or try a lower optim.lr, optim.clip_grad=1.0, train.precision=fp32",
+        f"no weight has changed.{listed} Look at the images, or try a lower optim.lr, optim.clip_grad=1.0, "
+        "train.precision=fp32",
         step,
         indices,
     )
@@ -74,6 +82,12 @@ def batch_indices(loader: DataLoader[Any], batch: int) -> list[int]:
     if loader.batch_sampler is None:
         return []
     return [int(index) for index in next(islice(iter(loader.batch_sampler), batch, None), [])]
+
+
+def _plain(value: Tensor) -> float | str:
+    """A number as JSON can hold it."""
+    number = float(value.detach())
+    return number if math.isfinite(number) else str(number)
 
 
 def _shorten(items: Sequence[Any]) -> str:

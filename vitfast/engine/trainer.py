@@ -134,6 +134,7 @@ class Trainer:
             loader=loader,
             batch_in_loader=batch,
             file_of=self.data.train.path,
+            write_down=self.run.write_non_finite,
         )
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
