@@ -28,7 +28,8 @@ def test_links_and_named_tests_exist(document: Path) -> None:
 def test_commands_of_training_are_right(document: Path) -> None:
     known, wrong = list_options(Config), []
     for line in re.findall(r"^.*vitfast\.train .*$", document.read_text(), flags=re.M):
-        X
+        command = line.split("vitfast.train ")[1].split("#")[0]
+        for key, value in re.findall(r"([a-z_]+(?:\.[a-z_]+)*)=([^\s`…]*)", command):
             if find_option(known, key) is None:
                 wrong.append(key)
             elif key == "recipe" and value.islower() and "." not in value and value not in list_recipes():
