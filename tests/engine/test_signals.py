@@ -72,6 +72,18 @@ def test_again_while_the_checkpoint_of_the_first_one_is_saved(interrupted):
     interrupted(Interruption("step", 2), Interruption("save", 3), step=2)
 
 
+def test_whoever_does_not_want_to_wait(tmp_path, training_server, undisturbed):
+    """The second Ctrl+C, in the middle of saving: the checkpoint before is used."""
+    run_dir, interrupt = tmp_path / "run", Interruption("step", 9, number=signal.SIGINT)
+    again = Interruption("save", 6 + 3, number=signal.SIGINT)  # in the second checkpoint
+    assert training_server.run(tmp_path / "output", [*OPTIONS, f"run_dir={run_dir}"], interrupt, again) == 130
+    assert "interrupted" in (tmp_path / "output").read_text()
+    assert list_checkpoints(run_dir) == [run_dir / "checkpoint_000006"]
+    assert training_server.run(tmp_path / "resumed", [f"train.resume={run_dir}"]) == 0
+    assert differences(undisturbed, content(run_dir)) == []
+    assert not list(run_dir.glob(".*"))
+
+
 @pytest.mark.parametrize("to_group", [False, True])
 def test_with_workers(interrupted, to_group):
     interrupted(Interruption("step", 2, to_group=to_group), options=("data.workers=2",), step=2)
