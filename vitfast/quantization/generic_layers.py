@@ -55,12 +55,12 @@ class QuantizedMultiheadAttention(QuantizedProduct, nn.MultiheadAttention):
     """
 
     @property
-    def weight(self) -> Tensor:  # type: ignore[override]
+    def weight(self) -> Tensor:
         """Of the q, k, v projection."""
         return self.in_proj_weight
 
     @property
-    def bias(self) -> Tensor | None:  # type: ignore[override]
+    def bias(self) -> Tensor | None:
         """Of the q, k, v projection."""
         return self.in_proj_bias
 
