@@ -7,6 +7,7 @@ import re
 import shutil
 
 import pytest
+from PIL import Image
 
 from vitfast.engine.checkpoint import latest_checkpoint
 from vitfast.evaluate import main
@@ -52,6 +53,27 @@ def test_the_classes_add_up(run_dir, capsys):
     correct = sum(row["n"] * row["recall"] for row in rows)
     assert correct / 360 == pytest.approx(found["top1"])
     assert 0 < found["calibration_error"] < 1
+
+
+def test_an_image_that_cannot_be_read_is_no_silent_loss(run_dir, capsys, tmp_path):
+    for digit in range(10):
+        (tmp_path / "test" / str(digit)).mkdir(parents=True)
+        for index in range(3):
+            Image.new("L", (8, 8), 20 * digit).save(tmp_path / "test" / str(digit) / f"{index}.png")
+    bad = tmp_path / "test" / "4" / "1.png"
+    bad.write_bytes(b"")
+    options = [f"checkpoint={run_dir}", "data.dataset=image_folder", f"data.root={tmp_path}", "data.batch_size=1"]
+    capsys.readouterr()
+    assert main(options) == 2
+    assert capsys.readouterr().err.startswith(f"error: {bad} cannot be decoded as an image: the file is empty")
+    found = evaluate_json(capsys, *options, "data.on_corrupt=skip")
+    assert (found["images"], found["unreadable_images"]) == (29, 1)
+    assert [row["n"] for row in found["per_class"]] == [3, 3, 3, 3, 2, 3, 3, 3, 3, 3]
+    assert main([*options, "data.on_corrupt=skip"]) == 0
+    shown = capsys.readouterr()
+    assert "test, 29 images of 30: 1 cannot be read\n" in shown.out
+    assert shown.err.startswith(f"warning: {bad} cannot be decoded as an image: the file is empty")
+    assert shown.err.count("warning") == 1
 
 
 def test_the_weights_can_be_chosen(run_dir, capsys):
@@ -120,8 +142,6 @@ def test_a_mistake_is_one_line_and_code_2(run_dir, capsys, options, message):
 
 
 def test_other_classes_are_refused(run_dir, capsys, tmp_path):
-    from PIL import Image
-
     for name in ("cat", "dog"):
         (tmp_path / "test" / name).mkdir(parents=True)
         Image.new("L", (8, 8)).save(tmp_path / "test" / name / "1.png")

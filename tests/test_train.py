@@ -114,7 +114,7 @@ def test_ctrl_c_saves_too(tmp_path):
 
 def test_the_commands_at_the_end_run(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main([*TINY_RUN, "recipe=digits"]) == 0
+    assert main([*TINY_RUN, "recipe=vit_digits"]) == 0
     out = capsys.readouterr().out
     commands = [shlex.split(line) for line in out.splitlines() if " -m vitfast." in line]
     assert [command[2] for command in commands] == [

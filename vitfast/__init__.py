@@ -19,10 +19,13 @@ __path__ = pkgutil.extend_path(__path__, __name__)
 # public name -> the module that holds it
 _PUBLIC_NAMES = {
     "FloatFormat": "vitfast.quantization.formats",
+    "LoadReport": "vitfast.api",
     "UserError": "vitfast.errors",
     "build_info": "vitfast.ops.library",
     "create_model": "vitfast.api",
     "list_models": "vitfast.api",
+    "load_weights": "vitfast.api",
+    "save_weights": "vitfast.api",
 }
 
 __all__ = ["__version__", *sorted(_PUBLIC_NAMES)]

@@ -49,12 +49,12 @@ def test_columns_are_aligned_and_the_page_is_120_wide() -> None:
 
 def test_defaults_are_those_of_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        load_config(["--help", "recipe=cifar10_folder"])
+        load_config(["--help", "recipe=vit_small_cifar10_32px"])
     text = capsys.readouterr().out
 
     assert stop.value.code == 0
     assert "vit_mini_patch4_32" in text
-    assert "recipe=cifar10_folder" in text
+    assert "recipe=vit_small_cifar10_32px" in text
     assert "vit_nano" not in text
 
 

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vitfast.config import Config, list_recipes, load_config, load_options, option, to_yaml
+from vitfast.config.recipes import find_recipe
 from vitfast.errors import UserError
 
 
@@ -30,23 +31,50 @@ def test_no_arguments_mean_the_digits_recipe() -> None:
     config = load_config([])
 
     assert isinstance(config, Config)
-    assert config == load_config(["recipe=digits"])
-    assert (config.recipe, config.model.name, config.data.dataset) == ("digits", "vit_nano_patch4_16", "digits")
+    assert config == load_config(["recipe=vit_digits"])
+    assert (config.recipe, config.model.name, config.data.dataset) == ("vit_digits", "vit_nano_patch4_16", "digits")
 
 
 def test_arguments_win_over_the_recipe_and_the_last_one_wins() -> None:
-    config = load_config(["optim.lr=1e-2", "schedule.epochs=3", "recipe=digits", "optim.lr=0.5"])
+    config = load_config(["optim.lr=1e-2", "schedule.epochs=3", "recipe=vit_digits", "optim.lr=0.5"])
 
     assert config.optim.lr == 0.5
     assert config.schedule.epochs == 3
 
 
 def test_every_recipe_loads_and_names_itself() -> None:
-    assert {"digits", "cifar10_folder"} <= set(list_recipes())
+    assert {"vit_digits", "vit_small_cifar10_32px"} <= set(list_recipes())
     for name, summary in list_recipes().items():
-        needs = ["data.root=/somewhere"] if name == "cifar10_folder" else []
+        needs = [] if name == "vit_digits" else ["data.root=/somewhere"]
         assert load_config([f"recipe={name}", *needs]).recipe == name
         assert len(summary) > 20
+
+
+def test_every_recipe_is_a_page() -> None:
+    """Command, hardware, and the accuracy to expect with its source, or that there is none."""
+    for name in list_recipes():
+        header = [line for line in find_recipe(name).read_text().splitlines() if line.startswith("#")]
+        topics = {line[1:].split()[0] for line in header if line.startswith("#   ") and line[4] != " "}
+        assert {"command", "hardware", "top-1"} <= topics, name
+        assert f"recipe={name} " in "\n".join(header) or name == "vit_digits"
+        assert max(map(len, header)) <= 120, name
+
+
+def test_a_recipe_on_top_of_another(tmp_path: Path) -> None:
+    config = load_config(["recipe=deit_small_imagenet", "data.root=/images"])
+    below = load_config(["recipe=deit_tiny_imagenet", "data.root=/images"])
+    assert (config.recipe, config.model.name) == ("deit_small_imagenet", "deit_small_patch16_224")
+    assert (config.data, config.optim, config.schedule) == (below.data, below.optim, below.schedule)
+
+    own = tmp_path / "own.yaml"
+    own.write_text("base: vit_digits\nmodel:\n  fields:\n    depth: 2\n")
+    assert load_config([f"recipe={own}"]).model.fields == {"depth": 2}
+    assert load_config([f"recipe={own}"]).model.name == "vit_nano_patch4_16"
+
+    own.write_text(f"base: {own}\n")
+    _assert_refused([f"recipe={own}"], ["is its own base"])
+    own.write_text("base: vit_digit\n")
+    _assert_refused([f"recipe={own}"], ["no recipe 'vit_digit'", "did you mean vit_digits?"])
 
 
 @pytest.mark.parametrize(
@@ -172,7 +200,7 @@ def test_options_that_contradict_each_other(arguments: list[str], words: list[st
         ("--optim.lr=3", ["write optim.lr=3"]),
         ("--optim.weight-decay=3", ["write optim.weight_decay=3"]),
         ("--verbose", ["not a flag", "--help", "--print-config"]),
-        ("cifar10_folder", ["write recipe=cifar10_folder"]),
+        ("vit_digits", ["write recipe=vit_digits"]),
         ("=3", ["no key before the '='"]),
         ("epochs", ["not of the form key=value, such as schedule.epochs=VALUE"]),
         ("", ["not of the form key=value"]),
@@ -183,8 +211,8 @@ def test_argument_of_another_form_is_explained(argument: str, words: list[str]) 
 
 
 def test_missing_recipe_lists_those_that_exist(tmp_path: Path) -> None:
-    _assert_refused(["recipe=digit"], ["no recipe 'digit'", "did you mean digits?", "cifar10_folder, digits"])
-    _assert_refused(["recipe=nowhere.yaml"], ["nowhere.yaml does not exist", "cifar10_folder, digits"])
+    _assert_refused(["recipe=vit_digit"], ["no recipe 'vit_digit'", "did you mean vit_digits?", "vit_digits, vit_"])
+    _assert_refused(["recipe=nowhere.yaml"], ["nowhere.yaml does not exist", "vit_digits, vit_"])
     _assert_refused([f"recipe={tmp_path}/"], ["is a folder", "config.yaml"])
     _assert_refused(["recipe=null"], ["no recipe 'null'"])
 
@@ -268,8 +296,8 @@ def test_print_config_prints_what_load_config_gives(capsys: pytest.CaptureFixtur
 
 def test_print_config_shows_a_recipe_that_still_lacks_its_folder(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        load_config(["recipe=cifar10_folder", "--print-config"])
-    assert "dataset: image_folder" in capsys.readouterr().out
+        load_config(["recipe=vit_small_cifar10_32px", "--print-config"])
+    assert "dataset: cifar10" in capsys.readouterr().out
 
     with pytest.raises(UserError, match=r"data\.batch_size=0"):
         load_config(["data.batch_size=0", "--print-config"])
@@ -290,7 +318,7 @@ def test_options_of_another_command() -> None:
         (["checkpoint=x", "top=many"], ["top=many", "a whole number"]),
         (["checkpoint=x", "ratio=nan"], ["ratio=nan", "a finite number"]),
         (["runs/x"], ["not of the form key=value"]),
-        (["checkpoint=x", "recipe=digits"], ["no option 'recipe'"]),
+        (["checkpoint=x", "recipe=vit_digits"], ["no option 'recipe'"]),
     ],
 )
 def test_errors_of_another_command(arguments: list[str], words: list[str]) -> None:

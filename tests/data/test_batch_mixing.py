@@ -42,6 +42,20 @@ def test_mixup_blends_and_cutmix_cuts() -> None:
     assert all(set(image.unique().tolist()) <= set(range(6)) for image in cut)
 
 
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+@pytest.mark.parametrize("world", [1, 2])
+def test_repeats_are_not_mixed_with_themselves(kind: str, world: int) -> None:
+    mixing = create_mixing(AugmentConfig(repeats=3, **{kind: 1.0}), 10, seed=0)  # type: ignore[arg-type]
+    assert mixing is not None
+    labels = torch.arange(10).repeat_interleave(3)[1::world]  # a batch may begin amid the repeats
+    for step in range(10):
+        mixed, shares = mixing(labels.view(-1, 1, 1, 1).expand(-1, 3, 16, 16).float(), labels, epoch=0, step=step)
+        own = shares.gather(1, labels[:, None])[:, 0]
+        assert ((shares > 0).sum(1) == 2).all() or own.max() in (0, 1)  # CutMix may cut all or nothing
+        torch.testing.assert_close(mixed.mean((1, 2, 3)), shares @ torch.arange(10.0), atol=1e-4, rtol=1e-4)
+        assert own.max() - own.min() < 1e-6  # every image keeps the same share of itself, in its own place
+
+
 def test_what_is_drawn_is_a_function_of_seed_epoch_and_step() -> None:
     both = AugmentConfig(mixup=0.8, cutmix=1.0)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from vitfast.config import AugmentConfig, DataConfig
-from vitfast.data import EpochSampler, ImageDataset, build_dataset, build_loader
+from vitfast.data import ImageDataset, build_dataset, build_loader
 from vitfast.data.digits import Digits
 
 AFFINE = AugmentConfig(affine_degrees=15, affine_translate=0.15, affine_scale=0.1, flip=0.5)
@@ -104,8 +104,8 @@ def test_images_of_one_epoch_are_augmented_differently(make_folder) -> None:
 class ThreadCount(ImageDataset):
     """Digits whose labels are the number of threads that read them."""
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        return super().__getitem__(index)[0], torch.get_num_threads()
+    def read(self, index: int, sample: int) -> tuple[torch.Tensor, int]:
+        return super().read(index, sample)[0], torch.get_num_threads()
 
 
 def test_a_worker_has_one_thread() -> None:
@@ -155,26 +155,68 @@ def test_evaluation_reads_every_image_once_in_order() -> None:
     assert torch.equal(images, torch.stack([plain[index][0] for index in range(360)]))
 
 
-@pytest.mark.parametrize("size", [0, 1, 2, 1000])
-def test_order_is_a_permutation_that_depends_on_seed_and_epoch(size: int) -> None:
-    def order(seed: int, epoch: int, **options: object) -> list[int]:
-        return list(EpochSampler(size, seed=seed, epoch=epoch, shuffle=True, **options))  # type: ignore[arg-type]
-
-    assert sorted(order(0, 0)) == list(range(size))
-    assert order(0, 0) == order(0, 0)
-    assert order(0, 0, start=size // 2) == order(0, 0)[size // 2 :]
-    assert len(EpochSampler(size, seed=0, epoch=0, shuffle=True, start=size // 2)) == size - size // 2
-    if size == 1000:
-        assert len({tuple(order(seed, epoch)) for seed in range(5) for epoch in range(5)}) == 25
-    assert list(EpochSampler(size, seed=0, epoch=1, shuffle=False)) == list(range(size))
-
-
-def test_order_is_pinned() -> None:
-    """A change of this order would make runs of older versions resume with other images."""
-    assert list(EpochSampler(10, seed=0, epoch=0, shuffle=True)) == PINNED_ORDER
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_parts_of_the_ranks_are_the_batches_of_one_process(digits: ImageDataset, world: int, workers: int) -> None:
+    options = {"start": 1200, "batch_size": 30}  # the last of the four batches has 3 images
+    whole = batches(digits, **options)
+    assert [len(labels) for _, labels in whole] == [30, 30, 30, 3]
+    parts = [batches(digits, workers, rank=rank, world=world, **options) for rank in range(world)]
+    for batch, (images, labels) in enumerate(whole):
+        for rank in range(world):
+            assert torch.equal(parts[rank][batch][0], images[rank::world])
+            assert torch.equal(parts[rank][batch][1], labels[rank::world])
 
 
-PINNED_ORDER = [1, 7, 6, 5, 2, 8, 9, 0, 4, 3]
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_rank_without_a_part_of_the_last_batch_gets_an_empty_one(digits: ImageDataset, workers: int) -> None:
+    images, labels = batches(digits, workers, start=1200, rank=3, world=4, batch_size=90)[-1]
+    assert (images.shape, images.dtype) == ((0, 1, 8, 8), torch.float32)
+    assert (labels.shape, labels.dtype) == ((0,), torch.int64)
+
+
+def test_ranks_evaluate_every_image_once() -> None:
+    dataset = build_dataset(DataConfig(), "test", seed=0)
+    parts = [batches(dataset, shuffle=False, batch_size=64, rank=rank, world=7) for rank in range(7)]
+    assert {len(part) for part in parts} == {6}
+    read = torch.cat([images for part in parts for images, _ in part])
+    every = torch.stack([dataset[index][0] for index in range(360)])
+    assert torch.equal(read.flatten(1).sort(0).values, every.flatten(1).sort(0).values)
+    assert len(read) == 360
+
+
+def repeating(repeats: int, **options: float) -> ImageDataset:
+    """Digits that are read ``repeats`` times each."""
+    return build_dataset(DataConfig(augment=AugmentConfig(repeats=repeats, **options)), "train", seed=3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_repeats_of_an_image_follow_each_other_and_are_augmented_differently(workers: int) -> None:
+    (plain, labels), *_ = batches(repeating(3), workers, batch_size=99)
+    (turned, _), *_ = batches(repeating(3, affine_degrees=40), workers, batch_size=99)
+    for first in range(0, 99, 3):
+        assert torch.equal(plain[first], plain[first + 1])
+        assert torch.equal(plain[first], plain[first + 2])
+        assert labels[first : first + 3].unique().numel() == 1
+        for one, other in ((0, 1), (0, 2), (1, 2)):
+            assert not torch.equal(turned[first + one], turned[first + other])
+
+
+def test_the_first_repetition_is_augmented_as_without_repeats() -> None:
+    once, thrice = repeating(1, affine_degrees=40), repeating(3, affine_degrees=40)
+    (images, labels), *_ = batches(once, batch_size=33)
+    (repeated, repeated_labels), *_ = batches(thrice, batch_size=99)
+
+    assert torch.equal(repeated[::3], images)
+    assert torch.equal(repeated_labels[::3], labels)
+
+
+def test_repeats_are_of_training_only() -> None:
+    data = DataConfig(augment=AugmentConfig(repeats=3))
+    measured = build_dataset(data, "train", seed=3, augment=False)
+    images = torch.cat([images for images, _ in batches(measured, shuffle=False)])
+
+    assert torch.equal(images, torch.stack([measured[index][0] for index in range(1293)]))
 
 
 def test_dataset_can_be_pickled(digits: ImageDataset) -> None:
@@ -195,11 +237,10 @@ def test_worker_outlives_a_signal_to_the_group(digits: ImageDataset) -> None:
     iterator = torch.utils.data.DataLoader.__iter__(
         build_loader(digits, batch_size=100, workers=2, seed=3, epoch=2, shuffle=True)
     )
-    result = [next(iterator)]
+    first = next(iterator)
     for worker in iterator._workers:  # type: ignore[attr-defined]
         os.kill(worker.pid, signal.SIGTERM)
         os.kill(worker.pid, signal.SIGINT)
     time.sleep(0.3)
-    result += list(iterator)
 
-    assert_same(expected, result)
+    assert_same(expected, [(images, labels) for images, labels, _ in (first, *iterator)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+
 import numpy as np
 import pytest
 import torch
@@ -40,6 +42,45 @@ def test_evaluation_equals_torchvisions_classes(interpolation: str, size: tuple[
     torch.testing.assert_close(actual, torch.as_tensor(reference(image)), atol=2e-6, rtol=0)
 
 
+@pytest.mark.parametrize("size", [(50, 40), (40, 77), (1, 1), (500, 3), (32, 32), (36, 36)])
+@pytest.mark.parametrize("crop_pct", [1.0, 0.875])
+def test_both_sides_squash_as_torchvisions_classes_do(size: tuple[int, int], crop_pct: float) -> None:
+    image, side = picture(*size), int(32 // crop_pct)
+    geometry = [v2.Resize((side, side), interpolation=v2.InterpolationMode.BICUBIC), v2.CenterCrop(32)]
+    reference = v2.Compose([*geometry, v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
+
+    actual = eval_transform(32, 3, MEAN, STD, "bicubic", crop_pct, "both_sides")(image)
+
+    torch.testing.assert_close(actual, torch.as_tensor(reference(image)), atol=2e-6, rtol=0)
+    cropped = eval_transform(32, 3, MEAN, STD, "bicubic", crop_pct)(image)
+    assert torch.equal(actual, cropped) == (size[0] == size[1])
+
+
+def test_training_without_random_crops_resizes_alike() -> None:
+    image = picture(50, 40)
+    for resize in ("short_side", "both_sides"):
+        training = train_transform(AugmentConfig(), 32, 3, MEAN, STD, "bicubic", resize)(image)
+        assert torch.equal(training, eval_transform(32, 3, MEAN, STD, "bicubic", 1.0, resize)(image))
+
+
+@pytest.mark.parametrize("size", [(40_000, 2), (1, 60_000)])
+def test_a_very_long_image_shows_its_middle_and_costs_no_memory(size: tuple[int, int]) -> None:
+    image = Image.new("RGB", size, (250, 0, 0))
+    middle = tuple(side // 2 + offset for offset in (-9, 9) for side in size)
+    image.paste((0, 0, 250), middle)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    result = eval_transform(224, 3, [0.0] * 3, [1.0] * 3, "bicubic", 1.0)(image)
+
+    torch.testing.assert_close(result.mean((1, 2)), torch.tensor([0.0, 0.0, 250 / 255]))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 200_000  # KiB; the whole has gigapixels
+
+
+def test_an_unknown_way_to_resize_is_refused() -> None:
+    with pytest.raises(KeyError, match="long_side"):
+        eval_transform(32, 3, MEAN, STD, "bicubic", 1.0, "long_side")
+
+
 def test_grey_images() -> None:
     one = eval_transform(8, 1, [0.5], [0.25], "bicubic", 1.0)(Image.new("L", (8, 8), 255))
     three = eval_transform(8, 3, [0.5], [0.25], "bicubic", 1.0)(Image.new("L", (8, 8), 255))
@@ -76,6 +117,7 @@ def test_no_augmentation_is_not_random() -> None:
         AugmentConfig(affine_translate=0.2),
         AugmentConfig(affine_scale=0.2),
         AugmentConfig(color_jitter=0.4),
+        AugmentConfig(hue=0.1),
         AugmentConfig(rand_ops=2),
         AugmentConfig(erase=0.9),
     ],
@@ -107,6 +149,29 @@ def test_flip_is_a_mirror_with_its_probability() -> None:
     assert torch.equal(always(image), plain.flip(2))
 
 
+def test_hue_turns_colours_and_leaves_greys() -> None:
+    transform = train_transform(AugmentConfig(hue=0.5), 1, 3, [0.0] * 3, [1.0] * 3, "bicubic")
+    red, grey = Image.new("RGB", (1, 1), (255, 0, 0)), Image.new("RGB", (1, 1), (90, 90, 90))
+    turned = [tuple(transform(red).flatten().tolist()) for _ in range(50)]
+    assert len(set(turned)) > 40
+    assert all(max(colour) == 1 and min(colour) == 0 for colour in turned)  # as bright and as saturated as before
+    assert {colour.index(1) for colour in turned} == {0, 1, 2}
+    torch.testing.assert_close(transform(grey), torch.full((3, 1, 1), 90 / 255))
+    slight = train_transform(AugmentConfig(hue=0.05), 1, 3, [0.0] * 3, [1.0] * 3, "bicubic")
+    assert all(slight(red)[0] == 1 and slight(red).min() == 0 and slight(red).sum() < 1.35 for _ in range(50))
+
+
+def test_colour_jitter_without_hue_is_torchvisions_of_three() -> None:
+    image = picture(32, 32)
+    reference = v2.ColorJitter(0.4, 0.4, 0.4)
+    transform = train_transform(AugmentConfig(color_jitter=0.4), 32, 3, [0.0] * 3, [1.0] * 3, "bicubic")
+    for seed in range(8):
+        torch.manual_seed(seed)
+        expected = torch.from_numpy(np.array(reference(image))).permute(2, 0, 1) / 255
+        torch.manual_seed(seed)
+        torch.testing.assert_close(transform(image), expected)
+
+
 def test_pad_and_crop_is_a_shift() -> None:
     image = picture(8, 8)
     padded = np.pad(np.asarray(image), ((2, 2), (2, 2), (0, 0)))
@@ -133,7 +198,7 @@ def test_crop_scale_is_an_area() -> None:
 @pytest.mark.parametrize("in_chans", [1, 3])
 def test_everything_together_on_colour_and_grey(in_chans: int) -> None:
     everything = AugmentConfig(
-        crop_scale=0.3, affine_degrees=9, flip=0.5, color_jitter=0.4, rand_ops=2, rand_magnitude=20, erase=0.5
+        crop_scale=0.3, affine_degrees=9, flip=0.5, color_jitter=0.4, hue=0.1, rand_ops=2, rand_magnitude=20, erase=0.5
     )
     mean, std = [0.4] * in_chans, [0.2] * in_chans
     transform = train_transform(everything, 32, in_chans, mean, std, "bicubic")

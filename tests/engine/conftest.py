@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from support.tiny_run import TINY_RUN
+from support.training_server import TrainingServer
 from vitfast.engine import training_run
 from vitfast.engine.trainer import Trainer
 
@@ -37,7 +38,7 @@ def train_tiny() -> TrainTiny:
 
             def _evaluate(self, dataset, stop):
                 if stop_in_evaluation:
-                    stop.request()
+                    self.stop.request()
                 return super()._evaluate(dataset, stop)
 
         resume = any(option.startswith("train.resume=") for option in options)
@@ -47,3 +48,10 @@ def train_tiny() -> TrainTiny:
             return training_run.run_training(arguments, show_progress=False)
 
     return train
+
+
+@pytest.fixture(scope="session")
+def training_server() -> Iterator[TrainingServer]:
+    """Forks training runs into processes of their own."""
+    with TrainingServer() as server:
+        yield server

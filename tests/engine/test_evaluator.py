@@ -44,6 +44,15 @@ def test_every_image_counts_once_also_in_the_smaller_last_batch(task, images, la
     assert set(evaluation.metrics()) == {"loss", "top1", "top5", "images_per_s"}
 
 
+def test_empty_batches_count_nothing(task, images, labels):
+    pieces = [0, 5, 0, 18, 0]
+    batches = list(zip(images.split(pieces), labels.split(pieces), strict=True))
+    found = evaluate(task, batches, num_classes=6, device=CPU)
+    expected = run(task, images, labels)
+    assert (found.images, found.top1) == (23, expected.top1)
+    assert found.loss == pytest.approx(expected.loss, rel=1e-6)
+
+
 def test_the_mode_comes_back_and_nothing_learns(task, images, labels):
     before = {name: tensor.clone() for name, tensor in task.state_dict().items()}
     run(task.train(), images, labels)

@@ -2,70 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from vitfast.engine.checkpoint import latest_checkpoint, load_state, load_weights_file
+from support.run_content import content, differences
+from support.tiny_run import RICH
+from vitfast.engine.checkpoint import latest_checkpoint
 from vitfast.errors import UserError
 
-# everything that draws random numbers or carries a state from step to step
-RICH = [
-    "model.drop_rate=0.1",
-    "model.drop_path=0.1",
-    "data.augment.affine_degrees=10",
-    "data.augment.affine_translate=0.1",
-    "data.augment.erase=0.3",
-    "data.augment.mixup=0.2",
-    "data.augment.cutmix=1",
-    "optim.ema_decay=0.9",
-    "optim.clip_grad=1.0",
-    "optim.label_smoothing=0.1",
-    "optim.layer_decay=0.9",
-    "train.accumulate=2",
-]
 STEPS_PER_EPOCH = 6
-
-
-def differences(first: Any, second: Any, path: str = "") -> list[str]:
-    """Names every place where two nested structures differ in any bit; clocks are not compared."""
-    if path.endswith(("seconds_in_epoch", "images_per_s")):
-        return []
-    if isinstance(first, torch.Tensor):
-        return [] if first.dtype == second.dtype and torch.equal(first, second) else [path]
-    if isinstance(first, dict):
-        if first.keys() != second.keys():
-            return [f"{path}: keys"]
-        return [found for key in first for found in differences(first[key], second[key], f"{path}.{key}")]
-    if isinstance(first, (list, tuple)):
-        if len(first) != len(second):
-            return [f"{path}: length"]
-        pairs = enumerate(zip(first, second, strict=True))
-        return [found for index, (a, b) in pairs for found in differences(a, b, f"{path}[{index}]")]
-    return [] if first == second else [f"{path}: {first} != {second}"]
-
-
-def content(run_dir: Path) -> dict[str, Any]:
-    newest = latest_checkpoint(run_dir)
-    assert newest is not None
-    found = {
-        "name": newest.name,
-        "model": load_weights_file(newest),
-        "state": load_state(newest),
-        "manifest": {
-            key: value
-            for key, value in json.loads((newest / "manifest.json").read_text()).items()
-            if key not in ("files", "manifest_sha256")
-        },
-        "metrics": [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()],
-    }
-    if (newest / "ema.safetensors").exists():
-        found["ema"] = load_weights_file(newest, "ema")
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -157,10 +104,12 @@ def test_what_decides_the_result_cannot_change(tmp_path, train_tiny):
         train_tiny(run_dir, f"train.resume={run_dir}", "optim.lr=0.5")
     with pytest.raises(UserError, match=r"run_dir=.*elsewhere is not .*leave run_dir out"):
         train_tiny(run_dir, f"train.resume={run_dir}", f"run_dir={tmp_path / 'elsewhere'}")
-    with pytest.raises(UserError, match="has recipe=digits, not cifar10_folder"):
-        train_tiny(run_dir, f"train.resume={run_dir}", "recipe=cifar10_folder")
+    with pytest.raises(UserError, match="has recipe=vit_digits, not vit_small_cifar10_32px"):
+        train_tiny(run_dir, f"train.resume={run_dir}", "recipe=vit_small_cifar10_32px")
     # The original command line, repeated by a batch script, is no contradiction.
-    assert train_tiny(run_dir, "recipe=digits", "optim.lr=0.01", f"run_dir={run_dir}", f"train.resume={run_dir}") == 0
+    assert (
+        train_tiny(run_dir, "recipe=vit_digits", "optim.lr=0.01", f"run_dir={run_dir}", f"train.resume={run_dir}") == 0
+    )
 
 
 def test_a_run_without_its_options_cannot_go_on(tmp_path, train_tiny):
@@ -169,3 +118,12 @@ def test_a_run_without_its_options_cannot_go_on(tmp_path, train_tiny):
     (run_dir / "config.yaml").unlink()
     with pytest.raises(UserError, match=r"config.yaml is missing"):
         train_tiny(run_dir, f"train.resume={run_dir}")
+
+
+def test_a_log_that_cannot_be_written_does_not_stop_the_run(tmp_path, train_tiny, whole_run):
+    run_dir = tmp_path / "run"
+    assert train_tiny(run_dir, *RICH, stop_step=3) == 143
+    (run_dir / "log.txt").unlink()
+    (run_dir / "log.txt").symlink_to("/dev/full")
+    assert train_tiny(run_dir, f"train.resume={run_dir}") == 0
+    assert differences(whole_run, content(run_dir)) == []

@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -87,14 +91,84 @@ def test_the_environment_lists_the_restarts(tmp_path):
     assert content == {"start": 0, "resumed": [{"start": 1}, {"start": 2}]}
 
 
-def test_files_are_replaced_as_a_whole(tmp_path, monkeypatch):
+def test_a_damaged_line_costs_only_itself(tmp_path):
+    run = RunDirectory.create(tmp_path, "digits")
+    for step in range(4):
+        run.append_metrics({"step": step})
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(file.read_bytes().replace(b'"step": 1', b'"step"\xba 1'))
+    assert [line["step"] for line in run.read_metrics()] == [0, 2, 3]
+    run.keep_metrics(3)  # the damaged one counts
+    assert [line["step"] for line in run.read_metrics()] == [0, 2]
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """The kernel refuses to let a file grow beyond that: a write is cut short, the next one fails."""
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_line_for_which_there_is_no_room_leaves_nothing_behind(tmp_path):
+    run = RunDirectory.create(tmp_path, "digits")
+    run.append_metrics({"step": 1})
+    with files_of_at_most(20), pytest.raises(OSError, match="File too large"):
+        run.append_metrics({"step": 2})
+    run.append_metrics({"step": 3})
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 3}\n'
+
+
+def test_metrics_that_cannot_be_cut_back_stay(tmp_path):
+    run = RunDirectory.create(tmp_path, "digits")
+    for step in range(5):
+        run.append_metrics({"step": step})
+    with files_of_at_most(20), pytest.raises(UserError, match=r"metrics.jsonl cannot be cut back.*: File too large"):
+        run.keep_metrics(2)
+    assert len(run.read_metrics()) == 5
+    with files_of_at_most(20):
+        run.keep_metrics(5)  # nothing to do
+
+
+def test_a_full_disk_stops_neither_the_log_on_the_screen_nor_the_run(tmp_path, capsys):
+    (tmp_path / "log.txt").symlink_to("/dev/full")
+    run = RunDirectory.reopen(tmp_path)
+    run.log("shown")
+    run.close()
+    assert capsys.readouterr().err == "shown\n"
+
+
+def test_the_log_goes_on_where_there_is_room_again(tmp_path):
+    run = RunDirectory.create(tmp_path, "digits")
+    run.log("first", show=False)
+    with files_of_at_most(20):
+        run.log("lost", show=False)
+    run.log("last", show=False)
+    run.close()
+    assert [line.split("  ", 1)[1] for line in (tmp_path / "log.txt").read_text().splitlines()] == ["first", "last"]
+
+
+def test_files_are_replaced_as_a_whole(tmp_path):
+    run = RunDirectory.create(tmp_path, "digits")
+    run.write_text("config.yaml", "old")
+    with files_of_at_most(20), pytest.raises(OSError, match="File too large"):
+        run.write_text("config.yaml", "new" * 20)
+    assert (tmp_path / "config.yaml").read_text() == "old"
+    assert sorted(os.listdir(tmp_path)) == ["config.yaml", "log.txt"]
+
+
+def test_files_are_on_the_disk_before_they_replace_others(tmp_path, monkeypatch):
     run = RunDirectory.create(tmp_path, "digits")
     run.write_text("config.yaml", "old")
 
-    def full(*_):
-        raise OSError(28, "No space left on device")
+    def power_failure(_):
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr(os, "fsync", power_failure)
+    with pytest.raises(KeyboardInterrupt):
         run.write_text("config.yaml", "new")
     assert (tmp_path / "config.yaml").read_text() == "old"

@@ -12,17 +12,19 @@ from torch import nn
 from vitfast.config.schema import OptimConfig, ScheduleConfig
 from vitfast.engine.optimizer import create_optimizer
 from vitfast.engine.schedule import create_schedule
+from vitfast.engine.training_length import TrainingLength
 from vitfast.errors import UserError
 
 
 def rates(config: ScheduleConfig, steps_per_epoch: int, lr: float = 0.1) -> list[float]:
     model = nn.Linear(2, 2)
     optimizer = create_optimizer(model, OptimConfig(lr=lr))
-    schedule = create_schedule(optimizer, config, steps_per_epoch)
+    length = TrainingLength.of(config, steps_per_epoch)
+    schedule = create_schedule(optimizer, config, length)
     found = []
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for _ in range(config.epochs * steps_per_epoch):
+        for _ in range(length.total_steps):
             found.append(optimizer.param_groups[0]["lr"])
             model(torch.ones(1, 2)).sum().backward()
             optimizer.step()
@@ -58,7 +60,8 @@ def test_constant():
 def test_every_group_keeps_its_share():
     model = nn.Linear(2, 2)
     optimizer = torch.optim.SGD([{"params": [model.weight], "lr": 0.1}, {"params": [model.bias], "lr": 0.05}])
-    schedule = create_schedule(optimizer, ScheduleConfig(name="linear", epochs=2, warmup_epochs=1, min_lr=0.01), 3)
+    config = ScheduleConfig(name="linear", epochs=2, warmup_epochs=1, min_lr=0.01)
+    schedule = create_schedule(optimizer, config, TrainingLength.of(config, 3))
     for _ in range(6):
         high, low = (group["lr"] for group in optimizer.param_groups)
         assert low == pytest.approx(high / 2)
@@ -70,8 +73,11 @@ def test_every_group_keeps_its_share():
 def test_a_lowest_layer_below_the_end_is_refused(name):
     model = nn.Linear(2, 2)
     optimizer = torch.optim.SGD([{"params": [model.weight], "lr": 0.1}, {"params": [model.bias], "lr": 0.001}])
-    with pytest.raises(UserError, match=r"schedule.min_lr=0.01 is above 0.001, where optim.layer_decay"):
-        create_schedule(optimizer, ScheduleConfig(name=name, epochs=2, warmup_epochs=0, min_lr=0.01), 3)
+    config = ScheduleConfig(name=name, epochs=2, warmup_epochs=0, min_lr=0.01)
+    with pytest.raises(
+        UserError, match=r"schedule.min_lr=0.01 is above 0.001, which is the lowest .* optim.layer_decay"
+    ):
+        create_schedule(optimizer, config, TrainingLength.of(config, 3))
 
 
 def test_no_warm_up_starts_at_the_peak():
@@ -85,6 +91,9 @@ def test_the_warm_up_may_be_part_of_an_epoch():
     assert found[:3] == pytest.approx([0.1 / 3, 0.2 / 3, 0.1])
 
 
-def test_a_warm_up_as_long_as_the_run_is_refused():
-    with pytest.raises(UserError, match=r"schedule.warmup_epochs=2 leaves nothing of schedule.epochs=2"):
-        rates(ScheduleConfig(epochs=2, warmup_epochs=2), steps_per_epoch=3)
+def test_steps_instead_of_epochs():
+    """ViT-pytorch's fine-tuning: 10,000 steps, of which 500 warm up, whatever the epochs are."""
+    config = ScheduleConfig(epochs=99, steps=7, warmup_epochs=9, warmup_steps=2, min_lr=0.0)
+    found = rates(config, steps_per_epoch=3)
+    cosine = [0.1 * (1 + math.cos(math.pi * step / 5)) / 2 for step in range(6)]
+    assert found == pytest.approx([0.1 / 3, 0.2 / 3, *cosine])

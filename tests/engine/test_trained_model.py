@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
+from PIL import Image
 
 import vitfast
+from vitfast.data import eval_transform
 from vitfast.engine.checkpoint import CheckpointError, latest_checkpoint
+from vitfast.engine.evaluation_report import EvaluateDataOptions, data_of_checkpoint
+from vitfast.engine.predictor import PredictOptions, predict
 from vitfast.engine.trained_model import load_trained_model
 from vitfast.errors import UserError
 
@@ -39,6 +44,23 @@ def test_auto_takes_the_average(run_dir):
     assert torch.equal(auto.model.head.weight, ema.model.head.weight)
     assert not torch.equal(auto.model.head.weight, model.model.head.weight)
     assert "averaged weights (EMA) of" in auto.describe()
+
+
+def test_images_are_read_as_the_run_read_them(run_dir, tmp_path, train_tiny):
+    assert train_tiny(tmp_path / "squashed", "data.resize=both_sides", stop_step=1) == 143
+    alone = shutil.copytree(latest_checkpoint(tmp_path / "squashed"), tmp_path / "alone")  # without config.yaml
+    squashed, plain = (load_trained_model(str(path), device=CPU) for path in (alone, run_dir))
+    del plain.manifest["data"]["resize"]  # as in checkpoints of earlier versions
+    file = tmp_path / "wide.png"
+    Image.fromarray(torch.randint(0, 256, (10, 30), dtype=torch.uint8).numpy()).save(file)
+    options = PredictOptions(checkpoint="", images="", top=10)
+    for trained, resize in ((squashed, "both_sides"), (plain, "short_side")):
+        assert data_of_checkpoint(trained, EvaluateDataOptions()).resize == resize
+        settings = (trained.data["mean"], trained.data["std"], "bicubic", 1.0)
+        image = eval_transform(8, 1, *settings, resize)(Image.open(file))
+        expected = trained.model(image[None]).softmax(1)[0].sort(descending=True).values
+        (prediction,) = predict(trained, [file], CPU, options, pytest.fail)
+        assert prediction.probabilities == pytest.approx(expected.tolist(), abs=1e-6)
 
 
 def test_unknown_weights_are_named(run_dir):

@@ -11,15 +11,16 @@ import torch
 from PIL import Image
 
 from vitfast.config import load_config
-from vitfast.data import EpochSampler
+from vitfast.data import EpochBatchSampler
 from vitfast.engine import trainer as trainer_module
 from vitfast.engine.checkpoint import list_checkpoints, load_weights_file, read_manifest, save_checkpoint
-from vitfast.engine.device import select_device
 from vitfast.engine.finite_guard import NonFiniteError
+from vitfast.engine.ranks import Ranks
 from vitfast.engine.run_directory import RunDirectory
 from vitfast.engine.stop_signal import StopSignal
 from vitfast.engine.trainer import Trainer
 from vitfast.engine.training_data import TrainingData
+from vitfast.engine.training_length import TrainingLength
 from vitfast.engine.training_model import create_training_model
 from vitfast.engine.training_state import TrainingState
 from vitfast.errors import UserError
@@ -97,7 +98,7 @@ def test_the_manifest_describes_model_and_input(run_dir):
     assert manifest["model"]["name"] == "vit_nano_patch2_8"
     assert manifest["model"]["fields"]["embed_dim"] == 32
     assert manifest["class_names"] == [str(digit) for digit in range(10)]
-    assert {"img_size", "in_chans", "mean", "std", "interpolation", "crop_pct"} <= set(manifest["data"])
+    assert {"img_size", "in_chans", "mean", "std", "resize", "interpolation", "crop_pct"} <= set(manifest["data"])
     assert manifest["data"]["img_size"] == 8
     assert manifest["quantization"] is None
     assert manifest["exit_thresholds"] is None
@@ -124,11 +125,12 @@ def test_without_a_terminal_there_is_a_line_an_epoch(tmp_path, train_tiny, capsy
 
 def build(tmp_path, *options: str) -> Trainer:
     config = load_config(["data.batch_size=256", "model.fields.depth=1", "schedule.epochs=6", *options])
-    data = TrainingData(config)
+    ranks = Ranks("cpu")
+    data = TrainingData(config, ranks)
+    length = TrainingLength.of(config.schedule, data.steps_per_epoch)
     task = ClassificationTask(create_training_model(config.model, data.train))
-    device = select_device("cpu")
-    state = TrainingState(task, config, data.steps_per_epoch, 10, device)
-    return Trainer(config, state, data, RunDirectory.create(tmp_path / "run", "digits"), device, False)
+    state = TrainingState(task, config, length, 10, ranks)
+    return Trainer(config, state, length, data, RunDirectory.create(tmp_path / "run", "digits"), ranks, False)
 
 
 def test_not_finite_stops_before_the_update(tmp_path):
@@ -142,7 +144,7 @@ def test_not_finite_stops_before_the_update(tmp_path):
     assert all(torch.equal(after[name].nan_to_num(7), tensor.nan_to_num(7)) for name, tensor in before.items())
     assert not trainer.state.optimizer.state
     assert int(trainer.state.average.n_averaged) == 0
-    assert info.value.indices == list(EpochSampler(1293, seed=4, epoch=0, shuffle=True))[:256]
+    assert info.value.indices == next(iter(EpochBatchSampler(1293, 256, seed=4, epoch=0, shuffle=True)))
     assert not list_checkpoints(trainer.run.path)
 
 
@@ -236,6 +238,47 @@ def test_a_broken_image_names_its_file(tmp_path, train_tiny, folder):
     (folder / "train" / "red" / "3.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"train/red/3.png"):
         train_tiny(tmp_path / "run", *FOLDER, f"data.root={folder}")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_image_is_passed_over_and_said_once(tmp_path, train_tiny, folder, capsys, workers):
+    (folder / "train" / "red" / "3.png").write_bytes(b"no image")
+    (folder / "test" / "blue" / "1.png").write_bytes(b"")
+    run_dir, options = tmp_path / "run", [*FOLDER, f"data.root={folder}", "data.on_corrupt=skip"]
+    assert train_tiny(run_dir, *options, f"data.workers={workers}") == 0
+    for text in ((run_dir / "log.txt").read_text(), capsys.readouterr().err):
+        assert text.count("train/red/3.png") == text.count("train/red/3.png cannot be decoded as an image") == 1
+        assert "Another image takes its place (1 so far; more than 1 end the training)" in text
+        assert text.count("test/blue/1.png cannot be decoded as an image: the file is empty") == 1
+        assert "It is left out: of the split's 8 images 7 are measured" in text
+    assert metrics_of(run_dir)[-1]["top1"] == 1.0
+
+
+def test_a_run_with_a_broken_image_goes_on_bit_by_bit(tmp_path, train_tiny, folder):
+    (folder / "train" / "red" / "3.png").write_bytes(b"no image")
+    options = [*FOLDER, f"data.root={folder}", "data.on_corrupt=skip", "data.augment.affine_degrees=10"]
+    assert train_tiny(tmp_path / "whole", *options) == 0
+    assert train_tiny(tmp_path / "cut", *options, stop_step=6) == 143
+    assert train_tiny(tmp_path / "cut", f"train.resume={tmp_path / 'cut'}", "data.workers=2") == 0
+    whole, cut = (load_weights_file(list_checkpoints(tmp_path / name)[0]) for name in ("whole", "cut"))
+    assert all(torch.equal(cut[name], tensor) for name, tensor in whole.items())
+
+
+def test_a_run_that_a_broken_image_ended_can_pass_it_over(tmp_path, train_tiny, folder):
+    run_dir, broken = tmp_path / "run", folder / "train" / "red" / "3.png"
+    options = [*FOLDER, f"data.root={folder}"]
+    assert train_tiny(run_dir, *options, stop_step=5) == 143
+    broken.write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"3\.png .* \(data.on_corrupt=skip passes over such images\)"):
+        train_tiny(run_dir, f"train.resume={run_dir}")
+    assert train_tiny(run_dir, f"train.resume={run_dir}", "data.on_corrupt=skip") == 0
+
+
+def test_too_many_broken_images_end_the_run(tmp_path, train_tiny, folder):
+    for index in (2, 3):
+        (folder / "train" / "red" / f"{index}.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"^2 of 24 images to learn from cannot be read"):
+        train_tiny(tmp_path / "run", *FOLDER, f"data.root={folder}", "data.on_corrupt=skip")
 
 
 def test_not_finite_names_the_files(tmp_path, train_tiny, folder):

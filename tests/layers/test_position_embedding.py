@@ -52,6 +52,34 @@ def test_zoom_linear_is_scipys(old: int, new: int) -> None:
     torch.testing.assert_close(resized[0, 1:], torch.from_numpy(expected).reshape(new * new, 6))
 
 
+@pytest.mark.parametrize(("old", "new"), SIZES)
+def test_bicubic_antialias_is_timms(old: int, new: int) -> None:
+    layers = pytest.importorskip("timm.layers")
+    positions = _positions(old, 2).float()
+    resized = resize_position_embedding(positions, new, num_prefix_tokens=2, interpolation="bicubic_antialias")
+    expected = layers.resample_abs_pos_embed(positions, (new, new), num_prefix_tokens=2)
+    torch.testing.assert_close(resized, expected)
+
+
+@pytest.mark.parametrize(("old", "new"), SIZES)
+def test_bicubic_aligned_is_torchvisions(old: int, new: int) -> None:
+    from torchvision.models.vision_transformer import interpolate_embeddings
+
+    positions = _positions(old, 1)
+    resized = resize_position_embedding(positions, new, interpolation="bicubic_aligned")
+    state = interpolate_embeddings(new * 16, 16, {"encoder.pos_embedding": positions})
+    torch.testing.assert_close(resized, state["encoder.pos_embedding"])
+
+
+def test_no_two_interpolations_are_the_same() -> None:
+    for old, new in ((7, 12), (14, 9)):
+        ways = ("zoom_linear", "bicubic", "bicubic_aligned", "bicubic_antialias")
+        positions = _positions(old, 1)
+        resized = [resize_position_embedding(positions, new, interpolation=way) for way in ways]
+        for i, first in enumerate(resized):
+            assert all((first - second).abs().max() > 1e-3 for second in resized[:i])
+
+
 def test_keeps_the_type() -> None:
     positions = _positions(3, 1).to(torch.bfloat16)
     assert resize_position_embedding(positions, 4).dtype == torch.bfloat16
@@ -62,7 +90,7 @@ def test_keeps_the_type() -> None:
     [
         ({"grid_size": 4, "num_prefix_tokens": 2}, "square grid"),
         ({"grid_size": 0}, "grid_size must be at least 1, got 0"),
-        ({"grid_size": 4, "interpolation": "nearest"}, "one of zoom_linear, bicubic, bicubic_aligned, got 'nearest'"),
+        ({"grid_size": 4, "interpolation": "nearest"}, "bicubic_aligned, bicubic_antialias, got 'nearest'"),
     ],
 )
 def test_errors(options: dict, message: str) -> None:

@@ -33,6 +33,13 @@ def count(name: str, **fields: Any) -> int:
         ("deit_tiny_distilled_patch16_224", 5_910_800),
         ("deit_small_distilled_patch16_224", 22_436_432),
         ("deit_base_distilled_patch16_224", 87_338_192),
+        # facebookresearch/convit
+        ("convit_tiny", 5_710_512),
+        ("convit_small", 27_777_322),
+        ("convit_base", 86_540_040),
+        ("convit_tiny_plus", 9_972_912),
+        ("convit_small_plus", 48_979_882),
+        ("convit_base_plus", 153_134_856),
     ],
 )
 def test_a_thousand_classes(name: str, expected: int) -> None:
@@ -120,3 +127,15 @@ def test_exits_of_dvt(name: str, expected: list[int]) -> None:
     with torch.device("meta"):
         model = build_model(name)
     assert [sum(parameter.numel() for parameter in one.parameters()) for one in model.exits] == expected
+
+
+@pytest.mark.parametrize(("name", "expected"), [("convit_small_plus", 48_982_312), ("convit_base_plus", 153_139_176)])
+def test_vissls_convit(name: str, expected: int) -> None:
+    assert count(name, locality_dim=10) == expected
+
+
+def test_vissls_pre_training_head() -> None:
+    """768-3072-1000, as its example on one GPU."""
+    trunk = count("vit_base_patch16_224", num_classes=0, qkv_bias=False)
+    head = 768 * 3072 + 3072 + 3072 * 1000 + 1000
+    assert count("vit_base_patch16_224", qkv_bias=False, head_hidden_dim=3072) == trunk + head

@@ -52,7 +52,7 @@ def assert_close(actual: Tensor, expected: Tensor, tolerance: float = 1e-4) -> N
 
 def test_shared_names_are_many() -> None:
     """Guards the parametrization below against shrinking unseen."""
-    assert len(SHARED) == 26
+    assert len(SHARED) == 29
     assert {name for name in list_models() if name.startswith("deit_")} <= set(SHARED)
 
 
@@ -149,19 +149,17 @@ def test_gradients_equal_timms(name: str) -> None:
         assert_close(ours[key], expected, 2e-4)
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"])
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "convit_tiny"])
 def test_weight_decay_spares_the_same_parameters(name: str) -> None:
     with torch.device("meta"):
         model, timm_model = build_model(name), timm.create_model(name)
     assert model.no_weight_decay() == timm_model.no_weight_decay() & dict(timm_model.named_parameters()).keys()
 
 
-def test_initialization_follows_timm() -> None:
+@pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "convit_tiny"])
+def test_initialization_follows_timm(name: str) -> None:
     """Standard deviations of every parameter, within what chance allows."""
-    model, timm_model = (
-        build_model("deit_tiny_distilled_patch16_224"),
-        timm.create_model("deit_tiny_distilled_patch16_224"),
-    )
+    model, timm_model = build_model(name), timm.create_model(name)
     theirs = dict(timm_model.named_parameters())
     for key, parameter in model.named_parameters():
         ours, expected = parameter.std().item(), theirs[key].std().item()

@@ -65,6 +65,29 @@ def test_norm_linear_with_mean_pooling_normalizes_after_the_pool() -> None:
     torch.testing.assert_close(model(x), model.head(model.fc_norm(tokens.mean(dim=1))))
 
 
+def test_head_with_a_hidden_layer() -> None:
+    """Google's pre-training head: linear, tanh, linear."""
+    model, x = nano(head_hidden_dim=7).eval(), images()
+    assert {key for key in model.state_dict() if key.startswith(("pre", "head"))} == {
+        *("pre_logits.fc.weight", "pre_logits.fc.bias", "head.weight", "head.bias"),
+    }
+    pooled = model.forward_features(x)[:, 0]
+    hidden = torch.tanh(pooled @ model.pre_logits.fc.weight.t() + model.pre_logits.fc.bias)
+    torch.testing.assert_close(model(x), hidden @ model.head.weight.t() + model.head.bias)
+
+
+def test_hidden_layer_of_the_head_begins_as_lecuns() -> None:
+    linear = build_model("vit_nano_patch2_8", head_hidden_dim=1000).pre_logits.fc
+    assert linear.weight.std().item() == pytest.approx(64**-0.5, rel=0.05)
+    assert not linear.bias.any()
+
+
+def test_without_head_there_is_no_hidden_layer() -> None:
+    model = nano(num_classes=0, head_hidden_dim=7).eval()
+    assert not any(key.startswith("pre_logits") for key in model.state_dict())
+    assert model(images()).shape == (2, 64)
+
+
 @pytest.mark.parametrize("rates", [{"drop_rate": 0.2}, {"attention_drop_rate": 0.2}, {"drop_path": 0.5}])
 def test_dropping_acts_in_training_only(rates: dict[str, float]) -> None:
     model, x = nano(**rates), images(8)

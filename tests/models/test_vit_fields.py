@@ -40,6 +40,11 @@ from vitfast.models import ViTFields
         ({"qkv_bias": 1}, "qkv_bias must be True or False; got 1"),
         ({"drop_rate": "0.1"}, "drop_rate must be a finite number; got '0.1'"),
         ({"pooling": "mean", "distillation_token": "after_class"}, "use pooling='token'"),
+        ({"head_hidden_dim": -1}, "head_hidden_dim must be at least 1, or 0 for none; got -1"),
+        (
+            {"head_hidden_dim": 8, "distillation_token": "last"},
+            "head_hidden_dim=8 does not go with distillation_token='last'",
+        ),
     ],
 )
 def test_refused(fields: dict[str, Any], message: str) -> None:

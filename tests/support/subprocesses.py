@@ -12,12 +12,17 @@ import vitfast
 TESTS = Path(__file__).parent.parent
 
 
+def python_environment(**changes: str) -> dict[str, str]:
+    """Returns the environment in which this vitfast and the support kit are importable."""
+    path = os.pathsep.join([str(Path(vitfast.__file__).parent.parent), str(TESTS), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": path.rstrip(os.pathsep), **changes}
+
+
 def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs ``python *arguments`` with this vitfast and the support kit importable; output is captured as text."""
-    path = os.pathsep.join([str(Path(vitfast.__file__).parent.parent), str(TESTS), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
         [sys.executable, *arguments],
-        env={**os.environ, "PYTHONPATH": path.rstrip(os.pathsep), **environment},
+        env=python_environment(**environment),
         capture_output=True,
         text=True,
         timeout=300,

@@ -13,3 +13,20 @@ TINY_RUN = (
     "schedule.warmup_epochs=1",
     "optim.lr=0.01",
 )
+
+# what draws random numbers or carries a state from step to step
+RICH = (
+    "model.drop_rate=0.1",
+    "model.drop_path=0.1",
+    "data.augment.affine_degrees=10",
+    "data.augment.affine_translate=0.1",
+    "data.augment.erase=0.3",
+    "data.augment.repeats=3",
+    "data.augment.mixup=0.2",
+    "data.augment.cutmix=1",
+    "optim.ema_decay=0.9",
+    "optim.clip_grad=1.0",
+    "optim.label_smoothing=0.1",
+    "optim.layer_decay=0.9",
+    "train.accumulate=2",
+)

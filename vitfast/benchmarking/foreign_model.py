@@ -8,7 +8,7 @@ import re
 import torch
 from torch import Tensor, nn
 
-from vitfast.models import ImageModel, VisionTransformer, ViTFields
+from vitfast.models import ImageModel, ViTFields
 
 
 class Unavailable(Exception):
@@ -111,14 +111,15 @@ def gradients(module: nn.Module, names: list[str], *, rename: bool) -> list[Tens
 
 def _plain_fields(model: ImageModel, library: str) -> ViTFields:
     """Returns the fields, unless they are of a variant that neither library has."""
-    if not isinstance(model, VisionTransformer):
+    if type(model.fields) is not ViTFields:
         raise Unavailable(f"{library} has its own form of {model.model_name}, which is not compared")
-    fields = model.fields
+    fields: ViTFields = model.fields
     is_plain = (
         fields.patch_order == "channels_first"
         and fields.distillation_token != "last"
         and fields.pooling == "token"
         and fields.head_type == "linear"
+        and not fields.head_hidden_dim
         and fields.gelu == "erf"
     )
     if not is_plain:

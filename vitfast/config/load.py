@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml  # type: ignore[import-untyped]
@@ -89,11 +90,18 @@ def _load(schema: type[Options], argv: list[str], prog: str) -> Options:
     return options
 
 
-def _apply_recipe(config: DictConfig, known: dict[str, OptionInfo], recipe: str) -> None:
+def _apply_recipe(config: DictConfig, known: dict[str, OptionInfo], recipe: str, below: tuple[Path, ...] = ()) -> None:
+    """Sets what a recipe says, on top of the recipe that it names as its ``base``."""
     path = find_recipe(recipe)
+    if path in below:
+        raise UserError(f"{path} is its own base, through {', '.join(map(str, below))}; take one base out")
+    content = read_recipe(path)
+    base = content.pop("base", None)
+    if base is not None:
+        _apply_recipe(config, known, str(base), (*below, path))
     config.recipe = recipe
     try:
-        for key, value in _flatten(read_recipe(path), Config):
+        for key, value in _flatten(content, Config):
             _set(config, _require_known(Config, known, key), key, value)
     except UserError as error:
         raise error if str(path) in str(error) else UserError(f"in {path}: {error}") from error

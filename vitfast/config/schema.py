@@ -24,6 +24,10 @@ class ModelConfig:
 
     name: str = option("vit_nano_patch2_8", "name of the model, see vitfast.list_models()")
     img_size: int | None = option(None, "side of the input in pixels; null: that of the data", minimum=1)
+    checkpoint: str | None = option(
+        None, "weights to start from: a checkpoint folder or a weights file; null: random ones"
+    )
+    zero_head: bool = option(False, "start the head from zero, so that the first prediction is uniform")
     drop_path: float = option(0.0, "stochastic depth of the last block, 0 in the first", minimum=0, below=1)
     drop_rate: float = option(0.0, "dropout after projections and MLP layers", minimum=0, below=1)
     fields: dict[str, Any] = option(
@@ -50,9 +54,18 @@ class AugmentConfig:
     affine_translate: float = option(0.0, "random shift by up to ± this share of the side", minimum=0, maximum=1)
     affine_scale: float = option(0.0, "random zoom by a factor of 1 ± this", minimum=0, below=1)
     color_jitter: float = option(0.0, "brightness, contrast and saturation by a factor of 1 ± this", minimum=0, below=1)
+    hue: float = option(
+        0.0, "colour jitter of the hue: by up to ± this share of the colour circle", minimum=0, maximum=0.5
+    )
     rand_ops: int = option(0, "RandAugment: operations for each image, chosen at random", minimum=0)
     rand_magnitude: int = option(9, "RandAugment: strength of its operations", minimum=0, maximum=30)
     erase: float = option(0.0, "probability that a random rectangle becomes noise", minimum=0, maximum=1)
+    repeats: int = option(
+        1,
+        "repeated augmentation: times that an image comes in an epoch, each time changed otherwise; an epoch keeps its "
+        "length, so that it has only a part of the images, each epoch another; 1: off, DeiT: 3",
+        minimum=1,
+    )
     mixup: float = option(0.0, "MixUp: parameter of the beta distribution that shares are drawn from", minimum=0)
     cutmix: float = option(0.0, "CutMix: the same; with both, each batch takes one of them at random", minimum=0)
 
@@ -86,11 +99,23 @@ class DataConfig:
     in_chans: int | None = option(None, "channels; null: the data set's (digits 1, others 3)", choices=[1, 3])
     batch_size: int = option(128, "images in a step; see train.accumulate", minimum=1)
     workers: int = option(0, "processes that read images ahead; 0: the training process reads them", minimum=0)
+    on_corrupt: str = option(
+        "raise",
+        "an image that cannot be read; raise: end and name it; skip: warn, train on another in its place, leave it out "
+        "of what is measured, and end when more than 0.1 % of the train split are bad",
+        choices=["raise", "skip"],
+    )
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    resize: str = option(
+        "short_side",
+        "evaluation, and training without augment.crop_scale; short_side: keep the proportions and cut out the centre; "
+        "both_sides: squash the image to a square, all of which crop_pct=1 keeps",
+        choices=["short_side", "both_sides"],
+    )
     interpolation: str = option("bicubic", "how images are resized", choices=["nearest", "bilinear", "bicubic"])
     crop_pct: float | None = option(
         None,
-        "evaluation: share of the resized short side that the centre crop keeps; null: digits, cifar 1, others 0.875",
+        "evaluation: share of the resized side that the centre crop keeps; null: digits, cifar 1, others 0.875",
         above=0,
         maximum=1,
     )
@@ -105,9 +130,9 @@ class DataConfig:
         if self.dataset == "digits" and self.root is not None:
             raise UserError(
                 f"{prefix}root={self.root} is given, but {prefix}dataset=digits is embedded and has no folder; "
-                f"add {prefix}dataset=image_folder, or a recipe for image folders such as recipe=cifar10_folder"
+                f"add {prefix}dataset=image_folder, and choose a model for such images"
             )
-        for name in ("color_jitter", "rand_ops"):
+        for name in ("color_jitter", "hue", "rand_ops"):
             if self.dataset == "digits" and getattr(self.augment, name):
                 raise UserError(
                     f"{prefix}augment.{name} changes colours, but {prefix}dataset=digits has 17 levels of grey; "
@@ -118,6 +143,35 @@ class DataConfig:
                 self.dataset, "the unpacked archive"
             )
             raise UserError(f"{prefix}dataset={self.dataset} needs {prefix}root=FOLDER, which holds {holds}")
+
+
+@dataclass
+class DistillConfig:
+    """Learning from a teacher as well (models with a distillation token)."""
+
+    teacher: str | None = option(
+        None, "the teacher: a run, a checkpoint folder or a weights file of a model that knows the same classes"
+    )
+    teacher_name: str | None = option(
+        None, "name of the teacher's model, where distill.teacher is a file that does not say it: torchvision/resnet50"
+    )
+    kind: str = option(
+        "hard",
+        "hard: the teacher's first choice is the label; soft: its probabilities are the target",
+        choices=["hard", "soft"],
+    )
+    alpha: float = option(0.5, "share of the teacher in the loss, the labels have the rest", minimum=0, maximum=1)
+    temperature: float = option(1.0, "soft: the logits of both are divided by it", above=0)
+    soft_mean: str = option(
+        "elements",
+        "soft: the divergence is divided by images x classes (elements, DeiT) or by images alone (myrtle-vision)",
+        choices=["elements", "images"],
+    )
+
+    def check(self, prefix: str) -> None:
+        """Raises UserError for options that contradict each other; ``prefix`` stands before their names."""
+        if self.teacher is None and self.teacher_name is not None:
+            raise UserError(f"{prefix}teacher_name={self.teacher_name} needs {prefix}teacher=FILE, its weights")
 
 
 @dataclass
@@ -159,8 +213,12 @@ class OptimConfig:
 class ScheduleConfig:
     """How long, and how the learning rate goes: linear up, then down."""
 
-    epochs: int = option(60, "passes over the training images", minimum=1)
-    warmup_epochs: float = option(5.0, "epochs until the learning rate is reached", minimum=0)
+    epochs: int = option(60, "passes over the training images; see schedule.steps", minimum=1)
+    steps: int | None = option(None, "length in steps instead; the last epoch may be cut short", minimum=1)
+    warmup_epochs: float = option(
+        5.0, "epochs until the learning rate is reached; see schedule.warmup_steps", minimum=0
+    )
+    warmup_steps: int | None = option(None, "steps until the learning rate is reached, instead of epochs", minimum=0)
     name: str = option("cosine", "how it falls after the warm-up", choices=["cosine", "linear", "step", "constant"])
     min_lr: float = option(1e-6, "cosine, linear: learning rate at the end", minimum=0)
     step_epochs: float = option(30.0, "step: epochs between two drops, from the end of the warm-up on", above=0)
@@ -171,29 +229,65 @@ class ScheduleConfig:
 class TrainConfig:
     """How it runs, and what is kept."""
 
-    precision: str = option("fp32", "arithmetic; bf16: autocast, weights stay fp32", choices=["fp32", "bf16"])
+    precision: str = option(
+        "fp32",
+        "arithmetic; bf16, fp16: autocast, weights stay fp32; fp16 scales the loss",
+        choices=["fp32", "bf16", "fp16"],
+    )
     device: str = option("auto", "auto: a GPU if there is one", choices=["auto", "cpu", "cuda"])
     compile: bool = option(False, "run the model through torch.compile")
     threads: int | None = option(None, "CPU threads of the training process; null: torch's choice", minimum=1)
     accumulate: int = option(1, "parts that a batch is computed in, one after the other, to save memory", minimum=1)
+    shard: bool = option(
+        False, "torchrun: spread weights and optimizer over the processes (FSDP2), for models that do not fit"
+    )
+    timeout_s: float = option(600.0, "torchrun: seconds that a process waits for the others", above=0)
     log_every: int = option(50, "steps between two lines of progress", minimum=1)
     checkpoint_every_epochs: int = option(1, "epochs between two checkpoints", minimum=1)
+    checkpoint_every_steps: int | None = option(
+        None, "steps between two checkpoints, in addition; null: none within an epoch", minimum=1
+    )
     keep_checkpoints: int = option(2, "newest checkpoints that stay", minimum=1)
-    resume: str | None = option(None, "continue a run: its folder, or one of its checkpoints")
+    resume: str | None = option(
+        None, "continue a run: its folder, or one of its checkpoints; auto: what is in run_dir, or else begin"
+    )
+
+    def check(self, prefix: str) -> None:
+        """Raises UserError for options that contradict each other; ``prefix`` stands before their names."""
+        if self.shard and self.precision == "fp16":
+            raise UserError(
+                f"{prefix}shard=true does not go with {prefix}precision=fp16, whose overflows each process would see "
+                f"for its part only; use {prefix}precision=bf16"
+            )
+
+
+@dataclass
+class TrackConfig:
+    """Where else the figures go; metrics.jsonl has them always."""
+
+    tensorboard: bool = option(False, "write them for TensorBoard, too: RUN/tensorboard")
+    wandb: str = option(
+        "off",
+        "pass them to Weights & Biases; offline: keep them in RUN/wandb until wandb sync sends them",
+        choices=["off", "online", "offline"],
+    )
+    project: str = option("vitfast", "wandb: the project")
 
 
 @dataclass
 class Config:
     """All options of a training run."""
 
-    recipe: str = option("digits", "a recipe by name, or a .yaml file; the other options are set on top of it")
+    recipe: str = option("vit_digits", "a recipe by name, or a .yaml file; the other options are set on top of it")
     seed: int = option(0, "seed of weights, order and augmentation", minimum=0, maximum=2**32 - 1)
     run_dir: str | None = option(None, "folder of the run; null: runs/RECIPE-TIME")
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    track: TrackConfig = field(default_factory=TrackConfig)
 
     def check(self, prefix: str) -> None:
         """Raises UserError for options that contradict each other; ``prefix`` stands before their names."""

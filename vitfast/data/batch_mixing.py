@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
@@ -14,8 +15,12 @@ class BatchMixing:
 
     What is drawn is a function of (seed, epoch, step), so that a resumed run mixes as the whole one.
 
+    torchvision mixes each image with the one before it. The repeats of an image follow each other (see
+    ``EpochBatchSampler``) and would be mixed with themselves, so that they are dealt apart first and put back after.
+
     Args:
         augment: ``mixup`` and ``cutmix`` are the parameters of the beta distributions; at least one is above 0.
+            ``repeats`` is how often an image may follow itself in a batch.
         num_classes: K.
         seed: of the run.
     """
@@ -27,6 +32,7 @@ class BatchMixing:
         if augment.cutmix:
             kinds.append(v2.CutMix(alpha=augment.cutmix, num_classes=num_classes))
         self._mix = v2.RandomChoice(kinds)
+        self._repeats = augment.repeats
         self._seed = seed
 
     def __call__(self, images: Tensor, labels: Tensor, *, epoch: int, step: int) -> tuple[Tensor, Tensor]:
@@ -41,8 +47,15 @@ class BatchMixing:
         Returns:
             The mixed images, and the share of each class in them ``[B, K]``, float32.
         """
+        if self._repeats > 1:
+            positions = torch.arange(len(labels), device=labels.device)
+            dealt = torch.cat([positions[first :: self._repeats] for first in range(self._repeats)])
+            images, labels = images[dealt], labels[dealt]
         with seeded_generator(derive_seed("mixing", self._seed, epoch, step)):
             mixed_images, shares = self._mix(images, labels)
+        if self._repeats > 1:
+            back = dealt.argsort()
+            mixed_images, shares = mixed_images[back], shares[back]
         return mixed_images, shares
 
 

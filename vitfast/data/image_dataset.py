@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from vitfast.config.check import check_options
 from vitfast.config.schema import DataConfig
 from vitfast.data import cifar, digits, file_list, image_folder
+from vitfast.data.bad_images import BadImages
 from vitfast.data.image_source import ImageSource
 from vitfast.data.seeding import derive_seed, seeded_generator
 from vitfast.data.transforms import TensorTransform, eval_transform, train_transform
@@ -19,24 +23,31 @@ SPLITS = ("train", "val", "test")
 class ImageDataset(Dataset[tuple[Tensor, int]]):
     """Images of one split as normalised tensors; made by ``build_dataset``.
 
-    Augmentation of image i is a function of (seed, epoch, i) alone: neither the number of workers nor what was read
-    before changes it.
+    Augmentation of a sample, which is an image or, with repeated augmentation, one of its repetitions (see
+    ``EpochBatchSampler``), is a function of (seed, epoch, sample) alone: neither the number of workers nor what was
+    read before changes it.
 
     Attributes:
+        augment: whether images are changed at random, to learn from them, rather than read as in evaluation.
+        repeats: how often a chosen image comes in an epoch.
+        bad_images: those that could not be read; loaders of the data set keep it.
         class_names: the name of each class.
         in_chans: channels of an image.
         img_size: its side in pixels.
         mean: mean of each channel, which is subtracted.
         std: standard deviation of each channel, by which is divided.
+        resize: ``"short_side"`` or ``"both_sides"``, which squashes images to a square.
         interpolation: how images are resized.
-        crop_pct: share of the resized short side that the centre crop of evaluation keeps.
+        crop_pct: share of the resized side that the centre crop of evaluation keeps.
     """
 
     def __init__(
         self, source: ImageSource, data: DataConfig, *, augment: bool, seed: int, img_size: int | None = None
     ) -> None:
         self._source = source
-        self._augment = augment
+        self.augment = augment
+        self.repeats = data.augment.repeats if augment else 1
+        self.bad_images = BadImages(len(source.labels), data.on_corrupt, measured=not augment)
         self._seed = seed
         self._epoch = 0
         self.class_names = source.class_names
@@ -44,14 +55,16 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         self.img_size = img_size or data.img_size or source.img_size
         self.mean = _per_channel(data.mean, source.mean, self.in_chans, "data.mean")
         self.std = _per_channel(data.std, source.std, self.in_chans, "data.std")
+        self.resize = data.resize
         self.interpolation = data.interpolation
         self.crop_pct = data.crop_pct or source.crop_pct
         self._transform = self._build_transform(data)
 
     def _build_transform(self, data: DataConfig) -> TensorTransform:
-        if self._augment:
-            return train_transform(data.augment, self.img_size, self.in_chans, self.mean, self.std, self.interpolation)
-        return eval_transform(self.img_size, self.in_chans, self.mean, self.std, self.interpolation, self.crop_pct)
+        how = (self.img_size, self.in_chans, self.mean, self.std, self.interpolation)
+        if self.augment:
+            return train_transform(data.augment, *how, self.resize)
+        return eval_transform(*how, self.crop_pct, self.resize)
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch whose augmentation is applied; ``build_loader`` does so for its own epoch."""
@@ -67,10 +80,40 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of a data set of {len(self)}")
+        return self.read(index, index)
+
+    def candidates(self, sample: int) -> Iterator[int]:
+        """The image that a sample is, and then those that stand in for it, one after the other, if it cannot be read.
+
+        They are a function of (seed, epoch, sample), so that a rerun or another number of workers reads the same.
+        Nothing stands in for an image that is not read to learn from it.
+        """
+        yield sample % len(self)
+        if self.augment:
+            for attempt in itertools.count():
+                yield derive_seed("replacement", self._seed, self._epoch, sample, attempt) % len(self)
+
+    def image_of(self, sample: int) -> int:
+        """Which image was read for a sample, by what is known of bad images."""
+        return next((index for index in self.candidates(sample) if index not in self.bad_images), sample % len(self))
+
+    def read(self, index: int, sample: int) -> tuple[Tensor, int]:
+        """Reads an image.
+
+        Args:
+            index: which image.
+            sample: whose augmentation it gets.
+
+        Returns:
+            The image ``[C, H, W]`` and its label.
+
+        Raises:
+            UserError: if it cannot be read.
+        """
         image, label = self._source.read(index, self.in_chans), int(self._source.labels[index])
-        if not self._augment:
+        if not self.augment:
             return self._transform(image), label
-        with seeded_generator(derive_seed("augmentation", self._seed, self._epoch, index)):
+        with seeded_generator(derive_seed("augmentation", self._seed, self._epoch, sample)):
             return self._transform(image), label
 
 

@@ -9,9 +9,9 @@ full disk leaves half a checkpoint under a name that anyone reads.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
-import pickle
 import re
 import shutil
 import warnings
@@ -73,8 +73,7 @@ def save_checkpoint(
         if ema is not None:
             _save_tensors(ema, temporary / EMA_FILE)
         if state is not None:
-            with open(temporary / STATE_FILE, "wb") as file:
-                torch.save(dict(state), file)
+            _save_state(state, temporary / STATE_FILE)
         hashes = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
         record: dict[str, Any] = {"format_version": FORMAT_VERSION, "files": hashes, **manifest, "step": step}
         record["vitfast_version"] = __version__
@@ -93,7 +92,7 @@ def save_checkpoint(
         if isinstance(error, OSError):
             raise
         if isinstance(error, (safetensors.SafetensorError, RuntimeError)):
-            # Both libraries hide the system's error in a text of their own.
+            # The libraries hide the system's error in a text of their own.
             raise OSError(f"{final} could not be written: {error}") from error
         raise
     _remove_litter(run_dir)
@@ -157,14 +156,19 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
     """Checks a checkpoint folder against its manifest, which it returns.
 
     Raises:
-        CheckpointError: if a file is missing or differs from its hash, or the manifest is unreadable or too new.
+        CheckpointError: if a file is missing, cannot be read or differs from its hash, or if the manifest is unreadable
+            or too new.
     """
     manifest = read_manifest_file(path)
     for name, expected in manifest["files"].items():
         file = path / name
         if not file.is_file():
             raise CheckpointError(f"{file} is missing, although the manifest lists it")
-        if _sha256(file) != expected:
+        try:
+            found = _sha256(file)
+        except OSError as error:
+            raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error
+        if found != expected:
             raise CheckpointError(f"{file} is damaged: its SHA-256 is not the one in the manifest")
     return manifest
 
@@ -205,7 +209,7 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
         raise CheckpointError(f"{file} does not exist: the checkpoint can be used, but training cannot go on from it")
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+    except Exception as error:  # whatever an unpickler can stumble over
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"{file} is no training state of vitfast; it was refused and nothing in it was run ({reason})"
@@ -215,18 +219,26 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
-def prune_checkpoints(run_dir: str | os.PathLike[str], keep: int, best_step: int | None) -> list[Path]:
-    """Deletes all but the ``keep`` newest checkpoints and the one of ``best_step``.
+def prune_checkpoints(run_dir: str | os.PathLike[str], keep: int, best_step: int | None, step: int) -> list[Path]:
+    """Deletes all but the ``keep`` newest checkpoints up to ``step`` and the one of ``best_step``.
 
     A folder is renamed before it is emptied, so that a kill in between leaves no half-empty checkpoint.
+
+    Args:
+        run_dir: folder of the run.
+        keep: how many stay, at least 1.
+        best_step: the step of another one that stays.
+        step: of the checkpoint that was saved last. Later ones are from before the run went back to an older one,
+            perhaps because they are damaged: they stay, but do not count.
 
     Returns:
         The folders that are gone.
     """
     gone: list[Path] = []
-    for path in [path for path in list_checkpoints(run_dir) if not path.name.startswith(".")][max(keep, 1) :]:
-        match = _NAME.fullmatch(path.name)
-        if match and int(match[1]) != best_step:
+    numbered = [(_NAME.fullmatch(path.name), path) for path in list_checkpoints(run_dir)]
+    known = [(int(match[1]), path) for match, path in numbered if match and int(match[1]) <= step]
+    for number, path in known[max(keep, 1) :]:
+        if number != best_step:
             doomed = path.with_name(f".{path.name}.deleting")
             os.rename(path, doomed)
             shutil.rmtree(doomed, ignore_errors=True)
@@ -236,6 +248,29 @@ def prune_checkpoints(run_dir: str | os.PathLike[str], keep: int, best_step: int
 
 def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     safetensors.torch.save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+
+
+class _Recorder(io.BufferedWriter):
+    """A file that remembers why it could not be written; torch would only report that its position is wrong."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+
+def _save_state(state: Mapping[str, Any], path: Path) -> None:
+    with _Recorder(io.FileIO(path, "wb")) as file:
+        try:
+            torch.save(dict(state), file)
+        except RuntimeError as error:
+            if file.error is None:
+                raise
+            raise file.error from error
 
 
 def _sha256(path: Path) -> str:
@@ -263,7 +298,7 @@ def read_manifest_file(path: Path) -> dict[str, Any]:
         version = manifest["format_version"]
     except FileNotFoundError as error:
         raise CheckpointError(f"{file} is missing: {path} is no vitfast checkpoint, or not all of one") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{file} is damaged: {error}") from error
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise CheckpointError(

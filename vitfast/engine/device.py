@@ -8,6 +8,8 @@ import torch
 
 from vitfast.errors import UserError
 
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 def select_device(name: str) -> torch.device:
     """Turns ``auto``, ``cpu`` or ``cuda`` into a device.
@@ -26,8 +28,9 @@ def select_device(name: str) -> torch.device:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """The arithmetic of forward passes: plain fp32, or ``torch.autocast`` to bf16 (the weights stay fp32)."""
-    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
+    """The arithmetic of forward passes: plain ``fp32``, or ``torch.autocast`` to ``bf16`` or ``fp16``."""
+    dtype = _AUTOCAST.get(precision)
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
 def synchronize(device: torch.device) -> None:

@@ -16,8 +16,8 @@ from vitfast.engine.evaluator import Evaluation, evaluate
 from vitfast.engine.run_directory import CONFIG
 from vitfast.engine.text_table import percent, text_table
 from vitfast.engine.trained_model import WEIGHTS, TrainedModel, load_trained_model
+from vitfast.engine.training_task import create_plain_task
 from vitfast.errors import UserError
-from vitfast.tasks import ClassificationTask
 
 _CONFUSIONS_SHOWN = 5
 
@@ -30,6 +30,11 @@ class EvaluateDataOptions:
     root: str | None = option(None, "folder of the images; null: that of the run")
     batch_size: int | None = option(None, "images in a batch; null: that of the run", minimum=1)
     workers: int | None = option(None, "processes that read images; null: as the run", minimum=0)
+    on_corrupt: str | None = option(
+        None,
+        "an image that cannot be read; raise: end and name it; skip: warn and leave it out; null: as the run",
+        choices=["raise", "skip"],
+    )
 
 
 @dataclass
@@ -68,15 +73,17 @@ def evaluate_checkpoint(options: EvaluateOptions) -> str:
         )
     loader = build_loader(dataset, batch_size=data.batch_size, workers=data.workers, seed=0, epoch=0, shuffle=False)
     evaluation = evaluate(
-        ClassificationTask(trained.model),
+        create_plain_task(trained.model),
         loader,
         num_classes=len(trained.class_names),
+        num_exits=trained.model.num_exits,
         device=device,
         precision=options.precision,
         detailed=True,
     )
     assert evaluation is not None  # nothing can stop it
-    return as_json(trained, options, evaluation) if options.output == "json" else as_table(trained, options, evaluation)
+    lay_out = as_json if options.output == "json" else as_table
+    return lay_out(trained, options, evaluation, len(dataset))
 
 
 def data_of_checkpoint(trained: TrainedModel, overrides: EvaluateDataOptions) -> DataConfig:
@@ -88,8 +95,9 @@ def data_of_checkpoint(trained: TrainedModel, overrides: EvaluateDataOptions) ->
     """
     file = trained.checkpoint.parent / CONFIG
     data = load_config([f"recipe={file}"]).data if file.is_file() else DataConfig()
-    saved = trained.manifest["data"]
-    known = {name: saved[name] for name in ("dataset", "mean", "std", "interpolation", "crop_pct") if name in saved}
+    saved = trained.data
+    names = ("dataset", "mean", "std", "resize", "interpolation", "crop_pct")
+    known = {name: saved[name] for name in names if name in saved}
     given = {name: value for name, value in vars(overrides).items() if value is not None}
     return replace(data, **{**known, "img_size": saved["img_size"], "in_chans": saved["in_chans"], **given})
 
@@ -115,13 +123,23 @@ def confusions(evaluation: Evaluation, class_names: list[str]) -> list[tuple[str
     return sorted(pairs, key=lambda pair: -pair[2])
 
 
-def as_table(trained: TrainedModel, options: EvaluateOptions, evaluation: Evaluation) -> str:
-    """Lays out the figures for people."""
+def as_table(trained: TrainedModel, options: EvaluateOptions, evaluation: Evaluation, images: int) -> str:
+    """Lays out the figures for people.
+
+    Args:
+        trained: what was measured.
+        options: how.
+        evaluation: the figures.
+        images: of the split; those that could not be read are among them.
+    """
+    bad = images - evaluation.images
+    measured = f"{evaluation.images:,} images" + (f" of {images:,}: {bad:,} cannot be read" if bad else "")
     classes = per_class(evaluation, trained.class_names)
     rows = [(row["class"], f"{row['n']:,}", percent(row["precision"]), percent(row["recall"])) for row in classes]
     summary = [
         ("top-1", percent(evaluation.top1)),
         ("top-5", percent(evaluation.top5)),
+        *((f"top-1 of exit {number}", percent(top1)) for number, top1 in enumerate(evaluation.exits or [], start=1)),
         ("loss", f"{evaluation.loss:.4f}"),
         ("calibration error (ECE)", percent(evaluation.calibration_error)),
         ("images/s", f"{evaluation.images_per_s:,.0f}"),
@@ -129,7 +147,7 @@ def as_table(trained: TrainedModel, options: EvaluateOptions, evaluation: Evalua
     width = max(len(name) for name, _ in summary)
     lines = [
         f"model    {trained.describe()}",
-        f"split    {options.split}, {evaluation.images:,} images",
+        f"split    {options.split}, {measured}",
         "",
         *(f"{name.ljust(width)}  {value:>9}" for name, value in summary),
         "",
@@ -145,8 +163,8 @@ def as_table(trained: TrainedModel, options: EvaluateOptions, evaluation: Evalua
     return "\n".join(lines)
 
 
-def as_json(trained: TrainedModel, options: EvaluateOptions, evaluation: Evaluation) -> str:
-    """The figures as one JSON object; what is undefined is null."""
+def as_json(trained: TrainedModel, options: EvaluateOptions, evaluation: Evaluation, images: int) -> str:
+    """The figures as one JSON object; what is undefined is null. The arguments are those of ``as_table``."""
     classes = per_class(evaluation, trained.class_names)
     return json.dumps(
         {
@@ -156,6 +174,7 @@ def as_json(trained: TrainedModel, options: EvaluateOptions, evaluation: Evaluat
             "split": options.split,
             "precision": options.precision,
             "images": evaluation.images,
+            "unreadable_images": images - evaluation.images,
             **evaluation.metrics(),
             "calibration_error": evaluation.calibration_error,
             "per_class": [{key: _json_number(value) for key, value in row.items()} for row in classes],

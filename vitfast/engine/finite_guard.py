@@ -1,8 +1,7 @@
-"""The guard that stops before a bad update."""
+"""What is said when training stops before a bad update."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from vitfast.data import ImageLoader
 from vitfast.errors import UserError
 
 _LISTED = 8
@@ -29,39 +29,33 @@ class NonFiniteError(UserError):
         self.indices = list(indices)
 
 
-def check_finite(
+def not_finite(
     loss: Tensor,
     gradient_norm: Tensor,
     *,
     step: int,
     epoch: int,
-    loader: DataLoader[Any],
-    batch_in_loader: int,
+    indices: Sequence[int],
     file_of: Callable[[int], str | None] = lambda index: None,
-) -> None:
-    """Raises unless loss and gradient norm are finite; to be called before the optimizer's step.
+) -> NonFiniteError:
+    """Makes the error for a loss or gradient norm that is not finite, found before the optimizer's step.
 
     Args:
         loss: scalar.
         gradient_norm: scalar, of all gradients together.
         step: the coming optimizer step, counted from 1.
         epoch: counted from 1.
-        loader: where the batch came from.
-        batch_in_loader: which of the loader's batches it was, counted from 0.
+        indices: the images that it came from; [] if unknown.
         file_of: names the file of an image, or None if it has none.
 
-    Raises:
-        NonFiniteError: naming the step and the batch's indices, with the files where the data set knows them.
+    Returns:
+        The error, which names the step and the images, with their files where the data set knows them.
     """
-    # One comparison, thus one wait for the device: NaN and infinity both survive the sum.
-    if math.isfinite(float(loss.detach().float() + gradient_norm.detach().float())):
-        return
     values = f"loss {loss.item():g}, gradient norm {gradient_norm.item():g}"
-    indices = batch_indices(loader, batch_in_loader)
     images = f" on images {_shorten(indices)} of the train split" if indices else ""
     files = [file for file in map(file_of, indices) if file is not None]
     named = f" ({_shorten(files)})" if files else ""
-    raise NonFiniteError(
+    return NonFiniteError(
         f"not finite at step {step}, epoch {epoch}: {values}{images}{named}. Training stopped before the update: "
         "no weight has changed. Look at the images, or try a lower optim.lr, optim.clip_grad=1.0, train.precision=fp32",
         step,
@@ -70,10 +64,14 @@ def check_finite(
 
 
 def batch_indices(loader: DataLoader[Any], batch: int) -> list[int]:
-    """Returns which images make up a batch of a loader whose order is a pure function; [] if it cannot tell."""
+    """Returns which images make up a batch of a loader whose order is a pure function; [] if it cannot tell.
+
+    A repetition of an image (see ``EpochBatchSampler``) is that image, and one that was bad is what was read instead.
+    """
     if loader.batch_sampler is None:
         return []
-    return [int(index) for index in next(islice(iter(loader.batch_sampler), batch, None), [])]
+    image_of = loader.image_of if isinstance(loader, ImageLoader) else int
+    return [image_of(sample) for sample in next(islice(iter(loader.batch_sampler), batch, None), [])]
 
 
 def _shorten(items: Sequence[Any]) -> str:

@@ -15,71 +15,87 @@ from vitfast.errors import UserError
 class ClassificationMeter:
     """Adds up loss, top-1 and top-5 of the images seen so far; its state can be saved and restored exactly.
 
-    Top-5 is top-K for fewer than five classes. Nothing waits for the device before ``compute``.
+    Top-5 is top-K for fewer than five classes. Nothing waits for the device before ``compute``. Where several ranks
+    train together, each adds up its own images, and ``compute`` gives all of them the figures of all images.
 
     Args:
         num_classes: K.
         device: where the outputs lie.
+        num_exits: exits of the model, each with a top-1 of its own; 1: the model has one output.
     """
 
-    def __init__(self, num_classes: int, device: torch.device) -> None:
-        self.loss_sum: Metric = SumMetric(nan_strategy="disable").set_dtype(torch.float64).to(device)
-        self.top1: Metric = self._accuracy(num_classes, 1).to(device)
-        self.top5: Metric = self._accuracy(num_classes, min(5, num_classes)).to(device)
-        self.images = 0
+    def __init__(self, num_classes: int, device: torch.device, num_exits: int = 1) -> None:
+        self._metrics: dict[str, Metric] = {
+            "images": SumMetric(nan_strategy="disable").set_dtype(torch.float64),
+            "loss_sum": SumMetric(nan_strategy="disable").set_dtype(torch.float64),
+            "top1": self._accuracy(num_classes, 1),
+            "top5": self._accuracy(num_classes, min(5, num_classes)),
+        }
+        self._exits = [f"exit{number}" for number in range(1, num_exits + 1)] if num_exits > 1 else []
+        self._metrics |= {name: self._accuracy(num_classes, 1) for name in self._exits}
+        for metric in self._metrics.values():
+            metric.to(device)
 
     @staticmethod
     def _accuracy(num_classes: int, top_k: int) -> Metric:
         return MulticlassAccuracy(num_classes, top_k=top_k, average="micro", validate_args=False)
 
-    @property
-    def _metrics(self) -> dict[str, Metric]:
-        return {"loss_sum": self.loss_sum, "top1": self.top1, "top5": self.top5}
+    def update(self, loss: Tensor, output: Tensor, labels: Tensor, exits: Tensor | None = None) -> None:
+        """Adds a batch: mean loss (scalar), logits [B, K], labels [B], and the logits of all exits [E, B, K]."""
+        count = labels.shape[0]
+        if count == 0:
+            return
+        self._metrics["images"].update(torch.tensor(float(count)))
+        self._metrics["loss_sum"].update(loss.detach().double() * count)
+        self._metrics["top1"].update(output, labels)
+        self._metrics["top5"].update(output, labels)
+        for name, logits in zip(self._exits, () if exits is None else exits, strict=True):
+            self._metrics[name].update(logits, labels)
 
-    def update(self, loss: Tensor, output: Tensor, labels: Tensor) -> None:
-        """Adds a batch: mean loss (scalar), logits [B, K], labels [B]."""
-        self.images += labels.shape[0]
-        self.loss_sum.update(loss.detach().double() * labels.shape[0])
-        self.top1.update(output, labels)
-        self.top5.update(output, labels)
+    def compute(self) -> dict[str, Any]:
+        """Returns ``images``, ``loss`` (their mean), ``top1`` and ``top5`` (0..1), and ``exits``, the top-1 of each.
 
-    def compute(self) -> dict[str, float]:
-        """Returns ``loss`` (mean over the images), ``top1`` and ``top5`` (0..1); NaN before the first batch."""
-        if self.images == 0:
-            return dict.fromkeys(("loss", "top1", "top5"), float("nan"))
-        return {
-            "loss": float(self.loss_sum.compute()) / self.images,
+        All but ``images`` are NaN before the first batch. Every rank has to call it.
+        """
+        for metric in self._metrics.values():
+            metric._update_count = max(metric._update_count, 1)  # else torchmetrics warns before the first batch
+        values = {name: float(metric.compute()) for name, metric in self._metrics.items()}
+        images = int(values["images"])
+        share = {name: float("nan") if images == 0 else round(value, 7) for name, value in values.items()}
+        figures: dict[str, Any] = {
+            "images": images,
+            "loss": values["loss_sum"] / images if images else float("nan"),
             # rounded: the metric is a float32, whose 0.05 reads 0.05000000074505806
-            "top1": round(float(self.top1.compute()), 7),
-            "top5": round(float(self.top5.compute()), 7),
+            "top1": share["top1"],
+            "top5": share["top5"],
         }
+        if self._exits:
+            figures["exits"] = [share[name] for name in self._exits]
+        return figures
 
     def reset(self) -> None:
         """Forgets everything."""
-        self.images = 0
         for metric in self._metrics.values():
             metric.reset()
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns tensors and plain numbers from which ``load_state_dict`` restores the meter exactly."""
-        state: dict[str, Any] = {"images": self.images}
-        for name, metric in self._metrics.items():
-            values = ((key, torch.as_tensor(value)) for key, value in metric.metric_state.items())
-            state[name] = {key: value.detach().cpu().clone() for key, value in values}
-        return state
+        """Returns the tensors of this rank from which ``load_state_dict`` restores the meter exactly."""
+        return {
+            name: {key: torch.as_tensor(value).detach().cpu().clone() for key, value in metric.metric_state.items()}
+            for name, metric in self._metrics.items()
+        }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what ``state_dict`` returned.
+    def load_state_dict(self, *states: dict[str, Any]) -> None:
+        """Restores what ``state_dict`` returned, or the sum of what it returned on several ranks.
 
         Raises:
             UserError: if the state is another meter's.
         """
         self.reset()
-        self.images = int(state["images"])
         for name, metric in self._metrics.items():
-            saved = state.get(name, {})
-            if set(saved) != set(metric.metric_state):
-                raise UserError(f"the saved metrics lack {name!r} of this version of vitfast; start a new run")
-            for key, value in saved.items():
-                setattr(metric, key, value.to(metric.device))
-            metric._update_count = int(self.images > 0)  # torchmetrics warns about compute() before update()
+            for state in states:
+                saved = state.get(name, {})
+                if set(saved) != set(metric.metric_state):
+                    raise UserError(f"the saved metrics lack {name!r} of this version of vitfast; start a new run")
+                for key, value in saved.items():
+                    setattr(metric, key, getattr(metric, key) + value.to(metric.device))

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from vitfast.config.schema import OptimConfig
 
@@ -81,9 +82,15 @@ def create_optimizer(module: nn.Module, config: OptimConfig, batch_size: int | N
     lr = config.lr * scale
     groups = parameter_groups(module, config.weight_decay, lr, config.layer_decay)
     parameters = [parameter for group in groups for parameter in group["params"]]
-    fused = all(parameter.is_floating_point() and parameter.device.type in ("cpu", "cuda") for parameter in parameters)
+    fused = all(map(_can_be_fused, parameters))
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.nesterov, fused=fused or None)
     adam = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
     beta1, beta2 = config.betas
     return adam(groups, lr=lr, betas=(beta1, beta2), eps=config.eps, fused=fused or None)
+
+
+def _can_be_fused(parameter: Tensor) -> bool:
+    # torch has no fused SGD for parameters that are spread over ranks
+    spread = isinstance(parameter, DTensor)
+    return parameter.is_floating_point() and parameter.device.type in ("cpu", "cuda") and not spread

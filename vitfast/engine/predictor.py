@@ -127,9 +127,9 @@ def predict(
     Yields:
         A prediction for each readable image, in order.
     """
-    settings = trained.manifest["data"]
+    settings = trained.data
     in_chans = settings["in_chans"]
-    names = ("img_size", "in_chans", "mean", "std", "interpolation", "crop_pct")
+    names = ("img_size", "in_chans", "mean", "std", "interpolation", "crop_pct", "resize")
     transform = eval_transform(**{name: settings[name] for name in names})
     for first in range(0, len(paths), options.batch_size):
         batch: list[tuple[Path, Tensor]] = []
@@ -142,7 +142,8 @@ def predict(
             continue
         images = torch.stack([image for _, image in batch]).to(device)
         with torch.inference_mode(), autocast(device, options.precision):
-            logits = trained.model(images)
+            answer = trained.model(images)
+        logits = answer[-1] if isinstance(answer, tuple) else answer  # of several exits the last
         yield from _name(trained, [path for path, _ in batch], logits.float().softmax(dim=1), options.top)
 
 

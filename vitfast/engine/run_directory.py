@@ -7,8 +7,9 @@ import math
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 from vitfast.errors import UserError
 
@@ -27,7 +28,8 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._echo: Any = lambda line: print(line, file=sys.stderr, flush=True)
-        self._log: TextIO = open(path / LOG, "a", encoding="utf-8", buffering=1)
+        # Without a buffer: what a full disk refuses is gone, rather than in the way of the next line and of closing.
+        self._log: BinaryIO = open(path / LOG, "ab", buffering=0)
 
     @classmethod
     def create(cls, path: str | os.PathLike[str] | None, recipe: str) -> RunDirectory:
@@ -82,16 +84,33 @@ class RunDirectory:
         if show:
             self._echo(text)
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-        try:
-            self._log.write("".join(f"{stamp}  {line}\n" for line in text.splitlines() or [""]))
-        except OSError:
-            return
+        with suppress(OSError):
+            self._log.write("".join(f"{stamp}  {line}\n" for line in text.splitlines() or [""]).encode())
+
+    def warn(self, text: str) -> None:
+        """Logs a warning."""
+        self.log(f"warning: {text}")
 
     def write_text(self, name: str, text: str) -> None:
-        """Writes a file of the run as a whole: a reader sees the old one or the new one."""
+        """Writes a file of the run as a whole: a reader sees the old one or the new one, even after a power failure.
+
+        Raises:
+            OSError: if it cannot be written; the old one is intact.
+        """
+        self._replace(name, text.encode())
+
+    def _replace(self, name: str, data: bytes) -> None:
         temporary = self.path / f".{name}.writing"
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, self.path / name)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.path / name)
+        except OSError:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
 
     def write_environment(self, environment: dict[str, Any]) -> None:
         """Writes ``environment.json``: what the run started on, and under ``resumed`` what it was continued on."""
@@ -104,30 +123,84 @@ class RunDirectory:
         self.write_text(ENVIRONMENT, json.dumps(content, indent=2) + "\n")
 
     def append_metrics(self, line: dict[str, Any]) -> None:
-        """Appends a line to ``metrics.jsonl``; a value that is not finite becomes null, as JSON has no NaN."""
+        """Appends a line to ``metrics.jsonl``; a value that is not finite becomes null, as JSON has no NaN.
+
+        Raises:
+            OSError: if it cannot be written; no part of the line stays.
+        """
         odd = [key for key, value in line.items() if isinstance(value, float) and not math.isfinite(value)]
-        clean = {**line, **dict.fromkeys(odd)}
-        with open(self.path / METRICS, "a", encoding="utf-8") as file:
-            file.write(json.dumps(clean) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        data = (json.dumps({**line, **dict.fromkeys(odd)}) + "\n").encode()
+        with open(self.path / METRICS, "ab", buffering=0) as file:
+            before = os.fstat(file.fileno()).st_size
+            try:
+                while data:
+                    data = data[file.write(data) :]
+                os.fsync(file.fileno())
+            except OSError:
+                with suppress(OSError):
+                    file.truncate(before)
+                raise
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Returns the lines of ``metrics.jsonl``; a last line that a kill cut short is left out."""
+        """Returns the lines of ``metrics.jsonl``; one that is damaged, or that a kill cut short, is left out."""
         file = self.path / METRICS
         lines: list[dict[str, Any]] = []
-        for text in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
-            try:
+        for text in file.read_bytes().split(b"\n") if file.exists() else []:
+            with suppress(ValueError):
                 lines.append(json.loads(text))
-            except ValueError:
-                break
         return lines
 
     def keep_metrics(self, count: int) -> None:
-        """Cuts ``metrics.jsonl`` down to its first ``count`` lines: those that the checkpoint knew."""
-        if (self.path / METRICS).exists():
-            lines = self.read_metrics()[:count]
-            self.write_text(METRICS, "".join(json.dumps(line) + "\n" for line in lines))
+        """Cuts ``metrics.jsonl`` down to its first ``count`` lines: those that the checkpoint knew.
+
+        Raises:
+            UserError: if it cannot be written.
+        """
+        file = self.path / METRICS
+        try:
+            data = file.read_bytes() if file.exists() else b""
+            *whole, _ = data.split(b"\n")
+            kept = b"".join(line + b"\n" for line in whole[:count])
+            if kept != data:
+                self._replace(METRICS, kept)
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"{file} cannot be cut back to the checkpoint: {reason}; mend that first") from error
+
+
+class FollowedRun(RunDirectory):
+    """The folder of a run as the other ranks see it: they read in it, and leave writing and speaking to the main one.
+
+    Args:
+        path: the folder that the main rank made.
+        rank: whose warnings these are, which only it can give.
+    """
+
+    def __init__(self, path: Path, rank: int) -> None:
+        self.path = path
+        self.rank = rank
+
+    def warn(self, text: str) -> None:
+        """Shows a warning on stderr."""
+        print(f"warning: rank {self.rank}: {text}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Does nothing."""
+
+    def log(self, text: str, *, show: bool = True) -> None:
+        """Does nothing."""
+
+    def write_text(self, name: str, text: str) -> None:
+        """Does nothing."""
+
+    def write_environment(self, environment: dict[str, Any]) -> None:
+        """Does nothing."""
+
+    def append_metrics(self, line: dict[str, Any]) -> None:
+        """Does nothing."""
+
+    def keep_metrics(self, count: int) -> None:
+        """Does nothing."""
 
 
 def _default_path(recipe: str) -> Path:

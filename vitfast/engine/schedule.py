@@ -13,10 +13,11 @@ from torch.optim.lr_scheduler import (
 )
 
 from vitfast.config.schema import ScheduleConfig
+from vitfast.engine.training_length import TrainingLength
 from vitfast.errors import UserError
 
 
-def create_schedule(optimizer: Optimizer, config: ScheduleConfig, steps_per_epoch: int) -> LRScheduler:
+def create_schedule(optimizer: Optimizer, config: ScheduleConfig, length: TrainingLength) -> LRScheduler:
     """Builds the learning rate: linear up over the warm-up, then as ``config.name`` says.
 
     With W warm-up steps, step ``i`` (from 0) has ``lr * (i + 1) / (W + 1)`` while ``i < W``; step W has ``lr`` itself.
@@ -25,36 +26,30 @@ def create_schedule(optimizer: Optimizer, config: ScheduleConfig, steps_per_epoc
 
     Args:
         optimizer: whose groups' ``lr`` is the peak.
-        config: epochs, warm-up epochs (may be a fraction), how the rate falls.
-        steps_per_epoch: optimizer steps in an epoch.
+        config: how the rate falls.
+        length: of the run and of its warm-up.
 
     Raises:
-        UserError: if the warm-up leaves no step, or ``min_lr`` is above a group's learning rate.
+        UserError: if ``min_lr`` is above a group's learning rate.
     """
-    total_steps = config.epochs * steps_per_epoch
-    warmup_steps = round(config.warmup_epochs * steps_per_epoch)
-    if warmup_steps >= total_steps:
-        raise UserError(
-            f"schedule.warmup_epochs={config.warmup_epochs:g} leaves nothing of schedule.epochs={config.epochs}; "
-            "use fewer warm-up epochs (0 switches the warm-up off) or more epochs"
-        )
-    fall = _create_fall(optimizer, config, total_steps - warmup_steps, steps_per_epoch)
-    if warmup_steps == 0:
+    fall = _create_fall(optimizer, config, length)
+    if length.warmup_steps == 0:
         return fall
-    warmup = LinearLR(optimizer, start_factor=1 / (warmup_steps + 1), total_iters=warmup_steps)
-    return SequentialLR(optimizer, [warmup, fall], milestones=[warmup_steps])
+    warmup = LinearLR(optimizer, start_factor=1 / (length.warmup_steps + 1), total_iters=length.warmup_steps)
+    return SequentialLR(optimizer, [warmup, fall], milestones=[length.warmup_steps])
 
 
-def _create_fall(optimizer: Optimizer, config: ScheduleConfig, steps: int, steps_per_epoch: int) -> LRScheduler:
+def _create_fall(optimizer: Optimizer, config: ScheduleConfig, length: TrainingLength) -> LRScheduler:
+    steps = length.total_steps - length.warmup_steps
     if config.name == "constant":
         return ConstantLR(optimizer, factor=1.0, total_iters=0)
     if config.name == "step":
-        return StepLR(optimizer, max(1, round(config.step_epochs * steps_per_epoch)), config.step_factor)
+        return StepLR(optimizer, max(1, round(config.step_epochs * length.steps_per_epoch)), config.step_factor)
     rates = [float(group["lr"]) for group in optimizer.param_groups]
     if min(rates) < config.min_lr:
         raise UserError(
-            f"schedule.min_lr={config.min_lr:g} is above {min(rates):.3g}, where optim.layer_decay lets the lowest "
-            "layer start; use a smaller schedule.min_lr, or an optim.layer_decay nearer to 1"
+            f"schedule.min_lr={config.min_lr:g} is above {min(rates):.3g}, which is the lowest learning rate that "
+            "optim.lr, optim.lr_batch and optim.layer_decay give; use a smaller schedule.min_lr, or change these"
         )
     if config.name == "linear":
         return LinearLR(optimizer, start_factor=1.0, end_factor=config.min_lr / max(rates), total_iters=steps)

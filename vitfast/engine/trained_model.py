@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 import vitfast
 from vitfast.engine.checkpoint import (
@@ -18,6 +17,7 @@ from vitfast.engine.checkpoint import (
     resolve_checkpoint,
 )
 from vitfast.errors import UserError
+from vitfast.models import ImageModel
 
 WEIGHTS = ("auto", "ema", "model")
 
@@ -33,7 +33,7 @@ class TrainedModel:
         weights: ``ema`` or ``model``.
     """
 
-    model: nn.Module
+    model: ImageModel
     checkpoint: Path
     manifest: dict[str, Any]
     weights: str
@@ -42,6 +42,11 @@ class TrainedModel:
     def class_names(self) -> list[str]:
         """Names of the classes, in the order of the logits."""
         return list(self.manifest["class_names"])
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """How images are read, from the manifest; one without ``resize`` is from when there was only ``short_side``."""
+        return {"resize": "short_side", **self.manifest["data"]}
 
     def describe(self) -> str:
         """One line for people."""

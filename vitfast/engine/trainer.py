@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +16,39 @@ from vitfast.engine.checkpoint import load_state, load_weights_file, prune_check
 from vitfast.engine.curves import draw_curves
 from vitfast.engine.device import autocast, synchronize
 from vitfast.engine.evaluator import Evaluation, evaluate
-from vitfast.engine.finite_guard import check_finite
+from vitfast.engine.finite_guard import batch_indices, not_finite
 from vitfast.engine.progress import Progress
+from vitfast.engine.ranks import Ranks, total_norm, whole
+from vitfast.engine.replica import Replica
 from vitfast.engine.run_directory import CURVES, RunDirectory
+from vitfast.engine.shared_stop import SharedStop
 from vitfast.engine.stop_signal import StopSignal
+from vitfast.engine.tracking import Tracking
 from vitfast.engine.training_data import TrainingData
+from vitfast.engine.training_length import TrainingLength
 from vitfast.engine.training_state import TrainingState
 from vitfast.errors import UserError
 
 _SECONDS_BETWEEN_CURVES = 20.0
+_SKIPPED_IN_A_ROW = 10
 
 
 class Trainer:
     """Trains a task, measures it after each epoch, and leaves checkpoints from which it goes on bit by bit.
 
-    On the CPU, with the same number of threads, a run that was interrupted anywhere and resumed ends with the same
-    weights, average, optimizer state and metrics as one that was not: order and augmentation are functions of (seed,
-    epoch, index), and all else is in the checkpoint.
+    On the CPU, with the same number of threads and ranks, a run that was interrupted anywhere and resumed ends with the
+    same weights, average, optimizer state and metrics as one that was not: order and augmentation are functions of
+    (seed, epoch, index), and all else is in the checkpoint.
+
+    Every rank has a trainer and works on its part of each batch; the main one writes.
 
     Args:
         config: of the run.
-        state: the task and all that training changes, on ``device``.
+        state: the task and all that training changes.
+        length: of the run.
         data: the splits.
         run: the folder.
-        device: where the task runs.
+        ranks: who train together, and on which device this one does.
         show_progress: False: no bar; None: if stderr is a terminal.
     """
 
@@ -45,17 +56,21 @@ class Trainer:
         self,
         config: Config,
         state: TrainingState,
+        length: TrainingLength,
         data: TrainingData,
         run: RunDirectory,
-        device: torch.device,
+        ranks: Ranks,
         show_progress: bool | None = None,
     ) -> None:
-        self.config, self.state, self.data, self.run, self.device = config, state, data, run, device
+        self.config, self.state, self.length, self.data, self.run = config, state, length, data, run
+        self.ranks, self.device = ranks, ranks.device
         self.task = state.task
-        self.show_progress = show_progress
+        self.show_progress = show_progress if ranks.is_main else False
+        data.warn = run.warn
         self.num_classes = len(data.train.class_names)
         self.mixing = create_mixing(config.data.augment, self.num_classes, config.seed)
-        self.forward = torch.compile(self.task) if config.train.compile else self.task
+        self.replica = Replica(self.task, ranks, sharded=config.train.shard, compiled=config.train.compile)
+        self.tracking: Tracking | None = None
         self._saved: tuple[int, int] | None = None  # (epoch, step) of the newest checkpoint
         self._curves_drawn = time.monotonic()
 
@@ -79,98 +94,174 @@ class Trainer:
             NonFiniteError: before an update with a loss or gradient that is not finite.
             UserError: if the last checkpoint cannot be written.
         """
-        state, epochs = self.state, self.config.schedule.epochs
-        images = self.data.images_per_epoch
-        done = state.epoch * images + min(state.step_in_epoch * self.config.data.batch_size, images)
-        with Progress(epochs * images, done, self.show_progress) as progress:
+        if self.ranks.is_main:
+            self.tracking = Tracking(self.config, self.run, self.state.step)
+        try:
+            return self._fit(SharedStop(stop, self.ranks))
+        finally:
+            if self.tracking is not None:
+                self.tracking.close()
+
+    def _fit(self, shared: SharedStop) -> dict[str, Any] | None:
+        state, epochs = self.state, self.length.epochs
+        total, done = self._images_up_to(epochs, 0), self._images_up_to(state.epoch, state.step_in_epoch)
+        with Progress(total, done, self.show_progress) as progress:
             self.run.echo_through(progress.write)
-            while state.epoch < epochs and not stop:
+            shared.agree()
+            while state.epoch < epochs and not shared:
                 progress.phase(f"epoch {state.epoch + 1}/{epochs}")
-                self._train_epoch(stop, progress)
-                if stop or not self._end_epoch(stop):
+                self._train_epoch(shared, progress)
+                if shared or not self._end_epoch(shared):
                     break
-            if stop:
+            if shared:
                 self._save(must=True)
                 self._draw(force=True)
                 return None
             progress.phase("test")
-            return self._test(stop)
+            return self._test(shared)
 
-    def _train_epoch(self, stop: StopSignal, progress: Progress) -> None:
-        state = self.state
-        if state.step_in_epoch >= self.data.steps_per_epoch:
+    def _images_up_to(self, epoch: int, step: int) -> int:
+        """Images of the run before a step of an epoch, both counted from 0."""
+        whole_epochs = min(epoch, self.length.epochs - 1)
+        if epoch > whole_epochs:
+            step = self.length.steps_in(whole_epochs)
+        batch = self.config.data.batch_size
+        return whole_epochs * self.data.images_per_epoch + min(step * batch, self.data.images_per_epoch)
+
+    def _train_epoch(self, stop: SharedStop, progress: Progress) -> None:
+        state, steps = self.state, self.length.steps_in(self.state.epoch)
+        if state.step_in_epoch >= steps:
             return  # resumed between the last step and the end of the epoch
         loader = self.data.train_loader(state.epoch, state.step_in_epoch)
+        every = self.config.train.checkpoint_every_steps
         self.task.train()
         earlier_seconds, start = state.seconds_in_epoch, time.perf_counter()
         for batch, (images, labels) in enumerate(loader):
-            self._train_step(images, labels, loader, batch)
-            progress.advance(len(labels))
-            last = state.step_in_epoch == self.data.steps_per_epoch
+            count = self.data.batch_size(state.step_in_epoch)
+            self._train_step(images, labels, loader, batch, stop)
+            state.seconds_in_epoch = earlier_seconds + time.perf_counter() - start
+            progress.advance(count)
+            last = state.step_in_epoch == steps
             if state.step % self.config.train.log_every == 0 or last:
                 self._report_step(progress)
-            if stop:
+            if stop or last:
                 break
+            if every is not None and state.step % every == 0:
+                self._save(must=False)
         synchronize(self.device)
         state.seconds_in_epoch = earlier_seconds + time.perf_counter() - start
 
-    def _train_step(self, images: torch.Tensor, labels: torch.Tensor, loader: Any, batch: int) -> None:
-        state, clip = self.state, self.config.optim.clip_grad
+    def _train_step(
+        self, images: torch.Tensor, labels: torch.Tensor, loader: Any, batch: int, stop: SharedStop
+    ) -> None:
+        state = self.state
         images, labels = images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
         targets = labels
-        if self.mixing is not None:
+        if self.mixing is not None and len(labels):
             images, targets = self.mixing(images, labels, epoch=state.epoch, step=state.step_in_epoch)
-        loss, output = self._accumulate_gradients(images, targets)
-        if clip is None:
-            gradients = [parameter.grad for parameter in self.task.parameters() if parameter.grad is not None]
-            norm = torch.nn.utils.get_total_norm(gradients)
+        loss, result = self._accumulate_gradients(images, targets)
+        state.scaler.unscale_(state.optimizer)
+        norm = self._clip_gradients()
+        overflow = self._check_finite(loss, norm, loader, batch, stop)
+        if overflow:
+            # else the schedule takes a skipped first step for a wrong order
+            state.optimizer._opt_called = True  # type: ignore[attr-defined]
         else:
-            norm = torch.nn.utils.clip_grad_norm_(self.task.parameters(), clip)
-        check_finite(
-            loss,
-            norm,
-            step=state.step + 1,
-            epoch=state.epoch + 1,
-            loader=loader,
-            batch_in_loader=batch,
-            file_of=self.data.train.path,
-        )
-        state.optimizer.step()
+            state.scaler.step(state.optimizer)
+            if state.average is not None:
+                state.average.update_parameters(self.task)
+        state.scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
         state.schedule.step()
-        if state.average is not None:
-            state.average.update_parameters(self.task)
-        state.meter.update(loss, output, labels)
+        state.meter.update(loss, result["output"], labels, result.get("exits"))
         state.step += 1
         state.step_in_epoch += 1
 
-    def _accumulate_gradients(self, images: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Adds the gradients of a batch, in parts of nearly the same size; returns its mean loss and its output."""
-        parts = min(self.config.train.accumulate, len(images))
-        losses, outputs = [], []
-        for some_images, some_targets in zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True):
-            with autocast(self.device, self.config.train.precision):
-                result = self.forward(some_images, some_targets)
-            loss = result["loss"] * (len(some_images) / len(images))
-            loss.backward()
-            losses.append(loss.detach())
-            outputs.append(result["output"].detach())
-        return torch.stack(losses).sum(), torch.cat(outputs)
+    def _accumulate_gradients(
+        self, images: torch.Tensor, targets: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Adds the gradients of this rank's images, in parts of nearly the same size; returns their mean loss."""
+        state, count = self.state, len(images)
+        # the ranks' gradients are averaged, so that each counts by its share of all images of the step
+        share = self.ranks.world / self.data.batch_size(state.step_in_epoch)
+        if count == 0:  # the others wait for this rank's gradients: those of nothing, from an image that does not count
+            with self._autocast():
+                idle = self.replica(*self._idle_image(), last=True)
+            state.scaler.scale(idle["loss"] * 0.0).backward()
+            return torch.zeros((), device=self.device), {
+                key: value[..., :0, :] for key, value in _outputs(idle).items()
+            }
+        parts = min(self.config.train.accumulate, count)
+        losses: list[torch.Tensor] = []
+        outputs: list[dict[str, torch.Tensor]] = []
+        pairs = zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True)
+        for part, (some_images, some_targets) in enumerate(pairs):
+            with self._autocast():
+                result = self.replica(some_images, some_targets, last=part == parts - 1)
+            state.scaler.scale(result["loss"] * (len(some_images) * share)).backward()
+            losses.append(result["loss"].detach() * (len(some_images) / count))
+            outputs.append(_outputs(result))
+        whole = {key: torch.cat([output[key] for output in outputs], dim=-2) for key in outputs[0]}
+        return torch.stack(losses).sum(), whole
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        return autocast(self.device, self.config.train.precision)
+
+    def _idle_image(self) -> tuple[torch.Tensor, torch.Tensor]:
+        size = self.data.train.img_size
+        image = torch.zeros(1, self.data.train.in_chans, size, size, device=self.device)
+        return image, torch.zeros(1, dtype=torch.int64, device=self.device)
+
+    def _clip_gradients(self) -> torch.Tensor:
+        """Returns the norm of all gradients, which are scaled down where it is above ``optim.clip_grad``."""
+        limit = self.config.optim.clip_grad
+        if limit is not None:
+            return whole(torch.nn.utils.clip_grad_norm_(self.task.parameters(), limit))
+        return total_norm([parameter.grad for parameter in self.task.parameters() if parameter.grad is not None])
+
+    def _check_finite(self, loss: torch.Tensor, norm: torch.Tensor, loader: Any, batch: int, stop: SharedStop) -> bool:
+        """Stops all ranks before a bad update, and tells them of a stop; returns whether fp16 skips this step.
+
+        Gradients that overflow are part of fp16: the scaler halves the scale of the loss. But not for ever.
+        """
+        state = self.state
+        # one wait for the device: NaN and infinity both survive the sum
+        finite = math.isfinite(float(loss + norm))
+        overflow = self.config.train.precision == "fp16" and not finite and math.isfinite(float(loss))
+        overflow = overflow and state.skipped_in_a_row < _SKIPPED_IN_A_ROW
+        bad, overflows, signal = self.ranks.largest(float(not finite and not overflow), float(overflow), stop.number)
+        stop.heard(signal)
+        if bad:
+            indices = [] if finite else batch_indices(loader, batch)
+            raise not_finite(
+                loss,
+                norm,
+                step=state.step + 1,
+                epoch=state.epoch + 1,
+                indices=[index for of_rank in self.ranks.gather(indices) for index in of_rank],
+                file_of=self.data.train.path,
+            )
+        state.skipped_in_a_row = state.skipped_in_a_row + 1 if overflows else 0
+        return bool(overflows)
 
     def _report_step(self, progress: Progress) -> None:
         figures, state = self.state.meter.compute(), self.state
         progress.show(figures["loss"], figures["top1"])
+        if self.tracking is not None:
+            so_far = {"loss": figures["loss"], "top1": figures["top1"], "lr": state.learning_rate}
+            self.tracking.log({"split": "within_epoch", "step": state.step, **so_far})
         self.run.log(
             f"step {state.step}: epoch {state.epoch + 1}, so far loss {figures['loss']:.4f}, "
             f"top-1 {figures['top1']:.2%}, lr {state.learning_rate:.3g}",
             show=False,
         )
 
-    def _end_epoch(self, stop: StopSignal) -> bool:
+    def _end_epoch(self, stop: SharedStop) -> bool:
         """Validates and records an epoch; returns False if it was stopped before that was whole."""
         state = self.state
-        speed = state.meter.images / max(state.seconds_in_epoch, 1e-9)
-        metrics: dict[str, Any] = {"train": {**state.meter.compute(), "images_per_s": round(speed, 1)}}
+        figures = state.meter.compute()
+        speed = figures.pop("images") / max(state.seconds_in_epoch, 1e-9)
+        metrics: dict[str, Any] = {"train": {**figures, "images_per_s": round(speed, 1)}}
         if self.data.val is not None:
             evaluation = self._evaluate(self.data.val, stop)
             if evaluation is None:
@@ -180,31 +271,32 @@ class Trainer:
         for split, figures in metrics.items():
             self._record(split, figures)
         self.run.log(self._epoch_line(metrics, is_best))
-        final = state.epoch == self.config.schedule.epochs
+        final = state.epoch == self.length.epochs
         if is_best or final or state.epoch % self.config.train.checkpoint_every_epochs == 0:
             self._save(must=final)
         self._draw(force=False)
         return True
 
     def _epoch_line(self, metrics: dict[str, Any], is_best: bool) -> str:
-        epochs = self.config.schedule.epochs
+        epochs = self.length.epochs
         parts = [f"epoch {self.state.epoch:>{len(str(epochs))}}/{epochs}"]
         for split, figures in metrics.items():
             parts.append(f"{split} loss {figures['loss']:.4f} top-1 {figures['top1']:7.2%}")
         parts.append(f"{metrics['train']['images_per_s']:,.0f} images/s")
         return "  ".join(parts) + ("  best" if is_best else "")
 
-    def _evaluate(self, dataset: Any, stop: StopSignal) -> Evaluation | None:
+    def _evaluate(self, dataset: Any, stop: SharedStop) -> Evaluation | None:
         return evaluate(
             self.state.evaluated_task,
             self.data.evaluation_loader(dataset),
             num_classes=self.num_classes,
             device=self.device,
+            num_exits=getattr(self.task.model, "num_exits", 1),
             precision=self.config.train.precision,
-            should_stop=lambda: bool(stop),
+            should_stop=stop.agree,
         )
 
-    def _test(self, stop: StopSignal) -> dict[str, Any] | None:
+    def _test(self, stop: SharedStop) -> dict[str, Any] | None:
         metrics = dict(self.state.metrics)
         if self.data.test is not None:
             evaluation = self._evaluate(self.data.test, stop)
@@ -215,7 +307,7 @@ class Trainer:
         self._draw(force=True)
         return metrics
 
-    def _record(self, split: str, figures: dict[str, float]) -> None:
+    def _record(self, split: str, figures: dict[str, Any]) -> None:
         line = {
             "split": split,
             "epoch": self.state.epoch,
@@ -226,12 +318,16 @@ class Trainer:
             "lr": self.state.learning_rate,
             "images_per_s": figures["images_per_s"],
         }
+        if "exits" in figures:
+            line["exits"] = figures["exits"]
         try:
             self.run.append_metrics(line)
         except OSError as error:
             self.run.log(f"warning: metrics.jsonl could not be written: {error}; training goes on")
         else:
             self.state.metrics_lines += 1
+        if self.tracking is not None:
+            self.tracking.log(line)
 
     def _save(self, must: bool) -> None:
         """Saves a checkpoint; unless it ``must`` succeed, a failure is only reported, and training goes on."""
@@ -247,30 +343,32 @@ class Trainer:
             "quantization": None,
             "exit_thresholds": None,
         }
-        try:
-            path = save_checkpoint(
-                self.run.path,
-                step=state.step,
-                model=state.model_state(),
-                ema=state.ema_state(),
-                state=state.state_dict(),
-                manifest=manifest,
-            )
-        except OSError as error:
-            text = f"the checkpoint of step {state.step} could not be saved: {error}"
-            if must:
-                raise UserError(f"{text}; earlier checkpoints in {self.run.path} are intact") from error
-            self.run.log(f"warning: {text}; training goes on, earlier checkpoints are intact")
+        # every rank adds its part, the main one writes, and all hear how it went
+        parts = {"model": state.model_state(), "ema": state.ema_state(), "state": state.state_dict()}
+        problem = self.ranks.from_main(self._write_checkpoint(parts, manifest) if self.ranks.is_main else None)
+        if problem is None:
+            self._saved = (state.epoch, state.step)
             return
-        self._saved = (state.epoch, state.step)
+        text = f"the checkpoint of step {state.step} could not be saved: {problem}"
+        if must:
+            raise UserError(f"{text}; earlier checkpoints in {self.run.path} are intact")
+        self.run.log(f"warning: {text}; training goes on, earlier checkpoints are intact")
+
+    def _write_checkpoint(self, parts: dict[str, Any], manifest: dict[str, Any]) -> str | None:
+        """Writes a checkpoint and removes old ones; returns what went wrong, or None."""
+        try:
+            path = save_checkpoint(self.run.path, step=self.state.step, **parts, manifest=manifest)
+        except OSError as error:
+            return str(error)
         self.run.log(f"saved {path.name}", show=False)
         try:
-            prune_checkpoints(self.run.path, self.config.train.keep_checkpoints, state.best_step)
+            prune_checkpoints(self.run.path, self.config.train.keep_checkpoints, self.state.best_step, self.state.step)
         except OSError as error:
             self.run.log(f"warning: an old checkpoint could not be removed: {error}")
+        return None
 
     def _draw(self, force: bool) -> None:
-        if not force and time.monotonic() - self._curves_drawn < _SECONDS_BETWEEN_CURVES:
+        if not self.ranks.is_main or (not force and time.monotonic() - self._curves_drawn < _SECONDS_BETWEEN_CURVES):
             return
         title = f"{self.task.model.model_name} on {self.config.data.dataset}"
         try:
@@ -278,3 +376,8 @@ class Trainer:
         except OSError as error:
             self.run.log(f"warning: {CURVES} could not be written: {error}; training goes on")
         self._curves_drawn = time.monotonic()
+
+
+def _outputs(result: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The logits of a task's result, without gradients: ``output`` [B, K], and ``exits`` [E, B, K] if there are any."""
+    return {key: result[key].detach() for key in ("output", "exits") if key in result}

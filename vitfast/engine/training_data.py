@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 from torch.utils.data import DataLoader
 
 from vitfast.config.schema import Config
 from vitfast.data import ImageDataset, available_splits, build_dataset, build_loader
+from vitfast.engine.ranks import Ranks
 from vitfast.errors import UserError
 
 
@@ -16,20 +19,24 @@ class TrainingData:
 
     Args:
         config: of the run.
+        ranks: who share each batch.
 
     Attributes:
         train: the split to learn from.
         val: the split measured after each epoch, or None.
         test: the split measured once at the end, or None.
+        warn: what is called for each image that cannot be read and is passed over.
         steps_per_epoch: batches of the train split.
 
     Raises:
         UserError: if there is nothing to learn from.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, ranks: Ranks) -> None:
         self._config = config.data
+        self._ranks = ranks
         self._seed = config.seed
+        self.warn: Callable[[str], None] = warnings.warn
         splits = available_splits(config.data)
         self.train = self._build("train", config)
         self.val = self._build("val", config) if "val" in splits else None
@@ -52,8 +59,12 @@ class TrainingData:
             return self.steps_per_epoch * self._config.batch_size
         return len(self.train)
 
+    def batch_size(self, step_in_epoch: int) -> int:
+        """Images of all ranks together in a step of an epoch, counted from 0."""
+        return min(self._config.batch_size, len(self.train) - step_in_epoch * self._config.batch_size)
+
     def train_loader(self, epoch: int, first_step: int) -> DataLoader[Any]:
-        """The batches of an epoch (from 0), from a step of it on: the same whatever happened before."""
+        """This rank's share of the batches of an epoch (from 0), from a step on: the same whatever happened before."""
         return self._load(
             self.train,
             epoch=epoch,
@@ -63,12 +74,21 @@ class TrainingData:
         )
 
     def evaluation_loader(self, dataset: ImageDataset) -> DataLoader[Any]:
-        """All images of a split once, in order."""
+        """This rank's share of a split, of which all images come once, in order."""
         return self._load(dataset, epoch=0, shuffle=False)
 
     def _load(self, dataset: ImageDataset, **options: Any) -> DataLoader[Any]:
         config = self._config
-        return build_loader(dataset, batch_size=config.batch_size, workers=config.workers, seed=self._seed, **options)
+        return build_loader(
+            dataset,
+            batch_size=config.batch_size,
+            workers=config.workers,
+            seed=self._seed,
+            rank=self._ranks.rank,
+            world=self._ranks.world,
+            warn=self.warn,
+            **options,
+        )
 
     def describe(self) -> str:
         """One line for the log."""
@@ -85,6 +105,7 @@ class TrainingData:
             "in_chans": self.train.in_chans,
             "mean": list(self.train.mean),
             "std": list(self.train.std),
+            "resize": self.train.resize,
             "interpolation": self.train.interpolation,
             "crop_pct": self.train.crop_pct,
         }

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from torch import nn
+import torch
 
 import vitfast
 from vitfast.config.schema import ModelConfig
 from vitfast.data import ImageDataset
 from vitfast.errors import UserError
+from vitfast.models import ImageModel
 
 # fields that follow from elsewhere, and where a user sets them
 _SET_ELSEWHERE = {
@@ -19,7 +20,7 @@ _SET_ELSEWHERE = {
 }
 
 
-def create_training_model(config: ModelConfig, data: ImageDataset) -> nn.Module:
+def create_training_model(config: ModelConfig, data: ImageDataset) -> ImageModel:
     """Builds the model with as many classes and channels as the data have, at the size of its images.
 
     Args:
@@ -27,21 +28,29 @@ def create_training_model(config: ModelConfig, data: ImageDataset) -> nn.Module:
         data: the train split.
 
     Raises:
-        UserError: if the model refuses a field, with its own message.
+        UserError: if the model refuses a field, with its own message, or the checkpoint does not fit.
     """
     for name, place in _SET_ELSEWHERE.items():
         if name in config.fields:
             raise UserError(f"model.fields.{name} cannot be set: it follows from {place}")
-    fields = {"drop_path": config.drop_path, "drop_rate": config.drop_rate, **config.fields}
+    rates = {"drop_path": config.drop_path, "drop_rate": config.drop_rate}
+    fields = {**{name: rate for name, rate in rates.items() if rate}, **config.fields}
     try:
-        return vitfast.create_model(
+        model = vitfast.create_model(
             config.name,
             num_classes=len(data.class_names),
             img_size=data.img_size,
             in_chans=data.in_chans,
+            checkpoint=config.checkpoint,
             **fields,
         )
     except UserError:
         raise
     except (TypeError, ValueError) as error:
         raise UserError(f"model.name={config.name}: {error}") from error
+    if config.zero_head:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name.startswith(model.head_prefixes):
+                    parameter.zero_()
+    return model

@@ -18,6 +18,8 @@ from vitfast.engine.run_directory import CONFIG, CURVES
 from vitfast.engine.text_table import percent, text_table
 from vitfast.engine.training_state import TrainingState
 
+_OWN_IMAGES = "recipe=vit_small_cifar10_32px data.dataset=image_folder"
+
 
 def result_table(metrics: dict[str, Any], state: TrainingState, weights: str, seconds: float) -> str:
     """Lays out the figures of a finished run.
@@ -60,7 +62,7 @@ def next_commands(config: Config, run_dir: Path, sample: Path | None) -> str:
     commands += [
         ("go on with it, had it been interrupted", f"train train.resume={run}"),
         ("the same with another seed", _again(config, run_dir)),
-        ("another recipe, for your own images ROOT/train/CLASS/*", "train recipe=cifar10_folder data.root=ROOT"),
+        ("a small model for your own images ROOT/train/CLASS/*", f"train {_OWN_IMAGES} data.root=ROOT"),
         ("all options", "train --help"),
     ]
     lines = [f"Everything is in {run_dir}: {CURVES}, metrics.jsonl, log.txt, checkpoints. Next:"]

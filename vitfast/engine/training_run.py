@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -14,29 +15,41 @@ import torch
 
 from vitfast.config import load_config, to_yaml
 from vitfast.config.schema import Config
-from vitfast.engine.checkpoint import resolve_checkpoint
-from vitfast.engine.device import describe_device, select_device
+from vitfast.data.seeding import derive_seed
+from vitfast.engine.checkpoint import latest_checkpoint, resolve_checkpoint
+from vitfast.engine.device import describe_device
 from vitfast.engine.environment import describe_environment
 from vitfast.engine.random_state import seed_everything
-from vitfast.engine.run_directory import CONFIG, RunDirectory
+from vitfast.engine.ranks import Ranks
+from vitfast.engine.run_directory import CONFIG, FollowedRun, RunDirectory
 from vitfast.engine.stop_signal import StopSignal
 from vitfast.engine.trainer import Trainer
 from vitfast.engine.training_data import TrainingData
+from vitfast.engine.training_length import TrainingLength
 from vitfast.engine.training_model import create_training_model
 from vitfast.engine.training_report import next_commands, result_table, resume_command, save_samples
 from vitfast.engine.training_state import TrainingState
+from vitfast.engine.training_task import create_task
 from vitfast.errors import UserError
-from vitfast.tasks import ClassificationTask
+
+AUTO = "auto"
 
 # What may differ when a run goes on: where it runs and what it keeps, not what it learns.
 _MAY_CHANGE = (
     "data.root",
     "data.workers",
+    "data.on_corrupt",
     "train.device",
     "train.compile",
     "train.threads",
+    "train.shard",
+    "train.timeout_s",
     "train.log_every",
     "train.checkpoint_every_epochs",
+    "train.checkpoint_every_steps",
+    "track.tensorboard",
+    "track.wandb",
+    "track.project",
     "train.keep_checkpoints",
 )
 _IGNORED = ("recipe", "run_dir", "train.resume")
@@ -55,34 +68,71 @@ def run_training(arguments: Sequence[str], *, show_progress: bool | None = None)
     Raises:
         UserError: for everything that the user can mend.
     """
-    resume = _given(arguments, "train.resume")
-    if resume is None:
-        checkpoint, config = None, load_config(list(arguments))
-    else:
-        checkpoint = resolve_checkpoint(resume)
-        config = resumed_config(checkpoint.parent, arguments)
-    with StopSignal() as stop:
+    checkpoint, config = _find_beginning(arguments)
+    with StopSignal() as stop, Ranks(config.train.device, config.train.timeout_s) as ranks:
         if config.train.threads is not None:
             torch.set_num_threads(config.train.threads)
-        device = select_device(config.train.device)
         seed_everything(config.seed)
         # All that can refuse the options comes before the folder is made.
-        data = TrainingData(config)
+        data = TrainingData(config, ranks)
+        length = TrainingLength.of(config.schedule, data.steps_per_epoch)
         model = create_training_model(config.model, data.train)
-        task = ClassificationTask(model, config.optim.label_smoothing).to(device)
-        state = TrainingState(task, config, data.steps_per_epoch, len(data.train.class_names), device)
-        if checkpoint is None:
-            run = RunDirectory.create(config.run_dir, config.recipe)
-        else:
-            run = RunDirectory.reopen(checkpoint.parent)
+        task = create_task(config, model, data.train, ranks.device)
+        if not ranks.is_main:  # the weights are the main rank's; what is dropped out shall differ
+            seed_everything(derive_seed("rank", config.seed, ranks.rank))
+        state = TrainingState(task, config, length, len(data.train.class_names), ranks)
+        run = _open_run(config, checkpoint, ranks)
         with closing(run):
             config.run_dir = str(run.path)
-            trainer = Trainer(config, state, data, run, device, show_progress)
+            trainer = Trainer(config, state, length, data, run, ranks, show_progress)
             if checkpoint is not None:
                 trainer.resume(checkpoint)
-            _write_beginning(config, run, device)
+            _write_beginning(config, run, ranks.device)
             _log_beginning(trainer, checkpoint)
             return _train_and_report(trainer, stop)
+
+
+def _find_beginning(arguments: Sequence[str]) -> tuple[Path | None, Config]:
+    """Returns the checkpoint to go on from, None for a new run, and the options."""
+    resume = _given(arguments, "train.resume")
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    if resume in (None, AUTO):
+        config = load_config(list(arguments))
+        elastic = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0 and "WORLD_SIZE" in os.environ
+        if (resume == AUTO or elastic) and config.run_dir is None:
+            reason = "train.resume=auto" if resume == AUTO else "torchrun --max-restarts"
+            raise UserError(f"{reason} needs run_dir=FOLDER: where a restarted run finds its checkpoints")
+        if resume is None and not restarted:
+            return None, config
+        assert config.run_dir is not None
+        checkpoint = latest_checkpoint(config.run_dir)
+        if checkpoint is None:
+            config.train.resume = AUTO
+            return None, config
+    else:
+        checkpoint = resolve_checkpoint(resume)
+    return checkpoint, resumed_config(checkpoint.parent, arguments)
+
+
+def _open_run(config: Config, checkpoint: Path | None, ranks: Ranks) -> RunDirectory:
+    """Makes the folder of a new run, or opens that of one that goes on; the main rank says which folder it is."""
+    run, problem = None, None
+    if ranks.is_main:
+        try:
+            if checkpoint is not None:
+                run = RunDirectory.reopen(checkpoint.parent)
+            elif config.train.resume == AUTO and config.run_dir is not None and Path(config.run_dir).is_dir():
+                # a run that ended before its first checkpoint: it begins again
+                run = RunDirectory.reopen(config.run_dir)
+                run.keep_metrics(0)
+            else:
+                run = RunDirectory.create(config.run_dir, config.recipe)
+        except UserError as error:
+            problem = str(error)
+    path, problem = ranks.from_main((None if run is None else str(run.path), problem))
+    if problem is not None:
+        raise UserError(problem)
+    return run if run is not None else FollowedRun(Path(path), ranks.rank)
 
 
 def _train_and_report(trainer: Trainer, stop: StopSignal) -> int:
@@ -92,6 +142,13 @@ def _train_and_report(trainer: Trainer, stop: StopSignal) -> int:
     except UserError as error:
         run.log(f"error: {error}", show=False)
         raise
+    except RuntimeError as error:
+        if not trainer.ranks.lost_contact(error):
+            raise
+        # the rank that failed says why; a traceback of this one would hide it
+        raise UserError(f"rank {trainer.ranks.rank} lost contact with another one, which ended first") from error
+    if not trainer.ranks.is_main:
+        return stop.exit_code if metrics is None else 0
     if metrics is None:
         run.log(
             f"stopped by {stop.name} after step {trainer.state.step}; everything is saved. Continue with:\n"
@@ -181,11 +238,11 @@ def _write_beginning(config: Config, run: RunDirectory, device: torch.device) ->
 def _log_beginning(trainer: Trainer, checkpoint: Path | None) -> None:
     config, model, run = trainer.config, trainer.task.model, trainer.run
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    steps = trainer.data.steps_per_epoch
+    together = f"{trainer.ranks.world} x " if trainer.ranks.world > 1 else ""
     run.log(f"run       {run.path}  (recipe {config.recipe}, seed {config.seed})")
     run.log(f"data      {config.data.dataset}: {trainer.data.describe()}")
     run.log(f"model     {model.model_name}: {parameters:,} parameters")
-    run.log(f"device    {describe_device(trainer.device)}, {config.train.precision}")
-    run.log(f"schedule  {config.schedule.epochs} epochs of {steps} steps, {config.data.batch_size} images a step")
+    run.log(f"device    {together}{describe_device(trainer.device)}, {config.train.precision}")
+    run.log(f"schedule  {trainer.length.describe()}, {config.data.batch_size} images a step")
     if checkpoint is not None:
         run.log(f"resumed   {checkpoint.name}: {trainer.state.epoch} epochs and {trainer.state.step} steps are done")

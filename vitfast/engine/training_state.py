@@ -13,21 +13,33 @@ from vitfast.engine.checkpoint import CheckpointError
 from vitfast.engine.meter import ClassificationMeter
 from vitfast.engine.optimizer import create_optimizer
 from vitfast.engine.random_state import capture_random_state, restore_random_state
+from vitfast.engine.ranks import Ranks
 from vitfast.engine.schedule import create_schedule
+from vitfast.engine.sharding import load_optimizer, load_weights, shard, whole_state
+from vitfast.engine.training_length import TrainingLength
 from vitfast.tasks import Task
 
-_COUNTERS = ("epoch", "step", "step_in_epoch", "seconds_in_epoch", "metrics_lines", "best_top1", "best_step")
+_COUNTERS = (
+    "epoch",
+    "step",
+    "step_in_epoch",
+    "seconds_in_epoch",
+    "metrics_lines",
+    "best_top1",
+    "best_step",
+    "skipped_in_a_row",
+)
 
 
 class TrainingState:
-    """Weights, their average, optimizer, schedule, running metrics and counters.
+    """Weights, their average, optimizer, schedule, loss scaler, running metrics and counters.
 
     Args:
-        task: what is trained, already on its device.
+        task: what is trained, already on its device; ``train.shard`` spreads it over the ranks.
         config: of the run.
-        steps_per_epoch: optimizer steps in an epoch.
+        length: of the run.
         num_classes: of the data.
-        device: where it runs.
+        ranks: who train together.
 
     Attributes:
         epoch: epochs done.
@@ -37,17 +49,22 @@ class TrainingState:
         metrics_lines: lines of ``metrics.jsonl`` that belong to this state.
         best_top1: highest validation top-1 so far, or None.
         best_step: the step of it, or None.
+        skipped_in_a_row: steps up to now that fp16 skipped because their gradients overflowed.
         metrics: of the last whole epoch, by split.
     """
 
-    def __init__(
-        self, task: Task, config: Config, steps_per_epoch: int, num_classes: int, device: torch.device
-    ) -> None:
+    def __init__(self, task: Task, config: Config, length: TrainingLength, num_classes: int, ranks: Ranks) -> None:
         self.task = task
+        self.ranks = ranks
         self.average = create_average(task, config.optim.ema_decay)
+        if config.train.shard and ranks.world > 1:
+            shard(task, ranks)
+            if self.average is not None:
+                shard(self.evaluated_task, ranks)
         self.optimizer = create_optimizer(task, config.optim, config.data.batch_size)
-        self.schedule = create_schedule(self.optimizer, config.schedule, steps_per_epoch)
-        self.meter = ClassificationMeter(num_classes, device)
+        self.schedule = create_schedule(self.optimizer, config.schedule, length)
+        self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=config.train.precision == "fp16")
+        self.meter = ClassificationMeter(num_classes, ranks.device, getattr(task.model, "num_exits", 1))
         self.epoch = 0
         self.step = 0
         self.step_in_epoch = 0
@@ -55,6 +72,7 @@ class TrainingState:
         self.metrics_lines = 0
         self.best_top1: float | None = None
         self.best_step: int | None = None
+        self.skipped_in_a_row = 0
         self.metrics: dict[str, Any] = {}
 
     @property
@@ -68,12 +86,13 @@ class TrainingState:
         return float(self.optimizer.param_groups[0]["lr"])
 
     def model_state(self) -> dict[str, Tensor]:
-        """The state dict of the model."""
-        return self.task.model.state_dict()
+        """The state dict of the model; like the other states it is whole, and every rank has to ask for it."""
+        state: dict[str, Tensor] = whole_state(dict(self.task.model.state_dict()))
+        return state
 
     def ema_state(self) -> dict[str, Tensor] | None:
         """The state dict of the averaged model, with the same keys, or None."""
-        return None if self.average is None else self.evaluated_task.model.state_dict()
+        return None if self.average is None else whole_state(dict(self.evaluated_task.model.state_dict()))
 
     def finish_epoch(self, metrics: dict[str, Any]) -> bool:
         """Counts a whole epoch.
@@ -97,20 +116,21 @@ class TrainingState:
     def state_dict(self) -> dict[str, Any]:
         """Returns all but the weights themselves: tensors and plain values for ``state.pt``."""
         return {
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": whole_state(self.optimizer.state_dict()),
             "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "ema_updates": None if self.average is None else self.average.n_averaged.cpu().clone(),
-            "meter": self.meter.state_dict(),
-            "random": capture_random_state(),
+            "ranks": self.ranks.gather({"random": capture_random_state(), "meter": self.meter.state_dict()}),
             "metrics": self.metrics,
             **{name: getattr(self, name) for name in _COUNTERS},
         }
 
     def load_state_dict(self, state: dict[str, Any], model: dict[str, Tensor], ema: dict[str, Tensor] | None) -> None:
-        """Restores everything, the process's random generators included.
+        """Restores everything, this rank's random generators included.
 
         Args:
-            state: from ``state_dict``.
+            state: from ``state_dict``. Of another number of ranks, the main rank takes the running metrics of all of
+                them, and a rank that was not there keeps the random generators it has.
             model: from ``model_state``.
             ema: from ``ema_state``.
 
@@ -118,22 +138,33 @@ class TrainingState:
             CheckpointError: if a part is missing or does not fit this model.
         """
         try:
-            self.task.model.load_state_dict(model)
+            load_weights(self.task.model, model)
             if self.average is not None:
                 if ema is None or state["ema_updates"] is None:
                     raise CheckpointError("the checkpoint has no averaged weights, but optim.ema_decay is set")
-                self.evaluated_task.model.load_state_dict(ema)
+                load_weights(self.evaluated_task.model, ema)
                 self.average.n_averaged.copy_(state["ema_updates"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            load_optimizer(self.optimizer, state["optimizer"])
             self.schedule.load_state_dict(state["schedule"])
-            self.meter.load_state_dict(state["meter"])
+            self.scaler.load_state_dict(state["scaler"])
             self.metrics = dict(state["metrics"])
             for name in _COUNTERS:
                 setattr(self, name, state[name])
-            restore_random_state(state["random"])
+            self._load_rank(state["ranks"])
         except (KeyError, TypeError, RuntimeError) as error:
             raise CheckpointError(f"the training state does not fit this run: {error}") from error
         except ValueError as error:
             if isinstance(error, CheckpointError):
                 raise
             raise CheckpointError(f"the training state does not fit this run: {error}") from error
+
+    def _load_rank(self, saved: list[dict[str, Any]]) -> None:
+        rank, world = self.ranks.rank, self.ranks.world
+        meters = [one["meter"] for one in saved]
+        if len(saved) == world:
+            meters = meters[rank : rank + 1]
+        elif not self.ranks.is_main:
+            meters = []
+        self.meter.load_state_dict(*meters)
+        if rank < len(saved):
+            restore_random_state(saved[rank]["random"])

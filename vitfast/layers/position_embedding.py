@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-PositionInterpolation = Literal["zoom_linear", "bicubic", "bicubic_aligned"]
+PositionInterpolation = Literal["zoom_linear", "bicubic", "bicubic_aligned", "bicubic_antialias"]
 
-# name -> (mode, align_corners) of torch.nn.functional.interpolate
-_INTERPOLATIONS: dict[str, tuple[str, bool]] = {
-    "zoom_linear": ("bilinear", True),  # Google's scipy.ndimage.zoom(order=1), and so ViT-pytorch
-    "bicubic": ("bicubic", False),  # DeiT, myrtle-vision, vissl's ViT
-    "bicubic_aligned": ("bicubic", True),  # vissl's ConViT
+# name -> options of torch.nn.functional.interpolate
+_INTERPOLATIONS: dict[str, dict[str, Any]] = {
+    "zoom_linear": {"mode": "bilinear", "align_corners": True},  # Google's scipy.ndimage.zoom(order=1), so ViT-pytorch
+    "bicubic": {"mode": "bicubic", "align_corners": False},  # DeiT, Hugging Face, myrtle-vision, vissl's ViT
+    "bicubic_aligned": {"mode": "bicubic", "align_corners": True},  # torchvision, vissl's ConViT
+    "bicubic_antialias": {"mode": "bicubic", "align_corners": False, "antialias": True},  # timm
 }
 
 
@@ -32,8 +33,9 @@ def resize_position_embedding(
         position_embedding: ``[1, T + G * G, C]``: T tokens that are no patches, then a square grid of patches.
         grid_size: the new number of patches along a side.
         num_prefix_tokens: T, kept as they are.
-        interpolation: ``"zoom_linear"`` (Google's and ViT-pytorch's, corners aligned), ``"bicubic"`` (DeiT's) or
-            ``"bicubic_aligned"`` (vissl's ConViT, corners aligned).
+        interpolation: ``"zoom_linear"`` (Google's and ViT-pytorch's, corners aligned), ``"bicubic"`` (DeiT's, with
+            a = -0.75), ``"bicubic_aligned"`` (torchvision's and vissl's ConViT's, corners aligned) or
+            ``"bicubic_antialias"`` (timm's, with a = -0.5, and wider where the grid shrinks).
 
     Returns:
         ``[1, T + grid_size * grid_size, C]`` of the same type.
@@ -52,9 +54,8 @@ def resize_position_embedding(
             f"position_embedding must hold {num_prefix_tokens} tokens and a square grid of patches, "
             f"got shape {list(position_embedding.shape)}; check num_prefix_tokens"
         )
-    mode, align_corners = _INTERPOLATIONS[interpolation]
     prefix, patches = position_embedding.split([num_prefix_tokens, num_patches], dim=1)
     grid = patches.unflatten(1, (old_grid_size, old_grid_size)).permute(0, 3, 1, 2)  # [1, C, G, G]
     precise = grid.to(torch.promote_types(grid.dtype, torch.float32))
-    resized = F.interpolate(precise, size=(grid_size, grid_size), mode=mode, align_corners=align_corners)
+    resized = F.interpolate(precise, size=(grid_size, grid_size), **_INTERPOLATIONS[interpolation])
     return torch.cat([prefix, resized.flatten(2).transpose(1, 2).to(patches.dtype)], dim=1)

@@ -1,5 +1,7 @@
 """The models, which only build and compute: no files, no training, no command line."""
 
+from vitfast.models.convit import ConViT
+from vitfast.models.convit_fields import ConViTFields
 from vitfast.models.deit import DistilledVisionTransformer
 from vitfast.models.dvt import DVT
 from vitfast.models.dvt_fields import DVTFields
@@ -13,6 +15,8 @@ from vitfast.models.vit_fields import ViTFields
 
 __all__ = [
     "DVT",
+    "ConViT",
+    "ConViTFields",
     "DVTFields",
     "DistilledVisionTransformer",
     "ExitState",

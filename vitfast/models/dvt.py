@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from vitfast.layers.image_check import check_images
+from vitfast.layers.position_embedding import PositionInterpolation
 from vitfast.models.dvt_exit import DVTExit
 from vitfast.models.dvt_fields import DVTFields
 from vitfast.models.dvt_released_keys import from_released_key
@@ -55,12 +56,15 @@ class DVT(ImageModel):
         """Renames the keys of the released models, see ``DVT_RELEASED_KEYS``."""
         return {from_released_key(key): tensor for key, tensor in state.items()}
 
-    def resize_state(self, state: dict[str, Tensor]) -> list[str]:
-        """Resamples every exit's position embeddings, by the field ``position_interpolation``."""
+    def resize_state(
+        self, state: dict[str, Tensor], position_interpolation: PositionInterpolation | None = None
+    ) -> list[str]:
+        """Resamples every exit's position embeddings, by default as the field says."""
+        how = position_interpolation or self.fields.position_interpolation
         resized = []
         for index in range(self.num_exits):
             key = f"exits.{index}.pos_embed"
-            resized += resize_positions(state, key, self.get_parameter(key), self.fields.position_interpolation)
+            resized += resize_positions(state, key, self.get_parameter(key), how)
         return resized
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:

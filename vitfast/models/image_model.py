@@ -7,7 +7,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from vitfast.layers.position_embedding import PositionInterpolation
 from vitfast.models.field_checks import check_field, check_field_type
+from vitfast.models.load_report import LoadReport
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class ImageModel(nn.Module):
     Attributes:
         head_prefixes: beginnings of the keys of its heads in the state dict, the main head first.
         num_exits: how many logits ``forward`` returns, in training and in evaluation; 1 for one tensor.
+        load_report: what ``create_model`` loaded from its checkpoint, None for a fresh model.
     """
 
     head_prefixes: ClassVar[tuple[str, ...]] = ("head.",)
@@ -57,6 +60,7 @@ class ImageModel(nn.Module):
         super().__init__()
         self.model_name = model_name
         self.fields: Any = fields
+        self.load_report: LoadReport | None = None
 
     @property
     def model_fields(self) -> dict[str, Any]:
@@ -86,8 +90,14 @@ class ImageModel(nn.Module):
         """Returns weights under this model's keys, where the library that it is from has others."""
         return state
 
-    def resize_state(self, state: dict[str, Tensor]) -> list[str]:
+    def resize_state(
+        self, state: dict[str, Tensor], position_interpolation: PositionInterpolation | None = None
+    ) -> list[str]:
         """Adapts weights of a model for another image size to this one, in place.
+
+        Args:
+            state: weights under this model's keys.
+            position_interpolation: see ``resize_position_embedding``; None means the model's own.
 
         Returns:
             The keys that were resized; those that do not fit otherwise stay as they are.

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Collection
+from collections.abc import Sequence
 
 from torch import Tensor
 
 from vitfast.errors import UserError
+from vitfast.layers.position_embedding import PositionInterpolation
 from vitfast.models.image_model import ImageModel
-
-_LISTED_KEYS = 20
-
-logger = logging.getLogger(__name__)
+from vitfast.models.load_report import LoadReport, list_keys
 
 
 def load_state(
@@ -20,53 +17,81 @@ def load_state(
     state: dict[str, Tensor],
     *,
     source: str,
+    unmatched: Sequence[str] = (),
     may_resize: bool = False,
     may_replace_head: bool = False,
-) -> None:
+    strict: bool = True,
+    position_interpolation: PositionInterpolation | None = None,
+) -> LoadReport:
     """Loads weights in place. Every key and shape has to fit, but for what the caller allows.
 
     Args:
-        model: the model to fill.
-        state: weights under timm's keys.
+        model: the model to fill; an error leaves it as it was.
+        state: weights under the model's keys (timm's, for a ViT).
         source: where they come from, for messages.
+        unmatched: further keys of the file that have no counterpart in any model.
         may_resize: adapt the weights of another image size, see ``ImageModel.resize_state``.
         may_replace_head: leave the heads freshly initialized where their number of classes differs.
+        strict: whether missing, unexpected and misshapen keys are an error; else they are reported.
+        position_interpolation: how weights of another image size are adapted; None means the model's own way.
 
     Raises:
-        UserError: keys are missing, unexpected or have another shape; the message lists them.
+        UserError: keys are missing, unexpected or have another shape, and ``strict``; the message lists them.
     """
     state = dict(model.own_keys(state))
     own = model.state_dict()
+    resized: list[str] = []
     if may_resize:
-        for key in model.resize_state(state):
-            logger.info("%s: %s resized for images of %d pixels", source, key, model.img_size)
-    heads, classes = model.head_prefixes, _num_classes(state, model)
-    if may_replace_head and classes != _num_classes(own, model):
-        logger.info("%s: fresh head, %d classes instead of %d", source, model.num_classes, classes)
-        state = {key: value for key, value in state.items() if not key.startswith(heads)}
-        state.update({key: value for key, value in own.items() if key.startswith(heads)})
+        how = () if position_interpolation is None else (position_interpolation,)
+        resized = model.resize_state(state, *how)
 
-    missing = sorted(own.keys() - state.keys())
-    unexpected = sorted(state.keys() - own.keys())
+    skipped: list[str] = []
+    fresh: list[str] = []
+    if may_replace_head and _num_classes(state, model) != _num_classes(own, model):
+        skipped = [key for key in state if key.startswith(model.head_prefixes)]
+        fresh = [key for key in own if key.startswith(model.head_prefixes)]
+        for key in skipped:
+            del state[key]
+
+    missing = sorted(own.keys() - state.keys() - set(fresh))
+    unexpected = [*sorted(state.keys() - own.keys()), *unmatched]
     misshapen = sorted(key for key in own.keys() & state.keys() if own[key].shape != state[key].shape)
-    if missing or unexpected or misshapen:
-        shapes = [f"{key} {list(state[key].shape)} instead of {list(own[key].shape)}" for key in misshapen]
+    shapes = [f"{key} {list(state[key].shape)} instead of {list(own[key].shape)}" for key in misshapen]
+    if strict and (missing or unexpected or misshapen):
         problems = [
-            f"{kind}: {_listing(keys)}"
+            f"{kind}: {list_keys(keys)}"
             for kind, keys in (("missing", missing), ("unexpected", unexpected), ("other shape", shapes))
             if keys
         ]
         only_positions = misshapen and all(key.split(".")[-1] == "pos_embed" for key in misshapen)
         advice = "; give img_size to resize the position embeddings" if only_positions else ""
         raise UserError(f"{source} does not fit {model.model_name}; {'; '.join(problems)}{advice}")
-    model.load_state_dict(state)
+    loaded = {key: state[key] for key in own if key in state and key not in misshapen}
+    _check_types(loaded, source)
+    model.load_state_dict(loaded, strict=False)
+    return LoadReport(
+        source=source,
+        model_name=model.model_name,
+        loaded=tuple(loaded),
+        missing=tuple(missing),
+        unexpected=tuple(unexpected),
+        mismatched=tuple(shapes),
+        resized=tuple(resized),
+        skipped=tuple(skipped),
+        fresh=tuple(fresh),
+    )
 
 
 def _num_classes(state: dict[str, Tensor], model: ImageModel) -> int:
     weight = state.get(f"{model.head_prefixes[0]}weight")
-    return 0 if weight is None else len(weight)
+    return 0 if weight is None or weight.dim() == 0 else len(weight)
 
 
-def _listing(keys: Collection[str]) -> str:
-    more = len(keys) - _LISTED_KEYS
-    return ", ".join(list(keys)[:_LISTED_KEYS]) + (f" and {more} more" if more > 0 else "")
+def _check_types(state: dict[str, Tensor], source: str) -> None:
+    """Weights are floating point; whole numbers are another tool's quantized weights, meaningless without its scales.
+
+    ``num_batches_tracked`` of a BatchNorm is the exception.
+    """
+    for key, tensor in state.items():
+        if not tensor.is_floating_point() and not key.endswith("num_batches_tracked"):
+            raise UserError(f"{source}: {key} holds {tensor.dtype}, no floating-point numbers; save it in float32")

@@ -10,6 +10,9 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from vitfast.errors import UserError
+from vitfast.models.convit import ConViT
+from vitfast.models.convit_architectures import CONVIT_ALIASES, CONVIT_ARCHITECTURES
+from vitfast.models.convit_fields import ConViTFields
 from vitfast.models.deit import DistilledVisionTransformer
 from vitfast.models.dvt import DVT
 from vitfast.models.dvt_architectures import DVT_ALIASES, DVT_ARCHITECTURES
@@ -24,8 +27,13 @@ from vitfast.models.vit_architectures import VIT_ALIASES, VIT_ARCHITECTURES
 from vitfast.models.vit_fields import ViTFields
 
 # a family brings a table of names, the names that other systems use, and what builds a model from its fields
-ARCHITECTURES: dict[str, ModelFields] = {**VIT_ARCHITECTURES, **T2T_VIT_ARCHITECTURES, **DVT_ARCHITECTURES}
-_ALIASES: dict[str, str] = {**VIT_ALIASES, **T2T_VIT_ALIASES, **DVT_ALIASES}
+ARCHITECTURES: dict[str, ModelFields] = {
+    **VIT_ARCHITECTURES,
+    **CONVIT_ARCHITECTURES,
+    **T2T_VIT_ARCHITECTURES,
+    **DVT_ARCHITECTURES,
+}
+_ALIASES: dict[str, str] = {**VIT_ALIASES, **CONVIT_ALIASES, **T2T_VIT_ALIASES, **DVT_ALIASES}
 
 
 def _build_vit(name: str, fields: ViTFields) -> ImageModel:
@@ -35,6 +43,7 @@ def _build_vit(name: str, fields: ViTFields) -> ImageModel:
 
 _BUILDERS: dict[type[ModelFields], Callable[[str, Any], ImageModel]] = {
     ViTFields: _build_vit,
+    ConViTFields: ConViT,
     T2TViTFields: T2TViT,
     DVTFields: DVT,
     TorchvisionFields: TorchvisionModel,
@@ -66,13 +75,12 @@ def resolve_name(name: str) -> str:
     return architecture
 
 
-def build_model(name: str, **overrides: Any) -> ImageModel:
-    """Builds a freshly initialized model.
+def resolve_fields(name: str, **overrides: Any) -> ModelFields:
+    """Returns the fields with which ``build_model`` builds a model.
 
     Args:
-        name: an architecture's name, an alias, a name with timm's tag, or ``torchvision/`` and the name of one of
-            torchvision's classifiers.
-        **overrides: fields of its family (``ViTFields`` for a ViT) that differ from the architecture's.
+        name: as in ``build_model``.
+        **overrides: as in ``build_model``.
 
     Raises:
         UserError: the name or a field is unknown, or a field's value is not allowed.
@@ -85,7 +93,22 @@ def build_model(name: str, **overrides: Any) -> ImageModel:
             raise UserError(
                 f"unknown model field {field!r}; the nearest: {_nearest(field, known)}; all fields: {', '.join(known)}"
             )
-    return _BUILDERS[type(defaults)](name, replace(defaults, **overrides))
+    return replace(defaults, **overrides)
+
+
+def build_model(name: str, **overrides: Any) -> ImageModel:
+    """Builds a freshly initialized model.
+
+    Args:
+        name: an architecture's name, an alias, a name with timm's tag, or ``torchvision/`` and the name of one of
+            torchvision's classifiers.
+        **overrides: fields of its family (``ViTFields`` for a ViT) that differ from the architecture's.
+
+    Raises:
+        UserError: the name or a field is unknown, or a field's value is not allowed.
+    """
+    fields = resolve_fields(name, **overrides)
+    return _BUILDERS[type(fields)](resolve_name(name), fields)
 
 
 def _nearest(word: str, known: list[str]) -> str:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from vitfast.layers import Block, LayerNorm, TokensToToken, sinusoidal_positions
 from vitfast.layers.image_check import check_images
+from vitfast.layers.position_embedding import PositionInterpolation
 from vitfast.models.image_model import ImageModel
 from vitfast.models.resize_positions import resize_positions
 from vitfast.models.t2t_vit_fields import T2TViTFields
@@ -66,9 +67,12 @@ class T2TViT(ImageModel):
         """Names of the parameters that, beside the one-dimensional ones, take no weight decay."""
         return {"cls_token", "pos_embed"}
 
-    def resize_state(self, state: dict[str, Tensor]) -> list[str]:
-        """Resamples the position embeddings of another image size, by the field ``position_interpolation``."""
-        return resize_positions(state, "pos_embed", self.pos_embed, self.fields.position_interpolation)
+    def resize_state(
+        self, state: dict[str, Tensor], position_interpolation: PositionInterpolation | None = None
+    ) -> list[str]:
+        """Resamples the position embeddings of another image size, by default as the field says."""
+        how = position_interpolation or self.fields.position_interpolation
+        return resize_positions(state, "pos_embed", self.pos_embed, how)
 
     def forward(self, images: Tensor) -> Tensor:
         """Classifies images.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import torch
 from torch import Tensor, nn
 
 from vitfast.layers import Block, LayerNorm, PatchEmbed, resize_position_embedding
+from vitfast.layers.position_embedding import PositionInterpolation
 from vitfast.models.image_model import ImageModel
 from vitfast.models.vit_fields import ViTFields
 
@@ -50,24 +53,30 @@ class VisionTransformer(ImageModel):
         norm_in_head = fields.head_type == "norm_linear"
         self.norm = nn.Identity() if norm_in_head else LayerNorm(dim, eps)
         self.fc_norm = LayerNorm(dim, eps) if norm_in_head else nn.Identity()
-        self.head = nn.Linear(dim, fields.num_classes) if fields.num_classes else nn.Identity()
+        hidden_dim = fields.head_hidden_dim if fields.num_classes else 0
+        self.pre_logits = _tanh_layer(dim, hidden_dim) if hidden_dim else nn.Identity()
+        self.head = nn.Linear(hidden_dim or dim, fields.num_classes) if fields.num_classes else nn.Identity()
         self._initialize()
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that, beside the one-dimensional ones, take no weight decay."""
         return {"cls_token", "pos_embed"}
 
-    def resize_state(self, state: dict[str, Tensor]) -> list[str]:
-        """Resamples the position embeddings of another image size, by the field ``position_interpolation``."""
+    def resize_state(
+        self, state: dict[str, Tensor], position_interpolation: PositionInterpolation | None = None
+    ) -> list[str]:
+        """Resamples the position embeddings of another image size, by default as the field says."""
         positions = state.get("pos_embed")
         if positions is None or positions.shape == self.pos_embed.shape:
             return []
+        if positions.dim() != 3 or positions.shape[::2] != self.pos_embed.shape[::2]:
+            return []  # other channels: the weights of another architecture
         try:
             state["pos_embed"] = resize_position_embedding(
                 positions,
                 self.fields.grid_size,
                 num_prefix_tokens=self.fields.num_prefix_positions,
-                interpolation=self.fields.position_interpolation,
+                interpolation=position_interpolation or self.fields.position_interpolation,
             )
         except ValueError:
             return []  # no square grid of patches: the weights of another kind of model
@@ -94,7 +103,7 @@ class VisionTransformer(ImageModel):
 
     def forward_head(self, tokens: Tensor) -> Tensor:
         """Computes the logits ``[B, num_classes]`` from ``forward_features``'s tokens ``[B, N, C]``."""
-        return self.head(self.fc_norm(self.pool(tokens)))
+        return self.head(self.pre_logits(self.fc_norm(self.pool(tokens))))
 
     def embed(self, images: Tensor) -> Tensor:
         """Computes the tokens ``[B, N, C]`` that enter the first block: class token and patches, with positions."""
@@ -123,3 +132,11 @@ def initialize_linear(linear: nn.Linear) -> None:
     nn.init.trunc_normal_(linear.weight, std=0.02)
     if linear.bias is not None:
         nn.init.zeros_(linear.bias)
+
+
+def _tanh_layer(dim: int, hidden_dim: int) -> nn.Module:
+    """Makes the hidden layer of a pre-training head, initialized as LeCun's (truncated normal, variance 1 / dim)."""
+    linear = nn.Linear(dim, hidden_dim)
+    nn.init.trunc_normal_(linear.weight, std=dim**-0.5)
+    nn.init.zeros_(linear.bias)
+    return nn.Sequential(OrderedDict(fc=linear, act=nn.Tanh()))

@@ -42,6 +42,8 @@ class ViTFields(ModelFields):
         head_type: ``"linear"``: one LayerNorm over all tokens, then pooling and a linear head; ``"norm_linear"``:
             pooling, then each head's own LayerNorm and linear layer (myrtle-vision, Pytorch-VIT). For a single head on
             the class token they compute the same.
+        head_hidden_dim: width of a layer before the head, linear and tanh, as Google pre-trains (vissl's
+            ``vision_transformer_head`` with a ``hidden_dim``); 0 for none. Not with a distillation token.
         position_interpolation: how checkpoints are adapted to another image size, see ``resize_position_embedding``.
         gelu: ``"erf"``, or ``"tanh"`` as Google's JAX models.
         drop_rate: dropout of the embedded tokens, the attention projections and the MLPs.
@@ -63,6 +65,7 @@ class ViTFields(ModelFields):
     distillation_token: DistillationToken = "none"
     pooling: Pooling = "token"
     head_type: HeadType = "linear"
+    head_hidden_dim: int = 0
     position_interpolation: PositionInterpolation = "bicubic"
     gelu: GeluVariant = "erf"
     drop_rate: float = 0.0
@@ -79,6 +82,9 @@ class ViTFields(ModelFields):
         check_field(
             self.mlp_dim >= 1, "mlp_ratio", self.mlp_ratio, f"must be at least {1 / self.embed_dim:g} (1 / embed_dim)"
         )
+        check_field(
+            self.head_hidden_dim >= 0, "head_hidden_dim", self.head_hidden_dim, "must be at least 1, or 0 for none"
+        )
         for name in ("drop_rate", "attention_drop_rate", "drop_path"):
             rate = getattr(self, name)
             check_field(0.0 <= rate < 1.0, name, rate, "must be at least 0 and below 1, a probability")
@@ -88,6 +94,11 @@ class ViTFields(ModelFields):
             raise UserError(
                 "pooling='mean' does not go with distillation_token='after_class', whose heads read one token each; "
                 "use pooling='token', or distillation_token='none' or 'last'"
+            )
+        if self.head_hidden_dim and self.distillation_token != "none":
+            raise UserError(
+                f"head_hidden_dim={self.head_hidden_dim} does not go with distillation_token="
+                f"{self.distillation_token!r}, whose heads are linear; use head_hidden_dim=0"
             )
 
     @property

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from vitfast.tasks.classification import ClassificationTask
+from vitfast.tasks.distillation import DistillationTask
+from vitfast.tasks.multi_exit import MultiExitTask
 from vitfast.tasks.task import Task
+from vitfast.tasks.teacher import Teacher
 
-__all__ = ["ClassificationTask", "Task"]
+__all__ = ["ClassificationTask", "DistillationTask", "MultiExitTask", "Task", "Teacher"]

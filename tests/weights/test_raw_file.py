@@ -1,0 +1,297 @@
+"""Files are not trusted: nothing runs, nothing bursts, and every refusal names the file and says what to do."""
+
+from __future__ import annotations
+
+import collections
+import io
+import os
+import pickle
+import tracemalloc
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from vitfast.errors import UserError
+from vitfast.weights.raw_file import read_raw_file
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(UserError) as info:
+        read_raw_file(path)
+    message = str(info.value)
+    assert str(path) in message
+    assert "\n" not in message
+    return message
+
+
+def npz(path: Path, **arrays: Any) -> Path:
+    np.savez(path, **arrays)
+    return path
+
+
+# --- what is read -----------------------------------------------------------------------------------------------------
+
+
+def test_what_a_file_is_its_content_says(tmp_path: Path) -> None:
+    """The four formats under a name that says nothing."""
+    weight = torch.arange(6.0).view(2, 3)
+    path = tmp_path / "vit_001000"
+    with path.open("wb") as file:
+        np.savez(file, weight=weight.numpy())
+    assert torch.equal(read_raw_file(path).tensors["weight"], weight)
+    save_file({"weight": weight}, path, metadata={"format": "pt"})
+    assert torch.equal(read_raw_file(path).tensors["weight"], weight)
+    assert read_raw_file(path).metadata == {"format": "pt"}
+    for modern in (True, False):
+        torch.save({"weight": weight}, path, _use_new_zipfile_serialization=modern)
+        assert torch.equal(read_raw_file(path).tensors["weight"], weight)
+
+
+def test_npz_of_every_layout(tmp_path: Path) -> None:
+    matrix = np.arange(6, dtype=np.float32).reshape(2, 3)
+    arrays = {
+        "columns first": np.asfortranarray(matrix),
+        "big endian": matrix.astype(">f4"),
+        "half": matrix.astype(np.float16),
+        "scalar": np.float32(2.5),
+        "empty": np.zeros((0, 3), dtype=np.float32),
+        "bfloat16": torch.from_numpy(matrix).to(torch.bfloat16).view(torch.int16).numpy().view("V2"),
+    }
+    path = tmp_path / "arrays.npz"
+    np.savez_compressed(path, **arrays)
+    tensors = read_raw_file(path).tensors
+    for name in ("columns first", "big endian", "half", "bfloat16"):
+        assert torch.equal(tensors[name].float(), torch.from_numpy(matrix)), name
+    assert tensors["bfloat16"].dtype == torch.bfloat16
+    assert tensors["scalar"].item() == 2.5
+    assert tensors["empty"].shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "wrapper", "ignored"),
+    [
+        (lambda state: state, "", ()),
+        (lambda state: {"state_dict": state, "epoch": 3, "lr": {"a": [1]}}, "state_dict", ("epoch", "lr")),
+        (lambda state: {"model_state_dict": state, "flops": [1.0]}, "model_state_dict", ("flops",)),
+        (lambda state: {"model": state, "model_ema": state}, "model", ("model_ema",)),
+        (lambda state: {"epoch": torch.tensor(3), "model": collections.OrderedDict(state)}, "model", ("epoch",)),
+        (lambda state: {"model": {"note": "text", **state}}, "model", ("note",)),
+        (lambda state: [state, 7], "", ("1",)),
+    ],
+    ids=["bare", "timm", "DVT", "averaged", "tensor beside it", "text inside", "list"],
+)
+def test_wrappers(tmp_path: Path, wrap: Any, wrapper: str, ignored: tuple[str, ...]) -> None:
+    torch.save(wrap({"norm.weight": torch.ones(2)}), tmp_path / "weights.pth")
+    raw = read_raw_file(tmp_path / "weights.pth")
+    assert [key.removeprefix("0.") for key in raw.tensors] == ["norm.weight"]
+    assert (raw.wrapper, raw.ignored) == (wrapper, ignored)
+
+
+def test_prefixes(tmp_path: Path) -> None:
+    torch.save({"module._orig_mod.cls_token": torch.ones(1), "module._orig_mod.b": torch.ones(1)}, tmp_path / "a")
+    assert list(read_raw_file(tmp_path / "a").tensors) == ["cls_token", "b"]
+    torch.save({"module.a": torch.ones(1), "b": torch.ones(1)}, tmp_path / "b")
+    assert list(read_raw_file(tmp_path / "b").tensors) == ["module.a", "b"]
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+class _Attack:
+    """Unpickling it creates a file."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.target}",)
+
+
+@pytest.mark.parametrize("modern", [True, False], ids=["zip", "old format"])
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_malicious_pickle(tmp_path: Path, modern: bool, wrapped: bool) -> None:
+    attack = _Attack(tmp_path / "attacked")
+    content = {"model": {"weight": torch.ones(1)}, "args": attack} if wrapped else attack
+    torch.save(content, tmp_path / "weights.pth", _use_new_zipfile_serialization=modern)
+    message = refusal(tmp_path / "weights.pth")
+    assert "is refused: it holds Python objects" in message
+    assert f"({os.system.__module__}.system)" in message
+    assert "nothing in it was executed" in message
+    assert "Get the weights as .safetensors or, only if you trust who made the file, convert them" in message
+    assert not (tmp_path / "attacked").exists()
+    torch.load(tmp_path / "weights.pth", weights_only=False)  # the attack works where it is let
+    assert (tmp_path / "attacked").exists()
+
+
+def test_malicious_pickle_without_torch(tmp_path: Path) -> None:
+    (tmp_path / "model.bin").write_bytes(pickle.dumps(_Attack(tmp_path / "attacked")))
+    assert "nothing in it was executed" in refusal(tmp_path / "model.bin")
+    assert not (tmp_path / "attacked").exists()
+
+
+def test_whole_module(tmp_path: Path) -> None:
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "model.pth")
+    assert "it holds Python objects (torch.nn.modules.linear.Linear)" in refusal(tmp_path / "model.pth")
+
+
+def test_pickled_objects_in_npz(tmp_path: Path) -> None:
+    target = tmp_path / "attacked"
+    path = npz(tmp_path / "model.npz", weight=np.array([_Attack(target)], dtype=object))
+    assert "array weight cannot be read: it holds pickled Python objects, which are refused" in refusal(path)
+    assert not target.exists()
+
+
+def _bomb(path: Path, name: str, size: int) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        archive.writestr("archive/data.pkl" if name.startswith("archive") else "small.npy", b"")
+        with archive.open(name, "w", force_zip64=True) as member:
+            for _ in range(size >> 20):
+                member.write(bytes(1 << 20))
+
+
+@pytest.mark.parametrize("name", ["weight.npy", "archive/data/0"], ids=["npz", "torch"])
+def test_decompression_bomb(tmp_path: Path, name: str) -> None:
+    _bomb(tmp_path / "bomb", name, 300 << 20)
+    tracemalloc.start()
+    message = refusal(tmp_path / "bomb")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert "claim to unpack to 314,572,800" in message
+    assert "(a decompression bomb); nothing was unpacked" in message
+    assert peak < 1 << 20
+
+
+def test_zeros_that_compress_well_are_no_bomb(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "zeros.npz", head=np.zeros((1000, 1000), dtype=np.float32))
+    assert read_raw_file(tmp_path / "zeros.npz").tensors["head"].shape == (1000, 1000)
+
+
+@pytest.mark.parametrize("shape", [(1 << 40,), (3, 1 << 60), (7,), (-2, -3)])
+def test_npz_header_that_promises_another_size(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(tmp_path / "model.npz", "w") as archive:
+        archive.writestr("weight.npy", header.getvalue() + bytes(24))
+    assert f"its header promises shape {list(shape)} in" in refusal(tmp_path / "model.npz")
+
+
+def test_tensor_larger_than_its_storage(tmp_path: Path) -> None:
+    """With stride 0 a few bytes claim any size, and the first copy would allocate it."""
+    torch.save({"weight": torch.ones(1).expand(1 << 20, 1 << 20)}, tmp_path / "model.pth")
+    assert "weight claims 1,099,511,627,776 elements, more than the file holds" in refusal(tmp_path / "model.pth")
+
+
+@pytest.mark.parametrize("tensor", [torch.eye(3).to_sparse(), torch.empty(3, device="meta")], ids=["sparse", "meta"])
+def test_tensors_that_are_not_plain(tmp_path: Path, tensor: torch.Tensor) -> None:
+    torch.save({"weight": tensor}, tmp_path / "model.pth")
+    assert "weight is no dense tensor of numbers" in refusal(tmp_path / "model.pth")
+
+
+def _endless() -> Any:
+    content: dict[str, Any] = {"weight": torch.ones(1)}
+    content["again"] = content
+    return content
+
+
+def _many() -> Any:
+    content: Any = [1]
+    for _ in range(18):
+        content = [content, content]
+    return {"weight": torch.ones(1), "many": content}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (torch.ones(3), "holds no weights but one Tensor; save the model's state_dict()"),
+        ({}, "holds no weights but an empty dictionary"),
+        ({"epoch": 3, "loss": 0.5}, "holds no weights but the entries epoch, loss"),
+        (_endless(), "nested more than 20 levels deep"),
+        (_many(), "more than 100,000 entries"),
+    ],
+    ids=["tensor", "empty", "numbers", "endless", "many"],
+)
+def test_contents_without_weights(tmp_path: Path, content: Any, message: str) -> None:
+    torch.save(content, tmp_path / "model.pth")
+    assert message in refusal(tmp_path / "model.pth")
+
+
+def test_torchscript(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "model.pt", "w") as archive:
+        for name in ("data.pkl", "constants.pkl", "code/__torch__.py"):
+            archive.writestr(f"model/{name}", b"")
+    assert "is a TorchScript program, not weights; save its state_dict() instead" in refusal(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("kind", ["npz", "safetensors", "torch", "old torch"])
+def test_every_cut_is_noticed(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "weights"
+    weights = {f"block.{i}.weight": torch.randn(50) for i in range(3)}
+    if kind == "npz":
+        with path.open("wb") as file:
+            np.savez(file, **{key: value.numpy() for key, value in weights.items()})
+    elif kind == "safetensors":
+        save_file(weights, path)
+    else:
+        torch.save(weights, path, _use_new_zipfile_serialization=kind == "torch")
+    content = path.read_bytes()
+    for length in [1, 5, 9, *range(20, len(content), max(len(content) // 40, 1)), len(content) - 1]:
+        path.write_bytes(content[:length])
+        message = refusal(path)
+        # a pickle that ends within the name of a function seems to hold another one
+        expected = ("again", "check that it was downloaded whole", *(["is refused"] if kind == "old torch" else []))
+        assert any(words in message for words in expected), length
+
+
+@pytest.mark.parametrize("kind", ["npz", "torch"])
+def test_flipped_bits_do_not_crash(tmp_path: Path, kind: str) -> None:
+    """A flipped byte either changes a weight, which only a checksum tells, or is a named error."""
+    path = tmp_path / "weights"
+    if kind == "npz":
+        with path.open("wb") as file:
+            np.savez(file, weight=np.ones(20, dtype=np.float32))
+    else:
+        torch.save({"weight": torch.ones(20)}, path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    errors = []
+    for place in range(0, len(content), 3):
+        damaged = bytearray(content)
+        damaged[place] ^= 0xFF
+        path.write_bytes(damaged)
+        try:
+            read_raw_file(path)
+        except UserError as error:
+            errors.append(str(error))
+    assert len(errors) > len(content) / 3 / 4
+    assert all(str(path) in error for error in errors)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty; download or copy it again"),
+        (b"<!DOCTYPE html><html>", "the file rather than a web page about it"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a Git LFS pointer, not the file itself"),
+        (b"\x80\x04K\x01.", "is damaged or cut short"),
+        (b"PK\x03\x04", "is damaged or cut short: its table of contents cannot be read"),
+    ],
+)
+def test_files_of_other_kinds(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "weights.pth").write_bytes(content)
+    assert message in refusal(tmp_path / "weights.pth")
+
+
+def test_text_in_npz(tmp_path: Path) -> None:
+    assert "array note cannot be read: it holds <U5, no numbers" in refusal(npz(tmp_path / "a.npz", note="hello"))
+
+
+def test_old_torch_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save({"weight": torch.ones(1)}, tmp_path / "weights.pth")
+    monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
+    with pytest.warns(RuntimeWarning, match=r"torch 2\.9\.1\+cpu can be attacked .* update to torch 2\.10 or newer"):
+        read_raw_file(tmp_path / "weights.pth")

@@ -1,0 +1,143 @@
+"""What save_weights writes: timm reads it, create_model builds the model again, and it is whole or absent."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import vitfast
+from vitfast.errors import UserError
+from vitfast.models import ImageModel
+
+NANO = "vit_nano_patch2_8"
+
+
+def assert_same(model: ImageModel, other: ImageModel) -> None:
+    assert (model.model_name, model.model_fields) == (other.model_name, other.model_fields)
+    assert model.state_dict().keys() == other.state_dict().keys()
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, other.state_dict()[key]), key
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"num_classes": 7},
+        {"num_classes": 0, "img_size": 12, "in_chans": 3},
+        {"layer_norm_eps": 1e-5, "qkv_bias": False, "patch_order": "channels_last", "head_type": "norm_linear"},
+        {"distillation_token": "last", "gelu": "tanh", "pooling": "mean", "drop_path": 0.1},
+        {"distillation_token": "after_class", "depth": 2, "mlp_ratio": 2.5},
+    ],
+)
+def test_builds_the_model_again(tmp_path: Path, fields: dict[str, Any]) -> None:
+    model = vitfast.create_model(NANO, **fields)
+    vitfast.save_weights(model, tmp_path / "model.safetensors")
+    again = vitfast.create_model(checkpoint=tmp_path / "model.safetensors")
+    assert_same(again, model)
+    assert (again.load_report.family, again.load_report.fields) == ("vitfast", {})
+    assert vitfast.load_weights(again, tmp_path / "model.safetensors").missing == ()
+    assert os.listdir(tmp_path) == ["model.safetensors"]
+
+
+def test_torchvisions_classifiers_too(tmp_path: Path) -> None:
+    model = vitfast.create_model("torchvision/squeezenet1_1", num_classes=3)
+    vitfast.save_weights(model, tmp_path / "model.safetensors")
+    assert_same(vitfast.create_model(checkpoint=tmp_path / "model.safetensors"), model)
+
+
+@pytest.mark.parametrize("patch_order", ["channels_first", "channels_last"])
+def test_timm_reads_it(tmp_path: Path, patch_order: str) -> None:
+    timm = pytest.importorskip("timm")
+    model = vitfast.create_model("vit_tiny_patch16_224", depth=2, img_size=32, num_classes=5, patch_order=patch_order)
+    vitfast.save_weights(model, tmp_path / "model.safetensors")
+    theirs = timm.create_model(
+        "vit_tiny_patch16_224", depth=2, img_size=32, num_classes=5, checkpoint_path=tmp_path / "model.safetensors"
+    )
+    images = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(model.eval()(images), theirs.eval()(images), rtol=1e-4, atol=1e-6)
+
+
+def test_metadata(tmp_path: Path) -> None:
+    model = vitfast.create_model(NANO, depth=1)
+    vitfast.save_weights(model, tmp_path / "model.safetensors")
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+        metadata = file.metadata()
+    assert metadata["format"] == "pt"  # timm and Hugging Face ask for it
+    expected = {"format_version": 1, "model": {"name": NANO, "fields": model.model_fields}}
+    assert json.loads(metadata["vitfast"]) == expected
+
+
+def test_replaces_the_file_or_leaves_it_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.safetensors"
+    first, second = vitfast.create_model(NANO, depth=1), vitfast.create_model(NANO, depth=2)
+    vitfast.save_weights(first, path)
+
+    def fail(source: Path, target: Path) -> None:
+        assert Path(source).exists()
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fail)
+        with pytest.raises(OSError, match="no space left"):
+            vitfast.save_weights(second, path)
+    assert_same(vitfast.create_model(checkpoint=path), first)
+    assert os.listdir(tmp_path) == ["model.safetensors"]
+    vitfast.save_weights(second, path)
+    assert_same(vitfast.create_model(checkpoint=path), second)
+
+
+def test_wrong_arguments(tmp_path: Path) -> None:
+    model = vitfast.create_model(NANO, depth=1)
+    with pytest.raises(UserError, match=r"model\.pth must end in \.safetensors, .*; use model\.safetensors"):
+        vitfast.save_weights(model, tmp_path / "model.pth")
+    with pytest.raises(UserError, match=r"there is no folder .*nowhere; make it first"):
+        vitfast.save_weights(model, tmp_path / "nowhere" / "model.safetensors")
+    with pytest.raises(UserError, match=r"save_weights writes models from .*; got a Linear"):
+        vitfast.save_weights(nn.Linear(1, 1), tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("{", "its metadata of vitfast are damaged"),
+        ("{}", "its metadata of vitfast are damaged"),
+        ('{"model": {"name": 3, "fields": {}}}', "its metadata of vitfast name no model"),
+        ('{"model": {"name": "vit_none", "fields": {}}}', "unknown model 'vit_none'"),
+        ({"widht": 3}, "unknown model field 'widht'"),
+        ({"embed_dim": 1 << 30, "num_heads": 1}, "embed_dim is 64 in the file and 1073741824 in the model"),
+        ({"depth": 1 << 30}, "depth is 1 in the file and 1073741824 in the model"),
+        ({"num_classes": 1 << 40}, "num_classes is 1000 in the file and 1099511627776 in the model"),
+        ({"img_size": 1 << 30}, "img_size is 8 in the file and 1073741824 in the model"),
+    ],
+)
+def test_metadata_are_not_trusted(tmp_path: Path, change: Any, message: str) -> None:
+    """What they claim is compared with the weights before anything of that size is built."""
+    model, path = vitfast.create_model(NANO, depth=1), tmp_path / "model.safetensors"
+    if isinstance(change, dict):
+        change = json.dumps({"model": {"name": NANO, "fields": model.model_fields | change}})
+    save_file(model.state_dict(), path, {"vitfast": change})
+    with pytest.raises(UserError) as info:
+        vitfast.create_model(checkpoint=path)
+    assert message in str(info.value)
+    assert str(path) in str(info.value)
+
+
+def test_metadata_without_their_weights(tmp_path: Path) -> None:
+    model, path = vitfast.create_model(NANO, depth=1), tmp_path / "model.safetensors"
+    vitfast.save_weights(model, path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    state = load_file(path)
+    del state["pos_embed"]
+    save_file(state, path, metadata)
+    with pytest.raises(UserError, match="lacks weights: they do not tell img_size"):
+        vitfast.create_model(checkpoint=path)

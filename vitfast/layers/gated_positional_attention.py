@@ -1,0 +1,118 @@
+"""Gated positional self-attention, the layer that ConViT is made of."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vitfast import ops
+from vitfast.layers.positional_attention import attend_by_position, positional_map, positional_probabilities
+
+
+class GatedPositionalAttention(nn.Module):
+    """Self-attention in which each head blends content with position (GPSA; d'Ascoli et al., 2021, eq. 7).
+
+    With A the softmax of the scaled products of queries and keys, P the positional probabilities of
+    ``positional_attention.py`` and g = sigmoid(``gating_param``) of a head, the definition is
+
+        attention = (1 - g) A + g P, divided by its row sums;   out = attention · v
+
+    The rows of A and of P sum to 1, so those of the blend sum to (1 - g) + g = 1 whatever the parameters are: beyond
+    rounding the division changes neither the value nor a gradient, and is left out. What remains is linear in A and P,
+
+        out = (1 - g) (A v) + g (P v)
+
+    so that any fused attention computes A v, and P v is cheap. Dropout of the probabilities draws one mask for the
+    blend; only then, in training, the blend is formed.
+
+    ``pos_proj`` holds the parameters of P, which are read directly: hooks on it are not called.
+
+    Args:
+        dim: number of channels C, a multiple of ``num_heads``.
+        num_heads: number of heads H.
+        qkv_bias: whether the q, k and v projections have biases.
+        drop_rate: dropout of the output projection's result.
+        attention_drop_rate: dropout of the attention probabilities.
+        locality_dim: how often each of the three positional features is repeated, see ``positional_probabilities``.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        qkv_bias: bool = False,
+        drop_rate: float = 0.0,
+        attention_drop_rate: float = 0.0,
+        locality_dim: int = 1,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.attention_drop_rate = attention_drop_rate
+        self.qk = nn.Linear(dim, 2 * dim, bias=qkv_bias)
+        self.v = nn.Linear(dim, dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+        self.pos_proj = nn.Linear(3 * locality_dim, num_heads)
+        self.proj_drop = nn.Dropout(drop_rate)
+        self.gating_param = nn.Parameter(torch.ones(num_heads))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attends over a square grid of patches.
+
+        Args:
+            x: ``[B, N, C]``, the patches row by row.
+
+        Returns:
+            ``[B, N, C]``.
+
+        Raises:
+            ValueError: N is no square number.
+        """
+        grid_size = math.isqrt(x.shape[1])
+        if grid_size**2 != x.shape[1]:
+            raise ValueError(f"x must hold a square grid of patches, [B, G * G, C], got shape {list(x.shape)}")
+        probabilities_2HGG = positional_probabilities(self.pos_proj.weight, self.pos_proj.bias, grid_size)
+        q_BHND, k_BHND = self.qk(x).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        v_BNHD = self.v(x).unflatten(-1, (self.num_heads, -1))
+        if self.training and self.attention_drop_rate:
+            out_BNHD = self._attend_with_dropout(q_BHND, k_BHND, v_BNHD, probabilities_2HGG)
+        else:
+            content_BNHD = ops.attention(q_BHND, k_BHND, v_BNHD.transpose(1, 2)).transpose(1, 2)
+            positional_BNHD = attend_by_position(probabilities_2HGG, v_BNHD)
+            gate_H1 = torch.sigmoid(self.gating_param)[:, None].to(content_BNHD.dtype)
+            out_BNHD = torch.lerp(content_BNHD, positional_BNHD, gate_H1)
+        return self.proj_drop(self.proj(out_BNHD.flatten(-2)))
+
+    @torch.no_grad()
+    def initialize_locality(self, strength: float) -> None:
+        """Makes the layer a convolution to begin with: values pass unchanged, each head looks at one offset.
+
+        The first k² heads, k = floor(sqrt(H)), look at the offsets of a k x k kernel, x along the quotient and y along
+        the remainder of the head's number: score = -strength · |offset - the head's offset|², up to a constant. With an
+        even k the offsets are halves, and four patches share the maximum. Heads beyond k² keep their weights, times the
+        strength.
+
+        Args:
+            strength: how sharply the heads look, the paper's α.
+        """
+        nn.init.eye_(self.v.weight)
+        kernel_size = math.isqrt(self.num_heads)
+        center = (kernel_size - 1) / 2
+        features_H3L = self.pos_proj.weight.unflatten(1, (3, -1))
+        for head in range(kernel_size**2):
+            features_H3L[head, 0] = 2 * (head // kernel_size - center)
+            features_H3L[head, 1] = 2 * (head % kernel_size - center)
+            features_H3L[head, 2] = -1.0
+        self.pos_proj.weight *= strength
+
+    def _attend_with_dropout(
+        self, q_BHND: Tensor, k_BHND: Tensor, v_BNHD: Tensor, probabilities_2HGG: Tensor
+    ) -> Tensor:
+        content_BHNN = ((q_BHND * q_BHND.shape[-1] ** -0.5) @ k_BHND.transpose(-2, -1)).softmax(-1)
+        positional_HNN = positional_map(probabilities_2HGG).to(content_BHNN.dtype)
+        gate_H11 = torch.sigmoid(self.gating_param)[:, None, None].to(content_BHNN.dtype)
+        attention_BHNN = F.dropout(torch.lerp(content_BHNN, positional_HNN, gate_H11), self.attention_drop_rate)
+        return (attention_BHNN @ v_BNHD.transpose(1, 2)).transpose(1, 2)

@@ -1,0 +1,75 @@
+"""The head of linear layers that vissl calls ``mlp``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from vitfast.errors import UserError
+
+
+class MlpHead(nn.Module):
+    """(Linear, BatchNorm, ReLU, dropout)*, Linear: vissl's head ``mlp``, with its parameter names.
+
+    Each linear layer is followed by those of the other three that are asked for. Two widths make a linear head.
+
+    Args:
+        dims: widths, from the channels of the features to the outputs.
+        use_bn: whether BatchNorm follows a linear layer.
+        use_relu: whether ReLU follows.
+        use_dropout: whether dropout of rate 0.5 follows.
+        use_bias: whether the linear layers have biases.
+        skip_last_layer_relu_bn: whether nothing follows the last linear layer.
+
+    Raises:
+        UserError: there are fewer than two widths, or one is below 1.
+    """
+
+    def __init__(
+        self,
+        dims: Sequence[int],
+        *,
+        use_bn: bool = False,
+        use_relu: bool = False,
+        use_dropout: bool = False,
+        use_bias: bool = True,
+        skip_last_layer_relu_bn: bool = True,
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for linear in linear_layers(dims, use_bias=use_bias):
+            layers.append(linear)
+            if use_bn:
+                layers.append(nn.BatchNorm1d(linear.out_features))
+            if use_relu:
+                layers.append(nn.ReLU())
+            if use_dropout:
+                layers.append(nn.Dropout())
+        self.clf = nn.Sequential(*(without_tail(layers) if skip_last_layer_relu_bn else layers))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Maps features ``[B, dims[0]]``, a model's pooled channels, to ``[B, dims[-1]]``."""
+        out: Tensor = self.clf(features)
+        return out
+
+
+def linear_layers(dims: Sequence[int], *, use_bias: bool) -> list[nn.Linear]:
+    """Makes the linear layers of a head with these widths.
+
+    Raises:
+        UserError: there are fewer than two widths, or one is below 1.
+    """
+    if len(dims) < 2 or min(dims) < 1:
+        raise UserError(
+            "dims must list at least two widths of at least 1, the features' first, for example [768, 1000]; "
+            f"got {list(dims)}"
+        )
+    return [nn.Linear(width, next_width, bias=use_bias) for width, next_width in pairwise(dims)]
+
+
+def without_tail(layers: list[nn.Module]) -> list[nn.Module]:
+    """Leaves out what follows the last linear layer."""
+    last = max(index for index, layer in enumerate(layers) if isinstance(layer, nn.Linear))
+    return layers[: last + 1]

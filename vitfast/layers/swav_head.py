@@ -1,0 +1,96 @@
+"""The head of SwAV: a projection to unit vectors, and prototypes to compare these with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
+
+from vitfast.errors import UserError
+from vitfast.layers.mlp_head import linear_layers, without_tail
+
+
+class SwavHead(nn.Module):
+    """Projection, L2 normalization, prototypes (Caron et al., 2020): vissl's ``swav_head``, with its parameter names.
+
+    The projection is (Linear, BatchNorm, activation)*, Linear. The prototypes are linear layers without bias; their
+    outputs, the scores, are cosines where the features are normalized and the prototypes' rows are kept at length 1.
+
+    Args:
+        dims: widths of the projection, from the channels of the features to the embedding's.
+        num_clusters: numbers of prototypes, a layer each; vissl's usual is ``[3000]``. None at all for distillation.
+        use_bn: whether BatchNorm follows a linear layer.
+        use_bias: whether the linear layers of the projection have biases.
+        return_embeddings: whether ``forward`` returns the embeddings, too.
+        skip_last_bn: whether neither BatchNorm nor activation follows the last linear layer.
+        normalize_feats: whether the embeddings are divided by their length.
+        activation: ``"relu"`` or ``"gelu"``.
+        use_weight_norm_prototypes: whether length and direction of the prototypes are parameters of their own (Salimans
+            & Kingma, 2016), the lengths 1 to begin with.
+
+    Raises:
+        UserError: widths or numbers are out of range, or nothing would be returned.
+    """
+
+    def __init__(
+        self,
+        dims: Sequence[int],
+        num_clusters: Sequence[int],
+        *,
+        use_bn: bool = True,
+        use_bias: bool = True,
+        return_embeddings: bool = True,
+        skip_last_bn: bool = True,
+        normalize_feats: bool = True,
+        activation: Literal["relu", "gelu"] = "relu",
+        use_weight_norm_prototypes: bool = False,
+    ) -> None:
+        super().__init__()
+        if activation not in ("relu", "gelu"):
+            raise UserError(f"activation must be 'relu' or 'gelu'; got {activation!r}")
+        if any(count < 1 for count in num_clusters):
+            raise UserError(f"num_clusters must list numbers of at least 1, for example [3000]; got {num_clusters!r}")
+        if not num_clusters and not return_embeddings:
+            raise UserError("num_clusters=[] leaves nothing to return with return_embeddings=False; set it to True")
+        layers: list[nn.Module] = []
+        for linear in linear_layers(dims, use_bias=use_bias):
+            layers.append(linear)
+            if use_bn:
+                layers.append(nn.BatchNorm1d(linear.out_features))
+            layers.append(nn.ReLU() if activation == "relu" else nn.GELU())
+        self.projection_head = nn.Sequential(*(without_tail(layers) if skip_last_bn else layers))
+        self.num_prototype_layers = len(num_clusters)
+        for index, count in enumerate(num_clusters):
+            prototypes = nn.Linear(dims[-1], count, bias=False)
+            self.add_module(f"prototypes{index}", _normed(prototypes) if use_weight_norm_prototypes else prototypes)
+        self.return_embeddings = return_embeddings
+        self.normalize_feats = normalize_feats
+
+    def forward(self, features: Tensor) -> list[Tensor]:
+        """Embeds features and compares them with the prototypes.
+
+        Args:
+            features: ``[B, dims[0]]``, a model's pooled channels.
+
+        Returns:
+            The embeddings ``[B, dims[-1]]``, if they are asked for, then the scores ``[B, num_clusters[i]]`` of each
+            layer of prototypes.
+        """
+        embeddings: Tensor = self.projection_head(features)
+        if self.normalize_feats:
+            # the sum of squares, and the 1e-12 that guards the division, are beyond float16's range
+            precise = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
+            embeddings = F.normalize(precise, dim=1).to(embeddings.dtype)
+        scores = [self.get_submodule(f"prototypes{index}")(embeddings) for index in range(self.num_prototype_layers)]
+        return [embeddings, *scores] if self.return_embeddings else scores
+
+
+def _normed(prototypes: nn.Linear) -> nn.Linear:
+    """Splits the weight into lengths, 1 each, and directions; loads vissl's ``weight_g`` and ``weight_v``, too."""
+    normed: nn.Linear = weight_norm(prototypes)
+    nn.init.ones_(normed.parametrizations.weight.original0)  # type: ignore[union-attr, arg-type]
+    return normed

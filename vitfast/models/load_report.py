@@ -1,0 +1,67 @@
+"""What became of every tensor when weights were loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+_LISTED_KEYS = 20
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of every tensor when weights were loaded into a model. ``print`` it to read it.
+
+    Attributes:
+        source: the file or folder that was read.
+        model_name: name of the model that was filled.
+        family: whose layout the weights have, ``"Google"`` for example.
+        fields: the model fields that ``create_model`` took from the file or its family.
+        loaded: keys of the model that hold the file's values now; the resized ones are among them.
+        missing: keys of the model that the file lacks; they keep their values.
+        unexpected: keys of the file that the model has no place for.
+        mismatched: keys in both with different shapes, with these; they keep their values.
+        resized: keys whose values were resampled for another image size.
+        position_interpolation: how they were resampled, None if nothing was.
+        skipped: what is known not to be needed: layers that no model here has and entries that are no weights, under
+            the file's names; a head that cannot be used, under the model's.
+        fresh: keys of the heads that stay freshly initialized.
+    """
+
+    source: str
+    model_name: str
+    family: str = "vitfast"
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    loaded: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    mismatched: tuple[str, ...] = ()
+    resized: tuple[str, ...] = ()
+    position_interpolation: str | None = None
+    skipped: tuple[str, ...] = ()
+    fresh: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [f"{self.model_name}: {len(self.loaded)} tensors loaded from {self.source} ({self.family})"]
+        if self.fields:
+            fields = ", ".join(f"{name}={value!r}" for name, value in sorted(self.fields.items()))
+            lines.append(f"  fields from the file and its family: {fields}")
+        how = f" ({self.position_interpolation})" if self.position_interpolation else ""
+        for title, keys in (
+            (f"resized{how}", self.resized),
+            ("fresh", self.fresh),
+            ("skipped", self.skipped),
+            ("missing", self.missing),
+            ("unexpected", self.unexpected),
+            ("other shape", self.mismatched),
+        ):
+            if keys:
+                lines.append(f"  {title}: {list_keys(keys)}")
+        return "\n".join(lines)
+
+
+def list_keys(keys: Sequence[str]) -> str:
+    """Joins keys for a message; of many, only the first."""
+    more = len(keys) - _LISTED_KEYS
+    return ", ".join(keys[:_LISTED_KEYS]) + (f" and {more} more" if more > 0 else "")

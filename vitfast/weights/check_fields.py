@@ -1,0 +1,75 @@
+"""Whether a checkpoint and a model mean the same architecture, field by field."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from typing import Any, NoReturn
+
+from vitfast.errors import UserError
+from vitfast.models.image_model import ModelFields
+from vitfast.models.registry import ARCHITECTURES
+from vitfast.models.vit_fields import ViTFields
+from vitfast.weights.checkpoint import NAMED_FIELDS, Checkpoint
+from vitfast.weights.vit_state import fields_of_state
+
+# which weights there are, and their shapes
+SHAPING_FIELDS = (*NAMED_FIELDS, "qkv_bias", "head_type", "num_classes")
+# what they mean, which no shape shows
+MEANING_FIELDS = ("layer_norm_eps", "gelu", "pooling")
+
+
+def known_fields(checkpoint: Checkpoint, fields: ModelFields) -> dict[str, Any]:
+    """All that a checkpoint says of the fields of a model; where a file and its weights disagree, the weights count."""
+    known = dict(checkpoint.fields)
+    if isinstance(fields, ViTFields):
+        known |= fields_of_state(checkpoint.state)
+    if checkpoint.head_input is not None:
+        known.pop("num_classes", None)
+    return known
+
+
+def differing_fields(checkpoint: Checkpoint, fields: ModelFields, names: Collection[str]) -> dict[str, tuple[Any, Any]]:
+    """Returns for each of the named fields that differs its value in the checkpoint and in the model."""
+    known = known_fields(checkpoint, fields)
+    different = {}
+    for name in names:
+        if name not in known or not hasattr(fields, name):
+            continue
+        theirs, ours = known[name], getattr(fields, name)
+        if name == "mlp_ratio" and isinstance(fields, ViTFields):
+            ours = fields.mlp_dim / fields.embed_dim  # what the ratio became, in whole channels
+        same = math.isclose(theirs, ours) if isinstance(theirs, float) and isinstance(ours, float) else theirs == ours
+        if not same:
+            different[name] = theirs, ours
+    return different
+
+
+def refuse_differences(
+    checkpoint: Checkpoint, model_name: str, different: Mapping[str, tuple[Any, Any]], advice: str
+) -> NoReturn:
+    """Raises UserError with the fields that differ, and the advice."""
+    values = ", ".join(
+        f"{name} is {theirs!r} in the file and {ours!r} in the model" for name, (theirs, ours) in different.items()
+    )
+    raise UserError(f"{checkpoint.path} ({checkpoint.family}) does not fit {model_name}: {values}; {advice}")
+
+
+def architectures_like(checkpoint: Checkpoint) -> list[str]:
+    """Lists the architectures that have the sizes of a ViT checkpoint; if none has its image size, of any."""
+    if not {"embed_dim", "depth"} <= checkpoint.fields.keys():
+        return []
+    vits = {name: fields for name, fields in ARCHITECTURES.items() if isinstance(fields, ViTFields)}
+    for names in (NAMED_FIELDS, NAMED_FIELDS[:-1]):
+        alike = [name for name, fields in vits.items() if not differing_fields(checkpoint, fields, names)]
+        if alike:
+            return alike
+    return []
+
+
+def size_advice(checkpoint: Checkpoint, model_name: str, different: Mapping[str, tuple[Any, Any]]) -> str:
+    """Says which architectures have the checkpoint's sizes, or else which fields would give them."""
+    alike = [name for name in architectures_like(checkpoint) if name != model_name]
+    if alike and different.keys() & set(NAMED_FIELDS):
+        return f"its sizes are those of {', '.join(alike)}"
+    return "build the model with " + ", ".join(f"{name}={theirs!r}" for name, (theirs, _) in different.items())

@@ -1,0 +1,49 @@
+"""The checkpoint folders that vitfast writes in training."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vitfast.errors import UserError
+from vitfast.weights.safetensors_file import read_safetensors_file
+
+MANIFEST_FILE = "manifest.json"
+WEIGHTS_FILE = "model.safetensors"
+
+
+def read_checkpoint_folder(folder: Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+    """Reads the architecture's name, all its fields and its weights under our keys.
+
+    Raises:
+        UserError: it is no checkpoint folder of vitfast, or is damaged.
+    """
+    manifest_path = folder / MANIFEST_FILE
+    if not manifest_path.exists():
+        inside = sorted(manifest.parent.name for manifest in folder.glob(f"*/{MANIFEST_FILE}"))
+        advice = f"give one of its checkpoints, for example {folder / inside[-1]}" if inside else "check the path"
+        raise UserError(f"checkpoint {folder} has no {MANIFEST_FILE}; {advice}")
+    try:
+        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+        name, fields = manifest["model"]["name"], dict(manifest["model"]["fields"])
+        expected_hash = manifest["files"][WEIGHTS_FILE]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{manifest_path} is damaged or no manifest of vitfast ({error!r})") from error
+    weights_path = folder / WEIGHTS_FILE
+    if not weights_path.exists():
+        raise UserError(f"{weights_path} does not exist; the checkpoint is incomplete, use another one")
+    if _sha256(weights_path) != expected_hash:
+        raise UserError(f"{weights_path} is damaged: its SHA-256 is not the manifest's; use another checkpoint")
+    return name, fields, read_safetensors_file(weights_path)[0]
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

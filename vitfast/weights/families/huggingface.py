@@ -1,0 +1,67 @@
+"""Hugging Face's ViT and DeiT: ``ViTModel``, ``ViTForImageClassification``, ``DeiTForImageClassificationWithTeacher``.
+
+Files say ``encoder.layer.0.attention.attention.query``; the models of transformers 5 in memory say
+``layers.0.attention.q_proj``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from vitfast.errors import UserError
+from vitfast.weights.family import Family
+from vitfast.weights.key_map import Rule, affine, stacked_affine
+
+_ROOT = r"(?:vit\.|deit\.)?"
+_BLOCK = _ROOT + r"(?:encoder\.layer|layers)\.(\d+)\."
+_QKV = (("query", "q"), ("key", "k"), ("value", "v"))
+
+# config.json's hidden_act -> our gelu
+_ACTIVATIONS = {"gelu": "erf", "gelu_python": "erf", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
+
+
+def _read_fields(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Any]:
+    fields = {}
+    if "num_attention_heads" in config:
+        fields["num_heads"] = config["num_attention_heads"]
+    if "layer_norm_eps" in config:
+        fields["layer_norm_eps"] = config["layer_norm_eps"]
+    if "hidden_act" in config:
+        if config["hidden_act"] not in _ACTIVATIONS:
+            raise UserError(
+                f"config.json says hidden_act={config['hidden_act']!r}; vitfast has the activations "
+                f"{', '.join(_ACTIVATIONS)}"
+            )
+        fields["gelu"] = _ACTIVATIONS[config["hidden_act"]]
+    return fields
+
+
+HUGGINGFACE = Family(
+    name="Hugging Face",
+    signature=(_ROOT + r"embeddings\.patch_embeddings\.projection\.weight", _BLOCK + r"layernorm_before\.weight"),
+    rules=(
+        Rule(_ROOT + r"embeddings\.cls_token", "cls_token"),
+        Rule(_ROOT + r"embeddings\.distillation_token", "dist_token"),
+        Rule(_ROOT + r"embeddings\.position_embeddings", "pos_embed"),
+        *affine(_ROOT + r"embeddings\.patch_embeddings\.projection", "patch_embed.proj"),
+        *affine(_BLOCK + r"layernorm_before", r"blocks.\1.norm1"),
+        *stacked_affine(
+            [_BLOCK + rf"attention\.(?:attention\.{word}|{letter}_proj)" for word, letter in _QKV],
+            r"blocks.\1.attn.qkv",
+        ),
+        *affine(_BLOCK + r"attention\.(?:output\.dense|o_proj)", r"blocks.\1.attn.proj"),
+        *affine(_BLOCK + r"layernorm_after", r"blocks.\1.norm2"),
+        *affine(_BLOCK + r"(?:intermediate\.dense|mlp\.fc1)", r"blocks.\1.mlp.fc1"),
+        *affine(_BLOCK + r"(?:output\.dense|mlp\.fc2)", r"blocks.\1.mlp.fc2"),
+        *affine(_ROOT + r"layernorm", "norm"),
+        *affine(r"(?:cls_)?classifier", "head"),
+        *affine(r"distillation_classifier", "head_dist"),
+    ),
+    # ViTConfig's defaults, which config.json overrides
+    fields={"layer_norm_eps": 1e-12, "gelu": "erf", "position_interpolation": "bicubic"},
+    read_fields=_read_fields,
+    leftovers=(_ROOT + r"pooler\..+", _ROOT + r"embeddings\.mask_token"),
+)

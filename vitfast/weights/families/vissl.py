@@ -1,0 +1,45 @@
+"""VISSL's Vision Transformers (github.com/facebookresearch/vissl): a trunk with timm's keys, and heads.
+
+The number of attention heads is not in the file. Heads other than one linear layer (SwAV's projection and prototypes,
+deeper MLPs) are skipped.
+"""
+
+from __future__ import annotations
+
+from vitfast.weights.family import Family
+from vitfast.weights.key_map import Rule, affine
+
+_TRUNK = r"(?:trunk\.)?(?:base_model\.)?"  # base_model: the trunk was used to extract features
+_RULES = (
+    Rule(_TRUNK + r"(?:cls|class)_token", "cls_token"),
+    Rule(_TRUNK + r"pos_embed(?:ding)?", "pos_embed"),
+    Rule(_TRUNK + r"((?:patch_embed|blocks|norm)\..+)", r"\1"),
+    *affine(r"heads\.0\.clf\.0", "head"),  # VISSL's "mlp"
+    *affine(r"heads\.0\.layers\.head", "head"),  # VISSL's "vision_transformer_head"
+)
+_LEFTOVERS = (
+    r"heads\.\d+\.(projection_head|prototypes\d+)\..+",  # SwAV
+    r"heads\.[1-9]\d*\..+",
+    _TRUNK + r"patch_masking\..+",  # iBOT
+)
+_HEAD_INPUTS = (r"heads\.0\.layers\.pre_logits\..+", r"heads\.0\.clf\.[1-9]\d*\..+")
+
+VISSL = Family(
+    name="VISSL",
+    signature=(r"trunk\.(base_model\.)?cls_token", r"trunk\.(base_model\.)?blocks\.\d+\.attn\.qkv\.weight"),
+    rules=_RULES,
+    fields={"layer_norm_eps": 1e-6, "gelu": "erf", "position_interpolation": "bicubic"},
+    leftovers=_LEFTOVERS,
+    head_inputs=_HEAD_INPUTS,
+)
+
+# The names changed in October 2021. The epsilon was 1e-5 from the first model in February 2021 until May 2021; for a
+# file from the months between, give layer_norm_eps=1e-6.
+VISSL_2021 = Family(
+    name="VISSL of 2021",
+    signature=(_TRUNK + r"class_token", _TRUNK + r"pos_embedding", _TRUNK + r"blocks\.\d+\.attn\.qkv\.weight"),
+    rules=_RULES,
+    fields={"layer_norm_eps": 1e-5, "gelu": "erf", "position_interpolation": "bicubic"},
+    leftovers=_LEFTOVERS,
+    head_inputs=_HEAD_INPUTS,
+)

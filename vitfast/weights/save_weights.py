@@ -1,0 +1,71 @@
+"""Writes a model as one safetensors file, which timm reads and which says how to build the model again."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from vitfast.errors import UserError
+from vitfast.models.image_model import ImageModel
+from vitfast.models.vit_fields import ViTFields
+from vitfast.weights.checkpoint import METADATA_KEY
+from vitfast.weights.vit_state import arrange_patches
+
+_FORMAT_VERSION = 1
+
+
+def save_weights(model: ImageModel, path: str | os.PathLike[str]) -> None:
+    """Writes the weights under timm's keys and in timm's layout, with the model's name and fields as metadata.
+
+    ``create_model(checkpoint=path)`` builds the model again. The file appears under its name only when it is whole.
+
+    Args:
+        model: from ``create_model``.
+        path: ends in ``.safetensors``; an existing file is replaced.
+
+    Raises:
+        UserError: the path has another ending or no folder, or the model is no vitfast model.
+        OSError: it cannot be written (disk full, no permission). What was there before is intact.
+    """
+    path = Path(path)
+    if not isinstance(model, ImageModel):
+        raise UserError(f"save_weights writes models from vitfast.create_model; got a {type(model).__name__}")
+    if path.suffix != ".safetensors":
+        raise UserError(f"{path} must end in .safetensors, which is what is written; use {path.stem}.safetensors")
+    if not path.parent.is_dir():
+        raise UserError(f"{path} cannot be written: there is no folder {path.parent}; make it first")
+    record = {"format_version": _FORMAT_VERSION, "model": {"name": model.model_name, "fields": model.model_fields}}
+    metadata = {"format": "pt", METADATA_KEY: json.dumps(record)}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.writing")
+    try:
+        safetensors.torch.save_file(_timm_state(model), temporary, metadata)
+        _flush(temporary)
+        os.replace(temporary, path)
+        _flush(path.parent)
+    except safetensors.SafetensorError as error:  # the library hides the system's error in a text of its own
+        raise OSError(f"{path} could not be written: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _timm_state(model: ImageModel) -> dict[str, Tensor]:
+    state = {key: tensor.detach().cpu() for key, tensor in model.state_dict().items()}
+    key = "patch_embed.proj.weight"
+    if isinstance(model.fields, ViTFields):
+        state[key] = arrange_patches(state[key], replace(model.fields, patch_order="channels_first"))
+    return {key: tensor.contiguous() for key, tensor in state.items()}
+
+
+def _flush(path: Path) -> None:
+    """Waits until a file or folder (its list of names) is on the disk itself."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
