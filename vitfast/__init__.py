@@ -18,10 +18,12 @@ __path__ = pkgutil.extend_path(__path__, __name__)
 
 # public name -> the module that holds it
 _PUBLIC_NAMES = {
+    "EarlyExit": "vitfast.inference.early_exit",
     "FloatFormat": "vitfast.quantization.formats",
     "LoadReport": "vitfast.api",
     "UserError": "vitfast.errors",
     "build_info": "vitfast.ops.library",
+    "calibrate_exits": "vitfast.inference.calibrate_exits",
     "create_model": "vitfast.api",
     "list_models": "vitfast.api",
     "load_weights": "vitfast.api",
