@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch.utils.data import DataLoader
 
 from vitfast.config import DATASETS, DataConfig, load_config, option
-from vitfast.data import available_splits, build_dataset, build_loader
+from vitfast.data import ImageDataset, available_splits, build_dataset, build_loader
 from vitfast.engine.device import select_device
 from vitfast.engine.evaluator import Evaluation, evaluate
 from vitfast.engine.run_directory import CONFIG
@@ -61,17 +62,8 @@ def evaluate_checkpoint(options: EvaluateOptions) -> str:
         torch.set_num_threads(options.threads)
     device = select_device(options.device)
     trained = load_trained_model(options.checkpoint, weights=options.weights, device=device)
-    data = data_of_checkpoint(trained, options.data)
-    splits = available_splits(data)
-    if options.split not in splits:
-        raise UserError(f"split={options.split}: the data have none; use one of {', '.join(splits)}")
-    dataset = build_dataset(data, options.split, seed=0, augment=False)
-    if list(dataset.class_names) != trained.class_names:
-        raise UserError(
-            f"the data have the classes {_some(dataset.class_names)}, but the checkpoint knows "
-            f"{_some(trained.class_names)}; point data.root at data with the same class folders"
-        )
-    loader = build_loader(dataset, batch_size=data.batch_size, workers=data.workers, seed=0, epoch=0, shuffle=False)
+    loader = loader_of_split(trained, options.data, options.split)
+    images = len(cast(ImageDataset, loader.dataset))
     evaluation = evaluate(
         create_plain_task(trained.model),
         loader,
@@ -83,7 +75,31 @@ def evaluate_checkpoint(options: EvaluateOptions) -> str:
     )
     assert evaluation is not None  # nothing can stop it
     lay_out = as_json if options.output == "json" else as_table
-    return lay_out(trained, options, evaluation, len(dataset))
+    return lay_out(trained, options, evaluation, images)
+
+
+def loader_of_split(trained: TrainedModel, overrides: EvaluateDataOptions, split: str) -> DataLoader[Any]:
+    """Returns the batches of a split as a checkpoint reads images: all of them once, in order.
+
+    Args:
+        trained: what will be measured.
+        overrides: what the user gave.
+        split: ``train``, ``val`` or ``test``.
+
+    Raises:
+        UserError: if there is no such split, or its classes are not the checkpoint's.
+    """
+    data = data_of_checkpoint(trained, overrides)
+    splits = available_splits(data)
+    if split not in splits:
+        raise UserError(f"split={split}: the data have none; use one of {', '.join(splits)}")
+    dataset = build_dataset(data, split, seed=0, augment=False)
+    if list(dataset.class_names) != trained.class_names:
+        raise UserError(
+            f"the data have the classes {_some(dataset.class_names)}, but the checkpoint knows "
+            f"{_some(trained.class_names)}; point data.root at data with the same class folders"
+        )
+    return build_loader(dataset, batch_size=data.batch_size, workers=data.workers, seed=0, epoch=0, shuffle=False)
 
 
 def data_of_checkpoint(trained: TrainedModel, overrides: EvaluateDataOptions) -> DataConfig:
