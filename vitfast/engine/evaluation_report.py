@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from vitfast.config import DATASETS, DataConfig, load_config, option
 from vitfast.data import ImageDataset, available_splits, build_dataset, build_loader
 from vitfast.engine.device import select_device
+from vitfast.engine.early_exit_report import EarlyExitReport, check_calibrated, measure_early_exit
 from vitfast.engine.evaluator import Evaluation, evaluate
 from vitfast.engine.run_directory import CONFIG
 from vitfast.engine.text_table import percent, text_table
@@ -46,6 +47,7 @@ class EvaluateOptions:
     split: str = option("test", "which images", choices=["train", "val", "test"])
     weights: str = option("auto", "auto: the averaged weights (EMA) if there are any", choices=list(WEIGHTS))
     output: str = option("table", "how the figures are printed", choices=["table", "json"])
+    early_exit: bool = option(False, "also measure early exit, with the thresholds of python -m vitfast.exits")
     precision: str = option("fp32", "arithmetic; bf16: autocast", choices=["fp32", "bf16"])
     device: str = option("auto", "auto: a GPU if there is one", choices=["auto", "cpu", "cuda"])
     threads: int | None = option(None, "CPU threads; null: torch's choice", minimum=1)
@@ -56,12 +58,15 @@ def evaluate_checkpoint(options: EvaluateOptions) -> str:
     """Measures a checkpoint and returns what is to be printed, a table or JSON.
 
     Raises:
-        UserError: if there is no valid checkpoint, no such split, or the images do not fit the model.
+        UserError: if there is no valid checkpoint, no such split, the images do not fit the model, or thresholds for
+            early exit are missing.
     """
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     device = select_device(options.device)
     trained = load_trained_model(options.checkpoint, weights=options.weights, device=device)
+    if options.early_exit:
+        check_calibrated(trained)
     loader = loader_of_split(trained, options.data, options.split)
     images = len(cast(ImageDataset, loader.dataset))
     evaluation = evaluate(
@@ -74,8 +79,11 @@ def evaluate_checkpoint(options: EvaluateOptions) -> str:
         detailed=True,
     )
     assert evaluation is not None  # nothing can stop it
+    early = None
+    if options.early_exit:
+        early = measure_early_exit(trained, loader, device=device, precision=options.precision)
     lay_out = as_json if options.output == "json" else as_table
-    return lay_out(trained, options, evaluation, images)
+    return lay_out(trained, options, evaluation, images, early)
 
 
 def loader_of_split(trained: TrainedModel, overrides: EvaluateDataOptions, split: str) -> DataLoader[Any]:
@@ -139,7 +147,13 @@ def confusions(evaluation: Evaluation, class_names: list[str]) -> list[tuple[str
     return sorted(pairs, key=lambda pair: -pair[2])
 
 
-def as_table(trained: TrainedModel, options: EvaluateOptions, evaluation: Evaluation, images: int) -> str:
+def as_table(
+    trained: TrainedModel,
+    options: EvaluateOptions,
+    evaluation: Evaluation,
+    images: int,
+    early: EarlyExitReport | None = None,
+) -> str:
     """Lays out the figures for people.
 
     Args:
@@ -147,6 +161,7 @@ def as_table(trained: TrainedModel, options: EvaluateOptions, evaluation: Evalua
         options: how.
         evaluation: the figures.
         images: of the split; those that could not be read are among them.
+        early: what early exit makes of them.
     """
     bad = images - evaluation.images
     measured = f"{evaluation.images:,} images" + (f" of {images:,}: {bad:,} cannot be read" if bad else "")
@@ -159,6 +174,7 @@ def as_table(trained: TrainedModel, options: EvaluateOptions, evaluation: Evalua
         ("loss", f"{evaluation.loss:.4f}"),
         ("calibration error (ECE)", percent(evaluation.calibration_error)),
         ("images/s", f"{evaluation.images_per_s:,.0f}"),
+        *(early.summary() if early is not None else ()),
     ]
     width = max(len(name) for name, _ in summary)
     lines = [
@@ -179,7 +195,13 @@ def as_table(trained: TrainedModel, options: EvaluateOptions, evaluation: Evalua
     return "\n".join(lines)
 
 
-def as_json(trained: TrainedModel, options: EvaluateOptions, evaluation: Evaluation, images: int) -> str:
+def as_json(
+    trained: TrainedModel,
+    options: EvaluateOptions,
+    evaluation: Evaluation,
+    images: int,
+    early: EarlyExitReport | None = None,
+) -> str:
     """The figures as one JSON object; what is undefined is null. The arguments are those of ``as_table``."""
     classes = per_class(evaluation, trained.class_names)
     return json.dumps(
@@ -192,6 +214,7 @@ def as_json(trained: TrainedModel, options: EvaluateOptions, evaluation: Evaluat
             "images": evaluation.images,
             "unreadable_images": images - evaluation.images,
             **evaluation.metrics(),
+            **({"early_exit": early.figures()} if early is not None else {}),
             "calibration_error": evaluation.calibration_error,
             "per_class": [{key: _json_number(value) for key, value in row.items()} for row in classes],
         },
