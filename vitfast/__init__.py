@@ -18,6 +18,7 @@ __path__ = pkgutil.extend_path(__path__, __name__)
 
 # public name -> the module that holds it
 _PUBLIC_NAMES = {
+    "EarlyExit": "vitfast.inference.early_exit",
     "FP16_16Config": "vitfast.quantization.configs",
     "FP16_32Config": "vitfast.quantization.configs",
     "FixedConfig": "vitfast.quantization.configs",
@@ -31,6 +32,7 @@ _PUBLIC_NAMES = {
     "UserError": "vitfast.errors",
     "build_info": "vitfast.ops.library",
     "calibrate": "vitfast.quantization.calibrate",
+    "calibrate_exits": "vitfast.inference.calibrate_exits",
     "create_model": "vitfast.api",
     "disable_fake_quantize": "vitfast.quantization.disable_fake_quantize",
     "list_models": "vitfast.api",
