@@ -21,6 +21,8 @@ _PUBLIC_NAMES = {
     "FloatFormat": "vitfast.quantization.formats",
     "LoadReport": "vitfast.api",
     "UserError": "vitfast.errors",
+    "attention_maps": "vitfast.api",
+    "attention_rollout": "vitfast.api",
     "build_info": "vitfast.ops.library",
     "create_model": "vitfast.api",
     "list_models": "vitfast.api",

@@ -1,0 +1,1 @@
+"""What runs models rather than trains them."""
