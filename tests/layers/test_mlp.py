@@ -38,3 +38,11 @@ def test_dropout_acts_after_both_layers() -> None:
     layer.fc2.register_forward_hook(lambda module, inputs, output: hidden.append(inputs[0]))
     layer(torch.randn(1, 5, 64))
     assert 0.3 < (hidden[0] == 0).float().mean() < 0.7
+
+
+def test_another_width_comes_out() -> None:
+    layer, x = Mlp(16, 24, out_dim=8), torch.randn(2, 5, 16)
+    expected = layer.fc2(F.gelu(layer.fc1(x)))
+    residual = torch.randn(2, 5, 8)
+    torch.testing.assert_close(layer(x), expected)
+    torch.testing.assert_close(layer(x, residual=residual), expected + residual)

@@ -86,6 +86,49 @@ def test_googles_testing_model() -> None:
     assert count("vit_base_patch16_224", embed_dim=10, depth=1, num_heads=2, mlp_ratio=1.0) == 21_390
 
 
+def count_learning(name: str) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build_model(name).parameters() if parameter.requires_grad)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected", "learning"),
+    [
+        # yitu-opensource/T2T-ViT, counted in the models that its code builds
+        ("t2t_vit_7", 4_310_222, 4_255_694),
+        ("t2t_vit_10", 5_889_230, 5_834_702),
+        ("t2t_vit_12", 6_941_902, 6_887_374),
+        ("t2t_vit_14", 21_545_550, 21_465_806),
+        ("t2t_vit_19", 39_177_422, 39_085_070),
+        ("t2t_vit_24", 64_105_934, 64_000_974),
+        ("t2t_vit_t_14", 21_541_070, 21_465_422),
+        ("t2t_vit_t_19", 39_172_942, 39_084_686),
+        ("t2t_vit_t_24", 64_101_454, 64_000_590),
+        # blackfeather-wang/Dynamic-Vision-Transformer
+        ("dvt_deit_small", 70_442_232, 70_442_232),
+        ("dvt_t2t_vit_12", 22_461_516, 22_360_140),
+        ("dvt_t2t_vit_14", 67_881_836, 67_735_916),
+    ],
+)
+def test_t2t_vit_and_dvt(name: str, expected: int, learning: int) -> None:
+    """Fixed positions and random features are parameters that do not learn."""
+    assert (count(name), count_learning(name)) == (expected, learning)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("dvt_deit_small", [22_878_952, 23_920_456, 23_642_824]),
+        ("dvt_t2t_vit_12", [6_989_824, 7_744_510, 7_727_182]),
+        ("dvt_t2t_vit_14", [21_574_656, 23_156_110, 23_151_070]),
+    ],
+)
+def test_exits_of_dvt(name: str, expected: list[int]) -> None:
+    with torch.device("meta"):
+        model = build_model(name)
+    assert [sum(parameter.numel() for parameter in one.parameters()) for one in model.exits] == expected
+
+
 @pytest.mark.parametrize(("name", "expected"), [("convit_small_plus", 48_982_312), ("convit_base_plus", 153_139_176)])
 def test_vissls_convit(name: str, expected: int) -> None:
     assert count(name, locality_dim=10) == expected

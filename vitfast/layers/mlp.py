@@ -21,15 +21,24 @@ class Mlp(nn.Module):
     Args:
         dim: number of channels C.
         hidden_dim: width F of the hidden layer.
+        out_dim: number of channels that come out; None for ``dim``.
         gelu: ``"erf"`` for the exact GELU, ``"tanh"`` for the approximation of Google's JAX models.
         drop_rate: dropout after the activation and after ``fc2``.
     """
 
-    def __init__(self, dim: int, hidden_dim: int, *, gelu: GeluVariant = "erf", drop_rate: float = 0.0) -> None:
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int,
+        *,
+        out_dim: int | None = None,
+        gelu: GeluVariant = "erf",
+        drop_rate: float = 0.0,
+    ) -> None:
         super().__init__()
         self.approximate = "none" if gelu == "erf" else gelu  # torch's word for it
         self.fc1 = nn.Linear(dim, hidden_dim)
-        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.fc2 = nn.Linear(hidden_dim, dim if out_dim is None else out_dim)
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -37,10 +46,10 @@ class Mlp(nn.Module):
 
         Args:
             x: ``[B, N, C]``.
-            residual: ``[B, N, C]``, or None to add nothing.
+            residual: ``[B, N, out_dim]``, or None to add nothing.
 
         Returns:
-            ``[B, N, C]``.
+            ``[B, N, out_dim]``.
         """
         if self.training and self.drop.p > 0.0:
             hidden = self.drop(F.gelu(self.fc1(x), approximate=self.approximate))  # [B, N, F]

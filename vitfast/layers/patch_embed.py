@@ -7,6 +7,8 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vitfast.layers.image_check import check_images
+
 PatchOrder = Literal["channels_first", "channels_last"]
 
 
@@ -57,7 +59,7 @@ class PatchEmbed(nn.Module):
             TypeError: the images are not floating point.
             ValueError: the images have another shape.
         """
-        self._check(images)
+        check_images(images, self.in_chans, self.img_size)
         # A matrix product even where the weight is a convolution's, because F.conv2d is slower. Milliseconds, product
         # against convolution, at 224 x 224, float32, 2 threads, Cascade Lake, torch 2.15: ViT-Ti/16 b1 0.57 : 0.75, b8
         # 3.07 : 3.29; ViT-B/16 b1 1.24 : 1.86, b8 10.1 : 14.1; ViT-B/32 b8 9.6 : 14.2.
@@ -71,17 +73,6 @@ class PatchEmbed(nn.Module):
         else:
             patches = patches.permute(0, 2, 4, 3, 5, 1)  # [B, rows, cols, P, P, in_chans]
         return patches.flatten(3).flatten(1, 2)  # [B, N, in_chans * P * P]
-
-    def _check(self, images: Tensor) -> None:
-        expected = (self.in_chans, self.img_size, self.img_size)
-        if images.dim() != 4 or tuple(images.shape[1:]) != expected:
-            shape = ", ".join(str(size) for size in expected)
-            raise ValueError(
-                f"images must have shape [B, {shape}], got {list(images.shape)}; resize them, "
-                "or create the model with other img_size or in_chans"
-            )
-        if not images.is_floating_point():
-            raise TypeError(f"images must be floating point, got {images.dtype}; convert and normalize them first")
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows in parentheses."""

@@ -9,7 +9,9 @@ from vitfast.errors import UserError
 
 
 def check_field_type(owner: type, name: str, value: Any) -> None:
-    """Checks a value against its annotation in ``owner``: int, float (an int will do), bool, str or a Literal of words.
+    """Checks a value against its annotation in ``owner``.
+
+    Annotations may be int, float (an int will do), bool, str, a Literal of words and ``tuple[int, ...]``.
 
     Raises:
         UserError: it has another type, or is none of the words.
@@ -21,6 +23,9 @@ def check_field_type(owner: type, name: str, value: Any) -> None:
         check_field(isinstance(value, bool), name, value, "must be True or False")
     elif hint is int:
         check_field(isinstance(value, int) and not isinstance(value, bool), name, value, "must be a whole number")
+    elif get_origin(hint) is tuple:
+        are_whole = isinstance(value, tuple) and all(type(part) is int for part in value)
+        check_field(are_whole, name, value, "must be a list of whole numbers")
     elif hint is str:
         check_field(isinstance(value, str), name, value, "must be a text")
     else:

@@ -63,7 +63,9 @@ def load_state(
             for kind, keys in (("missing", missing), ("unexpected", unexpected), ("other shape", shapes))
             if keys
         ]
-        raise UserError(f"{source} does not fit {model.model_name}; {'; '.join(problems)}")
+        only_positions = misshapen and all(key.split(".")[-1] == "pos_embed" for key in misshapen)
+        advice = "; give img_size to resize the position embeddings" if only_positions else ""
+        raise UserError(f"{source} does not fit {model.model_name}; {'; '.join(problems)}{advice}")
     loaded = {key: state[key] for key in own if key in state and key not in misshapen}
     _check_types(loaded, source)
     model.load_state_dict(loaded, strict=False)

