@@ -30,6 +30,8 @@ _PUBLIC_NAMES = {
     "QuantizationReport": "vitfast.quantization.report",
     "TF32Config": "vitfast.quantization.configs",
     "UserError": "vitfast.errors",
+    "attention_maps": "vitfast.api",
+    "attention_rollout": "vitfast.api",
     "build_info": "vitfast.ops.library",
     "calibrate": "vitfast.quantization.calibrate",
     "calibrate_exits": "vitfast.inference.calibrate_exits",
