@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vitfast.layers import Attention, Block, GatedPositionalAttention, LayerNorm, Mlp, PatchEmbed
+from vitfast.layers.image_check import check_images
 from vitfast.quantization.quantized_module import QuantizedModule, QuantizedNorm, QuantizedProduct, autocast_off
 
 
@@ -72,5 +73,5 @@ class QuantizedPatchEmbed(QuantizedModule, PatchEmbed):
         """Embeds the patches of ``[B, in_chans, img_size, img_size]``: ``[B, N, C]``."""
         if self.is_off or not isinstance(self.proj, QuantizedProduct):
             return super().forward(images)
-        self._check(images)
+        check_images(images, self.in_chans, self.img_size)
         return self.proj.product(F.linear, self._flatten_patches(images), self.proj.weight.flatten(1))
