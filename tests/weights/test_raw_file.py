@@ -93,8 +93,9 @@ def test_wrappers(tmp_path: Path, wrap: Any, wrapper: str, ignored: tuple[str, .
 
 
 def test_prefixes(tmp_path: Path) -> None:
-    torch.save({"module._orig_mod.cls_token": torch.ones(1), "module._orig_mod.b": torch.ones(1)}, tmp_path / "a")
-    assert list(read_raw_file(tmp_path / "a").tensors) == ["cls_token", "b"]
+    for prefix in ("module.", "module._orig_mod.", "_orig_mod.module.", "model."):
+        torch.save({f"{prefix}cls_token": torch.ones(1), f"{prefix}b": torch.ones(1)}, tmp_path / "a")
+        assert list(read_raw_file(tmp_path / "a").tensors) == ["cls_token", "b"]
     torch.save({"module.a": torch.ones(1), "b": torch.ones(1)}, tmp_path / "b")
     assert list(read_raw_file(tmp_path / "b").tensors) == ["module.a", "b"]
 
