@@ -221,3 +221,14 @@ def test_autocast_does_not_reach_the_simulation(model: ImageModel, images: Tenso
     expected = model(images)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(model(images), expected)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_not_finite_is_told_before_it_is_hidden(value: float) -> None:
+    model, x = nn.Sequential(nn.Linear(2, 1)), torch.tensor([[1.0, value]])
+    other = copy.deepcopy(model)
+    quantize_(model, FP16_32Config(numerics="qtorch"))
+    with pytest.warns(RuntimeWarning, match=r"infinity or NaN is rounded to a format \(5, 10\) that lacks it"):
+        assert model(x).isfinite().all()
+    quantize_(other, FP16_32Config())
+    assert not other(x).isfinite().any()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from vitfast import ops
@@ -37,10 +39,24 @@ class FloatRounder:
     clip_gradients: bool = False
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Rounds ``x`` of any shape."""
+        """Rounds ``x`` of any shape; warns where the format turns what is not finite into a number."""
+        if not (self.format.has_inf and self.format.has_nan) and not torch.compiler.is_compiling():
+            self._report_non_finite(x)
         if self.clip_gradients:
             x = mask_gradient(x, -self.format.max_value, self.format.max_value)
         return ops.quantize_float(x, self.format, rounding=self.rounding)
+
+    def _report_non_finite(self, x: Tensor) -> None:
+        if x.is_cuda and torch.cuda.is_current_stream_capturing():
+            return  # a graph cannot ask what it has computed
+        if not bool(torch.isfinite(x.detach()).all()):
+            bits = f"({self.format.exponent_bits}, {self.format.mantissa_bits})"
+            warnings.warn(
+                f"infinity or NaN is rounded to a format {bits} that lacks it, and hidden: look for its origin "
+                "with vitfast.disable_fake_quantize(model)",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
 
 @dataclass(frozen=True)
