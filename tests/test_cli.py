@@ -34,7 +34,7 @@ def test_an_unknown_verb_names_the_nearest(capsys):
     assert "the verbs are train, prepare, evaluate, exits, predict" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("verb", ["train", "prepare", "evaluate", "exits", "predict"])
+@pytest.mark.parametrize("verb", ["train", "prepare", "evaluate", "exits", "predict", "visualize"])
 def test_a_verb_gets_its_options(capsys, verb):
     with pytest.raises(SystemExit) as info:
         main([verb, "--help"])

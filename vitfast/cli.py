@@ -19,6 +19,7 @@ VERBS = {
     "evaluate": "measure a checkpoint: accuracy, calibration, a table by class",
     "exits": "find the thresholds at which images leave a model with exits early",
     "predict": "name what images show",
+    "visualize": "draw where a model looks in images",
     "benchmark": "measure how fast a model runs on this machine",
 }
 

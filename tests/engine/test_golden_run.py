@@ -22,9 +22,9 @@ TRAIN = """
     from vitfast.engine.checkpoint import latest_checkpoint
 
     class RecordingMeter(training_state.ClassificationMeter):
-        def update(self, loss, output, labels):
+        def update(self, loss, *others):
             losses.append(loss.item().hex())
-            super().update(loss, output, labels)
+            super().update(loss, *others)
 
     training_state.ClassificationMeter = RecordingMeter
     for seed in sys.argv[2].split(","):

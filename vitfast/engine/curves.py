@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
+
+from vitfast.engine.save_figure import save_figure
 
 _COLOURS = {"train": "tab:blue", "val": "tab:orange", "test": "tab:green"}
 
@@ -43,10 +44,7 @@ def draw_curves(metrics: Iterable[dict[str, Any]], path: str | os.PathLike[str],
         if key == "top1":
             axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None))
             axes.set_ylim(top=1.01)
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.writing")
-    figure.savefig(temporary, format="png")
-    os.replace(temporary, path)
+    save_figure(figure, path)
 
 
 def _draw_split(axes: Any, lines: list[dict[str, Any]], key: str, split: str, colour: str) -> None:

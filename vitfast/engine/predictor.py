@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from vitfast.config import option
-from vitfast.data import eval_transform, load_image
 from vitfast.engine.device import autocast, select_device
+from vitfast.engine.image_files import SkippedImages, find_images, read_batches
 from vitfast.engine.trained_model import WEIGHTS, TrainedModel, load_trained_model
-from vitfast.errors import UserError
 
 
 @dataclass
@@ -69,43 +66,10 @@ def predict_images(options: PredictOptions) -> int:
     show = _table_printer(paths) if options.output == "table" else _print_json
     if options.output == "table":
         print(f"{trained.describe()}\n")
-    failed = 0
-
-    def report(path: Path, reason: str) -> None:
-        nonlocal failed
-        failed += 1
-        print(f"skipped: {reason if str(path) in reason else f'{path}: {reason}'}", file=sys.stderr, flush=True)
-
-    for prediction in predict(trained, paths, device, options, report):
+    skipped = SkippedImages()
+    for prediction in predict(trained, paths, device, options, skipped):
         show(prediction)
-    if failed:
-        print(f"{failed} of {len(paths)} images could not be read", file=sys.stderr, flush=True)
-    return 1 if failed else 0
-
-
-def find_images(images: str) -> list[Path]:
-    """Returns the image files that are meant: a file as it is, a folder's images sorted, each once.
-
-    Args:
-        images: files and folders, separated by commas; a single path may contain commas itself.
-
-    Raises:
-        UserError: if an entry does not exist, or a folder holds no image.
-    """
-    entries = [images] if Path(images).exists() else [entry for entry in images.split(",") if entry]
-    found: list[Path] = []
-    for entry in entries:
-        path = Path(entry)
-        if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMG_EXTENSIONS)
-            if not inside:
-                raise UserError(f"images={entry}: the folder holds no image ({', '.join(IMG_EXTENSIONS)})")
-            found += inside
-        elif path.exists():
-            found.append(path)
-        else:
-            raise UserError(f"images={entry} does not exist; separate several paths by commas, without spaces")
-    return list(dict.fromkeys(found))
+    return skipped.conclude(len(paths))
 
 
 def predict(
@@ -127,24 +91,11 @@ def predict(
     Yields:
         A prediction for each readable image, in order.
     """
-    settings = trained.data
-    in_chans = settings["in_chans"]
-    names = ("img_size", "in_chans", "mean", "std", "interpolation", "crop_pct", "resize")
-    transform = eval_transform(**{name: settings[name] for name in names})
-    for first in range(0, len(paths), options.batch_size):
-        batch: list[tuple[Path, Tensor]] = []
-        for path in paths[first : first + options.batch_size]:
-            try:
-                batch.append((path, transform(load_image(path, in_chans))))
-            except (UserError, OSError) as error:
-                report(path, str(error))
-        if not batch:
-            continue
-        images = torch.stack([image for _, image in batch]).to(device)
+    for batch, images in read_batches(trained, paths, options.batch_size, report):
         with torch.inference_mode(), autocast(device, options.precision):
-            answer = trained.model(images)
+            answer = trained.model(images.to(device))
         logits = answer[-1] if isinstance(answer, tuple) else answer  # of several exits the last
-        yield from _name(trained, [path for path, _ in batch], logits.float().softmax(dim=1), options.top)
+        yield from _name(trained, batch, logits.float().softmax(dim=1), options.top)
 
 
 def _name(trained: TrainedModel, paths: list[Path], probabilities: Tensor, top: int) -> Iterator[Prediction]:

@@ -1,4 +1,4 @@
-"""How a finished model runs: images leave a model with exits as soon as it is confident enough."""
+"""What runs models rather than trains them: early exit, and where a model looks."""
 
 from vitfast.inference.calibrate_exits import calibrate_exits
 from vitfast.inference.early_exit import EarlyExit

@@ -18,6 +18,9 @@ class Attention(nn.Module):
         attention_drop_rate: dropout of the softmax probabilities.
     """
 
+    # the operator; who reads attention maps gives an instance one that keeps them (vitfast.inference.attention_maps)
+    attend = staticmethod(ops.attention_packed)
+
     def __init__(
         self,
         dim: int,
@@ -38,5 +41,5 @@ class Attention(nn.Module):
         """Attends over the tokens of ``x`` ``[B, N, C]``; returns ``[B, N, C]``."""
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # [B, N, 3, H, D]
         dropout_p = self.attention_drop_rate if self.training else 0.0
-        out = ops.attention_packed(qkv, dropout_p=dropout_p)  # [B, N, H, D]
+        out = self.attend(qkv, dropout_p=dropout_p)  # [B, N, H, D]
         return self.proj_drop(self.proj(out.flatten(-2)))  # [B, N, C]

@@ -39,6 +39,9 @@ class GatedPositionalAttention(nn.Module):
         locality_dim: how often each of the three positional features is repeated, see ``positional_probabilities``.
     """
 
+    # the operator of the content's attention, exchangeable as in ``Attention``
+    attend = staticmethod(ops.attention)
+
     def __init__(
         self,
         dim: int,
@@ -74,17 +77,22 @@ class GatedPositionalAttention(nn.Module):
         grid_size = math.isqrt(x.shape[1])
         if grid_size**2 != x.shape[1]:
             raise ValueError(f"x must hold a square grid of patches, [B, G * G, C], got shape {list(x.shape)}")
-        probabilities_2HGG = positional_probabilities(self.pos_proj.weight, self.pos_proj.bias, grid_size)
         q_BHND, k_BHND = self.qk(x).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         v_BNHD = self.v(x).unflatten(-1, (self.num_heads, -1))
         if self.training and self.attention_drop_rate:
-            out_BNHD = self._attend_with_dropout(q_BHND, k_BHND, v_BNHD, probabilities_2HGG)
+            out_BNHD = self._attend_with_dropout(q_BHND, k_BHND, v_BNHD)
         else:
-            content_BNHD = ops.attention(q_BHND, k_BHND, v_BNHD.transpose(1, 2)).transpose(1, 2)
-            positional_BNHD = attend_by_position(probabilities_2HGG, v_BNHD)
+            content_BNHD = self.attend(q_BHND, k_BHND, v_BNHD.transpose(1, 2)).transpose(1, 2)
+            positional_BNHD = attend_by_position(self._positional_probabilities(grid_size), v_BNHD)
             gate_H1 = torch.sigmoid(self.gating_param)[:, None].to(content_BNHD.dtype)
             out_BNHD = torch.lerp(content_BNHD, positional_BNHD, gate_H1)
         return self.proj_drop(self.proj(out_BNHD.flatten(-2)))
+
+    def blend(self, content_BHNN: Tensor) -> Tensor:
+        """Blends the content's attention ``[B, H, N, N]`` with that by position, to the attention of the layer."""
+        positional_HNN = positional_map(self._positional_probabilities(math.isqrt(content_BHNN.shape[-1])))
+        gate_H11 = torch.sigmoid(self.gating_param)[:, None, None].to(content_BHNN.dtype)
+        return torch.lerp(content_BHNN, positional_HNN.to(content_BHNN.dtype), gate_H11)
 
     @torch.no_grad()
     def initialize_locality(self, strength: float) -> None:
@@ -108,11 +116,10 @@ class GatedPositionalAttention(nn.Module):
             features_H3L[head, 2] = -1.0
         self.pos_proj.weight *= strength
 
-    def _attend_with_dropout(
-        self, q_BHND: Tensor, k_BHND: Tensor, v_BNHD: Tensor, probabilities_2HGG: Tensor
-    ) -> Tensor:
+    def _positional_probabilities(self, grid_size: int) -> Tensor:
+        return positional_probabilities(self.pos_proj.weight, self.pos_proj.bias, grid_size)
+
+    def _attend_with_dropout(self, q_BHND: Tensor, k_BHND: Tensor, v_BNHD: Tensor) -> Tensor:
         content_BHNN = ((q_BHND * q_BHND.shape[-1] ** -0.5) @ k_BHND.transpose(-2, -1)).softmax(-1)
-        positional_HNN = positional_map(probabilities_2HGG).to(content_BHNN.dtype)
-        gate_H11 = torch.sigmoid(self.gating_param)[:, None, None].to(content_BHNN.dtype)
-        attention_BHNN = F.dropout(torch.lerp(content_BHNN, positional_HNN, gate_H11), self.attention_drop_rate)
+        attention_BHNN = F.dropout(self.blend(content_BHNN), self.attention_drop_rate)
         return (attention_BHNN @ v_BNHD.transpose(1, 2)).transpose(1, 2)

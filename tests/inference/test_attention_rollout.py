@@ -1,0 +1,95 @@
+"""Attention rollout against its recipe, step by step in numpy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import vitfast
+from vitfast.inference.attention_maps import attention_maps
+from vitfast.inference.attention_rollout import attention_rollout
+
+
+def random_maps(tokens: list[int], heads: int = 3, batch: int = 2) -> list[Tensor]:
+    return [(3 * torch.randn(batch, heads, size, size, dtype=torch.float64)).softmax(-1) for size in tokens]
+
+
+def plain_rollout(layers: list[np.ndarray]) -> np.ndarray:
+    """Of one image, layers [H, N, N]: mean over heads, plus the identity, rows renormalised, multiplied from the left.
+
+    This is the recipe of the visualisation of jeonsworld's ViT-pytorch.
+    """
+    joint = np.eye(layers[0].shape[-1])
+    for layer in layers:
+        mean = np.mean(layer, axis=0)
+        mean = mean + np.eye(len(mean))
+        mean = mean / mean.sum(axis=1)[:, None]
+        joint = np.matmul(mean, joint)
+    return joint
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_recipe(depth: int) -> None:
+    maps = random_maps([10] * depth)
+    rollout = attention_rollout(maps)
+    for image in range(2):
+        expected = plain_rollout([layer[image].numpy() for layer in maps])
+        np.testing.assert_allclose(rollout[image].numpy(), expected, rtol=1e-12)
+    torch.testing.assert_close(rollout.sum(-1), torch.ones(2, 10, dtype=torch.float64))
+
+
+def test_tokens_that_join_stand_aside_until_then() -> None:
+    """As if they had been there from the beginning, in layers where they look at themselves and no one at them."""
+    maps = random_maps([9, 9, 10, 12, 12])
+    padded = []
+    for layer in maps:
+        joining = 12 - layer.shape[-1]
+        whole = torch.eye(12, dtype=torch.float64).repeat(2, 3, 1, 1)
+        whole[:, :, joining:, joining:] = layer
+        padded.append(whole)
+    rollout = attention_rollout(maps)
+    torch.testing.assert_close(rollout, attention_rollout(padded))
+    torch.testing.assert_close(rollout.sum(-1), torch.ones(2, 12, dtype=torch.float64))
+
+
+def test_of_a_convit() -> None:
+    model = vitfast.create_model("convit_tiny", depth=3, local_up_to_layer=2, img_size=32, num_classes=5)
+    first, second, last = attention_maps(model, torch.randn(1, 3, 32, 32))
+    patches = plain_rollout([first[0].numpy(), second[0].numpy()])
+    with_class_token = np.zeros((5, 5))
+    with_class_token[0, 0] = 1
+    with_class_token[1:, 1:] = patches
+    expected = plain_rollout([last[0].numpy()]) @ with_class_token
+    rollout = attention_rollout([first, second, last])
+    assert rollout.dtype == torch.float32
+    np.testing.assert_allclose(rollout[0].numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_heads_may_be_averaged_before() -> None:
+    maps = random_maps([5, 5])
+    averaged = [layer.mean(1, keepdim=True) for layer in maps]
+    torch.testing.assert_close(attention_rollout(averaged), attention_rollout(maps))
+
+
+def test_half_precision_is_summed_in_float32() -> None:
+    maps = random_maps([197] * 4, heads=2, batch=1)
+    rollout = attention_rollout([layer.bfloat16() for layer in maps])
+    assert rollout.dtype == torch.float32
+    assert (rollout.double() - attention_rollout(maps)).abs().max() < 2e-3
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ([], "at least one layer, got none"),
+        ([(2, 5, 5)], r"maps\[0\] must have shape \[B, H, N, N\], got \[2, 5, 5\]"),
+        ([(1, 2, 5, 5), (1, 2, 5, 6)], r"maps\[1\] must have shape"),
+        ([(1, 2, 5, 5), (1, 2, 4, 4)], r"maps\[1\] has shape \[1, 2, 4, 4\], .* no token may get lost"),
+        ([(1, 2, 5, 5), (3, 2, 5, 5)], r"maps\[1\] has shape \[3, 2, 5, 5\], .* of the same images"),
+    ],
+)
+def test_maps_that_do_not_fit(shapes: list[tuple[int, ...]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        attention_rollout([torch.ones(shape) for shape in shapes])
