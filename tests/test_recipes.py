@@ -103,6 +103,7 @@ def test_two_steps(recipe: str, tmp_path: Path, folder: Path, prepared: Path, re
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert [line["split"] for line in lines] == ["train", "val", "test"]
     assert all(line["step"] == 2 and np.isfinite(line["loss"]) for line in lines)
+    assert all(len(line.get("exits", [])) == (3 if "dvt" in recipe else 0) for line in lines)
     checkpoint = latest_checkpoint(run_dir)
     assert checkpoint is not None
     assert load_state(checkpoint)["step"] == 2
@@ -134,7 +135,7 @@ def test_resisc45_from_the_archive_to_the_answer(
     assert [row["class"] for row in report["per_class"]] == list(CLASSES)
 
     picture = prepared / "images" / "beach" / "beach_001.jpg"
-    assert predict.main([f"checkpoint={student}", f"images={picture}", "output=json"]) == 0
+    assert predict.main([f"checkpoint={student}", f"images={picture}", "output=jsonl"]) == 0
     assert json.loads(capsys.readouterr().out)["classes"][0] == "beach"
 
 

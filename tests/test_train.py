@@ -127,7 +127,7 @@ def test_the_commands_at_the_end_run(tmp_path, capsys, monkeypatch):
     ]
     run_dir = Path(commands[0][3].partition("=")[2])
     assert run_dir.parent == Path("runs")
-    assert run_dir.name.startswith("digits-")
+    assert run_dir.name.startswith("vit_digits-")
     from vitfast.evaluate import main as evaluate
     from vitfast.predict import main as predict
 

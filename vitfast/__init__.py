@@ -18,15 +18,33 @@ __path__ = pkgutil.extend_path(__path__, __name__)
 
 # public name -> the module that holds it
 _PUBLIC_NAMES = {
+    "EarlyExit": "vitfast.inference.early_exit",
+    "FP16_16Config": "vitfast.quantization.configs",
+    "FP16_32Config": "vitfast.quantization.configs",
+    "FixedConfig": "vitfast.quantization.configs",
+    "FloatConfig": "vitfast.quantization.configs",
     "FloatFormat": "vitfast.quantization.formats",
+    "Int8Config": "vitfast.quantization.configs",
     "LoadReport": "vitfast.api",
+    "QATConfig": "vitfast.quantization.qat_config",
+    "QuantizationReport": "vitfast.quantization.report",
+    "TF32Config": "vitfast.quantization.configs",
     "UserError": "vitfast.errors",
     "attention_maps": "vitfast.api",
     "attention_rollout": "vitfast.api",
     "build_info": "vitfast.ops.library",
+    "calibrate": "vitfast.quantization.calibrate",
+    "calibrate_exits": "vitfast.inference.calibrate_exits",
     "create_model": "vitfast.api",
+    "disable_fake_quantize": "vitfast.quantization.disable_fake_quantize",
     "list_models": "vitfast.api",
+    "load_quantized": "vitfast.quantization.quantized_file",
     "load_weights": "vitfast.api",
+    "quantization_record": "vitfast.quantization.record",
+    "quantization_report": "vitfast.quantization.report",
+    "quantize_": "vitfast.quantization.quantize",
+    "quantize_from_record": "vitfast.quantization.record",
+    "save_quantized": "vitfast.quantization.quantized_file",
     "save_weights": "vitfast.api",
 }
 

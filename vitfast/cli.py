@@ -17,6 +17,7 @@ VERBS = {
     "train": "train a model; without options: handwritten digits, about a minute",
     "prepare": "bring a data set into the layout that training reads",
     "evaluate": "measure a checkpoint: accuracy, calibration, a table by class",
+    "exits": "find the thresholds at which images leave a model with exits early",
     "predict": "name what images show",
     "visualize": "draw where a model looks in images",
     "benchmark": "measure how fast a model runs on this machine",

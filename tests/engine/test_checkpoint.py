@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
@@ -18,6 +19,7 @@ from vitfast.engine.checkpoint import (
     prune_checkpoints,
     read_manifest,
     resolve_checkpoint,
+    update_manifest,
     verify_checkpoint,
 )
 from vitfast.errors import UserError
@@ -107,6 +109,48 @@ def test_paths_that_hold_no_checkpoint_are_named(tmp_path):
         resolve_checkpoint(tmp_path / "checkpoint_000001")
     with pytest.warns(RuntimeWarning, match="passed over"), pytest.raises(UserError, match="none of its 1 checkpoints"):
         resolve_checkpoint(tmp_path)
+
+
+def test_a_manifest_is_updated_and_nothing_else(tmp_path):
+    path = save(tmp_path, 3)
+    before = {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in path.iterdir()}
+    update_manifest(path, {"exit_thresholds": [0.5, 0.0]})
+    manifest = verify_checkpoint(path)
+    assert manifest["exit_thresholds"] == [0.5, 0.0]
+    assert {**json.loads(before["manifest.json"][0]), "exit_thresholds": [0.5, 0.0]} == {
+        **manifest,
+        "manifest_sha256": json.loads(before["manifest.json"][0])["manifest_sha256"],
+    }
+    assert sorted(file.name for file in path.iterdir()) == sorted(FILES)
+    for name in set(FILES) - {"manifest.json"}:
+        assert ((path / name).read_bytes(), (path / name).stat().st_mtime_ns) == before[name]
+    update_manifest(path, {"exit_thresholds": None})
+    assert verify_checkpoint(path)["exit_thresholds"] is None
+
+
+def test_a_manifest_that_cannot_be_written_stays_as_it_was(tmp_path, monkeypatch):
+    path = save(tmp_path, 3)
+    before = (path / "manifest.json").read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    for call in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, full)
+            with pytest.raises(OSError, match="No space left"):
+                update_manifest(path, {"exit_thresholds": [0.5, 0.0]})
+        assert (path / "manifest.json").read_bytes() == before
+        assert sorted(file.name for file in path.iterdir()) == sorted(FILES)
+
+
+def test_a_damaged_manifest_is_not_updated(tmp_path):
+    path = save(tmp_path, 3)
+    text = (path / "manifest.json").read_text().replace('"epoch": 1', '"epoch": 2')
+    (path / "manifest.json").write_text(text)
+    with pytest.raises(CheckpointError, match="SHA-256"):
+        update_manifest(path, {"exit_thresholds": [0.5, 0.0]})
+    assert (path / "manifest.json").read_text() == text
 
 
 def test_the_module_needs_neither_torchvision_nor_matplotlib():

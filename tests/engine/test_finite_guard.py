@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
@@ -15,8 +18,8 @@ def loader() -> DataLoader:
     return DataLoader(TensorDataset(torch.arange(20)), batch_size=4, sampler=[*range(10, 20), *range(10)])
 
 
-def error(indices: list[int], **options) -> NonFiniteError:
-    return not_finite(torch.tensor(float("nan")), torch.tensor(1.0), step=7, epoch=2, indices=indices, **options)
+def error(indices: list[int], norm: float = 1.0, **options) -> NonFiniteError:
+    return not_finite(torch.tensor(float("nan")), torch.tensor(norm), step=7, epoch=2, indices=indices, **options)
 
 
 def test_the_step_and_the_images_are_named():
@@ -58,6 +61,32 @@ def test_a_bad_image_is_named_as_what_was_read_instead(tmp_path):
     dataset.set_epoch(5)
     (stand_in,) = {dataset.image_of(2)} - {2}
     assert batch_indices(loader, 0) == [0, 1, stand_in, 3]
+
+
+def test_all_is_written_down(tmp_path):
+    records = []
+
+    def write_down(record):
+        records.append(json.loads(json.dumps(record, allow_nan=False)))
+        return tmp_path / "non_finite.json"
+
+    indices = list(range(40, 60))
+    found = error(indices, norm=float("-inf"), file_of="{}.png".format, write_down=write_down)
+    assert re.search(r"no weight has changed\. .*non_finite.json lists the whole batch\. Look", str(found))
+    assert records == [
+        {
+            "step": 7,
+            "epoch": 2,
+            "loss": "nan",
+            "gradient_norm": "-inf",
+            "indices": indices,
+            "files": [f"{index}.png" for index in indices],
+        }
+    ]
+
+
+def test_what_could_not_be_written_down_is_not_promised():
+    assert "no weight has changed. Look" in str(error([1, 2], write_down=lambda record: None))
 
 
 def test_a_loader_without_batches_has_no_indices():

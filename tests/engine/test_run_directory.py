@@ -152,6 +152,15 @@ def test_the_log_goes_on_where_there_is_room_again(tmp_path):
     assert [line.split("  ", 1)[1] for line in (tmp_path / "log.txt").read_text().splitlines()] == ["first", "last"]
 
 
+def test_a_failure_that_cannot_be_written_down_is_only_reported(tmp_path, capsys):
+    run = RunDirectory.create(tmp_path, "digits")
+    assert run.write_non_finite({"step": 3}) == tmp_path / "non_finite.json"
+    with files_of_at_most(5):
+        assert run.write_non_finite({"step": 4}) is None
+    assert "non_finite.json could not be written: [Errno 27] File too large" in capsys.readouterr().err
+    assert json.loads((tmp_path / "non_finite.json").read_text()) == {"step": 3}
+
+
 def test_files_are_replaced_as_a_whole(tmp_path):
     run = RunDirectory.create(tmp_path, "digits")
     run.write_text("config.yaml", "old")

@@ -17,7 +17,8 @@ from support.tiny_run import RICH, TINY_RUN
 from support.training_server import living_processes
 from vitfast.engine.checkpoint import list_checkpoints, load_state
 
-OPTIONS = (*TINY_RUN, *RICH, "train.threads=1")
+# without rotating the images, which takes longer than all else
+OPTIONS = (*TINY_RUN, *(option for option in RICH if "affine" not in option), "train.threads=1")
 # What batch systems grant between SIGTERM and SIGKILL. Nothing is measured: it only has to end.
 GRACE_S = 30
 
@@ -51,7 +52,7 @@ def interrupted(tmp_path, training_server, undisturbed):
     return check
 
 
-@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("times", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_in_the_middle_of_an_epoch(interrupted, times):
     interrupted(Interruption("step", 3, times=times), step=3)
 
@@ -62,7 +63,7 @@ def test_during_the_evaluation(interrupted, batch, step):
     interrupted(Interruption("evaluation", batch), step=step)
 
 
-@pytest.mark.parametrize("flush", [1, *(pytest.param(flush, marks=pytest.mark.slow) for flush in (2, 3, 4, 5)), 6])
+@pytest.mark.parametrize("flush", [*(pytest.param(flush, marks=pytest.mark.slow) for flush in (1, 2, 3, 4, 5)), 6])
 def test_while_a_checkpoint_is_saved(interrupted, flush):
     """Four files, the folder, and the run's folder after the renaming: six flushes."""
     interrupted(Interruption("save", flush), step=6)
@@ -70,6 +71,18 @@ def test_while_a_checkpoint_is_saved(interrupted, flush):
 
 def test_again_while_the_checkpoint_of_the_first_one_is_saved(interrupted):
     interrupted(Interruption("step", 2), Interruption("save", 3), step=2)
+
+
+def test_whoever_does_not_want_to_wait(tmp_path, training_server, undisturbed):
+    """The second Ctrl+C, in the middle of saving: the checkpoint before is used."""
+    run_dir, interrupt = tmp_path / "run", Interruption("step", 9, number=signal.SIGINT)
+    again = Interruption("save", 6 + 3, number=signal.SIGINT)  # in the second checkpoint
+    assert training_server.run(tmp_path / "output", [*OPTIONS, f"run_dir={run_dir}"], interrupt, again) == 130
+    assert "interrupted" in (tmp_path / "output").read_text()
+    assert list_checkpoints(run_dir) == [run_dir / "checkpoint_000006"]
+    assert training_server.run(tmp_path / "resumed", [f"train.resume={run_dir}"]) == 0
+    assert differences(undisturbed, content(run_dir)) == []
+    assert not list(run_dir.glob(".*"))
 
 
 @pytest.mark.parametrize("to_group", [False, True])

@@ -22,6 +22,14 @@ def test_a_signal_sets_the_flag_and_the_exit_code(number, code):
         assert stop.name == number.name
 
 
+def test_only_ctrl_c_interrupts():
+    with StopSignal() as stop:
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.exit_code == 143
+
+
 def test_the_first_signal_counts():
     with StopSignal() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -29,9 +37,11 @@ def test_the_first_signal_counts():
         assert stop.exit_code == 143
 
 
-def test_a_second_ctrl_c_interrupts_at_once():
+@pytest.mark.parametrize("earlier", [[], [signal.SIGTERM]])
+def test_a_second_ctrl_c_interrupts_at_once(earlier):
     with StopSignal():
-        os.kill(os.getpid(), signal.SIGINT)
+        for number in (*earlier, signal.SIGINT):
+            os.kill(os.getpid(), number)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
 

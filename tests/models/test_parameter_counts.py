@@ -86,6 +86,18 @@ def test_googles_testing_model() -> None:
     assert count("vit_base_patch16_224", embed_dim=10, depth=1, num_heads=2, mlp_ratio=1.0) == 21_390
 
 
+@pytest.mark.parametrize(("name", "expected"), [("convit_small_plus", 48_982_312), ("convit_base_plus", 153_139_176)])
+def test_vissls_convit(name: str, expected: int) -> None:
+    assert count(name, locality_dim=10) == expected
+
+
+def test_vissls_pre_training_head() -> None:
+    """768-3072-1000, as its example on one GPU."""
+    trunk = count("vit_base_patch16_224", num_classes=0, qkv_bias=False)
+    head = 768 * 3072 + 3072 + 3072 * 1000 + 1000
+    assert count("vit_base_patch16_224", qkv_bias=False, head_hidden_dim=3072) == trunk + head
+
+
 def count_learning(name: str) -> int:
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in build_model(name).parameters() if parameter.requires_grad)
@@ -127,15 +139,3 @@ def test_exits_of_dvt(name: str, expected: list[int]) -> None:
     with torch.device("meta"):
         model = build_model(name)
     assert [sum(parameter.numel() for parameter in one.parameters()) for one in model.exits] == expected
-
-
-@pytest.mark.parametrize(("name", "expected"), [("convit_small_plus", 48_982_312), ("convit_base_plus", 153_139_176)])
-def test_vissls_convit(name: str, expected: int) -> None:
-    assert count(name, locality_dim=10) == expected
-
-
-def test_vissls_pre_training_head() -> None:
-    """768-3072-1000, as its example on one GPU."""
-    trunk = count("vit_base_patch16_224", num_classes=0, qkv_bias=False)
-    head = 768 * 3072 + 3072 + 3072 * 1000 + 1000
-    assert count("vit_base_patch16_224", qkv_bias=False, head_hidden_dim=3072) == trunk + head

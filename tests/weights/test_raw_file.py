@@ -166,6 +166,17 @@ def test_decompression_bomb(tmp_path: Path, name: str) -> None:
     assert peak < 1 << 20
 
 
+def test_weights_of_any_size_are_no_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitfast.weights.archive._HARMLESS_BYTES", 0)
+    weight = np.random.default_rng(0).standard_normal((100, 100), dtype=np.float32)
+    np.savez(tmp_path / "weights.npz", weight=weight)
+    assert read_raw_file(tmp_path / "weights.npz").tensors["weight"].shape == (100, 100)
+    np.savez_compressed(tmp_path / "weights.npz", weight=weight, zeroed=np.zeros_like(weight))
+    assert read_raw_file(tmp_path / "weights.npz").tensors["zeroed"].shape == (100, 100)
+    np.savez_compressed(tmp_path / "weights.npz", zeroed=np.zeros((1000, 1000)))
+    assert "decompression bomb" in refusal(tmp_path / "weights.npz")
+
+
 def test_zeros_that_compress_well_are_no_bomb(tmp_path: Path) -> None:
     np.savez_compressed(tmp_path / "zeros.npz", head=np.zeros((1000, 1000), dtype=np.float32))
     assert read_raw_file(tmp_path / "zeros.npz").tensors["head"].shape == (1000, 1000)

@@ -47,6 +47,17 @@ def test_builds_the_model_again(tmp_path: Path, fields: dict[str, Any]) -> None:
     assert os.listdir(tmp_path) == ["model.safetensors"]
 
 
+def test_the_files_fields_and_the_given_ones_together(tmp_path: Path) -> None:
+    """15 pixels are whole patches of the file's size, 3, though not of the architecture's, 2."""
+    path = tmp_path / "model.safetensors"
+    vitfast.save_weights(vitfast.create_model(NANO, patch_size=3, img_size=12), path)
+    assert vitfast.create_model(NANO, checkpoint=path, img_size=15).fields.grid_size == 5
+    with pytest.raises(UserError, match=r"img_size=14 is no multiple of patch_size=3; .* \(with the fields of .*model"):
+        vitfast.create_model(NANO, checkpoint=path, img_size=14)
+    with pytest.raises(UserError, match="unknown model field 'depht'; the nearest: depth"):
+        vitfast.create_model(NANO, checkpoint=path, depht=2)
+
+
 def test_torchvisions_classifiers_too(tmp_path: Path) -> None:
     model = vitfast.create_model("torchvision/squeezenet1_1", num_classes=3)
     vitfast.save_weights(model, tmp_path / "model.safetensors")

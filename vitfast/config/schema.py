@@ -153,7 +153,7 @@ class DistillConfig:
         None, "the teacher: a run, a checkpoint folder or a weights file of a model that knows the same classes"
     )
     teacher_name: str | None = option(
-        None, "name of the teacher's model, where distill.teacher is a file that does not say it: torchvision/resnet50"
+        None, "name of the teacher's model, where its file does not say it: torchvision/resnet50"
     )
     kind: str = option(
         "hard",

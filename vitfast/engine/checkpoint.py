@@ -16,6 +16,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,7 @@ def save_checkpoint(
         hashes = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
         record: dict[str, Any] = {"format_version": FORMAT_VERSION, "files": hashes, **manifest, "step": step}
         record["vitfast_version"] = __version__
-        record["manifest_sha256"] = _manifest_sha256(record)
-        (temporary / MANIFEST).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        (temporary / MANIFEST).write_text(_manifest_text(record), encoding="utf-8")
         for path in temporary.iterdir():
             flush_to_disk(path)
         flush_to_disk(temporary)
@@ -97,6 +97,30 @@ def save_checkpoint(
         raise
     _remove_litter(run_dir)
     return final
+
+
+def update_manifest(checkpoint: Path, changes: Mapping[str, Any]) -> None:
+    """Changes what a checkpoint's manifest says; a reader sees the old one or the new one. No other file is touched.
+
+    Args:
+        checkpoint: folder of the checkpoint.
+        changes: new values, by name.
+
+    Raises:
+        CheckpointError: if the manifest is missing, damaged or too new.
+        OSError: if it cannot be written; the old one is intact.
+    """
+    record = {**read_manifest_file(checkpoint), **changes}
+    temporary = checkpoint / f".{MANIFEST}.writing"
+    try:
+        temporary.write_text(_manifest_text(record), encoding="utf-8")
+        flush_to_disk(temporary)
+        os.replace(temporary, checkpoint / MANIFEST)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    flush_to_disk(checkpoint)
 
 
 def flush_to_disk(path: Path) -> None:
@@ -279,6 +303,12 @@ def _sha256(path: Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def _manifest_text(record: Mapping[str, Any]) -> str:
+    """The manifest as it stands in its file, with its own SHA-256 last."""
+    content = {key: value for key, value in record.items() if key != "manifest_sha256"}
+    return json.dumps({**content, "manifest_sha256": _manifest_sha256(content)}, indent=2) + "\n"
 
 
 def _manifest_sha256(manifest: Mapping[str, Any]) -> str:

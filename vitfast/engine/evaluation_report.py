@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch.utils.data import DataLoader
 
 from vitfast.config import DATASETS, DataConfig, load_config, option
-from vitfast.data import available_splits, build_dataset, build_loader
+from vitfast.data import ImageDataset, available_splits, build_dataset, build_loader
 from vitfast.engine.device import select_device
+from vitfast.engine.early_exit_report import EarlyExitReport, check_calibrated, measure_early_exit
 from vitfast.engine.evaluator import Evaluation, evaluate
 from vitfast.engine.run_directory import CONFIG
 from vitfast.engine.text_table import percent, text_table
@@ -45,6 +47,7 @@ class EvaluateOptions:
     split: str = option("test", "which images", choices=["train", "val", "test"])
     weights: str = option("auto", "auto: the averaged weights (EMA) if there are any", choices=list(WEIGHTS))
     output: str = option("table", "how the figures are printed", choices=["table", "json"])
+    early_exit: bool = option(False, "also measure early exit, with the thresholds of python -m vitfast.exits")
     precision: str = option("fp32", "arithmetic; bf16: autocast", choices=["fp32", "bf16"])
     device: str = option("auto", "auto: a GPU if there is one", choices=["auto", "cpu", "cuda"])
     threads: int | None = option(None, "CPU threads; null: torch's choice", minimum=1)
@@ -55,23 +58,17 @@ def evaluate_checkpoint(options: EvaluateOptions) -> str:
     """Measures a checkpoint and returns what is to be printed, a table or JSON.
 
     Raises:
-        UserError: if there is no valid checkpoint, no such split, or the images do not fit the model.
+        UserError: if there is no valid checkpoint, no such split, the images do not fit the model, or thresholds for
+            early exit are missing.
     """
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     device = select_device(options.device)
     trained = load_trained_model(options.checkpoint, weights=options.weights, device=device)
-    data = data_of_checkpoint(trained, options.data)
-    splits = available_splits(data)
-    if options.split not in splits:
-        raise UserError(f"split={options.split}: the data have none; use one of {', '.join(splits)}")
-    dataset = build_dataset(data, options.split, seed=0, augment=False)
-    if list(dataset.class_names) != trained.class_names:
-        raise UserError(
-            f"the data have the classes {_some(dataset.class_names)}, but the checkpoint knows "
-            f"{_some(trained.class_names)}; point data.root at data with the same class folders"
-        )
-    loader = build_loader(dataset, batch_size=data.batch_size, workers=data.workers, seed=0, epoch=0, shuffle=False)
+    if options.early_exit:
+        check_calibrated(trained)
+    loader = loader_of_split(trained, options.data, options.split)
+    images = len(cast(ImageDataset, loader.dataset))
     evaluation = evaluate(
         create_plain_task(trained.model),
         loader,
@@ -82,8 +79,35 @@ def evaluate_checkpoint(options: EvaluateOptions) -> str:
         detailed=True,
     )
     assert evaluation is not None  # nothing can stop it
+    early = None
+    if options.early_exit:
+        early = measure_early_exit(trained, loader, device=device, precision=options.precision)
     lay_out = as_json if options.output == "json" else as_table
-    return lay_out(trained, options, evaluation, len(dataset))
+    return lay_out(trained, options, evaluation, images, early)
+
+
+def loader_of_split(trained: TrainedModel, overrides: EvaluateDataOptions, split: str) -> DataLoader[Any]:
+    """Returns the batches of a split as a checkpoint reads images: all of them once, in order.
+
+    Args:
+        trained: what will be measured.
+        overrides: what the user gave.
+        split: ``train``, ``val`` or ``test``.
+
+    Raises:
+        UserError: if there is no such split, or its classes are not the checkpoint's.
+    """
+    data = data_of_checkpoint(trained, overrides)
+    splits = available_splits(data)
+    if split not in splits:
+        raise UserError(f"split={split}: the data have none; use one of {', '.join(splits)}")
+    dataset = build_dataset(data, split, seed=0, augment=False)
+    if list(dataset.class_names) != trained.class_names:
+        raise UserError(
+            f"the data have the classes {_some(dataset.class_names)}, but the checkpoint knows "
+            f"{_some(trained.class_names)}; point data.root at data with the same class folders"
+        )
+    return build_loader(dataset, batch_size=data.batch_size, workers=data.workers, seed=0, epoch=0, shuffle=False)
 
 
 def data_of_checkpoint(trained: TrainedModel, overrides: EvaluateDataOptions) -> DataConfig:
@@ -123,7 +147,13 @@ def confusions(evaluation: Evaluation, class_names: list[str]) -> list[tuple[str
     return sorted(pairs, key=lambda pair: -pair[2])
 
 
-def as_table(trained: TrainedModel, options: EvaluateOptions, evaluation: Evaluation, images: int) -> str:
+def as_table(
+    trained: TrainedModel,
+    options: EvaluateOptions,
+    evaluation: Evaluation,
+    images: int,
+    early: EarlyExitReport | None = None,
+) -> str:
     """Lays out the figures for people.
 
     Args:
@@ -131,6 +161,7 @@ def as_table(trained: TrainedModel, options: EvaluateOptions, evaluation: Evalua
         options: how.
         evaluation: the figures.
         images: of the split; those that could not be read are among them.
+        early: what early exit makes of them.
     """
     bad = images - evaluation.images
     measured = f"{evaluation.images:,} images" + (f" of {images:,}: {bad:,} cannot be read" if bad else "")
@@ -143,6 +174,7 @@ def as_table(trained: TrainedModel, options: EvaluateOptions, evaluation: Evalua
         ("loss", f"{evaluation.loss:.4f}"),
         ("calibration error (ECE)", percent(evaluation.calibration_error)),
         ("images/s", f"{evaluation.images_per_s:,.0f}"),
+        *(early.summary() if early is not None else ()),
     ]
     width = max(len(name) for name, _ in summary)
     lines = [
@@ -163,7 +195,13 @@ def as_table(trained: TrainedModel, options: EvaluateOptions, evaluation: Evalua
     return "\n".join(lines)
 
 
-def as_json(trained: TrainedModel, options: EvaluateOptions, evaluation: Evaluation, images: int) -> str:
+def as_json(
+    trained: TrainedModel,
+    options: EvaluateOptions,
+    evaluation: Evaluation,
+    images: int,
+    early: EarlyExitReport | None = None,
+) -> str:
     """The figures as one JSON object; what is undefined is null. The arguments are those of ``as_table``."""
     classes = per_class(evaluation, trained.class_names)
     return json.dumps(
@@ -176,6 +214,7 @@ def as_json(trained: TrainedModel, options: EvaluateOptions, evaluation: Evaluat
             "images": evaluation.images,
             "unreadable_images": images - evaluation.images,
             **evaluation.metrics(),
+            **({"early_exit": early.figures()} if early is not None else {}),
             "calibration_error": evaluation.calibration_error,
             "per_class": [{key: _json_number(value) for key, value in row.items()} for row in classes],
         },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
@@ -37,6 +38,7 @@ def not_finite(
     epoch: int,
     indices: Sequence[int],
     file_of: Callable[[int], str | None] = lambda index: None,
+    write_down: Callable[[dict[str, Any]], object] = lambda record: None,
 ) -> NonFiniteError:
     """Makes the error for a loss or gradient norm that is not finite, found before the optimizer's step.
 
@@ -47,6 +49,9 @@ def not_finite(
         epoch: counted from 1.
         indices: the images that it came from; [] if unknown.
         file_of: names the file of an image, or None if it has none.
+        write_down: keeps the full record of the failure and returns the file that it is in, or None. The record holds
+            ``step``, ``epoch``, ``loss``, ``gradient_norm`` (a number, or ``"nan"``, ``"inf"``, ``"-inf"``),
+            ``indices`` of the batch's images in the training split and their ``files`` ([] if it is not made of files).
 
     Returns:
         The error, which names the step and the images, with their files where the data set knows them.
@@ -55,9 +60,13 @@ def not_finite(
     images = f" on images {_shorten(indices)} of the train split" if indices else ""
     files = [file for file in map(file_of, indices) if file is not None]
     named = f" ({_shorten(files)})" if files else ""
+    record = {"step": step, "epoch": epoch, "loss": _plain(loss), "gradient_norm": _plain(gradient_norm)}
+    kept = write_down({**record, "indices": list(indices), "files": files})
+    listed = f" {kept} lists the whole batch." if kept is not None and indices else ""
     return NonFiniteError(
         f"not finite at step {step}, epoch {epoch}: {values}{images}{named}. Training stopped before the update: "
-        "no weight has changed. Look at the images, or try a lower optim.lr, optim.clip_grad=1.0, train.precision=fp32",
+        f"no weight has changed.{listed} Look at the images, or try a lower optim.lr, optim.clip_grad=1.0, "
+        "train.precision=fp32",
         step,
         indices,
     )
@@ -72,6 +81,12 @@ def batch_indices(loader: DataLoader[Any], batch: int) -> list[int]:
         return []
     image_of = loader.image_of if isinstance(loader, ImageLoader) else int
     return [image_of(sample) for sample in next(islice(iter(loader.batch_sampler), batch, None), [])]
+
+
+def _plain(value: Tensor) -> float | str:
+    """A number as JSON can hold it."""
+    number = float(value.detach())
+    return number if math.isfinite(number) else str(number)
 
 
 def _shorten(items: Sequence[Any]) -> str:

@@ -14,10 +14,11 @@ from typing import Any, BinaryIO
 from vitfast.errors import UserError
 
 CONFIG, ENVIRONMENT, METRICS, LOG, CURVES = "config.yaml", "environment.json", "metrics.jsonl", "log.txt", "curves.png"
+NON_FINITE = "non_finite.json"
 
 
 class RunDirectory:
-    """``config.yaml``, ``environment.json``, ``metrics.jsonl`` and ``log.txt`` of one run.
+    """``config.yaml``, ``environment.json``, ``metrics.jsonl`` and ``log.txt`` of one run, and ``non_finite.json``.
 
     Make one with ``create`` (a new run) or ``reopen`` (a run that goes on).
 
@@ -122,6 +123,19 @@ class RunDirectory:
             content = environment
         self.write_text(ENVIRONMENT, json.dumps(content, indent=2) + "\n")
 
+    def write_non_finite(self, record: dict[str, Any]) -> Path | None:
+        """Writes ``non_finite.json``: the step that could not be done, and the images that it was about.
+
+        Returns:
+            The file, or None if it could not be written.
+        """
+        try:
+            self.write_text(NON_FINITE, json.dumps(record, indent=2) + "\n")
+        except OSError as error:
+            self.log(f"warning: {NON_FINITE} could not be written: {error}")
+            return None
+        return self.path / NON_FINITE
+
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Appends a line to ``metrics.jsonl``; a value that is not finite becomes null, as JSON has no NaN.
 
@@ -195,6 +209,10 @@ class FollowedRun(RunDirectory):
 
     def write_environment(self, environment: dict[str, Any]) -> None:
         """Does nothing."""
+
+    def write_non_finite(self, record: dict[str, Any]) -> Path | None:
+        """Names the file, which the main rank writes with the images of all of them."""
+        return self.path / NON_FINITE
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Does nothing."""

@@ -23,6 +23,7 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.number: int | None = None
+        self._interrupted = False
         self._previous: dict[int, Any] = {}
 
     def __bool__(self) -> bool:
@@ -44,8 +45,9 @@ class StopSignal:
             self.number = int(number)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.number == signal.SIGINT:
+        if number == signal.SIGINT and self._interrupted:
             raise KeyboardInterrupt
+        self._interrupted |= number == signal.SIGINT
         self.request(number)
 
     def __enter__(self) -> StopSignal:

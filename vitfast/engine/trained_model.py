@@ -48,6 +48,11 @@ class TrainedModel:
         """How images are read, from the manifest; one without ``resize`` is from when there was only ``short_side``."""
         return {"resize": "short_side", **self.manifest["data"]}
 
+    @property
+    def exit_thresholds(self) -> list[float] | None:
+        """The thresholds at which images leave the model's exits; None where they have not been calibrated."""
+        return self.manifest.get("exit_thresholds")
+
     def describe(self) -> str:
         """One line for people."""
         kind = "averaged weights (EMA)" if self.weights == "ema" else "plain weights"

@@ -240,6 +240,7 @@ class Trainer:
                 epoch=state.epoch + 1,
                 indices=[index for of_rank in self.ranks.gather(indices) for index in of_rank],
                 file_of=self.data.train.path,
+                write_down=self.run.write_non_finite,
             )
         state.skipped_in_a_row = state.skipped_in_a_row + 1 if overflows else 0
         return bool(overflows)

@@ -60,11 +60,11 @@ class DVT(ImageModel):
         self, state: dict[str, Tensor], position_interpolation: PositionInterpolation | None = None
     ) -> list[str]:
         """Resamples every exit's position embeddings, by default as the field says."""
-        how = position_interpolation or self.fields.position_interpolation
+        interpolation = position_interpolation or self.fields.position_interpolation
         resized = []
         for index in range(self.num_exits):
             key = f"exits.{index}.pos_embed"
-            resized += resize_positions(state, key, self.get_parameter(key), how)
+            resized += resize_positions(state, key, self.get_parameter(key), interpolation)
         return resized
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:

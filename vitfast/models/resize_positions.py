@@ -33,6 +33,8 @@ def resize_positions(
     saved = state.get(key)
     if saved is None or saved.shape == own.shape:
         return []
+    if saved.dim() != 3 or saved.shape[::2] != own.shape[::2]:
+        return []  # other channels: the weights of another architecture
     grid_size = math.isqrt(own.shape[1] - num_prefix_tokens)
     try:
         state[key] = resize_position_embedding(

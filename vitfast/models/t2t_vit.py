@@ -71,8 +71,8 @@ class T2TViT(ImageModel):
         self, state: dict[str, Tensor], position_interpolation: PositionInterpolation | None = None
     ) -> list[str]:
         """Resamples the position embeddings of another image size, by default as the field says."""
-        how = position_interpolation or self.fields.position_interpolation
-        return resize_positions(state, "pos_embed", self.pos_embed, how)
+        interpolation = position_interpolation or self.fields.position_interpolation
+        return resize_positions(state, "pos_embed", self.pos_embed, interpolation)
 
     def forward(self, images: Tensor) -> Tensor:
         """Classifies images.

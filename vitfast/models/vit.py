@@ -7,9 +7,10 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from vitfast.layers import Block, LayerNorm, PatchEmbed, resize_position_embedding
+from vitfast.layers import Block, LayerNorm, PatchEmbed
 from vitfast.layers.position_embedding import PositionInterpolation
 from vitfast.models.image_model import ImageModel
+from vitfast.models.resize_positions import resize_positions
 from vitfast.models.vit_fields import ViTFields
 
 
@@ -66,21 +67,13 @@ class VisionTransformer(ImageModel):
         self, state: dict[str, Tensor], position_interpolation: PositionInterpolation | None = None
     ) -> list[str]:
         """Resamples the position embeddings of another image size, by default as the field says."""
-        positions = state.get("pos_embed")
-        if positions is None or positions.shape == self.pos_embed.shape:
-            return []
-        if positions.dim() != 3 or positions.shape[::2] != self.pos_embed.shape[::2]:
-            return []  # other channels: the weights of another architecture
-        try:
-            state["pos_embed"] = resize_position_embedding(
-                positions,
-                self.fields.grid_size,
-                num_prefix_tokens=self.fields.num_prefix_positions,
-                interpolation=position_interpolation or self.fields.position_interpolation,
-            )
-        except ValueError:
-            return []  # no square grid of patches: the weights of another kind of model
-        return ["pos_embed"]
+        return resize_positions(
+            state,
+            "pos_embed",
+            self.pos_embed,
+            position_interpolation or self.fields.position_interpolation,
+            num_prefix_tokens=self.fields.num_prefix_positions,
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """Classifies images.

@@ -59,7 +59,8 @@ def architectures_like(checkpoint: Checkpoint) -> list[str]:
     """Lists the architectures that have the sizes of a ViT checkpoint; if none has its image size, of any."""
     if not {"embed_dim", "depth"} <= checkpoint.fields.keys():
         return []
-    vits = {name: fields for name, fields in ARCHITECTURES.items() if isinstance(fields, ViTFields)}
+    # a ConViT has these sizes too, but other keys
+    vits = {name: fields for name, fields in ARCHITECTURES.items() if type(fields) is ViTFields}
     for names in (NAMED_FIELDS, NAMED_FIELDS[:-1]):
         alike = [name for name, fields in vits.items() if not differing_fields(checkpoint, fields, names)]
         if alike:

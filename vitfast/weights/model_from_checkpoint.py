@@ -45,20 +45,20 @@ def model_from_checkpoint(
     Raises:
         UserError: the checkpoint is damaged, refused or of no known kind, or does not fit the name and fields.
     """
-    # before the file, which may be large, is read
-    models = None if name is None else type(resolve_fields(name, **given_fields))
+    models = None if name is None else type(resolve_fields(name))
     checkpoint = read_checkpoint(path, models, model_name=name)
     name = _agreed_name(name, checkpoint)
     adopted = {field: value for field, value in checkpoint.adopted_fields.items() if field not in given_fields}
     if "num_classes" not in given_fields:
-        adopted |= _number_of_classes(name, checkpoint)
+        adopted |= _number_of_classes(name, checkpoint, given_fields)
+    all_fields = {**adopted, **given_fields}
     try:
-        fields = resolve_fields(name, **{**adopted, **given_fields})
+        fields = resolve_fields(name, **all_fields)
     except UserError as error:
-        raise UserError(f"{checkpoint.path}: {error}") from error
+        raise UserError(f"{error} (with the fields of {checkpoint.path})") from error
     _check(name, checkpoint, fields, given_fields)
 
-    model = build_model(name, **{**adopted, **given_fields})
+    model = build_model(name, **all_fields)
     report = fill_model(
         model, checkpoint, may_resize="img_size" in given_fields, may_replace_head="num_classes" in given_fields
     )
@@ -88,12 +88,12 @@ def _agreed_name(name: str | None, checkpoint: Checkpoint) -> str:
     return checkpoint.name
 
 
-def _number_of_classes(name: str, checkpoint: Checkpoint) -> dict[str, int]:
+def _number_of_classes(name: str, checkpoint: Checkpoint, given_fields: Mapping[str, Any]) -> dict[str, int]:
     """Reads it off the head, which a model without weights names, where the checkpoint's fields do not tell it."""
     if checkpoint.name is not None or "num_classes" in checkpoint.fields or checkpoint.head_input is not None:
         return {}
     with torch.device("meta"):
-        model = build_model(name, **checkpoint.adopted_fields)
+        model = build_model(name, **{**checkpoint.adopted_fields, **given_fields})
     head = model.own_keys(checkpoint.state).get(f"{model.head_prefixes[0]}weight")
     return {} if head is None or head.dim() == 0 else {"num_classes": len(head)}
 

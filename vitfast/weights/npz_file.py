@@ -32,7 +32,7 @@ def read_npz_file(path: Path) -> dict[str, Tensor]:
             try:
                 with archive.open(member) as file:
                     tensors[name] = _to_tensor(_read_array(file, member.file_size))
-            except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError) as error:
+            except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, TypeError, RuntimeError) as error:
                 raise UserError(f"{path}: array {name} cannot be read: {error}; nothing in it was executed") from error
     return tensors
 

@@ -49,7 +49,7 @@ def read_raw_file(path: Path) -> RawFile:
     raw = _reader(path)(path)
     for key, tensor in raw.tensors.items():
         _check_tensor(path, key, tensor)
-    return replace(raw, tensors=_without_prefixes(raw.tensors))
+    return replace(raw, tensors=_without_prefixes({key: tensor.detach() for key, tensor in raw.tensors.items()}))
 
 
 def _reader(path: Path) -> Callable[[Path], RawFile]:

@@ -1,0 +1,119 @@
+"""A converted model on the disk: small, and the same bits again; the record finds the format again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import vitfast
+from support.subprocesses import run_python
+from vitfast import (
+    FixedConfig,
+    FloatConfig,
+    FloatFormat,
+    FP16_16Config,
+    FP16_32Config,
+    Int8Config,
+    QATConfig,
+    TF32Config,
+    UserError,
+)
+from vitfast.models import ImageModel
+from vitfast.quantization.configs import QuantizationConfig
+
+CASES = [
+    (FP16_16Config(), 0.60),
+    (FP16_32Config(numerics="qtorch"), 0.60),
+    (TF32Config(), 1.05),
+    (FloatConfig("fp8_e4m3fn"), 0.35),
+    (FloatConfig("fp4_e2m1"), 0.35),
+    (FixedConfig(11, 8), 0.60),
+    (Int8Config(), 0.40),
+    (Int8Config("calibrated"), 0.40),
+]
+
+
+@pytest.mark.parametrize(("config", "share"), CASES, ids=lambda value: repr(value)[:60])
+def test_the_file_is_small_and_gives_the_same_bits(
+    model: ImageModel, images: Tensor, config: QuantizationConfig, share: float, tmp_path: Path
+) -> None:
+    vitfast.save_weights(model, tmp_path / "float32.safetensors")
+    vitfast.quantize_(model, config)
+    vitfast.calibrate(model, [images])
+    vitfast.save_quantized(model, tmp_path / "small.safetensors")
+    loaded = vitfast.load_quantized(tmp_path / "small.safetensors")
+    assert torch.equal(loaded(images), model(images))
+    for (key, tensor), other in zip(model.state_dict().items(), loaded.state_dict().values(), strict=True):
+        assert torch.equal(tensor, other), key
+    assert vitfast.quantization_record(loaded) == vitfast.quantization_record(model)
+    sizes = [(tmp_path / name).stat().st_size for name in ("small.safetensors", "float32.safetensors")]
+    assert sizes[0] < share * sizes[1]
+
+
+def test_a_fresh_process_computes_the_same(model: ImageModel, images: Tensor, tmp_path: Path) -> None:
+    vitfast.quantize_(model, Int8Config())
+    path = tmp_path / "model.safetensors"
+    vitfast.save_quantized(model, path)
+    torch.save((images, model(images)), tmp_path / "sample.pt")
+    program = (
+        "import torch, vitfast\n"
+        f"images, expected = torch.load({str(tmp_path / 'sample.pt')!r})\n"
+        f"assert torch.equal(vitfast.load_quantized({str(path)!r})(images), expected)\n"
+    )
+    result = run_python("-c", program)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("config", [FP16_16Config(clip_gradients=True), Int8Config("calibrated")], ids=repr)
+@pytest.mark.parametrize("step", ["prepare", "convert"])
+def test_the_record_makes_the_same_model(
+    model: ImageModel, images: Tensor, config: QuantizationConfig, step: str
+) -> None:
+    state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    other_format = FloatConfig(FloatFormat.ieee(4, 5), round_results=True)
+    vitfast.quantize_(model, QATConfig(config), overrides={"head": None, "blocks.0.*": other_format})
+    vitfast.calibrate(model, [images])
+    if step == "convert":
+        vitfast.quantize_(model, QATConfig(step="convert"))
+    record = json.loads(json.dumps(vitfast.quantization_record(model)))
+    fresh = vitfast.create_model("vit_nano_patch2_8", depth=2, num_classes=5).eval()
+    assert vitfast.quantization_record(fresh) is None
+    vitfast.quantize_from_record(fresh, record)
+    fresh.load_state_dict(state)
+    assert torch.equal(fresh(images), model(images))
+
+
+def test_errors(model: ImageModel, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    with pytest.raises(UserError, match="writes converted models"):
+        vitfast.save_quantized(model, path)
+    vitfast.save_weights(model, path)
+    with pytest.raises(UserError, match="not written by"):
+        vitfast.load_quantized(path)
+    with pytest.raises(UserError, match="is no file"):
+        vitfast.load_quantized(tmp_path / "absent.safetensors")
+    vitfast.quantize_(model, FP16_16Config())
+    with pytest.raises(UserError, match=r"must end in \.safetensors"):
+        vitfast.save_quantized(model, tmp_path / "model.bin")
+    vitfast.save_quantized(model, path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match="no whole safetensors file"):
+        vitfast.load_quantized(path)
+
+
+def test_damaged_records(model: ImageModel) -> None:
+    record = {"format_version": 1, "converted": False, "configs": [], "activation_ranges": {}}
+    wrong: list[tuple[object, str]] = [
+        ("FP16_16", "format version"),
+        ({**record, "format_version": 2}, "format version 1"),
+        ({"format_version": 1}, "damaged"),
+        ({**record, "configs": [{"config": {"name": "FP12"}, "modules": ["head"]}]}, "unknown quantization 'FP12'"),
+        ({**record, "configs": [{"config": {"name": "Int8Config"}, "modules": ["tail"]}]}, "no module tail"),
+    ]
+    for damaged, message in wrong:
+        with pytest.raises(UserError, match=message):
+            vitfast.quantize_from_record(model, damaged)  # type: ignore[arg-type]

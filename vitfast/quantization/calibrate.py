@@ -1,0 +1,69 @@
+"""Observing the ranges of activations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitfast.errors import UserError
+from vitfast.quantization.disable_fake_quantize import quantization_mode
+from vitfast.quantization.quantize import quantized_modules
+
+
+def calibrate(model: nn.Module, loader: Iterable[Any], *, batches: int = 10) -> int:
+    """Observes the activations of a quantized model, in evaluation mode and without rounding.
+
+    Only ``Int8Config(activations="calibrated")`` needs it; without such layers nothing is run. A second call widens the
+    ranges of the first.
+
+    Args:
+        model: quantized, prepared or converted.
+        loader: yields images ``[B, C, height, width]``, or tuples or lists that begin with them.
+        batches: how many of the loader's batches are used, at least 1.
+
+    Returns:
+        The number of layers that were calibrated.
+
+    Raises:
+        UserError: the model is not quantized, ``batches`` is below 1, or the loader is empty.
+    """
+    if batches < 1:
+        raise UserError(f"batches must be at least 1; got {batches}")
+    with quantization_mode(model, "observe"):
+        observed = [m for m in quantized_modules(model).values() if hasattr(m, "activation_range")]
+        if not observed:
+            return 0
+        was_training = [(module, module.training) for module in model.modules()]
+        model.eval()
+        try:
+            with torch.no_grad():
+                count = 0
+                for batch in islice(loader, batches):
+                    model(images_of(batch, model))
+                    count += 1
+        finally:
+            for module, training in was_training:
+                module.training = training
+    if not count:
+        raise UserError("loader yields no batch to calibrate with")
+    for layer in observed:
+        layer.quantization.calibrated = True
+    return len(observed)
+
+
+def images_of(batch: Any, model: nn.Module) -> Tensor:
+    """Takes the images from a loader's batch and moves them to the model's device.
+
+    Raises:
+        UserError: there are none.
+    """
+    images = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+    if not isinstance(images, Tensor):
+        raise UserError(
+            f"loader must yield images [B, C, height, width], alone or first in a tuple; got {type(batch).__name__}"
+        )
+    return images.to(next(model.parameters()).device)

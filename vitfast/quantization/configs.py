@@ -1,0 +1,189 @@
+"""The configurations of ``vitfast.quantize_``: small frozen data, named after the numerics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from vitfast.errors import UserError
+from vitfast.quantization.arithmetic import Arithmetic, RoundedArithmetic
+from vitfast.quantization.formats import FloatFormat
+from vitfast.quantization.int8_arithmetic import Int8Arithmetic
+from vitfast.quantization.quantize_fixed import check_fixed_lengths
+from vitfast.quantization.rounders import FixedRounder, FloatRounder
+
+Numerics = Literal["ieee", "qtorch"]
+Semantics = Literal["documented", "legacy_convert"]
+Activations = Literal["dynamic", "calibrated"]
+
+_FORMAT_NAMES = ("fp16", "bf16", "tf32", "fp8_e4m3fn", "fp8_e5m2", "fp6_e3m2", "fp6_e2m3", "fp4_e2m1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizationConfig:
+    """What all configurations share.
+
+    Attributes:
+        clip_gradients: whether what lies beyond the largest value gets no gradient in quantization-aware training;
+            otherwise every gradient passes straight through.
+    """
+
+    clip_gradients: bool = False
+
+    def arithmetic(self) -> Arithmetic:
+        """Makes what the layers compute with."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RoundingConfig(QuantizationConfig):
+    """Of formats that every operand is rounded to.
+
+    Attributes:
+        semantics: ``"documented"``: activations are rounded before and after conversion; ``"legacy_convert"``: after
+            it only the results of residual and embedding additions are, which is what myrtle-vision evaluates.
+    """
+
+    semantics: Semantics = "documented"
+
+    def __post_init__(self) -> None:
+        _check_choice("semantics", self.semantics, Semantics)
+        _check_choice("numerics", getattr(self, "numerics", "ieee"), Numerics)
+
+
+@dataclass(frozen=True)
+class FP16_16Config(_RoundingConfig):
+    """Operands and stored results of linear layers, LayerNorms and additions in fp16; products accumulate in float32.
+
+    Attributes:
+        numerics: ``"ieee"``: half precision (ties to even, overflow to infinity); ``"qtorch"``: as QPyTorch 0.3.0
+            (ties away from zero, no infinity and no NaN, maximum 131008).
+    """
+
+    numerics: Numerics = "ieee"
+
+    def arithmetic(self) -> Arithmetic:
+        """Makes what the layers compute with."""
+        return _rounded(self, FloatFormat.fp16(), self.numerics, round_results=True)
+
+
+@dataclass(frozen=True)
+class FP16_32Config(_RoundingConfig):
+    """Operands of linear layers and LayerNorms in fp16; results stay float32. Attributes as ``FP16_16Config``."""
+
+    numerics: Numerics = "ieee"
+
+    def arithmetic(self) -> Arithmetic:
+        """Makes what the layers compute with."""
+        return _rounded(self, FloatFormat.fp16(), self.numerics, round_results=False)
+
+
+@dataclass(frozen=True)
+class TF32Config(_RoundingConfig):
+    """Operands of linear layers and LayerNorms in TF32; results stay float32. Attributes as ``FP16_16Config``."""
+
+    numerics: Numerics = "ieee"
+
+    def arithmetic(self) -> Arithmetic:
+        """Makes what the layers compute with."""
+        return _rounded(self, FloatFormat.tf32(), self.numerics, round_results=False)
+
+
+@dataclass(frozen=True)
+class FloatConfig(_RoundingConfig):
+    """Operands in any floating-point format.
+
+    Attributes:
+        format: a ``FloatFormat``, or the name of a preset: ``"fp8_e4m3fn"`` for ``FloatFormat.fp8_e4m3fn()``.
+        round_results: whether results are rounded, too, as FP16_16 does.
+        numerics: ``"qtorch"`` takes the format's bits only, and QPyTorch's rules.
+
+    Raises:
+        UserError: there is no such format.
+    """
+
+    format: FloatFormat | str
+    round_results: bool = False
+    numerics: Numerics = "ieee"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.format, str):
+            if self.format not in _FORMAT_NAMES:
+                known = ", ".join(_FORMAT_NAMES)
+                raise UserError(
+                    f"unknown format {self.format!r}; it must be one of {known}, or a FloatFormat such as "
+                    "FloatFormat.ieee(5, 7)"
+                )
+            object.__setattr__(self, "format", getattr(FloatFormat, self.format)())
+        if not isinstance(self.format, FloatFormat):
+            raise UserError(f"format must be a FloatFormat or the name of one; got {self.format!r}")
+        self.arithmetic()  # (8, 23) is refused here rather than in a layer
+
+    def arithmetic(self) -> Arithmetic:
+        """Makes what the layers compute with."""
+        assert isinstance(self.format, FloatFormat)
+        return _rounded(self, self.format, self.numerics, self.round_results)
+
+
+@dataclass(frozen=True)
+class FixedConfig(_RoundingConfig):
+    """Operands in fixed point, see ``quantize_fixed``.
+
+    Attributes:
+        word_length: bits of a number; myrtle-vision's ``FixedPoint11`` has 11.
+        fraction_length: bits after the binary point.
+        round_results: whether results are rounded, too, as FP16_16 does.
+
+    Raises:
+        UserError: a length is out of range.
+    """
+
+    word_length: int
+    fraction_length: int
+    round_results: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        try:
+            check_fixed_lengths(self.word_length, self.fraction_length)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+    def arithmetic(self) -> Arithmetic:
+        """Makes what the layers compute with."""
+        rounder = FixedRounder(self.word_length, self.fraction_length, self.clip_gradients)
+        return RoundedArithmetic(rounder, self.round_results, self.semantics == "legacy_convert")
+
+
+@dataclass(frozen=True)
+class Int8Config(QuantizationConfig):
+    """Linear layers and convolutions as products of 8-bit integers; all else in float32.
+
+    Attributes:
+        activations: ``"dynamic"``: a scale for each token (image, in a convolution); ``"calibrated"``: one for the
+            tensor, from the range that ``calibrate`` observes.
+    """
+
+    activations: Activations = "dynamic"
+
+    def __post_init__(self) -> None:
+        _check_choice("activations", self.activations, Activations)
+
+    def arithmetic(self) -> Arithmetic:
+        """Makes what the layers compute with."""
+        return Int8Arithmetic(self.activations == "calibrated", self.clip_gradients)
+
+
+def _rounded(config: _RoundingConfig, format: FloatFormat, numerics: str, round_results: bool) -> Arithmetic:
+    if numerics == "qtorch":
+        bits = format.exponent_bits, format.mantissa_bits
+        rounder = FloatRounder(FloatFormat.qtorch(*bits), "nearest_away", config.clip_gradients)
+    else:
+        rounder = FloatRounder(format, "nearest_even", config.clip_gradients)
+    return RoundedArithmetic(rounder, round_results, config.semantics == "legacy_convert")
+
+
+def _check_choice(name: str, value: Any, choices: Any) -> None:
+    if value not in get_args(choices):
+        raise UserError(f"{name} must be one of {', '.join(map(repr, get_args(choices)))}; got {value!r}")

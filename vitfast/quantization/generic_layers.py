@@ -1,0 +1,89 @@
+"""The twins of torch's own layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from vitfast.errors import UserError
+from vitfast.quantization.quantized_module import QuantizedNorm, QuantizedProduct, autocast_off
+
+
+class QuantizedLinear(QuantizedProduct, nn.Linear):
+    """Twin of ``torch.nn.Linear``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps ``[..., in_features]`` to ``[..., out_features]``."""
+        return super().forward(x) if self.is_off else self.product(F.linear, x, self.weight)
+
+
+class QuantizedOutProjection(QuantizedProduct, NonDynamicallyQuantizableLinear):
+    """Twin of the output projection of ``torch.nn.MultiheadAttention``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps ``[..., in_features]`` to ``[..., out_features]``."""
+        return super().forward(x) if self.is_off else self.product(F.linear, x, self.weight)
+
+
+class QuantizedConv2d(QuantizedProduct, nn.Conv2d):
+    """Twin of ``torch.nn.Conv2d``: the patch embedding of many models."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps ``[B, in_channels, height, width]`` to ``[B, out_channels, rows, columns]``."""
+        return super().forward(x) if self.is_off else self.product(self._conv_forward, x, self.weight, channel_dim=1)
+
+
+class QuantizedLayerNorm(QuantizedNorm, nn.LayerNorm):
+    """Twin of ``torch.nn.LayerNorm``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalizes the last dimensions."""
+        if self.is_off:
+            return super().forward(x)
+        with autocast_off(x):
+            return self.result(super().forward(self.operand(x.float())))
+
+
+class QuantizedMultiheadAttention(QuantizedProduct, nn.MultiheadAttention):
+    """Twin of ``torch.nn.MultiheadAttention`` for self-attention, ``batch_first``, as torchvision's ViT uses it.
+
+    The q, k, v projection is the product of this module; ``out_proj`` is a linear layer of its own.
+    """
+
+    @property
+    def weight(self) -> Tensor:
+        """Of the q, k, v projection."""
+        return self.in_proj_weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """Of the q, k, v projection."""
+        return self.in_proj_bias
+
+    def forward(  # type: ignore[override]
+        self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool = True, **options: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attends; ``query``, ``key`` and ``value`` are one tensor ``[B, N, C]``.
+
+        Raises:
+            UserError: another use of the module than ``need_weights=False`` self-attention without masks.
+        """
+        if self.is_off:
+            return super().forward(query, key, value, need_weights=need_weights, **options)
+        options.pop("average_attn_weights", None)
+        is_masked = any(option not in (None, False) for option in options.values())
+        if key is not query or value is not query or need_weights or is_masked or not self.batch_first:
+            raise UserError(
+                "a quantized MultiheadAttention computes batch_first self-attention with need_weights=False and no "
+                "mask; leave this one out with filter_fn"
+            )
+        qkv = self.product(F.linear, query, self.in_proj_weight)
+        q_BHND, k_BHND, v_BHND = torch.unflatten(qkv, -1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        with autocast_off(query):
+            dropout_p = self.dropout if self.training else 0.0
+            out_BHND = F.scaled_dot_product_attention(q_BHND, k_BHND, v_BHND, dropout_p=dropout_p)
+        return self.out_proj(out_BHND.transpose(1, 2).flatten(-2)), None

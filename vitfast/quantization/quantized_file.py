@@ -1,0 +1,133 @@
+"""A converted model in one small file: every rounded weight in the narrowest type that holds it exactly."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from vitfast.errors import UserError
+from vitfast.models import ImageModel, build_model
+from vitfast.quantization.int8_arithmetic import Int8Arithmetic, quantize_weight
+from vitfast.quantization.quantize import quantized_modules
+from vitfast.quantization.quantized_module import QuantizedModule
+from vitfast.quantization.record import quantization_record, quantize_from_record
+
+_METADATA_KEY = "vitfast_quantized"
+_SCALE = ".scale"
+_NARROW_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.bfloat16)
+
+
+def save_quantized(model: ImageModel, path: str | os.PathLike[str]) -> None:
+    """Writes a converted model: its weights, packed without loss, and how to build and quantize it again.
+
+    int8 weights are stored as integers with their scales; rounded floating-point and fixed-point weights in 8 or 16
+    bits where these hold every value (TF32 needs 32). What is not rounded stays float32.
+
+    Args:
+        model: from ``create_model``, converted by ``quantize_``.
+        path: ends in ``.safetensors``; an existing file is replaced. The file appears only when it is whole.
+
+    Raises:
+        UserError: the model is not converted, or no vitfast model; the path has another ending or no folder.
+        OSError: it cannot be written (disk full, no permission). What was there before is intact.
+    """
+    path = Path(path)
+    if not isinstance(model, ImageModel):
+        raise UserError(f"save_quantized writes models from vitfast.create_model; got a {type(model).__name__}")
+    if path.suffix != ".safetensors" or not path.parent.is_dir():
+        raise UserError(f"{path} must end in .safetensors, in a folder that exists")
+    record = quantization_record(model)
+    if record is None or not record["converted"]:
+        raise UserError(
+            "save_quantized writes converted models; call quantize_(model, FP16_32Config()), for example, or "
+            "quantize_(model, QATConfig(step='convert')) after training"
+        )
+    metadata = {"model": {"name": model.model_name, "fields": model.model_fields}, "quantization": record}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.writing")
+    try:
+        safetensors.torch.save_file(_packed_state(model), temporary, {_METADATA_KEY: json.dumps(metadata)})
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except safetensors.SafetensorError as error:  # the library hides the system's error in a text of its own
+        raise OSError(f"{path} could not be written: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_quantized(path: str | os.PathLike[str]) -> ImageModel:
+    """Builds the model that ``save_quantized`` wrote, in evaluation mode; it computes the same bits.
+
+    Raises:
+        UserError: there is no such file, or it is of another kind or damaged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} is no file; give one that vitfast.save_quantized wrote")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(_METADATA_KEY)
+            state = {key: file.get_tensor(key) for key in file.keys()}
+        metadata: dict[str, Any] = json.loads(text) if text else {}
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is no whole safetensors file: {error}") from error
+    if not {"model", "quantization"} <= metadata.keys():
+        raise UserError(f"{path} was not written by vitfast.save_quantized; use create_model(checkpoint=…)")
+    model = build_model(metadata["model"]["name"], **metadata["model"]["fields"]).eval()
+    quantize_from_record(model, metadata["quantization"])
+    scales = {key.removesuffix(_SCALE): state.pop(key) for key in list(state) if key.endswith(_SCALE)}
+    for key, scale in scales.items():
+        state[key] = state[key].float() * scale.view(-1, *(1,) * (state[key].dim() - 1))
+    try:
+        model.load_state_dict(
+            {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
+        )
+    except RuntimeError as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+    modules = quantized_modules(model)
+    for key, scale in scales.items():  # derived from rounded weights they could differ in the last bit
+        stored: Tensor = modules[key.rpartition(".")[0]].weight_scale  # type: ignore[assignment]
+        stored.copy_(scale)
+    with torch.no_grad():
+        for key, tensor in state.items():
+            if key in scales:
+                model.get_parameter(key).copy_(tensor)
+    return model
+
+
+def _packed_state(model: nn.Module) -> dict[str, Tensor]:
+    state = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
+    for name, module in quantized_modules(model).items():
+        for key in _rounded_keys(name, module, state):
+            if isinstance(module.quantization.arithmetic, Int8Arithmetic):
+                scale = module.weight_scale.detach().cpu()  # type: ignore[operator]
+                state[key + _SCALE] = scale
+                state[key] = quantize_weight(state[key], scale).to(torch.int8)
+            else:
+                state[key] = _narrowed(state[key])
+    return state
+
+
+def _rounded_keys(name: str, module: QuantizedModule, state: dict[str, Tensor]) -> list[str]:
+    if module.quantization.config is None:
+        return []
+    keys = [f"{name}.weight", f"{name}.in_proj_weight"]
+    if isinstance(module.quantization.arithmetic, Int8Arithmetic):
+        return [key for key in keys if key in state and hasattr(module, "weight_scale")]
+    return [key for key in keys if key in state]
+
+
+def _narrowed(weight: Tensor) -> Tensor:
+    """Returns the weight in the narrowest type that gives back every bit of it."""
+    for dtype in _NARROW_DTYPES:
+        narrow = weight.to(dtype)
+        if torch.equal(narrow.to(weight.dtype).view(torch.int32), weight.view(torch.int32)):
+            return narrow
+    return weight

@@ -1,0 +1,102 @@
+"""How a model is quantized, as data that JSON can hold: what a checkpoint says, so that it is found again."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitfast.errors import UserError
+from vitfast.quantization import configs
+from vitfast.quantization.configs import QuantizationConfig
+from vitfast.quantization.formats import FloatFormat
+from vitfast.quantization.quantize import convert, prepare, quantized_modules
+
+_FORMAT_VERSION = 1
+_CONFIGS: dict[str, type[QuantizationConfig]] = {
+    config.__name__: config
+    for config in (
+        configs.FP16_16Config,
+        configs.FP16_32Config,
+        configs.TF32Config,
+        configs.FloatConfig,
+        configs.FixedConfig,
+        configs.Int8Config,
+    )
+}
+
+
+def quantization_record(model: nn.Module) -> dict[str, Any] | None:
+    """Describes how ``model`` is quantized; None if it is not.
+
+    Returns:
+        Plain data: which modules have which configuration, whether they are converted, and calibrated ranges.
+    """
+    quantized = quantized_modules(model)
+    if not quantized:
+        return None
+    names: dict[QuantizationConfig, list[str]] = {}
+    ranges = {}
+    for name, module in quantized.items():
+        if module.quantization.config is not None:
+            names.setdefault(module.quantization.config, []).append(name)
+        if module.quantization.calibrated:
+            observed: Tensor = module.activation_range  # type: ignore[assignment]
+            ranges[name] = observed.tolist()
+    return {
+        "format_version": _FORMAT_VERSION,
+        "converted": any(module.quantization.converted for module in quantized.values()),
+        "configs": [{"config": _to_data(config), "modules": modules} for config, modules in names.items()],
+        "activation_ranges": ranges,
+    }
+
+
+def quantize_from_record(model: nn.Module, record: dict[str, Any]) -> None:
+    """Quantizes a model as another one was.
+
+    Weights may be loaded before or after: a converted model rounds what it loads.
+
+    Args:
+        model: not quantized, of the architecture that the record is from.
+        record: from ``quantization_record``.
+
+    Raises:
+        UserError: the record is damaged, of a newer vitfast, or for another model; or as ``quantize_``.
+    """
+    if not isinstance(record, dict) or record.get("format_version") != _FORMAT_VERSION:
+        raise UserError(f"no quantization record of format version {_FORMAT_VERSION}; update vitfast, or quantize anew")
+    try:
+        chosen = {name: _from_data(entry["config"]) for entry in record["configs"] for name in entry["modules"]}
+        ranges = {name: torch.tensor(bounds).view(2) for name, bounds in record["activation_ranges"].items()}
+        converted = bool(record["converted"])
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"the quantization record is damaged: {error!r}") from error
+    unknown = sorted((chosen.keys() | ranges.keys()) - dict(model.named_modules()).keys())
+    if unknown:
+        raise UserError(f"the quantization record is of another model: there is no module {', '.join(unknown[:3])}")
+    prepare(model, chosen)
+    modules = quantized_modules(model)
+    for name, bounds in ranges.items():
+        observed: Tensor = modules[name].activation_range  # type: ignore[assignment]
+        observed.copy_(bounds)
+        modules[name].quantization.calibrated = True
+    if converted:
+        convert(model)
+
+
+def _to_data(config: QuantizationConfig) -> dict[str, Any]:
+    return {"name": type(config).__name__, **asdict(config)}
+
+
+def _from_data(data: dict[str, Any]) -> QuantizationConfig:
+    fields = dict(data)
+    name = fields.pop("name")
+    if name not in _CONFIGS:
+        raise UserError(f"unknown quantization {name!r}; known are {', '.join(_CONFIGS)}")
+    if "format" in fields:
+        fields["format"] = FloatFormat(**fields["format"])
+    return _CONFIGS[name](**fields)

@@ -1,0 +1,162 @@
+"""What quantization costs: the error of every layer, and how often the decision stays the same."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitfast.errors import UserError
+from vitfast.quantization.calibrate import images_of
+from vitfast.quantization.disable_fake_quantize import quantization_mode
+from vitfast.quantization.quantize import prepare, quantized_modules
+from vitfast.quantization.quantized_module import QuantizedModule
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """The error of one quantized module's output.
+
+    Attributes:
+        name: of the module; empty for the model itself.
+        signal_to_noise_db: 10 log10(sum of reference² / sum of (quantized - reference)²) over all images: infinite
+            where nothing differs, NaN where something is not finite.
+    """
+
+    name: str
+    signal_to_noise_db: float
+
+
+@dataclass(frozen=True)
+class QuantizationReport:
+    """What ``quantization_report`` found.
+
+    Attributes:
+        layers: every quantized module that returns one tensor, in the model's order. Errors add up along the way: each
+            model runs on its own activations.
+        output: the logits.
+        top1_agreement: share of images for which both models' largest logit is the same class, 0 to 1.
+        num_images: how many there were.
+    """
+
+    layers: tuple[LayerError, ...]
+    output: LayerError
+    top1_agreement: float
+    num_images: int
+
+    def worst(self, count: int = 5) -> tuple[LayerError, ...]:
+        """Returns the layers with the lowest signal-to-noise ratios, the worst first."""
+        ordered = sorted(
+            self.layers,
+            key=lambda layer: -math.inf if math.isnan(layer.signal_to_noise_db) else layer.signal_to_noise_db,
+        )
+        return tuple(ordered[:count])
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.num_images} images: top-1 agreement {self.top1_agreement:.2%}, "
+            f"logits {self.output.signal_to_noise_db:.1f} dB",
+            *(f"{layer.signal_to_noise_db:8.1f} dB  {layer.name or '(model)'}" for layer in self.worst(10)),
+        ]
+        return "\n".join(lines)
+
+
+def quantization_report(
+    model: nn.Module, loader: Iterable[Any], *, batches: int | None = None, reference: nn.Module | None = None
+) -> QuantizationReport:
+    """Compares a quantized model with the unquantized one, in evaluation mode.
+
+    Args:
+        model: quantized. It is left as it was.
+        loader: yields images ``[B, C, height, width]``, or tuples or lists that begin with them.
+        batches: how many of the loader's batches are used; None: all.
+        reference: the unquantized model; needed where ``model`` is converted, because its weights are rounded.
+
+    Raises:
+        UserError: the model is not quantized, or converted without a reference; ``reference`` is quantized or has other
+            modules; the loader is empty.
+    """
+    quantized = quantized_modules(model)
+    if reference is None:
+        if any(module.quantization.converted for module in quantized.values()):
+            raise UserError(
+                "the model is converted, its original weights are gone; give the unquantized model as reference=, a "
+                "copy.deepcopy from before quantize_"
+            )
+        reference_twin = copy.deepcopy(model)
+    else:
+        reference_twin = copy.deepcopy(reference)
+        missing = sorted(quantized.keys() - dict(reference.named_modules()).keys())
+        if missing:
+            raise UserError(f"reference is another model: it has no {', '.join(missing[:3])}")
+        configs = {name: m.quantization.config for name, m in quantized.items() if m.quantization.config is not None}
+        prepare(reference_twin, configs, warn=False)
+    candidate = copy.deepcopy(model).eval()
+    with quantization_mode(candidate, "quantized"), quantization_mode(reference_twin.eval(), "plain"), torch.no_grad():
+        return _compare(candidate, reference_twin, loader, batches)
+
+
+class _Outputs:
+    """Keeps what every quantized module returned last."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        for name, module in quantized_modules(model).items():
+            module.register_forward_hook(self._hook(name))
+
+    def _hook(self, name: str) -> Any:
+        def keep(module: QuantizedModule, inputs: Any, output: Any) -> None:
+            output = output[0] if isinstance(output, tuple) and output else output
+            if isinstance(output, Tensor):
+                self.tensors[name] = output
+
+        return keep
+
+
+def _compare(
+    candidate: nn.Module, reference: nn.Module, loader: Iterable[Any], batches: int | None
+) -> QuantizationReport:
+    outputs, reference_outputs = _Outputs(candidate), _Outputs(reference)
+    energies: dict[str, Tensor] = {}
+    output_energy = torch.zeros(2, dtype=torch.float64)
+    agreeing = num_images = 0
+    for batch in islice(loader, batches):
+        images = images_of(batch, candidate)
+        logits, reference_logits = candidate(images), reference(images)
+        if not isinstance(logits, Tensor):  # several exits: the last decides
+            logits, reference_logits = logits[-1], reference_logits[-1]
+        for name, expected in reference_outputs.tensors.items():
+            energies[name] = energies.get(name, 0.0) + _energy(outputs.tensors[name], expected)
+        output_energy = output_energy + _energy(logits, reference_logits)
+        agreeing += int((logits.argmax(-1) == reference_logits.argmax(-1)).sum())
+        num_images += len(images)
+    if not num_images:
+        raise UserError("loader yields no images to compare with")
+    names = [name for name in quantized_modules(candidate) if name in energies]
+    return QuantizationReport(
+        layers=tuple(LayerError(name, _decibels(energies[name])) for name in names),
+        output=LayerError("", _decibels(output_energy)),
+        top1_agreement=agreeing / num_images,
+        num_images=num_images,
+    )
+
+
+def _energy(actual: Tensor, expected: Tensor) -> Tensor:
+    """Returns the sums of the squares of the signal and of the noise."""
+    exact = expected.double()
+    return torch.stack([exact.square().sum(), (actual.double() - exact).square().sum()]).cpu()
+
+
+def _decibels(energy: Tensor) -> float:
+    signal, noise = energy.tolist()
+    if math.isnan(signal) or math.isnan(noise) or math.isinf(signal):
+        return math.nan
+    if noise == 0.0:
+        return math.inf
+    return 10.0 * math.log10(signal / noise) if signal and math.isfinite(noise) else -math.inf

@@ -1,0 +1,56 @@
+"""What rounds a tensor element by element: to a floating-point or to a fixed-point format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from vitfast import ops
+from vitfast.ops.rounding import Rounding
+from vitfast.quantization.formats import FloatFormat
+from vitfast.quantization.quantize_fixed import quantize_fixed
+from vitfast.quantization.straight_through import mask_gradient
+
+
+class Rounder(Protocol):
+    """A rounding with its options; gradients pass straight through, but for the clipping mask where it is asked for."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Rounds ``x`` of any shape."""
+        ...
+
+
+@dataclass(frozen=True)
+class FloatRounder:
+    """Rounds to a ``FloatFormat``, see ``vitfast.ops.quantize_float``.
+
+    Attributes:
+        format: the format.
+        rounding: which way.
+        clip_gradients: whether elements beyond the format's largest value get no gradient.
+    """
+
+    format: FloatFormat
+    rounding: Rounding = "nearest_even"
+    clip_gradients: bool = False
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Rounds ``x`` of any shape."""
+        if self.clip_gradients:
+            x = mask_gradient(x, -self.format.max_value, self.format.max_value)
+        return ops.quantize_float(x, self.format, rounding=self.rounding)
+
+
+@dataclass(frozen=True)
+class FixedRounder:
+    """Rounds to fixed-point numbers, see ``quantize_fixed``."""
+
+    word_length: int
+    fraction_length: int
+    clip_gradients: bool = False
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Rounds ``x`` of any shape."""
+        return quantize_fixed(x, self.word_length, self.fraction_length, clip_gradients=self.clip_gradients)

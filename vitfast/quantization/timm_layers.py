@@ -1,0 +1,99 @@
+"""The twins of timm's ViT; imported only where timm is already."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.layers import LayerNorm
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import Attention, Block, VisionTransformer
+from torch import Tensor, nn
+
+from vitfast.errors import UserError
+from vitfast.quantization.arithmetic import Arithmetic
+from vitfast.quantization.quantized_module import QuantizedModule, QuantizedNorm, autocast_off
+
+
+class QuantizedTimmLayerNorm(QuantizedNorm, LayerNorm):
+    """Twin of timm's ``LayerNorm``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalizes ``[..., C]``."""
+        if self.is_off:
+            return super().forward(x)
+        with autocast_off(x):
+            return self.result(super().forward(self.operand(x.float())))
+
+
+class QuantizedTimmAttention(QuantizedModule, Attention):
+    """Twin of timm's ``Attention``: nothing is rounded between ``qkv`` and ``proj``, not even by autocast."""
+
+    def forward(self, x: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        """Attends over the tokens ``[B, N, C]``."""
+        if self.is_off:
+            untouched: Tensor = super().forward(x, *arguments, **options)
+            return untouched
+        with autocast_off(x):
+            attended: Tensor = super().forward(x, *arguments, **options)
+            return attended
+
+
+class QuantizedTimmBlock(QuantizedModule, Block):
+    """Twin of timm's ``Block``: both additions to the residual stream are stored results."""
+
+    def forward(self, x: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        """Transforms the residual stream ``[B, N, C]``."""
+        if self.is_off:
+            untouched: Tensor = super().forward(x, *arguments, **options)
+            return untouched
+        attended = self.attn(self.norm1(x), *arguments, **options)
+        x = self.stored(x + self.drop_path1(self.ls1(attended)))
+        return self.stored(x + self.drop_path2(self.ls2(self.mlp(self.norm2(x)))))
+
+
+class QuantizedTimmVisionTransformer(QuantizedModule, VisionTransformer):
+    """Twin of timm's ``VisionTransformer``: concatenated tokens and added positions are stored results."""
+
+    @staticmethod
+    def check(module: nn.Module, arithmetic: Arithmetic) -> None:
+        """Refuses positions that are resampled in the forward pass, where the sum is to be rounded."""
+        if module.dynamic_img_size and arithmetic.rounds_results:
+            raise UserError(
+                "a format that rounds results does not go with timm's dynamic_img_size=True; create the model with "
+                "the img_size you need"
+            )
+
+    def _pos_embed(self, x: Tensor) -> Tensor:
+        if self.is_off or self.dynamic_img_size:
+            embedded: Tensor = super()._pos_embed(x)
+            return embedded
+        prefix = [token.expand(x.shape[0], -1, -1) for token in self._prefix_tokens() if token is not None]
+        x = x.view(x.shape[0], -1, x.shape[-1])
+        if self.pos_embed is not None and self.no_embed_class:
+            x = self.stored(x + self.pos_embed)
+        if prefix:
+            x = self.stored(torch.cat([*prefix, x], dim=1))
+        if self.pos_embed is not None and not self.no_embed_class:
+            x = self.stored(x + self.pos_embed)
+        dropped: Tensor = self.pos_drop(x)
+        return dropped
+
+    def _prefix_tokens(self) -> tuple[Tensor | None, ...]:
+        return self.cls_token, self.reg_token
+
+
+class QuantizedTimmDistilledVisionTransformer(QuantizedTimmVisionTransformer, VisionTransformerDistilled):
+    """Twin of timm's ``VisionTransformerDistilled`` (DeiT)."""
+
+    def _prefix_tokens(self) -> tuple[Tensor | None, ...]:
+        return self.cls_token, self.dist_token
+
+
+TIMM_TWINS: dict[type[nn.Module], type[QuantizedModule]] = {
+    LayerNorm: QuantizedTimmLayerNorm,
+    Attention: QuantizedTimmAttention,
+    Block: QuantizedTimmBlock,
+    VisionTransformer: QuantizedTimmVisionTransformer,
+    VisionTransformerDistilled: QuantizedTimmDistilledVisionTransformer,
+}
