@@ -132,6 +132,8 @@ def _save(model: vitfast.models.ImageModel, run_dir: Path) -> Path:
         ("convit_tiny", {"depth": 3, "local_up_to_layer": 2}),
         ("convit_tiny", {"depth": 2, "local_up_to_layer": 1, "pooling": "mean"}),
         ("deit_tiny_distilled_patch16_224", {"depth": 2}),
+        ("t2t_vit_7", {"depth": 2}),
+        ("dvt_deit_small", {"depth": 2}),
     ],
 )
 def test_other_families(tmp_path, photos, name, fields):

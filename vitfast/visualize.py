@@ -3,7 +3,8 @@
 Paths are image files or folders, searched recursively. For each the target folder gets a picture: the image as the
 model sees it, and beside it the image under the attention that the class token, or what else the head reads, pays to
 it: followed through all layers (``layer=rollout``), in one layer (``layer=3``) or in each (``layer=all``). The title is
-the predicted class. Of a model with exits the last is shown.
+the predicted class. Of a model with exits the last is shown; what it reuses of
+the others is not followed.
 
 Exit code: 0 if every image was drawn; 1 if some could not be read (each is named on stderr, the others are drawn all
 the same); 2 after an error that the user can mend.

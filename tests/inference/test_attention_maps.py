@@ -18,22 +18,61 @@ from vitfast.layers import Attention
 
 NANO = "vit_nano_patch2_8"
 
-# name -> fields; a head dimension of 5 has no kernel
-MODELS: dict[str, dict[str, Any]] = {
-    "vit": {"depth": 3},
-    "no_kernel": {"depth": 2, "embed_dim": 15, "num_heads": 3},
-    "deit": {"depth": 2, "distillation_token": "after_class", "attention_drop_rate": 0.5, "drop_rate": 0.1},
-    "myrtle": {"depth": 2, "distillation_token": "last", "qkv_bias": False},
-    "convit": {"depth": 4, "local_up_to_layer": 2, "attention_drop_rate": 0.5, "embed_dim": 36, "num_heads": 9},
-    "vissl": {"depth": 3, "local_up_to_layer": 2, "locality_dim": 10, "embed_dim": 32, "num_heads": 4},
+# kind -> name and fields; a head dimension of 5 has no kernel
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "vit": (NANO, {"depth": 3}),
+    "no_kernel": (NANO, {"depth": 2, "embed_dim": 15, "num_heads": 3}),
+    "deit": (NANO, {"depth": 2, "distillation_token": "after_class", "attention_drop_rate": 0.5, "drop_rate": 0.1}),
+    "myrtle": (NANO, {"depth": 2, "distillation_token": "last", "qkv_bias": False}),
+    "convit": (
+        "convit_tiny",
+        {
+            "depth": 4,
+            "patch_size": 2,
+            "local_up_to_layer": 2,
+            "attention_drop_rate": 0.5,
+            "embed_dim": 36,
+            "num_heads": 9,
+        },
+    ),
+    "vissl": (
+        "convit_tiny",
+        {"depth": 3, "patch_size": 2, "local_up_to_layer": 2, "locality_dim": 10, "embed_dim": 32, "num_heads": 4},
+    ),
+    "t2t": (
+        "t2t_vit_t_14",
+        {"depth": 2, "patch_size": 2, "patch_stride": 1, "patch_padding": 0, "embed_dim": 32, "num_heads": 4},
+    ),
+    "dvt": (
+        "dvt_deit_small",
+        {
+            "depth": 2,
+            "embed_dim": 32,
+            "num_heads": 2,
+            "patch_sizes": (4, 2),
+            "patch_strides": (4, 2),
+            "patch_paddings": (0, 0),
+        },
+    ),
+}
+
+# tokens of each layer
+TOKENS = {
+    "vit": [17] * 3,
+    "no_kernel": [17] * 2,
+    "deit": [18] * 2,
+    "myrtle": [17] * 2,
+    "convit": [16, 16, 17, 17],
+    "vissl": [16, 16, 17],
+    "t2t": [5] * 2,
+    "dvt": [5, 5, 17, 17],
 }
 
 
 def build(kind: str) -> nn.Module:
     """A float64 model of random weights, large enough that the attention is far from uniform."""
-    name = "convit_tiny" if "local_up_to_layer" in MODELS[kind] else NANO
-    sizes = {"img_size": 8, "patch_size": 2, "in_chans": 1, "num_classes": 5}
-    model = vitfast.create_model(name, **sizes, **MODELS[kind]).double()
+    name, fields = MODELS[kind]
+    model = vitfast.create_model(name, img_size=8, in_chans=1, num_classes=5, **fields).double()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
     return model
@@ -45,18 +84,18 @@ def images(count: int = 2) -> Tensor:
 
 def expected_maps(model: nn.Module, x: Tensor) -> list[Tensor]:
     """Watches what enters the layers in an ordinary forward pass; the formulas, head by head."""
-    inputs: list[tuple[nn.Module, Tensor]] = []
+    inputs: list[tuple[nn.Module, Any]] = []
     hooks = [
-        layer.register_forward_pre_hook(lambda layer, args: inputs.append((layer, args[0])))
+        layer.register_forward_pre_hook(lambda layer, args: inputs.append((layer, args)))
         for layer in attention_layers(model)
     ]
     model.eval()(x)
     for hook in hooks:
         hook.remove()
-    return [_softmax_map(layer, entered.detach()) for layer, entered in inputs]
+    return [_softmax_map(layer, *entered) for layer, entered in inputs]
 
 
-def _softmax_map(layer: Any, x: Tensor) -> Tensor:
+def _softmax_map(layer: Any, x: Tensor, relations: Tensor | None = None) -> Tensor:
     projection = layer.qkv if isinstance(layer, Attention) else layer.qk
     channels = x.shape[-1]
     dim = channels // layer.num_heads
@@ -64,7 +103,8 @@ def _softmax_map(layer: Any, x: Tensor) -> Tensor:
     heads = []
     for head in range(layer.num_heads):
         part = slice(head * dim, (head + 1) * dim)
-        scores = torch.exp(q[..., part] @ k[..., part].mT / math.sqrt(dim))
+        logits = q[..., part] @ k[..., part].mT / math.sqrt(dim)
+        scores = torch.exp(logits if relations is None else logits + relations[:, head])
         content = scores / scores.sum(-1, keepdim=True)
         if not isinstance(layer, Attention):
             gate = 1 / (1 + torch.exp(-layer.gating_param[head]))
@@ -91,17 +131,12 @@ def test_every_layers_probabilities(kind: str, training: bool) -> None:
     model, x = build(kind), images()
     expected = expected_maps(model, x)
     maps = attention_maps(model.train(training), x)
-    assert len(maps) == len(expected) == MODELS[kind]["depth"]
+    assert [one.shape[-1] for one in maps] == TOKENS[kind]
     for actual, reference in zip(maps, expected, strict=True):
         torch.testing.assert_close(actual, reference)
         torch.testing.assert_close(actual.sum(-1), torch.ones_like(actual[..., 0]))
         assert not actual.requires_grad
     assert max(reference.max() for reference in expected) > 0.1  # uniform: 0.06
-
-
-def test_tokens_of_each_model() -> None:
-    for kind, tokens in (("vit", [17] * 3), ("deit", [18] * 2), ("myrtle", [17] * 2), ("convit", [16, 16, 17, 17])):
-        assert [one.shape[-1] for one in attention_maps(build(kind), images())] == tokens
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -113,8 +148,7 @@ def test_the_result_is_that_of_evaluation(kind: str, training: bool) -> None:
     torch.testing.assert_close(output, expected)
     assert model.training is training
     assert all(module.training is training for module in model.modules())
-    assert output.requires_grad
-    assert maps[0].requires_grad
+    assert all(one.requires_grad for one in (*output, *maps))
 
 
 def test_gradients_reach_the_weights_through_the_maps() -> None:

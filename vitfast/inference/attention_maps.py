@@ -21,7 +21,7 @@ def attention_maps(model: nn.Module, images: Tensor, *, head: Head = None) -> li
     """Computes the attention probabilities of every layer, those that weigh the values.
 
     Fused kernels never hold them as a whole; here the kernels are asked for their logits, too. A layer of ConViT gives
-    its blend of content and position. See ``forward_with_maps``.
+    its blend of content and position; one of a DVT starts from the relations that it reuses. See ``forward_with_maps``.
 
     Args:
         model: a model of vitfast.
@@ -32,7 +32,8 @@ def attention_maps(model: nn.Module, images: Tensor, *, head: Head = None) -> li
     Returns:
         For each layer ``[B, H, N, N]``, from queries (rows) to keys (columns), rows that sum to 1; H is 1 unless
         ``head`` is None. In float32, or in float64 for such a model. N includes the tokens before the patches; the
-        first layers of a ConViT have none. The layers of a model with exits come exit by exit.
+        first layers of a ConViT have none. The layers of a model with exits come exit by exit. The tokens-to-token
+        module of a T2T-ViT, which makes the tokens, is not among the layers.
 
     Raises:
         UserError: the model has no layer whose map can be read, or ``head`` is not allowed.
@@ -71,7 +72,7 @@ def forward_with_maps(model: nn.Module, images: Tensor, *, head: Head = None) ->
     maps: list[Tensor] = []
     try:
         for layer in layers:
-            layer.attend = _keeping(layer, head, maps)  # type: ignore[method-assign]
+            layer.attend = _keeping(layer, head, maps)
         return twin(images), maps
     finally:
         for layer in layers:
@@ -115,7 +116,7 @@ def _check_head(head: Head, num_heads: int) -> None:
 
 def _keeping(layer: Attention | GatedPositionalAttention, head: Head, maps: list[Tensor]) -> Callable[..., Any]:
     """Returns the operator of a layer, as it is but for the map that it appends to ``maps``."""
-    operator: Callable[..., Any] = layer.attend
+    operator = layer.attend
 
     def attend(*tensors: Tensor, return_logits: bool = False, **options: Any) -> Any:
         out, logits_BHNN = operator(*tensors, return_logits=True, **options)

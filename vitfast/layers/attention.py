@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from torch import Tensor, nn
 
 from vitfast import ops
@@ -19,7 +22,7 @@ class Attention(nn.Module):
     """
 
     # the operator; who reads attention maps gives an instance one that keeps them (vitfast.inference.attention_maps)
-    attend = staticmethod(ops.attention_packed)
+    attend: Callable[..., Any] = staticmethod(ops.attention_packed)
 
     def __init__(
         self,

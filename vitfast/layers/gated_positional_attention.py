@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +42,7 @@ class GatedPositionalAttention(nn.Module):
     """
 
     # the operator of the content's attention, exchangeable as in ``Attention``
-    attend = staticmethod(ops.attention)
+    attend: Callable[..., Any] = staticmethod(ops.attention)
 
     def __init__(
         self,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from vitfast import ops
 from vitfast.layers.attention import Attention
 
 
@@ -32,7 +31,7 @@ class RelationAttention(Attention):
         dropout_p = self.attention_drop_rate if self.training else 0.0
         logits = None
         if return_relations:
-            out, logits = ops.attention_packed(qkv, bias=relations, return_logits=True, dropout_p=dropout_p)
+            out, logits = self.attend(qkv, bias=relations, return_logits=True, dropout_p=dropout_p)
         else:
-            out = ops.attention_packed(qkv, bias=relations, dropout_p=dropout_p)
+            out = self.attend(qkv, bias=relations, dropout_p=dropout_p)
         return self.proj_drop(self.proj(out.flatten(-2))), logits
