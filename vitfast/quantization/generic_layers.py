@@ -45,7 +45,7 @@ class QuantizedLayerNorm(QuantizedNorm, nn.LayerNorm):
         if self.is_off:
             return super().forward(x)
         with autocast_off(x):
-            return self.result(super().forward(self.operand(x.float())))
+            return self.result(super().forward(self.operand(x if self.weight is None else x.to(self.weight.dtype))))
 
 
 class QuantizedMultiheadAttention(QuantizedProduct, nn.MultiheadAttention):

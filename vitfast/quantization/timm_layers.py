@@ -23,7 +23,7 @@ class QuantizedTimmLayerNorm(QuantizedNorm, LayerNorm):
         if self.is_off:
             return super().forward(x)
         with autocast_off(x):
-            return self.result(super().forward(self.operand(x.float())))
+            return self.result(super().forward(self.operand(x if self.weight is None else x.to(self.weight.dtype))))
 
 
 class QuantizedTimmAttention(QuantizedModule, Attention):
