@@ -119,7 +119,7 @@ def _by_position(layer: Any, head: int, grid: int) -> Tensor:
     rows = []
     for y, x in ((y, x) for y in range(grid) for x in range(grid)):
         offsets = [(i - x, j - y) for j in range(grid) for i in range(grid)]
-        scores = [weight @ torch.tensor([dx, dy, dx**2 + dy**2], dtype=torch.float64) for dx, dy in offsets]
+        scores = [weight @ torch.tensor([dx, dy, dx**2 + dy**2]).to(weight) for dx, dy in offsets]
         rows.append(torch.stack(scores).exp())
         rows[-1] = rows[-1] / rows[-1].sum()
     return torch.stack(rows)
@@ -265,6 +265,16 @@ def test_hooks_and_replaced_layers_run() -> None:
     seen.clear()
     torch.testing.assert_close(attention_maps(model, x), expected)
     assert seen == [1]
+
+
+@pytest.mark.parametrize("kind", ["vit", "convit"])
+def test_of_a_quantized_model(kind: str) -> None:
+    model, x = build(kind).float().eval(), images().float()
+    plain = attention_maps(model, x)
+    vitfast.quantize_(model, vitfast.FP16_32Config())
+    maps = attention_maps(model, x)
+    torch.testing.assert_close(maps, expected_maps(model, x), rtol=1e-4, atol=1e-6)
+    assert not torch.equal(maps[-1], plain[-1])
 
 
 def test_a_compiled_model_gives_the_maps_of_its_original() -> None:
