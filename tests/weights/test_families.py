@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 import vitfast
 from support.foreign_weights import (
@@ -77,6 +77,7 @@ def test_google(tmp_path: Path, numbers: str) -> None:
     model = assert_loads(tmp_path / "ViT.npz", original, "Google")
     assert model.load_report.fields == {
         "gelu": "tanh",
+        "head_hidden_dim": 0,
         "head_type": "linear",
         "layer_norm_eps": 1e-6,
         "num_classes": CLASSES,
@@ -222,38 +223,99 @@ def test_vissl_swav(tmp_path: Path) -> None:
     assert "heads.0.prototypes0.weight" in model.load_report.skipped
 
 
-def _google_with_pre_logits(path: Path) -> str:
-    arrays = google_arrays(vitfast.create_model(NAME, depth=DEPTH, num_classes=CLASSES), "released")
-    arrays["pre_logits/kernel"] = np.ones((192, 192), dtype=np.float32)
+class HiddenHead(nn.Module):
+    """A timm model without a head, and VISSL's or Google's head for pre-training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = timm_model(num_classes=0)
+        self.pre_logits = nn.Linear(SIZES["dim"], 24)
+        self.head = nn.Linear(24, CLASSES)
+        randomize(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.pre_logits(self.trunk(x))))
+
+
+def _google_with_hidden_layer(path: Path) -> nn.Module:
+    model = vitfast.create_model(NAME, depth=DEPTH, num_classes=CLASSES, gelu="tanh", head_hidden_dim=24)
+    arrays = google_arrays(randomize(model), "released")
+    arrays["pre_logits/kernel"] = model.pre_logits.fc.weight.detach().numpy().T
+    arrays["pre_logits/bias"] = model.pre_logits.fc.bias.detach().numpy()
     with path.open("wb") as file:
         np.savez(file, **arrays)
-    return "pre_logits/kernel"
+    return model
 
 
-def _timm_with_pre_logits(path: Path) -> str:
-    torch.save(timm_model().state_dict() | {"pre_logits.fc.weight": torch.ones(192, 192)}, path)
-    return "pre_logits.fc.weight"
+def _timm_with_hidden_layer(path: Path) -> nn.Module:
+    """Timm had such a layer, and has dropped it."""
+    model = HiddenHead()
+    hidden = {f"pre_logits.fc.{kind}": getattr(model.pre_logits, kind) for kind in ("weight", "bias")}
+    head = {f"head.{kind}": getattr(model.head, kind) for kind in ("weight", "bias")}
+    torch.save({**model.trunk.state_dict(), **hidden, **head}, path)
+    return model
 
 
-def _torchvision_with_pre_logits(path: Path) -> str:
-    torch.save(torchvision_model(representation_size=192).state_dict(), path)
-    return "heads.pre_logits.weight"
+def _torchvision_with_hidden_layer(path: Path) -> nn.Module:
+    model = torchvision_model(representation_size=24)
+    torch.save(model.state_dict(), path)
+    return model
 
 
-def _vissl_with_deep_head(path: Path) -> str:
-    checkpoint = vissl_checkpoint(timm_model().state_dict())
-    checkpoint["classy_state_dict"]["base_model"]["model"]["heads"]["0.clf.2.weight"] = torch.ones(CLASSES, CLASSES)
+def _vissl_with_hidden_layer(path: Path) -> nn.Module:
+    model = HiddenHead()
+    checkpoint = vissl_checkpoint(
+        model.trunk.state_dict() | {f"head.{kind}": torch.ones(1) for kind in ("weight", "bias")}
+    )
+    layers = {key: value for key, value in model.state_dict().items() if not key.startswith("trunk.")}
+    heads = {f"0.layers.{key}": value for key, value in layers.items()}
+    checkpoint["classy_state_dict"]["base_model"]["model"]["heads"] = heads
     torch.save(checkpoint, path)
-    return "heads.0.clf.2.weight"
+    return model
 
 
 @pytest.mark.parametrize(
-    "write", [_google_with_pre_logits, _timm_with_pre_logits, _torchvision_with_pre_logits, _vissl_with_deep_head]
+    "write",
+    [_google_with_hidden_layer, _timm_with_hidden_layer, _torchvision_with_hidden_layer, _vissl_with_hidden_layer],
 )
-def test_layers_before_the_head(tmp_path: Path, write: Callable[[Path], str]) -> None:
-    """ImageNet-21k's ``pre_logits``: no model here has it, and the head means nothing without it."""
+def test_the_hidden_layer_of_a_head_for_pre_training(tmp_path: Path, write: Callable[[Path], nn.Module]) -> None:
+    """``pre_logits`` is loaded with the head that needs it, and dropped with the one that is not wanted."""
     path = tmp_path / "weights"
-    key = write(path)
+    foreign = write(path)
+    whole = vitfast.create_model(NAME, depth=DEPTH, checkpoint=path)
+    assert whole.fields.head_hidden_dim == 24
+    assert_equal(whole, foreign)
+    assert_equal(vitfast.create_model(NAME, depth=DEPTH, checkpoint=path, num_classes=CLASSES), foreign)
+
+    hidden = {"pre_logits.fc.weight", "pre_logits.fc.bias"}
+    for options in ({"num_classes": 7}, {"num_classes": 0}, {"num_classes": CLASSES, "head_hidden_dim": 0}):
+        model = vitfast.create_model(NAME, depth=DEPTH, checkpoint=path, **options)
+        assert set(model.load_report.skipped) >= hidden | {"head.weight", "head.bias"}
+        assert model.load_report.fresh == (("head.weight", "head.bias") if options["num_classes"] else ())
+        assert not hidden & model.state_dict().keys()
+    linear = vitfast.create_model(NAME, **{**whole.model_fields, "head_hidden_dim": 0})
+    with pytest.raises(UserError, match=r"head_hidden_dim is 24 in the file and 0 in the model; vitfast\.create_model"):
+        vitfast.load_weights(linear, path)
+    assert set(vitfast.load_weights(linear, path, num_classes=CLASSES).fresh) == {"head.weight", "head.bias"}
+    with pytest.raises(UserError, match="head_hidden_dim is 24 in the file and 8 in the model"):
+        vitfast.create_model(NAME, depth=DEPTH, checkpoint=path, head_hidden_dim=8)
+
+
+def test_hidden_layer_without_its_head_is_skipped(tmp_path: Path) -> None:
+    _google_with_hidden_layer(tmp_path / "whole")
+    with np.load(tmp_path / "whole") as arrays:
+        np.savez(tmp_path / "ViT.npz", **{key: arrays[key] for key in arrays.files if not key.startswith("head/")})
+    model = vitfast.create_model(NAME, depth=DEPTH, checkpoint=tmp_path / "ViT.npz")
+    assert model.num_classes == 0
+    assert model.load_report.skipped == ("pre_logits.fc.bias", "pre_logits.fc.weight")
+
+
+def test_vissl_head_with_more_layers(tmp_path: Path) -> None:
+    """No model here has it, and the first of its layers alone means nothing."""
+    path, key = tmp_path / "weights", "heads.0.clf.2.weight"
+    checkpoint = vissl_checkpoint(timm_model().state_dict())
+    checkpoint["classy_state_dict"]["base_model"]["model"]["heads"]["0.clf.2.weight"] = torch.ones(CLASSES, CLASSES)
+    torch.save(checkpoint, path)
     with pytest.raises(UserError) as info:
         vitfast.create_model(NAME, depth=DEPTH, checkpoint=path)
     assert str(info.value) == (
@@ -264,10 +326,10 @@ def test_layers_before_the_head(tmp_path: Path, write: Callable[[Path], str]) ->
         model = vitfast.create_model(NAME, depth=DEPTH, checkpoint=path, num_classes=num_classes)
         assert {key, "head.weight", "head.bias"} <= set(model.load_report.skipped)
         assert model.load_report.fresh == (("head.weight", "head.bias") if num_classes else ())
-        if num_classes:
-            with pytest.raises(UserError, match=f"its head reads {key}.*give load_weights num_classes=5 to keep"):
-                vitfast.load_weights(model, path)
-            assert vitfast.load_weights(model, path, num_classes=5).fresh == ("head.weight", "head.bias")
+    model = vitfast.create_model(NAME, depth=DEPTH, num_classes=5)
+    with pytest.raises(UserError, match=f"its head reads {key}.*give load_weights num_classes=5 to keep"):
+        vitfast.load_weights(model, path)
+    assert vitfast.load_weights(model, path, num_classes=5).fresh == ("head.weight", "head.bias")
 
 
 @pytest.mark.parametrize(

@@ -203,5 +203,5 @@ def test_report_is_readable(tmp_path: Path) -> None:
         "patch_order='channels_first', position_interpolation='zoom_linear', qkv_bias=True",
         "  resized (zoom_linear): pos_embed",
         "  fresh: head.weight, head.bias",
-        "  skipped: pre_logits/kernel, head.bias, head.weight",
+        "  skipped: head.weight, head.bias, pre_logits.fc.weight",
     ]

@@ -34,6 +34,8 @@ def assert_same(model: ImageModel, other: ImageModel) -> None:
         {"num_classes": 0, "img_size": 12, "in_chans": 3},
         {"layer_norm_eps": 1e-5, "qkv_bias": False, "patch_order": "channels_last", "head_type": "norm_linear"},
         {"distillation_token": "last", "gelu": "tanh", "pooling": "mean", "drop_path": 0.1},
+        {"head_hidden_dim": 9},
+        {"head_hidden_dim": 9, "num_classes": 0},
         {"distillation_token": "after_class", "depth": 2, "mlp_ratio": 2.51},  # 160.64 channels are 160
     ],
 )
@@ -58,8 +60,17 @@ def test_the_files_fields_and_the_given_ones_together(tmp_path: Path) -> None:
         vitfast.create_model(NANO, checkpoint=path, depht=2)
 
 
-def test_torchvisions_classifiers_too(tmp_path: Path) -> None:
-    model = vitfast.create_model("torchvision/squeezenet1_1", num_classes=3)
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("torchvision/squeezenet1_1", {}),
+        ("convit_tiny", {"depth": 3, "local_up_to_layer": 2, "img_size": 32, "patch_order": "channels_last"}),
+        ("t2t_vit_7", {"depth": 2, "img_size": 32}),
+        ("dvt_deit_small", {"depth": 2, "embed_dim": 24, "num_heads": 3}),
+    ],
+)
+def test_every_family_of_models(tmp_path: Path, name: str, fields: dict[str, Any]) -> None:
+    model = vitfast.create_model(name, num_classes=3, **fields)
     vitfast.save_weights(model, tmp_path / "model.safetensors")
     assert_same(vitfast.create_model(checkpoint=tmp_path / "model.safetensors"), model)
 

@@ -15,7 +15,7 @@ from vitfast.weights.vit_state import arrange_patches, fields_of_state
 NANO = "vit_nano_patch2_8"
 TOLD = (
     "img_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "mlp_ratio", "qkv_bias", "patch_order",
-    "distillation_token", "head_type",
+    "distillation_token", "head_type", "head_hidden_dim",
 )  # fmt: skip
 
 
@@ -26,6 +26,7 @@ TOLD = (
         {"in_chans": 3, "patch_size": 4, "img_size": 12, "num_classes": 0},
         {"depth": 2, "mlp_ratio": 2.5, "qkv_bias": False, "head_type": "norm_linear"},
         {"patch_order": "channels_last", "distillation_token": "last"},
+        {"head_hidden_dim": 7},
         {"patch_order": "channels_last", "in_chans": 3, "distillation_token": "after_class"},
     ],
 )
@@ -42,7 +43,7 @@ def test_what_cannot_be_told_is_left_out() -> None:
     assert "img_size" not in fields_of_state(state)
     state["pos_embed"] = torch.ones(1, 12, 64)  # 11 patches are no square
     assert "distillation_token" not in fields_of_state(state)
-    assert fields_of_state({}) == {"head_type": "linear", "num_classes": 0}
+    assert fields_of_state({}) == {"head_type": "linear", "head_hidden_dim": 0, "num_classes": 0}
 
 
 def test_misshapen_weights_do_not_crash() -> None:

@@ -11,6 +11,9 @@ from vitfast.layers.position_embedding import PositionInterpolation
 from vitfast.models.image_model import ImageModel
 from vitfast.models.load_report import LoadReport, list_keys
 
+# the layer before a head belongs to it: without the one the other is worthless
+_HIDDEN_LAYER = "pre_logits."
+
 
 def load_state(
     model: ImageModel,
@@ -31,7 +34,8 @@ def load_state(
         source: where they come from, for messages.
         unmatched: further keys of the file that have no counterpart in any model.
         may_resize: adapt the weights of another image size, see ``ImageModel.resize_state``.
-        may_replace_head: leave the heads freshly initialized where their number of classes differs.
+        may_replace_head: leave the heads freshly initialized where their number of classes, or the width of the layer
+            before them, differs.
         strict: whether missing, unexpected and misshapen keys are an error; else they are reported.
         position_interpolation: how weights of another image size are adapted; None means the model's own way.
 
@@ -47,9 +51,10 @@ def load_state(
 
     skipped: list[str] = []
     fresh: list[str] = []
-    if may_replace_head and _num_classes(state, model) != _num_classes(own, model):
-        skipped = [key for key in state if key.startswith(model.head_prefixes)]
-        fresh = [key for key in own if key.startswith(model.head_prefixes)]
+    if may_replace_head and _head_sizes(state, model) != _head_sizes(own, model):
+        heads = (*model.head_prefixes, _HIDDEN_LAYER)
+        skipped = [key for key in state if key.startswith(heads)]
+        fresh = [key for key in own if key.startswith(heads)]
         for key in skipped:
             del state[key]
 
@@ -82,9 +87,10 @@ def load_state(
     )
 
 
-def _num_classes(state: dict[str, Tensor], model: ImageModel) -> int:
-    weight = state.get(f"{model.head_prefixes[0]}weight")
-    return 0 if weight is None or weight.dim() == 0 else len(weight)
+def _head_sizes(state: dict[str, Tensor], model: ImageModel) -> list[int]:
+    """The outputs of a head and of the layer before it, 0 where there is none."""
+    weights = (state.get(f"{name}weight") for name in (model.head_prefixes[0], f"{_HIDDEN_LAYER}fc."))
+    return [0 if weight is None or weight.dim() == 0 else len(weight) for weight in weights]
 
 
 def _check_types(state: dict[str, Tensor], source: str) -> None:

@@ -14,7 +14,9 @@ from vitfast.weights.checkpoint import NAMED_FIELDS, Checkpoint
 from vitfast.weights.vit_state import fields_of_state
 
 # which weights there are, and their shapes
-SHAPING_FIELDS = (*NAMED_FIELDS, "qkv_bias", "head_type", "num_classes")
+SHAPING_FIELDS = (*NAMED_FIELDS, "qkv_bias", "head_type", "head_hidden_dim", "num_classes")
+# what may differ where a fresh head is wanted
+HEAD_FIELDS = ("head_hidden_dim", "num_classes")
 # what they mean, which no shape shows
 MEANING_FIELDS = ("layer_norm_eps", "gelu", "pooling")
 
@@ -22,10 +24,10 @@ MEANING_FIELDS = ("layer_norm_eps", "gelu", "pooling")
 def known_fields(checkpoint: Checkpoint, fields: ModelFields) -> dict[str, Any]:
     """All that a checkpoint says of the fields of a model; where a file and its weights disagree, the weights count."""
     known = dict(checkpoint.fields)
-    if isinstance(fields, ViTFields):
+    if type(fields) is ViTFields:  # not a ConViT, whose keys mean other things
         known |= fields_of_state(checkpoint.state)
     if checkpoint.head_input is not None:
-        known.pop("num_classes", None)
+        known = {name: value for name, value in known.items() if name not in HEAD_FIELDS}
     return known
 
 
@@ -39,6 +41,8 @@ def differing_fields(checkpoint: Checkpoint, fields: ModelFields, names: Collect
         theirs, ours = known[name], getattr(fields, name)
         if name == "mlp_ratio" and isinstance(fields, ViTFields):
             ours = fields.mlp_dim / fields.embed_dim  # what the ratio became, in whole channels
+        if name == "head_hidden_dim" and not fields.num_classes:
+            ours = 0  # no head, and no layer before it
         same = math.isclose(theirs, ours) if isinstance(theirs, float) and isinstance(ours, float) else theirs == ours
         if not same:
             different[name] = theirs, ours

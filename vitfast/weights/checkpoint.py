@@ -24,6 +24,7 @@ from vitfast.weights.vit_state import fields_of_state
 
 METADATA_KEY = "vitfast"
 _CONFIG_FILE = "config.json"
+_HEAD = r"(head|head_dist|pre_logits)\."
 _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")  # of Hugging Face's hub
 
 # What an architecture's name says. create_model does not take these from a file that names none: it compares them.
@@ -110,8 +111,9 @@ def _import(raw: RawFile, family: Family, path: Path) -> Checkpoint:
         else:
             weights[key] = tensor
     state, unmatched = map_keys(weights, family.rules, str(path))
-    if head_inputs:
-        without_head = {key: tensor for key, tensor in state.items() if not re.match(r"head(_dist)?\.", key)}
+    if head_inputs or (family.models is ViTFields and "head.weight" not in state):
+        # the rest of a head that lacks a layer here, or its hidden layer alone, is of no use
+        without_head = {key: tensor for key, tensor in state.items() if not re.match(_HEAD, key)}
         skipped += [*head_inputs, *sorted(state.keys() - without_head.keys())]
         state = without_head
     fields: dict[str, Any] = {}
@@ -123,7 +125,7 @@ def _import(raw: RawFile, family: Family, path: Path) -> Checkpoint:
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
     if head_inputs:
-        del fields["num_classes"]
+        del fields["num_classes"], fields["head_hidden_dim"]
     return Checkpoint(
         path,
         family.name,

@@ -28,8 +28,8 @@ class Family:
         fields: the model fields that this system always has, whatever the file.
         read_fields: reads further fields from the weights and a ``config.json`` beside them; None where there are none.
         leftovers: patterns of what may lie beside the weights and is of no use here: skipped and reported.
-        head_inputs: patterns of layers that lie between the last LayerNorm and the head, which no model here has. They
-            are skipped, and with them the head, which is worthless without them.
+        head_inputs: patterns of layers of a head that no model here has. They are skipped, and with them the rest of
+            the head, which is worthless without them.
         foreign: pairs of a pattern and a description: a file with such a key is of a kind that is not supported.
         wrapper: the entry of the file that holds the weights, where that is what tells the family from another.
         models: the fields' class of the models that this family's weights fit.

@@ -12,6 +12,7 @@ from vitfast.models.image_model import ImageModel
 from vitfast.models.load_report import LoadReport
 from vitfast.models.vit_fields import ViTFields
 from vitfast.weights.check_fields import (
+    HEAD_FIELDS,
     MEANING_FIELDS,
     SHAPING_FIELDS,
     differing_fields,
@@ -79,14 +80,14 @@ def load_weights(
 
 
 def _check(model: ImageModel, checkpoint: Checkpoint, *, fresh_head: bool) -> None:
-    """Refuses other fields than the model's, but for the image size and, with ``fresh_head``, the number of classes."""
+    """Refuses other fields than the model's, but for the image size and, with ``fresh_head``, those of the head."""
     different = differing_fields(checkpoint, model.fields, (*SHAPING_FIELDS, *MEANING_FIELDS))
     different.pop("img_size", None)
     if fresh_head:
-        different.pop("num_classes", None)
+        different = {field: values for field, values in different.items() if field not in HEAD_FIELDS}
     keep_head = f"give load_weights num_classes={model.num_classes} to keep the model's own head"
     if different:
-        if set(different) == {"num_classes"}:
+        if "num_classes" in different and different.keys() <= set(HEAD_FIELDS):
             advice = keep_head
         elif different.keys() & set(NAMED_FIELDS):
             advice = size_advice(checkpoint, model.model_name, different)

@@ -15,6 +15,7 @@ from vitfast.models.image_model import ImageModel, ModelFields
 from vitfast.models.registry import build_model, resolve_fields, resolve_name
 from vitfast.models.vit_fields import ViTFields
 from vitfast.weights.check_fields import (
+    HEAD_FIELDS,
     SHAPING_FIELDS,
     architectures_like,
     differing_fields,
@@ -51,6 +52,8 @@ def model_from_checkpoint(
     adopted = {field: value for field, value in checkpoint.adopted_fields.items() if field not in given_fields}
     if "num_classes" not in given_fields:
         adopted |= _number_of_classes(name, checkpoint, given_fields)
+    elif given_fields["num_classes"] != checkpoint.fields.get("num_classes"):
+        adopted.pop("head_hidden_dim", None)  # as Google fine-tunes: a fresh head is one layer, unless asked otherwise
     all_fields = {**adopted, **given_fields}
     try:
         fields = resolve_fields(name, **all_fields)
@@ -105,11 +108,11 @@ def _check(name: str, checkpoint: Checkpoint, fields: ModelFields, given_fields:
             f"{checkpoint.path}: its head reads {checkpoint.head_input}, a layer that vitfast's models do not have; "
             "give num_classes for a fresh head, or num_classes=0 for none"
         )
-    if checkpoint.name is not None and isinstance(fields, ViTFields):
+    if checkpoint.name is not None and type(fields) is ViTFields:
         unknown = {"embed_dim", "depth", "patch_size", "img_size"} - fields_of_state(checkpoint.state).keys()
         if unknown:
             raise UserError(f"{checkpoint.path} lacks weights: they do not tell {', '.join(sorted(unknown))}")
-    allowed = given_fields.keys() & {"num_classes", "img_size"}
+    allowed = {"img_size"} & given_fields.keys() | set(HEAD_FIELDS if "num_classes" in given_fields else ())
     different = differing_fields(checkpoint, fields, [field for field in SHAPING_FIELDS if field not in allowed])
     if set(different) == {"img_size"}:
         theirs, ours = different["img_size"]

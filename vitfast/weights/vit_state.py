@@ -22,13 +22,15 @@ def fields_of_state(state: Mapping[str, Tensor]) -> dict[str, Any]:
     if blocks:
         fields["depth"] = max(blocks) + 1
         fields["qkv_bias"] = any(re.fullmatch(r"blocks\.\d+\.attn\.qkv\.bias", key) for key in state)
-    hidden = next((state[key] for key in state if re.fullmatch(r"blocks\.\d+\.mlp\.fc1\.weight", key)), None)
-    if hidden is not None and hidden.dim() == 2:
-        fields["embed_dim"] = hidden.shape[1]
-        fields["mlp_ratio"] = hidden.shape[0] / hidden.shape[1]
+    mlp = next((state[key] for key in state if re.fullmatch(r"blocks\.\d+\.mlp\.fc1\.weight", key)), None)
+    if mlp is not None and mlp.dim() == 2:
+        fields["embed_dim"] = mlp.shape[1]
+        fields["mlp_ratio"] = mlp.shape[0] / mlp.shape[1]
     fields["head_type"] = "norm_linear" if "fc_norm.weight" in state and "norm.weight" not in state else "linear"
     head = state.get("head.weight")
     fields["num_classes"] = len(head) if head is not None and head.dim() == 2 else 0
+    hidden = state.get("pre_logits.fc.weight")
+    fields["head_hidden_dim"] = len(hidden) if hidden is not None and hidden.dim() == 2 else 0
     return fields | _patch_fields(state)
 
 

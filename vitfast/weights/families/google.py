@@ -54,12 +54,13 @@ GOOGLE = Family(
         Rule(_MLP + r"Dense_1/bias", r"blocks.\1.mlp.fc2.bias"),
         Rule(r"Transformer/encoder_norm/scale", "norm.weight"),
         Rule(r"Transformer/encoder_norm/bias", "norm.bias"),
+        Rule(r"pre_logits/kernel", "pre_logits.fc.weight", transposed),
+        Rule(r"pre_logits/bias", "pre_logits.fc.bias"),
         Rule(r"head/kernel", "head.weight", transposed),
         Rule(r"head/bias", "head.bias"),
     ),
     # flax.linen.gelu is the tanh approximation by default, and flax.linen.LayerNorm's epsilon 1e-6
     fields={"layer_norm_eps": 1e-6, "gelu": "tanh", "position_interpolation": "zoom_linear"},
     read_fields=_read_fields,
-    head_inputs=(r"pre_logits/.+",),
     foreign=((r"(conv_root|block1/.+)/.+", "a hybrid with a ResNet in front"),),
 )

@@ -20,9 +20,9 @@ TORCHVISION = Family(
         *affine(_BLOCK + r"mlp\.(?:0|linear_1)", r"blocks.\1.mlp.fc1"),  # linear_1, linear_2 until torchvision 0.13
         *affine(_BLOCK + r"mlp\.(?:3|linear_2)", r"blocks.\1.mlp.fc2"),
         *affine(r"encoder\.ln", "norm"),
+        *affine(r"heads\.pre_logits", "pre_logits.fc"),
         *affine(r"heads\.head", "head"),
     ),
     fields={"layer_norm_eps": 1e-6, "gelu": "erf", "position_interpolation": "bicubic_aligned"},
-    head_inputs=(r"heads\.pre_logits\..+",),
     foreign=((r"conv_proj\.conv_bn_relu_.+", "a model with a convolutional stem"),),
 )

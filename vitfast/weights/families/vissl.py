@@ -1,7 +1,7 @@
 """VISSL's Vision Transformers (github.com/facebookresearch/vissl): a trunk with timm's keys, and heads.
 
-The number of attention heads is not in the file. Heads other than one linear layer (SwAV's projection and prototypes,
-deeper MLPs) are skipped.
+The number of attention heads is not in the file. SwAV's projection and prototypes and deeper MLPs are no heads that a
+model here has: they are skipped.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ _RULES = (
     Rule(_TRUNK + r"pos_embed(?:ding)?", "pos_embed"),
     Rule(_TRUNK + r"((?:patch_embed|blocks|norm)\..+)", r"\1"),
     *affine(r"heads\.0\.clf\.0", "head"),  # VISSL's "mlp"
-    *affine(r"heads\.0\.layers\.head", "head"),  # VISSL's "vision_transformer_head"
+    *affine(r"heads\.0\.layers\.pre_logits", "pre_logits.fc"),  # VISSL's "vision_transformer_head"
+    *affine(r"heads\.0\.layers\.head", "head"),
 )
 _LEFTOVERS = (
     r"heads\.\d+\.(projection_head|prototypes\d+)\..+",  # SwAV
     r"heads\.[1-9]\d*\..+",
     _TRUNK + r"patch_masking\..+",  # iBOT
 )
-_HEAD_INPUTS = (r"heads\.0\.layers\.pre_logits\..+", r"heads\.0\.clf\.[1-9]\d*\..+")
+_HEAD_INPUTS = (r"heads\.0\.clf\.[1-9]\d*\..+",)
 
 VISSL = Family(
     name="VISSL",
