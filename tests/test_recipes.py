@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import vitfast
+from support.foreign_weights import SIZES, google_arrays
 from vitfast import evaluate, predict, prepare, train
 from vitfast.config import list_recipes, load_config
-from vitfast.engine.checkpoint import latest_checkpoint, load_state, read_manifest
+from vitfast.engine.checkpoint import latest_checkpoint, load_state, load_weights_file, read_manifest
 
 CLASSES = ("airplane", "beach", "sea_ice")
 # what makes any of them small; the learning rate is not scaled down to a batch of four
@@ -109,6 +112,26 @@ def test_two_steps(recipe: str, tmp_path: Path, folder: Path, prepared: Path, re
     assert load_state(checkpoint)["step"] == 2
 
 
+def test_fine_tuning_from_googles_file_at_another_size(tmp_path: Path, folder: Path) -> None:
+    """As ViT-pytorch: other classes, a zero head, positions resized; begun with the weights of the file."""
+    heads, run_dir = SIZES["heads"], tmp_path / "run"
+    sizes = {"depth": 1, "num_heads": heads}
+    source = vitfast.create_model("vit_base_patch32_224", img_size=64, num_classes=7, **sizes)
+    np.savez(tmp_path / "ViT-B_32.npz", **google_arrays(source, "released"))
+    options = [*SMALL, "data.dataset=image_folder", f"data.root={folder}", "data.img_size=128", "optim.lr=1e-9"]
+    options += [f"model.fields.{name}={value}" for name, value in sizes.items()]
+    options += [f"model.checkpoint={tmp_path / 'ViT-B_32.npz'}", f"run_dir={run_dir}"]
+    assert train.main(["recipe=vit_base_patch32_cifar10", *options]) == 0
+    fields = read_manifest(run_dir)["model"]["fields"]
+    assert (fields["gelu"], fields["img_size"], fields["num_classes"]) == ("tanh", 128, 3)
+    checkpoint = latest_checkpoint(run_dir)
+    assert checkpoint is not None
+    weights = load_weights_file(checkpoint)
+    torch.testing.assert_close(weights["blocks.0.mlp.fc1.weight"], source.blocks[0].mlp.fc1.weight.detach())
+    assert weights["pos_embed"].shape == (1, 17, 768)
+    assert float(weights["head.weight"].abs().max()) < 1e-6
+
+
 def test_resisc45_from_the_archive_to_the_answer(
     tmp_path: Path, prepared: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -140,8 +163,6 @@ def test_resisc45_from_the_archive_to_the_answer(
 
 
 def _keys(run_dir: Path) -> set[str]:
-    from vitfast.engine.checkpoint import load_weights_file
-
     checkpoint = latest_checkpoint(run_dir)
     assert checkpoint is not None
     return set(load_weights_file(checkpoint))
