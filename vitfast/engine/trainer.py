@@ -201,8 +201,8 @@ class Trainer:
             state.scaler.scale(result["loss"] * (len(some_images) * share)).backward()
             losses.append(result["loss"].detach() * (len(some_images) / count))
             outputs.append(_outputs(result))
-        whole = {key: torch.cat([output[key] for output in outputs], dim=-2) for key in outputs[0]}
-        return torch.stack(losses).sum(), whole
+        joined = {key: torch.cat([output[key] for output in outputs], dim=-2) for key in outputs[0]}
+        return torch.stack(losses).sum(), joined
 
     def _autocast(self) -> AbstractContextManager[object]:
         return autocast(self.device, self.config.train.precision)
