@@ -83,6 +83,13 @@ def test_auto_begins_again_where_no_checkpoint_was_left(tmp_path, train_tiny):
     assert differences(content(tmp_path / "whole"), content(run_dir)) == []
 
 
+def test_auto_writes_into_no_folder_that_is_not_a_run(tmp_path, train_tiny):
+    (tmp_path / "thesis.txt").write_text("chapter 1")
+    with pytest.raises(UserError, match="is not empty, and a run overwrites nothing"):
+        train_tiny(tmp_path, *TINY_RUN, "train.resume=auto", f"run_dir={tmp_path}")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
 def test_auto_needs_a_folder(train_tiny, tmp_path):
     with pytest.raises(UserError, match=r"train\.resume=auto needs run_dir=FOLDER"):
         train_tiny(tmp_path, "train.resume=auto")

@@ -21,7 +21,7 @@ from vitfast.engine.device import describe_device
 from vitfast.engine.environment import describe_environment
 from vitfast.engine.random_state import seed_everything
 from vitfast.engine.ranks import Ranks
-from vitfast.engine.run_directory import CONFIG, FollowedRun, RunDirectory
+from vitfast.engine.run_directory import CONFIG, LOG, FollowedRun, RunDirectory
 from vitfast.engine.stop_signal import StopSignal
 from vitfast.engine.trainer import Trainer
 from vitfast.engine.training_data import TrainingData
@@ -121,7 +121,7 @@ def _open_run(config: Config, checkpoint: Path | None, ranks: Ranks) -> RunDirec
         try:
             if checkpoint is not None:
                 run = RunDirectory.reopen(checkpoint.parent)
-            elif config.train.resume == AUTO and config.run_dir is not None and Path(config.run_dir).is_dir():
+            elif config.train.resume == AUTO and config.run_dir is not None and (Path(config.run_dir) / LOG).is_file():
                 # a run that ended before its first checkpoint: it begins again
                 run = RunDirectory.reopen(config.run_dir)
                 run.keep_metrics(0)
