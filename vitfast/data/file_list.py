@@ -6,17 +6,14 @@ import json
 import os
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-from PIL import Image
-
-from vitfast.data.image_file import load_image
+from vitfast.data.file_source import FileSource
 from vitfast.errors import UserError
 
 LIST_FILES = {"train": "train_imagepaths.txt", "val": "valid_imagepaths.txt", "test": "test_imagepaths.txt"}
 LABEL_MAP = "label_map.json"
 
 
-class FileList:
+class FileList(FileSource):
     """The images that a list names; an ``ImageSource``.
 
     A line of a list is the path of an image from ``root`` on; the folder that it lies in is its class.
@@ -30,20 +27,14 @@ class FileList:
         UserError: if a file is missing, or a line names no class of ``label_map.json``.
     """
 
-    in_chans = 3
-    img_size = 224
-    crop_pct = 0.875
-
     def __init__(self, root: str | os.PathLike[str], split: str) -> None:
-        self.mean = [0.485, 0.456, 0.406]  # ImageNet
-        self.std = [0.229, 0.224, 0.225]
-        self.folder = Path(root).expanduser()
+        folder = Path(root).expanduser()
         if split not in available_splits(root):
             raise UserError(f"data.root={root} has no {LIST_FILES[split]}")
-        numbers = _label_map(self.folder / LABEL_MAP)
-        self.class_names = sorted(numbers, key=numbers.__getitem__)
-        paths, self.labels = [], []
-        file = self.folder / LIST_FILES[split]
+        numbers = _label_map(folder / LABEL_MAP)
+        paths: list[bytes] = []
+        labels: list[int] = []
+        file = folder / LIST_FILES[split]
         for line_number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
             if not line.strip():
                 continue
@@ -54,19 +45,10 @@ class FileList:
                     f"{LABEL_MAP}"
                 )
             paths.append(os.fsencode(line.strip()))
-            self.labels.append(numbers[name])
+            labels.append(numbers[name])
         if not paths:
             raise UserError(f"{file} names no images")
-        # An array, since a worker that counts references to a million strings would copy their pages.
-        self._paths = np.array(paths)
-
-    def path(self, index: int) -> str:
-        """The file of an image."""
-        return os.path.join(self.folder, os.fsdecode(self._paths[index]))
-
-    def read(self, index: int, in_chans: int) -> Image.Image:
-        """Decodes an image; see ``load_image``."""
-        return load_image(self.path(index), in_chans)
+        super().__init__(folder, paths, labels, sorted(numbers, key=numbers.__getitem__))
 
 
 def available_splits(root: str | os.PathLike[str]) -> list[str]:

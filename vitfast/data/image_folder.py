@@ -5,17 +5,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from vitfast.data.image_file import load_image
+from vitfast.data.file_source import FileSource
 from vitfast.errors import UserError
 
 SPLITS = ("train", "val", "test")
 
 
-class ImageFolder:
+class ImageFolder(FileSource):
     """The images of one split of a folder; an ``ImageSource``.
 
     Classes and files are in alphabetical order; files lie anywhere below the folder of their class. Hidden files and
@@ -29,34 +27,18 @@ class ImageFolder:
         UserError: if a folder is missing, a class has no images, or the classes of the splits differ.
     """
 
-    in_chans = 3
-    img_size = 224
-    crop_pct = 0.875
-
     def __init__(self, root: str | os.PathLike[str], split: str) -> None:
-        self.mean = [0.485, 0.456, 0.406]  # ImageNet
-        self.std = [0.229, 0.224, 0.225]
-        self.folder = _split_folder(Path(root).expanduser(), split)
-        self.class_names = _class_names(self.folder)
+        folder = _split_folder(Path(root).expanduser(), split)
+        class_names = _class_names(folder)
         for other in available_splits(root):
-            _require_same_classes(self.folder, self.class_names, self.folder.parent / other)
+            _require_same_classes(folder, class_names, folder.parent / other)
         paths: list[bytes] = []
         labels: list[int] = []
-        for label, name in enumerate(self.class_names):
-            found = _image_paths(self.folder, name)
+        for label, name in enumerate(class_names):
+            found = _image_paths(folder, name)
             paths += found
             labels += [label] * len(found)
-        # An array, since a worker that counts references to a million strings would copy their pages.
-        self._paths = np.array(paths)
-        self.labels = labels
-
-    def path(self, index: int) -> str:
-        """The file of an image."""
-        return os.path.join(self.folder, os.fsdecode(self._paths[index]))
-
-    def read(self, index: int, in_chans: int) -> Image.Image:
-        """Decodes an image; see ``load_image``."""
-        return load_image(self.path(index), in_chans)
+        super().__init__(folder, paths, labels, class_names)
 
 
 def available_splits(root: str | os.PathLike[str]) -> list[str]:

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from vitfast import __version__
 from vitfast.errors import UserError
+from vitfast.files import flush_to_disk, sha256_of_file
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -75,7 +76,7 @@ def save_checkpoint(
             _save_tensors(ema, temporary / EMA_FILE)
         if state is not None:
             _save_state(state, temporary / STATE_FILE)
-        hashes = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
+        hashes = {path.name: sha256_of_file(path) for path in sorted(temporary.iterdir())}
         record: dict[str, Any] = {"format_version": FORMAT_VERSION, "files": hashes, **manifest, "step": step}
         record["vitfast_version"] = __version__
         (temporary / MANIFEST).write_text(_manifest_text(record), encoding="utf-8")
@@ -121,15 +122,6 @@ def update_manifest(checkpoint: Path, changes: Mapping[str, Any]) -> None:
             temporary.unlink()
         raise
     flush_to_disk(checkpoint)
-
-
-def flush_to_disk(path: Path) -> None:
-    """Waits until a file or folder (its list of names) is on the disk itself, not only in memory."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def list_checkpoints(run_dir: str | os.PathLike[str]) -> list[Path]:
@@ -189,7 +181,7 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
         if not file.is_file():
             raise CheckpointError(f"{file} is missing, although the manifest lists it")
         try:
-            found = _sha256(file)
+            found = sha256_of_file(file)
         except OSError as error:
             raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error
         if found != expected:
@@ -295,14 +287,6 @@ def _save_state(state: Mapping[str, Any], path: Path) -> None:
             if file.error is None:
                 raise
             raise file.error from error
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _manifest_text(record: Mapping[str, Any]) -> str:

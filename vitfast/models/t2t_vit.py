@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vitfast.layers import Block, LayerNorm, TokensToToken, sinusoidal_positions
+from vitfast.layers import LayerNorm, TokensToToken, sinusoidal_positions
 from vitfast.layers.image_check import check_images
 from vitfast.layers.position_embedding import PositionInterpolation
 from vitfast.models.image_model import ImageModel
 from vitfast.models.resize_positions import resize_positions
 from vitfast.models.t2t_vit_fields import T2TViTFields
+from vitfast.models.transformer_blocks import transformer_blocks
 from vitfast.models.vit import initialize_linear
 
 
@@ -44,21 +45,7 @@ class T2TViT(ImageModel):
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
         self.pos_embed = nn.Parameter(sinusoidal_positions(1 + fields.grid_size**2, dim), requires_grad=False)
         self.pos_drop = nn.Dropout(fields.drop_rate)
-        self.blocks = nn.Sequential(
-            *(
-                Block(
-                    dim,
-                    fields.num_heads,
-                    fields.mlp_dim,
-                    qkv_bias=fields.qkv_bias,
-                    layer_norm_eps=eps,
-                    drop_rate=fields.drop_rate,
-                    attention_drop_rate=fields.attention_drop_rate,
-                    drop_path=fields.drop_path_of(index),
-                )
-                for index in range(fields.depth)
-            )
-        )
+        self.blocks = transformer_blocks(fields)
         self.norm = LayerNorm(dim, eps)
         self.head = nn.Linear(dim, fields.num_classes) if fields.num_classes else nn.Identity()
         self._initialize()

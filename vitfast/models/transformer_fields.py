@@ -45,12 +45,7 @@ class TransformerFields(ModelFields):
         super().__post_init__()
         for name in ("embed_dim", "depth", "num_heads"):
             check_field(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
-        check_field(
-            self.embed_dim % self.num_heads == 0,
-            "embed_dim",
-            self.embed_dim,
-            f"must be a multiple of num_heads={self.num_heads}",
-        )
+        self._check_heads()
         check_field(
             self.layer_norm_eps > 0.0, "layer_norm_eps", self.layer_norm_eps, "must be above 0, for example 1e-6"
         )
@@ -68,6 +63,10 @@ class TransformerFields(ModelFields):
     def drop_path_of(self, block: int) -> float:
         """The stochastic depth rate of a block."""
         return self.drop_path * block / max(self.depth - 1, 1)
+
+    def _check_heads(self) -> None:
+        rule = f"must be a multiple of num_heads={self.num_heads}"
+        check_field(self.embed_dim % self.num_heads == 0, "embed_dim", self.embed_dim, rule)
 
     def _check_rate(self, name: str) -> None:
         rate = getattr(self, name)

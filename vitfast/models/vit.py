@@ -7,10 +7,11 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from vitfast.layers import Block, LayerNorm, PatchEmbed
+from vitfast.layers import LayerNorm, PatchEmbed
 from vitfast.layers.position_embedding import PositionInterpolation
 from vitfast.models.image_model import ImageModel
 from vitfast.models.resize_positions import resize_positions
+from vitfast.models.transformer_blocks import transformer_blocks
 from vitfast.models.vit_fields import ViTFields
 
 
@@ -35,22 +36,7 @@ class VisionTransformer(ImageModel):
             fields.img_size, fields.patch_size, fields.in_chans, dim, patch_order=fields.patch_order
         )
         self.pos_drop = nn.Dropout(fields.drop_rate)
-        self.blocks = nn.Sequential(
-            *(
-                Block(
-                    dim,
-                    fields.num_heads,
-                    fields.mlp_dim,
-                    qkv_bias=fields.qkv_bias,
-                    layer_norm_eps=eps,
-                    gelu=fields.gelu,
-                    drop_rate=fields.drop_rate,
-                    attention_drop_rate=fields.attention_drop_rate,
-                    drop_path=fields.drop_path * index / max(fields.depth - 1, 1),
-                )
-                for index in range(fields.depth)
-            )
-        )
+        self.blocks = transformer_blocks(fields, gelu=fields.gelu)
         norm_in_head = fields.head_type == "norm_linear"
         self.norm = nn.Identity() if norm_in_head else LayerNorm(dim, eps)
         self.fc_norm = LayerNorm(dim, eps) if norm_in_head else nn.Identity()

@@ -8,9 +8,8 @@ from typing import Literal
 from vitfast.errors import UserError
 from vitfast.layers.mlp import GeluVariant
 from vitfast.layers.patch_embed import PatchOrder
-from vitfast.layers.position_embedding import PositionInterpolation
 from vitfast.models.field_checks import check_field
-from vitfast.models.image_model import ModelFields
+from vitfast.models.transformer_fields import TransformerFields
 
 HeadType = Literal["linear", "norm_linear"]
 Pooling = Literal["token", "mean"]
@@ -18,21 +17,16 @@ DistillationToken = Literal["none", "after_class", "last"]
 
 
 @dataclass(frozen=True)
-class ViTFields(ModelFields):
+class ViTFields(TransformerFields):
     """Every field of a plain ViT or DeiT; the defaults are timm's, that is Google's ViT and Facebook's DeiT.
 
     Positions are learned, and the class token comes first, in every one of these systems, so neither is a field.
 
     Attributes:
         img_size: height and width of the images in pixels, a multiple of ``patch_size``.
-        patch_size: height and width of a patch in pixels.
-        in_chans, num_classes: as in ``ModelFields``.
-        embed_dim: channels of a token, a multiple of ``num_heads``.
-        depth: number of transformer blocks.
-        num_heads: attention heads of a block.
-        mlp_ratio: hidden width of an MLP as a multiple of ``embed_dim``.
         layer_norm_eps: epsilon of every LayerNorm. 1e-5 in myrtle-vision, Pytorch-VIT and vissl's first ViT.
         qkv_bias: whether q, k and v have biases. Not in myrtle-vision v1.0.0 and vissl.
+        patch_size: height and width of a patch in pixels.
         patch_order: order of a patch's pixels, see ``PatchEmbed``. ``"channels_last"`` in myrtle-vision.
         distillation_token: ``"after_class"``: at index 1, with a position, heads averaged in evaluation (DeiT);
             ``"last"``: after the patches, without a position, in training only (myrtle-vision). See
@@ -44,52 +38,31 @@ class ViTFields(ModelFields):
             the class token they compute the same.
         head_hidden_dim: width of a layer before the head, linear and tanh, as Google pre-trains (vissl's
             ``vision_transformer_head`` with a ``hidden_dim``); 0 for none. Not with a distillation token.
-        position_interpolation: how checkpoints are adapted to another image size, see ``resize_position_embedding``.
         gelu: ``"erf"``, or ``"tanh"`` as Google's JAX models.
-        drop_rate: dropout of the embedded tokens, the attention projections and the MLPs.
-        attention_drop_rate: dropout of the attention probabilities.
-        drop_path: stochastic depth rate of the last block; it grows linearly from 0 at the first.
+
+    The others are as in ``TransformerFields``.
 
     Raises:
         UserError: a field has a wrong type or value, or fields contradict each other.
     """
 
-    patch_size: int = 16
     embed_dim: int = 768
-    depth: int = 12
     num_heads: int = 12
-    mlp_ratio: float = 4.0
-    layer_norm_eps: float = 1e-6
-    qkv_bias: bool = True
+    patch_size: int = 16
     patch_order: PatchOrder = "channels_first"
     distillation_token: DistillationToken = "none"
     pooling: Pooling = "token"
     head_type: HeadType = "linear"
     head_hidden_dim: int = 0
-    position_interpolation: PositionInterpolation = "bicubic"
     gelu: GeluVariant = "erf"
-    drop_rate: float = 0.0
-    attention_drop_rate: float = 0.0
-    drop_path: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("patch_size", "embed_dim", "depth", "num_heads"):
-            check_field(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
-        check_field(
-            self.layer_norm_eps > 0.0, "layer_norm_eps", self.layer_norm_eps, "must be above 0, for example 1e-6"
-        )
-        check_field(
-            self.mlp_dim >= 1, "mlp_ratio", self.mlp_ratio, f"must be at least {1 / self.embed_dim:g} (1 / embed_dim)"
-        )
+        check_field(self.patch_size >= 1, "patch_size", self.patch_size, "must be at least 1")
         check_field(
             self.head_hidden_dim >= 0, "head_hidden_dim", self.head_hidden_dim, "must be at least 1, or 0 for none"
         )
-        for name in ("drop_rate", "attention_drop_rate", "drop_path"):
-            rate = getattr(self, name)
-            check_field(0.0 <= rate < 1.0, name, rate, "must be at least 0 and below 1, a probability")
         self._check_patches()
-        self._check_heads()
         if self.pooling == "mean" and self.distillation_token == "after_class":
             raise UserError(
                 "pooling='mean' does not go with distillation_token='after_class', whose heads read one token each; "
@@ -110,11 +83,6 @@ class ViTFields(ModelFields):
     def num_prefix_positions(self) -> int:
         """Tokens before the patches that have a position embedding."""
         return 2 if self.distillation_token == "after_class" else 1
-
-    @property
-    def mlp_dim(self) -> int:
-        """Hidden width of an MLP."""
-        return int(self.embed_dim * self.mlp_ratio)
 
     def _check_patches(self) -> None:
         if self.img_size % self.patch_size == 0:

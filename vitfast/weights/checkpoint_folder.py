@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from vitfast.errors import UserError
+from vitfast.files import sha256_of_file
 from vitfast.weights.safetensors_file import read_safetensors_file
 
 MANIFEST_FILE = "manifest.json"
@@ -36,14 +36,6 @@ def read_checkpoint_folder(folder: Path) -> tuple[str, dict[str, Any], dict[str,
     weights_path = folder / WEIGHTS_FILE
     if not weights_path.exists():
         raise UserError(f"{weights_path} does not exist; the checkpoint is incomplete, use another one")
-    if _sha256(weights_path) != expected_hash:
+    if sha256_of_file(weights_path) != expected_hash:
         raise UserError(f"{weights_path} is damaged: its SHA-256 is not the manifest's; use another checkpoint")
     return name, fields, read_safetensors_file(weights_path)[0]
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

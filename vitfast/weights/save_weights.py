@@ -12,6 +12,7 @@ import safetensors.torch
 from torch import Tensor
 
 from vitfast.errors import UserError
+from vitfast.files import flush_to_disk
 from vitfast.models.image_model import ImageModel
 from vitfast.models.vit_fields import ViTFields
 from vitfast.weights.checkpoint import METADATA_KEY
@@ -45,9 +46,9 @@ def save_weights(model: ImageModel, path: str | os.PathLike[str]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.writing")
     try:
         safetensors.torch.save_file(_timm_state(model), temporary, metadata)
-        _flush(temporary)
+        flush_to_disk(temporary)
         os.replace(temporary, path)
-        _flush(path.parent)
+        flush_to_disk(path.parent)
     except safetensors.SafetensorError as error:  # the library hides the system's error in a text of its own
         raise OSError(f"{path} could not be written: {error}") from error
     finally:
@@ -60,12 +61,3 @@ def _timm_state(model: ImageModel) -> dict[str, Tensor]:
     if isinstance(model.fields, ViTFields):
         state[key] = arrange_patches(state[key], replace(model.fields, patch_order="channels_first"))
     return {key: tensor.contiguous() for key, tensor in state.items()}
-
-
-def _flush(path: Path) -> None:
-    """Waits until a file or folder (its list of names) is on the disk itself."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
