@@ -13,18 +13,18 @@ import torch
 from vitfast.errors import UserError
 from vitfast.models.image_model import ImageModel, ModelFields
 from vitfast.models.registry import build_model, resolve_fields, resolve_name
-from vitfast.models.vit_fields import ViTFields
 from vitfast.weights.check_fields import (
     HEAD_FIELDS,
     SHAPING_FIELDS,
     architectures_like,
     differing_fields,
+    image_size_advice,
     refuse_differences,
     size_advice,
 )
-from vitfast.weights.checkpoint import Checkpoint, read_checkpoint
+from vitfast.weights.checkpoint import SIZE_FIELDS, Checkpoint, read_checkpoint
 from vitfast.weights.fill_model import fill_model
-from vitfast.weights.vit_state import fields_of_state
+from vitfast.weights.state_fields import untold_fields
 
 logger = logging.getLogger(__name__)
 
@@ -108,15 +108,14 @@ def _check(name: str, checkpoint: Checkpoint, fields: ModelFields, given_fields:
             f"{checkpoint.path}: its head reads {checkpoint.head_input}, a layer that vitfast's models do not have; "
             "give num_classes for a fresh head, or num_classes=0 for none"
         )
-    if checkpoint.name is not None and type(fields) is ViTFields:
-        unknown = {"embed_dim", "depth", "patch_size", "img_size"} - fields_of_state(checkpoint.state).keys()
-        if unknown:
-            raise UserError(f"{checkpoint.path} lacks weights: they do not tell {', '.join(sorted(unknown))}")
-    allowed = {"img_size"} & given_fields.keys() | set(HEAD_FIELDS if "num_classes" in given_fields else ())
+    if checkpoint.name is not None and (untold := untold_fields(type(fields), checkpoint.state)):
+        raise UserError(f"{checkpoint.path} lacks weights: they do not tell {', '.join(untold)}")
+    allowed = {
+        *(SIZE_FIELDS if "img_size" in given_fields else ()),
+        *(HEAD_FIELDS if "num_classes" in given_fields else ()),
+    }
     different = differing_fields(checkpoint, fields, [field for field in SHAPING_FIELDS if field not in allowed])
-    if set(different) == {"img_size"}:
-        theirs, ours = different["img_size"]
-        advice = f"give img_size={ours} to resize the position embeddings, or img_size={theirs} to keep them"
-        refuse_differences(checkpoint, name, different, advice)
+    if different and different.keys() <= set(SIZE_FIELDS):
+        refuse_differences(checkpoint, name, different, image_size_advice(different, fields))
     if different:
         refuse_differences(checkpoint, name, different, size_advice(checkpoint, resolve_name(name), different))
