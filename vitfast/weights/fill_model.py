@@ -33,8 +33,8 @@ def fill_model(
     exits = checkpoint.exits
     if exits is not None and exits.num_exits != model.num_exits:
         raise UserError(
-            f"{checkpoint.path} holds thresholds for {exits.num_exits} exits, {model.model_name} has {model.num_exits}: "
-            "they are of another model; use the file that belongs to this one"
+            f"{checkpoint.path} holds thresholds for {exits.num_exits} exits, but {model.model_name} has "
+            f"{model.num_exits}: they are of another model; use the file that belongs to this one"
         )
     state = dict(checkpoint.state)
     if isinstance(model.fields, ViTFields) and _PATCH_WEIGHT in state:

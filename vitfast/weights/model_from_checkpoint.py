@@ -28,6 +28,9 @@ from vitfast.weights.state_fields import untold_fields
 
 logger = logging.getLogger(__name__)
 
+# how many times the numbers it holds a file may claim; the details are compared once the model is built
+_MAX_CLAIM, _HARMLESS_CLAIM = 2, 1_000_000
+
 
 def model_from_checkpoint(
     name: str | None, path: str | os.PathLike[str], given_fields: Mapping[str, Any]
@@ -60,6 +63,7 @@ def model_from_checkpoint(
     except UserError as error:
         raise UserError(f"{error} (with the fields of {checkpoint.path})") from error
     _check(name, checkpoint, fields, given_fields)
+    _check_claims(checkpoint)
 
     model = build_model(name, **all_fields)
     report = fill_model(
@@ -110,12 +114,30 @@ def _check(name: str, checkpoint: Checkpoint, fields: ModelFields, given_fields:
         )
     if checkpoint.name is not None and (untold := untold_fields(type(fields), checkpoint.state)):
         raise UserError(f"{checkpoint.path} lacks weights: they do not tell {', '.join(untold)}")
-    allowed = {
-        *(SIZE_FIELDS if "img_size" in given_fields else ()),
-        *(HEAD_FIELDS if "num_classes" in given_fields else ()),
-    }
+    allowed = SIZE_FIELDS if "img_size" in given_fields else ()
+    allowed += HEAD_FIELDS if "num_classes" in given_fields else ()
     different = differing_fields(checkpoint, fields, [field for field in SHAPING_FIELDS if field not in allowed])
     if different and different.keys() <= set(SIZE_FIELDS):
         refuse_differences(checkpoint, name, different, image_size_advice(different, fields))
     if different:
         refuse_differences(checkpoint, name, different, size_advice(checkpoint, resolve_name(name), different))
+
+
+def _check_claims(checkpoint: Checkpoint) -> None:
+    """Refuses a file whose own fields describe a model far larger than the weights it holds."""
+    if checkpoint.name is None:
+        return
+    try:
+        with torch.device("meta"):
+            model = build_model(checkpoint.name, **checkpoint.fields)
+    except UserError:
+        raise
+    except (RuntimeError, OverflowError, MemoryError, TypeError) as error:  # sizes beyond any tensor's
+        raise UserError(f"{checkpoint.path}: its fields describe no model that can be built ({error})") from error
+    claimed = sum(tensor.numel() for tensor in model.state_dict().values())
+    there = sum(tensor.numel() for tensor in checkpoint.state.values())
+    if claimed > _MAX_CLAIM * there + _HARMLESS_CLAIM:
+        raise UserError(
+            f"{checkpoint.path} lacks weights: its fields describe a model of {claimed:,} numbers, it holds {there:,}; "
+            "save it again"
+        )

@@ -23,8 +23,9 @@ def weights_path(folder: Path) -> Path:
                 return folder / f"{name}{ending}"
     inside = sorted(manifest.parent.name for manifest in folder.glob(f"*/{MANIFEST_FILE}"))
     if inside:
+        example = folder / inside[-1]
         raise UserError(
-            f"checkpoint {folder} has no {MANIFEST_FILE}; give one of its checkpoints, for example {folder / inside[-1]}"
+            f"checkpoint {folder} has no {MANIFEST_FILE}; give one of its checkpoints, for example {example}"
         )
     names = ", ".join((MANIFEST_FILE, *_FOLDER_FILES))
     raise UserError(f"checkpoint {folder} is a folder without weights: it has none of {names}; give the weights' file")
