@@ -22,6 +22,7 @@ from vitfast.weights.families import recognize
 from vitfast.weights.family import Family
 from vitfast.weights.key_map import map_keys
 from vitfast.weights.raw_file import RawFile, read_raw_file
+from vitfast.weights.sharded_file import is_part
 from vitfast.weights.state_fields import state_fields
 from vitfast.weights.weights_path import weights_path
 
@@ -111,6 +112,8 @@ def read_checkpoint(
             name, fields, state, exits = read_checkpoint_folder(path)
             return Checkpoint(path, "vitfast", name, fields, state, exits=exits)
         file = weights_path(path)
+    if is_part(file):
+        raise UserError(f"{file} is one part of several; give the folder that holds all of them and their index")
     raw = read_raw_file(file)
     if METADATA_KEY in raw.metadata:
         name, fields, exits = _read_metadata(raw)

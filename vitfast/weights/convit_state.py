@@ -8,8 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from vitfast.weights.transformer_state import columns_of, grid_of, rows_of
+from vitfast.weights.transformer_state import NUMBER, columns_of, grid_of, rows_of
 from vitfast.weights.vit_state import fields_of_state
+
+_GATE = rf"blocks\.{NUMBER}\.attn\.gating_param"
 
 
 def convit_fields_of_state(state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -23,7 +25,7 @@ def convit_fields_of_state(state: Mapping[str, Tensor]) -> dict[str, Any]:
     grid_size = grid_of(state.get("pos_embed"), 0)
     if grid_size and "patch_size" in fields:
         fields["img_size"] = grid_size * fields["patch_size"]
-    gates = [int(match[1]) for key in state if (match := re.fullmatch(r"blocks\.(\d+)\.attn\.gating_param", key))]
+    gates = [int(match[1]) for key in state if (match := re.fullmatch(_GATE, key))]
     if gates:
         fields["local_up_to_layer"] = max(gates) + 1
         key = f"blocks.{max(gates)}.attn.pos_proj.weight"

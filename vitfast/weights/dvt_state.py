@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from vitfast.weights.t2t_vit_state import tokens_to_token_fields
-from vitfast.weights.transformer_state import block_fields, grid_of, rows_of
+from vitfast.weights.transformer_state import NUMBER, block_fields, grid_of, rows_of
 
 
 def dvt_fields_of_state(state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -18,7 +18,7 @@ def dvt_fields_of_state(state: Mapping[str, Tensor]) -> dict[str, Any]:
     What cannot be told, because weights are missing or have another shape, is left out: always the strides, the
     paddings and the image size; without ``relation_reuse`` the number of heads, too.
     """
-    exits = {int(match[1]) for key in state if (match := re.match(r"exits\.(\d+)\.", key))}
+    exits = {int(match[1]) for key in state if (match := re.match(rf"exits\.{NUMBER}\.", key))}
     if not exits:
         return {}
     fields = block_fields(state, "exits.0.")

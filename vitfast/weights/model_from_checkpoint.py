@@ -63,7 +63,7 @@ def model_from_checkpoint(
     except UserError as error:
         raise UserError(f"{error} (with the fields of {checkpoint.path})") from error
     _check(name, checkpoint, fields, given_fields)
-    _check_claims(checkpoint)
+    _check_claims(checkpoint, {name: value for name, value in given_fields.items() if name == "img_size"})
 
     model = build_model(name, **all_fields)
     report = fill_model(
@@ -123,18 +123,18 @@ def _check(name: str, checkpoint: Checkpoint, fields: ModelFields, given_fields:
         refuse_differences(checkpoint, name, different, size_advice(checkpoint, resolve_name(name), different))
 
 
-def _check_claims(checkpoint: Checkpoint) -> None:
-    """Refuses a file whose own fields describe a model far larger than the weights it holds."""
+def _check_claims(checkpoint: Checkpoint, given_size: Mapping[str, Any]) -> None:
+    """Refuses a file whose own fields describe a model far larger than the weights it holds, positions apart."""
     if checkpoint.name is None:
         return
     try:
         with torch.device("meta"):
-            model = build_model(checkpoint.name, **checkpoint.fields)
+            model = build_model(checkpoint.name, **{**checkpoint.fields, **given_size})
     except UserError:
         raise
     except (RuntimeError, OverflowError, MemoryError, TypeError) as error:  # sizes beyond any tensor's
         raise UserError(f"{checkpoint.path}: its fields describe no model that can be built ({error})") from error
-    claimed = sum(tensor.numel() for tensor in model.state_dict().values())
+    claimed = sum(tensor.numel() for key, tensor in model.state_dict().items() if not key.endswith("pos_embed"))
     there = sum(tensor.numel() for tensor in checkpoint.state.values())
     if claimed > _MAX_CLAIM * there + _HARMLESS_CLAIM:
         raise UserError(

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+NUMBER = r"(\d{1,6})"  # of a layer; Python refuses to read thousands of digits
+
 
 def block_fields(state: Mapping[str, Tensor], prefix: str = "") -> dict[str, Any]:
     """Returns depth, ``embed_dim``, ``mlp_ratio`` and ``qkv_bias``, as far as the weights tell them.
@@ -18,10 +20,11 @@ def block_fields(state: Mapping[str, Tensor], prefix: str = "") -> dict[str, Any
         prefix: beginning of the blocks' keys, ``"exits.0."`` for example.
     """
     fields: dict[str, Any] = {}
-    root = rf"{re.escape(prefix)}blocks\.(\d+)\."
-    blocks = [int(match[1]) for key in state if (match := re.match(root, key))]
+    root = rf"{re.escape(prefix)}blocks\.{NUMBER}\."
+    blocks = {int(match[1]) for key in state if (match := re.match(root, key))}
     if blocks:
-        fields["depth"] = max(blocks) + 1
+        # a hostile file may number its only block 999999
+        fields["depth"] = max(blocks) + 1 if max(blocks) < len(state) else len(blocks)
         fields["qkv_bias"] = any(re.fullmatch(root + r"attn\.(qkv|qk|v)\.bias", key) for key in state)
     mlp = next((state[key] for key in state if re.fullmatch(root + r"mlp\.fc1\.weight", key)), None)
     if mlp is not None and mlp.dim() == 2 and mlp.shape[1]:
