@@ -244,8 +244,10 @@ def test_dvt(tmp_path: Path, name: str, as_numpy: bool) -> None:
 
 def test_dvt_with_one_row_of_thresholds(tmp_path: Path) -> None:
     name, path = "dvt_deit_small", tmp_path / "DVT.pth.tar"
-    torch.save({"model_state_dict": dvt_state("vit"), "dynamic_threshold": [0.25, 0.5, -1e8]}, path)
+    curve = {"budgeted_batch_classification": [[1.0, 2.0], [70.0, 80.0]]}  # of other thresholds
+    torch.save({"model_state_dict": dvt_state("vit"), "dynamic_threshold": [0.25, 0.5, -1e8], **curve}, path)
     model = vitfast.create_model(name, **DVT[name], checkpoint=path)
+    assert model.load_report.skipped == ("budgeted_batch_classification",)
     assert vitfast.EarlyExit(model).thresholds == (0.25, 0.5, 0.0)
     with pytest.raises(UserError, match="the checkpoint does not say what its thresholds cost"):
         model.saved_exits.within(1.0)

@@ -21,7 +21,7 @@ def view_at_size(
     """Returns a model for another image size whose positions are resampled from those of ``model``.
 
     It shares every weight and layer with ``model``: gradients reach them, those of the positions through the
-    resampling. It is made anew for each use and not to be kept, since the resampled positions do not follow the model's.
+    resampling. It is made anew for each use, since the resampled positions do not follow the model's.
 
     Args:
         model: what is viewed; it stays as it is.

@@ -147,7 +147,8 @@ def _import(raw: RawFile, family: Family, path: Path) -> Checkpoint:
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     if exits is not None:
-        ignored = tuple(name for name in ignored if name not in (RELEASED_THRESHOLDS, RELEASED_CURVE))
+        used = (RELEASED_THRESHOLDS, RELEASED_CURVE) if exits.gmacs else (RELEASED_THRESHOLDS,)
+        ignored = tuple(name for name in ignored if name not in used)
     if head_inputs:
         del fields["num_classes"], fields["head_hidden_dim"]
     return Checkpoint(

@@ -35,10 +35,7 @@ def released_exits(beside: Mapping[str, Any]) -> SavedExits | None:
     if RELEASED_THRESHOLDS not in beside:
         return None
     thresholds = _rows(beside[RELEASED_THRESHOLDS], RELEASED_THRESHOLDS)
-    curve = beside.get(RELEASED_CURVE)
-    gmacs, percents = _rows(curve, RELEASED_CURVE)[:2] if curve is not None and len(curve) >= 2 else ((), ())
-    if not len(gmacs) == len(percents) == len(thresholds):
-        gmacs, percents = (), ()  # a curve of other thresholds
+    gmacs, percents = _curve(beside.get(RELEASED_CURVE), len(thresholds))
     return _saved_exits(thresholds, gmacs, tuple(percent / 100 for percent in percents), RELEASED_THRESHOLDS)
 
 
@@ -63,6 +60,15 @@ def exits_record(exits: SavedExits) -> list[float] | dict[str, Any]:
     if len(exits.thresholds) == 1 and not exits.gmacs:
         return list(exits.thresholds[0])
     return {"thresholds": exits.thresholds, "gmacs": exits.gmacs, "accuracy": exits.accuracy}
+
+
+def _curve(value: Any, choices: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Returns costs and accuracies in percent, nothing where they are not those of these choices."""
+    try:
+        gmacs, percents = _rows(value, RELEASED_CURVE)
+    except ValueError:
+        return (), ()
+    return (gmacs, percents) if len(gmacs) == len(percents) == choices else ((), ())
 
 
 def _saved_exits(
