@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -76,6 +77,9 @@ def test_convit(tmp_path: Path, wrap: Any) -> None:
     images = torch.randn(2, 3, 32, 32)
     assert relative_error(model(images), foreign(images)) < TOLERANCE
     assert_written_back(model, tmp_path / "again.safetensors")
+    theirs = timm_convit()
+    theirs.load_state_dict(load_file(tmp_path / "again.safetensors"))  # timm's keys
+    assert relative_error(model(images), theirs(images)) < TOLERANCE
 
 
 def test_convits_heads_are_told(tmp_path: Path) -> None:

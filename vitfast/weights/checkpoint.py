@@ -27,6 +27,7 @@ from vitfast.weights.state_fields import state_fields
 from vitfast.weights.weights_path import weights_path
 
 METADATA_KEY = "vitfast"
+HEAD_KEYS = "heads.0."  # beside a model's own weights: a head that ``load_vissl_head`` builds
 _CONFIG_FILE = "config.json"
 _HEAD = r"(head|head_dist|pre_logits)\."
 
@@ -117,7 +118,9 @@ def read_checkpoint(
     raw = read_raw_file(file)
     if METADATA_KEY in raw.metadata:
         name, fields, exits = _read_metadata(raw)
-        return Checkpoint(path, "vitfast", name, fields, raw.tensors, exits=exits)
+        state = {key: tensor for key, tensor in raw.tensors.items() if not key.startswith(HEAD_KEYS)}
+        skipped = tuple(key for key in raw.tensors if key not in state)
+        return Checkpoint(path, "vitfast", name, fields, state, skipped=skipped, exits=exits)
     family = recognize(raw.tensors, raw.wrapper, models, source=str(path), model_name=model_name)
     return _import(raw, family, path)
 
