@@ -131,4 +131,4 @@ def test_nothing_of_numpy_itself_is_let_in() -> None:
         assert stand_in.__module__ == "vitfast.weights.numpy_pickle", name
     read = {name for _, name in NUMPY_STAND_INS}
     assert {pickle.whichmodule(RECONSTRUCT, "_reconstruct") + "._reconstruct", "numpy.ndarray"} <= read
-    assert not torch.serialization.get_safe_globals()
+    assert not set(NUMPY_STAND_INS) & set(torch.serialization.get_safe_globals())  # only while a file is read

@@ -300,6 +300,7 @@ def test_dvt_of_another_number_of_classes(tmp_path: Path) -> None:
         ([[0.5, 0.5, 0.5], [0.5]], "its dynamic_threshold has no rows of equal length"),
         ([], "its dynamic_threshold has no rows of equal length"),
         ([["a", "b", "c"]], "its dynamic_threshold holds something else than numbers"),
+        ([10**400, 0.5, 0.5], "its dynamic_threshold holds something else than numbers"),
         (torch.rand(2, 3, 4), "its dynamic_threshold holds something else than numbers"),
     ],
 )

@@ -18,6 +18,7 @@ RELEASED_THRESHOLDS, RELEASED_CURVE = "dynamic_threshold", "budgeted_batch_class
 # thresholds below 0 and above 1 all mean the same; these are what calibrate_exits writes
 _ALWAYS, _NEVER = 0.0, 2.0
 _MAX_CHOICES = 10_000
+_LARGE = 1 << 53  # whole numbers of any size are allowed in a pickle and in JSON
 
 
 def released_exits(beside: Mapping[str, Any]) -> SavedExits | None:
@@ -90,9 +91,13 @@ def _rows(value: Any, entry: str) -> tuple[tuple[float, ...], ...]:
     rows = plain if isinstance(plain, list) else None
     if rows is None or len(rows) > _MAX_CHOICES or not all(isinstance(row, list) for row in rows):
         raise UserError(f"its {entry} is no table of numbers; remove the entry")
-    if any(type(number) not in (int, float) or math.isnan(number) for row in rows for number in row):
+    if not all(_is_number(number) for row in rows for number in row):
         raise UserError(f"its {entry} holds something else than numbers, or NaN; remove the entry")
     return tuple(tuple(float(number) for number in row) for row in rows)
+
+
+def _is_number(value: Any) -> bool:
+    return (type(value) is float and not math.isnan(value)) or (type(value) is int and abs(value) < _LARGE)
 
 
 def _plain(value: Any) -> Any:
