@@ -147,8 +147,9 @@ def _explain(path: Path, error: Exception) -> str:
     text = str(error).strip()
     named = re.search(r"GLOBAL ([A-Za-z_]\w*(\.\w+)*)\s", text) if isinstance(error, pickle.UnpicklingError) else None
     if named or isinstance(error, NumpyRefusedError):
+        what = named[1] if named else text
         return (
-            f"{path} is refused: it holds Python objects ({named[1] if named else text}) beside tensors, and loading those can run any "
+            f"{path} is refused: it holds Python objects ({what}) beside tensors, and loading those can run any "
             "program; nothing in it was executed. Get the weights as .safetensors or, only if you trust who made the "
             "file, convert them: safetensors.torch.save_file(torch.load(path, weights_only=False)[entry], new_path)"
         )
