@@ -120,7 +120,7 @@ def data_of_checkpoint(trained: TrainedModel, overrides: EvaluateDataOptions) ->
     file = trained.checkpoint.parent / CONFIG
     data = load_config([f"recipe={file}"]).data if file.is_file() else DataConfig()
     saved = trained.data
-    names = ("dataset", "mean", "std", "resize", "interpolation", "crop_pct")
+    names = ("dataset", "val_share", "mean", "std", "resize", "interpolation", "crop_pct")
     known = {name: saved[name] for name in names if name in saved}
     given = {name: value for name, value in vars(overrides).items() if value is not None}
     return replace(data, **{**known, "img_size": saved["img_size"], "in_chans": saved["in_chans"], **given})
