@@ -26,11 +26,11 @@ class DVTFields(TransformerFields):
 
     Attributes:
         backbone: ``"vit"``: patches that do not overlap, learned positions; ``"t2t_vit"``: the tokens-to-token module
-            with performers, sinusoidal positions; ``"t2t_vit_t"``: the same with transformers; ``"conv_vit"``: a stem of
-            small convolutions, see ``ConvStem``, learned positions.
-        patch_sizes: for each exit the height and width of a patch in pixels; in T2T-ViT, of the first soft split; of a
-            convolutional stem the pixels that a token stands for, a power of 2, at least 4, that divides ``img_size``.
-        patch_strides: for each exit the distance between patches; ``patch_sizes`` again for ``"vit"`` and ``"conv_vit"``.
+            with performers, sinusoidal positions; ``"t2t_vit_t"``: the same with transformers; ``"conv_vit"``: small
+            convolutions, see ``ConvStem``, learned positions.
+        patch_sizes: for each exit the height and width of a patch in pixels; in T2T-ViT, of the first soft split; in
+            ``"conv_vit"`` the pixels a side that a token stands for, a power of 2, at least 4.
+        patch_strides: for each exit the distance between patches; ``patch_sizes`` again without T2T-ViT.
         patch_paddings: for each exit the zeros around the image.
         feature_reuse: whether the blocks of an exit read what the last block of the previous one gave.
         relation_reuse: whether the attention of an exit starts from the logits of the previous one.
