@@ -60,7 +60,7 @@ def sweep_table(report: SweepReport) -> str:
         f"model       {report.trained.describe()}",
         f"thresholds  found on {options.sweep.calibration}, {report.calibration.images:,} images",
         f"judged on   {options.split}, {report.test.images:,} images; top-1 of each exit: {_each_exit(report)}",
-        f"timed       {report.timed_images:,} of them in batches of {report.batch_size}, {options.precision}, {device}, "
+        f"timed       {report.timed_images:,} of them, batches of {report.batch_size}, {options.precision}, {device}, "
         "interleaved; medians",
         "",
         text_table(header, list(dict.fromkeys(rows)), left=0),
