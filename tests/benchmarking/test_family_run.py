@@ -30,7 +30,6 @@ def test_all_convits_have_one_result() -> None:
         assert agrees(relative_l2(subject.output(), reference), "fp32")
     assert contest.subjects[2].output is None
     assert contest.subjects[2].run().shape == (1, 1000)
-    assert 2.0 < contest.gflop < 3.0  # 1.1 GMACs
 
 
 def test_without_timm_it_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

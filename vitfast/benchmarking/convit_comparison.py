@@ -9,7 +9,6 @@ from vitfast.api import create_model
 from vitfast.benchmarking.comparison import Comparison, Contest
 from vitfast.benchmarking.model_comparison import DTYPES, WEIGHT, sample_images
 from vitfast.benchmarking.subject import Subject
-from vitfast.benchmarking.work import count_gflop
 from vitfast.errors import UserError
 
 SIZES = ("tiny", "small", "base")
@@ -51,8 +50,7 @@ def convit_comparison(size: str, batch: int, precision: str, device: torch.devic
             reference=None if reference is None else lambda: reference,
             reference_name="timm in fp32" if reference is not None else "",
             left_out={} if foreign is not None else {"timm ConViT": "not installed: pip install timm"},
-            images=batch,
-            gflop=count_gflop(lambda: _logits(own, inputs)),
+            images=batch,  # no gflop: the DeiT has others
         )
 
     return Comparison(

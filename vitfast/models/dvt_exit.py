@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +83,7 @@ class DVTExit(nn.Module):
         patches = self.patch_embed(images)
         x = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)
         x = self.pos_drop(x + self.pos_embed)
-        biases: Sequence[Tensor | None] = [None] * len(self.blocks)
+        biases: Iterable[Tensor | None] = [None] * len(self.blocks)
         if self.relation_reuse is not None:
             biases = self.relation_reuse(relations)
         returned = []
