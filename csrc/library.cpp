@@ -44,13 +44,12 @@ STABLE_TORCH_LIBRARY(vitfast, m) {
       " str approximate, bool has_fc1_bias, bool has_fc2_bias) -> (Tensor grad_x, Tensor grad_fc1_weight,"
       " Tensor? grad_fc1_bias, Tensor grad_fc2_weight, Tensor? grad_fc2_bias)");
 
-  // rounding and overflow are the codes of csrc/common/float_format.h; seed is one int64, for stochastic rounding
-  m.def(
-      "quantize_float(Tensor x, int exponent_bits, int mantissa_bits, float max_value, bool has_inf, bool has_nan,"
-      " bool signed_zero, int overflow, int rounding, Tensor? seed) -> Tensor");
-  m.def(
-      "quantize_float_(Tensor(a!) x, int exponent_bits, int mantissa_bits, float max_value, bool has_inf, bool has_nan,"
-      " bool signed_zero, int overflow, int rounding, Tensor? seed) -> ()");
+  // rounding: a format with its rounding, as csrc/quantize/float_rounding.h and fixed_rounding.h read it; seed is one
+  // int64, for stochastic rounding
+  m.def("quantize_float(Tensor x, int[] rounding, Tensor? seed) -> Tensor");
+  m.def("quantize_float_(Tensor(a!) x, int[] rounding, Tensor? seed) -> ()");
+  m.def("quantize_fixed(Tensor x, int[] rounding, Tensor? seed) -> Tensor");
+  m.def("quantize_fixed_(Tensor(a!) x, int[] rounding, Tensor? seed) -> ()");
 
   // the instruction set whose kernels run: baseline, avx2 or avx512
   m.def("cpu_capability() -> str");

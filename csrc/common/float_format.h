@@ -147,4 +147,20 @@ inline FloatFormat<Layout> make_float_format(
   return format;
 }
 
+// A rounding to a format, described for both types that are computed in.
+struct FloatRounding {
+  Rounding rounding;
+  FloatFormat<Float32Bits> format32;  // for float32, bfloat16 and float16
+  FloatFormat<Float64Bits> format64;  // for float64
+};
+
+template <typename Layout>
+inline const FloatFormat<Layout>& format_of(const FloatRounding& rounding) {
+  if constexpr (sizeof(typename Layout::Float) == 4) {
+    return rounding.format32;
+  } else {
+    return rounding.format64;
+  }
+}
+
 }  // namespace vitfast

@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "csrc/attention/attention.h"
+#include "csrc/common/fixed_format.h"
 #include "csrc/common/float_format.h"
 #include "csrc/common/types.h"
 
@@ -58,14 +59,23 @@ struct AddInPlace {
   void* sum;  // += x
 };
 
-struct QuantizeFloat {
+// Elements that are rounded one by one.
+struct Elements {
   Type type;
   const void* x;
-  void* y;
-  Rounding rounding;
-  FloatFormat<Float32Bits> format32;  // for float32, bfloat16 and float16
-  FloatFormat<Float64Bits> format64;  // for float64
-  uint64_t seed;                      // stochastic rounding
+  void* y;        // may be x's memory
+  uint64_t seed;  // stochastic rounding
+  bool streams;   // whether y is too large for the caches
+};
+
+struct QuantizeFloat {
+  Elements elements;
+  FloatRounding rounding;
+};
+
+struct QuantizeFixed {
+  Elements elements;
+  FixedPointRounding rounding;
 };
 
 // [begin, end) counts rows, chunks of rows, tasks or elements, as said.
@@ -82,6 +92,7 @@ struct CpuKernels {
   void (*gelu_backward)(const Gelu&, int64_t begin, int64_t end);            // elements
   void (*add_in_place)(const AddInPlace&, int64_t begin, int64_t end);       // elements
   void (*quantize_float)(const QuantizeFloat&, int64_t begin, int64_t end);  // elements
+  void (*quantize_fixed)(const QuantizeFixed&, int64_t begin, int64_t end);  // elements
 };
 
 // One table per file of csrc/cpu/isa/.

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitfast.ops.rounding import Rounding
+from vitfast.ops.rounding import FixedOverflow, Rounding
 
 if TYPE_CHECKING:
     from vitfast.quantization.formats import FloatFormat
@@ -118,4 +118,53 @@ def quantize_float(
     if not format.signed_zero:
         rounded = torch.where(rounded == 0, 0.0, rounded)
     rounded = torch.where(torch.isnan(exact), exact if format.has_nan else format.max_value, rounded)
+    return rounded.to(x.dtype)
+
+
+def quantize_fixed(
+    x: Tensor,
+    word_length: int,
+    fraction_length: int,
+    rounding: Rounding,
+    overflow: FixedOverflow,
+    symmetric: bool,
+    as_qtorch: bool = False,
+    random: Tensor | None = None,
+) -> Tensor:
+    """Rounds to a multiple of ``2**-fraction_length``; scaling by a power of two is exact.
+
+    ``random``: as for ``quantize_float``.
+    """
+    accumulate = torch.promote_types(x.dtype, torch.float32)
+    scaled = x.to(accumulate) * 2.0**fraction_length
+    if as_qtorch:
+        # the first sum rounds to x's type, the rest is in double
+        steps = ((scaled + 0.5).double() - 0.5).round()
+    else:
+        magnitude = scaled.abs().double()
+        lower = magnitude.floor()
+        remainder = torch.where(magnitude == torch.inf, 0.0, magnitude - lower)
+        if rounding == "nearest_even":
+            lower, up = magnitude.round(), torch.zeros_like(x, dtype=torch.bool)
+        elif rounding == "nearest_away":
+            up = remainder >= 0.5
+        elif rounding == "toward_zero":
+            up = torch.zeros_like(x, dtype=torch.bool)
+        else:
+            if random is None:
+                raise ValueError("stochastic rounding needs random numbers")
+            up = (remainder * 2.0**31).floor() + (random >> 1) >= 2.0**31
+        steps = torch.where(scaled < 0, -(lower + up), lower + up) + 0.0  # there is no -0
+    limit = 2.0 ** (word_length - 1)
+    if overflow == "saturate":
+        steps = steps.clamp(1 - limit if symmetric else -limit, limit - 1)
+    elif overflow == "wrap":
+        wrapped = torch.remainder(steps + limit, 2 * limit) - limit
+        # beyond 2**53 steps the sum would round; such a number is a multiple of every modulus
+        wrapped = torch.where(steps.abs() < 2.0**48, wrapped, torch.remainder(steps, 2 * limit))
+        finite = torch.where(steps.isinf() & x.isfinite(), 0.0, wrapped)
+        return ((torch.where(x.isfinite(), finite, torch.nan) + 0.0) / 2.0**fraction_length).to(x.dtype)
+    rounded = (steps / 2.0**fraction_length).to(accumulate)
+    if overflow == "unbounded" and not as_qtorch:
+        rounded = torch.where(scaled.isinf(), x.to(accumulate), rounded)
     return rounded.to(x.dtype)

@@ -71,6 +71,12 @@ class FloatFormat:
         """The smallest positive value: the spacing of the values below ``min_normal``."""
         return self.min_normal * 2.0**-self.mantissa_bits
 
+    @property
+    def max_bits(self) -> int:
+        """The bits of ``max_value`` as a float32."""
+        fraction, exponent = math.frexp(self.max_value)
+        return ((exponent + 125) << 23) + int(fraction * 2**24)
+
     @classmethod
     def ieee(cls, exponent_bits: int, mantissa_bits: int) -> FloatFormat:
         """The IEEE 754 layout: the top exponent code is kept for infinity and NaN; a too large value becomes inf."""

@@ -5,6 +5,7 @@
 #include "csrc/layer_norm/layer_norm_cpu_kernel.h"
 #include "csrc/mlp/add_cpu_kernel.h"
 #include "csrc/mlp/gelu_cpu_kernel.h"
+#include "csrc/quantize/quantize_fixed_cpu_kernel.h"
 #include "csrc/quantize/quantize_float_cpu_kernel.h"
 
 namespace vitfast::VITFAST_ISA {
@@ -22,6 +23,7 @@ const CpuKernels kernels = {
     gelu_backward,
     add_in_place,
     quantize_float,
+    quantize_fixed,
 };
 
 }  // namespace vitfast::VITFAST_ISA
