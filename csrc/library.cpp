@@ -23,12 +23,14 @@ STABLE_TORCH_LIBRARY(vitfast, m) {
       "lse,"
       " float scale, bool need_bias_grad) -> (Tensor grad_qkv, Tensor? grad_bias)");
 
-  // x [..., C] -> y [..., C], mean [...], rstd [...]
+  // x [..., C] -> y [..., C], mean [...], rstd [...]; round_sum, round_operand and round_result round the sum, what is
+  // normalized, and y, as csrc/quantize/float_rounding.h reads them; an empty list does not
   m.def(
-      "layer_norm_forward(Tensor x, Tensor? weight, Tensor? bias, float eps) -> (Tensor y, Tensor mean, Tensor rstd)");
+      "layer_norm_forward(Tensor x, Tensor? weight, Tensor? bias, float eps, int[] round_operand, int[] round_result)"
+      " -> (Tensor y, Tensor mean, Tensor rstd)");
   m.def(
-      "add_layer_norm_forward(Tensor x, Tensor residual, Tensor? weight, Tensor? bias, float eps)"
-      " -> (Tensor summed, Tensor y, Tensor mean, Tensor rstd)");
+      "add_layer_norm_forward(Tensor x, Tensor residual, Tensor? weight, Tensor? bias, float eps, int[] round_sum,"
+      " int[] round_operand, int[] round_result) -> (Tensor summed, Tensor y, Tensor mean, Tensor rstd)");
   // grad_summed, the gradient of add_layer_norm's other result, is added to grad_x
   m.def(
       "layer_norm_backward(Tensor grad_y, Tensor? grad_summed, Tensor x, Tensor mean, Tensor rstd, Tensor? weight,"
@@ -50,6 +52,9 @@ STABLE_TORCH_LIBRARY(vitfast, m) {
   m.def("quantize_float_(Tensor(a!) x, int[] rounding, Tensor? seed) -> ()");
   m.def("quantize_fixed(Tensor x, int[] rounding, Tensor? seed) -> Tensor");
   m.def("quantize_fixed_(Tensor(a!) x, int[] rounding, Tensor? seed) -> ()");
+
+  // x [..., K], weight [N, K], float32 -> [..., N]; accumulator: as rounding; chunk 0: the whole sum
+  m.def("matmul_accumulate(Tensor x, Tensor weight, int[] accumulator, int chunk) -> Tensor");
 
   // the instruction set whose kernels run: baseline, avx2 or avx512
   m.def("cpu_capability() -> str");

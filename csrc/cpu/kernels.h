@@ -26,6 +26,9 @@ struct LayerNormForward {
   void* rstd;            // [rows]
   int64_t channels;
   double eps;
+  const FloatRounding* round_sum;      // null: the sum is not rounded; nor
+  const FloatRounding* round_operand;  // what is normalized
+  const FloatRounding* round_result;   // and y
 };
 
 struct LayerNormBackward {
@@ -78,6 +81,18 @@ struct QuantizeFixed {
   FixedPointRounding rounding;
 };
 
+struct MatmulAccumulate {
+  const float* x;       // [rows, depth]
+  const float* weight;  // [columns, depth]
+  float* out;           // [rows, columns]
+  int64_t rows;
+  int64_t columns;
+  int64_t depth;
+  int64_t chunk;  // products that are summed before the accumulator is rounded
+  int64_t rows_per_block;
+  FloatRounding rounding;  // of the accumulator
+};
+
 // [begin, end) counts rows, chunks of rows, tasks or elements, as said.
 struct CpuKernels {
   const char* name;
@@ -93,6 +108,8 @@ struct CpuKernels {
   void (*add_in_place)(const AddInPlace&, int64_t begin, int64_t end);       // elements
   void (*quantize_float)(const QuantizeFloat&, int64_t begin, int64_t end);  // elements
   void (*quantize_fixed)(const QuantizeFixed&, int64_t begin, int64_t end);  // elements
+  void (*matmul_accumulate)(const MatmulAccumulate&, int64_t begin, int64_t end);  // panels * blocks of rows
+  int64_t (*matmul_accumulate_panels)(int64_t columns);                            // how many there are
 };
 
 // One table per file of csrc/cpu/isa/.

@@ -8,18 +8,15 @@
 
 namespace vitfast::VITFAST_ISA {
 
-// Writes past the caches: a result that does not fit into them would be read from memory only to be overwritten.
-VITFAST_INLINE void store_streaming(void* target, const void* source, int64_t bytes) {
+// Writes one aligned vector past the caches: a result that does not fit into them would be read from memory only to be
+// overwritten.
+VITFAST_INLINE void store_streaming(void* target, const void* source) {
 #if VITFAST_VECTOR_BYTES == 64
-  for (int64_t i = 0; i < bytes; i += 64) {
-    _mm512_stream_si512((__m512i*)((char*)target + i), _mm512_loadu_si512((const char*)source + i));
-  }
+  _mm512_stream_si512((__m512i*)target, _mm512_loadu_si512(source));
 #elif defined(__F16C__)
-  for (int64_t i = 0; i < bytes; i += 32) {
-    _mm256_stream_si256((__m256i*)((char*)target + i), _mm256_loadu_si256((const __m256i*)((const char*)source + i)));
-  }
+  _mm256_stream_si256((__m256i*)target, _mm256_loadu_si256((const __m256i*)source));
 #else
-  std::memcpy(target, source, size_t(bytes));
+  std::memcpy(target, source, VITFAST_VECTOR_BYTES);
 #endif
 }
 
@@ -64,10 +61,34 @@ VITFAST_INLINE void for_each_block(const Elements& a, int64_t begin, int64_t end
     if (!whole) {
       std::memcpy(y + first, stored + (first - block), size_t(last - first) * sizeof(T));
     } else if (streams) {
-      store_streaming(y + block, stored, sizeof(stored));
+      for (int64_t i = 0; i < philox_block; i += VITFAST_VECTOR_BYTES / int64_t(sizeof(T))) {
+        store_streaming(y + block + i, stored + i);
+      }
     }
   }
   if (streams) finish_streaming();
+}
+
+// y[i] = f(x[i]) by vectors of floats.
+template <typename T, typename F>
+VITFAST_INLINE void for_each_stored_vector(const Elements& a, int64_t begin, int64_t end, const F& f) {
+  const T* x = static_cast<const T*>(a.x);
+  T* y = static_cast<T*>(a.y);
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (a.streams && x != y && uintptr_t(y) % VITFAST_VECTOR_BYTES == 0) {
+      const int64_t aligned = (begin + width<float> - 1) / width<float> * width<float>;
+      const int64_t first = aligned < end ? aligned : end;
+      if (begin < first) store_some<float>(y + begin, f(load_some<float>(x + begin, first - begin)), first - begin);
+      for (begin = first; begin + width<float> <= end; begin += width<float>) {
+        const Vector<float> v = f(load(x + begin));
+        store_streaming(y + begin, &v);
+      }
+      finish_streaming();
+    }
+  }
+  for_each_vector<float>(end - begin, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
+    store_up_to<float>(y + begin + i, f(load_up_to<float>(x + begin + i, count)), count);
+  });
 }
 
 }  // namespace vitfast::VITFAST_ISA

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstring>
+#include <optional>
 #include <vector>
 
 #include <torch/csrc/stable/library.h>
@@ -41,6 +42,14 @@ inline FloatRounding read_float_rounding(const char* op, const std::vector<int64
         static_cast<Overflow>(overflow));
   };
   return {static_cast<Rounding>(rounding), make(Float32Bits{}, max_bits), make(Float64Bits{}, wide_max_bits)};
+}
+
+// A rounding within another operator: an empty list means none.
+inline std::optional<FloatRounding> read_fused_rounding(const char* op, const std::vector<int64_t>& list) {
+  if (list.empty()) return std::nullopt;
+  const FloatRounding rounding = read_float_rounding(op, list);
+  STD_TORCH_CHECK(rounding.rounding != Rounding::stochastic, op, ": only quantize_float rounds stochastically");
+  return rounding;
 }
 
 }  // namespace vitfast

@@ -4,6 +4,7 @@
 
 #include "csrc/cpu/dispatch_type.h"
 #include "csrc/quantize/blocks_cpu_kernel.h"
+#include "csrc/quantize/round_vector_cpu_kernel.h"
 
 namespace vitfast::VITFAST_ISA {
 
@@ -24,58 +25,41 @@ void quantize_float_range(const QuantizeFloat& a, int64_t begin, int64_t end) {
       });
 }
 
-#if defined(__F16C__)
-
-// True for IEEE half with all of its special values: the one format that processors convert to.
-inline bool is_half(const FloatFormat<Float32Bits>& format) {
-  const FloatFormat<Float32Bits> half =
-      make_float_format<Float32Bits>(5, 10, 0x477fe000u, true, true, true, Overflow::inf);
-  return std::memcmp(&format, &half, sizeof(half)) == 0;
+// The same bits for a rounding of whole vectors, at the speed of memory.
+template <typename T>
+void quantize_float_vectors(const QuantizeFloat& a, int64_t begin, int64_t end) {
+  with_rounding(a.rounding, [&](auto round) __attribute__((always_inline)) {
+    for_each_stored_vector<T>(a.elements, begin, end, round);
+  });
 }
 
-// The same bits as quantize_float_range for half and the nearest even number, at the speed of memory.
-inline void quantize_to_half(const QuantizeFloat& a, int64_t begin, int64_t end) {
-  for_each_block<float, float, false>(
-      a.elements, begin, end, [&](float* values, const uint32_t*) __attribute__((always_inline)) {
-        for (int64_t i = 0; i < philox_block; i += width<float>) {
-          const Vector<float> v = load(values + i);
-          const Vector<float> quieted = bit_cast<Vector<float>>(bit_cast<Words>(v) | 0x00400000);
-          store(values + i, v == v ? round_to_half(v) : quieted);
-        }
-      });
-}
-
-#endif
-
-template <typename T, typename Layout>
-void quantize_float_typed(const QuantizeFloat& a, int64_t begin, int64_t end) {
+inline void quantize_float_doubles(const QuantizeFloat& a, int64_t begin, int64_t end) {
   switch (a.rounding.rounding) {
     case Rounding::nearest_even:
-      return quantize_float_range<T, Layout, Rounding::nearest_even>(a, begin, end);
+      return quantize_float_range<double, Float64Bits, Rounding::nearest_even>(a, begin, end);
     case Rounding::nearest_away:
-      return quantize_float_range<T, Layout, Rounding::nearest_away>(a, begin, end);
+      return quantize_float_range<double, Float64Bits, Rounding::nearest_away>(a, begin, end);
     case Rounding::toward_zero:
-      return quantize_float_range<T, Layout, Rounding::toward_zero>(a, begin, end);
+      return quantize_float_range<double, Float64Bits, Rounding::toward_zero>(a, begin, end);
     case Rounding::stochastic:
-      return quantize_float_range<T, Layout, Rounding::stochastic>(a, begin, end);
+      return quantize_float_range<double, Float64Bits, Rounding::stochastic>(a, begin, end);
   }
 }
 
 void quantize_float(const QuantizeFloat& a, int64_t begin, int64_t end) {
+  const bool stochastic = a.rounding.rounding == Rounding::stochastic;
   switch (a.elements.type) {
     case Type::float32:
-#if defined(__F16C__)
-      if (a.rounding.rounding == Rounding::nearest_even && is_half(a.rounding.format32)) {
-        return quantize_to_half(a, begin, end);
-      }
-#endif
-      return quantize_float_typed<float, Float32Bits>(a, begin, end);
+      return stochastic ? quantize_float_range<float, Float32Bits, Rounding::stochastic>(a, begin, end)
+                        : quantize_float_vectors<float>(a, begin, end);
     case Type::bfloat16:
-      return quantize_float_typed<BFloat16, Float32Bits>(a, begin, end);
+      return stochastic ? quantize_float_range<BFloat16, Float32Bits, Rounding::stochastic>(a, begin, end)
+                        : quantize_float_vectors<BFloat16>(a, begin, end);
     case Type::float16:
-      return quantize_float_typed<Half, Float32Bits>(a, begin, end);
+      return stochastic ? quantize_float_range<Half, Float32Bits, Rounding::stochastic>(a, begin, end)
+                        : quantize_float_vectors<Half>(a, begin, end);
     case Type::float64:
-      return quantize_float_typed<double, Float64Bits>(a, begin, end);
+      return quantize_float_doubles(a, begin, end);
   }
 }
 

@@ -168,3 +168,38 @@ def quantize_fixed(
     if overflow == "unbounded" and not as_qtorch:
         rounded = torch.where(scaled.isinf(), x.to(accumulate), rounded)
     return rounded.to(x.dtype)
+
+
+def matmul_accumulate(
+    x: Tensor,  # [..., K], float32
+    w_NK: Tensor,  # float32
+    accumulator: FloatFormat,
+    chunk: int | None,
+    rounding: Rounding,
+) -> Tensor:
+    """Returns x wᵀ with an accumulator that is rounded after each chunk, one k after the other."""
+    depth = x.shape[-1]
+    total = x.new_zeros((*x.shape[:-1], w_NK.shape[0]))
+    for first in range(0, depth, chunk or max(depth, 1)):
+        chunk_sum = torch.zeros_like(total)
+        for k in range(first, min(first + (chunk or depth), depth)):
+            chunk_sum = fused_multiply_add(x[..., k, None], w_NK[:, k], chunk_sum)
+        total = quantize_float(total + chunk_sum, accumulator, rounding, accumulator.overflow)
+    return total
+
+
+def fused_multiply_add(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """Returns a * b + c in float32 with one rounding.
+
+    The product is exact in float64. The sum is rounded to odd there (its last bit tells that something was lost), so
+    that rounding it once more, to float32, gives what one rounding would (Boldo and Melquiond, 2008).
+    """
+    product, addend = a.double() * b.double(), c.double()
+    total = product + addend
+    virtual = total - product
+    lost = (product - (total - virtual)) + (addend - virtual)
+    bits = total.view(torch.int64)
+    is_inexact = (lost != 0) & total.isfinite()
+    toward_exact = torch.where((lost > 0) == (total > 0), bits + 1, bits - 1)
+    odd = torch.where(is_inexact & (bits % 2 == 0), toward_exact, bits)
+    return odd.view(torch.float64).to(torch.float32)

@@ -12,7 +12,6 @@ from torch import Tensor
 from vitfast import ops
 from vitfast.ops.rounding import Rounding
 from vitfast.quantization.formats import FloatFormat
-from vitfast.quantization.quantize_fixed import quantize_fixed
 from vitfast.quantization.straight_through import mask_gradient
 
 
@@ -61,7 +60,7 @@ class FloatRounder:
 
 @dataclass(frozen=True)
 class FixedRounder:
-    """Rounds to fixed-point numbers, see ``quantize_fixed``."""
+    """Rounds to fixed-point numbers, see ``vitfast.ops.quantize_fixed``."""
 
     word_length: int
     fraction_length: int
@@ -69,4 +68,4 @@ class FixedRounder:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Rounds ``x`` of any shape."""
-        return quantize_fixed(x, self.word_length, self.fraction_length, clip_gradients=self.clip_gradients)
+        return ops.quantize_fixed(x, self.word_length, self.fraction_length, clip_gradients=self.clip_gradients)
