@@ -10,6 +10,8 @@ from torch.nn import functional as F
 from vitfast import ops
 from vitfast.errors import UserError
 from vitfast.quantization.arithmetic import Product, RoundedArithmetic
+from vitfast.quantization.fresh import round_fresh
+from vitfast.quantization.rounded_weight import rounded_weight
 from vitfast.quantization.rounders import FloatRounder
 
 
@@ -30,13 +32,13 @@ class AccumulatedArithmetic(RoundedArithmetic):
         self, layer: nn.Module, function: Product, x: Tensor, weight: Tensor, *, converted: bool, channel_dim: int
     ) -> Tensor:
         """See ``Arithmetic``."""
-        weight = weight if converted else self.rounder(weight)
+        weight = weight if converted else rounded_weight(layer, weight, self.rounder)
         x = self.operand(x, converted=converted)
         out = self._product(x, weight) if function is F.linear else self._convolution(layer, x, weight)
         if layer.bias is not None:
             bias: Tensor = layer.bias  # type: ignore[assignment]
             out = out + (bias if channel_dim == -1 else bias[:, None, None])
-        return self.result(out, converted=converted)
+        return round_fresh(self.rounder, out) if self._rounds_result(converted) else out
 
     def _product(self, x: Tensor, weight: Tensor) -> Tensor:
         rounder = self.rounder

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vitfast import ops
+from vitfast.ops.float_rounding import float_rounding
 from vitfast.ops.rounding import Rounding
 from vitfast.quantization.formats import FloatFormat
 from vitfast.quantization.straight_through import mask_gradient
@@ -36,6 +37,16 @@ class FloatRounder:
     format: FloatFormat
     rounding: Rounding = "nearest_even"
     clip_gradients: bool = False
+
+    @property
+    def raw(self) -> list[int]:
+        """The rounding as raw operators take it."""
+        return float_rounding(self.format, self.rounding)
+
+    @property
+    def can_fuse(self) -> bool:
+        """Whether the operator that computes what is rounded can round it: nothing is to be reported or masked."""
+        return self.format.has_inf and self.format.has_nan and not self.clip_gradients
 
     def __call__(self, x: Tensor) -> Tensor:
         """Rounds ``x`` of any shape; warns where the format turns what is not finite into a number."""

@@ -2,23 +2,56 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import Any
+
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vitfast import ops
 from vitfast.layers import Attention, Block, GatedPositionalAttention, LayerNorm, Mlp, PatchEmbed
 from vitfast.layers.image_check import check_images
+from vitfast.quantization.arithmetic import FusedNorm
+from vitfast.quantization.fresh import is_hooked, mark_fresh
 from vitfast.quantization.quantized_module import QuantizedModule, QuantizedNorm, QuantizedProduct, autocast_off
+from vitfast.quantization.rounders import FloatRounder
 
 
 class QuantizedVitfastLayerNorm(QuantizedNorm, LayerNorm):
-    """Twin of ``vitfast.layers.LayerNorm``; its ``add`` is not called, because the block's twin adds."""
+    """Twin of ``vitfast.layers.LayerNorm``; rounds in the operator where that can."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalizes ``[..., C]``."""
         if self.is_off:
             return super().forward(x)
         with autocast_off(x):
-            return self.result(super().forward(self.operand(x.to(self.weight.dtype))))
+            x = x.to(self.weight.dtype)
+            fused = self.fused
+            if fused is None:
+                return self.result(super().forward(self.operand(x)))
+            return ops.layer_norm(
+                x, self.weight, self.bias, self.eps, round_operand=fused.operand, round_result=fused.result
+            )
+
+    @property
+    def fused(self) -> FusedNorm | None:
+        """What rounds within the operator; None if roundings are calls of their own."""
+        quantization = self.quantization
+        if quantization.mode != "quantized":
+            return None
+        return quantization.arithmetic.fused_norm(converted=quantization.converted)
+
+    def add_fused(self, x: Tensor, residual: Tensor, fused: FusedNorm, round_sum: FloatRounder | None) -> Any:
+        """Adds and normalizes in one pass, as ``add`` does, with every rounding; returns (sum, normalized sum)."""
+        return ops.add_layer_norm(
+            x,
+            residual,
+            self.weight,
+            self.bias,
+            self.eps,
+            round_sum=round_sum,
+            round_operand=fused.operand,
+            round_result=fused.result,
+        )
 
 
 class QuantizedMlp(QuantizedModule, Mlp):
@@ -29,7 +62,7 @@ class QuantizedMlp(QuantizedModule, Mlp):
         if self.is_off:
             return super().forward(x, residual)
         hidden = self.drop(F.gelu(self.fc1(x), approximate=self.approximate))
-        out: Tensor = self.drop(self.fc2(hidden))
+        out: Tensor = self.drop(self.fc2(mark_fresh(hidden, self.drop, self.fc2)))
         return out if residual is None else out + residual
 
 
@@ -62,8 +95,35 @@ class QuantizedBlock(QuantizedModule, Block):
         """Transforms the residual stream ``[B, N, C]``."""
         if self.is_off:
             return super().forward(x)
-        x = self.stored(x + self.drop_path(self.attn(self.norm1(x))))
-        return self.stored(x + self.drop_path(self.mlp(self.norm2(x))))
+        attended = self.drop_path(self.attn(self._for(self.attn, "qkv", self.norm1, self.norm1(x))))
+        fused, round_sum = self._fused_addition(x, attended)
+        if fused is None:
+            x = self.stored(x + attended, fresh=True)
+            normalized = self.norm2(x)
+        else:
+            with autocast_off(x):
+                x, normalized = self.norm2.add_fused(attended, x, fused, round_sum)
+        branch = self.drop_path(self.mlp(self._for(self.mlp, "fc1", self.norm2, normalized)))
+        return self.stored(x + branch, fresh=True)
+
+    def _for(self, reader: nn.Module, name: str, norm: nn.Module, normalized: Tensor) -> Tensor:
+        """Marks what a LayerNorm gives as read by one linear layer only."""
+        layer = getattr(reader, name, None)
+        if layer is None or not isinstance(norm, nn.LayerNorm):
+            return normalized
+        return mark_fresh(normalized, norm, reader, layer)
+
+    def _fused_addition(self, x: Tensor, attended: Tensor) -> tuple[FusedNorm | None, FloatRounder | None]:
+        """How the first addition runs within the second LayerNorm, unless somebody looks in between."""
+        norm, quantization = self.norm2, self.quantization
+        if not isinstance(norm, QuantizedVitfastLayerNorm) or is_hooked(norm):
+            return None, None
+        if not x.dtype == attended.dtype == norm.weight.dtype or quantization.mode != "quantized":
+            return None, None
+        if not quantization.arithmetic.rounds_results:
+            return norm.fused, None
+        own = quantization.arithmetic.fused_norm(converted=False)
+        return (None, None) if own is None else (norm.fused, own.result)
 
 
 class QuantizedPatchEmbed(QuantizedModule, PatchEmbed):
