@@ -17,9 +17,9 @@ enum class FixedOverflow : int64_t { saturate = 0, wrap = 1, unbounded = 2 };
 // A format as the rounding needs it. C: float, or double for float64 tensors.
 template <typename C>
 struct FixedFormat {
-  C scale;    // 2^fraction_length
-  C step;     // 2^-fraction_length
-  C low;      // the smallest and the largest number of steps; infinite unless numbers saturate
+  C scale;  // 2^fraction_length
+  C step;   // 2^-fraction_length
+  C low;    // the smallest and the largest number of steps; infinite unless numbers saturate
   C high;
   C modulus;  // 2^word_length
   bool wraps;
@@ -92,7 +92,7 @@ VITFAST_HOST_DEVICE C wrap_around(C steps, C value, const FixedFormat<C>& format
   const C rest = magnitude_of(steps) - truncated(turns) * format.modulus;
   const C signed_rest = steps < 0 ? -rest : rest;
   const C half = format.modulus * C(0.5);
-  const C wrapped = signed_rest >= half  ? signed_rest - format.modulus
+  const C wrapped = signed_rest >= half   ? signed_rest - format.modulus
                     : signed_rest < -half ? signed_rest + format.modulus
                                           : signed_rest;
   return (magnitude_of(steps) < all_multiples ? wrapped : value - value) + C(0);

@@ -103,11 +103,11 @@ struct CpuKernels {
       const AttentionBackward&,
       int64_t begin,
       int64_t end);  // heads of images; heads if grad_bias is summed over the batch
-  void (*gelu_forward)(const Gelu&, int64_t begin, int64_t end);             // elements
-  void (*gelu_backward)(const Gelu&, int64_t begin, int64_t end);            // elements
-  void (*add_in_place)(const AddInPlace&, int64_t begin, int64_t end);       // elements
-  void (*quantize_float)(const QuantizeFloat&, int64_t begin, int64_t end);  // elements
-  void (*quantize_fixed)(const QuantizeFixed&, int64_t begin, int64_t end);  // elements
+  void (*gelu_forward)(const Gelu&, int64_t begin, int64_t end);                   // elements
+  void (*gelu_backward)(const Gelu&, int64_t begin, int64_t end);                  // elements
+  void (*add_in_place)(const AddInPlace&, int64_t begin, int64_t end);             // elements
+  void (*quantize_float)(const QuantizeFloat&, int64_t begin, int64_t end);        // elements
+  void (*quantize_fixed)(const QuantizeFixed&, int64_t begin, int64_t end);        // elements
   void (*matmul_accumulate)(const MatmulAccumulate&, int64_t begin, int64_t end);  // panels * blocks of rows
   int64_t (*matmul_accumulate_panels)(int64_t columns);                            // how many there are
 };

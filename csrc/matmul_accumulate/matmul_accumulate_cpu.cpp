@@ -40,7 +40,8 @@ Tensor matmul_accumulate(
       rows_per_block,
       rounding};
   if (out.numel() == 0) return out;
-  const int64_t tasks = cpu_kernels().matmul_accumulate_panels(columns) * ((rows + rows_per_block - 1) / rows_per_block);
+  const int64_t tasks =
+      cpu_kernels().matmul_accumulate_panels(columns) * ((rows + rows_per_block - 1) / rows_per_block);
   parallel(tasks, (rows < rows_per_block ? rows : rows_per_block) * (depth + 1), [&](int64_t begin, int64_t end) {
     cpu_kernels().matmul_accumulate(arguments, begin, end);
   });

@@ -1,5 +1,5 @@
-// A range of elements by blocks that stay in the first-level cache, in the type that is computed in: what rounds a block
-// is the same for every stored type, and is vectorized by the compiler.
+// A range of elements by blocks that stay in the first-level cache, in the type that is computed in: what rounds a
+// block is the same for every stored type, and is vectorized by the compiler.
 
 #pragma once
 

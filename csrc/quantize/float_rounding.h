@@ -22,7 +22,11 @@ inline FloatRounding read_float_rounding(const char* op, const std::vector<int64
       op,
       ": a format has 2 to 8 exponent bits and 0 to 23 mantissa bits");
   STD_TORCH_CHECK(overflow >= 0 && overflow <= 2, op, ": unknown overflow code ", overflow);
-  STD_TORCH_CHECK(rounding >= 0 && rounding <= 3, op, ": unknown rounding code ", rounding);
+  STD_TORCH_CHECK(rounding >= 0 && rounding <= 4, op, ": unknown rounding code ", rounding);
+  STD_TORCH_CHECK(
+      static_cast<Rounding>(rounding) != Rounding::qtorch || mantissa_bits < 23,
+      op,
+      ": QPyTorch flips signs where there are 23 mantissa bits");
   STD_TORCH_CHECK(list[2] > 0 && list[2] < 0x7f800000, op, ": max_value must be positive and finite");
   const uint32_t max_bits = uint32_t(list[2]);
   float max_value;
@@ -33,13 +37,7 @@ inline FloatRounding read_float_rounding(const char* op, const std::vector<int64
 
   const auto make = [&](auto layout, auto max) {
     return make_float_format<decltype(layout)>(
-        exponent_bits,
-        mantissa_bits,
-        max,
-        list[3] != 0,
-        list[4] != 0,
-        list[5] != 0,
-        static_cast<Overflow>(overflow));
+        exponent_bits, mantissa_bits, max, list[3] != 0, list[4] != 0, list[5] != 0, static_cast<Overflow>(overflow));
   };
   return {static_cast<Rounding>(rounding), make(Float32Bits{}, max_bits), make(Float64Bits{}, wide_max_bits)};
 }

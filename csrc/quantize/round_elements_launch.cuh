@@ -41,8 +41,7 @@ void launch_round_elements(const DeviceElements& a, const Rounder& rounder, Stre
 
 // The stored type decides the type that is rounded in: `rounder32` or `rounder64`.
 template <typename Rounder32, typename Rounder64>
-void launch_for_type(
-    const DeviceElements& a, const Rounder32& rounder32, const Rounder64& rounder64, Stream stream) {
+void launch_for_type(const DeviceElements& a, const Rounder32& rounder32, const Rounder64& rounder64, Stream stream) {
   switch (a.type) {
     case Type::float32:
       return launch_round_elements<float>(a, rounder32, stream);
@@ -73,6 +72,8 @@ inline void launch_quantize_float(const DeviceElements& a, const FloatRounding& 
       return launch_with(std::integral_constant<Rounding, Rounding::toward_zero>{});
     case Rounding::stochastic:
       return launch_with(std::integral_constant<Rounding, Rounding::stochastic>{});
+    case Rounding::qtorch:
+      return launch_with(std::integral_constant<Rounding, Rounding::qtorch>{});
   }
 }
 

@@ -88,6 +88,7 @@ VITFAST_INLINE void with_rounding(const FloatRounding& rounding, const F& f) {
     if (NearestEven::covers(format)) return f(NearestEven(format));
     return f(AnyRounding<Rounding::nearest_even>{format});
   }
+  if (rounding.rounding == Rounding::qtorch) return f(AnyRounding<Rounding::qtorch>{format});
   if (rounding.rounding == Rounding::nearest_away) return f(AnyRounding<Rounding::nearest_away>{format});
   f(AnyRounding<Rounding::toward_zero>{format});
 }
@@ -113,6 +114,7 @@ inline void round_row(const FloatRounding& rounding, double* row, int64_t count)
     case Rounding::nearest_even:
       return round_doubles<Rounding::nearest_even>(rounding.format64, row, count);
     case Rounding::nearest_away:
+    case Rounding::qtorch:
       return round_doubles<Rounding::nearest_away>(rounding.format64, row, count);
     default:
       return round_doubles<Rounding::toward_zero>(rounding.format64, row, count);

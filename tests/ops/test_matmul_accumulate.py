@@ -108,7 +108,12 @@ def test_what_runs_without_the_compiled_library_gives_the_same() -> None:
 
 @pytest.mark.parametrize(
     ("options", "argument"),
-    [({"chunk": 0}, "chunk"), ({"chunk": 2.0}, "chunk"), ({"chunk": True}, "chunk"), ({"rounding": "stochastic"}, "rounding")],
+    [
+        ({"chunk": 0}, "chunk"),
+        ({"chunk": 2.0}, "chunk"),
+        ({"chunk": True}, "chunk"),
+        ({"rounding": "stochastic"}, "rounding"),
+    ],
 )
 def test_options_that_are_refused(options: dict[str, object], argument: str) -> None:
     with pytest.raises((TypeError, ValueError), match=argument):

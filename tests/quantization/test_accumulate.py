@@ -82,8 +82,9 @@ def test_a_model_differs_trains_and_is_found_again(model: ImageModel, images: Te
 
 
 @pytest.mark.parametrize(
-    "options", [{"accumulate": "bf16"}, {"chunk": 4}, {"accumulate": "fp16", "chunk": 0}, {"accumulate": "fp16", "chunk": 1.5}]
+    "options",
+    [{"accumulate": "bf16"}, {"chunk": 4}, {"accumulate": "fp16", "chunk": 0}, {"accumulate": "fp16", "chunk": 1.5}],
 )
 def test_wrong_options(options: dict[str, object]) -> None:
-    with pytest.raises(UserError, match="accumulate|chunk"):
+    with pytest.raises(UserError, match=r"accumulate|chunk"):
         vitfast.FP16_16Config(**options)  # type: ignore[arg-type]

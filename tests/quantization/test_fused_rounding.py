@@ -66,9 +66,7 @@ def test_nobody_sees_that_roundings_are_fused(
 
 
 @pytest.mark.parametrize("config", CONFIGS[:3], ids=repr)
-def test_what_hooks_have_seen_is_not_overwritten(
-    model: ImageModel, images: Tensor, config: QuantizationConfig
-) -> None:
+def test_what_hooks_have_seen_is_not_overwritten(model: ImageModel, images: Tensor, config: QuantizationConfig) -> None:
     quantize_(model, config)
     seen = _look(model)
     copies: list[Tensor] = []
@@ -78,7 +76,9 @@ def test_what_hooks_have_seen_is_not_overwritten(
         model(images)
     assert len(seen) == len(copies) > 50
     by_module = [seen[i : i + 2] for i in range(0, len(seen), 2)]
-    for (x, out), (x_then, out_then) in zip(by_module, [copies[i : i + 2] for i in range(0, len(copies), 2)], strict=True):
+    for (x, out), (x_then, out_then) in zip(
+        by_module, [copies[i : i + 2] for i in range(0, len(copies), 2)], strict=True
+    ):
         assert_same_bits(x, x_then)
         assert_same_bits(out, out_then)
 

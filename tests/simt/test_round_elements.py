@@ -90,6 +90,14 @@ def test_device_code_rounds_as_the_cpu(simt_variant: str, dtype: torch.dtype, ro
         assert_same(y, ops.quantize_float(x, FORMATS[format], rounding=rounding, seed=seed))
 
 
+@pytest.mark.parametrize("dtype", TYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+@pytest.mark.parametrize("bits", [(5, 10), (8, 10)], ids=str)
+def test_device_code_rounds_as_qtorch(simt_variant: str, dtype: torch.dtype, bits: tuple[int, int]) -> None:
+    format, x = FloatFormat.qtorch(*bits), every_kind_of_number(dtype, 64 * 30 + 7)
+    y = run_kernel(x, float_options(format) | {"rounding": QTORCH_NEAREST}, variant=simt_variant)
+    assert_same(y, ops.quantize_float(x, format, rounding="qtorch"))
+
+
 def test_device_code_rounds_in_place(simt_variant: str) -> None:
     x = every_kind_of_number(torch.float32, 64 * 5 + 3)
     y = run_kernel(x, float_options(FloatFormat.fp16()), in_place=True, variant=simt_variant)

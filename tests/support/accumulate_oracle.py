@@ -24,7 +24,7 @@ def to_float32(exact: Fraction) -> float:
 
 
 def fused_multiply_add(a: float, b: float, c: float) -> float:
-    """a * b + c in float32, rounded once."""
+    """A * b + c in float32, rounded once."""
     if not all(map(math.isfinite, (a, b, c))):
         return a * b + c
     exact = Fraction(a) * Fraction(b) + Fraction(c)
@@ -47,7 +47,7 @@ def accumulate(
 def matmul_accumulate(
     x: Tensor, w: Tensor, format: FloatFormat, chunk: int | None, rounding: str = "nearest_even"
 ) -> Tensor:
-    """x [..., K], w [N, K] -> [..., N] in float32."""
+    """Computes every result: x [..., K], w [N, K] -> [..., N] in float32."""
     rows = x.float().reshape(-1, x.shape[-1]) if x.numel() else x.float().reshape(math.prod(x.shape[:-1]), x.shape[-1])
     results = [
         [accumulate(row, column, format, chunk, rounding) for column in w.float().tolist()] for row in rows.tolist()

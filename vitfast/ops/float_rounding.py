@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vitfast.ops.rounding import OVERFLOW_CODES, ROUNDING_CODES
+from vitfast.ops.rounding import OVERFLOW_CODES, QTORCH_NEAREST, ROUNDING_CODES
 
 if TYPE_CHECKING:
     from vitfast.quantization.formats import FloatFormat
@@ -15,17 +15,22 @@ def float_rounding(format: FloatFormat, rounding: str = "nearest_even", overflow
 
     Args:
         format: a ``vitfast.FloatFormat``.
-        rounding: a key of ``ROUNDING_CODES``.
+        rounding: a key of ``ROUNDING_CODES``, or ``"qtorch"``.
         overflow: ``"inf"``, ``"nan"`` or ``"saturate"``; None takes the format's own.
 
     Raises:
         TypeError: ``format`` is no float format.
         ValueError: an unknown rounding or overflow, or one that the format cannot express.
     """
-    if rounding not in ROUNDING_CODES:
-        raise ValueError(f"rounding must be one of {', '.join(ROUNDING_CODES)}, got {rounding!r}")
+    if rounding not in ROUNDING_CODES and rounding != "qtorch":
+        raise ValueError(f"rounding must be one of {', '.join(ROUNDING_CODES)}, qtorch; got {rounding!r}")
     if not hasattr(format, "exponent_bits"):
         raise TypeError(f"format must be a vitfast.FloatFormat such as FloatFormat.fp16(), got {type(format).__name__}")
+    if rounding == "qtorch" and (overflow is not None or not format.is_qtorch):
+        raise ValueError(
+            f"rounding='qtorch' goes with FloatFormat.qtorch(e, m) of at most 22 mantissa bits and its own overflow, "
+            f"got {format} and overflow={overflow!r}"
+        )
     overflow = format.overflow if overflow is None else overflow
     if overflow not in OVERFLOW_CODES:
         raise ValueError(f"overflow must be one of {', '.join(OVERFLOW_CODES)}, got {overflow!r}")
@@ -39,5 +44,5 @@ def float_rounding(format: FloatFormat, rounding: str = "nearest_even", overflow
         int(format.has_nan),
         int(format.signed_zero),
         OVERFLOW_CODES[overflow],
-        ROUNDING_CODES[rounding],
+        QTORCH_NEAREST if rounding == "qtorch" else ROUNDING_CODES[rounding],
     ]

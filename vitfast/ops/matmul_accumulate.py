@@ -32,9 +32,9 @@ def matmul_accumulate(
 ) -> Tensor:
     """Computes ``x wᵀ`` as a unit does whose accumulator is narrow: its bits are those of a loop.
 
-    For each result, k ascending: within a chunk the products are summed by fused multiply-adds in float32, from 0; after
-    it ``accumulator = round(accumulator + sum)``, where the addition is in float32. This is no model of tensor cores,
-    whose order of sums and inner widths are their own.
+    For each result, k ascending: within a chunk the products are summed by fused multiply-adds in float32, from 0;
+    after it ``accumulator = round(accumulator + sum)``, where the addition is in float32. This is no model of tensor
+    cores, whose order of sums and inner widths are their own.
 
     The gradient is that of the ordinary product, in float32; roundings pass it straight through. Inputs keep their type
     under autocast.

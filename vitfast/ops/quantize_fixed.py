@@ -39,9 +39,9 @@ def quantize_fixed(
         word_length: bits of a number, with its sign, 2 to 24.
         fraction_length: bits after the binary point, -64 to 64; more than ``word_length`` is allowed.
         rounding: as for ``quantize_float``.
-        overflow: what a number beyond the smallest or largest one becomes: ``"saturate"``: that one; ``"wrap"``: k modulo
-            ``2**word_length``, as two's complement arithmetic has it (NaN for an infinity); ``"unbounded"``: any k.
-            (QPyTorch's ``clamp=True`` and ``clamp=False`` are the first and the last.)
+        overflow: what a number beyond the smallest or largest one becomes: ``"saturate"``: that one; ``"wrap"``: k
+            modulo ``2**word_length``, as two's complement arithmetic has it (NaN for an infinity); ``"unbounded"``: any
+            k. (QPyTorch's ``clamp=True`` and ``clamp=False`` are the first and the last.)
         symmetric: whether the smallest k is ``1 - 2**(word_length-1)``; only where numbers saturate.
         numerics: ``"qtorch"``: the bits of QPyTorch 0.3.0's ``fixed_point_quantize(rounding="nearest")`` on the CPU,
             which adds 0.5 in float32 first: just above half a step goes to zero, odd k from ``2**23`` on go up, and
@@ -114,9 +114,7 @@ def _round(
         raw_rounding = [word_length, fraction_length, int(symmetric), FIXED_OVERFLOW_CODES[overflow], code]
         rounded: Tensor = torch.ops.vitfast.quantize_fixed.default(x, raw_rounding, seed)
         return rounded
-    rounded = _StraightThrough.apply(
-        x, word_length, fraction_length, rounding, overflow, symmetric, as_qtorch, seed
-    )
+    rounded = _StraightThrough.apply(x, word_length, fraction_length, rounding, overflow, symmetric, as_qtorch, seed)
     return rounded
 
 

@@ -36,7 +36,8 @@ def quantize_float(
         x: any shape, float32, bfloat16, float16 or float64.
         format: a ``vitfast.FloatFormat``.
         rounding: ``"nearest_even"``, ``"nearest_away"`` (ties away from zero), ``"toward_zero"`` or ``"stochastic"``
-            (up with a probability equal to the fraction, resolved to 2**-31).
+            (up with a probability equal to the fraction, resolved to 2**-31); with ``FloatFormat.qtorch(e, m)`` also
+            ``"qtorch"``: the bits of QPyTorch 0.3.0 for float32.
         overflow: ``"inf"``, ``"nan"`` or ``"saturate"``; None takes the format's own.
         seed: for stochastic rounding, an integer or an int64 scalar tensor; the result is a pure function of it
             (Philox 4x32-10, Salmon et al., 2011). None draws one from torch's generator.

@@ -6,6 +6,7 @@ The arguments are taken to be valid: the public functions of this package check 
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -82,6 +83,8 @@ def quantize_float(
     ``random``: for stochastic rounding, words of 32 random bits in x's shape. The fraction and the word are compared in
     units of 2**-31, as in the kernel.
     """
+    if rounding == "qtorch" and x.dtype != torch.float64:
+        return quantize_float_as_qtorch(x.float(), format).to(x.dtype)
     exact = x.to(torch.float64)
     magnitude = exact.abs()
     min_exponent = 2 - 2 ** (format.exponent_bits - 1)
@@ -99,7 +102,7 @@ def quantize_float(
         if random is None:
             raise ValueError("stochastic rounding needs random numbers")
         up = (remainder * 2.0**31).floor() + (random >> 1) >= 2.0**31
-    elif rounding == "nearest_away":
+    elif rounding in ("nearest_away", "qtorch"):
         up = remainder >= 0.5
     else:
         # without mantissa bits the code of a normal value is its exponent: a tie goes to the even one
@@ -119,6 +122,27 @@ def quantize_float(
         rounded = torch.where(rounded == 0, 0.0, rounded)
     rounded = torch.where(torch.isnan(exact), exact if format.has_nan else format.max_value, rounded)
     return rounded.to(x.dtype)
+
+
+def quantize_float_as_qtorch(x: Tensor, format: FloatFormat) -> Tensor:
+    """What QPyTorch 0.3.0 computes, in float32: its sums round, and NaN is bits like any other number."""
+    dropped_bits = 23 - format.mantissa_bits
+    half, kept_bits = 1 << (dropped_bits - 1), -1 << dropped_bits
+    bits = x.contiguous().view(torch.int32).to(torch.int64) & 0xFFFFFFFF
+    shift = torch.where(bits >> 31 == 1, -format.min_normal, format.min_normal)
+
+    def rounded(of: Tensor) -> Tensor:
+        result = (of + half) & kept_bits & 0xFFFFFFFF
+        return torch.where(result >> 31 == 1, result - 2**32, result).to(torch.int32).view(torch.float32)
+
+    shifted = (x + shift.float()).view(torch.int32).to(torch.int64) & 0xFFFFFFFF
+    subnormal = rounded(shifted) - shift.float()
+    normal = rounded(bits)
+    if not format.has_inf:
+        exponent = (normal.view(torch.int32) >> 23) & 0xFF
+        is_beyond = exponent > format.max_bits >> 23
+        normal = torch.where(is_beyond, torch.where(bits >> 31 == 1, -format.max_value, format.max_value), normal)
+    return torch.where((bits >> 23) & 0xFF < math.frexp(format.min_normal)[1] + 126, subnormal, normal.float())
 
 
 def quantize_fixed(

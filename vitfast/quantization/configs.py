@@ -199,7 +199,7 @@ class Int8Config(QuantizationConfig):
 def _rounded(config: _RoundingConfig, format: FloatFormat, numerics: str, round_results: bool) -> RoundedArithmetic:
     if numerics == "qtorch":
         bits = format.exponent_bits, format.mantissa_bits
-        rounder = FloatRounder(FloatFormat.qtorch(*bits), "nearest_away", config.clip_gradients)
+        rounder = FloatRounder(FloatFormat.qtorch(*bits), "qtorch", config.clip_gradients)
     else:
         rounder = FloatRounder(format, "nearest_even", config.clip_gradients)
     return RoundedArithmetic(rounder, round_results, config.semantics == "legacy_convert")
