@@ -22,7 +22,10 @@ from vitfast.ops.library import has_kernel
 class FusedRounding(Protocol):
     """A deterministic rounding to a float format, as a function and as raw operators take it."""
 
-    raw: list[int]
+    @property
+    def raw(self) -> list[int]:
+        """What ``float_rounding`` returns."""
+        ...
 
     def __call__(self, x: Tensor) -> Tensor:
         """Rounds ``x``; gradients pass straight through."""

@@ -100,7 +100,7 @@ class _StraightThrough(torch.autograd.Function):
         return reference.matmul_accumulate(x, w, accumulator, chunk, rounding)  # type: ignore[arg-type]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         return *_gradients(ctx, grad), None, None, None
 
 

@@ -122,13 +122,24 @@ class _StraightThrough(torch.autograd.Function):
     """The reference with the straight-through gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, *options: Any) -> Tensor:
-        seed = options[-1]
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        word_length: int,
+        fraction_length: int,
+        rounding: Rounding,
+        overflow: FixedOverflow,
+        symmetric: bool,
+        as_qtorch: bool,
+        seed: Tensor | None,
+    ) -> Tensor:
         random = None if seed is None else philox_uint32(seed, x.numel()).view(x.shape)
-        return reference.quantize_fixed(x, *options[:-1], random)
+        return reference.quantize_fixed(
+            x, word_length, fraction_length, rounding, overflow, symmetric, as_qtorch, random
+        )
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         return grad, *(None,) * 7
 
 

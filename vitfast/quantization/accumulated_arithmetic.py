@@ -59,4 +59,4 @@ class AccumulatedArithmetic(RoundedArithmetic):
         height = (x.shape[2] + 2 * layer.padding[0] - layer.dilation[0] * (layer.kernel_size[0] - 1) - 1) // (
             layer.stride[0]
         ) + 1
-        return out.unflatten(2, (height, -1))
+        return out.reshape(*out.shape[:2], height, -1)

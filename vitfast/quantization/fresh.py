@@ -32,7 +32,7 @@ def take_fresh(x: Tensor) -> bool:
 def is_hooked(module: nn.Module) -> bool:
     """Whether anybody looks at what goes into or comes out of a module."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks) or bool(_has_any_global_hook())
+    return any(hooks) or bool(_has_any_global_hook())  # type: ignore[no-untyped-call]
 
 
 def round_fresh(rounder: Rounder, x: Tensor) -> Tensor:
@@ -60,5 +60,5 @@ class _RoundInPlace(torch.autograd.Function):
         return x
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad, None

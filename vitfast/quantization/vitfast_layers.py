@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -13,7 +11,6 @@ from vitfast.layers.image_check import check_images
 from vitfast.quantization.arithmetic import FusedNorm
 from vitfast.quantization.fresh import is_hooked, mark_fresh
 from vitfast.quantization.quantized_module import QuantizedModule, QuantizedNorm, QuantizedProduct, autocast_off
-from vitfast.quantization.rounders import FloatRounder
 
 
 class QuantizedVitfastLayerNorm(QuantizedNorm, LayerNorm):
@@ -39,19 +36,6 @@ class QuantizedVitfastLayerNorm(QuantizedNorm, LayerNorm):
         if quantization.mode != "quantized":
             return None
         return quantization.arithmetic.fused_norm(converted=quantization.converted)
-
-    def add_fused(self, x: Tensor, residual: Tensor, fused: FusedNorm, round_sum: FloatRounder | None) -> Any:
-        """Adds and normalizes in one pass, as ``add`` does, with every rounding; returns (sum, normalized sum)."""
-        return ops.add_layer_norm(
-            x,
-            residual,
-            self.weight,
-            self.bias,
-            self.eps,
-            round_sum=round_sum,
-            round_operand=fused.operand,
-            round_result=fused.result,
-        )
 
 
 class QuantizedMlp(QuantizedModule, Mlp):
@@ -95,35 +79,42 @@ class QuantizedBlock(QuantizedModule, Block):
         """Transforms the residual stream ``[B, N, C]``."""
         if self.is_off:
             return super().forward(x)
-        attended = self.drop_path(self.attn(self._for(self.attn, "qkv", self.norm1, self.norm1(x))))
-        fused, round_sum = self._fused_addition(x, attended)
-        if fused is None:
-            x = self.stored(x + attended, fresh=True)
-            normalized = self.norm2(x)
-        else:
-            with autocast_off(x):
-                x, normalized = self.norm2.add_fused(attended, x, fused, round_sum)
-        branch = self.drop_path(self.mlp(self._for(self.mlp, "fc1", self.norm2, normalized)))
-        return self.stored(x + branch, fresh=True)
+        normalized = self.norm1(x)
+        _may_overwrite(normalized, self.norm1, self.attn, "qkv")
+        x, normalized = self._add_and_normalize(x, self.drop_path(self.attn(normalized)))
+        _may_overwrite(normalized, self.norm2, self.mlp, "fc1")
+        return self.stored(x + self.drop_path(self.mlp(normalized)), fresh=True)
 
-    def _for(self, reader: nn.Module, name: str, norm: nn.Module, normalized: Tensor) -> Tensor:
-        """Marks what a LayerNorm gives as read by one linear layer only."""
-        layer = getattr(reader, name, None)
-        if layer is None or not isinstance(norm, nn.LayerNorm):
-            return normalized
-        return mark_fresh(normalized, norm, reader, layer)
-
-    def _fused_addition(self, x: Tensor, attended: Tensor) -> tuple[FusedNorm | None, FloatRounder | None]:
-        """How the first addition runs within the second LayerNorm, unless somebody looks in between."""
+    def _add_and_normalize(self, x: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
+        """The first addition runs within the second LayerNorm, unless somebody looks at what goes in there."""
         norm, quantization = self.norm2, self.quantization
-        if not isinstance(norm, QuantizedVitfastLayerNorm) or is_hooked(norm):
-            return None, None
-        if not x.dtype == attended.dtype == norm.weight.dtype or quantization.mode != "quantized":
-            return None, None
-        if not quantization.arithmetic.rounds_results:
-            return norm.fused, None
-        own = quantization.arithmetic.fused_norm(converted=False)
-        return (None, None) if own is None else (norm.fused, own.result)
+        fused = norm.fused if isinstance(norm, QuantizedVitfastLayerNorm) and not is_hooked(norm) else None
+        round_sum = None
+        if fused is not None and quantization.arithmetic.rounds_results:
+            own = quantization.arithmetic.fused_norm(converted=False)
+            fused, round_sum = (None, None) if own is None else (fused, own.result)
+        has_one_type = x.dtype == attended.dtype == norm.weight.dtype
+        if fused is None or quantization.mode != "quantized" or not has_one_type:
+            x = self.stored(x + attended, fresh=True)
+            return x, norm(x)
+        with autocast_off(x):
+            return ops.add_layer_norm(
+                attended,
+                x,
+                norm.weight,
+                norm.bias,
+                norm.eps,
+                round_sum=round_sum,
+                round_operand=fused.operand,
+                round_result=fused.result,
+            )
+
+
+def _may_overwrite(normalized: Tensor, norm: nn.Module, reader: nn.Module, name: str) -> None:
+    """Marks what a LayerNorm gives, which only the linear layer ``name`` of ``reader`` reads."""
+    layer = getattr(reader, name, None)
+    if isinstance(layer, nn.Linear) and isinstance(norm, nn.LayerNorm):
+        mark_fresh(normalized, norm, reader, layer)
 
 
 class QuantizedPatchEmbed(QuantizedModule, PatchEmbed):
