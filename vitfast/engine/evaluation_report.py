@@ -97,6 +97,18 @@ def loader_of_split(trained: TrainedModel, overrides: EvaluateDataOptions, split
     Raises:
         UserError: if there is no such split, or its classes are not the checkpoint's.
     """
+    data, dataset = dataset_of_split(trained, overrides, split)
+    return build_loader(dataset, batch_size=data.batch_size, workers=data.workers, seed=0, epoch=0, shuffle=False)
+
+
+def dataset_of_split(
+    trained: TrainedModel, overrides: EvaluateDataOptions, split: str
+) -> tuple[DataConfig, ImageDataset]:
+    """Opens a split as a checkpoint reads images, without augmentation; the arguments are those of ``loader_of_split``.
+
+    Raises:
+        UserError: as ``loader_of_split``.
+    """
     data = data_of_checkpoint(trained, overrides)
     splits = available_splits(data)
     if split not in splits:
@@ -107,18 +119,19 @@ def loader_of_split(trained: TrainedModel, overrides: EvaluateDataOptions, split
             f"the data have the classes {_some(dataset.class_names)}, but the checkpoint knows "
             f"{_some(trained.class_names)}; point data.root at data with the same class folders"
         )
-    return build_loader(dataset, batch_size=data.batch_size, workers=data.workers, seed=0, epoch=0, shuffle=False)
+    return data, dataset
 
 
 def data_of_checkpoint(trained: TrainedModel, overrides: EvaluateDataOptions) -> DataConfig:
-    """Returns the data settings of a checkpoint: its run's where ``config.yaml`` lies beside it, always its manifest's.
+    """Returns the data settings of a checkpoint: its run's where there is a ``config.yaml``, always its manifest's.
 
     Args:
         trained: whose manifest says how images are read.
         overrides: what the user gave.
     """
-    file = trained.checkpoint.parent / CONFIG
-    data = load_config([f"recipe={file}"]).data if file.is_file() else DataConfig()
+    files = (trained.checkpoint / CONFIG, trained.checkpoint.parent / CONFIG)  # the first of a quantized checkpoint
+    file = next((file for file in files if trained.checkpoint.is_dir() and file.is_file()), None)
+    data = load_config([f"recipe={file}"]).data if file is not None else DataConfig()
     saved = trained.data
     names = ("dataset", "mean", "std", "resize", "interpolation", "crop_pct")
     known = {name: saved[name] for name in names if name in saved}

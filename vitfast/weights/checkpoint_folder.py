@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vitfast.errors import UserError
 from vitfast.files import sha256_of_file
+from vitfast.weights.packed_weights import unpack_weights
 from vitfast.weights.safetensors_file import read_safetensors_file
 
 MANIFEST_FILE = "manifest.json"
@@ -17,7 +18,7 @@ WEIGHTS_FILE = "model.safetensors"
 
 
 def read_checkpoint_folder(folder: Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
-    """Reads the architecture's name, all its fields and its weights under our keys.
+    """Reads the architecture's name, all its fields and its weights under our keys, those of fewer bits as float32.
 
     Raises:
         UserError: it is no checkpoint folder of vitfast, or is damaged.
@@ -38,4 +39,4 @@ def read_checkpoint_folder(folder: Path) -> tuple[str, dict[str, Any], dict[str,
         raise UserError(f"{weights_path} does not exist; the checkpoint is incomplete, use another one")
     if sha256_of_file(weights_path) != expected_hash:
         raise UserError(f"{weights_path} is damaged: its SHA-256 is not the manifest's; use another checkpoint")
-    return name, fields, read_safetensors_file(weights_path)[0]
+    return name, fields, unpack_weights(read_safetensors_file(weights_path)[0], str(weights_path))[0]
