@@ -7,8 +7,10 @@ from __future__ import annotations
 import copy
 import json
 import statistics
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -139,9 +141,9 @@ class _Result:
         lines = [
             f"# Accuracy of number formats: {self.options.name}",
             "",
-            f"Top-1 on the {self.options.split} images in %, mean (standard deviation) over {_count(base)}; differences "
-            "in points, seed by seed. *After training*: a float32 model is quantized. *Trained on*: the same model learns "
-            f"{_length(self.options)} more in that format; in float32, likewise: {_mean(control)}.",
+            f"Top-1 on the {self.options.split} images in %, mean (standard deviation) over {_count(base)}; "
+            "differences in points, seed by seed. *After training*: a float32 model is quantized. *Trained on*: the same "
+            f"model learns {_length(self.options)} more in that format; in float32, likewise: {_mean(control)}.",
             "",
             "| numbers | after training | difference | trained on | difference |",
             "|---|---|---|---|---|",
@@ -169,7 +171,13 @@ def _train_on(run: Path, name: str, options: AccuracyOptions, seed: int) -> dict
     checkpoint = latest_checkpoint(run)
     length = f"epochs{options.aware_epochs}" if options.aware_steps is None else f"steps{options.aware_steps}"
     target = Path(options.runs) / f"{options.name}-seed{seed}-{name or 'float32'}-{length}-lr{options.aware_lr:g}"
-    arguments = [f"recipe={run / CONFIG}", f"seed={seed}", f"model.checkpoint={checkpoint}", "schedule.name=cosine"]
+    arguments = [
+        f"recipe={run / CONFIG}",
+        *options.train,
+        f"seed={seed}",
+        f"model.checkpoint={checkpoint}",
+        "schedule.name=cosine",
+    ]
     arguments += [f"optim.lr={options.aware_lr}", "optim.lr_batch=null", "schedule.min_lr=0", "model.zero_head=false"]
     arguments += ["schedule.warmup_epochs=0", "schedule.warmup_steps=0", "train.checkpoint_every_epochs=1000"]
     if options.aware_steps is None:
@@ -178,7 +186,7 @@ def _train_on(run: Path, name: str, options: AccuracyOptions, seed: int) -> dict
         arguments += [f"schedule.steps={options.aware_steps}"]
     if name:
         arguments += [f"quantize.format={name}"]
-    lines = _train(target, [*arguments, *options.train])
+    lines = _train(target, arguments)
     figures = lines[options.split]
     return {"top1": figures["top1"], "loss": figures["loss"], "seconds": time.perf_counter() - start}
 
@@ -188,7 +196,9 @@ def _train(run: Path, arguments: list[str]) -> dict[str, dict[str, Any]]:
     metrics = run / METRICS
     if not (metrics.exists() and '"test"' in metrics.read_text()):
         goes_on = [f"run_dir={run}", "train.resume=auto"]
-        if run_training([*arguments, *goes_on]):
+        with redirect_stdout(sys.stderr):  # its own table is no part of this one
+            code = run_training([*arguments, *goes_on])
+        if code:
             raise UserError(f"training in {run} did not end well, see above")
     return {line["split"]: line for line in map(json.loads, metrics.read_text().splitlines())}
 
