@@ -165,9 +165,8 @@ def test_gradients_pass_straight_through(name: str, fields: dict[str, Any], equa
     model, images = _model(name, fields)
     learning = {key: parameter for key, parameter in model.named_parameters() if parameter.requires_grad}
     state = RoundedState(dict(model.named_parameters()), operand=coarse, result=coarse, stored=coarse)
-    expected = torch.autograd.grad(
-        sum(out.square().sum() for out in equations(state, model, images)), learning.values()
-    )
+    squares = sum(out.square().sum() for out in equations(state, model, images))
+    expected = torch.autograd.grad(squares, learning.values())
     quantize_(model, QATConfig(Coarse()))
     actual = torch.autograd.grad(sum(out.square().sum() for out in _outputs(model(images))), learning.values())
     for key, gradient, other in zip(learning, actual, expected, strict=True):

@@ -142,8 +142,8 @@ class _Result:
             f"# Accuracy of number formats: {self.options.name}",
             "",
             f"Top-1 on the {self.options.split} images in %, mean (standard deviation) over {_count(base)}; "
-            "differences in points, seed by seed. *After training*: a float32 model is quantized. *Trained on*: the same "
-            f"model learns {_length(self.options)} more in that format; in float32, likewise: {_mean(control)}.",
+            "differences in points, seed by seed. *After training*: a float32 model is quantized. *Trained on*: the "
+            f"same model learns {_length(self.options)} more in that format; in float32, likewise: {_mean(control)}.",
             "",
             "| numbers | after training | difference | trained on | difference |",
             "|---|---|---|---|---|",
@@ -179,7 +179,12 @@ def _train_on(run: Path, name: str, options: AccuracyOptions, seed: int) -> dict
         "schedule.name=cosine",
     ]
     arguments += [f"optim.lr={options.aware_lr}", "optim.lr_batch=null", "schedule.min_lr=0", "model.zero_head=false"]
-    arguments += ["schedule.warmup_epochs=0", "schedule.warmup_steps=0", "train.checkpoint_every_epochs=1000"]
+    arguments += [
+        "schedule.name=cosine",
+        "schedule.warmup_epochs=0",
+        "schedule.warmup_steps=0",
+        "train.checkpoint_every_epochs=1000",
+    ]
     if options.aware_steps is None:
         arguments += [f"schedule.epochs={options.aware_epochs}", "schedule.steps=null"]
     else:

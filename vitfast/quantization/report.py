@@ -135,8 +135,7 @@ def _compare(
     for batch in islice(loader, batches):
         images = images_of(batch, candidate)
         logits, reference_logits = candidate(images), reference(images)
-        if not isinstance(logits, Tensor):  # several exits: the last decides
-            logits, reference_logits = logits[-1], reference_logits[-1]
+        logits, reference_logits = _deciding(logits), _deciding(reference_logits)
         for name, expected in reference_outputs.tensors.items():
             energies[name] = energies.get(name, 0.0) + _energy(outputs.tensors[name], expected)
         output_energy = output_energy + _energy(logits, reference_logits)
@@ -158,6 +157,13 @@ def _compare(
         top1_agreement=agreeing / num_images,
         num_images=num_images,
     )
+
+
+def _deciding(answer: Any) -> Tensor:
+    """The logits that decide: the last exit's of several; Hugging Face's models name them."""
+    named = getattr(answer, "logits", answer)
+    logits: Tensor = named if isinstance(named, Tensor) else named[-1]
+    return logits
 
 
 def _shown_as(name: str, layers: Container[str]) -> str:
