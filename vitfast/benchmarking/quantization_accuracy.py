@@ -176,7 +176,6 @@ def _train_on(run: Path, name: str, options: AccuracyOptions, seed: int) -> dict
         *options.train,
         f"seed={seed}",
         f"model.checkpoint={checkpoint}",
-        "schedule.name=cosine",
     ]
     arguments += [f"optim.lr={options.aware_lr}", "optim.lr_batch=null", "schedule.min_lr=0", "model.zero_head=false"]
     arguments += [

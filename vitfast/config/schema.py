@@ -25,7 +25,7 @@ class ModelConfig:
     name: str = option("vit_nano_patch2_8", "name of the model, see vitfast.list_models()")
     img_size: int | None = option(None, "side of the input in pixels; null: that of the data", minimum=1)
     checkpoint: str | None = option(
-        None, "weights to start from: a checkpoint folder or a weights file; null: random ones"
+        None, "weights to start from: a run's folder, one of its checkpoints or a weights file; null: random ones"
     )
     zero_head: bool = option(False, "start the head from zero, so that the first prediction is uniform")
     drop_path: float = option(0.0, "stochastic depth of the last block, 0 in the first", minimum=0, below=1)

@@ -47,6 +47,7 @@ class EvaluateOptions:
     split: str = option("test", "which images", choices=["train", "val", "test"])
     weights: str = option("auto", "auto: the averaged weights (EMA) if there are any", choices=list(WEIGHTS))
     output: str = option("table", "how the figures are printed", choices=["table", "json"])
+    quantized_ckpt: bool | None = option(None, "as myrtle-vision calls it; not needed, the checkpoint says it itself")
     early_exit: bool = option(False, "also measure early exit, with the thresholds of python -m vitfast.exits")
     precision: str = option("fp32", "arithmetic; bf16: autocast", choices=["fp32", "bf16"])
     device: str = option("auto", "auto: a GPU if there is one", choices=["auto", "cpu", "cuda"])
