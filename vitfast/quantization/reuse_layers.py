@@ -7,11 +7,13 @@ logits belong to attention: they stay float32.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitfast.layers import FeatureReuse, PaddedPatchEmbed, ReuseBlock
+from vitfast.layers import FeatureReuse, PaddedPatchEmbed, RelationReuse, ReuseBlock
 from vitfast.layers.performer_attention import performer_attention
 from vitfast.layers.relation_attention import RelationAttention
 from vitfast.layers.token_performer import TokenPerformer
@@ -69,6 +71,17 @@ class QuantizedRelationAttention(QuantizedModule, RelationAttention):
             if relations is not None:
                 relations = relations.to(torch.promote_types(relations.dtype, torch.float32))
             return super().forward(x, relations, return_relations=return_relations)
+
+
+class QuantizedRelationReuse(QuantizedModule, RelationReuse):
+    """Twin of ``RelationReuse``: its 1 x 1 convolutions round; the resampling stays float32 under any autocast."""
+
+    def forward(self, relations: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Turns the logits of an exit's layers, each ``[B, H, n, n]``, into biases ``[B, H, N, N]`` for the next."""
+        if self.is_off:
+            return super().forward(relations)
+        with autocast_off(relations[0]):
+            return super().forward(relations)
 
 
 class QuantizedFeatureReuse(QuantizedModule, FeatureReuse):

@@ -33,6 +33,7 @@ _TWINS: dict[type[nn.Module], type[QuantizedModule]] = {
     layers.PaddedPatchEmbed: reuse_layers.QuantizedPaddedPatchEmbed,
     layers.ReuseBlock: reuse_layers.QuantizedReuseBlock,
     layers.FeatureReuse: reuse_layers.QuantizedFeatureReuse,
+    layers.RelationReuse: reuse_layers.QuantizedRelationReuse,
     RelationAttention: reuse_layers.QuantizedRelationAttention,
     TokenAttention: reuse_layers.QuantizedTokenAttention,
     TokenTransformer: reuse_layers.QuantizedTokenTransformer,
