@@ -125,7 +125,11 @@ CASES = [
 
 def _model(name: str, fields: dict[str, Any]) -> tuple[ImageModel, Tensor]:
     """A model all of whose parameters matter and are no values of the format, and images."""
-    model = vitfast.create_model(name, **fields).double().eval()
+    torch.set_default_dtype(torch.float64)  # for what is computed from sizes, too: the resampling between exits
+    try:
+        model = vitfast.create_model(name, **fields).eval()
+    finally:
+        torch.set_default_dtype(torch.float32)
     for key, parameter in model.named_parameters():
         if parameter.requires_grad:
             nn.init.normal_(parameter, mean=1.0 if "norm" in key and key.endswith("weight") else 0.0, std=0.2)
