@@ -6,6 +6,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -16,6 +17,7 @@ from vitfast.files import flush_to_disk
 from vitfast.models.image_model import ImageModel
 from vitfast.models.vit_fields import ViTFields
 from vitfast.weights.checkpoint import METADATA_KEY
+from vitfast.weights.exit_entries import exits_record
 from vitfast.weights.vit_state import arrange_patches
 
 _FORMAT_VERSION = 1
@@ -41,7 +43,12 @@ def save_weights(model: ImageModel, path: str | os.PathLike[str]) -> None:
         raise UserError(f"{path} must end in .safetensors, which is what is written; use {path.stem}.safetensors")
     if not path.parent.is_dir():
         raise UserError(f"{path} cannot be written: there is no folder {path.parent}; make it first")
-    record = {"format_version": _FORMAT_VERSION, "model": {"name": model.model_name, "fields": model.model_fields}}
+    record: dict[str, Any] = {
+        "format_version": _FORMAT_VERSION,
+        "model": {"name": model.model_name, "fields": model.model_fields},
+    }
+    if model.saved_exits is not None:
+        record["exit_thresholds"] = exits_record(model.saved_exits)
     metadata = {"format": "pt", METADATA_KEY: json.dumps(record)}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.writing")
     try:
