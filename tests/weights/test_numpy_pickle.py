@@ -119,7 +119,7 @@ def test_an_attack_among_numbers(tmp_path: Path, wrap: Any) -> None:
     target, path = tmp_path / "attacked", tmp_path / "DVT.pth.tar"
     content = {"model_state_dict": {"weight": torch.ones(1)}, "dynamic_threshold": wrap(_Attack(target))}
     torch.save(content, path)
-    with pytest.raises(UserError, match="is refused: it holds Python objects .*nothing in it was executed"):
+    with pytest.raises(UserError, match=r"is refused: it holds Python objects .*nothing in it was executed"):
         read_raw_file(path)
     assert not target.exists()
     torch.load(path, weights_only=False)  # the attack works where it is let
@@ -131,4 +131,4 @@ def test_nothing_of_numpy_itself_is_let_in() -> None:
         assert stand_in.__module__ == "vitfast.weights.numpy_pickle", name
     read = {name for _, name in NUMPY_STAND_INS}
     assert {pickle.whichmodule(RECONSTRUCT, "_reconstruct") + "._reconstruct", "numpy.ndarray"} <= read
-    assert not torch.serialization.get_safe_globals()
+    assert not set(NUMPY_STAND_INS) & set(torch.serialization.get_safe_globals())  # only while a file is read

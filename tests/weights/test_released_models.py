@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -76,6 +77,9 @@ def test_convit(tmp_path: Path, wrap: Any) -> None:
     images = torch.randn(2, 3, 32, 32)
     assert relative_error(model(images), foreign(images)) < TOLERANCE
     assert_written_back(model, tmp_path / "again.safetensors")
+    theirs = timm_convit()
+    theirs.load_state_dict(load_file(tmp_path / "again.safetensors"))  # timm's keys
+    assert relative_error(model(images), theirs(images)) < TOLERANCE
 
 
 def test_convits_heads_are_told(tmp_path: Path) -> None:
@@ -244,8 +248,10 @@ def test_dvt(tmp_path: Path, name: str, as_numpy: bool) -> None:
 
 def test_dvt_with_one_row_of_thresholds(tmp_path: Path) -> None:
     name, path = "dvt_deit_small", tmp_path / "DVT.pth.tar"
-    torch.save({"model_state_dict": dvt_state("vit"), "dynamic_threshold": [0.25, 0.5, -1e8]}, path)
+    curve = {"budgeted_batch_classification": [[1.0, 2.0], [70.0, 80.0]]}  # of other thresholds
+    torch.save({"model_state_dict": dvt_state("vit"), "dynamic_threshold": [0.25, 0.5, -1e8], **curve}, path)
     model = vitfast.create_model(name, **DVT[name], checkpoint=path)
+    assert model.load_report.skipped == ("budgeted_batch_classification",)
     assert vitfast.EarlyExit(model).thresholds == (0.25, 0.5, 0.0)
     with pytest.raises(UserError, match="the checkpoint does not say what its thresholds cost"):
         model.saved_exits.within(1.0)
@@ -294,6 +300,7 @@ def test_dvt_of_another_number_of_classes(tmp_path: Path) -> None:
         ([[0.5, 0.5, 0.5], [0.5]], "its dynamic_threshold has no rows of equal length"),
         ([], "its dynamic_threshold has no rows of equal length"),
         ([["a", "b", "c"]], "its dynamic_threshold holds something else than numbers"),
+        ([10**400, 0.5, 0.5], "its dynamic_threshold holds something else than numbers"),
         (torch.rand(2, 3, 4), "its dynamic_threshold holds something else than numbers"),
     ],
 )

@@ -20,10 +20,10 @@ from vitfast.weights import load_vissl_head
 NANO = "vit_nano_patch2_8"
 
 
-def checkpoint(path: Path, *heads: nn.Module, prefix: str = "") -> Path:
+def checkpoint(path: Path, *heads: nn.Module) -> Path:
     """A trunk of timm's names and these heads, nested as VISSL does."""
     model = vitfast.create_model(NANO, num_classes=0, qkv_bias=False)
-    states = {f"{prefix}{i}.{key}": value for i, head in enumerate(heads) for key, value in head.state_dict().items()}
+    states = {f"{i}.{key}": value for i, head in enumerate(heads) for key, value in head.state_dict().items()}
     parts = {"trunk": model.state_dict(), "heads": OrderedDict(states)}
     classy = {"base_model": {"model": parts, "meta": {}}, "optimizer": {}}
     torch.save({"phase_idx": 3, "classy_state_dict": classy}, path)
@@ -67,6 +67,16 @@ MLP = [
 ]  # fmt: skip
 
 
+def assert_written_back(both: MultiCrop, path: Path, crops: list[torch.Tensor]) -> None:
+    vitfast.save_weights(both, path)
+    trunk = vitfast.create_model(checkpoint=path)
+    assert trunk.load_report.unexpected == trunk.load_report.missing == ()
+    assert all(key.startswith("heads.0.") for key in trunk.load_report.skipped)
+    again = MultiCrop(trunk, load_vissl_head(path)).eval()
+    for out, expected in zip(again(crops), both(crops), strict=True):
+        assert torch.equal(out, expected)
+
+
 @torch.inference_mode()
 @pytest.mark.parametrize("layers", SWAV, ids=len)
 def test_swav(tmp_path: Path, layers: tuple[nn.Module, ...]) -> None:
@@ -86,7 +96,9 @@ def test_swav(tmp_path: Path, layers: tuple[nn.Module, ...]) -> None:
     skipped = {key for key in trunk.load_report.skipped if key.startswith("heads.")}
     assert skipped == {f"heads.0.{key}" for key in foreign.state_dict()}
     crops = [torch.randn(2, 1, 8, 8), torch.randn(2, 1, 4, 4)]
-    assert MultiCrop(trunk, head)(crops)[1].shape == (4, 30)
+    both = MultiCrop(trunk, head)
+    assert both(crops)[1].shape == (4, 30)
+    assert_written_back(both, tmp_path / "again.safetensors", crops)
 
 
 @torch.inference_mode()
@@ -99,6 +111,8 @@ def test_mlp(tmp_path: Path, layers: tuple[nn.Module, ...]) -> None:
     features = torch.randn(4, 64)
     assert relative_error(head(features), foreign.clf(features)) < 1e-5
     assert [type(layer) for layer in head.clf] == [type(layer) for layer in foreign.clf]
+    trunk = vitfast.create_model(NANO, num_classes=0).eval()
+    assert_written_back(MultiCrop(trunk, head), tmp_path / "again.safetensors", [torch.randn(2, 1, 8, 8)])
 
 
 def test_prototypes_with_normed_weights(tmp_path: Path) -> None:
@@ -109,6 +123,9 @@ def test_prototypes_with_normed_weights(tmp_path: Path) -> None:
     features = torch.randn(4, 64)
     expected = foreign.prototypes0(nn.functional.normalize(foreign.projection_head(features), dim=1))
     torch.testing.assert_close(head(features)[1], expected)
+    trunk = vitfast.create_model(NANO, num_classes=0).eval()
+    with torch.inference_mode():
+        assert_written_back(MultiCrop(trunk, head.eval()), tmp_path / "again.safetensors", [torch.randn(2, 1, 8, 8)])
 
 
 @pytest.mark.parametrize(
@@ -139,3 +156,16 @@ def test_several_heads_in_a_row_are_no_classifier(tmp_path: Path) -> None:
         vitfast.create_model(NANO, checkpoint=path)
     model = vitfast.create_model(NANO, checkpoint=path, num_classes=0)
     assert {"heads.1.clf.0.weight", "head.weight"} <= set(model.load_report.skipped)
+
+
+@pytest.mark.parametrize("key", ["channel_bn.weight", "mlp.0.weight", "last_layer.weight_v"])
+def test_other_heads_are_no_classifier(tmp_path: Path, key: str) -> None:
+    """VISSL has heads for other tasks; what they are made of is said, not taken for a model without a head."""
+    path = checkpoint(tmp_path / "model.torch", Named("clf", linear(64, 3)))
+    content = torch.load(path)
+    content["classy_state_dict"]["base_model"]["model"]["heads"][f"0.{key}"] = torch.ones(3)
+    torch.save(content, path)
+    with pytest.raises(
+        UserError, match=rf"its head reads heads\.0\.{key}, a layer that .*; give num_classes for a fresh"
+    ):
+        vitfast.create_model(NANO, checkpoint=path)

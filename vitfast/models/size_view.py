@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from vitfast.layers import resize_position_embedding
 from vitfast.layers.position_embedding import PositionInterpolation
@@ -21,7 +21,7 @@ def view_at_size(
     """Returns a model for another image size whose positions are resampled from those of ``model``.
 
     It shares every weight and layer with ``model``: gradients reach them, those of the positions through the
-    resampling. It is made anew for each use and not to be kept, since the resampled positions do not follow the model's.
+    resampling. It is made anew for each use, since the resampled positions do not follow the model's.
 
     Args:
         model: what is viewed; it stays as it is.
@@ -40,9 +40,9 @@ def view_at_size(
         patch_embed.img_size = img_size
         view._modules["patch_embed"] = patch_embed
     prefix = 1 if isinstance(model, T2TViT) else model.fields.num_prefix_positions
-    positions: Tensor = view._parameters.pop("pos_embed")  # type: ignore[assignment]
-    view.pos_embed = resize_position_embedding(
-        positions, view.fields.grid_size, num_prefix_tokens=prefix, interpolation=position_interpolation
+    del view._parameters["pos_embed"]
+    view.__dict__["pos_embed"] = resize_position_embedding(
+        model.pos_embed, view.fields.grid_size, num_prefix_tokens=prefix, interpolation=position_interpolation
     )
     return view
 

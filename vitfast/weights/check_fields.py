@@ -42,6 +42,9 @@ MEANING_FIELDS = (
     "projection_norm",
 )
 
+# what follows from other fields
+_DERIVED = ("num_exits", "grid_size", "grid_sizes")
+
 # what is tried to explain a grid of tokens
 _IMAGE_SIZES = (224, 384, *range(16, 1025, 16))
 
@@ -99,7 +102,8 @@ def size_advice(checkpoint: Checkpoint, model_name: str, different: Mapping[str,
     alike = [name for name in architectures_like(checkpoint) if name != model_name]
     if alike and different.keys() & set(NAMED_FIELDS):
         return f"its sizes are those of {', '.join(alike)}"
-    return "build the model with " + ", ".join(f"{name}={theirs!r}" for name, (theirs, _) in different.items())
+    fields = {name: theirs for name, (theirs, _) in different.items() if name not in _DERIVED}
+    return "build the model with " + ", ".join(f"{name}={theirs!r}" for name, theirs in fields.items())
 
 
 def image_size_advice(different: Mapping[str, tuple[Any, Any]], fields: ModelFields) -> str:

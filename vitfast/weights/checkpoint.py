@@ -27,6 +27,7 @@ from vitfast.weights.state_fields import state_fields
 from vitfast.weights.weights_path import weights_path
 
 METADATA_KEY = "vitfast"
+HEAD_KEYS = "heads.0."  # beside a model's own weights: a head that ``load_vissl_head`` builds
 _CONFIG_FILE = "config.json"
 _HEAD = r"(head|head_dist|pre_logits)\."
 
@@ -119,7 +120,9 @@ def read_checkpoint(
     raw = read_raw_file(file)
     if METADATA_KEY in raw.metadata:
         name, fields, exits = _read_metadata(raw)
-        return Checkpoint(path, "vitfast", name, fields, raw.tensors, exits=exits)
+        state = {key: tensor for key, tensor in raw.tensors.items() if not key.startswith(HEAD_KEYS)}
+        skipped = tuple(key for key in raw.tensors if key not in state)
+        return Checkpoint(path, "vitfast", name, fields, state, skipped=skipped, exits=exits)
     family = recognize(raw.tensors, raw.wrapper, models, source=str(path), model_name=model_name)
     return _import(raw, family, path)
 
@@ -149,7 +152,8 @@ def _import(raw: RawFile, family: Family, path: Path) -> Checkpoint:
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     if exits is not None:
-        ignored = tuple(name for name in ignored if name not in (RELEASED_THRESHOLDS, RELEASED_CURVE))
+        used = (RELEASED_THRESHOLDS, RELEASED_CURVE) if exits.gmacs else (RELEASED_THRESHOLDS,)
+        ignored = tuple(name for name in ignored if name not in used)
     if head_inputs:
         del fields["num_classes"], fields["head_hidden_dim"]
     return Checkpoint(

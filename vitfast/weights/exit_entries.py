@@ -18,6 +18,7 @@ RELEASED_THRESHOLDS, RELEASED_CURVE = "dynamic_threshold", "budgeted_batch_class
 # thresholds below 0 and above 1 all mean the same; these are what calibrate_exits writes
 _ALWAYS, _NEVER = 0.0, 2.0
 _MAX_CHOICES = 10_000
+_LARGE = 1 << 53  # whole numbers of any size are allowed in a pickle and in JSON
 
 
 def released_exits(beside: Mapping[str, Any]) -> SavedExits | None:
@@ -35,10 +36,7 @@ def released_exits(beside: Mapping[str, Any]) -> SavedExits | None:
     if RELEASED_THRESHOLDS not in beside:
         return None
     thresholds = _rows(beside[RELEASED_THRESHOLDS], RELEASED_THRESHOLDS)
-    curve = beside.get(RELEASED_CURVE)
-    gmacs, percents = _rows(curve, RELEASED_CURVE)[:2] if curve is not None and len(curve) >= 2 else ((), ())
-    if not len(gmacs) == len(percents) == len(thresholds):
-        gmacs, percents = (), ()  # a curve of other thresholds
+    gmacs, percents = _curve(beside.get(RELEASED_CURVE), len(thresholds))
     return _saved_exits(thresholds, gmacs, tuple(percent / 100 for percent in percents), RELEASED_THRESHOLDS)
 
 
@@ -65,6 +63,15 @@ def exits_record(exits: SavedExits) -> list[float] | dict[str, Any]:
     return {"thresholds": exits.thresholds, "gmacs": exits.gmacs, "accuracy": exits.accuracy}
 
 
+def _curve(value: Any, choices: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Returns costs and accuracies in percent, nothing where they are not those of these choices."""
+    try:
+        gmacs, percents = _rows(value, RELEASED_CURVE)
+    except ValueError:
+        return (), ()
+    return (gmacs, percents) if len(gmacs) == len(percents) == choices else ((), ())
+
+
 def _saved_exits(
     rows: tuple[tuple[float, ...], ...], gmacs: tuple[float, ...], accuracy: tuple[float, ...], entry: str
 ) -> SavedExits:
@@ -84,9 +91,13 @@ def _rows(value: Any, entry: str) -> tuple[tuple[float, ...], ...]:
     rows = plain if isinstance(plain, list) else None
     if rows is None or len(rows) > _MAX_CHOICES or not all(isinstance(row, list) for row in rows):
         raise UserError(f"its {entry} is no table of numbers; remove the entry")
-    if any(type(number) not in (int, float) or math.isnan(number) for row in rows for number in row):
+    if not all(_is_number(number) for row in rows for number in row):
         raise UserError(f"its {entry} holds something else than numbers, or NaN; remove the entry")
     return tuple(tuple(float(number) for number in row) for row in rows)
+
+
+def _is_number(value: Any) -> bool:
+    return (type(value) is float and not math.isnan(value)) or (type(value) is int and abs(value) < _LARGE)
 
 
 def _plain(value: Any) -> Any:

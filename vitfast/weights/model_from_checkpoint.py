@@ -63,7 +63,7 @@ def model_from_checkpoint(
     except UserError as error:
         raise UserError(f"{error} (with the fields of {checkpoint.path})") from error
     _check(name, checkpoint, fields, given_fields)
-    _check_claims(checkpoint, {name: value for name, value in given_fields.items() if name == "img_size"})
+    _check_claims(checkpoint, all_fields)
 
     model = build_model(name, **all_fields)
     report = fill_model(
@@ -123,15 +123,16 @@ def _check(name: str, checkpoint: Checkpoint, fields: ModelFields, given_fields:
         refuse_differences(checkpoint, name, different, size_advice(checkpoint, resolve_name(name), different))
 
 
-def _check_claims(checkpoint: Checkpoint, given_size: Mapping[str, Any]) -> None:
+def _check_claims(checkpoint: Checkpoint, fields: Mapping[str, Any]) -> None:
     """Refuses a file whose own fields describe a model far larger than the weights it holds, positions apart."""
     if checkpoint.name is None:
         return
+    own_head = {name: value for name, value in checkpoint.fields.items() if name == "num_classes"}
     try:
         with torch.device("meta"):
-            model = build_model(checkpoint.name, **{**checkpoint.fields, **given_size})
-    except UserError:
-        raise
+            model = build_model(checkpoint.name, **{**fields, **own_head})
+    except UserError as error:
+        raise UserError(f"{checkpoint.path}: {error}") from error
     except (RuntimeError, OverflowError, MemoryError, TypeError) as error:  # sizes beyond any tensor's
         raise UserError(f"{checkpoint.path}: its fields describe no model that can be built ({error})") from error
     claimed = sum(tensor.numel() for key, tensor in model.state_dict().items() if not key.endswith("pos_embed"))

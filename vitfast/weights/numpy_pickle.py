@@ -20,6 +20,10 @@ _BYTE_ORDERS = {"<": "<", ">": ">", "|": "|", "=": "<" if sys.byteorder == "litt
 _MAX_DIMENSIONS = 8
 
 
+class NumpyRefusedError(ValueError):
+    """An array or a number of something else than plain numbers, of Python objects for example."""
+
+
 class NumpyType:
     """Stands in for ``numpy.dtype``.
 
@@ -29,12 +33,12 @@ class NumpyType:
         copy: not used.
 
     Raises:
-        ValueError: it is no type of plain numbers.
+        NumpyRefusedError: it is no type of plain numbers.
     """
 
     def __init__(self, code: str, align: object = False, copy: object = False) -> None:
         if code not in _NUMBERS:
-            raise ValueError(f"a NumPy type {code!r}, no plain numbers")
+            raise NumpyRefusedError(f"numpy.dtype({code!r})")
         self.dtype = np.dtype(code)
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
@@ -58,7 +62,7 @@ class NumpyArray:
         if not isinstance(content, bytes) or len(content) != expected:
             raise ValueError(f"a NumPy array of shape {list(shape)} that does not hold {expected:,} bytes")
         array = np.frombuffer(bytearray(content), numpy_type.dtype).reshape(shape, order="F" if fortran_order else "C")
-        self.tensor = torch.from_numpy(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")))
+        self.tensor = torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
 
 
 def _empty_array(array_type: type[NumpyArray], shape: object, code: object) -> NumpyArray:

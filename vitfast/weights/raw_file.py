@@ -85,6 +85,9 @@ def _reader(path: Path) -> Callable[[Path], RawFile]:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     if not head:
         raise UserError(f"{path} is empty; download or copy it again")
+    # Eight bytes with the header's length, below 2^32, then the header: first, since the length may be any beginning.
+    if head[4:9] == b"\0\0\0\0{":
+        return _read_safetensors
     if head.startswith(b"PK"):
         names = check_archive(path)
         if any(name.endswith("/constants.pkl") for name in names):
@@ -95,8 +98,6 @@ def _reader(path: Path) -> Callable[[Path], RawFile]:
             raise UserError(f"{path} is {kind.what}; {kind.advice}")
     if head.startswith(b"\x80"):
         return _read_torch  # a pickle, as torch.save wrote until 1.6
-    if head[8:9] == b"{" and not _is_text(head):  # after eight bytes with the header's length
-        return _read_safetensors
     what = " but a text file" if _is_text(head) else ", or its beginning is damaged"
     raise UserError(f"{path} is no .npz, .safetensors or torch file (.pth, .pt, .bin, .tar){what}; {_HINT}")
 

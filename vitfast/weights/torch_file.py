@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vitfast.errors import UserError
-from vitfast.weights.numpy_pickle import NUMPY_STAND_INS, NumpyArray
+from vitfast.weights.numpy_pickle import NUMPY_STAND_INS, NumpyArray, NumpyRefusedError
 
 # Where programs put the weights in what they save; the first that is there counts. Averaged weights come first where
 # the program itself evaluates those.
@@ -145,9 +145,11 @@ def _describe(content: Any) -> str:
 
 def _explain(path: Path, error: Exception) -> str:
     text = str(error).strip()
-    if isinstance(error, pickle.UnpicklingError) and (named := re.search(r"GLOBAL ([A-Za-z_]\w*(\.\w+)*)\s", text)):
+    named = re.search(r"GLOBAL ([A-Za-z_]\w*(\.\w+)*)\s", text) if isinstance(error, pickle.UnpicklingError) else None
+    if named or isinstance(error, NumpyRefusedError):
+        what = named[1] if named else text
         return (
-            f"{path} is refused: it holds Python objects ({named[1]}) beside tensors, and loading those can run any "
+            f"{path} is refused: it holds Python objects ({what}) beside tensors, and loading those can run any "
             "program; nothing in it was executed. Get the weights as .safetensors or, only if you trust who made the "
             "file, convert them: safetensors.torch.save_file(torch.load(path, weights_only=False)[entry], new_path)"
         )

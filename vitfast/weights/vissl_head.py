@@ -16,13 +16,14 @@ from vitfast.weights.raw_file import read_raw_file
 from vitfast.weights.transformer_state import NUMBER
 
 _PREFIX = r"heads\.0\."
+_PROTOTYPES = r"prototypes\d+\.(weight|weight_v|parametrizations\.weight\.original1)"
 _SEVERAL = r"heads\.[1-9]\d*\..+"
 
 
 def load_vissl_head(
     path: str | os.PathLike[str], *, activation: Literal["relu", "gelu"] = "relu"
 ) -> MlpHead | SwavHead:
-    """Builds the head of a VISSL checkpoint, ``swav_head`` or ``mlp``, and fills it.
+    """Builds the head of a VISSL checkpoint, ``swav_head`` or ``mlp``, and fills it; also from ``save_weights``'s file.
 
     ``create_model(name, num_classes=0, checkpoint=path)`` gives the trunk, ``MultiCrop`` runs both on crops.
 
@@ -69,9 +70,7 @@ def _mlp_head(state: Mapping[str, Tensor], path: Path) -> MlpHead:
 
 def _swav_head(state: Mapping[str, Tensor], path: Path, activation: Literal["relu", "gelu"]) -> SwavHead:
     dims, places = _widths(state, "projection_head", path)
-    prototypes = [
-        tensor.shape[0] for key, tensor in state.items() if re.fullmatch(r"prototypes\d+\.(weight|weight_v)", key)
-    ]
+    prototypes = [tensor.shape[0] for key, tensor in state.items() if re.fullmatch(_PROTOTYPES, key)]
     return SwavHead(
         dims,
         prototypes,
@@ -79,7 +78,7 @@ def _swav_head(state: Mapping[str, Tensor], path: Path, activation: Literal["rel
         use_bias=f"projection_head.{places[0]}.bias" in state,
         skip_last_bn=f"projection_head.{places[-1] + 1}.running_mean" not in state,
         activation=activation,
-        use_weight_norm_prototypes=any(key.endswith("weight_v") for key in state),
+        use_weight_norm_prototypes=any(key.endswith(("weight_v", "original1")) for key in state),
     )
 
 

@@ -23,8 +23,11 @@ _LEFTOVERS = (
     r"heads\.\d+\.(projection_head|prototypes\d+)\..+",  # SwAV
     _TRUNK + r"patch_masking\..+",  # iBOT
 )
-# further layers of VISSL's "mlp"; a second head, which reads the first one
-_HEAD_INPUTS = (r"heads\.0\.clf\.[1-9]\d*\..+", r"heads\.[1-9]\d*\..+")
+# further layers of VISSL's "mlp" and its other heads; a second head, which reads the first one
+_HEAD_INPUTS = (
+    r"heads\.0\.(?!clf\.0\.|layers\.(pre_logits|head)\.|projection_head\.|prototypes\d+\.).+",
+    r"heads\.[1-9]\d*\..+",
+)
 
 VISSL = Family(
     name="VISSL",
