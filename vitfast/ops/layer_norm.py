@@ -38,7 +38,7 @@ def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = No
         ValueError: shapes or devices do not go together, or eps is negative.
     """
     _check(x, weight, bias, eps)
-    if not has_kernel("layer_norm", x.device.type):
+    if not _has_kernel(x):
         return reference.layer_norm(x, weight, bias, eps)
     y: Tensor = torch.ops.vitfast.layer_norm_forward.default(x, weight, bias, float(eps))[0]
     return y
@@ -70,7 +70,7 @@ def add_layer_norm(
     dtype = torch.promote_types(x.dtype, residual.dtype)
     x, residual = x.to(dtype), residual.to(dtype)
     _check(x, weight, bias, eps)
-    if not has_kernel("layer_norm", x.device.type):
+    if not _has_kernel(x):
         return reference.add_layer_norm(x, residual, weight, bias, eps)
     summed, y, _, _ = torch.ops.vitfast.add_layer_norm_forward.default(x, residual, weight, bias, float(eps))
     return summed, y
@@ -88,6 +88,10 @@ def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) ->
             if x.dtype == torch.float64 and parameter.dtype != torch.float64:
                 raise TypeError(f"{name} has dtype {parameter.dtype}, but x has torch.float64; convert one of them")
     check_eps(eps)
+
+
+def _has_kernel(x: Tensor) -> bool:
+    return has_kernel("layer_norm", x.device.type) and not (x.device.type == "cuda" and x.dtype == torch.float64)
 
 
 def _statistics_like(x: Tensor) -> Tensor:
