@@ -86,7 +86,9 @@ MUTANTS = (
         "address",
         "uninitialized",
     ),
-    mutant("copies row N", PRODUCTS, "row < count && chunk * Tile", "row <= count && chunk * Tile", "results", "address"),
+    mutant(
+        "copies row N", PRODUCTS, "row < count && chunk * Tile", "row <= count && chunk * Tile", "results", "address"
+    ),
     mutant("writes row N", PRODUCTS, "row < count && chunk * 8", "row <= count && chunk * 8", "address", "runtime"),
     mutant(
         "one row short",
@@ -96,7 +98,12 @@ MUTANTS = (
         "address",
     ),
     mutant(
-        "tail not zeroed", PRODUCTS, "    copy_async(tile", "    if (inside) copy_async(tile", "results", "uninitialized"
+        "tail not zeroed",
+        PRODUCTS,
+        "    copy_async(tile",
+        "    if (inside) copy_async(tile",
+        "results",
+        "uninitialized",
     ),
 )
 
