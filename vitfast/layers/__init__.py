@@ -5,6 +5,7 @@ Shapes in names and comments: B batch, N tokens, C channels, H heads, D head dim
 
 from vitfast.layers.attention import Attention
 from vitfast.layers.block import Block
+from vitfast.layers.conv_stem import ConvStem
 from vitfast.layers.drop_path import DropPath
 from vitfast.layers.feature_reuse import FeatureReuse
 from vitfast.layers.gated_positional_attention import GatedPositionalAttention
@@ -24,6 +25,7 @@ from vitfast.layers.tokens_to_token import TokensToToken
 __all__ = [
     "Attention",
     "Block",
+    "ConvStem",
     "DropPath",
     "FeatureReuse",
     "GatedPositionalAttention",
