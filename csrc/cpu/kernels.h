@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "csrc/attention/attention.h"
+#include "csrc/common/fixed_format.h"
 #include "csrc/common/float_format.h"
 #include "csrc/common/types.h"
 
@@ -25,6 +26,9 @@ struct LayerNormForward {
   void* rstd;            // [rows]
   int64_t channels;
   double eps;
+  const FloatRounding* round_sum;      // null: the sum is not rounded; nor
+  const FloatRounding* round_operand;  // what is normalized
+  const FloatRounding* round_result;   // and y
 };
 
 struct LayerNormBackward {
@@ -58,14 +62,35 @@ struct AddInPlace {
   void* sum;  // += x
 };
 
-struct QuantizeFloat {
+// Elements that are rounded one by one.
+struct Elements {
   Type type;
   const void* x;
-  void* y;
-  Rounding rounding;
-  FloatFormat<Float32Bits> format32;  // for float32, bfloat16 and float16
-  FloatFormat<Float64Bits> format64;  // for float64
-  uint64_t seed;                      // stochastic rounding
+  void* y;        // may be x's memory
+  uint64_t seed;  // stochastic rounding
+  bool streams;   // whether y is too large for the caches
+};
+
+struct QuantizeFloat {
+  Elements elements;
+  FloatRounding rounding;
+};
+
+struct QuantizeFixed {
+  Elements elements;
+  FixedPointRounding rounding;
+};
+
+struct MatmulAccumulate {
+  const float* x;       // [rows, depth]
+  const float* weight;  // [columns, depth]
+  float* out;           // [rows, columns]
+  int64_t rows;
+  int64_t columns;
+  int64_t depth;
+  int64_t chunk;  // products that are summed before the accumulator is rounded
+  int64_t rows_per_block;
+  FloatRounding rounding;  // of the accumulator
 };
 
 // [begin, end) counts rows, chunks of rows, tasks or elements, as said.
@@ -78,10 +103,13 @@ struct CpuKernels {
       const AttentionBackward&,
       int64_t begin,
       int64_t end);  // heads of images; heads if grad_bias is summed over the batch
-  void (*gelu_forward)(const Gelu&, int64_t begin, int64_t end);             // elements
-  void (*gelu_backward)(const Gelu&, int64_t begin, int64_t end);            // elements
-  void (*add_in_place)(const AddInPlace&, int64_t begin, int64_t end);       // elements
-  void (*quantize_float)(const QuantizeFloat&, int64_t begin, int64_t end);  // elements
+  void (*gelu_forward)(const Gelu&, int64_t begin, int64_t end);                   // elements
+  void (*gelu_backward)(const Gelu&, int64_t begin, int64_t end);                  // elements
+  void (*add_in_place)(const AddInPlace&, int64_t begin, int64_t end);             // elements
+  void (*quantize_float)(const QuantizeFloat&, int64_t begin, int64_t end);        // elements
+  void (*quantize_fixed)(const QuantizeFixed&, int64_t begin, int64_t end);        // elements
+  void (*matmul_accumulate)(const MatmulAccumulate&, int64_t begin, int64_t end);  // panels * blocks of rows
+  int64_t (*matmul_accumulate_panels)(int64_t columns);                            // how many there are
 };
 
 // One table per file of csrc/cpu/isa/.

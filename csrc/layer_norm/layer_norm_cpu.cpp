@@ -1,4 +1,5 @@
 #include "csrc/cpu/tensors.h"
+#include "csrc/quantize/float_rounding.h"
 
 namespace vitfast {
 namespace {
@@ -26,7 +27,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
     const std::optional<Tensor>& residual,  // [..., C]
     const std::optional<Tensor>& weight,    // [C]
     const std::optional<Tensor>& bias,      // [C]
-    double eps) {
+    double eps,
+    const std::vector<int64_t>& round_sum,
+    const std::vector<int64_t>& round_operand,
+    const std::vector<int64_t>& round_result) {
   check_tensor("layer_norm", "x", x);
   STD_TORCH_CHECK(x.dim() > 0, "layer_norm: x must have at least one dimension");
   check_parameter("weight", weight, x);
@@ -38,6 +42,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
       residual.has_value() ? std::optional<Tensor>(as_contiguous(*residual)) : std::nullopt;
   const std::optional<Tensor> weight_c = parameter(weight, computing);
   const std::optional<Tensor> bias_c = parameter(bias, computing);
+
+  const auto sum_rounding = read_fused_rounding("layer_norm", round_sum);
+  const auto operand_rounding = read_fused_rounding("layer_norm", round_operand);
+  const auto result_rounding = read_fused_rounding("layer_norm", round_result);
+  const auto pointer = [](const std::optional<FloatRounding>& r) { return r.has_value() ? &*r : nullptr; };
 
   const Tensor y = new_tensor(x, sizes_of(x));
   const Tensor summed = residual.has_value() ? new_tensor(x, sizes_of(x)) : y;
@@ -54,7 +63,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
       mean.mutable_data_ptr(),
       rstd.mutable_data_ptr(),
       x.size(-1),
-      eps};
+      eps,
+      pointer(sum_rounding),
+      pointer(operand_rounding),
+      pointer(result_rounding)};
   parallel(count_rows(x), x.size(-1), [&](int64_t begin, int64_t end) {
     cpu_kernels().layer_norm_forward(arguments, begin, end);
   });
@@ -62,8 +74,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
 }
 
 std::tuple<Tensor, Tensor, Tensor> layer_norm_forward(
-    const Tensor& x, const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, double eps) {
-  auto [summed, y, mean, rstd] = forward(x, std::nullopt, weight, bias, eps);
+    const Tensor& x,
+    const std::optional<Tensor>& weight,
+    const std::optional<Tensor>& bias,
+    double eps,
+    std::vector<int64_t> round_operand,
+    std::vector<int64_t> round_result) {
+  auto [summed, y, mean, rstd] = forward(x, std::nullopt, weight, bias, eps, {}, round_operand, round_result);
   return {y, mean, rstd};
 }
 
@@ -72,10 +89,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> add_layer_norm_forward(
     const Tensor& residual,
     const std::optional<Tensor>& weight,
     const std::optional<Tensor>& bias,
-    double eps) {
+    double eps,
+    std::vector<int64_t> round_sum,
+    std::vector<int64_t> round_operand,
+    std::vector<int64_t> round_result) {
   check_same_type("add_layer_norm", "residual", residual, x);
   check_sizes("add_layer_norm", "residual", residual, sizes_of(x));
-  return forward(x, residual, weight, bias, eps);
+  return forward(x, residual, weight, bias, eps, round_sum, round_operand, round_result);
 }
 
 // The chunks, and with them the order of the sums, depend on the shape alone: any number of threads gives the same

@@ -358,7 +358,9 @@ def test_weights_of_no_known_family(tmp_path: Path) -> None:
     with pytest.raises(UserError) as info:
         vitfast.create_model(NAME, depth=DEPTH, checkpoint=tmp_path / "resnet.safetensors")
     assert "holds no weights of a Vision Transformer that vitfast knows: its keys are conv1.weight" in str(info.value)
-    assert "known are those of Google, DeiT, timm, torchvision, Hugging Face, ViT-pytorch" in str(info.value)
+    assert "known are those of Google, ConViT, T2T-ViT, DVT, DeiT, timm, torchvision, Hugging Face, ViT-pytorch" in str(
+        info.value
+    )
 
 
 def test_torchvisions_classifiers_keep_their_own_keys(tmp_path: Path) -> None:

@@ -48,8 +48,7 @@ def draw_exit_curve(
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
-    figure = Figure(figsize=(15, 4.4), dpi=120)
-    figure.subplots_adjust(left=0.065, right=0.99, bottom=0.13, top=0.88, wspace=0.27)
+    figure = Figure(figsize=(15, 4.4), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, parse_math=False)
     panels = figure.subplots(1, 3)
