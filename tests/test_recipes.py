@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 
 import vitfast
 from support.foreign_weights import SIZES, google_arrays
-from vitfast import evaluate, predict, prepare, train
+from vitfast import evaluate, predict, prepare, quantize, train
 from vitfast.config import list_recipes, load_config
 from vitfast.engine.checkpoint import latest_checkpoint, load_state, load_weights_file, read_manifest
 
@@ -161,6 +162,29 @@ def test_resisc45_from_the_archive_to_the_answer(
     picture = prepared / "images" / "beach" / "beach_001.jpg"
     assert predict.main([f"checkpoint={student}", f"images={picture}", "output=jsonl"]) == 0
     assert json.loads(capsys.readouterr().out)["classes"][0] == "beach"
+
+    # after training in half precision: the report per class, and a checkpoint of half the size that answers alike
+    small_folder = tmp_path / "fp16_32"
+    options = ["format=FP16_32", f"output={small_folder}", "per_class=true", "data.workers=0"]
+    assert quantize.main([f"checkpoint={student}", *options]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"^sea_ice +2 +\d+\.\d\d % ", shown, re.MULTILINE)
+    figures = json.loads((small_folder / "quantization.json").read_text())
+    assert figures["bytes"][1] < 0.6 * figures["bytes"][0]
+    assert figures["quantized"]["top1"] == figures["float32"]["top1"] == report["top1"]
+    assert evaluate.main([f"checkpoint={small_folder}", "output=json", "data.workers=0"]) == 0
+    assert json.loads(capsys.readouterr().out)["top1"] == report["top1"]
+    assert predict.main([f"checkpoint={small_folder}", f"images={picture}", "output=jsonl"]) == 0
+    assert json.loads(capsys.readouterr().out)["classes"][0] == "beach"
+
+    # training on in FP16_16, and its conversion
+    aware = tmp_path / "aware"
+    options = [f"model.checkpoint={student}", f"distill.teacher={teacher}", f"run_dir={aware}", "model.fields.depth=1"]
+    options += ["schedule.epochs=2", "schedule.warmup_epochs=0", "quantize.format=FP16_16", "optim.lr=1e-4"]
+    assert train.main(["recipe=deit_tiny_resisc45_fp16_32", *small, *options]) == 0
+    capsys.readouterr()
+    assert quantize.main([f"checkpoint={aware}", f"output={tmp_path / 'converted'}", "data.workers=0"]) == 0
+    assert "FP16_16, converted" in capsys.readouterr().out
 
 
 def _keys(run_dir: Path) -> set[str]:

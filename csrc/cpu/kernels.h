@@ -11,41 +11,9 @@
 #include "csrc/common/fixed_format.h"
 #include "csrc/common/float_format.h"
 #include "csrc/common/types.h"
+#include "csrc/layer_norm/layer_norm.h"
 
 namespace vitfast {
-
-struct LayerNormForward {
-  Type type;
-  const void* x;         // [rows, C]
-  const void* residual;  // [rows, C] or null
-  const void* weight;    // [C] in the computing type, or null
-  const void* bias;      // [C] in the computing type, or null
-  void* summed;          // [rows, C]; used with residual
-  void* y;               // [rows, C]
-  void* mean;            // [rows]
-  void* rstd;            // [rows]
-  int64_t channels;
-  double eps;
-  const FloatRounding* round_sum;      // null: the sum is not rounded; nor
-  const FloatRounding* round_operand;  // what is normalized
-  const FloatRounding* round_result;   // and y
-};
-
-struct LayerNormBackward {
-  Type type;
-  const void* grad_y;       // [rows, C]
-  const void* grad_summed;  // [rows, C] or null
-  const void* x;            // [rows, C]
-  const void* mean;         // [rows]
-  const void* rstd;         // [rows]
-  const void* weight;       // [C] in the computing type, or null
-  void* grad_x;             // [rows, C]
-  void* partial_weight;     // [chunks, C] or null: each chunk of rows writes its own sums
-  void* partial_bias;       // [chunks, C] or null
-  int64_t channels;
-  int64_t rows;
-  int64_t rows_per_chunk;
-};
 
 struct Gelu {
   Type type;

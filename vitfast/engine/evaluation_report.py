@@ -71,6 +71,7 @@ class EvaluateOptions:
         "thresholds, and pictures; see sweep.…",
         choices=["each", "sweep"],
     )
+    quantized_ckpt: bool | None = option(None, "as myrtle-vision calls it; not needed, the checkpoint says it itself")
     early_exit: bool = option(False, "also measure early exit, with the thresholds of python -m vitfast.exits")
     precision: str = option("fp32", "arithmetic; bf16: autocast", choices=["fp32", "bf16"])
     device: str = option("auto", "auto: a GPU if there is one", choices=["auto", "cpu", "cuda"])
@@ -147,14 +148,15 @@ def dataset_of_split(trained: TrainedModel, overrides: EvaluateDataOptions, spli
 
 
 def data_of_checkpoint(trained: TrainedModel, overrides: EvaluateDataOptions) -> DataConfig:
-    """Returns the data settings of a checkpoint: its run's where ``config.yaml`` lies beside it, always its manifest's.
+    """Returns the data settings of a checkpoint: its run's where there is a ``config.yaml``, always its manifest's.
 
     Args:
         trained: whose manifest says how images are read.
         overrides: what the user gave.
     """
-    file = trained.checkpoint.parent / CONFIG
-    data = load_config([f"recipe={file}"]).data if file.is_file() else DataConfig()
+    files = (trained.checkpoint / CONFIG, trained.checkpoint.parent / CONFIG)  # the first of a quantized checkpoint
+    file = next((file for file in files if trained.checkpoint.is_dir() and file.is_file()), None)
+    data = load_config([f"recipe={file}"]).data if file is not None else DataConfig()
     saved = trained.data
     names = ("dataset", "val_share", "mean", "std", "resize", "interpolation", "crop_pct")
     known = {name: saved[name] for name in names if name in saved}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ class RelationReuse(nn.Module):
         self.mlp = nn.Sequential(nn.Conv2d(channels, 3 * channels, 1), nn.GELU(), nn.Conv2d(3 * channels, channels, 1))
         self.upsample = upsample
 
-    def forward(self, relations: Sequence[Tensor]) -> Iterator[Tensor]:
+    def forward(self, relations: Sequence[Tensor]) -> Iterable[Tensor]:
         """Computes the biases.
 
         Args:

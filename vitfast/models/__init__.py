@@ -6,6 +6,8 @@ from vitfast.models.deit import DistilledVisionTransformer
 from vitfast.models.dvt import DVT
 from vitfast.models.dvt_fields import DVTFields
 from vitfast.models.exit_state import ExitState
+from vitfast.models.hybrid import HybridViT
+from vitfast.models.hybrid_fields import HybridFields
 from vitfast.models.image_model import ImageModel, ModelFields
 from vitfast.models.multi_crop import MultiCrop
 from vitfast.models.registry import build_model, list_models
@@ -22,6 +24,8 @@ __all__ = [
     "DVTFields",
     "DistilledVisionTransformer",
     "ExitState",
+    "HybridFields",
+    "HybridViT",
     "ImageModel",
     "ModelFields",
     "MultiCrop",

@@ -80,9 +80,7 @@ class DVTExit(nn.Module):
             The logits ``[B, num_classes]``; what the last block gave, ``[B, N, C]``; for each layer its attention
             logits ``[B, H, N, N]``, or nothing.
         """
-        patches = self.patch_embed(images)
-        x = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)
-        x = self.pos_drop(x + self.pos_embed)
+        x = self.embed(images)
         biases: Iterable[Tensor | None] = [None] * len(self.blocks)
         if self.relation_reuse is not None:
             biases = self.relation_reuse(relations)
@@ -92,6 +90,12 @@ class DVTExit(nn.Module):
             if logits is not None:
                 returned.append(logits)
         return self.head(self.norm(x[:, 0])), x, tuple(returned)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Computes the tokens ``[B, N, C]`` that enter the first block."""
+        patches = self.patch_embed(images)
+        tokens = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)
+        return self.pos_drop(tokens + self.pos_embed)
 
 
 def _patch_embed(fields: DVTFields, index: int) -> nn.Module:

@@ -61,7 +61,7 @@ def layer_norm(
         ValueError: shapes or devices do not go together, or eps is negative.
     """
     _check(x, weight, bias, eps)
-    if not has_kernel("layer_norm", x.device.type):
+    if not _has_kernel(x, round_operand, round_result):
         return _rounded(reference.layer_norm(_rounded(x, round_operand), weight, bias, eps), round_result)
     y: Tensor = torch.ops.vitfast.layer_norm_forward.default(
         x, weight, bias, float(eps), _raw(round_operand), _raw(round_result)
@@ -106,7 +106,7 @@ def add_layer_norm(
     dtype = torch.promote_types(x.dtype, residual.dtype)
     x, residual = x.to(dtype), residual.to(dtype)
     _check(x, weight, bias, eps)
-    if not has_kernel("layer_norm", x.device.type):
+    if not _has_kernel(x, round_sum, round_operand, round_result):
         total = _rounded(x + residual, round_sum)
         normalized = reference.layer_norm(_rounded(total, round_operand), weight, bias, eps)
         return total, _rounded(normalized, round_result)
@@ -136,6 +136,12 @@ def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) ->
             if x.dtype == torch.float64 and parameter.dtype != torch.float64:
                 raise TypeError(f"{name} has dtype {parameter.dtype}, but x has torch.float64; convert one of them")
     check_eps(eps)
+
+
+def _has_kernel(x: Tensor, *roundings: object) -> bool:
+    if x.device.type == "cuda" and (x.dtype == torch.float64 or any(rounding is not None for rounding in roundings)):
+        return False
+    return has_kernel("layer_norm", x.device.type)
 
 
 def _statistics_like(x: Tensor) -> Tensor:

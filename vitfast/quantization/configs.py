@@ -11,12 +11,14 @@ from vitfast.quantization.accumulated_arithmetic import AccumulatedArithmetic
 from vitfast.quantization.arithmetic import Arithmetic, RoundedArithmetic
 from vitfast.quantization.formats import FloatFormat
 from vitfast.quantization.int8_arithmetic import Int8Arithmetic
-from vitfast.quantization.rounders import FixedRounder, FloatRounder
+from vitfast.quantization.qtorch_rounder import QtorchRounder
+from vitfast.quantization.rounders import FixedRounder, FloatRounder, Rounder
 
 Numerics = Literal["ieee", "qtorch"]
 Semantics = Literal["documented", "legacy_convert"]
 Activations = Literal["dynamic", "calibrated"]
 Accumulate = Literal["fp32", "fp16"]
+Backend = Literal["vitfast", "qtorch"]
 
 _FORMAT_NAMES = ("fp16", "bf16", "tf32", "fp8_e4m3fn", "fp8_e5m2", "fp6_e3m2", "fp6_e2m3", "fp4_e2m1")
 
@@ -44,13 +46,21 @@ class _RoundingConfig(QuantizationConfig):
     Attributes:
         semantics: ``"documented"``: activations are rounded before and after conversion; ``"legacy_convert"``: after
             it only the results of residual and embedding additions are, which is what myrtle-vision evaluates.
+        backend: ``"vitfast"``; or ``"qtorch"``: QPyTorch's own kernels, which are slow, for comparison.
+
+    Raises:
+        UserError: a value is not allowed, or the backend computes other numbers than ``numerics`` names.
     """
 
     semantics: Semantics = "documented"
+    backend: Backend = "vitfast"
 
     def __post_init__(self) -> None:
         _check_choice("semantics", self.semantics, Semantics)
+        _check_choice("backend", self.backend, Backend)
         _check_choice("numerics", getattr(self, "numerics", "ieee"), Numerics)
+        if self.backend == "qtorch" and getattr(self, "numerics", "qtorch") != "qtorch":
+            raise UserError("backend='qtorch' computes QPyTorch's numbers; give numerics='qtorch' with it")
 
 
 @dataclass(frozen=True)
@@ -173,7 +183,8 @@ class FixedConfig(_RoundingConfig):
 
     def arithmetic(self) -> Arithmetic:
         """Makes what the layers compute with."""
-        rounder = FixedRounder(self.word_length, self.fraction_length, self.clip_gradients)
+        ours = FixedRounder(self.word_length, self.fraction_length, self.clip_gradients)
+        rounder = QtorchRounder(ours) if self.backend == "qtorch" else ours
         return RoundedArithmetic(rounder, self.round_results, self.semantics == "legacy_convert")
 
 
@@ -197,11 +208,11 @@ class Int8Config(QuantizationConfig):
 
 
 def _rounded(config: _RoundingConfig, format: FloatFormat, numerics: str, round_results: bool) -> RoundedArithmetic:
+    rounder: Rounder = FloatRounder(format, "nearest_even", config.clip_gradients)
     if numerics == "qtorch":
-        bits = format.exponent_bits, format.mantissa_bits
-        rounder = FloatRounder(FloatFormat.qtorch(*bits), "qtorch", config.clip_gradients)
-    else:
-        rounder = FloatRounder(format, "nearest_even", config.clip_gradients)
+        theirs = FloatFormat.qtorch(format.exponent_bits, format.mantissa_bits)
+        ours = FloatRounder(theirs, "qtorch", config.clip_gradients)
+        rounder = QtorchRounder(ours) if config.backend == "qtorch" else ours
     return RoundedArithmetic(rounder, round_results, config.semantics == "legacy_convert")
 
 

@@ -23,6 +23,11 @@ class Rounder(Protocol):
         """Rounds ``x`` of any shape."""
         ...
 
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The smallest and the largest value."""
+        ...
+
 
 @dataclass(frozen=True)
 class FloatRounder:
@@ -50,13 +55,20 @@ class FloatRounder:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Rounds ``x`` of any shape; warns where the format turns what is not finite into a number."""
-        if not (self.format.has_inf and self.format.has_nan) and not torch.compiler.is_compiling():
-            self._report_non_finite(x)
+        self.report_non_finite(x)
         if self.clip_gradients:
             x = mask_gradient(x, -self.format.max_value, self.format.max_value)
         return ops.quantize_float(x, self.format, rounding=self.rounding)
 
-    def _report_non_finite(self, x: Tensor) -> None:
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The smallest and the largest value."""
+        return -self.format.max_value, self.format.max_value
+
+    def report_non_finite(self, x: Tensor) -> None:
+        """Warns where the format turns what is not finite in ``x`` into a number."""
+        if (self.format.has_inf and self.format.has_nan) or torch.compiler.is_compiling():
+            return
         if x.is_cuda and torch.cuda.is_current_stream_capturing():
             return  # a graph cannot ask what it has computed
         if not bool(torch.isfinite(x.detach()).all()):
@@ -80,3 +92,9 @@ class FixedRounder:
     def __call__(self, x: Tensor) -> Tensor:
         """Rounds ``x`` of any shape."""
         return ops.quantize_fixed(x, self.word_length, self.fraction_length, clip_gradients=self.clip_gradients)
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The smallest and the largest value."""
+        steps = 2.0 ** (self.word_length - 1)
+        return -steps * 2.0**-self.fraction_length, (steps - 1) * 2.0**-self.fraction_length

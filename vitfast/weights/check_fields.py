@@ -31,7 +31,16 @@ SHAPING_FIELDS = (
 # what may differ where a fresh head is wanted
 HEAD_FIELDS = ("head_hidden_dim", "num_classes")
 # what they mean, which no shape shows
-MEANING_FIELDS = ("layer_norm_eps", "gelu", "pooling")
+MEANING_FIELDS = (
+    "layer_norm_eps",
+    "gelu",
+    "pooling",
+    "resnet_padding",
+    "weight_eps",
+    "weight_eps_place",
+    "group_norm_eps",
+    "projection_norm",
+)
 
 # what follows from other fields
 _DERIVED = ("num_exits", "grid_size", "grid_sizes")

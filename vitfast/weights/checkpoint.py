@@ -42,6 +42,8 @@ NAMED_FIELDS = (
     "distillation_token",
     "tokens_type",
     "token_dim",
+    "resnet_layers",
+    "resnet_width",
     "backbone",
     "num_exits",
     "patch_sizes",

@@ -10,11 +10,13 @@ from torch import Tensor
 
 from vitfast.models.convit_fields import ConViTFields
 from vitfast.models.dvt_fields import DVTFields
+from vitfast.models.hybrid_fields import HybridFields
 from vitfast.models.image_model import ModelFields
 from vitfast.models.t2t_vit_fields import T2TViTFields
 from vitfast.models.vit_fields import ViTFields
 from vitfast.weights.convit_state import convit_fields_of_state
 from vitfast.weights.dvt_state import dvt_fields_of_state
+from vitfast.weights.hybrid_state import hybrid_fields_of_state
 from vitfast.weights.t2t_vit_state import t2t_vit_fields_of_state
 from vitfast.weights.vit_state import fields_of_state
 
@@ -34,6 +36,10 @@ class StateReader:
 
 _READERS: dict[type[ModelFields], StateReader] = {
     ViTFields: StateReader(fields_of_state, frozenset({"embed_dim", "depth", "patch_size", "img_size"})),
+    HybridFields: StateReader(
+        hybrid_fields_of_state,
+        frozenset({"embed_dim", "depth", "patch_size", "grid_size", "resnet_width", "resnet_layers"}),
+    ),
     ConViTFields: StateReader(convit_fields_of_state, frozenset({"embed_dim", "depth", "patch_size", "img_size"})),
     T2TViTFields: StateReader(t2t_vit_fields_of_state, frozenset({"embed_dim", "depth", "patch_size", "grid_size"})),
     DVTFields: StateReader(

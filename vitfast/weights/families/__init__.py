@@ -10,29 +10,33 @@ from vitfast.models.image_model import ModelFields
 from vitfast.models.vit_fields import ViTFields
 from vitfast.weights.families.convit import CONVIT
 from vitfast.weights.families.dvt import DVT
-from vitfast.weights.families.google import GOOGLE
+from vitfast.weights.families.google import GOOGLE, GOOGLE_HYBRID, GOOGLE_STEM_HYBRID
 from vitfast.weights.families.huggingface import HUGGINGFACE
-from vitfast.weights.families.jeonsworld import JEONSWORLD
+from vitfast.weights.families.jeonsworld import JEONSWORLD, JEONSWORLD_HYBRID
 from vitfast.weights.families.myrtle import MYRTLE
 from vitfast.weights.families.other_kinds import refuse_other_kinds
 from vitfast.weights.families.t2t_vit import T2T_VIT
-from vitfast.weights.families.timm import DEIT, TIMM
+from vitfast.weights.families.timm import DEIT, TIMM, TIMM_HYBRID
 from vitfast.weights.families.torchvision import TORCHVISION
 from vitfast.weights.families.vissl import VISSL, VISSL_2021, VISSL_CONVIT
 from vitfast.weights.family import Family
 from vitfast.weights.key_map import Rule
 
-# The first whose signature fits: a ConViT has all keys that a ViT's signature asks for. DeiT's has timm's keys and is
-# told from timm's by its wrapper.
+# The first whose signature fits: a ConViT or a hybrid has all keys that a ViT's signature asks for. DeiT's has timm's
+# keys and is told from timm's by its wrapper.
 FAMILIES: tuple[Family, ...] = (
+    GOOGLE_HYBRID,
+    GOOGLE_STEM_HYBRID,
     GOOGLE,
     CONVIT,
     T2T_VIT,
     DVT,
+    TIMM_HYBRID,
     DEIT,
     TIMM,
     TORCHVISION,
     HUGGINGFACE,
+    JEONSWORLD_HYBRID,
     JEONSWORLD,
     MYRTLE,
     VISSL_CONVIT,
