@@ -9,6 +9,7 @@ from vitfast.errors import UserError
 from vitfast.ops.quantize_fixed import check_fixed_lengths
 from vitfast.quantization.accumulated_arithmetic import AccumulatedArithmetic
 from vitfast.quantization.arithmetic import Arithmetic, RoundedArithmetic
+from vitfast.quantization.block_rounder import BlockRounder
 from vitfast.quantization.formats import FloatFormat
 from vitfast.quantization.int8_arithmetic import Int8Arithmetic
 from vitfast.quantization.qtorch_rounder import QtorchRounder
@@ -128,14 +129,16 @@ class FloatConfig(_RoundingConfig):
         format: a ``FloatFormat``, or the name of a preset: ``"fp8_e4m3fn"`` for ``FloatFormat.fp8_e4m3fn()``.
         round_results: whether results are rounded, too, as FP16_16 does.
         numerics: ``"qtorch"`` takes the format's bits only, and QPyTorch's rules.
+        block: so many neighbours share a scale, a power of two (OCP Microscaling: 32); None: numbers have no scales.
 
     Raises:
-        UserError: there is no such format.
+        UserError: there is no such format, or a block does not go with the other fields.
     """
 
     format: FloatFormat | str
     round_results: bool = False
     numerics: Numerics = "ieee"
+    block: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -149,11 +152,21 @@ class FloatConfig(_RoundingConfig):
             object.__setattr__(self, "format", getattr(FloatFormat, self.format)())
         if not isinstance(self.format, FloatFormat):
             raise UserError(f"format must be a FloatFormat or the name of one; got {self.format!r}")
+        if self.block is not None:
+            if isinstance(self.block, bool) or not isinstance(self.block, int) or self.block < 1:
+                raise UserError(
+                    f"block must be a positive integer, or None for numbers without scales; got {self.block!r}"
+                )
+            if self.numerics != "ieee" or self.round_results:
+                raise UserError("block goes with numerics='ieee' and round_results=False only")
         self.arithmetic()  # (8, 23) is refused here rather than in a layer
 
     def arithmetic(self) -> Arithmetic:
         """Makes what the layers compute with."""
         assert isinstance(self.format, FloatFormat)
+        if self.block is not None:
+            rounder = BlockRounder(self.format, self.block, self.clip_gradients)
+            return RoundedArithmetic(rounder, legacy_convert=self.semantics == "legacy_convert")
         return _rounded(self, self.format, self.numerics, self.round_results)
 
 

@@ -9,6 +9,7 @@ from dataclasses import fields
 from typing import Any
 
 from vitfast.errors import UserError
+from vitfast.quantization.block_rounder import MX_BLOCK
 from vitfast.quantization.configs import (
     FixedConfig,
     FloatConfig,
@@ -25,12 +26,18 @@ _NAMED: dict[str, tuple[type[QuantizationConfig], dict[str, Any]]] = {
     "FP16_16": (FP16_16Config, {}),
     "FP16_32": (FP16_32Config, {}),
     "TF32": (TF32Config, {}),
-    "BF16": (FloatConfig, {"format": "bf16"}),
-    "FP8_E4M3FN": (FloatConfig, {"format": "fp8_e4m3fn"}),
-    "FP8_E5M2": (FloatConfig, {"format": "fp8_e5m2"}),
-    "FP6_E3M2": (FloatConfig, {"format": "fp6_e3m2"}),
-    "FP6_E2M3": (FloatConfig, {"format": "fp6_e2m3"}),
-    "FP4_E2M1": (FloatConfig, {"format": "fp4_e2m1"}),
+    "BF16": (FloatConfig, {"format": "bf16", "block": None}),
+    "FP8_E4M3FN": (FloatConfig, {"format": "fp8_e4m3fn", "block": None}),
+    "FP8_E5M2": (FloatConfig, {"format": "fp8_e5m2", "block": None}),
+    "FP6_E3M2": (FloatConfig, {"format": "fp6_e3m2", "block": None}),
+    "FP6_E2M3": (FloatConfig, {"format": "fp6_e2m3", "block": None}),
+    "FP4_E2M1": (FloatConfig, {"format": "fp4_e2m1", "block": None}),
+    # OCP Microscaling: 32 numbers share a scale
+    "MXFP8_E4M3": (FloatConfig, {"format": "fp8_e4m3fn", "block": MX_BLOCK}),
+    "MXFP8_E5M2": (FloatConfig, {"format": "fp8_e5m2", "block": MX_BLOCK}),
+    "MXFP6_E3M2": (FloatConfig, {"format": "fp6_e3m2", "block": MX_BLOCK}),
+    "MXFP6_E2M3": (FloatConfig, {"format": "fp6_e2m3", "block": MX_BLOCK}),
+    "MXFP4": (FloatConfig, {"format": "fp4_e2m1", "block": MX_BLOCK}),
     "INT8": (Int8Config, {}),
     "PyTorchINT8": (Int8Config, {"activations": "calibrated"}),
     # myrtle-vision: 11 bits, of which 2, 3 or 4 stand before the binary point
@@ -56,7 +63,9 @@ def named_config(name: str, **options: Any) -> QuantizationConfig:
     """
     make, said = _look_up(name)
     given = {option: value for option, value in options.items() if value is not None}
-    allowed = {field.name for field in fields(make)} - ({"format", "word_length", "fraction_length"} & said.keys())
+    allowed = {field.name for field in fields(make)} - (
+        {"format", "block", "word_length", "fraction_length"} & said.keys()
+    )
     for option in given:
         if option not in allowed:
             known = ", ".join(sorted(allowed - {"format"}))
@@ -80,7 +89,8 @@ def format_name(config: QuantizationConfig) -> str:
     if isinstance(config, FixedConfig):
         return f"FIXED_{config.word_length}_{config.fraction_length}"
     if isinstance(config, FloatConfig) and isinstance(config.format, FloatFormat):
-        return f"FLOAT_{config.format.exponent_bits}_{config.format.mantissa_bits}"
+        blocks = "" if config.block is None else f", blocks of {config.block}"
+        return f"FLOAT_{config.format.exponent_bits}_{config.format.mantissa_bits}{blocks}"
     return repr(config)
 
 
