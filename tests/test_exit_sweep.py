@@ -14,7 +14,7 @@ from support.tiny_run import TINY_RUN
 from vitfast.engine.checkpoint import latest_checkpoint
 from vitfast.engine.device import select_device
 from vitfast.engine.evaluation_report import EvaluateDataOptions, loader_of_split
-from vitfast.engine.trained_model import load_trained_model
+from vitfast.engine.trained_model import TrainedModel, load_trained_model
 from vitfast.evaluate import main
 from vitfast.exits import main as exits
 from vitfast.inference import EarlyExit, exit_gmacs
@@ -49,11 +49,14 @@ def test_its_figures_are_those_of_early_exit(run_dir: Path, report: dict) -> Non
     assert (report["calibration"], report["split"], report["images"]) == ({"split": "val", "images": 144}, "test", 360)
     assert len(report["points"]) == 59
     trained = load_trained_model(str(run_dir), device=select_device("cpu"))
-    batches = list(loader_of_split(trained, EvaluateDataOptions(), "test"))
-    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    test, val = (read(trained, split) for split in ("test", "val"))
+    images, labels = test
     costs = exit_gmacs(trained.model)
     for point in [report["points"][0], report["points"][30], report["chosen"]]:
-        logits, exit_index = EarlyExit(trained.model, point["thresholds"])(images)
+        early_exit = EarlyExit(trained.model, point["thresholds"])
+        held_out = (early_exit(val[0])[0].argmax(dim=1) == val[1]).float().mean()
+        assert point["calibration_top1"] == pytest.approx(float(held_out), abs=1 / 144)
+        logits, exit_index = early_exit(images)
         shares = exit_index.bincount(minlength=2) / 360
         assert point["shares"] == pytest.approx(shares.tolist(), abs=1 / 360)
         assert point["top1"] == pytest.approx(float((logits.argmax(dim=1) == labels).float().mean()), abs=1 / 360)
@@ -64,12 +67,19 @@ def test_its_figures_are_those_of_early_exit(run_dir: Path, report: dict) -> Non
     assert report["all_exits"]["gmacs"] == pytest.approx(costs[-1])
 
 
+def read(trained: TrainedModel, split: str) -> tuple[torch.Tensor, ...]:
+    batches = list(loader_of_split(trained, EvaluateDataOptions(), split))
+    return tuple(torch.cat(parts) for parts in zip(*batches, strict=True))
+
+
 def test_the_chosen_thresholds_are_judged_where_they_were_not_chosen(report: dict) -> None:
     chosen, points = report["chosen"], report["points"]
     least = report["all_exits"]["calibration_top1"] - chosen["tolerance_points"] / 100 - 1e-9
     assert chosen["calibration_top1"] >= least
     assert any(point["thresholds"] == chosen["thresholds"] for point in [*points, report["all_exits"]])
-    assert all(point["top1"] != point["calibration_top1"] for point in points)
+    assert any(point["top1"] < point["calibration_top1"] - 0.01 for point in points) or any(
+        point["top1"] > point["calibration_top1"] + 0.01 for point in points
+    )
     assert chosen["share_of_promise"] == pytest.approx(chosen["speedup"]["median"] / chosen["promised_speedup"])
     assert chosen["all_exits_images_per_s"]["median"] > 0
     assert report["alone"]["images_per_s"]["median"] > 0

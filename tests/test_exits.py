@@ -148,7 +148,7 @@ def test_predict_leaves_early_and_says_where(run_dir, tmp_path, capsys):
 
 def _answers(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], thresholds: list[float]) -> list[str]:
     update_manifest(latest_checkpoint(run_dir), {"exit_thresholds": thresholds})
-    options = [f"checkpoint={run_dir}", f"images={tmp_path / 'pictures'}", "output=jsonl", "batch_size=5"]
+    options = [f"checkpoint={run_dir}", f"images={tmp_path / 'pictures'}", "output=jsonl", "batch_size=5", "top=10"]
     return run(capsys, predict, *options).splitlines()
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import sys
-import types
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from vitfast.benchmarking import convit_comparison as convit
 from vitfast.benchmarking import dvt_comparison as dvt
@@ -39,29 +38,33 @@ def test_without_timm_it_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert contest.left_out == {"timm ConViT": "not installed: pip install timm"}
 
 
-class _Original(nn.Module):
-    """As the published code: keys of its own, and ``.cuda()`` within the forward pass."""
+# as the published code: a class by its name, and ``.cuda()`` within the forward pass
+ORIGINAL = """
+import torch
+from vitfast.models import build_model
 
-    def __init__(self) -> None:
+class DVT_T2t_vit_12(torch.nn.Module):
+    def __init__(self):
         super().__init__()
         self.model = build_model("dvt_t2t_vit_12", **SMALL)
 
-    def state_dict(self, *_: object, **__: object) -> dict[str, torch.Tensor]:
+    def state_dict(self, *_, **__):
         return self.model.state_dict()
 
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(self, images):
         return self.model(images + torch.zeros(1).cuda())
+"""
 
 
 @pytest.fixture
-def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that has the original's file; what is imported from it is a small model."""
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that has the original's file, with a small model in it."""
     (tmp_path / "models").mkdir()
-    (tmp_path / "models" / "t2t_vit.py").write_text("")
-    module = types.SimpleNamespace(DVT_T2t_vit_12=_Original)
-    monkeypatch.setattr(dvt.importlib, "import_module", lambda name: module)
+    (tmp_path / "models" / "t2t_vit.py").write_text(f"SMALL = {SMALL}\n{ORIGINAL}")
     monkeypatch.setattr(dvt, "create_model", lambda name: build_model(name, **SMALL))
-    return tmp_path
+    yield tmp_path
+    for name in ("models", "models.t2t_vit"):
+        sys.modules.pop(name, None)
 
 
 def test_the_original_and_vitfast_have_one_result(checkout: Path) -> None:

@@ -102,7 +102,7 @@ def _chosen_lines(report: SweepReport) -> list[str]:
             "of what GMACs promise",
             f"{sweep.share_of_promise:.0%} of {sweep.promised_speedup:.2f}x",
         ),
-        (ALONE, f"{_rate(sweep.alone.images_per_s)} images/s: no cascade, no reuse, its accuracy is not known"),
+        (ALONE, f"{_rate(sweep.alone.images_per_s)} images/s; its accuracy is not known"),
     ]
     width = max(len(name) for name, _ in rows)
     budget = f"budget_gmacs={chosen.calibration.cost * (1 + 1e-9):.9g} search=false"

@@ -84,9 +84,10 @@ class GatedPositionalAttention(nn.Module):
             out_BNHD = self._attend_with_dropout(*qkv_BN3HD.permute(2, 0, 3, 1, 4))
         else:
             content_BNHD = self.attend(qkv_BN3HD)
-            positional_BNHD = attend_by_position(self._positional_probabilities(grid_size), qkv_BN3HD[:, :, 2])
+            positional_BYXHD = attend_by_position(self._positional_probabilities(grid_size), qkv_BN3HD[:, :, 2])
             gate_H1 = torch.sigmoid(self.gating_param)[:, None].to(content_BNHD.dtype)
-            out_BNHD = torch.lerp(content_BNHD, positional_BNHD, gate_H1)
+            content_BYXHD = content_BNHD.unflatten(1, (grid_size, grid_size))
+            out_BNHD = torch.lerp(content_BYXHD, positional_BYXHD, gate_H1).flatten(1, 2)
         return self.proj_drop(self.proj(out_BNHD.flatten(-2)))
 
     def blend(self, content_BHNN: Tensor) -> Tensor:

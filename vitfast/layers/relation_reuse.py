@@ -45,16 +45,29 @@ class RelationReuse(nn.Module):
     def _mix(self, relations: Sequence[Tensor]) -> Tensor:
         """Applies the perceptron: ``[B, L * H, 1 + g * g, 1 + g * g]``."""
         first, activation, second = self.mlp
-        plain = type(first) is nn.Conv2d and type(second) is nn.Conv2d and type(activation) is nn.GELU
-        if torch.is_grad_enabled() or not plain or relations[0].device.type != "cpu":
+        if torch.is_grad_enabled() or relations[0].device.type != "cpu" or not _is_plain(first, activation, second):
             return self.mlp(torch.cat(tuple(relations), dim=1))
         # A convolution of 1 x 1 is a product, and as such three times as fast on a CPU. One image at a time stays in
         # the cache.
+        (first_weight, first_bias), (second_weight, second_bias) = _matrix(first), _matrix(second)
         parts = []
         for image in zip(*relations, strict=True):
-            x = torch.cat(image).flatten(1)  # [L * H, (1 + g * g)²]
-            hidden = torch.addmm(first.bias[:, None], first.weight.flatten(1), x)
-            parts.append(torch.addmm(second.bias[:, None], second.weight.flatten(1), activation(hidden)))
+            hidden = activation(torch.addmm(first_bias, first_weight, torch.cat(image).flatten(1)))
+            parts.append(torch.addmm(second_bias, second_weight, hidden))  # [L * H, (1 + g * g)²]
         if not parts:
             return self.mlp(torch.cat(tuple(relations), dim=1))
         return torch.stack(parts).unflatten(2, relations[0].shape[2:])
+
+
+def _is_plain(first: nn.Module, activation: nn.Module, second: nn.Module) -> bool:
+    """Whether these are the layers themselves, not others in their place, and nobody watches them."""
+    if any(layer._forward_hooks or layer._forward_pre_hooks for layer in (first, activation, second)):
+        return False
+    return type(first) is nn.Conv2d and type(activation) is nn.GELU and type(second) is nn.Conv2d
+
+
+def _matrix(convolution: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight ``[outputs, inputs]`` and bias ``[outputs, 1]`` of a 1 x 1 convolution."""
+    assert isinstance(convolution, nn.Conv2d)
+    assert convolution.bias is not None
+    return convolution.weight.flatten(1), convolution.bias[:, None]
