@@ -54,9 +54,25 @@ def _exit(
 def _patches(state: State, fields: DVTFields, index: int, images: Tensor) -> Tensor:
     name = f"exits.{index}.patch_embed"
     split = (fields.patch_sizes[index], fields.patch_strides[index], fields.patch_paddings[index])
+    if fields.backbone == "conv_vit":
+        return _convolutions(state, name, fields.patch_sizes[index], images)
     if fields.backbone != "vit":
         return t2t_equations.tokens_to_token(state, name, images, split, fields.layer_norm_eps)
     return _conv2d(state, f"{name}.proj", images, stride=split[1], padding=split[2]).flatten(2).transpose(1, 2)
+
+
+def _convolutions(state: State, name: str, patch_size: int, images: Tensor) -> Tensor:
+    """One convolution on the pixels, and one for each halving of the grid; after each BatchNorm with its statistics."""
+    x, first = images, 0
+    for stride in [1] + [2] * round(torch.tensor(patch_size).log2().item()):
+        x = F.conv2d(x, state[f"{name}.{first}.weight"], stride=stride, padding=1)
+        mean, variance, weight, bias = (
+            state[f"{name}.{first + 1}.{part}"][:, None, None]
+            for part in ("running_mean", "running_var", "weight", "bias")
+        )
+        x, first = ((x - mean) / (variance + 1e-5).sqrt() * weight + bias).clamp(min=0), first + 3
+    x = F.conv2d(x, state[f"{name}.{first}.weight"], state[f"{name}.{first}.bias"])
+    return x.flatten(2).transpose(1, 2)
 
 
 def _reused_features(state: State, name: str, features: Tensor, grid: int, eps: float) -> Tensor:

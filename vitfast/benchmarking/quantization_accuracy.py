@@ -22,7 +22,12 @@ from vitfast.config import option
 from vitfast.data import build_loader
 from vitfast.engine.checkpoint import latest_checkpoint
 from vitfast.engine.device import select_device
-from vitfast.engine.evaluation_report import EvaluateDataOptions, dataset_of_split, loader_of_split
+from vitfast.engine.evaluation_report import (
+    EvaluateDataOptions,
+    data_of_checkpoint,
+    dataset_of_split,
+    loader_of_split,
+)
 from vitfast.engine.evaluator import evaluate
 from vitfast.engine.run_directory import CONFIG, METRICS
 from vitfast.engine.trained_model import TrainedModel, load_trained_model
@@ -230,7 +235,7 @@ def _after_training(
 
 def _quantize(model: ImageModel, name: str, trained: TrainedModel, options: AccuracyOptions) -> None:
     quantize_(model, named_config(name))
-    data, images = dataset_of_split(trained, options.data, "train")
+    data, images = data_of_checkpoint(trained, options.data), dataset_of_split(trained, options.data, "train")
     shuffled = build_loader(
         images, batch_size=data.batch_size, workers=data.workers, seed=0, epoch=0, shuffle=True, drop_last=False
     )

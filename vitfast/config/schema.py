@@ -93,6 +93,12 @@ class DataConfig:
         "where the archive is unpacked; for file_list that of train_imagepaths.txt",
     )
     download: bool = option(False, "cifar10, cifar100: fetch the archive if it is not in data.root")
+    val_share: float = option(
+        0.0,
+        "where the data have no val split: share of each class's train images that are kept out of training to be it",
+        minimum=0,
+        below=1,
+    )
     img_size: int | None = option(
         None, "side in pixels; null: the data set's (digits 8, cifar 32, others 224)", minimum=1
     )

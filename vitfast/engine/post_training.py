@@ -21,7 +21,7 @@ from vitfast.data import build_loader
 from vitfast.engine.checkpoint import MODEL_FILE
 from vitfast.engine.class_report import class_figures, class_table
 from vitfast.engine.device import select_device
-from vitfast.engine.evaluation_report import dataset_of_split
+from vitfast.engine.evaluation_report import data_of_checkpoint, dataset_of_split
 from vitfast.engine.evaluator import Evaluation, evaluate
 from vitfast.engine.foreign_checkpoint import ForeignDataOptions, is_run, load_foreign_checkpoint
 from vitfast.engine.number_format import format_overrides, number_format
@@ -83,7 +83,7 @@ def quantize_checkpoint(options: QuantizeOptions) -> str:
     described = trained.describe()
     if options.format is not None:
         number_format(options), format_overrides(options)  # a wrong one is told before anything is computed
-    _, images = dataset_of_split(trained, options.data, options.split)
+    images = dataset_of_split(trained, options.data, options.split)
     model, reference = trained.model, _unquantized(trained)
     output = _output(options, trained)
     check_target(output)
@@ -208,14 +208,14 @@ def _compare(
 
 
 def _loader(trained: TrainedModel, options: QuantizeOptions, split: str, *, shuffle: bool = False) -> Any:
-    data, dataset = dataset_of_split(trained, options.data, split)
+    data, dataset = data_of_checkpoint(trained, options.data), dataset_of_split(trained, options.data, split)
     return build_loader(
         dataset, batch_size=data.batch_size, workers=data.workers, seed=options.seed, epoch=0, shuffle=shuffle
     )
 
 
 def _batch_size(trained: TrainedModel, options: QuantizeOptions) -> int:
-    return dataset_of_split(trained, options.data, options.split)[0].batch_size
+    return data_of_checkpoint(trained, options.data).batch_size
 
 
 def _with_bar(loader: Iterable[Any], title: str, batches: int) -> Any:

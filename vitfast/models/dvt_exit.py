@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from vitfast.layers import (
+    ConvStem,
     FeatureReuse,
     GridUpsample,
     LayerNorm,
@@ -80,7 +81,7 @@ class DVTExit(nn.Module):
             logits ``[B, H, N, N]``, or nothing.
         """
         x = self.embed(images)
-        biases: Sequence[Tensor | None] = [None] * len(self.blocks)
+        biases: Iterable[Tensor | None] = [None] * len(self.blocks)
         if self.relation_reuse is not None:
             biases = self.relation_reuse(relations)
         returned = []
@@ -103,6 +104,8 @@ def _patch_embed(fields: DVTFields, index: int) -> nn.Module:
     )
     if fields.backbone == "vit":
         return PaddedPatchEmbed(fields.img_size, size, padding, fields.in_chans, fields.embed_dim)
+    if fields.backbone == "conv_vit":
+        return ConvStem(stride, fields.in_chans, fields.embed_dim)
     return TokensToToken(
         size,
         stride,
@@ -117,7 +120,7 @@ def _patch_embed(fields: DVTFields, index: int) -> nn.Module:
 
 
 def _positions(fields: DVTFields, num_positions: int) -> nn.Parameter:
-    if fields.backbone == "vit":
+    if fields.backbone in ("vit", "conv_vit"):
         return nn.Parameter(nn.init.trunc_normal_(torch.empty(1, num_positions, fields.embed_dim), std=0.02))
     return nn.Parameter(sinusoidal_positions(num_positions, fields.embed_dim), requires_grad=False)
 

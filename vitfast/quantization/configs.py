@@ -6,16 +6,18 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from vitfast.errors import UserError
+from vitfast.ops.quantize_fixed import check_fixed_lengths
+from vitfast.quantization.accumulated_arithmetic import AccumulatedArithmetic
 from vitfast.quantization.arithmetic import Arithmetic, RoundedArithmetic
 from vitfast.quantization.formats import FloatFormat
 from vitfast.quantization.int8_arithmetic import Int8Arithmetic
 from vitfast.quantization.qtorch_rounder import QtorchRounder
-from vitfast.quantization.quantize_fixed import check_fixed_lengths
 from vitfast.quantization.rounders import FixedRounder, FloatRounder, Rounder
 
 Numerics = Literal["ieee", "qtorch"]
 Semantics = Literal["documented", "legacy_convert"]
 Activations = Literal["dynamic", "calibrated"]
+Accumulate = Literal["fp32", "fp16"]
 Backend = Literal["vitfast", "qtorch"]
 
 _FORMAT_NAMES = ("fp16", "bf16", "tf32", "fp8_e4m3fn", "fp8_e5m2", "fp6_e3m2", "fp6_e2m3", "fp4_e2m1")
@@ -68,13 +70,32 @@ class FP16_16Config(_RoundingConfig):
     Attributes:
         numerics: ``"ieee"``: half precision (ties to even, overflow to infinity); ``"qtorch"``: as QPyTorch 0.3.0
             (ties away from zero, no infinity and no NaN, maximum 131008).
+        accumulate: ``"fp16"``: the accumulators of linear layers are fp16, too, see ``vitfast.ops.matmul_accumulate``.
+        chunk: with ``accumulate="fp16"``, how many products are summed in float32 before the accumulator is rounded;
+            None for all of them.
+
+    Raises:
+        UserError: an option is unknown, or ``chunk`` is not positive or comes without ``accumulate="fp16"``.
     """
 
     numerics: Numerics = "ieee"
+    accumulate: Accumulate = "fp32"
+    chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_choice("accumulate", self.accumulate, Accumulate)
+        if self.chunk is not None and self.accumulate == "fp32":
+            raise UserError("chunk goes with accumulate='fp16' only")
+        if self.chunk is not None and (not isinstance(self.chunk, int) or self.chunk < 1):
+            raise UserError(f"chunk must be a positive integer, or None for the whole sum; got {self.chunk!r}")
 
     def arithmetic(self) -> Arithmetic:
         """Makes what the layers compute with."""
-        return _rounded(self, FloatFormat.fp16(), self.numerics, round_results=True)
+        rounded = _rounded(self, FloatFormat.fp16(), self.numerics, round_results=True)
+        if self.accumulate == "fp32":
+            return rounded
+        return AccumulatedArithmetic(rounded.rounder, True, rounded.legacy_convert, chunk=self.chunk)
 
 
 @dataclass(frozen=True)
@@ -157,7 +178,7 @@ class FixedConfig(_RoundingConfig):
         super().__post_init__()
         try:
             check_fixed_lengths(self.word_length, self.fraction_length)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise UserError(str(error)) from error
 
     def arithmetic(self) -> Arithmetic:
@@ -186,11 +207,11 @@ class Int8Config(QuantizationConfig):
         return Int8Arithmetic(self.activations == "calibrated", self.clip_gradients)
 
 
-def _rounded(config: _RoundingConfig, format: FloatFormat, numerics: str, round_results: bool) -> Arithmetic:
+def _rounded(config: _RoundingConfig, format: FloatFormat, numerics: str, round_results: bool) -> RoundedArithmetic:
     rounder: Rounder = FloatRounder(format, "nearest_even", config.clip_gradients)
     if numerics == "qtorch":
         theirs = FloatFormat.qtorch(format.exponent_bits, format.mantissa_bits)
-        ours = FloatRounder(theirs, "nearest_away", config.clip_gradients)
+        ours = FloatRounder(theirs, "qtorch", config.clip_gradients)
         rounder = QtorchRounder(ours) if config.backend == "qtorch" else ours
     return RoundedArithmetic(rounder, round_results, config.semantics == "legacy_convert")
 

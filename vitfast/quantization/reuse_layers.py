@@ -7,7 +7,7 @@ logits belong to attention: they stay float32.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -76,12 +76,12 @@ class QuantizedRelationAttention(QuantizedModule, RelationAttention):
 class QuantizedRelationReuse(QuantizedModule, RelationReuse):
     """Twin of ``RelationReuse``: its 1 x 1 convolutions round; the resampling stays float32 under any autocast."""
 
-    def forward(self, relations: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def forward(self, relations: Sequence[Tensor]) -> Iterable[Tensor]:
         """Turns the logits of an exit's layers, each ``[B, H, n, n]``, into biases ``[B, H, N, N]`` for the next."""
         if self.is_off:
             return super().forward(relations)
-        with autocast_off(relations[0]):
-            return super().forward(relations)
+        with autocast_off(relations[0]):  # which would not hold for what is computed later
+            return tuple(super().forward(relations))
 
 
 class QuantizedFeatureReuse(QuantizedModule, FeatureReuse):

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from vitfast import ops
+from vitfast.ops.float_rounding import float_rounding
 from vitfast.ops.rounding import Rounding
 from vitfast.quantization.formats import FloatFormat
-from vitfast.quantization.quantize_fixed import quantize_fixed
 from vitfast.quantization.straight_through import mask_gradient
 
 
@@ -42,6 +42,16 @@ class FloatRounder:
     format: FloatFormat
     rounding: Rounding = "nearest_even"
     clip_gradients: bool = False
+
+    @property
+    def raw(self) -> list[int]:
+        """The rounding as raw operators take it."""
+        return float_rounding(self.format, self.rounding)
+
+    @property
+    def can_fuse(self) -> bool:
+        """Whether the operator that computes what is rounded can round it: nothing is to be reported or masked."""
+        return self.format.has_inf and self.format.has_nan and not self.clip_gradients
 
     def __call__(self, x: Tensor) -> Tensor:
         """Rounds ``x`` of any shape; warns where the format turns what is not finite into a number."""
@@ -73,7 +83,7 @@ class FloatRounder:
 
 @dataclass(frozen=True)
 class FixedRounder:
-    """Rounds to fixed-point numbers, see ``quantize_fixed``."""
+    """Rounds to fixed-point numbers, see ``vitfast.ops.quantize_fixed``."""
 
     word_length: int
     fraction_length: int
@@ -81,7 +91,7 @@ class FixedRounder:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Rounds ``x`` of any shape."""
-        return quantize_fixed(x, self.word_length, self.fraction_length, clip_gradients=self.clip_gradients)
+        return ops.quantize_fixed(x, self.word_length, self.fraction_length, clip_gradients=self.clip_gradients)
 
     @property
     def limits(self) -> tuple[float, float]:

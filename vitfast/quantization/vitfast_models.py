@@ -18,8 +18,8 @@ class QuantizedVisionTransformer(QuantizedModule, VisionTransformer):
         """Puts ``prefix`` ``[1, T, C]`` before ``patches`` ``[B, N, C]`` and adds the positions."""
         if self.is_off:
             return super().add_positions(prefix, patches)
-        tokens = self.stored(torch.cat([prefix.expand(patches.shape[0], -1, -1), patches], dim=1))
-        return self.stored(tokens + self.pos_embed)
+        tokens = self.stored(torch.cat([prefix.expand(patches.shape[0], -1, -1), patches], dim=1), fresh=True)
+        return self.stored(tokens + self.pos_embed, fresh=True)
 
 
 class QuantizedDistilledVisionTransformer(QuantizedVisionTransformer, DistilledVisionTransformer):
