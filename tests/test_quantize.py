@@ -184,7 +184,7 @@ def test_a_weights_file_of_another_system(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["format=FP12"], "format=FP12: there is no format 'FP12'; there are FP16_16, FP16_32, TF32"),
+        (["format=FP12"], "format=FP12: there is no format 'FP12'"),
         (["format=fp16-32"], "did you mean FP16_32?"),
         ([], "format=… is missing"),
         (["format=FP16_32", "quantized_ckpt=true"], "quantized_ckpt=True, but"),
