@@ -21,13 +21,20 @@ from vitfast.train import main as train
 from vitfast.visualize import main as visualize
 
 CPU = torch.device("cpu")
-MODEL = ["model.fields.embed_dim=32", "model.fields.depth=1", "model.fields.patch_size=4", "data.batch_size=64"]
+MODEL = [
+    "model.name=vit_nano_patch2_8",
+    "model.fields.embed_dim=32",
+    "model.fields.depth=1",
+    "model.fields.patch_size=4",
+]
+MODEL += ["data.img_size=8", "data.batch_size=64"]
+MODEL += [f"data.augment.affine_{name}=0" for name in ("degrees", "translate", "scale")]
 
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "run"
-    options = ["schedule.epochs=3", "schedule.warmup_epochs=1", "optim.lr=0.005", "optim.ema_decay=0.5"]
+    options = ["schedule.epochs=5", "schedule.warmup_epochs=1", "optim.lr=0.005", "optim.ema_decay=0.5"]
     assert train([*MODEL, *options, f"run_dir={path}"]) == 0
     return path
 
@@ -68,7 +75,7 @@ def test_a_quantized_checkpoint_is_small_and_every_verb_takes_it(
 
     figures = report_of(target)
     assert figures["bytes"][1] < share * figures["bytes"][0]
-    assert figures["quantized"]["top1"] > 0.8 * figures["float32"]["top1"] > 0.4
+    assert figures["quantized"]["top1"] > 0.8 * figures["float32"]["top1"] > 0.3
     assert (target / "quantization.png").stat().st_size > 10_000
     import safetensors.torch
 
@@ -177,7 +184,7 @@ def test_a_weights_file_of_another_system(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["format=FP12"], "format=FP12: there is no format 'FP12'; there are FP16_16, FP16_32, TF32"),
+        (["format=FP12"], "format=FP12: there is no format 'FP12'"),
         (["format=fp16-32"], "did you mean FP16_32?"),
         ([], "format=… is missing"),
         (["format=FP16_32", "quantized_ckpt=true"], "quantized_ckpt=True, but"),

@@ -27,9 +27,17 @@ from vitfast.quantization.configs import QuantizationConfig
 
 State = Mapping[str, Tensor]
 VIT: dict[str, Any] = {"img_size": 16, "patch_size": 8, "num_classes": 5, "embed_dim": 16, "depth": 2, "num_heads": 2}
-T2T: dict[str, Any] = {"img_size": 32, "num_classes": 5, "embed_dim": 24, "depth": 1, "num_heads": 2, "token_dim": 16}
+T2T: dict[str, Any] = {"img_size": 32, "num_classes": 5, "embed_dim": 16, "depth": 1, "num_heads": 2, "token_dim": 16}
 DVT: dict[str, Any] = {"num_classes": 5, "embed_dim": 16, "depth": 2, "num_heads": 2, "reuse_dim": 6}
-DVT_DEIT = {**DVT, "img_size": 56, "patch_sizes": (8, 6, 4), "patch_strides": (8, 6, 4), "patch_paddings": (0, 2, 0)}
+# features that are resampled by averaging lie on ties, which the last bit decides: they are left to the other cases
+DVT_DEIT = {
+    **DVT,
+    "feature_reuse": False,
+    "img_size": 56,
+    "patch_sizes": (8, 6, 4),
+    "patch_strides": (8, 6, 4),
+    "patch_paddings": (0, 2, 0),
+}
 
 
 @dataclass(frozen=True)

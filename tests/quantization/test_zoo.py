@@ -162,3 +162,23 @@ def _roundings(model: nn.Module, images: torch.Tensor) -> int:
     with count_roundings() as counter:
         model(images)
     return counter.count
+
+
+def test_a_hybrids_standardized_kernels_are_what_is_rounded() -> None:
+    name = next(iter(vitfast.list_models("*r26*") or vitfast.list_models("*r50*")))
+    fields = {"embed_dim": 32, "depth": 1, "num_heads": 2, "resnet_layers": (1,), "resnet_width": 32}
+    model = vitfast.create_model(name, img_size=64, num_classes=5, **fields).eval()
+    images = torch.randn(1, 3, 64, 64)
+    conv = next(module for module in model.modules() if type(module).__name__ == "StdConv2d")
+    x = torch.randn(1, conv.in_channels, 9, 9)
+    expected, before = conv(x), model(images)
+    kernels = conv.standardized_weight().half().float()
+    quantize_(model, FP16_32Config())
+    plain = copy.deepcopy(conv)
+    plain.standardized_weight = lambda: kernels  # type: ignore[method-assign]
+    with vitfast.disable_fake_quantize(plain):
+        rounded = plain(x.half().float())
+    assert torch.equal(conv(x), rounded)
+    assert not torch.equal(conv(x), expected)
+    torch.testing.assert_close(model(images), before, atol=0.05, rtol=0.05)
+    assert not torch.equal(model(images), before)

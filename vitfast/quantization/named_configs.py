@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
@@ -94,7 +93,7 @@ def format_name(config: QuantizationConfig) -> str:
     return repr(config)
 
 
-def _look_up(name: str) -> tuple[Callable[..., QuantizationConfig], dict[str, Any]]:
+def _look_up(name: str) -> tuple[type[QuantizationConfig], dict[str, Any]]:
     lowered = {known.lower(): known for known in _NAMED}
     wanted = name.lower()
     if wanted in lowered:

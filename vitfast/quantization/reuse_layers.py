@@ -79,9 +79,12 @@ class QuantizedRelationReuse(QuantizedModule, RelationReuse):
     def forward(self, relations: Sequence[Tensor]) -> Iterable[Tensor]:
         """Turns the logits of an exit's layers, each ``[B, H, n, n]``, into biases ``[B, H, N, N]`` for the next."""
         if self.is_off:
-            return super().forward(relations)
-        with autocast_off(relations[0]):  # which would not hold for what is computed later
-            return tuple(super().forward(relations))
+            yield from super().forward(relations)
+            return
+        for mixed in self.mlp(torch.cat(tuple(relations), dim=1)).chunk(self.num_layers, dim=1):
+            with autocast_off(mixed):
+                bias = self.upsample.relations(mixed)
+            yield bias
 
 
 class QuantizedFeatureReuse(QuantizedModule, FeatureReuse):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torchvision.models.vision_transformer import Encoder, EncoderBlock, VisionTransformer
@@ -9,8 +11,14 @@ from torchvision.models.vision_transformer import Encoder, EncoderBlock, VisionT
 from vitfast.quantization.quantized_module import QuantizedModule
 
 
-class QuantizedEncoderBlock(QuantizedModule, EncoderBlock):
+class QuantizedEncoderBlock(QuantizedModule, EncoderBlock):  # type: ignore[misc]
     """Twin of torchvision's ``EncoderBlock``: both additions to the residual stream are stored results."""
+
+    ln_1: Any
+    ln_2: Any
+    self_attention: Any
+    dropout: Any
+    mlp: Any
 
     def forward(self, input: Tensor) -> Tensor:
         """Transforms the residual stream ``[B, N, C]``."""
@@ -23,8 +31,13 @@ class QuantizedEncoderBlock(QuantizedModule, EncoderBlock):
         return self.stored(x + self.mlp(self.ln_2(x)))
 
 
-class QuantizedEncoder(QuantizedModule, Encoder):
+class QuantizedEncoder(QuantizedModule, Encoder):  # type: ignore[misc]
     """Twin of torchvision's ``Encoder``: tokens with positions are a stored result."""
+
+    ln: Any
+    layers: Any
+    dropout: Any
+    pos_embedding: Any
 
     def forward(self, input: Tensor) -> Tensor:
         """Adds the positions to the tokens ``[B, N, C]`` and runs the blocks."""
@@ -35,8 +48,13 @@ class QuantizedEncoder(QuantizedModule, Encoder):
         return normalized
 
 
-class QuantizedTorchvisionVisionTransformer(QuantizedModule, VisionTransformer):
+class QuantizedTorchvisionVisionTransformer(QuantizedModule, VisionTransformer):  # type: ignore[misc]
     """Twin of torchvision's ``VisionTransformer``: the tokens, joined, are a stored result."""
+
+    class_token: Any
+    encoder: Any
+    heads: Any
+    _process_input: Any
 
     def forward(self, x: Tensor) -> Tensor:
         """Classifies images ``[B, 3, image_size, image_size]``."""

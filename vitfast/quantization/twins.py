@@ -13,7 +13,7 @@ from vitfast.layers.token_performer import TokenPerformer
 from vitfast.layers.token_transformer import TokenAttention, TokenTransformer
 from vitfast.models.dvt_exit import DVTExit
 from vitfast.models.torchvision_model import TorchvisionModel
-from vitfast.quantization import generic_layers, reuse_layers, vitfast_layers, vitfast_models
+from vitfast.quantization import generic_layers, hybrid_layers, reuse_layers, vitfast_layers, vitfast_models
 from vitfast.quantization.parametrized_linear import is_parametrized, parametrized_twin
 from vitfast.quantization.quantized_module import QuantizedModule
 
@@ -40,6 +40,8 @@ _TWINS: dict[type[nn.Module], type[QuantizedModule]] = {
     TokenPerformer: reuse_layers.QuantizedTokenPerformer,
     models.VisionTransformer: vitfast_models.QuantizedVisionTransformer,
     models.DistilledVisionTransformer: vitfast_models.QuantizedDistilledVisionTransformer,
+    models.HybridViT: hybrid_layers.QuantizedHybridViT,
+    layers.StdConv2d: hybrid_layers.QuantizedStdConv2d,
     models.ConViT: vitfast_models.QuantizedConViT,
     models.T2TViT: vitfast_models.QuantizedT2TViT,
     models.DVT: vitfast_models.QuantizedDVT,
