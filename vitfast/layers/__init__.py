@@ -6,6 +6,7 @@ Shapes in names and comments: B batch, N tokens, C channels, H heads, D head dim
 from vitfast.layers.attention import Attention
 from vitfast.layers.block import Block
 from vitfast.layers.bottleneck import Bottleneck
+from vitfast.layers.conv_stem import ConvStem
 from vitfast.layers.drop_path import DropPath
 from vitfast.layers.feature_reuse import FeatureReuse
 from vitfast.layers.gated_positional_attention import GatedPositionalAttention
@@ -30,6 +31,7 @@ __all__ = [
     "Attention",
     "Block",
     "Bottleneck",
+    "ConvStem",
     "DropPath",
     "FeatureReuse",
     "GatedPositionalAttention",

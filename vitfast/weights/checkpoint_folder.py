@@ -12,6 +12,7 @@ from vitfast.errors import UserError
 from vitfast.files import sha256_of_file
 from vitfast.models.saved_exits import SavedExits
 from vitfast.weights.exit_entries import own_exits
+from vitfast.weights.packed_weights import unpack_weights
 from vitfast.weights.safetensors_file import read_safetensors_file
 
 MANIFEST_FILE = "manifest.json"
@@ -20,6 +21,8 @@ WEIGHTS_FILE = "model.safetensors"
 
 def read_checkpoint_folder(folder: Path) -> tuple[str, dict[str, Any], dict[str, Tensor], SavedExits | None]:
     """Reads the architecture's name, all its fields, its weights under our keys and the thresholds of its exits.
+
+    Weights of fewer bits are returned as float32.
 
     Raises:
         UserError: it is damaged.
@@ -39,4 +42,5 @@ def read_checkpoint_folder(folder: Path) -> tuple[str, dict[str, Any], dict[str,
         raise UserError(f"{weights_path} does not exist; the checkpoint is incomplete, use another one")
     if sha256_of_file(weights_path) != expected_hash:
         raise UserError(f"{weights_path} is damaged: its SHA-256 is not the manifest's; use another checkpoint")
-    return name, fields, read_safetensors_file(weights_path)[0], exits
+    weights = unpack_weights(read_safetensors_file(weights_path)[0], str(weights_path))[0]
+    return name, fields, weights, exits
