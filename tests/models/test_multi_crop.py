@@ -16,6 +16,7 @@ from vitfast.models.size_view import view_at_size
 
 SMALL = {"depth": 2, "embed_dim": 24, "num_heads": 3, "img_size": 32, "patch_size": 8}
 CONVIT = {"depth": 3, "local_up_to_layer": 2, "embed_dim": 36, "num_heads": 4, "img_size": 32, "patch_size": 8}
+HYBRID = {**SMALL, "depth": 1, "patch_size": 1, "resnet_layers": (1, 1), "resnet_width": 32}
 T2T = {"depth": 2, "embed_dim": 24, "num_heads": 3, "img_size": 32, "token_dim": 8}
 MODELS: list[tuple[str, dict[str, Any]]] = [
     ("vit_mini_patch4_32", SMALL),
@@ -23,6 +24,7 @@ MODELS: list[tuple[str, dict[str, Any]]] = [
     ("deit_tiny_distilled_patch16_224", SMALL),
     ("convit_tiny", CONVIT),
     ("t2t_vit_7", T2T),
+    ("R50-ViT-B_16", HYBRID),
 ]
 
 

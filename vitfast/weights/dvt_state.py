@@ -11,6 +11,8 @@ from torch import Tensor
 from vitfast.weights.t2t_vit_state import tokens_to_token_fields
 from vitfast.weights.transformer_state import NUMBER, block_fields, grid_of, rows_of
 
+_MAX_CONVOLUTIONS = 16
+
 
 def dvt_fields_of_state(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """Returns the fields of ``DVTFields`` that the weights determine, with ``num_exits`` and ``grid_sizes``.
@@ -40,6 +42,17 @@ def _patch_fields(state: Mapping[str, Tensor], index: int) -> dict[str, Any]:
     projection = state.get(f"{prefix}proj.weight")
     if projection is not None and projection.dim() == 4:
         return {"backbone": "vit", "in_chans": projection.shape[1], "patch_size": projection.shape[2]}
+    convolutions = [
+        weight
+        for key, weight in state.items()
+        if re.fullmatch(rf"{re.escape(prefix)}{NUMBER}\.weight", key) and weight.dim() == 4 and weight.shape[2] == 3
+    ]
+    if 1 < len(convolutions) < _MAX_CONVOLUTIONS:  # all but the first halve the grid, see ``ConvStem``
+        return {
+            "backbone": "conv_vit",
+            "in_chans": state.get(f"{prefix}0.weight", convolutions[0]).shape[1],
+            "patch_size": 1 << (len(convolutions) - 1),
+        }
     fields = tokens_to_token_fields(state, prefix)
     if "tokens_type" in fields:
         fields["backbone"] = "t2t_vit" if fields["tokens_type"] == "performer" else "t2t_vit_t"

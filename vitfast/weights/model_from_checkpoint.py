@@ -114,7 +114,7 @@ def _check(name: str, checkpoint: Checkpoint, fields: ModelFields, given_fields:
         )
     if checkpoint.name is not None and (untold := untold_fields(type(fields), checkpoint.state)):
         raise UserError(f"{checkpoint.path} lacks weights: they do not tell {', '.join(untold)}")
-    allowed = SIZE_FIELDS if "img_size" in given_fields else ()
+    allowed: tuple[str, ...] = SIZE_FIELDS if "img_size" in given_fields else ()
     allowed += HEAD_FIELDS if "num_classes" in given_fields else ()
     different = differing_fields(checkpoint, fields, [field for field in SHAPING_FIELDS if field not in allowed])
     if different and different.keys() <= set(SIZE_FIELDS):

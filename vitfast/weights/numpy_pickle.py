@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 _NUMBERS = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
-_BYTE_ORDERS = {"<": "<", ">": ">", "|": "|", "=": "<" if sys.byteorder == "little" else ">"}
+_BYTE_ORDERS: dict[str, Literal["<", ">", "|"]] = {
+    "<": "<",
+    ">": ">",
+    "|": "|",
+    "=": "<" if sys.byteorder == "little" else ">",
+}
 _MAX_DIMENSIONS = 8
 
 

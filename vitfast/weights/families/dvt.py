@@ -28,7 +28,7 @@ def _read_fields(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> di
 DVT = Family(
     name="DVT",
     signature=(r"less_less_token\.blocks\.\d+\..+", r"normal_token\.head\.weight"),
-    rules=(Rule(rf"({_EXIT}.+)", from_released_key),),
+    rules=(Rule(rf"{_EXIT}.+", from_released_key),),
     fields={"position_interpolation": "bicubic"},
     read_fields=_read_fields,
     read_exits=released_exits,
