@@ -22,7 +22,8 @@ from vitfast.layers import SwavHead
 from vitfast.models import ImageModel
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
-TOLERANCE = 1e-4
+# float32 leaves 7e-7; a LayerNorm's epsilon of 1e-5 instead of 1e-6 changes these logits by 7e-6 and more
+TOLERANCE = 5e-6
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,6 @@ ORIGINALS = {
     "vissl_convit": Original("convit_small", {**_CONVIT, "locality_dim": 10}, _VISSL_ENTRY),
 }
 SLOW = {"dvt_t2t_vit_12"}
-# myrtle's models that are prepared for quantization
-QUANTIZED = {
-    "myrtle_vit_fp16_16": vitfast.FP16_16Config,
-    "myrtle_vit_fp16_32": vitfast.FP16_32Config,
-    "myrtle_vit_tf32": vitfast.TF32Config,
-}
 SWAV = "vissl_swav_head"
 
 
@@ -105,14 +100,13 @@ def _nested(state: dict[str, Tensor], entry: str) -> dict[str, Any]:
     return content
 
 
-def assert_equals_golden(outputs: Any, golden: dict[str, Any], tolerance: float = TOLERANCE) -> None:
+def assert_equals_golden(outputs: Any, golden: dict[str, Any]) -> None:
     outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
     for output, (name, figures) in zip(outputs, golden["logits"].items(), strict=True):
         expected = torch.tensor(figures)
         assert output.shape == expected.shape
         distance = float((output - expected).norm() / expected.norm())
-        print(f"{name}: relative L2 distance {distance:.1e}")
-        assert distance <= tolerance, f"{name}: relative L2 distance {distance:.2e} > {tolerance:.0e}"
+        assert distance <= TOLERANCE, f"{name}: relative L2 distance {distance:.2e} > {TOLERANCE:.0e}"
 
 
 def run(model: nn.Module, golden: dict[str, Any]) -> Any:
@@ -129,19 +123,6 @@ def test_logits(golden_name: str, tmp_path: Path) -> None:
     assert_equals_golden(run(model, golden), golden)
 
 
-@pytest.mark.parametrize("golden_name", QUANTIZED)
-def test_logits_of_prepared_models(golden_name: str, tmp_path: Path) -> None:
-    """Rounding is QPyTorch's; the sums before it are in another order, so that a few results round the other way."""
-    golden = read_golden(golden_name)
-    model = load_original(golden, ORIGINALS["myrtle_vit"], tmp_path)
-    unrounded = run(model, golden)
-    config = QUANTIZED[golden_name](numerics="qtorch")
-    vitfast.quantize_(model.train(), vitfast.QATConfig(config, step="prepare"))
-    assert_equals_golden(run(model.eval(), golden), golden)
-    expected = torch.tensor(golden["logits"]["logits"])
-    assert (unrounded - expected).norm() / expected.norm() > TOLERANCE  # it is the rounding that is compared
-
-
 def test_swav_head() -> None:
     golden = read_golden(SWAV)
     head = SwavHead([48, 64, 32], [20, 12])
@@ -150,7 +131,7 @@ def test_swav_head() -> None:
 
 
 def test_every_golden_is_checked() -> None:
-    assert {path.stem for path in GOLDENS.glob("*.json")} == {*ORIGINALS, *QUANTIZED, SWAV}
+    assert {path.stem for path in GOLDENS.glob("*.json")} == {*ORIGINALS, SWAV}
 
 
 def test_every_golden_says_where_it_is_from() -> None:

@@ -78,7 +78,7 @@ def test_parameters_have_timms_names_and_shapes(name: str) -> None:
     assert (model.fields.grid_size,) * 2 == timm_model.patch_embed.grid_size
 
 
-@pytest.mark.parametrize("name", [name for name in TIMMS if name.endswith("_224")])
+@pytest.mark.parametrize("name", ["vit_tiny_r_s16_p8_224", "vit_base_r50_s16_224"])
 def test_logits_of_a_small_transformer_equal_timms(name: str) -> None:
     """The ResNet is whole; Google's own conventions give something else."""
     small = {"depth": 1, "img_size": 64, "embed_dim": 48, "num_heads": 3, "num_classes": 10}
@@ -141,12 +141,12 @@ def test_a_step_of_training_reaches_everything(conventions: dict[str, Any]) -> N
 
 
 def test_initialization() -> None:
-    """Every bottleneck begins as its shortcut; kernels have the deviation that keeps the variance."""
+    """Every bottleneck begins as its shortcut; kernels have the variance 1 / fan-in."""
     model = build_model("R50-ViT-B_16", **SMALL)
     for module in model.modules():
         if isinstance(module, StdConv2d):
             fan_in = module.weight[0].numel()
-            assert module.weight.std().item() == pytest.approx(fan_in**-0.5 * 0.88, rel=0.15)  # cut at two deviations
+            assert module.weight.std().item() == pytest.approx(fan_in**-0.5, rel=0.1)
         elif isinstance(module, Bottleneck):
             assert not module.norm3.weight.any()
             assert (module.norm2.weight == 1).all()

@@ -22,7 +22,7 @@ class HybridViT(VisionTransformer):
 
     def __init__(self, model_name: str, fields: HybridFields) -> None:
         super().__init__(model_name, fields)
-        self.patch_embed: nn.Module = HybridEmbed(
+        self.patch_embed = HybridEmbed(  # type: ignore[assignment]
             fields.img_size,
             fields.patch_size,
             fields.in_chans,
