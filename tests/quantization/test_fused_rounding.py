@@ -85,7 +85,7 @@ def test_what_hooks_have_seen_is_not_overwritten(model: ImageModel, images: Tens
 
 @pytest.mark.parametrize("config", [FP16_16Config(), FP16_32Config()], ids=repr)
 def test_drop_path_and_dropout_go_unfused_but_right(images: Tensor, config: QuantizationConfig) -> None:
-    model = vitfast.create_model("vit_nano_patch2_8", depth=2, num_classes=5, drop_rate=0.2, drop_path_rate=0.2)
+    model = vitfast.create_model("vit_nano_patch2_8", depth=2, num_classes=5, drop_rate=0.2, drop_path=0.2)
     quantize_(model, QATConfig(config))
     watched = copy.deepcopy(model)
     _look(watched)
