@@ -214,7 +214,7 @@ def _manifest_without_model(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (_no_manifest, "has no manifest.json; check the path"),
+        (_no_manifest, "does not say which model it holds; give its name"),
         (_no_weights, "model.safetensors does not exist; the checkpoint is incomplete"),
         (_flipped_byte, "model.safetensors is damaged: its SHA-256 is not the manifest's"),
         (_broken_manifest, "manifest.json is damaged or no manifest"),
@@ -242,5 +242,5 @@ def test_files_of_other_kinds(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"weights\.pth is no \.npz, \.safetensors or torch file"):
         vitfast.create_model(NANO, checkpoint=tmp_path / "weights.pth")
     (tmp_path / "weights.safetensors").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"weights\.safetensors is no \.npz, \.safetensors or torch file .* or its beg"):
+    with pytest.raises(UserError, match=r"weights\.safetensors is no \.npz, \.safetensors or torch file .* but a text file"):
         vitfast.create_model(NANO, checkpoint=tmp_path / "weights.safetensors")

@@ -32,6 +32,11 @@ CASES = [
     ("PyTorchINT8", Int8Config("calibrated")),
     ("FixedPoint11Integral2", FixedConfig(11, 9)),
     ("FixedPoint11Integral3", FixedConfig(11, 8)),
+    ("MXFP8_E4M3", FloatConfig("fp8_e4m3fn", block=32)),
+    ("MXFP8_E5M2", FloatConfig("fp8_e5m2", block=32)),
+    ("MXFP6_E3M2", FloatConfig("fp6_e3m2", block=32)),
+    ("MXFP6_E2M3", FloatConfig("fp6_e2m3", block=32)),
+    ("MXFP4", FloatConfig("fp4_e2m1", block=32)),
     ("FixedPoint11Integral4", FixedConfig(11, 7)),
     ("FIXED_16_10", FixedConfig(16, 10)),
 ]

@@ -107,7 +107,8 @@ def _look_up(name: str) -> tuple[type[QuantizationConfig], dict[str, Any]]:
         return FixedConfig, {"word_length": int(bits[1]), "fraction_length": int(bits[2])}
     if wanted in _FLOAT32:
         raise UserError(f"format {name} rounds nothing: leave the model as it is")
-    near = difflib.get_close_matches(wanted, lowered, n=1)
+    longer = [known for known in lowered if known.startswith(wanted)]
+    near = longer or difflib.get_close_matches(wanted, lowered, n=1)
     hint = f"did you mean {lowered[near[0]]}? " if near else ""
     raise UserError(
         f"there is no format {name!r}; {hint}there are {', '.join(_NAMED)}, FLOAT_e_m (any exponent and mantissa bits) "
