@@ -70,8 +70,8 @@ class Int8Arithmetic(Arithmetic):
         if self.calibrated:
             x, x_scale = self._quantize_calibrated(x, layer.activation_range)  # type: ignore[arg-type]
         else:
-            x, x_scale = _quantize_dynamic(x, dims=(-1,) if channel_dim == -1 else (1, 2, 3))
-        out = _integer_product(function, x, weight, channel_dim)
+            x, x_scale = quantize_dynamic(x, dims=(-1,) if channel_dim == -1 else (1, 2, 3))
+        out = integer_product(function, x, weight, channel_dim)
         channels = (1,) * ((out.dim() - 1 if channel_dim == 1 else 1) - 1)
         out = out * (x_scale * scale.view(-1, *channels))
         bias: Tensor | None = layer.bias  # type: ignore[assignment]
@@ -97,13 +97,13 @@ def quantize_weight(weight: Tensor, scale: Tensor) -> Tensor:
     return round_to_integers(weight / _on_first(scale, weight.dim()), -127, 127)
 
 
-def _quantize_dynamic(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def quantize_dynamic(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Returns integers and their scale, which is 1 along ``dims``."""
     scale = _positive(x.detach().abs().amax(dims, keepdim=True) / 127)
     return round_to_integers(x / scale, -127, 127), scale
 
 
-def _integer_product(function: Product, x: Tensor, weight: Tensor, channel_dim: int) -> Tensor:
+def integer_product(function: Product, x: Tensor, weight: Tensor, channel_dim: int) -> Tensor:
     """Computes the product of whole numbers exactly, then rounds it to float32."""
     if weight[0].numel() <= _EXACT_LENGTH:
         return function(x, weight, None)
