@@ -19,7 +19,6 @@ from vitfast.inference.fronts import front_of
 from vitfast.inference.lowering import Lowered, lower
 from vitfast.inference.lowering.quantized import quantized_precisions
 from vitfast.inference.packed.own_block import BlockInPlace, OwnBlock
-from vitfast.inference.packed.packed_block import PackedLastBlock, path_of
 from vitfast.inference.packed.packed_cascade import PackedCascade, PackedExit
 from vitfast.inference.packed.packed_readout import PackedReadout
 from vitfast.inference.packed.packed_transformer import PackedTransformer
@@ -67,7 +66,9 @@ def accelerate(
     lowered = lower(model)
     packer = Packer(model, chosen, target)
     body = _body(model, lowered, packer)
-    kernels = build_info()["cpu"]["instruction_set"] if has_packed("packed_linear") else "torch's, vitfast's are not built"
+    kernels = (
+        build_info()["cpu"]["instruction_set"] if has_packed("packed_linear") else "torch's, vitfast's are not built"
+    )
     layers = tuple(_layers(model, body, lowered))
     report = AccelerationReport(type(model).__name__, chosen, kernels, layers)
     state = packer.kept_state(model)
@@ -133,7 +134,9 @@ def _device(model: nn.Module, device: str | torch.device | None) -> torch.device
     own = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     target = own if device is None else torch.device(device)
     if target.type != "cpu":
-        raise UserError(f"device={target}: accelerate runs on the CPU so far; give device='cpu', or run the model itself")
+        raise UserError(
+            f"device={target}: accelerate runs on the CPU so far; give device='cpu', or run the model itself"
+        )
     return target
 
 
@@ -147,8 +150,8 @@ def _precision(model: nn.Module, precision: str | None, device: torch.device) ->
         return precision or "fp32"  # type: ignore[return-value]
     if precision is not None and own != {precision}:
         raise UserError(
-            f"precision={precision!r}, but the model is quantized already, to {', '.join(sorted(own))}; leave precision "
-            "out to run it as it is, or accelerate the unquantized model"
+            f"precision={precision!r}, but the model is quantized already, to {', '.join(sorted(own))}; leave "
+            "precision out to run it as it is, or accelerate the unquantized model"
         )
     return fast[0] if len(fast) == 1 else "fp32"  # type: ignore[return-value]
 

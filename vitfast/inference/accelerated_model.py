@@ -47,6 +47,8 @@ class AcceleratedModel(nn.Module):
         self._front = front
         self._state = dict(state)
         self._report = report
+        if hasattr(front, "config"):  # transformers' pipelines ask a model for it
+            self.config = front.config
         super().train(False)
 
     def report(self) -> AccelerationReport:

@@ -66,7 +66,9 @@ def forward_with_maps(model: nn.Module, images: Tensor, *, head: Head = None) ->
         TypeError: as the model raises.
         ValueError: as the model raises.
     """
-    twin = shared_twin(getattr(model, "_orig_mod", model), {})  # torch.compile's wrapper holds the original under this name
+    twin = shared_twin(
+        getattr(model, "_orig_mod", model), {}
+    )  # torch.compile's wrapper holds the original under this name
     layers = attention_layers(twin)
     for layer in layers:
         _check_head(head, layer.num_heads)

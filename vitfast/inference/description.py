@@ -299,7 +299,7 @@ class Readout:
 
     Attributes:
         pooling: the ``"token"`` with number ``index``; the ``"mean"`` of the tokens from ``index`` on;
-            ``"token_and_mean"``: the first token beside the mean of those from ``index`` on; ``"all"`` tokens; ``"map"``.
+            ``"token_and_mean"``: the first token beside that mean; ``"all"`` tokens; ``"map"``.
         index: see ``pooling``.
         norm: of what is pooled, or None.
         layers: linear layers with what follows each; none for a model without head.

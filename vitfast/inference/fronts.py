@@ -54,7 +54,9 @@ class HuggingFaceFront(ImagesFront):
         given = {name: value for name, value in options.items() if name != "return_dict"}
         wanted = [name for name in ("output_attentions", "output_hidden_states") if getattr(self.config, name, False)]
         if wanted:
-            raise UserError(f"the configuration asks for {', '.join(wanted)}, which an accelerated model has not; {_HINT}")
+            raise UserError(
+                f"the configuration asks for {', '.join(wanted)}, which an accelerated model has not; {_HINT}"
+            )
         if not arguments and "pixel_values" in given:
             arguments = (given.pop("pixel_values"),)
         return super().images_of(arguments, given)

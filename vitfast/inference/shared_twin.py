@@ -15,7 +15,9 @@ def shared_twin(module: nn.Module, made: dict[nn.Module, nn.Module]) -> nn.Modul
     if module not in made:
         twin = object.__new__(type(module))
         vars(twin).update(vars(module))
-        children = {name: None if child is None else shared_twin(child, made) for name, child in module._modules.items()}
+        children = {
+            name: None if child is None else shared_twin(child, made) for name, child in module._modules.items()
+        }
         vars(twin).update(_modules=children, training=False, _compiled_call_impl=None)
         made[module] = twin
     return made[module]

@@ -96,12 +96,25 @@ def _linear_flops(x: Any, packed: Any, bias: Any, n: int, *_: Any, **__: Any) ->
     return _product(x, n)
 
 
-def _norm_linear_flops(x: Any, gamma: Any, beta: Any, eps: float, packed: Any, bias: Any, n: int, *_: Any, **__: Any) -> int:
+def _norm_linear_flops(
+    x: Any, gamma: Any, beta: Any, eps: float, packed: Any, bias: Any, n: int, *_: Any, **__: Any
+) -> int:
     return _product(x, n)
 
 
 def _mlp_flops(
-    x: Any, gamma: Any, beta: Any, eps: float, fc1: Any, b1: Any, hidden: int, fc2: Any, b2: Any, n: int, *_: Any, **__: Any
+    x: Any,
+    gamma: Any,
+    beta: Any,
+    eps: float,
+    fc1: Any,
+    b1: Any,
+    hidden: int,
+    fc2: Any,
+    b2: Any,
+    n: int,
+    *_: Any,
+    **__: Any,
 ) -> int:
     return _product(x, hidden) + _product((*x[:-1], hidden), n)
 

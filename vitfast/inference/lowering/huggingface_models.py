@@ -12,8 +12,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vitfast.inference.description import Activation, Attention, Block, Embedding, Linear, Patches, Readout, Resize
-from vitfast.inference.description import Transformer
+from vitfast.inference.description import (
+    Activation,
+    Attention,
+    Block,
+    Embedding,
+    Linear,
+    Patches,
+    Readout,
+    Resize,
+    Transformer,
+)
 from vitfast.inference.lowering import layers
 from vitfast.inference.lowering.not_recognised import NotRecognised
 from vitfast.inference.lowering.untouched import check_untouched, expect
@@ -53,9 +62,7 @@ _MODELS = "transformers.models"
 _OLD_NORMS, _NEW_NORMS = ("layernorm_before", "layernorm_after"), ("norm1", "norm2")
 FAMILIES = (
     Family("ViT", f"{_MODELS}.vit.modeling_vit", "vit", _OLD_NORMS, "layers", ("cls_token",)),
-    Family(
-        "DeiT", f"{_MODELS}.deit.modeling_deit", "deit", _OLD_NORMS, "layers", ("cls_token", "distillation_token")
-    ),
+    Family("DeiT", f"{_MODELS}.deit.modeling_deit", "deit", _OLD_NORMS, "layers", ("cls_token", "distillation_token")),
     Family("Dinov2", f"{_MODELS}.dinov2.modeling_dinov2", "dinov2", _NEW_NORMS, "encoder", ("cls_token",), "bicubic"),
     Family(
         "Dinov2WithRegisters",
@@ -167,7 +174,9 @@ def _pooler(name: str, model: Any, family: Family) -> tuple[Readout, ...]:
 
 def _embedding(name: str, module: nn.Module, family: Family) -> Embedding:
     tensors = (*family.prefix_tokens, "mask_token", "position_embeddings")
-    checked = expect(module, name, family.class_of("Embeddings"), children=("patch_embeddings", "dropout"), tensors=tensors)
+    checked = expect(
+        module, name, family.class_of("Embeddings"), children=("patch_embeddings", "dropout"), tensors=tensors
+    )
     layers.passes_in_evaluation(f"{name}.dropout", checked.dropout)
     patches_name = f"{name}.patch_embeddings"
     patches: Any = expect(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class NotRecognised(Exception):  # noqa: N818 (it is no error: the module keeps its own forward)
+class NotRecognised(Exception):
     """A module is not of a known class in a known configuration.
 
     Args:

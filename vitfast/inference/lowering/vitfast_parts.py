@@ -125,9 +125,7 @@ def _gated_attention(name: str, module: nn.Module) -> Attention:
 def _feature_reuse(name: str, module: nn.Module) -> FeatureReuse:
     checked = expect(module, name, own.FeatureReuse, children=("norm", "mlp", "upsample"))
     upsample = expect(checked.upsample, f"{name}.upsample", own.GridUpsample, tensors=("matrix",))
-    return FeatureReuse(
-        layers.norm(f"{name}.norm", checked.norm), mlp(f"{name}.mlp", checked.mlp), upsample.matrix
-    )
+    return FeatureReuse(layers.norm(f"{name}.norm", checked.norm), mlp(f"{name}.mlp", checked.mlp), upsample.matrix)
 
 
 def _split(name: str, module: nn.Module) -> Split:

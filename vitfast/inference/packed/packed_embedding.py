@@ -184,9 +184,7 @@ class PackedEmbedding(nn.Module):
         wanted = f"[B, {sizes[0]}, {sizes[1]}, {sizes[2]}]" if self.resize == "no" else f"[B, {sizes[0]}, H, W]"
         fits = images.dim() == 4 and images.shape[1] == sizes[0]
         if not fits or (self.resize == "no" and tuple(images.shape[2:]) != sizes[1:]):
-            raise ValueError(
-                f"images must have shape {wanted}, got {list(images.shape)}; resize them, or accelerate a model for them"
-            )
+            raise ValueError(f"images must have shape {wanted}, got {list(images.shape)}; resize them")
         if self.resize == "bicubic_antialias" and any(
             size % patch for size, patch in zip(images.shape[2:], self.patches.patch_size, strict=True)
         ):

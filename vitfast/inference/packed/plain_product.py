@@ -37,9 +37,7 @@ def restore_weight(stored: Tensor, scale: Tensor | None) -> Tensor:
     return weight if scale is None else weight * scale[:, None]
 
 
-def plain_product(
-    x: Tensor, stored: Tensor, scale: Tensor | None, bias: Tensor | None, precision: Precision
-) -> Tensor:
+def plain_product(x: Tensor, stored: Tensor, scale: Tensor | None, bias: Tensor | None, precision: Precision) -> Tensor:
     """Computes ``x wᵀ + bias``, ``[..., O]`` in float32, from ``x`` ``[..., K]``."""
     if precision == "fp32":
         return F.linear(x, stored, bias)
