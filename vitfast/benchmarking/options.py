@@ -63,7 +63,9 @@ class BenchmarkOptions:
                 "compile=true is about whole models; mode=operators has none, use mode=inference or training"
             )
         if self.engines() and (self.mode not in ("inference", "all") or self.compile or self.backward):
-            raise UserError(f"peers={self.peers} compares whole models in evaluation; leave mode, compile, backward out")
+            raise UserError(
+                f"peers={self.peers} compares whole models in evaluation; leave mode, compile, backward out"
+            )
         if self.json is not None:
             check_json_path(self.json)
 
