@@ -13,6 +13,36 @@ from vitfast.inference.packed.packer import Packer
 from vitfast.ops.packed import has_packed
 
 
+class PackedNormLinear(nn.Module):
+    """``linear(norm(x))``, in one operator where the two agree on the precision.
+
+    Args:
+        norm: before the layer.
+        linear: the layer.
+    """
+
+    def __init__(self, norm: PackedNorm, linear: PackedLinear) -> None:
+        super().__init__()
+        self.norm = norm
+        self.linear = linear
+        self.is_fused = (
+            linear.is_packed
+            and has_packed("packed_norm_linear", linear.packed.device.type)
+            and one_precision((norm,), (linear,))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Computes it from ``x`` ``[..., C]``, float32."""
+        linear = self.linear
+        if not self.is_fused:
+            normalized: Tensor = linear(self.norm(x))
+            return normalized
+        out: Tensor = torch.ops.vitfast.packed_norm_linear.default(
+            x, *_norm_arguments(self.norm), linear.packed, linear.bias, linear.out_features, linear.precision, "none"
+        )
+        return out
+
+
 class PackedMlp(nn.Module):
     """``residual + scale * fc2(activation(fc1(norm(x))))``.
 
@@ -72,8 +102,7 @@ class PackedBlock(nn.Module):
     def __init__(self, described: Block, packer: Packer, num_patches: int = 0) -> None:
         super().__init__()
         self.name = described.name
-        self.norm1 = packer.norm(described.norm1)
-        self.qkv = packer.linear(described.attention.qkv)
+        self.qkv = PackedNormLinear(packer.norm(described.norm1), packer.linear(described.attention.qkv))
         self.attention = PackedAttention(described.attention, packer, num_patches)
         self.proj = packer.linear(described.attention.proj)
         self.register_buffer("scale1", packer.keep(described.scale1))
@@ -83,21 +112,21 @@ class PackedBlock(nn.Module):
             and self.mlp.is_fused
             and self.attention.gate is None
             and not self.attention.has_qk_norm
-            and one_precision((self.norm1, self.mlp.norm), (self.qkv, self.proj, self.mlp.fc1))
+            and one_precision((self.qkv.norm, self.mlp.norm), (self.qkv.linear, self.proj, self.mlp.fc1))
         )
 
     @property
     def path(self) -> str:
         """What runs it."""
         if self.is_fused:
-            return f"one packed operator, {self.qkv.precision}"
-        return f"{path_of(self.qkv, self.proj, self.mlp.fc1, self.mlp.fc2)}, attention apart"
+            return f"one packed operator, {self.proj.precision}"
+        return f"{path_of(self.qkv.linear, self.proj, self.mlp.fc1, self.mlp.fc2)}, attention apart"
 
     def forward(self, x: Tensor) -> Tensor:
         """Transforms the residual stream ``x`` ``[B, N, C]``, float32; returns a new tensor."""
         if self.is_fused:
             return self._fused(x)
-        attended = self.attention(norm_linear(self.norm1, self.qkv, x))
+        attended = self.attention(self.qkv(x))
         x = self.proj(attended, scale=self.scale1, residual=x)
         out: Tensor = self.mlp(x, x)
         return out
@@ -106,9 +135,9 @@ class PackedBlock(nn.Module):
         attention, mlp = self.attention, self.mlp
         out: Tensor = torch.ops.vitfast.packed_block.default(
             x,
-            *_norm_arguments(self.norm1),
-            self.qkv.packed,
-            self.qkv.bias,
+            *_norm_arguments(self.qkv.norm),
+            self.qkv.linear.packed,
+            self.qkv.linear.bias,
             None,
             None,
             None,
@@ -129,7 +158,7 @@ class PackedBlock(nn.Module):
             mlp.fc2.bias,
             mlp.scale,
             mlp.activation,
-            self.qkv.precision,
+            self.proj.precision,
         )
         return out
 
@@ -153,9 +182,9 @@ class PackedLastBlock(nn.Module):
         self.name = described.name
         self.tokens = tokens
         inner = described.attention.heads * described.attention.head_dim
-        self.norm1 = packer.norm(described.norm1)
-        self.q = packer.linear(described.attention.qkv, rows=slice(0, inner))
-        self.kv = packer.linear(described.attention.qkv, rows=slice(inner, 3 * inner))
+        norm1, qkv = packer.norm(described.norm1), described.attention.qkv
+        self.q = PackedNormLinear(norm1, packer.linear(qkv, rows=slice(0, inner)))
+        self.kv = PackedNormLinear(norm1, packer.linear(qkv, rows=slice(inner, 3 * inner)))
         self.attention = PackedAttention(described.attention, packer)
         self.proj = packer.linear(described.attention.proj)
         self.register_buffer("scale1", packer.keep(described.scale1))
@@ -165,7 +194,7 @@ class PackedLastBlock(nn.Module):
     def path(self) -> str:
         """What runs it."""
         few = "one token" if self.tokens == 1 else f"{self.tokens} tokens"
-        return f"{path_of(self.q, self.kv, self.proj, self.mlp.fc1, self.mlp.fc2)}, for the {few} that the head reads"
+        return f"{path_of(self.q.linear, self.kv.linear, self.proj, self.mlp.fc1, self.mlp.fc2)}, for the {few} that the head reads"
 
     def forward(self, x: Tensor) -> Tensor:
         """Transforms ``x`` ``[B, N, C]``; returns the first tokens ``[B, tokens, C]``."""
@@ -174,22 +203,10 @@ class PackedLastBlock(nn.Module):
     def first_tokens(self, x: Tensor, tokens: int) -> Tensor:
         """Transforms ``x`` ``[B, N, C]``; returns the first ``tokens`` of the result."""
         first = x[:, :tokens]
-        kv = norm_linear(self.norm1, self.kv, x)
-        attended = self.attention.of_first(norm_linear(self.norm1, self.q, first), kv)
+        attended = self.attention.of_first(self.q(first), self.kv(x))
         first = self.proj(attended, scale=self.scale1, residual=first.contiguous())
         out: Tensor = self.mlp(first, first)
         return out
-
-
-def norm_linear(norm: PackedNorm, linear: PackedLinear, x: Tensor) -> Tensor:
-    """Computes ``linear(norm(x))``, in one operator where the two agree on the precision."""
-    if linear.is_packed and has_packed("packed_norm_linear") and one_precision((norm,), (linear,)):
-        out: Tensor = torch.ops.vitfast.packed_norm_linear.default(
-            x, *_norm_arguments(norm), linear.packed, linear.bias, linear.out_features, linear.precision, "none"
-        )
-        return out
-    normalized: Tensor = linear(norm(x))
-    return normalized
 
 
 def one_precision(norms: tuple[PackedNorm, ...], linears: tuple[PackedLinear, ...]) -> bool:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from vitfast import ops
 from vitfast.inference.description import Embedding, Patches, TokenMixer, TokensToToken
-from vitfast.inference.packed.packed_block import PackedMlp, norm_linear, path_of
+from vitfast.inference.packed.packed_block import PackedMlp, PackedNormLinear, path_of
 from vitfast.inference.packed.packer import Packer
 from vitfast.layers.performer_attention import performer_attention
 from vitfast.layers.soft_split import SoftSplit
@@ -76,8 +76,7 @@ class PackedTokenMixer(nn.Module):
 
     def __init__(self, described: TokenMixer, packer: Packer) -> None:
         super().__init__()
-        self.norm1 = packer.norm(described.norm1)
-        self.linear = packer.linear(described.linear)
+        self.linear = PackedNormLinear(packer.norm(described.norm1), packer.linear(described.linear))
         self.scale = described.scale
         self.register_buffer("projection", packer.keep(described.projection))
         self.proj = packer.linear(described.proj)
@@ -85,7 +84,7 @@ class PackedTokenMixer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Transforms tokens ``x`` ``[B, N, C]`` to ``[B, N, D]``."""
-        mixed = norm_linear(self.norm1, self.linear, x)
+        mixed = self.linear(x)
         v = mixed.chunk(3, dim=-1)[2].contiguous()
         if self.projection is not None:
             k, q, _ = mixed.chunk(3, dim=-1)

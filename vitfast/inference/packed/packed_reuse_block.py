@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from vitfast.inference.description import Block, FeatureReuse, RelationReuse
 from vitfast.inference.packed.packed_attention import PackedAttention
-from vitfast.inference.packed.packed_block import PackedMlp, norm_linear, path_of
+from vitfast.inference.packed.packed_block import PackedMlp, PackedNormLinear, path_of
 from vitfast.inference.packed.packer import Packer
 
 
@@ -75,8 +75,7 @@ class PackedReuseBlock(nn.Module):
     def __init__(self, described: Block, packer: Packer) -> None:
         super().__init__()
         self.name = described.name
-        self.norm1 = packer.norm(described.norm1)
-        self.qkv = packer.linear(described.attention.qkv)
+        self.qkv = PackedNormLinear(packer.norm(described.norm1), packer.linear(described.attention.qkv))
         self.attention = PackedAttention(described.attention, packer)
         self.proj = packer.linear(described.attention.proj)
         reuse = described.feature_reuse
@@ -86,7 +85,7 @@ class PackedReuseBlock(nn.Module):
     @property
     def path(self) -> str:
         """What runs it."""
-        return f"{path_of(self.qkv, self.proj, self.mlp.fc1, self.mlp.fc2)}, attention apart"
+        return f"{path_of(self.qkv.linear, self.proj, self.mlp.fc1, self.mlp.fc2)}, attention apart"
 
     def forward(
         self,
@@ -97,8 +96,7 @@ class PackedReuseBlock(nn.Module):
         return_relations: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """See ``vitfast.layers.ReuseBlock``."""
-        qkv = norm_linear(self.norm1, self.qkv, x)
-        attended, logits = self.attention.related(qkv, relations, return_relations)
+        attended, logits = self.attention.related(self.qkv(x), relations, return_relations)
         x = self.proj(attended, residual=x)
         wide = x if self.feature_reuse is None else torch.cat([x, self.feature_reuse(features)], dim=2)
         return self.mlp(wide, x), logits
