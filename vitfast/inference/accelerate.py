@@ -19,8 +19,10 @@ from vitfast.inference.fronts import front_of
 from vitfast.inference.lowering import Lowered, lower
 from vitfast.inference.lowering.quantized import quantized_precisions
 from vitfast.inference.packed.own_block import BlockInPlace, OwnBlock
+from vitfast.inference.packed.packed_block import PackedBlock, PackedLastBlock
 from vitfast.inference.packed.packed_cascade import PackedCascade, PackedExit
 from vitfast.inference.packed.packed_readout import PackedReadout
+from vitfast.inference.packed.packed_reuse_block import PackedReuseBlock
 from vitfast.inference.packed.packed_transformer import PackedTransformer
 from vitfast.inference.packed.packer import Packer
 from vitfast.ops.library import build_info
@@ -64,7 +66,8 @@ def accelerate(
     chosen = _precision(model, precision, target)
     _check_float32(model)
     lowered = lower(model)
-    packer = Packer(model, chosen, target)
+    # a quantized model says of each layer what it computes in; what it leaves out stays in float32
+    packer = Packer(model, "fp32" if quantized_precisions(model) else chosen, target)
     body = _body(model, lowered, packer)
     kernels = (
         build_info()["cpu"]["instruction_set"] if has_packed("packed_linear") else "torch's, vitfast's are not built"
@@ -111,7 +114,7 @@ def _layers(model: nn.Module, body: nn.Module, lowered: Lowered) -> Iterator[Lay
         elif isinstance(module, (PackedTransformer, PackedExit)):
             stage = name.removeprefix("body.")
             yield LayerPath(f"{stage}.embedding" if stage else "embedding", module.embedding.path)
-        elif hasattr(module, "path") and hasattr(module, "name"):
+        elif isinstance(module, (PackedBlock, PackedLastBlock, PackedReuseBlock)):
             yield LayerPath(module.name, module.path)
         elif isinstance(module, PackedReadout):
             yield LayerPath("head" if name.startswith("readout") else name, module.path)

@@ -7,6 +7,7 @@ called by ``vitfast.inference.packed`` only, which checks what it passes when it
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from vitfast.ops.library import has_kernel
 
 
+@functools.cache
 def has_packed(operator: str, device_type: str = "cpu") -> bool:
     """Whether an operator on packed weights is there: the library is loaded and holds it, and the device is a CPU."""
     return device_type == "cpu" and has_kernel("attention", "cpu") and hasattr(torch.ops.vitfast, operator)

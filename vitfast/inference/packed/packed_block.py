@@ -194,7 +194,8 @@ class PackedLastBlock(nn.Module):
     def path(self) -> str:
         """What runs it."""
         few = "one token" if self.tokens == 1 else f"{self.tokens} tokens"
-        return f"{path_of(self.q.linear, self.kv.linear, self.proj, self.mlp.fc1, self.mlp.fc2)}, for the {few} that the head reads"
+        path = path_of(self.q.linear, self.kv.linear, self.proj, self.mlp.fc1, self.mlp.fc2)
+        return f"{path}, for the {few} that the head reads"
 
     def forward(self, x: Tensor) -> Tensor:
         """Transforms ``x`` ``[B, N, C]``; returns the first tokens ``[B, tokens, C]``."""
