@@ -50,6 +50,43 @@ def test_wrong_images_are_told(fast, images, error, message):
         fast(images)
 
 
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("kind", ["timm: vit", "vitfast: myrtle", "vitfast: dvt over deit", "vitfast: t2t"])
+@torch.no_grad()
+def test_images_as_they_are_read_are_normalized_within(kind, precision):
+    model = accelerable(kind)
+    size = sample_images(model).shape[-1]
+    pixels = torch.randint(256, (3, 3, size, size), dtype=torch.uint8)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in IMAGENET.values())
+    normalized = (pixels / 255 - mean) / std
+    fast = vitfast.accelerate(model, precision, check=pixels, **IMAGENET)
+    assert fast.report().agreement.cosine > 0.99
+    expected = tensors_of(vitfast.accelerate(model, precision)(normalized))
+    tolerance = {"fp32": 1e-5, "bf16": 2e-2, "fp16_32": 2e-3, "int8": 4e-2}[precision]
+    for images in (pixels, pixels / 255):
+        for result, wanted in zip(tensors_of(fast(images)), expected, strict=True):
+            assert (result - wanted).norm() < tolerance * wanted.norm()
+    state = model.state_dict()
+    assert list(fast.state_dict()) == list(state)
+    if precision == "fp32":
+        assert all(torch.equal(tensor, state[key]) for key, tensor in fast.state_dict().items())
+
+
+def test_wrong_normalizations_are_told(source):
+    for options, message in (
+        ({"mean": (0.5,) * 3}, "must both have a number for each channel"),
+        ({"mean": (0.5,) * 3, "std": (1.0, 1.0, 0.0)}, "std above 0"),
+        ({"mean": (0.5,), "std": (0.5,)}, "has 1 numbers, images have 3 channels"),
+    ):
+        with pytest.raises(vitfast.UserError, match=message):
+            vitfast.accelerate(source, **options)
+    with pytest.raises(TypeError, match=r"must be uint8 \(0 to 255\) or floating point \(0 to 1\), got torch.int64"):
+        vitfast.accelerate(source, **IMAGENET)(torch.zeros(1, 3, 32, 32, dtype=torch.int64))
+
+
 def test_options_of_the_source_are_refused(fast):
     images = torch.zeros(1, 3, 32, 32)
     with pytest.raises(vitfast.UserError, match="was given attn_mask; run the source model"):

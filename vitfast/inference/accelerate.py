@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import get_args
 
 import torch
@@ -18,6 +18,7 @@ from vitfast.inference.description import Cascade, Precision
 from vitfast.inference.fronts import front_of
 from vitfast.inference.lowering import Lowered, lower
 from vitfast.inference.lowering.quantized import quantized_precisions
+from vitfast.inference.packed.normalization import Normalization
 from vitfast.inference.packed.own_block import BlockInPlace, OwnBlock
 from vitfast.inference.packed.packed_block import PackedBlock, PackedLastBlock
 from vitfast.inference.packed.packed_cascade import PackedCascade, PackedExit
@@ -35,6 +36,8 @@ def accelerate(
     device: str | torch.device | None = None,
     *,
     check: Tensor | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> AcceleratedModel:
     """Makes a Vision Transformer run as fast as it can on this CPU.
 
@@ -51,13 +54,16 @@ def accelerate(
         device: where to run; only ``"cpu"`` so far. None: the model's device.
         check: images as the model takes them. Both models run on them, and ``report().agreement`` says how well they
             agree.
+        mean: of each channel; with ``std``, the model takes images as they are read (uint8 from 0 to 255, or floating
+            point from 0 to 1) and computes ``(image - mean) / std`` itself, within its first product.
+        std: of each channel.
 
     Returns:
         A new module, called as ``model``, for inference.
 
     Raises:
         UserError: the precision is unknown, another than a quantized model's, or not possible on the device; parameters
-            are not float32.
+            are not float32; ``mean`` and ``std`` do not fit the images, or the model was not recognised as a whole.
     """
     model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper holds the original under this name
     if not isinstance(model, nn.Module):
@@ -66,8 +72,10 @@ def accelerate(
     chosen = _precision(model, precision, target)
     _check_float32(model)
     lowered = lower(model)
+    normalization = Normalization.of(mean, std)
+    _check_normalization(normalization, lowered)
     # a quantized model says of each layer what it computes in; what it leaves out stays in float32
-    packer = Packer(model, "fp32" if quantized_precisions(model) else chosen, target)
+    packer = Packer(model, "fp32" if quantized_precisions(model) else chosen, target, normalization)
     body = _body(model, lowered, packer)
     kernels = (
         build_info()["cpu"]["instruction_set"] if has_packed("packed_linear") else "torch's, vitfast's are not built"
@@ -82,7 +90,7 @@ def accelerate(
         accelerated = AcceleratedModel(body, front, state, report)
     _warn(report)
     if check is not None:
-        accelerated.add_agreement(check_agreement(model, accelerated, check))
+        accelerated.add_agreement(check_agreement(model, accelerated, check, normalization))
     return accelerated
 
 
@@ -157,6 +165,20 @@ def _precision(model: nn.Module, precision: str | None, device: torch.device) ->
             "precision out to run it as it is, or accelerate the unquantized model"
         )
     return fast[0] if len(fast) == 1 else "fp32"  # type: ignore[return-value]
+
+
+def _check_normalization(normalization: Normalization | None, lowered: Lowered) -> None:
+    if normalization is None:
+        return
+    if lowered.description is None:
+        raise UserError(f"mean= and std= go with models that are recognised as a whole only; {lowered.why}")
+    described = lowered.description
+    first = described.exits[0].transformer if isinstance(described, Cascade) else described
+    channels = first.embedding.patches.in_chans
+    if len(normalization.mean) != channels:
+        raise UserError(
+            f"mean={normalization.mean} has {len(normalization.mean)} numbers, images have {channels} channels"
+        )
 
 
 def _check_float32(model: nn.Module) -> None:

@@ -125,17 +125,28 @@ class AcceleratedModel(nn.Module):
         return super()._apply(fn, recurse)
 
     def _checked(self, images: Any) -> Tensor:
-        """Returns images in float32, if they are what the model takes."""
+        """Returns images in float32 or uint8, if they are what the model takes."""
         if not isinstance(images, Tensor):
             raise TypeError(f"images must be a tensor [B, channels, height, width], got {type(images).__name__}")
-        if images.dtype not in _FLOATS:
-            raise TypeError(
-                f"images must be float32, bfloat16 or float16, got {images.dtype}; convert and normalize them first"
-            )
+        self._check_type(images)
         if images.device != self.device:
             raise ValueError(f"images are on {images.device}, but the accelerated model is on {self.device}; move them")
         self.body.embedding.check(images)
-        return images.detach().to(torch.float32)
+        if images.dtype == torch.uint8:
+            return images
+        images = images.detach().to(torch.float32)
+        return images if self.body.embedding.normalization is None else images * 255.0
+
+    def _check_type(self, images: Tensor) -> None:
+        if images.dtype in _FLOATS:
+            return
+        if self.body.embedding.normalization is None:
+            raise TypeError(
+                f"images must be float32, bfloat16 or float16, got {images.dtype}; convert and normalize them first, "
+                "or let the model do it: vitfast.accelerate(…, mean=…, std=…)"
+            )
+        if images.dtype != torch.uint8:
+            raise TypeError(f"images must be uint8 (0 to 255) or floating point (0 to 1), got {images.dtype}")
 
     @property
     def device(self) -> torch.device:

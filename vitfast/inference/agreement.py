@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vitfast.errors import UserError
 from vitfast.inference.accelerated_model import AcceleratedModel
 from vitfast.inference.acceleration_report import Agreement
+from vitfast.inference.packed.normalization import Normalization
 from vitfast.inference.packed.own_block import BlockInPlace
 from vitfast.inference.packed.packed_block import PackedBlock, PackedLastBlock
 from vitfast.inference.packed.packed_reuse_block import PackedReuseBlock
@@ -39,13 +40,16 @@ class _Comparison(nn.Module):
 
 
 @torch.no_grad()
-def check_agreement(source: nn.Module, accelerated: AcceleratedModel, images: Tensor) -> Agreement:
+def check_agreement(
+    source: nn.Module, accelerated: AcceleratedModel, images: Tensor, normalization: Normalization | None = None
+) -> Agreement:
     """Runs both models on some images.
 
     Args:
         source: is left alone, and runs in evaluation.
         accelerated: made of it.
-        images: ``[B, in_chans, H, W]``, as the model takes them; B at least 1.
+        images: ``[B, in_chans, H, W]``, as the accelerated model takes them; B at least 1.
+        normalization: what the accelerated model does to images itself, and the source does not.
 
     Raises:
         UserError: there are no images.
@@ -59,7 +63,10 @@ def check_agreement(source: nn.Module, accelerated: AcceleratedModel, images: Te
             original = source.get_submodule(packed.name)
             made[original] = _Comparison(shared_twin(original, {}), packed, errors)
     parameter = next(source.parameters())
-    expected = _results(shared_twin(source, made)(images.to(parameter.device, parameter.dtype)))
+    given = images.to(parameter.device)
+    if normalization is not None:
+        given = normalization.apply(given if given.dtype == torch.uint8 else given.float() * 255.0)
+    expected = _results(shared_twin(source, made)(given.to(parameter.dtype)))
     found = _results(accelerated(images))
     pairs = [(one.float().flatten(1), other.float().flatten(1)) for one, other in zip(expected, found, strict=True)]
     cosine = min(float(torch.cosine_similarity(one.double(), other.double()).min()) for one, other in pairs)

@@ -33,7 +33,18 @@ class PackedPatches(nn.Module):
         if described.order == "channels_last":
             sizes = (*described.patch_size, described.in_chans)
             order = torch.arange(described.linear.in_features).view(sizes).permute(2, 0, 1).flatten()
-        self.linear = packer.linear(described.linear, column_order=order)
+        normalization = packer.normalization
+        precision = described.linear.precision or packer.precision
+        # zeros around an image are zeros after the normalisation; FP16_32 rounds normalized images
+        self.reads_pixels = (
+            normalization is not None and order is None and max(self.padding) <= 0 and precision != "fp16_32"
+        )
+        if normalization is not None and self.reads_pixels:
+            pixels = described.patch_size[0] * described.patch_size[1]
+            scale, shift = (values.repeat_interleave(pixels) for values in normalization.coefficients())
+            self.linear = packer.linear_of_pixels(described.linear, scale, shift)
+        else:
+            self.linear = packer.linear(described.linear, column_order=order)
         self.norm = packer.optional_norm(described.norm)
 
     @property
@@ -155,6 +166,7 @@ class PackedEmbedding(nn.Module):
             else PackedTokensToToken(described.patches, packer)
         )
         self.resize = described.resize
+        self.normalization = packer.normalization
         channels = self.patches.linear.out_features if is_plain else self.patches.project.out_features
         prefix = torch.cat([torch.empty(1, 0, channels), *(token.detach().cpu() for token in described.prefix)], dim=1)
         positions = packer.keep(described.positions)
@@ -192,8 +204,10 @@ class PackedEmbedding(nn.Module):
             )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embeds ``images`` ``[B, in_chans, H, W]``, float32; returns ``[B, T + N, C]``."""
+        """Embeds ``images`` ``[B, in_chans, H, W]``, float32 or, with a normalisation, uint8: ``[B, T + N, C]``."""
         positions = self._positions(images)
+        if self.normalization is not None:
+            images = self._prepared(images)
         if self.is_fused:
             patches = self.patches
             tokens = torch.ops.vitfast.packed_patch_embed.default(
@@ -214,6 +228,13 @@ class PackedEmbedding(nn.Module):
             tokens = torch.cat([self.prefix.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         out: Tensor = self.pre_norm(tokens)
         return out
+
+    def _prepared(self, images: Tensor) -> Tensor:
+        """Normalizes pixels where the projection does not read them as they are."""
+        assert self.normalization is not None
+        if not getattr(self.patches, "reads_pixels", False):
+            return self.normalization.apply(images)
+        return images if self.is_fused else images.to(torch.float32)
 
     def _positions(self, images: Tensor) -> Tensor | None:
         """The positions ``[N, C]`` of the patches of images of this size."""

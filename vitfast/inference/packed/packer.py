@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vitfast.inference.description import Linear, Norm, Precision
+from vitfast.inference.packed.normalization import Normalization
 from vitfast.inference.packed.packed_linear import PackedLinear, SourceRows
 from vitfast.inference.packed.packed_norm import PackedNorm
 from vitfast.inference.packed.plain_product import round_to_fp16
@@ -18,11 +19,19 @@ class Packer:
         source: whose tensors are packed.
         precision: of the layers that a description leaves open.
         device: where the accelerated model lies.
+        normalization: what the model does to its images first, or None.
     """
 
-    def __init__(self, source: nn.Module, precision: Precision, device: torch.device) -> None:
+    def __init__(
+        self,
+        source: nn.Module,
+        precision: Precision,
+        device: torch.device,
+        normalization: Normalization | None = None,
+    ) -> None:
         self.precision = precision
         self.device = device
+        self.normalization = normalization
         self._keys: dict[int, tuple[str, ...]] = {}
         for key, tensor in source.state_dict(keep_vars=True).items():
             self._keys[id(tensor)] = (*self._keys.get(id(tensor), ()), key)
@@ -49,6 +58,25 @@ class Packer:
         precision = described.precision or self.precision
         bias = self._bias(described, first, last)
         return PackedLinear(weight, bias, precision, tuple(places), column_order)
+
+    def linear_of_pixels(self, described: Linear, scale: Tensor, shift: Tensor) -> PackedLinear:
+        """Packs a linear layer that is to read ``x`` where the source reads ``x * scale + shift``.
+
+        The source's weight is kept beside it, for the state: it does not follow from the packed one bit by bit.
+
+        Args:
+            described: the layer.
+            scale: ``[K]``.
+            shift: ``[K]``.
+        """
+        (weight,), (bias,) = described.weights, described.biases
+        weight = weight.detach().to(self.device).flatten(1).double()
+        shifted = weight @ shift.to(self.device).double()
+        if bias is not None:
+            shifted = shifted + bias.detach().to(self.device)
+        rows = (SourceRows((), 0, weight.shape[0], (weight.shape[1],)),)
+        scaled = (weight * scale.to(self.device)).float()
+        return PackedLinear(scaled, shifted.float(), described.precision or self.precision, rows)
 
     def norm(self, described: Norm) -> PackedNorm:
         """Packs a LayerNorm; where the precision rounds it, gamma is rounded for good."""
