@@ -35,6 +35,9 @@ class AcceleratedModel(nn.Module):
         front: how it is called; None: the body is called as it is.
         state: the source's state dict, None where a tensor is packed in ``body``.
         report: what became of each part.
+
+    Attributes:
+        device: where it lies.
     """
 
     is_accelerated = True
@@ -47,6 +50,7 @@ class AcceleratedModel(nn.Module):
         self._front = front
         self._state = dict(state)
         self._report = report
+        self.device = next((tensor.device for tensor in body.buffers()), torch.device("cpu"))
         if hasattr(front, "config"):  # transformers' pipelines ask a model for it
             self.config = front.config
         super().train(False)
@@ -147,11 +151,6 @@ class AcceleratedModel(nn.Module):
             )
         if images.dtype != torch.uint8:
             raise TypeError(f"images must be uint8 (0 to 255) or floating point (0 to 1), got {images.dtype}")
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model lies."""
-        return next(self.buffers()).device
 
     def _unpacked(self) -> dict[str, Tensor]:
         rows: dict[str, list[tuple[int, Tensor]]] = {}

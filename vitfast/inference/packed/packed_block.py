@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -115,6 +117,8 @@ class PackedBlock(nn.Module):
             and one_precision((self.qkv.norm, self.mlp.norm), (self.qkv.linear, self.proj, self.mlp.fc1))
         )
 
+        self._arguments = self._fused_arguments() if self.is_fused else None
+
     @property
     def path(self) -> str:
         """What runs it."""
@@ -124,26 +128,22 @@ class PackedBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Transforms the residual stream ``x`` ``[B, N, C]``, float32; returns a new tensor."""
-        if self.is_fused:
-            return self._fused(x)
+        if self._arguments is not None:
+            fused: Tensor = torch.ops.vitfast.packed_block.default(x, *self._arguments)
+            return fused
         attended = self.attention(self.qkv(x))
         x = self.proj(attended, scale=self.scale1, residual=x)
         out: Tensor = self.mlp(x, x)
         return out
 
-    def _fused(self, x: Tensor) -> Tensor:
+    def _fused_arguments(self) -> tuple[Any, ...]:
+        """What the operator takes beside ``x``, put together once: looking the parts up takes longer than the call."""
         attention, mlp = self.attention, self.mlp
-        out: Tensor = torch.ops.vitfast.packed_block.default(
-            x,
+        return (
             *_norm_arguments(self.qkv.norm),
             self.qkv.linear.packed,
             self.qkv.linear.bias,
-            None,
-            None,
-            None,
-            None,
-            0.0,
-            False,
+            *(None, None, None, None, 0.0, False),  # no LayerNorm of q and k
             attention.heads,
             attention.head_dim,
             attention.scale,
@@ -160,7 +160,6 @@ class PackedBlock(nn.Module):
             mlp.activation,
             self.proj.precision,
         )
-        return out
 
 
 class PackedLastBlock(nn.Module):
