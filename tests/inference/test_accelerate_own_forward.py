@@ -101,7 +101,7 @@ def hook_model(model):
 
 
 def hook_blocks(model):
-    model.blocks.register_forward_hook(lambda module, args, output: output * 0.5)
+    model.blocks.register_forward_hook(lambda module, args, output: output.sin())
 
 
 def replace_pool(model):

@@ -132,7 +132,8 @@ def accelerable(kind: str) -> nn.Module:
 def sample_images(model: nn.Module, batch: int = 3, seed: int = 0) -> Tensor:
     """Images that fit one of the models."""
     size = getattr(model, "img_size", 32)
-    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(seed))
+    channels = getattr(model, "in_chans", 3)
+    return torch.randn(batch, channels, size, size, generator=torch.Generator().manual_seed(seed))
 
 
 def tensors_of(output: Any) -> list[Tensor]:

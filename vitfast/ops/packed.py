@@ -127,7 +127,7 @@ def _attention_flops(qkv: Any, *_: Any, **__: Any) -> int:
 
 
 def _block_flops(x: Any, *arguments: Any, **_: Any) -> int:
-    heads, head_dim, hidden = arguments[11], arguments[12], arguments[21]
+    heads, head_dim, hidden = arguments[11], arguments[12], arguments[22]
     inner = heads * head_dim
     products = _product(x, 3 * inner) + _product((*x[:-1], inner), x[-1])
     return products + 2 * _product(x, hidden) + _attention_flops((x[0], x[1], 3, heads, head_dim))
