@@ -19,7 +19,7 @@ from vitfast.ops.library import has_kernel
 @functools.cache
 def has_packed(operator: str, device_type: str = "cpu") -> bool:
     """Whether an operator on packed weights is there: the library is loaded and holds it, and the device is a CPU."""
-    return device_type == "cpu" and has_kernel("attention", "cpu") and hasattr(torch.ops.vitfast, operator)
+    return device_type == "cpu" and has_kernel("packed", "cpu") and hasattr(torch.ops.vitfast, operator)
 
 
 def _fake_linear(

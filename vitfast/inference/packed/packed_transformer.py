@@ -28,14 +28,13 @@ class PackedTransformer(nn.Module):
     def __init__(self, described: Transformer, packer: Packer) -> None:
         super().__init__()
         self.embedding = PackedEmbedding(described.embedding, packer)
-        self.readouts: Sequence[PackedReadout] = nn.ModuleList(  # type: ignore[assignment]
-            PackedReadout(one, packer) for one in described.readouts
-        )
+        readouts = [PackedReadout(one, packer) for one in described.readouts]
         self.combine = described.combine
         self.blocks = nn.ModuleList(self._block(one, packer) for one in described.blocks[:-1])
         for last in described.blocks[-1:]:
-            self.blocks.append(self._last_block(last, packer))
+            self.blocks.append(self._last_block(last, packer, readouts))
         self.norm = packer.optional_norm(described.norm)
+        self.readouts = nn.ModuleList(readouts)
         late = [torch.empty(1, 0, self.embedding.prefix.shape[1]), *(t.detach().cpu() for t in described.late_prefix)]
         self.register_buffer("late_prefix", torch.cat(late, dim=1).to(packer.device))  # [1, T, C]
         self.late_index = described.late_index if described.late_prefix else -1
@@ -70,8 +69,10 @@ class PackedTransformer(nn.Module):
             return OwnBlock(described, packer)
         return PackedBlock(described, packer, self.embedding.patches.num_patches)
 
-    def _last_block(self, described: Block | OwnForward, packer: Packer) -> nn.Module:
-        read = [readout.tokens_read for readout in self.readouts]
+    def _last_block(
+        self, described: Block | OwnForward, packer: Packer, readouts: Sequence[PackedReadout]
+    ) -> nn.Module:
+        read = [readout.tokens_read for readout in readouts]
         few = None if None in read else max(count for count in read if count is not None)
         if few is None or isinstance(described, OwnForward) or described.attention.gated is not None:
             return self._block(described, packer)
