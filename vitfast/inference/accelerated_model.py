@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vitfast.errors import UserError
 from vitfast.inference.acceleration_report import AccelerationReport, Agreement
-from vitfast.inference.fronts import ImagesFront
+from vitfast.inference.fronts import HuggingFaceFront, ImagesFront
 from vitfast.inference.packed.packed_cascade import PackedCascade
 from vitfast.inference.packed.packed_linear import PackedLinear
 from vitfast.inference.packed.packed_transformer import PackedTransformer
@@ -46,12 +46,12 @@ class AcceleratedModel(nn.Module):
         self, body: nn.Module, front: ImagesFront | None, state: Mapping[str, Tensor | None], report: AccelerationReport
     ) -> None:
         super().__init__()
-        self.body = body
+        self.body: Any = body
         self._front = front
         self._state = dict(state)
         self._report = report
         self.device = next((tensor.device for tensor in body.buffers()), torch.device("cpu"))
-        if hasattr(front, "config"):  # transformers' pipelines ask a model for it
+        if isinstance(front, HuggingFaceFront):  # transformers' pipelines ask a model for it
             self.config = front.config
         super().train(False)
 
@@ -172,8 +172,6 @@ class AcceleratedCascade(AcceleratedModel):
         report: as in ``AcceleratedModel``.
         source: whose number of exits and sizes it has.
     """
-
-    body: PackedCascade
 
     def __init__(
         self,

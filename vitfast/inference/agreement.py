@@ -23,7 +23,7 @@ class _Comparison(nn.Module):
     def __init__(self, source: nn.Module, packed: nn.Module, errors: dict[str, list[Tensor]]) -> None:
         super().__init__()
         self.source = source
-        self.packed = packed
+        self.packed: Any = packed
         self.errors = errors
 
     def forward(self, x: Tensor, *arguments: Any, **options: Any) -> Any:

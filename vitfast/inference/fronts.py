@@ -88,5 +88,5 @@ def front_of(model: nn.Module) -> ImagesFront:
     if type(model).__name__.endswith("ForImageClassification"):
         return HuggingFaceFront((outputs, "ImageClassifierOutput"), ("logits",), config)
     is_pooled = getattr(model, "pooler", "DINOv2") is not None
-    fields = ("last_hidden_state", "pooler_output") if is_pooled else ("last_hidden_state",)
-    return HuggingFaceFront((outputs, "BaseModelOutputWithPooling"), fields, config)
+    both = ("last_hidden_state", "pooler_output")
+    return HuggingFaceFront((outputs, "BaseModelOutputWithPooling"), both if is_pooled else both[:1], config)

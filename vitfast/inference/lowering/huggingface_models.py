@@ -134,7 +134,8 @@ def block(name: str, module: nn.Module) -> Block:
         _attention(f"{name}.attention", checked.attention, family),
         layers.norm(f"{name}.{norm2}", getattr(checked, norm2)),
         layers.mlp(f"{name}.mlp", mlp.fc1, mlp.activation_fn, mlp.fc2),
-        *(_layer_scale(f"{name}.{part}", getattr(checked, part, None), family) for part in scales),
+        _layer_scale(f"{name}.{scales[0]}", getattr(checked, scales[0], None), family),
+        _layer_scale(f"{name}.{scales[1]}", getattr(checked, scales[1], None), family),
     )
 
 

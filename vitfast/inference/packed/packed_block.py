@@ -109,28 +109,28 @@ class PackedBlock(nn.Module):
         self.proj = packer.linear(described.attention.proj)
         self.register_buffer("scale1", packer.keep(described.scale1))
         self.mlp = PackedMlp(described.norm2, described.mlp, packer, described.scale2)
-        self.is_fused = (
+        is_fused = (
             has_packed("packed_block", packer.device.type)
             and self.mlp.is_fused
             and self.attention.gate is None
             and not self.attention.has_qk_norm
             and one_precision((self.qkv.norm, self.mlp.norm), (self.qkv.linear, self.proj, self.mlp.fc1))
         )
-
-        self._arguments = self._fused_arguments() if self.is_fused else None
+        self._arguments = self._fused_arguments() if is_fused else None
 
     @property
     def path(self) -> str:
         """What runs it."""
-        if self.is_fused:
+        if self._arguments is not None:
             return f"one packed operator, {self.proj.precision}"
         return f"{path_of(self.qkv.linear, self.proj, self.mlp.fc1, self.mlp.fc2)}, attention apart"
 
     def forward(self, x: Tensor) -> Tensor:
         """Transforms the residual stream ``x`` ``[B, N, C]``, float32; returns a new tensor."""
         if self._arguments is not None:
-            fused: Tensor = torch.ops.vitfast.packed_block.default(x, *self._arguments)
+            fused: Tensor = torch.ops.vitfast.packed_block.default(x.contiguous(), *self._arguments)
             return fused
+        x = x.contiguous()
         attended = self.attention(self.qkv(x))
         x = self.proj(attended, scale=self.scale1, residual=x)
         out: Tensor = self.mlp(x, x)
@@ -202,6 +202,7 @@ class PackedLastBlock(nn.Module):
 
     def first_tokens(self, x: Tensor, tokens: int) -> Tensor:
         """Transforms ``x`` ``[B, N, C]``; returns the first ``tokens`` of the result."""
+        x = x.contiguous()  # a block with its own forward may give anything
         first = x[:, :tokens]
         attended = self.attention.of_first(self.q(first), self.kv(x))
         first = self.proj(attended, scale=self.scale1, residual=first.contiguous())

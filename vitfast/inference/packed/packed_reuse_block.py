@@ -96,6 +96,7 @@ class PackedReuseBlock(nn.Module):
         return_relations: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """See ``vitfast.layers.ReuseBlock``."""
+        x = x.contiguous()
         attended, logits = self.attention.related(self.qkv(x), relations, return_relations)
         x = self.proj(attended, residual=x)
         wide = x if self.feature_reuse is None else torch.cat([x, self.feature_reuse(features)], dim=2)
