@@ -140,7 +140,7 @@ def _patch_embed_flops(images: Any, packed: Any, bias: Any, n: int, *_: Any, **_
 def _register() -> None:
     from torch.utils.flop_counter import register_flop_formula
 
-    parts = {
+    parts: dict[str, tuple[Any, Any]] = {
         "packed_linear": (_fake_linear, _linear_flops),
         "packed_norm_linear": (_fake_norm_linear, _norm_linear_flops),
         "packed_mlp": (_fake_mlp, _mlp_flops),

@@ -22,7 +22,8 @@ def plain_class(module: nn.Module, name: str) -> type[nn.Module]:
     if not isinstance(module, QuantizedModule):
         return type(module)
     precision_of(module, name)
-    return next(cls for cls in type(module).__mro__ if not issubclass(cls, QuantizedModule))
+    bases = (cls for cls in type(module).__mro__ if issubclass(cls, nn.Module))
+    return next(cls for cls in bases if not issubclass(cls, QuantizedModule))
 
 
 def precision_of(module: nn.Module, name: str) -> Precision | None:
@@ -46,7 +47,7 @@ def precision_of(module: nn.Module, name: str) -> Precision | None:
 
 def quantized_precisions(model: nn.Module) -> set[str]:
     """Returns what the quantized layers of a model compute in, as far as there are fast kernels for it."""
-    found = set()
+    found: set[str] = set()
     for module in model.modules():
         if isinstance(module, QuantizedModule) and module.quantization.config is not None:
             found.add(_precision(module.quantization.arithmetic) or "other")

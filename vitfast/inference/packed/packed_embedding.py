@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -119,7 +121,7 @@ class PackedTokensToToken(nn.Module):
         super().__init__()
         self.image_size = described.image_size
         self.in_chans = described.in_chans
-        self.splits = nn.ModuleList(SoftSplit(one.patch_size, one.stride, one.padding) for one in described.splits)
+        self.splits: Any = nn.ModuleList(SoftSplit(one.patch_size, one.stride, one.padding) for one in described.splits)
         self.mixers = nn.ModuleList(PackedTokenMixer(one, packer) for one in described.mixers)
         self.project = packer.linear(described.project)
 
@@ -159,12 +161,13 @@ class PackedEmbedding(nn.Module):
 
     def __init__(self, described: Embedding, packer: Packer) -> None:
         super().__init__()
-        is_plain = isinstance(described.patches, Patches)
-        self.patches = (
-            PackedPatches(described.patches, packer)
-            if isinstance(described.patches, Patches)
-            else PackedTokensToToken(described.patches, packer)
-        )
+        norm_after_patches = False
+        if isinstance(described.patches, Patches):
+            norm_after_patches = described.patches.norm is not None
+            self.patches: Any = PackedPatches(described.patches, packer)
+        else:
+            self.patches = PackedTokensToToken(described.patches, packer)
+        is_plain = isinstance(self.patches, PackedPatches)
         self.resize = described.resize
         self.normalization = packer.normalization
         channels = self.patches.linear.out_features if is_plain else self.patches.project.out_features
@@ -176,14 +179,12 @@ class PackedEmbedding(nn.Module):
         self.register_buffer("prefix", prefix[0].to(packer.device))  # [T, C], positions added
         self.register_buffer("positions", None if positions is None else positions[0, self.positioned :])  # [N, C]
         self.pre_norm = packer.optional_norm(described.pre_norm)
-        self.is_fused = (
-            is_plain and has_packed("packed_patch_embed", packer.device.type) and described.patches.norm is None
-        )
+        self.is_fused = is_plain and not norm_after_patches and has_packed("packed_patch_embed", packer.device.type)
 
     @property
     def path(self) -> str:
         """What runs it."""
-        return "one packed operator, " + self.patches.linear.precision if self.is_fused else self.patches.path
+        return f"one packed operator, {self.patches.linear.precision}" if self.is_fused else str(self.patches.path)
 
     def check(self, images: Tensor) -> None:
         """Checks the shape of images.

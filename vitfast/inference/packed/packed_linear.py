@@ -44,6 +44,7 @@ class PackedLinear(nn.Module):
 
     bias: Tensor | None
     packed: Tensor
+    column_order: Tensor | None
     weight_scale: Tensor | None
 
     def __init__(

@@ -60,4 +60,6 @@ def apply_activation(x: Tensor, activation: Activation) -> Tensor:
         return F.gelu(x, approximate="none" if activation == "gelu" else "tanh")
     if activation == "gelu_quick":
         return x * torch.sigmoid(1.702 * x)
-    return {"tanh": torch.tanh, "silu": F.silu, "relu": F.relu}[activation](x)
+    if activation == "tanh":
+        return torch.tanh(x)
+    return F.silu(x) if activation == "silu" else F.relu(x)
