@@ -25,7 +25,7 @@ if not COMPILED:
     pytest.skip("pure PyTorch: there are no raw operators to check", allow_module_level=True)
 
 # raw operators that are no public function's forward or backward; each has a test of its own below
-NOT_RECORDED = {"vitfast::cpu_capability", "vitfast::quantize_float_"}
+NOT_RECORDED = {"vitfast::cpu_capability", "vitfast::quantize_float_", "vitfast::quantize_fixed_"}
 LARGEST_NUMEL = 40_000
 MIN_CALLS = 8
 
