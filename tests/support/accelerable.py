@@ -37,6 +37,7 @@ OWN: dict[str, tuple[str, dict[str, Any]]] = {
     "t2t, transformer": ("t2t_vit_t_14", _T2T),
     "dvt over deit": ("dvt_deit_small", {**_DVT, **_DEIT_EXITS}),
     "dvt over t2t": ("dvt_t2t_vit_12", {**_DVT, "token_dim": 8, "img_size": 64}),
+    "dvt, convolutions": ("dvt_mini_32", {**_DVT, "backbone": "conv_vit", "num_heads": 2}),
     "dvt without reuse": ("dvt_nano_16", {**_DVT, "img_size": 16, "feature_reuse": False, "relation_reuse": False}),
 }
 

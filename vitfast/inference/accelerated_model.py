@@ -187,6 +187,7 @@ class AcceleratedCascade(AcceleratedModel):
         self.num_classes: int = source.num_classes
         self.in_chans: int = source.in_chans
         self.img_size: int = source.img_size
+        self.saved_exits = source.saved_exits
 
     @property
     def exits(self) -> nn.ModuleList:

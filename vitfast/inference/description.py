@@ -14,6 +14,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from vitfast.inference.stem_description import ConvStem, TokensToToken
+
 Precision = Literal["fp32", "bf16", "fp16_32", "int8"]
 Activation = Literal["none", "gelu", "gelu_tanh", "gelu_quick", "tanh", "silu", "relu"]
 PatchOrder = Literal["channels_first", "channels_last"]
@@ -88,57 +90,6 @@ class Patches:
 
 
 @dataclass(frozen=True, eq=False)
-class Split:
-    """Overlapping patches of an image or of a grid of tokens."""
-
-    patch_size: int
-    stride: int
-    padding: int
-
-
-@dataclass(frozen=True, eq=False)
-class TokenMixer:
-    """An attention layer of the tokens-to-token module: softmax attention with one head, or a performer.
-
-    Attributes:
-        norm1: before the attention.
-        linear: q, k, v in this order; k, q, v of a performer.
-        projection: random features ``[M, D]`` of a performer; None: softmax attention.
-        scale: of the logits of softmax attention.
-        proj: of the attention's result.
-        norm2: before the MLP.
-        mlp: the MLP.
-    """
-
-    norm1: Norm
-    linear: Linear
-    projection: Tensor | None
-    scale: float
-    proj: Linear
-    norm2: Norm
-    mlp: Mlp
-
-
-@dataclass(frozen=True, eq=False)
-class TokensToToken:
-    """Overlapping patches in three steps (Yuan et al., 2021).
-
-    Attributes:
-        splits: three.
-        mixers: two, one after each of the first two splits.
-        project: after the last split.
-        image_size: height and width that the model takes.
-        in_chans: channels of an image.
-    """
-
-    splits: tuple[Split, Split, Split]
-    mixers: tuple[TokenMixer, TokenMixer]
-    project: Linear
-    image_size: tuple[int, int]
-    in_chans: int
-
-
-@dataclass(frozen=True, eq=False)
 class Embedding:
     """From images to the tokens that enter the first block.
 
@@ -151,7 +102,7 @@ class Embedding:
             none of another size.
     """
 
-    patches: Patches | TokensToToken
+    patches: Patches | TokensToToken | ConvStem
     prefix: tuple[Tensor, ...]
     positions: Tensor | None
     pre_norm: Norm | None = None

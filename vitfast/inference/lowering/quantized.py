@@ -59,7 +59,7 @@ def _precision(arithmetic: Arithmetic) -> Precision | None:
         return "fp32"
     if isinstance(arithmetic, Int8Arithmetic):
         return None if arithmetic.calibrated else "int8"
-    if isinstance(arithmetic, RoundedArithmetic) and isinstance(arithmetic.rounder, FloatRounder):
+    if type(arithmetic) is RoundedArithmetic and isinstance(arithmetic.rounder, FloatRounder):
         is_fp16_32 = (
             arithmetic.rounder.format == FloatFormat.fp16()
             and arithmetic.rounder.rounding == "nearest_even"

@@ -13,13 +13,16 @@ from vitfast.inference.description import (
     Embedding,
     Exit,
     Linear,
+    Patches,
     Readout,
     RelationReuse,
     Transformer,
 )
 from vitfast.inference.lowering import layers, vitfast_parts
 from vitfast.inference.lowering.untouched import expect
-from vitfast.layers import GridUpsample, PatchEmbed
+from vitfast.inference.stem_description import ConvStem as ConvStemDescription
+from vitfast.inference.stem_description import TokensToToken
+from vitfast.layers import ConvStem, GridUpsample, PatchEmbed
 from vitfast.layers import RelationReuse as RelationReuseLayer
 from vitfast.models import DVT, ConViT, DistilledVisionTransformer, T2TViT, VisionTransformer
 from vitfast.models.dvt_exit import DVTExit
@@ -115,11 +118,13 @@ def _exit(name: str, module: nn.Module, model: DVT) -> Exit:
     layers.passes_in_evaluation(f"{name}.pos_drop", checked.pos_drop)
     expect(checked.blocks, f"{name}.blocks", nn.ModuleList, children=_numbers(checked.blocks))
     embed_name = f"{name}.patch_embed"
-    patches = (
-        vitfast_parts.patches(embed_name, checked.patch_embed)
-        if isinstance(checked.patch_embed, PatchEmbed)
-        else vitfast_parts.tokens_to_token(embed_name, checked.patch_embed, model.img_size, model.in_chans)
-    )
+    patches: Patches | TokensToToken | ConvStemDescription
+    if isinstance(checked.patch_embed, PatchEmbed):
+        patches = vitfast_parts.patches(embed_name, checked.patch_embed)
+    else:
+        is_stem = isinstance(checked.patch_embed, ConvStem)
+        describe_patches = vitfast_parts.conv_stem if is_stem else vitfast_parts.tokens_to_token
+        patches = describe_patches(embed_name, checked.patch_embed, model.img_size, model.in_chans)
     transformer = Transformer(
         Embedding(patches, (checked.cls_token,), checked.pos_embed),
         vitfast_parts.blocks(f"{name}.blocks", checked.blocks),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -15,14 +16,12 @@ from vitfast.inference.description import (
     Mlp,
     OwnForward,
     Patches,
-    Split,
-    TokenMixer,
-    TokensToToken,
 )
 from vitfast.inference.lowering import layers
 from vitfast.inference.lowering.not_recognised import NotRecognised
 from vitfast.inference.lowering.quantized import precision_of
 from vitfast.inference.lowering.untouched import expect
+from vitfast.inference.stem_description import Convolution, ConvStem, Split, TokenMixer, TokensToToken
 from vitfast.layers.relation_attention import RelationAttention
 from vitfast.layers.soft_split import SoftSplit
 from vitfast.layers.token_performer import TokenPerformer
@@ -104,6 +103,28 @@ def tokens_to_token(name: str, module: nn.Module, img_size: int, in_chans: int) 
     mixers = (_mixer(f"{name}.attention1", checked.attention1), _mixer(f"{name}.attention2", checked.attention2))
     project = layers.linear(f"{name}.project", checked.project)
     return TokensToToken((first, second, third), mixers, project, (img_size, img_size), in_chans)
+
+
+def conv_stem(name: str, module: nn.Module, img_size: int, in_chans: int) -> ConvStem:
+    """Describes the convolutions that stand for a patch embedding."""
+    expect(module, name, own.ConvStem, children=list(module._modules))
+    found: list[Convolution] = []
+    for key, child in module.named_children():
+        at = f"{name}.{key}"
+        if isinstance(child, nn.Conv2d):
+            conv = expect(child, at, nn.Conv2d, tensors=("weight", "bias"))
+            if precision_of(conv, at) is not None or conv.groups != 1 or conv.dilation != (1, 1):
+                raise NotRecognised(at, "is a quantized, grouped or dilated convolution")
+            found.append(Convolution(conv.weight, conv.bias, conv.stride[0], conv.padding[0], None, False))
+        elif isinstance(child, nn.BatchNorm2d):
+            tensors = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+            norm = expect(child, at, nn.BatchNorm2d, tensors=tensors)
+            statistics = (norm.weight, norm.bias, norm.running_mean, norm.running_var, float(norm.eps))
+            found[-1] = replace(found[-1], batch_norm=statistics)
+        else:
+            expect(child, at, nn.ReLU)
+            found[-1] = replace(found[-1], relu=True)
+    return ConvStem(tuple(found), (img_size, img_size), in_chans)
 
 
 def _attention(name: str, checked: Any, qkv: layers.Linear, gated: GatedPositions | None = None) -> Attention:
