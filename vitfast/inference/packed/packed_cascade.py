@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
@@ -41,7 +41,7 @@ class PackedExit(nn.Module):
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """See ``vitfast.models.dvt_exit.DVTExit``."""
         x = self.embedding(images)
-        biases: Sequence[Tensor | None] = [None] * len(self.blocks)
+        biases: Iterable[Tensor | None] = [None] * len(self.blocks)
         if self.relation_reuse is not None:
             biases = self.relation_reuse(relations)
         returned = []

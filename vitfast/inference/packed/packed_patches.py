@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -30,17 +32,19 @@ class PackedPatches(nn.Module):
             sizes = (*described.patch_size, described.in_chans)
             order = torch.arange(described.linear.in_features).view(sizes).permute(2, 0, 1).flatten()
         normalization = packer.normalization
-        precision = described.linear.precision or packer.precision
+        # pixels are 8-bit numbers, which bfloat16 holds: in int8 their product would only be less exact
+        own = "bf16" if packer.precision == "int8" else packer.precision
+        linear = replace(described.linear, precision=described.linear.precision or own)
         # zeros around an image are zeros after the normalisation; FP16_32 rounds normalized images
         self.reads_pixels = (
-            normalization is not None and order is None and max(self.padding) <= 0 and precision != "fp16_32"
+            normalization is not None and order is None and max(self.padding) <= 0 and linear.precision != "fp16_32"
         )
         if normalization is not None and self.reads_pixels:
             pixels = described.patch_size[0] * described.patch_size[1]
             scale, shift = (values.repeat_interleave(pixels) for values in normalization.coefficients())
-            self.linear = packer.linear_of_pixels(described.linear, scale, shift)
+            self.linear = packer.linear_of_pixels(linear, scale, shift)
         else:
-            self.linear = packer.linear(described.linear, column_order=order)
+            self.linear = packer.linear(linear, column_order=order)
         self.norm = packer.optional_norm(described.norm)
 
     @property

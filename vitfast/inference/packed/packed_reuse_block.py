@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -55,13 +55,14 @@ class PackedRelationReuse(nn.Module):
         self.fc2 = packer.linear(described.fc2)
         self.register_buffer("upsample", packer.keep(described.upsample))
 
-    def forward(self, relations: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Computes a bias ``[B, H, 1 + G * G, 1 + G * G]`` for each layer."""
+    def forward(self, relations: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Yields a bias ``[B, H, 1 + G * G, 1 + G * G]`` for each layer, when it asks for it."""
         channels_last = torch.cat(tuple(relations), dim=1).permute(0, 2, 3, 1).contiguous()
         mixed = self.fc2(self.fc1(channels_last, "gelu")).permute(0, 3, 1, 2)  # [B, L * H, 1 + g * g, 1 + g * g]
         columns = self.upsample.T
-        # rows by way of the transpose, as in GridUpsample
-        return ((mixed.transpose(2, 3) @ columns).transpose(2, 3) @ columns).chunk(self.layers, dim=1)
+        for of_layer in mixed.chunk(self.layers, dim=1):
+            # rows by way of the transpose, as in GridUpsample
+            yield (of_layer.transpose(2, 3) @ columns).transpose(2, 3) @ columns
 
 
 class PackedReuseBlock(nn.Module):
