@@ -53,7 +53,12 @@ class PackedEmbedding(nn.Module):
         self.register_buffer("prefix", prefix[0].to(packer.device))  # [T, C], positions added
         self.register_buffer("positions", None if positions is None else positions[0, self.positioned :])  # [N, C]
         self.pre_norm = packer.optional_norm(described.pre_norm)
-        self.is_fused = is_plain and not norm_after_patches and has_packed("packed_patch_embed", packer.device.type)
+        self.is_fused = (
+            is_plain
+            and not norm_after_patches
+            and self.patches.linear.precision != "int8"
+            and has_packed("packed_patch_embed", packer.device.type)
+        )
 
     @property
     def path(self) -> str:
