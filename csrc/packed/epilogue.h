@@ -66,38 +66,35 @@ VITFAST_INLINE void store_result(void* row, int64_t column, Vector<float> v, int
 // Without an activation the sum starts from the residual, so that the groups of a product may add to `out` in turn.
 template <bool is_integer, Activation activation, Accuracy accuracy, Store how>
 void finish_tile(const Tile& t) {
-  constexpr int64_t w = width<float>;
   constexpr bool is_linear = activation == Activation::none;
   constexpr int64_t element = how == Store::bfloat16 ? 2 : 4;
+  const float* const bias = t.is_first_group ? t.bias : nullptr;
+  const float* const scale = t.scale;
+  const bool is_last = t.is_last_group;
   for (int64_t r = 0; r < t.rows; ++r) {
-    const float* residual = t.residual == nullptr ? nullptr : t.residual + r * t.residual_stride;
-    float* partial = t.partial + r * t.partial_stride;
-    void* out = static_cast<char*>(t.out) + r * t.out_stride * element;
-    const float* addend = !t.is_first_group ? partial : is_linear ? residual : nullptr;
-    for (int64_t c = 0; c < t.columns; c += w) {
-      const int64_t count = t.columns - c < w ? t.columns - c : w;
-      Vector<float> v;
+    const float* const residual = t.residual == nullptr ? nullptr : t.residual + r * t.residual_stride;
+    float* const partial = t.partial + r * t.partial_stride;
+    void* const out = static_cast<char*>(t.out) + r * t.out_stride * element;
+    const float* const addend = !t.is_first_group ? partial : is_linear ? residual : nullptr;
+    const int32_t* const sums = static_cast<const int32_t*>(t.sums) + r * panel_columns;
+    const float row_scale = is_integer ? t.row_scales[r * t.row_scale_stride] : 1.0f;
+    const float* const column_scales = t.column_scales;
+    for_each_vector<float>(t.columns, [&](int64_t c, int64_t count) __attribute__((always_inline)) {
+      Vector<float> v = bit_cast<Vector<float>>(load_integers(sums + c));
       if constexpr (is_integer) {
-        const Integers<float> sums = load_integers(static_cast<const int32_t*>(t.sums) + r * panel_columns + c);
-        v = __builtin_convertvector(sums, Vector<float>) *
-            (t.row_scales[r * t.row_scale_stride] * load(t.column_scales + c));
-      } else {
-        v = load(static_cast<const float*>(t.sums) + r * panel_columns + c);
+        v = __builtin_convertvector(bit_cast<Integers<float>>(v), Vector<float>) * (row_scale * load(column_scales + c));
       }
-      if (t.is_first_group && t.bias != nullptr) v += load_up_to<float>(t.bias + c, count);
-      if (is_linear && t.scale != nullptr) v *= load_up_to<float>(t.scale + c, count);
+      if (bias != nullptr) v += load_up_to<float>(bias + c, count);
+      if (is_linear && scale != nullptr) v *= load_up_to<float>(scale + c, count);
       if (addend != nullptr) v += load_up_to<float>(addend + c, count);
-      if (!t.is_last_group) {
-        store_up_to<float>(partial + c, v, count);
-        continue;
-      }
+      if (!is_last) return store_up_to<float>(partial + c, v, count);
       if constexpr (!is_linear) {
         v = activate<activation, accuracy>(v);
-        if (t.scale != nullptr) v *= load_up_to<float>(t.scale + c, count);
+        if (scale != nullptr) v *= load_up_to<float>(scale + c, count);
         if (residual != nullptr) v += load_up_to<float>(residual + c, count);
       }
       store_result<how>(out, c, v, count);
-    }
+    });
   }
 }
 

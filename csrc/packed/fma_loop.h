@@ -9,13 +9,18 @@ namespace vitfast::VITFAST_ISA {
 template <typename Dot>
 int64_t run_dots(int64_t iterations, int64_t operations_a_lane) {
   constexpr int chains = 12;
-  typename Dot::Sum sums[chains] = {};
+  using Sum = typename Dot::Sum;
+  Sum sums[chains] = {};
   Integers<float> a{}, b{};
   __asm__ volatile("" : "+m"(a), "+m"(b));  // values that the compiler does not know
   for (int64_t i = 0; i < iterations; ++i) {
+#pragma GCC unroll 12  // else GCC keeps the array in memory
     for (int c = 0; c < chains; ++c) Dot::add(sums[c], a, b);
   }
-  for (int c = 0; c < chains; ++c) __asm__ volatile("" : "+m"(sums[c]));
+  Sum total = sums[0];
+#pragma GCC unroll 12
+  for (int c = 1; c < chains; ++c) total += sums[c];
+  __asm__ volatile("" : : "m"(total));
   return iterations * chains * width<float> * operations_a_lane;
 }
 

@@ -22,40 +22,50 @@ struct Panel {
   const int32_t* compensation;  // [64], what integer sums start from, or null
 };
 
+// Rows of words whose float32 sum is formed in one go: a long sum in parts loses less than one that runs through.
+constexpr int64_t max_run = 256;
+
 // sums[rows, 64] = a[rows, panel.rows] · panel, as float32 or int32. `ahead`: a line of 64 bytes in each 256 is fetched
 // from there into the second-level cache, for the tiles to come; or null.
 template <typename Dot, int rows>
 void multiply_tile(const uint32_t* a, int64_t a_stride, const Panel& panel, const char* ahead, void* sums) {
   using Sum = typename Dot::Sum;
   constexpr int64_t w = width<float>;
+  const intptr_t distance =
+      ahead == nullptr ? 0 : reinterpret_cast<intptr_t>(ahead) - reinterpret_cast<intptr_t>(panel.words);
   for (int64_t column = 0; column < panel_columns; column += tile_vectors * w) {
-    Sum tile[rows][tile_vectors];
-    for (int v = 0; v < tile_vectors; ++v) {
-      Sum start{};
-      if (panel.compensation != nullptr) {
-        start = bit_cast<Sum>(load_integers(panel.compensation + column + v * w));
-      }
-      for (int r = 0; r < rows; ++r) tile[r][v] = start;
-    }
+    uint32_t* const target = static_cast<uint32_t*>(sums) + column;
     const uint32_t* b = panel.words + column;
-    const char* next = ahead == nullptr ? reinterpret_cast<const char*>(panel.words) : ahead;
-    const int64_t next_step = ahead == nullptr ? 0 : panel_columns * 4;
-    for (int64_t k = 0; k < panel.rows; ++k) {
-      __builtin_prefetch(next, 0, 2);
-      next += next_step;
-      Integers<float> b_row[tile_vectors];
-      for (int v = 0; v < tile_vectors; ++v) b_row[v] = load_integers(b + v * w);
-      for (int r = 0; r < rows; ++r) {
-        const Integers<float> a_word = broadcast_word(a + r * a_stride + k);
-        for (int v = 0; v < tile_vectors; ++v) Dot::add(tile[r][v], a_word, b_row[v]);
-      }
-      b += panel_columns;
-    }
-    for (int r = 0; r < rows; ++r) {
+    int64_t begin = 0;
+    do {
+      const int64_t rest = panel.rows - begin, end = Dot::is_integer || rest <= max_run ? panel.rows : begin + max_run;
+      Sum tile[rows][tile_vectors];
       for (int v = 0; v < tile_vectors; ++v) {
-        std::memcpy(static_cast<uint32_t*>(sums) + r * panel_columns + column + v * w, &tile[r][v], sizeof(Sum));
+        Sum start{};
+        if (Dot::is_integer && panel.compensation != nullptr) {
+          start = bit_cast<Sum>(load_integers(panel.compensation + column + v * w));
+        }
+        for (int r = 0; r < rows; ++r) tile[r][v] = start;
       }
-    }
+      for (int64_t k = begin; k < end; ++k) {
+        __builtin_prefetch(reinterpret_cast<const char*>(b) + distance, 0, 2);
+        Integers<float> b_row[tile_vectors];
+        for (int v = 0; v < tile_vectors; ++v) b_row[v] = load_integers(b + v * w);
+        for (int r = 0; r < rows; ++r) {
+          const Integers<float> a_word = broadcast_word(a + r * a_stride + k);
+          for (int v = 0; v < tile_vectors; ++v) Dot::add(tile[r][v], a_word, b_row[v]);
+        }
+        b += panel_columns;
+      }
+      for (int r = 0; r < rows; ++r) {
+        for (int v = 0; v < tile_vectors; ++v) {
+          void* place = target + r * panel_columns + v * w;
+          if (begin > 0) tile[r][v] += bit_cast<Sum>(load_integers(place));
+          std::memcpy(place, &tile[r][v], sizeof(Sum));
+        }
+      }
+      begin = end;
+    } while (begin < panel.rows);
   }
 }
 

@@ -15,18 +15,25 @@ void multiply_small(
     const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t b_stride, int64_t depth, float* out, int64_t stride) {
   constexpr int64_t w = width<float>;
   Vector<float> sums[rows][vectors];
+  // unrolled by order: GCC would see a memset and a memcpy, and keep the sums in memory
+#pragma GCC unroll 8
   for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 8
     for (int v = 0; v < vectors; ++v) sums[r][v] = Vector<float>{};
   }
   for (int64_t k = 0; k < depth; ++k) {
     Integers<float> b_row[vectors];
     for (int v = 0; v < vectors; ++v) b_row[v] = load_integers(b + k * b_stride + v * w);
+#pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) {
       const Integers<float> a_word = broadcast_word(a + r * a_stride + k);
+#pragma GCC unroll 8
       for (int v = 0; v < vectors; ++v) Dot::add(sums[r][v], a_word, b_row[v]);
     }
   }
+#pragma GCC unroll 8
   for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 8
     for (int v = 0; v < vectors; ++v) store(out + r * stride + v * w, sums[r][v]);
   }
 }

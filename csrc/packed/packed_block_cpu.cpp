@@ -34,30 +34,88 @@ struct Block {
   PackedMlp mlp;
 };
 
-// Every thread takes its own rows through all of it; the threads meet once, before attention reads all keys and values.
-void run_chained(const Block& b, int64_t rows, int64_t threads) {
+// Memory of a thread that takes `rows` rows at most through the block.
+int64_t chained_workspace(const Block& b, int64_t rows) {
   const PackedKernels& kernels = packed_kernels();
-  const int64_t part_rows = divide_up(rows, threads);
   int64_t bytes = 0;
   for (const int64_t needed :
-       {kernels.linear_workspace(b.qkv, part_rows),
-        kernels.linear_workspace(b.proj, part_rows),
+       {kernels.linear_workspace(b.qkv, rows),
+        kernels.linear_workspace(b.proj, rows),
         kernels.attention_workspace(b.attention),
-        kernels.mlp_workspace(b.mlp, part_rows)}) {
+        kernels.mlp_workspace(b.mlp, rows)}) {
     bytes = needed > bytes ? needed : bytes;
   }
-  const Workspace workspace(bytes, threads);
+  return bytes;
+}
+
+void project(const Block& b, int64_t begin, int64_t end, char* memory) {
+  packed_kernels().linear(b.qkv, {begin, end, 0, panel_count(b.qkv.weight.n)}, memory);
+  if (b.qk_norm.has_value()) packed_kernels().qk_norm(*b.qk_norm, begin, end);
+}
+
+void attend_and_mix(const Block& b, int64_t begin, int64_t end, char* memory) {
+  const PackedKernels& kernels = packed_kernels();
+  kernels.attention(b.attention, {begin, end, 0, b.attention.heads}, memory);
+  kernels.linear(b.proj, {begin, end, 0, panel_count(b.proj.weight.n)}, memory);
+  kernels.mlp(b.mlp, begin, end, memory);
+}
+
+// Every thread takes its own rows through all of it; the threads meet once, before attention reads all keys and values.
+void run_by_rows(const Block& b, int64_t rows, int64_t threads) {
+  const Workspace workspace(chained_workspace(b, divide_up(rows, threads)), threads);
   for_each_part(threads, [&](int64_t part) {
-    const int64_t begin = part * rows / threads, end = (part + 1) * rows / threads;
-    kernels.linear(b.qkv, {begin, end, 0, panel_count(b.qkv.weight.n)}, workspace.part(part));
-    if (b.qk_norm.has_value()) kernels.qk_norm(*b.qk_norm, begin, end);
+    project(b, part * rows / threads, (part + 1) * rows / threads, workspace.part(part));
   });
   for_each_part(threads, [&](int64_t part) {
-    const int64_t begin = part * rows / threads, end = (part + 1) * rows / threads;
+    attend_and_mix(b, part * rows / threads, (part + 1) * rows / threads, workspace.part(part));
+  });
+}
+
+int64_t bytes_of(Type type) {
+  return type == Type::bfloat16 ? 2 : 4;
+}
+
+// The block on x and out from `row` on, with qkv and the attended values in this memory.
+Block from_row(Block b, int64_t row, char* qkv, char* attended) {
+  const int64_t offset = row * b.qkv.weight.k;
+  b.qkv.x.data = static_cast<const float*>(b.qkv.x.data) + offset;
+  b.qkv.out = qkv;
+  if (b.qk_norm.has_value()) b.qk_norm->qkv = qkv;
+  b.attention.qkv = qkv;
+  b.attention.out = attended;
+  b.proj.x.data = attended;
+  b.proj.residual += offset;
+  b.proj.out = static_cast<float*>(b.proj.out) + offset;
+  b.mlp.x.data = b.mlp.residual = b.mlp.out += offset;
+  return b;
+}
+
+// Images that a thread takes at a time where they can be shared out evenly, else 0.
+int64_t images_at_a_time(int64_t images, int64_t tokens, int64_t threads) {
+  constexpr int64_t rows_at_a_time = 200;
+  const bool is_even = divide_up(images, threads) * threads * 20 <= images * 21;
+  if (!is_even) return 0;
+  const int64_t group = tokens < rows_at_a_time ? rows_at_a_time / tokens : 1, most = divide_up(images, threads);
+  return group < most ? group : most;
+}
+
+// Every thread takes its own images through all of it, a few at a time: what lies between the products stays in its
+// cache, and no thread waits for another.
+void run_by_images(const Block& b, int64_t images, int64_t group, int64_t threads) {
+  const int64_t rows = group * b.attention.tokens, width = b.proj.weight.k;
+  const int64_t work_bytes = divide_up(chained_workspace(b, rows), 64) * 64;
+  const int64_t qkv_bytes = divide_up(rows * 3 * width * bytes_of(b.attention.qkv_type), 64) * 64;
+  const Workspace workspace(work_bytes + qkv_bytes + rows * width * bytes_of(b.attention.out_type), threads);
+  for_each_part(threads, [&](int64_t part) {
     char* memory = workspace.part(part);
-    kernels.attention(b.attention, {begin, end, 0, b.attention.heads}, memory);
-    kernels.linear(b.proj, {begin, end, 0, panel_count(b.proj.weight.n)}, memory);
-    kernels.mlp(b.mlp, begin, end, memory);
+    const int64_t last = (part + 1) * images / threads;
+    for (int64_t image = part * images / threads; image < last; image += group) {
+      const int64_t count = last - image < group ? last - image : group;
+      const Block own =
+          from_row(b, image * b.attention.tokens, memory + work_bytes, memory + work_bytes + qkv_bytes);
+      project(own, 0, count * b.attention.tokens, memory);
+      attend_and_mix(own, 0, count * b.attention.tokens, memory);
+    }
   });
 }
 
@@ -125,8 +183,12 @@ Tensor packed_block(
   if (rows == 0) return out;
   const Type type = attention_type(precision);
   const Type out_type = precision == Precision::bfloat16 ? type : Type::float32;
-  const Tensor qkv_rows = new_tensor({rows, 3 * width}, scalar_type(type));
-  const Tensor attended = new_tensor({rows, width}, scalar_type(out_type));
+  const int64_t threads =
+      worthwhile_threads(rows * (channels * 4 * width + 2 * channels * hidden + 2 * tokens * width));
+  const int64_t group = images_at_a_time(x.size(0), tokens, threads);
+  const int64_t shared_rows = group > 0 ? 0 : rows;  // threads with their own images have their own memory
+  const Tensor qkv_rows = new_tensor({shared_rows, 3 * width}, scalar_type(type));
+  const Tensor attended = new_tensor({shared_rows, width}, scalar_type(out_type));
   const auto vector = [&](const char* name, const std::optional<Tensor>& tensor, int64_t size) {
     return vector_or_null(op, name, tensor, size);
   };
@@ -170,9 +232,13 @@ Tensor packed_block(
         {true, vector("q_norm_weight", q_norm_weight, head_dim), vector("q_norm_bias", q_norm_bias, head_dim), qk_eps},
         {true, vector("k_norm_weight", k_norm_weight, head_dim), vector("k_norm_bias", k_norm_bias, head_dim), qk_eps}};
   }
-  const int64_t multiplications = rows * (channels * 4 * width + 2 * channels * hidden + 2 * tokens * width);
-  const int64_t threads = worthwhile_threads(multiplications);
-  is_chained(rows, threads) ? run_chained(b, rows, threads) : run_by_stages(b, rows);
+  if (group > 0) {
+    run_by_images(b, x.size(0), group, threads);
+  } else if (is_chained(rows, threads)) {
+    run_by_rows(b, rows, threads);
+  } else {
+    run_by_stages(b, rows);
+  }
   return out;
 }
 

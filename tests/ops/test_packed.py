@@ -14,6 +14,7 @@ from support.packed_cases import (
     check_attention,
     check_block,
     check_linear,
+    check_patch_embed,
     draw,
     packed_block,
     packed_linear,
@@ -107,7 +108,9 @@ def test_norm_linear_is_the_norm_and_then_the_product(precision: str) -> None:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize(("tokens", "heads", "head_dim"), [(1, 1, 64), (2, 3, 16), (50, 2, 64), (197, 2, 64), (65, 2, 7)])
+@pytest.mark.parametrize(
+    ("tokens", "heads", "head_dim"), [(1, 1, 64), (2, 3, 16), (50, 2, 64), (197, 2, 64), (65, 2, 7)]
+)
 def test_attention(tokens: int, heads: int, head_dim: int, precision: str) -> None:
     check_attention(2, tokens, heads, head_dim, precision)
 
@@ -116,6 +119,14 @@ def test_attention(tokens: int, heads: int, head_dim: int, precision: str) -> No
 @pytest.mark.parametrize("tokens", [577, 1025])
 def test_attention_over_long_rows(tokens: int, precision: str) -> None:
     check_attention(1, tokens, 1, 64, precision)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("pixels", [torch.uint8, torch.float32, torch.bfloat16], ids=str)
+def test_patch_embed(pixels: torch.dtype, precision: str) -> None:
+    images = (torch.rand(5, 3, 28, 42, generator=torch.Generator().manual_seed(0)) * 255).to(pixels)
+    check_patch_embed(images, (14, 7), 2, 70, precision)
+    check_patch_embed(images[:1], (28, 42), 0, 64, precision)
 
 
 @pytest.mark.parametrize("extras", [False, True], ids=["plain", "extras"])

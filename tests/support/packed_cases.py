@@ -64,7 +64,12 @@ def check_linear(rows: int, inputs: int, outputs: int, precision: str, activatio
 def block_parameters(channels: int, heads: int, head_dim: int, hidden: int, *, extras: bool) -> dict[str, Tensor]:
     """The parameters of a block; ``extras``: biases, LayerScale, QK-norm."""
     inner = heads * head_dim
-    shapes = {"qkv": (3 * inner, channels), "proj": (channels, inner), "fc1": (hidden, channels), "fc2": (channels, hidden)}
+    shapes = {
+        "qkv": (3 * inner, channels),
+        "proj": (channels, inner),
+        "fc1": (hidden, channels),
+        "fc2": (channels, hidden),
+    }
     p = {name: draw(*shape, seed=5, scale=shape[1] ** -0.5) for name, shape in shapes.items()}
     for name in ("norm1", "norm2"):
         p[f"{name}_weight"], p[f"{name}_bias"] = 1 + draw(channels, scale=0.1), draw(channels, seed=7, scale=0.1)
@@ -113,6 +118,27 @@ def check_attention(batch: int, tokens: int, heads: int, head_dim: int, precisio
     assert_as_accurate(actual, plain.attention(qkv, scale, precision), exact, factor=FORWARD_FACTOR, name=name)
 
 
+def check_patch_embed(images: Tensor, patch: tuple[int, int], prefix_rows: int, outputs: int, precision: str) -> None:
+    """Against unfolded patches and the exact product of the rounded operands."""
+    batch, inputs = images.shape[0], images.shape[1] * patch[0] * patch[1]
+    weight, bias = draw(outputs, inputs, scale=inputs**-0.5), draw(outputs, seed=1)
+    patches = torch.nn.functional.unfold(images.float(), patch, stride=patch).transpose(1, 2)
+    prefix, positions = draw(prefix_rows, outputs, seed=2), draw(patches.shape[1], outputs, seed=3)
+    arguments = (bias, precision, "none", None, positions.expand(batch, -1, -1))
+    expected = plain.linear(patches, weight, *arguments)
+    exact = plain.linear(
+        plain.operand(patches, precision).double(), plain.kept_weight(weight, precision).double(), bias.double(),
+        "exact", "none", None, positions.double(),
+    )  # fmt: skip
+    actual = OPS.packed_patch_embed(
+        images, OPS.pack_weight(weight, precision), bias, outputs, *patch, None, prefix, positions, precision
+    )
+    assert torch.equal(actual[:, :prefix_rows], prefix.expand(batch, -1, -1))
+    assert_as_accurate(
+        actual[:, prefix_rows:], expected, exact, factor=FORWARD_FACTOR, name=f"{precision} patches of {images.dtype}"
+    )
+
+
 def check_all() -> None:
     """A small share of every operator's cases, for a run per instruction set."""
     for precision in PRECISIONS:
@@ -120,5 +146,6 @@ def check_all() -> None:
             check_linear(rows, inputs, outputs, precision, "none", with_all=True)
         check_linear(17, 48, 100, precision, "gelu", with_all=False)
         check_attention(2, 17, 2, 8, precision)
+        check_patch_embed(draw(2, 3, 16, 24), (8, 8), 1, 70, precision)
         check_block(2, 19, (48, 3, 16, 96), precision, extras=False)
         check_block(3, 33, (40, 2, 24, 75), precision, extras=True)

@@ -37,7 +37,8 @@ def quantized_rows(x: Tensor) -> Tensor:
     kept = []
     for group in x.split(size, -1):
         largest = group.abs().amax(-1, keepdim=True)
-        inverse = torch.where(largest > 0, 127 / largest, 0.0)
+        # a tensor: a number divided by a tensor is its reciprocal times the number, rounded twice
+        inverse = torch.where(largest > 0, torch.full_like(largest, 127.0) / largest, 0.0)
         kept.append((group.double() * inverse.double()).round() * largest.double() / 127)
     return torch.cat(kept, -1).to(x.dtype)
 
@@ -73,7 +74,9 @@ def linear(
 
 def norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, precision: str) -> Tensor:
     """LayerNorm; of fp16_32 on a rounded input."""
-    return functional.layer_norm(operand(x, precision) if precision == "fp16_32" else x, x.shape[-1:], weight, bias, eps)
+    return functional.layer_norm(
+        operand(x, precision) if precision == "fp16_32" else x, x.shape[-1:], weight, bias, eps
+    )
 
 
 def attention(qkv: Tensor, scale: float, precision: str) -> Tensor:
