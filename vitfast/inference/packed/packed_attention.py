@@ -58,8 +58,9 @@ class PackedAttention(nn.Module):
         else:
             out_BNHD = ops.attention_packed(qkv_BN3HD, scale=self.scale)
         if self.gate is not None:
-            positional_BNHD = attend_by_position(self.positional, qkv_BN3HD[:, :, 2])
-            out_BNHD = torch.lerp(out_BNHD, positional_BNHD, self.gate)
+            positional_BYXHD = attend_by_position(self.positional, qkv_BN3HD[:, :, 2])
+            out_BYXHD = out_BNHD.unflatten(1, positional_BYXHD.shape[1:3])
+            out_BNHD = torch.lerp(out_BYXHD, positional_BYXHD, self.gate).flatten(1, 2)
         return out_BNHD.flatten(-2)
 
     def related(self, qkv: Tensor, bias: Tensor | None, return_logits: bool) -> tuple[Tensor, Tensor | None]:
