@@ -98,12 +98,12 @@ VITFAST_HOST_DEVICE C wrap_around(C steps, C value, const FixedFormat<C>& format
   return (magnitude_of(steps) < all_multiples ? wrapped : value - value) + C(0);
 }
 
-// Rounds one number.
-template <typename C, FixedRounding rounding>
+// Rounds one number; `wraps` is that of the format.
+template <typename C, FixedRounding rounding, bool wraps>
 VITFAST_HOST_DEVICE C round_fixed(C value, const FixedFormat<C>& format, uint32_t random = 0) {
   constexpr C largest = sizeof(C) == 4 ? C(0x1.fffffep127) : C(0x1.fffffffffffffp1023);
   const C steps = round_to_whole<C, rounding>(value * format.scale, random);
-  if (format.wraps) return wrap_around(steps, value, format) * format.step;
+  if constexpr (wraps) return wrap_around(steps, value, format) * format.step;
   const C bounded = steps > format.high ? format.high : (steps < format.low ? format.low : steps);
   const C result = bounded * format.step;
   if constexpr (rounding == FixedRounding::qtorch) return result;

@@ -8,19 +8,26 @@
 
 namespace vitfast::VITFAST_ISA {
 
-template <typename T, typename C, FixedRounding rounding>
+template <typename T, typename C, FixedRounding rounding, bool wraps>
 void quantize_fixed_range(const QuantizeFixed& a, int64_t begin, int64_t end) {
   const FixedFormat<C> format = format_of<C>(a.rounding);  // a local copy: stores cannot alias it
   for_each_block<T, C, rounding == FixedRounding::stochastic>(
       a.elements, begin, end, [&](C* values, const uint32_t* random) __attribute__((always_inline)) {
         for (int64_t i = 0; i < philox_block; ++i) {
           if constexpr (rounding == FixedRounding::stochastic) {
-            values[i] = round_fixed<C, rounding>(values[i], format, random[i]);
+            values[i] = round_fixed<C, rounding, wraps>(values[i], format, random[i]);
           } else {
-            values[i] = round_fixed<C, rounding>(values[i], format);
+            values[i] = round_fixed<C, rounding, wraps>(values[i], format);
           }
         }
       });
+}
+
+// Whether numbers wrap is decided outside of the loop, which the compiler would not vectorize otherwise.
+template <typename T, typename C, FixedRounding rounding>
+void quantize_fixed_bounded(const QuantizeFixed& a, int64_t begin, int64_t end) {
+  format_of<C>(a.rounding).wraps ? quantize_fixed_range<T, C, rounding, true>(a, begin, end)
+                                 : quantize_fixed_range<T, C, rounding, false>(a, begin, end);
 }
 
 void quantize_fixed(const QuantizeFixed& a, int64_t begin, int64_t end) {
@@ -29,15 +36,15 @@ void quantize_fixed(const QuantizeFixed& a, int64_t begin, int64_t end) {
     using C = decltype(computed);
     switch (a.rounding.rounding) {
       case FixedRounding::nearest_even:
-        return quantize_fixed_range<T, C, FixedRounding::nearest_even>(a, begin, end);
+        return quantize_fixed_bounded<T, C, FixedRounding::nearest_even>(a, begin, end);
       case FixedRounding::nearest_away:
-        return quantize_fixed_range<T, C, FixedRounding::nearest_away>(a, begin, end);
+        return quantize_fixed_bounded<T, C, FixedRounding::nearest_away>(a, begin, end);
       case FixedRounding::toward_zero:
-        return quantize_fixed_range<T, C, FixedRounding::toward_zero>(a, begin, end);
+        return quantize_fixed_bounded<T, C, FixedRounding::toward_zero>(a, begin, end);
       case FixedRounding::stochastic:
-        return quantize_fixed_range<T, C, FixedRounding::stochastic>(a, begin, end);
+        return quantize_fixed_bounded<T, C, FixedRounding::stochastic>(a, begin, end);
       case FixedRounding::qtorch:
-        return quantize_fixed_range<T, C, FixedRounding::qtorch>(a, begin, end);
+        return quantize_fixed_bounded<T, C, FixedRounding::qtorch>(a, begin, end);
     }
   });
 }

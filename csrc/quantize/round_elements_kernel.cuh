@@ -33,7 +33,8 @@ struct FixedRounder {
   static constexpr bool draws = rounding == FixedRounding::stochastic;
   FixedFormat<C> format;
   __device__ __forceinline__ C operator()(C value, uint32_t random) const {
-    return round_fixed<C, rounding>(value, format, random);
+    return format.wraps ? round_fixed<C, rounding, true>(value, format, random)
+                        : round_fixed<C, rounding, false>(value, format, random);
   }
 };
 

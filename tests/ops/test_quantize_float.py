@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from support.accuracy import assert_same_bits
-from support.float_oracle import finite_values, fraction_to_upper, neighbours, round_tensor
+from support.float_oracle import decode, finite_values, fraction_to_upper, neighbours, round_tensor
 from support.samples import DETERMINISTIC_ROUNDINGS, FORMATS
 from vitfast import FloatFormat
 from vitfast.ops import quantize_float, reference
@@ -303,8 +303,9 @@ def _bit_patterns_and_points(format: FloatFormat, count: int = 100_000) -> Tenso
     payloads = torch.cat([torch.arange(1, 2**10), 2**23 - torch.arange(1, 2**10), 2 ** torch.arange(23)])
     nan = (0x7F800000 + payloads).to(torch.int32)
     nan = torch.cat([nan, nan | -(2**31)]).view(torch.float32)
-    values = torch.tensor(finite_values(format)[:40_000], dtype=torch.float64)
-    last = torch.tensor(finite_values(format)[-10_000:], dtype=torch.float64)
+    codes = 2 ** (format.exponent_bits + format.mantissa_bits) - (2**format.mantissa_bits if format.has_inf else 0)
+    first, end = range(min(40_000, codes)), range(max(codes - 10_000, 0), codes)
+    values, last = (torch.tensor([decode(code, format) for code in part], dtype=torch.float64) for part in (first, end))
     exact = torch.cat([values, (values[1:] + values[:-1]) / 2, last, (last[1:] + last[:-1]) / 2])
     middle = exact.float()
     around = [middle, *(torch.nextafter(middle, torch.tensor(end)) for end in (math.inf, 0.0))]

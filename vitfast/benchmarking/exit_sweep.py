@@ -90,8 +90,8 @@ def sweep_thresholds(
     pair = measure_speeds(model, images, [chosen], **how, seconds=seconds, alone=True)  # type: ignore[arg-type]
 
     def point(thresholds: Sequence[float], speed: Speed) -> OperatingPoint:
-        judged = (ExitPoint.measure(statistics, thresholds, costs) for statistics in (calibration, test))
-        return OperatingPoint(*judged, speed)
+        on_calibration, on_test = (ExitPoint.measure(one, thresholds, costs) for one in (calibration, test))
+        return OperatingPoint(on_calibration, on_test, speed)
 
     timed = ExitStatistics(test.confidence[:, indices], test.correct[:, indices])
     return ExitSweep(

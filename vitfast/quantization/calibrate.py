@@ -64,7 +64,7 @@ def _agree(observed: Sequence[QuantizedModule], count: int) -> int:
     """Widens the ranges of all processes to those of all of them; returns the batches of all."""
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return count
-    ranges = torch.stack([layer.activation_range for layer in observed])  # type: ignore[arg-type]
+    ranges = torch.stack([layer.get_buffer("activation_range") for layer in observed])
     ranges[:, 0].neg_()  # lowest and highest by one maximum
     total = ranges.new_tensor(count)
     dist.all_reduce(ranges, dist.ReduceOp.MAX)

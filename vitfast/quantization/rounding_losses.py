@@ -134,7 +134,7 @@ class _CountingInt8(Int8Arithmetic):
         assert self.losses is not None
         limits: tuple[float, float] | tuple[Tensor, Tensor] = (-torch.inf, torch.inf)
         if self.calibrated:
-            lowest, highest = layer.activation_range.unbind()  # type: ignore[union-attr, operator]
+            lowest, highest = layer.get_buffer("activation_range").unbind()
             limits = (lowest, highest)
         self.losses.count(x.detach(), integers.detach(), limits)
         return integers, scale

@@ -67,7 +67,7 @@ def find_twin(module: nn.Module) -> type[QuantizedModule] | None:
 
         twins = twins | TORCHVISION_TWINS
     if is_parametrized(module):
-        return parametrized_twin(type(module))
+        return parametrized_twin(type(module))  # type: ignore[arg-type]
     return twins.get(type(module))
 
 
