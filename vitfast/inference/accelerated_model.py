@@ -126,7 +126,7 @@ class AcceleratedModel(nn.Module):
             raise UserError(
                 f"an accelerated model stays in its type and on its device; {_AGAIN}, with precision= or device="
             )
-        return super()._apply(fn, recurse)
+        return self  # not applied: float() would widen the weights that are stored in 16 bits
 
     def _checked(self, images: Any) -> Tensor:
         """Returns images in float32 or uint8, if they are what the model takes."""
