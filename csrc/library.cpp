@@ -56,6 +56,40 @@ STABLE_TORCH_LIBRARY(vitfast, m) {
   // x [..., K], weight [N, K], float32 -> [..., N]; accumulator: as rounding; chunk 0: the whole sum
   m.def("matmul_accumulate(Tensor x, Tensor weight, int[] accumulator, int chunk) -> Tensor");
 
-  // the instruction set whose kernels run: baseline, avx2 or avx512
+  // Inference with packed weights; precision is fp32, bf16, fp16_32 or int8, activation is one of
+  // csrc/packed/packed_tensors.h. A packed weight [N, K] is bytes as csrc/packed/packed.h lays them out.
+  m.def("pack_weight(Tensor weight, str precision) -> Tensor");
+  m.def("unpack_weight(Tensor packed, int n, int k, str precision) -> Tensor");
+  m.def("packed_layout(str precision) -> str");
+  // x [..., K], bias [n], scale [n], residual [..., n] -> residual + scale * activation(x wᵀ + bias), float32
+  m.def(
+      "packed_linear(Tensor x, Tensor packed, Tensor? bias, int n, str precision, str activation, Tensor? scale, Tensor? "
+      "residual) -> Tensor");
+  // the same of layer_norm(x)
+  m.def(
+      "packed_norm_linear(Tensor x, Tensor? gamma, Tensor? beta, float eps, Tensor packed, Tensor? bias, int n, str "
+      "precision, str activation) -> Tensor");
+  // residual + scale * fc2(activation(fc1(layer_norm(x))))
+  m.def(
+      "packed_mlp(Tensor x, Tensor? gamma, Tensor? beta, float eps, Tensor fc1, Tensor? fc1_bias, int hidden, Tensor fc2,"
+      " Tensor? fc2_bias, int n, str precision, str activation, Tensor? scale, Tensor residual) -> Tensor");
+  // qkv [B, N, 3, H, D] -> [B, N, H, D], float32
+  m.def("packed_attention(Tensor qkv, float scale, str precision) -> Tensor");
+  // a whole pre-norm block: x [B, N, C] -> [B, N, C], float32
+  m.def(
+      "packed_block(Tensor x, Tensor? norm1_weight, Tensor? norm1_bias, float eps1, Tensor qkv, Tensor? qkv_bias,"
+      " Tensor? q_norm_weight, Tensor? q_norm_bias, Tensor? k_norm_weight, Tensor? k_norm_bias, float qk_eps, bool "
+      "qk_norm,"
+      " int heads, int head_dim, float attention_scale, Tensor proj, Tensor? proj_bias, Tensor? scale1,"
+      " Tensor? norm2_weight, Tensor? norm2_bias, float eps2, Tensor fc1, Tensor? fc1_bias, int hidden, Tensor fc2,"
+      " Tensor? fc2_bias, Tensor? scale2, str activation, str precision) -> Tensor");
+  // images [B, I, H, W] uint8, float32 or bfloat16, prefix [T, n] -> [B, T + patches, n], float32
+  m.def(
+      "packed_patch_embed(Tensor images, Tensor packed, Tensor? bias, int n, int patch_h, int patch_w, Tensor? shift,"
+      " Tensor prefix, Tensor? positions, str precision) -> Tensor");
+  // multiply-adds in registers on every thread: the operations done
+  m.def("fma_peak(str precision, int iterations) -> int");
+
+  // the instruction set whose kernels run: baseline, avx2, avx512, avx512_vnni or avx512_bf16
   m.def("cpu_capability() -> str");
 }

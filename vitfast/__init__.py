@@ -18,6 +18,7 @@ __path__ = pkgutil.extend_path(__path__, __name__)
 
 # public name -> the module that holds it
 _PUBLIC_NAMES = {
+    "AccelerationReport": "vitfast.inference.acceleration_report",
     "EarlyExit": "vitfast.inference.early_exit",
     "FP16_16Config": "vitfast.quantization.configs",
     "FP16_32Config": "vitfast.quantization.configs",
@@ -30,6 +31,7 @@ _PUBLIC_NAMES = {
     "QuantizationReport": "vitfast.quantization.report",
     "TF32Config": "vitfast.quantization.configs",
     "UserError": "vitfast.errors",
+    "accelerate": "vitfast.inference.accelerate",
     "attention_maps": "vitfast.api",
     "attention_rollout": "vitfast.api",
     "build_info": "vitfast.ops.library",

@@ -1,7 +1,8 @@
 """Measures speed: ``python -m vitfast.benchmark [model=NAME,…] [batch=1,8] [precision=fp32,bf16] [key=value …]``.
 
 Compares vitfast's models with torchvision's and timm's, and its operators with torch's, in one run with interleaved
-rounds. Without arguments: ViT-Tiny in batches of 8 on this machine, in about a minute.
+rounds; with ``peers=all`` accelerated models with the engines that are installed. Without arguments: ViT-Tiny in
+batches of 8 on this machine, in about a minute.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "csrc/cpu/kernels.h"
+#include "csrc/packed/packed.h"
 
 namespace vitfast {
 namespace {
@@ -17,33 +18,58 @@ bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
+
+bool has_avx512_vnni() {
+  return has_avx512() && __builtin_cpu_supports("avx512vnni");
+}
+
+bool has_avx512_bf16() {
+  return has_avx512_vnni() && __builtin_cpu_supports("avx512bf16");
+}
 #endif
 
-const CpuKernels& choose() {
+// An instruction set's kernels; the two that only products know share the others with avx512.
+struct InstructionSet {
+  const CpuKernels* kernels;
+  const PackedKernels* packed;
+};
+
+InstructionSet choose() {
   const char* variable = std::getenv("VITFAST_ISA");
   const std::string wanted = variable == nullptr || *variable == 0 ? "auto" : variable;
-  if (wanted == "baseline") return baseline::kernels;
+  if (wanted == "baseline") return {&baseline::kernels, &baseline::packed_kernels};
 #if defined(__x86_64__)
-  if ((wanted == "auto" || wanted == "avx512") && has_avx512()) return avx512::kernels;
-  if ((wanted == "auto" || wanted == "avx2") && has_avx2()) return avx2::kernels;
+  const auto is_wanted = [&](const char* name) { return wanted == "auto" || wanted == name; };
+  if (is_wanted("avx512_bf16") && has_avx512_bf16()) return {&avx512::kernels, &avx512_bf16::packed_kernels};
+  if (is_wanted("avx512_vnni") && has_avx512_vnni()) return {&avx512::kernels, &avx512_vnni::packed_kernels};
+  if (is_wanted("avx512") && has_avx512()) return {&avx512::kernels, &avx512::packed_kernels};
+  if (is_wanted("avx2") && has_avx2()) return {&avx2::kernels, &avx2::packed_kernels};
 #endif
   STD_TORCH_CHECK(
       wanted == "auto",
       "VITFAST_ISA=",
       wanted,
       ": this processor does not have that instruction set; unset VITFAST_ISA, or use VITFAST_ISA=baseline");
-  return baseline::kernels;
+  return {&baseline::kernels, &baseline::packed_kernels};
+}
+
+const InstructionSet& chosen() {
+  static const InstructionSet set = choose();
+  return set;
 }
 
 std::string cpu_capability() {
-  return cpu_kernels().name;
+  return packed_kernels().name;
 }
 
 }  // namespace
 
 const CpuKernels& cpu_kernels() {
-  static const CpuKernels& chosen = choose();
-  return chosen;
+  return *chosen().kernels;
+}
+
+const PackedKernels& packed_kernels() {
+  return *chosen().packed;
 }
 
 STABLE_TORCH_LIBRARY_IMPL(vitfast, CompositeExplicitAutograd, m) {

@@ -92,18 +92,25 @@ struct Product {
 template <typename C, int rows, int vectors>
 VITFAST_INLINE void multiply_tile(const Product<C>& p, const C* a, const C* b, C* out) {
   Vector<C> sums[rows][vectors];
+  // unrolled by order: GCC would see a memset, and keep the sums in memory
+#pragma GCC unroll 8
   for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 8
     for (int v = 0; v < vectors; ++v) sums[r][v] = Vector<C>{};
   }
   for (int64_t k = 0; k < p.depth; ++k) {
     Vector<C> b_row[vectors];
     for (int v = 0; v < vectors; ++v) b_row[v] = load(b + k * p.b_stride + v * width<C>);
+#pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) {
       const Vector<C> a_value = broadcast(a[r * p.a_row + k * p.a_depth]);
+#pragma GCC unroll 8
       for (int v = 0; v < vectors; ++v) sums[r][v] += a_value * b_row[v];
     }
   }
+#pragma GCC unroll 8
   for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 8
     for (int v = 0; v < vectors; ++v) {
       C* target = out + r * p.out_stride + v * width<C>;
       store(target, p.accumulate ? load(target) + sums[r][v] : sums[r][v]);

@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 
+from vitfast.benchmarking.chart import draw_chart
 from vitfast.benchmarking.comparison import Comparison, disagreements, run_comparison
+from vitfast.benchmarking.engine_comparison import engine_comparison
 from vitfast.benchmarking.machine import busy_warning, describe_machine
 from vitfast.benchmarking.model_comparison import inference_comparison
 from vitfast.benchmarking.operator_comparison import operator_comparisons
@@ -22,6 +24,7 @@ from vitfast.benchmarking.report import LEGEND, Report, machine_line, outcome_te
 from vitfast.benchmarking.timer import create_timer
 from vitfast.benchmarking.training_comparison import training_comparison
 from vitfast.engine.device import select_device
+from vitfast.errors import UserError
 
 
 def run_benchmark(options: BenchmarkOptions) -> int:
@@ -50,6 +53,11 @@ def list_comparisons(options: BenchmarkOptions, device: torch.device) -> list[Co
     """The questions that the options ask, models first; fp16 has no training step."""
     comparisons: list[Comparison] = []
     cases = list(product(options.models(), options.precisions(), options.batches()))
+    peers = options.engines()
+    if peers:
+        if device.type != "cpu":
+            raise UserError("peers= compares engines on the CPU; give device=cpu")
+        return [engine_comparison(model, batch, precision, peers) for model, precision, batch in cases]
     if options.mode in ("inference", "all"):
         comparisons += [
             inference_comparison(model, batch, precision, device, compile=options.compile)
@@ -116,7 +124,11 @@ def measure_and_report(
             write_report(report, Path(json))
     if json is not None:
         table = write_report(report, Path(json))
-        print(f"\nwritten: {json} and {table}", file=sys.stderr)
+        engines = [outcome for outcome in report.outcomes if outcome.mode == "engines"]
+        chart = Path(json).with_suffix(".png")
+        if engines:
+            draw_chart(engines, chart, machine_line(report.machine))
+        print(f"\nwritten: {json} and {table}" + (f" and {chart}" if engines else ""), file=sys.stderr)
     return exit_code
 
 

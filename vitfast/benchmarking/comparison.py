@@ -43,7 +43,7 @@ class Comparison:
     """A question to measure. Building it takes memory and time, so that is done when its turn comes.
 
     Attributes:
-        mode: ``"inference"``, ``"training"``, ``"operators"`` or ``"loader"``.
+        mode: ``"inference"``, ``"engines"``, ``"training"``, ``"operators"`` or ``"loader"``.
         title: the question in a line.
         labels: the same for programs: model, batch, precision, shape …
         precision: the arithmetic, a key of ``agreement.TOLERANCE``.
@@ -75,6 +75,7 @@ class Standing:
         gigabyte_per_s: at the median time; None if the comparison is not about memory.
         against: the fastest other subject that is no limit, None if there is no other.
         speedup: how many times faster than that one, formed round by round.
+        peak_share: of the arithmetic peak that was measured beside it, 0 to 1; None if none was.
     """
 
     subject: str
@@ -88,6 +89,7 @@ class Standing:
     gigabyte_per_s: float | None
     against: str | None
     speedup: Spread | None
+    peak_share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,15 @@ def _standing(
     def rate(amount: float | None) -> float | None:
         return None if amount is None or time_s.median <= 0.0 else amount / time_s.median
 
+    gflop_per_s = rate(contest.gflop if one.subject.gflop is None else one.subject.gflop)
+    peak = next((other for other in measurements if other.subject.is_limit and other.subject.gflop is not None), None)
+    peak_gflop_per_s = None if peak is None or peak.subject.gflop is None else peak.subject.gflop / peak.time_s.median
+    images = contest.images
+    if one is peak and images is not None and contest.gflop and one.subject.gflop:
+        images_per_s = rate(images * one.subject.gflop / contest.gflop)  # if the model were nothing but multiply-adds
+    else:
+        images_per_s = rate(images)
+
     return Standing(
         subject=one.subject.name,
         is_limit=one.subject.is_limit,
@@ -172,11 +183,12 @@ def _standing(
         time_ms=time_s.scaled(1e3),
         rounds=len(one.samples_s),
         repeats=one.repeats,
-        images_per_s=rate(contest.images),
-        gflop_per_s=rate(contest.gflop),
+        images_per_s=images_per_s,
+        gflop_per_s=gflop_per_s,
         gigabyte_per_s=rate(contest.gigabyte),
         against=rival.subject.name if rival else None,
         speedup=one.speedup_over(rival) if rival else None,
+        peak_share=None if gflop_per_s is None or not peak_gflop_per_s else gflop_per_s / peak_gflop_per_s,
     )
 
 

@@ -13,6 +13,8 @@ from vitfast.models.registry import resolve_name
 Value = TypeVar("Value")
 
 PRECISIONS = ("fp32", "bf16", "fp16")
+ENGINE_PRECISIONS = ("fp32", "bf16", "int8", "fp16_32")
+PEER_NAMES = ("eager", "compile", "onnxruntime", "openvino", "torchao", "zentorch")
 
 
 @dataclass
@@ -22,7 +24,14 @@ class BenchmarkOptions:
     model: str = option("vit_tiny_patch16_224", "one or more models, separated by commas; see vitfast.list_models()")
     batch: str = option("8", "images in a batch, one or more sizes: batch=1,8")
     precision: str = option(
-        "fp32", f"one or more of {', '.join(PRECISIONS)}, separated by commas; fp16 is not trained in"
+        "fp32",
+        f"one or more of {', '.join(PRECISIONS)}, separated by commas; fp16 is not trained in; "
+        f"with peers: {', '.join(ENGINE_PRECISIONS)}",
+    )
+    peers: str = option(
+        "none",
+        f"measure accelerated models against other engines instead: all, or some of {', '.join(PEER_NAMES)}; "
+        "what is not installed is said",
     )
     mode: str = option(
         "all",
@@ -53,8 +62,28 @@ class BenchmarkOptions:
             raise UserError(
                 "compile=true is about whole models; mode=operators has none, use mode=inference or training"
             )
+        if self.engines() and (self.mode not in ("inference", "all") or self.compile or self.backward):
+            raise UserError(
+                f"peers={self.peers} compares whole models in evaluation; leave mode, compile, backward out"
+            )
         if self.json is not None:
             check_json_path(self.json)
+
+    def engines(self) -> list[str]:
+        """The engines that accelerated models are measured against; none for the comparison of libraries.
+
+        Raises:
+            UserError: one is unknown.
+        """
+        words = _words("peers", self.peers)
+        if words == ["none"]:
+            return []
+        if words == ["all"]:
+            return list(PEER_NAMES)
+        for word in words:
+            if word not in PEER_NAMES:
+                raise UserError(f"peers={self.peers}: {word!r} is unknown; allowed: all, {', '.join(PEER_NAMES)}")
+        return _distinct(words)
 
     def models(self) -> list[str]:
         """The models' canonical names.
@@ -79,9 +108,10 @@ class BenchmarkOptions:
             UserError: one is unknown, or cannot be trained in.
         """
         words = _words("precision", self.precision)
+        allowed = ENGINE_PRECISIONS if self.engines() else PRECISIONS
         for word in words:
-            if word not in PRECISIONS:
-                raise UserError(f"precision={self.precision}: {word!r} is unknown; allowed: {', '.join(PRECISIONS)}")
+            if word not in allowed:
+                raise UserError(f"precision={self.precision}: {word!r} is unknown; allowed: {', '.join(allowed)}")
         if "fp16" in words and self.mode == "training":
             raise UserError("precision=fp16 cannot be measured in training, which would need a loss scale; use bf16")
         return _distinct(words)

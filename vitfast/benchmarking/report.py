@@ -12,7 +12,7 @@ from typing import Any
 
 from vitfast.benchmarking.comparison import Outcome, Standing
 from vitfast.benchmarking.spread import Spread
-from vitfast.engine.text_table import text_table
+from vitfast.engine.text_table import percent, text_table
 from vitfast.errors import UserError
 
 FORMAT_VERSION = 1
@@ -20,7 +20,8 @@ FORMAT_VERSION = 1
 LEGEND = (
     "time: median (quartiles) of interleaved rounds. speed: against the fastest other subject of the same comparison, "
     "formed round by round; above 1 is faster. error: relative L2 distance to the reference. "
-    "[in brackets]: does less work than the others, a bound."
+    "[in brackets]: does less work than the others, a bound. of peak: share of the multiply-adds that registers alone "
+    "reach, measured in the same rounds."
 )
 
 
@@ -147,6 +148,8 @@ def _cells(outcome: Outcome) -> tuple[list[str], list[list[str]]]:
         values = [getattr(one, attribute) for one in outcome.standings]
         if any(value is not None for value in values):
             columns.append((title, [number(value) for value in values]))
+    if any(one.peak_share is not None for one in outcome.standings):
+        columns.append(("of peak", [percent(one.peak_share) for one in outcome.standings]))
     columns.append(("speed", [_speed(one) for one in outcome.standings]))
     columns.append(("against", [one.against or "-" for one in outcome.standings]))
     columns.append(("error", ["-" if one.error is None else _error(one.error) for one in outcome.standings]))

@@ -18,9 +18,11 @@ class Subject:
         output: returns the result by which the subjects' agreement is checked, as one tensor; None: nothing to check.
         is_limit: it does less work than the others (a plain copy beside a rounding): a bound to hold the others
             against, not a rival.
+        gflop: floating-point operations in its run, in 1e9, where they are others than the comparison's.
     """
 
     name: str
     run: Callable[[], object]
     output: Callable[[], Tensor] | None = None
     is_limit: bool = False
+    gflop: float | None = None

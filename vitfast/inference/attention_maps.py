@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vitfast.errors import UserError
+from vitfast.inference.shared_twin import shared_twin
 from vitfast.layers import Attention, GatedPositionalAttention
 
 Head = Literal["mean"] | int | None
@@ -65,7 +66,9 @@ def forward_with_maps(model: nn.Module, images: Tensor, *, head: Head = None) ->
         TypeError: as the model raises.
         ValueError: as the model raises.
     """
-    twin = _twin(getattr(model, "_orig_mod", model), {})  # torch.compile's wrapper holds the original under this name
+    twin = shared_twin(
+        getattr(model, "_orig_mod", model), {}
+    )  # torch.compile's wrapper holds the original under this name
     layers = attention_layers(twin)
     for layer in layers:
         _check_head(head, layer.num_heads)
@@ -95,17 +98,6 @@ def attention_layers(model: nn.Module) -> list[Attention | GatedPositionalAttent
             "and of an accelerated one its source"
         )
     return layers
-
-
-def _twin(module: nn.Module, made: dict[nn.Module, nn.Module]) -> nn.Module:
-    """Makes a module in evaluation mode that shares parameters, buffers and hooks with ``module``, all the way down."""
-    if module not in made:
-        twin = object.__new__(type(module))
-        vars(twin).update(vars(module))
-        children = {name: None if child is None else _twin(child, made) for name, child in module._modules.items()}
-        vars(twin).update(_modules=children, training=False, _compiled_call_impl=None)
-        made[module] = twin
-    return made[module]
 
 
 def _check_head(head: Head, num_heads: int) -> None:

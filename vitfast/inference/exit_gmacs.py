@@ -9,6 +9,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from vitfast.errors import UserError
 from vitfast.inference.exit_model import as_exit_model, device_of
 from vitfast.layers import FeatureReuse, RelationReuse
 
@@ -29,9 +30,11 @@ def exit_gmacs(model: nn.Module) -> list[float]:
         For each exit 1e9 multiply-adds, those of the exits before included.
 
     Raises:
-        UserError: the model has no exits.
+        UserError: the model has no exits, or is an accelerated one.
     """
     exits = as_exit_model(model)
+    if getattr(model, "is_accelerated", False):
+        raise UserError("multiply-adds are counted on the source model, not on the accelerated one; give the source")
     was_training = model.training
     model.eval()
     costs: list[float] = []

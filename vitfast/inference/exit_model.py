@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, Protocol, cast
 
 import torch
@@ -56,8 +57,9 @@ def as_exit_model(model: nn.Module) -> ExitModel:
 
 
 def device_of(model: ExitModel) -> torch.device:
-    """Where the model's weights lie."""
-    return next(cast(nn.Module, model).parameters()).device
+    """Where the model's weights lie; those of an accelerated one are buffers."""
+    module = cast(nn.Module, model)
+    return next(itertools.chain(module.parameters(), module.buffers())).device
 
 
 def synchronize(device: torch.device) -> None:

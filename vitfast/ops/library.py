@@ -13,14 +13,14 @@ import torch
 import vitfast
 
 # operator -> its raw operators in torch.ops.vitfast
-CPU_KERNELS = ("attention", "layer_norm", "matmul_accumulate", "mlp", "quantize_fixed", "quantize_float")
+CPU_KERNELS = ("attention", "layer_norm", "matmul_accumulate", "mlp", "packed", "quantize_fixed", "quantize_float")
 CUDA_KERNELS = ("attention", "layer_norm", "quantize_fixed", "quantize_float")
 
 # CUDA kernels that a committed GPU result under benchmarks/results/ covers
 PROVEN_CUDA_KERNELS: frozenset[str] = frozenset()
 
 CUDA_KERNEL_CHOICES = ("proven", "all", "none")
-ISA_CHOICES = ("auto", "baseline", "avx2", "avx512")
+ISA_CHOICES = ("auto", "baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
 
 
 def _environment_choice(variable: str, choices: tuple[str, ...]) -> str:

@@ -68,7 +68,7 @@ class Int8Arithmetic(Arithmetic):
         scale: Tensor = layer.weight_scale if converted else weight_scale(weight)  # type: ignore[assignment]
         weight = quantize_weight(weight, scale)
         x, x_scale = self.quantize_input(layer, x, channel_dim)
-        out = _integer_product(function, x, weight, channel_dim)
+        out = integer_product(function, x, weight, channel_dim)
         channels = (1,) * ((out.dim() - 1 if channel_dim == 1 else 1) - 1)
         out = out * (x_scale * scale.view(-1, *channels))
         bias: Tensor | None = layer.bias  # type: ignore[assignment]
@@ -78,7 +78,7 @@ class Int8Arithmetic(Arithmetic):
         """Turns the input of a product into integers (minus their zero point) and their scale; see ``product``."""
         if self.calibrated:
             return self._quantize_calibrated(x, layer.activation_range)  # type: ignore[arg-type]
-        return _quantize_dynamic(x, dims=(-1,) if channel_dim == -1 else (1, 2, 3))
+        return quantize_dynamic(x, dims=(-1,) if channel_dim == -1 else (1, 2, 3))
 
     def _quantize_calibrated(self, x: Tensor, activation_range: Tensor) -> tuple[Tensor, Tensor]:
         """Returns integers minus their zero point, and the scale."""
@@ -100,13 +100,13 @@ def quantize_weight(weight: Tensor, scale: Tensor) -> Tensor:
     return round_to_integers(weight / _on_first(scale, weight.dim()), -127, 127)
 
 
-def _quantize_dynamic(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def quantize_dynamic(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Returns integers and their scale, which is 1 along ``dims``."""
     scale = _positive(x.detach().abs().amax(dims, keepdim=True) / 127)
     return round_to_integers(x / scale, -127, 127), scale
 
 
-def _integer_product(function: Product, x: Tensor, weight: Tensor, channel_dim: int) -> Tensor:
+def integer_product(function: Product, x: Tensor, weight: Tensor, channel_dim: int) -> Tensor:
     """Computes the product of whole numbers exactly, then rounds it to float32."""
     if weight[0].numel() <= _EXACT_LENGTH:
         return function(x, weight, None)

@@ -1,0 +1,106 @@
+// Activations of a vector of float32, by polynomials made for this file (minimax fits in double precision).
+
+#pragma once
+
+#include "csrc/cpu/vector.h"
+#include "csrc/packed/packed.h"
+
+namespace vitfast::VITFAST_ISA {
+
+// How exact a function has to be: for results that are kept in float32, or that are rounded to 8 bits next.
+enum class Accuracy { full, narrow };
+
+VITFAST_INLINE Vector<float> polynomial(Vector<float> x, float c0, float c1, float c2, float c3) {
+  return ((c3 * x + c2) * x + c1) * x + c0;
+}
+
+// 2^x for x <= 127, zero far below; relative error 8e-8, narrow 8e-5.
+template <Accuracy accuracy>
+VITFAST_INLINE Vector<float> exp2(Vector<float> x) {
+#if VITFAST_VECTOR_BYTES == 64
+  const Vector<float> fraction = (Vector<float>)_mm512_reduce_ps((__m512)x, 8);
+  const Vector<float> integer = x - fraction;
+#else
+  x = x < -126.0f ? broadcast(-126.0f) : x;
+  const float to_integer = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  const Vector<float> shifted = x + to_integer;
+  const Vector<float> integer = shifted - to_integer;
+  const Vector<float> fraction = x - integer;
+#endif
+  Vector<float> p;
+  if constexpr (accuracy == Accuracy::narrow) {
+    p = polynomial(fraction, 0.999928057f, 0.693261087f, 0.2426112f, 0.0551710092f);
+  } else {
+    p = 0.00132764794f * fraction + 0.00967554376f;
+    p = p * fraction + 0.0555071309f;
+    p = p * fraction + 0.240221202f;
+    p = p * fraction + 0.693146944f;
+    p = p * fraction + 1.0f;
+  }
+#if VITFAST_VECTOR_BYTES == 64
+  return (Vector<float>)_mm512_scalef_ps((__m512)p, (__m512)integer);
+#else
+  return bit_cast<Vector<float>>(bit_cast<Integers<float>>(p) + (bit_cast<Integers<float>>(shifted) << 23));
+#endif
+}
+
+// GELU(x) = max(x, 0) - |x| Φ(-|x|), and log2 Φ(-t) is nearly a parabola: a polynomial on [0, limit], constant beyond.
+// Absolute error 5e-8, below |x| for small x; narrow: relative error 4e-4, a fifth of half a bfloat16's unit.
+template <Accuracy accuracy>
+VITFAST_INLINE Vector<float> gelu_erf(Vector<float> x) {
+  constexpr float limit = accuracy == Accuracy::narrow ? 5.5f : 6.0f;
+  const Vector<float> magnitude = bit_cast<Vector<float>>(bit_cast<Integers<float>>(x) & 0x7fffffff);
+  const Vector<float> t = magnitude > limit ? broadcast(limit) : magnitude;  // keeps NaN
+  Vector<float> p;
+  if constexpr (accuracy == Accuracy::narrow) {
+    p = -0.000233251863f * t + 0.00486979447f;
+    p = p * t - 0.0445991941f;
+    p = p * t - 0.469680488f;
+    p = p * t - 1.14626157f;
+    p = p * t - 1.00035882f;
+  } else {
+    p = -1.99356034e-8f * t + 6.3484373e-7f;
+    p = p * t - 8.62346405e-6f;
+    p = p * t + 6.32379379e-5f;
+    p = p * t - 0.000236051099f;
+    p = p * t - 8.56479674e-5f;
+    p = p * t + 0.00704475772f;
+    p = p * t - 0.0525024086f;
+    p = p * t - 0.459202409f;
+    p = p * t - 1.15110624f;
+    p = p * t - 0.99999994f;
+  }
+  const Vector<float> positive = x < 0.0f ? Vector<float>{} : x;
+  return positive - t * exp2<accuracy>(p);
+}
+
+// 1 / (1 + 2^(factor x)): with factor -log2(e) the logistic function.
+template <Accuracy accuracy>
+VITFAST_INLINE Vector<float> sigmoid(Vector<float> x, float factor) {
+  const Vector<float> exponent = x * factor;
+  return reciprocal(1.0f + exp2<accuracy>(exponent > 64.0f ? broadcast(64.0f) : exponent));
+}
+
+constexpr float minus_log2_e = -1.44269504f;
+
+template <Activation activation, Accuracy accuracy>
+VITFAST_INLINE Vector<float> activate(Vector<float> x) {
+  if constexpr (activation == Activation::gelu) {
+    return gelu_erf<accuracy>(x);
+  } else if constexpr (activation == Activation::gelu_tanh) {
+    const Vector<float> cubic = (x + 0.044715f * (x * x * x)) * 1.59576912f;  // 2 √(2/π)
+    return x * sigmoid<accuracy>(cubic, minus_log2_e);
+  } else if constexpr (activation == Activation::gelu_quick) {
+    return x * sigmoid<accuracy>(x, 1.702f * minus_log2_e);
+  } else if constexpr (activation == Activation::tanh) {
+    return 1.0f - 2.0f * sigmoid<accuracy>(x, -2.0f * minus_log2_e);
+  } else if constexpr (activation == Activation::silu) {
+    return x * sigmoid<accuracy>(x, minus_log2_e);
+  } else if constexpr (activation == Activation::relu) {
+    return x < 0.0f ? Vector<float>{} : x;
+  } else {
+    return x;
+  }
+}
+
+}  // namespace vitfast::VITFAST_ISA

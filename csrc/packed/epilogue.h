@@ -1,0 +1,137 @@
+// What happens to a tile of sums while it is in the first-level cache: scales of int8, bias, activation, LayerScale,
+// residual, and the rounding that the next product wants.
+
+#pragma once
+
+#include "csrc/packed/multiply_tile.h"
+#include "csrc/packed/operand.h"
+
+namespace vitfast::VITFAST_ISA {
+
+// How a result is stored: the last two as float32 that has been rounded.
+enum class Store { float32, bfloat16, float32_as_bfloat16, float32_as_float16 };
+
+// out = residual + scale * activation(sums + bias), [rows, n].
+struct Destination {
+  Activation activation;
+  Accuracy accuracy;
+  const float* scale;     // [n] or null
+  const float* residual;  // or null
+  int64_t residual_stride;
+  Store store;
+  void* out;
+  int64_t out_stride;
+  int64_t first_column;  // of out: the n that its first element is
+  float* partial;  // sums of the groups so far: [rows, partial_stride], all columns or those of one panel
+  int64_t partial_stride;
+  bool partial_is_panel;
+};
+
+// One tile's share of it; column pointers are at the panel's first column.
+struct Tile {
+  const void* sums;           // [rows, 64] float32 or int32
+  int64_t rows, columns;
+  const float* row_scales;    // of int8: one each `row_scale_stride`
+  int64_t row_scale_stride;
+  const float* column_scales; // of int8
+  const float* bias;          // or null
+  const float* scale;         // or null
+  const float* residual;      // or null
+  int64_t residual_stride;
+  float* partial;
+  int64_t partial_stride;
+  bool is_first_group, is_last_group;
+  void* out;
+  int64_t out_stride;
+};
+
+template <Store how>
+VITFAST_INLINE void store_result(void* row, int64_t column, Vector<float> v, int64_t count) {
+  if constexpr (how == Store::bfloat16) {
+    BFloat16* target = static_cast<BFloat16*>(row) + column;
+    if (count == width<float>) {
+      store_bfloat16(target, v);
+    } else {
+      BFloat16 numbers[width<float>];
+      store_bfloat16(numbers, v);
+      std::memcpy(target, numbers, size_t(count) * sizeof(BFloat16));
+    }
+  } else {
+    if constexpr (how == Store::float32_as_bfloat16) v = round_to_bfloat16(v);
+    if constexpr (how == Store::float32_as_float16) v = round_to_float16(v);
+    store_up_to<float>(static_cast<float*>(row) + column, v, count);
+  }
+}
+
+// Without an activation the sum starts from the residual, so that the groups of a product may add to `out` in turn.
+template <bool is_integer, Activation activation, Accuracy accuracy, Store how>
+void finish_tile(const Tile& t) {
+  constexpr bool is_linear = activation == Activation::none;
+  constexpr int64_t element = how == Store::bfloat16 ? 2 : 4;
+  const float* const bias = t.is_first_group ? t.bias : nullptr;
+  const float* const scale = t.scale;
+  const bool is_last = t.is_last_group;
+  for (int64_t r = 0; r < t.rows; ++r) {
+    const float* const residual = t.residual == nullptr ? nullptr : t.residual + r * t.residual_stride;
+    float* const partial = t.partial + r * t.partial_stride;
+    void* const out = static_cast<char*>(t.out) + r * t.out_stride * element;
+    const float* const addend = !t.is_first_group ? partial : is_linear ? residual : nullptr;
+    const int32_t* const sums = static_cast<const int32_t*>(t.sums) + r * panel_columns;
+    const float row_scale = is_integer ? t.row_scales[r * t.row_scale_stride] : 1.0f;
+    const float* const column_scales = t.column_scales;
+    for_each_vector<float>(t.columns, [&](int64_t c, int64_t count) __attribute__((always_inline)) {
+      Vector<float> v = bit_cast<Vector<float>>(load_integers(sums + c));
+      if constexpr (is_integer) {
+        v = __builtin_convertvector(bit_cast<Integers<float>>(v), Vector<float>) * (row_scale * load(column_scales + c));
+      }
+      if (bias != nullptr) v += load_up_to<float>(bias + c, count);
+      if (is_linear && scale != nullptr) v *= load_up_to<float>(scale + c, count);
+      if (addend != nullptr) v += load_up_to<float>(addend + c, count);
+      if (!is_last) return store_up_to<float>(partial + c, v, count);
+      if constexpr (!is_linear) {
+        v = activate<activation, accuracy>(v);
+        if (scale != nullptr) v *= load_up_to<float>(scale + c, count);
+        if (residual != nullptr) v += load_up_to<float>(residual + c, count);
+      }
+      store_result<how>(out, c, v, count);
+    });
+  }
+}
+
+template <bool is_integer, Activation activation, Accuracy accuracy>
+void finish_tile(Store how, const Tile& t) {
+  switch (how) {
+    case Store::float32:
+      return finish_tile<is_integer, activation, accuracy, Store::float32>(t);
+    case Store::bfloat16:
+      return finish_tile<is_integer, activation, accuracy, Store::bfloat16>(t);
+    case Store::float32_as_bfloat16:
+      return finish_tile<is_integer, activation, accuracy, Store::float32_as_bfloat16>(t);
+    case Store::float32_as_float16:
+      return finish_tile<is_integer, activation, accuracy, Store::float32_as_float16>(t);
+  }
+}
+
+// Only GELU, which every model has, comes in the narrow accuracy, too.
+template <bool is_integer>
+void finish_tile(Activation activation, Accuracy accuracy, Store how, const Tile& t) {
+  switch (activation) {
+    case Activation::none:
+      return finish_tile<is_integer, Activation::none, Accuracy::full>(how, t);
+    case Activation::gelu:
+      return accuracy == Accuracy::narrow ? finish_tile<is_integer, Activation::gelu, Accuracy::narrow>(how, t)
+                                          : finish_tile<is_integer, Activation::gelu, Accuracy::full>(how, t);
+    case Activation::gelu_tanh:
+      return finish_tile<is_integer, Activation::gelu_tanh, Accuracy::full>(how, t);
+    case Activation::gelu_quick:
+      return finish_tile<is_integer, Activation::gelu_quick, Accuracy::full>(how, t);
+    case Activation::tanh:
+      return finish_tile<is_integer, Activation::tanh, Accuracy::full>(how, t);
+    case Activation::silu:
+      return finish_tile<is_integer, Activation::silu, Accuracy::full>(how, t);
+    case Activation::relu:
+      return finish_tile<is_integer, Activation::relu, Accuracy::full>(how, t);
+  }
+}
+
+}  // namespace vitfast::VITFAST_ISA

@@ -1,0 +1,38 @@
+// A loop of nothing but the dots of a precision, in registers: what the processor could do at most.
+
+#pragma once
+
+#include "csrc/packed/product.h"
+
+namespace vitfast::VITFAST_ISA {
+
+template <typename Dot>
+int64_t run_dots(int64_t iterations, int64_t operations_a_lane) {
+  constexpr int chains = 12;
+  using Sum = typename Dot::Sum;
+  Sum sums[chains] = {};
+  Integers<float> a{}, b{};
+  __asm__ volatile("" : "+m"(a), "+m"(b));  // values that the compiler does not know
+  for (int64_t i = 0; i < iterations; ++i) {
+#pragma GCC unroll 12  // else GCC keeps the array in memory
+    for (int c = 0; c < chains; ++c) Dot::add(sums[c], a, b);
+  }
+  Sum total = sums[0];
+#pragma GCC unroll 12
+  for (int c = 1; c < chains; ++c) total += sums[c];
+  __asm__ volatile("" : : "m"(total));
+  return iterations * chains * width<float> * operations_a_lane;
+}
+
+inline int64_t fma_loop(Precision precision, int64_t iterations) {
+  switch (precision) {
+    case Precision::bfloat16:
+      return run_dots<Format<Precision::bfloat16>::Dot>(iterations, has_bfloat16_dot ? 4 : 2);
+    case Precision::int8:
+      return run_dots<Format<Precision::int8>::Dot>(iterations, has_int8_dot ? 8 : 4);
+    default:
+      return run_dots<FloatDot>(iterations, 2);
+  }
+}
+
+}  // namespace vitfast::VITFAST_ISA

@@ -1,0 +1,204 @@
+// The left matrix of a product: rows of words as the microkernel reads them, made from float32 or bfloat16, with a
+// LayerNorm on the way.
+//
+// Words are what the precision's dot takes: pairs of bfloat16 and quads of uint8 (q + 128) where the processor multiplies
+// these; else float32 already rounded to the precision, and pairs of int16. A row is padded with zeros to whole vectors.
+
+#pragma once
+
+#include "csrc/packed/activation.h"
+#include "csrc/packed/dot.h"
+
+namespace vitfast::VITFAST_ISA {
+
+#if defined(__AVX512BF16__)
+constexpr bool has_bfloat16_dot = true;
+#else
+constexpr bool has_bfloat16_dot = false;
+#endif
+#if defined(__AVX512VNNI__)
+constexpr bool has_int8_dot = true;
+#else
+constexpr bool has_int8_dot = false;
+#endif
+
+struct Operand {
+  uint32_t* words;     // [rows, stride]
+  int64_t stride;
+  float* scales;       // [rows, groups]: int8 only
+  int64_t groups;
+};
+
+// Words of a row of k elements.
+constexpr int64_t operand_words(Precision precision, int64_t k) {
+  switch (precision) {
+    case Precision::int8:
+      return divide_up(k, 4) * (has_int8_dot ? 1 : 2);
+    case Precision::bfloat16:
+      return has_bfloat16_dot ? divide_up(k, 2) : k;
+    default:
+      return k;
+  }
+}
+
+// Whole cache lines and one more: rows 4096 bytes apart would share a set of the first-level cache.
+constexpr int64_t operand_stride(Precision precision, int64_t k) {
+  return divide_up(operand_words(precision, k), 16) * 16 + 16;
+}
+
+VITFAST_INLINE float sum_lanes(Vector<float> v) {
+#if VITFAST_VECTOR_BYTES == 64
+  return _mm512_reduce_add_ps((__m512)v);
+#else
+  return sum_across<float>(v);
+#endif
+}
+
+// The largest magnitude of a row as bits: a NaN counts as the largest.
+VITFAST_INLINE float max_magnitude(const float* row, int64_t size) {
+  Integers<float> largest{};
+  for_each_vector<float>(size, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
+    const Integers<float> bits = bit_cast<Integers<float>>(load_up_to<float>(row + i, count)) & 0x7fffffff;
+    largest = bits > largest ? bits : largest;
+  });
+#if VITFAST_VECTOR_BYTES == 64
+  const int32_t bits = _mm512_reduce_max_epi32((__m512i)largest);
+#else
+  int32_t bits = largest[0];
+  for (int64_t i = 1; i < width<float>; ++i) bits = largest[i] > bits ? largest[i] : bits;
+#endif
+  return bit_cast<float>(bits);
+}
+
+VITFAST_INLINE Vector<float> round_to_float16(Vector<float> v) {
+#if defined(__F16C__)
+  return round_to_half(v);
+#else
+  Half halves[width<float>];
+  store(halves, v);
+  return load(halves);
+#endif
+}
+
+VITFAST_INLINE Vector<float> round_to_bfloat16(Vector<float> v) {
+  BFloat16 numbers[width<float>];
+  store(numbers, v);
+  return load(numbers);
+}
+
+VITFAST_INLINE void store_bfloat16(BFloat16* p, Vector<float> v) {
+#if defined(__AVX512BF16__)
+  const __m256bh numbers = _mm512_cvtneps_pbh((__m512)v);
+  std::memcpy(p, &numbers, sizeof(numbers));
+#else
+  store(p, v);
+#endif
+}
+
+// One group of a row, symmetric: returns the scale.
+VITFAST_INLINE float quantize_group(const float* row, int64_t size, uint32_t* words) {
+  const float largest = max_magnitude(row, size);
+  const float inverse = largest < 0x1p-119f ? 0.0f : 127.0f / largest;  // 127 / largest would overflow
+  // adding 1.5 * 2^23 rounds to an integer, which the low bits hold; unsigned numbers are 128 larger
+  constexpr float to_integer = 12582912.0f + (has_int8_dot ? 128.0f : 0.0f);
+  for_each_vector<float>(size, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
+    const Vector<float> shifted = load_up_to<float>(row + i, count) * inverse + to_integer;
+    if constexpr (has_int8_dot) {
+      typedef uint8_t Bytes __attribute__((vector_size(VITFAST_VECTOR_BYTES / 4)));
+      const Bytes bytes = __builtin_convertvector(bit_cast<Words>(shifted), Bytes);
+      std::memcpy(reinterpret_cast<uint8_t*>(words) + i, &bytes, sizeof(bytes));
+    } else {
+      const Halves shorts = __builtin_convertvector(bit_cast<Words>(shifted), Halves);
+      std::memcpy(reinterpret_cast<uint16_t*>(words) + i, &shorts, sizeof(shorts));
+    }
+  });
+  return largest * (1.0f / 127.0f);
+}
+
+// A row of float32, [k], as words. `scales`: [groups], int8 only.
+template <Precision precision>
+VITFAST_INLINE void convert_row(const float* row, int64_t k, uint32_t* words, float* scales) {
+  if constexpr (precision == Precision::int8) {
+    const int64_t size = group_size(k);
+    for (int64_t begin = 0, group = 0; begin < k; begin += size, ++group) {
+      const int64_t count = k - begin < size ? k - begin : size;
+      scales[group] = quantize_group(row + begin, count, words + operand_words(precision, begin));
+    }
+  } else {
+    for_each_vector<float>(k, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
+      const Vector<float> v = load_up_to<float>(row + i, count);
+      float* target = reinterpret_cast<float*>(words) + i;
+      if constexpr (precision == Precision::bfloat16 && has_bfloat16_dot) {
+        store_bfloat16(reinterpret_cast<BFloat16*>(words) + i, v);
+      } else if constexpr (precision == Precision::bfloat16) {
+        store(target, round_to_bfloat16(v));
+      } else if constexpr (precision == Precision::float16) {
+        store(target, round_to_float16(v));
+      } else {
+        store(target, v);
+      }
+    });
+  }
+}
+
+// Reads a row as float32; of float16 already rounded, as its LayerNorm reads it. Returns the sum.
+template <Precision precision, typename T>
+VITFAST_INLINE float widen_row(const T* x, int64_t size, float* row) {
+  Vector<float> sum{};
+  for_each_vector<float>(size, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
+    Vector<float> v = load_up_to<float>(x + i, count);
+    if constexpr (precision == Precision::float16) v = round_to_float16(v);
+    store(row + i, v);
+    sum += v;
+  });
+  return sum_lanes(sum);
+}
+
+// In place; `row` has room for whole vectors.
+VITFAST_INLINE void normalize_row(float* row, int64_t size, float sum, const Norm& norm) {
+  const float mean = sum / float(size);
+  Vector<float> squares{};
+  for_each_vector<float>(size, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
+    Vector<float> centered = load(row + i) - mean;
+    if (count < width<float>) {
+      for (int64_t j = count; j < width<float>; ++j) centered[j] = 0;
+    }
+    store(row + i, centered);
+    squares += centered * centered;
+  });
+  const float rstd = 1.0f / __builtin_sqrtf(sum_lanes(squares) / float(size) + float(norm.eps));
+  for_each_vector<float>(size, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
+    Vector<float> v = load(row + i) * rstd;
+    if (norm.weight != nullptr) v *= load_up_to<float>(norm.weight + i, count);
+    if (norm.bias != nullptr) v += load_up_to<float>(norm.bias + i, count);
+    store(row + i, v);
+  });
+}
+
+// Rows [begin, end) of x, normalized if asked for. `row`: room for a row in float32 and a vector.
+template <Precision precision, typename T>
+void prepare_rows(const T* x, int64_t stride, const Norm& norm, int64_t count, int64_t k, const Operand& a, float* row) {
+  for (int64_t r = 0; r < count; ++r) {
+    const float* source = row;
+    if constexpr (sizeof(T) == sizeof(float)) {
+      if (!norm.is_used) source = x + r * stride;
+    }
+    if (source == row) {
+      const float sum = widen_row<precision>(x + r * stride, k, row);
+      if (norm.is_used) normalize_row(row, k, sum, norm);
+    }
+    convert_row<precision>(source, k, a.words + r * a.stride, a.scales + r * a.groups);
+  }
+}
+
+template <Precision precision>
+void prepare_operand(const Rows& x, const Norm& norm, int64_t begin, int64_t count, int64_t k, const Operand& a, float* row) {
+  if (x.type == Type::bfloat16) {
+    prepare_rows<precision>(
+        static_cast<const BFloat16*>(x.data) + begin * x.stride, x.stride, norm, count, k, a, row);
+  } else {
+    prepare_rows<precision>(static_cast<const float*>(x.data) + begin * x.stride, x.stride, norm, count, k, a, row);
+  }
+}
+
+}  // namespace vitfast::VITFAST_ISA

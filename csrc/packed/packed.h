@@ -1,0 +1,204 @@
+// Products with packed weights, inference only: how weights lie in memory, and what the tensor functions ask of the
+// kernels. docs/cpu.md has the pictures.
+//
+// Pointers are to the first element; strides are in elements.
+
+#pragma once
+
+#include <cstdint>
+
+#include "csrc/common/types.h"
+
+namespace vitfast {
+
+// The type of a product's operands; sums are float32, or int32 within a group of int8.
+enum class Precision : int64_t { float32, bfloat16, float16, int8 };
+
+enum class Activation : int64_t { none, gelu, gelu_tanh, gelu_quick, tanh, silu, relu };
+
+// --- how a weight [N, K] lies in memory, on every machine the same ---
+//
+// Panels of 64 output columns follow each other. A panel is a list of rows of 64 words; a word holds one column's
+// `k_per_word` consecutive weights along K. The inputs are cut into groups: the cache holds a group of a panel, and int8
+// activations have a scale for each row and group. A panel of int8 starts each group with a row of 64 int32:
+// -128 * (sum of the group's weights), what unsigned activations (q + 128) add too much. N and K are padded with zeros.
+// Behind the panels int8 has its scales, one float32 for each padded column.
+
+constexpr int64_t panel_columns = 64;
+constexpr int64_t max_group = 1024;
+
+constexpr int64_t divide_up(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+
+constexpr int64_t k_per_word(Precision precision) {
+  return precision == Precision::int8 ? 4 : precision == Precision::bfloat16 ? 2 : 1;
+}
+
+constexpr int64_t word_bytes(Precision precision) {
+  return precision == Precision::float16 ? 2 : 4;
+}
+
+constexpr int64_t group_count(int64_t k) {
+  return k > max_group ? divide_up(k, max_group) : 1;
+}
+
+// All groups but the last have this size, a multiple of 64 where there are several.
+constexpr int64_t group_size(int64_t k) {
+  return group_count(k) == 1 ? k : divide_up(divide_up(k, group_count(k)), 64) * 64;
+}
+
+constexpr int64_t group_bytes(Precision precision, int64_t size) {
+  const int64_t rows = divide_up(size, k_per_word(precision)) + (precision == Precision::int8 ? 1 : 0);
+  return rows * panel_columns * word_bytes(precision);
+}
+
+constexpr int64_t panel_count(int64_t n) {
+  return divide_up(n, panel_columns);
+}
+
+constexpr int64_t panel_bytes(Precision precision, int64_t k) {
+  const int64_t whole_groups = (group_count(k) - 1) * group_bytes(precision, group_size(k));
+  return whole_groups + group_bytes(precision, k - (group_count(k) - 1) * group_size(k));
+}
+
+constexpr int64_t packed_bytes(Precision precision, int64_t n, int64_t k) {
+  const int64_t scale_bytes = precision == Precision::int8 ? panel_columns * int64_t(sizeof(float)) : 0;
+  return panel_count(n) * (panel_bytes(precision, k) + scale_bytes);
+}
+
+struct PackedWeight {
+  Precision precision;
+  const char* panels;
+  int64_t n, k;
+  const float* bias;  // [n] or null
+
+  const char* group(int64_t panel, int64_t index) const {
+    return panels + panel * panel_bytes(precision, k) + index * group_bytes(precision, group_size(k));
+  }
+  const float* scales() const {
+    return reinterpret_cast<const float*>(panels + panel_count(n) * panel_bytes(precision, k));
+  }
+};
+
+// --- what the kernels compute ---
+
+// LayerNorm over the last dimension, before a product.
+struct Norm {
+  bool is_used;
+  const float* weight;  // or null
+  const float* bias;    // or null
+  double eps;
+};
+
+// A matrix that is read: float32 or bfloat16.
+struct Rows {
+  Type type;
+  const void* data;
+  int64_t stride;
+};
+
+// out = residual + scale * activation(norm(x) wᵀ + bias)
+struct PackedLinear {
+  PackedWeight weight;
+  Rows x;
+  Norm norm;
+  Activation activation;
+  const float* scale;     // [n] or null
+  const float* residual;  // [rows, n] or null
+  Type out_type;          // float32 or bfloat16
+  void* out;              // [rows, n]
+};
+
+// out = residual + scale * fc2(activation(fc1(norm(x))))
+struct PackedMlp {
+  PackedWeight fc1, fc2;
+  Rows x;
+  Norm norm;
+  Activation activation;
+  const float* scale;     // [n] or null
+  const float* residual;  // [rows, n]; may be out
+  float* out;             // [rows, n]
+};
+
+// softmax(scale q kᵀ) v of each head, for rows of the flattened images; qkv [B, N, 3, H, D], out [B, N, H, D].
+struct PackedAttention {
+  Type qkv_type;  // float32 or bfloat16: the operands' type, too, where the processor multiplies bfloat16
+  const void* qkv;
+  Type out_type;  // float32 or bfloat16
+  void* out;
+  int64_t tokens, heads, head_dim;
+  double scale;
+};
+
+// LayerNorm of each head's q and k, in place in qkv, before attention.
+struct QkNorm {
+  Type qkv_type;
+  void* qkv;
+  int64_t heads, head_dim;
+  Norm q, k;
+};
+
+enum class Pixels : int64_t { uint8, float32, bfloat16 };
+
+// The patches of images as rows of a product, behind the prefix's rows: out [B, T + patches, n].
+struct PackedPatchEmbed {
+  PackedWeight weight;  // [n, channels * patch_height * patch_width]
+  Pixels pixels;
+  const void* images;  // [B, channels, height, width]
+  int64_t channels, height, width, patch_height, patch_width;
+  int64_t prefix_rows;
+  const float* prefix;     // [prefix_rows, n]
+  const float* positions;  // [patches, n] or null
+  float* out;
+
+  int64_t patches() const { return height / patch_height * (width / patch_width); }
+};
+
+// A share of a product: rows of x, panels of the weight.
+struct Rectangle {
+  int64_t row_begin, row_end, panel_begin, panel_end;
+};
+
+// A share of attention: rows of the flattened images, heads.
+struct HeadRows {
+  int64_t row_begin, row_end, head_begin, head_end;
+};
+
+// One table per instruction set. [begin, end) counts rows. `workspace`: of that many bytes, aligned to 64, for each call
+// at a time; at least what the function of the same name gives for the largest number of rows.
+struct PackedKernels {
+  const char* name;
+  bool has_bfloat16_dot;
+  int64_t (*linear_workspace)(const PackedLinear&, int64_t rows);
+  void (*linear)(const PackedLinear&, const Rectangle&, char* workspace);
+  int64_t (*mlp_workspace)(const PackedMlp&, int64_t rows);
+  void (*mlp)(const PackedMlp&, int64_t begin, int64_t end, char* workspace);
+  int64_t (*attention_workspace)(const PackedAttention&);
+  void (*attention)(const PackedAttention&, const HeadRows&, char* workspace);
+  void (*qk_norm)(const QkNorm&, int64_t begin, int64_t end);
+  int64_t (*patch_embed_workspace)(const PackedPatchEmbed&, int64_t rows);
+  void (*patch_embed)(const PackedPatchEmbed&, int64_t begin, int64_t end, char* workspace);  // patches of all images
+  int64_t (*fma_loop)(Precision, int64_t iterations);  // operations done
+};
+
+namespace baseline {
+extern const PackedKernels packed_kernels;
+}
+namespace avx2 {
+extern const PackedKernels packed_kernels;
+}
+namespace avx512 {
+extern const PackedKernels packed_kernels;
+}
+namespace avx512_vnni {
+extern const PackedKernels packed_kernels;
+}
+namespace avx512_bf16 {
+extern const PackedKernels packed_kernels;
+}
+
+// Those of the widest instruction set that this processor has, or of the one that VITFAST_ISA names.
+const PackedKernels& packed_kernels();
+
+}  // namespace vitfast

@@ -1,0 +1,278 @@
+#include "csrc/packed/packed_stages.h"
+
+namespace vitfast {
+namespace {
+
+// Heads of images are the tasks where there are few rows; their queries are split, too, where there are few heads.
+void run_attention(const PackedAttention& a, int64_t images) {
+  const int64_t heads = images * a.heads;
+  if (heads == 0 || a.tokens == 0) return;
+  const int64_t threads = worthwhile_threads(2 * heads * a.tokens * a.tokens * a.head_dim);
+  int64_t splits = heads >= threads ? 1 : divide_up(threads, heads);
+  splits = splits < a.tokens ? splits : a.tokens;
+  const int64_t tasks = heads * splits;
+  const PackedKernels& kernels = packed_kernels();
+  const Workspace workspace(kernels.attention_workspace(a), threads);
+  for_each_part(threads, [&](int64_t part) {
+    for (int64_t task = part * tasks / threads; task < (part + 1) * tasks / threads; ++task) {
+      const int64_t image = task / splits / a.heads, head = task / splits % a.heads, split = task % splits;
+      const int64_t first = image * a.tokens;
+      kernels.attention(
+          a,
+          {first + split * a.tokens / splits, first + (split + 1) * a.tokens / splits, head, head + 1},
+          workspace.part(part));
+    }
+  });
+}
+
+// A block's parts in the order in which they run.
+struct Block {
+  PackedLinear qkv;
+  std::optional<QkNorm> qk_norm;
+  PackedAttention attention;
+  PackedLinear proj;
+  PackedMlp mlp;
+};
+
+// Memory of a thread that takes `rows` rows at most through the block.
+int64_t chained_workspace(const Block& b, int64_t rows) {
+  const PackedKernels& kernels = packed_kernels();
+  int64_t bytes = 0;
+  for (const int64_t needed :
+       {kernels.linear_workspace(b.qkv, rows),
+        kernels.linear_workspace(b.proj, rows),
+        kernels.attention_workspace(b.attention),
+        kernels.mlp_workspace(b.mlp, rows)}) {
+    bytes = needed > bytes ? needed : bytes;
+  }
+  return bytes;
+}
+
+void project(const Block& b, int64_t begin, int64_t end, char* memory) {
+  packed_kernels().linear(b.qkv, {begin, end, 0, panel_count(b.qkv.weight.n)}, memory);
+  if (b.qk_norm.has_value()) packed_kernels().qk_norm(*b.qk_norm, begin, end);
+}
+
+void attend_and_mix(const Block& b, int64_t begin, int64_t end, char* memory) {
+  const PackedKernels& kernels = packed_kernels();
+  kernels.attention(b.attention, {begin, end, 0, b.attention.heads}, memory);
+  kernels.linear(b.proj, {begin, end, 0, panel_count(b.proj.weight.n)}, memory);
+  kernels.mlp(b.mlp, begin, end, memory);
+}
+
+// Every thread takes its own rows through all of it; the threads meet once, before attention reads all keys and values.
+void run_by_rows(const Block& b, int64_t rows, int64_t threads) {
+  const Workspace workspace(chained_workspace(b, divide_up(rows, threads)), threads);
+  for_each_part(threads, [&](int64_t part) {
+    project(b, part * rows / threads, (part + 1) * rows / threads, workspace.part(part));
+  });
+  for_each_part(threads, [&](int64_t part) {
+    attend_and_mix(b, part * rows / threads, (part + 1) * rows / threads, workspace.part(part));
+  });
+}
+
+int64_t bytes_of(Type type) {
+  return type == Type::bfloat16 ? 2 : 4;
+}
+
+// The block on x and out from `row` on, with qkv and the attended values in this memory.
+Block from_row(Block b, int64_t row, char* qkv, char* attended) {
+  const int64_t offset = row * b.qkv.weight.k;
+  b.qkv.x.data = static_cast<const float*>(b.qkv.x.data) + offset;
+  b.qkv.out = qkv;
+  if (b.qk_norm.has_value()) b.qk_norm->qkv = qkv;
+  b.attention.qkv = qkv;
+  b.attention.out = attended;
+  b.proj.x.data = attended;
+  b.proj.residual += offset;
+  b.proj.out = static_cast<float*>(b.proj.out) + offset;
+  b.mlp.x.data = b.mlp.residual = b.mlp.out += offset;
+  return b;
+}
+
+// Images that a thread takes at a time where they can be shared out evenly, else 0.
+int64_t images_at_a_time(int64_t images, int64_t tokens, int64_t threads) {
+  constexpr int64_t rows_at_a_time = 200;
+  const bool is_even = divide_up(images, threads) * threads * 20 <= images * 21;
+  if (!is_even) return 0;
+  const int64_t group = tokens < rows_at_a_time ? rows_at_a_time / tokens : 1, most = divide_up(images, threads);
+  return group < most ? group : most;
+}
+
+// Every thread takes its own images through all of it, a few at a time: what lies between the products stays in its
+// cache, and no thread waits for another.
+void run_by_images(const Block& b, int64_t images, int64_t group, int64_t threads) {
+  const int64_t rows = group * b.attention.tokens, width = b.proj.weight.k;
+  const int64_t work_bytes = divide_up(chained_workspace(b, rows), 64) * 64;
+  const int64_t qkv_bytes = divide_up(rows * 3 * width * bytes_of(b.attention.qkv_type), 64) * 64;
+  const Workspace workspace(work_bytes + qkv_bytes + rows * width * bytes_of(b.attention.out_type), threads);
+  for_each_part(threads, [&](int64_t part) {
+    char* memory = workspace.part(part);
+    const int64_t last = (part + 1) * images / threads;
+    for (int64_t image = part * images / threads; image < last; image += group) {
+      const int64_t count = last - image < group ? last - image : group;
+      const Block own =
+          from_row(b, image * b.attention.tokens, memory + work_bytes, memory + work_bytes + qkv_bytes);
+      project(own, 0, count * b.attention.tokens, memory);
+      attend_and_mix(own, 0, count * b.attention.tokens, memory);
+    }
+  });
+}
+
+// One stage after the other, each split among all threads.
+void run_by_stages(const Block& b, int64_t rows) {
+  run_linear(b.qkv, rows);
+  if (b.qk_norm.has_value()) {
+    parallel(rows, 2 * b.attention.heads * b.attention.head_dim, [&](int64_t begin, int64_t end) {
+      packed_kernels().qk_norm(*b.qk_norm, begin, end);
+    });
+  }
+  run_attention(b.attention, rows / b.attention.tokens);
+  run_linear(b.proj, rows);
+  run_mlp(b.mlp, rows);
+}
+
+// bfloat16 where attention's operands are, else float32.
+Type attention_type(Precision precision) {
+  const bool is_narrow = precision == Precision::bfloat16 || precision == Precision::int8;
+  return is_narrow && packed_kernels().has_bfloat16_dot ? Type::bfloat16 : Type::float32;
+}
+
+ScalarType scalar_type(Type type) {
+  return type == Type::bfloat16 ? ScalarType::BFloat16 : ScalarType::Float;
+}
+
+Tensor packed_block(
+    const Tensor& x,                                   // [B, N, C]
+    const std::optional<Tensor>& norm1_weight,         // [C]
+    const std::optional<Tensor>& norm1_bias,           // [C]
+    double eps1,
+    const Tensor& qkv,                                 // [3 H D, C], packed
+    const std::optional<Tensor>& qkv_bias,             // [3 H D]
+    const std::optional<Tensor>& q_norm_weight,        // [D]
+    const std::optional<Tensor>& q_norm_bias,          // [D]
+    const std::optional<Tensor>& k_norm_weight,        // [D]
+    const std::optional<Tensor>& k_norm_bias,          // [D]
+    double qk_eps,
+    bool qk_norm,
+    int64_t heads,
+    int64_t head_dim,
+    double attention_scale,
+    const Tensor& proj,                                // [C, H D], packed
+    const std::optional<Tensor>& proj_bias,            // [C]
+    const std::optional<Tensor>& scale1,               // [C]
+    const std::optional<Tensor>& norm2_weight,         // [C]
+    const std::optional<Tensor>& norm2_bias,           // [C]
+    double eps2,
+    const Tensor& fc1,                                 // [hidden, C], packed
+    const std::optional<Tensor>& fc1_bias,             // [hidden]
+    int64_t hidden,
+    const Tensor& fc2,                                 // [C, hidden], packed
+    const std::optional<Tensor>& fc2_bias,             // [C]
+    const std::optional<Tensor>& scale2,               // [C]
+    std::string activation,
+    std::string precision_name) {
+  constexpr const char* op = "packed_block";
+  STD_TORCH_CHECK(
+      x.dim() == 3 && x.scalar_type() == ScalarType::Float && x.is_contiguous(),
+      "packed_block: x must be contiguous float32 [B, N, C]");
+  STD_TORCH_CHECK(heads > 0 && head_dim > 0, "packed_block: heads and head_dim must be positive");
+  const Precision precision = precision_of(op, precision_name);
+  const int64_t tokens = x.size(1), channels = x.size(2), width = heads * head_dim, rows = x.size(0) * tokens;
+  const Tensor out = new_tensor(x, sizes_of(x));
+  if (rows == 0) return out;
+  const Type type = attention_type(precision);
+  const Type out_type = precision == Precision::bfloat16 ? type : Type::float32;
+  const int64_t threads =
+      worthwhile_threads(rows * (channels * 4 * width + 2 * channels * hidden + 2 * tokens * width));
+  const int64_t group = images_at_a_time(x.size(0), tokens, threads);
+  const int64_t shared_rows = group > 0 ? 0 : rows;  // threads with their own images have their own memory
+  const Tensor qkv_rows = new_tensor({shared_rows, 3 * width}, scalar_type(type));
+  const Tensor attended = new_tensor({shared_rows, width}, scalar_type(out_type));
+  const auto vector = [&](const char* name, const std::optional<Tensor>& tensor, int64_t size) {
+    return vector_or_null(op, name, tensor, size);
+  };
+  const auto* x_data = static_cast<const float*>(x.const_data_ptr());
+  auto* out_data = static_cast<float*>(out.mutable_data_ptr());
+  const Rows out_rows{Type::float32, out_data, channels};
+
+  Block b{
+      {packed_weight(op, "qkv", qkv, 3 * width, channels, precision, qkv_bias),
+       {Type::float32, x_data, channels},
+       {true, vector("norm1_weight", norm1_weight, channels), vector("norm1_bias", norm1_bias, channels), eps1},
+       Activation::none,
+       nullptr,
+       nullptr,
+       type,
+       qkv_rows.mutable_data_ptr()},
+      std::nullopt,
+      {type, qkv_rows.const_data_ptr(), out_type, attended.mutable_data_ptr(), tokens, heads, head_dim, attention_scale},
+      {packed_weight(op, "proj", proj, channels, width, precision, proj_bias),
+       {out_type, attended.const_data_ptr(), width},
+       {},
+       Activation::none,
+       vector("scale1", scale1, channels),
+       x_data,
+       Type::float32,
+       out_data},
+      {packed_weight(op, "fc1", fc1, hidden, channels, precision, fc1_bias),
+       packed_weight(op, "fc2", fc2, channels, hidden, precision, fc2_bias),
+       out_rows,
+       {true, vector("norm2_weight", norm2_weight, channels), vector("norm2_bias", norm2_bias, channels), eps2},
+       activation_of(op, activation),
+       vector("scale2", scale2, channels),
+       out_data,
+       out_data}};
+  if (qk_norm) {
+    b.qk_norm = QkNorm{
+        type,
+        qkv_rows.mutable_data_ptr(),
+        heads,
+        head_dim,
+        {true, vector("q_norm_weight", q_norm_weight, head_dim), vector("q_norm_bias", q_norm_bias, head_dim), qk_eps},
+        {true, vector("k_norm_weight", k_norm_weight, head_dim), vector("k_norm_bias", k_norm_bias, head_dim), qk_eps}};
+  }
+  if (group > 0) {
+    run_by_images(b, x.size(0), group, threads);
+  } else if (is_chained(rows, threads)) {
+    run_by_rows(b, rows, threads);
+  } else {
+    run_by_stages(b, rows);
+  }
+  return out;
+}
+
+Tensor packed_attention(
+    const Tensor& qkv,  // [B, N, 3, H, D]
+    double scale,
+    std::string precision_name) {
+  const Precision precision = precision_of("packed_attention", precision_name);
+  STD_TORCH_CHECK(
+      qkv.dim() == 5 && qkv.size(2) == 3 &&
+          (qkv.scalar_type() == ScalarType::Float || qkv.scalar_type() == ScalarType::BFloat16),
+      "packed_attention: qkv must be float32 or bfloat16 [B, N, 3, H, D]");
+  const Type type = attention_type(precision);
+  const bool is_converted = type == Type::bfloat16 && qkv.scalar_type() == ScalarType::Float;
+  const Tensor rows = as_contiguous(is_converted ? as_type(qkv, ScalarType::BFloat16) : qkv);
+  const Tensor out = new_tensor({qkv.size(0), qkv.size(1), qkv.size(3), qkv.size(4)}, ScalarType::Float);
+  run_attention(
+      {type_of(rows),
+       rows.const_data_ptr(),
+       Type::float32,
+       out.mutable_data_ptr(),
+       qkv.size(1),
+       qkv.size(3),
+       qkv.size(4),
+       scale},
+      qkv.size(0));
+  return out;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(vitfast, CPU, m) {
+  m.impl("packed_attention", TORCH_BOX(&packed_attention));
+  m.impl("packed_block", TORCH_BOX(&packed_block));
+}
+
+}  // namespace vitfast

@@ -1,0 +1,221 @@
+// A product with a packed weight on a rectangle of its result, and the mlp on a range of rows.
+
+#pragma once
+
+#include "csrc/packed/product.h"
+
+namespace vitfast::VITFAST_ISA {
+
+// Cuts a task's memory into pieces; without memory it only counts.
+class Arena {
+ public:
+  explicit Arena(char* base) : base_(base) {}
+  template <typename T>
+  T* take(int64_t count) {
+    T* piece = base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + used_);
+    used_ += divide_up(count * int64_t(sizeof(T)), 64) * 64;
+    return piece;
+  }
+  int64_t used() const { return used_; }
+
+ private:
+  char* base_;
+  int64_t used_ = 0;
+};
+
+// Rows that pass through all panels together: what they need of the second-level cache leaves room for the panels.
+inline int64_t max_chunk_rows(int64_t rows, int64_t bytes_per_row) {
+  constexpr int64_t cache_bytes = 512 * 1024, smallest = 48, largest = 384;
+  int64_t chunk = cache_bytes / bytes_per_row / tile_rows * tile_rows;
+  chunk = chunk < smallest ? smallest : chunk > largest ? largest : chunk;
+  return chunk < rows ? chunk : rows;
+}
+
+// Chunks of nearly the same size.
+inline int64_t chunk_rows(int64_t rows, int64_t bytes_per_row) {
+  const int64_t chunks = divide_up(rows, max_chunk_rows(rows, bytes_per_row));
+  return chunks <= 1 ? rows : divide_up(divide_up(rows, chunks), tile_rows) * tile_rows;
+}
+
+inline Operand take_operand(Arena& arena, Precision precision, int64_t rows, int64_t k) {
+  const int64_t stride = operand_stride(precision, k), groups = group_count(k);
+  uint32_t* words = arena.take<uint32_t>(rows * stride);
+  return {words, stride, arena.take<float>(precision == Precision::int8 ? rows * groups : 1), groups};
+}
+
+inline ProductScratch take_product_scratch(Arena& arena) {
+  return {arena.take<uint32_t>((max_group + 1) * panel_columns), arena.take<float>(tile_size)};
+}
+
+constexpr Accuracy accuracy_for(Precision precision) {
+  return precision == Precision::bfloat16 || precision == Precision::int8 ? Accuracy::narrow : Accuracy::full;
+}
+
+struct LinearScratch {
+  LinearScratch(Arena& arena, Precision precision, int64_t k, int64_t chunk)
+      : operand(take_operand(arena, precision, chunk, k)),
+        product(take_product_scratch(arena)),
+        row(arena.take<float>(k + width<float>)),
+        partial(arena.take<float>(chunk * panel_columns)) {}
+  Operand operand;
+  ProductScratch product;
+  float* row;
+  float* partial;
+};
+
+inline int64_t linear_bytes_per_row(const PackedLinear& a) {
+  return operand_stride(a.weight.precision, a.weight.k) * 4;
+}
+
+inline int64_t linear_workspace(const PackedLinear& a, int64_t rows) {
+  Arena arena(nullptr);
+  LinearScratch(arena, a.weight.precision, a.weight.k, max_chunk_rows(rows, linear_bytes_per_row(a)));
+  return arena.used();
+}
+
+template <Precision precision>
+void linear_rectangle(const PackedLinear& a, const Rectangle& part, char* workspace) {
+  const int64_t chunk = chunk_rows(part.row_end - part.row_begin, linear_bytes_per_row(a));
+  Arena arena(workspace);
+  const LinearScratch scratch(arena, precision, a.weight.k, chunk);
+  for (int64_t row = part.row_begin; row < part.row_end; row += chunk) {
+    const int64_t rows = part.row_end - row < chunk ? part.row_end - row : chunk;
+    prepare_operand<precision>(a.x, a.norm, row, rows, a.weight.k, scratch.operand, scratch.row);
+    const bool is_narrow = a.out_type == Type::bfloat16;
+    const Destination destination{
+        a.activation,
+        accuracy_for(precision),
+        a.scale,
+        a.residual == nullptr ? nullptr : a.residual + row * a.weight.n,
+        a.weight.n,
+        is_narrow ? Store::bfloat16 : Store::float32,
+        static_cast<char*>(a.out) + row * a.weight.n * (is_narrow ? 2 : 4),
+        a.weight.n,
+        0,
+        scratch.partial,
+        panel_columns,
+        true};
+    for (int64_t panel = part.panel_begin; panel < part.panel_end; ++panel) {
+      multiply_panel<precision>(
+          scratch.operand, rows, a.weight, panel, {0, group_count(a.weight.k)}, destination, scratch.product);
+    }
+  }
+}
+
+// --- mlp: a chunk of rows passes through both products; the hidden units come group by group and stay in the cache ---
+
+struct MlpScratch {
+  MlpScratch(Arena& arena, const PackedMlp& a, int64_t chunk)
+      : operand(take_operand(arena, a.fc1.precision, chunk, a.fc1.k)),
+        hidden(take_operand(arena, a.fc1.precision, chunk, group_size(a.fc1.n))),
+        hidden_rows(
+            a.fc1.precision == Precision::int8 ? arena.take<float>(chunk * hidden_stride(a) + width<float>) : nullptr),
+        product(take_product_scratch(arena)),
+        row(arena.take<float>(a.fc1.k + width<float>)),
+        partial(arena.take<float>(chunk * panel_columns)) {}
+  static int64_t hidden_stride(const PackedMlp& a) { return divide_up(group_size(a.fc1.n), 16) * 16; }
+  Operand operand, hidden;
+  float* hidden_rows;  // of int8, before they are quantized
+  ProductScratch product;
+  float* row;
+  float* partial;
+};
+
+inline int64_t mlp_bytes_per_row(const PackedMlp& a) {
+  const Precision precision = a.fc1.precision;
+  const int64_t words = operand_stride(precision, a.fc1.k) + operand_stride(precision, group_size(a.fc1.n));
+  const int64_t staged = precision == Precision::int8 ? group_size(a.fc1.n) : 0;
+  return (words + staged + a.fc2.n) * 4;
+}
+
+inline int64_t mlp_workspace(const PackedMlp& a, int64_t rows) {
+  Arena arena(nullptr);
+  MlpScratch(arena, a, max_chunk_rows(rows, mlp_bytes_per_row(a)));
+  return arena.used();
+}
+
+// How the hidden units are stored as an operand of the second product; of int8 in float32, to be quantized.
+constexpr Store hidden_store(Precision precision) {
+  return precision == Precision::bfloat16  ? (has_bfloat16_dot ? Store::bfloat16 : Store::float32_as_bfloat16)
+         : precision == Precision::float16 ? Store::float32_as_float16
+                                           : Store::float32;
+}
+
+template <Precision precision>
+void hidden_group(const PackedMlp& a, int64_t group, int64_t rows, const MlpScratch& scratch) {
+  constexpr bool is_int8 = precision == Precision::int8;
+  constexpr bool is_pairs = hidden_store(precision) == Store::bfloat16;
+  const int64_t first = group * group_size(a.fc1.n);
+  const int64_t size = a.fc1.n - first < group_size(a.fc1.n) ? a.fc1.n - first : group_size(a.fc1.n);
+  const int64_t stride = is_int8 ? MlpScratch::hidden_stride(a) : scratch.hidden.stride * (is_pairs ? 2 : 1);
+  void* out = is_int8 ? static_cast<void*>(scratch.hidden_rows) : scratch.hidden.words;
+  const Destination destination{
+      a.activation,
+      accuracy_for(precision),
+      nullptr,
+      nullptr,
+      0,
+      hidden_store(precision),
+      out,
+      stride,
+      first,
+      scratch.partial,
+      panel_columns,
+      true};
+  for (int64_t panel = first / panel_columns; panel < panel_count(first + size); ++panel) {
+    multiply_panel<precision>(
+        scratch.operand, rows, a.fc1, panel, {0, group_count(a.fc1.k)}, destination, scratch.product);
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    if constexpr (is_int8) {
+      uint32_t* words = scratch.hidden.words + r * scratch.hidden.stride;
+      scratch.hidden.scales[r * scratch.hidden.groups] = quantize_group(scratch.hidden_rows + r * stride, size, words);
+    } else if (is_pairs && size % 2 != 0) {
+      static_cast<BFloat16*>(out)[r * stride + size] = BFloat16{0};  // the padding of the last pair
+    }
+  }
+}
+
+template <Precision precision>
+void mlp_rows(const PackedMlp& a, int64_t begin, int64_t end, char* workspace) {
+  const int64_t chunk = chunk_rows(end - begin, mlp_bytes_per_row(a)), n = a.fc2.n;
+  Arena arena(workspace);
+  const MlpScratch scratch(arena, a, chunk);
+  for (int64_t row = begin; row < end; row += chunk) {
+    const int64_t rows = end - row < chunk ? end - row : chunk;
+    prepare_operand<precision>(a.x, a.norm, row, rows, a.fc1.k, scratch.operand, scratch.row);
+    float* out = a.out + row * n;
+    const float* residual = a.residual == nullptr ? nullptr : a.residual + row * n;
+    const Destination destination{
+        Activation::none, Accuracy::full, a.scale, residual, n, Store::float32, out, n, 0, out, n, false};
+    for (int64_t group = 0; group < group_count(a.fc1.n); ++group) {
+      hidden_group<precision>(a, group, rows, scratch);
+      for (int64_t panel = 0; panel < panel_count(n); ++panel) {
+        multiply_panel<precision>(
+            scratch.hidden, rows, a.fc2, panel, {group, group + 1}, destination, scratch.product);
+      }
+    }
+  }
+}
+
+template <Precision precision>
+struct PrecisionConstant {
+  static constexpr Precision value = precision;
+};
+
+// Calls f(PrecisionConstant<precision>{}).
+template <typename F>
+void dispatch_precision(Precision precision, const F& f) {
+  switch (precision) {
+    case Precision::float32:
+      return f(PrecisionConstant<Precision::float32>{});
+    case Precision::bfloat16:
+      return f(PrecisionConstant<Precision::bfloat16>{});
+    case Precision::float16:
+      return f(PrecisionConstant<Precision::float16>{});
+    case Precision::int8:
+      return f(PrecisionConstant<Precision::int8>{});
+  }
+}
+
+}  // namespace vitfast::VITFAST_ISA

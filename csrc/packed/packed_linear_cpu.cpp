@@ -1,0 +1,117 @@
+#include "csrc/packed/packed_stages.h"
+
+namespace vitfast {
+namespace {
+
+Tensor packed_linear(
+    const Tensor& x,                        // [..., K]
+    const Tensor& packed,                   // [n, K], packed
+    const std::optional<Tensor>& bias,      // [n]
+    int64_t n,
+    std::string precision,
+    std::string activation,
+    const std::optional<Tensor>& scale,     // [n]
+    const std::optional<Tensor>& residual)  // [..., n]
+{
+  constexpr const char* op = "packed_linear";
+  const RowsTensor rows(op, x);
+  const std::vector<int64_t> sizes = rows.with_last(n);
+  const Tensor out = new_tensor(sizes, ScalarType::Float);
+  const PackedLinear a{
+      packed_weight(op, "packed", packed, n, rows.k, precision_of(op, precision), bias),
+      rows.rows(),
+      Norm{},
+      activation_of(op, activation),
+      vector_or_null(op, "scale", scale, n),
+      residual_or_null(op, residual, sizes),
+      Type::float32,
+      out.mutable_data_ptr()};
+  run_linear(a, rows.count);
+  return out;
+}
+
+Tensor packed_norm_linear(
+    const Tensor& x,                     // [..., K]
+    const std::optional<Tensor>& gamma,  // [K]
+    const std::optional<Tensor>& beta,   // [K]
+    double eps,
+    const Tensor& packed,                // [n, K], packed
+    const std::optional<Tensor>& bias,   // [n]
+    int64_t n,
+    std::string precision,
+    std::string activation) {
+  constexpr const char* op = "packed_norm_linear";
+  const RowsTensor rows(op, x);
+  const Tensor out = new_tensor(rows.with_last(n), ScalarType::Float);
+  const PackedLinear a{
+      packed_weight(op, "packed", packed, n, rows.k, precision_of(op, precision), bias),
+      rows.rows(),
+      Norm{true, vector_or_null(op, "gamma", gamma, rows.k), vector_or_null(op, "beta", beta, rows.k), eps},
+      activation_of(op, activation),
+      nullptr,
+      nullptr,
+      Type::float32,
+      out.mutable_data_ptr()};
+  run_linear(a, rows.count);
+  return out;
+}
+
+Tensor packed_mlp(
+    const Tensor& x,                        // [..., K]
+    const std::optional<Tensor>& gamma,     // [K]
+    const std::optional<Tensor>& beta,      // [K]
+    double eps,
+    const Tensor& fc1,                      // [hidden, K], packed
+    const std::optional<Tensor>& fc1_bias,  // [hidden]
+    int64_t hidden,
+    const Tensor& fc2,                      // [n, hidden], packed
+    const std::optional<Tensor>& fc2_bias,  // [n]
+    int64_t n,
+    std::string precision_name,
+    std::string activation,
+    const std::optional<Tensor>& scale,     // [n]
+    const Tensor& residual)                 // [..., n]
+{
+  constexpr const char* op = "packed_mlp";
+  const Precision precision = precision_of(op, precision_name);
+  const RowsTensor rows(op, x);
+  const std::vector<int64_t> sizes = rows.with_last(n);
+  const Tensor out = new_tensor(sizes, ScalarType::Float);
+  const PackedMlp a{
+      packed_weight(op, "fc1", fc1, hidden, rows.k, precision, fc1_bias),
+      packed_weight(op, "fc2", fc2, n, hidden, precision, fc2_bias),
+      rows.rows(),
+      Norm{true, vector_or_null(op, "gamma", gamma, rows.k), vector_or_null(op, "beta", beta, rows.k), eps},
+      activation_of(op, activation),
+      vector_or_null(op, "scale", scale, n),
+      residual_or_null(op, residual, sizes),
+      static_cast<float*>(out.mutable_data_ptr())};
+  run_mlp(a, rows.count);
+  return out;
+}
+
+int64_t fma_peak(std::string precision_name, int64_t iterations) {
+  const Precision precision = precision_of("fma_peak", precision_name);
+  const int64_t threads = int64_t(torch::stable::get_num_threads());
+  std::vector<int64_t> operations(size_t(threads), 0);
+  for_each_part(threads, [&](int64_t part) {
+    operations[size_t(part)] = packed_kernels().fma_loop(precision, iterations);
+  });
+  int64_t sum = 0;
+  for (const int64_t count : operations) sum += count;
+  return sum;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(vitfast, CPU, m) {
+  m.impl("packed_linear", TORCH_BOX(&packed_linear));
+  m.impl("packed_norm_linear", TORCH_BOX(&packed_norm_linear));
+  m.impl("packed_mlp", TORCH_BOX(&packed_mlp));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(vitfast, CompositeExplicitAutograd, m) {
+  m.impl("fma_peak", TORCH_BOX(&fma_peak));
+}
+
+}  // namespace vitfast

@@ -1,0 +1,156 @@
+// Arguments of the packed operators: words to codes, tensors to pointers, and the memory of the threads.
+
+#pragma once
+
+#include <string>
+
+#include "csrc/cpu/tensors.h"
+#include "csrc/packed/packed.h"
+
+namespace vitfast {
+
+inline Precision precision_of(const char* op, const std::string& name) {
+  if (name == "fp32") return Precision::float32;
+  if (name == "bf16") return Precision::bfloat16;
+  if (name == "fp16_32") return Precision::float16;
+  STD_TORCH_CHECK(name == "int8", op, ": precision must be fp32, bf16, fp16_32 or int8, got ", name);
+  return Precision::int8;
+}
+
+inline Activation activation_of(const char* op, const std::string& name) {
+  if (name == "none") return Activation::none;
+  if (name == "gelu") return Activation::gelu;
+  if (name == "gelu_tanh") return Activation::gelu_tanh;
+  if (name == "gelu_quick") return Activation::gelu_quick;
+  if (name == "tanh") return Activation::tanh;
+  if (name == "silu") return Activation::silu;
+  STD_TORCH_CHECK(
+      name == "relu",
+      op,
+      ": activation must be none, gelu, gelu_tanh, gelu_quick, tanh, silu or relu, got ",
+      name);
+  return Activation::relu;
+}
+
+// A float32 vector [size], or null.
+inline const float* vector_or_null(
+    const char* op, const char* name, const std::optional<Tensor>& tensor, int64_t size) {
+  if (!tensor.has_value()) return nullptr;
+  STD_TORCH_CHECK(
+      tensor->scalar_type() == ScalarType::Float && tensor->is_contiguous() && tensor->dim() == 1 &&
+          tensor->size(0) == size,
+      op,
+      ": ",
+      name,
+      " must be a contiguous float32 vector of ",
+      size,
+      " elements");
+  return static_cast<const float*>(tensor->const_data_ptr());
+}
+
+// `packed` must live as long as the result.
+inline PackedWeight packed_weight(
+    const char* op,
+    const char* name,
+    const Tensor& packed,
+    int64_t n,
+    int64_t k,
+    Precision precision,
+    const std::optional<Tensor>& bias) {
+  STD_TORCH_CHECK(
+      n >= 0 && packed.scalar_type() == ScalarType::Byte && packed.is_contiguous() &&
+          packed.numel() == packed_bytes(precision, n, k),
+      op,
+      ": ",
+      name,
+      " is not a weight [",
+      n,
+      ", ",
+      k,
+      "] that vitfast::pack_weight packed for this precision");
+  return {precision, static_cast<const char*>(packed.const_data_ptr()), n, k, vector_or_null(op, "bias", bias, n)};
+}
+
+// A tensor [..., K] as rows: itself where its rows are one stride apart, else a copy.
+struct RowsTensor {
+  RowsTensor(const char* op, const Tensor& x) : tensor(x) {
+    STD_TORCH_CHECK(
+        x.dim() > 0 && (x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::BFloat16),
+        op,
+        ": x must be float32 or bfloat16 of at least one dimension");
+    k = x.size(-1);
+    count = 1;
+    for (int64_t d = 0; d + 1 < x.dim(); ++d) count *= x.size(d);
+    stride = k;
+    if (!x.is_contiguous() && !has_one_stride()) {
+      tensor = torch::stable::contiguous(x);
+      stride = k;
+    }
+  }
+  Rows rows() const { return {type_of(tensor), tensor.const_data_ptr(), stride}; }
+  std::vector<int64_t> with_last(int64_t last) const {
+    std::vector<int64_t> sizes = sizes_of(tensor);
+    sizes.back() = last;
+    return sizes;
+  }
+
+  Tensor tensor;
+  int64_t count, k, stride;
+
+ private:
+  bool has_one_stride() {
+    if (k > 1 && tensor.stride(-1) != 1) return false;
+    int64_t rows = 1;
+    for (int64_t d = tensor.dim() - 2; d >= 0; --d) {
+      if (tensor.size(d) == 1) continue;
+      if (rows == 1) stride = tensor.stride(d);
+      if (tensor.stride(d) != stride * rows) return false;
+      rows *= tensor.size(d);
+    }
+    return true;
+  }
+};
+
+inline const float* residual_or_null(
+    const char* op, const std::optional<Tensor>& residual, const std::vector<int64_t>& sizes) {
+  if (!residual.has_value()) return nullptr;
+  check_sizes(op, "residual", *residual, sizes);
+  STD_TORCH_CHECK(
+      residual->scalar_type() == ScalarType::Float && residual->is_contiguous(),
+      op,
+      ": residual must be float32 and contiguous");
+  return static_cast<const float*>(residual->const_data_ptr());
+}
+
+// Memory for `parts` tasks that run at a time.
+class Workspace {
+ public:
+  Workspace(int64_t bytes_per_part, int64_t parts)
+      : bytes_per_part_((bytes_per_part + 63) / 64 * 64),
+        tensor_(new_tensor({(bytes_per_part_ * parts + 64) / 4}, ScalarType::Float)) {}
+  char* part(int64_t index) const {
+    const auto address = reinterpret_cast<uintptr_t>(tensor_.mutable_data_ptr());
+    return reinterpret_cast<char*>((address + 63) / 64 * 64) + index * bytes_per_part_;
+  }
+
+ private:
+  int64_t bytes_per_part_;
+  Tensor tensor_;
+};
+
+// Runs f(part) for each part, one a thread.
+template <typename F>
+void for_each_part(int64_t parts, const F& f) {
+  torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) f(part);
+  });
+}
+
+// As many threads as the multiplications are worth.
+inline int64_t worthwhile_threads(int64_t multiplications) {
+  constexpr int64_t per_thread = 200'000;
+  const int64_t threads = int64_t(torch::stable::get_num_threads());
+  return multiplications / per_thread < threads ? multiplications / per_thread + 1 : threads;
+}
+
+}  // namespace vitfast

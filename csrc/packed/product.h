@@ -1,0 +1,148 @@
+// Loops around the microkernel: a chunk of rows times panels of a packed weight.
+//
+// A chunk's operand stays in the second-level cache together with one group of one panel; the panel comes from memory
+// once a chunk and is used by every tile of it. While the first tiles work, they fetch the next panel.
+
+#pragma once
+
+#include "csrc/packed/epilogue.h"
+
+namespace vitfast::VITFAST_ISA {
+
+template <Precision precision>
+struct Format {  // float32 and float16, and bfloat16 without its own instruction
+  using Dot = FloatDot;
+  static constexpr bool is_widened = precision != Precision::float32;
+};
+
+#if defined(__AVX512BF16__)
+template <>
+struct Format<Precision::bfloat16> {
+  using Dot = BFloat16Dot;
+  static constexpr bool is_widened = false;
+};
+#endif
+
+template <>
+struct Format<Precision::int8> {
+#if defined(__AVX512VNNI__)
+  using Dot = Int8Dot;
+  static constexpr bool is_widened = false;
+#else
+  using Dot = Int16Dot;
+  static constexpr bool is_widened = true;
+#endif
+};
+
+// Rows of words that the dot takes, for a group of this size.
+template <Precision precision>
+constexpr int64_t dot_rows(int64_t size) {
+  if constexpr (precision == Precision::int8) return divide_up(size, 4) * (has_int8_dot ? 1 : 2);
+  if constexpr (precision == Precision::bfloat16) return has_bfloat16_dot ? divide_up(size, 2) : size;
+  return size;
+}
+
+// float32 from half and bfloat16, int16 from int8: for a chunk of rows at a time, so that it costs little.
+template <Precision precision>
+void widen_panel(const char* group, int64_t size, uint32_t* words) {
+  constexpr int64_t w = width<float>;
+  const int64_t rows = divide_up(size, k_per_word(precision));
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t c = 0; c < panel_columns; c += w) {
+      if constexpr (precision == Precision::float16) {
+        store(reinterpret_cast<float*>(words) + row * panel_columns + c,
+              load(reinterpret_cast<const Half*>(group) + row * panel_columns + c));
+      } else {
+        const Integers<float> word = load_integers(group + (row * panel_columns + c) * 4);
+        Integers<float> low, high;
+        if constexpr (precision == Precision::bfloat16) {
+          low = word << 16;
+          high = word & int32_t(0xffff0000);
+        } else {
+          low = ((word << 24) >> 24 & 0xffff) | (((word << 16) >> 24) << 16);
+          high = ((word << 8) >> 24 & 0xffff) | ((word >> 24) << 16);
+        }
+        const int64_t target = k_per_word(precision) * row;
+        constexpr int64_t step = precision == Precision::int8 ? 2 : 1;
+        std::memcpy(words + target / step * panel_columns + c, &low, sizeof(low));
+        // an odd number of inputs leaves half a word of padding
+        if (precision == Precision::int8 || target + 1 < size) {
+          std::memcpy(words + (target / step + 1) * panel_columns + c, &high, sizeof(high));
+        }
+      }
+    }
+  }
+}
+
+template <Precision precision>
+VITFAST_INLINE Panel open_panel(const char* group, int64_t size, uint32_t* widened) {
+  constexpr int64_t header = precision == Precision::int8 ? panel_columns * 4 : 0;
+  if constexpr (Format<precision>::is_widened) {
+    widen_panel<precision>(group + header, size, widened);
+    return {widened, dot_rows<precision>(size), nullptr};
+  } else {
+    return {
+        reinterpret_cast<const uint32_t*>(group + header),
+        dot_rows<precision>(size),
+        header == 0 ? nullptr : reinterpret_cast<const int32_t*>(group)};
+  }
+}
+
+// What a product needs besides its operands.
+struct ProductScratch {
+  uint32_t* widened;  // [max_group, 64]
+  float* tile;        // [6, 64]
+};
+
+// The groups [begin, end) of the inputs; the operand holds these groups only.
+struct GroupRange {
+  int64_t begin, end;
+};
+
+template <Precision precision>
+void multiply_panel(
+    const Operand& a,
+    int64_t rows,
+    const PackedWeight& weight,
+    int64_t panel,
+    GroupRange groups,
+    const Destination& d,
+    const ProductScratch& scratch) {
+  using Dot = typename Format<precision>::Dot;
+  constexpr int64_t element[] = {4, 2, 4, 4};  // of each Store
+  const int64_t size = group_size(weight.k), count = group_count(weight.k);
+  const int64_t column = panel * panel_columns;
+  const int64_t tiles = divide_up(rows, tile_rows);
+  for (int64_t g = groups.begin; g < groups.end; ++g) {
+    const int64_t depth = weight.k - g * size < size ? weight.k - g * size : size;
+    const Panel b = open_panel<precision>(weight.group(panel, g), depth, scratch.widened);
+    const bool is_last = g + 1 == groups.end && panel + 1 == panel_count(weight.n);
+    const char* next = is_last ? nullptr : g + 1 < groups.end ? weight.group(panel, g + 1) : weight.group(panel + 1, groups.begin);
+    const uint32_t* words = a.words + operand_words(precision, (g - groups.begin) * size);
+    for (int64_t t = 0; t < tiles; ++t) {
+      const int64_t row = t * rows / tiles, end = (t + 1) * rows / tiles;
+      const char* ahead = Format<precision>::is_widened || t >= 4 || next == nullptr ? nullptr : next + t * 64;
+      multiply_tile<Dot>(end - row, words + row * a.stride, a.stride, b, ahead, scratch.tile);
+      const Tile tile{
+          scratch.tile,
+          end - row,
+          weight.n - column < panel_columns ? weight.n - column : panel_columns,
+          a.scales + row * a.groups + (g - groups.begin),
+          a.groups,
+          precision == Precision::int8 ? weight.scales() + column : nullptr,
+          weight.bias == nullptr ? nullptr : weight.bias + column,
+          d.scale == nullptr ? nullptr : d.scale + column,
+          d.residual == nullptr ? nullptr : d.residual + row * d.residual_stride + column,
+          d.residual_stride,
+          d.partial + row * d.partial_stride + (d.partial_is_panel ? 0 : column),
+          d.partial_stride,
+          g == 0,
+          g + 1 == count,
+          static_cast<char*>(d.out) + (row * d.out_stride + column - d.first_column) * element[int(d.store)],
+          d.out_stride};
+      finish_tile<Dot::is_integer>(d.activation, d.accuracy, d.store, tile);
+    }
+  }
+}
+
+}  // namespace vitfast::VITFAST_ISA

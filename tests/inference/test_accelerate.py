@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import copy
+import warnings
+
+import pytest
+import torch
+
+import vitfast
+from support.accelerable import BUILDERS, accelerable, sample_images, tensors_of
+
+# largest relative L2 distance of a result to float64; bf16's own rule is below
+TOLERANCE = {"fp32": 1e-5, "fp16_32": 3e-3, "int8": 6e-2}
+
+FP16_32 = (
+    "vitfast: vit",
+    "vitfast: convit",
+    "vitfast: t2t",
+    "vitfast: dvt over deit",
+    "timm: map pooling",
+    "torchvision",
+)
+
+
+def distance(results, references) -> float:
+    pairs = zip(tensors_of(results), tensors_of(references), strict=True)
+    return max(float((one.double() - other).norm() / other.norm()) for one, other in pairs)
+
+
+@pytest.fixture(autouse=True)
+def _no_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a part that falls back is told by a warning
+        yield
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+@torch.no_grad()
+def test_every_model_runs_without_falling_back(kind):
+    source = accelerable(kind)
+    images = sample_images(source)
+    before = {key: tensor.clone() for key, tensor in source.state_dict().items()}
+    reference = copy.deepcopy(source).double()(images.double())
+    for precision in ("fp32", "int8") if kind not in FP16_32 else ("fp32", "int8", "fp16_32"):
+        fast = vitfast.accelerate(source, precision, check=images)
+        assert fast.report().fell_back == ()
+        result = fast(images)
+        assert type(result) is type(source(images))
+        assert [one.shape for one in tensors_of(result)] == [one.shape for one in tensors_of(reference)]
+        assert all(one.dtype == torch.float32 for one in tensors_of(result))
+        assert distance(result, reference) < TOLERANCE[precision], precision
+        assert fast.report().agreement.worst_error < TOLERANCE[precision]
+        check_state(fast, before, precision)
+    half = copy.deepcopy(source).bfloat16()(images.bfloat16())
+    in_bf16 = vitfast.accelerate(source, "bf16")(images)
+    assert distance(in_bf16, reference) < 2 * distance(half, reference) + 1e-3
+    assert distance(in_bf16, reference) > 1e-4, "it did not run in bf16"
+
+
+def check_state(fast, source_state, precision) -> None:
+    """The state has the source's keys, and its values as they are stored."""
+    state = fast.state_dict()
+    assert list(state) == list(source_state)
+    assert all(state[key].shape == tensor.shape for key, tensor in source_state.items())
+    changed = [key for key, tensor in source_state.items() if not torch.equal(state[key], tensor)]
+    assert bool(changed) == (precision != "fp32"), changed
+
+
+@pytest.mark.parametrize("kind", ["vitfast: vit", "timm: vit", "timm: LayerScale, registers", "vitfast: convit"])
+def test_all_tokens_can_be_asked_for(kind):
+    source = accelerable(kind)
+    images = sample_images(source)
+    with torch.no_grad():
+        tokens = source.forward_features(images)
+    torch.testing.assert_close(vitfast.accelerate(source).forward_features(images), tokens, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    [
+        ("timm: any size", (48, 32)),
+        ("transformers: Dinov2ForImageClassification", (40, 52)),
+        ("transformers: Dinov2WithRegistersForImageClassification", (64, 48)),
+    ],
+)
+@torch.no_grad()
+def test_images_of_other_sizes_run_where_the_source_takes_them(kind, size):
+    source = accelerable(kind)
+    images = torch.randn(2, 3, *size)
+    fast = vitfast.accelerate(source)
+    for result, expected in zip(tensors_of(fast(images)), tensors_of(source(images)), strict=True):
+        torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("batch", [0, 1, 5])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16_32", "int8"])
+def test_any_number_of_images_runs_and_they_do_not_meet(precision, batch):
+    source = accelerable("vitfast: vit")
+    fast = vitfast.accelerate(source, precision)
+    images = sample_images(source, batch)
+    assert fast(images).shape == (batch, 7)
+    if batch == 5:
+        broken = images.clone()
+        broken[2, 0, 3, 3] = torch.nan
+        result = fast(broken)
+        assert result[2].isnan().any()
+        others = [0, 1, 3, 4]
+        torch.testing.assert_close(result[others], fast(images)[others], rtol=0, atol=0)
+
+
+def test_the_source_is_left_alone():
+    source = accelerable("timm: vit").train()
+    before = {key: tensor.clone() for key, tensor in source.state_dict().items()}
+    vitfast.accelerate(source, "bf16", check=sample_images(source))
+    assert source.training
+    assert all(parameter.requires_grad for parameter in source.parameters())
+    assert all(torch.equal(before[key], tensor) for key, tensor in source.state_dict().items())
+    fast = vitfast.accelerate(source)
+    images = sample_images(source)
+    result = fast(images)
+    with torch.no_grad():
+        for parameter in source.parameters():
+            parameter.zero_()
+    assert torch.equal(fast(images), result), "the accelerated model shares tensors with its source"
+
+
+def test_weights_are_not_kept_twice():
+    source = accelerable("vitfast: vit")
+    for precision, bytes_a_weight in (("fp32", 4), ("bf16", 2), ("fp16_32", 2), ("int8", 1)):
+        fast = vitfast.accelerate(source, precision)
+        held = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in fast.buffers()}
+        for tensor in fast._state.values():
+            if tensor is not None:
+                held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        matrices = sum(p.numel() for p in source.parameters() if p.dim() == 2 or p.dim() == 4)
+        others = sum(p.numel() for p in source.parameters()) - matrices
+        # kernels round widths of 7 and 32 up to 64, which only such small models notice
+        packed = sum(m.packed.nbytes for m in fast.modules() if hasattr(m, "packed"))
+        assert sum(held.values()) < packed + 1.3 * 4 * others + 4096
+        assert packed < 4.5 * bytes_a_weight * matrices
+
+
+def test_the_report_reads_as_a_table():
+    source = accelerable("timm: vit")
+    fast = vitfast.accelerate(source, "bf16", check=sample_images(source))
+    report = fast.report()
+    assert isinstance(report, vitfast.AccelerationReport)
+    assert [layer.name for layer in report.layers] == ["embedding", "blocks.0", "blocks.1", "head"]
+    assert report.agreement.num_images == 3
+    assert report.agreement.worst_layer in ("blocks.0", "blocks.1")
+    text = str(report)
+    assert "4 of 4 parts accelerated" in text
+    assert "cosine of logits at least 0.99" in text
+    assert "worst layer blocks." in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"precision": "fp8"}, "precision='fp8' is not possible on cpu; allowed: fp32, bf16, fp16_32, int8"),
+        ({"device": "cuda"}, "device=cuda: accelerate runs on the CPU so far"),
+        ({"check": torch.zeros(0, 3, 32, 32)}, "check= takes images"),
+    ],
+)
+def test_wrong_arguments_are_told(arguments, message):
+    with pytest.raises(vitfast.UserError, match=message):
+        vitfast.accelerate(accelerable("vitfast: vit"), **arguments)
+
+
+def test_half_precision_sources_are_told():
+    with pytest.raises(vitfast.UserError, match=r"parameters are torch.bfloat16.*model.float\(\)"):
+        vitfast.accelerate(accelerable("timm: vit").bfloat16())

@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+import vitfast
+from support.accelerable import accelerable, sample_images, tensors_of
+
+KINDS = ["vitfast: vit", "vitfast: convit", "vitfast: t2t", "timm: LayerScale, registers", "torchvision"]
+PRECISIONS = ["fp32", "bf16", "fp16_32", "int8"]
+
+
+@pytest.fixture(scope="module")
+def source():
+    return accelerable("timm: vit")
+
+
+@pytest.fixture(scope="module")
+def fast(source):
+    return vitfast.accelerate(source, "bf16")
+
+
+def test_training_is_refused(fast):
+    with pytest.raises(vitfast.UserError, match="for inference only; train the source model"):
+        fast.train()
+    assert fast.eval() is fast
+    assert not fast.training
+
+
+@pytest.mark.parametrize(
+    ("images", "error", "message"),
+    [
+        ("photo.jpg", TypeError, "must be a tensor .* got str"),
+        (None, TypeError, "must be a tensor .* got NoneType"),
+        (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), TypeError, "got torch.uint8; convert and normalize"),
+        (torch.zeros(1, 3, 32, 32, dtype=torch.float64), TypeError, "got torch.float64"),
+        (torch.zeros(3, 32, 32), ValueError, r"must have shape \[B, 3, 32, 32\], got \[3, 32, 32\]"),
+        (torch.zeros(1, 3, 48, 32), ValueError, r"got \[1, 3, 48, 32\]"),
+        (torch.zeros(1, 1, 32, 32), ValueError, r"got \[1, 1, 32, 32\]"),
+        (torch.zeros(1, 3, 32, 32, device="meta"), ValueError, "are on meta"),
+    ],
+)
+def test_wrong_images_are_told(fast, images, error, message):
+    with pytest.raises(error, match=message):
+        fast(images)
+
+
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("kind", ["timm: vit", "vitfast: myrtle", "vitfast: dvt over deit", "vitfast: t2t"])
+@torch.no_grad()
+def test_images_as_they_are_read_are_normalized_within(kind, precision):
+    model = accelerable(kind)
+    size = sample_images(model).shape[-1]
+    pixels = torch.randint(256, (3, 3, size, size), dtype=torch.uint8)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in IMAGENET.values())
+    normalized = (pixels / 255 - mean) / std
+    fast = vitfast.accelerate(model, precision, check=pixels, **IMAGENET)
+    assert fast.report().agreement.cosine > 0.99
+    expected = tensors_of(vitfast.accelerate(model, precision)(normalized))
+    tolerance = {"fp32": 1e-5, "bf16": 2e-2, "fp16_32": 2e-3, "int8": 4e-2}[precision]
+    for images in (pixels, pixels / 255):
+        for result, wanted in zip(tensors_of(fast(images)), expected, strict=True):
+            assert (result - wanted).norm() < tolerance * wanted.norm()
+    state = model.state_dict()
+    assert list(fast.state_dict()) == list(state)
+    if precision == "fp32":
+        assert all(torch.equal(tensor, state[key]) for key, tensor in fast.state_dict().items())
+
+
+def test_wrong_normalizations_are_told(source):
+    for options, message in (
+        ({"mean": (0.5,) * 3}, "must both have a number for each channel"),
+        ({"mean": (0.5,) * 3, "std": (1.0, 1.0, 0.0)}, "std above 0"),
+        ({"mean": (0.5,), "std": (0.5,)}, "has 1 numbers, images have 3 channels"),
+    ):
+        with pytest.raises(vitfast.UserError, match=message):
+            vitfast.accelerate(source, **options)
+    with pytest.raises(TypeError, match=r"must be uint8 \(0 to 255\) or floating point \(0 to 1\), got torch.int64"):
+        vitfast.accelerate(source, **IMAGENET)(torch.zeros(1, 3, 32, 32, dtype=torch.int64))
+
+
+def test_options_of_the_source_are_refused(fast):
+    images = torch.zeros(1, 3, 32, 32)
+    with pytest.raises(vitfast.UserError, match="was given attn_mask; run the source model"):
+        fast(images, attn_mask=torch.ones(5, 5))
+    assert fast(images, is_causal=False).shape == (1, 7)
+    assert fast(x=images).shape == (1, 7)
+
+
+def test_half_precision_images_are_taken(fast):
+    images = torch.randn(2, 3, 32, 32).bfloat16()
+    assert torch.equal(fast(images), fast(images.float()))
+
+
+def test_weights_and_moves_are_refused(fast, source):
+    with pytest.raises(vitfast.UserError, match="load them into the source model"):
+        fast.load_state_dict(source.state_dict())
+    for move in (lambda: fast.half(), lambda: fast.to(torch.bfloat16), lambda: fast.to("meta"), lambda: fast.double()):
+        with pytest.raises(vitfast.UserError, match="stays in its type and on its device"):
+            move()
+    assert fast.to("cpu").float() is fast
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_copies_and_pickles_compute_the_same(kind, precision):
+    model = accelerable(kind)
+    fast = vitfast.accelerate(model, precision)
+    images = sample_images(model)
+    expected = fast(images)
+    copied = copy.deepcopy(fast)
+    pickled = pickle.loads(pickle.dumps(fast))
+    saved = io.BytesIO()
+    torch.save(fast, saved)
+    saved.seek(0)
+    for other in (copied, pickled, torch.load(saved, weights_only=False)):
+        assert torch.equal(other(images), expected)
+        assert list(other.state_dict()) == list(model.state_dict())
+    own = {tensor.data_ptr() for tensor in fast.buffers() if tensor.numel()}
+    assert not own & {tensor.data_ptr() for tensor in copied.buffers()}
+    size = sum(tensor.nbytes for tensor in fast.buffers())
+    assert len(pickle.dumps(fast)) < 1.5 * size + 60_000
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_it_compiles_as_one_graph_and_exports(precision):
+    model = accelerable("vitfast: vit")
+    fast = vitfast.accelerate(model, precision)
+    images = sample_images(model)
+    expected = fast(images)
+    torch.compiler.reset()
+    compiled = torch.compile(fast, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(images), expected, rtol=1e-4, atol=1e-5)
+    program = torch.export.export(fast, (images,), dynamic_shapes=None)
+    torch.testing.assert_close(program.module()(images), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_number_of_threads_changes_no_bit(source):
+    images = sample_images(source)
+    before = torch.get_num_threads()
+    try:
+        for precision in PRECISIONS:
+            fast = vitfast.accelerate(source, precision)
+            torch.set_num_threads(1)
+            one = fast(images)
+            torch.set_num_threads(2)
+            assert torch.equal(fast(images), one), precision
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_two_threads_at_once_do_not_disturb_each_other():
+    models = [accelerable("vitfast: vit"), accelerable("timm: map pooling")]
+    fast = [vitfast.accelerate(model, "int8") for model in models]
+    images = sample_images(models[0])
+    expected = [one(images) for one in fast]
+    with ThreadPoolExecutor(4) as pool:
+        results = [(index % 2, pool.submit(fast[index % 2], images)) for index in range(24)]
+        for which, result in results:
+            assert torch.equal(result.result(), expected[which])
+
+
+def test_autocast_changes_nothing(fast, source):
+    images = sample_images(source)
+    expected = fast(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = fast(images)
+    assert torch.equal(result, expected)
+
+
+def test_gradients_end_at_the_images(fast):
+    images = torch.randn(1, 3, 32, 32, requires_grad=True)
+    assert not fast(images).requires_grad
+
+
+def test_a_model_within_a_model_gives_its_state(fast, source):
+    outer = torch.nn.Sequential(fast, torch.nn.Linear(7, 2))
+    assert list(outer.state_dict())[:-2] == [f"0.{key}" for key in source.state_dict()]
+
+
+def test_a_compiled_source_is_unwrapped(source):
+    images = sample_images(source)
+    fast = vitfast.accelerate(torch.compile(source), "fp32")
+    assert torch.equal(fast(images), vitfast.accelerate(source, "fp32")(images))
+
+
+def test_hugging_face_models_keep_their_calls_and_outputs():
+    model = accelerable("transformers: ViTForImageClassification")
+    fast = vitfast.accelerate(model)
+    images = sample_images(model)
+    assert fast.config is not None
+    result = fast(pixel_values=images)
+    assert type(result).__name__ == "ImageClassifierOutput"
+    assert torch.equal(result.logits, fast(images)["logits"])
+    assert isinstance(fast(images, return_dict=False), tuple)
+    for option in (
+        {"output_hidden_states": True},
+        {"interpolate_pos_encoding": True},
+        {"labels": torch.zeros(3).long()},
+    ):
+        with pytest.raises(vitfast.UserError, match=next(iter(option))):
+            fast(images, **option)
+    base = vitfast.accelerate(accelerable("transformers: ViTModel"))(images)
+    assert type(base).__name__ == "BaseModelOutputWithPooling"
+    assert base.last_hidden_state.shape == (3, 5, 32)
+    assert base.pooler_output.shape == (3, 32)
+
+
+def test_tied_weights_are_packed_and_named_twice():
+    model = accelerable("timm: vit")
+    model.blocks[1].attn.qkv.weight = model.blocks[0].attn.qkv.weight
+    fast = vitfast.accelerate(model, "fp32")
+    images = sample_images(model)
+    with torch.no_grad():
+        torch.testing.assert_close(fast(images), model(images), rtol=1e-4, atol=1e-5)
+    state = fast.state_dict()
+    assert torch.equal(state["blocks.1.attn.qkv.weight"], model.blocks[0].attn.qkv.weight)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow(fast):
+    import resource
+
+    images = torch.randn(1, 3, 32, 32)
+    for _ in range(1000):
+        fast(images)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(10_000):
+        fast(images)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2048  # KiB
+
+
+def test_outputs_are_new_tensors(fast, source):
+    images = sample_images(source)
+    first = tensors_of(fast(images))[0]
+    kept = first.clone()
+    fast(images * 2)
+    assert torch.equal(first, kept)

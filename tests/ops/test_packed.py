@@ -1,0 +1,212 @@
+"""Products with packed weights, attention and whole blocks on them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import vitfast
+from support import packed_plain as plain
+from support.packed_cases import (
+    OPS,
+    PRECISIONS,
+    block_parameters,
+    check_attention,
+    check_block,
+    check_linear,
+    check_patch_embed,
+    draw,
+    packed_block,
+    packed_linear,
+)
+from support.subprocesses import TESTS, run_python
+from vitfast.ops.library import has_kernel
+
+if not has_kernel("packed", "cpu"):
+    pytest.skip("pure PyTorch: there are no packed operators", allow_module_level=True)
+
+NEEDS = {
+    "baseline": (),
+    "avx2": ("avx2", "fma", "f16c"),
+    "avx512": ("avx512f", "avx512bw", "avx512dq", "avx512vl"),
+    "avx512_vnni": ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"),
+    "avx512_bf16": ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni", "avx512bf16"),
+}
+SIZES = (48, 3, 16, 96)  # channels, heads, head_dim, hidden
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 6, 7, 197, 500])
+def test_linear_with_every_tail_of_rows(rows: int, precision: str) -> None:
+    check_linear(rows, 64, 96, precision, "none", with_all=True)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("inputs", [1, 3, 63, 65, 770, 1024, 1025, 2050, 3072])
+def test_linear_with_every_tail_of_inputs(inputs: int, precision: str) -> None:
+    check_linear(11, inputs, 65, precision, "none", with_all=False)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("outputs", [1, 15, 17, 63, 128, 1000])
+def test_linear_with_every_tail_of_outputs(outputs: int, precision: str) -> None:
+    check_linear(8, 40, outputs, precision, "none", with_all=True)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("activation", [name for name in plain.ACTIVATIONS if name != "none"])
+def test_activations(activation: str, precision: str) -> None:
+    check_linear(33, 50, 70, precision, activation, with_all=True)
+    check_linear(12, 1500, 70, precision, activation, with_all=True)
+
+
+def test_gelu_of_bf16_is_within_half_a_unit_of_bfloat16() -> None:
+    x = torch.cat([torch.linspace(-5.5, 12, 20001), torch.tensor([0.0, -0.0, 1e-30, -1e-30, 300.0])])
+    x = x.bfloat16().float()[:, None]  # one input times one: the product is exact
+    out = packed_linear(x, torch.ones(1, 1), None, "bf16", "gelu")
+    exact = torch.nn.functional.gelu(x.double())
+    assert ((out - exact).abs() <= exact.abs() * 2**-9).all()
+    far = packed_linear(torch.tensor([[-8.0], [-300.0]]), torch.ones(1, 1), None, "bf16", "gelu")
+    assert (far.abs() < 1e-6).all()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_unpacking_gives_the_weight_as_it_is_kept(precision: str) -> None:
+    weight = draw(70, 1030)
+    weight[3] = 0
+    unpacked = OPS.unpack_weight(OPS.pack_weight(weight, precision), 70, 1030, precision)
+    torch.testing.assert_close(unpacked, plain.kept_weight(weight, precision), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("precision", "bytes_each"), [("fp32", 4), ("bf16", 2), ("fp16_32", 2), ("int8", 1)])
+def test_packing_costs_little_memory(precision: str, bytes_each: int) -> None:
+    for n, k in ((2304, 768), (768, 3072), (192, 192), (1000, 384)):
+        assert OPS.pack_weight(torch.zeros(n, k), precision).numel() <= 1.05 * n * k * bytes_each
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_x_may_be_bfloat16_or_a_slice_of_tokens(precision: str) -> None:
+    weight, x = draw(70, 48), draw(4, 9, 48).bfloat16()
+    expected = packed_linear(x.float().reshape(-1, 48), weight, None, precision).view(4, 9, 70)
+    assert torch.equal(packed_linear(x, weight, None, precision), expected)
+    assert torch.equal(packed_linear(x.float()[:, 0], weight, None, precision), expected[:, 0])
+    assert torch.equal(packed_linear(x.float()[:, 2:5], weight, None, precision), expected[:, 2:5])
+    assert torch.equal(packed_linear(x.float()[:, :1], weight, None, precision), expected[:, :1])
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_norm_linear_is_the_norm_and_then_the_product(precision: str) -> None:
+    x, weight, bias = draw(21, 100) * 3 + 1, draw(70, 100, scale=0.1), draw(70)
+    gamma, beta = 1 + draw(100, seed=1, scale=0.1), draw(100, seed=2)
+    packed = OPS.pack_weight(weight, precision)
+    for g, b in ((gamma, beta), (None, None)):
+        actual = OPS.packed_norm_linear(x, g, b, 1e-6, packed, bias, 70, precision, "none")
+        normed = plain.norm(x, g, b, 1e-6, precision)
+        # a number next to a boundary may be rounded the other way
+        step = {"fp32": 1e-6, "bf16": 2**-7, "fp16_32": 2**-10, "int8": 0.05}[precision]
+        torch.testing.assert_close(actual, plain.linear(normed, weight, bias, precision), rtol=0, atol=step)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(
+    ("tokens", "heads", "head_dim"), [(1, 1, 64), (2, 3, 16), (50, 2, 64), (197, 2, 64), (65, 2, 7)]
+)
+def test_attention(tokens: int, heads: int, head_dim: int, precision: str) -> None:
+    check_attention(2, tokens, heads, head_dim, precision)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("tokens", [577, 1025])
+def test_attention_over_long_rows(tokens: int, precision: str) -> None:
+    check_attention(1, tokens, 1, 64, precision)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("pixels", [torch.uint8, torch.float32, torch.bfloat16], ids=str)
+def test_patch_embed(pixels: torch.dtype, precision: str) -> None:
+    images = (torch.rand(5, 3, 28, 42, generator=torch.Generator().manual_seed(0)) * 255).to(pixels)
+    check_patch_embed(images, (14, 7), 2, 70, precision)
+    check_patch_embed(images[:1], (28, 42), 0, 64, precision)
+
+
+@pytest.mark.parametrize("extras", [False, True], ids=["plain", "extras"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(("batch", "tokens"), [(1, 1), (1, 50), (3, 197), (65, 5)])
+def test_block(batch: int, tokens: int, precision: str, extras: bool) -> None:
+    check_block(batch, tokens, SIZES, precision, extras=extras)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_block_of_odd_sizes_and_of_several_groups(precision: str) -> None:
+    check_block(2, 7, (33, 3, 11, 77), precision, extras=True)
+    check_block(1, 12, (64, 1, 64, 2100), precision, extras=False)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_no_images(precision: str) -> None:
+    p = block_parameters(48, 3, 16, 96, extras=True)
+    assert packed_block(torch.zeros(0, 5, 48), p, 3, "gelu", precision).shape == (0, 5, 48)
+    assert packed_linear(torch.zeros(0, 48), p["fc1"], None, precision).shape == (0, 96)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_number_of_threads_and_the_batch_change_no_bit(precision: str) -> None:
+    p = block_parameters(64, 2, 32, 1200, extras=True)
+    x = draw(5, 61, 64)
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 3, 4, 16):  # 16: the stages one by one
+            torch.set_num_threads(count)
+            results.append(packed_block(x, p, 2, "gelu", precision))
+        single = packed_block(x[3:4], p, 2, "gelu", precision)
+    finally:
+        torch.set_num_threads(threads)
+    for result in results[1:]:
+        assert torch.equal(result, results[0])
+    assert torch.equal(single, results[0][3:4])
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_non_finite_number_stays_in_its_image(precision: str, bad: float) -> None:
+    p = block_parameters(48, 3, 16, 96, extras=False)
+    x = draw(3, 21, 48)
+    expected = packed_block(x, p, 3, "gelu", precision)
+    x[1, 4, 7] = bad
+    out = packed_block(x, p, 3, "gelu", precision)
+    assert torch.equal(out[::2], expected[::2])
+    assert not out[1, 4].isfinite().any()
+    if bad != bad:
+        assert out[1].isnan().all()  # every token attends to it
+
+
+@pytest.mark.parametrize("instruction_set", NEEDS)
+def test_every_instruction_set(instruction_set: str) -> None:
+    features = vitfast.build_info()["cpu"]["features"]
+    missing = set(NEEDS[instruction_set]) - set(features)
+    if missing:
+        pytest.skip(f"this CPU lacks {', '.join(sorted(missing))}")
+    finished = run_python(str(TESTS / "support" / "check_packed.py"), VITFAST_ISA=instruction_set)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert finished.stdout.split() == [instruction_set, "ok"]
+
+
+def test_wrong_arguments_are_told() -> None:
+    packed = OPS.pack_weight(draw(8, 6), "fp32")
+    with pytest.raises(RuntimeError, match="precision must be fp32"):
+        OPS.pack_weight(draw(8, 6), "fp8")
+    with pytest.raises(RuntimeError, match="packed is not a weight"):
+        OPS.packed_linear(draw(2, 7), packed, None, 8, "fp32", "none", None, None)
+    with pytest.raises(RuntimeError, match="activation must be"):
+        OPS.packed_linear(draw(2, 6), packed, None, 8, "fp32", "swish", None, None)
+    with pytest.raises(RuntimeError, match="bias must be"):
+        OPS.packed_linear(draw(2, 6), packed, draw(7), 8, "fp32", "none", None, None)
+    with pytest.raises(RuntimeError, match="residual"):
+        OPS.packed_linear(draw(2, 6), packed, None, 8, "fp32", "none", None, draw(2, 7))
+
+
+def test_the_peak_counts_operations() -> None:
+    per_call = {precision: OPS.fma_peak(precision, 10) for precision in PRECISIONS}
+    assert OPS.fma_peak("fp32", 20) == 2 * per_call["fp32"]
+    assert per_call["int8"] >= per_call["fp32"]

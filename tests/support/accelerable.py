@@ -1,0 +1,144 @@
+"""Small models of every source and variant that ``vitfast.accelerate`` knows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitfast.models import build_model
+
+_OWN = {"img_size": 32, "embed_dim": 32, "num_heads": 2, "num_classes": 7, "depth": 2}
+_T2T = {**_OWN, "token_dim": 8}
+_DVT = {**_OWN, "reuse_dim": 6, "reuse_hidden_dim": 12}
+_DEIT_EXITS = {"patch_sizes": (16, 11, 8), "patch_strides": (16, 11, 8), "patch_paddings": (0, 1, 0)}
+
+OWN: dict[str, tuple[str, dict[str, Any]]] = {
+    "vit": ("vit_tiny_patch16_224", _OWN),
+    "myrtle": (
+        "vit_tiny_patch16_224",
+        {**_OWN, "patch_order": "channels_last", "head_type": "norm_linear", "qkv_bias": False},
+    ),
+    "mean, tanh": ("vit_tiny_patch16_224", {**_OWN, "pooling": "mean", "gelu": "tanh"}),
+    "hidden head": ("vit_tiny_patch16_224", {**_OWN, "head_hidden_dim": 20}),
+    "no head": ("vit_tiny_patch16_224", {**_OWN, "num_classes": 0}),
+    "dropout": ("vit_tiny_patch16_224", {**_OWN, "drop_rate": 0.5, "attention_drop_rate": 0.5, "drop_path": 0.5}),
+    "distilled": ("deit_tiny_distilled_patch16_224", _OWN),
+    "distilled, norm in head": ("deit_tiny_distilled_patch16_224", {**_OWN, "head_type": "norm_linear"}),
+    "distilled, last": ("deit_tiny_distilled_patch16_224", {**_OWN, "distillation_token": "last"}),
+    "convit": ("convit_tiny", {**_OWN, "num_heads": 4, "depth": 3, "local_up_to_layer": 2, "patch_size": 8}),
+    "convit, vissl": (
+        "convit_tiny",
+        {**_OWN, "num_heads": 4, "local_up_to_layer": 1, "patch_size": 8, "locality_dim": 10, "pooling": "mean"},
+    ),
+    "t2t": ("t2t_vit_7", _T2T),
+    "t2t, transformer": ("t2t_vit_t_14", _T2T),
+    "dvt over deit": ("dvt_deit_small", {**_DVT, **_DEIT_EXITS}),
+    "dvt over t2t": ("dvt_t2t_vit_12", {**_DVT, "token_dim": 8, "img_size": 64}),
+    "dvt, convolutions": ("dvt_mini_32", {**_DVT, "backbone": "conv_vit", "num_heads": 2}),
+    "dvt without reuse": ("dvt_nano_16", {**_DVT, "img_size": 16, "feature_reuse": False, "relation_reuse": False}),
+}
+
+_TIMM = {"img_size": 32, "patch_size": 16, "embed_dim": 32, "num_heads": 2, "depth": 2, "num_classes": 7}
+TIMM: dict[str, tuple[str, dict[str, Any]]] = {
+    "vit": ("vit_tiny_patch16_224", {}),
+    "distilled": ("deit_tiny_distilled_patch16_224", {}),
+    "LayerScale, registers": ("vit_small_patch14_reg4_dinov2", {}),
+    "registers apart from positions": ("vit_medium_patch16_reg4_gap_256", {}),
+    "map pooling": ("vit_base_patch16_siglip_224", {}),
+    "pre-norm, quick GELU": ("vit_base_patch16_clip_quickgelu_224", {}),
+    "no class token, fc_norm": ("vit_medium_patch16_gap_240", {}),
+    "deit3": ("deit3_small_patch16_224", {}),
+    "QK-norm": ("vit_tiny_patch16_224", {"qk_norm": True}),
+    "any size": ("vit_tiny_patch16_224", {"dynamic_img_size": True}),
+    "all tokens": ("vit_tiny_patch16_224", {"global_pool": ""}),
+    "no head": ("vit_tiny_patch16_224", {"num_classes": 0}),
+    "wide heads": ("vit_tiny_patch16_224", {"num_heads": 4}),
+    "no blocks": ("vit_tiny_patch16_224", {"depth": 0}),
+    "no bias": ("vit_tiny_patch16_224", {"qkv_bias": False, "proj_bias": False}),
+}
+
+_HUGGINGFACE = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "patch_size": 16,
+    "num_labels": 7,
+}
+HUGGINGFACE = {
+    "ViTForImageClassification": ("ViTConfig", {"intermediate_size": 48}),
+    "ViTModel": ("ViTConfig", {"intermediate_size": 48, "hidden_act": "quick_gelu"}),
+    "DeiTForImageClassification": ("DeiTConfig", {"intermediate_size": 48}),
+    "DeiTForImageClassificationWithTeacher": ("DeiTConfig", {"intermediate_size": 48}),
+    "DeiTModel": ("DeiTConfig", {"intermediate_size": 48, "qkv_bias": False}),
+    "Dinov2ForImageClassification": ("Dinov2Config", {"layerscale_value": 0.7}),
+    "Dinov2Model": ("Dinov2Config", {"layerscale_value": 0.7}),
+    "Dinov2WithRegistersForImageClassification": ("Dinov2WithRegistersConfig", {"num_register_tokens": 3}),
+}
+
+
+def _own(name: str, fields: dict[str, Any]) -> nn.Module:
+    return build_model(name, **fields)
+
+
+def _timm(name: str, fields: dict[str, Any]) -> nn.Module:
+    import timm
+
+    model: nn.Module = timm.create_model(name, **{**_TIMM, **fields})
+    return model
+
+
+def _torchvision(representation_size: int | None) -> nn.Module:
+    from torchvision.models import VisionTransformer
+
+    return VisionTransformer(32, 16, 2, 2, 32, 48, num_classes=7, representation_size=representation_size)
+
+
+def _huggingface(name: str, config: str, fields: dict[str, Any]) -> nn.Module:
+    import transformers
+
+    model: nn.Module = getattr(transformers, name)(getattr(transformers, config)(**_HUGGINGFACE, **fields))
+    return model
+
+
+# name -> what builds it
+BUILDERS: dict[str, Callable[[], nn.Module]] = {
+    **{f"vitfast: {kind}": lambda parts=parts: _own(*parts) for kind, parts in OWN.items()},
+    **{f"timm: {kind}": lambda parts=parts: _timm(*parts) for kind, parts in TIMM.items()},
+    "torchvision": lambda: _torchvision(None),
+    "torchvision: hidden head": lambda: _torchvision(20),
+    **{
+        f"transformers: {name}": lambda name=name, parts=parts: _huggingface(name, *parts)
+        for name, parts in HUGGINGFACE.items()
+    },
+}
+
+
+def accelerable(kind: str) -> nn.Module:
+    """Builds one of ``BUILDERS`` in evaluation, with parameters among which none is as it is initialized."""
+    torch.manual_seed(0)
+    model = BUILDERS[kind]().eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            is_small = parameter.dim() < 2 or "token" in name or "latent" in name or "pos" in name
+            parameter += noise * (0.2 if is_small else 0.05)
+    return model
+
+
+def sample_images(model: nn.Module, batch: int = 3, seed: int = 0) -> Tensor:
+    """Images that fit one of the models."""
+    size = getattr(model, "img_size", 32)
+    channels = getattr(model, "in_chans", 3)
+    return torch.randn(batch, channels, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def tensors_of(output: Any) -> list[Tensor]:
+    """The tensors in what a model returns."""
+    if isinstance(output, Tensor):
+        return [output]
+    return list(output.values()) if hasattr(output, "values") else list(output)

@@ -1,0 +1,151 @@
+"""Calls of the packed operators, held against float64 by the tolerance rule."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from support import packed_plain as plain
+from support.tolerance import FORWARD_FACTOR, assert_as_accurate
+
+PRECISIONS = ("fp32", "bf16", "fp16_32", "int8")
+OPS = torch.ops.vitfast
+
+
+def draw(*sizes: int, seed: int = 0, scale: float = 1.0) -> Tensor:
+    """Reproducible normal numbers."""
+    generator = torch.Generator().manual_seed(seed + sum(i * s for i, s in enumerate(sizes, 1)))
+    return torch.randn(*sizes, generator=generator) * scale
+
+
+def double(value: Tensor | None) -> Tensor | None:
+    """In float64."""
+    return None if value is None else value.double()
+
+
+def packed_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    precision: str,
+    activation: str = "none",
+    scale: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """The operator, with the plain twin's arguments."""
+    packed = OPS.pack_weight(weight, precision)
+    return OPS.packed_linear(x, packed, bias, weight.shape[0], precision, activation, scale, residual)
+
+
+def check_linear(rows: int, inputs: int, outputs: int, precision: str, activation: str, *, with_all: bool) -> None:
+    """The operands' rounding is the definition: against the exact product of the rounded operands, as float32."""
+    x, weight = draw(rows, inputs), draw(outputs, inputs, scale=inputs**-0.5)
+    bias = draw(outputs, seed=1) if with_all else None
+    scale = draw(outputs, seed=2) if with_all else None
+    residual = draw(rows, outputs, seed=3) if with_all else None
+    exact = plain.linear(
+        plain.operand(x, precision).double(),
+        plain.kept_weight(weight, precision).double(),
+        double(bias),
+        "exact",
+        activation,
+        double(scale),
+        double(residual),
+    )
+    actual = packed_linear(x, weight, bias, precision, activation, scale, residual)
+    expected = plain.linear(x, weight, bias, precision, activation, scale, residual)
+    if activation == "gelu" and precision in ("bf16", "int8"):
+        # a polynomial whose error is below half a unit of bfloat16, for results that are rounded to it next
+        torch.testing.assert_close(actual.double(), exact, rtol=2**-9, atol=2**-9)
+        return
+    assert_as_accurate(actual, expected, exact, factor=FORWARD_FACTOR, name=f"{precision} {rows}x{inputs}x{outputs}")
+
+
+def block_parameters(channels: int, heads: int, head_dim: int, hidden: int, *, extras: bool) -> dict[str, Tensor]:
+    """The parameters of a block; ``extras``: biases, LayerScale, QK-norm."""
+    inner = heads * head_dim
+    shapes = {
+        "qkv": (3 * inner, channels),
+        "proj": (channels, inner),
+        "fc1": (hidden, channels),
+        "fc2": (channels, hidden),
+    }
+    p = {name: draw(*shape, seed=5, scale=shape[1] ** -0.5) for name, shape in shapes.items()}
+    for name in ("norm1", "norm2"):
+        p[f"{name}_weight"], p[f"{name}_bias"] = 1 + draw(channels, scale=0.1), draw(channels, seed=7, scale=0.1)
+    if extras:
+        for name, shape in shapes.items():
+            p[f"{name}_bias"] = draw(shape[0], seed=8, scale=0.1)
+        for name in ("q_norm", "k_norm"):
+            p[f"{name}_weight"], p[f"{name}_bias"] = 1 + draw(head_dim, scale=0.1), draw(head_dim, seed=9, scale=0.1)
+        p["scale1"], p["scale2"] = draw(channels, seed=10), draw(channels, seed=11)
+    return p
+
+
+def packed_block(x: Tensor, p: dict[str, Tensor], heads: int, activation: str, precision: str) -> Tensor:
+    """The operator, with the plain twin's arguments."""
+    head_dim = p["qkv"].shape[0] // 3 // heads
+    packed = {name: OPS.pack_weight(p[name], precision) for name in ("qkv", "proj", "fc1", "fc2")}
+    get = p.get
+    return OPS.packed_block(
+        x, get("norm1_weight"), get("norm1_bias"), 1e-6, packed["qkv"], get("qkv_bias"),
+        get("q_norm_weight"), get("q_norm_bias"), get("k_norm_weight"), get("k_norm_bias"), 1e-6, "q_norm_weight" in p,
+        heads, head_dim, head_dim**-0.5, packed["proj"], get("proj_bias"), get("scale1"),
+        get("norm2_weight"), get("norm2_bias"), 1e-6, packed["fc1"], get("fc1_bias"), p["fc1"].shape[0],
+        packed["fc2"], get("fc2_bias"), get("scale2"), activation, precision,
+    )  # fmt: skip
+
+
+def check_block(batch: int, tokens: int, sizes: tuple[int, int, int, int], precision: str, *, extras: bool) -> None:
+    """Against the block without roundings: as near as PyTorch with the same roundings."""
+    channels, heads, head_dim, hidden = sizes
+    p = block_parameters(channels, heads, head_dim, hidden, extras=extras)
+    x = draw(batch, tokens, channels)
+    activation = "gelu_tanh" if extras else "gelu"
+    exact = plain.block(x.double(), {name: value.double() for name, value in p.items()}, heads, activation, "exact")
+    expected = plain.block(x, p, heads, activation, precision)
+    actual = packed_block(x, p, heads, activation, precision)
+    name = f"{precision} block {batch}x{tokens} {sizes}"
+    assert_as_accurate(actual, expected, exact, factor=FORWARD_FACTOR, name=name)
+
+
+def check_attention(batch: int, tokens: int, heads: int, head_dim: int, precision: str) -> None:
+    """As ``check_block``."""
+    qkv, scale = draw(batch, tokens, 3, heads, head_dim), head_dim**-0.5
+    exact = plain.attention(qkv.double(), scale, "exact")
+    actual = OPS.packed_attention(qkv, scale, precision)
+    name = f"{precision} attention {batch}x{tokens}x{heads}x{head_dim}"
+    assert_as_accurate(actual, plain.attention(qkv, scale, precision), exact, factor=FORWARD_FACTOR, name=name)
+
+
+def check_patch_embed(images: Tensor, patch: tuple[int, int], prefix_rows: int, outputs: int, precision: str) -> None:
+    """Against unfolded patches and the exact product of the rounded operands."""
+    batch, inputs = images.shape[0], images.shape[1] * patch[0] * patch[1]
+    weight, bias = draw(outputs, inputs, scale=inputs**-0.5), draw(outputs, seed=1)
+    patches = torch.nn.functional.unfold(images.float(), patch, stride=patch).transpose(1, 2)
+    prefix, positions = draw(prefix_rows, outputs, seed=2), draw(patches.shape[1], outputs, seed=3)
+    arguments = (bias, precision, "none", None, positions.expand(batch, -1, -1))
+    expected = plain.linear(patches, weight, *arguments)
+    exact = plain.linear(
+        plain.operand(patches, precision).double(), plain.kept_weight(weight, precision).double(), bias.double(),
+        "exact", "none", None, positions.double(),
+    )  # fmt: skip
+    actual = OPS.packed_patch_embed(
+        images, OPS.pack_weight(weight, precision), bias, outputs, *patch, None, prefix, positions, precision
+    )
+    assert torch.equal(actual[:, :prefix_rows], prefix.expand(batch, -1, -1))
+    assert_as_accurate(
+        actual[:, prefix_rows:], expected, exact, factor=FORWARD_FACTOR, name=f"{precision} patches of {images.dtype}"
+    )
+
+
+def check_all() -> None:
+    """A small share of every operator's cases, for a run per instruction set."""
+    for precision in PRECISIONS:
+        for rows, inputs, outputs in ((1, 7, 5), (13, 33, 70), (40, 192, 130), (9, 1100, 64)):
+            check_linear(rows, inputs, outputs, precision, "none", with_all=True)
+        check_linear(17, 48, 100, precision, "gelu", with_all=False)
+        check_attention(2, 17, 2, 8, precision)
+        check_patch_embed(draw(2, 3, 16, 24), (8, 8), 1, 70, precision)
+        check_block(2, 19, (48, 3, 16, 96), precision, extras=False)
+        check_block(3, 33, (40, 2, 24, 75), precision, extras=True)

@@ -1,0 +1,190 @@
+"""The one verb of fast inference."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import get_args
+
+import torch
+from torch import Tensor, nn
+
+from vitfast.errors import UserError
+from vitfast.inference.accelerated_model import AcceleratedCascade, AcceleratedModel
+from vitfast.inference.acceleration_report import AccelerationReport, LayerPath
+from vitfast.inference.agreement import check_agreement
+from vitfast.inference.description import Cascade, Precision
+from vitfast.inference.fronts import front_of
+from vitfast.inference.lowering import Lowered, lower
+from vitfast.inference.lowering.quantized import quantized_precisions
+from vitfast.inference.packed.normalization import Normalization
+from vitfast.inference.packed.own_block import BlockInPlace, OwnBlock
+from vitfast.inference.packed.packed_block import PackedBlock, PackedLastBlock
+from vitfast.inference.packed.packed_cascade import PackedCascade, PackedExit
+from vitfast.inference.packed.packed_readout import PackedReadout
+from vitfast.inference.packed.packed_reuse_block import PackedReuseBlock
+from vitfast.inference.packed.packed_transformer import PackedTransformer
+from vitfast.inference.packed.packer import Packer
+from vitfast.ops.library import build_info
+from vitfast.ops.packed import has_packed
+
+
+def accelerate(
+    model: nn.Module,
+    precision: str | None = None,
+    device: str | torch.device | None = None,
+    *,
+    check: Tensor | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> AcceleratedModel:
+    """Makes a Vision Transformer run as fast as it can on this CPU.
+
+    Recognised are models of vitfast (ViT, DeiT, ConViT, T2T-ViT, DVT, quantized ones), timm's ``VisionTransformer`` and
+    distilled DeiT, torchvision's ``VisionTransformer``, and Hugging Face's ViT, DeiT and DINOv2: by class and by
+    configuration. What is not (a hook, a replaced method, a wrapped layer) keeps its own forward; ``report()`` says
+    which parts and why, and a warning says that there are some.
+
+    Args:
+        model: is left alone; its weights are copied, as they are now, and its evaluation is what runs.
+        precision: ``"fp32"``; ``"bf16"``: operands of products in bfloat16; ``"fp16_32"``: as ``FP16_32Config()``;
+            ``"int8"``: as ``Int8Config()``, no calibration is needed. None: the model's own, if it is quantized, else
+            ``"fp32"``.
+        device: where to run; only ``"cpu"`` so far. None: the model's device.
+        check: images as the model takes them. Both models run on them, and ``report().agreement`` says how well they
+            agree.
+        mean: of each channel; with ``std``, the model takes images as they are read (uint8 from 0 to 255, or floating
+            point from 0 to 1) and computes ``(image - mean) / std`` itself, within its first product.
+        std: of each channel.
+
+    Returns:
+        A new module, called as ``model``, for inference.
+
+    Raises:
+        UserError: the precision is unknown, another than a quantized model's, or not possible on the device; parameters
+            are not float32; ``mean`` and ``std`` do not fit the images, or the model was not recognised as a whole.
+    """
+    model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper holds the original under this name
+    if not isinstance(model, nn.Module):
+        raise UserError(f"accelerate takes a model (torch.nn.Module), got {type(model).__name__}")
+    target = _device(model, device)
+    chosen = _precision(model, precision, target)
+    _check_float32(model)
+    lowered = lower(model)
+    normalization = Normalization.of(mean, std)
+    _check_normalization(normalization, lowered)
+    # a quantized model says of each layer what it computes in; what it leaves out stays in float32
+    packer = Packer(model, "fp32" if quantized_precisions(model) else chosen, target, normalization)
+    body = _body(model, lowered, packer)
+    kernels = (
+        build_info()["cpu"]["instruction_set"] if has_packed("packed_linear") else "torch's, vitfast's are not built"
+    )
+    layers = tuple(_layers(model, body, lowered))
+    report = AccelerationReport(type(model).__name__, chosen, kernels, layers)
+    state = packer.kept_state(model)
+    if isinstance(body, PackedCascade):
+        accelerated: AcceleratedModel = AcceleratedCascade(body, front_of(model), state, report, model)
+    else:
+        front = None if lowered.description is None else front_of(model)
+        accelerated = AcceleratedModel(body, front, state, report)
+    _warn(report)
+    if check is not None:
+        accelerated.add_agreement(check_agreement(model, accelerated, check, normalization))
+    return accelerated
+
+
+def _body(model: nn.Module, lowered: Lowered, packer: Packer) -> nn.Module:
+    """Builds what runs: the whole description, or the model's own modules with packed blocks in their places."""
+    if isinstance(lowered.description, Cascade):
+        return PackedCascade(lowered.description, packer)
+    if lowered.description is not None:
+        return PackedTransformer(lowered.description, packer)
+    blocks: dict[int, object] = {
+        id(model.get_submodule(name)): BlockInPlace(described, packer) for name, described in lowered.blocks.items()
+    }
+    twin = copy.deepcopy(model, blocks).to(packer.device).eval().requires_grad_(False)
+    for name, module in model.named_modules():
+        is_inside = any(name == block or name.startswith(f"{block}.") for block in lowered.blocks)
+        if not is_inside:
+            packer.adopt_own(module, twin.get_submodule(name))
+    return twin
+
+
+def _layers(model: nn.Module, body: nn.Module, lowered: Lowered) -> Iterator[LayerPath]:
+    """Says what runs each part."""
+    if lowered.why is not None:
+        why = lowered.why
+        yield LayerPath("(model)", "own forward", f"{why.name} {why.why}" if why.name else why.why)
+    for name, module in body.named_modules():
+        if isinstance(module, OwnBlock):
+            yield LayerPath(module.name, module.path, module.why)
+        elif isinstance(module, (PackedTransformer, PackedExit)):
+            stage = name.removeprefix("body.")
+            yield LayerPath(f"{stage}.embedding" if stage else "embedding", module.embedding.path)
+        elif isinstance(module, (PackedBlock, PackedLastBlock, PackedReuseBlock)):
+            yield LayerPath(module.name, module.path)
+        elif isinstance(module, PackedReadout):
+            yield LayerPath("head" if name.startswith("readout") else name, module.path)
+
+
+def _warn(report: AccelerationReport) -> None:
+    own = report.fell_back
+    if own:
+        first = "; ".join(f"{layer.name}: {layer.why_not}" for layer in own[:3])
+        more = f"; and {len(own) - 3} more" if len(own) > 3 else ""
+        warnings.warn(
+            f"accelerate: {len(own)} of {len(report.layers)} parts of {report.source} keep their own forward: "
+            f"{first}{more} (see .report())",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _device(model: nn.Module, device: str | torch.device | None) -> torch.device:
+    own = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    target = own if device is None else torch.device(device)
+    if target.type != "cpu":
+        raise UserError(
+            f"device={target}: accelerate runs on the CPU so far; give device='cpu', or run the model itself"
+        )
+    return target
+
+
+def _precision(model: nn.Module, precision: str | None, device: torch.device) -> Precision:
+    allowed = get_args(Precision)
+    if precision is not None and precision not in allowed:
+        raise UserError(f"precision={precision!r} is not possible on {device}; allowed: {', '.join(allowed)}")
+    own = quantized_precisions(model)
+    fast = sorted(own & set(allowed))
+    if not own:
+        return precision or "fp32"  # type: ignore[return-value]
+    if precision is not None and own != {precision}:
+        raise UserError(
+            f"precision={precision!r}, but the model is quantized already, to {', '.join(sorted(own))}; leave "
+            "precision out to run it as it is, or accelerate the unquantized model"
+        )
+    return fast[0] if len(fast) == 1 else "fp32"  # type: ignore[return-value]
+
+
+def _check_normalization(normalization: Normalization | None, lowered: Lowered) -> None:
+    if normalization is None:
+        return
+    if lowered.description is None:
+        raise UserError(f"mean= and std= go with models that are recognised as a whole only; {lowered.why}")
+    described = lowered.description
+    first = described.exits[0].transformer if isinstance(described, Cascade) else described
+    channels = first.embedding.patches.in_chans
+    if len(normalization.mean) != channels:
+        raise UserError(
+            f"mean={normalization.mean} has {len(normalization.mean)} numbers, images have {channels} channels"
+        )
+
+
+def _check_float32(model: nn.Module) -> None:
+    wrong = sorted({str(p.dtype) for p in model.parameters() if p.is_floating_point() and p.dtype != torch.float32})
+    if wrong:
+        raise UserError(
+            f"the model's parameters are {', '.join(wrong)}, and accelerate packs float32; call model.float() first "
+            "(precision='bf16' rounds them again without loss)"
+        )

@@ -1,0 +1,84 @@
+"""How well an accelerated model agrees with its source, as a whole and layer by layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitfast.errors import UserError
+from vitfast.inference.accelerated_model import AcceleratedModel
+from vitfast.inference.acceleration_report import Agreement
+from vitfast.inference.packed.normalization import Normalization
+from vitfast.inference.packed.own_block import BlockInPlace
+from vitfast.inference.packed.packed_block import PackedBlock, PackedLastBlock
+from vitfast.inference.packed.packed_reuse_block import PackedReuseBlock
+from vitfast.inference.shared_twin import shared_twin
+
+
+class _Comparison(nn.Module):
+    """Runs a block of the source in its place, and the packed one beside it on the same input."""
+
+    def __init__(self, source: nn.Module, packed: nn.Module, errors: dict[str, list[Tensor]]) -> None:
+        super().__init__()
+        self.source = source
+        self.packed: Any = packed
+        self.errors = errors
+
+    def forward(self, x: Tensor, *arguments: Any, **options: Any) -> Any:
+        expected = self.source(x, *arguments, **options)
+        if isinstance(self.packed, PackedReuseBlock):
+            found, wanted = self.packed(x, *arguments, **options)[0], expected[0]
+        else:
+            found = self.packed(x)
+            wanted = expected[0] if isinstance(expected, tuple) else expected
+            wanted = wanted[:, : found.shape[1]]  # the last block computes only what the head reads
+        distance = (found.double() - wanted.double()).norm() / wanted.double().norm()
+        self.errors.setdefault(self.packed.name, []).append(distance)
+        return expected
+
+
+@torch.no_grad()
+def check_agreement(
+    source: nn.Module, accelerated: AcceleratedModel, images: Tensor, normalization: Normalization | None = None
+) -> Agreement:
+    """Runs both models on some images.
+
+    Args:
+        source: is left alone, and runs in evaluation.
+        accelerated: made of it.
+        images: ``[B, in_chans, H, W]``, as the accelerated model takes them; B at least 1.
+        normalization: what the accelerated model does to images itself, and the source does not.
+
+    Raises:
+        UserError: there are no images.
+    """
+    if not isinstance(images, Tensor) or images.dim() != 4 or len(images) == 0:
+        raise UserError("check= takes images as the model does, [B, channels, height, width], at least one")
+    errors: dict[str, list[Tensor]] = {}
+    made: dict[nn.Module, nn.Module] = {}
+    for packed in accelerated.modules():
+        if isinstance(packed, (PackedBlock, PackedLastBlock, PackedReuseBlock, BlockInPlace)):
+            original = source.get_submodule(packed.name)
+            made[original] = _Comparison(shared_twin(original, {}), packed, errors)
+    parameter = next(source.parameters())
+    given = images.to(parameter.device)
+    if normalization is not None:
+        given = normalization.apply(given if given.dtype == torch.uint8 else given.float() * 255.0)
+    expected = _results(shared_twin(source, made)(given.to(parameter.dtype)))
+    found = _results(accelerated(images))
+    pairs = [(one.float().flatten(1), other.float().flatten(1)) for one, other in zip(expected, found, strict=True)]
+    cosine = min(float(torch.cosine_similarity(one.double(), other.double()).min()) for one, other in pairs)
+    top1 = min(float((one.argmax(1) == other.argmax(1)).double().mean()) for one, other in pairs)
+    means = {name: float(torch.stack(values).mean()) for name, values in errors.items()}
+    worst = max(means, key=lambda name: means[name], default="")
+    return Agreement(len(images), cosine, top1, worst, means.get(worst, 0.0))
+
+
+def _results(output: Any) -> list[Tensor]:
+    """The tensors that a model returns."""
+    if isinstance(output, Tensor):
+        return [output]
+    values = output.values() if hasattr(output, "values") else output
+    return [value for value in values if isinstance(value, Tensor)]

@@ -1,0 +1,92 @@
+"""How an accelerated model is called and what it returns: as its source."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from torch import Tensor, nn
+
+from vitfast.errors import UserError
+from vitfast.inference.lowering.huggingface_models import family_of
+
+_HINT = "run the source model for that"
+
+
+class ImagesFront:
+    """Called with images, returns tensors: models of vitfast, timm and torchvision."""
+
+    def images_of(self, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """Returns the images among the arguments of a call.
+
+        Raises:
+            UserError: there is something else among them.
+        """
+        given = dict(options)
+        images = arguments[0] if arguments else next((given.pop(n) for n in ("images", "x") if n in given), None)
+        refused = [str(value) for value in arguments[1:] if value not in (None, False)]
+        refused += [name for name, value in given.items() if value is not None and value is not False]
+        if refused:
+            raise UserError(f"an accelerated model takes images only, and was given {', '.join(refused)}; {_HINT}")
+        return images
+
+    def result_of(self, outputs: Tensor | tuple[Tensor, ...], options: dict[str, Any]) -> Any:
+        """Returns what the source would return."""
+        return outputs
+
+
+class HuggingFaceFront(ImagesFront):
+    """Called with ``pixel_values``, returns an output class of transformers.
+
+    Args:
+        output_class: module and name of the class.
+        fields: the fields of the output, in the order of the readouts.
+        config: of the source.
+    """
+
+    def __init__(self, output_class: tuple[str, str], fields: tuple[str, ...], config: Any) -> None:
+        self.output_class = output_class
+        self.fields = fields
+        self.config = config
+
+    def images_of(self, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """See ``ImagesFront``."""
+        given = {name: value for name, value in options.items() if name != "return_dict"}
+        wanted = [name for name in ("output_attentions", "output_hidden_states") if getattr(self.config, name, False)]
+        if wanted:
+            raise UserError(
+                f"the configuration asks for {', '.join(wanted)}, which an accelerated model has not; {_HINT}"
+            )
+        if not arguments and "pixel_values" in given:
+            arguments = (given.pop("pixel_values"),)
+        return super().images_of(arguments, given)
+
+    def result_of(self, outputs: Tensor | tuple[Tensor, ...], options: dict[str, Any]) -> Any:
+        """See ``ImagesFront``."""
+        tensors = outputs if isinstance(outputs, tuple) else (outputs,)
+        named = dict(zip(self.fields, tensors, strict=True))
+        if "cls_logits" in named:
+            named = {"logits": (named["cls_logits"] + named["distillation_logits"]) / 2, **named}
+        module, name = self.output_class
+        output = getattr(importlib.import_module(module), name)(**named)
+        return_dict = options.get("return_dict")
+        if return_dict is None:
+            return_dict = getattr(self.config, "return_dict", True)
+        return output if return_dict else output.to_tuple()
+
+
+def front_of(model: nn.Module) -> ImagesFront:
+    """Returns how a model that was recognised as a whole is called."""
+    family = family_of(model)
+    if family is None:
+        return ImagesFront()
+    outputs = "transformers.modeling_outputs"
+    config: Any = model.config
+    if type(model).__name__.endswith("ForImageClassificationWithTeacher"):
+        fields = ("cls_logits", "distillation_logits")
+        return HuggingFaceFront((family.module, f"{type(model).__name__}Output"), fields, config)
+    if type(model).__name__.endswith("ForImageClassification"):
+        return HuggingFaceFront((outputs, "ImageClassifierOutput"), ("logits",), config)
+    is_pooled = getattr(model, "pooler", "DINOv2") is not None
+    both = ("last_hidden_state", "pooler_output")
+    return HuggingFaceFront((outputs, "BaseModelOutputWithPooling"), both if is_pooled else both[:1], config)

@@ -1,0 +1,1 @@
+"""The modules of an accelerated model: they hold packed weights and run a description."""

@@ -1,0 +1,49 @@
+"""The normalisation of images, which an accelerated model may do itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vitfast.errors import UserError
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """``(pixels / 255 - mean) / std`` for each channel, of pixels 0 to 255.
+
+    Attributes:
+        mean: of each channel, of values 0 to 1.
+        std: of each channel, above 0.
+
+    Raises:
+        UserError: they are no such numbers.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, mean: Sequence[float] | None, std: Sequence[float] | None) -> Normalization | None:
+        """Makes one of what ``accelerate`` was given; None for nothing."""
+        if mean is None and std is None:
+            return None
+        if mean is None or std is None or len(mean) != len(std) or not all(value > 0 for value in std):
+            raise UserError(
+                f"mean={mean!r} and std={std!r} must both have a number for each channel, std above 0; "
+                "for ImageNet mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)"
+            )
+        return cls(tuple(map(float, mean)), tuple(map(float, std)))
+
+    def apply(self, pixels: Tensor) -> Tensor:
+        """Normalizes ``pixels`` ``[B, channels, H, W]``, 0 to 255, to float32."""
+        scale, shift = (values.view(-1, 1, 1).to(pixels.device) for values in self.coefficients())
+        return pixels.to(torch.float32) * scale + shift
+
+    def coefficients(self) -> tuple[Tensor, Tensor]:
+        """Returns scale and shift of each channel: ``pixels * scale + shift``."""
+        mean, std = torch.tensor(self.mean, dtype=torch.float64), torch.tensor(self.std, dtype=torch.float64)
+        return (1 / (255 * std)).float(), (-mean / std).float()

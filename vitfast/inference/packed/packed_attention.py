@@ -1,0 +1,84 @@
+"""The attention of an accelerated block, between its two projections."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vitfast import ops
+from vitfast.inference.description import Attention
+from vitfast.inference.packed.packer import Packer
+from vitfast.layers.positional_attention import attend_by_position, positional_probabilities
+from vitfast.ops.packed import has_packed
+
+
+class PackedAttention(nn.Module):
+    """Attends with the q, k and v that one product gives; in float32, or as the packed kernel of the precision does.
+
+    ConViT's probabilities by position depend on no image: they are computed here, once.
+
+    Args:
+        described: the attention.
+        packer: packs.
+        num_patches: of an image, for ConViT's.
+    """
+
+    gate: Tensor | None
+    positional: Tensor
+
+    def __init__(self, described: Attention, packer: Packer, num_patches: int = 0) -> None:
+        super().__init__()
+        self.heads = described.heads
+        self.head_dim = described.head_dim
+        self.scale = described.scale
+        self.precision = described.qkv.precision or packer.precision
+        self.is_packed = has_packed("packed_attention", packer.device.type)
+        self.q_norm = packer.optional_norm(described.q_norm)
+        self.k_norm = packer.optional_norm(described.k_norm)
+        self.has_qk_norm = described.q_norm is not None or described.k_norm is not None
+        gate = positional = None
+        if described.gated is not None:
+            gated, grid_size = described.gated, math.isqrt(num_patches)
+            gate = torch.sigmoid(gated.gating_param.detach())[:, None].to(packer.device)
+            positional = positional_probabilities(gated.weight.detach(), gated.bias.detach(), grid_size)
+            positional = positional.to(packer.device)
+        self.register_buffer("gate", gate)  # [H, 1]
+        self.register_buffer("positional", positional)  # [2, H, G, G]
+
+    def forward(self, qkv: Tensor) -> Tensor:
+        """Attends over ``qkv`` ``[B, N, 3 * H * D]``; returns ``[B, N, H * D]``."""
+        qkv_BN3HD = qkv.unflatten(-1, (3, self.heads, self.head_dim))
+        if self.has_qk_norm:
+            out_BNHD = self._normalized(*qkv_BN3HD.unbind(2))
+        elif self.is_packed:
+            out_BNHD = torch.ops.vitfast.packed_attention.default(qkv_BN3HD, self.scale, self.precision)
+        else:
+            out_BNHD = ops.attention_packed(qkv_BN3HD, scale=self.scale)
+        if self.gate is not None:
+            positional_BYXHD = attend_by_position(self.positional, qkv_BN3HD[:, :, 2])
+            out_BYXHD = out_BNHD.unflatten(1, positional_BYXHD.shape[1:3])
+            out_BNHD = torch.lerp(out_BYXHD, positional_BYXHD, self.gate).flatten(1, 2)
+        return out_BNHD.flatten(-2)
+
+    def related(self, qkv: Tensor, bias: Tensor | None, return_logits: bool) -> tuple[Tensor, Tensor | None]:
+        """Attends with ``bias`` ``[B, H, N, N]`` on the logits, and returns these, too, if they are asked for."""
+        qkv_BN3HD = qkv.unflatten(-1, (3, self.heads, self.head_dim))
+        if not return_logits:
+            return ops.attention_packed(qkv_BN3HD, bias=bias, scale=self.scale).flatten(-2), None
+        out, logits = ops.attention_packed(qkv_BN3HD, bias=bias, scale=self.scale, return_logits=True)
+        return out.flatten(-2), logits
+
+    def of_first(self, q: Tensor, kv: Tensor) -> Tensor:
+        """Attends from some tokens only: ``q`` ``[B, T, H * D]``, ``kv`` ``[B, N, 2 * H * D]``; ``[B, T, H * D]``."""
+        q_BTHD = q.unflatten(-1, (self.heads, self.head_dim))
+        k_BNHD, v_BNHD = kv.unflatten(-1, (2, self.heads, self.head_dim)).unbind(2)
+        q_BHTD, k_BHND = self.q_norm(q_BTHD).transpose(1, 2), self.k_norm(k_BNHD).transpose(1, 2)
+        out_BHTD = F.scaled_dot_product_attention(q_BHTD, k_BHND, v_BNHD.transpose(1, 2), scale=self.scale)
+        return out_BHTD.transpose(1, 2).flatten(-2)
+
+    def _normalized(self, q_BNHD: Tensor, k_BNHD: Tensor, v_BNHD: Tensor) -> Tensor:
+        q_BHND, k_BHND = self.q_norm(q_BNHD).transpose(1, 2), self.k_norm(k_BNHD).transpose(1, 2)
+        return ops.attention(q_BHND, k_BHND, v_BNHD.transpose(1, 2), scale=self.scale).transpose(1, 2)

@@ -1,0 +1,98 @@
+"""A whole accelerated Dynamic Vision Transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from torch import Tensor, nn
+
+from vitfast.inference.description import Cascade, Exit, OwnForward
+from vitfast.inference.packed.own_block import OwnBlock
+from vitfast.inference.packed.packed_embedding import PackedEmbedding
+from vitfast.inference.packed.packed_readout import PackedReadout
+from vitfast.inference.packed.packed_reuse_block import PackedRelationReuse, PackedReuseBlock
+from vitfast.inference.packed.packer import Packer
+from vitfast.models.exit_state import ExitState
+
+
+class PackedExit(nn.Module):
+    """One transformer of the cascade.
+
+    Args:
+        described: the exit.
+        packer: packs.
+    """
+
+    def __init__(self, described: Exit, packer: Packer) -> None:
+        super().__init__()
+        transformer = described.transformer
+        self.embedding = PackedEmbedding(transformer.embedding, packer)
+        reuse = described.relation_reuse
+        self.relation_reuse = None if reuse is None else PackedRelationReuse(reuse, packer)
+        self.blocks = nn.ModuleList(
+            OwnBlock(block, packer) if isinstance(block, OwnForward) else PackedReuseBlock(block, packer)
+            for block in transformer.blocks
+        )
+        self.norm = packer.optional_norm(transformer.norm)
+        self.readout = PackedReadout(transformer.readouts[0], packer)
+
+    def forward(
+        self, images: Tensor, features: Tensor | None, relations: Sequence[Tensor], *, return_relations: bool
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """See ``vitfast.models.dvt_exit.DVTExit``."""
+        x = self.embedding(images)
+        biases: Iterable[Tensor | None] = [None] * len(self.blocks)
+        if self.relation_reuse is not None:
+            biases = self.relation_reuse(relations)
+        returned = []
+        for block, bias in zip(self.blocks, biases, strict=True):
+            x, logits = block(x, features=features, relations=bias, return_relations=return_relations)
+            if logits is not None:
+                returned.append(logits)
+        return self.readout(self.norm(x[:, :1])), x, tuple(returned)
+
+
+class PackedCascade(nn.Module):
+    """Runs a ``Cascade`` of a description: all exits, or one after the other.
+
+    Args:
+        described: the model.
+        packer: packs.
+    """
+
+    def __init__(self, described: Cascade, packer: Packer) -> None:
+        super().__init__()
+        self.exits = nn.ModuleList(PackedExit(one, packer) for one in described.exits)
+        self.feature_reuse = described.feature_reuse
+        self.relation_reuse = described.relation_reuse
+
+    @property
+    def embedding(self) -> nn.Module:
+        """That of the first exit."""
+        found: nn.Module = self.exits[0].get_submodule("embedding")
+        return found
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Classifies ``images`` ``[B, in_chans, img_size, img_size]`` at every exit."""
+        state = ExitState(images)
+        results = []
+        for _ in self.exits:
+            logits, state = self.advance(state)
+            results.append(logits)
+        return tuple(results)
+
+    def advance(self, state: ExitState) -> tuple[Tensor, ExitState]:
+        """See ``vitfast.models.DVT``.
+
+        Raises:
+            ValueError: there is no exit left.
+        """
+        index = state.next_exit
+        if index >= len(self.exits):
+            raise ValueError(f"the model has {len(self.exits)} exits, and this state has passed them all")
+        is_last = index == len(self.exits) - 1
+        logits, features, relations = self.exits[index](
+            state.images, state.features, state.relations, return_relations=self.relation_reuse and not is_last
+        )
+        reused = features if self.feature_reuse and not is_last else None
+        return logits, ExitState(state.images, index + 1, reused, relations)

@@ -1,0 +1,85 @@
+"""The tokens-to-token module of an accelerated model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from vitfast import ops
+from vitfast.inference.packed.packed_block import PackedMlp, PackedNormLinear, path_of
+from vitfast.inference.packed.packer import Packer
+from vitfast.inference.stem_description import TokenMixer, TokensToToken
+from vitfast.layers.performer_attention import performer_attention
+from vitfast.layers.soft_split import SoftSplit
+
+
+class PackedTokenMixer(nn.Module):
+    """An attention layer of the tokens-to-token module.
+
+    Args:
+        described: the layer.
+        packer: packs.
+    """
+
+    projection: Tensor | None
+
+    def __init__(self, described: TokenMixer, packer: Packer) -> None:
+        super().__init__()
+        self.linear = PackedNormLinear(packer.norm(described.norm1), packer.linear(described.linear))
+        self.scale = described.scale
+        self.register_buffer("projection", packer.keep(described.projection))
+        self.proj = packer.linear(described.proj)
+        self.mlp = PackedMlp(described.norm2, described.mlp, packer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transforms tokens ``x`` ``[B, N, C]`` to ``[B, N, D]``."""
+        mixed = self.linear(x)
+        v = mixed.chunk(3, dim=-1)[2].contiguous()
+        if self.projection is not None:
+            k, q, _ = mixed.chunk(3, dim=-1)
+            attended = performer_attention(q, k, v, self.projection)
+        else:
+            attended = ops.attention_packed(mixed.unflatten(-1, (3, 1, -1)), scale=self.scale).squeeze(2)
+        x = self.proj(attended, residual=v)
+        out: Tensor = self.mlp(x, x)
+        return out
+
+
+class PackedTokensToToken(nn.Module):
+    """Overlapping patches in three steps.
+
+    Args:
+        described: the module.
+        packer: packs.
+    """
+
+    def __init__(self, described: TokensToToken, packer: Packer) -> None:
+        super().__init__()
+        self.image_size = described.image_size
+        self.in_chans = described.in_chans
+        self.splits: Any = nn.ModuleList(SoftSplit(one.patch_size, one.stride, one.padding) for one in described.splits)
+        self.mixers = nn.ModuleList(PackedTokenMixer(one, packer) for one in described.mixers)
+        self.project = packer.linear(described.project)
+
+    @property
+    def num_patches(self) -> int:
+        """Tokens of an image of the usual size."""
+        grid = self.image_size[0]
+        for split in self.splits:
+            grid = split.grid_size(grid)
+        return grid**2
+
+    @property
+    def path(self) -> str:
+        """What runs it."""
+        return f"{path_of(self.project)}, tokens to tokens"
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Turns ``images`` ``[B, in_chans, size, size]`` into tokens ``[B, N, C]``."""
+        x, grid = images, images.shape[-1]
+        for split, mixer in zip(self.splits, [*self.mixers, self.project], strict=True):
+            tokens = mixer(split(x))
+            grid = split.grid_size(grid)
+            x = tokens.transpose(1, 2).unflatten(2, (grid, grid))
+        return tokens

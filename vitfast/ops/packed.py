@@ -1,0 +1,159 @@
+"""The operators of accelerated models: products with packed weights, and what is fused with them. Inference only.
+
+Shapes: B batch, N tokens, C channels, H heads, D head dimension, O outputs of a product, K its inputs, T tokens before
+the patches. The schemas and the exact arithmetic of each precision are in ``csrc/library.cpp``; these operators are
+called by ``vitfast.inference.packed`` only, which checks what it passes when it packs.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitfast.ops.library import has_kernel
+
+
+@functools.cache
+def has_packed(operator: str, device_type: str = "cpu") -> bool:
+    """Whether an operator on packed weights is there: the library is loaded and holds it, and the device is a CPU."""
+    return device_type == "cpu" and has_kernel("packed", "cpu") and hasattr(torch.ops.vitfast, operator)
+
+
+def _fake_linear(
+    x: Tensor,
+    packed: Tensor,
+    bias: Tensor | None,
+    n: int,
+    precision: str,
+    activation: str,
+    scale: Tensor | None,
+    residual: Tensor | None,
+) -> Tensor:
+    return x.new_empty((*x.shape[:-1], n), dtype=torch.float32)
+
+
+def _fake_norm_linear(
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    eps: float,
+    packed: Tensor,
+    bias: Tensor | None,
+    n: int,
+    precision: str,
+    activation: str,
+) -> Tensor:
+    return x.new_empty((*x.shape[:-1], n), dtype=torch.float32)
+
+
+def _fake_mlp(x: Tensor, *arguments: Any) -> Tensor:
+    residual: Tensor = arguments[-1]
+    return residual.new_empty(residual.shape, dtype=torch.float32)
+
+
+def _fake_block(x: Tensor, *arguments: Any) -> Tensor:
+    return x.new_empty(x.shape, dtype=torch.float32)
+
+
+def _fake_attention(qkv: Tensor, scale: float, precision: str) -> Tensor:
+    batch, tokens, _, heads, head_dim = qkv.shape
+    return qkv.new_empty((batch, tokens, heads, head_dim), dtype=torch.float32)
+
+
+def _fake_patch_embed(
+    images: Tensor,
+    packed: Tensor,
+    bias: Tensor | None,
+    n: int,
+    patch_h: int,
+    patch_w: int,
+    shift: Tensor | None,
+    prefix: Tensor,
+    positions: Tensor | None,
+    precision: str,
+) -> Tensor:
+    batch, _, height, width = images.shape
+    tokens = prefix.shape[0] + (height // patch_h) * (width // patch_w)
+    return images.new_empty((batch, tokens, n), dtype=torch.float32)
+
+
+def _fake_pack_weight(weight: Tensor, precision: str) -> Tensor:
+    raise NotImplementedError("weights are packed once, by vitfast.accelerate, and never within a traced program")
+
+
+# --- floating-point operations, for torch.utils.flop_counter ---
+
+
+def _product(shape: Any, n: int) -> int:
+    operations = 2 * n
+    for size in shape:
+        operations *= size
+    return operations
+
+
+def _linear_flops(x: Any, packed: Any, bias: Any, n: int, *_: Any, **__: Any) -> int:
+    return _product(x, n)
+
+
+def _norm_linear_flops(
+    x: Any, gamma: Any, beta: Any, eps: float, packed: Any, bias: Any, n: int, *_: Any, **__: Any
+) -> int:
+    return _product(x, n)
+
+
+def _mlp_flops(
+    x: Any,
+    gamma: Any,
+    beta: Any,
+    eps: float,
+    fc1: Any,
+    b1: Any,
+    hidden: int,
+    fc2: Any,
+    b2: Any,
+    n: int,
+    *_: Any,
+    **__: Any,
+) -> int:
+    return _product(x, hidden) + _product((*x[:-1], hidden), n)
+
+
+def _attention_flops(qkv: Any, *_: Any, **__: Any) -> int:
+    batch, tokens, _three, heads, head_dim = qkv
+    return 4 * int(batch * heads * tokens * tokens * head_dim)
+
+
+def _block_flops(x: Any, *arguments: Any, **_: Any) -> int:
+    heads, head_dim, hidden = arguments[11], arguments[12], arguments[22]
+    inner = heads * head_dim
+    products = _product(x, 3 * inner) + _product((*x[:-1], inner), x[-1])
+    return products + 2 * _product(x, hidden) + _attention_flops((x[0], x[1], 3, heads, head_dim))
+
+
+def _patch_embed_flops(images: Any, packed: Any, bias: Any, n: int, *_: Any, **__: Any) -> int:
+    return _product(images, n)
+
+
+def _register() -> None:
+    from torch.utils.flop_counter import register_flop_formula
+
+    parts: dict[str, tuple[Any, Any]] = {
+        "packed_linear": (_fake_linear, _linear_flops),
+        "packed_norm_linear": (_fake_norm_linear, _norm_linear_flops),
+        "packed_mlp": (_fake_mlp, _mlp_flops),
+        "packed_block": (_fake_block, _block_flops),
+        "packed_attention": (_fake_attention, _attention_flops),
+        "packed_patch_embed": (_fake_patch_embed, _patch_embed_flops),
+    }
+    for operator, (fake, flops) in parts.items():
+        if has_packed(operator):
+            torch.library.register_fake(f"vitfast::{operator}")(fake)
+            register_flop_formula(getattr(torch.ops.vitfast, operator))(flops)
+    if has_packed("pack_weight"):
+        torch.library.register_fake("vitfast::pack_weight")(_fake_pack_weight)
+
+
+_register()
