@@ -23,12 +23,14 @@ STABLE_TORCH_LIBRARY(vitfast, m) {
       "lse,"
       " float scale, bool need_bias_grad) -> (Tensor grad_qkv, Tensor? grad_bias)");
 
-  // x [..., C] -> y [..., C], mean [...], rstd [...]
+  // x [..., C] -> y [..., C], mean [...], rstd [...]; round_sum, round_operand and round_result round the sum, what is
+  // normalized, and y, as csrc/quantize/float_rounding.h reads them; an empty list does not
   m.def(
-      "layer_norm_forward(Tensor x, Tensor? weight, Tensor? bias, float eps) -> (Tensor y, Tensor mean, Tensor rstd)");
+      "layer_norm_forward(Tensor x, Tensor? weight, Tensor? bias, float eps, int[] round_operand, int[] round_result)"
+      " -> (Tensor y, Tensor mean, Tensor rstd)");
   m.def(
-      "add_layer_norm_forward(Tensor x, Tensor residual, Tensor? weight, Tensor? bias, float eps)"
-      " -> (Tensor summed, Tensor y, Tensor mean, Tensor rstd)");
+      "add_layer_norm_forward(Tensor x, Tensor residual, Tensor? weight, Tensor? bias, float eps, int[] round_sum,"
+      " int[] round_operand, int[] round_result) -> (Tensor summed, Tensor y, Tensor mean, Tensor rstd)");
   // grad_summed, the gradient of add_layer_norm's other result, is added to grad_x
   m.def(
       "layer_norm_backward(Tensor grad_y, Tensor? grad_summed, Tensor x, Tensor mean, Tensor rstd, Tensor? weight,"
@@ -44,13 +46,15 @@ STABLE_TORCH_LIBRARY(vitfast, m) {
       " str approximate, bool has_fc1_bias, bool has_fc2_bias) -> (Tensor grad_x, Tensor grad_fc1_weight,"
       " Tensor? grad_fc1_bias, Tensor grad_fc2_weight, Tensor? grad_fc2_bias)");
 
-  // rounding and overflow are the codes of csrc/common/float_format.h; seed is one int64, for stochastic rounding
-  m.def(
-      "quantize_float(Tensor x, int exponent_bits, int mantissa_bits, float max_value, bool has_inf, bool has_nan,"
-      " bool signed_zero, int overflow, int rounding, Tensor? seed) -> Tensor");
-  m.def(
-      "quantize_float_(Tensor(a!) x, int exponent_bits, int mantissa_bits, float max_value, bool has_inf, bool has_nan,"
-      " bool signed_zero, int overflow, int rounding, Tensor? seed) -> ()");
+  // rounding: a format with its rounding, as csrc/quantize/float_rounding.h and fixed_rounding.h read it; seed is one
+  // int64, for stochastic rounding
+  m.def("quantize_float(Tensor x, int[] rounding, Tensor? seed) -> Tensor");
+  m.def("quantize_float_(Tensor(a!) x, int[] rounding, Tensor? seed) -> ()");
+  m.def("quantize_fixed(Tensor x, int[] rounding, Tensor? seed) -> Tensor");
+  m.def("quantize_fixed_(Tensor(a!) x, int[] rounding, Tensor? seed) -> ()");
+
+  // x [..., K], weight [N, K], float32 -> [..., N]; accumulator: as rounding; chunk 0: the whole sum
+  m.def("matmul_accumulate(Tensor x, Tensor weight, int[] accumulator, int chunk) -> Tensor");
 
   // Inference with packed weights; precision is fp32, bf16, fp16_32 or int8, activation is one of
   // csrc/packed/packed_tensors.h. A packed weight [N, K] is bytes as csrc/packed/packed.h lays them out.

@@ -31,10 +31,10 @@ def test_an_unknown_verb_names_the_nearest(capsys):
     assert main(["trian"]) == 2
     assert capsys.readouterr().err == "error: unknown verb 'trian'; did you mean train?\n"
     assert main(["xyz"]) == 2
-    assert "the verbs are train, prepare, evaluate, exits, predict" in capsys.readouterr().err
+    assert "the verbs are train, prepare, evaluate, exits, quantize, predict" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("verb", ["train", "prepare", "evaluate", "exits", "predict", "visualize"])
+@pytest.mark.parametrize("verb", ["train", "prepare", "evaluate", "exits", "quantize", "predict", "visualize"])
 def test_a_verb_gets_its_options(capsys, verb):
     with pytest.raises(SystemExit) as info:
         main([verb, "--help"])

@@ -9,16 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import vitfast
 from support.tiny_run import TINY_RUN
-from vitfast.engine.checkpoint import latest_checkpoint, read_manifest, verify_checkpoint
+from vitfast.engine.checkpoint import latest_checkpoint, read_manifest, update_manifest, verify_checkpoint
 from vitfast.engine.device import select_device
 from vitfast.engine.evaluation_report import EvaluateDataOptions, loader_of_split
 from vitfast.engine.trained_model import load_trained_model
 from vitfast.evaluate import main as evaluate
 from vitfast.exits import main
 from vitfast.inference import exit_gmacs
+from vitfast.predict import main as predict
 from vitfast.train import main as train
 
 
@@ -113,6 +115,54 @@ def test_evaluate_uses_them(run_dir, capsys):
     shown = run(capsys, evaluate, f"checkpoint={run_dir}", "early_exit=true")
     assert re.search(rf"^early exit: leave at 1 +{100 * early['shares'][0]:.2f} %$", shown, re.MULTILINE)
     assert re.search(r"^early exit: images/s +[\d,]+$", shown, re.MULTILINE)
+
+
+def pictures(folder: Path, count: int = 12) -> Path:
+    folder.mkdir()
+    for index in range(count):
+        pixels = torch.randint(0, 256, (16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(index))
+        Image.fromarray(pixels.numpy()).save(folder / f"{index:02}.png")
+    return folder
+
+
+def test_predict_leaves_early_and_says_where(run_dir, tmp_path, capsys):
+    options = [f"checkpoint={run_dir}", f"images={pictures(tmp_path / 'pictures')}", "batch_size=5", "top=10"]
+    without = [json.loads(line) for line in run(capsys, predict, *options, "output=jsonl").splitlines()]
+    assert all("exit" not in line for line in without)
+
+    first = [max(json.loads(line)["probabilities"]) for line in _answers(run_dir, tmp_path, capsys, [0.0, 0.0])]
+    middle = (sorted(first)[5] + sorted(first)[6]) / 2
+    lines = [json.loads(line) for line in _answers(run_dir, tmp_path, capsys, [middle, 0.0])]
+    assert [line["exit"] for line in lines] == [1 if sure >= middle else 2 for sure in first]
+    for line, sure, late in zip(lines, first, without, strict=True):
+        if line["exit"] == 1:
+            assert line["probabilities"][0] == pytest.approx(sure, abs=1e-5)
+        else:
+            assert line["classes"] == late["classes"]
+            assert line["probabilities"] == pytest.approx(late["probabilities"], abs=1e-5)
+    shown = run(capsys, predict, *options)
+    assert len(re.findall(r"^\S+\.png +exit [12]  \d ", shown, re.MULTILINE)) == 12
+    switched_off = run(capsys, predict, *options, "output=jsonl", "early_exit=false")
+    assert [json.loads(line) for line in switched_off.splitlines()] == without
+
+
+def _answers(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], thresholds: list[float]) -> list[str]:
+    update_manifest(latest_checkpoint(run_dir), {"exit_thresholds": thresholds})
+    options = [f"checkpoint={run_dir}", f"images={tmp_path / 'pictures'}", "output=jsonl", "batch_size=5", "top=10"]
+    return run(capsys, predict, *options).splitlines()
+
+
+@pytest.mark.parametrize("verb", [predict, evaluate])
+def test_thresholds_of_another_model_are_named(verb, run_dir, tmp_path, capsys):
+    checkpoint = latest_checkpoint(run_dir)
+    update_manifest(checkpoint, {"exit_thresholds": [0.9, 0.8, 0.0]})
+    options = [f"images={pictures(tmp_path / 'pictures', 1)}"] if verb is predict else ["early_exit=true"]
+    message = refusal(capsys, verb, f"checkpoint={run_dir}", *options)
+    assert (
+        f"{checkpoint}/manifest.json: exit_thresholds=[0.9, 0.8, 0.0] are not those of its model dvt_nano_16" in message
+    )
+    assert "thresholds has 3 numbers, the model has 2 exits" in message
+    assert f"python -m vitfast.exits checkpoint={checkpoint} budget_gmacs=…" in message
 
 
 def test_a_budget_of_milliseconds(run_dir, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 
 import vitfast
 from support.foreign_weights import SIZES, google_arrays
-from vitfast import evaluate, predict, prepare, train
+from vitfast import evaluate, predict, prepare, quantize, train
 from vitfast.config import list_recipes, load_config
 from vitfast.engine.checkpoint import latest_checkpoint, load_state, load_weights_file, read_manifest
 
@@ -106,7 +107,8 @@ def test_two_steps(recipe: str, tmp_path: Path, folder: Path, prepared: Path, re
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert [line["split"] for line in lines] == ["train", "val", "test"]
     assert all(line["step"] == 2 and np.isfinite(line["loss"]) for line in lines)
-    assert all(len(line.get("exits", [])) == (3 if "dvt" in recipe else 0) for line in lines)
+    exits = 2 if "dvt_mini" in recipe else 3 if "dvt" in recipe else 0
+    assert all(len(line.get("exits", [])) == exits for line in lines)
     checkpoint = latest_checkpoint(run_dir)
     assert checkpoint is not None
     assert load_state(checkpoint)["step"] == 2
@@ -160,6 +162,29 @@ def test_resisc45_from_the_archive_to_the_answer(
     picture = prepared / "images" / "beach" / "beach_001.jpg"
     assert predict.main([f"checkpoint={student}", f"images={picture}", "output=jsonl"]) == 0
     assert json.loads(capsys.readouterr().out)["classes"][0] == "beach"
+
+    # after training in half precision: the report per class, and a checkpoint of half the size that answers alike
+    small_folder = tmp_path / "fp16_32"
+    options = ["format=FP16_32", f"output={small_folder}", "per_class=true", "data.workers=0"]
+    assert quantize.main([f"checkpoint={student}", *options]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"^sea_ice +2 +\d+\.\d\d % ", shown, re.MULTILINE)
+    figures = json.loads((small_folder / "quantization.json").read_text())
+    assert figures["bytes"][1] < 0.6 * figures["bytes"][0]
+    assert figures["quantized"]["top1"] == figures["float32"]["top1"] == report["top1"]
+    assert evaluate.main([f"checkpoint={small_folder}", "output=json", "data.workers=0"]) == 0
+    assert json.loads(capsys.readouterr().out)["top1"] == report["top1"]
+    assert predict.main([f"checkpoint={small_folder}", f"images={picture}", "output=jsonl"]) == 0
+    assert json.loads(capsys.readouterr().out)["classes"][0] == "beach"
+
+    # training on in FP16_16, and its conversion
+    aware = tmp_path / "aware"
+    options = [f"model.checkpoint={student}", f"distill.teacher={teacher}", f"run_dir={aware}", "model.fields.depth=1"]
+    options += ["schedule.epochs=2", "schedule.warmup_epochs=0", "quantize.format=FP16_16", "optim.lr=1e-4"]
+    assert train.main(["recipe=deit_tiny_resisc45_fp16_32", *small, *options]) == 0
+    capsys.readouterr()
+    assert quantize.main([f"checkpoint={aware}", f"output={tmp_path / 'converted'}", "data.workers=0"]) == 0
+    assert "FP16_16, converted" in capsys.readouterr().out
 
 
 def _keys(run_dir: Path) -> set[str]:

@@ -85,6 +85,20 @@ def test_what_is_drawn(run_dir, photos, tmp_path, options, name, panels):
         assert picture.size == picture_size(panels)
 
 
+def test_a_hybrid(photos, tmp_path):
+    """Its patches are those of a ResNet's features, which lie as those of the image."""
+    hybrid = [
+        "model.name=R50-ViT-B_16",
+        "model.fields.resnet_layers=[1]",
+        "model.fields.resnet_width=32",
+    ]
+    run = tmp_path / "run"
+    assert train([*TINY_RUN, *hybrid, "schedule.epochs=1", "schedule.warmup_epochs=0", f"run_dir={run}"]) == 0
+    assert main([f"checkpoint={run}", f"images={photos / 'b.bmp'}", f"target={tmp_path / 'out'}"]) == 0
+    with Image.open(tmp_path / "out" / "b_rollout.png") as picture:
+        assert picture.size == picture_size(2)
+
+
 @pytest.mark.parametrize("options", [[], ["layer=1"], ["layer=0", "head=1"]])
 def test_the_map_lies_over_what_is_looked_at(looker, photos, tmp_path, options, capsys):
     """The model looks at what is bright, which is in the upper right of the picture."""

@@ -18,6 +18,7 @@ VERBS = {
     "prepare": "bring a data set into the layout that training reads",
     "evaluate": "measure a checkpoint: accuracy, calibration, a table by class",
     "exits": "find the thresholds at which images leave a model with exits early",
+    "quantize": "bring a checkpoint into low precision, and measure what that costs",
     "predict": "name what images show",
     "visualize": "draw where a model looks in images",
     "benchmark": "measure how fast a model runs on this machine",

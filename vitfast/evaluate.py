@@ -1,6 +1,7 @@
 """Measures a checkpoint: ``python -m vitfast.evaluate checkpoint=runs/… [split=test] [key=value …]``.
 
 Prints top-1, top-5, calibration error, images/s and a table by class; ``output=json`` prints the same for programs.
+With ``exits=sweep``, for a model with exits, it prints and draws accuracy against images/s and cost instead.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(arguments: Sequence[str]) -> int:
+    from vitfast.benchmarking.exit_sweep_run import sweep_exits
     from vitfast.config import load_options
     from vitfast.engine.evaluation_report import EvaluateOptions, evaluate_checkpoint
 
-    print(evaluate_checkpoint(load_options(EvaluateOptions, list(arguments), "python -m vitfast.evaluate")))
+    options = load_options(EvaluateOptions, list(arguments), "python -m vitfast.evaluate")
+    print(sweep_exits(options) if options.exits == "sweep" else evaluate_checkpoint(options))
     return 0
 
 

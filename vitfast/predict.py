@@ -4,6 +4,9 @@ Paths are image files or folders, searched recursively. A checkpoint that was tr
 grey or colour image: it is made grey and resized to 8 x 8. As in MNIST the stroke must be bright and the ground dark;
 invert a photograph of ink on paper first.
 
+A model with exits stops, for each image, at the first one that is sure enough, where its checkpoint has thresholds, and
+says which; ``early_exit=false`` runs them all.
+
 Exit code: 0 if every image was predicted; 1 if some could not be read (each is named on stderr, the others are
 predicted all the same); 2 after an error that the user can mend.
 """

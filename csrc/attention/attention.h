@@ -6,6 +6,10 @@
 
 namespace vitfast {
 
+constexpr float log2_of_e = 1.4426950408889634f;
+constexpr float ln_2 = 0.6931471805599453f;
+constexpr float infinity = __builtin_huge_valf();
+
 // A [B, H, N, D] view: the last dimension is contiguous.
 struct HeadsView {
   void* data;
@@ -34,9 +38,10 @@ struct AttentionForward : Attention {
 
 struct AttentionBackward : Attention {
   HeadsView grad_out, grad_q, grad_k, grad_v;
-  const void* grad_logits;  // [B, H, N, N] or null
-  void* grad_bias;          // like bias, or null
-  const void* lse;          // [B, H, N]
+  const void* grad_logits;         // [B, H, N, N] or null
+  void* grad_bias;                 // like bias, or null
+  int64_t grad_bias_batch_stride;  // on CUDA, where each image may write its own
+  const void* lse;                 // [B, H, N]
 };
 
 }  // namespace vitfast

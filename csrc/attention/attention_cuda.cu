@@ -1,3 +1,4 @@
+#include "csrc/attention/attention_backward_launch.cuh"
 #include "csrc/attention/attention_forward_launch.cuh"
 #include "csrc/attention/attention_tensors.h"
 #include "csrc/cuda/current_stream.cuh"
@@ -19,12 +20,28 @@ struct Cuda {
   }
 
   static void forward(const AttentionForward& a, const Tensor& like) {
-    STD_TORCH_CHECK(
-        like.scalar_type() == ScalarType::Half || like.scalar_type() == ScalarType::BFloat16,
-        "attention: the CUDA kernel takes float16 and bfloat16");
     const CurrentStream stream(like);
-    if (like.scalar_type() == ScalarType::Half) return launch_attention_forward<Half>(a, stream);
+    if (is_half(like)) return launch_attention_forward<Half>(a, stream);
     launch_attention_forward<BFloat16>(a, stream);
+  }
+
+  static void backward(const AttentionBackward& a, const Tensor& like) {
+    const CurrentStream stream(like);
+    std::optional<Tensor> bias_scratch;
+    if (sums_bias_over_images(a)) {
+      bias_scratch = new_tensor(like, {a.batch, a.heads, a.tokens, a.tokens}, like.scalar_type());
+    }
+    void* scratch = mutable_data_or_null(bias_scratch);
+    if (is_half(like)) return launch_attention_backward<Half>(a, scratch, stream);
+    launch_attention_backward<BFloat16>(a, scratch, stream);
+  }
+
+ private:
+  static bool is_half(const Tensor& like) {
+    const bool half = like.scalar_type() == ScalarType::Half;
+    STD_TORCH_CHECK(
+        half || like.scalar_type() == ScalarType::BFloat16, "attention: the CUDA kernels take float16 and bfloat16");
+    return half;
   }
 };
 
@@ -32,7 +49,9 @@ struct Cuda {
 
 STABLE_TORCH_LIBRARY_IMPL(vitfast, CUDA, m) {
   m.impl("attention_forward", TORCH_BOX(&attention_forward<Cuda>));
+  m.impl("attention_backward", TORCH_BOX(&attention_backward<Cuda>));
   m.impl("attention_packed_forward", TORCH_BOX(&attention_packed_forward<Cuda>));
+  m.impl("attention_packed_backward", TORCH_BOX(&attention_packed_backward<Cuda>));
 }
 
 }  // namespace vitfast

@@ -14,24 +14,15 @@
 
 #pragma once
 
+#include "csrc/attention/attention_products.cuh"
 #include "csrc/attention/attention_softmax.cuh"
 #include "csrc/cuda/barrier.cuh"
-#include "csrc/cuda/copy_async.cuh"
-#include "csrc/cuda/matrix.cuh"
-#include "csrc/cuda/pack.cuh"
 #include "csrc/cuda/shared_memory.cuh"
-#include "csrc/cuda/shared_tile.cuh"
 
 namespace vitfast {
 
 constexpr int attention_warps = 4;
 constexpr int attention_threads = attention_warps * warp_size;
-constexpr int attention_tile_rows = 16;
-
-// Tiles of 16 queries.
-__host__ __device__ constexpr int attention_tiles(int64_t tokens) {
-  return int(tokens + attention_tile_rows - 1) / attention_tile_rows;
-}
 
 // Rows of k, and of v, in shared memory.
 __host__ __device__ constexpr int attention_padded_keys(int key_tiles) {
@@ -42,119 +33,6 @@ template <typename T, int head_dim, int key_tiles>
 __host__ __device__ constexpr int attention_shared_bytes(int heads_per_block) {
   return 2 * shared_bytes<T>(heads_per_block * attention_padded_keys(key_tiles) * head_dim) +
          2 * attention_warps * shared_bytes<T>(attention_tile_rows * head_dim);
-}
-
-// The rows of one head; `head` counts those of all images.
-template <typename T>
-__device__ __forceinline__ T* head_rows(const AttentionForward& a, const HeadsView& view, unsigned head) {
-  const unsigned image = head / unsigned(a.heads);
-  return static_cast<T*>(view.data) + image * view.batch_stride + (head - image * a.heads) * view.head_stride;
-}
-
-// Copies rows [0, count) of x to the tile, and zeros to rows [count, tile_rows) and to the columns from `columns` on.
-// The work is shared by `threads` threads, of which this is number `thread`.
-template <typename Tile, typename T>
-__device__ __forceinline__ void copy_rows(
-    const Tile& tile, int tile_rows, const T* x, int64_t stride, int count, int columns, int thread, int threads) {
-  for (int i = thread; i < tile_rows * Tile::chunks; i += threads) {
-    const int row = i / Tile::chunks, chunk = i % Tile::chunks;
-    const bool inside = row < count && chunk * Tile::chunk_size < columns;
-    copy_async(tile.chunk(row, chunk), inside ? x + row * stride + chunk * Tile::chunk_size : x, inside);
-  }
-}
-
-// logits = q kᵀ
-template <typename T, int head_dim, int key_tiles>
-__device__ __forceinline__ void multiply_keys(
-    float (&logits)[key_tiles][4],
-    const SharedTile<T, head_dim>& queries,
-    const SharedTile<T, head_dim>& keys,
-    int lane) {
-#pragma unroll
-  for (int tile = 0; tile < key_tiles; ++tile) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) logits[tile][i] = 0.0f;
-  }
-  // by depth first: neighbouring products are independent, and few registers hold queries
-#pragma unroll
-  for (int step = 0; step < head_dim / 16; ++step) {
-    uint32_t a[4];
-    ldmatrix_x4(a, queries.chunk(lane % 16, 2 * step + lane / 16));
-    // of two tiles, both halves of the depth; the permutation of chunks repeats every 8 rows
-    const T* rows = keys.chunk(lane / 16 * 8 + lane % 8, 2 * step + lane / 8 % 2);
-#pragma unroll
-    for (int tile = 0; tile < key_tiles; tile += 2) {
-      uint32_t b[4];
-      ldmatrix_x4(b, rows + tile * 8 * head_dim);
-      mma_m16n8k16<T>(logits[tile], a, b[0], b[1]);
-      if (tile + 1 < key_tiles) mma_m16n8k16<T>(logits[tile + 1], a, b[2], b[3]);
-    }
-  }
-}
-
-// out = weights v
-template <typename T, int head_dim, int key_tiles>
-__device__ __forceinline__ void multiply_values(
-    float (&out)[head_dim / 8][4],
-    const uint32_t (&weights)[key_tiles][2],
-    const SharedTile<T, head_dim>& values,
-    int lane) {
-  constexpr int column_steps = head_dim / 16;
-  const T* rows[column_steps];  // of 16 keys, two chunks
-#pragma unroll
-  for (int step = 0; step < column_steps; ++step) rows[step] = values.chunk(lane % 16, 2 * step + lane / 16);
-#pragma unroll
-  for (int chunk = 0; chunk < head_dim / 8; ++chunk) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) out[chunk][i] = 0.0f;
-  }
-#pragma unroll
-  for (int tile = 0; tile < key_tiles; tile += 2) {
-    const bool has_partner = tile + 1 < key_tiles;
-    const uint32_t a[4] = {
-        weights[tile][0],
-        weights[tile][1],
-        has_partner ? weights[tile + has_partner][0] : 0,
-        has_partner ? weights[tile + has_partner][1] : 0};
-#pragma unroll
-    for (int step = 0; step < column_steps; ++step) {
-      uint32_t b[4];
-      ldmatrix_x4_transposed(b, rows[step] + tile * 8 * head_dim);
-      mma_m16n8k16<T>(out[2 * step], a, b[0], b[1]);
-      mma_m16n8k16<T>(out[2 * step + 1], a, b[2], b[3]);
-    }
-  }
-}
-
-// Divides by the sums and writes the rows that there are, through the warp's tile of shared memory, so that they leave
-// in stores of 16 bytes.
-template <typename T, int head_dim>
-__device__ __forceinline__ void store_rows(
-    T* x,
-    int64_t stride,
-    int count,
-    int columns,
-    const float (&out)[head_dim / 8][4],
-    const float (&inverse_sums)[2],
-    const SharedTile<T, head_dim>& tile,
-    int lane) {
-  constexpr int chunks = SharedTile<T, head_dim>::chunks;
-#pragma unroll
-  for (int chunk = 0; chunk < chunks; ++chunk) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      uint32_t* target = reinterpret_cast<uint32_t*>(tile.chunk(lane / 4 + 8 * half, chunk)) + lane % 4;
-      *target =
-          round_to_pair<T>(out[chunk][2 * half] * inverse_sums[half], out[chunk][2 * half + 1] * inverse_sums[half]);
-    }
-  }
-  sync_warp();
-  for (int i = lane; i < attention_tile_rows * chunks; i += warp_size) {
-    const int row = i / chunks, chunk = i % chunks;
-    if (row < count && chunk * 8 < columns) {
-      store_pack(x + row * stride + chunk * 8, load_pack(tile.chunk(row, chunk)));
-    }
-  }
 }
 
 // How many blocks share a multiprocessor, as far as shared memory allows: what is left for a thread are 128, 168 or 255
@@ -231,7 +109,7 @@ __global__ void __launch_bounds__(attention_threads, attention_blocks_at_once(he
     float inverse_sums[2];
     if (has_task) {
       float logits[key_tiles][4];
-      multiply_keys(logits, queries, Tile{keys + head * padded_keys * head_dim}, lane);
+      multiply_transposed(logits, queries, Tile{keys + head * padded_keys * head_dim}, lane);
       softmax_rows<T, full_tiles>(a, logits, weights, inverse_sums, at);
     }
     sync_warp();  // every lane has read its queries: the next ones may land there
@@ -242,8 +120,8 @@ __global__ void __launch_bounds__(attention_threads, attention_blocks_at_once(he
       sync_threads();
     }
     if (has_task) {
-      float out[head_dim / 8][4];
-      multiply_values(out, weights, Tile{values + head * padded_keys * head_dim}, lane);
+      float out[head_dim / 8][4] = {};
+      add_product(out, weights, Tile{values + head * padded_keys * head_dim}, lane);
       T* rows = head_rows<T>(a, a.out, at.head) + first_row * a.out.token_stride;
       // the sync_warps above part this from the tile's last use
       store_rows(rows, a.out.token_stride, tokens - first_row, columns, out, inverse_sums, results, lane);

@@ -9,10 +9,6 @@
 
 namespace vitfast {
 
-constexpr float log2_of_e = 1.4426950408889634f;
-constexpr float ln_2 = 0.6931471805599453f;
-constexpr float negative_infinity = -__builtin_huge_valf();
-
 // The rows of one head that a lane sees in a fragment with 16 rows.
 struct LaneRows {
   unsigned head;  // of all images: image * H + head
@@ -27,13 +23,13 @@ __device__ __forceinline__ void finish_logits(
     const AttentionForward& a, float (&logits)[key_tiles][4], float (&maxima)[2], const LaneRows& at) {
   const int tokens = int(a.tokens);
   const float scale = float(a.scale) * log2_of_e;
-  maxima[0] = maxima[1] = negative_infinity;
+  maxima[0] = maxima[1] = -infinity;
 #pragma unroll
   for (int tile = 0; tile < key_tiles; ++tile) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const bool hidden = tile >= full_tiles && tile * 8 + 2 * at.pair + i % 2 >= tokens;
-      logits[tile][i] = hidden ? negative_infinity : logits[tile][i] * scale;
+      logits[tile][i] = hidden ? -infinity : logits[tile][i] * scale;
     }
   }
   if (a.bias != nullptr || a.logits != nullptr) {
@@ -75,7 +71,7 @@ __device__ __forceinline__ void softmax_rows(
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     // in a masked row every weight is zero
-    const float shift = maxima[half] == negative_infinity ? 0.0f : maxima[half];
+    const float shift = maxima[half] == -infinity ? 0.0f : maxima[half];
     float sum = 0.0f;
 #pragma unroll
     for (int tile = 0; tile < key_tiles; ++tile) {

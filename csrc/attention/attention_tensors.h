@@ -3,7 +3,7 @@
 //     static Tensor rows(const Tensor&);                          the tensor as the kernels can read it, or a copy
 //     static Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType);
 //     static void forward(const AttentionForward&, const Tensor& like);
-//     static void backward(const AttentionBackward&, const Tensor& like);   if it has one
+//     static void backward(const AttentionBackward&, const Tensor& like);
 
 #pragma once
 

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #if defined(__CUDACC__)
 #define VITFAST_HOST_DEVICE __host__ __device__ __forceinline__
@@ -15,7 +16,7 @@
 namespace vitfast {
 
 // the codes of vitfast/ops/rounding.py
-enum class Rounding : int64_t { nearest_even = 0, nearest_away = 1, toward_zero = 2, stochastic = 3 };
+enum class Rounding : int64_t { nearest_even = 0, nearest_away = 1, toward_zero = 2, stochastic = 3, qtorch = 4 };
 enum class Overflow : int64_t { inf = 0, nan = 1, saturate = 2 };
 
 // The bit layout of the type that holds the numbers.
@@ -55,6 +56,37 @@ struct FloatFormat {
   Bits code_parity;     // 1 if a tie looks at the exponent code (no mantissa bits), else 0
 };
 
+VITFAST_HOST_DEVICE float float_with_bits(uint32_t bits) {
+  float value;
+  memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+VITFAST_HOST_DEVICE uint32_t bits_of_float(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof(bits));
+  return bits;
+}
+
+// What QPyTorch 0.3.0 computes, for one of its formats with at most 22 mantissa bits. It rounds ties away from zero,
+// but shifts a subnormal number by a sum in float32, which rounds once before; and it treats NaN as any bits: a NaN
+// keeps its sign, and the largest mantissas carry into it.
+VITFAST_HOST_DEVICE uint32_t round_as_qtorch(uint32_t bits, const FloatFormat<Float32Bits>& format) {
+  const uint32_t half = 1u << (format.dropped_bits - 1);
+  const uint32_t kept_bits = ~((half << 1) - 1);
+  const uint32_t sign = bits & 0x80000000u;
+  const bool is_subnormal = int32_t((bits & 0x7fffffffu) >> 23) < format.min_exponent;
+
+  const float shift = float_with_bits(sign | uint32_t(format.min_exponent) << 23);
+  const uint32_t shifted = bits_of_float(float_with_bits(bits) + shift);
+  const uint32_t subnormal = bits_of_float(float_with_bits((shifted + half) & kept_bits) - shift);
+
+  const uint32_t normal = (bits + half) & kept_bits;
+  const bool has_limit = format.infinity_bits != Float32Bits::infinity;
+  const bool is_beyond = has_limit && (normal & 0x7fffffffu) >> 23 > format.max_bits >> 23;
+  return is_subnormal ? subnormal : (is_beyond ? sign | format.max_bits : normal);
+}
+
 // Rounds the number with these bits. `random`: 31 random bits, for stochastic rounding only.
 //
 // With E the exponent field (at least 1) the number is sig * 2^(E - bias - mantissa_bits), and its magnitude's bits are
@@ -67,6 +99,7 @@ VITFAST_HOST_DEVICE typename Layout::Bits round_bits(
   constexpr int mantissa_bits = Layout::mantissa_bits;
   constexpr int total_bits = sizeof(Bits) * 8;
   constexpr Bits sign_mask = Bits(1) << (total_bits - 1);
+  if constexpr (rounding == Rounding::qtorch && sizeof(Bits) == 4) return round_as_qtorch(bits, format);
 
   const Bits magnitude = bits & ~sign_mask;
   const Bits sign = bits & sign_mask;
@@ -90,7 +123,7 @@ VITFAST_HOST_DEVICE typename Layout::Bits round_bits(
     const Bits half = step >> 1;
     // shift 0 drops nothing: the addend is masked away
     count = (sig + ((half - 1 + odd) & (step - 1))) >> shift;
-  } else if constexpr (rounding == Rounding::nearest_away) {
+  } else if constexpr (rounding == Rounding::nearest_away || rounding == Rounding::qtorch) {
     count = (sig + (step >> 1)) >> shift;
   } else if constexpr (rounding == Rounding::toward_zero) {
     count = sig >> shift;
@@ -145,6 +178,22 @@ inline FloatFormat<Layout> make_float_format(
   format.zero_sign_mask = signed_zero ? sign_mask : 0;
   format.code_parity = mantissa_bits == 0 ? 1 : 0;
   return format;
+}
+
+// A rounding to a format, described for both types that are computed in.
+struct FloatRounding {
+  Rounding rounding;
+  FloatFormat<Float32Bits> format32;  // for float32, bfloat16 and float16
+  FloatFormat<Float64Bits> format64;  // for float64
+};
+
+template <typename Layout>
+inline const FloatFormat<Layout>& format_of(const FloatRounding& rounding) {
+  if constexpr (sizeof(typename Layout::Float) == 4) {
+    return rounding.format32;
+  } else {
+    return rounding.format64;
+  }
 }
 
 }  // namespace vitfast

@@ -8,40 +8,12 @@
 #include <cstdint>
 
 #include "csrc/attention/attention.h"
+#include "csrc/common/fixed_format.h"
 #include "csrc/common/float_format.h"
 #include "csrc/common/types.h"
+#include "csrc/layer_norm/layer_norm.h"
 
 namespace vitfast {
-
-struct LayerNormForward {
-  Type type;
-  const void* x;         // [rows, C]
-  const void* residual;  // [rows, C] or null
-  const void* weight;    // [C] in the computing type, or null
-  const void* bias;      // [C] in the computing type, or null
-  void* summed;          // [rows, C]; used with residual
-  void* y;               // [rows, C]
-  void* mean;            // [rows]
-  void* rstd;            // [rows]
-  int64_t channels;
-  double eps;
-};
-
-struct LayerNormBackward {
-  Type type;
-  const void* grad_y;       // [rows, C]
-  const void* grad_summed;  // [rows, C] or null
-  const void* x;            // [rows, C]
-  const void* mean;         // [rows]
-  const void* rstd;         // [rows]
-  const void* weight;       // [C] in the computing type, or null
-  void* grad_x;             // [rows, C]
-  void* partial_weight;     // [chunks, C] or null: each chunk of rows writes its own sums
-  void* partial_bias;       // [chunks, C] or null
-  int64_t channels;
-  int64_t rows;
-  int64_t rows_per_chunk;
-};
 
 struct Gelu {
   Type type;
@@ -58,14 +30,35 @@ struct AddInPlace {
   void* sum;  // += x
 };
 
-struct QuantizeFloat {
+// Elements that are rounded one by one.
+struct Elements {
   Type type;
   const void* x;
-  void* y;
-  Rounding rounding;
-  FloatFormat<Float32Bits> format32;  // for float32, bfloat16 and float16
-  FloatFormat<Float64Bits> format64;  // for float64
-  uint64_t seed;                      // stochastic rounding
+  void* y;        // may be x's memory
+  uint64_t seed;  // stochastic rounding
+  bool streams;   // whether y is too large for the caches
+};
+
+struct QuantizeFloat {
+  Elements elements;
+  FloatRounding rounding;
+};
+
+struct QuantizeFixed {
+  Elements elements;
+  FixedPointRounding rounding;
+};
+
+struct MatmulAccumulate {
+  const float* x;       // [rows, depth]
+  const float* weight;  // [columns, depth]
+  float* out;           // [rows, columns]
+  int64_t rows;
+  int64_t columns;
+  int64_t depth;
+  int64_t chunk;  // products that are summed before the accumulator is rounded
+  int64_t rows_per_block;
+  FloatRounding rounding;  // of the accumulator
 };
 
 // [begin, end) counts rows, chunks of rows, tasks or elements, as said.
@@ -78,10 +71,13 @@ struct CpuKernels {
       const AttentionBackward&,
       int64_t begin,
       int64_t end);  // heads of images; heads if grad_bias is summed over the batch
-  void (*gelu_forward)(const Gelu&, int64_t begin, int64_t end);             // elements
-  void (*gelu_backward)(const Gelu&, int64_t begin, int64_t end);            // elements
-  void (*add_in_place)(const AddInPlace&, int64_t begin, int64_t end);       // elements
-  void (*quantize_float)(const QuantizeFloat&, int64_t begin, int64_t end);  // elements
+  void (*gelu_forward)(const Gelu&, int64_t begin, int64_t end);                   // elements
+  void (*gelu_backward)(const Gelu&, int64_t begin, int64_t end);                  // elements
+  void (*add_in_place)(const AddInPlace&, int64_t begin, int64_t end);             // elements
+  void (*quantize_float)(const QuantizeFloat&, int64_t begin, int64_t end);        // elements
+  void (*quantize_fixed)(const QuantizeFixed&, int64_t begin, int64_t end);        // elements
+  void (*matmul_accumulate)(const MatmulAccumulate&, int64_t begin, int64_t end);  // panels * blocks of rows
+  int64_t (*matmul_accumulate_panels)(int64_t columns);                            // how many there are
 };
 
 // One table per file of csrc/cpu/isa/.

@@ -77,6 +77,12 @@ inline std::optional<Tensor> parameter(const std::optional<Tensor>& tensor, Scal
   return as_contiguous(as_type(*tensor, type));
 }
 
+// Whether a result of this size had better not pass through the caches.
+inline bool exceeds_caches(const Tensor& tensor) {
+  constexpr int64_t bytes = int64_t(8) << 20;
+  return tensor.numel() * element_size(tensor) >= bytes;
+}
+
 // Splits [0, count) among the threads; `work` is about how many elements one of them touches.
 template <typename F>
 void parallel(int64_t count, int64_t work, const F& f) {

@@ -1,162 +1,42 @@
 #include "csrc/cpu/tensors.h"
+#include "csrc/layer_norm/layer_norm_tensors.h"
 
 namespace vitfast {
 namespace {
 
-std::vector<int64_t> rows_shape(const Tensor& x) {
-  std::vector<int64_t> sizes = sizes_of(x);
-  sizes.pop_back();
-  return sizes;
-}
+struct Cpu {
+  static constexpr int64_t max_chunks = 64, min_rows_per_chunk = 16;
 
-int64_t count_rows(const Tensor& x) {
-  int64_t rows = 1;
-  for (int64_t size : rows_shape(x)) rows *= size;
-  return rows;
-}
-
-void check_parameter(const char* name, const std::optional<Tensor>& tensor, const Tensor& x) {
-  if (!tensor.has_value()) return;
-  check_tensor("layer_norm", name, *tensor);
-  check_sizes("layer_norm", name, *tensor, {x.size(-1)});
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
-    const Tensor& x,                        // [..., C]
-    const std::optional<Tensor>& residual,  // [..., C]
-    const std::optional<Tensor>& weight,    // [C]
-    const std::optional<Tensor>& bias,      // [C]
-    double eps) {
-  check_tensor("layer_norm", "x", x);
-  STD_TORCH_CHECK(x.dim() > 0, "layer_norm: x must have at least one dimension");
-  check_parameter("weight", weight, x);
-  check_parameter("bias", bias, x);
-  STD_TORCH_CHECK(eps >= 0, "layer_norm: eps must be zero or positive");
-  const ScalarType computing = computing_type(x);
-  const Tensor x_rows = as_contiguous(x);
-  const std::optional<Tensor> residual_rows =
-      residual.has_value() ? std::optional<Tensor>(as_contiguous(*residual)) : std::nullopt;
-  const std::optional<Tensor> weight_c = parameter(weight, computing);
-  const std::optional<Tensor> bias_c = parameter(bias, computing);
-
-  const Tensor y = new_tensor(x, sizes_of(x));
-  const Tensor summed = residual.has_value() ? new_tensor(x, sizes_of(x)) : y;
-  const Tensor mean = new_tensor(rows_shape(x), computing);
-  const Tensor rstd = new_tensor(rows_shape(x), computing);
-  const LayerNormForward arguments{
-      type_of(x),
-      x_rows.const_data_ptr(),
-      data_or_null(residual_rows),
-      data_or_null(weight_c),
-      data_or_null(bias_c),
-      summed.mutable_data_ptr(),
-      y.mutable_data_ptr(),
-      mean.mutable_data_ptr(),
-      rstd.mutable_data_ptr(),
-      x.size(-1),
-      eps};
-  parallel(count_rows(x), x.size(-1), [&](int64_t begin, int64_t end) {
-    cpu_kernels().layer_norm_forward(arguments, begin, end);
-  });
-  return {summed, y, mean, rstd};
-}
-
-std::tuple<Tensor, Tensor, Tensor> layer_norm_forward(
-    const Tensor& x, const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, double eps) {
-  auto [summed, y, mean, rstd] = forward(x, std::nullopt, weight, bias, eps);
-  return {y, mean, rstd};
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> add_layer_norm_forward(
-    const Tensor& x,
-    const Tensor& residual,
-    const std::optional<Tensor>& weight,
-    const std::optional<Tensor>& bias,
-    double eps) {
-  check_same_type("add_layer_norm", "residual", residual, x);
-  check_sizes("add_layer_norm", "residual", residual, sizes_of(x));
-  return forward(x, residual, weight, bias, eps);
-}
-
-// The chunks, and with them the order of the sums, depend on the shape alone: any number of threads gives the same
-// bits.
-constexpr int64_t max_chunks = 64;
-constexpr int64_t min_rows_per_chunk = 16;
-
-std::tuple<Tensor, std::optional<Tensor>, std::optional<Tensor>> layer_norm_backward(
-    const Tensor& grad_y,                      // [..., C]
-    const std::optional<Tensor>& grad_summed,  // [..., C]
-    const Tensor& x,                           // [..., C]
-    const Tensor& mean,                        // [...]
-    const Tensor& rstd,                        // [...]
-    const std::optional<Tensor>& weight,       // [C]
-    bool has_bias) {
-  const char* op = "layer_norm_backward";
-  check_tensor(op, "x", x);
-  STD_TORCH_CHECK(x.dim() > 0, op, ": x must have at least one dimension");
-  check_same_type(op, "grad_y", grad_y, x);
-  check_sizes(op, "grad_y", grad_y, sizes_of(x));
-  if (grad_summed.has_value()) {
-    check_same_type(op, "grad_summed", *grad_summed, x);
-    check_sizes(op, "grad_summed", *grad_summed, sizes_of(x));
-  }
-  check_parameter("weight", weight, x);
-  const ScalarType computing = computing_type(x);
-  for (const auto& [name, statistic] : {std::pair("mean", mean), std::pair("rstd", rstd)}) {
-    check_sizes(op, name, statistic, rows_shape(x));
-    STD_TORCH_CHECK(statistic.scalar_type() == computing, op, ": ", name, " has a wrong dtype");
+  static Tensor new_tensor(const Tensor&, const std::vector<int64_t>& sizes, ScalarType type) {
+    return vitfast::new_tensor(sizes, type);
   }
 
-  const int64_t channels = x.size(-1);
-  const int64_t rows = count_rows(x);
-  const int64_t even_split = (rows + max_chunks - 1) / max_chunks;
-  const int64_t rows_per_chunk = even_split > min_rows_per_chunk ? even_split : min_rows_per_chunk;
-  const int64_t chunks = (rows + rows_per_chunk - 1) / rows_per_chunk;
+  static std::tuple<std::optional<Tensor>, std::optional<Tensor>, Type> parameters(
+      const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, const Tensor& x) {
+    const ScalarType computing = computing_type(x);
+    return {
+        parameter(weight, computing),
+        parameter(bias, computing),
+        computing == ScalarType::Double ? Type::float64 : Type::float32};
+  }
 
-  const Tensor x_rows = as_contiguous(x);
-  const Tensor grad_rows = as_contiguous(grad_y);
-  const std::optional<Tensor> grad_summed_rows =
-      grad_summed.has_value() ? std::optional<Tensor>(as_contiguous(*grad_summed)) : std::nullopt;
-  const Tensor mean_rows = as_contiguous(mean);
-  const Tensor rstd_rows = as_contiguous(rstd);
-  const std::optional<Tensor> weight_c = parameter(weight, computing);
-  const Tensor grad_x = new_tensor(x, sizes_of(x));
-  std::optional<Tensor> partial_weight, partial_bias;
-  if (weight.has_value()) partial_weight = new_zeros(x, {chunks, channels}, computing);
-  if (has_bias) partial_bias = new_zeros(x, {chunks, channels}, computing);
+  static void forward(const LayerNormForward& a, const Tensor&) {
+    parallel(a.rows, a.channels, [&](int64_t begin, int64_t end) { cpu_kernels().layer_norm_forward(a, begin, end); });
+  }
 
-  const LayerNormBackward arguments{
-      type_of(x),
-      grad_rows.const_data_ptr(),
-      data_or_null(grad_summed_rows),
-      x_rows.const_data_ptr(),
-      mean_rows.const_data_ptr(),
-      rstd_rows.const_data_ptr(),
-      data_or_null(weight_c),
-      grad_x.mutable_data_ptr(),
-      mutable_data_or_null(partial_weight),
-      mutable_data_or_null(partial_bias),
-      channels,
-      rows,
-      rows_per_chunk};
-  parallel(chunks, rows_per_chunk * channels, [&](int64_t begin, int64_t end) {
-    cpu_kernels().layer_norm_backward(arguments, begin, end);
-  });
-
-  const auto over_chunks = [](const std::optional<Tensor>& partial) -> std::optional<Tensor> {
-    if (!partial.has_value()) return std::nullopt;
-    const std::vector<int64_t> dimensions{0};
-    return torch::stable::sum(*partial, torch::headeronly::IntHeaderOnlyArrayRef(dimensions.data(), 1));
-  };
-  return {grad_x, over_chunks(partial_weight), over_chunks(partial_bias)};
-}
+  static void backward(const LayerNormBackward& a, const Tensor&) {
+    parallel(count_chunks(a.rows, a.rows_per_chunk), a.rows_per_chunk * a.channels, [&](int64_t begin, int64_t end) {
+      cpu_kernels().layer_norm_backward(a, begin, end);
+    });
+  }
+};
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(vitfast, CPU, m) {
-  m.impl("layer_norm_forward", TORCH_BOX(&layer_norm_forward));
-  m.impl("add_layer_norm_forward", TORCH_BOX(&add_layer_norm_forward));
-  m.impl("layer_norm_backward", TORCH_BOX(&layer_norm_backward));
+  m.impl("layer_norm_forward", TORCH_BOX(&layer_norm_forward<Cpu>));
+  m.impl("add_layer_norm_forward", TORCH_BOX(&add_layer_norm_forward<Cpu>));
+  m.impl("layer_norm_backward", TORCH_BOX(&layer_norm_backward<Cpu>));
 }
 
 }  // namespace vitfast

@@ -4,8 +4,30 @@
 
 #include "csrc/cpu/dispatch_type.h"
 #include "csrc/cpu/vector.h"
+#include "csrc/quantize/round_vector_cpu_kernel.h"
 
 namespace vitfast::VITFAST_ISA {
+
+// Puts what is normalized into `row`, with its roundings; behind the last channel there are zeros. Returns the sum.
+template <typename T, typename C>
+Vector<C> load_rounded_row(const LayerNormForward& a, const T* x, const T* residual, T* summed, C* row) {
+  for_each_vector<C>(a.channels, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
+    Vector<C> v = load_up_to<C>(x + i, count);
+    if (residual != nullptr) v += load_up_to<C>(residual + i, count);
+    store(row + i, v);
+  });
+  if (residual != nullptr) {
+    if (a.round_sum != nullptr) round_row(*a.round_sum, row, a.channels);
+    for_each_vector<C>(a.channels, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
+      store_up_to<C>(summed + i, load(row + i), count);
+      if constexpr (sizeof(T) < sizeof(C)) store(row + i, load_up_to<C>(summed + i, count));
+    });
+  }
+  if (a.round_operand != nullptr) round_row(*a.round_operand, row, a.channels);
+  Vector<C> sum{};
+  for_each_vector<C>(a.channels, [&](int64_t i, int64_t) __attribute__((always_inline)) { sum += load(row + i); });
+  return sum;
+}
 
 template <typename T, typename C>
 void layer_norm_forward_rows(const LayerNormForward& a, int64_t begin, int64_t end) {
@@ -22,16 +44,20 @@ void layer_norm_forward_rows(const LayerNormForward& a, int64_t begin, int64_t e
     T* y = static_cast<T*>(a.y) + r * channels;
 
     Vector<C> sum{};
-    for_each_vector<C>(channels, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
-      Vector<C> v = load_up_to<C>(x + i, count);
-      if (residual != nullptr) {
-        v += load_up_to<C>(residual + i, count);
-        store_up_to<C>(summed + i, v, count);
-        if constexpr (sizeof(T) < sizeof(C)) v = load_up_to<C>(summed + i, count);  // normalize what was stored
-      }
-      store(row + i, v);
-      sum += v;
-    });
+    if (a.round_sum != nullptr || a.round_operand != nullptr) {
+      sum = load_rounded_row<T, C>(a, x, residual, summed, row);
+    } else {
+      for_each_vector<C>(channels, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
+        Vector<C> v = load_up_to<C>(x + i, count);
+        if (residual != nullptr) {
+          v += load_up_to<C>(residual + i, count);
+          store_up_to<C>(summed + i, v, count);
+          if constexpr (sizeof(T) < sizeof(C)) v = load_up_to<C>(summed + i, count);  // normalize what was stored
+        }
+        store(row + i, v);
+        sum += v;
+      });
+    }
     const C mean = sum_across<C>(sum) / C(channels);
 
     Vector<C> squares{};
@@ -48,8 +74,18 @@ void layer_norm_forward_rows(const LayerNormForward& a, int64_t begin, int64_t e
       Vector<C> v = (load(row + i) - mean) * rstd;
       if (weight != nullptr) v *= load_up_to<C>(weight + i, count);
       if (bias != nullptr) v += load_up_to<C>(bias + i, count);
-      store_up_to<C>(y + i, v, count);
+      if (a.round_result == nullptr) {
+        store_up_to<C>(y + i, v, count);
+      } else {
+        store(row + i, v);
+      }
     });
+    if (a.round_result != nullptr) {
+      round_row(*a.round_result, row, channels);
+      for_each_vector<C>(channels, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
+        store_up_to<C>(y + i, load(row + i), count);
+      });
+    }
     static_cast<C*>(a.mean)[r] = mean;
     static_cast<C*>(a.rstd)[r] = rstd;
   }

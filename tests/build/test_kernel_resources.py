@@ -18,8 +18,8 @@ HOT_KERNELS = {
     "attention_forward_kernel<vitfast::BFloat16, 64, 19, 25>": 168,
     "attention_forward_kernel<vitfast::Half, 32, 19, 25>": 168,  # T2T-ViT, Swin-sized heads
     "attention_forward_kernel<vitfast::Half, 80, 25, 32>": 255,  # ViT-H/14 at 224 pixels: 2 blocks
-    "quantize_float_kernel<float, vitfast::Float32Bits, (vitfast::Rounding)0>": 64,
-    "quantize_float_kernel<float, vitfast::Float32Bits, (vitfast::Rounding)3>": 80,
+    "round_elements_kernel<float, vitfast::FloatRounder<vitfast::Float32Bits, (vitfast::Rounding)0> >": 64,
+    "round_elements_kernel<float, vitfast::FloatRounder<vitfast::Float32Bits, (vitfast::Rounding)3> >": 80,
 }
 
 

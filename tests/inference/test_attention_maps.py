@@ -24,6 +24,10 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "no_kernel": (NANO, {"depth": 2, "embed_dim": 15, "num_heads": 3}),
     "deit": (NANO, {"depth": 2, "distillation_token": "after_class", "attention_drop_rate": 0.5, "drop_rate": 0.1}),
     "myrtle": (NANO, {"depth": 2, "distillation_token": "last", "qkv_bias": False}),
+    "hybrid": (
+        "R50-ViT-B_16",
+        {"depth": 2, "embed_dim": 32, "num_heads": 4, "resnet_layers": (1,), "resnet_width": 32},
+    ),
     "convit": (
         "convit_tiny",
         {
@@ -62,6 +66,7 @@ TOKENS = {
     "no_kernel": [17] * 2,
     "deit": [18] * 2,
     "myrtle": [17] * 2,
+    "hybrid": [5] * 2,
     "convit": [16, 16, 17, 17],
     "vissl": [16, 16, 17],
     "t2t": [5] * 2,

@@ -202,7 +202,7 @@ def test_it_is_for_inference(three_exits: DVT) -> None:
         ([0.5, 0.5, 0.5], "thresholds has 3 numbers, the model has 2 exits"),
         ([math.nan, 0.0], "NaN is no threshold"),
         (["high", 0.0], "it must be a list of numbers, one an exit"),
-        (None, "it must be a list of numbers, one an exit"),
+        (None, "thresholds is not given, and none came with the model's weights"),
         (0.5, "thresholds=0.5; it must be a list of numbers"),
     ],
 )

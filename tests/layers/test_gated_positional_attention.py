@@ -144,3 +144,17 @@ def test_half_precision(dtype: torch.dtype, attention_drop_rate: float) -> None:
     for out in (by_autocast, by_conversion):
         assert out.dtype == dtype
         assert (out.double() - expected).norm() / expected.norm() < 0.02
+
+
+@pytest.mark.parametrize("qkv_bias", [False, True])
+def test_hooks_on_the_projections_are_called(qkv_bias: bool) -> None:
+    """Without them one product takes the place of both layers."""
+    layer, x = _layer(qkv_bias=qkv_bias), torch.randn(2, 9, 48, dtype=torch.float64)
+    expected = layer(x)
+    called = []
+    handle = layer.v.register_forward_hook(lambda *_: called.append("v"))
+    torch.testing.assert_close(layer(x), expected)
+    handle.remove()
+    layer.qk.register_forward_hook(lambda _, __, out: called.append("qk") or 2 * out)
+    assert not torch.allclose(layer(x), expected)
+    assert called == ["v", "qk"]

@@ -39,7 +39,7 @@ def test_product_with_the_values(batch: int, locality_dim: int) -> None:
     """Forward, and the gradients of weight, bias and values."""
     weight, bias = _parameters(locality_dim)
     v = torch.randn(batch, 16, HEADS, HEAD_DIM, dtype=torch.float64, requires_grad=True)
-    actual = attend_by_position(positional_probabilities(weight, bias, 4), v)
+    actual = attend_by_position(positional_probabilities(weight, bias, 4), v).flatten(1, 2)
     expected = torch.einsum("hij,bjhd->bihd", _definition(weight, bias, 4), v)
     torch.testing.assert_close(actual, expected)
     inputs, weights = (weight, bias, v), torch.randn_like(expected)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -94,7 +95,8 @@ def test_drop_path_leaves_the_stream_alone() -> None:
     assert set(distances.argmin(dim=1).tolist()) == {0, 1, 2, 3}
 
 
-def test_relation_reuse_mixes_all_heads_and_gives_each_layer_its_share() -> None:
+@pytest.mark.parametrize("with_gradients", [True, False])  # without, a CPU takes products for the convolutions
+def test_relation_reuse_mixes_all_heads_and_gives_each_layer_its_share(with_gradients: bool) -> None:
     reuse = RelationReuse(3, HEADS, GridUpsample(2, 3)).double()
     relations = [torch.randn(2, HEADS, 5, 5, dtype=torch.float64) for _ in range(3)]
     first, _, second = reuse.mlp
@@ -104,10 +106,25 @@ def test_relation_reuse_mixes_all_heads_and_gives_each_layer_its_share() -> None
     mixed = F.gelu(F.linear(mixed, first.weight.flatten(1), first.bias))
     mixed = F.linear(mixed, second.weight.flatten(1), second.bias).permute(0, 3, 1, 2)
     expected = reuse.upsample.matrix @ mixed @ reuse.upsample.matrix.T
-    biases = reuse(relations)
+    with torch.set_grad_enabled(with_gradients):
+        biases = list(reuse(relations))
     assert len(biases) == 3
+    assert all(bias.requires_grad == with_gradients for bias in biases)
     for layer, bias in enumerate(biases):
         torch.testing.assert_close(bias, expected[:, layer * HEADS : (layer + 1) * HEADS])
+
+
+@torch.no_grad()
+def test_relation_reuse_of_no_image_and_under_autocast() -> None:
+    reuse = RelationReuse(2, HEADS, GridUpsample(2, 3))
+    nothing = [torch.empty(0, HEADS, 5, 5) for _ in range(2)]
+    assert [bias.shape for bias in reuse(nothing)] == [(0, HEADS, 10, 10)] * 2
+    relations = [torch.randn(2, HEADS, 5, 5) for _ in range(2)]
+    exact = torch.stack(list(reuse(relations)))
+    with torch.autocast("cpu", torch.bfloat16):
+        low = list(reuse(relations))
+    assert {bias.dtype for bias in low} == {torch.bfloat16}
+    torch.testing.assert_close(torch.stack(low).float(), exact, rtol=0.05, atol=0.05)
 
 
 def test_dropout_of_probabilities_acts_in_training_only() -> None:

@@ -21,6 +21,7 @@ SMALL: dict[str, Any] = {"num_classes": 5, "embed_dim": 16, "depth": 2, "num_hea
 DEIT = {**SMALL, "img_size": 56, "patch_sizes": (8, 6, 4), "patch_strides": (8, 6, 4), "patch_paddings": (0, 2, 0)}
 T2T = {**SMALL, "img_size": 56, "token_dim": 8}
 TWO = {**SMALL, "img_size": 16}
+CONV = {**TWO, "backbone": "conv_vit"}
 
 
 def small(name: str, **fields: Any) -> DVT:
@@ -29,6 +30,11 @@ def small(name: str, **fields: Any) -> DVT:
     for key, parameter in model.named_parameters():
         if parameter.requires_grad:
             nn.init.normal_(parameter, mean=1.0 if "norm" in key and key.endswith("weight") else 0.0, std=0.1)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight, mean=1.0, std=0.1)
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
     return model
 
 
@@ -46,6 +52,8 @@ CASES = [
     ("dvt_nano_16", {**TWO, "relation_reuse": False}, (2, 4)),
     ("dvt_nano_16", {**TWO, "feature_reuse": False, "relation_reuse": False}, (2, 4)),
     ("dvt_nano_16", {**TWO, "img_size": 23, "patch_paddings": (1, 0), "layer_norm_eps": 1e-2}, (3, 5)),
+    ("dvt_mini_32", CONV, (2, 4)),
+    ("dvt_mini_32", {**CONV, "in_chans": 1, "patch_sizes": (16, 4), "patch_strides": (16, 4)}, (1, 4)),
 ]
 
 
@@ -61,14 +69,15 @@ def test_logits_of_every_exit(name: str, fields: dict[str, Any], grids: tuple[in
         torch.testing.assert_close(logits, expected, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize(("name", "fields"), [("dvt_nano_16", TWO), ("dvt_t2t_vit_12", T2T)])
+@pytest.mark.parametrize(("name", "fields"), [("dvt_nano_16", TWO), ("dvt_mini_32", CONV), ("dvt_t2t_vit_12", T2T)])
 def test_gradients_through_all_exits(name: str, fields: dict[str, Any]) -> None:
     model = small(name, **fields).double().eval()
     images = random_images(model)
     learning = {key: parameter for key, parameter in model.named_parameters() if parameter.requires_grad}
     outputs = model(images)
     weights = [torch.randn_like(logits) for logits in outputs]
-    both = [outputs, dvt_equations.dvt(dict(model.named_parameters()), model.fields, images)]
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    both = [outputs, dvt_equations.dvt(tensors, model.fields, images)]
     losses = [sum((logits * w).sum() for logits, w in zip(each, weights, strict=True)) for each in both]
     gradients, references = (torch.autograd.grad(loss, list(learning.values())) for loss in losses)
     for key, gradient, reference in zip(learning, gradients, references, strict=True):
@@ -301,7 +310,25 @@ def test_images_of_another_shape() -> None:
             "patch_strides must equal patch_sizes=(8, 4) for backbone='vit', whose patches do not overlap; got (8, 3)",
         ),
         ({"img_size": 7}, "img_size is too small for patch_sizes=(8, 4) with patch_paddings=(0, 0); got 7"),
-        ({"backbone": "deit"}, "backbone must be one of 'vit', 't2t_vit', 't2t_vit_t'; got 'deit'"),
+        ({"backbone": "deit"}, "backbone must be one of 'vit', 'conv_vit', 't2t_vit', 't2t_vit_t'; got 'deit'"),
+        (
+            {"backbone": "conv_vit", "patch_sizes": (8, 6), "patch_strides": (8, 6)},
+            "patch_sizes must be powers of 2, at least 4, for backbone='conv_vit', whose convolutions halve the grid; "
+            "got (8, 6)",
+        ),
+        (
+            {"backbone": "conv_vit", "img_size": 20},
+            "img_size must be a multiple of every patch size of (8, 4); got 20",
+        ),
+        (
+            {"backbone": "conv_vit", "patch_paddings": (0, 1)},
+            "patch_paddings must be zeros for backbone='conv_vit', whose convolutions pad; got (0, 1)",
+        ),
+        (
+            {"backbone": "conv_vit", "embed_dim": 6, "num_heads": 3},
+            "embed_dim must be a multiple of 4 for backbone='conv_vit', whose first convolution has a quarter of them; "
+            "got 6",
+        ),
         ({"reuse_dim": 0}, "reuse_dim must be at least 1; got 0"),
         ({"token_dim": 1}, "token_dim must be at least 2; got 1"),
     ],

@@ -26,6 +26,11 @@ def count(name: str, **fields: Any) -> int:
         ("vit_large_patch16_224", 304_326_632),
         ("vit_large_patch32_224", 306_535_400),
         ("vit_huge_patch14_224", 632_045_800),
+        ("R+ViT-Ti_16", 6_337_704),
+        ("R26+ViT-S_32", 36_431_912),
+        ("R26+ViT-B_32", 101_383_976),
+        ("R50+ViT-B_16", 98_659_112),
+        ("R50+ViT-L_32", 328_994_856),
         # facebookresearch/deit
         ("deit_tiny_patch16_224", 5_717_416),
         ("deit_small_patch16_224", 22_050_664),
@@ -58,6 +63,7 @@ def test_a_thousand_classes(name: str, expected: int) -> None:
         ("ViT-L_32", 10, 305_520_650),
         ("ViT-L_32", 100, 305_612_900),
         ("ViT-H_14", 0, 630_764_800),
+        ("R50-ViT-B_16", 0, 97_890_112),
     ],
 )
 def test_jeonsworld_vit_pytorch(name: str, num_classes: int, expected: int) -> None:

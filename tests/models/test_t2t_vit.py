@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from support import t2t_equations
 from support.t2t_equations import linear, norm
@@ -33,15 +32,9 @@ def equations(model: T2TViT, images: Tensor) -> Tensor:
     eps, heads = fields.layer_norm_eps, fields.num_heads
     split = (fields.patch_size, fields.patch_stride, fields.patch_padding)
     x = t2t_equations.tokens_to_token(state, "tokens_to_token", images, split, eps)
-    x = torch.cat([state["cls_token"].expand(len(x), -1, -1), x], dim=1) + state["pos_embed"]
+    x = t2t_equations.with_class_token(state, "", x)
     for index in range(fields.depth):
-        block = f"blocks.{index}"
-        qkv = linear(state, f"{block}.attn.qkv", norm(state, f"{block}.norm1", x, eps)).chunk(3, dim=-1)
-        q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in qkv)
-        attended = (q @ k.transpose(-1, -2) * (x.shape[-1] // heads) ** -0.5).softmax(dim=-1) @ v
-        x = x + linear(state, f"{block}.attn.proj", attended.transpose(1, 2).flatten(2))
-        hidden = F.gelu(linear(state, f"{block}.mlp.fc1", norm(state, f"{block}.norm2", x, eps)))
-        x = x + linear(state, f"{block}.mlp.fc2", hidden)
+        x = t2t_equations.block(state, f"blocks.{index}", x, heads, eps)
     return linear(state, "head", norm(state, "norm", x, eps)[:, 0])
 
 

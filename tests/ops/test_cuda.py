@@ -5,12 +5,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 
+from support import plain
 from support.accuracy import assert_same_bits
 from support.simt_attention import AttentionCase, random_case
+from support.simt_attention_backward import random_backward
+from support.tolerance import BACKWARD_FACTOR, FORWARD_FACTOR, assert_as_accurate
 from vitfast import ops
 from vitfast.ops.library import has_kernel
 from vitfast.ops.rounding import ROUNDING_CODES
@@ -60,11 +65,56 @@ def test_attention_takes_empty_tensors(shape: tuple[int, ...]) -> None:
     assert ops.attention_packed(torch.empty(shape, device="cuda").half()).numel() == 0
 
 
-def test_attention_that_needs_a_gradient_has_one() -> None:
-    qkv = torch.randn(2, 50, 3, 3, 64, device="cuda").half().requires_grad_()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("bias_batch", [0, 1, 5])
+@pytest.mark.parametrize(("tokens", "head_dim"), [(2, 64), (50, 32), (101, 48), (112, 128), (197, 64), (256, 64)])
+def test_gradients_of_attention_are_accurate(tokens: int, head_dim: int, bias_batch: int, dtype: torch.dtype) -> None:
+    bias = torch.randn(bias_batch, 3, tokens, tokens).to(dtype) if bias_batch else None
+    grad_logits = torch.randn(5, 3, tokens, tokens).to(dtype) if bias_batch else None
+    case = random_backward(5, 3, tokens, head_dim, dtype, bias=bias, grad_logits=grad_logits)
+    leaves = {"qkv": case.qkv.cuda().requires_grad_()}
+    if bias is not None:
+        leaves["bias"] = bias.cuda().requires_grad_()
+    results = ops.attention_packed(leaves["qkv"], bias=leaves.get("bias"), return_logits=bias is not None)
+    targets = list(results) if isinstance(results, tuple) else [results]
+    grads = [grad.cuda() for grad in (case.grad_out, grad_logits) if grad is not None]
+    found = torch.autograd.grad(targets, list(leaves.values()), grads)
+    case.check({f"grad_{name}": grad.cpu() for name, grad in zip(leaves, found, strict=True)})
+
+
+def test_gradients_that_the_kernel_has_no_room_for_come_from_torch() -> None:
+    qkv = torch.randn(1, 200, 3, 2, 128, device="cuda").half().requires_grad_()
     ops.attention_packed(qkv).float().sum().backward()
     assert qkv.grad is not None
     assert qkv.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("parameter_dtype", [torch.float32, None], ids=["float32", "same"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("channels", [1, 65, 192, 768, 1280, 1288, 4096])
+def test_layer_norm_is_accurate(channels: int, dtype: torch.dtype, parameter_dtype: torch.dtype | None) -> None:
+    x, residual, grad = (torch.randn(300, channels).to(dtype) for _ in range(3))
+    weight, bias = (torch.randn(channels).to(parameter_dtype or dtype) for _ in range(2))
+
+    def run(function: Callable[..., Tensor], *tensors: Tensor) -> list[Tensor]:
+        leaves = [tensor.detach().clone().requires_grad_() for tensor in tensors]
+        y = function(*leaves)
+        return [y.detach(), *torch.autograd.grad(y, leaves, grad.to(y))]
+
+    summed = x + residual
+    fused_sum, fused_y = ops.add_layer_norm(x.cuda(), residual.cuda(), weight.cuda(), bias.cuda())
+    assert torch.equal(fused_sum.cpu(), summed)
+    actual = run(ops.layer_norm, summed.cuda(), weight.cuda(), bias.cuda())
+    assert torch.equal(actual[0], fused_y)
+    exact = run(plain.layer_norm, *(tensor.double() for tensor in (summed, weight, bias)))
+    same = run(plain.layer_norm, summed, weight, bias)
+    for index, (one, torch_one, exact_one) in enumerate(zip(actual, same, exact, strict=True)):
+        assert_as_accurate(one.cpu(), torch_one, exact_one, factor=BACKWARD_FACTOR if index else FORWARD_FACTOR)
+
+
+def test_layer_norm_of_float64_runs_on_torch() -> None:
+    x = torch.randn(5, 64, dtype=torch.float64)
+    torch.testing.assert_close(ops.layer_norm(x.cuda()).cpu(), ops.layer_norm(x))
 
 
 def test_attention_passes_opcheck() -> None:

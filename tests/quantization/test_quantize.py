@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import vitfast
+from support.count_roundings import count_roundings
 from support.quantized_vit import RoundedViT
 from vitfast import FloatConfig, FloatFormat, FP16_16Config, FP16_32Config, Int8Config, QATConfig, TF32Config, quantize_
 from vitfast.models import ImageModel
-from vitfast.quantization import rounders
 from vitfast.quantization.configs import QuantizationConfig
 from vitfast.quantization.disable_fake_quantize import quantization_mode
 
@@ -84,7 +83,6 @@ def test_rounds_what_the_table_says(
     function: Round,
     rounded: str,
     count: int,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     roundings = {
         place: _Counter(function if place in rounded.split() else _identity)
@@ -97,21 +95,15 @@ def test_rounds_what_the_table_says(
     quantize_(model, QATConfig(config))
     if step == "convert":
         quantize_(model, QATConfig(config, step="convert"))
-    counter = _Counter(_identity)
-    quantize_float = rounders.ops.quantize_float
-
-    def counted(x: Tensor, format: FloatFormat, **options: Any) -> Tensor:
-        return counter(quantize_float(x, format, **options))
-
-    monkeypatch.setattr(rounders.ops, "quantize_float", counted)
-    outputs = _outputs(model, images)
+    with count_roundings() as counter:
+        outputs = _outputs(model, images)
 
     assert torch.equal(outputs[""], expected_logits)
     for name, output in expected.outputs.items():
         if name != "patch_embed.proj":  # its twin reads the weight, so that a hook sees the result one level up
             assert torch.equal(outputs[name], output), name
     assert torch.equal(outputs["patch_embed"], expected.outputs["patch_embed.proj"])
-    assert counter.calls == count
+    assert counter.count == count
     if step == "prepare":
         assert count == sum(roundings[place].calls for place in rounded.split())
 

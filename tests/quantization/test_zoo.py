@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import vitfast
+from support.count_roundings import count_roundings
 from vitfast import FloatConfig, FloatFormat, FP16_16Config, FP16_32Config, Int8Config, QATConfig, quantize_
-from vitfast.quantization import rounders
 
 SMALL: dict[str, Any] = {"img_size": 32, "num_classes": 5}
 
@@ -30,10 +30,10 @@ MODELS = [
 
 
 @pytest.mark.parametrize(("name", "fields", "count"), MODELS)
-def test_vitfasts_models(name: str, fields: dict[str, Any], count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vitfasts_models(name: str, fields: dict[str, Any], count: int) -> None:
     model, images = vitfast.create_model(name, **SMALL, **fields).eval(), torch.randn(2, 3, 32, 32)
     expected = model(images)
-    assert _roundings(model, images, monkeypatch) == count
+    assert _roundings(model, images) == count
     for config in (FP16_16Config(), FP16_32Config(), Int8Config()):
         quantized = copy.deepcopy(model)
         quantize_(quantized, config)
@@ -102,12 +102,12 @@ def test_torchvisions_attention_has_both_projections() -> None:
         ("deit_tiny_distilled_patch16_224", {"depth": 2}, 46 + 3),
     ],
 )
-def test_timms_models(name: str, options: dict[str, Any], count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timms_models(name: str, options: dict[str, Any], count: int) -> None:
     timm = pytest.importorskip("timm")
     model, images = timm.create_model(name, **SMALL, **options).eval(), torch.randn(2, 3, 32, 32)
     nn.init.normal_(model.head.weight, std=0.05)
     expected = model(images)
-    assert _roundings(model, images, monkeypatch) == count
+    assert _roundings(model, images) == count
     identity = copy.deepcopy(model)
     quantize_(identity, FloatConfig(FloatFormat.ieee(8, 23), round_results=True))
     assert torch.equal(identity(images), expected)
@@ -155,13 +155,30 @@ def test_timms_dynamic_image_size() -> None:
     assert model(torch.randn(1, 3, 48, 48)).shape == (1, 5)
 
 
-def _roundings(model: nn.Module, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> int:
+def _roundings(model: nn.Module, images: torch.Tensor) -> int:
     """Counts the roundings of a forward pass of the prepared model in FP16_16."""
-    calls = []
-    quantize_float = rounders.ops.quantize_float
     model = copy.deepcopy(model)
     quantize_(model, QATConfig(FP16_16Config()))
-    with monkeypatch.context() as patch:
-        patch.setattr(rounders.ops, "quantize_float", lambda x, *a, **k: calls.append(0) or quantize_float(x, *a, **k))
+    with count_roundings() as counter:
         model(images)
-    return len(calls)
+    return counter.count
+
+
+def test_a_hybrids_standardized_kernels_are_what_is_rounded() -> None:
+    name = next(iter(vitfast.list_models("*r26*") or vitfast.list_models("*r50*")))
+    fields = {"embed_dim": 32, "depth": 1, "num_heads": 2, "resnet_layers": (1,), "resnet_width": 32}
+    model = vitfast.create_model(name, img_size=64, num_classes=5, **fields).eval()
+    images = torch.randn(1, 3, 64, 64)
+    conv = next(module for module in model.modules() if type(module).__name__ == "StdConv2d")
+    x = torch.randn(1, conv.in_channels, 9, 9)
+    expected, before = conv(x), model(images)
+    kernels = conv.standardized_weight().half().float()
+    quantize_(model, FP16_32Config())
+    plain = copy.deepcopy(conv)
+    plain.standardized_weight = lambda: kernels  # type: ignore[method-assign]
+    with vitfast.disable_fake_quantize(plain):
+        rounded = plain(x.half().float())
+    assert torch.equal(conv(x), rounded)
+    assert not torch.equal(conv(x), expected)
+    torch.testing.assert_close(model(images), before, atol=0.05, rtol=0.05)
+    assert not torch.equal(model(images), before)

@@ -14,12 +14,13 @@ _SMALL: dict[str, Any] = {"num_classes": 5, "embed_dim": 16, "depth": 1, "num_he
 
 _DEIT = {"img_size": 24, "patch_sizes": (8, 6, 4), "patch_strides": (8, 6, 4), "patch_paddings": (0, 0, 0)}
 
-# two and three exits, over DeiT and T2T-ViT, and without either reuse
+# two and three exits, over DeiT and T2T-ViT, with convolutions, and without either reuse
 EXIT_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "nano": ("dvt_nano_16", {**_SMALL}),
     "mini": ("dvt_mini_32", {**_SMALL}),
     "deit": ("dvt_deit_small", {**_SMALL, **_DEIT}),
     "t2t": ("dvt_t2t_vit_12", {**_SMALL, "img_size": 56, "token_dim": 8}),
+    "convolutions": ("dvt_mini_32", {**_SMALL, "backbone": "conv_vit"}),
     "no feature reuse": ("dvt_nano_16", {**_SMALL, "feature_reuse": False}),
     "no relation reuse": ("dvt_nano_16", {**_SMALL, "relation_reuse": False}),
 }

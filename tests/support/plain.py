@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from support import accumulate_oracle, fixed_oracle
 from support.float_oracle import round_tensor
 from vitfast.ops.attention import HEAD_DIM_MULTIPLE
 from vitfast.quantization.formats import FloatFormat
@@ -75,15 +76,47 @@ def quantize_float(
     x: Tensor, format: FloatFormat, *, rounding: str = "nearest_even", overflow: str | None = None
 ) -> Tensor:
     """The oracle's rounding with the straight-through gradient."""
-    rounded: Tensor = _RoundStraightThrough.apply(x, format, rounding, overflow)
-    return rounded
+    return _straight_through(x, round_tensor(x, format, rounding, overflow))
 
 
-class _RoundStraightThrough(torch.autograd.Function):
+def quantize_fixed(x: Tensor, word_length: int, fraction_length: int, **options: Any) -> Tensor:
+    """The oracle's rounding with the straight-through gradient; there is no -0."""
+    rounded = fixed_oracle.round_tensor(x, word_length, fraction_length, **options)
+    return _straight_through(x, torch.where(rounded == 0, 0.0, rounded).to(x.dtype))
+
+
+def matmul_accumulate(
+    x: Tensor, w: Tensor, accumulator: FloatFormat, chunk: int | None, *, rounding: str = "nearest_even"
+) -> Tensor:
+    """The oracle's loop with the gradient of the ordinary product, in float32."""
+    result = accumulate_oracle.matmul_accumulate(x.detach(), w.detach(), accumulator, chunk, rounding)
+    product: Tensor = _ProductGradient.apply(x.float(), w.float(), result)
+    return product.to(x.dtype)
+
+
+def _straight_through(x: Tensor, result: Tensor) -> Tensor:
+    passed: Tensor = _StraightThrough.apply(x, result)
+    return passed
+
+
+class _StraightThrough(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, format: FloatFormat, rounding: str, overflow: str | None) -> Tensor:
-        return round_tensor(x, format, rounding, overflow)
+    def forward(ctx: Any, x: Tensor, result: Tensor) -> Tensor:
+        return result.view_as(result)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        return grad, None, None, None
+        return grad, None
+
+
+class _ProductGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor, result: Tensor) -> Tensor:
+        ctx.save_for_backward(x, w)
+        return result.view_as(result)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        x, w = ctx.saved_tensors
+        rows, x_rows = (tensor.flatten(0, -2) if tensor.dim() > 1 else tensor[None] for tensor in (grad, x))
+        return (rows.contiguous() @ w).view(x.shape), rows.contiguous().t() @ x_rows, None

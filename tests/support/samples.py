@@ -317,3 +317,103 @@ def misshape_quantize(sample: Sample) -> list[tuple[str, Sample]]:
         ("seed", sample.replace(rounding="stochastic", seed=1.5)),
         ("seed", sample.replace(rounding="stochastic", seed=torch.zeros(2, dtype=torch.int64))),
     ]
+
+
+# --- quantize_fixed ---
+
+
+def fixed_samples(make: Make) -> list[Sample]:
+    """Calls of quantize_fixed with the deterministic roundings."""
+    calls: list[tuple[str, tuple[int, ...], tuple[int, int], dict[str, Any]]] = [
+        ("tiny", (3, 5), (11, 9), {}),
+        ("tiny_wrap", (3, 5), (4, 2), {"overflow": "wrap"}),
+        ("scalar", (), (8, 4), {"rounding": "nearest_away"}),
+        ("activations", (2, 17, 64), (11, 8), {}),
+        ("odd", (7, 31), (11, 7), {"rounding": "toward_zero"}),
+        ("long", (1027,), (6, 3), {"symmetric": True}),
+        ("unbounded", (3, 33), (8, 4), {"overflow": "unbounded"}),
+        ("coarse", (65,), (8, -1), {"rounding": "nearest_away", "overflow": "wrap"}),
+        ("empty", (0, 5), (8, 4), {}),
+    ]
+    return [
+        Sample(
+            name,
+            {"x": make.normal(*shape, scale=4.0), "word_length": lengths[0], "fraction_length": lengths[1], **options},
+        )
+        for name, shape, lengths, options in calls
+    ]
+
+
+def draw_fixed(draw: random.Random, make: Make) -> Sample:
+    """Draws a call of quantize_fixed."""
+    shape = (*draw_leading_shape(draw, 20), draw.choice((0, 1, 15, 16, 17)))
+    options = {"rounding": draw.choice(DETERMINISTIC_ROUNDINGS), "overflow": draw.choice(("saturate", "wrap"))}
+    lengths = {"word_length": draw.randint(2, 24), "fraction_length": draw.randint(-4, 30)}
+    return Sample("drawn", {"x": make.normal(*shape, scale=10.0 ** draw.randint(-9, 6)), **lengths, **options})
+
+
+def misshape_fixed(sample: Sample) -> list[tuple[str, Sample]]:
+    """Wrong options of quantize_fixed."""
+    return [
+        ("word_length", sample.replace(word_length=1)),
+        ("word_length", sample.replace(word_length=25)),
+        ("word_length", sample.replace(word_length=8.0)),
+        ("fraction_length", sample.replace(fraction_length=65)),
+        ("fraction_length", sample.replace(fraction_length=-65)),
+        ("rounding", sample.replace(rounding="up")),
+        ("overflow", sample.replace(overflow="inf")),
+        ("numerics", sample.replace(numerics="torch")),
+        ("seed", sample.replace(rounding="stochastic", seed=-1)),
+    ]
+
+
+# --- matmul_accumulate ---
+
+
+def accumulate_samples(make: Make) -> list[Sample]:
+    """Calls of matmul_accumulate; small ones, as the oracle is slow."""
+    calls: list[tuple[str, tuple[int, ...], tuple[int, int], str, int | None]] = [
+        ("tiny", (3,), (5, 4), "fp16", 1),
+        ("tiny_leading", (2, 2), (7, 3), "fp16", 4),
+        ("one_row", (), (17, 5), "bf16", 8),
+        ("whole", (2, 3), (33, 2), "fp16", None),
+        ("chunk_16", (5,), (40, 3), "fp8_e4m3fn", 16),
+        ("columns", (2,), (3, 67), "fp16", 1),
+        ("rows", (43,), (48, 2), "fp16", 4),
+        ("no_sum", (2,), (0, 3), "fp16", 4),
+        ("empty_batch", (0, 3), (8, 4), "fp16", 4),
+    ]
+    return [
+        Sample(name, _accumulate_arguments(make, leading, sizes, format, chunk))
+        for name, leading, sizes, format, chunk in calls
+    ]
+
+
+def _accumulate_arguments(
+    make: Make, leading: tuple[int, ...], sizes: tuple[int, int], format: str, chunk: int | None
+) -> dict[str, Any]:
+    depth, columns = sizes
+    x, w = make.normal(*leading, depth), make.normal(columns, depth)
+    return {"x": x, "w": w, "accumulator": FORMATS[format], "chunk": chunk}
+
+
+def draw_accumulate(draw: random.Random, make: Make) -> Sample:
+    """Draws a call of matmul_accumulate."""
+    sizes = draw.choice((0, 1, 3, 8, 17)), draw.choice((0, 1, 2, 5))
+    leading, format = draw_leading_shape(draw, 6), draw.choice(list(FORMATS))
+    return Sample("drawn", _accumulate_arguments(make, leading, sizes, format, draw.choice((1, 4, 8, 16, None))))
+
+
+def misshape_accumulate(sample: Sample) -> list[tuple[str, Sample]]:
+    """Wrong shapes and options of matmul_accumulate."""
+    x, w = sample.tensors["x"], sample.tensors["w"]
+    return [
+        ("x", sample.replace(x=x.new_zeros(()))),
+        ("w", sample.replace(w=w.new_zeros(w.shape[0], w.shape[1] + 1))),
+        ("w", sample.replace(w=w[None])),
+        ("chunk", sample.replace(chunk=0)),
+        ("chunk", sample.replace(chunk=1.5)),
+        ("accumulator", sample.replace(accumulator="fp16")),
+        ("rounding", sample.replace(rounding="stochastic")),
+        ("rounding", sample.replace(rounding="up")),
+    ]

@@ -70,6 +70,14 @@ def _rounding_without_the_gradient(x: Tensor, format: Any, **options: Any) -> Te
     return plain.quantize_float(x.detach(), format, **options) + 0 * x
 
 
+def _fixed_point_that_wraps(x: Tensor, *lengths: int, overflow: str = "saturate", **options: Any) -> Tensor:
+    return plain.quantize_fixed(x, *lengths, overflow="wrap" if overflow == "saturate" else overflow, **options)
+
+
+def _accumulating_without_chunks(x: Tensor, *rest: Any, chunk: int | None = None, **options: Any) -> Tensor:
+    return plain.matmul_accumulate(x, *rest, chunk=None, **options)
+
+
 MUTANTS: list[tuple[str, Callable[..., Any]]] = [
     ("attention", _attention_without_the_last_key),
     ("attention", _attention_with_a_wrong_scale),
@@ -82,6 +90,8 @@ MUTANTS: list[tuple[str, Callable[..., Any]]] = [
     ("mlp", _mlp_without_residual),
     ("quantize_float", _rounding_ties_away),
     ("quantize_float", _rounding_without_the_gradient),
+    ("quantize_fixed", _fixed_point_that_wraps),
+    ("matmul_accumulate", _accumulating_without_chunks),
 ]
 
 

@@ -127,6 +127,17 @@ def test_configurations_that_are_refused(tmp_path: Path, change: Any, message: s
 
 
 def test_folder_in_parts(tmp_path: Path) -> None:
-    transformers.ViTForImageClassification(config()).save_pretrained(tmp_path, max_shard_size="1MB")
-    with pytest.raises(UserError, match=r"in several files, which vitfast does not join; .* max_shard_size="):
-        vitfast.create_model(NAME, depth=DEPTH, checkpoint=tmp_path)
+    foreign = randomize(transformers.ViTForImageClassification(config()))
+    foreign.save_pretrained(tmp_path, max_shard_size="1MB")
+    assert len(list(tmp_path.glob("model-*-of-*.safetensors"))) > 1
+    model = vitfast.create_model(NAME, depth=DEPTH, checkpoint=tmp_path)
+    assert_equal_logits(model, foreign)
+    assert model.load_report.family == "Hugging Face"
+
+
+def test_distilled_deit_in_parts(tmp_path: Path) -> None:
+    foreign = randomize(transformers.DeiTForImageClassificationWithTeacher(config("DeiT")))
+    foreign.save_pretrained(tmp_path, max_shard_size="1MB")
+    assert (tmp_path / "model.safetensors.index.json").exists()
+    model = vitfast.create_model(NAME, depth=DEPTH, distillation_token="after_class", checkpoint=tmp_path)
+    assert_equal_logits(model, foreign)

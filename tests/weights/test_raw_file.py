@@ -52,6 +52,16 @@ def test_what_a_file_is_its_content_says(tmp_path: Path) -> None:
         assert torch.equal(read_raw_file(path).tensors["weight"], weight)
 
 
+@pytest.mark.parametrize("beginning", [b"PK", b"\x80\x02", b"\x1f\x8b", b"\x80"])
+def test_safetensors_that_begin_like_other_files(tmp_path: Path, beginning: bytes) -> None:
+    """Such a file begins with its header's length, which may be any number."""
+    length = int.from_bytes(beginning.ljust(2, b"\x01"), "little")
+    header = b'{"weight":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'.ljust(length)
+    path = tmp_path / "weights"
+    path.write_bytes(length.to_bytes(8, "little") + header + bytes(4))
+    assert read_raw_file(path).tensors["weight"].tolist() == [0.0]
+
+
 def test_npz_of_every_layout(tmp_path: Path) -> None:
     matrix = np.arange(6, dtype=np.float32).reshape(2, 3)
     arrays = {

@@ -67,10 +67,19 @@ def test_the_files_fields_and_the_given_ones_together(tmp_path: Path) -> None:
         ("convit_tiny", {"depth": 3, "local_up_to_layer": 2, "img_size": 32, "patch_order": "channels_last"}),
         ("t2t_vit_7", {"depth": 2, "img_size": 32}),
         ("dvt_deit_small", {"depth": 2, "embed_dim": 24, "num_heads": 3}),
+        (
+            "dvt_deit_small",
+            {"depth": 1, "embed_dim": 24, "num_heads": 3, "feature_reuse": False, "relation_reuse": False},
+        ),
+        ("dvt_t2t_vit_12", {"depth": 1, "embed_dim": 24, "num_heads": 3, "img_size": 64, "backbone": "t2t_vit_t"}),
+        ("dvt_mini_32", {"depth": 1, "backbone": "conv_vit", "in_chans": 1}),
+        ("dvt_nano_16", {"num_classes": 0}),
+        ("t2t_vit_t_14", {"depth": 1, "img_size": 32, "in_chans": 1}),
+        ("convit_tiny", {"depth": 3, "local_up_to_layer": 0, "img_size": 32, "locality_dim": 10}),
     ],
 )
 def test_every_family_of_models(tmp_path: Path, name: str, fields: dict[str, Any]) -> None:
-    model = vitfast.create_model(name, num_classes=3, **fields)
+    model = vitfast.create_model(name, **{"num_classes": 3, **fields})
     vitfast.save_weights(model, tmp_path / "model.safetensors")
     assert_same(vitfast.create_model(checkpoint=tmp_path / "model.safetensors"), model)
 

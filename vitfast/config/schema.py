@@ -25,7 +25,7 @@ class ModelConfig:
     name: str = option("vit_nano_patch2_8", "name of the model, see vitfast.list_models()")
     img_size: int | None = option(None, "side of the input in pixels; null: that of the data", minimum=1)
     checkpoint: str | None = option(
-        None, "weights to start from: a checkpoint folder or a weights file; null: random ones"
+        None, "weights to start from: a run's folder, one of its checkpoints or a weights file; null: random ones"
     )
     zero_head: bool = option(False, "start the head from zero, so that the first prediction is uniform")
     drop_path: float = option(0.0, "stochastic depth of the last block, 0 in the first", minimum=0, below=1)
@@ -93,6 +93,12 @@ class DataConfig:
         "where the archive is unpacked; for file_list that of train_imagepaths.txt",
     )
     download: bool = option(False, "cifar10, cifar100: fetch the archive if it is not in data.root")
+    val_share: float = option(
+        0.0,
+        "where the data have no val split: share of each class's train images that are kept out of training to be it",
+        minimum=0,
+        below=1,
+    )
     img_size: int | None = option(
         None, "side in pixels; null: the data set's (digits 8, cifar 32, others 224)", minimum=1
     )
@@ -262,6 +268,60 @@ class TrainConfig:
 
 
 @dataclass
+class NumberFormatOptions:
+    """A number format that a model is simulated in, and its rules."""
+
+    format: str | None = option(
+        None, "FP16_16, FP16_32, TF32, BF16, INT8, FP8_E4M3FN, FIXED_16_10, …: an unknown one lists all; null: none"
+    )
+    numerics: str | None = option(
+        None, "floating point: ieee, or qtorch as QPyTorch rounds; null: ieee", choices=["ieee", "qtorch"]
+    )
+    backend: str | None = option(
+        None, "whose code rounds; qtorch: QPyTorch's own, to compare; null: vitfast", choices=["vitfast", "qtorch"]
+    )
+    semantics: str | None = option(
+        None,
+        "converted models; documented: round activations; legacy_convert: do not, as myrtle-vision; null: documented",
+        choices=["documented", "legacy_convert"],
+    )
+    round_results: bool | None = option(None, "formats of any bits: results are rounded, too, as FP16_16 does")
+    activations: str | None = option(
+        None,
+        "INT8; dynamic: a scale for each token; calibrated: one for a layer, from images; null: dynamic",
+        choices=["dynamic", "calibrated"],
+    )
+    overrides: list[str] = option(
+        default_factory=list,
+        help="other formats by the name of a layer, the first that matches: [head=FP32,blocks.0.*=FP8_E5M2]",
+    )
+
+    def check(self, prefix: str) -> None:
+        """Raises UserError for options without a format; ``prefix`` stands before their names."""
+        for name in ("numerics", "backend", "semantics", "round_results", "activations"):
+            if self.format is None and getattr(self, name) is not None:
+                raise UserError(f"{prefix}{name} is given, but {prefix}format is not: nothing is quantized")
+        if self.format is None and self.overrides:
+            raise UserError(f"{prefix}overrides are given, but {prefix}format is not: nothing is quantized")
+
+
+@dataclass
+class QuantizeConfig(NumberFormatOptions):
+    """Quantization-aware training: each forward pass rounds as low precision would, gradients pass straight through."""
+
+    clip_gradients: bool | None = option(None, "no gradient for what lies beyond the format's largest value")
+    calibration_batches: int = option(
+        10, "activations=calibrated: batches that are looked at before training", minimum=1
+    )
+
+    def check(self, prefix: str) -> None:
+        """Raises UserError for options without a format; ``prefix`` stands before their names."""
+        super().check(prefix)
+        if self.format is None and self.clip_gradients is not None:
+            raise UserError(f"{prefix}clip_gradients is given, but {prefix}format is not: nothing is quantized")
+
+
+@dataclass
 class TrackConfig:
     """Where else the figures go; metrics.jsonl has them always."""
 
@@ -286,6 +346,7 @@ class Config:
     distill: DistillConfig = field(default_factory=DistillConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
 

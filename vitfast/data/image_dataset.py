@@ -12,6 +12,7 @@ from vitfast.config.check import check_options
 from vitfast.config.schema import DataConfig
 from vitfast.data import cifar, digits, file_list, image_folder
 from vitfast.data.bad_images import BadImages
+from vitfast.data.held_out import hold_out
 from vitfast.data.image_source import ImageSource
 from vitfast.data.seeding import derive_seed, seeded_generator
 from vitfast.data.transforms import TensorTransform, eval_transform, train_transform
@@ -118,12 +119,23 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
 
 
 def available_splits(data: DataConfig) -> list[str]:
-    """Lists which of train, val and test a data set has, in this order.
+    """Lists which of train, val and test there are, in this order; a val split made by ``data.val_share`` is one.
 
     Raises:
         UserError: if the options of the data set are wrong, or its folder is missing.
     """
     check_options(data, "data.")
+    splits = _own_splits(data)
+    if _divides_train(data, splits):
+        splits.insert(1, "val")
+    return splits
+
+
+def _divides_train(data: DataConfig, own_splits: list[str]) -> bool:
+    return data.val_share > 0 and "train" in own_splits and "val" not in own_splits
+
+
+def _own_splits(data: DataConfig) -> list[str]:
     if data.dataset == "digits":
         return list(digits.SPLITS)
     if data.dataset in ("cifar10", "cifar100"):
@@ -152,21 +164,24 @@ def build_dataset(
     if split not in SPLITS:
         raise UserError(f"there is no split {split!r}; allowed: {', '.join(SPLITS)}")
     check_options(data, "data.")
-    source: ImageSource
-    if data.dataset == "digits":
-        source = digits.Digits(split)
-    elif data.dataset in ("cifar10", "cifar100"):
-        assert data.root is not None
-        source = cifar.Cifar(data.dataset, data.root, split, data.download)
-    elif data.dataset == "file_list":
-        assert data.root is not None
-        source = file_list.FileList(data.root, split)
+    if data.val_share and split != "test" and _divides_train(data, _own_splits(data)):
+        source: ImageSource = hold_out(_open_source(data, "train"), data.val_share, split)
     else:
-        assert data.root is not None
-        source = image_folder.ImageFolder(data.root, split)
+        source = _open_source(data, split)
     if augment is None:
         augment = split == "train"
     return ImageDataset(source, data, augment=augment, seed=seed, img_size=img_size)
+
+
+def _open_source(data: DataConfig, split: str) -> ImageSource:
+    if data.dataset == "digits":
+        return digits.Digits(split)
+    assert data.root is not None
+    if data.dataset in ("cifar10", "cifar100"):
+        return cifar.Cifar(data.dataset, data.root, split, data.download)
+    if data.dataset == "file_list":
+        return file_list.FileList(data.root, split)
+    return image_folder.ImageFolder(data.root, split)
 
 
 def _per_channel(given: list[float] | None, default: list[float], in_chans: int, name: str) -> list[float]:

@@ -66,9 +66,29 @@ def save_checkpoint(
         OSError: if it cannot be written (disk full, no permission). What was there before is intact.
     """
     run_dir = Path(run_dir)
-    final = run_dir / f"checkpoint_{step:06d}"
     _remove_litter(run_dir)
-    temporary = run_dir / f".{final.name}.writing"
+    final = run_dir / f"checkpoint_{step:06d}"
+    write_checkpoint(final, model=model, ema=ema, state=state, manifest={**manifest, "step": step})
+    _remove_litter(run_dir)
+    return final
+
+
+def write_checkpoint(
+    folder: Path,
+    *,
+    model: Mapping[str, Tensor],
+    ema: Mapping[str, Tensor] | None = None,
+    state: Mapping[str, Any] | None = None,
+    manifest: Mapping[str, Any],
+) -> None:
+    """Writes a checkpoint folder of any name atomically; the arguments are those of ``save_checkpoint``.
+
+    One that is there already is renamed to ``.NAME.replaced``, for the caller to remove.
+
+    Raises:
+        OSError: if it cannot be written. What was there before is intact.
+    """
+    temporary = folder.with_name(f".{folder.name}.writing")
     try:
         temporary.mkdir()
         _save_tensors(model, temporary / MODEL_FILE)
@@ -77,27 +97,25 @@ def save_checkpoint(
         if state is not None:
             _save_state(state, temporary / STATE_FILE)
         hashes = {path.name: sha256_of_file(path) for path in sorted(temporary.iterdir())}
-        record: dict[str, Any] = {"format_version": FORMAT_VERSION, "files": hashes, **manifest, "step": step}
+        record: dict[str, Any] = {"format_version": FORMAT_VERSION, "files": hashes, **manifest}
         record["vitfast_version"] = __version__
         (temporary / MANIFEST).write_text(_manifest_text(record), encoding="utf-8")
         for path in temporary.iterdir():
             flush_to_disk(path)
         flush_to_disk(temporary)
-        if final.exists():
+        if folder.exists():
             # Two renames: between them the old one still counts, under the hidden name (see list_checkpoints).
-            os.rename(final, run_dir / f".{final.name}.replaced")
-        os.rename(temporary, final)
-        flush_to_disk(run_dir)
+            os.rename(folder, folder.with_name(f".{folder.name}.replaced"))
+        os.rename(temporary, folder)
+        flush_to_disk(folder.parent)
     except Exception as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, OSError):
             raise
         if isinstance(error, (safetensors.SafetensorError, RuntimeError)):
             # The libraries hide the system's error in a text of their own.
-            raise OSError(f"{final} could not be written: {error}") from error
+            raise OSError(f"{folder} could not be written: {error}") from error
         raise
-    _remove_litter(run_dir)
-    return final
 
 
 def update_manifest(checkpoint: Path, changes: Mapping[str, Any]) -> None:

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from vitfast.engine.early_exit_model import create_early_exit
 from vitfast.engine.evaluator import Evaluation, evaluate
 from vitfast.engine.text_table import percent
 from vitfast.engine.trained_model import TrainedModel
 from vitfast.errors import UserError
-from vitfast.inference import EarlyExit, exit_gmacs
+from vitfast.inference import exit_gmacs
 from vitfast.tasks import EarlyExitTask
 
 
@@ -86,7 +87,7 @@ def measure_early_exit(
         UserError: as ``check_calibrated``, or the thresholds do not fit the model.
     """
     thresholds = check_calibrated(trained)
-    task = EarlyExitTask(EarlyExit(trained.model, thresholds)).to(device)
+    task = EarlyExitTask(create_early_exit(trained)).to(device)
     classes = len(trained.class_names)
     evaluation = evaluate(task, loader, num_classes=classes, device=device, precision=precision)
     assert evaluation is not None  # nothing can stop it

@@ -40,6 +40,24 @@ class EvaluateDataOptions:
 
 
 @dataclass
+class SweepOptions:
+    """``exits=sweep``: accuracy against speed and cost."""
+
+    calibration: str = option(
+        "val", "held-out images that the thresholds are found on, another split", choices=["train", "val", "test"]
+    )
+    tolerance: float = option(
+        0.2, "points of top-1 on the calibration images that the chosen thresholds may lose to all exits", minimum=0
+    )
+    batch_size: int | None = option(None, "images in a batch while speed is measured; null: data.batch_size", minimum=1)
+    images: int = option(512, "images that speed is measured on, evenly spread over the split", minimum=1)
+    seconds: float = option(
+        60.0, "time to measure the chosen thresholds against all exits; the curve takes its own", above=0
+    )
+    folder: str | None = option(None, "where the pictures go; null: the run's folder")
+
+
+@dataclass
 class EvaluateOptions:
     """Measures a checkpoint on a split of the data that it was trained on, or on others."""
 
@@ -47,11 +65,19 @@ class EvaluateOptions:
     split: str = option("test", "which images", choices=["train", "val", "test"])
     weights: str = option("auto", "auto: the averaged weights (EMA) if there are any", choices=list(WEIGHTS))
     output: str = option("table", "how the figures are printed", choices=["table", "json"])
+    exits: str = option(
+        "each",
+        "a model with exits; each: how accurate each is; sweep: accuracy, images/s and cost of 59 choices of "
+        "thresholds, and pictures; see sweep.…",
+        choices=["each", "sweep"],
+    )
+    quantized_ckpt: bool | None = option(None, "as myrtle-vision calls it; not needed, the checkpoint says it itself")
     early_exit: bool = option(False, "also measure early exit, with the thresholds of python -m vitfast.exits")
     precision: str = option("fp32", "arithmetic; bf16: autocast", choices=["fp32", "bf16"])
     device: str = option("auto", "auto: a GPU if there is one", choices=["auto", "cpu", "cuda"])
     threads: int | None = option(None, "CPU threads; null: torch's choice", minimum=1)
     data: EvaluateDataOptions = field(default_factory=EvaluateDataOptions)
+    sweep: SweepOptions = field(default_factory=SweepOptions)
 
 
 def evaluate_checkpoint(options: EvaluateOptions) -> str:
@@ -97,6 +123,17 @@ def loader_of_split(trained: TrainedModel, overrides: EvaluateDataOptions, split
     Raises:
         UserError: if there is no such split, or its classes are not the checkpoint's.
     """
+    return loader_in_order(trained, overrides, dataset_of_split(trained, overrides, split))
+
+
+def loader_in_order(trained: TrainedModel, overrides: EvaluateDataOptions, dataset: ImageDataset) -> DataLoader[Any]:
+    """Returns the batches of a data set that ``dataset_of_split`` opened: all images once, in order."""
+    data = data_of_checkpoint(trained, overrides)
+    return build_loader(dataset, batch_size=data.batch_size, workers=data.workers, seed=0, epoch=0, shuffle=False)
+
+
+def dataset_of_split(trained: TrainedModel, overrides: EvaluateDataOptions, split: str) -> ImageDataset:
+    """Opens a split as a checkpoint reads images; the arguments and errors are those of ``loader_of_split``."""
     data = data_of_checkpoint(trained, overrides)
     splits = available_splits(data)
     if split not in splits:
@@ -107,20 +144,21 @@ def loader_of_split(trained: TrainedModel, overrides: EvaluateDataOptions, split
             f"the data have the classes {_some(dataset.class_names)}, but the checkpoint knows "
             f"{_some(trained.class_names)}; point data.root at data with the same class folders"
         )
-    return build_loader(dataset, batch_size=data.batch_size, workers=data.workers, seed=0, epoch=0, shuffle=False)
+    return dataset
 
 
 def data_of_checkpoint(trained: TrainedModel, overrides: EvaluateDataOptions) -> DataConfig:
-    """Returns the data settings of a checkpoint: its run's where ``config.yaml`` lies beside it, always its manifest's.
+    """Returns the data settings of a checkpoint: its run's where there is a ``config.yaml``, always its manifest's.
 
     Args:
         trained: whose manifest says how images are read.
         overrides: what the user gave.
     """
-    file = trained.checkpoint.parent / CONFIG
-    data = load_config([f"recipe={file}"]).data if file.is_file() else DataConfig()
+    files = (trained.checkpoint / CONFIG, trained.checkpoint.parent / CONFIG)  # the first of a quantized checkpoint
+    file = next((file for file in files if trained.checkpoint.is_dir() and file.is_file()), None)
+    data = load_config([f"recipe={file}"]).data if file is not None else DataConfig()
     saved = trained.data
-    names = ("dataset", "mean", "std", "resize", "interpolation", "crop_pct")
+    names = ("dataset", "val_share", "mean", "std", "resize", "interpolation", "crop_pct")
     known = {name: saved[name] for name in names if name in saved}
     given = {name: value for name, value in vars(overrides).items() if value is not None}
     return replace(data, **{**known, "img_size": saved["img_size"], "in_chans": saved["in_chans"], **given})

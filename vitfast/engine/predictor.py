@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vitfast.config import option
 from vitfast.engine.device import autocast, select_device
+from vitfast.engine.early_exit_model import create_early_exit
 from vitfast.engine.image_files import SkippedImages, find_images, read_batches
 from vitfast.engine.trained_model import WEIGHTS, TrainedModel, load_trained_model
 
@@ -24,6 +25,10 @@ class PredictOptions:
     checkpoint: str = option(help="a run's folder (its newest checkpoint) or a checkpoint folder")
     images: str = option(help="image files and folders (searched recursively), separated by commas")
     top: int = option(3, "how many classes are shown for an image", minimum=1)
+    early_exit: bool = option(
+        True,
+        "where the checkpoint has thresholds (python -m vitfast.exits), stop at the first exit that is sure enough",
+    )
     output: str = option("table", "table, or one JSON object a line", choices=["table", "jsonl"])
     weights: str = option("auto", "auto: the averaged weights (EMA) if there are any", choices=list(WEIGHTS))
     batch_size: int = option(32, "images in a batch", minimum=1)
@@ -40,11 +45,13 @@ class Prediction:
         path: the file.
         classes: names, the most probable first.
         probabilities: of these classes, 0..1.
+        exit_number: the exit at which the image left, from 1; None without early exit.
     """
 
     path: Path
     classes: list[str]
     probabilities: list[float]
+    exit_number: int | None = None
 
 
 def predict_images(options: PredictOptions) -> int:
@@ -56,7 +63,7 @@ def predict_images(options: PredictOptions) -> int:
         The exit code: 0, or 1 if at least one image could not be read.
 
     Raises:
-        UserError: if there is no valid checkpoint, or no image is found.
+        UserError: if there is no valid checkpoint, its thresholds are another model's, or no image is found.
     """
     paths = find_images(options.images)
     if options.threads is not None:
@@ -85,24 +92,36 @@ def predict(
         trained: the model.
         paths: image files.
         device: where the model lies.
-        options: ``batch_size``, ``top`` and ``precision``.
+        options: ``batch_size``, ``top``, ``early_exit`` and ``precision``.
         report: called with the file and the reason for each image that cannot be read.
 
     Yields:
         A prediction for each readable image, in order.
+
+    Raises:
+        UserError: the checkpoint's thresholds are another model's.
     """
+    early_exit = create_early_exit(trained) if options.early_exit and trained.exit_thresholds is not None else None
     for batch, images in read_batches(trained, paths, options.batch_size, report):
+        exits: list[int] | list[None] = [None] * len(batch)
         with torch.inference_mode(), autocast(device, options.precision):
-            answer = trained.model(images.to(device))
-        logits = answer[-1] if isinstance(answer, tuple) else answer  # of several exits the last
-        yield from _name(trained, batch, logits.float().softmax(dim=1), options.top)
+            if early_exit is not None:
+                logits, exit_index = early_exit(images.to(device))
+                exits = (exit_index + 1).tolist()
+            else:
+                answer = trained.model(images.to(device))
+                logits = answer[-1] if isinstance(answer, tuple) else answer  # of several exits the last
+        yield from _name(trained, batch, logits.float().softmax(dim=1), exits, options.top)
 
 
-def _name(trained: TrainedModel, paths: list[Path], probabilities: Tensor, top: int) -> Iterator[Prediction]:
+def _name(
+    trained: TrainedModel, paths: list[Path], probabilities: Tensor, exits: Sequence[int | None], top: int
+) -> Iterator[Prediction]:
     class_names = trained.class_names
     values, indices = probabilities.topk(min(top, len(class_names)), dim=1)
-    for path, row_values, row_indices in zip(paths, values.tolist(), indices.tolist(), strict=True):
-        yield Prediction(path, [class_names[index] for index in row_indices], row_values)
+    rows = zip(paths, values.tolist(), indices.tolist(), exits, strict=True)
+    for path, row_values, row_indices, exit_number in rows:
+        yield Prediction(path, [class_names[index] for index in row_indices], row_values, exit_number)
 
 
 def _print_json(prediction: Prediction) -> None:
@@ -111,6 +130,8 @@ def _print_json(prediction: Prediction) -> None:
         "classes": prediction.classes,
         "probabilities": [round(value, 6) for value in prediction.probabilities],
     }
+    if prediction.exit_number is not None:
+        line["exit"] = prediction.exit_number
     print(json.dumps(line), flush=True)
 
 
@@ -120,6 +141,7 @@ def _table_printer(paths: Sequence[Path]) -> Callable[[Prediction], None]:
     def show(prediction: Prediction) -> None:
         pairs = zip(prediction.classes, prediction.probabilities, strict=True)
         cells = (f"{name} {probability:6.1%}" for name, probability in pairs)
-        print(f"{str(prediction.path).ljust(width)}  " + "   ".join(cells), flush=True)
+        left = "" if prediction.exit_number is None else f"exit {prediction.exit_number}  "
+        print(f"{str(prediction.path).ljust(width)}  {left}" + "   ".join(cells), flush=True)
 
     return show

@@ -18,6 +18,8 @@ from vitfast.engine.checkpoint import (
 )
 from vitfast.errors import UserError
 from vitfast.models import ImageModel
+from vitfast.quantization.packed_state import load_packed_state
+from vitfast.quantization.record import describe_quantization, quantize_from_record
 
 WEIGHTS = ("auto", "ema", "model")
 
@@ -56,11 +58,12 @@ class TrainedModel:
     def describe(self) -> str:
         """One line for people."""
         kind = "averaged weights (EMA)" if self.weights == "ema" else "plain weights"
-        return f"{self.manifest['model']['name']}, {kind} of {self.checkpoint}"
+        numbers = describe_quantization(self.model)
+        return f"{self.manifest['model']['name']}, {numbers + ', ' if numbers else ''}{kind} of {self.checkpoint}"
 
 
 def load_trained_model(path: str, *, weights: str = "auto", device: torch.device) -> TrainedModel:
-    """Loads a checkpoint, all of whose files are checked first.
+    """Loads a checkpoint, all of whose files are checked first; one of a quantized model computes as that did.
 
     Args:
         path: a run's folder (its newest valid checkpoint) or a checkpoint folder.
@@ -79,7 +82,9 @@ def load_trained_model(path: str, *, weights: str = "auto", device: torch.device
     state = load_weights_file(checkpoint, weights)
     try:
         model = vitfast.create_model(manifest["model"]["name"], **manifest["model"]["fields"])
-        model.load_state_dict(state)
+        if manifest.get("quantization") is not None:
+            quantize_from_record(model, manifest["quantization"])
+        load_packed_state(model, state, str(checkpoint))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{checkpoint} does not fit this version of vitfast: {error}") from error
     return TrainedModel(model.eval().to(device), checkpoint, manifest, weights)

@@ -28,6 +28,7 @@ from vitfast.engine.training_data import TrainingData
 from vitfast.engine.training_length import TrainingLength
 from vitfast.engine.training_state import TrainingState
 from vitfast.errors import UserError
+from vitfast.quantization.record import quantization_record
 
 _SECONDS_BETWEEN_CURVES = 20.0
 _SKIPPED_IN_A_ROW = 10
@@ -341,7 +342,7 @@ class Trainer:
             "data": self.data.manifest(),
             "epoch": state.epoch,
             "metrics": {**state.metrics, "best_val_top1": state.best_top1, "best_step": state.best_step},
-            "quantization": None,
+            "quantization": quantization_record(model),
             "exit_thresholds": None,
         }
         # every rank adds its part, the main one writes, and all hear how it went

@@ -101,6 +101,7 @@ class TrainingData:
         """What a checkpoint says about its input, from which evaluation and prediction read images the same way."""
         return {
             "dataset": self._config.dataset,
+            "val_share": self._config.val_share,
             "img_size": self.train.img_size,
             "in_chans": self.train.in_chans,
             "mean": list(self.train.mean),

@@ -7,6 +7,7 @@ import torch
 import vitfast
 from vitfast.config.schema import ModelConfig
 from vitfast.data import ImageDataset
+from vitfast.engine.checkpoint import list_checkpoints, resolve_checkpoint
 from vitfast.errors import UserError
 from vitfast.models import ImageModel
 
@@ -41,7 +42,7 @@ def create_training_model(config: ModelConfig, data: ImageDataset) -> ImageModel
             num_classes=len(data.class_names),
             img_size=data.img_size,
             in_chans=data.in_chans,
-            checkpoint=config.checkpoint,
+            checkpoint=_beginning(config.checkpoint),
             **fields,
         )
     except UserError:
@@ -54,3 +55,10 @@ def create_training_model(config: ModelConfig, data: ImageDataset) -> ImageModel
                 if name.startswith(model.head_prefixes):
                     parameter.zero_()
     return model
+
+
+def _beginning(checkpoint: str | None) -> str | None:
+    """Of a run's folder its newest valid checkpoint; anything else as it is."""
+    if checkpoint is not None and list_checkpoints(checkpoint):
+        return str(resolve_checkpoint(checkpoint))
+    return checkpoint

@@ -19,6 +19,7 @@ from vitfast.data.seeding import derive_seed
 from vitfast.engine.checkpoint import latest_checkpoint, resolve_checkpoint
 from vitfast.engine.device import describe_device
 from vitfast.engine.environment import describe_environment
+from vitfast.engine.quantized_training import prepare_for_training
 from vitfast.engine.random_state import seed_everything
 from vitfast.engine.ranks import Ranks
 from vitfast.engine.run_directory import CONFIG, LOG, FollowedRun, RunDirectory
@@ -31,6 +32,7 @@ from vitfast.engine.training_report import next_commands, result_table, resume_c
 from vitfast.engine.training_state import TrainingState
 from vitfast.engine.training_task import create_task
 from vitfast.errors import UserError
+from vitfast.quantization.record import describe_quantization
 
 AUTO = "auto"
 
@@ -78,6 +80,7 @@ def run_training(arguments: Sequence[str], *, show_progress: bool | None = None)
         length = TrainingLength.of(config.schedule, data.steps_per_epoch)
         model = create_training_model(config.model, data.train)
         task = create_task(config, model, data.train, ranks.device)
+        prepare_for_training(config.quantize, model, data, checkpoint)
         if not ranks.is_main:  # the weights are the main rank's; what is dropped out shall differ
             seed_everything(derive_seed("rank", config.seed, ranks.rank))
         state = TrainingState(task, config, length, len(data.train.class_names), ranks)
@@ -242,6 +245,8 @@ def _log_beginning(trainer: Trainer, checkpoint: Path | None) -> None:
     run.log(f"run       {run.path}  (recipe {config.recipe}, seed {config.seed})")
     run.log(f"data      {config.data.dataset}: {trainer.data.describe()}")
     run.log(f"model     {model.model_name}: {parameters:,} parameters")
+    if config.quantize.format is not None:
+        run.log(f"numbers   {describe_quantization(model)}")
     run.log(f"device    {together}{describe_device(trainer.device)}, {config.train.precision}")
     run.log(f"schedule  {trainer.length.describe()}, {config.data.batch_size} images a step")
     if checkpoint is not None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vitfast.errors import UserError
 from vitfast.inference.exit_model import as_exit_model
-from vitfast.inference.exit_thresholds import check_thresholds, confidence_of
+from vitfast.inference.exit_thresholds import check_thresholds, confidence_of, saved_thresholds
 
 
 class EarlyExit(nn.Module):
@@ -25,15 +25,18 @@ class EarlyExit(nn.Module):
         model: a model with exits, such as ``create_model("dvt_t2t_vit_12")``. It is put into evaluation mode and
             shared, not copied.
         thresholds: one number an exit, from ``calibrate_exits``. ``-inf`` (or 0) lets all images leave, ``inf`` (or
-            anything above 1) none; the last one is not read.
+            anything above 1) none; the last one is not read. None means those of the model's checkpoint, see
+            ``SavedExits``.
 
     Raises:
-        UserError: the model has no exits, or the thresholds do not fit it.
+        UserError: the model has no exits, the thresholds do not fit it, or there are none or several to choose from.
     """
 
-    def __init__(self, model: nn.Module, thresholds: Sequence[float]) -> None:
+    def __init__(self, model: nn.Module, thresholds: Sequence[float] | None = None) -> None:
         super().__init__()
         self._exits = as_exit_model(model).num_exits
+        if thresholds is None:
+            thresholds = saved_thresholds(model)
         self.thresholds = check_thresholds(thresholds, self._exits)
         self.model = model
         self.eval()

@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitfast.errors import UserError
+from vitfast.models.saved_exits import SavedExits
 
 # Finite, so that they can be written as JSON: no probability is below the one or reaches the other.
 ALWAYS, NEVER = 0.0, 2.0
@@ -37,6 +38,21 @@ def check_thresholds(thresholds: Sequence[float], num_exits: int) -> tuple[float
     if any(math.isnan(number) for number in numbers):
         raise UserError(f"thresholds={list(numbers)}; NaN is no threshold; {hint}")
     return numbers
+
+
+def saved_thresholds(model: nn.Module) -> list[float]:
+    """Returns the thresholds that came with a model's checkpoint.
+
+    Raises:
+        UserError: there are none, or several to choose from.
+    """
+    saved: SavedExits | None = getattr(model, "saved_exits", None)
+    if saved is None:
+        raise UserError(
+            "thresholds is not given, and none came with the model's weights; "
+            "vitfast.calibrate_exits(model, loader, budget_gmacs=…) finds them"
+        )
+    return saved.only()
 
 
 def confidence_of(logits: Tensor) -> Tensor:

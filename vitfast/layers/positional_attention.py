@@ -55,7 +55,8 @@ def attend_by_position(probabilities_2HGG: Tensor, v_BNHD: Tensor) -> Tensor:
         v_BNHD: the values of the G * G patches, row by row.
 
     Returns:
-        ``[B, N, H, D]`` in the type of ``v_BNHD``, or in autocast's.
+        ``[B, G, G, H, D]``, rows and columns of patches, in the type of ``v_BNHD``, or in autocast's: a view, so that
+        who reads it once need not copy it.
     """
     batch, _, _, head_dim = v_BNHD.shape
     grid_size = probabilities_2HGG.shape[-1]
@@ -65,7 +66,7 @@ def attend_by_position(probabilities_2HGG: Tensor, v_BNHD: Tensor) -> Tensor:
     x_HXBYD = v_BNHD.unflatten(1, (grid_size, grid_size)).permute(3, 2, 0, 1, 4)
     x_HXBYD = torch.bmm(columns_HGG, x_HXBYD.flatten(2)).unflatten(2, sizes)
     x_HYBXD = torch.bmm(rows_HGG, x_HXBYD.transpose(1, 3).flatten(2)).unflatten(2, sizes)
-    return x_HYBXD.permute(2, 1, 3, 0, 4).flatten(1, 2)
+    return x_HYBXD.permute(2, 1, 3, 0, 4)
 
 
 def positional_map(probabilities_2HGG: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from vitfast.layers.soft_split import SoftSplit
@@ -61,10 +62,19 @@ class TokensToToken(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Turns ``images`` ``[B, in_chans, size, size]`` into tokens ``[B, N, C]``, the grid row by row."""
         grid = self.soft_split0.grid_size(images.shape[-1])
-        tokens = self.attention1(self.soft_split0(images))
-        tokens = self.soft_split1(_as_image(tokens, grid))
+        tokens = self.soft_split1(_as_image(self._first_tokens(images), grid))
         tokens = self.attention2(tokens)
         return self.project(self.soft_split2(_as_image(tokens, self.soft_split1.grid_size(grid))))
+
+    def _first_tokens(self, images: Tensor) -> Tensor:
+        """Splits and mixes for the first time; ``[B, G * G, token_dim]``.
+
+        The patches hold each pixel many times. Those of a whole batch leave a CPU's cache, and their memory is asked of
+        the system anew each time: without gradients one image is done after the other.
+        """
+        if images.device.type == "cpu" and not torch.is_grad_enabled() and images.shape[0] > 1:
+            return torch.cat([self.attention1(self.soft_split0(image)) for image in images.split(1)])
+        return self.attention1(self.soft_split0(images))
 
 
 def tokens_to_token_grid_size(img_size: int, patch_size: int, patch_stride: int, patch_padding: int) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from vitfast.layers import (
+    ConvStem,
     FeatureReuse,
     GridUpsample,
     LayerNorm,
@@ -79,10 +80,8 @@ class DVTExit(nn.Module):
             The logits ``[B, num_classes]``; what the last block gave, ``[B, N, C]``; for each layer its attention
             logits ``[B, H, N, N]``, or nothing.
         """
-        patches = self.patch_embed(images)
-        x = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)
-        x = self.pos_drop(x + self.pos_embed)
-        biases: Sequence[Tensor | None] = [None] * len(self.blocks)
+        x = self.embed(images)
+        biases: Iterable[Tensor | None] = [None] * len(self.blocks)
         if self.relation_reuse is not None:
             biases = self.relation_reuse(relations)
         returned = []
@@ -92,6 +91,12 @@ class DVTExit(nn.Module):
                 returned.append(logits)
         return self.head(self.norm(x[:, 0])), x, tuple(returned)
 
+    def embed(self, images: Tensor) -> Tensor:
+        """Computes the tokens ``[B, N, C]`` that enter the first block."""
+        patches = self.patch_embed(images)
+        tokens = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)
+        return self.pos_drop(tokens + self.pos_embed)
+
 
 def _patch_embed(fields: DVTFields, index: int) -> nn.Module:
     size, stride, padding = (
@@ -99,6 +104,8 @@ def _patch_embed(fields: DVTFields, index: int) -> nn.Module:
     )
     if fields.backbone == "vit":
         return PaddedPatchEmbed(fields.img_size, size, padding, fields.in_chans, fields.embed_dim)
+    if fields.backbone == "conv_vit":
+        return ConvStem(stride, fields.in_chans, fields.embed_dim)
     return TokensToToken(
         size,
         stride,
@@ -113,7 +120,7 @@ def _patch_embed(fields: DVTFields, index: int) -> nn.Module:
 
 
 def _positions(fields: DVTFields, num_positions: int) -> nn.Parameter:
-    if fields.backbone == "vit":
+    if fields.backbone in ("vit", "conv_vit"):
         return nn.Parameter(nn.init.trunc_normal_(torch.empty(1, num_positions, fields.embed_dim), std=0.02))
     return nn.Parameter(sinusoidal_positions(num_positions, fields.embed_dim), requires_grad=False)
 

@@ -11,7 +11,7 @@ from vitfast.layers.tokens_to_token import tokens_to_token_grid_size
 from vitfast.models.field_checks import check_field
 from vitfast.models.transformer_fields import TransformerFields
 
-Backbone = Literal["vit", "t2t_vit", "t2t_vit_t"]
+Backbone = Literal["vit", "conv_vit", "t2t_vit", "t2t_vit_t"]
 
 _PER_EXIT = ("patch_sizes", "patch_strides", "patch_paddings")
 
@@ -26,9 +26,11 @@ class DVTFields(TransformerFields):
 
     Attributes:
         backbone: ``"vit"``: patches that do not overlap, learned positions; ``"t2t_vit"``: the tokens-to-token module
-            with performers, sinusoidal positions; ``"t2t_vit_t"``: the same with transformers.
-        patch_sizes: for each exit the height and width of a patch in pixels; in T2T-ViT, of the first soft split.
-        patch_strides: for each exit the distance between patches; ``patch_sizes`` again for ``"vit"``.
+            with performers, sinusoidal positions; ``"t2t_vit_t"``: the same with transformers; ``"conv_vit"``: small
+            convolutions, see ``ConvStem``, learned positions.
+        patch_sizes: for each exit the height and width of a patch in pixels; in T2T-ViT, of the first soft split; in
+            ``"conv_vit"`` the pixels a side that a token stands for, a power of 2, at least 4.
+        patch_strides: for each exit the distance between patches; ``patch_sizes`` again without T2T-ViT.
         patch_paddings: for each exit the zeros around the image.
         feature_reuse: whether the blocks of an exit read what the last block of the previous one gave.
         relation_reuse: whether the attention of an exit starts from the logits of the previous one.
@@ -71,7 +73,7 @@ class DVTFields(TransformerFields):
         """For each exit the tokens along a side."""
         return tuple(
             padded_grid_size(self.img_size, size, padding)
-            if self.backbone == "vit"
+            if self.backbone in ("vit", "conv_vit")
             else tokens_to_token_grid_size(self.img_size, size, stride, padding)
             for size, stride, padding in zip(self.patch_sizes, self.patch_strides, self.patch_paddings, strict=True)
         )
@@ -83,8 +85,22 @@ class DVTFields(TransformerFields):
             rule = f"must have as many numbers as patch_sizes, {self.num_exits}"
             check_field(len(values) == self.num_exits, name, values, rule)
             check_field(min(values) >= least, name, values, f"must have numbers of at least {least}")
-        if self.backbone == "vit":
-            rule = f"must equal patch_sizes={self.patch_sizes} for backbone='vit', whose patches do not overlap"
+        if self.backbone in ("vit", "conv_vit"):
+            why = ", whose patches do not overlap" if self.backbone == "vit" else ""
+            rule = f"must equal patch_sizes={self.patch_sizes} for backbone={self.backbone!r}{why}"
             check_field(self.patch_strides == self.patch_sizes, "patch_strides", self.patch_strides, rule)
+        if self.backbone == "conv_vit":
+            self._check_stem()
         rule = f"is too small for patch_sizes={self.patch_sizes} with patch_paddings={self.patch_paddings}"
         check_field(min(self.grid_sizes) >= 1, "img_size", self.img_size, rule)
+
+    def _check_stem(self) -> None:
+        sizes = self.patch_sizes
+        rule = "must be powers of 2, at least 4, for backbone='conv_vit', whose convolutions halve the grid"
+        check_field(all(size >= 4 and size & (size - 1) == 0 for size in sizes), "patch_sizes", sizes, rule)
+        divides = not any(self.img_size % size for size in sizes)
+        check_field(divides, "img_size", self.img_size, f"must be a multiple of every patch size of {sizes}")
+        rule = "must be zeros for backbone='conv_vit', whose convolutions pad"
+        check_field(not any(self.patch_paddings), "patch_paddings", self.patch_paddings, rule)
+        rule = "must be a multiple of 4 for backbone='conv_vit', whose first convolution has a quarter of them"
+        check_field(self.embed_dim % 4 == 0, "embed_dim", self.embed_dim, rule)

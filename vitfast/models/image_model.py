@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vitfast.layers.position_embedding import PositionInterpolation
 from vitfast.models.field_checks import check_field, check_field_type
 from vitfast.models.load_report import LoadReport
+from vitfast.models.saved_exits import SavedExits
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class ImageModel(nn.Module):
     Attributes:
         head_prefixes: beginnings of the keys of its heads in the state dict, the main head first.
         num_exits: how many logits ``forward`` returns, in training and in evaluation; 1 for one tensor.
+        saved_exits: the thresholds of exits that came with the weights last loaded, None if there were none.
         load_report: what ``create_model`` loaded from its checkpoint, None for a fresh model.
     """
 
@@ -61,6 +63,7 @@ class ImageModel(nn.Module):
         self.model_name = model_name
         self.fields: Any = fields
         self.load_report: LoadReport | None = None
+        self.saved_exits: SavedExits | None = None
 
     @property
     def model_fields(self) -> dict[str, Any]:

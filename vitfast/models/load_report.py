@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from vitfast.models.saved_exits import SavedExits
+
 _LISTED_KEYS = 20
 
 
@@ -27,6 +29,7 @@ class LoadReport:
         skipped: what is known not to be needed: layers that no model here has and entries that are no weights, under
             the file's names; a head that cannot be used, under the model's.
         fresh: keys of the heads that stay freshly initialized.
+        exits: the thresholds of exits that came with the weights, None if there were none.
     """
 
     source: str
@@ -41,12 +44,15 @@ class LoadReport:
     position_interpolation: str | None = None
     skipped: tuple[str, ...] = ()
     fresh: tuple[str, ...] = ()
+    exits: SavedExits | None = None
 
     def __str__(self) -> str:
         lines = [f"{self.model_name}: {len(self.loaded)} tensors loaded from {self.source} ({self.family})"]
         if self.fields:
             fields = ", ".join(f"{name}={value!r}" for name, value in sorted(self.fields.items()))
             lines.append(f"  fields from the file and its family: {fields}")
+        if self.exits is not None:
+            lines.append(f"  exit thresholds: {self.exits}")
         how = f" ({self.position_interpolation})" if self.position_interpolation else ""
         for title, keys in (
             (f"resized{how}", self.resized),

@@ -17,6 +17,9 @@ from vitfast.models.deit import DistilledVisionTransformer
 from vitfast.models.dvt import DVT
 from vitfast.models.dvt_architectures import DVT_ALIASES, DVT_ARCHITECTURES
 from vitfast.models.dvt_fields import DVTFields
+from vitfast.models.hybrid import HybridViT
+from vitfast.models.hybrid_architectures import HYBRID_ALIASES, HYBRID_ARCHITECTURES
+from vitfast.models.hybrid_fields import HybridFields
 from vitfast.models.image_model import ImageModel, ModelFields
 from vitfast.models.t2t_vit import T2TViT
 from vitfast.models.t2t_vit_architectures import T2T_VIT_ALIASES, T2T_VIT_ARCHITECTURES
@@ -29,11 +32,18 @@ from vitfast.models.vit_fields import ViTFields
 # a family brings a table of names, the names that other systems use, and what builds a model from its fields
 ARCHITECTURES: dict[str, ModelFields] = {
     **VIT_ARCHITECTURES,
+    **HYBRID_ARCHITECTURES,
     **CONVIT_ARCHITECTURES,
     **T2T_VIT_ARCHITECTURES,
     **DVT_ARCHITECTURES,
 }
-_ALIASES: dict[str, str] = {**VIT_ALIASES, **CONVIT_ALIASES, **T2T_VIT_ALIASES, **DVT_ALIASES}
+_ALIASES: dict[str, str] = {
+    **VIT_ALIASES,
+    **HYBRID_ALIASES,
+    **CONVIT_ALIASES,
+    **T2T_VIT_ALIASES,
+    **DVT_ALIASES,
+}
 
 
 def _build_vit(name: str, fields: ViTFields) -> ImageModel:
@@ -43,6 +53,7 @@ def _build_vit(name: str, fields: ViTFields) -> ImageModel:
 
 _BUILDERS: dict[type[ModelFields], Callable[[str, Any], ImageModel]] = {
     ViTFields: _build_vit,
+    HybridFields: HybridViT,
     ConViTFields: ConViT,
     T2TViTFields: T2TViT,
     DVTFields: DVT,

@@ -7,7 +7,7 @@ from typing import Any
 from vitfast.models.vit_fields import ViTFields
 
 # size -> its part of the fields
-_SIZES: dict[str, dict[str, Any]] = {
+VIT_SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"embed_dim": 192, "depth": 12, "num_heads": 3},
     "small": {"embed_dim": 384, "depth": 12, "num_heads": 6},
     "base": {"embed_dim": 768, "depth": 12, "num_heads": 12},
@@ -24,13 +24,13 @@ _DEIT_SIZES = (("tiny", 224), ("small", 224), ("base", 224), ("base", 384))
 VIT_ARCHITECTURES: dict[str, ViTFields] = {
     **{
         f"vit_{size}_patch{patch}_{img}": ViTFields(img_size=img, patch_size=patch, **parts)
-        for size, parts in _SIZES.items()
+        for size, parts in VIT_SIZES.items()
         for patch, img in _VIT_PATCHES
     },
-    **{f"deit_{size}_patch16_{img}": ViTFields(img_size=img, **_SIZES[size]) for size, img in _DEIT_SIZES},
+    **{f"deit_{size}_patch16_{img}": ViTFields(img_size=img, **VIT_SIZES[size]) for size, img in _DEIT_SIZES},
     **{
         f"deit_{size}_distilled_patch16_{img}": ViTFields(
-            img_size=img, distillation_token="after_class", **_SIZES[size]
+            img_size=img, distillation_token="after_class", **VIT_SIZES[size]
         )
         for size, img in _DEIT_SIZES
     },

@@ -2,7 +2,18 @@
 
 from vitfast.ops.attention import attention, attention_packed
 from vitfast.ops.layer_norm import add_layer_norm, layer_norm
+from vitfast.ops.matmul_accumulate import matmul_accumulate
 from vitfast.ops.mlp import mlp
+from vitfast.ops.quantize_fixed import quantize_fixed
 from vitfast.ops.quantize_float import quantize_float
 
-__all__ = ["add_layer_norm", "attention", "attention_packed", "layer_norm", "mlp", "quantize_float"]
+__all__ = [
+    "add_layer_norm",
+    "attention",
+    "attention_packed",
+    "layer_norm",
+    "matmul_accumulate",
+    "mlp",
+    "quantize_fixed",
+    "quantize_float",
+]

@@ -23,6 +23,7 @@ MAX_HEAD_DIM = 128
 HEAD_DIM_MULTIPLE = 8
 CUDA_DTYPES = (torch.float16, torch.bfloat16)
 CUDA_MAX_TOKENS = 256
+CUDA_BACKWARD_HEAD_DIM, CUDA_BACKWARD_MAX_TOKENS = 64, 112  # of larger head dimensions it takes up to so many tokens
 CUDA_SHARED_BYTES = 160 * 1024  # what its largest instance needs: A100 and H100 have it, consumer cards do not
 
 
@@ -61,8 +62,8 @@ def attention(
     """Computes ``softmax(scale * q kᵀ + bias) v`` (Vaswani et al., 2017).
 
     The kernels take head dimensions up to 128 that are multiples of 8; others, and dropout, run on torch's operators (a
-    head dimension is reported once, by a warning). On CUDA the kernel takes float16 and bfloat16, up to 256 tokens and
-    calls that need no gradient; whatever else comes runs on torch's operators.
+    head dimension is reported once, by a warning). On CUDA the kernels take float16 and bfloat16 and up to 256 tokens
+    (112 with a gradient and a head dimension above 64); whatever else comes runs on torch's operators.
 
     Args:
         q: ``[B, H, N, D]``, float32, bfloat16, float16 or float64.
@@ -182,7 +183,7 @@ def _has_kernel(inputs: tuple[Tensor | None, ...], tokens: int, head_dim: int) -
     assert like is not None
     if not has_kernel("attention", like.device.type):
         return False
-    if like.device.type == "cuda" and not _fits_cuda(inputs, like, tokens):
+    if like.device.type == "cuda" and not _fits_cuda(inputs, like, tokens, head_dim):
         return False
     if head_dim <= MAX_HEAD_DIM and head_dim % HEAD_DIM_MULTIPLE == 0:
         return True
@@ -195,9 +196,11 @@ def _has_kernel(inputs: tuple[Tensor | None, ...], tokens: int, head_dim: int) -
     return False
 
 
-def _fits_cuda(inputs: tuple[Tensor | None, ...], like: Tensor, tokens: int) -> bool:
+def _fits_cuda(inputs: tuple[Tensor | None, ...], like: Tensor, tokens: int, head_dim: int) -> bool:
+    if like.dtype not in CUDA_DTYPES or tokens > CUDA_MAX_TOKENS:
+        return False
     needs_grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
-    if needs_grad or like.dtype not in CUDA_DTYPES or tokens > CUDA_MAX_TOKENS:
+    if needs_grad and head_dim > CUDA_BACKWARD_HEAD_DIM and tokens > CUDA_BACKWARD_MAX_TOKENS:
         return False
     return torch.cuda.get_device_properties(like.device).shared_memory_per_block_optin >= CUDA_SHARED_BYTES
 

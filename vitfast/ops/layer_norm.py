@@ -8,7 +8,7 @@ called all the same: an image gives the same bits alone and in a batch.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,7 +19,28 @@ from vitfast.ops.checks import check_eps, check_like, check_shape, check_tensor
 from vitfast.ops.library import has_kernel
 
 
-def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
+class FusedRounding(Protocol):
+    """A deterministic rounding to a float format, as a function and as raw operators take it."""
+
+    @property
+    def raw(self) -> list[int]:
+        """What ``float_rounding`` returns."""
+        ...
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Rounds ``x``; gradients pass straight through."""
+        ...
+
+
+def layer_norm(
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    round_operand: FusedRounding | None = None,
+    round_result: FusedRounding | None = None,
+) -> Tensor:
     """Normalizes the last dimension: ``(x - mean) / sqrt(variance + eps) * weight + bias`` (Ba et al., 2016).
 
     Statistics are accumulated in float32 (float64 for float64 inputs). Under autocast the input keeps its type.
@@ -29,6 +50,8 @@ def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = No
         weight: ``[C]`` in x's type or float32, or None for ones.
         bias: ``[C]`` in x's type or float32, or None for zeros.
         eps: added to the variance, zero or positive.
+        round_operand: rounds x in the same pass; gradients pass straight through.
+        round_result: rounds the result.
 
     Returns:
         ``[..., C]`` in x's type.
@@ -38,14 +61,24 @@ def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = No
         ValueError: shapes or devices do not go together, or eps is negative.
     """
     _check(x, weight, bias, eps)
-    if not has_kernel("layer_norm", x.device.type):
-        return reference.layer_norm(x, weight, bias, eps)
-    y: Tensor = torch.ops.vitfast.layer_norm_forward.default(x, weight, bias, float(eps))[0]
+    if not _has_kernel(x, round_operand, round_result):
+        return _rounded(reference.layer_norm(_rounded(x, round_operand), weight, bias, eps), round_result)
+    y: Tensor = torch.ops.vitfast.layer_norm_forward.default(
+        x, weight, bias, float(eps), _raw(round_operand), _raw(round_result)
+    )[0]
     return y
 
 
 def add_layer_norm(
-    x: Tensor, residual: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    round_sum: FusedRounding | None = None,
+    round_operand: FusedRounding | None = None,
+    round_result: FusedRounding | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Adds and normalizes in one pass over memory: ``summed = x + residual``, ``layer_norm(summed)``.
 
@@ -55,6 +88,9 @@ def add_layer_norm(
         weight: as in ``layer_norm``.
         bias: as in ``layer_norm``.
         eps: as in ``layer_norm``.
+        round_sum: rounds the sum, which is what is returned and normalized.
+        round_operand: as in ``layer_norm``, of what is normalized; the sum is returned without it.
+        round_result: as in ``layer_norm``.
 
     Returns:
         ``(summed, normalized)``, both ``[..., C]``; gradients flow through both.
@@ -70,10 +106,22 @@ def add_layer_norm(
     dtype = torch.promote_types(x.dtype, residual.dtype)
     x, residual = x.to(dtype), residual.to(dtype)
     _check(x, weight, bias, eps)
-    if not has_kernel("layer_norm", x.device.type):
-        return reference.add_layer_norm(x, residual, weight, bias, eps)
-    summed, y, _, _ = torch.ops.vitfast.add_layer_norm_forward.default(x, residual, weight, bias, float(eps))
+    if not _has_kernel(x, round_sum, round_operand, round_result):
+        total = _rounded(x + residual, round_sum)
+        normalized = reference.layer_norm(_rounded(total, round_operand), weight, bias, eps)
+        return total, _rounded(normalized, round_result)
+    summed, y, _, _ = torch.ops.vitfast.add_layer_norm_forward.default(
+        x, residual, weight, bias, float(eps), _raw(round_sum), _raw(round_operand), _raw(round_result)
+    )
     return summed, y
+
+
+def _raw(rounding: FusedRounding | None) -> list[int]:
+    return [] if rounding is None else rounding.raw
+
+
+def _rounded(x: Tensor, rounding: FusedRounding | None) -> Tensor:
+    return x if rounding is None else rounding(x)
 
 
 def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> None:
@@ -90,17 +138,21 @@ def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) ->
     check_eps(eps)
 
 
+def _has_kernel(x: Tensor, *roundings: object) -> bool:
+    if x.device.type == "cuda" and (x.dtype == torch.float64 or any(rounding is not None for rounding in roundings)):
+        return False
+    return has_kernel("layer_norm", x.device.type)
+
+
 def _statistics_like(x: Tensor) -> Tensor:
     return x.new_empty(x.shape[:-1], dtype=torch.promote_types(x.dtype, torch.float32))
 
 
-def _fake_forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def _fake_forward(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     return x.new_empty(x.shape), _statistics_like(x), _statistics_like(x)
 
 
-def _fake_add_forward(
-    x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _fake_add_forward(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return x.new_empty(x.shape), x.new_empty(x.shape), _statistics_like(x), _statistics_like(x)
 
 
@@ -130,30 +182,42 @@ def _parameter_gradients(
 
 
 def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-    *_, weight, bias, _ = inputs
+    x, weight, bias, _, ctx.round_operand, _ = inputs
+    _save(ctx, x, weight, bias, output)
+
+
+def _setup_add_context(ctx: Any, inputs: Any, output: Any) -> None:
+    _, _, weight, bias, _, round_sum, round_operand, _ = inputs
+    ctx.round_operand = [] if round_operand == round_sum else round_operand  # the sum is rounded already
+    _save(ctx, output[0], weight, bias, output)
+
+
+def _save(ctx: Any, normalized_input: Tensor, weight: Tensor | None, bias: Tensor | None, output: Any) -> None:
     *_, mean, rstd = output
-    normalized_input = inputs[0] if len(inputs) == 4 else output[0]
     ctx.save_for_backward(normalized_input, mean, rstd, weight)
     ctx.parameter_dtypes = (None if weight is None else weight.dtype, None if bias is None else bias.dtype)
     ctx.mark_non_differentiable(mean, rstd)
 
 
-def _backward(ctx: Any, grad_y: Tensor, *_: Any) -> tuple[Any, ...]:
+def _gradients(ctx: Any, grad_y: Tensor, grad_summed: Tensor | None) -> tuple[Any, ...]:
+    """Of what is normalized, weight and bias. The rounding of the operand is done once more rather than kept."""
     x, mean, rstd, weight = ctx.saved_tensors
+    if ctx.round_operand:
+        x = torch.ops.vitfast.quantize_float.default(x, ctx.round_operand, None)
     has_bias = ctx.parameter_dtypes[1] is not None
     grad_x, *grad_parameters = torch.ops.vitfast.layer_norm_backward.default(
-        grad_y, None, x, mean, rstd, weight, has_bias
+        grad_y, grad_summed, x, mean, rstd, weight, has_bias
     )
-    return grad_x, *_parameter_gradients(ctx, *grad_parameters), None
+    return grad_x, *_parameter_gradients(ctx, *grad_parameters)
+
+
+def _backward(ctx: Any, grad_y: Tensor, *_: Any) -> tuple[Any, ...]:
+    return *_gradients(ctx, grad_y, None), None, None, None
 
 
 def _add_backward(ctx: Any, grad_summed: Tensor, grad_y: Tensor, *_: Any) -> tuple[Any, ...]:
-    summed, mean, rstd, weight = ctx.saved_tensors
-    has_bias = ctx.parameter_dtypes[1] is not None
-    grad_x, *grad_parameters = torch.ops.vitfast.layer_norm_backward.default(
-        grad_y, grad_summed, summed, mean, rstd, weight, has_bias
-    )
-    return grad_x, grad_x, *_parameter_gradients(ctx, *grad_parameters), None
+    grad_x, grad_weight, grad_bias = _gradients(ctx, grad_y, grad_summed)
+    return grad_x, grad_x, grad_weight, grad_bias, None, None, None, None
 
 
 if has_kernel("layer_norm", "meta"):
@@ -161,5 +225,5 @@ if has_kernel("layer_norm", "meta"):
     torch.library.register_fake("vitfast::add_layer_norm_forward")(_fake_add_forward)
     torch.library.register_fake("vitfast::layer_norm_backward")(_fake_backward)
     torch.library.register_autograd("vitfast::layer_norm_forward", _backward, setup_context=_setup_context)
-    torch.library.register_autograd("vitfast::add_layer_norm_forward", _add_backward, setup_context=_setup_context)
+    torch.library.register_autograd("vitfast::add_layer_norm_forward", _add_backward, setup_context=_setup_add_context)
     forbid_double_backward("layer_norm_backward", "layer_norm")

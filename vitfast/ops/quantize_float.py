@@ -9,9 +9,11 @@ from torch import Tensor
 
 from vitfast.ops import reference
 from vitfast.ops.checks import check_tensor
+from vitfast.ops.float_rounding import float_rounding
 from vitfast.ops.library import has_kernel
 from vitfast.ops.philox import philox_uint32
-from vitfast.ops.rounding import OVERFLOW_CODES, ROUNDING_CODES, Rounding
+from vitfast.ops.rounding import Rounding
+from vitfast.ops.seed import seed_tensor
 
 if TYPE_CHECKING:
     from vitfast.quantization.formats import FloatFormat
@@ -34,7 +36,8 @@ def quantize_float(
         x: any shape, float32, bfloat16, float16 or float64.
         format: a ``vitfast.FloatFormat``.
         rounding: ``"nearest_even"``, ``"nearest_away"`` (ties away from zero), ``"toward_zero"`` or ``"stochastic"``
-            (up with a probability equal to the fraction, resolved to 2**-31).
+            (up with a probability equal to the fraction, resolved to 2**-31); with ``FloatFormat.qtorch(e, m)`` also
+            ``"qtorch"``: the bits of QPyTorch 0.3.0 for float32.
         overflow: ``"inf"``, ``"nan"`` or ``"saturate"``; None takes the format's own.
         seed: for stochastic rounding, an integer or an int64 scalar tensor; the result is a pure function of it
             (Philox 4x32-10, Salmon et al., 2011). None draws one from torch's generator.
@@ -47,50 +50,13 @@ def quantize_float(
         ValueError: an unknown rounding or overflow, or one that the format cannot express.
     """
     check_tensor("x", x)
-    arguments = _raw_arguments(format, rounding, overflow)
-    seed_tensor = _seed_tensor(seed, x) if rounding == "stochastic" else None
+    raw_rounding = float_rounding(format, rounding, overflow)
+    seeded = seed_tensor(seed, x) if rounding == "stochastic" else None
     if has_kernel("quantize_float", x.device.type):
-        rounded: Tensor = torch.ops.vitfast.quantize_float.default(x, *arguments, seed_tensor)
+        rounded: Tensor = torch.ops.vitfast.quantize_float.default(x, raw_rounding, seeded)
         return rounded
-    rounded = _StraightThrough.apply(x, format, rounding, overflow or format.overflow, seed_tensor)
+    rounded = _StraightThrough.apply(x, format, rounding, overflow or format.overflow, seeded)
     return rounded
-
-
-def _raw_arguments(format: FloatFormat, rounding: str, overflow: str | None) -> tuple[Any, ...]:
-    """Checks the options and turns them into what the raw operator takes after x."""
-    if rounding not in ROUNDING_CODES:
-        raise ValueError(f"rounding must be one of {', '.join(ROUNDING_CODES)}, got {rounding!r}")
-    if not hasattr(format, "exponent_bits"):
-        raise TypeError(f"format must be a vitfast.FloatFormat such as FloatFormat.fp16(), got {type(format).__name__}")
-    overflow = format.overflow if overflow is None else overflow
-    if overflow not in OVERFLOW_CODES:
-        raise ValueError(f"overflow must be one of {', '.join(OVERFLOW_CODES)}, got {overflow!r}")
-    if (overflow == "inf" and not format.has_inf) or (overflow == "nan" and not format.has_nan):
-        raise ValueError(f"overflow={overflow!r} is no value of {format}; use overflow='saturate'")
-    return (
-        format.exponent_bits,
-        format.mantissa_bits,
-        format.max_value,
-        format.has_inf,
-        format.has_nan,
-        format.signed_zero,
-        OVERFLOW_CODES[overflow],
-        ROUNDING_CODES[rounding],
-    )
-
-
-def _seed_tensor(seed: int | Tensor | None, x: Tensor) -> Tensor:
-    if isinstance(seed, Tensor):
-        if seed.dtype != torch.int64 or seed.numel() != 1:
-            raise TypeError(f"seed must be one int64, got {seed.dtype} of shape {list(seed.shape)}")
-        return seed.to(x.device)
-    if seed is None:
-        return torch.randint(0, 2**63 - 1, (), dtype=torch.int64, device=x.device)
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"seed must be an integer, an int64 tensor or None, got {type(seed).__name__}")
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"seed must be at least 0 and below 2**63, got {seed}")
-    return torch.full((), seed, dtype=torch.int64, device=x.device)
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -113,7 +79,7 @@ def _fake(x: Tensor, *_: Any) -> Tensor:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    return grad, *(None,) * 9
+    return grad, None, None
 
 
 if has_kernel("quantize_float", "meta"):

@@ -6,13 +6,14 @@ The arguments are taken to be valid: the public functions of this package check 
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitfast.ops.rounding import Rounding
+from vitfast.ops.rounding import FixedOverflow, Rounding
 
 if TYPE_CHECKING:
     from vitfast.quantization.formats import FloatFormat
@@ -82,6 +83,8 @@ def quantize_float(
     ``random``: for stochastic rounding, words of 32 random bits in x's shape. The fraction and the word are compared in
     units of 2**-31, as in the kernel.
     """
+    if rounding == "qtorch" and x.dtype != torch.float64:
+        return quantize_float_as_qtorch(x.float(), format).to(x.dtype)
     exact = x.to(torch.float64)
     magnitude = exact.abs()
     min_exponent = 2 - 2 ** (format.exponent_bits - 1)
@@ -99,7 +102,7 @@ def quantize_float(
         if random is None:
             raise ValueError("stochastic rounding needs random numbers")
         up = (remainder * 2.0**31).floor() + (random >> 1) >= 2.0**31
-    elif rounding == "nearest_away":
+    elif rounding in ("nearest_away", "qtorch"):
         up = remainder >= 0.5
     else:
         # without mantissa bits the code of a normal value is its exponent: a tie goes to the even one
@@ -119,3 +122,108 @@ def quantize_float(
         rounded = torch.where(rounded == 0, 0.0, rounded)
     rounded = torch.where(torch.isnan(exact), exact if format.has_nan else format.max_value, rounded)
     return rounded.to(x.dtype)
+
+
+def quantize_float_as_qtorch(x: Tensor, format: FloatFormat) -> Tensor:
+    """What QPyTorch 0.3.0 computes, in float32: its sums round, and NaN is bits like any other number."""
+    dropped_bits = 23 - format.mantissa_bits
+    half, kept_bits = 1 << (dropped_bits - 1), -1 << dropped_bits
+    bits = x.contiguous().view(torch.int32).to(torch.int64) & 0xFFFFFFFF
+    shift = torch.where(bits >> 31 == 1, -format.min_normal, format.min_normal)
+
+    def rounded(of: Tensor) -> Tensor:
+        result = (of + half) & kept_bits & 0xFFFFFFFF
+        return torch.where(result >> 31 == 1, result - 2**32, result).to(torch.int32).view(torch.float32)
+
+    shifted = (x + shift.float()).view(torch.int32).to(torch.int64) & 0xFFFFFFFF
+    subnormal = rounded(shifted) - shift.float()
+    normal = rounded(bits)
+    if not format.has_inf:
+        exponent = (normal.view(torch.int32) >> 23) & 0xFF
+        is_beyond = exponent > format.max_bits >> 23
+        normal = torch.where(is_beyond, torch.where(bits >> 31 == 1, -format.max_value, format.max_value), normal)
+    return torch.where((bits >> 23) & 0xFF < math.frexp(format.min_normal)[1] + 126, subnormal, normal.float())
+
+
+def quantize_fixed(
+    x: Tensor,
+    word_length: int,
+    fraction_length: int,
+    rounding: Rounding,
+    overflow: FixedOverflow,
+    symmetric: bool,
+    as_qtorch: bool = False,
+    random: Tensor | None = None,
+) -> Tensor:
+    """Rounds to a multiple of ``2**-fraction_length``; scaling by a power of two is exact.
+
+    ``random``: as for ``quantize_float``.
+    """
+    accumulate = torch.promote_types(x.dtype, torch.float32)
+    scaled = x.to(accumulate) * 2.0**fraction_length
+    if as_qtorch:
+        # the first sum rounds to x's type, the rest is in double
+        steps = ((scaled + 0.5).double() - 0.5).round()
+    else:
+        magnitude = scaled.abs().double()
+        lower = magnitude.floor()
+        remainder = torch.where(magnitude == torch.inf, 0.0, magnitude - lower)
+        if rounding == "nearest_even":
+            lower, up = magnitude.round(), torch.zeros_like(x, dtype=torch.bool)
+        elif rounding == "nearest_away":
+            up = remainder >= 0.5
+        elif rounding == "toward_zero":
+            up = torch.zeros_like(x, dtype=torch.bool)
+        else:
+            if random is None:
+                raise ValueError("stochastic rounding needs random numbers")
+            up = (remainder * 2.0**31).floor() + (random >> 1) >= 2.0**31
+        steps = torch.where(scaled < 0, -(lower + up), lower + up) + 0.0  # there is no -0
+    limit = 2.0 ** (word_length - 1)
+    if overflow == "saturate":
+        steps = steps.clamp(1 - limit if symmetric else -limit, limit - 1)
+    elif overflow == "wrap":
+        wrapped = torch.remainder(steps + limit, 2 * limit) - limit
+        # beyond 2**53 steps the sum would round; such a number is a multiple of every modulus
+        wrapped = torch.where(steps.abs() < 2.0**48, wrapped, torch.remainder(steps, 2 * limit))
+        finite = torch.where(steps.isinf() & x.isfinite(), 0.0, wrapped)
+        return ((torch.where(x.isfinite(), finite, torch.nan) + 0.0) / 2.0**fraction_length).to(x.dtype)
+    rounded = (steps / 2.0**fraction_length).to(accumulate)
+    if overflow == "unbounded" and not as_qtorch:
+        rounded = torch.where(scaled.isinf(), x.to(accumulate), rounded)
+    return rounded.to(x.dtype)
+
+
+def matmul_accumulate(
+    x: Tensor,  # [..., K], float32
+    w_NK: Tensor,  # float32
+    accumulator: FloatFormat,
+    chunk: int | None,
+    rounding: Rounding,
+) -> Tensor:
+    """Returns x wᵀ with an accumulator that is rounded after each chunk, one k after the other."""
+    depth = x.shape[-1]
+    total = x.new_zeros((*x.shape[:-1], w_NK.shape[0]))
+    for first in range(0, depth, chunk or max(depth, 1)):
+        chunk_sum = torch.zeros_like(total)
+        for k in range(first, min(first + (chunk or depth), depth)):
+            chunk_sum = fused_multiply_add(x[..., k, None], w_NK[:, k], chunk_sum)
+        total = quantize_float(total + chunk_sum, accumulator, rounding, accumulator.overflow)
+    return total
+
+
+def fused_multiply_add(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """Returns a * b + c in float32 with one rounding.
+
+    The product is exact in float64. The sum is rounded to odd there (its last bit tells that something was lost), so
+    that rounding it once more, to float32, gives what one rounding would (Boldo and Melquiond, 2008).
+    """
+    product, addend = a.double() * b.double(), c.double()
+    total = product + addend
+    virtual = total - product
+    lost = (product - (total - virtual)) + (addend - virtual)
+    bits = total.view(torch.int64)
+    is_inexact = (lost != 0) & total.isfinite()
+    toward_exact = torch.where((lost > 0) == (total > 0), bits + 1, bits - 1)
+    odd = torch.where(is_inexact & (bits % 2 == 0), toward_exact, bits)
+    return odd.view(torch.float64).to(torch.float32)

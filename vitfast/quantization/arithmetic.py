@@ -5,14 +5,24 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from vitfast.quantization.rounders import Rounder
+from vitfast.quantization.fresh import round_fresh, take_fresh
+from vitfast.quantization.rounded_weight import rounded_weight
+from vitfast.quantization.rounders import FloatRounder, Rounder
 
 # (x, weight, bias) -> result: F.linear, or a convolution with its stride and padding
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+class FusedNorm(NamedTuple):
+    """What a LayerNorm rounds in its own pass over memory."""
+
+    operand: FloatRounder | None
+    result: FloatRounder | None
 
 
 class Arithmetic(ABC):
@@ -64,9 +74,16 @@ class Arithmetic(ABC):
     def convert_gamma(self, layer: nn.Module) -> None:  # noqa: B027
         """Rounds the weight of a LayerNorm in place."""
 
-    def stored(self, x: Tensor) -> Tensor:
-        """Rounds what a residual addition, a concatenation of tokens or the addition of positions stores."""
+    def stored(self, x: Tensor, *, fresh: bool = False) -> Tensor:
+        """Rounds what a residual addition, a concatenation of tokens or the addition of positions stores.
+
+        ``fresh``: nobody else reads x, so that it may be overwritten.
+        """
         return x
+
+    def fused_norm(self, *, converted: bool) -> FusedNorm | None:
+        """Returns the roundings of a LayerNorm if they can run within the operator, else None."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -95,11 +112,9 @@ class RoundedArithmetic(Arithmetic):
         self, layer: nn.Module, function: Product, x: Tensor, weight: Tensor, *, converted: bool, channel_dim: int
     ) -> Tensor:
         """See ``Arithmetic``."""
-        weight = weight if converted else self.rounder(weight)
-        return self.result(
-            function(self.operand(x, converted=converted), weight, layer.bias),  # type: ignore[arg-type]
-            converted=converted,
-        )
+        weight = weight if converted else rounded_weight(layer, weight, self.rounder)
+        product = function(self.operand(x, converted=converted), weight, layer.bias)  # type: ignore[arg-type]
+        return round_fresh(self.rounder, product) if self._rounds_result(converted) else product
 
     def convert_weight(self, layer: nn.Module) -> None:
         """See ``Arithmetic``."""
@@ -114,15 +129,36 @@ class RoundedArithmetic(Arithmetic):
 
     def operand(self, x: Tensor, *, converted: bool) -> Tensor:
         """See ``Arithmetic``."""
-        return x if converted and self.legacy_convert else self.rounder(x)
+        if not self._rounds_operand(converted):
+            return x
+        return round_fresh(self.rounder, x) if take_fresh(x) else self.rounder(x)
 
     def result(self, x: Tensor, *, converted: bool) -> Tensor:
         """See ``Arithmetic``."""
-        return self.rounder(x) if self.round_results and not (converted and self.legacy_convert) else x
+        return self.rounder(x) if self._rounds_result(converted) else x
 
-    def stored(self, x: Tensor) -> Tensor:
+    def stored(self, x: Tensor, *, fresh: bool = False) -> Tensor:
         """See ``Arithmetic``."""
-        return self.rounder(x) if self.round_results else x
+        if not self.round_results:
+            return x
+        return round_fresh(self.rounder, x) if fresh else self.rounder(x)
+
+    def fused_norm(self, *, converted: bool) -> FusedNorm | None:
+        """See ``Arithmetic``."""
+        rounder = self.rounder
+        if not isinstance(rounder, FloatRounder) or not rounder.can_fuse:
+            return None
+        return FusedNorm(
+            rounder if self._rounds_operand(converted) else None, rounder if self._rounds_result(converted) else None
+        )
+
+    def _rounds_operand(self, converted: bool) -> bool:
+        """Whether a layer's input is rounded."""
+        return not (converted and self.legacy_convert)
+
+    def _rounds_result(self, converted: bool) -> bool:
+        """Whether a layer's result is rounded."""
+        return self.round_results and not (converted and self.legacy_convert)
 
 
 class NoArithmetic(Arithmetic):

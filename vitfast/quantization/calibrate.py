@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from vitfast.errors import UserError
 from vitfast.quantization.disable_fake_quantize import quantization_mode
 from vitfast.quantization.quantize import quantized_modules
+from vitfast.quantization.quantized_module import QuantizedModule
 
 
 def calibrate(model: nn.Module, loader: Iterable[Any], *, batches: int = 10) -> int:
     """Observes the activations of a quantized model, in evaluation mode and without rounding.
+
+    Where several processes work together (``torch.distributed``), each looks at its own batches, all of them have to
+    call this, and afterwards all have the same ranges: those of all batches.
 
     Only ``Int8Config(activations="calibrated")`` needs it; without such layers nothing is run. A second call widens the
     ranges of the first.
@@ -29,7 +34,7 @@ def calibrate(model: nn.Module, loader: Iterable[Any], *, batches: int = 10) -> 
         The number of layers that were calibrated.
 
     Raises:
-        UserError: the model is not quantized, ``batches`` is below 1, or the loader is empty.
+        UserError: the model is not quantized, ``batches`` is below 1, or the loader is empty (of every process).
     """
     if batches < 1:
         raise UserError(f"batches must be at least 1; got {batches}")
@@ -48,11 +53,26 @@ def calibrate(model: nn.Module, loader: Iterable[Any], *, batches: int = 10) -> 
         finally:
             for module, training in was_training:
                 module.training = training
-    if not count:
+    if not _agree(observed, count):
         raise UserError("loader yields no batch to calibrate with")
     for layer in observed:
         layer.quantization.calibrated = True
     return len(observed)
+
+
+def _agree(observed: Sequence[QuantizedModule], count: int) -> int:
+    """Widens the ranges of all processes to those of all of them; returns the batches of all."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return count
+    ranges = torch.stack([layer.get_buffer("activation_range") for layer in observed])
+    ranges[:, 0].neg_()  # lowest and highest by one maximum
+    total = ranges.new_tensor(count)
+    dist.all_reduce(ranges, dist.ReduceOp.MAX)
+    dist.all_reduce(total)
+    ranges[:, 0].neg_()
+    for layer, bounds in zip(observed, ranges, strict=True):
+        layer.activation_range.copy_(bounds)  # type: ignore[operator]
+    return int(total)
 
 
 def images_of(batch: Any, model: nn.Module) -> Tensor:

@@ -6,15 +6,20 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from vitfast.errors import UserError
+from vitfast.ops.quantize_fixed import check_fixed_lengths
+from vitfast.quantization.accumulated_arithmetic import AccumulatedArithmetic
 from vitfast.quantization.arithmetic import Arithmetic, RoundedArithmetic
+from vitfast.quantization.block_rounder import BlockRounder
 from vitfast.quantization.formats import FloatFormat
 from vitfast.quantization.int8_arithmetic import Int8Arithmetic
-from vitfast.quantization.quantize_fixed import check_fixed_lengths
-from vitfast.quantization.rounders import FixedRounder, FloatRounder
+from vitfast.quantization.qtorch_rounder import QtorchRounder
+from vitfast.quantization.rounders import FixedRounder, FloatRounder, Rounder
 
 Numerics = Literal["ieee", "qtorch"]
 Semantics = Literal["documented", "legacy_convert"]
 Activations = Literal["dynamic", "calibrated"]
+Accumulate = Literal["fp32", "fp16"]
+Backend = Literal["vitfast", "qtorch"]
 
 _FORMAT_NAMES = ("fp16", "bf16", "tf32", "fp8_e4m3fn", "fp8_e5m2", "fp6_e3m2", "fp6_e2m3", "fp4_e2m1")
 
@@ -42,13 +47,21 @@ class _RoundingConfig(QuantizationConfig):
     Attributes:
         semantics: ``"documented"``: activations are rounded before and after conversion; ``"legacy_convert"``: after
             it only the results of residual and embedding additions are, which is what myrtle-vision evaluates.
+        backend: ``"vitfast"``; or ``"qtorch"``: QPyTorch's own kernels, which are slow, for comparison.
+
+    Raises:
+        UserError: a value is not allowed, or the backend computes other numbers than ``numerics`` names.
     """
 
     semantics: Semantics = "documented"
+    backend: Backend = "vitfast"
 
     def __post_init__(self) -> None:
         _check_choice("semantics", self.semantics, Semantics)
+        _check_choice("backend", self.backend, Backend)
         _check_choice("numerics", getattr(self, "numerics", "ieee"), Numerics)
+        if self.backend == "qtorch" and getattr(self, "numerics", "qtorch") != "qtorch":
+            raise UserError("backend='qtorch' computes QPyTorch's numbers; give numerics='qtorch' with it")
 
 
 @dataclass(frozen=True)
@@ -58,13 +71,32 @@ class FP16_16Config(_RoundingConfig):
     Attributes:
         numerics: ``"ieee"``: half precision (ties to even, overflow to infinity); ``"qtorch"``: as QPyTorch 0.3.0
             (ties away from zero, no infinity and no NaN, maximum 131008).
+        accumulate: ``"fp16"``: the accumulators of linear layers are fp16, too, see ``vitfast.ops.matmul_accumulate``.
+        chunk: with ``accumulate="fp16"``, how many products are summed in float32 before the accumulator is rounded;
+            None for all of them.
+
+    Raises:
+        UserError: an option is unknown, or ``chunk`` is not positive or comes without ``accumulate="fp16"``.
     """
 
     numerics: Numerics = "ieee"
+    accumulate: Accumulate = "fp32"
+    chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_choice("accumulate", self.accumulate, Accumulate)
+        if self.chunk is not None and self.accumulate == "fp32":
+            raise UserError("chunk goes with accumulate='fp16' only")
+        if self.chunk is not None and (not isinstance(self.chunk, int) or self.chunk < 1):
+            raise UserError(f"chunk must be a positive integer, or None for the whole sum; got {self.chunk!r}")
 
     def arithmetic(self) -> Arithmetic:
         """Makes what the layers compute with."""
-        return _rounded(self, FloatFormat.fp16(), self.numerics, round_results=True)
+        rounded = _rounded(self, FloatFormat.fp16(), self.numerics, round_results=True)
+        if self.accumulate == "fp32":
+            return rounded
+        return AccumulatedArithmetic(rounded.rounder, True, rounded.legacy_convert, chunk=self.chunk)
 
 
 @dataclass(frozen=True)
@@ -97,14 +129,16 @@ class FloatConfig(_RoundingConfig):
         format: a ``FloatFormat``, or the name of a preset: ``"fp8_e4m3fn"`` for ``FloatFormat.fp8_e4m3fn()``.
         round_results: whether results are rounded, too, as FP16_16 does.
         numerics: ``"qtorch"`` takes the format's bits only, and QPyTorch's rules.
+        block: so many neighbours share a scale, a power of two (OCP Microscaling: 32); None: numbers have no scales.
 
     Raises:
-        UserError: there is no such format.
+        UserError: there is no such format, or a block does not go with the other fields.
     """
 
     format: FloatFormat | str
     round_results: bool = False
     numerics: Numerics = "ieee"
+    block: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -118,11 +152,21 @@ class FloatConfig(_RoundingConfig):
             object.__setattr__(self, "format", getattr(FloatFormat, self.format)())
         if not isinstance(self.format, FloatFormat):
             raise UserError(f"format must be a FloatFormat or the name of one; got {self.format!r}")
+        if self.block is not None:
+            if isinstance(self.block, bool) or not isinstance(self.block, int) or self.block < 1:
+                raise UserError(
+                    f"block must be a positive integer, or None for numbers without scales; got {self.block!r}"
+                )
+            if self.numerics != "ieee" or self.round_results:
+                raise UserError("block goes with numerics='ieee' and round_results=False only")
         self.arithmetic()  # (8, 23) is refused here rather than in a layer
 
     def arithmetic(self) -> Arithmetic:
         """Makes what the layers compute with."""
         assert isinstance(self.format, FloatFormat)
+        if self.block is not None:
+            rounder = BlockRounder(self.format, self.block, self.clip_gradients)
+            return RoundedArithmetic(rounder, legacy_convert=self.semantics == "legacy_convert")
         return _rounded(self, self.format, self.numerics, self.round_results)
 
 
@@ -147,12 +191,13 @@ class FixedConfig(_RoundingConfig):
         super().__post_init__()
         try:
             check_fixed_lengths(self.word_length, self.fraction_length)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise UserError(str(error)) from error
 
     def arithmetic(self) -> Arithmetic:
         """Makes what the layers compute with."""
-        rounder = FixedRounder(self.word_length, self.fraction_length, self.clip_gradients)
+        ours = FixedRounder(self.word_length, self.fraction_length, self.clip_gradients)
+        rounder = QtorchRounder(ours) if self.backend == "qtorch" else ours
         return RoundedArithmetic(rounder, self.round_results, self.semantics == "legacy_convert")
 
 
@@ -175,12 +220,12 @@ class Int8Config(QuantizationConfig):
         return Int8Arithmetic(self.activations == "calibrated", self.clip_gradients)
 
 
-def _rounded(config: _RoundingConfig, format: FloatFormat, numerics: str, round_results: bool) -> Arithmetic:
+def _rounded(config: _RoundingConfig, format: FloatFormat, numerics: str, round_results: bool) -> RoundedArithmetic:
+    rounder: Rounder = FloatRounder(format, "nearest_even", config.clip_gradients)
     if numerics == "qtorch":
-        bits = format.exponent_bits, format.mantissa_bits
-        rounder = FloatRounder(FloatFormat.qtorch(*bits), "nearest_away", config.clip_gradients)
-    else:
-        rounder = FloatRounder(format, "nearest_even", config.clip_gradients)
+        theirs = FloatFormat.qtorch(format.exponent_bits, format.mantissa_bits)
+        ours = FloatRounder(theirs, "qtorch", config.clip_gradients)
+        rounder = QtorchRounder(ours) if config.backend == "qtorch" else ours
     return RoundedArithmetic(rounder, round_results, config.semantics == "legacy_convert")
 
 

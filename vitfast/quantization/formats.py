@@ -71,6 +71,17 @@ class FloatFormat:
         """The smallest positive value: the spacing of the values below ``min_normal``."""
         return self.min_normal * 2.0**-self.mantissa_bits
 
+    @property
+    def max_bits(self) -> int:
+        """The bits of ``max_value`` as a float32."""
+        fraction, exponent = math.frexp(self.max_value)
+        return ((exponent + 125) << 23) + int(fraction * 2**24)
+
+    @property
+    def is_qtorch(self) -> bool:
+        """Whether this is ``qtorch(e, m)`` with fewer than 23 mantissa bits."""
+        return self.mantissa_bits < 23 and self == FloatFormat.qtorch(self.exponent_bits, self.mantissa_bits)
+
     @classmethod
     def ieee(cls, exponent_bits: int, mantissa_bits: int) -> FloatFormat:
         """The IEEE 754 layout: the top exponent code is kept for infinity and NaN; a too large value becomes inf."""
@@ -80,7 +91,10 @@ class FloatFormat:
 
     @classmethod
     def qtorch(cls, exponent_bits: int, mantissa_bits: int) -> FloatFormat:
-        """The numbers that QPyTorch 0.3.0's ``float_quantize`` rounds to; to be used with ``rounding="nearest_away"``.
+        """The numbers that QPyTorch 0.3.0's ``float_quantize`` rounds to; to be used with ``rounding="qtorch"``.
+
+        (``"nearest_away"`` differs from it by what QPyTorch's arithmetic rounds on the way: just below half of a
+        subnormal spacing, and for NaN.)
 
         Below 8 exponent bits the top exponent code holds numbers: no inf and no NaN, and (5, 10) reaches 131008. With
         8, inf and NaN are kept. There is no -0. (8, 23) is refused: QPyTorch flips signs there (QPyTorch issue 48).

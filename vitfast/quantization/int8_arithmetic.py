@@ -67,15 +67,18 @@ class Int8Arithmetic(Arithmetic):
         """See ``Arithmetic``."""
         scale: Tensor = layer.weight_scale if converted else weight_scale(weight)  # type: ignore[assignment]
         weight = quantize_weight(weight, scale)
-        if self.calibrated:
-            x, x_scale = self._quantize_calibrated(x, layer.activation_range)  # type: ignore[arg-type]
-        else:
-            x, x_scale = _quantize_dynamic(x, dims=(-1,) if channel_dim == -1 else (1, 2, 3))
+        x, x_scale = self.quantize_input(layer, x, channel_dim)
         out = _integer_product(function, x, weight, channel_dim)
         channels = (1,) * ((out.dim() - 1 if channel_dim == 1 else 1) - 1)
         out = out * (x_scale * scale.view(-1, *channels))
         bias: Tensor | None = layer.bias  # type: ignore[assignment]
         return out if bias is None else out + bias.view(-1, *channels)
+
+    def quantize_input(self, layer: nn.Module, x: Tensor, channel_dim: int) -> tuple[Tensor, Tensor]:
+        """Turns the input of a product into integers (minus their zero point) and their scale; see ``product``."""
+        if self.calibrated:
+            return self._quantize_calibrated(x, layer.activation_range)  # type: ignore[arg-type]
+        return _quantize_dynamic(x, dims=(-1,) if channel_dim == -1 else (1, 2, 3))
 
     def _quantize_calibrated(self, x: Tensor, activation_range: Tensor) -> tuple[Tensor, Tensor]:
         """Returns integers minus their zero point, and the scale."""

@@ -9,26 +9,19 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
-import torch
-from torch import Tensor, nn
 
 from vitfast.errors import UserError
 from vitfast.models import ImageModel, build_model
-from vitfast.quantization.int8_arithmetic import Int8Arithmetic, quantize_weight
-from vitfast.quantization.quantize import quantized_modules
-from vitfast.quantization.quantized_module import QuantizedModule
+from vitfast.quantization.packed_state import load_packed_state, pack_state
 from vitfast.quantization.record import quantization_record, quantize_from_record
 
 _METADATA_KEY = "vitfast_quantized"
-_SCALE = ".scale"
-_NARROW_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.bfloat16)
 
 
 def save_quantized(model: ImageModel, path: str | os.PathLike[str]) -> None:
     """Writes a converted model: its weights, packed without loss, and how to build and quantize it again.
 
-    int8 weights are stored as integers with their scales; rounded floating-point and fixed-point weights in 8 or 16
-    bits where these hold every value (TF32 needs 32). What is not rounded stays float32.
+    See ``pack_state`` for the types.
 
     Args:
         model: from ``create_model``, converted by ``quantize_``.
@@ -52,7 +45,7 @@ def save_quantized(model: ImageModel, path: str | os.PathLike[str]) -> None:
     metadata = {"model": {"name": model.model_name, "fields": model.model_fields}, "quantization": record}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.writing")
     try:
-        safetensors.torch.save_file(_packed_state(model), temporary, {_METADATA_KEY: json.dumps(metadata)})
+        safetensors.torch.save_file(pack_state(model), temporary, {_METADATA_KEY: json.dumps(metadata)})
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -82,52 +75,8 @@ def load_quantized(path: str | os.PathLike[str]) -> ImageModel:
         raise UserError(f"{path} was not written by vitfast.save_quantized; use create_model(checkpoint=…)")
     model = build_model(metadata["model"]["name"], **metadata["model"]["fields"]).eval()
     quantize_from_record(model, metadata["quantization"])
-    scales = {key.removesuffix(_SCALE): state.pop(key) for key in list(state) if key.endswith(_SCALE)}
-    for key, scale in scales.items():
-        state[key] = state[key].float() * scale.view(-1, *(1,) * (state[key].dim() - 1))
     try:
-        model.load_state_dict(
-            {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
-        )
-    except RuntimeError as error:
+        load_packed_state(model, state, str(path))
+    except (RuntimeError, KeyError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
-    modules = quantized_modules(model)
-    for key, scale in scales.items():  # derived from rounded weights they could differ in the last bit
-        stored: Tensor = modules[key.rpartition(".")[0]].weight_scale  # type: ignore[assignment]
-        stored.copy_(scale)
-    with torch.no_grad():
-        for key, tensor in state.items():
-            if key in scales:
-                model.get_parameter(key).copy_(tensor)
     return model
-
-
-def _packed_state(model: nn.Module) -> dict[str, Tensor]:
-    state = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
-    for name, module in quantized_modules(model).items():
-        for key in _rounded_keys(name, module, state):
-            if isinstance(module.quantization.arithmetic, Int8Arithmetic):
-                scale = module.weight_scale.detach().cpu()  # type: ignore[operator]
-                state[key + _SCALE] = scale
-                state[key] = quantize_weight(state[key], scale).to(torch.int8)
-            else:
-                state[key] = _narrowed(state[key])
-    return state
-
-
-def _rounded_keys(name: str, module: QuantizedModule, state: dict[str, Tensor]) -> list[str]:
-    if module.quantization.config is None:
-        return []
-    keys = [f"{name}.weight", f"{name}.in_proj_weight"]
-    if isinstance(module.quantization.arithmetic, Int8Arithmetic):
-        return [key for key in keys if key in state and hasattr(module, "weight_scale")]
-    return [key for key in keys if key in state]
-
-
-def _narrowed(weight: Tensor) -> Tensor:
-    """Returns the weight in the narrowest type that gives back every bit of it."""
-    for dtype in _NARROW_DTYPES:
-        narrow = weight.to(dtype)
-        if torch.equal(narrow.to(weight.dtype).view(torch.int32), weight.view(torch.int32)):
-            return narrow
-    return weight

@@ -58,10 +58,10 @@ class QuantizedModule(nn.Module):
         """Whether the original class's code is to run."""
         return self.quantization.mode == "off"
 
-    def stored(self, x: Tensor) -> Tensor:
-        """Rounds what an addition or concatenation stores, where the configuration says so."""
+    def stored(self, x: Tensor, *, fresh: bool = False) -> Tensor:
+        """Rounds what an addition or concatenation stores, where the configuration says so; ``fresh``: in place."""
         quantization = self.quantization
-        return quantization.arithmetic.stored(x) if quantization.mode == "quantized" else x
+        return quantization.arithmetic.stored(x, fresh=fresh) if quantization.mode == "quantized" else x
 
     def prepare(self) -> None:
         """Makes room for what the arithmetic needs."""

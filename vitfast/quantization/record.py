@@ -12,6 +12,7 @@ from vitfast.errors import UserError
 from vitfast.quantization import configs
 from vitfast.quantization.configs import QuantizationConfig
 from vitfast.quantization.formats import FloatFormat
+from vitfast.quantization.named_configs import format_name
 from vitfast.quantization.quantize import convert, prepare, quantized_modules
 
 _FORMAT_VERSION = 1
@@ -51,6 +52,14 @@ def quantization_record(model: nn.Module) -> dict[str, Any] | None:
         "configs": [{"config": _to_data(config), "modules": modules} for config, modules in names.items()],
         "activation_ranges": ranges,
     }
+
+
+def describe_quantization(model: nn.Module) -> str:
+    """Says in a few words how ``model`` is quantized: ``FP16_32, prepared``; nothing of one that is not."""
+    quantized = quantized_modules(model).values()
+    names = dict.fromkeys(format_name(m.quantization.config) for m in quantized if m.quantization.config is not None)
+    state = "converted" if any(module.quantization.converted for module in quantized) else "prepared"
+    return f"{' and '.join(names)}, {state}" if names else ""
 
 
 def quantize_from_record(model: nn.Module, record: dict[str, Any]) -> None:

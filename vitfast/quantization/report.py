@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Container, Iterable
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -17,20 +17,25 @@ from vitfast.quantization.calibrate import images_of
 from vitfast.quantization.disable_fake_quantize import quantization_mode
 from vitfast.quantization.quantize import prepare, quantized_modules
 from vitfast.quantization.quantized_module import QuantizedModule
+from vitfast.quantization.rounding_losses import RoundingLosses, watch_activations, weight_losses
 
 
 @dataclass(frozen=True)
 class LayerError:
-    """The error of one quantized module's output.
+    """The error of one quantized module's output, and what rounding did to the values that it reads and stores.
 
     Attributes:
         name: of the module; empty for the model itself.
         signal_to_noise_db: 10 log10(sum of reference² / sum of (quantized - reference)²) over all images: infinite
             where nothing differs, NaN where something is not finite.
+        activations: counts over the operands and results that were rounded, all images together.
+        weights: counts over the weights.
     """
 
     name: str
     signal_to_noise_db: float
+    activations: RoundingLosses = field(default_factory=RoundingLosses)
+    weights: RoundingLosses = field(default_factory=RoundingLosses)
 
 
 @dataclass(frozen=True)
@@ -123,14 +128,14 @@ def _compare(
     candidate: nn.Module, reference: nn.Module, loader: Iterable[Any], batches: int | None
 ) -> QuantizationReport:
     outputs, reference_outputs = _Outputs(candidate), _Outputs(reference)
+    weights, activations = weight_losses(candidate, reference), watch_activations(candidate)
     energies: dict[str, Tensor] = {}
     output_energy = torch.zeros(2, dtype=torch.float64)
     agreeing = num_images = 0
     for batch in islice(loader, batches):
         images = images_of(batch, candidate)
         logits, reference_logits = candidate(images), reference(images)
-        if not isinstance(logits, Tensor):  # several exits: the last decides
-            logits, reference_logits = logits[-1], reference_logits[-1]
+        logits, reference_logits = _deciding(logits), _deciding(reference_logits)
         for name, expected in reference_outputs.tensors.items():
             energies[name] = energies.get(name, 0.0) + _energy(outputs.tensors[name], expected)
         output_energy = output_energy + _energy(logits, reference_logits)
@@ -138,13 +143,34 @@ def _compare(
         num_images += len(images)
     if not num_images:
         raise UserError("loader yields no images to compare with")
-    names = [name for name in quantized_modules(candidate) if name in energies]
+    layers = {
+        name: LayerError(name, _decibels(energies[name])) for name in quantized_modules(candidate) if name in energies
+    }
+    for name in activations:
+        layer = layers.get(_shown_as(name, layers))
+        if layer is not None:
+            layer.activations.add(activations[name])
+            layer.weights.add(weights[name])
     return QuantizationReport(
-        layers=tuple(LayerError(name, _decibels(energies[name])) for name in names),
+        layers=tuple(layers.values()),
         output=LayerError("", _decibels(output_energy)),
         top1_agreement=agreeing / num_images,
         num_images=num_images,
     )
+
+
+def _deciding(answer: Any) -> Tensor:
+    """The logits that decide: the last exit's of several; Hugging Face's models name them."""
+    named = getattr(answer, "logits", answer)
+    logits: Tensor = named if isinstance(named, Tensor) else named[-1]
+    return logits
+
+
+def _shown_as(name: str, layers: Container[str]) -> str:
+    """The module itself; or the one around it, where its twin reads the weight past its forward (patch embeddings)."""
+    while name and name not in layers:
+        name = name.rpartition(".")[0]
+    return name
 
 
 def _energy(actual: Tensor, expected: Tensor) -> Tensor:

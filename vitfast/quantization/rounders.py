@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from vitfast import ops
+from vitfast.ops.float_rounding import float_rounding
 from vitfast.ops.rounding import Rounding
 from vitfast.quantization.formats import FloatFormat
-from vitfast.quantization.quantize_fixed import quantize_fixed
 from vitfast.quantization.straight_through import mask_gradient
 
 
@@ -21,6 +21,11 @@ class Rounder(Protocol):
 
     def __call__(self, x: Tensor) -> Tensor:
         """Rounds ``x`` of any shape."""
+        ...
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The smallest and the largest value."""
         ...
 
 
@@ -38,15 +43,32 @@ class FloatRounder:
     rounding: Rounding = "nearest_even"
     clip_gradients: bool = False
 
+    @property
+    def raw(self) -> list[int]:
+        """The rounding as raw operators take it."""
+        return float_rounding(self.format, self.rounding)
+
+    @property
+    def can_fuse(self) -> bool:
+        """Whether the operator that computes what is rounded can round it: nothing is to be reported or masked."""
+        return self.format.has_inf and self.format.has_nan and not self.clip_gradients
+
     def __call__(self, x: Tensor) -> Tensor:
         """Rounds ``x`` of any shape; warns where the format turns what is not finite into a number."""
-        if not (self.format.has_inf and self.format.has_nan) and not torch.compiler.is_compiling():
-            self._report_non_finite(x)
+        self.report_non_finite(x)
         if self.clip_gradients:
             x = mask_gradient(x, -self.format.max_value, self.format.max_value)
         return ops.quantize_float(x, self.format, rounding=self.rounding)
 
-    def _report_non_finite(self, x: Tensor) -> None:
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The smallest and the largest value."""
+        return -self.format.max_value, self.format.max_value
+
+    def report_non_finite(self, x: Tensor) -> None:
+        """Warns where the format turns what is not finite in ``x`` into a number."""
+        if (self.format.has_inf and self.format.has_nan) or torch.compiler.is_compiling():
+            return
         if x.is_cuda and torch.cuda.is_current_stream_capturing():
             return  # a graph cannot ask what it has computed
         if not bool(torch.isfinite(x.detach()).all()):
@@ -61,7 +83,7 @@ class FloatRounder:
 
 @dataclass(frozen=True)
 class FixedRounder:
-    """Rounds to fixed-point numbers, see ``quantize_fixed``."""
+    """Rounds to fixed-point numbers, see ``vitfast.ops.quantize_fixed``."""
 
     word_length: int
     fraction_length: int
@@ -69,4 +91,10 @@ class FixedRounder:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Rounds ``x`` of any shape."""
-        return quantize_fixed(x, self.word_length, self.fraction_length, clip_gradients=self.clip_gradients)
+        return ops.quantize_fixed(x, self.word_length, self.fraction_length, clip_gradients=self.clip_gradients)
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The smallest and the largest value."""
+        steps = 2.0 ** (self.word_length - 1)
+        return -steps * 2.0**-self.fraction_length, (steps - 1) * 2.0**-self.fraction_length

@@ -8,7 +8,13 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from vitfast import layers, models
-from vitfast.quantization import generic_layers, vitfast_layers, vitfast_models
+from vitfast.layers.relation_attention import RelationAttention
+from vitfast.layers.token_performer import TokenPerformer
+from vitfast.layers.token_transformer import TokenAttention, TokenTransformer
+from vitfast.models.dvt_exit import DVTExit
+from vitfast.models.torchvision_model import TorchvisionModel
+from vitfast.quantization import generic_layers, hybrid_layers, reuse_layers, vitfast_layers, vitfast_models
+from vitfast.quantization.parametrized_linear import is_parametrized, parametrized_twin
 from vitfast.quantization.quantized_module import QuantizedModule
 
 # exact type -> twin; a subclass may compute something else, so it does not inherit its base's twin
@@ -24,9 +30,22 @@ _TWINS: dict[type[nn.Module], type[QuantizedModule]] = {
     layers.GatedPositionalAttention: vitfast_layers.QuantizedGatedPositionalAttention,
     layers.Block: vitfast_layers.QuantizedBlock,
     layers.PatchEmbed: vitfast_layers.QuantizedPatchEmbed,
+    layers.PaddedPatchEmbed: reuse_layers.QuantizedPaddedPatchEmbed,
+    layers.ReuseBlock: reuse_layers.QuantizedReuseBlock,
+    layers.FeatureReuse: reuse_layers.QuantizedFeatureReuse,
+    layers.RelationReuse: reuse_layers.QuantizedRelationReuse,
+    RelationAttention: reuse_layers.QuantizedRelationAttention,
+    TokenAttention: reuse_layers.QuantizedTokenAttention,
+    TokenTransformer: reuse_layers.QuantizedTokenTransformer,
+    TokenPerformer: reuse_layers.QuantizedTokenPerformer,
     models.VisionTransformer: vitfast_models.QuantizedVisionTransformer,
     models.DistilledVisionTransformer: vitfast_models.QuantizedDistilledVisionTransformer,
+    models.HybridViT: hybrid_layers.QuantizedHybridViT,
+    layers.StdConv2d: hybrid_layers.QuantizedStdConv2d,
     models.ConViT: vitfast_models.QuantizedConViT,
+    models.T2TViT: vitfast_models.QuantizedT2TViT,
+    models.DVT: vitfast_models.QuantizedDVT,
+    DVTExit: vitfast_models.QuantizedDVTExit,
 }
 
 # layers whose weights are read by the module above them, as a part of its softmax
@@ -42,7 +61,13 @@ def find_twin(module: nn.Module) -> type[QuantizedModule] | None:
     if "timm.models.vision_transformer" in sys.modules:
         from vitfast.quantization.timm_layers import TIMM_TWINS
 
-        twins = _TWINS | TIMM_TWINS
+        twins = twins | TIMM_TWINS
+    if "torchvision.models.vision_transformer" in sys.modules:
+        from vitfast.quantization.torchvision_layers import TORCHVISION_TWINS
+
+        twins = twins | TORCHVISION_TWINS
+    if is_parametrized(module):
+        return parametrized_twin(type(module))  # type: ignore[arg-type]
     return twins.get(type(module))
 
 
@@ -71,6 +96,7 @@ def unseen_additions(model: nn.Module) -> list[str]:
         if not isinstance(module, (QuantizedModule, nn.Sequential, nn.ModuleList))
         and any(isinstance(child, nn.LayerNorm) and isinstance(child, QuantizedModule) for child in module.children())
     }
-    if not isinstance(model, (QuantizedModule, nn.Sequential)):
+    wrapped = model.network if isinstance(model, TorchvisionModel) else model
+    if not isinstance(wrapped, (QuantizedModule, nn.Sequential)):
         owners.add(type(model))
     return sorted(owner.__name__ for owner in owners)

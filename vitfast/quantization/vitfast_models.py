@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vitfast.models import ConViT, DistilledVisionTransformer, VisionTransformer
+from vitfast.layers.image_check import check_images
+from vitfast.models import DVT, ConViT, DistilledVisionTransformer, T2TViT, VisionTransformer
+from vitfast.models.dvt_exit import DVTExit
 from vitfast.quantization.quantized_module import QuantizedModule
 
 
@@ -16,8 +18,8 @@ class QuantizedVisionTransformer(QuantizedModule, VisionTransformer):
         """Puts ``prefix`` ``[1, T, C]`` before ``patches`` ``[B, N, C]`` and adds the positions."""
         if self.is_off:
             return super().add_positions(prefix, patches)
-        tokens = self.stored(torch.cat([prefix.expand(patches.shape[0], -1, -1), patches], dim=1))
-        return self.stored(tokens + self.pos_embed)
+        tokens = self.stored(torch.cat([prefix.expand(patches.shape[0], -1, -1), patches], dim=1), fresh=True)
+        return self.stored(tokens + self.pos_embed, fresh=True)
 
 
 class QuantizedDistilledVisionTransformer(QuantizedVisionTransformer, DistilledVisionTransformer):
@@ -54,3 +56,36 @@ class QuantizedConViT(QuantizedModule, ConViT):
             tokens = block(tokens)
         normalized: Tensor = self.norm(tokens)
         return normalized
+
+
+class QuantizedT2TViT(QuantizedModule, T2TViT):
+    """Twin of ``T2TViT``."""
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Computes the tokens ``[B, N, C]`` that enter the first block."""
+        if self.is_off:
+            return super().embed(images)
+        check_images(images, self.in_chans, self.img_size)
+        dropped: Tensor = self.pos_drop(_join_and_place(self, self.tokens_to_token(images)))
+        return dropped
+
+
+class QuantizedDVTExit(QuantizedModule, DVTExit):
+    """Twin of ``DVTExit``."""
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Computes the tokens ``[B, N, C]`` that enter the first block."""
+        if self.is_off:
+            return super().embed(images)
+        dropped: Tensor = self.pos_drop(_join_and_place(self, self.patch_embed(images)))
+        return dropped
+
+
+class QuantizedDVT(QuantizedModule, DVT):
+    """Twin of ``DVT``, which adds nothing itself: its exits do."""
+
+
+def _join_and_place(module: QuantizedT2TViT | QuantizedDVTExit, patches: Tensor) -> Tensor:
+    """Puts the class token before the patches ``[B, N, C]`` and adds the positions, two stored results."""
+    tokens = module.stored(torch.cat([module.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1))
+    return module.stored(tokens + module.pos_embed)

@@ -5,5 +5,6 @@
 
 from vitfast.weights.load_weights import load_weights
 from vitfast.weights.save_weights import save_weights
+from vitfast.weights.vissl_head import load_vissl_head
 
-__all__ = ["load_weights", "save_weights"]
+__all__ = ["load_vissl_head", "load_weights", "save_weights"]

@@ -14,18 +14,22 @@ from torch import Tensor
 
 from vitfast.errors import UserError
 from vitfast.models.image_model import ModelFields
+from vitfast.models.saved_exits import SavedExits
 from vitfast.models.vit_fields import ViTFields
 from vitfast.weights.checkpoint_folder import MANIFEST_FILE, read_checkpoint_folder
+from vitfast.weights.exit_entries import RELEASED_CURVE, RELEASED_THRESHOLDS, own_exits
 from vitfast.weights.families import recognize
 from vitfast.weights.family import Family
 from vitfast.weights.key_map import map_keys
 from vitfast.weights.raw_file import RawFile, read_raw_file
-from vitfast.weights.vit_state import fields_of_state
+from vitfast.weights.sharded_file import is_part
+from vitfast.weights.state_fields import state_fields
+from vitfast.weights.weights_path import weights_path
 
 METADATA_KEY = "vitfast"
+HEAD_KEYS = "heads.0."  # beside a model's own weights: a head that ``load_vissl_head`` builds
 _CONFIG_FILE = "config.json"
 _HEAD = r"(head|head_dist|pre_logits)\."
-_FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")  # of Hugging Face's hub
 
 # What an architecture's name says. create_model does not take these from a file that names none: it compares them.
 NAMED_FIELDS = (
@@ -36,8 +40,20 @@ NAMED_FIELDS = (
     "patch_size",
     "in_chans",
     "distillation_token",
+    "tokens_type",
+    "token_dim",
+    "resnet_layers",
+    "resnet_width",
+    "backbone",
+    "num_exits",
+    "patch_sizes",
     "img_size",
+    "grid_size",
+    "grid_sizes",
 )
+
+# of these, what another image size changes: it differs where position embeddings are to be resized
+SIZE_FIELDS = ("img_size", "grid_size", "grid_sizes")
 
 
 @dataclass(frozen=True)
@@ -54,6 +70,8 @@ class Checkpoint:
         skipped: what is of no use here, under the file's keys.
         unmatched: keys of the file that mean nothing to us.
         head_input: a layer that the head would need and no model here has, or None. There is no head then.
+        models: the fields' class of the models that the weights fit; None where ``name`` says it.
+        exits: the thresholds of exits that the file holds, None where it holds none.
     """
 
     path: Path
@@ -64,6 +82,8 @@ class Checkpoint:
     skipped: tuple[str, ...] = ()
     unmatched: tuple[str, ...] = ()
     head_input: str | None = None
+    models: type[ModelFields] | None = None
+    exits: SavedExits | None = None
 
     @property
     def adopted_fields(self) -> dict[str, Any]:
@@ -91,12 +111,18 @@ def read_checkpoint(
         raise UserError(f"checkpoint {path} does not exist")
     file = path
     if path.is_dir():
-        if (path / MANIFEST_FILE).exists() or not (path / _CONFIG_FILE).exists():
-            return Checkpoint(path, "vitfast", *read_checkpoint_folder(path))
-        file = _weights_file(path)
+        if (path / MANIFEST_FILE).exists():
+            name, fields, state, exits = read_checkpoint_folder(path)
+            return Checkpoint(path, "vitfast", name, fields, state, exits=exits)
+        file = weights_path(path)
+    if is_part(file):
+        raise UserError(f"{file} is one part of several; give the folder that holds all of them and their index")
     raw = read_raw_file(file)
     if METADATA_KEY in raw.metadata:
-        return Checkpoint(path, "vitfast", *_read_metadata(raw), raw.tensors)
+        name, fields, exits = _read_metadata(raw)
+        state = {key: tensor for key, tensor in raw.tensors.items() if not key.startswith(HEAD_KEYS)}
+        skipped = tuple(key for key in raw.tensors if key not in state)
+        return Checkpoint(path, "vitfast", name, fields, state, skipped=skipped, exits=exits)
     family = recognize(raw.tensors, raw.wrapper, models, source=str(path), model_name=model_name)
     return _import(raw, family, path)
 
@@ -111,19 +137,23 @@ def _import(raw: RawFile, family: Family, path: Path) -> Checkpoint:
         else:
             weights[key] = tensor
     state, unmatched = map_keys(weights, family.rules, str(path))
-    if head_inputs or (family.models is ViTFields and "head.weight" not in state):
+    if head_inputs or (issubclass(family.models, ViTFields) and "head.weight" not in state):
         # the rest of a head that lacks a layer here, or its hidden layer alone, is of no use
         without_head = {key: tensor for key, tensor in state.items() if not re.match(_HEAD, key)}
         skipped += [*head_inputs, *sorted(state.keys() - without_head.keys())]
         state = without_head
-    fields: dict[str, Any] = {}
-    if family.models is ViTFields:
-        fields = fields_of_state(state) | dict(family.fields)
-    if family.read_fields is not None:
-        try:
+    fields = state_fields(family.models, state) | dict(family.fields)
+    exits, ignored = None, raw.ignored
+    try:
+        if family.read_fields is not None:
             fields |= family.read_fields(raw.tensors, _read_config(raw.path))
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from error
+        if family.read_exits is not None:
+            exits = family.read_exits(raw.beside)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    if exits is not None:
+        used = (RELEASED_THRESHOLDS, RELEASED_CURVE) if exits.gmacs else (RELEASED_THRESHOLDS,)
+        ignored = tuple(name for name in ignored if name not in used)
     if head_inputs:
         del fields["num_classes"], fields["head_hidden_dim"]
     return Checkpoint(
@@ -132,26 +162,16 @@ def _import(raw: RawFile, family: Family, path: Path) -> Checkpoint:
         None,
         fields,
         state,
-        skipped=(*skipped, *raw.ignored),
+        skipped=(*skipped, *ignored),
         unmatched=tuple(unmatched),
         head_input=head_inputs[0] if head_inputs else None,
+        models=family.models,
+        exits=exits,
     )
 
 
 def _matches(key: str, patterns: tuple[str, ...]) -> bool:
     return any(re.fullmatch(pattern, key) for pattern in patterns)
-
-
-def _weights_file(folder: Path) -> Path:
-    for name in _FOLDER_FILES:
-        if (folder / name).exists():
-            return folder / name
-    if any((folder / f"{name}.index.json").exists() for name in _FOLDER_FILES):
-        raise UserError(
-            f"{folder} holds its weights in several files, which vitfast does not join; save the model in one file: "
-            "model.save_pretrained(folder, max_shard_size='100GB')"
-        )
-    raise UserError(f"{folder} has a {_CONFIG_FILE}, but neither of {', '.join(_FOLDER_FILES)}; give the weights' file")
 
 
 def _read_config(file: Path) -> Mapping[str, Any]:
@@ -161,19 +181,21 @@ def _read_config(file: Path) -> Mapping[str, Any]:
         return {}
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{_CONFIG_FILE} is damaged or no JSON ({error}); mend it, or move it elsewhere") from error
     if not isinstance(config, dict):
         raise UserError(f"{_CONFIG_FILE} is no configuration of a model; mend it, or move it elsewhere")
     return config
 
 
-def _read_metadata(raw: RawFile) -> tuple[str, dict[str, Any]]:
+def _read_metadata(raw: RawFile) -> tuple[str, dict[str, Any], SavedExits | None]:
     try:
-        model = json.loads(raw.metadata[METADATA_KEY])["model"]
-        name, fields = model["name"], model["fields"]
+        record = json.loads(raw.metadata[METADATA_KEY])
+        name, fields = record["model"]["name"], record["model"]["fields"]
         if isinstance(name, str) and isinstance(fields, dict):
-            return name, fields
-    except (ValueError, KeyError, TypeError) as error:
+            return name, fields, own_exits(record)
+    except UserError as error:
+        raise UserError(f"{raw.path}: {error}") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{raw.path}: its metadata of vitfast are damaged ({error!r}); save it again") from error
     raise UserError(f"{raw.path}: its metadata of vitfast name no model; save it again")

@@ -9,10 +9,12 @@ from typing import Any
 from torch import Tensor
 
 from vitfast.models.image_model import ModelFields
+from vitfast.models.saved_exits import SavedExits
 from vitfast.models.vit_fields import ViTFields
 from vitfast.weights.key_map import Rule
 
 FieldReader = Callable[[Mapping[str, Tensor], Mapping[str, Any]], dict[str, Any]]
+ExitReader = Callable[[Mapping[str, Any]], SavedExits | None]
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Family:
         rules: its key map.
         fields: the model fields that this system always has, whatever the file.
         read_fields: reads further fields from the weights and a ``config.json`` beside them; None where there are none.
+        read_exits: reads the thresholds of exits from the entries beside the weights; None where there are none.
         leftovers: patterns of what may lie beside the weights and is of no use here: skipped and reported.
         head_inputs: patterns of layers of a head that no model here has. They are skipped, and with them the rest of
             the head, which is worthless without them.
@@ -40,6 +43,7 @@ class Family:
     rules: tuple[Rule, ...]
     fields: Mapping[str, Any] = field(default_factory=dict)
     read_fields: FieldReader | None = None
+    read_exits: ExitReader | None = None
     leftovers: tuple[str, ...] = ()
     head_inputs: tuple[str, ...] = ()
     foreign: tuple[tuple[str, str], ...] = ()

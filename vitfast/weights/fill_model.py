@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from vitfast.errors import UserError
 from vitfast.layers.position_embedding import PositionInterpolation
 from vitfast.models.image_model import ImageModel
 from vitfast.models.load_report import LoadReport
@@ -27,8 +28,14 @@ def fill_model(
     """Loads the weights; the arguments are those of ``load_state``.
 
     Raises:
-        UserError: keys or shapes do not fit.
+        UserError: keys or shapes do not fit, or the thresholds are for another number of exits.
     """
+    exits = checkpoint.exits
+    if exits is not None and exits.num_exits != model.num_exits:
+        raise UserError(
+            f"{checkpoint.path} holds thresholds for {exits.num_exits} exits, but {model.model_name} has "
+            f"{model.num_exits}: they are of another model; use the file that belongs to this one"
+        )
     state = dict(checkpoint.state)
     if isinstance(model.fields, ViTFields) and _PATCH_WEIGHT in state:
         state[_PATCH_WEIGHT] = arrange_patches(state[_PATCH_WEIGHT], model.fields)
@@ -45,9 +52,15 @@ def fill_model(
         strict=strict,
         position_interpolation=position_interpolation,
     )
+    skipped = [*checkpoint.skipped, *report.skipped]
+    if exits is not None and (report.fresh or report.resized or report.missing or report.mismatched):
+        skipped.append("exit thresholds (they are for the file's own heads and image size)")
+        exits = None
+    model.saved_exits = exits
     return replace(
         report,
         family=checkpoint.family,
-        skipped=(*checkpoint.skipped, *report.skipped),
+        exits=exits,
+        skipped=tuple(skipped),
         position_interpolation=(position_interpolation or own_interpolation) if report.resized else None,
     )

@@ -39,6 +39,11 @@ def out_of_heads(kernel: Tensor) -> Tensor:
     return kernel.permute(2, 0, 1).flatten(1)
 
 
+def flattened(tensor: Tensor) -> Tensor:
+    """One dimension for all: a number a head, which its own system keeps as ``[1, H, 1, 1]``, as ``[H]``."""
+    return tensor.flatten()
+
+
 def heads_bias(bias: Tensor) -> Tensor:
     """Flax's bias of a projection into heads ``[H, D]`` to ``[H * D]``."""
     return bias.flatten(0, 1)
@@ -50,14 +55,14 @@ class Rule:
 
     Attributes:
         pattern: regular expression that matches a whole key of the file.
-        key: our key, with ``\1`` … for the pattern's groups.
+        key: our key, with ``\1`` … for the pattern's groups; or what makes ours of the file's.
         transform: from the file's layout to ours.
         part: place of this tensor among the ``parts`` that are stacked along dimension 0, as q, k and v are.
         parts: how many of the file's tensors become one of ours.
     """
 
     pattern: str
-    key: str
+    key: str | Callable[[str], str]
     transform: Transform = unchanged
     part: int = 0
     parts: int = 1
@@ -99,7 +104,7 @@ def map_keys(tensors: dict[str, Tensor], rules: Sequence[Rule], source: str) -> 
         if match is None or rule is None:
             unmatched.append(key)
             continue
-        ours = match.expand(rule.key)
+        ours = match.expand(rule.key) if isinstance(rule.key, str) else rule.key(key)
         parts = found.setdefault(ours, {})
         if rule.part in parts:
             raise UserError(f"{source} holds {ours} twice, as {parts[rule.part][0]} and as {key}; remove one of them")

@@ -19,7 +19,7 @@ from vitfast.weights.check_fields import (
     refuse_differences,
     size_advice,
 )
-from vitfast.weights.checkpoint import NAMED_FIELDS, Checkpoint, read_checkpoint
+from vitfast.weights.checkpoint import NAMED_FIELDS, SIZE_FIELDS, Checkpoint, read_checkpoint
 from vitfast.weights.fill_model import fill_model
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,8 @@ def load_weights(
 ) -> LoadReport:
     """Loads weights into a model, in place.
 
-    Reads vitfast's own checkpoints, timm's, torchvision's, Hugging Face's, Google's ``.npz``, DeiT's, ViT-pytorch's
+    Reads vitfast's own checkpoints, timm's, torchvision's, Hugging Face's, Google's ``.npz``, DeiT's, ConViT's,
+    T2T-ViT's, the Dynamic Vision Transformer's (with its thresholds, which become ``model.saved_exits``), ViT-pytorch's
     (jeonsworld), myrtle-vision's and VISSL's, and tells them apart by their keys. The file is not trusted: nothing in
     it is executed. Position embeddings of another image size are resized to the model's.
 
@@ -82,7 +83,7 @@ def load_weights(
 def _check(model: ImageModel, checkpoint: Checkpoint, *, fresh_head: bool) -> None:
     """Refuses other fields than the model's, but for the image size and, with ``fresh_head``, those of the head."""
     different = differing_fields(checkpoint, model.fields, (*SHAPING_FIELDS, *MEANING_FIELDS))
-    different.pop("img_size", None)
+    different = {field: values for field, values in different.items() if field not in SIZE_FIELDS}
     if fresh_head:
         different = {field: values for field, values in different.items() if field not in HEAD_FIELDS}
     keep_head = f"give load_weights num_classes={model.num_classes} to keep the model's own head"

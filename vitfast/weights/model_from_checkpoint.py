@@ -13,20 +13,23 @@ import torch
 from vitfast.errors import UserError
 from vitfast.models.image_model import ImageModel, ModelFields
 from vitfast.models.registry import build_model, resolve_fields, resolve_name
-from vitfast.models.vit_fields import ViTFields
 from vitfast.weights.check_fields import (
     HEAD_FIELDS,
     SHAPING_FIELDS,
     architectures_like,
     differing_fields,
+    image_size_advice,
     refuse_differences,
     size_advice,
 )
-from vitfast.weights.checkpoint import Checkpoint, read_checkpoint
+from vitfast.weights.checkpoint import SIZE_FIELDS, Checkpoint, read_checkpoint
 from vitfast.weights.fill_model import fill_model
-from vitfast.weights.vit_state import fields_of_state
+from vitfast.weights.state_fields import untold_fields
 
 logger = logging.getLogger(__name__)
+
+# how many times the numbers it holds a file may claim; the details are compared once the model is built
+_MAX_CLAIM, _HARMLESS_CLAIM = 2, 1_000_000
 
 
 def model_from_checkpoint(
@@ -60,6 +63,7 @@ def model_from_checkpoint(
     except UserError as error:
         raise UserError(f"{error} (with the fields of {checkpoint.path})") from error
     _check(name, checkpoint, fields, given_fields)
+    _check_claims(checkpoint, all_fields)
 
     model = build_model(name, **all_fields)
     report = fill_model(
@@ -108,15 +112,33 @@ def _check(name: str, checkpoint: Checkpoint, fields: ModelFields, given_fields:
             f"{checkpoint.path}: its head reads {checkpoint.head_input}, a layer that vitfast's models do not have; "
             "give num_classes for a fresh head, or num_classes=0 for none"
         )
-    if checkpoint.name is not None and type(fields) is ViTFields:
-        unknown = {"embed_dim", "depth", "patch_size", "img_size"} - fields_of_state(checkpoint.state).keys()
-        if unknown:
-            raise UserError(f"{checkpoint.path} lacks weights: they do not tell {', '.join(sorted(unknown))}")
-    allowed = {"img_size"} & given_fields.keys() | set(HEAD_FIELDS if "num_classes" in given_fields else ())
+    if checkpoint.name is not None and (untold := untold_fields(type(fields), checkpoint.state)):
+        raise UserError(f"{checkpoint.path} lacks weights: they do not tell {', '.join(untold)}")
+    allowed: tuple[str, ...] = SIZE_FIELDS if "img_size" in given_fields else ()
+    allowed += HEAD_FIELDS if "num_classes" in given_fields else ()
     different = differing_fields(checkpoint, fields, [field for field in SHAPING_FIELDS if field not in allowed])
-    if set(different) == {"img_size"}:
-        theirs, ours = different["img_size"]
-        advice = f"give img_size={ours} to resize the position embeddings, or img_size={theirs} to keep them"
-        refuse_differences(checkpoint, name, different, advice)
+    if different and different.keys() <= set(SIZE_FIELDS):
+        refuse_differences(checkpoint, name, different, image_size_advice(different, fields))
     if different:
         refuse_differences(checkpoint, name, different, size_advice(checkpoint, resolve_name(name), different))
+
+
+def _check_claims(checkpoint: Checkpoint, fields: Mapping[str, Any]) -> None:
+    """Refuses a file whose own fields describe a model far larger than the weights it holds, positions apart."""
+    if checkpoint.name is None:
+        return
+    own_head = {name: value for name, value in checkpoint.fields.items() if name == "num_classes"}
+    try:
+        with torch.device("meta"):
+            model = build_model(checkpoint.name, **{**fields, **own_head})
+    except UserError as error:
+        raise UserError(f"{checkpoint.path}: {error}") from error
+    except (RuntimeError, OverflowError, MemoryError, TypeError) as error:  # sizes beyond any tensor's
+        raise UserError(f"{checkpoint.path}: its fields describe no model that can be built ({error})") from error
+    claimed = sum(tensor.numel() for key, tensor in model.state_dict().items() if not key.endswith("pos_embed"))
+    there = sum(tensor.numel() for tensor in checkpoint.state.values())
+    if claimed > _MAX_CLAIM * there + _HARMLESS_CLAIM:
+        raise UserError(
+            f"{checkpoint.path} lacks weights: its fields describe a model of {claimed:,} numbers, it holds {there:,}; "
+            "save it again"
+        )

@@ -6,6 +6,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -14,20 +15,23 @@ from torch import Tensor
 from vitfast.errors import UserError
 from vitfast.files import flush_to_disk
 from vitfast.models.image_model import ImageModel
+from vitfast.models.multi_crop import MultiCrop
 from vitfast.models.vit_fields import ViTFields
-from vitfast.weights.checkpoint import METADATA_KEY
+from vitfast.weights.checkpoint import HEAD_KEYS, METADATA_KEY
+from vitfast.weights.exit_entries import exits_record
 from vitfast.weights.vit_state import arrange_patches
 
 _FORMAT_VERSION = 1
 
 
-def save_weights(model: ImageModel, path: str | os.PathLike[str]) -> None:
+def save_weights(model: ImageModel | MultiCrop, path: str | os.PathLike[str]) -> None:
     """Writes the weights under timm's keys and in timm's layout, with the model's name and fields as metadata.
 
-    ``create_model(checkpoint=path)`` builds the model again. The file appears under its name only when it is whole.
+    ``create_model(checkpoint=path)`` builds the model again, and ``load_vissl_head(path)`` the head of a ``MultiCrop``.
+    The file appears under its name only when it is whole.
 
     Args:
-        model: from ``create_model``.
+        model: from ``create_model``, or a ``MultiCrop`` of one, whose head is written under VISSL's keys.
         path: ends in ``.safetensors``; an existing file is replaced.
 
     Raises:
@@ -35,17 +39,26 @@ def save_weights(model: ImageModel, path: str | os.PathLike[str]) -> None:
         OSError: it cannot be written (disk full, no permission). What was there before is intact.
     """
     path = Path(path)
+    head_state: dict[str, Tensor] = {}
+    if isinstance(model, MultiCrop):
+        head_state = {f"{HEAD_KEYS}{key}": tensor.detach().cpu() for key, tensor in model.head.state_dict().items()}
+        model = model.model
     if not isinstance(model, ImageModel):
         raise UserError(f"save_weights writes models from vitfast.create_model; got a {type(model).__name__}")
     if path.suffix != ".safetensors":
         raise UserError(f"{path} must end in .safetensors, which is what is written; use {path.stem}.safetensors")
     if not path.parent.is_dir():
         raise UserError(f"{path} cannot be written: there is no folder {path.parent}; make it first")
-    record = {"format_version": _FORMAT_VERSION, "model": {"name": model.model_name, "fields": model.model_fields}}
+    record: dict[str, Any] = {
+        "format_version": _FORMAT_VERSION,
+        "model": {"name": model.model_name, "fields": model.model_fields},
+    }
+    if model.saved_exits is not None:
+        record["exit_thresholds"] = exits_record(model.saved_exits)
     metadata = {"format": "pt", METADATA_KEY: json.dumps(record)}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.writing")
     try:
-        safetensors.torch.save_file(_timm_state(model), temporary, metadata)
+        safetensors.torch.save_file(_timm_state(model) | head_state, temporary, metadata)
         flush_to_disk(temporary)
         os.replace(temporary, path)
         flush_to_disk(path.parent)

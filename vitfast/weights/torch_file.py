@@ -6,7 +6,8 @@ import argparse
 import pickle
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +15,27 @@ import torch
 from torch import Tensor
 
 from vitfast.errors import UserError
+from vitfast.weights.numpy_pickle import NUMPY_STAND_INS, NumpyArray, NumpyRefusedError
 
-# Where programs put the weights in what they save; the first that is there counts.
+# Where programs put the weights in what they save; the first that is there counts. Averaged weights come first where
+# the program itself evaluates those.
 _WRAPPERS = (
     "classy_state_dict.base_model.model",  # VISSL
     "model_state_dict",  # DVT
+    "state_dict_ema",  # T2T-ViT, timm
     "state_dict",  # timm, Pytorch-VIT, Lightning
     "model",  # DeiT, myrtle-vision
     "module",
     "net",
     "network",
-    "state_dict_ema",  # T2T-ViT
     "model_ema",
 )
 
 # beside tensors and plain values: a bag of values, in which DeiT keeps its options
-_HARMLESS_CLASSES: list[Any] = [argparse.Namespace]
+_HARMLESS_CLASSES: list[Any] = [argparse.Namespace, *NUMPY_STAND_INS]
+
+# what an optimizer keeps for each parameter
+_OPTIMIZER_STATE = r"(.+\.)?state\.\d+\.\w+"
 
 # a dictionary may hold itself, or a million others
 _MAX_DEPTH, _MAX_ENTRIES = 20, 100_000
@@ -38,8 +44,25 @@ _MAX_DEPTH, _MAX_ENTRIES = 20, 100_000
 _SAFE_TORCH = (2, 10)
 
 
-def read_torch_file(path: Path) -> tuple[dict[str, Tensor], str, tuple[str, ...]]:
-    """Reads the weights of a checkpoint: tensors by key, the entry that held them, the names of all other entries.
+@dataclass(frozen=True)
+class TorchContent:
+    """What a torch file holds.
+
+    Attributes:
+        tensors: the weights by key.
+        wrapper: the entry that held them, ``"model"`` for example, or ``""``.
+        ignored: the names of all other entries.
+        beside: the entries beside the one that held the weights.
+    """
+
+    tensors: dict[str, Tensor]
+    wrapper: str = ""
+    ignored: tuple[str, ...] = ()
+    beside: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_torch_file(path: Path) -> TorchContent:
+    """Reads the weights of a checkpoint.
 
     Raises:
         UserError: the file is damaged, or holds anything but tensors and plain values; nothing of it was executed.
@@ -55,15 +78,21 @@ def read_torch_file(path: Path) -> tuple[dict[str, Tensor], str, tuple[str, ...]
         with torch.serialization.safe_globals(_HARMLESS_CLASSES), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on deprecated ways in which old files hold tensors
             content = torch.load(path, map_location="cpu", weights_only=True)
-        tensors, wrapper, ignored = _unwrap(content) if isinstance(content, (dict, list)) else ({}, "", ())
+        unwrapped = _unwrap(content) if isinstance(content, (dict, list)) else TorchContent({})
     except Exception as error:  # a damaged or hostile pickle can raise anything
         raise UserError(_explain(path, error)) from error
+    tensors = unwrapped.tensors
     if not tensors:
         raise UserError(f"{path} holds no weights but {_describe(content)}; save the model's state_dict()")
-    return tensors, wrapper, ignored
+    if all(re.fullmatch(_OPTIMIZER_STATE, key) for key in tensors):
+        raise UserError(
+            f"{path} holds the state of an optimizer (it has {next(iter(tensors))}) and no weights; give the file with "
+            "the model's state_dict()"
+        )
+    return unwrapped
 
 
-def _unwrap(content: Any) -> tuple[dict[str, Tensor], str, tuple[str, ...]]:
+def _unwrap(content: Any) -> TorchContent:
     for wrapper in _WRAPPERS:
         inner, others = content, []
         path = wrapper.split(".")
@@ -75,9 +104,10 @@ def _unwrap(content: Any) -> tuple[dict[str, Tensor], str, tuple[str, ...]]:
         else:
             tensors, rest = _flatten(inner) if isinstance(inner, (dict, list)) else ({}, [])
             if tensors:
-                return tensors, wrapper, (*others, *rest)
+                beside = {str(key): value for key, value in content.items() if key != path[0]}
+                return TorchContent(tensors, wrapper, (*others, *rest), beside)
     tensors, rest = _flatten(content)
-    return tensors, "", tuple(rest)
+    return TorchContent(tensors, ignored=tuple(rest))
 
 
 def _flatten(content: Any) -> tuple[dict[str, Tensor], list[str]]:
@@ -101,7 +131,7 @@ def _leaves(content: Any, key: str, depth: int = 0) -> Iterator[tuple[str, Any]]
     elif isinstance(content, (list, tuple)):
         items = iter(enumerate(content))
     else:
-        yield key, content
+        yield key, content.tensor if isinstance(content, NumpyArray) else content
         return
     for name, value in items:
         yield from _leaves(value, f"{key}.{name}" if key else str(name), depth + 1)
@@ -115,9 +145,11 @@ def _describe(content: Any) -> str:
 
 def _explain(path: Path, error: Exception) -> str:
     text = str(error).strip()
-    if isinstance(error, pickle.UnpicklingError) and (named := re.search(r"GLOBAL ([A-Za-z_]\w*(\.\w+)*)\s", text)):
+    named = re.search(r"GLOBAL ([A-Za-z_]\w*(\.\w+)*)\s", text) if isinstance(error, pickle.UnpicklingError) else None
+    if named or isinstance(error, NumpyRefusedError):
+        what = named[1] if named else text
         return (
-            f"{path} is refused: it holds Python objects ({named[1]}) beside tensors, and loading those can run any "
+            f"{path} is refused: it holds Python objects ({what}) beside tensors, and loading those can run any "
             "program; nothing in it was executed. Get the weights as .safetensors or, only if you trust who made the "
             "file, convert them: safetensors.torch.save_file(torch.load(path, weights_only=False)[entry], new_path)"
         )

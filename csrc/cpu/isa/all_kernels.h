@@ -3,8 +3,10 @@
 #include "csrc/attention/attention_backward_cpu_kernel.h"
 #include "csrc/attention/attention_cpu_kernel.h"
 #include "csrc/layer_norm/layer_norm_cpu_kernel.h"
+#include "csrc/matmul_accumulate/matmul_accumulate_cpu_kernel.h"
 #include "csrc/mlp/add_cpu_kernel.h"
 #include "csrc/mlp/gelu_cpu_kernel.h"
+#include "csrc/quantize/quantize_fixed_cpu_kernel.h"
 #include "csrc/quantize/quantize_float_cpu_kernel.h"
 
 namespace vitfast::VITFAST_ISA {
@@ -22,6 +24,9 @@ const CpuKernels kernels = {
     gelu_backward,
     add_in_place,
     quantize_float,
+    quantize_fixed,
+    matmul_accumulate,
+    matmul_accumulate_panels,
 };
 
 }  // namespace vitfast::VITFAST_ISA

@@ -7,18 +7,42 @@ from collections.abc import Collection
 
 from vitfast.errors import UserError
 from vitfast.models.image_model import ModelFields
-from vitfast.weights.families.google import GOOGLE
+from vitfast.models.vit_fields import ViTFields
+from vitfast.weights.families.convit import CONVIT
+from vitfast.weights.families.dvt import DVT
+from vitfast.weights.families.google import GOOGLE, GOOGLE_HYBRID, GOOGLE_STEM_HYBRID
 from vitfast.weights.families.huggingface import HUGGINGFACE
-from vitfast.weights.families.jeonsworld import JEONSWORLD
+from vitfast.weights.families.jeonsworld import JEONSWORLD, JEONSWORLD_HYBRID
 from vitfast.weights.families.myrtle import MYRTLE
-from vitfast.weights.families.timm import DEIT, TIMM
+from vitfast.weights.families.other_kinds import refuse_other_kinds
+from vitfast.weights.families.t2t_vit import T2T_VIT
+from vitfast.weights.families.timm import DEIT, TIMM, TIMM_HYBRID
 from vitfast.weights.families.torchvision import TORCHVISION
-from vitfast.weights.families.vissl import VISSL, VISSL_2021
+from vitfast.weights.families.vissl import VISSL, VISSL_2021, VISSL_CONVIT
 from vitfast.weights.family import Family
 from vitfast.weights.key_map import Rule
 
-# the first whose signature fits; DeiT's has timm's keys and is told from timm's by its wrapper
-FAMILIES: tuple[Family, ...] = (GOOGLE, DEIT, TIMM, TORCHVISION, HUGGINGFACE, JEONSWORLD, MYRTLE, VISSL, VISSL_2021)
+# The first whose signature fits: a ConViT or a hybrid has all keys that a ViT's signature asks for. DeiT's has timm's
+# keys and is told from timm's by its wrapper.
+FAMILIES: tuple[Family, ...] = (
+    GOOGLE_HYBRID,
+    GOOGLE_STEM_HYBRID,
+    GOOGLE,
+    CONVIT,
+    T2T_VIT,
+    DVT,
+    TIMM_HYBRID,
+    DEIT,
+    TIMM,
+    TORCHVISION,
+    HUGGINGFACE,
+    JEONSWORLD_HYBRID,
+    JEONSWORLD,
+    MYRTLE,
+    VISSL_CONVIT,
+    VISSL,
+    VISSL_2021,
+)
 
 # for models that no foreign family fits: the keys of the model itself, or of the library that it is from
 OWN_KEYS = Family(name="own keys", signature=(), rules=(Rule(r"(.+)", r"\1"),), models=ModelFields)
@@ -41,9 +65,12 @@ def recognize(
     Raises:
         UserError: they are of no family, of a kind that is not supported, or for another kind of model.
     """
-    if models is not None and not any(family.models is models for family in FAMILIES):
-        return OWN_KEYS
     family = next((family for family in FAMILIES if _fits(family, keys, wrapper)), None)
+    if family is None:
+        refuse_other_kinds(keys, source)
+    has_family = models is None or any(known.models is models for known in FAMILIES)
+    if not has_family or (family is None and models not in (None, ViTFields)):
+        return OWN_KEYS
     if family is None:
         known = ", ".join(dict.fromkeys(family.name for family in FAMILIES))
         first = ", ".join(list(keys)[:_SHOWN_KEYS])

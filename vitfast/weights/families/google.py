@@ -7,12 +7,15 @@ The released files number all layers of a block through (``LayerNorm_0``, ``Mult
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
+from vitfast.models.hybrid_fields import HybridFields
+from vitfast.weights.families.resnet_units import BACKBONE, UNIT_CONVOLUTIONS, UNIT_NORMS, in_unit
 from vitfast.weights.family import Family
-from vitfast.weights.key_map import Rule, from_hwio, heads_bias, into_heads, out_of_heads, transposed
+from vitfast.weights.key_map import Rule, flattened, from_hwio, heads_bias, into_heads, out_of_heads, transposed
 
 _BLOCK = r"Transformer/encoderblock_(\d+)/"
 _ATTENTION = _BLOCK + r"MultiHeadDotProductAttention_[01]/"
@@ -62,5 +65,44 @@ GOOGLE = Family(
     # flax.linen.gelu is the tanh approximation by default, and flax.linen.LayerNorm's epsilon 1e-6
     fields={"layer_norm_eps": 1e-6, "gelu": "tanh", "position_interpolation": "zoom_linear"},
     read_fields=_read_fields,
-    foreign=((r"(conv_root|block1/.+)/.+", "a hybrid with a ResNet in front"),),
+)
+
+_UNIT = r"block\d{1,3}/unit\d{1,3}/"
+_UNIT_RULES = (
+    *(Rule(f"{_UNIT}{conv}/kernel", in_unit(f"{ours}.weight"), from_hwio) for conv, ours in UNIT_CONVOLUTIONS.items()),
+    # norms are stored as [1, 1, 1, C]
+    *(Rule(f"{_UNIT}{norm}/scale", in_unit(f"{ours}.weight"), flattened) for norm, ours in UNIT_NORMS.items()),
+    *(Rule(f"{_UNIT}{norm}/bias", in_unit(f"{ours}.bias"), flattened) for norm, ours in UNIT_NORMS.items()),
+)
+
+
+def _stem_rules(stem: str) -> tuple[Rule, ...]:
+    return (
+        Rule(r"conv_root/kernel", f"{stem}conv.weight", from_hwio),
+        Rule(r"gn_root/scale", f"{stem}norm.weight", flattened),
+        Rule(r"gn_root/bias", f"{stem}norm.bias", flattened),
+    )
+
+
+GOOGLE_HYBRID = replace(
+    GOOGLE,
+    name="Google hybrid",
+    signature=(*GOOGLE.signature, r"conv_root/kernel", rf"{_UNIT}conv1/kernel"),
+    rules=(*GOOGLE.rules, *_stem_rules(f"{BACKBONE}stem."), *_UNIT_RULES),
+    fields={
+        **GOOGLE.fields,
+        "resnet_padding": "same",
+        "weight_eps": 1e-5,
+        "weight_eps_place": "deviation",
+        "group_norm_eps": 1e-6,
+        "projection_norm": "group",
+    },
+    models=HybridFields,
+)
+
+# R+ViT-Ti/16, whose ResNet is its stem alone
+GOOGLE_STEM_HYBRID = replace(
+    GOOGLE_HYBRID,
+    signature=(*GOOGLE.signature, r"conv_root/kernel"),
+    rules=(*GOOGLE.rules, *_stem_rules(BACKBONE)),
 )

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from vitfast.models.hybrid_fields import HybridFields
+from vitfast.weights.families.resnet_units import BACKBONE, UNIT_CONVOLUTIONS, UNIT_NORMS, in_unit
 from vitfast.weights.family import Family
 from vitfast.weights.key_map import Rule, affine, stacked_affine
 
@@ -24,5 +28,32 @@ JEONSWORLD = Family(
     ),
     # unlike Google's own code it computes the exact GELU
     fields={"layer_norm_eps": 1e-6, "gelu": "erf", "position_interpolation": "zoom_linear"},
-    foreign=((r"transformer\.embeddings\.hybrid_model\..+", "a hybrid with a ResNet in front"),),
+)
+
+_RESNET = r"transformer\.embeddings\.hybrid_model\."
+_UNIT = _RESNET + r"body\.block\d{1,3}\.unit\d{1,3}\."
+# the projection's convolution has another name than Google's
+_CONVOLUTIONS = {name.replace("conv_proj", "downsample"): ours for name, ours in UNIT_CONVOLUTIONS.items()}
+
+JEONSWORLD_HYBRID = replace(
+    JEONSWORLD,
+    name="ViT-pytorch hybrid",
+    signature=(*JEONSWORLD.signature, _RESNET + r"root\.conv\.weight"),
+    rules=(
+        *JEONSWORLD.rules,
+        Rule(_RESNET + r"root\.conv\.weight", f"{BACKBONE}stem.conv.weight"),
+        *affine(_RESNET + r"root\.gn", f"{BACKBONE}stem.norm"),
+        *(Rule(rf"{_UNIT}{conv}\.weight", in_unit(f"{ours}.weight")) for conv, ours in _CONVOLUTIONS.items()),
+        *(Rule(rf"{_UNIT}{norm}\.weight", in_unit(f"{ours}.weight")) for norm, ours in UNIT_NORMS.items()),
+        *(Rule(rf"{_UNIT}{norm}\.bias", in_unit(f"{ours}.bias")) for norm, ours in UNIT_NORMS.items()),
+    ),
+    fields={
+        **JEONSWORLD.fields,
+        "resnet_padding": "symmetric",
+        "weight_eps": 1e-5,
+        "weight_eps_place": "variance",
+        "group_norm_eps": 1e-6,
+        "projection_norm": "channel",
+    },
+    models=HybridFields,
 )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from vitfast.models.hybrid_fields import HybridFields
 from vitfast.weights.family import Family
 from vitfast.weights.key_map import Rule
 
@@ -13,6 +16,22 @@ TIMM = Family(
     signature=_SIGNATURE,
     rules=_OWN_KEYS,
     fields={"position_interpolation": "bicubic_antialias"},
+)
+
+# Google's weights, for which timm computes with other epsilons than Google
+TIMM_HYBRID = replace(
+    TIMM,
+    name="timm hybrid",
+    signature=(*_SIGNATURE, r"patch_embed\.backbone\.(stem\.)?conv\.weight"),
+    fields={
+        **TIMM.fields,
+        "resnet_padding": "same",
+        "weight_eps": 1e-8,
+        "weight_eps_place": "variance",
+        "group_norm_eps": 1e-5,
+        "projection_norm": "group",
+    },
+    models=HybridFields,
 )
 
 # github.com/facebookresearch/deit saves timm's models under "model"

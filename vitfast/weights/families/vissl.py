@@ -1,13 +1,14 @@
 """VISSL's Vision Transformers (github.com/facebookresearch/vissl): a trunk with timm's keys, and heads.
 
-The number of attention heads is not in the file. SwAV's projection and prototypes and deeper MLPs are no heads that a
-model here has: they are skipped.
+The number of attention heads is not in a ViT's file. SwAV's projection and prototypes, deeper MLPs and several heads in
+a row are no heads that a model here has: they are skipped, and ``vissl_head`` builds them.
 """
 
 from __future__ import annotations
 
+from vitfast.models.convit_fields import ConViTFields
 from vitfast.weights.family import Family
-from vitfast.weights.key_map import Rule, affine
+from vitfast.weights.key_map import Rule, affine, flattened
 
 _TRUNK = r"(?:trunk\.)?(?:base_model\.)?"  # base_model: the trunk was used to extract features
 _RULES = (
@@ -20,10 +21,13 @@ _RULES = (
 )
 _LEFTOVERS = (
     r"heads\.\d+\.(projection_head|prototypes\d+)\..+",  # SwAV
-    r"heads\.[1-9]\d*\..+",
     _TRUNK + r"patch_masking\..+",  # iBOT
 )
-_HEAD_INPUTS = (r"heads\.0\.clf\.[1-9]\d*\..+",)
+# further layers of VISSL's "mlp" and its other heads; a second head, which reads the first one
+_HEAD_INPUTS = (
+    r"heads\.0\.(?!clf\.0\.|layers\.(pre_logits|head)\.|projection_head\.|prototypes\d+\.).+",
+    r"heads\.[1-9]\d*\..+",
+)
 
 VISSL = Family(
     name="VISSL",
@@ -43,4 +47,24 @@ VISSL_2021 = Family(
     fields={"layer_norm_eps": 1e-5, "gelu": "erf", "position_interpolation": "bicubic"},
     leftovers=_LEFTOVERS,
     head_inputs=_HEAD_INPUTS,
+)
+
+# Its trunk has the old names to this day. The local initialization is what VISSL overwrites, see ``ConViTFields``.
+VISSL_CONVIT = Family(
+    name="VISSL ConViT",
+    signature=(_TRUNK + r"class_token", _TRUNK + r"blocks\.\d+\.attn\.alpha"),
+    rules=(
+        Rule(_TRUNK + r"blocks\.(\d+)\.attn\.alpha", r"blocks.\1.attn.gating_param", flattened),
+        *affine(_TRUNK + r"blocks\.(\d+)\.mlp\.linear_([12])", r"blocks.\1.mlp.fc\2"),
+        *_RULES,
+    ),
+    fields={
+        "layer_norm_eps": 1e-5,
+        "gelu": "erf",
+        "local_initialization": False,
+        "position_interpolation": "bicubic_aligned",
+    },
+    leftovers=_LEFTOVERS,
+    head_inputs=_HEAD_INPUTS,
+    models=ConViTFields,
 )

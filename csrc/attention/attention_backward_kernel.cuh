@@ -1,0 +1,240 @@
+// Attention, backward, for up to 256 tokens. With P = exp(logits - lse) and D_i = Σ_d grad_out_id out_id:
+//
+//     grad_v = Pᵀ grad_out     dS = P ∘ (grad_out vᵀ - D) + grad_logits     grad_bias = dS
+//     grad_q = scale dS k      grad_k = scale dSᵀ q
+//
+// A block works on one head of one image, all of whose rows lie in shared memory; each of its warps owns 16 keys and
+// keeps their grad_k and grad_v in registers. It goes through the queries in rounds of a few tiles of 8:
+//
+//     Sᵀ  [16 keys, queries] = k qᵀ           recomputed; with the lse it gives Pᵀ without a pass over the row
+//     dPᵀ [16 keys, queries] = v grad_outᵀ
+//     grad_v += Pᵀ grad_out,  grad_k += dSᵀ q    a fragment of Pᵀ, or dSᵀ, becomes a fragment of A in registers
+//     dSᵀ -> shared memory, from where the warps, parted by tiles of the result, compute grad_q = dS k
+//
+// Two buffers of dSᵀ take turns, so that a round has one barrier. Every sum has a fixed order.
+
+#pragma once
+
+#include "csrc/attention/attention_products.cuh"
+#include "csrc/cuda/barrier.cuh"
+#include "csrc/cuda/grid.cuh"
+#include "csrc/cuda/reduce.cuh"
+#include "csrc/cuda/shared_memory.cuh"
+
+namespace vitfast {
+
+// The sizes of an instance: up to 16 `warps` tokens, head dimensions up to `head_dim`, rounds of 8 `query_tiles`
+// queries.
+template <typename T, int head_dim_, int warps_, int query_tiles_>
+struct AttentionBackwardShape {
+  static constexpr int head_dim = head_dim_;
+  static constexpr int warps = warps_;
+  static constexpr int threads = warps * warp_size;
+  static constexpr int query_tiles = query_tiles_;
+  static constexpr int round_rows = 8 * query_tiles;
+  static constexpr int key_rows = attention_tile_rows * warps;
+  static constexpr int query_rows = (key_rows + round_rows - 1) / round_rows * round_rows;
+  static constexpr int blocks_at_once = head_dim <= 64 ? (warps <= 4 ? 3 : warps <= 7 ? 2 : 1) : (warps <= 4 ? 2 : 1);
+  static constexpr int bytes = 2 * shared_bytes<T>(key_rows * head_dim) + 2 * shared_bytes<T>(query_rows * head_dim) +
+                               shared_bytes<T>(2 * key_rows * round_rows) + 2 * shared_bytes<float>(query_rows);
+};
+
+// What the rows of queries bring along: their lse, in units of ln 2, and D. Both threads of a pair take one row; rows
+// behind the last token get an infinite lse, which makes P zero.
+template <typename T, typename Shape>
+__device__ __forceinline__ void prepare_rows(
+    const AttentionBackward& a, unsigned head, const T* out, const T* grad_out, float* lse, float* dots) {
+  const int tokens = int(a.tokens), thread = int(threadIdx.x), row = thread / 2;
+  static_assert(Shape::threads == 2 * Shape::key_rows);
+  float dot = 0.0f;
+  if (row < tokens) {
+    for (int chunk = thread % 2; chunk * Pack<T>::size < a.head_dim; chunk += 2) {
+      const Pack<T> o = load_pack(out + row * a.out.token_stride + chunk * Pack<T>::size);
+      const Pack<T> g = load_pack(grad_out + row * a.grad_out.token_stride + chunk * Pack<T>::size);
+#pragma unroll
+      for (int i = 0; i < Pack<T>::size; ++i) dot += to_float(o.element[i]) * to_float(g.element[i]);
+    }
+  }
+  dot += shuffle_xor(dot, 1);
+  if (thread % 2 == 0) {
+    const float* lse_rows = static_cast<const float*>(a.lse) + int64_t(head) * tokens;
+    lse[row] = row < tokens ? lse_rows[row] * log2_of_e : infinity;
+    dots[row] = dot;
+  }
+  for (int i = Shape::key_rows + thread; i < Shape::query_rows; i += Shape::threads) {
+    lse[i] = infinity;
+    dots[i] = 0.0f;
+  }
+}
+
+// The rows of keys, and the first column of queries, of a lane in a fragment with 16 rows.
+struct LaneKeys {
+  unsigned head;  // of all images
+  int key[2];
+  int query;
+};
+
+// In: Sᵀ without scale and bias, and dPᵀ. Out: Pᵀ and dSᵀ, rounded to T, in the layout of A's registers.
+template <typename T, int query_tiles>
+__device__ __forceinline__ void differentiate(
+    const AttentionBackward& a,
+    const float (&products)[query_tiles][4],
+    const float (&slopes)[query_tiles][4],
+    uint32_t (&weights)[query_tiles][2],
+    uint32_t (&grads)[query_tiles][2],
+    const float* lse,
+    const float* dots,
+    const LaneKeys& at) {
+  const int tokens = int(a.tokens);
+  const float scale = float(a.scale) * log2_of_e;
+  const unsigned image = at.head / unsigned(a.heads);
+  const int64_t square = a.tokens * a.tokens, bias_head = (at.head - image * a.heads) * square;
+  const T* bias = static_cast<const T*>(a.bias) + image * a.bias_batch_stride + bias_head;
+  T* grad_bias = static_cast<T*>(a.grad_bias) + image * a.grad_bias_batch_stride + bias_head;
+  const T* grad_logits = static_cast<const T*>(a.grad_logits) + at.head * square;
+  const bool has_others = a.bias != nullptr || a.grad_bias != nullptr || a.grad_logits != nullptr;
+#pragma unroll
+  for (int tile = 0; tile < query_tiles; ++tile) {
+    float weight[4], grad[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int key = at.key[i / 2], query = at.query + tile * 8 + i % 2;
+      const bool inside = key < tokens && query < tokens;
+      float logit = products[tile][i] * scale;
+      const int64_t place = int64_t(query) * tokens + key;
+      if (a.bias != nullptr && inside) logit += to_float(bias[place]) * log2_of_e;
+      // keys behind the last token have logits of zero, of which an lse far below would make infinities
+      weight[i] = key < tokens ? exp2_approximate(logit - lse[query]) : 0.0f;
+      grad[i] = weight[i] * (slopes[tile][i] - dots[query]);
+      if (has_others && inside) {
+        if (a.grad_logits != nullptr) grad[i] += to_float(grad_logits[place]);
+        if (a.grad_bias != nullptr) grad_bias[place] = round_to<T>(grad[i]);
+      }
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      weights[tile][half] = round_to_pair<T>(weight[2 * half], weight[2 * half + 1]);
+      grads[tile][half] = round_to_pair<T>(grad[2 * half], grad[2 * half + 1]);
+    }
+  }
+}
+
+// Rows [first_query, first_query + round_rows) of grad_q, a tile of 16 x 16 a warp: dS k, with dSᵀ in `grads`.
+template <typename T, typename Shape>
+__device__ __forceinline__ void write_grad_q(
+    const AttentionBackward& a,
+    T* grad_q,
+    int first_query,
+    const SharedTile<T, Shape::round_rows>& grads,
+    const SharedTile<T, Shape::head_dim>& keys,
+    int lane) {
+  constexpr int column_tiles = Shape::head_dim / 16, units = Shape::round_rows / 16 * column_tiles;
+  const float scale = float(a.scale);
+  for (int unit = warp_in_block(); unit < units; unit += Shape::warps) {
+    const int row_tile = unit / column_tiles, column_tile = unit % column_tiles;
+    float d[2][4] = {};
+#pragma unroll 4
+    for (int key = 0; key < Shape::key_rows; key += 16) {
+      uint32_t left[4], right[4];
+      ldmatrix_x4_transposed(left, grads.chunk(key + lane / 16 * 8 + lane % 8, 2 * row_tile + lane / 8 % 2));
+      ldmatrix_x4_transposed(right, keys.chunk(key + lane % 16, 2 * column_tile + lane / 16));
+      mma_m16n8k16<T>(d[0], left, right[0], right[1]);
+      mma_m16n8k16<T>(d[1], left, right[2], right[3]);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {  // two pairs of columns in each of two rows
+      const int row = first_query + row_tile * 16 + lane / 4 + i % 2 * 8;
+      const int column = column_tile * 16 + i / 2 * 8 + lane % 4 * 2;
+      if (row >= a.tokens || column >= a.head_dim) continue;
+      const float (&pair)[4] = d[i / 2];
+      *reinterpret_cast<uint32_t*>(grad_q + row * a.grad_q.token_stride + column) =
+          round_to_pair<T>(pair[i % 2 * 2] * scale, pair[i % 2 * 2 + 1] * scale);
+    }
+  }
+}
+
+template <typename T, typename Shape>
+__global__ void __launch_bounds__(Shape::threads, Shape::blocks_at_once)
+    attention_backward_kernel(const AttentionBackward a) {
+  constexpr int head_dim = Shape::head_dim, query_tiles = Shape::query_tiles;
+  using Tile = SharedTile<T, head_dim>;
+  using GradTile = SharedTile<T, Shape::round_rows>;
+  const unsigned head = blockIdx.x;
+  const int tokens = int(a.tokens), columns = int(a.head_dim), lane = lane_in_warp();
+  const int first_key = warp_in_block() * attention_tile_rows;
+
+  SharedMemory shared;
+  T* keys = shared.take<T>(Shape::key_rows * head_dim);
+  T* values = shared.take<T>(Shape::key_rows * head_dim);
+  T* queries = shared.take<T>(Shape::query_rows * head_dim);
+  T* out_grads = shared.take<T>(Shape::query_rows * head_dim);
+  constexpr int grads_size = Shape::key_rows * Shape::round_rows;
+  T* grads = shared.take<T>(2 * grads_size);
+  float* lse = shared.take<float>(Shape::query_rows);
+  float* dots = shared.take<float>(Shape::query_rows);
+
+  const auto copy_head = [&](const HeadsView& view, T* target, int rows) {
+    const T* source = head_rows<const T>(a, view, head);
+    copy_rows(Tile{target}, rows, source, view.token_stride, tokens, columns, int(threadIdx.x), Shape::threads);
+  };
+  copy_head(a.k, keys, Shape::key_rows);
+  copy_head(a.q, queries, Shape::query_rows);
+  copy_head(a.v, values, Shape::key_rows);
+  copy_head(a.grad_out, out_grads, Shape::query_rows);
+  commit_copies();
+  const T* out_rows = head_rows<const T>(a, a.out, head);
+  prepare_rows<T, Shape>(a, head, out_rows, head_rows<const T>(a, a.grad_out, head), lse, dots);
+  wait_for_copies<0>();
+  sync_threads();
+
+  const Tile key_tile{keys + first_key * head_dim}, value_tile{values + first_key * head_dim};
+  float grad_k[head_dim / 8][4] = {}, grad_v[head_dim / 8][4] = {};
+  T* grad_q = head_rows<T>(a, a.grad_q, head);
+  for (int first_query = 0, turn = 0; first_query < tokens; first_query += Shape::round_rows, turn ^= 1) {
+    const Tile query_tile{queries + first_query * head_dim}, out_grad_tile{out_grads + first_query * head_dim};
+    uint32_t weights[query_tiles][2], grad_pairs[query_tiles][2];
+    {
+      float products[query_tiles][4], slopes[query_tiles][4];
+      multiply_transposed(products, key_tile, query_tile, lane);
+      multiply_transposed(slopes, value_tile, out_grad_tile, lane);
+      const LaneKeys at{head, {first_key + lane / 4, first_key + lane / 4 + 8}, first_query + lane % 4 * 2};
+      differentiate<T>(a, products, slopes, weights, grad_pairs, lse, dots, at);
+    }
+    add_product(grad_v, weights, out_grad_tile, lane);
+    add_product(grad_k, grad_pairs, query_tile, lane);
+    const GradTile grad_tile{grads + turn * grads_size};
+#pragma unroll
+    for (int tile = 0; tile < query_tiles; ++tile) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        T* chunk = grad_tile.chunk(first_key + lane / 4 + 8 * half, tile);
+        reinterpret_cast<uint32_t*>(chunk)[lane % 4] = grad_pairs[tile][half];
+      }
+    }
+    sync_threads();  // also parts what was read two rounds ago from what is written next
+    write_grad_q<T, Shape>(a, grad_q, first_query, grad_tile, Tile{keys}, lane);
+  }
+
+  sync_threads();  // every warp has read the keys: the gradients leave through their memory
+  const int rows = tokens - first_key;
+  const float k_factors[2] = {float(a.scale), float(a.scale)}, v_factors[2] = {1.0f, 1.0f};
+  T* grad_k_rows = head_rows<T>(a, a.grad_k, head) + first_key * a.grad_k.token_stride;
+  store_rows(grad_k_rows, a.grad_k.token_stride, rows, columns, grad_k, k_factors, key_tile, lane);
+  T* grad_v_rows = head_rows<T>(a, a.grad_v, head) + first_key * a.grad_v.token_stride;
+  store_rows(grad_v_rows, a.grad_v.token_stride, rows, columns, grad_v, v_factors, value_tile, lane);
+}
+
+constexpr int sum_images_threads = 256;
+
+// sums [count] = the sums of x [images, count] over the images, in float.
+template <typename T>
+__global__ void __launch_bounds__(sum_images_threads)
+    sum_images_kernel(const T* x, T* sums, int64_t images, int64_t count) {
+  for (int64_t i = thread_in_grid(); i < count; i += threads_in_grid()) {
+    float sum = 0.0f;
+    for (int64_t image = 0; image < images; ++image) sum += to_float(x[image * count + i]);
+    sums[i] = round_to<T>(sum);
+  }
+}
+
+}  // namespace vitfast

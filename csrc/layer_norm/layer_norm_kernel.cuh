@@ -1,0 +1,290 @@
+// LayerNorm on the device: a warp takes a row at a time. Statistics are those of the row as it is stored, in float, the
+// variance about the mean.
+//
+// Rows of up to 40 elements a lane lie in registers between the passes, in packs of 16 bytes: pack p of lane l is
+// number 32 p + l of the row. Any other row (odd widths, addresses that are no multiple of 16) is read once a pass,
+// element by element, from the caches.
+
+#pragma once
+
+#include <cmath>
+
+#include "csrc/cuda/barrier.cuh"
+#include "csrc/cuda/numbers.cuh"
+#include "csrc/cuda/pack.cuh"
+#include "csrc/cuda/reduce.cuh"
+#include "csrc/cuda/shared_memory.cuh"
+#include "csrc/layer_norm/layer_norm.h"
+
+namespace vitfast {
+
+constexpr int layer_norm_warps = 4;
+constexpr int layer_norm_threads = layer_norm_warps * warp_size;
+
+// Elements `first` and following of a tensor of T, as floats.
+template <int count, typename T>
+__device__ __forceinline__ void load_floats(float (&values)[count], const T* first) {
+#pragma unroll
+  for (int start = 0; start < count; start += Pack<T>::size) {
+    const Pack<T> pack = load_pack(first + start);
+#pragma unroll
+    for (int i = 0; i < Pack<T>::size; ++i) values[start + i] = to_float(pack.element[i]);
+  }
+}
+
+template <typename T>
+__device__ __forceinline__ Pack<T> round_to_pack(const float (&values)[Pack<T>::size]) {
+  Pack<T> pack;
+#pragma unroll
+  for (int i = 0; i < Pack<T>::size; ++i) pack.element[i] = round_to<T>(values[i]);
+  return pack;
+}
+
+// The first element of a lane's pack, and whether the row has it.
+template <typename T>
+__device__ __forceinline__ int pack_start(int pack, int lane) {
+  return (pack * warp_size + lane) * Pack<T>::size;
+}
+
+template <typename T, typename W, int packs>
+__global__ void __launch_bounds__(layer_norm_threads) layer_norm_forward_kernel(const LayerNormForward a) {
+  constexpr int size = Pack<T>::size;
+  const int channels = int(a.channels), lane = lane_in_warp();
+  const W* weight = static_cast<const W*>(a.weight);
+  const W* bias = static_cast<const W*>(a.bias);
+  const int64_t warps = int64_t(gridDim.x) * layer_norm_warps;
+  for (int64_t row = int64_t(blockIdx.x) * layer_norm_warps + warp_in_block(); row < a.rows; row += warps) {
+    const T* x = static_cast<const T*>(a.x) + row * channels;
+    float values[packs][size];
+    float sum = 0.0f;
+#pragma unroll
+    for (int p = 0; p < packs; ++p) {
+      const int start = pack_start<T>(p, lane);
+      if (start >= channels) continue;
+      load_floats(values[p], x + start);
+      if (a.residual != nullptr) {
+        float residual[size];
+        load_floats(residual, static_cast<const T*>(a.residual) + row * channels + start);
+#pragma unroll
+        for (int i = 0; i < size; ++i) values[p][i] += residual[i];
+        const Pack<T> rounded = round_to_pack<T>(values[p]);
+        store_pack(static_cast<T*>(a.summed) + row * channels + start, rounded);
+#pragma unroll
+        for (int i = 0; i < size; ++i) values[p][i] = to_float(rounded.element[i]);
+      }
+#pragma unroll
+      for (int i = 0; i < size; ++i) sum += values[p][i];
+    }
+    const float mean = sum_over<warp_size>(sum) / float(channels);
+
+    float squares = 0.0f;
+#pragma unroll
+    for (int p = 0; p < packs; ++p) {
+      if (pack_start<T>(p, lane) >= channels) continue;
+#pragma unroll
+      for (int i = 0; i < size; ++i) {
+        values[p][i] -= mean;
+        squares += values[p][i] * values[p][i];
+      }
+    }
+    const float rstd = 1.0f / sqrtf(sum_over<warp_size>(squares) / float(channels) + float(a.eps));
+
+#pragma unroll
+    for (int p = 0; p < packs; ++p) {
+      const int start = pack_start<T>(p, lane);
+      if (start >= channels) continue;
+      float factors[size], shifts[size];
+      if (weight != nullptr) load_floats(factors, weight + start);
+      if (bias != nullptr) load_floats(shifts, bias + start);
+#pragma unroll
+      for (int i = 0; i < size; ++i) {
+        values[p][i] *= rstd;
+        if (weight != nullptr) values[p][i] *= factors[i];
+        if (bias != nullptr) values[p][i] += shifts[i];
+      }
+      store_pack(static_cast<T*>(a.y) + row * channels + start, round_to_pack<T>(values[p]));
+    }
+    if (lane == 0) {
+      static_cast<float*>(a.mean)[row] = mean;
+      static_cast<float*>(a.rstd)[row] = rstd;
+    }
+  }
+}
+
+template <typename T, typename W>
+__global__ void __launch_bounds__(layer_norm_threads) layer_norm_forward_any_kernel(const LayerNormForward a) {
+  const int64_t warps = int64_t(gridDim.x) * layer_norm_warps;
+  for (int64_t row = int64_t(blockIdx.x) * layer_norm_warps + warp_in_block(); row < a.rows; row += warps) {
+    const int64_t begin = row * a.channels, lane = lane_in_warp();
+    const T* x = static_cast<const T*>(a.x) + begin;
+    float sum = 0.0f;
+    for (int64_t c = lane; c < a.channels; c += warp_size) {
+      float value = to_float(x[c]);
+      if (a.residual != nullptr) {
+        const T rounded = round_to<T>(value + to_float(static_cast<const T*>(a.residual)[begin + c]));
+        static_cast<T*>(a.summed)[begin + c] = rounded;
+        value = to_float(rounded);
+      }
+      sum += value;
+    }
+    const float mean = sum_over<warp_size>(sum) / float(a.channels);
+    if (a.residual != nullptr) x = static_cast<const T*>(a.summed) + begin;  // a lane reads what it has written itself
+
+    float squares = 0.0f;
+    for (int64_t c = lane; c < a.channels; c += warp_size) {
+      const float centered = to_float(x[c]) - mean;
+      squares += centered * centered;
+    }
+    const float rstd = 1.0f / sqrtf(sum_over<warp_size>(squares) / float(a.channels) + float(a.eps));
+
+    for (int64_t c = lane; c < a.channels; c += warp_size) {
+      float value = (to_float(x[c]) - mean) * rstd;
+      if (a.weight != nullptr) value *= to_float(static_cast<const W*>(a.weight)[c]);
+      if (a.bias != nullptr) value += to_float(static_cast<const W*>(a.bias)[c]);
+      static_cast<T*>(a.y)[begin + c] = round_to<T>(value);
+    }
+    if (lane == 0) {
+      static_cast<float*>(a.mean)[row] = mean;
+      static_cast<float*>(a.rstd)[row] = rstd;
+    }
+  }
+}
+
+// The rows of a block's chunk.
+struct RowRange {
+  int64_t begin, end;
+};
+__device__ __forceinline__ RowRange chunk_rows(const LayerNormBackward& a, int64_t chunk) {
+  const int64_t begin = chunk * a.rows_per_chunk, end = begin + a.rows_per_chunk;
+  return {begin, end < a.rows ? end : a.rows};
+}
+
+// Adds the warps' sums [packs][size] up, always in the same order, and writes the block's row of `partial`.
+template <typename T, int packs>
+__device__ __forceinline__ void write_partial(
+    float* partial, const float (&sums)[packs][Pack<T>::size], float* scratch, int channels) {
+#pragma unroll
+  for (int p = 0; p < packs; ++p) {
+    const int start = pack_start<T>(p, lane_in_warp());
+    if (start >= channels) continue;
+#pragma unroll
+    for (int i = 0; i < Pack<T>::size; i += Pack<float>::size) {
+      const Pack<float> pack{sums[p][i], sums[p][i + 1], sums[p][i + 2], sums[p][i + 3]};
+      store_pack(scratch + warp_in_block() * channels + start + i, pack);
+    }
+  }
+  sync_threads();
+  for (int c = int(threadIdx.x); c < channels; c += layer_norm_threads) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int warp = 0; warp < layer_norm_warps; ++warp) sum += scratch[warp * channels + c];
+    partial[int64_t(blockIdx.x) * channels + c] = sum;
+  }
+  sync_threads();  // the scratch may be used again
+}
+
+// A block takes a chunk of rows.
+template <typename T, typename W, int packs>
+__global__ void __launch_bounds__(layer_norm_threads) layer_norm_backward_kernel(const LayerNormBackward a) {
+  constexpr int size = Pack<T>::size;
+  const int channels = int(a.channels), lane = lane_in_warp();
+  const RowRange rows = chunk_rows(a, blockIdx.x);
+  SharedMemory shared;
+  float* scratch = shared.take<float>(layer_norm_warps * channels);
+  float weight_sums[packs][size] = {}, bias_sums[packs][size] = {};
+  for (int64_t row = rows.begin + warp_in_block(); row < rows.end; row += layer_norm_warps) {
+    const float mean = static_cast<const float*>(a.mean)[row], rstd = static_cast<const float*>(a.rstd)[row];
+    float normalized[packs][size], gradient[packs][size];
+    float gradients = 0.0f, products = 0.0f;
+#pragma unroll
+    for (int p = 0; p < packs; ++p) {
+      const int start = pack_start<T>(p, lane);
+      if (start >= channels) continue;
+      load_floats(normalized[p], static_cast<const T*>(a.x) + row * channels + start);
+      load_floats(gradient[p], static_cast<const T*>(a.grad_y) + row * channels + start);
+      float factors[size];
+      if (a.weight != nullptr) load_floats(factors, static_cast<const W*>(a.weight) + start);
+#pragma unroll
+      for (int i = 0; i < size; ++i) {
+        normalized[p][i] = (normalized[p][i] - mean) * rstd;
+        weight_sums[p][i] += gradient[p][i] * normalized[p][i];
+        bias_sums[p][i] += gradient[p][i];
+        if (a.weight != nullptr) gradient[p][i] *= factors[i];
+        gradients += gradient[p][i];
+        products += gradient[p][i] * normalized[p][i];
+      }
+    }
+    const float average = sum_over<warp_size>(gradients) / float(channels);
+    const float slope = sum_over<warp_size>(products) / float(channels);
+#pragma unroll
+    for (int p = 0; p < packs; ++p) {
+      const int start = pack_start<T>(p, lane);
+      if (start >= channels) continue;
+#pragma unroll
+      for (int i = 0; i < size; ++i) gradient[p][i] = rstd * (gradient[p][i] - average - normalized[p][i] * slope);
+      if (a.grad_summed != nullptr) {
+        float others[size];
+        load_floats(others, static_cast<const T*>(a.grad_summed) + row * channels + start);
+#pragma unroll
+        for (int i = 0; i < size; ++i) gradient[p][i] += others[i];
+      }
+      store_pack(static_cast<T*>(a.grad_x) + row * channels + start, round_to_pack<T>(gradient[p]));
+    }
+  }
+  if (a.partial_weight != nullptr) {
+    write_partial<T, packs>(static_cast<float*>(a.partial_weight), weight_sums, scratch, channels);
+  }
+  if (a.partial_bias != nullptr) {
+    write_partial<T, packs>(static_cast<float*>(a.partial_bias), bias_sums, scratch, channels);
+  }
+}
+
+// grad_x alone.
+template <typename T, typename W>
+__global__ void __launch_bounds__(layer_norm_threads) layer_norm_backward_any_kernel(const LayerNormBackward a) {
+  const int64_t warps = int64_t(gridDim.x) * layer_norm_warps;
+  for (int64_t row = int64_t(blockIdx.x) * layer_norm_warps + warp_in_block(); row < a.rows; row += warps) {
+    const int64_t begin = row * a.channels, lane = lane_in_warp();
+    const float mean = static_cast<const float*>(a.mean)[row], rstd = static_cast<const float*>(a.rstd)[row];
+    const auto normalized = [&](int64_t c) { return (to_float(static_cast<const T*>(a.x)[begin + c]) - mean) * rstd; };
+    const auto gradient = [&](int64_t c) {
+      const float factor = a.weight == nullptr ? 1.0f : to_float(static_cast<const W*>(a.weight)[c]);
+      return to_float(static_cast<const T*>(a.grad_y)[begin + c]) * factor;
+    };
+    float gradients = 0.0f, products = 0.0f;
+    for (int64_t c = lane; c < a.channels; c += warp_size) {
+      gradients += gradient(c);
+      products += gradient(c) * normalized(c);
+    }
+    const float average = sum_over<warp_size>(gradients) / float(a.channels);
+    const float slope = sum_over<warp_size>(products) / float(a.channels);
+    for (int64_t c = lane; c < a.channels; c += warp_size) {
+      float value = rstd * (gradient(c) - average - normalized(c) * slope);
+      if (a.grad_summed != nullptr) value += to_float(static_cast<const T*>(a.grad_summed)[begin + c]);
+      static_cast<T*>(a.grad_x)[begin + c] = round_to<T>(value);
+    }
+  }
+}
+
+// The partial sums alone: a block takes a chunk of rows and some columns, a thread a column.
+template <typename T>
+__global__ void __launch_bounds__(layer_norm_threads)
+    layer_norm_backward_columns_kernel(const LayerNormBackward a, const int64_t blocks_per_chunk) {
+  const int64_t chunk = blockIdx.x / blocks_per_chunk;
+  const int64_t column = (blockIdx.x - chunk * blocks_per_chunk) * layer_norm_threads + threadIdx.x;
+  if (column >= a.channels) return;
+  const RowRange rows = chunk_rows(a, chunk);
+  float weight_sum = 0.0f, bias_sum = 0.0f;
+  for (int64_t row = rows.begin; row < rows.end; ++row) {
+    const float gradient = to_float(static_cast<const T*>(a.grad_y)[row * a.channels + column]);
+    const float centered =
+        to_float(static_cast<const T*>(a.x)[row * a.channels + column]) - static_cast<const float*>(a.mean)[row];
+    weight_sum += gradient * (centered * static_cast<const float*>(a.rstd)[row]);
+    bias_sum += gradient;
+  }
+  const int64_t target = chunk * a.channels + column;
+  if (a.partial_weight != nullptr) static_cast<float*>(a.partial_weight)[target] = weight_sum;
+  if (a.partial_bias != nullptr) static_cast<float*>(a.partial_bias)[target] = bias_sum;
+}
+
+}  // namespace vitfast

@@ -1,0 +1,180 @@
+// The LayerNorm operators on tensors, for every device: checks, rows, allocation. A device brings
+//
+//     static Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType);
+//     static std::tuple<std::optional<Tensor>, std::optional<Tensor>, Type> parameters(
+//         const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, const Tensor& x);   of one type
+//     static void forward(const LayerNormForward&, const Tensor& like);
+//     static void backward(const LayerNormBackward&, const Tensor& like);
+//     static constexpr int64_t max_chunks, min_rows_per_chunk;   how the rows are parted for the parameters' gradients
+
+#pragma once
+
+#include "csrc/common/tensors.h"
+#include "csrc/layer_norm/layer_norm.h"
+#include "csrc/quantize/float_rounding.h"
+
+namespace vitfast {
+
+inline std::vector<int64_t> rows_shape(const Tensor& x) {
+  std::vector<int64_t> sizes = sizes_of(x);
+  sizes.pop_back();
+  return sizes;
+}
+
+inline int64_t count_rows(const Tensor& x) {
+  int64_t rows = 1;
+  for (int64_t size : rows_shape(x)) rows *= size;
+  return rows;
+}
+
+inline void check_layer_norm_parameter(const char* name, const std::optional<Tensor>& tensor, const Tensor& x) {
+  if (!tensor.has_value()) return;
+  check_tensor("layer_norm", name, *tensor);
+  check_sizes("layer_norm", name, *tensor, {x.size(-1)});
+}
+
+template <typename Device>
+std::tuple<Tensor, Tensor, Tensor, Tensor> run_layer_norm_forward(
+    const Tensor& x,                        // [..., C]
+    const std::optional<Tensor>& residual,  // [..., C]
+    const std::optional<Tensor>& weight,    // [C]
+    const std::optional<Tensor>& bias,      // [C]
+    double eps,
+    const std::vector<int64_t>& round_sum,
+    const std::vector<int64_t>& round_operand,
+    const std::vector<int64_t>& round_result) {
+  check_tensor("layer_norm", "x", x);
+  STD_TORCH_CHECK(x.dim() > 0, "layer_norm: x must have at least one dimension");
+  check_layer_norm_parameter("weight", weight, x);
+  check_layer_norm_parameter("bias", bias, x);
+  STD_TORCH_CHECK(eps >= 0, "layer_norm: eps must be zero or positive");
+  const ScalarType computing = computing_type(x);
+  const Tensor x_rows = as_contiguous(x);
+  const std::optional<Tensor> residual_rows = contiguous_or_none(residual);
+  const auto [weight_c, bias_c, parameter_type] = Device::parameters(weight, bias, x);
+
+  const auto sum_rounding = read_fused_rounding("layer_norm", round_sum);
+  const auto operand_rounding = read_fused_rounding("layer_norm", round_operand);
+  const auto result_rounding = read_fused_rounding("layer_norm", round_result);
+  const auto pointer = [](const std::optional<FloatRounding>& r) { return r.has_value() ? &*r : nullptr; };
+
+  const Tensor y = Device::new_tensor(x, sizes_of(x), x.scalar_type());
+  const Tensor summed = residual.has_value() ? Device::new_tensor(x, sizes_of(x), x.scalar_type()) : y;
+  const Tensor mean = Device::new_tensor(x, rows_shape(x), computing);
+  const Tensor rstd = Device::new_tensor(x, rows_shape(x), computing);
+  const LayerNormForward arguments{
+      type_of(x),
+      parameter_type,
+      x_rows.const_data_ptr(),
+      data_or_null(residual_rows),
+      data_or_null(weight_c),
+      data_or_null(bias_c),
+      summed.mutable_data_ptr(),
+      y.mutable_data_ptr(),
+      mean.mutable_data_ptr(),
+      rstd.mutable_data_ptr(),
+      x.size(-1),
+      count_rows(x),
+      eps,
+      pointer(sum_rounding),
+      pointer(operand_rounding),
+      pointer(result_rounding)};
+  if (x.numel() > 0) Device::forward(arguments, x);
+  return {summed, y, mean, rstd};
+}
+
+template <typename Device>
+std::tuple<Tensor, Tensor, Tensor> layer_norm_forward(
+    const Tensor& x,
+    const std::optional<Tensor>& weight,
+    const std::optional<Tensor>& bias,
+    double eps,
+    std::vector<int64_t> round_operand,
+    std::vector<int64_t> round_result) {
+  auto [summed, y, mean, rstd] =
+      run_layer_norm_forward<Device>(x, std::nullopt, weight, bias, eps, {}, round_operand, round_result);
+  return {y, mean, rstd};
+}
+
+template <typename Device>
+std::tuple<Tensor, Tensor, Tensor, Tensor> add_layer_norm_forward(
+    const Tensor& x,
+    const Tensor& residual,
+    const std::optional<Tensor>& weight,
+    const std::optional<Tensor>& bias,
+    double eps,
+    std::vector<int64_t> round_sum,
+    std::vector<int64_t> round_operand,
+    std::vector<int64_t> round_result) {
+  check_same_type("add_layer_norm", "residual", residual, x);
+  check_sizes("add_layer_norm", "residual", residual, sizes_of(x));
+  return run_layer_norm_forward<Device>(x, residual, weight, bias, eps, round_sum, round_operand, round_result);
+}
+
+template <typename Device>
+std::tuple<Tensor, std::optional<Tensor>, std::optional<Tensor>> layer_norm_backward(
+    const Tensor& grad_y,                      // [..., C]
+    const std::optional<Tensor>& grad_summed,  // [..., C]
+    const Tensor& x,                           // [..., C]
+    const Tensor& mean,                        // [...]
+    const Tensor& rstd,                        // [...]
+    const std::optional<Tensor>& weight,       // [C]
+    bool has_bias) {
+  const char* op = "layer_norm_backward";
+  check_tensor(op, "x", x);
+  STD_TORCH_CHECK(x.dim() > 0, op, ": x must have at least one dimension");
+  check_same_type(op, "grad_y", grad_y, x);
+  check_sizes(op, "grad_y", grad_y, sizes_of(x));
+  if (grad_summed.has_value()) {
+    check_same_type(op, "grad_summed", *grad_summed, x);
+    check_sizes(op, "grad_summed", *grad_summed, sizes_of(x));
+  }
+  check_layer_norm_parameter("weight", weight, x);
+  const ScalarType computing = computing_type(x);
+  for (const auto& [name, statistic] : {std::pair("mean", mean), std::pair("rstd", rstd)}) {
+    check_sizes(op, name, statistic, rows_shape(x));
+    STD_TORCH_CHECK(statistic.scalar_type() == computing, op, ": ", name, " has a wrong dtype");
+  }
+
+  const int64_t channels = x.size(-1);
+  const int64_t rows = count_rows(x);
+  const int64_t rows_per_chunk = split_rows(rows, Device::max_chunks, Device::min_rows_per_chunk);
+  const int64_t chunks = count_chunks(rows, rows_per_chunk);
+
+  const Tensor x_rows = as_contiguous(x);
+  const Tensor grad_rows = as_contiguous(grad_y);
+  const std::optional<Tensor> grad_summed_rows = contiguous_or_none(grad_summed);
+  const Tensor mean_rows = as_contiguous(mean);
+  const Tensor rstd_rows = as_contiguous(rstd);
+  const auto [weight_c, no_bias, parameter_type] = Device::parameters(weight, std::nullopt, x);
+  const Tensor grad_x = Device::new_tensor(x, sizes_of(x), x.scalar_type());
+  std::optional<Tensor> partial_weight, partial_bias;
+  if (weight.has_value()) partial_weight = new_zeros(x, {chunks, channels}, computing);
+  if (has_bias) partial_bias = new_zeros(x, {chunks, channels}, computing);
+
+  const LayerNormBackward arguments{
+      type_of(x),
+      parameter_type,
+      grad_rows.const_data_ptr(),
+      data_or_null(grad_summed_rows),
+      x_rows.const_data_ptr(),
+      mean_rows.const_data_ptr(),
+      rstd_rows.const_data_ptr(),
+      data_or_null(weight_c),
+      grad_x.mutable_data_ptr(),
+      mutable_data_or_null(partial_weight),
+      mutable_data_or_null(partial_bias),
+      channels,
+      rows,
+      rows_per_chunk};
+  if (x.numel() > 0) Device::backward(arguments, x);
+
+  const auto over_chunks = [](const std::optional<Tensor>& partial) -> std::optional<Tensor> {
+    if (!partial.has_value()) return std::nullopt;
+    const std::vector<int64_t> dimensions{0};
+    return torch::stable::sum(*partial, torch::headeronly::IntHeaderOnlyArrayRef(dimensions.data(), 1));
+  };
+  return {grad_x, over_chunks(partial_weight), over_chunks(partial_bias)};
+}
+
+}  // namespace vitfast

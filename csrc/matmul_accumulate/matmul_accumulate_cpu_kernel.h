@@ -1,0 +1,98 @@
+// Products whose accumulator is rounded after every chunk: a tile of results at a time, vectorized over the columns.
+
+#pragma once
+
+#include "csrc/quantize/round_vector_cpu_kernel.h"
+
+namespace vitfast::VITFAST_ISA {
+
+// a * b + c with one rounding, on every instruction set.
+VITFAST_INLINE Vector<float> fused_multiply_add(Vector<float> a, Vector<float> b, Vector<float> c) {
+#if VITFAST_VECTOR_BYTES == 64
+  return (Vector<float>)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  return (Vector<float>)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  for (int64_t i = 0; i < width<float>; ++i) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
+  return c;
+#endif
+}
+
+// Accumulators and the sums of a chunk fill the registers.
+constexpr int64_t accumulate_tile_rows = VITFAST_VECTOR_BYTES == 64 ? 6 : 3;
+constexpr int64_t accumulate_tile_vectors = 2;
+constexpr int64_t accumulate_tile_columns = accumulate_tile_vectors * width<float>;
+
+// The columns of one panel of w [columns, depth], as [depth, tile_columns], zeros behind the last one.
+inline void pack_panel(const MatmulAccumulate& a, int64_t panel, float* packed) {
+  const int64_t first = panel * accumulate_tile_columns;
+  for (int64_t column = 0; column < accumulate_tile_columns; ++column) {
+    const bool is_there = first + column < a.columns;
+    const float* source = a.weight + (first + column) * a.depth;
+    for (int64_t k = 0; k < a.depth; ++k) {
+      packed[k * accumulate_tile_columns + column] = is_there ? source[k] : 0.0f;
+    }
+  }
+}
+
+// Rows beyond the last one compute it once more, and are not stored.
+template <typename Round>
+VITFAST_INLINE void accumulate_tile(
+    const MatmulAccumulate& a, int64_t first_row, int64_t first_column, const float* packed, const Round& round) {
+  constexpr int64_t rows = accumulate_tile_rows, vectors = accumulate_tile_vectors;
+  const float* x[rows];
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t row = first_row + r < a.rows ? first_row + r : a.rows - 1;
+    x[r] = a.x + row * a.depth;
+  }
+  Vector<float> accumulator[rows][vectors] = {};
+  for (int64_t begin = 0; begin < a.depth; begin += a.chunk) {
+    const int64_t end = begin + a.chunk < a.depth ? begin + a.chunk : a.depth;
+    Vector<float> sum[rows][vectors] = {};
+    for (int64_t k = begin; k < end; ++k) {
+      Vector<float> column[vectors];
+      for (int64_t v = 0; v < vectors; ++v) column[v] = load(packed + k * accumulate_tile_columns + v * width<float>);
+      for (int64_t r = 0; r < rows; ++r) {
+        const Vector<float> element = broadcast(x[r][k]);
+        for (int64_t v = 0; v < vectors; ++v) sum[r][v] = fused_multiply_add(element, column[v], sum[r][v]);
+      }
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t v = 0; v < vectors; ++v) accumulator[r][v] = round(accumulator[r][v] + sum[r][v]);
+    }
+  }
+  for (int64_t r = 0; r < rows && first_row + r < a.rows; ++r) {
+    for (int64_t v = 0; v < vectors; ++v) {
+      const int64_t column = first_column + v * width<float>;
+      const int64_t left = a.columns - column;
+      if (left <= 0) break;
+      store_up_to<float>(
+          a.out + (first_row + r) * a.columns + column, accumulator[r][v], left < width<float> ? left : width<float>);
+    }
+  }
+}
+
+// Tasks [begin, end) of panels * row_blocks: all rows of a panel are neighbours, so that it is packed once.
+void matmul_accumulate(const MatmulAccumulate& a, int64_t begin, int64_t end) {
+  const int64_t row_blocks = (a.rows + a.rows_per_block - 1) / a.rows_per_block;
+  const Scratch<float> packed(a.depth * accumulate_tile_columns + 1);
+  with_rounding(a.rounding, [&](auto round) __attribute__((always_inline)) {
+    int64_t packed_panel = -1;
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t panel = task / row_blocks, block = task % row_blocks;
+      if (panel != packed_panel) pack_panel(a, panel, packed.data);
+      packed_panel = panel;
+      const int64_t first = block * a.rows_per_block;
+      const int64_t last = first + a.rows_per_block < a.rows ? first + a.rows_per_block : a.rows;
+      for (int64_t row = first; row < last; row += accumulate_tile_rows) {
+        accumulate_tile(a, row, panel * accumulate_tile_columns, packed.data, round);
+      }
+    }
+  });
+}
+
+int64_t matmul_accumulate_panels(int64_t columns) {
+  return (columns + accumulate_tile_columns - 1) / accumulate_tile_columns;
+}
+
+}  // namespace vitfast::VITFAST_ISA

@@ -1,0 +1,61 @@
+"""Processes that calibrate together have the ranges of one that sees everything."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from support.subprocesses import run_python
+
+# a rank of two calibrates on its own images: the first on two batches, the other on one, or on none
+PROGRAM = """
+import json, os, sys
+import torch, torch.distributed as dist
+import vitfast
+
+def model():
+    torch.manual_seed(0)
+    model = vitfast.create_model("vit_nano_patch2_8", depth=1, num_classes=5)
+    vitfast.quantize_(model, vitfast.QATConfig(vitfast.Int8Config("calibrated")))
+    return model
+
+def work(rank, folder, shares):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    together = model()
+    own = images[: shares[0]] if rank == 0 else images[shares[0] :]
+    layers = vitfast.calibrate(together, list(own))
+    record = vitfast.quantization_record(together)
+    torch.manual_seed(1)
+    alone = model()
+    dist.destroy_process_group()
+    vitfast.calibrate(alone, list(images))
+    same = record == vitfast.quantization_record(alone)
+    open(f"{folder}/{rank}.json", "w").write(json.dumps({"layers": layers, "same": same}))
+
+folder, shares = sys.argv[1], json.loads(sys.argv[2])
+images = torch.randn(3, 4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+images *= torch.arange(1.0, 4.0).view(3, 1, 1, 1, 1)
+if __name__ == "__main__":
+    children = []
+    for rank in range(2):
+        child = os.fork()
+        if child == 0:
+            try:
+                work(rank, folder, shares)
+            except BaseException as error:
+                print(repr(error), file=sys.stderr, flush=True)
+                os._exit(1)
+            os._exit(0)
+        children.append(child)
+    sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
+"""
+
+
+@pytest.mark.parametrize("shares", [[2, 1], [3, 0]], ids=["uneven", "one has none"])
+def test_ranges_of_all(tmp_path: Path, shares: list[int]) -> None:
+    finished = run_python("-c", PROGRAM, str(tmp_path), json.dumps(shares))
+    assert finished.returncode == 0, finished.stderr
+    answers = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert answers == [{"layers": 6, "same": True}] * 2

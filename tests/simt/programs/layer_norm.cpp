@@ -1,0 +1,63 @@
+// layer_norm, forward and backward: x [rows, C]; every tensor `offset` elements into its memory.
+
+#include "csrc/layer_norm/layer_norm_launch.cuh"
+#include "tests/simt/programs/program.h"
+
+using vitfast::LayerNormBackward;
+using vitfast::LayerNormForward;
+
+template <typename T, typename W>
+void run(simt_test::Program& program) {
+  const int64_t rows = program.integer("rows"), channels = program.integer("channels");
+  const int64_t offset = program.integer("offset");
+  const auto input = [&](const char* name) -> const T* {
+    const T* memory = program.input<T>(name);
+    return memory == nullptr ? nullptr : memory + offset;
+  };
+  const auto parameter = [&](const char* name) -> const W* {
+    const W* memory = program.input<W>(name);
+    return memory == nullptr ? nullptr : memory + offset;
+  };
+  const auto output = [&](const char* name) { return program.output<T>(name, rows * channels + offset) + offset; };
+  if (program.text("direction") == "forward") {
+    LayerNormForward a{};
+    a.rows = rows;
+    a.channels = channels;
+    a.eps = program.number("eps");
+    a.x = input("x");
+    a.residual = input("residual");
+    a.weight = parameter("weight");
+    a.bias = parameter("bias");
+    if (a.residual != nullptr) a.summed = output("summed");
+    a.y = output("y");
+    a.mean = program.output<float>("mean", rows);
+    a.rstd = program.output<float>("rstd", rows);
+    return vitfast::launch_layer_norm_forward<T, W>(a, {});
+  }
+  LayerNormBackward a{};
+  a.rows = rows;
+  a.channels = channels;
+  a.rows_per_chunk = program.integer("rows_per_chunk");
+  a.x = input("x");
+  a.grad_y = input("grad_y");
+  a.grad_summed = input("grad_summed");
+  a.weight = parameter("weight");
+  a.mean = program.input<float>("mean");
+  a.rstd = program.input<float>("rstd");
+  a.grad_x = output("grad_x");
+  const int64_t sums = vitfast::count_chunks(rows, a.rows_per_chunk) * channels;
+  if (a.weight != nullptr) a.partial_weight = program.output<float>("partial_weight", sums);
+  if (program.integer("has_bias") != 0) a.partial_bias = program.output<float>("partial_bias", sums);
+  vitfast::launch_layer_norm_backward<T, W>(a, {});
+}
+
+int main(int argc, char** argv) {
+  simt_test::Program program(argc, argv);
+  const std::string types = program.text("type") + " " + program.text("parameter_type");
+  if (types == "float32 float32") run<float, float>(program);
+  if (types == "bfloat16 bfloat16") run<vitfast::BFloat16, vitfast::BFloat16>(program);
+  if (types == "bfloat16 float32") run<vitfast::BFloat16, float>(program);
+  if (types == "float16 float16") run<vitfast::Half, vitfast::Half>(program);
+  if (types == "float16 float32") run<vitfast::Half, float>(program);
+  return program.finish();
+}

@@ -1,0 +1,154 @@
+"""The CUDA kernels of LayerNorm, run on the host, against float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from support import plain, simt
+from support.tolerance import BACKWARD_FACTOR, FORWARD_FACTOR, assert_as_accurate
+
+EPS = 1e-6
+# in registers: a pack a lane to the most that there can be, whole and part warps; 200: a multiple of 8; too wide; odd
+WIDTHS = (8, 64, 192, 200, 384, 768, 1024, 1280, 1288, 65, 1)
+TYPES = {
+    "float32": (torch.float32, torch.float32),
+    "bfloat16": (torch.bfloat16, torch.bfloat16),
+    "float16": (torch.float16, torch.float16),
+    "mixed": (torch.bfloat16, torch.float32),
+}
+
+
+class Case:
+    """One LayerNorm and its gradients.
+
+    Attributes:
+        inputs: x, residual, weight, bias, grad_y and grad_summed; None where there is none.
+    """
+
+    def __init__(self, rows: int, channels: int, types: str, *, residual: bool, parameters: bool = True) -> None:
+        dtype, parameter_dtype = TYPES[types]
+        self.rows, self.channels = rows, channels
+
+        def normal(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+            return torch.randn(shape).to(dtype)
+
+        self.inputs: dict[str, Tensor | None] = {
+            "x": normal(rows, channels) + 0.5,
+            "residual": normal(rows, channels) if residual else None,
+            "weight": normal(channels, dtype=parameter_dtype) if parameters else None,
+            "bias": normal(channels, dtype=parameter_dtype) if parameters else None,
+            "grad_y": normal(rows, channels),
+            "grad_summed": normal(rows, channels) if residual else None,
+        }
+        self.dtype, self.parameter_dtype = dtype, parameter_dtype
+
+    def run(self, direction: str, names: tuple[str, ...], *, variant: str, offset: int = 0, **extra: Tensor):
+        """The kernel's results; it sees every tensor but the statistics ``offset`` elements into its memory."""
+        inputs = {name: _shifted(self.inputs[name], offset) for name in names if self.inputs[name] is not None}
+        shape = (self.rows * self.channels + offset,)
+        options = {
+            "direction": direction,
+            "type": str(self.dtype).removeprefix("torch."),
+            "parameter_type": str(self.parameter_dtype).removeprefix("torch."),
+            "rows": self.rows,
+            "channels": self.channels,
+            "offset": offset,
+            "eps": EPS,
+            "rows_per_chunk": 5,
+            "has_bias": int(self.inputs["bias"] is not None),
+        }
+        statistics = ((self.rows,), torch.float32)
+        if direction == "forward":
+            outputs = {"y": (shape, self.dtype), "mean": statistics, "rstd": statistics}
+            if self.inputs["residual"] is not None:
+                outputs["summed"] = (shape, self.dtype)
+        else:
+            outputs = {"grad_x": (shape, self.dtype)}
+            sums = ((-(-self.rows // 5), self.channels), torch.float32)
+            if self.inputs["weight"] is not None:
+                outputs |= {"partial_weight": sums, "partial_bias": sums}
+        results = simt.run("layer_norm", inputs | extra, outputs, options, variant=variant)
+        for name in ("y", "summed", "grad_x"):
+            if name in results:
+                results[name] = results[name][offset:].view(self.rows, self.channels)
+        return results
+
+    def expected(self, summed: Tensor, dtype: torch.dtype | None) -> dict[str, Tensor]:
+        """Everything by torch's operators in ``dtype``, or in the inputs' own types, from the sum as it is stored."""
+        names = ("weight", "bias")
+        leaves = {"x": summed} | {name: self.inputs[name] for name in names if self.inputs[name] is not None}
+        leaves = {name: tensor.to(dtype or tensor.dtype).requires_grad_() for name, tensor in leaves.items()}
+        y = plain.layer_norm(leaves["x"], leaves.get("weight"), leaves.get("bias"), eps=EPS)
+        loss = (y * self.inputs["grad_y"].to(y.dtype)).sum()
+        if self.inputs["grad_summed"] is not None:
+            loss = loss + (leaves["x"] * self.inputs["grad_summed"].to(y.dtype)).sum()
+        grads = torch.autograd.grad(loss, list(leaves.values()))
+        return {"y": y.detach()} | {f"grad_{name}": grad for name, grad in zip(leaves, grads, strict=True)}
+
+
+def _shifted(tensor: Tensor, offset: int) -> Tensor:
+    return torch.cat([torch.zeros(offset, dtype=tensor.dtype), tensor.flatten()])
+
+
+def check(case: Case, variant: str, offset: int = 0) -> None:
+    """Holds both directions against float64."""
+    forward = case.run("forward", ("x", "residual", "weight", "bias"), variant=variant, offset=offset)
+    summed = case.inputs["x"]
+    if case.inputs["residual"] is not None:
+        summed = summed + case.inputs["residual"]
+        assert torch.equal(forward["summed"], summed)
+    exact, same = case.expected(summed, torch.float64), case.expected(summed, None)
+    assert_as_accurate(forward["y"], same["y"], exact["y"], factor=FORWARD_FACTOR, name="y")
+    wide = summed.double()
+    rstd = (wide.var(-1, correction=0) + EPS).rsqrt()
+    torch.testing.assert_close(forward["mean"].double(), wide.mean(-1), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(forward["rstd"].double(), rstd, rtol=1e-5, atol=1e-6)
+
+    known = {"x": _shifted(summed, offset), "mean": forward["mean"], "rstd": forward["rstd"]}
+    names = ("grad_y", "grad_summed", "weight")
+    backward = case.run("backward", names, variant=variant, offset=offset, **known)
+    assert_as_accurate(backward["grad_x"], same["grad_x"], exact["grad_x"], factor=BACKWARD_FACTOR, name="grad_x")
+    for name in ("weight", "bias"):
+        if case.inputs[name] is not None:
+            actual = backward[f"partial_{name}"].sum(0).to(case.parameter_dtype)
+            grad = f"grad_{name}"
+            assert_as_accurate(actual, same[grad], exact[grad], factor=BACKWARD_FACTOR, name=grad)
+
+
+@pytest.mark.parametrize("types", TYPES)
+@pytest.mark.parametrize("channels", WIDTHS)
+def test_every_width(simt_variant: str, channels: int, types: str) -> None:
+    # 13 rows: more than the warps of a small grid, and a chunk that is not full
+    check(Case(13, channels, types, residual=True), simt_variant)
+
+
+@pytest.mark.parametrize("types", TYPES)
+def test_without_residual_or_parameters(simt_variant: str, types: str) -> None:
+    for channels in (192, 65):
+        check(Case(7, channels, types, residual=False, parameters=False), simt_variant)
+
+
+@pytest.mark.parametrize("types", ["float32", "bfloat16"])
+def test_addresses_that_are_no_multiple_of_16(simt_variant: str, types: str) -> None:
+    check(Case(7, 192, types, residual=True), simt_variant, offset=1)
+
+
+@pytest.mark.parametrize("channels", [192, 65])
+def test_a_non_finite_number_spoils_its_own_row_only(channels: int) -> None:
+    case = Case(9, channels, "float32", residual=False)
+    expected = case.run("forward", ("x", "weight", "bias"), variant="plain")["y"]
+    case.inputs["x"][4, 3] = torch.inf
+    y = case.run("forward", ("x", "weight", "bias"), variant="plain")["y"]
+    assert y[4].isnan().all()
+    y[4] = expected[4]
+    assert torch.equal(y, expected)
+
+
+def test_a_large_mean_costs_no_accuracy() -> None:
+    case = Case(40, 768, "float32", residual=False)
+    case.inputs["x"] += 1000.0
+    y = case.run("forward", ("x", "weight", "bias"), variant="plain")["y"]
+    same, exact = (case.expected(case.inputs["x"], dtype)["y"] for dtype in (None, torch.float64))
+    assert_as_accurate(y, same, exact, factor=FORWARD_FACTOR)

@@ -1,0 +1,134 @@
+"""NumPy's numbers and arrays in a torch file: read without NumPy's own functions, and nothing else let in."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from vitfast.errors import UserError
+from vitfast.weights.numpy_pickle import NUMPY_STAND_INS, NumpyArray
+from vitfast.weights.raw_file import read_raw_file
+from vitfast.weights.torch_file import read_torch_file
+
+
+def beside(path: Path, value: Any, **options: Any) -> Any:
+    torch.save({"model": {"weight": torch.ones(1)}, "value": value}, path, **options)
+    return read_torch_file(path).beside["value"]
+
+
+@pytest.mark.parametrize("modern", [True, False], ids=["zip", "old format"])
+@pytest.mark.parametrize("code", ["f2", "f4", "f8", "i1", "i4", "i8", "u1", "u8", "?"])
+def test_arrays_and_numbers(tmp_path: Path, code: str, modern: bool) -> None:
+    for array in (
+        np.arange(6).reshape(2, 3).astype(code),
+        np.asfortranarray(np.arange(6).reshape(2, 3).astype(code)),
+        np.arange(3).astype(np.dtype(code).newbyteorder(">")),
+        np.array(5).astype(code),
+    ):
+        read = beside(tmp_path / "a.pth", array, _use_new_zipfile_serialization=modern)
+        assert isinstance(read, NumpyArray)
+        assert read.tensor.tolist() == array.tolist()
+        assert read.tensor.dtype == torch.from_numpy(array.astype(code)).dtype
+    number = np.arange(3).astype(code)[2]
+    read = beside(tmp_path / "a.pth", number, _use_new_zipfile_serialization=modern)
+    assert (read, type(read)) == (number.item(), type(number.item()))
+
+
+def test_the_names_of_numpy_1(tmp_path: Path) -> None:
+    """NumPy 2 moved its functions; the released files are from before that."""
+    torch.save({"model": {"weight": torch.ones(1)}, "value": [np.float64(2.5), np.ones(2)]}, tmp_path / "new.pth")
+    with zipfile.ZipFile(tmp_path / "new.pth") as new, zipfile.ZipFile(tmp_path / "old.pth", "w") as old:
+        for name in new.namelist():
+            content = new.read(name).replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+            old.writestr(name, content)
+    number, array = read_torch_file(tmp_path / "old.pth").beside["value"]
+    assert (number, array.tensor.tolist()) == (2.5, [1.0, 1.0])
+
+
+def test_arrays_as_weights(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"weight": np.ones((2, 2), dtype=np.float32)}}, tmp_path / "a.pth")
+    assert torch.equal(read_raw_file(tmp_path / "a.pth").tensors["weight"], torch.ones(2, 2))
+
+
+class _Reduced:
+    """Is pickled as a call."""
+
+    def __init__(self, *call: Any) -> None:
+        self.call = call
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.call
+
+
+class _Attack:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.target}",)
+
+
+RECONSTRUCT = np.zeros(1).__reduce__()[0]
+SCALAR = np.float64(1).__reduce__()[0]
+OBJECTS = np.dtype("O")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.array([1, "a", None], dtype=object),
+        np.array(["text"]),
+        np.zeros(2, dtype=[("a", "f4")]),
+        np.array([1 + 2j]),
+        np.array(["2021-01-01"], dtype="datetime64[D]"),
+        _Reduced(SCALAR, (OBJECTS, b"12345678")),
+        _Reduced(SCALAR, (np.dtype("f8"), b"1234")),
+        _Reduced(SCALAR, (np.dtype("f8"), 3)),
+        _Reduced(SCALAR, ("f8", b"12345678")),
+        _Reduced(RECONSTRUCT, (np.ndarray, (0,), b"b"), (1, (1 << 40,), np.dtype("f8"), False, b"12345678")),
+        _Reduced(RECONSTRUCT, (np.ndarray, (0,), b"b"), (1, (-1, -1), np.dtype("f8"), False, b"12345678")),
+        _Reduced(RECONSTRUCT, (np.ndarray, (0,), b"b"), (1, (1,) * 40, np.dtype("f8"), False, b"12345678")),
+        _Reduced(RECONSTRUCT, (np.ndarray, (0,), b"b"), (1, (1,), np.dtype("f8"), False, [1.0])),
+        _Reduced(RECONSTRUCT, (dict, (0,), b"b")),
+        _Reduced(np.ndarray, ((1 << 40,), np.dtype("f8"))),
+        _Reduced(np.frombuffer, (b"12345678", np.dtype("f8"))),
+        np.random.RandomState(0),
+        np.ma.masked_array([1.0], mask=[True]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_is_no_plain_number_is_refused(tmp_path: Path, value: Any) -> None:
+    path = tmp_path / "a.pth"
+    torch.save({"model": {"weight": torch.ones(1)}, "value": value}, path)
+    with pytest.raises(UserError) as info:
+        read_torch_file(path)
+    assert str(path) in str(info.value)
+    assert "nothing in it was executed" in str(info.value)
+
+
+@pytest.mark.parametrize("wrap", [lambda attack: [np.float64(1), attack], lambda attack: np.array([attack])])
+def test_an_attack_among_numbers(tmp_path: Path, wrap: Any) -> None:
+    """Letting NumPy's numbers in lets nothing else in: neither beside them nor as elements of an array."""
+    target, path = tmp_path / "attacked", tmp_path / "DVT.pth.tar"
+    content = {"model_state_dict": {"weight": torch.ones(1)}, "dynamic_threshold": wrap(_Attack(target))}
+    torch.save(content, path)
+    with pytest.raises(UserError, match=r"is refused: it holds Python objects .*nothing in it was executed"):
+        read_raw_file(path)
+    assert not target.exists()
+    torch.load(path, weights_only=False)  # the attack works where it is let
+    assert target.exists()
+
+
+def test_nothing_of_numpy_itself_is_let_in() -> None:
+    for stand_in, name in NUMPY_STAND_INS:
+        assert stand_in.__module__ == "vitfast.weights.numpy_pickle", name
+    read = {name for _, name in NUMPY_STAND_INS}
+    assert {pickle.whichmodule(RECONSTRUCT, "_reconstruct") + "._reconstruct", "numpy.ndarray"} <= read
+    assert not set(NUMPY_STAND_INS) & set(torch.serialization.get_safe_globals())  # only while a file is read

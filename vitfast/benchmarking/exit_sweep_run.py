@@ -1,0 +1,136 @@
+"""``python -m vitfast.evaluate exits=sweep``: from its options to tables and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vitfast.benchmarking.exit_sweep import ExitSweep, OperatingPoint, sweep_thresholds
+from vitfast.benchmarking.exit_sweep_text import SweepReport, sweep_json, sweep_table
+from vitfast.data import ImageDataset, available_splits
+from vitfast.engine.device import autocast, select_device
+from vitfast.engine.evaluation_report import (
+    EvaluateOptions,
+    data_of_checkpoint,
+    dataset_of_split,
+    loader_in_order,
+    loader_of_split,
+)
+from vitfast.engine.exit_curve import CurvePoint, draw_exit_curve
+from vitfast.engine.exit_examples import MAX_CLASSES, ExitExample, draw_exit_examples, easy_and_hard, restore_pixels
+from vitfast.engine.trained_model import TrainedModel, load_trained_model
+from vitfast.errors import UserError
+from vitfast.inference import ExitStatistics, collect_exit_statistics, exit_gmacs
+from vitfast.inference.exit_model import as_exit_model
+
+CURVE_FILE = "exit_curve.png"
+EXAMPLES_FILE = "exit_examples.png"
+_EXAMPLES = 5
+
+
+def sweep_exits(options: EvaluateOptions) -> str:
+    """Measures what early exit is worth for a checkpoint, draws it, and returns what is to be printed.
+
+    Thresholds are found on ``sweep.calibration`` and judged on ``split``, which has to be another one.
+
+    Raises:
+        UserError: if there is no valid checkpoint, its model has no exits, there is no such split, both are one, or
+            the pictures cannot be written.
+    """
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    device = select_device(options.device)
+    trained = load_trained_model(options.checkpoint, weights=options.weights, device=device)
+    as_exit_model(trained.model)  # before the images are looked for
+    _check_calibration(trained, options)
+    folder = _picture_folder(trained, options.sweep.folder)
+    dataset = dataset_of_split(trained, options.data, options.split)
+    labels: list[Tensor] = []
+    with autocast(device, options.precision):
+        held_out = loader_of_split(trained, options.data, options.sweep.calibration)
+        calibration = collect_exit_statistics(trained.model, held_out)
+        test = collect_exit_statistics(trained.model, _watched(loader_in_order(trained, options.data, dataset), labels))
+    # which image of the data set each column of the statistics is; those that could not be read have none
+    readable = [index for index in range(len(dataset)) if index not in dataset.bad_images]
+    indices = torch.linspace(0, test.images - 1, min(options.sweep.images, test.images)).round().long()
+    images = torch.stack([dataset[readable[index]][0] for index in indices.tolist()]).to(device)
+    batch_size = options.sweep.batch_size or data_of_checkpoint(trained, options.data).batch_size
+    sweep = sweep_thresholds(
+        trained.model,
+        calibration,
+        test,
+        exit_gmacs(trained.model),
+        images,
+        indices,
+        tolerance=options.sweep.tolerance / 100,
+        batch_size=batch_size,
+        precision=options.precision,
+        seconds=options.sweep.seconds,
+    )
+    pictures = [folder / CURVE_FILE, folder / EXAMPLES_FILE]
+    try:
+        _draw_curve(sweep, pictures[0], f"{trained.manifest['model']['name']}, {options.split}, batch {batch_size}")
+        _draw_examples(sweep, test, torch.cat(labels), dataset, readable, pictures[1])
+    except OSError as error:
+        raise UserError(f"the pictures cannot be written to {folder}: {error.strerror or error}") from error
+    report = SweepReport(trained, options, sweep, calibration, test, len(images), batch_size, pictures)
+    return sweep_json(report) if options.output == "json" else sweep_table(report)
+
+
+def _check_calibration(trained: TrainedModel, options: EvaluateOptions) -> None:
+    """Refuses to choose thresholds on the images that they are judged on, or on images that are not there."""
+    calibration = options.sweep.calibration
+    if calibration == options.split:
+        raise UserError(
+            f"sweep.calibration={calibration} is also split={options.split}: thresholds that are judged on the images "
+            "they were chosen on look better than they are; give two splits"
+        )
+    splits = available_splits(data_of_checkpoint(trained, options.data))
+    if calibration not in splits:
+        raise UserError(
+            f"sweep.calibration={calibration}: the data have the splits {', '.join(splits)}; train with "
+            "data.val_share=0.05, which keeps images out of training, or give sweep.calibration=train, of which the "
+            "model is too sure"
+        )
+
+
+def _picture_folder(trained: TrainedModel, given: str | None) -> Path:
+    """The folder that was given, or that of the run, which the checkpoint lies in."""
+    folder = trained.checkpoint.parent if given is None else Path(given).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"sweep.folder={given}: there is no such folder; create it first")
+    return folder
+
+
+def _watched(loader: Iterable[tuple[Tensor, Tensor]], labels: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Passes batches on and keeps their labels."""
+    for images, labels_B in loader:
+        labels.append(labels_B)
+        yield images, labels_B
+
+
+def _draw_curve(sweep: ExitSweep, path: Path, title: str) -> None:
+    def place(point: OperatingPoint) -> CurvePoint:
+        one = point.test
+        return CurvePoint(point.speed.images_per_s.median, one.cost, one.accuracy, one.shares)
+
+    points = [place(point) for point in sweep.points]
+    draw_exit_curve(points, place(sweep.all_exits), place(sweep.chosen), path, title)
+
+
+def _draw_examples(
+    sweep: ExitSweep, test: ExitStatistics, labels: Tensor, dataset: ImageDataset, readable: list[int], path: Path
+) -> None:
+    def pixels(example: ExitExample) -> tuple[Tensor, ExitExample]:
+        image = dataset[readable[example.index]][0]
+        return restore_pixels(image, dataset.mean, dataset.std), example
+
+    rows = []
+    for class_index, name in list(enumerate(dataset.class_names))[:MAX_CLASSES]:
+        easy, hard = easy_and_hard(test, sweep.chosen.test.thresholds, labels, class_index, _EXAMPLES)
+        rows.append((name, [pixels(one) for one in easy], [pixels(one) for one in hard]))
+    title = "At the chosen thresholds; below each image the first exit's top probability, red: answered wrongly"
+    draw_exit_examples(rows, _EXAMPLES, path, title)

@@ -1,0 +1,280 @@
+"""What a number format costs in accuracy: after training, and where training knows of it; against float32."""
+
+# ruff: noqa: RUF009 (option() makes a dataclass field)
+
+from __future__ import annotations
+
+import copy
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitfast.benchmarking.machine import describe_machine
+from vitfast.config import option
+from vitfast.data import build_loader
+from vitfast.engine.checkpoint import latest_checkpoint
+from vitfast.engine.device import select_device
+from vitfast.engine.evaluation_report import (
+    EvaluateDataOptions,
+    data_of_checkpoint,
+    dataset_of_split,
+    loader_of_split,
+)
+from vitfast.engine.evaluator import evaluate
+from vitfast.engine.run_directory import CONFIG, METRICS
+from vitfast.engine.trained_model import TrainedModel, load_trained_model
+from vitfast.engine.training_run import run_training
+from vitfast.engine.training_task import create_plain_task
+from vitfast.errors import UserError
+from vitfast.models import ImageModel
+from vitfast.quantization.calibrate import calibrate
+from vitfast.quantization.named_configs import format_names, named_config
+from vitfast.quantization.quantize import quantize_
+
+_FORMAT_VERSION = 1
+FLOAT32, TRAINED_ON = "float32", "float32, trained on as long"
+POST_TRAINING, AWARE = "post-training", "aware"
+_CALIBRATION_IMAGES = 512
+
+
+@dataclass
+class AccuracyOptions:
+    """Trains float32 models (or takes one), quantizes them after training, and trains them on in each format."""
+
+    name: str = option("digits", "of the result: its file is quantization_accuracy-NAME")
+    recipe: str = option("vit_digits", "how the float32 models are trained")
+    run: str | None = option(None, "a finished run instead; then the seeds are those of training on only")
+    seeds: list[int] = option(default_factory=lambda: [0, 1, 2], help="seeds, a model each")
+    formats: list[str] = option(default_factory=list, help="formats after training; empty: all that have a name")
+    aware: list[str] | None = option(None, "formats that are trained on in; null: as formats; []: none")
+    aware_epochs: int = option(5, "epochs of training on; see aware_steps", minimum=1)
+    aware_steps: int | None = option(None, "steps of training on instead", minimum=1)
+    aware_lr: float = option(3e-4, "learning rate of training on, which falls as a cosine", above=0)
+    split: str = option("test", "images that are measured", choices=["train", "val", "test"])
+    runs: str = option("runs/quantization_accuracy", "folder of the runs; what is finished in it is not done again")
+    json: str | None = option(None, "the result; null: benchmarks/results/quantization_accuracy-NAME.json")
+    train: list[str] = option(default_factory=list, help="further options of training: [data.root=FOLDER]")
+    device: str = option("auto", "auto: a GPU if there is one", choices=["auto", "cpu", "cuda"])
+    threads: int | None = option(None, "CPU threads; null: torch's choice", minimum=1)
+    data: EvaluateDataOptions = field(default_factory=EvaluateDataOptions)
+
+
+def run_accuracy_benchmark(options: AccuracyOptions) -> int:
+    """Measures, prints the table and writes it, after each figure anew: an interrupted run goes on where it was.
+
+    Returns:
+        0.
+
+    Raises:
+        UserError: a format or a run does not exist, or training fails.
+    """
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    device = select_device(options.device)
+    formats = options.formats or format_names()
+    aware = formats if options.aware is None else options.aware
+    for name in (*formats, *aware):
+        named_config(name)  # a wrong one is told before hours of training
+    path = Path(options.json or f"benchmarks/results/quantization_accuracy-{options.name}.json")
+    result = _Result(path, options, device)
+    for seed in options.seeds:
+        run = Path(options.run) if options.run is not None else _train_float32(options, seed)
+        for kind, name, figures in _after_training(run, formats, options, device, result, seed):
+            result.add(seed, kind, name, figures)
+        for kind, name in [(TRAINED_ON, ""), *((AWARE, name) for name in aware)]:
+            if not result.has(seed, kind, name) and aware:
+                result.add(seed, kind, name, _train_on(run, name, options, seed))
+    print(result.table())
+    print(f"\nwritten to {path} and {path.with_suffix('.md')}")
+    return 0
+
+
+class _Result:
+    """The figures so far, in their files."""
+
+    def __init__(self, path: Path, options: AccuracyOptions, device: torch.device) -> None:
+        self.path, self.options = path, options
+        self.machine = describe_machine(device)
+        self.figures: list[dict[str, Any]] = []
+        if path.exists():
+            try:
+                content = json.loads(path.read_text(encoding="utf-8"))
+                same = content["options"] == self._options()
+                self.figures = content["figures"] if same else []
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise UserError(f"{path} is no result of this benchmark ({error!r}); move it away") from error
+            if not same:
+                raise UserError(f"{path} was measured with other options; give another json=, or move it away")
+
+    def _options(self) -> dict[str, Any]:
+        """What decides the figures; folders and the choice of formats and seeds do not."""
+        names = ("name", "recipe", "aware_epochs", "aware_steps", "aware_lr", "split")
+        return {name: value for name, value in asdict(self.options).items() if name in names}
+
+    def has(self, seed: int, kind: str, name: str) -> bool:
+        return any((one["seed"], one["kind"], one["format"]) == (seed, kind, name) for one in self.figures)
+
+    def add(self, seed: int, kind: str, name: str, figures: dict[str, Any]) -> None:
+        self.figures.append({"seed": seed, "kind": kind, "format": name, **figures})
+        print(f"seed {seed}  {kind:15}  {name:22}  top-1 {figures['top1']:.2%}  {figures['seconds']:.0f} s", flush=True)
+        content = {
+            "format_version": _FORMAT_VERSION,
+            "machine": self.machine,
+            "options": self._options(),
+            "figures": self.figures,
+        }
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            self.path.with_suffix(".md").write_text(self.table() + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be written: {error.strerror or error}") from error
+
+    def table(self) -> str:
+        """Mean top-1 over the seeds, with the standard deviation, and the difference from float32 seed by seed."""
+        base = self._by_seed(FLOAT32, "")
+        control = self._by_seed(TRAINED_ON, "")
+        names = list(dict.fromkeys(one["format"] for one in self.figures if one["format"]))
+        lines = [
+            f"# Accuracy of number formats: {self.options.name}",
+            "",
+            f"Top-1 on the {self.options.split} images in %, mean (standard deviation) over {_count(base)}; "
+            "differences in points, seed by seed. *After training*: a float32 model is quantized. *Trained on*: the "
+            f"same model learns {_length(self.options)} more in that format; in float32, likewise: {_mean(control)}.",
+            "",
+            "| numbers | after training | difference | trained on | difference |",
+            "|---|---|---|---|---|",
+            f"| float32 | {_mean(base)} | | {_mean(control)} | {_difference(control, base)} |",
+        ]
+        for name in names:
+            after, aware = self._by_seed(POST_TRAINING, name), self._by_seed(AWARE, name)
+            cells = (_mean(after), _difference(after, base), _mean(aware), _difference(aware, base))
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+        return "\n".join(lines)
+
+    def _by_seed(self, kind: str, name: str) -> dict[int, float]:
+        return {one["seed"]: 100 * one["top1"] for one in self.figures if (one["kind"], one["format"]) == (kind, name)}
+
+
+def _train_float32(options: AccuracyOptions, seed: int) -> Path:
+    run = Path(options.runs) / f"{options.name}-seed{seed}"
+    _train(run, [f"recipe={options.recipe}", f"seed={seed}", *options.train])
+    return run
+
+
+def _train_on(run: Path, name: str, options: AccuracyOptions, seed: int) -> dict[str, Any]:
+    """Trains a float32 run on in a format ('' for float32); returns what its last test says."""
+    start = time.perf_counter()
+    checkpoint = latest_checkpoint(run)
+    length = f"epochs{options.aware_epochs}" if options.aware_steps is None else f"steps{options.aware_steps}"
+    target = Path(options.runs) / f"{options.name}-seed{seed}-{name or 'float32'}-{length}-lr{options.aware_lr:g}"
+    arguments = [
+        f"recipe={run / CONFIG}",
+        *options.train,
+        f"seed={seed}",
+        f"model.checkpoint={checkpoint}",
+    ]
+    arguments += [f"optim.lr={options.aware_lr}", "optim.lr_batch=null", "schedule.min_lr=0", "model.zero_head=false"]
+    arguments += [
+        "schedule.name=cosine",
+        "schedule.warmup_epochs=0",
+        "schedule.warmup_steps=0",
+        "train.checkpoint_every_epochs=1000",
+    ]
+    if options.aware_steps is None:
+        arguments += [f"schedule.epochs={options.aware_epochs}", "schedule.steps=null"]
+    else:
+        arguments += [f"schedule.steps={options.aware_steps}"]
+    if name:
+        arguments += [f"quantize.format={name}"]
+    lines = _train(target, arguments)
+    figures = lines[options.split]
+    return {"top1": figures["top1"], "loss": figures["loss"], "seconds": time.perf_counter() - start}
+
+
+def _train(run: Path, arguments: list[str]) -> dict[str, dict[str, Any]]:
+    """Trains unless it is done; returns the last metrics of each split."""
+    metrics = run / METRICS
+    if not (metrics.exists() and '"test"' in metrics.read_text()):
+        goes_on = [f"run_dir={run}", "train.resume=auto"]
+        with redirect_stdout(sys.stderr):  # its own table is no part of this one
+            code = run_training([*arguments, *goes_on])
+        if code:
+            raise UserError(f"training in {run} did not end well, see above")
+    return {line["split"]: line for line in map(json.loads, metrics.read_text().splitlines())}
+
+
+def _after_training(
+    run: Path, formats: list[str], options: AccuracyOptions, device: torch.device, result: _Result, seed: int
+) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    wanted = [(FLOAT32, ""), *((POST_TRAINING, name) for name in formats)]
+    wanted = [(kind, name) for kind, name in wanted if not result.has(seed, kind, name)]
+    if options.run is not None and seed != options.seeds[0]:
+        # one float32 model: its figures are those of every seed
+        first = {(one["kind"], one["format"]): one for one in result.figures if one["seed"] == options.seeds[0]}
+        yield from (
+            (kind, name, {key: first[kind, name][key] for key in ("top1", "loss", "seconds")}) for kind, name in wanted
+        )
+        return
+    trained = load_trained_model(str(run), device=device) if wanted else None
+    for kind, name in wanted:
+        assert trained is not None
+        model = copy.deepcopy(trained.model)
+        if name:
+            _quantize(model, name, trained, options)
+        yield kind, name, _measure(model, trained, options, device)
+
+
+def _quantize(model: ImageModel, name: str, trained: TrainedModel, options: AccuracyOptions) -> None:
+    quantize_(model, named_config(name))
+    data, images = data_of_checkpoint(trained, options.data), dataset_of_split(trained, options.data, "train")
+    shuffled = build_loader(
+        images, batch_size=data.batch_size, workers=data.workers, seed=0, epoch=0, shuffle=True, drop_last=False
+    )
+    calibrate(model, shuffled, batches=-(-_CALIBRATION_IMAGES // data.batch_size))
+
+
+def _measure(
+    model: ImageModel, trained: TrainedModel, options: AccuracyOptions, device: torch.device
+) -> dict[str, Any]:
+    start = time.perf_counter()
+    evaluation = evaluate(
+        create_plain_task(model),
+        loader_of_split(trained, options.data, options.split),
+        num_classes=len(trained.class_names),
+        num_exits=model.num_exits,
+        device=device,
+    )
+    assert evaluation is not None  # nothing can stop it
+    return {"top1": evaluation.top1, "loss": evaluation.loss, "seconds": time.perf_counter() - start}
+
+
+def _mean(by_seed: dict[int, float]) -> str:
+    values = list(by_seed.values())
+    if not values:
+        return "-"
+    spread = f" ({statistics.stdev(values):.2f})" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{spread}"
+
+
+def _difference(by_seed: dict[int, float], base: dict[int, float]) -> str:
+    differences = [value - base[seed] for seed, value in by_seed.items() if seed in base]
+    return f"{statistics.mean(differences):+.2f}" if differences else "-"
+
+
+def _count(by_seed: dict[int, float]) -> str:
+    return f"{len(by_seed)} seed{'s' if len(by_seed) != 1 else ''}"
+
+
+def _length(options: AccuracyOptions) -> str:
+    if options.aware_steps is not None:
+        return f"{options.aware_steps:,} steps"
+    return f"{options.aware_epochs} epoch{'s' if options.aware_epochs != 1 else ''}"

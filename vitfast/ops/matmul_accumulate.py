@@ -1,0 +1,136 @@
+"""A matrix product whose accumulator is really rounded.
+
+Shapes: K the summed dimension, N columns of the result.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from vitfast.ops import reference
+from vitfast.ops.checks import check_like, check_shape, check_tensor
+from vitfast.ops.float_rounding import float_rounding
+from vitfast.ops.library import has_kernel
+from vitfast.ops.quantize_float import quantize_float
+from vitfast.ops.rounding import Rounding
+
+if TYPE_CHECKING:
+    from vitfast.quantization.formats import FloatFormat
+
+
+def matmul_accumulate(
+    x: Tensor,
+    w: Tensor,
+    accumulator: FloatFormat,
+    chunk: int | None = None,
+    *,
+    rounding: Rounding = "nearest_even",
+    operands: FloatFormat | None = None,
+) -> Tensor:
+    """Computes ``x wᵀ`` as a unit does whose accumulator is narrow: its bits are those of a loop.
+
+    For each result, k ascending: within a chunk the products are summed by fused multiply-adds in float32, from 0;
+    after it ``accumulator = round(accumulator + sum)``, where the addition is in float32. This is no model of tensor
+    cores, whose order of sums and inner widths are their own.
+
+    The gradient is that of the ordinary product, in float32; roundings pass it straight through. Inputs keep their type
+    under autocast.
+
+    Args:
+        x: ``[..., K]``, float32, bfloat16, float16 or float64; computed in float32.
+        w: ``[N, K]`` in x's type.
+        accumulator: the format of the accumulator.
+        chunk: how many products are summed before the accumulator is rounded; None for all K.
+        rounding: of the accumulator, not ``"stochastic"``.
+        operands: a format that x and w are rounded to first, to the nearest even; None leaves them as they are.
+
+    Returns:
+        ``[..., N]`` in x's type.
+
+    Raises:
+        TypeError: an argument is no dense floating-point tensor or no format, or the types differ.
+        ValueError: shapes or devices do not go together, ``chunk`` is not positive, or ``rounding`` is unknown.
+    """
+    check_tensor("x", x)
+    if x.dim() == 0:
+        raise ValueError("x must have at least one dimension [..., K], got a scalar")
+    check_tensor("w", w, ndim=2, shape="[N, K]")
+    check_like("w", w, "x", x)
+    check_shape("w", w, (w.shape[0], x.shape[-1]), "[N, K] with x's last dimension")
+    if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int)):
+        raise TypeError(f"chunk must be an integer or None, got {type(chunk).__name__}")
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk must be positive, or None for all products, got {chunk}")
+    if rounding == "stochastic":
+        raise ValueError("rounding of an accumulator must not be 'stochastic': the result would depend on its shape")
+    if not hasattr(accumulator, "exponent_bits"):
+        raise TypeError(f"accumulator must be a vitfast.FloatFormat, got {type(accumulator).__name__}")
+    raw_rounding = float_rounding(accumulator, rounding)
+    if operands is not None:
+        x, w = quantize_float(x, operands), quantize_float(w, operands)
+    x32, w32 = x.to(torch.float32), w.to(torch.float32)
+    if has_kernel("matmul_accumulate", x.device.type):
+        out: Tensor = torch.ops.vitfast.matmul_accumulate.default(x32, w32, raw_rounding, chunk or 0)
+    else:
+        out = _StraightThrough.apply(x32, w32, accumulator, chunk, rounding)
+    return out.to(x.dtype)
+
+
+def _rows(x: Tensor) -> Tensor:
+    return (x.flatten(0, -2) if x.dim() > 1 else x.unsqueeze(0)).contiguous()
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Those of the ordinary product; only what is needed is computed."""
+    x, w = ctx.saved_tensors
+    grad_x = torch.mm(_rows(grad), w.contiguous()).view(x.shape) if ctx.needs_input_grad[0] else None
+    grad_w = torch.mm(_rows(grad).t(), _rows(x)) if ctx.needs_input_grad[1] else None
+    return grad_x, grad_w
+
+
+class _StraightThrough(torch.autograd.Function):
+    """The reference with the gradient of the ordinary product."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor, accumulator: FloatFormat, chunk: int | None, rounding: str) -> Tensor:
+        ctx.save_for_backward(x, w)
+        return reference.matmul_accumulate(x, w, accumulator, chunk, rounding)  # type: ignore[arg-type]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        return *_gradients(ctx, grad), None, None, None
+
+
+def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+    ctx.save_for_backward(inputs[0], inputs[1])
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    return *_gradients(ctx, grad), None, None
+
+
+def _fake(x: Tensor, w: Tensor, accumulator: list[int], chunk: int) -> Tensor:
+    return x.new_empty((*x.shape[:-1], w.shape[0]))
+
+
+def _flops(x: Any, w: Any, *_: Any, **__: Any) -> int:
+    rows = 1
+    for size in x[:-1]:
+        rows *= size
+    total: int = 2 * rows * w[0] * w[1]
+    return total
+
+
+def _register() -> None:
+    from torch.utils.flop_counter import register_flop_formula
+
+    torch.library.register_fake("vitfast::matmul_accumulate")(_fake)
+    torch.library.register_autograd("vitfast::matmul_accumulate", _backward, setup_context=_setup_context)
+    register_flop_formula(torch.ops.vitfast.matmul_accumulate)(_flops)
+
+
+if has_kernel("matmul_accumulate", "meta"):
+    _register()

@@ -1,0 +1,62 @@
+"""Numbers that share a scale in blocks: OCP Microscaling (MX) formats."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vitfast.quantization.formats import FloatFormat
+from vitfast.quantization.rounders import FloatRounder
+
+MX_BLOCK = 32
+_SMALLEST_EXPONENT = -127  # of a scale of 8 exponent bits
+
+
+@dataclass(frozen=True)
+class BlockRounder:
+    """Rounds blocks of neighbours to a narrow format times a power of two that they share.
+
+    The scale is the largest power of two that does not exceed the block's largest magnitude, over the largest one of
+    the format; what then lies beyond the format's largest value becomes that value (OCP Microscaling Formats
+    Specification 1.0, section 6.3). A block that holds a NaN or an infinity becomes NaN. Blocks run along the last
+    dimension; those of images and convolutions' weights along all dimensions but the first. The last block may be
+    shorter. Gradients pass straight through.
+
+    Attributes:
+        format: of the elements.
+        block: numbers that share a scale.
+        clip_gradients: whether elements beyond the format's largest value get no gradient.
+    """
+
+    format: FloatFormat
+    block: int = MX_BLOCK
+    clip_gradients: bool = False
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The smallest and the largest value: with a scale of its own for each block there are none."""
+        return -math.inf, math.inf
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Rounds ``x`` of any shape."""
+        if x.numel() == 0:
+            return x
+        rows = x.flatten(1) if x.dim() == 4 else x
+        length = rows.shape[-1]
+        padded = F.pad(rows, (0, -length % self.block))
+        blocks = padded.reshape(*rows.shape[:-1], -1, self.block)
+        scale = self._scale(blocks.detach().abs().amax(-1, keepdim=True))
+        rounder = FloatRounder(replace(self.format, overflow="saturate"), "nearest_even", self.clip_gradients)
+        finite = scale.isfinite()
+        rounded = rounder(torch.where(finite, blocks / scale, 0.0)) * scale
+        return rounded.flatten(-2)[..., :length].reshape(x.shape)
+
+    def _scale(self, largest: Tensor) -> Tensor:
+        """The blocks' powers of two; NaN where a block is not finite."""
+        exponent = torch.frexp(largest).exponent - 1 - (math.frexp(self.format.max_value)[1] - 1)
+        scale = torch.ldexp(torch.ones_like(largest), exponent.clamp_min(_SMALLEST_EXPONENT))
+        return torch.where(largest.isfinite(), torch.where(largest == 0, 1.0, scale), torch.nan)

@@ -1,0 +1,140 @@
+"""What rounding does to single values: how many are too large for the format, how many too small."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from vitfast.quantization.arithmetic import RoundedArithmetic
+from vitfast.quantization.int8_arithmetic import Int8Arithmetic, quantize_weight, weight_scale
+from vitfast.quantization.quantize import quantized_modules
+from vitfast.quantization.quantized_module import QuantizedNorm, QuantizedProduct
+from vitfast.quantization.rounders import Rounder
+
+
+@dataclass
+class RoundingLosses:
+    """Counts over all values that were rounded.
+
+    Attributes:
+        values: all of them.
+        saturated: finite ones beyond the format's largest value.
+        flushed: those other than zero that became zero.
+        non_finite: infinities and NaNs, as they were before they were rounded.
+    """
+
+    values: int = 0
+    saturated: int = 0
+    flushed: int = 0
+    non_finite: int = 0
+
+    @property
+    def saturated_share(self) -> float:
+        """0 to 1; 0 where nothing was rounded."""
+        return self.saturated / max(self.values, 1)
+
+    @property
+    def flushed_share(self) -> float:
+        """0 to 1; 0 where nothing was rounded."""
+        return self.flushed / max(self.values, 1)
+
+    def count(self, x: Tensor, rounded: Tensor, limits: tuple[float, float] | tuple[Tensor, Tensor]) -> None:
+        """Counts the elements of a tensor and of what became of it.
+
+        Args:
+            x: any shape.
+            rounded: the same shape.
+            limits: the smallest and the largest value.
+        """
+        finite = torch.isfinite(x)
+        self.values += x.numel()
+        self.saturated += int((finite & ((x < limits[0]) | (x > limits[1]))).sum())
+        self.flushed += int(((x != 0) & (rounded == 0)).sum())
+        self.non_finite += int(x.numel() - finite.sum())
+
+    def add(self, other: RoundingLosses) -> None:
+        """Adds another one's counts."""
+        self.values += other.values
+        self.saturated += other.saturated
+        self.flushed += other.flushed
+        self.non_finite += other.non_finite
+
+
+def watch_activations(model: nn.Module) -> dict[str, RoundingLosses]:
+    """Makes a quantized model count what it rounds from now on, but for weights. It computes the same, more slowly.
+
+    Args:
+        model: quantized, and the caller's own: there is no way back.
+
+    Returns:
+        For each quantized module what it counts into.
+    """
+    watched = {}
+    for name, module in quantized_modules(model).items():
+        losses = watched[name] = RoundingLosses()
+        arithmetic = module.quantization.arithmetic
+        if isinstance(arithmetic, RoundedArithmetic):
+            weight = getattr(module, "weight", None)
+            module.quantization.arithmetic = replace(arithmetic, rounder=_Counting(arithmetic.rounder, losses, weight))
+        elif isinstance(arithmetic, Int8Arithmetic):
+            module.quantization.arithmetic = _CountingInt8(arithmetic.calibrated, arithmetic.clip_gradients, losses)
+    return watched
+
+
+def weight_losses(model: nn.Module, unrounded: nn.Module) -> dict[str, RoundingLosses]:
+    """Counts what became of the weights that a quantized model rounds.
+
+    Args:
+        model: quantized.
+        unrounded: a module of the same structure, with the weights from before.
+    """
+    counted = {}
+    for name, module in quantized_modules(model).items():
+        losses = counted[name] = RoundingLosses()
+        arithmetic, converted = module.quantization.arithmetic, module.quantization.converted
+        rounds = isinstance(module, QuantizedProduct) or (isinstance(module, QuantizedNorm) and converted)
+        weight = getattr(unrounded.get_submodule(name), "weight", None)
+        if not rounds or not isinstance(weight, Tensor):
+            continue
+        weight = weight.detach()
+        if isinstance(arithmetic, RoundedArithmetic):
+            losses.count(weight, arithmetic.rounder(weight), arithmetic.rounder.limits)
+        elif isinstance(arithmetic, Int8Arithmetic) and isinstance(module, QuantizedProduct):
+            losses.count(weight, quantize_weight(weight, weight_scale(weight)), (-torch.inf, torch.inf))
+    return counted
+
+
+@dataclass(frozen=True)
+class _Counting:
+    """A rounding that counts into ``losses``, but for the module's weight, which every batch rounds again."""
+
+    rounder: Rounder
+    losses: RoundingLosses
+    weight: Tensor | None
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        return self.rounder.limits
+
+    def __call__(self, x: Tensor) -> Tensor:
+        rounded = self.rounder(x)
+        if self.weight is None or x.untyped_storage().data_ptr() != self.weight.untyped_storage().data_ptr():
+            self.losses.count(x.detach(), rounded.detach(), self.limits)
+        return rounded
+
+
+@dataclass(frozen=True)
+class _CountingInt8(Int8Arithmetic):
+    losses: RoundingLosses | None = None
+
+    def quantize_input(self, layer: nn.Module, x: Tensor, channel_dim: int) -> tuple[Tensor, Tensor]:
+        integers, scale = super().quantize_input(layer, x, channel_dim)
+        assert self.losses is not None
+        limits: tuple[float, float] | tuple[Tensor, Tensor] = (-torch.inf, torch.inf)
+        if self.calibrated:
+            lowest, highest = layer.get_buffer("activation_range").unbind()
+            limits = (lowest, highest)
+        self.losses.count(x.detach(), integers.detach(), limits)
+        return integers, scale
