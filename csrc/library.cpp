@@ -63,7 +63,8 @@ STABLE_TORCH_LIBRARY(vitfast, m) {
   m.def("packed_layout(str precision) -> str");
   // x [..., K], bias [n], scale [n], residual [..., n] -> residual + scale * activation(x wᵀ + bias), float32
   m.def(
-      "packed_linear(Tensor x, Tensor packed, Tensor? bias, int n, str precision, str activation, Tensor? scale, Tensor? "
+      "packed_linear(Tensor x, Tensor packed, Tensor? bias, int n, str precision, str activation, Tensor? scale, "
+      "Tensor? "
       "residual) -> Tensor");
   // the same of layer_norm(x)
   m.def(
@@ -71,7 +72,8 @@ STABLE_TORCH_LIBRARY(vitfast, m) {
       "precision, str activation) -> Tensor");
   // residual + scale * fc2(activation(fc1(layer_norm(x))))
   m.def(
-      "packed_mlp(Tensor x, Tensor? gamma, Tensor? beta, float eps, Tensor fc1, Tensor? fc1_bias, int hidden, Tensor fc2,"
+      "packed_mlp(Tensor x, Tensor? gamma, Tensor? beta, float eps, Tensor fc1, Tensor? fc1_bias, int hidden, Tensor "
+      "fc2,"
       " Tensor? fc2_bias, int n, str precision, str activation, Tensor? scale, Tensor residual) -> Tensor");
   // qkv [B, N, 3, H, D] -> [B, N, H, D], float32
   m.def("packed_attention(Tensor qkv, float scale, str precision) -> Tensor");

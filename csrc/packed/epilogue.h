@@ -22,21 +22,21 @@ struct Destination {
   void* out;
   int64_t out_stride;
   int64_t first_column;  // of out: the n that its first element is
-  float* partial;  // sums of the groups so far: [rows, partial_stride], all columns or those of one panel
+  float* partial;        // sums of the groups so far: [rows, partial_stride], all columns or those of one panel
   int64_t partial_stride;
   bool partial_is_panel;
 };
 
 // One tile's share of it; column pointers are at the panel's first column.
 struct Tile {
-  const void* sums;           // [rows, 64] float32 or int32
+  const void* sums;  // [rows, 64] float32 or int32
   int64_t rows, columns;
-  const float* row_scales;    // of int8: one each `row_scale_stride`
+  const float* row_scales;  // of int8: one each `row_scale_stride`
   int64_t row_scale_stride;
-  const float* column_scales; // of int8
-  const float* bias;          // or null
-  const float* scale;         // or null
-  const float* residual;      // or null
+  const float* column_scales;  // of int8
+  const float* bias;           // or null
+  const float* scale;          // or null
+  const float* residual;       // or null
   int64_t residual_stride;
   float* partial;
   int64_t partial_stride;
@@ -82,7 +82,8 @@ void finish_tile(const Tile& t) {
     for_each_vector<float>(t.columns, [&](int64_t c, int64_t count) __attribute__((always_inline)) {
       Vector<float> v = bit_cast<Vector<float>>(load_integers(sums + c));
       if constexpr (is_integer) {
-        v = __builtin_convertvector(bit_cast<Integers<float>>(v), Vector<float>) * (row_scale * load(column_scales + c));
+        v = __builtin_convertvector(bit_cast<Integers<float>>(v), Vector<float>) *
+            (row_scale * load(column_scales + c));
       }
       if (bias != nullptr) v += load_up_to<float>(bias + c, count);
       if (is_linear && scale != nullptr) v *= load_up_to<float>(scale + c, count);

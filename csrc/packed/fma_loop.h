@@ -10,9 +10,16 @@ template <typename Dot>
 int64_t run_dots(int64_t iterations, int64_t operations_a_lane) {
   constexpr int chains = 12;
   using Sum = typename Dot::Sum;
-  Sum sums[chains] = {};
+  // values that the compiler does not know, or it would compute one chain for all
   Integers<float> a{}, b{};
-  __asm__ volatile("" : "+m"(a), "+m"(b));  // values that the compiler does not know
+  __asm__ volatile("" : "+m"(a), "+m"(b));
+  Sum sums[chains];
+#pragma GCC unroll 12
+  for (int c = 0; c < chains; ++c) {
+    Sum start{};
+    __asm__ volatile("" : "+m"(start));
+    sums[c] = start;
+  }
   for (int64_t i = 0; i < iterations; ++i) {
 #pragma GCC unroll 12  // else GCC keeps the array in memory
     for (int c = 0; c < chains; ++c) Dot::add(sums[c], a, b);

@@ -1,8 +1,8 @@
 // The microkernel: up to 6 rows of the left matrix times a panel of 64 columns, over one group of inputs.
 //
 // 24 sums (6 rows, 4 vectors), 4 vectors of the panel and a broadcast fill the 32 registers of AVX-512. With 16
-// registers a pass takes 2 vectors, so a panel takes several passes over the rows' words. Every row's sums are formed in
-// the same order whatever the number of rows: results do not depend on how rows are split.
+// registers a pass takes 2 vectors, so a panel takes several passes over the rows' words. Every row's sums are formed
+// in the same order whatever the number of rows: results do not depend on how rows are split.
 
 #pragma once
 
@@ -17,7 +17,7 @@ constexpr int64_t tile_size = tile_rows * panel_columns;
 
 // One group of a panel.
 struct Panel {
-  const uint32_t* words;        // [rows, 64]
+  const uint32_t* words;  // [rows, 64]
   int64_t rows;
   const int32_t* compensation;  // [64], what integer sums start from, or null
 };

@@ -1,8 +1,9 @@
 // The left matrix of a product: rows of words as the microkernel reads them, made from float32 or bfloat16, with a
 // LayerNorm on the way.
 //
-// Words are what the precision's dot takes: pairs of bfloat16 and quads of uint8 (q + 128) where the processor multiplies
-// these; else float32 already rounded to the precision, and pairs of int16. A row is padded with zeros to whole vectors.
+// Words are what the precision's dot takes: pairs of bfloat16 and quads of uint8 (q + 128) where the processor
+// multiplies these; else float32 already rounded to the precision, and pairs of int16. A row is padded with zeros to
+// whole vectors.
 
 #pragma once
 
@@ -23,9 +24,9 @@ constexpr bool has_int8_dot = false;
 #endif
 
 struct Operand {
-  uint32_t* words;     // [rows, stride]
+  uint32_t* words;  // [rows, stride]
   int64_t stride;
-  float* scales;       // [rows, groups]: int8 only
+  float* scales;  // [rows, groups]: int8 only
   int64_t groups;
 };
 
@@ -177,7 +178,8 @@ VITFAST_INLINE void normalize_row(float* row, int64_t size, float sum, const Nor
 
 // Rows [begin, end) of x, normalized if asked for. `row`: room for a row in float32 and a vector.
 template <Precision precision, typename T>
-void prepare_rows(const T* x, int64_t stride, const Norm& norm, int64_t count, int64_t k, const Operand& a, float* row) {
+void prepare_rows(
+    const T* x, int64_t stride, const Norm& norm, int64_t count, int64_t k, const Operand& a, float* row) {
   for (int64_t r = 0; r < count; ++r) {
     const float* source = row;
     if constexpr (sizeof(T) == sizeof(float)) {
@@ -192,10 +194,10 @@ void prepare_rows(const T* x, int64_t stride, const Norm& norm, int64_t count, i
 }
 
 template <Precision precision>
-void prepare_operand(const Rows& x, const Norm& norm, int64_t begin, int64_t count, int64_t k, const Operand& a, float* row) {
+void prepare_operand(
+    const Rows& x, const Norm& norm, int64_t begin, int64_t count, int64_t k, const Operand& a, float* row) {
   if (x.type == Type::bfloat16) {
-    prepare_rows<precision>(
-        static_cast<const BFloat16*>(x.data) + begin * x.stride, x.stride, norm, count, k, a, row);
+    prepare_rows<precision>(static_cast<const BFloat16*>(x.data) + begin * x.stride, x.stride, norm, count, k, a, row);
   } else {
     prepare_rows<precision>(static_cast<const float*>(x.data) + begin * x.stride, x.stride, norm, count, k, a, row);
   }

@@ -53,8 +53,7 @@ Place place(Precision precision, int64_t k, int64_t column, int64_t input) {
   const int64_t size = group_size(k), group = input / size, inside = input % size;
   const int64_t per_word = k_per_word(precision), element = word_bytes(precision) / per_word;
   const int64_t header = precision == Precision::int8 ? panel_columns * 4 : 0;
-  const int64_t base =
-      column / panel_columns * panel_bytes(precision, k) + group * group_bytes(precision, size);
+  const int64_t base = column / panel_columns * panel_bytes(precision, k) + group * group_bytes(precision, size);
   const int64_t word = inside / per_word * panel_columns + column % panel_columns;
   return {
       base + header + word * word_bytes(precision) + inside % per_word * element, base + column % panel_columns * 4};
@@ -86,7 +85,8 @@ void pack_column(Precision precision, const float* row, int64_t n, int64_t k, in
 
 void unpack_column(Precision precision, const char* in, int64_t n, int64_t k, int64_t column, float* row) {
   float scale = 1.0f;
-  if (precision == Precision::int8) std::memcpy(&scale, in + panel_count(n) * panel_bytes(precision, k) + column * 4, 4);
+  if (precision == Precision::int8)
+    std::memcpy(&scale, in + panel_count(n) * panel_bytes(precision, k) + column * 4, 4);
   for (int64_t i = 0; i < k; ++i) {
     const int64_t byte = place(precision, k, column, i).byte;
     if (precision == Precision::float32) {

@@ -19,9 +19,9 @@ enum class Activation : int64_t { none, gelu, gelu_tanh, gelu_quick, tanh, silu,
 // --- how a weight [N, K] lies in memory, on every machine the same ---
 //
 // Panels of 64 output columns follow each other. A panel is a list of rows of 64 words; a word holds one column's
-// `k_per_word` consecutive weights along K. The inputs are cut into groups: the cache holds a group of a panel, and int8
-// activations have a scale for each row and group. A panel of int8 starts each group with a row of 64 int32:
-// -128 * (sum of the group's weights), what unsigned activations (q + 128) add too much. N and K are padded with zeros.
+// `k_per_word` consecutive weights along K. The inputs are cut into groups: the cache holds a group of a panel, and
+// int8 activations have a scale for each row and group. A panel of int8 starts each group with a row of 64 int32: -128
+// * (sum of the group's weights), what unsigned activations (q + 128) add too much. N and K are padded with zeros.
 // Behind the panels int8 has its scales, one float32 for each padded column.
 
 constexpr int64_t panel_columns = 64;
@@ -165,8 +165,8 @@ struct HeadRows {
   int64_t row_begin, row_end, head_begin, head_end;
 };
 
-// One table per instruction set. [begin, end) counts rows. `workspace`: of that many bytes, aligned to 64, for each call
-// at a time; at least what the function of the same name gives for the largest number of rows.
+// One table per instruction set. [begin, end) counts rows. `workspace`: of that many bytes, aligned to 64, for each
+// call at a time; at least what the function of the same name gives for the largest number of rows.
 struct PackedKernels {
   const char* name;
   bool has_bfloat16_dot;
@@ -179,7 +179,7 @@ struct PackedKernels {
   void (*qk_norm)(const QkNorm&, int64_t begin, int64_t end);
   int64_t (*patch_embed_workspace)(const PackedPatchEmbed&, int64_t rows);
   void (*patch_embed)(const PackedPatchEmbed&, int64_t begin, int64_t end, char* workspace);  // patches of all images
-  int64_t (*fma_loop)(Precision, int64_t iterations);  // operations done
+  int64_t (*fma_loop)(Precision, int64_t iterations);                                         // operations done
 };
 
 namespace baseline {

@@ -1,6 +1,6 @@
-// Attention for inference. K and V of a head are packed once, as words of the dot: K [D / k, N] and V [N / k, D], with k
-// numbers a word. Then tiles of 6 queries: logits of the whole row, softmax in the first-level cache, times V. Queries
-// are read where they lie.
+// Attention for inference. K and V of a head are packed once, as words of the dot: K [D / k, N] and V [N / k, D], with
+// k numbers a word. Then tiles of 6 queries: logits of the whole row, softmax in the first-level cache, times V.
+// Queries are read where they lie.
 
 #pragma once
 
@@ -12,7 +12,13 @@ namespace vitfast::VITFAST_ISA {
 // out[rows, vectors] = a[rows, depth] · b[depth, vectors], in words.
 template <typename Dot, int rows, int vectors>
 void multiply_small(
-    const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t b_stride, int64_t depth, float* out, int64_t stride) {
+    const uint32_t* a,
+    int64_t a_stride,
+    const uint32_t* b,
+    int64_t b_stride,
+    int64_t depth,
+    float* out,
+    int64_t stride) {
   constexpr int64_t w = width<float>;
   Vector<float> sums[rows][vectors];
   // unrolled by order: GCC would see a memset and a memcpy, and keep the sums in memory
@@ -40,7 +46,14 @@ void multiply_small(
 
 template <typename Dot, int vectors>
 VITFAST_INLINE void multiply_small(
-    int64_t rows, const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t b_stride, int64_t depth, float* out, int64_t stride) {
+    int64_t rows,
+    const uint32_t* a,
+    int64_t a_stride,
+    const uint32_t* b,
+    int64_t b_stride,
+    int64_t depth,
+    float* out,
+    int64_t stride) {
   switch (rows) {
     case 6:
       return multiply_small<Dot, 6, vectors>(a, a_stride, b, b_stride, depth, out, stride);
@@ -74,10 +87,12 @@ void multiply_columns(
         multiply_small<Dot, 2>(rows, a, a_stride, b_panel, columns, depth, target, columns);
         break;
       case 3:
-        if constexpr (tile_vectors > 2) multiply_small<Dot, 3>(rows, a, a_stride, b_panel, columns, depth, target, columns);
+        if constexpr (tile_vectors > 2)
+          multiply_small<Dot, 3>(rows, a, a_stride, b_panel, columns, depth, target, columns);
         break;
       case 4:
-        if constexpr (tile_vectors > 2) multiply_small<Dot, 4>(rows, a, a_stride, b_panel, columns, depth, target, columns);
+        if constexpr (tile_vectors > 2)
+          multiply_small<Dot, 4>(rows, a, a_stride, b_panel, columns, depth, target, columns);
         break;
     }
   }
@@ -129,8 +144,8 @@ struct BFloat16Attention {
 };
 #endif
 
-// A row of logits becomes exp(scale (logit - maximum)) in the type of the next product's operand; returns 1 / their sum.
-// Columns behind the last token become zero.
+// A row of logits becomes exp(scale (logit - maximum)) in the type of the next product's operand; returns 1 / their
+// sum. Columns behind the last token become zero.
 template <typename Kind>
 VITFAST_INLINE float exponentiate(float* logits, int64_t tokens, float scale_log2, typename Kind::Number* weights) {
   constexpr int64_t w = width<float>;
@@ -182,7 +197,8 @@ inline int64_t attention_workspace(const PackedAttention& a) {
 
 // One head of one image: the queries [begin, end).
 template <typename Kind, typename T>
-void attend(const PackedAttention& a, int64_t image, int64_t head, int64_t begin, int64_t end, const AttentionScratch& s) {
+void attend(
+    const PackedAttention& a, int64_t image, int64_t head, int64_t begin, int64_t end, const AttentionScratch& s) {
   using Number = typename Kind::Number;
   constexpr bool reads_in_place = sizeof(T) == sizeof(Number);
   const int64_t channels = a.heads * a.head_dim, stride = 3 * channels;
@@ -209,8 +225,13 @@ void attend(const PackedAttention& a, int64_t image, int64_t head, int64_t begin
       factors[r] = exponentiate<Kind>(s.logits + r * s.columns, a.tokens, scale_log2, weights + r * s.columns);
     }
     multiply_columns<typename Kind::Dot>(
-        rows, reinterpret_cast<uint32_t*>(weights), s.columns / Kind::per_word, s.values, s.channels,
-        divide_up(a.tokens, Kind::per_word), s.out);
+        rows,
+        reinterpret_cast<uint32_t*>(weights),
+        s.columns / Kind::per_word,
+        s.values,
+        s.channels,
+        divide_up(a.tokens, Kind::per_word),
+        s.out);
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t target = (image * a.tokens + row + r) * channels + head * a.head_dim;
       for_each_vector<float>(a.head_dim, [&](int64_t d, int64_t count) __attribute__((always_inline)) {

@@ -111,8 +111,7 @@ void run_by_images(const Block& b, int64_t images, int64_t group, int64_t thread
     const int64_t last = (part + 1) * images / threads;
     for (int64_t image = part * images / threads; image < last; image += group) {
       const int64_t count = last - image < group ? last - image : group;
-      const Block own =
-          from_row(b, image * b.attention.tokens, memory + work_bytes, memory + work_bytes + qkv_bytes);
+      const Block own = from_row(b, image * b.attention.tokens, memory + work_bytes, memory + work_bytes + qkv_bytes);
       project(own, 0, count * b.attention.tokens, memory);
       attend_and_mix(own, 0, count * b.attention.tokens, memory);
     }
@@ -143,33 +142,33 @@ ScalarType scalar_type(Type type) {
 }
 
 Tensor packed_block(
-    const Tensor& x,                                   // [B, N, C]
-    const std::optional<Tensor>& norm1_weight,         // [C]
-    const std::optional<Tensor>& norm1_bias,           // [C]
+    const Tensor& x,                            // [B, N, C]
+    const std::optional<Tensor>& norm1_weight,  // [C]
+    const std::optional<Tensor>& norm1_bias,    // [C]
     double eps1,
-    const Tensor& qkv,                                 // [3 H D, C], packed
-    const std::optional<Tensor>& qkv_bias,             // [3 H D]
-    const std::optional<Tensor>& q_norm_weight,        // [D]
-    const std::optional<Tensor>& q_norm_bias,          // [D]
-    const std::optional<Tensor>& k_norm_weight,        // [D]
-    const std::optional<Tensor>& k_norm_bias,          // [D]
+    const Tensor& qkv,                           // [3 H D, C], packed
+    const std::optional<Tensor>& qkv_bias,       // [3 H D]
+    const std::optional<Tensor>& q_norm_weight,  // [D]
+    const std::optional<Tensor>& q_norm_bias,    // [D]
+    const std::optional<Tensor>& k_norm_weight,  // [D]
+    const std::optional<Tensor>& k_norm_bias,    // [D]
     double qk_eps,
     bool qk_norm,
     int64_t heads,
     int64_t head_dim,
     double attention_scale,
-    const Tensor& proj,                                // [C, H D], packed
-    const std::optional<Tensor>& proj_bias,            // [C]
-    const std::optional<Tensor>& scale1,               // [C]
-    const std::optional<Tensor>& norm2_weight,         // [C]
-    const std::optional<Tensor>& norm2_bias,           // [C]
+    const Tensor& proj,                         // [C, H D], packed
+    const std::optional<Tensor>& proj_bias,     // [C]
+    const std::optional<Tensor>& scale1,        // [C]
+    const std::optional<Tensor>& norm2_weight,  // [C]
+    const std::optional<Tensor>& norm2_bias,    // [C]
     double eps2,
-    const Tensor& fc1,                                 // [hidden, C], packed
-    const std::optional<Tensor>& fc1_bias,             // [hidden]
+    const Tensor& fc1,                      // [hidden, C], packed
+    const std::optional<Tensor>& fc1_bias,  // [hidden]
     int64_t hidden,
-    const Tensor& fc2,                                 // [C, hidden], packed
-    const std::optional<Tensor>& fc2_bias,             // [C]
-    const std::optional<Tensor>& scale2,               // [C]
+    const Tensor& fc2,                      // [C, hidden], packed
+    const std::optional<Tensor>& fc2_bias,  // [C]
+    const std::optional<Tensor>& scale2,    // [C]
     std::string activation,
     std::string precision_name) {
   constexpr const char* op = "packed_block";
@@ -206,7 +205,14 @@ Tensor packed_block(
        type,
        qkv_rows.mutable_data_ptr()},
       std::nullopt,
-      {type, qkv_rows.const_data_ptr(), out_type, attended.mutable_data_ptr(), tokens, heads, head_dim, attention_scale},
+      {type,
+       qkv_rows.const_data_ptr(),
+       out_type,
+       attended.mutable_data_ptr(),
+       tokens,
+       heads,
+       head_dim,
+       attention_scale},
       {packed_weight(op, "proj", proj, channels, width, precision, proj_bias),
        {out_type, attended.const_data_ptr(), width},
        {},

@@ -191,8 +191,7 @@ void mlp_rows(const PackedMlp& a, int64_t begin, int64_t end, char* workspace) {
     for (int64_t group = 0; group < group_count(a.fc1.n); ++group) {
       hidden_group<precision>(a, group, rows, scratch);
       for (int64_t panel = 0; panel < panel_count(n); ++panel) {
-        multiply_panel<precision>(
-            scratch.hidden, rows, a.fc2, panel, {group, group + 1}, destination, scratch.product);
+        multiply_panel<precision>(scratch.hidden, rows, a.fc2, panel, {group, group + 1}, destination, scratch.product);
       }
     }
   }

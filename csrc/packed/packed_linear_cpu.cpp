@@ -4,9 +4,9 @@ namespace vitfast {
 namespace {
 
 Tensor packed_linear(
-    const Tensor& x,                        // [..., K]
-    const Tensor& packed,                   // [n, K], packed
-    const std::optional<Tensor>& bias,      // [n]
+    const Tensor& x,                    // [..., K]
+    const Tensor& packed,               // [n, K], packed
+    const std::optional<Tensor>& bias,  // [n]
     int64_t n,
     std::string precision,
     std::string activation,
@@ -35,8 +35,8 @@ Tensor packed_norm_linear(
     const std::optional<Tensor>& gamma,  // [K]
     const std::optional<Tensor>& beta,   // [K]
     double eps,
-    const Tensor& packed,                // [n, K], packed
-    const std::optional<Tensor>& bias,   // [n]
+    const Tensor& packed,               // [n, K], packed
+    const std::optional<Tensor>& bias,  // [n]
     int64_t n,
     std::string precision,
     std::string activation) {
@@ -57,9 +57,9 @@ Tensor packed_norm_linear(
 }
 
 Tensor packed_mlp(
-    const Tensor& x,                        // [..., K]
-    const std::optional<Tensor>& gamma,     // [K]
-    const std::optional<Tensor>& beta,      // [K]
+    const Tensor& x,                     // [..., K]
+    const std::optional<Tensor>& gamma,  // [K]
+    const std::optional<Tensor>& beta,   // [K]
     double eps,
     const Tensor& fc1,                      // [hidden, K], packed
     const std::optional<Tensor>& fc1_bias,  // [hidden]
@@ -69,8 +69,8 @@ Tensor packed_mlp(
     int64_t n,
     std::string precision_name,
     std::string activation,
-    const std::optional<Tensor>& scale,     // [n]
-    const Tensor& residual)                 // [..., n]
+    const std::optional<Tensor>& scale,  // [n]
+    const Tensor& residual)              // [..., n]
 {
   constexpr const char* op = "packed_mlp";
   const Precision precision = precision_of(op, precision_name);
@@ -94,9 +94,8 @@ int64_t fma_peak(std::string precision_name, int64_t iterations) {
   const Precision precision = precision_of("fma_peak", precision_name);
   const int64_t threads = int64_t(torch::stable::get_num_threads());
   std::vector<int64_t> operations(size_t(threads), 0);
-  for_each_part(threads, [&](int64_t part) {
-    operations[size_t(part)] = packed_kernels().fma_loop(precision, iterations);
-  });
+  for_each_part(
+      threads, [&](int64_t part) { operations[size_t(part)] = packed_kernels().fma_loop(precision, iterations); });
   int64_t sum = 0;
   for (const int64_t count : operations) sum += count;
   return sum;

@@ -1,5 +1,5 @@
-// Patch embedding: the patches of an image are gathered as rows of a product, pixel by pixel in the order (channel, row,
-// column), straight into its operand.
+// Patch embedding: the patches of an image are gathered as rows of a product, pixel by pixel in the order (channel,
+// row, column), straight into its operand.
 
 #pragma once
 

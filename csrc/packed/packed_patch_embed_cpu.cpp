@@ -18,9 +18,9 @@ Pixels pixels_of(const Tensor& images) {
 }
 
 Tensor packed_patch_embed(
-    const Tensor& images,                    // [B, I, H, W]
-    const Tensor& packed,                    // [n, I * patch_h * patch_w], packed
-    const std::optional<Tensor>& bias,       // [n]
+    const Tensor& images,               // [B, I, H, W]
+    const Tensor& packed,               // [n, I * patch_h * patch_w], packed
+    const std::optional<Tensor>& bias,  // [n]
     int64_t n,
     int64_t patch_h,
     int64_t patch_w,

@@ -13,9 +13,8 @@ inline void run_linear(const PackedLinear& a, int64_t rows) {
   const Grid grid = choose_grid(rows, panels, worthwhile_threads(rows * a.weight.n * a.weight.k));
   const PackedKernels& kernels = packed_kernels();
   const Workspace workspace(kernels.linear_workspace(a, divide_up(rows, grid.row_parts)), grid.parts());
-  for_each_part(grid.parts(), [&](int64_t part) {
-    kernels.linear(a, grid.part(part, rows, panels), workspace.part(part));
-  });
+  for_each_part(
+      grid.parts(), [&](int64_t part) { kernels.linear(a, grid.part(part, rows, panels), workspace.part(part)); });
 }
 
 // The mlp as two products with the hidden units in memory between them: many threads share few rows.

@@ -25,10 +25,7 @@ inline Activation activation_of(const char* op, const std::string& name) {
   if (name == "tanh") return Activation::tanh;
   if (name == "silu") return Activation::silu;
   STD_TORCH_CHECK(
-      name == "relu",
-      op,
-      ": activation must be none, gelu, gelu_tanh, gelu_quick, tanh, silu or relu, got ",
-      name);
+      name == "relu", op, ": activation must be none, gelu, gelu_tanh, gelu_quick, tanh, silu or relu, got ", name);
   return Activation::relu;
 }
 

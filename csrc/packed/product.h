@@ -50,8 +50,9 @@ void widen_panel(const char* group, int64_t size, uint32_t* words) {
   for (int64_t row = 0; row < rows; ++row) {
     for (int64_t c = 0; c < panel_columns; c += w) {
       if constexpr (precision == Precision::float16) {
-        store(reinterpret_cast<float*>(words) + row * panel_columns + c,
-              load(reinterpret_cast<const Half*>(group) + row * panel_columns + c));
+        store(
+            reinterpret_cast<float*>(words) + row * panel_columns + c,
+            load(reinterpret_cast<const Half*>(group) + row * panel_columns + c));
       } else {
         const Integers<float> word = load_integers(group + (row * panel_columns + c) * 4);
         Integers<float> low, high;
@@ -117,7 +118,9 @@ void multiply_panel(
     const int64_t depth = weight.k - g * size < size ? weight.k - g * size : size;
     const Panel b = open_panel<precision>(weight.group(panel, g), depth, scratch.widened);
     const bool is_last = g + 1 == groups.end && panel + 1 == panel_count(weight.n);
-    const char* next = is_last ? nullptr : g + 1 < groups.end ? weight.group(panel, g + 1) : weight.group(panel + 1, groups.begin);
+    const char* next = is_last              ? nullptr
+                       : g + 1 < groups.end ? weight.group(panel, g + 1)
+                                            : weight.group(panel + 1, groups.begin);
     const uint32_t* words = a.words + operand_words(precision, (g - groups.begin) * size);
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t row = t * rows / tiles, end = (t + 1) * rows / tiles;

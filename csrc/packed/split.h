@@ -14,13 +14,12 @@ struct Grid {
 
   Rectangle part(int64_t index, int64_t rows, int64_t panels) const {
     const int64_t r = index / panel_parts, p = index % panel_parts;
-    return {
-        r * rows / row_parts, (r + 1) * rows / row_parts, p * panels / panel_parts, (p + 1) * panels / panel_parts};
+    return {r * rows / row_parts, (r + 1) * rows / row_parts, p * panels / panel_parts, (p + 1) * panels / panel_parts};
   }
 };
 
-// The split with the cheapest largest part. A part multiplies its rows and panels, makes its rows' operand and reads its
-// panels; per input these cost about as much as the multiplications of one column and of four rows.
+// The split with the cheapest largest part. A part multiplies its rows and panels, makes its rows' operand and reads
+// its panels; per input these cost about as much as the multiplications of one column and of four rows.
 inline Grid choose_grid(int64_t rows, int64_t panels, int64_t threads) {
   Grid best{1, 1};
   int64_t best_cost = INT64_MAX;

@@ -8,15 +8,13 @@
 namespace vitfast::VITFAST_ISA {
 
 void packed_linear(const PackedLinear& a, const Rectangle& part, char* workspace) {
-  dispatch_precision(a.weight.precision, [&](auto precision) {
-    linear_rectangle<decltype(precision)::value>(a, part, workspace);
-  });
+  dispatch_precision(
+      a.weight.precision, [&](auto precision) { linear_rectangle<decltype(precision)::value>(a, part, workspace); });
 }
 
 void packed_mlp(const PackedMlp& a, int64_t begin, int64_t end, char* workspace) {
-  dispatch_precision(a.fc1.precision, [&](auto precision) {
-    mlp_rows<decltype(precision)::value>(a, begin, end, workspace);
-  });
+  dispatch_precision(
+      a.fc1.precision, [&](auto precision) { mlp_rows<decltype(precision)::value>(a, begin, end, workspace); });
 }
 
 void packed_patch_embed(const PackedPatchEmbed& a, int64_t begin, int64_t end, char* workspace) {
