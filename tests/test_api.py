@@ -242,5 +242,5 @@ def test_files_of_other_kinds(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"weights\.pth is no \.npz, \.safetensors or torch file"):
         vitfast.create_model(NANO, checkpoint=tmp_path / "weights.pth")
     (tmp_path / "weights.safetensors").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"weights\.safetensors is no \.npz, \.safetensors or torch file .* but a text file"):
+    with pytest.raises(UserError, match=r"weights\.safetensors is no \.npz, \.safetensors or torch file .* but a text"):
         vitfast.create_model(NANO, checkpoint=tmp_path / "weights.safetensors")

@@ -29,7 +29,6 @@ NOT_RECORDED = {
     "vitfast::cpu_capability",
     "vitfast::quantize_fixed_",
     "vitfast::quantize_float_",
-    "vitfast::quantize_fixed_",
     # no public functions: vitfast.accelerate calls them
     "vitfast::fma_peak",
     "vitfast::pack_weight",
