@@ -40,7 +40,7 @@ __device__ __forceinline__ Pack<T> round_to_pack(const float (&values)[Pack<T>::
   return pack;
 }
 
-// The first element of a lane's pack, and whether the row has it.
+// The place in the row of the first element of a lane's pack; the row may end before it.
 template <typename T>
 __device__ __forceinline__ int pack_start(int pack, int lane) {
   return (pack * warp_size + lane) * Pack<T>::size;

@@ -6,37 +6,30 @@
 namespace vitfast {
 namespace {
 
-void round_elements(
-    const Tensor& x, const Tensor& y, const std::vector<int64_t>& rounding, const std::optional<Tensor>& seed) {
-  const FixedPointRounding read = read_fixed_rounding("quantize_fixed", rounding);
-  const QuantizeFixed arguments{
-      {type_of(x),
-       x.const_data_ptr(),
-       y.mutable_data_ptr(),
-       read_seed("quantize_fixed", seed, read.rounding == FixedRounding::stochastic),
-       exceeds_caches(x)},
-      read};
-  parallel(x.numel(), 1, [&](int64_t begin, int64_t end) { cpu_kernels().quantize_fixed(arguments, begin, end); });
-}
+struct Cpu {
+  static constexpr const char* name = "quantize_fixed";
 
-Tensor quantize_fixed(const Tensor& x, std::vector<int64_t> rounding, const std::optional<Tensor>& seed) {
-  check_tensor("quantize_fixed", "x", x);
-  return rounded_copy(x, new_tensor(x, sizes_of(x)), [&](const Tensor& source, const Tensor& target) {
-    round_elements(source, target, rounding, seed);
-  });
-}
+  static Tensor empty_like(const Tensor& x) { return new_tensor(x, sizes_of(x)); }
 
-void quantize_fixed_(Tensor x, std::vector<int64_t> rounding, const std::optional<Tensor>& seed) {
-  check_tensor("quantize_fixed", "x", x);
-  round_in_place(
-      x, [&](const Tensor& source, const Tensor& target) { round_elements(source, target, rounding, seed); });
-}
+  static void round(
+      const Tensor& x, const Tensor& y, const std::vector<int64_t>& rounding, const std::optional<Tensor>& seed) {
+    const FixedPointRounding read = read_fixed_rounding(name, rounding);
+    const QuantizeFixed arguments{
+        {type_of(x),
+         x.const_data_ptr(),
+         y.mutable_data_ptr(),
+         read_seed(name, seed, read.rounding == FixedRounding::stochastic),
+         exceeds_caches(x)},
+        read};
+    parallel(x.numel(), 1, [&](int64_t begin, int64_t end) { cpu_kernels().quantize_fixed(arguments, begin, end); });
+  }
+};
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(vitfast, CPU, m) {
-  m.impl("quantize_fixed", TORCH_BOX(&quantize_fixed));
-  m.impl("quantize_fixed_", TORCH_BOX(&quantize_fixed_));
+  m.impl("quantize_fixed", TORCH_BOX(&rounded_copy<Cpu>));
+  m.impl("quantize_fixed_", TORCH_BOX(&round_in_place<Cpu>));
 }
 
 }  // namespace vitfast

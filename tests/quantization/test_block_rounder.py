@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import vitfast
+from support.float_oracle import round_float
 from vitfast.errors import UserError
 from vitfast.quantization import FloatFormat
 from vitfast.quantization.block_rounder import BlockRounder
@@ -22,16 +23,6 @@ FORMATS = {
 }
 
 
-def values_of(format: FloatFormat) -> list[float]:
-    """Every number of a format that is not negative, by its fields."""
-    values = []
-    for exponent in range(2**format.exponent_bits):
-        for mantissa in range(2**format.mantissa_bits):
-            significand = mantissa / 2**format.mantissa_bits + (exponent > 0)
-            values.append(math.ldexp(significand, max(exponent, 1) - 2 ** (format.exponent_bits - 1) + 1))
-    return [value for value in values if value <= format.max_value]
-
-
 def round_block(block: list[float], format: FloatFormat) -> list[float]:
     """The rule, in Python's numbers: a power of two for the block, then the nearest number, ties to even."""
     largest = max(abs(x) for x in block)
@@ -41,12 +32,7 @@ def round_block(block: list[float], format: FloatFormat) -> list[float]:
         return list(block)
     shift = math.floor(math.log2(largest)) - math.floor(math.log2(format.max_value))
     scale = 2.0 ** max(shift, -127)
-    values = values_of(format)
-    rounded = []
-    for x in block:
-        nearest = min(range(len(values)), key=lambda i: (abs(abs(x) / scale - values[i]), i % 2))
-        rounded.append(math.copysign(values[nearest] * scale, x))
-    return rounded
+    return [round_float(x / scale, format, "nearest_even", "saturate") * scale for x in block]
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 
 from vitfast.benchmarking.comparison import Outcome
-from vitfast.engine.save_figure import save_figure
+from vitfast.engine.save_figure import new_figure, save_figure
 
 _OWN, _OTHER = "tab:blue", "tab:gray"
 
@@ -24,13 +24,9 @@ def draw_chart(outcomes: Sequence[Outcome], path: str | os.PathLike[str], title:
     Raises:
         OSError: the picture cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     columns = min(3, len(outcomes))
     rows = -(-len(outcomes) // columns)
-    figure = Figure(figsize=(5.2 * columns, 0.9 + 2.9 * rows), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(5.2 * columns, 0.9 + 2.9 * rows, dpi=110, layout="constrained")
     figure.suptitle(title, fontsize=9)
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes, outcome in zip(panels, outcomes, strict=False):

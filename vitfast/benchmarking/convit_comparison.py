@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vitfast.api import create_model
 from vitfast.benchmarking.comparison import Comparison, Contest
-from vitfast.benchmarking.model_comparison import DTYPES, WEIGHT, sample_images
+from vitfast.benchmarking.model_comparison import DTYPES, WEIGHT, inference_subject, logits, sample_images
 from vitfast.benchmarking.subject import Subject
 from vitfast.errors import UserError
 
@@ -35,7 +35,7 @@ def convit_comparison(size: str, batch: int, precision: str, device: torch.devic
         own, foreign = _build_convits(size, device)
         deit = create_model(f"deit_{size}_patch16_224").to(device).eval()
         images = sample_images(own, batch)
-        reference = None if foreign is None else _logits(foreign, images)
+        reference = None if foreign is None else logits(foreign, images)
         models: dict[str, nn.Module] = {"vitfast ConViT": own}
         if foreign is not None:
             models["timm ConViT"] = foreign
@@ -44,8 +44,8 @@ def convit_comparison(size: str, batch: int, precision: str, device: torch.devic
             model.to(DTYPES[precision])
         return Contest(
             subjects=[
-                *(_subject(name, model, inputs) for name, model in models.items()),
-                Subject("vitfast DeiT", run=lambda: _logits(deit, inputs)),
+                *(inference_subject(name, model, inputs) for name, model in models.items()),
+                Subject("vitfast DeiT", run=lambda: logits(deit, inputs)),
             ],
             reference=None if reference is None else lambda: reference,
             reference_name="timm in fp32" if reference is not None else "",
@@ -75,13 +75,3 @@ def _build_convits(size: str, device: torch.device) -> tuple[nn.Module, nn.Modul
         foreign = timm.create_model(f"convit_{size}")
     foreign.load_state_dict(own.state_dict())
     return own, foreign.to(device).eval()
-
-
-def _subject(name: str, model: nn.Module, images: Tensor) -> Subject:
-    return Subject(name, run=lambda: _logits(model, images), output=lambda: _logits(model, images))
-
-
-def _logits(model: nn.Module, images: Tensor) -> Tensor:
-    with torch.inference_mode():
-        logits: Tensor = model(images)
-    return logits

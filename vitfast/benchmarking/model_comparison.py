@@ -39,19 +39,19 @@ def inference_comparison(
         models, left_out = build_models(model_name, device)
         images = sample_images(models["vitfast"], batch)
         reference_name = next((name for name in models if name != "vitfast"), None)
-        reference = None if reference_name is None else _logits(models[reference_name].eval(), images)
+        reference = None if reference_name is None else logits(models[reference_name].eval(), images)
         for model in models.values():
             model.eval().to(DTYPES[precision])
         inputs = images.to(DTYPES[precision])
         if compile:
             models |= {f"{name} compiled": compiled(model) for name, model in models.items()}
         return Contest(
-            subjects=[_subject(name, model, inputs) for name, model in models.items()],
+            subjects=[inference_subject(name, model, inputs) for name, model in models.items()],
             reference=None if reference is None else lambda: reference,
             reference_name=f"{reference_name} in fp32" if reference_name else "",
             left_out=left_out,
             images=batch,
-            gflop=count_gflop(lambda: _logits(models["vitfast"], inputs)),
+            gflop=count_gflop(lambda: logits(models["vitfast"], inputs)),
         )
 
     return Comparison(
@@ -102,11 +102,13 @@ def sample_images(model: nn.Module, batch: int) -> Tensor:
     return images.to(next(model.parameters()).device)
 
 
-def _subject(name: str, model: nn.Module, images: Tensor) -> Subject:
-    return Subject(name, run=lambda: _logits(model, images), output=lambda: _logits(model, images))
+def inference_subject(name: str, model: nn.Module, images: Tensor) -> Subject:
+    """One forward pass of a model, checked by its logits."""
+    return Subject(name, run=lambda: logits(model, images), output=lambda: logits(model, images))
 
 
-def _logits(model: nn.Module, images: Tensor) -> Tensor:
+def logits(model: nn.Module, images: Tensor) -> Tensor:
+    """What a model in evaluation mode makes of images."""
     with torch.inference_mode():
-        logits: Tensor = model(images)
-    return logits
+        result: Tensor = model(images)
+    return result

@@ -42,17 +42,19 @@ def training_comparison(
         images = sample_images(models["vitfast"], batch)
         labels = torch.arange(batch, device=device) % models["vitfast"].num_classes  # type: ignore[operator]
         names = [name for name, _ in models["vitfast"].named_parameters()]
-        steps = {name: _Step(model, images, labels, precision) for name, model in models.items()}
-        outputs = {name: partial(_gradient, step, names, rename=name == "torchvision") for name, step in steps.items()}
+        steps = {name: TrainingStep(model, images, labels, precision) for name, model in models.items()}
+        outputs = {
+            name: partial(full_gradient, step, names, rename=name == "torchvision") for name, step in steps.items()
+        }
         reference_name = next((name for name in models if name != "vitfast"), None)
         reference = None
         if reference_name is not None:
-            in_fp32 = _Step(models[reference_name], images, labels, "fp32")
-            reference = partial(_gradient, in_fp32, names, rename=reference_name == "torchvision")
+            in_fp32 = TrainingStep(models[reference_name], images, labels, "fp32")
+            reference = partial(full_gradient, in_fp32, names, rename=reference_name == "torchvision")
         subjects = [Subject(name, run=step, output=outputs[name]) for name, step in steps.items()]
         if compile:
             subjects += [
-                Subject(f"{name} compiled", run=_Step(compiled(model), images, labels, precision))
+                Subject(f"{name} compiled", run=TrainingStep(compiled(model), images, labels, precision))
                 for name, model in models.items()
             ]
         return Contest(
@@ -74,7 +76,7 @@ def training_comparison(
     )
 
 
-class _Step:
+class TrainingStep:
     """A training step of one model on one batch."""
 
     def __init__(self, model: nn.Module, images: Tensor, labels: Tensor, precision: str) -> None:
@@ -98,7 +100,7 @@ class _Step:
         loss.backward()
 
 
-def _gradient(step: _Step, names: list[str], *, rename: bool) -> Tensor:
+def full_gradient(step: TrainingStep, names: list[str], *, rename: bool = False) -> Tensor:
     """All gradients of one batch as one vector, in the order of vitfast's names; the weights stay as they are."""
     step.model.zero_grad()
     step.backward()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitfast.engine.save_figure import save_figure
+from vitfast.engine.save_figure import new_figure, save_figure
 
 # in pixels
 PANEL = 360
@@ -39,14 +39,9 @@ def draw_attention(
         title: stands above; shortened if it is long.
         label: stands above the image; shortened if it is long.
     """
-    # Not pyplot: it would keep a global state and choose a backend.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     image_HWC = image_CHW.float().cpu().permute(1, 2, 0).expand(-1, -1, 3).numpy()
     width, height = picture_size(1 + len(grids))
-    figure = Figure(figsize=(width / 100, height / 100), dpi=100)
-    FigureCanvasAgg(figure)
+    figure = new_figure(width / 100, height / 100, dpi=100)
     _write(figure, (width / 2, TITLE / 2), width - 2 * GAP, title, 13)
     panels = [(label, _enlarge(image_HWC))]
     for name, grid_GG in grids:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
-from vitfast.engine.save_figure import save_figure
+from vitfast.engine.save_figure import new_figure, save_figure
 
 _COLOURS = {"train": "tab:blue", "val": "tab:orange", "test": "tab:green"}
 
@@ -22,15 +22,11 @@ def draw_curves(metrics: Iterable[dict[str, Any]], path: str | os.PathLike[str],
         path: the PNG file.
         title: stands above, e.g. model and data.
     """
-    # Not pyplot: it would keep a global state and choose a backend.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     lines = list(metrics)
-    figure = Figure(figsize=(10, 4.2), dpi=120)
+    figure = new_figure(10, 4.2)
     figure.subplots_adjust(left=0.07, right=0.985, bottom=0.12, top=0.9, wspace=0.2)
-    FigureCanvasAgg(figure)
     figure.suptitle(title)
     for axes, key, label in zip(figure.subplots(1, 2), ("loss", "top1"), ("loss", "top-1 accuracy"), strict=True):
         for split, colour in _COLOURS.items():

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vitfast.engine.save_figure import save_figure
+from vitfast.engine.save_figure import new_figure, save_figure
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,9 @@ def draw_exit_curve(
         path: the PNG file.
         title: stands above.
     """
-    # Not pyplot: it would keep a global state and choose a backend.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
-    figure = Figure(figsize=(15, 4.4), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(15, 4.4, layout="constrained")
     figure.suptitle(title, parse_math=False)
     panels = figure.subplots(1, 3)
     for axes, name, label in zip(panels, ("images_per_s", "gmacs"), ("images/s", "GMACs an image"), strict=False):

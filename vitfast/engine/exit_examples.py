@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vitfast.engine.save_figure import save_figure
+from vitfast.engine.save_figure import new_figure, save_figure
 from vitfast.inference import ExitStatistics
 
 # a picture of more classes than this would be too long to look at
@@ -79,13 +79,8 @@ def draw_exit_examples(
         path: the PNG file.
         title: stands above.
     """
-    # Not pyplot: it would keep a global state and choose a backend.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     width, height = _LABEL_INCHES + (2 * count + 0.5) * _SIDE_INCHES, 0.8 + len(rows) * (_SIDE_INCHES + 0.2)
-    figure = Figure(figsize=(width, height), dpi=120)
-    FigureCanvasAgg(figure)
+    figure = new_figure(width, height)
     figure.text(0.5, 1 - 0.2 / height, title, ha="center", va="center", fontsize=10, parse_math=False)
     left = [_LABEL_INCHES + side * (count + 0.4) * _SIDE_INCHES for side in (0, 1)]
     for inches, text in zip(left, ("leave at the first exit", "need the last exit"), strict=True):

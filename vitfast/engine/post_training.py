@@ -17,7 +17,7 @@ from tqdm import tqdm
 import vitfast
 from vitfast.config import option
 from vitfast.config.schema import NumberFormatOptions
-from vitfast.data import build_loader
+from vitfast.data import ImageDataset, build_loader
 from vitfast.engine.checkpoint import MODEL_FILE
 from vitfast.engine.class_report import class_figures, class_table
 from vitfast.engine.device import select_device
@@ -88,11 +88,11 @@ def quantize_checkpoint(options: QuantizeOptions) -> str:
     output = _output(options, trained)
     check_target(output)
 
-    before = _evaluate(reference, trained, options, "float32")
+    before = _evaluate(reference, trained, options, images, "float32")
     _quantize(model, options, trained)
     numbers = describe_quantization(model)
-    after = _evaluate(model, trained, options, numbers)
-    layers = _compare(model, reference, trained, options)
+    after = _evaluate(model, trained, options, images, numbers)
+    layers = _compare(model, reference, trained, options, images)
     figures = {"split": options.split, "float32": before.metrics(), "quantized": after.metrics()}
     write_quantized_checkpoint(output, trained, figures)
 
@@ -180,13 +180,16 @@ def _quantize(model: ImageModel, options: QuantizeOptions, trained: TrainedModel
         return
     quantize_(model, number_format(options), overrides=format_overrides(options))
     if any(module.quantization.arithmetic.needs_calibration for module in quantized_modules(model).values()):
-        loader = _loader(trained, options, options.calibration_split, shuffle=True)
+        images = dataset_of_split(trained, options.data, options.calibration_split)
+        loader = _loader(trained, options, images, shuffle=True)
         batches = math.ceil(options.calibration_images / _batch_size(trained, options))
         calibrate(model, _with_bar(loader, "calibration", batches), batches=batches)
 
 
-def _evaluate(model: ImageModel, trained: TrainedModel, options: QuantizeOptions, title: str) -> Evaluation:
-    loader = _loader(trained, options, options.split)
+def _evaluate(
+    model: ImageModel, trained: TrainedModel, options: QuantizeOptions, images: ImageDataset, title: str
+) -> Evaluation:
+    loader = _loader(trained, options, images)
     evaluation = evaluate(
         create_plain_task(model),
         _with_bar(loader, title, len(loader)),
@@ -200,17 +203,17 @@ def _evaluate(model: ImageModel, trained: TrainedModel, options: QuantizeOptions
 
 
 def _compare(
-    model: ImageModel, reference: ImageModel, trained: TrainedModel, options: QuantizeOptions
+    model: ImageModel, reference: ImageModel, trained: TrainedModel, options: QuantizeOptions, images: ImageDataset
 ) -> QuantizationReport:
-    loader = _loader(trained, options, options.split, shuffle=True)
+    loader = _loader(trained, options, images, shuffle=True)
     batches = min(math.ceil(options.report_images / _batch_size(trained, options)), len(loader))
     return quantization_report(model, _with_bar(loader, "layers", batches), batches=batches, reference=reference)
 
 
-def _loader(trained: TrainedModel, options: QuantizeOptions, split: str, *, shuffle: bool = False) -> Any:
-    data, dataset = data_of_checkpoint(trained, options.data), dataset_of_split(trained, options.data, split)
+def _loader(trained: TrainedModel, options: QuantizeOptions, images: ImageDataset, *, shuffle: bool = False) -> Any:
+    data = data_of_checkpoint(trained, options.data)
     return build_loader(
-        dataset, batch_size=data.batch_size, workers=data.workers, seed=options.seed, epoch=0, shuffle=shuffle
+        images, batch_size=data.batch_size, workers=data.workers, seed=options.seed, epoch=0, shuffle=shuffle
     )
 
 

@@ -6,7 +6,7 @@ import math
 import os
 from typing import Any
 
-from vitfast.engine.save_figure import save_figure
+from vitfast.engine.save_figure import new_figure, save_figure
 from vitfast.quantization.report import LayerError, QuantizationReport
 
 _MOST_DB = 160.0  # beyond that float32 itself ends
@@ -23,15 +23,11 @@ def draw_quantization(report: QuantizationReport, path: str | os.PathLike[str], 
     Raises:
         OSError: it cannot be written.
     """
-    # Not pyplot: it would keep a global state and choose a backend.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
     layers = [*report.layers, report.output]
     names = [*(layer.name or "(model)" for layer in report.layers), "logits"]
-    figure = Figure(figsize=(11, 1.6 + 0.2 * len(layers)), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(11, 1.6 + 0.2 * len(layers), dpi=110, layout="constrained")
     figure.suptitle(title)
     left, right = figure.subplots(1, 2, sharey=True)
     rows = range(len(layers))

@@ -81,21 +81,42 @@ class DVTExit(nn.Module):
             logits ``[B, H, N, N]``, or nothing.
         """
         x = self.embed(images)
-        biases: Iterable[Tensor | None] = [None] * len(self.blocks)
-        if self.relation_reuse is not None:
-            biases = self.relation_reuse(relations)
-        returned = []
-        for block, bias in zip(self.blocks, biases, strict=True):
-            x, logits = block(x, features=features, relations=bias, return_relations=return_relations)
-            if logits is not None:
-                returned.append(logits)
-        return self.head(self.norm(x[:, 0])), x, tuple(returned)
+        biases = None if self.relation_reuse is None else self.relation_reuse(relations)
+        x, returned = run_reuse_blocks(self.blocks, x, features, biases, return_relations)
+        return self.head(self.norm(x[:, 0])), x, returned
 
     def embed(self, images: Tensor) -> Tensor:
         """Computes the tokens ``[B, N, C]`` that enter the first block."""
         patches = self.patch_embed(images)
         tokens = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)
         return self.pos_drop(tokens + self.pos_embed)
+
+
+def run_reuse_blocks(
+    blocks: nn.ModuleList,
+    x: Tensor,
+    features: Tensor | None,
+    biases: Iterable[Tensor] | None,
+    return_relations: bool,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Runs the blocks of an exit.
+
+    Args:
+        blocks: of ``ReuseBlock``'s form.
+        x: tokens ``[B, N, C]``.
+        features: what the previous exit's last block gave, or None.
+        biases: one for each block, from ``RelationReuse``; they are asked for one at a time. None: no block has one.
+        return_relations: also return the blocks' attention logits.
+
+    Returns:
+        What the last block gave ``[B, N, C]``; for each block its attention logits ``[B, H, N, N]``, or nothing.
+    """
+    returned = []
+    for block, bias in zip(blocks, [None] * len(blocks) if biases is None else biases, strict=True):
+        x, logits = block(x, features=features, relations=bias, return_relations=return_relations)
+        if logits is not None:
+            returned.append(logits)
+    return x, tuple(returned)
 
 
 def _patch_embed(fields: DVTFields, index: int) -> nn.Module:

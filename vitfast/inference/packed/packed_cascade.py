@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -12,6 +12,7 @@ from vitfast.inference.packed.packed_embedding import PackedEmbedding
 from vitfast.inference.packed.packed_readout import PackedReadout
 from vitfast.inference.packed.packed_reuse_block import PackedRelationReuse, PackedReuseBlock
 from vitfast.inference.packed.packer import Packer
+from vitfast.models.dvt_exit import run_reuse_blocks
 from vitfast.models.exit_state import ExitState
 
 
@@ -41,15 +42,9 @@ class PackedExit(nn.Module):
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """See ``vitfast.models.dvt_exit.DVTExit``."""
         x = self.embedding(images)
-        biases: Iterable[Tensor | None] = [None] * len(self.blocks)
-        if self.relation_reuse is not None:
-            biases = self.relation_reuse(relations)
-        returned = []
-        for block, bias in zip(self.blocks, biases, strict=True):
-            x, logits = block(x, features=features, relations=bias, return_relations=return_relations)
-            if logits is not None:
-                returned.append(logits)
-        return self.readout(self.norm(x[:, :1])), x, tuple(returned)
+        biases = None if self.relation_reuse is None else self.relation_reuse(relations)
+        x, returned = run_reuse_blocks(self.blocks, x, features, biases, return_relations)
+        return self.readout(self.norm(x[:, :1])), x, returned
 
 
 class PackedCascade(nn.Module):
