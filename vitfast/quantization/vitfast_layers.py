@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -45,9 +46,16 @@ class QuantizedMlp(QuantizedModule, Mlp):
         """Computes ``mlp(x) + residual`` ``[B, N, C]``."""
         if self.is_off:
             return super().forward(x, residual)
-        hidden = self.drop(F.gelu(self.fc1(x), approximate=self.approximate))
+        hidden = self.drop(self._activated(self.fc1(x)))
         out: Tensor = self.drop(self.fc2(mark_fresh(hidden, self.drop, self.fc2)))
         return out if residual is None else out + residual
+
+    def _activated(self, hidden: Tensor) -> Tensor:
+        """GELU, in place where nobody else reads what ``fc1`` gives: a second tensor of that size costs page faults."""
+        is_own = not hidden.requires_grad and isinstance(self.fc1, nn.Linear) and not is_hooked(self.fc1)
+        if not is_own or torch.compiler.is_compiling():
+            return F.gelu(hidden, approximate=self.approximate)
+        return torch.ops.aten.gelu_.default(hidden, approximate=self.approximate)
 
 
 class QuantizedAttention(QuantizedModule, Attention):
