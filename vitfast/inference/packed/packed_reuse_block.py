@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vitfast import ops
 from vitfast.inference.description import Block, FeatureReuse, RelationReuse
 from vitfast.inference.packed.packed_attention import PackedAttention
 from vitfast.inference.packed.packed_block import PackedMlp, PackedNormLinear, path_of
@@ -59,10 +60,8 @@ class PackedRelationReuse(nn.Module):
         """Yields a bias ``[B, H, 1 + G * G, 1 + G * G]`` for each layer, when it asks for it."""
         channels_last = torch.cat(tuple(relations), dim=1).permute(0, 2, 3, 1).contiguous()
         mixed = self.fc2(self.fc1(channels_last, "gelu")).permute(0, 3, 1, 2)  # [B, L * H, 1 + g * g, 1 + g * g]
-        columns = self.upsample.T
-        for of_layer in mixed.chunk(self.layers, dim=1):
-            # rows by way of the transpose, as in GridUpsample
-            yield (of_layer.transpose(2, 3) @ columns).transpose(2, 3) @ columns
+        for of_layer in mixed.contiguous().chunk(self.layers, dim=1):
+            yield ops.upsample_relations(of_layer, self.upsample)
 
 
 class PackedReuseBlock(nn.Module):
