@@ -58,9 +58,12 @@ class PackedRelationReuse(nn.Module):
 
     def forward(self, relations: Sequence[Tensor]) -> Iterator[Tensor]:
         """Yields a bias ``[B, H, 1 + G * G, 1 + G * G]`` for each layer, when it asks for it."""
-        channels_last = torch.cat(tuple(relations), dim=1).permute(0, 2, 3, 1).contiguous()
-        mixed = self.fc2(self.fc1(channels_last, "gelu")).permute(0, 3, 1, 2)  # [B, L * H, 1 + g * g, 1 + g * g]
-        for of_layer in mixed.contiguous().chunk(self.layers, dim=1):
+        batch, heads, tokens, _ = relations[0].shape
+        mixed = relations[0].new_empty(batch, self.layers * heads, tokens, tokens)
+        for index, image in enumerate(zip(*relations, strict=True)):  # one image's stay in the cache
+            channels_last = torch.cat(image).permute(1, 2, 0).contiguous()
+            mixed[index] = self.fc2(self.fc1(channels_last, "gelu")).permute(2, 0, 1)
+        for of_layer in mixed.chunk(self.layers, dim=1):
             yield ops.upsample_relations(of_layer, self.upsample)
 
 
