@@ -28,7 +28,7 @@ void launch_attention_backward_instance(const AttentionBackward& a, Stream strea
 // Memory that a launch needs, null where not.
 struct AttentionBackwardScratch {
   void* bias;             // [B, H, N, N] where sums_bias_over_images says so
-  float* row_statistics;  // as many as attention_row_statistics says, at a multiple of 16 bytes
+  float* row_statistics;  // as many as attention_row_statistics says, 16-byte aligned, where goes_by_tiles says so
 };
 
 // True where one gradient is asked for a bias that all images share: the scratch holds each image's.
@@ -41,8 +41,11 @@ inline int attention_padded_rows(const AttentionBackward& a) {
   return int(a.tokens + own_rows - 1) / own_rows * own_rows;
 }
 
+inline bool goes_by_tiles(const AttentionBackward& a) {
+  return a.tokens > attention_backward_whole_tokens(a.head_dim);
+}
+
 inline int64_t attention_row_statistics(const AttentionBackward& a) {
-  if (a.tokens <= attention_backward_whole_tokens(a.head_dim)) return 0;
   return a.batch * a.heads * 2 * attention_padded_rows(a);
 }
 

@@ -164,7 +164,7 @@ __global__ void __launch_bounds__(attention_threads, Tiles::blocks_at_once)
   const int tiles = (tokens + Tiles::passing_rows - 1) / Tiles::passing_rows;
   for (int tile = 0; tile < tiles; ++tile) {
     wait_for_copies<0>();
-    sync_threads();  // the tile is whole, and no warp reads any more the one before, whose place the next one takes
+    sync_threads();  // the keys are whole, and no warp reads any more those before, whose place the next ones take
     if (tile + 1 < tiles) {
       rows.copy_passing(a.k, keys, tile + 1);
       rows.copy_passing(a.v, values, tile + 1);
@@ -235,7 +235,7 @@ __global__ void __launch_bounds__(attention_threads, Tiles::blocks_at_once)
   const int tiles = (tokens + Tiles::passing_rows - 1) / Tiles::passing_rows;
   for (int tile = 0; tile < tiles; ++tile) {
     wait_for_copies<0>();
-    sync_threads();  // the tile is whole, and no warp reads any more the one before, whose place the next one takes
+    sync_threads();  // the queries are whole, and no warp reads any more those before, whose place the next ones take
     if (tile + 1 < tiles) copy_queries(tile + 1);
     commit_copies();
     if (first_key >= tokens) continue;

@@ -29,8 +29,7 @@ struct Cuda {
     const CurrentStream stream(like);
     std::optional<Tensor> bias, row_statistics;
     if (sums_bias_over_images(a)) bias = new_tensor(like, {a.batch, a.heads, a.tokens, a.tokens}, like.scalar_type());
-    const int64_t statistics = attention_row_statistics(a);
-    if (statistics > 0) row_statistics = new_tensor(like, {statistics}, ScalarType::Float);
+    if (goes_by_tiles(a)) row_statistics = new_tensor(like, {attention_row_statistics(a)}, ScalarType::Float);
     const AttentionBackwardScratch scratch{
         mutable_data_or_null(bias), static_cast<float*>(mutable_data_or_null(row_statistics))};
     if (is_half(like)) return launch_attention_backward<Half>(a, scratch, stream);

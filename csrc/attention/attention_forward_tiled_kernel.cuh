@@ -48,10 +48,11 @@ __global__ void __launch_bounds__(attention_threads, 2) attention_forward_tiled_
   T* values = shared.take<T>(2 * tile_size);
   const Tile queries{shared.take<T>(Tiles::block_rows * head_dim) + warp * Tiles::warp_rows * head_dim};
 
+  const auto tile_in = [](T* buffers, int tile) { return Tile{buffers + tile % 2 * tile_size}; };
   const auto copy_tile = [&](const HeadsView& view, T* target, int tile) {
     const int first_key = tile * Tiles::key_rows;
     const T* rows = head_rows<const T>(a, view, head) + first_key * view.token_stride;
-    const Tile to{target + tile % 2 * tile_size};
+    const Tile to = tile_in(target, tile);
     const int left = tokens - first_key, thread = int(threadIdx.x);
     copy_rows(to, Tiles::key_rows, rows, view.token_stride, left, columns, thread, attention_threads);
   };
@@ -78,7 +79,7 @@ __global__ void __launch_bounds__(attention_threads, 2) attention_forward_tiled_
 
     float logits[row_tiles][key_tiles][4];
     uint32_t weights[row_tiles][key_tiles][2];
-    multiply_transposed(logits, queries, Tile{keys + tile % 2 * tile_size}, lane);
+    multiply_transposed(logits, queries, tile_in(keys, tile), lane);
 #pragma unroll
     for (int i = 0; i < row_tiles; ++i) {
       const int row = first_row + i * attention_tile_rows + lane / 4;
@@ -94,7 +95,7 @@ __global__ void __launch_bounds__(attention_threads, 2) attention_forward_tiled_
 #pragma unroll
       for (int j = 0; j < head_dim / 2; ++j) out[i][j / 4][j % 4] *= factors[j % 4 / 2];
     }
-    add_product(out, weights, Tile{values + tile % 2 * tile_size}, lane);
+    add_product(out, weights, tile_in(values, tile), lane);
   }
 
   if (first_row >= tokens) return;

@@ -26,9 +26,13 @@ HOT_KERNELS = {
     },
     **{  # 3 blocks, 2 where D > 64
         f"attention_backward_{owner}_kernel<vitfast::Half, "
-        f"vitfast::AttentionBackwardTiles<vitfast::Half, {head_dim}> >": registers
-        for owner in ("queries", "keys")
-        for head_dim, registers in ((64, 168), (128, 255))
+        f"vitfast::AttentionBackwardTiles<vitfast::Half, {head_dim}, {tiles}> >": registers
+        for owner, head_dim, tiles, registers in (
+            ("queries", 64, 8, 168),
+            ("keys", 64, 4, 168),
+            ("queries", 128, 4, 255),
+            ("keys", 128, 4, 255),
+        )
     },
     "round_elements_kernel<float, vitfast::FloatRounder<vitfast::Float32Bits, (vitfast::Rounding)0> >": 64,
     "round_elements_kernel<float, vitfast::FloatRounder<vitfast::Float32Bits, (vitfast::Rounding)3> >": 80,

@@ -29,7 +29,7 @@ def test_every_head_dimension(simt_variant: str, head_dim: int, dtype: torch.dty
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("head_dim", (8, 40, 72, 80, 96, 128))
+@pytest.mark.parametrize("head_dim", [8, 40, 72, 80, 96, 128])
 def test_every_head_dimension_by_tiles(simt_variant: str, head_dim: int, dtype: torch.dtype) -> None:
     case = random_case(1, 2, 261, head_dim, dtype, packed=False)
     case.check(case.run(variant=simt_variant, order="reversed"))

@@ -36,9 +36,7 @@ void run(simt_test::Program& program) {
   vitfast::AttentionBackwardScratch scratch{};
   if (a.bias != nullptr) a.grad_bias = program.output<T>("grad_bias", (a.bias_batch_stride == 0 ? 1 : b) * h * n * n);
   if (sums_bias_over_images(a)) scratch.bias = program.output<T>("bias_scratch", b * h * n * n);
-  if (const int64_t statistics = attention_row_statistics(a)) {
-    scratch.row_statistics = program.output<float>("row_statistics", statistics);
-  }
+  scratch.row_statistics = program.output<float>("row_statistics", attention_row_statistics(a));
 #if defined(SIMT_HEAD_DIM)
   a.grad_bias_batch_stride = h * n * n;
 #if defined(SIMT_TILED)
