@@ -12,6 +12,7 @@
 #include "csrc/common/float_format.h"
 #include "csrc/common/types.h"
 #include "csrc/layer_norm/layer_norm.h"
+#include "csrc/matmul_accumulate/matmul_accumulate.h"
 
 namespace vitfast {
 
@@ -49,17 +50,8 @@ struct QuantizeFixed {
   FixedPointRounding rounding;
 };
 
-struct MatmulAccumulate {
-  const float* x;       // [rows, depth]
-  const float* weight;  // [columns, depth]
-  float* out;           // [rows, columns]
-  int64_t rows;
-  int64_t columns;
-  int64_t depth;
-  int64_t chunk;  // products that are summed before the accumulator is rounded
-  int64_t rows_per_block;
-  FloatRounding rounding;  // of the accumulator
-};
+// Rows of a task: a multiple of every tile, enough to pay for packing the panel that another thread packs, too.
+constexpr int64_t matmul_accumulate_block_rows = 192;
 
 // Of a matrix [fine, coarse] the nonzero elements: those of row r are starts[r] to starts[r + 1].
 struct UpsampleRelations {
