@@ -50,8 +50,8 @@ def _state(kernel: str, choice: str, device_type: str) -> str:
     missing = missing_kernel(kernel, device_type)
     if is_named and missing is not None:
         raise UserError(
-            f"ops.kernels={choice}: vitfast has no {kernel} kernel for {device_type} here ({missing}); leave it out, or "
-            "use ops.kernels=all for those that there are"
+            f"ops.kernels={choice}: vitfast has no {kernel} kernel for {device_type} here ({missing}); leave it out, "
+            "or use ops.kernels=all for those that there are"
         )
     if missing is not None:
         return f"torch: {missing}"
