@@ -3,7 +3,7 @@
 #
 #     benchmarks/gpu.sh test        the kernels against float64, as programs (tests/simt) and as operators (tests/ops)
 #     benchmarks/gpu.sh sanitize    the programs under compute-sanitizer: memory, races, initialization, barriers
-#     benchmarks/gpu.sh kernels     attention beside cuDNN's, flash and efficient attention; rounding beside a copy
+#     benchmarks/gpu.sh kernels     attention beside cuDNN's, flash and efficient attention; products beside torch's; rounding beside a copy
 #
 # It runs from a checkout whose libraries are built (python setup.py build_ext --inplace) or carried there; nvcc compiles the
 # programs on the spot, and nothing is downloaded. Each stage goes on where it was interrupted: `test` with what failed last,
