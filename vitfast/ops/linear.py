@@ -168,8 +168,8 @@ def _flops(x: Any, weight: Any, products: int) -> int:
     rows = 1
     for size in x[:-1]:
         rows *= size
-    size: int = weight[0] * weight[1]
-    return 2 * products * rows * size
+    weights: int = weight[0] * weight[1]
+    return 2 * products * rows * weights
 
 
 def _register() -> None:
