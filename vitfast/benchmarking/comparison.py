@@ -71,12 +71,12 @@ class Standing:
         rounds: number of samples.
         repeats: runs in a sample.
         images_per_s: at the median time; None if the run has no images.
-        gflop_per_s: at the median time; None if no operation has a formula.
+        gflop_per_s: at the median time (of the arithmetic peak: at the shortest); None if no operation has a formula.
         gigabyte_per_s: at the median time; None if the comparison is not about memory.
         against: the fastest other subject that is no limit, None if there is no other.
         speedup: how many times faster than that one, formed round by round.
-        peak_share: of the arithmetic peak that was measured beside it, 0 to 1; None if none was.
-        copy_share: of the copy bandwidth that was measured beside it, 0 to 1; None if none was.
+        peak_share: its rate over that of the arithmetic peak measured beside it, 0 to 1; None if none was.
+        copy_share: its rate over the copy bandwidth measured beside it, 0 to 1; None if none was.
     """
 
     subject: str
@@ -165,14 +165,16 @@ def _standing(
 ) -> Standing:
     time_s = one.time_s
     rival = fastest_rival(one, measurements)
-
-    def rate(amount: float | None) -> float | None:
-        return None if amount is None or time_s.median <= 0.0 else amount / time_s.median
-
     # what a limit on operations says nothing of is its bytes, and the other way round
     limit_of_bytes, limit_of_operations = (
         one.subject.is_limit and work is not None for work in (one.subject.gigabyte, one.subject.gflop)
     )
+    # what the machine can do shows in the round in which nothing else disturbed it
+    counted_s = one.fastest_s if limit_of_bytes or limit_of_operations else time_s.median
+
+    def rate(amount: float | None) -> float | None:
+        return None if amount is None or counted_s <= 0.0 else amount / counted_s
+
     gflop = contest.gflop if one.subject.gflop is None and not limit_of_bytes else one.subject.gflop
     gigabyte = contest.gigabyte if one.subject.gigabyte is None and not limit_of_operations else one.subject.gigabyte
     gflop_per_s, gigabyte_per_s = rate(gflop), rate(gigabyte)
@@ -201,7 +203,7 @@ def _standing(
 
 def _rate(limit: Measurement, amount: float | None) -> float | None:
     """What a limit reaches of a work that it is the limit of; else None."""
-    return amount / limit.time_s.median if limit.subject.is_limit and amount else None
+    return amount / limit.fastest_s if limit.subject.is_limit and amount else None
 
 
 def _share(rate: float | None, limits: list[float | None]) -> float | None:

@@ -21,8 +21,8 @@ LEGEND = (
     "time: median (quartiles) of interleaved rounds. speed: against the fastest other subject of the same comparison, "
     "formed round by round; above 1 is faster. error: relative L2 distance to the reference. "
     "[in brackets]: does less work than the others, a bound. of peak: share of the multiply-adds that registers alone "
-    "reach, or a large matrix product; of copy: share of the bytes that a large copy moves; both measured in the same "
-    "rounds."
+    "reach, or a large matrix product; of copy: share of the bytes that a large copy moves; both in the fastest of the "
+    "same rounds."
 )
 
 

@@ -15,8 +15,17 @@ import torch
 import vitfast
 
 # operator -> its raw operators in torch.ops.vitfast
-CPU_KERNELS = ("attention", "layer_norm", "matmul_accumulate", "mlp", "packed", "quantize_fixed", "quantize_float")
-CUDA_KERNELS = ("attention", "layer_norm", "quantize_fixed", "quantize_float")
+CPU_KERNELS = (
+    "attention",
+    "layer_norm",
+    "matmul_accumulate",
+    "mlp",
+    "packed",
+    "quantize_fixed",
+    "quantize_float",
+    "upsample_relations",
+)
+CUDA_KERNELS = ("attention", "layer_norm", "matmul_accumulate", "mlp", "quantize_fixed", "quantize_float")
 
 # CUDA kernels that a committed GPU result under benchmarks/results/ covers
 PROVEN_CUDA_KERNELS: frozenset[str] = frozenset()
