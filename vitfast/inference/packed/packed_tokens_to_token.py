@@ -78,7 +78,8 @@ class PackedTokensToToken(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Turns ``images`` ``[B, in_chans, size, size]`` into tokens ``[B, N, C]``."""
-        if len(images) > 1:  # as in vitfast.layers.TokensToToken: the patches of a batch leave the cache
+        # as in vitfast.layers.TokensToToken: the patches of a batch leave a CPU's cache
+        if images.device.type == "cpu" and len(images) > 1:
             x = torch.cat([self._mixed(image) for image in images.split(1)])
         else:
             x = self._mixed(images)
