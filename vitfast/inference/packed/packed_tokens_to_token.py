@@ -59,6 +59,7 @@ class PackedTokensToToken(nn.Module):
         super().__init__()
         self.image_size = described.image_size
         self.in_chans = described.in_chans
+        self.image_by_image = packer.image_by_image
         self.splits: Any = nn.ModuleList(SoftSplit(one.patch_size, one.stride, one.padding) for one in described.splits)
         self.mixers = nn.ModuleList(PackedTokenMixer(one, packer) for one in described.mixers)
         self.project = packer.linear(described.project)
@@ -78,8 +79,7 @@ class PackedTokensToToken(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Turns ``images`` ``[B, in_chans, size, size]`` into tokens ``[B, N, C]``."""
-        # as in vitfast.layers.TokensToToken: the patches of a batch leave a CPU's cache
-        if images.device.type == "cpu" and len(images) > 1:
+        if self.image_by_image and len(images) > 1:  # as in vitfast.layers.TokensToToken
             x = torch.cat([self._mixed(image) for image in images.split(1)])
         else:
             x = self._mixed(images)
