@@ -36,6 +36,16 @@ STABLE_TORCH_LIBRARY(vitfast, m) {
       "layer_norm_backward(Tensor grad_y, Tensor? grad_summed, Tensor x, Tensor mean, Tensor rstd, Tensor? weight,"
       " bool has_bias) -> (Tensor grad_x, Tensor? grad_weight, Tensor? grad_bias)");
 
+  // x [..., K], weight [N, K], bias [N], scale [N], residual [..., N] -> round(residual + scale * activation(x weightᵀ
+  // + bias)) [..., N]; activation is none, gelu or gelu_tanh; pre_activation, the sum, only where the backward reads it
+  m.def(
+      "linear_forward(Tensor x, Tensor weight, Tensor? bias, str activation, Tensor? scale, Tensor? residual,"
+      " int[] round_result, bool save_for_backward) -> (Tensor out, Tensor? pre_activation)");
+  m.def(
+      "linear_backward(Tensor grad_out, Tensor x, Tensor weight, Tensor? pre_activation, Tensor? scale, str "
+      "activation,"
+      " bool has_bias) -> (Tensor grad_x, Tensor grad_weight, Tensor? grad_bias, Tensor? grad_scale)");
+
   // x [..., C], fc1_weight [F, C], fc2_weight [C_out, F] -> out [..., C_out], pre_activation [..., F]
   m.def(
       "mlp_forward(Tensor x, Tensor fc1_weight, Tensor? fc1_bias, Tensor fc2_weight, Tensor? fc2_bias, Tensor? "

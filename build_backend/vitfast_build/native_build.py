@@ -14,7 +14,15 @@ from vitfast_build.jobs import Jobs, choose_jobs, free_memory, usable_cores
 from vitfast_build.ninja_file import NinjaFile
 from vitfast_build.options import BuildOptions
 from vitfast_build.python_headers import python_include_folders
-from vitfast_build.sources import CPU_LIBRARY, CUDA_LIBRARY, Sources, find_sources
+from vitfast_build.sources import (
+    CPU_LIBRARY,
+    CUDA_LIBRARY,
+    Source,
+    Sources,
+    architectures_of,
+    find_sources,
+    uses_cutlass,
+)
 from vitfast_build.toolchain import (
     Compiler,
     check_platform,
@@ -136,7 +144,6 @@ class NativeBuild:
     def _add_cuda(
         self, ninja: NinjaFile, toolkit: CudaToolkit, headers: tuple[str, ...], torch_libraries: tuple[str, ...]
     ) -> None:
-        architectures = [flag for item in self.options.architectures for flag in item.nvcc_flags]
         host = ("-fPIC", "-fvisibility=hidden", "-Wall", *self._prefix_maps())
         command = [
             str(toolkit.nvcc),
@@ -145,7 +152,6 @@ class NativeBuild:
             "-std=c++17",
             "-DUSE_CUDA",  # shows the CUDA functions of torch's stable header
             "--expt-relaxed-constexpr",
-            *architectures,
             *(f"-Xcompiler={flag}" for flag in host),
             *headers,
             # the toolkit's own headers first; those beside torch may be of another minor version
@@ -161,8 +167,23 @@ class NativeBuild:
         link = [str(toolkit.nvcc), f"-ccbin={self.compiler.program}", "-shared", "-cudart=static", "-nodlink"]
         link += [f"-Xlinker={flag.removeprefix('-Wl,')}" for flag in LINK_FLAGS if flag.startswith("-Wl,")]
         ninja.link_rule("link_cuda", link, (*torch_libraries, "-ltorch_cuda"))
-        ninja.library(CUDA_LIBRARY, self.sources.cuda, self.root, compile_rule="cuda", link_rule="link_cuda")
+        ninja.library(CUDA_LIBRARY, self.cuda_sources(), self.root, compile_rule="cuda", link_rule="link_cuda")
+
+    def cuda_sources(self) -> list[Source]:
+        """The files of libvitfast_cuda.so, each with its architectures and what else only it gets."""
+        has_90a = any(item.code == "90a" for item in self.options.architectures)
+        has_others = any(item.code != "90a" for item in self.options.architectures)
+        # csrc/products/product_launch.cuh asks which kernels there are; assert would slow CUTLASS's down
+        products = [f"-DVITFAST_HAS_SM90A={int(has_90a)}", f"-DVITFAST_HAS_SM80={int(has_others)}", "-DNDEBUG"]
+        products += ["-isystem", str(self.cuda.cutlass)]
+        sources = []
+        for source in self.sources.cuda:
+            flags = [flag for item in architectures_of(source, self.options.architectures) for flag in item.nvcc_flags]
+            if flags:
+                sources.append(Source(source.path, (*flags, *(products if uses_cutlass(source) else ()))))
+        return sources
 
     def _prefix_maps(self) -> tuple[str, ...]:
         """Keeps this machine's paths out of the libraries' error messages."""
-        return (f"-fmacro-prefix-map={self.root}/=", f"-fmacro-prefix-map={self.torch.include_folder}/=")
+        folders = [self.root, self.torch.include_folder, *([self.cuda.cutlass] if self.cuda.cutlass else [])]
+        return tuple(f"-fmacro-prefix-map={folder}/=" for folder in folders)

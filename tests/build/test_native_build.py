@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from vitfast_build import build_config
+from vitfast_build.cuda_toolkit import CudaDecision, CudaToolkit
 from vitfast_build.errors import BuildError
 from vitfast_build.native_build import NativeBuild
 from vitfast_build.options import BuildOptions
@@ -133,6 +134,28 @@ def test_the_flags_keep_the_promises_of_the_design(root: Path, clean_environment
         assert flag in text
     assert re.search(r"avx512\.cpp\n  flags = -mavx512f .*-mprefer-vector-width=512\n", text)
     assert not re.search(r"baseline\.cpp\n  flags", text)
+
+
+def test_each_cuda_file_is_compiled_for_its_architectures(root: Path, clean_environment: dict[str, str]) -> None:
+    def flags_of(architectures: str) -> dict[str, tuple[str, ...]]:
+        options = BuildOptions.from_environment({"TORCH_CUDA_ARCH_LIST": architectures, "VITFAST_CUDA": "0"})
+        build = NativeBuild.plan(root, options, clean_environment)
+        toolkit = CudaToolkit(Path("/cuda"), (13, 0), frozenset())
+        with_cuda = dataclasses.replace(build, cuda=CudaDecision(toolkit, "nvcc 13.0", Path("/opt/cutlass/include")))
+        return {Path(source.path).name: source.flags for source in with_cuda.cuda_sources()}
+
+    sm80, sm90a = "-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90a,code=sm_90a"
+    both = flags_of("8.0;9.0a")
+    assert both["attention_cuda.cu"] == (sm80, sm90a)
+    assert both["product_float16_sm80.cu"][0] == sm80
+    assert sm90a not in both["product_float16_sm80.cu"]
+    assert both["product_float16_sm90a.cu"][0] == sm90a
+    assert both["linear_cuda.cu"][2:] == (
+        "-DVITFAST_HAS_SM90A=1", "-DVITFAST_HAS_SM80=1", "-DNDEBUG", "-isystem", "/opt/cutlass/include",
+    )  # fmt: skip
+    one = flags_of("9.0a")
+    assert "product_float16_sm80.cu" not in one
+    assert "-DVITFAST_HAS_SM80=0" in one["linear_cuda.cu"]
 
 
 def test_a_build_is_described_without_paths(project: NativeBuild, tmp_path: Path) -> None:

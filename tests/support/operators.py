@@ -105,6 +105,18 @@ OPERATORS = (
         promoted=("x", "residual"),
     ),
     Operator(
+        name="linear",
+        kernel="linear",
+        public=ops.linear,
+        plain=plain.linear,
+        samples=samples.linear_samples,
+        draw=samples.draw_linear,
+        misshape=samples.misshape_linear,
+        batched=("x", "residual"),
+        computes_in_autocast=True,
+        uses_torch_products=True,
+    ),
+    Operator(
         name="mlp",
         kernel="mlp",
         public=ops.mlp,

@@ -57,6 +57,22 @@ def add_layer_norm(
     return summed, layer_norm(summed, weight, bias, eps)
 
 
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str = "none",
+    scale: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """Residual + scale * activation(x weightᵀ + bias)."""
+    y = F.linear(x, weight, bias)
+    y = {"none": lambda y: y, "gelu": F.gelu, "gelu_tanh": lambda y: F.gelu(y, approximate="tanh")}[activation](y)
+    y = y if scale is None else scale * y
+    return y if residual is None else residual + y
+
+
 def mlp(
     x: Tensor,
     fc1_weight: Tensor,

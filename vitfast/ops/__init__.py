@@ -2,6 +2,7 @@
 
 from vitfast.ops.attention import attention, attention_packed
 from vitfast.ops.layer_norm import add_layer_norm, layer_norm
+from vitfast.ops.linear import linear
 from vitfast.ops.matmul_accumulate import matmul_accumulate
 from vitfast.ops.mlp import mlp
 from vitfast.ops.quantize_fixed import quantize_fixed
@@ -13,6 +14,7 @@ __all__ = [
     "attention",
     "attention_packed",
     "layer_norm",
+    "linear",
     "matmul_accumulate",
     "mlp",
     "quantize_fixed",

@@ -18,6 +18,7 @@ import vitfast
 CPU_KERNELS = (
     "attention",
     "layer_norm",
+    "linear",
     "matmul_accumulate",
     "mlp",
     "packed",
@@ -25,7 +26,7 @@ CPU_KERNELS = (
     "quantize_float",
     "upsample_relations",
 )
-CUDA_KERNELS = ("attention", "layer_norm", "matmul_accumulate", "mlp", "quantize_fixed", "quantize_float")
+CUDA_KERNELS = ("attention", "layer_norm", "linear", "matmul_accumulate", "mlp", "quantize_fixed", "quantize_float")
 
 # CUDA kernels that a committed GPU result under benchmarks/results/ covers
 PROVEN_CUDA_KERNELS: frozenset[str] = frozenset()

@@ -60,6 +60,23 @@ def add_layer_norm(
     return summed, layer_norm(summed, weight, bias, eps)
 
 
+def linear(
+    x: Tensor,  # [..., K]
+    weight_NK: Tensor,
+    bias_N: Tensor | None,
+    activation: str,
+    scale_N: Tensor | None,
+    residual: Tensor | None,  # [..., N]
+) -> Tensor:
+    """Returns residual + scale * activation(x weightᵀ + bias)."""
+    y = F.linear(x, weight_NK, bias_N)
+    if activation != "none":
+        y = F.gelu(y, approximate="tanh" if activation == "gelu_tanh" else "none")
+    if scale_N is not None:
+        y = y * scale_N
+    return y if residual is None else residual + y
+
+
 def mlp(
     x: Tensor,  # [..., C]
     fc1_weight_FC: Tensor,
