@@ -34,7 +34,7 @@ from vitfast.ops.library import CUDA_KERNELS, build_info, has_kernel
 from vitfast.ops.packed import has_packed
 
 # operators of a block
-_BLOCK_KERNELS = ("attention", "layer_norm", "mlp")
+_BLOCK_KERNELS = ("attention", "layer_norm", "linear", "mlp")
 
 
 def accelerate(
