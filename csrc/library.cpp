@@ -66,6 +66,9 @@ STABLE_TORCH_LIBRARY(vitfast, m) {
   // x [..., K], weight [N, K], float32 -> [..., N]; accumulator: as rounding; chunk 0: the whole sum
   m.def("matmul_accumulate(Tensor x, Tensor weight, int[] accumulator, int chunk) -> Tensor");
 
+  // x [B, H, n, n], matrix [N, n], of which few elements a row are not zero -> matrix x matrixᵀ [B, H, N, N]
+  m.def("upsample_relations(Tensor x, Tensor matrix) -> Tensor");
+
   // Inference with packed weights; precision is fp32, bf16, fp16_32 or int8, activation is one of
   // csrc/packed/packed_tensors.h. A packed weight [N, K] is bytes as csrc/packed/packed.h lays them out.
   m.def("pack_weight(Tensor weight, str precision) -> Tensor");

@@ -100,6 +100,8 @@ def decide_cuda(options: BuildOptions, torch: TorchInstallation, environment: Ma
     """
     if options.cuda == "0":
         return CudaDecision(None, "VITFAST_CUDA=0")
+    if options.sanitize:
+        return CudaDecision(None, "VITFAST_SANITIZE=1, which is for code of the CPU")
     try:
         toolkit = find_toolkit(environment)
         cutlass = find_cutlass(environment) if toolkit is not None else None

@@ -19,6 +19,22 @@ HOT_KERNELS = {
     "attention_forward_kernel<vitfast::BFloat16, 64, 19, 25>": 168,
     "attention_forward_kernel<vitfast::Half, 32, 19, 25>": 168,  # T2T-ViT, Swin-sized heads
     "attention_forward_kernel<vitfast::Half, 80, 25, 32>": 255,  # ViT-H/14 at 224 pixels: 2 blocks
+    **{  # from 257 tokens on, ViT at 384 pixels: 2 blocks
+        f"attention_forward_tiled_kernel<vitfast::{element}, "
+        f"vitfast::AttentionForwardTiles<vitfast::{element}, {head_dim}> >": 255
+        for element in ("Half", "BFloat16")
+        for head_dim in (64, 128)
+    },
+    **{  # 3 blocks, 2 where D > 64
+        f"attention_backward_{owner}_kernel<vitfast::Half, "
+        f"vitfast::AttentionBackwardTiles<vitfast::Half, {head_dim}, {tiles}> >": registers
+        for owner, head_dim, tiles, registers in (
+            ("queries", 64, 8, 168),
+            ("keys", 64, 4, 168),
+            ("queries", 128, 4, 255),
+            ("keys", 128, 4, 255),
+        )
+    },
     "round_elements_kernel<float, vitfast::FloatRounder<vitfast::Float32Bits, (vitfast::Rounding)0> >": 64,
     "round_elements_kernel<float, vitfast::FloatRounder<vitfast::Float32Bits, (vitfast::Rounding)3> >": 80,
 }

@@ -165,4 +165,16 @@ OPERATORS = (
         straight_through=True,
         uses_torch_products=True,  # for the gradients
     ),
+    Operator(
+        name="upsample_relations",
+        kernel="upsample_relations",
+        public=ops.upsample_relations,
+        plain=plain.upsample_relations,
+        samples=samples.upsample_samples,
+        draw=samples.draw_upsample,
+        misshape=samples.misshape_upsample,
+        batched=("x",),
+        promoted=("x", "matrix"),
+        uses_torch_products=True,  # for the gradient of the matrix
+    ),
 )

@@ -110,6 +110,11 @@ def matmul_accumulate(
     return product.to(x.dtype)
 
 
+def upsample_relations(x: Tensor, matrix: Tensor) -> Tensor:
+    """The two products with the whole matrix."""
+    return torch.einsum("Ii,bhij,Jj->bhIJ", matrix.to(x.dtype), x, matrix.to(x.dtype))
+
+
 def _straight_through(x: Tensor, result: Tensor) -> Tensor:
     passed: Tensor = _StraightThrough.apply(x, result)
     return passed

@@ -13,9 +13,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from support.sample import Make, Sample
 from support.shapes import CHANNELS, draw_attention_sizes, draw_leading_shape
+from vitfast.layers import GridUpsample
 from vitfast.quantization.formats import FloatFormat
 
 # --- attention ---
@@ -475,4 +477,46 @@ def misshape_accumulate(sample: Sample) -> list[tuple[str, Sample]]:
         ("accumulator", sample.replace(accumulator="fp16")),
         ("rounding", sample.replace(rounding="stochastic")),
         ("rounding", sample.replace(rounding="up")),
+    ]
+
+
+# --- upsample_relations ---
+
+
+def upsample_samples(make: Make) -> list[Sample]:
+    """Calls of upsample_relations, with the matrices of real grids and others."""
+    layers, matrix = make.normal(2, 6, 5, 5), GridUpsample(2, 3).matrix.to(make.dtype)
+    row_of_zeros = torch.tensor([[0.0, 0.0], [0.5, -2.0]])
+    return [
+        Sample("tiny_finer", _upsample_arguments(make, (2, 3), GridUpsample(2, 3).matrix)),
+        Sample("tiny_coarser", _upsample_arguments(make, (1, 2), GridUpsample(3, 2).matrix)),
+        Sample("as_published", _upsample_arguments(make, (1, 2), GridUpsample(7, 10).matrix)),
+        Sample("tiny_one_token", _upsample_arguments(make, (2, 1), torch.ones(1, 1))),
+        Sample("no_image", _upsample_arguments(make, (0, 2), GridUpsample(1, 2).matrix)),
+        Sample("tiny_row_of_zeros", _upsample_arguments(make, (1, 1), row_of_zeros)),
+        Sample("dense", _upsample_arguments(make, (1, 2), make.normal(18, 19))),
+        Sample("tiny_layer_of_many", {"x": layers[:, 2:4], "matrix": matrix}),
+        Sample("tiny_transposed", {"x": layers.mT, "matrix": matrix}),
+    ]
+
+
+def _upsample_arguments(make: Make, leading: tuple[int, int], matrix: Tensor) -> dict[str, Any]:
+    tokens = matrix.shape[1]
+    return {"x": make.normal(*leading, tokens, tokens), "matrix": matrix.to(make.dtype)}
+
+
+def draw_upsample(draw: random.Random, make: Make) -> Sample:
+    """Draws a call of upsample_relations."""
+    matrix = GridUpsample(draw.choice((1, 2, 3, 5)), draw.choice((1, 2, 4))).matrix
+    return Sample("drawn", _upsample_arguments(make, (draw.choice((0, 1, 3)), draw.choice((1, 2))), matrix))
+
+
+def misshape_upsample(sample: Sample) -> list[tuple[str, Sample]]:
+    """Wrong shapes of upsample_relations."""
+    x, matrix = sample.tensors["x"], sample.tensors["matrix"]
+    return [
+        ("x", sample.replace(x=x.new_zeros(x.shape[1:]))),
+        ("x", sample.replace(x=x.new_zeros((*x.shape[:3], x.shape[3] + 1)))),
+        ("matrix", sample.replace(matrix=matrix[0])),
+        ("matrix", sample.replace(matrix=matrix.new_zeros(2, x.shape[3] + 1))),
     ]

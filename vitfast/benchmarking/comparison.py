@@ -71,11 +71,11 @@ class Standing:
         rounds: number of samples.
         repeats: runs in a sample.
         images_per_s: at the median time; None if the run has no images.
-        gflop_per_s: at the median time; None if no operation has a formula.
+        gflop_per_s: at the median time (of the arithmetic peak: at the shortest); None if no operation has a formula.
         gigabyte_per_s: at the median time; None if the comparison is not about memory.
         against: the fastest other subject that is no limit, None if there is no other.
         speedup: how many times faster than that one, formed round by round.
-        peak_share: of the arithmetic peak that was measured beside it, 0 to 1; None if none was.
+        peak_share: its rate over that of the arithmetic peak measured beside it, 0 to 1; None if none was.
     """
 
     subject: str
@@ -163,13 +163,15 @@ def _standing(
 ) -> Standing:
     time_s = one.time_s
     rival = fastest_rival(one, measurements)
+    peak = next((other for other in measurements if other.subject.is_limit and other.subject.gflop is not None), None)
+    # what the processor can do shows in the round in which nothing else disturbed it
+    counted_s = one.fastest_s if one is peak else time_s.median
 
     def rate(amount: float | None) -> float | None:
-        return None if amount is None or time_s.median <= 0.0 else amount / time_s.median
+        return None if amount is None or counted_s <= 0.0 else amount / counted_s
 
     gflop_per_s = rate(contest.gflop if one.subject.gflop is None else one.subject.gflop)
-    peak = next((other for other in measurements if other.subject.is_limit and other.subject.gflop is not None), None)
-    peak_gflop_per_s = None if peak is None or peak.subject.gflop is None else peak.subject.gflop / peak.time_s.median
+    peak_gflop_per_s = None if peak is None or peak.subject.gflop is None else peak.subject.gflop / peak.fastest_s
     images = contest.images
     if one is peak and images is not None and contest.gflop and one.subject.gflop:
         images_per_s = rate(images * one.subject.gflop / contest.gflop)  # if the model were nothing but multiply-adds

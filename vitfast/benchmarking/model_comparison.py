@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from vitfast.benchmarking.comparison import Comparison, Contest
 from vitfast.benchmarking.foreign_model import Unavailable, timm_model, torchvision_model
 from vitfast.benchmarking.subject import Subject
 from vitfast.benchmarking.work import count_gflop
+from vitfast.inference.description import Precision
 from vitfast.models import ImageModel
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -92,6 +94,11 @@ def compiled(model: nn.Module) -> nn.Module:
     # Models of one class share a limit of recompilations, behind which they would quietly run uncompiled.
     torch.compiler.reset()
     return torch.compile(model, dynamic=False)  # type: ignore[return-value]
+
+
+def can_accelerate(precision: str, device: torch.device) -> bool:
+    """Whether ``vitfast.accelerate`` computes in this precision on this device."""
+    return device.type == "cpu" and precision in get_args(Precision)
 
 
 def sample_images(model: nn.Module, batch: int) -> Tensor:

@@ -21,7 +21,7 @@ LEGEND = (
     "time: median (quartiles) of interleaved rounds. speed: against the fastest other subject of the same comparison, "
     "formed round by round; above 1 is faster. error: relative L2 distance to the reference. "
     "[in brackets]: does less work than the others, a bound. of peak: share of the multiply-adds that registers alone "
-    "reach, measured in the same rounds."
+    "reach in the fastest of the same rounds."
 )
 
 

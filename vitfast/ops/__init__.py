@@ -7,6 +7,7 @@ from vitfast.ops.matmul_accumulate import matmul_accumulate
 from vitfast.ops.mlp import mlp
 from vitfast.ops.quantize_fixed import quantize_fixed
 from vitfast.ops.quantize_float import quantize_float
+from vitfast.ops.upsample_relations import upsample_relations
 
 __all__ = [
     "add_layer_norm",
@@ -18,4 +19,5 @@ __all__ = [
     "mlp",
     "quantize_fixed",
     "quantize_float",
+    "upsample_relations",
 ]

@@ -139,9 +139,12 @@ def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) ->
 
 
 def _has_kernel(x: Tensor, *roundings: object) -> bool:
-    if x.device.type == "cuda" and (x.dtype == torch.float64 or any(rounding is not None for rounding in roundings)):
+    device = x.device.type
+    if device == "cuda" and x.dtype == torch.float64:
         return False
-    return has_kernel("layer_norm", x.device.type)
+    # the gradient rounds the operand once more
+    rounds = any(rounding is not None for rounding in roundings)
+    return has_kernel("layer_norm", device) and (not rounds or has_kernel("quantize_float", device))
 
 
 def _statistics_like(x: Tensor) -> Tensor:

@@ -22,8 +22,9 @@ CPU_KERNELS = (
     "packed",
     "quantize_fixed",
     "quantize_float",
+    "upsample_relations",
 )
-CUDA_KERNELS = ("attention", "layer_norm", "linear", "quantize_fixed", "quantize_float")
+CUDA_KERNELS = ("attention", "layer_norm", "linear", "matmul_accumulate", "mlp", "quantize_fixed", "quantize_float")
 
 # CUDA kernels that a committed GPU result under benchmarks/results/ covers
 PROVEN_CUDA_KERNELS: frozenset[str] = frozenset()
