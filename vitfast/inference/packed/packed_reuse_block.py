@@ -31,7 +31,7 @@ class PackedFeatureReuse(nn.Module):
         self.fc1 = packer.linear(described.mlp.fc1)
         self.fc2 = packer.linear(described.mlp.fc2)
         self.activation = described.mlp.activation
-        self.register_buffer("upsample", packer.keep(described.upsample))
+        self.register_buffer("upsample", packer.in_stream(described.upsample))
 
     def forward(self, features: Tensor) -> Tensor:
         """Turns ``[B, 1 + g * g, C]`` into ``[B, 1 + G * G, out]``; the class token's are zero."""
@@ -54,7 +54,7 @@ class PackedRelationReuse(nn.Module):
         self.layers = described.layers
         self.fc1 = packer.linear(described.fc1)
         self.fc2 = packer.linear(described.fc2)
-        self.register_buffer("upsample", packer.keep(described.upsample))
+        self.register_buffer("upsample", packer.in_stream(described.upsample))
 
     def forward(self, relations: Sequence[Tensor]) -> Iterator[Tensor]:
         """Yields a bias ``[B, H, 1 + G * G, 1 + G * G]`` for each layer, when it asks for it."""
@@ -84,6 +84,7 @@ class PackedReuseBlock(nn.Module):
         reuse = described.feature_reuse
         self.feature_reuse = None if reuse is None else PackedFeatureReuse(reuse, packer)
         self.mlp = PackedMlp(described.norm2, described.mlp, packer)
+        self.dtype = packer.stream_dtype
 
     @property
     def path(self) -> str:
@@ -99,7 +100,7 @@ class PackedReuseBlock(nn.Module):
         return_relations: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """See ``vitfast.layers.ReuseBlock``."""
-        x = x.contiguous()
+        x = x.to(self.dtype).contiguous()
         attended, logits = self.attention.related(self.qkv(x), relations, return_relations)
         x = self.proj(attended, residual=x)
         wide = x if self.feature_reuse is None else torch.cat([x, self.feature_reuse(features)], dim=2)
