@@ -69,7 +69,8 @@ def test_no_kernel_spills(kernels: dict[str, list[KernelResources]]) -> None:
 def test_the_products_are_few_for_the_time_that_each_takes_to_compile(
     kernels: dict[str, list[KernelResources]],
 ) -> None:
-    products = [one for name, all_of_them in kernels.items() if "cutlass::" in name for one in all_of_them]
+    # by the compiler's name: the longer ones are too much for c++filt
+    products = [one for all_of_them in kernels.values() for one in all_of_them if one.name.startswith("_ZN7cutlass")]
     count = Counter(one.architecture for one in products)
     assert all(count[name] == (4 if name == "sm_90a" else 2) for name in count), count
     # 384 threads share a multiprocessor's registers
