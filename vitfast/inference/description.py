@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vitfast.inference.stem_description import ConvStem, TokensToToken
 
-Precision = Literal["fp32", "bf16", "fp16_32", "int8"]
+Precision = Literal["fp32", "bf16", "fp16", "fp16_32", "int8"]
 Activation = Literal["none", "gelu", "gelu_tanh", "gelu_quick", "tanh", "silu", "relu"]
 PatchOrder = Literal["channels_first", "channels_last"]
 Pooling = Literal["token", "mean", "token_and_mean", "all", "map"]

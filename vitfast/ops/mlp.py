@@ -15,6 +15,7 @@ from vitfast.ops.autocast import autocast_dtype, cast
 from vitfast.ops.autograd import forbid_double_backward
 from vitfast.ops.checks import check_like, check_shape, check_tensor
 from vitfast.ops.library import has_kernel
+from vitfast.ops.linear import linear
 
 APPROXIMATE = ("none", "tanh")
 
@@ -73,6 +74,12 @@ def mlp(
         out: Tensor = torch.ops.vitfast.mlp_forward.default(x, *weights, added_inside, approximate, save_for_backward)[
             0
         ]
+    elif has_kernel("linear", x.device.type):
+        # GELU and the residual are applied to the products on their way to memory
+        activation = "gelu_tanh" if approximate == "tanh" else "gelu"
+        with torch.autocast(x.device.type, enabled=False):
+            hidden = linear(x, fc1_weight, fc1_bias, activation=activation)
+            out = linear(hidden, fc2_weight, fc2_bias, residual=added_inside)
     else:
         with torch.autocast(x.device.type, enabled=False):
             out = reference.mlp(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, added_inside, approximate)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vitfast import ops
@@ -77,9 +78,18 @@ class PackedTokensToToken(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Turns ``images`` ``[B, in_chans, size, size]`` into tokens ``[B, N, C]``."""
-        x, grid = images, images.shape[-1]
-        for split, mixer in zip(self.splits, [*self.mixers, self.project], strict=True):
+        if len(images) > 1:  # as in vitfast.layers.TokensToToken: the patches of a batch leave the cache
+            x = torch.cat([self._mixed(image) for image in images.split(1)])
+        else:
+            x = self._mixed(images)
+        tokens: Tensor = self.project(self.splits[-1](x))
+        return tokens
+
+    def _mixed(self, x: Tensor) -> Tensor:
+        """Splits and mixes, but for the last split; an image of tokens ``[B, D, G, G]``."""
+        grid = x.shape[-1]
+        for split, mixer in zip(self.splits[:-1], self.mixers, strict=True):
             tokens = mixer(split(x))
             grid = split.grid_size(grid)
             x = tokens.transpose(1, 2).unflatten(2, (grid, grid))
-        return tokens
+        return x
