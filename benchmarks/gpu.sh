@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Everything that only a GPU can show, in stages of a few minutes each:
 #
-#     benchmarks/gpu.sh test        the kernels against float64, as programs (tests/simt) and as operators (tests/ops)
+#     benchmarks/gpu.sh test        the kernels against float64, as programs (tests/simt) and as operators (tests/ops), and
+#                                   accelerated models (tests/inference)
 #     benchmarks/gpu.sh sanitize    the programs under compute-sanitizer: memory, races, initialization, barriers
 #     benchmarks/gpu.sh kernels     attention beside cuDNN's, flash and efficient attention; products beside torch's; rounding
 #                                   beside a copy
@@ -34,12 +35,28 @@ if [[ -z "$gpu" ]]; then
     printf 'no GPU: a dry run\n'
 fi
 
+# is_done NAME: whether a part of a stage has passed before
+is_done() {
+    if [[ -e "$done_folder/$1" ]]; then
+        printf '%s: done before; delete %s to repeat it\n' "$1" "$done_folder/$1"
+        return 0
+    fi
+    return 1
+}
+
 run_test() {
+    local part
     if [[ -z "$gpu" ]]; then
-        python -m pytest -q --collect-only -m cuda tests/simt tests/ops
+        python -m pytest -q --collect-only -m cuda tests/simt tests/ops tests/inference
         return
     fi
-    python -m pytest -q -m cuda --last-failed --last-failed-no-failures all tests/simt tests/ops
+    for part in simt ops inference; do
+        if is_done "test-$part"; then
+            continue
+        fi
+        python -m pytest -q -m cuda --last-failed --last-failed-no-failures all "tests/$part"
+        touch "$done_folder/test-$part"
+    done
 }
 
 run_sanitize() {
@@ -49,8 +66,7 @@ run_sanitize() {
             printf 'would run: compute-sanitizer --tool %s over tests/simt\n' "$tool"
             continue
         fi
-        if [[ -e "$done_folder/sanitize-$tool" ]]; then
-            printf '%s: done before; delete %s to repeat it\n' "$tool" "$done_folder/sanitize-$tool"
+        if is_done "sanitize-$tool"; then
             continue
         fi
         printf '\n=== compute-sanitizer %s\n' "$tool"

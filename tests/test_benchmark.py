@@ -55,6 +55,23 @@ def test_a_wrong_result_is_told_and_ends_with_1(monkeypatch, capsys):
     assert "add_layer_norm forward" not in message
 
 
+def test_what_does_not_fit_into_memory_is_told_and_the_others_go_on(monkeypatch, capsys, tmp_path):
+    measured = benchmark_run.run_comparison
+
+    def run(comparison, timer, budget_s):
+        if comparison.labels["batch"] == 1:
+            raise torch.OutOfMemoryError("too much")
+        return measured(comparison, timer, budget_s)
+
+    monkeypatch.setattr(benchmark_run, "run_comparison", run)
+    path = tmp_path / "results.json"
+    assert benchmark.main([*TINY, "mode=inference", "libraries=timm", f"json={path}"]) == 0
+    assert "vit_nano_patch2_8, batch 1, fp32: the device has not enough memory" in capsys.readouterr().err
+    content = json.loads(path.read_text())
+    assert [outcome["labels"]["batch"] for outcome in content["outcomes"]] == [2]
+    assert any("not enough memory" in warning for warning in content["warnings"])
+
+
 def test_a_busy_machine_is_told_and_stays_with_the_results(monkeypatch, capsys, tmp_path):
     described = benchmark_run.describe_machine(torch.device("cpu")) | {"load_average": 100.0}
     monkeypatch.setattr(benchmark_run, "describe_machine", lambda device: described)

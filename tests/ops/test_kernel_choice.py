@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import vitfast
 from vitfast import ops
@@ -68,11 +69,36 @@ def test_wrong_choices_are_told() -> None:
     for choice in ("fast", "attention,fast", "", "packed", "auto,attention"):
         with pytest.raises(vitfast.UserError, match="is unknown; allowed: auto, torch, all, or names"):
             chosen_kernels(choice, "cpu").__enter__()
-    with pytest.raises(vitfast.UserError, match="vitfast has no mlp kernel for cuda here"):
-        chosen_kernels("attention,mlp" if not missing_kernel("attention", "cuda") else "mlp", "cuda").__enter__()
+    missing = next(kernel for kernel in KERNELS if missing_kernel(kernel, "cuda"))
+    with pytest.raises(vitfast.UserError, match=f"vitfast has no {missing} kernel for cuda here"):
+        chosen_kernels(missing, "cuda").__enter__()
     assert active() == set(KERNELS)
 
 
 def test_all_means_those_that_there_are() -> None:
     with chosen_kernels("all", "cuda"):
         assert active("cuda") == {kernel for kernel in KERNELS if missing_kernel(kernel, "cuda") is None}
+
+
+@pytest.mark.parametrize("parameter_dtype", [torch.float32, None], ids=["float32", "same"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_layer_norm_on_torchs_operators_is_the_fused_one(dtype: torch.dtype, parameter_dtype: torch.dtype) -> None:
+    x, residual = torch.randn(2, 7, 3, 40).to(dtype)
+    weight, bias = torch.randn(2, 40).to(parameter_dtype or dtype)
+    exact = F.layer_norm((x + residual).double(), (40,), weight.double(), bias.double(), 1e-5)
+    tolerance = {torch.float32: 1e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}[dtype]
+    leaf = x.clone().requires_grad_()
+    with chosen_kernels("torch", "cpu"), torch.autocast("cpu", torch.bfloat16):
+        summed, normalized = ops.add_layer_norm(leaf, residual, weight, bias)
+        assert torch.equal(ops.layer_norm(x + residual, weight, bias), normalized)
+        with torch.profiler.profile() as profile:
+            ops.layer_norm(x, weight, bias)
+    assert "aten::native_layer_norm" in {event.key for event in profile.key_averages()}
+    assert normalized.dtype == dtype
+    assert torch.equal(summed, x + residual)
+    torch.testing.assert_close(normalized.double(), exact, rtol=tolerance, atol=tolerance)
+    gradients = [torch.autograd.grad(one.sum(), leaf, retain_graph=True)[0] for one in (normalized, summed)]
+    with chosen_kernels("all", "cpu"):
+        expected = ops.add_layer_norm(leaf, residual, weight, bias)[1]
+    torch.testing.assert_close(gradients[0], torch.autograd.grad(expected.sum(), leaf)[0], rtol=0.05, atol=0.05)
+    assert torch.equal(gradients[1], torch.ones_like(x))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 import warnings
@@ -98,6 +99,8 @@ def measure_and_report(
 ) -> int:
     """Runs comparisons one after the other, prints them, and writes the results.
 
+    One that does not fit into the device's memory is told by a warning, and the others go on.
+
     Args:
         comparisons: the questions.
         device: where the subjects run.
@@ -133,7 +136,12 @@ def measure_and_report(
             left = len(comparisons) - index
             print(f"\n{left} of {len(comparisons)} comparisons are left; resume=true goes on with them")
             break
-        outcome = run_comparison(comparison, timer, seconds * comparison.weight / total_weight)
+        gc.collect()  # compiled models hold their memory in cycles
+        try:
+            outcome = run_comparison(comparison, timer, seconds * comparison.weight / total_weight)
+        except torch.OutOfMemoryError:
+            warn_into(report, f"{comparison.title}: the device has not enough memory for it")
+            continue
         report.outcomes.append(outcome)
         print("", outcome_text(outcome), sep="\n", flush=True)
         for line in disagreements(outcome):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from vitfast.benchmarking.comparison import Comparison, Contest
 from vitfast.benchmarking.foreign_model import Unavailable, timm_model, torchvision_model
 from vitfast.benchmarking.subject import Subject
 from vitfast.benchmarking.work import count_gflop
-from vitfast.inference.description import Precision
+from vitfast.inference.description import PRECISIONS
 from vitfast.models import ImageModel
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -110,7 +109,7 @@ def compiled(model: nn.Module) -> nn.Module:
 
 def can_accelerate(precision: str, device: torch.device) -> bool:
     """Whether ``vitfast.accelerate`` computes in this precision on this device."""
-    return device.type == "cpu" and precision in get_args(Precision)
+    return precision in PRECISIONS.get(device.type, ())
 
 
 def sample_images(model: nn.Module, batch: int) -> Tensor:

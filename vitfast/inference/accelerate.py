@@ -14,7 +14,7 @@ from vitfast.errors import UserError
 from vitfast.inference.accelerated_model import AcceleratedCascade, AcceleratedModel
 from vitfast.inference.acceleration_report import AccelerationReport, LayerPath
 from vitfast.inference.agreement import check_agreement
-from vitfast.inference.description import Cascade, Precision
+from vitfast.inference.description import PRECISIONS, Cascade, Precision
 from vitfast.inference.fronts import front_of
 from vitfast.inference.graphs.buckets import is_bucket
 from vitfast.inference.graphs.cuda_recorder import CudaRecorder
@@ -33,13 +33,8 @@ from vitfast.inference.packed.packer import Packer
 from vitfast.ops.library import CUDA_KERNELS, build_info, has_kernel
 from vitfast.ops.packed import has_packed
 
-# type of device -> what it can compute in
-_PRECISIONS: dict[str, tuple[Precision, ...]] = {
-    "cpu": ("fp32", "bf16", "fp16_32", "int8"),
-    "cuda": ("fp32", "bf16", "fp16", "fp16_32"),
-}
 # operators of a block
-_BLOCK_KERNELS = ("attention", "layer_norm", "mlp")
+_BLOCK_KERNELS = ("attention", "layer_norm", "linear", "mlp")
 
 
 def accelerate(
@@ -196,8 +191,8 @@ def _warn(report: AccelerationReport) -> None:
 def _device(model: nn.Module, device: str | torch.device | None) -> torch.device:
     own = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     target = own if device is None else torch.device(device)
-    if target.type not in _PRECISIONS:
-        raise UserError(f"device={target}: accelerate runs on {' and '.join(_PRECISIONS)}; give one of them")
+    if target.type not in PRECISIONS:
+        raise UserError(f"device={target}: accelerate runs on {' and '.join(PRECISIONS)}; give one of them")
     if target.type == "cpu":
         return target
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -207,7 +202,7 @@ def _device(model: nn.Module, device: str | torch.device | None) -> torch.device
 
 
 def _precision(model: nn.Module, precision: str | None, device: torch.device) -> Precision:
-    allowed = _PRECISIONS[device.type]
+    allowed = PRECISIONS[device.type]
     if precision is not None and precision not in allowed:
         raise UserError(f"precision={precision!r} is not possible on {device}; allowed: {', '.join(allowed)}")
     own = quantized_precisions(model)

@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitfast.inference.description import Precision
+from vitfast import ops
+from vitfast.inference.description import Activation, Precision
 from vitfast.inference.packed.packed_linear import PackedLinear, SourceRows
+from vitfast.ops.linear import ACTIVATIONS
 
 
 class CastLinear(PackedLinear):
-    """Computes what ``PackedLinear`` does, by torch's products, as GPUs run them.
+    """Computes what ``PackedLinear`` does, by the operator ``linear`` or by torch's products, as GPUs run them.
 
     In fp32, bf16 and fp16 weight, bias, input and result are of that type. In fp16_32 the operands are, and sums and
     results are float32.
@@ -38,6 +40,20 @@ class CastLinear(PackedLinear):
         self.is_cast = precision != "fp16_32"
         if self.is_cast and bias is not None:
             self.bias = bias.to(self.packed.dtype)
+
+    def forward(
+        self,
+        x: Tensor,
+        activation: Activation = "none",
+        *,
+        scale: Tensor | None = None,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """See ``PackedLinear``."""
+        if not self.is_cast or activation not in ACTIVATIONS:
+            return super().forward(x, activation, scale=scale, residual=residual)
+        x = x.to(self.packed.dtype)
+        return ops.linear(x, self.packed, self.bias, activation=activation, scale=scale, residual=residual)
 
     def product(self, x: Tensor) -> Tensor:
         """See ``PackedLinear``."""

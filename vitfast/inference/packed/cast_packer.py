@@ -24,6 +24,8 @@ class CastPacker(Packer):
         normalization: as in ``Packer``.
     """
 
+    image_by_image = False
+
     def __init__(
         self,
         source: nn.Module,

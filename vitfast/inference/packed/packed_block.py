@@ -69,7 +69,7 @@ class PackedMlp(nn.Module):
         self.activation = described.activation
         self.register_buffer("scale", packer.in_stream(scale))
         self.is_fused = packer.has("packed_mlp") and one_precision((self.norm,), (self.fc1, self.fc2))
-        self.is_cast = self.fc1.is_cast and self.fc2.is_cast and self.activation in _GELU
+        self.is_cast = self.fc1.is_cast and self.fc2.is_cast
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         """Computes it from ``x`` ``[..., K]`` and ``residual`` ``[..., C]``."""
@@ -92,14 +92,12 @@ class PackedMlp(nn.Module):
 
     def of_normalized(self, x: Tensor, residual: Tensor) -> Tensor:
         """Computes the same of what has passed the LayerNorm."""
-        if not self.is_cast:
-            hidden = self.fc1(x, self.activation)
-            out: Tensor = self.fc2(hidden, scale=self.scale, residual=residual)
-            return out
-        weights = (self.fc1.packed, self.fc1.bias, self.fc2.packed, self.fc2.bias)
-        if self.scale is None:
+        if self.is_cast and self.scale is None and self.activation in _GELU:
+            weights = (self.fc1.packed, self.fc1.bias, self.fc2.packed, self.fc2.bias)
             return ops.mlp(x, *weights, residual=residual, approximate=_GELU[self.activation])
-        return residual + self.scale * ops.mlp(x, *weights, approximate=_GELU[self.activation])
+        hidden = self.fc1(x, self.activation)
+        out: Tensor = self.fc2(hidden, scale=self.scale, residual=residual)
+        return out
 
 
 class PackedBlock(nn.Module):

@@ -67,6 +67,8 @@ class PackedLinear(nn.Module):
         self.rows = rows
         self.is_packed = self._may_pack and has_packed("packed_linear", weight.device.type)
         self.layout = torch.ops.vitfast.packed_layout.default(precision) if self.is_packed else ""
+        if column_order is not None:
+            column_order = column_order.to(weight.device)
         weight = weight.detach() if column_order is None else weight.detach()[:, column_order]
         if self.is_packed:
             packed, scale = torch.ops.vitfast.pack_weight.default(weight.contiguous(), precision), None

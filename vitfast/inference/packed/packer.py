@@ -24,9 +24,11 @@ class Packer:
 
     Attributes:
         stream_dtype: type of the tokens that flow from part to part.
+        image_by_image: whether images pass one after the other through what of a whole batch would leave a CPU's cache.
     """
 
     stream_dtype = torch.float32
+    image_by_image = True
 
     def __init__(
         self,
