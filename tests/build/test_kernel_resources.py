@@ -35,6 +35,9 @@ HOT_KERNELS = {
             ("keys", 128, 4, 255),
         )
     },
+    "mlp_kernel<vitfast::Half, 192, 8>": 255,  # ViT-Ti: a block of 8 warps
+    "mlp_kernel<vitfast::BFloat16, 192, 8>": 255,
+    "matmul_accumulate_kernel<(vitfast::Rounding)0>": 128,  # 4 blocks
     "round_elements_kernel<float, vitfast::FloatRounder<vitfast::Float32Bits, (vitfast::Rounding)0> >": 64,
     "round_elements_kernel<float, vitfast::FloatRounder<vitfast::Float32Bits, (vitfast::Rounding)3> >": 80,
 }
