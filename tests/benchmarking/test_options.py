@@ -38,6 +38,8 @@ def test_defaults_are_allowed():
         (["precision=fp16", "mode=training"], "use bf16"),
         (["mode=speed"], "allowed: one of: inference, training, operators, all"),
         (["mode=inference", "backward=true"], "use mode=operators"),
+        (["mode=training", "operator=mlp"], "operator=mlp is about single operators; mode=training has none"),
+        (["mode=operators", "operator=mlp,"], "empty element"),
         (["mode=operators", "compile=true"], "use mode=inference or training"),
         (["seconds=0"], "seconds=0"),
         (["threads=0"], "threads=0"),
