@@ -42,11 +42,19 @@ struct BFloat16Attention {
     pack_value_panels(
         divide_up(tokens, 2), head_dim, words, [&](int64_t i, int64_t d, int64_t count) __attribute__((always_inline)) {
           const BFloat16* row = v + 2 * i * stride + d;
-          const Words even = bit_cast<Words>(load_up_to<float>(row, count));
-          Words odd{};
-          if (2 * i + 1 < tokens) odd = bit_cast<Words>(load_up_to<float>(row + stride, count));
-          return bit_cast<Integers<float>>(even >> 16 | odd);
+          const Words even = load_bits(row, count);
+          const Words odd = 2 * i + 1 < tokens ? load_bits(row + stride, count) : Words{};
+          return bit_cast<Integers<float>>(even | odd << 16);
         });
+  }
+  static VITFAST_INLINE Words load_bits(const BFloat16* p, int64_t count) {
+    Halves halves{};
+    if (count == width<float>) {
+      std::memcpy(&halves, p, sizeof(halves));
+    } else {
+      std::memcpy(&halves, p, size_t(count) * sizeof(BFloat16));
+    }
+    return __builtin_convertvector(halves, Words);
   }
 };
 #endif
@@ -93,11 +101,6 @@ void attend_tile(const PackedAttention& a, const QueryTile& q, const AttentionSc
   const int64_t element = a.out_type == Type::bfloat16 ? 2 : 4;
   const int64_t stride = a.heads * a.head_dim;
   char* const target = static_cast<char*>(a.out) + (q.row * stride + q.channel) * element;
-  for (int r = 0; r < rows; ++r) {
-    for (int64_t byte = 0; byte < a.head_dim * element; byte += 64) {
-      __builtin_prefetch(target + r * stride * element + byte, 1, 3);
-    }
-  }
   multiply_panels<Dot, rows>(
       q.words,
       q.stride,
@@ -144,27 +147,10 @@ void attend_tile(int64_t rows, const PackedAttention& a, const QueryTile& q, con
   }
 }
 
-// Fetches rows of q, k and v, far from each other in memory, into the second-level cache.
-template <typename T>
-void prefetch_rows(const T* q, int64_t stride, int64_t channels, int64_t begin, int64_t end, int64_t head_dim) {
-  for (int64_t row = begin; row < end; ++row) {
-    for (int64_t part = 0; part < 3; ++part) {
-      const char* p = reinterpret_cast<const char*>(q + row * stride + part * channels);
-      for (int64_t byte = 0; byte < head_dim * int64_t(sizeof(T)); byte += 64) __builtin_prefetch(p + byte, 0, 2);
-    }
-  }
-}
-
-// One head of one image: the queries [begin, end). The next head is fetched meanwhile.
+// One head of one image: the queries [begin, end).
 template <typename Kind, typename T>
 void attend(
-    const PackedAttention& a,
-    int64_t image,
-    int64_t head,
-    int64_t begin,
-    int64_t end,
-    bool has_next,
-    const AttentionScratch& s) {
+    const PackedAttention& a, int64_t image, int64_t head, int64_t begin, int64_t end, const AttentionScratch& s) {
   constexpr bool reads_in_place = sizeof(T) == sizeof(typename Kind::Number);
   const int64_t channels = a.heads * a.head_dim, stride = 3 * channels;
   const T* q = static_cast<const T*>(a.qkv) + image * a.tokens * stride + head * a.head_dim;
@@ -183,9 +169,6 @@ void attend(
       tile.words = s.queries;
       tile.stride = s.channels;
     }
-    if (has_next) {
-      prefetch_rows(q + a.head_dim, stride, channels, t * a.tokens / tiles, (t + 1) * a.tokens / tiles, a.head_dim);
-    }
     attend_tile<Kind>(last - row, a, tile, s);
   }
 }
@@ -198,7 +181,7 @@ void attention_rows(const PackedAttention& a, const HeadRows& part, char* worksp
     const int64_t image = row / a.tokens, first = row % a.tokens, rest = part.row_end - image * a.tokens;
     const int64_t last = rest < a.tokens ? rest : a.tokens;
     for (int64_t head = part.head_begin; head < part.head_end; ++head) {
-      attend<Kind, T>(a, image, head, first, last, head + 1 < part.head_end, scratch);
+      attend<Kind, T>(a, image, head, first, last, scratch);
     }
     row = image * a.tokens + last;
   }

@@ -124,7 +124,8 @@ def _attention_packed(sizes: Sizes, random: Random) -> OperatorCase:
         return (out.flatten(-2),)
 
     qkv = random(sizes.batch, sizes.tokens, 3, sizes.heads, sizes.head_dim)
-    return OperatorCase((qkv,), rivals={"vitfast": own_attention, **_torch_attentions(qkv.device, _torch_attention_packed)})
+    torch_attentions = _torch_attentions(qkv.device, _torch_attention_packed)
+    return OperatorCase((qkv,), rivals={"vitfast": own_attention, **torch_attentions})
 
 
 def _packed_attention(sizes: Sizes, random: Random) -> OperatorCase:
