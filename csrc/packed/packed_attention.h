@@ -101,6 +101,7 @@ void attend_tile(const PackedAttention& a, const QueryTile& q, const AttentionSc
   const int64_t element = a.out_type == Type::bfloat16 ? 2 : 4;
   const int64_t stride = a.heads * a.head_dim;
   char* const target = static_cast<char*>(a.out) + (q.row * stride + q.channel) * element;
+  prefetch_rows(target, stride * element, rows, a.head_dim * element);
   multiply_panels<Dot, rows>(
       q.words,
       q.stride,
@@ -169,6 +170,8 @@ void attend(
       tile.words = s.queries;
       tile.stride = s.channels;
     }
+    const int64_t rest = end - last < tile_rows ? end - last : tile_rows;
+    prefetch_rows(q + last * stride, stride * int64_t(sizeof(T)), rest, a.head_dim * int64_t(sizeof(T)));
     attend_tile<Kind>(last - row, a, tile, s);
   }
 }
