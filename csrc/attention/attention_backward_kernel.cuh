@@ -1,7 +1,4 @@
-// Attention, backward, for up to 256 tokens. With P = exp(logits - lse) and D_i = Σ_d grad_out_id out_id:
-//
-//     grad_v = Pᵀ grad_out     dS = P ∘ (grad_out vᵀ - D) + grad_logits     grad_bias = dS
-//     grad_q = scale dS k      grad_k = scale dSᵀ q
+// Attention, backward, for up to 256 tokens; attention_gradient.cuh has the equations.
 //
 // A block works on one head of one image, all of whose rows lie in shared memory; each of its warps owns 16 keys and
 // keeps their grad_k and grad_v in registers. It goes through the queries in rounds of a few tiles of 8:
@@ -15,10 +12,10 @@
 
 #pragma once
 
+#include "csrc/attention/attention_gradient.cuh"
 #include "csrc/attention/attention_products.cuh"
 #include "csrc/cuda/barrier.cuh"
 #include "csrc/cuda/grid.cuh"
-#include "csrc/cuda/reduce.cuh"
 #include "csrc/cuda/shared_memory.cuh"
 
 namespace vitfast {
@@ -46,16 +43,8 @@ __device__ __forceinline__ void prepare_rows(
     const AttentionBackward& a, unsigned head, const T* out, const T* grad_out, float* lse, float* dots) {
   const int tokens = int(a.tokens), thread = int(threadIdx.x), row = thread / 2;
   static_assert(Shape::threads == 2 * Shape::key_rows);
-  float dot = 0.0f;
-  if (row < tokens) {
-    for (int chunk = thread % 2; chunk * Pack<T>::size < a.head_dim; chunk += 2) {
-      const Pack<T> o = load_pack(out + row * a.out.token_stride + chunk * Pack<T>::size);
-      const Pack<T> g = load_pack(grad_out + row * a.grad_out.token_stride + chunk * Pack<T>::size);
-#pragma unroll
-      for (int i = 0; i < Pack<T>::size; ++i) dot += to_float(o.element[i]) * to_float(g.element[i]);
-    }
-  }
-  dot += shuffle_xor(dot, 1);
+  const float dot = row_dot(
+      out + row * a.out.token_stride, grad_out + row * a.grad_out.token_stride, int(a.head_dim), row < tokens, thread);
   if (thread % 2 == 0) {
     const float* lse_rows = static_cast<const float*>(a.lse) + int64_t(head) * tokens;
     lse[row] = row < tokens ? lse_rows[row] * log2_of_e : infinity;
@@ -64,58 +53,6 @@ __device__ __forceinline__ void prepare_rows(
   for (int i = Shape::key_rows + thread; i < Shape::query_rows; i += Shape::threads) {
     lse[i] = infinity;
     dots[i] = 0.0f;
-  }
-}
-
-// The rows of keys, and the first column of queries, of a lane in a fragment with 16 rows.
-struct LaneKeys {
-  unsigned head;  // of all images
-  int key[2];
-  int query;
-};
-
-// In: Sᵀ without scale and bias, and dPᵀ. Out: Pᵀ and dSᵀ, rounded to T, in the layout of A's registers.
-template <typename T, int query_tiles>
-__device__ __forceinline__ void differentiate(
-    const AttentionBackward& a,
-    const float (&products)[query_tiles][4],
-    const float (&slopes)[query_tiles][4],
-    uint32_t (&weights)[query_tiles][2],
-    uint32_t (&grads)[query_tiles][2],
-    const float* lse,
-    const float* dots,
-    const LaneKeys& at) {
-  const int tokens = int(a.tokens);
-  const float scale = float(a.scale) * log2_of_e;
-  const unsigned image = at.head / unsigned(a.heads);
-  const int64_t square = a.tokens * a.tokens, bias_head = (at.head - image * a.heads) * square;
-  const T* bias = static_cast<const T*>(a.bias) + image * a.bias_batch_stride + bias_head;
-  T* grad_bias = static_cast<T*>(a.grad_bias) + image * a.grad_bias_batch_stride + bias_head;
-  const T* grad_logits = static_cast<const T*>(a.grad_logits) + at.head * square;
-  const bool has_others = a.bias != nullptr || a.grad_bias != nullptr || a.grad_logits != nullptr;
-#pragma unroll
-  for (int tile = 0; tile < query_tiles; ++tile) {
-    float weight[4], grad[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int key = at.key[i / 2], query = at.query + tile * 8 + i % 2;
-      const bool inside = key < tokens && query < tokens;
-      float logit = products[tile][i] * scale;
-      const int64_t place = int64_t(query) * tokens + key;
-      if (a.bias != nullptr && inside) logit += to_float(bias[place]) * log2_of_e;
-      // keys behind the last token have logits of zero, of which an lse far below would make infinities
-      weight[i] = key < tokens ? exp2_approximate(logit - lse[query]) : 0.0f;
-      grad[i] = weight[i] * (slopes[tile][i] - dots[query]);
-      if (has_others && inside) {
-        if (a.grad_logits != nullptr) grad[i] += to_float(grad_logits[place]);
-        if (a.grad_bias != nullptr) grad_bias[place] = round_to<T>(grad[i]);
-      }
-    }
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      weights[tile][half] = round_to_pair<T>(weight[2 * half], weight[2 * half + 1]);
-      grads[tile][half] = round_to_pair<T>(grad[2 * half], grad[2 * half + 1]);
-    }
   }
 }
 
@@ -188,17 +125,19 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_at_once)
   sync_threads();
 
   const Tile key_tile{keys + first_key * head_dim}, value_tile{values + first_key * head_dim};
-  float grad_k[head_dim / 8][4] = {}, grad_v[head_dim / 8][4] = {};
+  float grad_k[1][head_dim / 8][4] = {}, grad_v[1][head_dim / 8][4] = {};
   T* grad_q = head_rows<T>(a, a.grad_q, head);
   for (int first_query = 0, turn = 0; first_query < tokens; first_query += Shape::round_rows, turn ^= 1) {
     const Tile query_tile{queries + first_query * head_dim}, out_grad_tile{out_grads + first_query * head_dim};
-    uint32_t weights[query_tiles][2], grad_pairs[query_tiles][2];
+    uint32_t weights[1][query_tiles][2], grad_pairs[1][query_tiles][2];
     {
-      float products[query_tiles][4], slopes[query_tiles][4];
+      float products[1][query_tiles][4], slopes[1][query_tiles][4];
       multiply_transposed(products, key_tile, query_tile, lane);
       multiply_transposed(slopes, value_tile, out_grad_tile, lane);
-      const LaneKeys at{head, {first_key + lane / 4, first_key + lane / 4 + 8}, first_query + lane % 4 * 2};
-      differentiate<T>(a, products, slopes, weights, grad_pairs, lse, dots, at);
+      const LaneKeys at{{first_key + lane / 4, first_key + lane / 4 + 8}, first_query + lane % 4 * 2};
+      const GradientSquares<T, true> squares(a, head);
+      differentiate_keys(
+          squares, products[0], slopes[0], weights[0], grad_pairs[0], lse + at.query, dots + at.query, at);
     }
     add_product(grad_v, weights, out_grad_tile, lane);
     add_product(grad_k, grad_pairs, query_tile, lane);
@@ -208,7 +147,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_at_once)
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         T* chunk = grad_tile.chunk(first_key + lane / 4 + 8 * half, tile);
-        reinterpret_cast<uint32_t*>(chunk)[lane % 4] = grad_pairs[tile][half];
+        reinterpret_cast<uint32_t*>(chunk)[lane % 4] = grad_pairs[0][tile][half];
       }
     }
     sync_threads();  // also parts what was read two rounds ago from what is written next
@@ -219,9 +158,9 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_at_once)
   const int rows = tokens - first_key;
   const float k_factors[2] = {float(a.scale), float(a.scale)}, v_factors[2] = {1.0f, 1.0f};
   T* grad_k_rows = head_rows<T>(a, a.grad_k, head) + first_key * a.grad_k.token_stride;
-  store_rows(grad_k_rows, a.grad_k.token_stride, rows, columns, grad_k, k_factors, key_tile, lane);
+  store_rows(grad_k_rows, a.grad_k.token_stride, rows, columns, grad_k[0], k_factors, key_tile, lane);
   T* grad_v_rows = head_rows<T>(a, a.grad_v, head) + first_key * a.grad_v.token_stride;
-  store_rows(grad_v_rows, a.grad_v.token_stride, rows, columns, grad_v, v_factors, value_tile, lane);
+  store_rows(grad_v_rows, a.grad_v.token_stride, rows, columns, grad_v[0], v_factors, value_tile, lane);
 }
 
 constexpr int sum_images_threads = 256;

@@ -2,21 +2,21 @@
 
 #pragma once
 
-#include <stdexcept>
-
 #include "csrc/attention/attention_backward_kernel.cuh"
+#include "csrc/attention/attention_backward_tiled_kernel.cuh"
+#include "csrc/attention/attention_limits.cuh"
 #include "csrc/cuda/launch.cuh"
 
 namespace vitfast {
 
-// The most tokens that registers and shared memory have room for; vitfast/ops/attention.py asks before.
-constexpr int attention_backward_max_tokens(int64_t head_dim) {
+// The most tokens of which a block has room for all; longer sequences go by tiles.
+constexpr int attention_backward_whole_tokens(int64_t head_dim) {
   return head_dim <= 64 ? 256 : 112;
 }
 
 template <typename T, int head_dim, int warps>
 void launch_attention_backward_instance(const AttentionBackward& a, Stream stream) {
-  if constexpr (16 * warps <= (attention_backward_max_tokens(head_dim) + 15) / 16 * 16) {
+  if constexpr (16 * warps <= (attention_backward_whole_tokens(head_dim) + 15) / 16 * 16) {
     // registers are handed out to four warps at a time: 128 a thread where blocks of 7, 13 or 16 warps share them
     constexpr bool has_registers = head_dim <= 64 && (warps == 4 || warps == 10);
     using Shape = AttentionBackwardShape<T, head_dim, warps, has_registers ? 4 : 2>;
@@ -25,8 +25,49 @@ void launch_attention_backward_instance(const AttentionBackward& a, Stream strea
   }
 }
 
+// Memory that a launch needs, null where not.
+struct AttentionBackwardScratch {
+  void* bias;             // [B, H, N, N] where sums_bias_over_images says so
+  float* row_statistics;  // as many as attention_row_statistics says, 16-byte aligned, where goes_by_tiles says so
+};
+
+// True where one gradient is asked for a bias that all images share: the scratch holds each image's.
+inline bool sums_bias_over_images(const AttentionBackward& a) {
+  return a.grad_bias != nullptr && a.bias_batch_stride == 0 && a.batch > 1;
+}
+
+inline int attention_padded_rows(const AttentionBackward& a) {
+  constexpr int own_rows = AttentionBackwardTiles<Half, 64, 4>::own_rows;
+  return int(a.tokens + own_rows - 1) / own_rows * own_rows;
+}
+
+inline bool goes_by_tiles(const AttentionBackward& a) {
+  return a.tokens > attention_backward_whole_tokens(a.head_dim);
+}
+
+inline int64_t attention_row_statistics(const AttentionBackward& a) {
+  return a.batch * a.heads * 2 * attention_padded_rows(a);
+}
+
 template <typename T, int head_dim>
-void launch_attention_backward_head_dim(const AttentionBackward& a, Stream stream) {
+void launch_attention_backward_tiled(const AttentionBackward& a, float* row_statistics, Stream stream) {
+  // what registers have room for: 168 a thread up to D = 64, then 255
+  using OfQueries = AttentionBackwardTiles<T, head_dim, head_dim <= 64 ? 8 : 4>;
+  using OfKeys = AttentionBackwardTiles<T, head_dim, 4>;
+  static_assert(OfQueries::blocks_at_once * (OfQueries::queries_bytes + 1024) <= 228 * 1024);
+  const AttentionRowStatistics statistics{row_statistics, attention_padded_rows(a)};
+  const int64_t blocks = a.batch * a.heads * (statistics.padded_rows / OfKeys::own_rows);
+  const auto queries_kernel = attention_backward_queries_kernel<T, OfQueries>;
+  const auto keys_kernel = attention_backward_keys_kernel<T, OfKeys>;
+  launch(queries_kernel, blocks, attention_threads, OfQueries::queries_bytes, stream, a, statistics);
+  launch(keys_kernel, blocks, attention_threads, OfKeys::keys_bytes, stream, a, statistics);
+}
+
+template <typename T, int head_dim>
+void launch_attention_backward_head_dim(const AttentionBackward& a, float* row_statistics, Stream stream) {
+  if (a.tokens > attention_backward_whole_tokens(head_dim)) {
+    return launch_attention_backward_tiled<T, head_dim>(a, row_statistics, stream);
+  }
   if (a.tokens <= 16 * 4) return launch_attention_backward_instance<T, head_dim, 4>(a, stream);
   if (a.tokens <= 16 * 7) return launch_attention_backward_instance<T, head_dim, 7>(a, stream);
   if (a.tokens <= 16 * 10) return launch_attention_backward_instance<T, head_dim, 10>(a, stream);
@@ -34,31 +75,22 @@ void launch_attention_backward_head_dim(const AttentionBackward& a, Stream strea
   return launch_attention_backward_instance<T, head_dim, 16>(a, stream);
 }
 
-// True where one gradient is asked for a bias that all images share: `bias_scratch` of the launch holds each image's.
-inline bool sums_bias_over_images(const AttentionBackward& a) {
-  return a.grad_bias != nullptr && a.bias_batch_stride == 0 && a.batch > 1;
-}
-
-// T: Half or BFloat16; a head dimension of at most 128, a multiple of 8; rows that start at multiples of 16 bytes.
-// bias_scratch: [B, H, N, N] where sums_bias_over_images says so.
+// T: Half or BFloat16.
 template <typename T>
-void launch_attention_backward(AttentionBackward a, void* bias_scratch, Stream stream) {
+void launch_attention_backward(AttentionBackward a, const AttentionBackwardScratch& scratch, Stream stream) {
   if (a.batch * a.heads * a.tokens == 0) return;
-  if (a.head_dim > 128 || a.head_dim % 8 != 0 || a.tokens > attention_backward_max_tokens(a.head_dim)) {
-    throw std::runtime_error("attention: the CUDA backward takes no such head dimension, or fewer tokens");
-  }
-  if (a.batch * a.heads > INT32_MAX) throw std::runtime_error("attention: the CUDA kernel takes up to 2^31 - 1 heads");
+  check_attention_limits(a);
   const bool sums = sums_bias_over_images(a);
   const int64_t count = a.heads * a.tokens * a.tokens;
   void* grad_bias = a.grad_bias;
-  if (sums) a.grad_bias = bias_scratch;
+  if (sums) a.grad_bias = scratch.bias;
   a.grad_bias_batch_stride = count;
   if (a.head_dim <= 32) {
-    launch_attention_backward_head_dim<T, 32>(a, stream);
+    launch_attention_backward_head_dim<T, 32>(a, scratch.row_statistics, stream);
   } else if (a.head_dim <= 64) {
-    launch_attention_backward_head_dim<T, 64>(a, stream);
+    launch_attention_backward_head_dim<T, 64>(a, scratch.row_statistics, stream);
   } else {
-    launch_attention_backward_head_dim<T, 128>(a, stream);
+    launch_attention_backward_head_dim<T, 128>(a, scratch.row_statistics, stream);
   }
   if (!sums) return;
   launch(
@@ -67,7 +99,7 @@ void launch_attention_backward(AttentionBackward a, void* bias_scratch, Stream s
       sum_images_threads,
       0,
       stream,
-      static_cast<const T*>(bias_scratch),
+      static_cast<const T*>(scratch.bias),
       static_cast<T*>(grad_bias),
       a.batch,
       count);

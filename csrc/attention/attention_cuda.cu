@@ -27,11 +27,11 @@ struct Cuda {
 
   static void backward(const AttentionBackward& a, const Tensor& like) {
     const CurrentStream stream(like);
-    std::optional<Tensor> bias_scratch;
-    if (sums_bias_over_images(a)) {
-      bias_scratch = new_tensor(like, {a.batch, a.heads, a.tokens, a.tokens}, like.scalar_type());
-    }
-    void* scratch = mutable_data_or_null(bias_scratch);
+    std::optional<Tensor> bias, row_statistics;
+    if (sums_bias_over_images(a)) bias = new_tensor(like, {a.batch, a.heads, a.tokens, a.tokens}, like.scalar_type());
+    if (goes_by_tiles(a)) row_statistics = new_tensor(like, {attention_row_statistics(a)}, ScalarType::Float);
+    const AttentionBackwardScratch scratch{
+        mutable_data_or_null(bias), static_cast<float*>(mutable_data_or_null(row_statistics))};
     if (is_half(like)) return launch_attention_backward<Half>(a, scratch, stream);
     launch_attention_backward<BFloat16>(a, scratch, stream);
   }

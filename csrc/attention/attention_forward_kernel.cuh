@@ -21,9 +21,6 @@
 
 namespace vitfast {
 
-constexpr int attention_warps = 4;
-constexpr int attention_threads = attention_warps * warp_size;
-
 // Rows of k, and of v, in shared memory.
 __host__ __device__ constexpr int attention_padded_keys(int key_tiles) {
   return (key_tiles + 1) / 2 * 16;
@@ -104,13 +101,13 @@ __global__ void __launch_bounds__(attention_threads, attention_blocks_at_once(he
     }
 
     const int head = fills_block ? 0 : task / tiles, first_row = (task - head * tiles) * attention_tile_rows;
-    const LaneRows at{first_head + head, {first_row + lane / 4, first_row + lane / 4 + 8}, lane % 4};
-    uint32_t weights[key_tiles][2];
+    const LaneRows at{first_head + head, {first_row + lane / 4, first_row + lane / 4 + 8}, lane % 4 * 2};
+    uint32_t weights[1][key_tiles][2];
     float inverse_sums[2];
     if (has_task) {
-      float logits[key_tiles][4];
+      float logits[1][key_tiles][4];
       multiply_transposed(logits, queries, Tile{keys + head * padded_keys * head_dim}, lane);
-      softmax_rows<T, full_tiles>(a, logits, weights, inverse_sums, at);
+      softmax_rows<T, full_tiles>(a, logits[0], weights[0], inverse_sums, at);
     }
     sync_warp();  // every lane has read its queries: the next ones may land there
     if (task + attention_warps < tasks) copy_queries(task + attention_warps);
@@ -120,11 +117,11 @@ __global__ void __launch_bounds__(attention_threads, attention_blocks_at_once(he
       sync_threads();
     }
     if (has_task) {
-      float out[head_dim / 8][4] = {};
+      float out[1][head_dim / 8][4] = {};
       add_product(out, weights, Tile{values + head * padded_keys * head_dim}, lane);
       T* rows = head_rows<T>(a, a.out, at.head) + first_row * a.out.token_stride;
       // the sync_warps above part this from the tile's last use
-      store_rows(rows, a.out.token_stride, tokens - first_row, columns, out, inverse_sums, results, lane);
+      store_rows(rows, a.out.token_stride, tokens - first_row, columns, out[0], inverse_sums, results, lane);
     }
   }
 }

@@ -2,14 +2,14 @@
 
 #pragma once
 
-#include <stdexcept>
-
 #include "csrc/attention/attention_forward_kernel.cuh"
+#include "csrc/attention/attention_forward_tiled_kernel.cuh"
+#include "csrc/attention/attention_limits.cuh"
 #include "csrc/cuda/launch.cuh"
 
 namespace vitfast {
 
-constexpr int attention_max_tokens = 256;
+constexpr int attention_whole_tokens = 256;  // up to which keys and values of a head lie whole in shared memory
 static_assert(attention_shared_bytes<Half, 128, 32>(1) == 160 * 1024);  // what vitfast/ops/attention.py asks a GPU for
 
 // Shared memory leaves room for as many blocks as attention_blocks_at_once plans for registers: a multiprocessor of
@@ -20,6 +20,7 @@ constexpr bool fits_planned_blocks =
     228 * 1024;
 static_assert(fits_planned_blocks<64, 7> && fits_planned_blocks<64, 13> && fits_planned_blocks<64, 25>);
 static_assert(fits_planned_blocks<32, 25> && fits_planned_blocks<80, 32>);
+static_assert(2 * (AttentionForwardTiles<Half, 128>::bytes + 1024) <= 228 * 1024);
 
 template <typename T, int head_dim, int full_tiles, int key_tiles>
 void launch_attention_forward_instance(const AttentionForward& a, Stream stream) {
@@ -36,10 +37,18 @@ void launch_attention_forward_instance(const AttentionForward& a, Stream stream)
       heads_per_block);
 }
 
+template <typename T, int head_dim>
+void launch_attention_forward_tiled(const AttentionForward& a, Stream stream) {
+  using Tiles = AttentionForwardTiles<T, head_dim>;
+  const int64_t blocks = a.batch * a.heads * ((a.tokens + Tiles::block_rows - 1) / Tiles::block_rows);
+  launch(attention_forward_tiled_kernel<T, Tiles>, blocks, attention_threads, Tiles::bytes, stream, a);
+}
+
 // The instances fit, with at most three tokens beside the patches: 7 x 7 patches (ViT-B/32 at 224 pixels), 10 x 10
 // (160), 12 x 12 (192), 14 x 14 (224) and whatever is left.
 template <typename T, int head_dim>
 void launch_attention_forward_head_dim(const AttentionForward& a, Stream stream) {
+  if (a.tokens > attention_whole_tokens) return launch_attention_forward_tiled<T, head_dim>(a, stream);
   if (a.tokens <= 8 * 7) return launch_attention_forward_instance<T, head_dim, 0, 7>(a, stream);
   if (a.tokens <= 8 * 13) return launch_attention_forward_instance<T, head_dim, 7, 13>(a, stream);
   if (a.tokens <= 8 * 19) return launch_attention_forward_instance<T, head_dim, 13, 19>(a, stream);
@@ -47,15 +56,11 @@ void launch_attention_forward_head_dim(const AttentionForward& a, Stream stream)
   return launch_attention_forward_instance<T, head_dim, 25, 32>(a, stream);
 }
 
-// T: Half or BFloat16. At most 256 tokens; a head dimension of at most 128, a multiple of 8; rows that start at
-// multiples of 16 bytes.
+// T: Half or BFloat16.
 template <typename T>
 void launch_attention_forward(const AttentionForward& a, Stream stream) {
   if (a.batch * a.heads * a.tokens == 0) return;
-  if (a.tokens > attention_max_tokens || a.head_dim > 128 || a.head_dim % 8 != 0) {
-    throw std::runtime_error("attention: the CUDA kernel takes up to 256 tokens and head dimensions up to 128, by 8");
-  }
-  if (a.batch * a.heads > INT32_MAX) throw std::runtime_error("attention: the CUDA kernel takes up to 2^31 - 1 heads");
+  check_attention_limits(a);
   if (a.head_dim <= 32) return launch_attention_forward_head_dim<T, 32>(a, stream);
   if (a.head_dim <= 48) return launch_attention_forward_head_dim<T, 48>(a, stream);
   if (a.head_dim <= 64) return launch_attention_forward_head_dim<T, 64>(a, stream);

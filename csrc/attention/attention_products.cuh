@@ -13,6 +13,8 @@
 namespace vitfast {
 
 constexpr int attention_tile_rows = 16;
+constexpr int attention_warps = 4;
+constexpr int attention_threads = attention_warps * warp_size;
 
 // Tiles of 16 queries.
 __host__ __device__ constexpr int attention_tiles(int64_t tokens) {
@@ -38,37 +40,54 @@ __device__ __forceinline__ void copy_rows(
   }
 }
 
-// d [16, 8 tiles] = a bᵀ, of rows that lie in shared memory.
-template <typename T, int head_dim, int tiles>
+// d [16 row_tiles, 8 tiles] = a bᵀ, of rows that lie in shared memory.
+template <typename T, int head_dim, int row_tiles, int tiles>
 __device__ __forceinline__ void multiply_transposed(
-    float (&d)[tiles][4], const SharedTile<T, head_dim>& a_rows, const SharedTile<T, head_dim>& b_rows, int lane) {
+    float (&d)[row_tiles][tiles][4],
+    const SharedTile<T, head_dim>& a_rows,
+    const SharedTile<T, head_dim>& b_rows,
+    int lane) {
 #pragma unroll
-  for (int tile = 0; tile < tiles; ++tile) {
+  for (int row = 0; row < row_tiles; ++row) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) d[tile][i] = 0.0f;
+    for (int tile = 0; tile < tiles; ++tile) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) d[row][tile][i] = 0.0f;
+    }
   }
   // by depth first: neighbouring products are independent, and few registers hold a
 #pragma unroll
   for (int step = 0; step < head_dim / 16; ++step) {
-    uint32_t a[4];
-    ldmatrix_x4(a, a_rows.chunk(lane % 16, 2 * step + lane / 16));
-    // of two tiles, both halves of the depth; the permutation of chunks repeats every 8 rows
+    // the permutation of chunks repeats every 8 rows
+    uint32_t a[row_tiles][4];
+#pragma unroll
+    for (int row = 0; row < row_tiles; ++row) {
+      ldmatrix_x4(a[row], a_rows.chunk(lane % 16, 2 * step + lane / 16) + row * attention_tile_rows * head_dim);
+    }
+    // of two tiles, both halves of the depth
     const T* rows = b_rows.chunk(lane / 16 * 8 + lane % 8, 2 * step + lane / 8 % 2);
 #pragma unroll
     for (int tile = 0; tile < tiles; tile += 2) {
       uint32_t b[4];
       ldmatrix_x4(b, rows + tile * 8 * head_dim);
-      mma_m16n8k16<T>(d[tile], a, b[0], b[1]);
-      if (tile + 1 < tiles) mma_m16n8k16<T>(d[tile + 1], a, b[2], b[3]);
+#pragma unroll
+      for (int row = 0; row < row_tiles; ++row) {
+        mma_m16n8k16<T>(d[row][tile], a[row], b[0], b[1]);
+        if (tile + 1 < tiles) mma_m16n8k16<T>(d[row][tile + 1], a[row], b[2], b[3]);
+      }
     }
   }
 }
 
-// d [16, D] += a b, of fragments a [16, 8 tiles] whose tiles are each one half of the depth of a product, and of rows b
-// [8 tiles, D] in shared memory; behind an odd number of tiles b has another 8 rows of finite numbers.
-template <typename T, int head_dim, int tiles>
+// d [16 row_tiles, D] += a b, of fragments a [16 row_tiles, 8 tiles] whose tiles are each one half of the depth of a
+// product, and of rows b [8 tiles, D] in shared memory; behind an odd number of tiles b has another 8 rows of finite
+// numbers.
+template <typename T, int head_dim, int row_tiles, int tiles>
 __device__ __forceinline__ void add_product(
-    float (&d)[head_dim / 8][4], const uint32_t (&a_tiles)[tiles][2], const SharedTile<T, head_dim>& b_rows, int lane) {
+    float (&d)[row_tiles][head_dim / 8][4],
+    const uint32_t (&a_tiles)[row_tiles][tiles][2],
+    const SharedTile<T, head_dim>& b_rows,
+    int lane) {
   constexpr int column_steps = head_dim / 16;
   const T* rows[column_steps];  // of 16 rows, two chunks
 #pragma unroll
@@ -76,17 +95,23 @@ __device__ __forceinline__ void add_product(
 #pragma unroll
   for (int tile = 0; tile < tiles; tile += 2) {
     const bool has_partner = tile + 1 < tiles;
-    const uint32_t a[4] = {
-        a_tiles[tile][0],
-        a_tiles[tile][1],
-        has_partner ? a_tiles[tile + has_partner][0] : 0,
-        has_partner ? a_tiles[tile + has_partner][1] : 0};
+    uint32_t a[row_tiles][4];
+#pragma unroll
+    for (int row = 0; row < row_tiles; ++row) {
+      a[row][0] = a_tiles[row][tile][0];
+      a[row][1] = a_tiles[row][tile][1];
+      a[row][2] = has_partner ? a_tiles[row][tile + has_partner][0] : 0;
+      a[row][3] = has_partner ? a_tiles[row][tile + has_partner][1] : 0;
+    }
 #pragma unroll
     for (int step = 0; step < column_steps; ++step) {
       uint32_t b[4];
       ldmatrix_x4_transposed(b, rows[step] + tile * 8 * head_dim);
-      mma_m16n8k16<T>(d[2 * step], a, b[0], b[1]);
-      mma_m16n8k16<T>(d[2 * step + 1], a, b[2], b[3]);
+#pragma unroll
+      for (int row = 0; row < row_tiles; ++row) {
+        mma_m16n8k16<T>(d[row][2 * step], a[row], b[0], b[1]);
+        mma_m16n8k16<T>(d[row][2 * step + 1], a[row], b[2], b[3]);
+      }
     }
   }
 }

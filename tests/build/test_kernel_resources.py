@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,25 @@ HOT_KERNELS = {
     "attention_forward_kernel<vitfast::BFloat16, 64, 19, 25>": 168,
     "attention_forward_kernel<vitfast::Half, 32, 19, 25>": 168,  # T2T-ViT, Swin-sized heads
     "attention_forward_kernel<vitfast::Half, 80, 25, 32>": 255,  # ViT-H/14 at 224 pixels: 2 blocks
+    **{  # from 257 tokens on, ViT at 384 pixels: 2 blocks
+        f"attention_forward_tiled_kernel<vitfast::{element}, "
+        f"vitfast::AttentionForwardTiles<vitfast::{element}, {head_dim}> >": 255
+        for element in ("Half", "BFloat16")
+        for head_dim in (64, 128)
+    },
+    **{  # 3 blocks, 2 where D > 64
+        f"attention_backward_{owner}_kernel<vitfast::Half, "
+        f"vitfast::AttentionBackwardTiles<vitfast::Half, {head_dim}, {tiles}> >": registers
+        for owner, head_dim, tiles, registers in (
+            ("queries", 64, 8, 168),
+            ("keys", 64, 4, 168),
+            ("queries", 128, 4, 255),
+            ("keys", 128, 4, 255),
+        )
+    },
+    "mlp_kernel<vitfast::Half, 192, 8>": 255,  # ViT-Ti: a block of 8 warps
+    "mlp_kernel<vitfast::BFloat16, 192, 8>": 255,
+    "matmul_accumulate_kernel<(vitfast::Rounding)0>": 128,  # 4 blocks
     "round_elements_kernel<float, vitfast::FloatRounder<vitfast::Float32Bits, (vitfast::Rounding)0> >": 64,
     "round_elements_kernel<float, vitfast::FloatRounder<vitfast::Float32Bits, (vitfast::Rounding)3> >": 80,
 }
@@ -47,3 +67,14 @@ def test_a_hot_kernel_keeps_to_its_registers(kernels: dict[str, list[KernelResou
 def test_no_kernel_spills(kernels: dict[str, list[KernelResources]]) -> None:
     spilling = {name: one for name, all_of_them in kernels.items() for one in all_of_them if one.spill_bytes}
     assert not spilling
+
+
+def test_the_products_are_few_for_the_time_that_each_takes_to_compile(
+    kernels: dict[str, list[KernelResources]],
+) -> None:
+    # by the compiler's name: the longer ones are too much for c++filt
+    products = [one for all_of_them in kernels.values() for one in all_of_them if one.name.startswith("_ZN7cutlass")]
+    count = Counter(one.architecture for one in products)
+    assert all(count[name] == (4 if name == "sm_90a" else 2) for name in count), count
+    # 384 threads share a multiprocessor's registers
+    assert all(one.registers <= 168 for one in products if one.architecture == "sm_90a")

@@ -40,7 +40,7 @@ def run(case: AttentionCase) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("head_dim", [32, 40, 48, 64, 80, 96, 128])
-@pytest.mark.parametrize("tokens", [1, 16, 17, 50, 101, 145, 197, 256])
+@pytest.mark.parametrize("tokens", [1, 16, 17, 50, 101, 145, 197, 256, 257, 577])
 def test_attention_is_accurate(tokens: int, head_dim: int, dtype: torch.dtype) -> None:
     case = random_case(5, 3, tokens, head_dim, dtype, bias=torch.randn(1, 3, tokens, tokens).to(dtype))
     case.check(run(case))
@@ -67,7 +67,9 @@ def test_attention_takes_empty_tensors(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("bias_batch", [0, 1, 5])
-@pytest.mark.parametrize(("tokens", "head_dim"), [(2, 64), (50, 32), (101, 48), (112, 128), (197, 64), (256, 64)])
+@pytest.mark.parametrize(
+    ("tokens", "head_dim"), [(2, 64), (50, 32), (101, 48), (112, 128), (197, 64), (197, 128), (577, 64)]
+)
 def test_gradients_of_attention_are_accurate(tokens: int, head_dim: int, bias_batch: int, dtype: torch.dtype) -> None:
     bias = torch.randn(bias_batch, 3, tokens, tokens).to(dtype) if bias_batch else None
     grad_logits = torch.randn(5, 3, tokens, tokens).to(dtype) if bias_batch else None
@@ -80,13 +82,6 @@ def test_gradients_of_attention_are_accurate(tokens: int, head_dim: int, bias_ba
     grads = [grad.cuda() for grad in (case.grad_out, grad_logits) if grad is not None]
     found = torch.autograd.grad(targets, list(leaves.values()), grads)
     case.check({f"grad_{name}": grad.cpu() for name, grad in zip(leaves, found, strict=True)})
-
-
-def test_gradients_that_the_kernel_has_no_room_for_come_from_torch() -> None:
-    qkv = torch.randn(1, 200, 3, 2, 128, device="cuda").half().requires_grad_()
-    ops.attention_packed(qkv).float().sum().backward()
-    assert qkv.grad is not None
-    assert qkv.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("parameter_dtype", [torch.float32, None], ids=["float32", "same"])

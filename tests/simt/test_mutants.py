@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from support import simt
 from support.simt_attention import AttentionCase, dominant_case, negative_case, random_case
@@ -19,6 +20,9 @@ from support.simt_attention_backward import AttentionBackwardCase, far_below_zer
 
 KERNEL = "csrc/attention/attention_forward_kernel.cuh"
 BACKWARD = "csrc/attention/attention_backward_kernel.cuh"
+TILED = "csrc/attention/attention_forward_tiled_kernel.cuh"
+BACKWARD_TILED = "csrc/attention/attention_backward_tiled_kernel.cuh"
+GRADIENT = "csrc/attention/attention_gradient.cuh"
 PRODUCTS = "csrc/attention/attention_products.cuh"
 SOFTMAX = "csrc/attention/attention_softmax.cuh"
 
@@ -76,7 +80,7 @@ MUTANTS = (
         "results",
         "pending",
     ),
-    mutant("fragment swapped", PRODUCTS, "(d[tile], a, b[0], b[1])", "(d[tile], a, b[1], b[0])", "results"),
+    mutant("fragment swapped", PRODUCTS, "[tile], a[row], b[0], b[1])", "[tile], a[row], b[1], b[0])", "results"),
     mutant(
         "stride of keys",
         PRODUCTS,
@@ -110,14 +114,57 @@ MUTANTS = (
 
 BACKWARD_MUTANTS = (
     mutant("lse of rows behind the last", BACKWARD, "* log2_of_e : infinity;", "* log2_of_e : 0.0f;", "results"),
-    mutant("keys behind the last", BACKWARD, "weight[i] = key < tokens ?", "weight[i] = true ?", "results"),
-    mutant("no D", BACKWARD, "(slopes[tile][i] - dots[query])", "slopes[tile][i]", "results"),
+    mutant("keys behind the last", GRADIENT, "weight = key < tokens_ ?", "weight = true ?", "results"),
+    mutant("no D", GRADIENT, "(slope - dot)", "slope", "results"),
     mutant("no barrier in a round", BACKWARD, "sync_threads();  // also parts", "// also parts", "results", "race"),
     mutant("one buffer", BACKWARD, "turn ^= 1", "turn = 0", "race"),
     mutant("no barrier at the end", BACKWARD, "sync_threads();  // every warp has", "// every warp has", "race"),
     mutant("rows read before their copy", BACKWARD, "  wait_for_copies<0>();", "", "results", "pending"),
     mutant("scale of grad_k", BACKWARD, "k_factors[2] = {float(a.scale),", "k_factors[2] = {1.0f,", "results"),
     mutant("halves of dS", BACKWARD, "2 * row_tile + lane / 8 % 2", "2 * row_tile + lane / 8 % 2 ^ 1", "results"),
+)
+
+TILED_MUTANTS = (
+    mutant("tiles: no tail mask", TILED, "scale_logits<0>(a", "scale_logits<key_tiles>(a", "results"),
+    mutant("tiles: no barrier", TILED, "sync_threads();  // the tile", "// the tile", "results", "race", "pending"),
+    mutant("tiles: early read", TILED, "    wait_for_copies<0>();", "    wait_for_copies<1>();", "results", "pending"),
+    mutant("tiles: one buffer", TILED, "buffers + tile % 2 *", "buffers + 0 *", "results", "race"),
+    mutant("tiles: no sync_warp", TILED, "sync_warp();  // every lane", "// every lane", "race"),
+    mutant("out keeps its maximum", TILED, "*= factors[j % 4 / 2]", "*= 1.0f", "results"),
+    mutant("sum keeps its maximum", SOFTMAX, "rows.sums[half] * factors[half]", "rows.sums[half]", "results"),
+    mutant("masked so far", SOFTMAX, "maximum == -infinity ? 0.0f : maximum", "maximum", "results"),
+)
+
+BACKWARD_TILED_MUTANTS = (
+    mutant("tiles: lse behind the last", BACKWARD_TILED, "* log2_of_e : infinity;", "* log2_of_e : 0.0f;", "results"),
+    mutant(
+        "tiles: D of the keys' kernel", BACKWARD_TILED, "dots(head)[row] = dot;", "dots(head)[row] = 0.0f;", "results"
+    ),
+    mutant(
+        "tiles: lse not copied", BACKWARD_TILED, "    copy_async(lse", "    if (tile < 1) copy_async(lse", "results"
+    ),
+    mutant(
+        "queries: no barrier",
+        BACKWARD_TILED,
+        "sync_threads();  // the keys",
+        "// the keys",
+        "results",
+        "race",
+        "pending",
+    ),
+    mutant(
+        "keys: no barrier",
+        BACKWARD_TILED,
+        "sync_threads();  // the queries",
+        "// the queries",
+        "results",
+        "race",
+        "pending",
+    ),
+    mutant("tiles: one buffer", BACKWARD_TILED, "buffers + tile % 2 *", "buffers + 0 *", "results", "race"),
+    mutant("queries: no sync_warp", BACKWARD_TILED, "sync_warp();  // every lane has read the queries", "", "race"),
+    mutant("keys: no sync_warp", BACKWARD_TILED, "sync_warp();  // every lane has read the keys", "", "race"),
+    mutant("scale of grad_q", BACKWARD_TILED, "grad_q[0], float(a.scale)", "grad_q[0], 1.0f", "results"),
 )
 
 Case = AttentionCase | AttentionBackwardCase
@@ -133,16 +180,24 @@ def cases() -> list[AttentionCase]:
     ]
 
 
+def tiled_cases() -> list[AttentionCase]:
+    """Calls on which every mutant of the forward by tiles shows: in the last, a row's first tile of keys is masked."""
+    bias = torch.zeros(1, 1, 161, 161)
+    bias[..., 5:, :70] = -torch.inf
+    return [random_case(2, 1, 197, 64), negative_case(197, 64), random_case(1, 1, 161, 64, bias=bias.half())]
+
+
 def backward_cases() -> list[AttentionBackwardCase]:
     """Calls on which every mutant of the backward shows."""
     return [random_backward(1, 2, 197, 64), far_below_zero(197, 64), random_backward(2, 1, 50, 64)]
 
 
-def found_by(program: str, cases: Sequence[Case], replaced: dict[str, str]) -> frozenset[str]:
+def found_by(program: str, cases: Sequence[Case], replaced: dict[str, str], *, tiled: bool = False) -> frozenset[str]:
     """Builds every variant of a mutant, runs the cases and says which layers have found something."""
     layers = set()
+    defines = ("SIMT_HEAD_DIM=64", "SIMT_TILED") if tiled else ("SIMT_HEAD_DIM=64",)
     for variant in ("plain", "address", "race"):
-        executable = simt.build(program, variant, replaced=replaced, defines=("SIMT_HEAD_DIM=64",))
+        executable = simt.build(program, variant, replaced=replaced, defines=defines)
         for case in cases:
             layers.add(_run(case, executable, "forward"))
         layers.add(_run(cases[0], executable, "reversed"))
@@ -180,7 +235,24 @@ def test_the_backward_itself_passes() -> None:
     assert found_by("attention_backward", backward_cases(), {}) == frozenset()
 
 
+def test_the_kernels_by_tiles_themselves_pass() -> None:
+    assert found_by("attention", tiled_cases(), {}, tiled=True) == frozenset()
+    assert found_by("attention_backward", backward_cases(), {}, tiled=True) == frozenset()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("planted", BACKWARD_MUTANTS, ids=lambda planted: planted.name)
 def test_a_fault_planted_in_the_backward_is_found(planted: Mutant) -> None:
     assert found_by("attention_backward", backward_cases(), _plant(planted)) == planted.found_by
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("planted", TILED_MUTANTS, ids=lambda planted: planted.name)
+def test_a_fault_planted_in_the_forward_by_tiles_is_found(planted: Mutant) -> None:
+    assert found_by("attention", tiled_cases(), _plant(planted), tiled=True) == planted.found_by
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("planted", BACKWARD_TILED_MUTANTS, ids=lambda planted: planted.name)
+def test_a_fault_planted_in_the_backward_by_tiles_is_found(planted: Mutant) -> None:
+    assert found_by("attention_backward", backward_cases(), _plant(planted), tiled=True) == planted.found_by

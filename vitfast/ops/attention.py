@@ -22,8 +22,7 @@ from vitfast.ops.library import has_kernel
 MAX_HEAD_DIM = 128
 HEAD_DIM_MULTIPLE = 8
 CUDA_DTYPES = (torch.float16, torch.bfloat16)
-CUDA_MAX_TOKENS = 256
-CUDA_BACKWARD_HEAD_DIM, CUDA_BACKWARD_MAX_TOKENS = 64, 112  # of larger head dimensions it takes up to so many tokens
+CUDA_MAX_TOKENS = 32768
 CUDA_SHARED_BYTES = 160 * 1024  # what its largest instance needs: A100 and H100 have it, consumer cards do not
 
 
@@ -62,8 +61,8 @@ def attention(
     """Computes ``softmax(scale * q kᵀ + bias) v`` (Vaswani et al., 2017).
 
     The kernels take head dimensions up to 128 that are multiples of 8; others, and dropout, run on torch's operators (a
-    head dimension is reported once, by a warning). On CUDA the kernels take float16 and bfloat16 and up to 256 tokens
-    (112 with a gradient and a head dimension above 64); whatever else comes runs on torch's operators.
+    head dimension is reported once, by a warning). On CUDA they take float16 and bfloat16 and up to 32768 tokens; all
+    else runs on torch's operators.
 
     Args:
         q: ``[B, H, N, D]``, float32, bfloat16, float16 or float64.
@@ -92,7 +91,7 @@ def attention(
 
     dtype = autocast_dtype(q)
     q, k, v, bias = cast(q, dtype), cast(k, dtype), cast(v, dtype), cast(bias, dtype)
-    if dropout_p or not _has_kernel((q, k, v, bias), tokens, head_dim):
+    if dropout_p or not _has_kernel(q, tokens, head_dim):
         out, logits = _with_torch_operators(q, k, v, bias, scale, return_logits, dropout_p)
     else:
         out, _, logits = torch.ops.vitfast.attention_forward.default(q, k, v, bias, scale, return_logits)
@@ -150,7 +149,7 @@ def attention_packed(
 
     dtype = autocast_dtype(qkv)
     qkv, bias = cast(qkv, dtype), cast(bias, dtype)
-    if dropout_p or not _has_kernel((qkv, bias), tokens, head_dim):
+    if dropout_p or not _has_kernel(qkv, tokens, head_dim):
         q_BHND, k_BHND, v_BHND = qkv.permute(2, 0, 3, 1, 4)
         out_BHND, logits = _with_torch_operators(q_BHND, k_BHND, v_BHND, bias, scale, return_logits, dropout_p)
         out = out_BHND.transpose(1, 2).contiguous()
@@ -178,12 +177,10 @@ def _check_options(
     return head_dim**-0.5 if scale is None else float(scale)
 
 
-def _has_kernel(inputs: tuple[Tensor | None, ...], tokens: int, head_dim: int) -> bool:
-    like = inputs[0]
-    assert like is not None
+def _has_kernel(like: Tensor, tokens: int, head_dim: int) -> bool:
     if not has_kernel("attention", like.device.type):
         return False
-    if like.device.type == "cuda" and not _fits_cuda(inputs, like, tokens, head_dim):
+    if like.device.type == "cuda" and not _fits_cuda(like, tokens):
         return False
     if head_dim <= MAX_HEAD_DIM and head_dim % HEAD_DIM_MULTIPLE == 0:
         return True
@@ -196,11 +193,8 @@ def _has_kernel(inputs: tuple[Tensor | None, ...], tokens: int, head_dim: int) -
     return False
 
 
-def _fits_cuda(inputs: tuple[Tensor | None, ...], like: Tensor, tokens: int, head_dim: int) -> bool:
+def _fits_cuda(like: Tensor, tokens: int) -> bool:
     if like.dtype not in CUDA_DTYPES or tokens > CUDA_MAX_TOKENS:
-        return False
-    needs_grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
-    if needs_grad and head_dim > CUDA_BACKWARD_HEAD_DIM and tokens > CUDA_BACKWARD_MAX_TOKENS:
         return False
     return torch.cuda.get_device_properties(like.device).shared_memory_per_block_optin >= CUDA_SHARED_BYTES
 

@@ -29,7 +29,9 @@ void run(simt_test::Program& program) {
   a.bias_batch_stride = program.integer("bias_batch_stride");
   a.lse = program.output<float>("lse", b * h * n);
   if (program.integer("return_logits") != 0) a.logits = program.output<T>("logits", b * h * n * n);
-#if defined(SIMT_HEAD_DIM)
+#if defined(SIMT_TILED)
+  vitfast::launch_attention_forward_tiled<T, SIMT_HEAD_DIM>(a, {});
+#elif defined(SIMT_HEAD_DIM)
   vitfast::launch_attention_forward_head_dim<T, SIMT_HEAD_DIM>(a, {});
 #else
   vitfast::launch_attention_forward<T>(a, {});

@@ -1,0 +1,41 @@
+// mlp, forward: x [rows, C] -> out [rows, C]; SIMT_WIDTH compiles one instance, quick to compile, for mutants.
+
+#include "csrc/mlp/mlp_launch.cuh"
+#include "tests/simt/programs/program.h"
+
+template <typename T>
+void run(simt_test::Program& program) {
+  vitfast::MlpForward a{};
+  a.rows = program.integer("rows");
+  a.channels = program.integer("channels");
+  a.hidden = program.integer("hidden");
+  a.x = program.input<T>("x");
+  a.fc1_weight = program.input<T>("fc1_weight");
+  a.fc1_bias = program.input<T>("fc1_bias");
+  a.fc2_weight = program.input<T>("fc2_weight");
+  a.fc2_bias = program.input<T>("fc2_bias");
+  a.residual = program.input<T>("residual");
+  a.out = program.output<T>("out", a.rows * a.channels);
+#if defined(SIMT_WIDTH)
+  vitfast::launch_mlp_instance<T, SIMT_WIDTH, 4>(a, {});
+#else
+  if (program.integer("large_tiles") != 0) {
+    vitfast::launch_mlp_instance<T, vitfast::mlp_max_channels, 8>(a, {});
+  } else {
+    vitfast::launch_mlp<T>(a, {});
+  }
+#endif
+}
+
+int main(int argc, char** argv) {
+  simt_test::Program program(argc, argv);
+  const std::string type = program.text("type");
+  if (type == "float16") run<vitfast::Half>(program);
+#if !defined(SIMT_WIDTH)
+  if (type == "bfloat16") run<vitfast::BFloat16>(program);
+#endif
+#if !defined(__CUDACC__)
+  *program.output<uint64_t>("bank_conflicts", 1) = simt::bank_conflicts();
+#endif
+  return program.finish();
+}
