@@ -22,6 +22,15 @@ struct Panel {
   const int32_t* compensation;  // [64], what integer sums start from, or null
 };
 
+// Fetches a few columns of rows that lie too far apart for the processor to foresee. Lines to be written, too: stores
+// that miss the cache wait for each other.
+inline void prefetch_rows(const void* first, int64_t stride_bytes, int64_t rows, int64_t bytes) {
+  const char* row = static_cast<const char*>(first);
+  for (int64_t r = 0; r < rows; ++r, row += stride_bytes) {
+    for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(row + byte, 0, 3);
+  }
+}
+
 // Rows of words whose float32 sum is formed in one go: a long sum in parts loses less than one that runs through.
 constexpr int64_t max_run = 256;
 

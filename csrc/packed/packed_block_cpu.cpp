@@ -3,24 +3,21 @@
 namespace vitfast {
 namespace {
 
-// Heads of images are the tasks where there are few rows; their queries are split, too, where there are few heads.
+// Every thread takes as many queries, head by head; two may share a head.
 void run_attention(const PackedAttention& a, int64_t images) {
-  const int64_t heads = images * a.heads;
-  if (heads == 0 || a.tokens == 0) return;
-  const int64_t threads = worthwhile_threads(2 * heads * a.tokens * a.tokens * a.head_dim);
-  int64_t splits = heads >= threads ? 1 : divide_up(threads, heads);
-  splits = splits < a.tokens ? splits : a.tokens;
-  const int64_t tasks = heads * splits;
+  const int64_t queries = images * a.heads * a.tokens;
+  if (queries == 0) return;
+  const int64_t threads = worthwhile_threads(2 * queries * a.tokens * a.head_dim);
   const PackedKernels& kernels = packed_kernels();
   const Workspace workspace(kernels.attention_workspace(a), threads);
   for_each_part(threads, [&](int64_t part) {
-    for (int64_t task = part * tasks / threads; task < (part + 1) * tasks / threads; ++task) {
-      const int64_t image = task / splits / a.heads, head = task / splits % a.heads, split = task % splits;
-      const int64_t first = image * a.tokens;
-      kernels.attention(
-          a,
-          {first + split * a.tokens / splits, first + (split + 1) * a.tokens / splits, head, head + 1},
-          workspace.part(part));
+    const int64_t end = (part + 1) * queries / threads;
+    for (int64_t query = part * queries / threads; query < end;) {
+      const int64_t head = query / a.tokens, row = query % a.tokens;
+      const int64_t count = end - query < a.tokens - row ? end - query : a.tokens - row;
+      const int64_t first = head / a.heads * a.tokens + row;
+      kernels.attention(a, {first, first + count, head % a.heads, head % a.heads + 1}, workspace.part(part));
+      query += count;
     }
   });
 }

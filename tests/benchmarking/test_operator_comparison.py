@@ -7,8 +7,10 @@ from vitfast.benchmarking.agreement import agrees, relative_l2
 from vitfast.benchmarking.operator_cases import OPERATORS, Sizes
 from vitfast.benchmarking.operator_comparison import operator_comparisons
 from vitfast.errors import UserError
+from vitfast.ops.packed import has_packed
 
 MODEL = "vit_nano_patch2_8"
+needs_packed = pytest.mark.skipif(not has_packed("packed_attention"), reason="pure PyTorch: no packed operators")
 CPU = torch.device("cpu")
 
 
@@ -37,6 +39,28 @@ def test_vitfast_and_torch_compute_the_same(precision, backward):
                 result = subject.output()
                 assert agrees(relative_l2(result.to(reference.dtype), reference), precision), (operator, subject.name)
                 assert result.abs().sum() > 0, (operator, subject.name)
+
+
+@needs_packed
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_attention_of_accelerated_models_stands_beside_torchs(precision):
+    (comparison,) = operator_comparisons(MODEL, 2, precision, CPU, names=["packed_attention"])
+    contest = comparison.build()
+    assert [(subject.name, subject.is_limit) for subject in contest.subjects] == [
+        ("vitfast", False),
+        ("torch", False),
+        ("torch, q k v apart", True),
+    ]
+    assert contest.gflop == pytest.approx(4e-9 * 2 * 17**2 * 64)
+    for others in ({"precision": "fp16"}, {"precision": precision, "backward": True}):
+        assert not operator_comparisons(MODEL, 2, device=CPU, names=["packed_attention"], **others)
+
+
+def test_some_operators_can_be_asked_for():
+    found = operator_comparisons(MODEL, 2, "fp32", CPU, names=["mlp", "layer_norm"])
+    assert [comparison.labels["operator"] for comparison in found] == ["layer_norm", "mlp"]
+    with pytest.raises(UserError, match="operator=mpl is unknown; allowed: all, attention, "):
+        operator_comparisons(MODEL, 2, "fp32", CPU, names=["mpl"])
 
 
 def test_rounding_is_measured_where_torch_has_its_twin():

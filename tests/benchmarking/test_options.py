@@ -43,6 +43,8 @@ def test_defaults_are_allowed():
         (["precision=fp16", "mode=training"], "use bf16"),
         (["mode=speed"], "allowed: one of: inference, training, operators, all"),
         (["mode=inference", "backward=true"], "use mode=operators"),
+        (["mode=training", "operator=mlp"], "operator=mlp is about single operators; mode=training has none"),
+        (["mode=operators", "operator=mlp,"], "empty element"),
         (["libraries=keras"], "libraries=keras: 'keras' is unknown; allowed: all, torchvision, timm"),
         (["mode=operators", "compile=true"], "use mode=inference or training"),
         (["seconds=0"], "seconds=0"),

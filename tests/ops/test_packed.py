@@ -20,6 +20,7 @@ from support.packed_cases import (
     packed_linear,
 )
 from support.subprocesses import TESTS, run_python
+from support.tolerance import FORWARD_FACTOR, assert_as_accurate
 from vitfast.ops.library import has_kernel
 
 if not has_kernel("packed", "cpu"):
@@ -113,6 +114,30 @@ def test_norm_linear_is_the_norm_and_then_the_product(precision: str) -> None:
 )
 def test_attention(tokens: int, heads: int, head_dim: int, precision: str) -> None:
     check_attention(2, tokens, heads, head_dim, precision)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("spread", [8.0, 300.0, -300.0])
+def test_attention_whose_logits_are_far_apart(spread: float, precision: str) -> None:
+    qkv, offset = draw(1, 33, 3, 2, 16), torch.zeros(1, 33, 3, 2, 16)
+    offset[:, :, 0, :, 0], offset[:, :, 1, :, 0] = abs(spread), spread  # at -300 all logits are far below zero
+    qkv = qkv + offset
+    exact = plain.attention(qkv.bfloat16().double() if precision in ("bf16", "int8") else qkv.double(), 0.25, "exact")
+    actual, expected = OPS.packed_attention(qkv, 0.25, precision), plain.attention(qkv, 0.25, precision)
+    assert_as_accurate(actual, expected, exact, factor=FORWARD_FACTOR, name=f"{precision} attention, spread {spread}")
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_attention_keeps_a_nan_with_its_query_or_its_head(precision: str) -> None:
+    qkv = draw(2, 21, 3, 2, 16)
+    expected = OPS.packed_attention(qkv, 0.25, precision)
+    qkv[1, 4, 0, 0, 3] = torch.nan  # a query of the first head
+    qkv[0, 7, 1, 1, 3] = torch.nan  # a key of the second head
+    out = OPS.packed_attention(qkv, 0.25, precision)
+    assert out[1, 4, 0].isnan().all()
+    assert out[0, :, 1].isnan().all()
+    expected[1, 4, 0] = expected[0, :, 1] = torch.nan
+    torch.testing.assert_close(out, expected, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -82,7 +82,9 @@ def list_comparisons(options: BenchmarkOptions, device: torch.device) -> list[Co
         ]
     if options.mode in ("operators", "all"):
         for model, precision, batch in cases:
-            comparisons += operator_comparisons(model, batch, precision, device, backward=options.backward)
+            comparisons += operator_comparisons(
+                model, batch, precision, device, names=options.operators(), backward=options.backward
+            )
     return comparisons
 
 

@@ -17,6 +17,7 @@ from vitfast import ops
 from vitfast.errors import UserError
 from vitfast.models.registry import resolve_name
 from vitfast.models.vit_architectures import VIT_ARCHITECTURES
+from vitfast.ops.packed import has_packed
 from vitfast.quantization import FloatFormat
 
 Function = Callable[..., tuple[Tensor, ...]]
@@ -109,12 +110,13 @@ def _attention(sizes: Sizes, random: Random) -> OperatorCase:
     return OperatorCase(inputs, rivals={"vitfast": own_attention, **torch_attentions})
 
 
+def _torch_attention_packed(qkv: Tensor) -> tuple[Tensor]:
+    q_BHND, k_BHND, v_BHND = qkv.permute(2, 0, 3, 1, 4)
+    return (F.scaled_dot_product_attention(q_BHND, k_BHND, v_BHND).transpose(1, 2).flatten(-2),)
+
+
 def _attention_packed(sizes: Sizes, random: Random) -> OperatorCase:
     """From the one tensor that a linear layer writes to the one that the next linear layer reads, as in a block."""
-
-    def torch_attention(qkv: Tensor) -> tuple[Tensor]:
-        q_BHND, k_BHND, v_BHND = qkv.permute(2, 0, 3, 1, 4)
-        return (F.scaled_dot_product_attention(q_BHND, k_BHND, v_BHND).transpose(1, 2).flatten(-2),)
 
     def own_attention(qkv: Tensor) -> tuple[Tensor]:
         out = ops.attention_packed(qkv)
@@ -122,7 +124,25 @@ def _attention_packed(sizes: Sizes, random: Random) -> OperatorCase:
         return (out.flatten(-2),)
 
     qkv = random(sizes.batch, sizes.tokens, 3, sizes.heads, sizes.head_dim)
-    return OperatorCase((qkv,), rivals={"vitfast": own_attention, **_torch_attentions(qkv.device, torch_attention)})
+    torch_attentions = _torch_attentions(qkv.device, _torch_attention_packed)
+    return OperatorCase((qkv,), rivals={"vitfast": own_attention, **torch_attentions})
+
+
+def _packed_attention(sizes: Sizes, random: Random) -> OperatorCase:
+    """What accelerated models run, from qkv as ``_attention_packed``; its results are float32."""
+    qkv = random(sizes.batch, sizes.tokens, 3, sizes.heads, sizes.head_dim)
+    precision = {torch.float32: "fp32", torch.bfloat16: "bf16"}[qkv.dtype]
+    q_BHND, k_BHND, v_BHND = (part.contiguous() for part in qkv.permute(2, 0, 3, 1, 4))
+
+    def own_attention(qkv: Tensor) -> tuple[Tensor]:
+        out: Tensor = torch.ops.vitfast.packed_attention.default(qkv, sizes.head_dim**-0.5, precision)
+        return (out.flatten(-2),)
+
+    return OperatorCase(
+        inputs=(qkv,),
+        rivals={"vitfast": own_attention, "torch": _torch_attention_packed},
+        limits={"torch, q k v apart": lambda _: (F.scaled_dot_product_attention(q_BHND, k_BHND, v_BHND),)},
+    )
 
 
 def _layer_norm(sizes: Sizes, random: Random) -> OperatorCase:
@@ -221,6 +241,7 @@ def _quantize_float(float_format: FloatFormat, dtype: torch.dtype) -> Callable[[
 OPERATORS: dict[str, Callable[[Sizes, Random], OperatorCase]] = {
     "attention": _attention,
     "attention_packed": _attention_packed,
+    "packed_attention": _packed_attention,
     "layer_norm": _layer_norm,
     "add_layer_norm": _add_layer_norm,
     "linear with gelu": _linear(widens=True),
@@ -229,3 +250,12 @@ OPERATORS: dict[str, Callable[[Sizes, Random], OperatorCase]] = {
     "quantize_float to fp16": _quantize_float(FloatFormat.fp16(), torch.float16),
     "quantize_float to fp8_e4m3fn": _quantize_float(FloatFormat.fp8_e4m3fn(), torch.float8_e4m3fn),
 }
+
+
+def has_case(name: str, precision: str, device: torch.device, *, backward: bool) -> bool:
+    """Whether an operator of ``OPERATORS`` can be measured in this precision and, if asked for, with its gradient."""
+    if name.startswith("quantize_float"):
+        return precision == "fp32" and not backward
+    if name == "packed_attention":
+        return precision in ("fp32", "bf16") and not backward and has_packed(name, device.type)
+    return True

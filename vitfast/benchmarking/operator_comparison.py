@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -11,9 +11,10 @@ from torch import Tensor
 from vitfast.benchmarking.agreement import joined
 from vitfast.benchmarking.comparison import Comparison, Contest
 from vitfast.benchmarking.model_comparison import DTYPES
-from vitfast.benchmarking.operator_cases import OPERATORS, OperatorCase, Sizes
+from vitfast.benchmarking.operator_cases import OPERATORS, OperatorCase, Sizes, has_case
 from vitfast.benchmarking.subject import Subject
 from vitfast.benchmarking.work import count_gflop, gigabytes
+from vitfast.errors import UserError
 
 WEIGHT = 1.0
 
@@ -38,7 +39,13 @@ class _Runner:
 
 
 def operator_comparisons(
-    model_name: str, batch: int, precision: str, device: torch.device, *, backward: bool = False
+    model_name: str,
+    batch: int,
+    precision: str,
+    device: torch.device,
+    *,
+    names: Collection[str] | None = None,
+    backward: bool = False,
 ) -> list[Comparison]:
     """One question for each operator: how fast is it at the shapes of a model.
 
@@ -47,16 +54,23 @@ def operator_comparisons(
         batch: images in a run.
         precision: type of the inputs, a key of ``DTYPES``.
         device: where it runs.
+        names: keys of ``OPERATORS``; None: all of them.
         backward: measure forward and backward together; the check is then on the gradients.
 
     Returns:
         Only the operators that have the precision and, if asked for, a gradient to compare.
+
+    Raises:
+        UserError: an operator is unknown.
     """
+    for name in names or ():
+        if name not in OPERATORS:
+            raise UserError(f"operator={name} is unknown; allowed: all, {', '.join(OPERATORS)}")
     sizes = Sizes.of_model(model_name, batch)
     return [
         _comparison(name, make, model_name, sizes, precision, device, backward)
         for name, make in OPERATORS.items()
-        if not name.startswith("quantize_float") or (precision == "fp32" and not backward)
+        if (names is None or name in names) and has_case(name, precision, device, backward=backward)
     ]
 
 

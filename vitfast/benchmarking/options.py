@@ -39,6 +39,7 @@ class BenchmarkOptions:
         "whole models in evaluation, training steps, single operators at the models' shapes, or all three",
         choices=["inference", "training", "operators", "all"],
     )
+    operator: str = option("all", "operators: only these, by the names in the tables: operator=attention,mlp")
     backward: bool = option(False, "operators: measure forward and backward together")
     compile: bool = option(False, "models: measure each one through torch.compile, too")
     libraries: str = option(
@@ -67,15 +68,19 @@ class BenchmarkOptions:
         self.batches()
         self.precisions()
         self.library_names()
-        if self.backward and self.mode not in ("operators", "all"):
-            raise UserError(f"backward=true is about single operators; mode={self.mode} has none, use mode=operators")
+        chosen = ["backward=true"] if self.backward else []
+        if self.operators() is not None:
+            chosen.append(f"operator={self.operator}")
+        for given in chosen:
+            if self.mode not in ("operators", "all"):
+                raise UserError(f"{given} is about single operators; mode={self.mode} has none, use mode=operators")
         if self.compile and self.mode == "operators":
             raise UserError(
                 "compile=true is about whole models; mode=operators has none, use mode=inference or training"
             )
-        if self.engines() and (self.mode not in ("inference", "all") or self.compile or self.backward):
+        if self.engines() and (self.mode not in ("inference", "all") or self.compile or chosen):
             raise UserError(
-                f"peers={self.peers} compares whole models in evaluation; leave mode, compile, backward out"
+                f"peers={self.peers} compares whole models in evaluation; leave mode, compile, operator, backward out"
             )
         if self.json is not None:
             check_json_path(self.json)
@@ -95,6 +100,11 @@ class BenchmarkOptions:
             if word not in PEER_NAMES:
                 raise UserError(f"peers={self.peers}: {word!r} is unknown; allowed: all, {', '.join(PEER_NAMES)}")
         return _distinct(words)
+
+    def operators(self) -> list[str] | None:
+        """The names of the operators that are measured; None: all."""
+        words = _words("operator", self.operator)
+        return None if words == ["all"] else _distinct(words)
 
     def library_names(self) -> list[str]:
         """The libraries whose models are measured beside vitfast's.

@@ -1,0 +1,175 @@
+// The two products of attention for a tile of queries: with a head's keys, and of their weights with its values.
+//
+// Keys and values are packed as panels of `tile_vectors` vectors of columns at most, tokens or channels, that follow
+// each other in memory in the order in which a tile reads them. A panel is a row of words for each word of its depth; a
+// panel of keys has one row more in front, what its sums start from: zero, and minus infinity behind the last token.
+
+#pragma once
+
+#include "csrc/cpu/matrix.h"
+#include "csrc/packed/attention_softmax.h"
+#include "csrc/packed/multiply_tile.h"
+
+namespace vitfast::VITFAST_ISA {
+
+// Panels of nearly the same width, in vectors.
+struct ColumnPanels {
+  explicit ColumnPanels(int64_t columns)
+      : vectors(divide_up(columns, width<float>)), count(divide_up(vectors, tile_vectors)) {}
+  int64_t begin(int64_t panel) const { return panel * vectors / count; }
+  int64_t vectors, count;
+};
+
+// Takes the sums of the queries with the keys: stores them, and keeps the largest of each row and lane.
+struct LogitSink {
+  static constexpr bool has_start = true;
+  float* logits;
+  int64_t stride;
+  float* maxima;  // [rows, width]
+
+  template <int vectors>
+  VITFAST_INLINE void finish(int r, int64_t column, const Vector<float>* sums) const {
+    Vector<float> maximum = load(maxima + r * width<float>);
+#pragma GCC unroll 8
+    for (int v = 0; v < vectors; ++v) {
+      store(logits + r * stride + column + v * width<float>, sums[v]);
+      maximum = larger(sums[v], maximum);
+    }
+    store(maxima + r * width<float>, maximum);
+  }
+};
+
+// Takes the sums of the weights with the values: divides them, and stores whole vectors.
+struct ResultSink {
+  static constexpr bool has_start = false;
+  Type type;  // float32 or bfloat16
+  void* out;
+  int64_t stride;
+  const float* factors;  // [rows]
+
+  template <int vectors>
+  VITFAST_INLINE void finish(int r, int64_t column, const Vector<float>* sums) const {
+    const float factor = factors[r];
+    const int64_t place = r * stride + column;
+    if (type == Type::bfloat16) {
+#pragma GCC unroll 8
+      for (int v = 0; v < vectors; ++v) {
+        store_bfloat16(static_cast<BFloat16*>(out) + place + v * width<float>, sums[v] * factor);
+      }
+    } else {
+#pragma GCC unroll 8
+      for (int v = 0; v < vectors; ++v) store(static_cast<float*>(out) + place + v * width<float>, sums[v] * factor);
+    }
+  }
+};
+
+// start + a[rows, depth] · b[depth, vectors], in words; `start`: a row in front of b, or zero.
+template <typename Dot, int rows, int vectors, typename Sink>
+void multiply_panel(
+    const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t depth, int64_t column, const Sink sink) {
+  constexpr int64_t w = width<float>;
+  Vector<float> sums[rows][vectors];
+  // unrolled by order: GCC would see a memset and a memcpy, and keep the sums in memory
+#pragma GCC unroll 8
+  for (int v = 0; v < vectors; ++v) {
+    Vector<float> start{};
+    if constexpr (Sink::has_start) start = bit_cast<Vector<float>>(load_integers(b + v * w));
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; ++r) sums[r][v] = start;
+  }
+  if constexpr (Sink::has_start) b += vectors * w;
+  for (int64_t k = 0; k < depth; ++k) {
+    Integers<float> b_row[vectors];
+#pragma GCC unroll 8
+    for (int v = 0; v < vectors; ++v) b_row[v] = load_integers(b + (k * vectors + v) * w);
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; ++r) {
+      const Integers<float> a_word = broadcast_word(a + r * a_stride + k);
+#pragma GCC unroll 8
+      for (int v = 0; v < vectors; ++v) Dot::add(sums[r][v], a_word, b_row[v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < rows; ++r) sink.template finish<vectors>(r, column, sums[r]);
+}
+
+// The same for all panels.
+template <typename Dot, int rows, typename Sink>
+VITFAST_INLINE void multiply_panels(
+    const uint32_t* a,
+    int64_t a_stride,
+    const uint32_t* b,
+    const ColumnPanels& panels,
+    int64_t depth,
+    const Sink& sink) {
+  for (int64_t panel = 0; panel < panels.count; ++panel) {
+    const int64_t first = panels.begin(panel), vectors = panels.begin(panel + 1) - first, column = first * width<float>;
+    switch (vectors) {
+      case 1:
+        multiply_panel<Dot, rows, 1>(a, a_stride, b, depth, column, sink);
+        break;
+      case 2:
+        multiply_panel<Dot, rows, 2>(a, a_stride, b, depth, column, sink);
+        break;
+      case 3:
+        if constexpr (tile_vectors > 2) multiply_panel<Dot, rows, 3>(a, a_stride, b, depth, column, sink);
+        break;
+      case 4:
+        if constexpr (tile_vectors > 2) multiply_panel<Dot, rows, 4>(a, a_stride, b, depth, column, sink);
+        break;
+    }
+    b += (depth + (Sink::has_start ? 1 : 0)) * vectors * width<float>;
+  }
+}
+
+// words[j * columns + i] = rows[i * stride + j], for a vector of `count` rows; zero behind them.
+template <typename T>
+VITFAST_INLINE void transpose_vector(
+    const T* rows, int64_t stride, int64_t count, int64_t size, float* words, int64_t columns) {
+  constexpr int64_t w = width<float>;
+  for_each_vector<float>(size, [&](int64_t j, int64_t n) __attribute__((always_inline)) {
+    Vector<float> square[w];
+    for (int64_t i = 0; i < w; ++i) {
+      square[i] = i < count ? load_up_to<float>(rows + i * stride + j, n) : Vector<float>{};
+    }
+    transpose<float>(square);
+    for (int64_t i = 0; i < n; ++i) store(words + (j + i) * columns, square[i]);
+  });
+}
+
+// Panels of keys from rows of numbers that are words, or become words when they are widened.
+template <typename T>
+void pack_key_panels(const T* k, int64_t stride, int64_t tokens, int64_t depth, uint32_t* packed) {
+  constexpr int64_t w = width<float>;
+  const ColumnPanels panels(tokens);
+  float* words = reinterpret_cast<float*>(packed);
+  for (int64_t panel = 0; panel < panels.count; ++panel) {
+    const int64_t first = panels.begin(panel), columns = (panels.begin(panel + 1) - first) * w;
+    for (int64_t i = 0; i < columns; ++i) words[i] = first * w + i < tokens ? 0.0f : -__builtin_inff();
+    words += columns;
+    for (int64_t i = 0; i < columns; i += w) {
+      const int64_t token = first * w + i, rest = tokens - token;
+      transpose_vector(k + token * stride, stride, rest < w ? rest : w, depth, words + i, columns);
+    }
+    words += depth * columns;
+  }
+}
+
+// Panels of values; load(row of words, first channel, count) gives a vector of words.
+template <typename Load>
+VITFAST_INLINE void pack_value_panels(int64_t depth, int64_t channels, uint32_t* words, const Load& load_words) {
+  constexpr int64_t w = width<float>;
+  const ColumnPanels panels(channels);
+  for (int64_t panel = 0; panel < panels.count; ++panel) {
+    const int64_t first = panels.begin(panel) * w, last = panels.begin(panel + 1) * w;
+    for (int64_t k = 0; k < depth; ++k) {
+      for (int64_t d = first; d < last; d += w) {
+        const Integers<float> v = load_words(k, d, channels - d < w ? channels - d : w);
+        std::memcpy(words, &v, sizeof(v));
+        words += w;
+      }
+    }
+  }
+}
+
+}  // namespace vitfast::VITFAST_ISA
