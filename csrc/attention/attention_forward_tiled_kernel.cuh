@@ -37,7 +37,7 @@ template <typename T, typename Tiles>
 __global__ void __launch_bounds__(attention_threads, 2) attention_forward_tiled_kernel(const AttentionForward a) {
   constexpr int head_dim = Tiles::head_dim, row_tiles = Tiles::row_tiles, key_tiles = Tiles::key_tiles;
   using Tile = SharedTile<T, head_dim>;
-  const int tokens = int(a.tokens), columns = int(a.head_dim), lane = lane_in_warp(), warp = warp_in_block();
+  const int tokens = int(a.tokens), columns = int(a.head_dim), warp = warp_in_block();
   const unsigned blocks_per_head = unsigned(tokens + Tiles::block_rows - 1) / Tiles::block_rows;
   const unsigned head = blockIdx.x / blocks_per_head;
   const int first_row = int(blockIdx.x - head * blocks_per_head) * Tiles::block_rows + warp * Tiles::warp_rows;
@@ -53,12 +53,13 @@ __global__ void __launch_bounds__(attention_threads, 2) attention_forward_tiled_
     const int first_key = tile * Tiles::key_rows;
     const T* rows = head_rows<const T>(a, view, head) + first_key * view.token_stride;
     const Tile to = tile_in(target, tile);
-    const int left = tokens - first_key, thread = int(threadIdx.x);
+    const int left = tokens - first_key, thread = opaque(int(threadIdx.x));
     copy_rows(to, Tiles::key_rows, rows, view.token_stride, left, columns, thread, attention_threads);
   };
   if (first_row < tokens) {
     const T* rows = head_rows<const T>(a, a.q, head) + first_row * a.q.token_stride;
-    copy_rows(queries, Tiles::warp_rows, rows, a.q.token_stride, tokens - first_row, columns, lane, warp_size);
+    copy_rows(
+        queries, Tiles::warp_rows, rows, a.q.token_stride, tokens - first_row, columns, lane_in_warp(), warp_size);
   }
   copy_tile(a.k, keys, 0);
   copy_tile(a.v, values, 0);
@@ -77,6 +78,7 @@ __global__ void __launch_bounds__(attention_threads, 2) attention_forward_tiled_
     commit_copies();
     if (first_row >= tokens) continue;
 
+    const int lane = opaque(lane_in_warp());
     float logits[row_tiles][key_tiles][4];
     uint32_t weights[row_tiles][key_tiles][2];
     multiply_transposed(logits, queries, tile_in(keys, tile), lane);
@@ -99,6 +101,7 @@ __global__ void __launch_bounds__(attention_threads, 2) attention_forward_tiled_
   }
 
   if (first_row >= tokens) return;
+  const int lane = lane_in_warp();
   sync_warp();  // every lane has read the queries: the results leave through their memory
 #pragma unroll
   for (int i = 0; i < row_tiles; ++i) {
