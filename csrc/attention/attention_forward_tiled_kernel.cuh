@@ -1,7 +1,8 @@
 // Attention, forward, for any number of tokens: keys and values come by in tiles, and the softmax of a row goes along
 // with them (FlashAttention; Dao et al., 2022, and with the loops in this order Dao, 2023).
 //
-// A block works on a range of queries of one head, of which each warp takes 32. For each tile of keys:
+// A block works on a range of queries of one head, of which each warp takes 32 (16 where D > 96). For each tile of
+// keys:
 //
 //     logits [32, tile] = q [32, D] kᵀ
 //     weights = exp2(logits - maximum so far);   out and sum *= exp2(maximum before - maximum so far)
@@ -25,10 +26,11 @@ namespace vitfast {
 template <typename T, int head_dim_>
 struct AttentionForwardTiles {
   static constexpr int head_dim = head_dim_;
-  static constexpr int row_tiles = 2;
+  // what registers have room for: 255 a thread
+  static constexpr int row_tiles = head_dim <= 96 ? 2 : 1;
   static constexpr int warp_rows = row_tiles * attention_tile_rows;
   static constexpr int block_rows = attention_warps * warp_rows;
-  static constexpr int key_tiles = head_dim <= 80 ? 8 : 4;  // of 8 keys: what registers have room for
+  static constexpr int key_tiles = head_dim <= 80 || row_tiles == 1 ? 8 : 4;  // of 8 keys
   static constexpr int key_rows = 8 * key_tiles;
   static constexpr int bytes = shared_bytes<T>(block_rows * head_dim) + 2 * shared_bytes<T>(2 * key_rows * head_dim);
 };
@@ -37,7 +39,7 @@ template <typename T, typename Tiles>
 __global__ void __launch_bounds__(attention_threads, 2) attention_forward_tiled_kernel(const AttentionForward a) {
   constexpr int head_dim = Tiles::head_dim, row_tiles = Tiles::row_tiles, key_tiles = Tiles::key_tiles;
   using Tile = SharedTile<T, head_dim>;
-  const int tokens = int(a.tokens), columns = int(a.head_dim), warp = warp_in_block();
+  const int tokens = int(a.tokens), columns = int(a.head_dim), lane = lane_in_warp(), warp = warp_in_block();
   const unsigned blocks_per_head = unsigned(tokens + Tiles::block_rows - 1) / Tiles::block_rows;
   const unsigned head = blockIdx.x / blocks_per_head;
   const int first_row = int(blockIdx.x - head * blocks_per_head) * Tiles::block_rows + warp * Tiles::warp_rows;
@@ -53,13 +55,12 @@ __global__ void __launch_bounds__(attention_threads, 2) attention_forward_tiled_
     const int first_key = tile * Tiles::key_rows;
     const T* rows = head_rows<const T>(a, view, head) + first_key * view.token_stride;
     const Tile to = tile_in(target, tile);
-    const int left = tokens - first_key, thread = opaque(int(threadIdx.x));
+    const int left = tokens - first_key, thread = int(threadIdx.x);
     copy_rows(to, Tiles::key_rows, rows, view.token_stride, left, columns, thread, attention_threads);
   };
   if (first_row < tokens) {
     const T* rows = head_rows<const T>(a, a.q, head) + first_row * a.q.token_stride;
-    copy_rows(
-        queries, Tiles::warp_rows, rows, a.q.token_stride, tokens - first_row, columns, lane_in_warp(), warp_size);
+    copy_rows(queries, Tiles::warp_rows, rows, a.q.token_stride, tokens - first_row, columns, lane, warp_size);
   }
   copy_tile(a.k, keys, 0);
   copy_tile(a.v, values, 0);
@@ -78,7 +79,6 @@ __global__ void __launch_bounds__(attention_threads, 2) attention_forward_tiled_
     commit_copies();
     if (first_row >= tokens) continue;
 
-    const int lane = opaque(lane_in_warp());
     float logits[row_tiles][key_tiles][4];
     uint32_t weights[row_tiles][key_tiles][2];
     multiply_transposed(logits, queries, tile_in(keys, tile), lane);
@@ -101,7 +101,6 @@ __global__ void __launch_bounds__(attention_threads, 2) attention_forward_tiled_
   }
 
   if (first_row >= tokens) return;
-  const int lane = lane_in_warp();
   sync_warp();  // every lane has read the queries: the results leave through their memory
 #pragma unroll
   for (int i = 0; i < row_tiles; ++i) {

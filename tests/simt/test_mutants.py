@@ -113,7 +113,6 @@ MUTANTS = (
 
 
 BACKWARD_MUTANTS = (
-    mutant("lse of rows behind the last", BACKWARD, "* log2_of_e : infinity;", "* log2_of_e : 0.0f;", "results"),
     mutant("keys behind the last", GRADIENT, "weight = key < tokens ?", "weight = true ?", "results"),
     mutant("no D", GRADIENT, "(slope - dot)", "slope", "results"),
     mutant("no barrier in a round", BACKWARD, "sync_threads();  // also parts", "// also parts", "results", "race"),
