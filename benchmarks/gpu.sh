@@ -1,19 +1,25 @@
 #!/usr/bin/env bash
 # Everything that only a GPU can show, in stages of a few minutes each:
 #
-#     benchmarks/gpu.sh test        the kernels against float64, as programs (tests/simt) and as operators (tests/ops)
+#     benchmarks/gpu.sh test        the kernels against float64, as programs (tests/simt) and as operators (tests/ops), and
+#                                   accelerated models (tests/inference)
 #     benchmarks/gpu.sh sanitize    the programs under compute-sanitizer: memory, races, initialization, barriers
-#     benchmarks/gpu.sh kernels     attention beside cuDNN's, flash and efficient attention; rounding beside a copy
+#     benchmarks/gpu.sh kernels     attention beside cuDNN's, flash and efficient attention; products beside torch's; rounding
+#                                   beside a copy
+#     benchmarks/gpu.sh models      accelerated models beside timm's, eager and compiled, and early exit
+#     benchmarks/gpu.sh training    training steps beside timm's, and the loss curve beside that of torch's operators
 #
 # It runs from a checkout whose libraries are built (python setup.py build_ext --inplace) or carried there; nvcc compiles the
-# programs on the spot, and nothing is downloaded. Each stage goes on where it was interrupted: `test` with what failed last,
-# `sanitize` with the next tool, `kernels` with the next row. Results: benchmarks/results/kernels-GPU.json and .md.
+# programs on the spot, and nothing is downloaded. Each stage ends within ten minutes and goes on where it stopped: `test` with
+# what failed last, `sanitize` with the next tool, the others with the next row; `models` has work for several calls, and says
+# how many rows are left. Results: benchmarks/results/STAGE-GPU.json and .md; every row has its shares of the copy bandwidth
+# and of the rate of matrix products, measured in the same rounds.
 #
-# Without a GPU this is a dry run: the same commands, on the CPU, over what can run there.
+# Without a GPU this is a dry run: the same commands, on the CPU, over small things that can run there.
 set -Eeuo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-stages="test sanitize kernels"
+stages="test sanitize kernels models training"
 if [[ $# -ne 1 || " $stages " != *" $1 "* ]]; then
     printf 'usage: benchmarks/gpu.sh STAGE, one of: %s\n' "$stages" >&2
     exit 2
@@ -29,12 +35,28 @@ if [[ -z "$gpu" ]]; then
     printf 'no GPU: a dry run\n'
 fi
 
+# is_done NAME: whether a part of a stage has passed before
+is_done() {
+    if [[ -e "$done_folder/$1" ]]; then
+        printf '%s: done before; delete %s to repeat it\n' "$1" "$done_folder/$1"
+        return 0
+    fi
+    return 1
+}
+
 run_test() {
+    local part
     if [[ -z "$gpu" ]]; then
-        python -m pytest -q --collect-only -m cuda tests/simt tests/ops
+        python -m pytest -q --collect-only -m cuda tests/simt tests/ops tests/inference
         return
     fi
-    python -m pytest -q -m cuda --last-failed --last-failed-no-failures all tests/simt tests/ops
+    for part in simt ops inference; do
+        if is_done "test-$part"; then
+            continue
+        fi
+        python -m pytest -q -m cuda --last-failed --last-failed-no-failures all "tests/$part"
+        touch "$done_folder/test-$part"
+    done
 }
 
 run_sanitize() {
@@ -44,8 +66,7 @@ run_sanitize() {
             printf 'would run: compute-sanitizer --tool %s over tests/simt\n' "$tool"
             continue
         fi
-        if [[ -e "$done_folder/sanitize-$tool" ]]; then
-            printf '%s: done before; delete %s to repeat it\n' "$tool" "$done_folder/sanitize-$tool"
+        if is_done "sanitize-$tool"; then
             continue
         fi
         printf '\n=== compute-sanitizer %s\n' "$tool"
@@ -55,18 +76,55 @@ run_sanitize() {
     done
 }
 
-run_kernels() {
-    local device="cuda" name results
-    name="$(tr '[:upper:] ' '[:lower:]-' <<<"$gpu")"
-    results="benchmarks/results/kernels-$name.json"
-    local -a options=("batch=32,256" "precision=fp32,fp16,bf16" "seconds=240")
+# results_file NAME: where the results of a question go; those of a dry run begin anew
+results_file() {
     if [[ -z "$gpu" ]]; then
-        device="cpu"
-        results="$done_folder/dry-run.json"
-        options=("model=vit_tiny_patch16_224" "batch=1" "precision=fp32,bf16" "seconds=2")
-        rm -f "$results"
+        rm -f "$done_folder/dry-run-$1.json"
+        printf '%s\n' "$done_folder/dry-run-$1.json"
+        return
     fi
-    python benchmarks/operators.py "device=$device" "${options[@]}" resume=true "json=$results"
+    printf 'benchmarks/results/%s-%s.json\n' "$1" "$(tr '[:upper:] ' '[:lower:]-' <<<"$gpu")"
+}
+
+run_kernels() {
+    local results
+    results="$(results_file kernels)"
+    if [[ -z "$gpu" ]]; then
+        python benchmarks/operators.py device=cpu model=vit_tiny_patch16_224 batch=1 precision=fp32,bf16 seconds=2 limits=true \
+            resume=true "json=$results"
+        return
+    fi
+    local -a options=("device=cuda" "limits=true" "resume=true" "json=$results")
+    python benchmarks/operators.py batch=32,256 precision=fp32,fp16,bf16 seconds=200 stop_after=300 "${options[@]}"
+    python benchmarks/operators.py batch=256 precision=fp16,bf16 backward=true seconds=120 stop_after=180 "${options[@]}"
+}
+
+run_models() {
+    local results
+    results="$(results_file models)"
+    if [[ -z "$gpu" ]]; then
+        python benchmarks/accelerated.py device=cpu model=vit_nano_patch2_8,dvt_nano_16 batch=2 precision=bf16 compile=none \
+            seconds=1 resume=true "json=$results"
+        return
+    fi
+    # building and compiling a row takes a minute or two, and no row begins that the longest one would not fit behind
+    python benchmarks/accelerated.py device=cuda seconds=300 stop_after=480 resume=true "json=$results"
+}
+
+run_training() {
+    local results curve
+    results="$(results_file training)"
+    curve="$(results_file loss_curve)"
+    if [[ -z "$gpu" ]]; then
+        python benchmarks/training_step.py device=cpu model=vit_nano_patch2_8 batch=2 precision=bf16 libraries=timm limits=true \
+            seconds=1 resume=true "json=$results"
+        python benchmarks/loss_curve.py device=cpu model=vit_nano_patch2_8 steps=12 batch=8 resume=true "json=$curve"
+        return
+    fi
+    python benchmarks/loss_curve.py device=cuda resume=true "json=$curve"
+    python benchmarks/training_step.py device=cuda batch=64,256 precision=bf16 compile=true libraries=timm limits=true \
+        model=vit_small_patch16_224,vit_base_patch16_224,vit_tiny_patch16_224 seconds=120 stop_after=360 resume=true \
+        "json=$results"
 }
 
 "run_$1"

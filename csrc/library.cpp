@@ -36,6 +36,16 @@ STABLE_TORCH_LIBRARY(vitfast, m) {
       "layer_norm_backward(Tensor grad_y, Tensor? grad_summed, Tensor x, Tensor mean, Tensor rstd, Tensor? weight,"
       " bool has_bias) -> (Tensor grad_x, Tensor? grad_weight, Tensor? grad_bias)");
 
+  // x [..., K], weight [N, K], bias [N], scale [N], residual [..., N] -> round(residual + scale * activation(x weightᵀ
+  // + bias)) [..., N]; activation is none, gelu or gelu_tanh; pre_activation, the sum, only where the backward reads it
+  m.def(
+      "linear_forward(Tensor x, Tensor weight, Tensor? bias, str activation, Tensor? scale, Tensor? residual,"
+      " int[] round_result, bool save_for_backward) -> (Tensor out, Tensor? pre_activation)");
+  m.def(
+      "linear_backward(Tensor grad_out, Tensor x, Tensor weight, Tensor? pre_activation, Tensor? scale, str "
+      "activation,"
+      " bool has_bias) -> (Tensor grad_x, Tensor grad_weight, Tensor? grad_bias, Tensor? grad_scale)");
+
   // x [..., C], fc1_weight [F, C], fc2_weight [C_out, F] -> out [..., C_out], pre_activation [..., F]
   m.def(
       "mlp_forward(Tensor x, Tensor fc1_weight, Tensor? fc1_bias, Tensor fc2_weight, Tensor? fc2_bias, Tensor? "
@@ -55,6 +65,9 @@ STABLE_TORCH_LIBRARY(vitfast, m) {
 
   // x [..., K], weight [N, K], float32 -> [..., N]; accumulator: as rounding; chunk 0: the whole sum
   m.def("matmul_accumulate(Tensor x, Tensor weight, int[] accumulator, int chunk) -> Tensor");
+
+  // x [B, H, n, n], matrix [N, n], of which few elements a row are not zero -> matrix x matrixᵀ [B, H, N, N]
+  m.def("upsample_relations(Tensor x, Tensor matrix) -> Tensor");
 
   // Inference with packed weights; precision is fp32, bf16, fp16_32 or int8, activation is one of
   // csrc/packed/packed_tensors.h. A packed weight [N, K] is bytes as csrc/packed/packed.h lays them out.

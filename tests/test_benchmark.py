@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import runpy
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -51,6 +53,23 @@ def test_a_wrong_result_is_told_and_ends_with_1(monkeypatch, capsys):
     assert "layer_norm forward" in (message := capsys.readouterr().err)
     assert "vitfast differs from torch in fp64" in message
     assert "add_layer_norm forward" not in message
+
+
+def test_what_does_not_fit_into_memory_is_told_and_the_others_go_on(monkeypatch, capsys, tmp_path):
+    measured = benchmark_run.run_comparison
+
+    def run(comparison, timer, budget_s):
+        if comparison.labels["batch"] == 1:
+            raise torch.OutOfMemoryError("too much")
+        return measured(comparison, timer, budget_s)
+
+    monkeypatch.setattr(benchmark_run, "run_comparison", run)
+    path = tmp_path / "results.json"
+    assert benchmark.main([*TINY, "mode=inference", "libraries=timm", f"json={path}"]) == 0
+    assert "vit_nano_patch2_8, batch 1, fp32: the device has not enough memory" in capsys.readouterr().err
+    content = json.loads(path.read_text())
+    assert [outcome["labels"]["batch"] for outcome in content["outcomes"]] == [2]
+    assert any("not enough memory" in warning for warning in content["warnings"])
 
 
 def test_a_busy_machine_is_told_and_stays_with_the_results(monkeypatch, capsys, tmp_path):
@@ -111,11 +130,36 @@ def test_an_interrupted_run_goes_on(tmp_path):
     assert len(both) == 2 * len(first)
 
 
+def test_a_run_in_a_hurry_stops_between_comparisons_and_goes_on(tmp_path, capsys, monkeypatch):
+    path = tmp_path / "results.json"
+    options = [*TINY, "mode=inference", "batch=1,2,3", "libraries=timm", "limits=true", f"json={path}", "resume=true"]
+    hours = itertools.count()
+    clock = SimpleNamespace(monotonic=lambda: 3600.0 * next(hours))
+    monkeypatch.setattr(benchmark_run, "time", clock)
+    assert benchmark.main([*options, "stop_after=3000"]) == 0  # a comparison takes an hour by this clock
+    assert "2 of 3 comparisons are left; resume=true goes on with them" in capsys.readouterr().out
+    monkeypatch.undo()
+    assert benchmark.main(options) == 0
+    outcomes = json.loads(path.read_text())["outcomes"]
+    assert [outcome["labels"]["batch"] for outcome in outcomes] == [1, 2, 3]
+    for outcome in outcomes:
+        shares = {one["subject"]: (one["peak_share"], one["copy_share"]) for one in outcome["standings"]}
+        assert list(shares) == ["vitfast", "timm", "device copy", "device matrix product"]
+        assert shares["vitfast"][0] > 0
+        assert shares["device copy"] == (None, 1.0)
+
+
 def test_the_stages_for_a_gpu_run_dry():
     """benchmarks/gpu.sh where there is no GPU: the script itself is right."""
     script = SCRIPTS.resolve() / "gpu.sh"
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    for stage, expected in (("test", "test_attention"), ("sanitize", "--tool racecheck"), ("kernels", "attention")):
+    for stage, expected in (
+        ("test", "test_attention"),
+        ("sanitize", "--tool racecheck"),
+        ("kernels", "[device copy]"),
+        ("models", "half of the images leave at each exit"),
+        ("training", "the curves agree"),
+    ):
         answer = subprocess.run([script, stage], capture_output=True, text=True, env=environment)
         assert answer.returncode == 0, answer.stderr
         assert "a dry run" in answer.stdout

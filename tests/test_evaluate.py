@@ -85,6 +85,31 @@ def test_the_weights_can_be_chosen(run_dir, capsys):
     assert model["weights"] == "model"
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16_32", "int8"])
+def test_accelerated_models_are_measured_beside_their_source(run_dir, capsys, precision):
+    plain = evaluate_json(capsys, f"checkpoint={run_dir}")
+    found = evaluate_json(capsys, f"checkpoint={run_dir}", f"accelerate={precision}")
+    beside = found["accelerate"]
+    assert beside["precision"] == precision
+    assert {key: beside["source"][key] for key in ("loss", "top1", "top5")} == {
+        key: plain[key] for key in ("loss", "top1", "top5")
+    }
+    assert found["loss"] == pytest.approx(plain["loss"], rel={"fp32": 1e-6, "fp16_32": 1e-4}.get(precision, 3e-2))
+    if precision in ("bf16", "int8"):
+        assert found["loss"] != pytest.approx(plain["loss"], rel=1e-6), "it ran in fp32"
+    assert 0.95 < beside["agreement"] <= 1
+    assert (beside["agreement"] == 1) or precision != "fp32"
+    assert abs(found["top1"] - plain["top1"]) <= 1 - beside["agreement"]
+
+
+def test_accelerated_models_are_told_as_such(run_dir, capsys):
+    capsys.readouterr()
+    assert main([f"checkpoint={run_dir}", "accelerate=int8"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"^runs     accelerated, in int8, by \w+", shown, re.MULTILINE)
+    assert re.search(r"^same class as not accelerated +\d+\.\d\d %$", shown, re.MULTILINE)
+
+
 def test_the_train_split_is_read_plainly(run_dir, capsys):
     first, second = (evaluate_json(capsys, f"checkpoint={run_dir}", "split=train") for _ in range(2))
     assert first["images"] == 1293
@@ -131,6 +156,9 @@ def test_a_damaged_newest_checkpoint_is_passed_over_aloud(run_dir, capsys, tmp_p
         (["checkpoint=RUN", "data.dataset=image_folder"], "data.root"),
         (["checkpoint=RUN", "data.dataset=image_folder", "data.root=nowhere"], "nowhere"),
         (["checkpoint=RUN", "chekpoint=x"], "checkpoint"),
+        (["checkpoint=RUN", "accelerate=fp8"], "accelerate=fp8 is not allowed; allowed: one of: fp32, bf16"),
+        (["checkpoint=RUN", "accelerate=int8", "precision=bf16"], "leave precision=bf16 out, or accelerate"),
+        (["checkpoint=RUN", "accelerate=int8", "early_exit=true", "exits=sweep"], "exits=sweep and early_exit=true"),
     ],
 )
 def test_a_mistake_is_one_line_and_code_2(run_dir, capsys, options, message):

@@ -30,6 +30,8 @@ def describe(options: BuildOptions, native: NativeBuild | None) -> dict[str, Any
     if toolkit and options.left_out:
         left_out = ", ".join(map(str, options.left_out))
         notes.append(f"TORCH_CUDA_ARCH_LIST: left out {left_out}; the kernels need compute capability 8.0 or newer")
+    if native and options.sanitize:
+        notes.append("VITFAST_SANITIZE: with AddressSanitizer and UBSan, slow, and only under LD_PRELOAD of libasan.so")
     return {
         "cpu_library": native is not None,
         "cuda_library": toolkit is not None,

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from vitfast_build.cutlass_headers import DISTRIBUTION, HOW_TO_INSTALL, VARIABLE, find_cutlass
 from vitfast_build.errors import BuildError
 from vitfast_build.options import BuildOptions
 from vitfast_build.torch_installation import TorchInstallation
@@ -50,10 +51,12 @@ class CudaDecision:
     Attributes:
         toolkit: the toolkit to build with, or None.
         reason: one line for the user.
+        cutlass: the folder of NVIDIA's CUTLASS headers, where there is a toolkit to build with.
     """
 
     toolkit: CudaToolkit | None
     reason: str
+    cutlass: Path | None = None
 
 
 def find_toolkit(environment: Mapping[str, str]) -> CudaToolkit | None:
@@ -97,13 +100,16 @@ def decide_cuda(options: BuildOptions, torch: TorchInstallation, environment: Ma
     """
     if options.cuda == "0":
         return CudaDecision(None, "VITFAST_CUDA=0")
+    if options.sanitize:
+        return CudaDecision(None, "VITFAST_SANITIZE=1, which is for code of the CPU")
     try:
         toolkit = find_toolkit(environment)
+        cutlass = find_cutlass(environment) if toolkit is not None else None
     except BuildError as error:
         if options.cuda == "1":
             raise
         return CudaDecision(None, f"{str(error).splitlines()[0]} {_HOW_TO_DEMAND}")
-    obstacle = _obstacle(toolkit, torch)
+    obstacle = _obstacle(toolkit, torch, cutlass)
     if obstacle is not None:
         reason, remedy = obstacle
         if options.cuda == "1":
@@ -111,10 +117,10 @@ def decide_cuda(options: BuildOptions, torch: TorchInstallation, environment: Ma
         return CudaDecision(None, f"{reason} {_HOW_TO_DEMAND}")
     assert toolkit is not None
     _check_architectures(options, toolkit)
-    return CudaDecision(toolkit, f"nvcc {toolkit.version_text}")
+    return CudaDecision(toolkit, f"nvcc {toolkit.version_text}", cutlass)
 
 
-def _obstacle(toolkit: CudaToolkit | None, torch: TorchInstallation) -> tuple[str, str] | None:
+def _obstacle(toolkit: CudaToolkit | None, torch: TorchInstallation, cutlass: Path | None) -> tuple[str, str] | None:
     """Says what stands in the way of the CUDA library and how to mend it, or None."""
     without = "or leave CUDA out: export VITFAST_CUDA=0"
     if toolkit is None:
@@ -132,6 +138,12 @@ def _obstacle(toolkit: CudaToolkit | None, torch: TorchInstallation) -> tuple[st
         return (
             f"torch {torch.version} is a CPU-only build",
             f"Install a torch with CUDA, then build against it: pip install --no-build-isolation .\n{without}",
+        )
+    if cutlass is None:
+        return (
+            f"NVIDIA's CUTLASS headers ({DISTRIBUTION}) are not installed",
+            f"Install them, the build reads nothing else of the package: {HOW_TO_INSTALL}\n"
+            f"Or name a copy of CUTLASS: export {VARIABLE}=/opt/cutlass\n{without}",
         )
     return None
 

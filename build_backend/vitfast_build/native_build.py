@@ -14,8 +14,23 @@ from vitfast_build.jobs import Jobs, choose_jobs, free_memory, usable_cores
 from vitfast_build.ninja_file import NinjaFile
 from vitfast_build.options import BuildOptions
 from vitfast_build.python_headers import python_include_folders
-from vitfast_build.sources import CPU_LIBRARY, CUDA_LIBRARY, Sources, find_sources
-from vitfast_build.toolchain import Compiler, check_platform, find_compiler, find_ninja, is_x86
+from vitfast_build.sources import (
+    CPU_LIBRARY,
+    CUDA_LIBRARY,
+    Source,
+    Sources,
+    architectures_of,
+    find_sources,
+    uses_cutlass,
+)
+from vitfast_build.toolchain import (
+    Compiler,
+    check_platform,
+    check_sanitizers,
+    find_compiler,
+    find_ninja,
+    is_x86,
+)
 from vitfast_build.torch_installation import TORCH_TARGET_VERSION, TorchInstallation, find_torch
 
 # No -march=native: the libraries run on any processor, and dispatch at run time. No -ffast-math: NaN and inf count.
@@ -34,6 +49,9 @@ COMMON_FLAGS = (
 )
 # -z defs: a symbol that no stable library defines is an error here rather than at the user's
 LINK_FLAGS = ("-shared", "-Wl,-z,defs", "-Wl,--as-needed", "-Wl,--exclude-libs,ALL", "-pthread")
+# -O1 comes after -O3 and wins: errors are the same, and the compiler needs a third of the time
+_SANITIZERS = "-fsanitize=address,undefined"
+SANITIZE_FLAGS = (_SANITIZERS, "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g", "-O1")
 PTXAS_LOG_SUFFIX = ".ptxas"
 
 
@@ -61,6 +79,8 @@ class NativeBuild:
         sources = find_sources(root, x86=is_x86())
         torch = find_torch()
         compiler = find_compiler(environment)
+        if options.sanitize:
+            check_sanitizers(compiler, environment)
         ninja = find_ninja(environment)
         cuda = decide_cuda(options, torch, environment)
         jobs = choose_jobs(options.max_jobs, usable_cores(), free_memory())
@@ -102,8 +122,9 @@ class NativeBuild:
         # headers of torch and Python: no warnings of theirs
         torch_headers = ("-isystem", str(self.torch.include_folder))
         target = (f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}", f"-I{self.root}")
-        shared = (*compiler.command, *compiler.flags, *COMMON_FLAGS, *self._prefix_maps())
-        link = (*compiler.command, *compiler.link_flags, *LINK_FLAGS)
+        sanitize, sanitize_link = (SANITIZE_FLAGS, (_SANITIZERS,)) if self.options.sanitize else ((), ())
+        shared = (*compiler.command, *compiler.flags, *COMMON_FLAGS, *sanitize, *self._prefix_maps())
+        link = (*compiler.command, *compiler.link_flags, *LINK_FLAGS, *sanitize_link)
         torch_libraries = (f"-L{self.torch.library_folder}", "-ltorch_cpu")
 
         ninja.compile_rule("cpu", (*shared, *target, *torch_headers))
@@ -123,7 +144,6 @@ class NativeBuild:
     def _add_cuda(
         self, ninja: NinjaFile, toolkit: CudaToolkit, headers: tuple[str, ...], torch_libraries: tuple[str, ...]
     ) -> None:
-        architectures = [flag for item in self.options.architectures for flag in item.nvcc_flags]
         host = ("-fPIC", "-fvisibility=hidden", "-Wall", *self._prefix_maps())
         command = [
             str(toolkit.nvcc),
@@ -132,7 +152,6 @@ class NativeBuild:
             "-std=c++17",
             "-DUSE_CUDA",  # shows the CUDA functions of torch's stable header
             "--expt-relaxed-constexpr",
-            *architectures,
             *(f"-Xcompiler={flag}" for flag in host),
             *headers,
             # the toolkit's own headers first; those beside torch may be of another minor version
@@ -148,8 +167,23 @@ class NativeBuild:
         link = [str(toolkit.nvcc), f"-ccbin={self.compiler.program}", "-shared", "-cudart=static", "-nodlink"]
         link += [f"-Xlinker={flag.removeprefix('-Wl,')}" for flag in LINK_FLAGS if flag.startswith("-Wl,")]
         ninja.link_rule("link_cuda", link, (*torch_libraries, "-ltorch_cuda"))
-        ninja.library(CUDA_LIBRARY, self.sources.cuda, self.root, compile_rule="cuda", link_rule="link_cuda")
+        ninja.library(CUDA_LIBRARY, self.cuda_sources(), self.root, compile_rule="cuda", link_rule="link_cuda")
+
+    def cuda_sources(self) -> list[Source]:
+        """The files of libvitfast_cuda.so, each with its architectures and what else only it gets."""
+        has_90a = any(item.code == "90a" for item in self.options.architectures)
+        has_others = any(item.code != "90a" for item in self.options.architectures)
+        # csrc/products/product_launch.cuh asks which kernels there are; assert would slow CUTLASS's down
+        products = [f"-DVITFAST_HAS_SM90A={int(has_90a)}", f"-DVITFAST_HAS_SM80={int(has_others)}", "-DNDEBUG"]
+        products += ["-isystem", str(self.cuda.cutlass)]
+        sources = []
+        for source in self.sources.cuda:
+            flags = [flag for item in architectures_of(source, self.options.architectures) for flag in item.nvcc_flags]
+            if flags:
+                sources.append(Source(source.path, (*flags, *(products if uses_cutlass(source) else ()))))
+        return sources
 
     def _prefix_maps(self) -> tuple[str, ...]:
         """Keeps this machine's paths out of the libraries' error messages."""
-        return (f"-fmacro-prefix-map={self.root}/=", f"-fmacro-prefix-map={self.torch.include_folder}/=")
+        folders = [self.root, self.torch.include_folder, *([self.cuda.cutlass] if self.cuda.cutlass else [])]
+        return tuple(f"-fmacro-prefix-map={folder}/=" for folder in folders)

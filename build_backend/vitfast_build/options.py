@@ -10,6 +10,7 @@ from vitfast_build.errors import BuildError
 
 CUDA_CHOICES = ("auto", "1", "0")
 BUILD_CHOICES = ("all", "none")
+SANITIZE_CHOICES = ("0", "1")
 MIN_ARCHITECTURE = (8, 0)
 # sm_90a code runs on compute capability 9.0 only; everything newer runs the PTX of 8.0
 DEFAULT_ARCHITECTURES = "8.0+PTX;9.0a"
@@ -50,6 +51,8 @@ class BuildOptions:
     Attributes:
         cuda: ``VITFAST_CUDA``: ``auto`` builds the CUDA library where it can, ``1`` demands it, ``0`` leaves it out.
         build: ``VITFAST_BUILD``: ``none`` installs pure PyTorch.
+        sanitize: ``VITFAST_SANITIZE=1``: the CPU library and the module stop at an error of memory or undefined
+            behaviour, for tests; without the CUDA library.
         max_jobs: ``MAX_JOBS``, the largest number of compilers at a time; None leaves it to cores and memory.
         architectures: ``TORCH_CUDA_ARCH_LIST`` from 8.0 up.
         left_out: entries of ``TORCH_CUDA_ARCH_LIST`` below 8.0, which the kernels do not support.
@@ -60,6 +63,7 @@ class BuildOptions:
     max_jobs: int | None
     architectures: tuple[CudaArchitecture, ...]
     left_out: tuple[CudaArchitecture, ...] = ()
+    sanitize: bool = False
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> BuildOptions:
@@ -75,8 +79,15 @@ class BuildOptions:
                 "VITFAST_BUILD=none compiles nothing, but VITFAST_CUDA=1 demands the CUDA library.\n"
                 "Unset one of them: unset VITFAST_BUILD, or unset VITFAST_CUDA"
             )
+        sanitize = _choice(environment, "VITFAST_SANITIZE", SANITIZE_CHOICES) == "1"
+        if sanitize and (build == "none" or cuda == "1"):
+            other = "VITFAST_BUILD=none compiles nothing" if build == "none" else "VITFAST_CUDA=1 demands CUDA code"
+            raise BuildError(
+                f"VITFAST_SANITIZE=1 compiles the CPU library with sanitizers, but {other}.\n"
+                f"Unset one of them: unset VITFAST_SANITIZE, or unset {other.partition('=')[0]}"
+            )
         supported, left_out = parse_architectures(environment.get("TORCH_CUDA_ARCH_LIST", ""))
-        return cls(cuda, build, _max_jobs(environment.get("MAX_JOBS", "")), supported, left_out)
+        return cls(cuda, build, _max_jobs(environment.get("MAX_JOBS", "")), supported, left_out, sanitize)
 
 
 def parse_architectures(text: str) -> tuple[tuple[CudaArchitecture, ...], tuple[CudaArchitecture, ...]]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from vitfast_build.errors import BuildError
+from vitfast_build.options import CudaArchitecture
 
 CPU_LIBRARY = "libvitfast_cpu.so"
 CUDA_LIBRARY = "libvitfast_cuda.so"
@@ -14,6 +16,7 @@ _CPU_PATTERNS = ("csrc/library.cpp", "csrc/common/*.cpp", "csrc/cpu/*.cpp", "csr
 _ISA_PATTERN = "csrc/cpu/isa/*.cpp"
 _CUDA_PATTERN = "csrc/**/*.cu"
 _MODULE_SOURCE = "csrc/module.cpp"
+_CUTLASS_FOLDER = "csrc/products/"
 
 # Each file of csrc/cpu/isa is compiled for the instruction set that its name says, and runs where the processor has it.
 _AVX512 = (
@@ -90,6 +93,23 @@ def find_sources(root: Path, *, x86: bool) -> Sources:
             instruction_sets.append(name)
     cuda = [Source(_relative(path, root)) for path in sorted(root.glob(_CUDA_PATTERN))]
     return Sources(tuple(cpu), tuple(cuda), (Source(_MODULE_SOURCE),), tuple(instruction_sets))
+
+
+def uses_cutlass(source: Source) -> bool:
+    """True for a file that includes NVIDIA's CUTLASS headers."""
+    return source.path.startswith(_CUTLASS_FOLDER)
+
+
+def architectures_of(source: Source, architectures: Iterable[CudaArchitecture]) -> tuple[CudaArchitecture, ...]:
+    """Selects what a CUDA source is compiled for.
+
+    ``*_sm90a.cu`` has instructions that only 9.0a knows; ``*_sm80.cu`` is its twin for all others. Any other file is
+    for every architecture. A file without any architecture is left out of the library.
+    """
+    for suffix, wants_90a in (("_sm90a.cu", True), ("_sm80.cu", False)):
+        if source.path.endswith(suffix):
+            return tuple(item for item in architectures if (item.code == "90a") == wants_90a)
+    return tuple(architectures)
 
 
 def _relative(path: Path, root: Path) -> str:

@@ -79,6 +79,24 @@ def find_compiler(environment: Mapping[str, str]) -> Compiler:
     )
 
 
+def check_sanitizers(compiler: Compiler, environment: Mapping[str, str]) -> None:
+    """Checks that the compiler is GCC and has AddressSanitizer's library, which tests preload into Python.
+
+    Raises:
+        BuildError: it is another one, or lacks the library.
+    """
+    answer = subprocess.run(
+        [compiler.program, "-print-file-name=libasan.so"], env=dict(environment), capture_output=True, text=True
+    )
+    # what GCC does not find it prints as it was given; clang's library has another name
+    if answer.returncode or not Path(answer.stdout.strip()).is_absolute():
+        raise BuildError(
+            f"VITFAST_SANITIZE=1 needs g++ with its libasan.so, which {compiler.program} has not.\n"
+            "Name one that has (export CXX=g++; apt-get install libasan8 or dnf install libasan), "
+            "or build as usual: unset VITFAST_SANITIZE"
+        )
+
+
 def find_ninja(environment: Mapping[str, str]) -> str:
     """Finds ninja: the Python package's, else that of the PATH.
 

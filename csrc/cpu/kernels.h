@@ -12,6 +12,7 @@
 #include "csrc/common/float_format.h"
 #include "csrc/common/types.h"
 #include "csrc/layer_norm/layer_norm.h"
+#include "csrc/matmul_accumulate/matmul_accumulate.h"
 
 namespace vitfast {
 
@@ -49,16 +50,23 @@ struct QuantizeFixed {
   FixedPointRounding rounding;
 };
 
-struct MatmulAccumulate {
-  const float* x;       // [rows, depth]
-  const float* weight;  // [columns, depth]
-  float* out;           // [rows, columns]
-  int64_t rows;
-  int64_t columns;
-  int64_t depth;
-  int64_t chunk;  // products that are summed before the accumulator is rounded
-  int64_t rows_per_block;
-  FloatRounding rounding;  // of the accumulator
+// Rows of a task: a multiple of every tile, enough to pay for packing the panel that another thread packs, too.
+constexpr int64_t matmul_accumulate_block_rows = 192;
+
+// Of a matrix [fine, coarse] the nonzero elements: those of row r are starts[r] to starts[r + 1].
+struct UpsampleRelations {
+  Type type;
+  const void* x;  // [images, heads, coarse, coarse], columns are neighbours
+  int64_t image_stride;
+  int64_t head_stride;
+  int64_t row_stride;
+  void* out;  // [images, heads, fine, fine], contiguous
+  int64_t heads;
+  int64_t coarse;
+  int64_t fine;
+  const int64_t* starts;
+  const int64_t* columns;
+  const void* weights;  // in the type that is computed in
 };
 
 // [begin, end) counts rows, chunks of rows, tasks or elements, as said.
@@ -71,13 +79,14 @@ struct CpuKernels {
       const AttentionBackward&,
       int64_t begin,
       int64_t end);  // heads of images; heads if grad_bias is summed over the batch
-  void (*gelu_forward)(const Gelu&, int64_t begin, int64_t end);                   // elements
-  void (*gelu_backward)(const Gelu&, int64_t begin, int64_t end);                  // elements
-  void (*add_in_place)(const AddInPlace&, int64_t begin, int64_t end);             // elements
-  void (*quantize_float)(const QuantizeFloat&, int64_t begin, int64_t end);        // elements
-  void (*quantize_fixed)(const QuantizeFixed&, int64_t begin, int64_t end);        // elements
-  void (*matmul_accumulate)(const MatmulAccumulate&, int64_t begin, int64_t end);  // panels * blocks of rows
-  int64_t (*matmul_accumulate_panels)(int64_t columns);                            // how many there are
+  void (*gelu_forward)(const Gelu&, int64_t begin, int64_t end);                     // elements
+  void (*gelu_backward)(const Gelu&, int64_t begin, int64_t end);                    // elements
+  void (*add_in_place)(const AddInPlace&, int64_t begin, int64_t end);               // elements
+  void (*quantize_float)(const QuantizeFloat&, int64_t begin, int64_t end);          // elements
+  void (*quantize_fixed)(const QuantizeFixed&, int64_t begin, int64_t end);          // elements
+  void (*matmul_accumulate)(const MatmulAccumulate&, int64_t begin, int64_t end);    // panels * blocks of rows
+  int64_t (*matmul_accumulate_panels)(int64_t columns);                              // how many there are
+  void (*upsample_relations)(const UpsampleRelations&, int64_t begin, int64_t end);  // heads of images
 };
 
 // One table per file of csrc/cpu/isa/.

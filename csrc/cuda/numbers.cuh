@@ -80,6 +80,13 @@ __device__ __forceinline__ float log2_approximate(float x) {
   return y;
 }
 
+// 1 / x to within 1 unit in the last place; denormal numbers count as zero.
+__device__ __forceinline__ float reciprocal_approximate(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // The same number, of which the compiler knows nothing: what is computed from it is computed here, and not kept in
 // registers from before a loop.
 __device__ __forceinline__ int opaque(int value) {

@@ -24,7 +24,7 @@ struct LayerNormForward {
   int64_t channels;
   int64_t rows;
   double eps;
-  // on the CPU
+  // in the host's memory
   const FloatRounding* round_sum;      // null: the sum is not rounded; nor
   const FloatRounding* round_operand;  // what is normalized
   const FloatRounding* round_result;   // and y

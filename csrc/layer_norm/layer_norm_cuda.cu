@@ -29,8 +29,6 @@ struct Cuda {
   }
 
   static void forward(const LayerNormForward& a, const Tensor& like) {
-    const bool rounds = a.round_sum != nullptr || a.round_operand != nullptr || a.round_result != nullptr;
-    STD_TORCH_CHECK(!rounds, "layer_norm: the CUDA kernel does not round to other formats");
     const CurrentStream stream(like);
     with_types(a.type, a.parameter_type, [&](auto element, auto parameter) {
       launch_layer_norm_forward<decltype(element), decltype(parameter)>(a, stream);

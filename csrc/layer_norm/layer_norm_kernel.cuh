@@ -4,17 +4,22 @@
 // Rows of up to 40 elements a lane lie in registers between the passes, in packs of 16 bytes: pack p of lane l is
 // number 32 p + l of the row. Any other row (odd widths, addresses that are no multiple of 16) is read once a pass,
 // element by element, from the caches.
+//
+// Roundings to formats (LayerNormRoundings) are applied on the way: to the sum before it is stored, to what is
+// normalized, and to the result before it is stored. The statistics are then those of the rounded row.
 
 #pragma once
 
 #include <cmath>
 
+#include "csrc/cuda/arithmetic.cuh"
 #include "csrc/cuda/barrier.cuh"
 #include "csrc/cuda/numbers.cuh"
 #include "csrc/cuda/pack.cuh"
 #include "csrc/cuda/reduce.cuh"
 #include "csrc/cuda/shared_memory.cuh"
 #include "csrc/layer_norm/layer_norm.h"
+#include "csrc/quantize/device_rounding.cuh"
 
 namespace vitfast {
 
@@ -46,8 +51,39 @@ __device__ __forceinline__ int pack_start(int pack, int lane) {
   return (pack * warp_size + lane) * Pack<T>::size;
 }
 
-template <typename T, typename W, int packs>
-__global__ void __launch_bounds__(layer_norm_threads) layer_norm_forward_kernel(const LayerNormForward a) {
+constexpr float no_shift = -0.0f;  // a sum with it keeps the sign of a zero
+
+// The same of a parameter, which may be missing.
+template <int count, typename W>
+__device__ __forceinline__ void load_parameters(float (&values)[count], const W* parameter, int first, float missing) {
+  if (parameter != nullptr) return load_floats(values, parameter + first);
+#pragma unroll
+  for (int i = 0; i < count; ++i) values[i] = missing;
+}
+
+// One of csrc/quantize/device_rounding.cuh for each.
+template <typename Rounder>
+struct LayerNormRoundings {
+  Rounder sum, operand, result;
+};
+
+template <typename Rounder, int count>
+__device__ __forceinline__ void round_stored(const Rounder& rounding, float (&values)[count]) {
+  if (!rounding.is_there) return;
+#pragma unroll
+  for (int i = 0; i < count; ++i) values[i] = rounding.of_stored(values[i]);
+}
+
+template <typename Rounder, int count>
+__device__ __forceinline__ void round_computed(const Rounder& rounding, float (&values)[count]) {
+  if (!rounding.is_there) return;
+#pragma unroll
+  for (int i = 0; i < count; ++i) values[i] = rounding.of_computed(values[i]);
+}
+
+template <typename T, typename W, int packs, typename Rounder>
+__global__ void __launch_bounds__(layer_norm_threads)
+    layer_norm_forward_kernel(const LayerNormForward a, const LayerNormRoundings<Rounder> roundings) {
   constexpr int size = Pack<T>::size;
   const int channels = int(a.channels), lane = lane_in_warp();
   const W* weight = static_cast<const W*>(a.weight);
@@ -67,11 +103,13 @@ __global__ void __launch_bounds__(layer_norm_threads) layer_norm_forward_kernel(
         load_floats(residual, static_cast<const T*>(a.residual) + row * channels + start);
 #pragma unroll
         for (int i = 0; i < size; ++i) values[p][i] += residual[i];
+        round_computed(roundings.sum, values[p]);
         const Pack<T> rounded = round_to_pack<T>(values[p]);
         store_pack(static_cast<T*>(a.summed) + row * channels + start, rounded);
 #pragma unroll
         for (int i = 0; i < size; ++i) values[p][i] = to_float(rounded.element[i]);
       }
+      round_stored(roundings.operand, values[p]);
 #pragma unroll
       for (int i = 0; i < size; ++i) sum += values[p][i];
     }
@@ -94,14 +132,13 @@ __global__ void __launch_bounds__(layer_norm_threads) layer_norm_forward_kernel(
       const int start = pack_start<T>(p, lane);
       if (start >= channels) continue;
       float factors[size], shifts[size];
-      if (weight != nullptr) load_floats(factors, weight + start);
-      if (bias != nullptr) load_floats(shifts, bias + start);
+      load_parameters(factors, weight, start, 1.0f);
+      load_parameters(shifts, bias, start, no_shift);
 #pragma unroll
       for (int i = 0; i < size; ++i) {
-        values[p][i] *= rstd;
-        if (weight != nullptr) values[p][i] *= factors[i];
-        if (bias != nullptr) values[p][i] += shifts[i];
+        values[p][i] = fused_multiply_add(values[p][i] * rstd, factors[i], shifts[i]);
       }
+      round_computed(roundings.result, values[p]);
       store_pack(static_cast<T*>(a.y) + row * channels + start, round_to_pack<T>(values[p]));
     }
     if (lane == 0) {
@@ -111,37 +148,43 @@ __global__ void __launch_bounds__(layer_norm_threads) layer_norm_forward_kernel(
   }
 }
 
-template <typename T, typename W>
-__global__ void __launch_bounds__(layer_norm_threads) layer_norm_forward_any_kernel(const LayerNormForward a) {
+template <typename T, typename W, typename Rounder>
+__global__ void __launch_bounds__(layer_norm_threads)
+    layer_norm_forward_any_kernel(const LayerNormForward a, const LayerNormRoundings<Rounder> roundings) {
   const int64_t warps = int64_t(gridDim.x) * layer_norm_warps;
   for (int64_t row = int64_t(blockIdx.x) * layer_norm_warps + warp_in_block(); row < a.rows; row += warps) {
     const int64_t begin = row * a.channels, lane = lane_in_warp();
     const T* x = static_cast<const T*>(a.x) + begin;
-    float sum = 0.0f;
-    for (int64_t c = lane; c < a.channels; c += warp_size) {
-      float value = to_float(x[c]);
-      if (a.residual != nullptr) {
-        const T rounded = round_to<T>(value + to_float(static_cast<const T*>(a.residual)[begin + c]));
-        static_cast<T*>(a.summed)[begin + c] = rounded;
-        value = to_float(rounded);
+    if (a.residual != nullptr) {
+      for (int64_t c = lane; c < a.channels; c += warp_size) {
+        float value[] = {to_float(x[c]) + to_float(static_cast<const T*>(a.residual)[begin + c])};
+        round_computed(roundings.sum, value);
+        static_cast<T*>(a.summed)[begin + c] = round_to<T>(value[0]);
       }
-      sum += value;
+      x = static_cast<const T*>(a.summed) + begin;  // a lane reads what it has written itself
     }
+    const auto operand = [&](int64_t c) {
+      float value[] = {to_float(x[c])};
+      round_stored(roundings.operand, value);
+      return value[0];
+    };
+    float sum = 0.0f;
+    for (int64_t c = lane; c < a.channels; c += warp_size) sum += operand(c);
     const float mean = sum_over<warp_size>(sum) / float(a.channels);
-    if (a.residual != nullptr) x = static_cast<const T*>(a.summed) + begin;  // a lane reads what it has written itself
 
     float squares = 0.0f;
     for (int64_t c = lane; c < a.channels; c += warp_size) {
-      const float centered = to_float(x[c]) - mean;
+      const float centered = operand(c) - mean;
       squares += centered * centered;
     }
     const float rstd = 1.0f / sqrtf(sum_over<warp_size>(squares) / float(a.channels) + float(a.eps));
 
     for (int64_t c = lane; c < a.channels; c += warp_size) {
-      float value = (to_float(x[c]) - mean) * rstd;
-      if (a.weight != nullptr) value *= to_float(static_cast<const W*>(a.weight)[c]);
-      if (a.bias != nullptr) value += to_float(static_cast<const W*>(a.bias)[c]);
-      static_cast<T*>(a.y)[begin + c] = round_to<T>(value);
+      const float factor = a.weight == nullptr ? 1.0f : to_float(static_cast<const W*>(a.weight)[c]);
+      const float shift = a.bias == nullptr ? no_shift : to_float(static_cast<const W*>(a.bias)[c]);
+      float value[] = {fused_multiply_add((operand(c) - mean) * rstd, factor, shift)};
+      round_computed(roundings.result, value);
+      static_cast<T*>(a.y)[begin + c] = round_to<T>(value[0]);
     }
     if (lane == 0) {
       static_cast<float*>(a.mean)[row] = mean;

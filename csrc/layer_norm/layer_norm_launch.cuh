@@ -2,6 +2,8 @@
 
 #pragma once
 
+#include <type_traits>
+
 #include "csrc/cuda/launch.cuh"
 #include "csrc/layer_norm/layer_norm_kernel.cuh"
 
@@ -35,19 +37,52 @@ bool are_pack_aligned(const Pointers*... pointers) {
   return (is_pack_aligned(pointers) && ...);
 }
 
+// Calls f with the roundings. A quantized model's LayerNorms round float32 to the nearest number: for these there are
+// instances that hold rows in registers.
+template <typename T, typename F>
+void with_roundings(const LayerNormForward& a, const F& f) {
+  bool is_there = false, is_nearest_even = std::is_same_v<T, float>;
+  for (const FloatRounding* rounding : {a.round_sum, a.round_operand, a.round_result}) {
+    is_there = is_there || rounding != nullptr;
+    is_nearest_even = is_nearest_even && (rounding == nullptr || rounding->rounding == Rounding::nearest_even);
+  }
+  if (!is_there) return f(LayerNormRoundings<NoRounding>{});
+  const auto all = [&](auto make) -> LayerNormRoundings<decltype(make(nullptr))> {
+    return {make(a.round_sum), make(a.round_operand), make(a.round_result)};
+  };
+  if constexpr (std::is_same_v<T, float>) {
+    if (is_nearest_even) return f(all(rule_rounding<Rounding::nearest_even>));
+  }
+  f(all(any_rounding));
+}
+
 // W: the type of the parameters, T or float.
+template <typename T, typename W, typename Rounder>
+void launch_layer_norm_forward_rounded(
+    const LayerNormForward& a, const LayerNormRoundings<Rounder>& roundings, Stream stream) {
+  const int64_t blocks = blocks_for(a.rows * warp_size, layer_norm_threads);
+  const auto launch_any = [&] {
+    launch(layer_norm_forward_any_kernel<T, W, Rounder>, blocks, layer_norm_threads, 0, stream, a, roundings);
+  };
+  if constexpr (std::is_same_v<Rounder, AnyRounding>) {
+    launch_any();
+  } else {
+    const bool aligned = are_pack_aligned(a.x, a.residual, a.weight, a.bias, a.summed, a.y);
+    with_packs<T>(a.channels, aligned, [&](auto packs) {
+      if constexpr (packs == 0) {
+        launch_any();
+      } else {
+        const auto kernel = layer_norm_forward_kernel<T, W, packs, Rounder>;
+        launch(kernel, blocks, layer_norm_threads, 0, stream, a, roundings);
+      }
+    });
+  }
+}
+
 template <typename T, typename W>
 void launch_layer_norm_forward(const LayerNormForward& a, Stream stream) {
   if (a.rows == 0) return;
-  const bool aligned = are_pack_aligned(a.x, a.residual, a.weight, a.bias, a.summed, a.y);
-  const int64_t blocks = blocks_for(a.rows * warp_size, layer_norm_threads);
-  with_packs<T>(a.channels, aligned, [&](auto packs) {
-    if constexpr (packs == 0) {
-      launch(layer_norm_forward_any_kernel<T, W>, blocks, layer_norm_threads, 0, stream, a);
-    } else {
-      launch(layer_norm_forward_kernel<T, W, packs>, blocks, layer_norm_threads, 0, stream, a);
-    }
-  });
+  with_roundings<T>(a, [&](const auto& roundings) { launch_layer_norm_forward_rounded<T, W>(a, roundings, stream); });
 }
 
 template <typename T, typename W>

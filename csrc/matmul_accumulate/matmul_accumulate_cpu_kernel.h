@@ -74,7 +74,8 @@ VITFAST_INLINE void accumulate_tile(
 
 // Tasks [begin, end) of panels * row_blocks: all rows of a panel are neighbours, so that it is packed once.
 void matmul_accumulate(const MatmulAccumulate& a, int64_t begin, int64_t end) {
-  const int64_t row_blocks = (a.rows + a.rows_per_block - 1) / a.rows_per_block;
+  constexpr int64_t block_rows = matmul_accumulate_block_rows;
+  const int64_t row_blocks = (a.rows + block_rows - 1) / block_rows;
   const Scratch<float> packed(a.depth * accumulate_tile_columns + 1);
   with_rounding(a.rounding, [&](auto round) __attribute__((always_inline)) {
     int64_t packed_panel = -1;
@@ -82,8 +83,8 @@ void matmul_accumulate(const MatmulAccumulate& a, int64_t begin, int64_t end) {
       const int64_t panel = task / row_blocks, block = task % row_blocks;
       if (panel != packed_panel) pack_panel(a, panel, packed.data);
       packed_panel = panel;
-      const int64_t first = block * a.rows_per_block;
-      const int64_t last = first + a.rows_per_block < a.rows ? first + a.rows_per_block : a.rows;
+      const int64_t first = block * block_rows;
+      const int64_t last = first + block_rows < a.rows ? first + block_rows : a.rows;
       for (int64_t row = first; row < last; row += accumulate_tile_rows) {
         accumulate_tile(a, row, panel * accumulate_tile_columns, packed.data, round);
       }

@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include "csrc/common/gelu.h"
 #include "csrc/cpu/vector.h"
 #include "csrc/packed/packed.h"
 
@@ -44,32 +45,14 @@ VITFAST_INLINE Vector<float> exp2(Vector<float> x) {
 #endif
 }
 
-// GELU(x) = max(x, 0) - |x| Φ(-|x|), and log2 Φ(-t) is nearly a parabola: a polynomial on [0, limit], constant beyond.
-// Absolute error 5e-8, below |x| for small x; narrow: relative error 4e-4, a fifth of half a bfloat16's unit.
+// The polynomials of csrc/common/gelu.h.
 template <Accuracy accuracy>
 VITFAST_INLINE Vector<float> gelu_erf(Vector<float> x) {
-  constexpr float limit = accuracy == Accuracy::narrow ? 5.5f : 6.0f;
+  constexpr bool is_narrow = accuracy == Accuracy::narrow;
+  constexpr float limit = is_narrow ? gelu_limit_narrow : gelu_limit_full;
   const Vector<float> magnitude = bit_cast<Vector<float>>(bit_cast<Integers<float>>(x) & 0x7fffffff);
   const Vector<float> t = magnitude > limit ? broadcast(limit) : magnitude;  // keeps NaN
-  Vector<float> p;
-  if constexpr (accuracy == Accuracy::narrow) {
-    p = -0.000233251863f * t + 0.00486979447f;
-    p = p * t - 0.0445991941f;
-    p = p * t - 0.469680488f;
-    p = p * t - 1.14626157f;
-    p = p * t - 1.00035882f;
-  } else {
-    p = -1.99356034e-8f * t + 6.3484373e-7f;
-    p = p * t - 8.62346405e-6f;
-    p = p * t + 6.32379379e-5f;
-    p = p * t - 0.000236051099f;
-    p = p * t - 8.56479674e-5f;
-    p = p * t + 0.00704475772f;
-    p = p * t - 0.0525024086f;
-    p = p * t - 0.459202409f;
-    p = p * t - 1.15110624f;
-    p = p * t - 0.99999994f;
-  }
+  const Vector<float> p = is_narrow ? log2_normal_tail_narrow(t) : log2_normal_tail_full(t);
   const Vector<float> positive = x < 0.0f ? Vector<float>{} : x;
   return positive - t * exp2<accuracy>(p);
 }

@@ -58,6 +58,17 @@ def test_each_subject_is_held_against_the_fastest_other_that_is_no_limit(clock):
     assert not standings["vitfast"].is_limit
 
 
+def test_the_arithmetic_peak_is_that_of_its_fastest_sample(clock):
+    """Threads of a rival go on spinning, or the machine is shared: a limit that counted as slow could be exceeded."""
+    peak = clock.subject("peak", [9.0, 9.0, 2.0, 8.0, 8.0, 1.0, 8.0], is_limit=True, gflop=4.0)
+    subjects = [clock.subject("vitfast", 0.5, gflop=1.5), peak]
+    vitfast, limit = compare(clock, subjects, images=3, gflop=2.0).standings
+    assert (vitfast.gflop_per_s, limit.gflop_per_s) == (3.0, 4.0)
+    assert (vitfast.peak_share, limit.peak_share) == (0.75, 1.0)
+    assert (vitfast.images_per_s, limit.images_per_s) == (6.0, 6.0)
+    assert limit.time_ms.median == 8000.0
+
+
 def test_results_are_checked_before_anything_is_measured(clock):
     order = []
     subject = clock.subject("vitfast", 1.0, output=lambda: order.append(len(clock.log)) or torch.ones(2))

@@ -69,7 +69,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def test_the_original_and_vitfast_have_one_result(checkout: Path) -> None:
     contest = dvt.dvt_comparison("dvt_t2t_vit_12", str(checkout), 2, "fp32", CPU).build()
-    assert [subject.name for subject in contest.subjects] == ["vitfast", "original"]
+    assert [subject.name for subject in contest.subjects] == ["vitfast", "vitfast accelerated", "original"]
     assert contest.reference().shape == (3 * 2 * 5,)
     for subject in contest.subjects:
         assert agrees(relative_l2(subject.output(), contest.reference()), "fp32")
@@ -89,7 +89,7 @@ def test_the_script_prints_a_table(checkout: Path, capsys: pytest.CaptureFixture
 
 def test_without_a_checkout_vitfast_is_measured_alone(checkout: Path) -> None:
     contest = dvt.dvt_comparison("dvt_t2t_vit_12", None, 1, "fp32", CPU).build()
-    assert [subject.name for subject in contest.subjects] == ["vitfast"]
+    assert [subject.name for subject in contest.subjects] == ["vitfast", "vitfast accelerated"]
     assert "no checkout" in contest.left_out["original"]
     with pytest.raises(UserError, match=r"original=.* has no models/t2t_vit.py"):
         dvt.dvt_comparison("dvt_t2t_vit_12", str(checkout / "models"), 1, "fp32", CPU).build()

@@ -38,6 +38,13 @@ def test_a_step_counts_three_times_the_work_of_a_forward_pass():
     assert 2.9 < step / forward < 3.2  # attention recomputes its logits; the images need no gradient
 
 
+def test_a_step_moves_every_weight_and_its_averages():
+    contest = training_comparison(MODEL, 2, "fp32", CPU, libraries=["timm"]).build()
+    assert {subject.name for subject in contest.subjects} <= {"vitfast", "timm"}
+    parameters = sum(parameter.numel() for parameter in contest.subjects[0].run.model.parameters())
+    assert contest.gigabyte == pytest.approx(4e-9 * (6 * parameters + 2 * 8 * 8), rel=1e-2)
+
+
 def test_a_training_step_learns_and_a_check_does_not():
     contest = training_comparison(MODEL, 2, "fp32", CPU).build()
     for subject in contest.subjects:

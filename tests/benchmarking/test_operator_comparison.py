@@ -68,6 +68,7 @@ def test_work_is_that_of_the_definition():
     assert found["attention_packed"].gflop == found["attention"].gflop
     assert found["mlp"].gflop == pytest.approx(4e-9 * batch * tokens * channels * hidden)
     assert found["mlp"].gigabyte is None
+    assert found["linear with gelu"].gflop == found["linear with residual"].gflop == found["mlp"].gflop / 2
     activation = 4e-9 * batch * tokens * channels
     assert found["layer_norm"].gflop is None
     assert found["layer_norm"].gigabyte == pytest.approx(2 * activation + 8e-9 * channels)
@@ -83,3 +84,9 @@ def test_memory_bound_operators_have_a_copy_beside_them():
     assert limits["add_layer_norm"] == ["two copies"]
     assert limits["quantize_float to fp16"] == ["copy"]
     assert limits["mlp"] == []
+
+
+def test_a_product_with_an_epilogue_has_the_product_alone_beside_it():
+    for name, contest in contests("bf16").items():
+        if name.startswith("linear"):
+            assert [subject.name for subject in contest.subjects if subject.is_limit] == ["product alone"]

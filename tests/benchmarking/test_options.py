@@ -18,6 +18,11 @@ def test_lists_are_split_and_each_value_is_kept_once():
     assert options.precisions() == ["bf16", "fp32"]
 
 
+def test_libraries_are_all_or_some():
+    assert load().library_names() == ["torchvision", "timm"]
+    assert load("libraries=timm").library_names() == ["timm"]
+
+
 def test_defaults_are_allowed():
     options = load()
     assert options.models() == ["vit_tiny_patch16_224"]
@@ -38,6 +43,7 @@ def test_defaults_are_allowed():
         (["precision=fp16", "mode=training"], "use bf16"),
         (["mode=speed"], "allowed: one of: inference, training, operators, all"),
         (["mode=inference", "backward=true"], "use mode=operators"),
+        (["libraries=keras"], "libraries=keras: 'keras' is unknown; allowed: all, torchvision, timm"),
         (["mode=operators", "compile=true"], "use mode=inference or training"),
         (["seconds=0"], "seconds=0"),
         (["threads=0"], "threads=0"),

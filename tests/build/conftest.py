@@ -35,6 +35,7 @@ def program(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """An environment without the build's own variables; changes reach the process's environment, too."""
-    for name in ("VITFAST_CUDA", "VITFAST_BUILD", "MAX_JOBS", "TORCH_CUDA_ARCH_LIST", "CUDA_HOME", "CXX", "CXXFLAGS"):
+    own = ("VITFAST_CUDA", "VITFAST_BUILD", "VITFAST_CUTLASS", "VITFAST_SANITIZE", "MAX_JOBS", "TORCH_CUDA_ARCH_LIST")
+    for name in (*own, "CUDA_HOME", "CXX", "CXXFLAGS"):
         monkeypatch.delenv(name, raising=False)
     return dict(os.environ)

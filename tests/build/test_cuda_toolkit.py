@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from vitfast_build import cuda_toolkit
 from vitfast_build.cuda_toolkit import decide_cuda, find_toolkit
 from vitfast_build.errors import BuildError
 from vitfast_build.options import BuildOptions
@@ -29,6 +30,12 @@ def _toolkit(program: Program, tmp_path: Path, version: str = "13.0") -> Path:
     folder = tmp_path / "cuda"
     program("nvcc", NVCC.format(version=version, folder=folder), folder="cuda/bin")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _cutlass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NVIDIA's headers, as if their package were installed."""
+    monkeypatch.setattr(cuda_toolkit, "find_cutlass", lambda environment: tmp_path / "cutlass")
 
 
 def test_a_wrapper_script_on_the_path_leads_to_the_toolkit(program: Program, tmp_path: Path) -> None:
@@ -72,6 +79,7 @@ def test_cuda_is_built_where_nvcc_is_and_left_out_where_asked(program: Program, 
     decision = decide_cuda(BuildOptions.from_environment({}), CUDA_TORCH, environment)
     assert decision.toolkit is not None
     assert decision.reason == "nvcc 13.0"
+    assert decision.cutlass == tmp_path / "cutlass"
     assert decide_cuda(BuildOptions.from_environment({"VITFAST_CUDA": "0"}), CUDA_TORCH, environment).toolkit is None
 
 
@@ -96,3 +104,15 @@ def test_an_architecture_that_nvcc_does_not_know_is_named(program: Program, tmp_
     options = BuildOptions.from_environment({"TORCH_CUDA_ARCH_LIST": "9.0a;10.0"})
     with pytest.raises(BuildError, match=r"does not know 10\.0; it knows compute_80, compute_90"):
         decide_cuda(options, CUDA_TORCH, environment)
+
+
+def test_missing_cutlass_headers_are_an_obstacle(
+    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda_toolkit, "find_cutlass", lambda environment: None)
+    environment = {"CUDA_HOME": str(_toolkit(program, tmp_path))}
+    decision = decide_cuda(BuildOptions.from_environment({}), CUDA_TORCH, environment)
+    assert decision.toolkit is None
+    assert decision.reason.startswith("NVIDIA's CUTLASS headers (nvidia-cutlass) are not installed")
+    with pytest.raises(BuildError, match=r"pip install --no-deps \"nvidia-cutlass(.|\n)*export VITFAST_CUTLASS="):
+        decide_cuda(BuildOptions.from_environment({"VITFAST_CUDA": "1"}), CUDA_TORCH, environment)

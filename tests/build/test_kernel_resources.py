@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,13 @@ def test_a_hot_kernel_keeps_to_its_registers(kernels: dict[str, list[KernelResou
 def test_no_kernel_spills(kernels: dict[str, list[KernelResources]]) -> None:
     spilling = {name: one for name, all_of_them in kernels.items() for one in all_of_them if one.spill_bytes}
     assert not spilling
+
+
+def test_the_products_are_few_for_the_time_that_each_takes_to_compile(
+    kernels: dict[str, list[KernelResources]],
+) -> None:
+    products = [one for name, all_of_them in kernels.items() if "cutlass::" in name for one in all_of_them]
+    count = Counter(one.architecture for one in products)
+    assert all(count[name] == (4 if name == "sm_90a" else 2) for name in count), count
+    # 384 threads share a multiprocessor's registers
+    assert all(one.registers <= 168 for one in products if one.architecture == "sm_90a")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -64,9 +65,29 @@ def test_no_torch_ends_with_one_message(root: Path, tmp_path: Path, clean_enviro
 def test_the_backend_asks_for_torch_only_where_something_is_compiled(
     root: Path, clean_environment: dict[str, str]
 ) -> None:
-    assert _run(root, REQUIREMENTS, clean_environment).stdout.strip() == "['torch>=2.11', 'pybind11>=2.12', 'ninja']"
+    native = "['torch>=2.11', 'pybind11>=2.12', 'ninja']"
+    assert _run(root, REQUIREMENTS, clean_environment, VITFAST_CUDA="0").stdout.strip() == native
     assert _run(root, REQUIREMENTS, clean_environment, VITFAST_BUILD="none").stdout.strip() == "[]"
     refused = _run(root, REQUIREMENTS, clean_environment, VITFAST_BUILD="some")
     assert refused.returncode == 1
     assert "error: VITFAST_BUILD='some' is not known" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_the_backend_asks_for_cutlass_only_where_nvcc_is_used(
+    root: Path, tmp_path: Path, program: Callable[..., Path], clean_environment: dict[str, str]
+) -> None:
+    nvcc = program("nvcc", "echo 'Cuda compilation tools, release 13.0, V13.0.88'", folder="cuda/bin")
+    with_nvcc = {"CUDA_HOME": str(nvcc.parents[1])}
+    answer = _run(root, REQUIREMENTS, clean_environment, **with_nvcc).stdout
+    assert answer.strip().endswith("'ninja', 'nvidia-cutlass==4.2.*']")
+    for without in (
+        {"PATH": str(tmp_path)},
+        {"CUDA_HOME": str(tmp_path)},  # the build itself tells that there is no nvcc
+        {**with_nvcc, "VITFAST_CUDA": "0"},
+        {**with_nvcc, "VITFAST_BUILD": "none"},
+        {**with_nvcc, "VITFAST_CUTLASS": "/opt/cutlass"},
+    ):
+        result = _run(root, REQUIREMENTS, clean_environment, **without)
+        assert result.returncode == 0
+        assert "cutlass" not in result.stdout

@@ -7,14 +7,20 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from vitfast_build import build_config
+from vitfast_build.cuda_toolkit import CudaDecision, CudaToolkit
 from vitfast_build.errors import BuildError
 from vitfast_build.native_build import NativeBuild
 from vitfast_build.options import BuildOptions
+from vitfast_build.toolchain import Compiler, check_sanitizers
+
+# what a program without sanitizers has to load first, to load a library with them
+RUN_TIME = ("libasan.so", "libstdc++.so")
 
 
 @pytest.fixture
@@ -85,15 +91,71 @@ def test_an_undefined_symbol_is_an_error_of_the_build(
     assert "undefined reference to `nowhere()'" in capfd.readouterr().out
 
 
+def test_sanitizers_end_the_program_at_an_error(
+    project: NativeBuild, tmp_path: Path, clean_environment: dict[str, str]
+) -> None:
+    """An element behind the last one, and a signed overflow: without sanitizers both pass unnoticed."""
+    (project.root / "csrc/cpu/other.cpp").write_text(
+        '#define SHOWN extern "C" __attribute__((visibility("default")))\n'
+        "SHOWN int read(int i) { int* volatile a = new int[4]{}; int x = a[i]; delete[] a; return x; }\n"
+        "SHOWN int add(int i) { return i + 2147483647; }\n"
+    )
+    options = BuildOptions.from_environment({"VITFAST_SANITIZE": "1"})
+    build = NativeBuild.plan(project.root, options, clean_environment)
+    assert build.cuda.toolkit is None
+    build.run(tmp_path / "out")
+    description = build_config.describe(options, build)
+    assert "AddressSanitizer" in build_config.summary(description)
+    preload = [subprocess.check_output(["g++", f"-print-file-name={name}"], text=True).strip() for name in RUN_TIME]
+    environment = {**clean_environment, "LD_PRELOAD": " ".join(preload), "ASAN_OPTIONS": "detect_leaks=0"}
+    calls = (("read", 3, ""), ("read", 4, "heap-buffer-overflow"), ("add", 1, "signed integer overflow"))
+    for function, argument, said in calls:
+        code = f"import ctypes, sys; ctypes.CDLL(sys.argv[1]).{function}({argument})"
+        command = [sys.executable, "-c", code, tmp_path / "out/libvitfast_cpu.so"]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert bool(result.returncode) == bool(said), result.stderr
+        assert said in result.stderr
+
+
+def test_sanitizers_need_their_library(program: Callable[..., Path], clean_environment: dict[str, str]) -> None:
+    other = program("clang++", 'echo "${1#-print-file-name=}"')
+    message = r"needs g\+\+ with its libasan.so, which .*clang\+\+ has not(.|\n)*unset VITFAST_SANITIZE"
+    with pytest.raises(BuildError, match=message):
+        check_sanitizers(Compiler((str(other),), "clang 16"), clean_environment)
+
+
 def test_the_flags_keep_the_promises_of_the_design(root: Path, clean_environment: dict[str, str]) -> None:
     text = NativeBuild.plan(root, BuildOptions.from_environment({}), clean_environment).ninja_text()
     assert "-march=" not in text
     assert "-ffast-math" not in text
     assert "rpath" not in text
+    assert "sanitize" not in text
     for flag in ("-O3", "-fvisibility=hidden", "-fno-math-errno", "-DTORCH_TARGET_VERSION=0x020b000000000000"):
         assert flag in text
     assert re.search(r"avx512\.cpp\n  flags = -mavx512f .*-mprefer-vector-width=512\n", text)
     assert not re.search(r"baseline\.cpp\n  flags", text)
+
+
+def test_each_cuda_file_is_compiled_for_its_architectures(root: Path, clean_environment: dict[str, str]) -> None:
+    def flags_of(architectures: str) -> dict[str, tuple[str, ...]]:
+        options = BuildOptions.from_environment({"TORCH_CUDA_ARCH_LIST": architectures, "VITFAST_CUDA": "0"})
+        build = NativeBuild.plan(root, options, clean_environment)
+        toolkit = CudaToolkit(Path("/cuda"), (13, 0), frozenset())
+        with_cuda = dataclasses.replace(build, cuda=CudaDecision(toolkit, "nvcc 13.0", Path("/opt/cutlass/include")))
+        return {Path(source.path).name: source.flags for source in with_cuda.cuda_sources()}
+
+    sm80, sm90a = "-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90a,code=sm_90a"
+    both = flags_of("8.0;9.0a")
+    assert both["attention_cuda.cu"] == (sm80, sm90a)
+    assert both["product_float16_sm80.cu"][0] == sm80
+    assert sm90a not in both["product_float16_sm80.cu"]
+    assert both["product_float16_sm90a.cu"][0] == sm90a
+    assert both["linear_cuda.cu"][2:] == (
+        "-DVITFAST_HAS_SM90A=1", "-DVITFAST_HAS_SM80=1", "-DNDEBUG", "-isystem", "/opt/cutlass/include",
+    )  # fmt: skip
+    one = flags_of("9.0a")
+    assert "product_float16_sm80.cu" not in one
+    assert "-DVITFAST_HAS_SM80=0" in one["linear_cuda.cu"]
 
 
 def test_a_build_is_described_without_paths(project: NativeBuild, tmp_path: Path) -> None:

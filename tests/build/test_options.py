@@ -8,12 +8,12 @@ from vitfast_build.options import BuildOptions, CudaArchitecture, parse_architec
 
 def test_an_empty_environment_takes_the_defaults() -> None:
     options = BuildOptions.from_environment({})
-    assert (options.cuda, options.build, options.max_jobs) == ("auto", "all", None)
+    assert (options.cuda, options.build, options.max_jobs, options.sanitize) == ("auto", "all", None, False)
     assert [str(item) for item in options.architectures] == ["8.0+PTX", "9.0a"]
 
 
 def test_an_empty_variable_counts_as_unset() -> None:
-    empty = dict.fromkeys(("VITFAST_CUDA", "VITFAST_BUILD", "MAX_JOBS", "TORCH_CUDA_ARCH_LIST"), "")
+    empty = dict.fromkeys(("VITFAST_CUDA", "VITFAST_BUILD", "VITFAST_SANITIZE", "MAX_JOBS", "TORCH_CUDA_ARCH_LIST"), "")
     assert BuildOptions.from_environment(empty) == BuildOptions.from_environment({})
 
 
@@ -22,6 +22,7 @@ def test_an_empty_variable_counts_as_unset() -> None:
     [
         ("VITFAST_CUDA", "yes", "auto, 1, 0"),
         ("VITFAST_BUILD", "cpu", "all, none"),
+        ("VITFAST_SANITIZE", "address", "0, 1"),
         ("MAX_JOBS", "0", "positive number"),
         ("MAX_JOBS", "-2", "positive number"),
         ("MAX_JOBS", "two", "positive number"),
@@ -43,6 +44,13 @@ def test_a_bad_value_names_the_variable_the_value_what_is_allowed_and_a_command(
 def test_no_build_and_demanded_cuda_contradict_each_other() -> None:
     with pytest.raises(BuildError, match="unset VITFAST_BUILD, or unset VITFAST_CUDA"):
         BuildOptions.from_environment({"VITFAST_BUILD": "none", "VITFAST_CUDA": "1"})
+
+
+@pytest.mark.parametrize(("variable", "value"), [("VITFAST_BUILD", "none"), ("VITFAST_CUDA", "1")])
+def test_sanitizers_are_for_the_cpu_library(variable: str, value: str) -> None:
+    assert BuildOptions.from_environment({"VITFAST_SANITIZE": "1"}).sanitize
+    with pytest.raises(BuildError, match=f"unset VITFAST_SANITIZE, or unset {variable}"):
+        BuildOptions.from_environment({"VITFAST_SANITIZE": "1", variable: value})
 
 
 @pytest.mark.parametrize("text", ["8.0+PTX;9.0a", "8.0+PTX 9.0a", " 8.0+PTX, 9.0a ", "8.0+PTX;9.0a;9.0a"])

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from vitfast_build.errors import BuildError
-from vitfast_build.sources import ISA_FLAGS, find_sources
+from vitfast_build.options import parse_architectures
+from vitfast_build.sources import ISA_FLAGS, Source, architectures_of, find_sources, uses_cutlass
 
 
 def test_every_source_goes_into_exactly_one_artefact(root: Path) -> None:
@@ -38,3 +39,24 @@ def test_incomplete_sources_and_unknown_instruction_sets_are_told(tmp_path: Path
     (isa / "avx10.cpp").touch()
     with pytest.raises(BuildError, match="add 'avx10' to ISA_FLAGS"):
         find_sources(tmp_path, x86=True)
+
+
+def test_the_name_of_a_cuda_file_may_choose_its_architectures() -> None:
+    architectures, _ = parse_architectures("8.0+PTX;9.0;9.0a")
+    found = {
+        name: [str(item) for item in architectures_of(Source(f"csrc/products/{name}"), architectures)]
+        for name in ("product_sm90a.cu", "product_sm80.cu", "linear_cuda.cu")
+    }
+    assert found == {
+        "product_sm90a.cu": ["9.0a"],
+        "product_sm80.cu": ["8.0+PTX", "9.0"],
+        "linear_cuda.cu": ["8.0+PTX", "9.0", "9.0a"],
+    }
+
+
+def test_each_product_has_a_kernel_for_every_architecture(root: Path) -> None:
+    products = [source.path for source in find_sources(root, x86=True).cuda if uses_cutlass(source)]
+    for_90a = {path.removesuffix("_sm90a.cu") for path in products if path.endswith("_sm90a.cu")}
+    for_others = {path.removesuffix("_sm80.cu") for path in products if path.endswith("_sm80.cu")}
+    assert for_90a == for_others
+    assert len(for_90a) == 2

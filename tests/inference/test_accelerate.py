@@ -158,7 +158,9 @@ def test_the_report_reads_as_a_table():
     ("arguments", "message"),
     [
         ({"precision": "fp8"}, "precision='fp8' is not possible on cpu; allowed: fp32, bf16, fp16_32, int8"),
-        ({"device": "cuda"}, "device=cuda: accelerate runs on the CPU so far"),
+        ({"device": "meta"}, "device=meta: accelerate runs on cpu and cuda"),
+        ({"device": "cuda:99"}, "device=cuda:99: torch sees .* CUDA GPUs here; give device='cpu'"),
+        ({"graph_batch": 100}, "graph_batch=100 must be a power of two, or 0"),
         ({"check": torch.zeros(0, 3, 32, 32)}, "check= takes images"),
     ],
 )

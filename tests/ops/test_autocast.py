@@ -13,7 +13,7 @@ from vitfast import ops
 
 def _without_residual(operator: Operator, sample: Sample) -> Sample:
     # mlp adds a float32 residual in float32, tested below
-    return sample.replace(residual=None) if operator.name == "mlp" else sample
+    return sample.replace(residual=None) if operator.name in ("linear", "mlp") else sample
 
 
 @pytest.mark.parametrize("low", [torch.bfloat16, torch.float16], ids=str)

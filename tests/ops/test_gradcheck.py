@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import Tensor
@@ -39,12 +41,11 @@ def test_a_second_derivative_is_a_clear_error_or_right(operator: Operator) -> No
     loss = sum(out.square().sum() for out in as_tuple(operator.public(**leaves.arguments)))
     gradients = torch.autograd.grad(loss, tensors, create_graph=True)
     penalty = sum(gradient.square().sum() for gradient in gradients)
-    if operator.is_compiled:
-        with pytest.raises(NotImplementedError, match=r"vitfast\.ops\.\w+ has no second derivative"):
-            torch.autograd.grad(penalty, tensors)
-        return
     try:
         second_derivatives = torch.autograd.grad(penalty, tensors)
+    except NotImplementedError as error:
+        assert re.search(r"vitfast\.ops\.\w+ has no second derivative", str(error))  # noqa: PT017 - or it is right
+        return
     except RuntimeError as error:
         assert "not implemented" in str(error)  # noqa: PT017 - torch's own operator may refuse or may know
         return

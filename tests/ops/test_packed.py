@@ -210,3 +210,37 @@ def test_the_peak_counts_operations() -> None:
     per_call = {precision: OPS.fma_peak(precision, 10) for precision in PRECISIONS}
     assert OPS.fma_peak("fp32", 20) == 2 * per_call["fp32"]
     assert per_call["int8"] >= per_call["fp32"]
+
+
+def exactly_summed(rows: int, inputs: int, outputs: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Operands whose products, once rounded to half, have sums that float32 holds whatever their order.
+
+    Rounded, ``x`` has magnitudes from 0.5 to 1 in steps of 2^-11 and weights are multiples of 1/8 up to 1: sums are
+    multiples of 2^-14, below 2^10. Before, ``x`` has all bits of float32, ties among them, and weights lie beside.
+    """
+    generator = torch.Generator().manual_seed(rows + inputs + outputs)
+    x = (0.5 + 0.5 * torch.rand(rows, inputs, generator=generator)) * draw(rows, inputs).sign()
+    x[:, ::3] = ((x[:, ::3] * 2**11).floor() + 0.5) * 2**-11  # ties
+    weight = (torch.rand(outputs, inputs, generator=generator) * 16 - 8).round() / 8
+    return x, weight * (1 + 2**-13), (draw(outputs) * 8).round() / 8
+
+
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 48, 70), (197, 192, 65), (11, 770, 130)])
+def test_fp16_32_is_bit_true(rows: int, inputs: int, outputs: int) -> None:
+    """The product of ``quantize_`` with ``FP16_32Config()``, bit by bit, where no order of sums can differ."""
+    x, weight, bias = exactly_summed(rows, inputs, outputs)
+    layer = torch.nn.Linear(inputs, outputs)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        layer.bias.copy_(bias)
+    quantized = torch.nn.Sequential(layer)
+    vitfast.quantize_(quantized, vitfast.FP16_32Config())
+    x[0] = 0.0
+    x[0, 0] = 65519.0  # rounded to the largest finite half
+    expected = quantized(x).detach()
+    assert torch.equal(packed_linear(x, weight, bias, "fp16_32"), expected)
+    assert not torch.equal(torch.nn.functional.linear(x, weight, bias), expected), "nothing was rounded"
+    x[0, 0] = 65520.0  # overflows
+    expected = quantized(x).detach()
+    assert not expected[0].isfinite().any()
+    torch.testing.assert_close(packed_linear(x, weight, bias, "fp16_32"), expected, rtol=0, atol=0, equal_nan=True)

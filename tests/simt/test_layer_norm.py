@@ -1,4 +1,4 @@
-"""The CUDA kernels of LayerNorm, run on the host, against float64."""
+"""The CUDA kernels of LayerNorm, run on the host, against float64; with roundings, against the CPU's operators."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ import torch
 from torch import Tensor
 
 from support import plain, simt
+from support.accuracy import assert_same_bits
 from support.tolerance import BACKWARD_FACTOR, FORWARD_FACTOR, assert_as_accurate
+from vitfast.ops import reference
+from vitfast.ops.float_rounding import float_rounding
+from vitfast.quantization import FloatFormat
 
 EPS = 1e-6
 # in registers: a pack a lane to the most that there can be, whole and part warps; 200: a multiple of 8; too wide; odd
@@ -25,6 +29,7 @@ class Case:
 
     Attributes:
         inputs: x, residual, weight, bias, grad_y and grad_summed; None where there is none.
+        roundings: round_sum, round_operand and round_result as raw operators take them, where there are any.
     """
 
     def __init__(self, rows: int, channels: int, types: str, *, residual: bool, parameters: bool = True) -> None:
@@ -43,6 +48,7 @@ class Case:
             "grad_summed": normal(rows, channels) if residual else None,
         }
         self.dtype, self.parameter_dtype = dtype, parameter_dtype
+        self.roundings: dict[str, list[int]] = {}
 
     def run(self, direction: str, names: tuple[str, ...], *, variant: str, offset: int = 0, **extra: Tensor):
         """The kernel's results; it sees every tensor but the statistics ``offset`` elements into its memory."""
@@ -69,6 +75,8 @@ class Case:
             sums = ((-(-self.rows // 5), self.channels), torch.float32)
             if self.inputs["weight"] is not None:
                 outputs |= {"partial_weight": sums, "partial_bias": sums}
+        if direction == "forward":
+            options |= {name: ",".join(map(str, raw)) for name, raw in self.roundings.items()}
         results = simt.run("layer_norm", inputs | extra, outputs, options, variant=variant)
         for name in ("y", "summed", "grad_x"):
             if name in results:
@@ -152,3 +160,97 @@ def test_a_large_mean_costs_no_accuracy() -> None:
     y = case.run("forward", ("x", "weight", "bias"), variant="plain")["y"]
     same, exact = (case.expected(case.inputs["x"], dtype)["y"] for dtype in (None, torch.float64))
     assert_as_accurate(y, same, exact, factor=FORWARD_FACTOR)
+
+
+# round_sum, round_operand, round_result: those of a quantized model, by one rule, and any others
+ROUNDINGS: dict[str, tuple[tuple[FloatFormat, str] | None, ...]] = {
+    "fp16": tuple([(FloatFormat.fp16(), "nearest_even")] * 3),
+    "qtorch": tuple([(FloatFormat.qtorch(5, 10), "qtorch")] * 3),
+    "operand": (None, (FloatFormat.ieee(8, 10), "nearest_even"), None),
+    "mixed": (
+        (FloatFormat.fp16(), "nearest_away"),
+        (FloatFormat.fp8_e5m2(), "toward_zero"),
+        (FloatFormat.qtorch(8, 10), "qtorch"),
+    ),
+}
+
+
+def rounding_case(roundings: str, channels: int, types: str, *, residual: bool) -> Case:
+    case = Case(9, channels, types, residual=residual)
+    names = ("round_sum", "round_operand", "round_result")
+    chosen = dict(zip(names, ROUNDINGS[roundings], strict=True))
+    if not residual:
+        del chosen["round_sum"]
+    case.roundings = {name: float_rounding(*one) for name, one in chosen.items() if one is not None}
+    return case
+
+
+def by_the_cpu(case: Case) -> dict[str, Tensor]:
+    """What the CPU's operator makes of the forward."""
+    x, residual, weight, bias = (case.inputs[name] for name in ("x", "residual", "weight", "bias"))
+    raw = [case.roundings.get(name, []) for name in ("round_sum", "round_operand", "round_result")]
+    if residual is None:
+        y, mean, rstd = torch.ops.vitfast.layer_norm_forward(x, weight, bias, EPS, *raw[1:])
+        return {"y": y, "mean": mean, "rstd": rstd}
+    results = torch.ops.vitfast.add_layer_norm_forward(x, residual, weight, bias, EPS, *raw)
+    return dict(zip(("summed", "y", "mean", "rstd"), results, strict=True))
+
+
+def from_statistics(case: Case, summed: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
+    """The result as the statistics make it, rounding by rounding."""
+
+    def rounded(values: Tensor, name: str) -> Tensor:
+        raw = case.roundings.get(name)
+        return values if raw is None else torch.ops.vitfast.quantize_float(values, raw, None)
+
+    y = (rounded(summed.float(), "round_operand") - mean[:, None]) * rstd[:, None]
+    y = reference.fused_multiply_add(y, case.inputs["weight"].float(), case.inputs["bias"].float())
+    return rounded(y, "round_result").to(case.dtype)
+
+
+@pytest.mark.parametrize("residual", [False, True], ids=["alone", "add"])
+@pytest.mark.parametrize(
+    ("channels", "types", "offset"),
+    [(192, "float32", 0), (1280, "float32", 0), (65, "float32", 0), (192, "float32", 1), (200, "mixed", 0)],
+)
+@pytest.mark.parametrize("roundings", ROUNDINGS)
+def test_rounds_as_the_cpu(
+    simt_variant: str, roundings: str, channels: int, types: str, offset: int, residual: bool
+) -> None:
+    case = rounding_case(roundings, channels, types, residual=residual)
+    for row, size in ((1, 1e-6), (2, 3e4)):  # subnormal numbers, and numbers that overflow
+        case.inputs["x"][row] *= size
+    names = ("x", "residual", "weight", "bias")
+    results = case.run("forward", names, variant=simt_variant, offset=offset)
+    expected = by_the_cpu(case)
+    summed = expected.get("summed", case.inputs["x"])
+    if residual:
+        assert_same_bits(results["summed"], summed)
+    assert_same_bits(results["y"], from_statistics(case, summed, results["mean"], results["rstd"]))
+    for name in ("mean", "rstd"):
+        torch.testing.assert_close(results[name], expected[name], rtol=1e-5, atol=1e-6, equal_nan=True)
+    if torch.ops.vitfast.cpu_capability() != "baseline":  # which has no fused multiply-add
+        vectors = slice(0, channels // 16 * 16)  # nor has the CPU's rest of a row
+        by_statistics = from_statistics(case, summed, expected["mean"], expected["rstd"])
+        assert_same_bits(expected["y"][:, vectors], by_statistics[:, vectors])
+
+
+@pytest.mark.parametrize("channels", [192, 65])
+def test_nan_is_the_largest_number_to_qtorch(simt_variant: str, channels: int) -> None:
+    case = rounding_case("qtorch", channels, "float32", residual=True)
+    case.inputs["x"][3, 5] = torch.nan
+    results = case.run("forward", ("x", "residual", "weight", "bias"), variant=simt_variant)
+    expected = by_the_cpu(case)
+    assert results["summed"][3, 5] == expected["summed"][3, 5] == 131008.0
+    assert_same_bits(results["summed"], expected["summed"])
+
+
+@pytest.mark.parametrize("rule", ["nearest_even", "nearest_away", "toward_zero"])
+def test_a_row_of_ties_shows_the_rule(simt_variant: str, rule: str) -> None:
+    case = Case(3, 192, "float32", residual=True)
+    for name in ("x", "residual"):  # sums are odd multiples of half a spacing of fp16
+        case.inputs[name] = torch.randint(-2048, 2048, (3, 192)).float()
+    case.inputs["residual"] += 4096.0
+    case.roundings = {"round_sum": float_rounding(FloatFormat.fp16(), rule)}
+    results = case.run("forward", ("x", "residual", "weight", "bias"), variant=simt_variant)
+    assert_same_bits(results["summed"], by_the_cpu(case)["summed"])

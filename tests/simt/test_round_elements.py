@@ -8,7 +8,8 @@ from torch import Tensor
 
 from support import simt
 from vitfast import ops
-from vitfast.ops.rounding import FIXED_OVERFLOW_CODES, OVERFLOW_CODES, QTORCH_NEAREST, ROUNDING_CODES
+from vitfast.ops.float_rounding import float_rounding
+from vitfast.ops.rounding import FIXED_OVERFLOW_CODES, QTORCH_NEAREST, ROUNDING_CODES
 from vitfast.quantization import FloatFormat
 
 # the integer of the same size
@@ -56,18 +57,8 @@ def run_kernel(
 
 
 def float_options(format: FloatFormat, rounding: str = "nearest_even") -> dict[str, object]:
-    """What the program is told of a float format."""
-    return {
-        "operator": "quantize_float",
-        "rounding": ROUNDING_CODES[rounding],
-        "exponent_bits": format.exponent_bits,
-        "mantissa_bits": format.mantissa_bits,
-        "max_value": repr(format.max_value),
-        "has_inf": int(format.has_inf),
-        "has_nan": int(format.has_nan),
-        "signed_zero": int(format.signed_zero),
-        "overflow": OVERFLOW_CODES[format.overflow],
-    }
+    """What the program is told of a rounding to a float format."""
+    return {"operator": "quantize_float", "rounding": ",".join(map(str, float_rounding(format, rounding)))}
 
 
 def assert_same(actual: Tensor, expected: Tensor) -> None:
@@ -94,7 +85,7 @@ def test_device_code_rounds_as_the_cpu(simt_variant: str, dtype: torch.dtype, ro
 @pytest.mark.parametrize("bits", [(5, 10), (8, 10)], ids=str)
 def test_device_code_rounds_as_qtorch(simt_variant: str, dtype: torch.dtype, bits: tuple[int, int]) -> None:
     format, x = FloatFormat.qtorch(*bits), every_kind_of_number(dtype, 64 * 30 + 7)
-    y = run_kernel(x, float_options(format) | {"rounding": QTORCH_NEAREST}, variant=simt_variant)
+    y = run_kernel(x, float_options(format, "qtorch"), variant=simt_variant)
     assert_same(y, ops.quantize_float(x, format, rounding="qtorch"))
 
 

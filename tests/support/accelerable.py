@@ -119,8 +119,13 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
 
 def accelerable(kind: str) -> nn.Module:
     """Builds one of ``BUILDERS`` in evaluation, with parameters among which none is as it is initialized."""
+    return shake(BUILDERS[kind])
+
+
+def shake(build: Callable[[], nn.Module]) -> nn.Module:
+    """Builds a model in evaluation, with parameters among which none is as it is initialized."""
     torch.manual_seed(0)
-    model = BUILDERS[kind]().eval()
+    model = build().eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

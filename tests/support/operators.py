@@ -105,6 +105,18 @@ OPERATORS = (
         promoted=("x", "residual"),
     ),
     Operator(
+        name="linear",
+        kernel="linear",
+        public=ops.linear,
+        plain=plain.linear,
+        samples=samples.linear_samples,
+        draw=samples.draw_linear,
+        misshape=samples.misshape_linear,
+        batched=("x", "residual"),
+        computes_in_autocast=True,
+        uses_torch_products=True,
+    ),
+    Operator(
         name="mlp",
         kernel="mlp",
         public=ops.mlp,
@@ -152,5 +164,17 @@ OPERATORS = (
         exact=True,
         straight_through=True,
         uses_torch_products=True,  # for the gradients
+    ),
+    Operator(
+        name="upsample_relations",
+        kernel="upsample_relations",
+        public=ops.upsample_relations,
+        plain=plain.upsample_relations,
+        samples=samples.upsample_samples,
+        draw=samples.draw_upsample,
+        misshape=samples.misshape_upsample,
+        batched=("x",),
+        promoted=("x", "matrix"),
+        uses_torch_products=True,  # for the gradient of the matrix
     ),
 )

@@ -57,6 +57,22 @@ def add_layer_norm(
     return summed, layer_norm(summed, weight, bias, eps)
 
 
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str = "none",
+    scale: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """Residual + scale * activation(x weightᵀ + bias)."""
+    y = F.linear(x, weight, bias)
+    y = {"none": lambda y: y, "gelu": F.gelu, "gelu_tanh": lambda y: F.gelu(y, approximate="tanh")}[activation](y)
+    y = y if scale is None else scale * y
+    return y if residual is None else residual + y
+
+
 def mlp(
     x: Tensor,
     fc1_weight: Tensor,
@@ -92,6 +108,11 @@ def matmul_accumulate(
     result = accumulate_oracle.matmul_accumulate(x.detach(), w.detach(), accumulator, chunk, rounding)
     product: Tensor = _ProductGradient.apply(x.float(), w.float(), result)
     return product.to(x.dtype)
+
+
+def upsample_relations(x: Tensor, matrix: Tensor) -> Tensor:
+    """The two products with the whole matrix."""
+    return torch.einsum("Ii,bhij,Jj->bhIJ", matrix.to(x.dtype), x, matrix.to(x.dtype))
 
 
 def _straight_through(x: Tensor, result: Tensor) -> Tensor:

@@ -13,9 +13,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from support.sample import Make, Sample
 from support.shapes import CHANNELS, draw_attention_sizes, draw_leading_shape
+from vitfast.layers import GridUpsample
 from vitfast.quantization.formats import FloatFormat
 
 # --- attention ---
@@ -253,6 +255,65 @@ def misshape_mlp(sample: Sample) -> list[tuple[str, Sample]]:
     ]
 
 
+# --- linear ---
+
+
+def _linear_arguments(make: Make, leading: tuple[int, ...], k: int, n: int, parts: str) -> dict[str, Any]:
+    named = parts.split()
+    return {
+        "x": make.normal(*leading, k),
+        "weight": make.normal(n, k, scale=max(k, 1) ** -0.5),
+        "bias": make.normal(n, scale=0.1) if "bias" in named else None,
+        "activation": next((name for name in ("gelu", "gelu_tanh") if name in named), "none"),
+        "scale": make.normal(n, scale=0.1, mean=0.5) if "scale" in named else None,
+        "residual": make.normal(*leading, n) if "residual" in named else None,
+    }
+
+
+def linear_samples(make: Make) -> list[Sample]:
+    """Calls of linear, with and without each part."""
+    everything = "bias gelu scale residual"
+    table: dict[str, tuple[tuple[int, ...], int, int, str]] = {
+        "tiny": ((3,), 4, 6, everything),
+        "tiny_plain": ((2, 2), 3, 5, ""),
+        "tiny_tanh": ((2, 2), 3, 5, "bias gelu_tanh"),
+        "tiny_scale": ((2, 2), 3, 5, "scale"),
+        "tiny_residual": ((2, 2), 3, 5, "residual"),
+        "one_row": ((), 16, 32, everything),
+        "vit_nano_fc1": ((2, 17), 64, 256, "bias gelu"),
+        "vit_nano_fc2": ((2, 17), 256, 64, "bias scale residual"),
+        "vit_tiny_qkv": ((1, 50), 192, 576, "bias"),
+        "tanh_everything": ((5, 16), 48, 96, "bias gelu_tanh scale residual"),
+        "odd": ((7, 3), 65, 31, everything),
+        "empty_batch": ((0, 17), 64, 128, everything),
+    }
+    return [Sample(name, _linear_arguments(make, *row)) for name, row in table.items()]
+
+
+def draw_linear(draw: random.Random, make: Make) -> Sample:
+    """Draws a call of linear."""
+    k, n = (draw.choice((1, 3, 8, 15, 16, 17, 31, 64, 65, 96)) for _ in range(2))
+    parts = [part for part in ("bias", "scale", "residual") if draw.random() < 0.6]
+    parts.append(draw.choice(("none", "gelu", "gelu_tanh")))
+    return Sample("drawn", _linear_arguments(make, draw_leading_shape(draw, 200), k, n, " ".join(parts)))
+
+
+def misshape_linear(sample: Sample) -> list[tuple[str, Sample]]:
+    """Wrong shapes and options of linear."""
+    x, weight = sample.tensors["x"], sample.tensors["weight"]
+    n, k = weight.shape
+    return [
+        ("x", sample.replace(x=x.new_zeros(()))),
+        ("weight", sample.replace(weight=x.new_zeros(n, k + 1))),
+        ("weight", sample.replace(weight=x.new_zeros(n, k, 1))),
+        ("bias", sample.replace(bias=x.new_zeros(n + 1))),
+        ("scale", sample.replace(scale=x.new_zeros(n, 1))),
+        ("residual", sample.replace(residual=x.new_zeros(*x.shape[:-1], n + 1))),
+        ("activation", sample.replace(activation="relu")),
+        ("format", sample.replace(format="fp16")),
+    ]
+
+
 # --- quantize_float ---
 
 FORMATS: dict[str, FloatFormat] = {
@@ -416,4 +477,46 @@ def misshape_accumulate(sample: Sample) -> list[tuple[str, Sample]]:
         ("accumulator", sample.replace(accumulator="fp16")),
         ("rounding", sample.replace(rounding="stochastic")),
         ("rounding", sample.replace(rounding="up")),
+    ]
+
+
+# --- upsample_relations ---
+
+
+def upsample_samples(make: Make) -> list[Sample]:
+    """Calls of upsample_relations, with the matrices of real grids and others."""
+    layers, matrix = make.normal(2, 6, 5, 5), GridUpsample(2, 3).matrix.to(make.dtype)
+    row_of_zeros = torch.tensor([[0.0, 0.0], [0.5, -2.0]])
+    return [
+        Sample("tiny_finer", _upsample_arguments(make, (2, 3), GridUpsample(2, 3).matrix)),
+        Sample("tiny_coarser", _upsample_arguments(make, (1, 2), GridUpsample(3, 2).matrix)),
+        Sample("as_published", _upsample_arguments(make, (1, 2), GridUpsample(7, 10).matrix)),
+        Sample("tiny_one_token", _upsample_arguments(make, (2, 1), torch.ones(1, 1))),
+        Sample("no_image", _upsample_arguments(make, (0, 2), GridUpsample(1, 2).matrix)),
+        Sample("tiny_row_of_zeros", _upsample_arguments(make, (1, 1), row_of_zeros)),
+        Sample("dense", _upsample_arguments(make, (1, 2), make.normal(18, 19))),
+        Sample("tiny_layer_of_many", {"x": layers[:, 2:4], "matrix": matrix}),
+        Sample("tiny_transposed", {"x": layers.mT, "matrix": matrix}),
+    ]
+
+
+def _upsample_arguments(make: Make, leading: tuple[int, int], matrix: Tensor) -> dict[str, Any]:
+    tokens = matrix.shape[1]
+    return {"x": make.normal(*leading, tokens, tokens), "matrix": matrix.to(make.dtype)}
+
+
+def draw_upsample(draw: random.Random, make: Make) -> Sample:
+    """Draws a call of upsample_relations."""
+    matrix = GridUpsample(draw.choice((1, 2, 3, 5)), draw.choice((1, 2, 4))).matrix
+    return Sample("drawn", _upsample_arguments(make, (draw.choice((0, 1, 3)), draw.choice((1, 2))), matrix))
+
+
+def misshape_upsample(sample: Sample) -> list[tuple[str, Sample]]:
+    """Wrong shapes of upsample_relations."""
+    x, matrix = sample.tensors["x"], sample.tensors["matrix"]
+    return [
+        ("x", sample.replace(x=x.new_zeros(x.shape[1:]))),
+        ("x", sample.replace(x=x.new_zeros((*x.shape[:3], x.shape[3] + 1)))),
+        ("matrix", sample.replace(matrix=matrix[0])),
+        ("matrix", sample.replace(matrix=matrix.new_zeros(2, x.shape[3] + 1))),
     ]

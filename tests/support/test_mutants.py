@@ -78,6 +78,10 @@ def _accumulating_without_chunks(x: Tensor, *rest: Any, chunk: int | None = None
     return plain.matmul_accumulate(x, *rest, chunk=None, **options)
 
 
+def _upsampling_transposed(x: Tensor, matrix: Tensor) -> Tensor:
+    return plain.upsample_relations(x.mT, matrix)
+
+
 MUTANTS: list[tuple[str, Callable[..., Any]]] = [
     ("attention", _attention_without_the_last_key),
     ("attention", _attention_with_a_wrong_scale),
@@ -92,6 +96,7 @@ MUTANTS: list[tuple[str, Callable[..., Any]]] = [
     ("quantize_float", _rounding_without_the_gradient),
     ("quantize_fixed", _fixed_point_that_wraps),
     ("matmul_accumulate", _accumulating_without_chunks),
+    ("upsample_relations", _upsampling_transposed),
 ]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ import torch
 
 from vitfast.benchmarking.chart import draw_chart
 from vitfast.benchmarking.comparison import Comparison, disagreements, run_comparison
+from vitfast.benchmarking.device_limits import with_limits
 from vitfast.benchmarking.engine_comparison import engine_comparison
 from vitfast.benchmarking.machine import busy_warning, describe_machine
 from vitfast.benchmarking.model_comparison import inference_comparison
@@ -37,15 +40,19 @@ def run_benchmark(options: BenchmarkOptions) -> int:
         UserError: an option is not possible on this machine.
     """
     device = select_device(options.device)
+    comparisons = list_comparisons(options, device)
+    if options.limits:
+        comparisons = [with_limits(comparison, device) for comparison in comparisons]
     with torch_threads(options.threads):
         return measure_and_report(
-            list_comparisons(options, device),
+            comparisons,
             device,
             seconds=options.seconds,
             cold_cache=options.cold_cache,
             options=asdict(options),
             json=options.json,
             resume=options.resume,
+            stop_after_s=options.stop_after,
         )
 
 
@@ -60,12 +67,16 @@ def list_comparisons(options: BenchmarkOptions, device: torch.device) -> list[Co
         return [engine_comparison(model, batch, precision, peers) for model, precision, batch in cases]
     if options.mode in ("inference", "all"):
         comparisons += [
-            inference_comparison(model, batch, precision, device, compile=options.compile)
+            inference_comparison(
+                model, batch, precision, device, compile=options.compile, libraries=options.library_names()
+            )
             for model, precision, batch in cases
         ]
     if options.mode in ("training", "all"):
         comparisons += [
-            training_comparison(model, batch, precision, device, compile=options.compile)
+            training_comparison(
+                model, batch, precision, device, compile=options.compile, libraries=options.library_names()
+            )
             for model, precision, batch in cases
             if precision != "fp16"
         ]
@@ -84,8 +95,11 @@ def measure_and_report(
     options: dict[str, Any],
     json: str | None,
     resume: bool = False,
+    stop_after_s: float | None = None,
 ) -> int:
     """Runs comparisons one after the other, prints them, and writes the results.
+
+    One that does not fit into the device's memory is told by a warning, and the others go on.
 
     Args:
         comparisons: the questions.
@@ -95,6 +109,8 @@ def measure_and_report(
         options: what the report says was asked for.
         json: file for the results, which is written anew after each comparison; or None.
         resume: keep the comparisons that the file has, and measure the others.
+        stop_after_s: begin no comparison that would take longer than this in all, building and checking included;
+            None: there is no hurry.
 
     Returns:
         The exit code: 0, or 1 if a subject's results disagree with the reference.
@@ -113,8 +129,19 @@ def measure_and_report(
     timer = create_timer(device, cold_cache=cold_cache)
     total_weight = sum(comparison.weight for comparison in comparisons)
     exit_code = 0
-    for comparison in comparisons:
-        outcome = run_comparison(comparison, timer, seconds * comparison.weight / total_weight)
+    began, longest_s = time.monotonic(), 0.0
+    for index, comparison in enumerate(comparisons):
+        begins = time.monotonic()
+        if index and stop_after_s is not None and begins - began + longest_s > stop_after_s:
+            left = len(comparisons) - index
+            print(f"\n{left} of {len(comparisons)} comparisons are left; resume=true goes on with them")
+            break
+        gc.collect()  # compiled models hold their memory in cycles
+        try:
+            outcome = run_comparison(comparison, timer, seconds * comparison.weight / total_weight)
+        except torch.OutOfMemoryError:
+            warn_into(report, f"{comparison.title}: the device has not enough memory for it")
+            continue
         report.outcomes.append(outcome)
         print("", outcome_text(outcome), sep="\n", flush=True)
         for line in disagreements(outcome):
@@ -122,6 +149,7 @@ def measure_and_report(
             exit_code = 1
         if json is not None:
             write_report(report, Path(json))
+        longest_s = max(longest_s, time.monotonic() - begins)
     if json is not None:
         table = write_report(report, Path(json))
         engines = [outcome for outcome in report.outcomes if outcome.mode == "engines"]

@@ -71,11 +71,12 @@ class Standing:
         rounds: number of samples.
         repeats: runs in a sample.
         images_per_s: at the median time; None if the run has no images.
-        gflop_per_s: at the median time; None if no operation has a formula.
+        gflop_per_s: at the median time (of the arithmetic peak: at the shortest); None if no operation has a formula.
         gigabyte_per_s: at the median time; None if the comparison is not about memory.
         against: the fastest other subject that is no limit, None if there is no other.
         speedup: how many times faster than that one, formed round by round.
-        peak_share: of the arithmetic peak that was measured beside it, 0 to 1; None if none was.
+        peak_share: its rate over that of the arithmetic peak measured beside it, 0 to 1; None if none was.
+        copy_share: its rate over the copy bandwidth measured beside it, 0 to 1; None if none was.
     """
 
     subject: str
@@ -90,6 +91,7 @@ class Standing:
     against: str | None
     speedup: Spread | None
     peak_share: float | None = None
+    copy_share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -163,18 +165,24 @@ def _standing(
 ) -> Standing:
     time_s = one.time_s
     rival = fastest_rival(one, measurements)
+    # what a limit on operations says nothing of is its bytes, and the other way round
+    limit_of_bytes, limit_of_operations = (
+        one.subject.is_limit and work is not None for work in (one.subject.gigabyte, one.subject.gflop)
+    )
+    # what the machine can do shows in the round in which nothing else disturbed it
+    counted_s = one.fastest_s if limit_of_bytes or limit_of_operations else time_s.median
 
     def rate(amount: float | None) -> float | None:
-        return None if amount is None or time_s.median <= 0.0 else amount / time_s.median
+        return None if amount is None or counted_s <= 0.0 else amount / counted_s
 
-    gflop_per_s = rate(contest.gflop if one.subject.gflop is None else one.subject.gflop)
-    peak = next((other for other in measurements if other.subject.is_limit and other.subject.gflop is not None), None)
-    peak_gflop_per_s = None if peak is None or peak.subject.gflop is None else peak.subject.gflop / peak.time_s.median
-    images = contest.images
-    if one is peak and images is not None and contest.gflop and one.subject.gflop:
-        images_per_s = rate(images * one.subject.gflop / contest.gflop)  # if the model were nothing but multiply-adds
-    else:
-        images_per_s = rate(images)
+    gflop = contest.gflop if one.subject.gflop is None and not limit_of_bytes else one.subject.gflop
+    gigabyte = contest.gigabyte if one.subject.gigabyte is None and not limit_of_operations else one.subject.gigabyte
+    gflop_per_s, gigabyte_per_s = rate(gflop), rate(gigabyte)
+    images: float | None = contest.images
+    if images is not None and limit_of_operations:
+        images = images * gflop / contest.gflop if contest.gflop and gflop else None  # nothing but multiply-adds
+    elif images is not None and limit_of_bytes:
+        images = images * gigabyte / contest.gigabyte if contest.gigabyte and gigabyte else None
 
     return Standing(
         subject=one.subject.name,
@@ -183,13 +191,24 @@ def _standing(
         time_ms=time_s.scaled(1e3),
         rounds=len(one.samples_s),
         repeats=one.repeats,
-        images_per_s=images_per_s,
+        images_per_s=rate(images),
         gflop_per_s=gflop_per_s,
-        gigabyte_per_s=rate(contest.gigabyte),
+        gigabyte_per_s=gigabyte_per_s,
         against=rival.subject.name if rival else None,
         speedup=one.speedup_over(rival) if rival else None,
-        peak_share=None if gflop_per_s is None or not peak_gflop_per_s else gflop_per_s / peak_gflop_per_s,
+        peak_share=_share(gflop_per_s, [_rate(other, other.subject.gflop) for other in measurements]),
+        copy_share=_share(gigabyte_per_s, [_rate(other, other.subject.gigabyte) for other in measurements]),
     )
+
+
+def _rate(limit: Measurement, amount: float | None) -> float | None:
+    """What a limit reaches of a work that it is the limit of; else None."""
+    return amount / limit.fastest_s if limit.subject.is_limit and amount else None
+
+
+def _share(rate: float | None, limits: list[float | None]) -> float | None:
+    limit = next((one for one in limits if one), None)
+    return None if rate is None or limit is None else rate / limit
 
 
 def fastest_rival(one: Measurement, measurements: list[Measurement]) -> Measurement | None:

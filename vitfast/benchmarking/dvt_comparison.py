@@ -17,10 +17,11 @@ from vitfast.api import create_model
 from vitfast.benchmarking.agreement import joined
 from vitfast.benchmarking.comparison import Comparison, Contest
 from vitfast.benchmarking.foreign_model import Unavailable
-from vitfast.benchmarking.model_comparison import DTYPES, WEIGHT, sample_images
+from vitfast.benchmarking.model_comparison import DTYPES, WEIGHT, can_accelerate, sample_images
 from vitfast.benchmarking.subject import Subject
 from vitfast.benchmarking.work import count_gflop
 from vitfast.errors import UserError
+from vitfast.inference.accelerate import accelerate
 from vitfast.models import DVT
 
 ORIGINALS = {"dvt_t2t_vit_12": "DVT_T2t_vit_12", "dvt_t2t_vit_14": "DVT_T2t_vit_14"}
@@ -29,7 +30,7 @@ ORIGINALS = {"dvt_t2t_vit_12": "DVT_T2t_vit_12", "dvt_t2t_vit_14": "DVT_T2t_vit_
 def dvt_comparison(
     model_name: str, original: str | None, batch: int, precision: str, device: torch.device
 ) -> Comparison:
-    """The question how fast all exits of a DVT run, in vitfast and in the original code.
+    """The question how fast all exits of a DVT run, in vitfast (accelerated, too) and in the original code.
 
     Args:
         model_name: a key of ``ORIGINALS``.
@@ -58,11 +59,15 @@ def dvt_comparison(
             model.to(device).eval()
         images = sample_images(own, batch)
         reference = joined(_outputs(models["original"], images)) if "original" in models else None
+        fast = accelerate(own, precision) if can_accelerate(precision, device) else None
         for model in models.values():
             model.to(DTYPES[precision])
         inputs = images.to(DTYPES[precision])
+        subjects = [_subject(name, model, inputs) for name, model in models.items()]
+        if fast is not None:
+            subjects.insert(1, _subject("vitfast accelerated", fast, images))
         return Contest(
-            subjects=[_subject(name, model, inputs) for name, model in models.items()],
+            subjects=subjects,
             reference=None if reference is None else lambda: reference,
             reference_name="" if reference is None else "the original in fp32",
             left_out=left_out,

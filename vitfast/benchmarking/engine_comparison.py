@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from vitfast.benchmarking.agreement import joined
+from vitfast.benchmarking.arithmetic_peak import arithmetic_peak
 from vitfast.benchmarking.comparison import Comparison, Contest
 from vitfast.benchmarking.foreign_model import Unavailable, timm_model
 from vitfast.benchmarking.model_comparison import WEIGHT, sample_images
@@ -17,10 +17,6 @@ from vitfast.benchmarking.subject import Subject
 from vitfast.benchmarking.work import count_gflop
 from vitfast.inference.accelerate import accelerate
 from vitfast.models import ImageModel, build_model
-from vitfast.ops.packed import has_packed
-
-# seconds that one run of the peak's loop takes, about
-_PEAK_S = 0.02
 
 
 def engine_comparison(model_name: str, batch: int, precision: str, peers: list[str]) -> Comparison:
@@ -51,7 +47,7 @@ def engine_comparison(model_name: str, batch: int, precision: str, peers: list[s
                 subjects.append(_subject(name, prepare_peer(name, foreign, images, precision)))
             except Unavailable as reason:
                 left_out[name] = str(reason)
-        peak = _peak(precision)
+        peak = arithmetic_peak(precision)
         return Contest(
             subjects=subjects if peak is None else [*subjects, peak],
             reference=lambda: reference,
@@ -91,20 +87,3 @@ def _subject(name: str, run: Callable[[], Tensor], gflop: float | None = None) -
         return logits if isinstance(logits, Tensor) else joined(logits)
 
     return Subject(name, run=run, output=output, gflop=gflop)
-
-
-def _peak(precision: str) -> Subject | None:
-    """A loop of multiply-adds on registers, on all threads: the arithmetic limit."""
-    if not has_packed("fma_peak"):
-        return None
-    arithmetic = "fp32" if precision == "fp16_32" else precision
-    operator = torch.ops.vitfast.fma_peak.default
-    iterations = 100_000
-    operator(arithmetic, iterations)
-    start = time.perf_counter()
-    operator(arithmetic, iterations)
-    iterations = max(1, round(iterations * _PEAK_S / (time.perf_counter() - start)))
-    operations = operator(arithmetic, iterations)
-    return Subject(
-        "arithmetic peak", run=lambda: operator(arithmetic, iterations), is_limit=True, gflop=operations * 1e-9
-    )

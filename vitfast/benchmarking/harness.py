@@ -44,6 +44,11 @@ class Measurement:
         """Seconds of one run."""
         return Spread.of(self.samples_s)
 
+    @property
+    def fastest_s(self) -> float:
+        """Seconds of one run in the shortest sample."""
+        return min(self.samples_s)
+
     def speedup_over(self, other: Measurement) -> Spread:
         """How many times faster this subject is than ``other``: the other's time over its own, round by round."""
         return Spread.of_ratios(other.samples_s, self.samples_s)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from vitfast.benchmarking.comparison import Comparison, Contest
 from vitfast.benchmarking.foreign_model import Unavailable, timm_model, torchvision_model
 from vitfast.benchmarking.subject import Subject
 from vitfast.benchmarking.work import count_gflop
+from vitfast.inference.description import PRECISIONS
 from vitfast.models import ImageModel
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -23,7 +24,13 @@ WEIGHT = 4.0
 
 
 def inference_comparison(
-    model_name: str, batch: int, precision: str, device: torch.device, *, compile: bool = False
+    model_name: str,
+    batch: int,
+    precision: str,
+    device: torch.device,
+    *,
+    compile: bool = False,
+    libraries: Collection[str] | None = None,
 ) -> Comparison:
     """The question how fast each library runs a model in evaluation mode; inputs and weights have the precision's type.
 
@@ -33,10 +40,11 @@ def inference_comparison(
         precision: a key of ``DTYPES``.
         device: where it runs.
         compile: also measure each model through ``torch.compile``.
+        libraries: whose models are measured beside; None: all.
     """
 
     def build() -> Contest:
-        models, left_out = build_models(model_name, device)
+        models, left_out = build_models(model_name, device, libraries)
         images = sample_images(models["vitfast"], batch)
         reference_name = next((name for name in models if name != "vitfast"), None)
         reference = None if reference_name is None else logits(models[reference_name].eval(), images)
@@ -64,12 +72,15 @@ def inference_comparison(
     )
 
 
-def build_models(model_name: str, device: torch.device) -> tuple[dict[str, nn.Module], dict[str, str]]:
-    """Builds a model three times with the same random weights, in fp32 and in training mode.
+def build_models(
+    model_name: str, device: torch.device, libraries: Collection[str] | None = None
+) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """Builds a model of each library with the same random weights, in fp32 and in training mode.
 
     Args:
         model_name: one of ``vitfast.list_models()``.
         device: where they lie.
+        libraries: beside vitfast; None: all.
 
     Returns:
         Library -> model, vitfast first; and library -> why it cannot take part.
@@ -80,6 +91,8 @@ def build_models(model_name: str, device: torch.device) -> tuple[dict[str, nn.Mo
         own = create_model(model_name).to(device)
         models: dict[str, nn.Module] = {"vitfast": own}
         for name, build in _FOREIGN.items():
+            if libraries is not None and name not in libraries:
+                continue
             try:
                 models[name] = build(own)
             except Unavailable as error:
@@ -92,6 +105,11 @@ def compiled(model: nn.Module) -> nn.Module:
     # Models of one class share a limit of recompilations, behind which they would quietly run uncompiled.
     torch.compiler.reset()
     return torch.compile(model, dynamic=False)  # type: ignore[return-value]
+
+
+def can_accelerate(precision: str, device: torch.device) -> bool:
+    """Whether ``vitfast.accelerate`` computes in this precision on this device."""
+    return precision in PRECISIONS.get(device.type, ())
 
 
 def sample_images(model: nn.Module, batch: int) -> Tensor:

@@ -172,6 +172,35 @@ def _mlp(sizes: Sizes, random: Random) -> OperatorCase:
     )
 
 
+def _linear(*, widens: bool) -> Callable[[Sizes, Random], OperatorCase]:
+    """A product with what follows it: the MLP's first with GELU, or its second with the residual."""
+
+    def make(sizes: Sizes, random: Random) -> OperatorCase:
+        fan_in, fan_out = (sizes.channels, sizes.hidden) if widens else (sizes.hidden, sizes.channels)
+        x, residual = random(sizes.batch, sizes.tokens, fan_in), random(sizes.batch, sizes.tokens, fan_out)
+        weight = (random(fan_out, fan_in).detach() * fan_in**-0.5).requires_grad_(x.requires_grad)
+        inputs = (x, weight, random(fan_out))
+        if widens:
+            return OperatorCase(
+                inputs,
+                rivals={
+                    "vitfast": lambda x, weight, bias: (ops.linear(x, weight, bias, activation="gelu"),),
+                    "torch": lambda x, weight, bias: (F.gelu(F.linear(x, weight, bias)),),
+                },
+                limits={"product alone": lambda x, weight, bias: (F.linear(x, weight, bias),)},
+            )
+        return OperatorCase(
+            inputs=(*inputs, residual),
+            rivals={
+                "vitfast": lambda x, weight, bias, residual: (ops.linear(x, weight, bias, residual=residual),),
+                "torch": lambda x, weight, bias, residual: (residual + F.linear(x, weight, bias),),
+            },
+            limits={"product alone": lambda x, weight, bias, residual: (F.linear(x, weight, bias),)},
+        )
+
+    return make
+
+
 def _quantize_float(float_format: FloatFormat, dtype: torch.dtype) -> Callable[[Sizes, Random], OperatorCase]:
     """Rounding of an activation; torch can do it for the few formats that it stores, by going there and back."""
 
@@ -194,6 +223,8 @@ OPERATORS: dict[str, Callable[[Sizes, Random], OperatorCase]] = {
     "attention_packed": _attention_packed,
     "layer_norm": _layer_norm,
     "add_layer_norm": _add_layer_norm,
+    "linear with gelu": _linear(widens=True),
+    "linear with residual": _linear(widens=False),
     "mlp": _mlp,
     "quantize_float to fp16": _quantize_float(FloatFormat.fp16(), torch.float16),
     "quantize_float to fp8_e4m3fn": _quantize_float(FloatFormat.fp8_e4m3fn(), torch.float8_e4m3fn),

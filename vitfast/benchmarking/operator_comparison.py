@@ -102,7 +102,8 @@ def _contest(case: OperatorCase, backward: bool) -> Contest:
             for name, function in case.limits.items()
         ]
     wide = tuple(tensor.detach().double().requires_grad_(backward) for tensor in case.inputs)
-    has_traffic = case.is_memory_bound and not backward
+    # on a GPU attention is bound by memory, too
+    has_traffic = not backward and (case.is_memory_bound or case.inputs[0].device.type == "cuda")
     return Contest(
         subjects=subjects,
         reference=_Runner(case.rivals["torch"], wide, backward).output,

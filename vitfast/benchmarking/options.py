@@ -14,6 +14,7 @@ Value = TypeVar("Value")
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 ENGINE_PRECISIONS = ("fp32", "bf16", "int8", "fp16_32")
+LIBRARIES = ("torchvision", "timm")
 PEER_NAMES = ("eager", "compile", "onnxruntime", "openvino", "torchao", "zentorch")
 
 
@@ -40,8 +41,17 @@ class BenchmarkOptions:
     )
     backward: bool = option(False, "operators: measure forward and backward together")
     compile: bool = option(False, "models: measure each one through torch.compile, too")
+    libraries: str = option(
+        "all", f"models: whose are measured beside vitfast's: all, or some of {', '.join(LIBRARIES)}"
+    )
+    limits: bool = option(
+        False, "measure a large copy and a large matrix product in each comparison, and shares of them"
+    )
     cold_cache: bool = option(False, "empty the caches before every run")
     seconds: float = option(45.0, "time for all measurements together; building and checking come on top", above=0)
+    stop_after: float | None = option(
+        None, "seconds after which no comparison begins, building included; resume=true goes on", above=0
+    )
     threads: int | None = option(None, "CPU threads; null: torch's choice", minimum=1)
     device: str = option("auto", "auto: a GPU if there is one", choices=["auto", "cpu", "cuda"])
     json: str | None = option(None, "file for the results as JSON; the tables go beside it, as .md")
@@ -56,6 +66,7 @@ class BenchmarkOptions:
         self.models()
         self.batches()
         self.precisions()
+        self.library_names()
         if self.backward and self.mode not in ("operators", "all"):
             raise UserError(f"backward=true is about single operators; mode={self.mode} has none, use mode=operators")
         if self.compile and self.mode == "operators":
@@ -84,6 +95,20 @@ class BenchmarkOptions:
             if word not in PEER_NAMES:
                 raise UserError(f"peers={self.peers}: {word!r} is unknown; allowed: all, {', '.join(PEER_NAMES)}")
         return _distinct(words)
+
+    def library_names(self) -> list[str]:
+        """The libraries whose models are measured beside vitfast's.
+
+        Raises:
+            UserError: one is unknown.
+        """
+        words = _words("libraries", self.libraries)
+        for word in words:
+            if words != ["all"] and word not in LIBRARIES:
+                raise UserError(
+                    f"libraries={self.libraries}: {word!r} is unknown; allowed: all, {', '.join(LIBRARIES)}"
+                )
+        return list(LIBRARIES) if words == ["all"] else _distinct(words)
 
     def models(self) -> list[str]:
         """The models' canonical names.

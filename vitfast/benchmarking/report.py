@@ -21,7 +21,8 @@ LEGEND = (
     "time: median (quartiles) of interleaved rounds. speed: against the fastest other subject of the same comparison, "
     "formed round by round; above 1 is faster. error: relative L2 distance to the reference. "
     "[in brackets]: does less work than the others, a bound. of peak: share of the multiply-adds that registers alone "
-    "reach, measured in the same rounds."
+    "reach, or a large matrix product; of copy: share of the bytes that a large copy moves; both in the fastest of the "
+    "same rounds."
 )
 
 
@@ -150,6 +151,8 @@ def _cells(outcome: Outcome) -> tuple[list[str], list[list[str]]]:
             columns.append((title, [number(value) for value in values]))
     if any(one.peak_share is not None for one in outcome.standings):
         columns.append(("of peak", [percent(one.peak_share) for one in outcome.standings]))
+    if any(one.copy_share is not None for one in outcome.standings):
+        columns.append(("of copy", [percent(one.copy_share) for one in outcome.standings]))
     columns.append(("speed", [_speed(one) for one in outcome.standings]))
     columns.append(("against", [one.against or "-" for one in outcome.standings]))
     columns.append(("error", ["-" if one.error is None else _error(one.error) for one in outcome.standings]))

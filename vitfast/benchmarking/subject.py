@@ -19,6 +19,7 @@ class Subject:
         is_limit: it does less work than the others (a plain copy beside a rounding): a bound to hold the others
             against, not a rival.
         gflop: floating-point operations in its run, in 1e9, where they are others than the comparison's.
+        gigabyte: bytes that its run reads and writes, in 1e9, where they are others than the comparison's.
     """
 
     name: str
@@ -26,3 +27,4 @@ class Subject:
     output: Callable[[], Tensor] | None = None
     is_limit: bool = False
     gflop: float | None = None
+    gigabyte: float | None = None

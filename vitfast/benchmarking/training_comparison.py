@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import partial
 
 import torch
@@ -12,7 +13,7 @@ from vitfast.benchmarking.comparison import Comparison, Contest
 from vitfast.benchmarking.foreign_model import gradients
 from vitfast.benchmarking.model_comparison import WEIGHT, build_models, compiled, sample_images
 from vitfast.benchmarking.subject import Subject
-from vitfast.benchmarking.work import count_gflop
+from vitfast.benchmarking.work import count_gflop, gigabytes
 from vitfast.config import OptimConfig
 from vitfast.engine.device import autocast
 from vitfast.engine.optimizer import create_optimizer
@@ -23,7 +24,13 @@ _LEARNING_RATE = 1e-6
 
 
 def training_comparison(
-    model_name: str, batch: int, precision: str, device: torch.device, *, compile: bool = False
+    model_name: str,
+    batch: int,
+    precision: str,
+    device: torch.device,
+    *,
+    compile: bool = False,
+    libraries: Collection[str] | None = None,
 ) -> Comparison:
     """The question how long a step takes: forward, cross-entropy, backward and torch's AdamW, the same for all.
 
@@ -35,13 +42,16 @@ def training_comparison(
         precision: ``"fp32"`` or ``"bf16"`` (fp16 would need a loss scale).
         device: where it runs.
         compile: also measure each model through ``torch.compile``.
+        libraries: whose models are measured beside; None: all.
     """
 
     def build() -> Contest:
-        models, left_out = build_models(model_name, device)
+        models, left_out = build_models(model_name, device, libraries)
         images = sample_images(models["vitfast"], batch)
         labels = torch.arange(batch, device=device) % models["vitfast"].num_classes  # type: ignore[operator]
         names = [name for name, _ in models["vitfast"].named_parameters()]
+        # the optimizer reads and writes each weight and its two averages
+        optimized = 6 * list(models["vitfast"].parameters())
         steps = {name: TrainingStep(model, images, labels, precision) for name, model in models.items()}
         outputs = {
             name: partial(full_gradient, step, names, rename=name == "torchvision") for name, step in steps.items()
@@ -64,6 +74,7 @@ def training_comparison(
             left_out=left_out,
             images=batch,
             gflop=count_gflop(steps["vitfast"].backward),
+            gigabyte=gigabytes([*optimized, images]),
         )
 
     return Comparison(

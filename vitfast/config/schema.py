@@ -322,6 +322,17 @@ class QuantizeConfig(NumberFormatOptions):
 
 
 @dataclass
+class OpsConfig:
+    """The code that computes the operators."""
+
+    kernels: str = option(
+        "auto",
+        "auto: vitfast's kernels, on a GPU those that a committed result proves; torch: torch's operators; all: also "
+        "kernels that are not proven yet; or names, torch's operators for the rest: attention,layer_norm",
+    )
+
+
+@dataclass
 class TrackConfig:
     """Where else the figures go; metrics.jsonl has them always."""
 
@@ -348,6 +359,7 @@ class Config:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    ops: OpsConfig = field(default_factory=OpsConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
 
     def check(self, prefix: str) -> None:

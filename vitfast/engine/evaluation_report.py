@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from vitfast.config import DATASETS, DataConfig, load_config, option
 from vitfast.data import ImageDataset, available_splits, build_dataset, build_loader
+from vitfast.engine.accelerated_report import AcceleratedReport, measure_accelerated
 from vitfast.engine.device import select_device
 from vitfast.engine.early_exit_report import EarlyExitReport, check_calibrated, measure_early_exit
 from vitfast.engine.evaluator import Evaluation, evaluate
@@ -73,11 +74,36 @@ class EvaluateOptions:
     )
     quantized_ckpt: bool | None = option(None, "as myrtle-vision calls it; not needed, the checkpoint says it itself")
     early_exit: bool = option(False, "also measure early exit, with the thresholds of python -m vitfast.exits")
+    accelerate: str | None = option(
+        None,
+        "measure the model as vitfast.accelerate makes it for this CPU, in this precision, beside the model itself; "
+        "null: only the model itself",
+        choices=["fp32", "bf16", "fp16_32", "int8"],
+    )
     precision: str = option("fp32", "arithmetic; bf16: autocast", choices=["fp32", "bf16"])
     device: str = option("auto", "auto: a GPU if there is one", choices=["auto", "cpu", "cuda"])
     threads: int | None = option(None, "CPU threads; null: torch's choice", minimum=1)
     data: EvaluateDataOptions = field(default_factory=EvaluateDataOptions)
     sweep: SweepOptions = field(default_factory=SweepOptions)
+
+    def check(self, prefix: str = "") -> None:
+        """Checks what limits cannot say.
+
+        Raises:
+            UserError: ``accelerate`` is given with an option that does not go with it.
+        """
+        others = {
+            f"precision={self.precision}": self.precision != "fp32",
+            f"device={self.device}": self.device == "cuda",
+            f"exits={self.exits}": self.exits == "sweep",
+            "early_exit=true": self.early_exit,
+        }
+        wrong = [name for name, given in others.items() if given]
+        if self.accelerate is not None and wrong:
+            raise UserError(
+                f"accelerate={self.accelerate} measures whole models on the CPU, in a precision of its own; "
+                f"leave {' and '.join(wrong)} out, or accelerate"
+            )
 
 
 def evaluate_checkpoint(options: EvaluateOptions) -> str:
@@ -89,12 +115,16 @@ def evaluate_checkpoint(options: EvaluateOptions) -> str:
     """
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    device = select_device(options.device)
+    device = select_device(options.device if options.accelerate is None else "cpu")
     trained = load_trained_model(options.checkpoint, weights=options.weights, device=device)
     if options.early_exit:
         check_calibrated(trained)
     loader = loader_of_split(trained, options.data, options.split)
     images = len(cast(ImageDataset, loader.dataset))
+    lay_out = as_json if options.output == "json" else as_table
+    if options.accelerate is not None:
+        accelerated = measure_accelerated(trained, loader, precision=options.accelerate)
+        return lay_out(trained, options, accelerated.evaluation, images, accelerated=accelerated)
     evaluation = evaluate(
         create_plain_task(trained.model),
         loader,
@@ -108,7 +138,6 @@ def evaluate_checkpoint(options: EvaluateOptions) -> str:
     early = None
     if options.early_exit:
         early = measure_early_exit(trained, loader, device=device, precision=options.precision)
-    lay_out = as_json if options.output == "json" else as_table
     return lay_out(trained, options, evaluation, images, early)
 
 
@@ -191,6 +220,7 @@ def as_table(
     evaluation: Evaluation,
     images: int,
     early: EarlyExitReport | None = None,
+    accelerated: AcceleratedReport | None = None,
 ) -> str:
     """Lays out the figures for people.
 
@@ -200,6 +230,7 @@ def as_table(
         evaluation: the figures.
         images: of the split; those that could not be read are among them.
         early: what early exit makes of them.
+        accelerated: how the model itself compares, where ``evaluation`` is of the accelerated one.
     """
     bad = images - evaluation.images
     measured = f"{evaluation.images:,} images" + (f" of {images:,}: {bad:,} cannot be read" if bad else "")
@@ -213,10 +244,13 @@ def as_table(
         ("calibration error (ECE)", percent(evaluation.calibration_error)),
         ("images/s", f"{evaluation.images_per_s:,.0f}"),
         *(early.summary() if early is not None else ()),
+        *(accelerated.summary() if accelerated is not None else ()),
     ]
     width = max(len(name) for name, _ in summary)
+    how = [] if accelerated is None else [f"runs     accelerated, in {accelerated.precision}, by {accelerated.kernels}"]
     lines = [
         f"model    {trained.describe()}",
+        *how,
         f"split    {options.split}, {measured}",
         "",
         *(f"{name.ljust(width)}  {value:>9}" for name, value in summary),
@@ -239,6 +273,7 @@ def as_json(
     evaluation: Evaluation,
     images: int,
     early: EarlyExitReport | None = None,
+    accelerated: AcceleratedReport | None = None,
 ) -> str:
     """The figures as one JSON object; what is undefined is null. The arguments are those of ``as_table``."""
     classes = per_class(evaluation, trained.class_names)
@@ -248,11 +283,12 @@ def as_json(
             "model": trained.manifest["model"]["name"],
             "weights": trained.weights,
             "split": options.split,
-            "precision": options.precision,
+            "precision": options.accelerate or options.precision,
             "images": evaluation.images,
             "unreadable_images": images - evaluation.images,
             **evaluation.metrics(),
             **({"early_exit": early.figures()} if early is not None else {}),
+            **({"accelerate": accelerated.figures()} if accelerated is not None else {}),
             "calibration_error": evaluation.calibration_error,
             "per_class": [{key: _json_number(value) for key, value in row.items()} for row in classes],
         },

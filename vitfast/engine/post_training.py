@@ -88,9 +88,9 @@ def quantize_checkpoint(options: QuantizeOptions) -> str:
     output = _output(options, trained)
     check_target(output)
 
-    before = _evaluate(reference, trained, options, images, "float32")
-    _quantize(model, options, trained)
+    _quantize(model, options, trained)  # first: what it refuses is told before minutes of evaluation
     numbers = describe_quantization(model)
+    before = _evaluate(reference, trained, options, images, "float32")
     after = _evaluate(model, trained, options, images, numbers)
     layers = _compare(model, reference, trained, options, images)
     figures = {"split": options.split, "float32": before.metrics(), "quantized": after.metrics()}

@@ -32,6 +32,7 @@ from vitfast.engine.training_report import next_commands, result_table, resume_c
 from vitfast.engine.training_state import TrainingState
 from vitfast.engine.training_task import create_task
 from vitfast.errors import UserError
+from vitfast.ops.kernel_choice import chosen_kernels
 from vitfast.quantization.record import describe_quantization
 
 AUTO = "auto"
@@ -46,6 +47,7 @@ _MAY_CHANGE = (
     "train.threads",
     "train.shard",
     "train.timeout_s",
+    "ops.kernels",
     "train.log_every",
     "train.checkpoint_every_epochs",
     "train.checkpoint_every_steps",
@@ -71,7 +73,11 @@ def run_training(arguments: Sequence[str], *, show_progress: bool | None = None)
         UserError: for everything that the user can mend.
     """
     checkpoint, config = _find_beginning(arguments)
-    with StopSignal() as stop, Ranks(config.train.device, config.train.timeout_s) as ranks:
+    with (
+        StopSignal() as stop,
+        Ranks(config.train.device, config.train.timeout_s) as ranks,
+        chosen_kernels(config.ops.kernels, ranks.device.type),
+    ):
         if config.train.threads is not None:
             torch.set_num_threads(config.train.threads)
         seed_everything(config.seed)
@@ -248,6 +254,8 @@ def _log_beginning(trainer: Trainer, checkpoint: Path | None) -> None:
     if config.quantize.format is not None:
         run.log(f"numbers   {describe_quantization(model)}")
     run.log(f"device    {together}{describe_device(trainer.device)}, {config.train.precision}")
+    if config.ops.kernels != "auto":
+        run.log(f"kernels   {config.ops.kernels}")
     run.log(f"schedule  {trainer.length.describe()}, {config.data.batch_size} images a step")
     if checkpoint is not None:
         run.log(f"resumed   {checkpoint.name}: {trainer.state.epoch} epochs and {trainer.state.step} steps are done")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vitfast.errors import UserError
 from vitfast.inference.acceleration_report import AccelerationReport, Agreement
 from vitfast.inference.fronts import HuggingFaceFront, ImagesFront
+from vitfast.inference.graphs.graph_cache import GraphCache
 from vitfast.inference.packed.packed_cascade import PackedCascade
 from vitfast.inference.packed.packed_linear import PackedLinear
 from vitfast.inference.packed.packed_transformer import PackedTransformer
@@ -24,7 +25,7 @@ _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class AcceleratedModel(nn.Module):
-    """A model that runs with packed weights, for inference on the CPU.
+    """A model that runs with packed weights, for inference on the CPU, or with cast ones on a GPU.
 
     It is called as its source and returns what its source returns. ``state_dict()`` has the source's keys; what is
     packed is unpacked for it, rounded as it is stored. It can be copied, pickled, compiled and exported; it cannot be
@@ -35,6 +36,7 @@ class AcceleratedModel(nn.Module):
         front: how it is called; None: the body is called as it is.
         state: the source's state dict, None where a tensor is packed in ``body``.
         report: what became of each part.
+        graphs: runs the body by recordings; None: operator by operator.
 
     Attributes:
         device: where it lies.
@@ -43,13 +45,19 @@ class AcceleratedModel(nn.Module):
     is_accelerated = True
 
     def __init__(
-        self, body: nn.Module, front: ImagesFront | None, state: Mapping[str, Tensor | None], report: AccelerationReport
+        self,
+        body: nn.Module,
+        front: ImagesFront | None,
+        state: Mapping[str, Tensor | None],
+        report: AccelerationReport,
+        graphs: GraphCache | None = None,
     ) -> None:
         super().__init__()
         self.body: Any = body
         self._front = front
         self._state = dict(state)
         self._report = report
+        self._graphs = graphs
         self.device = next((tensor.device for tensor in body.buffers()), torch.device("cpu"))
         if isinstance(front, HuggingFaceFront):  # transformers' pipelines ask a model for it
             self.config = front.config
@@ -74,8 +82,21 @@ class AcceleratedModel(nn.Module):
         if self._front is None:
             return self.body(*arguments, **options)
         images = self._checked(self._front.images_of(arguments, options))
-        with _autocast_off():
-            return self._front.result_of(self.body(images), options)
+        with self._autocast_off():
+            return self._front.result_of(self._results(images), options)
+
+    def _results(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """What the body makes of images, in float32."""
+        if self._graphs is None or torch.compiler.is_compiling():
+            outputs = self.body(images)
+            return _as_float32(outputs) if isinstance(outputs, tuple) else outputs.to(torch.float32)
+
+        def function(given: Tensor) -> tuple[Tensor, ...]:
+            results = self.body(given)
+            return _as_float32(results if isinstance(results, tuple) else (results,))
+
+        results = self._graphs.run("forward", function, (images,))
+        return results if self.body.returns_tuple else results[0]
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Computes the tokens after the final norm, ``[B, N, C]``, as ``forward_features`` of timm and vitfast.
@@ -85,8 +106,8 @@ class AcceleratedModel(nn.Module):
         """
         if not isinstance(self.body, PackedTransformer):
             raise UserError("this accelerated model has no tokens of its own to return; ask the source model")
-        with _autocast_off():
-            return self.body.forward_features(self._checked(images))
+        with self._autocast_off():
+            return self.body.forward_features(self._checked(images)).to(torch.float32)
 
     def train(self, mode: bool = True) -> AcceleratedModel:
         """Refuses training mode.
@@ -129,7 +150,7 @@ class AcceleratedModel(nn.Module):
         return self  # not applied: float() would widen the weights that are stored in 16 bits
 
     def _checked(self, images: Any) -> Tensor:
-        """Returns images in float32 or uint8, if they are what the model takes."""
+        """Returns images in the body's type or uint8, if they are what the model takes."""
         if not isinstance(images, Tensor):
             raise TypeError(f"images must be a tensor [B, channels, height, width], got {type(images).__name__}")
         self._check_type(images)
@@ -138,7 +159,7 @@ class AcceleratedModel(nn.Module):
         self.body.embedding.check(images)
         if images.dtype == torch.uint8:
             return images
-        images = images.detach().to(torch.float32)
+        images = images.detach().to(self.body.embedding.image_dtype)
         return images if self.body.embedding.normalization is None else images * 255.0
 
     def _check_type(self, images: Tensor) -> None:
@@ -151,6 +172,11 @@ class AcceleratedModel(nn.Module):
             )
         if images.dtype != torch.uint8:
             raise TypeError(f"images must be uint8 (0 to 255) or floating point (0 to 1), got {images.dtype}")
+
+    def _autocast_off(self) -> AbstractContextManager[Any]:
+        """The precision of an accelerated model is its own, whatever autocast says."""
+        kind = self.device.type
+        return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
     def _unpacked(self) -> dict[str, Tensor]:
         rows: dict[str, list[tuple[int, Tensor]]] = {}
@@ -170,6 +196,7 @@ class AcceleratedCascade(AcceleratedModel):
         front: how it is called.
         state: as in ``AcceleratedModel``.
         report: as in ``AcceleratedModel``.
+        graphs: as in ``AcceleratedModel``.
         source: whose number of exits and sizes it has.
     """
 
@@ -179,9 +206,10 @@ class AcceleratedCascade(AcceleratedModel):
         front: ImagesFront,
         state: Mapping[str, Tensor | None],
         report: AccelerationReport,
+        graphs: GraphCache | None,
         source: Any,
     ) -> None:
-        super().__init__(body, front, state, report)
+        super().__init__(body, front, state, report, graphs)
         self.model_name: str = source.model_name
         self.num_exits: int = source.num_exits
         self.num_classes: int = source.num_classes
@@ -200,8 +228,21 @@ class AcceleratedCascade(AcceleratedModel):
 
     def advance(self, state: ExitState) -> tuple[Tensor, ExitState]:
         """See ``vitfast.models.DVT.advance``."""
-        with _autocast_off():
-            return self.body.advance(state)
+        with self._autocast_off():
+            logits, after = self._advanced(state)
+        return logits.to(torch.float32), after
+
+    def _advanced(self, state: ExitState) -> tuple[Tensor, ExitState]:
+        if self._graphs is None or torch.compiler.is_compiling() or state.next_exit >= self.num_exits:
+            result: tuple[Tensor, ExitState] = self.body.advance(state)
+            return result
+
+        def function(*tensors: Tensor) -> tuple[Tensor, ...]:
+            logits, after = self.body.advance(_with_tensors(state, tensors))
+            return logits, *_tensors_of(after)[1:]  # the images stay what they were
+
+        logits, *reused = self._graphs.run(f"exit {state.next_exit}", function, _tensors_of(state))
+        return logits, self.body.state_after(state, tuple(reused))
 
 
 def _joined(parts: list[tuple[int, Tensor]]) -> Tensor:
@@ -210,6 +251,17 @@ def _joined(parts: list[tuple[int, Tensor]]) -> Tensor:
     return torch.cat([by_start[start] for start in sorted(by_start)]) if len(by_start) > 1 else parts[0][1]
 
 
-def _autocast_off() -> AbstractContextManager[Any]:
-    """The precision of an accelerated model is its own, whatever autocast says."""
-    return torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else nullcontext()
+def _tensors_of(state: ExitState) -> tuple[Tensor, ...]:
+    """What a state holds of each image; the images come first."""
+    return state.images, *(() if state.features is None else (state.features,)), *state.relations
+
+
+def _with_tensors(state: ExitState, tensors: tuple[Tensor, ...]) -> ExitState:
+    """A state like another one, of the tensors that ``_tensors_of`` returns of it."""
+    images, *reused = tensors
+    features = None if state.features is None else reused.pop(0)
+    return ExitState(images, state.next_exit, features, tuple(reused))
+
+
+def _as_float32(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(tensor.to(torch.float32) for tensor in tensors)

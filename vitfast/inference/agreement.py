@@ -20,23 +20,31 @@ from vitfast.inference.shared_twin import shared_twin
 class _Comparison(nn.Module):
     """Runs a block of the source in its place, and the packed one beside it on the same input."""
 
-    def __init__(self, source: nn.Module, packed: nn.Module, errors: dict[str, list[Tensor]]) -> None:
+    def __init__(
+        self, source: nn.Module, packed: nn.Module, device: torch.device, errors: dict[str, list[Tensor]]
+    ) -> None:
         super().__init__()
         self.source = source
+        self.device = device
         self.packed: Any = packed
         self.errors = errors
 
     def forward(self, x: Tensor, *arguments: Any, **options: Any) -> Any:
         expected = self.source(x, *arguments, **options)
         if isinstance(self.packed, PackedReuseBlock):
-            found, wanted = self.packed(x, *arguments, **options)[0], expected[0]
+            moved = {name: self._moved(value) for name, value in options.items()}
+            found, wanted = self.packed(self._moved(x), *map(self._moved, arguments), **moved)[0], expected[0]
         else:
-            found = self.packed(x)
+            found = self.packed(self._moved(x))
             wanted = expected[0] if isinstance(expected, tuple) else expected
             wanted = wanted[:, : found.shape[1]]  # the last block computes only what the head reads
-        distance = (found.double() - wanted.double()).norm() / wanted.double().norm()
+        wanted = wanted.to(found.device, torch.float64)
+        distance = (found.double() - wanted).norm() / wanted.norm()
         self.errors.setdefault(self.packed.name, []).append(distance)
         return expected
+
+    def _moved(self, value: Any) -> Any:
+        return value.to(self.device) if isinstance(value, Tensor) else value
 
 
 @torch.no_grad()
@@ -61,15 +69,18 @@ def check_agreement(
     for packed in accelerated.modules():
         if isinstance(packed, (PackedBlock, PackedLastBlock, PackedReuseBlock, BlockInPlace)):
             original = source.get_submodule(packed.name)
-            made[original] = _Comparison(shared_twin(original, {}), packed, errors)
+            made[original] = _Comparison(shared_twin(original, {}), packed, accelerated.device, errors)
     parameter = next(source.parameters())
     given = images.to(parameter.device)
     if normalization is not None:
         given = normalization.apply(given if given.dtype == torch.uint8 else given.float() * 255.0)
     expected = _results(shared_twin(source, made)(given.to(parameter.dtype)))
-    found = _results(accelerated(images))
-    pairs = [(one.float().flatten(1), other.float().flatten(1)) for one, other in zip(expected, found, strict=True)]
-    cosine = min(float(torch.cosine_similarity(one.double(), other.double()).min()) for one, other in pairs)
+    found = _results(accelerated(images.to(accelerated.device)))
+    pairs = [
+        (one.double().flatten(1).cpu(), other.double().flatten(1).cpu())
+        for one, other in zip(expected, found, strict=True)
+    ]
+    cosine = min(float(torch.cosine_similarity(one, other).min()) for one, other in pairs)
     top1 = min(float((one.argmax(1) == other.argmax(1)).double().mean()) for one, other in pairs)
     means = {name: float(torch.stack(values).mean()) for name, values in errors.items()}
     worst = max(means, key=lambda name: means[name], default="")

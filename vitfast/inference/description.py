@@ -16,7 +16,12 @@ from torch import Tensor, nn
 
 from vitfast.inference.stem_description import ConvStem, TokensToToken
 
-Precision = Literal["fp32", "bf16", "fp16_32", "int8"]
+Precision = Literal["fp32", "bf16", "fp16", "fp16_32", "int8"]
+# type of device -> what accelerated models compute in there
+PRECISIONS: dict[str, tuple[Precision, ...]] = {
+    "cpu": ("fp32", "bf16", "fp16_32", "int8"),
+    "cuda": ("fp32", "bf16", "fp16", "fp16_32"),
+}
 Activation = Literal["none", "gelu", "gelu_tanh", "gelu_quick", "tanh", "silu", "relu"]
 PatchOrder = Literal["channels_first", "channels_last"]
 Pooling = Literal["token", "mean", "token_and_mean", "all", "map"]

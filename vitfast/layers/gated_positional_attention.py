@@ -87,7 +87,11 @@ class GatedPositionalAttention(nn.Module):
             positional_BYXHD = attend_by_position(self._positional_probabilities(grid_size), qkv_BN3HD[:, :, 2])
             gate_H1 = torch.sigmoid(self.gating_param)[:, None].to(content_BNHD.dtype)
             content_BYXHD = content_BNHD.unflatten(1, (grid_size, grid_size))
-            out_BNHD = torch.lerp(content_BYXHD, positional_BYXHD, gate_H1).flatten(1, 2)
+            if content_BYXHD.requires_grad or positional_BYXHD.requires_grad or gate_H1.requires_grad:
+                out_BYXHD = torch.lerp(content_BYXHD, positional_BYXHD, gate_H1)
+            else:
+                out_BYXHD = content_BYXHD.lerp_(positional_BYXHD, gate_H1)  # another tensor costs page faults
+            out_BNHD = out_BYXHD.flatten(1, 2)
         return self.proj_drop(self.proj(out_BNHD.flatten(-2)))
 
     def blend(self, content_BHNN: Tensor) -> Tensor:

@@ -52,7 +52,8 @@ class RelationReuse(nn.Module):
         (first_weight, first_bias), (second_weight, second_bias) = _matrix(first), _matrix(second)
         parts = []
         for image in zip(*relations, strict=True):
-            hidden = activation(torch.addmm(first_bias, first_weight, torch.cat(image).flatten(1)))
+            hidden = torch.addmm(first_bias, first_weight, torch.cat(image).flatten(1))
+            torch.ops.aten.gelu_.default(hidden, approximate=activation.approximate)
             parts.append(torch.addmm(second_bias, second_weight, hidden))  # [L * H, (1 + g * g)²]
         if not parts:
             return self.mlp(torch.cat(tuple(relations), dim=1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -61,20 +62,18 @@ class TokensToToken(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Turns ``images`` ``[B, in_chans, size, size]`` into tokens ``[B, N, C]``, the grid row by row."""
-        grid = self.soft_split0.grid_size(images.shape[-1])
-        tokens = self.soft_split1(_as_image(self._first_tokens(images), grid))
-        tokens = self.attention2(tokens)
-        return self.project(self.soft_split2(_as_image(tokens, self.soft_split1.grid_size(grid))))
-
-    def _first_tokens(self, images: Tensor) -> Tensor:
-        """Splits and mixes for the first time; ``[B, G * G, token_dim]``.
-
-        The patches hold each pixel many times. Those of a whole batch leave a CPU's cache, and their memory is asked of
-        the system anew each time: without gradients one image is done after the other.
-        """
         if images.device.type == "cpu" and not torch.is_grad_enabled() and images.shape[0] > 1:
-            return torch.cat([self.attention1(self.soft_split0(image)) for image in images.split(1)])
-        return self.attention1(self.soft_split0(images))
+            # The patches hold each pixel many times. Those of a whole batch leave a CPU's cache, and their memory is
+            # asked of the system anew each time: one image is done after the other.
+            tokens = torch.cat([self._mixed_tokens(image) for image in images.split(1)])
+        else:
+            tokens = self._mixed_tokens(images)
+        return self.project(self.soft_split2(_as_image(tokens)))
+
+    def _mixed_tokens(self, images: Tensor) -> Tensor:
+        """Splits and mixes twice; ``[B, G * G, token_dim]``."""
+        tokens = self.attention1(self.soft_split0(images))
+        return self.attention2(self.soft_split1(_as_image(tokens)))
 
 
 def tokens_to_token_grid_size(img_size: int, patch_size: int, patch_stride: int, patch_padding: int) -> int:
@@ -84,6 +83,7 @@ def tokens_to_token_grid_size(img_size: int, patch_size: int, patch_stride: int,
     return halving.grid_size(halving.grid_size(grid)) if grid >= 1 else 0
 
 
-def _as_image(tokens: Tensor, grid_size: int) -> Tensor:
+def _as_image(tokens: Tensor) -> Tensor:
     """Arranges tokens ``[B, G * G, C]`` as ``[B, C, G, G]``."""
+    grid_size = math.isqrt(tokens.shape[1])
     return tokens.transpose(1, 2).unflatten(2, (grid_size, grid_size))

@@ -61,8 +61,8 @@ def attention(
     """Computes ``softmax(scale * q kᵀ + bias) v`` (Vaswani et al., 2017).
 
     The kernels take head dimensions up to 128 that are multiples of 8; others, and dropout, run on torch's operators (a
-    head dimension is reported once, by a warning). On CUDA the kernels take float16 and bfloat16 and up to 32768 tokens;
-    whatever else comes runs on torch's operators.
+    head dimension is reported once, by a warning). On CUDA they take float16 and bfloat16 and up to 32768 tokens; all
+    else runs on torch's operators.
 
     Args:
         q: ``[B, H, N, D]``, float32, bfloat16, float16 or float64.

@@ -11,9 +11,10 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from vitfast.ops import reference
+from vitfast.ops.autocast import cast
 from vitfast.ops.autograd import forbid_double_backward
 from vitfast.ops.checks import check_eps, check_like, check_shape, check_tensor
 from vitfast.ops.library import has_kernel
@@ -62,7 +63,7 @@ def layer_norm(
     """
     _check(x, weight, bias, eps)
     if not _has_kernel(x, round_operand, round_result):
-        return _rounded(reference.layer_norm(_rounded(x, round_operand), weight, bias, eps), round_result)
+        return _rounded(_with_torch_operators(_rounded(x, round_operand), weight, bias, eps), round_result)
     y: Tensor = torch.ops.vitfast.layer_norm_forward.default(
         x, weight, bias, float(eps), _raw(round_operand), _raw(round_result)
     )[0]
@@ -108,12 +109,21 @@ def add_layer_norm(
     _check(x, weight, bias, eps)
     if not _has_kernel(x, round_sum, round_operand, round_result):
         total = _rounded(x + residual, round_sum)
-        normalized = reference.layer_norm(_rounded(total, round_operand), weight, bias, eps)
+        normalized = _with_torch_operators(_rounded(total, round_operand), weight, bias, eps)
         return total, _rounded(normalized, round_result)
     summed, y, _, _ = torch.ops.vitfast.add_layer_norm_forward.default(
         x, residual, weight, bias, float(eps), _raw(round_sum), _raw(round_operand), _raw(round_result)
     )
     return summed, y
+
+
+def _with_torch_operators(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """Torch's fused operator, which takes one type: the widest of the arguments'."""
+    dtype = x.dtype
+    for parameter in (weight, bias):
+        dtype = dtype if parameter is None else torch.promote_types(dtype, parameter.dtype)
+    with torch.autocast(x.device.type, enabled=False):
+        return F.layer_norm(x.to(dtype), x.shape[-1:], cast(weight, dtype), cast(bias, dtype), eps).to(x.dtype)
 
 
 def _raw(rounding: FusedRounding | None) -> list[int]:
@@ -139,9 +149,12 @@ def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) ->
 
 
 def _has_kernel(x: Tensor, *roundings: object) -> bool:
-    if x.device.type == "cuda" and (x.dtype == torch.float64 or any(rounding is not None for rounding in roundings)):
+    device = x.device.type
+    if device == "cuda" and x.dtype == torch.float64:
         return False
-    return has_kernel("layer_norm", x.device.type)
+    # the gradient rounds the operand once more
+    rounds = any(rounding is not None for rounding in roundings)
+    return has_kernel("layer_norm", device) and (not rounds or has_kernel("quantize_float", device))
 
 
 def _statistics_like(x: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import os
 import platform
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,18 @@ import torch
 import vitfast
 
 # operator -> its raw operators in torch.ops.vitfast
-CPU_KERNELS = ("attention", "layer_norm", "matmul_accumulate", "mlp", "packed", "quantize_fixed", "quantize_float")
-CUDA_KERNELS = ("attention", "layer_norm", "quantize_fixed", "quantize_float")
+CPU_KERNELS = (
+    "attention",
+    "layer_norm",
+    "linear",
+    "matmul_accumulate",
+    "mlp",
+    "packed",
+    "quantize_fixed",
+    "quantize_float",
+    "upsample_relations",
+)
+CUDA_KERNELS = ("attention", "layer_norm", "linear", "matmul_accumulate", "mlp", "quantize_fixed", "quantize_float")
 
 # CUDA kernels that a committed GPU result under benchmarks/results/ covers
 PROVEN_CUDA_KERNELS: frozenset[str] = frozenset()
@@ -59,12 +71,19 @@ if _cpu_missing is None:
     torch.ops.vitfast.cpu_capability()
 
 
+def missing_kernel(kernel: str, device_type: str) -> str | None:
+    """Says why there is no kernel of vitfast for an operator on ``"cpu"`` or ``"cuda"``; None where there is one."""
+    if device_type == "cuda" and kernel not in CUDA_KERNELS:
+        return "no CUDA kernel yet"
+    library, missing = ("cuda", _cuda_missing) if device_type == "cuda" else ("cpu", _cpu_missing)
+    return None if missing is None else f"libvitfast_{library}.so: {missing}"
+
+
 def _cuda_state(kernel: str) -> str:
     """Says why a CUDA kernel is active or not."""
-    if kernel not in CUDA_KERNELS:
-        return "torch: no CUDA kernel yet"
-    if _cuda_missing is not None:
-        return f"torch: libvitfast_cuda.so: {_cuda_missing}"
+    missing = missing_kernel(kernel, "cuda")
+    if missing is not None:
+        return f"torch: {missing}"
     if _cuda_kernels == "none":
         return "torch: VITFAST_CUDA_KERNELS=none"
     if _cuda_kernels == "proven" and kernel not in PROVEN_CUDA_KERNELS:
@@ -74,7 +93,7 @@ def _cuda_state(kernel: str) -> str:
 
 _STATES: dict[tuple[str, str], str] = {}
 for _kernel in CPU_KERNELS:
-    _STATES[_kernel, "cpu"] = "vitfast" if _cpu_missing is None else f"torch: libvitfast_cpu.so: {_cpu_missing}"
+    _STATES[_kernel, "cpu"] = "vitfast" if _cpu_missing is None else f"torch: {missing_kernel(_kernel, 'cpu')}"
     _STATES[_kernel, "cuda"] = _cuda_state(_kernel)
     _STATES[_kernel, "meta"] = _STATES[_kernel, "cpu"]
 _ACTIVE: dict[tuple[str, str], bool] = {key: state == "vitfast" for key, state in _STATES.items()}
@@ -83,6 +102,26 @@ _ACTIVE: dict[tuple[str, str], bool] = {key: state == "vitfast" for key, state i
 def has_kernel(kernel: str, device_type: str) -> bool:
     """True where vitfast's own kernel runs for this operator on this type of device."""
     return _ACTIVE.get((kernel, device_type), False)
+
+
+@contextmanager
+def kernel_states(states: Mapping[tuple[str, str], str]) -> Iterator[None]:
+    """Replaces for a while which kernels run, in the whole process.
+
+    Args:
+        states: (operator, type of device) -> ``"vitfast"``, where the kernel is loaded, or ``"torch: <why>"``.
+    """
+    before = {key: _STATES[key] for key in states}
+    _set_states(states)
+    try:
+        yield
+    finally:
+        _set_states(before)
+
+
+def _set_states(states: Mapping[tuple[str, str], str]) -> None:
+    for key, state in states.items():
+        _STATES[key], _ACTIVE[key] = state, state == "vitfast"
 
 
 def build_info() -> dict[str, Any]:

@@ -15,8 +15,15 @@ from vitfast.ops.autocast import autocast_dtype, cast
 from vitfast.ops.autograd import forbid_double_backward
 from vitfast.ops.checks import check_like, check_shape, check_tensor
 from vitfast.ops.library import has_kernel
+from vitfast.ops.linear import linear
 
 APPROXIMATE = ("none", "tanh")
+
+# What the CUDA kernel takes, which keeps hidden units on chip: widths whose results fit registers.
+CUDA_DTYPES = (torch.float16, torch.bfloat16)
+CUDA_MAX_CHANNELS = 192
+CUDA_MULTIPLE = 8  # elements in 16 bytes
+CUDA_SHARED_BYTES = 144 * 1024
 
 
 def mlp(
@@ -59,18 +66,38 @@ def mlp(
     added_outside = residual if residual is not None and residual.dtype != x.dtype else None
     added_inside = residual if added_outside is None else None
 
-    if has_kernel("mlp", x.device.type):
-        weights = (fc1_weight, fc1_bias, fc2_weight, fc2_bias)
-        save_for_backward = torch.is_grad_enabled() and any(
-            tensor is not None and tensor.requires_grad for tensor in (x, *weights)
-        )
+    weights = (fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+    save_for_backward = torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in (x, *weights)
+    )
+    if _has_kernel(x, fc1_weight, fc2_weight, approximate, save_for_backward):
         out: Tensor = torch.ops.vitfast.mlp_forward.default(x, *weights, added_inside, approximate, save_for_backward)[
             0
         ]
+    elif has_kernel("linear", x.device.type):
+        # GELU and the residual are applied to the products on their way to memory
+        activation = "gelu_tanh" if approximate == "tanh" else "gelu"
+        with torch.autocast(x.device.type, enabled=False):
+            hidden = linear(x, fc1_weight, fc1_bias, activation=activation)
+            out = linear(hidden, fc2_weight, fc2_bias, residual=added_inside)
     else:
         with torch.autocast(x.device.type, enabled=False):
             out = reference.mlp(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, added_inside, approximate)
     return out if added_outside is None else out + added_outside
+
+
+def _has_kernel(x: Tensor, fc1_weight: Tensor, fc2_weight: Tensor, approximate: str, save_for_backward: bool) -> bool:
+    if not has_kernel("mlp", x.device.type):
+        return False
+    if x.device.type != "cuda":
+        return True
+    if x.dtype not in CUDA_DTYPES or approximate != "none" or save_for_backward:
+        return False
+    hidden, channels = fc1_weight.shape
+    fits = 0 < channels <= CUDA_MAX_CHANNELS and channels % CUDA_MULTIPLE == 0
+    if not fits or fc2_weight.shape[0] != channels or hidden == 0 or hidden % CUDA_MULTIPLE != 0:
+        return False
+    return torch.cuda.get_device_properties(x.device).shared_memory_per_block_optin >= CUDA_SHARED_BYTES
 
 
 def _check(

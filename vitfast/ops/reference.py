@@ -60,6 +60,23 @@ def add_layer_norm(
     return summed, layer_norm(summed, weight, bias, eps)
 
 
+def linear(
+    x: Tensor,  # [..., K]
+    weight_NK: Tensor,
+    bias_N: Tensor | None,
+    activation: str,
+    scale_N: Tensor | None,
+    residual: Tensor | None,  # [..., N]
+) -> Tensor:
+    """Returns residual + scale * activation(x weightᵀ + bias)."""
+    y = F.linear(x, weight_NK, bias_N)
+    if activation != "none":
+        y = F.gelu(y, approximate="tanh" if activation == "gelu_tanh" else "none")
+    if scale_N is not None:
+        y = y * scale_N
+    return y if residual is None else residual + y
+
+
 def mlp(
     x: Tensor,  # [..., C]
     fc1_weight_FC: Tensor,
@@ -227,3 +244,12 @@ def fused_multiply_add(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     toward_exact = torch.where((lost > 0) == (total > 0), bits + 1, bits - 1)
     odd = torch.where(is_inexact & (bits % 2 == 0), toward_exact, bits)
     return odd.view(torch.float64).to(torch.float32)
+
+
+def upsample_relations(x_BHnn: Tensor, matrix_Nn: Tensor) -> Tensor:
+    """Returns matrix x matrixᵀ, computed in float32, or in float64 for such an x."""
+    precise = x_BHnn.dtype if x_BHnn.dtype == torch.float64 else torch.float32
+    matrix_Nn = matrix_Nn.to(precise)
+    # Rows by way of the transpose: two plain matrix products are faster than a batched one with the matrix on the left.
+    x_BHNn = (x_BHnn.to(precise).transpose(2, 3) @ matrix_Nn.t()).transpose(2, 3)
+    return (x_BHNn @ matrix_Nn.t()).to(x_BHnn.dtype)

@@ -55,7 +55,8 @@ class QuantizedMlp(QuantizedModule, Mlp):
         is_own = not hidden.requires_grad and isinstance(self.fc1, nn.Linear) and not is_hooked(self.fc1)
         if not is_own or torch.compiler.is_compiling():
             return F.gelu(hidden, approximate=self.approximate)
-        return torch.ops.aten.gelu_.default(hidden, approximate=self.approximate)
+        torch.ops.aten.gelu_.default(hidden, approximate=self.approximate)
+        return hidden
 
 
 class QuantizedAttention(QuantizedModule, Attention):

@@ -8,6 +8,7 @@
 #include "csrc/mlp/gelu_cpu_kernel.h"
 #include "csrc/quantize/quantize_fixed_cpu_kernel.h"
 #include "csrc/quantize/quantize_float_cpu_kernel.h"
+#include "csrc/relations/upsample_relations_cpu_kernel.h"
 
 namespace vitfast::VITFAST_ISA {
 
@@ -27,6 +28,7 @@ const CpuKernels kernels = {
     quantize_fixed,
     matmul_accumulate,
     matmul_accumulate_panels,
+    upsample_relations,
 };
 
 }  // namespace vitfast::VITFAST_ISA

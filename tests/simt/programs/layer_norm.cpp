@@ -1,7 +1,7 @@
 // layer_norm, forward and backward: x [rows, C]; every tensor `offset` elements into its memory.
 
 #include "csrc/layer_norm/layer_norm_launch.cuh"
-#include "tests/simt/programs/program.h"
+#include "tests/simt/programs/float_rounding.h"
 
 using vitfast::LayerNormBackward;
 using vitfast::LayerNormForward;
@@ -32,6 +32,12 @@ void run(simt_test::Program& program) {
     a.y = output("y");
     a.mean = program.output<float>("mean", rows);
     a.rstd = program.output<float>("rstd", rows);
+    const auto round_sum = simt_test::optional_float_rounding(program, "round_sum");
+    const auto round_operand = simt_test::optional_float_rounding(program, "round_operand");
+    const auto round_result = simt_test::optional_float_rounding(program, "round_result");
+    a.round_sum = round_sum.has_value() ? &*round_sum : nullptr;
+    a.round_operand = round_operand.has_value() ? &*round_operand : nullptr;
+    a.round_result = round_result.has_value() ? &*round_result : nullptr;
     return vitfast::launch_layer_norm_forward<T, W>(a, {});
   }
   LayerNormBackward a{};

@@ -59,6 +59,7 @@ class Program {
     }
   }
 
+  bool has(const std::string& name) const { return options_.count(name) != 0; }
   std::string text(const std::string& name) const {
     const auto found = options_.find(name);
     if (found == options_.end()) stop("the option " + name + "= is missing");

@@ -1,29 +1,8 @@
 // quantize_float or quantize_fixed: x [count] -> y, both `offset` elements into their memory; or in place, and x is the
 // result.
 
-#include <cstring>
-
 #include "csrc/quantize/round_elements_launch.cuh"
-#include "tests/simt/programs/program.h"
-
-vitfast::FloatRounding float_rounding(simt_test::Program& program) {
-  const auto make = [&](auto layout) {
-    using Layout = decltype(layout);
-    const auto max_value = static_cast<typename Layout::Float>(program.number("max_value"));
-    typename Layout::Bits max_bits;
-    std::memcpy(&max_bits, &max_value, sizeof(max_bits));
-    return vitfast::make_float_format<Layout>(
-        program.integer("exponent_bits"),
-        program.integer("mantissa_bits"),
-        max_bits,
-        program.integer("has_inf") != 0,
-        program.integer("has_nan") != 0,
-        program.integer("signed_zero") != 0,
-        static_cast<vitfast::Overflow>(program.integer("overflow")));
-  };
-  const auto rounding = static_cast<vitfast::Rounding>(program.integer("rounding"));
-  return {rounding, make(vitfast::Float32Bits{}), make(vitfast::Float64Bits{})};
-}
+#include "tests/simt/programs/float_rounding.h"
 
 vitfast::FixedPointRounding fixed_rounding(simt_test::Program& program) {
   const auto make = [&](auto computed) {
@@ -49,7 +28,7 @@ void run(simt_test::Program& program, vitfast::Type type) {
   if (program.text("operator") == "quantize_fixed") {
     vitfast::launch_quantize_fixed(elements, fixed_rounding(program), {});
   } else {
-    vitfast::launch_quantize_float(elements, float_rounding(program), {});
+    vitfast::launch_quantize_float(elements, simt_test::float_rounding(program, "rounding"), {});
   }
 }
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from vitfast.errors import UserError
 from vitfast.inference.description import OwnForward
@@ -25,6 +26,7 @@ class OwnBlock(nn.Module):
         super().__init__()
         self.name = described.name
         self.why = described.why
+        self.dtype = packer.stream_dtype
         self.module = copy.deepcopy(described.module).to(packer.device).eval().requires_grad_(False)
         packer.adopt(described.module, self.module)
 
@@ -34,8 +36,11 @@ class OwnBlock(nn.Module):
         return "own forward"
 
     def forward(self, *arguments: Any, **options: Any) -> Any:
-        """Runs the block."""
-        return self.module(*arguments, **options)
+        """Runs the block, in float32 as its source."""
+        if self.dtype == torch.float32:
+            return self.module(*arguments, **options)
+        result = self.module(*_cast(arguments, torch.float32), **_cast(options, torch.float32))
+        return _cast(result, self.dtype)
 
 
 class BlockInPlace(PackedBlock):
@@ -60,3 +65,14 @@ class BlockInPlace(PackedBlock):
                 "source model for masks and other options"
             )
         return super().forward(x.float().contiguous()).to(x.dtype)
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    """Casts the floating-point tensors in an argument or a result."""
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if isinstance(value, (tuple, list)):
+        return type(value)(_cast(one, dtype) for one in value)
+    if isinstance(value, dict):
+        return {key: _cast(one, dtype) for key, one in value.items()}
+    return value

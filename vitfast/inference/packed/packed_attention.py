@@ -12,7 +12,6 @@ from vitfast import ops
 from vitfast.inference.description import Attention
 from vitfast.inference.packed.packer import Packer
 from vitfast.layers.positional_attention import attend_by_position, positional_probabilities
-from vitfast.ops.packed import has_packed
 
 
 class PackedAttention(nn.Module):
@@ -35,14 +34,14 @@ class PackedAttention(nn.Module):
         self.head_dim = described.head_dim
         self.scale = described.scale
         self.precision = described.qkv.precision or packer.precision
-        self.is_packed = has_packed("packed_attention", packer.device.type)
+        self.is_packed = packer.has("packed_attention")
         self.q_norm = packer.optional_norm(described.q_norm)
         self.k_norm = packer.optional_norm(described.k_norm)
         self.has_qk_norm = described.q_norm is not None or described.k_norm is not None
         gate = positional = None
         if described.gated is not None:
             gated, grid_size = described.gated, math.isqrt(num_patches)
-            gate = torch.sigmoid(gated.gating_param.detach())[:, None].to(packer.device)
+            gate = torch.sigmoid(gated.gating_param.detach())[:, None].to(packer.device, packer.stream_dtype)
             positional = positional_probabilities(gated.weight.detach(), gated.bias.detach(), grid_size)
             positional = positional.to(packer.device)
         self.register_buffer("gate", gate)  # [H, 1]
@@ -66,6 +65,7 @@ class PackedAttention(nn.Module):
     def related(self, qkv: Tensor, bias: Tensor | None, return_logits: bool) -> tuple[Tensor, Tensor | None]:
         """Attends with ``bias`` ``[B, H, N, N]`` on the logits, and returns these, too, if they are asked for."""
         qkv_BN3HD = qkv.unflatten(-1, (3, self.heads, self.head_dim))
+        bias = None if bias is None else bias.to(qkv.dtype)
         if not return_logits:
             return ops.attention_packed(qkv_BN3HD, bias=bias, scale=self.scale).flatten(-2), None
         out, logits = ops.attention_packed(qkv_BN3HD, bias=bias, scale=self.scale, return_logits=True)

@@ -7,12 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitfast import ops
 from vitfast.inference.description import Block, Mlp, Norm
 from vitfast.inference.packed.packed_attention import PackedAttention
 from vitfast.inference.packed.packed_linear import PackedLinear
 from vitfast.inference.packed.packed_norm import PackedNorm
 from vitfast.inference.packed.packer import Packer
 from vitfast.ops.packed import has_packed
+
+# activation -> the word of the operator ``mlp`` for it
+_GELU = {"gelu": "none", "gelu_tanh": "tanh"}
 
 
 class PackedNormLinear(nn.Module):
@@ -34,7 +38,7 @@ class PackedNormLinear(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Computes it from ``x`` ``[..., C]``, float32."""
+        """Computes it from ``x`` ``[..., C]``."""
         linear = self.linear
         if not self.is_fused:
             normalized: Tensor = linear(self.norm(x))
@@ -63,17 +67,14 @@ class PackedMlp(nn.Module):
         self.fc1 = packer.linear(described.fc1)
         self.fc2 = packer.linear(described.fc2)
         self.activation = described.activation
-        self.register_buffer("scale", packer.keep(scale))
-        self.is_fused = has_packed("packed_mlp", packer.device.type) and one_precision(
-            (self.norm,), (self.fc1, self.fc2)
-        )
+        self.register_buffer("scale", packer.in_stream(scale))
+        self.is_fused = packer.has("packed_mlp") and one_precision((self.norm,), (self.fc1, self.fc2))
+        self.is_cast = self.fc1.is_cast and self.fc2.is_cast
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         """Computes it from ``x`` ``[..., K]`` and ``residual`` ``[..., C]``."""
         if not self.is_fused:
-            hidden = self.fc1(self.norm(x), self.activation)
-            out: Tensor = self.fc2(hidden, scale=self.scale, residual=residual)
-            return out
+            return self.of_normalized(self.norm(x), residual)
         return torch.ops.vitfast.packed_mlp.default(
             x,
             *_norm_arguments(self.norm),
@@ -88,6 +89,15 @@ class PackedMlp(nn.Module):
             self.scale,
             residual,
         )
+
+    def of_normalized(self, x: Tensor, residual: Tensor) -> Tensor:
+        """Computes the same of what has passed the LayerNorm."""
+        if self.is_cast and self.scale is None and self.activation in _GELU:
+            weights = (self.fc1.packed, self.fc1.bias, self.fc2.packed, self.fc2.bias)
+            return ops.mlp(x, *weights, residual=residual, approximate=_GELU[self.activation])
+        hidden = self.fc1(x, self.activation)
+        out: Tensor = self.fc2(hidden, scale=self.scale, residual=residual)
+        return out
 
 
 class PackedBlock(nn.Module):
@@ -107,10 +117,11 @@ class PackedBlock(nn.Module):
         self.qkv = PackedNormLinear(packer.norm(described.norm1), packer.linear(described.attention.qkv))
         self.attention = PackedAttention(described.attention, packer, num_patches)
         self.proj = packer.linear(described.attention.proj)
-        self.register_buffer("scale1", packer.keep(described.scale1))
+        self.dtype = packer.stream_dtype
+        self.register_buffer("scale1", packer.in_stream(described.scale1))
         self.mlp = PackedMlp(described.norm2, described.mlp, packer, described.scale2)
         is_fused = (
-            has_packed("packed_block", packer.device.type)
+            packer.has("packed_block")
             and self.mlp.is_fused
             and self.attention.gate is None
             and not self.attention.has_qk_norm
@@ -126,12 +137,15 @@ class PackedBlock(nn.Module):
         return f"{path_of(self.qkv.linear, self.proj, self.mlp.fc1, self.mlp.fc2)}, attention apart"
 
     def forward(self, x: Tensor) -> Tensor:
-        """Transforms the residual stream ``x`` ``[B, N, C]``, float32; returns a new tensor."""
+        """Transforms the residual stream ``x`` ``[B, N, C]``; returns a new tensor."""
         if self._arguments is not None:
             fused: Tensor = torch.ops.vitfast.packed_block.default(x.contiguous(), *self._arguments)
             return fused
-        x = x.contiguous()
+        x = x.to(self.dtype).contiguous()
         attended = self.attention(self.qkv(x))
+        if self.mlp.is_cast:
+            x, normalized = self.mlp.norm.add(self.proj(attended, scale=self.scale1), x)
+            return self.mlp.of_normalized(normalized, x)
         x = self.proj(attended, scale=self.scale1, residual=x)
         out: Tensor = self.mlp(x, x)
         return out
@@ -186,7 +200,8 @@ class PackedLastBlock(nn.Module):
         self.kv = PackedNormLinear(norm1, packer.linear(qkv, rows=slice(inner, 3 * inner)))
         self.attention = PackedAttention(described.attention, packer)
         self.proj = packer.linear(described.attention.proj)
-        self.register_buffer("scale1", packer.keep(described.scale1))
+        self.dtype = packer.stream_dtype
+        self.register_buffer("scale1", packer.in_stream(described.scale1))
         self.mlp = PackedMlp(described.norm2, described.mlp, packer, described.scale2)
 
     @property
@@ -202,7 +217,7 @@ class PackedLastBlock(nn.Module):
 
     def first_tokens(self, x: Tensor, tokens: int) -> Tensor:
         """Transforms ``x`` ``[B, N, C]``; returns the first ``tokens`` of the result."""
-        x = x.contiguous()  # a block with its own forward may give anything
+        x = x.to(self.dtype).contiguous()  # a block with its own forward may give anything
         first = x[:, :tokens]
         attended = self.attention.of_first(self.q(first), self.kv(x))
         first = self.proj(attended, scale=self.scale1, residual=first.contiguous())

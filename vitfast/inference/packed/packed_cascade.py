@@ -57,6 +57,7 @@ class PackedCascade(nn.Module):
 
     def __init__(self, described: Cascade, packer: Packer) -> None:
         super().__init__()
+        self.returns_tuple = True
         self.exits = nn.ModuleList(PackedExit(one, packer) for one in described.exits)
         self.feature_reuse = described.feature_reuse
         self.relation_reuse = described.relation_reuse
@@ -89,5 +90,16 @@ class PackedCascade(nn.Module):
         logits, features, relations = self.exits[index](
             state.images, state.features, state.relations, return_relations=self.relation_reuse and not is_last
         )
-        reused = features if self.feature_reuse and not is_last else None
-        return logits, ExitState(state.images, index + 1, reused, relations)
+        reused = (features, *relations) if self.feature_reuse and not is_last else relations
+        return logits, self.state_after(state, reused)
+
+    def state_after(self, state: ExitState, reused: tuple[Tensor, ...]) -> ExitState:
+        """Returns the state after the next exit.
+
+        Args:
+            state: the one before.
+            reused: the exit's features, if the exit after it reads them, and its relations.
+        """
+        is_last = state.next_exit == len(self.exits) - 1
+        features, relations = (reused[0], reused[1:]) if self.feature_reuse and not is_last else (None, reused)
+        return ExitState(state.images, state.next_exit + 1, features, relations)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -10,24 +11,25 @@ from vitfast.inference.stem_description import Convolution, ConvStem
 
 
 class PackedConvStem(nn.Module):
-    """Convolutions in float32, in every precision, with their BatchNorms folded into them.
+    """Convolutions in the type of the tokens, with their BatchNorms folded into them.
 
     Args:
         described: the convolutions.
         packer: takes their tensors over.
     """
 
-    path = "torch's convolutions, fp32, BatchNorm folded"
-
     def __init__(self, described: ConvStem, packer: Packer) -> None:
         super().__init__()
         self.image_size = described.image_size
         self.in_chans = described.in_chans
+        arithmetic = "fp32" if packer.stream_dtype == torch.float32 else packer.precision
+        self.path = f"torch's convolutions, {arithmetic}, BatchNorm folded"
         self.steps = [(one.stride, one.padding, one.relu) for one in described.convolutions]
         for index, one in enumerate(described.convolutions):
             weight, bias = _folded(one)
-            self.register_buffer(f"weight{index}", weight.to(packer.device))
-            self.register_buffer(f"bias{index}", None if bias is None else bias.to(packer.device))
+            place = (packer.device, packer.stream_dtype)
+            self.register_buffer(f"weight{index}", weight.to(*place))
+            self.register_buffer(f"bias{index}", None if bias is None else bias.to(*place))
 
     @property
     def num_patches(self) -> int:

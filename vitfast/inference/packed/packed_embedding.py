@@ -17,7 +17,6 @@ from vitfast.inference.packed.packed_patches import PackedPatches
 from vitfast.inference.packed.packed_tokens_to_token import PackedTokensToToken
 from vitfast.inference.packed.packer import Packer
 from vitfast.inference.stem_description import TokensToToken
-from vitfast.ops.packed import has_packed
 
 
 class PackedEmbedding(nn.Module):
@@ -30,6 +29,8 @@ class PackedEmbedding(nn.Module):
 
     prefix: Tensor
     positions: Tensor | None
+    pixel_scale: Tensor | None
+    pixel_shift: Tensor | None
 
     def __init__(self, described: Embedding, packer: Packer) -> None:
         super().__init__()
@@ -44,26 +45,37 @@ class PackedEmbedding(nn.Module):
         is_plain = isinstance(self.patches, PackedPatches)
         self.resize = described.resize
         self.normalization = packer.normalization
+        pixel_scale = pixel_shift = None
+        if packer.normalization is not None:
+            coefficients = packer.normalization.coefficients()
+            pixel_scale, pixel_shift = (values.view(-1, 1, 1).to(packer.device) for values in coefficients)
+        self.register_buffer("pixel_scale", pixel_scale)
+        self.register_buffer("pixel_shift", pixel_shift)
         positions = packer.keep(described.positions)
         channels = self.patches.linear.out_features if is_plain else described.prefix[0].shape[2]
         prefix = torch.cat([torch.empty(1, 0, channels), *(token.detach().cpu() for token in described.prefix)], dim=1)
         self.positioned = 0 if positions is None else positions.shape[1] - self.patches.num_patches
         if positions is not None:
             prefix[:, : self.positioned] += positions[:, : self.positioned].cpu()
-        self.register_buffer("prefix", prefix[0].to(packer.device))  # [T, C], positions added
+        self.register_buffer("prefix", prefix[0].to(packer.device, packer.stream_dtype))  # [T, C], positions added
         self.register_buffer("positions", None if positions is None else positions[0, self.positioned :])  # [N, C]
         self.pre_norm = packer.optional_norm(described.pre_norm)
         self.is_fused = (
             is_plain
             and not norm_after_patches
             and self.patches.linear.precision != "int8"
-            and has_packed("packed_patch_embed", packer.device.type)
+            and packer.has("packed_patch_embed")
         )
 
     @property
     def path(self) -> str:
         """What runs it."""
         return f"one packed operator, {self.patches.linear.precision}" if self.is_fused else str(self.patches.path)
+
+    @property
+    def image_dtype(self) -> torch.dtype:
+        """Type of the images that it takes, where they are not uint8."""
+        return self.prefix.dtype if self.normalization is None else torch.float32
 
     def check(self, images: Tensor) -> None:
         """Checks the shape of images.
@@ -84,7 +96,11 @@ class PackedEmbedding(nn.Module):
             )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embeds ``images`` ``[B, in_chans, H, W]``, float32 or, with a normalisation, uint8: ``[B, T + N, C]``."""
+        """Embeds ``images`` ``[B, in_chans, H, W]``, of ``image_dtype`` or, with a normalisation, uint8.
+
+        Returns:
+            ``[B, T + N, C]``.
+        """
         positions = self._positions(images)
         if self.normalization is not None:
             images = self._prepared(images)
@@ -102,18 +118,19 @@ class PackedEmbedding(nn.Module):
                 patches.linear.precision,
             )
         else:
-            tokens = self.patches(images)
+            tokens = self.patches(images.to(self.prefix.dtype))
             if positions is not None:
-                tokens = tokens + positions
+                tokens = tokens + positions.to(tokens.dtype)
             tokens = torch.cat([self.prefix.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         out: Tensor = self.pre_norm(tokens)
         return out
 
     def _prepared(self, images: Tensor) -> Tensor:
         """Normalizes pixels where the projection does not read them as they are."""
-        assert self.normalization is not None
         if not getattr(self.patches, "reads_pixels", False):
-            return self.normalization.apply(images)
+            assert self.pixel_scale is not None
+            assert self.pixel_shift is not None
+            return images.to(torch.float32) * self.pixel_scale + self.pixel_shift
         return images if self.is_fused else images.to(torch.float32)
 
     def _positions(self, images: Tensor) -> Tensor | None:

@@ -34,6 +34,8 @@ class SourceRows:
 class PackedLinear(nn.Module):
     """Computes ``residual + scale * activation(x wᵀ + bias)``.
 
+    Where there is no kernel for packed weights, torch's operators compute the same.
+
     Args:
         weight: ``[O, K]``, float32. It is packed, not kept.
         bias: ``[O]`` or None; kept as it is.
@@ -41,6 +43,10 @@ class PackedLinear(nn.Module):
         rows: what ``weight`` is made of, from the first row to the last.
         column_order: where the columns of the source's weight stand in ``weight``: ``weight = source[:, order]``.
     """
+
+    # whether weight and input are of one type, which vitfast's other operators take, too
+    is_cast = False
+    _may_pack = True
 
     bias: Tensor | None
     packed: Tensor
@@ -59,8 +65,10 @@ class PackedLinear(nn.Module):
         self.out_features, self.in_features = weight.shape
         self.precision: Precision = precision
         self.rows = rows
-        self.is_packed = has_packed("packed_linear", weight.device.type)
+        self.is_packed = self._may_pack and has_packed("packed_linear", weight.device.type)
         self.layout = torch.ops.vitfast.packed_layout.default(precision) if self.is_packed else ""
+        if column_order is not None:
+            column_order = column_order.to(weight.device)
         weight = weight.detach() if column_order is None else weight.detach()[:, column_order]
         if self.is_packed:
             packed, scale = torch.ops.vitfast.pack_weight.default(weight.contiguous(), precision), None
@@ -95,11 +103,14 @@ class PackedLinear(nn.Module):
                 x, self.packed, self.bias, self.out_features, self.precision, activation, scale, residual
             )
             return out
-        out = plain_product(x, self.packed, self.weight_scale, self.bias, self.precision)
-        out = apply_activation(out, activation)
+        out = apply_activation(self.product(x), activation)
         if scale is not None:
             out = out * scale
         return out if residual is None else residual + out
+
+    def product(self, x: Tensor) -> Tensor:
+        """Computes ``x wᵀ + bias`` on torch's operators."""
+        return plain_product(x, self.packed, self.weight_scale, self.bias, self.precision)
 
     def unpacked(self) -> Tensor:
         """Returns the weight ``[O, K]`` in float32, rounded as it is stored, in the order of the source's columns."""

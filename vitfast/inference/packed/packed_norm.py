@@ -29,8 +29,12 @@ class PackedNorm(nn.Module):
         self.register_buffer("bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalizes ``x`` ``[..., C]``, float32."""
+        """Normalizes ``x`` ``[..., C]``."""
         return ops.layer_norm(round_to_fp16(x) if self.rounds_input else x, self.weight, self.bias, self.eps)
+
+    def add(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """Computes ``(x + residual, normalized sum)`` in one pass; for what is not rounded."""
+        return ops.add_layer_norm(x, residual, self.weight, self.bias, self.eps)
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows in parentheses."""

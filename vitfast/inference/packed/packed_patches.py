@@ -35,9 +35,13 @@ class PackedPatches(nn.Module):
         # pixels are 8-bit numbers, which bfloat16 holds: in int8 their product would only be less exact
         own = "bf16" if packer.precision == "int8" else packer.precision
         linear = replace(described.linear, precision=described.linear.precision or own)
-        # zeros around an image are zeros after the normalisation; FP16_32 rounds normalized images
+        # zeros around an image are zeros after the normalisation; FP16_32 rounds normalized images; in half precision
+        # weights for pixels would be subnormal
         self.reads_pixels = (
-            normalization is not None and order is None and max(self.padding) <= 0 and linear.precision != "fp16_32"
+            normalization is not None
+            and order is None
+            and max(self.padding) <= 0
+            and linear.precision not in ("fp16", "fp16_32")
         )
         if normalization is not None and self.reads_pixels:
             pixels = described.patch_size[0] * described.patch_size[1]

@@ -33,7 +33,8 @@ class PackedMapPool(nn.Module):
         self.q_norm = packer.optional_norm(described.q_norm)
         self.k_norm = packer.optional_norm(described.k_norm)
         queries_1LHD = queries.detach().to(packer.device).unflatten(-1, (self.heads, -1))
-        self.register_buffer("queries", self.q_norm(queries_1LHD).transpose(1, 2).contiguous())  # [1, H, L, D]
+        queries_1HLD = self.q_norm(queries_1LHD).transpose(1, 2).contiguous()
+        self.register_buffer("queries", queries_1HLD.to(packer.stream_dtype))
         self.kv = packer.linear(described.kv)
         self.proj = packer.linear(described.proj)
         self.norm = packer.optional_norm(described.norm)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vitfast import ops
 from vitfast.inference.description import Block, FeatureReuse, RelationReuse
 from vitfast.inference.packed.packed_attention import PackedAttention
 from vitfast.inference.packed.packed_block import PackedMlp, PackedNormLinear, path_of
@@ -30,7 +31,7 @@ class PackedFeatureReuse(nn.Module):
         self.fc1 = packer.linear(described.mlp.fc1)
         self.fc2 = packer.linear(described.mlp.fc2)
         self.activation = described.mlp.activation
-        self.register_buffer("upsample", packer.keep(described.upsample))
+        self.register_buffer("upsample", packer.in_stream(described.upsample))
 
     def forward(self, features: Tensor) -> Tensor:
         """Turns ``[B, 1 + g * g, C]`` into ``[B, 1 + G * G, out]``; the class token's are zero."""
@@ -51,17 +52,31 @@ class PackedRelationReuse(nn.Module):
     def __init__(self, described: RelationReuse, packer: Packer) -> None:
         super().__init__()
         self.layers = described.layers
+        self.image_by_image = packer.image_by_image
         self.fc1 = packer.linear(described.fc1)
         self.fc2 = packer.linear(described.fc2)
-        self.register_buffer("upsample", packer.keep(described.upsample))
+        self.register_buffer("upsample", packer.in_stream(described.upsample))
 
     def forward(self, relations: Sequence[Tensor]) -> Iterator[Tensor]:
         """Yields a bias ``[B, H, 1 + G * G, 1 + G * G]`` for each layer, when it asks for it."""
+        if not self.image_by_image:
+            yield from self._at_once(relations)
+            return
+        batch, heads, tokens, _ = relations[0].shape
+        mixed = relations[0].new_empty(batch, self.layers * heads, tokens, tokens)
+        for index, image in enumerate(zip(*relations, strict=True)):
+            channels_last = torch.cat(image).permute(1, 2, 0).contiguous()
+            mixed[index] = self.fc2(self.fc1(channels_last, "gelu")).permute(2, 0, 1)
+        for of_layer in mixed.chunk(self.layers, dim=1):
+            yield ops.upsample_relations(of_layer, self.upsample)
+
+    def _at_once(self, relations: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The same for all images together, by matrix products in the relations' type: what a GPU is made for."""
         channels_last = torch.cat(tuple(relations), dim=1).permute(0, 2, 3, 1).contiguous()
         mixed = self.fc2(self.fc1(channels_last, "gelu")).permute(0, 3, 1, 2)  # [B, L * H, 1 + g * g, 1 + g * g]
-        columns = self.upsample.T
+        columns = self.upsample.t()
         for of_layer in mixed.chunk(self.layers, dim=1):
-            # rows by way of the transpose, as in GridUpsample
+            # rows by way of the transpose, as in the operator
             yield (of_layer.transpose(2, 3) @ columns).transpose(2, 3) @ columns
 
 
@@ -82,6 +97,7 @@ class PackedReuseBlock(nn.Module):
         reuse = described.feature_reuse
         self.feature_reuse = None if reuse is None else PackedFeatureReuse(reuse, packer)
         self.mlp = PackedMlp(described.norm2, described.mlp, packer)
+        self.dtype = packer.stream_dtype
 
     @property
     def path(self) -> str:
@@ -97,7 +113,7 @@ class PackedReuseBlock(nn.Module):
         return_relations: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """See ``vitfast.layers.ReuseBlock``."""
-        x = x.contiguous()
+        x = x.to(self.dtype).contiguous()
         attended, logits = self.attention.related(self.qkv(x), relations, return_relations)
         x = self.proj(attended, residual=x)
         wide = x if self.feature_reuse is None else torch.cat([x, self.feature_reuse(features)], dim=2)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vitfast import ops
 from vitfast.inference.packed.packed_block import PackedMlp, PackedNormLinear, path_of
@@ -58,6 +60,7 @@ class PackedTokensToToken(nn.Module):
         super().__init__()
         self.image_size = described.image_size
         self.in_chans = described.in_chans
+        self.image_by_image = packer.image_by_image
         self.splits: Any = nn.ModuleList(SoftSplit(one.patch_size, one.stride, one.padding) for one in described.splits)
         self.mixers = nn.ModuleList(PackedTokenMixer(one, packer) for one in described.mixers)
         self.project = packer.linear(described.project)
@@ -77,9 +80,27 @@ class PackedTokensToToken(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Turns ``images`` ``[B, in_chans, size, size]`` into tokens ``[B, N, C]``."""
-        x, grid = images, images.shape[-1]
-        for split, mixer in zip(self.splits, [*self.mixers, self.project], strict=True):
-            tokens = mixer(split(x))
+        if self.image_by_image and len(images) > 1:  # as in vitfast.layers.TokensToToken
+            x = torch.cat([self._mixed(image) for image in images.split(1)])
+        else:
+            x = self._mixed(images)
+        tokens: Tensor = self.project(self._split(self.splits[-1], x))
+        return tokens
+
+    def _mixed(self, x: Tensor) -> Tensor:
+        """Splits and mixes, but for the last split; an image of tokens ``[B, D, G, G]``."""
+        grid = x.shape[-1]
+        for split, mixer in zip(self.splits[:-1], self.mixers, strict=True):
+            tokens = mixer(self._split(split, x))
             grid = split.grid_size(grid)
             x = tokens.transpose(1, 2).unflatten(2, (grid, grid))
-        return tokens
+        return x
+
+    def _split(self, split: SoftSplit, x: Tensor) -> Tensor:
+        """Runs a ``SoftSplit``; for all images at once by one copy, where torch's operator takes image by image."""
+        if self.image_by_image:
+            patches: Tensor = split(x)
+            return patches
+        padded = F.pad(x, (split.padding,) * 4)
+        windows = padded.unfold(2, split.patch_size, split.stride).unfold(3, split.patch_size, split.stride)
+        return windows.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)  # [B, N, C * P * P]

@@ -30,13 +30,15 @@ class PackedTransformer(nn.Module):
         self.embedding = PackedEmbedding(described.embedding, packer)
         readouts = [PackedReadout(one, packer) for one in described.readouts]
         self.combine = described.combine
+        self.returns_tuple = described.combine == "each"
         self.blocks = nn.ModuleList(self._block(one, packer) for one in described.blocks[:-1])
         for last in described.blocks[-1:]:
             self.blocks.append(self._last_block(last, packer, readouts))
         self.norm = packer.optional_norm(described.norm)
         self.readouts = nn.ModuleList(readouts)
         late = [torch.empty(1, 0, self.embedding.prefix.shape[1]), *(t.detach().cpu() for t in described.late_prefix)]
-        self.register_buffer("late_prefix", torch.cat(late, dim=1).to(packer.device))  # [1, T, C]
+        late_prefix = torch.cat(late, dim=1)  # [1, T, C]
+        self.register_buffer("late_prefix", late_prefix.to(packer.device, packer.stream_dtype))
         self.late_index = described.late_index if described.late_prefix else -1
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:

@@ -10,6 +10,7 @@ from vitfast.inference.packed.normalization import Normalization
 from vitfast.inference.packed.packed_linear import PackedLinear, SourceRows
 from vitfast.inference.packed.packed_norm import PackedNorm
 from vitfast.inference.packed.plain_product import round_to_fp16
+from vitfast.ops.packed import has_packed
 
 
 class Packer:
@@ -20,7 +21,14 @@ class Packer:
         precision: of the layers that a description leaves open.
         device: where the accelerated model lies.
         normalization: what the model does to its images first, or None.
+
+    Attributes:
+        stream_dtype: type of the tokens that flow from part to part.
+        image_by_image: whether images pass one after the other through what of a whole batch would leave a CPU's cache.
     """
+
+    stream_dtype = torch.float32
+    image_by_image = True
 
     def __init__(
         self,
@@ -57,7 +65,7 @@ class Packer:
         weight = weights[0] if len(weights) == 1 else torch.cat(weights)
         precision = described.precision or self.precision
         bias = self._bias(described, first, last)
-        return PackedLinear(weight, bias, precision, tuple(places), column_order)
+        return self._pack(weight, bias, precision, tuple(places), column_order)
 
     def linear_of_pixels(self, described: Linear, scale: Tensor, shift: Tensor) -> PackedLinear:
         """Packs a linear layer that is to read ``x`` where the source reads ``x * scale + shift``.
@@ -76,7 +84,7 @@ class Packer:
             shifted = shifted + bias.detach().to(self.device)
         rows = (SourceRows((), 0, weight.shape[0], (weight.shape[1],)),)
         scaled = (weight * scale.to(self.device)).float()
-        return PackedLinear(scaled, shifted.float(), described.precision or self.precision, rows)
+        return self._pack(scaled, shifted.float(), described.precision or self.precision, rows)
 
     def norm(self, described: Norm) -> PackedNorm:
         """Packs a LayerNorm; where the precision rounds it, gamma is rounded for good."""
@@ -99,6 +107,15 @@ class Packer:
             self._kept[id(tensor)] = tensor.detach().to(self.device, copy=True)
         return self._kept[id(tensor)]
 
+    def in_stream(self, tensor: Tensor | None) -> Tensor | None:
+        """Returns what ``keep`` does, in the type of the tokens that it meets."""
+        kept = self.keep(tensor)
+        return None if kept is None else kept.to(self.stream_dtype)
+
+    def has(self, operator: str) -> bool:
+        """Whether an operator on packed weights runs what is packed here."""
+        return has_packed(operator, self.device.type)
+
     def adopt(self, original: nn.Module, copied: nn.Module) -> None:
         """Takes the tensors of a module's copy as the copies of the module's."""
         copies = dict(copied.state_dict(keep_vars=True))
@@ -119,6 +136,16 @@ class Packer:
             key: None if key in self._packed_keys else self.keep(tensor)
             for key, tensor in source.state_dict(keep_vars=True).items()
         }
+
+    def _pack(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        precision: Precision,
+        rows: tuple[SourceRows, ...],
+        column_order: Tensor | None = None,
+    ) -> PackedLinear:
+        return PackedLinear(weight, bias, precision, rows, column_order)
 
     def _bias(self, described: Linear, first: int, last: int) -> Tensor | None:
         if all(bias is None for bias in described.biases):

@@ -77,6 +77,10 @@ inline float log2_approximate(float x) {
   return std::log2(x);
 }
 
+inline float reciprocal_approximate(float x) {
+  return 1.0f / x;
+}
+
 inline int opaque(int value) {
   return value;
 }

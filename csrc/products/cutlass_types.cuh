@@ -1,0 +1,44 @@
+// Between CUTLASS's names and ours.
+
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+#include <cutlass/cutlass.h>
+#include <cutlass/numeric_types.h>
+
+#include "csrc/common/types.h"
+#include "csrc/cuda/launch.cuh"
+
+namespace vitfast {
+
+template <typename T>
+struct CutlassElementOf;
+template <>
+struct CutlassElementOf<Half> {
+  using type = cutlass::half_t;
+};
+template <>
+struct CutlassElementOf<BFloat16> {
+  using type = cutlass::bfloat16_t;
+};
+template <typename T>
+using CutlassElement = typename CutlassElementOf<T>::type;
+
+inline void check_cutlass(cutlass::Status status) {
+  if (status != cutlass::Status::kSuccess) {
+    throw std::runtime_error(std::string("linear: CUTLASS error: ") + cutlass::cutlassGetStatusString(status));
+  }
+}
+
+// Launches a product that needs no workspace.
+template <typename Gemm, typename Arguments>
+void run_cutlass(const Arguments& arguments, Stream stream) {
+  if (Gemm::get_workspace_size(arguments) != 0) throw std::runtime_error("linear: this product wants a workspace");
+  Gemm gemm;
+  check_cutlass(gemm.initialize(arguments, nullptr, stream));
+  check_cutlass(gemm.run(stream));
+}
+
+}  // namespace vitfast

@@ -1,0 +1,145 @@
+// The operator linear on tensors, for every device: checks, and all that torch's operators do. A device brings
+//
+//     static std::optional<Tensor> product(const LinearCall&);   the whole result by its own kernel, or nothing
+
+#pragma once
+
+#include "csrc/common/tensors.h"
+#include "csrc/products/product.h"
+#include "csrc/products/torch_operators.h"
+#include "csrc/quantize/float_rounding.h"
+
+namespace vitfast {
+
+// Checked arguments of a call.
+struct LinearCall {
+  const Tensor& x;                    // [..., K]
+  const Tensor& weight;               // [N, K]
+  const std::optional<Tensor>& bias;  // [N]
+  ProductActivation activation;
+  const std::optional<Tensor>& scale;     // [N]
+  const std::optional<Tensor>& residual;  // [..., N]
+  const std::vector<int64_t>& rounding;   // of the result; empty: none
+};
+
+inline ProductActivation read_activation(const std::string& name) {
+  if (name == "none") return ProductActivation::none;
+  if (name == "gelu") return ProductActivation::gelu;
+  STD_TORCH_CHECK(name == "gelu_tanh", "linear: activation must be none, gelu or gelu_tanh, got ", name);
+  return ProductActivation::gelu_tanh;
+}
+
+// The name of the activation as torch's gelu takes it.
+inline std::string approximate_of(ProductActivation activation) {
+  return activation == ProductActivation::gelu_tanh ? "tanh" : "none";
+}
+
+inline int64_t count_rows(const Tensor& x) {
+  int64_t rows = 1;
+  for (int64_t i = 0; i + 1 < x.dim(); ++i) rows *= x.size(i);
+  return rows;
+}
+
+inline std::vector<int64_t> linear_sizes(const Tensor& x, const Tensor& weight) {
+  std::vector<int64_t> sizes = sizes_of(x);
+  sizes.back() = weight.size(0);
+  return sizes;
+}
+
+inline void check_linear_weight(const Tensor& x, const Tensor& weight) {
+  check_tensor("linear", "x", x);
+  STD_TORCH_CHECK(x.dim() > 0, "linear: x must have at least one dimension");
+  check_same_type("linear", "weight", weight, x);
+  STD_TORCH_CHECK(weight.dim() == 2, "linear: weight must have two dimensions");
+  check_sizes("linear", "weight", weight, {weight.size(0), x.size(-1)});
+}
+
+inline void check_linear_addend(
+    const char* name, const std::optional<Tensor>& tensor, const Tensor& x, const std::vector<int64_t>& sizes) {
+  if (!tensor.has_value()) return;
+  check_same_type("linear", name, *tensor, x);
+  check_sizes("linear", name, *tensor, sizes);
+}
+
+// The result from x weightᵀ + bias, by torch's operators.
+inline Tensor finish_by_torch(const LinearCall& call, const Tensor& pre_activation) {
+  Tensor y = pre_activation;
+  if (call.activation != ProductActivation::none) {
+    y = call_torch("aten::gelu", "", y, approximate_of(call.activation));
+  }
+  if (call.scale.has_value()) y = torch_multiply(y, *call.scale);
+  if (call.residual.has_value()) y = torch_add(*call.residual, y);
+  return as_contiguous(y);
+}
+
+template <typename Device>
+std::tuple<Tensor, std::optional<Tensor>> linear_forward(
+    const Tensor& x,                    // [..., K]
+    const Tensor& weight,               // [N, K]
+    const std::optional<Tensor>& bias,  // [N]
+    std::string activation,
+    const std::optional<Tensor>& scale,     // [N]
+    const std::optional<Tensor>& residual,  // [..., N]
+    std::vector<int64_t> round_result,
+    bool save_for_backward) {
+  check_linear_weight(x, weight);
+  check_linear_addend("bias", bias, x, {weight.size(0)});
+  check_linear_addend("scale", scale, x, {weight.size(0)});
+  check_linear_addend("residual", residual, x, linear_sizes(x, weight));
+  read_fused_rounding("linear", round_result);
+  const LinearCall call{x, weight, bias, read_activation(activation), scale, residual, round_result};
+
+  // the gradients of what follows the sum need the sum; without them it need not be written
+  const bool saves_sum = save_for_backward && (call.activation != ProductActivation::none || scale.has_value());
+  if (!saves_sum) {
+    if (const std::optional<Tensor> fused = Device::product(call)) return {*fused, std::nullopt};
+  }
+  const std::optional<Tensor> nothing;
+  const std::vector<int64_t> no_rounding;
+  const LinearCall sum{x, weight, bias, ProductActivation::none, nothing, nothing, no_rounding};
+  const std::optional<Tensor> own_sum = saves_sum ? Device::product(sum) : std::nullopt;
+  const Tensor pre_activation = own_sum.has_value() ? *own_sum : as_contiguous(torch_linear(x, weight, bias));
+  Tensor out = finish_by_torch(call, pre_activation);
+  if (!round_result.empty()) quantize_float_in_place(out, round_result);
+  return {out, saves_sum ? std::optional<Tensor>(pre_activation) : std::nullopt};
+}
+
+// Plain products, which torch's libraries do best, and torch's own GELU.
+inline std::tuple<Tensor, Tensor, std::optional<Tensor>, std::optional<Tensor>> linear_backward(
+    const Tensor& grad_out,                       // [..., N]
+    const Tensor& x,                              // [..., K]
+    const Tensor& weight,                         // [N, K]
+    const std::optional<Tensor>& pre_activation,  // [..., N]
+    const std::optional<Tensor>& scale,           // [N]
+    std::string activation,
+    bool has_bias) {
+  check_linear_weight(x, weight);
+  check_linear_addend("grad_out", grad_out, x, linear_sizes(x, weight));
+  check_linear_addend("pre_activation", pre_activation, x, linear_sizes(x, weight));
+  check_linear_addend("scale", scale, x, {weight.size(0)});
+  const ProductActivation kind = read_activation(activation);
+  const bool needs_sum = kind != ProductActivation::none || scale.has_value();
+  STD_TORCH_CHECK(pre_activation.has_value() == needs_sum, "linear_backward: pre_activation is what forward returned");
+
+  const auto rows_of = [&](const Tensor& tensor, int64_t width) { return reshaped(tensor, {count_rows(x), width}); };
+  Tensor grad = as_contiguous(rows_of(grad_out, weight.size(0)));
+  std::optional<Tensor> grad_scale;
+  if (scale.has_value()) {
+    const Tensor pre_rows = rows_of(*pre_activation, weight.size(0));
+    const bool is_linear = kind == ProductActivation::none;
+    const Tensor y = is_linear ? pre_rows : call_torch("aten::gelu", "", pre_rows, approximate_of(kind));
+    grad_scale = sum_of_rows(torch_multiply(grad, y));
+    grad = torch_multiply(grad, *scale);
+  }
+  if (kind != ProductActivation::none) {
+    const Tensor pre_rows = rows_of(*pre_activation, weight.size(0));
+    grad = call_torch("aten::gelu_backward", "", grad, pre_rows, approximate_of(kind));
+  }
+  const Tensor grad_x = reshaped(torch::stable::matmul(grad, weight), sizes_of(x));
+  const Tensor grad_weight = torch::stable::matmul(torch::stable::transpose(grad, 0, 1), rows_of(x, x.size(-1)));
+  std::optional<Tensor> grad_bias;
+  if (has_bias) grad_bias = sum_of_rows(grad);
+  return {grad_x, as_contiguous(grad_weight), grad_bias, grad_scale};
+}
+
+}  // namespace vitfast

@@ -1,0 +1,164 @@
+// The product on compute capability 9.0: CUTLASS 3.x, whose warps part the work. One warp copies tiles by TMA, two
+// groups of four warps multiply them (wgmma) and finish the sums; the next tile's copies are under way meanwhile.
+//
+// Every choice of the epilogue is made at run time, so there is one kernel for each type and tile.
+
+#pragma once
+
+#include <stdexcept>
+
+#include <cutlass/cutlass.h>
+#include <cutlass/gemm/device/gemm_universal_adapter.h>
+#include <cutlass/epilogue/collective/collective_builder.hpp>
+#include <cutlass/gemm/collective/collective_builder.hpp>
+#include <cutlass/gemm/kernel/gemm_universal.hpp>
+
+#include "csrc/products/cutlass_types.cuh"
+#include "csrc/products/product_epilogue.cuh"
+#include "csrc/products/product_launch.cuh"
+
+namespace vitfast {
+
+// The residual as a leaf of CUTLASS's epilogue tree; whether there is one is known at run time.
+template <typename Element>
+struct OptionalSource : cutlass::epilogue::fusion::Sm90SrcFetch<Element> {
+  using Base = cutlass::epilogue::fusion::Sm90SrcFetch<Element>;
+  struct SharedStorage {};
+  struct Arguments {
+    bool is_there = false;
+  };
+  using Params = Arguments;
+
+  template <class ProblemShape>
+  static constexpr Params to_underlying_arguments(const ProblemShape&, const Arguments& arguments, void*) {
+    return arguments;
+  }
+  template <class ProblemShape>
+  static bool can_implement(const ProblemShape&, const Arguments&) {
+    return true;
+  }
+  template <class ProblemShape>
+  static size_t get_workspace_size(const ProblemShape&, const Arguments&) {
+    return 0;
+  }
+  template <class ProblemShape>
+  static cutlass::Status initialize_workspace(
+      const ProblemShape&, const Arguments&, void*, cudaStream_t, cutlass::CudaHostAdapter* = nullptr) {
+    return cutlass::Status::kSuccess;
+  }
+
+  CUTLASS_HOST_DEVICE OptionalSource() {}
+  CUTLASS_HOST_DEVICE OptionalSource(const Params& params, const SharedStorage&) : is_there(params.is_there) {}
+
+  CUTLASS_DEVICE bool is_producer_load_needed() const { return is_there; }
+  CUTLASS_DEVICE bool is_C_load_needed() const { return is_there; }
+
+  template <bool ReferenceSrc, class... Args>
+  CUTLASS_DEVICE auto get_consumer_store_callbacks(
+      const cutlass::epilogue::fusion::detail::ConsumerStoreArgs<Args...>& arguments) {
+    if (!is_there) cute::clear(arguments.tCrC);
+    return Base::template get_consumer_store_callbacks<ReferenceSrc>(arguments);
+  }
+
+  bool is_there = false;
+};
+
+// The root of the tree: every choice of finish_products, made at run time.
+template <typename T>
+struct FinishSm90 {
+  template <typename Values>
+  struct Function {
+    using Arguments = ProductEpilogue;
+    CUTLASS_DEVICE Values operator()(
+        const Values& sums,
+        const Values& bias,
+        const Values& scale,
+        const Values& residual,
+        const Arguments& epilogue) const {
+      return finish_products<T, Values::kElements>(sums, bias, scale, residual, epilogue);
+    }
+  };
+};
+
+// A tile of the result: 128 rows, `columns` columns; depth is walked in steps of 64. `cluster_rows` neighbouring blocks
+// share the weight's tile by multicast.
+template <typename T, int columns, int cluster_rows>
+struct ProductSm90a {
+  using Element = CutlassElement<T>;
+  using Tile = cute::Shape<cute::_128, cute::Int<columns>, cute::_64>;
+  using Cluster = cute::Shape<cute::Int<cluster_rows>, cute::_1, cute::_1>;
+  using Row = cutlass::epilogue::fusion::Sm90RowBroadcast<0, Tile, Element, float>;
+  using Tree = cutlass::epilogue::fusion::Sm90EVT<
+      cutlass::epilogue::fusion::
+          Sm90Compute<FinishSm90<T>::template Function, Element, float, cutlass::FloatRoundStyle::round_to_nearest>,
+      cutlass::epilogue::fusion::Sm90AccFetch,
+      Row,
+      Row,
+      OptionalSource<Element>>;
+  using Epilogue = typename cutlass::epilogue::collective::CollectiveBuilder<
+      cutlass::arch::Sm90,
+      cutlass::arch::OpClassTensorOp,
+      Tile,
+      Cluster,
+      cutlass::epilogue::collective::EpilogueTileAuto,
+      float,
+      float,
+      Element,
+      cutlass::layout::RowMajor,
+      product_alignment,
+      Element,
+      cutlass::layout::RowMajor,
+      product_alignment,
+      cutlass::epilogue::TmaWarpSpecializedCooperative,
+      Tree>::CollectiveOp;
+  using Mainloop = typename cutlass::gemm::collective::CollectiveBuilder<
+      cutlass::arch::Sm90,
+      cutlass::arch::OpClassTensorOp,
+      Element,
+      cutlass::layout::RowMajor,
+      product_alignment,
+      Element,
+      cutlass::layout::ColumnMajor,
+      product_alignment,
+      float,
+      Tile,
+      Cluster,
+      cutlass::gemm::collective::StageCountAutoCarveout<int(sizeof(typename Epilogue::SharedStorage))>,
+      cutlass::gemm::KernelTmaWarpSpecializedCooperative>::CollectiveOp;
+  using Kernel = cutlass::gemm::kernel::GemmUniversal<cute::Shape<int, int, int, int>, Mainloop, Epilogue>;
+  using Gemm = cutlass::gemm::device::GemmUniversalAdapter<Kernel>;
+
+  static typename Gemm::Arguments arguments(const Product& p) {
+    const auto rows_of = [](int length) { return cute::make_stride(int64_t(length), cute::_1{}, int64_t(0)); };
+    // a tensor map needs an address, even if it is never read
+    const void* source = p.residual != nullptr ? p.residual : p.out;
+    typename Gemm::Arguments a{
+        cutlass::gemm::GemmUniversalMode::kGemm,
+        {p.rows, p.columns, p.depth, 1},
+        {static_cast<const Element*>(p.x), rows_of(p.depth), static_cast<const Element*>(p.weight), rows_of(p.depth)},
+        {{{},
+          {static_cast<const Element*>(p.bias), Element(0), {}},
+          {static_cast<const Element*>(p.scale), Element(1), {}},
+          {p.residual != nullptr},
+          p.epilogue},
+         static_cast<const Element*>(source),
+         rows_of(p.columns),
+         static_cast<Element*>(p.out),
+         rows_of(p.columns)}};
+    check_cuda(cudaGetDevice(&a.hw_info.device_id));
+    check_cuda(cudaDeviceGetAttribute(&a.hw_info.sm_count, cudaDevAttrMultiProcessorCount, a.hw_info.device_id));
+    return a;
+  }
+
+  static void launch(const Product& product, Stream stream) { run_cutlass<Gemm>(arguments(product), stream); }
+};
+
+// Widths of ViTs are multiples of 192 (ViT-Ti, S, B) or of 256 (B, L): the larger tile reads less, and wastes nothing
+// where it fits.
+template <typename T>
+void launch_product_sm90a(const Product& product, Stream stream) {
+  if (product.columns % 256 == 0) return ProductSm90a<T, 256, 2>::launch(product, stream);
+  ProductSm90a<T, 192, 2>::launch(product, stream);
+}
+
+}  // namespace vitfast

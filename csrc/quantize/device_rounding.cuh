@@ -1,0 +1,66 @@
+// The rounding of a float to a format within another kernel. What is rounded is one of two things:
+//
+//     a number as it was stored        any bits; rounded as quantize_float rounds them
+//     a number that was computed       the same, but for NaN: the device's arithmetic knows one, whose mantissa is all
+//                                      ones. QPyTorch's rule takes NaN for a number and would carry it into a zero: it
+//                                      is given the NaN of torch.nan, which becomes the format's largest number.
+
+#pragma once
+
+#include "csrc/common/float_format.h"
+#include "csrc/cuda/numbers.cuh"
+
+namespace vitfast {
+
+// No rounding.
+struct NoRounding {
+  static constexpr bool is_there = false;
+  __device__ __forceinline__ float of_stored(float value) const { return value; }
+  __device__ __forceinline__ float of_computed(float value) const { return value; }
+};
+
+// Rounding by a rule that the compiler knows.
+template <Rounding rule>
+struct RuleRounding {
+  FloatFormat<Float32Bits> format;
+  bool is_there;
+
+  __device__ __forceinline__ float of_stored(float value) const {
+    return from_bits(round_bits<Float32Bits, rule>(bits_of(value), format));
+  }
+  __device__ __forceinline__ float of_computed(float value) const {
+    if constexpr (rule == Rounding::qtorch) return of_stored(value == value ? value : from_bits(0x7fc00000u));
+    return of_stored(value);
+  }
+};
+
+// Rounding by any rule that is not stochastic.
+struct AnyRounding {
+  FloatFormat<Float32Bits> format;
+  bool is_there;
+  Rounding rule;
+
+  __device__ __forceinline__ float of_stored(float value) const {
+    if (rule == Rounding::nearest_even) return RuleRounding<Rounding::nearest_even>{format, true}.of_stored(value);
+    if (rule == Rounding::nearest_away) return RuleRounding<Rounding::nearest_away>{format, true}.of_stored(value);
+    if (rule == Rounding::qtorch) return RuleRounding<Rounding::qtorch>{format, true}.of_stored(value);
+    return RuleRounding<Rounding::toward_zero>{format, true}.of_stored(value);
+  }
+  __device__ __forceinline__ float of_computed(float value) const {
+    return of_stored(rule != Rounding::qtorch || value == value ? value : from_bits(0x7fc00000u));
+  }
+};
+
+// A rounding as a kernel takes it; `rounding` may be null.
+template <Rounding rule>
+RuleRounding<rule> rule_rounding(const FloatRounding* rounding) {
+  if (rounding == nullptr) return {{}, false};
+  return {rounding->format32, true};
+}
+
+inline AnyRounding any_rounding(const FloatRounding* rounding) {
+  if (rounding == nullptr) return {{}, false, Rounding::nearest_even};
+  return {rounding->format32, true, rounding->rounding};
+}
+
+}  // namespace vitfast

@@ -1,0 +1,71 @@
+#include "csrc/cpu/tensors.h"
+
+namespace vitfast {
+namespace {
+
+// The nonzero elements of a matrix [fine, coarse], row by row.
+template <typename C>
+struct SparseRows {
+  SparseRows(const Tensor& matrix) : starts{0} {
+    const C* element = static_cast<const C*>(matrix.const_data_ptr());
+    for (int64_t row = 0; row < matrix.size(0); ++row) {
+      for (int64_t column = 0; column < matrix.size(1); ++column, ++element) {
+        if (*element == C(0)) continue;
+        columns.push_back(column);
+        weights.push_back(*element);
+      }
+      starts.push_back(int64_t(columns.size()));
+    }
+  }
+  std::vector<int64_t> starts, columns;
+  std::vector<C> weights;
+};
+
+template <typename C>
+void run(UpsampleRelations a, const Tensor& matrix, int64_t images) {
+  const SparseRows<C> rows(matrix);
+  a.starts = rows.starts.data();
+  a.columns = rows.columns.data();
+  a.weights = rows.weights.data();
+  parallel(images * a.heads, a.fine * a.fine, [&](int64_t begin, int64_t end) {
+    cpu_kernels().upsample_relations(a, begin, end);
+  });
+}
+
+Tensor upsample_relations(
+    const Tensor& x,         // [B, H, n, n]
+    const Tensor& matrix) {  // [N, n]
+  const char* op = "upsample_relations";
+  check_tensor(op, "x", x);
+  check_tensor(op, "matrix", matrix);
+  STD_TORCH_CHECK(x.dim() == 4 && x.size(2) == x.size(3), op, ": x must have shape [B, H, n, n]");
+  STD_TORCH_CHECK(matrix.dim() == 2 && matrix.size(1) == x.size(3), op, ": matrix must have shape [N, n]");
+  const Tensor rows = x.stride(3) == 1 ? x : as_contiguous(x);
+  const Tensor wide_matrix = *parameter(matrix, computing_type(x));
+  const Tensor out = new_tensor(x, {x.size(0), x.size(1), matrix.size(0), matrix.size(0)});
+  if (out.numel() == 0) return out;
+  UpsampleRelations a{};
+  a.type = type_of(x);
+  a.x = rows.const_data_ptr();
+  a.image_stride = rows.stride(0);
+  a.head_stride = rows.stride(1);
+  a.row_stride = rows.stride(2);
+  a.out = out.mutable_data_ptr();
+  a.heads = x.size(1);
+  a.coarse = x.size(3);
+  a.fine = matrix.size(0);
+  if (a.type == Type::float64) {
+    run<double>(a, wide_matrix, x.size(0));
+  } else {
+    run<float>(a, wide_matrix, x.size(0));
+  }
+  return out;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(vitfast, CPU, m) {
+  m.impl("upsample_relations", TORCH_BOX(&upsample_relations));
+}
+
+}  // namespace vitfast

@@ -1,0 +1,69 @@
+"""The CUDA kernels that round on the way, as operators, on a GPU: the bits of the CPU's operators.
+
+``VITFAST_CUDA_KERNELS=all`` makes them run before a committed result proves them.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from support.accuracy import assert_same_bits
+from vitfast import ops
+from vitfast.ops.library import has_kernel
+from vitfast.quantization import FloatFormat
+from vitfast.quantization.rounders import FloatRounder
+
+pytestmark = pytest.mark.cuda
+
+FP16 = FloatRounder(FloatFormat.fp16())
+
+
+@pytest.fixture(autouse=True)
+def _needs_kernels() -> None:
+    if not has_kernel("matmul_accumulate", "cuda"):
+        pytest.skip("torch's operators run on this GPU: set VITFAST_CUDA_KERNELS=all")
+
+
+@pytest.mark.parametrize("rounder", [FP16, FloatRounder(FloatFormat.fp8_e5m2(), "toward_zero")], ids=["fp16", "fp8"])
+@pytest.mark.parametrize("channels", [65, 192, 768, 1280, 4096])
+def test_layer_norm_rounds_as_the_cpu(channels: int, rounder: FloatRounder) -> None:
+    x, residual = torch.randn(300, channels), torch.randn(300, channels)
+    weight, bias = torch.randn(channels), torch.randn(channels)
+    roundings = {"round_sum": rounder, "round_operand": rounder, "round_result": rounder}
+    summed, y = ops.add_layer_norm(x, residual, weight, bias, **roundings)
+    cuda_summed, cuda_y = ops.add_layer_norm(*(t.cuda() for t in (x, residual, weight, bias)), **roundings)
+    assert_same_bits(cuda_summed.cpu(), summed)
+    # statistics that differ in their last bit move a few results to their neighbours
+    assert (cuda_y.cpu() != y).float().mean() < 0.01
+    spacing = 2.0**-rounder.format.mantissa_bits
+    torch.testing.assert_close(cuda_y.cpu(), y, rtol=spacing, atol=spacing * rounder.format.min_normal)
+
+
+def test_gradients_pass_straight_through_the_roundings_of_layer_norm() -> None:
+    def gradients(device: str) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        leaves = [torch.randn(shape).to(device).requires_grad_() for shape in ((50, 192), (50, 192), (192,), (192,))]
+        summed, y = ops.add_layer_norm(*leaves, round_sum=FP16, round_operand=FP16, round_result=FP16)
+        return [grad.cpu() for grad in torch.autograd.grad((summed.sin() + y.cos()).sum(), leaves)]
+
+    for actual, expected in zip(gradients("cuda"), gradients("cpu"), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rounding", ["nearest_even", "nearest_away", "toward_zero", "qtorch"])
+@pytest.mark.parametrize("chunk", [1, 4, 8, 16, None])
+def test_matmul_accumulate_gives_the_bits_of_the_cpu(chunk: int | None, rounding: str) -> None:
+    formats = [FloatFormat.qtorch(5, 10)] if rounding == "qtorch" else [FloatFormat.fp16(), FloatFormat.fp8_e4m3fn()]
+    for rows, columns, depth in ((1, 1, 1), (197, 192, 768), (65, 1000, 191)):
+        x, w = torch.randn(2, rows, depth), torch.randn(columns, depth)
+        for format in formats:
+            options = {"rounding": rounding, "chunk": chunk}
+            expected = ops.matmul_accumulate(x, w, format, **options)  # type: ignore[arg-type]
+            actual = ops.matmul_accumulate(x.cuda(), w.cuda(), format, **options)  # type: ignore[arg-type]
+            assert_same_bits(actual.cpu(), expected)
+
+
+def test_matmul_accumulate_passes_opcheck() -> None:
+    x, w = torch.randn(3, 40, device="cuda", requires_grad=True), torch.randn(5, 40, device="cuda", requires_grad=True)
+    torch.library.opcheck(torch.ops.vitfast.matmul_accumulate.default, (x, w, FP16.raw, 8))

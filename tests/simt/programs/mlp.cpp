@@ -1,0 +1,52 @@
+// mlp, forward: x [rows, C] -> out [rows, C]; SIMT_WIDTH compiles one instance, quick to compile, for mutants.
+
+#include "csrc/mlp/mlp_launch.cuh"
+#include "tests/simt/programs/program.h"
+
+template <typename T>
+void run(simt_test::Program& program) {
+  vitfast::MlpForward a{};
+  a.rows = program.integer("rows");
+  a.channels = program.integer("channels");
+  a.hidden = program.integer("hidden");
+  a.x = program.input<T>("x");
+  a.fc1_weight = program.input<T>("fc1_weight");
+  a.fc1_bias = program.input<T>("fc1_bias");
+  a.fc2_weight = program.input<T>("fc2_weight");
+  a.fc2_bias = program.input<T>("fc2_bias");
+  a.residual = program.input<T>("residual");
+  a.out = program.output<T>("out", a.rows * a.channels);
+#if defined(SIMT_WIDTH)
+  vitfast::launch_mlp_instance<T, SIMT_WIDTH, 4>(a, {});
+#else
+  if (program.integer("large_tiles") != 0) {
+    vitfast::launch_mlp_instance<T, vitfast::mlp_max_channels, 8>(a, {});
+  } else {
+    vitfast::launch_mlp<T>(a, {});
+  }
+#endif
+}
+
+// gelu of each number
+__global__ void gelu_kernel(const float* x, float* y, int64_t count) {
+  for (int64_t i = threadIdx.x; i < count; i += blockDim.x) y[i] = vitfast::gelu_erf(x[i]);
+}
+
+int main(int argc, char** argv) {
+  simt_test::Program program(argc, argv);
+  const std::string type = program.text("type");
+  if (type == "gelu") {
+    const int64_t count = program.integer("count");
+    vitfast::launch(
+        gelu_kernel, 1, 32, 0, {}, program.input<const float>("x"), program.output<float>("y", count), count);
+    return program.finish();
+  }
+  if (type == "float16") run<vitfast::Half>(program);
+#if !defined(SIMT_WIDTH)
+  if (type == "bfloat16") run<vitfast::BFloat16>(program);
+#endif
+#if !defined(__CUDACC__)
+  *program.output<uint64_t>("bank_conflicts", 1) = simt::bank_conflicts();
+#endif
+  return program.finish();
+}

@@ -1,0 +1,35 @@
+"""Faults planted in the kernel of matmul_accumulate are found, and by what is recorded (docs/kernels.md)."""
+
+from __future__ import annotations
+
+import pytest
+
+from support.simt_accumulate import random_accumulate
+from support.simt_mutants import Mutant, found_by, mutant
+
+KERNEL = "csrc/matmul_accumulate/matmul_accumulate_kernel.cuh"
+
+MUTANTS = (
+    mutant("no barrier before a round", KERNEL, "sync_threads();  // every thread has", "// every thread has", "race"),
+    mutant("no barrier behind it", KERNEL, "    sync_threads();\n", "", "results", "race", "uninitialized"),
+    mutant("the rest of a chunk", KERNEL, "if (left_in_chunk < a.chunk)", "if (false)", "results"),
+    mutant("a chunk goes on", KERNEL, "      left_in_chunk = a.chunk;\n", "", "results"),
+    mutant("row behind the last", KERNEL, "row < rows ? row : rows - 1", "row", "address"),
+    mutant("places", KERNEL, "((i / 4) ^ (k % 8)) * 4", "((i / 4) ^ (k % 8)) * 3", "results", "race"),
+    mutant("column behind the last", KERNEL, "column + j < a.columns", "column + j <= a.columns", "results", "address"),
+)
+
+
+def cases() -> list:
+    """Calls on which every mutant shows."""
+    return [random_accumulate(70, 67, 75, 8), random_accumulate(64, 64, 64, 20)]
+
+
+def test_the_kernel_itself_passes() -> None:
+    assert found_by("matmul_accumulate", cases(), {}) == frozenset()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("planted", MUTANTS, ids=lambda planted: planted.name)
+def test_a_planted_fault_is_found(planted: Mutant) -> None:
+    assert found_by("matmul_accumulate", cases(), planted.plant()) == planted.found_by

@@ -1,0 +1,57 @@
+"""Faults planted in the kernel of the MLP are found, and by what is recorded (docs/kernels.md)."""
+
+from __future__ import annotations
+
+import pytest
+
+from support.simt_mlp import random_mlp
+from support.simt_mutants import Mutant, found_by, mutant
+
+KERNEL = "csrc/mlp/mlp_kernel.cuh"
+ONE_INSTANCE = ("SIMT_WIDTH=64",)
+
+MUTANTS = (
+    mutant(
+        "no barrier",
+        KERNEL,
+        "sync_threads();  // the weights are there",
+        "// the weights are there",
+        "results",
+        "race",
+        "uninitialized",
+        "pending",
+    ),
+    mutant("weights read before their copy", KERNEL, "    wait_for_copies<0>();\n", "", "results", "pending"),
+    mutant("one buffer", KERNEL, "buffer ^= 1)", "buffer ^= 0)", "results", "race"),
+    mutant("x overwritten too early", KERNEL, "sync_warp();  // every lane has read", "// every lane has read", "race"),
+    mutant(
+        "residual read before its copy",
+        KERNEL,
+        "  wait_for_copies<0>();\n  sync_warp();",
+        "  sync_warp();",
+        "results",
+        "pending",
+    ),
+    mutant(
+        "residual: no sync_warp", KERNEL, "sync_warp();  // the residual is there", "// the residual is there", "race"
+    ),
+    mutant("result: no sync_warp", KERNEL, "sync_warp();  // and the result", "// and the result", "race"),
+    mutant("fragment swapped", KERNEL, "(d[tile], a, b[0], b[1])", "(d[tile], a, b[1], b[0])", "results"),
+    mutant("row behind the last", KERNEL, "warp_row + row >= a.rows", "warp_row + row > a.rows", "address", "runtime"),
+    mutant("unit behind the last", KERNEL, "column < count ?", "column <= count ?", "address"),
+)
+
+
+def cases() -> list:
+    """Calls on which every mutant shows."""
+    return [random_mlp(70, 64, 200), random_mlp(17, 40, 136)]
+
+
+def test_the_kernel_itself_passes() -> None:
+    assert found_by("mlp", cases(), {}, ONE_INSTANCE) == frozenset()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("planted", MUTANTS, ids=lambda planted: planted.name)
+def test_a_planted_fault_is_found(planted: Mutant) -> None:
+    assert found_by("mlp", cases(), planted.plant(), ONE_INSTANCE) == planted.found_by

@@ -1,0 +1,160 @@
+"""Whether training on vitfast's kernels learns what training on torch's operators learns: two loss curves and a third.
+
+The rule is that of the operators' tests: the curve of the kernels may be twice as far from torch's in float32 as
+torch's own in the same precision is, which tells by how much rounding alone moves a curve.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitfast.benchmarking.machine import describe_machine
+from vitfast.benchmarking.options import check_json_path
+from vitfast.config import OptimConfig, option
+from vitfast.engine.device import autocast, select_device
+from vitfast.engine.optimizer import create_optimizer
+from vitfast.errors import UserError
+from vitfast.models import ImageModel, build_model
+from vitfast.models.registry import resolve_name
+from vitfast.ops.kernel_choice import KERNELS, chosen_kernels
+from vitfast.ops.library import has_kernel
+from vitfast.tasks import ClassificationTask
+
+NUM_CLASSES = 10
+# of torch's own distance, and of the loss where both curves are the same but for a few bits
+FACTOR, FLOOR = 2.0, 0.01
+# steps that a curve is averaged over: a single batch says more about itself than about the model
+WINDOW = 10
+
+
+@dataclass
+class LossCurveOptions:
+    """Trains a model on vitfast's kernels and on torch's operators, and compares the loss curves."""
+
+    model: str = option("vit_tiny_patch16_224", "the model; see vitfast.list_models()")
+    steps: int = option(200, "steps of training", minimum=WINDOW)
+    batch: int = option(64, "images in a step", minimum=1)
+    precision: str = option("bf16", "autocast's type", choices=["bf16", "fp32"])
+    lr: float = option(5e-4, "learning rate of AdamW", above=0)
+    device: str = option("auto", "auto: a GPU if there is one", choices=["auto", "cpu", "cuda"])
+    json: str | None = option(None, "file for the curves as JSON")
+    resume: bool = option(False, "do nothing where json= is there already")
+
+    def check(self, prefix: str = "") -> None:
+        """Checks what limits cannot say.
+
+        Raises:
+            UserError: the model is unknown, or the file cannot be written.
+        """
+        resolve_name(self.model)
+        if self.json is not None:
+            check_json_path(self.json)
+
+
+def run_loss_curve(options: LossCurveOptions) -> int:
+    """Trains three times and prints the verdict; returns the exit code, 1 if the curves disagree."""
+    if options.resume and options.json is not None and Path(options.json).exists():
+        print(f"{options.json} is there already; delete it to train again")
+        return 0
+    device = select_device(options.device)
+    with chosen_kernels("all", device.type):
+        own = [kernel for kernel in KERNELS if has_kernel(kernel, device.type)]
+    if not own:
+        raise UserError(f"there is no kernel of vitfast for {device.type} here, so both curves would be torch's")
+    print(f"vitfast's kernels: {', '.join(own)}")
+    curves = {
+        name: train_curve(options, device, kernels, precision)
+        for name, kernels, precision in (
+            ("torch fp32", "torch", "fp32"),
+            (f"torch {options.precision}", "torch", options.precision),
+            (f"vitfast {options.precision}", "all", options.precision),
+        )
+    }
+    verdict = judge(*curves.values())
+    for name, curve in curves.items():
+        print(f"{name:16} loss {curve[0]:.4f} at first, {smoothed(curve)[-1]:.4f} at last")
+    print(
+        f"{options.model}, {options.steps} steps: distance to torch fp32: vitfast {verdict['vitfast']:.2e}, "
+        f"torch {verdict['torch']:.2e}, allowed {verdict['allowed']:.2e}: "
+        + ("the curves agree" if verdict["agrees"] else "the curves DISAGREE")
+    )
+    if options.json is not None:
+        content = {
+            "machine": describe_machine(device),
+            "options": asdict(options),
+            "verdict": verdict,
+            "curves": curves,
+        }
+        Path(options.json).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return 0 if verdict["agrees"] else 1
+
+
+def train_curve(options: LossCurveOptions, device: torch.device, kernels: str, precision: str) -> list[float]:
+    """Trains the model from the same weights on the same images; returns the loss of every step.
+
+    Args:
+        options: model, steps, batch, learning rate.
+        device: where it trains.
+        kernels: see ``chosen_kernels``.
+        precision: ``"fp32"`` or autocast's type.
+    """
+    with torch.random.fork_rng(devices=[]), chosen_kernels(kernels, device.type):
+        torch.manual_seed(0)
+        model = build_model(resolve_name(options.model), num_classes=NUM_CLASSES).to(device).train()
+        task = ClassificationTask(model)
+        optimizer = create_optimizer(task, OptimConfig(lr=options.lr))
+        losses: list[Tensor] = []
+        for step in range(options.steps):
+            images, labels = sample_batch(model, options.batch, step)
+            optimizer.zero_grad()
+            with autocast(device, precision):
+                loss: Tensor = task(images.to(device), labels.to(device))["loss"]
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach().float())
+        return [float(loss) for loss in torch.stack(losses).cpu()]
+
+
+def sample_batch(model: ImageModel, batch: int, step: int) -> tuple[Tensor, Tensor]:
+    """Returns images and labels of a step, the same in every run: noise around a coarse pattern for each class."""
+    generator = torch.Generator().manual_seed(1)
+    patterns = torch.randn(NUM_CLASSES, model.in_chans, 4, 4, generator=generator)
+    generator.manual_seed(2 + step)
+    labels = torch.randint(NUM_CLASSES, (batch,), generator=generator)
+    size = (model.img_size, model.img_size)
+    noise = torch.randn(batch, model.in_chans, *size, generator=generator)
+    return torch.nn.functional.interpolate(patterns[labels], size, mode="nearest") + 2 * noise, labels
+
+
+def judge(reference: list[float], torchs: list[float], vitfasts: list[float]) -> dict[str, Any]:
+    """Compares smoothed curves.
+
+    Args:
+        reference: torch's in float32.
+        torchs: torch's in the precision.
+        vitfasts: vitfast's in the precision.
+
+    Returns:
+        ``torch`` and ``vitfast``: relative L2 distances to the reference; ``allowed``; ``agrees``.
+    """
+    found = {"torch": distance(torchs, reference), "vitfast": distance(vitfasts, reference)}
+    allowed = FACTOR * found["torch"] + FLOOR
+    return {**found, "allowed": allowed, "agrees": found["vitfast"] <= allowed}
+
+
+def distance(curve: list[float], reference: list[float]) -> float:
+    """Relative L2 distance of two smoothed curves; NaN where one is not finite."""
+    pairs = list(zip(smoothed(curve), smoothed(reference), strict=True))
+    return math.sqrt(sum((one - other) ** 2 for one, other in pairs) / sum(other**2 for _, other in pairs))
+
+
+def smoothed(curve: list[float]) -> list[float]:
+    """Means over ``WINDOW`` neighbouring steps."""
+    return [sum(curve[start : start + WINDOW]) / WINDOW for start in range(len(curve) - WINDOW + 1)]

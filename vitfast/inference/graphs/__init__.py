@@ -1,0 +1,1 @@
+"""Recorded computations: what runs a model without the host deciding about every operator again."""

@@ -1,0 +1,85 @@
+"""Relations between tokens, brought to a finer grid.
+
+Shapes: B batch, H heads, n and N tokens of the coarse and of the fine grid.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitfast.ops import reference
+from vitfast.ops.checks import check_like, check_shape, check_tensor
+from vitfast.ops.library import has_kernel
+
+
+def upsample_relations(x: Tensor, matrix: Tensor) -> Tensor:
+    """Computes ``matrix x matrixᵀ`` for every head, for a matrix of which few elements a row are not zero.
+
+    The Dynamic Vision Transformer so brings the attention logits of one exit to the grid of the next (Wang et al.,
+    2021); its matrices have four in a row. Zeros of the matrix take no part: a NaN stays where it is used. Inputs keep
+    their type under autocast.
+
+    Args:
+        x: ``[B, H, n, n]``, float32, bfloat16, float16 or float64.
+        matrix: ``[N, n]``, of any of these types.
+
+    Returns:
+        ``[B, H, N, N]`` in x's type, computed in float32, or in float64 for such an x.
+
+    Raises:
+        TypeError: an argument is no dense floating-point tensor.
+        ValueError: shapes or devices do not go together.
+    """
+    check_tensor("x", x, ndim=4, shape="[B, H, n, n]")
+    check_shape("x", x, (*x.shape[:3], x.shape[2]), "[B, H, n, n]")
+    check_tensor("matrix", matrix, ndim=2, shape="[N, n]")
+    check_like("matrix", matrix, "x", x, same_dtype=False)
+    check_shape("matrix", matrix, (matrix.shape[0], x.shape[3]), "[N, n] with x's last dimension")
+    if not has_kernel("upsample_relations", x.device.type):
+        with torch.autocast(x.device.type, enabled=False):
+            return reference.upsample_relations(x, matrix)
+    out: Tensor = torch.ops.vitfast.upsample_relations.default(x, matrix)
+    return out
+
+
+def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+    x, matrix = inputs
+    ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, matrix)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    x, matrix = ctx.saved_tensors
+    grad_x = torch.ops.vitfast.upsample_relations.default(grad, matrix.t()) if ctx.needs_input_grad[0] else None
+    grad_matrix = None
+    if ctx.needs_input_grad[1]:
+        precise = torch.promote_types(grad.dtype, torch.float32)
+        grad, x, wide = grad.to(precise), x.to(precise), matrix.to(precise)
+        sided = grad @ (wide @ x.transpose(2, 3)) + grad.transpose(2, 3) @ (wide @ x)
+        grad_matrix = sided.sum((0, 1)).to(matrix.dtype)
+    return grad_x, grad_matrix
+
+
+def _fake(x: Tensor, matrix: Tensor) -> Tensor:
+    return x.new_empty((*x.shape[:2], matrix.shape[0], matrix.shape[0]))
+
+
+def _flops(x: Any, matrix: Any, *_: Any, **__: Any) -> int:
+    """Those of the two products with the whole matrix."""
+    heads, (fine, coarse) = x[0] * x[1], matrix
+    total: int = 2 * heads * fine * coarse * (coarse + fine)
+    return total
+
+
+def _register() -> None:
+    from torch.utils.flop_counter import register_flop_formula
+
+    torch.library.register_fake("vitfast::upsample_relations")(_fake)
+    torch.library.register_autograd("vitfast::upsample_relations", _backward, setup_context=_setup_context)
+    register_flop_formula(torch.ops.vitfast.upsample_relations)(_flops)
+
+
+if has_kernel("upsample_relations", "meta"):
+    _register()
