@@ -128,7 +128,7 @@ struct AttentionBackwardRows {
  private:
   __device__ __forceinline__ void copy(const HeadsView& view, const Tile& target, int rows, int first_row) const {
     const T* source = head_rows<const T>(a, view, head) + first_row * view.token_stride;
-    const int left = int(a.tokens) - first_row, thread = int(threadIdx.x);
+    const int left = int(a.tokens) - first_row, thread = opaque(int(threadIdx.x));
     copy_rows(target, rows, source, view.token_stride, left, int(a.head_dim), thread, attention_threads);
   }
 };
@@ -219,7 +219,7 @@ __global__ void __launch_bounds__(attention_threads, Tiles::blocks_at_once)
   const auto copy_queries = [&](int tile) {
     rows.copy_passing(a.q, queries, tile);
     rows.copy_passing(a.grad_out, out_grads, tile);
-    const int place = 4 * int(threadIdx.x), first_query = tile * Tiles::passing_rows;
+    const int place = 4 * opaque(int(threadIdx.x)), first_query = tile * Tiles::passing_rows;
     if (place >= Tiles::passing_rows) return;
     const int target = tile % 2 * Tiles::passing_rows + place;
     copy_async(lse + target, statistics.lse(head) + first_query + place, true);
@@ -240,6 +240,7 @@ __global__ void __launch_bounds__(attention_threads, Tiles::blocks_at_once)
     commit_copies();
     if (first_key >= tokens) continue;
 
+    const int lane = opaque(lane_in_warp());
     const Tile query_tile = rows.passing(queries, tile), out_grad_tile = rows.passing(out_grads, tile);
     uint32_t weights[1][query_tiles][2], grads[1][query_tiles][2];
     {
