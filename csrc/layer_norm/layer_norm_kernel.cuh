@@ -67,6 +67,8 @@ struct LayerNormRoundings {
   Rounder sum, operand, result;
 };
 
+template <int count>
+__device__ __forceinline__ void round_stored(const NoRounding&, float (&)[count]) {}
 template <typename Rounder, int count>
 __device__ __forceinline__ void round_stored(const Rounder& rounding, float (&values)[count]) {
   if (!rounding.is_there) return;
@@ -74,6 +76,8 @@ __device__ __forceinline__ void round_stored(const Rounder& rounding, float (&va
   for (int i = 0; i < count; ++i) values[i] = rounding.of_stored(values[i]);
 }
 
+template <int count>
+__device__ __forceinline__ void round_computed(const NoRounding&, float (&)[count]) {}
 template <typename Rounder, int count>
 __device__ __forceinline__ void round_computed(const Rounder& rounding, float (&values)[count]) {
   if (!rounding.is_there) return;

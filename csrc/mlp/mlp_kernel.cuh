@@ -20,8 +20,8 @@
 #include "csrc/cuda/shared_memory.cuh"
 #include "csrc/cuda/shared_tile.cuh"
 #include "csrc/cuda/warp.cuh"
-#include "csrc/mlp/gelu.cuh"
 #include "csrc/mlp/mlp.h"
+#include "csrc/products/gelu.cuh"
 
 namespace vitfast {
 
@@ -163,7 +163,7 @@ __global__ void __launch_bounds__(MlpShape<T, width, warps>::threads) mlp_kernel
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const float (&values)[4] = hidden[2 * step + i / 2];
-        fragment[i] = round_to_pair<T>(gelu_erf(values[i % 2 * 2]), gelu_erf(values[i % 2 * 2 + 1]));
+        fragment[i] = round_to_pair<T>(gelu_erf<T>(values[i % 2 * 2]), gelu_erf<T>(values[i % 2 * 2 + 1]));
       }
       add_step<T>(out, fragment, TransposedRows{fc2 + buffer * Shape::weight_elements}, step, lane);
     }

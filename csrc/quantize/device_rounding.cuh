@@ -12,12 +12,8 @@
 
 namespace vitfast {
 
-// No rounding.
-struct NoRounding {
-  static constexpr bool is_there = false;
-  __device__ __forceinline__ float of_stored(float value) const { return value; }
-  __device__ __forceinline__ float of_computed(float value) const { return value; }
-};
+// No rounding, known to the compiler.
+struct NoRounding {};
 
 // Rounding by a rule that the compiler knows.
 template <Rounding rule>

@@ -35,6 +35,9 @@ HOT_KERNELS = {
             ("keys", 128, 2, 2),
         )
     },
+    "mlp_kernel<vitfast::Half, 192, 8>": 255,  # ViT-Ti: a block of 8 warps
+    "mlp_kernel<vitfast::BFloat16, 192, 8>": 255,
+    "matmul_accumulate_kernel<(vitfast::Rounding)0>": 128,  # 4 blocks
     "round_elements_kernel<float, vitfast::FloatRounder<vitfast::Float32Bits, (vitfast::Rounding)0> >": 64,
     "round_elements_kernel<float, vitfast::FloatRounder<vitfast::Float32Bits, (vitfast::Rounding)3> >": 80,
 }
@@ -69,7 +72,8 @@ def test_no_kernel_spills(kernels: dict[str, list[KernelResources]]) -> None:
 def test_the_products_are_few_for_the_time_that_each_takes_to_compile(
     kernels: dict[str, list[KernelResources]],
 ) -> None:
-    products = [one for name, all_of_them in kernels.items() if "cutlass::" in name for one in all_of_them]
+    # by the compiler's name: the longer ones are too much for c++filt
+    products = [one for all_of_them in kernels.values() for one in all_of_them if one.name.startswith("_ZN7cutlass")]
     count = Counter(one.architecture for one in products)
     assert all(count[name] == (4 if name == "sm_90a" else 2) for name in count), count
     # 384 threads share a multiprocessor's registers

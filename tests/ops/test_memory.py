@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import gc
-import os
-from pathlib import Path
-
 import pytest
 
 from support.accuracy import run
 from support.operators import OPERATORS, Operator
+from support.packed_cases import OPS, PRECISIONS, block_parameters, draw, packed_block
+from support.resident import STATM, resident_mib
 from support.sample import Make
+from vitfast.ops.library import has_kernel
 
 CALLS = 1000
 WARM_UP_CALLS = 50
 MIN_NUMEL = 2000  # a leak of one float32 tensor of this size a call would show as 8 MiB
 MAX_NUMEL = 60_000
 MAX_GROWTH_MIB = 4.0
-STATM = Path("/proc/self/statm")
-
-
-def _resident_mib() -> float:
-    gc.collect()
-    return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 @pytest.mark.skipif(not STATM.exists(), reason="needs Linux's /proc to read the resident set")
@@ -31,8 +24,39 @@ def test_resident_set_does_not_grow(operator: Operator) -> None:
     sample = next(sample for sample in operator.samples(Make()) if MIN_NUMEL < sample.numel < MAX_NUMEL)
     for _ in range(WARM_UP_CALLS):
         run(operator.public, sample)
-    before = _resident_mib()
+    before = resident_mib()
     for _ in range(CALLS):
         run(operator.public, sample)
-    growth = _resident_mib() - before
+    growth = resident_mib() - before
     assert growth < MAX_GROWTH_MIB, f"{sample}: {growth:.1f} MiB more after {CALLS} calls"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not STATM.exists(), reason="needs Linux's /proc to read the resident set")
+@pytest.mark.skipif(not has_kernel("packed", "cpu"), reason="pure PyTorch: there are no packed operators")
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_packed_operators_keep_nothing(precision: str) -> None:
+    """Ten thousand calls: a tensor of any of them that stayed would show as 40 MiB and more."""
+    parameters = block_parameters(48, 3, 16, 96, extras=True)
+    packed = {name: OPS.pack_weight(parameters[name], precision) for name in ("qkv", "fc1", "fc2")}
+    x, images = draw(1, 21, 48), draw(1, 3, 16, 24)
+    qkv, prefix = draw(1, 21, 3, 3, 16), draw(1, 144)
+
+    def call() -> None:
+        OPS.packed_linear(x, packed["qkv"], parameters["qkv_bias"], 144, precision, "gelu", None, None)
+        OPS.packed_norm_linear(x, None, None, 1e-6, packed["fc1"], None, 96, precision, "none")
+        OPS.packed_mlp(
+            x, None, None, 1e-6, packed["fc1"], None, 96, packed["fc2"], None, 48, precision, "gelu", None, x
+        )
+        OPS.packed_attention(qkv, 0.25, precision)
+        OPS.packed_patch_embed(images, packed["qkv"], None, 144, 4, 4, None, prefix, None, precision)
+        OPS.unpack_weight(packed["fc1"], 96, 48, precision)
+        packed_block(x, parameters, 3, "gelu", precision)
+
+    for _ in range(WARM_UP_CALLS):
+        call()
+    before = resident_mib()
+    for _ in range(10 * CALLS):
+        call()
+    growth = resident_mib() - before
+    assert growth < MAX_GROWTH_MIB, f"{growth:.1f} MiB more after {10 * CALLS} calls"

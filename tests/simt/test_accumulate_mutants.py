@@ -10,13 +10,12 @@ from support.simt_mutants import Mutant, found_by, mutant
 KERNEL = "csrc/matmul_accumulate/matmul_accumulate_kernel.cuh"
 
 MUTANTS = (
-    mutant("no barrier before a round", KERNEL, "sync_threads();  // every thread has", "// every thread has", "race"),
-    mutant("no barrier behind it", KERNEL, "    sync_threads();\n", "", "results", "race", "uninitialized"),
+    mutant("no barrier before a round", KERNEL, "sync_threads();  // every", "// every", "results", "race"),
+    mutant("no barrier behind it", KERNEL, "    sync_threads();\n", "", "results", "uninitialized"),
     mutant("the rest of a chunk", KERNEL, "if (left_in_chunk < a.chunk)", "if (false)", "results"),
-    mutant("a chunk goes on", KERNEL, "      left_in_chunk = a.chunk;\n", "", "results"),
-    mutant("row behind the last", KERNEL, "row < rows ? row : rows - 1", "row", "address"),
-    mutant("places", KERNEL, "((i / 4) ^ (k % 8)) * 4", "((i / 4) ^ (k % 8)) * 3", "results", "race"),
-    mutant("column behind the last", KERNEL, "column + j < a.columns", "column + j <= a.columns", "results", "address"),
+    mutant("a chunk without end", KERNEL, "      left_in_chunk -= end - k;\n", "", "results"),
+    mutant("reads row N", KERNEL, "row < rows ? row : rows - 1", "row", "address"),
+    mutant("writes column N", KERNEL, "column + j < a.columns", "column + j <= a.columns", "address", "runtime"),
 )
 
 

@@ -45,7 +45,9 @@ class HuggingFaceFront(ImagesFront):
     """
 
     def __init__(self, output_class: tuple[str, str], fields: tuple[str, ...], config: Any) -> None:
-        self.output_class = output_class
+        module, name = output_class
+        # found once: torch.compile does not trace an import
+        self.output_class = getattr(importlib.import_module(module), name)
         self.fields = fields
         self.config = config
 
@@ -67,8 +69,7 @@ class HuggingFaceFront(ImagesFront):
         named = dict(zip(self.fields, tensors, strict=True))
         if "cls_logits" in named:
             named = {"logits": (named["cls_logits"] + named["distillation_logits"]) / 2, **named}
-        module, name = self.output_class
-        output = getattr(importlib.import_module(module), name)(**named)
+        output = self.output_class(**named)
         return_dict = options.get("return_dict")
         if return_dict is None:
             return_dict = getattr(self.config, "return_dict", True)

@@ -27,20 +27,9 @@ void run(simt_test::Program& program) {
 #endif
 }
 
-// gelu of each number
-__global__ void gelu_kernel(const float* x, float* y, int64_t count) {
-  for (int64_t i = threadIdx.x; i < count; i += blockDim.x) y[i] = vitfast::gelu_erf(x[i]);
-}
-
 int main(int argc, char** argv) {
   simt_test::Program program(argc, argv);
   const std::string type = program.text("type");
-  if (type == "gelu") {
-    const int64_t count = program.integer("count");
-    vitfast::launch(
-        gelu_kernel, 1, 32, 0, {}, program.input<const float>("x"), program.output<float>("y", count), count);
-    return program.finish();
-  }
   if (type == "float16") run<vitfast::Half>(program);
 #if !defined(SIMT_WIDTH)
   if (type == "bfloat16") run<vitfast::BFloat16>(program);
