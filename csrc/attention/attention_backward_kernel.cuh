@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_at_once)
   using Tile = SharedTile<T, head_dim>;
   using GradTile = SharedTile<T, Shape::round_rows>;
   const unsigned head = blockIdx.x;
-  const int tokens = int(a.tokens), columns = int(a.head_dim), lane = lane_in_warp();
+  const int tokens = int(a.tokens), columns = int(a.head_dim);
   const int first_key = warp_in_block() * attention_tile_rows;
 
   SharedMemory shared;
@@ -128,6 +128,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_at_once)
   float grad_k[1][head_dim / 8][4] = {}, grad_v[1][head_dim / 8][4] = {};
   T* grad_q = head_rows<T>(a, a.grad_q, head);
   for (int first_query = 0, turn = 0; first_query < tokens; first_query += Shape::round_rows, turn ^= 1) {
+    const int lane = opaque(lane_in_warp());
     const Tile query_tile{queries + first_query * head_dim}, out_grad_tile{out_grads + first_query * head_dim};
     uint32_t weights[1][query_tiles][2], grad_pairs[1][query_tiles][2];
     {
@@ -155,7 +156,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_at_once)
   }
 
   sync_threads();  // every warp has read the keys: the gradients leave through their memory
-  const int rows = tokens - first_key;
+  const int rows = tokens - first_key, lane = lane_in_warp();
   const float k_factors[2] = {float(a.scale), float(a.scale)}, v_factors[2] = {1.0f, 1.0f};
   T* grad_k_rows = head_rows<T>(a, a.grad_k, head) + first_key * a.grad_k.token_stride;
   store_rows(grad_k_rows, a.grad_k.token_stride, rows, columns, grad_k[0], k_factors, key_tile, lane);

@@ -37,7 +37,7 @@ inline bool sums_bias_over_images(const AttentionBackward& a) {
 }
 
 inline int attention_padded_rows(const AttentionBackward& a) {
-  constexpr int own_rows = AttentionBackwardTiles<Half, 64, 4>::own_rows;
+  constexpr int own_rows = AttentionBackwardTiles<Half, 64, 8, 2>::own_rows;
   return int(a.tokens + own_rows - 1) / own_rows * own_rows;
 }
 
@@ -51,10 +51,12 @@ inline int64_t attention_row_statistics(const AttentionBackward& a) {
 
 template <typename T, int head_dim>
 void launch_attention_backward_tiled(const AttentionBackward& a, float* row_statistics, Stream stream) {
-  // what registers have room for: 168 a thread up to D = 64, then 255
-  using OfQueries = AttentionBackwardTiles<T, head_dim, head_dim <= 64 ? 8 : 4>;
-  using OfKeys = AttentionBackwardTiles<T, head_dim, 4>;
+  // what registers have room for: three blocks have 168 a thread, two have 255
+  constexpr bool is_narrow = head_dim <= 64;
+  using OfQueries = AttentionBackwardTiles<T, head_dim, is_narrow ? 8 : 4, is_narrow ? 3 : 2>;
+  using OfKeys = AttentionBackwardTiles<T, head_dim, is_narrow ? 8 : 2, 2>;
   static_assert(OfQueries::blocks_at_once * (OfQueries::queries_bytes + 1024) <= 228 * 1024);
+  static_assert(OfKeys::blocks_at_once * (OfKeys::keys_bytes + 1024) <= 228 * 1024);
   const AttentionRowStatistics statistics{row_statistics, attention_padded_rows(a)};
   const int64_t blocks = a.batch * a.heads * (statistics.padded_rows / OfKeys::own_rows);
   const auto queries_kernel = attention_backward_queries_kernel<T, OfQueries>;

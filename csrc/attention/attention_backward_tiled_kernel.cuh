@@ -19,19 +19,19 @@
 
 namespace vitfast {
 
-// The sizes of an instance of either kernel, for head dimensions up to `head_dim`; 8 `passing_tiles` rows come by at a
-// time.
-template <typename T, int head_dim_, int passing_tiles_>
+// The sizes of an instance of either kernel, for head dimensions up to `head_dim`: 8 `passing_tiles` rows come by at a
+// time, and registers are shared by `blocks_at_once` blocks.
+template <typename T, int head_dim_, int passing_tiles_, int blocks_at_once_>
 struct AttentionBackwardTiles {
   static constexpr int head_dim = head_dim_;
   static constexpr int own_rows = attention_warps * attention_tile_rows;
   static constexpr int passing_tiles = passing_tiles_;
+  static constexpr int blocks_at_once = blocks_at_once_;
   static constexpr int passing_rows = 8 * passing_tiles;
   static constexpr int own_size = own_rows * head_dim, passing_size = passing_rows * head_dim;
   static constexpr int row_bytes = 2 * shared_bytes<T>(own_size) + 2 * shared_bytes<T>(2 * passing_size);
   static constexpr int queries_bytes = row_bytes + 2 * shared_bytes<float>(own_rows);
   static constexpr int keys_bytes = row_bytes + 2 * shared_bytes<float>(2 * passing_rows);
-  static constexpr int blocks_at_once = head_dim <= 64 ? 3 : 2;
 };
 
 // lse, in units of ln 2, and D of every row, from one kernel to the other. Behind the last token the lse is infinite,
@@ -128,7 +128,7 @@ struct AttentionBackwardRows {
  private:
   __device__ __forceinline__ void copy(const HeadsView& view, const Tile& target, int rows, int first_row) const {
     const T* source = head_rows<const T>(a, view, head) + first_row * view.token_stride;
-    const int left = int(a.tokens) - first_row, thread = int(threadIdx.x);
+    const int left = int(a.tokens) - first_row, thread = opaque(int(threadIdx.x));
     copy_rows(target, rows, source, view.token_stride, left, int(a.head_dim), thread, attention_threads);
   }
 };
@@ -219,7 +219,7 @@ __global__ void __launch_bounds__(attention_threads, Tiles::blocks_at_once)
   const auto copy_queries = [&](int tile) {
     rows.copy_passing(a.q, queries, tile);
     rows.copy_passing(a.grad_out, out_grads, tile);
-    const int place = 4 * int(threadIdx.x), first_query = tile * Tiles::passing_rows;
+    const int place = 4 * opaque(int(threadIdx.x)), first_query = tile * Tiles::passing_rows;
     if (place >= Tiles::passing_rows) return;
     const int target = tile % 2 * Tiles::passing_rows + place;
     copy_async(lse + target, statistics.lse(head) + first_query + place, true);
@@ -240,6 +240,7 @@ __global__ void __launch_bounds__(attention_threads, Tiles::blocks_at_once)
     commit_copies();
     if (first_key >= tokens) continue;
 
+    const int lane = opaque(lane_in_warp());
     const Tile query_tile = rows.passing(queries, tile), out_grad_tile = rows.passing(out_grads, tile);
     uint32_t weights[1][query_tiles][2], grads[1][query_tiles][2];
     {

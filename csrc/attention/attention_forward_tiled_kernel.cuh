@@ -1,7 +1,8 @@
 // Attention, forward, for any number of tokens: keys and values come by in tiles, and the softmax of a row goes along
 // with them (FlashAttention; Dao et al., 2022, and with the loops in this order Dao, 2023).
 //
-// A block works on a range of queries of one head, of which each warp takes 32. For each tile of keys:
+// A block works on a range of queries of one head, of which each warp takes 32 (16 where D > 96). For each tile of
+// keys:
 //
 //     logits [32, tile] = q [32, D] kᵀ
 //     weights = exp2(logits - maximum so far);   out and sum *= exp2(maximum before - maximum so far)
@@ -25,10 +26,11 @@ namespace vitfast {
 template <typename T, int head_dim_>
 struct AttentionForwardTiles {
   static constexpr int head_dim = head_dim_;
-  static constexpr int row_tiles = 2;
+  // what registers have room for: 255 a thread
+  static constexpr int row_tiles = head_dim <= 96 ? 2 : 1;
   static constexpr int warp_rows = row_tiles * attention_tile_rows;
   static constexpr int block_rows = attention_warps * warp_rows;
-  static constexpr int key_tiles = head_dim <= 80 ? 8 : 4;  // of 8 keys: what registers have room for
+  static constexpr int key_tiles = head_dim <= 80 || row_tiles == 1 ? 8 : 4;  // of 8 keys
   static constexpr int key_rows = 8 * key_tiles;
   static constexpr int bytes = shared_bytes<T>(block_rows * head_dim) + 2 * shared_bytes<T>(2 * key_rows * head_dim);
 };

@@ -25,14 +25,14 @@ HOT_KERNELS = {
         for element in ("Half", "BFloat16")
         for head_dim in (64, 128)
     },
-    **{  # 3 blocks, 2 where D > 64
+    **{  # how many rows of tiles come by, how many blocks share the registers
         f"attention_backward_{owner}_kernel<vitfast::Half, "
-        f"vitfast::AttentionBackwardTiles<vitfast::Half, {head_dim}, {tiles}> >": registers
-        for owner, head_dim, tiles, registers in (
-            ("queries", 64, 8, 168),
-            ("keys", 64, 4, 168),
-            ("queries", 128, 4, 255),
-            ("keys", 128, 4, 255),
+        f"vitfast::AttentionBackwardTiles<vitfast::Half, {head_dim}, {tiles}, {blocks}> >": 168 if blocks == 3 else 255
+        for owner, head_dim, tiles, blocks in (
+            ("queries", 64, 8, 3),
+            ("keys", 64, 8, 2),
+            ("queries", 128, 4, 2),
+            ("keys", 128, 2, 2),
         )
     },
     "mlp_kernel<vitfast::Half, 192, 8>": 255,  # ViT-Ti: a block of 8 warps
