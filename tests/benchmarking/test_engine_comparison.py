@@ -64,7 +64,7 @@ def test_names_of_peers():
     assert load_options(BenchmarkOptions, ["peers=all", "precision=int8"], "benchmark").engines() == list(PEER_NAMES)
     for arguments, message in (
         (["peers=tensorrt"], "'tensorrt' is unknown; allowed: all, eager"),
-        (["peers=all", "mode=training"], "leave mode, compile, backward out"),
+        (["peers=all", "mode=training"], "leave mode, compile, operator, backward out"),
         (["peers=all", "precision=fp16"], "'fp16' is unknown; allowed: fp32, bf16, int8, fp16_32"),
     ):
         with pytest.raises(UserError, match=message):
