@@ -7,16 +7,12 @@ the table.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-
 import pytest
 import torch
 
-from support import simt
 from support.simt_attention import AttentionCase, dominant_case, negative_case, random_case
 from support.simt_attention_backward import AttentionBackwardCase, far_below_zero, random_backward
+from support.simt_mutants import Mutant, found_by, mutant
 
 KERNEL = "csrc/attention/attention_forward_kernel.cuh"
 BACKWARD = "csrc/attention/attention_backward_kernel.cuh"
@@ -26,21 +22,8 @@ GRADIENT = "csrc/attention/attention_gradient.cuh"
 PRODUCTS = "csrc/attention/attention_products.cuh"
 SOFTMAX = "csrc/attention/attention_softmax.cuh"
 
-
-@dataclass(frozen=True)
-class Mutant:
-    """A change of a source, and which layers find it."""
-
-    name: str
-    file: str
-    old: str
-    new: str
-    found_by: frozenset[str]
-
-
-def mutant(name: str, file: str, old: str, new: str, *found_by: str) -> Mutant:
-    return Mutant(name, file, old, new, frozenset(found_by))
-
+ONE_INSTANCE = ("SIMT_HEAD_DIM=64",)
+BY_TILES = (*ONE_INSTANCE, "SIMT_TILED")
 
 MUTANTS = (
     mutant("no tail mask", SOFTMAX, "const bool hidden = tile", "const bool hidden = false && tile", "results"),
@@ -152,8 +135,6 @@ BACKWARD_TILED_MUTANTS = (
     mutant("scale of grad_q", BACKWARD_TILED, "grad_q[0], float(a.scale)", "grad_q[0], 1.0f", "results"),
 )
 
-Case = AttentionCase | AttentionBackwardCase
-
 
 def cases() -> list[AttentionCase]:
     """Calls on which every mutant of the forward shows."""
@@ -177,67 +158,37 @@ def backward_cases() -> list[AttentionBackwardCase]:
     return [random_backward(1, 2, 197, 64), far_below_zero(197, 64), random_backward(2, 1, 50, 64)]
 
 
-def found_by(program: str, cases: Sequence[Case], replaced: dict[str, str], *, tiled: bool = False) -> frozenset[str]:
-    """Builds every variant of a mutant, runs the cases and says which layers have found something."""
-    layers = set()
-    defines = ("SIMT_HEAD_DIM=64", "SIMT_TILED") if tiled else ("SIMT_HEAD_DIM=64",)
-    for variant in ("plain", "address", "race"):
-        executable = simt.build(program, variant, replaced=replaced, defines=defines)
-        for case in cases:
-            layers.add(_run(case, executable, "forward"))
-        layers.add(_run(cases[0], executable, "reversed"))
-    return frozenset(layers - {"", "crash"})  # whether a fault crashes the host is a matter of luck
-
-
-def _run(case: Case, program: Path, order: str) -> str:
-    try:
-        results = case.run(program=program, order=order)
-    except simt.SimtError as error:
-        return simt.fault(error)
-    try:
-        case.check(results)
-    except AssertionError:
-        return "results"
-    return ""
-
-
-def _plant(planted: Mutant) -> dict[str, str]:
-    source = (simt.ROOT / planted.file).read_text()
-    assert source.count(planted.old) == 1, f"{planted.file} no longer says {planted.old!r} once"
-    return {planted.file: source.replace(planted.old, planted.new)}
-
-
 def test_the_kernel_itself_passes() -> None:
-    assert found_by("attention", cases(), {}) == frozenset()
+    assert found_by("attention", cases(), {}, ONE_INSTANCE) == frozenset()
 
 
 @pytest.mark.parametrize("planted", MUTANTS, ids=lambda planted: planted.name)
 def test_a_planted_fault_is_found(planted: Mutant) -> None:
-    assert found_by("attention", cases(), _plant(planted)) == planted.found_by
+    assert found_by("attention", cases(), planted.plant(), ONE_INSTANCE) == planted.found_by
 
 
 def test_the_backward_itself_passes() -> None:
-    assert found_by("attention_backward", backward_cases(), {}) == frozenset()
+    assert found_by("attention_backward", backward_cases(), {}, ONE_INSTANCE) == frozenset()
 
 
 def test_the_kernels_by_tiles_themselves_pass() -> None:
-    assert found_by("attention", tiled_cases(), {}, tiled=True) == frozenset()
-    assert found_by("attention_backward", backward_cases(), {}, tiled=True) == frozenset()
+    assert found_by("attention", tiled_cases(), {}, BY_TILES) == frozenset()
+    assert found_by("attention_backward", backward_cases(), {}, BY_TILES) == frozenset()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("planted", BACKWARD_MUTANTS, ids=lambda planted: planted.name)
 def test_a_fault_planted_in_the_backward_is_found(planted: Mutant) -> None:
-    assert found_by("attention_backward", backward_cases(), _plant(planted)) == planted.found_by
+    assert found_by("attention_backward", backward_cases(), planted.plant(), ONE_INSTANCE) == planted.found_by
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("planted", TILED_MUTANTS, ids=lambda planted: planted.name)
 def test_a_fault_planted_in_the_forward_by_tiles_is_found(planted: Mutant) -> None:
-    assert found_by("attention", tiled_cases(), _plant(planted), tiled=True) == planted.found_by
+    assert found_by("attention", tiled_cases(), planted.plant(), BY_TILES) == planted.found_by
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("planted", BACKWARD_TILED_MUTANTS, ids=lambda planted: planted.name)
 def test_a_fault_planted_in_the_backward_by_tiles_is_found(planted: Mutant) -> None:
-    assert found_by("attention_backward", backward_cases(), _plant(planted), tiled=True) == planted.found_by
+    assert found_by("attention_backward", backward_cases(), planted.plant(), BY_TILES) == planted.found_by
