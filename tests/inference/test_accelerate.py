@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import vitfast
-from support.accelerable import BUILDERS, accelerable, sample_images, tensors_of
+from support.accelerable import BUILDERS, accelerable, distance, sample_images, tensors_of
 
 # largest relative L2 distance of a result to float64; bf16's own rule is below
 TOLERANCE = {"fp32": 1e-5, "fp16_32": 3e-3, "int8": 6e-2}
@@ -20,11 +20,6 @@ FP16_32 = (
     "timm: map pooling",
     "torchvision",
 )
-
-
-def distance(results, references) -> float:
-    pairs = zip(tensors_of(results), tensors_of(references), strict=True)
-    return max(float((one.double() - other).norm() / other.norm()) for one, other in pairs)
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import vitfast
-from support.accelerable import BUILDERS, accelerable, sample_images, tensors_of
+from support.accelerable import BUILDERS, accelerable, distance, sample_images, tensors_of
 from support.cast_model import cast_model
 from support.exit_models import EXIT_MODELS, exit_model, random_images
 from vitfast.inference.accelerate import _precision
@@ -27,11 +27,6 @@ ALL_PRECISIONS = (
     "timm: LayerScale, registers",
     "timm: QK-norm",
 )
-
-
-def distance(results, references) -> float:
-    pairs = zip(tensors_of(results), tensors_of(references), strict=True)
-    return max(float((one.double() - other).norm() / other.norm()) for one, other in pairs)
 
 
 @pytest.mark.parametrize("kind", BUILDERS)

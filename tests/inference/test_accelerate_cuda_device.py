@@ -9,17 +9,12 @@ import pytest
 import torch
 
 import vitfast
-from support.accelerable import BUILDERS, accelerable, sample_images, tensors_of
+from support.accelerable import BUILDERS, accelerable, distance, sample_images, tensors_of
 from support.exit_models import EXIT_MODELS, exit_model, random_images
 
 pytestmark = pytest.mark.cuda
 
 TOLERANCE = {"fp32": 1e-2, "fp16": 1e-2, "fp16_32": 1e-2}  # fp32 may be TF32
-
-
-def distance(results, references) -> float:
-    pairs = zip(tensors_of(results), tensors_of(references), strict=True)
-    return max(float((one.cpu().double() - other).norm() / other.norm()) for one, other in pairs)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "fp16_32"])

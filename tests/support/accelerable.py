@@ -147,3 +147,9 @@ def tensors_of(output: Any) -> list[Tensor]:
     if isinstance(output, Tensor):
         return [output]
     return list(output.values()) if hasattr(output, "values") else list(output)
+
+
+def distance(results: Any, references: Any) -> float:
+    """The largest relative L2 distance of a tensor of ``results`` to its reference, in float64 on the CPU."""
+    pairs = zip(tensors_of(results), tensors_of(references), strict=True)
+    return max(float((one.cpu().double() - other).norm() / other.norm()) for one, other in pairs)

@@ -16,6 +16,7 @@ from vitfast.ops.autograd import forbid_double_backward
 from vitfast.ops.checks import check_like, check_shape, check_tensor
 from vitfast.ops.float_rounding import float_rounding
 from vitfast.ops.library import has_kernel
+from vitfast.ops.product_flops import product_flops
 from vitfast.ops.quantize_float import quantize_float
 
 if TYPE_CHECKING:
@@ -164,14 +165,6 @@ def _backward(ctx: Any, grad_out: Tensor, *_: Any) -> tuple[Any, ...]:
     return grad_x, grad_weight, grad_bias, None, grad_scale, grad_residual, None, None
 
 
-def _flops(x: Any, weight: Any, products: int) -> int:
-    rows = 1
-    for size in x[:-1]:
-        rows *= size
-    weights: int = weight[0] * weight[1]
-    return 2 * products * rows * weights
-
-
 def _register() -> None:
     from torch.utils.flop_counter import register_flop_formula
 
@@ -180,8 +173,8 @@ def _register() -> None:
     torch.library.register_fake("vitfast::linear_backward")(_fake_backward)
     torch.library.register_autograd("vitfast::linear_forward", _backward, setup_context=_setup_context)
     forbid_double_backward("linear_backward", "linear")
-    register_flop_formula(library.linear_forward)(lambda x, weight, *_, **__: _flops(x, weight, 1))
-    register_flop_formula(library.linear_backward)(lambda grad, x, weight, *_, **__: _flops(x, weight, 2))
+    register_flop_formula(library.linear_forward)(lambda x, weight, *_, **__: product_flops(x, weight[0]))
+    register_flop_formula(library.linear_backward)(lambda grad, x, weight, *_, **__: 2 * product_flops(x, weight[0]))
 
 
 if has_kernel("linear", "meta"):

@@ -14,6 +14,7 @@ from vitfast.ops import reference
 from vitfast.ops.checks import check_like, check_shape, check_tensor
 from vitfast.ops.float_rounding import float_rounding
 from vitfast.ops.library import has_kernel
+from vitfast.ops.product_flops import product_flops
 from vitfast.ops.quantize_float import quantize_float
 from vitfast.ops.rounding import Rounding
 
@@ -117,11 +118,7 @@ def _fake(x: Tensor, w: Tensor, accumulator: list[int], chunk: int) -> Tensor:
 
 
 def _flops(x: Any, w: Any, *_: Any, **__: Any) -> int:
-    rows = 1
-    for size in x[:-1]:
-        rows *= size
-    total: int = 2 * rows * w[0] * w[1]
-    return total
+    return product_flops(x, w[0])
 
 
 def _register() -> None:

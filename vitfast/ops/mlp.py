@@ -16,6 +16,7 @@ from vitfast.ops.autograd import forbid_double_backward
 from vitfast.ops.checks import check_like, check_shape, check_tensor
 from vitfast.ops.library import has_kernel
 from vitfast.ops.linear import linear
+from vitfast.ops.product_flops import product_flops
 
 APPROXIMATE = ("none", "tanh")
 
@@ -191,11 +192,8 @@ def _backward(ctx: Any, grad_out: Tensor, *_: Any) -> tuple[Any, ...]:
 
 def _linear_flops(x: Any, fc1_weight: Any, fc2_weight: Any, products: int) -> int:
     """Two linear layers forward; backward each costs two products."""
-    rows = 1
-    for size in x[:-1]:
-        rows *= size
-    weights: int = fc1_weight[0] * fc1_weight[1] + fc2_weight[0] * fc2_weight[1]
-    return 2 * products * rows * weights
+    hidden, outputs = fc1_weight[0], fc2_weight[0]
+    return products * (product_flops(x, hidden) + product_flops((*x[:-1], hidden), outputs))
 
 
 def _register() -> None:

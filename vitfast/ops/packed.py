@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vitfast.ops.library import has_kernel
+from vitfast.ops.product_flops import product_flops
 
 
 @functools.cache
@@ -87,21 +88,14 @@ def _fake_pack_weight(weight: Tensor, precision: str) -> Tensor:
 # --- floating-point operations, for torch.utils.flop_counter ---
 
 
-def _product(shape: Any, n: int) -> int:
-    operations = 2 * n
-    for size in shape:
-        operations *= size
-    return operations
-
-
 def _linear_flops(x: Any, packed: Any, bias: Any, n: int, *_: Any, **__: Any) -> int:
-    return _product(x, n)
+    return product_flops(x, n)
 
 
 def _norm_linear_flops(
     x: Any, gamma: Any, beta: Any, eps: float, packed: Any, bias: Any, n: int, *_: Any, **__: Any
 ) -> int:
-    return _product(x, n)
+    return product_flops(x, n)
 
 
 def _mlp_flops(
@@ -118,7 +112,7 @@ def _mlp_flops(
     *_: Any,
     **__: Any,
 ) -> int:
-    return _product(x, hidden) + _product((*x[:-1], hidden), n)
+    return product_flops(x, hidden) + product_flops((*x[:-1], hidden), n)
 
 
 def _attention_flops(qkv: Any, *_: Any, **__: Any) -> int:
@@ -129,12 +123,12 @@ def _attention_flops(qkv: Any, *_: Any, **__: Any) -> int:
 def _block_flops(x: Any, *arguments: Any, **_: Any) -> int:
     heads, head_dim, hidden = arguments[11], arguments[12], arguments[22]
     inner = heads * head_dim
-    products = _product(x, 3 * inner) + _product((*x[:-1], inner), x[-1])
-    return products + 2 * _product(x, hidden) + _attention_flops((x[0], x[1], 3, heads, head_dim))
+    products = product_flops(x, 3 * inner) + product_flops((*x[:-1], inner), x[-1])
+    return products + 2 * product_flops(x, hidden) + _attention_flops((x[0], x[1], 3, heads, head_dim))
 
 
 def _patch_embed_flops(images: Any, packed: Any, bias: Any, n: int, *_: Any, **__: Any) -> int:
-    return _product(images, n)
+    return product_flops(images, n)
 
 
 def _register() -> None:
