@@ -105,6 +105,6 @@ STABLE_TORCH_LIBRARY(vitfast, m) {
   // multiply-adds in registers on every thread: the operations done
   m.def("fma_peak(str precision, int iterations) -> int");
 
-  // the instruction set whose kernels run: baseline, avx2, avx512, avx512_vnni or avx512_bf16
+  // the instruction set whose kernels run: baseline, avx2, avx512, avx512_vnni, avx512_bf16 or avx512_amx
   m.def("cpu_capability() -> str");
 }

@@ -1,6 +1,11 @@
 #include <cstdlib>
 #include <string>
 
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <torch/csrc/stable/library.h>
 
 #include "csrc/cpu/kernels.h"
@@ -26,9 +31,20 @@ bool has_avx512_vnni() {
 bool has_avx512_bf16() {
   return has_avx512_vnni() && __builtin_cpu_supports("avx512bf16");
 }
+
+// The tiles, and Linux's leave to use them, which a process has to ask for.
+bool has_avx512_amx() {
+#if defined(__linux__)
+  constexpr long request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILE_DATA
+  return has_avx512_bf16() && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
+         __builtin_cpu_supports("amx-int8") && syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+#else
+  return false;
+#endif
+}
 #endif
 
-// An instruction set's kernels; the two that only products know share the others with avx512.
+// An instruction set's kernels; those that only products know share the others with avx512.
 struct InstructionSet {
   const CpuKernels* kernels;
   const PackedKernels* packed;
@@ -40,6 +56,7 @@ InstructionSet choose() {
   if (wanted == "baseline") return {&baseline::kernels, &baseline::packed_kernels};
 #if defined(__x86_64__)
   const auto is_wanted = [&](const char* name) { return wanted == "auto" || wanted == name; };
+  if (is_wanted("avx512_amx") && has_avx512_amx()) return {&avx512::kernels, &avx512_amx::packed_kernels};
   if (is_wanted("avx512_bf16") && has_avx512_bf16()) return {&avx512::kernels, &avx512_bf16::packed_kernels};
   if (is_wanted("avx512_vnni") && has_avx512_vnni()) return {&avx512::kernels, &avx512_vnni::packed_kernels};
   if (is_wanted("avx512") && has_avx512()) return {&avx512::kernels, &avx512::packed_kernels};

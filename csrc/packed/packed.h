@@ -197,6 +197,9 @@ extern const PackedKernels packed_kernels;
 namespace avx512_bf16 {
 extern const PackedKernels packed_kernels;
 }
+namespace avx512_amx {
+extern const PackedKernels packed_kernels;
+}
 
 // Those of the widest instruction set that this processor has, or of the one that VITFAST_ISA names.
 const PackedKernels& packed_kernels();

@@ -32,6 +32,10 @@ NEEDS = {
     "avx512": ("avx512f", "avx512bw", "avx512dq", "avx512vl"),
     "avx512_vnni": ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"),
     "avx512_bf16": ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni", "avx512bf16"),
+    "avx512_amx": (
+        *("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni", "avx512bf16"),
+        *("amx-tile", "amx-bf16", "amx-int8"),
+    ),
 }
 SIZES = (48, 3, 16, 96)  # channels, heads, head_dim, hidden
 

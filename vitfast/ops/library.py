@@ -32,7 +32,7 @@ CUDA_KERNELS = ("attention", "layer_norm", "linear", "matmul_accumulate", "mlp",
 PROVEN_CUDA_KERNELS: frozenset[str] = frozenset()
 
 CUDA_KERNEL_CHOICES = ("proven", "all", "none")
-ISA_CHOICES = ("auto", "baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
+ISA_CHOICES = ("auto", "baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "avx512_amx")
 
 
 def _environment_choice(variable: str, choices: tuple[str, ...]) -> str:
