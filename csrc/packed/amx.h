@@ -5,36 +5,146 @@
 
 #pragma once
 
-#if defined(__AMX_TILE__)
-
-#include <immintrin.h>
-
-#include <cstdint>
-
-#include "csrc/packed/packed.h"
+#include "csrc/packed/multiply_tile.h"
 
 namespace vitfast::VITFAST_ISA {
+
+#if defined(__AMX_TILE__)
 
 constexpr int64_t amx_rows = 16;   // of a tile
 constexpr int64_t amx_words = 16;  // of a row
 
-// While it lives, this thread's eight tiles are whole. Registers in use would make every switch of threads slower, so
-// they are given back.
+// What the processor reads to divide its tile memory into eight whole tiles.
+struct alignas(64) TileConfiguration {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+// While it lives, this thread has tiles. Registers in use would make every switch of threads slower, so they are given
+// back.
 class TileRegisters {
  public:
   TileRegisters() {
-    struct alignas(64) {
-      uint8_t palette = 1, start_row = 0, reserved[14] = {};
-      uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-    } configuration;
-    _tile_loadconfig(&configuration);
+    // a constant: GCC 12 believes that only 8 bytes of it are read, and would not write the rest of a variable
+    static constexpr TileConfiguration whole_tiles;
+    _tile_loadconfig(&whole_tiles);
   }
   ~TileRegisters() { _tile_release(); }
   TileRegisters(const TileRegisters&) = delete;
   TileRegisters& operator=(const TileRegisters&) = delete;
 };
 
-}  // namespace vitfast::VITFAST_ISA
+// Tiles 0 to 3 are the sums of two tiles of rows (4, 5) and two of columns (6, 7).
+struct BFloat16TileDot {
+  static constexpr bool is_integer = false;
+  template <int rows, int columns>
+  static VITFAST_INLINE void add() {
+    if constexpr (rows == 0 && columns == 0) _tile_dpbf16ps(0, 4, 6);
+    if constexpr (rows == 0 && columns == 1) _tile_dpbf16ps(1, 4, 7);
+    if constexpr (rows == 1 && columns == 0) _tile_dpbf16ps(2, 5, 6);
+    if constexpr (rows == 1 && columns == 1) _tile_dpbf16ps(3, 5, 7);
+  }
+};
+
+struct Int8TileDot {
+  static constexpr bool is_integer = true;
+  template <int rows, int columns>
+  static VITFAST_INLINE void add() {
+    if constexpr (rows == 0 && columns == 0) _tile_dpbusd(0, 4, 6);
+    if constexpr (rows == 0 && columns == 1) _tile_dpbusd(1, 4, 7);
+    if constexpr (rows == 1 && columns == 0) _tile_dpbusd(2, 5, 6);
+    if constexpr (rows == 1 && columns == 1) _tile_dpbusd(3, 5, 7);
+  }
+};
+
+template <>
+inline constexpr int64_t rows_at_once<BFloat16TileDot> = 2 * amx_rows;
+template <>
+inline constexpr int64_t rows_at_once<Int8TileDot> = 2 * amx_rows;
+
+// The last rows of a panel that do not fill a tile, and zeros.
+inline void copy_tail(const uint32_t* words, int64_t rows, uint32_t* tail) {
+  const int64_t rest = rows % amx_words;
+  if (rest == 0) return;
+  std::memcpy(tail, words + (rows - rest) * panel_columns, size_t(rest * panel_columns) * sizeof(uint32_t));
+  std::memset(tail + rest * panel_columns, 0, size_t((amx_words - rest) * panel_columns) * sizeof(uint32_t));
+}
+
+// One step of 16 words: a[16 or 32 rows] · b[16 rows, 32 columns].
+template <typename Dot, bool has_second_rows>
+VITFAST_INLINE void add_step(const uint32_t* a, int64_t a_stride, const uint32_t* b) {
+  _tile_loadd(6, b, panel_columns * 4);
+  _tile_loadd(4, a, a_stride * 4);
+  Dot::template add<0, 0>();
+  _tile_loadd(7, b + amx_words, panel_columns * 4);
+  Dot::template add<0, 1>();
+  if constexpr (has_second_rows) {
+    _tile_loadd(5, a + amx_rows * a_stride, a_stride * 4);
+    Dot::template add<1, 0>();
+    Dot::template add<1, 1>();
+  }
+}
+
+// Words of a panel's half and of the rows that stay in the first-level cache together.
+constexpr int64_t cached_words = 192;
+
+template <typename Dot, bool has_second_rows>
+void multiply_by_tiles(const uint32_t* a, int64_t a_stride, const Panel& panel, uint32_t* sums) {
+  constexpr int64_t line = panel_columns * 4, below = amx_rows * panel_columns;
+  int64_t begin = 0;
+  do {
+    const int64_t end = begin + cached_words < panel.rows ? begin + cached_words : panel.rows;
+    for (int64_t column = 0; column < panel_columns; column += 2 * amx_words) {
+      uint32_t* const target = sums + column;
+      if (begin > 0) {
+        _tile_loadd(0, target, line);
+        _tile_loadd(1, target + amx_words, line);
+        if constexpr (has_second_rows) {
+          _tile_loadd(2, target + below, line);
+          _tile_loadd(3, target + below + amx_words, line);
+        }
+      } else if (panel.compensation != nullptr) {  // the same line for all rows
+        _tile_loadd(0, panel.compensation + column, 0);
+        _tile_loadd(1, panel.compensation + column + amx_words, 0);
+        _tile_loadd(2, panel.compensation + column, 0);
+        _tile_loadd(3, panel.compensation + column + amx_words, 0);
+      } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+      }
+      int64_t k = begin;
+      for (; k + amx_words <= end; k += amx_words) {
+        add_step<Dot, has_second_rows>(a + k, a_stride, panel.words + k * panel_columns + column);
+      }
+      if (k < end) add_step<Dot, has_second_rows>(a + k, a_stride, panel.tail + column);
+      _tile_stored(0, target, line);
+      _tile_stored(1, target + amx_words, line);
+      if constexpr (has_second_rows) {
+        _tile_stored(2, target + below, line);
+        _tile_stored(3, target + below + amx_words, line);
+      }
+    }
+    begin = end;
+  } while (begin < panel.rows);
+}
+
+// sums[rows, 64] = a[rows, panel.rows] · panel, as float32 or int32. Reads and writes 16 or 32 rows.
+template <typename Dot>
+void multiply_by_tiles(int64_t rows, const uint32_t* a, int64_t a_stride, const Panel& panel, float* sums) {
+  uint32_t* const words = reinterpret_cast<uint32_t*>(sums);
+  if (rows > amx_rows) return multiply_by_tiles<Dot, true>(a, a_stride, panel, words);
+  multiply_by_tiles<Dot, false>(a, a_stride, panel, words);
+}
+
+#else  // never called
+
+inline void copy_tail(const uint32_t*, int64_t, uint32_t*) {}
+template <typename Dot>
+void multiply_by_tiles(int64_t rows, const uint32_t* a, int64_t a_stride, const Panel& panel, float* sums);
 
 #endif
+
+}  // namespace vitfast::VITFAST_ISA

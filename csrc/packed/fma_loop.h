@@ -31,12 +31,33 @@ int64_t run_dots(int64_t iterations, int64_t operations_a_lane) {
   return iterations * chains * width<float> * operations_a_lane;
 }
 
+#if defined(__AMX_TILE__)
+template <typename Dot>
+int64_t run_tiles(int64_t iterations, int64_t operations_a_word) {
+  const TileRegisters registers;
+  for (int64_t i = 0; i < iterations; ++i) {
+    Dot::template add<0, 0>();
+    Dot::template add<0, 1>();
+    Dot::template add<1, 0>();
+    Dot::template add<1, 1>();
+  }
+  return iterations * 4 * amx_rows * amx_words * amx_words * operations_a_word;
+}
+#endif
+
 inline int64_t fma_loop(Precision precision, int64_t iterations) {
   switch (precision) {
+#if defined(__AMX_TILE__)
+    case Precision::bfloat16:
+      return run_tiles<BFloat16TileDot>(iterations, 4);
+    case Precision::int8:
+      return run_tiles<Int8TileDot>(iterations, 8);
+#else
     case Precision::bfloat16:
       return run_dots<Format<Precision::bfloat16>::Dot>(iterations, has_bfloat16_dot ? 4 : 2);
     case Precision::int8:
       return run_dots<Format<Precision::int8>::Dot>(iterations, has_int8_dot ? 8 : 4);
+#endif
     default:
       return run_dots<FloatDot>(iterations, 2);
   }

@@ -13,13 +13,17 @@ namespace vitfast::VITFAST_ISA {
 
 constexpr int tile_rows = 6;
 constexpr int tile_vectors = VITFAST_VECTOR_BYTES == 64 ? 4 : 2;
-constexpr int64_t tile_size = tile_rows * panel_columns;
+
+// Rows of the left matrix that a dot takes at a time.
+template <typename Dot>
+constexpr int64_t rows_at_once = tile_rows;
 
 // One group of a panel.
 struct Panel {
   const uint32_t* words;  // [rows, 64]
   int64_t rows;
   const int32_t* compensation;  // [64], what integer sums start from, or null
+  const uint32_t* tail;         // of tiles: the last rows % 16 rows and zeros
 };
 
 // Fetches a few columns of rows that lie too far apart for the processor to foresee. Lines to be written, too: stores

@@ -23,6 +23,12 @@ constexpr bool has_int8_dot = true;
 constexpr bool has_int8_dot = false;
 #endif
 
+#if defined(__AMX_TILE__)
+constexpr bool has_tiles = true;
+#else
+constexpr bool has_tiles = false;
+#endif
+
 struct Operand {
   uint32_t* words;  // [rows, stride]
   int64_t stride;
@@ -136,6 +142,12 @@ VITFAST_INLINE float quantize_group(const float* row, int64_t size, uint32_t* wo
   return largest * (1.0f / 127.0f);
 }
 
+// Zeros behind a row of bfloat16: the rest of a pair; tiles take 16 pairs at a time.
+VITFAST_INLINE void pad_bfloat16(BFloat16* row, int64_t size) {
+  constexpr int64_t step = has_tiles ? 32 : 2;
+  for (int64_t i = size; i % step != 0; ++i) row[i] = BFloat16{0};
+}
+
 // A row of float32, [k], as words. `scales`: [groups], int8 only.
 template <Precision precision>
 VITFAST_INLINE void convert_row(const float* row, int64_t k, uint32_t* words, float* scales) {
@@ -159,6 +171,7 @@ VITFAST_INLINE void convert_row(const float* row, int64_t k, uint32_t* words, fl
         store(target, v);
       }
     });
+    if constexpr (precision == Precision::bfloat16 && has_tiles) pad_bfloat16(reinterpret_cast<BFloat16*>(words), k);
   }
 }
 

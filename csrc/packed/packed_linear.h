@@ -23,10 +23,14 @@ class Arena {
   int64_t used_ = 0;
 };
 
+// Chunks of rows are multiples of what a microkernel takes at a time.
+constexpr int64_t chunk_step = has_tiles ? 32 : tile_rows;
+
 // Rows that pass through all panels together: what they need of the second-level cache leaves room for the panels.
+// Processors with tiles have 2 MiB of it.
 inline int64_t max_chunk_rows(int64_t rows, int64_t bytes_per_row) {
-  constexpr int64_t cache_bytes = 512 * 1024, smallest = 48, largest = 384;
-  int64_t chunk = cache_bytes / bytes_per_row / tile_rows * tile_rows;
+  constexpr int64_t cache_bytes = (has_tiles ? 1024 : 512) * 1024, smallest = has_tiles ? 64 : 48, largest = 384;
+  int64_t chunk = cache_bytes / bytes_per_row / chunk_step * chunk_step;
   chunk = chunk < smallest ? smallest : chunk > largest ? largest : chunk;
   return chunk < rows ? chunk : rows;
 }
@@ -34,17 +38,17 @@ inline int64_t max_chunk_rows(int64_t rows, int64_t bytes_per_row) {
 // Chunks of nearly the same size.
 inline int64_t chunk_rows(int64_t rows, int64_t bytes_per_row) {
   const int64_t chunks = divide_up(rows, max_chunk_rows(rows, bytes_per_row));
-  return chunks <= 1 ? rows : divide_up(divide_up(rows, chunks), tile_rows) * tile_rows;
+  return chunks <= 1 ? rows : divide_up(divide_up(rows, chunks), chunk_step) * chunk_step;
 }
 
 inline Operand take_operand(Arena& arena, Precision precision, int64_t rows, int64_t k) {
   const int64_t stride = operand_stride(precision, k), groups = group_count(k);
-  uint32_t* words = arena.take<uint32_t>(rows * stride);
+  uint32_t* words = arena.take<uint32_t>(divide_up(rows, chunk_step) * chunk_step * stride);  // tiles read whole steps
   return {words, stride, arena.take<float>(precision == Precision::int8 ? rows * groups : 1), groups};
 }
 
 inline ProductScratch take_product_scratch(Arena& arena) {
-  return {arena.take<uint32_t>((max_group + 1) * panel_columns), arena.take<float>(tile_size)};
+  return {arena.take<uint32_t>((max_group + 1) * panel_columns), arena.take<float>(chunk_step * panel_columns)};
 }
 
 constexpr Accuracy accuracy_for(Precision precision) {
@@ -78,6 +82,7 @@ void linear_rectangle(const PackedLinear& a, const Rectangle& part, char* worksp
   const int64_t chunk = chunk_rows(part.row_end - part.row_begin, linear_bytes_per_row(a));
   Arena arena(workspace);
   const LinearScratch scratch(arena, precision, a.weight.k, chunk);
+  const ProductRegisters<precision> registers;
   for (int64_t row = part.row_begin; row < part.row_end; row += chunk) {
     const int64_t rows = part.row_end - row < chunk ? part.row_end - row : chunk;
     prepare_operand<precision>(a.x, a.norm, row, rows, a.weight.k, scratch.operand, scratch.row);
@@ -170,8 +175,8 @@ void hidden_group(const PackedMlp& a, int64_t group, int64_t rows, const MlpScra
     if constexpr (is_int8) {
       uint32_t* words = scratch.hidden.words + r * scratch.hidden.stride;
       scratch.hidden.scales[r * scratch.hidden.groups] = quantize_group(scratch.hidden_rows + r * stride, size, words);
-    } else if (is_pairs && size % 2 != 0) {
-      static_cast<BFloat16*>(out)[r * stride + size] = BFloat16{0};  // the padding of the last pair
+    } else if (is_pairs) {
+      pad_bfloat16(static_cast<BFloat16*>(out) + r * stride, size);
     }
   }
 }
@@ -181,6 +186,7 @@ void mlp_rows(const PackedMlp& a, int64_t begin, int64_t end, char* workspace) {
   const int64_t chunk = chunk_rows(end - begin, mlp_bytes_per_row(a)), n = a.fc2.n;
   Arena arena(workspace);
   const MlpScratch scratch(arena, a, chunk);
+  const ProductRegisters<precision> registers;
   for (int64_t row = begin; row < end; row += chunk) {
     const int64_t rows = end - row < chunk ? end - row : chunk;
     prepare_operand<precision>(a.x, a.norm, row, rows, a.fc1.k, scratch.operand, scratch.row);

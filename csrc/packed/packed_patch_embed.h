@@ -85,6 +85,7 @@ void patch_embed_rows(const PackedPatchEmbed& a, int64_t begin, int64_t end, cha
   const int64_t patches = a.patches(), chunk = chunk_rows(end - begin, patch_bytes_per_row(a));
   Arena arena(workspace);
   const LinearScratch scratch(arena, precision, a.weight.k, chunk);
+  const ProductRegisters<precision> registers;
   for (int64_t row = begin; row < end;) {
     const int64_t image = row / patches, first = row % patches;
     if (first == 0 && a.prefix_rows > 0) {

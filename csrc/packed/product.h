@@ -5,6 +5,9 @@
 
 #pragma once
 
+#include <type_traits>
+
+#include "csrc/packed/amx.h"
 #include "csrc/packed/epilogue.h"
 
 namespace vitfast::VITFAST_ISA {
@@ -15,7 +18,13 @@ struct Format {  // float32 and float16, and bfloat16 without its own instructio
   static constexpr bool is_widened = precision != Precision::float32;
 };
 
-#if defined(__AVX512BF16__)
+#if defined(__AMX_BF16__)
+template <>
+struct Format<Precision::bfloat16> {
+  using Dot = BFloat16TileDot;
+  static constexpr bool is_widened = false;
+};
+#elif defined(__AVX512BF16__)
 template <>
 struct Format<Precision::bfloat16> {
   using Dot = BFloat16Dot;
@@ -25,7 +34,10 @@ struct Format<Precision::bfloat16> {
 
 template <>
 struct Format<Precision::int8> {
-#if defined(__AVX512VNNI__)
+#if defined(__AMX_INT8__)
+  using Dot = Int8TileDot;
+  static constexpr bool is_widened = false;
+#elif defined(__AVX512VNNI__)
   using Dot = Int8Dot;
   static constexpr bool is_widened = false;
 #else
@@ -75,25 +87,41 @@ void widen_panel(const char* group, int64_t size, uint32_t* words) {
   }
 }
 
+// Whether tiles multiply the operands of a precision.
 template <Precision precision>
-VITFAST_INLINE Panel open_panel(const char* group, int64_t size, uint32_t* widened) {
-  constexpr int64_t header = precision == Precision::int8 ? panel_columns * 4 : 0;
-  if constexpr (Format<precision>::is_widened) {
-    widen_panel<precision>(group + header, size, widened);
-    return {widened, dot_rows<precision>(size), nullptr};
-  } else {
-    return {
-        reinterpret_cast<const uint32_t*>(group + header),
-        dot_rows<precision>(size),
-        header == 0 ? nullptr : reinterpret_cast<const int32_t*>(group)};
-  }
-}
+constexpr bool uses_tiles = has_tiles && (precision == Precision::bfloat16 || precision == Precision::int8);
+
+// The registers that a precision's products need, while it lives.
+struct NoRegisters {
+  NoRegisters() {}
+};
+#if defined(__AMX_TILE__)
+template <Precision precision>
+using ProductRegisters = std::conditional_t<uses_tiles<precision>, TileRegisters, NoRegisters>;
+#else
+template <Precision precision>
+using ProductRegisters = NoRegisters;
+#endif
 
 // What a product needs besides its operands.
 struct ProductScratch {
   uint32_t* widened;  // [max_group, 64]
-  float* tile;        // [6, 64]
+  float* tile;        // [rows_at_once, 64]
 };
+
+template <Precision precision>
+VITFAST_INLINE Panel open_panel(const char* group, int64_t size, const ProductScratch& scratch) {
+  constexpr int64_t header = precision == Precision::int8 ? panel_columns * 4 : 0;
+  const int64_t rows = dot_rows<precision>(size);
+  if constexpr (Format<precision>::is_widened) {
+    widen_panel<precision>(group + header, size, scratch.widened);
+    return {scratch.widened, rows, nullptr, nullptr};
+  } else {
+    const uint32_t* words = reinterpret_cast<const uint32_t*>(group + header);
+    if constexpr (uses_tiles<precision>) copy_tail(words, rows, scratch.widened);
+    return {words, rows, header == 0 ? nullptr : reinterpret_cast<const int32_t*>(group), scratch.widened};
+  }
+}
 
 // The groups [begin, end) of the inputs; the operand holds these groups only.
 struct GroupRange {
@@ -113,19 +141,27 @@ void multiply_panel(
   constexpr int64_t element[] = {4, 2, 4, 4};  // of each Store
   const int64_t size = group_size(weight.k), count = group_count(weight.k);
   const int64_t column = panel * panel_columns;
-  const int64_t tiles = divide_up(rows, tile_rows);
+  constexpr int64_t at_once = rows_at_once<Dot>;
+  const int64_t tiles = divide_up(rows, at_once);
   for (int64_t g = groups.begin; g < groups.end; ++g) {
     const int64_t depth = weight.k - g * size < size ? weight.k - g * size : size;
-    const Panel b = open_panel<precision>(weight.group(panel, g), depth, scratch.widened);
+    const Panel b = open_panel<precision>(weight.group(panel, g), depth, scratch);
     const bool is_last = g + 1 == groups.end && panel + 1 == panel_count(weight.n);
     const char* next = is_last              ? nullptr
                        : g + 1 < groups.end ? weight.group(panel, g + 1)
                                             : weight.group(panel + 1, groups.begin);
     const uint32_t* words = a.words + operand_words(precision, (g - groups.begin) * size);
     for (int64_t t = 0; t < tiles; ++t) {
-      const int64_t row = t * rows / tiles, end = (t + 1) * rows / tiles;
-      const char* ahead = Format<precision>::is_widened || t >= 4 || next == nullptr ? nullptr : next + t * 64;
-      multiply_tile<Dot>(end - row, words + row * a.stride, a.stride, b, ahead, scratch.tile);
+      // tiles of nearly the same height; those of AMX are whole but for the last
+      const int64_t row = uses_tiles<precision> ? t * at_once : t * rows / tiles;
+      const int64_t next_row = uses_tiles<precision> ? row + at_once : (t + 1) * rows / tiles;
+      const int64_t end = next_row < rows ? next_row : rows;
+      if constexpr (uses_tiles<precision>) {
+        multiply_by_tiles<Dot>(end - row, words + row * a.stride, a.stride, b, scratch.tile);
+      } else {
+        const char* ahead = Format<precision>::is_widened || t >= 4 || next == nullptr ? nullptr : next + t * 64;
+        multiply_tile<Dot>(end - row, words + row * a.stride, a.stride, b, ahead, scratch.tile);
+      }
       const Tile tile{
           scratch.tile,
           end - row,
