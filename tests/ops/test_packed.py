@@ -174,6 +174,13 @@ def test_no_images(precision: str) -> None:
     assert packed_linear(torch.zeros(0, 48), p["fc1"], None, precision).shape == (0, 96)
 
 
+@pytest.mark.parametrize("size", [(0, 8), (8, 0), (0, 0), (12, 8)])
+def test_patch_embed_refuses_images_without_a_whole_patch(size: tuple[int, int]) -> None:
+    packed = OPS.pack_weight(draw(70, 3 * 64), "fp32")
+    with pytest.raises(RuntimeError, match="H and W multiples of the patch's, above zero"):
+        OPS.packed_patch_embed(torch.zeros(2, 3, *size), packed, None, 70, 8, 8, None, draw(1, 70), None, "fp32")
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_number_of_threads_and_the_batch_change_no_bit(precision: str) -> None:
     p = block_parameters(64, 2, 32, 1200, extras=True)
