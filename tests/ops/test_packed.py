@@ -13,6 +13,7 @@ from support.packed_cases import (
     block_parameters,
     check_attention,
     check_block,
+    check_large_logits,
     check_linear,
     check_patch_embed,
     draw,
@@ -125,6 +126,12 @@ def test_attention_whose_logits_are_far_apart(spread: float, precision: str) -> 
     exact = plain.attention(qkv.bfloat16().double() if precision in ("bf16", "int8") else qkv.double(), 0.25, "exact")
     actual, expected = OPS.packed_attention(qkv, 0.25, precision), plain.attention(qkv, 0.25, precision)
     assert_as_accurate(actual, expected, exact, factor=FORWARD_FACTOR, name=f"{precision} attention, spread {spread}")
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("exponent", [20, 31, 40, 104, 126])
+def test_attention_whose_logits_are_very_large(exponent: int, precision: str) -> None:
+    check_large_logits(exponent, precision)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
