@@ -16,6 +16,7 @@ from support.packed_cases import (
     check_large_logits,
     check_linear,
     check_patch_embed,
+    check_ties_of_int8,
     draw,
     packed_block,
     packed_linear,
@@ -94,6 +95,10 @@ def test_x_may_be_bfloat16_or_a_slice_of_tokens(precision: str) -> None:
     assert torch.equal(packed_linear(x.float()[:, 0], weight, None, precision), expected[:, 0])
     assert torch.equal(packed_linear(x.float()[:, 2:5], weight, None, precision), expected[:, 2:5])
     assert torch.equal(packed_linear(x.float()[:, :1], weight, None, precision), expected[:, :1])
+
+
+def test_int8_rounds_each_number_once() -> None:
+    check_ties_of_int8()
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
