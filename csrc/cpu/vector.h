@@ -222,6 +222,18 @@ struct Scratch {
 
 // --- functions; float by polynomials, double by the C library ---
 
+// a * b + c with one rounding, on every instruction set.
+VITFAST_INLINE Vector<float> fused_multiply_add(Vector<float> a, Vector<float> b, Vector<float> c) {
+#if VITFAST_VECTOR_BYTES == 64
+  return (Vector<float>)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  return (Vector<float>)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  for (int64_t i = 0; i < width<float>; ++i) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
+  return c;
+#endif
+}
+
 // e^x for x <= 88, to 1 ulp; results below 2^-126 are zero.
 VITFAST_INLINE Vector<float> exp(Vector<float> x) {
   const float to_integer = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer

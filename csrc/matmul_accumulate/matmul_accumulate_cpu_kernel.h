@@ -6,18 +6,6 @@
 
 namespace vitfast::VITFAST_ISA {
 
-// a * b + c with one rounding, on every instruction set.
-VITFAST_INLINE Vector<float> fused_multiply_add(Vector<float> a, Vector<float> b, Vector<float> c) {
-#if VITFAST_VECTOR_BYTES == 64
-  return (Vector<float>)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-#elif defined(__FMA__)
-  return (Vector<float>)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
-#else
-  for (int64_t i = 0; i < width<float>; ++i) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
-  return c;
-#endif
-}
-
 // Accumulators and the sums of a chunk fill the registers.
 constexpr int64_t accumulate_tile_rows = VITFAST_VECTOR_BYTES == 64 ? 6 : 3;
 constexpr int64_t accumulate_tile_vectors = 2;

@@ -17,12 +17,21 @@ VITFAST_INLINE Vector<float> larger(Vector<float> a, Vector<float> b) {
 #endif
 }
 
+// Takes the maximum of a row from its logits if it is large. The rounding of scale * maximum is a power of two that all
+// weights of the row have in common: 2^(1/256) here, and beyond float32's range from 2^31 on.
+VITFAST_INLINE void center_large_logits(float* logits, int64_t columns, float scale, float& maximum) {
+  if (__builtin_fabsf(scale * maximum) < 0x1p16f) return;
+  for (int64_t j = 0; j < columns; j += width<float>) store(logits + j, load(logits + j) - maximum);
+  maximum = 0;
+}
+
 // weights[rows, columns] = 2^(scale logits - scale maxima); factors[rows] = 1 / the rows' sums. Several rows at a time
-// hide each other's latency.
+// hide each other's latency. Logits and maxima are changed where they are very large.
 template <int rows>
 VITFAST_INLINE void exponentiate(
-    const float* logits, int64_t columns, float scale, const float* maxima, float* weights, float* factors) {
+    float* logits, int64_t columns, float scale, float* maxima, float* weights, float* factors) {
   Vector<float> sums[rows], shifts[rows];
+  for (int r = 0; r < rows; ++r) center_large_logits(logits + r * columns, columns, scale, maxima[r]);
 #pragma GCC unroll 8
   for (int r = 0; r < rows; ++r) {
     sums[r] = Vector<float>{};
@@ -60,10 +69,11 @@ VITFAST_INLINE Vector<float> exp2_of_bits(Vector<float> x) {
 // The same with weights in bfloat16, two vectors at a time.
 template <int rows>
 VITFAST_INLINE void exponentiate(
-    const float* logits, int64_t columns, float scale, const float* maxima, BFloat16* weights, float* factors) {
+    float* logits, int64_t columns, float scale, float* maxima, BFloat16* weights, float* factors) {
   constexpr int64_t w = width<float>;
   const float bits_scale = scale * 0x1p23f;
   Vector<float> sums[rows], shifts[rows], all{};  // `all`: NaN if one of the logits is
+  for (int r = 0; r < rows; ++r) center_large_logits(logits + r * columns, columns, scale, maxima[r]);
 #pragma GCC unroll 8
   for (int r = 0; r < rows; ++r) {
     sums[r] = Vector<float>{};

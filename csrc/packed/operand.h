@@ -122,6 +122,18 @@ VITFAST_INLINE void store_bfloat16(BFloat16* p, Vector<float> v) {
 #endif
 }
 
+// v * factor + offset, rounded once; the offset, from 2^23 to 2^24, makes it an even integer where two are as near.
+VITFAST_INLINE Vector<float> round_product(Vector<float> v, float factor, float offset) {
+#if defined(__FMA__)
+  return fused_multiply_add(v, broadcast(factor), broadcast(offset));
+#else
+  typedef double Doubles __attribute__((vector_size(2 * VITFAST_VECTOR_BYTES)));
+  constexpr double to_integer = 0x1.8p52;
+  const Doubles integers = __builtin_convertvector(v, Doubles) * double(factor) + to_integer;  // products are exact
+  return __builtin_convertvector(integers - (to_integer - double(offset)), Vector<float>);
+#endif
+}
+
 // One group of a row, symmetric: returns the scale.
 VITFAST_INLINE float quantize_group(const float* row, int64_t size, uint32_t* words) {
   const float largest = max_magnitude(row, size);
@@ -129,7 +141,7 @@ VITFAST_INLINE float quantize_group(const float* row, int64_t size, uint32_t* wo
   // adding 1.5 * 2^23 rounds to an integer, which the low bits hold; unsigned numbers are 128 larger
   constexpr float to_integer = 12582912.0f + (has_int8_dot ? 128.0f : 0.0f);
   for_each_vector<float>(size, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
-    const Vector<float> shifted = load_up_to<float>(row + i, count) * inverse + to_integer;
+    const Vector<float> shifted = round_product(load_up_to<float>(row + i, count), inverse, to_integer);
     if constexpr (has_int8_dot) {
       typedef uint8_t Bytes __attribute__((vector_size(VITFAST_VECTOR_BYTES / 4)));
       const Bytes bytes = __builtin_convertvector(bit_cast<Words>(shifted), Bytes);

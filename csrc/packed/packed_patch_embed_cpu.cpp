@@ -31,8 +31,9 @@ Tensor packed_patch_embed(
   constexpr const char* op = "packed_patch_embed";
   STD_TORCH_CHECK(!shift.has_value(), "packed_patch_embed: shift is reserved; pass None");
   STD_TORCH_CHECK(
-      images.dim() == 4 && patch_h > 0 && patch_w > 0 && images.size(2) % patch_h == 0 && images.size(3) % patch_w == 0,
-      "packed_patch_embed: images must be [B, I, H, W] with H and W multiples of the patch's");
+      images.dim() == 4 && patch_h > 0 && patch_w > 0 && images.size(2) > 0 && images.size(3) > 0 &&
+          images.size(2) % patch_h == 0 && images.size(3) % patch_w == 0,
+      "packed_patch_embed: images must be [B, I, H, W] with H and W multiples of the patch's, above zero");
   STD_TORCH_CHECK(prefix.dim() == 2, "packed_patch_embed: prefix must be [T, n]");
   const Tensor pixels = as_contiguous(images);
   const int64_t batch = pixels.size(0), patches = pixels.size(2) / patch_h * (pixels.size(3) / patch_w);

@@ -13,8 +13,10 @@ from support.packed_cases import (
     block_parameters,
     check_attention,
     check_block,
+    check_large_logits,
     check_linear,
     check_patch_embed,
+    check_ties_of_int8,
     draw,
     packed_block,
     packed_linear,
@@ -99,6 +101,10 @@ def test_x_may_be_bfloat16_or_a_slice_of_tokens(precision: str) -> None:
     assert torch.equal(packed_linear(x.float()[:, :1], weight, None, precision), expected[:, :1])
 
 
+def test_int8_rounds_each_number_once() -> None:
+    check_ties_of_int8()
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_norm_linear_is_the_norm_and_then_the_product(precision: str) -> None:
     x, weight, bias = draw(21, 100) * 3 + 1, draw(70, 100, scale=0.1), draw(70)
@@ -129,6 +135,12 @@ def test_attention_whose_logits_are_far_apart(spread: float, precision: str) -> 
     exact = plain.attention(qkv.bfloat16().double() if precision in ("bf16", "int8") else qkv.double(), 0.25, "exact")
     actual, expected = OPS.packed_attention(qkv, 0.25, precision), plain.attention(qkv, 0.25, precision)
     assert_as_accurate(actual, expected, exact, factor=FORWARD_FACTOR, name=f"{precision} attention, spread {spread}")
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("exponent", [20, 31, 40, 104, 126])
+def test_attention_whose_logits_are_very_large(exponent: int, precision: str) -> None:
+    check_large_logits(exponent, precision)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -176,6 +188,13 @@ def test_no_images(precision: str) -> None:
     p = block_parameters(48, 3, 16, 96, extras=True)
     assert packed_block(torch.zeros(0, 5, 48), p, 3, "gelu", precision).shape == (0, 5, 48)
     assert packed_linear(torch.zeros(0, 48), p["fc1"], None, precision).shape == (0, 96)
+
+
+@pytest.mark.parametrize("size", [(0, 8), (8, 0), (0, 0), (12, 8)])
+def test_patch_embed_refuses_images_without_a_whole_patch(size: tuple[int, int]) -> None:
+    packed = OPS.pack_weight(draw(70, 3 * 64), "fp32")
+    with pytest.raises(RuntimeError, match="H and W multiples of the patch's, above zero"):
+        OPS.packed_patch_embed(torch.zeros(2, 3, *size), packed, None, 70, 8, 8, None, draw(1, 70), None, "fp32")
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -139,9 +139,40 @@ def check_patch_embed(images: Tensor, patch: tuple[int, int], prefix_rows: int, 
     )
 
 
+def check_ties_of_int8() -> None:
+    """Numbers next to ties of the quantization, bit by bit: a row of zeros but for one weight reads them back."""
+    largest = 0.1 + draw(50, 1).abs()
+    inverse = torch.full_like(largest, 127.0) / largest
+    ties = ((torch.arange(126) + 0.5) / inverse).repeat(1, 3)
+    x = torch.cat([largest, ties], 1)
+    x[:, 127:253] = torch.nextafter(x[:, 127:253], torch.tensor(torch.inf))
+    x[:, 253:] = torch.nextafter(x[:, 253:], torch.tensor(0.0))
+    x[1::2] *= -1
+    integers = (x.double() * inverse.double()).round()
+    assert not torch.equal(integers, (x * inverse).round().double()), "no product is a tie but for its rounding"
+    kept = packed_linear(x, torch.eye(x.shape[1]), None, "int8").double() * 127 / largest.double()
+    torch.testing.assert_close(kept, integers, rtol=1e-5, atol=0)
+
+
+def check_large_logits(exponent: int, precision: str) -> None:
+    """Logits of magnitude ``2^exponent`` and more, so far apart that only the largest of them have a weight."""
+    for sign in (1, -1):  # one key stands out, or all others do
+        qkv = draw(1, 33, 3, 1, 16)
+        qkv[:, :, 0, :, 0] = 1.37 * 2.0 ** (exponent / 2)
+        qkv[:, :, 1, :, 0] = 1.19 * 2.0 ** (exponent / 2) * sign
+        qkv[:, 5, 1, :, 0] *= 1.25
+        qkv[:, :, 1, :, 1:] = 0
+        qkv = qkv.bfloat16().float()
+        exact = plain.attention(qkv.double(), 0.7, "exact")
+        actual = OPS.packed_attention(qkv, 0.7, precision)
+        torch.testing.assert_close(actual.double(), exact, rtol=1e-4, atol=1e-4)  # as exact as 2^x for bfloat16
+
+
 def check_all() -> None:
     """A small share of every operator's cases, for a run per instruction set."""
+    check_ties_of_int8()
     for precision in PRECISIONS:
+        check_large_logits(40, precision)
         for rows, inputs, outputs in ((1, 7, 5), (13, 33, 70), (40, 192, 130), (9, 1100, 64)):
             check_linear(rows, inputs, outputs, precision, "none", with_all=True)
         check_linear(17, 48, 100, precision, "gelu", with_all=False)
