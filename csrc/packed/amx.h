@@ -5,9 +5,31 @@
 
 #pragma once
 
-#include "csrc/packed/multiply_tile.h"
+#include "csrc/packed/epilogue.h"
 
 namespace vitfast::VITFAST_ISA {
+
+// What the other units of the processor do while the tiles multiply, a little at each step: the epilogue of the tile
+// before, and fetching the next panel into the second-level cache.
+struct Meanwhile {
+  FinishRows finish;
+  Tile tile;
+  int64_t next_row, rows_a_step;
+  int64_t buffer;  // of two, the one for the sums to come
+  const char* next_line;
+  int64_t lines_a_step;
+
+  VITFAST_INLINE void step() {
+    const char* const last = next_line + lines_a_step * 64;
+    for (; next_line < last; next_line += 64) __builtin_prefetch(next_line, 0, 2);
+    finish_until(next_row + rows_a_step);
+  }
+  VITFAST_INLINE void finish_until(int64_t row) {
+    const int64_t end = row < tile.rows ? row : tile.rows;
+    if (next_row < end) finish(tile, next_row, end);
+    next_row = end;
+  }
+};
 
 #if defined(__AMX_TILE__)
 
@@ -89,8 +111,13 @@ VITFAST_INLINE void add_step(const uint32_t* a, int64_t a_stride, const uint32_t
 // Words of a panel's half and of the rows that stay in the first-level cache together.
 constexpr int64_t cached_words = 192;
 
+// How many steps a panel takes: each half of its columns.
+inline int64_t tile_steps(int64_t rows) {
+  return 2 * divide_up(rows, amx_words);
+}
+
 template <typename Dot, bool has_second_rows>
-void multiply_by_tiles(const uint32_t* a, int64_t a_stride, const Panel& panel, uint32_t* sums) {
+void multiply_by_tiles(const uint32_t* a, int64_t a_stride, const Panel& panel, uint32_t* sums, Meanwhile& meanwhile) {
   constexpr int64_t line = panel_columns * 4, below = amx_rows * panel_columns;
   int64_t begin = 0;
   do {
@@ -118,6 +145,7 @@ void multiply_by_tiles(const uint32_t* a, int64_t a_stride, const Panel& panel, 
       int64_t k = begin;
       for (; k + amx_words <= end; k += amx_words) {
         add_step<Dot, has_second_rows>(a + k, a_stride, panel.words + k * panel_columns + column);
+        meanwhile.step();
       }
       if (k < end) add_step<Dot, has_second_rows>(a + k, a_stride, panel.tail + column);
       _tile_stored(0, target, line);
@@ -133,17 +161,22 @@ void multiply_by_tiles(const uint32_t* a, int64_t a_stride, const Panel& panel, 
 
 // sums[rows, 64] = a[rows, panel.rows] · panel, as float32 or int32. Reads and writes 16 or 32 rows.
 template <typename Dot>
-void multiply_by_tiles(int64_t rows, const uint32_t* a, int64_t a_stride, const Panel& panel, float* sums) {
+void multiply_by_tiles(
+    int64_t rows, const uint32_t* a, int64_t a_stride, const Panel& panel, float* sums, Meanwhile& meanwhile) {
   uint32_t* const words = reinterpret_cast<uint32_t*>(sums);
-  if (rows > amx_rows) return multiply_by_tiles<Dot, true>(a, a_stride, panel, words);
-  multiply_by_tiles<Dot, false>(a, a_stride, panel, words);
+  if (rows > amx_rows) return multiply_by_tiles<Dot, true>(a, a_stride, panel, words, meanwhile);
+  multiply_by_tiles<Dot, false>(a, a_stride, panel, words, meanwhile);
 }
 
 #else  // never called
 
 inline void copy_tail(const uint32_t*, int64_t, uint32_t*) {}
+inline int64_t tile_steps(int64_t) {
+  return 1;
+}
 template <typename Dot>
-void multiply_by_tiles(int64_t rows, const uint32_t* a, int64_t a_stride, const Panel& panel, float* sums);
+void multiply_by_tiles(
+    int64_t rows, const uint32_t* a, int64_t a_stride, const Panel& panel, float* sums, Meanwhile& meanwhile);
 
 #endif
 

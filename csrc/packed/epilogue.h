@@ -63,15 +63,16 @@ VITFAST_INLINE void store_result(void* row, int64_t column, Vector<float> v, int
   }
 }
 
-// Without an activation the sum starts from the residual, so that the groups of a product may add to `out` in turn.
+// Finishes rows of a tile. Without an activation the sum starts from the residual, so that the groups of a product may
+// add to `out` in turn.
 template <bool is_integer, Activation activation, Accuracy accuracy, Store how>
-void finish_tile(const Tile& t) {
+void finish_rows(const Tile& t, int64_t begin, int64_t end) {
   constexpr bool is_linear = activation == Activation::none;
   constexpr int64_t element = how == Store::bfloat16 ? 2 : 4;
   const float* const bias = t.is_first_group ? t.bias : nullptr;
   const float* const scale = t.scale;
   const bool is_last = t.is_last_group;
-  for (int64_t r = 0; r < t.rows; ++r) {
+  for (int64_t r = begin; r < end; ++r) {
     const float* const residual = t.residual == nullptr ? nullptr : t.residual + r * t.residual_stride;
     float* const partial = t.partial + r * t.partial_stride;
     void* const out = static_cast<char*>(t.out) + r * t.out_stride * element;
@@ -99,39 +100,41 @@ void finish_tile(const Tile& t) {
   }
 }
 
+using FinishRows = void (*)(const Tile&, int64_t begin, int64_t end);
+
 template <bool is_integer, Activation activation, Accuracy accuracy>
-void finish_tile(Store how, const Tile& t) {
+FinishRows finish_function(Store how) {
   switch (how) {
     case Store::float32:
-      return finish_tile<is_integer, activation, accuracy, Store::float32>(t);
+      return finish_rows<is_integer, activation, accuracy, Store::float32>;
     case Store::bfloat16:
-      return finish_tile<is_integer, activation, accuracy, Store::bfloat16>(t);
+      return finish_rows<is_integer, activation, accuracy, Store::bfloat16>;
     case Store::float32_as_bfloat16:
-      return finish_tile<is_integer, activation, accuracy, Store::float32_as_bfloat16>(t);
-    case Store::float32_as_float16:
-      return finish_tile<is_integer, activation, accuracy, Store::float32_as_float16>(t);
+      return finish_rows<is_integer, activation, accuracy, Store::float32_as_bfloat16>;
+    default:
+      return finish_rows<is_integer, activation, accuracy, Store::float32_as_float16>;
   }
 }
 
 // Only GELU, which every model has, comes in the narrow accuracy, too.
 template <bool is_integer>
-void finish_tile(Activation activation, Accuracy accuracy, Store how, const Tile& t) {
+FinishRows finish_function(Activation activation, Accuracy accuracy, Store how) {
   switch (activation) {
-    case Activation::none:
-      return finish_tile<is_integer, Activation::none, Accuracy::full>(how, t);
     case Activation::gelu:
-      return accuracy == Accuracy::narrow ? finish_tile<is_integer, Activation::gelu, Accuracy::narrow>(how, t)
-                                          : finish_tile<is_integer, Activation::gelu, Accuracy::full>(how, t);
+      return accuracy == Accuracy::narrow ? finish_function<is_integer, Activation::gelu, Accuracy::narrow>(how)
+                                          : finish_function<is_integer, Activation::gelu, Accuracy::full>(how);
     case Activation::gelu_tanh:
-      return finish_tile<is_integer, Activation::gelu_tanh, Accuracy::full>(how, t);
+      return finish_function<is_integer, Activation::gelu_tanh, Accuracy::full>(how);
     case Activation::gelu_quick:
-      return finish_tile<is_integer, Activation::gelu_quick, Accuracy::full>(how, t);
+      return finish_function<is_integer, Activation::gelu_quick, Accuracy::full>(how);
     case Activation::tanh:
-      return finish_tile<is_integer, Activation::tanh, Accuracy::full>(how, t);
+      return finish_function<is_integer, Activation::tanh, Accuracy::full>(how);
     case Activation::silu:
-      return finish_tile<is_integer, Activation::silu, Accuracy::full>(how, t);
+      return finish_function<is_integer, Activation::silu, Accuracy::full>(how);
     case Activation::relu:
-      return finish_tile<is_integer, Activation::relu, Accuracy::full>(how, t);
+      return finish_function<is_integer, Activation::relu, Accuracy::full>(how);
+    default:
+      return finish_function<is_integer, Activation::none, Accuracy::full>(how);
   }
 }
 

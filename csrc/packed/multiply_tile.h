@@ -18,6 +18,9 @@ constexpr int tile_vectors = VITFAST_VECTOR_BYTES == 64 ? 4 : 2;
 template <typename Dot>
 constexpr int64_t rows_at_once = tile_rows;
 
+template <typename Dot>
+constexpr int64_t tile_size = rows_at_once<Dot> * panel_columns;
+
 // One group of a panel.
 struct Panel {
   const uint32_t* words;  // [rows, 64]

@@ -134,6 +134,18 @@ VITFAST_INLINE Vector<float> round_product(Vector<float> v, float factor, float 
 #endif
 }
 
+// The lowest byte of each word.
+VITFAST_INLINE void store_low_bytes(uint8_t* p, Words words) {
+#if VITFAST_VECTOR_BYTES == 64
+  // GCC 12 converts one byte at a time
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_maskz_cvtepi32_epi8(__mmask16(-1), (__m512i)words));
+#else
+  typedef uint8_t Bytes __attribute__((vector_size(VITFAST_VECTOR_BYTES / 4)));
+  const Bytes bytes = __builtin_convertvector(words, Bytes);
+  std::memcpy(p, &bytes, sizeof(bytes));
+#endif
+}
+
 // One group of a row, symmetric: returns the scale.
 VITFAST_INLINE float quantize_group(const float* row, int64_t size, uint32_t* words) {
   const float largest = max_magnitude(row, size);
@@ -143,9 +155,7 @@ VITFAST_INLINE float quantize_group(const float* row, int64_t size, uint32_t* wo
   for_each_vector<float>(size, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
     const Vector<float> shifted = round_product(load_up_to<float>(row + i, count), inverse, to_integer);
     if constexpr (has_int8_dot) {
-      typedef uint8_t Bytes __attribute__((vector_size(VITFAST_VECTOR_BYTES / 4)));
-      const Bytes bytes = __builtin_convertvector(bit_cast<Words>(shifted), Bytes);
-      std::memcpy(reinterpret_cast<uint8_t*>(words) + i, &bytes, sizeof(bytes));
+      store_low_bytes(reinterpret_cast<uint8_t*>(words) + i, bit_cast<Words>(shifted));
     } else {
       const Halves shorts = __builtin_convertvector(bit_cast<Words>(shifted), Halves);
       std::memcpy(reinterpret_cast<uint16_t*>(words) + i, &shorts, sizeof(shorts));

@@ -27,9 +27,11 @@ class Arena {
 constexpr int64_t chunk_step = has_tiles ? 32 : tile_rows;
 
 // Rows that pass through all panels together: what they need of the second-level cache leaves room for the panels.
-// Processors with tiles have 2 MiB of it.
+// Processors with tiles have 2 MiB of it; they multiply so fast that fetching the panels again costs more than rows
+// that overflow it.
 inline int64_t max_chunk_rows(int64_t rows, int64_t bytes_per_row) {
-  constexpr int64_t cache_bytes = (has_tiles ? 1024 : 512) * 1024, smallest = has_tiles ? 64 : 48, largest = 384;
+  constexpr int64_t cache_bytes = (has_tiles ? 2048 : 512) * 1024;
+  constexpr int64_t smallest = has_tiles ? 64 : 48, largest = has_tiles ? 768 : 384;
   int64_t chunk = cache_bytes / bytes_per_row / chunk_step * chunk_step;
   chunk = chunk < smallest ? smallest : chunk > largest ? largest : chunk;
   return chunk < rows ? chunk : rows;
@@ -48,7 +50,9 @@ inline Operand take_operand(Arena& arena, Precision precision, int64_t rows, int
 }
 
 inline ProductScratch take_product_scratch(Arena& arena) {
-  return {arena.take<uint32_t>((max_group + 1) * panel_columns), arena.take<float>(chunk_step * panel_columns)};
+  return {
+      arena.take<uint32_t>((max_group + 1) * panel_columns),
+      arena.take<float>((has_tiles ? 2 : 1) * chunk_step * panel_columns)};
 }
 
 constexpr Accuracy accuracy_for(Precision precision) {
@@ -100,10 +104,14 @@ void linear_rectangle(const PackedLinear& a, const Rectangle& part, char* worksp
         scratch.partial,
         panel_columns,
         true};
-    for (int64_t panel = part.panel_begin; panel < part.panel_end; ++panel) {
-      multiply_panel<precision>(
-          scratch.operand, rows, a.weight, panel, {0, group_count(a.weight.k)}, destination, scratch.product);
-    }
+    multiply_panels<precision>(
+        scratch.operand,
+        rows,
+        a.weight,
+        {part.panel_begin, part.panel_end},
+        {0, group_count(a.weight.k)},
+        destination,
+        scratch.product);
   }
 }
 
@@ -167,10 +175,14 @@ void hidden_group(const PackedMlp& a, int64_t group, int64_t rows, const MlpScra
       scratch.partial,
       panel_columns,
       true};
-  for (int64_t panel = first / panel_columns; panel < panel_count(first + size); ++panel) {
-    multiply_panel<precision>(
-        scratch.operand, rows, a.fc1, panel, {0, group_count(a.fc1.k)}, destination, scratch.product);
-  }
+  multiply_panels<precision>(
+      scratch.operand,
+      rows,
+      a.fc1,
+      {first / panel_columns, panel_count(first + size)},
+      {0, group_count(a.fc1.k)},
+      destination,
+      scratch.product);
   for (int64_t r = 0; r < rows; ++r) {
     if constexpr (is_int8) {
       uint32_t* words = scratch.hidden.words + r * scratch.hidden.stride;
@@ -196,9 +208,8 @@ void mlp_rows(const PackedMlp& a, int64_t begin, int64_t end, char* workspace) {
         Activation::none, Accuracy::full, a.scale, residual, n, Store::float32, out, n, 0, out, n, false};
     for (int64_t group = 0; group < group_count(a.fc1.n); ++group) {
       hidden_group<precision>(a, group, rows, scratch);
-      for (int64_t panel = 0; panel < panel_count(n); ++panel) {
-        multiply_panel<precision>(scratch.hidden, rows, a.fc2, panel, {group, group + 1}, destination, scratch.product);
-      }
+      multiply_panels<precision>(
+          scratch.hidden, rows, a.fc2, {0, panel_count(n)}, {group, group + 1}, destination, scratch.product);
     }
   }
 }

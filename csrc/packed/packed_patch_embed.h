@@ -74,10 +74,8 @@ void embed_patches(const PackedPatchEmbed& a, int64_t image, int64_t begin, int6
       s.partial,
       panel_columns,
       true};
-  for (int64_t panel = 0; panel < panel_count(n); ++panel) {
-    multiply_panel<precision>(
-        s.operand, end - begin, a.weight, panel, {0, group_count(a.weight.k)}, destination, s.product);
-  }
+  multiply_panels<precision>(
+      s.operand, end - begin, a.weight, {0, panel_count(n)}, {0, group_count(a.weight.k)}, destination, s.product);
 }
 
 template <Precision precision>

@@ -106,7 +106,7 @@ using ProductRegisters = NoRegisters;
 // What a product needs besides its operands.
 struct ProductScratch {
   uint32_t* widened;  // [max_group, 64]
-  float* tile;        // [rows_at_once, 64]
+  float* tile;        // [rows_at_once, 64]; two of them for AMX
 };
 
 template <Precision precision>
@@ -123,6 +123,10 @@ VITFAST_INLINE Panel open_panel(const char* group, int64_t size, const ProductSc
   }
 }
 
+struct PanelRange {
+  int64_t begin, end;
+};
+
 // The groups [begin, end) of the inputs; the operand holds these groups only.
 struct GroupRange {
   int64_t begin, end;
@@ -136,13 +140,15 @@ void multiply_panel(
     int64_t panel,
     GroupRange groups,
     const Destination& d,
-    const ProductScratch& scratch) {
+    const ProductScratch& scratch,
+    Meanwhile& meanwhile) {
   using Dot = typename Format<precision>::Dot;
   constexpr int64_t element[] = {4, 2, 4, 4};  // of each Store
   const int64_t size = group_size(weight.k), count = group_count(weight.k);
   const int64_t column = panel * panel_columns;
   constexpr int64_t at_once = rows_at_once<Dot>;
   const int64_t tiles = divide_up(rows, at_once);
+  const FinishRows finish = finish_function<Dot::is_integer>(d.activation, d.accuracy, d.store);
   for (int64_t g = groups.begin; g < groups.end; ++g) {
     const int64_t depth = weight.k - g * size < size ? weight.k - g * size : size;
     const Panel b = open_panel<precision>(weight.group(panel, g), depth, scratch);
@@ -151,19 +157,25 @@ void multiply_panel(
                        : g + 1 < groups.end ? weight.group(panel, g + 1)
                                             : weight.group(panel + 1, groups.begin);
     const uint32_t* words = a.words + operand_words(precision, (g - groups.begin) * size);
+    meanwhile.next_line = next;
     for (int64_t t = 0; t < tiles; ++t) {
       // tiles of nearly the same height; those of AMX are whole but for the last
       const int64_t row = uses_tiles<precision> ? t * at_once : t * rows / tiles;
       const int64_t next_row = uses_tiles<precision> ? row + at_once : (t + 1) * rows / tiles;
       const int64_t end = next_row < rows ? next_row : rows;
+      float* const sums = scratch.tile + meanwhile.buffer * tile_size<Dot>;
       if constexpr (uses_tiles<precision>) {
-        multiply_by_tiles<Dot>(end - row, words + row * a.stride, a.stride, b, scratch.tile);
+        const int64_t steps = tile_steps(b.rows);
+        meanwhile.rows_a_step = divide_up(at_once, steps);
+        meanwhile.lines_a_step = next == nullptr ? 0 : divide_up(group_bytes(precision, depth), 64 * tiles * steps);
+        multiply_by_tiles<Dot>(end - row, words + row * a.stride, a.stride, b, sums, meanwhile);
+        meanwhile.finish_until(at_once);
       } else {
         const char* ahead = Format<precision>::is_widened || t >= 4 || next == nullptr ? nullptr : next + t * 64;
-        multiply_tile<Dot>(end - row, words + row * a.stride, a.stride, b, ahead, scratch.tile);
+        multiply_tile<Dot>(end - row, words + row * a.stride, a.stride, b, ahead, sums);
       }
       const Tile tile{
-          scratch.tile,
+          sums,
           end - row,
           weight.n - column < panel_columns ? weight.n - column : panel_columns,
           a.scales + row * a.groups + (g - groups.begin),
@@ -179,9 +191,32 @@ void multiply_panel(
           g + 1 == count,
           static_cast<char*>(d.out) + (row * d.out_stride + column - d.first_column) * element[int(d.store)],
           d.out_stride};
-      finish_tile<Dot::is_integer>(d.activation, d.accuracy, d.store, tile);
+      if constexpr (uses_tiles<precision>) {
+        meanwhile.finish = finish;
+        meanwhile.tile = tile;
+        meanwhile.next_row = 0;
+        meanwhile.buffer = 1 - meanwhile.buffer;
+      } else {
+        finish(tile, 0, tile.rows);
+      }
     }
   }
+}
+
+template <Precision precision>
+void multiply_panels(
+    const Operand& a,
+    int64_t rows,
+    const PackedWeight& weight,
+    PanelRange panels,
+    GroupRange groups,
+    const Destination& d,
+    const ProductScratch& scratch) {
+  Meanwhile meanwhile{};
+  for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+    multiply_panel<precision>(a, rows, weight, panel, groups, d, scratch, meanwhile);
+  }
+  meanwhile.finish_until(rows);
 }
 
 }  // namespace vitfast::VITFAST_ISA
