@@ -77,6 +77,12 @@ def test_the_script_asks_allowed_questions():
     assert len({one.title for one in list_accelerated_comparisons(options, CPU)}) == 2 * 5 * 7
 
 
+def test_a_list_may_stand_in_brackets_and_has_each_value_once():
+    options = load_options(AcceleratedOptions, ["model=[vit_nano_patch2_8]", "precision=bf16,fp32,bf16"], "accelerated")
+    assert options.models() == ["vit_nano_patch2_8"]
+    assert options.precisions() == ["bf16", "fp32"]
+
+
 @pytest.mark.parametrize("argument", ["model=vit_nono", "precision=int8", "batch=0", "json=results.txt"])
 def test_mistakes_are_told(argument):
     with pytest.raises(UserError, match=argument.partition("=")[0]):

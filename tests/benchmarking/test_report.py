@@ -8,7 +8,15 @@ import torch
 
 from vitfast.benchmarking.comparison import Outcome, Standing
 from vitfast.benchmarking.machine import describe_machine
-from vitfast.benchmarking.report import Report, markdown, number, outcome_text, read_outcomes, write_report
+from vitfast.benchmarking.report import (
+    Report,
+    machine_line,
+    markdown,
+    number,
+    outcome_text,
+    read_outcomes,
+    write_report,
+)
 from vitfast.benchmarking.spread import Spread
 from vitfast.errors import UserError
 
@@ -75,6 +83,16 @@ def test_a_table_has_time_rates_speed_and_error(outcome):
 
 def test_a_rate_that_nobody_has_is_no_column(outcome):
     assert "GB/s" not in outcome_text(outcome)
+
+
+def test_a_processor_without_a_name_is_told_by_its_instruction_sets():
+    machine = describe_machine(torch.device("cpu"))
+    for names, told in (
+        (["avx2", "avx512f", "amx_tile", "amx_bf16"], " (amx_tile amx_bf16), "),
+        (["avx2", "fma"], ", "),
+    ):
+        machine["cpu"] |= {"model": "Intel(R) Xeon(R) Processor", "cores": 2, "instruction_sets": names}
+        assert machine_line(machine).startswith(f"Intel(R) Xeon(R) Processor{told}2 cores, ")
 
 
 def test_markdown_has_machine_warnings_and_a_table_for_each_comparison(outcome):

@@ -76,3 +76,26 @@ def test_required_options_of_another_command_are_marked(capsys: pytest.CaptureFi
     assert "Does something small." in text
     assert "(required)" in text
     assert "recipe" not in text
+
+
+@dataclass
+class SharedOptions:
+    """What several commands have in common."""
+
+    seconds: float = option(60.0, "how long", above=0)
+    json: str | None = option(None, "file for the results")
+
+
+@dataclass
+class OwnOptions(SharedOptions):
+    """Has an option of its own, and another default."""
+
+    model: str = option("vit", "which")
+    seconds: float = option(5.0, "how long", above=0)
+
+
+def test_own_options_stand_before_inherited_ones() -> None:
+    options = list_options(OwnOptions)
+    assert list(options) == ["model", "seconds", "json"]
+    assert options["seconds"].default == 5.0
+    assert load_options(OwnOptions, ["json=a.json"], "benchmark") == OwnOptions(5.0, "a.json", "vit")

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
 
 import torch
 
 from vitfast.benchmarking.accelerated_comparison import accelerated_comparison, early_exit_comparison
-from vitfast.benchmarking.benchmark_run import measure_and_report, torch_threads
+from vitfast.benchmarking.benchmark_run import measure_and_report
 from vitfast.benchmarking.comparison import Comparison
 from vitfast.benchmarking.device_limits import with_limits
-from vitfast.benchmarking.options import check_json_path, parse_counts
+from vitfast.benchmarking.run_options import ModelRunOptions, seconds_option
+from vitfast.benchmarking.word_list import distinct, known_words, split_words
 from vitfast.config import option
 from vitfast.engine.device import select_device
-from vitfast.errors import UserError
 from vitfast.models.registry import resolve_name
 
 PRECISIONS = ("bf16", "fp16", "fp32")
@@ -25,7 +25,7 @@ MODELS = (
 
 
 @dataclass
-class AcceleratedOptions:
+class AcceleratedOptions(ModelRunOptions):
     """Measures accelerated models beside timm's, eager and compiled; models with exits with all of them and early exit.
 
     The device's copy bandwidth and its rate of matrix products are measured in the same rounds.
@@ -37,26 +37,13 @@ class AcceleratedOptions:
     compile: str = option(
         "max-autotune", "mode of torch.compile for the others; none: they are not compiled", choices=COMPILE_MODES
     )
-    seconds: float = option(300.0, "time for all measurements together; building and checking come on top", above=0)
-    stop_after: float | None = option(
-        None, "seconds after which no comparison begins, building included; resume=true goes on", above=0
-    )
-    threads: int | None = option(None, "CPU threads; null: torch's choice", minimum=1)
-    device: str = option("auto", "auto: a GPU if there is one", choices=["auto", "cpu", "cuda"])
-    json: str | None = option(None, "file for the results as JSON; the tables go beside it, as .md")
-    resume: bool = option(False, "go on with an interrupted run: keep what json= has, and measure the rest")
+    seconds: float = seconds_option(300.0)
 
     def check(self, prefix: str = "") -> None:
-        """Checks what limits cannot say.
-
-        Raises:
-            UserError: a model, batch, precision or file is not possible.
-        """
+        """As ``RunOptions.check``."""
+        super().check(prefix)
         self.models()
         self.precisions()
-        parse_counts("batch", self.batch, minimum=1)
-        if self.json is not None:
-            check_json_path(self.json)
 
     def models(self) -> list[str]:
         """The models' canonical names.
@@ -64,7 +51,7 @@ class AcceleratedOptions:
         Raises:
             UserError: there is no such model.
         """
-        return [resolve_name(name.strip()) for name in self.model.split(",")]
+        return distinct([resolve_name(name) for name in split_words("model", self.model)])
 
     def precisions(self) -> list[str]:
         """The precisions.
@@ -72,35 +59,20 @@ class AcceleratedOptions:
         Raises:
             UserError: one is unknown.
         """
-        words = [word.strip() for word in self.precision.split(",")]
-        for word in words:
-            if word not in PRECISIONS:
-                raise UserError(f"precision={self.precision}: {word!r} is unknown; allowed: {', '.join(PRECISIONS)}")
-        return words
+        return known_words("precision", self.precision, PRECISIONS)
 
 
 def run_accelerated_benchmark(options: AcceleratedOptions) -> int:
     """Measures what the options ask for; returns the exit code, 1 if results disagree with the source's."""
     device = select_device(options.device)
-    with torch_threads(options.threads):
-        return measure_and_report(
-            list_accelerated_comparisons(options, device),
-            device,
-            seconds=options.seconds,
-            cold_cache=False,
-            options=asdict(options),
-            json=options.json,
-            resume=options.resume,
-            stop_after_s=options.stop_after,
-        )
+    return measure_and_report(options, list_accelerated_comparisons(options, device), device)
 
 
 def list_accelerated_comparisons(options: AcceleratedOptions, device: torch.device) -> list[Comparison]:
     """The questions, all models at one batch size before the next size."""
     comparisons = []
     mode = None if options.compile == "none" else options.compile
-    batches = parse_counts("batch", options.batch, minimum=1)
-    for precision, batch, model in product(options.precisions(), batches, options.models()):
+    for precision, batch, model in product(options.precisions(), options.batches(), options.models()):
         comparisons.append(accelerated_comparison(model, batch, precision, device, compile_mode=mode))
         if model.startswith("dvt"):
             comparisons.append(early_exit_comparison(model, batch, precision, device))

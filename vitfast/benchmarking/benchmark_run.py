@@ -8,10 +8,8 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -24,7 +22,8 @@ from vitfast.benchmarking.model_comparison import inference_comparison
 from vitfast.benchmarking.operator_comparison import operator_comparisons
 from vitfast.benchmarking.options import BenchmarkOptions
 from vitfast.benchmarking.report import LEGEND, Report, machine_line, outcome_text, read_outcomes, write_report
-from vitfast.benchmarking.timer import create_timer
+from vitfast.benchmarking.run_options import RunOptions
+from vitfast.benchmarking.timer import Timer, create_timer
 from vitfast.benchmarking.training_comparison import training_comparison
 from vitfast.engine.device import select_device
 from vitfast.errors import UserError
@@ -43,17 +42,7 @@ def run_benchmark(options: BenchmarkOptions) -> int:
     comparisons = list_comparisons(options, device)
     if options.limits:
         comparisons = [with_limits(comparison, device) for comparison in comparisons]
-    with torch_threads(options.threads):
-        return measure_and_report(
-            comparisons,
-            device,
-            seconds=options.seconds,
-            cold_cache=options.cold_cache,
-            options=asdict(options),
-            json=options.json,
-            resume=options.resume,
-            stop_after_s=options.stop_after,
-        )
+    return measure_and_report(options, comparisons, device, cold_cache=options.cold_cache)
 
 
 def list_comparisons(options: BenchmarkOptions, device: torch.device) -> list[Comparison]:
@@ -89,58 +78,64 @@ def list_comparisons(options: BenchmarkOptions, device: torch.device) -> list[Co
 
 
 def measure_and_report(
-    comparisons: list[Comparison],
-    device: torch.device,
-    *,
-    seconds: float,
-    cold_cache: bool,
-    options: dict[str, Any],
-    json: str | None,
-    resume: bool = False,
-    stop_after_s: float | None = None,
+    options: RunOptions, comparisons: list[Comparison], device: torch.device, *, cold_cache: bool = False
 ) -> int:
-    """Runs comparisons one after the other, prints them, and writes the results.
+    """Runs comparisons one after the other, prints them, and writes the results, anew after each comparison.
 
     One that does not fit into the device's memory is told by a warning, and the others go on.
 
     Args:
+        options: what was asked for; the seconds are shared by weight.
         comparisons: the questions.
         device: where the subjects run.
-        seconds: for all measurements together, shared by weight.
         cold_cache: empty the caches before every run.
-        options: what the report says was asked for.
-        json: file for the results, which is written anew after each comparison; or None.
-        resume: keep the comparisons that the file has, and measure the others.
-        stop_after_s: begin no comparison that would take longer than this in all, building and checking included;
-            None: there is no hurry.
 
     Returns:
         The exit code: 0, or 1 if a subject's results disagree with the reference.
     """
-    report = Report(describe_machine(device), options)
+    with torch_threads(options.threads):
+        report = _begin_report(options, device)
+        known = {outcome.title for outcome in report.outcomes}
+        comparisons = [comparison for comparison in comparisons if comparison.title not in known]
+        all_agree = _measure(options, comparisons, create_timer(device, cold_cache=cold_cache), report)
+    if options.json is not None:
+        path = Path(options.json)
+        table = write_report(report, path)
+        engines = [outcome for outcome in report.outcomes if outcome.mode == "engines"]
+        chart = path.with_suffix(".png")
+        if engines:
+            draw_chart(engines, chart, machine_line(report.machine))
+        print(f"\nwritten: {path} and {table}" + (f" and {chart}" if engines else ""), file=sys.stderr)
+    return 0 if all_agree else 1
+
+
+def _begin_report(options: RunOptions, device: torch.device) -> Report:
+    """Says what is measured on; an interrupted run's outcomes are there already."""
+    report = Report(describe_machine(device), options.reported())
     cpu = report.machine["cpu"]
     warn_into(report, busy_warning(report.machine["load_average"], cpu["cores"]))
     if cpu["threads"] > cpu["cores"]:
         warn_into(report, f"{cpu['threads']} threads share {cpu['cores']} cores; set threads={cpu['cores']}")
     print(machine_line(report.machine), LEGEND, sep="\n", flush=True)
+    if options.resume and options.json is not None:
+        report.outcomes.extend(read_outcomes(Path(options.json)))
+    return report
 
-    if resume and json is not None:
-        report.outcomes.extend(read_outcomes(Path(json)))
-        known = {outcome.title for outcome in report.outcomes}
-        comparisons = [comparison for comparison in comparisons if comparison.title not in known]
-    timer = create_timer(device, cold_cache=cold_cache)
+
+def _measure(options: RunOptions, comparisons: list[Comparison], timer: Timer, report: Report) -> bool:
+    """Adds an outcome for each comparison that there is time and memory for; returns whether all results agree."""
     total_weight = sum(comparison.weight for comparison in comparisons)
-    exit_code = 0
+    all_agree = True
     began, longest_s = time.monotonic(), 0.0
     for index, comparison in enumerate(comparisons):
         begins = time.monotonic()
-        if index and stop_after_s is not None and begins - began + longest_s > stop_after_s:
+        if index and options.stop_after is not None and begins - began + longest_s > options.stop_after:
             left = len(comparisons) - index
             print(f"\n{left} of {len(comparisons)} comparisons are left; resume=true goes on with them")
             break
         gc.collect()  # compiled models hold their memory in cycles
         try:
-            outcome = run_comparison(comparison, timer, seconds * comparison.weight / total_weight)
+            outcome = run_comparison(comparison, timer, options.seconds * comparison.weight / total_weight)
         except torch.OutOfMemoryError:
             warn_into(report, f"{comparison.title}: the device has not enough memory for it")
             continue
@@ -148,18 +143,11 @@ def measure_and_report(
         print("", outcome_text(outcome), sep="\n", flush=True)
         for line in disagreements(outcome):
             warn_into(report, line)
-            exit_code = 1
-        if json is not None:
-            write_report(report, Path(json))
+            all_agree = False
+        if options.json is not None:
+            write_report(report, Path(options.json))
         longest_s = max(longest_s, time.monotonic() - begins)
-    if json is not None:
-        table = write_report(report, Path(json))
-        engines = [outcome for outcome in report.outcomes if outcome.mode == "engines"]
-        chart = Path(json).with_suffix(".png")
-        if engines:
-            draw_chart(engines, chart, machine_line(report.machine))
-        print(f"\nwritten: {json} and {table}" + (f" and {chart}" if engines else ""), file=sys.stderr)
-    return exit_code
+    return all_agree
 
 
 def warn_into(report: Report, message: str | None) -> None:

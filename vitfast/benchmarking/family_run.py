@@ -2,38 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import Any
 
-from vitfast.benchmarking.benchmark_run import measure_and_report, torch_threads
-from vitfast.benchmarking.comparison import Comparison
+from vitfast.benchmarking.benchmark_run import measure_and_report
 from vitfast.benchmarking.convit_comparison import convit_comparison
 from vitfast.benchmarking.dvt_comparison import dvt_comparison
 from vitfast.benchmarking.model_comparison import DTYPES
-from vitfast.benchmarking.options import check_json_path, parse_counts
+from vitfast.benchmarking.run_options import ModelRunOptions
 from vitfast.config import option
 from vitfast.engine.device import select_device
 
 
 @dataclass
-class FamilyOptions:
+class FamilyOptions(ModelRunOptions):
     """What both have in common."""
 
-    batch: str = option("8", "images in a batch, one or more sizes: batch=1,8")
     precision: str = option("fp32", "arithmetic and type of the weights", choices=list(DTYPES))
-    seconds: float = option(60.0, "time for all measurements together; building and checking come on top", above=0)
-    threads: int | None = option(None, "CPU threads; null: torch's choice", minimum=1)
-    device: str = option("auto", "auto: a GPU if there is one", choices=["auto", "cpu", "cuda"])
-    json: str | None = option(None, "file for the results as JSON; the tables go beside it, as .md")
-
-    def check(self, prefix: str = "") -> None:
-        """Checks what limits cannot say.
-
-        Raises:
-            UserError: batch is no list of numbers, or the results cannot be written.
-        """
-        parse_counts("batch", self.batch, minimum=1)
-        if self.json is not None:
-            check_json_path(self.json)
 
 
 @dataclass
@@ -52,31 +37,22 @@ class DVTOptions(FamilyOptions):
         None, "a checkout of github.com/blackfeather-wang/Dynamic-Vision-Transformer; null: vitfast alone"
     )
 
+    def reported(self) -> dict[str, Any]:
+        """All but the folder."""
+        return {key: value for key, value in super().reported().items() if key != "original"}
+
 
 def run_convit_benchmark(options: ConViTOptions) -> int:
     """Measures what the options ask for; returns the exit code, 1 if results disagree with timm's."""
     device = select_device(options.device)
-    batches = parse_counts("batch", options.batch, minimum=1)
-    return _run(options, [convit_comparison(options.size, batch, options.precision, device) for batch in batches])
+    comparisons = [convit_comparison(options.size, batch, options.precision, device) for batch in options.batches()]
+    return measure_and_report(options, comparisons, device)
 
 
 def run_dvt_benchmark(options: DVTOptions) -> int:
     """Measures what the options ask for; returns the exit code, 1 if results disagree with the original's."""
     device = select_device(options.device)
-    batches = parse_counts("batch", options.batch, minimum=1)
-    return _run(
-        options,
-        [dvt_comparison(options.model, options.original, batch, options.precision, device) for batch in batches],
-    )
-
-
-def _run(options: FamilyOptions, comparisons: list[Comparison]) -> int:
-    with torch_threads(options.threads):
-        return measure_and_report(
-            comparisons,
-            select_device(options.device),
-            seconds=options.seconds,
-            cold_cache=False,
-            options={key: value for key, value in asdict(options).items() if key != "original"},
-            json=options.json,
-        )
+    comparisons = [
+        dvt_comparison(options.model, options.original, batch, options.precision, device) for batch in options.batches()
+    ]
+    return measure_and_report(options, comparisons, device)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,8 +16,9 @@ from torchvision.transforms import InterpolationMode, v2
 from vitfast.benchmarking.agreement import joined
 from vitfast.benchmarking.benchmark_run import measure_and_report
 from vitfast.benchmarking.comparison import Comparison, Contest
-from vitfast.benchmarking.options import check_json_path, parse_counts
+from vitfast.benchmarking.run_options import RunOptions
 from vitfast.benchmarking.subject import Subject
+from vitfast.benchmarking.word_list import parse_counts
 from vitfast.config import AugmentConfig, DataConfig, option
 from vitfast.data import ImageDataset, build_dataset, build_loader
 
@@ -27,7 +29,7 @@ _SEED = 0
 
 
 @dataclass
-class LoaderOptions:
+class LoaderOptions(RunOptions):
     """Measures how many images a second are read, decoded, resized and batched."""
 
     root: str = option(help="folder of images: ROOT/train/CLASS/*, ROOT/val and/or ROOT/test")
@@ -38,18 +40,15 @@ class LoaderOptions:
     batch: int = option(32, "images in a batch", minimum=1)
     workers: str = option("0,2", "processes that read ahead, one or more numbers; 0: the process itself reads")
     images: int = option(256, "images in a pass, at most; every pass starts its workers, as an epoch does", minimum=1)
-    seconds: float = option(60.0, "time for all measurements together", above=0)
-    json: str | None = option(None, "file for the results as JSON; the tables go beside it, as .md")
 
     def check(self, prefix: str = "") -> None:
-        """Checks what limits cannot say.
-
-        Raises:
-            UserError: workers are no whole numbers, or the results cannot be written.
-        """
+        """As ``RunOptions.check``."""
+        super().check(prefix)
         parse_counts("workers", self.workers, minimum=0)
-        if self.json is not None:
-            check_json_path(self.json)
+
+    def reported(self) -> dict[str, Any]:
+        """All but the folder."""
+        return {key: value for key, value in super().reported().items() if key != "root"}
 
 
 def run_loader_benchmark(options: LoaderOptions) -> int:
@@ -65,14 +64,7 @@ def run_loader_benchmark(options: LoaderOptions) -> int:
     comparisons = [
         _loader_comparison(options, dataset, workers) for workers in parse_counts("workers", options.workers, minimum=0)
     ]
-    return measure_and_report(
-        comparisons,
-        torch.device("cpu"),
-        seconds=options.seconds,
-        cold_cache=False,
-        options={key: value for key, value in asdict(options).items() if key != "root"},
-        json=options.json,
-    )
+    return measure_and_report(options, comparisons, torch.device("cpu"))
 
 
 def _loader_comparison(options: LoaderOptions, dataset: ImageDataset, workers: int) -> Comparison:

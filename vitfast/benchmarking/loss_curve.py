@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vitfast.benchmarking.machine import describe_machine
-from vitfast.benchmarking.options import check_json_path
+from vitfast.benchmarking.run_options import check_json_path
 from vitfast.config import OptimConfig, option
 from vitfast.engine.device import autocast, select_device
 from vitfast.engine.optimizer import create_optimizer
@@ -54,8 +54,7 @@ class LossCurveOptions:
             UserError: the model is unknown, or the file cannot be written.
         """
         resolve_name(self.model)
-        if self.json is not None:
-            check_json_path(self.json)
+        check_json_path(self.json)
 
 
 def run_loss_curve(options: LossCurveOptions) -> int:

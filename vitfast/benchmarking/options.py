@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TypeVar
 
+from vitfast.benchmarking.run_options import ModelRunOptions, seconds_option
+from vitfast.benchmarking.word_list import distinct, known_words, split_words
 from vitfast.config import option
 from vitfast.errors import UserError
 from vitfast.models.registry import resolve_name
-
-Value = TypeVar("Value")
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 ENGINE_PRECISIONS = ("fp32", "bf16", "int8", "fp16_32")
@@ -19,11 +17,10 @@ PEER_NAMES = ("eager", "compile", "onnxruntime", "openvino", "torchao", "zentorc
 
 
 @dataclass
-class BenchmarkOptions:
+class BenchmarkOptions(ModelRunOptions):
     """Compares vitfast's models and operators with torchvision's, timm's and torch's, in one interleaved run."""
 
     model: str = option("vit_tiny_patch16_224", "one or more models, separated by commas; see vitfast.list_models()")
-    batch: str = option("8", "images in a batch, one or more sizes: batch=1,8")
     precision: str = option(
         "fp32",
         f"one or more of {', '.join(PRECISIONS)}, separated by commas; fp16 is not trained in; "
@@ -49,23 +46,12 @@ class BenchmarkOptions:
         False, "measure a large copy and a large matrix product in each comparison, and shares of them"
     )
     cold_cache: bool = option(False, "empty the caches before every run")
-    seconds: float = option(45.0, "time for all measurements together; building and checking come on top", above=0)
-    stop_after: float | None = option(
-        None, "seconds after which no comparison begins, building included; resume=true goes on", above=0
-    )
-    threads: int | None = option(None, "CPU threads; null: torch's choice", minimum=1)
-    device: str = option("auto", "auto: a GPU if there is one", choices=["auto", "cpu", "cuda"])
-    json: str | None = option(None, "file for the results as JSON; the tables go beside it, as .md")
-    resume: bool = option(False, "go on with an interrupted run: keep what json= has, and measure the rest")
+    seconds: float = seconds_option(45.0)
 
     def check(self, prefix: str = "") -> None:
-        """Checks what limits cannot say, so that a mistake is told before anything is measured.
-
-        Raises:
-            UserError: a model, batch, precision or file is not possible.
-        """
+        """As ``RunOptions.check``."""
+        super().check(prefix)
         self.models()
-        self.batches()
         self.precisions()
         self.library_names()
         chosen = ["backward=true"] if self.backward else []
@@ -82,8 +68,6 @@ class BenchmarkOptions:
             raise UserError(
                 f"peers={self.peers} compares whole models in evaluation; leave mode, compile, operator, backward out"
             )
-        if self.json is not None:
-            check_json_path(self.json)
 
     def engines(self) -> list[str]:
         """The engines that accelerated models are measured against; none for the comparison of libraries.
@@ -91,20 +75,14 @@ class BenchmarkOptions:
         Raises:
             UserError: one is unknown.
         """
-        words = _words("peers", self.peers)
-        if words == ["none"]:
+        if split_words("peers", self.peers) == ["none"]:
             return []
-        if words == ["all"]:
-            return list(PEER_NAMES)
-        for word in words:
-            if word not in PEER_NAMES:
-                raise UserError(f"peers={self.peers}: {word!r} is unknown; allowed: all, {', '.join(PEER_NAMES)}")
-        return _distinct(words)
+        return known_words("peers", self.peers, PEER_NAMES, or_all=True)
 
     def operators(self) -> list[str] | None:
         """The names of the operators that are measured; None: all."""
-        words = _words("operator", self.operator)
-        return None if words == ["all"] else _distinct(words)
+        words = split_words("operator", self.operator)
+        return None if words == ["all"] else distinct(words)
 
     def library_names(self) -> list[str]:
         """The libraries whose models are measured beside vitfast's.
@@ -112,13 +90,7 @@ class BenchmarkOptions:
         Raises:
             UserError: one is unknown.
         """
-        words = _words("libraries", self.libraries)
-        for word in words:
-            if words != ["all"] and word not in LIBRARIES:
-                raise UserError(
-                    f"libraries={self.libraries}: {word!r} is unknown; allowed: all, {', '.join(LIBRARIES)}"
-                )
-        return list(LIBRARIES) if words == ["all"] else _distinct(words)
+        return known_words("libraries", self.libraries, LIBRARIES, or_all=True)
 
     def models(self) -> list[str]:
         """The models' canonical names.
@@ -126,15 +98,7 @@ class BenchmarkOptions:
         Raises:
             UserError: there is no such model; the message names the nearest ones.
         """
-        return _distinct([resolve_name(name) for name in _words("model", self.model)])
-
-    def batches(self) -> list[int]:
-        """The batch sizes.
-
-        Raises:
-            UserError: one is no whole number above 0.
-        """
-        return parse_counts("batch", self.batch, minimum=1)
+        return distinct([resolve_name(name) for name in split_words("model", self.model)])
 
     def precisions(self) -> list[str]:
         """The precisions.
@@ -142,52 +106,7 @@ class BenchmarkOptions:
         Raises:
             UserError: one is unknown, or cannot be trained in.
         """
-        words = _words("precision", self.precision)
-        allowed = ENGINE_PRECISIONS if self.engines() else PRECISIONS
-        for word in words:
-            if word not in allowed:
-                raise UserError(f"precision={self.precision}: {word!r} is unknown; allowed: {', '.join(allowed)}")
+        words = known_words("precision", self.precision, ENGINE_PRECISIONS if self.engines() else PRECISIONS)
         if "fp16" in words and self.mode == "training":
             raise UserError("precision=fp16 cannot be measured in training, which would need a loss scale; use bf16")
-        return _distinct(words)
-
-
-def parse_counts(key: str, text: str, *, minimum: int) -> list[int]:
-    """Turns ``"1,8"`` into ``[1, 8]``, each number once.
-
-    Args:
-        key: the option, for the message.
-        text: its value.
-        minimum: the smallest allowed number.
-
-    Raises:
-        UserError: an element is no whole number, or too small.
-    """
-    words = _words(key, text)
-    for word in words:
-        if not (word.isascii() and word.isdigit() and int(word) >= minimum):
-            raise UserError(f"{key}={text}: {word!r} is no whole number >= {minimum}; write {key}=8 or {key}=1,8")
-    return _distinct([int(word) for word in words])
-
-
-def check_json_path(path: str) -> None:
-    """Raises UserError unless a ``.json`` file can be made there."""
-    target = Path(path)
-    if target.suffix != ".json":
-        raise UserError(f"json={path} must end in .json; the tables are written beside it, with .md in its place")
-    if target.is_dir():
-        raise UserError(f"json={path} is a folder; give a file")
-    if not target.parent.is_dir():
-        raise UserError(f"json={path}: there is no folder {target.parent}; create it first")
-
-
-def _words(key: str, text: str) -> list[str]:
-    """Splits ``a,b``; brackets around it, as for the list options of other verbs, are allowed."""
-    words = [word.strip() for word in text.strip().removeprefix("[").removesuffix("]").split(",")]
-    if not all(words):
-        raise UserError(f"{key}={text} has an empty element; separate the values by single commas")
-    return words
-
-
-def _distinct(values: list[Value]) -> list[Value]:
-    return list(dict.fromkeys(values))
+        return words

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from vitfast.api import create_model
-from vitfast.benchmarking.benchmark_run import measure_and_report, torch_threads
+from vitfast.benchmarking.benchmark_run import measure_and_report
 from vitfast.benchmarking.comparison import Comparison, Contest
 from vitfast.benchmarking.model_comparison import WEIGHT, inference_subject, sample_images
-from vitfast.benchmarking.options import check_json_path, parse_counts
+from vitfast.benchmarking.run_options import RunOptions, seconds_option
 from vitfast.benchmarking.subject import Subject
 from vitfast.benchmarking.training_comparison import TrainingStep, full_gradient
+from vitfast.benchmarking.word_list import parse_counts
 from vitfast.benchmarking.work import count_gflop
 from vitfast.config import option
 from vitfast.models import ImageModel
@@ -32,39 +33,25 @@ _CONFIGS = {"FP16_32": FP16_32Config, "FP16_16": FP16_16Config}
 
 
 @dataclass
-class QuantizationSpeedOptions:
+class QuantizationSpeedOptions(RunOptions):
     """Measures what simulated FP16_32 and FP16_16 cost beside float32, by vitfast's rounding and by QPyTorch's."""
 
     model: str = option("vit_tiny_patch16_224", "the model; see vitfast.list_models()")
     batch: str = option("8", "images in a batch, one or more sizes: batch=1,8")
-    seconds: float = option(120.0, "time for all measurements together; building and checking come on top", above=0)
-    threads: int | None = option(None, "CPU threads; null: torch's choice", minimum=1)
-    json: str | None = option(None, "file for the results as JSON; the tables go beside it, as .md")
+    seconds: float = seconds_option(120.0)
 
     def check(self, prefix: str = "") -> None:
-        """Checks what limits cannot say.
-
-        Raises:
-            UserError: batch is no list of numbers, or the results cannot be written.
-        """
+        """As ``RunOptions.check``."""
+        super().check(prefix)
         parse_counts("batch", self.batch, minimum=1)
-        if self.json is not None:
-            check_json_path(self.json)
 
 
 def run_quantization_speed(options: QuantizationSpeedOptions) -> int:
     """Measures what the options ask for; returns the exit code, 1 if a quantized model computes something else."""
     modes: tuple[Mode, ...] = ("inference", "training")
     batches = parse_counts("batch", options.batch, minimum=1)
-    with torch_threads(options.threads):
-        return measure_and_report(
-            [quantization_comparison(options.model, batch, mode) for batch in batches for mode in modes],
-            torch.device("cpu"),
-            seconds=options.seconds,
-            cold_cache=False,
-            options=asdict(options),
-            json=options.json,
-        )
+    comparisons = [quantization_comparison(options.model, batch, mode) for batch in batches for mode in modes]
+    return measure_and_report(options, comparisons, torch.device("cpu"))
 
 
 def quantization_comparison(model_name: str, batch: int, mode: Mode) -> Comparison:

@@ -49,8 +49,11 @@ def machine_line(machine: dict[str, Any]) -> str:
     libraries = ", ".join(f"{name} {packages[name]}" for name in ("torch", "torchvision", "timm") if packages.get(name))
     gpu = f"{machine['gpu']['name']}; " if machine["gpu"] else ""
     instruction_set = machine["build_info"]["cpu"]["instruction_set"]
+    # a virtual machine's processor may call itself "Intel(R) Xeon(R) Processor": these tell its generation
+    telling = [name for name in cpu["instruction_sets"] if name.startswith(("avx512_", "amx_", "sve"))]
+    model = f"{cpu['model']} ({' '.join(telling)})" if telling else cpu["model"]
     return (
-        f"{gpu}{cpu['model']}, {cpu['cores']} cores, {cpu['threads']} threads, load {machine['load_average']}, "
+        f"{gpu}{model}, {cpu['cores']} cores, {cpu['threads']} threads, load {machine['load_average']}, "
         f"{machine['date']}\nvitfast {packages['vitfast']} (CPU kernels: {instruction_set}), {libraries}, "
         f"Python {machine['python']}"
     )

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from vitfast import ops
-from vitfast.benchmarking.benchmark_run import measure_and_report, torch_threads
+from vitfast.benchmarking.benchmark_run import measure_and_report
 from vitfast.benchmarking.comparison import Comparison, Contest
-from vitfast.benchmarking.options import check_json_path
+from vitfast.benchmarking.run_options import RunOptions
 from vitfast.benchmarking.subject import Subject
 from vitfast.benchmarking.work import gigabytes
 from vitfast.config import option
@@ -33,23 +33,11 @@ _ROUNDINGS: tuple[Rounding, ...] = ("nearest_even", "nearest_away", "toward_zero
 
 
 @dataclass
-class RoundingOptions:
+class RoundingOptions(RunOptions):
     """Measures how fast float32 numbers are rounded to every preset, beside a copy."""
 
     elements: int = option(2**24, "numbers in a run", minimum=1)
     all_roundings: bool = option(False, "every rounding rather than the nearest even one")
-    seconds: float = option(60.0, "time for all measurements together", above=0)
-    threads: int | None = option(None, "CPU threads; null: torch's choice", minimum=1)
-    json: str | None = option(None, "file for the results as JSON; the tables go beside it, as .md")
-
-    def check(self, prefix: str = "") -> None:
-        """Checks what limits cannot say.
-
-        Raises:
-            UserError: the results cannot be written.
-        """
-        if self.json is not None:
-            check_json_path(self.json)
 
 
 def run_rounding_benchmark(options: RoundingOptions) -> int:
@@ -65,15 +53,7 @@ def run_rounding_benchmark(options: RoundingOptions) -> int:
         for name in _PRESETS
     ]
     comparisons.append(_fixed_comparison(x))
-    with torch_threads(options.threads):
-        return measure_and_report(
-            comparisons,
-            torch.device("cpu"),
-            seconds=options.seconds,
-            cold_cache=False,
-            options=asdict(options),
-            json=options.json,
-        )
+    return measure_and_report(options, comparisons, torch.device("cpu"))
 
 
 def _comparison(x: Tensor, name: str, rounding: Rounding) -> Comparison:

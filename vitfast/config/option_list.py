@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import types
 from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, fields, is_dataclass
@@ -67,7 +68,7 @@ class OptionInfo:
 
 
 def list_options(schema: type, prefix: str = "") -> dict[str, OptionInfo]:
-    """Lists the options of a dataclass and of the dataclasses nested in it, in the order of declaration.
+    """Lists the options of a dataclass and of the dataclasses nested in it, its own before those that it inherits.
 
     Args:
         schema: the dataclass.
@@ -78,7 +79,8 @@ def list_options(schema: type, prefix: str = "") -> dict[str, OptionInfo]:
     """
     options: dict[str, OptionInfo] = {}
     hints = get_type_hints(schema)
-    for one in fields(schema):
+    ancestry = {name: depth for depth, base in enumerate(schema.__mro__) for name in inspect.get_annotations(base)}
+    for one in sorted(fields(schema), key=lambda one: ancestry[one.name]):
         key, hint = prefix + one.name, hints[one.name]
         if is_dataclass(hint):
             assert isinstance(hint, type)

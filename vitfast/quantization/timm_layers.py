@@ -32,11 +32,9 @@ class QuantizedTimmAttention(QuantizedModule, Attention):
     def forward(self, x: Tensor, *arguments: Any, **options: Any) -> Tensor:
         """Attends over the tokens ``[B, N, C]``."""
         if self.is_off:
-            untouched: Tensor = super().forward(x, *arguments, **options)
-            return untouched
+            return super().forward(x, *arguments, **options)
         with autocast_off(x):
-            attended: Tensor = super().forward(x, *arguments, **options)
-            return attended
+            return super().forward(x, *arguments, **options)
 
 
 class QuantizedTimmBlock(QuantizedModule, Block):
@@ -45,8 +43,7 @@ class QuantizedTimmBlock(QuantizedModule, Block):
     def forward(self, x: Tensor, *arguments: Any, **options: Any) -> Tensor:
         """Transforms the residual stream ``[B, N, C]``."""
         if self.is_off:
-            untouched: Tensor = super().forward(x, *arguments, **options)
-            return untouched
+            return super().forward(x, *arguments, **options)
         attended = self.attn(self.norm1(x), *arguments, **options)
         x = self.stored(x + self.drop_path1(self.ls1(attended)))
         return self.stored(x + self.drop_path2(self.ls2(self.mlp(self.norm2(x)))))
@@ -66,8 +63,7 @@ class QuantizedTimmVisionTransformer(QuantizedModule, VisionTransformer):
 
     def _pos_embed(self, x: Tensor) -> Tensor:
         if self.is_off or self.dynamic_img_size:
-            embedded: Tensor = super()._pos_embed(x)
-            return embedded
+            return super()._pos_embed(x)
         prefix = [token.expand(x.shape[0], -1, -1) for token in self._prefix_tokens() if token is not None]
         x = x.view(x.shape[0], -1, x.shape[-1])
         if self.pos_embed is not None and self.no_embed_class:
@@ -76,8 +72,7 @@ class QuantizedTimmVisionTransformer(QuantizedModule, VisionTransformer):
             x = self.stored(torch.cat([*prefix, x], dim=1))
         if self.pos_embed is not None and not self.no_embed_class:
             x = self.stored(x + self.pos_embed)
-        dropped: Tensor = self.pos_drop(x)
-        return dropped
+        return self.pos_drop(x)
 
     def _prefix_tokens(self) -> tuple[Tensor | None, ...]:
         return self.cls_token, self.reg_token

@@ -23,8 +23,7 @@ class QuantizedEncoderBlock(QuantizedModule, EncoderBlock):  # type: ignore[misc
     def forward(self, input: Tensor) -> Tensor:
         """Transforms the residual stream ``[B, N, C]``."""
         if self.is_off:
-            untouched: Tensor = super().forward(input)
-            return untouched
+            return super().forward(input)
         normalized = self.ln_1(input)
         attended, _ = self.self_attention(normalized, normalized, normalized, need_weights=False)
         x = self.stored(input + self.dropout(attended))
@@ -42,10 +41,8 @@ class QuantizedEncoder(QuantizedModule, Encoder):  # type: ignore[misc]
     def forward(self, input: Tensor) -> Tensor:
         """Adds the positions to the tokens ``[B, N, C]`` and runs the blocks."""
         if self.is_off:
-            untouched: Tensor = super().forward(input)
-            return untouched
-        normalized: Tensor = self.ln(self.layers(self.dropout(self.stored(input + self.pos_embedding))))
-        return normalized
+            return super().forward(input)
+        return self.ln(self.layers(self.dropout(self.stored(input + self.pos_embedding))))
 
 
 class QuantizedTorchvisionVisionTransformer(QuantizedModule, VisionTransformer):  # type: ignore[misc]
@@ -59,12 +56,10 @@ class QuantizedTorchvisionVisionTransformer(QuantizedModule, VisionTransformer):
     def forward(self, x: Tensor) -> Tensor:
         """Classifies images ``[B, 3, image_size, image_size]``."""
         if self.is_off:
-            untouched: Tensor = super().forward(x)
-            return untouched
+            return super().forward(x)
         patches = self._process_input(x)
         tokens = torch.cat([self.class_token.expand(patches.shape[0], -1, -1), patches], dim=1)
-        logits: Tensor = self.heads(self.encoder(self.stored(tokens))[:, 0])
-        return logits
+        return self.heads(self.encoder(self.stored(tokens))[:, 0])
 
 
 TORCHVISION_TWINS: dict[type[nn.Module], type[QuantizedModule]] = {

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vitfast import ops
-from vitfast.inference.description import Activation, Precision
-from vitfast.inference.packed.packed_linear import PackedLinear, SourceRows
+from vitfast.inference.description import Activation
+from vitfast.inference.packed.packed_linear import PackedLinear
 from vitfast.ops.linear import ACTIVATIONS
 
 
@@ -16,30 +16,15 @@ class CastLinear(PackedLinear):
     """Computes what ``PackedLinear`` does, by the operator ``linear`` or by torch's products, as GPUs run them.
 
     In fp32, bf16 and fp16 weight, bias, input and result are of that type. In fp16_32 the operands are, and sums and
-    results are float32.
-
-    Args:
-        weight: as in ``PackedLinear``.
-        bias: as in ``PackedLinear``.
-        precision: as in ``PackedLinear``; not ``"int8"``.
-        rows: as in ``PackedLinear``.
-        column_order: as in ``PackedLinear``.
+    results are float32. It takes what ``PackedLinear`` takes, but for ``"int8"``.
     """
 
     _may_pack = False
 
-    def __init__(
-        self,
-        weight: Tensor,
-        bias: Tensor | None,
-        precision: Precision,
-        rows: tuple[SourceRows, ...],
-        column_order: Tensor | None = None,
-    ) -> None:
-        super().__init__(weight, bias, precision, rows, column_order)
-        self.is_cast = precision != "fp16_32"
-        if self.is_cast and bias is not None:
-            self.bias = bias.to(self.packed.dtype)
+    @property
+    def is_cast(self) -> bool:
+        """Not in fp16_32."""
+        return self.precision != "fp16_32"
 
     def forward(
         self,

@@ -44,8 +44,6 @@ class PackedLinear(nn.Module):
         column_order: where the columns of the source's weight stand in ``weight``: ``weight = source[:, order]``.
     """
 
-    # whether weight and input are of one type, which vitfast's other operators take, too
-    is_cast = False
     _may_pack = True
 
     bias: Tensor | None
@@ -74,10 +72,17 @@ class PackedLinear(nn.Module):
             packed, scale = torch.ops.vitfast.pack_weight.default(weight.contiguous(), precision), None
         else:
             packed, scale = store_weight(weight, precision)
+        if self.is_cast and bias is not None:
+            bias = bias.to(packed.dtype)
         self.register_buffer("packed", packed)
         self.register_buffer("weight_scale", scale)
         self.register_buffer("bias", bias)
         self.register_buffer("column_order", column_order)
+
+    @property
+    def is_cast(self) -> bool:
+        """Whether weight, bias and input are of one type, which vitfast's other operators take, too."""
+        return False
 
     def forward(
         self,

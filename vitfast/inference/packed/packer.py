@@ -23,12 +23,11 @@ class Packer:
         normalization: what the model does to its images first, or None.
 
     Attributes:
-        stream_dtype: type of the tokens that flow from part to part.
         image_by_image: whether images pass one after the other through what of a whole batch would leave a CPU's cache.
     """
 
-    stream_dtype = torch.float32
     image_by_image = True
+    _layer: type[PackedLinear] = PackedLinear
 
     def __init__(
         self,
@@ -45,6 +44,11 @@ class Packer:
             self._keys[id(tensor)] = (*self._keys.get(id(tensor), ()), key)
         self._kept: dict[int, Tensor] = {}
         self._packed_keys: set[str] = set()
+
+    @property
+    def stream_dtype(self) -> torch.dtype:
+        """Type of the tokens that flow from part to part."""
+        return torch.float32
 
     def linear(
         self, described: Linear, *, rows: slice | None = None, column_order: Tensor | None = None
@@ -65,7 +69,7 @@ class Packer:
         weight = weights[0] if len(weights) == 1 else torch.cat(weights)
         precision = described.precision or self.precision
         bias = self._bias(described, first, last)
-        return self._pack(weight, bias, precision, tuple(places), column_order)
+        return self._layer(weight, bias, precision, tuple(places), column_order)
 
     def linear_of_pixels(self, described: Linear, scale: Tensor, shift: Tensor) -> PackedLinear:
         """Packs a linear layer that is to read ``x`` where the source reads ``x * scale + shift``.
@@ -84,7 +88,7 @@ class Packer:
             shifted = shifted + bias.detach().to(self.device)
         rows = (SourceRows((), 0, weight.shape[0], (weight.shape[1],)),)
         scaled = (weight * scale.to(self.device)).float()
-        return self._pack(scaled, shifted.float(), described.precision or self.precision, rows)
+        return self._layer(scaled, shifted.float(), described.precision or self.precision, rows)
 
     def norm(self, described: Norm) -> PackedNorm:
         """Packs a LayerNorm; where the precision rounds it, gamma is rounded for good."""
@@ -136,16 +140,6 @@ class Packer:
             key: None if key in self._packed_keys else self.keep(tensor)
             for key, tensor in source.state_dict(keep_vars=True).items()
         }
-
-    def _pack(
-        self,
-        weight: Tensor,
-        bias: Tensor | None,
-        precision: Precision,
-        rows: tuple[SourceRows, ...],
-        column_order: Tensor | None = None,
-    ) -> PackedLinear:
-        return PackedLinear(weight, bias, precision, rows, column_order)
 
     def _bias(self, described: Linear, first: int, last: int) -> Tensor | None:
         if all(bias is None for bias in described.biases):
