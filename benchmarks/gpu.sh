@@ -4,8 +4,8 @@
 #     benchmarks/gpu.sh test        the kernels against float64, as programs (tests/simt) and as operators (tests/ops), and
 #                                   accelerated models (tests/inference)
 #     benchmarks/gpu.sh sanitize    the programs under compute-sanitizer: memory, races, initialization, barriers
-#     benchmarks/gpu.sh kernels     attention beside cuDNN's, flash and efficient attention; products beside torch's; rounding
-#                                   beside a copy
+#     benchmarks/gpu.sh kernels     every operator with a kernel of its own: attention beside cuDNN's, flash and efficient
+#                                   attention (197 and 577 tokens, up to 128 channels a head), the others beside torch's way
 #     benchmarks/gpu.sh models      accelerated models beside timm's, eager and compiled, and early exit
 #     benchmarks/gpu.sh training    training steps beside timm's, and the loss curve beside that of torch's operators
 #
@@ -89,14 +89,26 @@ results_file() {
 run_kernels() {
     local results
     results="$(results_file kernels)"
+    local -a options=("limits=true" "resume=true" "json=$results")
     if [[ -z "$gpu" ]]; then
-        python benchmarks/operators.py device=cpu model=vit_tiny_patch16_224 batch=1 precision=fp32,bf16 seconds=2 limits=true \
-            resume=true "json=$results"
+        options+=("device=cpu" "precision=fp32,bf16" "batch=1")
+        python benchmarks/operators.py model=vit_tiny_patch16_224 seconds=2 "${options[@]}"
+        python benchmarks/operators.py model=vit_nano_patch2_8 backward=true seconds=1 "${options[@]}"
+        python benchmarks/operators.py model=vit_nano_patch2_8 heads=1 operator=attention,attention_packed backward=true \
+            seconds=1 "${options[@]}"
         return
     fi
-    local -a options=("device=cuda" "limits=true" "resume=true" "json=$results")
-    python benchmarks/operators.py batch=32,256 precision=fp32,fp16,bf16 seconds=200 stop_after=300 "${options[@]}"
-    python benchmarks/operators.py batch=256 precision=fp16,bf16 backward=true seconds=120 stop_after=180 "${options[@]}"
+    options+=("device=cuda")
+    python benchmarks/operators.py batch=32,256 precision=fp32,fp16,bf16 seconds=200 stop_after=240 "${options[@]}"
+    python benchmarks/operators.py batch=256 precision=fp16,bf16 backward=true seconds=120 stop_after=140 "${options[@]}"
+    options+=("operator=attention,attention_packed" "batch=64" "precision=fp16,bf16")
+    # 577 tokens: attention by tiles
+    python benchmarks/operators.py model=vit_base_patch16_384 seconds=15 stop_after=50 "${options[@]}"
+    python benchmarks/operators.py model=vit_base_patch16_384 backward=true seconds=15 stop_after=50 "${options[@]}"
+    # 128 channels a head, and of 197 and 577 tokens the gradients, too
+    options+=("model=vit_base_patch16_224,vit_base_patch16_384" "heads=6")
+    python benchmarks/operators.py seconds=15 stop_after=50 "${options[@]}"
+    python benchmarks/operators.py backward=true seconds=15 stop_after=50 "${options[@]}"
 }
 
 run_models() {
