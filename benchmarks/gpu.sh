@@ -86,29 +86,34 @@ results_file() {
     printf 'benchmarks/results/%s-%s.json\n' "$1" "$(tr '[:upper:] ' '[:lower:]-' <<<"$gpu")"
 }
 
+# measure_operators key=value …: results that disagree do not keep the rows behind them from being measured
+measure_operators() {
+    python benchmarks/operators.py limits=true resume=true "$@" || failed=1
+}
+
 run_kernels() {
-    local results
+    local results failed=0
     results="$(results_file kernels)"
-    local -a options=("limits=true" "resume=true" "json=$results")
+    local -a options=("json=$results")
     if [[ -z "$gpu" ]]; then
-        options+=("device=cpu" "precision=fp32,bf16" "batch=1")
-        python benchmarks/operators.py model=vit_tiny_patch16_224 seconds=2 "${options[@]}"
-        python benchmarks/operators.py model=vit_nano_patch2_8 backward=true seconds=1 "${options[@]}"
-        python benchmarks/operators.py model=vit_nano_patch2_8 heads=1 operator=attention,attention_packed backward=true \
-            seconds=1 "${options[@]}"
-        return
+        options+=("device=cpu" "precision=fp32,bf16" "batch=1" "seconds=1")
+        measure_operators "${options[@]}" model=vit_tiny_patch16_224
+        measure_operators "${options[@]}" model=vit_nano_patch2_8 operator=mlp,upsample_relations backward=true
+        measure_operators "${options[@]}" model=vit_nano_patch2_8 operator=attention heads=1 backward=true
+        return "$failed"
     fi
     options+=("device=cuda")
-    python benchmarks/operators.py batch=32,256 precision=fp32,fp16,bf16 seconds=200 stop_after=240 "${options[@]}"
-    python benchmarks/operators.py batch=256 precision=fp16,bf16 backward=true seconds=120 stop_after=140 "${options[@]}"
-    options+=("operator=attention,attention_packed" "batch=64" "precision=fp16,bf16")
+    measure_operators "${options[@]}" batch=32,256 precision=fp32,fp16,bf16 seconds=200 stop_after=240
+    measure_operators "${options[@]}" batch=256 precision=fp16,bf16 backward=true seconds=120 stop_after=140
+    options+=("operator=attention,attention_packed" "batch=64" "precision=fp16,bf16" "seconds=15" "stop_after=50")
     # 577 tokens: attention by tiles
-    python benchmarks/operators.py model=vit_base_patch16_384 seconds=15 stop_after=50 "${options[@]}"
-    python benchmarks/operators.py model=vit_base_patch16_384 backward=true seconds=15 stop_after=50 "${options[@]}"
-    # 128 channels a head, and of 197 and 577 tokens the gradients, too
+    measure_operators "${options[@]}" model=vit_base_patch16_384
+    measure_operators "${options[@]}" model=vit_base_patch16_384 backward=true
+    # 128 channels a head, of 197 and 577 tokens
     options+=("model=vit_base_patch16_224,vit_base_patch16_384" "heads=6")
-    python benchmarks/operators.py seconds=15 stop_after=50 "${options[@]}"
-    python benchmarks/operators.py backward=true seconds=15 stop_after=50 "${options[@]}"
+    measure_operators "${options[@]}"
+    measure_operators "${options[@]}" backward=true
+    return "$failed"
 }
 
 run_models() {
