@@ -15,7 +15,13 @@ ONE_INSTANCE = ("SIMT_LANE_COLUMNS=1",)
 MUTANTS = (
     mutant("no barrier before a panel", KERNEL, "sync_threads();  // x is", "// x is", "results", "uninitialized"),
     mutant("no barrier behind it", KERNEL, "sync_threads();  // the panel", "// the panel", "results", "uninitialized"),
-    mutant("x not transposed", KERNEL, "by_rows = column_stride <= row_stride", "by_rows = false", "results"),
+    mutant(
+        "x not transposed",
+        KERNEL,
+        "to_line = by_rows ? 1 : stride, to_place = by_rows ?",
+        "to_line = by_rows ? stride : 1, to_place = !by_rows ?",
+        "results",
+    ),
     mutant("the last lane's entries", KERNEL, "count += votes.all", "count += votes.below", "results"),
     mutant("a row behind the last", KERNEL, "row < a.fine && column", "row <= a.fine && column", "address"),
     mutant("a zero takes part", KERNEL, "if (weights.element[i] == 0.0f) continue;", "", "results"),
