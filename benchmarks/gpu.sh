@@ -4,8 +4,8 @@
 #     benchmarks/gpu.sh test        the kernels against float64, as programs (tests/simt) and as operators (tests/ops), and
 #                                   accelerated models (tests/inference)
 #     benchmarks/gpu.sh sanitize    the programs under compute-sanitizer: memory, races, initialization, barriers
-#     benchmarks/gpu.sh kernels     attention beside cuDNN's, flash and efficient attention; products beside torch's; rounding
-#                                   beside a copy
+#     benchmarks/gpu.sh kernels     every operator with a kernel of its own: attention beside cuDNN's, flash and efficient
+#                                   attention (197 and 577 tokens, up to 128 channels a head), the others beside torch's way
 #     benchmarks/gpu.sh models      accelerated models beside timm's, eager and compiled, and early exit
 #     benchmarks/gpu.sh training    training steps beside timm's, and the loss curve beside that of torch's operators
 #
@@ -86,17 +86,34 @@ results_file() {
     printf 'benchmarks/results/%s-%s.json\n' "$1" "$(tr '[:upper:] ' '[:lower:]-' <<<"$gpu")"
 }
 
+# measure_operators key=value …: results that disagree do not keep the rows behind them from being measured
+measure_operators() {
+    python benchmarks/operators.py limits=true resume=true "$@" || failed=1
+}
+
 run_kernels() {
-    local results
+    local results failed=0
     results="$(results_file kernels)"
+    local -a options=("json=$results")
     if [[ -z "$gpu" ]]; then
-        python benchmarks/operators.py device=cpu model=vit_tiny_patch16_224 batch=1 precision=fp32,bf16 seconds=2 limits=true \
-            resume=true "json=$results"
-        return
+        options+=("device=cpu" "precision=fp32,bf16" "batch=1" "seconds=1")
+        measure_operators "${options[@]}" model=vit_tiny_patch16_224
+        measure_operators "${options[@]}" model=vit_nano_patch2_8 operator=mlp,upsample_relations backward=true
+        measure_operators "${options[@]}" model=vit_nano_patch2_8 operator=attention heads=1 backward=true
+        return "$failed"
     fi
-    local -a options=("device=cuda" "limits=true" "resume=true" "json=$results")
-    python benchmarks/operators.py batch=32,256 precision=fp32,fp16,bf16 seconds=200 stop_after=300 "${options[@]}"
-    python benchmarks/operators.py batch=256 precision=fp16,bf16 backward=true seconds=120 stop_after=180 "${options[@]}"
+    options+=("device=cuda")
+    measure_operators "${options[@]}" batch=32,256 precision=fp32,fp16,bf16 seconds=200 stop_after=240
+    measure_operators "${options[@]}" batch=256 precision=fp16,bf16 backward=true seconds=120 stop_after=140
+    options+=("operator=attention,attention_packed" "batch=64" "precision=fp16,bf16" "seconds=15" "stop_after=50")
+    # 577 tokens: attention by tiles
+    measure_operators "${options[@]}" model=vit_base_patch16_384
+    measure_operators "${options[@]}" model=vit_base_patch16_384 backward=true
+    # 128 channels a head, of 197 and 577 tokens
+    options+=("model=vit_base_patch16_224,vit_base_patch16_384" "heads=6")
+    measure_operators "${options[@]}"
+    measure_operators "${options[@]}" backward=true
+    return "$failed"
 }
 
 run_models() {

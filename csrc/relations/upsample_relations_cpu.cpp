@@ -1,4 +1,5 @@
 #include "csrc/cpu/tensors.h"
+#include "csrc/relations/upsample_relations_tensors.h"
 
 namespace vitfast {
 namespace {
@@ -35,11 +36,7 @@ void run(UpsampleRelations a, const Tensor& matrix, int64_t images) {
 Tensor upsample_relations(
     const Tensor& x,         // [B, H, n, n]
     const Tensor& matrix) {  // [N, n]
-  const char* op = "upsample_relations";
-  check_tensor(op, "x", x);
-  check_tensor(op, "matrix", matrix);
-  STD_TORCH_CHECK(x.dim() == 4 && x.size(2) == x.size(3), op, ": x must have shape [B, H, n, n]");
-  STD_TORCH_CHECK(matrix.dim() == 2 && matrix.size(1) == x.size(3), op, ": matrix must have shape [N, n]");
+  check_upsample_relations(x, matrix);
   const Tensor rows = x.stride(3) == 1 ? x : as_contiguous(x);
   const Tensor wide_matrix = *parameter(matrix, computing_type(x));
   const Tensor out = new_tensor(x, {x.size(0), x.size(1), matrix.size(0), matrix.size(0)});

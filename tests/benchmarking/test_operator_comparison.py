@@ -27,6 +27,14 @@ def test_sizes_are_those_of_the_model():
         Sizes.of_model("vit_bse_patch16_224", 1)
 
 
+def test_heads_can_be_chosen():
+    assert Sizes.of_model("vit_base_patch16_384", 8, heads=6).head_dim == 128
+    (comparison,) = operator_comparisons(MODEL, 2, "fp32", CPU, names=["attention"], heads=1)
+    assert comparison.labels["heads"] == 1  # a row of its own in the results
+    with pytest.raises(UserError, match="heads=5 do not share the 64 channels"):
+        operator_comparisons(MODEL, 2, "fp32", CPU, heads=5)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("backward", [False, True])
 def test_vitfast_and_torch_compute_the_same(precision, backward):

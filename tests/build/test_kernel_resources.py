@@ -38,6 +38,9 @@ HOT_KERNELS = {
     "mlp_kernel<vitfast::Half, 192, 8>": 255,  # ViT-Ti: a block of 8 warps
     "mlp_kernel<vitfast::BFloat16, 192, 8>": 255,
     "matmul_accumulate_kernel<(vitfast::Rounding)0>": 128,  # 4 blocks
+    "upsample_relations_kernel<vitfast::Half, 4>": 64,  # 4 blocks of 256 threads
+    "upsample_relations_kernel<vitfast::BFloat16, 4>": 64,
+    "upsample_relations_kernel<float, 4>": 64,
     "round_elements_kernel<float, vitfast::FloatRounder<vitfast::Float32Bits, (vitfast::Rounding)0> >": 64,
     "round_elements_kernel<float, vitfast::FloatRounder<vitfast::Float32Bits, (vitfast::Rounding)3> >": 80,
 }

@@ -75,6 +75,14 @@ def test_reductions_over_lanes(simt_variant: str) -> None:
     assert torch.equal(y[3], x.amax().expand(32))
 
 
+def test_votes_are_counted(simt_variant: str) -> None:
+    x = torch.randn(32)
+    y = run("votes", {"x": x}, {"y": ((2, 32), torch.float32)}, simt_variant)["y"]
+    is_positive = (x > 0).float()
+    assert torch.equal(y[0], is_positive.cumsum(0) - is_positive)
+    assert torch.equal(y[1], is_positive.sum().expand(32))
+
+
 def test_named_barriers_join_their_own_warps(simt_variant: str) -> None:
     x = torch.arange(128, dtype=torch.float32)
     y = run("named_barrier", {"x": x}, {"y": ((128,), torch.float32)}, simt_variant)["y"]

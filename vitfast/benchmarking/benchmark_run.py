@@ -72,7 +72,13 @@ def list_comparisons(options: BenchmarkOptions, device: torch.device) -> list[Co
     if options.mode in ("operators", "all"):
         for model, precision, batch in cases:
             comparisons += operator_comparisons(
-                model, batch, precision, device, names=options.operators(), backward=options.backward
+                model,
+                batch,
+                precision,
+                device,
+                names=options.operators(),
+                backward=options.backward,
+                heads=options.heads,
             )
     return comparisons
 

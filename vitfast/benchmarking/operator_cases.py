@@ -5,6 +5,7 @@ Shapes: B batch, H heads, N tokens, D head dimension, C channels, F hidden (feed
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
@@ -15,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vitfast import ops
 from vitfast.errors import UserError
+from vitfast.layers import GridUpsample
 from vitfast.models.registry import resolve_name
 from vitfast.models.vit_architectures import VIT_ARCHITECTURES
 from vitfast.ops.packed import has_packed
@@ -35,17 +37,25 @@ class Sizes:
     hidden: int
 
     @classmethod
-    def of_model(cls, name: str, batch: int) -> Sizes:
+    def of_model(cls, name: str, batch: int, heads: int | None = None) -> Sizes:
         """Takes them from an architecture.
 
+        Args:
+            name: of the model.
+            batch: images in a run.
+            heads: that share the model's channels; None: as many as the model has.
+
         Raises:
-            UserError: there is no such ViT.
+            UserError: there is no such ViT, or the heads do not share its channels evenly.
         """
         fields = VIT_ARCHITECTURES.get(resolve_name(name))
         if fields is None:
             raise UserError(f"model={name} is no plain ViT or DeiT, whose sizes the operators are measured at")
+        heads = fields.num_heads if heads is None else heads
+        if fields.embed_dim % heads:
+            raise UserError(f"heads={heads} do not share the {fields.embed_dim} channels of model={name} evenly")
         tokens = fields.grid_size**2 + fields.num_prefix_positions
-        return cls(batch, tokens, fields.embed_dim, fields.num_heads, fields.mlp_dim)
+        return cls(batch, tokens, fields.embed_dim, heads, fields.mlp_dim)
 
     @property
     def head_dim(self) -> int:
@@ -126,6 +136,23 @@ def _attention_packed(sizes: Sizes, random: Random) -> OperatorCase:
     qkv = random(sizes.batch, sizes.tokens, 3, sizes.heads, sizes.head_dim)
     torch_attentions = _torch_attentions(qkv.device, _torch_attention_packed)
     return OperatorCase((qkv,), rivals={"vitfast": own_attention, **torch_attentions})
+
+
+def _attention_with_bias(sizes: Sizes, random: Random) -> OperatorCase:
+    """As in DVT: logits with a bias of their own for each image, which the next exit reads."""
+
+    def own_attention(qkv: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        out, logits = ops.attention_packed(qkv, bias=bias, return_logits=True)
+        return out.flatten(-2), logits
+
+    def torch_attention(qkv: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        q_BHND, k_BHND, v_BHND = qkv.permute(2, 0, 3, 1, 4)
+        logits = (q_BHND * sizes.head_dim**-0.5) @ k_BHND.mT + bias
+        return (logits.softmax(-1) @ v_BHND).transpose(1, 2).flatten(-2), logits
+
+    qkv = random(sizes.batch, sizes.tokens, 3, sizes.heads, sizes.head_dim)
+    bias = random(sizes.batch, sizes.heads, sizes.tokens, sizes.tokens)
+    return OperatorCase((qkv, bias), rivals={"vitfast": own_attention, "torch": torch_attention})
 
 
 def _packed_attention(sizes: Sizes, random: Random) -> OperatorCase:
@@ -238,9 +265,63 @@ def _quantize_float(float_format: FloatFormat, dtype: torch.dtype) -> Callable[[
     return make
 
 
+def _quantize_fixed(sizes: Sizes, random: Random) -> OperatorCase:
+    """Rounding of an activation to whole multiples of 1/512, of 11 bits."""
+    return OperatorCase(
+        inputs=(random(sizes.batch, sizes.tokens, sizes.channels),),
+        rivals={
+            "vitfast": lambda x: (ops.quantize_fixed(x, 11, 9),),
+            "torch": lambda x: ((x * 512.0).round().clamp(-1024.0, 1023.0) / 512.0,),
+        },
+        limits={"copy": lambda x: (x.clone(),)},
+        is_memory_bound=True,
+    )
+
+
+def _matmul_accumulate(sizes: Sizes, random: Random) -> OperatorCase:
+    """Attention's last product, its sum rounded to float16 after every 16 products."""
+    chunk = 16
+    accumulator = FloatFormat.fp16()
+
+    def torch_matmul_accumulate(x: Tensor, weight: Tensor) -> tuple[Tensor]:
+        total = x.new_zeros(*x.shape[:-1], weight.shape[0])
+        for part, weight_part in zip(x.split(chunk, -1), weight.split(chunk, -1), strict=True):
+            total = (total + part @ weight_part.t()).half().to(x.dtype)
+        return (total,)
+
+    x, weight = random(sizes.batch, sizes.tokens, sizes.channels), random(sizes.channels, sizes.channels)
+    return OperatorCase(
+        inputs=(x, weight * sizes.channels**-0.5),
+        rivals={
+            "vitfast": lambda x, weight: (ops.matmul_accumulate(x, weight, accumulator, chunk),),
+            "torch": torch_matmul_accumulate,
+        },
+        limits={"product alone": lambda x, weight: (x @ weight.t(),)},
+    )
+
+
+def _upsample_relations(sizes: Sizes, random: Random) -> OperatorCase:
+    """From the grid of DVT's exit before to that of the model: from 10 to 14."""
+    fine = math.isqrt(sizes.tokens - 1)
+    upsample = GridUpsample(max(fine * 5 // 7, 1), fine).matrix
+    x = random(sizes.batch, sizes.heads, upsample.shape[1], upsample.shape[1])
+    matrix = upsample.to(x.device)
+
+    def torch_upsample(x: Tensor) -> tuple[Tensor]:
+        columns = matrix.t().to(x.dtype)
+        return ((x.mT @ columns).mT @ columns,)
+
+    return OperatorCase(
+        inputs=(x,),
+        rivals={"vitfast": lambda x: (ops.upsample_relations(x, matrix),), "torch": torch_upsample},
+        is_memory_bound=True,
+    )
+
+
 OPERATORS: dict[str, Callable[[Sizes, Random], OperatorCase]] = {
     "attention": _attention,
     "attention_packed": _attention_packed,
+    "attention with bias": _attention_with_bias,
     "packed_attention": _packed_attention,
     "layer_norm": _layer_norm,
     "add_layer_norm": _add_layer_norm,
@@ -249,12 +330,15 @@ OPERATORS: dict[str, Callable[[Sizes, Random], OperatorCase]] = {
     "mlp": _mlp,
     "quantize_float to fp16": _quantize_float(FloatFormat.fp16(), torch.float16),
     "quantize_float to fp8_e4m3fn": _quantize_float(FloatFormat.fp8_e4m3fn(), torch.float8_e4m3fn),
+    "quantize_fixed": _quantize_fixed,
+    "matmul_accumulate": _matmul_accumulate,
+    "upsample_relations": _upsample_relations,
 }
 
 
 def has_case(name: str, precision: str, device: torch.device, *, backward: bool) -> bool:
     """Whether an operator of ``OPERATORS`` can be measured in this precision and, if asked for, with its gradient."""
-    if name.startswith("quantize_float"):
+    if name.startswith("quantize_") or name == "matmul_accumulate":
         return precision == "fp32" and not backward
     if name == "packed_attention":
         return precision in ("fp32", "bf16") and not backward and has_packed(name, device.type)

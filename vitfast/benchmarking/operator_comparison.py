@@ -46,6 +46,7 @@ def operator_comparisons(
     *,
     names: Collection[str] | None = None,
     backward: bool = False,
+    heads: int | None = None,
 ) -> list[Comparison]:
     """One question for each operator: how fast is it at the shapes of a model.
 
@@ -56,17 +57,18 @@ def operator_comparisons(
         device: where it runs.
         names: keys of ``OPERATORS``; None: all of them.
         backward: measure forward and backward together; the check is then on the gradients.
+        heads: that share the model's channels; None: as many as the model has.
 
     Returns:
         Only the operators that have the precision and, if asked for, a gradient to compare.
 
     Raises:
-        UserError: an operator is unknown.
+        UserError: an operator is unknown, or the heads do not share the channels evenly.
     """
     for name in names or ():
         if name not in OPERATORS:
             raise UserError(f"operator={name} is unknown; allowed: all, {', '.join(OPERATORS)}")
-    sizes = Sizes.of_model(model_name, batch)
+    sizes = Sizes.of_model(model_name, batch, heads)
     return [
         _comparison(name, make, model_name, sizes, precision, device, backward)
         for name, make in OPERATORS.items()

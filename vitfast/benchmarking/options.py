@@ -38,6 +38,9 @@ class BenchmarkOptions(ModelRunOptions):
     )
     operator: str = option("all", "operators: only these, by the names in the tables: operator=attention,mlp")
     backward: bool = option(False, "operators: measure forward and backward together")
+    heads: int | None = option(
+        None, "operators: so many heads share a model's channels; null: as many as it has", minimum=1
+    )
     compile: bool = option(False, "models: measure each one through torch.compile, too")
     libraries: str = option(
         "all", f"models: whose are measured beside vitfast's: all, or some of {', '.join(LIBRARIES)}"
@@ -57,6 +60,8 @@ class BenchmarkOptions(ModelRunOptions):
         chosen = ["backward=true"] if self.backward else []
         if self.operators() is not None:
             chosen.append(f"operator={self.operator}")
+        if self.heads is not None:
+            chosen.append(f"heads={self.heads}")
         for given in chosen:
             if self.mode not in ("operators", "all"):
                 raise UserError(f"{given} is about single operators; mode={self.mode} has none, use mode=operators")

@@ -26,7 +26,16 @@ CPU_KERNELS = (
     "quantize_float",
     "upsample_relations",
 )
-CUDA_KERNELS = ("attention", "layer_norm", "linear", "matmul_accumulate", "mlp", "quantize_fixed", "quantize_float")
+CUDA_KERNELS = (
+    "attention",
+    "layer_norm",
+    "linear",
+    "matmul_accumulate",
+    "mlp",
+    "quantize_fixed",
+    "quantize_float",
+    "upsample_relations",
+)
 
 # CUDA kernels that a committed GPU result under benchmarks/results/ covers
 PROVEN_CUDA_KERNELS: frozenset[str] = frozenset()

@@ -14,6 +14,10 @@ from vitfast.ops import reference
 from vitfast.ops.checks import check_like, check_shape, check_tensor
 from vitfast.ops.library import has_kernel
 
+# What the CUDA kernel takes: a head of x, and for each of its rows so many bytes, fit the shared memory of a block.
+CUDA_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+CUDA_SHARED_BYTES_OF_ROW = 144
+
 
 def upsample_relations(x: Tensor, matrix: Tensor) -> Tensor:
     """Computes ``matrix x matrixᵀ`` for every head, for a matrix of which few elements a row are not zero.
@@ -38,11 +42,25 @@ def upsample_relations(x: Tensor, matrix: Tensor) -> Tensor:
     check_tensor("matrix", matrix, ndim=2, shape="[N, n]")
     check_like("matrix", matrix, "x", x, same_dtype=False)
     check_shape("matrix", matrix, (matrix.shape[0], x.shape[3]), "[N, n] with x's last dimension")
-    if not has_kernel("upsample_relations", x.device.type):
+    needs_grad = torch.is_grad_enabled() and x.requires_grad  # whose gradient has the finer grid
+    if not _has_kernel(x, max(matrix.shape) if needs_grad else matrix.shape[1]):
         with torch.autocast(x.device.type, enabled=False):
             return reference.upsample_relations(x, matrix)
     out: Tensor = torch.ops.vitfast.upsample_relations.default(x, matrix)
     return out
+
+
+def _has_kernel(x: Tensor, tokens: int) -> bool:
+    if not has_kernel("upsample_relations", x.device.type):
+        return False
+    if x.device.type != "cuda":
+        return True
+    if x.dtype not in CUDA_DTYPES:
+        return False
+    # x transposed, its rows an odd number of elements apart; 16: of alignment
+    needed = x.element_size() * tokens * (tokens | 1) + CUDA_SHARED_BYTES_OF_ROW * tokens + 16
+    largest: int = torch.cuda.get_device_properties(x.device).shared_memory_per_block_optin
+    return needed <= largest
 
 
 def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:

@@ -100,6 +100,14 @@ __global__ void reduce_kernel(const float* x, float* y) {
   y[96 + lane] = maximum_over<32>(x[lane]);
 }
 
+// x [32] -> y [2][32]: how many lanes below, and how many at all, have a positive number
+__global__ void votes_kernel(const float* x, float* y) {
+  const int lane = lane_in_warp();
+  const Votes votes = count_votes(x[lane] > 0.0f);
+  y[lane] = float(votes.below);
+  y[32 + lane] = float(votes.all);
+}
+
 // x [128] -> y [128]: warps 0 and 1, and warps 2 and 3, exchange their numbers, each pair at a barrier of its own
 __global__ void named_barrier_kernel(const float* x, float* y) {
   SharedMemory shared;
@@ -143,6 +151,8 @@ int main(int argc, char** argv) {
     launch(copy_async_kernel, 1, 32, 1024, {}, program.input<const float>("x"), program.output<float>("y", 256));
   } else if (name == "reduce") {
     launch(reduce_kernel, 1, 32, 0, {}, program.input<const float>("x"), program.output<float>("y", 128));
+  } else if (name == "votes") {
+    launch(votes_kernel, 1, 32, 0, {}, program.input<const float>("x"), program.output<float>("y", 64));
   } else if (name == "named_barrier") {
     launch(named_barrier_kernel, 1, 128, 512, {}, program.input<const float>("x"), program.output<float>("y", 128));
   } else if (name == "numbers") {

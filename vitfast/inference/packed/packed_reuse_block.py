@@ -13,6 +13,7 @@ from vitfast.inference.description import Block, FeatureReuse, RelationReuse
 from vitfast.inference.packed.packed_attention import PackedAttention
 from vitfast.inference.packed.packed_block import PackedMlp, PackedNormLinear, path_of
 from vitfast.inference.packed.packer import Packer
+from vitfast.ops.library import has_kernel
 
 
 class PackedFeatureReuse(nn.Module):
@@ -55,7 +56,7 @@ class PackedRelationReuse(nn.Module):
         self.image_by_image = packer.image_by_image
         self.fc1 = packer.linear(described.fc1)
         self.fc2 = packer.linear(described.fc2)
-        self.register_buffer("upsample", packer.in_stream(described.upsample))
+        self.register_buffer("upsample", packer.keep(described.upsample))
 
     def forward(self, relations: Sequence[Tensor]) -> Iterator[Tensor]:
         """Yields a bias ``[B, H, 1 + G * G, 1 + G * G]`` for each layer, when it asks for it."""
@@ -71,13 +72,18 @@ class PackedRelationReuse(nn.Module):
             yield ops.upsample_relations(of_layer, self.upsample)
 
     def _at_once(self, relations: Sequence[Tensor]) -> Iterator[Tensor]:
-        """The same for all images together, by matrix products in the relations' type: what a GPU is made for."""
+        """The same for all images together, by products in the relations' type: what a GPU is made for."""
         channels_last = torch.cat(tuple(relations), dim=1).permute(0, 2, 3, 1).contiguous()
         mixed = self.fc2(self.fc1(channels_last, "gelu")).permute(0, 3, 1, 2)  # [B, L * H, 1 + g * g, 1 + g * g]
-        columns = self.upsample.t()
         for of_layer in mixed.chunk(self.layers, dim=1):
-            # rows by way of the transpose, as in the operator
-            yield (of_layer.transpose(2, 3) @ columns).transpose(2, 3) @ columns
+            yield self._upsampled(of_layer)
+
+    def _upsampled(self, mixed: Tensor) -> Tensor:
+        if has_kernel("upsample_relations", mixed.device.type):
+            return ops.upsample_relations(mixed, self.upsample)
+        columns = self.upsample.t().to(mixed.dtype)
+        # rows by way of the transpose, as in the operator
+        return (mixed.transpose(2, 3) @ columns).transpose(2, 3) @ columns
 
 
 class PackedReuseBlock(nn.Module):

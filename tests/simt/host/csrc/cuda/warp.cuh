@@ -31,6 +31,30 @@ inline float shuffle_xor(float value, int mask, simt::Site site = simt::Site::he
   return slot.result;
 }
 
+struct Votes {
+  int below, all;
+};
+
+inline Votes count_votes(bool yes, simt::Site site = simt::Site::here()) {
+  struct Slot {
+    bool yes;
+    Votes votes;
+  } slot{yes, {}};
+  simt::with_warp(
+      [](void* const* slots) {
+        int votes = 0;
+        for (int lane = 0; lane < warp_size; ++lane) {
+          Slot& mine = *static_cast<Slot*>(slots[lane]);
+          mine.votes.below = votes;
+          votes += int(mine.yes);
+        }
+        for (int lane = 0; lane < warp_size; ++lane) static_cast<Slot*>(slots[lane])->votes.all = votes;
+      },
+      &slot,
+      site);
+  return slot.votes;
+}
+
 inline void sync_warp(simt::Site site = simt::Site::here()) {
   simt::sync_warp(site);
 }
