@@ -46,6 +46,7 @@ std::map<std::string, bool> cpu_features() {
   VITFAST_FEATURE("avx512vl");
   VITFAST_FEATURE("avx512bf16");
   VITFAST_FEATURE("avx512vnni");
+  VITFAST_FEATURE("avx512vbmi");
   VITFAST_FEATURE("amx-tile");
   VITFAST_FEATURE("amx-bf16");
   VITFAST_FEATURE("amx-int8");

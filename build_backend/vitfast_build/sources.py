@@ -34,7 +34,10 @@ ISA_FLAGS: dict[str, tuple[str, ...]] = {
     "avx512": _AVX512,
     "avx512_vnni": (*_AVX512, "-mavx512vnni"),
     "avx512_bf16": (*_AVX512, "-mavx512vnni", "-mavx512bf16"),
-    "avx512_amx": (*_AVX512, "-mavx512vnni", "-mavx512bf16", "-mamx-tile", "-mamx-int8", "-mamx-bf16"),
+    "avx512_amx": (
+        *(*_AVX512, "-mavx512vbmi", "-mavx512vnni", "-mavx512bf16"),
+        *("-mamx-tile", "-mamx-int8", "-mamx-bf16"),
+    ),
 }
 
 

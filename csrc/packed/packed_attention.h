@@ -5,6 +5,7 @@
 
 #include "csrc/packed/attention_products.h"
 #include "csrc/packed/attention_softmax.h"
+#include "csrc/packed/attention_tiles.h"
 #include "csrc/packed/packed_linear.h"
 #include "csrc/packed/qk_norm.h"
 
@@ -79,6 +80,12 @@ struct AttentionScratch {
 
 inline int64_t attention_workspace(const PackedAttention& a) {
   Arena arena(nullptr);
+#if defined(__AMX_BF16__)
+  if (is_of_tiles(a)) {
+    TileScratch(arena, a);
+    return arena.used();
+  }
+#endif
   AttentionScratch(arena, a);
   return arena.used();
 }
@@ -176,22 +183,40 @@ void attend(
   }
 }
 
-template <typename Kind, typename T>
-void attention_rows(const PackedAttention& a, const HeadRows& part, char* workspace) {
-  Arena arena(workspace);
-  const AttentionScratch scratch(arena, a);
+// attend(image, head, first query, last query) for every head of a share.
+template <typename Attend>
+void for_each_head(const PackedAttention& a, const HeadRows& part, const Attend& attend) {
   for (int64_t row = part.row_begin; row < part.row_end;) {
     const int64_t image = row / a.tokens, first = row % a.tokens, rest = part.row_end - image * a.tokens;
     const int64_t last = rest < a.tokens ? rest : a.tokens;
     for (int64_t head = part.head_begin; head < part.head_end; ++head) {
-      attend<Kind, T>(a, image, head, first, last, scratch);
+      attend(image, head, first, last);
     }
     row = image * a.tokens + last;
   }
 }
 
+template <typename Kind, typename T>
+void attention_rows(const PackedAttention& a, const HeadRows& part, char* workspace) {
+  Arena arena(workspace);
+  const AttentionScratch scratch(arena, a);
+  for_each_head(a, part, [&](int64_t image, int64_t head, int64_t first, int64_t last) {
+    attend<Kind, T>(a, image, head, first, last, scratch);
+  });
+}
+
 void packed_attention(const PackedAttention& a, const HeadRows& part, char* workspace) {
   if (a.qkv_type == Type::float32) return attention_rows<FloatAttention, float>(a, part, workspace);
+#if defined(__AMX_BF16__)
+  if (is_of_tiles(a)) {
+    Arena arena(workspace);
+    const TileScratch scratch(arena, a);
+    const TileRegisters registers;
+    return for_each_head(a, part, [&](int64_t image, int64_t head, int64_t first, int64_t last) {
+      TiledHead(a, image, head, scratch).attend(first, last);
+    });
+  }
+#endif
 #if defined(__AVX512BF16__)
   if (a.head_dim % 2 == 0) return attention_rows<BFloat16Attention, BFloat16>(a, part, workspace);
 #endif

@@ -36,7 +36,7 @@ NEEDS = {
     "avx512_bf16": ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni", "avx512bf16"),
     "avx512_amx": (
         *("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni", "avx512bf16"),
-        *("amx-tile", "amx-bf16", "amx-int8"),
+        *("avx512vbmi", "amx-tile", "amx-bf16", "amx-int8"),
     ),
 }
 SIZES = (48, 3, 16, 96)  # channels, heads, head_dim, hidden
@@ -160,6 +160,63 @@ def test_attention_keeps_a_nan_with_its_query_or_its_head(precision: str) -> Non
 @pytest.mark.parametrize("tokens", [577, 1025])
 def test_attention_over_long_rows(tokens: int, precision: str) -> None:
     check_attention(1, tokens, 1, 64, precision)
+
+
+@pytest.mark.parametrize("head_dim", [32, 64, 96, 128])
+def test_attention_with_every_tail_of_tokens(head_dim: int) -> None:
+    for tokens in (*range(1, 67), 197):
+        check_attention(1, tokens, 2, head_dim, "bf16")
+
+
+@pytest.mark.parametrize("spread", [30.0, 300.0, -300.0])
+@pytest.mark.parametrize("tokens", [5, 32, 33, 70])
+def test_attention_whose_largest_logit_is_anywhere(tokens: int, spread: float) -> None:
+    """A key stands out for some queries: where the first 32 tokens say nothing of the largest logit."""
+    for key in {0, tokens // 2, tokens - 1}:
+        qkv = draw(1, tokens, 3, 2, 32)
+        qkv[:, ::3, 0, :, 0] += abs(spread)
+        qkv[:, key, 1, :, 0] += spread
+        exact = plain.attention(qkv.bfloat16().double(), 0.25, "exact")
+        actual, expected = OPS.packed_attention(qkv, 0.25, "bf16"), plain.attention(qkv, 0.25, "bf16")
+        assert_as_accurate(actual, expected, exact, factor=FORWARD_FACTOR, name=f"key {key} of {tokens}, {spread}")
+
+
+@pytest.mark.parametrize(("row", "part", "bad"), [(4, 0, torch.nan), (40, 0, torch.inf), (66, 1, torch.nan)])
+def test_attention_in_tiles_keeps_a_nan_with_its_query_or_its_head(row: int, part: int, bad: float) -> None:
+    qkv = draw(2, 70, 3, 2, 64)
+    expected = OPS.packed_attention(qkv, 0.25, "bf16")
+    qkv[1, row, part, 1, 3] = bad
+    out = OPS.packed_attention(qkv, 0.25, "bf16")
+    spoiled = (1, row, 1) if part == 0 else (1, slice(None), 1)
+    assert out[spoiled].isnan().all()
+    expected[spoiled] = torch.nan
+    torch.testing.assert_close(out, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("key", [0, 20, 69])
+@pytest.mark.parametrize("spread", [300.0, 3e3])
+def test_attention_of_a_logit_far_beyond_all_others(spread: float, key: int) -> None:
+    """By millions of powers of two: more than an int32 of 512 steps for each."""
+    qkv = draw(1, 70, 3, 2, 64)
+    qkv[:, ::3, 0, :, 0] = spread
+    qkv[:, :, 1, :, 0], qkv[:, key, 1, :, 0] = -spread, spread
+    out = OPS.packed_attention(qkv, 0.25, "bf16")[:, ::3]
+    torch.testing.assert_close(out, qkv[:, key : key + 1, 2].expand_as(out), rtol=2**-6, atol=0)
+
+
+def test_no_split_of_the_queries_changes_a_bit_of_attention() -> None:
+    qkv = draw(3, 71, 3, 2, 64)
+    qkv[1, 50, 1] *= 100  # rows that leave the range of their first logits
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 3, 5, 7, 16):
+            torch.set_num_threads(count)
+            results.append(OPS.packed_attention(qkv, 0.25, "bf16"))
+    finally:
+        torch.set_num_threads(threads)
+    for result in results[1:]:
+        assert torch.equal(result, results[0])
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -177,6 +177,7 @@ def check_all() -> None:
             check_linear(rows, inputs, outputs, precision, "none", with_all=True)
         check_linear(17, 48, 100, precision, "gelu", with_all=False)
         check_attention(2, 17, 2, 8, precision)
+        check_attention(1, 67, 2, 32, precision)
         check_patch_embed(draw(2, 3, 16, 24), (8, 8), 1, 70, precision)
         check_block(2, 19, (48, 3, 16, 96), precision, extras=False)
         check_block(3, 33, (40, 2, 24, 75), precision, extras=True)
