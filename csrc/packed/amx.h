@@ -57,15 +57,40 @@ class TileRegisters {
   TileRegisters& operator=(const TileRegisters&) = delete;
 };
 
+// The compiler takes <immintrin.h>'s loads of tiles for independent of stores to memory.
+template <int tile>
+VITFAST_INLINE void load_tile(const void* p, int64_t stride_bytes) {
+  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(p), "r"(stride_bytes), "i"(tile) : "memory");
+}
+
+template <int tile>
+VITFAST_INLINE void store_tile(void* p, int64_t stride_bytes) {
+  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(p), "r"(stride_bytes), "i"(tile) : "memory");
+}
+
+template <int tile>
+VITFAST_INLINE void clear_tile() {
+  asm volatile("tilezero %%tmm%c0" : : "i"(tile));
+}
+
+// sum += left · right
+template <int sum, int left, int right>
+VITFAST_INLINE void multiply_bfloat16() {
+  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sum), "i"(left), "i"(right));
+}
+
+// left is unsigned, right is signed
+template <int sum, int left, int right>
+VITFAST_INLINE void multiply_int8() {
+  asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sum), "i"(left), "i"(right));
+}
+
 // Tiles 0 to 3 are the sums of two tiles of rows (4, 5) and two of columns (6, 7).
 struct BFloat16TileDot {
   static constexpr bool is_integer = false;
   template <int rows, int columns>
   static VITFAST_INLINE void add() {
-    if constexpr (rows == 0 && columns == 0) _tile_dpbf16ps(0, 4, 6);
-    if constexpr (rows == 0 && columns == 1) _tile_dpbf16ps(1, 4, 7);
-    if constexpr (rows == 1 && columns == 0) _tile_dpbf16ps(2, 5, 6);
-    if constexpr (rows == 1 && columns == 1) _tile_dpbf16ps(3, 5, 7);
+    multiply_bfloat16<2 * rows + columns, 4 + rows, 6 + columns>();
   }
 };
 
@@ -73,10 +98,7 @@ struct Int8TileDot {
   static constexpr bool is_integer = true;
   template <int rows, int columns>
   static VITFAST_INLINE void add() {
-    if constexpr (rows == 0 && columns == 0) _tile_dpbusd(0, 4, 6);
-    if constexpr (rows == 0 && columns == 1) _tile_dpbusd(1, 4, 7);
-    if constexpr (rows == 1 && columns == 0) _tile_dpbusd(2, 5, 6);
-    if constexpr (rows == 1 && columns == 1) _tile_dpbusd(3, 5, 7);
+    multiply_int8<2 * rows + columns, 4 + rows, 6 + columns>();
   }
 };
 
@@ -96,13 +118,13 @@ inline void copy_tail(const uint32_t* words, int64_t rows, uint32_t* tail) {
 // One step of 16 words: a[16 or 32 rows] · b[16 rows, 32 columns].
 template <typename Dot, bool has_second_rows>
 VITFAST_INLINE void add_step(const uint32_t* a, int64_t a_stride, const uint32_t* b) {
-  _tile_loadd(6, b, panel_columns * 4);
-  _tile_loadd(4, a, a_stride * 4);
+  load_tile<6>(b, panel_columns * 4);
+  load_tile<4>(a, a_stride * 4);
   Dot::template add<0, 0>();
-  _tile_loadd(7, b + amx_words, panel_columns * 4);
+  load_tile<7>(b + amx_words, panel_columns * 4);
   Dot::template add<0, 1>();
   if constexpr (has_second_rows) {
-    _tile_loadd(5, a + amx_rows * a_stride, a_stride * 4);
+    load_tile<5>(a + amx_rows * a_stride, a_stride * 4);
     Dot::template add<1, 0>();
     Dot::template add<1, 1>();
   }
@@ -125,22 +147,22 @@ void multiply_by_tiles(const uint32_t* a, int64_t a_stride, const Panel& panel, 
     for (int64_t column = 0; column < panel_columns; column += 2 * amx_words) {
       uint32_t* const target = sums + column;
       if (begin > 0) {
-        _tile_loadd(0, target, line);
-        _tile_loadd(1, target + amx_words, line);
+        load_tile<0>(target, line);
+        load_tile<1>(target + amx_words, line);
         if constexpr (has_second_rows) {
-          _tile_loadd(2, target + below, line);
-          _tile_loadd(3, target + below + amx_words, line);
+          load_tile<2>(target + below, line);
+          load_tile<3>(target + below + amx_words, line);
         }
       } else if (panel.compensation != nullptr) {  // the same line for all rows
-        _tile_loadd(0, panel.compensation + column, 0);
-        _tile_loadd(1, panel.compensation + column + amx_words, 0);
-        _tile_loadd(2, panel.compensation + column, 0);
-        _tile_loadd(3, panel.compensation + column + amx_words, 0);
+        load_tile<0>(panel.compensation + column, 0);
+        load_tile<1>(panel.compensation + column + amx_words, 0);
+        load_tile<2>(panel.compensation + column, 0);
+        load_tile<3>(panel.compensation + column + amx_words, 0);
       } else {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
+        clear_tile<0>();
+        clear_tile<1>();
+        clear_tile<2>();
+        clear_tile<3>();
       }
       int64_t k = begin;
       for (; k + amx_words <= end; k += amx_words) {
@@ -148,11 +170,11 @@ void multiply_by_tiles(const uint32_t* a, int64_t a_stride, const Panel& panel, 
         meanwhile.step();
       }
       if (k < end) add_step<Dot, has_second_rows>(a + k, a_stride, panel.tail + column);
-      _tile_stored(0, target, line);
-      _tile_stored(1, target + amx_words, line);
+      store_tile<0>(target, line);
+      store_tile<1>(target + amx_words, line);
       if constexpr (has_second_rows) {
-        _tile_stored(2, target + below, line);
-        _tile_stored(3, target + below + amx_words, line);
+        store_tile<2>(target + below, line);
+        store_tile<3>(target + below + amx_words, line);
       }
     }
     begin = end;

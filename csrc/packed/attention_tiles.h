@@ -26,27 +26,6 @@ constexpr int64_t tile_words = 16 * amx_words;
 constexpr int64_t block_rows = 2 * amx_rows;     // queries at a time
 constexpr int64_t chunk_tokens = 2 * amx_words;  // logits at a time, and the depth of a product with values
 
-// The compiler takes <immintrin.h>'s loads of tiles for independent of stores to memory.
-template <int tile>
-VITFAST_INLINE void load_tile(const void* p, int64_t stride_bytes) {
-  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(p), "r"(stride_bytes), "i"(tile) : "memory");
-}
-
-template <int tile>
-VITFAST_INLINE void store_tile(void* p, int64_t stride_bytes) {
-  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(p), "r"(stride_bytes), "i"(tile) : "memory");
-}
-
-template <int tile>
-VITFAST_INLINE void clear_tile() {
-  asm volatile("tilezero %%tmm%c0" : : "i"(tile));
-}
-
-template <int sum, int left, int right>
-VITFAST_INLINE void multiply_tiles() {
-  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sum), "i"(left), "i"(right));
-}
-
 // Bits of bfloat16 with two more: a weight's exponent (biased) and 9 bits behind the point.
 constexpr int more_bits = 2;
 constexpr float weight_unit = 512.0f;
@@ -242,9 +221,9 @@ class TiledHead {
     for (int64_t i = 0; i < s.steps; ++i) {
       load_tile<6>(queries + i * tile_words, 64);
       load_tile<7>(k + i * tile_words, 64);
-      multiply_tiles<4, 6, 7>();
+      multiply_bfloat16<4, 6, 7>();
       load_tile<7>(k + (s.steps + i) * tile_words, 64);
-      multiply_tiles<5, 6, 7>();
+      multiply_bfloat16<5, 6, 7>();
     }
   }
 
@@ -312,22 +291,22 @@ class TiledHead {
       load_tile<6>(w, 64);
       if (at.pass == 0) {
         load_tile<7>(s.ones, 64);
-        multiply_tiles<0, 6, 7>();
+        multiply_bfloat16<0, 6, 7>();
         if (has_two) {
           load_tile<6>(w + tile_words, 64);
-          multiply_tiles<2, 6, 7>();
+          multiply_bfloat16<2, 6, 7>();
         }
       } else {
         const uint32_t* v = s.values + (at.chunk * s.steps + at.pass - 1) * 2 * tile_words;
         load_tile<7>(v, 64);
-        multiply_tiles<0, 6, 7>();
+        multiply_bfloat16<0, 6, 7>();
         load_tile<7>(v + tile_words, 64);
-        multiply_tiles<1, 6, 7>();
+        multiply_bfloat16<1, 6, 7>();
         if (has_two) {
           load_tile<6>(w + tile_words, 64);
-          multiply_tiles<3, 6, 7>();
+          multiply_bfloat16<3, 6, 7>();
           load_tile<7>(v, 64);
-          multiply_tiles<2, 6, 7>();
+          multiply_bfloat16<2, 6, 7>();
         }
       }
       if (++at.chunk == s.chunks) {
