@@ -4,8 +4,8 @@
 #     benchmarks/gpu.sh test        the kernels against float64, as programs (tests/simt) and as operators (tests/ops), and
 #                                   accelerated models (tests/inference)
 #     benchmarks/gpu.sh sanitize    the programs under compute-sanitizer: memory, races, initialization, barriers
-#     benchmarks/gpu.sh kernels     attention beside cuDNN's, flash and efficient attention; products beside torch's; rounding
-#                                   beside a copy
+#     benchmarks/gpu.sh kernels     attention beside cuDNN's, flash and efficient attention; products and the MLP's backward beside
+#                                   torch's; rounding beside a copy
 #     benchmarks/gpu.sh models      accelerated models beside timm's, eager and compiled, and early exit
 #     benchmarks/gpu.sh training    training steps beside timm's, and the loss curve beside that of torch's operators
 #

@@ -8,11 +8,16 @@
 
 namespace vitfast {
 
+struct GradientArguments {
+  ProductActivation activation;
+  float* partial_sums;
+};
+
 // A node of CUTLASS's epilogue tree: finish_gradients, and a tile's sums of columns, which go to its row of
 // `partial_sums` [row tiles, columns]. A thread sees eight columns of every few rows; the threads that see the same
 // columns add up in shared memory.
 template <typename T>
-struct GradientSm80 : cutlass::epilogue::threadblock::detail::VisitorImpl2x<> {
+struct GradientSm80 : NodeSm80<GradientArguments> {
   using Threads = typename TileSm80<T>::Threads;
   static constexpr int width = product_alignment, columns = TileSm80<T>::Tile::kN;
   static constexpr int groups = Threads::kThreads / (columns / width);
@@ -22,20 +27,6 @@ struct GradientSm80 : cutlass::epilogue::threadblock::detail::VisitorImpl2x<> {
   struct SharedStorage {
     alignas(16) float sums[groups][columns];
   };
-  struct Arguments {
-    ProductActivation activation;
-    float* partial_sums;
-  };
-  using Params = Arguments;
-
-  template <class ProblemShape>
-  static constexpr Params to_underlying_arguments(const ProblemShape&, const Arguments& arguments, void*) {
-    return arguments;
-  }
-  template <class ProblemShape>
-  static size_t get_workspace_size(const ProblemShape&, const Arguments&) {
-    return 0;
-  }
 
   CUTLASS_HOST_DEVICE GradientSm80() {}
   CUTLASS_HOST_DEVICE GradientSm80(const Params& params_, const SharedStorage& storage)

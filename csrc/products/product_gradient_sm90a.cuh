@@ -23,37 +23,15 @@ struct GradientSm90 {
 // A node of CUTLASS's epilogue tree that hands on what it reads and writes a tile's sums of columns to its row of
 // `partial_sums` [row tiles, columns]. The sums of warps go through one of two buffers: one is written for the next 32
 // columns while the other is read.
-struct ColumnSumsSm90 : cutlass::epilogue::fusion::Sm90VisitorImpl<> {
+struct ColumnSumsSm90 : NodeSm90<cutlass::epilogue::fusion::Sm90VisitorImpl<>, float*> {
   static constexpr int warps = product_tile_rows / 16;
   struct SharedStorage {
     float sums[2][warps][column_sum_columns];
   };
-  struct Arguments {
-    float* partial_sums = nullptr;
-  };
-  using Params = Arguments;
-
-  template <class ProblemShape>
-  static constexpr Params to_underlying_arguments(const ProblemShape&, const Arguments& arguments, void*) {
-    return arguments;
-  }
-  template <class ProblemShape>
-  static bool can_implement(const ProblemShape&, const Arguments&) {
-    return true;
-  }
-  template <class ProblemShape>
-  static size_t get_workspace_size(const ProblemShape&, const Arguments&) {
-    return 0;
-  }
-  template <class ProblemShape>
-  static cutlass::Status initialize_workspace(
-      const ProblemShape&, const Arguments&, void*, cudaStream_t, cutlass::CudaHostAdapter* = nullptr) {
-    return cutlass::Status::kSuccess;
-  }
 
   CUTLASS_HOST_DEVICE ColumnSumsSm90() {}
-  CUTLASS_HOST_DEVICE ColumnSumsSm90(const Params& params, const SharedStorage& storage)
-      : partial_sums(params.partial_sums), shared(const_cast<SharedStorage*>(&storage)) {}
+  CUTLASS_HOST_DEVICE ColumnSumsSm90(float* const& partial_sums_, const SharedStorage& storage)
+      : partial_sums(partial_sums_), shared(const_cast<SharedStorage*>(&storage)) {}
 
   // Whether the results of a thread, one after the other, lie where sum_fragment_columns takes them to lie.
   // Layout: from the number of a result to its place, counted from the thread's first one.
@@ -136,7 +114,7 @@ struct ProductGradientSm90a {
           Gemm::rows_of(p.depth),
           Gemm::elements(p.weight),
           cute::make_stride(cute::_1{}, int64_t(p.columns), int64_t(0))},
-         {{{{}, {}, p.activation}, {p.partial_sums}},
+         {{{{}, {}, p.activation}, p.partial_sums},
           Gemm::elements(p.pre_activation),
           Gemm::rows_of(p.columns),
           static_cast<Element*>(p.out),

@@ -39,12 +39,11 @@ struct OptionalLoad : Load {
   }
 };
 
-// The root of the computation: finish_products, which CUTLASS's own node could not tell its choices.
-template <typename T>
-struct FinishSm80 : cutlass::epilogue::threadblock::detail::VisitorImpl2x<> {
-  using Arguments = ProductEpilogue;
-  using Params = ProductEpilogue;
-  struct SharedStorage {};
+// What a node of the tree declares that has arguments of its own, passed on as they are, and needs no workspace.
+template <typename Arguments_>
+struct NodeSm80 : cutlass::epilogue::threadblock::detail::VisitorImpl2x<> {
+  using Arguments = Arguments_;
+  using Params = Arguments_;
 
   template <class ProblemShape>
   static constexpr Params to_underlying_arguments(const ProblemShape&, const Arguments& arguments, void*) {
@@ -54,6 +53,12 @@ struct FinishSm80 : cutlass::epilogue::threadblock::detail::VisitorImpl2x<> {
   static size_t get_workspace_size(const ProblemShape&, const Arguments&) {
     return 0;
   }
+};
+
+// The root of the computation: finish_products, which CUTLASS's own node could not tell its choices.
+template <typename T>
+struct FinishSm80 : NodeSm80<ProductEpilogue> {
+  struct SharedStorage {};
 
   CUTLASS_HOST_DEVICE FinishSm80() {}
   CUTLASS_HOST_DEVICE FinishSm80(const Params& params, const SharedStorage&) : epilogue(&params) {}

@@ -19,15 +19,12 @@
 
 namespace vitfast {
 
-// The residual as a leaf of CUTLASS's epilogue tree; whether there is one is known at run time.
-template <typename Element>
-struct OptionalSource : cutlass::epilogue::fusion::Sm90SrcFetch<Element> {
-  using Base = cutlass::epilogue::fusion::Sm90SrcFetch<Element>;
-  struct SharedStorage {};
-  struct Arguments {
-    bool is_there = false;
-  };
-  using Params = Arguments;
+// What a node of CUTLASS's epilogue tree declares that has arguments of its own, passed on as they are, and needs no
+// workspace. Base: another node.
+template <typename Base, typename Arguments_>
+struct NodeSm90 : Base {
+  using Arguments = Arguments_;
+  using Params = Arguments_;
 
   template <class ProblemShape>
   static constexpr Params to_underlying_arguments(const ProblemShape&, const Arguments& arguments, void*) {
@@ -46,9 +43,16 @@ struct OptionalSource : cutlass::epilogue::fusion::Sm90SrcFetch<Element> {
       const ProblemShape&, const Arguments&, void*, cudaStream_t, cutlass::CudaHostAdapter* = nullptr) {
     return cutlass::Status::kSuccess;
   }
+};
+
+// The residual as a leaf of the tree; whether there is one is known at run time.
+template <typename Element>
+struct OptionalSource : NodeSm90<cutlass::epilogue::fusion::Sm90SrcFetch<Element>, bool> {
+  using Base = cutlass::epilogue::fusion::Sm90SrcFetch<Element>;
+  struct SharedStorage {};
 
   CUTLASS_HOST_DEVICE OptionalSource() {}
-  CUTLASS_HOST_DEVICE OptionalSource(const Params& params, const SharedStorage&) : is_there(params.is_there) {}
+  CUTLASS_HOST_DEVICE OptionalSource(const bool& is_there_, const SharedStorage&) : is_there(is_there_) {}
 
   CUTLASS_DEVICE bool is_producer_load_needed() const { return is_there; }
   CUTLASS_DEVICE bool is_C_load_needed() const { return is_there; }
@@ -156,7 +160,7 @@ struct ProductSm90a {
          {{{},
            {Gemm::elements(p.bias), Element(0), {}},
            {Gemm::elements(p.scale), Element(1), {}},
-           {p.residual != nullptr},
+           p.residual != nullptr,
            p.epilogue},
           Gemm::elements(source),
           Gemm::rows_of(p.columns),

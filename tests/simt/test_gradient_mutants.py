@@ -20,7 +20,7 @@ PRODUCT_MUTANTS = (
     mutant("column of another tile", SUMS, "kept_column / 2 * 8", "kept_column % 4 * 8", "results", "race"),
     mutant("half given away", SUMS, "? columns[i] : columns[i + half]", "? columns[i + half] : columns[i]", "results"),
     mutant("a group left out", SUMS, "int group = 0;", "int group = 1;", "results"),
-    mutant("derivative of the other GELU", EPILOGUE, "gelu_erf_derivative<T>(", "gelu_tanh_derivative(", "results"),
+    mutant("GELU, not its derivative", EPILOGUE, "gelu_erf_derivative<T>(", "gelu_erf<T>(", "results"),
     mutant("derivative without its slope", GELU, "gate + y * gate * (1.0f - gate) * slope", "gate", "results"),
     mutant("derivative not mirrored", GELU, "x < 0.0f ? below_zero : 1.0f - below_zero", "below_zero", "results"),
 )
@@ -33,22 +33,23 @@ KERNEL_MUTANTS = (
         "  const int column",
         "results",
         "race",
+        "uninitialized",
     ),
     mutant(
         "no barrier before the scratch is used again",
         KERNEL,
         "sync_threads();  // the scratch",
         "// the scratch",
+        "results",
         "race",
     ),
     mutant("rows of the next chunk", KERNEL, "end < a.rows ? end : a.rows", "a.rows", "results"),
-    mutant("row N read", KERNEL, "row < last;", "row <= last;", "results", "address"),
+    mutant("row N read", KERNEL, "row < last;", "row <= last;", "results", "address", "runtime"),
     mutant(
         "columns behind the last one",
         KERNEL,
         "if (column < columns_left)",
         "if (true)",
-        "results",
         "address",
         "runtime",
     ),
@@ -59,7 +60,7 @@ KERNEL_MUTANTS = (
 
 def product_cases() -> list:
     """Calls on which every mutant of the product's epilogue shows."""
-    return [random_gradient(147, 72), random_gradient(129, 40, activation="gelu_tanh")]
+    return [random_gradient(140, 72), random_gradient(129, 40, activation="gelu_tanh")]
 
 
 def kernel_cases() -> list:

@@ -279,6 +279,8 @@ def _quantize_float(float_format: FloatFormat, dtype: torch.dtype) -> Callable[[
     return make
 
 
+MLP_BACKWARD = "mlp backward"  # measured without its forward
+
 OPERATORS: dict[str, Callable[[Sizes, Random], OperatorCase]] = {
     "attention": _attention,
     "attention_packed": _attention_packed,
@@ -288,7 +290,7 @@ OPERATORS: dict[str, Callable[[Sizes, Random], OperatorCase]] = {
     "linear with gelu": _linear(widens=True),
     "linear with residual": _linear(widens=False),
     "mlp": _mlp,
-    "mlp's backward": _mlp_backward,
+    MLP_BACKWARD: _mlp_backward,
     "quantize_float to fp16": _quantize_float(FloatFormat.fp16(), torch.float16),
     "quantize_float to fp8_e4m3fn": _quantize_float(FloatFormat.fp8_e4m3fn(), torch.float8_e4m3fn),
 }
@@ -298,7 +300,7 @@ def has_case(name: str, precision: str, device: torch.device, *, backward: bool)
     """Whether an operator of ``OPERATORS`` can be measured in this precision and, if asked for, with its gradient."""
     if name.startswith("quantize_float"):
         return precision == "fp32" and not backward
-    if name == "mlp's backward":
+    if name == MLP_BACKWARD:
         is_cuda = device.type == "cuda"
         has_it = has_kernel("linear", "cuda") and precision in ("bf16", "fp16") if is_cuda else has_kernel("mlp", "cpu")
         return has_it and not backward
