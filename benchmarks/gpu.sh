@@ -5,7 +5,8 @@
 #                                   accelerated models (tests/inference)
 #     benchmarks/gpu.sh sanitize    the programs under compute-sanitizer: memory, races, initialization, barriers
 #     benchmarks/gpu.sh kernels     every operator with a kernel of its own: attention beside cuDNN's, flash and efficient
-#                                   attention (197 and 577 tokens, up to 128 channels a head), the others beside torch's way
+#                                   attention (197 and 577 tokens, up to 128 channels a head), the others and the
+#                                   MLP's backward beside torch's way
 #     benchmarks/gpu.sh models      accelerated models beside timm's, eager and compiled, and early exit
 #     benchmarks/gpu.sh training    training steps beside timm's, and the loss curve beside that of torch's operators
 #

@@ -46,13 +46,15 @@ STABLE_TORCH_LIBRARY(vitfast, m) {
       "activation,"
       " bool has_bias) -> (Tensor grad_x, Tensor grad_weight, Tensor? grad_bias, Tensor? grad_scale)");
 
-  // x [..., C], fc1_weight [F, C], fc2_weight [C_out, F] -> out [..., C_out], pre_activation [..., F]
+  // x [..., C], fc1_weight [F, C], fc2_weight [C_out, F] -> out [..., C_out]; for the backward GELU's argument
+  // pre_activation [..., F] and, on CUDA, where it is not computed again, its result activation [..., F]
   m.def(
       "mlp_forward(Tensor x, Tensor fc1_weight, Tensor? fc1_bias, Tensor fc2_weight, Tensor? fc2_bias, Tensor? "
       "residual,"
-      " str approximate, bool save_for_backward) -> (Tensor out, Tensor? pre_activation)");
+      " str approximate, bool save_for_backward) -> (Tensor out, Tensor? pre_activation, Tensor? activation)");
   m.def(
-      "mlp_backward(Tensor grad_out, Tensor x, Tensor pre_activation, Tensor fc1_weight, Tensor fc2_weight,"
+      "mlp_backward(Tensor grad_out, Tensor x, Tensor pre_activation, Tensor? activation, Tensor fc1_weight, Tensor "
+      "fc2_weight,"
       " str approximate, bool has_fc1_bias, bool has_fc2_bias) -> (Tensor grad_x, Tensor grad_fc1_weight,"
       " Tensor? grad_fc1_bias, Tensor grad_fc2_weight, Tensor? grad_fc2_bias)");
 

@@ -63,7 +63,7 @@ void check_weights(const Tensor& x, const Tensor& fc1_weight, const Tensor& fc2_
 
 constexpr int64_t gelu_work = 16;  // a GELU costs about as much as moving this many elements
 
-std::tuple<Tensor, std::optional<Tensor>> mlp_forward(
+std::tuple<Tensor, std::optional<Tensor>, std::optional<Tensor>> mlp_forward(
     const Tensor& x,                        // [..., C]
     const Tensor& fc1_weight,               // [F, C]
     const std::optional<Tensor>& fc1_bias,  // [F]
@@ -95,13 +95,14 @@ std::tuple<Tensor, std::optional<Tensor>> mlp_forward(
     const AddInPlace addition{type_of(x), residual_rows.const_data_ptr(), out.mutable_data_ptr()};
     parallel(out.numel(), 1, [&](int64_t begin, int64_t end) { cpu_kernels().add_in_place(addition, begin, end); });
   }
-  return {out, save_for_backward ? std::optional<Tensor>(pre_activation) : std::nullopt};
+  return {out, save_for_backward ? std::optional<Tensor>(pre_activation) : std::nullopt, std::nullopt};
 }
 
 std::tuple<Tensor, Tensor, std::optional<Tensor>, Tensor, std::optional<Tensor>> mlp_backward(
     const Tensor& grad_out,        // [..., C_out]
     const Tensor& x,               // [..., C]
     const Tensor& pre_activation,  // [..., F]
+    const std::optional<Tensor>&,  // the activation: computed with its derivative
     const Tensor& fc1_weight,      // [F, C]
     const Tensor& fc2_weight,      // [C_out, F]
     std::string approximate,

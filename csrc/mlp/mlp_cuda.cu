@@ -1,22 +1,14 @@
-// The forward for inference. Where a gradient is needed, and for other widths and types, vitfast/ops/mlp.py calls
-// torch.
+// For inference the kernel that keeps hidden units on chip; for training two products of csrc/products, whose backward
+// has GELU's derivative and the first bias's gradient in a product. vitfast/ops/mlp.py calls neither for other widths
+// and types.
 
 #include "csrc/common/tensors.h"
 #include "csrc/cuda/current_stream.cuh"
 #include "csrc/mlp/mlp_launch.cuh"
+#include "csrc/products/products_cuda.h"
 
 namespace vitfast {
 namespace {
-
-// Rows that can be read 16 bytes at a time.
-Tensor as_rows(const Tensor& tensor) {
-  const Tensor rows = as_contiguous(tensor);
-  return is_pack_aligned(rows.const_data_ptr()) ? rows : torch::stable::clone(rows);
-}
-
-std::optional<Tensor> as_rows_or_none(const std::optional<Tensor>& tensor) {
-  return tensor.has_value() ? std::optional<Tensor>(as_rows(*tensor)) : std::nullopt;
-}
 
 void check_optional(
     const char* name, const std::optional<Tensor>& tensor, const Tensor& x, const std::vector<int64_t>& sizes) {
@@ -25,36 +17,55 @@ void check_optional(
   check_sizes("mlp", name, *tensor, sizes);
 }
 
-std::tuple<Tensor, std::optional<Tensor>> mlp_forward(
-    const Tensor& x,                        // [..., C]
-    const Tensor& fc1_weight,               // [F, C]
-    const std::optional<Tensor>& fc1_bias,  // [F]
-    const Tensor& fc2_weight,               // [C, F]
-    const std::optional<Tensor>& fc2_bias,  // [C]
-    const std::optional<Tensor>& residual,  // [..., C]
-    std::string approximate,
-    bool save_for_backward) {
-  const char* op = "mlp";
-  const ScalarType type = x.scalar_type();
+ProductActivation activation_of(const std::string& approximate) {
   STD_TORCH_CHECK(
-      type == ScalarType::Half || type == ScalarType::BFloat16, op, ": the CUDA kernel takes float16 and bfloat16");
-  STD_TORCH_CHECK(
-      approximate == "none" && !save_for_backward, op, ": the CUDA kernel has the exact GELU and no backward");
-  STD_TORCH_CHECK(x.dim() > 0, op, ": x must have at least one dimension");
-  check_same_type(op, "fc1_weight", fc1_weight, x);
-  check_same_type(op, "fc2_weight", fc2_weight, x);
-  const int64_t channels = x.size(-1);
-  STD_TORCH_CHECK(fc1_weight.dim() == 2, op, ": fc1_weight must have shape [F, C]");
-  const int64_t hidden = fc1_weight.size(0);
-  check_sizes(op, "fc1_weight", fc1_weight, {hidden, channels});
-  check_sizes(op, "fc2_weight", fc2_weight, {channels, hidden});
-  check_optional("fc1_bias", fc1_bias, x, {hidden});
-  check_optional("fc2_bias", fc2_bias, x, {channels});
-  check_optional("residual", residual, x, sizes_of(x));
+      approximate == "none" || approximate == "tanh", "mlp: approximate must be none or tanh, got ", approximate);
+  return approximate == "tanh" ? ProductActivation::gelu_tanh : ProductActivation::gelu;
+}
 
-  const Tensor x_rows = as_rows(x), fc1_rows = as_rows(fc1_weight), fc2_rows = as_rows(fc2_weight);
+// x wᵀ + b (+ residual).
+Tensor product(
+    const Tensor& x,
+    const Tensor& weight,
+    const std::optional<Tensor>& bias,
+    const std::optional<Tensor>& residual = std::nullopt) {
+  const std::optional<Tensor> no_scale;
+  const std::vector<int64_t> no_rounding;
+  const auto result =
+      product_on_cuda(LinearCall{x, weight, bias, ProductActivation::none, no_scale, residual, no_rounding});
+  STD_TORCH_CHECK(result.has_value(), "mlp: the CUDA products take widths that are multiples of 8");
+  return *result;
+}
+
+using Saved = std::tuple<Tensor, std::optional<Tensor>, std::optional<Tensor>>;
+
+Saved forward_for_training(
+    const Tensor& x,
+    const Tensor& fc1_weight,
+    const std::optional<Tensor>& fc1_bias,
+    const Tensor& fc2_weight,
+    const std::optional<Tensor>& fc2_bias,
+    const std::optional<Tensor>& residual,
+    const std::string& approximate) {
+  activation_of(approximate);
+  const Tensor pre_activation = product(x, fc1_weight, fc1_bias);
+  const Tensor activation = call_torch("aten::gelu", "", pre_activation, approximate);
+  return {product(activation, fc2_weight, fc2_bias, residual), pre_activation, activation};
+}
+
+Tensor forward_on_chip(
+    const Tensor& x,
+    const Tensor& fc1_weight,
+    const std::optional<Tensor>& fc1_bias,
+    const Tensor& fc2_weight,
+    const std::optional<Tensor>& fc2_bias,
+    const std::optional<Tensor>& residual,
+    const std::string& approximate) {
+  STD_TORCH_CHECK(approximate == "none", "mlp: the CUDA kernel for inference has the exact GELU");
+  const int64_t channels = x.size(-1), hidden = fc1_weight.size(0);
+  const Tensor x_rows = readable(x), fc1_rows = readable(fc1_weight), fc2_rows = readable(fc2_weight);
   const auto fc1_shift = contiguous_or_none(fc1_bias), fc2_shift = contiguous_or_none(fc2_bias);
-  const auto residual_rows = as_rows_or_none(residual);
+  const std::optional<Tensor> residual_rows = readable(residual);
   const Tensor out = torch::stable::new_empty(x, x.sizes());
   const MlpForward arguments{
       x_rows.const_data_ptr(),
@@ -68,14 +79,87 @@ std::tuple<Tensor, std::optional<Tensor>> mlp_forward(
       channels,
       hidden};
   const CurrentStream stream(x);
-  type == ScalarType::Half ? launch_mlp<Half>(arguments, stream) : launch_mlp<BFloat16>(arguments, stream);
-  return {out, std::nullopt};
+  x.scalar_type() == ScalarType::Half ? launch_mlp<Half>(arguments, stream) : launch_mlp<BFloat16>(arguments, stream);
+  return out;
+}
+
+void check_weights(const Tensor& x, const Tensor& fc1_weight, const Tensor& fc2_weight) {
+  const char* op = "mlp";
+  const ScalarType type = x.scalar_type();
+  STD_TORCH_CHECK(
+      type == ScalarType::Half || type == ScalarType::BFloat16, op, ": the CUDA kernels take float16 and bfloat16");
+  STD_TORCH_CHECK(x.dim() > 0, op, ": x must have at least one dimension");
+  check_same_type(op, "fc1_weight", fc1_weight, x);
+  check_same_type(op, "fc2_weight", fc2_weight, x);
+  STD_TORCH_CHECK(fc1_weight.dim() == 2 && fc2_weight.dim() == 2, op, ": the weights must have two dimensions");
+  check_sizes(op, "fc1_weight", fc1_weight, {fc1_weight.size(0), x.size(-1)});
+  check_sizes(op, "fc2_weight", fc2_weight, {fc2_weight.size(0), fc1_weight.size(0)});
+}
+
+Saved mlp_forward(
+    const Tensor& x,                        // [..., C]
+    const Tensor& fc1_weight,               // [F, C]
+    const std::optional<Tensor>& fc1_bias,  // [F]
+    const Tensor& fc2_weight,               // [C_out, F]
+    const std::optional<Tensor>& fc2_bias,  // [C_out]
+    const std::optional<Tensor>& residual,  // [..., C_out]
+    std::string approximate,
+    bool save_for_backward) {
+  check_weights(x, fc1_weight, fc2_weight);
+  check_optional("fc1_bias", fc1_bias, x, {fc1_weight.size(0)});
+  check_optional("fc2_bias", fc2_bias, x, {fc2_weight.size(0)});
+  check_optional("residual", residual, x, linear_sizes(x, fc2_weight));
+  if (save_for_backward) {
+    return forward_for_training(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual, approximate);
+  }
+  STD_TORCH_CHECK(
+      fc2_weight.size(0) == x.size(-1), "mlp: the CUDA kernel for inference returns as many channels as it takes");
+  const Tensor out = forward_on_chip(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual, approximate);
+  return {out, std::nullopt, std::nullopt};
+}
+
+std::tuple<Tensor, Tensor, std::optional<Tensor>, Tensor, std::optional<Tensor>> mlp_backward(
+    const Tensor& grad_out,                   // [..., C_out]
+    const Tensor& x,                          // [..., C]
+    const Tensor& pre_activation,             // [..., F]
+    const std::optional<Tensor>& activation,  // [..., F]
+    const Tensor& fc1_weight,                 // [F, C]
+    const Tensor& fc2_weight,                 // [C_out, F]
+    std::string approximate,
+    bool has_fc1_bias,
+    bool has_fc2_bias) {
+  check_weights(x, fc1_weight, fc2_weight);
+  check_optional("grad_out", grad_out, x, linear_sizes(x, fc2_weight));
+  check_optional("pre_activation", pre_activation, x, linear_sizes(x, fc1_weight));
+  check_optional("activation", activation, x, linear_sizes(x, fc1_weight));
+  STD_TORCH_CHECK(activation.has_value(), "mlp_backward: activation is what forward returned");
+
+  const auto weight_gradient = [](const Tensor& grad, const Tensor& inputs) {
+    return as_contiguous(torch::stable::matmul(torch::stable::transpose(grad, 0, 1), inputs));
+  };
+  const Tensor grad = as_contiguous(as_rows(grad_out));
+  const EpilogueGradients hidden =
+      product_gradient_on_cuda(grad, fc2_weight, as_rows(pre_activation), activation_of(approximate));
+  std::optional<Tensor> grad_fc2_bias;
+  if (has_fc2_bias) {
+    const std::optional<Tensor> nothing;
+    grad_fc2_bias =
+        epilogue_gradients_on_cuda(EpilogueGradientCall{grad, nothing, ProductActivation::none, nothing, true})
+            ->grad_bias;
+  }
+  return {
+      reshaped(torch::stable::matmul(hidden.grad_sum, fc1_weight), sizes_of(x)),
+      weight_gradient(hidden.grad_sum, as_rows(x)),
+      has_fc1_bias ? hidden.grad_bias : std::nullopt,
+      weight_gradient(grad, as_rows(*activation)),
+      grad_fc2_bias};
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(vitfast, CUDA, m) {
   m.impl("mlp_forward", TORCH_BOX(&mlp_forward));
+  m.impl("mlp_backward", TORCH_BOX(&mlp_backward));
 }
 
 }  // namespace vitfast

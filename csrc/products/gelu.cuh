@@ -1,4 +1,4 @@
-// GELU of one number on the device, as exactly as the type that keeps the result shows it.
+// GELU of one number on the device and its derivative, as exactly as the type that keeps the result shows them.
 
 #pragma once
 
@@ -11,13 +11,19 @@
 
 namespace vitfast {
 
+// |x|, at most where GELU(-|x|) and its derivative have vanished beside a result kept in T. NaN stays NaN.
+template <typename T>
+__device__ __forceinline__ float gelu_argument(float x) {
+  constexpr float limit = std::is_same_v<T, BFloat16> ? gelu_limit_narrow : gelu_limit_full;
+  const float magnitude = fabsf(x);
+  return magnitude > limit ? limit : magnitude;
+}
+
 // By erf, for a result kept in T. NaN stays NaN.
 template <typename T>
 __device__ __forceinline__ float gelu_erf(float x) {
   constexpr bool is_narrow = std::is_same_v<T, BFloat16>;
-  constexpr float limit = is_narrow ? gelu_limit_narrow : gelu_limit_full;
-  const float magnitude = fabsf(x);
-  const float t = magnitude > limit ? limit : magnitude;
+  const float t = gelu_argument<T>(x);
   const float exponent = is_narrow ? log2_normal_tail_narrow(t) : log2_normal_tail_full(t);
   return fmaxf(x, 0.0f) - t * exp2_approximate(exponent);
 }
@@ -28,6 +34,29 @@ __device__ __forceinline__ float gelu_tanh(float x) {
   const float y = x < -100.0f ? -100.0f : x;  // there it is zero; an infinite x would make it NaN
   const float exponent = (y + 0.044715f * (y * y * y)) * minus_2_log2_e_sqrt_2_over_pi;
   return y * reciprocal_approximate(1.0f + exp2_approximate(exponent));
+}
+
+// The derivative of GELU by erf, for a product with it that is kept in T.
+template <typename T>
+__device__ __forceinline__ float gelu_erf_derivative(float x) {
+  constexpr float minus_half_log2_e = -0.72134752f;
+  const float t = gelu_argument<T>(x);
+  const float slope = std::is_same_v<T, BFloat16> ? gelu_slope_narrow(t) : gelu_slope_full(t);
+  const float below_zero = exp2_approximate(t * t * minus_half_log2_e) * slope;
+  return x < 0.0f ? below_zero : 1.0f - below_zero;
+}
+
+// The derivative of GELU by tanh: with g the logistic function of 2z, g + x g (1 - g) 2z'.
+__device__ __forceinline__ float gelu_tanh_derivative(float x) {
+  constexpr float minus_2_log2_e_sqrt_2_over_pi = -2.30220820f;
+  constexpr float two_sqrt_2_over_pi = 1.59576912f;
+  constexpr float limit = 20.0f;  // there it is zero or one; powers of an infinite x would make it NaN
+  const float y = x < -limit ? -limit : x > limit ? limit : x;
+  const float square = y * y;
+  const float exponent = (y + 0.044715f * (y * square)) * minus_2_log2_e_sqrt_2_over_pi;
+  const float gate = reciprocal_approximate(1.0f + exp2_approximate(exponent));
+  const float slope = two_sqrt_2_over_pi + (3.0f * 0.044715f * two_sqrt_2_over_pi) * square;
+  return gate + y * gate * (1.0f - gate) * slope;
 }
 
 }  // namespace vitfast

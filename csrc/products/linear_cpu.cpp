@@ -8,13 +8,14 @@ namespace {
 
 struct Cpu {
   static std::optional<Tensor> product(const LinearCall&) { return std::nullopt; }
+  static std::optional<EpilogueGradients> gradients(const EpilogueGradientCall&) { return std::nullopt; }
 };
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(vitfast, CPU, m) {
   m.impl("linear_forward", TORCH_BOX(&linear_forward<Cpu>));
-  m.impl("linear_backward", TORCH_BOX(&linear_backward));
+  m.impl("linear_backward", TORCH_BOX(&linear_backward<Cpu>));
 }
 
 }  // namespace vitfast

@@ -1,6 +1,7 @@
 // The operator linear on tensors, for every device: checks, and all that torch's operators do. A device brings
 //
 //     static std::optional<Tensor> product(const LinearCall&);   the whole result by its own kernel, or nothing
+//     static std::optional<EpilogueGradients> gradients(const EpilogueGradientCall&);   likewise
 
 #pragma once
 
@@ -38,6 +39,10 @@ inline int64_t count_rows(const Tensor& x) {
   int64_t rows = 1;
   for (int64_t i = 0; i + 1 < x.dim(); ++i) rows *= x.size(i);
   return rows;
+}
+
+inline Tensor as_rows(const Tensor& x) {
+  return reshaped(x, {count_rows(x), x.size(-1)});
 }
 
 inline std::vector<int64_t> linear_sizes(const Tensor& x, const Tensor& weight) {
@@ -104,8 +109,39 @@ std::tuple<Tensor, std::optional<Tensor>> linear_forward(
   return {out, saves_sum ? std::optional<Tensor>(pre_activation) : std::nullopt};
 }
 
-// Plain products, which torch's libraries do best, and torch's own GELU.
-inline std::tuple<Tensor, Tensor, std::optional<Tensor>, std::optional<Tensor>> linear_backward(
+// What the backward of a call asks for before its products.
+struct EpilogueGradientCall {
+  const Tensor& grad;                // [rows, N]
+  const std::optional<Tensor>& sum;  // [rows, N], where there is an activation or a scale
+  ProductActivation activation;
+  const std::optional<Tensor>& scale;  // [N]
+  bool has_bias;
+};
+
+struct EpilogueGradients {
+  Tensor grad_sum;  // [rows, N]
+  std::optional<Tensor> grad_bias, grad_scale;
+};
+
+inline EpilogueGradients gradients_by_torch(const EpilogueGradientCall& call) {
+  EpilogueGradients result{call.grad, std::nullopt, std::nullopt};
+  const bool is_linear = call.activation == ProductActivation::none;
+  if (call.scale.has_value()) {
+    const Tensor y = is_linear ? *call.sum : call_torch("aten::gelu", "", *call.sum, approximate_of(call.activation));
+    result.grad_scale = sum_of_rows(torch_multiply(call.grad, y));
+    result.grad_sum = torch_multiply(call.grad, *call.scale);
+  }
+  if (!is_linear) {
+    result.grad_sum =
+        call_torch("aten::gelu_backward", "", result.grad_sum, *call.sum, approximate_of(call.activation));
+  }
+  if (call.has_bias) result.grad_bias = sum_of_rows(result.grad_sum);
+  return result;
+}
+
+// The products are torch's, whose libraries do plain ones best.
+template <typename Device>
+std::tuple<Tensor, Tensor, std::optional<Tensor>, std::optional<Tensor>> linear_backward(
     const Tensor& grad_out,                       // [..., N]
     const Tensor& x,                              // [..., K]
     const Tensor& weight,                         // [N, K]
@@ -121,25 +157,14 @@ inline std::tuple<Tensor, Tensor, std::optional<Tensor>, std::optional<Tensor>> 
   const bool needs_sum = kind != ProductActivation::none || scale.has_value();
   STD_TORCH_CHECK(pre_activation.has_value() == needs_sum, "linear_backward: pre_activation is what forward returned");
 
-  const auto rows_of = [&](const Tensor& tensor, int64_t width) { return reshaped(tensor, {count_rows(x), width}); };
-  Tensor grad = as_contiguous(rows_of(grad_out, weight.size(0)));
-  std::optional<Tensor> grad_scale;
-  if (scale.has_value()) {
-    const Tensor pre_rows = rows_of(*pre_activation, weight.size(0));
-    const bool is_linear = kind == ProductActivation::none;
-    const Tensor y = is_linear ? pre_rows : call_torch("aten::gelu", "", pre_rows, approximate_of(kind));
-    grad_scale = sum_of_rows(torch_multiply(grad, y));
-    grad = torch_multiply(grad, *scale);
-  }
-  if (kind != ProductActivation::none) {
-    const Tensor pre_rows = rows_of(*pre_activation, weight.size(0));
-    grad = call_torch("aten::gelu_backward", "", grad, pre_rows, approximate_of(kind));
-  }
-  const Tensor grad_x = reshaped(torch::stable::matmul(grad, weight), sizes_of(x));
-  const Tensor grad_weight = torch::stable::matmul(torch::stable::transpose(grad, 0, 1), rows_of(x, x.size(-1)));
-  std::optional<Tensor> grad_bias;
-  if (has_bias) grad_bias = sum_of_rows(grad);
-  return {grad_x, as_contiguous(grad_weight), grad_bias, grad_scale};
+  const Tensor grad = as_contiguous(as_rows(grad_out));
+  const std::optional<Tensor> sum = needs_sum ? std::optional<Tensor>(as_rows(*pre_activation)) : std::nullopt;
+  const EpilogueGradientCall call{grad, sum, kind, scale, has_bias};
+  const std::optional<EpilogueGradients> own = Device::gradients(call);
+  const EpilogueGradients gradients = own.has_value() ? *own : gradients_by_torch(call);
+  const Tensor grad_x = reshaped(torch::stable::matmul(gradients.grad_sum, weight), sizes_of(x));
+  const Tensor grad_weight = torch::stable::matmul(torch::stable::transpose(gradients.grad_sum, 0, 1), as_rows(x));
+  return {grad_x, as_contiguous(grad_weight), gradients.grad_bias, gradients.grad_scale};
 }
 
 }  // namespace vitfast

@@ -33,6 +33,24 @@ struct Product {
   ProductEpilogue epilogue;
 };
 
-constexpr int product_alignment = 8;  // elements: 16 bytes
+// The gradient of what an activation read, and the sums of its columns, from the gradient of a later product's result:
+//
+//     out = (grad weight) * activation'(pre_activation)
+struct ProductGradient {
+  const void* grad;            // [rows, depth]
+  const void* weight;          // [depth, columns], as the later product has it
+  const void* pre_activation;  // [rows, columns]
+  void* out;                   // [rows, columns]
+  float* partial_sums;         // [count_row_tiles(rows), columns]: each tile of rows writes those of its own
+  int rows, columns, depth;
+  ProductActivation activation;  // not none
+};
+
+constexpr int product_alignment = 8;    // elements: 16 bytes
+constexpr int product_tile_rows = 128;  // of every kernel
+
+constexpr int count_row_tiles(int rows) {
+  return (rows + product_tile_rows - 1) / product_tile_rows;
+}
 
 }  // namespace vitfast

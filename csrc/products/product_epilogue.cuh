@@ -40,4 +40,20 @@ __device__ __forceinline__ Values finish_products(
   return y;
 }
 
+// The gradient of the numbers that an activation read, from sums that are the gradient of its results. T: the type in
+// which it is stored.
+template <typename T, int count, typename Values>
+__device__ __forceinline__ Values
+finish_gradients(const Values& sums, const Values& pre_activation, ProductActivation activation) {
+  Values gradient;
+  if (activation == ProductActivation::gelu_tanh) {
+#pragma unroll
+    for (int i = 0; i < count; ++i) gradient[i] = sums[i] * gelu_tanh_derivative(pre_activation[i]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < count; ++i) gradient[i] = sums[i] * gelu_erf_derivative<T>(pre_activation[i]);
+  }
+  return gradient;
+}
+
 }  // namespace vitfast

@@ -39,12 +39,11 @@ struct OptionalLoad : Load {
   }
 };
 
-// The root of the computation: finish_products, which CUTLASS's own node could not tell its choices.
-template <typename T>
-struct FinishSm80 : cutlass::epilogue::threadblock::detail::VisitorImpl2x<> {
-  using Arguments = ProductEpilogue;
-  using Params = ProductEpilogue;
-  struct SharedStorage {};
+// What a node of the tree declares that has arguments of its own, passed on as they are, and needs no workspace.
+template <typename Arguments_>
+struct NodeSm80 : cutlass::epilogue::threadblock::detail::VisitorImpl2x<> {
+  using Arguments = Arguments_;
+  using Params = Arguments_;
 
   template <class ProblemShape>
   static constexpr Params to_underlying_arguments(const ProblemShape&, const Arguments& arguments, void*) {
@@ -54,6 +53,12 @@ struct FinishSm80 : cutlass::epilogue::threadblock::detail::VisitorImpl2x<> {
   static size_t get_workspace_size(const ProblemShape&, const Arguments&) {
     return 0;
   }
+};
+
+// The root of the computation: finish_products, which CUTLASS's own node could not tell its choices.
+template <typename T>
+struct FinishSm80 : NodeSm80<ProductEpilogue> {
+  struct SharedStorage {};
 
   CUTLASS_HOST_DEVICE FinishSm80() {}
   CUTLASS_HOST_DEVICE FinishSm80(const Params& params, const SharedStorage&) : epilogue(&params) {}
@@ -91,32 +96,39 @@ struct FinishSm80 : cutlass::epilogue::threadblock::detail::VisitorImpl2x<> {
   const ProductEpilogue* epilogue;
 };
 
+// The tile of a product of T and the leaves of its epilogue tree.
 template <typename T>
-struct ProductSm80 {
+struct TileSm80 {
   using Element = CutlassElement<T>;
-  using Tile = cutlass::gemm::GemmShape<128, 128, 32>;
+  using Tile = cutlass::gemm::GemmShape<product_tile_rows, 128, 32>;
   using WarpTile = cutlass::gemm::GemmShape<64, 64, 32>;
-  using Instruction = cutlass::gemm::GemmShape<16, 8, 16>;
-  static constexpr int stages = 4;
 
   using Threads = cutlass::epilogue::threadblock::OutputTileThreadLayout<Tile, WarpTile, Element, product_alignment, 1>;
   using RowStride = cute::Stride<cute::_0, cute::_1, int64_t>;
   using MatrixStride = cute::Stride<int64_t, cute::_1, int64_t>;
   using Row = cutlass::epilogue::threadblock::VisitorRowBroadcast<Threads, Element, RowStride>;
-  using Residual = OptionalLoad<cutlass::epilogue::threadblock::VisitorAuxLoad<Threads, Element, MatrixStride>>;
+  using Load = cutlass::epilogue::threadblock::VisitorAuxLoad<Threads, Element, MatrixStride>;
   using Store = cutlass::epilogue::threadblock::
       VisitorAuxStore<Threads, Element, cutlass::FloatRoundStyle::round_to_nearest, MatrixStride>;
-  using Tree = cutlass::epilogue::threadblock::Sm80EVT<
-      Store,
-      cutlass::epilogue::threadblock::
-          Sm80EVT<FinishSm80<T>, cutlass::epilogue::threadblock::VisitorAccFetch, Row, Row, Residual>>;
+
+  static MatrixStride rows_of(int length) { return {length, cute::_1{}, int64_t(0)}; }
+  static Element* elements(const void* address) { return const_cast<Element*>(static_cast<const Element*>(address)); }
+};
+
+// A product of T whose sums go through `Tree`. WeightLayout: of a matrix [depth, N] in memory.
+template <typename T, typename WeightLayout, typename Tree>
+struct GemmSm80 : TileSm80<T> {
+  using typename TileSm80<T>::Element;
+  using Instruction = cutlass::gemm::GemmShape<16, 8, 16>;
+  static constexpr int stages = 4;
+
   using Kernel = typename cutlass::gemm::kernel::DefaultGemmWithVisitor<
       Element,
       cutlass::layout::RowMajor,
       cutlass::ComplexTransform::kNone,
       product_alignment,
       Element,
-      cutlass::layout::ColumnMajor,
+      WeightLayout,
       cutlass::ComplexTransform::kNone,
       product_alignment,
       Element,
@@ -126,8 +138,8 @@ struct ProductSm80 {
       float,
       cutlass::arch::OpClassTensorOp,
       cutlass::arch::Sm80,
-      Tile,
-      WarpTile,
+      typename TileSm80<T>::Tile,
+      typename TileSm80<T>::WarpTile,
       Instruction,
       Tree,
       cutlass::gemm::threadblock::GemmIdentityThreadblockSwizzle<8>,
@@ -135,35 +147,59 @@ struct ProductSm80 {
       cutlass::arch::OpMultiplyAdd>::GemmKernel;
   using Gemm = cutlass::gemm::device::GemmUniversalAdapter<Kernel>;
 
-  static typename Gemm::Arguments arguments(const Product& p) {
-    const auto matrix = [&](int64_t length) { return MatrixStride{length, cute::_1{}, int64_t(0)}; };
-    const typename Tree::Arguments tree{
-        {{},
-         {static_cast<const Element*>(p.bias), Element(0), {}},
-         {static_cast<const Element*>(p.scale), Element(1), {}},
-         {const_cast<Element*>(static_cast<const Element*>(p.residual)), Element(0), matrix(p.columns)},
-         p.epilogue},
-        {static_cast<Element*>(p.out), matrix(p.columns)}};
-    return {
+  // `weight_stride`: between what lies side by side in memory.
+  static void launch(
+      cutlass::gemm::GemmCoord sizes,
+      const typename Tree::Arguments& tree,
+      const void* x,
+      const void* weight,
+      int weight_stride,
+      Stream stream) {
+    const typename Gemm::Arguments arguments{
         cutlass::gemm::GemmUniversalMode::kGemm,
-        {p.rows, p.columns, p.depth},
+        sizes,
         1,
         tree,
-        p.x,
-        p.weight,
+        x,
+        weight,
         nullptr,
         nullptr,
         0,
         0,
         0,
         0,
-        p.depth,
-        p.depth,
+        sizes.k(),
+        weight_stride,
         0,
         0};
+    run_cutlass<Gemm>(arguments, stream);
   }
+};
 
-  static void launch(const Product& product, Stream stream) { run_cutlass<Gemm>(arguments(product), stream); }
+template <typename T>
+struct ProductSm80 {
+  using Leaves = TileSm80<T>;
+  using Element = typename Leaves::Element;
+  using Tree = cutlass::epilogue::threadblock::Sm80EVT<
+      typename Leaves::Store,
+      cutlass::epilogue::threadblock::Sm80EVT<
+          FinishSm80<T>,
+          cutlass::epilogue::threadblock::VisitorAccFetch,
+          typename Leaves::Row,
+          typename Leaves::Row,
+          OptionalLoad<typename Leaves::Load>>>;
+
+  static void launch(const Product& p, Stream stream) {
+    const typename Tree::Arguments tree{
+        {{},
+         {Leaves::elements(p.bias), Element(0), {}},
+         {Leaves::elements(p.scale), Element(1), {}},
+         {Leaves::elements(p.residual), Element(0), Leaves::rows_of(p.columns)},
+         p.epilogue},
+        {Leaves::elements(p.out), Leaves::rows_of(p.columns)}};
+    using Gemm = GemmSm80<T, cutlass::layout::ColumnMajor, Tree>;
+    Gemm::launch({p.rows, p.columns, p.depth}, tree, p.x, p.weight, p.depth, stream);
+  }
 };
 
 template <typename T>

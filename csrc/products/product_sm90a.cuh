@@ -19,15 +19,12 @@
 
 namespace vitfast {
 
-// The residual as a leaf of CUTLASS's epilogue tree; whether there is one is known at run time.
-template <typename Element>
-struct OptionalSource : cutlass::epilogue::fusion::Sm90SrcFetch<Element> {
-  using Base = cutlass::epilogue::fusion::Sm90SrcFetch<Element>;
-  struct SharedStorage {};
-  struct Arguments {
-    bool is_there = false;
-  };
-  using Params = Arguments;
+// What a node of CUTLASS's epilogue tree declares that has arguments of its own, passed on as they are, and needs no
+// workspace. Base: another node.
+template <typename Base, typename Arguments_>
+struct NodeSm90 : Base {
+  using Arguments = Arguments_;
+  using Params = Arguments_;
 
   template <class ProblemShape>
   static constexpr Params to_underlying_arguments(const ProblemShape&, const Arguments& arguments, void*) {
@@ -46,9 +43,16 @@ struct OptionalSource : cutlass::epilogue::fusion::Sm90SrcFetch<Element> {
       const ProblemShape&, const Arguments&, void*, cudaStream_t, cutlass::CudaHostAdapter* = nullptr) {
     return cutlass::Status::kSuccess;
   }
+};
+
+// The residual as a leaf of the tree; whether there is one is known at run time.
+template <typename Element>
+struct OptionalSource : NodeSm90<cutlass::epilogue::fusion::Sm90SrcFetch<Element>, bool> {
+  using Base = cutlass::epilogue::fusion::Sm90SrcFetch<Element>;
+  struct SharedStorage {};
 
   CUTLASS_HOST_DEVICE OptionalSource() {}
-  CUTLASS_HOST_DEVICE OptionalSource(const Params& params, const SharedStorage&) : is_there(params.is_there) {}
+  CUTLASS_HOST_DEVICE OptionalSource(const bool& is_there_, const SharedStorage&) : is_there(is_there_) {}
 
   CUTLASS_DEVICE bool is_producer_load_needed() const { return is_there; }
   CUTLASS_DEVICE bool is_C_load_needed() const { return is_there; }
@@ -80,21 +84,14 @@ struct FinishSm90 {
   };
 };
 
-// A tile of the result: 128 rows, `columns` columns; depth is walked in steps of 64. `cluster_rows` neighbouring blocks
-// share the weight's tile by multicast.
-template <typename T, int columns, int cluster_rows>
-struct ProductSm90a {
+// A product of T whose sums go through `Tree`. A tile of the result: 128 rows, `columns` columns; depth is walked in
+// steps of 64. Two neighbouring blocks share the weight's tile by multicast. WeightLayout: of a matrix [depth, N] in
+// memory.
+template <typename T, int columns, typename WeightLayout, typename Tree>
+struct GemmSm90a {
   using Element = CutlassElement<T>;
-  using Tile = cute::Shape<cute::_128, cute::Int<columns>, cute::_64>;
-  using Cluster = cute::Shape<cute::Int<cluster_rows>, cute::_1, cute::_1>;
-  using Row = cutlass::epilogue::fusion::Sm90RowBroadcast<0, Tile, Element, float>;
-  using Tree = cutlass::epilogue::fusion::Sm90EVT<
-      cutlass::epilogue::fusion::
-          Sm90Compute<FinishSm90<T>::template Function, Element, float, cutlass::FloatRoundStyle::round_to_nearest>,
-      cutlass::epilogue::fusion::Sm90AccFetch,
-      Row,
-      Row,
-      OptionalSource<Element>>;
+  using Tile = cute::Shape<cute::Int<product_tile_rows>, cute::Int<columns>, cute::_64>;
+  using Cluster = cute::Shape<cute::_2, cute::_1, cute::_1>;
   using Epilogue = typename cutlass::epilogue::collective::CollectiveBuilder<
       cutlass::arch::Sm90,
       cutlass::arch::OpClassTensorOp,
@@ -118,7 +115,7 @@ struct ProductSm90a {
       cutlass::layout::RowMajor,
       product_alignment,
       Element,
-      cutlass::layout::ColumnMajor,
+      WeightLayout,
       product_alignment,
       float,
       Tile,
@@ -128,37 +125,57 @@ struct ProductSm90a {
   using Kernel = cutlass::gemm::kernel::GemmUniversal<cute::Shape<int, int, int, int>, Mainloop, Epilogue>;
   using Gemm = cutlass::gemm::device::GemmUniversalAdapter<Kernel>;
 
-  static typename Gemm::Arguments arguments(const Product& p) {
-    const auto rows_of = [](int length) { return cute::make_stride(int64_t(length), cute::_1{}, int64_t(0)); };
+  static auto rows_of(int length) { return cute::make_stride(int64_t(length), cute::_1{}, int64_t(0)); }
+  static const Element* elements(const void* address) { return static_cast<const Element*>(address); }
+
+  static void launch(typename Gemm::Arguments arguments, Stream stream) {
+    auto& hardware = arguments.hw_info;
+    check_cuda(cudaGetDevice(&hardware.device_id));
+    check_cuda(cudaDeviceGetAttribute(&hardware.sm_count, cudaDevAttrMultiProcessorCount, hardware.device_id));
+    run_cutlass<Gemm>(arguments, stream);
+  }
+};
+
+template <typename T, int columns>
+struct ProductSm90a {
+  using Element = CutlassElement<T>;
+  using Tile = cute::Shape<cute::Int<product_tile_rows>, cute::Int<columns>, cute::_64>;
+  using Row = cutlass::epilogue::fusion::Sm90RowBroadcast<0, Tile, Element, float>;
+  using Tree = cutlass::epilogue::fusion::Sm90EVT<
+      cutlass::epilogue::fusion::
+          Sm90Compute<FinishSm90<T>::template Function, Element, float, cutlass::FloatRoundStyle::round_to_nearest>,
+      cutlass::epilogue::fusion::Sm90AccFetch,
+      Row,
+      Row,
+      OptionalSource<Element>>;
+  using Gemm = GemmSm90a<T, columns, cutlass::layout::ColumnMajor, Tree>;
+
+  static void launch(const Product& p, Stream stream) {
     // a tensor map needs an address, even if it is never read
     const void* source = p.residual != nullptr ? p.residual : p.out;
-    typename Gemm::Arguments a{
-        cutlass::gemm::GemmUniversalMode::kGemm,
-        {p.rows, p.columns, p.depth, 1},
-        {static_cast<const Element*>(p.x), rows_of(p.depth), static_cast<const Element*>(p.weight), rows_of(p.depth)},
-        {{{},
-          {static_cast<const Element*>(p.bias), Element(0), {}},
-          {static_cast<const Element*>(p.scale), Element(1), {}},
-          {p.residual != nullptr},
-          p.epilogue},
-         static_cast<const Element*>(source),
-         rows_of(p.columns),
-         static_cast<Element*>(p.out),
-         rows_of(p.columns)}};
-    check_cuda(cudaGetDevice(&a.hw_info.device_id));
-    check_cuda(cudaDeviceGetAttribute(&a.hw_info.sm_count, cudaDevAttrMultiProcessorCount, a.hw_info.device_id));
-    return a;
+    Gemm::launch(
+        {cutlass::gemm::GemmUniversalMode::kGemm,
+         {p.rows, p.columns, p.depth, 1},
+         {Gemm::elements(p.x), Gemm::rows_of(p.depth), Gemm::elements(p.weight), Gemm::rows_of(p.depth)},
+         {{{},
+           {Gemm::elements(p.bias), Element(0), {}},
+           {Gemm::elements(p.scale), Element(1), {}},
+           p.residual != nullptr,
+           p.epilogue},
+          Gemm::elements(source),
+          Gemm::rows_of(p.columns),
+          static_cast<Element*>(p.out),
+          Gemm::rows_of(p.columns)}},
+        stream);
   }
-
-  static void launch(const Product& product, Stream stream) { run_cutlass<Gemm>(arguments(product), stream); }
 };
 
 // Widths of ViTs are multiples of 192 (ViT-Ti, S, B) or of 256 (B, L): the larger tile reads less, and wastes nothing
 // where it fits.
 template <typename T>
 void launch_product_sm90a(const Product& product, Stream stream) {
-  if (product.columns % 256 == 0) return ProductSm90a<T, 256, 2>::launch(product, stream);
-  ProductSm90a<T, 192, 2>::launch(product, stream);
+  if (product.columns % 256 == 0) return ProductSm90a<T, 256>::launch(product, stream);
+  ProductSm90a<T, 192>::launch(product, stream);
 }
 
 }  // namespace vitfast

@@ -37,6 +37,8 @@ HOT_KERNELS = {
     },
     "mlp_kernel<vitfast::Half, 192, 8>": 255,  # ViT-Ti: a block of 8 warps
     "mlp_kernel<vitfast::BFloat16, 192, 8>": 255,
+    "epilogue_gradient_kernel<vitfast::Half>": 64,  # 4 blocks of 8 warps
+    "epilogue_gradient_kernel<vitfast::BFloat16>": 64,
     "matmul_accumulate_kernel<(vitfast::Rounding)0>": 128,  # 4 blocks
     "upsample_relations_kernel<vitfast::Half, 4>": 64,  # 4 blocks of 256 threads
     "upsample_relations_kernel<vitfast::BFloat16, 4>": 64,
@@ -78,6 +80,6 @@ def test_the_products_are_few_for_the_time_that_each_takes_to_compile(
     # by the compiler's name: the longer ones are too much for c++filt
     products = [one for all_of_them in kernels.values() for one in all_of_them if one.name.startswith("_ZN7cutlass")]
     count = Counter(one.architecture for one in products)
-    assert all(count[name] == (4 if name == "sm_90a" else 2) for name in count), count
+    assert all(count[name] == (6 if name == "sm_90a" else 4) for name in count), count
     # 384 threads share a multiprocessor's registers
     assert all(one.registers <= 168 for one in products if one.architecture == "sm_90a")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from support import plain
+from support.simt_mlp import random_mlp
 from support.tolerance import BACKWARD_FACTOR, FORWARD_FACTOR, assert_as_accurate
 from vitfast import ops
 from vitfast.ops.library import has_kernel
@@ -135,6 +136,70 @@ def test_mlp_composes_two_of_them() -> None:
     out = ops.mlp(*(tensor.cuda() for tensor in on_cpu), residual=residual.cuda()).cpu()
     exact = plain.mlp(*(tensor.double() for tensor in on_cpu), residual=residual.double())
     assert_as_accurate(out, plain.mlp(*on_cpu, residual=residual), exact, factor=FORWARD_FACTOR)
+
+
+# (rows, C, F): ViT-Ti and S; rows, channels and hidden units that fill no tile; one cluster half empty; one of each
+MLP_SHAPES = [(394, 192, 768), (394, 384, 1536), (129, 72, 264), (300, 64, 1000), (1, 8, 8)]
+
+
+def mlp_arguments(rows: int, channels: int, hidden: int, dtype: torch.dtype, *, biases: bool = True) -> dict[str, Any]:
+    """Arguments of mlp on the CPU."""
+    case = random_mlp(rows, channels, hidden, dtype, biases=biases)
+    names = ("x", "fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias", "residual")
+    return {name: getattr(case, name) for name in names}
+
+
+def mlp_gradients(function: Any, arguments: dict[str, Any], grad: Tensor, **where: Any) -> dict[str, Tensor]:
+    """The gradient of each tensor among the arguments; ``where``: a device or a type."""
+    moved_arguments = moved(arguments, **where)
+    leaves = {name: value for name, value in moved_arguments.items() if isinstance(value, Tensor)}
+    leaves = {name: leaf.detach().requires_grad_() for name, leaf in leaves.items()}
+    out = function(**(moved_arguments | leaves))
+    return dict(zip(leaves, torch.autograd.grad(out, list(leaves.values()), grad.to(**where)), strict=True))
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+@pytest.mark.parametrize("shape", MLP_SHAPES, ids=str)
+def test_gradients_of_mlp_are_accurate(shape: tuple[int, int, int], approximate: str, dtype: torch.dtype) -> None:
+    arguments = mlp_arguments(*shape, dtype) | {"approximate": approximate}
+    grad = torch.randn(shape[0], shape[1]).to(dtype)
+    exact = mlp_gradients(plain.mlp, arguments, grad, dtype=torch.float64)
+    same = mlp_gradients(plain.mlp, arguments, grad, device="cpu")
+    for name, one in mlp_gradients(ops.mlp, arguments, grad, device="cuda").items():
+        assert_as_accurate(one.cpu(), same[name], exact[name], factor=BACKWARD_FACTOR, name=f"grad_{name}")
+
+
+def test_gradients_of_mlp_without_biases_and_of_any_strides() -> None:
+    arguments = mlp_arguments(129, 64, 256, torch.bfloat16, biases=False)
+    grad = torch.randn(64, 129).bfloat16()
+    expected = mlp_gradients(ops.mlp, arguments, grad.T.contiguous(), device="cuda")
+    found = mlp_gradients(ops.mlp, arguments, grad.T, device="cuda")
+    assert set(found) == {"x", "fc1_weight", "fc2_weight", "residual"}
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+
+
+@pytest.mark.parametrize("parts", ["bias", "bias gelu", "bias gelu scale residual"])
+def test_gradients_have_the_same_bits_each_time(parts: str) -> None:
+    arguments = moved(arguments_of((50 * 197, 384, 1536), parts, torch.bfloat16), device="cuda")
+    names = [name for name, value in arguments.items() if isinstance(value, Tensor)]
+    leaves = arguments | {name: arguments[name].requires_grad_() for name in names}
+    out = ops.linear(**leaves)
+    grad = torch.randn_like(out)
+    runs = [torch.autograd.grad(out, [leaves[name] for name in names], grad, retain_graph=True) for _ in range(3)]
+    assert all(torch.equal(one, first) for run in runs for one, first in zip(run, runs[0], strict=True))
+
+
+def test_gradients_of_mlp_have_the_same_bits_each_time() -> None:
+    arguments = mlp_arguments(50 * 197, 384, 1536, torch.bfloat16)
+    grad = torch.randn(50 * 197, 384).bfloat16()
+    runs = [mlp_gradients(ops.mlp, arguments, grad, device="cuda") for _ in range(3)]
+    assert all(torch.equal(run[name], runs[0][name]) for run in runs for name in run)
+
+
+def test_training_an_mlp_passes_opcheck() -> None:
+    arguments = moved(mlp_arguments(17, 64, 128, torch.float16), device="cuda")
+    torch.library.opcheck(torch.ops.vitfast.mlp_forward.default, (*arguments.values(), "none", True))
 
 
 def test_linear_passes_opcheck() -> None:

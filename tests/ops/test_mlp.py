@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from support.accuracy import assert_same_bits
 from support.operators import FLOATS, OPERATORS
 from support.sample import Make, Sample
 from vitfast import ops
+from vitfast.ops.library import has_kernel, kernel_states
 
 MLP = next(operator for operator in OPERATORS if operator.name == "mlp")
 
@@ -75,3 +79,57 @@ def test_a_nan_spoils_its_own_row_only() -> None:
     spoiled = ops.mlp(**sample.replace(x=x).arguments).isnan()
     assert spoiled[3, 7].all()
     assert int(spoiled.sum()) == expected.shape[-1]
+
+
+class _Calls(TorchDispatchMode):
+    """Names the operators of vitfast that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "vitfast":
+            self.names.append(func.name().removeprefix("vitfast::"))
+        return func(*args, **(kwargs or {}))
+
+
+# the autograd engine wants a GPU: only what runs forward can be seen without one
+@pytest.mark.skipif(not has_kernel("mlp", "meta"), reason="pure PyTorch: no raw operator")
+@pytest.mark.parametrize(
+    ("dtype", "hidden", "operators"),
+    [
+        (torch.bfloat16, 32, ["mlp_forward"]),
+        (torch.float16, 32, ["mlp_forward"]),
+        (torch.float32, 32, ["linear_forward", "linear_forward"]),
+        (torch.bfloat16, 36, ["linear_forward", "linear_forward"]),
+    ],
+)
+def test_training_on_cuda_is_one_operator_where_its_products_take_the_call(
+    dtype: torch.dtype, hidden: int, operators: list[str]
+) -> None:
+    states = {("linear", "cuda"): "vitfast", ("mlp", "cuda"): "torch: for this test"}
+    shapes = {"x": (2, 5, 16), "w1": (hidden, 16), "b1": (hidden,), "w2": (24, hidden), "b2": (24,)}
+    with kernel_states(states), FakeTensorMode(), _Calls() as calls:
+        leaves = {name: torch.empty(s, dtype=dtype, device="cuda", requires_grad=True) for name, s in shapes.items()}
+        out = ops.mlp(*leaves.values())
+        assert calls.names == operators
+        assert out.shape == (2, 5, 24)
+        assert out.requires_grad
+        ops.mlp(*(leaf.detach() for leaf in leaves.values()))
+        assert calls.names[len(operators) :] == ["linear_forward", "linear_forward"]
+
+
+@pytest.mark.skipif(not has_kernel("mlp", "meta"), reason="pure PyTorch: no raw operator")
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_what_is_saved_for_the_backward(device: str) -> None:
+    with FakeTensorMode():
+        x, w1, w2 = (torch.empty(shape, device=device) for shape in ((2, 5, 16), (32, 16), (24, 32)))
+        out, *saved = torch.ops.vitfast.mlp_forward.default(x, w1, None, w2, None, None, "none", True)
+        assert [None if one is None else one.shape for one in saved] == [
+            (2, 5, 32),
+            (2, 5, 32) if device == "cuda" else None,
+        ]
+        grads = torch.ops.vitfast.mlp_backward.default(out, x, *saved, w1, w2, "none", True, False)
+        assert [None if one is None else one.shape for one in grads] == [x.shape, w1.shape, (32,), w2.shape, None]
+        assert torch.ops.vitfast.mlp_forward.default(x, w1, None, w2, None, None, "none", False)[1:] == (None, None)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from support import simt
 from support.float_oracle import round_tensor
+from support.sixteen_bits import every_number, spacing
 from support.tolerance import FORWARD_FACTOR, assert_as_accurate
 from vitfast.ops.rounding import OVERFLOW_CODES
 from vitfast.quantization import FloatFormat
@@ -50,23 +51,11 @@ def run_epilogue(
     return simt.run("product_epilogue", {"sums": sums, **addends}, outputs, options, variant=variant)["y"]
 
 
-def every_number(dtype: torch.dtype) -> Tensor:
-    """All 65536 numbers of a type as float32, NaN and infinities included, in rows of 64."""
-    return torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype).float().view(-1, 64)
-
-
 def gelu(x: Tensor, activation: str) -> Tensor:
     """GELU in the type of x; erf in a form that keeps the lower tail."""
     if activation == "gelu_tanh":
         return x * torch.sigmoid(2 * (2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3))
     return x * 0.5 * torch.special.erfc(-x * 0.5**0.5)
-
-
-def spacing(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """The distance between neighbouring numbers of ``dtype`` around x."""
-    info = torch.finfo(dtype)
-    exponent = torch.frexp(x.abs().clamp(min=info.tiny)).exponent - 1
-    return torch.ldexp(torch.full_like(x, info.eps), exponent)
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)

@@ -19,6 +19,7 @@ from vitfast.errors import UserError
 from vitfast.layers import GridUpsample
 from vitfast.models.registry import resolve_name
 from vitfast.models.vit_architectures import VIT_ARCHITECTURES
+from vitfast.ops.library import has_kernel
 from vitfast.ops.packed import has_packed
 from vitfast.quantization import FloatFormat
 
@@ -198,14 +199,17 @@ def _add_layer_norm(sizes: Sizes, random: Random) -> OperatorCase:
     )
 
 
+def _random_weight(random: Random, fan_out: int, fan_in: int) -> Tensor:
+    """One that keeps the size of what it multiplies."""
+    weight = random(fan_out, fan_in)
+    return (weight.detach() * fan_in**-0.5).requires_grad_(weight.requires_grad)
+
+
 def _mlp(sizes: Sizes, random: Random) -> OperatorCase:
     """The feed-forward half of a block with its residual."""
-
-    def scaled(fan_out: int, fan_in: int) -> Tensor:
-        return (random(fan_out, fan_in).detach() * fan_in**-0.5).requires_grad_(x.requires_grad)
-
     x, residual = (random(sizes.batch, sizes.tokens, sizes.channels) for _ in range(2))
-    fc1_weight, fc2_weight = scaled(sizes.hidden, sizes.channels), scaled(sizes.channels, sizes.hidden)
+    fc1_weight = _random_weight(random, sizes.hidden, sizes.channels)
+    fc2_weight = _random_weight(random, sizes.channels, sizes.hidden)
 
     def own_mlp(x: Tensor, residual: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> tuple[Tensor]:
         return (ops.mlp(x, w1, b1, w2, b2, residual=residual),)
@@ -219,13 +223,50 @@ def _mlp(sizes: Sizes, random: Random) -> OperatorCase:
     )
 
 
+def _mlp_backward(sizes: Sizes, random: Random) -> OperatorCase:
+    """The backward of the MLP alone: four products, GELU's derivative and the sums for two biases."""
+    grad, x = (random(sizes.batch, sizes.tokens, sizes.channels) for _ in range(2))
+    fc1_weight = _random_weight(random, sizes.hidden, sizes.channels)
+    fc2_weight = _random_weight(random, sizes.channels, sizes.hidden)
+    pre_activation = F.linear(x, fc1_weight, random(sizes.hidden))
+
+    def own_backward(
+        grad: Tensor, x: Tensor, pre_activation: Tensor, activation: Tensor, w1: Tensor, w2: Tensor
+    ) -> tuple[Tensor, ...]:
+        kept = activation if x.is_cuda else None
+        grads = torch.ops.vitfast.mlp_backward.default(grad, x, pre_activation, kept, w1, w2, "none", True, True)
+        return tuple(grads)
+
+    def products(grad: Tensor, grad_hidden: Tensor, x: Tensor, activation: Tensor, w1: Tensor) -> tuple[Tensor, ...]:
+        rows, hidden_rows = grad.flatten(0, -2), grad_hidden.flatten(0, -2)
+        return grad_hidden @ w1, hidden_rows.T @ x.flatten(0, -2), rows.T @ activation.flatten(0, -2)
+
+    def torch_backward(
+        grad: Tensor, x: Tensor, pre_activation: Tensor, activation: Tensor, w1: Tensor, w2: Tensor
+    ) -> tuple[Tensor, ...]:
+        grad_hidden: Tensor = torch.ops.aten.gelu_backward.default(grad @ w2, pre_activation)
+        grad_x, grad_w1, grad_w2 = products(grad, grad_hidden, x, activation, w1)
+        return grad_x, grad_w1, grad_hidden.flatten(0, -2).sum(0), grad_w2, grad.flatten(0, -2).sum(0)
+
+    def products_alone(
+        grad: Tensor, x: Tensor, pre_activation: Tensor, activation: Tensor, w1: Tensor, w2: Tensor
+    ) -> tuple[Tensor, ...]:
+        return products(grad, grad @ w2, x, activation, w1)
+
+    return OperatorCase(
+        inputs=(grad, x, pre_activation, F.gelu(pre_activation), fc1_weight, fc2_weight),
+        rivals={"vitfast": own_backward, "torch": torch_backward},
+        limits={"products alone": products_alone},
+    )
+
+
 def _linear(*, widens: bool) -> Callable[[Sizes, Random], OperatorCase]:
     """A product with what follows it: the MLP's first with GELU, or its second with the residual."""
 
     def make(sizes: Sizes, random: Random) -> OperatorCase:
         fan_in, fan_out = (sizes.channels, sizes.hidden) if widens else (sizes.hidden, sizes.channels)
         x, residual = random(sizes.batch, sizes.tokens, fan_in), random(sizes.batch, sizes.tokens, fan_out)
-        weight = (random(fan_out, fan_in).detach() * fan_in**-0.5).requires_grad_(x.requires_grad)
+        weight = _random_weight(random, fan_out, fan_in)
         inputs = (x, weight, random(fan_out))
         if widens:
             return OperatorCase(
@@ -318,6 +359,8 @@ def _upsample_relations(sizes: Sizes, random: Random) -> OperatorCase:
     )
 
 
+MLP_BACKWARD = "mlp backward"  # measured without its forward
+
 OPERATORS: dict[str, Callable[[Sizes, Random], OperatorCase]] = {
     "attention": _attention,
     "attention_packed": _attention_packed,
@@ -328,6 +371,7 @@ OPERATORS: dict[str, Callable[[Sizes, Random], OperatorCase]] = {
     "linear with gelu": _linear(widens=True),
     "linear with residual": _linear(widens=False),
     "mlp": _mlp,
+    MLP_BACKWARD: _mlp_backward,
     "quantize_float to fp16": _quantize_float(FloatFormat.fp16(), torch.float16),
     "quantize_float to fp8_e4m3fn": _quantize_float(FloatFormat.fp8_e4m3fn(), torch.float8_e4m3fn),
     "quantize_fixed": _quantize_fixed,
@@ -340,6 +384,10 @@ def has_case(name: str, precision: str, device: torch.device, *, backward: bool)
     """Whether an operator of ``OPERATORS`` can be measured in this precision and, if asked for, with its gradient."""
     if name.startswith("quantize_") or name == "matmul_accumulate":
         return precision == "fp32" and not backward
+    if name == MLP_BACKWARD:
+        is_cuda = device.type == "cuda"
+        has_it = has_kernel("linear", "cuda") and precision in ("bf16", "fp16") if is_cuda else has_kernel("mlp", "cpu")
+        return has_it and not backward
     if name == "packed_attention":
         return precision in ("fp32", "bf16") and not backward and has_packed(name, device.type)
     return True

@@ -11,7 +11,7 @@ from torch import Tensor
 from vitfast.benchmarking.agreement import joined
 from vitfast.benchmarking.comparison import Comparison, Contest
 from vitfast.benchmarking.model_comparison import DTYPES
-from vitfast.benchmarking.operator_cases import OPERATORS, OperatorCase, Sizes, has_case
+from vitfast.benchmarking.operator_cases import MLP_BACKWARD, OPERATORS, OperatorCase, Sizes, has_case
 from vitfast.benchmarking.subject import Subject
 from vitfast.benchmarking.work import count_gflop, gigabytes
 from vitfast.errors import UserError
@@ -94,7 +94,7 @@ def _comparison(
 
         return _contest(make(sizes, random), backward)
 
-    direction = "forward and backward" if backward else "forward"
+    direction = "alone" if name == MLP_BACKWARD else "forward and backward" if backward else "forward"
     return Comparison(
         mode="operators",
         title=f"{name} {direction}, {sizes.describe()}, {precision}",

@@ -20,10 +20,10 @@ from vitfast.ops.product_flops import product_flops
 
 APPROXIMATE = ("none", "tanh")
 
-# What the CUDA kernel takes, which keeps hidden units on chip: widths whose results fit registers.
+# What the CUDA kernels take; for inference, where hidden units stay on chip, widths whose results fit registers.
 CUDA_DTYPES = (torch.float16, torch.bfloat16)
-CUDA_MAX_CHANNELS = 192
 CUDA_MULTIPLE = 8  # elements in 16 bytes
+CUDA_MAX_CHANNELS = 192
 CUDA_SHARED_BYTES = 144 * 1024
 
 
@@ -88,15 +88,15 @@ def mlp(
 
 
 def _has_kernel(x: Tensor, fc1_weight: Tensor, fc2_weight: Tensor, approximate: str, save_for_backward: bool) -> bool:
-    if not has_kernel("mlp", x.device.type):
-        return False
     if x.device.type != "cuda":
-        return True
-    if x.dtype not in CUDA_DTYPES or approximate != "none" or save_for_backward:
+        return has_kernel("mlp", x.device.type)
+    (hidden, channels), outputs = fc1_weight.shape, fc2_weight.shape[0]
+    has_widths = all(0 < width and width % CUDA_MULTIPLE == 0 for width in (channels, hidden, outputs))
+    if x.dtype not in CUDA_DTYPES or not has_widths:
         return False
-    hidden, channels = fc1_weight.shape
-    fits = 0 < channels <= CUDA_MAX_CHANNELS and channels % CUDA_MULTIPLE == 0
-    if not fits or fc2_weight.shape[0] != channels or hidden == 0 or hidden % CUDA_MULTIPLE != 0:
+    if save_for_backward:  # two products, whose backward has GELU's derivative in a product
+        return has_kernel("linear", "cuda") and x.numel() > 0
+    if not has_kernel("mlp", "cuda") or approximate != "none" or channels > CUDA_MAX_CHANNELS or outputs != channels:
         return False
     return torch.cuda.get_device_properties(x.device).shared_memory_per_block_optin >= CUDA_SHARED_BYTES
 
@@ -145,15 +145,24 @@ def _fake_forward(
     residual: Tensor | None,
     approximate: str,
     save_for_backward: bool,
-) -> tuple[Tensor, Tensor | None]:
-    out = x.new_empty((*x.shape[:-1], fc2_weight.shape[0]))
-    return out, x.new_empty((*x.shape[:-1], fc1_weight.shape[0])) if save_for_backward else None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def empty(width: int) -> Tensor:
+        return x.new_empty((*x.shape[:-1], width))
+
+    hidden, outputs = fc1_weight.shape[0], fc2_weight.shape[0]
+    keeps_activation = save_for_backward and x.device.type == "cuda"
+    return (
+        empty(outputs),
+        empty(hidden) if save_for_backward else None,
+        empty(hidden) if keeps_activation else None,
+    )
 
 
 def _fake_backward(
     grad_out: Tensor,
     x: Tensor,
     pre_activation: Tensor,
+    activation: Tensor | None,
     fc1_weight: Tensor,
     fc2_weight: Tensor,
     approximate: str,
@@ -173,19 +182,18 @@ def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
     x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual, ctx.approximate, _ = inputs
     ctx.has_biases = (fc1_bias is not None, fc2_bias is not None)
     ctx.has_residual = residual is not None
-    pre_activation = output[1]
-    ctx.save_for_backward(x, pre_activation, fc1_weight, fc2_weight)
-    if pre_activation is not None:
-        ctx.mark_non_differentiable(pre_activation)
+    _, pre_activation, activation = output
+    ctx.save_for_backward(x, pre_activation, activation, fc1_weight, fc2_weight)
+    ctx.mark_non_differentiable(*(tensor for tensor in (pre_activation, activation) if tensor is not None))
 
 
 def _backward(ctx: Any, grad_out: Tensor, *_: Any) -> tuple[Any, ...]:
-    x, pre_activation, fc1_weight, fc2_weight = ctx.saved_tensors
+    x, pre_activation, activation, fc1_weight, fc2_weight = ctx.saved_tensors
     grad_residual = grad_out if ctx.has_residual else None
     if pre_activation is None:  # only the residual needs a gradient
         return None, None, None, None, None, grad_residual, None, None
     grads = torch.ops.vitfast.mlp_backward.default(
-        grad_out, x, pre_activation, fc1_weight, fc2_weight, ctx.approximate, *ctx.has_biases
+        grad_out, x, pre_activation, activation, fc1_weight, fc2_weight, ctx.approximate, *ctx.has_biases
     )
     return *grads, grad_residual, None, None
 
@@ -205,7 +213,7 @@ def _register() -> None:
     torch.library.register_autograd("vitfast::mlp_forward", _backward, setup_context=_setup_context)
     forbid_double_backward("mlp_backward", "mlp")
     register_flop_formula(library.mlp_forward)(lambda x, w1, b1, w2, *_, **__: _linear_flops(x, w1, w2, 1))
-    register_flop_formula(library.mlp_backward)(lambda do, x, pre, w1, w2, *_, **__: _linear_flops(x, w1, w2, 2))
+    register_flop_formula(library.mlp_backward)(lambda do, x, pre, h, w1, w2, *_, **__: _linear_flops(x, w1, w2, 2))
 
 
 if has_kernel("mlp", "meta"):

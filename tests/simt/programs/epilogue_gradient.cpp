@@ -1,0 +1,32 @@
+// The gradient of what follows a product's sum: grad_out and sum [rows, columns], scale [columns] -> grad_sum [rows,
+// columns], partial_bias and partial_scale [chunks, columns]. rows_per_chunk=0: as for a call of these sizes.
+
+#include "csrc/products/epilogue_gradient_launch.cuh"
+#include "tests/simt/programs/program.h"
+
+template <typename T>
+void run(simt_test::Program& program) {
+  vitfast::EpilogueGradient a{};
+  a.rows = program.integer("rows");
+  a.columns = program.integer("columns");
+  a.rows_per_chunk = program.integer("rows_per_chunk");
+  if (a.rows_per_chunk == 0) a.rows_per_chunk = vitfast::epilogue_gradient_rows_per_chunk(a.rows, a.columns);
+  const std::string activation = program.text("activation");
+  if (activation == "gelu") a.activation = vitfast::ProductActivation::gelu;
+  if (activation == "gelu_tanh") a.activation = vitfast::ProductActivation::gelu_tanh;
+  a.grad_out = program.input<T>("grad_out");
+  a.sum = program.input<T>("sum");
+  a.scale = program.input<T>("scale");
+  const int64_t partial = vitfast::epilogue_gradient_chunks(a.rows, a.rows_per_chunk) * a.columns;
+  if (a.sum != nullptr) a.grad_sum = program.output<T>("grad_sum", a.rows * a.columns);
+  if (program.integer("bias") != 0) a.partial_bias = program.output<float>("partial_bias", partial);
+  if (a.scale != nullptr) a.partial_scale = program.output<float>("partial_scale", partial);
+  vitfast::launch_epilogue_gradient<T>(a, {});
+}
+
+int main(int argc, char** argv) {
+  simt_test::Program program(argc, argv);
+  if (program.text("type") == "bfloat16") run<vitfast::BFloat16>(program);
+  if (program.text("type") == "float16") run<vitfast::Half>(program);
+  return program.finish();
+}
