@@ -17,6 +17,7 @@ import vitfast
 # operator -> its raw operators in torch.ops.vitfast
 CPU_KERNELS = (
     "attention",
+    "gated_positional_attention",
     "layer_norm",
     "linear",
     "matmul_accumulate",
@@ -26,7 +27,16 @@ CPU_KERNELS = (
     "quantize_float",
     "upsample_relations",
 )
-CUDA_KERNELS = ("attention", "layer_norm", "linear", "matmul_accumulate", "mlp", "quantize_fixed", "quantize_float")
+CUDA_KERNELS = (
+    "attention",
+    "gated_positional_attention",
+    "layer_norm",
+    "linear",
+    "matmul_accumulate",
+    "mlp",
+    "quantize_fixed",
+    "quantize_float",
+)
 
 # CUDA kernels that a committed GPU result under benchmarks/results/ covers
 PROVEN_CUDA_KERNELS: frozenset[str] = frozenset()
