@@ -5,8 +5,9 @@ Shapes: B batch, H heads, N tokens, D head dimension, C channels, F hidden (feed
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -128,6 +129,33 @@ def _attention_packed(sizes: Sizes, random: Random) -> OperatorCase:
     return OperatorCase((qkv,), rivals={"vitfast": own_attention, **torch_attentions})
 
 
+def _gated_positional_attention(sizes: Sizes, random: Random) -> OperatorCase:
+    """ConViT's attention; torch's way is the sum of two attentions."""
+    qkv = random(sizes.batch, sizes.tokens, 3, sizes.heads, sizes.head_dim)
+    position = (3 * random(sizes.heads, sizes.tokens, sizes.tokens).float()).softmax(-1).to(qkv.dtype)
+    gate = random(sizes.heads).float().sigmoid()
+
+    def own_attention(qkv: Tensor, position: Tensor, gate: Tensor) -> tuple[Tensor]:
+        return (ops.gated_positional_attention(qkv, position, gate).flatten(-2),)
+
+    def torch_attention(qkv: Tensor, position: Tensor, gate: Tensor) -> tuple[Tensor]:
+        q_BHND, k_BHND, v_BHND = qkv.permute(2, 0, 3, 1, 4)
+        content_BHND = F.scaled_dot_product_attention(q_BHND, k_BHND, v_BHND)
+        blended_BHND = torch.lerp(content_BHND, position @ v_BHND, gate[:, None, None].to(qkv.dtype))
+        return (blended_BHND.transpose(1, 2).flatten(-2),)
+
+    def content_alone(qkv: Tensor, *_: Tensor) -> tuple[Tensor]:
+        out = ops.attention_packed(qkv)
+        assert isinstance(out, Tensor)
+        return (out.flatten(-2),)
+
+    return OperatorCase(
+        inputs=(qkv, position, gate),
+        rivals={"vitfast": own_attention, **_torch_attentions(qkv.device, torch_attention)},
+        limits={"attention without positions": content_alone},
+    )
+
+
 def _packed_attention(sizes: Sizes, random: Random) -> OperatorCase:
     """What accelerated models run, from qkv as ``_attention_packed``; its results are float32."""
     qkv = random(sizes.batch, sizes.tokens, 3, sizes.heads, sizes.head_dim)
@@ -241,6 +269,7 @@ def _quantize_float(float_format: FloatFormat, dtype: torch.dtype) -> Callable[[
 OPERATORS: dict[str, Callable[[Sizes, Random], OperatorCase]] = {
     "attention": _attention,
     "attention_packed": _attention_packed,
+    "gated_positional_attention": _gated_positional_attention,
     "packed_attention": _packed_attention,
     "layer_norm": _layer_norm,
     "add_layer_norm": _add_layer_norm,
@@ -252,10 +281,19 @@ OPERATORS: dict[str, Callable[[Sizes, Random], OperatorCase]] = {
 }
 
 
+def sizes_of_case(name: str, sizes: Sizes) -> Sizes:
+    """The sizes that an operator of ``OPERATORS`` is measured at: ConViT's attention by position knows patches only."""
+    if name == "gated_positional_attention":
+        return replace(sizes, tokens=math.isqrt(sizes.tokens) ** 2)
+    return sizes
+
+
 def has_case(name: str, precision: str, device: torch.device, *, backward: bool) -> bool:
     """Whether an operator of ``OPERATORS`` can be measured in this precision and, if asked for, with its gradient."""
     if name.startswith("quantize_float"):
         return precision == "fp32" and not backward
+    if name == "gated_positional_attention":
+        return not backward
     if name == "packed_attention":
         return precision in ("fp32", "bf16") and not backward and has_packed(name, device.type)
     return True
