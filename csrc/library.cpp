@@ -23,6 +23,9 @@ STABLE_TORCH_LIBRARY(vitfast, m) {
       "lse,"
       " float scale, bool need_bias_grad) -> (Tensor grad_qkv, Tensor? grad_bias)");
 
+  // qkv [B, N, 3, H, D], position [H, N, N], gate [H] in the computing type -> out [B, N, H, D]; for inference
+  m.def("gated_positional_attention(Tensor qkv, Tensor position, Tensor gate, float scale) -> Tensor");
+
   // x [..., C] -> y [..., C], mean [...], rstd [...]; round_sum, round_operand and round_result round the sum, what is
   // normalized, and y, as csrc/quantize/float_rounding.h reads them; an empty list does not
   m.def(

@@ -36,6 +36,14 @@ struct AttentionForward : Attention {
   int64_t row_splits;  // on the CPU a task is a head and one of this many ranges of its rows
 };
 
+// ConViT's: of each head's softmax and of its probabilities by position, (1 - gate) softmax + gate position meets v. It
+// has neither bias nor logits nor lse.
+struct GatedPositionalAttention : AttentionForward {
+  const void* position;  // [H, N, N], the last dimension is contiguous
+  int64_t position_head_stride, position_row_stride;
+  const void* gate;  // [H], double for float64, else float
+};
+
 struct AttentionBackward : Attention {
   HeadsView grad_out, grad_q, grad_k, grad_v;
   const void* grad_logits;         // [B, H, N, N] or null

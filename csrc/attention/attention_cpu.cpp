@@ -1,4 +1,4 @@
-#include "csrc/attention/attention_tensors.h"
+#include "csrc/attention/gated_positional_attention_tensors.h"
 #include "csrc/cpu/tensors.h"
 
 namespace vitfast {
@@ -13,7 +13,16 @@ struct Cpu {
     return vitfast::new_tensor(sizes, type);
   }
 
-  static void forward(AttentionForward a, const Tensor&) {
+  static Tensor positions(const Tensor& position) { return rows(position); }
+
+  static void forward(const AttentionForward& a, const Tensor&) { run(a, cpu_kernels().attention_forward); }
+
+  static void forward(const GatedPositionalAttention& a, const Tensor&) {
+    run(a, cpu_kernels().gated_positional_attention);
+  }
+
+  template <typename Arguments>
+  static void run(Arguments a, void (*kernel)(const Arguments&, int64_t, int64_t)) {
     // few heads: split their rows, too, so that every thread has about four tasks; a result does not depend on the
     // split
     const int64_t heads = a.batch * a.heads;
@@ -23,9 +32,7 @@ struct Cpu {
     if (splits > a.tokens / min_rows) splits = a.tokens / min_rows;
     a.row_splits = splits > 1 ? splits : 1;
     const int64_t work = a.tokens * a.tokens * a.head_dim / a.row_splits / 8;
-    parallel(heads * a.row_splits, work, [&](int64_t begin, int64_t end) {
-      cpu_kernels().attention_forward(a, begin, end);
-    });
+    parallel(heads * a.row_splits, work, [&](int64_t begin, int64_t end) { kernel(a, begin, end); });
   }
 
   static void backward(const AttentionBackward& a, const Tensor&) {
@@ -44,6 +51,7 @@ STABLE_TORCH_LIBRARY_IMPL(vitfast, CPU, m) {
   m.impl("attention_backward", TORCH_BOX(&attention_backward<Cpu>));
   m.impl("attention_packed_forward", TORCH_BOX(&attention_packed_forward<Cpu>));
   m.impl("attention_packed_backward", TORCH_BOX(&attention_packed_backward<Cpu>));
+  m.impl("gated_positional_attention", TORCH_BOX(&gated_positional_attention<Cpu>));
 }
 
 }  // namespace vitfast

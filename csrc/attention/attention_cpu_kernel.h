@@ -51,8 +51,34 @@ VITFAST_INLINE RowStatistics<C> exponentiate_row(C* row, int64_t tokens) {
   return {maximum, sum_across<C>(sums)};
 }
 
+// Turns a row of logits into weights that are still to be multiplied by the factor that it returns: exponentials, and
+// the inverse of their sum.
 template <typename T, typename C>
-void attention_forward_task(const AttentionForward& a, int64_t task) {
+VITFAST_INLINE C softmax_row(const AttentionForward& a, int64_t head_index, int64_t row, C* values) {
+  const RowStatistics<C> statistics = exponentiate_row(values, a.tokens);
+  // a masked row attends to nothing: zero, and with this lse the backward finds zero probabilities, too
+  const bool masked = statistics.sum == C(0);
+  static_cast<C*>(a.lse)[head_index * a.tokens + row] =
+      masked ? C(0) : statistics.maximum + C(::log(double(statistics.sum)));
+  return masked ? C(0) : C(1) / statistics.sum;
+}
+
+// The same, and blends the exponentials with the probabilities by position, which are multiplied by the sum for that.
+template <typename T, typename C>
+VITFAST_INLINE C softmax_row(const GatedPositionalAttention& a, int64_t head_index, int64_t row, C* values) {
+  const C sum = exponentiate_row(values, a.tokens).sum;
+  const int64_t head = head_index % a.heads;
+  const T* position = static_cast<const T*>(a.position) + head * a.position_head_stride + row * a.position_row_stride;
+  const C gate = static_cast<const C*>(a.gate)[head];
+  const C content = C(1) - gate, positional = gate * sum;
+  for_each_vector<C>(a.tokens, [&](int64_t j, int64_t n) __attribute__((always_inline)) {
+    store(values + j, load(values + j) * content + load_up_to<C>(position + j, n) * positional);
+  });
+  return C(1) / sum;
+}
+
+template <typename T, typename C, typename Arguments>
+void attention_forward_task(const Arguments& a, int64_t task) {
   const int64_t head_index = task / a.row_splits;
   const int64_t split = task % a.row_splits;
   const int64_t batch = head_index / a.heads, head = head_index % a.heads;
@@ -71,7 +97,6 @@ void attention_forward_task(const AttentionForward& a, int64_t task) {
                       ? nullptr
                       : static_cast<const T*>(a.bias) + batch * a.bias_batch_stride + head * tokens * tokens;
   T* logits = a.logits == nullptr ? nullptr : static_cast<T*>(a.logits) + head_index * tokens * tokens;
-  C* lse = static_cast<C*>(a.lse) + head_index * tokens;
 
   for (int64_t row = first_row; row < last_row; row += attention_block_rows) {
     const int64_t rows = last_row - row < attention_block_rows ? last_row - row : attention_block_rows;
@@ -80,7 +105,7 @@ void attention_forward_task(const AttentionForward& a, int64_t task) {
         {head_dim, q.data, v_columns, 1, k_transposed.data, columns, probabilities.data, columns, false},
         rows,
         columns);
-    C inverse_sums[attention_block_rows];
+    C factors[attention_block_rows];
     for (int64_t i = 0; i < rows; ++i) {
       C* values = probabilities.data + i * columns;
       if (bias != nullptr) add_bias(values, bias + (row + i) * tokens, tokens);
@@ -89,28 +114,33 @@ void attention_forward_task(const AttentionForward& a, int64_t task) {
           store_up_to<C>(logits + (row + i) * tokens + j, load(values + j), n);
         });
       }
-      const RowStatistics<C> statistics = exponentiate_row(values, tokens);
-      // a masked row attends to nothing: zero, and with this lse the backward finds zero probabilities, too
-      const bool masked = statistics.sum == C(0);
-      inverse_sums[i] = masked ? C(0) : C(1) / statistics.sum;
-      lse[row + i] = masked ? C(0) : statistics.maximum + C(::log(double(statistics.sum)));
+      factors[i] = softmax_row<T>(a, head_index, row + i, values);
     }
     multiply<C>(
         {tokens, probabilities.data, columns, 1, v.data, v_columns, out.data, v_columns, false}, rows, v_columns);
     for (int64_t i = 0; i < rows; ++i) {
       for_each_vector<C>(head_dim, [&](int64_t j, int64_t n) __attribute__((always_inline)) {
         store_up_to<C>(
-            out_rows + (row + i) * a.out.token_stride + j, load(out.data + i * v_columns + j) * inverse_sums[i], n);
+            out_rows + (row + i) * a.out.token_stride + j, load(out.data + i * v_columns + j) * factors[i], n);
       });
     }
   }
 }
 
-void attention_forward(const AttentionForward& a, int64_t begin, int64_t end) {
+template <typename Arguments>
+void run_attention_forward(const Arguments& a, int64_t begin, int64_t end) {
   dispatch_type(a.type, [&](auto stored, auto computed) {
     for (int64_t task = begin; task < end; ++task)
       attention_forward_task<decltype(stored), decltype(computed)>(a, task);
   });
+}
+
+void attention_forward(const AttentionForward& a, int64_t begin, int64_t end) {
+  run_attention_forward(a, begin, end);
+}
+
+void gated_positional_attention(const GatedPositionalAttention& a, int64_t begin, int64_t end) {
+  run_attention_forward(a, begin, end);
 }
 
 }  // namespace vitfast::VITFAST_ISA

@@ -1,4 +1,5 @@
 #include "csrc/attention/attention_backward_launch.cuh"
+#include "csrc/attention/attention_cuda_tensors.h"
 #include "csrc/attention/attention_forward_launch.cuh"
 #include "csrc/attention/attention_tensors.h"
 #include "csrc/cuda/current_stream.cuh"
@@ -6,22 +7,10 @@
 namespace vitfast {
 namespace {
 
-struct Cuda {
-  // Rows are read 16 bytes at a time.
-  static Tensor rows(const Tensor& tensor) {
-    constexpr int64_t elements = 16 / sizeof(Half);
-    bool readable = tensor.stride(-1) == 1 && is_pack_aligned(tensor.const_data_ptr());
-    for (int64_t i = 0; i + 1 < tensor.dim(); ++i) readable = readable && tensor.stride(i) % elements == 0;
-    return readable ? tensor : torch::stable::clone(torch::stable::contiguous(tensor));
-  }
-
-  static Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType type) {
-    return torch::stable::new_empty(like, {sizes.data(), sizes.size()}, type);
-  }
-
+struct Cuda : AttentionCudaTensors {
   static void forward(const AttentionForward& a, const Tensor& like) {
     const CurrentStream stream(like);
-    if (is_half(like)) return launch_attention_forward<Half>(a, stream);
+    if (is_half("attention", like)) return launch_attention_forward<Half>(a, stream);
     launch_attention_forward<BFloat16>(a, stream);
   }
 
@@ -32,16 +21,8 @@ struct Cuda {
     if (goes_by_tiles(a)) row_statistics = new_tensor(like, {attention_row_statistics(a)}, ScalarType::Float);
     const AttentionBackwardScratch scratch{
         mutable_data_or_null(bias), static_cast<float*>(mutable_data_or_null(row_statistics))};
-    if (is_half(like)) return launch_attention_backward<Half>(a, scratch, stream);
+    if (is_half("attention", like)) return launch_attention_backward<Half>(a, scratch, stream);
     launch_attention_backward<BFloat16>(a, scratch, stream);
-  }
-
- private:
-  static bool is_half(const Tensor& like) {
-    const bool half = like.scalar_type() == ScalarType::Half;
-    STD_TORCH_CHECK(
-        half || like.scalar_type() == ScalarType::BFloat16, "attention: the CUDA kernels take float16 and bfloat16");
-    return half;
   }
 };
 

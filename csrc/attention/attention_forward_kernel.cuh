@@ -8,6 +8,9 @@
 //     weights = exp2(logits - maximum)   in registers: a fragment of logits becomes a fragment of weights
 //     out [16, D] = weights v / sum      N padded to a multiple of 16, with weights that are zero
 //
+// What becomes of the logits is up to the `softmax_rows` of the arguments' type: AttentionForward's, or that of
+// ConViT's attention (gated_positional_softmax.cuh).
+//
 // The number of tiles of 8 keys is known when the kernel is compiled, so that all of its loops over registers are
 // straight code; instances fit the lengths of common models (attention_forward_launch.cuh). Rows of k and v behind the
 // last token, and columns behind the head dimension, are zero in shared memory.
@@ -40,9 +43,9 @@ __host__ __device__ constexpr int attention_blocks_at_once(int head_dim, int key
 }
 
 // Takes up to 8 `key_tiles` tokens, more than 8 `full_tiles`, and head dimensions up to `head_dim`.
-template <typename T, int head_dim, int full_tiles, int key_tiles>
+template <typename T, int head_dim, int full_tiles, int key_tiles, typename Arguments>
 __global__ void __launch_bounds__(attention_threads, attention_blocks_at_once(head_dim, key_tiles))
-    attention_forward_kernel(const AttentionForward a, const int heads_asked) {
+    attention_forward_kernel(const Arguments a, const int heads_asked) {
   using Tile = SharedTile<T, head_dim>;
   // several only where a head alone may have too few tiles for the warps; known to the compiler elsewhere
   constexpr bool fills_block = full_tiles * 8 >= (attention_warps - 1) * attention_tile_rows;
@@ -68,11 +71,10 @@ __global__ void __launch_bounds__(attention_threads, attention_blocks_at_once(he
     results.data = second;
   }
 
-  const auto copy_queries = [&](int task) {
+  const auto copy_queries = [&](int task, int lane) {
     const int head = fills_block ? 0 : task / tiles, first_row = (task - head * tiles) * attention_tile_rows;
     const T* rows = head_rows<const T>(a, a.q, first_head + head) + first_row * a.q.token_stride;
-    copy_rows(
-        queries, attention_tile_rows, rows, a.q.token_stride, tokens - first_row, columns, lane_in_warp(), warp_size);
+    copy_rows(queries, attention_tile_rows, rows, a.q.token_stride, tokens - first_row, columns, lane, warp_size);
   };
   const auto copy_heads = [&](const HeadsView& view, T* target) {
     for (int h = 0; h < heads; ++h) {
@@ -82,7 +84,7 @@ __global__ void __launch_bounds__(attention_threads, attention_blocks_at_once(he
     }
   };
 
-  if (warp < tasks) copy_queries(warp);
+  if (warp < tasks) copy_queries(warp, lane_in_warp());
   copy_heads(a.k, keys);
   commit_copies();
   copy_heads(a.v, values);
@@ -110,7 +112,7 @@ __global__ void __launch_bounds__(attention_threads, attention_blocks_at_once(he
       softmax_rows<T, full_tiles>(a, logits[0], weights[0], inverse_sums, at);
     }
     sync_warp();  // every lane has read its queries: the next ones may land there
-    if (task + attention_warps < tasks) copy_queries(task + attention_warps);
+    if (task + attention_warps < tasks) copy_queries(task + attention_warps, lane);
     commit_copies();
     if (first_task == 0) {
       wait_for_copies<1>();  // the values; the next queries may be under way

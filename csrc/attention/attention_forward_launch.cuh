@@ -22,13 +22,13 @@ static_assert(fits_planned_blocks<64, 7> && fits_planned_blocks<64, 13> && fits_
 static_assert(fits_planned_blocks<32, 25> && fits_planned_blocks<80, 32>);
 static_assert(2 * (AttentionForwardTiles<Half, 128>::bytes + 1024) <= 228 * 1024);
 
-template <typename T, int head_dim, int full_tiles, int key_tiles>
-void launch_attention_forward_instance(const AttentionForward& a, Stream stream) {
+template <typename T, int head_dim, int full_tiles, int key_tiles, typename Arguments>
+void launch_attention_forward_instance(const Arguments& a, Stream stream) {
   // as many heads as give every warp a tile
   const int tiles = attention_tiles(a.tokens);
   const int heads_per_block = tiles < attention_warps ? attention_warps / tiles : 1;
   launch(
-      attention_forward_kernel<T, head_dim, full_tiles, key_tiles>,
+      attention_forward_kernel<T, head_dim, full_tiles, key_tiles, Arguments>,
       (a.batch * a.heads + heads_per_block - 1) / heads_per_block,
       attention_threads,
       attention_shared_bytes<T, head_dim, key_tiles>(heads_per_block),
@@ -44,16 +44,21 @@ void launch_attention_forward_tiled(const AttentionForward& a, Stream stream) {
   launch(attention_forward_tiled_kernel<T, Tiles>, blocks, attention_threads, Tiles::bytes, stream, a);
 }
 
-// The instances fit, with at most three tokens beside the patches: 7 x 7 patches (ViT-B/32 at 224 pixels), 10 x 10
-// (160), 12 x 12 (192), 14 x 14 (224) and whatever is left.
-template <typename T, int head_dim>
-void launch_attention_forward_head_dim(const AttentionForward& a, Stream stream) {
-  if (a.tokens > attention_whole_tokens) return launch_attention_forward_tiled<T, head_dim>(a, stream);
+// Up to attention_whole_tokens. The instances fit, with at most three tokens beside the patches: 7 x 7 patches
+// (ViT-B/32 at 224 pixels), 10 x 10 (160), 12 x 12 (192), 14 x 14 (224) and whatever is left.
+template <typename T, int head_dim, typename Arguments>
+void launch_attention_forward_whole(const Arguments& a, Stream stream) {
   if (a.tokens <= 8 * 7) return launch_attention_forward_instance<T, head_dim, 0, 7>(a, stream);
   if (a.tokens <= 8 * 13) return launch_attention_forward_instance<T, head_dim, 7, 13>(a, stream);
   if (a.tokens <= 8 * 19) return launch_attention_forward_instance<T, head_dim, 13, 19>(a, stream);
   if (a.tokens <= 8 * 25) return launch_attention_forward_instance<T, head_dim, 19, 25>(a, stream);
   return launch_attention_forward_instance<T, head_dim, 25, 32>(a, stream);
+}
+
+template <typename T, int head_dim>
+void launch_attention_forward_head_dim(const AttentionForward& a, Stream stream) {
+  if (a.tokens > attention_whole_tokens) return launch_attention_forward_tiled<T, head_dim>(a, stream);
+  launch_attention_forward_whole<T, head_dim>(a, stream);
 }
 
 // T: Half or BFloat16.

@@ -19,8 +19,7 @@ struct LaneRows {
 // Turns products q kᵀ into logits without their bias, in units of ln 2 so that their exponentials are powers of 2.
 // Columns from a.tokens on, which are none in the first `full_tiles` tiles, become -inf.
 template <int full_tiles, int key_tiles>
-__device__ __forceinline__ void scale_logits(
-    const AttentionForward& a, float (&logits)[key_tiles][4], const LaneRows& at) {
+__device__ __forceinline__ void scale_logits(const Attention& a, float (&logits)[key_tiles][4], const LaneRows& at) {
   const int tokens = int(a.tokens);
   const float scale = float(a.scale) * log2_of_e;
 #pragma unroll

@@ -75,6 +75,7 @@ struct CpuKernels {
   void (*layer_norm_forward)(const LayerNormForward&, int64_t begin, int64_t end);    // rows
   void (*layer_norm_backward)(const LayerNormBackward&, int64_t begin, int64_t end);  // chunks
   void (*attention_forward)(const AttentionForward&, int64_t begin, int64_t end);     // B * H * row_splits tasks
+  void (*gated_positional_attention)(const GatedPositionalAttention&, int64_t begin, int64_t end);  // the same
   void (*attention_backward)(
       const AttentionBackward&,
       int64_t begin,

@@ -7,6 +7,7 @@ from vitfast.benchmarking.agreement import agrees, relative_l2
 from vitfast.benchmarking.operator_cases import OPERATORS, Sizes
 from vitfast.benchmarking.operator_comparison import operator_comparisons
 from vitfast.errors import UserError
+from vitfast.ops.library import has_kernel
 from vitfast.ops.packed import has_packed
 
 MODEL = "vit_nano_patch2_8"
@@ -62,6 +63,22 @@ def test_attention_of_accelerated_models_stands_beside_torchs(precision):
     assert contest.gflop == pytest.approx(4e-9 * 2 * 17**2 * 64)
     for others in ({"precision": "fp16"}, {"precision": precision, "backward": True}):
         assert not operator_comparisons(MODEL, 2, device=CPU, names=["packed_attention"], **others)
+
+
+@pytest.mark.skipif(not has_kernel("gated_positional_attention", "cpu"), reason="pure PyTorch: three products, not two")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_gated_attention_stands_beside_attention_alone(precision):
+    (comparison,) = operator_comparisons(MODEL, 2, precision, CPU, names=["gated_positional_attention"])
+    contest = comparison.build()
+    assert [(subject.name, subject.is_limit) for subject in contest.subjects] == [
+        ("vitfast", False),
+        ("torch", False),
+        ("attention without positions", True),
+    ]
+    assert comparison.labels["tokens"] == 16  # the 4 x 4 patches, without the class token
+    assert contest.gflop == pytest.approx(4e-9 * 2 * 16**2 * 64)
+    names = ["gated_positional_attention"]
+    assert not operator_comparisons(MODEL, 2, precision, CPU, names=names, backward=True)
 
 
 def test_some_operators_can_be_asked_for():

@@ -12,13 +12,21 @@ from vitfast_build.resources import KernelResources, parse_report, readable_name
 
 # kernel, as c++filt names it -> registers that leave room for as many blocks as shared memory does
 HOT_KERNELS = {
-    "attention_forward_kernel<vitfast::Half, 64, 0, 7>": 128,  # ViT-B/32 at 224 pixels, DVT's first exit: 4 blocks
-    "attention_forward_kernel<vitfast::BFloat16, 64, 0, 7>": 128,
-    "attention_forward_kernel<vitfast::Half, 64, 7, 13>": 168,  # DVT's second exit: 3 blocks
-    "attention_forward_kernel<vitfast::Half, 64, 19, 25>": 168,  # ViT at 224 pixels: 3 blocks
-    "attention_forward_kernel<vitfast::BFloat16, 64, 19, 25>": 168,
-    "attention_forward_kernel<vitfast::Half, 32, 19, 25>": 168,  # T2T-ViT, Swin-sized heads
-    "attention_forward_kernel<vitfast::Half, 80, 25, 32>": 255,  # ViT-H/14 at 224 pixels: 2 blocks
+    **{
+        f"attention_forward_kernel<vitfast::{element}, {sizes}, vitfast::{arguments}>": registers
+        for arguments, element, sizes, registers in (
+            ("AttentionForward", "Half", "64, 0, 7", 128),  # ViT-B/32 at 224 pixels, DVT's first exit: 4 blocks
+            ("AttentionForward", "BFloat16", "64, 0, 7", 128),
+            ("AttentionForward", "Half", "64, 7, 13", 168),  # DVT's second exit: 3 blocks
+            ("AttentionForward", "Half", "64, 19, 25", 168),  # ViT at 224 pixels: 3 blocks
+            ("AttentionForward", "BFloat16", "64, 19, 25", 168),
+            ("AttentionForward", "Half", "32, 19, 25", 168),  # T2T-ViT, Swin-sized heads
+            ("AttentionForward", "Half", "80, 25, 32", 255),  # ViT-H/14 at 224 pixels: 2 blocks
+            ("GatedPositionalAttention", "Half", "48, 19, 25", 168),  # ConViT at 224 pixels: 3 blocks
+            ("GatedPositionalAttention", "BFloat16", "48, 19, 25", 168),
+            ("GatedPositionalAttention", "Half", "64, 19, 25", 168),  # its "plus" models
+        )
+    },
     **{  # from 257 tokens on, ViT at 384 pixels: 2 blocks
         f"attention_forward_tiled_kernel<vitfast::{element}, "
         f"vitfast::AttentionForwardTiles<vitfast::{element}, {head_dim}> >": 255

@@ -50,6 +50,20 @@ def test_formula_and_gradients(num_heads: int, options: dict[str, float]) -> Non
         torch.testing.assert_close(gradient, reference)
 
 
+def test_one_operator_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU whose kernel is active, without gradients."""
+    monkeypatch.setattr(GatedPositionalAttention, "_has_kernel", lambda *_: True)
+    for num_heads, options in ((6, {}), (6, {"qkv_bias": True, "locality_dim": 10}), (16, {})):
+        layer = _layer(num_heads=num_heads, **options).eval()
+        x = torch.randn(3, 25, 48, dtype=torch.float64)
+        with torch.no_grad():
+            torch.testing.assert_close(layer(x), _reference(layer, x))
+            half = layer.bfloat16()(x.bfloat16())
+            assert half.dtype == torch.bfloat16
+            expected = _reference(layer.double(), x.bfloat16().double())
+        assert (half.double() - expected).norm() < 0.02 * expected.norm()
+
+
 def test_any_grid_and_an_empty_batch() -> None:
     layer = _layer()
     for tokens in (1, 4, 36):

@@ -84,6 +84,19 @@ OPERATORS = (
         computes_in_autocast=True,
     ),
     Operator(
+        name="gated_positional_attention",
+        kernel="gated_positional_attention",
+        public=ops.gated_positional_attention,
+        plain=plain.gated_positional_attention,
+        samples=samples.gated_samples,
+        draw=samples.draw_gated,
+        misshape=samples.misshape_gated,
+        batched=("qkv",),
+        computes_in_autocast=True,
+        promoted=("gate",),
+        uses_torch_products=True,  # where gradients are needed
+    ),
+    Operator(
         name="layer_norm",
         kernel="layer_norm",
         public=ops.layer_norm,

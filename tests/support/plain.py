@@ -43,6 +43,15 @@ def attention_packed(qkv: Tensor, **options: Any) -> tuple[Tensor, ...]:
     return out.transpose(1, 2), *logits
 
 
+def gated_positional_attention(qkv: Tensor, position: Tensor, gate: Tensor, *, scale: float | None = None) -> Tensor:
+    """The blend of both attentions times v, as d'Ascoli et al. (2021) write it, without the division by row sums."""
+    q, k, v = qkv.unbind(2)
+    logits = torch.einsum("bnhd,bmhd->bhnm", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    gate = gate.to(qkv.dtype)[:, None, None]
+    attention = (1 - gate) * torch.softmax(logits, -1) + gate * position
+    return torch.einsum("bhnm,bmhd->bnhd", attention, v)
+
+
 def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
     """LayerNorm by torch, whose parameters have x's type."""
     weight, bias = (None if parameter is None else parameter.to(x.dtype) for parameter in (weight, bias))

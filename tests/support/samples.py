@@ -128,6 +128,69 @@ def _misshape_bias(sample: Sample, batch: int, heads: int, tokens: int) -> list[
     ]
 
 
+# --- gated_positional_attention ---
+
+
+def _gated_arguments(make: Make, sizes: tuple[int, int, int, int], spread: float) -> dict[str, Any]:
+    b, h, n, d = sizes
+    return {
+        "qkv": make.normal(b, n, 3, h, d, scale=spread),
+        "position": make.normal(h, n, n, scale=2.0).double().softmax(-1).to(make.dtype),
+        "gate": make.normal(h).double().sigmoid().to(make.dtype),
+    }
+
+
+def gated_samples(make: Make) -> list[Sample]:
+    """Calls of gated_positional_attention: ConViT's sizes, and the edges."""
+    # name: sizes [B, H, N, D], options, spread of q, k and v
+    table: dict[str, tuple[tuple[int, int, int, int], dict[str, Any], float]] = {
+        "tiny": ((2, 2, 4, 8), {}, 1.0),
+        "tiny_scale": ((2, 1, 9, 8), {"scale": 0.3}, 1.0),
+        "tiny_one_image": ((1, 3, 4, 8), {}, 1.0),
+        "tiny_odd_head_dim": ((1, 2, 4, 3), {}, 1.0),
+        "one_token": ((2, 3, 1, 32), {}, 1.0),
+        "15_tokens": ((2, 2, 15, 16), {}, 1.0),
+        "16_tokens": ((1, 3, 16, 32), {}, 1.0),
+        "49_tokens": ((2, 2, 49, 48), {}, 1.0),
+        "convit_plus_144_tokens": ((1, 1, 144, 64), {}, 1.0),
+        "convit_196_tokens": ((1, 2, 196, 48), {}, 1.0),
+        "289_tokens": ((1, 1, 289, 64), {}, 1.0),
+        "large_logits": ((1, 2, 40, 32), {"scale": 1.0}, 3.0),
+        "empty_batch": ((0, 2, 16, 32), {}, 1.0),
+        "no_tokens": ((2, 2, 0, 32), {}, 1.0),
+        "no_heads": ((2, 0, 4, 32), {}, 1.0),
+    }
+    return [
+        Sample(name, {**_gated_arguments(make, sizes, spread), **options}, _cancelling_terms(sizes))
+        for name, (sizes, options, spread) in table.items()
+    ]
+
+
+def draw_gated(draw: random.Random, make: Make) -> Sample:
+    """Draws a call of gated_positional_attention."""
+    sizes = draw_attention_sizes(draw, 600_000)
+    arguments = _gated_arguments(make, sizes, draw.choice([0.1, 1.0, 2.0]))
+    return Sample("drawn", {**arguments, "scale": draw.choice([None, 0.125, 1.0])}, _cancelling_terms(sizes))
+
+
+def misshape_gated(sample: Sample) -> list[tuple[str, Sample]]:
+    """Wrong shapes and options of gated_positional_attention."""
+    qkv, position, gate = (sample.tensors[name] for name in ("qkv", "position", "gate"))
+    batch, tokens, _, heads, head_dim = qkv.shape
+    return [
+        ("qkv", sample.replace(qkv=qkv.new_zeros(batch, tokens, 3 * heads * head_dim))),
+        ("qkv", sample.replace(qkv=qkv.new_zeros(batch, tokens, 2, heads, head_dim))),
+        ("qkv", sample.replace(qkv=qkv.new_zeros(batch, tokens, 3, heads, 0))),
+        ("position", sample.replace(position=position[None])),
+        ("position", sample.replace(position=position.new_zeros(heads, tokens, tokens + 1))),
+        ("position", sample.replace(position=position.new_zeros(heads + 1, tokens, tokens))),
+        ("gate", sample.replace(gate=gate.new_zeros(heads + 1))),
+        ("gate", sample.replace(gate=gate[:, None])),
+        ("scale", sample.replace(scale="0.1")),
+        ("scale", sample.replace(scale=True)),
+    ]
+
+
 # --- layer_norm, add_layer_norm ---
 
 

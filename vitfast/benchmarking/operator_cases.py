@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -154,6 +154,33 @@ def _attention_with_bias(sizes: Sizes, random: Random) -> OperatorCase:
     qkv = random(sizes.batch, sizes.tokens, 3, sizes.heads, sizes.head_dim)
     bias = random(sizes.batch, sizes.heads, sizes.tokens, sizes.tokens)
     return OperatorCase((qkv, bias), rivals={"vitfast": own_attention, "torch": torch_attention})
+
+
+def _gated_positional_attention(sizes: Sizes, random: Random) -> OperatorCase:
+    """ConViT's attention; torch's way is the sum of two attentions."""
+    qkv = random(sizes.batch, sizes.tokens, 3, sizes.heads, sizes.head_dim)
+    position = (3 * random(sizes.heads, sizes.tokens, sizes.tokens).float()).softmax(-1).to(qkv.dtype)
+    gate = random(sizes.heads).float().sigmoid()
+
+    def own_attention(qkv: Tensor, position: Tensor, gate: Tensor) -> tuple[Tensor]:
+        return (ops.gated_positional_attention(qkv, position, gate).flatten(-2),)
+
+    def torch_attention(qkv: Tensor, position: Tensor, gate: Tensor) -> tuple[Tensor]:
+        q_BHND, k_BHND, v_BHND = qkv.permute(2, 0, 3, 1, 4)
+        content_BHND = F.scaled_dot_product_attention(q_BHND, k_BHND, v_BHND)
+        blended_BHND = torch.lerp(content_BHND, position @ v_BHND, gate[:, None, None].to(qkv.dtype))
+        return (blended_BHND.transpose(1, 2).flatten(-2),)
+
+    def content_alone(qkv: Tensor, *_: Tensor) -> tuple[Tensor]:
+        out = ops.attention_packed(qkv)
+        assert isinstance(out, Tensor)
+        return (out.flatten(-2),)
+
+    return OperatorCase(
+        inputs=(qkv, position, gate),
+        rivals={"vitfast": own_attention, **_torch_attentions(qkv.device, torch_attention)},
+        limits={"attention without positions": content_alone},
+    )
 
 
 def _packed_attention(sizes: Sizes, random: Random) -> OperatorCase:
@@ -365,6 +392,7 @@ OPERATORS: dict[str, Callable[[Sizes, Random], OperatorCase]] = {
     "attention": _attention,
     "attention_packed": _attention_packed,
     "attention with bias": _attention_with_bias,
+    "gated_positional_attention": _gated_positional_attention,
     "packed_attention": _packed_attention,
     "layer_norm": _layer_norm,
     "add_layer_norm": _add_layer_norm,
@@ -380,6 +408,13 @@ OPERATORS: dict[str, Callable[[Sizes, Random], OperatorCase]] = {
 }
 
 
+def sizes_of_case(name: str, sizes: Sizes) -> Sizes:
+    """The sizes that an operator of ``OPERATORS`` is measured at: ConViT's attention by position knows patches only."""
+    if name == "gated_positional_attention":
+        return replace(sizes, tokens=math.isqrt(sizes.tokens) ** 2)
+    return sizes
+
+
 def has_case(name: str, precision: str, device: torch.device, *, backward: bool) -> bool:
     """Whether an operator of ``OPERATORS`` can be measured in this precision and, if asked for, with its gradient."""
     if name.startswith("quantize_") or name == "matmul_accumulate":
@@ -388,6 +423,8 @@ def has_case(name: str, precision: str, device: torch.device, *, backward: bool)
         is_cuda = device.type == "cuda"
         has_it = has_kernel("linear", "cuda") and precision in ("bf16", "fp16") if is_cuda else has_kernel("mlp", "cpu")
         return has_it and not backward
+    if name == "gated_positional_attention":
+        return not backward
     if name == "packed_attention":
         return precision in ("fp32", "bf16") and not backward and has_packed(name, device.type)
     return True

@@ -11,7 +11,7 @@ from torch import Tensor
 from vitfast.benchmarking.agreement import joined
 from vitfast.benchmarking.comparison import Comparison, Contest
 from vitfast.benchmarking.model_comparison import DTYPES
-from vitfast.benchmarking.operator_cases import MLP_BACKWARD, OPERATORS, OperatorCase, Sizes, has_case
+from vitfast.benchmarking.operator_cases import MLP_BACKWARD, OPERATORS, OperatorCase, Sizes, has_case, sizes_of_case
 from vitfast.benchmarking.subject import Subject
 from vitfast.benchmarking.work import count_gflop, gigabytes
 from vitfast.errors import UserError
@@ -70,7 +70,7 @@ def operator_comparisons(
             raise UserError(f"operator={name} is unknown; allowed: all, {', '.join(OPERATORS)}")
     sizes = Sizes.of_model(model_name, batch, heads)
     return [
-        _comparison(name, make, model_name, sizes, precision, device, backward)
+        _comparison(name, make, model_name, sizes_of_case(name, sizes), precision, device, backward)
         for name, make in OPERATORS.items()
         if (names is None or name in names) and has_case(name, precision, device, backward=backward)
     ]

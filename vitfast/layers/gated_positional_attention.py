@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from vitfast import ops
 from vitfast.layers.positional_attention import attend_by_position, positional_map, positional_probabilities
+from vitfast.ops.gated_positional_attention import has_gated_kernel
 
 
 class GatedPositionalAttention(nn.Module):
@@ -28,7 +29,8 @@ class GatedPositionalAttention(nn.Module):
         out = (1 - g) (A v) + g (P v)
 
     so that any fused attention computes A v, and P v is cheap. Dropout of the probabilities draws one mask for the
-    blend; only then, in training, the blend is formed.
+    blend; only then, in training, the blend is formed. Without gradients, the operator ``gated_positional_attention``
+    computes it all on a GPU where its kernel is active.
 
     ``pos_proj`` holds the parameters of P, which are read directly: hooks on it are not called.
 
@@ -82,6 +84,9 @@ class GatedPositionalAttention(nn.Module):
         qkv_BN3HD = self._project(x).unflatten(-1, (3, self.num_heads, -1))
         if self.training and self.attention_drop_rate:
             out_BNHD = self._attend_with_dropout(*qkv_BN3HD.permute(2, 0, 3, 1, 4))
+        elif self._has_kernel(qkv_BN3HD):
+            positional_HNN = positional_map(self._positional_probabilities(grid_size)).to(qkv_BN3HD.dtype)
+            out_BNHD = ops.gated_positional_attention(qkv_BN3HD, positional_HNN, torch.sigmoid(self.gating_param))
         else:
             content_BNHD = self.attend(qkv_BN3HD)
             positional_BYXHD = attend_by_position(self._positional_probabilities(grid_size), qkv_BN3HD[:, :, 2])
@@ -121,6 +126,21 @@ class GatedPositionalAttention(nn.Module):
             features_H3L[head, 1] = 2 * (head % kernel_size - center)
             features_H3L[head, 2] = -1.0
         self.pos_proj.weight *= strength
+
+    def _has_kernel(self, qkv_BN3HD: Tensor) -> bool:
+        """Whether one operator attends: nothing needs a gradient, and nobody has exchanged the content's attention.
+
+        On the CPU the separable form stays: the operator is 5 to 18 % faster for eight images of ConViT-S and 4 to 9 %
+        slower for one, where multiplying the map out is most of what it adds.
+        """
+        if not qkv_BN3HD.is_cuda:
+            return False
+        parameters = (self.gating_param, self.pos_proj.weight, self.pos_proj.bias)
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (qkv_BN3HD, *parameters)):
+            return False
+        _, tokens, _, _, head_dim = qkv_BN3HD.shape
+        is_own = self.attend is ops.attention_packed
+        return is_own and has_gated_kernel(qkv_BN3HD.device, qkv_BN3HD.dtype, tokens, head_dim)
 
     def _positional_probabilities(self, grid_size: int) -> Tensor:
         return positional_probabilities(self.pos_proj.weight, self.pos_proj.bias, grid_size)

@@ -1,6 +1,7 @@
 """The operators: each checks its arguments, then runs vitfast's kernel or, where there is none, PyTorch's operators."""
 
 from vitfast.ops.attention import attention, attention_packed
+from vitfast.ops.gated_positional_attention import gated_positional_attention
 from vitfast.ops.layer_norm import add_layer_norm, layer_norm
 from vitfast.ops.linear import linear
 from vitfast.ops.matmul_accumulate import matmul_accumulate
@@ -13,6 +14,7 @@ __all__ = [
     "add_layer_norm",
     "attention",
     "attention_packed",
+    "gated_positional_attention",
     "layer_norm",
     "linear",
     "matmul_accumulate",

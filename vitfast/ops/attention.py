@@ -301,13 +301,14 @@ def _packed_backward(ctx: Any, grad_out: Tensor, _: Any, grad_logits: Tensor | N
 # --- floating-point operations, for torch.utils.flop_counter: two products forward, five backward ---
 
 
-def _flops(sizes_BHND: tuple[int, int, int, int], products: int) -> int:
+def attention_flops(sizes_BHND: tuple[int, int, int, int], products: int) -> int:
+    """Operations of so many products between tokens and channels."""
     batch, heads, tokens, head_dim = sizes_BHND
     return 2 * products * batch * heads * tokens * tokens * head_dim
 
 
 def _forward_flops(q: Any, *_: Any, **__: Any) -> int:
-    return _flops(tuple(q), 2)
+    return attention_flops(tuple(q), 2)
 
 
 def _packed_sizes(qkv: Any) -> tuple[int, int, int, int]:
@@ -329,10 +330,12 @@ def _register() -> None:
     forbid_double_backward("attention_packed_backward", "attention")
 
     register_flop_formula(library.attention_forward)(_forward_flops)
-    register_flop_formula(library.attention_backward)(lambda do, dl, q, *_, **__: _flops(tuple(q), 5))
-    register_flop_formula(library.attention_packed_forward)(lambda qkv, *_, **__: _flops(_packed_sizes(qkv), 2))
+    register_flop_formula(library.attention_backward)(lambda do, dl, q, *_, **__: attention_flops(tuple(q), 5))
+    register_flop_formula(library.attention_packed_forward)(
+        lambda qkv, *_, **__: attention_flops(_packed_sizes(qkv), 2)
+    )
     register_flop_formula(library.attention_packed_backward)(
-        lambda do, dl, qkv, *_, **__: _flops(_packed_sizes(qkv), 5)
+        lambda do, dl, qkv, *_, **__: attention_flops(_packed_sizes(qkv), 5)
     )
 
 

@@ -17,6 +17,7 @@ import vitfast
 # operator -> its raw operators in torch.ops.vitfast
 CPU_KERNELS = (
     "attention",
+    "gated_positional_attention",
     "layer_norm",
     "linear",
     "matmul_accumulate",
@@ -28,6 +29,7 @@ CPU_KERNELS = (
 )
 CUDA_KERNELS = (
     "attention",
+    "gated_positional_attention",
     "layer_norm",
     "linear",
     "matmul_accumulate",

@@ -40,6 +40,24 @@ def attention(
     return probabilities_BHNN @ v_BHND, logits_BHNN
 
 
+def gated_positional_attention(
+    qkv_BN3HD: Tensor,
+    position_HNN: Tensor,
+    gate_H: Tensor,
+    scale: float,
+) -> Tensor:
+    """Returns ((1 - gate) softmax(scale * q kᵀ) + gate position) v, [B, N, H, D]."""
+    q_BHND, k_BHND, v_BHND = qkv_BN3HD.permute(2, 0, 3, 1, 4)
+    content_BHND, _ = attention(q_BHND, k_BHND, v_BHND, None, scale)
+    return blend_by_position(content_BHND.transpose(1, 2), position_HNN, qkv_BN3HD[:, :, 2], gate_H)
+
+
+def blend_by_position(content_BNHD: Tensor, position_HNN: Tensor, v_BNHD: Tensor, gate_H: Tensor) -> Tensor:
+    """Returns (1 - gate) content + gate position v."""
+    positional_BNHD = (position_HNN @ v_BNHD.transpose(1, 2)).transpose(1, 2)
+    return torch.lerp(content_BNHD, positional_BNHD, gate_H[:, None].to(content_BNHD.dtype)).contiguous()
+
+
 def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """Returns (x - mean) / sqrt(variance + eps) * weight + bias over the last dimension, in x's type."""
     accumulate = torch.promote_types(x.dtype, torch.float32)

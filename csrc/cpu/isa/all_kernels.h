@@ -20,6 +20,7 @@ const CpuKernels kernels = {
     layer_norm_forward,
     layer_norm_backward,
     attention_forward,
+    gated_positional_attention,
     attention_backward,
     gelu_forward,
     gelu_backward,

@@ -11,13 +11,15 @@ from torch.nn import functional as F
 from vitfast import ops
 from vitfast.inference.description import Attention
 from vitfast.inference.packed.packer import Packer
-from vitfast.layers.positional_attention import attend_by_position, positional_probabilities
+from vitfast.layers.positional_attention import attend_by_position, positional_map, positional_probabilities
+from vitfast.ops.gated_positional_attention import has_gated_kernel
 
 
 class PackedAttention(nn.Module):
     """Attends with the q, k and v that one product gives; in float32, or as the packed kernel of the precision does.
 
-    ConViT's probabilities by position depend on no image: they are computed here, once.
+    ConViT's probabilities by position depend on no image: they are computed here, once. Where the operator
+    ``gated_positional_attention`` has a kernel, it takes all of them; else what each axis has of them is enough.
 
     Args:
         described: the attention.
@@ -26,7 +28,7 @@ class PackedAttention(nn.Module):
     """
 
     gate: Tensor | None
-    positional: Tensor
+    positional: Tensor  # [H, N, N] with a gate [H]; or [2, H, G, G] with [H, 1]
 
     def __init__(self, described: Attention, packer: Packer, num_patches: int = 0) -> None:
         super().__init__()
@@ -39,17 +41,27 @@ class PackedAttention(nn.Module):
         self.k_norm = packer.optional_norm(described.k_norm)
         self.has_qk_norm = described.q_norm is not None or described.k_norm is not None
         gate = positional = None
+        self.is_blended = False
         if described.gated is not None:
-            gated, grid_size = described.gated, math.isqrt(num_patches)
-            gate = torch.sigmoid(gated.gating_param.detach())[:, None].to(packer.device, packer.stream_dtype)
-            positional = positional_probabilities(gated.weight.detach(), gated.bias.detach(), grid_size)
-            positional = positional.to(packer.device)
-        self.register_buffer("gate", gate)  # [H, 1]
-        self.register_buffer("positional", positional)  # [2, H, G, G]
+            gated, device, dtype = described.gated, packer.device, packer.stream_dtype
+            gate = torch.sigmoid(gated.gating_param.detach()).to(device)
+            axes_2HGG = positional_probabilities(gated.weight.detach(), gated.bias.detach(), math.isqrt(num_patches))
+            self.is_blended = not self.is_packed and has_gated_kernel(device, dtype, num_patches, self.head_dim)
+            if self.is_blended:
+                # a row of an odd number of tokens is one longer, as the CUDA kernel reads two at a time
+                map_HNN = positional_map(axes_2HGG).to(device, dtype)
+                positional = F.pad(map_HNN, (0, num_patches % 2))[..., :num_patches]
+            else:
+                gate, positional = gate[:, None].to(dtype), axes_2HGG.to(device)
+        self.register_buffer("gate", gate)
+        self.register_buffer("positional", positional)
 
     def forward(self, qkv: Tensor) -> Tensor:
         """Attends over ``qkv`` ``[B, N, 3 * H * D]``; returns ``[B, N, H * D]``."""
         qkv_BN3HD = qkv.unflatten(-1, (3, self.heads, self.head_dim))
+        if self.is_blended and self.gate is not None:
+            blended = ops.gated_positional_attention(qkv_BN3HD, self.positional, self.gate, scale=self.scale)
+            return blended.flatten(-2)
         if self.has_qk_norm:
             out_BNHD = self._normalized(*qkv_BN3HD.unbind(2))
         elif self.is_packed:

@@ -1,0 +1,39 @@
+// For inference. Where a gradient is needed, and for other sizes and types, vitfast/ops/gated_positional_attention.py
+// calls other operators.
+
+#include "csrc/attention/attention_cuda_tensors.h"
+#include "csrc/attention/gated_positional_attention_launch.cuh"
+#include "csrc/attention/gated_positional_attention_tensors.h"
+#include "csrc/cuda/current_stream.cuh"
+
+namespace vitfast {
+namespace {
+
+struct Cuda : AttentionCudaTensors {
+  // Rows are read 4 bytes at a time: where they begin between, they are copied, each with another element if need be.
+  static Tensor positions(const Tensor& position) {
+    constexpr int64_t elements = 4 / sizeof(Half);
+    const bool aligned = reinterpret_cast<uintptr_t>(position.const_data_ptr()) % 4 == 0;
+    const int64_t heads = position.size(0), tokens = position.size(1);
+    if (aligned && position.stride(2) == 1 && position.stride(1) % elements == 0 && position.stride(0) % elements == 0)
+      return position;
+    Tensor padded = new_tensor(position, {heads, tokens, (tokens + 1) / elements * elements}, position.scalar_type());
+    Tensor copied = torch::stable::narrow(padded, 2, 0, tokens);
+    torch::stable::copy_(copied, position);
+    return copied;
+  }
+
+  static void forward(const GatedPositionalAttention& a, const Tensor& like) {
+    const CurrentStream stream(like);
+    if (is_half("gated_positional_attention", like)) return launch_gated_positional_attention<Half>(a, stream);
+    launch_gated_positional_attention<BFloat16>(a, stream);
+  }
+};
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(vitfast, CUDA, m) {
+  m.impl("gated_positional_attention", TORCH_BOX(&gated_positional_attention<Cuda>));
+}
+
+}  // namespace vitfast

@@ -1,0 +1,110 @@
+"""The CUDA kernel of ConViT's gated positional attention, run on the host."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from support.simt import SimtError
+from support.simt_attention import AttentionCase
+from support.simt_gated_attention import last_key_gated, random_gated
+
+LENGTHS = (
+    1,
+    2,
+    7,
+    15,
+    16,
+    17,
+    31,
+    49,
+    56,
+    57,
+    81,
+    100,
+    104,
+    105,
+    144,
+    152,
+    153,
+    169,
+    195,
+    196,
+    197,
+    200,
+    201,
+    225,
+    256,
+)
+HEAD_DIMS = (8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 96, 120, 128)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("tokens", LENGTHS)
+def test_every_length(simt_variant: str, tokens: int, dtype: torch.dtype) -> None:
+    # 2 x 3 heads: a block with several of them is not full
+    case = random_gated(2, 3 if tokens < 64 else 2, tokens, 48, dtype)
+    case.check(case.run(variant=simt_variant))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+def test_every_head_dimension(simt_variant: str, head_dim: int, dtype: torch.dtype) -> None:
+    case = random_gated(2, 1, 49, head_dim, dtype)
+    case.check(case.run(variant=simt_variant, order="reversed"))
+
+
+@pytest.mark.parametrize("tokens", [16, 49, 144, 196, 225, 256])
+def test_inputs_that_show_a_wrong_edge(tokens: int) -> None:
+    case = last_key_gated(tokens, 48)
+    case.check(case.run())
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.3, 1.0])
+def test_any_scale(scale: float) -> None:
+    case = random_gated(1, 2, 49, 48, scale=scale)
+    case.check(case.run())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [49, 196])
+def test_a_gate_of_zero_gives_the_bits_of_attention(tokens: int, dtype: torch.dtype) -> None:
+    case = random_gated(2, 2, tokens, 48, dtype, gate=torch.zeros(2))
+    assert torch.equal(case.run()["out"], AttentionCase(case.qkv).run()["out"])
+
+
+@pytest.mark.parametrize("tokens", [49, 196])
+def test_a_gate_of_one_leaves_the_content_out(tokens: int) -> None:
+    case = random_gated(2, 2, tokens, 48, gate=torch.ones(2))
+    results = case.run()
+    case.check(results)
+    exact = torch.einsum("hnm,bmhd->bnhd", case.position.double(), case.qkv[:, :, 2].double())
+    assert (results["out"].double() - exact).abs().max() < 2e-3 * exact.abs().max()
+
+
+def test_a_nan_spoils_its_own_rows_only() -> None:
+    case = random_gated(2, 1, 49, 48)
+    case.qkv[1, 3, 0, 0, 5] = torch.nan  # in a query
+    out = case.run()["out"]
+    assert out[1, 3].isnan().all()
+    out[1, 3] = 0.0
+    assert out.isfinite().all()
+
+
+@pytest.mark.parametrize("tokens", [17, 196])
+def test_order_changes_no_bit(tokens: int) -> None:
+    case = random_gated(3, 2, tokens, 64)
+    expected = case.run()["out"]
+    for order in ("reversed", "1", "2"):
+        assert torch.equal(case.run(order=order)["out"], expected)
+
+
+@pytest.mark.parametrize("head_dim", [48, 64, 128])
+def test_shared_memory_is_read_without_bank_conflicts(head_dim: int) -> None:
+    assert random_gated(1, 1, 101, head_dim).run()["bank_conflicts"].item() == 0
+
+
+@pytest.mark.parametrize("tokens", [257, 400])
+def test_longer_sequences_are_refused(tokens: int) -> None:
+    with pytest.raises(SimtError, match="takes up to 256 tokens"):
+        random_gated(1, 1, tokens, 48).run()
