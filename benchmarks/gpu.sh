@@ -97,6 +97,8 @@ run_kernels() {
     local -a options=("device=cuda" "limits=true" "resume=true" "json=$results")
     python benchmarks/operators.py batch=32,256 precision=fp32,fp16,bf16 seconds=200 stop_after=300 "${options[@]}"
     python benchmarks/operators.py batch=256 precision=fp16,bf16 backward=true seconds=120 stop_after=180 "${options[@]}"
+    python benchmarks/operators.py batch=256 precision=fp32 backward=true operator=attention_packed seconds=30 stop_after=60 \
+        "${options[@]}"
 }
 
 run_models() {
