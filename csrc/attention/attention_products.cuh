@@ -173,13 +173,13 @@ __device__ __forceinline__ void store_rows(
     const SharedTile<T, head_dim>& tile,
     int lane) {
   constexpr int chunks = SharedTile<T, head_dim>::chunks, chunk_size = SharedTile<T, head_dim>::chunk_size;
+  constexpr int pairs = chunk_size / 2;  // in a chunk
 #pragma unroll
   for (int i = 0; i < head_dim / 8; ++i) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const unsigned column = i * 8 + unsigned(lane) % 4 * 2;
-      T* target = tile.chunk(lane / 4 + 8 * half, int(column / chunk_size)) + column % chunk_size;
-      store_pair(target, out[i][2 * half] * factors[half], out[i][2 * half + 1] * factors[half]);
+      T* chunk = tile.chunk(lane / 4 + 8 * half, i * 4 / pairs + lane % 4 / pairs);
+      store_pair(chunk + lane % 4 % pairs * 2, out[i][2 * half] * factors[half], out[i][2 * half + 1] * factors[half]);
     }
   }
   sync_warp();

@@ -62,9 +62,8 @@ def test_attention_reads_any_strides(dtype: torch.dtype) -> None:
     qkv = torch.randn(2, 50, 3, 3, 64, device="cuda").to(dtype)
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
     expected = ops.attention(q.contiguous(), k.contiguous(), v.contiguous())
-    shifted = (
-        torch.empty(q.numel() + 1, device="cuda", dtype=dtype)[1:].view(q.shape).copy_(q)
-    )  # no multiple of 16 bytes
+    # from an address that is no multiple of 16 bytes
+    shifted = torch.empty(q.numel() + 1, device="cuda", dtype=dtype)[1:].view(q.shape).copy_(q)
     for other in (q, shifted, q.transpose(-1, -2).contiguous().transpose(-1, -2)):
         assert torch.equal(ops.attention(other, k, v), expected)
 

@@ -172,7 +172,7 @@ FLOAT_MUTANTS = (
         "place = tile * 8 * (head_dim + 8)",
         "results",
         "address",
-        "uninitialized",
+        "pending",
     ),
     mutant("floats: no barrier", TILED, "sync_threads();  // the tile", "// the tile", "results", "race"),
     mutant("floats: early read", TILED, "    wait_for_copies<0>();", "    wait_for_copies<1>();", "pending"),
