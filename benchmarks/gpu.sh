@@ -104,8 +104,9 @@ run_kernels() {
         return "$failed"
     fi
     options+=("device=cuda")
-    measure_operators "${options[@]}" batch=32,256 precision=fp32,fp16,bf16 seconds=200 stop_after=240
-    measure_operators "${options[@]}" batch=256 precision=fp16,bf16 backward=true seconds=120 stop_after=140
+    measure_operators "${options[@]}" batch=32,256 precision=fp32,fp16,bf16 seconds=200 stop_after=220
+    measure_operators "${options[@]}" batch=256 precision=fp16,bf16 backward=true seconds=120 stop_after=130
+    measure_operators "${options[@]}" batch=256 precision=fp32 backward=true operator=attention_packed seconds=20 stop_after=30
     options+=("operator=attention,attention_packed" "batch=64" "precision=fp16,bf16" "seconds=15" "stop_after=50")
     # 577 tokens: attention by tiles
     measure_operators "${options[@]}" model=vit_base_patch16_384

@@ -9,14 +9,15 @@
 
 namespace vitfast {
 
-// The most tokens of which a block has room for all; longer sequences go by tiles.
+// The most tokens of which a block has room for all; longer sequences, and all of float, go by tiles.
+template <typename T>
 constexpr int attention_backward_whole_tokens(int64_t head_dim) {
-  return head_dim <= 64 ? 256 : 112;
+  return sizeof(T) != 2 ? 0 : head_dim <= 64 ? 256 : 112;
 }
 
 template <typename T, int head_dim, int warps>
 void launch_attention_backward_instance(const AttentionBackward& a, Stream stream) {
-  if constexpr (16 * warps <= (attention_backward_whole_tokens(head_dim) + 15) / 16 * 16) {
+  if constexpr (16 * warps <= (attention_backward_whole_tokens<T>(head_dim) + 15) / 16 * 16) {
     // registers are handed out to four warps at a time: 128 a thread where blocks of 7, 13 or 16 warps share them
     constexpr bool has_registers = head_dim <= 64 && (warps == 4 || warps == 10);
     using Shape = AttentionBackwardShape<T, head_dim, warps, has_registers ? 4 : 2>;
@@ -41,8 +42,9 @@ inline int attention_padded_rows(const AttentionBackward& a) {
   return int(a.tokens + own_rows - 1) / own_rows * own_rows;
 }
 
-inline bool goes_by_tiles(const AttentionBackward& a) {
-  return a.tokens > attention_backward_whole_tokens(a.head_dim);
+template <typename T>
+bool goes_by_tiles(const AttentionBackward& a) {
+  return a.tokens > attention_backward_whole_tokens<T>(a.head_dim);
 }
 
 inline int64_t attention_row_statistics(const AttentionBackward& a) {
@@ -51,10 +53,11 @@ inline int64_t attention_row_statistics(const AttentionBackward& a) {
 
 template <typename T, int head_dim>
 void launch_attention_backward_tiled(const AttentionBackward& a, float* row_statistics, Stream stream) {
-  // what registers have room for: three blocks have 168 a thread, two have 255
+  // what registers have room for (three blocks have 168 a thread, two have 255), and for float shared memory
   constexpr bool is_narrow = head_dim <= 64;
-  using OfQueries = AttentionBackwardTiles<T, head_dim, is_narrow ? 8 : 4, is_narrow ? 3 : 2>;
-  using OfKeys = AttentionBackwardTiles<T, head_dim, is_narrow ? 8 : 2, 2>;
+  constexpr int shorter = sizeof(T) / sizeof(Half);
+  using OfQueries = AttentionBackwardTiles<T, head_dim, (is_narrow ? 8 : 4) / shorter, is_narrow ? 3 : 2>;
+  using OfKeys = AttentionBackwardTiles<T, head_dim, is_narrow ? 8 / shorter : 2, 2>;
   static_assert(OfQueries::blocks_at_once * (OfQueries::queries_bytes + 1024) <= 228 * 1024);
   static_assert(OfKeys::blocks_at_once * (OfKeys::keys_bytes + 1024) <= 228 * 1024);
   const AttentionRowStatistics statistics{row_statistics, attention_padded_rows(a)};
@@ -67,7 +70,7 @@ void launch_attention_backward_tiled(const AttentionBackward& a, float* row_stat
 
 template <typename T, int head_dim>
 void launch_attention_backward_head_dim(const AttentionBackward& a, float* row_statistics, Stream stream) {
-  if (a.tokens > attention_backward_whole_tokens(head_dim)) {
+  if (a.tokens > attention_backward_whole_tokens<T>(head_dim)) {
     return launch_attention_backward_tiled<T, head_dim>(a, row_statistics, stream);
   }
   if (a.tokens <= 16 * 4) return launch_attention_backward_instance<T, head_dim, 4>(a, stream);
@@ -77,7 +80,7 @@ void launch_attention_backward_head_dim(const AttentionBackward& a, float* row_s
   return launch_attention_backward_instance<T, head_dim, 16>(a, stream);
 }
 
-// T: Half or BFloat16.
+// T: Half, BFloat16 or float.
 template <typename T>
 void launch_attention_backward(AttentionBackward a, const AttentionBackwardScratch& scratch, Stream stream) {
   if (a.batch * a.heads * a.tokens == 0) return;

@@ -71,7 +71,7 @@ __device__ __forceinline__ void differentiate_queries(
     const GradientSquares<T, true>& squares,
     const float (&products)[key_tiles][4],
     const float (&slopes)[key_tiles][4],
-    uint32_t (&grads)[key_tiles][2],
+    uint32_t (&grads)[key_tiles][MatrixStep<T>::tile_registers],
     const float (&lse)[2],
     const float (&dots)[2],
     int query,
@@ -87,7 +87,7 @@ __device__ __forceinline__ void differentiate_queries(
         const int row = query + 8 * half, column = key + tile * 8 + i;
         grad[i] = squares.differentiate(row, column, product, slope, lse[half], dots[half]).grad;
       }
-      grads[tile][half] = round_to_pair<T>(grad[0], grad[1]);
+      MatrixStep<T>::set_columns(grads[tile], half, grad[0], grad[1]);
     }
   }
 }
@@ -172,7 +172,7 @@ __global__ void __launch_bounds__(attention_threads, Tiles::blocks_at_once)
     commit_copies();
     if (first_query >= tokens) continue;
 
-    uint32_t grads[1][key_tiles][2];
+    uint32_t grads[1][key_tiles][MatrixStep<T>::tile_registers];
     {
       float products[1][key_tiles][4], slopes[1][key_tiles][4];
       multiply_transposed(products, query_tile, rows.passing(keys, tile), lane);
@@ -242,7 +242,8 @@ __global__ void __launch_bounds__(attention_threads, Tiles::blocks_at_once)
 
     const int lane = opaque(lane_in_warp());
     const Tile query_tile = rows.passing(queries, tile), out_grad_tile = rows.passing(out_grads, tile);
-    uint32_t weights[1][query_tiles][2], grads[1][query_tiles][2];
+    constexpr int tile_registers = MatrixStep<T>::tile_registers;
+    uint32_t weights[1][query_tiles][tile_registers], grads[1][query_tiles][tile_registers];
     {
       float products[1][query_tiles][4], slopes[1][query_tiles][4];
       multiply_transposed(products, key_tile, query_tile, lane);

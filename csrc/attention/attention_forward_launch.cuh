@@ -9,7 +9,9 @@
 
 namespace vitfast {
 
-constexpr int attention_whole_tokens = 256;  // up to which keys and values of a head lie whole in shared memory
+// The most tokens whose keys and values lie whole in shared memory; float always goes by tiles.
+template <typename T>
+constexpr int attention_whole_tokens = sizeof(T) == 2 ? 256 : 0;
 static_assert(attention_shared_bytes<Half, 128, 32>(1) == 160 * 1024);  // what vitfast/ops/attention.py asks a GPU for
 
 // Shared memory leaves room for as many blocks as attention_blocks_at_once plans for registers: a multiprocessor of
@@ -21,6 +23,8 @@ constexpr bool fits_planned_blocks =
 static_assert(fits_planned_blocks<64, 7> && fits_planned_blocks<64, 13> && fits_planned_blocks<64, 25>);
 static_assert(fits_planned_blocks<32, 25> && fits_planned_blocks<80, 32>);
 static_assert(2 * (AttentionForwardTiles<Half, 128>::bytes + 1024) <= 228 * 1024);
+static_assert(2 * (AttentionForwardTiles<float, 96>::bytes + 1024) <= 228 * 1024);
+static_assert(2 * (AttentionForwardTiles<float, 128>::bytes + 1024) <= 228 * 1024);
 
 template <typename T, int head_dim, int full_tiles, int key_tiles, typename Arguments>
 void launch_attention_forward_instance(const Arguments& a, Stream stream) {
@@ -57,19 +61,23 @@ void launch_attention_forward_whole(const Arguments& a, Stream stream) {
 
 template <typename T, int head_dim>
 void launch_attention_forward_head_dim(const AttentionForward& a, Stream stream) {
-  if (a.tokens > attention_whole_tokens) return launch_attention_forward_tiled<T, head_dim>(a, stream);
-  launch_attention_forward_whole<T, head_dim>(a, stream);
+  if (a.tokens > attention_whole_tokens<T>) return launch_attention_forward_tiled<T, head_dim>(a, stream);
+  if constexpr (attention_whole_tokens<T> != 0) launch_attention_forward_whole<T, head_dim>(a, stream);
 }
 
-// T: Half or BFloat16.
+// T: Half, BFloat16 or float.
 template <typename T>
 void launch_attention_forward(const AttentionForward& a, Stream stream) {
   if (a.batch * a.heads * a.tokens == 0) return;
   check_attention_limits(a);
   if (a.head_dim <= 32) return launch_attention_forward_head_dim<T, 32>(a, stream);
-  if (a.head_dim <= 48) return launch_attention_forward_head_dim<T, 48>(a, stream);
+  if constexpr (sizeof(T) == 2) {  // a tile of floats has a multiple of 32 columns
+    if (a.head_dim <= 48) return launch_attention_forward_head_dim<T, 48>(a, stream);
+  }
   if (a.head_dim <= 64) return launch_attention_forward_head_dim<T, 64>(a, stream);
-  if (a.head_dim <= 80) return launch_attention_forward_head_dim<T, 80>(a, stream);
+  if constexpr (sizeof(T) == 2) {
+    if (a.head_dim <= 80) return launch_attention_forward_head_dim<T, 80>(a, stream);
+  }
   if (a.head_dim <= 96) return launch_attention_forward_head_dim<T, 96>(a, stream);
   return launch_attention_forward_head_dim<T, 128>(a, stream);
 }

@@ -30,7 +30,7 @@ struct AttentionForwardTiles {
   static constexpr int row_tiles = head_dim <= 96 ? 2 : 1;
   static constexpr int warp_rows = row_tiles * attention_tile_rows;
   static constexpr int block_rows = attention_warps * warp_rows;
-  static constexpr int key_tiles = head_dim <= 80 || row_tiles == 1 ? 8 : 4;  // of 8 keys
+  static constexpr int key_tiles = sizeof(T) == 2 && (head_dim <= 80 || row_tiles == 1) ? 8 : 4;  // of 8 keys
   static constexpr int key_rows = 8 * key_tiles;
   static constexpr int bytes = shared_bytes<T>(block_rows * head_dim) + 2 * shared_bytes<T>(2 * key_rows * head_dim);
 };
@@ -39,7 +39,7 @@ template <typename T, typename Tiles>
 __global__ void __launch_bounds__(attention_threads, 2) attention_forward_tiled_kernel(const AttentionForward a) {
   constexpr int head_dim = Tiles::head_dim, row_tiles = Tiles::row_tiles, key_tiles = Tiles::key_tiles;
   using Tile = SharedTile<T, head_dim>;
-  const int tokens = int(a.tokens), columns = int(a.head_dim), lane = lane_in_warp(), warp = warp_in_block();
+  const int tokens = int(a.tokens), columns = int(a.head_dim), warp = warp_in_block();
   const unsigned blocks_per_head = unsigned(tokens + Tiles::block_rows - 1) / Tiles::block_rows;
   const unsigned head = blockIdx.x / blocks_per_head;
   const int first_row = int(blockIdx.x - head * blocks_per_head) * Tiles::block_rows + warp * Tiles::warp_rows;
@@ -55,12 +55,13 @@ __global__ void __launch_bounds__(attention_threads, 2) attention_forward_tiled_
     const int first_key = tile * Tiles::key_rows;
     const T* rows = head_rows<const T>(a, view, head) + first_key * view.token_stride;
     const Tile to = tile_in(target, tile);
-    const int left = tokens - first_key, thread = int(threadIdx.x);
+    const int left = tokens - first_key, thread = opaque(int(threadIdx.x));
     copy_rows(to, Tiles::key_rows, rows, view.token_stride, left, columns, thread, attention_threads);
   };
   if (first_row < tokens) {
     const T* rows = head_rows<const T>(a, a.q, head) + first_row * a.q.token_stride;
-    copy_rows(queries, Tiles::warp_rows, rows, a.q.token_stride, tokens - first_row, columns, lane, warp_size);
+    copy_rows(
+        queries, Tiles::warp_rows, rows, a.q.token_stride, tokens - first_row, columns, lane_in_warp(), warp_size);
   }
   copy_tile(a.k, keys, 0);
   copy_tile(a.v, values, 0);
@@ -78,9 +79,10 @@ __global__ void __launch_bounds__(attention_threads, 2) attention_forward_tiled_
     }
     commit_copies();
     if (first_row >= tokens) continue;
+    const int lane = opaque(lane_in_warp());
 
     float logits[row_tiles][key_tiles][4];
-    uint32_t weights[row_tiles][key_tiles][2];
+    uint32_t weights[row_tiles][key_tiles][MatrixStep<T>::tile_registers];
     multiply_transposed(logits, queries, tile_in(keys, tile), lane);
 #pragma unroll
     for (int i = 0; i < row_tiles; ++i) {
@@ -102,6 +104,7 @@ __global__ void __launch_bounds__(attention_threads, 2) attention_forward_tiled_
 
   if (first_row >= tokens) return;
   sync_warp();  // every lane has read the queries: the results leave through their memory
+  const int lane = lane_in_warp();
 #pragma unroll
   for (int i = 0; i < row_tiles; ++i) {
     const int tile_row = first_row + i * attention_tile_rows;

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "csrc/attention/attention.h"
+#include "csrc/cuda/matrix_step.cuh"
 #include "csrc/cuda/numbers.cuh"
 #include "csrc/cuda/pack.cuh"
 #include "csrc/cuda/warp.cuh"
@@ -84,8 +85,8 @@ __device__ __forceinline__ void differentiate_keys(
     const GradientSquares<T, writes_grad_bias>& squares,
     const float (&products)[query_tiles][4],
     const float (&slopes)[query_tiles][4],
-    uint32_t (&weights)[query_tiles][2],
-    uint32_t (&grads)[query_tiles][2],
+    uint32_t (&weights)[query_tiles][MatrixStep<T>::tile_registers],
+    uint32_t (&grads)[query_tiles][MatrixStep<T>::tile_registers],
     const float* lse,
     const float* dots,
     const LaneKeys& at) {
@@ -100,8 +101,8 @@ __device__ __forceinline__ void differentiate_keys(
     }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      weights[tile][half] = round_to_pair<T>(found[2 * half].weight, found[2 * half + 1].weight);
-      grads[tile][half] = round_to_pair<T>(found[2 * half].grad, found[2 * half + 1].grad);
+      MatrixStep<T>::set_columns(weights[tile], half, found[2 * half].weight, found[2 * half + 1].weight);
+      MatrixStep<T>::set_columns(grads[tile], half, found[2 * half].grad, found[2 * half + 1].grad);
     }
   }
 }

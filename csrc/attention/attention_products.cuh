@@ -4,7 +4,7 @@
 
 #include "csrc/attention/attention.h"
 #include "csrc/cuda/copy_async.cuh"
-#include "csrc/cuda/matrix.cuh"
+#include "csrc/cuda/matrix_step.cuh"
 #include "csrc/cuda/numbers.cuh"
 #include "csrc/cuda/pack.cuh"
 #include "csrc/cuda/shared_tile.cuh"
@@ -55,14 +55,17 @@ __device__ __forceinline__ void multiply_transposed(
       for (int i = 0; i < 4; ++i) d[row][tile][i] = 0.0f;
     }
   }
+  using Step = MatrixStep<T>;
   // by depth first: neighbouring products are independent, and few registers hold a
-#pragma unroll
-  for (int step = 0; step < head_dim / 16; ++step) {
+#pragma unroll Step::unrolled
+  for (int step = 0; step < SharedTile<T, head_dim>::chunks / 2; ++step) {
     // the permutation of chunks repeats every 8 rows
-    uint32_t a[row_tiles][4];
+    typename Step::Left a[row_tiles];
 #pragma unroll
     for (int row = 0; row < row_tiles; ++row) {
-      ldmatrix_x4(a[row], a_rows.chunk(lane % 16, 2 * step + lane / 16) + row * attention_tile_rows * head_dim);
+      uint32_t registers[4];
+      ldmatrix_x4(registers, a_rows.chunk(lane % 16, 2 * step + lane / 16) + row * attention_tile_rows * head_dim);
+      a[row] = Step::left(registers);
     }
     // of two tiles, both halves of the depth
     const T* rows = b_rows.chunk(lane / 16 * 8 + lane % 8, 2 * step + lane / 8 % 2);
@@ -70,10 +73,11 @@ __device__ __forceinline__ void multiply_transposed(
     for (int tile = 0; tile < tiles; tile += 2) {
       uint32_t b[4];
       ldmatrix_x4(b, rows + tile * 8 * head_dim);
+      const typename Step::Right first = Step::right(b[0], b[1]), second = Step::right(b[2], b[3]);
 #pragma unroll
       for (int row = 0; row < row_tiles; ++row) {
-        mma_m16n8k16<T>(d[row][tile], a[row], b[0], b[1]);
-        if (tile + 1 < tiles) mma_m16n8k16<T>(d[row][tile + 1], a[row], b[2], b[3]);
+        Step::add(d[row][tile], a[row], first);
+        if (tile + 1 < tiles) Step::add(d[row][tile + 1], a[row], second);
       }
     }
   }
@@ -116,6 +120,46 @@ __device__ __forceinline__ void add_product(
   }
 }
 
+// The same of float: a tile is a depth of its own, in which a's columns, and so b's rows, come in the order that
+// MatrixStep<float>::set_columns leaves them in: t and t + 4 stand for 2t and 2t + 1. Uses a up.
+template <int head_dim, int row_tiles, int tiles>
+__device__ __forceinline__ void add_product(
+    float (&d)[row_tiles][head_dim / 8][4],
+    uint32_t (&a_tiles)[row_tiles][tiles][4],
+    const SharedTile<float, head_dim>& b_rows,
+    int lane) {
+  using Step = MatrixStep<float>;
+  // 32 columns on, the permutation is the same
+  constexpr int columns_apart = 4;
+  const float *even[columns_apart], *odd[columns_apart];
+#pragma unroll
+  for (int column = 0; column < columns_apart; ++column) {
+    even[column] = b_rows.chunk(lane % 4 * 2, 2 * column + lane / 16) + lane / 4 % 4;
+    odd[column] = b_rows.chunk(lane % 4 * 2 + 1, 2 * column + lane / 16) + lane / 4 % 4;
+  }
+  // One tile at a time, lest the compiler start more products at once than there are registers for. A loop cannot count
+  // through registers: they move up.
+#pragma unroll 1
+  for (int tile = 0; tile < tiles; ++tile) {
+    Step::Left a[row_tiles];
+#pragma unroll
+    for (int row = 0; row < row_tiles; ++row) {
+      a[row] = Step::left(a_tiles[row][0]);
+#pragma unroll
+      for (int i = 0; i + 4 < 4 * tiles; ++i) a_tiles[row][i / 4][i % 4] = a_tiles[row][i / 4 + 1][i % 4];
+    }
+#pragma unroll
+    for (int column = 0; column < head_dim / 8; ++column) {
+      const int place = tile * 8 * head_dim + column / columns_apart * columns_apart * 8;
+      const float b0 = load_element(even[column % columns_apart] + place);
+      const float b1 = load_element(odd[column % columns_apart] + place);
+      const Step::Right b = Step::right(bits_of(b0), bits_of(b1));
+#pragma unroll
+      for (int row = 0; row < row_tiles; ++row) Step::add(d[row][column], a[row], b);
+    }
+  }
+}
+
 // Multiplies rows g and g + 8 by their factors and writes the rows that there are, through the warp's tile of shared
 // memory, so that they leave in stores of 16 bytes.
 template <typename T, int head_dim>
@@ -128,20 +172,21 @@ __device__ __forceinline__ void store_rows(
     const float (&factors)[2],
     const SharedTile<T, head_dim>& tile,
     int lane) {
-  constexpr int chunks = SharedTile<T, head_dim>::chunks;
+  constexpr int chunks = SharedTile<T, head_dim>::chunks, chunk_size = SharedTile<T, head_dim>::chunk_size;
+  constexpr int pairs = chunk_size / 2;  // in a chunk
 #pragma unroll
-  for (int chunk = 0; chunk < chunks; ++chunk) {
+  for (int i = 0; i < head_dim / 8; ++i) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      uint32_t* target = reinterpret_cast<uint32_t*>(tile.chunk(lane / 4 + 8 * half, chunk)) + lane % 4;
-      *target = round_to_pair<T>(out[chunk][2 * half] * factors[half], out[chunk][2 * half + 1] * factors[half]);
+      T* chunk = tile.chunk(lane / 4 + 8 * half, i * 4 / pairs + lane % 4 / pairs);
+      store_pair(chunk + lane % 4 % pairs * 2, out[i][2 * half] * factors[half], out[i][2 * half + 1] * factors[half]);
     }
   }
   sync_warp();
   for (int i = lane; i < attention_tile_rows * chunks; i += warp_size) {
     const int row = i / chunks, chunk = i % chunks;
-    if (row < count && chunk * 8 < columns) {
-      store_pack(x + row * stride + chunk * 8, load_pack(tile.chunk(row, chunk)));
+    if (row < count && chunk * chunk_size < columns) {
+      store_pack(x + row * stride + chunk * chunk_size, load_pack(tile.chunk(row, chunk)));
     }
   }
 }

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "csrc/attention/attention.h"
+#include "csrc/cuda/matrix_step.cuh"
 #include "csrc/cuda/numbers.cuh"
 #include "csrc/cuda/reduce.cuh"
 
@@ -71,18 +72,21 @@ __device__ __forceinline__ float shift_of(float maximum) {
   return maximum == -infinity ? 0.0f : maximum;
 }
 
-// The weights of one of a lane's two rows: exponentials rounded to T, in the layout of A's registers (a tile is one
-// half of the depth of a product). Returns the sum of the lane's own, unrounded.
+// The weights of one of a lane's two rows: exponentials rounded to T, in the layout of A's registers. Returns the sum
+// of the lane's own, unrounded.
 template <typename T, int key_tiles>
 __device__ __forceinline__ float weigh_row(
-    const float (&logits)[key_tiles][4], uint32_t (&weights)[key_tiles][2], int half, float shift) {
+    const float (&logits)[key_tiles][4],
+    uint32_t (&weights)[key_tiles][MatrixStep<T>::tile_registers],
+    int half,
+    float shift) {
   float sum = 0.0f;
 #pragma unroll
   for (int tile = 0; tile < key_tiles; ++tile) {
     const float low = exp2_approximate(logits[tile][2 * half] - shift);
     const float high = exp2_approximate(logits[tile][2 * half + 1] - shift);
     sum += low + high;
-    weights[tile][half] = round_to_pair<T>(low, high);
+    MatrixStep<T>::set_columns(weights[tile], half, low, high);
   }
   return sum;
 }
@@ -105,7 +109,7 @@ template <typename T, int full_tiles, int key_tiles>
 __device__ __forceinline__ void softmax_rows(
     const AttentionForward& a,
     float (&logits)[key_tiles][4],
-    uint32_t (&weights)[key_tiles][2],
+    uint32_t (&weights)[key_tiles][MatrixStep<T>::tile_registers],
     float (&inverse_sums)[2],
     const LaneRows& at) {
   scale_logits<full_tiles>(a, logits, at);
@@ -130,7 +134,10 @@ struct RunningSoftmax {
 // to the old ones so.
 template <typename T, int key_tiles>
 __device__ __forceinline__ void continue_softmax(
-    RunningSoftmax& rows, const float (&logits)[key_tiles][4], uint32_t (&weights)[key_tiles][2], float (&factors)[2]) {
+    RunningSoftmax& rows,
+    const float (&logits)[key_tiles][4],
+    uint32_t (&weights)[key_tiles][MatrixStep<T>::tile_registers],
+    float (&factors)[2]) {
   const float before[2] = {rows.maxima[0], rows.maxima[1]};
   raise_maxima(logits, rows.maxima);
 #pragma unroll

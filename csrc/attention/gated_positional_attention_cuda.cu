@@ -25,7 +25,11 @@ struct Cuda : AttentionCudaTensors {
 
   static void forward(const GatedPositionalAttention& a, const Tensor& like) {
     const CurrentStream stream(like);
-    if (is_half("gated_positional_attention", like)) return launch_gated_positional_attention<Half>(a, stream);
+    const bool is_half = like.scalar_type() == ScalarType::Half;
+    STD_TORCH_CHECK(
+        is_half || like.scalar_type() == ScalarType::BFloat16,
+        "gated_positional_attention: the CUDA kernel takes float16 and bfloat16");
+    if (is_half) return launch_gated_positional_attention<Half>(a, stream);
     launch_gated_positional_attention<BFloat16>(a, stream);
   }
 };

@@ -12,7 +12,7 @@ template <typename T>
 void launch_gated_positional_attention(const GatedPositionalAttention& a, Stream stream) {
   if (a.batch * a.heads * a.tokens == 0) return;
   check_attention_limits(a);
-  if (a.tokens > attention_whole_tokens) {
+  if (a.tokens > attention_whole_tokens<T>) {
     throw std::runtime_error("gated_positional_attention: the CUDA kernel takes up to 256 tokens");
   }
   if (a.head_dim <= 48) return launch_attention_forward_whole<T, 48>(a, stream);

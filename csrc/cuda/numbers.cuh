@@ -66,6 +66,16 @@ __device__ __forceinline__ uint32_t round_to_pair<BFloat16>(float low, float hig
   return pair;
 }
 
+// Two neighbours in memory, aligned to both.
+template <typename T>
+__device__ __forceinline__ void store_pair(T* pair, float first, float second) {
+  *reinterpret_cast<uint32_t*>(pair) = round_to_pair<T>(first, second);
+}
+template <>
+__device__ __forceinline__ void store_pair<float>(float* pair, float first, float second) {
+  *reinterpret_cast<float2*>(pair) = {first, second};
+}
+
 // 2^x to within 2 units in the last place; -inf gives 0.
 __device__ __forceinline__ float exp2_approximate(float x) {
   float y;

@@ -43,6 +43,20 @@ HOT_KERNELS = {
             ("keys", 128, 2, 2),
         )
     },
+    **{  # float32 of any length: 2 blocks
+        f"attention_forward_tiled_kernel<float, vitfast::AttentionForwardTiles<float, {head_dim}> >": 255
+        for head_dim in (32, 64, 96, 128)
+    },
+    **{
+        f"attention_backward_{owner}_kernel<float, "
+        f"vitfast::AttentionBackwardTiles<float, {head_dim}, {tiles}, {blocks}> >": 168 if blocks == 3 else 255
+        for owner, head_dim, tiles, blocks in (
+            ("queries", 64, 4, 3),
+            ("keys", 64, 4, 2),
+            ("queries", 128, 2, 2),
+            ("keys", 128, 2, 2),
+        )
+    },
     "mlp_kernel<vitfast::Half, 192, 8>": 255,  # ViT-Ti: a block of 8 warps
     "mlp_kernel<vitfast::BFloat16, 192, 8>": 255,
     "epilogue_gradient_kernel<vitfast::Half>": 64,  # 4 blocks of 8 warps

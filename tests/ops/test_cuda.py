@@ -38,7 +38,7 @@ def run(case: AttentionCase) -> dict[str, Tensor]:
     return {"out": out.cpu(), "lse": lse.cpu(), "logits": logits.cpu()}
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("head_dim", [32, 40, 48, 64, 80, 96, 128])
 @pytest.mark.parametrize("tokens", [1, 16, 17, 50, 101, 145, 197, 256, 257, 577])
 def test_attention_is_accurate(tokens: int, head_dim: int, dtype: torch.dtype) -> None:
@@ -51,11 +51,19 @@ def test_attention_equals_the_emulation_but_for_the_order_of_sums() -> None:
     torch.testing.assert_close(run(case)["out"], case.run()["out"], rtol=2e-3, atol=2e-4)
 
 
-def test_attention_reads_any_strides() -> None:
-    qkv = torch.randn(2, 50, 3, 3, 64, device="cuda").half()
+def test_attention_of_float32_ignores_allow_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    case = random_case(2, 3, 197, 64, torch.float32)
+    case.check(run(case))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_attention_reads_any_strides(dtype: torch.dtype) -> None:
+    qkv = torch.randn(2, 50, 3, 3, 64, device="cuda").to(dtype)
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
     expected = ops.attention(q.contiguous(), k.contiguous(), v.contiguous())
-    shifted = torch.empty(q.numel() + 1, device="cuda").half()[1:].view(q.shape).copy_(q)  # no multiple of 16 bytes
+    # from an address that is no multiple of 16 bytes
+    shifted = torch.empty(q.numel() + 1, device="cuda", dtype=dtype)[1:].view(q.shape).copy_(q)
     for other in (q, shifted, q.transpose(-1, -2).contiguous().transpose(-1, -2)):
         assert torch.equal(ops.attention(other, k, v), expected)
 
@@ -65,7 +73,7 @@ def test_attention_takes_empty_tensors(shape: tuple[int, ...]) -> None:
     assert ops.attention_packed(torch.empty(shape, device="cuda").half()).numel() == 0
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("bias_batch", [0, 1, 5])
 @pytest.mark.parametrize(
     ("tokens", "head_dim"), [(2, 64), (50, 32), (101, 48), (112, 128), (197, 64), (197, 128), (577, 64)]

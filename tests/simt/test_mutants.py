@@ -10,7 +10,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from support.simt_attention import AttentionCase, dominant_case, negative_case, random_case
+from support.simt_attention import AttentionCase, dominant_case, negative_case, positive_case, random_case
 from support.simt_attention_backward import AttentionBackwardCase, far_below_zero, random_backward
 from support.simt_mutants import Mutant, found_by, mutant
 
@@ -21,9 +21,11 @@ BACKWARD_TILED = "csrc/attention/attention_backward_tiled_kernel.cuh"
 GRADIENT = "csrc/attention/attention_gradient.cuh"
 PRODUCTS = "csrc/attention/attention_products.cuh"
 SOFTMAX = "csrc/attention/attention_softmax.cuh"
+STEP = "csrc/cuda/matrix_step.cuh"
 
 ONE_INSTANCE = ("SIMT_HEAD_DIM=64",)
 BY_TILES = (*ONE_INSTANCE, "SIMT_TILED")
+OF_FLOATS = (*ONE_INSTANCE, "SIMT_FLOAT")
 
 MUTANTS = (
     mutant("no tail mask", SOFTMAX, "const bool hidden = tile", "const bool hidden = false && tile", "results"),
@@ -63,7 +65,9 @@ MUTANTS = (
         "results",
         "pending",
     ),
-    mutant("fragment swapped", PRODUCTS, "[tile], a[row], b[0], b[1])", "[tile], a[row], b[1], b[0])", "results"),
+    mutant(
+        "fragment swapped", PRODUCTS, "first = Step::right(b[0], b[1])", "first = Step::right(b[1], b[0])", "results"
+    ),
     mutant(
         "stride of keys",
         PRODUCTS,
@@ -76,7 +80,14 @@ MUTANTS = (
     mutant(
         "copies row N", PRODUCTS, "row < count && chunk * Tile", "row <= count && chunk * Tile", "results", "address"
     ),
-    mutant("writes row N", PRODUCTS, "row < count && chunk * 8", "row <= count && chunk * 8", "address", "runtime"),
+    mutant(
+        "writes row N",
+        PRODUCTS,
+        "row < count && chunk * chunk_size",
+        "row <= count && chunk * chunk_size",
+        "address",
+        "runtime",
+    ),
     mutant(
         "one row short",
         KERNEL,
@@ -135,6 +146,44 @@ BACKWARD_TILED_MUTANTS = (
     mutant("scale of grad_q", BACKWARD_TILED, "grad_q[0], float(a.scale)", "grad_q[0], 1.0f", "results"),
 )
 
+FLOAT_MUTANTS = (
+    mutant(
+        "floats: one product in tf32",
+        STEP,
+        "    mma_m16n8k8_tf32(step, a.low, b.high);\n    mma_m16n8k8_tf32(step, a.high, b.low);\n",
+        "",
+        "results",
+    ),
+    mutant("floats: no low high", STEP, "    mma_m16n8k8_tf32(step, a.low, b.high);\n", "", "results"),
+    mutant("floats: no high low", STEP, "    mma_m16n8k8_tf32(step, a.high, b.low);\n", "", "results"),
+    mutant(
+        "floats: sums cut off",
+        STEP,
+        "    float step[4] = {};\n",
+        "    float step[4] = {d[0], d[1], d[2], d[3]};\n    for (float& sum : d) sum = 0.0f;\n",
+        "results",
+    ),
+    mutant("floats: columns in A's order", PRODUCTS, "chunk(lane % 4 * 2 + 1,", "chunk(lane % 4 * 2,", "results"),
+    mutant("floats: tiles stay", PRODUCTS, "a_tiles[row][i / 4 + 1][i % 4];", "a_tiles[row][i / 4][i % 4];", "results"),
+    mutant(
+        "floats: stride of values",
+        PRODUCTS,
+        "place = tile * 8 * head_dim",
+        "place = tile * 8 * (head_dim + 8)",
+        "results",
+        "address",
+        "pending",
+    ),
+    mutant("floats: no barrier", TILED, "sync_threads();  // the tile", "// the tile", "results", "race"),
+    mutant("floats: early read", TILED, "    wait_for_copies<0>();", "    wait_for_copies<1>();", "pending"),
+    mutant("floats: no sync_warp", TILED, "sync_warp();  // every lane", "// every lane", "race"),
+)
+
+
+def float_cases() -> list[AttentionCase]:
+    """Calls on which every mutant of the products of floats shows."""
+    return [random_case(1, 2, 197, 64, torch.float32), positive_case(300, 64)]
+
 
 def cases() -> list[AttentionCase]:
     """Calls on which every mutant of the forward shows."""
@@ -192,3 +241,13 @@ def test_a_fault_planted_in_the_forward_by_tiles_is_found(planted: Mutant) -> No
 @pytest.mark.parametrize("planted", BACKWARD_TILED_MUTANTS, ids=lambda planted: planted.name)
 def test_a_fault_planted_in_the_backward_by_tiles_is_found(planted: Mutant) -> None:
     assert found_by("attention_backward", backward_cases(), planted.plant(), BY_TILES) == planted.found_by
+
+
+def test_the_kernel_of_floats_itself_passes() -> None:
+    assert found_by("attention", float_cases(), {}, OF_FLOATS) == frozenset()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("planted", FLOAT_MUTANTS, ids=lambda planted: planted.name)
+def test_a_fault_planted_in_the_products_of_floats_is_found(planted: Mutant) -> None:
+    assert found_by("attention", float_cases(), planted.plant(), OF_FLOATS) == planted.found_by

@@ -17,7 +17,7 @@ class AttentionCase:
     """One call.
 
     Attributes:
-        qkv: ``[B, N, 3, H, D]``, float16 or bfloat16.
+        qkv: ``[B, N, 3, H, D]``, float16, bfloat16 or float32.
         bias: ``[B or 1, H, N, N]`` or None.
         scale: factor of the logits; None: ``D ** -0.5``.
         packed: give the kernel qkv itself, rather than three tensors ``[B, H, N, D]``.
@@ -101,4 +101,11 @@ def dominant_case(tokens: int, head_dim: int, dtype: torch.dtype = torch.float16
     """The last key gets nearly all the weight: a wrong last column cannot hide."""
     qkv = torch.randn(2, tokens, 3, 1, head_dim)
     qkv[:, -1, 1] = qkv[:, :, 0].mean(1).sign() * 4.0
+    return AttentionCase(qkv.to(dtype))
+
+
+def positive_case(tokens: int, head_dim: int, dtype: torch.dtype = torch.float32) -> AttentionCase:
+    """All values are about 4: sums over keys that are cut off rather than rounded shrink."""
+    qkv = torch.randn(2, tokens, 3, 1, head_dim)
+    qkv[:, :, 2] = qkv[:, :, 2] * 0.1 + 4.0
     return AttentionCase(qkv.to(dtype))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from support import plain, simt
+from support.simt_attention import AttentionCase
 from support.tolerance import BACKWARD_FACTOR, assert_as_accurate
 
 
@@ -17,7 +18,7 @@ class AttentionBackwardCase:
     """One call.
 
     Attributes:
-        qkv: ``[B, N, 3, H, D]``, float16 or bfloat16.
+        qkv: ``[B, N, 3, H, D]``, float16, bfloat16 or float32.
         grad_out: ``[B, N, H, D]``.
         bias: ``[B or 1, H, N, N]`` or None.
         grad_logits: ``[B, H, N, N]`` or None.
@@ -86,7 +87,14 @@ class AttentionBackwardCase:
         return self.qkv.shape[-1] ** -0.5 if self.scale is None else self.scale
 
     def _forward(self) -> tuple[Tensor, Tensor]:
-        """What the forward would have kept: out in the inputs' type, lse in float32; zero in masked rows."""
+        """What the forward would have kept: out in the inputs' type, lse in float32; zero in masked rows.
+
+        For float32 it is the kernel's own, of which the backward recomputes the very logits: where large ones differ in
+        their last bits, a row's gradients no longer cancel.
+        """
+        if self.qkv.dtype == torch.float32:
+            results = AttentionCase(self.qkv, self.bias, self.scale).run()
+            return results["out"], results["lse"]
         bias = None if self.bias is None else self.bias.double()
         out, logits = plain.attention_packed(self.qkv.double(), bias=bias, scale=self.scale, return_logits=True)
         lse = logits.logsumexp(-1)

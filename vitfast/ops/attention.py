@@ -21,7 +21,7 @@ from vitfast.ops.library import has_kernel
 
 MAX_HEAD_DIM = 128
 HEAD_DIM_MULTIPLE = 8
-CUDA_DTYPES = (torch.float16, torch.bfloat16)
+CUDA_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 CUDA_MAX_TOKENS = 32768
 CUDA_SHARED_BYTES = 160 * 1024  # what its largest instance needs: A100 and H100 have it, consumer cards do not
 
@@ -61,8 +61,9 @@ def attention(
     """Computes ``softmax(scale * q kᵀ + bias) v`` (Vaswani et al., 2017).
 
     The kernels take head dimensions up to 128 that are multiples of 8; others, and dropout, run on torch's operators (a
-    head dimension is reported once, by a warning). On CUDA they take float16 and bfloat16 and up to 32768 tokens; all
-    else runs on torch's operators.
+    head dimension is reported once, by a warning). On CUDA they take float32, float16 and bfloat16 and up to 32768
+    tokens; all else runs on torch's operators. Float32 is as accurate as plain float32 whatever
+    ``torch.backends.cuda.matmul.allow_tf32`` says; an infinite element of q, k or v makes NaN there.
 
     Args:
         q: ``[B, H, N, D]``, float32, bfloat16, float16 or float64.

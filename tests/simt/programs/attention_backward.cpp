@@ -51,9 +51,15 @@ void run(simt_test::Program& program) {
 
 int main(int argc, char** argv) {
   simt_test::Program program(argc, argv);
-  if (program.text("type") == "float16") run<vitfast::Half>(program);
-#if !defined(SIMT_HEAD_DIM)  // which means: one type and one head dimension, quick to compile, for mutants
-  if (program.text("type") == "bfloat16") run<vitfast::BFloat16>(program);
+#if !defined(SIMT_HEAD_DIM)
+  const std::string type = program.text("type");
+  if (type == "float16") run<vitfast::Half>(program);
+  if (type == "bfloat16") run<vitfast::BFloat16>(program);
+  if (type == "float32") run<float>(program);
+#elif defined(SIMT_FLOAT)  // one type and one head dimension, quick to compile, for mutants
+  run<float>(program);
+#else
+  run<vitfast::Half>(program);
 #endif
 #if !defined(__CUDACC__)
   *program.output<uint64_t>("bank_conflicts", 1) = simt::bank_conflicts();

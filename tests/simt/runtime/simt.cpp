@@ -352,14 +352,13 @@ void note_warp_read(const void* address, size_t bytes) {
   race::warp_read(address, bytes);
 }
 
-void count_bank_conflicts(const void* const* rows) {
-  int users[8] = {};
-  for (int i = 0; i < 8; ++i) {
-    bool repeated = false;
-    for (int j = 0; j < i; ++j) repeated = repeated || rows[j] == rows[i];
-    if (!repeated) ++users[reinterpret_cast<uintptr_t>(rows[i]) / 16 % 8];
+void count_bank_conflicts(const void* const* places, int count, size_t bytes) {
+  int users[warp_size] = {};
+  for (int i = 0; i < count; ++i) {
+    const bool repeated = std::find(places, places + i, places[i]) != places + i;
+    if (!repeated) ++users[reinterpret_cast<uintptr_t>(places[i]) / bytes % size_t(count)];
   }
-  conflicts += uint64_t(*std::max_element(users, users + 8) - 1);
+  conflicts += uint64_t(*std::max_element(users, users + count) - 1);
 }
 
 uint64_t bank_conflicts() {

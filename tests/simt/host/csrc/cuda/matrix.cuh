@@ -2,6 +2,8 @@
 
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -22,7 +24,7 @@ void ldmatrix_x4_of_warp(void* const* slots) {
   for (int lane = 0; lane < 32; ++lane) rows[lane] = static_cast<const LdmatrixSlot*>(slots[lane])->row;
   for (int m = 0; m < 4; ++m) {
     uint16_t matrix[8][8];
-    simt::count_bank_conflicts(rows + 8 * m);
+    simt::count_bank_conflicts(rows + 8 * m, 8, 16);
     for (int row = 0; row < 8; ++row) {
       simt::note_warp_read(rows[8 * m + row], 16);
       std::memcpy(matrix[row], rows[8 * m + row], 16);
@@ -42,6 +44,22 @@ void ldmatrix_x4(uint32_t (&registers)[4], const void* row, simt::Site site) {
     simt::fail(site, "ldmatrix from an address that is no multiple of 16");
   LdmatrixSlot slot{row, registers};
   simt::with_warp(ldmatrix_x4_of_warp<transposed>, &slot, site);
+}
+
+struct ElementSlot {
+  const float* element;
+  float value;
+};
+
+inline void load_element_of_warp(void* const* slots) {
+  const void* elements[32];
+  for (int lane = 0; lane < 32; ++lane) {
+    ElementSlot& slot = *static_cast<ElementSlot*>(slots[lane]);
+    elements[lane] = slot.element;
+    simt::note_warp_read(slot.element, sizeof(float));
+    slot.value = *slot.element;
+  }
+  simt::count_bank_conflicts(elements, 32, sizeof(float));
 }
 
 // The element in the lower or upper half of a register.
@@ -91,6 +109,45 @@ void mma_of_warp(void* const* slots) {
   }
 }
 
+// The sum of float addends as the unit has been measured to compute it (csrc/cuda/matrix_step.cuh): all are cut off at
+// one bit below the last one of the largest, and so is their sum at its own last bit.
+inline float cut_off_sum(const double* addends, int count) {
+  int exponent = 0;
+  for (int i = 0; i < count; ++i) exponent = std::max(exponent, int(bits_of(addends[i]) >> 52 & 0x7ff));
+  double sum = 0.0;
+  if (exponent == 0 || exponent == 0x7ff) {  // all of them are zero, or one is no number
+    for (int i = 0; i < count; ++i) sum += addends[i];
+    return float(sum);
+  }
+  const double unit = std::ldexp(1.0, exponent - 1023 - 24), per_unit = 1.0 / unit;
+  for (int i = 0; i < count; ++i) sum += std::trunc(addends[i] * per_unit) * unit;
+  const float rounded = float(sum);
+  return std::fabs(double(rounded)) > std::fabs(sum) ? std::nextafter(rounded, 0.0f) : rounded;
+}
+
+inline void mma_tf32_of_warp(void* const* slots) {
+  constexpr int depth = 8;
+  double a[16][depth], b[depth][8];
+  // of an element the lower 13 bits are not read
+  const auto element = [](uint32_t bits) { return double(from_bits(bits & ~0x1fffu)); };
+  for (int lane = 0; lane < 32; ++lane) {
+    const MmaSlot& slot = *static_cast<const MmaSlot*>(slots[lane]);
+    const int g = lane / 4, t = lane % 4;
+    for (int i = 0; i < 4; ++i) a[g + 8 * (i % 2)][t + 4 * (i / 2)] = element(slot.a[i]);
+    for (int i = 0; i < 2; ++i) b[t + 4 * i][g] = element(slot.b[i]);
+  }
+  for (int lane = 0; lane < 32; ++lane) {
+    float* d = static_cast<float*>(static_cast<const MmaSlot*>(slots[lane])->d);
+    for (int i = 0; i < 4; ++i) {
+      const int row = lane / 4 + 8 * (i / 2), column = 2 * (lane % 4) + i % 2;
+      double addends[depth + 1];
+      for (int k = 0; k < depth; ++k) addends[k] = a[row][k] * b[k][column];
+      addends[depth] = d[i];
+      d[i] = cut_off_sum(addends, depth + 1);
+    }
+  }
+}
+
 inline void mma_half_sums_of_warp(void* const* slots) {
   const Operands<Half> operands(slots);
   for (int lane = 0; lane < 32; ++lane) {
@@ -115,11 +172,23 @@ inline void ldmatrix_x4_transposed(uint32_t (&registers)[4], const void* row, si
   host::ldmatrix_x4<true>(registers, row, site);
 }
 
+inline float load_element(const float* element, simt::Site site = simt::Site::here()) {
+  host::ElementSlot slot{element, 0.0f};
+  simt::with_warp(host::load_element_of_warp, &slot, site);
+  return slot.value;
+}
+
 template <typename T>
 inline void mma_m16n8k16(
     float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, simt::Site site = simt::Site::here()) {
   host::MmaSlot slot{d, a, {b0, b1}};
   simt::with_warp(host::mma_of_warp<T>, &slot, site);
+}
+
+inline void mma_m16n8k8_tf32(
+    float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], simt::Site site = simt::Site::here()) {
+  host::MmaSlot slot{d, a, {b[0], b[1]}};
+  simt::with_warp(host::mma_tf32_of_warp, &slot, site);
 }
 
 inline void mma_m16n8k16_half_sums(

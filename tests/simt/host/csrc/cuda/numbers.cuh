@@ -70,6 +70,12 @@ inline uint32_t round_to_pair(float low, float high) {
   return uint32_t(round_to<T>(low).bits) | uint32_t(round_to<T>(high).bits) << 16;
 }
 
+template <typename T>
+inline void store_pair(T* pair, float first, float second) {
+  pair[0] = round_to<T>(first);
+  pair[1] = round_to<T>(second);
+}
+
 inline float exp2_approximate(float x) {
   return std::exp2(x);
 }
