@@ -170,6 +170,7 @@ struct HeadRows {
 struct PackedKernels {
   const char* name;
   bool has_bfloat16_dot;
+  int64_t rows_at_a_time;  // of a thread that takes its own images through a block
   int64_t (*linear_workspace)(const PackedLinear&, int64_t rows);
   void (*linear)(const PackedLinear&, const Rectangle&, char* workspace);
   int64_t (*mlp_workspace)(const PackedMlp&, int64_t rows);

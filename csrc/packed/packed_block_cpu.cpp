@@ -89,7 +89,7 @@ Block from_row(Block b, int64_t row, char* qkv, char* attended) {
 
 // Images that a thread takes at a time where they can be shared out evenly, else 0.
 int64_t images_at_a_time(int64_t images, int64_t tokens, int64_t threads) {
-  constexpr int64_t rows_at_a_time = 200;
+  const int64_t rows_at_a_time = packed_kernels().rows_at_a_time;
   const bool is_even = divide_up(images, threads) * threads * 20 <= images * 21;
   if (!is_even) return 0;
   const int64_t group = tokens < rows_at_a_time ? rows_at_a_time / tokens : 1, most = divide_up(images, threads);

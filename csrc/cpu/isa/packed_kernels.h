@@ -29,6 +29,7 @@ void packed_patch_embed(const PackedPatchEmbed& a, int64_t begin, int64_t end, c
 const PackedKernels packed_kernels = {
     VITFAST_PACKED_STRINGIZE(VITFAST_ISA),
     has_bfloat16_dot,
+    has_tiles ? 400 : 200,  // two images of 197 tokens leave fewer rows that do not fill a tile
     linear_workspace,
     packed_linear,
     mlp_workspace,
