@@ -133,9 +133,9 @@ VITFAST_INLINE void add_step(const uint32_t* a, int64_t a_stride, const uint32_t
 // Words of a panel's half and of the rows that stay in the first-level cache together.
 constexpr int64_t cached_words = 192;
 
-// How many steps a panel takes: each half of its columns.
+// How many steps a panel takes: each half of its columns. One for a panel without rows.
 inline int64_t tile_steps(int64_t rows) {
-  return 2 * divide_up(rows, amx_words);
+  return rows == 0 ? 1 : 2 * divide_up(rows, amx_words);
 }
 
 template <typename Dot, bool has_second_rows>

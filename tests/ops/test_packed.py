@@ -55,6 +55,13 @@ def test_linear_with_every_tail_of_inputs(inputs: int, precision: str) -> None:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
+def test_linear_without_inputs_is_its_bias(precision: str) -> None:
+    packed, bias = OPS.pack_weight(torch.zeros(65, 0), precision), draw(65)
+    out = OPS.packed_linear(torch.zeros(40, 0), packed, bias, 65, precision, "none", None, None)
+    assert torch.equal(out, bias.expand(40, 65))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("outputs", [1, 15, 17, 63, 128, 1000])
 def test_linear_with_every_tail_of_outputs(outputs: int, precision: str) -> None:
     check_linear(8, 40, outputs, precision, "none", with_all=True)
