@@ -179,7 +179,7 @@ __device__ __forceinline__ void store_rows(
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       T* chunk = tile.chunk(lane / 4 + 8 * half, i * 4 / pairs + lane % 4 / pairs);
-      store_pair(chunk + lane % 4 % pairs * 2, out[i][2 * half] * factors[half], out[i][2 * half + 1] * factors[half]);
+      store_pair(chunk, lane % 4 % pairs, out[i][2 * half] * factors[half], out[i][2 * half + 1] * factors[half]);
     }
   }
   sync_warp();

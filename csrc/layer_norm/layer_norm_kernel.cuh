@@ -46,6 +46,7 @@ __device__ __forceinline__ Pack<T> round_to_pack(const float (&values)[Pack<T>::
 }
 
 // The place in the row of the first element of a lane's pack; the row may end before it.
+// The kernels give it an opaque lane: places kept over the passes cost registers, and with three packs a spill (sm_80).
 template <typename T>
 __device__ __forceinline__ int pack_start(int pack, int lane) {
   return (pack * warp_size + lane) * Pack<T>::size;
@@ -89,7 +90,7 @@ template <typename T, typename W, int packs, typename Rounder>
 __global__ void __launch_bounds__(layer_norm_threads)
     layer_norm_forward_kernel(const LayerNormForward a, const LayerNormRoundings<Rounder> roundings) {
   constexpr int size = Pack<T>::size;
-  const int channels = int(a.channels), lane = lane_in_warp();
+  const int channels = int(a.channels), lane = opaque(lane_in_warp());
   const W* weight = static_cast<const W*>(a.weight);
   const W* bias = static_cast<const W*>(a.bias);
   const int64_t warps = int64_t(gridDim.x) * layer_norm_warps;
@@ -245,7 +246,7 @@ __global__ void __launch_bounds__(layer_norm_threads) layer_norm_backward_kernel
     float gradients = 0.0f, products = 0.0f;
 #pragma unroll
     for (int p = 0; p < packs; ++p) {
-      const int start = pack_start<T>(p, lane);
+      const int start = pack_start<T>(p, opaque(lane));
       if (start >= channels) continue;
       load_floats(normalized[p], static_cast<const T*>(a.x) + row * channels + start);
       load_floats(gradient[p], static_cast<const T*>(a.grad_y) + row * channels + start);
@@ -265,7 +266,7 @@ __global__ void __launch_bounds__(layer_norm_threads) layer_norm_backward_kernel
     const float slope = sum_over<warp_size>(products) / float(channels);
 #pragma unroll
     for (int p = 0; p < packs; ++p) {
-      const int start = pack_start<T>(p, lane);
+      const int start = pack_start<T>(p, opaque(lane));
       if (start >= channels) continue;
 #pragma unroll
       for (int i = 0; i < size; ++i) gradient[p][i] = rstd * (gradient[p][i] - average - normalized[p][i] * slope);

@@ -1,4 +1,4 @@
-"""The CUDA kernel of ConViT's gated positional attention, run on the host."""
+"""The CUDA kernel of ConViT's gated positional attention, run on the host, and faults planted in what is its own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import torch
 
 from support.simt import SimtError
 from support.simt_attention import AttentionCase
-from support.simt_gated_attention import last_key_gated, random_gated
+from support.simt_gated_attention import GatedAttentionCase, last_key_gated, random_gated
+from support.simt_mutants import Mutant, found_by, mutant
 
 LENGTHS = (
     1,
@@ -108,3 +109,54 @@ def test_shared_memory_is_read_without_bank_conflicts(head_dim: int) -> None:
 def test_longer_sequences_are_refused(tokens: int) -> None:
     with pytest.raises(SimtError, match="takes up to 256 tokens"):
         random_gated(1, 1, tokens, 48).run()
+
+
+# what the kernel shares with attention is held by test_mutants.py
+SOFTMAX = "csrc/attention/gated_positional_softmax.cuh"
+ONE_INSTANCE = ("SIMT_HEAD_DIM=48",)
+
+MUTANTS = (
+    mutant("position of another head", SOFTMAX, "% unsigned(a.heads);", "% 1u;", "results"),
+    mutant(
+        "position of another row",
+        SOFTMAX,
+        "row * a.position_row_stride",
+        "at.row[0] * a.position_row_stride",
+        "results",
+        "address",
+    ),
+    mutant(
+        "reads row N",
+        SOFTMAX,
+        "at.row[half] < tokens ? at.row[half] : tokens - 1",
+        "at.row[half]",
+        "address",
+        "uninitialized",
+    ),
+    mutant("position of another column", SOFTMAX, "row_stride + at.column", "row_stride", "results"),
+    mutant("no tail", SOFTMAX, "tile < full_tiles || left > 1", "true", "results", "address"),
+    mutant("pair beyond the last column", SOFTMAX, "left > 1", "left > 0", "results", "address"),
+    mutant("no last column", SOFTMAX, "} else if (left == 1) {", "} else if (false) {", "results"),
+    mutant("halves of a pair swapped", SOFTMAX, "T{uint16_t(pair)}", "T{uint16_t(pair >> 16)}", "results"),
+    mutant("not times the sum", SOFTMAX, "positional = gate * sum", "positional = gate", "results"),
+    mutant("gate of the content", SOFTMAX, "content = 1.0f - gate", "content = gate", "results"),
+    mutant("sum of a lane", SOFTMAX, "    sum = sum_over<4>(sum);\n", "", "results"),
+    mutant("maximum of a lane", SOFTMAX, "    maximum = maximum_over<4>(maximum);\n", "", "results"),
+    mutant("logits not scaled", SOFTMAX, "  scale_logits<full_tiles>(a, logits, at);\n", "", "results"),
+)
+
+
+def cases() -> list[GatedAttentionCase]:
+    """Calls on which every mutant shows."""
+    return [random_gated(2, 2, 49, 48), last_key_gated(49, 48), random_gated(1, 2, 196, 48)]
+
+
+def test_the_kernel_itself_passes() -> None:
+    assert found_by("gated_positional_attention", cases(), {}, ONE_INSTANCE) == frozenset()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("planted", MUTANTS, ids=lambda planted: planted.name)
+def test_a_planted_fault_is_found(planted: Mutant) -> None:
+    found = found_by("gated_positional_attention", cases(), planted.plant(), ONE_INSTANCE)
+    assert found == planted.found_by

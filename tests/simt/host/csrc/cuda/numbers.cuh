@@ -71,9 +71,9 @@ inline uint32_t round_to_pair(float low, float high) {
 }
 
 template <typename T>
-inline void store_pair(T* pair, float first, float second) {
-  pair[0] = round_to<T>(first);
-  pair[1] = round_to<T>(second);
+inline void store_pair(T* x, int pair, float first, float second) {
+  x[2 * pair] = round_to<T>(first);
+  x[2 * pair + 1] = round_to<T>(second);
 }
 
 inline float exp2_approximate(float x) {
