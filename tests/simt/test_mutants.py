@@ -109,10 +109,20 @@ MUTANTS = (
 BACKWARD_MUTANTS = (
     mutant("keys behind the last", GRADIENT, "weight = key < tokens ?", "weight = true ?", "results"),
     mutant("no D", GRADIENT, "(slope - dot)", "slope", "results"),
-    mutant("no barrier in a round", BACKWARD, "sync_threads();  // also parts", "// also parts", "results", "race"),
+    mutant(
+        "no barrier in a round",
+        BACKWARD,
+        "sync_threads();  // also parts",
+        "// also parts",
+        "results",
+        "race",
+        "uninitialized",
+    ),
     mutant("one buffer", BACKWARD, "turn ^= 1", "turn = 0", "race"),
-    mutant("no barrier at the end", BACKWARD, "sync_threads();  // every warp has", "// every warp has", "race"),
-    mutant("rows read before their copy", BACKWARD, "  wait_for_copies<0>();", "", "results", "pending"),
+    mutant(
+        "no barrier at the end", BACKWARD, "sync_threads();  // every warp has", "// every warp has", "results", "race"
+    ),
+    mutant("rows read before their copy", BACKWARD, "  wait_for_copies<0>();", "", "pending"),
     mutant("scale of grad_k", BACKWARD, "k_factors[2] = {float(a.scale),", "k_factors[2] = {1.0f,", "results"),
     mutant("halves of dS", BACKWARD, "2 * row_tile + lane / 8 % 2", "2 * row_tile + lane / 8 % 2 ^ 1", "results"),
 )
