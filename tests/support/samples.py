@@ -8,6 +8,7 @@ Shapes: B batch, N tokens, C channels, H heads, D head dimension, F hidden width
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from typing import Any
@@ -140,6 +141,12 @@ def _gated_arguments(make: Make, sizes: tuple[int, int, int, int], spread: float
     }
 
 
+def _gated_cancelling_terms(sizes: tuple[int, int, int, int]) -> int:
+    """The gate's gradient is a sum over images, tokens and channels, whose errors add up like steps of either sign."""
+    b, _, n, d = sizes
+    return _cancelling_terms(sizes) + 2 * math.isqrt(b * n * d)
+
+
 def gated_samples(make: Make) -> list[Sample]:
     """Calls of gated_positional_attention: ConViT's sizes, and the edges."""
     # name: sizes [B, H, N, D], options, spread of q, k and v
@@ -161,7 +168,7 @@ def gated_samples(make: Make) -> list[Sample]:
         "no_heads": ((2, 0, 4, 32), {}, 1.0),
     }
     return [
-        Sample(name, {**_gated_arguments(make, sizes, spread), **options}, _cancelling_terms(sizes))
+        Sample(name, {**_gated_arguments(make, sizes, spread), **options}, _gated_cancelling_terms(sizes))
         for name, (sizes, options, spread) in table.items()
     ]
 
@@ -170,7 +177,7 @@ def draw_gated(draw: random.Random, make: Make) -> Sample:
     """Draws a call of gated_positional_attention."""
     sizes = draw_attention_sizes(draw, 600_000)
     arguments = _gated_arguments(make, sizes, draw.choice([0.1, 1.0, 2.0]))
-    return Sample("drawn", {**arguments, "scale": draw.choice([None, 0.125, 1.0])}, _cancelling_terms(sizes))
+    return Sample("drawn", {**arguments, "scale": draw.choice([None, 0.125, 1.0])}, _gated_cancelling_terms(sizes))
 
 
 def misshape_gated(sample: Sample) -> list[tuple[str, Sample]]:
