@@ -5,6 +5,7 @@
 #include <array>
 
 #include "csrc/cpu/tensors.h"
+#include "csrc/mlp/mlp_tensors.h"
 
 namespace vitfast {
 namespace {
@@ -51,16 +52,6 @@ std::vector<int64_t> with_last(const Tensor& x, int64_t last) {
   return sizes;
 }
 
-void check_weights(const Tensor& x, const Tensor& fc1_weight, const Tensor& fc2_weight) {
-  check_tensor("mlp", "x", x);
-  STD_TORCH_CHECK(x.dim() > 0, "mlp: x must have at least one dimension");
-  check_same_type("mlp", "fc1_weight", fc1_weight, x);
-  check_same_type("mlp", "fc2_weight", fc2_weight, x);
-  STD_TORCH_CHECK(fc1_weight.dim() == 2 && fc2_weight.dim() == 2, "mlp: the weights must have two dimensions");
-  check_sizes("mlp", "fc1_weight", fc1_weight, {fc1_weight.size(0), x.size(-1)});
-  check_sizes("mlp", "fc2_weight", fc2_weight, {fc2_weight.size(0), fc1_weight.size(0)});
-}
-
 constexpr int64_t gelu_work = 16;  // a GELU costs about as much as moving this many elements
 
 std::tuple<Tensor, std::optional<Tensor>, std::optional<Tensor>> mlp_forward(
@@ -72,7 +63,7 @@ std::tuple<Tensor, std::optional<Tensor>, std::optional<Tensor>> mlp_forward(
     const std::optional<Tensor>& residual,  // [..., C_out]
     std::string approximate,
     bool save_for_backward) {
-  check_weights(x, fc1_weight, fc2_weight);
+  check_mlp_weights(x, fc1_weight, fc2_weight);
   const bool tanh = is_tanh(approximate);
   const Tensor pre_activation = as_contiguous(linear(x, fc1_weight, fc1_bias));
   const bool is_narrow = type_of(x) == Type::bfloat16 || type_of(x) == Type::float16;
@@ -108,7 +99,7 @@ std::tuple<Tensor, Tensor, std::optional<Tensor>, Tensor, std::optional<Tensor>>
     std::string approximate,
     bool has_fc1_bias,
     bool has_fc2_bias) {
-  check_weights(x, fc1_weight, fc2_weight);
+  check_mlp_weights(x, fc1_weight, fc2_weight);
   check_same_type("mlp_backward", "grad_out", grad_out, x);
   check_same_type("mlp_backward", "pre_activation", pre_activation, x);
   check_sizes("mlp_backward", "grad_out", grad_out, with_last(x, fc2_weight.size(0)));

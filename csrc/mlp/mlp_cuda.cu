@@ -5,6 +5,7 @@
 #include "csrc/common/tensors.h"
 #include "csrc/cuda/current_stream.cuh"
 #include "csrc/mlp/mlp_launch.cuh"
+#include "csrc/mlp/mlp_tensors.h"
 #include "csrc/products/products_cuda.h"
 
 namespace vitfast {
@@ -84,16 +85,10 @@ Tensor forward_on_chip(
 }
 
 void check_weights(const Tensor& x, const Tensor& fc1_weight, const Tensor& fc2_weight) {
-  const char* op = "mlp";
   const ScalarType type = x.scalar_type();
   STD_TORCH_CHECK(
-      type == ScalarType::Half || type == ScalarType::BFloat16, op, ": the CUDA kernels take float16 and bfloat16");
-  STD_TORCH_CHECK(x.dim() > 0, op, ": x must have at least one dimension");
-  check_same_type(op, "fc1_weight", fc1_weight, x);
-  check_same_type(op, "fc2_weight", fc2_weight, x);
-  STD_TORCH_CHECK(fc1_weight.dim() == 2 && fc2_weight.dim() == 2, op, ": the weights must have two dimensions");
-  check_sizes(op, "fc1_weight", fc1_weight, {fc1_weight.size(0), x.size(-1)});
-  check_sizes(op, "fc2_weight", fc2_weight, {fc2_weight.size(0), fc1_weight.size(0)});
+      type == ScalarType::Half || type == ScalarType::BFloat16, "mlp: the CUDA kernels take float16 and bfloat16");
+  check_mlp_weights(x, fc1_weight, fc2_weight);
 }
 
 Saved mlp_forward(

@@ -16,8 +16,7 @@
 
 #if defined(__AMX_BF16__)
 
-#include "csrc/cpu/matrix.h"
-#include "csrc/packed/attention_softmax.h"
+#include "csrc/packed/attention_products.h"
 #include "csrc/packed/packed_linear.h"
 
 namespace vitfast::VITFAST_ISA {
@@ -176,8 +175,8 @@ class TiledHead {
         const BFloat16* v = q + 2 * channels + token * stride;
         uint32_t* target = s.values + chunk * 2 * s.steps * tile_words + i * amx_words;
         for (int64_t tile = 0; tile < 2 * s.steps; ++tile) {
-          const Words low = token < tokens ? load_halves(v + tile * amx_words) : Words{};
-          const Words high = token + 1 < tokens ? load_halves(v + stride + tile * amx_words) : Words{};
+          const Words low = token < tokens ? load_bits(v + tile * amx_words, amx_words) : Words{};
+          const Words high = token + 1 < tokens ? load_bits(v + stride + tile * amx_words, amx_words) : Words{};
           const Words pairs = low | high << 16;
           std::memcpy(target + tile * tile_words, &pairs, sizeof(pairs));
         }
@@ -192,12 +191,6 @@ class TiledHead {
     uint32_t mask = 0;
     for (int64_t i = 0; i < chunk_tokens; ++i) mask |= (tokens >> token_of_weight(i) & 1) << i;
     return mask;
-  }
-
-  static VITFAST_INLINE Words load_halves(const BFloat16* p) {
-    Halves halves;
-    std::memcpy(&halves, p, sizeof(halves));
-    return __builtin_convertvector(halves, Words);
   }
 
   void load_queries(const TileBlock& block) const {

@@ -48,15 +48,6 @@ struct BFloat16Attention {
           return bit_cast<Integers<float>>(even | odd << 16);
         });
   }
-  static VITFAST_INLINE Words load_bits(const BFloat16* p, int64_t count) {
-    Halves halves{};
-    if (count == width<float>) {
-      std::memcpy(&halves, p, sizeof(halves));
-    } else {
-      std::memcpy(&halves, p, size_t(count) * sizeof(BFloat16));
-    }
-    return __builtin_convertvector(halves, Words);
-  }
 };
 #endif
 

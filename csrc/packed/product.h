@@ -158,6 +158,11 @@ void multiply_panel(
                                             : weight.group(panel + 1, groups.begin);
     const uint32_t* words = a.words + operand_words(precision, (g - groups.begin) * size);
     meanwhile.next_line = next;
+    if constexpr (uses_tiles<precision>) {
+      const int64_t steps = tile_steps(b.rows);
+      meanwhile.rows_a_step = divide_up(at_once, steps);
+      meanwhile.lines_a_step = next == nullptr ? 0 : divide_up(group_bytes(precision, depth), 64 * tiles * steps);
+    }
     for (int64_t t = 0; t < tiles; ++t) {
       // tiles of nearly the same height; those of AMX are whole but for the last
       const int64_t row = uses_tiles<precision> ? t * at_once : t * rows / tiles;
@@ -165,9 +170,6 @@ void multiply_panel(
       const int64_t end = next_row < rows ? next_row : rows;
       float* const sums = scratch.tile + meanwhile.buffer * tile_size<Dot>;
       if constexpr (uses_tiles<precision>) {
-        const int64_t steps = tile_steps(b.rows);
-        meanwhile.rows_a_step = divide_up(at_once, steps);
-        meanwhile.lines_a_step = next == nullptr ? 0 : divide_up(group_bytes(precision, depth), 64 * tiles * steps);
         multiply_by_tiles<Dot>(end - row, words + row * a.stride, a.stride, b, sums, meanwhile);
         meanwhile.finish_until(at_once);
       } else {
