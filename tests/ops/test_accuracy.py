@@ -10,7 +10,7 @@ import torch
 from support.accuracy import as_tuple, assert_accurate, assert_same_bits, cancelled_magnitude, cotangents, run
 from support.operators import FLOATS, OPERATORS, Operator
 from support.sample import Make
-from support.shapes import ALL_LAYOUTS, LAYOUTS, in_layout
+from support.shapes import ALL_LAYOUTS, LAYOUTS
 from support.tolerance import BACKWARD_FACTOR, assert_as_accurate
 
 
@@ -33,9 +33,9 @@ def test_any_memory_layout_of_any_argument(operator: Operator, layout: str) -> N
         for sample in operator.samples(Make(dtype)):
             if sample.numel > 60_000:
                 continue
-            assert_accurate(operator, sample.map(lambda tensor: in_layout(tensor, layout)))
+            assert_accurate(operator, sample.map(lambda tensor: operator.in_layout(tensor, layout)))
             for name, tensor in sample.tensors.items():
-                assert_accurate(operator, sample.replace(**{name: in_layout(tensor, layout)}))
+                assert_accurate(operator, sample.replace(**{name: operator.in_layout(tensor, layout)}))
 
 
 @pytest.mark.parametrize("operator", OPERATORS, ids=str)
@@ -44,7 +44,7 @@ def test_an_expanded_argument_gives_what_its_copy_gives(operator: Operator) -> N
         if sample.numel > 60_000:
             continue
         for name, tensor in sample.tensors.items():
-            expanded = in_layout(tensor, "expanded")
+            expanded = operator.in_layout(tensor, "expanded")
             results, gradients = run(operator.public, sample.replace(**{name: expanded}))
             of_copy, gradients_of_copy = run(operator.public, sample.replace(**{name: expanded.contiguous()}))
             torch.testing.assert_close(results, of_copy)
@@ -57,7 +57,9 @@ def test_any_memory_layout_of_the_incoming_gradient(operator: Operator, layout: 
     for sample in operator.samples(Make()):
         if sample.numel > 60_000:
             continue
-        grads = tuple(in_layout(grad, layout) for grad in cotangents(as_tuple(operator.public(**sample.arguments))))
+        grads = tuple(
+            operator.in_layout(grad, layout) for grad in cotangents(as_tuple(operator.public(**sample.arguments)))
+        )
         _, gradients = run(operator.public, sample, grads)
         _, expected = run(operator.public, sample, tuple(grad.contiguous() for grad in grads))
         for name, gradient in gradients.items():

@@ -14,7 +14,7 @@ from support.fuzz_seed import fuzz_seed
 from support.invalid import assert_refused, invalid_calls
 from support.operators import FLOATS, OPERATORS, Operator
 from support.sample import Make
-from support.shapes import LAYOUTS, in_layout
+from support.shapes import LAYOUTS
 
 CASES = 500
 CASES_A_TEST = 100
@@ -43,5 +43,5 @@ def _run_case(operator: Operator, draw: random.Random) -> None:
     if draw.random() < 0.5:
         chosen = {name for name in sample.tensors if draw.random() < 0.5}
         layout = draw.choice(list(LAYOUTS))
-        sample = sample.replace(**{name: in_layout(sample.tensors[name], layout) for name in chosen})
+        sample = sample.replace(**{name: operator.in_layout(sample.tensors[name], layout) for name in chosen})
     assert_accurate(operator, sample)

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from support import plain, samples
 from support.sample import Make, Sample
+from support.shapes import in_layout
 from vitfast import ops
 from vitfast.ops.library import has_kernel
 
@@ -55,6 +57,14 @@ class Operator:
     def is_compiled(self) -> bool:
         """True where vitfast's kernel runs on the CPU, rather than torch's operators."""
         return has_kernel(self.kernel, "cpu")
+
+    def in_layout(self, tensor: Tensor, layout: str) -> Tensor:
+        """The tensor in another memory layout, NaN between its elements where the kernel must not read.
+
+        torch's products of bfloat16 by AMX (oneDNN, torch 2.13 to 2.15) read one element past a row of odd length, and
+        multiply it by zero.
+        """
+        return in_layout(tensor, layout, around=0.0 if self.uses_torch_products else torch.nan)
 
     def __str__(self) -> str:
         return self.name

@@ -47,54 +47,54 @@ def draw_leading_shape(draw: random.Random, budget: int) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def _transposed(tensor: Tensor) -> Tensor:
+def _transposed(tensor: Tensor, _: float) -> Tensor:
     """The last two dimensions swapped in memory."""
     return tensor.transpose(-2, -1).contiguous().transpose(-2, -1) if tensor.dim() >= 2 else tensor
 
 
-def _reversed_dimensions(tensor: Tensor) -> Tensor:
+def _reversed_dimensions(tensor: Tensor, _: float) -> Tensor:
     """Column-major memory."""
     order = tuple(reversed(range(tensor.dim())))
     return tensor.permute(order).contiguous().permute(order)
 
 
-def _heads_last(tensor: Tensor) -> Tensor:
+def _heads_last(tensor: Tensor, _: float) -> Tensor:
     """Dimension 1 innermost, as channels_last has it."""
     return tensor.movedim(1, -1).contiguous().movedim(-1, 1) if tensor.dim() >= 3 else tensor
 
 
-def _every_second(tensor: Tensor) -> Tensor:
+def _every_second(tensor: Tensor, around: float) -> Tensor:
     """A stride of two in the last dimension."""
-    wide = torch.full((*tensor.shape[:-1], 2 * tensor.shape[-1]), torch.nan, dtype=tensor.dtype)
+    wide = torch.full((*tensor.shape[:-1], 2 * tensor.shape[-1]), around, dtype=tensor.dtype)
     wide[..., ::2] = tensor
     return wide[..., ::2]
 
 
-def _padded_rows(tensor: Tensor) -> Tensor:
+def _padded_rows(tensor: Tensor, around: float) -> Tensor:
     """Rows further apart than they are long, as a slice of a wider tensor has them."""
-    wide = torch.full((*tensor.shape[:-1], tensor.shape[-1] + 3), torch.nan, dtype=tensor.dtype)
+    wide = torch.full((*tensor.shape[:-1], tensor.shape[-1] + 3), around, dtype=tensor.dtype)
     wide[..., 1:-2] = tensor
     return wide[..., 1:-2]
 
 
-def _misaligned(tensor: Tensor) -> Tensor:
+def _misaligned(tensor: Tensor, around: float) -> Tensor:
     """Contiguous, but starting one element into its storage."""
-    flat = torch.full((tensor.numel() + 1,), torch.nan, dtype=tensor.dtype)
+    flat = torch.full((tensor.numel() + 1,), around, dtype=tensor.dtype)
     flat[1:] = tensor.reshape(-1)
     return flat[1:].view(tensor.shape)
 
 
-def _expanded(tensor: Tensor) -> Tensor:
+def _expanded(tensor: Tensor, _: float) -> Tensor:
     """A stride of zero in the first dimension: every slice equals the first one, so this changes the values."""
     return tensor[:1].expand(tensor.shape) if tensor.dim() >= 2 else tensor
 
 
-def _of_no_stride(tensor: Tensor) -> Tensor:
+def _of_no_stride(tensor: Tensor, _: float) -> Tensor:
     """A single element seen everywhere, as the gradient of a sum is; this changes the values."""
     return tensor.reshape(-1)[:1].reshape((1,) * tensor.dim()).expand(tensor.shape)
 
 
-LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+LAYOUTS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "transposed": _transposed,
     "reversed_dimensions": _reversed_dimensions,
     "heads_last": _heads_last,
@@ -103,13 +103,16 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "misaligned": _misaligned,
 }
 # these change the values
-EXPANDED_LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {"expanded": _expanded, "of_no_stride": _of_no_stride}
+EXPANDED_LAYOUTS: dict[str, Callable[[Tensor, float], Tensor]] = {"expanded": _expanded, "of_no_stride": _of_no_stride}
 ALL_LAYOUTS = {**LAYOUTS, **EXPANDED_LAYOUTS}
 
 
-def in_layout(tensor: Tensor, layout: str) -> Tensor:
-    """Returns a detached tensor of the same shape in another memory layout (for EXPANDED_LAYOUTS with other values)."""
+def in_layout(tensor: Tensor, layout: str, around: float = torch.nan) -> Tensor:
+    """Returns a detached tensor of the same shape in another memory layout (for EXPANDED_LAYOUTS with other values).
+
+    around: what stands in memory between its elements, before and after them.
+    """
     detached = tensor.detach()
     if detached.dim() == 0 or detached.numel() == 0:
         return detached.clone()
-    return ALL_LAYOUTS[layout](detached)
+    return ALL_LAYOUTS[layout](detached, around)
