@@ -88,13 +88,18 @@ STABLE_TORCH_LIBRARY(vitfast, m) {
   m.def(
       "packed_norm_linear(Tensor x, Tensor? gamma, Tensor? beta, float eps, Tensor packed, Tensor? bias, int n, str "
       "precision, str activation) -> Tensor");
-  // residual + scale * fc2(activation(fc1(layer_norm(x))))
+  // residual + scale * fc2(activation(fc1(layer_norm(x)))); without eps there is no LayerNorm
   m.def(
-      "packed_mlp(Tensor x, Tensor? gamma, Tensor? beta, float eps, Tensor fc1, Tensor? fc1_bias, int hidden, Tensor "
+      "packed_mlp(Tensor x, Tensor? gamma, Tensor? beta, float? eps, Tensor fc1, Tensor? fc1_bias, int hidden, Tensor "
       "fc2,"
-      " Tensor? fc2_bias, int n, str precision, str activation, Tensor? scale, Tensor residual) -> Tensor");
+      " Tensor? fc2_bias, int n, str precision, str activation, Tensor? scale, Tensor? residual) -> Tensor");
   // qkv [B, N, 3, H, D] -> [B, N, H, D], float32
   m.def("packed_attention(Tensor qkv, float scale, str precision) -> Tensor");
+  // softmax(scale q kᵀ + matrix relations matrixᵀ) v, and its logits; qkv [B, N, 3, H, D], relations [B, H, n, n],
+  // matrix [N, n] (without it n is N)
+  m.def(
+      "packed_related_attention(Tensor qkv, Tensor? relations, Tensor? matrix, float scale, bool return_logits) ->"
+      " (Tensor out, Tensor? logits)");
   // a whole pre-norm block: x [B, N, C] -> [B, N, C], float32
   m.def(
       "packed_block(Tensor x, Tensor? norm1_weight, Tensor? norm1_bias, float eps1, Tensor qkv, Tensor? qkv_bias,"

@@ -121,7 +121,7 @@ struct PackedMlp {
   float* out;             // [rows, n]
 };
 
-// softmax(scale q kᵀ) v of each head, for rows of the flattened images; qkv [B, N, 3, H, D], out [B, N, H, D].
+// softmax(scale q kᵀ + bias) v of each head, for rows of the flattened images; qkv [B, N, 3, H, D], out [B, N, H, D].
 struct PackedAttention {
   Type qkv_type;  // float32 or bfloat16: the operands' type, too, where the processor multiplies bfloat16
   const void* qkv;
@@ -129,6 +129,10 @@ struct PackedAttention {
   void* out;
   int64_t tokens, heads, head_dim;
   double scale;
+  // of float32 qkv only:
+  const float* bias = nullptr;  // [N, N] of the one head that is computed, or null
+  int64_t bias_stride = 0;
+  float* logits = nullptr;  // [B, H, N, N] or null: scale q kᵀ + bias
 };
 
 // LayerNorm of each head's q and k, in place in qkv, before attention.

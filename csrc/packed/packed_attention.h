@@ -88,6 +88,23 @@ struct QueryTile {
   int64_t row, channel;
 };
 
+// Scales a row of logits, adds the bias, and copies them to where they are asked for.
+VITFAST_INLINE void finish_logits(
+    const PackedAttention& a, const QueryTile& q, int r, float* logits, float* lane_maxima) {
+  const int64_t image = (q.row + r) / a.tokens, row = (q.row + r) % a.tokens, head = q.channel / a.head_dim;
+  const float* bias = a.bias == nullptr ? nullptr : a.bias + row * a.bias_stride;
+  float* copy = a.logits == nullptr ? nullptr : a.logits + ((image * a.heads + head) * a.tokens + row) * a.tokens;
+  Vector<float> maxima = broadcast(-__builtin_inff());
+  for_each_vector<float>(a.tokens, [&](int64_t j, int64_t n) __attribute__((always_inline)) {
+    Vector<float> v = load(logits + j) * float(a.scale);  // minus infinity behind the last token
+    if (bias != nullptr) v += load_up_to<float>(bias + j, n);
+    if (copy != nullptr) store_up_to<float>(copy + j, v, n);
+    store(logits + j, v);
+    maxima = larger(v, maxima);
+  });
+  store(lane_maxima, maxima);
+}
+
 template <typename Kind, int rows>
 void attend_tile(const PackedAttention& a, const QueryTile& q, const AttentionScratch& s) {
   using Dot = typename Kind::Dot;
@@ -107,7 +124,14 @@ void attend_tile(const PackedAttention& a, const QueryTile& q, const AttentionSc
       ColumnPanels(a.tokens),
       a.head_dim / Kind::per_word,
       LogitSink{s.logits, s.columns, lane_maxima});
-  const float scale_log2 = float(a.scale * 1.4426950408889634);
+  double scale = a.scale;
+  if constexpr (sizeof(Number) == sizeof(float)) {
+    if (a.bias != nullptr || a.logits != nullptr) {
+      for (int r = 0; r < rows; ++r) finish_logits(a, q, r, s.logits + r * s.columns, lane_maxima + r * w);
+      scale = 1;
+    }
+  }
+  const float scale_log2 = float(scale * 1.4426950408889634);
   Number* weights = reinterpret_cast<Number*>(s.weights);
   for (int r = 0; r < rows; ++r) maxima[r] = largest_lane(load(lane_maxima + r * w));
   // so many rows as there are registers for

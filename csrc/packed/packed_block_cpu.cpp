@@ -1,25 +1,36 @@
 #include "csrc/packed/packed_stages.h"
+#include "csrc/relations/sparse_rows.h"
 
 namespace vitfast {
 namespace {
 
-// Every thread takes as many queries, head by head; two may share a head.
-void run_attention(const PackedAttention& a, int64_t images) {
+// Every thread takes as many queries, head by head; two may share a head. `prepare(attention, image, head, memory)` is
+// called before each head, with so many bytes of memory of the thread's own.
+template <typename Prepare>
+void run_attention(const PackedAttention& a, int64_t images, int64_t bytes, const Prepare& prepare) {
   const int64_t queries = images * a.heads * a.tokens;
   if (queries == 0) return;
   const int64_t threads = worthwhile_threads(2 * queries * a.tokens * a.head_dim);
   const PackedKernels& kernels = packed_kernels();
-  const Workspace workspace(kernels.attention_workspace(a), threads);
+  const int64_t attention_bytes = divide_up(kernels.attention_workspace(a), 64) * 64;
+  const Workspace workspace(attention_bytes + bytes, threads);
   for_each_part(threads, [&](int64_t part) {
+    char* const memory = workspace.part(part);
     const int64_t end = (part + 1) * queries / threads;
     for (int64_t query = part * queries / threads; query < end;) {
-      const int64_t head = query / a.tokens, row = query % a.tokens;
+      const int64_t image = query / a.tokens / a.heads, head = query / a.tokens % a.heads, row = query % a.tokens;
       const int64_t count = end - query < a.tokens - row ? end - query : a.tokens - row;
-      const int64_t first = head / a.heads * a.tokens + row;
-      kernels.attention(a, {first, first + count, head % a.heads, head % a.heads + 1}, workspace.part(part));
+      const int64_t first = image * a.tokens + row;
+      PackedAttention own = a;
+      prepare(own, image, head, memory + attention_bytes);
+      kernels.attention(own, {first, first + count, head, head + 1}, memory);
       query += count;
     }
   });
+}
+
+void run_attention(const PackedAttention& a, int64_t images) {
+  run_attention(a, images, 0, [](PackedAttention&, int64_t, int64_t, char*) {});
 }
 
 // A block's parts in the order in which they run.
@@ -271,10 +282,79 @@ Tensor packed_attention(
   return out;
 }
 
+std::tuple<Tensor, std::optional<Tensor>> packed_related_attention(
+    const Tensor& qkv,                       // [B, N, 3, H, D]
+    const std::optional<Tensor>& relations,  // [B, H, n, n]
+    const std::optional<Tensor>& matrix,     // [N, n]
+    double scale,
+    bool return_logits) {
+  constexpr const char* op = "packed_related_attention: ";
+  STD_TORCH_CHECK(
+      qkv.dim() == 5 && qkv.size(2) == 3 && qkv.scalar_type() == ScalarType::Float,
+      op,
+      "qkv must be float32 [B, N, 3, H, D]");
+  const int64_t images = qkv.size(0), tokens = qkv.size(1), heads = qkv.size(3), head_dim = qkv.size(4);
+  const int64_t coarse = matrix.has_value() ? matrix->size(1) : tokens;
+  if (matrix.has_value()) {
+    STD_TORCH_CHECK(
+        matrix->dim() == 2 && matrix->size(0) == tokens && matrix->scalar_type() == ScalarType::Float &&
+            matrix->is_contiguous(),
+        op,
+        "matrix must be contiguous float32 [N, n]");
+  }
+  if (relations.has_value()) {
+    STD_TORCH_CHECK(
+        relations->scalar_type() == ScalarType::Float && relations->dim() == 4 && relations->size(0) == images &&
+            relations->size(1) == heads && relations->size(2) == coarse && relations->size(3) == coarse,
+        op,
+        "relations must be float32 [B, H, n, n], where n is N without a matrix");
+  }
+  const Tensor rows = as_contiguous(qkv);
+  const Tensor out = new_tensor(qkv, {images, tokens, heads, head_dim});
+  std::optional<Tensor> logits;
+  if (return_logits) logits = new_tensor(qkv, {images, heads, tokens, tokens});
+  PackedAttention a{
+      Type::float32, rows.const_data_ptr(), Type::float32, out.mutable_data_ptr(), tokens, heads, head_dim, scale};
+  if (return_logits) a.logits = static_cast<float*>(logits->mutable_data_ptr());
+  if (!relations.has_value()) {
+    run_attention(a, images);
+    return {out, logits};
+  }
+  const Tensor bias = relations->stride(3) == 1 ? *relations : as_contiguous(*relations);
+  const auto head_bias = [&, data = static_cast<const float*>(bias.const_data_ptr())](int64_t image, int64_t head) {
+    return data + image * bias.stride(0) + head * bias.stride(1);
+  };
+  a.bias_stride = matrix.has_value() ? tokens : bias.stride(2);
+  if (!matrix.has_value()) {
+    run_attention(a, images, 0, [&](PackedAttention& own, int64_t image, int64_t head, char*) {
+      own.bias = head_bias(image, head);
+    });
+    return {out, logits};
+  }
+  UpsampleRelations upsample{};
+  const SparseRows<float> sparse(*matrix);
+  sparse.add_to(upsample);
+  upsample.type = Type::float32;
+  upsample.row_stride = bias.stride(2);
+  upsample.heads = 1;
+  upsample.coarse = coarse;
+  upsample.fine = tokens;
+  const int64_t bytes = tokens * tokens * int64_t(sizeof(float));
+  run_attention(a, images, bytes, [&](PackedAttention& own, int64_t image, int64_t head, char* memory) {
+    UpsampleRelations of_head = upsample;
+    of_head.x = head_bias(image, head);
+    of_head.out = memory;
+    cpu_kernels().upsample_relations(of_head, 0, 1);
+    own.bias = reinterpret_cast<const float*>(memory);
+  });
+  return {out, logits};
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(vitfast, CPU, m) {
   m.impl("packed_attention", TORCH_BOX(&packed_attention));
+  m.impl("packed_related_attention", TORCH_BOX(&packed_related_attention));
   m.impl("packed_block", TORCH_BOX(&packed_block));
 }
 

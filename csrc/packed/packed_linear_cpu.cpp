@@ -57,10 +57,10 @@ Tensor packed_norm_linear(
 }
 
 Tensor packed_mlp(
-    const Tensor& x,                     // [..., K]
-    const std::optional<Tensor>& gamma,  // [K]
-    const std::optional<Tensor>& beta,   // [K]
-    double eps,
+    const Tensor& x,                        // [..., K]
+    const std::optional<Tensor>& gamma,     // [K]
+    const std::optional<Tensor>& beta,      // [K]
+    std::optional<double> eps,              // none: no LayerNorm
     const Tensor& fc1,                      // [hidden, K], packed
     const std::optional<Tensor>& fc1_bias,  // [hidden]
     int64_t hidden,
@@ -69,8 +69,8 @@ Tensor packed_mlp(
     int64_t n,
     std::string precision_name,
     std::string activation,
-    const std::optional<Tensor>& scale,  // [n]
-    const Tensor& residual)              // [..., n]
+    const std::optional<Tensor>& scale,     // [n]
+    const std::optional<Tensor>& residual)  // [..., n]
 {
   constexpr const char* op = "packed_mlp";
   const Precision precision = precision_of(op, precision_name);
@@ -81,7 +81,9 @@ Tensor packed_mlp(
       packed_weight(op, "fc1", fc1, hidden, rows.k, precision, fc1_bias),
       packed_weight(op, "fc2", fc2, n, hidden, precision, fc2_bias),
       rows.rows(),
-      Norm{true, vector_or_null(op, "gamma", gamma, rows.k), vector_or_null(op, "beta", beta, rows.k), eps},
+      eps.has_value()
+          ? Norm{true, vector_or_null(op, "gamma", gamma, rows.k), vector_or_null(op, "beta", beta, rows.k), *eps}
+          : Norm{},
       activation_of(op, activation),
       vector_or_null(op, "scale", scale, n),
       residual_or_null(op, residual, sizes),

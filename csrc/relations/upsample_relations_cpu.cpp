@@ -1,33 +1,14 @@
 #include "csrc/cpu/tensors.h"
+#include "csrc/relations/sparse_rows.h"
 #include "csrc/relations/upsample_relations_tensors.h"
 
 namespace vitfast {
 namespace {
 
-// The nonzero elements of a matrix [fine, coarse], row by row.
-template <typename C>
-struct SparseRows {
-  SparseRows(const Tensor& matrix) : starts{0} {
-    const C* element = static_cast<const C*>(matrix.const_data_ptr());
-    for (int64_t row = 0; row < matrix.size(0); ++row) {
-      for (int64_t column = 0; column < matrix.size(1); ++column, ++element) {
-        if (*element == C(0)) continue;
-        columns.push_back(column);
-        weights.push_back(*element);
-      }
-      starts.push_back(int64_t(columns.size()));
-    }
-  }
-  std::vector<int64_t> starts, columns;
-  std::vector<C> weights;
-};
-
 template <typename C>
 void run(UpsampleRelations a, const Tensor& matrix, int64_t images) {
   const SparseRows<C> rows(matrix);
-  a.starts = rows.starts.data();
-  a.columns = rows.columns.data();
-  a.weights = rows.weights.data();
+  rows.add_to(a);
   parallel(images * a.heads, a.fine * a.fine, [&](int64_t begin, int64_t end) {
     cpu_kernels().upsample_relations(a, begin, end);
   });

@@ -41,6 +41,7 @@ def test_packed_operators_keep_nothing(precision: str) -> None:
     packed = {name: OPS.pack_weight(parameters[name], precision) for name in ("qkv", "fc1", "fc2")}
     x, images = draw(1, 21, 48), draw(1, 3, 16, 24)
     qkv, prefix = draw(1, 21, 3, 3, 16), draw(1, 144)
+    relations, matrix = draw(1, 3, 5, 5), draw(21, 5)
 
     def call() -> None:
         OPS.packed_linear(x, packed["qkv"], parameters["qkv_bias"], 144, precision, "gelu", None, None)
@@ -49,6 +50,7 @@ def test_packed_operators_keep_nothing(precision: str) -> None:
             x, None, None, 1e-6, packed["fc1"], None, 96, packed["fc2"], None, 48, precision, "gelu", None, x
         )
         OPS.packed_attention(qkv, 0.25, precision)
+        OPS.packed_related_attention(qkv, relations, matrix, 0.25, True)
         OPS.packed_patch_embed(images, packed["qkv"], None, 144, 4, 4, None, prefix, None, precision)
         OPS.unpack_weight(packed["fc1"], 96, 48, precision)
         packed_block(x, parameters, 3, "gelu", precision)

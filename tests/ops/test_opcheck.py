@@ -39,6 +39,7 @@ NOT_RECORDED = {
     "vitfast::packed_mlp",
     "vitfast::packed_norm_linear",
     "vitfast::packed_patch_embed",
+    "vitfast::packed_related_attention",
     "vitfast::unpack_weight",
 }
 LARGEST_NUMEL = 40_000

@@ -15,7 +15,9 @@ from support.packed_cases import (
     check_block,
     check_large_logits,
     check_linear,
+    check_mlp_without_norm,
     check_patch_embed,
+    check_related_attention,
     check_ties_of_int8,
     draw,
     packed_block,
@@ -23,6 +25,7 @@ from support.packed_cases import (
 )
 from support.subprocesses import TESTS, run_python
 from support.tolerance import FORWARD_FACTOR, assert_as_accurate
+from vitfast.layers import GridUpsample
 from vitfast.ops.library import has_kernel
 
 if not has_kernel("packed", "cpu"):
@@ -224,6 +227,51 @@ def test_no_split_of_the_queries_changes_a_bit_of_attention() -> None:
         torch.set_num_threads(threads)
     for result in results[1:]:
         assert torch.equal(result, results[0])
+
+
+@pytest.mark.parametrize("head_dim", [7, 64])
+@pytest.mark.parametrize("grids", [None, (2, 3), (7, 10), (10, 14)])
+def test_related_attention(grids: tuple[int, int] | None, head_dim: int) -> None:
+    check_related_attention(2, grids, 3, head_dim)
+
+
+def test_related_attention_without_images_and_on_any_number_of_threads() -> None:
+    matrix = GridUpsample(3, 5).matrix
+    qkv, relations = draw(3, 26, 3, 2, 16), draw(3, 2, 10, 10)
+    relations[1, 0, 2, 3] = torch.nan
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 5, 16):
+            torch.set_num_threads(count)
+            results.append(OPS.packed_related_attention(qkv, relations, matrix, 0.25, True)[0])
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(result.nan_to_num(), results[0].nan_to_num()) for result in results)
+    assert results[0].isnan().any()
+    assert results[0][[0, 2]].isfinite().all()
+    assert results[0][1, :, 1].isfinite().all()
+    out, logits = OPS.packed_related_attention(qkv[:0], relations[:0], matrix, 0.25, True)
+    assert (out.shape, logits.shape) == ((0, 26, 2, 16), (0, 2, 26, 26))
+
+
+@pytest.mark.parametrize(
+    ("what", "relations", "matrix"),
+    [
+        ("relations must be float32", torch.zeros(2, 3, 5, 5), None),
+        ("relations must be float32", torch.zeros(2, 3, 4, 4, dtype=torch.float64), torch.zeros(7, 4)),
+        ("matrix must be", torch.zeros(2, 3, 4, 4), torch.zeros(6, 4)),
+        ("matrix must be", torch.zeros(2, 3, 4, 4), torch.zeros(7, 4, dtype=torch.float64)),
+    ],
+)
+def test_related_attention_refuses(what: str, relations: torch.Tensor, matrix: torch.Tensor | None) -> None:
+    with pytest.raises(RuntimeError, match=what):
+        OPS.packed_related_attention(draw(2, 7, 3, 3, 8), relations, matrix, 1.0, False)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_mlp_without_norm(precision: str) -> None:
+    check_mlp_without_norm(101, 48, 144, precision)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from support import packed_plain as plain
 from support.tolerance import FORWARD_FACTOR, assert_as_accurate
+from vitfast.layers import GridUpsample
 
 PRECISIONS = ("fp32", "bf16", "fp16_32", "int8")
 OPS = torch.ops.vitfast
@@ -118,6 +119,38 @@ def check_attention(batch: int, tokens: int, heads: int, head_dim: int, precisio
     assert_as_accurate(actual, plain.attention(qkv, scale, precision), exact, factor=FORWARD_FACTOR, name=name)
 
 
+def check_related_attention(batch: int, grids: tuple[int, int] | None, heads: int, head_dim: int) -> None:
+    """With relations of a coarser grid, or of the same one, or none; as ``check_block``."""
+    matrix = None if grids is None else GridUpsample(*grids).matrix
+    tokens = 23 if matrix is None else matrix.shape[0]
+    qkv, scale = draw(batch, tokens, 3, heads, head_dim), head_dim**-0.5
+    coarse = tokens if matrix is None else matrix.shape[1]
+    all_layers = draw(batch, 3 * heads, coarse, coarse, seed=1)
+    for relations in (None, all_layers[:, heads : 2 * heads], all_layers[:, :heads].transpose(2, 3)):
+        arguments = (relations, None if relations is None else matrix, scale)
+        out, logits = OPS.packed_related_attention(qkv, *arguments, True)
+        expected = plain.related_attention(qkv, *arguments)
+        exact = plain.related_attention(qkv.double(), *arguments)
+        for name, actual, plain_one, exact_one in zip(("out", "logits"), (out, logits), expected, exact, strict=True):
+            name = f"{name} of related attention {batch}x{grids}x{heads}x{head_dim}"
+            assert_as_accurate(actual, plain_one, exact_one, factor=FORWARD_FACTOR, name=name)
+        alone, nothing = OPS.packed_related_attention(qkv, *arguments, False)
+        assert nothing is None
+        torch.testing.assert_close(alone, out)
+
+
+def check_mlp_without_norm(rows: int, inputs: int, hidden: int, precision: str) -> None:
+    """Bit by bit what its two layers give, one after the other."""
+    x, fc1, fc2 = draw(rows, inputs), draw(hidden, inputs, scale=inputs**-0.5), draw(inputs, hidden, seed=1)
+    packed1, packed2 = OPS.pack_weight(fc1, precision), OPS.pack_weight(fc2, precision)
+    first = OPS.packed_linear(x, packed1, None, hidden, precision, "none", None, None)
+    actual = OPS.packed_mlp(
+        x, None, None, None, packed1, None, hidden, packed2, None, inputs, precision, "none", None, None
+    )
+    expected = OPS.packed_linear(first, packed2, None, inputs, precision, "none", None, None)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+
 def check_patch_embed(images: Tensor, patch: tuple[int, int], prefix_rows: int, outputs: int, precision: str) -> None:
     """Against unfolded patches and the exact product of the rounded operands."""
     batch, inputs = images.shape[0], images.shape[1] * patch[0] * patch[1]
@@ -171,6 +204,7 @@ def check_large_logits(exponent: int, precision: str) -> None:
 def check_all() -> None:
     """A small share of every operator's cases, for a run per instruction set."""
     check_ties_of_int8()
+    check_related_attention(2, (3, 5), 2, 20)
     for precision in PRECISIONS:
         check_large_logits(40, precision)
         for rows, inputs, outputs in ((1, 7, 5), (13, 33, 70), (40, 192, 130), (9, 1100, 64)):
@@ -178,6 +212,7 @@ def check_all() -> None:
         check_linear(17, 48, 100, precision, "gelu", with_all=False)
         check_attention(2, 17, 2, 8, precision)
         check_attention(1, 67, 2, 32, precision)
+        check_mlp_without_norm(19, 48, 144, precision)
         check_patch_embed(draw(2, 3, 16, 24), (8, 8), 1, 70, precision)
         check_block(2, 19, (48, 3, 16, 96), precision, extras=False)
         check_block(3, 33, (40, 2, 24, 75), precision, extras=True)

@@ -88,6 +88,18 @@ def attention(qkv: Tensor, scale: float, precision: str) -> Tensor:
     return (weights @ v).transpose(1, 2)
 
 
+def related_attention(
+    qkv: Tensor, relations: Tensor | None, matrix: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """``[B, N, 3, H, D]``, ``[B, H, n, n]``, ``[N, n] -> [B, N, H, D]`` and the logits, in qkv's type."""
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    logits = q @ k.transpose(-1, -2) * scale
+    if relations is not None:
+        relations = relations.to(qkv.dtype)
+        logits = logits + (relations if matrix is None else matrix.to(qkv.dtype) @ relations @ matrix.to(qkv.dtype).t())
+    return (logits.softmax(-1) @ v).transpose(1, 2), logits
+
+
 def block(x: Tensor, p: dict[str, Tensor], heads: int, activation: str, precision: str) -> Tensor:
     """A pre-norm block; ``p``: its parameters by the operator's names, what is absent is not there."""
     batch, tokens, _ = x.shape

@@ -51,8 +51,8 @@ def _fake_norm_linear(
 
 
 def _fake_mlp(x: Tensor, *arguments: Any) -> Tensor:
-    residual: Tensor = arguments[-1]
-    return residual.new_empty(residual.shape, dtype=torch.float32)
+    n = arguments[8]
+    return x.new_empty((*x.shape[:-1], n), dtype=torch.float32)
 
 
 def _fake_block(x: Tensor, *arguments: Any) -> Tensor:
@@ -62,6 +62,14 @@ def _fake_block(x: Tensor, *arguments: Any) -> Tensor:
 def _fake_attention(qkv: Tensor, scale: float, precision: str) -> Tensor:
     batch, tokens, _, heads, head_dim = qkv.shape
     return qkv.new_empty((batch, tokens, heads, head_dim), dtype=torch.float32)
+
+
+def _fake_related_attention(
+    qkv: Tensor, relations: Tensor | None, matrix: Tensor | None, scale: float, return_logits: bool
+) -> tuple[Tensor, Tensor | None]:
+    batch, tokens, _, heads, head_dim = qkv.shape
+    logits = qkv.new_empty((batch, heads, tokens, tokens)) if return_logits else None
+    return qkv.new_empty((batch, tokens, heads, head_dim)), logits
 
 
 def _fake_patch_embed(
@@ -102,7 +110,7 @@ def _mlp_flops(
     x: Any,
     gamma: Any,
     beta: Any,
-    eps: float,
+    eps: float | None,
     fc1: Any,
     b1: Any,
     hidden: int,
@@ -140,6 +148,7 @@ def _register() -> None:
         "packed_mlp": (_fake_mlp, _mlp_flops),
         "packed_block": (_fake_block, _block_flops),
         "packed_attention": (_fake_attention, _attention_flops),
+        "packed_related_attention": (_fake_related_attention, _attention_flops),
         "packed_patch_embed": (_fake_patch_embed, _patch_embed_flops),
     }
     for operator, (fake, flops) in parts.items():

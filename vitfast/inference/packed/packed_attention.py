@@ -13,6 +13,7 @@ from vitfast.inference.description import Attention
 from vitfast.inference.packed.packer import Packer
 from vitfast.layers.positional_attention import attend_by_position, positional_map, positional_probabilities
 from vitfast.ops.gated_positional_attention import has_gated_kernel
+from vitfast.ops.library import has_kernel
 
 
 class PackedAttention(nn.Module):
@@ -37,6 +38,7 @@ class PackedAttention(nn.Module):
         self.scale = described.scale
         self.precision = described.qkv.precision or packer.precision
         self.is_packed = packer.has("packed_attention")
+        self.is_related = packer.has("packed_related_attention")
         self.q_norm = packer.optional_norm(described.q_norm)
         self.k_norm = packer.optional_norm(described.k_norm)
         self.has_qk_norm = described.q_norm is not None or described.k_norm is not None
@@ -74,13 +76,30 @@ class PackedAttention(nn.Module):
             out_BNHD = torch.lerp(out_BYXHD, positional_BYXHD, self.gate).flatten(1, 2)
         return out_BNHD.flatten(-2)
 
-    def related(self, qkv: Tensor, bias: Tensor | None, return_logits: bool) -> tuple[Tensor, Tensor | None]:
-        """Attends with ``bias`` ``[B, H, N, N]`` on the logits, and returns these, too, if they are asked for."""
+    def related(
+        self, qkv: Tensor, relations: Tensor | None, upsample: Tensor | None, return_logits: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attends with a bias on the logits, and returns these, too, if they are asked for.
+
+        Args:
+            qkv: ``[B, N, 3 * H * D]``.
+            relations: the bias ``[B, H, N, N]``; or, on a coarser grid, ``[B, H, n, n]``; or None.
+            upsample: the matrix ``[N, n]`` that brings it to the finer one.
+            return_logits: also return ``[B, H, N, N]``.
+        """
         qkv_BN3HD = qkv.unflatten(-1, (3, self.heads, self.head_dim))
-        bias = None if bias is None else bias.to(qkv.dtype)
+        if relations is not None and relations.shape[-1] == qkv.shape[1]:
+            upsample = None
+        if self.is_related:
+            out, logits = torch.ops.vitfast.packed_related_attention.default(
+                qkv_BN3HD, relations, upsample, self.scale, return_logits
+            )
+            return out.flatten(-2), logits
+        if relations is not None:
+            relations = (relations if upsample is None else upsampled(relations, upsample)).to(qkv.dtype)
         if not return_logits:
-            return ops.attention_packed(qkv_BN3HD, bias=bias, scale=self.scale).flatten(-2), None
-        out, logits = ops.attention_packed(qkv_BN3HD, bias=bias, scale=self.scale, return_logits=True)
+            return ops.attention_packed(qkv_BN3HD, bias=relations, scale=self.scale).flatten(-2), None
+        out, logits = ops.attention_packed(qkv_BN3HD, bias=relations, scale=self.scale, return_logits=True)
         return out.flatten(-2), logits
 
     def of_first(self, q: Tensor, kv: Tensor) -> Tensor:
@@ -94,3 +113,12 @@ class PackedAttention(nn.Module):
     def _normalized(self, q_BNHD: Tensor, k_BNHD: Tensor, v_BNHD: Tensor) -> Tensor:
         q_BHND, k_BHND = self.q_norm(q_BNHD).transpose(1, 2), self.k_norm(k_BNHD).transpose(1, 2)
         return ops.attention(q_BHND, k_BHND, v_BNHD.transpose(1, 2), scale=self.scale).transpose(1, 2)
+
+
+def upsampled(relations: Tensor, upsample: Tensor) -> Tensor:
+    """Brings ``relations`` ``[B, H, n, n]`` to a finer grid by ``upsample`` ``[N, n]``."""
+    if has_kernel("upsample_relations", relations.device.type):
+        return ops.upsample_relations(relations, upsample)
+    columns = upsample.t().to(relations.dtype)
+    # rows by way of the transpose, as in the operator
+    return (relations.transpose(2, 3) @ columns).transpose(2, 3) @ columns

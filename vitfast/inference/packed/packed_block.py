@@ -53,7 +53,7 @@ class PackedMlp(nn.Module):
     """``residual + scale * fc2(activation(fc1(norm(x))))``.
 
     Args:
-        norm: before it.
+        norm: before it, or None.
         described: the MLP.
         packer: packs.
         scale: LayerScale ``[C]``, or None.
@@ -61,9 +61,9 @@ class PackedMlp(nn.Module):
 
     scale: Tensor | None
 
-    def __init__(self, norm: Norm, described: Mlp, packer: Packer, scale: Tensor | None = None) -> None:
+    def __init__(self, norm: Norm | None, described: Mlp, packer: Packer, scale: Tensor | None = None) -> None:
         super().__init__()
-        self.norm = packer.norm(norm)
+        self.norm = None if norm is None else packer.norm(norm)
         self.fc1 = packer.linear(described.fc1)
         self.fc2 = packer.linear(described.fc2)
         self.activation = described.activation
@@ -71,10 +71,10 @@ class PackedMlp(nn.Module):
         self.is_fused = packer.has("packed_mlp") and one_precision((self.norm,), (self.fc1, self.fc2))
         self.is_cast = self.fc1.is_cast and self.fc2.is_cast
 
-    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        """Computes it from ``x`` ``[..., K]`` and ``residual`` ``[..., C]``."""
+    def forward(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        """Computes it from ``x`` ``[..., K]`` and ``residual`` ``[..., C]``, or None for zero."""
         if not self.is_fused:
-            return self.of_normalized(self.norm(x), residual)
+            return self.of_normalized(x if self.norm is None else self.norm(x), residual)
         return torch.ops.vitfast.packed_mlp.default(
             x,
             *_norm_arguments(self.norm),
@@ -90,11 +90,11 @@ class PackedMlp(nn.Module):
             residual,
         )
 
-    def of_normalized(self, x: Tensor, residual: Tensor) -> Tensor:
+    def of_normalized(self, x: Tensor, residual: Tensor | None) -> Tensor:
         """Computes the same of what has passed the LayerNorm."""
         if self.is_cast and self.scale is None and self.activation in _GELU:
             weights = (self.fc1.packed, self.fc1.bias, self.fc2.packed, self.fc2.bias)
-            return ops.mlp(x, *weights, residual=residual, approximate=_GELU[self.activation])
+            return ops.mlp(x.to(weights[0].dtype), *weights, residual=residual, approximate=_GELU[self.activation])
         hidden = self.fc1(x, self.activation)
         out: Tensor = self.fc2(hidden, scale=self.scale, residual=residual)
         return out
@@ -143,7 +143,7 @@ class PackedBlock(nn.Module):
             return fused
         x = x.to(self.dtype).contiguous()
         attended = self.attention(self.qkv(x))
-        if self.mlp.is_cast:
+        if self.mlp.is_cast and self.mlp.norm is not None:
             x, normalized = self.mlp.norm.add(self.proj(attended, scale=self.scale1), x)
             return self.mlp.of_normalized(normalized, x)
         x = self.proj(attended, scale=self.scale1, residual=x)
@@ -225,11 +225,11 @@ class PackedLastBlock(nn.Module):
         return out
 
 
-def one_precision(norms: tuple[PackedNorm, ...], linears: tuple[PackedLinear, ...]) -> bool:
+def one_precision(norms: tuple[PackedNorm | None, ...], linears: tuple[PackedLinear, ...]) -> bool:
     """Whether layers all compute in one precision, so that one operator may run them."""
     precisions = {linear.precision for linear in linears}
-    rounds = {norm.rounds_input for norm in norms}
-    return len(precisions) == 1 and rounds == {precisions == {"fp16_32"}}
+    rounds = {norm.rounds_input for norm in norms if norm is not None}
+    return len(precisions) == 1 and rounds <= {precisions == {"fp16_32"}}
 
 
 def path_of(*linears: PackedLinear) -> str:
@@ -238,5 +238,5 @@ def path_of(*linears: PackedLinear) -> str:
     return " and ".join(f"{kind}, {precision}" for kind, precision in sorted(kinds))
 
 
-def _norm_arguments(norm: PackedNorm) -> tuple[Tensor | None, Tensor | None, float]:
-    return norm.weight, norm.bias, norm.eps
+def _norm_arguments(norm: PackedNorm | None) -> tuple[Tensor | None, Tensor | None, float | None]:
+    return (None, None, None) if norm is None else (norm.weight, norm.bias, norm.eps)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
 from vitfast.inference.description import Cascade, Exit, OwnForward
 from vitfast.inference.packed.own_block import OwnBlock
+from vitfast.inference.packed.packed_attention import upsampled
 from vitfast.inference.packed.packed_embedding import PackedEmbedding
 from vitfast.inference.packed.packed_readout import PackedReadout
 from vitfast.inference.packed.packed_reuse_block import PackedRelationReuse, PackedReuseBlock
@@ -30,8 +31,9 @@ class PackedExit(nn.Module):
         self.embedding = PackedEmbedding(transformer.embedding, packer)
         reuse = described.relation_reuse
         self.relation_reuse = None if reuse is None else PackedRelationReuse(reuse, packer)
+        upsample = None if self.relation_reuse is None else self.relation_reuse.upsample
         self.blocks = nn.ModuleList(
-            OwnBlock(block, packer) if isinstance(block, OwnForward) else PackedReuseBlock(block, packer)
+            OwnBlock(block, packer) if isinstance(block, OwnForward) else PackedReuseBlock(block, packer, upsample)
             for block in transformer.blocks
         )
         self.norm = packer.optional_norm(transformer.norm)
@@ -42,9 +44,14 @@ class PackedExit(nn.Module):
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """See ``vitfast.models.dvt_exit.DVTExit``."""
         x = self.embedding(images)
-        biases = None if self.relation_reuse is None else self.relation_reuse(relations)
+        biases = None if self.relation_reuse is None else self._biases(self.relation_reuse, relations)
         x, returned = run_reuse_blocks(self.blocks, x, features, biases, return_relations)
         return self.readout(self.norm(x[:, :1])), x, returned
+
+    def _biases(self, reuse: PackedRelationReuse, relations: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Yields for each block what it takes: the source's own blocks take biases on the finer grid."""
+        for block, coarse in zip(self.blocks, reuse(relations), strict=True):
+            yield coarse if isinstance(block, PackedReuseBlock) else upsampled(coarse, reuse.upsample)
 
 
 class PackedCascade(nn.Module):

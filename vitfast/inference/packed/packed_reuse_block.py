@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitfast import ops
-from vitfast.inference.description import Block, FeatureReuse, RelationReuse
+from vitfast.inference.description import Block, FeatureReuse, Mlp, RelationReuse
 from vitfast.inference.packed.packed_attention import PackedAttention
 from vitfast.inference.packed.packed_block import PackedMlp, PackedNormLinear, path_of
 from vitfast.inference.packed.packer import Packer
-from vitfast.ops.library import has_kernel
 
 
 class PackedFeatureReuse(nn.Module):
@@ -28,15 +26,12 @@ class PackedFeatureReuse(nn.Module):
 
     def __init__(self, described: FeatureReuse, packer: Packer) -> None:
         super().__init__()
-        self.norm = packer.norm(described.norm)
-        self.fc1 = packer.linear(described.mlp.fc1)
-        self.fc2 = packer.linear(described.mlp.fc2)
-        self.activation = described.mlp.activation
+        self.mlp = PackedMlp(described.norm, described.mlp, packer)
         self.register_buffer("upsample", packer.in_stream(described.upsample))
 
     def forward(self, features: Tensor) -> Tensor:
         """Turns ``[B, 1 + g * g, C]`` into ``[B, 1 + G * G, out]``; the class token's are zero."""
-        condensed = self.fc2(self.fc1(self.norm(features), self.activation))
+        condensed = self.mlp(features, None)
         return F.pad(self.upsample[1:, 1:] @ condensed[:, 1:], (0, 0, 1, 0))
 
 
@@ -54,36 +49,21 @@ class PackedRelationReuse(nn.Module):
         super().__init__()
         self.layers = described.layers
         self.image_by_image = packer.image_by_image
-        self.fc1 = packer.linear(described.fc1)
-        self.fc2 = packer.linear(described.fc2)
+        self.mlp = PackedMlp(None, Mlp(described.fc1, "gelu", described.fc2), packer)
         self.register_buffer("upsample", packer.keep(described.upsample))
 
-    def forward(self, relations: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Yields a bias ``[B, H, 1 + G * G, 1 + G * G]`` for each layer, when it asks for it."""
+    def forward(self, relations: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Returns for each layer ``[B, H, 1 + g * g, 1 + g * g]``, which ``upsample`` brings to its grid."""
         if not self.image_by_image:
-            yield from self._at_once(relations)
-            return
+            channels_last = torch.cat(tuple(relations), dim=1).permute(0, 2, 3, 1).contiguous()
+            mixed = self.mlp(channels_last, None).permute(0, 3, 1, 2)
+            return mixed.chunk(self.layers, dim=1)
         batch, heads, tokens, _ = relations[0].shape
         mixed = relations[0].new_empty(batch, self.layers * heads, tokens, tokens)
         for index, image in enumerate(zip(*relations, strict=True)):
             channels_last = torch.cat(image).permute(1, 2, 0).contiguous()
-            mixed[index] = self.fc2(self.fc1(channels_last, "gelu")).permute(2, 0, 1)
-        for of_layer in mixed.chunk(self.layers, dim=1):
-            yield ops.upsample_relations(of_layer, self.upsample)
-
-    def _at_once(self, relations: Sequence[Tensor]) -> Iterator[Tensor]:
-        """The same for all images together, by products in the relations' type: what a GPU is made for."""
-        channels_last = torch.cat(tuple(relations), dim=1).permute(0, 2, 3, 1).contiguous()
-        mixed = self.fc2(self.fc1(channels_last, "gelu")).permute(0, 3, 1, 2)  # [B, L * H, 1 + g * g, 1 + g * g]
-        for of_layer in mixed.chunk(self.layers, dim=1):
-            yield self._upsampled(of_layer)
-
-    def _upsampled(self, mixed: Tensor) -> Tensor:
-        if has_kernel("upsample_relations", mixed.device.type):
-            return ops.upsample_relations(mixed, self.upsample)
-        columns = self.upsample.t().to(mixed.dtype)
-        # rows by way of the transpose, as in the operator
-        return (mixed.transpose(2, 3) @ columns).transpose(2, 3) @ columns
+            mixed[index] = self.mlp(channels_last, None).permute(2, 0, 1)
+        return mixed.chunk(self.layers, dim=1)
 
 
 class PackedReuseBlock(nn.Module):
@@ -92,9 +72,12 @@ class PackedReuseBlock(nn.Module):
     Args:
         described: the block.
         packer: packs.
+        upsample: the matrix of ``PackedRelationReuse``, or None.
     """
 
-    def __init__(self, described: Block, packer: Packer) -> None:
+    upsample: Tensor | None
+
+    def __init__(self, described: Block, packer: Packer, upsample: Tensor | None) -> None:
         super().__init__()
         self.name = described.name
         self.qkv = PackedNormLinear(packer.norm(described.norm1), packer.linear(described.attention.qkv))
@@ -104,6 +87,7 @@ class PackedReuseBlock(nn.Module):
         self.feature_reuse = None if reuse is None else PackedFeatureReuse(reuse, packer)
         self.mlp = PackedMlp(described.norm2, described.mlp, packer)
         self.dtype = packer.stream_dtype
+        self.register_buffer("upsample", upsample, persistent=False)
 
     @property
     def path(self) -> str:
@@ -118,9 +102,9 @@ class PackedReuseBlock(nn.Module):
         relations: Tensor | None = None,
         return_relations: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """See ``vitfast.layers.ReuseBlock``."""
+        """See ``vitfast.layers.ReuseBlock``; relations may also be those on the grid of the exit before."""
         x = x.to(self.dtype).contiguous()
-        attended, logits = self.attention.related(self.qkv(x), relations, return_relations)
+        attended, logits = self.attention.related(self.qkv(x), relations, self.upsample, return_relations)
         x = self.proj(attended, residual=x)
         wide = x if self.feature_reuse is None else torch.cat([x, self.feature_reuse(features)], dim=2)
         return self.mlp(wide, x), logits
