@@ -48,6 +48,8 @@ class PackedRelationReuse(nn.Module):
         packer: packs.
     """
 
+    operators = ("upsample_relations",)
+
     upsample: Tensor
 
     def __init__(self, described: RelationReuse, packer: Packer) -> None:
@@ -93,6 +95,8 @@ class PackedReuseBlock(nn.Module):
         described: the block.
         packer: packs.
     """
+
+    operators = ("attention",)
 
     def __init__(self, described: Block, packer: Packer) -> None:
         super().__init__()
