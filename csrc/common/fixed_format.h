@@ -10,8 +10,7 @@
 
 namespace vitfast {
 
-// the codes of vitfast/ops/rounding.py; the first four are those of Rounding
-enum class FixedRounding : int64_t { nearest_even = 0, nearest_away = 1, toward_zero = 2, stochastic = 3, qtorch = 4 };
+// the codes of vitfast/ops/rounding.py
 enum class FixedOverflow : int64_t { saturate = 0, wrap = 1, unbounded = 2 };
 
 // A format as the rounding needs it. C: float, or double for float64 tensors.
@@ -61,20 +60,20 @@ VITFAST_HOST_DEVICE C round_as_qtorch(C scaled) {
 }
 
 // The number of steps of a scaled number. `random`: 31 random bits, for stochastic rounding only. Only qtorch has a -0.
-template <typename C, FixedRounding rounding>
+template <typename C, Rounding rounding>
 VITFAST_HOST_DEVICE C round_to_whole(C scaled, uint32_t random) {
-  if constexpr (rounding == FixedRounding::qtorch) {
+  if constexpr (rounding == Rounding::qtorch) {
     return round_as_qtorch(scaled);
   } else {
     const C magnitude = magnitude_of(scaled);
     C rounded;
-    if constexpr (rounding == FixedRounding::nearest_even) {
+    if constexpr (rounding == Rounding::nearest_even) {
       rounded = nearest_whole(magnitude);
     } else {
       rounded = truncated(magnitude);
       const C fraction = magnitude - rounded;
-      if constexpr (rounding == FixedRounding::nearest_away) rounded = fraction >= C(0.5) ? rounded + 1 : rounded;
-      if constexpr (rounding == FixedRounding::stochastic) {
+      if constexpr (rounding == Rounding::nearest_away) rounded = fraction >= C(0.5) ? rounded + 1 : rounded;
+      if constexpr (rounding == Rounding::stochastic) {
         // compared in units of 2^-31, as for float formats; infinity and NaN have no fraction to convert
         const C units = fraction < 1 ? fraction * C(0x1p31) : C(0);
         rounded = uint32_t(int32_t(units)) + random >= 0x80000000u ? rounded + 1 : rounded;
@@ -99,14 +98,14 @@ VITFAST_HOST_DEVICE C wrap_around(C steps, C value, const FixedFormat<C>& format
 }
 
 // Rounds one number; `wraps` is that of the format.
-template <typename C, FixedRounding rounding, bool wraps>
+template <typename C, Rounding rounding, bool wraps>
 VITFAST_HOST_DEVICE C round_fixed(C value, const FixedFormat<C>& format, uint32_t random = 0) {
   constexpr C largest = sizeof(C) == 4 ? C(0x1.fffffep127) : C(0x1.fffffffffffffp1023);
   const C steps = round_to_whole<C, rounding>(value * format.scale, random);
   if constexpr (wraps) return wrap_around(steps, value, format) * format.step;
   const C bounded = steps > format.high ? format.high : (steps < format.low ? format.low : steps);
   const C result = bounded * format.step;
-  if constexpr (rounding == FixedRounding::qtorch) return result;
+  if constexpr (rounding == Rounding::qtorch) return result;
   return magnitude_of(bounded) > largest ? value : result;  // too large to be scaled, and so for a fraction
 }
 
@@ -134,7 +133,7 @@ inline FixedFormat<C> make_fixed_format(
 
 // A rounding to fixed point, described for both types that are computed in.
 struct FixedPointRounding {
-  FixedRounding rounding;
+  Rounding rounding;
   FixedFormat<float> format32;
   FixedFormat<double> format64;
 };

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #if defined(__CUDACC__)
 #define VITFAST_HOST_DEVICE __host__ __device__ __forceinline__
@@ -18,6 +19,23 @@ namespace vitfast {
 // the codes of vitfast/ops/rounding.py
 enum class Rounding : int64_t { nearest_even = 0, nearest_away = 1, toward_zero = 2, stochastic = 3, qtorch = 4 };
 enum class Overflow : int64_t { inf = 0, nan = 1, saturate = 2 };
+
+// Calls f with the rule as a std::integral_constant.
+template <typename F>
+void with_rule(Rounding rule, const F& f) {
+  switch (rule) {
+    case Rounding::nearest_even:
+      return f(std::integral_constant<Rounding, Rounding::nearest_even>{});
+    case Rounding::nearest_away:
+      return f(std::integral_constant<Rounding, Rounding::nearest_away>{});
+    case Rounding::toward_zero:
+      return f(std::integral_constant<Rounding, Rounding::toward_zero>{});
+    case Rounding::stochastic:
+      return f(std::integral_constant<Rounding, Rounding::stochastic>{});
+    case Rounding::qtorch:
+      return f(std::integral_constant<Rounding, Rounding::qtorch>{});
+  }
+}
 
 // The bit layout of the type that holds the numbers.
 struct Float32Bits {

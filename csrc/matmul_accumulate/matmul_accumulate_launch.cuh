@@ -18,23 +18,15 @@ inline void launch_matmul_accumulate(const MatmulAccumulate& a, Stream stream) {
   if (blocks > INT32_MAX) {
     throw std::runtime_error("matmul_accumulate: the CUDA kernel takes up to 2^31 - 1 tiles of 64 x 64 results");
   }
-  const auto launch_with = [&](auto rule) {
-    const auto kernel = matmul_accumulate_kernel<decltype(rule)::value>;
-    const auto rounding = rule_rounding<decltype(rule)::value>(&a.rounding);
-    launch(kernel, blocks, Shape::threads, Shape::shared_bytes_asked, stream, a, rounding, column_tiles);
-  };
-  switch (a.rounding.rounding) {
-    case Rounding::nearest_even:
-      return launch_with(std::integral_constant<Rounding, Rounding::nearest_even>{});
-    case Rounding::nearest_away:
-      return launch_with(std::integral_constant<Rounding, Rounding::nearest_away>{});
-    case Rounding::toward_zero:
-      return launch_with(std::integral_constant<Rounding, Rounding::toward_zero>{});
-    case Rounding::qtorch:
-      return launch_with(std::integral_constant<Rounding, Rounding::qtorch>{});
-    case Rounding::stochastic:
+  with_rule(a.rounding.rounding, [&](auto rule) {
+    if constexpr (rule == Rounding::stochastic) {
       throw std::runtime_error("matmul_accumulate: the accumulator is not rounded stochastically");
-  }
+    } else {
+      const auto kernel = matmul_accumulate_kernel<rule>;
+      const auto rounding = rule_rounding<rule>(&a.rounding);
+      launch(kernel, blocks, Shape::threads, Shape::shared_bytes_asked, stream, a, rounding, column_tiles);
+    }
+  });
 }
 
 }  // namespace vitfast

@@ -123,12 +123,8 @@ VITFAST_INLINE Panel open_panel(const char* group, int64_t size, const ProductSc
   }
 }
 
-struct PanelRange {
-  int64_t begin, end;
-};
-
-// The groups [begin, end) of the inputs; the operand holds these groups only.
-struct GroupRange {
+// [begin, end): panels of a weight, or groups of its inputs; the operand holds these groups only.
+struct Range {
   int64_t begin, end;
 };
 
@@ -138,7 +134,7 @@ void multiply_panel(
     int64_t rows,
     const PackedWeight& weight,
     int64_t panel,
-    GroupRange groups,
+    Range groups,
     const Destination& d,
     const ProductScratch& scratch,
     Meanwhile& meanwhile) {
@@ -210,8 +206,8 @@ void multiply_panels(
     const Operand& a,
     int64_t rows,
     const PackedWeight& weight,
-    PanelRange panels,
-    GroupRange groups,
+    Range panels,
+    Range groups,
     const Destination& d,
     const ProductScratch& scratch) {
   Meanwhile meanwhile{};

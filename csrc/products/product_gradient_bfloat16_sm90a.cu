@@ -1,4 +1,3 @@
 #include "csrc/products/product_gradient_sm90a.cuh"
 
-template void vitfast::launch_product_gradient_sm90a<vitfast::BFloat16>(
-    const vitfast::ProductGradient&, vitfast::Stream);
+template void vitfast::launch_product_sm90a<vitfast::BFloat16>(const vitfast::ProductGradient&, vitfast::Stream);

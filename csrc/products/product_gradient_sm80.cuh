@@ -117,7 +117,7 @@ struct ProductGradientSm80 {
 };
 
 template <typename T>
-void launch_product_gradient_sm80(const ProductGradient& product, Stream stream) {
+void launch_product_sm80(const ProductGradient& product, Stream stream) {
   ProductGradientSm80<T>::launch(product, stream);
 }
 

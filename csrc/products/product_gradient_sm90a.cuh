@@ -125,7 +125,7 @@ struct ProductGradientSm90a {
 
 // Hidden widths of ViTs are multiples of 256.
 template <typename T>
-void launch_product_gradient_sm90a(const ProductGradient& product, Stream stream) {
+void launch_product_sm90a(const ProductGradient& product, Stream stream) {
   ProductGradientSm90a<T, 256>::launch(product, stream);
 }
 

@@ -16,13 +16,13 @@ namespace vitfast {
 template <typename T>
 void launch_product_sm80(const Product& product, Stream stream);
 template <typename T>
-void launch_product_gradient_sm80(const ProductGradient& product, Stream stream);
+void launch_product_sm80(const ProductGradient& product, Stream stream);
 
 // For compute capability 9.0 only.
 template <typename T>
 void launch_product_sm90a(const Product& product, Stream stream);
 template <typename T>
-void launch_product_gradient_sm90a(const ProductGradient& product, Stream stream);
+void launch_product_sm90a(const ProductGradient& product, Stream stream);
 
 inline bool is_compute_capability_90() {
   int device = 0, major = 0, minor = 0;
@@ -36,26 +36,14 @@ inline bool is_compute_capability_90() {
   throw std::runtime_error("linear: this build has no product for this GPU's compute capability");
 }
 
-// The fastest one in this build that the current device runs.
-template <typename T>
-void launch_product(const Product& product, Stream stream) {
+// The fastest one in this build that the current device runs, for a Product or a ProductGradient.
+template <typename T, typename AnyProduct>
+void launch_product(const AnyProduct& product, Stream stream) {
 #if VITFAST_HAS_SM90A
   if (is_compute_capability_90()) return launch_product_sm90a<T>(product, stream);
 #endif
 #if VITFAST_HAS_SM80
   launch_product_sm80<T>(product, stream);
-#else
-  no_product_for_this_gpu();
-#endif
-}
-
-template <typename T>
-void launch_product_gradient(const ProductGradient& product, Stream stream) {
-#if VITFAST_HAS_SM90A
-  if (is_compute_capability_90()) return launch_product_gradient_sm90a<T>(product, stream);
-#endif
-#if VITFAST_HAS_SM80
-  launch_product_gradient_sm80<T>(product, stream);
 #else
   no_product_for_this_gpu();
 #endif

@@ -141,7 +141,7 @@ EpilogueGradients product_gradient_on_cuda(
       int(depth),
       activation};
   const CurrentStream stream(grad);
-  with_narrow_type(type, [&](auto element) { launch_product_gradient<decltype(element)>(product, stream); });
+  with_narrow_type(type, [&](auto element) { launch_product<decltype(element)>(product, stream); });
   return {out, finished(partial, type), std::nullopt};
 }
 

@@ -20,7 +20,7 @@ inline FixedPointRounding read_fixed_rounding(const char* op, const std::vector<
   STD_TORCH_CHECK(list[4] >= 0 && list[4] <= 4, op, ": unknown rounding code ", list[4]);
   const auto overflow = static_cast<FixedOverflow>(list[3]);
   return {
-      static_cast<FixedRounding>(list[4]),
+      static_cast<Rounding>(list[4]),
       make_fixed_format<float>(list[0], list[1], list[2] != 0, overflow),
       make_fixed_format<double>(list[0], list[1], list[2] != 0, overflow)};
 }

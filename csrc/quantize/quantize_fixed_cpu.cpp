@@ -18,7 +18,7 @@ struct Cpu {
         {type_of(x),
          x.const_data_ptr(),
          y.mutable_data_ptr(),
-         read_seed(name, seed, read.rounding == FixedRounding::stochastic),
+         read_seed(name, seed, read.rounding == Rounding::stochastic),
          exceeds_caches(x)},
         read};
     parallel(x.numel(), 1, [&](int64_t begin, int64_t end) { cpu_kernels().quantize_fixed(arguments, begin, end); });

@@ -8,13 +8,13 @@
 
 namespace vitfast::VITFAST_ISA {
 
-template <typename T, typename C, FixedRounding rounding, bool wraps>
+template <typename T, typename C, Rounding rounding, bool wraps>
 void quantize_fixed_range(const QuantizeFixed& a, int64_t begin, int64_t end) {
   const FixedFormat<C> format = format_of<C>(a.rounding);  // a local copy: stores cannot alias it
-  for_each_block<T, C, rounding == FixedRounding::stochastic>(
+  for_each_block<T, C, rounding == Rounding::stochastic>(
       a.elements, begin, end, [&](C* values, const uint32_t* random) __attribute__((always_inline)) {
         for (int64_t i = 0; i < philox_block; ++i) {
-          if constexpr (rounding == FixedRounding::stochastic) {
+          if constexpr (rounding == Rounding::stochastic) {
             values[i] = round_fixed<C, rounding, wraps>(values[i], format, random[i]);
           } else {
             values[i] = round_fixed<C, rounding, wraps>(values[i], format);
@@ -24,7 +24,7 @@ void quantize_fixed_range(const QuantizeFixed& a, int64_t begin, int64_t end) {
 }
 
 // Whether numbers wrap is decided outside of the loop, which the compiler would not vectorize otherwise.
-template <typename T, typename C, FixedRounding rounding>
+template <typename T, typename C, Rounding rounding>
 void quantize_fixed_bounded(const QuantizeFixed& a, int64_t begin, int64_t end) {
   format_of<C>(a.rounding).wraps ? quantize_fixed_range<T, C, rounding, true>(a, begin, end)
                                  : quantize_fixed_range<T, C, rounding, false>(a, begin, end);
@@ -34,18 +34,7 @@ void quantize_fixed(const QuantizeFixed& a, int64_t begin, int64_t end) {
   dispatch_type(a.elements.type, [&](auto stored, auto computed) {
     using T = decltype(stored);
     using C = decltype(computed);
-    switch (a.rounding.rounding) {
-      case FixedRounding::nearest_even:
-        return quantize_fixed_bounded<T, C, FixedRounding::nearest_even>(a, begin, end);
-      case FixedRounding::nearest_away:
-        return quantize_fixed_bounded<T, C, FixedRounding::nearest_away>(a, begin, end);
-      case FixedRounding::toward_zero:
-        return quantize_fixed_bounded<T, C, FixedRounding::toward_zero>(a, begin, end);
-      case FixedRounding::stochastic:
-        return quantize_fixed_bounded<T, C, FixedRounding::stochastic>(a, begin, end);
-      case FixedRounding::qtorch:
-        return quantize_fixed_bounded<T, C, FixedRounding::qtorch>(a, begin, end);
-    }
+    with_rule(a.rounding.rounding, [&](auto rule) { quantize_fixed_bounded<T, C, rule>(a, begin, end); });
   });
 }
 

@@ -13,7 +13,7 @@ struct Cuda {
   static void round(
       const Tensor& x, const Tensor& y, const std::vector<int64_t>& rounding, const std::optional<Tensor>& seed) {
     const FixedPointRounding read = read_fixed_rounding(name, rounding);
-    const bool needs_seed = read.rounding == FixedRounding::stochastic;
+    const bool needs_seed = read.rounding == Rounding::stochastic;
     launch_quantize_fixed(device_elements(name, x, y, seed, needs_seed), read, CurrentStream(x));
   }
 };

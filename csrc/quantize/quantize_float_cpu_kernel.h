@@ -35,17 +35,10 @@ void quantize_float_vectors(const QuantizeFloat& a, int64_t begin, int64_t end) 
 
 // QPyTorch knows no float64: ties go away from zero.
 inline void quantize_float_doubles(const QuantizeFloat& a, int64_t begin, int64_t end) {
-  switch (a.rounding.rounding) {
-    case Rounding::nearest_even:
-      return quantize_float_range<double, Float64Bits, Rounding::nearest_even>(a, begin, end);
-    case Rounding::nearest_away:
-    case Rounding::qtorch:
-      return quantize_float_range<double, Float64Bits, Rounding::nearest_away>(a, begin, end);
-    case Rounding::toward_zero:
-      return quantize_float_range<double, Float64Bits, Rounding::toward_zero>(a, begin, end);
-    case Rounding::stochastic:
-      return quantize_float_range<double, Float64Bits, Rounding::stochastic>(a, begin, end);
-  }
+  with_rule(a.rounding.rounding, [&](auto given) {
+    constexpr Rounding rule = given == Rounding::qtorch ? Rounding::nearest_away : given;
+    quantize_float_range<double, Float64Bits, rule>(a, begin, end);
+  });
 }
 
 void quantize_float(const QuantizeFloat& a, int64_t begin, int64_t end) {

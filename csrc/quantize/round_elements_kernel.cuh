@@ -27,10 +27,10 @@ struct FloatRounder {
   }
 };
 
-template <typename C, FixedRounding rounding>
+template <typename C, Rounding rounding>
 struct FixedRounder {
   using Computed = C;
-  static constexpr bool draws = rounding == FixedRounding::stochastic;
+  static constexpr bool draws = rounding == Rounding::stochastic;
   FixedFormat<C> format;
   __device__ __forceinline__ C operator()(C value, uint32_t random) const {
     return format.wraps ? round_fixed<C, rounding, true>(value, format, random)

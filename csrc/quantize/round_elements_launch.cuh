@@ -2,8 +2,6 @@
 
 #pragma once
 
-#include <type_traits>
-
 #include "csrc/common/types.h"
 #include "csrc/cuda/launch.cuh"
 #include "csrc/quantize/round_elements_kernel.cuh"
@@ -55,46 +53,20 @@ void launch_for_type(const DeviceElements& a, const Rounder32& rounder32, const 
 }
 
 inline void launch_quantize_float(const DeviceElements& a, const FloatRounding& rounding, Stream stream) {
-  const auto launch_with = [&](auto code) {
-    constexpr Rounding value = decltype(code)::value;
+  with_rule(rounding.rounding, [&](auto rule) {
     launch_for_type(
         a,
-        FloatRounder<Float32Bits, value>{rounding.format32},
-        FloatRounder<Float64Bits, value>{rounding.format64},
+        FloatRounder<Float32Bits, rule>{rounding.format32},
+        FloatRounder<Float64Bits, rule>{rounding.format64},
         stream);
-  };
-  switch (rounding.rounding) {
-    case Rounding::nearest_even:
-      return launch_with(std::integral_constant<Rounding, Rounding::nearest_even>{});
-    case Rounding::nearest_away:
-      return launch_with(std::integral_constant<Rounding, Rounding::nearest_away>{});
-    case Rounding::toward_zero:
-      return launch_with(std::integral_constant<Rounding, Rounding::toward_zero>{});
-    case Rounding::stochastic:
-      return launch_with(std::integral_constant<Rounding, Rounding::stochastic>{});
-    case Rounding::qtorch:
-      return launch_with(std::integral_constant<Rounding, Rounding::qtorch>{});
-  }
+  });
 }
 
 inline void launch_quantize_fixed(const DeviceElements& a, const FixedPointRounding& rounding, Stream stream) {
-  const auto launch_with = [&](auto code) {
-    constexpr FixedRounding value = decltype(code)::value;
+  with_rule(rounding.rounding, [&](auto rule) {
     launch_for_type(
-        a, FixedRounder<float, value>{rounding.format32}, FixedRounder<double, value>{rounding.format64}, stream);
-  };
-  switch (rounding.rounding) {
-    case FixedRounding::nearest_even:
-      return launch_with(std::integral_constant<FixedRounding, FixedRounding::nearest_even>{});
-    case FixedRounding::nearest_away:
-      return launch_with(std::integral_constant<FixedRounding, FixedRounding::nearest_away>{});
-    case FixedRounding::toward_zero:
-      return launch_with(std::integral_constant<FixedRounding, FixedRounding::toward_zero>{});
-    case FixedRounding::stochastic:
-      return launch_with(std::integral_constant<FixedRounding, FixedRounding::stochastic>{});
-    case FixedRounding::qtorch:
-      return launch_with(std::integral_constant<FixedRounding, FixedRounding::qtorch>{});
-  }
+        a, FixedRounder<float, rule>{rounding.format32}, FixedRounder<double, rule>{rounding.format64}, stream);
+  });
 }
 
 }  // namespace vitfast

@@ -13,8 +13,10 @@ import vitfast
 from support.accelerable import BUILDERS, accelerable, distance, sample_images, tensors_of
 from support.cast_model import cast_model
 from support.exit_models import EXIT_MODELS, exit_model, random_images
-from vitfast.inference.accelerate import _precision
+from support.operator_calls import OperatorCalls
+from vitfast.inference.accelerate import _precision, own_kernels
 from vitfast.inference.packed.normalization import Normalization
+from vitfast.ops.library import CPU_KERNELS, has_kernel
 
 # the kinds whose parts differ from each other; the others differ from them in how they are read only
 ALL_PRECISIONS = (
@@ -55,6 +57,20 @@ def test_every_model_runs_in_the_precisions_of_a_gpu(kind):
         assert list(found) == list(state)
         changed = [key for key, tensor in state.items() if not torch.equal(found[key], tensor)]
         assert bool(changed) == (precision != "fp32"), changed
+
+
+@pytest.mark.skipif(not has_kernel("linear", "cpu"), reason="pure PyTorch: no raw operator")
+@pytest.mark.parametrize("kind", [*ALL_PRECISIONS, "vitfast: t2t, transformer"])
+@torch.no_grad()
+def test_the_report_names_the_kernels_that_are_called(kind):
+    source = accelerable(kind)
+    fast = cast_model(source, "bf16")
+    with OperatorCalls() as calls:
+        fast(sample_images(source))
+    # the longest name: gated_positional_attention's is no other attention
+    called = {max((kernel for kernel in CPU_KERNELS if kernel in name), key=len) for name in calls.names}
+    assert own_kernels(fast.body, "cpu") == sorted(called)
+    assert own_kernels(cast_model(source, "fp32").body, "cpu") == sorted(called - {"linear"})
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

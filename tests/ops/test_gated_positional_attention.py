@@ -19,7 +19,7 @@ from support.tolerance import FORWARD_FACTOR, assert_as_accurate
 from vitfast import ops
 from vitfast.ops import reference
 from vitfast.ops.gated_positional_attention import has_gated_kernel
-from vitfast.ops.library import has_kernel
+from vitfast.ops.library import has_kernel, kernel_states
 
 SAMPLES = [sample.name for sample in gated_samples(Make())]
 CPU = torch.device("cpu")
@@ -110,6 +110,9 @@ def test_which_calls_have_a_kernel() -> None:
     assert not has_gated_kernel(CPU, torch.float32, 196, 44)
     assert not has_gated_kernel(CPU, torch.float32, 196, 136)
     assert not has_gated_kernel(torch.device("meta"), torch.float32, 196, 44)
+    with kernel_states({("gated_positional_attention", "cuda"): "vitfast"}):
+        assert not has_gated_kernel(torch.device("cuda"), torch.float32, 196, 48)
+        assert not has_gated_kernel(torch.device("cuda"), torch.float16, 257, 48)
 
 
 @needs_kernel

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from support.accuracy import assert_same_bits
+from support.operator_calls import OperatorCalls
 from support.operators import FLOATS, OPERATORS
 from support.sample import Make, Sample
 from vitfast import ops
@@ -81,19 +80,6 @@ def test_a_nan_spoils_its_own_row_only() -> None:
     assert int(spoiled.sum()) == expected.shape[-1]
 
 
-class _Calls(TorchDispatchMode):
-    """Names the operators of vitfast that run."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "vitfast":
-            self.names.append(func.name().removeprefix("vitfast::"))
-        return func(*args, **(kwargs or {}))
-
-
 # the autograd engine wants a GPU: only what runs forward can be seen without one
 @pytest.mark.skipif(torch.version.cuda is None, reason="torch's CPU build ends the process at a CUDA tensor's graph")
 @pytest.mark.skipif(not has_kernel("mlp", "meta"), reason="pure PyTorch: no raw operator")
@@ -111,7 +97,7 @@ def test_training_on_cuda_is_one_operator_where_its_products_take_the_call(
 ) -> None:
     states = {("linear", "cuda"): "vitfast", ("mlp", "cuda"): "torch: for this test"}
     shapes = {"x": (2, 5, 16), "w1": (hidden, 16), "b1": (hidden,), "w2": (24, hidden), "b2": (24,)}
-    with kernel_states(states), FakeTensorMode(), _Calls() as calls:
+    with kernel_states(states), FakeTensorMode(), OperatorCalls() as calls:
         leaves = {name: torch.empty(s, dtype=dtype, device="cuda", requires_grad=True) for name, s in shapes.items()}
         out = ops.mlp(*leaves.values())
         assert calls.names == operators

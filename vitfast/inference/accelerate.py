@@ -30,11 +30,8 @@ from vitfast.inference.packed.packed_readout import PackedReadout
 from vitfast.inference.packed.packed_reuse_block import PackedReuseBlock
 from vitfast.inference.packed.packed_transformer import PackedTransformer
 from vitfast.inference.packed.packer import Packer
-from vitfast.ops.library import CUDA_KERNELS, build_info, has_kernel
+from vitfast.ops.library import build_info, has_kernel
 from vitfast.ops.packed import has_packed
-
-# operators of a block
-_BLOCK_KERNELS = ("attention", "layer_norm", "linear", "mlp")
 
 
 def accelerate(
@@ -118,7 +115,7 @@ def assemble(
     layers = tuple(_layers(model, body, lowered))
     if lowered.description is None or any(isinstance(module, OwnBlock) for module in body.modules()):
         graphs = None  # foreign code may do on each call what a recording would do once
-    report = AccelerationReport(type(model).__name__, precision, _kernels(packer, graphs), layers)
+    report = AccelerationReport(type(model).__name__, precision, _kernels(packer, body, graphs), layers)
     state = packer.kept_state(model)
     if isinstance(body, PackedCascade):
         accelerated: AcceleratedModel = AcceleratedCascade(body, front_of(model), state, report, graphs, model)
@@ -131,14 +128,20 @@ def assemble(
     return accelerated
 
 
-def _kernels(packer: Packer, graphs: GraphCache | None) -> str:
+def _kernels(packer: Packer, body: nn.Module, graphs: GraphCache | None) -> str:
     """Says whose kernels run the blocks."""
     if packer.device.type == "cpu":
         packed = has_packed("packed_linear")
         return build_info()["cpu"]["instruction_set"] if packed else "torch's, vitfast's are not built"
-    own = [kernel for kernel in _BLOCK_KERNELS if kernel in CUDA_KERNELS and has_kernel(kernel, packer.device.type)]
+    own = own_kernels(body, packer.device.type)
     whose = f"vitfast's {', '.join(own)}, torch's for the rest" if own else "torch's"
     return whose if graphs is None else f"{whose}; CUDA graphs of up to {graphs.largest} images"
+
+
+def own_kernels(body: nn.Module, device_type: str) -> list[str]:
+    """Names the kernels of vitfast that what was made of a model calls on a GPU."""
+    called = {operator for module in body.modules() for operator in getattr(module, "operators", ())}
+    return sorted(operator for operator in called if has_kernel(operator, device_type))
 
 
 def _body(model: nn.Module, lowered: Lowered, packer: Packer) -> nn.Module:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from vitfast.ops import reference
 from vitfast.ops.attention import (
-    CUDA_DTYPES,
     CUDA_SHARED_BYTES,
     HEAD_DIM_MULTIPLE,
     MAX_HEAD_DIM,
@@ -23,6 +22,7 @@ from vitfast.ops.autocast import autocast_dtype, cast
 from vitfast.ops.checks import check_like, check_shape, check_tensor
 from vitfast.ops.library import has_kernel
 
+CUDA_DTYPES = (torch.float16, torch.bfloat16)
 CUDA_MAX_TOKENS = 256  # up to which keys and values of a head lie whole on chip
 
 

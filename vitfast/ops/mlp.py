@@ -87,18 +87,34 @@ def mlp(
     return out if added_outside is None else out + added_outside
 
 
+def has_mlp_kernel(device: torch.device, dtype: torch.dtype, widths: tuple[int, int, int], approximate: str) -> bool:
+    """Whether one kernel runs such calls, where no gradient is needed; else products do, with GELU in the first one.
+
+    Args:
+        device: of the tensors.
+        dtype: of the tensors.
+        widths: C, F and C_out.
+        approximate: as in ``mlp``.
+    """
+    if not has_kernel("mlp", device.type):
+        return False
+    if device.type != "cuda":
+        return True
+    channels, _, outputs = widths
+    if not _fit_cuda(dtype, widths) or approximate != "none" or channels > CUDA_MAX_CHANNELS or outputs != channels:
+        return False
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin >= CUDA_SHARED_BYTES
+
+
+def _fit_cuda(dtype: torch.dtype, widths: tuple[int, int, int]) -> bool:
+    return dtype in CUDA_DTYPES and all(0 < width and width % CUDA_MULTIPLE == 0 for width in widths)
+
+
 def _has_kernel(x: Tensor, fc1_weight: Tensor, fc2_weight: Tensor, approximate: str, save_for_backward: bool) -> bool:
-    if x.device.type != "cuda":
-        return has_kernel("mlp", x.device.type)
-    (hidden, channels), outputs = fc1_weight.shape, fc2_weight.shape[0]
-    has_widths = all(0 < width and width % CUDA_MULTIPLE == 0 for width in (channels, hidden, outputs))
-    if x.dtype not in CUDA_DTYPES or not has_widths:
-        return False
-    if save_for_backward:  # two products, whose backward has GELU's derivative in a product
-        return has_kernel("linear", "cuda") and x.numel() > 0
-    if not has_kernel("mlp", "cuda") or approximate != "none" or channels > CUDA_MAX_CHANNELS or outputs != channels:
-        return False
-    return torch.cuda.get_device_properties(x.device).shared_memory_per_block_optin >= CUDA_SHARED_BYTES
+    widths = (fc1_weight.shape[1], fc1_weight.shape[0], fc2_weight.shape[0])
+    if x.device.type == "cuda" and save_for_backward:  # two products, whose backward has GELU's derivative in a product
+        return _fit_cuda(x.dtype, widths) and has_kernel("linear", "cuda") and x.numel() > 0
+    return has_mlp_kernel(x.device, x.dtype, widths, approximate)
 
 
 def _check(

@@ -12,7 +12,7 @@ vitfast::FixedPointRounding fixed_rounding(simt_test::Program& program) {
         program.integer("symmetric") != 0,
         static_cast<vitfast::FixedOverflow>(program.integer("overflow")));
   };
-  return {static_cast<vitfast::FixedRounding>(program.integer("rounding")), make(float{}), make(double{})};
+  return {static_cast<vitfast::Rounding>(program.integer("rounding")), make(float{}), make(double{})};
 }
 
 template <typename T>

@@ -10,6 +10,7 @@ from vitfast import ops
 from vitfast.inference.description import Activation
 from vitfast.inference.packed.packed_linear import PackedLinear
 from vitfast.ops.linear import ACTIVATIONS
+from vitfast.ops.mlp import CUDA_DTYPES
 
 
 class CastLinear(PackedLinear):
@@ -25,6 +26,11 @@ class CastLinear(PackedLinear):
     def is_cast(self) -> bool:
         """Not in fp16_32."""
         return self.precision != "fp16_32"
+
+    @property
+    def operators(self) -> tuple[str, ...]:
+        """Those of vitfast that it calls, where their kernels for a GPU take its type."""
+        return ("linear",) if self.is_cast and self.packed.dtype in CUDA_DTYPES else ()
 
     def forward(
         self,

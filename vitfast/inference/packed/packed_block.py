@@ -13,6 +13,7 @@ from vitfast.inference.packed.packed_attention import PackedAttention
 from vitfast.inference.packed.packed_linear import PackedLinear
 from vitfast.inference.packed.packed_norm import PackedNorm
 from vitfast.inference.packed.packer import Packer
+from vitfast.ops.mlp import has_mlp_kernel
 from vitfast.ops.packed import has_packed
 
 # activation -> the word of the operator ``mlp`` for it
@@ -70,6 +71,16 @@ class PackedMlp(nn.Module):
         self.register_buffer("scale", packer.in_stream(scale))
         self.is_fused = packer.has("packed_mlp") and one_precision((self.norm,), (self.fc1, self.fc2))
         self.is_cast = self.fc1.is_cast and self.fc2.is_cast
+        self.is_mlp = self.is_cast and scale is None and self.activation in _GELU
+
+    @property
+    def operators(self) -> tuple[str, ...]:
+        """``mlp``, where it is a kernel of its own rather than two products."""
+        if not self.is_mlp:
+            return ()
+        fc1, fc2 = self.fc1, self.fc2
+        widths = (fc1.in_features, fc1.out_features, fc2.out_features)
+        return ("mlp",) * has_mlp_kernel(fc1.packed.device, fc1.packed.dtype, widths, _GELU[self.activation])
 
     def forward(self, x: Tensor, residual: Tensor | None) -> Tensor:
         """Computes it from ``x`` ``[..., K]`` and ``residual`` ``[..., C]``, or None for zero."""
@@ -92,7 +103,7 @@ class PackedMlp(nn.Module):
 
     def of_normalized(self, x: Tensor, residual: Tensor | None) -> Tensor:
         """Computes the same of what has passed the LayerNorm."""
-        if self.is_cast and self.scale is None and self.activation in _GELU:
+        if self.is_mlp:
             weights = (self.fc1.packed, self.fc1.bias, self.fc2.packed, self.fc2.bias)
             return ops.mlp(x.to(weights[0].dtype), *weights, residual=residual, approximate=_GELU[self.activation])
         hidden = self.fc1(x, self.activation)
@@ -135,6 +146,11 @@ class PackedBlock(nn.Module):
         if self._arguments is not None:
             return f"one packed operator, {self.proj.precision}"
         return f"{path_of(self.qkv.linear, self.proj, self.mlp.fc1, self.mlp.fc2)}, attention apart"
+
+    @property
+    def operators(self) -> tuple[str, ...]:
+        """Those of vitfast that it calls itself."""
+        return ("gated_positional_attention" if self.attention.is_blended else "attention",)
 
     def forward(self, x: Tensor) -> Tensor:
         """Transforms the residual stream ``x`` ``[B, N, C]``; returns a new tensor."""

@@ -18,6 +18,8 @@ class PackedNorm(nn.Module):
         rounds_input: whether the input is rounded.
     """
 
+    operators = ("layer_norm",)
+
     weight: Tensor | None
     bias: Tensor | None
 

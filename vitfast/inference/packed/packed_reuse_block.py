@@ -43,6 +43,8 @@ class PackedRelationReuse(nn.Module):
         packer: packs.
     """
 
+    operators = ("upsample_relations",)
+
     upsample: Tensor
 
     def __init__(self, described: RelationReuse, packer: Packer) -> None:
@@ -74,6 +76,8 @@ class PackedReuseBlock(nn.Module):
         packer: packs.
         upsample: the matrix of ``PackedRelationReuse``, or None.
     """
+
+    operators = ("attention",)
 
     upsample: Tensor | None
 

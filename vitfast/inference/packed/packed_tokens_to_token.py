@@ -34,6 +34,11 @@ class PackedTokenMixer(nn.Module):
         self.proj = packer.linear(described.proj)
         self.mlp = PackedMlp(described.norm2, described.mlp, packer)
 
+    @property
+    def operators(self) -> tuple[str, ...]:
+        """Those of vitfast that it calls itself."""
+        return () if self.projection is not None else ("attention",)
+
     def forward(self, x: Tensor) -> Tensor:
         """Transforms tokens ``x`` ``[B, N, C]`` to ``[B, N, D]``."""
         mixed = self.linear(x)
