@@ -112,6 +112,11 @@ STABLE_TORCH_LIBRARY(vitfast, m) {
   m.def(
       "packed_patch_embed(Tensor images, Tensor packed, Tensor? bias, int n, int patch_h, int patch_w, Tensor? shift,"
       " Tensor prefix, Tensor? positions, str precision) -> Tensor");
+  // the same product for overlapping patches of images [B, I, H, W] with zeros around them, (height, width) each, after
+  // a LayerNorm unless eps is None -> [B, patches, n], float32; a patch's values in the order (channel, row, column)
+  m.def(
+      "packed_split_linear(Tensor images, int[2] patch, int[2] stride, int[2] padding, Tensor? gamma, Tensor? beta, "
+      "float? eps, Tensor packed, Tensor? bias, int n, str precision) -> Tensor");
   // multiply-adds in registers on every thread: the operations done
   m.def("fma_peak(str precision, int iterations) -> int");
 

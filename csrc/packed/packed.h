@@ -145,18 +145,30 @@ struct QkNorm {
 
 enum class Pixels : int64_t { uint8, float32, bfloat16 };
 
-// The patches of images as rows of a product, behind the prefix's rows: out [B, T + patches, n].
+struct Extent {
+  int64_t height, width;
+};
+
+// Patches of images, at every `stride`, with `padding` zeros on each side, as rows of a product, normalized if asked
+// for, behind the prefix's rows: out [batch, T + patches, n].
 struct PackedPatchEmbed {
-  PackedWeight weight;  // [n, channels * patch_height * patch_width]
+  PackedWeight weight;  // [n, channels * patch.height * patch.width]
   Pixels pixels;
-  const void* images;  // [B, channels, height, width]
-  int64_t channels, height, width, patch_height, patch_width;
+  const void* images;  // [batch, channels, size.height, size.width]
+  int64_t batch, channels;
+  Extent size, patch, stride, padding;
+  Norm norm;
   int64_t prefix_rows;
   const float* prefix;     // [prefix_rows, n]
   const float* positions;  // [patches, n] or null
   float* out;
 
-  int64_t patches() const { return height / patch_height * (width / patch_width); }
+  Extent grid() const {
+    return {
+        (size.height + 2 * padding.height - patch.height) / stride.height + 1,
+        (size.width + 2 * padding.width - patch.width) / stride.width + 1};
+  }
+  int64_t patches() const { return grid().height * grid().width; }
 };
 
 // A share of a product: rows of x, panels of the weight.

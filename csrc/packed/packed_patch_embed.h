@@ -1,5 +1,5 @@
 // Patch embedding: the patches of an image are gathered as rows of a product, pixel by pixel in the order (channel,
-// row, column), straight into its operand.
+// row, column), straight into its operand, with a LayerNorm on the way. Patches may overlap and leave the image.
 
 #pragma once
 
@@ -17,16 +17,67 @@ VITFAST_INLINE float pixel(BFloat16 value) {
   return bit_cast<float>(uint32_t(value.bits) << 16);
 }
 
+// `count` pixels of a line.
+template <typename T>
+VITFAST_INLINE void copy_pixels(const T* line, int64_t count, float* row) {
+  int64_t i = 0;
+  if constexpr (sizeof(T) > 1) {
+    for (; i + width<float> <= count; i += width<float>) store(row + i, load(line + i));
+  }
+  for (; i < count; ++i) row[i] = pixel(line[i]);
+}
+
+// A patch from its upper left corner on, all of it within the image. `end`: of all images.
+template <typename T>
+void gather_whole_patch(const PackedPatchEmbed& a, const T* corner, const T* end, float* row) {
+  const T* last_line = corner + ((a.channels - 1) * a.size.height + a.patch.height - 1) * a.size.width;
+  // Whole vectors, which read and write behind a line's end; the next line overwrites that. Few patches are at the end.
+  const bool in_vectors = sizeof(T) > 1 && end - last_line >= divide_up(a.patch.width, width<float>) * width<float>;
+  for (int64_t channel = 0; channel < a.channels; ++channel) {
+    const T* line = corner + channel * a.size.height * a.size.width;
+    for (int64_t i = 0; i < a.patch.height; ++i, line += a.size.width, row += a.patch.width) {
+      if constexpr (sizeof(T) > 1) {
+        if (in_vectors) {
+          for (int64_t j = 0; j < a.patch.width; j += width<float>) store(row + j, load(line + j));
+          continue;
+        }
+      }
+      copy_pixels(line, a.patch.width, row);
+    }
+  }
+}
+
+struct Interval {
+  int64_t begin, end;
+};
+
+// What of a patch from `position` on lies within an image of this size.
+constexpr Interval within(int64_t position, int64_t patch, int64_t size) {
+  return {position < 0 ? -position : 0, size - position < patch ? size - position : patch};
+}
+
+// `row`: room for the patch and a vector.
 template <typename T>
 void gather_patch(const PackedPatchEmbed& a, int64_t image, int64_t patch, float* row) {
-  const int64_t patches_a_row = a.width / a.patch_width;
-  const int64_t y = patch / patches_a_row * a.patch_height, x = patch % patches_a_row * a.patch_width;
-  const T* pixels = static_cast<const T*>(a.images) + image * a.channels * a.height * a.width + y * a.width + x;
+  const int64_t across = a.grid().width;
+  const int64_t y = patch / across * a.stride.height - a.padding.height;
+  const int64_t x = patch % across * a.stride.width - a.padding.width;
+  const Interval lines = within(y, a.patch.height, a.size.height), columns = within(x, a.patch.width, a.size.width);
+  const int64_t plane = a.size.height * a.size.width;
+  const T* images = static_cast<const T*>(a.images);
+  const T* pixels = images + image * a.channels * plane;
+  const bool is_whole =
+      lines.end - lines.begin == a.patch.height && columns.end - columns.begin == a.patch.width && a.channels > 0;
+  if (is_whole) {
+    return gather_whole_patch(a, pixels + y * a.size.width + x, images + a.batch * a.channels * plane, row);
+  }
+  std::memset(row, 0, size_t(a.weight.k) * sizeof(float));
+  if (columns.end <= columns.begin) return;
   for (int64_t channel = 0; channel < a.channels; ++channel) {
-    for (int64_t i = 0; i < a.patch_height; ++i) {
-      const T* line = pixels + (channel * a.height + i) * a.width;
-      for (int64_t j = 0; j < a.patch_width; ++j) row[j] = pixel(line[j]);
-      row += a.patch_width;
+    for (int64_t i = lines.begin; i < lines.end; ++i) {
+      const T* line = pixels + channel * plane + (y + i) * a.size.width + x;
+      float* target = row + (channel * a.patch.height + i) * a.patch.width;
+      copy_pixels(line + columns.begin, columns.end - columns.begin, target + columns.begin);
     }
   }
 }
@@ -58,6 +109,7 @@ void embed_patches(const PackedPatchEmbed& a, int64_t image, int64_t begin, int6
   const int64_t n = a.weight.n;
   for (int64_t r = 0; r < end - begin; ++r) {
     gather_patch(a, image, begin + r, s.row);
+    if (a.norm.is_used) normalize_row(s.row, a.weight.k, widen_row<precision>(s.row, a.weight.k, s.row), a.norm);
     convert_row<precision>(
         s.row, a.weight.k, s.operand.words + r * s.operand.stride, s.operand.scales + r * s.operand.groups);
   }

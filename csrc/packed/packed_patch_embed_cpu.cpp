@@ -3,18 +3,27 @@
 namespace vitfast {
 namespace {
 
-Pixels pixels_of(const Tensor& images) {
+Pixels pixels_of(const char* op, const Tensor& images) {
   switch (images.scalar_type()) {
     case ScalarType::Byte:
       return Pixels::uint8;
     case ScalarType::Float:
       return Pixels::float32;
     default:
-      STD_TORCH_CHECK(
-          images.scalar_type() == ScalarType::BFloat16,
-          "packed_patch_embed: images must be uint8, float32 or bfloat16");
+      STD_TORCH_CHECK(images.scalar_type() == ScalarType::BFloat16, op, ": images must be uint8, float32 or bfloat16");
       return Pixels::bfloat16;
   }
+}
+
+void run_patch_embed(const PackedPatchEmbed& a) {
+  const int64_t rows = a.batch * a.patches();
+  if (rows == 0) return;
+  const int64_t wanted = worthwhile_threads(rows * a.weight.n * a.weight.k), threads = wanted < rows ? wanted : rows;
+  const PackedKernels& kernels = packed_kernels();
+  const Workspace workspace(kernels.patch_embed_workspace(a, divide_up(rows, threads)), threads);
+  for_each_part(threads, [&](int64_t part) {
+    kernels.patch_embed(a, part * rows / threads, (part + 1) * rows / threads, workspace.part(part));
+  });
 }
 
 Tensor packed_patch_embed(
@@ -39,27 +48,79 @@ Tensor packed_patch_embed(
   const int64_t batch = pixels.size(0), patches = pixels.size(2) / patch_h * (pixels.size(3) / patch_w);
   const int64_t k = pixels.size(1) * patch_h * patch_w, tokens = prefix.size(0) + patches;
   const Tensor out = new_tensor({batch, tokens, n}, ScalarType::Float);
-  const PackedPatchEmbed a{
+  run_patch_embed(
+      {packed_weight(op, "packed", packed, n, k, precision_of(op, precision), bias),
+       pixels_of(op, pixels),
+       pixels.const_data_ptr(),
+       batch,
+       pixels.size(1),
+       {pixels.size(2), pixels.size(3)},
+       {patch_h, patch_w},
+       {patch_h, patch_w},
+       {0, 0},
+       Norm{},
+       prefix.size(0),
+       residual_or_null(op, prefix, {prefix.size(0), n}),
+       residual_or_null(op, positions, {patches, n}),
+       static_cast<float*>(out.mutable_data_ptr())});
+  return out;
+}
+
+// (height, width), each at least `least`.
+Extent extent_of(const char* op, const char* name, const std::vector<int64_t>& sizes, int64_t least) {
+  STD_TORCH_CHECK(
+      sizes.size() == 2 && sizes[0] >= least && sizes[1] >= least && sizes[0] <= INT32_MAX && sizes[1] <= INT32_MAX,
+      op,
+      ": ",
+      name,
+      " must be a height and a width of at least ",
+      least);
+  return {sizes[0], sizes[1]};
+}
+
+Tensor packed_split_linear(
+    const Tensor& images,                // [B, I, H, W]
+    std::vector<int64_t> patch,          // height, width; as the next two
+    std::vector<int64_t> stride,         //
+    std::vector<int64_t> padding,        //
+    const std::optional<Tensor>& gamma,  // [I * patch height * patch width]
+    const std::optional<Tensor>& beta,   // [I * patch height * patch width]
+    std::optional<double> eps,
+    const Tensor& packed,               // [n, I * patch height * patch width], packed
+    const std::optional<Tensor>& bias,  // [n]
+    int64_t n,
+    std::string precision) {
+  constexpr const char* op = "packed_split_linear";
+  STD_TORCH_CHECK(images.dim() == 4, "packed_split_linear: images must be [B, I, H, W]");
+  STD_TORCH_CHECK(
+      eps.has_value() || (!gamma.has_value() && !beta.has_value()),
+      "packed_split_linear: gamma and beta need eps, the LayerNorm's");
+  const Tensor pixels = as_contiguous(images);
+  const Extent size{pixels.size(2), pixels.size(3)}, window = extent_of(op, "patch", patch, 1);
+  const Extent pad = extent_of(op, "padding", padding, 0);
+  STD_TORCH_CHECK(
+      window.height <= size.height + 2 * pad.height && window.width <= size.width + 2 * pad.width,
+      "packed_split_linear: patch must fit into the padded images");
+  const int64_t k = pixels.size(1) * window.height * window.width;
+  PackedPatchEmbed a{
       packed_weight(op, "packed", packed, n, k, precision_of(op, precision), bias),
-      pixels_of(pixels),
+      pixels_of(op, pixels),
       pixels.const_data_ptr(),
+      pixels.size(0),
       pixels.size(1),
-      pixels.size(2),
-      pixels.size(3),
-      patch_h,
-      patch_w,
-      prefix.size(0),
-      residual_or_null(op, prefix, {prefix.size(0), n}),
-      residual_or_null(op, positions, {patches, n}),
-      static_cast<float*>(out.mutable_data_ptr())};
-  const int64_t rows = batch * patches;
-  if (rows == 0) return out;
-  const int64_t wanted = worthwhile_threads(rows * n * k), threads = wanted < rows ? wanted : rows;
-  const PackedKernels& kernels = packed_kernels();
-  const Workspace workspace(kernels.patch_embed_workspace(a, divide_up(rows, threads)), threads);
-  for_each_part(threads, [&](int64_t part) {
-    kernels.patch_embed(a, part * rows / threads, (part + 1) * rows / threads, workspace.part(part));
-  });
+      size,
+      window,
+      extent_of(op, "stride", stride, 1),
+      pad,
+      Norm{
+          eps.has_value(), vector_or_null(op, "gamma", gamma, k), vector_or_null(op, "beta", beta, k), eps.value_or(0)},
+      0,
+      nullptr,
+      nullptr,
+      nullptr};
+  const Tensor out = new_tensor({a.batch, a.patches(), n}, ScalarType::Float);
+  a.out = static_cast<float*>(out.mutable_data_ptr());
+  run_patch_embed(a);
   return out;
 }
 
@@ -67,6 +128,7 @@ Tensor packed_patch_embed(
 
 STABLE_TORCH_LIBRARY_IMPL(vitfast, CPU, m) {
   m.impl("packed_patch_embed", TORCH_BOX(&packed_patch_embed));
+  m.impl("packed_split_linear", TORCH_BOX(&packed_split_linear));
 }
 
 }  // namespace vitfast

@@ -24,7 +24,7 @@ COMPILED = has_kernel("attention", "cpu")
 if not COMPILED:
     pytest.skip("pure PyTorch: there are no raw operators to check", allow_module_level=True)
 
-# raw operators that are no public function's forward or backward; each has a test of its own below or in test_packed.py
+# raw operators that are no public function's forward or backward; each has a test below or in test_packed*.py
 NOT_RECORDED = {
     "vitfast::cpu_capability",
     "vitfast::quantize_fixed_",
@@ -40,6 +40,7 @@ NOT_RECORDED = {
     "vitfast::packed_norm_linear",
     "vitfast::packed_patch_embed",
     "vitfast::packed_related_attention",
+    "vitfast::packed_split_linear",
     "vitfast::unpack_weight",
 }
 LARGEST_NUMEL = 40_000

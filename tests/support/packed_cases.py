@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -172,6 +174,55 @@ def check_patch_embed(images: Tensor, patch: tuple[int, int], prefix_rows: int, 
     )
 
 
+@dataclass(frozen=True)
+class Window:
+    """Patches, as ``F.unfold`` takes them: heights and widths."""
+
+    patch: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int] = (0, 0)
+
+    def rows(self, images: Tensor) -> Tensor:
+        """The patches ``[B, N, I * height * width]`` of images."""
+        return torch.nn.functional.unfold(images, self.patch, 1, self.padding, self.stride).transpose(1, 2)
+
+
+def packed_split(
+    images: Tensor, window: Window, norm: tuple[Tensor | None, Tensor | None, float | None], weight: Tensor,
+    bias: Tensor | None, precision: str,
+) -> Tensor:  # fmt: skip
+    """The operator; ``norm``: gamma, beta, eps."""
+    packed = OPS.pack_weight(weight, precision)
+    return OPS.packed_split_linear(
+        images, window.patch, window.stride, window.padding, *norm, packed, bias, weight.shape[0], precision
+    )
+
+
+def check_split(images: Tensor, window: Window, outputs: int, precision: str) -> None:
+    """Against the product of unfolded patches without roundings, and bit by bit against the operators on them."""
+    rows = window.rows(images.float())
+    inputs = rows.shape[-1]
+    weight, bias = draw(outputs, inputs, scale=inputs**-0.5), draw(outputs, seed=1)
+    gamma, beta = 1 + draw(inputs, seed=2, scale=0.1), draw(inputs, seed=3, scale=0.1)
+    packed = OPS.pack_weight(weight, precision)
+    name = f"{precision} {window} of {tuple(images.shape)} {images.dtype}"
+
+    actual = packed_split(images, window, (None, None, None), weight, bias, precision)
+    exact = plain.linear(rows.double(), weight.double(), bias.double(), "exact")
+    expected = plain.linear(rows, weight, bias, precision)
+    assert_as_accurate(actual, expected, exact, factor=FORWARD_FACTOR, name=name)
+    assert torch.equal(actual, OPS.packed_linear(rows, packed, bias, outputs, precision, "none", None, None)), name
+
+    for g, b in ((gamma, beta), (None, None)):
+        actual = packed_split(images, window, (g, b, 1e-5), weight, bias, precision)
+        normed = plain.norm(rows.double(), double(g), double(b), 1e-5, "exact")
+        exact = plain.linear(normed, weight.double(), bias.double(), "exact")
+        expected = plain.linear(plain.norm(rows, g, b, 1e-5, precision), weight, bias, precision)
+        assert_as_accurate(actual, expected, exact, factor=FORWARD_FACTOR, name=f"{name}, normalized")
+        apart = OPS.packed_norm_linear(rows, g, b, 1e-5, packed, bias, outputs, precision, "none")
+        assert torch.equal(actual, apart), name
+
+
 def check_ties_of_int8() -> None:
     """Numbers next to ties of the quantization, bit by bit: a row of zeros but for one weight reads them back."""
     largest = 0.1 + draw(50, 1).abs()
@@ -214,5 +265,7 @@ def check_all() -> None:
         check_attention(1, 67, 2, 32, precision)
         check_mlp_without_norm(19, 48, 144, precision)
         check_patch_embed(draw(2, 3, 16, 24), (8, 8), 1, 70, precision)
+        check_split(draw(2, 3, 17, 15), Window((7, 5), (4, 2), (2, 3)), 70, precision)
+        check_split(draw(1, 1, 6, 6 * 20).bfloat16(), Window((3, 60), (2, 40), (1, 20)), 70, precision)
         check_block(2, 19, (48, 3, 16, 96), precision, extras=False)
         check_block(3, 33, (40, 2, 24, 75), precision, extras=True)

@@ -8,6 +8,7 @@ called by ``vitfast.inference.packed`` only, which checks what it passes when it
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -89,6 +90,32 @@ def _fake_patch_embed(
     return images.new_empty((batch, tokens, n), dtype=torch.float32)
 
 
+def _split_grid(images: Any, patch: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> tuple[Any, Any]:
+    """Patches down and across, of images' sizes."""
+    down, across = (
+        (size + 2 * zeros - window) // step + 1
+        for size, window, step, zeros in zip(images[2:], patch, stride, padding, strict=True)
+    )
+    return down, across
+
+
+def _fake_split_linear(
+    images: Tensor,
+    patch: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    eps: float | None,
+    packed: Tensor,
+    bias: Tensor | None,
+    n: int,
+    precision: str,
+) -> Tensor:
+    down, across = _split_grid(images.shape, patch, stride, padding)
+    return images.new_empty((images.shape[0], down * across, n), dtype=torch.float32)
+
+
 def _fake_pack_weight(weight: Tensor, precision: str) -> Tensor:
     raise NotImplementedError("weights are packed once, by vitfast.accelerate, and never within a traced program")
 
@@ -139,6 +166,23 @@ def _patch_embed_flops(images: Any, packed: Any, bias: Any, n: int, *_: Any, **_
     return product_flops(images, n)
 
 
+def _split_flops(
+    images: Any,
+    patch: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    gamma: Any,
+    beta: Any,
+    eps: float | None,
+    packed: Any,
+    bias: Any,
+    n: int,
+    *_: Any,
+    **__: Any,
+) -> int:
+    return product_flops((*images[:2], *_split_grid(images, patch, stride, padding), *patch), n)
+
+
 def _register() -> None:
     from torch.utils.flop_counter import register_flop_formula
 
@@ -150,6 +194,7 @@ def _register() -> None:
         "packed_attention": (_fake_attention, _attention_flops),
         "packed_related_attention": (_fake_related_attention, _attention_flops),
         "packed_patch_embed": (_fake_patch_embed, _patch_embed_flops),
+        "packed_split_linear": (_fake_split_linear, _split_flops),
     }
     for operator, (fake, flops) in parts.items():
         if has_packed(operator):

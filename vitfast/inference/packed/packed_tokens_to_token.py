@@ -6,29 +6,30 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vitfast import ops
-from vitfast.inference.packed.packed_block import PackedMlp, PackedNormLinear, path_of
+from vitfast.inference.packed.packed_block import PackedMlp, path_of
+from vitfast.inference.packed.packed_split import PackedSplit
 from vitfast.inference.packed.packer import Packer
-from vitfast.inference.stem_description import TokenMixer, TokensToToken
+from vitfast.inference.stem_description import Split, TokenMixer, TokensToToken
 from vitfast.layers.performer_attention import performer_attention
-from vitfast.layers.soft_split import SoftSplit
 
 
 class PackedTokenMixer(nn.Module):
-    """An attention layer of the tokens-to-token module.
+    """A soft split and the attention layer after it.
 
     Args:
+        split: the patches.
         described: the layer.
         packer: packs.
+        token_dim: channels of the tokens that are split; None: images are.
     """
 
     projection: Tensor | None
 
-    def __init__(self, described: TokenMixer, packer: Packer) -> None:
+    def __init__(self, split: Split, described: TokenMixer, packer: Packer, token_dim: int | None) -> None:
         super().__init__()
-        self.linear = PackedNormLinear(packer.norm(described.norm1), packer.linear(described.linear))
+        self.split = PackedSplit(split, described.norm1, described.linear, packer, token_dim=token_dim)
         self.scale = described.scale
         self.register_buffer("projection", packer.keep(described.projection))
         self.proj = packer.linear(described.proj)
@@ -39,9 +40,9 @@ class PackedTokenMixer(nn.Module):
         """Those of vitfast that it calls itself."""
         return () if self.projection is not None else ("attention",)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Transforms tokens ``x`` ``[B, N, C]`` to ``[B, N, D]``."""
-        mixed = self.linear(x)
+    def forward(self, x: Tensor, size: int) -> Tensor:
+        """Splits ``x``, as ``PackedSplit`` reads it, and mixes its patches; returns tokens ``[B, N, D]``."""
+        mixed = self.split(x, size)
         v = mixed.chunk(3, dim=-1)[2].contiguous()
         if self.projection is not None:
             k, q, _ = mixed.chunk(3, dim=-1)
@@ -66,22 +67,24 @@ class PackedTokensToToken(nn.Module):
         self.image_size = described.image_size
         self.in_chans = described.in_chans
         self.image_by_image = packer.image_by_image
-        self.splits: Any = nn.ModuleList(SoftSplit(one.patch_size, one.stride, one.padding) for one in described.splits)
-        self.mixers = nn.ModuleList(PackedTokenMixer(one, packer) for one in described.mixers)
-        self.project = packer.linear(described.project)
+        first, second, third = described.splits
+        one, two = described.mixers
+        token_dims = (one.mlp.fc2.out_features, two.mlp.fc2.out_features)
+        self.mixers: Any = nn.ModuleList(
+            [PackedTokenMixer(first, one, packer, None), PackedTokenMixer(second, two, packer, token_dims[0])]
+        )
+        self.project = PackedSplit(third, None, described.project, packer, token_dim=token_dims[1])
 
     @property
     def num_patches(self) -> int:
         """Tokens of an image of the usual size."""
-        grid = self.image_size[0]
-        for split in self.splits:
-            grid = split.grid_size(grid)
+        grid: int = self.project.grid_size(self._grid_size(self.image_size[0]))
         return grid**2
 
     @property
     def path(self) -> str:
         """What runs it."""
-        return f"{path_of(self.project)}, tokens to tokens"
+        return f"{path_of(self.project.linear)}, tokens to tokens"
 
     def forward(self, images: Tensor) -> Tensor:
         """Turns ``images`` ``[B, in_chans, size, size]`` into tokens ``[B, N, C]``."""
@@ -89,23 +92,18 @@ class PackedTokensToToken(nn.Module):
             x = torch.cat([self._mixed(image) for image in images.split(1)])
         else:
             x = self._mixed(images)
-        tokens: Tensor = self.project(self._split(self.splits[-1], x))
-        return tokens
+        return self.project(x, self._grid_size(images.shape[-1]))
+
+    def _grid_size(self, size: int) -> int:
+        """Tokens along a side after both attentions."""
+        for mixer in self.mixers:
+            size = mixer.split.grid_size(size)
+        return size
 
     def _mixed(self, x: Tensor) -> Tensor:
-        """Splits and mixes, but for the last split; an image of tokens ``[B, D, G, G]``."""
-        grid = x.shape[-1]
-        for split, mixer in zip(self.splits[:-1], self.mixers, strict=True):
-            tokens = mixer(self._split(split, x))
-            grid = split.grid_size(grid)
-            x = tokens.transpose(1, 2).unflatten(2, (grid, grid))
+        """Splits and mixes, but for the last split."""
+        size = x.shape[-1]
+        for mixer in self.mixers:
+            x = mixer(x, size)
+            size = mixer.split.grid_size(size)
         return x
-
-    def _split(self, split: SoftSplit, x: Tensor) -> Tensor:
-        """Runs a ``SoftSplit``; for all images at once by one copy, where torch's operator takes image by image."""
-        if self.image_by_image:
-            patches: Tensor = split(x)
-            return patches
-        padded = F.pad(x, (split.padding,) * 4)
-        windows = padded.unfold(2, split.patch_size, split.stride).unfold(3, split.patch_size, split.stride)
-        return windows.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)  # [B, N, C * P * P]

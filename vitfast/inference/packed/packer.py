@@ -90,14 +90,18 @@ class Packer:
         scaled = (weight * scale.to(self.device)).float()
         return self._layer(scaled, shifted.float(), described.precision or self.precision, rows)
 
-    def norm(self, described: Norm) -> PackedNorm:
-        """Packs a LayerNorm; where the precision rounds it, gamma is rounded for good."""
+    def norm(self, described: Norm, *, column_order: Tensor | None = None) -> PackedNorm:
+        """Packs a LayerNorm for a layer that is packed so; where the precision rounds it, gamma is rounded for good."""
         rounds = (described.precision or self.precision) == "fp16_32"
         weight = self.keep(described.weight)
         if weight is not None and rounds and described.precision is None:
             weight = round_to_fp16(weight)
             self._kept[id(described.weight)] = weight
-        return PackedNorm(weight, self.keep(described.bias), described.eps, rounds_input=rounds)
+        bias = self.keep(described.bias)
+        if column_order is not None:
+            order = column_order.to(self.device)
+            weight, bias = (None if tensor is None else tensor[order] for tensor in (weight, bias))
+        return PackedNorm(weight, bias, described.eps, rounds_input=rounds)
 
     def optional_norm(self, described: Norm | None) -> nn.Module:
         """Packs a LayerNorm, or an identity for None."""
