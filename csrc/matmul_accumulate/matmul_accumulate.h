@@ -3,6 +3,7 @@
 #pragma once
 
 #include "csrc/common/float_format.h"
+#include "csrc/common/types.h"
 
 namespace vitfast {
 
@@ -17,6 +18,19 @@ struct MatmulAccumulate {
   int64_t depth;
   int64_t chunk;           // products that are summed before the accumulator is rounded
   FloatRounding rounding;  // of the accumulator
+};
+
+// The same with a chunk summed in Half by the matrix unit: accumulator += sum in float after every chunk and behind the
+// last product, rounded to Half where asked for.
+struct MatmulHalfSums {
+  const Half* x;       // [rows, depth]
+  const Half* weight;  // [columns, depth]
+  float* out;          // [rows, columns]
+  int64_t rows;
+  int64_t columns;
+  int64_t depth;  // a multiple of 8: rows are read 16 bytes at a time
+  int64_t chunk;  // a multiple of 16
+  bool rounds_accumulator;
 };
 
 }  // namespace vitfast

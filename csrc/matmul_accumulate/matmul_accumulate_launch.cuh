@@ -6,27 +6,44 @@
 
 #include "csrc/cuda/launch.cuh"
 #include "csrc/matmul_accumulate/matmul_accumulate_kernel.cuh"
+#include "csrc/matmul_accumulate/matmul_half_sums_kernel.cuh"
 
 namespace vitfast {
 
+// How results are shared among blocks that compute rows x columns of them, column by column.
+struct ResultBlocks {
+  int64_t across, all;
+
+  ResultBlocks(int64_t rows, int64_t columns, int block_rows, int block_columns)
+      : across((columns + block_columns - 1) / block_columns), all((rows + block_rows - 1) / block_rows * across) {
+    if (all > INT32_MAX) throw std::runtime_error("matmul_accumulate: the results need more than 2^31 - 1 blocks");
+  }
+};
+
 inline void launch_matmul_accumulate(const MatmulAccumulate& a, Stream stream) {
   using Shape = AccumulateShape;
-  const int64_t row_tiles = (a.rows + Shape::tile - 1) / Shape::tile;
-  const int64_t column_tiles = (a.columns + Shape::tile - 1) / Shape::tile;
-  const int64_t blocks = row_tiles * column_tiles;
-  if (blocks == 0) return;
-  if (blocks > INT32_MAX) {
-    throw std::runtime_error("matmul_accumulate: the CUDA kernel takes up to 2^31 - 1 tiles of 64 x 64 results");
-  }
+  const ResultBlocks blocks(a.rows, a.columns, Shape::tile, Shape::tile);
+  if (blocks.all == 0) return;
   with_rule(a.rounding.rounding, [&](auto rule) {
     if constexpr (rule == Rounding::stochastic) {
       throw std::runtime_error("matmul_accumulate: the accumulator is not rounded stochastically");
     } else {
       const auto kernel = matmul_accumulate_kernel<rule>;
       const auto rounding = rule_rounding<rule>(&a.rounding);
-      launch(kernel, blocks, Shape::threads, Shape::shared_bytes_asked, stream, a, rounding, column_tiles);
+      launch(kernel, blocks.all, Shape::threads, Shape::shared_bytes_asked, stream, a, rounding, blocks.across);
     }
   });
+}
+
+inline void launch_matmul_half_sums(const MatmulHalfSums& a, Stream stream) {
+  using Shape = HalfSumsShape;
+  if (a.depth % 8 != 0 || a.chunk <= 0 || a.chunk % Shape::step != 0) {
+    throw std::runtime_error("matmul_half_sums: the CUDA kernel takes depths by 8 and chunks by 16");
+  }
+  const ResultBlocks blocks(a.rows, a.columns, Shape::rows, Shape::columns);
+  if (blocks.all == 0) return;
+  const auto kernel = a.rounds_accumulator ? matmul_half_sums_kernel<true> : matmul_half_sums_kernel<false>;
+  launch(kernel, blocks.all, Shape::threads, Shape::shared_bytes_asked, stream, a, blocks.across);
 }
 
 }  // namespace vitfast

@@ -11,6 +11,25 @@
 
 namespace vitfast {
 
+struct AccumulateSizes {
+  std::vector<int64_t> out;  // [..., N]
+  int64_t rows;
+  int64_t columns;
+  int64_t depth;
+
+  AccumulateSizes(const char* op, const Tensor& x, const Tensor& weight, int64_t chunk) : out(sizes_of(x)) {
+    STD_TORCH_CHECK(x.dim() > 0, op, ": x must have at least one dimension");
+    check_same_type(op, "weight", weight, x);
+    STD_TORCH_CHECK(weight.dim() == 2, op, ": weight must have shape [N, K]");
+    check_sizes(op, "weight", weight, {weight.size(0), x.size(-1)});
+    STD_TORCH_CHECK(chunk >= 0, op, ": chunk must be positive, or 0 for the whole sum");
+    depth = out.back();
+    out.back() = columns = weight.size(0);
+    rows = 1;
+    for (size_t i = 0; i + 1 < out.size(); ++i) rows *= out[i];
+  }
+};
+
 template <typename Device>
 Tensor matmul_accumulate(
     const Tensor& x,       // [..., K]
@@ -19,29 +38,20 @@ Tensor matmul_accumulate(
     int64_t chunk) {
   const char* op = "matmul_accumulate";
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float, op, ": x must be float32");
-  STD_TORCH_CHECK(x.dim() > 0, op, ": x must have at least one dimension");
-  check_same_type(op, "weight", weight, x);
-  STD_TORCH_CHECK(weight.dim() == 2, op, ": weight must have shape [N, K]");
-  check_sizes(op, "weight", weight, {weight.size(0), x.size(-1)});
-  STD_TORCH_CHECK(chunk >= 0, op, ": chunk must be positive, or 0 for the whole sum");
+  const AccumulateSizes sizes(op, x, weight, chunk);
   const FloatRounding rounding = read_float_rounding(op, accumulator);
   STD_TORCH_CHECK(rounding.rounding != Rounding::stochastic, op, ": the accumulator is not rounded stochastically");
 
-  std::vector<int64_t> sizes = sizes_of(x);
-  const int64_t depth = sizes.back(), columns = weight.size(0);
-  sizes.back() = columns;
-  int64_t rows = 1;
-  for (size_t i = 0; i + 1 < sizes.size(); ++i) rows *= sizes[i];
-  const Tensor out = Device::new_tensor(x, sizes);
+  const Tensor out = Device::new_tensor(x, sizes.out);
   const Tensor x_rows = as_contiguous(x), weight_rows = as_contiguous(weight);
   const MatmulAccumulate arguments{
       static_cast<const float*>(x_rows.const_data_ptr()),
       static_cast<const float*>(weight_rows.const_data_ptr()),
       static_cast<float*>(out.mutable_data_ptr()),
-      rows,
-      columns,
-      depth,
-      chunk > 0 ? chunk : (depth > 0 ? depth : 1),
+      sizes.rows,
+      sizes.columns,
+      sizes.depth,
+      chunk > 0 ? chunk : (sizes.depth > 0 ? sizes.depth : 1),
       rounding};
   if (out.numel() > 0) Device::run(arguments, x);
   return out;

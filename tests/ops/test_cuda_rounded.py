@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from support.accuracy import assert_same_bits
+from support.half_sums import documented_model
 from vitfast import ops
 from vitfast.ops.library import has_kernel
 from vitfast.quantization import FloatFormat
@@ -67,3 +68,37 @@ def test_matmul_accumulate_gives_the_bits_of_the_cpu(chunk: int | None, rounding
 def test_matmul_accumulate_passes_opcheck() -> None:
     x, w = torch.randn(3, 40, device="cuda", requires_grad=True), torch.randn(5, 40, device="cuda", requires_grad=True)
     torch.library.opcheck(torch.ops.vitfast.matmul_accumulate.default, (x, w, FP16.raw, 8))
+
+
+@pytest.mark.parametrize("accumulator", [FloatFormat.ieee(8, 23), FloatFormat.fp16()], ids=["float32", "fp16"])
+@pytest.mark.parametrize("chunk", [16, 64, None])
+def test_tensor_cores_give_the_bits_of_their_model(chunk: int | None, accumulator: FloatFormat) -> None:
+    for rows, columns, depth in ((1, 1, 1), (197, 192, 768), (65, 1001, 588)):
+        x, w = torch.randn(2, rows, depth, device="cuda"), torch.randn(columns, depth, device="cuda")
+        actual = ops.matmul_accumulate(x, w, accumulator, chunk, unit="tensor_core")
+        whole_steps = chunk or (depth + 15) // 16 * 16
+        rounds = accumulator.mantissa_bits == 10
+        model = documented_model("cuda")
+        expected = model.product(x.flatten(0, 1).half(), w.half(), whole_steps, rounds=rounds)
+        assert_same_bits(actual.flatten(0, 1), expected)
+
+
+def test_layout_and_place_in_memory_do_not_change_what_tensor_cores_compute() -> None:
+    x, w = torch.randn(50, 136, device="cuda").half(), torch.randn(70, 136, device="cuda").half()
+    options = {"accumulator": FloatFormat.ieee(8, 23), "chunk": 32, "unit": "tensor_core"}
+    expected = ops.matmul_accumulate(x, w, **options)  # type: ignore[arg-type]
+    shifted = torch.empty(x.numel() + 1, device="cuda").half()[1:].view(x.shape).copy_(x)
+    for view in (shifted, x.t().contiguous().t()):
+        assert torch.equal(ops.matmul_accumulate(view, w, **options), expected)  # type: ignore[arg-type]
+    compiled = torch.compile(ops.matmul_accumulate, fullgraph=True)
+    assert torch.equal(compiled(x, w, **options), expected)
+
+
+def test_tensor_cores_pass_opcheck_and_gradients() -> None:
+    x, w = torch.randn(3, 40, device="cuda"), torch.randn(5, 40, device="cuda")
+    torch.library.opcheck(torch.ops.vitfast.matmul_half_sums.default, (x.half(), w.half(), True, 16))
+    leaves = [x.requires_grad_(), w.requires_grad_()]
+    out = ops.matmul_accumulate(*leaves, FloatFormat.fp16(), 16, unit="tensor_core")
+    grads = torch.autograd.grad(out.sum(), leaves)
+    torch.testing.assert_close(grads[0], w.half().float().sum(0).expand(3, 40))
+    torch.testing.assert_close(grads[1], x.half().float().sum(0).expand(5, 40))

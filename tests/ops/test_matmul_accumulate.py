@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from support import accumulate_oracle
 from support.accuracy import assert_same_bits
+from support.half_sums import HOPPER
 from support.samples import FORMATS
 from vitfast.ops import matmul_accumulate, quantize_float, reference
-from vitfast.ops.matmul_accumulate import _StraightThrough
+from vitfast.ops.library import has_kernel, kernel_states
+from vitfast.ops.matmul_accumulate import _HalfSums, _StraightThrough
+from vitfast.quantization import FloatFormat
 
 CHUNKS = (1, 4, 8, 16, None)
 
@@ -118,3 +125,71 @@ def test_what_runs_without_the_compiled_library_gives_the_same() -> None:
 def test_options_that_are_refused(options: dict[str, object], argument: str) -> None:
     with pytest.raises((TypeError, ValueError), match=argument):
         matmul_accumulate(torch.ones(2, 3), torch.ones(2, 3), FORMATS["fp16"], **options)  # type: ignore[arg-type]
+
+
+# --- on tensor cores ---
+
+FLOAT32 = FloatFormat.ieee(8, 23)
+needs_schema = pytest.mark.skipif(not has_kernel("matmul_accumulate", "meta"), reason="pure PyTorch: no raw operator")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"unit": "tensor cores"}, "unit must be"),
+        ({"accumulator": FORMATS["bf16"]}, "accumulator with unit='tensor_core'"),
+        ({"accumulator": FORMATS["qtorch(5,10)"]}, "accumulator with unit='tensor_core'"),
+        ({"rounding": "toward_zero"}, "rounding with unit='tensor_core'"),
+        ({"chunk": 24}, "chunk with unit='tensor_core' must be a multiple of 16"),
+        ({}, "unit='tensor_core' needs x and w on a CUDA device, got cpu"),
+    ],
+)
+def test_what_tensor_cores_do_not_compute_is_refused(options: dict[str, object], message: str) -> None:
+    arguments = {"accumulator": FLOAT32, "unit": "tensor_core", **options}
+    with pytest.raises(ValueError, match=message):
+        matmul_accumulate(torch.ones(2, 32), torch.ones(2, 32), **arguments)  # type: ignore[arg-type]
+
+
+@needs_schema
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_no_tensor_core_computes_before_its_kernel_is_in_use(dtype: torch.dtype) -> None:
+    key = "matmul_half_sums", "cuda"
+    with FakeTensorMode():
+        x, w = torch.empty(2, 3, 20, dtype=dtype, device="cuda"), torch.empty(5, 20, dtype=dtype, device="cuda")
+        with (
+            kernel_states({key: "torch: for this test"}),
+            pytest.raises(RuntimeError, match="nothing else has its bits: for this test"),
+        ):
+            matmul_accumulate(x, w, FLOAT32, 16, unit="tensor_core")
+        with kernel_states({key: "vitfast"}):
+            out = matmul_accumulate(x, w, FLOAT32, 16, unit="tensor_core")
+        assert (out.shape, out.dtype, out.device.type) == ((2, 3, 5), dtype, "cuda")
+
+
+@pytest.fixture
+def modelled() -> Iterator[None]:
+    """A CPU that has a tensor core."""
+
+    def kernel(x: Tensor, w: Tensor, rounds: bool, chunk: int) -> Tensor:
+        assert x.shape[-1] % 8 == 0
+        return HOPPER.product(x, w, chunk or max(x.shape[-1], 16), rounds=rounds)
+
+    library = torch.library.Library("vitfast", "IMPL")
+    library.impl("matmul_half_sums", kernel, "CPU")
+    yield
+    library._destroy()
+
+
+@needs_schema
+@pytest.mark.usefixtures("modelled")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("depth", [0, 20, 64])
+def test_around_tensor_cores_operands_are_float16_and_gradients_float32(depth: int, dtype: torch.dtype) -> None:
+    x, w = (torch.randn(rows, depth).to(dtype).requires_grad_() for rows in (3, 5))
+    out = _HalfSums.apply(x, w, True, 16)
+    x16, w16 = x.detach().half(), w.detach().half()
+    assert_same_bits(out.detach(), HOPPER.product(x16, w16, 16, rounds=True))
+    grad = torch.full((3, 5), 1e6)  # beyond float16
+    out.backward(grad)
+    assert_same_bits(x.grad, (grad @ w16.float()).to(dtype))
+    assert_same_bits(w.grad, (grad.t() @ x16.float()).to(dtype))

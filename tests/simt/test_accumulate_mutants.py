@@ -1,10 +1,11 @@
-"""Faults planted in the kernel of matmul_accumulate are found, and by what is recorded (docs/kernels.md)."""
+"""Faults planted in the kernels of matmul_accumulate are found, and by what is recorded (docs/kernels.md)."""
 
 from __future__ import annotations
 
 import pytest
 
 from support.simt_accumulate import random_accumulate
+from support.simt_half_sums import random_half_sums
 from support.simt_mutants import Mutant, found_by, mutant
 
 KERNEL = "csrc/matmul_accumulate/matmul_accumulate_kernel.cuh"
@@ -19,16 +20,46 @@ MUTANTS = (
 )
 
 
+HALF_SUMS = "csrc/matmul_accumulate/matmul_half_sums_kernel.cuh"
+
+HALF_SUMS_MUTANTS = (
+    mutant(
+        "no barrier", HALF_SUMS, "sync_threads();  // the round", "// the round", "results", "race", "uninitialized"
+    ),
+    mutant("early read", HALF_SUMS, "    wait_for_copies<0>();\n", "", "pending"),
+    mutant("one buffer", HALF_SUMS, "buffer ^= 1)", "buffer ^= 0)", "results"),
+    mutant("halves of x swapped", HALF_SUMS, "2 * step + lane / 16)", "2 * step + 1 - lane / 16)", "results"),
+    mutant("halves of weight swapped", HALF_SUMS, "[i][j], a[i], b[0], b[1])", "[i][j], a[i], b[1], b[0])", "results"),
+    mutant("the rest of a chunk", HALF_SUMS, "if (left_in_chunk < a.chunk)", "if (false)", "results"),
+    mutant("a sum that goes on", HALF_SUMS, "          pair = 0;\n", "", "results"),
+    mutant("accumulators not rounded", HALF_SUMS, "if constexpr (rounds)", "if constexpr (false)", "results"),
+    mutant("reads row N", HALF_SUMS, "a.rows - first_row)", "a.rows - first_row + 1)", "address"),
+    mutant("writes row N", HALF_SUMS, "row >= a.rows", "row > a.rows", "address", "runtime"),
+    mutant("writes column N", HALF_SUMS, "column + 1 < a.columns", "column < a.columns", "address", "runtime"),
+)
+
+
 def cases() -> list:
     """Calls on which every mutant shows."""
     return [random_accumulate(70, 67, 75, 8), random_accumulate(64, 64, 64, 20)]
 
 
-def test_the_kernel_itself_passes() -> None:
-    assert found_by("matmul_accumulate", cases(), {}) == frozenset()
+def half_sums_cases() -> list:
+    """The same of the kernel on tensor cores."""
+    return [random_half_sums(70, 35, 200, 176), random_half_sums(3, 2, 24, 16, rounds=True)]
+
+
+def test_the_kernels_themselves_pass() -> None:
+    assert found_by("matmul_accumulate", [*cases(), *half_sums_cases()], {}) == frozenset()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("planted", MUTANTS, ids=lambda planted: planted.name)
 def test_a_planted_fault_is_found(planted: Mutant) -> None:
     assert found_by("matmul_accumulate", cases(), planted.plant()) == planted.found_by
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("planted", HALF_SUMS_MUTANTS, ids=lambda planted: planted.name)
+def test_a_fault_planted_in_the_sums_of_tensor_cores_is_found(planted: Mutant) -> None:
+    assert found_by("matmul_accumulate", half_sums_cases(), planted.plant()) == planted.found_by

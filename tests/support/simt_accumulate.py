@@ -40,6 +40,7 @@ class AccumulateCase:
         """Returns ``out`` [rows, columns]."""
         (rows, depth), columns = self.x.shape, self.weight.shape[0]
         options = {
+            "unit": "multiply_add",
             "rows": rows,
             "columns": columns,
             "depth": depth,

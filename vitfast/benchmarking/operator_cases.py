@@ -368,6 +368,31 @@ def _matmul_accumulate(sizes: Sizes, random: Random) -> OperatorCase:
     )
 
 
+def _matmul_half_sums(sizes: Sizes, random: Random) -> OperatorCase:
+    """The same product with float16 sums on tensor cores, promoted to float32 after every 64 products."""
+    x, weight = random(sizes.batch, sizes.tokens, sizes.channels), random(sizes.channels, sizes.channels)
+
+    def own(x: Tensor, weight: Tensor) -> tuple[Tensor]:
+        return (ops.matmul_accumulate(x, weight, FloatFormat.ieee(8, 23), 64, unit="tensor_core"),)
+
+    def with_float16_sums(x: Tensor, weight: Tensor) -> tuple[Tensor]:
+        before = torch.backends.cuda.matmul.allow_fp16_accumulation
+        torch.backends.cuda.matmul.allow_fp16_accumulation = True
+        try:
+            return (x @ weight.t(),)
+        finally:
+            torch.backends.cuda.matmul.allow_fp16_accumulation = before
+
+    return OperatorCase(
+        inputs=(x, weight * sizes.channels**-0.5),
+        rivals={
+            "vitfast": own,
+            "torch": lambda x, weight: (x @ weight.t(),),
+            "torch, float16 sums": with_float16_sums,
+        },
+    )
+
+
 def _upsample_relations(sizes: Sizes, random: Random) -> OperatorCase:
     """From the grid of DVT's exit before to that of the model: from 10 to 14."""
     fine = math.isqrt(sizes.tokens - 1)
@@ -387,6 +412,7 @@ def _upsample_relations(sizes: Sizes, random: Random) -> OperatorCase:
 
 
 MLP_BACKWARD = "mlp backward"  # measured without its forward
+TENSOR_CORE_SUMS = "matmul_accumulate on tensor cores"
 
 OPERATORS: dict[str, Callable[[Sizes, Random], OperatorCase]] = {
     "attention": _attention,
@@ -404,6 +430,7 @@ OPERATORS: dict[str, Callable[[Sizes, Random], OperatorCase]] = {
     "quantize_float to fp8_e4m3fn": _quantize_float(FloatFormat.fp8_e4m3fn(), torch.float8_e4m3fn),
     "quantize_fixed": _quantize_fixed,
     "matmul_accumulate": _matmul_accumulate,
+    TENSOR_CORE_SUMS: _matmul_half_sums,
     "upsample_relations": _upsample_relations,
 }
 
@@ -419,6 +446,8 @@ def has_case(name: str, precision: str, device: torch.device, *, backward: bool)
     """Whether an operator of ``OPERATORS`` can be measured in this precision and, if asked for, with its gradient."""
     if name.startswith("quantize_") or name == "matmul_accumulate":
         return precision == "fp32" and not backward
+    if name == TENSOR_CORE_SUMS:
+        return device.type == "cuda" and has_kernel("matmul_half_sums", "cuda") and precision == "fp16" and not backward
     if name == MLP_BACKWARD:
         is_cuda = device.type == "cuda"
         has_it = has_kernel("linear", "cuda") and precision in ("bf16", "fp16") if is_cuda else has_kernel("mlp", "cpu")

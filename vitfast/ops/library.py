@@ -33,6 +33,7 @@ CUDA_KERNELS = (
     "layer_norm",
     "linear",
     "matmul_accumulate",
+    "matmul_half_sums",  # matmul_accumulate on tensor cores, which only whoever asks for it gets
     "mlp",
     "quantize_fixed",
     "quantize_float",
@@ -86,6 +87,8 @@ def missing_kernel(kernel: str, device_type: str) -> str | None:
     """Says why there is no kernel of vitfast for an operator on ``"cpu"`` or ``"cuda"``; None where there is one."""
     if device_type == "cuda" and kernel not in CUDA_KERNELS:
         return "no CUDA kernel yet"
+    if device_type != "cuda" and kernel not in CPU_KERNELS:
+        return "on CUDA only"
     library, missing = ("cuda", _cuda_missing) if device_type == "cuda" else ("cpu", _cpu_missing)
     return None if missing is None else f"libvitfast_{library}.so: {missing}"
 
@@ -102,9 +105,15 @@ def _cuda_state(kernel: str) -> str:
     return "vitfast"
 
 
+def _cpu_state(kernel: str) -> str:
+    missing = missing_kernel(kernel, "cpu")
+    return "vitfast" if missing is None else f"torch: {missing}"
+
+
+_KERNELS = sorted({*CPU_KERNELS, *CUDA_KERNELS})
 _STATES: dict[tuple[str, str], str] = {}
-for _kernel in CPU_KERNELS:
-    _STATES[_kernel, "cpu"] = "vitfast" if _cpu_missing is None else f"torch: {missing_kernel(_kernel, 'cpu')}"
+for _kernel in _KERNELS:
+    _STATES[_kernel, "cpu"] = _cpu_state(_kernel)
     _STATES[_kernel, "cuda"] = _cuda_state(_kernel)
     _STATES[_kernel, "meta"] = _STATES[_kernel, "cpu"]
 _ACTIVE: dict[tuple[str, str], bool] = {key: state == "vitfast" for key, state in _STATES.items()}
@@ -113,6 +122,11 @@ _ACTIVE: dict[tuple[str, str], bool] = {key: state == "vitfast" for key, state i
 def has_kernel(kernel: str, device_type: str) -> bool:
     """True where vitfast's own kernel runs for this operator on this type of device."""
     return _ACTIVE.get((kernel, device_type), False)
+
+
+def kernel_state(kernel: str, device_type: str) -> str:
+    """``"vitfast"`` or ``"torch: <why>"``, as ``build_info`` has it."""
+    return _STATES[kernel, device_type]
 
 
 @contextmanager
@@ -169,5 +183,5 @@ def build_info() -> dict[str, Any]:
         },
         "cuda": {"library": _cuda_missing or "loaded", "kernels_requested": _cuda_kernels},
         "build": build,
-        "kernels": {kernel: {device: _STATES[kernel, device] for device in ("cpu", "cuda")} for kernel in CPU_KERNELS},
+        "kernels": {kernel: {device: _STATES[kernel, device] for device in ("cpu", "cuda")} for kernel in _KERNELS},
     }

@@ -3,18 +3,24 @@
 #include "csrc/matmul_accumulate/matmul_accumulate_launch.cuh"
 #include "tests/simt/programs/float_rounding.h"
 
+// unit=tensor_core: x and weight are half, and rounds says whether the accumulators are.
 int main(int argc, char** argv) {
   simt_test::Program program(argc, argv);
   const int64_t rows = program.integer("rows"), columns = program.integer("columns");
-  vitfast::launch_matmul_accumulate(
-      {program.input<const float>("x"),
-       program.input<const float>("weight"),
-       program.output<float>("out", rows * columns),
-       rows,
-       columns,
-       program.integer("depth"),
-       program.integer("chunk"),
-       simt_test::float_rounding(program, "rounding")},
-      {});
+  const int64_t depth = program.integer("depth"), chunk = program.integer("chunk");
+  float* out = program.output<float>("out", rows * columns);
+  if (program.text("unit") == "tensor_core") {
+    const auto* x = program.input<const vitfast::Half>("x");
+    const auto* weight = program.input<const vitfast::Half>("weight");
+    const bool rounds = program.integer("rounds") != 0;
+    vitfast::launch_matmul_half_sums({x, weight, out, rows, columns, depth, chunk, rounds}, {});
+  } else {
+    const auto *x = program.input<const float>("x"), *weight = program.input<const float>("weight");
+    const vitfast::FloatRounding rounding = simt_test::float_rounding(program, "rounding");
+    vitfast::launch_matmul_accumulate({x, weight, out, rows, columns, depth, chunk, rounding}, {});
+  }
+#if !defined(__CUDACC__)
+  *program.output<uint64_t>("bank_conflicts", 1) = simt::bank_conflicts();
+#endif
   return program.finish();
 }

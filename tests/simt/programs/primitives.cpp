@@ -60,20 +60,19 @@ __global__ void mma_kernel(const T* a, const T* b, const float* c, float* d) {
   for (int i = 0; i < 4; ++i) d[((lane >> 2) + (i < 2 ? 0 : 8)) * 8 + lane % 4 * 2 + i % 2] = sums[i];
 }
 
-__global__ void mma_half_sums_kernel(const Half* a, const Half* b, const float* c, float* d) {
-  const int lane = lane_in_warp();
-  const Fragments<Half> fragments(a, b, lane);
-  const int row = lane >> 2, column = lane % 4 * 2;
+// The same with sums in half, of a tile for each block.
+__global__ void mma_half_sums_kernel(const Half* a, const Half* b, const Half* c, Half* d) {
+  const int lane = lane_in_warp(), tile = int(blockIdx.x);
+  const Fragments<Half> fragments(a + tile * 256, b + tile * 128, lane);
+  const int place = tile * 128 + (lane >> 2) * 8 + lane % 4 * 2;
   uint32_t sums[2];
   for (int i = 0; i < 2; ++i) {
-    const float* source = c + (row + 8 * i) * 8 + column;
-    sums[i] = round_to_pair<Half>(source[0], source[1]);
+    sums[i] = uint32_t(c[place + 64 * i].bits) | uint32_t(c[place + 64 * i + 1].bits) << 16;
   }
   mma_m16n8k16_half_sums(sums, fragments.a, fragments.b[0], fragments.b[1]);
   for (int i = 0; i < 2; ++i) {
-    float* target = d + (row + 8 * i) * 8 + column;
-    target[0] = to_float(Half{uint16_t(sums[i] & 0xffff)});
-    target[1] = to_float(Half{uint16_t(sums[i] >> 16)});
+    d[place + 64 * i] = {uint16_t(sums[i])};
+    d[place + 64 * i + 1] = {uint16_t(sums[i] >> 16)};
   }
 }
 
@@ -179,8 +178,13 @@ int main(int argc, char** argv) {
       launch(mma_tf32_kernel, 1, 32, 0, {}, a, b, c, d, int(type == "float32"));
     } else {
       const auto *a = program.input<const Half>("a"), *b = program.input<const Half>("b");
-      launch(type == "float16" ? mma_kernel<Half> : mma_half_sums_kernel, 1, 32, 0, {}, a, b, c, d);
+      launch(mma_kernel<Half>, 1, 32, 0, {}, a, b, c, d);
     }
+  } else if (name == "half_sums") {
+    const int64_t tiles = program.integer("tiles");
+    const auto *a = program.input<const Half>("a"), *b = program.input<const Half>("b");
+    const auto* c = program.input<const Half>("c");
+    launch(mma_half_sums_kernel, tiles, 32, 0, {}, a, b, c, program.output<Half>("d", tiles * 128));
   } else if (name == "load_element") {
     launch(load_element_kernel, 1, 32, 128, {}, program.input<const float>("x"), program.output<float>("y", 32));
   } else if (name == "copy_async") {

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 
 #include "csrc/cuda/numbers.cuh"
@@ -148,14 +150,69 @@ inline void mma_tf32_of_warp(void* const* slots) {
   }
 }
 
+// How a unit sums products of Half in Half, as two groups have modelled those of several GPUs from measurements
+// (Khattak and Mikaitis, "Accurate models of NVIDIA tensor cores", 2025; Xie et al., "MMA-Sim", 2025). SIMT_HALF_SUMS
+// names another one, its numbers in this order; tests/simt/test_half_sums.py finds a device's. The defaults are those
+// of compute capability 9.0.
+struct HalfSumModel {
+  int terms = 16;            // products in a step, which adds them to the sum so far and rounds once, to the nearest
+  int bits = 25;             // that an addend keeps below the largest one's exponent: the rest is cut off
+  int least_exponent = -21;  // that the largest one counts as, at least
+
+  static HalfSumModel chosen() {
+    HalfSumModel model;
+    const char* words = std::getenv("SIMT_HALF_SUMS");
+    if (words != nullptr && std::sscanf(words, "%d,%d,%d", &model.terms, &model.bits, &model.least_exponent) != 3) {
+      simt::fail({nullptr, 0}, "SIMT_HALF_SUMS=%s is not three numbers", words);
+    }
+    return model;
+  }
+
+  // d + a b of `terms` products.
+  float step(float d, const float* a, const float* b) const {
+    double addends[17];
+    int largest = least_exponent;
+    for (int k = 0; k <= terms; ++k) {
+      addends[k] = k < terms ? double(a[k]) * double(b[k]) : double(d);
+      if (addends[k] != 0.0) largest = std::max(largest, k < terms ? exponent(a[k]) + exponent(b[k]) : exponent(d));
+    }
+    const double unit = std::ldexp(1.0, largest - bits), per_unit = 1.0 / unit;
+    double sum = 0.0;  // exact: of whole numbers, or not finite
+    for (int k = 0; k <= terms; ++k) sum += std::trunc(addends[k] * per_unit);
+    return rounded(sum * unit);
+  }
+
+ private:
+  // A product's is the sum of its factors'.
+  static int exponent(float half) { return std::isfinite(half) ? std::max(std::ilogb(half), -14) : 0; }
+
+  // To 11 bits, or a whole multiple of the smallest number; beyond the largest one lies infinity.
+  static float rounded(double sum) {
+    if (sum == 0.0 || !std::isfinite(sum)) return float(sum);
+    const double quantum = std::ldexp(1.0, std::max(std::ilogb(sum), -14) - 10);
+    const float result = float(std::nearbyint(sum / quantum) * quantum);
+    return std::fabs(result) < 65536.0f ? result : std::copysign(HUGE_VALF, result);
+  }
+};
+
+inline const HalfSumModel half_sum_model = HalfSumModel::chosen();
+
 inline void mma_half_sums_of_warp(void* const* slots) {
+  const HalfSumModel& model = half_sum_model;
   const Operands<Half> operands(slots);
+  float columns[8][16];
+  for (int k = 0; k < 16; ++k) {
+    for (int column = 0; column < 8; ++column) columns[column][k] = operands.b[k][column];
+  }
   for (int lane = 0; lane < 32; ++lane) {
     uint32_t* d = static_cast<uint32_t*>(static_cast<const MmaSlot*>(slots[lane])->d);
     for (int i = 0; i < 2; ++i) {
       float sums[2];
       for (int half = 0; half < 2; ++half) {
-        sums[half] = float(element<Half>(d[i], half) + operands.product(lane / 4 + 8 * i, 2 * (lane % 4) + half));
+        const float* row = operands.a[lane / 4 + 8 * i];
+        const float* column = columns[2 * (lane % 4) + half];
+        sums[half] = element<Half>(d[i], half);
+        for (int k = 0; k < 16; k += model.terms) sums[half] = model.step(sums[half], row + k, column + k);
       }
       d[i] = round_to_pair<Half>(sums[0], sums[1]);
     }
