@@ -95,7 +95,7 @@ STABLE_TORCH_LIBRARY(vitfast, m) {
       "packed_mlp(Tensor x, Tensor? gamma, Tensor? beta, float? eps, Tensor fc1, Tensor? fc1_bias, int hidden, Tensor "
       "fc2,"
       " Tensor? fc2_bias, int n, str precision, str activation, Tensor? scale, Tensor? residual) -> Tensor");
-  // qkv [B, N, 3, H, D] -> [B, N, H, D], float32
+  // qkv [B, N, 3, H, D] -> [B, N, H, D], float32 or bfloat16
   m.def("packed_attention(Tensor qkv, float scale, str precision) -> Tensor");
   // softmax(scale q kᵀ + matrix relations matrixᵀ) v, and its logits; qkv [B, N, 3, H, D], relations [B, H, n, n],
   // matrix [N, n] (without it n is N)

@@ -268,11 +268,11 @@ Tensor packed_attention(
   const Type type = attention_type(precision);
   const bool is_converted = type == Type::bfloat16 && qkv.scalar_type() == ScalarType::Float;
   const Tensor rows = as_contiguous(is_converted ? as_type(qkv, ScalarType::BFloat16) : qkv);
-  const Tensor out = new_tensor({qkv.size(0), qkv.size(1), qkv.size(3), qkv.size(4)}, ScalarType::Float);
+  const Tensor out = new_tensor(qkv, {qkv.size(0), qkv.size(1), qkv.size(3), qkv.size(4)});
   run_attention(
       {type_of(rows),
        rows.const_data_ptr(),
-       Type::float32,
+       type_of(out),
        out.mutable_data_ptr(),
        qkv.size(1),
        qkv.size(3),

@@ -136,6 +136,15 @@ def test_attention(tokens: int, heads: int, head_dim: int, precision: str) -> No
     check_attention(2, tokens, heads, head_dim, precision)
 
 
+@pytest.mark.parametrize("head_dim", [16, 64])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_attention_of_bfloat16_is_rounded_once_more(precision: str, head_dim: int) -> None:
+    qkv = draw(2, 41, 3, 2, head_dim).bfloat16()
+    out = OPS.packed_attention(qkv, 0.25, precision)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out, OPS.packed_attention(qkv.float(), 0.25, "bf16").bfloat16(), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("spread", [8.0, 300.0, -300.0])
 def test_attention_whose_logits_are_far_apart(spread: float, precision: str) -> None:

@@ -184,7 +184,7 @@ def _gated_positional_attention(sizes: Sizes, random: Random) -> OperatorCase:
 
 
 def _packed_attention(sizes: Sizes, random: Random) -> OperatorCase:
-    """What accelerated models run, from qkv as ``_attention_packed``; its results are float32."""
+    """What accelerated models run, from qkv as ``_attention_packed``."""
     qkv = random(sizes.batch, sizes.tokens, 3, sizes.heads, sizes.head_dim)
     precision = {torch.float32: "fp32", torch.bfloat16: "bf16"}[qkv.dtype]
     q_BHND, k_BHND, v_BHND = (part.contiguous() for part in qkv.permute(2, 0, 3, 1, 4))

@@ -62,7 +62,7 @@ def _fake_block(x: Tensor, *arguments: Any) -> Tensor:
 
 def _fake_attention(qkv: Tensor, scale: float, precision: str) -> Tensor:
     batch, tokens, _, heads, head_dim = qkv.shape
-    return qkv.new_empty((batch, tokens, heads, head_dim), dtype=torch.float32)
+    return qkv.new_empty((batch, tokens, heads, head_dim))
 
 
 def _fake_related_attention(
