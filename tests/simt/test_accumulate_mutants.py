@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
-
 from support.simt_accumulate import random_accumulate
-from support.simt_mutants import Mutant, found_by, mutant
+from support.simt_mutants import faults_test, mutant
 
 KERNEL = "csrc/matmul_accumulate/matmul_accumulate_kernel.cuh"
 
@@ -24,11 +22,4 @@ def cases() -> list:
     return [random_accumulate(70, 67, 75, 8), random_accumulate(64, 64, 64, 20)]
 
 
-def test_the_kernel_itself_passes() -> None:
-    assert found_by("matmul_accumulate", cases(), {}) == frozenset()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("planted", MUTANTS, ids=lambda planted: planted.name)
-def test_a_planted_fault_is_found(planted: Mutant) -> None:
-    assert found_by("matmul_accumulate", cases(), planted.plant()) == planted.found_by
+test_a_planted_fault_is_found = faults_test("matmul_accumulate", cases, MUTANTS)
