@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
-
 from support.simt_accumulate import random_accumulate
 from support.simt_half_sums import random_half_sums
-from support.simt_mutants import Mutant, found_by, mutant
+from support.simt_mutants import faults_test, mutant
 
 KERNEL = "csrc/matmul_accumulate/matmul_accumulate_kernel.cuh"
 
@@ -49,17 +47,7 @@ def half_sums_cases() -> list:
     return [random_half_sums(70, 35, 200, 176), random_half_sums(3, 2, 24, 16, rounds=True)]
 
 
-def test_the_kernels_themselves_pass() -> None:
-    assert found_by("matmul_accumulate", [*cases(), *half_sums_cases()], {}) == frozenset()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("planted", MUTANTS, ids=lambda planted: planted.name)
-def test_a_planted_fault_is_found(planted: Mutant) -> None:
-    assert found_by("matmul_accumulate", cases(), planted.plant()) == planted.found_by
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("planted", HALF_SUMS_MUTANTS, ids=lambda planted: planted.name)
-def test_a_fault_planted_in_the_sums_of_tensor_cores_is_found(planted: Mutant) -> None:
-    assert found_by("matmul_accumulate", half_sums_cases(), planted.plant()) == planted.found_by
+test_a_planted_fault_is_found = faults_test("matmul_accumulate", cases, MUTANTS)
+test_a_fault_planted_in_the_sums_of_tensor_cores_is_found = faults_test(
+    "matmul_accumulate", half_sums_cases, HALF_SUMS_MUTANTS
+)

@@ -57,7 +57,7 @@ def test_sums_of_floats_do_not_shrink() -> None:
     case.check(case.run())
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("tokens", [50, 259])
 @pytest.mark.parametrize("bias_batch", [1, 2])
 def test_bias(simt_variant: str, bias_batch: int, tokens: int, dtype: torch.dtype) -> None:

@@ -41,7 +41,7 @@ def test_a_long_sequence(dtype: torch.dtype) -> None:
     case.check(case.run())
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("tokens", "head_dim"), [(50, 32), (259, 32), (115, 72)])
 @pytest.mark.parametrize("bias_batch", [1, 2])
 def test_bias_and_logits_have_their_gradients(

@@ -8,7 +8,7 @@ import torch
 from support.simt import SimtError
 from support.simt_attention import AttentionCase
 from support.simt_gated_attention import GatedAttentionCase, last_key_gated, random_gated
-from support.simt_mutants import Mutant, found_by, mutant
+from support.simt_mutants import faults_test, mutant
 
 LENGTHS = (
     1,
@@ -113,7 +113,7 @@ def test_longer_sequences_are_refused(tokens: int) -> None:
 
 # what the kernel shares with attention is held by test_mutants.py
 SOFTMAX = "csrc/attention/gated_positional_softmax.cuh"
-ONE_INSTANCE = ("SIMT_HEAD_DIM=48",)
+ONE_INSTANCE = ("SIMT_TYPE=vitfast::Half", "SIMT_HEAD_DIM=48")
 
 MUTANTS = (
     mutant("position of another head", SOFTMAX, "% unsigned(a.heads);", "% 1u;", "results"),
@@ -151,12 +151,4 @@ def cases() -> list[GatedAttentionCase]:
     return [random_gated(2, 2, 49, 48), last_key_gated(49, 48), random_gated(1, 2, 196, 48)]
 
 
-def test_the_kernel_itself_passes() -> None:
-    assert found_by("gated_positional_attention", cases(), {}, ONE_INSTANCE) == frozenset()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("planted", MUTANTS, ids=lambda planted: planted.name)
-def test_a_planted_fault_is_found(planted: Mutant) -> None:
-    found = found_by("gated_positional_attention", cases(), planted.plant(), ONE_INSTANCE)
-    assert found == planted.found_by
+test_a_planted_fault_is_found = faults_test("gated_positional_attention", cases, MUTANTS, ONE_INSTANCE)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
-
 from support.simt_epilogue_gradient import random_epilogue_gradient
-from support.simt_mutants import Mutant, found_by, mutant
+from support.simt_mutants import faults_test, mutant
 from support.simt_product_gradient import random_gradient
 
 SUMS = "csrc/products/column_sums.cuh"
 KERNEL = "csrc/products/epilogue_gradient_kernel.cuh"
 EPILOGUE = "csrc/products/product_epilogue.cuh"
 GELU = "csrc/products/gelu.cuh"
+
+OF_BFLOAT16 = ("SIMT_TYPE=vitfast::BFloat16",)
 
 PRODUCT_MUTANTS = (
     mutant("no mask of rows", SUMS, "rows_left > 0 ?", "true ?", "results"),
@@ -68,18 +68,7 @@ def kernel_cases() -> list:
     return [random_epilogue_gradient(70, 264), random_epilogue_gradient(33, 40, "bias")]
 
 
-def test_the_sources_themselves_pass() -> None:
-    assert found_by("product_gradient", product_cases(), {}) == frozenset()
-    assert found_by("epilogue_gradient", kernel_cases(), {}) == frozenset()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("planted", PRODUCT_MUTANTS, ids=lambda planted: planted.name)
-def test_a_fault_in_the_products_epilogue_is_found(planted: Mutant) -> None:
-    assert found_by("product_gradient", product_cases(), planted.plant()) == planted.found_by
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("planted", KERNEL_MUTANTS, ids=lambda planted: planted.name)
-def test_a_fault_in_the_kernel_is_found(planted: Mutant) -> None:
-    assert found_by("epilogue_gradient", kernel_cases(), planted.plant()) == planted.found_by
+test_a_fault_in_the_products_epilogue_is_found = faults_test(
+    "product_gradient", product_cases, PRODUCT_MUTANTS, OF_BFLOAT16
+)
+test_a_fault_in_the_kernel_is_found = faults_test("epilogue_gradient", kernel_cases, KERNEL_MUTANTS, OF_BFLOAT16)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
-
 from support.simt_mlp import random_mlp
-from support.simt_mutants import Mutant, found_by, mutant
+from support.simt_mutants import faults_test, mutant
 
 KERNEL = "csrc/mlp/mlp_kernel.cuh"
-ONE_INSTANCE = ("SIMT_WIDTH=64",)
+ONE_INSTANCE = ("SIMT_TYPE=vitfast::Half", "SIMT_WIDTH=64")
 
 MUTANTS = (
     mutant("no barrier", KERNEL, "sync_threads();  // the weights are there", "// the weights are there", "race"),
@@ -29,11 +27,4 @@ def cases() -> list:
     return [random_mlp(70, 64, 200), random_mlp(17, 40, 136)]
 
 
-def test_the_kernel_itself_passes() -> None:
-    assert found_by("mlp", cases(), {}, ONE_INSTANCE) == frozenset()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("planted", MUTANTS, ids=lambda planted: planted.name)
-def test_a_planted_fault_is_found(planted: Mutant) -> None:
-    assert found_by("mlp", cases(), planted.plant(), ONE_INSTANCE) == planted.found_by
+test_a_planted_fault_is_found = faults_test("mlp", cases, MUTANTS, ONE_INSTANCE)

@@ -7,12 +7,11 @@ the table.
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from support.simt_attention import AttentionCase, dominant_case, negative_case, positive_case, random_case
 from support.simt_attention_backward import AttentionBackwardCase, far_below_zero, random_backward
-from support.simt_mutants import Mutant, found_by, mutant
+from support.simt_mutants import faults_test, mutant
 
 KERNEL = "csrc/attention/attention_forward_kernel.cuh"
 BACKWARD = "csrc/attention/attention_backward_kernel.cuh"
@@ -23,9 +22,9 @@ PRODUCTS = "csrc/attention/attention_products.cuh"
 SOFTMAX = "csrc/attention/attention_softmax.cuh"
 STEP = "csrc/cuda/matrix_step.cuh"
 
-ONE_INSTANCE = ("SIMT_HEAD_DIM=64",)
+ONE_INSTANCE = ("SIMT_TYPE=vitfast::Half", "SIMT_HEAD_DIM=64")
 BY_TILES = (*ONE_INSTANCE, "SIMT_TILED")
-OF_FLOATS = (*ONE_INSTANCE, "SIMT_FLOAT")
+OF_FLOATS = ("SIMT_TYPE=float", "SIMT_HEAD_DIM=64")
 
 MUTANTS = (
     mutant("no tail mask", SOFTMAX, "const bool hidden = tile", "const bool hidden = false && tile", "results"),
@@ -217,47 +216,14 @@ def backward_cases() -> list[AttentionBackwardCase]:
     return [random_backward(1, 2, 197, 64), far_below_zero(197, 64), random_backward(2, 1, 50, 64)]
 
 
-def test_the_kernel_itself_passes() -> None:
-    assert found_by("attention", cases(), {}, ONE_INSTANCE) == frozenset()
-
-
-@pytest.mark.parametrize("planted", MUTANTS, ids=lambda planted: planted.name)
-def test_a_planted_fault_is_found(planted: Mutant) -> None:
-    assert found_by("attention", cases(), planted.plant(), ONE_INSTANCE) == planted.found_by
-
-
-def test_the_backward_itself_passes() -> None:
-    assert found_by("attention_backward", backward_cases(), {}, ONE_INSTANCE) == frozenset()
-
-
-def test_the_kernels_by_tiles_themselves_pass() -> None:
-    assert found_by("attention", tiled_cases(), {}, BY_TILES) == frozenset()
-    assert found_by("attention_backward", backward_cases(), {}, BY_TILES) == frozenset()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("planted", BACKWARD_MUTANTS, ids=lambda planted: planted.name)
-def test_a_fault_planted_in_the_backward_is_found(planted: Mutant) -> None:
-    assert found_by("attention_backward", backward_cases(), planted.plant(), ONE_INSTANCE) == planted.found_by
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("planted", TILED_MUTANTS, ids=lambda planted: planted.name)
-def test_a_fault_planted_in_the_forward_by_tiles_is_found(planted: Mutant) -> None:
-    assert found_by("attention", tiled_cases(), planted.plant(), BY_TILES) == planted.found_by
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("planted", BACKWARD_TILED_MUTANTS, ids=lambda planted: planted.name)
-def test_a_fault_planted_in_the_backward_by_tiles_is_found(planted: Mutant) -> None:
-    assert found_by("attention_backward", backward_cases(), planted.plant(), BY_TILES) == planted.found_by
-
-
-def test_the_kernel_of_floats_itself_passes() -> None:
-    assert found_by("attention", float_cases(), {}, OF_FLOATS) == frozenset()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("planted", FLOAT_MUTANTS, ids=lambda planted: planted.name)
-def test_a_fault_planted_in_the_products_of_floats_is_found(planted: Mutant) -> None:
-    assert found_by("attention", float_cases(), planted.plant(), OF_FLOATS) == planted.found_by
+test_a_planted_fault_is_found = faults_test("attention", cases, MUTANTS, ONE_INSTANCE)
+test_a_fault_planted_in_the_backward_is_found = faults_test(
+    "attention_backward", backward_cases, BACKWARD_MUTANTS, ONE_INSTANCE
+)
+test_a_fault_planted_in_the_forward_by_tiles_is_found = faults_test("attention", tiled_cases, TILED_MUTANTS, BY_TILES)
+test_a_fault_planted_in_the_backward_by_tiles_is_found = faults_test(
+    "attention_backward", backward_cases, BACKWARD_TILED_MUTANTS, BY_TILES
+)
+test_a_fault_planted_in_the_products_of_floats_is_found = faults_test(
+    "attention", float_cases, FLOAT_MUTANTS, OF_FLOATS
+)

@@ -31,7 +31,6 @@ def run_epilogue(
 ) -> Tensor:
     """The epilogue of ``sums`` [rows, columns] in float32; the result has ``dtype``."""
     options: dict[str, object] = {
-        "type": str(dtype).removeprefix("torch."),
         "activation": activation,
         "count": sums.numel(),
         "columns": sums.shape[-1],
@@ -48,7 +47,8 @@ def run_epilogue(
             "overflow": OVERFLOW_CODES[format.overflow],
         }
     outputs = {"y": (sums.shape, dtype)}
-    return simt.run("product_epilogue", {"sums": sums, **addends}, outputs, options, variant=variant)["y"]
+    inputs = {"sums": sums, **addends}
+    return simt.run("product_epilogue", inputs, outputs, options, element=dtype, variant=variant)["y"]
 
 
 def gelu(x: Tensor, activation: str) -> Tensor:

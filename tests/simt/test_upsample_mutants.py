@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from torch import Tensor
 
-from support.simt_mutants import Mutant, found_by, mutant
+from support.simt_mutants import faults_test, mutant
 from support.simt_upsample import UpsampleCase, random_upsample
 
 KERNEL = "csrc/relations/upsample_relations_kernel.cuh"
-ONE_INSTANCE = ("SIMT_LANE_COLUMNS=1",)
+ONE_INSTANCE = ("SIMT_TYPE=float", "SIMT_LANE_COLUMNS=1")
 
 MUTANTS = (
     mutant("no barrier before a panel", KERNEL, "sync_threads();  // x is", "// x is", "results", "uninitialized"),
@@ -49,11 +48,4 @@ def cases() -> list[UpsampleCase]:
     return [random_upsample((1, 2), (5, 6)), _BesideInfinity(x, matrix), random_upsample((280, 1), (2, 6))]
 
 
-def test_the_kernels_themselves_pass() -> None:
-    assert found_by("upsample_relations", cases(), {}, ONE_INSTANCE) == frozenset()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("planted", MUTANTS, ids=lambda planted: planted.name)
-def test_a_planted_fault_is_found(planted: Mutant) -> None:
-    assert found_by("upsample_relations", cases(), planted.plant(), ONE_INSTANCE) == planted.found_by
+test_a_planted_fault_is_found = faults_test("upsample_relations", cases, MUTANTS, ONE_INSTANCE)

@@ -9,6 +9,7 @@ them under, such as ``compute-sanitizer --tool memcheck --error-exitcode 9``.
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import os
 import re
@@ -22,20 +23,20 @@ import torch
 from torch import Tensor
 
 from vitfast_build.cuda_toolkit import find_toolkit
-from vitfast_build.toolchain import find_compiler
+from vitfast_build.toolchain import Compiler, find_compiler
 
 ROOT = Path(__file__).resolve().parents[2]
 SIMT = ROOT / "tests" / "simt"
 
 _FLAGS = ["-std=c++17", "-g1", "-fno-strict-aliasing", "-Wall", "-Wno-unknown-pragmas"]
 _HOST = ["-include", "tests/simt/host/cuda_language.h"]
-_ADDRESS = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
+_ADDRESS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
 # variant -> flags for the program, for the runtime, for linking
 VARIANTS: dict[str, tuple[list[str], list[str], list[str]]] = {
     # results: against float64, outputs and shared memory poisoned
     "plain": (["-O2"], ["-O2"], []),
     # accesses outside arrays of global and shared memory, undefined behaviour
-    "address": (_ADDRESS, _ADDRESS, _ADDRESS),
+    "address": (["-O1", *_ADDRESS], ["-O2", *_ADDRESS], _ADDRESS),
     # races, uninitialized reads and unfinished copies in shared memory, by the hooks of tests/simt/runtime/race.cpp
     "race": (
         ["-O1", "-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0"],
@@ -43,7 +44,9 @@ VARIANTS: dict[str, tuple[list[str], list[str], list[str]]] = {
         [],
     ),
 }
-_RUNTIME = ("fiber", "race", "simt")
+# as the programs call them
+_ELEMENTS = {torch.float16: "vitfast::Half", torch.bfloat16: "vitfast::BFloat16", torch.float32: "float"}
+_RUNTIME = tuple(SIMT / "runtime" / f"{name}.cpp" for name in ("fiber", "race", "simt", "matrix_unit"))
 
 
 class SimtError(Exception):
@@ -56,6 +59,7 @@ def run(
     outputs: Mapping[str, tuple[Sequence[int], torch.dtype]],
     options: Mapping[str, object],
     *,
+    element: torch.dtype | None = None,
     variant: str = "plain",
     order: str = "forward",
 ) -> dict[str, Tensor]:
@@ -66,13 +70,18 @@ def run(
         inputs: by name; those that are missing are null to the kernel.
         outputs: by name, their shapes and types. An element that the kernel does not write is NaN.
         options: numbers and words for the program.
+        element: the type whose instances are compiled and run, of a program that has some for each (``run_typed``).
         variant: a key of ``VARIANTS``, or ``"cuda"``.
         order: in which blocks and warps start: ``"forward"``, ``"reversed"``, or a number, the seed of a shuffle.
 
     Raises:
         SimtError: the runtime, AddressSanitizer or the race check has found a fault.
     """
-    executable = program if isinstance(program, Path) else build(program, variant)
+    defines: tuple[str, ...] = ()
+    if element is not None:
+        options = {**options, "type": str(element).removeprefix("torch.")}
+        defines = (f"SIMT_TYPE={_ELEMENTS[element]}",)
+    executable = program if isinstance(program, Path) else build(program, variant, defines=defines)
     with tempfile.TemporaryDirectory() as folder:
         for name, tensor in inputs.items():
             Path(folder, f"{name}.bin").write_bytes(tensor.contiguous().view(torch.uint8).numpy().tobytes())
@@ -123,33 +132,54 @@ def build(
             _run([*_nvcc(), *define_flags, "-I", work / "mutant", "-I", ROOT, "-x", "cu", source, "-o", target])
             return
         program_flags, _, link_flags = VARIANTS[variant]
-        compiler = [*find_compiler(os.environ).command, *_FLAGS]
+        compiler = [*_compiler().command, *_FLAGS]
         headers = ["-I", work / "mutant", "-I", "tests/simt/host", "-I", ROOT]
         object_file = work / "program.o"
         _run([*compiler, *program_flags, *define_flags, *_HOST, *headers, "-c", source, "-o", object_file])
         _run([*compiler, *link_flags, object_file, _runtime(variant), "-o", target])
 
-    return _made_once(f"{program}-{variant}", (sorted(replaced.items()), defines), compile_program)
+    sources = (SIMT / "programs" / f"{program}.cpp", *_RUNTIME)
+    return _made_once(f"{program}-{variant}", sources, (sorted(replaced.items()), defines), compile_program)
 
 
 def _runtime(variant: str) -> Path:
     """The emulation itself, one object file for all programs."""
 
     def compile_runtime(work: Path, target: Path) -> None:
-        compiler = [*find_compiler(os.environ).command, *_FLAGS, *VARIANTS[variant][1], "-I", ROOT]
-        objects = [work / f"{name}.o" for name in _RUNTIME]
-        for name, object_file in zip(_RUNTIME, objects, strict=True):
-            _run([*compiler, "-c", f"tests/simt/runtime/{name}.cpp", "-o", object_file])
+        compiler = [*_compiler().command, *_FLAGS, "-I", "tests/simt/host", "-I", ROOT]
+        objects = [work / f"{source.stem}.o" for source in _RUNTIME]
+        for source, object_file in zip(_RUNTIME, objects, strict=True):
+            flags = ["-O3", "-Wno-psabi"] if source.stem == "matrix_unit" else VARIANTS[variant][1]
+            _run([*compiler, *flags, "-c", source.relative_to(ROOT), "-o", object_file])
         _run(["ld", "-r", *objects, "-o", target])
 
-    return _made_once(f"runtime-{variant}.o", (), compile_runtime)
+    return _made_once(f"runtime-{variant}.o", _RUNTIME, (), compile_runtime)
 
 
-def _made_once(name: str, key: object, make: Callable[[Path, Path], None]) -> Path:
+@functools.cache
+def _compiler() -> Compiler:
+    return find_compiler(os.environ)
+
+
+@functools.cache
+def _digest(sources: tuple[Path, ...]) -> str:
+    """Stands for the texts of sources and of all that they include, for the host and for a GPU."""
+    texts: dict[str, bytes] = {}
+    left = [*sources, SIMT / "host" / "cuda_language.h"]
+    while left:
+        path = left.pop()
+        name = path.relative_to(ROOT).as_posix()
+        if name not in texts and path.exists():
+            texts[name] = path.read_bytes()
+            included = re.findall(r'^#include "(.+)"$', texts[name].decode(), re.MULTILINE)
+            left += [root / other for other in included for root in (SIMT / "host", ROOT)]
+    return hashlib.sha256(repr(sorted(texts.items())).encode()).hexdigest()
+
+
+def _made_once(name: str, sources: tuple[Path, ...], key: object, make: Callable[[Path, Path], None]) -> Path:
     """A file that is made unless it has been, from the same sources and by the same compiler, in any process."""
-    digest = hashlib.sha256(repr((find_compiler(os.environ), _FLAGS, _HOST, VARIANTS, key)).encode())
-    for path in sorted([*(ROOT / "csrc").rglob("*.*h"), *SIMT.rglob("*.*h"), *SIMT.rglob("*.cpp")]):
-        digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+    made_from = (_compiler(), _FLAGS, _HOST, VARIANTS, _digest(sources), key)
+    digest = hashlib.sha256(repr(made_from).encode())
     folder = ROOT / ".cache" / "simt"
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{digest.hexdigest()[:16]}-{name}"

@@ -47,7 +47,6 @@ class AttentionCase:
         if variant == "cuda":
             del outputs["bank_conflicts"]
         options = {
-            "type": str(dtype).removeprefix("torch."),
             "batch": batch,
             "heads": heads,
             "tokens": tokens,
@@ -56,7 +55,7 @@ class AttentionCase:
             "bias_batch_stride": 0 if self.bias is None or self.bias.shape[0] == 1 else heads * tokens * tokens,
             "return_logits": 1,
         }
-        results = simt.run(program, inputs, outputs, options, variant=variant, order=order)
+        results = simt.run(program, inputs, outputs, options, element=dtype, variant=variant, order=order)
         if not self.packed:
             results["out"] = results["out"].transpose(1, 2)
         return results

@@ -56,7 +56,6 @@ class AttentionBackwardCase:
         if variant != "cuda":
             outputs["bank_conflicts"] = ((1,), torch.int64)
         options = {
-            "type": str(dtype).removeprefix("torch."),
             "batch": batch,
             "heads": heads,
             "tokens": tokens,
@@ -64,7 +63,7 @@ class AttentionBackwardCase:
             "scale": self._scale(),
             "bias_batch_stride": 0 if self.bias is None or self.bias.shape[0] == 1 else heads * tokens * tokens,
         }
-        results = simt.run(program, inputs, outputs, options, variant=variant, order=order)
+        results = simt.run(program, inputs, outputs, options, element=dtype, variant=variant, order=order)
         if not self.packed:
             results["grad_qkv"] = torch.stack([results.pop(f"grad_{name}") for name in "qkv"]).permute(1, 3, 0, 2, 4)
         return results

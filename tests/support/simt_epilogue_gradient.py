@@ -47,7 +47,6 @@ class EpilogueGradientCase:
         if self.scale is not None:
             outputs["partial_scale"] = ((chunks, columns), torch.float32)
         options = {
-            "type": str(dtype).removeprefix("torch."),
             "activation": self.activation,
             "rows": rows,
             "columns": columns,
@@ -55,7 +54,7 @@ class EpilogueGradientCase:
             "bias": int(self.bias),
         }
         given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
-        return simt.run(program, given, outputs, options, variant=variant, order=order)
+        return simt.run(program, given, outputs, options, element=dtype, variant=variant, order=order)
 
     def check(self, results: dict[str, Tensor]) -> None:
         """Holds the results against float64, by the tolerance rule; partial sums are added up and rounded to the type.

@@ -42,7 +42,6 @@ class GatedAttentionCase:
         padded = F.pad(self.position, (0, row_stride - tokens), value=torch.nan)
         position = padded.flatten()[: padded.numel() - (row_stride - tokens)]
         options = {
-            "type": str(self.qkv.dtype).removeprefix("torch."),
             "batch": batch,
             "heads": heads,
             "tokens": tokens,
@@ -51,7 +50,7 @@ class GatedAttentionCase:
             "position_row_stride": row_stride,
         }
         inputs = {"qkv": self.qkv, "position": position, "gate": self.gate}
-        return simt.run(program, inputs, outputs, options, variant=variant, order=order)
+        return simt.run(program, inputs, outputs, options, element=self.qkv.dtype, variant=variant, order=order)
 
     def check(self, results: dict[str, Tensor]) -> None:
         """Holds the result against float64, by the tolerance rule.

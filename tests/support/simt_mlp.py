@@ -46,13 +46,12 @@ class MlpCase:
         if variant == "cuda":
             del outputs["bank_conflicts"]
         options = {
-            "type": str(self.x.dtype).removeprefix("torch."),
             "rows": rows,
             "channels": channels,
             "hidden": hidden,
             "large_tiles": int(large_tiles),
         }
-        return simt.run(program, self._tensors(), outputs, options, variant=variant, order=order)
+        return simt.run(program, self._tensors(), outputs, options, element=self.x.dtype, variant=variant, order=order)
 
     def check(self, results: dict[str, Tensor]) -> None:
         """Holds the result against float64, by the tolerance rule.

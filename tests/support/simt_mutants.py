@@ -6,11 +6,12 @@ The layers: ``results`` (a case's own check), ``address`` (AddressSanitizer), ``
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import pytest
 from torch import Tensor
 
 from support import simt
@@ -40,6 +41,8 @@ class Mutant:
 
     def plant(self) -> dict[str, str]:
         """Returns the changed file, as ``simt.build`` takes it."""
+        if not self.file:
+            return {}
         source = (simt.ROOT / self.file).read_text()
         assert source.count(self.old) == 1, f"{self.file} no longer says {self.old!r} once"
         return {self.file: source.replace(self.old, self.new)}
@@ -50,8 +53,38 @@ def mutant(name: str, file: str, old: str, new: str, *found_by: str) -> Mutant:
     return Mutant(name, file, old, new, frozenset(found_by))
 
 
-def found_by(
-    program: str, cases: Sequence[Case], replaced: dict[str, str], defines: tuple[str, ...] = ()
+_NO_FAULT = Mutant("the kernel itself", "", "", "", frozenset())
+
+
+def faults_test(
+    program: str, cases: Callable[[], Sequence[Case]], mutants: Sequence[Mutant], defines: tuple[str, ...] = ()
+) -> Callable[[Mutant | None], None]:
+    """Makes a test: every mutant is found by the layers that it names, and nothing is found in the kernel itself.
+
+    That takes minutes and is marked ``slow``; that every fault still has its place in the source is seen always.
+
+    Args:
+        program: a name in tests/simt/programs.
+        cases: makes calls on which every mutant shows.
+        mutants: of the program's kernel.
+        defines: as in ``simt.build``; those of one instance are quick to compile.
+    """
+    slow = [pytest.param(mutant, id=mutant.name, marks=pytest.mark.slow) for mutant in (_NO_FAULT, *mutants)]
+
+    @pytest.mark.parametrize("planted", [pytest.param(None, id="every fault has its place"), *slow])
+    def test(planted: Mutant | None) -> None:
+        if planted is None:
+            for mutant in mutants:
+                mutant.plant()
+        else:
+            found = _found_by(program, cases(), planted.plant(), defines)
+            assert found == planted.found_by, f"found by {sorted(found)}, not by {sorted(planted.found_by)}"
+
+    return test
+
+
+def _found_by(
+    program: str, cases: Sequence[Case], replaced: dict[str, str], defines: tuple[str, ...]
 ) -> frozenset[str]:
     """Builds every variant of a mutant, runs the cases and says which layers have found something."""
     layers = set()

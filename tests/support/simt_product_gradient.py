@@ -50,13 +50,12 @@ class GradientCase:
             "partial": (((rows + TILE_ROWS - 1) // TILE_ROWS, columns), torch.float32),
         }
         options = {
-            "type": str(dtype).removeprefix("torch."),
             "activation": self.activation,
             "rows": rows,
             "columns": columns,
         }
         inputs = {"sums": self.sums, "pre_activation": self.pre_activation}
-        return simt.run(program, inputs, outputs, options, variant=variant, order=order)
+        return simt.run(program, inputs, outputs, options, element=dtype, variant=variant, order=order)
 
     def check(self, results: dict[str, Tensor]) -> None:
         """Holds the results against float64, by the tolerance rule.

@@ -35,7 +35,6 @@ class UpsampleCase:
         """Returns ``out`` [B, H, N, N]."""
         (images, heads, coarse, _), fine = self.x.shape, self.matrix.shape[0]
         options = {
-            "type": str(self.x.dtype).removeprefix("torch."),
             "images": images,
             "heads": heads,
             "fine": fine,
@@ -53,7 +52,7 @@ class UpsampleCase:
             "counts": ((groups,), torch.int32),
         }
         inputs = {"x": _storage(self.x), "matrix": _storage(self.matrix)}
-        return simt.run(program, inputs, outputs, options, variant=variant, order=order)
+        return simt.run(program, inputs, outputs, options, element=self.x.dtype, variant=variant, order=order)
 
     def check(self, results: dict[str, Tensor]) -> None:
         """Holds the results against float64.

@@ -1,4 +1,5 @@
 // attention, backward: the packed tensors qkv [B, N, 3, H, D], out and grad_out [B, N, H, D], or [B, H, N, D] each.
+// SIMT_HEAD_DIM compiles one head dimension of a type, whole or (SIMT_TILED) by tiles, for mutants.
 
 #include "csrc/attention/attention_backward_launch.cuh"
 #include "tests/simt/programs/program.h"
@@ -50,19 +51,6 @@ void run(simt_test::Program& program) {
 }
 
 int main(int argc, char** argv) {
-  simt_test::Program program(argc, argv);
-#if !defined(SIMT_HEAD_DIM)
-  const std::string type = program.text("type");
-  if (type == "float16") run<vitfast::Half>(program);
-  if (type == "bfloat16") run<vitfast::BFloat16>(program);
-  if (type == "float32") run<float>(program);
-#elif defined(SIMT_FLOAT)  // one type and one head dimension, quick to compile, for mutants
-  run<float>(program);
-#else
-  run<vitfast::Half>(program);
-#endif
-#if !defined(__CUDACC__)
-  *program.output<uint64_t>("bank_conflicts", 1) = simt::bank_conflicts();
-#endif
-  return program.finish();
+  return simt_test::run_typed<vitfast::Half, vitfast::BFloat16, float>(
+      argc, argv, [](auto& program, auto element) { run<decltype(element)>(program); });
 }

@@ -1,4 +1,5 @@
-// ConViT's attention: the packed tensor qkv [B, N, 3, H, D], position [H, N, row_stride], gate [H].
+// ConViT's attention: the packed tensor qkv [B, N, 3, H, D], position [H, N, row_stride], gate [H]. SIMT_HEAD_DIM
+// compiles one head dimension of a type, for mutants.
 
 #include "csrc/attention/gated_positional_attention_launch.cuh"
 #include "tests/simt/programs/program.h"
@@ -30,13 +31,6 @@ void run(simt_test::Program& program) {
 }
 
 int main(int argc, char** argv) {
-  simt_test::Program program(argc, argv);
-  if (program.text("type") == "float16") run<vitfast::Half>(program);
-#if !defined(SIMT_HEAD_DIM)  // which means: one type and one head dimension, quick to compile, for mutants
-  if (program.text("type") == "bfloat16") run<vitfast::BFloat16>(program);
-#endif
-#if !defined(__CUDACC__)
-  *program.output<uint64_t>("bank_conflicts", 1) = simt::bank_conflicts();
-#endif
-  return program.finish();
+  return simt_test::run_typed<vitfast::Half, vitfast::BFloat16>(
+      argc, argv, [](auto& program, auto element) { run<decltype(element)>(program); });
 }

@@ -1,4 +1,4 @@
-// mlp, forward: x [rows, C] -> out [rows, C]; SIMT_WIDTH compiles one instance, quick to compile, for mutants.
+// mlp, forward: x [rows, C] -> out [rows, C]. SIMT_WIDTH compiles one instance of a type, for mutants.
 
 #include "csrc/mlp/mlp_launch.cuh"
 #include "tests/simt/programs/program.h"
@@ -28,14 +28,6 @@ void run(simt_test::Program& program) {
 }
 
 int main(int argc, char** argv) {
-  simt_test::Program program(argc, argv);
-  const std::string type = program.text("type");
-  if (type == "float16") run<vitfast::Half>(program);
-#if !defined(SIMT_WIDTH)
-  if (type == "bfloat16") run<vitfast::BFloat16>(program);
-#endif
-#if !defined(__CUDACC__)
-  *program.output<uint64_t>("bank_conflicts", 1) = simt::bank_conflicts();
-#endif
-  return program.finish();
+  return simt_test::run_typed<vitfast::Half, vitfast::BFloat16>(
+      argc, argv, [](auto& program, auto element) { run<decltype(element)>(program); });
 }

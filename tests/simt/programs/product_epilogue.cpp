@@ -81,8 +81,6 @@ void run(simt_test::Program& program) {
 }
 
 int main(int argc, char** argv) {
-  simt_test::Program program(argc, argv);
-  if (program.text("type") == "bfloat16") run<vitfast::BFloat16>(program);
-  if (program.text("type") == "float16") run<vitfast::Half>(program);
-  return program.finish();
+  return simt_test::run_typed<vitfast::BFloat16, vitfast::Half>(
+      argc, argv, [](auto& program, auto element) { run<decltype(element)>(program); });
 }

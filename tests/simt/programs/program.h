@@ -15,9 +15,14 @@
 #include <iterator>
 #include <map>
 #include <string>
+#include <type_traits>
 #include <vector>
 
+#include "csrc/common/types.h"
 #include "csrc/cuda/launch.cuh"
+#if !defined(__CUDACC__)
+#include "tests/simt/runtime/matrix_unit.h"
+#endif
 
 namespace simt_test {
 
@@ -122,5 +127,44 @@ class Program {
   std::map<std::string, std::string> options_;
   std::vector<Output> outputs_;
 };
+
+// torch's name of a type.
+template <typename T>
+constexpr const char* type_name = nullptr;
+template <>
+constexpr const char* type_name<vitfast::Half> = "float16";
+template <>
+constexpr const char* type_name<vitfast::BFloat16> = "bfloat16";
+template <>
+constexpr const char* type_name<float> = "float32";
+
+// SIMT_TYPE, a type, compiles a program's instances for it alone: quick to compile, for mutants.
+template <typename T>
+#if defined(SIMT_TYPE)
+constexpr bool is_compiled = std::is_same_v<T, SIMT_TYPE>;
+#else
+constexpr bool is_compiled = true;
+#endif
+
+// The main of a program: calls `run` with the program and an element of the type, one of these, that type= names.
+template <typename... Types, typename Run>
+int run_typed(int argc, char** argv, const Run& run) {
+  Program program(argc, argv);
+  const std::string type = program.text("type");
+  const auto run_if_named = [&](auto element) {
+    if constexpr (is_compiled<decltype(element)>) {
+      if (type == type_name<decltype(element)>) {
+        run(program, element);
+        return true;
+      }
+    }
+    return false;
+  };
+  if (!(run_if_named(Types{}) || ...)) Program::stop("no instance is compiled for type=" + type);
+#if !defined(__CUDACC__)
+  *program.output<uint64_t>("bank_conflicts", 1) = simt::bank_conflicts();
+#endif
+  return program.finish();
+}
 
 }  // namespace simt_test

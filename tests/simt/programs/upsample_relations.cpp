@@ -1,5 +1,5 @@
 // upsample_relations: x, any strides from element `offset` on, and matrix [fine, coarse] -> out [images, heads, fine,
-// fine]. SIMT_LANE_COLUMNS compiles one instance of float, for mutants.
+// fine]. SIMT_LANE_COLUMNS compiles one instance of a type, for mutants.
 
 #include "csrc/relations/upsample_relations_launch.cuh"
 #include "tests/simt/programs/program.h"
@@ -37,12 +37,6 @@ void run(simt_test::Program& program) {
 }
 
 int main(int argc, char** argv) {
-  simt_test::Program program(argc, argv);
-  const std::string type = program.text("type");
-  if (type == "float32") run<float>(program);
-#if !defined(SIMT_LANE_COLUMNS)
-  if (type == "bfloat16") run<vitfast::BFloat16>(program);
-  if (type == "float16") run<vitfast::Half>(program);
-#endif
-  return program.finish();
+  return simt_test::run_typed<float, vitfast::BFloat16, vitfast::Half>(
+      argc, argv, [](auto& program, auto element) { run<decltype(element)>(program); });
 }

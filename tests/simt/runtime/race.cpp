@@ -29,16 +29,17 @@ std::vector<Access> last_write;       // [byte]
 std::vector<Access> last_read;        // [byte][warp]
 std::vector<int16_t> pending;         // [byte]: the thread whose copy is under way, plus one
 
-int this_warp() {
-  return int(thread_index().x) / warp_size;
-}
+// Who accesses: asked for once an access, which has several bytes.
+struct Place {
+  int warp, lane;
+  static Place of_running_thread() {
+    const int thread = int(thread_index().x);
+    return {thread / warp_size, thread % warp_size};
+  }
+};
 
-int this_lane() {
-  return int(thread_index().x) % warp_size;
-}
-
-bool happened_before(const Access& access, int lane) {
-  const int warp = this_warp();
+bool happened_before(const Access& access, Place place) {
+  const auto [warp, lane] = place;
   if (access.time == 0) return true;
   if (access.warp != warp) return access.time < known[warp][access.warp];
   return access.time < time_of[warp] || (access.lane == lane && lane != several_lanes);
@@ -72,31 +73,31 @@ void check_pending(const char* what, size_t byte) {
   }
 }
 
-void read_as(size_t first, size_t bytes, int lane) {
-  const int warp = this_warp();
+void read_as(size_t first, size_t bytes, Place place) {
+  const auto [warp, lane] = place;
   for (size_t byte = first; byte < first + bytes; ++byte) {
     check_pending("a read", byte);
     const Access& written = last_write[byte];
     if (written.time == 0)
       fail({nullptr, 0}, "uninitialized: a read of shared byte %zu, which nothing has written", byte);
-    if (!happened_before(written, lane)) report("a read", byte, written);
+    if (!happened_before(written, place)) report("a read", byte, written);
     Access& mine = last_read[byte * warps + warp];
     const bool joins_others = mine.time == time_of[warp] && mine.lane != lane;
     mine = {time_of[warp], int16_t(warp), int16_t(joins_others ? several_lanes : lane)};
   }
 }
 
-void check_write(const char* what, size_t byte) {
+void check_write(const char* what, size_t byte, Place place) {
   check_pending(what, byte);
-  if (!happened_before(last_write[byte], this_lane())) report(what, byte, last_write[byte]);
+  if (!happened_before(last_write[byte], place)) report(what, byte, last_write[byte]);
   for (int warp = 0; warp < warps; ++warp) {
     const Access& seen = last_read[byte * warps + warp];
-    if (!happened_before(seen, this_lane())) report(what, byte, seen);
+    if (!happened_before(seen, place)) report(what, byte, seen);
   }
 }
 
-void note_written(size_t byte) {
-  last_write[byte] = {time_of[this_warp()], int16_t(this_warp()), int16_t(this_lane())};
+void note_written(size_t byte, Place place) {
+  last_write[byte] = {time_of[place.warp], int16_t(place.warp), int16_t(place.lane)};
 }
 
 }  // namespace
@@ -136,29 +137,31 @@ void barrier_passed(const bool* took_part) {
 
 void read(const void* address, size_t bytes) {
   size_t first;
-  if (offset_of(address, first)) read_as(first, bytes, this_lane());
+  if (offset_of(address, first)) read_as(first, bytes, Place::of_running_thread());
 }
 
 void warp_read(const void* address, size_t bytes) {
   size_t first;
-  if (offset_of(address, first)) read_as(first, bytes, several_lanes);
+  if (offset_of(address, first)) read_as(first, bytes, {Place::of_running_thread().warp, several_lanes});
 }
 
 void write(const void* address, size_t bytes) {
   size_t first;
   if (!offset_of(address, first)) return;
+  const Place place = Place::of_running_thread();
   for (size_t byte = first; byte < first + bytes; ++byte) {
-    check_write("a write", byte);
-    note_written(byte);
+    check_write("a write", byte, place);
+    note_written(byte, place);
   }
 }
 
 void copy_issued(const void* address, size_t bytes) {
   size_t first;
   if (!offset_of(address, first)) return;
+  const Place place = Place::of_running_thread();
   for (size_t byte = first; byte < first + bytes; ++byte) {
-    check_write("an asynchronous copy", byte);
-    pending[byte] = int16_t(thread_index().x + 1);
+    check_write("an asynchronous copy", byte, place);
+    pending[byte] = int16_t(place.warp * warp_size + place.lane + 1);
   }
 }
 
@@ -167,7 +170,7 @@ void copy_landed(const void* address, size_t bytes) {
   if (!offset_of(address, first)) return;
   for (size_t byte = first; byte < first + bytes; ++byte) {
     pending[byte] = 0;
-    note_written(byte);
+    note_written(byte, Place::of_running_thread());
   }
 }
 

@@ -57,7 +57,7 @@ struct Barrier {
 
 struct Warp {
   void* slots[warp_size];
-  int arrived = 0;
+  int arrived = 0, finished = 0;
   WarpWork work = nullptr;
   Site site{};
 };
@@ -86,14 +86,13 @@ size_t shared_capacity = 0;
 size_t shared_asked = 0;
 std::vector<Array> arrays;
 size_t shared_end = 0;
-uint64_t conflicts = 0;
 
 std::string place(Site site) {
   return site.file == nullptr ? std::string() : std::string(site.file) + ":" + std::to_string(site.line);
 }
 
 bool same(Site a, Site b) {
-  return a.line == b.line && std::strcmp(a.file, b.file) == 0;
+  return a.line == b.line && (a.file == b.file || std::strcmp(a.file, b.file) == 0);
 }
 
 [[noreturn]] void report_deadlock() {
@@ -151,6 +150,7 @@ void thread_finished() {
     for (const Copy& copy : group) fail(copy.site, "pending: an asynchronous copy that is never waited for");
   }
   thread.finished = true;
+  ++warps[size_t(thread.number / warp_size)].finished;
   --live_threads;
   Barrier& barrier = barriers[0];  // sync_threads waits for the threads that are left
   if (live_threads > 0 && int(barrier.waiting.size()) == live_threads) pass_barrier(barrier);
@@ -264,7 +264,7 @@ void with_warp(WarpWork work, void* slot, Site site) {
   Warp& warp = warps[size_t(warp_number)];
   const int first = warp_number * warp_size;
   const int lanes = std::min(warp_size, threads_in_block - first);
-  for (int lane = 0; lane < lanes; ++lane) {
+  for (int lane = 0; warp.finished != 0 && lane < lanes; ++lane) {
     if (threads[size_t(first + lane)]->finished)
       fail(site, "lane %d of the warp has finished and cannot take part", lane);
   }
@@ -350,19 +350,6 @@ void note_write(const void* address, size_t bytes) {
 }
 void note_warp_read(const void* address, size_t bytes) {
   race::warp_read(address, bytes);
-}
-
-void count_bank_conflicts(const void* const* places, int count, size_t bytes) {
-  int users[warp_size] = {};
-  for (int i = 0; i < count; ++i) {
-    const bool repeated = std::find(places, places + i, places[i]) != places + i;
-    if (!repeated) ++users[reinterpret_cast<uintptr_t>(places[i]) / bytes % size_t(count)];
-  }
-  conflicts += uint64_t(*std::max_element(users, users + count) - 1);
-}
-
-uint64_t bank_conflicts() {
-  return conflicts;
 }
 
 void run_grid(int64_t blocks, int threads_per_block, size_t shared_bytes, const std::function<void()>& work) {

@@ -57,11 +57,6 @@ void note_read(const void* address, size_t bytes);
 void note_write(const void* address, size_t bytes);
 void note_warp_read(const void* address, size_t bytes);
 
-// Counts the cycles beyond one that `count` places of `bytes` bytes need, 128 together: one for each that shares its
-// banks with another.
-void count_bank_conflicts(const void* const* places, int count, size_t bytes);
-uint64_t bank_conflicts();
-
 // --- launching ---
 
 // Runs `kernel` for every thread of every block. SIMT_ORDER says in which order blocks, and threads of a block, start:
