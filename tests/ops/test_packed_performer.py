@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from support.packed_cases import OPS, check_performer, draw
+from support.packed_cases import OPS, check_performer, draw, on_threads
 from vitfast.ops.packed import has_packed
 
 if not has_packed("packed_performer"):
@@ -44,15 +44,8 @@ def test_where_epsilon_outweighs_all_the_result_is_zero() -> None:
 
 def test_the_number_of_threads_and_the_batch_change_no_bit() -> None:
     kqv, projection = draw(5, 500, 3 * 20), draw(12, 20)
-    threads = torch.get_num_threads()
-    try:
-        results = []
-        for count in (1, 2, 3, 7, 16):
-            torch.set_num_threads(count)
-            results.append(OPS.packed_performer(kqv, projection, 1e-8))
-        single = OPS.packed_performer(kqv[3:4], projection, 1e-8)
-    finally:
-        torch.set_num_threads(threads)
+    results = on_threads((1, 2, 3, 7, 16), lambda: OPS.packed_performer(kqv, projection, 1e-8))
+    single = OPS.packed_performer(kqv[3:4], projection, 1e-8)
     for result in results[1:]:
         assert torch.equal(result, results[0])
     assert torch.equal(single, results[0][3:4])

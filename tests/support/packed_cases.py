@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,18 @@ def draw(*sizes: int, seed: int = 0, scale: float = 1.0) -> Tensor:
     """Reproducible normal numbers."""
     generator = torch.Generator().manual_seed(seed + sum(i * s for i, s in enumerate(sizes, 1)))
     return torch.randn(*sizes, generator=generator) * scale
+
+
+def on_threads(counts: Sequence[int], call: Callable[[], Tensor]) -> list[Tensor]:
+    """What a call returns on each number of threads."""
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in counts:
+            torch.set_num_threads(count)
+            results.append(call())
+    finally:
+        torch.set_num_threads(threads)
+    return results
 
 
 def double(value: Tensor | None) -> Tensor | None:
