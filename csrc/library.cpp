@@ -119,6 +119,9 @@ STABLE_TORCH_LIBRARY(vitfast, m) {
   m.def(
       "packed_split_linear(Tensor images, int[2] patch, int[2] stride, int[2] padding, Tensor? gamma, Tensor? beta, "
       "float? eps, Tensor packed, Tensor? bias, int n, str precision) -> Tensor");
+  // a performer's attention: kqv [B, N, 3 D], projection [M, D], float32 -> [B, N, D], as
+  // vitfast/layers/performer_attention.py computes it
+  m.def("packed_performer(Tensor kqv, Tensor projection, float epsilon) -> Tensor");
   // multiply-adds in registers on every thread: the operations done
   m.def("fma_peak(str precision, int iterations) -> int");
 

@@ -171,6 +171,34 @@ struct PackedPatchEmbed {
   int64_t patches() const { return grid().height * grid().width; }
 };
 
+// A performer's attention. Its sums over tokens are made section by section, each with its features' maxima; rows are
+// padded to whole vectors of every instruction set, two at a time.
+constexpr int64_t performer_section = 128;
+constexpr int64_t performer_padding = 32;
+
+struct PerformerSums {
+  float* maxima;    // [padded_features]
+  float* totals;    // [padded_features]
+  float* products;  // [features, padded_dim]
+};
+
+struct PackedPerformer {
+  const float* kqv;         // [B, tokens, 3, dim]
+  const float* projection;  // [features, dim]
+  int64_t tokens, dim, features;
+  double log_epsilon;  // of features * epsilon
+  float* sums;         // [B, sections, sums_size]
+  float* out;          // [B, tokens, dim]
+
+  int64_t sections() const { return divide_up(tokens, performer_section); }
+  int64_t padded_features() const { return divide_up(features, performer_padding) * performer_padding; }
+  int64_t padded_dim() const { return divide_up(dim, performer_padding) * performer_padding; }
+  int64_t sums_size() const { return 2 * padded_features() + features * padded_dim(); }
+  PerformerSums sums_at(float* place) const {
+    return {place, place + padded_features(), place + 2 * padded_features()};
+  }
+};
+
 // A share of a product: rows of x, panels of the weight.
 struct Rectangle {
   int64_t row_begin, row_end, panel_begin, panel_end;
@@ -196,7 +224,11 @@ struct PackedKernels {
   void (*qk_norm)(const QkNorm&, int64_t begin, int64_t end);
   int64_t (*patch_embed_workspace)(const PackedPatchEmbed&, int64_t rows);
   void (*patch_embed)(const PackedPatchEmbed&, int64_t begin, int64_t end, char* workspace);  // patches of all images
-  int64_t (*fma_loop)(Precision, int64_t iterations);                                         // operations done
+  int64_t (*performer_workspace)(const PackedPerformer&);
+  void (*performer_keys)(
+      const PackedPerformer&, int64_t begin, int64_t end, char* workspace);  // sections of all images
+  void (*performer_queries)(const PackedPerformer&, int64_t begin, int64_t end, char* workspace);
+  int64_t (*fma_loop)(Precision, int64_t iterations);  // operations done
 };
 
 namespace baseline {

@@ -41,6 +41,7 @@ NOT_RECORDED = {
     "vitfast::packed_norm_linear",
     "vitfast::packed_patch_embed",
     "vitfast::packed_related_attention",
+    "vitfast::packed_performer",
     "vitfast::packed_split_linear",
     "vitfast::unpack_weight",
 }

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from support.packed_cases import OPS, PRECISIONS, Window, check_split, draw, packed_split
+from support.packed_cases import OPS, PRECISIONS, Window, check_split, draw, on_threads, packed_split
 from vitfast.ops.packed import has_packed
 
 if not has_packed("packed_split_linear"):
@@ -49,15 +49,8 @@ def test_split_of_narrow_pixels(pixels: torch.dtype, precision: str) -> None:
 def test_the_number_of_threads_and_the_batch_change_no_bit(precision: str) -> None:
     images, window, weight = draw(5, 3, 21, 21), Window((7, 7), (4, 4), (2, 2)), draw(70, 147)
     norm = (1 + draw(147, scale=0.1), draw(147), 1e-5)
-    threads = torch.get_num_threads()
-    try:
-        results = []
-        for count in (1, 2, 3, 16):
-            torch.set_num_threads(count)
-            results.append(packed_split(images, window, norm, weight, None, precision))
-        single = packed_split(images[3:4], window, norm, weight, None, precision)
-    finally:
-        torch.set_num_threads(threads)
+    results = on_threads((1, 2, 3, 16), lambda: packed_split(images, window, norm, weight, None, precision))
+    single = packed_split(images[3:4], window, norm, weight, None, precision)
     for result in results[1:]:
         assert torch.equal(result, results[0])
     assert torch.equal(single, results[0][3:4])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from support import packed_plain as plain
 from support.tolerance import FORWARD_FACTOR, assert_as_accurate
 from vitfast.layers import GridUpsample
+from vitfast.layers.performer_attention import performer_attention
 
 PRECISIONS = ("fp32", "bf16", "fp16_32", "int8")
 OPS = torch.ops.vitfast
@@ -19,6 +21,18 @@ def draw(*sizes: int, seed: int = 0, scale: float = 1.0) -> Tensor:
     """Reproducible normal numbers."""
     generator = torch.Generator().manual_seed(seed + sum(i * s for i, s in enumerate(sizes, 1)))
     return torch.randn(*sizes, generator=generator) * scale
+
+
+def on_threads(counts: Sequence[int], call: Callable[[], Tensor]) -> list[Tensor]:
+    """What a call returns on each number of threads."""
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in counts:
+            torch.set_num_threads(count)
+            results.append(call())
+    finally:
+        torch.set_num_threads(threads)
+    return results
 
 
 def double(value: Tensor | None) -> Tensor | None:
@@ -223,6 +237,17 @@ def check_split(images: Tensor, window: Window, outputs: int, precision: str) ->
         assert torch.equal(actual, apart), name
 
 
+def check_performer(kqv: Tensor, projection: Tensor, epsilon: float) -> None:
+    """Against the layers' function in float64: as near as in float32. The values' weighted mean may cancel."""
+    k, q, v = kqv.chunk(3, -1)
+    exact = performer_attention(q.double(), k.double(), v.double(), projection.double(), epsilon=epsilon)
+    expected = performer_attention(q, k, v, projection, epsilon=epsilon)
+    actual = OPS.packed_performer(kqv, projection, epsilon)
+    name = f"performer {tuple(kqv.shape)} {tuple(projection.shape)}, epsilon {epsilon}"
+    magnitude = float(v.abs().max())
+    assert_as_accurate(actual, expected, exact, factor=FORWARD_FACTOR, name=name, magnitude=magnitude)
+
+
 def check_ties_of_int8() -> None:
     """Numbers next to ties of the quantization, bit by bit: a row of zeros but for one weight reads them back."""
     largest = 0.1 + draw(50, 1).abs()
@@ -256,6 +281,8 @@ def check_all() -> None:
     """A small share of every operator's cases, for a run per instruction set."""
     check_ties_of_int8()
     check_related_attention(2, (3, 5), 2, 20)
+    check_performer(draw(2, 150, 3 * 64, scale=0.25), draw(32, 64), 1e-8)
+    check_performer(draw(2, 13, 3 * 7), draw(3, 7), 1e-8)
     for precision in PRECISIONS:
         check_large_logits(40, precision)
         for rows, inputs, outputs in ((1, 7, 5), (13, 33, 70), (40, 192, 130), (9, 1100, 64)):

@@ -116,6 +116,10 @@ def _fake_split_linear(
     return images.new_empty((images.shape[0], down * across, n), dtype=torch.float32)
 
 
+def _fake_performer(kqv: Tensor, projection: Tensor, epsilon: float) -> Tensor:
+    return kqv.new_empty((*kqv.shape[:-1], kqv.shape[-1] // 3))
+
+
 def _fake_pack_weight(weight: Tensor, precision: str) -> Tensor:
     raise NotImplementedError("weights are packed once, by vitfast.accelerate, and never within a traced program")
 
@@ -183,6 +187,11 @@ def _split_flops(
     return product_flops((*images[:2], *_split_grid(images, patch, stride, padding), *patch), n)
 
 
+def _performer_flops(kqv: Any, projection: Any, *_: Any, **__: Any) -> int:
+    batch, tokens, width = kqv
+    return 4 * product_flops((batch, tokens, width // 3), projection[0])
+
+
 def _register() -> None:
     from torch.utils.flop_counter import register_flop_formula
 
@@ -194,6 +203,7 @@ def _register() -> None:
         "packed_attention": (_fake_attention, _attention_flops),
         "packed_related_attention": (_fake_related_attention, _attention_flops),
         "packed_patch_embed": (_fake_patch_embed, _patch_embed_flops),
+        "packed_performer": (_fake_performer, _performer_flops),
         "packed_split_linear": (_fake_split_linear, _split_flops),
     }
     for operator, (fake, flops) in parts.items():

@@ -4,6 +4,7 @@
 #include "csrc/packed/packed_attention.h"
 #include "csrc/packed/packed_linear.h"
 #include "csrc/packed/packed_patch_embed.h"
+#include "csrc/packed/packed_performer.h"
 
 namespace vitfast::VITFAST_ISA {
 
@@ -39,6 +40,9 @@ const PackedKernels packed_kernels = {
     qk_norm,
     patch_embed_workspace,
     packed_patch_embed,
+    performer_workspace,
+    performer_keys,
+    performer_queries,
     fma_loop,
 };
 

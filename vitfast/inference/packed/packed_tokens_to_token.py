@@ -14,6 +14,11 @@ from vitfast.inference.packed.packer import Packer
 from vitfast.inference.stem_description import Split, TokenMixer, TokensToToken
 from vitfast.layers.performer_attention import performer_attention
 
+_EPSILON = 1e-8  # of a performer's denominator
+# Those of the first split that are mixed at a time: what lies between the steps stays in the cache, and a few small
+# images share the calls.
+_TOKENS_AT_ONCE = 4096
+
 
 class PackedTokenMixer(nn.Module):
     """A soft split and the attention layer after it.
@@ -32,6 +37,7 @@ class PackedTokenMixer(nn.Module):
         self.split = PackedSplit(split, described.norm1, described.linear, packer, token_dim=token_dim)
         self.scale = described.scale
         self.register_buffer("projection", packer.keep(described.projection))
+        self.has_performer = packer.has("packed_performer")
         self.proj = packer.linear(described.proj)
         self.mlp = PackedMlp(described.norm2, described.mlp, packer)
 
@@ -44,9 +50,11 @@ class PackedTokenMixer(nn.Module):
         """Splits ``x``, as ``PackedSplit`` reads it, and mixes its patches; returns tokens ``[B, N, D]``."""
         mixed = self.split(x, size)
         v = mixed.chunk(3, dim=-1)[2].contiguous()
-        if self.projection is not None:
+        if self.projection is not None and self.has_performer:
+            attended = torch.ops.vitfast.packed_performer.default(mixed, self.projection, _EPSILON)
+        elif self.projection is not None:
             k, q, _ = mixed.chunk(3, dim=-1)
-            attended = performer_attention(q, k, v, self.projection)
+            attended = performer_attention(q, k, v, self.projection, epsilon=_EPSILON)
         else:
             attended = ops.attention_packed(mixed.unflatten(-1, (3, 1, -1)), scale=self.scale).squeeze(2)
         x = self.proj(attended, residual=v)
@@ -88,10 +96,13 @@ class PackedTokensToToken(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Turns ``images`` ``[B, in_chans, size, size]`` into tokens ``[B, N, C]``."""
-        if self.image_by_image and len(images) > 1:  # as in vitfast.layers.TokensToToken
-            x = torch.cat([self._mixed(image) for image in images.split(1)])
-        else:
+        at_once = len(images)
+        if self.image_by_image:  # as in vitfast.layers.TokensToToken
+            at_once = max(1, _TOKENS_AT_ONCE // self.mixers[0].split.grid_size(images.shape[-1]) ** 2)
+        if len(images) <= at_once:
             x = self._mixed(images)
+        else:
+            x = torch.cat([self._mixed(some) for some in images.split(at_once)])
         return self.project(x, self._grid_size(images.shape[-1]))
 
     def _grid_size(self, size: int) -> int:

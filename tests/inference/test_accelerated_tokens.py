@@ -1,0 +1,69 @@
+"""The tokens-to-token module of accelerated models: with its operators and without, image by image and together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+import vitfast
+from support.accelerable import accelerable, sample_images
+from vitfast.inference.description import Precision
+from vitfast.inference.packed import packed_tokens_to_token
+from vitfast.inference.packed.packed_split import PackedSplit
+from vitfast.inference.packed.packed_tokens_to_token import PackedTokensToToken
+from vitfast.ops.packed import has_packed
+
+KINDS = ["vitfast: t2t", "vitfast: t2t, transformer", "vitfast: dvt over t2t"]
+OPERATORS = {"packed_split_linear", "packed_performer"}
+# an operand next to a boundary may be rounded the other way
+STEPS: dict[Precision, float] = {"fp32": 1e-5, "bf16": 2e-2, "fp16_32": 2e-3, "int8": 5e-2}
+
+
+def splits(model: torch.nn.Module) -> list[PackedSplit]:
+    return [part for part in model.modules() if isinstance(part, PackedSplit)]
+
+
+def logits(result: Tensor | Sequence[Tensor]) -> Tensor:
+    """Of all exits, where a model has several."""
+    return result if isinstance(result, Tensor) else torch.cat(tuple(result))
+
+
+@pytest.mark.parametrize("precision", STEPS)
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_without_the_operators_it_is_the_same(kind: str, precision: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = accelerable(kind)
+    images = sample_images(model)
+    expected = vitfast.accelerate(model, precision)
+    assert all(split.is_fused == has_packed("packed_split_linear") for split in splits(expected))
+    monkeypatch.setattr(
+        "vitfast.inference.packed.packer.has_packed",
+        lambda operator, device_type="cpu": operator not in OPERATORS and has_packed(operator, device_type),
+    )
+    plain = vitfast.accelerate(model, precision)
+    assert splits(plain)
+    assert not any(split.is_fused for split in splits(plain))
+    actual, wanted = logits(plain(images)), logits(expected(images))
+    assert (actual - wanted).norm() / wanted.norm() < STEPS[precision]
+
+
+@pytest.mark.skipif(not has_packed("packed_performer"), reason="pure PyTorch: there are no packed operators")
+@pytest.mark.parametrize("precision", STEPS)
+@torch.no_grad()
+def test_images_mixed_together_change_no_bit(precision: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = accelerable("vitfast: t2t")
+    images = sample_images(source)
+    images = torch.cat([images, images.flip(2), images.flip(3)])
+    (tokens,) = (
+        part for part in vitfast.accelerate(source, precision).modules() if isinstance(part, PackedTokensToToken)
+    )
+    first = tokens.mixers[0].split.grid_size(images.shape[-1]) ** 2
+    results = []
+    for at_once in (1, 2, len(images)):
+        monkeypatch.setattr(packed_tokens_to_token, "_TOKENS_AT_ONCE", first * at_once)
+        results.append(tokens(images))
+    assert torch.equal(results[1], results[0])
+    assert torch.equal(results[2], results[0])
