@@ -35,9 +35,16 @@ PARTS: dict[str, tuple[str, ...]] = {
     "packing": ("pack_keys", "pack_values", "pack_key_panels", "pack_value_panels", "load_queries"),
     "softmax": (
         *("exponentiate", "take_some", "take_rest", "has_far", "find_references", "find_factors", "attend_again"),
-        *("finish_logits", "upsample_heads"),
+        *("finish_logits", "upsample_heads", "join_sections", "performer_keys_of", "performer_queries_of"),
     ),
-    "attention products": ("LogitSink", "ResultSink", "multiply_keys", "multiply_values", "attend_tile"),
+    "attention products": (
+        "LogitSink",
+        "ResultSink",
+        "multiply_keys",
+        "multiply_values",
+        "attend_tile",
+        "multiply_few",
+    ),
     "LayerNorm": ("normalize_row", "widen_row"),
     "operands": ("convert_row", "quantize_group", "pad_bfloat16", "gather_patch"),
     "activation": ("activate",),
