@@ -1,5 +1,6 @@
-// Attention on AMX tiles: the weights of a block of queries, 32 queries and 32 tokens at a time, then their product with
-// the values. Keys are read once for a block; the values of 32 channels stay in the first-level cache for all of it.
+// Attention on AMX tiles: the weights of a block of queries, 32 queries and 32 tokens at a time, then their product
+// with the values. Keys are read once for a block; the values of 32 channels stay in the first-level cache for all of
+// it.
 //
 // A row's weights are 2^(its logit - a reference), the largest of its first 32 logits, so that logits become weights as
 // soon as they are there; what a row is scaled by, the division takes away again. A row that leaves the range of the
