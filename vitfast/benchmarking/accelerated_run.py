@@ -12,10 +12,9 @@ from vitfast.benchmarking.benchmark_run import measure_and_report
 from vitfast.benchmarking.comparison import Comparison
 from vitfast.benchmarking.device_limits import with_limits
 from vitfast.benchmarking.run_options import ModelRunOptions, seconds_option
-from vitfast.benchmarking.word_list import distinct, known_words, split_words
+from vitfast.benchmarking.word_list import known_models, known_words
 from vitfast.config import option
 from vitfast.engine.device import select_device
-from vitfast.models.registry import resolve_name
 
 PRECISIONS = ("bf16", "fp16", "fp32")
 COMPILE_MODES = ("none", "default", "reduce-overhead", "max-autotune")
@@ -51,7 +50,7 @@ class AcceleratedOptions(ModelRunOptions):
         Raises:
             UserError: there is no such model.
         """
-        return distinct([resolve_name(name) for name in split_words("model", self.model)])
+        return known_models(self.model)
 
     def precisions(self) -> list[str]:
         """The precisions.

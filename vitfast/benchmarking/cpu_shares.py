@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -13,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,12 +20,11 @@ import vitfast
 from vitfast.benchmarking.benchmark_run import torch_threads
 from vitfast.benchmarking.machine import describe_machine
 from vitfast.benchmarking.options import ENGINE_PRECISIONS
-from vitfast.benchmarking.report import machine_line
+from vitfast.benchmarking.report import machine_line, markdown_table, write_files
 from vitfast.benchmarking.run_options import check_json_path
-from vitfast.benchmarking.word_list import distinct, known_words, parse_counts, split_words
+from vitfast.benchmarking.word_list import known_models, known_words, parse_counts
 from vitfast.config import option
 from vitfast.errors import UserError
-from vitfast.models.registry import resolve_name
 
 LIBRARY = Path(vitfast.__file__).parent / "libvitfast_cpu.so"
 SAMPLES_A_SECOND = 1500
@@ -76,7 +75,7 @@ class CpuSharesOptions:
         Raises:
             UserError: one is unknown.
         """
-        models = distinct([resolve_name(name) for name in split_words("model", self.model)])
+        models = known_models(self.model)
         batches = parse_counts("batch", self.batch, minimum=1)
         return list(product(models, batches, known_words("precision", self.precision, ENGINE_PRECISIONS)))
 
@@ -97,9 +96,7 @@ def run_cpu_shares(options: CpuSharesOptions) -> int:
             rows.append({"model": model, "batch": batch, "precision": precision, "shares": shares})
             print(f"{model}, batch {batch}, {precision}: " + ", ".join(f"{k} {v:.1%}" for k, v in shares.items()))
     if options.json is not None:
-        path = Path(options.json)
-        path.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n", encoding="utf-8")
-        path.with_suffix(".md").write_text(markdown(machine_line(machine), rows), encoding="utf-8")
+        write_files({"machine": machine, "rows": rows}, markdown(machine_line(machine), rows), Path(options.json))
     return 0
 
 
@@ -188,17 +185,15 @@ def part_of(frames: Sequence[str]) -> str:
     return OTHER
 
 
-def markdown(machine: str, rows: Sequence[dict[str, object]]) -> str:
+def markdown(machine: str, rows: Sequence[dict[str, Any]]) -> str:
     """The table of the results folder."""
     parts = [*PARTS, OTHER, WAITING]
-    lines = ["# What an accelerated model's time goes to", "", machine.replace("\n", "  \n"), ""]
-    lines += ["| model | " + " | ".join(parts) + " |", "|---|" + "---:|" * len(parts)]
+    cells = []
     for row in rows:
-        shares = row["shares"]
-        assert isinstance(shares, dict)
-        cells = " | ".join(f"{100 * shares[part]:.1f} %" for part in parts)
-        lines.append(f"| {row['model']}, batch {row['batch']}, {row['precision']} | {cells} |")
-    return "\n".join(lines) + "\n"
+        title = f"{row['model']}, batch {row['batch']}, {row['precision']}"
+        cells.append([title, *(f"{100 * row['shares'][part]:.1f} %" for part in parts)])
+    blocks = ["# What an accelerated model's time goes to", machine.replace("\n", "  \n")]
+    return "\n\n".join([*blocks, markdown_table(["model", *parts], cells)]) + "\n"
 
 
 def _output(*command: str, input: str | None = None) -> str:

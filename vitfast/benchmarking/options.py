@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vitfast.benchmarking.run_options import ModelRunOptions, seconds_option
-from vitfast.benchmarking.word_list import distinct, known_words, split_words
+from vitfast.benchmarking.word_list import distinct, known_models, known_words, split_words
 from vitfast.config import option
 from vitfast.errors import UserError
-from vitfast.models.registry import resolve_name
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 ENGINE_PRECISIONS = ("fp32", "bf16", "int8", "fp16_32")
@@ -103,7 +102,7 @@ class BenchmarkOptions(ModelRunOptions):
         Raises:
             UserError: there is no such model; the message names the nearest ones.
         """
-        return distinct([resolve_name(name) for name in split_words("model", self.model)])
+        return known_models(self.model)
 
     def precisions(self) -> list[str]:
         """The precisions.

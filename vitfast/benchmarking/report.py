@@ -73,7 +73,7 @@ def markdown(report: Report) -> str:
     for outcome in report.outcomes:
         header, rows = _cells(outcome)
         blocks.append(f"## {outcome.title}")
-        blocks.append(_markdown_table(header, rows))
+        blocks.append(markdown_table(header, rows))
         notes = [_work(outcome), *(f"without {name}: {why}" for name, why in outcome.left_out.items())]
         if any(notes):
             blocks.append("  \n".join(note for note in notes if note))
@@ -93,12 +93,17 @@ def write_report(report: Report, path: Path) -> Path:
     Raises:
         UserError: the files cannot be written.
     """
+    return write_files({"format_version": FORMAT_VERSION, **asdict(report)}, markdown(report), path)
+
+
+def write_files(content: dict[str, Any], text: str, path: Path) -> Path:
+    """Writes ``content`` to ``path`` as JSON and ``text`` beside it, as ``write_report``."""
     table = path.with_suffix(".md")
-    content = json.dumps({"format_version": FORMAT_VERSION, **_rounded(asdict(report))}, indent=1) + "\n"
+    json_text = json.dumps(_rounded(content), indent=1) + "\n"
     try:
-        for target, text in ((path, content), (table, markdown(report))):
+        for target, one in ((path, json_text), (table, text)):
             temporary = target.with_name(target.name + ".tmp")
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_text(one, encoding="utf-8")
             os.replace(temporary, target)
     except OSError as error:
         raise UserError(f"json={path} cannot be written: {error.strerror or error}") from error
@@ -196,7 +201,8 @@ def _work(outcome: Outcome) -> str:
     return "; ".join(parts)
 
 
-def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first column is text and whose others are numbers."""
     ruler = ["---"] + ["---:"] * (len(header) - 1)
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, ruler, *rows))
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from vitfast.errors import UserError
+from vitfast.models.registry import resolve_name
 
 Value = TypeVar("Value")
 
@@ -46,6 +47,15 @@ def known_words(key: str, text: str, allowed: Sequence[str], *, or_all: bool = F
             choices = ["all", *allowed] if or_all else allowed
             raise UserError(f"{key}={text}: {word!r} is unknown; allowed: {', '.join(choices)}")
     return distinct(words)
+
+
+def known_models(text: str) -> list[str]:
+    """Splits ``model=a,b`` into canonical names, each once.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    return distinct([resolve_name(name) for name in split_words("model", text)])
 
 
 def parse_counts(key: str, text: str, *, minimum: int) -> list[int]:
