@@ -12,17 +12,6 @@
 
 namespace vitfast::VITFAST_ISA {
 
-// The bits of up to a vector of numbers, each in a word of its own.
-VITFAST_INLINE Words load_bits(const BFloat16* p, int64_t count) {
-  Halves halves{};
-  if (count == width<float>) {
-    std::memcpy(&halves, p, sizeof(halves));
-  } else {
-    std::memcpy(&halves, p, size_t(count) * sizeof(BFloat16));
-  }
-  return __builtin_convertvector(halves, Words);
-}
-
 // Panels of nearly the same width, in vectors.
 struct ColumnPanels {
   explicit ColumnPanels(int64_t columns)

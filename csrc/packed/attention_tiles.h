@@ -17,7 +17,8 @@
 
 #if defined(__AMX_BF16__)
 
-#include "csrc/packed/attention_products.h"
+#include "csrc/cpu/matrix.h"
+#include "csrc/packed/attention_softmax.h"
 #include "csrc/packed/packed_linear.h"
 
 namespace vitfast::VITFAST_ISA {

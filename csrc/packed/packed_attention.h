@@ -29,6 +29,17 @@ struct FloatAttention {
 };
 
 #if defined(__AVX512BF16__)
+// The bits of up to a vector of numbers, each in a word of its own.
+VITFAST_INLINE Words load_bits(const BFloat16* p, int64_t count) {
+  Halves halves{};
+  if (count == width<float>) {
+    std::memcpy(&halves, p, sizeof(halves));
+  } else {
+    std::memcpy(&halves, p, size_t(count) * sizeof(BFloat16));
+  }
+  return __builtin_convertvector(halves, Words);
+}
+
 // Pairs of bfloat16, of an even head_dim.
 struct BFloat16Attention {
   using Dot = BFloat16Dot;
