@@ -6,6 +6,8 @@
 
 #pragma once
 
+#include <type_traits>
+
 #include "csrc/cpu/matrix.h"
 #include "csrc/packed/attention_softmax.h"
 #include "csrc/packed/multiply_tile.h"
@@ -78,15 +80,38 @@ void multiply_panel(
     for (int r = 0; r < rows; ++r) sums[r][v] = start;
   }
   if constexpr (Sink::has_start) b += vectors * w;
-  for (int64_t k = 0; k < depth; ++k) {
-    Integers<float> b_row[vectors];
+  Vector<float> before[rows][vectors];  // what earlier runs of float32 have summed
+  const uint32_t* const end = a + depth;
+  for (bool is_first = true;; is_first = false) {
+    const uint32_t* const stop = std::is_same_v<Dot, FloatDot> && end - a > max_run ? a + max_run : end;
+#pragma GCC unroll tile_unroll
+    for (; a < stop; ++a) {
+      Integers<float> b_row[vectors];
 #pragma GCC unroll 8
-    for (int v = 0; v < vectors; ++v) b_row[v] = load_integers(b + (k * vectors + v) * w);
+      for (int v = 0; v < vectors; ++v) b_row[v] = load_integers(b + v * w);
+      b += vectors * w;
+#pragma GCC unroll 8
+      for (int r = 0; r < rows; ++r) {
+        const Integers<float> a_word = broadcast_word(a + r * a_stride);
+#pragma GCC unroll 8
+        for (int v = 0; v < vectors; ++v) Dot::add(sums[r][v], a_word, b_row[v]);
+      }
+    }
+    if (!is_first) {
+#pragma GCC unroll 8
+      for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 8
+        for (int v = 0; v < vectors; ++v) sums[r][v] += before[r][v];
+      }
+    }
+    if (stop == end) break;
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) {
-      const Integers<float> a_word = broadcast_word(a + r * a_stride + k);
 #pragma GCC unroll 8
-      for (int v = 0; v < vectors; ++v) Dot::add(sums[r][v], a_word, b_row[v]);
+      for (int v = 0; v < vectors; ++v) {
+        before[r][v] = sums[r][v];
+        sums[r][v] = Vector<float>{};
+      }
     }
   }
 #pragma GCC unroll 8

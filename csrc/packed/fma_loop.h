@@ -22,7 +22,12 @@ int64_t run_dots(int64_t iterations, int64_t operations_a_lane) {
   }
   for (int64_t i = 0; i < iterations; ++i) {
 #pragma GCC unroll 12  // else GCC keeps the array in memory
-    for (int c = 0; c < chains; ++c) Dot::add(sums[c], a, b);
+    for (int c = 0; c < chains; ++c) {
+#if defined(__SSE2__)
+      __asm__("" : "+v"(a));  // else GCC multiplies int16 once for all chains
+#endif
+      Dot::add(sums[c], a, b);
+    }
   }
   Sum total = sums[0];
 #pragma GCC unroll 12

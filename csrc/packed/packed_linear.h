@@ -28,9 +28,9 @@ constexpr int64_t chunk_step = has_tiles ? 32 : tile_rows;
 
 // Rows that pass through all panels together: what they need of the second-level cache leaves room for the panels.
 // Processors with tiles have 2 MiB of it; they multiply so fast that fetching the panels again costs more than rows
-// that overflow it.
+// that overflow it. Without AVX-512 it holds a block's part of the rows only.
 inline int64_t max_chunk_rows(int64_t rows, int64_t bytes_per_row) {
-  constexpr int64_t cache_bytes = (has_tiles ? 2048 : 512) * 1024;
+  constexpr int64_t cache_bytes = (has_tiles || block_size < max_group ? 2048 : 512) * 1024;
   constexpr int64_t smallest = has_tiles ? 64 : 48, largest = has_tiles ? 768 : 384;
   int64_t chunk = cache_bytes / bytes_per_row / chunk_step * chunk_step;
   chunk = chunk < smallest ? smallest : chunk > largest ? largest : chunk;
@@ -49,10 +49,10 @@ inline Operand take_operand(Arena& arena, Precision precision, int64_t rows, int
   return {words, stride, arena.take<float>(precision == Precision::int8 ? rows * groups : 1), groups};
 }
 
-inline ProductScratch take_product_scratch(Arena& arena) {
-  return {
-      arena.take<uint32_t>((max_group + 1) * panel_columns),
-      arena.take<float>((has_tiles ? 2 : 1) * chunk_step * panel_columns)};
+inline ProductScratch take_product_scratch(Arena& arena, int64_t chunk) {
+  const int64_t rows =
+      block_size < max_group ? divide_up(chunk, chunk_step) * chunk_step : (has_tiles ? 2 : 1) * chunk_step;
+  return {arena.take<uint32_t>((block_size + 1) * panel_columns), arena.take<float>(rows * panel_columns)};
 }
 
 constexpr Accuracy accuracy_for(Precision precision) {
@@ -62,7 +62,7 @@ constexpr Accuracy accuracy_for(Precision precision) {
 struct LinearScratch {
   LinearScratch(Arena& arena, Precision precision, int64_t k, int64_t chunk)
       : operand(take_operand(arena, precision, chunk, k)),
-        product(take_product_scratch(arena)),
+        product(take_product_scratch(arena, chunk)),
         row(arena.take<float>(k + width<float>)),
         partial(arena.take<float>(chunk * panel_columns)) {}
   Operand operand;
@@ -123,7 +123,7 @@ struct MlpScratch {
         hidden(take_operand(arena, a.fc1.precision, chunk, group_size(a.fc1.n))),
         hidden_rows(
             a.fc1.precision == Precision::int8 ? arena.take<float>(chunk * hidden_stride(a) + width<float>) : nullptr),
-        product(take_product_scratch(arena)),
+        product(take_product_scratch(arena, chunk)),
         row(arena.take<float>(a.fc1.k + width<float>)),
         partial(arena.take<float>(chunk * panel_columns)) {}
   static int64_t hidden_stride(const PackedMlp& a) { return divide_up(group_size(a.fc1.n), 16) * 16; }

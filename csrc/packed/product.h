@@ -1,7 +1,8 @@
 // Loops around the microkernel: a chunk of rows times panels of a packed weight.
 //
-// A chunk's operand stays in the second-level cache together with one group of one panel; the panel comes from memory
-// once a chunk and is used by every tile of it. While the first tiles work, they fetch the next panel.
+// A chunk's operand stays in the second-level cache together with one block of one panel; the block comes from memory
+// once a chunk and is used by every tile of it. With AVX-512 a block is a whole group, and while the first tiles work,
+// they fetch the next one.
 
 #pragma once
 
@@ -103,23 +104,30 @@ template <Precision precision>
 using ProductRegisters = NoRegisters;
 #endif
 
+// Inputs of a group that all rows of a chunk pass through before the next ones. Processors without AVX-512 have small
+// second-level caches: 512 KiB on Zen 3, 256 KiB on Skylake. A multiple of `max_run`, so that no sum depends on it.
+constexpr int64_t block_size = is_wide ? max_group : max_run;
+
 // What a product needs besides its operands.
 struct ProductScratch {
-  uint32_t* widened;  // [max_group, 64]
-  float* tile;        // [rows_at_once, 64]; two of them for AMX
+  uint32_t* widened;  // [block_size, 64]
+  float* sums;        // of AMX two tiles, of other blocks that are whole groups one, else all rows of a chunk: [, 64]
 };
 
+// Inputs [begin, begin + size) of a group.
 template <Precision precision>
-VITFAST_INLINE Panel open_panel(const char* group, int64_t size, const ProductScratch& scratch) {
-  constexpr int64_t header = precision == Precision::int8 ? panel_columns * 4 : 0;
+VITFAST_INLINE Panel open_panel(const char* group, int64_t begin, int64_t size, const ProductScratch& scratch) {
+  constexpr bool has_header = precision == Precision::int8;
+  const char* const first = group + (has_header ? panel_columns * 4 : 0) +
+                            begin / k_per_word(precision) * panel_columns * word_bytes(precision);
   const int64_t rows = dot_rows<precision>(size);
   if constexpr (Format<precision>::is_widened) {
-    widen_panel<precision>(group + header, size, scratch.widened);
+    widen_panel<precision>(first, size, scratch.widened);
     return {scratch.widened, rows, nullptr, nullptr};
   } else {
-    const uint32_t* words = reinterpret_cast<const uint32_t*>(group + header);
+    const uint32_t* words = reinterpret_cast<const uint32_t*>(first);
     if constexpr (uses_tiles<precision>) copy_tail(words, rows, scratch.widened);
-    return {words, rows, header == 0 ? nullptr : reinterpret_cast<const int32_t*>(group), scratch.widened};
+    return {words, rows, has_header && begin == 0 ? reinterpret_cast<const int32_t*>(group) : nullptr, scratch.widened};
   }
 }
 
@@ -147,55 +155,61 @@ void multiply_panel(
   const FinishRows finish = finish_function<Dot::is_integer>(d.activation, d.accuracy, d.store);
   for (int64_t g = groups.begin; g < groups.end; ++g) {
     const int64_t depth = weight.k - g * size < size ? weight.k - g * size : size;
-    const Panel b = open_panel<precision>(weight.group(panel, g), depth, scratch);
     const bool is_last = g + 1 == groups.end && panel + 1 == panel_count(weight.n);
     const char* next = is_last              ? nullptr
                        : g + 1 < groups.end ? weight.group(panel, g + 1)
                                             : weight.group(panel + 1, groups.begin);
-    const uint32_t* words = a.words + operand_words(precision, (g - groups.begin) * size);
     meanwhile.next_line = next;
-    if constexpr (uses_tiles<precision>) {
-      const int64_t steps = tile_steps(b.rows);
-      meanwhile.rows_a_step = divide_up(at_once, steps);
-      meanwhile.lines_a_step = next == nullptr ? 0 : divide_up(group_bytes(precision, depth), 64 * tiles * steps);
-    }
-    for (int64_t t = 0; t < tiles; ++t) {
-      // tiles of nearly the same height; those of AMX are whole but for the last
-      const int64_t row = uses_tiles<precision> ? t * at_once : t * rows / tiles;
-      const int64_t next_row = uses_tiles<precision> ? row + at_once : (t + 1) * rows / tiles;
-      const int64_t end = next_row < rows ? next_row : rows;
-      float* const sums = scratch.tile + meanwhile.buffer * tile_size<Dot>;
+    for (int64_t block = 0; block == 0 || block < depth; block += block_size) {
+      const int64_t rest = depth - block;
+      const Panel b =
+          open_panel<precision>(weight.group(panel, g), block, rest < block_size ? rest : block_size, scratch);
+      const uint32_t* words = a.words + operand_words(precision, (g - groups.begin) * size + block);
       if constexpr (uses_tiles<precision>) {
-        multiply_by_tiles<Dot>(end - row, words + row * a.stride, a.stride, b, sums, meanwhile);
-        meanwhile.finish_until(at_once);
-      } else {
-        const char* ahead = Format<precision>::is_widened || t >= 4 || next == nullptr ? nullptr : next + t * 64;
-        multiply_tile<Dot>(end - row, words + row * a.stride, a.stride, b, ahead, sums);
+        const int64_t steps = tile_steps(b.rows);
+        meanwhile.rows_a_step = divide_up(at_once, steps);
+        meanwhile.lines_a_step = next == nullptr ? 0 : divide_up(group_bytes(precision, depth), 64 * tiles * steps);
       }
-      const Tile tile{
-          sums,
-          end - row,
-          weight.n - column < panel_columns ? weight.n - column : panel_columns,
-          a.scales + row * a.groups + (g - groups.begin),
-          a.groups,
-          precision == Precision::int8 ? weight.scales() + column : nullptr,
-          weight.bias == nullptr ? nullptr : weight.bias + column,
-          d.scale == nullptr ? nullptr : d.scale + column,
-          d.residual == nullptr ? nullptr : d.residual + row * d.residual_stride + column,
-          d.residual_stride,
-          d.partial + row * d.partial_stride + (d.partial_is_panel ? 0 : column),
-          d.partial_stride,
-          g == 0,
-          g + 1 == count,
-          static_cast<char*>(d.out) + (row * d.out_stride + column - d.first_column) * element[int(d.store)],
-          d.out_stride};
-      if constexpr (uses_tiles<precision>) {
-        meanwhile.finish = finish;
-        meanwhile.tile = tile;
-        meanwhile.next_row = 0;
-        meanwhile.buffer = 1 - meanwhile.buffer;
-      } else {
-        finish(tile, 0, tile.rows);
+      for (int64_t t = 0; t < tiles; ++t) {
+        // tiles of nearly the same height; those of AMX are whole but for the last
+        const int64_t row = uses_tiles<precision> ? t * at_once : t * rows / tiles;
+        const int64_t next_row = uses_tiles<precision> ? row + at_once : (t + 1) * rows / tiles;
+        const int64_t end = next_row < rows ? next_row : rows;
+        float* const sums =
+            scratch.sums + (block_size < max_group ? row * panel_columns : meanwhile.buffer * tile_size<Dot>);
+        if constexpr (uses_tiles<precision>) {
+          multiply_by_tiles<Dot>(end - row, words + row * a.stride, a.stride, b, sums, meanwhile);
+          meanwhile.finish_until(at_once);
+        } else {
+          const char* ahead = Format<precision>::is_widened || t >= 4 || next == nullptr ? nullptr : next + t * 64;
+          multiply_tile<Dot>(end - row, words + row * a.stride, a.stride, b, block > 0, ahead, sums);
+        }
+        if (rest > block_size) continue;
+        const Tile tile{
+            sums,
+            end - row,
+            weight.n - column < panel_columns ? weight.n - column : panel_columns,
+            a.scales + row * a.groups + (g - groups.begin),
+            a.groups,
+            precision == Precision::int8 ? weight.scales() + column : nullptr,
+            weight.bias == nullptr ? nullptr : weight.bias + column,
+            d.scale == nullptr ? nullptr : d.scale + column,
+            d.residual == nullptr ? nullptr : d.residual + row * d.residual_stride + column,
+            d.residual_stride,
+            d.partial + row * d.partial_stride + (d.partial_is_panel ? 0 : column),
+            d.partial_stride,
+            g == 0,
+            g + 1 == count,
+            static_cast<char*>(d.out) + (row * d.out_stride + column - d.first_column) * element[int(d.store)],
+            d.out_stride};
+        if constexpr (uses_tiles<precision>) {
+          meanwhile.finish = finish;
+          meanwhile.tile = tile;
+          meanwhile.next_row = 0;
+          meanwhile.buffer = 1 - meanwhile.buffer;
+        } else {
+          finish(tile, 0, tile.rows);
+        }
       }
     }
   }
