@@ -109,6 +109,39 @@ def test_wide_registers_only_in_the_functions_of_their_instruction_set() -> None
     assert {symbol for symbol in users["ymm"] if "avx512" not in symbol and "avx2" not in symbol} == set()
 
 
+# sums that the compiler could not keep in registers: a vector stored on the stack
+SPILL = re.compile(r"v?mov\w+\s+%[xyz]mm\d+,[^,]*\(%r[sb]p\)")
+MULTIPLICATION = re.compile(r"(vfmadd|vdpbf16ps|vpdpbusd|vpmaddwd)")
+INSTRUCTION = re.compile(r"^\s*([0-9a-f]+):\t(\S.*)$", re.MULTILINE)
+
+
+def _inner_loops(body: str) -> Iterator[list[str]]:
+    """Yields the instructions between a jump back and its target, where no other jump is."""
+    found = [(match[1], match[2]) for match in INSTRUCTION.finditer(body)]
+    places = {address: place for place, (address, _) in enumerate(found)}
+    for end, (_, instruction) in enumerate(found):
+        jump = re.match(r"j\w+\s+([0-9a-f]+)", instruction)
+        begin = places.get(jump[1], end) if jump else end
+        loop = [text for _, text in found[begin:end]]
+        if loop and not any(text.startswith("j") for text in loop):
+            yield loop
+
+
+def test_microkernels_keep_their_sums_in_registers() -> None:
+    """They would give the same results at half of the speed."""
+    if not _build()["cpu_library"] or not is_x86():
+        pytest.skip("no CPU library with instruction sets")
+    seen = set()
+    for symbol, body in _functions(PACKAGE / LIBRARIES[0]):
+        if "avx" not in symbol or "multiply_" not in symbol:
+            continue
+        for loop in _inner_loops(body):
+            if any(MULTIPLICATION.match(instruction) for instruction in loop):
+                assert [instruction for instruction in loop if SPILL.match(instruction)] == [], symbol
+                seen.add(symbol)
+    assert any("multiply_tile" in symbol for symbol in seen), "the disassembly shows no microkernels: is it stripped?"
+
+
 def test_the_module_tells_the_build_and_the_processor() -> None:
     if not _build()["cpu_library"]:
         pytest.skip("vitfast._C was not built")
