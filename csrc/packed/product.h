@@ -136,6 +136,39 @@ struct Range {
   int64_t begin, end;
 };
 
+// What becomes of the sums of rows [row, end) with one group of a panel. `first_group`: of the operand.
+template <Precision precision>
+VITFAST_INLINE Tile describe_tile(
+    const Operand& a,
+    const PackedWeight& weight,
+    int64_t panel,
+    int64_t first_group,
+    int64_t group,
+    const Destination& d,
+    const float* sums,
+    int64_t row,
+    int64_t end) {
+  constexpr int64_t element[] = {4, 2, 4, 4};  // of each Store
+  const int64_t column = panel * panel_columns;
+  return {
+      sums,
+      end - row,
+      weight.n - column < panel_columns ? weight.n - column : panel_columns,
+      a.scales + row * a.groups + (group - first_group),
+      a.groups,
+      precision == Precision::int8 ? weight.scales() + column : nullptr,
+      weight.bias == nullptr ? nullptr : weight.bias + column,
+      d.scale == nullptr ? nullptr : d.scale + column,
+      d.residual == nullptr ? nullptr : d.residual + row * d.residual_stride + column,
+      d.residual_stride,
+      d.partial + row * d.partial_stride + (d.partial_is_panel ? 0 : column),
+      d.partial_stride,
+      group == 0,
+      group + 1 == group_count(weight.k),
+      static_cast<char*>(d.out) + (row * d.out_stride + column - d.first_column) * element[int(d.store)],
+      d.out_stride};
+}
+
 template <Precision precision>
 void multiply_panel(
     const Operand& a,
@@ -147,9 +180,7 @@ void multiply_panel(
     const ProductScratch& scratch,
     Meanwhile& meanwhile) {
   using Dot = typename Format<precision>::Dot;
-  constexpr int64_t element[] = {4, 2, 4, 4};  // of each Store
-  const int64_t size = group_size(weight.k), count = group_count(weight.k);
-  const int64_t column = panel * panel_columns;
+  const int64_t size = group_size(weight.k);
   constexpr int64_t at_once = rows_at_once<Dot>;
   const int64_t tiles = divide_up(rows, at_once);
   const FinishRows finish = finish_function<Dot::is_integer>(d.activation, d.accuracy, d.store);
@@ -185,23 +216,7 @@ void multiply_panel(
           multiply_tile<Dot>(end - row, words + row * a.stride, a.stride, b, block > 0, ahead, sums);
         }
         if (rest > block_size) continue;
-        const Tile tile{
-            sums,
-            end - row,
-            weight.n - column < panel_columns ? weight.n - column : panel_columns,
-            a.scales + row * a.groups + (g - groups.begin),
-            a.groups,
-            precision == Precision::int8 ? weight.scales() + column : nullptr,
-            weight.bias == nullptr ? nullptr : weight.bias + column,
-            d.scale == nullptr ? nullptr : d.scale + column,
-            d.residual == nullptr ? nullptr : d.residual + row * d.residual_stride + column,
-            d.residual_stride,
-            d.partial + row * d.partial_stride + (d.partial_is_panel ? 0 : column),
-            d.partial_stride,
-            g == 0,
-            g + 1 == count,
-            static_cast<char*>(d.out) + (row * d.out_stride + column - d.first_column) * element[int(d.store)],
-            d.out_stride};
+        const Tile tile = describe_tile<precision>(a, weight, panel, groups.begin, g, d, sums, row, end);
         if constexpr (uses_tiles<precision>) {
           meanwhile.finish = finish;
           meanwhile.tile = tile;

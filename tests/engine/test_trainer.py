@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 
 import pytest
 import torch
@@ -123,23 +125,26 @@ def test_without_a_terminal_there_is_a_line_an_epoch(tmp_path, train_tiny, capsy
     assert f"-m vitfast.evaluate checkpoint={tmp_path / 'run'}" in shown.out
 
 
-def build(tmp_path, *options: str) -> Trainer:
+@contextmanager
+def build(tmp_path, *options: str) -> Iterator[Trainer]:
     config = load_config(["data.batch_size=256", "model.fields.depth=1", "schedule.epochs=6", *options])
     ranks = Ranks("cpu")
     data = TrainingData(config, ranks)
     length = TrainingLength.of(config.schedule, data.steps_per_epoch)
     task = ClassificationTask(create_training_model(config.model, data.train))
     state = TrainingState(task, config, length, 10, ranks)
-    return Trainer(config, state, length, data, RunDirectory.create(tmp_path / "run", "digits"), ranks, False)
+    with closing(RunDirectory.create(tmp_path / "run", "digits")) as run:
+        yield Trainer(config, state, length, data, run, ranks, False)
 
 
 def test_not_finite_stops_before_the_update(tmp_path):
-    trainer = build(tmp_path, "seed=4", "optim.ema_decay=0.9")
-    with torch.no_grad():
-        trainer.task.model.head.bias[3] = float("nan")
-    before = {name: tensor.clone() for name, tensor in trainer.task.state_dict().items()}
-    with pytest.raises(NonFiniteError, match=r"not finite at step 1, epoch 1: loss nan") as info, StopSignal() as stop:
-        trainer.fit(stop)
+    with build(tmp_path, "seed=4", "optim.ema_decay=0.9") as trainer:
+        with torch.no_grad():
+            trainer.task.model.head.bias[3] = float("nan")
+        before = {name: tensor.clone() for name, tensor in trainer.task.state_dict().items()}
+        message = r"not finite at step 1, epoch 1: loss nan"
+        with pytest.raises(NonFiniteError, match=message) as info, StopSignal() as stop:
+            trainer.fit(stop)
     after = trainer.task.state_dict()
     assert all(torch.equal(after[name].nan_to_num(7), tensor.nan_to_num(7)) for name, tensor in before.items())
     assert not trainer.state.optimizer.state
@@ -149,11 +154,11 @@ def test_not_finite_stops_before_the_update(tmp_path):
 
 
 def test_a_gradient_that_is_not_finite_stops_too(tmp_path):
-    trainer = build(tmp_path, "optim.clip_grad=1.0")
-    trainer.task.model.head.weight.register_hook(lambda gradient: gradient * float("inf"))
-    before = trainer.task.model.pos_embed.clone()
-    with pytest.raises(NonFiniteError, match=r"loss 2\.\d+, gradient norm (nan|inf)"), StopSignal() as stop:
-        trainer.fit(stop)
+    with build(tmp_path, "optim.clip_grad=1.0") as trainer:
+        trainer.task.model.head.weight.register_hook(lambda gradient: gradient * float("inf"))
+        before = trainer.task.model.pos_embed.clone()
+        with pytest.raises(NonFiniteError, match=r"loss 2\.\d+, gradient norm (nan|inf)"), StopSignal() as stop:
+            trainer.fit(stop)
     assert torch.equal(trainer.task.model.pos_embed, before)
 
 
