@@ -149,6 +149,7 @@ def test_a_run_in_a_hurry_stops_between_comparisons_and_goes_on(tmp_path, capsys
         assert shares["device copy"] == (None, 1.0)
 
 
+@pytest.mark.slow
 def test_the_stages_for_a_gpu_run_dry():
     """benchmarks/gpu.sh where there is no GPU: the script itself is right."""
     script = SCRIPTS.resolve() / "gpu.sh"
