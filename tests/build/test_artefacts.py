@@ -88,9 +88,11 @@ def test_the_library_loads_and_registers_its_operators(library: Path) -> None:
     assert torch._C._dispatch_has_kernel_for_dispatch_key("vitfast::quantize_float", key)
 
 
-def _functions(library: Path) -> Iterator[tuple[str, str]]:
-    """Yields the symbol and the instructions of each function."""
-    listing = _tool("objdump", "-d", "--no-show-raw-insn", library)
+def _functions() -> Iterator[tuple[str, str]]:
+    """Yields the symbol and the instructions of each function of the CPU library."""
+    if not _build()["cpu_library"] or not is_x86():
+        pytest.skip("no CPU library with instruction sets")
+    listing = _tool("objdump", "-d", "--no-show-raw-insn", PACKAGE / LIBRARIES[0])
     for part in re.split(r"\n(?=[0-9a-f]+ <)", listing)[1:]:
         header, _, body = part.partition("\n")
         yield header.split("<", 1)[1].removesuffix(">:"), body
@@ -98,10 +100,8 @@ def _functions(library: Path) -> Iterator[tuple[str, str]]:
 
 def test_wide_registers_only_in_the_functions_of_their_instruction_set() -> None:
     """A function outside avx2 and avx512 runs everywhere; a template of both would be kept in one of its copies."""
-    if not _build()["cpu_library"] or not is_x86():
-        pytest.skip("no CPU library with instruction sets")
     users: dict[str, set[str]] = {"ymm": set(), "zmm": set()}
-    for symbol, body in _functions(PACKAGE / LIBRARIES[0]):
+    for symbol, body in _functions():
         for register in {match[1:4] for match in WIDE_REGISTER.findall(body)}:
             users[register].add(symbol)
     assert any("avx512" in symbol for symbol in users["zmm"]), "the disassembly shows no AVX-512 code: is it stripped?"
@@ -129,10 +129,8 @@ def _inner_loops(body: str) -> Iterator[list[str]]:
 
 def test_microkernels_keep_their_sums_in_registers() -> None:
     """They would give the same results at half of the speed."""
-    if not _build()["cpu_library"] or not is_x86():
-        pytest.skip("no CPU library with instruction sets")
     seen = set()
-    for symbol, body in _functions(PACKAGE / LIBRARIES[0]):
+    for symbol, body in _functions():
         if "avx" not in symbol or "multiply_" not in symbol:
             continue
         for loop in _inner_loops(body):
