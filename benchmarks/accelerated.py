@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 
 from vitfast.benchmarking.accelerated_run import AcceleratedOptions, run_accelerated_benchmark
+from vitfast.commands.run_command import run_command
 from vitfast.config import load_options
-from vitfast.engine.run_verb import run_verb
 
 
 def measure_accelerated(arguments: Sequence[str]) -> int:
@@ -22,4 +22,4 @@ def measure_accelerated(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_verb(measure_accelerated, sys.argv[1:]))
+    sys.exit(run_command(measure_accelerated, sys.argv[1:]))

@@ -11,8 +11,8 @@ import sys
 from collections.abc import Sequence
 
 from vitfast.benchmarking.family_run import ConViTOptions, run_convit_benchmark
+from vitfast.commands.run_command import run_command
 from vitfast.config import load_options
-from vitfast.engine.run_verb import run_verb
 
 
 def measure_convit(arguments: Sequence[str]) -> int:
@@ -20,4 +20,4 @@ def measure_convit(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_verb(measure_convit, sys.argv[1:]))
+    sys.exit(run_command(measure_convit, sys.argv[1:]))

@@ -14,8 +14,8 @@ import sys
 from collections.abc import Sequence
 
 from vitfast.benchmarking.cpu_shares import CpuSharesOptions, run_cpu_shares
+from vitfast.commands.run_command import run_command
 from vitfast.config import load_options
-from vitfast.engine.run_verb import run_verb
 
 
 def measure_shares(arguments: Sequence[str]) -> int:
@@ -23,4 +23,4 @@ def measure_shares(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_verb(measure_shares, sys.argv[1:]))
+    sys.exit(run_command(measure_shares, sys.argv[1:]))

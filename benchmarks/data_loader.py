@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 
 from vitfast.benchmarking.loader_comparison import LoaderOptions, run_loader_benchmark
+from vitfast.commands.run_command import run_command
 from vitfast.config import load_options
-from vitfast.engine.run_verb import run_verb
 
 
 def measure_loader(arguments: Sequence[str]) -> int:
@@ -21,4 +21,4 @@ def measure_loader(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_verb(measure_loader, sys.argv[1:]))
+    sys.exit(run_command(measure_loader, sys.argv[1:]))

@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 
 from vitfast.benchmarking.loss_curve import LossCurveOptions, run_loss_curve
+from vitfast.commands.run_command import run_command
 from vitfast.config import load_options
-from vitfast.engine.run_verb import run_verb
 
 
 def compare_curves(arguments: Sequence[str]) -> int:
@@ -21,4 +21,4 @@ def compare_curves(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_verb(compare_curves, sys.argv[1:]))
+    sys.exit(run_command(compare_curves, sys.argv[1:]))

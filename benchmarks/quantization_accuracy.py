@@ -14,8 +14,8 @@ import sys
 from collections.abc import Sequence
 
 from vitfast.benchmarking.quantization_accuracy import AccuracyOptions, run_accuracy_benchmark
+from vitfast.commands.run_command import run_command
 from vitfast.config import load_options
-from vitfast.engine.run_verb import run_verb
 
 
 def measure_accuracy(arguments: Sequence[str]) -> int:
@@ -24,4 +24,4 @@ def measure_accuracy(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_verb(measure_accuracy, sys.argv[1:]))
+    sys.exit(run_command(measure_accuracy, sys.argv[1:]))

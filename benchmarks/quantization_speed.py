@@ -11,8 +11,8 @@ import sys
 from collections.abc import Sequence
 
 from vitfast.benchmarking.quantization_comparison import QuantizationSpeedOptions, run_quantization_speed
+from vitfast.commands.run_command import run_command
 from vitfast.config import load_options
-from vitfast.engine.run_verb import run_verb
 
 
 def measure_quantization_speed(arguments: Sequence[str]) -> int:
@@ -21,4 +21,4 @@ def measure_quantization_speed(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_verb(measure_quantization_speed, sys.argv[1:]))
+    sys.exit(run_command(measure_quantization_speed, sys.argv[1:]))

@@ -9,8 +9,8 @@ import shutil
 import pytest
 from PIL import Image
 
-from vitfast.engine.checkpoint import latest_checkpoint
 from vitfast.evaluate import main
+from vitfast.runs.checkpoint import latest_checkpoint
 from vitfast.train import main as train
 
 

@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 
 from support.tiny_run import TINY_RUN
-from vitfast.engine.checkpoint import latest_checkpoint
-from vitfast.engine.device import select_device
-from vitfast.engine.evaluation_report import EvaluateDataOptions, loader_of_split
-from vitfast.engine.trained_model import TrainedModel, load_trained_model
+from vitfast.device import select_device
 from vitfast.evaluate import main
+from vitfast.evaluation.evaluation_report import EvaluateDataOptions, loader_of_split
 from vitfast.exits import main as exits
 from vitfast.inference import EarlyExit, exit_gmacs
+from vitfast.runs.checkpoint import latest_checkpoint
+from vitfast.runs.trained_model import TrainedModel, load_trained_model
 from vitfast.train import main as train
 
 QUICK = ["sweep.images=16", "sweep.seconds=0.01", "sweep.batch_size=8", "threads=1"]

@@ -13,14 +13,14 @@ from PIL import Image
 
 import vitfast
 from support.tiny_run import TINY_RUN
-from vitfast.engine.checkpoint import latest_checkpoint, read_manifest, update_manifest, verify_checkpoint
-from vitfast.engine.device import select_device
-from vitfast.engine.evaluation_report import EvaluateDataOptions, loader_of_split
-from vitfast.engine.trained_model import load_trained_model
+from vitfast.device import select_device
 from vitfast.evaluate import main as evaluate
+from vitfast.evaluation.evaluation_report import EvaluateDataOptions, loader_of_split
 from vitfast.exits import main
 from vitfast.inference import exit_gmacs
 from vitfast.predict import main as predict
+from vitfast.runs.checkpoint import latest_checkpoint, read_manifest, update_manifest, verify_checkpoint
+from vitfast.runs.trained_model import load_trained_model
 from vitfast.train import main as train
 
 

@@ -12,11 +12,11 @@ from PIL import Image
 from sklearn.metrics import classification_report
 
 import vitfast
-from vitfast.engine.checkpoint import latest_checkpoint, read_manifest
-from vitfast.engine.trained_model import load_trained_model
 from vitfast.evaluate import main as evaluate
 from vitfast.predict import main as predict
 from vitfast.quantize import main
+from vitfast.runs.checkpoint import latest_checkpoint, read_manifest
+from vitfast.runs.trained_model import load_trained_model
 from vitfast.train import main as train
 from vitfast.visualize import main as visualize
 
@@ -123,7 +123,7 @@ def test_the_report_per_class_is_scikit_learns(run_dir, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert not (target / "quantization.json").exists()
     from vitfast.data import build_dataset
-    from vitfast.engine.evaluation_report import EvaluateDataOptions, data_of_checkpoint
+    from vitfast.evaluation.evaluation_report import EvaluateDataOptions, data_of_checkpoint
 
     trained = load_trained_model(str(target), device=CPU)
     data = build_dataset(data_of_checkpoint(trained, EvaluateDataOptions()), "test", seed=0)
@@ -194,7 +194,7 @@ def test_a_weights_file_of_another_system(tmp_path, capsys):
     ],
 )
 def test_mistakes_are_told_before_anything_is_evaluated(run_dir, tmp_path, capsys, monkeypatch, options, message):
-    monkeypatch.setattr("vitfast.engine.post_training.evaluate", lambda *_, **__: pytest.fail("evaluated"))
+    monkeypatch.setattr("vitfast.evaluation.post_training.evaluate", lambda *_, **__: pytest.fail("evaluated"))
     capsys.readouterr()
     assert main([f"checkpoint={run_dir}", f"output={tmp_path / 'q'}", *options]) == 2
     assert message in capsys.readouterr().err

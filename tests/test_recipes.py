@@ -15,7 +15,7 @@ import vitfast
 from support.foreign_weights import SIZES, google_arrays
 from vitfast import evaluate, predict, prepare, quantize, train
 from vitfast.config import list_recipes, load_config
-from vitfast.engine.checkpoint import latest_checkpoint, load_state, load_weights_file, read_manifest
+from vitfast.runs.checkpoint import latest_checkpoint, load_state, load_weights_file, read_manifest
 
 CLASSES = ("airplane", "beach", "sea_ice")
 # what makes any of them small; the learning rate is not scaled down to a batch of four

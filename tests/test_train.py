@@ -16,7 +16,7 @@ import torch
 
 import vitfast
 from support.tiny_run import TINY_RUN
-from vitfast.engine.checkpoint import latest_checkpoint, load_weights_file
+from vitfast.runs.checkpoint import latest_checkpoint, load_weights_file
 from vitfast.train import main
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(vitfast.__file__).parents[1])}

@@ -12,9 +12,9 @@ from PIL import Image
 import vitfast
 from support.bright_looker import save_bright_looker
 from support.tiny_run import TINY_RUN
-from vitfast.engine.attention_picture import GAP, LABEL, PANEL, TITLE, picture_size
-from vitfast.engine.checkpoint import save_checkpoint
-from vitfast.engine.visualizer import picture_names
+from vitfast.evaluation.attention_picture import GAP, LABEL, PANEL, TITLE, picture_size
+from vitfast.evaluation.visualizer import picture_names
+from vitfast.runs.checkpoint import save_checkpoint
 from vitfast.train import main as train
 from vitfast.visualize import main
 
@@ -223,7 +223,7 @@ def test_a_mistake_is_one_line_and_code_2(looker, photos, tmp_path, capsys, opti
 
 
 def test_no_gradients_are_kept(looker, photos, tmp_path, monkeypatch):
-    from vitfast.engine import visualizer
+    from vitfast.evaluation import visualizer
 
     seen = []
     monkeypatch.setattr(visualizer, "attention_rollout", lambda maps: seen.extend(maps) or torch.ones(4, 17, 17) / 17)

@@ -21,9 +21,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0; 1 if results disagree, so that their times say nothing; 2 after an error that the user can
         mend.
     """
-    from vitfast.engine.run_verb import run_verb
+    from vitfast.commands.run_command import run_command
 
-    return run_verb(_benchmark, sys.argv[1:] if argv is None else argv)
+    return run_command(_benchmark, sys.argv[1:] if argv is None else argv)
 
 
 def _benchmark(arguments: Sequence[str]) -> int:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from vitfast import __version__
-from vitfast.engine.run_verb import run_verb
+from vitfast.commands.run_command import run_command
 from vitfast.errors import UserError
 
 # verb -> what it does; `vitfast VERB …` and `python -m vitfast.VERB …` are the same
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[0] in ("--version", "version"):
         print(f"vitfast {__version__}")
         return 0
-    return run_verb(_dispatch, arguments)
+    return run_command(_dispatch, arguments)
 
 
 def usage() -> str:

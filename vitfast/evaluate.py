@@ -20,15 +20,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, or 2 after an error that the user can mend.
     """
-    from vitfast.engine.run_verb import run_verb
+    from vitfast.commands.run_command import run_command
 
-    return run_verb(_evaluate, sys.argv[1:] if argv is None else argv)
+    return run_command(_evaluate, sys.argv[1:] if argv is None else argv)
 
 
 def _evaluate(arguments: Sequence[str]) -> int:
     from vitfast.benchmarking.exit_sweep_run import sweep_exits
     from vitfast.config import load_options
-    from vitfast.engine.evaluation_report import EvaluateOptions, evaluate_checkpoint
+    from vitfast.evaluation.evaluation_report import EvaluateOptions, evaluate_checkpoint
 
     options = load_options(EvaluateOptions, list(arguments), "python -m vitfast.evaluate")
     print(sweep_exits(options) if options.exits == "sweep" else evaluate_checkpoint(options))

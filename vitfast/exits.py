@@ -20,14 +20,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, or 2 after an error that the user can mend.
     """
-    from vitfast.engine.run_verb import run_verb
+    from vitfast.commands.run_command import run_command
 
-    return run_verb(_exits, sys.argv[1:] if argv is None else argv)
+    return run_command(_exits, sys.argv[1:] if argv is None else argv)
 
 
 def _exits(arguments: Sequence[str]) -> int:
     from vitfast.config import load_options
-    from vitfast.engine.exit_calibration import ExitsOptions, calibrate_checkpoint
+    from vitfast.evaluation.exit_calibration import ExitsOptions, calibrate_checkpoint
 
     print(calibrate_checkpoint(load_options(ExitsOptions, list(arguments), "python -m vitfast.exits")))
     return 0

@@ -26,14 +26,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code, see above.
     """
-    from vitfast.engine.run_verb import run_verb
+    from vitfast.commands.run_command import run_command
 
-    return run_verb(_predict, sys.argv[1:] if argv is None else argv)
+    return run_command(_predict, sys.argv[1:] if argv is None else argv)
 
 
 def _predict(arguments: Sequence[str]) -> int:
     from vitfast.config import load_options
-    from vitfast.engine.predictor import PredictOptions, predict_images
+    from vitfast.evaluation.predictor import PredictOptions, predict_images
 
     return predict_images(load_options(PredictOptions, list(arguments), "python -m vitfast.predict"))
 

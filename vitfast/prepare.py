@@ -18,9 +18,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code, see above.
     """
-    from vitfast.engine.run_verb import run_verb
+    from vitfast.commands.run_command import run_command
 
-    return run_verb(_prepare, sys.argv[1:] if argv is None else argv)
+    return run_command(_prepare, sys.argv[1:] if argv is None else argv)
 
 
 def _prepare(arguments: Sequence[str]) -> int:

@@ -20,14 +20,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, or 2 after an error that the user can mend.
     """
-    from vitfast.engine.run_verb import run_verb
+    from vitfast.commands.run_command import run_command
 
-    return run_verb(_quantize, sys.argv[1:] if argv is None else argv)
+    return run_command(_quantize, sys.argv[1:] if argv is None else argv)
 
 
 def _quantize(arguments: Sequence[str]) -> int:
     from vitfast.config import load_options
-    from vitfast.engine.post_training import QuantizeOptions, quantize_checkpoint
+    from vitfast.evaluation.post_training import QuantizeOptions, quantize_checkpoint
 
     print(quantize_checkpoint(load_options(QuantizeOptions, list(arguments), "python -m vitfast.quantize")))
     return 0

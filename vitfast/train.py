@@ -19,10 +19,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0; 2 after an error that the user can mend; 143 or 130 after SIGTERM or SIGINT, with all work
         saved.
     """
-    from vitfast.engine.run_verb import run_verb
-    from vitfast.engine.training_run import run_training
+    from vitfast.commands.run_command import run_command
+    from vitfast.training.training_run import run_training
 
-    return run_verb(run_training, sys.argv[1:] if argv is None else argv)
+    return run_command(run_training, sys.argv[1:] if argv is None else argv)
 
 
 if __name__ == "__main__":

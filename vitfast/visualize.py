@@ -25,14 +25,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code, see above.
     """
-    from vitfast.engine.run_verb import run_verb
+    from vitfast.commands.run_command import run_command
 
-    return run_verb(_visualize, sys.argv[1:] if argv is None else argv)
+    return run_command(_visualize, sys.argv[1:] if argv is None else argv)
 
 
 def _visualize(arguments: Sequence[str]) -> int:
     from vitfast.config import load_options
-    from vitfast.engine.visualizer import VisualizeOptions, visualize_images
+    from vitfast.evaluation.visualizer import VisualizeOptions, visualize_images
 
     return visualize_images(load_options(VisualizeOptions, list(arguments), "python -m vitfast.visualize"))
 

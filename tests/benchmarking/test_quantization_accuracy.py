@@ -10,8 +10,8 @@ import pytest
 from support.tiny_run import TINY_RUN
 from vitfast.benchmarking.quantization_accuracy import AccuracyOptions, run_accuracy_benchmark
 from vitfast.config import load_options
-from vitfast.engine.run_directory import METRICS
 from vitfast.errors import UserError
+from vitfast.runs.run_directory import METRICS
 
 
 def options(folder: Path, *more: str) -> AccuracyOptions:

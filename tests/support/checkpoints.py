@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitfast.engine.checkpoint import latest_checkpoint, load_weights_file, save_checkpoint
+from vitfast.runs.checkpoint import latest_checkpoint, load_weights_file, save_checkpoint
 
 FILES = ("model.safetensors", "ema.safetensors", "state.pt", "manifest.json")
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from vitfast.data import loader
-from vitfast.engine import checkpoint, evaluator
-from vitfast.engine.trainer import Trainer
+from vitfast.evaluation import evaluator
+from vitfast.runs import checkpoint
 from vitfast.tasks import ClassificationTask
+from vitfast.training.trainer import Trainer
 
 
 @dataclass(frozen=True)

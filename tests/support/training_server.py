@@ -159,7 +159,7 @@ def _run(request: dict[str, Any]) -> NoReturn:
 
 def _serve() -> None:
     # What every run imports sooner or later.
-    for module in ("vitfast.api", "vitfast.engine.training_run", "matplotlib.backends.backend_agg"):
+    for module in ("vitfast.api", "vitfast.training.training_run", "matplotlib.backends.backend_agg"):
         importlib.import_module(module)
     for line in sys.stdin:
         request = json.loads(line)

@@ -14,7 +14,7 @@ from vitfast.benchmarking.device_limits import with_limits
 from vitfast.benchmarking.run_options import ModelRunOptions, seconds_option
 from vitfast.benchmarking.word_list import known_models, known_words
 from vitfast.config import option
-from vitfast.engine.device import select_device
+from vitfast.device import select_device
 
 PRECISIONS = ("bf16", "fp16", "fp32")
 COMPILE_MODES = ("none", "default", "reduce-overhead", "max-autotune")

@@ -25,7 +25,7 @@ from vitfast.benchmarking.report import LEGEND, Report, machine_line, outcome_te
 from vitfast.benchmarking.run_options import RunOptions
 from vitfast.benchmarking.timer import Timer, create_timer
 from vitfast.benchmarking.training_comparison import training_comparison
-from vitfast.engine.device import select_device
+from vitfast.device import select_device
 from vitfast.errors import UserError
 
 

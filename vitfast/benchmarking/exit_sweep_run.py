@@ -11,20 +11,20 @@ from torch import Tensor
 from vitfast.benchmarking.exit_sweep import ExitSweep, OperatingPoint, sweep_thresholds
 from vitfast.benchmarking.exit_sweep_text import SweepReport, sweep_json, sweep_table
 from vitfast.data import ImageDataset, available_splits
-from vitfast.engine.device import autocast, select_device
-from vitfast.engine.evaluation_report import (
+from vitfast.device import autocast, select_device
+from vitfast.errors import UserError
+from vitfast.evaluation.evaluation_report import (
     EvaluateOptions,
     data_of_checkpoint,
     dataset_of_split,
     loader_in_order,
     loader_of_split,
 )
-from vitfast.engine.exit_curve import CurvePoint, draw_exit_curve
-from vitfast.engine.exit_examples import MAX_CLASSES, ExitExample, draw_exit_examples, easy_and_hard, restore_pixels
-from vitfast.engine.trained_model import TrainedModel, load_trained_model
-from vitfast.errors import UserError
+from vitfast.evaluation.exit_curve import CurvePoint, draw_exit_curve
+from vitfast.evaluation.exit_examples import MAX_CLASSES, ExitExample, draw_exit_examples, easy_and_hard, restore_pixels
 from vitfast.inference import ExitStatistics, collect_exit_statistics, exit_gmacs
 from vitfast.inference.exit_model import as_exit_model
+from vitfast.runs.trained_model import TrainedModel, load_trained_model
 
 CURVE_FILE = "exit_curve.png"
 EXAMPLES_FILE = "exit_examples.png"

@@ -10,11 +10,11 @@ from typing import Any
 from vitfast.benchmarking.exit_sweep import ExitSweep, OperatingPoint
 from vitfast.benchmarking.exit_throughput import ALONE
 from vitfast.benchmarking.spread import Spread
-from vitfast.engine.device import describe_device
-from vitfast.engine.evaluation_report import EvaluateOptions
-from vitfast.engine.text_table import percent, text_table
-from vitfast.engine.trained_model import TrainedModel
+from vitfast.device import describe_device
+from vitfast.evaluation.evaluation_report import EvaluateOptions
+from vitfast.evaluation.text_table import percent, text_table
 from vitfast.inference import ExitStatistics
+from vitfast.runs.trained_model import TrainedModel
 
 
 @dataclass(frozen=True)

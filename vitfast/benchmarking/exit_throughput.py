@@ -12,7 +12,7 @@ from vitfast.benchmarking.harness import Measurement, measure
 from vitfast.benchmarking.spread import Spread
 from vitfast.benchmarking.subject import Subject
 from vitfast.benchmarking.timer import create_timer
-from vitfast.engine.device import autocast
+from vitfast.device import autocast
 from vitfast.inference import EarlyExit
 from vitfast.models import ImageModel
 from vitfast.models.dvt_exit import DVTExit

@@ -11,7 +11,7 @@ from vitfast.benchmarking.dvt_comparison import dvt_comparison
 from vitfast.benchmarking.model_comparison import DTYPES
 from vitfast.benchmarking.run_options import ModelRunOptions
 from vitfast.config import option
-from vitfast.engine.device import select_device
+from vitfast.device import select_device
 
 
 @dataclass

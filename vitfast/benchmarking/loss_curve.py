@@ -18,14 +18,14 @@ from torch import Tensor
 from vitfast.benchmarking.machine import describe_machine
 from vitfast.benchmarking.run_options import check_json_path
 from vitfast.config import OptimConfig, option
-from vitfast.engine.device import autocast, select_device
-from vitfast.engine.optimizer import create_optimizer
+from vitfast.device import autocast, select_device
 from vitfast.errors import UserError
 from vitfast.models import ImageModel, build_model
 from vitfast.models.registry import resolve_name
 from vitfast.ops.kernel_choice import KERNELS, chosen_kernels
 from vitfast.ops.library import has_kernel
 from vitfast.tasks import ClassificationTask
+from vitfast.training.optimizer import create_optimizer
 
 NUM_CLASSES = 10
 # of torch's own distance, and of the loss where both curves are the same but for a few bits

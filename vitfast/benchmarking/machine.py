@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from vitfast.benchmarking.cache_flush import cache_sizes
-from vitfast.engine.environment import describe_environment
+from vitfast.runs.environment import describe_environment
 
 # instruction sets that matter to matrix products and rounding, as Linux names them (x86: flags, Arm: Features)
 _INSTRUCTION_SETS = (

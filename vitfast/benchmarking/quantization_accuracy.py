@@ -20,24 +20,24 @@ import torch
 from vitfast.benchmarking.machine import describe_machine
 from vitfast.config import option
 from vitfast.data import build_loader
-from vitfast.engine.checkpoint import latest_checkpoint
-from vitfast.engine.device import select_device
-from vitfast.engine.evaluation_report import (
+from vitfast.device import select_device
+from vitfast.errors import UserError
+from vitfast.evaluation.evaluation_report import (
     EvaluateDataOptions,
     data_of_checkpoint,
     dataset_of_split,
     loader_of_split,
 )
-from vitfast.engine.evaluator import evaluate
-from vitfast.engine.run_directory import CONFIG, METRICS
-from vitfast.engine.trained_model import TrainedModel, load_trained_model
-from vitfast.engine.training_run import run_training
-from vitfast.engine.training_task import create_plain_task
-from vitfast.errors import UserError
+from vitfast.evaluation.evaluator import evaluate
 from vitfast.models import ImageModel
 from vitfast.quantization.calibrate import calibrate
 from vitfast.quantization.named_configs import format_names, named_config
 from vitfast.quantization.quantize import quantize_
+from vitfast.runs.checkpoint import latest_checkpoint
+from vitfast.runs.run_directory import CONFIG, METRICS
+from vitfast.runs.trained_model import TrainedModel, load_trained_model
+from vitfast.tasks import create_plain_task
+from vitfast.training.training_run import run_training
 
 _FORMAT_VERSION = 1
 FLOAT32, TRAINED_ON = "float32", "float32, trained on as long"

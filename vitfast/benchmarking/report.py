@@ -12,8 +12,8 @@ from typing import Any
 
 from vitfast.benchmarking.comparison import Outcome, Standing
 from vitfast.benchmarking.spread import Spread
-from vitfast.engine.text_table import percent, text_table
 from vitfast.errors import UserError
+from vitfast.evaluation.text_table import percent, text_table
 
 FORMAT_VERSION = 1
 

@@ -15,9 +15,9 @@ from vitfast.benchmarking.model_comparison import WEIGHT, build_models, compiled
 from vitfast.benchmarking.subject import Subject
 from vitfast.benchmarking.work import count_gflop, gigabytes
 from vitfast.config import OptimConfig
-from vitfast.engine.device import autocast
-from vitfast.engine.optimizer import create_optimizer
+from vitfast.device import autocast
 from vitfast.tasks import ClassificationTask
+from vitfast.training.optimizer import create_optimizer
 
 # so small that thousands of steps on one batch change nothing that could change the time
 _LEARNING_RATE = 1e-6

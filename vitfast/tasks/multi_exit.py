@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vitfast.models import ImageModel
+from vitfast.tasks.classification import ClassificationTask
 from vitfast.tasks.task import Task
 
 
@@ -25,3 +27,9 @@ class MultiExitTask(Task):
         compared = exits if self.training else exits[-1:]
         loss = torch.stack([self.cross_entropy(logits, labels) for logits in compared]).sum()
         return {"loss": loss, "output": exits[-1].detach(), "exits": torch.stack(exits).detach()}
+
+
+def create_plain_task(model: ImageModel, label_smoothing: float = 0.0) -> Task:
+    """Returns the classification task of a model: ``MultiExitTask`` if it has several exits."""
+    kind = MultiExitTask if model.num_exits > 1 else ClassificationTask
+    return kind(model, label_smoothing)

@@ -1,0 +1,82 @@
+"""A model as training left it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+
+import vitfast
+from vitfast.data import eval_transform
+from vitfast.errors import UserError
+from vitfast.evaluation.evaluation_report import EvaluateDataOptions, data_of_checkpoint
+from vitfast.evaluation.predictor import PredictOptions, predict
+from vitfast.runs.checkpoint import CheckpointError, latest_checkpoint
+from vitfast.runs.trained_model import load_trained_model
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory, train_tiny):
+    path = tmp_path_factory.mktemp("runs") / "run"
+    assert train_tiny(path, "optim.ema_decay=0.5", stop_step=4) == 143
+    return path
+
+
+def test_the_facade_reads_the_same_checkpoint(run_dir):
+    images = torch.randn(3, 1, 8, 8)
+    trained = load_trained_model(str(run_dir), weights="model", device=CPU)
+    facade = vitfast.create_model(checkpoint=latest_checkpoint(run_dir)).eval()
+    assert not trained.model.training
+    assert torch.equal(trained.model(images), facade(images))
+    assert trained.class_names == [str(digit) for digit in range(10)]
+
+
+def test_auto_takes_the_average(run_dir):
+    auto, ema, model = (
+        load_trained_model(str(run_dir), weights=weights, device=CPU) for weights in ("auto", "ema", "model")
+    )
+    assert (auto.weights, model.weights) == ("ema", "model")
+    assert torch.equal(auto.model.head.weight, ema.model.head.weight)
+    assert not torch.equal(auto.model.head.weight, model.model.head.weight)
+    assert "averaged weights (EMA) of" in auto.describe()
+
+
+def test_images_are_read_as_the_run_read_them(run_dir, tmp_path, train_tiny):
+    assert train_tiny(tmp_path / "squashed", "data.resize=both_sides", stop_step=1) == 143
+    alone = shutil.copytree(latest_checkpoint(tmp_path / "squashed"), tmp_path / "alone")  # without config.yaml
+    squashed, plain = (load_trained_model(str(path), device=CPU) for path in (alone, run_dir))
+    del plain.manifest["data"]["resize"]  # as in checkpoints of earlier versions
+    file = tmp_path / "wide.png"
+    Image.fromarray(torch.randint(0, 256, (10, 30), dtype=torch.uint8).numpy()).save(file)
+    options = PredictOptions(checkpoint="", images="", top=10)
+    for trained, resize in ((squashed, "both_sides"), (plain, "short_side")):
+        assert data_of_checkpoint(trained, EvaluateDataOptions()).resize == resize
+        settings = (trained.data["mean"], trained.data["std"], "bicubic", 1.0)
+        image = eval_transform(8, 1, *settings, resize)(Image.open(file))
+        expected = trained.model(image[None]).softmax(1)[0].sort(descending=True).values
+        (prediction,) = predict(trained, [file], CPU, options, pytest.fail)
+        assert prediction.probabilities == pytest.approx(expected.tolist(), abs=1e-6)
+
+
+def test_unknown_weights_are_named(run_dir):
+    with pytest.raises(UserError, match="weights=best; it must be one of auto, ema, model"):
+        load_trained_model(str(run_dir), weights="best", device=CPU)
+
+
+def test_a_model_that_this_version_does_not_know(run_dir, tmp_path):
+    source = latest_checkpoint(run_dir)
+    manifest = json.loads((source / "manifest.json").read_text())
+    del manifest["manifest_sha256"]
+    for change in ({"name": "vit_future", "fields": {}}, {"name": "vit_nano_patch2_8", "fields": {"depth": 9}}):
+        folder = tmp_path / change["name"]
+        folder.mkdir()
+        for name in manifest["files"]:
+            (folder / name).write_bytes((source / name).read_bytes())
+        (folder / "manifest.json").write_text(json.dumps({**manifest, "model": change}))
+        with pytest.raises(CheckpointError, match="does not fit this version of vitfast"):
+            load_trained_model(str(folder), device=CPU)

@@ -1,0 +1,33 @@
+"""Where a model runs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vitfast.device import autocast, describe_device, select_device
+from vitfast.errors import UserError
+
+
+def test_auto_is_what_there_is():
+    assert select_device("cpu") == torch.device("cpu")
+    assert select_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_an_error():
+    with pytest.raises(UserError, match=r"device=cuda .* use device=cpu"):
+        select_device("cuda")
+
+
+def test_precision():
+    layer = torch.nn.Linear(2, 2)
+    with autocast(torch.device("cpu"), "bf16"):
+        assert layer(torch.ones(1, 2)).dtype == torch.bfloat16
+    with autocast(torch.device("cpu"), "fp32"):
+        assert layer(torch.ones(1, 2)).dtype == torch.float32
+
+
+def test_the_description_counts_threads():
+    threads = torch.get_num_threads()
+    assert describe_device(torch.device("cpu")) == f"CPU, {threads} thread{'' if threads == 1 else 's'}"

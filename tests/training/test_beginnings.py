@@ -1,0 +1,95 @@
+"""How a run begins: from weights, with a zero head, where a restarted one finds what is there."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from support.run_content import content, differences
+from support.tiny_run import TINY_RUN
+from vitfast.errors import UserError
+from vitfast.runs.checkpoint import latest_checkpoint, list_checkpoints, load_weights_file
+
+
+def test_a_zero_head_predicts_all_classes_alike(tmp_path, train_tiny):
+    assert train_tiny(tmp_path / "run", "model.zero_head=true", stop_step=0) == 143
+    weights = load_weights_file(latest_checkpoint(tmp_path / "run"))
+    assert not weights["head.weight"].any()
+    assert not weights["head.bias"].any()
+    assert weights["blocks.0.attn.qkv.weight"].any()
+    assert train_tiny(tmp_path / "first", "model.zero_head=true", "schedule.steps=1", "schedule.warmup_epochs=0") == 0
+    assert content(tmp_path / "first")["metrics"][0]["loss"] == pytest.approx(math.log(10), rel=1e-6)
+
+
+def test_weights_of_another_run(tmp_path, train_tiny):
+    assert train_tiny(tmp_path / "first") == 0
+    first = latest_checkpoint(tmp_path / "first")
+    assert train_tiny(tmp_path / "second", f"model.checkpoint={first}", stop_step=0) == 143
+    begun = load_weights_file(latest_checkpoint(tmp_path / "second"))
+    assert all(torch.equal(begun[key], tensor) for key, tensor in load_weights_file(first).items())
+
+
+def test_weights_that_do_not_exist(tmp_path, train_tiny):
+    with pytest.raises(UserError, match=r"checkpoint nowhere\.npz does not exist"):
+        train_tiny(tmp_path / "run", "model.checkpoint=nowhere.npz")
+    assert not (tmp_path / "run").exists()
+
+
+def test_steps_instead_of_epochs(tmp_path, train_tiny):
+    run_dir = tmp_path / "run"
+    options = [
+        "schedule.steps=8",
+        "schedule.warmup_steps=2",
+        "train.checkpoint_every_steps=3",
+        "train.keep_checkpoints=9",
+    ]
+    assert train_tiny(run_dir, *options) == 0
+    lines = content(run_dir)["metrics"]
+    assert [(line["split"], line["epoch"], line["step"]) for line in lines] == [
+        ("train", 1, 6),
+        ("val", 1, 6),
+        ("train", 2, 8),
+        ("val", 2, 8),
+        ("test", 2, 8),
+    ]
+    assert [path.name for path in list_checkpoints(run_dir)] == [
+        "checkpoint_000008",
+        "checkpoint_000006",
+        "checkpoint_000003",
+    ]
+    assert train_tiny(tmp_path / "cut", *options, stop_step=7) == 143
+    assert train_tiny(tmp_path / "cut", f"train.resume={tmp_path / 'cut'}") == 0
+    assert differences(content(run_dir), content(tmp_path / "cut")) == []
+
+
+def test_auto_begins_and_goes_on(tmp_path, train_tiny):
+    run_dir = tmp_path / "run"
+    assert train_tiny(tmp_path / "whole") == 0
+    command = [*TINY_RUN, "train.resume=auto", f"run_dir={run_dir}"]
+    assert train_tiny(run_dir, *command, stop_step=4) == 143
+    assert train_tiny(run_dir, *command) == 0
+    assert differences(content(tmp_path / "whole"), content(run_dir)) == []
+
+
+def test_auto_begins_again_where_no_checkpoint_was_left(tmp_path, train_tiny):
+    run_dir = tmp_path / "run"
+    assert train_tiny(run_dir, stop_step=1) == 143
+    (run_dir / "checkpoint_000001").rename(tmp_path / "elsewhere")
+    (run_dir / "metrics.jsonl").write_text('{"split": "train"}\n')
+    assert train_tiny(run_dir, *TINY_RUN, "train.resume=auto", f"run_dir={run_dir}") == 0
+    assert train_tiny(tmp_path / "whole") == 0
+    assert differences(content(tmp_path / "whole"), content(run_dir)) == []
+
+
+def test_auto_writes_into_no_folder_that_is_not_a_run(tmp_path, train_tiny):
+    (tmp_path / "thesis.txt").write_text("chapter 1")
+    with pytest.raises(UserError, match="is not empty, and a run overwrites nothing"):
+        train_tiny(tmp_path, *TINY_RUN, "train.resume=auto", f"run_dir={tmp_path}")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_auto_needs_a_folder(train_tiny, tmp_path):
+    with pytest.raises(UserError, match=r"train\.resume=auto needs run_dir=FOLDER"):
+        train_tiny(tmp_path, "train.resume=auto")

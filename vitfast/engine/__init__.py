@@ -1,1 +1,0 @@
-"""What runs: training, evaluation, prediction, and the files they leave."""

@@ -1,0 +1,127 @@
+"""The ``exits`` verb: thresholds for the exits of a checkpoint, found on a split and stored in its manifest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from vitfast.config import option
+from vitfast.device import autocast, select_device
+from vitfast.errors import UserError
+from vitfast.evaluation.evaluation_report import EvaluateDataOptions, loader_of_split
+from vitfast.evaluation.text_table import percent, text_table
+from vitfast.inference import (
+    ExitPoint,
+    collect_exit_statistics,
+    exit_gmacs,
+    exit_latency_ms,
+    geometric_sweep,
+)
+from vitfast.inference.calibrate_exits import check_budget, solve_thresholds
+from vitfast.inference.exit_model import as_exit_model
+from vitfast.runs.checkpoint import update_manifest
+from vitfast.runs.trained_model import WEIGHTS, TrainedModel, load_trained_model
+
+
+@dataclass
+class ExitsOptions:
+    """Finds the thresholds at which images leave a checkpoint's exits, and stores them in it."""
+
+    checkpoint: str = option(help="a run's folder (its newest checkpoint) or a checkpoint folder")
+    budget_gmacs: float | None = option(
+        None, "mean cost of an image in 1e9 multiply-adds; null: see budget_ms", above=0
+    )
+    budget_ms: float | None = option(
+        None, "mean time of an image in milliseconds, measured here; null for both: only print", above=0
+    )
+    split: str = option("val", "held-out images to find them on", choices=["train", "val", "test"])
+    search: bool = option(True, "improve the thresholds of the geometric family by search")
+    weights: str = option("auto", "auto: the averaged weights (EMA) if there are any", choices=list(WEIGHTS))
+    precision: str = option("fp32", "arithmetic; bf16: autocast", choices=["fp32", "bf16"])
+    device: str = option("auto", "auto: a GPU if there is one", choices=["auto", "cpu", "cuda"])
+    threads: int | None = option(None, "CPU threads; null: torch's choice", minimum=1)
+    data: EvaluateDataOptions = field(default_factory=EvaluateDataOptions)
+
+
+def calibrate_checkpoint(options: ExitsOptions) -> str:
+    """Calibrates a checkpoint and returns what is to be printed.
+
+    Raises:
+        UserError: if there is no valid checkpoint, its model has no exits, there is no such split, the budget is too
+            small, two are given, or the manifest cannot be written.
+    """
+    if options.budget_gmacs is not None and options.budget_ms is not None:
+        raise UserError("budget_gmacs and budget_ms are both given; give one")
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    device = select_device(options.device)
+    trained = load_trained_model(options.checkpoint, weights=options.weights, device=device)
+    as_exit_model(trained.model)  # before the images are looked for
+    loader = loader_of_split(trained, options.data, options.split)
+    with autocast(device, options.precision):
+        if options.budget_ms is not None:
+            costs, unit = exit_latency_ms(trained.model, next(iter(loader))[0].to(device)), "ms"
+        else:
+            costs, unit = exit_gmacs(trained.model), "GMACs"
+        budget = options.budget_gmacs if options.budget_ms is None else options.budget_ms
+        if budget is not None:
+            check_budget(f"budget_{unit.lower()}", budget, costs)
+        statistics = collect_exit_statistics(trained.model, loader)
+    ends = [[0.0 if exit_number == other else 2.0 for other in range(len(costs))] for exit_number in range(len(costs))]
+    each = [ExitPoint.measure(statistics, thresholds, costs) for thresholds in ends]
+    lines = [
+        f"model    {trained.describe()}",
+        f"split    {options.split}, {statistics.images:,} images",
+        "",
+        text_table(
+            ("exit", "top-1", f"{unit} an image"),
+            [(f"{number}", percent(one.accuracy), _number(one.cost)) for number, one in enumerate(each, start=1)],
+        ),
+        "",
+        _curve(geometric_sweep(statistics, costs), unit),
+    ]
+    if budget is not None:
+        thresholds = solve_thresholds(statistics, costs, budget, search=options.search)
+        chosen = ExitPoint.measure(statistics, thresholds, costs)
+        _store(trained, thresholds)
+        lines += [
+            "",
+            f"for a budget of {budget:g} {unit} an image, stored in {trained.checkpoint}:",
+            "",
+            _curve([chosen], unit),
+        ]
+    return "\n".join(lines)
+
+
+def _curve(points: list[ExitPoint], unit: str) -> str:
+    """A row for each choice of thresholds; where many points are one, as on few images, they are one row."""
+    exits = range(1, len(points[0].thresholds) + 1)
+    header = (
+        *(f"threshold {number}" for number in exits[:-1]),
+        *(f"leave at {number}" for number in exits),
+        f"{unit} an image",
+        "top-1",
+    )
+    rows = [
+        (
+            *(f"{threshold:.4f}" if threshold <= 1 else "none" for threshold in point.thresholds[:-1]),
+            *(percent(share) for share in point.shares),
+            _number(point.cost),
+            percent(point.accuracy),
+        )
+        for point in points
+    ]
+    return text_table(header, list(dict.fromkeys(rows)), left=0)
+
+
+def _number(cost: float) -> str:
+    return f"{cost:.3f}" if cost >= 1 else f"{cost:.3g}"
+
+
+def _store(trained: TrainedModel, thresholds: list[float]) -> None:
+    try:
+        update_manifest(trained.checkpoint, {"exit_thresholds": thresholds})
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"the thresholds cannot be stored in {trained.checkpoint}: {reason}") from error

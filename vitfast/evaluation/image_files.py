@@ -1,0 +1,87 @@
+"""Image files as a verb takes them: found by path, read in batches, the unreadable ones named."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from vitfast.data import eval_transform, load_image
+from vitfast.errors import UserError
+from vitfast.runs.trained_model import TrainedModel
+
+
+def find_images(images: str) -> list[Path]:
+    """Returns the image files that are meant: a file as it is, a folder's images sorted, each once.
+
+    Args:
+        images: files and folders, separated by commas; a single path may contain commas itself.
+
+    Raises:
+        UserError: if an entry does not exist, or a folder holds no image.
+    """
+    entries = [images] if Path(images).exists() else [entry for entry in images.split(",") if entry]
+    found: list[Path] = []
+    for entry in entries:
+        path = Path(entry)
+        if path.is_dir():
+            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMG_EXTENSIONS)
+            if not inside:
+                raise UserError(f"images={entry}: the folder holds no image ({', '.join(IMG_EXTENSIONS)})")
+            found += inside
+        elif path.exists():
+            found.append(path)
+        else:
+            raise UserError(f"images={entry} does not exist; separate several paths by commas, without spaces")
+    return list(dict.fromkeys(found))
+
+
+def read_batches(
+    trained: TrainedModel, paths: Sequence[Path], batch_size: int, report: Callable[[Path, str], None]
+) -> Iterator[tuple[list[Path], Tensor]]:
+    """Reads files as the model was trained to see them.
+
+    Args:
+        trained: the model.
+        paths: image files.
+        batch_size: images in a batch.
+        report: called with the file and the reason for each image that cannot be read.
+
+    Yields:
+        Paths and images ``[B, in_chans, img_size, img_size]``, in order, without the unreadable ones.
+    """
+    settings = trained.data
+    in_chans = settings["in_chans"]
+    names = ("img_size", "in_chans", "mean", "std", "interpolation", "crop_pct", "resize")
+    transform = eval_transform(**{name: settings[name] for name in names})
+    for first in range(0, len(paths), batch_size):
+        batch: list[tuple[Path, Tensor]] = []
+        for path in paths[first : first + batch_size]:
+            try:
+                batch.append((path, transform(load_image(path, in_chans))))
+            except (UserError, OSError) as error:
+                report(path, str(error))
+        if batch:
+            yield [path for path, _ in batch], torch.stack([image for _, image in batch])
+
+
+class SkippedImages:
+    """Names each image that could not be read on stderr, and counts them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, path: Path, reason: str) -> None:
+        """Reports one."""
+        self.count += 1
+        print(f"skipped: {reason if str(path) in reason else f'{path}: {reason}'}", file=sys.stderr, flush=True)
+
+    def conclude(self, total: int) -> int:
+        """Says how many of all there were; returns the verb's exit code: 0, or 1 if there was one."""
+        if self.count:
+            print(f"{self.count} of {total} images could not be read", file=sys.stderr, flush=True)
+        return 1 if self.count else 0

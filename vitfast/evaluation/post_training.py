@@ -1,0 +1,286 @@
+"""The ``quantize`` verb: a checkpoint in low precision, measured beside float32 and written in few bits."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+import vitfast
+from vitfast.config import option
+from vitfast.config.schema import NumberFormatOptions
+from vitfast.data import ImageDataset, build_loader
+from vitfast.device import select_device
+from vitfast.errors import UserError
+from vitfast.evaluation.class_report import class_figures, class_table
+from vitfast.evaluation.evaluation_report import data_of_checkpoint, dataset_of_split
+from vitfast.evaluation.evaluator import Evaluation, evaluate
+from vitfast.evaluation.foreign_checkpoint import ForeignDataOptions, is_run, load_foreign_checkpoint
+from vitfast.evaluation.number_format import format_overrides, number_format
+from vitfast.evaluation.quantization_picture import draw_quantization
+from vitfast.evaluation.text_table import percent, text_table
+from vitfast.models import ImageModel
+from vitfast.quantization.calibrate import calibrate
+from vitfast.quantization.qat_config import QATConfig
+from vitfast.quantization.quantize import quantize_, quantized_modules
+from vitfast.quantization.record import describe_quantization
+from vitfast.quantization.report import LayerError, QuantizationReport, quantization_report
+from vitfast.runs.checkpoint import MODEL_FILE
+from vitfast.runs.quantized_checkpoint import check_target, write_quantized_checkpoint
+from vitfast.runs.trained_model import WEIGHTS, TrainedModel, load_trained_model
+from vitfast.tasks import create_plain_task
+
+_PICTURE, _REPORT = "quantization.png", "quantization.json"
+
+
+@dataclass
+class _Source:
+    checkpoint: str = option(help="a run's folder (its newest checkpoint), a checkpoint folder, or a weights file")
+
+
+@dataclass
+class QuantizeOptions(NumberFormatOptions, _Source):
+    """Quantizes a trained checkpoint, measures what it costs, and writes it with weights in few bits."""
+
+    model: str | None = option(None, "a weights file that does not say it: the name of its model")
+    quantized_ckpt: bool | None = option(
+        None, "whether the checkpoint is of quantization-aware training; not needed, it says so itself"
+    )
+    output: str | None = option(None, "folder of the new checkpoint; null: CHECKPOINT_FORMAT, beside the old one")
+    report: str | None = option(None, f"folder for {_REPORT} and {_PICTURE}; null: that of the new checkpoint")
+    split: str = option("test", "images to measure accuracy on", choices=["train", "val", "test"])
+    report_images: int = option(256, "images of them for the table of layers", minimum=1)
+    calibration_split: str = option(
+        "train", "activations=calibrated: images to find the ranges on", choices=["train", "val", "test"]
+    )
+    calibration_images: int = option(512, "how many of them, chosen at random", minimum=1)
+    seed: int = option(0, "of that choice", minimum=0)
+    per_class: bool = option(False, "also print precision, recall and F1 of each class")
+    weights: str = option("auto", "auto: the averaged weights (EMA) if there are any", choices=list(WEIGHTS))
+    device: str = option("auto", "auto: a GPU if there is one", choices=["auto", "cpu", "cuda"])
+    threads: int | None = option(None, "CPU threads; null: torch's choice", minimum=1)
+    data: ForeignDataOptions = field(default_factory=ForeignDataOptions)
+
+
+def quantize_checkpoint(options: QuantizeOptions) -> str:
+    """Quantizes a checkpoint, writes the new one, and returns what is to be printed.
+
+    Raises:
+        UserError: there is no such checkpoint, format or split, the checkpoint is quantized already, or something
+            cannot be written.
+    """
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    trained = _load(options, select_device(options.device))
+    described = trained.describe()
+    if options.format is not None:
+        number_format(options), format_overrides(options)  # a wrong one is told before anything is computed
+    images = dataset_of_split(trained, options.data, options.split)
+    model, reference = trained.model, _unquantized(trained)
+    output = _output(options, trained)
+    check_target(output)
+
+    _quantize(model, options, trained)  # first: what it refuses is told before minutes of evaluation
+    numbers = describe_quantization(model)
+    before = _evaluate(reference, trained, options, images, "float32")
+    after = _evaluate(model, trained, options, images, numbers)
+    layers = _compare(model, reference, trained, options, images)
+    figures = {"split": options.split, "float32": before.metrics(), "quantized": after.metrics()}
+    write_quantized_checkpoint(output, trained, figures)
+
+    sizes = [_float32_bytes(reference), (output / MODEL_FILE).stat().st_size]
+    rows = class_figures(after, trained.class_names)
+    folder = Path(options.report) if options.report is not None else output
+    _write_report(folder, numbers, layers, {**figures, "bytes": sizes, "per_class": rows}, trained)
+    parts = [
+        f"model    {described}\nnumbers  {numbers}\n"
+        f"split    {options.split}, {after.images:,} of {len(images):,} images",
+        _accuracy_table(before, after, sizes, numbers),
+        layer_table(layers),
+        *([class_table(rows)] if options.per_class else []),
+        f"The quantized checkpoint is {output}; evaluate, predict and visualize take it as it is.\n"
+        f"The table of layers is drawn in {folder / _PICTURE}, all figures are in {folder / _REPORT}.",
+    ]
+    return "\n\n".join(parts)
+
+
+def layer_table(report: QuantizationReport) -> str:
+    """Lays out the error of every layer, in the model's order."""
+    header = ("layer", "signal/noise", "saturated", "to zero", "not finite", "weights saturated", "to zero")
+    rows = [_layer_row(layer.name or "(model)", layer) for layer in report.layers]
+    return "\n".join(
+        [
+            f"layers, on {report.num_images:,} images: top-1 is the same for {percent(report.top1_agreement)}",
+            "",
+            text_table(header, [*rows, _layer_row("logits", report.output)]),
+        ]
+    )
+
+
+def _load(options: QuantizeOptions, device: torch.device) -> TrainedModel:
+    if not is_run(options.checkpoint) and Path(options.checkpoint).exists() and not _is_empty_run(options.checkpoint):
+        trained = load_foreign_checkpoint(options.checkpoint, options.model, options.data, device)
+    else:
+        trained = load_trained_model(options.checkpoint, weights=options.weights, device=device)
+    quantized = quantized_modules(trained.model)
+    if any(module.quantization.converted for module in quantized.values()):
+        raise UserError(
+            f"checkpoint={options.checkpoint} is quantized already ({describe_quantization(trained.model)}); "
+            "quantize the one that it was made from"
+        )
+    if options.quantized_ckpt is not None and options.quantized_ckpt != bool(quantized):
+        says = "is of quantization-aware training" if quantized else "is of training in float32"
+        raise UserError(f"quantized_ckpt={options.quantized_ckpt}, but checkpoint={options.checkpoint} {says}")
+    if quantized and (options.format is not None or options.overrides):
+        prepared = {module.quantization.config for module in quantized.values()} - {None}
+        if options.overrides or prepared != {number_format(options)}:
+            raise UserError(
+                f"format={options.format}, but the run was trained for {describe_quantization(trained.model)}; "
+                "leave format and overrides out: the checkpoint says them"
+            )
+    if not quantized and options.format is None:
+        raise UserError("format=… is missing: which numbers? For example format=FP16_32; format=? lists all")
+    return trained
+
+
+def _is_empty_run(path: str) -> bool:
+    """A folder that is neither ours nor Hugging Face's: the error of a run without checkpoints fits it best."""
+    return Path(path).is_dir() and not (Path(path) / "config.json").exists()
+
+
+def _output(options: QuantizeOptions, trained: TrainedModel) -> Path:
+    if options.output is not None:
+        return Path(options.output)
+    name = options.format
+    if name is None:  # of quantization-aware training
+        name = describe_quantization(trained.model).partition(",")[0].replace(" ", "_")
+    source = trained.checkpoint
+    return source.with_name(f"{source.name if source.is_dir() else source.stem}_{name.lower()}")
+
+
+def _unquantized(trained: TrainedModel) -> ImageModel:
+    if not quantized_modules(trained.model):
+        return copy.deepcopy(trained.model)
+    model = vitfast.create_model(trained.manifest["model"]["name"], **trained.manifest["model"]["fields"])
+    model.load_state_dict(trained.model.state_dict())
+    return model.eval().to(next(trained.model.parameters()).device)
+
+
+def _quantize(model: ImageModel, options: QuantizeOptions, trained: TrainedModel) -> None:
+    if quantized_modules(model):
+        quantize_(model, QATConfig(step="convert"))
+        return
+    quantize_(model, number_format(options), overrides=format_overrides(options))
+    if any(module.quantization.arithmetic.needs_calibration for module in quantized_modules(model).values()):
+        images = dataset_of_split(trained, options.data, options.calibration_split)
+        loader = _loader(trained, options, images, shuffle=True)
+        batches = math.ceil(options.calibration_images / _batch_size(trained, options))
+        calibrate(model, _with_bar(loader, "calibration", batches), batches=batches)
+
+
+def _evaluate(
+    model: ImageModel, trained: TrainedModel, options: QuantizeOptions, images: ImageDataset, title: str
+) -> Evaluation:
+    loader = _loader(trained, options, images)
+    evaluation = evaluate(
+        create_plain_task(model),
+        _with_bar(loader, title, len(loader)),
+        num_classes=len(trained.class_names),
+        num_exits=model.num_exits,
+        device=next(model.parameters()).device,
+        detailed=True,
+    )
+    assert evaluation is not None  # nothing can stop it
+    return evaluation
+
+
+def _compare(
+    model: ImageModel, reference: ImageModel, trained: TrainedModel, options: QuantizeOptions, images: ImageDataset
+) -> QuantizationReport:
+    loader = _loader(trained, options, images, shuffle=True)
+    batches = min(math.ceil(options.report_images / _batch_size(trained, options)), len(loader))
+    return quantization_report(model, _with_bar(loader, "layers", batches), batches=batches, reference=reference)
+
+
+def _loader(trained: TrainedModel, options: QuantizeOptions, images: ImageDataset, *, shuffle: bool = False) -> Any:
+    data = data_of_checkpoint(trained, options.data)
+    return build_loader(
+        images, batch_size=data.batch_size, workers=data.workers, seed=options.seed, epoch=0, shuffle=shuffle
+    )
+
+
+def _batch_size(trained: TrainedModel, options: QuantizeOptions) -> int:
+    return data_of_checkpoint(trained, options.data).batch_size
+
+
+def _with_bar(loader: Iterable[Any], title: str, batches: int) -> Any:
+    return tqdm(loader, desc=title, total=batches, unit="batch", leave=False, disable=not sys.stderr.isatty())
+
+
+def _float32_bytes(model: ImageModel) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+
+
+def _accuracy_table(before: Evaluation, after: Evaluation, sizes: list[int], numbers: str) -> str:
+    rows = [
+        (
+            name,
+            percent(one.top1),
+            percent(one.top5),
+            f"{one.loss:.4f}",
+            *(percent(top1) for top1 in one.exits or []),
+            f"{size / 1e6:.2f} MB",
+        )
+        for name, one, size in (("float32", before, sizes[0]), (numbers, after, sizes[1]))
+    ]
+    exits = (f"exit {number}" for number in range(1, len(after.exits or []) + 1))
+    return text_table(("numbers", "top-1", "top-5", "loss", *exits, "weights"), rows)
+
+
+def _layer_row(name: str, layer: LayerError) -> tuple[str, ...]:
+    ratio, activations, weights = layer.signal_to_noise_db, layer.activations, layer.weights
+    shown = "exact" if ratio == math.inf else "not finite" if not math.isfinite(ratio) else f"{ratio:.1f} dB"
+    empty = "-"
+    return (
+        name,
+        shown,
+        percent(activations.saturated_share) if activations.values else empty,
+        percent(activations.flushed_share) if activations.values else empty,
+        f"{activations.non_finite:,}" if activations.values else empty,
+        percent(weights.saturated_share) if weights.values else empty,
+        percent(weights.flushed_share) if weights.values else empty,
+    )
+
+
+def _write_report(
+    folder: Path, numbers: str, report: QuantizationReport, figures: dict[str, Any], trained: TrainedModel
+) -> None:
+    layers = [{**asdict(layer), "signal_to_noise_db": _finite(layer.signal_to_noise_db)} for layer in report.layers]
+    content = {
+        "checkpoint": str(trained.checkpoint),
+        "model": trained.manifest["model"]["name"],
+        "numbers": numbers,
+        **figures,
+        "report_images": report.num_images,
+        "top1_agreement": report.top1_agreement,
+        "logits_signal_to_noise_db": _finite(report.output.signal_to_noise_db),
+        "layers": layers,
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _REPORT).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        draw_quantization(report, folder / _PICTURE, f"{trained.manifest['model']['name']}: {numbers}")
+    except OSError as error:
+        raise UserError(f"report={folder} cannot be written: {error.strerror or error}") from error
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None

@@ -1,0 +1,112 @@
+"""The splits that a run reads, and the batches of them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from vitfast.config.schema import Config
+from vitfast.data import ImageDataset, available_splits, build_dataset, build_loader
+from vitfast.errors import UserError
+from vitfast.training.ranks import Ranks
+
+
+class TrainingData:
+    """The data sets of a run.
+
+    Args:
+        config: of the run.
+        ranks: who share each batch.
+
+    Attributes:
+        train: the split to learn from.
+        val: the split measured after each epoch, or None.
+        test: the split measured once at the end, or None.
+        warn: what is called for each image that cannot be read and is passed over.
+        steps_per_epoch: batches of the train split.
+
+    Raises:
+        UserError: if there is nothing to learn from.
+    """
+
+    def __init__(self, config: Config, ranks: Ranks) -> None:
+        self._config = config.data
+        self._ranks = ranks
+        self._seed = config.seed
+        self.warn: Callable[[str], None] = warnings.warn
+        splits = available_splits(config.data)
+        self.train = self._build("train", config)
+        self.val = self._build("val", config) if "val" in splits else None
+        self.test = self._build("test", config) if "test" in splits else None
+        batches, rest = divmod(len(self.train), config.data.batch_size)
+        self.steps_per_epoch = batches + (1 if rest and not config.data.drop_last else 0)
+        if self.steps_per_epoch == 0:
+            raise UserError(
+                f"data.drop_last=true leaves no batch: the train split has {len(self.train)} images and "
+                f"data.batch_size={config.data.batch_size}; use a smaller batch"
+            )
+
+    def _build(self, split: str, config: Config) -> ImageDataset:
+        return build_dataset(config.data, split, seed=config.seed, img_size=config.model.img_size)
+
+    @property
+    def images_per_epoch(self) -> int:
+        """Images that an epoch trains on."""
+        if self._config.drop_last:
+            return self.steps_per_epoch * self._config.batch_size
+        return len(self.train)
+
+    def batch_size(self, step_in_epoch: int) -> int:
+        """Images of all ranks together in a step of an epoch, counted from 0."""
+        return min(self._config.batch_size, len(self.train) - step_in_epoch * self._config.batch_size)
+
+    def train_loader(self, epoch: int, first_step: int) -> DataLoader[Any]:
+        """This rank's share of the batches of an epoch (from 0), from a step on: the same whatever happened before."""
+        return self._load(
+            self.train,
+            epoch=epoch,
+            shuffle=True,
+            drop_last=self._config.drop_last,
+            start=first_step * self._config.batch_size,
+        )
+
+    def evaluation_loader(self, dataset: ImageDataset) -> DataLoader[Any]:
+        """This rank's share of a split, of which all images come once, in order."""
+        return self._load(dataset, epoch=0, shuffle=False)
+
+    def _load(self, dataset: ImageDataset, **options: Any) -> DataLoader[Any]:
+        config = self._config
+        return build_loader(
+            dataset,
+            batch_size=config.batch_size,
+            workers=config.workers,
+            seed=self._seed,
+            rank=self._ranks.rank,
+            world=self._ranks.world,
+            warn=self.warn,
+            **options,
+        )
+
+    def describe(self) -> str:
+        """One line for the log."""
+        splits = (("train", self.train), ("val", self.val), ("test", self.test))
+        counts = " / ".join(f"{len(dataset):,} {name}" for name, dataset in splits if dataset is not None)
+        size = self.train.img_size
+        return f"{counts} images, {len(self.train.class_names)} classes, {self.train.in_chans} x {size} x {size} pixels"
+
+    def manifest(self) -> dict[str, Any]:
+        """What a checkpoint says about its input, from which evaluation and prediction read images the same way."""
+        return {
+            "dataset": self._config.dataset,
+            "val_share": self._config.val_share,
+            "img_size": self.train.img_size,
+            "in_chans": self.train.in_chans,
+            "mean": list(self.train.mean),
+            "std": list(self.train.std),
+            "resize": self.train.resize,
+            "interpolation": self.train.interpolation,
+            "crop_pct": self.train.crop_pct,
+        }
