@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 
 from vitfast.benchmarking.comparison import Outcome
-from vitfast.evaluation.save_figure import new_figure, save_figure
+from vitfast.figure import new_figure, save_figure
 
 _OWN, _OTHER = "tab:blue", "tab:gray"
 

@@ -12,9 +12,9 @@ from vitfast.benchmarking.exit_throughput import ALONE
 from vitfast.benchmarking.spread import Spread
 from vitfast.device import describe_device
 from vitfast.evaluation.evaluation_report import EvaluateOptions
-from vitfast.evaluation.text_table import percent, text_table
 from vitfast.inference import ExitStatistics
 from vitfast.runs.trained_model import TrainedModel
+from vitfast.text_table import percent, text_table
 
 
 @dataclass(frozen=True)

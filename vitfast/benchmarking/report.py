@@ -13,7 +13,7 @@ from typing import Any
 from vitfast.benchmarking.comparison import Outcome, Standing
 from vitfast.benchmarking.spread import Spread
 from vitfast.errors import UserError
-from vitfast.evaluation.text_table import percent, text_table
+from vitfast.text_table import percent, text_table
 
 FORMAT_VERSION = 1
 

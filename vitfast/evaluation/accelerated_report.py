@@ -11,9 +11,9 @@ from torch.utils.data import DataLoader
 
 import vitfast
 from vitfast.evaluation.evaluator import Evaluation, evaluate
-from vitfast.evaluation.text_table import percent
 from vitfast.runs.trained_model import TrainedModel
 from vitfast.tasks import create_plain_task
+from vitfast.text_table import percent
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitfast.evaluation.save_figure import new_figure, save_figure
+from vitfast.figure import new_figure, save_figure
 
 # in pixels
 PANEL = 360

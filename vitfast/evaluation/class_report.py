@@ -7,7 +7,7 @@ from typing import Any
 
 from vitfast.evaluation.evaluation_report import per_class
 from vitfast.evaluation.evaluator import Evaluation
-from vitfast.evaluation.text_table import percent, text_table
+from vitfast.text_table import percent, text_table
 
 _FIGURES = ("precision", "recall", "f1")
 

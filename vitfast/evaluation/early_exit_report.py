@@ -11,10 +11,10 @@ from torch.utils.data import DataLoader
 from vitfast.errors import UserError
 from vitfast.evaluation.early_exit_model import create_early_exit
 from vitfast.evaluation.evaluator import Evaluation, evaluate
-from vitfast.evaluation.text_table import percent
 from vitfast.inference import exit_gmacs
 from vitfast.runs.trained_model import TrainedModel
 from vitfast.tasks import EarlyExitTask
+from vitfast.text_table import percent
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from vitfast.errors import UserError
 from vitfast.evaluation.accelerated_report import AcceleratedReport, measure_accelerated
 from vitfast.evaluation.early_exit_report import EarlyExitReport, check_calibrated, measure_early_exit
 from vitfast.evaluation.evaluator import Evaluation, evaluate
-from vitfast.evaluation.text_table import percent, text_table
 from vitfast.runs.run_directory import CONFIG
 from vitfast.runs.trained_model import WEIGHTS, TrainedModel, load_trained_model
 from vitfast.tasks import create_plain_task
+from vitfast.text_table import percent, text_table
 
 _CONFUSIONS_SHOWN = 5
 

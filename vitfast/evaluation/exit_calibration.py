@@ -10,7 +10,6 @@ from vitfast.config import option
 from vitfast.device import autocast, select_device
 from vitfast.errors import UserError
 from vitfast.evaluation.evaluation_report import EvaluateDataOptions, loader_of_split
-from vitfast.evaluation.text_table import percent, text_table
 from vitfast.inference import (
     ExitPoint,
     collect_exit_statistics,
@@ -22,6 +21,7 @@ from vitfast.inference.calibrate_exits import check_budget, solve_thresholds
 from vitfast.inference.exit_model import as_exit_model
 from vitfast.runs.checkpoint import update_manifest
 from vitfast.runs.trained_model import WEIGHTS, TrainedModel, load_trained_model
+from vitfast.text_table import percent, text_table
 
 
 @dataclass

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vitfast.evaluation.save_figure import new_figure, save_figure
+from vitfast.figure import new_figure, save_figure
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vitfast.evaluation.save_figure import new_figure, save_figure
+from vitfast.figure import new_figure, save_figure
 from vitfast.inference import ExitStatistics
 
 # a picture of more classes than this would be too long to look at

@@ -26,7 +26,6 @@ from vitfast.evaluation.evaluator import Evaluation, evaluate
 from vitfast.evaluation.foreign_checkpoint import ForeignDataOptions, is_run, load_foreign_checkpoint
 from vitfast.evaluation.number_format import format_overrides, number_format
 from vitfast.evaluation.quantization_picture import draw_quantization
-from vitfast.evaluation.text_table import percent, text_table
 from vitfast.models import ImageModel
 from vitfast.quantization.calibrate import calibrate
 from vitfast.quantization.qat_config import QATConfig
@@ -37,6 +36,7 @@ from vitfast.runs.checkpoint import MODEL_FILE
 from vitfast.runs.quantized_checkpoint import check_target, write_quantized_checkpoint
 from vitfast.runs.trained_model import WEIGHTS, TrainedModel, load_trained_model
 from vitfast.tasks import create_plain_task
+from vitfast.text_table import percent, text_table
 
 _PICTURE, _REPORT = "quantization.png", "quantization.json"
 

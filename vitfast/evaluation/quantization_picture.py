@@ -6,7 +6,7 @@ import math
 import os
 from typing import Any
 
-from vitfast.evaluation.save_figure import new_figure, save_figure
+from vitfast.figure import new_figure, save_figure
 from vitfast.quantization.report import LayerError, QuantizationReport
 
 _MOST_DB = 160.0  # beyond that float32 itself ends

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
-from vitfast.evaluation.save_figure import new_figure, save_figure
+from vitfast.figure import new_figure, save_figure
 
 _COLOURS = {"train": "tab:blue", "val": "tab:orange", "test": "tab:green"}
 

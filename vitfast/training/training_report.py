@@ -14,8 +14,8 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from vitfast.config.schema import Config
 from vitfast.data import ImageDataset
-from vitfast.evaluation.text_table import percent, text_table
 from vitfast.runs.run_directory import CONFIG, CURVES
+from vitfast.text_table import percent, text_table
 from vitfast.training.training_state import TrainingState
 
 _OWN_IMAGES = "recipe=vit_small_cifar10_32px data.dataset=image_folder"

@@ -1,4 +1,4 @@
-"""Beginning and writing a picture of matplotlib."""
+"""Creating and saving matplotlib figures."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def new_figure(width: float, height: float, *, dpi: int = 120, layout: Literal["
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Writes a figure as a PNG file, as a whole or not at all.
+    """Writes a figure as a PNG file atomically.
 
     Raises:
-        OSError: it cannot be written. What was there before is intact.
+        OSError: the file cannot be written. An existing file stays intact.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.writing")

@@ -1,4 +1,4 @@
-"""Tables for the terminal."""
+"""Plain-text tables for the terminal."""
 
 from __future__ import annotations
 

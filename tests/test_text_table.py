@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vitfast.evaluation.text_table import percent, text_table
+from vitfast.text_table import percent, text_table
 
 
 def test_words_are_left_and_numbers_right():
