@@ -182,7 +182,7 @@ class NativeBuild:
         """The files of libvitfast_cuda.so, each with its architectures and what else only it gets."""
         has_90a = any(item.code == "90a" for item in self.options.architectures)
         has_others = any(item.code != "90a" for item in self.options.architectures)
-        # csrc/products/product_launch.cuh asks which kernels there are; assert would slow CUTLASS's down
+        # csrc/linear/gemm_launch.cuh asks which kernels there are; assert would slow CUTLASS's down
         products = [f"-DVITFAST_HAS_SM90A={int(has_90a)}", f"-DVITFAST_HAS_SM80={int(has_others)}", "-DNDEBUG"]
         products += ["-isystem", str(self.cuda.cutlass)]
         sources = []

@@ -16,7 +16,7 @@ _CPU_PATTERNS = ("csrc/library.cpp", "csrc/common/*.cpp", "csrc/cpu/*.cpp", "csr
 _ISA_PATTERN = "csrc/cpu/isa/*.cpp"
 _CUDA_PATTERN = "csrc/**/*.cu"
 _MODULE_SOURCE = "csrc/module.cpp"
-_CUTLASS_FOLDER = "csrc/products/"
+_CUTLASS_FOLDER = "csrc/linear/"
 
 # Each file of csrc/cpu/isa is compiled for the instruction set that its name says, and runs where the processor has it.
 _AVX512 = (

@@ -12,8 +12,8 @@
 
 #pragma once
 
+#include "csrc/attention/attention_gemm.cuh"
 #include "csrc/attention/attention_gradient.cuh"
-#include "csrc/attention/attention_products.cuh"
 #include "csrc/cuda/barrier.cuh"
 #include "csrc/cuda/grid.cuh"
 #include "csrc/cuda/shared_memory.cuh"
@@ -140,8 +140,8 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_at_once)
       differentiate_keys(
           squares, products[0], slopes[0], weights[0], grad_pairs[0], lse + at.query, dots + at.query, at);
     }
-    add_product(grad_v, weights, out_grad_tile, lane);
-    add_product(grad_k, grad_pairs, query_tile, lane);
+    multiply_add(grad_v, weights, out_grad_tile, lane);
+    multiply_add(grad_k, grad_pairs, query_tile, lane);
     const GradTile grad_tile{grads + turn * grads_size};
 #pragma unroll
     for (int tile = 0; tile < query_tiles; ++tile) {

@@ -12,8 +12,8 @@
 
 #pragma once
 
+#include "csrc/attention/attention_gemm.cuh"
 #include "csrc/attention/attention_gradient.cuh"
-#include "csrc/attention/attention_products.cuh"
 #include "csrc/cuda/barrier.cuh"
 #include "csrc/cuda/shared_memory.cuh"
 
@@ -189,7 +189,7 @@ __global__ void __launch_bounds__(attention_threads, Tiles::blocks_at_once)
           block_row + row,
           first_key + lane % 4 * 2);
     }
-    add_product(grad_q, grads, rows.passing(keys, tile), lane);
+    multiply_add(grad_q, grads, rows.passing(keys, tile), lane);
   }
 
   if (first_query >= tokens) return;
@@ -253,8 +253,8 @@ __global__ void __launch_bounds__(attention_threads, Tiles::blocks_at_once)
       const GradientSquares<T, false> squares(a, head);  // the other kernel has written grad_bias
       differentiate_keys(squares, products[0], slopes[0], weights[0], grads[0], lse + place, dots + place, at);
     }
-    add_product(grad_v, weights, out_grad_tile, lane);
-    add_product(grad_k, grads, query_tile, lane);
+    multiply_add(grad_v, weights, out_grad_tile, lane);
+    multiply_add(grad_k, grads, query_tile, lane);
   }
 
   if (first_key >= tokens) return;

@@ -17,7 +17,7 @@
 
 #pragma once
 
-#include "csrc/attention/attention_products.cuh"
+#include "csrc/attention/attention_gemm.cuh"
 #include "csrc/attention/attention_softmax.cuh"
 #include "csrc/cuda/barrier.cuh"
 #include "csrc/cuda/shared_memory.cuh"
@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(attention_threads, attention_blocks_at_once(he
     }
     if (has_task) {
       float out[1][head_dim / 8][4] = {};
-      add_product(out, weights, Tile{values + head * padded_keys * head_dim}, lane);
+      multiply_add(out, weights, Tile{values + head * padded_keys * head_dim}, lane);
       T* rows = head_rows<T>(a, a.out, at.head) + first_row * a.out.token_stride;
       // the sync_warps above part this from the tile's last use
       store_rows(rows, a.out.token_stride, tokens - first_row, columns, out[0], inverse_sums, results, lane);

@@ -15,7 +15,7 @@
 
 #pragma once
 
-#include "csrc/attention/attention_products.cuh"
+#include "csrc/attention/attention_gemm.cuh"
 #include "csrc/attention/attention_softmax.cuh"
 #include "csrc/cuda/barrier.cuh"
 #include "csrc/cuda/shared_memory.cuh"
@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(attention_threads, 2) attention_forward_tiled_
 #pragma unroll
       for (int j = 0; j < head_dim / 2; ++j) out[i][j / 4][j % 4] *= factors[j % 4 / 2];
     }
-    add_product(out, weights, tile_in(values, tile), lane);
+    multiply_add(out, weights, tile_in(values, tile), lane);
   }
 
   if (first_row >= tokens) return;

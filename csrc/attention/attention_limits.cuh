@@ -4,7 +4,7 @@
 
 #include <stdexcept>
 
-#include "csrc/attention/attention_products.cuh"
+#include "csrc/attention/attention_gemm.cuh"
 
 namespace vitfast {
 

@@ -85,7 +85,7 @@ __device__ __forceinline__ void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (
 
 // d += a b on Half, sums in Half. What is rounded on the way differs from GPU to GPU (docs/kernels.md, "Tensor cores
 // with float16 sums").
-__device__ __forceinline__ void mma_m16n8k16_half_sums(
+__device__ __forceinline__ void mma_m16n8k16_fp16_accumulation(
     uint32_t (&d)[2], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   asm("mma.sync.aligned.m16n8k16.row.col.f16.f16.f16.f16 {%0, %1}, {%2, %3, %4, %5}, {%6, %7}, {%0, %1};"
       : "+r"(d[0]), "+r"(d[1])

@@ -22,7 +22,7 @@ struct MatmulAccumulate {
 
 // The same with a chunk summed in Half by the matrix unit: accumulator += sum in float after every chunk and behind the
 // last product, rounded to Half where asked for.
-struct MatmulHalfSums {
+struct MatmulFp16Accumulation {
   const Half* x;       // [rows, depth]
   const Half* weight;  // [columns, depth]
   float* out;          // [rows, columns]

@@ -1,7 +1,7 @@
 #include "csrc/cuda/current_stream.cuh"
+#include "csrc/linear/gemm_cuda.h"
 #include "csrc/matmul_accumulate/matmul_accumulate_launch.cuh"
 #include "csrc/matmul_accumulate/matmul_accumulate_tensors.h"
-#include "csrc/products/products_cuda.h"
 
 namespace vitfast {
 namespace {
@@ -22,13 +22,13 @@ Tensor matmul_half_sums(
   const char* op = "matmul_half_sums";
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::Half, op, ": x must be float16");
   const AccumulateSizes sizes(op, x, weight, chunk);
-  constexpr int64_t step = HalfSumsShape::step;
+  constexpr int64_t step = Fp16AccumulationShape::step;
   STD_TORCH_CHECK(sizes.depth % 8 == 0, op, ": K must be a multiple of 8, got ", sizes.depth);
   STD_TORCH_CHECK(chunk % step == 0, op, ": chunk must be a multiple of 16, or 0 for the whole sum, got ", chunk);
 
   const Tensor out = torch::stable::new_empty(x, {sizes.out.data(), sizes.out.size()}, ScalarType::Float);
   const Tensor x_rows = readable(x), weight_rows = readable(weight);
-  const MatmulHalfSums arguments{
+  const MatmulFp16Accumulation arguments{
       static_cast<const Half*>(x_rows.const_data_ptr()),
       static_cast<const Half*>(weight_rows.const_data_ptr()),
       static_cast<float*>(out.mutable_data_ptr()),
@@ -37,7 +37,7 @@ Tensor matmul_half_sums(
       sizes.depth,
       chunk > 0 ? chunk : sizes.depth / step * step + step,
       round_accumulator};
-  launch_matmul_half_sums(arguments, CurrentStream(x));
+  launch_matmul_fp16_accumulation(arguments, CurrentStream(x));
   return out;
 }
 

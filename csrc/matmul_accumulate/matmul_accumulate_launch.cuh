@@ -6,7 +6,7 @@
 
 #include "csrc/cuda/launch.cuh"
 #include "csrc/matmul_accumulate/matmul_accumulate_kernel.cuh"
-#include "csrc/matmul_accumulate/matmul_half_sums_kernel.cuh"
+#include "csrc/matmul_accumulate/matmul_fp16_accumulation_kernel.cuh"
 
 namespace vitfast {
 
@@ -35,14 +35,15 @@ inline void launch_matmul_accumulate(const MatmulAccumulate& a, Stream stream) {
   });
 }
 
-inline void launch_matmul_half_sums(const MatmulHalfSums& a, Stream stream) {
-  using Shape = HalfSumsShape;
+inline void launch_matmul_fp16_accumulation(const MatmulFp16Accumulation& a, Stream stream) {
+  using Shape = Fp16AccumulationShape;
   if (a.depth % 8 != 0 || a.chunk <= 0 || a.chunk % Shape::step != 0) {
     throw std::runtime_error("matmul_half_sums: the CUDA kernel takes depths by 8 and chunks by 16");
   }
   const ResultBlocks blocks(a.rows, a.columns, Shape::rows, Shape::columns);
   if (blocks.all == 0) return;
-  const auto kernel = a.rounds_accumulator ? matmul_half_sums_kernel<true> : matmul_half_sums_kernel<false>;
+  const auto kernel =
+      a.rounds_accumulator ? matmul_fp16_accumulation_kernel<true> : matmul_fp16_accumulation_kernel<false>;
   launch(kernel, blocks.all, Shape::threads, Shape::shared_bytes_asked, stream, a, blocks.across);
 }
 

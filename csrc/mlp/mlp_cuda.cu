@@ -1,12 +1,12 @@
-// For inference the kernel that keeps hidden units on chip; for training two products of csrc/products, whose backward
+// For inference the kernel that keeps hidden units on chip; for training two products of csrc/linear, whose backward
 // has GELU's derivative and the first bias's gradient in a product. vitfast/ops/mlp.py calls neither for other widths
 // and types.
 
 #include "csrc/common/tensors.h"
 #include "csrc/cuda/current_stream.cuh"
+#include "csrc/linear/gemm_cuda.h"
 #include "csrc/mlp/mlp_launch.cuh"
 #include "csrc/mlp/mlp_tensors.h"
-#include "csrc/products/products_cuda.h"
 
 namespace vitfast {
 namespace {
@@ -18,10 +18,10 @@ void check_optional(
   check_sizes("mlp", name, *tensor, sizes);
 }
 
-ProductActivation activation_of(const std::string& approximate) {
+EpilogueActivation activation_of(const std::string& approximate) {
   STD_TORCH_CHECK(
       approximate == "none" || approximate == "tanh", "mlp: approximate must be none or tanh, got ", approximate);
-  return approximate == "tanh" ? ProductActivation::gelu_tanh : ProductActivation::gelu;
+  return approximate == "tanh" ? EpilogueActivation::gelu_tanh : EpilogueActivation::gelu;
 }
 
 // x wᵀ + b (+ residual).
@@ -33,7 +33,7 @@ Tensor product(
   const std::optional<Tensor> no_scale;
   const std::vector<int64_t> no_rounding;
   const auto result =
-      product_on_cuda(LinearCall{x, weight, bias, ProductActivation::none, no_scale, residual, no_rounding});
+      gemm_on_cuda(LinearCall{x, weight, bias, EpilogueActivation::none, no_scale, residual, no_rounding});
   STD_TORCH_CHECK(result.has_value(), "mlp: the CUDA products take widths that are multiples of 8");
   return *result;
 }
@@ -134,12 +134,12 @@ std::tuple<Tensor, Tensor, std::optional<Tensor>, Tensor, std::optional<Tensor>>
   };
   const Tensor grad = as_contiguous(as_rows(grad_out));
   const EpilogueGradients hidden =
-      product_gradient_on_cuda(grad, fc2_weight, as_rows(pre_activation), activation_of(approximate));
+      gemm_gradient_on_cuda(grad, fc2_weight, as_rows(pre_activation), activation_of(approximate));
   std::optional<Tensor> grad_fc2_bias;
   if (has_fc2_bias) {
     const std::optional<Tensor> nothing;
     grad_fc2_bias =
-        epilogue_gradients_on_cuda(EpilogueGradientCall{grad, nothing, ProductActivation::none, nothing, true})
+        epilogue_gradients_on_cuda(EpilogueGradientCall{grad, nothing, EpilogueActivation::none, nothing, true})
             ->grad_bias;
   }
   return {

@@ -20,8 +20,8 @@
 #include "csrc/cuda/shared_memory.cuh"
 #include "csrc/cuda/shared_tile.cuh"
 #include "csrc/cuda/warp.cuh"
+#include "csrc/linear/gelu.cuh"
 #include "csrc/mlp/mlp.h"
-#include "csrc/products/gelu.cuh"
 
 namespace vitfast {
 

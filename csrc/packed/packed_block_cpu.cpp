@@ -1,5 +1,5 @@
 #include "csrc/packed/packed_stages.h"
-#include "csrc/relations/sparse_rows.h"
+#include "csrc/upsample_relations/sparse_rows.h"
 
 namespace vitfast {
 namespace {

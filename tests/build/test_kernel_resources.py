@@ -62,8 +62,8 @@ HOT_KERNELS = {
     "epilogue_gradient_kernel<vitfast::Half>": 64,  # 4 blocks of 8 warps
     "epilogue_gradient_kernel<vitfast::BFloat16>": 64,
     "matmul_accumulate_kernel<(vitfast::Rounding)0>": 128,  # 4 blocks
-    "matmul_half_sums_kernel<false>": 168,  # 3 blocks
-    "matmul_half_sums_kernel<true>": 168,
+    "matmul_fp16_accumulation_kernel<false>": 168,  # 3 blocks
+    "matmul_fp16_accumulation_kernel<true>": 168,
     "upsample_relations_kernel<vitfast::Half, 4>": 64,  # 4 blocks of 256 threads
     "upsample_relations_kernel<vitfast::BFloat16, 4>": 64,
     "upsample_relations_kernel<float, 4>": 64,

@@ -44,12 +44,12 @@ def test_incomplete_sources_and_unknown_instruction_sets_are_told(tmp_path: Path
 def test_the_name_of_a_cuda_file_may_choose_its_architectures() -> None:
     architectures, _ = parse_architectures("8.0+PTX;9.0;9.0a")
     found = {
-        name: [str(item) for item in architectures_of(Source(f"csrc/products/{name}"), architectures)]
-        for name in ("product_sm90a.cu", "product_sm80.cu", "linear_cuda.cu")
+        name: [str(item) for item in architectures_of(Source(f"csrc/linear/{name}"), architectures)]
+        for name in ("gemm_sm90a.cu", "gemm_sm80.cu", "linear_cuda.cu")
     }
     assert found == {
-        "product_sm90a.cu": ["9.0a"],
-        "product_sm80.cu": ["8.0+PTX", "9.0"],
+        "gemm_sm90a.cu": ["9.0a"],
+        "gemm_sm80.cu": ["8.0+PTX", "9.0"],
         "linear_cuda.cu": ["8.0+PTX", "9.0", "9.0a"],
     }
 

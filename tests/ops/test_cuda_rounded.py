@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from support.accuracy import assert_same_bits
-from support.half_sums import documented_model
+from support.fp16_accumulation import documented_model
 from vitfast import ops
 from vitfast.ops.library import has_kernel
 from vitfast.quantization import FloatFormat

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from support import accumulate_oracle
 from support.accuracy import assert_same_bits
-from support.half_sums import HOPPER
+from support.fp16_accumulation import HOPPER
 from support.samples import FORMATS
 from vitfast.ops import matmul_accumulate, quantize_float, reference
 from vitfast.ops.library import has_kernel, kernel_states

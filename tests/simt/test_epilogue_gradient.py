@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from support.simt_epilogue_gradient import EpilogueGradientCase, random_epilogue_gradient
-from support.simt_product_gradient import DERIVATIVE_FLOOR, derivative
+from support.simt_gemm_gradient import DERIVATIVE_FLOOR, derivative
 from support.sixteen_bits import every_number, spacing
 
 TYPES = [torch.bfloat16, torch.float16]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from support.simt_epilogue_gradient import random_epilogue_gradient
+from support.simt_gemm_gradient import random_gradient
 from support.simt_mutants import faults_test, mutant
-from support.simt_product_gradient import random_gradient
 
-SUMS = "csrc/products/column_sums.cuh"
-KERNEL = "csrc/products/epilogue_gradient_kernel.cuh"
-EPILOGUE = "csrc/products/product_epilogue.cuh"
-GELU = "csrc/products/gelu.cuh"
+SUMS = "csrc/linear/column_sums.cuh"
+KERNEL = "csrc/linear/epilogue_gradient_kernel.cuh"
+EPILOGUE = "csrc/linear/gemm_epilogue.cuh"
+GELU = "csrc/linear/gelu.cuh"
 
 OF_BFLOAT16 = ("SIMT_TYPE=vitfast::BFloat16",)
 
@@ -69,6 +69,6 @@ def kernel_cases() -> list:
 
 
 test_a_fault_in_the_products_epilogue_is_found = faults_test(
-    "product_gradient", product_cases, PRODUCT_MUTANTS, OF_BFLOAT16
+    "gemm_gradient", product_cases, PRODUCT_MUTANTS, OF_BFLOAT16
 )
 test_a_fault_in_the_kernel_is_found = faults_test("epilogue_gradient", kernel_cases, KERNEL_MUTANTS, OF_BFLOAT16)

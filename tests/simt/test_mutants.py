@@ -18,7 +18,7 @@ BACKWARD = "csrc/attention/attention_backward_kernel.cuh"
 TILED = "csrc/attention/attention_forward_tiled_kernel.cuh"
 BACKWARD_TILED = "csrc/attention/attention_backward_tiled_kernel.cuh"
 GRADIENT = "csrc/attention/attention_gradient.cuh"
-PRODUCTS = "csrc/attention/attention_products.cuh"
+PRODUCTS = "csrc/attention/attention_gemm.cuh"
 SOFTMAX = "csrc/attention/attention_softmax.cuh"
 STEP = "csrc/cuda/matrix_step.cuh"
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from support.simt_mutants import faults_test, mutant
 from support.simt_upsample import UpsampleCase, random_upsample
 
-KERNEL = "csrc/relations/upsample_relations_kernel.cuh"
+KERNEL = "csrc/upsample_relations/upsample_relations_kernel.cuh"
 ONE_INSTANCE = ("SIMT_TYPE=float", "SIMT_LANE_COLUMNS=1")
 
 MUTANTS = (

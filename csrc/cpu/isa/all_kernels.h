@@ -8,7 +8,7 @@
 #include "csrc/mlp/gelu_cpu_kernel.h"
 #include "csrc/quantize/quantize_fixed_cpu_kernel.h"
 #include "csrc/quantize/quantize_float_cpu_kernel.h"
-#include "csrc/relations/upsample_relations_cpu_kernel.h"
+#include "csrc/upsample_relations/upsample_relations_cpu_kernel.h"
 
 namespace vitfast::VITFAST_ISA {
 

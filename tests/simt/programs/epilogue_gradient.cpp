@@ -1,7 +1,7 @@
 // The gradient of what follows a product's sum: grad_out and sum [rows, columns], scale [columns] -> grad_sum [rows,
 // columns], partial_bias and partial_scale [chunks, columns]. rows_per_chunk=0: as for a call of these sizes.
 
-#include "csrc/products/epilogue_gradient_launch.cuh"
+#include "csrc/linear/epilogue_gradient_launch.cuh"
 #include "tests/simt/programs/program.h"
 
 template <typename T>
@@ -12,8 +12,8 @@ void run(simt_test::Program& program) {
   a.rows_per_chunk = program.integer("rows_per_chunk");
   if (a.rows_per_chunk == 0) a.rows_per_chunk = vitfast::epilogue_gradient_rows_per_chunk(a.rows, a.columns);
   const std::string activation = program.text("activation");
-  if (activation == "gelu") a.activation = vitfast::ProductActivation::gelu;
-  if (activation == "gelu_tanh") a.activation = vitfast::ProductActivation::gelu_tanh;
+  if (activation == "gelu") a.activation = vitfast::EpilogueActivation::gelu;
+  if (activation == "gelu_tanh") a.activation = vitfast::EpilogueActivation::gelu_tanh;
   a.grad_out = program.input<T>("grad_out");
   a.sum = program.input<T>("sum");
   a.scale = program.input<T>("scale");

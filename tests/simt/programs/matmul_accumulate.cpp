@@ -13,7 +13,7 @@ int main(int argc, char** argv) {
     const auto* x = program.input<const vitfast::Half>("x");
     const auto* weight = program.input<const vitfast::Half>("weight");
     const bool rounds = program.integer("rounds") != 0;
-    vitfast::launch_matmul_half_sums({x, weight, out, rows, columns, depth, chunk, rounds}, {});
+    vitfast::launch_matmul_fp16_accumulation({x, weight, out, rows, columns, depth, chunk, rounds}, {});
   } else {
     const auto *x = program.input<const float>("x"), *weight = program.input<const float>("weight");
     const vitfast::FloatRounding rounding = simt_test::float_rounding(program, "rounding");

@@ -61,7 +61,7 @@ __global__ void mma_kernel(const T* a, const T* b, const float* c, float* d) {
 }
 
 // The same with sums in half, of a tile for each block.
-__global__ void mma_half_sums_kernel(const Half* a, const Half* b, const Half* c, Half* d) {
+__global__ void mma_fp16_accumulation_kernel(const Half* a, const Half* b, const Half* c, Half* d) {
   const int lane = lane_in_warp(), tile = int(blockIdx.x);
   const Fragments<Half> fragments(a + tile * 256, b + tile * 128, lane);
   const int place = tile * 128 + (lane >> 2) * 8 + lane % 4 * 2;
@@ -69,7 +69,7 @@ __global__ void mma_half_sums_kernel(const Half* a, const Half* b, const Half* c
   for (int i = 0; i < 2; ++i) {
     sums[i] = uint32_t(c[place + 64 * i].bits) | uint32_t(c[place + 64 * i + 1].bits) << 16;
   }
-  mma_m16n8k16_half_sums(sums, fragments.a, fragments.b[0], fragments.b[1]);
+  mma_m16n8k16_fp16_accumulation(sums, fragments.a, fragments.b[0], fragments.b[1]);
   for (int i = 0; i < 2; ++i) {
     d[place + 64 * i] = {uint16_t(sums[i])};
     d[place + 64 * i + 1] = {uint16_t(sums[i] >> 16)};
@@ -180,11 +180,11 @@ int main(int argc, char** argv) {
       const auto *a = program.input<const Half>("a"), *b = program.input<const Half>("b");
       launch(mma_kernel<Half>, 1, 32, 0, {}, a, b, c, d);
     }
-  } else if (name == "half_sums") {
+  } else if (name == "fp16_accumulation") {
     const int64_t tiles = program.integer("tiles");
     const auto *a = program.input<const Half>("a"), *b = program.input<const Half>("b");
     const auto* c = program.input<const Half>("c");
-    launch(mma_half_sums_kernel, tiles, 32, 0, {}, a, b, c, program.output<Half>("d", tiles * 128));
+    launch(mma_fp16_accumulation_kernel, tiles, 32, 0, {}, a, b, c, program.output<Half>("d", tiles * 128));
   } else if (name == "load_element") {
     launch(load_element_kernel, 1, 32, 128, {}, program.input<const float>("x"), program.output<float>("y", 32));
   } else if (name == "copy_async") {

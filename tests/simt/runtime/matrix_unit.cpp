@@ -107,9 +107,9 @@ RowOfFloats cut_off_sums(const Row (&addends)[count]) {
 }
 
 // How a unit sums products of Half in Half, as two groups have modelled those of several GPUs from measurements
-// (Khattak and Mikaitis, "Accurate models of NVIDIA tensor cores", 2025; Xie et al., "MMA-Sim", 2025). SIMT_HALF_SUMS
-// names another one, its numbers in this order; tests/simt/test_half_sums.py finds a device's. The defaults are those
-// of compute capability 9.0.
+// (Khattak and Mikaitis, "Accurate models of NVIDIA tensor cores", 2025; Xie et al., "MMA-Sim", 2025).
+// SIMT_FP16_ACCUMULATION names another one, its numbers in this order; tests/simt/test_fp16_accumulation.py finds a
+// device's. The defaults are those of compute capability 9.0.
 struct HalfSumModel {
   int terms = 16;            // products in a step, which adds them to the sum so far and rounds once, to the nearest
   int bits = 25;             // that an addend keeps below the largest one's exponent: the rest is cut off
@@ -117,9 +117,9 @@ struct HalfSumModel {
 
   static HalfSumModel chosen() {
     HalfSumModel model;
-    const char* words = std::getenv("SIMT_HALF_SUMS");
+    const char* words = std::getenv("SIMT_FP16_ACCUMULATION");
     if (words != nullptr && std::sscanf(words, "%d,%d,%d", &model.terms, &model.bits, &model.least_exponent) != 3) {
-      fail({nullptr, 0}, "SIMT_HALF_SUMS=%s is not three numbers", words);
+      fail({nullptr, 0}, "SIMT_FP16_ACCUMULATION=%s is not three numbers", words);
     }
     return model;
   }
@@ -163,7 +163,7 @@ WITH_WIDE_VECTORS void mma_m16n8k16_half(void* const* slots) {
   add_products<Half>(slots);
 }
 
-void mma_m16n8k16_half_sums(void* const* slots) {
+void mma_m16n8k16_fp16_accumulation(void* const* slots) {
   const HalfSumModel& model = half_sum_model;
   const Operands<Half> operands(slots);
   for (int lane = 0; lane < warp_size; ++lane) {

@@ -81,10 +81,10 @@ inline void mma_m16n8k8_tf32(
   simt::with_warp(simt::mma_m16n8k8_tf32, &slot, site);
 }
 
-inline void mma_m16n8k16_half_sums(
+inline void mma_m16n8k16_fp16_accumulation(
     uint32_t (&d)[2], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, simt::Site site = simt::Site::here()) {
   simt::MmaSlot slot{d, a, {b0, b1}};
-  simt::with_warp(simt::mma_m16n8k16_half_sums, &slot, site);
+  simt::with_warp(simt::mma_m16n8k16_fp16_accumulation, &slot, site);
 }
 
 }  // namespace vitfast

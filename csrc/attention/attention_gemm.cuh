@@ -1,0 +1,194 @@
+// What the attention kernels do with tiles of rows in shared memory: bring them, multiply them, write them.
+
+#pragma once
+
+#include "csrc/attention/attention.h"
+#include "csrc/cuda/copy_async.cuh"
+#include "csrc/cuda/matrix_step.cuh"
+#include "csrc/cuda/numbers.cuh"
+#include "csrc/cuda/pack.cuh"
+#include "csrc/cuda/shared_tile.cuh"
+#include "csrc/cuda/warp.cuh"
+
+namespace vitfast {
+
+constexpr int attention_tile_rows = 16;
+constexpr int attention_warps = 4;
+constexpr int attention_threads = attention_warps * warp_size;
+
+// Tiles of 16 queries.
+__host__ __device__ constexpr int attention_tiles(int64_t tokens) {
+  return int(tokens + attention_tile_rows - 1) / attention_tile_rows;
+}
+
+// The rows of one head; `head` counts those of all images.
+template <typename T>
+__device__ __forceinline__ T* head_rows(const Attention& a, const HeadsView& view, unsigned head) {
+  const unsigned image = head / unsigned(a.heads);
+  return static_cast<T*>(view.data) + image * view.batch_stride + (head - image * a.heads) * view.head_stride;
+}
+
+// Copies rows [0, count) of x to the tile, and zeros to rows [count, tile_rows) and to the columns from `columns` on.
+// The work is shared by `threads` threads, of which this is number `thread`.
+template <typename Tile, typename T>
+__device__ __forceinline__ void copy_rows(
+    const Tile& tile, int tile_rows, const T* x, int64_t stride, int count, int columns, int thread, int threads) {
+  for (int i = thread; i < tile_rows * Tile::chunks; i += threads) {
+    const int row = i / Tile::chunks, chunk = i % Tile::chunks;
+    const bool inside = row < count && chunk * Tile::chunk_size < columns;
+    copy_async(tile.chunk(row, chunk), inside ? x + row * stride + chunk * Tile::chunk_size : x, inside);
+  }
+}
+
+// d [16 row_tiles, 8 tiles] = a bᵀ, of rows that lie in shared memory.
+template <typename T, int head_dim, int row_tiles, int tiles>
+__device__ __forceinline__ void multiply_transposed(
+    float (&d)[row_tiles][tiles][4],
+    const SharedTile<T, head_dim>& a_rows,
+    const SharedTile<T, head_dim>& b_rows,
+    int lane) {
+#pragma unroll
+  for (int row = 0; row < row_tiles; ++row) {
+#pragma unroll
+    for (int tile = 0; tile < tiles; ++tile) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) d[row][tile][i] = 0.0f;
+    }
+  }
+  using Step = MatrixStep<T>;
+  // by depth first: neighbouring products are independent, and few registers hold a
+#pragma unroll Step::unrolled
+  for (int step = 0; step < SharedTile<T, head_dim>::chunks / 2; ++step) {
+    // the permutation of chunks repeats every 8 rows
+    typename Step::Left a[row_tiles];
+#pragma unroll
+    for (int row = 0; row < row_tiles; ++row) {
+      uint32_t registers[4];
+      ldmatrix_x4(registers, a_rows.chunk(lane % 16, 2 * step + lane / 16) + row * attention_tile_rows * head_dim);
+      a[row] = Step::left(registers);
+    }
+    // of two tiles, both halves of the depth
+    const T* rows = b_rows.chunk(lane / 16 * 8 + lane % 8, 2 * step + lane / 8 % 2);
+#pragma unroll
+    for (int tile = 0; tile < tiles; tile += 2) {
+      uint32_t b[4];
+      ldmatrix_x4(b, rows + tile * 8 * head_dim);
+      const typename Step::Right first = Step::right(b[0], b[1]), second = Step::right(b[2], b[3]);
+#pragma unroll
+      for (int row = 0; row < row_tiles; ++row) {
+        Step::add(d[row][tile], a[row], first);
+        if (tile + 1 < tiles) Step::add(d[row][tile + 1], a[row], second);
+      }
+    }
+  }
+}
+
+// d [16 row_tiles, D] += a b, of fragments a [16 row_tiles, 8 tiles] whose tiles are each one half of the depth of a
+// product, and of rows b [8 tiles, D] in shared memory; behind an odd number of tiles b has another 8 rows of finite
+// numbers.
+template <typename T, int head_dim, int row_tiles, int tiles>
+__device__ __forceinline__ void multiply_add(
+    float (&d)[row_tiles][head_dim / 8][4],
+    const uint32_t (&a_tiles)[row_tiles][tiles][2],
+    const SharedTile<T, head_dim>& b_rows,
+    int lane) {
+  constexpr int column_steps = head_dim / 16;
+  const T* rows[column_steps];  // of 16 rows, two chunks
+#pragma unroll
+  for (int step = 0; step < column_steps; ++step) rows[step] = b_rows.chunk(lane % 16, 2 * step + lane / 16);
+#pragma unroll
+  for (int tile = 0; tile < tiles; tile += 2) {
+    const bool has_partner = tile + 1 < tiles;
+    uint32_t a[row_tiles][4];
+#pragma unroll
+    for (int row = 0; row < row_tiles; ++row) {
+      a[row][0] = a_tiles[row][tile][0];
+      a[row][1] = a_tiles[row][tile][1];
+      a[row][2] = has_partner ? a_tiles[row][tile + has_partner][0] : 0;
+      a[row][3] = has_partner ? a_tiles[row][tile + has_partner][1] : 0;
+    }
+#pragma unroll
+    for (int step = 0; step < column_steps; ++step) {
+      uint32_t b[4];
+      ldmatrix_x4_transposed(b, rows[step] + tile * 8 * head_dim);
+#pragma unroll
+      for (int row = 0; row < row_tiles; ++row) {
+        mma_m16n8k16<T>(d[row][2 * step], a[row], b[0], b[1]);
+        mma_m16n8k16<T>(d[row][2 * step + 1], a[row], b[2], b[3]);
+      }
+    }
+  }
+}
+
+// The same of float: a tile is a depth of its own, in which a's columns, and so b's rows, come in the order that
+// MatrixStep<float>::set_columns leaves them in: t and t + 4 stand for 2t and 2t + 1. Uses a up.
+template <int head_dim, int row_tiles, int tiles>
+__device__ __forceinline__ void multiply_add(
+    float (&d)[row_tiles][head_dim / 8][4],
+    uint32_t (&a_tiles)[row_tiles][tiles][4],
+    const SharedTile<float, head_dim>& b_rows,
+    int lane) {
+  using Step = MatrixStep<float>;
+  // 32 columns on, the permutation is the same
+  constexpr int columns_apart = 4;
+  const float *even[columns_apart], *odd[columns_apart];
+#pragma unroll
+  for (int column = 0; column < columns_apart; ++column) {
+    even[column] = b_rows.chunk(lane % 4 * 2, 2 * column + lane / 16) + lane / 4 % 4;
+    odd[column] = b_rows.chunk(lane % 4 * 2 + 1, 2 * column + lane / 16) + lane / 4 % 4;
+  }
+  // One tile at a time, lest the compiler start more products at once than there are registers for. A loop cannot count
+  // through registers: they move up.
+#pragma unroll 1
+  for (int tile = 0; tile < tiles; ++tile) {
+    Step::Left a[row_tiles];
+#pragma unroll
+    for (int row = 0; row < row_tiles; ++row) {
+      a[row] = Step::left(a_tiles[row][0]);
+#pragma unroll
+      for (int i = 0; i + 4 < 4 * tiles; ++i) a_tiles[row][i / 4][i % 4] = a_tiles[row][i / 4 + 1][i % 4];
+    }
+#pragma unroll
+    for (int column = 0; column < head_dim / 8; ++column) {
+      const int place = tile * 8 * head_dim + column / columns_apart * columns_apart * 8;
+      const float b0 = load_element(even[column % columns_apart] + place);
+      const float b1 = load_element(odd[column % columns_apart] + place);
+      const Step::Right b = Step::right(bits_of(b0), bits_of(b1));
+#pragma unroll
+      for (int row = 0; row < row_tiles; ++row) Step::add(d[row][column], a[row], b);
+    }
+  }
+}
+
+// Multiplies rows g and g + 8 by their factors and writes the rows that there are, through the warp's tile of shared
+// memory, so that they leave in stores of 16 bytes.
+template <typename T, int head_dim>
+__device__ __forceinline__ void store_rows(
+    T* x,
+    int64_t stride,
+    int count,
+    int columns,
+    const float (&out)[head_dim / 8][4],
+    const float (&factors)[2],
+    const SharedTile<T, head_dim>& tile,
+    int lane) {
+  constexpr int chunks = SharedTile<T, head_dim>::chunks, chunk_size = SharedTile<T, head_dim>::chunk_size;
+  constexpr int pairs = chunk_size / 2;  // in a chunk
+#pragma unroll
+  for (int i = 0; i < head_dim / 8; ++i) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      T* chunk = tile.chunk(lane / 4 + 8 * half, i * 4 / pairs + lane % 4 / pairs);
+      store_pair(chunk, lane % 4 % pairs, out[i][2 * half] * factors[half], out[i][2 * half + 1] * factors[half]);
+    }
+  }
+  sync_warp();
+  for (int i = lane; i < attention_tile_rows * chunks; i += warp_size) {
+    const int row = i / chunks, chunk = i % chunks;
+    if (row < count && chunk * chunk_size < columns) {
+      store_pack(x + row * stride + chunk * chunk_size, load_pack(tile.chunk(row, chunk)));
+    }
+  }
+}
+
+}  // namespace vitfast

@@ -1,0 +1,105 @@
+// One pass over the gradient of a product's result: what the backward's products read, and the sums for bias and scale.
+//
+// A thread takes eight neighbouring columns, 16 bytes, of every eighth row of its block's chunk: a warp reads 512 bytes
+// of a row. Its sums stay in registers; the block's warps are added up in shared memory, always in the same order, and
+// each block writes its own row of partial sums.
+
+#pragma once
+
+#include "csrc/cuda/barrier.cuh"
+#include "csrc/cuda/numbers.cuh"
+#include "csrc/cuda/pack.cuh"
+#include "csrc/cuda/shared_memory.cuh"
+#include "csrc/cuda/warp.cuh"
+#include "csrc/linear/column_sums.cuh"
+#include "csrc/linear/epilogue_gradient.h"
+#include "csrc/linear/gelu.cuh"
+
+namespace vitfast {
+
+constexpr int epilogue_gradient_warps = 8;
+constexpr int epilogue_gradient_threads = epilogue_gradient_warps * warp_size;
+constexpr int epilogue_gradient_width = 8;  // columns of a thread
+constexpr int epilogue_gradient_columns = epilogue_gradient_width * warp_size;
+constexpr int epilogue_gradient_shared_bytes = shared_bytes<float>(epilogue_gradient_warps * epilogue_gradient_columns);
+
+template <typename T>
+__device__ __forceinline__ void load_columns(float (&values)[epilogue_gradient_width], const void* from, int64_t at) {
+  const Pack<T> pack = load_pack(static_cast<const T*>(from) + at);
+#pragma unroll
+  for (int i = 0; i < epilogue_gradient_width; ++i) values[i] = to_float(pack.element[i]);
+}
+
+// Adds the warps' sums up and writes those of the block's columns.
+__device__ __forceinline__ void write_column_sums(
+    float* partial, const float (&sums)[epilogue_gradient_width], float* scratch, int64_t columns_left) {
+  float* own = scratch + warp_in_block() * epilogue_gradient_columns + lane_in_warp() * epilogue_gradient_width;
+#pragma unroll
+  for (int i = 0; i < epilogue_gradient_width; i += Pack<float>::size) {
+    store_pack(own + i, Pack<float>{sums[i], sums[i + 1], sums[i + 2], sums[i + 3]});
+  }
+  sync_threads();
+  const int column = int(threadIdx.x);
+  if (column < columns_left) {
+    partial[column] = sum_groups<epilogue_gradient_warps, epilogue_gradient_columns>(scratch, column);
+  }
+  sync_threads();  // the scratch may be used again
+}
+
+template <typename T>
+__global__ void __launch_bounds__(epilogue_gradient_threads)
+    epilogue_gradient_kernel(const EpilogueGradient a, const int64_t column_blocks) {
+  constexpr int width = epilogue_gradient_width;
+  static_assert(epilogue_gradient_columns == epilogue_gradient_threads && width == Pack<T>::size);
+  const int64_t chunk = blockIdx.x / column_blocks;
+  const int64_t first_column = (blockIdx.x - chunk * column_blocks) * epilogue_gradient_columns;
+  const int64_t column = first_column + lane_in_warp() * width;
+  const int64_t begin = chunk * a.rows_per_chunk, end = begin + a.rows_per_chunk;
+  const int64_t last = end < a.rows ? end : a.rows;
+
+  float bias_sums[width] = {}, scale_sums[width] = {};
+  if (column < a.columns) {
+    float scale[width];
+#pragma unroll
+    for (int i = 0; i < width; ++i) scale[i] = 1.0f;
+    if (a.scale != nullptr) load_columns<T>(scale, a.scale, column);
+    for (int64_t row = begin + warp_in_block(); row < last; row += epilogue_gradient_warps) {
+      const int64_t at = row * a.columns + column;
+      float gradient[width];
+      load_columns<T>(gradient, a.grad_out, at);
+      if (a.sum != nullptr) {
+        float sum[width];
+        load_columns<T>(sum, a.sum, at);
+#pragma unroll
+        for (int i = 0; i < width; ++i) {
+          float value = sum[i], slope = 1.0f;
+          if (a.activation == EpilogueActivation::gelu) {
+            slope = gelu_erf_derivative<T>(sum[i]);
+            if (a.scale != nullptr) value = gelu_erf<T>(sum[i]);
+          } else if (a.activation == EpilogueActivation::gelu_tanh) {
+            slope = gelu_tanh_derivative(sum[i]);
+            if (a.scale != nullptr) value = gelu_tanh(sum[i]);
+          }
+          scale_sums[i] += gradient[i] * value;
+          gradient[i] *= scale[i] * slope;
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < width; ++i) bias_sums[i] += gradient[i];
+      if (a.grad_sum != nullptr) {
+        Pack<T> pack;
+#pragma unroll
+        for (int i = 0; i < width; ++i) pack.element[i] = round_to<T>(gradient[i]);
+        store_pack(static_cast<T*>(a.grad_sum) + at, pack);
+      }
+    }
+  }
+
+  SharedMemory shared;
+  float* scratch = shared.take<float>(epilogue_gradient_warps * epilogue_gradient_columns);
+  const int64_t target = chunk * a.columns + first_column, columns_left = a.columns - first_column;
+  if (a.partial_bias != nullptr) write_column_sums(a.partial_bias + target, bias_sums, scratch, columns_left);
+  if (a.partial_scale != nullptr) write_column_sums(a.partial_scale + target, scale_sums, scratch, columns_left);
+}
+
+}  // namespace vitfast

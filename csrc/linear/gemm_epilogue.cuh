@@ -1,0 +1,55 @@
+// What happens to a sum of products on its way to memory. The CUTLASS kernels call it on the numbers that a thread has
+// at a time; so does a program of tests/simt, on the host.
+
+#pragma once
+
+#include "csrc/cuda/numbers.cuh"
+#include "csrc/linear/gelu.cuh"
+#include "csrc/linear/gemm.h"
+
+namespace vitfast {
+
+// `Values`: `count` floats by index. T: the stored type. The choices are the same for all threads and made once for all
+// values, so that one kernel serves them all.
+template <typename T, int count, typename Values>
+__device__ __forceinline__ Values apply_epilogue(
+    const Values& sums, const Values& bias, const Values& scale, const Values& residual, const GemmEpilogue& epilogue) {
+  Values y;
+#pragma unroll
+  for (int i = 0; i < count; ++i) y[i] = sums[i] + bias[i];
+  if (epilogue.activation == EpilogueActivation::gelu) {
+#pragma unroll
+    for (int i = 0; i < count; ++i) y[i] = gelu_erf<T>(y[i]);
+  } else if (epilogue.activation == EpilogueActivation::gelu_tanh) {
+#pragma unroll
+    for (int i = 0; i < count; ++i) y[i] = gelu_tanh(y[i]);
+  }
+#pragma unroll
+  for (int i = 0; i < count; ++i) y[i] = y[i] * scale[i] + residual[i];
+  if (epilogue.rounds) {
+#pragma unroll
+    for (int i = 0; i < count; ++i) {
+      const uint32_t bits = bits_of(to_float(round_to<T>(y[i])));
+      y[i] = from_bits(round_bits<Float32Bits, Rounding::nearest_even>(bits, epilogue.format));
+    }
+  }
+  return y;
+}
+
+// The gradient of the numbers that an activation read, from sums that are the gradient of its results. T: the type in
+// which it is stored.
+template <typename T, int count, typename Values>
+__device__ __forceinline__ Values
+apply_epilogue_gradient(const Values& sums, const Values& pre_activation, EpilogueActivation activation) {
+  Values gradient;
+  if (activation == EpilogueActivation::gelu_tanh) {
+#pragma unroll
+    for (int i = 0; i < count; ++i) gradient[i] = sums[i] * gelu_tanh_derivative(pre_activation[i]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < count; ++i) gradient[i] = sums[i] * gelu_erf_derivative<T>(pre_activation[i]);
+  }
+  return gradient;
+}
+
+}  // namespace vitfast

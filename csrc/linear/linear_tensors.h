@@ -1,0 +1,170 @@
+// The operator linear on tensors, for every device: checks, and all that torch's operators do. A device brings
+//
+//     static std::optional<Tensor> gemm(const LinearCall&);   the whole result by its own kernel, or nothing
+//     static std::optional<EpilogueGradients> gradients(const EpilogueGradientCall&);   likewise
+
+#pragma once
+
+#include "csrc/common/tensors.h"
+#include "csrc/linear/gemm.h"
+#include "csrc/linear/torch_operators.h"
+#include "csrc/quantize/float_rounding.h"
+
+namespace vitfast {
+
+// Checked arguments of a call.
+struct LinearCall {
+  const Tensor& x;                    // [..., K]
+  const Tensor& weight;               // [N, K]
+  const std::optional<Tensor>& bias;  // [N]
+  EpilogueActivation activation;
+  const std::optional<Tensor>& scale;     // [N]
+  const std::optional<Tensor>& residual;  // [..., N]
+  const std::vector<int64_t>& rounding;   // of the result; empty: none
+};
+
+inline EpilogueActivation read_activation(const std::string& name) {
+  if (name == "none") return EpilogueActivation::none;
+  if (name == "gelu") return EpilogueActivation::gelu;
+  STD_TORCH_CHECK(name == "gelu_tanh", "linear: activation must be none, gelu or gelu_tanh, got ", name);
+  return EpilogueActivation::gelu_tanh;
+}
+
+// The name of the activation as torch's gelu takes it.
+inline std::string approximate_of(EpilogueActivation activation) {
+  return activation == EpilogueActivation::gelu_tanh ? "tanh" : "none";
+}
+
+inline int64_t count_rows(const Tensor& x) {
+  int64_t rows = 1;
+  for (int64_t i = 0; i + 1 < x.dim(); ++i) rows *= x.size(i);
+  return rows;
+}
+
+inline Tensor as_rows(const Tensor& x) {
+  return reshaped(x, {count_rows(x), x.size(-1)});
+}
+
+inline std::vector<int64_t> linear_sizes(const Tensor& x, const Tensor& weight) {
+  std::vector<int64_t> sizes = sizes_of(x);
+  sizes.back() = weight.size(0);
+  return sizes;
+}
+
+inline void check_linear_weight(const Tensor& x, const Tensor& weight) {
+  check_tensor("linear", "x", x);
+  STD_TORCH_CHECK(x.dim() > 0, "linear: x must have at least one dimension");
+  check_same_type("linear", "weight", weight, x);
+  STD_TORCH_CHECK(weight.dim() == 2, "linear: weight must have two dimensions");
+  check_sizes("linear", "weight", weight, {weight.size(0), x.size(-1)});
+}
+
+inline void check_linear_addend(
+    const char* name, const std::optional<Tensor>& tensor, const Tensor& x, const std::vector<int64_t>& sizes) {
+  if (!tensor.has_value()) return;
+  check_same_type("linear", name, *tensor, x);
+  check_sizes("linear", name, *tensor, sizes);
+}
+
+// The result from x weightᵀ + bias, by torch's operators.
+inline Tensor finish_by_torch(const LinearCall& call, const Tensor& pre_activation) {
+  Tensor y = pre_activation;
+  if (call.activation != EpilogueActivation::none) {
+    y = call_torch("aten::gelu", "", y, approximate_of(call.activation));
+  }
+  if (call.scale.has_value()) y = torch_multiply(y, *call.scale);
+  if (call.residual.has_value()) y = torch_add(*call.residual, y);
+  return as_contiguous(y);
+}
+
+template <typename Device>
+std::tuple<Tensor, std::optional<Tensor>> linear_forward(
+    const Tensor& x,                    // [..., K]
+    const Tensor& weight,               // [N, K]
+    const std::optional<Tensor>& bias,  // [N]
+    std::string activation,
+    const std::optional<Tensor>& scale,     // [N]
+    const std::optional<Tensor>& residual,  // [..., N]
+    std::vector<int64_t> round_result,
+    bool save_for_backward) {
+  check_linear_weight(x, weight);
+  check_linear_addend("bias", bias, x, {weight.size(0)});
+  check_linear_addend("scale", scale, x, {weight.size(0)});
+  check_linear_addend("residual", residual, x, linear_sizes(x, weight));
+  read_fused_rounding("linear", round_result);
+  const LinearCall call{x, weight, bias, read_activation(activation), scale, residual, round_result};
+
+  // the gradients of what follows the sum need the sum; without them it need not be written
+  const bool saves_sum = save_for_backward && (call.activation != EpilogueActivation::none || scale.has_value());
+  if (!saves_sum) {
+    if (const std::optional<Tensor> fused = Device::gemm(call)) return {*fused, std::nullopt};
+  }
+  const std::optional<Tensor> nothing;
+  const std::vector<int64_t> no_rounding;
+  const LinearCall sum{x, weight, bias, EpilogueActivation::none, nothing, nothing, no_rounding};
+  const std::optional<Tensor> own_sum = saves_sum ? Device::gemm(sum) : std::nullopt;
+  const Tensor pre_activation = own_sum.has_value() ? *own_sum : as_contiguous(torch_linear(x, weight, bias));
+  Tensor out = finish_by_torch(call, pre_activation);
+  if (!round_result.empty()) quantize_float_in_place(out, round_result);
+  return {out, saves_sum ? std::optional<Tensor>(pre_activation) : std::nullopt};
+}
+
+// What the backward of a call asks for before its products.
+struct EpilogueGradientCall {
+  const Tensor& grad;                // [rows, N]
+  const std::optional<Tensor>& sum;  // [rows, N], where there is an activation or a scale
+  EpilogueActivation activation;
+  const std::optional<Tensor>& scale;  // [N]
+  bool has_bias;
+};
+
+struct EpilogueGradients {
+  Tensor grad_sum;  // [rows, N]
+  std::optional<Tensor> grad_bias, grad_scale;
+};
+
+inline EpilogueGradients gradients_by_torch(const EpilogueGradientCall& call) {
+  EpilogueGradients result{call.grad, std::nullopt, std::nullopt};
+  const bool is_linear = call.activation == EpilogueActivation::none;
+  if (call.scale.has_value()) {
+    const Tensor y = is_linear ? *call.sum : call_torch("aten::gelu", "", *call.sum, approximate_of(call.activation));
+    result.grad_scale = sum_of_rows(torch_multiply(call.grad, y));
+    result.grad_sum = torch_multiply(call.grad, *call.scale);
+  }
+  if (!is_linear) {
+    result.grad_sum =
+        call_torch("aten::gelu_backward", "", result.grad_sum, *call.sum, approximate_of(call.activation));
+  }
+  if (call.has_bias) result.grad_bias = sum_of_rows(result.grad_sum);
+  return result;
+}
+
+// The products are torch's, whose libraries do plain ones best.
+template <typename Device>
+std::tuple<Tensor, Tensor, std::optional<Tensor>, std::optional<Tensor>> linear_backward(
+    const Tensor& grad_out,                       // [..., N]
+    const Tensor& x,                              // [..., K]
+    const Tensor& weight,                         // [N, K]
+    const std::optional<Tensor>& pre_activation,  // [..., N]
+    const std::optional<Tensor>& scale,           // [N]
+    std::string activation,
+    bool has_bias) {
+  check_linear_weight(x, weight);
+  check_linear_addend("grad_out", grad_out, x, linear_sizes(x, weight));
+  check_linear_addend("pre_activation", pre_activation, x, linear_sizes(x, weight));
+  check_linear_addend("scale", scale, x, {weight.size(0)});
+  const EpilogueActivation kind = read_activation(activation);
+  const bool needs_sum = kind != EpilogueActivation::none || scale.has_value();
+  STD_TORCH_CHECK(pre_activation.has_value() == needs_sum, "linear_backward: pre_activation is what forward returned");
+
+  const Tensor grad = as_contiguous(as_rows(grad_out));
+  const std::optional<Tensor> sum = needs_sum ? std::optional<Tensor>(as_rows(*pre_activation)) : std::nullopt;
+  const EpilogueGradientCall call{grad, sum, kind, scale, has_bias};
+  const std::optional<EpilogueGradients> own = Device::gradients(call);
+  const EpilogueGradients gradients = own.has_value() ? *own : gradients_by_torch(call);
+  const Tensor grad_x = reshaped(torch::stable::matmul(gradients.grad_sum, weight), sizes_of(x));
+  const Tensor grad_weight = torch::stable::matmul(torch::stable::transpose(gradients.grad_sum, 0, 1), as_rows(x));
+  return {grad_x, as_contiguous(grad_weight), gradients.grad_bias, gradients.grad_scale};
+}
+
+}  // namespace vitfast

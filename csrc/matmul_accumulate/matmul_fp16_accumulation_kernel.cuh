@@ -1,0 +1,206 @@
+// Products summed in Half by the matrix unit: what it rounds within a chunk is its own (docs/kernels.md), what is added
+// after a chunk is float. The chunks are those of the operator's definition, k ascending.
+//
+// A block computes 128 x 64 results, each of its four warps 64 x 32 of them: 16 products of 16 x 8 results for every 16
+// of the depth, from six loads of fragments. Of x and weight 64 of the depth at a time come into one of two buffers of
+// shared memory while the other is worked on; behind the last row and the last k there are zeros.
+
+#pragma once
+
+#include "csrc/cuda/arithmetic.cuh"
+#include "csrc/cuda/barrier.cuh"
+#include "csrc/cuda/copy_async.cuh"
+#include "csrc/cuda/matrix.cuh"
+#include "csrc/cuda/numbers.cuh"
+#include "csrc/cuda/shared_memory.cuh"
+#include "csrc/cuda/shared_tile.cuh"
+#include "csrc/cuda/warp.cuh"
+#include "csrc/matmul_accumulate/matmul_accumulate.h"
+
+namespace vitfast {
+
+struct Fp16AccumulationShape {
+  static constexpr int row_tiles = 4, column_tiles = 4;  // of a warp: of 16 rows, of 8 columns
+  static constexpr int warp_rows = 16 * row_tiles, warp_columns = 8 * column_tiles;
+  static constexpr int rows = 2 * warp_rows, columns = 2 * warp_columns;
+  static constexpr int threads = 4 * warp_size;
+  static constexpr int step = 16;   // of the depth, in a product of the unit
+  static constexpr int depth = 64;  // of a round
+  static constexpr int x_elements = rows * depth, weight_elements = columns * depth;
+  static constexpr int shared_bytes_asked =
+      shared_bytes<Half>(2 * x_elements) + shared_bytes<Half>(2 * weight_elements);
+  using Tile = SharedTile<Half, depth>;
+};
+
+// A thread's share of the copies of a round: the same chunk of 16 bytes of every 16th row.
+template <int tile_rows>
+class RowCopies {
+ public:
+  // `x` is the block's first row, `rows` how many there are from it on.
+  __device__ __forceinline__ RowCopies(const Half* x, int64_t depth, int64_t rows)
+      : source_(x + place().row * depth + place().column),
+        rows_apart_(rows_at_once * depth),
+        rows_left_(int(rows < tile_rows ? rows : tile_rows) - place().row) {}
+
+  // Begins the next round, of which `left` of the depth is there; zeros are behind it, and behind the last row.
+  __device__ __forceinline__ void copy(const Fp16AccumulationShape::Tile& tile, int64_t left) {
+    Half* target = tile.chunk(place().row, place().column / Tile::chunk_size);
+    const Half* source = source_;
+#pragma unroll
+    for (int row = 0; row < tile_rows; row += rows_at_once) {
+      copy_async(target + row * Tile::columns, source, row < rows_left_ && place().column < left);
+      source += rows_apart_;
+    }
+    source_ += Fp16AccumulationShape::depth;
+  }
+
+ private:
+  using Tile = Fp16AccumulationShape::Tile;
+  static constexpr int rows_at_once = Fp16AccumulationShape::threads / Tile::chunks;
+  static_assert(rows_at_once % 8 == 0, "the permutation of chunks repeats every 8 rows");
+
+  struct Place {
+    int row, column;
+  };
+  static __device__ __forceinline__ Place place() {
+    return {int(threadIdx.x) / Tile::chunks, int(threadIdx.x) % Tile::chunks * Tile::chunk_size};
+  }
+
+  const Half* source_;
+  int64_t rows_apart_;
+  int rows_left_;
+};
+
+// A warp's results, as fragments of C: the accumulators, and what the chunk has summed up so far.
+struct Fp16AccumulationResults {
+  using Shape = Fp16AccumulationShape;
+  float accumulator[Shape::row_tiles][Shape::column_tiles][4] = {};
+  uint32_t sum[Shape::row_tiles][Shape::column_tiles][2] = {};
+
+  // Of the warp's rows of x and weight, step number `step`.
+  __device__ __forceinline__ void add_products(const Shape::Tile& x, const Shape::Tile& weight, int step, int lane) {
+    // the permutation of chunks repeats every 8 rows
+    const Half* x_rows = x.chunk(lane % 16, 2 * step + lane / 16);
+    uint32_t a[Shape::row_tiles][4];
+#pragma unroll
+    for (int i = 0; i < Shape::row_tiles; ++i) ldmatrix_x4(a[i], x_rows + i * 16 * Shape::depth);
+    // of two tiles, both halves of the step
+    const Half* weight_rows = weight.chunk(lane / 16 * 8 + lane % 8, 2 * step + lane / 8 % 2);
+#pragma unroll
+    for (int j = 0; j < Shape::column_tiles; j += 2) {
+      uint32_t b[4];
+      ldmatrix_x4(b, weight_rows + j * 8 * Shape::depth);
+#pragma unroll
+      for (int i = 0; i < Shape::row_tiles; ++i) {
+        mma_m16n8k16_fp16_accumulation(sum[i][j], a[i], b[0], b[1]);
+        mma_m16n8k16_fp16_accumulation(sum[i][j + 1], a[i], b[2], b[3]);
+      }
+    }
+  }
+
+  template <bool rounds>
+  __device__ __forceinline__ void end_chunk() {
+#pragma unroll
+    for (int i = 0; i < Shape::row_tiles; ++i) {
+#pragma unroll
+      for (int j = 0; j < Shape::column_tiles; ++j) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          float &first = accumulator[i][j][2 * half], &second = accumulator[i][j][2 * half + 1];
+          uint32_t& pair = sum[i][j][half];
+          first = rounded_sum(first, lower(pair));
+          second = rounded_sum(second, upper(pair));
+          if constexpr (rounds) {
+            pair = round_to_pair<Half>(first, second);
+            first = lower(pair);
+            second = upper(pair);
+          }
+          pair = 0;
+        }
+      }
+    }
+  }
+
+ private:
+  static __device__ __forceinline__ float lower(uint32_t pair) { return to_float(Half{uint16_t(pair)}); }
+  static __device__ __forceinline__ float upper(uint32_t pair) { return to_float(Half{uint16_t(pair >> 16)}); }
+};
+
+// Writes the results of a warp from [first_row, first_column] on.
+__device__ __forceinline__ void store_results(
+    const Fp16AccumulationResults& results,
+    const MatmulFp16Accumulation& a,
+    int64_t first_row,
+    int64_t first_column,
+    int lane) {
+  using Shape = Fp16AccumulationShape;
+  const bool in_pairs = a.columns % 2 == 0;  // then all pairs are aligned
+#pragma unroll
+  for (int i = 0; i < Shape::row_tiles; ++i) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int64_t row = first_row + i * 16 + half * 8 + lane / 4;
+      if (row >= a.rows) continue;
+#pragma unroll
+      for (int j = 0; j < Shape::column_tiles; ++j) {
+        const int64_t column = first_column + j * 8 + lane % 4 * 2;
+        const float first = results.accumulator[i][j][2 * half], second = results.accumulator[i][j][2 * half + 1];
+        float* out = a.out + row * a.columns + column;
+        if (in_pairs) {
+          if (column < a.columns) store_pair(out, 0, first, second);
+        } else {
+          if (column < a.columns) out[0] = first;
+          if (column + 1 < a.columns) out[1] = second;
+        }
+      }
+    }
+  }
+}
+
+// `rounds`: the accumulators, to Half.
+template <bool rounds>
+__global__ void __launch_bounds__(Fp16AccumulationShape::threads, 3)
+    matmul_fp16_accumulation_kernel(const MatmulFp16Accumulation a, const int64_t column_blocks) {
+  using Shape = Fp16AccumulationShape;
+  using Tile = Shape::Tile;
+  const int64_t row_block = blockIdx.x / column_blocks;
+  const int64_t first_row = row_block * Shape::rows;
+  const int64_t first_column = (blockIdx.x - row_block * column_blocks) * Shape::columns;
+  const int warp_row = warp_in_block() / 2 * Shape::warp_rows;
+  const int warp_column = warp_in_block() % 2 * Shape::warp_columns;
+
+  SharedMemory shared;
+  Half* x = shared.take<Half>(2 * Shape::x_elements);  // two buffers
+  Half* weight = shared.take<Half>(2 * Shape::weight_elements);
+  RowCopies<Shape::rows> x_copies(a.x + first_row * a.depth, a.depth, a.rows - first_row);
+  RowCopies<Shape::columns> weight_copies(a.weight + first_column * a.depth, a.depth, a.columns - first_column);
+  const auto copy_round = [&](int64_t k, int buffer) {
+    x_copies.copy(Tile{x + buffer * Shape::x_elements}, a.depth - k);
+    weight_copies.copy(Tile{weight + buffer * Shape::weight_elements}, a.depth - k);
+    commit_copies();
+  };
+
+  Fp16AccumulationResults results;
+  int64_t left_in_chunk = a.chunk;
+  if (a.depth > 0) copy_round(0, 0);
+  int buffer = 0;
+  for (int64_t k = 0; k < a.depth; k += Shape::depth, buffer ^= 1) {
+    wait_for_copies<0>();
+    sync_threads();  // the round is there, and every warp has done with the other buffer
+    if (k + Shape::depth < a.depth) copy_round(k + Shape::depth, buffer ^ 1);
+    const Tile own_x{x + buffer * Shape::x_elements + warp_row * Shape::depth};
+    const Tile own_weight{weight + buffer * Shape::weight_elements + warp_column * Shape::depth};
+#pragma unroll
+    for (int step = 0; step < Shape::depth / Shape::step; ++step) {
+      results.add_products(own_x, own_weight, step, lane_in_warp());
+      left_in_chunk -= Shape::step;
+      if (left_in_chunk > 0) continue;
+      results.template end_chunk<rounds>();
+      left_in_chunk = a.chunk;
+    }
+  }
+  if (left_in_chunk < a.chunk) results.template end_chunk<rounds>();
+  store_results(results, a, first_row + warp_row, first_column + warp_column, lane_in_warp());
+}
+
+}  // namespace vitfast

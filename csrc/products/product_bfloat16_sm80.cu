@@ -1,3 +1,0 @@
-#include "csrc/products/product_sm80.cuh"
-
-template void vitfast::launch_product_sm80<vitfast::BFloat16>(const vitfast::Product&, vitfast::Stream);

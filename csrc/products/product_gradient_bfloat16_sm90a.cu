@@ -1,3 +1,0 @@
-#include "csrc/products/product_gradient_sm90a.cuh"
-
-template void vitfast::launch_product_sm90a<vitfast::BFloat16>(const vitfast::ProductGradient&, vitfast::Stream);

@@ -1,0 +1,105 @@
+"""The epilogue of the CUDA products, run on the host: every 16-bit number through GELU, and all parts together."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from support import simt
+from support.float_oracle import round_tensor
+from support.sixteen_bits import every_number, spacing
+from support.tolerance import FORWARD_FACTOR, assert_as_accurate
+from vitfast.ops.rounding import OVERFLOW_CODES
+from vitfast.quantization import FloatFormat
+
+TYPES = [torch.bfloat16, torch.float16]
+FORMATS = [FloatFormat.fp8_e4m3fn(), FloatFormat.fp4_e2m1(), FloatFormat.fp8_e5m2()]
+ACTIVATIONS = ["none", "gelu", "gelu_tanh"]
+COLUMNS = 24
+
+
+def run_epilogue(
+    sums: Tensor,
+    dtype: torch.dtype,
+    activation: str,
+    *,
+    variant: str,
+    format: FloatFormat | None = None,
+    **addends: Tensor,
+) -> Tensor:
+    """The epilogue of ``sums`` [rows, columns] in float32; the result has ``dtype``."""
+    options: dict[str, object] = {
+        "activation": activation,
+        "count": sums.numel(),
+        "columns": sums.shape[-1],
+        "exponent_bits": 0,
+    }
+    if format is not None:
+        options |= {
+            "exponent_bits": format.exponent_bits,
+            "mantissa_bits": format.mantissa_bits,
+            "max_value": repr(format.max_value),
+            "has_inf": int(format.has_inf),
+            "has_nan": int(format.has_nan),
+            "signed_zero": int(format.signed_zero),
+            "overflow": OVERFLOW_CODES[format.overflow],
+        }
+    outputs = {"y": (sums.shape, dtype)}
+    inputs = {"sums": sums, **addends}
+    return simt.run("gemm_epilogue", inputs, outputs, options, element=dtype, variant=variant)["y"]
+
+
+def gelu(x: Tensor, activation: str) -> Tensor:
+    """GELU in the type of x; erf in a form that keeps the lower tail."""
+    if activation == "gelu_tanh":
+        return x * torch.sigmoid(2 * (2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3))
+    return x * 0.5 * torch.special.erfc(-x * 0.5**0.5)
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
+def test_gelu_of_every_number(simt_variant: str, activation: str, dtype: torch.dtype) -> None:
+    x = every_number(dtype)
+    y = run_epilogue(x, dtype, activation, variant=simt_variant)
+    assert torch.equal(y.isnan(), x.isnan())
+    finite = x.isfinite()
+    exact = gelu(x.double(), activation)[finite]
+    error = (y[finite].double() - exact).abs()
+    # what rounding to the type costs, a little more for the polynomial; far below zero GELU has vanished beside any sum
+    allowed = 0.65 * spacing(exact, dtype) + (1.2e-7 if dtype == torch.bfloat16 else 3e-8)
+    worst = (error - allowed).argmax()
+    assert (error <= allowed).all(), f"at {x[finite][worst]}: {y[finite][worst]}, not {exact[worst]}"
+    assert (y[x == torch.inf] == torch.inf).all()
+    assert (y[x == -torch.inf].float().abs() <= 2e-7).all()
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("parts", ["", "bias", "bias scale", "bias residual", "bias scale residual"])
+def test_all_parts_together(simt_variant: str, parts: str, activation: str, dtype: torch.dtype) -> None:
+    sums = torch.randn(40, COLUMNS)
+    shapes = {"bias": (COLUMNS,), "scale": (COLUMNS,), "residual": (40, COLUMNS)}
+    addends = {name: torch.randn(shapes[name]).to(dtype) for name in parts.split()}
+
+    def plain(sums: Tensor, bias: Tensor | int = 0, scale: Tensor | int = 1, residual: Tensor | int = 0) -> Tensor:
+        y = sums + bias
+        if activation != "none":
+            y = F.gelu(y, approximate="tanh" if "tanh" in activation else "none")
+        return y * scale + residual
+
+    y = run_epilogue(sums, dtype, activation, variant=simt_variant, **addends)
+    exact = plain(sums.double(), **{name: addend.double() for name, addend in addends.items()})
+    assert_as_accurate(y, plain(sums.to(dtype), **addends), exact, factor=FORWARD_FACTOR)
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("format", FORMATS, ids=str)
+def test_the_stored_number_is_rounded(simt_variant: str, format: FloatFormat, dtype: torch.dtype) -> None:
+    sums = torch.randn(64, COLUMNS) * torch.logspace(-12, 17, 64, 2.0)[:, None]
+    bias = torch.randn(COLUMNS).to(dtype)
+    stored = run_epilogue(sums, dtype, "gelu", variant=simt_variant, bias=bias)
+    rounded = run_epilogue(sums, dtype, "gelu", variant=simt_variant, bias=bias, format=format)
+    assert torch.equal(rounded, round_tensor(stored, format, "nearest_even", None))
+    assert not torch.equal(rounded, stored)

@@ -1,0 +1,69 @@
+"""The epilogue of the backward's CUDA products, run on the host: GELU's derivative, and sums of columns."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from support.simt_gemm_gradient import DERIVATIVE_FLOOR, GradientCase, derivative, random_gradient
+from support.sixteen_bits import every_number, spacing
+
+TYPES = [torch.bfloat16, torch.float16]
+ACTIVATIONS = ["gelu", "gelu_tanh"]
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_the_derivative_at_every_number(simt_variant: str, activation: str, dtype: torch.dtype) -> None:
+    x = every_number(dtype)
+    y = GradientCase(torch.ones_like(x), x.to(dtype), activation).run(variant=simt_variant)["y"]
+    assert torch.equal(y.isnan(), x.isnan())
+    finite = x.isfinite()
+    exact = derivative(x.double(), activation)[finite]
+    error = (y[finite].double() - exact).abs()
+    # what rounding to the type costs, a little more for the polynomial; the derivative passes through zero, where its
+    # error is a small part of the numbers around it
+    allowed = 0.65 * spacing(exact, dtype) + DERIVATIVE_FLOOR[dtype]
+    worst = (error - allowed).argmax()
+    assert (error <= allowed).all(), f"at {x[finite][worst]}: {y[finite][worst]}, not {exact[worst]}"
+    assert (y[x == torch.inf] == 1).all()
+    assert (y[x == -torch.inf].float().abs() <= 1e-6).all()
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_gradients_and_sums(simt_variant: str, activation: str, dtype: torch.dtype) -> None:
+    case = random_gradient(300, 104, dtype, activation)
+    case.check(case.run(variant=simt_variant))
+
+
+@pytest.mark.parametrize("columns", [8, 32, 40])
+@pytest.mark.parametrize("rows", [1, 7, 8, 9, 16, 120, 128, 129])
+def test_every_size(simt_variant: str, rows: int, columns: int) -> None:
+    case = random_gradient(rows, columns)
+    case.check(case.run(variant=simt_variant))
+
+
+@pytest.mark.parametrize("order", ["reversed", "1", "2"])
+def test_the_order_of_threads_changes_no_bit(order: str) -> None:
+    case = random_gradient(300, 72)
+    first, second = case.run(), case.run(order=order)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_nan_stays_in_its_column_and_tile() -> None:
+    case = random_gradient(300, 64)
+    expected = case.run()["partial"]
+    case.sums[130, 40] = torch.nan
+    partial = case.run()["partial"]
+    assert partial[1, 40].isnan()
+    partial[1, 40] = expected[1, 40]
+    assert torch.equal(partial, expected)
+
+
+def test_sums_are_of_gradients_before_they_are_rounded() -> None:
+    # each gradient lies between two numbers of bfloat16; the derivative at 30 is one
+    sums = torch.full((128, 32), 1 + 2.0**-9)
+    results = GradientCase(sums, torch.full_like(sums, 30).bfloat16(), "gelu_tanh").run()
+    assert torch.equal(results["y"], torch.ones(128, 32).bfloat16())
+    assert torch.equal(results["partial"], sums.sum(0, keepdim=True))
