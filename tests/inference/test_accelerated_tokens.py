@@ -10,7 +10,7 @@ from torch import Tensor
 
 import vitfast
 from support.accelerable import accelerable, sample_images
-from vitfast.inference.description import Precision
+from vitfast.inference.ir import Precision
 from vitfast.inference.packed import packed_tokens_to_token
 from vitfast.inference.packed.packed_split import PackedSplit
 from vitfast.inference.packed.packed_tokens_to_token import PackedTokensToToken

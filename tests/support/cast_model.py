@@ -9,9 +9,9 @@ from torch import nn
 
 from vitfast.inference.accelerate import assemble
 from vitfast.inference.accelerated_model import AcceleratedModel
-from vitfast.inference.description import Precision
 from vitfast.inference.graphs.graph_cache import GraphCache
 from vitfast.inference.graphs.recorder import EagerRecorder
+from vitfast.inference.ir import Precision
 from vitfast.inference.packed.cast_packer import CastPacker
 from vitfast.inference.packed.normalization import Normalization
 

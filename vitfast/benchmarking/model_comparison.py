@@ -12,7 +12,7 @@ from vitfast.benchmarking.comparison import Comparison, Contest
 from vitfast.benchmarking.foreign_model import Unavailable, timm_model, torchvision_model
 from vitfast.benchmarking.subject import Subject
 from vitfast.benchmarking.work import count_gflop
-from vitfast.inference.description import PRECISIONS
+from vitfast.inference.ir import PRECISIONS
 from vitfast.models import ImageModel
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

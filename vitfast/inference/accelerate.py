@@ -14,11 +14,11 @@ from vitfast.errors import UserError
 from vitfast.inference.accelerated_model import AcceleratedCascade, AcceleratedModel
 from vitfast.inference.acceleration_report import AccelerationReport, LayerPath
 from vitfast.inference.agreement import check_agreement
-from vitfast.inference.description import PRECISIONS, Cascade, Precision
-from vitfast.inference.fronts import front_of
 from vitfast.inference.graphs.buckets import is_bucket
 from vitfast.inference.graphs.cuda_recorder import CudaRecorder
 from vitfast.inference.graphs.graph_cache import GraphCache
+from vitfast.inference.input_adapters import input_adapter
+from vitfast.inference.ir import PRECISIONS, CascadeSpec, Precision
 from vitfast.inference.lowering import Lowered, lower
 from vitfast.inference.lowering.quantized import quantized_precisions
 from vitfast.inference.packed.cast_packer import CastPacker
@@ -118,9 +118,9 @@ def assemble(
     report = AccelerationReport(type(model).__name__, precision, _kernels(packer, body, graphs), layers)
     state = packer.kept_state(model)
     if isinstance(body, PackedCascade):
-        accelerated: AcceleratedModel = AcceleratedCascade(body, front_of(model), state, report, graphs, model)
+        accelerated: AcceleratedModel = AcceleratedCascade(body, input_adapter(model), state, report, graphs, model)
     else:
-        front = None if lowered.description is None else front_of(model)
+        front = None if lowered.description is None else input_adapter(model)
         accelerated = AcceleratedModel(body, front, state, report, graphs)
     _warn(report)
     if check is not None:
@@ -146,7 +146,7 @@ def own_kernels(body: nn.Module, device_type: str) -> list[str]:
 
 def _body(model: nn.Module, lowered: Lowered, packer: Packer) -> nn.Module:
     """Builds what runs: the whole description, or the model's own modules with packed blocks in their places."""
-    if isinstance(lowered.description, Cascade):
+    if isinstance(lowered.description, CascadeSpec):
         return PackedCascade(lowered.description, packer)
     if lowered.description is not None:
         return PackedTransformer(lowered.description, packer)
@@ -232,7 +232,7 @@ def _check_normalization(normalization: Normalization | None, lowered: Lowered) 
     if lowered.description is None:
         raise UserError(f"mean= and std= go with models that are recognised as a whole only; {lowered.why}")
     described = lowered.description
-    first = described.exits[0].transformer if isinstance(described, Cascade) else described
+    first = described.exits[0].transformer if isinstance(described, CascadeSpec) else described
     channels = first.embedding.patches.in_chans
     if len(normalization.mean) != channels:
         raise UserError(

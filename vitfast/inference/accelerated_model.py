@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from vitfast.errors import UserError
 from vitfast.inference.acceleration_report import AccelerationReport, Agreement
-from vitfast.inference.fronts import HuggingFaceFront, ImagesFront
 from vitfast.inference.graphs.graph_cache import GraphCache
+from vitfast.inference.input_adapters import HuggingFaceAdapter, ImageAdapter
 from vitfast.inference.packed.packed_cascade import PackedCascade
 from vitfast.inference.packed.packed_linear import PackedLinear
 from vitfast.inference.packed.packed_transformer import PackedTransformer
@@ -47,7 +47,7 @@ class AcceleratedModel(nn.Module):
     def __init__(
         self,
         body: nn.Module,
-        front: ImagesFront | None,
+        front: ImageAdapter | None,
         state: Mapping[str, Tensor | None],
         report: AccelerationReport,
         graphs: GraphCache | None = None,
@@ -59,7 +59,7 @@ class AcceleratedModel(nn.Module):
         self._report = report
         self._graphs = graphs
         self.device = next((tensor.device for tensor in body.buffers()), torch.device("cpu"))
-        if isinstance(front, HuggingFaceFront):  # transformers' pipelines ask a model for it
+        if isinstance(front, HuggingFaceAdapter):  # transformers' pipelines ask a model for it
             self.config = front.config
         super().train(False)
 
@@ -203,7 +203,7 @@ class AcceleratedCascade(AcceleratedModel):
     def __init__(
         self,
         body: PackedCascade,
-        front: ImagesFront,
+        front: ImageAdapter,
         state: Mapping[str, Tensor | None],
         report: AccelerationReport,
         graphs: GraphCache | None,

@@ -14,7 +14,7 @@ from vitfast.inference.packed.normalization import Normalization
 from vitfast.inference.packed.own_block import BlockInPlace
 from vitfast.inference.packed.packed_block import PackedBlock, PackedLastBlock
 from vitfast.inference.packed.packed_reuse_block import PackedReuseBlock
-from vitfast.inference.shared_twin import shared_twin
+from vitfast.inference.shallow_copy import shallow_copy
 
 
 class _Comparison(nn.Module):
@@ -69,12 +69,12 @@ def check_agreement(
     for packed in accelerated.modules():
         if isinstance(packed, (PackedBlock, PackedLastBlock, PackedReuseBlock, BlockInPlace)):
             original = source.get_submodule(packed.name)
-            made[original] = _Comparison(shared_twin(original, {}), packed, accelerated.device, errors)
+            made[original] = _Comparison(shallow_copy(original, {}), packed, accelerated.device, errors)
     parameter = next(source.parameters())
     given = images.to(parameter.device)
     if normalization is not None:
         given = normalization.apply(given if given.dtype == torch.uint8 else given.float() * 255.0)
-    expected = _results(shared_twin(source, made)(given.to(parameter.dtype)))
+    expected = _results(shallow_copy(source, made)(given.to(parameter.dtype)))
     found = _results(accelerated(images.to(accelerated.device)))
     pairs = [
         (one.double().flatten(1).cpu(), other.double().flatten(1).cpu())

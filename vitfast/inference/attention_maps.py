@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vitfast.errors import UserError
-from vitfast.inference.shared_twin import shared_twin
+from vitfast.inference.shallow_copy import shallow_copy
 from vitfast.layers import Attention, GatedPositionalAttention
 
 Head = Literal["mean"] | int | None
@@ -66,7 +66,7 @@ def forward_with_maps(model: nn.Module, images: Tensor, *, head: Head = None) ->
         TypeError: as the model raises.
         ValueError: as the model raises.
     """
-    twin = shared_twin(
+    twin = shallow_copy(
         getattr(model, "_orig_mod", model), {}
     )  # torch.compile's wrapper holds the original under this name
     layers = attention_layers(twin)

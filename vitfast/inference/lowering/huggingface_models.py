@@ -12,20 +12,20 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vitfast.inference.description import (
+from vitfast.inference.ir import (
     Activation,
-    Attention,
-    Block,
-    Embedding,
-    Linear,
-    Patches,
-    Readout,
+    AttentionSpec,
+    BlockSpec,
+    EmbeddingSpec,
+    LinearSpec,
+    PatchesSpec,
+    ReadoutSpec,
     Resize,
-    Transformer,
+    TransformerSpec,
 )
 from vitfast.inference.lowering import layers
+from vitfast.inference.lowering.module_checks import check_unmodified, expect
 from vitfast.inference.lowering.not_recognised import NotRecognised
-from vitfast.inference.lowering.untouched import check_untouched, expect
 from vitfast.inference.lowering.vitfast_models import head_layers
 from vitfast.inference.lowering.vitfast_parts import block_or_own
 
@@ -82,7 +82,7 @@ def family_of(model: nn.Module) -> Family | None:
     return next((family for family in loaded if type(model).__module__ == family.module), None)
 
 
-def describe(model: nn.Module) -> Transformer:
+def describe(model: nn.Module) -> TransformerSpec:
     """Describes a model without head, or an image classifier.
 
     Raises:
@@ -105,7 +105,7 @@ def describe(model: nn.Module) -> Transformer:
     is_dino = family.resize != "no"
     registers = getattr(checked.config, "num_register_tokens", 0) if is_dino else 0
     readouts = tuple(
-        Readout(
+        ReadoutSpec(
             "token_and_mean" if is_dino else "token",
             1 + registers if is_dino else index,
             None,
@@ -116,7 +116,7 @@ def describe(model: nn.Module) -> Transformer:
     return _base(getattr(checked, family.base), family.base, family, readouts)
 
 
-def block(name: str, module: nn.Module) -> Block:
+def block(name: str, module: nn.Module) -> BlockSpec:
     """Describes a layer of any of the families."""
     family = family_of(module)
     if family is None:
@@ -128,7 +128,7 @@ def block(name: str, module: nn.Module) -> Block:
     layers.passes_in_evaluation(f"{name}.dropout", getattr(checked, "dropout", nn.Identity()))
     layers.passes_in_evaluation(f"{name}.drop_path", getattr(checked, "drop_path", nn.Identity()))
     mlp = expect(checked.mlp, f"{name}.mlp", family.class_of("MLP"), children=("activation_fn", "fc1", "fc2"))
-    return Block(
+    return BlockSpec(
         name,
         layers.norm(f"{name}.{norm1}", getattr(checked, norm1)),
         _attention(f"{name}.attention", checked.attention, family),
@@ -139,7 +139,7 @@ def block(name: str, module: nn.Module) -> Block:
     )
 
 
-def _base(model: nn.Module, name: str, family: Family, readouts: tuple[Readout, ...] | None) -> Transformer:
+def _base(model: nn.Module, name: str, family: Family, readouts: tuple[ReadoutSpec, ...] | None) -> TransformerSpec:
     """Describes the model below a head; without a head (``readouts`` None) it returns all tokens and a pooled one."""
     at = f"{name}." if name else ""
     checked = expect(
@@ -150,30 +150,30 @@ def _base(model: nn.Module, name: str, family: Family, readouts: tuple[Readout, 
     listed = getattr(checked, family.blocks)
     blocks_name = f"{at}{family.blocks}"
     if family.blocks == "encoder":
-        check_untouched(expect(listed, blocks_name, family.class_of("Encoder"), children=("layer",)), blocks_name)
+        check_unmodified(expect(listed, blocks_name, family.class_of("Encoder"), children=("layer",)), blocks_name)
         listed, blocks_name = listed.layer, f"{blocks_name}.layer"
     expect(listed, blocks_name, nn.ModuleList, children=list(listed._modules))
-    return Transformer(
+    return TransformerSpec(
         _embedding(f"{at}embeddings", checked.embeddings, family),
         tuple(block_or_own(f"{blocks_name}.{key}", child, block) for key, child in listed.named_children()),
         layers.norm(f"{at}layernorm", checked.layernorm),
-        readouts or (Readout("all", 0, None, ()), *_pooler(f"{at}pooler", checked, family)),
+        readouts or (ReadoutSpec("all", 0, None, ()), *_pooler(f"{at}pooler", checked, family)),
         "one" if readouts and len(readouts) == 1 else "each",
     )
 
 
-def _pooler(name: str, model: Any, family: Family) -> tuple[Readout, ...]:
+def _pooler(name: str, model: Any, family: Family) -> tuple[ReadoutSpec, ...]:
     if family.resize != "no":
-        return (Readout("token", 0, None, ()),)
+        return (ReadoutSpec("token", 0, None, ()),)
     if model.pooler is None:
         return ()
     pooler = expect(model.pooler, name, family.class_of("Pooler"), children=("dense", "activation"))
     act: Activation = layers.activation(f"{name}.activation", pooler.activation)
-    dense: Linear = layers.linear(f"{name}.dense", pooler.dense)
-    return (Readout("token", 0, None, ((dense, act),)),)
+    dense: LinearSpec = layers.linear(f"{name}.dense", pooler.dense)
+    return (ReadoutSpec("token", 0, None, ((dense, act),)),)
 
 
-def _embedding(name: str, module: nn.Module, family: Family) -> Embedding:
+def _embedding(name: str, module: nn.Module, family: Family) -> EmbeddingSpec:
     tensors = (*family.prefix_tokens, "mask_token", "position_embeddings")
     checked = expect(
         module, name, family.class_of("Embeddings"), children=("patch_embeddings", "dropout"), tensors=tensors
@@ -183,19 +183,19 @@ def _embedding(name: str, module: nn.Module, family: Family) -> Embedding:
     patches: Any = expect(
         checked.patch_embeddings, patches_name, family.class_of("PatchEmbeddings"), children=("projection",)
     )
-    described: Patches = layers.patches_of_convolution(
+    described: PatchesSpec = layers.patches_of_convolution(
         f"{patches_name}.projection", patches.projection, layers.pair(patches.image_size)
     )
     prefix = tuple(getattr(checked, token) for token in family.prefix_tokens)
-    return Embedding(described, prefix, checked.position_embeddings, resize=family.resize)
+    return EmbeddingSpec(described, prefix, checked.position_embeddings, resize=family.resize)
 
 
-def _attention(name: str, module: nn.Module, family: Family) -> Attention:
+def _attention(name: str, module: nn.Module, family: Family) -> AttentionSpec:
     names = ("q_proj", "k_proj", "v_proj")
     checked = expect(module, name, family.class_of("Attention"), children=(*names, "o_proj"))
     qkv = layers.linear(f"{name}.q_proj", *(getattr(checked, part) for part in names))
     proj = layers.linear(f"{name}.o_proj", checked.o_proj)
-    return Attention(qkv, checked.num_attention_heads, checked.head_dim, float(checked.scaling), proj)
+    return AttentionSpec(qkv, checked.num_attention_heads, checked.head_dim, float(checked.scaling), proj)
 
 
 def _layer_scale(name: str, module: nn.Module | None, family: Family) -> Tensor | None:

@@ -11,10 +11,10 @@ from torch.nn import functional as F
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from vitfast import layers as own
-from vitfast.inference.description import Activation, Linear, Mlp, Norm, Patches
+from vitfast.inference.ir import Activation, LinearSpec, MlpSpec, NormSpec, PatchesSpec
+from vitfast.inference.lowering.module_checks import expect
 from vitfast.inference.lowering.not_recognised import NotRecognised
 from vitfast.inference.lowering.quantized import precision_of
-from vitfast.inference.lowering.untouched import expect
 
 _LINEAR = (nn.Linear, NonDynamicallyQuantizableLinear)
 _WEIGHT_AND_BIAS = ("weight", "bias")
@@ -33,7 +33,7 @@ _FOREIGN_ACTIVATIONS: dict[tuple[str, str], Activation] = {
 }
 
 
-def linear(name: str, *modules: nn.Module) -> Linear:
+def linear(name: str, *modules: nn.Module) -> LinearSpec:
     """Describes linear layers that read the same input.
 
     Raises:
@@ -43,12 +43,12 @@ def linear(name: str, *modules: nn.Module) -> Linear:
     precisions = {precision_of(module, name) for module in checked}
     if len(precisions) > 1:
         raise NotRecognised(name, "its parts are quantized differently")
-    return Linear(
+    return LinearSpec(
         tuple(module.weight for module in checked), tuple(module.bias for module in checked), precisions.pop()
     )
 
 
-def norm(name: str, module: nn.Module) -> Norm:
+def norm(name: str, module: nn.Module) -> NormSpec:
     """Describes a LayerNorm over the last dimension.
 
     Raises:
@@ -57,10 +57,10 @@ def norm(name: str, module: nn.Module) -> Norm:
     checked = expect(module, name, *_norm_classes(), tensors=_WEIGHT_AND_BIAS)
     if len(checked.normalized_shape) != 1:
         raise NotRecognised(name, f"normalizes over {len(checked.normalized_shape)} dimensions")
-    return Norm(checked.weight, checked.bias, float(checked.eps), precision_of(module, name))
+    return NormSpec(checked.weight, checked.bias, float(checked.eps), precision_of(module, name))
 
 
-def optional_norm(name: str, module: nn.Module) -> Norm | None:
+def optional_norm(name: str, module: nn.Module) -> NormSpec | None:
     """Describes a LayerNorm, or None for an identity.
 
     Raises:
@@ -92,7 +92,7 @@ def activation(name: str, module: nn.Module) -> Activation:
     """Names an activation.
 
     Raises:
-        NotRecognised: it is not one of ``description.Activation``.
+        NotRecognised: it is not one of ``ir.Activation``.
     """
     if type(module) is nn.GELU:
         expect(module, name, nn.GELU)
@@ -108,16 +108,16 @@ def activation(name: str, module: nn.Module) -> Activation:
     return found
 
 
-def mlp(name: str, fc1: nn.Module, act: nn.Module, fc2: nn.Module) -> Mlp:
+def mlp(name: str, fc1: nn.Module, act: nn.Module, fc2: nn.Module) -> MlpSpec:
     """Describes the two linear layers of an MLP and what stands between.
 
     Raises:
         NotRecognised: a part is something else.
     """
-    return Mlp(linear(f"{name}.fc1", fc1), activation(f"{name}.act", act), linear(f"{name}.fc2", fc2))
+    return MlpSpec(linear(f"{name}.fc1", fc1), activation(f"{name}.act", act), linear(f"{name}.fc2", fc2))
 
 
-def patches_of_convolution(name: str, module: nn.Module, image_size: tuple[int, int]) -> Patches:
+def patches_of_convolution(name: str, module: nn.Module, image_size: tuple[int, int]) -> PatchesSpec:
     """Describes a convolution that cuts an image into patches.
 
     Raises:
@@ -131,8 +131,8 @@ def patches_of_convolution(name: str, module: nn.Module, image_size: tuple[int, 
     precision = precision_of(module, name)
     if precision == "int8":
         raise NotRecognised(name, "is a convolution quantized to int8 with one scale an image")
-    return Patches(
-        Linear((conv.weight,), (conv.bias,), precision),
+    return PatchesSpec(
+        LinearSpec((conv.weight,), (conv.bias,), precision),
         image_size,
         conv.kernel_size,
         conv.in_channels,

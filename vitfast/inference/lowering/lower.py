@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from vitfast import layers as own
-from vitfast.inference.description import Block, Description
+from vitfast.inference.ir import BlockSpec, ModelSpec
 from vitfast.inference.lowering.not_recognised import NotRecognised
 from vitfast.inference.lowering.quantized import plain_class
 
@@ -34,9 +34,9 @@ class Lowered:
         blocks: where the model runs its own forward, the blocks within it that are recognised all the same.
     """
 
-    description: Description | None
+    description: ModelSpec | None
     why: NotRecognised | None
-    blocks: dict[str, Block]
+    blocks: dict[str, BlockSpec]
 
 
 def lower(model: nn.Module) -> Lowered:
@@ -51,7 +51,7 @@ def lower(model: nn.Module) -> Lowered:
         return Lowered(None, reason, dict(_known_blocks(model)))
 
 
-def describe_block(name: str, module: nn.Module) -> Block:
+def describe_block(name: str, module: nn.Module) -> BlockSpec:
     """Describes a transformer block of any of the libraries.
 
     Raises:
@@ -60,12 +60,12 @@ def describe_block(name: str, module: nn.Module) -> Block:
     recogniser = _recogniser(module, name)
     if recogniser == "vitfast_models":
         recogniser = "vitfast_parts"
-    described: Block = _load(recogniser).block(name, module)
+    described: BlockSpec = _load(recogniser).block(name, module)
     return described
 
 
-def _describe(model: nn.Module) -> Description:
-    described: Description = _load(_recogniser(model, "")).describe(model)
+def _describe(model: nn.Module) -> ModelSpec:
+    described: ModelSpec = _load(_recogniser(model, "")).describe(model)
     return described
 
 
@@ -83,7 +83,7 @@ def _load(recogniser: str):  # type: ignore[no-untyped-def]
     return importlib.import_module(f"vitfast.inference.lowering.{recogniser}")
 
 
-def _known_blocks(model: nn.Module) -> Iterator[tuple[str, Block]]:
+def _known_blocks(model: nn.Module) -> Iterator[tuple[str, BlockSpec]]:
     """Blocks of a model that is not recognised as a whole, outermost first, each once."""
     inside: list[str] = []
     for name, module in model.named_modules():

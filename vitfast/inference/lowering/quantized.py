@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from vitfast.inference.description import Precision
+from vitfast.inference.ir import Precision
 from vitfast.inference.lowering.not_recognised import NotRecognised
 from vitfast.quantization.arithmetic import Arithmetic, NoArithmetic, RoundedArithmetic
 from vitfast.quantization.formats import FloatFormat

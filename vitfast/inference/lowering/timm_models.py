@@ -10,20 +10,20 @@ from timm.models.vision_transformer import Block as TimmBlock
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from vitfast.inference.description import (
-    Attention,
-    Block,
-    Embedding,
-    MapPool,
-    Mlp,
-    Patches,
+from vitfast.inference.ir import (
+    AttentionSpec,
+    BlockSpec,
+    EmbeddingSpec,
+    MapPoolSpec,
+    MlpSpec,
+    PatchesSpec,
     Pooling,
-    Readout,
-    Transformer,
+    ReadoutSpec,
+    TransformerSpec,
 )
 from vitfast.inference.lowering import layers
+from vitfast.inference.lowering.module_checks import expect
 from vitfast.inference.lowering.not_recognised import NotRecognised
-from vitfast.inference.lowering.untouched import expect
 from vitfast.inference.lowering.vitfast_models import head_layers
 from vitfast.inference.lowering.vitfast_parts import block_or_own
 
@@ -34,7 +34,7 @@ _POOL = "q kv q_norm k_norm proj proj_drop norm mlp".split()
 _POOLING: dict[str, Pooling] = {"token": "token", "avg": "mean", "": "all", "map": "map"}
 
 
-def describe(model: nn.Module) -> Transformer:
+def describe(model: nn.Module) -> TransformerSpec:
     """Describes timm's ``VisionTransformer``: registers, no class token, any of its poolings but maxima.
 
     Raises:
@@ -50,8 +50,8 @@ def describe(model: nn.Module) -> Transformer:
     pre_norm = layers.optional_norm("norm_pre", checked.norm_pre)
     blocks = (block_or_own(f"blocks.{key}", child, block) for key, child in checked.blocks.named_children())
     is_distilled = isinstance(checked, VisionTransformerDistilled)
-    return Transformer(
-        Embedding(
+    return TransformerSpec(
+        EmbeddingSpec(
             _patches("patch_embed", checked.patch_embed, checked.dynamic_img_size),
             prefix,
             checked.pos_embed,
@@ -65,12 +65,12 @@ def describe(model: nn.Module) -> Transformer:
     )
 
 
-def block(name: str, module: nn.Module) -> Block:
+def block(name: str, module: nn.Module) -> BlockSpec:
     """Describes timm's ``Block``."""
     checked = expect(module, name, TimmBlock, children=_BLOCK)
     for part in ("drop_path1", "drop_path2"):
         layers.passes_in_evaluation(f"{name}.{part}", getattr(checked, part))
-    return Block(
+    return BlockSpec(
         name,
         layers.norm(f"{name}.norm1", checked.norm1),
         _attention(f"{name}.attn", checked.attn),
@@ -81,7 +81,7 @@ def block(name: str, module: nn.Module) -> Block:
     )
 
 
-def _patches(name: str, module: nn.Module, is_dynamic: bool) -> Patches:
+def _patches(name: str, module: nn.Module, is_dynamic: bool) -> PatchesSpec:
     checked = expect(module, name, timm.layers.PatchEmbed, children=("proj", "norm"))
     if checked.img_size is None or checked.dynamic_img_pad or checked.strict_img_size == is_dynamic:
         raise NotRecognised(name, "pads images, or takes any size with fixed positions")
@@ -89,7 +89,7 @@ def _patches(name: str, module: nn.Module, is_dynamic: bool) -> Patches:
         raise NotRecognised(name, "does not return a row of tokens")
     patches = layers.patches_of_convolution(f"{name}.proj", checked.proj, layers.pair(checked.img_size))
     norm = layers.optional_norm(f"{name}.norm", checked.norm)
-    return Patches(
+    return PatchesSpec(
         patches.linear,
         patches.image_size,
         patches.patch_size,
@@ -99,11 +99,11 @@ def _patches(name: str, module: nn.Module, is_dynamic: bool) -> Patches:
     )
 
 
-def _attention(name: str, module: nn.Module) -> Attention:
+def _attention(name: str, module: nn.Module) -> AttentionSpec:
     checked = expect(module, name, timm.layers.Attention, children=_ATTENTION)
     for part in ("attn_drop", "proj_drop", "norm"):
         layers.passes_in_evaluation(f"{name}.{part}", getattr(checked, part, nn.Identity()))
-    return Attention(
+    return AttentionSpec(
         layers.linear(f"{name}.qkv", checked.qkv),
         checked.num_heads,
         checked.head_dim,
@@ -114,7 +114,7 @@ def _attention(name: str, module: nn.Module) -> Attention:
     )
 
 
-def _mlp(name: str, module: nn.Module) -> Mlp:
+def _mlp(name: str, module: nn.Module) -> MlpSpec:
     checked = expect(module, name, timm.layers.Mlp, children="fc1 act drop1 norm fc2 drop2".split())
     for part in ("drop1", "drop2", "norm"):
         layers.passes_in_evaluation(f"{name}.{part}", getattr(checked, part))
@@ -128,7 +128,7 @@ def _layer_scale(name: str, module: nn.Module) -> Tensor | None:
     return gamma
 
 
-def _readout(model: Any) -> Readout:
+def _readout(model: Any) -> ReadoutSpec:
     pooling = _POOLING.get(model.global_pool)
     if pooling is None:
         raise NotRecognised("", f"pools by {model.global_pool!r}")
@@ -137,22 +137,22 @@ def _readout(model: Any) -> Readout:
         raise NotRecognised("", f"pools by {model.global_pool!r}, but has an attn_pool")
     index = model.num_prefix_tokens if pooling in ("mean", "map") and not model.pool_include_prefix else 0
     norm = layers.optional_norm("fc_norm", model.fc_norm)
-    return Readout(pooling, index, norm, head_layers("head", model.head), map_pool)
+    return ReadoutSpec(pooling, index, norm, head_layers("head", model.head), map_pool)
 
 
-def _distilled_readouts(model: Any) -> tuple[Readout, Readout]:
+def _distilled_readouts(model: Any) -> tuple[ReadoutSpec, ReadoutSpec]:
     return (
-        Readout("token", 0, None, head_layers("head", model.head)),
-        Readout("token", 1, None, head_layers("head_dist", model.head_dist)),
+        ReadoutSpec("token", 0, None, head_layers("head", model.head)),
+        ReadoutSpec("token", 1, None, head_layers("head_dist", model.head_dist)),
     )
 
 
-def _map_pool(name: str, module: nn.Module) -> MapPool:
+def _map_pool(name: str, module: nn.Module) -> MapPoolSpec:
     checked = expect(module, name, timm.layers.AttentionPoolLatent, children=_POOL, tensors=("latent", "pos_embed"))
     if checked.pos_embed is not None or checked.mlp is None or checked.pool not in ("token", "avg"):
         raise NotRecognised(name, "has positions or a pooling of its own, or no MLP")
     layers.passes_in_evaluation(f"{name}.proj_drop", checked.proj_drop)
-    return MapPool(
+    return MapPoolSpec(
         checked.latent,
         None if type(checked.q) is nn.Identity else layers.linear(f"{name}.q", checked.q),
         layers.linear(f"{name}.kv", checked.kv),

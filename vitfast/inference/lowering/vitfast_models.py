@@ -6,22 +6,22 @@ from typing import Any
 
 from torch import nn
 
-from vitfast.inference.description import (
+from vitfast.inference.ir import (
     Activation,
-    Cascade,
-    Description,
-    Embedding,
-    Exit,
-    Linear,
-    Patches,
-    Readout,
-    RelationReuse,
-    Transformer,
+    CascadeSpec,
+    ConvStemSpec,
+    EmbeddingSpec,
+    ExitSpec,
+    LinearSpec,
+    ModelSpec,
+    PatchesSpec,
+    ReadoutSpec,
+    RelationReuseSpec,
+    TokensToTokenSpec,
+    TransformerSpec,
 )
 from vitfast.inference.lowering import layers, vitfast_parts
-from vitfast.inference.lowering.untouched import expect
-from vitfast.inference.stem_description import ConvStem as ConvStemDescription
-from vitfast.inference.stem_description import TokensToToken
+from vitfast.inference.lowering.module_checks import expect
 from vitfast.layers import ConvStem, GridUpsample, PatchEmbed
 from vitfast.layers import RelationReuse as RelationReuseLayer
 from vitfast.models import DVT, ConViT, DistilledVisionTransformer, T2TViT, VisionTransformer
@@ -31,7 +31,7 @@ _TOKENS = ("cls_token", "pos_embed", "dist_token")
 _VIT = ("patch_embed", "pos_drop", "blocks", "norm", "fc_norm", "pre_logits", "head", "fc_norm_dist", "head_dist")
 
 
-def describe(model: nn.Module) -> Description:
+def describe(model: nn.Module) -> ModelSpec:
     """Describes a ViT, DeiT, ConViT, T2T-ViT or DVT of vitfast.
 
     Raises:
@@ -44,7 +44,7 @@ def describe(model: nn.Module) -> Description:
     return _vit(model)
 
 
-def _vit(model: nn.Module) -> Transformer:
+def _vit(model: nn.Module) -> TransformerSpec:
     classes = (VisionTransformer, DistilledVisionTransformer, ConViT)
     checked = expect(model, "", *classes, children=_VIT, tensors=_TOKENS)
     fields: Any = checked.fields
@@ -56,9 +56,9 @@ def _vit(model: nn.Module) -> Transformer:
     readouts = [_vit_readout(checked, fields)]
     if is_distilled:
         fc_norm = layers.optional_norm("fc_norm_dist", checked.fc_norm_dist)
-        readouts.append(Readout("token", 1, fc_norm, head_layers("head_dist", checked.head_dist)))
-    return Transformer(
-        Embedding(
+        readouts.append(ReadoutSpec("token", 1, fc_norm, head_layers("head_dist", checked.head_dist)))
+    return TransformerSpec(
+        EmbeddingSpec(
             vitfast_parts.patches("patch_embed", checked.patch_embed), () if is_convit else tokens, checked.pos_embed
         ),
         vitfast_parts.blocks("blocks", checked.blocks),
@@ -70,25 +70,25 @@ def _vit(model: nn.Module) -> Transformer:
     )
 
 
-def _vit_readout(model: Any, fields: Any) -> Readout:
-    head: list[tuple[Linear, Activation]] = []
+def _vit_readout(model: Any, fields: Any) -> ReadoutSpec:
+    head: list[tuple[LinearSpec, Activation]] = []
     if type(model.pre_logits) is not nn.Identity:
         expect(model.pre_logits, "pre_logits", nn.Sequential, children=("fc", "act"))
         act = layers.activation("pre_logits.act", model.pre_logits.act)
         head.append((layers.linear("pre_logits.fc", model.pre_logits.fc), act))
     head += head_layers("head", model.head)
     fc_norm = layers.optional_norm("fc_norm", model.fc_norm)
-    return Readout("mean" if fields.pooling == "mean" else "token", 0, fc_norm, tuple(head))
+    return ReadoutSpec("mean" if fields.pooling == "mean" else "token", 0, fc_norm, tuple(head))
 
 
-def head_layers(name: str, module: nn.Module) -> tuple[tuple[Linear, Activation], ...]:
+def head_layers(name: str, module: nn.Module) -> tuple[tuple[LinearSpec, Activation], ...]:
     """Describes a linear head, or the absence of one."""
     if type(module) is nn.Identity:
         return ()
     return ((layers.linear(name, module), "none"),)
 
 
-def _t2t_vit(model: T2TViT) -> Transformer:
+def _t2t_vit(model: T2TViT) -> TransformerSpec:
     children = ("tokens_to_token", "pos_drop", "blocks", "norm", "head")
     checked = expect(model, "", T2TViT, children=children, tensors=_TOKENS)
     layers.passes_in_evaluation("pos_drop", checked.pos_drop)
@@ -96,46 +96,46 @@ def _t2t_vit(model: T2TViT) -> Transformer:
     patches = vitfast_parts.tokens_to_token(
         "tokens_to_token", checked.tokens_to_token, checked.img_size, checked.in_chans
     )
-    return Transformer(
-        Embedding(patches, (checked.cls_token,), checked.pos_embed),
+    return TransformerSpec(
+        EmbeddingSpec(patches, (checked.cls_token,), checked.pos_embed),
         vitfast_parts.blocks("blocks", checked.blocks),
         layers.norm("norm", checked.norm),
-        (Readout("token", 0, None, head_layers("head", checked.head)),),
+        (ReadoutSpec("token", 0, None, head_layers("head", checked.head)),),
     )
 
 
-def _dvt(model: DVT) -> Cascade:
+def _dvt(model: DVT) -> CascadeSpec:
     checked = expect(model, "", DVT, children=("exits",))
     expect(checked.exits, "exits", nn.ModuleList, children=_numbers(checked.exits))
     exits = tuple(_exit(f"exits.{index}", stage, model) for index, stage in enumerate(checked.exits))
     fields = model.fields
-    return Cascade(exits, fields.feature_reuse, fields.relation_reuse, fields.num_classes)
+    return CascadeSpec(exits, fields.feature_reuse, fields.relation_reuse, fields.num_classes)
 
 
-def _exit(name: str, module: nn.Module, model: DVT) -> Exit:
+def _exit(name: str, module: nn.Module, model: DVT) -> ExitSpec:
     children = ("patch_embed", "pos_drop", "relation_reuse", "blocks", "norm", "head")
     checked = expect(module, name, DVTExit, children=children, tensors=_TOKENS)
     layers.passes_in_evaluation(f"{name}.pos_drop", checked.pos_drop)
     expect(checked.blocks, f"{name}.blocks", nn.ModuleList, children=_numbers(checked.blocks))
     embed_name = f"{name}.patch_embed"
-    patches: Patches | TokensToToken | ConvStemDescription
+    patches: PatchesSpec | TokensToTokenSpec | ConvStemSpec
     if isinstance(checked.patch_embed, PatchEmbed):
         patches = vitfast_parts.patches(embed_name, checked.patch_embed)
     else:
         is_stem = isinstance(checked.patch_embed, ConvStem)
         describe_patches = vitfast_parts.conv_stem if is_stem else vitfast_parts.tokens_to_token
         patches = describe_patches(embed_name, checked.patch_embed, model.img_size, model.in_chans)
-    transformer = Transformer(
-        Embedding(patches, (checked.cls_token,), checked.pos_embed),
+    transformer = TransformerSpec(
+        EmbeddingSpec(patches, (checked.cls_token,), checked.pos_embed),
         vitfast_parts.blocks(f"{name}.blocks", checked.blocks),
         layers.norm(f"{name}.norm", checked.norm),
-        (Readout("token", 0, None, head_layers(f"{name}.head", checked.head)),),
+        (ReadoutSpec("token", 0, None, head_layers(f"{name}.head", checked.head)),),
     )
     reuse = checked.relation_reuse
-    return Exit(transformer, None if reuse is None else _relation_reuse(f"{name}.relation_reuse", reuse))
+    return ExitSpec(transformer, None if reuse is None else _relation_reuse(f"{name}.relation_reuse", reuse))
 
 
-def _relation_reuse(name: str, module: nn.Module) -> RelationReuse:
+def _relation_reuse(name: str, module: nn.Module) -> RelationReuseSpec:
     checked = expect(module, name, RelationReuseLayer, children=("mlp", "upsample"))
     expect(checked.mlp, f"{name}.mlp", nn.Sequential, children=("0", "1", "2"))
     upsample = expect(checked.upsample, f"{name}.upsample", GridUpsample, tensors=("matrix",))
@@ -143,7 +143,7 @@ def _relation_reuse(name: str, module: nn.Module) -> RelationReuse:
         layers.patches_of_convolution(f"{name}.mlp.{index}", checked.mlp[index], (1, 1)).linear for index in (0, 2)
     )
     layers.activation(f"{name}.mlp.1", checked.mlp[1])
-    return RelationReuse(name, fc1, fc2, checked.num_layers, upsample.matrix)
+    return RelationReuseSpec(name, fc1, fc2, checked.num_layers, upsample.matrix)
 
 
 def _numbers(module: nn.Module) -> list[str]:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vitfast import ops
-from vitfast.inference.description import Activation
+from vitfast.inference.ir import Activation
 from vitfast.inference.packed.packed_linear import PackedLinear
 from vitfast.ops.linear import ACTIVATIONS
 from vitfast.ops.mlp import CUDA_DTYPES

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vitfast.errors import UserError
-from vitfast.inference.description import OwnForward
+from vitfast.inference.ir import FallbackSpec
 from vitfast.inference.packed.packed_block import PackedBlock
 from vitfast.inference.packed.packer import Packer
 
@@ -22,7 +22,7 @@ class OwnBlock(nn.Module):
         packer: takes over its tensors.
     """
 
-    def __init__(self, described: OwnForward, packer: Packer) -> None:
+    def __init__(self, described: FallbackSpec, packer: Packer) -> None:
         super().__init__()
         self.name = described.name
         self.why = described.why

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitfast import ops
-from vitfast.inference.description import Attention
+from vitfast.inference.ir import AttentionSpec
 from vitfast.inference.packed.packer import Packer
 from vitfast.layers.positional_attention import attend_by_position, positional_map, positional_probabilities
 from vitfast.ops.gated_positional_attention import has_gated_kernel
@@ -31,7 +31,7 @@ class PackedAttention(nn.Module):
     gate: Tensor | None
     positional: Tensor  # [H, N, N] with a gate [H]; or [2, H, G, G] with [H, 1]
 
-    def __init__(self, described: Attention, packer: Packer, num_patches: int = 0) -> None:
+    def __init__(self, described: AttentionSpec, packer: Packer, num_patches: int = 0) -> None:
         super().__init__()
         self.heads = described.heads
         self.head_dim = described.head_dim

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vitfast import ops
-from vitfast.inference.description import Block, Mlp, Norm
+from vitfast.inference.ir import BlockSpec, MlpSpec, NormSpec
 from vitfast.inference.packed.packed_attention import PackedAttention
 from vitfast.inference.packed.packed_linear import PackedLinear
 from vitfast.inference.packed.packed_norm import PackedNorm
@@ -62,7 +62,7 @@ class PackedMlp(nn.Module):
 
     scale: Tensor | None
 
-    def __init__(self, norm: Norm | None, described: Mlp, packer: Packer, scale: Tensor | None = None) -> None:
+    def __init__(self, norm: NormSpec | None, described: MlpSpec, packer: Packer, scale: Tensor | None = None) -> None:
         super().__init__()
         self.norm = None if norm is None else packer.norm(norm)
         self.fc1 = packer.linear(described.fc1)
@@ -122,7 +122,7 @@ class PackedBlock(nn.Module):
 
     scale1: Tensor | None
 
-    def __init__(self, described: Block, packer: Packer, num_patches: int = 0) -> None:
+    def __init__(self, described: BlockSpec, packer: Packer, num_patches: int = 0) -> None:
         super().__init__()
         self.name = described.name
         self.qkv = PackedNormLinear(packer.norm(described.norm1), packer.linear(described.attention.qkv))
@@ -206,7 +206,7 @@ class PackedLastBlock(nn.Module):
 
     scale1: Tensor | None
 
-    def __init__(self, described: Block, packer: Packer, tokens: int) -> None:
+    def __init__(self, described: BlockSpec, packer: Packer, tokens: int) -> None:
         super().__init__()
         self.name = described.name
         self.tokens = tokens

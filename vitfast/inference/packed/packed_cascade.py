@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
-from vitfast.inference.description import Cascade, Exit, OwnForward
+from vitfast.inference.ir import CascadeSpec, ExitSpec, FallbackSpec
 from vitfast.inference.packed.own_block import OwnBlock
 from vitfast.inference.packed.packed_attention import upsampled
 from vitfast.inference.packed.packed_embedding import PackedEmbedding
@@ -25,7 +25,7 @@ class PackedExit(nn.Module):
         packer: packs.
     """
 
-    def __init__(self, described: Exit, packer: Packer) -> None:
+    def __init__(self, described: ExitSpec, packer: Packer) -> None:
         super().__init__()
         transformer = described.transformer
         self.embedding = PackedEmbedding(transformer.embedding, packer)
@@ -33,7 +33,7 @@ class PackedExit(nn.Module):
         self.relation_reuse = None if reuse is None else PackedRelationReuse(reuse, packer)
         upsample = None if self.relation_reuse is None else self.relation_reuse.upsample
         self.blocks = nn.ModuleList(
-            OwnBlock(block, packer) if isinstance(block, OwnForward) else PackedReuseBlock(block, packer, upsample)
+            OwnBlock(block, packer) if isinstance(block, FallbackSpec) else PackedReuseBlock(block, packer, upsample)
             for block in transformer.blocks
         )
         self.norm = packer.optional_norm(transformer.norm)
@@ -62,7 +62,7 @@ class PackedCascade(nn.Module):
         packer: packs.
     """
 
-    def __init__(self, described: Cascade, packer: Packer) -> None:
+    def __init__(self, described: CascadeSpec, packer: Packer) -> None:
         super().__init__()
         self.returns_tuple = True
         self.exits = nn.ModuleList(PackedExit(one, packer) for one in described.exits)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vitfast.inference.ir import ConvSpec, ConvStemSpec
 from vitfast.inference.packed.packer import Packer
-from vitfast.inference.stem_description import Convolution, ConvStem
 
 
 class PackedConvStem(nn.Module):
@@ -18,7 +18,7 @@ class PackedConvStem(nn.Module):
         packer: takes their tensors over.
     """
 
-    def __init__(self, described: ConvStem, packer: Packer) -> None:
+    def __init__(self, described: ConvStemSpec, packer: Packer) -> None:
         super().__init__()
         self.image_size = described.image_size
         self.in_chans = described.in_chans
@@ -49,7 +49,7 @@ class PackedConvStem(nn.Module):
         return x.flatten(2).transpose(1, 2)
 
 
-def _folded(described: Convolution) -> tuple[Tensor, Tensor | None]:
+def _folded(described: ConvSpec) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of a convolution that does what it and its BatchNorm do; computed in float64."""
     weight = described.weight.detach().clone()
     bias = None if described.bias is None else described.bias.detach().clone()

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitfast.inference.description import (
-    Embedding,
-    Patches,
+from vitfast.inference.ir import (
+    EmbeddingSpec,
+    PatchesSpec,
+    TokensToTokenSpec,
 )
 from vitfast.inference.packed.packed_conv_stem import PackedConvStem
 from vitfast.inference.packed.packed_patches import PackedPatches
 from vitfast.inference.packed.packed_tokens_to_token import PackedTokensToToken
 from vitfast.inference.packed.packer import Packer
-from vitfast.inference.stem_description import TokensToToken
 
 
 class PackedEmbedding(nn.Module):
@@ -32,13 +32,13 @@ class PackedEmbedding(nn.Module):
     pixel_scale: Tensor | None
     pixel_shift: Tensor | None
 
-    def __init__(self, described: Embedding, packer: Packer) -> None:
+    def __init__(self, described: EmbeddingSpec, packer: Packer) -> None:
         super().__init__()
         norm_after_patches = False
-        if isinstance(described.patches, Patches):
+        if isinstance(described.patches, PatchesSpec):
             norm_after_patches = described.patches.norm is not None
             self.patches: Any = PackedPatches(described.patches, packer)
-        elif isinstance(described.patches, TokensToToken):
+        elif isinstance(described.patches, TokensToTokenSpec):
             self.patches = PackedTokensToToken(described.patches, packer)
         else:
             self.patches = PackedConvStem(described.patches, packer)

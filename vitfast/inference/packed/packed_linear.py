@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vitfast.errors import UserError
-from vitfast.inference.description import Activation, Precision
+from vitfast.inference.ir import Activation, Precision
 from vitfast.inference.packed.plain_product import apply_activation, plain_product, restore_weight, store_weight
 from vitfast.ops.packed import has_packed
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitfast.inference.description import Patches
+from vitfast.inference.ir import PatchesSpec
 from vitfast.inference.packed.packed_block import path_of
 from vitfast.inference.packed.packer import Packer
 
@@ -21,7 +21,7 @@ class PackedPatches(nn.Module):
         packer: packs.
     """
 
-    def __init__(self, described: Patches, packer: Packer) -> None:
+    def __init__(self, described: PatchesSpec, packer: Packer) -> None:
         super().__init__()
         self.image_size = described.image_size
         self.patch_size = described.patch_size

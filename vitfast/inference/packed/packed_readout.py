@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitfast.inference.description import MapPool, Readout
+from vitfast.inference.ir import MapPoolSpec, ReadoutSpec
 from vitfast.inference.packed.packed_block import path_of
 from vitfast.inference.packed.packed_linear import PackedLinear
 from vitfast.inference.packed.packer import Packer
@@ -22,7 +22,7 @@ class PackedMapPool(nn.Module):
 
     queries: Tensor
 
-    def __init__(self, described: MapPool, packer: Packer) -> None:
+    def __init__(self, described: MapPoolSpec, packer: Packer) -> None:
         super().__init__()
         self.heads = described.heads
         self.scale = described.scale
@@ -60,7 +60,7 @@ class PackedReadout(nn.Module):
         packer: packs.
     """
 
-    def __init__(self, described: Readout, packer: Packer) -> None:
+    def __init__(self, described: ReadoutSpec, packer: Packer) -> None:
         super().__init__()
         self.pooling = described.pooling
         self.index = described.index

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitfast.inference.description import Block, FeatureReuse, Mlp, RelationReuse
+from vitfast.inference.ir import BlockSpec, FeatureReuseSpec, MlpSpec, RelationReuseSpec
 from vitfast.inference.packed.packed_attention import PackedAttention
 from vitfast.inference.packed.packed_block import PackedMlp, PackedNormLinear, path_of
 from vitfast.inference.packed.packer import Packer
@@ -24,7 +24,7 @@ class PackedFeatureReuse(nn.Module):
 
     upsample: Tensor
 
-    def __init__(self, described: FeatureReuse, packer: Packer) -> None:
+    def __init__(self, described: FeatureReuseSpec, packer: Packer) -> None:
         super().__init__()
         self.mlp = PackedMlp(described.norm, described.mlp, packer)
         self.register_buffer("upsample", packer.in_stream(described.upsample))
@@ -47,11 +47,11 @@ class PackedRelationReuse(nn.Module):
 
     upsample: Tensor
 
-    def __init__(self, described: RelationReuse, packer: Packer) -> None:
+    def __init__(self, described: RelationReuseSpec, packer: Packer) -> None:
         super().__init__()
         self.layers = described.layers
         self.image_by_image = packer.image_by_image
-        self.mlp = PackedMlp(None, Mlp(described.fc1, "gelu", described.fc2), packer)
+        self.mlp = PackedMlp(None, MlpSpec(described.fc1, "gelu", described.fc2), packer)
         self.register_buffer("upsample", packer.keep(described.upsample))
 
     def forward(self, relations: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -81,7 +81,7 @@ class PackedReuseBlock(nn.Module):
 
     upsample: Tensor | None
 
-    def __init__(self, described: Block, packer: Packer, upsample: Tensor | None) -> None:
+    def __init__(self, described: BlockSpec, packer: Packer, upsample: Tensor | None) -> None:
         super().__init__()
         self.name = described.name
         self.qkv = PackedNormLinear(packer.norm(described.norm1), packer.linear(described.attention.qkv))

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitfast.inference.description import Linear, Norm
+from vitfast.inference.ir import LinearSpec, NormSpec, SplitSpec
 from vitfast.inference.packed.packed_block import one_precision
 from vitfast.inference.packed.packer import Packer
-from vitfast.inference.stem_description import Split
 
 
 class PackedSplit(nn.Module):
@@ -27,7 +26,13 @@ class PackedSplit(nn.Module):
     """
 
     def __init__(
-        self, split: Split, norm: Norm | None, linear: Linear, packer: Packer, *, token_dim: int | None = None
+        self,
+        split: SplitSpec,
+        norm: NormSpec | None,
+        linear: LinearSpec,
+        packer: Packer,
+        *,
+        token_dim: int | None = None,
     ) -> None:
         super().__init__()
         width, order = 1, None

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from vitfast import ops
+from vitfast.inference.ir import SplitSpec, TokenMixerSpec, TokensToTokenSpec
 from vitfast.inference.packed.packed_block import PackedMlp, path_of
 from vitfast.inference.packed.packed_split import PackedSplit
 from vitfast.inference.packed.packer import Packer
-from vitfast.inference.stem_description import Split, TokenMixer, TokensToToken
 from vitfast.layers.performer_attention import performer_attention
 
 _EPSILON = 1e-8  # of a performer's denominator
@@ -32,7 +32,7 @@ class PackedTokenMixer(nn.Module):
 
     projection: Tensor | None
 
-    def __init__(self, split: Split, described: TokenMixer, packer: Packer, token_dim: int | None) -> None:
+    def __init__(self, split: SplitSpec, described: TokenMixerSpec, packer: Packer, token_dim: int | None) -> None:
         super().__init__()
         self.split = PackedSplit(split, described.norm1, described.linear, packer, token_dim=token_dim)
         self.scale = described.scale
@@ -70,7 +70,7 @@ class PackedTokensToToken(nn.Module):
         packer: packs.
     """
 
-    def __init__(self, described: TokensToToken, packer: Packer) -> None:
+    def __init__(self, described: TokensToTokenSpec, packer: Packer) -> None:
         super().__init__()
         self.image_size = described.image_size
         self.in_chans = described.in_chans

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vitfast.inference.description import Block, OwnForward, Transformer
+from vitfast.inference.ir import BlockSpec, FallbackSpec, TransformerSpec
 from vitfast.inference.packed.own_block import OwnBlock
 from vitfast.inference.packed.packed_block import PackedBlock, PackedLastBlock
 from vitfast.inference.packed.packed_embedding import PackedEmbedding
@@ -25,7 +25,7 @@ class PackedTransformer(nn.Module):
 
     late_prefix: Tensor
 
-    def __init__(self, described: Transformer, packer: Packer) -> None:
+    def __init__(self, described: TransformerSpec, packer: Packer) -> None:
         super().__init__()
         self.embedding = PackedEmbedding(described.embedding, packer)
         readouts = [PackedReadout(one, packer) for one in described.readouts]
@@ -66,16 +66,16 @@ class PackedTransformer(nn.Module):
                 tokens = block(tokens)
         return tokens
 
-    def _block(self, described: Block | OwnForward, packer: Packer) -> nn.Module:
-        if isinstance(described, OwnForward):
+    def _block(self, described: BlockSpec | FallbackSpec, packer: Packer) -> nn.Module:
+        if isinstance(described, FallbackSpec):
             return OwnBlock(described, packer)
         return PackedBlock(described, packer, self.embedding.patches.num_patches)
 
     def _last_block(
-        self, described: Block | OwnForward, packer: Packer, readouts: Sequence[PackedReadout]
+        self, described: BlockSpec | FallbackSpec, packer: Packer, readouts: Sequence[PackedReadout]
     ) -> nn.Module:
         read = [readout.tokens_read for readout in readouts]
         few = None if None in read else max(count for count in read if count is not None)
-        if few is None or isinstance(described, OwnForward) or described.attention.gated is not None:
+        if few is None or isinstance(described, FallbackSpec) or described.attention.gated is not None:
             return self._block(described, packer)
         return PackedLastBlock(described, packer, few)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vitfast.inference.description import Linear, Norm, Precision
+from vitfast.inference.ir import LinearSpec, NormSpec, Precision
 from vitfast.inference.packed.normalization import Normalization
 from vitfast.inference.packed.packed_linear import PackedLinear, SourceRows
 from vitfast.inference.packed.packed_norm import PackedNorm
@@ -51,7 +51,7 @@ class Packer:
         return torch.float32
 
     def linear(
-        self, described: Linear, *, rows: slice | None = None, column_order: Tensor | None = None
+        self, described: LinearSpec, *, rows: slice | None = None, column_order: Tensor | None = None
     ) -> PackedLinear:
         """Packs a linear layer, or some of its rows."""
         weights, places = [], []
@@ -71,7 +71,7 @@ class Packer:
         bias = self._bias(described, first, last)
         return self._layer(weight, bias, precision, tuple(places), column_order)
 
-    def linear_of_pixels(self, described: Linear, scale: Tensor, shift: Tensor) -> PackedLinear:
+    def linear_of_pixels(self, described: LinearSpec, scale: Tensor, shift: Tensor) -> PackedLinear:
         """Packs a linear layer that is to read ``x`` where the source reads ``x * scale + shift``.
 
         The source's weight is kept beside it, for the state: it does not follow from the packed one bit by bit.
@@ -90,7 +90,7 @@ class Packer:
         scaled = (weight * scale.to(self.device)).float()
         return self._layer(scaled, shifted.float(), described.precision or self.precision, rows)
 
-    def norm(self, described: Norm, *, column_order: Tensor | None = None) -> PackedNorm:
+    def norm(self, described: NormSpec, *, column_order: Tensor | None = None) -> PackedNorm:
         """Packs a LayerNorm for a layer that is packed so; where the precision rounds it, gamma is rounded for good."""
         rounds = (described.precision or self.precision) == "fp16_32"
         weight = self.keep(described.weight)
@@ -103,7 +103,7 @@ class Packer:
             weight, bias = (None if tensor is None else tensor[order] for tensor in (weight, bias))
         return PackedNorm(weight, bias, described.eps, rounds_input=rounds)
 
-    def optional_norm(self, described: Norm | None) -> nn.Module:
+    def optional_norm(self, described: NormSpec | None) -> nn.Module:
         """Packs a LayerNorm, or an identity for None."""
         return nn.Identity() if described is None else self.norm(described)
 
@@ -145,7 +145,7 @@ class Packer:
             for key, tensor in source.state_dict(keep_vars=True).items()
         }
 
-    def _bias(self, described: Linear, first: int, last: int) -> Tensor | None:
+    def _bias(self, described: LinearSpec, first: int, last: int) -> Tensor | None:
         if all(bias is None for bias in described.biases):
             return None
         if len(described.biases) == 1 and (first, last) == (0, described.out_features):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vitfast import ops
-from vitfast.inference.description import Activation, Precision
+from vitfast.inference.ir import Activation, Precision
 from vitfast.quantization.formats import FloatFormat
 from vitfast.quantization.int8_arithmetic import integer_product, quantize_dynamic, quantize_weight, weight_scale
 
@@ -61,7 +61,7 @@ def plain_product(x: Tensor, stored: Tensor, scale: Tensor | None, bias: Tensor 
 
 
 def apply_activation(x: Tensor, activation: Activation) -> Tensor:
-    """Computes an activation of ``description.Activation``."""
+    """Computes an activation of ``ir.Activation``."""
     if activation == "none":
         return x
     if activation in ("gelu", "gelu_tanh"):

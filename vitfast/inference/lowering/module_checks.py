@@ -45,7 +45,7 @@ def expect(
     if found not in classes:
         known = " or ".join(sorted({f"{one.__module__.split('.')[0]}'s {one.__name__}" for one in classes}))
         raise NotRecognised(name, f"is a {found.__module__}.{found.__qualname__}, not {known}")
-    check_untouched(module, name)
+    check_unmodified(module, name)
     for kind, present, expected in (
         ("submodule", module._modules, children),
         ("parameter", module._parameters, tensors),
@@ -57,7 +57,7 @@ def expect(
     return module
 
 
-def check_untouched(module: nn.Module, name: str) -> None:
+def check_unmodified(module: nn.Module, name: str) -> None:
     """Checks that nothing changes what a module's class computes.
 
     Raises:

@@ -1,4 +1,4 @@
-"""How an accelerated model is called and what it returns: as its source."""
+"""Adapters that give an accelerated model the call signature and the outputs of its source."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vitfast.inference.lowering.huggingface_models import family_of
 _HINT = "run the source model for that"
 
 
-class ImagesFront:
+class ImageAdapter:
     """Called with images, returns tensors: models of vitfast, timm and torchvision."""
 
     def images_of(self, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -35,7 +35,7 @@ class ImagesFront:
         return outputs
 
 
-class HuggingFaceFront(ImagesFront):
+class HuggingFaceAdapter(ImageAdapter):
     """Called with ``pixel_values``, returns an output class of transformers.
 
     Args:
@@ -52,7 +52,7 @@ class HuggingFaceFront(ImagesFront):
         self.config = config
 
     def images_of(self, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        """See ``ImagesFront``."""
+        """See ``ImageAdapter``."""
         given = {name: value for name, value in options.items() if name != "return_dict"}
         wanted = [name for name in ("output_attentions", "output_hidden_states") if getattr(self.config, name, False)]
         if wanted:
@@ -64,7 +64,7 @@ class HuggingFaceFront(ImagesFront):
         return super().images_of(arguments, given)
 
     def result_of(self, outputs: Tensor | tuple[Tensor, ...], options: dict[str, Any]) -> Any:
-        """See ``ImagesFront``."""
+        """See ``ImageAdapter``."""
         tensors = outputs if isinstance(outputs, tuple) else (outputs,)
         named = dict(zip(self.fields, tensors, strict=True))
         if "cls_logits" in named:
@@ -76,18 +76,18 @@ class HuggingFaceFront(ImagesFront):
         return output if return_dict else output.to_tuple()
 
 
-def front_of(model: nn.Module) -> ImagesFront:
+def input_adapter(model: nn.Module) -> ImageAdapter:
     """Returns how a model that was recognised as a whole is called."""
     family = family_of(model)
     if family is None:
-        return ImagesFront()
+        return ImageAdapter()
     outputs = "transformers.modeling_outputs"
     config: Any = model.config
     if type(model).__name__.endswith("ForImageClassificationWithTeacher"):
         fields = ("cls_logits", "distillation_logits")
-        return HuggingFaceFront((family.module, f"{type(model).__name__}Output"), fields, config)
+        return HuggingFaceAdapter((family.module, f"{type(model).__name__}Output"), fields, config)
     if type(model).__name__.endswith("ForImageClassification"):
-        return HuggingFaceFront((outputs, "ImageClassifierOutput"), ("logits",), config)
+        return HuggingFaceAdapter((outputs, "ImageClassifierOutput"), ("logits",), config)
     is_pooled = getattr(model, "pooler", "DINOv2") is not None
     both = ("last_hidden_state", "pooler_output")
-    return HuggingFaceFront((outputs, "BaseModelOutputWithPooling"), both if is_pooled else both[:1], config)
+    return HuggingFaceAdapter((outputs, "BaseModelOutputWithPooling"), both if is_pooled else both[:1], config)
