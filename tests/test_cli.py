@@ -1,4 +1,4 @@
-"""``vitfast VERB …``."""
+"""``vitfast COMMAND …``."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import pytest
 
 import vitfast
 from support.subprocesses import run_python
-from vitfast.cli import VERBS, main
+from vitfast.cli import COMMANDS, main
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]])
-def test_the_verbs_are_listed(capsys, arguments):
+def test_the_commands_are_listed(capsys, arguments):
     assert main(arguments) == 0
     shown = capsys.readouterr().out
-    for verb, text in VERBS.items():
-        assert f"  {verb}" in shown
+    for command, text in COMMANDS.items():
+        assert f"  {command}" in shown
         assert text in shown
 
 
@@ -27,24 +27,24 @@ def test_the_version(capsys):
     assert capsys.readouterr().out == f"vitfast {vitfast.__version__}\n"
 
 
-def test_an_unknown_verb_names_the_nearest(capsys):
+def test_an_unknown_command_names_the_nearest(capsys):
     assert main(["trian"]) == 2
-    assert capsys.readouterr().err == "error: unknown verb 'trian'; did you mean train?\n"
+    assert capsys.readouterr().err == "error: unknown command 'trian'; did you mean train?\n"
     assert main(["xyz"]) == 2
-    assert "the verbs are train, prepare, evaluate, exits, quantize, predict" in capsys.readouterr().err
+    assert "the commands are train, prepare, evaluate, exits, quantize, predict" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("verb", ["train", "prepare", "evaluate", "exits", "quantize", "predict", "visualize"])
-def test_a_verb_gets_its_options(capsys, verb):
+@pytest.mark.parametrize("command", ["train", "prepare", "evaluate", "exits", "quantize", "predict", "visualize"])
+def test_a_command_gets_its_options(capsys, command):
     with pytest.raises(SystemExit) as info:
-        main([verb, "--help"])
+        main([command, "--help"])
     assert info.value.code == 0
     assert "usage: " in capsys.readouterr().out
-    assert main([verb, "nonsense=1"]) == 2
+    assert main([command, "nonsense=1"]) == 2
     assert "nonsense" in capsys.readouterr().err
 
 
-def test_the_module_runs_and_loads_no_verb_to_list_them():
+def test_the_module_runs_and_loads_no_command_to_list_them():
     code = (
         "import sys, runpy; sys.argv = ['vitfast']\n"
         "try: runpy.run_module('vitfast', run_name='__main__')\n"

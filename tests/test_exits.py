@@ -41,15 +41,15 @@ def run_dir(trained_run: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def run(capsys: pytest.CaptureFixture[str], verb, *options: str) -> str:
+def run(capsys: pytest.CaptureFixture[str], command, *options: str) -> str:
     capsys.readouterr()
-    assert verb(list(options)) == 0
+    assert command(list(options)) == 0
     return capsys.readouterr().out
 
 
-def refusal(capsys: pytest.CaptureFixture[str], verb, *options: str) -> str:
+def refusal(capsys: pytest.CaptureFixture[str], command, *options: str) -> str:
     capsys.readouterr()
-    assert verb(list(options)) == 2
+    assert command(list(options)) == 2
     return capsys.readouterr().err
 
 
@@ -152,12 +152,12 @@ def _answers(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], 
     return run(capsys, predict, *options).splitlines()
 
 
-@pytest.mark.parametrize("verb", [predict, evaluate])
-def test_thresholds_of_another_model_are_named(verb, run_dir, tmp_path, capsys):
+@pytest.mark.parametrize("command", [predict, evaluate])
+def test_thresholds_of_another_model_are_named(command, run_dir, tmp_path, capsys):
     checkpoint = latest_checkpoint(run_dir)
     update_manifest(checkpoint, {"exit_thresholds": [0.9, 0.8, 0.0]})
-    options = [f"images={pictures(tmp_path / 'pictures', 1)}"] if verb is predict else ["early_exit=true"]
-    message = refusal(capsys, verb, f"checkpoint={run_dir}", *options)
+    options = [f"images={pictures(tmp_path / 'pictures', 1)}"] if command is predict else ["early_exit=true"]
+    message = refusal(capsys, command, f"checkpoint={run_dir}", *options)
     assert (
         f"{checkpoint}/manifest.json: exit_thresholds=[0.9, 0.8, 0.0] are not those of its model dvt_nano_16" in message
     )

@@ -1,24 +1,22 @@
-"""The command ``vitfast <verb> …``."""
+"""The command line ``vitfast <command> …``."""
 
 from __future__ import annotations
 
 import difflib
-import importlib
-import importlib.util
 import sys
 from collections.abc import Sequence
 
 from vitfast import __version__
-from vitfast.commands.run_command import run_command
+from vitfast.commands.run_command import EntryPoint, run_command
 from vitfast.errors import UserError
 
-# verb -> what it does; `vitfast VERB …` and `python -m vitfast.VERB …` are the same
-VERBS = {
+# command -> what it does; `vitfast COMMAND …` and `python -m vitfast.COMMAND …` are the same
+COMMANDS = {
     "train": "train a model; without options: handwritten digits, about a minute",
-    "prepare": "bring a data set into the layout that training reads",
+    "prepare": "convert a data set to the layout that training reads",
     "evaluate": "measure a checkpoint: accuracy, calibration, a table by class",
     "exits": "find the thresholds at which images leave a model with exits early",
-    "quantize": "bring a checkpoint into low precision, and measure what that costs",
+    "quantize": "quantize a checkpoint to low precision and measure the accuracy it costs",
     "predict": "name what images show",
     "visualize": "draw where a model looks in images",
     "benchmark": "measure how fast a model runs on this machine",
@@ -26,13 +24,13 @@ VERBS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs ``vitfast <verb> …``.
+    """Runs ``vitfast <command> …``.
 
     Args:
-        argv: verb and its options; None takes the command line's.
+        argv: the command and its options; None: those of the command line.
 
     Returns:
-        The exit code of the verb; 2 for an unknown verb.
+        The exit code of the command; 2 for an unknown command.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -45,28 +43,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def usage() -> str:
-    """The verbs with a line each."""
-    width = max(len(verb) for verb in VERBS)
+    """The commands with a line each."""
+    width = max(map(len, COMMANDS))
     return "\n".join(
         [
             f"vitfast {__version__}: train and run Vision Transformers, fast",
             "",
-            "usage: vitfast VERB [key=value ...]      (or: python -m vitfast.VERB [key=value ...])",
+            "usage: vitfast COMMAND [key=value ...]      (or: python -m vitfast.COMMAND [key=value ...])",
             "",
-            *(f"  {verb.ljust(width)}  {text}" for verb, text in VERBS.items()),
+            *(f"  {command:<{width}}  {text}" for command, text in COMMANDS.items()),
             "",
-            "vitfast VERB --help lists the options of a verb.",
+            "vitfast COMMAND --help lists the options of a command.",
         ]
     )
 
 
 def _dispatch(arguments: Sequence[str]) -> int:
-    verb, *options = arguments
-    if verb not in VERBS:
-        near = difflib.get_close_matches(verb, VERBS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"the verbs are {', '.join(VERBS)}"
-        raise UserError(f"unknown verb {verb!r}; {hint}")
-    name = f"vitfast.{verb}"
-    if importlib.util.find_spec(name) is None:
-        raise UserError(f"this installation has no verb {verb!r}: {name} is missing; install vitfast again")
-    return importlib.import_module(name).main(options)
+    command, *options = arguments
+    if command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}"
+        raise UserError(f"unknown command {command!r}; {hint}")
+    return EntryPoint(command)(options)

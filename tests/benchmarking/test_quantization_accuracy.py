@@ -1,4 +1,4 @@
-"""The benchmark of accuracy measures what the verbs measure, and goes on where it was."""
+"""The benchmark of accuracy measures what the commands measure, and goes on where it was."""
 
 from __future__ import annotations
 

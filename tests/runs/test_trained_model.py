@@ -13,7 +13,7 @@ import vitfast
 from vitfast.data import eval_transform
 from vitfast.errors import UserError
 from vitfast.evaluation.evaluation_report import EvaluateDataOptions, data_of_checkpoint
-from vitfast.evaluation.predictor import PredictOptions, predict
+from vitfast.evaluation.predictor import predict
 from vitfast.runs.checkpoint import CheckpointError, latest_checkpoint
 from vitfast.runs.trained_model import load_trained_model
 
@@ -53,13 +53,12 @@ def test_images_are_read_as_the_run_read_them(run_dir, tmp_path, train_tiny):
     del plain.manifest["data"]["resize"]  # as in checkpoints of earlier versions
     file = tmp_path / "wide.png"
     Image.fromarray(torch.randint(0, 256, (10, 30), dtype=torch.uint8).numpy()).save(file)
-    options = PredictOptions(checkpoint="", images="", top=10)
     for trained, resize in ((squashed, "both_sides"), (plain, "short_side")):
         assert data_of_checkpoint(trained, EvaluateDataOptions()).resize == resize
         settings = (trained.data["mean"], trained.data["std"], "bicubic", 1.0)
         image = eval_transform(8, 1, *settings, resize)(Image.open(file))
         expected = trained.model(image[None]).softmax(1)[0].sort(descending=True).values
-        (prediction,) = predict(trained, [file], CPU, options, pytest.fail)
+        (prediction,) = predict(trained, [file], CPU, pytest.fail, batch_size=32, top=10)
         assert prediction.probabilities == pytest.approx(expected.tolist(), abs=1e-6)
 
 

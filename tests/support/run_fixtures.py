@@ -17,7 +17,7 @@ TrainTiny = Callable[..., int]
 
 @pytest.fixture(scope="session")
 def train_tiny() -> TrainTiny:
-    """Runs the train verb on a tiny model, in this process.
+    """Runs the train command on a tiny model, in this process.
 
     ``stop_step=n`` asks for a stop right after n steps, ``stop_in_evaluation=True`` while the first validation runs,
     as SIGTERM would.

@@ -1,4 +1,4 @@
-"""Quantization-aware training by one key: from any beginning, resumed bit by bit, found again by every verb."""
+"""Quantization-aware training by one key: from any beginning, resumed bit by bit, found again by every command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ``benchmark`` verb: from its options to tables on the terminal and a file of results."""
+"""The ``benchmark`` command: from its options to tables on the terminal and a file of results."""
 
 from __future__ import annotations
 

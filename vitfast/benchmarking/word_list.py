@@ -12,7 +12,7 @@ Value = TypeVar("Value")
 
 
 def split_words(key: str, text: str) -> list[str]:
-    """Splits ``a,b``; brackets around it, as for the list options of other verbs, are allowed.
+    """Splits ``a,b``; brackets around it, as for the list options of other commands, are allowed.
 
     Args:
         key: the option, for the message.

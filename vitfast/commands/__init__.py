@@ -1,1 +1,1 @@
-"""Commands of ``python -m vitfast.<command>``."""
+"""One module per command: its options, the call, and what it prints."""

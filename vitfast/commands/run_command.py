@@ -1,7 +1,8 @@
-"""What all verbs have in common: how they end."""
+"""Runs a command and turns its outcome into an exit code."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import warnings
@@ -11,21 +12,47 @@ from typing import Any
 from vitfast.errors import UserError
 
 
-def run_command(verb: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
-    """Runs a verb and turns the ways it can end into an exit code.
+class EntryPoint:
+    """The ``main`` of ``python -m vitfast.<command>``; the command's module is imported when it is called.
 
     Args:
-        verb: takes the arguments, returns an exit code.
+        command: a module of ``vitfast.commands`` that has ``run(arguments) -> exit code``.
+    """
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __call__(self, argv: Sequence[str] | None = None) -> int:
+        """Runs the command.
+
+        Args:
+            argv: the options; None: those of the command line.
+
+        Returns:
+            The exit code, see ``run_command``.
+        """
+        return run_command(self._run, sys.argv[1:] if argv is None else argv)
+
+    def _run(self, arguments: Sequence[str]) -> int:
+        code: int = importlib.import_module(f"vitfast.commands.{self.command}").run(arguments)
+        return code
+
+
+def run_command(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
+    """Runs a command and turns its outcome into an exit code.
+
+    Args:
+        command: takes the arguments, returns an exit code.
         arguments: without the program's name.
 
     Returns:
-        The verb's exit code; 2 after a ``UserError``, which is printed as ``error: …`` without a traceback; 130 after
-        Ctrl+C; 141 when the reader of the output has gone.
+        The command's exit code; 2 after a ``UserError``, which is printed as ``error: …`` without a traceback; 130
+        after Ctrl+C; 141 when the reader of stdout has closed it.
     """
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning  # type: ignore[assignment]
         try:
-            return verb(arguments)
+            return command(arguments)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
             return 2
@@ -33,7 +60,7 @@ def run_command(verb: Callable[[Sequence[str]], int], arguments: Sequence[str]) 
             print("interrupted", file=sys.stderr, flush=True)
             return 130
         except BrokenPipeError:
-            # The reader (head, less) has gone. Python would complain once more when it flushes stdout at exit.
+            # The reader (head, less) has exited. Python would raise again when it flushes stdout at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
 

@@ -5,40 +5,25 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from vitfast.config.option import option
 from vitfast.data.file_list import LABEL_MAP, LIST_FILES
 from vitfast.errors import UserError
 
 _IMAGES = "images"
 
 
-@dataclass
-class PrepareOptions:
-    """Brings a data set into the layout that training reads."""
-
-    source: str = option(help="the unpacked archive: a folder with a folder of images for each class")
-    target: str = option(help="folder to make; it may exist, and what it holds already is kept")
-    dataset: str = option("resisc45", "the data set", choices=["resisc45"])
-    split: str = option(
-        "myrtle",
-        "myrtle: the first 489, then 71, then 140 images of each class; torchgeo: its published lists, which lie in "
-        "source as resisc45-train.txt, resisc45-val.txt and resisc45-test.txt",
-        choices=["myrtle", "torchgeo"],
-    )
-
-
-def prepare_resisc45(options: PrepareOptions) -> dict[str, int]:
+def prepare_resisc45(source_folder: str, target_folder: str, split: str) -> dict[str, int]:
     """Makes ``target/images/CLASS/*``, the three lists and ``label_map.json``.
 
     Images are linked where the file system can, else copied. Doing it again changes nothing.
 
     Args:
-        options: from where, to where, which split.
+        source_folder: the unpacked archive, with a folder of images for each class.
+        target_folder: folder to create; existing files are kept.
+        split: ``myrtle`` (by position) or ``torchgeo`` (its published lists, in ``source_folder``).
 
     Returns:
         How many images each split has.
@@ -46,9 +31,9 @@ def prepare_resisc45(options: PrepareOptions) -> dict[str, int]:
     Raises:
         UserError: if the source is not laid out as it should be, or the target cannot be written.
     """
-    source, target = Path(options.source).expanduser(), Path(options.target).expanduser()
+    source, target = Path(source_folder).expanduser(), Path(target_folder).expanduser()
     if not source.is_dir():
-        raise UserError(f"source={options.source} is no folder; unpack NWPU-RESISC45 and name its folder")
+        raise UserError(f"source={source_folder} is no folder; unpack NWPU-RESISC45 and name its folder")
     folder = source / _IMAGES if (source / _IMAGES).is_dir() else source
     images = {
         entry.name: sorted(name for name in os.listdir(entry) if name.lower().endswith(IMG_EXTENSIONS))
@@ -57,20 +42,20 @@ def prepare_resisc45(options: PrepareOptions) -> dict[str, int]:
     }
     images = {name: files for name, files in images.items() if files}
     if len(images) < 2:
-        raise UserError(f"source={options.source} has {len(images)} folders with images; RESISC45 has 45, one a class")
-    splits = _myrtle_split(images) if options.split == "myrtle" else _torchgeo_split(images, source)
+        raise UserError(f"source={source_folder} has {len(images)} folders with images; RESISC45 has 45, one a class")
+    splits = _myrtle_split(images) if split == "myrtle" else _torchgeo_split(images, source)
     try:
         for name, files in images.items():
             (target / _IMAGES / name).mkdir(parents=True, exist_ok=True)
             for file in files:
                 _place(folder / name / file, target / _IMAGES / name / file)
-        for split, chosen in splits.items():
+        for name_of_split, chosen in splits.items():
             lines = [f"{_IMAGES}/{name}/{file}\n" for name, file in chosen]
-            _write(target / LIST_FILES[split], "".join(lines))
+            _write(target / LIST_FILES[name_of_split], "".join(lines))
         _write(target / LABEL_MAP, json.dumps({name: number for number, name in enumerate(images)}, indent=1) + "\n")
     except OSError as error:
-        raise UserError(f"target={options.target} cannot be written: {error}") from error
-    return {split: len(chosen) for split, chosen in splits.items()}
+        raise UserError(f"target={target_folder} cannot be written: {error}") from error
+    return {name: len(chosen) for name, chosen in splits.items()}
 
 
 def _myrtle_split(images: dict[str, list[str]]) -> dict[str, list[tuple[str, str]]]:

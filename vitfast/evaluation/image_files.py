@@ -1,4 +1,4 @@
-"""Image files as a verb takes them: found by path, read in batches, the unreadable ones named."""
+"""Image files as a command takes them: found by path, read in batches, the unreadable ones named."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class SkippedImages:
         print(f"skipped: {reason if str(path) in reason else f'{path}: {reason}'}", file=sys.stderr, flush=True)
 
     def conclude(self, total: int) -> int:
-        """Says how many of all there were; returns the verb's exit code: 0, or 1 if there was one."""
+        """Says how many of all there were; returns the exit code: 0, or 1 if there was one."""
         if self.count:
             print(f"{self.count} of {total} images could not be read", file=sys.stderr, flush=True)
         return 1 if self.count else 0

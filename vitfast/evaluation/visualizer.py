@@ -1,8 +1,8 @@
-"""The ``visualize`` verb: where a checkpoint looks in image files."""
+"""Attention maps of a checkpoint, drawn over image files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,34 +10,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vitfast.config import option
-from vitfast.device import autocast, select_device
+from vitfast.device import autocast
 from vitfast.errors import UserError
 from vitfast.evaluation.attention_picture import draw_attention
-from vitfast.evaluation.image_files import SkippedImages, find_images, read_batches
+from vitfast.evaluation.image_files import read_batches
 from vitfast.inference.attention_grid import attention_grid
 from vitfast.inference.attention_maps import attention_layers, forward_with_maps
 from vitfast.inference.attention_rollout import attention_rollout
 from vitfast.models import ImageModel
-from vitfast.runs.trained_model import WEIGHTS, TrainedModel, load_trained_model
+from vitfast.runs.trained_model import TrainedModel
 
 _ROLLOUT, _ALL, _MEAN = "rollout", "all", "mean"
-
-
-@dataclass
-class VisualizeOptions:
-    """Draws where a checkpoint looks: attention over images."""
-
-    checkpoint: str = option(help="a run's folder (its newest checkpoint) or a checkpoint folder")
-    images: str = option(help="image files and folders (searched recursively), separated by commas")
-    target: str = option("attention_maps", "folder for the pictures; made if it does not exist")
-    layer: str = option("rollout", "rollout: through all layers; all: a panel for each; or a layer's number, from 0")
-    head: str = option("mean", "mean of all heads, or a head's number, from 0 (not with layer=rollout)")
-    weights: str = option("auto", "auto: the averaged weights (EMA) if there are any", choices=list(WEIGHTS))
-    batch_size: int = option(8, "images in a batch", minimum=1)
-    precision: str = option("fp32", "arithmetic; bf16: autocast", choices=["fp32", "bf16"])
-    device: str = option("auto", "auto: a GPU if there is one", choices=["auto", "cpu", "cuda"])
-    threads: int | None = option(None, "CPU threads; null: torch's choice", minimum=1)
 
 
 @dataclass(frozen=True)
@@ -59,38 +42,42 @@ class View:
     name: str
 
 
-def visualize_images(options: VisualizeOptions) -> int:
-    """Draws a picture for each image and prints a line for each to stdout, as soon as its batch is done.
+def draw_images(
+    trained: TrainedModel,
+    view: View,
+    pictures: dict[Path, Path],
+    device: torch.device,
+    report: Callable[[Path, str], None],
+    *,
+    batch_size: int,
+    precision: str,
+) -> Iterator[tuple[Path, str, bool]]:
+    """Draws a figure for each image.
 
-    An image that cannot be read is reported by name on stderr, and the others are still drawn.
+    Args:
+        trained: the model.
+        view: the layers and heads to draw.
+        pictures: image file -> figure file.
+        device: where the model is.
+        report: called with the file and the reason for each image that cannot be read.
+        batch_size: images in a batch.
+        precision: ``fp32`` or ``bf16`` (autocast).
 
-    Returns:
-        The exit code: 0, or 1 if at least one image could not be read.
+    Yields:
+        The image file, the predicted class and its probability, and whether an existing figure was replaced.
 
     Raises:
-        UserError: if there is no valid checkpoint, its model has no attention maps, no image is found, layer or head
-            are not there, or a picture cannot be written.
+        UserError: if a figure cannot be written.
     """
-    paths = find_images(options.images)
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    device = select_device(options.device)
-    trained = load_trained_model(options.checkpoint, weights=options.weights, device=device)
-    view = choose_view(trained.model, options.layer, options.head)
-    names = picture_names(paths, Path(options.target), view.name)
-    print(f"{trained.describe()}\n")
-    skipped = SkippedImages()
-    for batch, images in read_batches(trained, paths, options.batch_size, skipped):
-        with torch.inference_mode(), autocast(device, options.precision):
+    for batch, images in read_batches(trained, list(pictures), batch_size, report):
+        with torch.inference_mode(), autocast(device, precision):
             answer, maps = forward_with_maps(trained.model, images.to(device), head=view.head)
         logits = answer[-1] if isinstance(answer, tuple) else answer  # of several exits the last
         titles = _titles(trained, logits)
         panels = _panels(trained.model, maps[-view.num_layers :], view)
         for index, (path, image_CHW) in enumerate(zip(batch, _pixels(trained, images), strict=True)):
             grids = [(label, grids_BGG[index]) for label, grids_BGG in panels]
-            replaced = _save(image_CHW, grids, names[path], titles[index], path)
-            print(f"{path}  {titles[index]}  {names[path]}{' (replaced)' if replaced else ''}", flush=True)
-    return skipped.conclude(len(paths))
+            yield path, titles[index], _save(image_CHW, grids, pictures[path], titles[index], path)
 
 
 def choose_view(model: ImageModel, layer: str, head: str) -> View:

@@ -31,7 +31,7 @@ def check_target(folder: Path) -> None:
 
 
 def write_quantized_checkpoint(folder: Path, trained: TrainedModel, figures: dict[str, Any]) -> None:
-    """Writes a converted model as a checkpoint that all verbs load; an older one of this kind is replaced.
+    """Writes a converted model as a checkpoint that all commands load; an older one of this kind is replaced.
 
     The weights are packed, see ``pack_state``; the manifest says how the model is quantized.
 

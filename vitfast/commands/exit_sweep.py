@@ -1,20 +1,22 @@
-"""``python -m vitfast.evaluate exits=sweep``: from its options to tables and pictures."""
+"""``vitfast evaluate exits=sweep``: measures and draws accuracy against speed and cost."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from vitfast.benchmarking.exit_sweep import ExitSweep, OperatingPoint, sweep_thresholds
-from vitfast.benchmarking.exit_sweep_text import SweepReport, sweep_json, sweep_table
+from vitfast.commands.exit_sweep_text import SweepReport
+from vitfast.config import option
 from vitfast.data import ImageDataset, available_splits
-from vitfast.device import autocast, select_device
+from vitfast.device import autocast
 from vitfast.errors import UserError
 from vitfast.evaluation.evaluation_report import (
-    EvaluateOptions,
+    EvaluateDataOptions,
     data_of_checkpoint,
     dataset_of_split,
     loader_in_order,
@@ -24,40 +26,57 @@ from vitfast.evaluation.exit_curve import CurvePoint, draw_exit_curve
 from vitfast.evaluation.exit_examples import MAX_CLASSES, ExitExample, draw_exit_examples, easy_and_hard, restore_pixels
 from vitfast.inference import ExitStatistics, collect_exit_statistics, exit_gmacs
 from vitfast.inference.exit_model import as_exit_model
-from vitfast.runs.trained_model import TrainedModel, load_trained_model
+from vitfast.runs.trained_model import TrainedModel
 
 CURVE_FILE = "exit_curve.png"
 EXAMPLES_FILE = "exit_examples.png"
 _EXAMPLES = 5
 
 
-def sweep_exits(options: EvaluateOptions) -> str:
-    """Measures what early exit is worth for a checkpoint, draws it, and returns what is to be printed.
+@dataclass
+class SweepOptions:
+    """``exits=sweep``: accuracy against speed and cost."""
 
-    Thresholds are found on ``sweep.calibration`` and judged on ``split``, which has to be another one.
+    calibration: str = option(
+        "val", "held-out images that the thresholds are found on, another split", choices=["train", "val", "test"]
+    )
+    tolerance: float = option(
+        0.2, "points of top-1 on the calibration images that the chosen thresholds may lose to all exits", minimum=0
+    )
+    batch_size: int | None = option(None, "images in a batch while speed is measured; null: data.batch_size", minimum=1)
+    images: int = option(512, "images that speed is measured on, evenly spread over the split", minimum=1)
+    seconds: float = option(
+        60.0, "time to measure the chosen thresholds against all exits; the curve takes its own", above=0
+    )
+    folder: str | None = option(None, "where the pictures go; null: the run's folder")
+
+
+def sweep_exits(
+    trained: TrainedModel, data: EvaluateDataOptions, split: str, precision: str, options: SweepOptions
+) -> SweepReport:
+    """Measures early exit at 59 choices of thresholds, and draws the result.
+
+    Thresholds are found on ``options.calibration`` and judged on ``split``, which must be another split.
 
     Raises:
-        UserError: if there is no valid checkpoint, its model has no exits, there is no such split, both are one, or
+        UserError: if the model has no exits, there is no such split, both are one, or
             the pictures cannot be written.
     """
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    device = select_device(options.device)
-    trained = load_trained_model(options.checkpoint, weights=options.weights, device=device)
+    device = next(trained.model.parameters()).device
     as_exit_model(trained.model)  # before the images are looked for
-    _check_calibration(trained, options)
-    folder = _picture_folder(trained, options.sweep.folder)
-    dataset = dataset_of_split(trained, options.data, options.split)
+    _check_calibration(trained, data, split, options.calibration)
+    folder = _picture_folder(trained, options.folder)
+    dataset = dataset_of_split(trained, data, split)
     labels: list[Tensor] = []
-    with autocast(device, options.precision):
-        held_out = loader_of_split(trained, options.data, options.sweep.calibration)
+    with autocast(device, precision):
+        held_out = loader_of_split(trained, data, options.calibration)
         calibration = collect_exit_statistics(trained.model, held_out)
-        test = collect_exit_statistics(trained.model, _watched(loader_in_order(trained, options.data, dataset), labels))
+        test = collect_exit_statistics(trained.model, _watched(loader_in_order(trained, data, dataset), labels))
     # which image of the data set each column of the statistics is; those that could not be read have none
     readable = [index for index in range(len(dataset)) if index not in dataset.bad_images]
-    indices = torch.linspace(0, test.images - 1, min(options.sweep.images, test.images)).round().long()
+    indices = torch.linspace(0, test.images - 1, min(options.images, test.images)).round().long()
     images = torch.stack([dataset[readable[index]][0] for index in indices.tolist()]).to(device)
-    batch_size = options.sweep.batch_size or data_of_checkpoint(trained, options.data).batch_size
+    batch_size = options.batch_size or data_of_checkpoint(trained, data).batch_size
     sweep = sweep_thresholds(
         trained.model,
         calibration,
@@ -65,30 +84,40 @@ def sweep_exits(options: EvaluateOptions) -> str:
         exit_gmacs(trained.model),
         images,
         indices,
-        tolerance=options.sweep.tolerance / 100,
+        tolerance=options.tolerance / 100,
         batch_size=batch_size,
-        precision=options.precision,
-        seconds=options.sweep.seconds,
+        precision=precision,
+        seconds=options.seconds,
     )
     pictures = [folder / CURVE_FILE, folder / EXAMPLES_FILE]
     try:
-        _draw_curve(sweep, pictures[0], f"{trained.manifest['model']['name']}, {options.split}, batch {batch_size}")
+        _draw_curve(sweep, pictures[0], f"{trained.manifest['model']['name']}, {split}, batch {batch_size}")
         _draw_examples(sweep, test, torch.cat(labels), dataset, readable, pictures[1])
     except OSError as error:
         raise UserError(f"the pictures cannot be written to {folder}: {error.strerror or error}") from error
-    report = SweepReport(trained, options, sweep, calibration, test, len(images), batch_size, pictures)
-    return sweep_json(report) if options.output == "json" else sweep_table(report)
+    return SweepReport(
+        trained,
+        split,
+        precision,
+        options.calibration,
+        options.tolerance,
+        sweep,
+        calibration,
+        test,
+        len(images),
+        batch_size,
+        pictures,
+    )
 
 
-def _check_calibration(trained: TrainedModel, options: EvaluateOptions) -> None:
+def _check_calibration(trained: TrainedModel, data: EvaluateDataOptions, split: str, calibration: str) -> None:
     """Refuses to choose thresholds on the images that they are judged on, or on images that are not there."""
-    calibration = options.sweep.calibration
-    if calibration == options.split:
+    if calibration == split:
         raise UserError(
-            f"sweep.calibration={calibration} is also split={options.split}: thresholds that are judged on the images "
+            f"sweep.calibration={calibration} is also split={split}: thresholds that are judged on the images "
             "they were chosen on look better than they are; give two splits"
         )
-    splits = available_splits(data_of_checkpoint(trained, options.data))
+    splits = available_splits(data_of_checkpoint(trained, data))
     if calibration not in splits:
         raise UserError(
             f"sweep.calibration={calibration}: the data have the splits {', '.join(splits)}; train with "

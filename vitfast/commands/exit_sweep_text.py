@@ -11,7 +11,6 @@ from vitfast.benchmarking.exit_sweep import ExitSweep, OperatingPoint
 from vitfast.benchmarking.exit_throughput import ALONE
 from vitfast.benchmarking.spread import Spread
 from vitfast.device import describe_device
-from vitfast.evaluation.evaluation_report import EvaluateOptions
 from vitfast.inference import ExitStatistics
 from vitfast.runs.trained_model import TrainedModel
 from vitfast.text_table import percent, text_table
@@ -23,7 +22,10 @@ class SweepReport:
 
     Attributes:
         trained: what was measured.
-        options: how.
+        split: that the thresholds were judged on.
+        precision: of the forward passes.
+        calibration_split: that the thresholds were found on.
+        tolerance: points of top-1 that the chosen thresholds may lose.
         sweep: what was found.
         calibration: what the exits said about the images that thresholds were found on.
         test: what they said about the images that they are judged on.
@@ -33,7 +35,10 @@ class SweepReport:
     """
 
     trained: TrainedModel
-    options: EvaluateOptions
+    split: str
+    precision: str
+    calibration_split: str
+    tolerance: float
     sweep: ExitSweep
     calibration: ExitStatistics
     test: ExitStatistics
@@ -44,7 +49,7 @@ class SweepReport:
 
 def sweep_table(report: SweepReport) -> str:
     """Lays out a sweep for people."""
-    sweep, options = report.sweep, report.options
+    sweep = report.sweep
     exits = range(1, report.test.num_exits + 1)
     header = (
         *(f"threshold {number}" for number in exits[:-1]),
@@ -58,9 +63,9 @@ def sweep_table(report: SweepReport) -> str:
     device = describe_device(next(report.trained.model.parameters()).device)
     lines = [
         f"model       {report.trained.describe()}",
-        f"thresholds  found on {options.sweep.calibration}, {report.calibration.images:,} images",
-        f"judged on   {options.split}, {report.test.images:,} images; top-1 of each exit: {_each_exit(report)}",
-        f"timed       {report.timed_images:,} of them, batches of {report.batch_size}, {options.precision}, {device}, "
+        f"thresholds  found on {report.calibration_split}, {report.calibration.images:,} images",
+        f"judged on   {report.split}, {report.test.images:,} images; top-1 of each exit: {_each_exit(report)}",
+        f"timed       {report.timed_images:,} of them, batches of {report.batch_size}, {report.precision}, {device}, "
         "interleaved; medians",
         "",
         text_table(header, list(dict.fromkeys(rows)), left=0),
@@ -83,16 +88,16 @@ def _row(point: OperatingPoint) -> tuple[str, ...]:
 def _chosen_lines(report: SweepReport) -> list[str]:
     sweep = report.sweep
     chosen, full = sweep.chosen, sweep.all_exits
-    tolerance = report.options.sweep.tolerance
-    where = f"{report.options.sweep.calibration} within {tolerance:g} points of all exits"
+    tolerance = report.tolerance
+    where = f"{report.calibration_split} within {tolerance:g} points of all exits"
     thresholds = ", ".join(f"{threshold:.6g}" for threshold in chosen.test.thresholds)
     rows = [
         ("thresholds", thresholds),
         (
-            f"top-1 on {report.options.sweep.calibration}",
+            f"top-1 on {report.calibration_split}",
             _against(chosen.calibration.accuracy, full.calibration.accuracy),
         ),
-        (f"top-1 on {report.options.split}", _against(chosen.test.accuracy, full.test.accuracy)),
+        (f"top-1 on {report.split}", _against(chosen.test.accuracy, full.test.accuracy)),
         ("leave at each exit", ", ".join(percent(share) for share in chosen.test.shares)),
         ("GMACs an image", f"{chosen.test.cost:.3g}, all exits {full.test.cost:.3g}"),
         ("images/s", _rate(chosen.speed.images_per_s)),
@@ -106,7 +111,7 @@ def _chosen_lines(report: SweepReport) -> list[str]:
     ]
     width = max(len(name) for name, _ in rows)
     budget = f"budget_gmacs={chosen.calibration.cost * (1 + 1e-9):.9g} search=false"
-    store = f"python -m vitfast.exits checkpoint={report.trained.checkpoint} split={report.options.sweep.calibration} "
+    store = f"python -m vitfast.exits checkpoint={report.trained.checkpoint} split={report.calibration_split} "
     return [
         f"the cheapest that is on {where}:",
         *(f"  {name.ljust(width)}  {value}" for name, value in rows),
@@ -116,15 +121,15 @@ def _chosen_lines(report: SweepReport) -> list[str]:
 
 def sweep_json(report: SweepReport) -> str:
     """Lays out a sweep for programs, as one JSON object."""
-    sweep, options = report.sweep, report.options
+    sweep = report.sweep
     return json.dumps(
         {
             "checkpoint": str(report.trained.checkpoint),
             "model": report.trained.manifest["model"]["name"],
             "weights": report.trained.weights,
-            "precision": options.precision,
-            "calibration": {"split": options.sweep.calibration, "images": report.calibration.images},
-            "split": options.split,
+            "precision": report.precision,
+            "calibration": {"split": report.calibration_split, "images": report.calibration.images},
+            "split": report.split,
             "images": report.test.images,
             "exits_top1": _exit_accuracies(report.test),
             "timed_images": report.timed_images,
@@ -133,7 +138,7 @@ def sweep_json(report: SweepReport) -> str:
             "points": [_figures(point) for point in sweep.points],
             "chosen": {
                 **_figures(sweep.chosen),
-                "tolerance_points": options.sweep.tolerance,
+                "tolerance_points": report.tolerance,
                 "all_exits_images_per_s": asdict(sweep.chosen_all_exits.images_per_s),
                 "promised_speedup": sweep.promised_speedup,
                 "share_of_promise": sweep.share_of_promise,

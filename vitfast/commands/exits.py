@@ -1,12 +1,18 @@
-"""The ``exits`` verb: thresholds for the exits of a checkpoint, found on a split and stored in its manifest."""
+"""``vitfast exits``: calibrates the exits of a checkpoint.
+
+Measures every exit on a held-out split, prints accuracy and cost for 59 choices of thresholds, finds the most accurate
+ones within the budget (``budget_gmacs`` or ``budget_ms``, mean per image) and writes them into the checkpoint's
+manifest. Without a budget it only prints.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 
-from vitfast.config import option
+from vitfast.config import load_options, option
 from vitfast.device import autocast, select_device
 from vitfast.errors import UserError
 from vitfast.evaluation.evaluation_report import EvaluateDataOptions, loader_of_split
@@ -42,6 +48,12 @@ class ExitsOptions:
     device: str = option("auto", "auto: a GPU if there is one", choices=["auto", "cpu", "cuda"])
     threads: int | None = option(None, "CPU threads; null: torch's choice", minimum=1)
     data: EvaluateDataOptions = field(default_factory=EvaluateDataOptions)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs the command; returns the exit code."""
+    print(calibrate_checkpoint(load_options(ExitsOptions, list(arguments), "python -m vitfast.exits")))
+    return 0
 
 
 def calibrate_checkpoint(options: ExitsOptions) -> str:
