@@ -36,7 +36,7 @@ _PUBLIC_NAMES = {
     "attention_rollout": "vitfast.api",
     "build_info": "vitfast.ops.library",
     "calibrate": "vitfast.quantization.calibrate",
-    "calibrate_exits": "vitfast.inference.calibrate_exits",
+    "calibrate_exits": "vitfast.inference.early_exit",
     "create_model": "vitfast.api",
     "disable_fake_quantize": "vitfast.quantization.disable_fake_quantize",
     "list_models": "vitfast.api",

@@ -8,8 +8,8 @@ import torch
 from support.exit_models import exit_model, random_images, random_statistics
 from vitfast.benchmarking import exit_sweep, exit_throughput
 from vitfast.benchmarking.exit_throughput import ALL_EXITS, ALONE, measure_speeds
-from vitfast.inference import ExitPoint, ExitStatistics
-from vitfast.inference.exit_sweep import SWEEP_RATIOS, geometric_thresholds
+from vitfast.inference.early_exit import ExitPoint, ExitStatistics
+from vitfast.inference.early_exit.statistics import SWEEP_RATIOS, geometric_thresholds
 
 COSTS = [1.0, 2.5, 6.0]
 NEVER = [2.0, 2.0, 0.0]

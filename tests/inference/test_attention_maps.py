@@ -299,8 +299,8 @@ def test_an_empty_batch() -> None:
 
 
 @pytest.mark.parametrize("head", [4, -1, "max", True, 1.0])
-def test_a_head_that_is_not_there(head: Any) -> None:
-    with pytest.raises(UserError, match=r"head=.* is not there; the heads of this model are 0 to 3, or take 'mean'"):
+def test_a_head_that_does_not_exist(head: Any) -> None:
+    with pytest.raises(UserError, match=r"head=.* does not exist; the heads of this model are 0 to 3, or use 'mean'"):
         attention_maps(build("vissl"), images(), head=head)
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from vitfast.benchmarking.exit_throughput import ALL_EXITS, ALONE, Speed, measure_speeds
 from vitfast.inference import ExitPoint, ExitStatistics
-from vitfast.inference.exit_sweep import SWEEP_RATIOS, geometric_thresholds
-from vitfast.inference.exit_thresholds import ALWAYS, NEVER
+from vitfast.inference.early_exit.early_exit import ALWAYS, NEVER
+from vitfast.inference.early_exit.statistics import SWEEP_RATIOS, geometric_thresholds
 from vitfast.models import ImageModel
 
 

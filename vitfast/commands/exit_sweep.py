@@ -25,7 +25,7 @@ from vitfast.evaluation.evaluation_report import (
 from vitfast.evaluation.exit_curve import CurvePoint, draw_exit_curve
 from vitfast.evaluation.exit_examples import MAX_CLASSES, ExitExample, draw_exit_examples, easy_and_hard, restore_pixels
 from vitfast.inference import ExitStatistics, collect_exit_statistics, exit_gmacs
-from vitfast.inference.exit_model import as_exit_model
+from vitfast.inference.early_exit.early_exit import as_exit_model
 from vitfast.runs.trained_model import TrainedModel
 
 CURVE_FILE = "exit_curve.png"

@@ -23,8 +23,8 @@ from vitfast.inference import (
     exit_latency_ms,
     geometric_sweep,
 )
-from vitfast.inference.calibrate_exits import check_budget, solve_thresholds
-from vitfast.inference.exit_model import as_exit_model
+from vitfast.inference.early_exit.calibrate import check_budget, solve_thresholds
+from vitfast.inference.early_exit.early_exit import as_exit_model
 from vitfast.runs.checkpoint import update_manifest
 from vitfast.runs.trained_model import WEIGHTS, TrainedModel, load_trained_model
 from vitfast.text_table import percent, text_table

@@ -14,9 +14,8 @@ from vitfast.device import autocast
 from vitfast.errors import UserError
 from vitfast.evaluation.attention_picture import draw_attention
 from vitfast.evaluation.image_files import read_batches
-from vitfast.inference.attention_grid import attention_grid
 from vitfast.inference.attention_maps import attention_layers, forward_with_maps
-from vitfast.inference.attention_rollout import attention_rollout
+from vitfast.inference.attention_rollout import attention_grid, attention_rollout
 from vitfast.models import ImageModel
 from vitfast.runs.trained_model import TrainedModel
 

@@ -1,4 +1,4 @@
-"""The attention maps of a model: who looks at whom, in every layer."""
+"""Attention maps: the attention probabilities of every layer."""
 
 from __future__ import annotations
 
@@ -19,83 +19,79 @@ _LAYERS = (Attention, GatedPositionalAttention)
 
 @torch.no_grad()
 def attention_maps(model: nn.Module, images: Tensor, *, head: Head = None) -> list[Tensor]:
-    """Computes the attention probabilities of every layer, those that weigh the values.
+    """Computes the attention probabilities of every layer.
 
-    Fused kernels never hold them as a whole; here the kernels are asked for their logits, too. A layer of ConViT gives
-    its blend of content and position; one of a DVT starts from the relations that it reuses. See ``forward_with_maps``.
+    Fused kernels do not store them; here they also return their logits. A layer of ConViT gives its blend of content
+    and position, a layer of a DVT includes the relations that it reuses. See ``forward_with_maps``.
 
     Args:
         model: a model of vitfast.
-        images: as the model takes them, ``[B, in_chans, img_size, img_size]``.
-        head: None for every head, ``"mean"`` for their mean, or the number of one of them, from 0. What is not wanted
-            is dropped layer by layer, so that it takes no memory.
+        images: model input, ``[B, in_chans, img_size, img_size]``.
+        head: None for every head, ``"mean"`` for their mean, or the index of a head, from 0. The other heads are
+            dropped layer by layer to save memory.
 
     Returns:
-        For each layer ``[B, H, N, N]``, from queries (rows) to keys (columns), rows that sum to 1; H is 1 unless
-        ``head`` is None. In float32, or in float64 for such a model. N includes the tokens before the patches; the
-        first layers of a ConViT have none. The layers of a model with exits come exit by exit. The tokens-to-token
-        module of a T2T-ViT, which makes the tokens, is not among the layers.
+        For each layer ``[B, H, N, N]``, queries (rows) by keys (columns), rows sum to 1; H is 1 unless ``head`` is
+        None. float32, or float64 for a float64 model. N includes the prefix tokens; the first layers of a ConViT have
+        none. A model with exits returns the layers exit by exit. The tokens-to-token module of a T2T-ViT is excluded.
 
     Raises:
-        UserError: the model has no layer whose map can be read, or ``head`` is not allowed.
-        TypeError: as the model raises.
-        ValueError: as the model raises.
+        UserError: the model has no layer with attention maps, or ``head`` is invalid.
+        TypeError: from the model.
+        ValueError: from the model.
     """
     return forward_with_maps(model, images, head=head)[1]
 
 
 def forward_with_maps(model: nn.Module, images: Tensor, *, head: Head = None) -> tuple[Any, list[Tensor]]:
-    """Runs a model in evaluation and returns what it returns together with its ``attention_maps``.
+    """Runs a model in evaluation mode and returns its result together with its ``attention_maps``.
 
-    The model itself is neither changed nor slowed down, whatever happens meanwhile in this thread or another: a second
-    tree of modules is made, which shares every tensor with it, and whose attention layers keep their maps. Gradients
-    flow through the result and the maps, unless the caller switches them off.
+    A shallow copy of the module tree runs, whose attention layers record their maps; it shares all tensors with the
+    model. The model itself is never modified, so this is safe with exceptions and threads. Gradients flow through the
+    result and the maps unless the caller disables them.
 
-    Under autocast, and in a model of half precision, a map is the softmax of logits in that precision.
+    Under autocast, and in a half-precision model, a map is the softmax of logits in that precision.
 
     Args:
-        model: as in ``attention_maps``. Of one compiled by ``torch.compile`` the original runs.
+        model: as in ``attention_maps``. For a model compiled by ``torch.compile`` the original runs.
         images: as in ``attention_maps``.
         head: as in ``attention_maps``.
 
     Returns:
-        The model's result, and the maps as ``attention_maps`` returns them.
+        The model's result, and the maps as returned by ``attention_maps``.
 
     Raises:
         UserError: as ``attention_maps``.
-        TypeError: as the model raises.
-        ValueError: as the model raises.
+        TypeError: from the model.
+        ValueError: from the model.
     """
-    twin = shallow_copy(
-        getattr(model, "_orig_mod", model), {}
-    )  # torch.compile's wrapper holds the original under this name
-    layers = attention_layers(twin)
+    # torch.compile's wrapper holds the original as _orig_mod
+    copy = shallow_copy(getattr(model, "_orig_mod", model), {})
+    layers = attention_layers(copy)
     for layer in layers:
         _check_head(head, layer.num_heads)
     maps: list[Tensor] = []
     try:
         for layer in layers:
-            layer.attend = _keeping(layer, head, maps)
-        return twin(images), maps
+            layer.attend = _record_map(layer, head, maps)
+        return copy(images), maps
     finally:
         for layer in layers:
-            vars(layer).pop(
-                "attend", None
-            )  # a circle of references: it would keep the maps until Python looks for circles
+            vars(layer).pop("attend", None)  # breaks a reference cycle that would keep the maps alive
 
 
 def attention_layers(model: nn.Module) -> list[Attention | GatedPositionalAttention]:
-    """Returns the layers that have attention maps, in the order in which they run.
+    """Returns the layers that have attention maps, in execution order.
 
     Raises:
-        UserError: there is none.
+        UserError: there are none.
     """
     layers = [module for module in model.modules() if isinstance(module, _LAYERS)]
     if not layers:
         name = getattr(model, "model_name", type(model).__name__)
         raise UserError(
-            f"{name} has no attention layer whose map can be read; take a transformer of vitfast, "
-            "and of an accelerated one its source"
+            f"{name} has no attention layer whose map can be read; pass a transformer of vitfast, "
+            "and instead of an accelerated model its source"
         )
     return layers
 
@@ -103,11 +99,11 @@ def attention_layers(model: nn.Module) -> list[Attention | GatedPositionalAttent
 def _check_head(head: Head, num_heads: int) -> None:
     if head is None or head == "mean" or (type(head) is int and 0 <= head < num_heads):
         return
-    raise UserError(f"head={head!r} is not there; the heads of this model are 0 to {num_heads - 1}, or take 'mean'")
+    raise UserError(f"head={head!r} does not exist; the heads of this model are 0 to {num_heads - 1}, or use 'mean'")
 
 
-def _keeping(layer: Attention | GatedPositionalAttention, head: Head, maps: list[Tensor]) -> Callable[..., Any]:
-    """Returns the operator of a layer, as it is but for the map that it appends to ``maps``."""
+def _record_map(layer: Attention | GatedPositionalAttention, head: Head, maps: list[Tensor]) -> Callable[..., Any]:
+    """Wraps the attention operator of a layer to append its map to ``maps``."""
     operator = layer.attend
 
     def attend(*tensors: Tensor, return_logits: bool = False, **options: Any) -> Any:
@@ -118,7 +114,7 @@ def _keeping(layer: Attention | GatedPositionalAttention, head: Head, maps: list
         if head == "mean":
             map_BHNN = map_BHNN.mean(1, keepdim=True)
         elif head is not None:
-            map_BHNN = map_BHNN[:, head, None].clone()  # a view would keep the others
+            map_BHNN = map_BHNN[:, head, None].clone()  # a view would keep all heads in memory
         maps.append(map_BHNN)
         return (out, logits_BHNN) if return_logits else out
 

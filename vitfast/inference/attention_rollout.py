@@ -1,33 +1,35 @@
-"""Attention rollout: from which patches the result of all layers together comes."""
+"""Attention rollout through all layers, and the layout of attention on the patch grid."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 
 def attention_rollout(maps: Sequence[Tensor]) -> Tensor:
-    """Multiplies the attention of all layers through (Abnar and Zuidema, 2020).
+    """Multiplies the attention of all layers (Abnar and Zuidema, 2020).
 
-    A layer gives a token half its attention's mixture, averaged over the heads, and half itself, for the residual
-    connection. With A the average and Â = (A + I), divided by its row sums, the rollout of K layers is Â_K … Â_2 Â_1:
-    its entry [i, j] is the share of input token j in what token i is after the last layer.
+    With A the attention of a layer averaged over its heads, and Â = A + I with rows normalized to 1 (I stands for the
+    residual connection), the rollout of K layers is Â_K … Â_2 Â_1. Its entry [i, j] is the share of input token j in
+    token i after the last layer.
 
-    Tokens may join on the way, before all others, as the class token of a ConViT before its last blocks. Until then
-    such a token is itself alone: to the rollout so far it adds rows and columns of the identity. The column of the
-    class token is then the share of what is the same for every image.
+    Tokens may join before the others in later layers, like the class token of a ConViT. Until then a joining token
+    depends on itself only: the rollout is extended by rows and columns of the identity, so the column of the class
+    token is the share that is the same for every image.
 
     Args:
-        maps: of ``attention_maps``, the first layer first: ``[B, H, N, N]`` each. Of a model with exits, the layers of
-            one exit: what it takes from the exit before is not followed.
+        maps: from ``attention_maps``, first layer first: ``[B, H, N, N]`` each. For a model with exits, the layers of
+            one exit; what it reuses of the exit before is not followed.
 
     Returns:
-        ``[B, N, N]`` for the tokens of the last layer, rows that sum to 1; in float32, or in float64 for such maps.
+        ``[B, N, N]`` for the tokens of the last layer, rows sum to 1; float32, or float64 for float64 maps.
 
     Raises:
-        ValueError: there are no maps, one has another shape, or they do not follow each other.
+        ValueError: there are no maps, or a shape does not fit the one before.
     """
     if not maps:
         raise ValueError("maps must hold the attention maps of at least one layer, got none")
@@ -45,18 +47,40 @@ def attention_rollout(maps: Sequence[Tensor]) -> Tensor:
         if joining < 0 or attention_BNN.shape[0] != rollout_BNN.shape[0]:
             raise ValueError(
                 f"maps[{index}] has shape {list(map_BHNN.shape)}, the map before it {list(maps[index - 1].shape)}: "
-                "they must be of the same images, and no token may get lost; of a model with exits give one exit's"
+                "they must be of the same images, and no token may get lost; for a model with exits pass one exit's"
             )
-        rollout_BNN = attention_BNN @ _join(rollout_BNN, joining)
+        if joining:
+            joined_BNN = torch.eye(attention_BNN.shape[1]).to(rollout_BNN).repeat(attention_BNN.shape[0], 1, 1)
+            joined_BNN[:, joining:, joining:] = rollout_BNN
+            rollout_BNN = joined_BNN
+        rollout_BNN = attention_BNN @ rollout_BNN
     assert rollout_BNN is not None
     return rollout_BNN
 
 
-def _join(rollout_BNN: Tensor, joining: int) -> Tensor:
-    """Puts tokens before the others, each of which comes from itself alone."""
-    if not joining:
-        return rollout_BNN
-    batch, tokens, _ = rollout_BNN.shape
-    joined = torch.eye(joining + tokens).to(rollout_BNN).repeat(batch, 1, 1)
-    joined[:, joining:, joining:] = rollout_BNN
-    return joined
+def attention_grid(attention_BNN: Tensor, *, reader: Literal["token", "mean"] = "token") -> Tensor:
+    """Arranges the attention that reaches the model's head on the patch grid.
+
+    The patches are the last G * G tokens, for the largest G that fits; class and distillation tokens precede them.
+
+    Args:
+        attention_BNN: ``[B, N, N]``: an attention map of one head or their mean, or ``attention_rollout``'s result.
+        reader: the queries: the class ``"token"``, the first; or the ``"mean"`` of all tokens, for a model whose head
+            reads it (the field ``pooling``). Without a class token, as in the first layers of a ConViT, it is always
+            the mean: the attention that each patch receives.
+
+    Returns:
+        ``[B, G, G]``, rows from top to bottom. Attention to the prefix tokens is dropped, so the sum is at most 1.
+
+    Raises:
+        ValueError: the shape or ``reader`` is invalid.
+    """
+    if attention_BNN.dim() != 3 or attention_BNN.shape[1] != attention_BNN.shape[2] or not attention_BNN.shape[1]:
+        raise ValueError(f"attention_BNN must have shape [B, N, N], N at least 1, got {list(attention_BNN.shape)}")
+    if reader not in ("token", "mean"):
+        raise ValueError(f"reader must be 'token' or 'mean', got {reader!r}")
+    tokens = attention_BNN.shape[1]
+    grid_size = math.isqrt(tokens)
+    num_prefix_tokens = tokens - grid_size**2
+    row_BN = attention_BNN[:, 0] if num_prefix_tokens and reader == "token" else attention_BNN.mean(1)
+    return row_BN[:, num_prefix_tokens:].unflatten(1, (grid_size, grid_size))

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from support.exit_models import exit_model, random_images, random_statistics
 from vitfast import EarlyExit, UserError, calibrate_exits, create_model
-from vitfast.inference import ExitStatistics, exit_gmacs, exit_latency_ms
-from vitfast.inference.calibrate_exits import solve_thresholds
+from vitfast.inference.early_exit import ExitStatistics, exit_gmacs, exit_latency_ms
+from vitfast.inference.early_exit.calibrate import solve_thresholds
 from vitfast.models import DVT
 
 COSTS = [0.468, 1.446, 3.455]

@@ -187,7 +187,7 @@ def test_it_is_for_inference(three_exits: DVT) -> None:
     assert not model.training
     assert model(random_images(model, 2))[0].requires_grad
     assert not early(random_images(model, 2))[0].requires_grad
-    with pytest.raises(UserError, match="EarlyExit is for inference; train the model itself"):
+    with pytest.raises(UserError, match="EarlyExit supports inference only; train the wrapped model"):
         early.train()
     assert not early.eval().training
     model.train()
@@ -198,10 +198,10 @@ def test_it_is_for_inference(three_exits: DVT) -> None:
 @pytest.mark.parametrize(
     ("thresholds", "message"),
     [
-        ([0.5], "thresholds has 1 numbers, the model has 2 exits; give one an exit"),
+        ([0.5], "thresholds has 1 numbers, the model has 2 exits; give one per exit"),
         ([0.5, 0.5, 0.5], "thresholds has 3 numbers, the model has 2 exits"),
-        ([math.nan, 0.0], "NaN is no threshold"),
-        (["high", 0.0], "it must be a list of numbers, one an exit"),
+        ([math.nan, 0.0], "NaN is not a threshold"),
+        (["high", 0.0], "it must be a list of numbers, one per exit"),
         (None, "thresholds is not given, and none came with the model's weights"),
         (0.5, "thresholds=0.5; it must be a list of numbers"),
     ],
@@ -212,7 +212,7 @@ def test_thresholds_that_do_not_fit(thresholds: list[float], message: str) -> No
 
 
 def test_models_that_have_no_exits() -> None:
-    with pytest.raises(UserError, match="vit_nano_patch2_8 has no exits to leave at; use a model that has"):
+    with pytest.raises(UserError, match="vit_nano_patch2_8 has no exits to leave at; use a model with exits"):
         EarlyExit(vitfast.create_model("vit_nano_patch2_8"), [0.5, 0.0])
     with pytest.raises(UserError, match="Linear has no exits"):
         EarlyExit(torch.nn.Linear(2, 2), [0.5, 0.0])

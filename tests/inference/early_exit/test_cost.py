@@ -8,7 +8,7 @@ from torch import nn
 
 from support.exit_models import exit_model
 from vitfast import UserError
-from vitfast.inference import exit_gmacs
+from vitfast.inference.early_exit import exit_gmacs
 from vitfast.models import build_model
 
 
