@@ -175,4 +175,4 @@ def test_other_classes_are_refused(run_dir, capsys, tmp_path):
         Image.new("L", (8, 8)).save(tmp_path / "test" / name / "1.png")
     options = ["data.dataset=image_folder", f"data.root={tmp_path}"]
     assert main([f"checkpoint={run_dir}", *options]) == 2
-    assert "the data have the classes cat, dog, but the checkpoint knows 0, 1, 2, 3, 4, …" in capsys.readouterr().err
+    assert "the data have the classes cat, dog, but the checkpoint has 0, 1, 2, 3, 4, …" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from PIL import Image
 from support.tiny_run import TINY_RUN
 from vitfast.device import select_device
 from vitfast.evaluate import main
-from vitfast.evaluation.evaluation_report import EvaluateDataOptions, loader_of_split
+from vitfast.evaluation.checkpoint_data import EvaluateDataOptions, loader_of_split
 from vitfast.exits import main as exits
 from vitfast.inference import EarlyExit, exit_gmacs
 from vitfast.runs.checkpoint import latest_checkpoint

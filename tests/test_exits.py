@@ -15,7 +15,7 @@ import vitfast
 from support.tiny_run import TINY_RUN
 from vitfast.device import select_device
 from vitfast.evaluate import main as evaluate
-from vitfast.evaluation.evaluation_report import EvaluateDataOptions, loader_of_split
+from vitfast.evaluation.checkpoint_data import EvaluateDataOptions, loader_of_split
 from vitfast.exits import main
 from vitfast.inference import exit_gmacs
 from vitfast.predict import main as predict

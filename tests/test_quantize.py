@@ -123,7 +123,7 @@ def test_the_report_per_class_is_scikit_learns(run_dir, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert not (target / "quantization.json").exists()
     from vitfast.data import build_dataset
-    from vitfast.evaluation.evaluation_report import EvaluateDataOptions, data_of_checkpoint
+    from vitfast.evaluation.checkpoint_data import EvaluateDataOptions, data_of_checkpoint
 
     trained = load_trained_model(str(target), device=CPU)
     data = build_dataset(data_of_checkpoint(trained, EvaluateDataOptions()), "test", seed=0)

@@ -12,8 +12,8 @@ from PIL import Image
 import vitfast
 from support.bright_looker import save_bright_looker
 from support.tiny_run import TINY_RUN
-from vitfast.evaluation.attention_picture import GAP, LABEL, PANEL, TITLE, picture_size
-from vitfast.evaluation.visualizer import picture_names
+from vitfast.evaluation.plots import GAP, LABEL, PANEL, TITLE, attention_figure_size
+from vitfast.evaluation.visualize import figure_names
 from vitfast.runs.checkpoint import save_checkpoint
 from vitfast.train import main as train
 from vitfast.visualize import main
@@ -63,7 +63,7 @@ def test_a_trained_run_draws_every_image(run_dir, photos, tmp_path, capsys):
     assert sorted(path.name for path in target.iterdir()) == sorted(names)
     for path in target.iterdir():
         with Image.open(path) as picture:
-            assert (picture.format, picture.size) == ("PNG", picture_size(2))
+            assert (picture.format, picture.size) == ("PNG", attention_figure_size(2))
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_what_is_drawn(run_dir, photos, tmp_path, options, name, panels):
     assert main([f"checkpoint={run_dir}", f"images={photos / 'b.bmp'}", f"target={target}", *options]) == 0
     assert [path.name for path in target.iterdir()] == [name]
     with Image.open(target / name) as picture:
-        assert picture.size == picture_size(panels)
+        assert picture.size == attention_figure_size(panels)
 
 
 def test_a_hybrid(photos, tmp_path):
@@ -96,7 +96,7 @@ def test_a_hybrid(photos, tmp_path):
     assert train([*TINY_RUN, *hybrid, "schedule.epochs=1", "schedule.warmup_epochs=0", f"run_dir={run}"]) == 0
     assert main([f"checkpoint={run}", f"images={photos / 'b.bmp'}", f"target={tmp_path / 'out'}"]) == 0
     with Image.open(tmp_path / "out" / "b_rollout.png") as picture:
-        assert picture.size == picture_size(2)
+        assert picture.size == attention_figure_size(2)
 
 
 @pytest.mark.parametrize("options", [[], ["layer=1"], ["layer=0", "head=1"]])
@@ -155,7 +155,7 @@ def test_other_families(tmp_path, photos, name, fields):
     options = [f"checkpoint={checkpoint}", f"images={photos / 'b.bmp'}", f"target={tmp_path / 'out'}"]
     assert main([*options, "layer=all"]) == 0
     with Image.open(tmp_path / "out" / "b_all.png") as picture:
-        assert picture.size == picture_size(2 + fields["depth"])
+        assert picture.size == attention_figure_size(2 + fields["depth"])
 
 
 def test_again_replaces_and_says_so(looker, photos, tmp_path, capsys):
@@ -168,9 +168,9 @@ def test_again_replaces_and_says_so(looker, photos, tmp_path, capsys):
     assert (tmp_path / "out" / "b_rollout.png").read_bytes() == first
 
 
-def test_pictures_never_take_the_place_of_images(tmp_path):
+def test_figures_never_overwrite_images(tmp_path):
     paths = [tmp_path / name for name in ("a.png", "A.jpg", "a_rollout.png", "a-2.png", "x/a-2.png")]
-    names = picture_names(paths, tmp_path, "rollout")
+    names = figure_names(paths, tmp_path, "rollout")
     assert [names[path].name for path in paths] == [
         "a-2_rollout.png",
         "A-3_rollout.png",
@@ -197,12 +197,15 @@ def test_a_bad_image_is_named_and_the_others_are_drawn(looker, photos, tmp_path,
         (["checkpoint=LOOKER"], "images=… is missing"),
         (["checkpoint=LOOKER", "images=nowhere.png"], "images=nowhere.png does not exist"),
         (["checkpoint=PHOTOS", "images=PHOTOS"], "holds no checkpoint_NNNNNN folder"),
-        (["checkpoint=LOOKER", "images=PHOTOS", "layer=2"], "layer=2 is not there; this model's numbers are 0 to 1"),
-        (["checkpoint=LOOKER", "images=PHOTOS", "layer=-1"], "or take rollout or all"),
-        (["checkpoint=LOOKER", "images=PHOTOS", "layer=last"], "layer=last is not there"),
-        (["checkpoint=LOOKER", "images=PHOTOS", "layer=0", "head=2"], "head=2 is not there; this model's numbers are"),
-        (["checkpoint=LOOKER", "images=PHOTOS", "layer=0", "head=max"], "0 to 1, or take mean"),
-        (["checkpoint=LOOKER", "images=PHOTOS", "head=0"], "head=0 does not go with layer=rollout"),
+        (["checkpoint=LOOKER", "images=PHOTOS", "layer=2"], "layer=2 does not exist; this model's numbers are 0 to 1"),
+        (["checkpoint=LOOKER", "images=PHOTOS", "layer=-1"], "or use rollout or all"),
+        (["checkpoint=LOOKER", "images=PHOTOS", "layer=last"], "layer=last does not exist"),
+        (
+            ["checkpoint=LOOKER", "images=PHOTOS", "layer=0", "head=2"],
+            "head=2 does not exist; this model's numbers are",
+        ),
+        (["checkpoint=LOOKER", "images=PHOTOS", "layer=0", "head=max"], "0 to 1, or use mean"),
+        (["checkpoint=LOOKER", "images=PHOTOS", "head=0"], "head=0 cannot be combined with layer=rollout"),
         (["checkpoint=LOOKER", "images=PHOTOS", "target=FILE/x"], "cannot be written: Not a directory; check target="),
         (["checkpoint=RESNET", "images=PHOTOS"], "torchvision/resnet18 has no attention layer whose map can be read"),
     ],
@@ -223,9 +226,9 @@ def test_a_mistake_is_one_line_and_code_2(looker, photos, tmp_path, capsys, opti
 
 
 def test_no_gradients_are_kept(looker, photos, tmp_path, monkeypatch):
-    from vitfast.evaluation import visualizer
+    from vitfast.evaluation import visualize
 
     seen = []
-    monkeypatch.setattr(visualizer, "attention_rollout", lambda maps: seen.extend(maps) or torch.ones(4, 17, 17) / 17)
+    monkeypatch.setattr(visualize, "attention_rollout", lambda maps: seen.extend(maps) or torch.ones(4, 17, 17) / 17)
     assert main([f"checkpoint={looker}", f"images={photos}", f"target={tmp_path}"]) == 0
     assert [(tuple(one.shape), one.requires_grad) for one in seen] == [((4, 1, 17, 17), False)] * 2

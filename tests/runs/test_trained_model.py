@@ -12,8 +12,8 @@ from PIL import Image
 import vitfast
 from vitfast.data import eval_transform
 from vitfast.errors import UserError
-from vitfast.evaluation.evaluation_report import EvaluateDataOptions, data_of_checkpoint
-from vitfast.evaluation.predictor import predict
+from vitfast.evaluation.checkpoint_data import EvaluateDataOptions, data_of_checkpoint
+from vitfast.evaluation.predict import predict
 from vitfast.runs.checkpoint import CheckpointError, latest_checkpoint
 from vitfast.runs.trained_model import load_trained_model
 

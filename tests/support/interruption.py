@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vitfast.data import loader
-from vitfast.evaluation import evaluator
+from vitfast.evaluation import evaluate
 from vitfast.runs import checkpoint
 from vitfast.tasks import ClassificationTask
 from vitfast.training.trainer import Trainer
@@ -42,10 +42,10 @@ class Interruption:
             _after(Trainer, "_train_step", self)
         elif self.at == "evaluation":
 
-            class Meter(evaluator.ClassificationMeter):
+            class Meter(evaluate.ClassificationMeter):
                 pass
 
-            evaluator.ClassificationMeter = Meter  # training has the other one
+            evaluate.ClassificationMeter = Meter  # training has the other one
             _after(Meter, "update", self)
         elif self.at == "save":
             _after(checkpoint, "flush_to_disk", self)

@@ -22,13 +22,13 @@ from vitfast.config import option
 from vitfast.data import build_loader
 from vitfast.device import select_device
 from vitfast.errors import UserError
-from vitfast.evaluation.evaluation_report import (
+from vitfast.evaluation.checkpoint_data import (
     EvaluateDataOptions,
     data_of_checkpoint,
     dataset_of_split,
     loader_of_split,
 )
-from vitfast.evaluation.evaluator import evaluate
+from vitfast.evaluation.evaluate import evaluate
 from vitfast.models import ImageModel
 from vitfast.quantization.calibrate import calibrate
 from vitfast.quantization.named_configs import format_names, named_config

@@ -21,10 +21,18 @@ from vitfast.config import load_options, option
 from vitfast.data import ImageDataset
 from vitfast.device import select_device
 from vitfast.errors import UserError
-from vitfast.evaluation.accelerated_report import AcceleratedReport, measure_accelerated
-from vitfast.evaluation.early_exit_report import EarlyExitReport, check_calibrated, measure_early_exit
-from vitfast.evaluation.evaluation_report import EvaluateDataOptions, confusions, loader_of_split, per_class
-from vitfast.evaluation.evaluator import Evaluation, evaluate
+from vitfast.evaluation.checkpoint_data import EvaluateDataOptions, loader_of_split
+from vitfast.evaluation.evaluate import (
+    AcceleratedEvaluation,
+    EarlyExitEvaluation,
+    Evaluation,
+    check_calibrated,
+    confusions,
+    evaluate,
+    evaluate_accelerated,
+    evaluate_early_exit,
+    per_class,
+)
 from vitfast.runs.trained_model import WEIGHTS, TrainedModel, load_trained_model
 from vitfast.tasks import create_plain_task
 from vitfast.text_table import percent, text_table
@@ -107,7 +115,7 @@ def evaluate_checkpoint(options: EvaluateOptions) -> str:
     images = len(cast(ImageDataset, loader.dataset))
     lay_out = as_json if options.output == "json" else as_table
     if options.accelerate is not None:
-        accelerated = measure_accelerated(trained, loader, precision=options.accelerate)
+        accelerated = evaluate_accelerated(trained, loader, precision=options.accelerate)
         return lay_out(trained, options, accelerated.evaluation, images, accelerated=accelerated)
     evaluation = evaluate(
         create_plain_task(trained.model),
@@ -121,7 +129,7 @@ def evaluate_checkpoint(options: EvaluateOptions) -> str:
     assert evaluation is not None  # nothing can stop it
     early = None
     if options.early_exit:
-        early = measure_early_exit(trained, loader, device=device, precision=options.precision)
+        early = evaluate_early_exit(trained, loader, device=device, precision=options.precision)
     return lay_out(trained, options, evaluation, images, early)
 
 
@@ -130,8 +138,8 @@ def as_table(
     options: EvaluateOptions,
     evaluation: Evaluation,
     images: int,
-    early: EarlyExitReport | None = None,
-    accelerated: AcceleratedReport | None = None,
+    early: EarlyExitEvaluation | None = None,
+    accelerated: AcceleratedEvaluation | None = None,
 ) -> str:
     """Lays out the figures for people.
 
@@ -183,8 +191,8 @@ def as_json(
     options: EvaluateOptions,
     evaluation: Evaluation,
     images: int,
-    early: EarlyExitReport | None = None,
-    accelerated: AcceleratedReport | None = None,
+    early: EarlyExitEvaluation | None = None,
+    accelerated: AcceleratedEvaluation | None = None,
 ) -> str:
     """The figures as one JSON object; what is undefined is null. The arguments are those of ``as_table``."""
     classes = per_class(evaluation, trained.class_names)
@@ -198,8 +206,8 @@ def as_json(
             "images": evaluation.images,
             "unreadable_images": images - evaluation.images,
             **evaluation.metrics(),
-            **({"early_exit": early.figures()} if early is not None else {}),
-            **({"accelerate": accelerated.figures()} if accelerated is not None else {}),
+            **({"early_exit": early.metrics()} if early is not None else {}),
+            **({"accelerate": accelerated.metrics()} if accelerated is not None else {}),
             "calibration_error": evaluation.calibration_error,
             "per_class": [{key: _json_number(value) for key, value in row.items()} for row in classes],
         },

@@ -15,21 +15,29 @@ from vitfast.config import option
 from vitfast.data import ImageDataset, available_splits
 from vitfast.device import autocast
 from vitfast.errors import UserError
-from vitfast.evaluation.evaluation_report import (
+from vitfast.evaluation.checkpoint_data import (
     EvaluateDataOptions,
     data_of_checkpoint,
     dataset_of_split,
     loader_in_order,
     loader_of_split,
 )
-from vitfast.evaluation.exit_curve import CurvePoint, draw_exit_curve
-from vitfast.evaluation.exit_examples import MAX_CLASSES, ExitExample, draw_exit_examples, easy_and_hard, restore_pixels
+from vitfast.evaluation.plots import (
+    CurvePoint,
+    ExitExample,
+    draw_exit_curve,
+    draw_exit_examples,
+    easy_and_hard,
+    restore_pixels,
+)
 from vitfast.inference import ExitStatistics, collect_exit_statistics, exit_gmacs
 from vitfast.inference.early_exit.early_exit import as_exit_model
 from vitfast.runs.trained_model import TrainedModel
 
 CURVE_FILE = "exit_curve.png"
 EXAMPLES_FILE = "exit_examples.png"
+# the examples figure: classes (rows) and images of each kind
+_MAX_CLASSES = 10
 _EXAMPLES = 5
 
 
@@ -158,7 +166,7 @@ def _draw_examples(
         return restore_pixels(image, dataset.mean, dataset.std), example
 
     rows = []
-    for class_index, name in list(enumerate(dataset.class_names))[:MAX_CLASSES]:
+    for class_index, name in list(enumerate(dataset.class_names))[:_MAX_CLASSES]:
         easy, hard = easy_and_hard(test, sweep.chosen.test.thresholds, labels, class_index, _EXAMPLES)
         rows.append((name, [pixels(one) for one in easy], [pixels(one) for one in hard]))
     title = "At the chosen thresholds; below each image the first exit's top probability, red: answered wrongly"

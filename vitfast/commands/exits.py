@@ -15,7 +15,7 @@ import torch
 from vitfast.config import load_options, option
 from vitfast.device import autocast, select_device
 from vitfast.errors import UserError
-from vitfast.evaluation.evaluation_report import EvaluateDataOptions, loader_of_split
+from vitfast.evaluation.checkpoint_data import EvaluateDataOptions, loader_of_split
 from vitfast.inference import (
     ExitPoint,
     collect_exit_statistics,

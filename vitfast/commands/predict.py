@@ -24,7 +24,7 @@ import torch
 from vitfast.config import load_options, option
 from vitfast.device import select_device
 from vitfast.evaluation.image_files import SkippedImages, find_images
-from vitfast.evaluation.predictor import Prediction, predict
+from vitfast.evaluation.predict import Prediction, predict
 from vitfast.runs.trained_model import WEIGHTS, load_trained_model
 
 

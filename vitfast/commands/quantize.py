@@ -25,12 +25,16 @@ from vitfast.config.schema import NumberFormatOptions
 from vitfast.data import ImageDataset, build_loader
 from vitfast.device import select_device
 from vitfast.errors import UserError
-from vitfast.evaluation.class_report import class_figures, class_table
-from vitfast.evaluation.evaluation_report import data_of_checkpoint, dataset_of_split
-from vitfast.evaluation.evaluator import Evaluation, evaluate
-from vitfast.evaluation.foreign_checkpoint import ForeignDataOptions, is_run, load_foreign_checkpoint
+from vitfast.evaluation.checkpoint_data import (
+    ForeignDataOptions,
+    data_of_checkpoint,
+    dataset_of_split,
+    is_run,
+    load_foreign_checkpoint,
+)
+from vitfast.evaluation.evaluate import CLASS_METRICS, Evaluation, classification_report, evaluate
 from vitfast.evaluation.number_format import format_overrides, number_format
-from vitfast.evaluation.quantization_picture import draw_quantization
+from vitfast.evaluation.plots import draw_quantization
 from vitfast.models import ImageModel
 from vitfast.quantization.calibrate import calibrate
 from vitfast.quantization.qat_config import QATConfig
@@ -108,7 +112,7 @@ def quantize_checkpoint(options: QuantizeOptions) -> str:
     write_quantized_checkpoint(output, trained, figures)
 
     sizes = [_float32_bytes(reference), (output / MODEL_FILE).stat().st_size]
-    rows = class_figures(after, trained.class_names)
+    rows = classification_report(after, trained.class_names)
     folder = Path(options.report) if options.report is not None else output
     _write_report(folder, numbers, layers, {**figures, "bytes": sizes, "per_class": rows}, trained)
     parts = [
@@ -116,7 +120,7 @@ def quantize_checkpoint(options: QuantizeOptions) -> str:
         f"split    {options.split}, {after.images:,} of {len(images):,} images",
         _accuracy_table(before, after, sizes, numbers),
         layer_table(layers),
-        *([class_table(rows)] if options.per_class else []),
+        *([_class_table(rows)] if options.per_class else []),
         f"The quantized checkpoint is {output}; evaluate, predict and visualize take it as it is.\n"
         f"The table of layers is drawn in {folder / _PICTURE}, all figures are in {folder / _REPORT}.",
     ]
@@ -254,6 +258,13 @@ def _accuracy_table(before: Evaluation, after: Evaluation, sizes: list[int], num
     ]
     exits = (f"exit {number}" for number in range(1, len(after.exits or []) + 1))
     return text_table(("numbers", "top-1", "top-5", "loss", *exits, "weights"), rows)
+
+
+def _class_table(rows: list[dict[str, Any]]) -> str:
+    return text_table(
+        ("class", "n", "precision", "recall", "F1"),
+        [(row["class"], f"{row['n']:,}", *(percent(row[name]) for name in CLASS_METRICS)) for row in rows],
+    )
 
 
 def _layer_row(name: str, layer: LayerError) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ import torch
 from vitfast.config import load_options, option
 from vitfast.device import select_device
 from vitfast.evaluation.image_files import SkippedImages, find_images
-from vitfast.evaluation.visualizer import choose_view, draw_images, picture_names
+from vitfast.evaluation.visualize import choose_view, draw_images, figure_names
 from vitfast.runs.trained_model import WEIGHTS, load_trained_model
 
 
@@ -64,7 +64,7 @@ def visualize_images(options: VisualizeOptions) -> int:
     device = select_device(options.device)
     trained = load_trained_model(options.checkpoint, weights=options.weights, device=device)
     view = choose_view(trained.model, options.layer, options.head)
-    names = picture_names(paths, Path(options.target), view.name)
+    names = figure_names(paths, Path(options.target), view.name)
     print(f"{trained.describe()}\n")
     skipped = SkippedImages()
     drawn = draw_images(

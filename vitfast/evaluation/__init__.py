@@ -1,1 +1,1 @@
-"""Evaluation, prediction and reports of a trained model."""
+"""Evaluation, prediction and plots of a trained model."""

@@ -1,4 +1,4 @@
-"""Image files as a command takes them: found by path, read in batches, the unreadable ones named."""
+"""Image files given on the command line: found by path and read in batches."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from vitfast.runs.trained_model import TrainedModel
 
 
 def find_images(images: str) -> list[Path]:
-    """Returns the image files that are meant: a file as it is, a folder's images sorted, each once.
+    """Returns the given image files and the sorted images of the given folders, without duplicates.
 
     Args:
-        images: files and folders, separated by commas; a single path may contain commas itself.
+        images: files and folders, separated by commas; a single existing path may contain commas.
 
     Raises:
-        UserError: if an entry does not exist, or a folder holds no image.
+        UserError: an entry does not exist, or a folder contains no image.
     """
     entries = [images] if Path(images).exists() else [entry for entry in images.split(",") if entry]
     found: list[Path] = []
@@ -43,7 +43,7 @@ def find_images(images: str) -> list[Path]:
 def read_batches(
     trained: TrainedModel, paths: Sequence[Path], batch_size: int, report: Callable[[Path, str], None]
 ) -> Iterator[tuple[list[Path], Tensor]]:
-    """Reads files as the model was trained to see them.
+    """Reads files with the preprocessing of a checkpoint.
 
     Args:
         trained: the model.
@@ -52,7 +52,7 @@ def read_batches(
         report: called with the file and the reason for each image that cannot be read.
 
     Yields:
-        Paths and images ``[B, in_chans, img_size, img_size]``, in order, without the unreadable ones.
+        Paths and images ``[B, in_chans, img_size, img_size]`` of the readable files, in order.
     """
     settings = trained.data
     in_chans = settings["in_chans"]
@@ -70,18 +70,18 @@ def read_batches(
 
 
 class SkippedImages:
-    """Names each image that could not be read on stderr, and counts them."""
+    """Reports unreadable images on stderr and counts them."""
 
     def __init__(self) -> None:
         self.count = 0
 
     def __call__(self, path: Path, reason: str) -> None:
-        """Reports one."""
+        """Reports an image and the reason."""
         self.count += 1
         print(f"skipped: {reason if str(path) in reason else f'{path}: {reason}'}", file=sys.stderr, flush=True)
 
     def conclude(self, total: int) -> int:
-        """Says how many of all there were; returns the exit code: 0, or 1 if there was one."""
+        """Reports the count; returns the exit code: 0, or 1 if an image was unreadable."""
         if self.count:
             print(f"{self.count} of {total} images could not be read", file=sys.stderr, flush=True)
         return 1 if self.count else 0

@@ -1,4 +1,4 @@
-"""Loss and accuracy over many batches."""
+"""Loss and accuracy accumulated over batches."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from vitfast.errors import UserError
 
 
 class ClassificationMeter:
-    """Adds up loss, top-1 and top-5 of the images seen so far; its state can be saved and restored exactly.
+    """Accumulates loss, top-1 and top-5; its state can be saved and restored exactly.
 
-    Top-5 is top-K for fewer than five classes. Nothing waits for the device before ``compute``. Where several ranks
-    train together, each adds up its own images, and ``compute`` gives all of them the figures of all images.
+    Top-5 is top-K for fewer than five classes. ``update`` does not synchronize with the device. In distributed training
+    each rank adds its images, and ``compute`` returns the metrics of all images on every rank.
 
     Args:
         num_classes: K.
-        device: where the outputs lie.
-        num_exits: exits of the model, each with a top-1 of its own; 1: the model has one output.
+        device: of the outputs.
+        num_exits: number of exits, for each of which top-1 is computed; 1: the model has one output.
     """
 
     def __init__(self, num_classes: int, device: torch.device, num_exits: int = 1) -> None:
@@ -53,19 +53,21 @@ class ClassificationMeter:
             self._metrics[name].update(logits, labels)
 
     def compute(self) -> dict[str, Any]:
-        """Returns ``images``, ``loss`` (their mean), ``top1`` and ``top5`` (0..1), and ``exits``, the top-1 of each.
+        """Returns ``images``, mean ``loss``, ``top1`` and ``top5`` (0..1), and ``exits``, the top-1 of each exit.
 
-        All but ``images`` are NaN before the first batch. Every rank has to call it.
+        All but ``images`` are NaN before the first batch. All ranks must call it.
         """
         for metric in self._metrics.values():
-            metric._update_count = max(metric._update_count, 1)  # else torchmetrics warns before the first batch
+            metric._update_count = max(
+                metric._update_count, 1
+            )  # suppresses torchmetrics' warning before the first batch
         values = {name: float(metric.compute()) for name, metric in self._metrics.items()}
         images = int(values["images"])
         share = {name: float("nan") if images == 0 else round(value, 7) for name, value in values.items()}
         figures: dict[str, Any] = {
             "images": images,
             "loss": values["loss_sum"] / images if images else float("nan"),
-            # rounded: the metric is a float32, whose 0.05 reads 0.05000000074505806
+            # the metric is float32: 0.05 would print as 0.05000000074505806
             "top1": share["top1"],
             "top5": share["top5"],
         }
@@ -74,22 +76,22 @@ class ClassificationMeter:
         return figures
 
     def reset(self) -> None:
-        """Forgets everything."""
+        """Resets all metrics."""
         for metric in self._metrics.values():
             metric.reset()
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the tensors of this rank from which ``load_state_dict`` restores the meter exactly."""
+        """Returns the state of this rank as tensors."""
         return {
             name: {key: torch.as_tensor(value).detach().cpu().clone() for key, value in metric.metric_state.items()}
             for name, metric in self._metrics.items()
         }
 
     def load_state_dict(self, *states: dict[str, Any]) -> None:
-        """Restores what ``state_dict`` returned, or the sum of what it returned on several ranks.
+        """Restores the state of one rank, or the sum of the states of several ranks.
 
         Raises:
-            UserError: if the state is another meter's.
+            UserError: a metric is missing from the state.
         """
         self.reset()
         for name, metric in self._metrics.items():

@@ -1,4 +1,4 @@
-"""From the options that name a number format to what ``vitfast.quantize_`` takes."""
+"""Quantization configurations from the options that name a number format."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _FLOAT32 = "FP32"
 
 
 def number_format(options: NumberFormatOptions, prefix: str = "") -> QuantizationConfig:
-    """Makes the configuration of the named format.
+    """Returns the configuration of the named format.
 
     Args:
         options: with a ``format``.
-        prefix: what stands before their names, for messages.
+        prefix: of the option names in messages.
 
     Raises:
-        UserError: there is no such format, or an option does not go with it.
+        UserError: the format does not exist, or does not support an option.
     """
     assert options.format is not None
     names = ("numerics", "backend", "semantics", "round_results", "activations", "clip_gradients")
@@ -32,15 +32,15 @@ def number_format(options: NumberFormatOptions, prefix: str = "") -> Quantizatio
 
 
 def format_overrides(options: NumberFormatOptions, prefix: str = "") -> dict[str, QuantizationConfig | None] | None:
-    """Makes the configurations of layers that have another format; None where there are no such layers.
+    """Returns the configurations of layers with another format; None if there are none.
 
     Args:
-        options: whose ``overrides`` are ``PATTERN=FORMAT``; they share ``numerics``, ``backend`` and ``semantics``
-            where their format has these.
+        options: with ``overrides`` of the form ``PATTERN=FORMAT``; ``numerics``, ``backend`` and ``semantics`` apply
+            to the formats that support them.
         prefix: as in ``number_format``.
 
     Raises:
-        UserError: one has another form, or names no format.
+        UserError: an override has another form, or its format does not exist.
     """
     overrides: dict[str, QuantizationConfig | None] = {}
     for text in options.overrides:

@@ -14,7 +14,7 @@ from vitfast.config.schema import Config
 from vitfast.data import create_mixing
 from vitfast.device import autocast, synchronize
 from vitfast.errors import UserError
-from vitfast.evaluation.evaluator import Evaluation, evaluate
+from vitfast.evaluation.evaluate import Evaluation, evaluate
 from vitfast.quantization.record import quantization_record
 from vitfast.runs.checkpoint import load_state, load_weights_file, prune_checkpoints, save_checkpoint
 from vitfast.runs.run_directory import CURVES, RunDirectory

@@ -1,4 +1,4 @@
-"""An image beside where a model looks."""
+"""Figures of attention."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vitfast.evaluation.attention_picture import GAP, LABEL, PANEL, TITLE, draw_attention, overlay, picture_size
+from vitfast.evaluation.plots import GAP, LABEL, PANEL, TITLE, attention_figure_size, draw_attention, overlay
 
 
 def panel(picture: np.ndarray, column: int) -> np.ndarray:
@@ -26,7 +26,7 @@ def test_each_cell_lies_where_its_patch_is(tmp_path):
     grid[1, 2] = 0.5
     draw_attention(image, [("rollout", grid)], tmp_path / "a.png", "class", "a.jpg")
     picture = np.asarray(Image.open(tmp_path / "a.png").convert("RGB")).astype(int)
-    assert picture.shape == (*picture_size(2)[::-1], 3)
+    assert picture.shape == (*attention_figure_size(2)[::-1], 3)
     cell = PANEL // 4
     for pixels in (panel(picture, 0), panel(picture, 1)):
         brightness = pixels.sum(2).reshape(4, cell, 4, cell).mean((1, 3))
@@ -48,7 +48,7 @@ def test_the_overlay_is_a_mixture_scaled_by_the_maximum():
 
 @pytest.mark.parametrize(("panels", "columns", "rows"), [(2, 2, 1), (3, 3, 1), (4, 2, 2), (14, 4, 4), (26, 6, 5)])
 def test_size(tmp_path, panels, columns, rows):
-    width, height = picture_size(panels)
+    width, height = attention_figure_size(panels)
     assert width == GAP + columns * (PANEL + GAP)
     assert height == TITLE + rows * (LABEL + PANEL + GAP)
     if panels <= 4:

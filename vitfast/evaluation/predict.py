@@ -7,17 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from vitfast.device import autocast
-from vitfast.evaluation.early_exit_model import create_early_exit
+from vitfast.evaluation.evaluate import create_early_exit
 from vitfast.evaluation.image_files import read_batches
 from vitfast.runs.trained_model import TrainedModel
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says about an image.
+    """The prediction for one image.
 
     Attributes:
         path: the file.
@@ -48,7 +47,7 @@ def predict(
     Args:
         trained: the model.
         paths: image files.
-        device: where the model lies.
+        device: of the model.
         report: called with the file and the reason for each image that cannot be read.
         batch_size: images in a batch.
         top: number of classes in a prediction.
@@ -59,9 +58,10 @@ def predict(
         A prediction for each readable image, in order.
 
     Raises:
-        UserError: the checkpoint's thresholds are another model's.
+        UserError: the checkpoint's thresholds do not fit its model.
     """
     exit_model = create_early_exit(trained) if early_exit and trained.exit_thresholds is not None else None
+    names = trained.class_names
     for batch, images in read_batches(trained, paths, batch_size, report):
         exits: list[int] | list[None] = [None] * len(batch)
         with torch.inference_mode(), autocast(device, precision):
@@ -69,16 +69,9 @@ def predict(
                 logits, exit_index = exit_model(images.to(device))
                 exits = (exit_index + 1).tolist()
             else:
-                answer = trained.model(images.to(device))
-                logits = answer[-1] if isinstance(answer, tuple) else answer  # of several exits the last
-        yield from _name(trained, batch, logits.float().softmax(dim=1), exits, top)
-
-
-def _name(
-    trained: TrainedModel, paths: list[Path], probabilities: Tensor, exits: Sequence[int | None], top: int
-) -> Iterator[Prediction]:
-    class_names = trained.class_names
-    values, indices = probabilities.topk(min(top, len(class_names)), dim=1)
-    rows = zip(paths, values.tolist(), indices.tolist(), exits, strict=True)
-    for path, row_values, row_indices, exit_number in rows:
-        yield Prediction(path, [class_names[index] for index in row_indices], row_values, exit_number)
+                output = trained.model(images.to(device))
+                logits = output[-1] if isinstance(output, tuple) else output  # the last exit
+        values, indices = logits.float().softmax(dim=1).topk(min(top, len(names)), dim=1)
+        for row in zip(batch, indices.tolist(), values.tolist(), exits, strict=True):
+            path, row_indices, probabilities, exit_number = row
+            yield Prediction(path, [names[index] for index in row_indices], probabilities, exit_number)

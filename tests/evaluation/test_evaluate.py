@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from vitfast.evaluation.evaluator import evaluate
+from vitfast.evaluation.evaluate import evaluate
 from vitfast.tasks import ClassificationTask
 
 CPU = torch.device("cpu")

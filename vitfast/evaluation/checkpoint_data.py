@@ -1,0 +1,159 @@
+"""The images of a checkpoint: the splits that its run used, or those given for another system's weights file."""
+
+# ruff: noqa: RUF009 (option() makes a dataclass field)
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+import vitfast
+from vitfast.config import DATASETS, DataConfig, load_config, option
+from vitfast.data import ImageDataset, available_splits, build_dataset, build_loader
+from vitfast.errors import UserError
+from vitfast.runs.checkpoint import MANIFEST, list_checkpoints
+from vitfast.runs.run_directory import CONFIG
+from vitfast.runs.trained_model import TrainedModel
+
+
+@dataclass
+class EvaluateDataOptions:
+    """Where the images come from; null: as the run was trained."""
+
+    dataset: str | None = option(None, "the data set; null: that of the run", choices=DATASETS)
+    root: str | None = option(None, "folder of the images; null: that of the run")
+    batch_size: int | None = option(None, "images in a batch; null: that of the run", minimum=1)
+    workers: int | None = option(None, "processes that read images; null: as the run", minimum=0)
+    on_corrupt: str | None = option(
+        None,
+        "an image that cannot be read; raise: end and name it; skip: warn and leave it out; null: as the run",
+        choices=["raise", "skip"],
+    )
+
+
+@dataclass
+class ForeignDataOptions(EvaluateDataOptions):
+    """Where the images come from, and how they are read; null: as the run was trained, or the usual default."""
+
+    mean: list[float] | None = option(None, "a weights file: mean of each channel, pixels in 0..1", length=[1, 3])
+    std: list[float] | None = option(None, "a weights file: standard deviation of each channel", above=0, length=[1, 3])
+    resize: str | None = option(
+        None, "a weights file: as in python -m vitfast.train", choices=["short_side", "both_sides"]
+    )
+    interpolation: str | None = option(
+        None, "a weights file: how images are resized", choices=["nearest", "bilinear", "bicubic"]
+    )
+    crop_pct: float | None = option(
+        None, "a weights file: share of the resized side that the centre crop keeps", above=0, maximum=1
+    )
+
+
+def loader_of_split(trained: TrainedModel, overrides: EvaluateDataOptions, split: str) -> DataLoader[Any]:
+    """Returns batches of a split, preprocessed for a checkpoint: all images once, in order.
+
+    Args:
+        trained: the checkpoint.
+        overrides: options of the user.
+        split: ``train``, ``val`` or ``test``.
+
+    Raises:
+        UserError: there is no such split, or its classes are not the checkpoint's.
+    """
+    return loader_in_order(trained, overrides, dataset_of_split(trained, overrides, split))
+
+
+def loader_in_order(trained: TrainedModel, overrides: EvaluateDataOptions, dataset: ImageDataset) -> DataLoader[Any]:
+    """Returns batches of a data set opened by ``dataset_of_split``: all images once, in order."""
+    data = data_of_checkpoint(trained, overrides)
+    return build_loader(dataset, batch_size=data.batch_size, workers=data.workers, seed=0, epoch=0, shuffle=False)
+
+
+def dataset_of_split(trained: TrainedModel, overrides: EvaluateDataOptions, split: str) -> ImageDataset:
+    """Opens a split with the preprocessing of a checkpoint; see ``loader_of_split``."""
+    data = data_of_checkpoint(trained, overrides)
+    splits = available_splits(data)
+    if split not in splits:
+        raise UserError(f"split={split} does not exist in the data; use one of {', '.join(splits)}")
+    dataset = build_dataset(data, split, seed=0, augment=False)
+    if list(dataset.class_names) != trained.class_names:
+        raise UserError(
+            f"the data have the classes {_shorten(dataset.class_names)}, but the checkpoint has "
+            f"{_shorten(trained.class_names)}; point data.root at data with the same class folders"
+        )
+    return dataset
+
+
+def data_of_checkpoint(trained: TrainedModel, overrides: EvaluateDataOptions) -> DataConfig:
+    """Returns the data settings of a checkpoint.
+
+    Later sources override earlier ones: the run's ``config.yaml`` if there is one, the checkpoint's manifest, and the
+    options of the user.
+    """
+    files = (trained.checkpoint / CONFIG, trained.checkpoint.parent / CONFIG)  # the former in a quantized checkpoint
+    file = next((file for file in files if trained.checkpoint.is_dir() and file.is_file()), None)
+    data = load_config([f"recipe={file}"]).data if file is not None else DataConfig()
+    saved = trained.data
+    names = ("dataset", "val_share", "mean", "std", "resize", "interpolation", "crop_pct")
+    known = {name: saved[name] for name in names if name in saved}
+    given = {name: value for name, value in vars(overrides).items() if value is not None}
+    return replace(data, **{**known, "img_size": saved["img_size"], "in_chans": saved["in_chans"], **given})
+
+
+def is_run(path: str) -> bool:
+    """Whether a path is a run or checkpoint of vitfast, rather than another system's weights."""
+    folder = Path(path)
+    return folder.is_dir() and ((folder / MANIFEST).exists() or bool(list_checkpoints(folder)))
+
+
+def load_foreign_checkpoint(
+    path: str, name: str | None, data: ForeignDataOptions, device: torch.device
+) -> TrainedModel:
+    """Loads another system's weights file as a ``TrainedModel``; class names come from the data set.
+
+    Args:
+        path: the file, or a folder of Hugging Face.
+        name: of the model; None: recorded in the file.
+        data: data set, folder and normalization.
+        device: to move the model to.
+
+    Raises:
+        UserError: the file does not fit, no data set is given, or its number of classes is not the model's.
+    """
+    if data.dataset is None:
+        raise UserError(
+            f"checkpoint={path} is a weights file, which names no classes: give data.dataset=image_folder data.root=…, "
+            "for example (and data.mean, data.std, if the model was not trained with the usual ones)"
+        )
+    model = vitfast.create_model(name, checkpoint=path)
+    given = {field: value for field, value in vars(data).items() if value is not None}
+    settings = DataConfig(**{**given, "img_size": model.img_size, "in_chans": model.in_chans})
+    images = build_dataset(settings, available_splits(settings)[0], seed=0, augment=False)
+    if len(images.class_names) != model.num_classes:
+        raise UserError(
+            f"checkpoint={path} has {model.num_classes} classes, the data in data.root={data.root} have "
+            f"{len(images.class_names)}"
+        )
+    manifest = {
+        "model": {"name": model.model_name, "fields": model.model_fields},
+        "class_names": list(images.class_names),
+        "data": {
+            "dataset": settings.dataset,
+            "img_size": images.img_size,
+            "in_chans": images.in_chans,
+            "mean": list(images.mean),
+            "std": list(images.std),
+            "resize": images.resize,
+            "interpolation": images.interpolation,
+            "crop_pct": images.crop_pct,
+        },
+        "step": 0,
+    }
+    return TrainedModel(model.eval().to(device), Path(path), manifest, "model")
+
+
+def _shorten(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f", … ({len(names)} in all)" if len(names) > 5 else "")

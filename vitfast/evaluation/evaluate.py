@@ -1,0 +1,346 @@
+"""Evaluation of a model: one pass over a split, per-class metrics, and a model with early exit or accelerated."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchmetrics.classification import MulticlassCalibrationError, MulticlassConfusionMatrix
+
+import vitfast
+from vitfast.device import autocast, synchronize
+from vitfast.errors import UserError
+from vitfast.evaluation.meter import ClassificationMeter
+from vitfast.inference import EarlyExit, exit_gmacs
+from vitfast.runs.trained_model import TrainedModel
+from vitfast.tasks import EarlyExitTask, create_plain_task
+from vitfast.text_table import percent
+
+_CALIBRATION_BINS = 15
+CLASS_METRICS = ("precision", "recall", "f1")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Result of ``evaluate``.
+
+    Attributes:
+        images: number of images; every image of the split counts exactly once.
+        loss: mean over the images.
+        top1: share of images whose largest logit is the label's, 0..1.
+        top5: share whose label is among the five largest (all, for fewer than five classes).
+        images_per_s: including reading and transfer.
+        exits: top-1 of each exit, 0..1; None for a model with one output.
+        confusion: [K, K] counts, rows are labels, columns predictions; None unless detailed.
+        calibration_error: expected calibration error (Guo et al. 2017, 15 equal bins, L1), 0..1; None unless detailed.
+    """
+
+    images: int
+    loss: float
+    top1: float
+    top5: float
+    images_per_s: float
+    exits: list[float] | None = None
+    confusion: Tensor | None = None
+    calibration_error: float | None = None
+
+    def metrics(self) -> dict[str, Any]:
+        """Returns the metrics that a line of ``metrics.jsonl`` contains."""
+        metrics = {"loss": self.loss, "top1": self.top1, "top5": self.top5, "images_per_s": round(self.images_per_s, 1)}
+        return metrics if self.exits is None else {**metrics, "exits": self.exits}
+
+
+def evaluate(
+    task: nn.Module,
+    loader: DataLoader[Any],
+    *,
+    num_classes: int,
+    device: torch.device,
+    num_exits: int = 1,
+    precision: str = "fp32",
+    detailed: bool = False,
+    should_stop: Callable[[], bool] = bool,
+) -> Evaluation | None:
+    """Runs a task over all batches in evaluation mode and restores its mode afterwards.
+
+    In distributed training each rank passes its part of every batch (which may be empty), and all ranks receive the
+    metrics of all images; ``detailed`` requires a single process.
+
+    Args:
+        task: ``forward(images, labels) -> {"loss", "output"}``, on ``device``.
+        loader: yields (images [B, C, H, W], labels [B]).
+        num_classes: K.
+        device: of the task.
+        num_exits: of the model.
+        precision: ``fp32``, or ``bf16`` or ``fp16`` (autocast).
+        detailed: also compute the confusion matrix and the calibration error.
+        should_stop: called before each batch; True aborts the pass.
+
+    Returns:
+        The metrics, or None if the pass was aborted.
+    """
+    meter = ClassificationMeter(num_classes, device, num_exits)
+    details = _Details(num_classes, device) if detailed else None
+    was_training = task.training
+    task.eval()
+    start = time.perf_counter()
+    try:
+        with torch.inference_mode(), autocast(device, precision):
+            for images, labels in loader:
+                if should_stop():
+                    return None
+                if len(labels) == 0:
+                    continue  # a rank without any of the last images
+                images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+                result = task(images, labels)
+                meter.update(result["loss"], result["output"], labels, result.get("exits"))
+                if details is not None:
+                    details.update(result["output"], labels)
+        synchronize(device)
+    finally:
+        task.train(was_training)
+    seconds = time.perf_counter() - start
+    metrics: dict[str, Any] = {**meter.compute(), **(details.compute() if details is not None else {})}
+    return Evaluation(images_per_s=metrics["images"] / seconds, **metrics)
+
+
+class _Details:
+    def __init__(self, num_classes: int, device: torch.device) -> None:
+        self.confusion = MulticlassConfusionMatrix(num_classes, validate_args=False).to(device)
+        self.calibration = MulticlassCalibrationError(
+            num_classes, n_bins=_CALIBRATION_BINS, norm="l1", validate_args=False
+        ).to(device)
+
+    def update(self, output: Tensor, labels: Tensor) -> None:
+        self.confusion.update(output, labels)
+        # probabilities: given logits, torchmetrics would have to guess
+        self.calibration.update(output.softmax(dim=1), labels)
+
+    def compute(self) -> dict[str, Any]:
+        return {"confusion": self.confusion.compute().cpu(), "calibration_error": float(self.calibration.compute())}
+
+
+def per_class(evaluation: Evaluation, class_names: list[str]) -> list[dict[str, Any]]:
+    """Returns the number of images, precision and recall of each class; NaN where undefined.
+
+    Args:
+        evaluation: detailed.
+        class_names: in the order of the logits.
+    """
+    assert evaluation.confusion is not None
+    correct = evaluation.confusion.diagonal().double()
+    labelled, predicted = evaluation.confusion.sum(dim=1), evaluation.confusion.sum(dim=0)
+    columns = (class_names, labelled.tolist(), (correct / predicted).tolist(), (correct / labelled).tolist())
+    return [dict(zip(("class", "n", "precision", "recall"), row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def classification_report(evaluation: Evaluation, class_names: list[str]) -> list[dict[str, Any]]:
+    """Returns precision, recall and F1 of each class, then their plain mean and their mean weighted by images.
+
+    Undefined values (no image of the class, or none predicted as it) are 0, as in scikit-learn's classification report.
+    """
+    rows = []
+    for row in per_class(evaluation, class_names):
+        precision, recall = (0.0 if math.isnan(row[name]) else row[name] for name in ("precision", "recall"))
+        f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+        rows.append({"class": row["class"], "n": row["n"], "precision": precision, "recall": recall, "f1": f1})
+    images = sum(row["n"] for row in rows)
+    macro = {name: sum(row[name] for row in rows) / max(len(rows), 1) for name in CLASS_METRICS}
+    weighted = {name: sum(row[name] * row["n"] for row in rows) / max(images, 1) for name in CLASS_METRICS}
+    return [
+        *rows,
+        {"class": "mean of the classes", "n": images, **macro},
+        {"class": "mean of the images", "n": images, **weighted},
+    ]
+
+
+def confusions(evaluation: Evaluation, class_names: list[str]) -> list[tuple[str, str, int]]:
+    """Returns the errors of a detailed evaluation as (label, prediction, count), the most frequent first."""
+    assert evaluation.confusion is not None
+    wrong = evaluation.confusion.clone().fill_diagonal_(0)
+    pairs = [(class_names[i], class_names[j], int(wrong[i, j])) for i, j in wrong.nonzero().tolist()]
+    return sorted(pairs, key=lambda pair: -pair[2])
+
+
+@dataclass(frozen=True)
+class AcceleratedEvaluation:
+    """An accelerated model compared with its source on the same images.
+
+    Attributes:
+        precision: of the accelerated model.
+        kernels: the instruction set that it uses.
+        evaluation: of the accelerated model.
+        source: of the checkpoint's model, without autocast.
+        agreement: share of the images for which both predict the same class, 0..1.
+    """
+
+    precision: str
+    kernels: str
+    evaluation: Evaluation
+    source: Evaluation
+    agreement: float
+
+    def summary(self) -> list[tuple[str, str]]:
+        """Returns names and values for the printed table."""
+        return [
+            ("not accelerated: top-1", percent(self.source.top1)),
+            ("not accelerated: images/s", f"{self.source.images_per_s:,.0f}"),
+            ("same class as not accelerated", percent(self.agreement)),
+        ]
+
+    def metrics(self) -> dict[str, Any]:
+        """Returns the values for JSON."""
+        return {
+            "precision": self.precision,
+            "kernels": self.kernels,
+            "agreement": self.agreement,
+            "source": self.source.metrics(),
+        }
+
+
+def evaluate_accelerated(trained: TrainedModel, loader: DataLoader[Any], *, precision: str) -> AcceleratedEvaluation:
+    """Accelerates a checkpoint's model for this CPU and evaluates both models.
+
+    Args:
+        trained: on the CPU.
+        loader: yields all images in the same order on every iteration.
+        precision: of ``vitfast.accelerate``.
+
+    Raises:
+        UserError: the model is quantized to another precision.
+    """
+    task = create_plain_task(trained.model)
+    fast = vitfast.accelerate(trained.model, precision)
+    evaluations, classes = [], []
+    for one in (type(task)(fast), task):
+        # eval() because evaluate restores the mode, and an accelerated model has no training mode
+        recorder = _ClassRecorder(one).eval()
+        evaluation = evaluate(
+            recorder,
+            loader,
+            num_classes=len(trained.class_names),
+            num_exits=trained.model.num_exits,
+            device=torch.device("cpu"),
+            detailed=True,
+        )
+        assert evaluation is not None
+        evaluations.append(evaluation)
+        classes.append(torch.cat(recorder.classes))
+    agreement = float((classes[0] == classes[1]).double().mean())
+    return AcceleratedEvaluation(precision, fast.report().kernels, evaluations[0], evaluations[1], agreement)
+
+
+class _ClassRecorder(nn.Module):
+    """Runs a task and records the predicted classes."""
+
+    def __init__(self, task: nn.Module) -> None:
+        super().__init__()
+        self.task = task
+        self.classes: list[Tensor] = []
+
+    def forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        result: dict[str, Tensor] = self.task(images, labels)
+        self.classes.append(result["output"].argmax(dim=1))
+        return result
+
+
+@dataclass(frozen=True)
+class EarlyExitEvaluation:
+    """Early exit with the thresholds of a checkpoint.
+
+    Attributes:
+        thresholds: one per exit.
+        evaluation: accuracy, loss and images/s.
+        shares: of the images that left at each exit, 0..1.
+        gmacs: mean per image, 1e9 multiply-adds.
+        all_gmacs: of an image that passes all exits.
+    """
+
+    thresholds: list[float]
+    evaluation: Evaluation
+    shares: list[float]
+    gmacs: float
+    all_gmacs: float
+
+    def summary(self) -> list[tuple[str, str]]:
+        """Returns names and values for the printed table."""
+        return [
+            ("GMACs an image", f"{self.all_gmacs:.3g}"),
+            ("early exit: top-1", percent(self.evaluation.top1)),
+            *((f"early exit: leave at {number}", percent(share)) for number, share in enumerate(self.shares, start=1)),
+            ("early exit: images/s", f"{self.evaluation.images_per_s:,.0f}"),
+            ("early exit: GMACs an image", f"{self.gmacs:.3g}"),
+        ]
+
+    def metrics(self) -> dict[str, Any]:
+        """Returns the values for JSON."""
+        return {
+            "thresholds": self.thresholds,
+            **self.evaluation.metrics(),
+            "shares": self.shares,
+            "gmacs": self.gmacs,
+            "all_exits_gmacs": self.all_gmacs,
+        }
+
+
+def check_calibrated(trained: TrainedModel) -> list[float]:
+    """Returns the thresholds of a checkpoint.
+
+    Raises:
+        UserError: the model has no exits, or the checkpoint has no thresholds.
+    """
+    if trained.model.num_exits < 2:
+        raise UserError(f"early_exit=true: {trained.manifest['model']['name']} has no exits to leave at")
+    if trained.exit_thresholds is None:
+        raise UserError(
+            f"early_exit=true: {trained.checkpoint} holds no thresholds; find them with "
+            f"python -m vitfast.exits checkpoint={trained.checkpoint} budget_gmacs=…"
+        )
+    return trained.exit_thresholds
+
+
+def create_early_exit(trained: TrainedModel) -> EarlyExit:
+    """Wraps the model of a checkpoint with thresholds in ``EarlyExit``.
+
+    Raises:
+        UserError: the thresholds do not fit the model.
+    """
+    assert trained.exit_thresholds is not None
+    try:
+        return EarlyExit(trained.model, trained.exit_thresholds)
+    except UserError as error:
+        raise UserError(
+            f"{trained.checkpoint}/manifest.json: exit_thresholds={trained.exit_thresholds} are not those of its model "
+            f"{trained.manifest['model']['name']}: {error}; python -m vitfast.exits checkpoint={trained.checkpoint} "
+            "budget_gmacs=… stores new ones"
+        ) from error
+
+
+def evaluate_early_exit(
+    trained: TrainedModel, loader: DataLoader[Any], *, device: torch.device, precision: str
+) -> EarlyExitEvaluation:
+    """Evaluates a checkpoint with early exit.
+
+    Args:
+        trained: with thresholds.
+        loader: yields (images ``[B, C, H, W]``, labels ``[B]``).
+        device: of the model.
+        precision: as in ``evaluate``.
+
+    Raises:
+        UserError: from ``check_calibrated``, or the thresholds do not fit the model.
+    """
+    thresholds = check_calibrated(trained)
+    task = EarlyExitTask(create_early_exit(trained)).to(device)
+    evaluation = evaluate(task, loader, num_classes=len(trained.class_names), device=device, precision=precision)
+    assert evaluation is not None
+    shares = (task.left.double() / task.left.sum()).tolist()
+    costs = exit_gmacs(trained.model)
+    mean = sum(share * cost for share, cost in zip(shares, costs, strict=True))
+    return EarlyExitEvaluation(thresholds, evaluation, shares, mean, costs[-1])
