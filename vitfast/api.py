@@ -1,4 +1,4 @@
-"""The facade: what ``import vitfast`` shows of the models."""
+"""Public functions to create models and to load and save weights."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ def create_model(
     checkpoint: str | os.PathLike[str] | None = None,
     **fields: Any,
 ) -> ImageModel:
-    """Creates a model, freshly initialized or from a checkpoint.
+    """Creates a model, randomly initialized or from a checkpoint.
 
     Args:
         name: a name of ``list_models()``, optionally with timm's tag (``vit_base_patch16_224.augreg_in1k``), or one of
-            Google's (``ViT-B_16``). None takes the name that a checkpoint of vitfast holds.
-        num_classes: outputs of the head; None means the checkpoint's, else 1000; 0 means no head. Where it is given and
-            differs from the checkpoint's, the head stays freshly initialized.
-        img_size: height and width of the images in pixels; None means the checkpoint's, else the architecture's. Where
-            it is given and differs from the checkpoint's, the position embeddings are resized by the field
-            ``position_interpolation``. A file that names no architecture has to have the image size of ``name``.
-        checkpoint: a checkpoint folder or file, of vitfast or of any system that ``load_weights`` reads. The model
-            takes from it what the name leaves open: the number of classes, and what its system does in its own way
+            Google's (``ViT-B_16``). None takes the name recorded in a checkpoint of vitfast.
+        num_classes: outputs of the head; None means the checkpoint's, else 1000; 0 means no head. If it differs from
+            the checkpoint's, the head stays randomly initialized.
+        img_size: height and width of the images in pixels; None means the checkpoint's, else the architecture's. If it
+            differs from the checkpoint's, the position embeddings are resized by the field
+            ``position_interpolation``. A file that records no architecture must have the image size of ``name``.
+        checkpoint: a checkpoint folder or file, of vitfast or of any system that ``load_weights`` supports. Fields that
+            ``name`` leaves open come from it: the number of classes, and its system's conventions
             (``layer_norm_eps``, ``qkv_bias``, ``gelu``, ``head_type``, ``patch_order``, ``position_interpolation``).
-            ``model.load_report`` says which, and what became of every tensor.
-        **fields: further fields of the model's family (``vitfast.models.ViTFields`` for a ViT). They override the
+            ``model.load_report`` lists them and the status of every tensor.
+        **fields: further fields of the model's family (``vitfast.models.ViTFields`` for a ViT), which override the
             checkpoint's.
 
     Returns:
-        The model, in training mode and on the CPU, or on the device that ``with torch.device(…)`` sets.
+        The model, in training mode, on the CPU or the device set by ``with torch.device(…)``.
 
     Raises:
         UserError: (a ValueError) a name or field is unknown or not allowed, or the checkpoint does not fit.
