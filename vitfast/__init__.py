@@ -24,7 +24,7 @@ _PUBLIC_NAMES = {
     "FP16_32Config": "vitfast.quantization.configs",
     "FixedConfig": "vitfast.quantization.configs",
     "FloatConfig": "vitfast.quantization.configs",
-    "FloatFormat": "vitfast.quantization.formats",
+    "FloatFormat": "vitfast.formats",
     "Int8Config": "vitfast.quantization.configs",
     "LoadReport": "vitfast.api",
     "QATConfig": "vitfast.quantization.qat_config",

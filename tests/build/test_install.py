@@ -84,7 +84,7 @@ def test_a_wheel_from_the_source_distribution(sources: Path, tmp_path: Path) -> 
     assert f"vitfast/_C{sysconfig.get_config_var('EXT_SUFFIX')}" in names
     assert {name.split("/")[0] for name in names} == {"vitfast", f"vitfast-{vitfast.__version__}.dist-info"}
     assert [name for name in names if name.endswith((".cpp", ".cu", ".cuh", ".h", ".o"))] == []
-    assert "vitfast/data/digits.npz" in names
+    assert {"vitfast/data/digits.npz", "vitfast/py.typed", "vitfast/__init__.pyi"} <= set(names)
     assert any(name.startswith("vitfast/config/recipes/") and name.endswith(".yaml") for name in names)
 
     python = _environment(tmp_path / "venv")

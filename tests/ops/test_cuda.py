@@ -17,9 +17,9 @@ from support.simt_attention import AttentionCase, random_case
 from support.simt_attention_backward import random_backward
 from support.tolerance import BACKWARD_FACTOR, FORWARD_FACTOR, assert_as_accurate
 from vitfast import ops
+from vitfast.formats import FloatFormat
 from vitfast.ops.library import has_kernel
 from vitfast.ops.rounding import ROUNDING_CODES
-from vitfast.quantization import FloatFormat
 
 pytestmark = pytest.mark.cuda
 

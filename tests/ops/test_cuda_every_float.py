@@ -11,8 +11,8 @@ from torch import Tensor
 
 from support.every_float import ALL, assert_same_roundings, count_differences, every_float
 from vitfast import ops
+from vitfast.formats import FloatFormat
 from vitfast.ops.library import has_kernel
-from vitfast.quantization import FloatFormat
 
 # format -> the type that torch stores it in
 TORCH_TYPES = {

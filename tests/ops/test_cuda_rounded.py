@@ -11,8 +11,8 @@ import torch
 from support.accuracy import assert_same_bits
 from support.fp16_accumulation import documented_model
 from vitfast import ops
+from vitfast.formats import FloatFormat
 from vitfast.ops.library import has_kernel
-from vitfast.quantization import FloatFormat
 from vitfast.quantization.rounders import FloatRounder
 
 pytestmark = pytest.mark.cuda

@@ -12,9 +12,9 @@ from support.accuracy import assert_same_bits
 from support.operators import OPERATORS
 from support.sample import Make, Sample
 from vitfast import ops
+from vitfast.formats import FloatFormat
 from vitfast.ops import reference
 from vitfast.ops.library import has_kernel
-from vitfast.quantization import FloatFormat
 
 FORMATS = [FloatFormat.fp8_e4m3fn(), FloatFormat.qtorch(5, 10), FloatFormat.fp4_e2m1()]
 LINEAR = next(operator for operator in OPERATORS if operator.name == "linear")

@@ -15,8 +15,8 @@ from support import plain
 from support.simt_mlp import random_mlp
 from support.tolerance import BACKWARD_FACTOR, FORWARD_FACTOR, assert_as_accurate
 from vitfast import ops
+from vitfast.formats import FloatFormat
 from vitfast.ops.library import has_kernel
-from vitfast.quantization import FloatFormat
 
 pytestmark = pytest.mark.cuda
 

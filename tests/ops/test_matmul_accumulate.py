@@ -13,10 +13,10 @@ from support import accumulate_oracle
 from support.accuracy import assert_same_bits
 from support.fp16_accumulation import HOPPER
 from support.samples import FORMATS
+from vitfast.formats import FloatFormat
 from vitfast.ops import matmul_accumulate, quantize_float, reference
 from vitfast.ops.library import has_kernel, kernel_states
 from vitfast.ops.matmul_accumulate import _HalfSums, _StraightThrough
-from vitfast.quantization import FloatFormat
 
 CHUNKS = (1, 4, 8, 16, None)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import vitfast
 from support.float_oracle import round_float
 from vitfast.errors import UserError
-from vitfast.quantization import FloatFormat
+from vitfast.formats import FloatFormat
 from vitfast.quantization.block_rounder import BlockRounder
 from vitfast.quantization.named_configs import format_name, named_config
 

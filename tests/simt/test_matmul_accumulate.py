@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from support.simt_accumulate import AccumulateCase, random_accumulate
-from vitfast.quantization import FloatFormat
+from vitfast.formats import FloatFormat
 
 CHUNKS = (1, 4, 8, 16, 32, 33, None)
 # one tile and its tails, several tiles; less than a round of the depth, whole rounds, a rest

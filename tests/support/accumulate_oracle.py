@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from support.float_oracle import round_float
-from vitfast.quantization.formats import FloatFormat
+from vitfast.formats import FloatFormat
 
 
 def to_float32(exact: Fraction) -> float:

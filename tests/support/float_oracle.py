@@ -14,7 +14,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from vitfast.quantization.formats import FloatFormat
+from vitfast.formats import FloatFormat
 
 
 def decode(code: int, format: FloatFormat) -> float:

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from support import simt
+from vitfast.formats import FloatFormat
 from vitfast.ops import reference
-from vitfast.quantization import FloatFormat
 
 Mma = Callable[[Tensor, Tensor, Tensor], Tensor]  # a [T, 16, 16], b [T, 16, 8], c [T, 16, 8] -> d [T, 16, 8], float16
 

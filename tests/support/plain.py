@@ -13,8 +13,8 @@ from torch import Tensor
 
 from support import accumulate_oracle, fixed_oracle
 from support.float_oracle import round_tensor
+from vitfast.formats import FloatFormat
 from vitfast.ops.attention import HEAD_DIM_MULTIPLE
-from vitfast.quantization.formats import FloatFormat
 
 
 def attention(

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from support.sample import Make, Sample
 from support.shapes import CHANNELS, draw_attention_sizes, draw_leading_shape
+from vitfast.formats import FloatFormat
 from vitfast.layers import GridUpsample
-from vitfast.quantization.formats import FloatFormat
 
 # --- attention ---
 

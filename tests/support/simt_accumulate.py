@@ -10,8 +10,8 @@ from torch import Tensor
 
 from support import simt
 from support.accuracy import assert_same_bits
+from vitfast.formats import FloatFormat
 from vitfast.ops.float_rounding import float_rounding
-from vitfast.quantization import FloatFormat
 
 FP16 = FloatFormat.fp16()
 

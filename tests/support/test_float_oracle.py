@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from support.float_oracle import finite_values, fraction_to_upper, neighbours, round_float
-from vitfast.quantization.formats import FloatFormat
+from vitfast.formats import FloatFormat
 
 
 def test_fp16_values_are_those_of_torch() -> None:

@@ -121,7 +121,7 @@ def _without_cuda_calls(device: torch.device) -> Iterator[None]:
         yield
         return
     before = torch.Tensor.cuda
-    torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[method-assign, assignment]
+    torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[method-assign]
     try:
         yield
     finally:

@@ -16,12 +16,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vitfast import ops
 from vitfast.errors import UserError
+from vitfast.formats import FloatFormat
 from vitfast.layers import GridUpsample
 from vitfast.models.registry import resolve_name
 from vitfast.models.vit_architectures import VIT_ARCHITECTURES
 from vitfast.ops.library import has_kernel
 from vitfast.ops.packed import has_packed
-from vitfast.quantization import FloatFormat
 
 Function = Callable[..., tuple[Tensor, ...]]
 Random = Callable[..., Tensor]
@@ -228,8 +228,9 @@ def _add_layer_norm(sizes: Sizes, random: Random) -> OperatorCase:
 
 def _random_weight(random: Random, fan_out: int, fan_in: int) -> Tensor:
     """One that keeps the size of what it multiplies."""
-    weight = random(fan_out, fan_in)
-    return (weight.detach() * fan_in**-0.5).requires_grad_(weight.requires_grad)
+    weight: Tensor = random(fan_out, fan_in)
+    scaled: Tensor = weight.detach() * fan_in**-0.5
+    return scaled.requires_grad_(weight.requires_grad)
 
 
 def _mlp(sizes: Sizes, random: Random) -> OperatorCase:

@@ -15,8 +15,8 @@ from vitfast.benchmarking.run_options import RunOptions
 from vitfast.benchmarking.subject import Subject
 from vitfast.benchmarking.work import gigabytes
 from vitfast.config import option
+from vitfast.formats import FloatFormat
 from vitfast.ops.rounding import Rounding
-from vitfast.quantization import FloatFormat
 
 # what torch can store, it can round to by going there and back
 _PRESETS: dict[str, torch.dtype | None] = {

@@ -93,7 +93,8 @@ class CudaTimer:
                 run()
             self._end.record()
             torch.cuda.synchronize()
-        return self._start.elapsed_time(self._end) * 1e-3 / repeats
+        elapsed_ms: float = self._start.elapsed_time(self._end)
+        return elapsed_ms * 1e-3 / repeats
 
 
 def create_timer(device: torch.device, *, cold_cache: bool = False) -> Timer:

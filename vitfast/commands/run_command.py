@@ -50,7 +50,7 @@ def run_command(command: Callable[[Sequence[str]], int], arguments: Sequence[str
         after Ctrl+C; 141 when the reader of stdout has closed it.
     """
     with warnings.catch_warnings():
-        warnings.showwarning = _show_warning  # type: ignore[assignment]
+        warnings.showwarning = _show_warning
         try:
             return command(arguments)
         except UserError as error:

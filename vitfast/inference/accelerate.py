@@ -217,7 +217,7 @@ def _precision(model: nn.Module, precision: str | None, device: torch.device) ->
         )
     fast = sorted(own & set(allowed))
     if not own:
-        return precision or "fp32"  # type: ignore[return-value]
+        return precision or "fp32"
     if precision is not None and own != {precision}:
         raise UserError(
             f"precision={precision!r}, but the model is quantized already, to {', '.join(sorted(own))}; leave "

@@ -17,7 +17,7 @@ from vitfast.ops import reference
 from vitfast.ops.autocast import autocast_dtype, cast
 from vitfast.ops.autograd import forbid_double_backward
 from vitfast.ops.checks import check_like, check_shape, check_tensor
-from vitfast.ops.library import has_kernel
+from vitfast.ops.library import has_kernel, has_shared_memory
 
 MAX_HEAD_DIM = 128
 HEAD_DIM_MULTIPLE = 8
@@ -197,7 +197,7 @@ def _has_kernel(like: Tensor, tokens: int, head_dim: int) -> bool:
 def _fits_cuda(like: Tensor, tokens: int) -> bool:
     if like.dtype not in CUDA_DTYPES or tokens > CUDA_MAX_TOKENS:
         return False
-    return torch.cuda.get_device_properties(like.device).shared_memory_per_block_optin >= CUDA_SHARED_BYTES
+    return has_shared_memory(like.device, CUDA_SHARED_BYTES)
 
 
 def _with_torch_operators(

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from vitfast.formats import FloatFormat
 from vitfast.ops.rounding import OVERFLOW_CODES, QTORCH_NEAREST, ROUNDING_CODES
-
-if TYPE_CHECKING:
-    from vitfast.quantization.formats import FloatFormat
 
 
 def float_rounding(format: FloatFormat, rounding: str = "nearest_even", overflow: str | None = None) -> list[int]:

@@ -20,7 +20,7 @@ from vitfast.ops.attention import (
 )
 from vitfast.ops.autocast import autocast_dtype, cast
 from vitfast.ops.checks import check_like, check_shape, check_tensor
-from vitfast.ops.library import has_kernel
+from vitfast.ops.library import has_kernel, has_shared_memory
 
 CUDA_DTYPES = (torch.float16, torch.bfloat16)
 CUDA_MAX_TOKENS = 256  # up to which keys and values of a head lie whole on chip
@@ -92,7 +92,7 @@ def has_gated_kernel(device: torch.device, dtype: torch.dtype, tokens: int, head
         return True
     if dtype not in CUDA_DTYPES or tokens > CUDA_MAX_TOKENS:
         return False
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin >= CUDA_SHARED_BYTES
+    return has_shared_memory(device, CUDA_SHARED_BYTES)
 
 
 def _fake(qkv: Tensor, position: Tensor, gate: Tensor, scale: float) -> Tensor:

@@ -62,7 +62,7 @@ def _load(name: str) -> str | None:
     if path is None:
         return "not built"
     try:
-        torch.ops.load_library(path)  # type: ignore[no-untyped-call]
+        torch.ops.load_library(path)
     except OSError as error:
         raise ImportError(
             f"{path} does not load under torch {torch.__version__} (vitfast needs torch >= 2.11): {error}\n"
@@ -127,6 +127,13 @@ def has_kernel(kernel: str, device_type: str) -> bool:
 def kernel_state(kernel: str, device_type: str) -> str:
     """``"vitfast"`` or ``"torch: <why>"``, as ``build_info`` has it."""
     return _STATES[kernel, device_type]
+
+
+def has_shared_memory(device: torch.device, num_bytes: int) -> bool:
+    """Whether a thread block can allocate ``num_bytes`` of shared memory on a CUDA device."""
+    # not every release of torch declares the attribute in its stubs
+    largest: int = getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin")  # noqa: B009
+    return num_bytes <= largest
 
 
 @contextmanager

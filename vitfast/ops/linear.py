@@ -5,11 +5,12 @@ Shapes: K inputs, N outputs.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from vitfast.formats import FloatFormat
 from vitfast.ops import reference
 from vitfast.ops.autocast import autocast_dtype, cast
 from vitfast.ops.autograd import forbid_double_backward
@@ -18,9 +19,6 @@ from vitfast.ops.float_rounding import float_rounding
 from vitfast.ops.library import has_kernel
 from vitfast.ops.product_flops import product_flops
 from vitfast.ops.quantize_float import quantize_float
-
-if TYPE_CHECKING:
-    from vitfast.quantization.formats import FloatFormat
 
 ACTIVATIONS = ("none", "gelu", "gelu_tanh")
 

@@ -5,13 +5,14 @@ Shapes: K the summed dimension, N columns of the result.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from vitfast.formats import FloatFormat
 from vitfast.ops import reference
 from vitfast.ops.checks import check_like, check_shape, check_tensor
 from vitfast.ops.float_rounding import float_rounding
@@ -19,9 +20,6 @@ from vitfast.ops.library import has_kernel, kernel_state
 from vitfast.ops.product_flops import product_flops
 from vitfast.ops.quantize_float import quantize_float
 from vitfast.ops.rounding import Rounding
-
-if TYPE_CHECKING:
-    from vitfast.quantization.formats import FloatFormat
 
 Unit = Literal["multiply_add", "tensor_core"]
 

@@ -14,7 +14,7 @@ from vitfast.ops import reference
 from vitfast.ops.autocast import autocast_dtype, cast
 from vitfast.ops.autograd import forbid_double_backward
 from vitfast.ops.checks import check_like, check_shape, check_tensor
-from vitfast.ops.library import has_kernel
+from vitfast.ops.library import has_kernel, has_shared_memory
 from vitfast.ops.linear import linear
 from vitfast.ops.product_flops import product_flops
 
@@ -103,7 +103,7 @@ def has_mlp_kernel(device: torch.device, dtype: torch.dtype, widths: tuple[int, 
     channels, _, outputs = widths
     if not _fit_cuda(dtype, widths) or approximate != "none" or channels > CUDA_MAX_CHANNELS or outputs != channels:
         return False
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin >= CUDA_SHARED_BYTES
+    return has_shared_memory(device, CUDA_SHARED_BYTES)
 
 
 def _fit_cuda(dtype: torch.dtype, widths: tuple[int, int, int]) -> bool:

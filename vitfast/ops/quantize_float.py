@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from vitfast.formats import FloatFormat
 from vitfast.ops import reference
 from vitfast.ops.checks import check_tensor
 from vitfast.ops.float_rounding import float_rounding
@@ -14,9 +15,6 @@ from vitfast.ops.library import has_kernel
 from vitfast.ops.philox import philox_uint32
 from vitfast.ops.rounding import Rounding
 from vitfast.ops.seed import seed_tensor
-
-if TYPE_CHECKING:
-    from vitfast.quantization.formats import FloatFormat
 
 
 def quantize_float(

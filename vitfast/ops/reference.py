@@ -7,16 +7,13 @@ The arguments are taken to be valid: the public functions of this package check 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitfast.formats import FloatFormat
 from vitfast.ops.rounding import FixedOverflow, Rounding
-
-if TYPE_CHECKING:
-    from vitfast.quantization.formats import FloatFormat
 
 
 def attention(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vitfast.ops import reference
 from vitfast.ops.checks import check_like, check_shape, check_tensor
-from vitfast.ops.library import has_kernel
+from vitfast.ops.library import has_kernel, has_shared_memory
 
 # What the CUDA kernel takes: a head of x, and for each of its rows so many bytes, fit the shared memory of a block.
 CUDA_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -59,8 +59,7 @@ def _has_kernel(x: Tensor, tokens: int) -> bool:
         return False
     # x transposed, its rows an odd number of elements apart; 16: of alignment
     needed = x.element_size() * tokens * (tokens | 1) + CUDA_SHARED_BYTES_OF_ROW * tokens + 16
-    largest: int = torch.cuda.get_device_properties(x.device).shared_memory_per_block_optin
-    return needed <= largest
+    return has_shared_memory(x.device, needed)
 
 
 def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:

@@ -1,5 +1,5 @@
 """Number formats and, on top of them, quantization."""
 
-from vitfast.quantization.formats import FloatFormat
+from vitfast.formats import FloatFormat
 
 __all__ = ["FloatFormat"]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitfast.quantization.formats import FloatFormat
+from vitfast.formats import FloatFormat
 from vitfast.quantization.rounders import FloatRounder
 
 MX_BLOCK = 32

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from vitfast.errors import UserError
+from vitfast.formats import FloatFormat
 from vitfast.ops.quantize_fixed import check_fixed_lengths
 from vitfast.quantization.accumulated_arithmetic import AccumulatedArithmetic
 from vitfast.quantization.arithmetic import Arithmetic, RoundedArithmetic
 from vitfast.quantization.block_rounder import BlockRounder
-from vitfast.quantization.formats import FloatFormat
 from vitfast.quantization.int8_arithmetic import Int8Arithmetic
 from vitfast.quantization.qtorch_rounder import QtorchRounder
 from vitfast.quantization.rounders import FixedRounder, FloatRounder, Rounder

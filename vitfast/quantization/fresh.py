@@ -32,7 +32,7 @@ def take_fresh(x: Tensor) -> bool:
 def is_hooked(module: nn.Module) -> bool:
     """Whether anybody looks at what goes into or comes out of a module."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks) or bool(_has_any_global_hook())  # type: ignore[no-untyped-call]
+    return any(hooks) or bool(_has_any_global_hook())
 
 
 def round_fresh(rounder: Rounder, x: Tensor) -> Tensor:

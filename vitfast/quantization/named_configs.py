@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from vitfast.errors import UserError
+from vitfast.formats import FloatFormat
 from vitfast.quantization.block_rounder import MX_BLOCK
 from vitfast.quantization.configs import (
     FixedConfig,
@@ -18,7 +19,6 @@ from vitfast.quantization.configs import (
     QuantizationConfig,
     TF32Config,
 )
-from vitfast.quantization.formats import FloatFormat
 
 # name -> the class and what the name says of its fields
 _NAMED: dict[str, tuple[type[QuantizationConfig], dict[str, Any]]] = {

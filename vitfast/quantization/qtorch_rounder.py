@@ -51,7 +51,7 @@ class _QtorchRound(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, bits: tuple[int, int], is_float: bool) -> Tensor:
         quant = _import_qtorch()
         round_ = quant.float_quantize if is_float else quant.fixed_point_quantize
-        return round_(x.contiguous(), *bits, rounding="nearest")  # type: ignore[no-any-return]
+        return round_(x.contiguous(), *bits, rounding="nearest")
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from vitfast.errors import UserError
+from vitfast.formats import FloatFormat
 from vitfast.quantization import configs
 from vitfast.quantization.configs import QuantizationConfig
-from vitfast.quantization.formats import FloatFormat
 from vitfast.quantization.named_configs import format_name
 from vitfast.quantization.quantize import convert, prepare, quantized_modules
 

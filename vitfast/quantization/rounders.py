@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from vitfast import ops
+from vitfast.formats import FloatFormat
 from vitfast.ops.float_rounding import float_rounding
 from vitfast.ops.rounding import Rounding
-from vitfast.quantization.formats import FloatFormat
 from vitfast.quantization.straight_through import mask_gradient
 
 

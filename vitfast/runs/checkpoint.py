@@ -326,7 +326,7 @@ def read_manifest_file(path: Path) -> dict[str, Any]:
     """
     file = path / MANIFEST
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         version = manifest["format_version"]
     except FileNotFoundError as error:
         raise CheckpointError(f"{file} is missing: {path} is no vitfast checkpoint, or not all of one") from error

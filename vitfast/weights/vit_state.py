@@ -56,5 +56,5 @@ def arrange_patches(weight: Tensor, fields: ViTFields) -> Tensor:
     if fields.patch_order == "channels_last" and weight.dim() == 4:
         return weight.permute(0, 2, 3, 1).flatten(1)
     if fields.patch_order == "channels_first" and weight.dim() == 2 and weight.shape[1] == patch * patch * chans:
-        return weight.unflatten(1, (patch, patch, chans)).permute(0, 3, 1, 2)
+        weight = weight.unflatten(1, (patch, patch, chans)).permute(0, 3, 1, 2)
     return weight

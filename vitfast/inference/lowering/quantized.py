@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
+from vitfast.formats import FloatFormat
 from vitfast.inference.ir import Precision
 from vitfast.inference.lowering.not_recognised import NotRecognised
 from vitfast.quantization.arithmetic import Arithmetic, NoArithmetic, RoundedArithmetic
-from vitfast.quantization.formats import FloatFormat
 from vitfast.quantization.int8_arithmetic import Int8Arithmetic
 from vitfast.quantization.quantized_module import QuantizedModule
 from vitfast.quantization.rounders import FloatRounder

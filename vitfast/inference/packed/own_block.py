@@ -51,7 +51,7 @@ class BlockInPlace(PackedBlock):
         packer: packs.
     """
 
-    def forward(self, x: Any, *arguments: Any, **options: Any) -> Any:  # type: ignore[override]
+    def forward(self, x: Any, *arguments: Any, **options: Any) -> Any:
         """Transforms ``x`` ``[B, N, C]``.
 
         Raises:

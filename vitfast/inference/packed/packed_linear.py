@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -139,7 +140,7 @@ class PackedLinear(nn.Module):
         """What ``print(model)`` shows in parentheses."""
         return f"{self.in_features}, {self.out_features}, precision={self.precision!r}, packed={self.is_packed}"
 
-    def __setstate__(self, state: dict) -> None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if not self.is_packed:
             return

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vitfast import ops
+from vitfast.formats import FloatFormat
 from vitfast.inference.ir import Activation, Precision
-from vitfast.quantization.formats import FloatFormat
 from vitfast.quantization.int8_arithmetic import integer_product, quantize_dynamic, quantize_weight, weight_scale
 
 _STORED = {

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from support.float_oracle import finite_values
-from vitfast.quantization.formats import FloatFormat
+from vitfast.formats import FloatFormat
 
 
 @pytest.mark.parametrize(
