@@ -216,9 +216,9 @@ def _manifest_without_model(folder: Path) -> None:
     [
         (_no_manifest, "does not say which model it holds; give its name"),
         (_no_weights, "model.safetensors does not exist; the checkpoint is incomplete"),
-        (_flipped_byte, "model.safetensors is damaged: its SHA-256 is not the manifest's"),
-        (_broken_manifest, "manifest.json is damaged or no manifest"),
-        (_manifest_without_model, "manifest.json is damaged or no manifest"),
+        (_flipped_byte, "model.safetensors is damaged: its SHA-256 differs from the manifest's"),
+        (_broken_manifest, "manifest.json is damaged or not a manifest"),
+        (_manifest_without_model, "manifest.json is damaged or not a manifest"),
     ],
 )
 def test_damaged_folder(tmp_path: Path, damage: Any, message: str) -> None:
@@ -239,8 +239,8 @@ def test_files_of_other_kinds(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere\.safetensors does not exist"):
         vitfast.create_model(NANO, checkpoint=tmp_path / "nowhere.safetensors")
     (tmp_path / "weights.pth").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"weights\.pth is no \.npz, \.safetensors or torch file"):
+    with pytest.raises(UserError, match=r"weights\.pth is not a \.npz, \.safetensors or torch file"):
         vitfast.create_model(NANO, checkpoint=tmp_path / "weights.pth")
     (tmp_path / "weights.safetensors").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"weights\.safetensors is no \.npz, \.safetensors or torch file .* but a text"):
+    with pytest.raises(UserError, match=r"weights\.safetensors is not a \.npz, \.safetensors or torch file .* but"):
         vitfast.create_model(NANO, checkpoint=tmp_path / "weights.safetensors")

@@ -11,8 +11,7 @@ from vitfast.inference.attention_rollout import attention_rollout
 from vitfast.models.image_model import ImageModel
 from vitfast.models.load_report import LoadReport
 from vitfast.models.registry import build_model, list_models
-from vitfast.weights.load_weights import load_weights
-from vitfast.weights.model_from_checkpoint import model_from_checkpoint
+from vitfast.weights.load_weights import load_weights, model_from_checkpoint
 from vitfast.weights.save_weights import save_weights
 
 __all__ = [

@@ -107,10 +107,10 @@ def test_resized_positions_are_hugging_faces(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"hidden_act": "relu"}, "config.json says hidden_act='relu'; vitfast has the activations gelu, "),
+        ({"hidden_act": "relu"}, "hidden_act='relu', which vitfast does not support; supported: gelu, "),
         ({"layer_norm_eps": "small"}, "layer_norm_eps must be a finite number; got 'small'"),
-        ([], "config.json is no configuration of a model"),
-        ("{", "config.json is damaged or no JSON"),
+        ([], "config.json is not the configuration of a model"),
+        ("{", "config.json is damaged or not JSON"),
     ],
 )
 def test_configurations_that_are_refused(tmp_path: Path, change: Any, message: str) -> None:

@@ -127,9 +127,9 @@ def test_another_head_needs_the_number_of_classes(tmp_path: Path) -> None:
     for strict in (True, False):
         assert refusal(model, path, strict=strict) == (
             " (timm) does not fit vit_nano_patch2_8: num_classes is 10 in the file and 4 in the model; "
-            "give load_weights num_classes=4 to keep the model's own head"
+            "give load_weights num_classes=4 to keep the model's head"
         )
-    with pytest.raises(UserError, match="num_classes=5, but the model has 4; give its own number"):
+    with pytest.raises(UserError, match="num_classes=5, but the model has 4; give the model's number"):
         vitfast.load_weights(model, path, num_classes=5)
     report = vitfast.load_weights(model, path, num_classes=4)
     assert (report.fresh, sorted(report.skipped)) == (("head.weight", "head.bias"), ["head.bias", "head.weight"])

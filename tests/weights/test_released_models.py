@@ -265,7 +265,7 @@ def test_dvt_with_one_row_of_thresholds(tmp_path: Path) -> None:
 def test_dvt_with_fresh_heads_or_another_image_size_has_no_thresholds(tmp_path: Path) -> None:
     name, path = "dvt_deit_small", tmp_path / "DVT.pth.tar"
     torch.save(released(dvt_state("vit")), path)
-    note = "exit thresholds (they are for the file's own heads and image size)"
+    note = "exit thresholds (valid only with the file's heads and image size)"
     for change in ({"num_classes": 7}, {"img_size": 48}):
         model = vitfast.create_model(name, **{**DVT[name], **change}, checkpoint=path)
         assert model.saved_exits is None
@@ -286,7 +286,7 @@ def test_dvt_of_another_number_of_classes(tmp_path: Path) -> None:
         vitfast.load_weights(model, path)
     assert str(info.value) == (
         f"{path} (DVT) does not fit dvt_deit_small: num_classes is 9 in the file and 5 in the model; "
-        "give load_weights num_classes=5 to keep the model's own head"
+        "give load_weights num_classes=5 to keep the model's head"
     )
     assert len(vitfast.load_weights(model, path, num_classes=5).fresh) == 6
 
@@ -294,14 +294,14 @@ def test_dvt_of_another_number_of_classes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("thresholds", "message"),
     [
-        (torch.rand(59, 2), "holds thresholds for 2 exits, but dvt_deit_small has 3: they are of another model"),
-        (torch.full((59, 3), float("nan")), "its dynamic_threshold holds something else than numbers, or NaN"),
-        ("0.5", "its dynamic_threshold is no table of numbers; remove the entry"),
+        (torch.rand(59, 2), "holds thresholds for 2 exits, but dvt_deit_small has 3; use the file of this model"),
+        (torch.full((59, 3), float("nan")), "its dynamic_threshold holds NaN or values that are not numbers"),
+        ("0.5", "its dynamic_threshold is not a table of numbers; remove the entry"),
         ([[0.5, 0.5, 0.5], [0.5]], "its dynamic_threshold has no rows of equal length"),
         ([], "its dynamic_threshold has no rows of equal length"),
-        ([["a", "b", "c"]], "its dynamic_threshold holds something else than numbers"),
-        ([10**400, 0.5, 0.5], "its dynamic_threshold holds something else than numbers"),
-        (torch.rand(2, 3, 4), "its dynamic_threshold holds something else than numbers"),
+        ([["a", "b", "c"]], "its dynamic_threshold holds NaN or values that are not numbers"),
+        ([10**400, 0.5, 0.5], "its dynamic_threshold holds NaN or values that are not numbers"),
+        (torch.rand(2, 3, 4), "its dynamic_threshold holds NaN or values that are not numbers"),
     ],
 )
 def test_thresholds_that_are_refused(tmp_path: Path, thresholds: Any, message: str) -> None:

@@ -130,7 +130,7 @@ def test_wrong_arguments(tmp_path: Path) -> None:
     model = vitfast.create_model(NANO, depth=1)
     with pytest.raises(UserError, match=r"model\.pth must end in \.safetensors, .*; use model\.safetensors"):
         vitfast.save_weights(model, tmp_path / "model.pth")
-    with pytest.raises(UserError, match=r"there is no folder .*nowhere; make it first"):
+    with pytest.raises(UserError, match=r"the folder .*nowhere does not exist; create it first"):
         vitfast.save_weights(model, tmp_path / "nowhere" / "model.safetensors")
     with pytest.raises(UserError, match=r"save_weights writes models from .*; got a Linear"):
         vitfast.save_weights(nn.Linear(1, 1), tmp_path / "model.safetensors")
@@ -139,9 +139,9 @@ def test_wrong_arguments(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("{", "its metadata of vitfast are damaged"),
-        ("{}", "its metadata of vitfast are damaged"),
-        ('{"model": {"name": 3, "fields": {}}}', "its metadata of vitfast name no model"),
+        ("{", "its vitfast metadata is damaged"),
+        ("{}", "its vitfast metadata is damaged"),
+        ('{"model": {"name": 3, "fields": {}}}', "its vitfast metadata names no model"),
         ('{"model": {"name": "vit_none", "fields": {}}}', "unknown model 'vit_none'"),
         ({"widht": 3}, "unknown model field 'widht'"),
         ({"embed_dim": 1 << 30, "num_heads": 1}, "embed_dim is 64 in the file and 1073741824 in the model"),
@@ -170,5 +170,5 @@ def test_metadata_without_their_weights(tmp_path: Path) -> None:
     state = load_file(path)
     del state["pos_embed"]
     save_file(state, path, metadata)
-    with pytest.raises(UserError, match="lacks weights: they do not tell img_size"):
+    with pytest.raises(UserError, match="lacks weights: they do not determine img_size"):
         vitfast.create_model(checkpoint=path)

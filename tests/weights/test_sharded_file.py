@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 import vitfast
 from support.foreign_weights import CLASSES, DEPTH, NAME, randomize
 from vitfast.errors import UserError
-from vitfast.weights.raw_file import read_raw_file
+from vitfast.weights.weight_file import read_weight_file
 
 INDEX = "model.safetensors.index.json"
 
@@ -49,7 +49,7 @@ def test_joined(tmp_path: Path, kind: str, as_folder: bool) -> None:
 
 def refusal(path: Path) -> str:
     with pytest.raises(UserError) as info:
-        read_raw_file(path)
+        read_weight_file(path)
     assert str(path.parent) in str(info.value)
     return str(info.value)
 
@@ -59,11 +59,11 @@ def test_missing_parts_and_weights(tmp_path: Path) -> None:
     second = tmp_path / "model-00002-of-00003.safetensors"
     content = second.read_bytes()
     second.unlink()
-    assert f"{second} does not exist, but {INDEX} lists weights in it; download all parts" in refusal(tmp_path / INDEX)
+    assert f"{second} does not exist, but {INDEX} lists weights in it; download all shards" in refusal(tmp_path / INDEX)
     save_file({"other": torch.ones(1)}, second)
-    assert f"{second} lacks pos_embed, which {INDEX} says it holds" in refusal(tmp_path / INDEX)
+    assert f"{second} lacks pos_embed, which {INDEX} lists in it" in refusal(tmp_path / INDEX)
     second.write_bytes(content[:-10])
-    assert f"{second} is damaged or no safetensors file" in refusal(tmp_path / INDEX)
+    assert f"{second} is damaged or not a safetensors file" in refusal(tmp_path / INDEX)
 
 
 @pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "sub/a.safetensors", "..", "."])
@@ -72,7 +72,7 @@ def test_files_elsewhere_are_refused(tmp_path: Path, name: str) -> None:
     folder.mkdir()
     save_file({"weight": torch.ones(1)}, tmp_path / "secret.safetensors")
     (folder / INDEX).write_text(json.dumps({"weight_map": {"weight": name}}))
-    assert "which is no file beside it" in refusal(folder / INDEX)
+    assert "which is not a file beside it" in refusal(folder / INDEX)
 
 
 @pytest.mark.parametrize(
@@ -92,11 +92,11 @@ def test_files_elsewhere_are_refused(tmp_path: Path, name: str) -> None:
 def test_damaged_index(tmp_path: Path, content: Any) -> None:
     (tmp_path / INDEX).write_bytes(content.encode("latin1"))
     message = refusal(tmp_path / INDEX)
-    assert "is damaged or no index of weights" in message or "lists no weights" in message
+    assert "is damaged or not an index of weights" in message or "lists no weights" in message
 
 
 def test_one_part_alone(tmp_path: Path) -> None:
     sharded(tmp_path)
     with pytest.raises(UserError) as info:
         vitfast.create_model(NAME, depth=DEPTH, checkpoint=tmp_path / "model-00001-of-00003.safetensors")
-    assert "is one part of several; give the folder" in str(info.value)
+    assert "is one of several shards; give the folder" in str(info.value)

@@ -55,15 +55,15 @@ def optimizer_state(**options: Any) -> dict[str, Any]:
     ("content", "message"),
     [
         (b"", "is empty; download or copy it again"),
-        (b"<!DOCTYPE html>\n<html><head>", "is a web page, not weights; check that it was downloaded whole"),
+        (b"<!DOCTYPE html>\n<html><head>", "is a web page, not weights; check that the download is complete"),
         (b"\n  <html lang='en'>", "is a web page, not weights"),
         (b'<?xml version="1.0"?><Error><Code>AccessDenied', "is a web page, not weights"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer, not the file itself"),
-        (b"These weights are for research only.\n", "but a text file; check that it was downloaded whole"),
+        (b"These weights are for research only.\n", "but a text file; check that the download is complete"),
         (b'{"error":{"code": 404}}', "but a text file"),
         (gzip.compress(b"weights"), "is a compressed archive; unpack it first"),
         (b"\x89HDF\r\n\x1a\n" + bytes(50), "is an HDF5 file (of Keras); give the model's .npz"),
-        (bytes(100), "or its beginning is damaged"),
+        (bytes(100), "or its first bytes are damaged"),
     ],
     ids=["empty", "html", "indented html", "xml", "git lfs", "text", "json", "gzip", "hdf5", "zeros"],
 )
@@ -75,7 +75,7 @@ def test_no_weights_at_all(tmp_path: Path, content: bytes, message: str) -> None
 def test_no_file(tmp_path: Path) -> None:
     assert "does not exist" in refusal(tmp_path / "nowhere.pth")
     os.mkfifo(tmp_path / "pipe.pth")
-    assert "is no file; give the file that holds the weights" in refusal(tmp_path / "pipe.pth")
+    assert "is not a file; give the file that holds the weights" in refusal(tmp_path / "pipe.pth")
 
 
 def test_folders_without_weights(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_folders_without_weights(tmp_path: Path) -> None:
     inside.mkdir()
     (inside / "manifest.json").write_text("{}")
     assert f"has no manifest.json; give one of its checkpoints, for example {inside}" in refusal(tmp_path)
-    assert "manifest.json is damaged or no manifest of vitfast" in refusal(inside)
+    assert "manifest.json is damaged or not a manifest of vitfast" in refusal(inside)
 
 
 @pytest.mark.parametrize("cut", [0.1, 0.5, 0.9, 0.999])
@@ -109,36 +109,36 @@ def test_truncated(tmp_path: Path, kind: str, cut: float) -> None:
 
 @pytest.mark.parametrize("name", ["weight.npy", "archive/data/0"])
 def test_decompression_bomb(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vitfast.weights.archive._HARMLESS_BYTES", 1 << 20)
+    monkeypatch.setattr("vitfast.weights.npz_file._HARMLESS_BYTES", 1 << 20)
     with zipfile.ZipFile(tmp_path / "bomb", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         archive.writestr("archive/data.pkl" if name.startswith("archive") else "small.npy", b"")
         with archive.open(name, "w", force_zip64=True) as member:
             for _ in range(3):
                 member.write(bytes(1 << 20))
-    assert "(a decompression bomb); nothing was unpacked" in refusal(tmp_path / "bomb")
+    assert "; nothing was unpacked" in refusal(tmp_path / "bomb")
 
 
 @pytest.mark.parametrize(
-    ("key", "whose"),
+    ("key", "kind"),
     [
-        ("rpn.head.cls_logits.weight", "a detection model's"),
-        ("roi_heads.box_predictor.cls_score.weight", "a detection model's"),
-        ("head.classification_head.module_list.0.0.weight", "a detection model's"),
-        ("proposal_generator.rpn_head.conv.weight", "a detection model's"),
-        ("bbox_head.fc_cls.weight", "a detection model's"),
-        ("bbox_embed.layers.0.weight", "a detection model's"),
-        ("query_embed.weight", "a detection model's"),
-        ("decode_head.conv_seg.weight", "a segmentation model's"),
-        ("layers.0.blocks.0.attn.relative_position_bias_table", "a Swin Transformer's or BEiT's"),
-        ("decoder_blocks.0.attn.qkv.weight", "a masked autoencoder's"),
-        ("text_projection", "a model's of images and text (CLIP)"),
+        ("rpn.head.cls_logits.weight", "a detection model"),
+        ("roi_heads.box_predictor.cls_score.weight", "a detection model"),
+        ("head.classification_head.module_list.0.0.weight", "a detection model"),
+        ("proposal_generator.rpn_head.conv.weight", "a detection model"),
+        ("bbox_head.fc_cls.weight", "a detection model"),
+        ("bbox_embed.layers.0.weight", "a detection model"),
+        ("query_embed.weight", "a detection model"),
+        ("decode_head.conv_seg.weight", "a segmentation model"),
+        ("layers.0.blocks.0.attn.relative_position_bias_table", "a Swin Transformer or BEiT"),
+        ("decoder_blocks.0.attn.qkv.weight", "a masked autoencoder"),
+        ("text_projection", "an image-text model (CLIP)"),
     ],
 )
 @pytest.mark.parametrize("name", [NAME, "dvt_nano_16"])
-def test_other_kinds_of_models(tmp_path: Path, key: str, whose: str, name: str) -> None:
+def test_other_kinds_of_models(tmp_path: Path, key: str, kind: str, name: str) -> None:
     state = {"backbone.body.conv1.weight": torch.ones(3), key: torch.ones(3)}
     torch.save({"model": state}, tmp_path / "other.pth")
-    message = f"holds {whose} weights (it has {key}), not a classifier's; vitfast does not load these: give"
+    message = f"holds weights of {kind} (it has {key}), not of a classifier; vitfast does not load these: give"
     assert message in refusal(tmp_path / "other.pth", name)
 
 
@@ -147,7 +147,7 @@ def test_torchvisions_detector(tmp_path: Path) -> None:
     with torch.device("meta"):
         detector = torchvision.models.detection.fasterrcnn_mobilenet_v3_large_fpn(weights=None, weights_backbone=None)
     torch.save({key: torch.zeros(1) for key in detector.state_dict()}, tmp_path / "fasterrcnn.pth")
-    assert "holds a detection model's weights (it has rpn.head." in refusal(tmp_path / "fasterrcnn.pth")
+    assert "holds weights of a detection model (it has rpn.head." in refusal(tmp_path / "fasterrcnn.pth")
 
 
 @pytest.mark.parametrize("wrap", [lambda state: state, lambda state: {"optimizer": state, "epoch": 3, "model": {}}])
@@ -169,7 +169,7 @@ def test_malicious_pickle(tmp_path: Path, name: str) -> None:
     torch.save({"model_state_dict": {"weight": torch.ones(1)}, "flops": _Attack(target)}, tmp_path / "evil.pth.tar")
     message = refusal(tmp_path / "evil.pth.tar", name)
     assert "is refused: it holds Python objects" in message
-    assert "nothing in it was executed" in message
+    assert "no code in it was executed" in message
     assert not target.exists()
 
 

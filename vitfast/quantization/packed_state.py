@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vitfast.quantization.int8_arithmetic import Int8Arithmetic, quantize_weight
 from vitfast.quantization.quantize import quantized_modules
 from vitfast.quantization.quantized_module import QuantizedModule
-from vitfast.weights.packed_weights import SCALE, unpack_weights
+from vitfast.weights.source_checkpoint import SCALE, unpack_weights
 
 _NARROW_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.bfloat16)
 

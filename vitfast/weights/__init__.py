@@ -1,10 +1,11 @@
-"""Checkpoints of every system: read without trust, told apart by their keys, written back under timm's.
+"""Checkpoints of every system: read without trust, identified by their keys, written under timm's keys.
 
-``raw_file`` reads what a file holds; ``families`` are the tables that bring it under our keys, one file a system.
+``weight_file`` reads the tensors of a file, ``key_tables`` maps their keys and layouts, one module per format,
+``source_checkpoint`` combines both, and ``load_weights`` fills a model.
 """
 
+from vitfast.weights.key_tables.vissl import load_vissl_head
 from vitfast.weights.load_weights import load_weights
 from vitfast.weights.save_weights import save_weights
-from vitfast.weights.vissl_head import load_vissl_head
 
 __all__ = ["load_vissl_head", "load_weights", "save_weights"]

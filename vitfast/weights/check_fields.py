@@ -1,4 +1,4 @@
-"""Whether a checkpoint and a model mean the same architecture, field by field."""
+"""Compares the fields of a checkpoint with those of a model."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from vitfast.errors import UserError
 from vitfast.models.image_model import ModelFields
 from vitfast.models.registry import ARCHITECTURES
 from vitfast.models.transformer_fields import TransformerFields
-from vitfast.weights.checkpoint import NAMED_FIELDS, SIZE_FIELDS, Checkpoint
-from vitfast.weights.state_fields import state_fields
+from vitfast.weights.infer_fields import infer_fields
+from vitfast.weights.source_checkpoint import NAMED_FIELDS, SIZE_FIELDS, SourceCheckpoint
 
-# which weights there are, and their shapes
-SHAPING_FIELDS = (
+# determine the keys and shapes of the weights
+SHAPE_FIELDS = (
     *NAMED_FIELDS,
     "qkv_bias",
     "head_type",
@@ -28,10 +28,10 @@ SHAPING_FIELDS = (
     "reuse_dim",
     "reuse_hidden_dim",
 )
-# what may differ where a fresh head is wanted
+# may differ where a newly initialized head is allowed
 HEAD_FIELDS = ("head_hidden_dim", "num_classes")
-# what they mean, which no shape shows
-MEANING_FIELDS = (
+# change the computation but no shape
+COMPUTATION_FIELDS = (
     "layer_norm_eps",
     "gelu",
     "pooling",
@@ -42,33 +42,30 @@ MEANING_FIELDS = (
     "projection_norm",
 )
 
-# what follows from other fields
-_DERIVED = ("num_exits", "grid_size", "grid_sizes")
+_DERIVED = ("num_exits", "grid_size", "grid_sizes")  # properties, which create_model does not accept
 
-# what is tried to explain a grid of tokens
-_IMAGE_SIZES = (224, 384, *range(16, 1025, 16))
+_IMAGE_SIZES = (224, 384, *range(16, 1025, 16))  # candidates for the image size of a grid of tokens
 
 
-def known_fields(checkpoint: Checkpoint, fields: ModelFields) -> dict[str, Any]:
-    """All that a checkpoint says of the fields of a model; where a file and its weights disagree, the weights count."""
-    known = dict(checkpoint.fields) | state_fields(type(fields), checkpoint.state)
-    if checkpoint.head_input is not None:
-        known = {name: value for name, value in known.items() if name not in HEAD_FIELDS}
-    return known
+def differing_fields(
+    checkpoint: SourceCheckpoint, fields: ModelFields, names: Collection[str]
+) -> dict[str, tuple[Any, Any]]:
+    """Returns for each of the named fields that differs its value in the checkpoint and in the model.
 
-
-def differing_fields(checkpoint: Checkpoint, fields: ModelFields, names: Collection[str]) -> dict[str, tuple[Any, Any]]:
-    """Returns for each of the named fields that differs its value in the checkpoint and in the model."""
-    known = known_fields(checkpoint, fields)
+    Where the stored fields and the weights of a checkpoint disagree, the weights apply.
+    """
+    known = checkpoint.fields | infer_fields(type(fields), checkpoint.state)
     different = {}
     for name in names:
         if name not in known or not hasattr(fields, name):
             continue
+        if name in HEAD_FIELDS and checkpoint.extra_head_layer is not None:
+            continue
         theirs, ours = known[name], getattr(fields, name)
         if name == "mlp_ratio" and isinstance(fields, TransformerFields):
-            ours = fields.mlp_dim / fields.embed_dim  # what the ratio became, in whole channels
+            ours = fields.mlp_dim / fields.embed_dim  # the ratio after rounding to whole channels
         if name == "head_hidden_dim" and not fields.num_classes:
-            ours = 0  # no head, and no layer before it
+            ours = 0  # without a head there is no layer before it
         same = math.isclose(theirs, ours) if isinstance(theirs, float) and isinstance(ours, float) else theirs == ours
         if not same:
             different[name] = theirs, ours
@@ -76,7 +73,7 @@ def differing_fields(checkpoint: Checkpoint, fields: ModelFields, names: Collect
 
 
 def refuse_differences(
-    checkpoint: Checkpoint, model_name: str, different: Mapping[str, tuple[Any, Any]], advice: str
+    checkpoint: SourceCheckpoint, model_name: str, different: Mapping[str, tuple[Any, Any]], advice: str
 ) -> NoReturn:
     """Raises UserError with the fields that differ, and the advice."""
     values = ", ".join(
@@ -85,20 +82,20 @@ def refuse_differences(
     raise UserError(f"{checkpoint.path} ({checkpoint.family}) does not fit {model_name}: {values}; {advice}")
 
 
-def architectures_like(checkpoint: Checkpoint) -> list[str]:
-    """Lists the architectures that have the sizes of a checkpoint; if none has its image size, of any."""
+def architectures_like(checkpoint: SourceCheckpoint) -> list[str]:
+    """Lists the architectures with the sizes of a checkpoint; if none has its image size, those with any image size."""
     if not {"embed_dim", "depth"} <= checkpoint.fields.keys():
         return []
-    of_its_kind = {name: fields for name, fields in ARCHITECTURES.items() if type(fields) is checkpoint.models}
+    candidates = {name: fields for name, fields in ARCHITECTURES.items() if type(fields) is checkpoint.fields_type}
     for names in (NAMED_FIELDS, [name for name in NAMED_FIELDS if name not in SIZE_FIELDS]):
-        alike = [name for name, fields in of_its_kind.items() if not differing_fields(checkpoint, fields, names)]
+        alike = [name for name, fields in candidates.items() if not differing_fields(checkpoint, fields, names)]
         if alike:
             return alike
     return []
 
 
-def size_advice(checkpoint: Checkpoint, model_name: str, different: Mapping[str, tuple[Any, Any]]) -> str:
-    """Says which architectures have the checkpoint's sizes, or else which fields would give them."""
+def size_advice(checkpoint: SourceCheckpoint, model_name: str, different: Mapping[str, tuple[Any, Any]]) -> str:
+    """Says which architectures have the checkpoint's sizes, or else which fields set them."""
     alike = [name for name in architectures_like(checkpoint) if name != model_name]
     if alike and different.keys() & set(NAMED_FIELDS):
         return f"its sizes are those of {', '.join(alike)}"
@@ -107,7 +104,7 @@ def size_advice(checkpoint: Checkpoint, model_name: str, different: Mapping[str,
 
 
 def image_size_advice(different: Mapping[str, tuple[Any, Any]], fields: ModelFields) -> str:
-    """Says what to give where only the image size, or the grid of tokens that follows from it, differs."""
+    """Says which argument to give where only the image size, or the grid of tokens derived from it, differs."""
     theirs, ours = next(iter(different.values()))
     if "img_size" in different:
         return f"give img_size={ours} to resize the position embeddings, or img_size={theirs} to keep them"

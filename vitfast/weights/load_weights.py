@@ -1,28 +1,47 @@
-"""Loads a checkpoint of any known kind into a model that is already built."""
+"""``load_weights``, and ``model_from_checkpoint``, with which ``create_model`` builds and fills a model."""
 
 from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from vitfast.errors import UserError
 from vitfast.layers.position_embedding import PositionInterpolation
 from vitfast.models.field_checks import check_field_type
-from vitfast.models.image_model import ImageModel
+from vitfast.models.image_model import ImageModel, ModelFields
 from vitfast.models.load_report import LoadReport
+from vitfast.models.load_state import load_state
+from vitfast.models.registry import build_model, resolve_fields, resolve_name
 from vitfast.models.vit_fields import ViTFields
 from vitfast.weights.check_fields import (
+    COMPUTATION_FIELDS,
     HEAD_FIELDS,
-    MEANING_FIELDS,
-    SHAPING_FIELDS,
+    SHAPE_FIELDS,
+    architectures_like,
     differing_fields,
+    image_size_advice,
     refuse_differences,
     size_advice,
 )
-from vitfast.weights.checkpoint import NAMED_FIELDS, SIZE_FIELDS, Checkpoint, read_checkpoint
-from vitfast.weights.fill_model import fill_model
+from vitfast.weights.infer_fields import uninferable_fields
+from vitfast.weights.source_checkpoint import (
+    NAMED_FIELDS,
+    SIZE_FIELDS,
+    SourceCheckpoint,
+    read_source_checkpoint,
+)
 
 logger = logging.getLogger(__name__)
+
+# A file may describe a model of at most this many times the elements it holds, plus a constant; shapes are compared
+# once the model is built.
+_MAX_CLAIM, _HARMLESS_CLAIM = 2, 1_000_000
 
 
 def load_weights(
@@ -35,40 +54,40 @@ def load_weights(
 ) -> LoadReport:
     """Loads weights into a model, in place.
 
-    Reads vitfast's own checkpoints, timm's, torchvision's, Hugging Face's, Google's ``.npz``, DeiT's, ConViT's,
-    T2T-ViT's, the Dynamic Vision Transformer's (with its thresholds, which become ``model.saved_exits``), ViT-pytorch's
-    (jeonsworld), myrtle-vision's and VISSL's, and tells them apart by their keys. The file is not trusted: nothing in
-    it is executed. Position embeddings of another image size are resized to the model's.
+    Reads checkpoints of vitfast, timm, torchvision, Hugging Face, Google (``.npz``), DeiT, ConViT, T2T-ViT, the Dynamic
+    Vision Transformer (with its thresholds, which become ``model.saved_exits``), ViT-pytorch (jeonsworld),
+    myrtle-vision and VISSL; the keys determine the format. The file is not trusted: no code in it is executed. Position
+    embeddings of another image size are resized to the model's.
 
-    A field that differs between file and model is refused, whatever ``strict`` says, because the weights would compute
+    A field that differs between file and model is an error, whatever ``strict`` is, because the model would compute
     something else: ``create_model(name, checkpoint=path)`` builds a model with the file's fields instead.
 
     Args:
-        model: from ``create_model``. An error leaves it as it was.
+        model: from ``create_model``. An error leaves it unchanged.
         path: a file, or a checkpoint folder of vitfast or Hugging Face.
-        strict: whether weights that are missing, unexpected or of another shape are an error; else the report lists
-            them, and the model keeps its own.
-        num_classes: the model's number of classes, given to allow that its head stays as it is where the file's has
-            another number of classes.
-        position_interpolation: how position embeddings are resized, see ``resize_position_embedding``; None means as
-            the file's own system does it.
+        strict: whether missing, unexpected and misshapen weights are an error; otherwise the report lists them, and the
+            model keeps its weights.
+        num_classes: the model's number of classes; if given, the model keeps its head where the file's head has another
+            number of classes.
+        position_interpolation: how position embeddings are resized, see ``resize_position_embedding``; None: as the
+            file's own system does.
 
     Returns:
-        What became of every tensor.
+        What was loaded, resized, skipped and missing.
 
     Raises:
-        UserError: the file is damaged, refused or of no known kind, or does not fit.
+        UserError: the file is damaged, refused or of no supported format, or does not fit.
     """
     if not isinstance(model, ImageModel):
         raise UserError(f"load_weights fills models from vitfast.create_model; got a {type(model).__name__}")
     if num_classes is not None and num_classes != model.num_classes:
-        raise UserError(f"num_classes={num_classes}, but the model has {model.num_classes}; give its own number")
+        raise UserError(f"num_classes={num_classes}, but the model has {model.num_classes}; give the model's number")
     if position_interpolation is not None:
         check_field_type(ViTFields, "position_interpolation", position_interpolation)
 
-    checkpoint = read_checkpoint(path, type(model.fields), model_name=model.model_name)
-    _check(model, checkpoint, fresh_head=num_classes is not None)
-    report = fill_model(
+    checkpoint = read_source_checkpoint(path, type(model.fields), model_name=model.model_name)
+    _check_model(model, checkpoint, keep_head=num_classes is not None)
+    report = _fill(
         model,
         checkpoint,
         may_resize=True,
@@ -80,24 +99,206 @@ def load_weights(
     return report
 
 
-def _check(model: ImageModel, checkpoint: Checkpoint, *, fresh_head: bool) -> None:
-    """Refuses other fields than the model's, but for the image size and, with ``fresh_head``, those of the head."""
-    different = differing_fields(checkpoint, model.fields, (*SHAPING_FIELDS, *MEANING_FIELDS))
-    different = {field: values for field, values in different.items() if field not in SIZE_FIELDS}
-    if fresh_head:
-        different = {field: values for field, values in different.items() if field not in HEAD_FIELDS}
-    keep_head = f"give load_weights num_classes={model.num_classes} to keep the model's own head"
+def model_from_checkpoint(
+    name: str | None, path: str | os.PathLike[str], given_fields: Mapping[str, Any]
+) -> ImageModel:
+    """Builds and fills a model; see ``vitfast.create_model``.
+
+    Args:
+        name: the architecture's, or None to take the checkpoint's.
+        path: file or folder.
+        given_fields: fields that the caller sets. ``num_classes`` among them allows a newly initialized head,
+            ``img_size`` that position embeddings are resized.
+
+    Returns:
+        The model, with ``load_report``.
+
+    Raises:
+        UserError: the checkpoint is damaged, refused or of no supported format, or does not fit the name and fields.
+    """
+    fields_type = None if name is None else type(resolve_fields(name))
+    checkpoint = read_source_checkpoint(path, fields_type, model_name=name)
+    name = _agreed_name(name, checkpoint)
+    adopted = {field: value for field, value in checkpoint.adopted_fields.items() if field not in given_fields}
+    if "num_classes" not in given_fields:
+        adopted |= _head_classes(name, checkpoint, given_fields)
+    elif given_fields["num_classes"] != checkpoint.fields.get("num_classes"):
+        adopted.pop("head_hidden_dim", None)  # as in Google's fine-tuning, a new head is one layer unless given
+    all_fields = {**adopted, **given_fields}
+    try:
+        fields = resolve_fields(name, **all_fields)
+    except UserError as error:
+        raise UserError(f"{error} (with the fields of {checkpoint.path})") from error
+    _check_given(name, checkpoint, fields, given_fields)
+    _check_claims(checkpoint, all_fields)
+
+    model = build_model(name, **all_fields)
+    report = _fill(
+        model, checkpoint, may_resize="img_size" in given_fields, may_replace_head="num_classes" in given_fields
+    )
+    model.load_report = replace(report, fields={} if checkpoint.name else adopted)
+    logger.info("%s", model.load_report)
+    return model
+
+
+def arrange_patches(weight: Tensor, fields: ViTFields) -> Tensor:
+    """Converts the patch projection to the layout of a model's ``patch_order``; it computes the same function.
+
+    Args:
+        weight: convolution ``[C, in_chans, P, P]`` or linear ``[C, P * P * in_chans]``.
+        fields: the model's fields.
+
+    Returns:
+        The converted weight; unchanged if its shape does not fit the model.
+    """
+    patch, chans = fields.patch_size, fields.in_chans
+    if fields.patch_order == "channels_last" and weight.dim() == 4:
+        return weight.permute(0, 2, 3, 1).flatten(1)
+    if fields.patch_order == "channels_first" and weight.dim() == 2 and weight.shape[1] == patch * patch * chans:
+        weight = weight.unflatten(1, (patch, patch, chans)).permute(0, 3, 1, 2)
+    return weight
+
+
+def _fill(
+    model: ImageModel,
+    checkpoint: SourceCheckpoint,
+    *,
+    may_resize: bool,
+    may_replace_head: bool,
+    strict: bool = True,
+    position_interpolation: PositionInterpolation | None = None,
+) -> LoadReport:
+    """Loads the weights and exit thresholds into a model with the checkpoint's fields; see ``load_state``."""
+    exits = checkpoint.exits
+    if exits is not None and exits.num_exits != model.num_exits:
+        raise UserError(
+            f"{checkpoint.path} holds thresholds for {exits.num_exits} exits, but {model.model_name} has "
+            f"{model.num_exits}; use the file of this model"
+        )
+    state = dict(checkpoint.state)
+    key = "patch_embed.proj.weight"
+    if isinstance(model.fields, ViTFields) and key in state:
+        state[key] = arrange_patches(state[key], model.fields)
+    default_interpolation = getattr(model.fields, "position_interpolation", None)
+    if position_interpolation == default_interpolation:
+        position_interpolation = None
+    report = load_state(
+        model,
+        state,
+        source=str(checkpoint.path),
+        unmatched=checkpoint.unmatched,
+        may_resize=may_resize,
+        may_replace_head=may_replace_head,
+        strict=strict,
+        position_interpolation=position_interpolation,
+    )
+    skipped = [*checkpoint.skipped, *report.skipped]
+    if exits is not None and (report.fresh or report.resized or report.missing or report.mismatched):
+        skipped.append("exit thresholds (valid only with the file's heads and image size)")
+        exits = None
+    model.saved_exits = exits
+    return replace(
+        report,
+        family=checkpoint.family,
+        exits=exits,
+        skipped=tuple(skipped),
+        position_interpolation=(position_interpolation or default_interpolation) if report.resized else None,
+    )
+
+
+def _check_model(model: ImageModel, checkpoint: SourceCheckpoint, *, keep_head: bool) -> None:
+    """Refuses fields that differ from the model's, except the image size and, with ``keep_head``, the head's."""
+    ignored = (*SIZE_FIELDS, *HEAD_FIELDS) if keep_head else SIZE_FIELDS
+    different = differing_fields(checkpoint, model.fields, (*SHAPE_FIELDS, *COMPUTATION_FIELDS))
+    different = {field: values for field, values in different.items() if field not in ignored}
+    keep_advice = f"give load_weights num_classes={model.num_classes} to keep the model's head"
     if different:
         if "num_classes" in different and different.keys() <= set(HEAD_FIELDS):
-            advice = keep_head
+            advice = keep_advice
         elif different.keys() & set(NAMED_FIELDS):
             advice = size_advice(checkpoint, model.model_name, different)
         else:
             call = f"vitfast.create_model({model.model_name!r}, checkpoint={str(checkpoint.path)!r})"
             advice = f"{call} builds a model with the file's fields"
         refuse_differences(checkpoint, model.model_name, different, advice)
-    if checkpoint.head_input is not None and model.num_classes and not fresh_head:
+    if checkpoint.extra_head_layer is not None and model.num_classes and not keep_head:
+        raise UserError(_unsupported_head(checkpoint, keep_advice))
+
+
+def _check_given(name: str, checkpoint: SourceCheckpoint, fields: ModelFields, given_fields: Mapping[str, Any]) -> None:
+    """Compares the fields before a model is built, since a hostile file may choose its sizes."""
+    if checkpoint.extra_head_layer is not None and "num_classes" not in given_fields:
+        advice = "give num_classes for a newly initialized head, or num_classes=0 for none"
+        raise UserError(_unsupported_head(checkpoint, advice))
+    if checkpoint.name is not None and (missing := uninferable_fields(type(fields), checkpoint.state)):
         raise UserError(
-            f"{checkpoint.path}: its head reads {checkpoint.head_input}, a layer that vitfast's models do not have; "
-            f"{keep_head}"
+            f"{checkpoint.path} lacks weights: they do not determine {', '.join(missing)}; use another checkpoint"
+        )
+    allowed: tuple[str, ...] = SIZE_FIELDS if "img_size" in given_fields else ()
+    allowed += HEAD_FIELDS if "num_classes" in given_fields else ()
+    different = differing_fields(checkpoint, fields, [field for field in SHAPE_FIELDS if field not in allowed])
+    if different and different.keys() <= set(SIZE_FIELDS):
+        refuse_differences(checkpoint, name, different, image_size_advice(different, fields))
+    if different:
+        refuse_differences(checkpoint, name, different, size_advice(checkpoint, resolve_name(name), different))
+
+
+def _unsupported_head(checkpoint: SourceCheckpoint, advice: str) -> str:
+    return (
+        f"{checkpoint.path}: its head has {checkpoint.extra_head_layer}, a layer that vitfast's models do not have; "
+        f"{advice}"
+    )
+
+
+def _agreed_name(name: str | None, checkpoint: SourceCheckpoint) -> str:
+    """Returns the given or stored name; if there are two, they must mean the same architecture."""
+    if checkpoint.name is None:
+        if name is None:
+            alike = architectures_like(checkpoint)
+            sizes = f" (its sizes are those of {', '.join(alike)})" if alike else ""
+            raise UserError(
+                f"{checkpoint.path} does not say which model it holds; give its name, see vitfast.list_models(){sizes}"
+            )
+        return name
+    try:
+        stored = resolve_name(checkpoint.name)
+    except UserError as error:
+        raise UserError(f"{checkpoint.path}: {error}") from error
+    if name is not None and resolve_name(name) != stored:
+        raise UserError(
+            f"{checkpoint.path} holds {checkpoint.name}, not {name}; leave the name out to use the checkpoint's"
+        )
+    return checkpoint.name
+
+
+def _head_classes(name: str, checkpoint: SourceCheckpoint, given_fields: Mapping[str, Any]) -> dict[str, int]:
+    """Reads ``num_classes`` from the head's weight if no field states it; a meta model tells the head's key."""
+    if checkpoint.name is not None or "num_classes" in checkpoint.fields or checkpoint.extra_head_layer is not None:
+        return {}
+    with torch.device("meta"):
+        model = build_model(name, **{**checkpoint.adopted_fields, **given_fields})
+    head = model.own_keys(checkpoint.state).get(f"{model.head_prefixes[0]}weight")
+    return {} if head is None or head.dim() == 0 else {"num_classes": len(head)}
+
+
+def _check_claims(checkpoint: SourceCheckpoint, fields: Mapping[str, Any]) -> None:
+    """Refuses a file whose fields describe a model far larger than its weights, position embeddings excluded."""
+    if checkpoint.name is None:
+        return
+    stored_head = {name: value for name, value in checkpoint.fields.items() if name == "num_classes"}
+    try:
+        with torch.device("meta"):
+            model = build_model(checkpoint.name, **{**fields, **stored_head})
+    except UserError as error:
+        raise UserError(f"{checkpoint.path}: {error}") from error
+    except (RuntimeError, OverflowError, MemoryError, TypeError) as error:  # sizes that no tensor can have
+        raise UserError(
+            f"{checkpoint.path}: its fields describe no model that can be built ({error}); save it again"
+        ) from error
+    claimed = sum(tensor.numel() for key, tensor in model.state_dict().items() if not key.endswith("pos_embed"))
+    stored = sum(tensor.numel() for tensor in checkpoint.state.values())
+    if claimed > _MAX_CLAIM * stored + _HARMLESS_CLAIM:
+        raise UserError(
+            f"{checkpoint.path} lacks weights: its fields describe a model of {claimed:,} elements, it holds "
+            f"{stored:,}; save it again"
         )

@@ -1,4 +1,4 @@
-"""Writes a model as one safetensors file, which timm reads and which says how to build the model again."""
+"""``save_weights``: one safetensors file that timm can read and that stores how to build the model."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from vitfast.files import flush_to_disk
 from vitfast.models.image_model import ImageModel
 from vitfast.models.multi_crop import MultiCrop
 from vitfast.models.vit_fields import ViTFields
-from vitfast.weights.checkpoint import HEAD_KEYS, METADATA_KEY
-from vitfast.weights.exit_entries import exits_record
-from vitfast.weights.vit_state import arrange_patches
+from vitfast.weights.exit_records import exits_record
+from vitfast.weights.load_weights import arrange_patches
+from vitfast.weights.source_checkpoint import HEAD_KEYS, METADATA_KEY
 
 _FORMAT_VERSION = 1
 
@@ -28,15 +28,15 @@ def save_weights(model: ImageModel | MultiCrop, path: str | os.PathLike[str]) ->
     """Writes the weights under timm's keys and in timm's layout, with the model's name and fields as metadata.
 
     ``create_model(checkpoint=path)`` builds the model again, and ``load_vissl_head(path)`` the head of a ``MultiCrop``.
-    The file appears under its name only when it is whole.
+    The file is written under a temporary name and renamed when it is complete.
 
     Args:
         model: from ``create_model``, or a ``MultiCrop`` of one, whose head is written under VISSL's keys.
         path: ends in ``.safetensors``; an existing file is replaced.
 
     Raises:
-        UserError: the path has another ending or no folder, or the model is no vitfast model.
-        OSError: it cannot be written (disk full, no permission). What was there before is intact.
+        UserError: the path has another suffix or its folder does not exist, or the model is not a vitfast model.
+        OSError: the file cannot be written (disk full, no permission). An existing file stays intact.
     """
     path = Path(path)
     head_state: dict[str, Tensor] = {}
@@ -46,9 +46,9 @@ def save_weights(model: ImageModel | MultiCrop, path: str | os.PathLike[str]) ->
     if not isinstance(model, ImageModel):
         raise UserError(f"save_weights writes models from vitfast.create_model; got a {type(model).__name__}")
     if path.suffix != ".safetensors":
-        raise UserError(f"{path} must end in .safetensors, which is what is written; use {path.stem}.safetensors")
+        raise UserError(f"{path} must end in .safetensors, the format that is written; use {path.stem}.safetensors")
     if not path.parent.is_dir():
-        raise UserError(f"{path} cannot be written: there is no folder {path.parent}; make it first")
+        raise UserError(f"{path} cannot be written: the folder {path.parent} does not exist; create it first")
     record: dict[str, Any] = {
         "format_version": _FORMAT_VERSION,
         "model": {"name": model.model_name, "fields": model.model_fields},
@@ -62,7 +62,7 @@ def save_weights(model: ImageModel | MultiCrop, path: str | os.PathLike[str]) ->
         flush_to_disk(temporary)
         os.replace(temporary, path)
         flush_to_disk(path.parent)
-    except safetensors.SafetensorError as error:  # the library hides the system's error in a text of its own
+    except safetensors.SafetensorError as error:  # the library converts the system's error to text
         raise OSError(f"{path} could not be written: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)

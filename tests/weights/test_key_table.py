@@ -9,18 +9,9 @@ import torch
 from torch import Tensor
 
 from vitfast.errors import UserError
-from vitfast.weights.families import FAMILIES
-from vitfast.weights.key_map import (
-    Rule,
-    affine,
-    from_hwio,
-    heads_bias,
-    into_heads,
-    map_keys,
-    out_of_heads,
-    stacked_affine,
-    transposed,
-)
+from vitfast.weights.key_tables import KEY_TABLES
+from vitfast.weights.key_tables.google import from_hwio, heads_bias, into_heads, out_of_heads, transposed
+from vitfast.weights.key_tables.key_table import KeyTable, Rule, affine, map_keys, stacked_affine
 
 C, H, D = 6, 2, 3
 
@@ -76,11 +67,11 @@ def test_whole_keys_and_the_first_rule() -> None:
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({"kernel": torch.ones(3)}, r"^file: kernel has shape \[3\], another kind of layer's$"),
+        ({"kernel": torch.ones(3)}, r"^file: kernel has shape \[3\], which does not fit its layer; use another file$"),
         ({"a": torch.ones(1), "b": torch.ones(1)}, "^file holds same twice, as a and as b; remove one of them$"),
         (
             {"q.weight": torch.ones(1, 2), "k.weight": torch.ones(1, 3)},
-            r"^file: these belong together and have different shapes: q.weight \[1, 2\], k.weight \[1, 3\]$",
+            r"^file: tensors of one layer have different shapes: q.weight \[1, 2\], k.weight \[1, 3\]; use another",
         ),
     ],
 )
@@ -90,13 +81,13 @@ def test_errors(tensors: dict[str, Tensor], message: str) -> None:
         map_keys(tensors, rules, "file")
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_every_pattern_of_the_tables_compiles_and_its_groups_are_used(family: object) -> None:
-    for rule in family.rules:
+@pytest.mark.parametrize("table", KEY_TABLES, ids=lambda table: table.name)
+def test_every_pattern_of_the_tables_compiles_and_its_groups_are_used(table: KeyTable) -> None:
+    for rule in table.rules:
         if not isinstance(rule.key, str):  # a function of the whole key
             assert re.compile(rule.pattern).groups == 0
             continue
         used = set(map(int, re.findall(r"\\(\d)", rule.key)))
         assert used == set(range(1, re.compile(rule.pattern).groups + 1)), rule
-    for pattern in (*family.signature, *family.leftovers, *family.head_inputs, *(row[0] for row in family.foreign)):
+    for pattern in (*table.signature, *table.ignored, *table.extra_head_layers, *(row[0] for row in table.unsupported)):
         re.compile(pattern)

@@ -1,4 +1,4 @@
-"""Thresholds of exits as files hold them: the released Dynamic Vision Transformers' and vitfast's own."""
+"""Reads and writes the exit thresholds that files store, in the released DVTs' format and in vitfast's."""
 
 from __future__ import annotations
 
@@ -10,42 +10,43 @@ from torch import Tensor
 
 from vitfast.errors import UserError
 from vitfast.models.saved_exits import SavedExits
-from vitfast.weights.numpy_pickle import NumpyArray
+from vitfast.weights.restricted_pickle import NumpyArray
 
 # entries of a released file; the others, ``flops`` and ``anytime_classification``, only state results
 RELEASED_THRESHOLDS, RELEASED_CURVE = "dynamic_threshold", "budgeted_batch_classification"
 
-# thresholds below 0 and above 1 all mean the same; these are what calibrate_exits writes
+# Thresholds are clamped to the range that calibrate_exits writes; values below 0, or above 1, are all equivalent.
 _ALWAYS, _NEVER = 0.0, 2.0
 _MAX_CHOICES = 10_000
-_LARGE = 1 << 53  # whole numbers of any size are allowed in a pickle and in JSON
+_MAX_INTEGER = 1 << 53  # a pickle and JSON may hold integers of any size
 
 
-def released_exits(beside: Mapping[str, Any]) -> SavedExits | None:
-    """Reads the thresholds of a released Dynamic Vision Transformer, and what they cost and reach.
+def released_exits(entries: Mapping[str, Any]) -> SavedExits | None:
+    """Reads the thresholds of a released Dynamic Vision Transformer, with their costs and accuracies.
 
     Args:
-        beside: the entries beside the weights.
+        entries: the entries beside the weights.
 
     Returns:
-        None where there are none.
+        None if there are none.
 
     Raises:
-        UserError: they are no numbers, one an exit.
+        UserError: they are not numbers, one per exit.
     """
-    if RELEASED_THRESHOLDS not in beside:
+    if RELEASED_THRESHOLDS not in entries:
         return None
-    thresholds = _rows(beside[RELEASED_THRESHOLDS], RELEASED_THRESHOLDS)
-    gmacs, percents = _curve(beside.get(RELEASED_CURVE), len(thresholds))
+    thresholds = _rows(entries[RELEASED_THRESHOLDS], RELEASED_THRESHOLDS)
+    gmacs, percents = _curve(entries.get(RELEASED_CURVE), len(thresholds))
     return _saved_exits(thresholds, gmacs, tuple(percent / 100 for percent in percents), RELEASED_THRESHOLDS)
 
 
-def own_exits(record: Mapping[str, Any], entry: str = "exit_thresholds") -> SavedExits | None:
-    """Reads the thresholds in a manifest or in the metadata of a safetensors file, None where there are none.
+def recorded_exits(record: Mapping[str, Any]) -> SavedExits | None:
+    """Reads the thresholds in a manifest or in the metadata of a safetensors file, None if there are none.
 
     Raises:
-        UserError: they are no numbers, one an exit.
+        UserError: they are not numbers, one per exit.
     """
+    entry = "exit_thresholds"
     if record.get(entry) is None:
         return None
     saved = record[entry]
@@ -57,14 +58,14 @@ def own_exits(record: Mapping[str, Any], entry: str = "exit_thresholds") -> Save
 
 
 def exits_record(exits: SavedExits) -> list[float] | dict[str, Any]:
-    """Returns what ``own_exits`` reads: a list of thresholds, or where there are several choices all of them."""
+    """Returns the entry that ``recorded_exits`` reads: a list for a single choice of thresholds without its cost."""
     if len(exits.thresholds) == 1 and not exits.gmacs:
         return list(exits.thresholds[0])
     return {"thresholds": exits.thresholds, "gmacs": exits.gmacs, "accuracy": exits.accuracy}
 
 
 def _curve(value: Any, choices: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Returns costs and accuracies in percent, nothing where they are not those of these choices."""
+    """Returns costs and accuracies in percent; empty if there is not one of each per choice."""
     try:
         gmacs, percents = _rows(value, RELEASED_CURVE)
     except ValueError:
@@ -76,35 +77,34 @@ def _saved_exits(
     rows: tuple[tuple[float, ...], ...], gmacs: tuple[float, ...], accuracy: tuple[float, ...], entry: str
 ) -> SavedExits:
     if not rows or not rows[0] or len({len(row) for row in rows}) > 1:
-        raise UserError(f"its {entry} has no rows of equal length, one number an exit; remove the entry")
+        raise UserError(f"its {entry} has no rows of equal length, one number per exit; remove the entry")
     if any(numbers and len(numbers) != len(rows) for numbers in (gmacs, accuracy)):
-        raise UserError(f"its {entry} has {len(rows)} choices, but costs or accuracies of others; remove the entry")
+        raise UserError(f"its {entry} has {len(rows)} choices, but another number of costs; remove the entry")
     clamped = tuple(tuple(min(max(number, _ALWAYS), _NEVER) for number in row) for row in rows)
     return SavedExits(clamped, gmacs, accuracy)
 
 
 def _rows(value: Any, entry: str) -> tuple[tuple[float, ...], ...]:
-    """Turns a tensor, an array or lists into rows of numbers; a single row stands for itself."""
-    plain = _plain(value)
-    if isinstance(plain, list) and plain and not isinstance(plain[0], list):
-        plain = [plain]
-    rows = plain if isinstance(plain, list) else None
-    if rows is None or len(rows) > _MAX_CHOICES or not all(isinstance(row, list) for row in rows):
-        raise UserError(f"its {entry} is no table of numbers; remove the entry")
+    """Converts a tensor, an array or lists to rows of numbers; a one-dimensional value is a single row."""
+    rows = _to_lists(value)
+    if isinstance(rows, list) and rows and not isinstance(rows[0], list):
+        rows = [rows]
+    if not isinstance(rows, list) or len(rows) > _MAX_CHOICES or not all(isinstance(row, list) for row in rows):
+        raise UserError(f"its {entry} is not a table of numbers; remove the entry")
     if not all(_is_number(number) for row in rows for number in row):
-        raise UserError(f"its {entry} holds something else than numbers, or NaN; remove the entry")
+        raise UserError(f"its {entry} holds NaN or values that are not numbers; remove the entry")
     return tuple(tuple(float(number) for number in row) for row in rows)
 
 
 def _is_number(value: Any) -> bool:
-    return (type(value) is float and not math.isnan(value)) or (type(value) is int and abs(value) < _LARGE)
+    return (type(value) is float and not math.isnan(value)) or (type(value) is int and abs(value) < _MAX_INTEGER)
 
 
-def _plain(value: Any) -> Any:
+def _to_lists(value: Any) -> Any:
     if isinstance(value, NumpyArray):
         value = value.tensor
     if isinstance(value, Tensor):
         return value.tolist() if value.numel() <= 100 * _MAX_CHOICES else None
     if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value[: _MAX_CHOICES + 1]]
+        return [_to_lists(one) for one in value[: _MAX_CHOICES + 1]]
     return value

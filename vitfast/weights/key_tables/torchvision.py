@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from vitfast.weights.family import Family
-from vitfast.weights.key_map import Rule, affine
+from vitfast.weights.key_tables.key_table import KeyTable, Rule, affine
 
 _BLOCK = r"encoder\.layers\.encoder_layer_(\d+)\."
 
-TORCHVISION = Family(
+TORCHVISION = KeyTable(
     name="torchvision",
     signature=(r"conv_proj\.weight", _BLOCK + r".+"),
     rules=(
@@ -24,5 +23,5 @@ TORCHVISION = Family(
         *affine(r"heads\.head", "head"),
     ),
     fields={"layer_norm_eps": 1e-6, "gelu": "erf", "position_interpolation": "bicubic_aligned"},
-    foreign=((r"conv_proj\.conv_bn_relu_.+", "a model with a convolutional stem"),),
+    unsupported=((r"conv_proj\.conv_bn_relu_.+", "a model with a convolutional stem"),),
 )

@@ -1,6 +1,6 @@
 """Hugging Face's ViT and DeiT: ``ViTModel``, ``ViTForImageClassification``, ``DeiTForImageClassificationWithTeacher``.
 
-Files say ``encoder.layer.0.attention.attention.query``; the models of transformers 5 in memory say
+Files use ``encoder.layer.0.attention.attention.query``; models of transformers 5 in memory use
 ``layers.0.attention.q_proj``.
 """
 
@@ -12,34 +12,30 @@ from typing import Any
 from torch import Tensor
 
 from vitfast.errors import UserError
-from vitfast.weights.family import Family
-from vitfast.weights.key_map import Rule, affine, stacked_affine
+from vitfast.weights.key_tables.key_table import KeyTable, Rule, affine, stacked_affine
 
 _ROOT = r"(?:vit\.|deit\.)?"
 _BLOCK = _ROOT + r"(?:encoder\.layer|layers)\.(\d+)\."
 _QKV = (("query", "q"), ("key", "k"), ("value", "v"))
 
-# config.json's hidden_act -> our gelu
+# config.json's hidden_act -> the field gelu
 _ACTIVATIONS = {"gelu": "erf", "gelu_python": "erf", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
 
 
 def _read_fields(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Any]:
-    fields = {}
-    if "num_attention_heads" in config:
-        fields["num_heads"] = config["num_attention_heads"]
-    if "layer_norm_eps" in config:
-        fields["layer_norm_eps"] = config["layer_norm_eps"]
+    names = {"num_attention_heads": "num_heads", "layer_norm_eps": "layer_norm_eps"}
+    fields = {field: config[name] for name, field in names.items() if name in config}
     if "hidden_act" in config:
         if config["hidden_act"] not in _ACTIVATIONS:
             raise UserError(
-                f"config.json says hidden_act={config['hidden_act']!r}; vitfast has the activations "
+                f"config.json has hidden_act={config['hidden_act']!r}, which vitfast does not support; supported: "
                 f"{', '.join(_ACTIVATIONS)}"
             )
         fields["gelu"] = _ACTIVATIONS[config["hidden_act"]]
     return fields
 
 
-HUGGINGFACE = Family(
+HUGGINGFACE = KeyTable(
     name="Hugging Face",
     signature=(_ROOT + r"embeddings\.patch_embeddings\.projection\.weight", _BLOCK + r"layernorm_before\.weight"),
     rules=(
@@ -63,5 +59,5 @@ HUGGINGFACE = Family(
     # ViTConfig's defaults, which config.json overrides
     fields={"layer_norm_eps": 1e-12, "gelu": "erf", "position_interpolation": "bicubic"},
     read_fields=_read_fields,
-    leftovers=(_ROOT + r"pooler\..+", _ROOT + r"embeddings\.mask_token"),
+    ignored=(_ROOT + r"pooler\..+", _ROOT + r"embeddings\.mask_token"),
 )

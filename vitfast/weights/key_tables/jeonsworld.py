@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vitfast.models.hybrid_fields import HybridFields
-from vitfast.weights.families.resnet_units import BACKBONE, UNIT_CONVOLUTIONS, UNIT_NORMS, in_unit
-from vitfast.weights.family import Family
-from vitfast.weights.key_map import Rule, affine, stacked_affine
+from vitfast.weights.key_tables.google import BACKBONE, UNIT_CONVOLUTIONS, UNIT_NORMS, unit_key
+from vitfast.weights.key_tables.key_table import KeyTable, Rule, affine, stacked_affine
 
 _BLOCK = r"transformer\.encoder\.layer\.(\d+)\."
 
-JEONSWORLD = Family(
+JEONSWORLD = KeyTable(
     name="ViT-pytorch",
     signature=(r"transformer\.embeddings\.patch_embeddings\.weight", _BLOCK + r"attn\.query\.weight"),
     rules=(
@@ -26,13 +25,13 @@ JEONSWORLD = Family(
         *affine(r"transformer\.encoder\.encoder_norm", "norm"),
         *affine(r"head", "head"),
     ),
-    # unlike Google's own code it computes the exact GELU
+    # unlike Google's code it computes the exact GELU
     fields={"layer_norm_eps": 1e-6, "gelu": "erf", "position_interpolation": "zoom_linear"},
 )
 
 _RESNET = r"transformer\.embeddings\.hybrid_model\."
 _UNIT = _RESNET + r"body\.block\d{1,3}\.unit\d{1,3}\."
-# the projection's convolution has another name than Google's
+# the convolution of the projection is not named as in Google's files
 _CONVOLUTIONS = {name.replace("conv_proj", "downsample"): ours for name, ours in UNIT_CONVOLUTIONS.items()}
 
 JEONSWORLD_HYBRID = replace(
@@ -43,9 +42,9 @@ JEONSWORLD_HYBRID = replace(
         *JEONSWORLD.rules,
         Rule(_RESNET + r"root\.conv\.weight", f"{BACKBONE}stem.conv.weight"),
         *affine(_RESNET + r"root\.gn", f"{BACKBONE}stem.norm"),
-        *(Rule(rf"{_UNIT}{conv}\.weight", in_unit(f"{ours}.weight")) for conv, ours in _CONVOLUTIONS.items()),
-        *(Rule(rf"{_UNIT}{norm}\.weight", in_unit(f"{ours}.weight")) for norm, ours in UNIT_NORMS.items()),
-        *(Rule(rf"{_UNIT}{norm}\.bias", in_unit(f"{ours}.bias")) for norm, ours in UNIT_NORMS.items()),
+        *(Rule(rf"{_UNIT}{conv}\.weight", unit_key(f"{ours}.weight")) for conv, ours in _CONVOLUTIONS.items()),
+        *(Rule(rf"{_UNIT}{norm}\.weight", unit_key(f"{ours}.weight")) for norm, ours in UNIT_NORMS.items()),
+        *(Rule(rf"{_UNIT}{norm}\.bias", unit_key(f"{ours}.bias")) for norm, ours in UNIT_NORMS.items()),
     ),
     fields={
         **JEONSWORLD.fields,
@@ -55,5 +54,5 @@ JEONSWORLD_HYBRID = replace(
         "group_norm_eps": 1e-6,
         "projection_norm": "channel",
     },
-    models=HybridFields,
+    fields_type=HybridFields,
 )

@@ -11,13 +11,12 @@ from typing import Any
 
 from torch import Tensor
 
-from vitfast.weights.family import Family
-from vitfast.weights.key_map import Rule, affine
+from vitfast.weights.key_tables.key_table import KeyTable, Rule, affine
 
 _WRAPPED = r"(?:\.1)?"
 _ATTENTION = r"transformer\.layers\.(\d+)\.0\.fn\."
 _MLP = r"transformer\.layers\.(\d+)\.1\.fn\."
-_HEAD_DIM = 64  # the model computes only where embed_dim is num_heads * 64
+_HEAD_DIM = 64  # fixed: the model requires embed_dim == num_heads * 64
 
 
 def _read_fields(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Any]:
@@ -27,7 +26,7 @@ def _read_fields(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> di
     return {}
 
 
-MYRTLE = Family(
+MYRTLE = KeyTable(
     name="myrtle-vision",
     signature=(rf"patch_to_embedding{_WRAPPED}\.weight", rf"{_ATTENTION}fn\.to_qkv{_WRAPPED}\.weight"),
     rules=(
@@ -45,7 +44,7 @@ MYRTLE = Family(
     ),
     fields={"layer_norm_eps": 1e-5, "gelu": "erf", "position_interpolation": "bicubic"},
     read_fields=_read_fields,
-    # ranges that torch's INT8 preparation observes
-    leftovers=(r".+\.(activation_post_process|weight_fake_quant)\..+",),
-    foreign=((r"decoder\..+|det_tokens", "a model of myrtle-vision 2"),),
+    # ranges observed by torch's INT8 preparation
+    ignored=(r".+\.(activation_post_process|weight_fake_quant)\..+",),
+    unsupported=((r"decoder\..+|det_tokens", "a model of myrtle-vision 2"),),
 )

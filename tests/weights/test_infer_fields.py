@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 import vitfast
 from vitfast.models import ViTFields
-from vitfast.weights.vit_state import arrange_patches, fields_of_state
+from vitfast.weights.infer_fields import infer_fields
+from vitfast.weights.load_weights import arrange_patches
 
 NANO = "vit_nano_patch2_8"
 TOLD = (
@@ -32,23 +33,23 @@ TOLD = (
 )
 def test_fields_are_told(fields: dict[str, Any]) -> None:
     model = vitfast.create_model(NANO, **fields)
-    told = fields_of_state(model.state_dict())
+    told = infer_fields(ViTFields, model.state_dict())
     assert told == {name: getattr(model.fields, name) for name in TOLD}
 
 
 def test_what_cannot_be_told_is_left_out() -> None:
     state = vitfast.create_model(NANO).state_dict()
     del state["patch_embed.proj.weight"]
-    assert "patch_size" not in fields_of_state(state)
-    assert "img_size" not in fields_of_state(state)
+    assert "patch_size" not in infer_fields(ViTFields, state)
+    assert "img_size" not in infer_fields(ViTFields, state)
     state["pos_embed"] = torch.ones(1, 12, 64)  # 11 patches are no square
-    assert "distillation_token" not in fields_of_state(state)
-    assert fields_of_state({}) == {"head_type": "linear", "head_hidden_dim": 0, "num_classes": 0}
+    assert "distillation_token" not in infer_fields(ViTFields, state)
+    assert infer_fields(ViTFields, {}) == {"head_type": "linear", "head_hidden_dim": 0, "num_classes": 0}
 
 
 def test_misshapen_weights_do_not_crash() -> None:
     state = dict.fromkeys(vitfast.create_model(NANO).state_dict(), torch.tensor(1.0))
-    assert fields_of_state(state)["depth"] == 4
+    assert infer_fields(ViTFields, state)["depth"] == 4
 
 
 def test_patch_layouts_compute_the_same() -> None:

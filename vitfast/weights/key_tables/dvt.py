@@ -12,25 +12,22 @@ from torch import Tensor
 
 from vitfast.models.dvt_fields import DVTFields
 from vitfast.models.dvt_released_keys import from_released_key
-from vitfast.weights.exit_entries import released_exits
-from vitfast.weights.family import Family
-from vitfast.weights.key_map import Rule
-
-_EXIT = r"(?:less_less|less|normal)_token\."
+from vitfast.weights.exit_records import released_exits
+from vitfast.weights.key_tables.key_table import KeyTable, Rule
 
 
 def _read_fields(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Any]:
-    """The exits over DeiT have DeiT's epsilon, those over T2T-ViT torch's default."""
+    """Exits over DeiT use DeiT's epsilon, those over T2T-ViT torch's default."""
     over_deit = any(from_released_key(key) == "exits.0.patch_embed.proj.weight" for key in tensors)
     return {"layer_norm_eps": 1e-6 if over_deit else 1e-5}
 
 
-DVT = Family(
+DVT = KeyTable(
     name="DVT",
     signature=(r"less_less_token\.blocks\.\d+\..+", r"normal_token\.head\.weight"),
-    rules=(Rule(rf"{_EXIT}.+", from_released_key),),
+    rules=(Rule(r"(?:less_less|less|normal)_token\..+", from_released_key),),
     fields={"position_interpolation": "bicubic"},
     read_fields=_read_fields,
     read_exits=released_exits,
-    models=DVTFields,
+    fields_type=DVTFields,
 )

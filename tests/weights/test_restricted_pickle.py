@@ -13,14 +13,13 @@ import pytest
 import torch
 
 from vitfast.errors import UserError
-from vitfast.weights.numpy_pickle import NUMPY_STAND_INS, NumpyArray
-from vitfast.weights.raw_file import read_raw_file
-from vitfast.weights.torch_file import read_torch_file
+from vitfast.weights.restricted_pickle import NUMPY_STAND_INS, NumpyArray
+from vitfast.weights.weight_file import read_weight_file
 
 
 def beside(path: Path, value: Any, **options: Any) -> Any:
     torch.save({"model": {"weight": torch.ones(1)}, "value": value}, path, **options)
-    return read_torch_file(path).beside["value"]
+    return read_weight_file(path).entries["value"]
 
 
 @pytest.mark.parametrize("modern", [True, False], ids=["zip", "old format"])
@@ -48,13 +47,13 @@ def test_the_names_of_numpy_1(tmp_path: Path) -> None:
         for name in new.namelist():
             content = new.read(name).replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
             old.writestr(name, content)
-    number, array = read_torch_file(tmp_path / "old.pth").beside["value"]
+    number, array = read_weight_file(tmp_path / "old.pth").entries["value"]
     assert (number, array.tensor.tolist()) == (2.5, [1.0, 1.0])
 
 
 def test_arrays_as_weights(tmp_path: Path) -> None:
     torch.save({"state_dict": {"weight": np.ones((2, 2), dtype=np.float32)}}, tmp_path / "a.pth")
-    assert torch.equal(read_raw_file(tmp_path / "a.pth").tensors["weight"], torch.ones(2, 2))
+    assert torch.equal(read_weight_file(tmp_path / "a.pth").tensors["weight"], torch.ones(2, 2))
 
 
 class _Reduced:
@@ -108,9 +107,9 @@ def test_what_is_no_plain_number_is_refused(tmp_path: Path, value: Any) -> None:
     path = tmp_path / "a.pth"
     torch.save({"model": {"weight": torch.ones(1)}, "value": value}, path)
     with pytest.raises(UserError) as info:
-        read_torch_file(path)
+        read_weight_file(path)
     assert str(path) in str(info.value)
-    assert "nothing in it was executed" in str(info.value)
+    assert "no code in it was executed" in str(info.value)
 
 
 @pytest.mark.parametrize("wrap", [lambda attack: [np.float64(1), attack], lambda attack: np.array([attack])])
@@ -119,8 +118,8 @@ def test_an_attack_among_numbers(tmp_path: Path, wrap: Any) -> None:
     target, path = tmp_path / "attacked", tmp_path / "DVT.pth.tar"
     content = {"model_state_dict": {"weight": torch.ones(1)}, "dynamic_threshold": wrap(_Attack(target))}
     torch.save(content, path)
-    with pytest.raises(UserError, match=r"is refused: it holds Python objects .*nothing in it was executed"):
-        read_raw_file(path)
+    with pytest.raises(UserError, match=r"is refused: it holds Python objects .*no code in it was executed"):
+        read_weight_file(path)
     assert not target.exists()
     torch.load(path, weights_only=False)  # the attack works where it is let
     assert target.exists()
@@ -128,7 +127,7 @@ def test_an_attack_among_numbers(tmp_path: Path, wrap: Any) -> None:
 
 def test_nothing_of_numpy_itself_is_let_in() -> None:
     for stand_in, name in NUMPY_STAND_INS:
-        assert stand_in.__module__ == "vitfast.weights.numpy_pickle", name
+        assert stand_in.__module__ == "vitfast.weights.restricted_pickle", name
     read = {name for _, name in NUMPY_STAND_INS}
     assert {pickle.whichmodule(RECONSTRUCT, "_reconstruct") + "._reconstruct", "numpy.ndarray"} <= read
     assert not set(NUMPY_STAND_INS) & set(torch.serialization.get_safe_globals())  # only while a file is read

@@ -1,0 +1,57 @@
+"""timm, DeiT, ConViT and T2T-ViT: formats whose keys are vitfast's keys."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from vitfast.models.convit_fields import ConViTFields
+from vitfast.models.hybrid_fields import HybridFields
+from vitfast.models.t2t_vit_fields import T2TViTFields
+from vitfast.weights.key_tables.key_table import KeyTable
+
+_SIGNATURE = (r"patch_embed\.proj\.weight", r"blocks\.\d+\.attn\.qkv\.weight")
+
+TIMM = KeyTable(name="timm", signature=_SIGNATURE, fields={"position_interpolation": "bicubic_antialias"})
+
+# Google's weights, with which timm uses other epsilons than Google
+TIMM_HYBRID = replace(
+    TIMM,
+    name="timm hybrid",
+    signature=(*_SIGNATURE, r"patch_embed\.backbone\.(stem\.)?conv\.weight"),
+    fields={
+        **TIMM.fields,
+        "resnet_padding": "same",
+        "weight_eps": 1e-8,
+        "weight_eps_place": "variance",
+        "group_norm_eps": 1e-5,
+        "projection_norm": "group",
+    },
+    fields_type=HybridFields,
+)
+
+# github.com/facebookresearch/deit saves timm's models under "model"
+DEIT = KeyTable(
+    name="DeiT",
+    signature=_SIGNATURE,
+    fields={"layer_norm_eps": 1e-6, "gelu": "erf", "position_interpolation": "bicubic"},
+    wrapper="model",
+)
+
+# github.com/facebookresearch/convit, and timm's ConViT
+CONVIT = KeyTable(
+    name="ConViT",
+    signature=(r"patch_embed\.proj\.weight", r"blocks\.\d+\.attn\.gating_param"),
+    fields={"layer_norm_eps": 1e-6, "gelu": "erf", "position_interpolation": "bicubic"},
+    fields_type=ConViTFields,
+)
+
+# github.com/yitu-opensource/T2T-ViT
+T2T_VIT = KeyTable(
+    name="T2T-ViT",
+    signature=(r"tokens_to_token\.attention1\..+", r"blocks\.\d+\..+"),
+    fields={"layer_norm_eps": 1e-5, "position_interpolation": "bicubic"},
+    unsupported=(
+        (r"blocks\..+\.(se_layer|dense_linear|cheap_operation\w+)\..+", "T2T-ViT's variant SE, Dense or Ghost"),
+    ),
+    fields_type=T2TViTFields,
+)

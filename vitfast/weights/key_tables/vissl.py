@@ -1,0 +1,160 @@
+"""VISSL's Vision Transformers (github.com/facebookresearch/vissl): a trunk with timm's keys, and heads.
+
+A ViT's file does not store the number of attention heads. The key tables skip SwAV's projection and prototypes, MLPs of
+several layers and consecutive heads, because no classifier in vitfast has them; ``load_vissl_head`` builds them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+
+from vitfast.errors import UserError
+from vitfast.layers import MlpHead, SwavHead
+from vitfast.models.convit_fields import ConViTFields
+from vitfast.weights.infer_fields import NUMBER
+from vitfast.weights.key_tables.key_table import KeyTable, Rule, affine
+from vitfast.weights.weight_file import read_weight_file
+
+_TRUNK = r"(?:trunk\.)?(?:base_model\.)?"  # base_model: saved by a feature extractor
+_RULES = (
+    Rule(_TRUNK + r"(?:cls|class)_token", "cls_token"),
+    Rule(_TRUNK + r"pos_embed(?:ding)?", "pos_embed"),
+    Rule(_TRUNK + r"((?:patch_embed|blocks|norm)\..+)", r"\1"),
+    *affine(r"heads\.0\.clf\.0", "head"),  # VISSL's "mlp"
+    *affine(r"heads\.0\.layers\.pre_logits", "pre_logits.fc"),  # VISSL's "vision_transformer_head"
+    *affine(r"heads\.0\.layers\.head", "head"),
+)
+_IGNORED = (
+    r"heads\.\d+\.(projection_head|prototypes\d+)\..+",  # SwAV
+    _TRUNK + r"patch_masking\..+",  # iBOT
+)
+_FURTHER_HEADS = r"heads\.[1-9]\d*\..+"  # these read the output of the first
+_PROTOTYPES = r"prototypes\d+\.(weight|weight_v|parametrizations\.weight\.original1)"
+# further layers of VISSL's "mlp", its other heads, and further heads
+_EXTRA_HEAD_LAYERS = (
+    r"heads\.0\.(?!clf\.0\.|layers\.(pre_logits|head)\.|projection_head\.|prototypes\d+\.).+",
+    _FURTHER_HEADS,
+)
+
+VISSL = KeyTable(
+    name="VISSL",
+    signature=(r"trunk\.(base_model\.)?cls_token", r"trunk\.(base_model\.)?blocks\.\d+\.attn\.qkv\.weight"),
+    rules=_RULES,
+    fields={"layer_norm_eps": 1e-6, "gelu": "erf", "position_interpolation": "bicubic"},
+    ignored=_IGNORED,
+    extra_head_layers=_EXTRA_HEAD_LAYERS,
+)
+
+# The names changed in October 2021. The epsilon was 1e-5 until May 2021; for a file saved between May and October,
+# give layer_norm_eps=1e-6.
+VISSL_2021 = KeyTable(
+    name="VISSL of 2021",
+    signature=(_TRUNK + r"class_token", _TRUNK + r"pos_embedding", _TRUNK + r"blocks\.\d+\.attn\.qkv\.weight"),
+    rules=_RULES,
+    fields={"layer_norm_eps": 1e-5, "gelu": "erf", "position_interpolation": "bicubic"},
+    ignored=_IGNORED,
+    extra_head_layers=_EXTRA_HEAD_LAYERS,
+)
+
+# Its trunk still has the old names. VISSL overwrites the local initialization, see ``ConViTFields``.
+VISSL_CONVIT = KeyTable(
+    name="VISSL ConViT",
+    signature=(_TRUNK + r"class_token", _TRUNK + r"blocks\.\d+\.attn\.alpha"),
+    rules=(
+        Rule(_TRUNK + r"blocks\.(\d+)\.attn\.alpha", r"blocks.\1.attn.gating_param", Tensor.flatten),
+        *affine(_TRUNK + r"blocks\.(\d+)\.mlp\.linear_([12])", r"blocks.\1.mlp.fc\2"),
+        *_RULES,
+    ),
+    fields={
+        "layer_norm_eps": 1e-5,
+        "gelu": "erf",
+        "local_initialization": False,
+        "position_interpolation": "bicubic_aligned",
+    },
+    ignored=_IGNORED,
+    extra_head_layers=_EXTRA_HEAD_LAYERS,
+    fields_type=ConViTFields,
+)
+
+
+def load_vissl_head(
+    path: str | os.PathLike[str], *, activation: Literal["relu", "gelu"] = "relu"
+) -> MlpHead | SwavHead:
+    """Builds and fills the head of a VISSL checkpoint, ``swav_head`` or ``mlp``; also reads ``save_weights``'s files.
+
+    ``create_model(name, num_classes=0, checkpoint=path)`` builds the trunk; ``MultiCrop`` runs both on crops.
+
+    Args:
+        path: the checkpoint. It is not trusted: no code in it is executed.
+        activation: SwAV's activation between linear layers, which is not stored in the file.
+
+    Raises:
+        UserError: the file is damaged or refused, or has no such head.
+    """
+    path = Path(path)
+    tensors = read_weight_file(path).tensors
+    if several := next((key for key in tensors if re.fullmatch(_FURTHER_HEADS, key)), None):
+        raise UserError(f"{path} has several heads (it has {several}); load_vissl_head supports files with one head")
+    prefix = "heads.0."
+    state = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+    head: MlpHead | SwavHead
+    if any(key.startswith("clf.") for key in state):
+        head = _mlp_head(state, path)
+    elif any(key.startswith("projection_head.") for key in state):
+        head = _swav_head(state, path, activation)
+    else:
+        held = "no head" if not state else f"another head (it has heads.0.{next(iter(state))})"
+        raise UserError(f"{path} holds {held}; load_vissl_head builds swav_head and mlp")
+    try:
+        head.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: its head is no swav_head or mlp of VISSL ({reason})") from error
+    return head
+
+
+def _mlp_head(state: Mapping[str, Tensor], path: Path) -> MlpHead:
+    dims, places = _linear_layers(state, "clf", path)
+    use_bn = any(key.endswith("running_mean") for key in state)
+    between = (places[1] - places[0] if len(places) > 1 else 1 + use_bn) - 1 - use_bn
+    return MlpHead(
+        dims,
+        use_bn=use_bn,
+        use_relu=between >= 1,
+        use_dropout=between >= 2,
+        use_bias=f"clf.{places[0]}.bias" in state,
+        skip_last_layer_relu_bn=f"clf.{places[-1] + 1}.running_mean" not in state,
+    )
+
+
+def _swav_head(state: Mapping[str, Tensor], path: Path, activation: Literal["relu", "gelu"]) -> SwavHead:
+    dims, places = _linear_layers(state, "projection_head", path)
+    prototypes = [tensor.shape[0] for key, tensor in state.items() if re.fullmatch(_PROTOTYPES, key)]
+    return SwavHead(
+        dims,
+        prototypes,
+        use_bn=any(key.endswith("running_mean") for key in state),
+        use_bias=f"projection_head.{places[0]}.bias" in state,
+        skip_last_bn=f"projection_head.{places[-1] + 1}.running_mean" not in state,
+        activation=activation,
+        use_weight_norm_prototypes=any(key.endswith(("weight_v", "original1")) for key in state),
+    )
+
+
+def _linear_layers(state: Mapping[str, Tensor], name: str, path: Path) -> tuple[list[int], list[int]]:
+    """Returns the widths of the linear layers of a sequence, and their indices in it."""
+    weights = {
+        int(match[1]): tensor
+        for key, tensor in state.items()
+        if (match := re.fullmatch(rf"{name}\.{NUMBER}\.weight", key)) and tensor.dim() == 2
+    }
+    if not weights or 0 in [length for weight in weights.values() for length in weight.shape]:
+        raise UserError(f"{path}: its head has no linear layers; download or copy it again")
+    places = sorted(weights)
+    return [weights[places[0]].shape[1], *(len(weights[place]) for place in places)], places
