@@ -1,8 +1,5 @@
 """The public names of `vitfast` for type checkers; `__init__.py` loads them lazily."""
 
-from vitfast.api import LoadReport as LoadReport
-from vitfast.api import attention_maps as attention_maps
-from vitfast.api import attention_rollout as attention_rollout
 from vitfast.api import create_model as create_model
 from vitfast.api import list_models as list_models
 from vitfast.api import load_weights as load_weights
@@ -11,8 +8,11 @@ from vitfast.errors import UserError as UserError
 from vitfast.formats import FloatFormat as FloatFormat
 from vitfast.inference.accelerate import accelerate as accelerate
 from vitfast.inference.acceleration_report import AccelerationReport as AccelerationReport
+from vitfast.inference.attention_maps import attention_maps as attention_maps
+from vitfast.inference.attention_rollout import attention_rollout as attention_rollout
 from vitfast.inference.early_exit import EarlyExit as EarlyExit
 from vitfast.inference.early_exit import calibrate_exits as calibrate_exits
+from vitfast.models.load_report import LoadReport as LoadReport
 from vitfast.ops.library import build_info as build_info
 from vitfast.quantization.calibrate import calibrate as calibrate
 from vitfast.quantization.configs import FixedConfig as FixedConfig

@@ -6,23 +6,12 @@ import os
 from typing import Any
 
 from vitfast.errors import UserError
-from vitfast.inference.attention_maps import attention_maps
-from vitfast.inference.attention_rollout import attention_rollout
 from vitfast.models.image_model import ImageModel
-from vitfast.models.load_report import LoadReport
 from vitfast.models.registry import build_model, list_models
 from vitfast.weights.load_weights import load_weights, model_from_checkpoint
 from vitfast.weights.save_weights import save_weights
 
-__all__ = [
-    "LoadReport",
-    "attention_maps",
-    "attention_rollout",
-    "create_model",
-    "list_models",
-    "load_weights",
-    "save_weights",
-]
+__all__ = ["create_model", "list_models", "load_weights", "save_weights"]
 
 
 def create_model(

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from vitfast.config.schema import NumberFormatOptions
 from vitfast.errors import UserError
 from vitfast.quantization.configs import QuantizationConfig
 from vitfast.quantization.named_configs import named_config
-
-_FLOAT32 = "FP32"
 
 
 def number_format(options: NumberFormatOptions, prefix: str = "") -> QuantizationConfig:
@@ -24,9 +20,8 @@ def number_format(options: NumberFormatOptions, prefix: str = "") -> Quantizatio
     """
     assert options.format is not None
     names = ("numerics", "backend", "semantics", "round_results", "activations", "clip_gradients")
-    given = {name: getattr(options, name, None) for name in names}
     try:
-        return named_config(options.format, **given)
+        return named_config(options.format, **{name: getattr(options, name, None) for name in names})
     except UserError as error:
         raise UserError(f"{prefix}format={options.format}: {error}") from error
 
@@ -44,21 +39,16 @@ def format_overrides(options: NumberFormatOptions, prefix: str = "") -> dict[str
     """
     overrides: dict[str, QuantizationConfig | None] = {}
     for text in options.overrides:
-        pattern, equals, name = (part.strip() for part in text.partition("="))
-        if not pattern or not equals or not name:
+        pattern, _, name = (part.strip() for part in text.partition("="))
+        if not pattern or not name:
             raise UserError(f"{prefix}overrides: {text!r} must be PATTERN=FORMAT, for example head=FP32")
+        if name.upper() == "FP32":
+            overrides[pattern] = None
+            continue
         try:
-            overrides[pattern] = None if name.upper() == _FLOAT32 else _shared(name, options)
+            config = named_config(name)
+            shared = {o: getattr(options, o) for o in ("numerics", "backend", "semantics") if hasattr(config, o)}
+            overrides[pattern] = named_config(name, **shared)
         except UserError as error:
             raise UserError(f"{prefix}overrides: {text!r}: {error}") from error
     return overrides or None
-
-
-def _shared(name: str, options: NumberFormatOptions) -> QuantizationConfig:
-    config = named_config(name)
-    shared: dict[str, Any] = {
-        option: getattr(options, option)
-        for option in ("numerics", "backend", "semantics")
-        if getattr(options, option) is not None and hasattr(config, option)
-    }
-    return named_config(name, **shared)
