@@ -1,13 +1,7 @@
-"""What is learned: a task turns a model and a batch into a loss."""
+"""Training tasks: a task combines a model with its loss."""
 
-from __future__ import annotations
-
-from vitfast.tasks.classification import ClassificationTask
-from vitfast.tasks.distillation import DistillationTask
-from vitfast.tasks.early_exit import EarlyExitTask
-from vitfast.tasks.multi_exit import MultiExitTask, create_plain_task
-from vitfast.tasks.task import Task
-from vitfast.tasks.teacher import Teacher
+from vitfast.tasks.classification import ClassificationTask, EarlyExitTask, MultiExitTask, Task, create_plain_task
+from vitfast.tasks.distillation import DistillationTask, Teacher
 
 __all__ = [
     "ClassificationTask",

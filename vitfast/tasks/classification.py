@@ -1,19 +1,61 @@
-"""Image classification: cross-entropy on the logits of a model."""
+"""Image classification with one output, with several exits, and with early exit."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
-from vitfast.tasks.task import Task
+from vitfast.inference import EarlyExit
+from vitfast.models import ImageModel
+
+
+class Task(nn.Module):
+    """A model together with its loss: the interface that the training loop uses.
+
+    Args:
+        model: the part that is saved, averaged and used after training.
+        label_smoothing: share of the target that is spread over all classes, 0 <= share < 1. It applies in training
+            only: the evaluation loss is the plain cross-entropy, so that runs are comparable.
+
+    Raises:
+        ValueError: if ``label_smoothing`` is outside [0, 1).
+    """
+
+    model: nn.Module
+
+    def __init__(self, model: nn.Module, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        if not 0.0 <= label_smoothing < 1.0:
+            raise ValueError(f"label_smoothing is {label_smoothing}; it must be at least 0 and less than 1")
+        self.model = model
+        self.label_smoothing = label_smoothing
+
+    def forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Runs the model on a batch.
+
+        Args:
+            images: [B, C, H, W], floating point.
+            labels: [B], int64, 0 <= label < K; or class probabilities [B, K] for mixed images.
+
+        Returns:
+            ``loss``, a float32 scalar with gradient; ``output``, float32 logits [B, K] without; and, for a model with
+            exits, ``exits``, the logits of each exit [E, B, K].
+        """
+        raise NotImplementedError(f"{type(self).__name__} must implement forward")
+
+    def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Returns the mean cross-entropy of float32 logits [B, K], with label smoothing in training."""
+        smoothing = self.label_smoothing if self.training else 0.0
+        return functional.cross_entropy(logits, labels, label_smoothing=smoothing)
 
 
 class ClassificationTask(Task):
-    """A classifier with its cross-entropy: ``forward(images, labels)`` returns ``{"loss": scalar, "output": logits}``.
+    """A classifier with the cross-entropy loss.
 
-    A model that returns several logits while it trains (a distilled DeiT: class token and distillation token) is
-    trained on all of them: the loss is the mean of the heads' losses, the output the mean of their logits, as DeiT
-    averages its heads in evaluation (Touvron et al. 2021).
+    A model that returns several logits in training (a distilled DeiT: class token and distillation token) is trained
+    on all of them: the loss is the mean of the heads' losses, the output the mean of their logits, as DeiT averages its
+    heads in evaluation (Touvron et al. 2021).
 
     Args:
         model: images [B, C, H, W] -> logits [B, K], or a tuple of them.
@@ -21,13 +63,59 @@ class ClassificationTask(Task):
     """
 
     def forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Runs the model and compares with the labels; see ``Task.forward``."""
         output = self.model(images)
         heads = output if isinstance(output, (tuple, list)) else (output,)
-        # float(): under autocast the logits are bf16, of which the cross-entropy would keep only 8 bits.
+        # float(): under autocast the logits are bf16, and the cross-entropy would keep only 8 bits
         heads = [logits.float() for logits in heads]
         losses = [self.cross_entropy(logits, labels) for logits in heads]
         return {"loss": _mean(losses), "output": _mean(heads).detach()}
+
+
+class MultiExitTask(Task):
+    """A model with exits; the training loss is the unweighted sum of the cross-entropies of all exits.
+
+    This is the loss of the Dynamic Vision Transformer (Wang et al., "Not All Images are Worth 16x16 Words", 2021). The
+    evaluation loss is that of the last exit, which is comparable with a model without exits; so is ``output``.
+
+    Args:
+        model: images [B, C, H, W] -> a tuple of logits [B, K], one for each exit, the earliest first.
+        label_smoothing: as in ``Task``.
+    """
+
+    def forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        exits = [logits.float() for logits in self.model(images)]
+        compared = exits if self.training else exits[-1:]
+        loss = torch.stack([self.cross_entropy(logits, labels) for logits in compared]).sum()
+        return {"loss": loss, "output": exits[-1].detach(), "exits": torch.stack(exits).detach()}
+
+
+class EarlyExitTask(Task):
+    """Evaluates a model that stops at the first confident exit; it cannot be trained.
+
+    Args:
+        model: the model with its thresholds.
+
+    Attributes:
+        left: number of images that have left at each exit so far, ``[E]``.
+    """
+
+    left: Tensor
+
+    def __init__(self, model: EarlyExit) -> None:
+        super().__init__(model)
+        self.register_buffer("left", torch.zeros(len(model.thresholds), dtype=torch.int64), persistent=False)
+        self.eval()
+
+    def forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        logits, exit_index = self.model(images)
+        self.left += exit_index.bincount(minlength=len(self.left))
+        return {"loss": self.cross_entropy(logits.float(), labels), "output": logits.float()}
+
+
+def create_plain_task(model: ImageModel, label_smoothing: float = 0.0) -> Task:
+    """Returns the classification task of a model: ``MultiExitTask`` if it has several exits."""
+    kind = MultiExitTask if model.num_exits > 1 else ClassificationTask
+    return kind(model, label_smoothing)
 
 
 def _mean(tensors: list[Tensor]) -> Tensor:
