@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vitfast.config import list_recipes
-from vitfast.config.option_list import find_option, list_options
+from vitfast.config.option import find_option, list_options
 from vitfast.config.schema import Config
 
 ROOT = Path(__file__).parent.parent

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, is_dataclass
 import pytest
 
 from vitfast.config import Config, help_text, load_config, load_options, option
-from vitfast.config.option_list import list_options
+from vitfast.config.option import list_options
 
 
 def test_every_option_has_a_meaning() -> None:

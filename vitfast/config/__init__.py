@@ -1,4 +1,4 @@
-"""Options and recipes: dataclasses, and what turns ``key=value`` arguments into them."""
+"""Options as dataclasses, recipes, and the parser of ``key=value`` arguments."""
 
 from vitfast.config.help import help_text
 from vitfast.config.load import load_config, load_options, to_yaml

@@ -1,4 +1,4 @@
-"""The text of ``--help``, made from the dataclasses."""
+"""The text of ``--help``, generated from the option dataclasses."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from vitfast.config.format_value import format_value
-from vitfast.config.option_list import OptionInfo, list_options, list_sections
+from vitfast.config.option import OptionInfo, format_value, list_options, list_sections
 from vitfast.config.recipes import list_recipes
 from vitfast.config.schema import Config
 
@@ -18,16 +17,16 @@ _NO_BREAK_SPACE = "\N{NO-BREAK SPACE}"
 
 
 def help_text(schema: type = Config, prog: str = "python -m vitfast.train", values: DictConfig | None = None) -> str:
-    """Describes the options of a command: key, type, default, meaning and allowed values, in groups.
+    """Describes the options of a command: key, type, default, meaning and allowed values, by section.
 
     Args:
         schema: the dataclass of the options.
         prog: the command.
-        values: what to show as defaults, e.g. those of a recipe; None shows those of the dataclass.
+        values: the defaults to show, e.g. those of a recipe; None: those of the dataclass.
     """
     if values is None:
         values = OmegaConf.structured(schema)
-    defaults: Any = OmegaConf.to_container(values, resolve=False)  # shows ${oc.env:HOME} as it stands
+    defaults: Any = OmegaConf.to_container(values, resolve=False)  # keeps ${oc.env:HOME} unresolved
     options = list_options(schema)
     required = "".join(f" {key}=…" for key, info in options.items() if info.required)
     parts = [f"usage: {prog}{required} [key=value …] [--help] [--print-config]", _summary(schema)]
@@ -44,7 +43,7 @@ def help_text(schema: type = Config, prog: str = "python -m vitfast.train", valu
 
 
 def _tables(schema: type, options: dict[str, OptionInfo], values: Any) -> str:
-    """One table for the options at the top and one for each section, all with the same columns."""
+    """One table for the top-level options and one for each section, all with the same columns."""
     groups: dict[str, list[OptionInfo]] = {}
     for key, info in options.items():
         groups.setdefault(key.rpartition(".")[0], []).append(info)

@@ -1,4 +1,4 @@
-"""From ``key=value`` arguments, on top of a recipe, to a dataclass whose values are known to be allowed."""
+"""Parses ``key=value`` arguments, on top of a recipe, into a dataclass with validated values."""
 
 from __future__ import annotations
 
@@ -10,30 +10,39 @@ import yaml  # type: ignore[import-untyped]
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vitfast.config.arguments import parse_arguments
-from vitfast.config.check import check_limits, check_options
-from vitfast.config.format_value import format_value
 from vitfast.config.help import help_text
-from vitfast.config.option_list import OptionInfo, find_option, list_options, list_sections, nearest_names
-from vitfast.config.recipes import find_recipe, read_recipe
+from vitfast.config.option import (
+    OptionInfo,
+    check_limits,
+    check_options,
+    find_option,
+    format_value,
+    list_options,
+    list_sections,
+    nearest_names,
+)
+from vitfast.config.recipes import find_recipe, list_recipes, read_recipe
 from vitfast.config.schema import Config
 from vitfast.errors import UserError
 
 Options = TypeVar("Options")
 
+_HELP, _PRINT_CONFIG = "help", "print_config"
+_FLAGS = {"--help": _HELP, "-h": _HELP, "--print-config": _PRINT_CONFIG}
+
 
 def load_config(argv: list[str], prog: str = "python -m vitfast.train") -> Config:
     """Reads the options of a training run: defaults, then the recipe, then the arguments.
 
-    ``--help`` prints the options, ``--print-config`` the configuration as YAML, and both leave the program with 0.
+    ``--help`` prints the options, ``--print-config`` the configuration as YAML; both exit with code 0.
 
     Args:
         argv: the arguments, without the program's name: ``recipe=NAME|FILE.yaml``, ``key=value``, flags.
         prog: the command, for the help text.
 
     Returns:
-        The configuration. Its ``recipe`` is what the recipe file says about itself, if it does (the ``config.yaml``
-        of a run does), else what the arguments say.
+        The configuration. Its ``recipe`` is the one named in the recipe file if there is one (the ``config.yaml`` of a
+        run names it), else the one from the arguments.
 
     Raises:
         UserError: for an unknown recipe or key, a wrong type, a value that is not allowed.
@@ -46,7 +55,7 @@ def load_options(schema: type[Options], argv: list[str], prog: str) -> Options:
     """Reads the options of any command: the defaults of ``schema``, then the arguments.
 
     Args:
-        schema: a dataclass, best made with ``option``; a field without a default is required.
+        schema: a dataclass of ``option`` fields; a field without a default is required.
         argv: the arguments, without the program's name: ``key=value`` and flags.
         prog: the command, for the help text.
 
@@ -58,20 +67,20 @@ def load_options(schema: type[Options], argv: list[str], prog: str) -> Options:
 
 
 def to_yaml(options: Any) -> str:
-    """Writes a configuration as YAML; ``load_config(["recipe=<that file>"])`` gives an equal one."""
+    """Formats a configuration as YAML; ``load_config(["recipe=<that file>"])`` returns an equal one."""
     return OmegaConf.to_yaml(OmegaConf.structured(options))
 
 
 def _load(schema: type[Options], argv: list[str], prog: str) -> Options:
     known = list_options(schema)
-    arguments = parse_arguments(argv, known)
+    values, flags = _split_arguments(argv, known)
     config = OmegaConf.structured(schema)
     if schema is Config:
-        _apply_recipe(config, known, arguments.values.get("recipe", known["recipe"].default))
-    if arguments.help:
+        _apply_recipe(config, known, values.get("recipe", known["recipe"].default))
+    if _HELP in flags:
         print(help_text(schema, prog, config))
         raise SystemExit(0)
-    for key, text in arguments.values.items():
+    for key, text in values.items():
         info = _require_known(schema, known, key)
         if key != "recipe" or schema is not Config:
             _set(config, info, key, _parse_value(info, key, text))
@@ -81,8 +90,8 @@ def _load(schema: type[Options], argv: list[str], prog: str) -> Options:
     try:
         options: Options = OmegaConf.to_object(config)  # type: ignore[assignment]
     except OmegaConfBaseException as error:  # an interpolation without a target
-        raise UserError(f"{error.full_key}: {_first_line(error)}") from error
-    if arguments.print_config:
+        raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+    if _PRINT_CONFIG in flags:
         check_limits(options)
         print(to_yaml(options), end="")
         raise SystemExit(0)
@@ -90,11 +99,43 @@ def _load(schema: type[Options], argv: list[str], prog: str) -> Options:
     return options
 
 
+def _split_arguments(argv: list[str], options: dict[str, OptionInfo]) -> tuple[dict[str, str], set[str]]:
+    """Splits arguments into key -> text (the last one of a repeated key) and flags."""
+    values: dict[str, str] = {}
+    flags: set[str] = set()
+    for argument in argv:
+        if argument in _FLAGS:
+            flags.add(_FLAGS[argument])
+            continue
+        key, equals, text = argument.partition("=")
+        if not equals or not key or key.startswith("-"):
+            raise UserError(_explain_form(argument, options))
+        values[key.strip()] = text
+    return values, flags
+
+
+def _explain_form(argument: str, options: dict[str, OptionInfo]) -> str:
+    """Explains why an argument is not of the form ``key=value``."""
+    key, _, text = argument.lstrip("-").partition("=")
+    key = key.replace("-", "_")
+    rule = "options are written key=value, without dashes or spaces; --help lists them"
+    if find_option(options, key):
+        return f"{argument!r} is not of the form key=value: write {key}={text or 'VALUE'}; {rule}"
+    if argument.startswith("-"):
+        return f"{argument!r} is not a flag: there are --help and --print-config; {rule}"
+    if argument.startswith("="):
+        return f"{argument!r} has no key before the '='; {rule}"
+    if "recipe" in options and argument in list_recipes():
+        return f"{argument!r} is not of the form key=value: write recipe={argument}; {rule}"
+    example = nearest_names(argument, options)[0]
+    return f"{argument!r} is not of the form key=value, such as {example}=VALUE; {rule}"
+
+
 def _apply_recipe(config: DictConfig, known: dict[str, OptionInfo], recipe: str, below: tuple[Path, ...] = ()) -> None:
-    """Sets what a recipe says, on top of the recipe that it names as its ``base``."""
+    """Sets the options of a recipe, on top of the recipe that it names as its ``base``."""
     path = find_recipe(recipe)
     if path in below:
-        raise UserError(f"{path} is its own base, through {', '.join(map(str, below))}; take one base out")
+        raise UserError(f"{path} is its own base, through {', '.join(map(str, below))}; remove one base")
     content = read_recipe(path)
     base = content.pop("base", None)
     if base is not None:
@@ -108,7 +149,7 @@ def _apply_recipe(config: DictConfig, known: dict[str, OptionInfo], recipe: str,
 
 
 def _flatten(content: dict[Any, Any], schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields (dotted key, value) for each entry of nested dictionaries; a mapping option stays whole."""
+    """Yields (dotted key, value) for each entry of nested dictionaries; a mapping option is not split."""
     sections = list_sections(schema)
     for name, value in content.items():
         if name in sections and (value is None or isinstance(value, dict)):
@@ -123,14 +164,14 @@ def _require_known(schema: type, known: dict[str, OptionInfo], key: str) -> Opti
         return info
     if key in list_sections(schema):
         inside = ", ".join(name for name in known if name.startswith(key + "."))
-        raise UserError(f"{key} is a section, not an option; it holds {inside}")
+        raise UserError(f"{key} is a section, not an option; it contains {inside}")
     raise UserError(
         f"there is no option {key!r}; did you mean {' or '.join(nearest_names(key, known))}? --help lists all options"
     )
 
 
 def _parse_value(info: OptionInfo, key: str, text: str) -> Any:
-    """Reads the text of an argument: as it stands for an option that is text, else as YAML."""
+    """Parses the text of an argument: verbatim for a text option, else as YAML."""
     if not text.strip():
         none = "; write null for none" if info.optional else ""
         raise UserError(f"{key}= has no value; expected {info.expected()}{none} ({info.help})")
@@ -150,7 +191,3 @@ def _set(config: DictConfig, info: OptionInfo, key: str, value: Any) -> None:
     except (OmegaConfBaseException, TypeError, ValueError) as error:
         given = f"{key}={format_value(value)}"
         raise UserError(f"{given} has the wrong type; expected {info.expected()} ({info.help})") from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]

@@ -1,24 +1,41 @@
-"""One option of the command line: a dataclass field that knows its meaning and which values it allows."""
+"""Command-line options: dataclass fields with a help text and limits."""
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import MISSING, Field, dataclass, field
-from typing import Any
+import types
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from vitfast.errors import UserError
+
+# type -> (name in --help, expected value in an error)
+_TYPE_NAMES: dict[Any, tuple[str, str]] = {
+    int: ("int", "a whole number"),
+    float: ("float", "a number"),
+    bool: ("bool", "true or false"),
+    str: ("text", "text"),
+    list[int]: ("[int, …]", "a list of whole numbers such as [1,2]"),
+    list[float]: ("[float, …]", "a list of numbers such as [0.5,0.9]"),
+    list[str]: ("[text, …]", "a list of texts such as [a,b]"),
+    dict[str, Any]: ("{key: value}", "a mapping such as {key: value}"),
+}
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Which values an option allows; bounds hold for every element of a list.
+    """The values that an option allows; bounds apply to every element of a list.
 
     Attributes:
         choices: the only allowed values.
-        minimum: smallest allowed value.
-        above: the value must be strictly greater.
-        maximum: largest allowed value.
-        below: the value must be strictly less.
-        length: how many elements a list must have; several lengths may be allowed.
+        minimum: inclusive lower bound.
+        above: exclusive lower bound.
+        maximum: inclusive upper bound.
+        below: exclusive upper bound.
+        length: allowed numbers of elements of a list.
     """
 
     choices: tuple[Any, ...] = ()
@@ -29,22 +46,21 @@ class Limits:
     length: tuple[int, ...] = ()
 
     def describe(self) -> str:
-        """Says in words what is allowed, e.g. ``">= 0, < 1"`` or ``"one of: fp32, bf16"``."""
+        """Describes the allowed values, e.g. ``">= 0, < 1"`` or ``"one of: fp32, bf16"``."""
         if self.choices:
-            return "one of: " + ", ".join(str(choice) for choice in self.choices)
+            return "one of: " + ", ".join(map(str, self.choices))
         signs = ((">=", self.minimum), (">", self.above), ("<=", self.maximum), ("<", self.below))
         bounds = ", ".join(f"{sign} {bound}" for sign, bound in signs if bound is not None)
         if not self.length:
             return bounds
-        count = " or ".join(str(length) for length in self.length)
-        return f"{count} values" + (f", each {bounds}" if bounds else "")
+        return f"{' or '.join(map(str, self.length))} values" + (f", each {bounds}" if bounds else "")
 
     def allows(self, value: Any) -> bool:
-        """Whether ``value`` is within the limits; None always is, since the field's type decides about it."""
+        """Whether ``value`` is within the limits; None always is, because the field's type decides about it."""
         if value is None:
             return True
         if isinstance(value, (list, tuple)):
-            return (not self.length or len(value) in self.length) and all(self._allows_one(one) for one in value)
+            return (not self.length or len(value) in self.length) and all(map(self._allows_one, value))
         return self._allows_one(value)
 
     def _allows_one(self, value: Any) -> bool:
@@ -75,27 +91,191 @@ def option(
     """Declares a dataclass field that the command line can set.
 
     Args:
-        default: value when nothing is given; without one (and without ``default_factory``) the option is required.
-        help: what the option means, in one line, with its unit.
-        default_factory: makes the default of a list, a dict or a nested dataclass.
+        default: value if the option is not given; without ``default`` and ``default_factory`` it is required.
+        help: one line of description, with the unit.
+        default_factory: creates the default of a list, a dict or a nested dataclass.
         choices: the only allowed values.
-        minimum: smallest allowed value (``above``: exclusive).
-        above: the value must be strictly greater.
-        maximum: largest allowed value (``below``: exclusive).
-        below: the value must be strictly less.
+        minimum: inclusive lower bound.
+        above: exclusive lower bound.
+        maximum: inclusive upper bound.
+        below: exclusive upper bound.
         length: allowed numbers of elements of a list.
 
     Returns:
-        The field, to stand on the right-hand side of a dataclass attribute.
+        The dataclass field.
     """
-    limits = Limits(tuple(choices), minimum, above, maximum, below, tuple(length))
-    metadata = {"help": help, "limits": limits}
+    metadata = {"help": help, "limits": Limits(tuple(choices), minimum, above, maximum, below, tuple(length))}
     if default_factory is not MISSING:
         return field(default_factory=default_factory, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
-def limits_of(option_field: Field[Any]) -> Limits:
-    """The limits of a dataclass field; a field made without ``option`` has none."""
+def _limits_of(option_field: Field[Any]) -> Limits:
     limits: Limits = option_field.metadata.get("limits", Limits())
     return limits
+
+
+@dataclass(frozen=True)
+class OptionInfo:
+    """An option as the command line sees it.
+
+    Attributes:
+        key: dotted key, e.g. ``optim.lr``.
+        value_type: its type without the ``| None``.
+        optional: whether null is allowed.
+        default: the default; ``MISSING`` if the option is required.
+        help: its description.
+        limits: the allowed values.
+    """
+
+    key: str
+    value_type: Any
+    optional: bool
+    default: Any
+    help: str
+    limits: Limits
+
+    @property
+    def required(self) -> bool:
+        """Whether the option has no default."""
+        return self.default is MISSING
+
+    def type_name(self) -> str:
+        """The type as ``--help`` shows it."""
+        return self._describe(0)
+
+    def expected(self) -> str:
+        """The type as an error describes it."""
+        return self._describe(1)
+
+    def _describe(self, index: int) -> str:
+        names = _TYPE_NAMES.get(self.value_type)
+        return (names[index] if names else str(self.value_type)) + (" or null" if self.optional else "")
+
+
+def list_options(schema: type, prefix: str = "") -> dict[str, OptionInfo]:
+    """Lists the options of a dataclass, including nested dataclasses; inherited options come last.
+
+    Args:
+        schema: the dataclass.
+        prefix: prefix of each key, with its dot.
+
+    Returns:
+        Dotted key -> option.
+    """
+    options: dict[str, OptionInfo] = {}
+    hints = get_type_hints(schema)
+    ancestry = {name: depth for depth, base in enumerate(schema.__mro__) for name in inspect.get_annotations(base)}
+    for one in sorted(fields(schema), key=lambda one: ancestry[one.name]):
+        key, hint = prefix + one.name, hints[one.name]
+        if is_dataclass(hint):
+            assert isinstance(hint, type)
+            options |= list_options(hint, key + ".")
+            continue
+        default = one.default_factory() if one.default_factory is not MISSING else one.default
+        value_type, optional = _without_none(hint)
+        options[key] = OptionInfo(key, value_type, optional, default, one.metadata.get("help", ""), _limits_of(one))
+    return options
+
+
+def list_sections(schema: type, prefix: str = "") -> dict[str, type]:
+    """Lists the dataclasses nested in a dataclass: dotted key -> class."""
+    sections: dict[str, type] = {}
+    for name, hint in get_type_hints(schema).items():
+        if is_dataclass(hint) and isinstance(hint, type):
+            sections[prefix + name] = hint
+            sections |= list_sections(hint, f"{prefix}{name}.")
+    return sections
+
+
+def find_option(options: dict[str, OptionInfo], key: str) -> OptionInfo | None:
+    """Returns the option that a key sets: the option itself, or the mapping option above it; None if unknown."""
+    if key in options:
+        return options[key]
+    parents = key.split(".")[:-1]
+    while parents:
+        info = options.get(".".join(parents))
+        if info is not None:
+            return info if get_origin(info.value_type) is dict else None
+        parents.pop()
+    return None
+
+
+def nearest_names(name: str, known: Iterable[str]) -> list[str]:
+    """Returns the up to three known dotted names most similar to ``name``, best first; at least one if any is known.
+
+    Names are compared as a whole and by their last part, so that ``lr`` finds ``optim.lr``.
+    """
+
+    def similarity(candidate: str) -> float:
+        whole = difflib.SequenceMatcher(None, name, candidate).ratio()
+        last = difflib.SequenceMatcher(None, name.rpartition(".")[2], candidate.rpartition(".")[2]).ratio()
+        return max(whole, last)
+
+    ranked = sorted(known, key=similarity, reverse=True)
+    return [candidate for candidate in ranked[:3] if similarity(candidate) >= similarity(ranked[0]) - 0.05]
+
+
+def check_limits(options: Any, prefix: str = "") -> None:
+    """Raises UserError for the first value outside the limits that its dataclass declares.
+
+    Args:
+        options: the dataclass instance; nested ones are checked too.
+        prefix: prefix of each key in the message, with its dot.
+    """
+    for one in fields(options):
+        value, key, limits = getattr(options, one.name), prefix + one.name, _limits_of(one)
+        if is_dataclass(value):
+            check_limits(value, key + ".")
+        elif not limits.allows(value):
+            near = difflib.get_close_matches(str(value), map(str, limits.choices), n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            meaning = one.metadata.get("help")
+            allowed = limits.describe() or "a finite number"
+            raise UserError(
+                f"{key}={format_value(value)} is not allowed; allowed: {allowed}{hint}"
+                + (f" ({meaning})" if meaning else "")
+            )
+
+
+def check_options(options: Any, prefix: str = "") -> None:
+    """Raises UserError for a value outside its limits, or for options that contradict each other.
+
+    Args:
+        options: the dataclass instance; its ``check(prefix)`` method and those of nested dataclasses are called.
+        prefix: prefix of each key in the message, with its dot.
+    """
+    check_limits(options, prefix)
+    _check_consistency(options, prefix)
+
+
+def _check_consistency(options: Any, prefix: str) -> None:
+    if hasattr(options, "check"):
+        options.check(prefix)
+    for one in fields(options):
+        value = getattr(options, one.name)
+        if is_dataclass(value):
+            _check_consistency(value, f"{prefix}{one.name}.")
+
+
+def format_value(value: Any) -> str:
+    """Formats a value as on the command line: ``null``, ``true``, ``0.001``, ``[0.9, 0.999]``."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(format_value, value)) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {format_value(entry)}" for key, entry in value.items()) + "}"
+    return str(value)
+
+
+def _without_none(hint: Any) -> tuple[Any, bool]:
+    """Splits ``X | None`` into (X, True); any other type is (type, False)."""
+    if get_origin(hint) not in (Union, types.UnionType):
+        return hint, False
+    members = [member for member in get_args(hint) if member is not type(None)]
+    return (members[0] if len(members) == 1 else hint), len(members) < len(get_args(hint))

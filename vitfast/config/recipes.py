@@ -1,4 +1,4 @@
-"""Recipes: YAML files that set options, each with a header that reads like a page."""
+"""Recipes: YAML files with training options and a header that documents them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FOLDER = Path(__file__).parent / "recipes"
 
 
 def list_recipes() -> dict[str, str]:
-    """Lists the recipes that vitfast brings: name -> first line of the header."""
+    """Lists the built-in recipes: name -> first line of the header."""
     return {path.stem: _first_line(path) for path in sorted(_FOLDER.glob("*.yaml"))}
 
 
@@ -23,10 +23,10 @@ def find_recipe(recipe: str) -> Path:
     """Finds the file of a recipe.
 
     Args:
-        recipe: the name of one that vitfast brings, or the path of a .yaml file.
+        recipe: name of a built-in recipe, or path of a .yaml file.
 
     Raises:
-        UserError: if there is none; the message lists those that exist.
+        UserError: if it does not exist; the message lists the built-in recipes.
     """
     if "/" not in recipe and not recipe.endswith((".yaml", ".yml")):
         path = _FOLDER / f"{recipe}.yaml"
@@ -47,10 +47,10 @@ def read_recipe(path: Path) -> dict[str, Any]:
     """Reads a recipe file.
 
     Returns:
-        The options as nested dictionaries; interpolations such as ``${oc.env:HOME}`` are still unresolved.
+        The options as nested dictionaries; interpolations such as ``${oc.env:HOME}`` are unresolved.
 
     Raises:
-        UserError: if the file is not YAML, or holds no options.
+        UserError: if the file is not YAML or has no options.
     """
     try:
         content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)

@@ -1,7 +1,8 @@
-"""Every option of ``python -m vitfast.train``: what it is called, what it means, what it allows.
+"""All options of ``python -m vitfast.train``: names, descriptions and limits.
 
-These dataclasses are the only place where an option is declared. The command line, ``--help``, the recipes and the
-``config.yaml`` of a run all follow from them.
+These dataclasses are the only declaration of an option. The command line, ``--help``, the recipes and the
+``config.yaml`` of a run are derived from them. ``check(prefix)`` raises UserError for options that contradict each
+other; ``prefix`` precedes their names in the message.
 """
 
 # ruff: noqa: RUF009 (option() makes a dataclass field)
@@ -11,8 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from vitfast.config.format_value import format_value
-from vitfast.config.option import option
+from vitfast.config.option import format_value, option
 from vitfast.errors import UserError
 
 DATASETS = ("digits", "cifar10", "cifar100", "image_folder", "file_list")
@@ -23,13 +23,15 @@ class ModelConfig:
     """The model to train."""
 
     name: str = option("vit_nano_patch2_8", "name of the model, see vitfast.list_models()")
-    img_size: int | None = option(None, "side of the input in pixels; null: that of the data", minimum=1)
+    img_size: int | None = option(None, "input size in pixels; null: that of the data", minimum=1)
     checkpoint: str | None = option(
-        None, "weights to start from: a run's folder, one of its checkpoints or a weights file; null: random ones"
+        None, "initial weights: a run's folder, one of its checkpoints or a weights file; null: random"
     )
-    zero_head: bool = option(False, "start the head from zero, so that the first prediction is uniform")
-    drop_path: float = option(0.0, "stochastic depth of the last block, 0 in the first", minimum=0, below=1)
-    drop_rate: float = option(0.0, "dropout after projections and MLP layers", minimum=0, below=1)
+    zero_head: bool = option(False, "initialize the head with zeros: uniform initial predictions")
+    drop_path: float = option(
+        0.0, "stochastic depth rate of the last block, increasing linearly from 0", minimum=0, below=1
+    )
+    drop_rate: float = option(0.0, "dropout rate after projections and MLP layers", minimum=0, below=1)
     fields: dict[str, Any] = option(
         default_factory=dict, help="further fields of the model: model.fields.qkv_bias=false, …"
     )
@@ -37,14 +39,12 @@ class ModelConfig:
 
 @dataclass
 class AugmentConfig:
-    """Random changes of the training images; 0 switches one off."""
+    """Augmentation of the training images; 0 disables an operation."""
 
-    crop_scale: float = option(
-        0.0, "random resized crop: smallest share of the area that is kept", minimum=0, maximum=1
-    )
+    crop_scale: float = option(0.0, "random resized crop: smallest share of the image area", minimum=0, maximum=1)
     crop_ratio: list[float] = option(
         default_factory=lambda: [3 / 4, 4 / 3],
-        help="random resized crop: smallest and largest width / height",
+        help="random resized crop: smallest and largest aspect ratio",
         above=0,
         length=[2],
     )
@@ -52,28 +52,29 @@ class AugmentConfig:
     flip: float = option(0.0, "probability of a horizontal flip", minimum=0, maximum=1)
     affine_degrees: float = option(0.0, "random rotation by up to ± this many degrees", minimum=0, maximum=180)
     affine_translate: float = option(0.0, "random shift by up to ± this share of the side", minimum=0, maximum=1)
-    affine_scale: float = option(0.0, "random zoom by a factor of 1 ± this", minimum=0, below=1)
+    affine_scale: float = option(0.0, "random scale by a factor of 1 ± this", minimum=0, below=1)
     color_jitter: float = option(0.0, "brightness, contrast and saturation by a factor of 1 ± this", minimum=0, below=1)
-    hue: float = option(
-        0.0, "colour jitter of the hue: by up to ± this share of the colour circle", minimum=0, maximum=0.5
+    hue: float = option(0.0, "hue jitter by up to ± this share of the colour circle", minimum=0, maximum=0.5)
+    rand_ops: int = option(0, "RandAugment: number of random operations per image", minimum=0)
+    rand_magnitude: int = option(9, "RandAugment: magnitude of the operations", minimum=0, maximum=30)
+    erase: float = option(
+        0.0, "random erasing: probability that a random rectangle is replaced by noise", minimum=0, maximum=1
     )
-    rand_ops: int = option(0, "RandAugment: operations for each image, chosen at random", minimum=0)
-    rand_magnitude: int = option(9, "RandAugment: strength of its operations", minimum=0, maximum=30)
-    erase: float = option(0.0, "probability that a random rectangle becomes noise", minimum=0, maximum=1)
     repeats: int = option(
         1,
-        "repeated augmentation: times that an image comes in an epoch, each time changed otherwise; an epoch keeps its "
-        "length, so that it has only a part of the images, each epoch another; 1: off, DeiT: 3",
+        "repeated augmentation: differently augmented copies of an image in an epoch; the length of an epoch stays the "
+        "same, so that each epoch has a different part of the images; 1: off, DeiT: 3",
         minimum=1,
     )
-    mixup: float = option(0.0, "MixUp: parameter of the beta distribution that shares are drawn from", minimum=0)
-    cutmix: float = option(0.0, "CutMix: the same; with both, each batch takes one of them at random", minimum=0)
+    mixup: float = option(0.0, "MixUp: alpha of the beta distribution", minimum=0)
+    cutmix: float = option(
+        0.0, "CutMix: alpha of the beta distribution; with MixUp, one of the two is chosen per batch", minimum=0
+    )
 
     def check(self, prefix: str) -> None:
-        """Raises UserError for options that contradict each other; ``prefix`` stands before their names."""
         if self.crop_scale and self.crop_pad:
             raise UserError(
-                f"{prefix}crop_scale={self.crop_scale:g} and {prefix}crop_pad={self.crop_pad} are two ways to crop; "
+                f"{prefix}crop_scale={self.crop_scale:g} and {prefix}crop_pad={self.crop_pad} exclude each other; "
                 f"set one of them to 0"
             )
         if self.crop_ratio[0] > self.crop_ratio[1]:
@@ -84,44 +85,48 @@ class AugmentConfig:
 
 @dataclass
 class DataConfig:
-    """The images to learn from and to test on."""
+    """The training and test images."""
 
     dataset: str = option("digits", "the data set; digits is embedded", choices=DATASETS)
     root: str | None = option(
         None,
         "folder of the data: for image_folder ROOT/train/CLASS/*, ROOT/val and/or ROOT/test; for cifar10 and cifar100 "
-        "where the archive is unpacked; for file_list that of train_imagepaths.txt",
+        "where the archive is unpacked; for file_list the folder of train_imagepaths.txt",
     )
-    download: bool = option(False, "cifar10, cifar100: fetch the archive if it is not in data.root")
+    download: bool = option(False, "cifar10, cifar100: download the archive if it is not in data.root")
     val_share: float = option(
         0.0,
-        "where the data have no val split: share of each class's train images that are kept out of training to be it",
+        "if the data have no val split: share of each class's train images that is held out as the val split",
         minimum=0,
         below=1,
     )
     img_size: int | None = option(
-        None, "side in pixels; null: the data set's (digits 8, cifar 32, others 224)", minimum=1
+        None, "image size in pixels; null: the data set's (digits 8, cifar 32, others 224)", minimum=1
     )
     in_chans: int | None = option(None, "channels; null: the data set's (digits 1, others 3)", choices=[1, 3])
-    batch_size: int = option(128, "images in a step; see train.accumulate", minimum=1)
-    workers: int = option(0, "processes that read images ahead; 0: the training process reads them", minimum=0)
+    batch_size: int = option(
+        128, "images in an optimizer step, of all processes together; see train.accumulate", minimum=1
+    )
+    workers: int = option(0, "DataLoader worker processes; 0: the training process reads the images", minimum=0)
     on_corrupt: str = option(
         "raise",
-        "an image that cannot be read; raise: end and name it; skip: warn, train on another in its place, leave it out "
-        "of what is measured, and end when more than 0.1 % of the train split are bad",
+        "an image that cannot be read; raise: stop with an error; skip: warn, replace it in training by another image, "
+        "exclude it from evaluation, and stop when more than 0.1 % of the train split are unreadable",
         choices=["raise", "skip"],
     )
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     resize: str = option(
         "short_side",
-        "evaluation, and training without augment.crop_scale; short_side: keep the proportions and cut out the centre; "
-        "both_sides: squash the image to a square, all of which crop_pct=1 keeps",
+        "evaluation, and training without augment.crop_scale; short_side: keep the aspect ratio and crop the centre; "
+        "both_sides: squash the image to a square; use crop_pct=1 to keep all of it",
         choices=["short_side", "both_sides"],
     )
-    interpolation: str = option("bicubic", "how images are resized", choices=["nearest", "bilinear", "bicubic"])
+    interpolation: str = option(
+        "bicubic", "interpolation when images are resized", choices=["nearest", "bilinear", "bicubic"]
+    )
     crop_pct: float | None = option(
         None,
-        "evaluation: share of the resized side that the centre crop keeps; null: digits, cifar 1, others 0.875",
+        "evaluation: share of the resized image's side that the centre crop keeps; null: digits, cifar 1, others 0.875",
         above=0,
         maximum=1,
     )
@@ -129,13 +134,12 @@ class DataConfig:
     std: list[float] | None = option(
         None, "standard deviation of each channel; null: the data set's", above=0, length=[1, 3]
     )
-    drop_last: bool = option(False, "leave out the last batch of an epoch if it is smaller")
+    drop_last: bool = option(False, "drop the last batch of an epoch if it is smaller")
 
     def check(self, prefix: str) -> None:
-        """Raises UserError for options that contradict each other; ``prefix`` stands before their names."""
         if self.dataset == "digits" and self.root is not None:
             raise UserError(
-                f"{prefix}root={self.root} is given, but {prefix}dataset=digits is embedded and has no folder; "
+                f"{prefix}root={self.root} is given, but {prefix}dataset=digits is embedded and needs no folder; "
                 f"add {prefix}dataset=image_folder, and choose a model for such images"
             )
         for name in ("color_jitter", "hue", "rand_ops"):
@@ -148,36 +152,35 @@ class DataConfig:
             holds = {"image_folder": "train/CLASS/*.jpg", "file_list": "train_imagepaths.txt and label_map.json"}.get(
                 self.dataset, "the unpacked archive"
             )
-            raise UserError(f"{prefix}dataset={self.dataset} needs {prefix}root=FOLDER, which holds {holds}")
+            raise UserError(f"{prefix}dataset={self.dataset} needs {prefix}root=FOLDER with {holds}")
 
 
 @dataclass
 class DistillConfig:
-    """Learning from a teacher as well (models with a distillation token)."""
+    """Knowledge distillation (models with a distillation token)."""
 
     teacher: str | None = option(
-        None, "the teacher: a run, a checkpoint folder or a weights file of a model that knows the same classes"
+        None, "the teacher: a run, a checkpoint folder or a weights file of a model with the same classes"
     )
     teacher_name: str | None = option(
-        None, "name of the teacher's model, where its file does not say it: torchvision/resnet50"
+        None, "name of the teacher's model, if its file does not contain it: torchvision/resnet50"
     )
     kind: str = option(
         "hard",
-        "hard: the teacher's first choice is the label; soft: its probabilities are the target",
+        "hard: the teacher's top-1 class is the label; soft: its probabilities are the target",
         choices=["hard", "soft"],
     )
-    alpha: float = option(0.5, "share of the teacher in the loss, the labels have the rest", minimum=0, maximum=1)
-    temperature: float = option(1.0, "soft: the logits of both are divided by it", above=0)
+    alpha: float = option(0.5, "weight of the teacher in the loss; the labels have 1 - alpha", minimum=0, maximum=1)
+    temperature: float = option(1.0, "soft: temperature of teacher and student", above=0)
     soft_mean: str = option(
         "elements",
-        "soft: the divergence is divided by images x classes (elements, DeiT) or by images alone (myrtle-vision)",
+        "soft: the divergence is divided by images x classes (elements, DeiT) or by images (myrtle-vision)",
         choices=["elements", "images"],
     )
 
     def check(self, prefix: str) -> None:
-        """Raises UserError for options that contradict each other; ``prefix`` stands before their names."""
         if self.teacher is None and self.teacher_name is not None:
-            raise UserError(f"{prefix}teacher_name={self.teacher_name} needs {prefix}teacher=FILE, its weights")
+            raise UserError(f"{prefix}teacher_name={self.teacher_name} needs its weights, {prefix}teacher=FILE")
 
 
 @dataclass
@@ -185,91 +188,92 @@ class OptimConfig:
     """The optimizer and the loss."""
 
     name: str = option("adamw", "the optimizer", choices=["adamw", "adam", "sgd"])
-    lr: float = option(1e-3, "learning rate at the end of the warm-up", above=0)
+    lr: float = option(1e-3, "peak learning rate, reached at the end of the warm-up", above=0)
     lr_batch: int | None = option(
-        None, "batch that optim.lr is meant for: it is scaled by data.batch_size over this; null: not scaled", minimum=1
+        None,
+        "reference batch size of optim.lr, which is scaled by data.batch_size / lr_batch; null: not scaled",
+        minimum=1,
     )
     weight_decay: float = option(
         0.05,
-        "decay of matrices (adam, sgd: through the gradient); biases, norms and embeddings have none",
+        "weight decay of matrices (adam, sgd: L2 in the gradient); none for biases, norms and embeddings",
         minimum=0,
     )
     betas: list[float] = option(
         default_factory=lambda: [0.9, 0.999],
-        help="adamw, adam: decay of the two averages",
+        help="adamw, adam: beta1 and beta2",
         minimum=0,
         below=1,
         length=[2],
     )
     eps: float = option(1e-8, "adamw, adam: epsilon", above=0)
     momentum: float = option(0.9, "sgd: momentum", minimum=0, below=1)
-    nesterov: bool = option(False, "sgd: Nesterov's momentum")
+    nesterov: bool = option(False, "sgd: Nesterov momentum")
     layer_decay: float | None = option(
         None,
-        "learning rate of a block over that of the next one, the embeddings last; null: all learn alike",
+        "layer-wise learning rate decay from the head to the embeddings; null: the same rate for all layers",
         above=0,
         maximum=1,
     )
-    clip_grad: float | None = option(None, "largest norm of the gradient; null: not clipped", above=0)
-    ema_decay: float | None = option(None, "decay of the averaged weights; null: none are kept", above=0, below=1)
+    clip_grad: float | None = option(None, "gradient clipping: largest norm; null: off", above=0)
+    ema_decay: float | None = option(None, "EMA decay of the averaged weights; null: no average", above=0, below=1)
     label_smoothing: float = option(0.0, "share of the target that is spread over all classes", minimum=0, below=1)
 
 
 @dataclass
 class ScheduleConfig:
-    """How long, and how the learning rate goes: linear up, then down."""
+    """Length of the training and learning rate schedule: linear warm-up, then decay."""
 
-    epochs: int = option(60, "passes over the training images; see schedule.steps", minimum=1)
-    steps: int | None = option(None, "length in steps instead; the last epoch may be cut short", minimum=1)
-    warmup_epochs: float = option(
-        5.0, "epochs until the learning rate is reached; see schedule.warmup_steps", minimum=0
+    epochs: int = option(60, "number of epochs; see schedule.steps", minimum=1)
+    steps: int | None = option(
+        None, "length in optimizer steps instead of epochs; the last epoch may be incomplete", minimum=1
     )
-    warmup_steps: int | None = option(None, "steps until the learning rate is reached, instead of epochs", minimum=0)
-    name: str = option("cosine", "how it falls after the warm-up", choices=["cosine", "linear", "step", "constant"])
+    warmup_epochs: float = option(5.0, "length of the warm-up in epochs; see schedule.warmup_steps", minimum=0)
+    warmup_steps: int | None = option(None, "length of the warm-up in steps, instead of epochs", minimum=0)
+    name: str = option("cosine", "decay after the warm-up", choices=["cosine", "linear", "step", "constant"])
     min_lr: float = option(1e-6, "cosine, linear: learning rate at the end", minimum=0)
-    step_epochs: float = option(30.0, "step: epochs between two drops, from the end of the warm-up on", above=0)
-    step_factor: float = option(0.1, "step: the learning rate after a drop over that before", above=0, maximum=1)
+    step_epochs: float = option(30.0, "step: epochs between two drops, counted from the end of the warm-up", above=0)
+    step_factor: float = option(0.1, "step: factor of each drop", above=0, maximum=1)
 
 
 @dataclass
 class TrainConfig:
-    """How it runs, and what is kept."""
+    """Device, precision and checkpoints."""
 
     precision: str = option(
         "fp32",
-        "arithmetic; bf16, fp16: autocast, weights stay fp32; fp16 scales the loss",
+        "bf16, fp16: autocast with fp32 weights; fp16 uses loss scaling",
         choices=["fp32", "bf16", "fp16"],
     )
     device: str = option("auto", "auto: a GPU if there is one", choices=["auto", "cpu", "cuda"])
     compile: bool = option(False, "run the model through torch.compile")
     threads: int | None = option(None, "CPU threads of the training process; null: torch's choice", minimum=1)
-    accumulate: int = option(1, "parts that a batch is computed in, one after the other, to save memory", minimum=1)
-    shard: bool = option(
-        False, "torchrun: spread weights and optimizer over the processes (FSDP2), for models that do not fit"
+    accumulate: int = option(
+        1, "gradient accumulation: number of parts that a batch is split into, to save memory", minimum=1
     )
-    timeout_s: float = option(600.0, "torchrun: seconds that a process waits for the others", above=0)
-    log_every: int = option(50, "steps between two lines of progress", minimum=1)
+    shard: bool = option(False, "torchrun: shard weights and optimizer over the processes (FSDP2)")
+    timeout_s: float = option(600.0, "torchrun: seconds until a collective operation times out", above=0)
+    log_every: int = option(50, "steps between two progress lines", minimum=1)
     checkpoint_every_epochs: int = option(1, "epochs between two checkpoints", minimum=1)
     checkpoint_every_steps: int | None = option(
-        None, "steps between two checkpoints, in addition; null: none within an epoch", minimum=1
+        None, "steps between two additional checkpoints; null: none within an epoch", minimum=1
     )
-    keep_checkpoints: int = option(2, "newest checkpoints that stay", minimum=1)
+    keep_checkpoints: int = option(2, "number of newest checkpoints to keep", minimum=1)
     resume: str | None = option(
-        None, "continue a run: its folder, or one of its checkpoints; auto: what is in run_dir, or else begin"
+        None, "resume a run: its folder, or one of its checkpoints; auto: the run in run_dir if there is one"
     )
 
     def check(self, prefix: str) -> None:
-        """Raises UserError for options that contradict each other; ``prefix`` stands before their names."""
         if self.shard and self.precision == "fp16":
             raise UserError(
-                f"{prefix}shard=true does not go with {prefix}precision=fp16, whose overflows each process would see "
-                f"for its part only; use {prefix}precision=bf16"
+                f"{prefix}shard=true cannot be combined with {prefix}precision=fp16: each process would detect overflows "
+                f"in its own shard only; use {prefix}precision=bf16"
             )
 
 
 @dataclass
 class NumberFormatOptions:
-    """A number format that a model is simulated in, and its rules."""
+    """A simulated number format."""
 
     format: str | None = option(
         None, "FP16_16, FP16_32, TF32, BF16, INT8, FP8_E4M3FN, FIXED_16_10, …: an unknown one lists all; null: none"
@@ -278,68 +282,64 @@ class NumberFormatOptions:
         None, "floating point: ieee, or qtorch as QPyTorch rounds; null: ieee", choices=["ieee", "qtorch"]
     )
     backend: str | None = option(
-        None, "whose code rounds; qtorch: QPyTorch's own, to compare; null: vitfast", choices=["vitfast", "qtorch"]
+        None, "rounding implementation; qtorch: QPyTorch, for comparison; null: vitfast", choices=["vitfast", "qtorch"]
     )
     semantics: str | None = option(
         None,
-        "converted models; documented: round activations; legacy_convert: do not, as myrtle-vision; null: documented",
+        "converted models; documented: round activations; legacy_convert: do not, like myrtle-vision; null: documented",
         choices=["documented", "legacy_convert"],
     )
-    round_results: bool | None = option(None, "formats of any bits: results are rounded, too, as FP16_16 does")
+    round_results: bool | None = option(None, "custom formats: also round results, like FP16_16")
     activations: str | None = option(
         None,
-        "INT8; dynamic: a scale for each token; calibrated: one for a layer, from images; null: dynamic",
+        "INT8; dynamic: a scale per token; calibrated: a scale per layer, from images; null: dynamic",
         choices=["dynamic", "calibrated"],
     )
     overrides: list[str] = option(
         default_factory=list,
-        help="other formats by the name of a layer, the first that matches: [head=FP32,blocks.0.*=FP8_E5M2]",
+        help="formats of single layers by name pattern, first match wins: [head=FP32,blocks.0.*=FP8_E5M2]",
     )
 
     def check(self, prefix: str) -> None:
-        """Raises UserError for options without a format; ``prefix`` stands before their names."""
-        for name in ("numerics", "backend", "semantics", "round_results", "activations"):
-            if self.format is None and getattr(self, name) is not None:
-                raise UserError(f"{prefix}{name} is given, but {prefix}format is not: nothing is quantized")
-        if self.format is None and self.overrides:
-            raise UserError(f"{prefix}overrides are given, but {prefix}format is not: nothing is quantized")
+        for name in ("numerics", "backend", "semantics", "round_results", "activations", "overrides"):
+            if self.format is None and getattr(self, name) not in (None, []):
+                raise UserError(f"{prefix}{name} requires {prefix}format, which is not given")
 
 
 @dataclass
 class QuantizeConfig(NumberFormatOptions):
-    """Quantization-aware training: each forward pass rounds as low precision would, gradients pass straight through."""
+    """Quantization-aware training: forward passes round to a number format, with straight-through gradients."""
 
-    clip_gradients: bool | None = option(None, "no gradient for what lies beyond the format's largest value")
+    clip_gradients: bool | None = option(None, "zero the gradient of values beyond the format's range")
     calibration_batches: int = option(
-        10, "activations=calibrated: batches that are looked at before training", minimum=1
+        10, "activations=calibrated: number of calibration batches before training", minimum=1
     )
 
     def check(self, prefix: str) -> None:
-        """Raises UserError for options without a format; ``prefix`` stands before their names."""
         super().check(prefix)
         if self.format is None and self.clip_gradients is not None:
-            raise UserError(f"{prefix}clip_gradients is given, but {prefix}format is not: nothing is quantized")
+            raise UserError(f"{prefix}clip_gradients requires {prefix}format, which is not given")
 
 
 @dataclass
 class OpsConfig:
-    """The code that computes the operators."""
+    """Operator kernels."""
 
     kernels: str = option(
         "auto",
-        "auto: vitfast's kernels, on a GPU those that a committed result proves; torch: torch's operators; all: also "
-        "kernels that are not proven yet; or names, torch's operators for the rest: attention,layer_norm",
+        "auto: vitfast's kernels, on a GPU the proven ones; torch: torch's operators; all: also kernels that are not "
+        "proven yet; or names, with torch's operators for the rest: attention,layer_norm",
     )
 
 
 @dataclass
 class TrackConfig:
-    """Where else the figures go; metrics.jsonl has them always."""
+    """Experiment trackers, in addition to metrics.jsonl."""
 
-    tensorboard: bool = option(False, "write them for TensorBoard, too: RUN/tensorboard")
+    tensorboard: bool = option(False, "write TensorBoard logs to RUN/tensorboard")
     wandb: str = option(
         "off",
-        "pass them to Weights & Biases; offline: keep them in RUN/wandb until wandb sync sends them",
+        "log to Weights & Biases; offline: to RUN/wandb, for a later wandb sync",
         choices=["off", "online", "offline"],
     )
     project: str = option("vitfast", "wandb: the project")
@@ -349,8 +349,8 @@ class TrackConfig:
 class Config:
     """All options of a training run."""
 
-    recipe: str = option("vit_digits", "a recipe by name, or a .yaml file; the other options are set on top of it")
-    seed: int = option(0, "seed of weights, order and augmentation", minimum=0, maximum=2**32 - 1)
+    recipe: str = option("vit_digits", "name of a recipe, or a .yaml file; other options override it")
+    seed: int = option(0, "seed of initialization, order and augmentation", minimum=0, maximum=2**32 - 1)
     run_dir: str | None = option(None, "folder of the run; null: runs/RECIPE-TIME")
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -363,11 +363,10 @@ class Config:
     track: TrackConfig = field(default_factory=TrackConfig)
 
     def check(self, prefix: str) -> None:
-        """Raises UserError for options that contradict each other; ``prefix`` stands before their names."""
         if self.optim.nesterov and self.optim.momentum == 0.0:
             raise UserError(f"{prefix}optim.nesterov=true needs {prefix}optim.momentum above 0")
         if self.schedule.name in ("cosine", "linear") and self.schedule.min_lr > self.optim.lr:
             raise UserError(
                 f"{prefix}schedule.min_lr={self.schedule.min_lr:g} is above {prefix}optim.lr={self.optim.lr:g}; "
-                "the learning rate falls from optim.lr to schedule.min_lr"
+                "the learning rate decays from optim.lr to schedule.min_lr"
             )

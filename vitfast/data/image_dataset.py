@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vitfast.config.check import check_options
+from vitfast.config.option import check_options
 from vitfast.config.schema import DataConfig
 from vitfast.data import cifar, digits, file_list, image_folder
 from vitfast.data.bad_images import BadImages
