@@ -123,9 +123,9 @@ def test_a_model_learns_from_them(prepared: Path, tmp_path: Path) -> None:
         (
             "test_imagepaths.txt",
             "images/beach/beach_008.png\nimages/harbor/1.png\n",
-            "line 2: images/harbor/1.png lies",
+            "line 2: images/harbor/1.png is in the folder",
         ),
-        ("test_imagepaths.txt", "\n", "names no images"),
+        ("test_imagepaths.txt", "\n", "lists no images"),
     ],
 )
 def test_a_wrong_list_is_told(prepared: Path, file: str, text: str, message: str) -> None:

@@ -190,7 +190,7 @@ def test_a_weights_file_of_another_system(tmp_path, capsys):
         (["format=FP16_32", "quantized_ckpt=true"], "quantized_ckpt=True, but"),
         (["format=FP16_32", "split=train", "data.dataset=image_folder"], "needs"),
         (["format=TF32", "overrides=[tail=INT8]"], "no module is called 'tail'"),
-        (["numerics=qtorch"], "numerics is given, but format is not"),
+        (["numerics=qtorch"], "numerics requires format, which is not given"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_evaluated(run_dir, tmp_path, capsys, monkeypatch, options, message):

@@ -193,7 +193,7 @@ def test_raise_names_the_file(root: Path, name: str, workers: int) -> None:
         read(open_split(root, "raise"), workers)
     assert str(error.value).startswith(f"{path} cannot be decoded as an image: ")
     assert KINDS[name].refused in str(error.value)
-    assert str(error.value).endswith("(data.on_corrupt=skip passes over such images)")
+    assert str(error.value).endswith("(data.on_corrupt=skip skips such images)")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -211,7 +211,7 @@ def test_skip_reads_another_in_its_place_and_says_so_once(root: Path, name: str,
     assert not torch.equal(image, dataset[stand_in][0])
     assert len(warned) == 1
     assert warned[0].startswith(f"{path} cannot be decoded as an image: ")
-    assert warned[0].endswith("Another image takes its place (1 so far; more than 1 end the training)")
+    assert warned[0].endswith("Another image replaces it (1 so far; training stops at more than 1)")
     assert read(dataset, workers, epoch=1)[1] == []
     assert len(dataset.bad_images) == 1
 
@@ -248,7 +248,7 @@ def test_another_image_stands_in_in_each_epoch(root: Path) -> None:
 def test_too_many_end_the_training_and_are_named(root: Path, workers: int) -> None:
     paths = [spoil(root, "empty"), spoil(root, "no image", index=7)]
     dataset = open_split(root, "skip")
-    with pytest.raises(UserError, match=r"^2 of 9 images to learn from .* passes over 1 at most") as error:
+    with pytest.raises(UserError, match=r"^2 of 9 training images .* skips at most 1") as error:
         read(dataset, workers)
     assert all(f"\n  {path} cannot be decoded" in str(error.value) for path in paths)
 
@@ -256,14 +256,14 @@ def test_too_many_end_the_training_and_are_named(root: Path, workers: int) -> No
 def test_nothing_but_bad_images_ends_at_once(root: Path) -> None:
     for index in range(9):
         spoil(root, "empty", index=index)
-    with pytest.raises(UserError, match=r"^2 of 9 images"):
+    with pytest.raises(UserError, match=r"^2 of 9 training images"):
         read(open_split(root, "skip"), batch_size=9)
 
 
 def test_the_only_image_has_no_stand_in(make_folder) -> None:
     root = make_folder({"train": {"cat": 1}})
     spoil(root, "empty", index=0)
-    with pytest.raises(UserError, match=r"^1 of 1 images to learn from cannot be read"):
+    with pytest.raises(UserError, match=r"^1 of 1 training images cannot be read"):
         read(open_split(root, "skip"))
 
 
@@ -279,14 +279,14 @@ def test_where_is_measured_a_bad_image_is_left_out(root: Path, workers: int) -> 
     assert torch.equal(torch.cat([images for images, _ in batches]), torch.stack([image for image, _ in good]))
     assert torch.cat([labels for _, labels in batches]).tolist() == [label for _, label in good]
     assert [warning.partition(" cannot")[0] for warning in warned] == [str(path) for path in paths]
-    assert warned[1].endswith("It is left out: of the split's 9 images 7 are measured")
+    assert warned[1].endswith("It is excluded: 7 of the split's 9 images are evaluated")
     assert read(dataset, workers, shuffle=False)[1] == []
 
 
 def test_a_split_of_which_nothing_can_be_measured_is_an_error(root: Path) -> None:
     for index in range(9):
         spoil(root, "empty", "val", index)
-    with pytest.raises(UserError, match=r"^none of the 9 images to be measured can be read:(\n  .*){3}\n  and 6 more"):
+    with pytest.raises(UserError, match=r"^none of the 9 images of the split can be read:(\n  .*){3}\n  and 6 more"):
         read(open_split(root, "skip", "val"), shuffle=False)
     with pytest.raises(UserError, match="cannot be decoded"):
         read(open_split(root, "raise", "val"), shuffle=False)
@@ -300,5 +300,5 @@ def test_one_image_or_a_thousandth_is_passed_over(images: int, allowed: int) -> 
     for index in range(allowed):
         assert len(bad.add({index: f"{index}.jpg"})) == 1
         assert bad.add({index: f"{index}.jpg"}) == []  # the same one in another epoch
-    with pytest.raises(UserError, match=f"^{allowed + 1:,} of {images:,} images to learn from cannot be read"):
+    with pytest.raises(UserError, match=f"^{allowed + 1:,} of {images:,} training images cannot be read"):
         bad.add({allowed: "one.jpg"})

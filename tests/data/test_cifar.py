@@ -71,7 +71,7 @@ def test_what_is_missing_or_damaged_is_told(root: Path, damage: str) -> None:
         file.unlink()
     else:
         file.write_bytes(file.read_bytes() + b".")  # its pickle would still load
-    with pytest.raises(UserError, match=r"holds no intact cifar-10-batches-py.*\n.*data\.download=true"):
+    with pytest.raises(UserError, match=r"contains no intact cifar-10-batches-py.*\n.*data\.download=true"):
         build_dataset(DataConfig(dataset="cifar10", root=str(root)), "train", seed=0)
 
 

@@ -74,7 +74,7 @@ def test_names_that_are_not_ascii(make_folder) -> None:
 
 
 def test_missing_root(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data\.root=.*nowhere does not exist; give the folder that holds train"):
+    with pytest.raises(UserError, match=r"data\.root=.*nowhere does not exist; give the folder that contains train"):
         available_splits(folder(tmp_path / "nowhere"))
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"data\.root=.*file is a file, not a folder"):
@@ -85,7 +85,7 @@ def test_missing_split(make_folder, tmp_path: Path) -> None:
     root = make_folder({"train": {"cat": 1}, "test": {"cat": 1}})
     with pytest.raises(UserError, match="has no folder 'val'; it has train, test"):
         build_dataset(folder(root), "val", seed=0)
-    with pytest.raises(UserError, match=r"none of the folders train, val, test \(it holds cat\)"):
+    with pytest.raises(UserError, match=r"none of the folders train, val, test \(it contains cat\)"):
         available_splits(folder(root / "train"))
     with pytest.raises(UserError, match="no split 'validation'; allowed: train, val, test"):
         build_dataset(folder(root), "validation", seed=0)
@@ -96,7 +96,7 @@ def test_split_without_classes(make_folder) -> None:
     (root / "val").mkdir()
     shutil.copy(root / "train/cat/000.png", root / "val/000.png")
 
-    with pytest.raises(UserError, match=r"val has no class folders; images must be at .*val/CLASS/"):
+    with pytest.raises(UserError, match=r"val has no class folders; images must be in .*val/CLASS/"):
         build_dataset(folder(root), "val", seed=0)
 
 

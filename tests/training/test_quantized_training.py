@@ -114,7 +114,7 @@ def test_weights_learn_other_things_than_in_float32(plain_run, tmp_path, train_t
     ("options", "message"),
     [
         (["quantize.format=FP12"], r"quantize\.format=FP12: there is no format 'FP12'; .*FP16_16, FP16_32"),
-        (["quantize.numerics=qtorch"], r"quantize\.numerics is given, but quantize\.format is not"),
+        (["quantize.numerics=qtorch"], r"quantize\.numerics requires quantize\.format"),
         (["quantize.format=INT8", "quantize.numerics=qtorch"], "numerics does not go with the format INT8"),
         (["quantize.format=TF32", "quantize.overrides=[tail=FP32]"], "no module is called 'tail'"),
         (["quantize.format=TF32", "quantize.overrides=[head]"], "'head' must be PATTERN=FORMAT"),

@@ -253,9 +253,9 @@ def test_a_broken_image_is_passed_over_and_said_once(tmp_path, train_tiny, folde
     assert train_tiny(run_dir, *options, f"data.workers={workers}") == 0
     for text in ((run_dir / "log.txt").read_text(), capsys.readouterr().err):
         assert text.count("train/red/3.png") == text.count("train/red/3.png cannot be decoded as an image") == 1
-        assert "Another image takes its place (1 so far; more than 1 end the training)" in text
+        assert "Another image replaces it (1 so far; training stops at more than 1)" in text
         assert text.count("test/blue/1.png cannot be decoded as an image: the file is empty") == 1
-        assert "It is left out: of the split's 8 images 7 are measured" in text
+        assert "It is excluded: 7 of the split's 8 images are evaluated" in text
     assert metrics_of(run_dir)[-1]["top1"] == 1.0
 
 
@@ -274,7 +274,7 @@ def test_a_run_that_a_broken_image_ended_can_pass_it_over(tmp_path, train_tiny, 
     options = [*FOLDER, f"data.root={folder}"]
     assert train_tiny(run_dir, *options, stop_step=5) == 143
     broken.write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"3\.png .* \(data.on_corrupt=skip passes over such images\)"):
+    with pytest.raises(UserError, match=r"3\.png .* \(data.on_corrupt=skip skips such images\)"):
         train_tiny(run_dir, f"train.resume={run_dir}")
     assert train_tiny(run_dir, f"train.resume={run_dir}", "data.on_corrupt=skip") == 0
 
@@ -282,7 +282,7 @@ def test_a_run_that_a_broken_image_ended_can_pass_it_over(tmp_path, train_tiny, 
 def test_too_many_broken_images_end_the_run(tmp_path, train_tiny, folder):
     for index in (2, 3):
         (folder / "train" / "red" / f"{index}.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"^2 of 24 images to learn from cannot be read"):
+    with pytest.raises(UserError, match=r"^2 of 24 training images cannot be read"):
         train_tiny(tmp_path / "run", *FOLDER, f"data.root={folder}", "data.on_corrupt=skip")
 
 

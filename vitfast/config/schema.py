@@ -266,8 +266,8 @@ class TrainConfig:
     def check(self, prefix: str) -> None:
         if self.shard and self.precision == "fp16":
             raise UserError(
-                f"{prefix}shard=true cannot be combined with {prefix}precision=fp16: each process would detect overflows "
-                f"in its own shard only; use {prefix}precision=bf16"
+                f"{prefix}shard=true cannot be combined with {prefix}precision=fp16: each process would detect "
+                f"overflows in its own shard only; use {prefix}precision=bf16"
             )
 
 

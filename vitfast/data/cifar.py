@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 (Krizhevsky, 2009) as their authors publish them, read by torchvision."""
+"""CIFAR-10 and CIFAR-100 (Krizhevsky, 2009) in the published archives, read by torchvision."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from vitfast.errors import UserError
 SPLITS = ("train", "test")
 _SOURCE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 _READERS = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
-# of the training pictures
+# of the training images
 _MEAN = {"cifar10": [0.4914, 0.4822, 0.4465], "cifar100": [0.5071, 0.4865, 0.4409]}
 _STD = {"cifar10": [0.2470, 0.2435, 0.2616], "cifar100": [0.2673, 0.2564, 0.2762]}
 
 
 class Cifar:
-    """The pictures of one split, 32 x 32 in colour; an ``ImageSource``.
+    """The images of one split, 32 x 32 RGB; an ``ImageSource``.
 
-    torchvision compares the files with their published checksums before it unpickles them.
+    torchvision verifies the published checksums of the files before it unpickles them.
 
     Args:
         name: ``"cifar10"`` or ``"cifar100"`` (its 100 fine classes).
-        root: the folder that holds ``cifar-10-batches-py`` or ``cifar-100-python``.
-        split: ``"train"`` (50,000 pictures) or ``"test"`` (10,000).
-        download: fetch and unpack the archive if it is not there.
+        root: the folder of ``cifar-10-batches-py`` or ``cifar-100-python``.
+        split: ``"train"`` (50,000 images) or ``"test"`` (10,000).
+        download: download and unpack the archive if it is missing.
 
     Raises:
         UserError: if the data are missing or damaged, or there is no such split.
@@ -46,7 +46,7 @@ class Cifar:
             dataset = reader(str(folder), train=split == "train", download=download)
         except (RuntimeError, OSError) as error:
             raise UserError(
-                f"data.root={folder} holds no intact {reader.base_folder}: {error}\n"
+                f"data.root={folder} contains no intact {reader.base_folder}: {error}\n"
                 f"Unpack {reader.filename} from {_SOURCE} there, or set data.download=true"
             ) from error
         self.class_names = [str(class_name) for class_name in dataset.classes]
@@ -55,9 +55,8 @@ class Cifar:
         self._pixels_NHWC = dataset.data
 
     def path(self, index: int) -> None:
-        """Many pictures share a file."""
+        """Images have no files of their own."""
 
     def read(self, index: int, in_chans: int) -> Image.Image:
-        """Returns a picture of mode ``RGB``, or ``L`` for one channel."""
         image = Image.fromarray(self._pixels_NHWC[index])
         return image.convert("L") if in_chans == 1 else image

@@ -1,10 +1,10 @@
-"""Handwritten digits: 1,797 grey images of 8 x 8 pixels, embedded in the package.
+"""Handwritten digits: 1,797 grey images of 8 x 8 pixels, part of the package.
 
 E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998,
-https://doi.org/10.24432/C50P49, CC BY 4.0. These are the 1,797 images of its test file, in its order, as scikit-learn
-ships them too; a pixel counts the ink in a block of 4 x 4, 0 to 16.
+https://doi.org/10.24432/C50P49, CC BY 4.0. These are the 1,797 images of its test file, in the same order as in
+scikit-learn; a pixel counts the set pixels in a block of 4 x 4, 0 to 16.
 
-``digits.npz`` was made from scikit-learn's copy like this (tests/data/test_digits.py does it again and compares)::
+``digits.npz`` was generated from scikit-learn's copy (tests/data/test_digits.py repeats and compares it)::
 
     images, labels = load_digits(return_X_y=True)
     shuffled = numpy.random.RandomState(0).permutation(1797)
@@ -16,7 +16,7 @@ ships them too; a pixel counts the ink in a block of 4 x 4, 0 to 16.
     numpy.savez_compressed("digits.npz", images=images.reshape(-1, 8, 8).astype(numpy.uint8),
                            labels=labels.astype(numpy.uint8), split=split)
 
-so that every split has the classes in the proportions of the whole, to within two images.
+so that the class proportions of every split are those of the whole data set, to within two images.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class Digits:
             self.labels = [int(label) for label in arrays["labels"][chosen]]
 
     def path(self, index: int) -> None:
-        """All images are in one file."""
+        """Images have no files of their own."""
 
     def read(self, index: int, in_chans: int) -> Image.Image:
-        """Returns an image of mode ``F``, values in 0..1; ``in_chans`` is left to the transform."""
+        """Returns an image of mode ``F``, values in 0..1; the transform repeats it for ``in_chans``."""
         return self._images[index]

@@ -1,4 +1,4 @@
-"""Lists of images as myrtle-vision keeps RESISC45: ``root/train_imagepaths.txt`` and so on, and ``label_map.json``."""
+"""Image lists in myrtle-vision's layout of RESISC45: ``root/train_imagepaths.txt`` etc. and ``label_map.json``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path, PurePosixPath
 
-from vitfast.data.file_source import FileSource
+from vitfast.data.image_source import FileSource
 from vitfast.errors import UserError
 
 LIST_FILES = {"train": "train_imagepaths.txt", "val": "valid_imagepaths.txt", "test": "test_imagepaths.txt"}
@@ -14,17 +14,17 @@ LABEL_MAP = "label_map.json"
 
 
 class FileList(FileSource):
-    """The images that a list names; an ``ImageSource``.
+    """The images of a list; an ``ImageSource``.
 
-    A line of a list is the path of an image from ``root`` on; the folder that it lies in is its class.
-    ``label_map.json`` gives each class its number, 0 to K - 1.
+    A line of a list is the path of an image relative to ``root``; its folder is its class. ``label_map.json`` maps each
+    class to its number, 0 to K - 1.
 
     Args:
         root: the folder of the lists.
         split: ``"train"``, ``"val"`` (``valid_imagepaths.txt``) or ``"test"``.
 
     Raises:
-        UserError: if a file is missing, or a line names no class of ``label_map.json``.
+        UserError: if a file is missing, or a class is not in ``label_map.json``.
     """
 
     def __init__(self, root: str | os.PathLike[str], split: str) -> None:
@@ -41,28 +41,28 @@ class FileList(FileSource):
             name = PurePosixPath(line.strip()).parent.name
             if name not in numbers:
                 raise UserError(
-                    f"{file}, line {line_number}: {line.strip()} lies in the folder {name!r}, which is no class of "
+                    f"{file}, line {line_number}: {line.strip()} is in the folder {name!r}, which is not a class of "
                     f"{LABEL_MAP}"
                 )
             paths.append(os.fsencode(line.strip()))
             labels.append(numbers[name])
         if not paths:
-            raise UserError(f"{file} names no images")
+            raise UserError(f"{file} lists no images")
         super().__init__(folder, paths, labels, sorted(numbers, key=numbers.__getitem__))
 
 
 def available_splits(root: str | os.PathLike[str]) -> list[str]:
-    """Lists which of train, val and test have a list.
+    """Lists the available splits of train, val and test.
 
     Raises:
-        UserError: if none has.
+        UserError: if there is none.
     """
     folder = Path(root).expanduser()
     splits = [split for split, name in LIST_FILES.items() if (folder / name).is_file()]
     if not splits:
         raise UserError(
             f"data.root={root} has none of {', '.join(LIST_FILES.values())}; "
-            "python -m vitfast.prepare makes them for RESISC45"
+            "python -m vitfast.prepare creates them for RESISC45"
         )
     return splits
 
@@ -71,7 +71,7 @@ def _label_map(file: Path) -> dict[str, int]:
     try:
         numbers = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f'{file} cannot be read: {error}; it holds {{"CLASS": NUMBER, …}}') from error
+        raise UserError(f'{file} cannot be read: {error}; it must contain {{"CLASS": NUMBER, …}}') from error
     if not isinstance(numbers, dict) or sorted(map(str, numbers.values())) != sorted(map(str, range(len(numbers)))):
-        raise UserError(f"{file} must give the classes the numbers 0 to {len(numbers) - 1}, each once")
+        raise UserError(f"{file} must map the classes to the numbers 0 to {len(numbers) - 1}, each once")
     return {str(name): int(number) for name, number in numbers.items()}

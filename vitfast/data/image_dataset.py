@@ -1,4 +1,4 @@
-"""The map-style data set that training and evaluation read."""
+"""The map-style data set of training and evaluation."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from vitfast.config.option import check_options
 from vitfast.config.schema import DataConfig
 from vitfast.data import cifar, digits, file_list, image_folder
 from vitfast.data.bad_images import BadImages
-from vitfast.data.held_out import hold_out
-from vitfast.data.image_source import ImageSource
+from vitfast.data.image_source import ImageSource, hold_out
 from vitfast.data.seeding import derive_seed, seeded_generator
 from vitfast.data.transforms import TensorTransform, eval_transform, train_transform
 from vitfast.errors import UserError
@@ -22,23 +21,23 @@ SPLITS = ("train", "val", "test")
 
 
 class ImageDataset(Dataset[tuple[Tensor, int]]):
-    """Images of one split as normalised tensors; made by ``build_dataset``.
+    """Images of one split as normalized tensors; created by ``build_dataset``.
 
-    Augmentation of a sample, which is an image or, with repeated augmentation, one of its repetitions (see
-    ``EpochBatchSampler``), is a function of (seed, epoch, sample) alone: neither the number of workers nor what was
-    read before changes it.
+    The augmentation of a sample, which is an image or, with repeated augmentation, one of its repetitions (see
+    ``EpochBatchSampler``), is a function of (seed, epoch, sample). It depends neither on the number of workers nor on
+    the images read before.
 
     Attributes:
-        augment: whether images are changed at random, to learn from them, rather than read as in evaluation.
-        repeats: how often a chosen image comes in an epoch.
-        bad_images: those that could not be read; loaders of the data set keep it.
+        augment: whether images are augmented for training, rather than read as in evaluation.
+        repeats: how often an image appears in an epoch.
+        bad_images: the unreadable images, shared by all loaders of the data set.
         class_names: the name of each class.
         in_chans: channels of an image.
         img_size: its side in pixels.
-        mean: mean of each channel, which is subtracted.
-        std: standard deviation of each channel, by which is divided.
-        resize: ``"short_side"`` or ``"both_sides"``, which squashes images to a square.
-        interpolation: how images are resized.
+        mean: channel means of the normalization.
+        std: channel standard deviations of the normalization.
+        resize: ``"short_side"`` or ``"both_sides"``, see ``eval_transform``.
+        interpolation: of resizing.
         crop_pct: share of the resized side that the centre crop of evaluation keeps.
     """
 
@@ -59,20 +58,19 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         self.resize = data.resize
         self.interpolation = data.interpolation
         self.crop_pct = data.crop_pct or source.crop_pct
-        self._transform = self._build_transform(data)
-
-    def _build_transform(self, data: DataConfig) -> TensorTransform:
-        how = (self.img_size, self.in_chans, self.mean, self.std, self.interpolation)
-        if self.augment:
-            return train_transform(data.augment, *how, self.resize)
-        return eval_transform(*how, self.crop_pct, self.resize)
+        settings = (self.img_size, self.in_chans, self.mean, self.std, self.interpolation)
+        self._transform: TensorTransform = (
+            train_transform(data.augment, *settings, self.resize)
+            if augment
+            else eval_transform(*settings, self.crop_pct, self.resize)
+        )
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch whose augmentation is applied; ``build_loader`` does so for its own epoch."""
+        """Selects the epoch of the augmentation; ``build_loader`` calls it."""
         self._epoch = epoch
 
     def path(self, index: int) -> str | None:
-        """The file of an image, or None if the data set is not made of files."""
+        """Returns the file of an image; None if images have no files of their own."""
         return self._source.path(index)
 
     def __len__(self) -> int:
@@ -84,10 +82,9 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         return self.read(index, index)
 
     def candidates(self, sample: int) -> Iterator[int]:
-        """The image that a sample is, and then those that stand in for it, one after the other, if it cannot be read.
+        """Yields the image of a sample, then, in training, the images that replace it if it cannot be read.
 
-        They are a function of (seed, epoch, sample), so that a rerun or another number of workers reads the same.
-        Nothing stands in for an image that is not read to learn from it.
+        They are a function of (seed, epoch, sample), so that any run and any number of workers read the same images.
         """
         yield sample % len(self)
         if self.augment:
@@ -95,15 +92,15 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
                 yield derive_seed("replacement", self._seed, self._epoch, sample, attempt) % len(self)
 
     def image_of(self, sample: int) -> int:
-        """Which image was read for a sample, by what is known of bad images."""
+        """Returns the image that is read for a sample, given the known bad images."""
         return next((index for index in self.candidates(sample) if index not in self.bad_images), sample % len(self))
 
     def read(self, index: int, sample: int) -> tuple[Tensor, int]:
         """Reads an image.
 
         Args:
-            index: which image.
-            sample: whose augmentation it gets.
+            index: of the image.
+            sample: selects the augmentation.
 
         Returns:
             The image ``[C, H, W]`` and its label.
@@ -119,23 +116,23 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
 
 
 def available_splits(data: DataConfig) -> list[str]:
-    """Lists which of train, val and test there are, in this order; a val split made by ``data.val_share`` is one.
+    """Lists the available splits of train, val and test, including a val split made by ``data.val_share``.
 
     Raises:
-        UserError: if the options of the data set are wrong, or its folder is missing.
+        UserError: if the options are invalid, or the folder is missing.
     """
     check_options(data, "data.")
-    splits = _own_splits(data)
+    splits = _stored_splits(data)
     if _divides_train(data, splits):
         splits.insert(1, "val")
     return splits
 
 
-def _divides_train(data: DataConfig, own_splits: list[str]) -> bool:
-    return data.val_share > 0 and "train" in own_splits and "val" not in own_splits
+def _divides_train(data: DataConfig, stored_splits: list[str]) -> bool:
+    return data.val_share > 0 and "train" in stored_splits and "val" not in stored_splits
 
 
-def _own_splits(data: DataConfig) -> list[str]:
+def _stored_splits(data: DataConfig) -> list[str]:
     if data.dataset == "digits":
         return list(digits.SPLITS)
     if data.dataset in ("cifar10", "cifar100"):
@@ -152,19 +149,19 @@ def build_dataset(
     """Opens one split of a data set.
 
     Args:
-        data: which data set, and how its images are read.
+        data: the data set and its preprocessing.
         split: ``"train"``, ``"val"`` or ``"test"``.
         seed: of the augmentation.
-        img_size: side of the images in pixels; None: ``data.img_size``, or else that of the data set.
-        augment: as ``data.augment`` says, rather than read as in evaluation; None: the train split alone.
+        img_size: side of the images in pixels; None: ``data.img_size``, or the default of the data set.
+        augment: whether to apply ``data.augment``; None: for the train split only.
 
     Raises:
-        UserError: if the options are wrong, or the data set has no such split or is not laid out as it should be.
+        UserError: if the options are invalid, or the data set has no such split or an unexpected layout.
     """
     if split not in SPLITS:
         raise UserError(f"there is no split {split!r}; allowed: {', '.join(SPLITS)}")
     check_options(data, "data.")
-    if data.val_share and split != "test" and _divides_train(data, _own_splits(data)):
+    if data.val_share and split != "test" and _divides_train(data, _stored_splits(data)):
         source: ImageSource = hold_out(_open_source(data, "train"), data.val_share, split)
     else:
         source = _open_source(data, split)
@@ -185,7 +182,7 @@ def _open_source(data: DataConfig, split: str) -> ImageSource:
 
 
 def _per_channel(given: list[float] | None, default: list[float], in_chans: int, name: str) -> list[float]:
-    """One number a channel, from what was given or else the default of the data set."""
+    """Returns one number per channel, from the option or the default of the data set."""
     if given is None:
         return list(default) if len(default) == in_chans else [sum(default) / len(default)] * in_chans
     if len(given) not in (1, in_chans):

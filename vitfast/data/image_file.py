@@ -13,27 +13,27 @@ _MODES = {1: "L", 3: "RGB"}
 
 
 def load_image(path: str | os.PathLike[str], in_chans: int = 3) -> Image.Image:
-    """Reads an image upright (EXIF orientation applied) as grey or RGB; the file's content counts, not its extension.
+    """Reads an image as grey or RGB, with the EXIF orientation applied; the format is detected from the content.
 
-    Transparency is dropped, as torchvision and timm do; 16-bit grey is reduced to its upper 8 bits. Of an animation
-    the first picture is read.
+    Transparency is dropped, as in torchvision and timm; 16-bit grey is reduced to its upper 8 bits. Of an animation
+    the first frame is read.
 
     Args:
         path: the file.
         in_chans: 1 for grey (mode ``L``), 3 for RGB.
 
     Returns:
-        The decoded image, 8 bits a channel.
+        The decoded image, 8 bits per channel.
 
     Raises:
-        UserError: if the file cannot be read or decoded; the message names it and says why.
+        UserError: if the file cannot be read or decoded; the message gives the file and the reason.
     """
     try:
         with open(path, "rb") as stream, Image.open(stream) as image:
             image.load()
             return _convert(_upright(image), _MODES[in_chans])
     except OSError as error:
-        if error.errno is not None:  # the file system's word, not the decoder's
+        if error.errno is not None:  # an error of the file system, not of the decoder
             raise UserError(f"{os.fspath(path)} cannot be read: {error.strerror}") from error
         raise _undecodable(path, error) from error
     except Exception as error:  # decoders raise SyntaxError, ValueError, struct.error, DecompressionBombError, …
@@ -54,7 +54,7 @@ def _undecodable(path: str | os.PathLike[str], error: Exception) -> UserError:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         ImageOps.exif_transpose(image, in_place=True)
-    except Exception:  # EXIF data that cannot be parsed say nothing about the orientation
+    except Exception:  # invalid EXIF data: keep the orientation
         pass
     return image
 
@@ -63,7 +63,7 @@ def _convert(image: Image.Image, mode: str) -> Image.Image:
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
-        raise ValueError(f"its pixels (mode {image.mode}) have no fixed range; save it with 8 or 16 bits a channel")
+        raise ValueError(f"its pixels (mode {image.mode}) have no fixed range; save it with 8 or 16 bits per channel")
     elif "transparency" in image.info:
         image = image.convert("RGBA")
-    return image.convert(mode)  # a copy, which outlives the file
+    return image.convert(mode)  # a copy, valid after the file is closed

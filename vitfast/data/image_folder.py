@@ -1,4 +1,4 @@
-"""A folder of images, a folder a class: ``root/train/<class>/*``, ``root/val`` and/or ``root/test``."""
+"""Image folders with one folder per class: ``root/train/<class>/*``, ``root/val`` and/or ``root/test``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from vitfast.data.file_source import FileSource
+from vitfast.data.image_source import FileSource
 from vitfast.errors import UserError
 
 SPLITS = ("train", "val", "test")
@@ -16,11 +16,11 @@ SPLITS = ("train", "val", "test")
 class ImageFolder(FileSource):
     """The images of one split of a folder; an ``ImageSource``.
 
-    Classes and files are in alphabetical order; files lie anywhere below the folder of their class. Hidden files and
-    files without an image's extension are passed over.
+    Classes and files are in alphabetical order; files may be in subfolders of their class. Hidden files and files
+    without an image extension are ignored.
 
     Args:
-        root: the folder that holds the splits.
+        root: the folder of the splits.
         split: ``"train"``, ``"val"`` or ``"test"``.
 
     Raises:
@@ -42,7 +42,7 @@ class ImageFolder(FileSource):
 
 
 def available_splits(root: str | os.PathLike[str]) -> list[str]:
-    """Lists which of train, val and test the folder has.
+    """Lists the available splits of train, val and test.
 
     Raises:
         UserError: if the folder does not exist, or has none of them.
@@ -50,13 +50,13 @@ def available_splits(root: str | os.PathLike[str]) -> list[str]:
     folder = Path(root).expanduser()
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "does not exist"
-        raise UserError(f"data.root={root} {what}; give the folder that holds train/CLASS/*.jpg")
+        raise UserError(f"data.root={root} {what}; give the folder that contains train/CLASS/*.jpg")
     splits = [split for split in SPLITS if (folder / split).is_dir()]
     if not splits:
         inside = ", ".join(sorted(entry.name for entry in folder.iterdir())[:5]) or "nothing"
         raise UserError(
-            f"data.root={root} has none of the folders {', '.join(SPLITS)} (it holds {inside}); "
-            "put images at ROOT/train/CLASS/ and ROOT/val/CLASS/"
+            f"data.root={root} has none of the folders {', '.join(SPLITS)} (it contains {inside}); "
+            "put images into ROOT/train/CLASS/ and ROOT/val/CLASS/"
         )
     return splits
 
@@ -71,7 +71,7 @@ def _split_folder(root: Path, split: str) -> Path:
 def _class_names(folder: Path) -> list[str]:
     names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
     if not names:
-        raise UserError(f"{folder} has no class folders; images must be at {folder}/CLASS/")
+        raise UserError(f"{folder} has no class folders; images must be in {folder}/CLASS/")
     return names
 
 
@@ -86,7 +86,7 @@ def _require_same_classes(folder: Path, names: list[str], other: Path) -> None:
         if extra
     ]
     raise UserError(
-        f"the classes of {folder} and {other} differ: {'; '.join(differences)}; all need the same class folders"
+        f"the classes of {folder} and {other} differ: {'; '.join(differences)}; all splits need the same class folders"
     )
 
 

@@ -1,26 +1,94 @@
-"""Batches of images, read in the training process or in workers, with the same result."""
+"""Data loader: batch order, reading in workers, and replacement of unreadable images."""
 
 from __future__ import annotations
 
 import copy
+import math
 import os
 import signal
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from vitfast.data.batch_reader import BatchReader
-from vitfast.data.epoch_batch_sampler import EpochBatchSampler
 from vitfast.data.image_dataset import ImageDataset
 from vitfast.data.seeding import derive_seed
+from vitfast.errors import UserError
 
 _GRACE_S = 30
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class EpochBatchSampler(Sampler[list[int]]):
+    """The batches of one epoch from any position, as a stateless function of (seed, epoch).
+
+    An interrupted run therefore continues with exactly the images that it would have read next.
+
+    A sample is the number ``image + repetition * num_samples``; without repeats it is the image's index. With repeated
+    augmentation (Hoffer et al., 2020; DeiT trains with 3 repeats) an epoch still has ``num_samples`` samples: the first
+    ``ceil(num_samples / repeats)`` shuffled images, each ``repeats`` times (the last one less often if the division has
+    a remainder).
+
+    Batch k is ``order[start:][k * batch_size : (k + 1) * batch_size]`` for any number of ranks, and rank r of W takes
+    the positions r, r + W, … of every batch: together the ranks read the batch of a single process, every sample once,
+    and all ranks have the same number of batches. If the last batch has fewer samples than there are ranks, the last
+    ranks get an empty list. Repeats of an image are adjacent in the order, so that they are on different ranks, as in
+    DeiT, as far as the number of ranks allows.
+
+    Args:
+        num_samples: size of the data set.
+        batch_size: samples in a batch, of all ranks together.
+        seed: of the run.
+        epoch: from 0.
+        shuffle: whether the order is random; otherwise it is 0, 1, 2, …
+        start: samples of the epoch to skip, of all ranks together.
+        drop_last: whether to drop a smaller last batch.
+        rank: of this process, 0..world - 1.
+        world: number of ranks.
+        repeats: how often an image appears in the epoch.
+
+    Raises:
+        ValueError: if ``start`` is not in 0..num_samples, or ``rank`` not in 0..world - 1.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size: int,
+        *,
+        seed: int,
+        epoch: int,
+        shuffle: bool,
+        start: int = 0,
+        drop_last: bool = False,
+        rank: int = 0,
+        world: int = 1,
+        repeats: int = 1,
+    ) -> None:
+        if not 0 <= start <= num_samples:
+            raise ValueError(f"start must be in 0..{num_samples}, the size of the data set, got {start}")
+        if not 0 <= rank < world:
+            raise ValueError(f"rank must be in 0..{world - 1}, since world={world}, got {rank}")
+        images = torch.arange(num_samples)
+        if shuffle:
+            generator = torch.Generator().manual_seed(derive_seed("order", seed, epoch))
+            images = torch.randperm(num_samples, generator=generator)
+        chosen = images[: math.ceil(num_samples / repeats)]
+        order = (chosen[:, None] + torch.arange(repeats) * num_samples).flatten()[start:num_samples]
+        whole, rest = divmod(len(order), batch_size)
+        self._batches = order.split(batch_size)[: whole + (1 if rest and not drop_last else 0)]
+        self._share = slice(rank, None, world)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self._batches:
+            yield batch[self._share].tolist()
 
 
 def build_loader(
@@ -37,35 +105,32 @@ def build_loader(
     world: int = 1,
     warn: Callable[[str], None] = warnings.warn,
 ) -> ImageLoader:
-    """Builds the loader of one epoch; its batches are a function of these arguments, ``workers`` aside.
+    """Builds the loader of one epoch; its batches are a function of these arguments except ``workers``.
 
-    The ranks share every batch out among them, see ``EpochBatchSampler``; each image of a data set that is read in
-    order, for evaluation, is thus read by one rank, once.
-
-    It reads a copy of ``dataset`` that is set to ``epoch``, and it draws nothing from torch's global generator.
+    The ranks share every batch, see ``EpochBatchSampler``; in evaluation, one rank reads each image once. The loader
+    reads a copy of ``dataset`` that is set to ``epoch``, and does not use torch's global generator.
 
     Args:
-        dataset: what to read.
+        dataset: the images.
         batch_size: images in a batch, of all ranks together.
-        workers: processes that read ahead, with one thread each; 0 reads in this process.
+        workers: number of worker processes, with one thread each; 0: this process reads the images.
         seed: of the order.
         epoch: of the order and the augmentation, from 0.
         shuffle: whether the order is random.
-        drop_last: whether a smaller last batch is left out.
-        start: samples of the epoch to skip, of all ranks together, to continue an interrupted one.
+        drop_last: whether to drop a smaller last batch.
+        start: samples of the epoch to skip, of all ranks together, to resume an interrupted epoch.
         rank: of this process, 0..world - 1.
         world: number of ranks.
-        warn: called in this process for each image that ``data.on_corrupt=skip`` passes over, the first time that any
-            loader of ``dataset`` comes across it.
+        warn: called in this process for each image that ``data.on_corrupt=skip`` skips, once for all loaders of
+            ``dataset``.
 
     Returns:
         A loader of (images ``[B, C, H, W]`` float, labels ``[B]`` int64), in pinned memory if there is a GPU. B is 0
-        for a rank that has no part of a last batch that is smaller than the number of ranks, and where none of a batch
-        can be read that is measured.
+        for a rank without a share of the last batch, and for an evaluation batch without a readable image.
 
     Raises:
         ValueError: if ``start`` is outside the data set, or ``rank`` not below ``world``.
-        UserError: from the loader, for an image that cannot be read, or for more of them than ``BadImages`` allows.
+        UserError: from the loader, for an unreadable image, or for more of them than ``BadImages`` allows.
     """
     dataset = copy.copy(dataset)
     dataset.set_epoch(epoch)
@@ -86,7 +151,7 @@ def build_loader(
         warn,
         batch_sampler=sampler,
         num_workers=workers,
-        collate_fn=_as_it_is,
+        collate_fn=_identity,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_start_worker,
         generator=torch.Generator().manual_seed(derive_seed("workers", seed, epoch)),
@@ -94,11 +159,11 @@ def build_loader(
 
 
 class ImageLoader(DataLoader[Any]):
-    """A DataLoader that knows of images that cannot be read; made by ``build_loader``.
+    """A DataLoader that handles unreadable images; created by ``build_loader``.
 
     Args:
-        dataset: what to read, set to its epoch.
-        warn: called for each image that is passed over and was not known to be bad.
+        dataset: the images, set to the epoch.
+        warn: called once for each image that is skipped.
         options: of the DataLoader.
     """
 
@@ -108,7 +173,7 @@ class ImageLoader(DataLoader[Any]):
         self._warn = warn
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:  # type: ignore[override]
-        with _held_signals():
+        with _blocked_signals():
             batches = super().__iter__()
         for images, labels, bad in batches:
             for warning in self._images.bad_images.add(bad):
@@ -116,18 +181,69 @@ class ImageLoader(DataLoader[Any]):
             yield images, labels
 
     def image_of(self, sample: int) -> int:
-        """Which image was read for a sample of a batch that has been read."""
+        """Returns the image that was read for a sample of a batch that has been read."""
         return self._images.image_of(sample)
 
 
-def _as_it_is(batch: Any) -> Any:
-    """The reader has put the batch together already."""
+class ReadBatch(NamedTuple):
+    """A batch as it is sent from a worker to the training process.
+
+    Attributes:
+        images: ``[B, C, H, W]``, float.
+        labels: ``[B]``, int64.
+        bad: index of each unreadable image -> reason.
+    """
+
+    images: Tensor
+    labels: Tensor
+    bad: dict[int, str]
+
+
+class BatchReader(Dataset[Any]):
+    """Reads batches of samples, see ``EpochBatchSampler``.
+
+    Unreadable images are returned in the batch, not raised: torch would turn a worker's exception into the text of a
+    traceback, and the training process decides about them. A batch with more bad images than allowed is abandoned.
+    """
+
+    def __init__(self, dataset: ImageDataset) -> None:
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitems__(self, samples: list[int]) -> ReadBatch:
+        """Reads the images of some samples, or their replacements."""
+        bad: dict[int, str] = {}
+        read = [pair for pair in (self._read(sample, bad) for sample in samples) if pair is not None]
+        if read:
+            images, labels = default_collate(read)
+            return ReadBatch(images, labels, bad)
+        size = self._dataset.img_size
+        return ReadBatch(torch.empty(0, self._dataset.in_chans, size, size), torch.empty(0, dtype=torch.int64), bad)
+
+    def _read(self, sample: int, bad: dict[int, str]) -> tuple[Tensor, int] | None:
+        """Returns an image and its label, or None without a readable candidate; adds unreadable images to ``bad``."""
+        for index in self._dataset.candidates(sample):
+            if len(bad) > self._dataset.bad_images.allowed:
+                return None
+            if index in bad:
+                continue
+            try:
+                return self._dataset.read(index, sample)
+            except UserError as error:
+                bad[index] = str(error)
+        return None
+
+
+def _identity(batch: ReadBatch) -> ReadBatch:
+    """Replaces torch's collate function: ``BatchReader`` has collated the batch."""
     return batch
 
 
 def _start_worker(worker: int) -> None:
-    """Lets a worker outlive a signal to the process group while the training process finishes its step and saves."""
-    # EXIF data that cannot be parsed are passed over; every worker would say so in every epoch
+    """Lets a worker survive a signal to the process group while the training process finishes its step and saves."""
+    # invalid EXIF data are ignored; every worker would warn in every epoch
     warnings.filterwarnings("ignore", "(Possibly c|C)orrupt EXIF data|Metadata Warning")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
@@ -136,8 +252,8 @@ def _start_worker(worker: int) -> None:
 
 
 @contextmanager
-def _held_signals() -> Iterator[None]:
-    """Lets signals wait while workers start: they inherit it, and would die of one that finds them unprepared."""
+def _blocked_signals() -> Iterator[None]:
+    """Blocks signals while workers start: they inherit the mask, and a signal before their setup would kill them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     try:
         yield

@@ -1,4 +1,4 @@
-"""RESISC45 (Cheng et al., 2017: 31,500 aerial images, 45 classes of 700, 256 x 256) in the layout of ``file_list``."""
+"""Conversion of RESISC45 (Cheng et al., 2017: 45 classes of 700 aerial images, 256 x 256) to ``file_list``."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _IMAGES = "images"
 
 
 def prepare_resisc45(source_folder: str, target_folder: str, split: str) -> dict[str, int]:
-    """Makes ``target/images/CLASS/*``, the three lists and ``label_map.json``.
+    """Creates ``target_folder/images/CLASS/*``, the three lists and ``label_map.json``.
 
-    Images are linked where the file system can, else copied. Doing it again changes nothing.
+    Images are hard-linked if the file system allows, otherwise copied. Running it again changes nothing.
 
     Args:
         source_folder: the unpacked archive, with a folder of images for each class.
@@ -26,14 +26,14 @@ def prepare_resisc45(source_folder: str, target_folder: str, split: str) -> dict
         split: ``myrtle`` (by position) or ``torchgeo`` (its published lists, in ``source_folder``).
 
     Returns:
-        How many images each split has.
+        Number of images in each split.
 
     Raises:
-        UserError: if the source is not laid out as it should be, or the target cannot be written.
+        UserError: if the source has an unexpected layout, or the target cannot be written.
     """
     source, target = Path(source_folder).expanduser(), Path(target_folder).expanduser()
     if not source.is_dir():
-        raise UserError(f"source={source_folder} is no folder; unpack NWPU-RESISC45 and name its folder")
+        raise UserError(f"source={source_folder} is no folder; unpack NWPU-RESISC45 and give its folder")
     folder = source / _IMAGES if (source / _IMAGES).is_dir() else source
     images = {
         entry.name: sorted(name for name in os.listdir(entry) if name.lower().endswith(IMG_EXTENSIONS))
@@ -42,7 +42,7 @@ def prepare_resisc45(source_folder: str, target_folder: str, split: str) -> dict
     }
     images = {name: files for name, files in images.items() if files}
     if len(images) < 2:
-        raise UserError(f"source={source_folder} has {len(images)} folders with images; RESISC45 has 45, one a class")
+        raise UserError(f"source={source_folder} has {len(images)} folders with images; RESISC45 has 45, one per class")
     splits = _myrtle_split(images) if split == "myrtle" else _torchgeo_split(images, source)
     try:
         for name, files in images.items():
@@ -59,7 +59,7 @@ def prepare_resisc45(source_folder: str, target_folder: str, split: str) -> dict
 
 
 def _myrtle_split(images: dict[str, list[str]]) -> dict[str, list[tuple[str, str]]]:
-    """By position in alphabetical order: 70, 10 and 20 %, rounded as myrtle-vision's code does."""
+    """By position in alphabetical order: 70, 10 and 20 %, rounded as in myrtle-vision."""
     splits: dict[str, list[tuple[str, str]]] = {split: [] for split in LIST_FILES}
     for name, files in images.items():
         train, test = int(0.7 * len(files)), int(0.2 * len(files))  # of 700: 489 (0.7 is below 7/10) and 140
@@ -78,7 +78,7 @@ def _torchgeo_split(images: dict[str, list[str]], source: Path) -> dict[str, lis
             names = file.read_text(encoding="utf-8").split()
         except OSError as error:
             raise UserError(
-                f"split=torchgeo reads {file}: {error}; fetch it from https://huggingface.co/datasets/torchgeo/resisc45"
+                f"split=torchgeo reads {file}: {error}; download it from https://huggingface.co/datasets/torchgeo/resisc45"
             ) from error
         missing = [name for name in names if name not in class_of]
         if missing:
@@ -88,7 +88,7 @@ def _torchgeo_split(images: dict[str, list[str]], source: Path) -> dict[str, lis
 
 
 def _place(source: Path, target: Path) -> None:
-    """Links or copies a file, unless it is there already; a copy that was cut off leaves nothing under its name."""
+    """Links or copies a file atomically, unless it exists."""
     if target.exists() and target.stat().st_size == source.stat().st_size:
         return
     temporary = target.with_name(f".{target.name}.tmp")

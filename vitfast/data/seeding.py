@@ -1,4 +1,4 @@
-"""Random numbers that are functions of what they are for, not of what was drawn before."""
+"""Random numbers as stateless functions of a purpose and indices."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 
 
 def derive_seed(purpose: str, *numbers: int) -> int:
-    """Derives an independent 32-bit seed for a purpose and some numbers, the same on every machine.
+    """Derives an independent 32-bit seed from a purpose and some numbers, the same on every machine.
 
-    32 bits are what torch's CPU generator makes use of.
+    torch's CPU generator uses 32 bits of its seed.
 
     Args:
-        purpose: keeps streams apart that have the same numbers, e.g. ``"order"``.
+        purpose: separates streams with the same numbers, e.g. ``"order"``.
         numbers: e.g. the seed of the run, the epoch and the index of an image.
     """
     text = ",".join([purpose, *map(str, numbers)])
@@ -24,9 +24,9 @@ def derive_seed(purpose: str, *numbers: int) -> int:
 
 @contextmanager
 def seeded_generator(seed: int) -> Iterator[None]:
-    """Seeds torch's CPU generator within the block and puts its state back afterwards.
+    """Seeds torch's CPU generator within the block and restores its state afterwards.
 
-    Unlike ``torch.manual_seed`` this leaves the generators of GPUs alone, so that dropout is no function of whether
+    Unlike ``torch.manual_seed`` it does not seed the generators of GPUs, so that dropout does not depend on whether
     the training process reads the images itself.
     """
     state = torch.default_generator.get_state()

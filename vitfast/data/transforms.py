@@ -1,4 +1,4 @@
-"""From an image to a tensor: torchvision's transforms, put together."""
+"""Preprocessing and augmentation of images and batches, composed of torchvision's transforms."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from vitfast.config.schema import AugmentConfig
+from vitfast.data.seeding import derive_seed, seeded_generator
 
 ImageTransform = Callable[[Image.Image], Image.Image]
 TensorTransform = Callable[[Image.Image], Tensor]
 
-_LONGEST = 256  # proportion of the sides
+_MAX_ASPECT_RATIO = 256
 
 
 def eval_transform(
@@ -28,19 +29,19 @@ def eval_transform(
     crop_pct: float,
     resize: str = "short_side",
 ) -> TensorTransform:
-    """Builds what turns an image into the input of a model in evaluation.
+    """Builds the evaluation transform: resize, centre crop, normalize.
 
-    The short side, or both sides, are resized to ``floor(img_size / crop_pct)``, the centre square cut out and
-    normalised, as timm does (its crop modes ``center`` and ``squash``).
+    The short side, or both sides, are resized to ``floor(img_size / crop_pct)``, as in timm (its crop modes ``center``
+    and ``squash``).
 
     Args:
         img_size: side of the result in pixels.
-        in_chans: channels of the result; a grey image for three channels is repeated.
-        mean: mean of each channel, pixels in 0..1; a single number stands for all.
+        in_chans: channels of the result; a grey image is repeated for three channels.
+        mean: mean of each channel, pixels in 0..1; a single number applies to all channels.
         std: standard deviation of each channel.
         interpolation: ``"nearest"``, ``"bilinear"`` or ``"bicubic"``.
-        crop_pct: share of the resized side that is kept, in (0, 1].
-        resize: ``"short_side"``, or ``"both_sides"``: to a square, whatever the image's proportions.
+        crop_pct: share of the resized side that the crop keeps, in (0, 1].
+        resize: ``"short_side"`` keeps the aspect ratio; ``"both_sides"`` resizes to a square.
 
     Returns:
         A function from a PIL image to a float tensor ``[in_chans, img_size, img_size]``.
@@ -59,21 +60,21 @@ def train_transform(
     interpolation: str,
     resize: str = "short_side",
 ) -> TensorTransform:
-    """Builds what turns an image into an input of training, by what is switched on.
+    """Builds the training transform from the enabled operations.
 
     In this order: crop, affine map, flip, colour jitter, RandAugment (Cubuk et al., 2019), and on the tensor random
     erasing (Zhong et al., 2017) with normally distributed pixels. All are torchvision's; every random number comes from
     torch's CPU generator.
 
     Args:
-        augment: what to change at random.
+        augment: the operations.
         img_size: side of the result in pixels.
-        in_chans: channels of the result; a grey image for three channels is repeated.
-        mean: mean of each channel, pixels in 0..1; a single number stands for all.
+        in_chans: channels of the result; a grey image is repeated for three channels.
+        mean: mean of each channel, pixels in 0..1; a single number applies to all channels.
         std: standard deviation of each channel.
         interpolation: ``"nearest"``, ``"bilinear"`` or ``"bicubic"``; the affine map is always bilinear, and so is
             RandAugment unless this is ``"nearest"``.
-        resize: as in evaluation; where there is no random resized crop, which makes a square itself.
+        resize: as in ``eval_transform``; ignored with a random resized crop.
 
     Returns:
         A function from a PIL image to a float tensor ``[in_chans, img_size, img_size]``.
@@ -101,7 +102,7 @@ def train_transform(
     if augment.color_jitter or augment.hue:
         steps.append(v2.ColorJitter(*[augment.color_jitter] * 3, augment.hue))
     if augment.rand_ops:
-        # what moves in from outside has the data set's mean colour, as in DeiT
+        # fill with the data set's mean colour, as in DeiT
         fill = [round(255 * value) for value in mean]
         smooth = v2.InterpolationMode.NEAREST if interpolation == "nearest" else v2.InterpolationMode.BILINEAR
         steps.append(v2.RandAugment(augment.rand_ops, augment.rand_magnitude, interpolation=smooth, fill=fill))
@@ -113,15 +114,15 @@ def train_transform(
 
 
 class ResizeAndCrop:
-    """Resizes an image and cuts out the centre square; one that fits already passes at no cost.
+    """Resizes an image and crops the centre square; an image of the right size is returned as is.
 
-    torchvision's two classes take 40 us to do nothing, which is half the time of a CIFAR image.
+    The no-op of torchvision's two classes takes 40 us, half the time of a CIFAR image.
 
     Args:
         img_size: side of the square in pixels.
         crop_pct: share of the resized side that the square keeps.
         interpolation: how to resize.
-        resize: ``"short_side"`` keeps the proportions, ``"both_sides"`` makes a square.
+        resize: ``"short_side"`` or ``"both_sides"``, as in ``eval_transform``.
     """
 
     def __init__(self, img_size: int, crop_pct: float, interpolation: v2.InterpolationMode, resize: str) -> None:
@@ -134,9 +135,9 @@ class ResizeAndCrop:
         """Returns the square, ``img_size`` wide."""
         if image.size == (self.side, self.side) == (self.img_size, self.img_size):
             return image
-        if len(self.size) == 1 and max(image.size) > _LONGEST * min(image.size):
-            # all that is used of it is in the middle, and the whole would take gigabytes
-            longest = _LONGEST * min(image.size)
+        if len(self.size) == 1 and max(image.size) > _MAX_ASPECT_RATIO * min(image.size):
+            # only the centre is used, and resizing the whole image would take gigabytes
+            longest = _MAX_ASPECT_RATIO * min(image.size)
             image = v2.functional.center_crop(image, [min(image.height, longest), min(image.width, longest)])
         resized = v2.functional.resize(image, self.size, self.interpolation)
         cropped: Image.Image = v2.functional.center_crop(resized, [self.img_size])
@@ -144,15 +145,15 @@ class ResizeAndCrop:
 
 
 class ToNormalizedTensor:
-    """Turns a PIL image into a float tensor ``[C, H, W]`` that is ``(pixel - mean) / std`` for pixels in 0..1.
+    """Converts a PIL image to a float tensor ``[C, H, W]`` with ``(pixel - mean) / std`` for pixels in 0..1.
 
-    The same as v2's ToImage, ToDtype(scale=True) and Normalize, to rounding: in a quarter of their 230 us for 32 x 32.
-    8-bit images are divided by 255; images of mode ``F`` are in 0..1 already.
+    Equal to v2's ToImage, ToDtype(scale=True) and Normalize up to rounding, in a quarter of their 230 us for 32 x 32
+    pixels. 8-bit images are divided by 255; images of mode ``F`` are in 0..1.
 
     Args:
         in_chans: C; a grey image is repeated for three.
-        mean: mean of each channel, or one number for all.
-        std: standard deviation of each channel, or one number for all.
+        mean: mean of each channel, or one number for all channels.
+        std: standard deviation of each channel, or one number for all channels.
     """
 
     def __init__(self, in_chans: int, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -170,3 +171,56 @@ class ToNormalizedTensor:
         values_CHW = np.multiply(pixels_CHW, scale_C11, order="C", dtype=np.float32)
         values_CHW -= self.shift_C11
         return torch.from_numpy(values_CHW)
+
+
+class BatchMixing:
+    """torchvision's MixUp (Zhang et al., 2018) and CutMix (Yun et al., 2019); with both, one is drawn for each batch.
+
+    The random numbers are a function of (seed, epoch, step), so that a resumed run mixes like an uninterrupted one.
+
+    torchvision mixes each image with its predecessor. Repeats of an image are adjacent (see ``EpochBatchSampler``) and
+    would be mixed with themselves, so the batch is permuted before and after mixing.
+
+    Args:
+        augment: ``mixup`` and ``cutmix``, at least one above 0, and ``repeats``.
+        num_classes: K.
+        seed: of the run.
+    """
+
+    def __init__(self, augment: AugmentConfig, num_classes: int, seed: int) -> None:
+        kinds = []
+        if augment.mixup:
+            kinds.append(v2.MixUp(alpha=augment.mixup, num_classes=num_classes))
+        if augment.cutmix:
+            kinds.append(v2.CutMix(alpha=augment.cutmix, num_classes=num_classes))
+        self._mix = v2.RandomChoice(kinds)
+        self._repeats = augment.repeats
+        self._seed = seed
+
+    def __call__(self, images: Tensor, labels: Tensor, *, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+        """Mixes a batch.
+
+        Args:
+            images: ``[B, C, H, W]``.
+            labels: ``[B]``, int64.
+            epoch: from 0.
+            step: of the epoch, from 0.
+
+        Returns:
+            The mixed images, and the class probabilities ``[B, K]``, float32.
+        """
+        if self._repeats > 1:
+            positions = torch.arange(len(labels), device=labels.device)
+            permutation = torch.cat([positions[first :: self._repeats] for first in range(self._repeats)])
+            images, labels = images[permutation], labels[permutation]
+        with seeded_generator(derive_seed("mixing", self._seed, epoch, step)):
+            mixed_images, shares = self._mix(images, labels)
+        if self._repeats > 1:
+            inverse = permutation.argsort()
+            mixed_images, shares = mixed_images[inverse], shares[inverse]
+        return mixed_images, shares
+
+
+def create_mixing(augment: AugmentConfig, num_classes: int, seed: int) -> BatchMixing | None:
+    """Returns the mixing of training batches, or None if ``augment`` has neither MixUp nor CutMix."""
+    return BatchMixing(augment, num_classes, seed) if augment.mixup or augment.cutmix else None
