@@ -57,7 +57,7 @@ class EarlyExit(nn.Module):
             raise UserError("EarlyExit supports inference only; train the wrapped model, which trains all exits")
         return super().train(False)
 
-    def extra_repr(self) -> str:  # noqa: D102
+    def extra_repr(self) -> str:
         return f"thresholds={list(self.thresholds)}"
 
     @torch.no_grad()
@@ -121,13 +121,13 @@ class ExitModel(Protocol):
     exits: nn.ModuleList
 
     @property
-    def num_classes(self) -> int: ...  # noqa: D102
+    def num_classes(self) -> int: ...
 
     @property
-    def in_chans(self) -> int: ...  # noqa: D102
+    def in_chans(self) -> int: ...
 
     @property
-    def img_size(self) -> int: ...  # noqa: D102
+    def img_size(self) -> int: ...
 
     def start(self, images: Tensor) -> ExitState:
         """Returns the state before the first exit for ``images`` ``[B, in_chans, img_size, img_size]``."""
