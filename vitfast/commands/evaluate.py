@@ -28,13 +28,12 @@ from vitfast.evaluation.evaluate import (
     Evaluation,
     check_calibrated,
     confusions,
-    evaluate,
     evaluate_accelerated,
     evaluate_early_exit,
+    evaluate_model,
     per_class,
 )
 from vitfast.runs.trained_model import WEIGHTS, TrainedModel, load_trained_model
-from vitfast.tasks import create_plain_task
 from vitfast.text_table import percent, text_table
 
 _CONFUSIONS_SHOWN = 5
@@ -117,16 +116,9 @@ def evaluate_checkpoint(options: EvaluateOptions) -> str:
     if options.accelerate is not None:
         accelerated = evaluate_accelerated(trained, loader, precision=options.accelerate)
         return lay_out(trained, options, accelerated.evaluation, images, accelerated=accelerated)
-    evaluation = evaluate(
-        create_plain_task(trained.model),
-        loader,
-        num_classes=len(trained.class_names),
-        num_exits=trained.model.num_exits,
-        device=device,
-        precision=options.precision,
-        detailed=True,
+    evaluation = evaluate_model(
+        trained.model, loader, num_classes=len(trained.class_names), device=device, precision=options.precision
     )
-    assert evaluation is not None  # nothing can stop it
     early = None
     if options.early_exit:
         early = evaluate_early_exit(trained, loader, device=device, precision=options.precision)

@@ -19,7 +19,7 @@ from vitfast.evaluation.checkpoint_data import (
     EvaluateDataOptions,
     data_of_checkpoint,
     dataset_of_split,
-    loader_in_order,
+    image_loader,
     loader_of_split,
 )
 from vitfast.evaluation.plots import (
@@ -79,7 +79,7 @@ def sweep_exits(
     with autocast(device, precision):
         held_out = loader_of_split(trained, data, options.calibration)
         calibration = collect_exit_statistics(trained.model, held_out)
-        test = collect_exit_statistics(trained.model, _watched(loader_in_order(trained, data, dataset), labels))
+        test = collect_exit_statistics(trained.model, _watched(image_loader(trained, data, dataset), labels))
     # which image of the data set each column of the statistics is; those that could not be read have none
     readable = [index for index in range(len(dataset)) if index not in dataset.bad_images]
     indices = torch.linspace(0, test.images - 1, min(options.images, test.images)).round().long()

@@ -22,17 +22,18 @@ from tqdm import tqdm
 import vitfast
 from vitfast.config import load_options, option
 from vitfast.config.schema import NumberFormatOptions
-from vitfast.data import ImageDataset, build_loader
+from vitfast.data import ImageDataset
 from vitfast.device import select_device
 from vitfast.errors import UserError
 from vitfast.evaluation.checkpoint_data import (
     ForeignDataOptions,
     data_of_checkpoint,
     dataset_of_split,
+    image_loader,
     is_run,
     load_foreign_checkpoint,
 )
-from vitfast.evaluation.evaluate import CLASS_METRICS, Evaluation, classification_report, evaluate
+from vitfast.evaluation.evaluate import CLASS_METRICS, Evaluation, classification_report, evaluate_model
 from vitfast.evaluation.number_format import format_overrides, number_format
 from vitfast.evaluation.plots import draw_quantization
 from vitfast.models import ImageModel
@@ -44,7 +45,6 @@ from vitfast.quantization.report import LayerError, QuantizationReport, quantiza
 from vitfast.runs.checkpoint import MODEL_FILE
 from vitfast.runs.quantized_checkpoint import check_target, write_quantized_checkpoint
 from vitfast.runs.trained_model import WEIGHTS, TrainedModel, load_trained_model
-from vitfast.tasks import create_plain_task
 from vitfast.text_table import percent, text_table
 
 _PICTURE, _REPORT = "quantization.png", "quantization.json"
@@ -205,16 +205,9 @@ def _evaluate(
     model: ImageModel, trained: TrainedModel, options: QuantizeOptions, images: ImageDataset, title: str
 ) -> Evaluation:
     loader = _loader(trained, options, images)
-    evaluation = evaluate(
-        create_plain_task(model),
-        _with_bar(loader, title, len(loader)),
-        num_classes=len(trained.class_names),
-        num_exits=model.num_exits,
-        device=next(model.parameters()).device,
-        detailed=True,
-    )
-    assert evaluation is not None  # nothing can stop it
-    return evaluation
+    device = next(model.parameters()).device
+    batches = _with_bar(loader, title, len(loader))
+    return evaluate_model(model, batches, num_classes=len(trained.class_names), device=device)
 
 
 def _compare(
@@ -226,10 +219,7 @@ def _compare(
 
 
 def _loader(trained: TrainedModel, options: QuantizeOptions, images: ImageDataset, *, shuffle: bool = False) -> Any:
-    data = data_of_checkpoint(trained, options.data)
-    return build_loader(
-        images, batch_size=data.batch_size, workers=data.workers, seed=options.seed, epoch=0, shuffle=shuffle
-    )
+    return image_loader(trained, options.data, images, seed=options.seed, shuffle=shuffle)
 
 
 def _batch_size(trained: TrainedModel, options: QuantizeOptions) -> int:

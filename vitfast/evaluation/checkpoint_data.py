@@ -63,13 +63,20 @@ def loader_of_split(trained: TrainedModel, overrides: EvaluateDataOptions, split
     Raises:
         UserError: there is no such split, or its classes are not the checkpoint's.
     """
-    return loader_in_order(trained, overrides, dataset_of_split(trained, overrides, split))
+    return image_loader(trained, overrides, dataset_of_split(trained, overrides, split))
 
 
-def loader_in_order(trained: TrainedModel, overrides: EvaluateDataOptions, dataset: ImageDataset) -> DataLoader[Any]:
-    """Returns batches of a data set opened by ``dataset_of_split``: all images once, in order."""
+def image_loader(
+    trained: TrainedModel,
+    overrides: EvaluateDataOptions,
+    dataset: ImageDataset,
+    *,
+    seed: int = 0,
+    shuffle: bool = False,
+) -> DataLoader[Any]:
+    """Returns batches of a data set opened by ``dataset_of_split``: all images once."""
     data = data_of_checkpoint(trained, overrides)
-    return build_loader(dataset, batch_size=data.batch_size, workers=data.workers, seed=0, epoch=0, shuffle=False)
+    return build_loader(dataset, batch_size=data.batch_size, workers=data.workers, seed=seed, epoch=0, shuffle=shuffle)
 
 
 def dataset_of_split(trained: TrainedModel, overrides: EvaluateDataOptions, split: str) -> ImageDataset:

@@ -18,6 +18,7 @@ from vitfast.device import autocast, synchronize
 from vitfast.errors import UserError
 from vitfast.evaluation.meter import ClassificationMeter
 from vitfast.inference import EarlyExit, exit_gmacs
+from vitfast.models import ImageModel
 from vitfast.runs.trained_model import TrainedModel
 from vitfast.tasks import EarlyExitTask, create_plain_task
 from vitfast.text_table import percent
@@ -108,6 +109,29 @@ def evaluate(
     seconds = time.perf_counter() - start
     metrics: dict[str, Any] = {**meter.compute(), **(details.compute() if details is not None else {})}
     return Evaluation(images_per_s=metrics["images"] / seconds, **metrics)
+
+
+def evaluate_model(
+    model: ImageModel,
+    loader: DataLoader[Any],
+    *,
+    num_classes: int,
+    device: torch.device,
+    precision: str = "fp32",
+    task: nn.Module | None = None,
+) -> Evaluation:
+    """Evaluates a model in detail, by default with the task that ``create_plain_task`` returns; see ``evaluate``."""
+    evaluation = evaluate(
+        create_plain_task(model) if task is None else task,
+        loader,
+        num_classes=num_classes,
+        device=device,
+        num_exits=model.num_exits,
+        precision=precision,
+        detailed=True,
+    )
+    assert evaluation is not None  # should_stop is never True
+    return evaluation
 
 
 class _Details:
@@ -215,39 +239,20 @@ def evaluate_accelerated(trained: TrainedModel, loader: DataLoader[Any], *, prec
     Raises:
         UserError: the model is quantized to another precision.
     """
-    task = create_plain_task(trained.model)
+    source_task = create_plain_task(trained.model)
     fast = vitfast.accelerate(trained.model, precision)
     evaluations, classes = [], []
-    for one in (type(task)(fast), task):
+    for task in (type(source_task)(fast), source_task):
+        outputs: list[Tensor] = []
+        task.register_forward_hook(lambda _, __, result, outputs=outputs: outputs.append(result["output"].argmax(1)))
         # eval() because evaluate restores the mode, and an accelerated model has no training mode
-        recorder = _ClassRecorder(one).eval()
-        evaluation = evaluate(
-            recorder,
-            loader,
-            num_classes=len(trained.class_names),
-            num_exits=trained.model.num_exits,
-            device=torch.device("cpu"),
-            detailed=True,
+        evaluation = evaluate_model(
+            trained.model, loader, num_classes=len(trained.class_names), device=torch.device("cpu"), task=task.eval()
         )
-        assert evaluation is not None
         evaluations.append(evaluation)
-        classes.append(torch.cat(recorder.classes))
+        classes.append(torch.cat(outputs))
     agreement = float((classes[0] == classes[1]).double().mean())
     return AcceleratedEvaluation(precision, fast.report().kernels, evaluations[0], evaluations[1], agreement)
-
-
-class _ClassRecorder(nn.Module):
-    """Runs a task and records the predicted classes."""
-
-    def __init__(self, task: nn.Module) -> None:
-        super().__init__()
-        self.task = task
-        self.classes: list[Tensor] = []
-
-    def forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        result: dict[str, Tensor] = self.task(images, labels)
-        self.classes.append(result["output"].argmax(dim=1))
-        return result
 
 
 @dataclass(frozen=True)
