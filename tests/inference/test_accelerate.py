@@ -8,6 +8,7 @@ import torch
 
 import vitfast
 from support.accelerable import BUILDERS, accelerable, distance, sample_images, tensors_of
+from vitfast.inference.modules.linear import InferenceLinear
 
 # largest relative L2 distance of a result to float64; bf16's own rule is below
 TOLERANCE = {"fp32": 1e-5, "fp16_32": 3e-3, "int8": 6e-2}
@@ -130,7 +131,7 @@ def test_weights_are_not_kept_twice():
         matrices = sum(p.numel() for p in source.parameters() if p.dim() == 2 or p.dim() == 4)
         others = sum(p.numel() for p in source.parameters()) - matrices
         # kernels round widths of 7 and 32 up to 64, which only such small models notice
-        packed = sum(m.packed.nbytes for m in fast.modules() if hasattr(m, "packed"))
+        packed = sum(m.weight.nbytes for m in fast.modules() if isinstance(m, InferenceLinear))
         assert sum(held.values()) < packed + 1.3 * 4 * others + 4096
         assert packed < 4.5 * bytes_a_weight * matrices
 
@@ -152,7 +153,7 @@ def test_the_report_reads_as_a_table():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"precision": "fp8"}, "precision='fp8' is not possible on cpu; allowed: fp32, bf16, fp16_32, int8"),
+        ({"precision": "fp8"}, "precision='fp8' is not supported on cpu; allowed: fp32, bf16, fp16_32, int8"),
         ({"device": "meta"}, "device=meta: accelerate runs on cpu and cuda"),
         ({"device": "cuda:99"}, "device=cuda:99: torch sees .* CUDA GPUs here; give device='cpu'"),
         ({"graph_batch": 100}, "graph_batch=100 must be a power of two, or 0"),

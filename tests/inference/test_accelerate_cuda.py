@@ -14,8 +14,10 @@ from support.accelerable import BUILDERS, accelerable, distance, sample_images, 
 from support.cast_model import cast_model
 from support.exit_models import EXIT_MODELS, exit_model, random_images
 from support.operator_calls import OperatorCalls
-from vitfast.inference.accelerate import _precision, own_kernels
-from vitfast.inference.packed.normalization import Normalization
+from vitfast.inference.accelerate import _precision
+from vitfast.inference.cuda.cuda_backend import called_kernels
+from vitfast.inference.modules.linear import InferenceLinear
+from vitfast.inference.normalization import Normalization
 from vitfast.ops.library import CPU_KERNELS, has_kernel
 
 # the kinds whose parts differ from each other; the others differ from them in how they are read only
@@ -69,8 +71,8 @@ def test_the_report_names_the_kernels_that_are_called(kind):
         fast(sample_images(source))
     # the longest name: gated_positional_attention's is no other attention
     called = {max((kernel for kernel in CPU_KERNELS if kernel in name), key=len) for name in calls.names}
-    assert own_kernels(fast.body, "cpu") == sorted(called)
-    assert own_kernels(cast_model(source, "fp32").body, "cpu") == sorted(called - {"linear"})
+    assert called_kernels(fast.body, "cpu") == sorted(called)
+    assert called_kernels(cast_model(source, "fp32").body, "cpu") == sorted(called - {"linear"})
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -166,7 +168,7 @@ def test_foreign_models_run_their_own_forward_around_cast_blocks():
 
     model = Wrapped().eval()
     images = sample_images(model.inner)
-    with pytest.warns(UserWarning, match="keep their own forward"):
+    with pytest.warns(UserWarning, match="fall back to the source's forward"):
         fast = cast_model(model, "bf16", check=images)
     assert fast._graphs is None
     with torch.no_grad():
@@ -179,7 +181,9 @@ def test_weights_are_cast_once():
     source = accelerable("vitfast: vit")
     for precision, bytes_a_weight in (("fp32", 4), ("bf16", 2), ("fp16", 2), ("fp16_32", 2)):
         fast = cast_model(source, precision)
-        assert all(m.packed.element_size() == bytes_a_weight for m in fast.modules() if hasattr(m, "packed"))
+        linears = [module for module in fast.modules() if isinstance(module, InferenceLinear)]
+        assert linears
+        assert all(linear.weight.element_size() == bytes_a_weight for linear in linears)
         held = {tensor.untyped_storage().data_ptr(): tensor.nbytes for tensor in fast.buffers()}
         held |= {t.untyped_storage().data_ptr(): t.nbytes for t in fast._state.values() if t is not None}
         matrices = sum(p.numel() for p in source.parameters() if p.dim() in (2, 4))
@@ -230,12 +234,14 @@ def test_hugging_face_models_keep_their_outputs():
 
 def test_what_a_gpu_cannot_compute_in_is_told():
     model, gpu = accelerable("vitfast: vit"), torch.device("cuda")
-    with pytest.raises(vitfast.UserError, match="precision='int8' is not possible on cuda; allowed: fp32, bf16, fp16,"):
+    with pytest.raises(
+        vitfast.UserError, match="precision='int8' is not supported on cuda; allowed: fp32, bf16, fp16,"
+    ):
         _precision(model, "int8", gpu)
-    with pytest.raises(vitfast.UserError, match="precision='fp16' is not possible on cpu"):
+    with pytest.raises(vitfast.UserError, match="precision='fp16' is not supported on cpu"):
         _precision(model, "fp16", torch.device("cpu"))
     vitfast.quantize_(model, vitfast.Int8Config())
-    with pytest.raises(vitfast.UserError, match="the model is quantized to int8, which is not possible on cuda"):
+    with pytest.raises(vitfast.UserError, match="the model is quantized to int8, which is not supported on cuda"):
         _precision(model, None, gpu)
 
 

@@ -130,5 +130,5 @@ def test_images_on_the_cpu_and_a_precision_of_the_cpu_are_told():
     assert fast.device.type == "cuda"
     with pytest.raises(ValueError, match="images are on cpu, but the accelerated model is on cuda:0; move them"):
         fast(sample_images(source))
-    with pytest.raises(vitfast.UserError, match="precision='int8' is not possible on cuda"):
+    with pytest.raises(vitfast.UserError, match="precision='int8' is not supported on cuda"):
         vitfast.accelerate(source, "int8")

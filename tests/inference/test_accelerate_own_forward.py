@@ -83,7 +83,9 @@ def test_one_changed_block_keeps_its_own_forward(change):
     plain = model(images)
     change(model)
     expected = model(images)
-    with pytest.warns(UserWarning, match="1 of 4 parts of VisionTransformer keep their own forward: blocks.0: "):
+    with pytest.warns(
+        UserWarning, match="1 of 4 parts of VisionTransformer fall back to the source's forward: blocks.0: "
+    ):
         fast = vitfast.accelerate(model, "fp32")
     (own,) = fast.report().fell_back
     assert own.name == "blocks.0"
@@ -134,7 +136,9 @@ def test_a_changed_model_runs_its_own_forward_with_packed_blocks(change):
     change(model)
     expected = model(images)
     assert not torch.allclose(plain, expected, rtol=1e-3)
-    with pytest.warns(UserWarning, match=r"1 of 3 parts of VisionTransformer keep their own forward: \(model\): "):
+    with pytest.warns(
+        UserWarning, match=r"1 of 3 parts of VisionTransformer fall back to the source's forward: \(model\): "
+    ):
         fast = vitfast.accelerate(model, "fp32", check=images)
     (own,) = fast.report().fell_back
     assert CHANGES_OF_A_MODEL[change] in own.why_not
@@ -221,6 +225,6 @@ def test_masks_are_refused_by_blocks_in_a_foreign_forward():
 def test_lowering_reads_and_changes_nothing():
     model = accelerable("timm: vit")
     before = copy.deepcopy(vars(model.blocks[0]))
-    description = lower(model).description
-    assert description.blocks[0].attention.qkv.weights[0] is model.blocks[0].attn.qkv.weight
+    spec = lower(model).spec
+    assert spec.blocks[0].attention.qkv.weights[0] is model.blocks[0].attn.qkv.weight
     assert vars(model.blocks[0]).keys() == before.keys()

@@ -10,20 +10,19 @@ from torch import Tensor
 
 import vitfast
 from support.accelerable import accelerable, sample_images
+from vitfast.inference.cpu.cpu_backend import CpuBackend
+from vitfast.inference.cpu.packed_layers import PackedSplitLinear
 from vitfast.inference.ir import Precision
-from vitfast.inference.packed import packed_tokens_to_token
-from vitfast.inference.packed.packed_split import PackedSplit
-from vitfast.inference.packed.packed_tokens_to_token import PackedTokensToToken
+from vitfast.inference.modules.tokens_to_token import PerformerAttention, SplitLinear, TokensToToken
 from vitfast.ops.packed import has_packed
 
 KINDS = ["vitfast: t2t", "vitfast: t2t, transformer", "vitfast: dvt over t2t"]
-OPERATORS = {"packed_split_linear", "packed_performer"}
 # an operand next to a boundary may be rounded the other way
 STEPS: dict[Precision, float] = {"fp32": 1e-5, "bf16": 2e-2, "fp16_32": 2e-3, "int8": 5e-2}
 
 
-def splits(model: torch.nn.Module) -> list[PackedSplit]:
-    return [part for part in model.modules() if isinstance(part, PackedSplit)]
+def splits(model: torch.nn.Module) -> list[SplitLinear]:
+    return [part for part in model.modules() if isinstance(part, SplitLinear)]
 
 
 def logits(result: Tensor | Sequence[Tensor]) -> Tensor:
@@ -38,14 +37,12 @@ def test_without_the_operators_it_is_the_same(kind: str, precision: Precision, m
     model = accelerable(kind)
     images = sample_images(model)
     expected = vitfast.accelerate(model, precision)
-    assert all(split.is_fused == has_packed("packed_split_linear") for split in splits(expected))
-    monkeypatch.setattr(
-        "vitfast.inference.packed.packer.has_packed",
-        lambda operator, device_type="cpu": operator not in OPERATORS and has_packed(operator, device_type),
-    )
+    assert all(isinstance(split, PackedSplitLinear) == has_packed("packed_split_linear") for split in splits(expected))
+    monkeypatch.setattr(CpuBackend, "split_linear_class", lambda *_: SplitLinear)
+    monkeypatch.setattr(CpuBackend, "performer_class", PerformerAttention)
     plain = vitfast.accelerate(model, precision)
     assert splits(plain)
-    assert not any(split.is_fused for split in splits(plain))
+    assert not any(isinstance(split, PackedSplitLinear) for split in splits(plain))
     actual, wanted = logits(plain(images)), logits(expected(images))
     assert (actual - wanted).norm() / wanted.norm() < STEPS[precision]
 
@@ -53,17 +50,15 @@ def test_without_the_operators_it_is_the_same(kind: str, precision: Precision, m
 @pytest.mark.skipif(not has_packed("packed_performer"), reason="pure PyTorch: there are no packed operators")
 @pytest.mark.parametrize("precision", STEPS)
 @torch.no_grad()
-def test_images_mixed_together_change_no_bit(precision: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_mixed_together_change_no_bit(precision: Precision) -> None:
     source = accelerable("vitfast: t2t")
     images = sample_images(source)
     images = torch.cat([images, images.flip(2), images.flip(3)])
-    (tokens,) = (
-        part for part in vitfast.accelerate(source, precision).modules() if isinstance(part, PackedTokensToToken)
-    )
-    first = tokens.mixers[0].split.grid_size(images.shape[-1]) ** 2
+    (tokens,) = (part for part in vitfast.accelerate(source, precision).modules() if isinstance(part, TokensToToken))
+    first = tokens.first.split.grid_size(images.shape[-1]) ** 2
     results = []
     for at_once in (1, 2, len(images)):
-        monkeypatch.setattr(packed_tokens_to_token, "_TOKENS_AT_ONCE", first * at_once)
+        tokens.tokens_at_once = first * at_once
         results.append(tokens(images))
     assert torch.equal(results[1], results[0])
     assert torch.equal(results[2], results[0])

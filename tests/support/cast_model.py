@@ -1,4 +1,4 @@
-"""What ``vitfast.accelerate`` makes for a GPU, made on the CPU: the same parts and recordings, without CUDA."""
+"""The CUDA backend on the CPU: the same modules and recordings, without CUDA."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from support.eager_recorder import EagerRecorder
 from vitfast.inference.accelerate import assemble
 from vitfast.inference.accelerated_model import AcceleratedModel
-from vitfast.inference.graphs.graph_cache import GraphCache
-from vitfast.inference.graphs.recorder import EagerRecorder
+from vitfast.inference.cuda.cuda_backend import CudaBackend
+from vitfast.inference.cuda.graph_cache import GraphCache
 from vitfast.inference.ir import Precision
-from vitfast.inference.packed.cast_packer import CastPacker
-from vitfast.inference.packed.normalization import Normalization
+from vitfast.inference.normalization import Normalization
 
 
 def cast_model(
@@ -34,5 +34,5 @@ def cast_model(
         **options: of ``assemble``.
     """
     graphs = GraphCache(EagerRecorder, largest) if largest else None
-    packer = CastPacker(source, precision, torch.device("cpu"), normalization)
-    return assemble(source, packer, precision, graphs, **options)
+    backend = CudaBackend(source, precision, torch.device("cpu"), normalization)
+    return assemble(source, backend, precision, graphs, **options)

@@ -1,4 +1,4 @@
-"""The module that ``vitfast.accelerate`` returns."""
+"""The modules that ``vitfast.accelerate`` returns."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from vitfast.errors import UserError
 from vitfast.inference.acceleration_report import AccelerationReport, Agreement
-from vitfast.inference.graphs.graph_cache import GraphCache
+from vitfast.inference.cuda.graph_cache import GraphCache
 from vitfast.inference.input_adapters import HuggingFaceAdapter, ImageAdapter
-from vitfast.inference.packed.packed_cascade import PackedCascade
-from vitfast.inference.packed.packed_linear import PackedLinear
-from vitfast.inference.packed.packed_transformer import PackedTransformer
+from vitfast.inference.modules.cascade import InferenceCascade
+from vitfast.inference.modules.linear import InferenceLinear
+from vitfast.inference.modules.transformer import InferenceTransformer
 from vitfast.models.exit_state import ExitState
 
 _AGAIN = "call vitfast.accelerate on the source model again"
@@ -25,21 +25,21 @@ _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class AcceleratedModel(nn.Module):
-    """A model that runs with packed weights, for inference on the CPU, or with cast ones on a GPU.
+    """An inference model with packed weights (CPU) or cast weights (GPU).
 
-    It is called as its source and returns what its source returns. ``state_dict()`` has the source's keys; what is
-    packed is unpacked for it, rounded as it is stored. It can be copied, pickled, compiled and exported; it cannot be
+    It has the call signature and the outputs of its source. ``state_dict()`` has the source's keys; converted weights
+    are restored, rounded as they are stored. The model can be copied, pickled, compiled and exported; it cannot be
     trained, loaded into or moved.
 
     Args:
-        body: runs.
-        front: how it is called; None: the body is called as it is.
-        state: the source's state dict, None where a tensor is packed in ``body``.
-        report: what became of each part.
+        body: the modules that run.
+        adapter: converts arguments and outputs; None: the body has the source's signature.
+        state: the source's state dict, with None for tensors that ``body`` holds converted.
+        report: what runs each part.
         graphs: runs the body by recordings; None: operator by operator.
 
     Attributes:
-        device: where it lies.
+        device: device of the model.
     """
 
     is_accelerated = True
@@ -47,46 +47,46 @@ class AcceleratedModel(nn.Module):
     def __init__(
         self,
         body: nn.Module,
-        front: ImageAdapter | None,
+        adapter: ImageAdapter | None,
         state: Mapping[str, Tensor | None],
         report: AccelerationReport,
         graphs: GraphCache | None = None,
     ) -> None:
         super().__init__()
         self.body: Any = body
-        self._front = front
+        self._adapter = adapter
         self._state = dict(state)
         self._report = report
         self._graphs = graphs
         self.device = next((tensor.device for tensor in body.buffers()), torch.device("cpu"))
-        if isinstance(front, HuggingFaceAdapter):  # transformers' pipelines ask a model for it
-            self.config = front.config
+        if isinstance(adapter, HuggingFaceAdapter):  # transformers' pipelines read it
+            self.config = adapter.config
         super().train(False)
 
     def report(self) -> AccelerationReport:
-        """Returns what runs each part of the model, and why some keep their own forward."""
+        """Returns what runs each part of the model, and why some parts fall back to the source's forward."""
         return self._report
 
     def add_agreement(self, agreement: Agreement) -> None:
-        """Puts into the report how well the model agrees with its source."""
+        """Adds the agreement with the source to the report."""
         self._report = replace(self._report, agreement=agreement)
 
     def forward(self, *arguments: Any, **options: Any) -> Any:
-        """Does what the source's ``forward`` does.
+        """Runs the model; arguments and outputs are those of the source's ``forward``.
 
         Raises:
-            TypeError: the images are no tensor of floating-point numbers.
-            ValueError: the images have another shape or lie on another device.
-            UserError: options are given that only the source has.
+            TypeError: the images are not a tensor of a supported dtype.
+            ValueError: the images have another shape or are on another device.
+            UserError: an option is given that only the source supports.
         """
-        if self._front is None:
+        if self._adapter is None:
             return self.body(*arguments, **options)
-        images = self._checked(self._front.images_of(arguments, options))
+        images = self._checked(self._adapter.images_of(arguments, options))
         with self._autocast_off():
-            return self._front.result_of(self._results(images), options)
+            return self._adapter.result_of(self._results(images), options)
 
     def _results(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """What the body makes of images, in float32."""
+        """Runs the body; returns float32."""
         if self._graphs is None or torch.compiler.is_compiling():
             outputs = self.body(images)
             return _as_float32(outputs) if isinstance(outputs, tuple) else outputs.to(torch.float32)
@@ -104,8 +104,10 @@ class AcceleratedModel(nn.Module):
         Raises:
             UserError: the model was not recognised as a whole, or has exits.
         """
-        if not isinstance(self.body, PackedTransformer):
-            raise UserError("this accelerated model has no tokens of its own to return; ask the source model")
+        if not isinstance(self.body, InferenceTransformer):
+            raise UserError(
+                "this accelerated model cannot return its tokens; call forward_features of the source model"
+            )
         with self._autocast_off():
             return self.body.forward_features(self._checked(images)).to(torch.float32)
 
@@ -120,13 +122,13 @@ class AcceleratedModel(nn.Module):
         return self
 
     def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
-        """Returns the source's keys with the values in use: what is packed is unpacked."""
-        if args:  # the old form: destination, prefix, keep_vars
+        """Returns the source's keys with the values in use; converted weights are restored to float32."""
+        if args:  # deprecated positional form: destination, prefix, keep_vars
             destination, prefix = args[0], args[1] if len(args) > 1 else prefix
         destination = OrderedDict() if destination is None else destination
-        unpacked = self._unpacked()
+        restored = self._restored()
         for key, tensor in self._state.items():
-            destination[prefix + key] = unpacked[key] if tensor is None else tensor.detach()
+            destination[prefix + key] = restored[key] if tensor is None else tensor.detach()
         return destination
 
     def load_state_dict(self, *args: Any, **options: Any) -> Any:
@@ -147,10 +149,10 @@ class AcceleratedModel(nn.Module):
             raise UserError(
                 f"an accelerated model stays in its type and on its device; {_AGAIN}, with precision= or device="
             )
-        return self  # not applied: float() would widen the weights that are stored in 16 bits
+        return self  # not applied: float() would convert weights that are stored in 16 bits
 
     def _checked(self, images: Any) -> Tensor:
-        """Returns images in the body's type or uint8, if they are what the model takes."""
+        """Checks images; returns them in the body's dtype or uint8."""
         if not isinstance(images, Tensor):
             raise TypeError(f"images must be a tensor [B, channels, height, width], got {type(images).__name__}")
         self._check_type(images)
@@ -174,14 +176,14 @@ class AcceleratedModel(nn.Module):
             raise TypeError(f"images must be uint8 (0 to 255) or floating point (0 to 1), got {images.dtype}")
 
     def _autocast_off(self) -> AbstractContextManager[Any]:
-        """The precision of an accelerated model is its own, whatever autocast says."""
+        """Disables autocast, which must not change the model's precision."""
         kind = self.device.type
         return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
-    def _unpacked(self) -> dict[str, Tensor]:
+    def _restored(self) -> dict[str, Tensor]:
         rows: dict[str, list[tuple[int, Tensor]]] = {}
         for module in self.body.modules():
-            if isinstance(module, PackedLinear):
+            if isinstance(module, InferenceLinear):
                 for place, values in module.source_rows():
                     for key in place.keys:
                         rows.setdefault(key, []).append((place.start, values))
@@ -189,27 +191,27 @@ class AcceleratedModel(nn.Module):
 
 
 class AcceleratedCascade(AcceleratedModel):
-    """An accelerated model with exits, which ``EarlyExit`` takes, too.
+    """An accelerated model with exits, which ``EarlyExit`` supports.
 
     Args:
-        body: runs.
-        front: how it is called.
-        state: as in ``AcceleratedModel``.
-        report: as in ``AcceleratedModel``.
-        graphs: as in ``AcceleratedModel``.
-        source: whose number of exits and sizes it has.
+        body: as in ``AcceleratedModel``, like the next four arguments.
+        adapter: see ``body``.
+        state: see ``body``.
+        report: see ``body``.
+        graphs: see ``body``.
+        source: the DVT, whose sizes and exits are copied.
     """
 
     def __init__(
         self,
-        body: PackedCascade,
-        front: ImageAdapter,
+        body: InferenceCascade,
+        adapter: ImageAdapter,
         state: Mapping[str, Tensor | None],
         report: AccelerationReport,
         graphs: GraphCache | None,
         source: Any,
     ) -> None:
-        super().__init__(body, front, state, report, graphs)
+        super().__init__(body, adapter, state, report, graphs)
         self.model_name: str = source.model_name
         self.num_exits: int = source.num_exits
         self.num_classes: int = source.num_classes
@@ -219,15 +221,15 @@ class AcceleratedCascade(AcceleratedModel):
 
     @property
     def exits(self) -> nn.ModuleList:
-        """What each exit computes beyond the one before."""
+        """The modules of the exits."""
         return self.body.exits
 
     def start(self, images: Tensor) -> ExitState:
-        """See ``vitfast.models.DVT.start``."""
+        """As ``vitfast.models.DVT.start``."""
         return ExitState(self._checked(images))
 
     def advance(self, state: ExitState) -> tuple[Tensor, ExitState]:
-        """See ``vitfast.models.DVT.advance``."""
+        """As ``vitfast.models.DVT.advance``."""
         with self._autocast_off():
             logits, after = self._advanced(state)
         return logits.to(torch.float32), after
@@ -239,25 +241,25 @@ class AcceleratedCascade(AcceleratedModel):
 
         def function(*tensors: Tensor) -> tuple[Tensor, ...]:
             logits, after = self.body.advance(_with_tensors(state, tensors))
-            return logits, *_tensors_of(after)[1:]  # the images stay what they were
+            return logits, *_tensors_of(after)[1:]  # without the images, which do not change
 
         logits, *reused = self._graphs.run(f"exit {state.next_exit}", function, _tensors_of(state))
         return logits, self.body.state_after(state, tuple(reused))
 
 
 def _joined(parts: list[tuple[int, Tensor]]) -> Tensor:
-    """Puts rows together that are packed in several places; a shared weight may be there more than once."""
+    """Concatenates rows that several layers hold; a shared weight may occur more than once."""
     by_start = dict(parts)
     return torch.cat([by_start[start] for start in sorted(by_start)]) if len(by_start) > 1 else parts[0][1]
 
 
 def _tensors_of(state: ExitState) -> tuple[Tensor, ...]:
-    """What a state holds of each image; the images come first."""
+    """The tensors of a state; the images come first."""
     return state.images, *(() if state.features is None else (state.features,)), *state.relations
 
 
 def _with_tensors(state: ExitState, tensors: tuple[Tensor, ...]) -> ExitState:
-    """A state like another one, of the tensors that ``_tensors_of`` returns of it."""
+    """Replaces the tensors of a state, in the order of ``_tensors_of``."""
     images, *reused = tensors
     features = None if state.features is None else reused.pop(0)
     return ExitState(images, state.next_exit, features, tuple(reused))

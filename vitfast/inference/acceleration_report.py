@@ -1,4 +1,4 @@
-"""What became of each part of a model when it was accelerated."""
+"""The report of ``accelerate``: what runs each part of a model."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ class LayerPath:
     """What runs one part of an accelerated model.
 
     Attributes:
-        name: of the source's module; ``"(model)"`` for the model's own code.
+        name: name of the source module; ``"(model)"`` for the model's own code.
         path: what runs it.
-        why_not: why it keeps its own forward; empty where it does not.
+        why_not: why it falls back to the source's forward; empty if it does not.
     """
 
     name: str
@@ -22,14 +22,14 @@ class LayerPath:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How well an accelerated model agrees with its source on some images.
+    """Agreement of an accelerated model with its source on some images.
 
     Attributes:
-        num_images: how many there were.
-        cosine: the smallest of their logits' cosines, over all results.
-        top1_agreement: share of images with the same top class, 0 to 1, at the result where it is smallest.
-        worst_layer: the block whose result, from the source's own input, is furthest from the source's.
-        worst_error: its relative L2 distance.
+        num_images: number of images.
+        cosine: smallest cosine similarity of the logits, over all outputs.
+        top1_agreement: share of images with the same top class, 0 to 1; the smallest over all outputs.
+        worst_layer: the block with the largest error, given the source's input to that block.
+        worst_error: its relative L2 error.
     """
 
     num_images: int
@@ -52,10 +52,10 @@ class AccelerationReport:
 
     Attributes:
         source: class of the source model.
-        precision: of the products.
-        kernels: the instruction set of the packed kernels; or why there are none.
-        layers: every part.
-        agreement: with the source, where images were given to check it; else None.
+        precision: precision of the GEMMs.
+        kernels: which kernels run the model.
+        layers: all parts.
+        agreement: agreement with the source, if ``accelerate`` was given images to check it; else None.
     """
 
     source: str
@@ -66,7 +66,7 @@ class AccelerationReport:
 
     @property
     def fell_back(self) -> tuple[LayerPath, ...]:
-        """The parts that keep their own forward."""
+        """The parts that fall back to the source's forward."""
         return tuple(layer for layer in self.layers if layer.why_not)
 
     def __str__(self) -> str:
@@ -77,6 +77,6 @@ class AccelerationReport:
             f"  {layer.name.ljust(name_width)}  {layer.path.ljust(path_width)}  {layer.why_not}".rstrip()
             for layer in self.layers
         ]
-        total, own = len(self.layers), len(self.fell_back)
-        lines.append(f"{total - own} of {total} parts accelerated")
+        total = len(self.layers)
+        lines.append(f"{total - len(self.fell_back)} of {total} parts accelerated")
         return "\n".join(lines if self.agreement is None else [*lines, str(self.agreement)])

@@ -10,61 +10,63 @@ from torch import Tensor, nn
 from vitfast.errors import UserError
 from vitfast.inference.lowering.huggingface_models import family_of
 
-_HINT = "run the source model for that"
-
 
 class ImageAdapter:
-    """Called with images, returns tensors: models of vitfast, timm and torchvision."""
+    """For models that take images and return tensors: vitfast's, timm's and torchvision's."""
 
     def images_of(self, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """Returns the images among the arguments of a call.
 
         Raises:
-            UserError: there is something else among them.
+            UserError: there are other arguments.
         """
         given = dict(options)
         images = arguments[0] if arguments else next((given.pop(n) for n in ("images", "x") if n in given), None)
         refused = [str(value) for value in arguments[1:] if value not in (None, False)]
         refused += [name for name, value in given.items() if value is not None and value is not False]
         if refused:
-            raise UserError(f"an accelerated model takes images only, and was given {', '.join(refused)}; {_HINT}")
+            raise UserError(
+                f"an accelerated model takes images only, and was given {', '.join(refused)}; run the source model "
+                "for that"
+            )
         return images
 
     def result_of(self, outputs: Tensor | tuple[Tensor, ...], options: dict[str, Any]) -> Any:
-        """Returns what the source would return."""
+        """Returns the outputs in the form in which the source returns them."""
         return outputs
 
 
 class HuggingFaceAdapter(ImageAdapter):
-    """Called with ``pixel_values``, returns an output class of transformers.
+    """For models that take ``pixel_values`` and return an output class of transformers.
 
     Args:
         output_class: module and name of the class.
-        fields: the fields of the output, in the order of the readouts.
-        config: of the source.
+        fields: fields of the output, in the order of the readouts.
+        config: the source's configuration.
     """
 
     def __init__(self, output_class: tuple[str, str], fields: tuple[str, ...], config: Any) -> None:
         module, name = output_class
-        # found once: torch.compile does not trace an import
+        # imported here: torch.compile does not trace imports
         self.output_class = getattr(importlib.import_module(module), name)
         self.fields = fields
         self.config = config
 
     def images_of(self, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        """See ``ImageAdapter``."""
         given = {name: value for name, value in options.items() if name != "return_dict"}
-        wanted = [name for name in ("output_attentions", "output_hidden_states") if getattr(self.config, name, False)]
-        if wanted:
+        unsupported = [
+            name for name in ("output_attentions", "output_hidden_states") if getattr(self.config, name, False)
+        ]
+        if unsupported:
             raise UserError(
-                f"the configuration asks for {', '.join(wanted)}, which an accelerated model has not; {_HINT}"
+                f"the configuration requests {', '.join(unsupported)}, which an accelerated model does not return; run "
+                "the source model for that"
             )
         if not arguments and "pixel_values" in given:
             arguments = (given.pop("pixel_values"),)
         return super().images_of(arguments, given)
 
     def result_of(self, outputs: Tensor | tuple[Tensor, ...], options: dict[str, Any]) -> Any:
-        """See ``ImageAdapter``."""
         tensors = outputs if isinstance(outputs, tuple) else (outputs,)
         named = dict(zip(self.fields, tensors, strict=True))
         if "cls_logits" in named:
@@ -77,7 +79,7 @@ class HuggingFaceAdapter(ImageAdapter):
 
 
 def input_adapter(model: nn.Module) -> ImageAdapter:
-    """Returns how a model that was recognised as a whole is called."""
+    """Returns the adapter of a source model that was recognised as a whole."""
     family = family_of(model)
     if family is None:
         return ImageAdapter()

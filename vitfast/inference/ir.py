@@ -1,6 +1,6 @@
 """Intermediate representation (IR) of a Vision Transformer's evaluation forward pass, independent of its library.
 
-``vitfast.inference.lowering`` converts a model to a ``ModelSpec``; ``vitfast.inference.packed`` builds runnable modules
+``vitfast.inference.lowering`` converts a model to a ``ModelSpec``; ``vitfast.inference.backend`` builds modules
 from it. A spec refers to the source model's tensors without copying them, so it is valid while the source is unchanged.
 
 Shapes: B batch, N tokens, C channels, H heads, D head dimension, P patch size, K inputs and O outputs of a layer,

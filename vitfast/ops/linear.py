@@ -21,6 +21,8 @@ from vitfast.ops.product_flops import product_flops
 from vitfast.ops.quantize_float import quantize_float
 
 ACTIVATIONS = ("none", "gelu", "gelu_tanh")
+# activation -> the argument ``approximate`` of torch.nn.functional.gelu and of the operator ``mlp``
+GELU_APPROXIMATE = {"gelu": "none", "gelu_tanh": "tanh"}
 
 
 def linear(

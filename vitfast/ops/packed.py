@@ -2,7 +2,7 @@
 
 Shapes: B batch, N tokens, C channels, H heads, D head dimension, O outputs of a product, K its inputs, T tokens before
 the patches. The schemas and the exact arithmetic of each precision are in ``csrc/library.cpp``; these operators are
-called by ``vitfast.inference.packed`` only, which checks what it passes when it packs.
+called by ``vitfast.inference.cpu`` only, which checks what it passes when it packs.
 """
 
 from __future__ import annotations

@@ -29,12 +29,12 @@ class Lowered:
     """What was recognised of a model.
 
     Attributes:
-        description: of the whole model; None if its own forward has to run.
+        spec: the whole model; None if it has to run its own forward.
         why: what was not recognised then.
         blocks: where the model runs its own forward, the blocks within it that are recognised all the same.
     """
 
-    description: ModelSpec | None
+    spec: ModelSpec | None
     why: NotRecognised | None
     blocks: dict[str, BlockSpec]
 

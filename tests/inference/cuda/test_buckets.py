@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from vitfast.inference.graphs.buckets import Part, bucket_of, is_bucket, split_batch
+from vitfast.inference.cuda.graph_cache import Part, bucket_of, is_bucket, split_batch
 
 
 @pytest.mark.parametrize("largest", [1, 2, 8, 256])

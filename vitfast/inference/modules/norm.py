@@ -1,21 +1,21 @@
-"""A LayerNorm of an accelerated model."""
+"""LayerNorm of accelerated models, alone and before a linear layer."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
 from vitfast import ops
-from vitfast.inference.packed.plain_product import round_to_fp16
+from vitfast.inference.modules.linear import InferenceLinear, round_to_fp16
 
 
-class PackedNorm(nn.Module):
-    """LayerNorm over the last dimension; in FP16_32 its input is rounded to half precision.
+class InferenceNorm(nn.Module):
+    """LayerNorm over the last dimension.
 
     Args:
         weight: ``[C]``, or None for ones.
         bias: ``[C]``, or None for zeros.
         eps: added to the variance.
-        rounds_input: whether the input is rounded.
+        rounds_input: whether the input is rounded to fp16 (FP16_32).
     """
 
     operators = ("layer_norm",)
@@ -34,10 +34,18 @@ class PackedNorm(nn.Module):
         """Normalizes ``x`` ``[..., C]``."""
         return ops.layer_norm(round_to_fp16(x) if self.rounds_input else x, self.weight, self.bias, self.eps)
 
-    def add(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """Computes ``(x + residual, normalized sum)`` in one pass; for what is not rounded."""
-        return ops.add_layer_norm(x, residual, self.weight, self.bias, self.eps)
-
     def extra_repr(self) -> str:
-        """What ``print(model)`` shows in parentheses."""
         return f"eps={self.eps}, rounds_input={self.rounds_input}"
+
+
+class NormLinear(nn.Module):
+    """``linear(norm(x))``."""
+
+    def __init__(self, norm: InferenceNorm, linear: InferenceLinear) -> None:
+        super().__init__()
+        self.norm = norm
+        self.linear = linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.linear(self.norm(x))
+        return out

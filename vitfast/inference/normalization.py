@@ -1,4 +1,4 @@
-"""The normalisation of images, which an accelerated model may do itself."""
+"""Normalization of images within an accelerated model."""
 
 from __future__ import annotations
 
@@ -13,14 +13,11 @@ from vitfast.errors import UserError
 
 @dataclass(frozen=True)
 class Normalization:
-    """``(pixels / 255 - mean) / std`` for each channel, of pixels 0 to 255.
+    """``(pixels / 255 - mean) / std`` for pixels from 0 to 255.
 
     Attributes:
-        mean: of each channel, of values 0 to 1.
-        std: of each channel, above 0.
-
-    Raises:
-        UserError: they are no such numbers.
+        mean: mean of each channel, for values from 0 to 1.
+        std: standard deviation of each channel, above 0.
     """
 
     mean: tuple[float, ...]
@@ -28,7 +25,11 @@ class Normalization:
 
     @classmethod
     def of(cls, mean: Sequence[float] | None, std: Sequence[float] | None) -> Normalization | None:
-        """Makes one of what ``accelerate`` was given; None for nothing."""
+        """Makes it from ``accelerate``'s arguments; None if both are None.
+
+        Raises:
+            UserError: the arguments are invalid.
+        """
         if mean is None and std is None:
             return None
         if mean is None or std is None or len(mean) != len(std) or not all(value > 0 for value in std):
@@ -44,6 +45,6 @@ class Normalization:
         return pixels.to(torch.float32) * scale + shift
 
     def coefficients(self) -> tuple[Tensor, Tensor]:
-        """Returns scale and shift of each channel: ``pixels * scale + shift``."""
+        """Returns scale and shift ``[channels]``: ``pixels * scale + shift`` is the result."""
         mean, std = torch.tensor(self.mean, dtype=torch.float64), torch.tensor(self.std, dtype=torch.float64)
         return (1 / (255 * std)).float(), (-mean / std).float()

@@ -1,4 +1,4 @@
-"""CUDA graphs: all kernels of a computation start with one call of the host."""
+"""CUDA graphs: one call of the host launches all kernels of a computation."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from vitfast.inference.graphs.recorder import Function, Recording, fixed_inputs
+from vitfast.inference.cuda.graph_cache import Function, Recording, fixed_inputs
 
-# libraries choose algorithms and allocate workspaces in the first runs, which a graph must not hold
+# libraries choose algorithms and allocate workspaces in the first runs, which must not be captured
 _WARM_UP_RUNS = 3
 
 
 class CudaRecorder:
-    """Captures CUDA graphs, all of them in one memory pool: they never run at the same time.
+    """A ``Recorder`` that captures CUDA graphs in one memory pool: they never run at the same time.
 
     Args:
         device: a CUDA device with its index.
@@ -30,11 +30,10 @@ class CudaRecorder:
 
     @property
     def is_possible(self) -> bool:
-        """See ``Recorder``: within the capture of another graph a computation is part of that one."""
+        """False during the capture of another graph, which includes the computation."""
         return not torch.cuda.is_current_stream_capturing()
 
     def record(self, function: Function, examples: Sequence[Tensor]) -> Recording:
-        """See ``Recorder``; called within a turn."""
         inputs = fixed_inputs(examples)
         current = torch.cuda.current_stream()
         self._side.wait_stream(current)
@@ -43,14 +42,13 @@ class CudaRecorder:
                 function(*inputs)
         current.wait_stream(self._side)
         graph = torch.cuda.CUDAGraph()
-        # other threads may go on using CUDA, as those that pin memory for a data loader do
+        # other threads may use CUDA meanwhile, for example to pin memory for a data loader
         with torch.cuda.graph(graph, pool=self._pool, stream=self._side, capture_error_mode="thread_local"):
             outputs = function(*inputs)
         return _CudaRecording(graph, inputs, outputs)
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """See ``Recorder``."""
         with torch.cuda.device(self._device):
             stream = torch.cuda.current_stream()
             stream.wait_event(self._last_turn)
@@ -60,7 +58,6 @@ class CudaRecorder:
                 self._last_turn.record(stream)
 
     def wait(self) -> None:
-        """See ``Recorder``."""
         self._last_turn.synchronize()
 
 

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from vitfast.inference.graphs.graph_cache import GraphCache
-from vitfast.inference.graphs.recorder import EagerRecorder
+from support.eager_recorder import EagerRecorder
+from vitfast.inference.cuda.graph_cache import GraphCache
 
 
 class CountingRecorder(EagerRecorder):

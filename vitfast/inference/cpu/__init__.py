@@ -1,0 +1,1 @@
+"""The CPU backend: layers that call operators on packed weights."""

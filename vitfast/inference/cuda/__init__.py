@@ -1,0 +1,1 @@
+"""The CUDA backend: layers with cast weights, and CUDA graphs."""

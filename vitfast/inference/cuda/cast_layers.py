@@ -1,0 +1,126 @@
+"""Layers whose weights are cast once to the dtype in which they are multiplied."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vitfast import ops
+from vitfast.inference.ir import Activation, Precision
+from vitfast.inference.modules.attention import InferenceAttention
+from vitfast.inference.modules.block import InferenceBlock, InferenceMlp
+from vitfast.inference.modules.linear import InferenceLinear, SourceRows
+from vitfast.ops.linear import ACTIVATIONS, GELU_APPROXIMATE
+from vitfast.ops.mlp import CUDA_DTYPES, has_mlp_kernel
+
+
+class CastLinear(InferenceLinear):
+    """A linear layer in fp32, bf16 or fp16: weight, bias, input and result have one dtype."""
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        precision: Precision,
+        rows: tuple[SourceRows, ...],
+        column_order: Tensor | None = None,
+    ) -> None:
+        super().__init__(weight, bias, precision, rows, column_order)
+        self.bias = None if bias is None else bias.to(self.weight.dtype)
+
+    @property
+    def operators(self) -> tuple[str, ...]:
+        """Operators of vitfast that have a CUDA kernel for the dtype."""
+        return ("linear",) if self.weight.dtype in CUDA_DTYPES else ()
+
+    def forward(
+        self,
+        x: Tensor,
+        activation: Activation = "none",
+        *,
+        scale: Tensor | None = None,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        if activation not in ACTIVATIONS:
+            return super().forward(x, activation, scale=scale, residual=residual)
+        x = x.to(self.weight.dtype)
+        return ops.linear(x, self.weight, self.bias, activation=activation, scale=scale, residual=residual)
+
+    def gemm(self, x: Tensor) -> Tensor:
+        return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
+
+
+class Fp16InputLinear(InferenceLinear):
+    """A linear layer in FP16_32: fp16 operands, fp32 sums and results."""
+
+    def gemm(self, x: Tensor) -> Tensor:
+        half = x.to(torch.float16)
+        if x.is_cuda:
+            out = torch.mm(half.flatten(0, -2), self.weight.t(), out_dtype=torch.float32).unflatten(0, x.shape[:-1])
+        else:  # torch has no CPU GEMM of fp16 operands with an fp32 result
+            out = F.linear(half.to(torch.float32), self.weight.to(torch.float32))
+        return out if self.bias is None else out + self.bias
+
+
+class FusedMlp(InferenceMlp):
+    """An MLP of ``CastLinear``s with GELU and without LayerScale, by the operator ``mlp``."""
+
+    @property
+    def operators(self) -> tuple[str, ...]:
+        """``mlp`` where it has a CUDA kernel; elsewhere it calls two GEMMs."""
+        widths = (self.fc1.in_features, self.fc1.out_features, self.fc2.out_features)
+        weight, approximate = self.fc1.weight, GELU_APPROXIMATE[self.activation]
+        return ("mlp",) * has_mlp_kernel(weight.device, weight.dtype, widths, approximate)
+
+    def after_norm(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        fc1, fc2 = self.fc1, self.fc2
+        return ops.mlp(
+            x.to(fc1.weight.dtype),
+            fc1.weight,
+            fc1.bias,
+            fc2.weight,
+            fc2.bias,
+            residual=residual,
+            approximate=GELU_APPROXIMATE[self.activation],
+        )
+
+
+class AddNormBlock(InferenceBlock):
+    """A block that adds the attention's result and normalizes the sum in one operator."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.to(self.dtype).contiguous()
+        branch = self.proj(self.attention(self.qkv(x)), scale=self.scale1)
+        norm = self.mlp.norm
+        assert norm is not None
+        x, normalized = ops.add_layer_norm(branch, x, norm.weight, norm.bias, norm.eps)
+        return self.mlp.after_norm(normalized, x)
+
+
+class FusedGatedAttention(InferenceAttention):
+    """ConViT's attention in one operator, which reads all positional probabilities.
+
+    Args:
+        heads: number of heads.
+        head_dim: channels of a head.
+        scale: factor on the logits.
+        gate: ``[H]``.
+        positional: ``[H, N, N]``.
+    """
+
+    operators = ("gated_positional_attention",)
+
+    gate: Tensor
+    positional: Tensor
+
+    def __init__(self, heads: int, head_dim: int, scale: float, *, gate: Tensor, positional: Tensor) -> None:
+        super().__init__(heads, head_dim, scale)
+        # rows of an odd number of tokens are padded by one: the CUDA kernel reads two elements at a time
+        num_patches = positional.shape[-1]
+        self.register_buffer("positional", F.pad(positional, (0, num_patches % 2))[..., :num_patches])
+        self.register_buffer("gate", gate)
+
+    def forward(self, qkv: Tensor) -> Tensor:
+        out = ops.gated_positional_attention(self.split_heads(qkv), self.positional, self.gate, scale=self.scale)
+        return out.flatten(-2)

@@ -1,1 +1,0 @@
-"""Recorded computations: what runs a model without the host deciding about every operator again."""

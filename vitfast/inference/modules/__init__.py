@@ -1,0 +1,1 @@
+"""Modules that accelerated models consist of, common to all backends."""

@@ -1,0 +1,131 @@
+"""Attention of accelerated models, between the q, k, v projection and the output projection."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vitfast import ops
+from vitfast.layers.positional_attention import attend_by_position
+from vitfast.ops.library import has_kernel
+
+
+class Heads(nn.Module):
+    """Base of all attention modules: number and size of the heads, and the factor on the logits."""
+
+    def __init__(self, heads: int, head_dim: int, scale: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.head_dim = head_dim
+        self.scale = scale
+
+    def split_heads(self, qkv: Tensor) -> Tensor:
+        """Reshapes ``[B, N, 3 * H * D]`` to ``[B, N, 3, H, D]``."""
+        return qkv.unflatten(-1, (3, self.heads, self.head_dim))
+
+
+class InferenceAttention(Heads):
+    """Self-attention: ``qkv`` ``[B, N, 3 * H * D]`` -> ``[B, N, H * D]``."""
+
+    operators = ("attention",)
+
+    def forward(self, qkv: Tensor) -> Tensor:
+        return ops.attention_packed(self.split_heads(qkv), scale=self.scale).flatten(-2)
+
+
+class QkNormAttention(InferenceAttention):
+    """Self-attention with a LayerNorm (or identity) of q and k within each head."""
+
+    def __init__(self, heads: int, head_dim: int, scale: float, *, q_norm: nn.Module, k_norm: nn.Module) -> None:
+        super().__init__(heads, head_dim, scale)
+        self.q_norm = q_norm
+        self.k_norm = k_norm
+
+    def forward(self, qkv: Tensor) -> Tensor:
+        q_BNHD, k_BNHD, v_BNHD = self.split_heads(qkv).unbind(2)
+        q_BHND, k_BHND = self.q_norm(q_BNHD).transpose(1, 2), self.k_norm(k_BNHD).transpose(1, 2)
+        out_BHND = ops.attention(q_BHND, k_BHND, v_BNHD.transpose(1, 2), scale=self.scale)
+        return out_BHND.transpose(1, 2).flatten(-2)
+
+
+class GatedAttention(nn.Module):
+    """ConViT's attention: blends attention by content with precomputed attention by position.
+
+    Args:
+        content: attention by content.
+        gate: ``[H, 1]``.
+        positional: positional probabilities along each axis, ``[2, H, G, G]``.
+    """
+
+    gate: Tensor
+    positional: Tensor
+
+    def __init__(self, content: InferenceAttention, gate: Tensor, positional: Tensor) -> None:
+        super().__init__()
+        self.content = content
+        self.register_buffer("gate", gate)
+        self.register_buffer("positional", positional)
+
+    def forward(self, qkv: Tensor) -> Tensor:
+        content = self.content(qkv)
+        positional_BYXHD = attend_by_position(self.positional, self.content.split_heads(qkv)[:, :, 2])
+        out_BYXHD = torch.lerp(content.view_as(positional_BYXHD), positional_BYXHD, self.gate)
+        return out_BYXHD.flatten(1, 2).flatten(-2)
+
+
+class FirstTokensAttention(Heads):
+    """Attention from some tokens to all: q ``[B, T, H * D]``, kv ``[B, N, 2 * H * D]`` -> ``[B, T, H * D]``."""
+
+    def __init__(self, heads: int, head_dim: int, scale: float, *, q_norm: nn.Module, k_norm: nn.Module) -> None:
+        super().__init__(heads, head_dim, scale)
+        self.q_norm = q_norm
+        self.k_norm = k_norm
+
+    def forward(self, q: Tensor, kv: Tensor) -> Tensor:
+        q_BTHD = q.unflatten(-1, (self.heads, self.head_dim))
+        k_BNHD, v_BNHD = kv.unflatten(-1, (2, self.heads, self.head_dim)).unbind(2)
+        q_BHTD, k_BHND = self.q_norm(q_BTHD).transpose(1, 2), self.k_norm(k_BNHD).transpose(1, 2)
+        out_BHTD = F.scaled_dot_product_attention(q_BHTD, k_BHND, v_BNHD.transpose(1, 2), scale=self.scale)
+        return out_BHTD.transpose(1, 2).flatten(-2)
+
+
+class RelationAttention(Heads):
+    """Self-attention with a bias on the logits, which can also be returned (DVT)."""
+
+    operators = ("attention",)
+
+    def forward(
+        self, qkv: Tensor, relations: Tensor | None, upsample: Tensor | None, return_logits: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Computes attention.
+
+        Args:
+            qkv: ``[B, N, 3 * H * D]``.
+            relations: the bias ``[B, H, N, N]``, or ``[B, H, n, n]`` on a coarser grid, or None.
+            upsample: matrix ``[N, n]`` from the coarser grid to this one; ignored for a bias ``[B, H, N, N]``.
+            return_logits: whether to return the logits ``[B, H, N, N]``.
+        """
+        if relations is not None and relations.shape[-1] == qkv.shape[1]:
+            upsample = None
+        out, logits = self.attend(self.split_heads(qkv), relations, upsample, return_logits)
+        return out.flatten(-2), logits
+
+    def attend(
+        self, qkv: Tensor, relations: Tensor | None, upsample: Tensor | None, return_logits: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Computes ``[B, N, H, D]`` and the logits from ``qkv`` ``[B, N, 3, H, D]``."""
+        if relations is not None:
+            relations = (relations if upsample is None else upsample_relations(relations, upsample)).to(qkv.dtype)
+        if not return_logits:
+            return ops.attention_packed(qkv, bias=relations, scale=self.scale), None
+        return ops.attention_packed(qkv, bias=relations, scale=self.scale, return_logits=True)
+
+
+def upsample_relations(relations: Tensor, upsample: Tensor) -> Tensor:
+    """Upsamples ``relations`` ``[B, H, n, n]`` by ``upsample`` ``[N, n]`` to ``[B, H, N, N]``."""
+    if has_kernel("upsample_relations", relations.device.type):
+        return ops.upsample_relations(relations, upsample)
+    columns = upsample.t().to(relations.dtype)
+    # rows through the transpose, in the operator's order
+    return (relations.transpose(2, 3) @ columns).transpose(2, 3) @ columns

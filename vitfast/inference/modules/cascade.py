@@ -1,0 +1,234 @@
+"""A whole accelerated Dynamic Vision Transformer (DVT)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vitfast.inference.modules.attention import RelationAttention, upsample_relations
+from vitfast.inference.modules.block import InferenceMlp
+from vitfast.inference.modules.embedding import InferenceEmbedding
+from vitfast.inference.modules.linear import InferenceLinear, describe_gemms
+from vitfast.inference.modules.norm import NormLinear
+from vitfast.inference.modules.readout import InferenceReadout
+from vitfast.models.dvt_exit import run_reuse_blocks
+from vitfast.models.exit_state import ExitState
+
+
+class FeatureReuse(nn.Module):
+    """Reduces the previous exit's features to fewer channels and upsamples them to this exit's grid.
+
+    Args:
+        mlp: the MLP with its LayerNorm.
+        upsample: ``[1 + G * G, 1 + g * g]``.
+    """
+
+    upsample: Tensor
+
+    def __init__(self, mlp: InferenceMlp, upsample: Tensor) -> None:
+        super().__init__()
+        self.mlp = mlp
+        self.register_buffer("upsample", upsample)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Turns ``[B, 1 + g * g, C]`` into ``[B, 1 + G * G, out]``, with zeros for the class token."""
+        condensed = self.mlp(features, None)
+        return F.pad(self.upsample[1:, 1:] @ condensed[:, 1:], (0, 0, 1, 0))
+
+
+class RelationReuse(nn.Module):
+    """Mixes the logits of all layers of one exit to biases for the next exit, for all images at once.
+
+    Args:
+        layers: number of layers L.
+        mlp: from ``L * H`` to ``L * H`` channels.
+        upsample: ``[1 + G * G, 1 + g * g]``.
+    """
+
+    operators = ("upsample_relations",)
+
+    upsample: Tensor
+
+    def __init__(self, layers: int, mlp: InferenceMlp, upsample: Tensor) -> None:
+        super().__init__()
+        self.layers = layers
+        self.mlp = mlp
+        self.register_buffer("upsample", upsample)
+
+    def forward(self, relations: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Returns for each layer ``[B, H, 1 + g * g, 1 + g * g]``, not upsampled yet."""
+        channels_last = torch.cat(tuple(relations), dim=1).permute(0, 2, 3, 1).contiguous()
+        return self.mlp(channels_last, None).permute(0, 3, 1, 2).chunk(self.layers, dim=1)
+
+
+class RelationReusePerImage(RelationReuse):
+    """As ``RelationReuse``, one image at a time: the hidden units of a batch would not fit into a CPU's cache."""
+
+    def forward(self, relations: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        batch, heads, tokens, _ = relations[0].shape
+        mixed = relations[0].new_empty(batch, self.layers * heads, tokens, tokens)
+        for index, image in enumerate(zip(*relations, strict=True)):
+            channels_last = torch.cat(image).permute(1, 2, 0).contiguous()
+            mixed[index] = self.mlp(channels_last, None).permute(2, 0, 1)
+        return mixed.chunk(self.layers, dim=1)
+
+
+class ReuseBlock(nn.Module):
+    """A block that reads features and relations of the previous exit.
+
+    Args:
+        name: name of the source module.
+        qkv: first LayerNorm and the projection to q, k and v.
+        attention: between the projections.
+        proj: output projection.
+        feature_reuse: of the previous exit's features, or None.
+        mlp: the MLP with its LayerNorm.
+        upsample: matrix of the exit's ``RelationReuse``, or None.
+        dtype: dtype of the tokens.
+    """
+
+    upsample: Tensor | None
+
+    def __init__(
+        self,
+        name: str,
+        qkv: NormLinear,
+        attention: RelationAttention,
+        proj: InferenceLinear,
+        feature_reuse: FeatureReuse | None,
+        mlp: InferenceMlp,
+        upsample: Tensor | None,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.qkv = qkv
+        self.attention = attention
+        self.proj = proj
+        self.feature_reuse = feature_reuse
+        self.mlp = mlp
+        self.dtype = dtype
+        self.register_buffer("upsample", upsample)
+
+    @property
+    def path(self) -> str:
+        """What runs the block, for the report."""
+        return f"{describe_gemms(self.qkv.linear, self.proj, self.mlp.fc1, self.mlp.fc2)}, separate attention"
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        features: Tensor | None = None,
+        relations: Tensor | None = None,
+        return_relations: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """As ``vitfast.layers.ReuseBlock``; relations may also be on the previous exit's grid."""
+        x = x.to(self.dtype).contiguous()
+        attended, logits = self.attention(self.qkv(x), relations, self.upsample, return_relations)
+        x = self.proj(attended, residual=x)
+        wide = x if self.feature_reuse is None else torch.cat([x, self.feature_reuse(features)], dim=2)
+        return self.mlp(wide, x), logits
+
+
+class InferenceExit(nn.Module):
+    """One transformer of the cascade.
+
+    Args:
+        embedding: from images to tokens.
+        relation_reuse: of the previous exit's logits, or None.
+        blocks: in order.
+        norm: applied after the last block.
+        readout: from the class token to the logits.
+    """
+
+    def __init__(
+        self,
+        embedding: InferenceEmbedding,
+        relation_reuse: RelationReuse | None,
+        blocks: Sequence[nn.Module],
+        norm: nn.Module,
+        readout: InferenceReadout,
+    ) -> None:
+        super().__init__()
+        self.embedding = embedding
+        self.relation_reuse = relation_reuse
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = norm
+        self.readout = readout
+
+    def forward(
+        self, images: Tensor, features: Tensor | None, relations: Sequence[Tensor], *, return_relations: bool
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """As ``vitfast.models.dvt_exit.DVTExit``."""
+        x = self.embedding(images)
+        biases = None if self.relation_reuse is None else self._biases(self.relation_reuse, relations)
+        x, returned = run_reuse_blocks(self.blocks, x, features, biases, return_relations)
+        return self.readout(self.norm(x[:, :1])), x, returned
+
+    def _biases(self, reuse: RelationReuse, relations: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Yields the bias of each block; blocks that run the source's code require it on the finer grid."""
+        for block, coarse in zip(self.blocks, reuse(relations), strict=True):
+            yield coarse if isinstance(block, ReuseBlock) else upsample_relations(coarse, reuse.upsample)
+
+
+class InferenceCascade(nn.Module):
+    """An accelerated DVT: runs all exits, or one after the other.
+
+    Args:
+        exits: in order.
+        feature_reuse: whether exits pass their features to the next exit.
+        relation_reuse: whether exits pass their logits to the next exit.
+    """
+
+    returns_tuple = True
+
+    def __init__(self, exits: Sequence[InferenceExit], *, feature_reuse: bool, relation_reuse: bool) -> None:
+        super().__init__()
+        self.exits = nn.ModuleList(exits)
+        self.feature_reuse = feature_reuse
+        self.relation_reuse = relation_reuse
+
+    @property
+    def embedding(self) -> nn.Module:
+        """The first exit's embedding."""
+        return self.exits[0].get_submodule("embedding")
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Classifies ``images`` ``[B, in_chans, img_size, img_size]`` at every exit."""
+        state = ExitState(images)
+        results = []
+        for _ in self.exits:
+            logits, state = self.advance(state)
+            results.append(logits)
+        return tuple(results)
+
+    def advance(self, state: ExitState) -> tuple[Tensor, ExitState]:
+        """As ``vitfast.models.DVT.advance``.
+
+        Raises:
+            ValueError: there is no exit left.
+        """
+        index = state.next_exit
+        if index >= len(self.exits):
+            raise ValueError(f"the model has {len(self.exits)} exits, and this state has passed them all")
+        is_last = index == len(self.exits) - 1
+        logits, features, relations = self.exits[index](
+            state.images, state.features, state.relations, return_relations=self.relation_reuse and not is_last
+        )
+        reused = (features, *relations) if self.feature_reuse and not is_last else relations
+        return logits, self.state_after(state, reused)
+
+    def state_after(self, state: ExitState, reused: tuple[Tensor, ...]) -> ExitState:
+        """Returns the state after the next exit.
+
+        Args:
+            state: the state before it.
+            reused: the exit's features, if the exit after it reads them, followed by its relations.
+        """
+        is_last = state.next_exit == len(self.exits) - 1
+        features, relations = (reused[0], reused[1:]) if self.feature_reuse and not is_last else (None, reused)
+        return ExitState(state.images, state.next_exit + 1, features, relations)

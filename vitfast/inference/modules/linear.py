@@ -1,0 +1,183 @@
+"""Linear layers of accelerated models: the interface, and the implementations on torch operators."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vitfast import ops
+from vitfast.formats import FloatFormat
+from vitfast.inference.ir import Activation, Precision
+from vitfast.ops.linear import GELU_APPROXIMATE
+from vitfast.quantization.int8_arithmetic import integer_product, quantize_dynamic, quantize_weight, weight_scale
+
+# precision -> dtype of a stored weight
+WEIGHT_DTYPES = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp16_32": torch.float16,
+    "int8": torch.int8,
+}
+_FP16 = FloatFormat.fp16()
+
+
+@dataclass(frozen=True)
+class SourceRows:
+    """Rows of a source weight that an accelerated layer holds.
+
+    Attributes:
+        keys: keys in the source's state dict; several for a shared tensor.
+        start: first row.
+        count: number of rows.
+        shape: shape of a row in the source.
+    """
+
+    keys: tuple[str, ...]
+    start: int
+    count: int
+    shape: tuple[int, ...]
+
+
+class InferenceLinear(nn.Module):
+    """Base of all linear layers: ``residual + scale * activation(x wᵀ + bias)``.
+
+    Subclasses define how the weight is stored (``_stored``, ``_restored``) and multiplied (``gemm`` or ``forward``).
+
+    Args:
+        weight: ``[O, K]`` float32; it is converted, not kept.
+        bias: ``[O]`` or None.
+        precision: precision of the GEMM.
+        rows: the source rows in ``weight``, in order.
+        column_order: permutation of the source's columns: ``weight = source[:, column_order]``.
+    """
+
+    gemm_name = "torch GEMM"
+
+    weight: Tensor
+    bias: Tensor | None
+    column_order: Tensor | None
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        precision: Precision,
+        rows: tuple[SourceRows, ...],
+        column_order: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.precision: Precision = precision
+        self.rows = rows
+        weight = weight.detach()
+        if column_order is not None:
+            column_order = column_order.to(weight.device)
+            weight = weight[:, column_order]
+        self.register_buffer("weight", self._stored(weight))
+        self.register_buffer("bias", bias)
+        self.register_buffer("column_order", column_order)
+
+    def forward(
+        self,
+        x: Tensor,
+        activation: Activation = "none",
+        *,
+        scale: Tensor | None = None,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """Computes the layer.
+
+        Args:
+            x: ``[..., K]``.
+            activation: applied after the bias.
+            scale: ``[O]`` or None for ones.
+            residual: ``[..., O]`` or None for zeros.
+
+        Returns:
+            ``[..., O]``.
+        """
+        out = apply_activation(self.gemm(x), activation)
+        if scale is not None:
+            out = out * scale
+        return out if residual is None else residual + out
+
+    def gemm(self, x: Tensor) -> Tensor:
+        """Computes ``x wᵀ + bias``."""
+        raise NotImplementedError
+
+    def source_rows(self) -> Iterator[tuple[SourceRows, Tensor]]:
+        """Yields the source rows and their values in float32, rounded as they are stored."""
+        weight = self._restored()
+        if self.column_order is not None:
+            weight = torch.empty_like(weight).index_copy_(1, self.column_order, weight)
+        for rows, value in zip(self.rows, weight.split([rows.count for rows in self.rows]), strict=True):
+            yield rows, value.reshape(rows.count, *rows.shape)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, precision={self.precision!r}"
+
+    def _stored(self, weight: Tensor) -> Tensor:
+        return weight.to(WEIGHT_DTYPES[self.precision], copy=True)
+
+    def _restored(self) -> Tensor:
+        return self.weight.to(torch.float32)
+
+
+class TorchLinear(InferenceLinear):
+    """Computes what ``PackedLinear`` computes, up to the order of sums, for builds without packed kernels."""
+
+    def gemm(self, x: Tensor) -> Tensor:
+        if self.precision == "fp32":
+            return F.linear(x, self.weight, self.bias)
+        if self.precision == "fp16_32":
+            return F.linear(round_to_fp16(x), self.weight.to(torch.float32), self.bias)
+        out = F.linear(x.to(self.weight.dtype), self.weight).to(torch.float32)
+        return out if self.bias is None else out + self.bias
+
+
+class TorchInt8Linear(InferenceLinear):
+    """As ``TorchLinear``, in int8."""
+
+    weight_scale: Tensor
+
+    def gemm(self, x: Tensor) -> Tensor:
+        integers, x_scale = quantize_dynamic(x, (-1,))
+        out = integer_product(F.linear, integers, self.weight.to(torch.float32), -1) * (x_scale * self.weight_scale)
+        return out if self.bias is None else out + self.bias
+
+    def _stored(self, weight: Tensor) -> Tensor:
+        self.register_buffer("weight_scale", weight_scale(weight))
+        return quantize_weight(weight, self.weight_scale).to(torch.int8)
+
+    def _restored(self) -> Tensor:
+        return self.weight.to(torch.float32) * self.weight_scale[:, None]
+
+
+def round_to_fp16(x: Tensor) -> Tensor:
+    """Rounds float32 to fp16, ties to even, and converts back."""
+    if x.is_cuda:  # torch's conversion is bit-identical and also available where our kernel is not proven
+        return x.to(torch.float16).to(torch.float32)
+    return ops.quantize_float(x, _FP16, rounding="nearest_even")
+
+
+def apply_activation(x: Tensor, activation: Activation) -> Tensor:
+    """Computes an activation of ``ir.Activation``."""
+    if activation == "none":
+        return x
+    if activation in GELU_APPROXIMATE:
+        return F.gelu(x, approximate=GELU_APPROXIMATE[activation])
+    if activation == "gelu_quick":
+        return x * torch.sigmoid(1.702 * x)
+    if activation == "tanh":
+        return torch.tanh(x)
+    return F.silu(x) if activation == "silu" else F.relu(x)
+
+
+def describe_gemms(*linears: InferenceLinear) -> str:
+    """Describes for the report how some layers are multiplied."""
+    return " and ".join(sorted({f"{linear.gemm_name}, {linear.precision}" for linear in linears}))

@@ -1,1 +1,0 @@
-"""The modules of an accelerated model: they hold packed weights and run a description."""
