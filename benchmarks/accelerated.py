@@ -1,25 +1,191 @@
-"""How fast are accelerated models on a GPU, beside timm's in eager mode and compiled?
+"""How fast are accelerated models on a GPU, compared with timm's in eager mode and compiled?
 
     python benchmarks/accelerated.py [key=value …] json=benchmarks/results/models-GPU.json
 
-The whole list takes about an hour, most of it in torch.compile; ``stop_after=480 resume=true`` measures a part of it a
-call. ``--help`` lists the options.
+All tables take about an hour, most of it in torch.compile; with ``stop_after=480 resume=true`` each call measures a
+part of them. Models with exits are measured with all exits and with early exit. The device's copy bandwidth and GEMM
+rate are measured in the same rounds. ``--help`` lists the options.
 """
 
 from __future__ import annotations
 
+import copy
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from typing import Any
 
-from vitfast.benchmarking.accelerated_run import AcceleratedOptions, run_accelerated_benchmark
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from vitfast.benchmarking.harness import Case
+from vitfast.benchmarking.machine import DTYPES, with_limits
+from vitfast.benchmarking.model_cases import WEIGHT, forward, logits, model_case, sample_images, seeded_model
+from vitfast.benchmarking.peers import Unavailable, compiled, failure, timm_model
+from vitfast.benchmarking.run import ModelRunOptions, known_models, known_words, run_tables, seconds_option
+from vitfast.benchmarking.table import Table, count_gflop, gigabytes
 from vitfast.commands.run_command import run_command
-from vitfast.config import load_options
+from vitfast.config import load_options, option
+from vitfast.device import select_device
+from vitfast.inference.accelerate import accelerate
+from vitfast.inference.early_exit import EarlyExit
+from vitfast.models import DVT, ConViT, ImageModel
+
+PRECISIONS = ("bf16", "fp16", "fp32")
+COMPILE_MODES = ("none", "default", "reduce-overhead", "max-autotune")
+MODELS = (
+    "vit_base_patch16_224,vit_small_patch16_224,vit_tiny_patch16_224,vit_large_patch16_224,convit_small,dvt_t2t_vit_12"
+)
+# backends of the other models' attention by priority
+_ATTENTION_BACKENDS = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
 
 
-def measure_accelerated(arguments: Sequence[str]) -> int:
+@dataclass
+class AcceleratedOptions(ModelRunOptions):
+    """Compares accelerated models with timm's, eager and compiled."""
+
+    model: str = option(MODELS, "one or more models, separated by commas; see vitfast.list_models()")
+    batch: str = option("256,1,512,64,8", "images per batch, one or more sizes, in the order of measuring")
+    precision: str = option("bf16,fp16", f"one or more of {', '.join(PRECISIONS)}, separated by commas")
+    compile: str = option(
+        "max-autotune", "mode of torch.compile for the other models; none: not compiled", choices=COMPILE_MODES
+    )
+    seconds: float = seconds_option(300.0)
+
+    def check(self, prefix: str = "") -> None:
+        """Checks the options before anything is measured."""
+        super().check(prefix)
+        self.models()
+        self.precisions()
+
+    def models(self) -> list[str]:
+        """The models' canonical names."""
+        return known_models(self.model)
+
+    def precisions(self) -> list[str]:
+        """The precisions."""
+        return known_words("precision", self.precision, PRECISIONS)
+
+
+def list_tables(options: AcceleratedOptions, device: torch.device) -> list[Table]:
+    """The tables, all models at one batch size before the next size."""
+    tables = []
+    for precision, batch, model in product(options.precisions(), options.batches(), options.models()):
+        tables.append(accelerated_table(model, batch, precision, device, options.compile))
+        if model.startswith("dvt"):
+            tables.append(early_exit_table(model, batch, precision, device))
+    return [with_limits(table, device) for table in tables]
+
+
+def accelerated_table(model_name: str, batch: int, precision: str, device: torch.device, compile_mode: str) -> Table:
+    """Compares an accelerated model with timm's, or with the source where timm has none.
+
+    Images and weights have the precision's type. The other models use cuDNN's attention where it supports the shapes.
+    """
+
+    def build(table: Table) -> list[Case]:
+        torch.compiler.reset()  # models of one class share a limit of recompilations, then run uncompiled
+        own = seeded_model(model_name).to(device)
+        images = sample_images(own, batch)
+        inputs = images.to(DTYPES[precision])
+        try:
+            library, other = "timm", _timm_model(own)
+        except Unavailable:
+            library, other = "source", copy.deepcopy(own)
+        other.to(inputs.dtype)
+        models = {f"{library} eager": _with_attention_backends(other)}
+        if compile_mode != "none":
+            name, model = f"{library} compiled", _with_attention_backends(compiled(other, mode=compile_mode))
+            try:
+                forward(model, inputs)  # unsupported models fail only here
+                models[name] = model
+            except Exception as error:
+                table.left_out[name] = failure(error)
+        table.reference = logits(own, images)
+        table.reference_name = "vitfast's source in fp32"
+        table.images = batch
+        table.gflop = count_gflop(lambda: forward(own, images))
+        weights = [parameter.to(inputs.dtype) for parameter in own.parameters()]
+        table.gigabyte = gigabytes([*weights, inputs, table.reference])
+        models = {"vitfast": accelerate(own, precision, device), **models}
+        return [model_case(name, model, inputs) for name, model in models.items()]
+
+    title = f"{model_name}, batch {batch}, {precision}, accelerated"
+    return Table("inference", title, {"model": model_name, "batch": batch}, precision, build, WEIGHT)
+
+
+def early_exit_table(model_name: str, batch: int, precision: str, device: torch.device) -> Table:
+    """Compares early exit where half of the images that reach an exit leave there.
+
+    Rounding may change the exit of an image, so that results are not compared.
+    """
+
+    def build(table: Table) -> list[Case]:
+        own = seeded_model(model_name).to(device)
+        assert isinstance(own, DVT)
+        images = sample_images(own, batch)
+        thresholds = _halving_thresholds(own, images)
+        inputs = images.to(DTYPES[precision])
+        source = copy.deepcopy(own).to(inputs.dtype)
+        table.images = batch
+        table.gflop = count_gflop(lambda: EarlyExit(own, thresholds)(images))
+        table.gigabyte = gigabytes([*source.parameters(), inputs])
+        models = {"vitfast": accelerate(own, precision, device), "source eager": source}
+        return [Case(name, partial(EarlyExit(model, thresholds), inputs)) for name, model in models.items()]
+
+    title = f"{model_name}, batch {batch}, {precision}, half of the images leave at each exit"
+    labels = {"model": model_name, "batch": batch, "exits": "half"}
+    return Table("inference", title, labels, precision, build, WEIGHT)
+
+
+def _timm_model(own: ImageModel) -> nn.Module:
+    if not isinstance(own, ConViT):
+        return timm_model(own)
+    try:
+        import timm
+    except ImportError as error:
+        raise Unavailable("not installed: pip install timm") from error
+    other: nn.Module = timm.create_model(own.model_name)
+    other.load_state_dict(own.state_dict())
+    return other.to(next(own.parameters()).device).eval()
+
+
+def _with_attention_backends(model: Callable[[Tensor], Any]) -> Any:
+    def run(images: Tensor) -> Any:
+        with sdpa_kernel(_ATTENTION_BACKENDS, set_priority=True) if images.is_cuda else nullcontext():
+            return model(images)
+
+    return run
+
+
+@torch.inference_mode()
+def _halving_thresholds(model: DVT, images: Tensor) -> list[float]:
+    """Thresholds that half of the images that reach an exit exceed."""
+    thresholds, state = [], model.start(images)
+    for _ in range(model.num_exits):
+        exit_logits, state = model.advance(state)
+        confidence = exit_logits.softmax(dim=1).amax(dim=1)
+        thresholds.append(float(confidence.median()))
+        stay = confidence < thresholds[-1]
+        if stay.any():
+            state = state.select(stay)
+    return thresholds
+
+
+def main(arguments: Sequence[str]) -> int:
     options = load_options(AcceleratedOptions, list(arguments), "python benchmarks/accelerated.py")
-    return run_accelerated_benchmark(options)
+    device = select_device(options.device)
+    return run_tables(options, list_tables(options, device), device)[0]
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(measure_accelerated, sys.argv[1:]))
+    sys.exit(run_command(main, sys.argv[1:]))

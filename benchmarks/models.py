@@ -3,7 +3,7 @@
     python benchmarks/models.py [key=value …] json=benchmarks/results/models-MACHINE.json
 
 Small to large models, latency (a single image) and throughput; about five minutes. The options are those of
-``python -m vitfast.benchmark``; what is given replaces what stands here.
+``python -m vitfast.benchmark``; given options replace these defaults.
 """
 
 from __future__ import annotations

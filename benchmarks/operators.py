@@ -3,7 +3,7 @@
     python benchmarks/operators.py [key=value …] json=benchmarks/results/operators-MACHINE.json
 
 About five minutes; ``backward=true`` measures forward and backward together, ``cold_cache=true`` with inputs that come
-from memory. The options are those of ``python -m vitfast.benchmark``; what is given replaces what stands here.
+from memory. The options are those of ``python -m vitfast.benchmark``; given options replace these defaults.
 """
 
 from __future__ import annotations

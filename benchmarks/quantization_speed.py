@@ -1,24 +1,117 @@
-"""What does simulated low precision cost in speed, by vitfast's kernels and by QPyTorch's?
+"""What does simulated low precision cost in speed, with vitfast's kernels and with QPyTorch's?
 
     python benchmarks/quantization_speed.py [key=value …] json=benchmarks/results/quantization_speed-MACHINE.json
 
-Inference and a step of quantization-aware training, beside the same model in float32. ``--help`` lists the options.
+Inference and a step of quantization-aware training, compared with the same model in float32. ``--help`` lists the
+options.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from typing import Literal
 
-from vitfast.benchmarking.quantization_comparison import QuantizationSpeedOptions, run_quantization_speed
+import torch
+
+from vitfast.benchmarking.harness import Case
+from vitfast.benchmarking.model_cases import (
+    WEIGHT,
+    TrainingStep,
+    forward,
+    full_gradient,
+    model_case,
+    sample_images,
+    seeded_model,
+)
+from vitfast.benchmarking.run import RunOptions, parse_counts, run_tables, seconds_option
+from vitfast.benchmarking.table import Table, count_gflop
 from vitfast.commands.run_command import run_command
-from vitfast.config import load_options
+from vitfast.config import load_options, option
+from vitfast.models import ImageModel
+from vitfast.quantization.configs import Backend, FP16_16Config, FP16_32Config
+from vitfast.quantization.qat_config import QATConfig
+from vitfast.quantization.quantize import quantize_
+
+Mode = Literal["inference", "training"]
+
+CONFIGS = {"FP16_32": FP16_32Config, "FP16_16": FP16_16Config}
 
 
-def measure_quantization_speed(arguments: Sequence[str]) -> int:
-    command = "python benchmarks/quantization_speed.py"
-    return run_quantization_speed(load_options(QuantizationSpeedOptions, list(arguments), command))
+@dataclass
+class QuantizationSpeedOptions(RunOptions):
+    """Compares simulated FP16_32 and FP16_16 with float32, with vitfast's rounding and with QPyTorch's."""
+
+    model: str = option("vit_tiny_patch16_224", "the model; see vitfast.list_models()")
+    batch: str = option("8", "images per batch, one or more sizes: batch=1,8")
+    seconds: float = seconds_option(120.0)
+
+    def check(self, prefix: str = "") -> None:
+        """Checks the options before anything is measured."""
+        super().check(prefix)
+        parse_counts("batch", self.batch, minimum=1)
+
+
+def quantization_table(model_name: str, batch: int, mode: Mode) -> Table:
+    """Compares float32 with each format by vitfast and by QPyTorch.
+
+    Args:
+        model_name: one of ``vitfast.list_models()``.
+        batch: images per run.
+        mode: ``"inference"``: the converted model; ``"training"``: a step of quantization-aware training.
+    """
+
+    def build(table: Table) -> list[Case]:
+        source = seeded_model(model_name)
+        images = sample_images(source, batch)
+        models = {"float32": source, **_quantized_models(source, mode, table)}
+        table.images = batch
+        if mode == "inference":
+            cases = [model_case(name, model, images) for name, model in models.items()]
+            table.gflop = count_gflop(lambda: forward(source, images))
+            table.reference_name = "float32"
+        else:
+            names = [name for name, _ in source.named_parameters()]
+            steps = {name: TrainingStep(model, images, "fp32") for name, model in models.items()}
+            cases = [Case(name, run=step, output=partial(full_gradient, step, names)) for name, step in steps.items()]
+            table.gflop = count_gflop(steps["float32"].backward)
+            table.reference_name = "the gradient in float32"
+        assert cases[0].output is not None
+        table.reference = cases[0].output()
+        return cases
+
+    what = "inference" if mode == "inference" else "step of quantization-aware training"
+    title = f"{model_name}, {what}, batch {batch}"
+    return Table(mode, title, {"model": model_name, "batch": batch}, "fp16_32", build, WEIGHT)
+
+
+def _quantized_models(source: ImageModel, mode: Mode, table: Table) -> dict[str, ImageModel]:
+    """Name -> quantized copy of the model."""
+    backends: dict[str, Backend] = {"": "vitfast"}
+    if importlib.util.find_spec("qtorch") is None:
+        table.left_out["QPyTorch"] = "not installed: pip install qtorch"
+    else:
+        backends[" by QPyTorch"] = "qtorch"
+    models = {}
+    for (suffix, backend), (name, config) in product(backends.items(), CONFIGS.items()):
+        base = config(backend=backend, numerics="qtorch" if backend == "qtorch" else "ieee")
+        model = models[name + suffix] = deepcopy(source)
+        quantize_(model, base if mode == "inference" else QATConfig(base, step="prepare"))
+    return models
+
+
+def main(arguments: Sequence[str]) -> int:
+    options = load_options(QuantizationSpeedOptions, list(arguments), "python benchmarks/quantization_speed.py")
+    modes: tuple[Mode, ...] = ("inference", "training")
+    batches = parse_counts("batch", options.batch, minimum=1)
+    tables = [quantization_table(options.model, batch, mode) for batch in batches for mode in modes]
+    return run_tables(options, tables, torch.device("cpu"))[0]
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(measure_quantization_speed, sys.argv[1:]))
+    sys.exit(run_command(main, sys.argv[1:]))

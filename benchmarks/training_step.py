@@ -3,7 +3,7 @@
     python benchmarks/training_step.py [key=value …] json=benchmarks/results/training_step-MACHINE.json
 
 Forward, cross-entropy, backward and torch's AdamW; about four minutes. The options are those of
-``python -m vitfast.benchmark``; what is given replaces what stands here.
+``python -m vitfast.benchmark``; given options replace these defaults.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
 import os
@@ -13,9 +14,13 @@ import torch
 
 from support.subprocesses import run_python
 from vitfast import benchmark
-from vitfast.benchmarking import benchmark_run
-from vitfast.benchmarking.options import BenchmarkOptions
+from vitfast.benchmarking import run as benchmark_run
+from vitfast.benchmarking.peers import PEERS
+from vitfast.benchmarking.table import Table
+from vitfast.commands.benchmark import PEER_NAMES, BenchmarkOptions, list_tables
 from vitfast.config import load_options
+from vitfast.errors import UserError
+from vitfast.ops.packed import has_packed
 
 SCRIPTS = Path(__file__).parent.parent / "benchmarks"
 TINY = ["model=vit_nano_patch2_8", "batch=1,2", "seconds=0.01", "device=cpu"]
@@ -56,20 +61,20 @@ def test_a_wrong_result_is_told_and_ends_with_1(monkeypatch, capsys):
 
 
 def test_what_does_not_fit_into_memory_is_told_and_the_others_go_on(monkeypatch, capsys, tmp_path):
-    measured = benchmark_run.run_comparison
+    measured = Table.measure
 
-    def run(comparison, timer, budget_s):
-        if comparison.labels["batch"] == 1:
+    def measure(table, timer, budget_s):
+        if table.labels["batch"] == 1:
             raise torch.OutOfMemoryError("too much")
-        return measured(comparison, timer, budget_s)
+        measured(table, timer, budget_s)
 
-    monkeypatch.setattr(benchmark_run, "run_comparison", run)
+    monkeypatch.setattr(Table, "measure", measure)
     path = tmp_path / "results.json"
     assert benchmark.main([*TINY, "mode=inference", "libraries=timm", f"json={path}"]) == 0
-    assert "vit_nano_patch2_8, batch 1, fp32: the device has not enough memory" in capsys.readouterr().err
+    assert "vit_nano_patch2_8, batch 1, fp32: the device does not have enough memory" in capsys.readouterr().err
     content = json.loads(path.read_text())
     assert [outcome["labels"]["batch"] for outcome in content["outcomes"]] == [2]
-    assert any("not enough memory" in warning for warning in content["warnings"])
+    assert any("not have enough memory" in warning for warning in content["warnings"])
 
 
 def test_a_busy_machine_is_told_and_stays_with_the_results(monkeypatch, capsys, tmp_path):
@@ -94,7 +99,7 @@ def test_a_mistake_ends_with_2_and_one_line(argument, capsys):
 
 def test_half_precision_has_no_training_step():
     options = load_options(BenchmarkOptions, [*TINY, "precision=fp16"], "benchmark")
-    modes = {comparison.mode for comparison in benchmark_run.list_comparisons(options, torch.device("cpu"))}
+    modes = {table.mode for table in list_tables(options, torch.device("cpu"))}
     assert modes == {"inference", "operators"}
 
 
@@ -115,7 +120,7 @@ def test_help_lists_the_options_without_loading_torchvision():
 def test_a_script_asks_an_allowed_question(script):
     defaults = runpy.run_path(str(SCRIPTS / f"{script}.py"))["DEFAULTS"]
     options = load_options(BenchmarkOptions, defaults, script)
-    assert benchmark_run.list_comparisons(options, torch.device("cpu"))
+    assert list_tables(options, torch.device("cpu"))
     assert options.mode == {"models": "inference", "operators": "operators", "training_step": "training"}[script]
 
 
@@ -130,14 +135,14 @@ def test_an_interrupted_run_goes_on(tmp_path):
     assert len(both) == 2 * len(first)
 
 
-def test_a_run_in_a_hurry_stops_between_comparisons_and_goes_on(tmp_path, capsys, monkeypatch):
+def test_a_run_in_a_hurry_stops_between_tables_and_goes_on(tmp_path, capsys, monkeypatch):
     path = tmp_path / "results.json"
     options = [*TINY, "mode=inference", "batch=1,2,3", "libraries=timm", "limits=true", f"json={path}", "resume=true"]
     hours = itertools.count()
     clock = SimpleNamespace(monotonic=lambda: 3600.0 * next(hours))
     monkeypatch.setattr(benchmark_run, "time", clock)
-    assert benchmark.main([*options, "stop_after=3000"]) == 0  # a comparison takes an hour by this clock
-    assert "2 of 3 comparisons are left; resume=true goes on with them" in capsys.readouterr().out
+    assert benchmark.main([*options, "stop_after=3000"]) == 0  # a table takes an hour by this clock
+    assert "2 of 3 tables are left; resume=true continues with them" in capsys.readouterr().out
     monkeypatch.undo()
     assert benchmark.main(options) == 0
     outcomes = json.loads(path.read_text())["outcomes"]
@@ -166,3 +171,101 @@ def test_the_stages_for_a_gpu_run_dry():
         assert "a dry run" in answer.stdout
         assert expected in answer.stdout
     assert subprocess.run([script, "fast"], capture_output=True).returncode == 2
+
+
+def test_names_of_peers():
+    assert list(PEERS) == list(PEER_NAMES)
+    assert load_options(BenchmarkOptions, ["peers=all", "precision=int8"], "benchmark").engines() == list(PEER_NAMES)
+    for arguments, message in (
+        (["peers=tensorrt"], "'tensorrt' is unknown; allowed: all, eager"),
+        (["peers=all", "mode=training"], "leave mode, compile, operator, backward out"),
+        (["peers=all", "precision=fp16"], "'fp16' is unknown; allowed: fp32, bf16, int8, fp16_32"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_options(BenchmarkOptions, arguments, "benchmark").check()
+
+
+def test_peers_give_table_results_and_chart(tmp_path, capsys):
+    path = tmp_path / "engines.json"
+    arguments = ["model=vit_nano_patch2_8", "batch=1,2", "seconds=0.01", "device=cpu", "peers=eager,openvino"]
+    assert benchmark.main([*arguments, f"json={path}"]) == 0
+    outcomes = json.loads(path.read_text())["outcomes"]
+    assert [outcome["mode"] for outcome in outcomes] == ["engines", "engines"]
+    own = outcomes[0]["standings"][0]
+    assert own["subject"] == "vitfast"
+    rivals = {one["subject"]: one["time_ms"]["median"] for one in outcomes[0]["standings"][1:] if not one["is_limit"]}
+    assert rivals.keys() | outcomes[0]["left_out"].keys() == {"eager", "openvino"}
+    assert "eager" in rivals
+    assert own["against"] == min(rivals, key=rivals.get)
+    assert own["speedup"]["median"] > 0
+    limits = [one for one in outcomes[0]["standings"] if one["is_limit"]]
+    assert bool(limits) == has_packed("fma_peak")
+    if limits:
+        assert limits[0]["peak_share"] == pytest.approx(1.0)
+        assert 0 < own["peak_share"] < 1
+        assert limits[0]["images_per_s"] > own["images_per_s"]
+    printed = capsys.readouterr()
+    assert "vit_nano_patch2_8, batch 1, fp32, engines" in printed.out
+    assert path.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
+    assert str(path.with_suffix(".png")) in printed.err
+    missing = importlib.util.find_spec("openvino") is None
+    assert ("without openvino: not installed: pip install openvino" in printed.out) == missing
+
+
+def load(*arguments):
+    return load_options(BenchmarkOptions, list(arguments), "python -m vitfast.benchmark")
+
+
+def test_lists_are_split_and_each_value_is_kept_once():
+    options = load("model=ViT-B_16,vit_base_patch16_224,vit_nano_patch2_8", "batch=8, 1,8", "precision=[bf16,fp32]")
+    assert options.models() == ["vit_base_patch16_224", "vit_nano_patch2_8"]
+    assert options.batches() == [8, 1]
+    assert options.precisions() == ["bf16", "fp32"]
+
+
+def test_libraries_are_all_or_some():
+    assert load().library_names() == ["torchvision", "timm"]
+    assert load("libraries=timm").library_names() == ["timm"]
+
+
+def test_defaults_are_allowed():
+    options = load()
+    assert options.models() == ["vit_tiny_patch16_224"]
+    assert (options.batches(), options.precisions(), options.mode) == ([8], ["fp32"], "all")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["model=vit_tny_patch16_224"], "vit_tiny_patch16_224"),
+        (["model="], "model= has no value"),
+        (["batch=0"], "batch=0: '0' is not an integer >= 1"),
+        (["batch=-1"], "'-1' is not an integer"),
+        (["batch=1.5"], "'1.5' is not an integer"),
+        (["batch=²"], "'²' is not an integer"),
+        (["batch=1,,8"], "batch=1,,8 has an empty element"),
+        (["precision=int8"], "'int8' is unknown; allowed: fp32, bf16, fp16"),
+        (["precision=fp16", "mode=training"], "use bf16"),
+        (["mode=speed"], "allowed: one of: inference, training, operators, all"),
+        (["mode=inference", "backward=true"], "use mode=operators"),
+        (["mode=training", "operator=mlp"], "operator=mlp is about single operators; mode=training has none"),
+        (["mode=operators", "operator=mlp,"], "empty element"),
+        (["libraries=keras"], "libraries=keras: 'keras' is unknown; allowed: all, torchvision, timm"),
+        (["mode=operators", "compile=true"], "use mode=inference or training"),
+        (["seconds=0"], "seconds=0"),
+        (["threads=0"], "threads=0"),
+        (["btach=8"], "did you mean batch"),
+        (["json=results.txt"], r"must end in \.json"),
+        (["json=/no/such/folder/a.json"], "there is no folder /no/such/folder"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_measured(arguments, message):
+    with pytest.raises(UserError, match=message):
+        load(*arguments)
+
+
+def test_a_folder_is_no_file_for_results(tmp_path):
+    folder = tmp_path / "a.json"
+    folder.mkdir()
+    with pytest.raises(UserError, match="is a folder"):
+        load(f"json={folder}")

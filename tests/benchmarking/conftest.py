@@ -1,4 +1,4 @@
-"""A clock that moves only when a subject runs, so that every measured number is known beforehand."""
+"""A clock that advances only when a case runs, so that every measured number is known beforehand."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from vitfast.benchmarking.subject import Subject
+from vitfast.benchmarking.harness import Case
 
 
 class FakeClock:
-    """Time that passes only while a subject of its own runs."""
+    """Time that passes only while one of its cases runs."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -20,8 +20,8 @@ class FakeClock:
     def __call__(self) -> float:
         return self.seconds
 
-    def subject(self, name: str, duration: list[float] | float, **options: Any) -> Subject:
-        """A subject whose runs take a fixed time, or the times of a list, whose last one stays."""
+    def case(self, name: str, duration: list[float] | float, **options: Any) -> Case:
+        """A case whose runs take a fixed time, or the times of a list, the last of which repeats."""
         listed = duration if isinstance(duration, list) else [duration]
         durations = itertools.chain(listed, itertools.repeat(listed[-1]))
 
@@ -29,7 +29,7 @@ class FakeClock:
             self.log.append(name)
             self.seconds += next(durations)
 
-        return Subject(name, run, **options)
+        return Case(name, run, **options)
 
 
 @pytest.fixture

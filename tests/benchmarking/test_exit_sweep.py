@@ -86,7 +86,7 @@ def test_every_way_answers_all_images_in_batches(monkeypatch: pytest.MonkeyPatch
             subject.run()
             hook.remove()
             seen[subject.name] = calls
-        return [exit_throughput.Measurement(subject, [0.5, 0.25, 0.5], 1) for subject in subjects]
+        return [exit_throughput.Timing(subject, [0.5, 0.25, 0.5], 1) for subject in subjects]
 
     monkeypatch.setattr(exit_throughput, "measure", measure_once)
     speeds = measure_speeds(

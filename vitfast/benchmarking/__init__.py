@@ -1,7 +1,5 @@
-"""Measuring: several implementations in one run, interleaved, with their agreement checked first."""
+"""Benchmarks: several implementations timed in one run, interleaved, after their results have been compared."""
 
-from vitfast.benchmarking.harness import Measurement, measure
-from vitfast.benchmarking.spread import Spread
-from vitfast.benchmarking.subject import Subject
+from vitfast.benchmarking.harness import Case, Spread, Timing, measure
 
-__all__ = ["Measurement", "Spread", "Subject", "measure"]
+__all__ = ["Case", "Spread", "Timing", "measure"]

@@ -8,10 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from vitfast.benchmarking.harness import Measurement, measure
-from vitfast.benchmarking.spread import Spread
-from vitfast.benchmarking.subject import Subject
-from vitfast.benchmarking.timer import create_timer
+from vitfast.benchmarking.harness import Case, Spread, Timing, create_timer, measure
 from vitfast.device import autocast
 from vitfast.inference import EarlyExit
 from vitfast.models import ImageModel
@@ -68,21 +65,21 @@ def measure_speeds(
     if alone:
         ways[ALONE] = _last_exit_alone(model)
 
-    def subject(name: str, way: Callable[[Tensor], object]) -> Subject:
+    def case(name: str, way: Callable[[Tensor], object]) -> Case:
         def run() -> None:
             with torch.inference_mode(), autocast(images.device, precision):
                 for batch in batches:
                     way(batch)
 
-        return Subject(name, run)
+        return Case(name, run)
 
-    subjects = [subject(name, way) for name, way in ways.items()]
-    measurements = measure(subjects, create_timer(images.device), seconds)
-    baseline = measurements[0]
-    return {one.subject.name: _speed(one, baseline, len(images)) for one in measurements}
+    cases = [case(name, way) for name, way in ways.items()]
+    timings = measure(cases, create_timer(images.device), seconds)
+    baseline = timings[0]
+    return {one.case.name: _speed(one, baseline, len(images)) for one in timings}
 
 
-def _speed(one: Measurement, baseline: Measurement, images: int) -> Speed:
+def _speed(one: Timing, baseline: Timing, images: int) -> Speed:
     return Speed(Spread.of([images / sample for sample in one.samples_s]), one.speedup_over(baseline))
 
 

@@ -1,33 +1,46 @@
-"""What the figures were measured on: without it they mean nothing."""
+"""The machine that results were measured on, and its measured limits: arithmetic rate and copy bandwidth."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import os
 import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vitfast.benchmarking.cache_flush import cache_sizes
+from vitfast.benchmarking.harness import Case, cache_sizes
+from vitfast.benchmarking.table import Table
+from vitfast.ops.packed import has_packed
 from vitfast.runs.environment import describe_environment
 
-# instruction sets that matter to matrix products and rounding, as Linux names them (x86: flags, Arm: Features)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# instruction sets relevant to GEMMs and rounding, under Linux's names (x86: flags, Arm: Features)
 _INSTRUCTION_SETS = (
     "avx2 fma f16c avx512f avx512bw avx512vl avx512_vnni avx_vnni avx512_bf16 avx512_fp16 "
     "amx_tile amx_bf16 amx_int8 amx_fp16 asimd asimdhp asimddp bf16 i8mm sve sve2"
 ).split()
-
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "KMP_AFFINITY", "GOMP_CPU_AFFINITY", "VITFAST_ISA")
+
+# far beyond a GPU's caches; on a CPU small enough for a dry run
+_COPIED_BYTES = {"cuda": 2**30, "cpu": 2**24}
+_MATRIX_SIZE = {"cuda": 8192, "cpu": 256}
+
+# Shortest run of the arithmetic loop. A millisecond passes before every thread is awake, and another case's threads
+# may spin for longer than that: such samples would mostly measure something other than arithmetic.
+MIN_RUN_S = 0.05
+_FIRST_ITERATIONS = 10_000
+_TRIALS = 3
+_MAX_GROWTH = 16
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Returns what a reader needs to judge and repeat the figures; all of it can be written as JSON.
-
-    Args:
-        device: where the subjects run.
-    """
+    """Describes the machine, as JSON values, so that readers can judge and repeat the results."""
     described = describe_environment(device)
     return {
         "date": described["started"],
@@ -40,7 +53,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
             "torch_capability": torch.backends.cpu.get_cpu_capability(),
         },
         "memory_bytes": _memory_bytes(),
-        "load_average": load_average(),
+        "load_average": _load_average(),
         "device": described["device"],
         "gpu": _describe_gpu(device),
         "platform": described["platform"],
@@ -59,7 +72,7 @@ def usable_cores() -> int:
 
 
 def instruction_sets(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
-    """The instruction sets of the first core that matter here; empty where the system does not tell."""
+    """The relevant instruction sets of the first core; empty if the system does not report them."""
     try:
         found = re.search(r"^(?:flags|Features)\s*:(.*)$", cpuinfo.read_text(encoding="utf-8"), re.MULTILINE)
     except OSError:
@@ -68,21 +81,8 @@ def instruction_sets(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
     return [name for name in _INSTRUCTION_SETS if name in present]
 
 
-def load_average() -> float | None:
-    """Processes that ran or waited over the last minute; None where the system does not tell."""
-    try:
-        return round(os.getloadavg()[0], 2)
-    except (AttributeError, OSError):
-        return None
-
-
 def busy_warning(load: float | None, cores: int) -> str | None:
-    """Says that others use the machine, or None when it is quiet enough to be measured.
-
-    Args:
-        load: the load average when the benchmark started.
-        cores: what this process may use.
-    """
+    """Returns a warning if the load average at the start shows other work on the machine, else None."""
     if load is None or load <= max(0.5, 0.05 * cores):
         return None
     return (
@@ -90,6 +90,72 @@ def busy_warning(load: float | None, cores: int) -> str | None:
         "before this benchmark began. Times are then too long; ratios within a round suffer less. "
         "Measure again when it is quiet."
     )
+
+
+def with_limits(table: Table, device: torch.device) -> Table:
+    """Adds the device's limits to the cases of a table, which then shows each case's share of them."""
+    return replace(table, build=lambda built: [*table.build(built), *device_limits(device, table.precision)])
+
+
+def device_limits(device: torch.device, precision: str) -> Sequence[Case]:
+    """Returns a large copy and a large GEMM in a precision, a key of ``DTYPES``."""
+    source = torch.ones(_COPIED_BYTES[device.type], dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    size = _MATRIX_SIZE[device.type]
+    # random numbers: they draw more power on a GPU than zeros, which lowers its clock
+    left, right = torch.randn(2, size, size, device=device).to(DTYPES[precision])
+    product = torch.empty_like(left)
+    return [
+        Case("device copy", lambda: target.copy_(source), is_limit=True, gigabyte=2e-9 * source.nbytes),
+        Case("device matrix product", lambda: torch.mm(left, right, out=product), is_limit=True, gflop=2e-9 * size**3),
+    ]
+
+
+def arithmetic_peak(precision: str) -> Case | None:
+    """Returns a loop of multiply-adds on registers over all of torch's threads: the processor's arithmetic limit.
+
+    Args:
+        precision: ``"fp32"``, ``"bf16"``, ``"int8"``, or ``"fp16_32"``, whose multiply-adds are in fp32.
+
+    Returns:
+        None without vitfast's CPU library.
+    """
+    if not has_packed("fma_peak"):
+        return None
+    arithmetic = "fp32" if precision == "fp16_32" else precision
+    operator = torch.ops.vitfast.fma_peak.default
+    iterations = iterations_of_a_run(lambda count: operator(arithmetic, count))
+    operations = operator(arithmetic, iterations)
+    return Case("arithmetic peak", run=lambda: operator(arithmetic, iterations), is_limit=True, gflop=operations * 1e-9)
+
+
+def iterations_of_a_run(loop: Callable[[int], object], clock: Callable[[], float] = time.perf_counter) -> int:
+    """Returns how many iterations take at least ``MIN_RUN_S`` on an undisturbed machine.
+
+    Disturbances lengthen a run and never shorten it, so that the fastest of several runs, after one for warm-up,
+    decides.
+    """
+
+    def seconds() -> float:
+        start = clock()
+        loop(iterations)
+        return clock() - start
+
+    iterations = _FIRST_ITERATIONS
+    while True:
+        loop(iterations)
+        fastest = min(seconds() for _ in range(_TRIALS))
+        if fastest >= MIN_RUN_S:
+            return iterations
+        growth = 1.2 * MIN_RUN_S / max(fastest, 1e-9)
+        iterations = round(iterations * min(growth, _MAX_GROWTH)) + 1
+
+
+def _load_average() -> float | None:
+    try:
+        return round(os.getloadavg()[0], 2)
+    except (AttributeError, OSError):
+        return None
 
 
 def _memory_bytes() -> int | None:

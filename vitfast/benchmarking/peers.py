@@ -1,72 +1,191 @@
-"""The engines that people run Vision Transformers with on a CPU today, each set up as its documentation says."""
+"""Other libraries and engines that run the same model with the same weights, each as its documentation says."""
 
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vitfast.benchmarking.foreign_model import Unavailable
+from vitfast.models import ImageModel, ViTFields
+from vitfast.weights.key_tables.key_table import map_keys
+from vitfast.weights.key_tables.torchvision import TORCHVISION
 
 Run = Callable[[], Tensor]
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+class Unavailable(Exception):
+    """A library or engine is not installed or does not support the model or precision; the message says which."""
+
+
+def torchvision_model(model: ImageModel) -> nn.Module:
+    """Builds torchvision's Vision Transformer with the architecture and a copy of the weights of ``model``.
+
+    Raises:
+        Unavailable: torchvision's class does not support this architecture.
+    """
+    from torchvision.models.vision_transformer import VisionTransformer as TorchvisionModel
+
+    fields = _plain_fields(model, "torchvision")
+    if not fields.qkv_bias or fields.distillation_token != "none":
+        raise Unavailable("torchvision has no ViT with a distillation token or without q, k, v biases")
+    other = TorchvisionModel(
+        image_size=fields.img_size,
+        patch_size=fields.patch_size,
+        num_layers=fields.depth,
+        num_heads=fields.num_heads,
+        hidden_dim=fields.embed_dim,
+        mlp_dim=fields.mlp_dim,
+        num_classes=fields.num_classes,
+        norm_layer=functools.partial(nn.LayerNorm, eps=fields.layer_norm_eps),
+    )
+    if fields.in_chans != 3:  # torchvision's class supports three channels only, but no other layer depends on them
+        other.conv_proj = nn.Conv2d(fields.in_chans, fields.embed_dim, fields.patch_size, fields.patch_size)
+    return _with_weights(other, model)
+
+
+def timm_model(model: ImageModel) -> nn.Module:
+    """Builds timm's Vision Transformer or distilled DeiT with the architecture and a copy of the weights of ``model``.
+
+    Raises:
+        Unavailable: timm is not installed, or its class does not support this architecture.
+    """
+    try:
+        from timm.models.deit import VisionTransformerDistilled
+        from timm.models.vision_transformer import VisionTransformer as TimmModel
+    except ImportError as error:
+        raise Unavailable("not installed: pip install timm") from error
+
+    fields = _plain_fields(model, "timm")
+    is_distilled = fields.distillation_token == "after_class"
+    other: nn.Module = (VisionTransformerDistilled if is_distilled else TimmModel)(
+        img_size=fields.img_size,
+        patch_size=fields.patch_size,
+        in_chans=fields.in_chans,
+        num_classes=fields.num_classes,
+        embed_dim=fields.embed_dim,
+        depth=fields.depth,
+        num_heads=fields.num_heads,
+        mlp_ratio=fields.mlp_ratio,
+        qkv_bias=fields.qkv_bias,
+        norm_layer=functools.partial(nn.LayerNorm, eps=fields.layer_norm_eps),
+    )
+    if is_distilled:
+        assert isinstance(other, VisionTransformerDistilled)
+        other.set_distilled_training(True)  # returns both heads' logits in training, as vitfast does
+    return _with_weights(other, model)
+
+
+def gradients(module: nn.Module, names: Sequence[str]) -> list[Tensor]:
+    """Returns the gradients of the parameters with vitfast's ``names``; zeros for parameters without a gradient."""
+    parameters = parameters_by_name(module)
+    found = [parameters[name] for name in names]
+    return [torch.zeros_like(one) if one.grad is None else one.grad for one in found]
+
+
+def parameters_by_name(module: nn.Module) -> dict[str, Tensor]:
+    """The parameters of vitfast's, timm's or torchvision's model under vitfast's names."""
+    parameters: dict[str, Tensor] = dict(module.named_parameters())
+    if "conv_proj.weight" not in parameters:
+        return parameters
+    mapped, unmatched = map_keys(parameters, TORCHVISION.rules, "torchvision")
+    assert not unmatched, unmatched
+    return mapped
+
+
+def _plain_fields(model: ImageModel, library: str) -> ViTFields:
+    """Returns the fields of a variant that the libraries support."""
+    if type(model.fields) is not ViTFields:
+        raise Unavailable(f"{library} has its own form of {model.model_name}, which is not compared")
+    fields: ViTFields = model.fields
+    is_plain = (
+        fields.patch_order == "channels_first"
+        and fields.distillation_token != "last"
+        and fields.pooling == "token"
+        and fields.head_type == "linear"
+        and not fields.head_hidden_dim
+        and fields.gelu == "erf"
+    )
+    if not is_plain:
+        raise Unavailable(f"{library} has no ViT with this model's patch order, tokens, pooling, head or GELU")
+    return fields
+
+
+def _with_weights(other: nn.Module, model: ImageModel) -> nn.Module:
+    """Copies all weights, and brings the module to the model's device, type and mode."""
+    targets, weights = parameters_by_name(other), dict(model.named_parameters())
+    assert targets.keys() == weights.keys(), targets.keys() ^ weights.keys()
+    parameter = next(model.parameters())
+    with torch.no_grad():
+        for name, target in targets.items():
+            target.copy_(weights[name])
+    return other.to(parameter.device, parameter.dtype).train(model.training)
 
 
 def prepare_peer(name: str, model: nn.Module, images: Tensor, precision: str) -> Run:
-    """Prepares an engine to run a model on a batch.
+    """Prepares an engine to run a model on a batch on the CPU.
 
     Args:
         name: a key of ``PEERS``.
-        model: in float32 and evaluation; it is copied, not changed.
+        model: in float32 and evaluation mode; it is copied.
         images: ``[B, C, H, W]``, float32.
         precision: ``"fp32"``, ``"bf16"``, ``"int8"`` or ``"fp16_32"``.
 
     Returns:
-        What runs the batch once and returns the logits.
+        A function that runs the batch once and returns the logits.
 
     Raises:
-        Unavailable: the engine is not installed, cannot compute in this precision, or does not take the model.
+        Unavailable: the engine is not installed or does not support the precision or the model.
     """
     try:
         run = PEERS[name](model, images, precision)
-        run()  # what it does not take is often told only here
+        run()  # unsupported models often fail only here
     except Unavailable:
         raise
     except Exception as error:
-        lines = str(error).strip().splitlines()
-        raise Unavailable(f"failed: {type(error).__name__}: {lines[0] if lines else ''}") from error
+        raise Unavailable(failure(error)) from error
     return run
 
 
+def compiled(model: nn.Module, **options: Any) -> nn.Module:
+    """Returns a model compiled for fixed shapes."""
+    result: Any = torch.compile(model, dynamic=False, **options)
+    return result  # type: ignore[no-any-return]
+
+
+def failure(error: Exception) -> str:
+    """An exception of another library in one line."""
+    lines = str(error).strip().splitlines()
+    return f"failed: {type(error).__name__}: {lines[0] if lines else ''}"
+
+
 def _eager(model: nn.Module, images: Tensor, precision: str) -> Run:
-    return _torch_run(_in_precision(model, precision, "PyTorch's eager mode"), images, precision)
+    return _torch_run(_in_precision(model, precision, "PyTorch's eager mode"), images)
 
 
-def _compiled(model: nn.Module, images: Tensor, precision: str) -> Run:
-    own = _in_precision(model, precision, "torch.compile")
-    return _torch_run(torch.compile(own, dynamic=False), images, precision)  # type: ignore[arg-type]
+def _compile(model: nn.Module, images: Tensor, precision: str) -> Run:
+    return _torch_run(compiled(_in_precision(model, precision, "torch.compile")), images)
 
 
 def _zentorch(model: nn.Module, images: Tensor, precision: str) -> Run:
     _import("zentorch")
-    own = _in_precision(model, precision, "zentorch without a prepared checkpoint")
-    return _torch_run(torch.compile(own, backend="zentorch", dynamic=False), images, precision)  # type: ignore[arg-type]
+    converted = _in_precision(model, precision, "zentorch without a prepared checkpoint")
+    return _torch_run(compiled(converted, backend="zentorch"), images)
 
 
 def _torchao(model: nn.Module, images: Tensor, precision: str) -> Run:
     if precision != "int8":
         raise Unavailable("measured in int8 only: elsewhere it is torch.compile")
     quantization = _import("torchao.quantization", "torchao")
-    own = copy.deepcopy(model)
-    quantization.quantize_(own, quantization.Int8DynamicActivationInt8WeightConfig())
-    return _torch_run(torch.compile(own, dynamic=False), images, "fp32")  # type: ignore[arg-type]
+    quantized = copy.deepcopy(model)
+    quantization.quantize_(quantized, quantization.Int8DynamicActivationInt8WeightConfig())
+    return _torch_run(compiled(quantized), images)
 
 
 def _onnxruntime(model: nn.Module, images: Tensor, precision: str) -> Run:
@@ -84,33 +203,31 @@ def _onnxruntime(model: nn.Module, images: Tensor, precision: str) -> Run:
         options = runtime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    given = {"images": images.numpy()}
-    return lambda: torch.from_numpy(session.run(None, given)[0])
+    inputs = {"images": images.numpy()}
+    return lambda: torch.from_numpy(session.run(None, inputs)[0])
 
 
 def _openvino(model: nn.Module, images: Tensor, precision: str) -> Run:
     openvino = _import("openvino")
     if precision == "fp16_32":
-        raise Unavailable("has no products of fp16 operands in fp32 on CPUs")
+        raise Unavailable("has no GEMM of fp16 operands with fp32 accumulation on CPUs")
     converted = openvino.convert_model(copy.deepcopy(model), example_input=images)
     if precision == "int8":
         nncf = _import("nncf")
-        data = nncf.Dataset([images.numpy()])
-        converted = nncf.quantize(converted, data, model_type=nncf.ModelType.TRANSFORMER)
+        converted = nncf.quantize(converted, nncf.Dataset([images.numpy()]), model_type=nncf.ModelType.TRANSFORMER)
     settings = {
         "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
     }
-    compiled = openvino.Core().compile_model(converted, "CPU", settings)
-    request, given = compiled.create_infer_request(), images.numpy()
-    return lambda: torch.from_numpy(request.infer([given])[0])
+    request = openvino.Core().compile_model(converted, "CPU", settings).create_infer_request()
+    inputs = [images.numpy()]
+    return lambda: torch.from_numpy(request.infer(inputs)[0])
 
 
-# name -> what prepares it
 PEERS: dict[str, Callable[[nn.Module, Tensor, str], Run]] = {
     "eager": _eager,
-    "compile": _compiled,
+    "compile": _compile,
     "onnxruntime": _onnxruntime,
     "openvino": _openvino,
     "torchao": _torchao,
@@ -126,13 +243,14 @@ def _import(module: str, package: str | None = None) -> Any:
 
 
 def _in_precision(model: nn.Module, precision: str, engine: str) -> nn.Module:
-    if precision not in _DTYPES:
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    if precision not in dtypes:
         raise Unavailable(f"{engine} has no {precision}")
-    return copy.deepcopy(model).to(_DTYPES[precision])
+    return copy.deepcopy(model).to(dtypes[precision])
 
 
-def _torch_run(model: nn.Module, images: Tensor, precision: str) -> Run:
-    inputs = images.to(_DTYPES[precision])
+def _torch_run(model: nn.Module, images: Tensor) -> Run:
+    inputs = images.to(next(model.parameters()).dtype)
 
     def run() -> Tensor:
         with torch.inference_mode():

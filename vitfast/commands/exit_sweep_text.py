@@ -9,7 +9,7 @@ from typing import Any
 
 from vitfast.benchmarking.exit_sweep import ExitSweep, OperatingPoint
 from vitfast.benchmarking.exit_throughput import ALONE
-from vitfast.benchmarking.spread import Spread
+from vitfast.benchmarking.harness import Spread
 from vitfast.device import describe_device
 from vitfast.inference import ExitStatistics
 from vitfast.runs.trained_model import TrainedModel

@@ -2,57 +2,58 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
-from vitfast.benchmarking.comparison import Outcome, Standing
 from vitfast.benchmarking.machine import describe_machine
-from vitfast.benchmarking.report import (
-    Report,
+from vitfast.benchmarking.results import (
+    Results,
     machine_line,
-    markdown,
     number,
-    outcome_text,
-    read_outcomes,
-    write_report,
+    read_tables,
+    table_text,
 )
-from vitfast.benchmarking.spread import Spread
+from vitfast.benchmarking.table import Table
 from vitfast.errors import UserError
 
 
-def standing(name, milliseconds, **changes):
+def row(name, milliseconds, **changes):
     values = {
         "subject": name,
         "is_limit": False,
         "error": 1.5e-7,
-        "time_ms": Spread(milliseconds, 0.9 * milliseconds, 1.1 * milliseconds),
+        "time_ms": {"median": milliseconds, "lower": 0.9 * milliseconds, "upper": 1.1 * milliseconds},
         "rounds": 12,
         "repeats": 3,
         "images_per_s": 1234.5,
         "gflop_per_s": 0.5,
         "gigabyte_per_s": None,
         "against": "timm",
-        "speedup": Spread(2.0, 1.875, 2.25),
+        "speedup": {"median": 2.0, "lower": 1.875, "upper": 2.25},
+        "peak_share": None,
+        "copy_share": None,
     }
-    return Standing(**{**values, **changes})
+    return {**values, **changes}
 
 
 @pytest.fixture
-def outcome():
-    return Outcome(
+def table():
+    return Table(
         mode="inference",
         title="a model",
         labels={"batch": 8},
         precision="fp32",
+        build=lambda table: [],
         reference_name="timm in fp32",
         left_out={"torchvision": "no such model"},
         images=8,
         gflop=2.5,
         gigabyte=None,
-        standings=[
-            standing("vitfast", 6.25),
-            standing("copy", 0.0125, is_limit=True, error=None, against=None, speedup=None, images_per_s=None),
+        rows=[
+            row("vitfast", 6.25),
+            row("copy", 0.0125, is_limit=True, error=None, against=None, speedup=None, images_per_s=None),
         ],
     )
 
@@ -68,8 +69,8 @@ def test_numbers_have_three_digits(value, text):
     assert number(value) == text
 
 
-def test_a_table_has_time_rates_speed_and_error(outcome):
-    title, header, _, first, second, left_out = outcome_text(outcome).splitlines()
+def test_a_table_has_time_rates_speed_and_error(table):
+    title, header, _, first, second, left_out = table_text(table).splitlines()
     assert title == "a model (2.50 GFLOP; error against timm in fp32)"
     assert header.split() == ["subject", "time", "images/s", "GFLOP/s", "speed", "against", "error", "rounds"]
     assert first.split("  ")[0] == "vitfast"
@@ -81,8 +82,8 @@ def test_a_table_has_time_rates_speed_and_error(outcome):
     assert left_out == "without torchvision: no such model"
 
 
-def test_a_rate_that_nobody_has_is_no_column(outcome):
-    assert "GB/s" not in outcome_text(outcome)
+def test_a_rate_that_nobody_has_is_no_column(table):
+    assert "GB/s" not in table_text(table)
 
 
 def test_a_processor_without_a_name_is_told_by_its_instruction_sets():
@@ -95,9 +96,9 @@ def test_a_processor_without_a_name_is_told_by_its_instruction_sets():
         assert machine_line(machine).startswith(f"Intel(R) Xeon(R) Processor{told}2 cores, ")
 
 
-def test_markdown_has_machine_warnings_and_a_table_for_each_comparison(outcome):
+def test_markdown_has_machine_warnings_and_a_table_for_each_comparison(table):
     machine = describe_machine(torch.device("cpu"))
-    text = markdown(Report(machine, {}, ["too busy"], [outcome, outcome]))
+    text = Results(machine, {}, ["too busy"], [table, table]).markdown()
     assert text.count("## a model") == 2
     assert "**Warning**: too busy" in text
     assert machine["cpu"]["model"] in text
@@ -106,11 +107,10 @@ def test_markdown_has_machine_warnings_and_a_table_for_each_comparison(outcome):
     assert rows[1].startswith("| --- | ---: |")
 
 
-def test_json_can_be_read_back_by_strict_readers(outcome, tmp_path):
-    strange = Outcome(**{**vars(outcome), "standings": [standing("vitfast", 1 / 3, error=math.nan)]})
-    table = write_report(
-        Report({**describe_machine(torch.device("cpu"))}, {"batch": "8"}, [], [strange]), tmp_path / "a.json"
-    )
+def test_json_can_be_read_back_by_strict_readers(table, tmp_path):
+    table.rows = [row("vitfast", 1 / 3, error=math.nan)]
+    results = Results(describe_machine(torch.device("cpu")), {"batch": "8"}, [], [table])
+    markdown_path = results.write(tmp_path / "a.json")
     text = (tmp_path / "a.json").read_text()
     content = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert content["format_version"] == 1
@@ -118,25 +118,25 @@ def test_json_can_be_read_back_by_strict_readers(outcome, tmp_path):
     (found,) = content["outcomes"][0]["standings"]
     assert found["time_ms"]["median"] == 0.333333
     assert found["error"] is None
-    assert table == tmp_path / "a.md"
-    assert "## a model" in table.read_text()
+    assert markdown_path == tmp_path / "a.md"
+    assert "## a model" in markdown_path.read_text()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.md"]
 
 
-def test_a_file_that_cannot_be_written_is_told(outcome, tmp_path):
+def test_a_file_that_cannot_be_written_is_told(table, tmp_path):
     with pytest.raises(UserError, match=r"json=.*cannot be written"):
-        write_report(Report(describe_machine(torch.device("cpu")), {}, [], [outcome]), tmp_path / "missing" / "a.json")
+        Results(describe_machine(torch.device("cpu")), {}, [], [table]).write(tmp_path / "missing" / "a.json")
 
 
-def test_what_was_written_is_read_again(tmp_path, outcome):
+def test_what_was_written_is_read_again(tmp_path, table):
     path = tmp_path / "results.json"
-    assert read_outcomes(path) == []
+    assert read_tables(path) == []
     machine = describe_machine(torch.device("cpu"))
-    write_report(Report(machine, {}, outcomes=[outcome]), path)
+    Results(machine, {}, tables=[table]).write(path)
     written = path.read_text()
-    write_report(Report(machine, {}, outcomes=read_outcomes(path)), path)
+    Results(machine, {}, tables=read_tables(path)).write(path)
     assert path.read_text() == written
-    assert read_outcomes(path)[0].standings[0].time_ms.median == 6.25
+    assert read_tables(path)[0].rows[0]["time_ms"]["median"] == 6.25
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"format_version": 0}', '{"format_version": 1, "outcomes": [{}]}'])
@@ -144,4 +144,10 @@ def test_a_file_with_something_else_is_refused(tmp_path, text):
     path = tmp_path / "results.json"
     path.write_text(text)
     with pytest.raises(UserError, match=r"results\.json holds no results"):
-        read_outcomes(path)
+        read_tables(path)
+
+
+def test_results_of_earlier_versions_are_read():
+    tables = read_tables(Path(__file__).parents[2] / "benchmarks" / "results" / "operators-epyc-zen4-2threads.json")
+    assert len(tables) > 10
+    assert "vitfast" in table_text(tables[0])

@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 
-from vitfast.benchmarking import loss_curve
-from vitfast.benchmarking.loss_curve import LossCurveOptions, judge, run_loss_curve, sample_batch, train_curve
+from support.scripts import load_script
 from vitfast.errors import UserError
 from vitfast.models import build_model
 from vitfast.ops.library import missing_kernel
 
+loss_curve = load_script("loss_curve")
 pytestmark = pytest.mark.skipif(missing_kernel("mlp", "cpu") is not None, reason="vitfast's kernels are not built")
 
 TINY = {"model": "vit_nano_patch2_8", "steps": 14, "batch": 16, "lr": 3e-3, "device": "cpu"}
@@ -18,8 +18,8 @@ TINY = {"model": "vit_nano_patch2_8", "steps": 14, "batch": 16, "lr": 3e-3, "dev
 
 def test_training_on_the_kernels_agrees_and_is_written(tmp_path, capsys):
     path = tmp_path / "curve.json"
-    options = LossCurveOptions(**TINY, json=str(path))
-    assert run_loss_curve(options) == 0
+    options = loss_curve.LossCurveOptions(**TINY, json=str(path))
+    assert loss_curve.run_loss_curve(options) == 0
     assert "the curves agree" in capsys.readouterr().out
     content = json.loads(path.read_text())
     reference, torchs, vitfasts = content["curves"].values()
@@ -29,8 +29,8 @@ def test_training_on_the_kernels_agrees_and_is_written(tmp_path, capsys):
     assert content["verdict"]["agrees"]
     assert content["options"]["steps"] == 14
     options.resume = True
-    assert run_loss_curve(options) == 0
-    assert "is there already" in capsys.readouterr().out
+    assert loss_curve.run_loss_curve(options) == 0
+    assert "exists already" in capsys.readouterr().out
 
 
 def test_a_wrong_kernel_is_found(monkeypatch, capsys):
@@ -41,33 +41,33 @@ def test_a_wrong_kernel_is_found(monkeypatch, capsys):
         return curve if kernels == "torch" else [1.1 * loss for loss in curve]
 
     monkeypatch.setattr(loss_curve, "train_curve", train)
-    assert run_loss_curve(LossCurveOptions(**TINY)) == 1
+    assert loss_curve.run_loss_curve(loss_curve.LossCurveOptions(**TINY)) == 1
     assert "DISAGREE" in capsys.readouterr().out
 
 
 def test_the_rule_allows_twice_torchs_own_distance():
     reference = [1.0] * 20
     for factor, agrees in ((1.0, True), (1.2, True), (1.22, False), (float("nan"), False)):
-        verdict = judge(reference, [1.1] * 20, [factor] * 20)
+        verdict = loss_curve.judge(reference, [1.1] * 20, [factor] * 20)
         assert verdict["agrees"] == agrees, factor
         assert verdict["allowed"] == pytest.approx(0.21)
 
 
 def test_runs_repeat_and_leave_torchs_generator_alone():
-    options = LossCurveOptions(**{**TINY, "steps": 10})
+    options = loss_curve.LossCurveOptions(**{**TINY, "steps": 10})
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
-    first = train_curve(options, torch.device("cpu"), "all", "fp32")
+    first = loss_curve.train_curve(options, torch.device("cpu"), "all", "fp32")
     assert torch.equal(torch.rand(1), expected)
-    assert train_curve(options, torch.device("cpu"), "all", "fp32") == first
+    assert loss_curve.train_curve(options, torch.device("cpu"), "all", "fp32") == first
 
 
 def test_images_of_a_class_have_its_pattern():
     model = build_model("vit_nano_patch2_8")
-    images, labels = sample_batch(model, 512, 0)
-    again, _ = sample_batch(model, 512, 0)
-    other, _ = sample_batch(model, 512, 1)
+    images, labels = loss_curve.sample_batch(model, 512, 0)
+    again, _ = loss_curve.sample_batch(model, 512, 0)
+    other, _ = loss_curve.sample_batch(model, 512, 1)
     assert torch.equal(images, again)
     assert not torch.equal(images, other)
     means = torch.stack([images[labels == index].mean(0) for index in range(10)])
@@ -76,5 +76,5 @@ def test_images_of_a_class_have_its_pattern():
 
 def test_a_device_without_kernels_is_told(monkeypatch):
     monkeypatch.setattr(loss_curve, "has_kernel", lambda kernel, device: False)
-    with pytest.raises(UserError, match="no kernel of vitfast for cpu here"):
-        run_loss_curve(LossCurveOptions(**TINY))
+    with pytest.raises(UserError, match="no kernel for cpu here"):
+        loss_curve.run_loss_curve(loss_curve.LossCurveOptions(**TINY))

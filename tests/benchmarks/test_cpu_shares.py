@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
-from vitfast.benchmarking import cpu_shares
-from vitfast.benchmarking.cpu_shares import OTHER, PARTS, WAITING, CpuSharesOptions, markdown, part_of, run_cpu_shares
+from support.scripts import load_script
 from vitfast.config import load_options
 from vitfast.errors import UserError
 
+cpu_shares = load_script("cpu_shares")
+OTHER, PARTS, WAITING = cpu_shares.OTHER, cpu_shares.PARTS, cpu_shares.WAITING
 ISA = "vitfast::avx512"
 
 
@@ -32,13 +34,13 @@ ISA = "vitfast::avx512"
     ],
 )  # fmt: skip
 def test_the_innermost_function_that_is_known_takes_a_sample(part: str, frames: list[str]) -> None:
-    assert part_of(frames) == part
+    assert cpu_shares.part_of(frames) == part
 
 
 def test_functions_of_the_parts_are_in_the_sources() -> None:
-    root = Path(__file__).parents[2] / "csrc"
-    text = "".join(path.read_text() for folder in ("packed", "relations") for path in (root / folder).glob("*.h"))
-    assert {name for names in PARTS.values() for name in names if name not in text} == set()
+    sources = (Path(__file__).parents[2] / "csrc").glob("*/*.h")
+    words = set(re.findall(r"\w+", "".join(path.read_text() for path in sources)))
+    assert {name for names in PARTS.values() for name in names} - words == set()
 
 
 def test_a_library_without_line_tables_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -46,12 +48,12 @@ def test_a_library_without_line_tables_is_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(cpu_shares.subprocess, "run", lambda *_, **__: None)
     monkeypatch.setattr(cpu_shares, "LIBRARY", Path(sys.executable))
     with pytest.raises(UserError, match="CXXFLAGS=-g1"):
-        run_cpu_shares(CpuSharesOptions())
+        cpu_shares.run_cpu_shares(cpu_shares.CpuSharesOptions())
 
 
 def test_options_are_checked_and_the_table_has_every_part() -> None:
     with pytest.raises(UserError, match="precision"):
-        load_options(CpuSharesOptions, ["precision=fp8"], "benchmarks/cpu_shares.py")
+        load_options(cpu_shares.CpuSharesOptions, ["precision=fp8"], "benchmarks/cpu_shares.py")
     shares = {part: 0.1 for part in (*PARTS, OTHER, WAITING)}
-    table = markdown("a machine", [{"model": "m", "batch": 1, "precision": "fp32", "shares": shares}])
+    table = cpu_shares.markdown("a machine", [{"model": "m", "batch": 1, "precision": "fp32", "shares": shares}])
     assert table.count("10.0 %") == len(shares)

@@ -1,13 +1,23 @@
 from __future__ import annotations
 
+import importlib.util
 import sys
 
 import pytest
 import torch
 
 from vitfast import create_model
-from vitfast.benchmarking.agreement import relative_l2
-from vitfast.benchmarking.foreign_model import Unavailable, gradients, timm_model, torchvision_model, torchvision_name
+from vitfast.benchmarking.peers import (
+    PEERS,
+    Unavailable,
+    gradients,
+    parameters_by_name,
+    prepare_peer,
+    timm_model,
+    torchvision_model,
+)
+from vitfast.benchmarking.table import relative_l2
+from vitfast.models import build_model
 
 BUILDERS = {"torchvision": torchvision_model, "timm": timm_model}
 
@@ -50,15 +60,15 @@ def test_the_same_weights_give_the_same_gradients(library):
     names = [name for name, _ in model.named_parameters()]
     for module in (model, foreign):
         module(images).square().sum().backward()
-    own = gradients(model, names, rename=False)
-    found = gradients(foreign, names, rename=library == "torchvision")
+    own = gradients(model, names)
+    found = gradients(foreign, names)
     for name, ours, theirs in zip(names, own, found, strict=True):
         assert relative_l2(theirs, ours) < 1e-4, name
 
 
 def test_a_parameter_without_gradient_counts_as_zero():
     model = create_model("vit_nano_patch2_8", num_classes=3)
-    assert gradients(model, ["head.bias"], rename=False)[0].tolist() == [0.0, 0.0, 0.0]
+    assert gradients(model, ["head.bias"])[0].tolist() == [0.0, 0.0, 0.0]
 
 
 def test_a_distilled_model_is_timms_alone():
@@ -93,7 +103,21 @@ def test_a_missing_timm_is_told(monkeypatch):
         timm_model(create_model("vit_nano_patch2_8"))
 
 
-def test_names_reach_torchvisions_nested_modules():
-    assert torchvision_name("blocks.11.mlp.fc2.bias") == "encoder.layers.encoder_layer_11.mlp.3.bias"
-    assert torchvision_name("blocks.0.norm2.weight") == "encoder.layers.encoder_layer_0.ln_2.weight"
-    assert torchvision_name("norm.weight") == "encoder.ln.weight"
+def test_parameters_of_torchvision_have_vitfasts_names():
+    model = create_model("vit_nano_patch2_8")
+    foreign = torchvision_model(model)
+    parameters = parameters_by_name(foreign)
+    assert list(parameters_by_name(model)) == [name for name, _ in model.named_parameters()]
+    assert parameters["blocks.1.mlp.fc2.bias"] is foreign.encoder.layers.encoder_layer_1.mlp[3].bias
+    assert parameters["norm.weight"] is foreign.encoder.ln.weight
+
+
+@pytest.mark.parametrize("peer", PEERS)
+def test_what_is_not_installed_is_said(peer):
+    module = {"eager": "torch", "compile": "torch"}.get(peer, peer)
+    if importlib.util.find_spec(module) is not None:
+        pytest.skip(f"{module} is installed")
+    model = build_model("vit_nano_patch2_8").eval()
+    precision = "int8" if peer == "torchao" else "fp32"
+    with pytest.raises(Unavailable, match=f"not installed: pip install {module}"):
+        prepare_peer(peer, model, torch.randn(1, 1, 8, 8), precision)

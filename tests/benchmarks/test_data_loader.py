@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitfast.benchmarking import loader_comparison
-from vitfast.benchmarking.agreement import relative_l2
-from vitfast.benchmarking.loader_comparison import LoaderOptions, run_loader_benchmark
+from support.scripts import load_script
+from vitfast.benchmarking.table import relative_l2
 from vitfast.config import load_options
-from vitfast.data import build_dataset
 from vitfast.errors import UserError
+
+data_loader = load_script("data_loader")
 
 
 @pytest.fixture
@@ -25,43 +25,46 @@ def root(tmp_path):
     return tmp_path / "images"
 
 
-def contest(root, **changes):
-    options = LoaderOptions(str(root), img_size=32, batch=2, **changes)
-    dataset = build_dataset(loader_comparison._data_config(options), options.split, seed=0)
-    return loader_comparison._loader_comparison(options, dataset, workers=0).build()
+def table_of(root, **changes):
+    (table,) = data_loader.list_tables(
+        data_loader.LoaderOptions(str(root), img_size=32, batch=2, workers="0", **changes)
+    )
+    return table
 
 
 def test_both_loaders_read_the_same_images(root):
-    found = contest(root, images=5)
-    own = found.subjects[0]
-    assert relative_l2(own.output(), found.reference()) < 1e-5
+    found = table_of(root, images=5)
+    own = found.cases()[0]
+    assert relative_l2(own.output(), found.reference) < 1e-5
     assert own.output().numel() == 2 * 3 * 32 * 32 + 2
     assert found.images == 5
 
 
 def test_a_pass_has_as_many_images_as_it_says(root, monkeypatch):
     read = []
-    monkeypatch.setattr(loader_comparison, "build_loader", counting(loader_comparison.build_loader, read))
-    monkeypatch.setattr(loader_comparison, "DataLoader", counting(loader_comparison.DataLoader, read))
-    for subject in contest(root, images=5).subjects:
-        subject.run()
+    monkeypatch.setattr(data_loader, "build_loader", counting(data_loader.build_loader, read))
+    monkeypatch.setattr(data_loader, "DataLoader", counting(data_loader.DataLoader, read))
+    cases = table_of(root, images=5).cases()
+    read.clear()
+    for case in cases:
+        case.run()
     assert read == [2, 2, 1, 2, 2, 1]
 
 
 def test_random_images_are_not_compared(root):
-    found = contest(root, split="train")
+    found = table_of(root, split="train")
+    cases = found.cases()
     assert found.reference is None
     assert found.images == 6
-    for subject in found.subjects:
-        assert subject.output is None
-        subject.run()
+    for case in cases:
+        assert case.output is None
+        case.run()
 
 
 @pytest.mark.filterwarnings("ignore:the machine is busy")
 def test_the_script_prints_a_table_for_each_number_of_workers(root, capsys):
     arguments = [f"root={root}", "workers=0,1", "img_size=32", "batch=4", "seconds=0.01"]
-    options = load_options(LoaderOptions, arguments, "benchmarks/data_loader.py")
-    assert run_loader_benchmark(options) == 0
+    assert data_loader.main(arguments) == 0
     printed = capsys.readouterr().out
     assert "6 images of val, 32 x 32, 0 workers" in printed
     assert "6 images of val, 32 x 32, 1 workers" in printed
@@ -74,12 +77,12 @@ def test_the_script_prints_a_table_for_each_number_of_workers(root, capsys):
 )
 def test_mistakes_are_told(arguments, message):
     with pytest.raises(UserError, match=message):
-        load_options(LoaderOptions, arguments, "benchmarks/data_loader.py")
+        load_options(data_loader.LoaderOptions, arguments, "benchmarks/data_loader.py")
 
 
 def test_a_missing_folder_is_told(tmp_path):
     with pytest.raises(UserError, match="nowhere"):
-        run_loader_benchmark(LoaderOptions(str(tmp_path / "nowhere")))
+        data_loader.main([f"root={tmp_path / 'nowhere'}"])
 
 
 def counting(build, read):

@@ -7,17 +7,19 @@ from pathlib import Path
 
 import pytest
 
+from support.scripts import load_script
 from support.tiny_run import TINY_RUN
-from vitfast.benchmarking.quantization_accuracy import AccuracyOptions, run_accuracy_benchmark
 from vitfast.config import load_options
 from vitfast.errors import UserError
 from vitfast.runs.run_directory import METRICS
 
+accuracy = load_script("quantization_accuracy")
 
-def options(folder: Path, *more: str) -> AccuracyOptions:
+
+def options(folder: Path, *more: str) -> accuracy.AccuracyOptions:
     training = ",".join(option for option in TINY_RUN if not option.startswith("optim"))
     arguments = [f"runs={folder / 'runs'}", f"json={folder / 'result.json'}", f"train=[{training}]", "aware_epochs=1"]
-    return load_options(AccuracyOptions, [*arguments, *more], "benchmark")
+    return load_options(accuracy.AccuracyOptions, [*arguments, *more], "benchmark")
 
 
 def last_test(folder: Path, name: str) -> dict:
@@ -27,7 +29,7 @@ def last_test(folder: Path, name: str) -> dict:
 
 def test_two_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = ("seeds=[0,1]", "formats=[FP16_16,PyTorchINT8]", "aware=[INT8]")
-    assert run_accuracy_benchmark(options(tmp_path, *small)) == 0
+    assert accuracy.run_accuracy_benchmark(options(tmp_path, *small)) == 0
     figures = json.loads((tmp_path / "result.json").read_text())["figures"]
     kinds = [(one["seed"], one["kind"], one["format"]) for one in figures]
     after = [("float32", ""), ("post-training", "FP16_16"), ("post-training", "PyTorchINT8")]
@@ -43,19 +45,19 @@ def test_two_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "over 2 seeds" in table
     assert table.strip() in capsys.readouterr().out
 
-    assert run_accuracy_benchmark(options(tmp_path, *small, "aware=[INT8,TF32]")) == 0
+    assert accuracy.run_accuracy_benchmark(options(tmp_path, *small, "aware=[INT8,TF32]")) == 0
     more = json.loads((tmp_path / "result.json").read_text())["figures"]
     assert more[: len(figures)] == figures  # nothing is measured twice
     assert [one["format"] for one in more[len(figures) :]] == ["TF32", "TF32"]
     with pytest.raises(UserError, match="was measured with other options"):
-        run_accuracy_benchmark(options(tmp_path, "aware_lr=1"))
+        accuracy.run_accuracy_benchmark(options(tmp_path, "aware_lr=1"))
 
 
 def test_a_run_that_is_there(tmp_path: Path) -> None:
-    assert run_accuracy_benchmark(options(tmp_path, "seeds=[0]", "formats=[TF32]", "aware=[]")) == 0
+    assert accuracy.run_accuracy_benchmark(options(tmp_path, "seeds=[0]", "formats=[TF32]", "aware=[]")) == 0
     run = tmp_path / "runs" / "digits-seed0"
     other = ("name=other", f"run={run}", f"json={tmp_path / 'other.json'}", "seeds=[0,1]", "formats=[FP16_32]")
-    assert run_accuracy_benchmark(options(tmp_path, *other, "aware=[]")) == 0
+    assert accuracy.run_accuracy_benchmark(options(tmp_path, *other, "aware=[]")) == 0
     figures = json.loads((tmp_path / "other.json").read_text())["figures"]
     assert [(one["seed"], one["format"]) for one in figures] == [(0, ""), (0, "FP16_32"), (1, ""), (1, "FP16_32")]
     assert figures[0]["top1"] == figures[2]["top1"] == last_test(tmp_path, "digits-seed0")["top1"]
@@ -63,5 +65,5 @@ def test_a_run_that_is_there(tmp_path: Path) -> None:
 
 def test_a_wrong_format_is_told_before_training(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no format 'FP12'"):
-        run_accuracy_benchmark(options(tmp_path, "aware=[FP12]"))
+        accuracy.run_accuracy_benchmark(options(tmp_path, "aware=[FP12]"))
     assert not list(tmp_path.iterdir())

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+from vitfast.benchmarking import peers
+from vitfast.benchmarking.model_cases import build_models, engine_table, inference_table, training_table
+from vitfast.benchmarking.table import agrees, relative_l2
+from vitfast.ops.packed import has_packed
+
+MODEL = "vit_nano_patch2_8"
+CPU = torch.device("cpu")
+QUESTIONS = {"inference": inference_table, "training": training_table}
+
+
+@pytest.mark.parametrize("mode", ["inference", "training"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_all_libraries_give_the_same_result(mode, precision):
+    table = QUESTIONS[mode](MODEL, 3, precision, CPU)
+    assert (table.mode, table.precision, table.labels) == (mode, precision, {"model": MODEL, "batch": 3})
+    cases = table.cases()
+    names = [case.name for case in cases]
+    assert names[:2] == ["vitfast", "torchvision"]
+    assert set(names) | set(table.left_out) == {"vitfast", "torchvision", "timm"}
+    assert "torchvision in fp32" in table.reference_name
+    assert table.images == 3
+    reference = table.reference
+    for case in cases:
+        error = relative_l2(case.output().to(reference.dtype), reference)
+        assert agrees(error, precision), case.name
+        assert (error > 1e-4) == (precision == "bf16"), f"{case.name} did not run in {precision}: {error}"
+
+
+def test_a_step_counts_three_times_the_work_of_a_forward_pass():
+    forward = inference_table(MODEL, 2, "fp32", CPU)
+    step = training_table(MODEL, 2, "fp32", CPU)
+    forward.cases()
+    step.cases()
+    assert 2.9 < step.gflop / forward.gflop < 3.2  # attention recomputes its logits; the images need no gradient
+
+
+def test_a_step_moves_every_weight_and_its_averages():
+    table = training_table(MODEL, 2, "fp32", CPU, libraries=["timm"])
+    cases = table.cases()
+    assert {case.name for case in cases} <= {"vitfast", "timm"}
+    parameters = sum(parameter.numel() for parameter in cases[0].run.model.parameters())
+    assert table.gigabyte == pytest.approx(4e-9 * (6 * parameters + 2 * 8 * 8), rel=1e-2)
+
+
+def test_a_training_step_learns_and_a_check_does_not():
+    table = training_table(MODEL, 2, "fp32", CPU)
+    cases = table.cases()
+    for case in cases:
+        parameters = list(case.run.model.parameters())
+        before = [parameter.detach().clone() for parameter in parameters]
+        case.output()
+        assert all(torch.equal(old, new) for old, new in zip(before, parameters, strict=True)), case.name
+        case.run()
+        assert not any(torch.equal(old, new) for old, new in zip(before, parameters, strict=True)), case.name
+
+
+def test_inference_runs_in_evaluation_mode_without_gradients():
+    table = inference_table(MODEL, 2, "fp32", CPU)
+    cases = table.cases()
+    for case in cases:
+        logits = case.run()
+        assert logits.shape == (2, 1000)
+        assert logits.is_inference()
+
+
+def test_weights_are_the_same_in_every_run_and_torchs_generator_is_left_alone():
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    first, _ = build_models(MODEL, CPU)
+    assert torch.equal(torch.rand(1), expected)
+    second, _ = build_models(MODEL, CPU)
+    assert torch.equal(first["vitfast"].head.weight, second["vitfast"].head.weight)
+
+
+def test_a_library_without_the_architecture_is_left_out_with_the_reason(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm.models.deit", None)
+    models, left_out = build_models(MODEL, CPU)
+    assert set(models) == {"vitfast", "torchvision"}
+    assert "pip install timm" in left_out["timm"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8", "fp16_32"])
+def test_engines_agree_with_the_source_and_run_in_their_precision(precision):
+    table = engine_table(MODEL, 3, precision, ["eager", "openvino", "torchao"])
+    cases = table.cases()
+    names = [case.name for case in cases if not case.is_limit]
+    assert names[0] == "vitfast"
+    assert ("eager" in names) == (precision in ("fp32", "bf16"))
+    assert set(names[1:]) | set(table.left_out) == {"eager", "openvino", "torchao"}
+    reference = table.reference
+    for case in cases:
+        if case.output is not None:
+            error = relative_l2(case.output().to(reference.dtype), reference)
+            assert agrees(error, precision), case.name
+            assert (error > 1e-5) == (precision != "fp32"), f"{case.name} did not run in {precision}: {error}"
+    assert table.images == 3
+    assert cases[0].gflop < table.gflop, "the last block computes less than the source's"
+    assert any(case.is_limit for case in cases) == has_packed("fma_peak")
+
+
+def test_a_peer_that_fails_is_left_out_with_its_reason(monkeypatch):
+    def broken(model, images, precision):
+        raise RuntimeError("no such instruction\nand a long trace")
+
+    monkeypatch.setitem(peers.PEERS, "openvino", broken)
+    table = engine_table(MODEL, 1, "fp32", ["openvino"])
+    table.cases()
+    assert table.left_out == {"openvino": "failed: RuntimeError: no such instruction"}

@@ -1,0 +1,217 @@
+"""Runs the tables of a benchmark: the options that all benchmarks share, and the loop that measures and writes."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from vitfast.benchmarking.harness import Timer, create_timer
+from vitfast.benchmarking.machine import busy_warning, describe_machine
+from vitfast.benchmarking.results import LEGEND, Results, machine_line, read_tables, table_text
+from vitfast.benchmarking.table import Table
+from vitfast.config import option
+from vitfast.errors import UserError
+from vitfast.models.registry import resolve_name
+
+Value = TypeVar("Value")
+
+
+def seconds_option(default: float) -> Any:
+    """Declares the option for the time budget with another default."""
+    return option(default, "time for all measurements together; building and checking come on top", above=0)
+
+
+@dataclass(kw_only=True)
+class RunOptions:
+    """Options of all benchmarks: how long to measure, and where to write the results."""
+
+    seconds: float = seconds_option(60.0)
+    stop_after: float | None = option(
+        None, "seconds after which no table begins, building included; resume=true continues", above=0
+    )
+    threads: int | None = option(None, "CPU threads; null: torch's choice", minimum=1)
+    json: str | None = option(None, "file for the results as JSON; the tables are written beside it, as .md")
+    resume: bool = option(False, "continue an interrupted run: keep the results in json=, and measure the rest")
+
+    def check(self, prefix: str = "") -> None:
+        """Checks the options before anything is measured.
+
+        Raises:
+            UserError: the results cannot be written, or a value is not allowed.
+        """
+        check_json_path(self.json)
+
+    def reported(self) -> dict[str, Any]:
+        """The options that are written with the results; overridden to leave out folders of this machine."""
+        return asdict(self)
+
+
+@dataclass(kw_only=True)
+class ModelRunOptions(RunOptions):
+    """Options of all benchmarks of whole models."""
+
+    batch: str = option("8", "images per batch, one or more sizes: batch=1,8")
+    device: str = option("auto", "auto: a GPU if there is one", choices=["auto", "cpu", "cuda"])
+
+    def check(self, prefix: str = "") -> None:
+        """Checks the options before anything is measured."""
+        super().check(prefix)
+        self.batches()
+
+    def batches(self) -> list[int]:
+        """The batch sizes."""
+        return parse_counts("batch", self.batch, minimum=1)
+
+
+def check_json_path(path: str | None) -> None:
+    """Raises UserError if ``path`` is given and no ``.json`` file can be created there."""
+    if path is None:
+        return
+    target = Path(path)
+    if target.suffix != ".json":
+        raise UserError(f"json={path} must end in .json; the tables are written beside it, as .md")
+    if target.is_dir():
+        raise UserError(f"json={path} is a folder; give a file")
+    if not target.parent.is_dir():
+        raise UserError(f"json={path}: there is no folder {target.parent}; create it first")
+
+
+def split_words(key: str, text: str) -> list[str]:
+    """Splits the value ``a,b`` or ``[a,b]`` of option ``key``.
+
+    Raises:
+        UserError: an element is empty.
+    """
+    words = [word.strip() for word in text.strip().removeprefix("[").removesuffix("]").split(",")]
+    if not all(words):
+        raise UserError(f"{key}={text} has an empty element; separate the values by single commas")
+    return words
+
+
+def known_words(key: str, text: str, allowed: Sequence[str], *, or_all: bool = False) -> list[str]:
+    """Splits the value of option ``key`` into distinct words of ``allowed``; with ``or_all``, ``all`` means all.
+
+    Raises:
+        UserError: a word is empty or unknown.
+    """
+    words = split_words(key, text)
+    if or_all and words == ["all"]:
+        return list(allowed)
+    for word in words:
+        if word not in allowed:
+            choices = ["all", *allowed] if or_all else allowed
+            raise UserError(f"{key}={text}: {word!r} is unknown; allowed: {', '.join(choices)}")
+    return distinct(words)
+
+
+def known_models(text: str) -> list[str]:
+    """Splits ``model=a,b`` into distinct canonical names.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    return distinct([resolve_name(name) for name in split_words("model", text)])
+
+
+def parse_counts(key: str, text: str, *, minimum: int) -> list[int]:
+    """Splits the value of option ``key`` into distinct integers.
+
+    Raises:
+        UserError: an element is not an integer, or less than ``minimum``.
+    """
+    words = split_words(key, text)
+    for word in words:
+        if not (word.isascii() and word.isdigit() and int(word) >= minimum):
+            raise UserError(f"{key}={text}: {word!r} is not an integer >= {minimum}; write {key}=8 or {key}=1,8")
+    return distinct([int(word) for word in words])
+
+
+def distinct(values: Sequence[Value]) -> list[Value]:
+    """Each value once, in the order of first occurrence."""
+    return list(dict.fromkeys(values))
+
+
+def run_tables(
+    options: RunOptions, tables: Sequence[Table], device: torch.device, *, cold_cache: bool = False
+) -> tuple[int, Results]:
+    """Measures tables, prints each, and writes the results after each.
+
+    A table that does not fit into the device's memory is skipped with a warning.
+
+    Args:
+        options: the options; tables share ``seconds`` by weight.
+        tables: the comparisons.
+        device: where the cases run.
+        cold_cache: flush the caches before every run.
+
+    Returns:
+        The exit code: 0, or 1 if a result disagrees with its reference; and the results.
+    """
+    with torch_threads(options.threads):
+        results = _begin(options, device)
+        known = {table.title for table in results.tables}
+        tables = [table for table in tables if table.title not in known]
+        all_agree = _measure(options, tables, create_timer(device, cold_cache=cold_cache), results)
+    if options.json is not None:
+        markdown_path = results.write(Path(options.json))
+        print(f"\nwritten: {options.json} and {markdown_path}", file=sys.stderr)
+    return (0 if all_agree else 1), results
+
+
+def _begin(options: RunOptions, device: torch.device) -> Results:
+    """Prints the machine, warns about it, and reads the tables of an interrupted run."""
+    results = Results(describe_machine(device), options.reported())
+    cpu = results.machine["cpu"]
+    results.warn(busy_warning(results.machine["load_average"], cpu["cores"]))
+    if cpu["threads"] > cpu["cores"]:
+        results.warn(f"{cpu['threads']} threads share {cpu['cores']} cores; set threads={cpu['cores']}")
+    print(machine_line(results.machine), LEGEND, sep="\n", flush=True)
+    if options.resume and options.json is not None:
+        results.tables.extend(read_tables(Path(options.json)))
+    return results
+
+
+def _measure(options: RunOptions, tables: Sequence[Table], timer: Timer, results: Results) -> bool:
+    """Measures the tables that there is time and memory for; returns whether all results agree."""
+    total_weight = sum(table.weight for table in tables)
+    all_agree = True
+    start, longest_s = time.monotonic(), 0.0
+    for index, table in enumerate(tables):
+        table_start = time.monotonic()
+        if index and options.stop_after is not None and table_start - start + longest_s > options.stop_after:
+            print(f"\n{len(tables) - index} of {len(tables)} tables are left; resume=true continues with them")
+            break
+        gc.collect()  # compiled models are in reference cycles
+        try:
+            table.measure(timer, options.seconds * table.weight / total_weight)
+        except torch.OutOfMemoryError:
+            results.warn(f"{table.title}: the device does not have enough memory for it")
+            continue
+        results.tables.append(table)
+        print("", table_text(table), sep="\n", flush=True)
+        for line in table.disagreements():
+            results.warn(line)
+            all_agree = False
+        if options.json is not None:
+            results.write(Path(options.json))
+        longest_s = max(longest_s, time.monotonic() - table_start)
+    return all_agree
+
+
+@contextmanager
+def torch_threads(threads: int | None) -> Iterator[None]:
+    """Sets torch's number of CPU threads temporarily; None does not change it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if threads is None else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

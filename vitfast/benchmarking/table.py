@@ -1,0 +1,188 @@
+"""A comparison of several cases: their agreement, their times, and the rates and ratios that follow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from vitfast.benchmarking.harness import Case, Timer, Timing, measure
+
+# largest relative L2 distance of a whole model's result to a more precise reference that rounding explains
+TOLERANCE = {"fp32": 1e-3, "bf16": 1e-1, "fp16": 2e-2, "fp16_32": 2e-2, "int8": 2e-1}
+
+
+@dataclass
+class Table:
+    """One comparison: a table of the results.
+
+    Attributes:
+        mode: ``"inference"``, ``"engines"``, ``"training"``, ``"operators"`` or ``"loader"``.
+        title: the question in one line; a resumed run skips the titles that it already has.
+        labels: the question for programs: model, batch, shape …
+        precision: the arithmetic, a key of ``TOLERANCE``.
+        build: returns the cases and sets the fields below on the table that it receives. It runs right before the
+            cases are timed, since models take memory and compilation takes time.
+        weight: share of the time, relative to other tables.
+        reference: the result that outputs are compared with; None: there is none.
+        reference_name: what the reference is.
+        left_out: name of a case that cannot run -> the reason.
+        images: images per run.
+        gflop: floating-point operations per run in 1e9.
+        gigabyte: bytes that a run has to read and write in 1e9.
+        rows: the results, one row per case, as in the JSON file.
+    """
+
+    mode: str
+    title: str
+    labels: dict[str, Any]
+    precision: str
+    build: Callable[[Table], Sequence[Case]] = field(repr=False)
+    weight: float = 1.0
+    reference: Tensor | None = field(default=None, repr=False)
+    reference_name: str = ""
+    left_out: dict[str, str] = field(default_factory=dict)
+    images: int | None = None
+    gflop: float | None = None
+    gigabyte: float | None = None
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def cases(self) -> Sequence[Case]:
+        """Builds the cases."""
+        return self.build(self)
+
+    def measure(self, timer: Timer, budget_s: float) -> None:
+        """Builds the cases, compares their outputs with the reference, and times them for ``budget_s`` seconds."""
+        cases = self.cases()
+        errors = self._errors(cases)
+        timings = measure(cases, timer, budget_s)
+        self.rows = [self._row(timing, timings, errors.get(timing.case.name)) for timing in timings]
+
+    def disagreements(self) -> list[str]:
+        """One line for each case whose error is larger than rounding explains."""
+        return [
+            f"{self.title}: {row['subject']} differs from {self.reference_name} by {row['error']:.1e} (relative L2), "
+            f"more than {TOLERANCE[self.precision]:g}: its time is meaningless"
+            for row in self.rows
+            if row["error"] is not None and not agrees(row["error"], self.precision)
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """The table in the format of the results file."""
+        return {**{name: getattr(self, name) for name in _SAVED}, "standings": self.rows}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Table:
+        """Reads what ``to_json`` returned.
+
+        Raises:
+            KeyError: something is missing.
+        """
+        # files of earlier versions lack the shares
+        rows = [{**row, **{key: row.get(key) for key in ("peak_share", "copy_share")}} for row in content["standings"]]
+        return cls(build=lambda table: [], rows=rows, **{name: content[name] for name in _SAVED})
+
+    def _errors(self, cases: Sequence[Case]) -> dict[str, float]:
+        reference, self.reference = self.reference, None
+        if reference is None:
+            return {}
+        return {
+            case.name: relative_l2(case.output().to(reference.dtype), reference)
+            for case in cases
+            if case.output is not None
+        }
+
+    def _row(self, timing: Timing, timings: list[Timing], error: float | None) -> dict[str, Any]:
+        case = timing.case
+        rivals = [other for other in timings if other is not timing and not other.case.is_limit]
+        rival = min(rivals, key=lambda other: other.time_s.median, default=None)
+        # a limit on operations has no meaningful byte rate, and the other way round
+        bounds_bytes = case.is_limit and case.gigabyte is not None
+        bounds_operations = case.is_limit and case.gflop is not None
+        # the least disturbed round shows the limit of the machine
+        counted_s = timing.fastest_s if bounds_bytes or bounds_operations else timing.time_s.median
+
+        def rate(amount: float | None) -> float | None:
+            return None if amount is None or counted_s <= 0.0 else amount / counted_s
+
+        gflop = self.gflop if case.gflop is None and not bounds_bytes else case.gflop
+        gigabyte = self.gigabyte if case.gigabyte is None and not bounds_operations else case.gigabyte
+        images: float | None = self.images
+        if images is not None and bounds_operations:  # as if the run consisted of multiply-adds only
+            images = images * gflop / self.gflop if self.gflop and gflop else None
+        elif images is not None and bounds_bytes:  # as if it consisted of memory traffic only
+            images = images * gigabyte / self.gigabyte if self.gigabyte and gigabyte else None
+        limits = [one for one in timings if one.case.is_limit]
+        return {
+            "subject": case.name,
+            "is_limit": case.is_limit,
+            "error": error,
+            "time_ms": asdict(timing.time_s.scaled(1e3)),
+            "rounds": len(timing.samples_s),
+            "repeats": timing.repeats,
+            "images_per_s": rate(images),
+            "gflop_per_s": rate(gflop),
+            "gigabyte_per_s": rate(gigabyte),
+            "against": rival.case.name if rival else None,
+            "speedup": asdict(timing.speedup_over(rival)) if rival else None,
+            "peak_share": _share(rate(gflop), [(one.case.gflop, one) for one in limits]),
+            "copy_share": _share(rate(gigabyte), [(one.case.gigabyte, one) for one in limits]),
+        }
+
+
+_SAVED = ("mode", "title", "labels", "precision", "reference_name", "left_out", "images", "gflop", "gigabyte")
+
+
+def _share(rate: float | None, limits: list[tuple[float | None, Timing]]) -> float | None:
+    """The rate over that of the first limit on the same quantity."""
+    limit = next((amount / timing.fastest_s for amount, timing in limits if amount), None)
+    return None if rate is None or limit is None else rate / limit
+
+
+def relative_l2(result: Tensor, reference: Tensor) -> float:
+    """Returns ``|result - reference| / |reference|``, computed in float64.
+
+    0 for equal tensors, also if both are zero; NaN if either holds a NaN, or an infinity that the other lacks.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if result.shape != reference.shape:
+        raise ValueError(f"result has shape {list(result.shape)}, but reference has {list(reference.shape)}")
+    if torch.equal(result, reference):
+        return 0.0
+    reference = reference.detach().to("cpu", torch.float64)
+    difference = result.detach().to("cpu", torch.float64) - reference
+    return float(difference.norm() / reference.norm())
+
+
+def agrees(error: float, precision: str) -> bool:
+    """Whether the precision's rounding explains an error; False for NaN."""
+    return error <= TOLERANCE[precision]
+
+
+def joined(tensors: Iterable[Tensor]) -> Tensor:
+    """Flattens and concatenates results in float32 or float64, so that one distance covers all of them."""
+    flat = [tensor.detach().flatten() for tensor in tensors]
+    dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in flat) else torch.float32
+    return torch.cat([tensor.to(dtype) for tensor in flat])
+
+
+def count_gflop(run: Callable[[], object]) -> float | None:
+    """Counts the floating-point operations of the GEMMs, convolutions and attention in one call of ``run``, in 1e9.
+
+    A multiply-add is two operations. The count of vitfast's run is used for all cases of a table: the work that the
+    task requires, not the work that an implementation spends. None if no operator in it has a formula (LayerNorm).
+    """
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops() * 1e-9 or None
+
+
+def gigabytes(tensors: Iterable[Tensor]) -> float:
+    """The size of tensors that a run reads or writes at least once, in 1e9 bytes."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) * 1e-9
