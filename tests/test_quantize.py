@@ -194,7 +194,7 @@ def test_a_weights_file_of_another_system(tmp_path, capsys):
     ],
 )
 def test_mistakes_are_told_before_anything_is_evaluated(run_dir, tmp_path, capsys, monkeypatch, options, message):
-    monkeypatch.setattr("vitfast.commands.quantize.evaluate", lambda *_, **__: pytest.fail("evaluated"))
+    monkeypatch.setattr("vitfast.commands.quantize.evaluate_model", lambda *_, **__: pytest.fail("evaluated"))
     capsys.readouterr()
     assert main([f"checkpoint={run_dir}", f"output={tmp_path / 'q'}", *options]) == 2
     assert message in capsys.readouterr().err
