@@ -34,8 +34,7 @@ from vitfast.benchmarking.table import Table, count_gflop
 from vitfast.commands.run_command import run_command
 from vitfast.config import load_options, option
 from vitfast.models import ImageModel
-from vitfast.quantization.configs import Backend, FP16_16Config, FP16_32Config
-from vitfast.quantization.qat_config import QATConfig
+from vitfast.quantization.configs import Backend, FP16_16Config, FP16_32Config, QATConfig
 from vitfast.quantization.quantize import quantize_
 
 Mode = Literal["inference", "training"]

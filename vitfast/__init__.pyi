@@ -20,9 +20,9 @@ from vitfast.quantization.configs import FloatConfig as FloatConfig
 from vitfast.quantization.configs import FP16_16Config as FP16_16Config
 from vitfast.quantization.configs import FP16_32Config as FP16_32Config
 from vitfast.quantization.configs import Int8Config as Int8Config
+from vitfast.quantization.configs import QATConfig as QATConfig
 from vitfast.quantization.configs import TF32Config as TF32Config
-from vitfast.quantization.disable_fake_quantize import disable_fake_quantize as disable_fake_quantize
-from vitfast.quantization.qat_config import QATConfig as QATConfig
+from vitfast.quantization.quantize import disable_fake_quantize as disable_fake_quantize
 from vitfast.quantization.quantize import quantize_ as quantize_
 from vitfast.quantization.quantized_file import load_quantized as load_quantized
 from vitfast.quantization.quantized_file import save_quantized as save_quantized

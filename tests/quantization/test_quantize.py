@@ -13,9 +13,10 @@ import vitfast
 from support.count_roundings import count_roundings
 from support.quantized_vit import RoundedViT
 from vitfast import FloatConfig, FloatFormat, FP16_16Config, FP16_32Config, Int8Config, QATConfig, TF32Config, quantize_
+from vitfast.layers import ResidualAdd
 from vitfast.models import ImageModel
 from vitfast.quantization.configs import QuantizationConfig
-from vitfast.quantization.disable_fake_quantize import quantization_mode
+from vitfast.quantization.quantize import quantization_mode
 
 Round = Callable[[Tensor], Tensor]
 
@@ -100,7 +101,7 @@ def test_rounds_what_the_table_says(
 
     assert torch.equal(outputs[""], expected_logits)
     for name, output in expected.outputs.items():
-        if name != "patch_embed.proj":  # its twin reads the weight, so that a hook sees the result one level up
+        if name != "patch_embed.proj":  # PatchEmbed reads the weight, so that a hook sees the result one level up
             assert torch.equal(outputs[name], output), name
     assert torch.equal(outputs["patch_embed"], expected.outputs["patch_embed.proj"])
     assert counter.count == count
@@ -179,6 +180,32 @@ def test_a_filter_and_overrides_choose(model: ImageModel, images: Tensor) -> Non
     assert isinstance(fc1, nn.Linear)
     norm = outputs["blocks.1.norm2"]
     assert torch.equal(outputs["blocks.1.mlp.fc1"], nn.functional.linear(_fp16(norm), _fp16(fc1.weight), fc1.bias))
+
+
+def test_a_stored_result_is_configured_by_the_module_that_contains_it(model: ImageModel, images: Tensor) -> None:
+    quantize_(model, QATConfig(FP16_16Config()), overrides={"blocks.0": None})
+    assert type(model.get_submodule("blocks.0.add")) is ResidualAdd
+    assert isinstance(model.get_submodule("blocks.1.add"), ResidualAdd)
+    with count_roundings() as counter:
+        model(images)
+    assert counter.count == 46 - 2
+    record = vitfast.quantization_record(model)
+    assert record is not None
+    named = record["configs"][0]["modules"]
+    assert {"", "blocks.1"} < set(named)
+    assert not {"blocks.0", "blocks.1.add"} & set(named)
+
+
+def test_a_model_of_another_class_needs_no_counterpart(model: ImageModel, images: Tensor) -> None:
+    class Subclass(type(model)):  # type: ignore[misc]
+        pass
+
+    expected = copy.deepcopy(model)
+    quantize_(expected, QATConfig(FP16_16Config()))
+    model.__class__ = Subclass
+    with pytest.warns(UserWarning, match="code of Subclass"):  # it might add something itself
+        quantize_(model, QATConfig(FP16_16Config()))
+    assert torch.equal(model(images), expected(images))
 
 
 def test_qtorch_numerics_differ_at_ties_and_beyond_the_maximum() -> None:

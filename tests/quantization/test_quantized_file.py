@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -85,6 +86,25 @@ def test_the_record_makes_the_same_model(
     vitfast.quantize_from_record(fresh, record)
     fresh.load_state_dict(state)
     assert torch.equal(fresh(images), model(images))
+
+
+def test_a_record_may_name_modules_that_only_contain_layers(model: ImageModel, images: Tensor) -> None:
+    """Earlier versions quantized attention and MLP modules, too, and wrote their names."""
+    other = copy.deepcopy(model)
+    vitfast.quantize_(model, QATConfig(FP16_16Config()))
+    record = vitfast.quantization_record(model)
+    assert record is not None
+    record["configs"][0]["modules"] += ["patch_embed", "blocks.0.attn", "blocks.0.mlp"]
+    vitfast.quantize_from_record(other, record)
+    assert torch.equal(other(images), model(images))
+
+
+def test_kernels_that_are_rounded_after_their_standardization_stay_float32(tmp_path: Path) -> None:
+    model = vitfast.create_model("vit_tiny_r_s16_p8_224", img_size=64, num_classes=5, depth=1).eval()
+    vitfast.quantize_(model, Int8Config())
+    vitfast.save_quantized(model, tmp_path / "hybrid.safetensors")
+    images = torch.randn(1, 3, 64, 64)
+    assert torch.equal(vitfast.load_quantized(tmp_path / "hybrid.safetensors")(images), model(images))
 
 
 def test_errors(model: ImageModel, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ from vitfast.evaluation.number_format import format_overrides, number_format
 from vitfast.evaluation.plots import draw_quantization
 from vitfast.models import ImageModel
 from vitfast.quantization.calibrate import calibrate
-from vitfast.quantization.qat_config import QATConfig
+from vitfast.quantization.configs import QATConfig
 from vitfast.quantization.quantize import quantize_, quantized_modules
 from vitfast.quantization.record import describe_quantization
 from vitfast.quantization.report import LayerError, QuantizationReport, quantization_report

@@ -19,15 +19,18 @@ from vitfast.layers.padded_patch_embed import PaddedPatchEmbed
 from vitfast.layers.patch_embed import PatchEmbed
 from vitfast.layers.position_embedding import resize_position_embedding
 from vitfast.layers.relation_reuse import RelationReuse
+from vitfast.layers.residual_add import ResidualAdd
 from vitfast.layers.resnet import ResNet
 from vitfast.layers.resnet_conventions import ResNetConventions
 from vitfast.layers.reuse_block import ReuseBlock
 from vitfast.layers.sinusoidal_positions import sinusoidal_positions
 from vitfast.layers.std_conv import StdConv2d
+from vitfast.layers.stored_result import AddPositions, JoinTokens, StoredFeatures, StoredResult
 from vitfast.layers.swav_head import SwavHead
 from vitfast.layers.tokens_to_token import TokensToToken
 
 __all__ = [
+    "AddPositions",
     "Attention",
     "Block",
     "Bottleneck",
@@ -37,6 +40,7 @@ __all__ = [
     "GatedPositionalAttention",
     "GridUpsample",
     "HybridEmbed",
+    "JoinTokens",
     "LayerNorm",
     "Mlp",
     "MlpHead",
@@ -45,8 +49,11 @@ __all__ = [
     "RelationReuse",
     "ResNet",
     "ResNetConventions",
+    "ResidualAdd",
     "ReuseBlock",
     "StdConv2d",
+    "StoredFeatures",
+    "StoredResult",
     "SwavHead",
     "TokensToToken",
     "resize_position_embedding",

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vitfast import ops
+from vitfast.ops.autocast import keep_float32
 
 
 class Attention(nn.Module):
@@ -44,5 +45,6 @@ class Attention(nn.Module):
         """Attends over the tokens of ``x`` ``[B, N, C]``; returns ``[B, N, C]``."""
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # [B, N, 3, H, D]
         dropout_p = self.attention_drop_rate if self.training else 0.0
-        out = self.attend(qkv, dropout_p=dropout_p)  # [B, N, H, D]
+        with keep_float32(qkv):
+            out = self.attend(qkv, dropout_p=dropout_p)  # [B, N, H, D]
         return self.proj_drop(self.proj(out.flatten(-2)))  # [B, N, C]

@@ -6,8 +6,10 @@ from torch import Tensor, nn
 
 from vitfast.layers.attention import Attention
 from vitfast.layers.drop_path import DropPath
+from vitfast.layers.fusion import allow_in_place
 from vitfast.layers.layer_norm import LayerNorm
 from vitfast.layers.mlp import GeluVariant, Mlp
+from vitfast.layers.residual_add import ResidualAdd
 
 
 class Block(nn.Module):
@@ -48,10 +50,13 @@ class Block(nn.Module):
         self.norm2 = LayerNorm(dim, layer_norm_eps)
         self.mlp = Mlp(dim, mlp_dim, gelu=gelu, drop_rate=drop_rate)
         self.drop_path = DropPath(drop_path)
+        self.add = ResidualAdd()
 
     def forward(self, x: Tensor) -> Tensor:
         """Transforms the residual stream ``x`` ``[B, N, C]``; returns ``[B, N, C]``."""
-        x, normalized = self.norm2.add(self.drop_path(self.attn(self.norm1(x))), x)
+        normalized = allow_in_place(self.norm1(x), self.norm1, self.attn, "qkv")
+        x, normalized = self.add.add_and_normalize(x, self.drop_path(self.attn(normalized)), self.norm2)
+        normalized = allow_in_place(normalized, self.norm2, self.mlp, "fc1")
         if self.drop_path.active:
-            return x + self.drop_path(self.mlp(normalized))
-        return self.mlp(normalized, residual=x)
+            return self.add(x, self.drop_path(self.mlp(normalized)))
+        return self.add.add_mlp(x, normalized, self.mlp)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from vitfast.layers.grid_upsample import GridUpsample
 from vitfast.layers.layer_norm import LayerNorm
 from vitfast.layers.mlp import Mlp
+from vitfast.layers.stored_result import StoredFeatures
 
 
 class FeatureReuse(nn.Module):
@@ -36,7 +37,8 @@ class FeatureReuse(nn.Module):
         self.norm = LayerNorm(dim, layer_norm_eps)
         self.mlp = Mlp(dim, hidden_dim, out_dim=out_dim, drop_rate=drop_rate)
         self.upsample = upsample
+        self.result = StoredFeatures()
 
     def forward(self, features: Tensor) -> Tensor:
         """Turns features ``[B, 1 + g * g, C]`` into ``[B, 1 + G * G, out_dim]``; the class token's are zero."""
-        return self.upsample.features(self.mlp(self.norm(features)))
+        return self.result(self.upsample.features(self.mlp(self.norm(features))))

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitfast import ops
+from vitfast.layers.fusion import may_fuse
 from vitfast.layers.positional_attention import attend_by_position, positional_map, positional_probabilities
+from vitfast.ops.autocast import keep_float32
 from vitfast.ops.gated_positional_attention import has_gated_kernel
 
 
@@ -82,21 +84,8 @@ class GatedPositionalAttention(nn.Module):
         if grid_size**2 != x.shape[1]:
             raise ValueError(f"x must hold a square grid of patches, [B, G * G, C], got shape {list(x.shape)}")
         qkv_BN3HD = self._project(x).unflatten(-1, (3, self.num_heads, -1))
-        if self.training and self.attention_drop_rate:
-            out_BNHD = self._attend_with_dropout(*qkv_BN3HD.permute(2, 0, 3, 1, 4))
-        elif self._has_kernel(qkv_BN3HD):
-            positional_HNN = positional_map(self._positional_probabilities(grid_size)).to(qkv_BN3HD.dtype)
-            out_BNHD = ops.gated_positional_attention(qkv_BN3HD, positional_HNN, torch.sigmoid(self.gating_param))
-        else:
-            content_BNHD = self.attend(qkv_BN3HD)
-            positional_BYXHD = attend_by_position(self._positional_probabilities(grid_size), qkv_BN3HD[:, :, 2])
-            gate_H1 = torch.sigmoid(self.gating_param)[:, None].to(content_BNHD.dtype)
-            content_BYXHD = content_BNHD.unflatten(1, (grid_size, grid_size))
-            if content_BYXHD.requires_grad or positional_BYXHD.requires_grad or gate_H1.requires_grad:
-                out_BYXHD = torch.lerp(content_BYXHD, positional_BYXHD, gate_H1)
-            else:
-                out_BYXHD = content_BYXHD.lerp_(positional_BYXHD, gate_H1)  # another tensor costs page faults
-            out_BNHD = out_BYXHD.flatten(1, 2)
+        with keep_float32(qkv_BN3HD):
+            out_BNHD = self._attend(qkv_BN3HD, grid_size)
         return self.proj_drop(self.proj(out_BNHD.flatten(-2)))
 
     def blend(self, content_BHNN: Tensor) -> Tensor:
@@ -147,18 +136,30 @@ class GatedPositionalAttention(nn.Module):
 
     def _project(self, x: Tensor) -> Tensor:
         """Computes q, k and v ``[B, N, 3 * C]``, in one product where both are plain linear layers without hooks."""
-        if not all(type(layer) is nn.Linear and not _has_hooks(layer) for layer in (self.qk, self.v)):
+        if not may_fuse(self.qk, self.v):
             return torch.cat([self.qk(x), self.v(x)], dim=-1)
         # A product of 3 C columns takes 4 % less of the whole model's time than one of 2 C and one of C; the weights
         # are small beside it.
         bias = None if self.qk.bias is None else torch.cat([self.qk.bias, self.v.bias])
         return F.linear(x, torch.cat([self.qk.weight, self.v.weight]), bias)
 
+    def _attend(self, qkv_BN3HD: Tensor, grid_size: int) -> Tensor:
+        if self.training and self.attention_drop_rate:
+            return self._attend_with_dropout(*qkv_BN3HD.permute(2, 0, 3, 1, 4))
+        if self._has_kernel(qkv_BN3HD):
+            positional_HNN = positional_map(self._positional_probabilities(grid_size)).to(qkv_BN3HD.dtype)
+            return ops.gated_positional_attention(qkv_BN3HD, positional_HNN, torch.sigmoid(self.gating_param))
+        content_BNHD = self.attend(qkv_BN3HD)
+        positional_BYXHD = attend_by_position(self._positional_probabilities(grid_size), qkv_BN3HD[:, :, 2])
+        gate_H1 = torch.sigmoid(self.gating_param)[:, None].to(content_BNHD.dtype)
+        content_BYXHD = content_BNHD.unflatten(1, (grid_size, grid_size))
+        if content_BYXHD.requires_grad or positional_BYXHD.requires_grad or gate_H1.requires_grad:
+            out_BYXHD = torch.lerp(content_BYXHD, positional_BYXHD, gate_H1)
+        else:
+            out_BYXHD = content_BYXHD.lerp_(positional_BYXHD, gate_H1)  # a new tensor would cost page faults
+        return out_BYXHD.flatten(1, 2)
+
     def _attend_with_dropout(self, q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> Tensor:
         content_BHNN = ((q_BHND * q_BHND.shape[-1] ** -0.5) @ k_BHND.transpose(-2, -1)).softmax(-1)
         attention_BHNN = F.dropout(self.blend(content_BHNN), self.attention_drop_rate)
         return (attention_BHNN @ v_BHND).transpose(1, 2)
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitfast import ops
+from vitfast.ops.autocast import keep_float32
 
 
 def axis_upsample_matrix(from_size: int, to_size: int) -> Tensor:
@@ -60,7 +61,8 @@ class GridUpsample(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """Resamples features ``[B, 1 + g * g, C]`` to ``[B, 1 + G * G, C]``; the class token's are zero."""
-        return F.pad(self.matrix[1:, 1:] @ x[:, 1:], (0, 0, 1, 0))
+        with keep_float32(x):
+            return F.pad(self.matrix[1:, 1:] @ x[:, 1:], (0, 0, 1, 0))
 
     def relations(self, x: Tensor) -> Tensor:
         """Resamples relations between tokens: P x Pᵀ.
@@ -71,4 +73,5 @@ class GridUpsample(nn.Module):
         Returns:
             ``[B, C, 1 + G * G, 1 + G * G]``.
         """
-        return ops.upsample_relations(x, self.matrix)
+        with keep_float32(x):
+            return ops.upsample_relations(x, self.matrix)

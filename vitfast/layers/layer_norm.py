@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from vitfast import ops
+from vitfast.layers.fusion import has_hooks
 
 
 class LayerNorm(nn.LayerNorm):
@@ -32,4 +33,7 @@ class LayerNorm(nn.LayerNorm):
         Returns:
             ``(x + residual, normalized sum)``, both ``[..., C]``.
         """
+        if has_hooks(self):
+            total = x + residual
+            return total, self(total)
         return ops.add_layer_norm(x, residual, self.weight, self.bias, self.eps)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitfast import ops
+from vitfast.layers.fusion import allow_in_place, is_observed, may_fuse
 
 GeluVariant = Literal["erf", "tanh"]
 
@@ -15,8 +17,8 @@ GeluVariant = Literal["erf", "tanh"]
 class Mlp(nn.Module):
     """``fc2(gelu(fc1(x)))``, with the residual addition in the same operator.
 
-    ``fc1`` and ``fc2`` hold the parameters. The fused operator reads these directly, so forward hooks belong on this
-    module rather than on the two.
+    One fused operator reads the parameters of ``fc1`` and ``fc2``. If either has hooks, is quantized or is replaced by
+    another class, both are called instead.
 
     Args:
         dim: number of channels C.
@@ -51,19 +53,27 @@ class Mlp(nn.Module):
         Returns:
             ``[B, N, out_dim]``.
         """
-        if self.training and self.drop.p > 0.0:
-            hidden = self.drop(F.gelu(self.fc1(x), approximate=self.approximate))  # [B, N, F]
-            out = self.drop(self.fc2(hidden))
-            return out if residual is None else out + residual
-        return ops.mlp(
-            x,
-            self.fc1.weight,
-            self.fc1.bias,
-            self.fc2.weight,
-            self.fc2.bias,
-            residual=residual,
-            approximate=self.approximate,
-        )
+        if may_fuse(self.fc1, self.fc2) and not (self.training and self.drop.p > 0.0):
+            return ops.mlp(
+                x,
+                self.fc1.weight,
+                self.fc1.bias,
+                self.fc2.weight,
+                self.fc2.bias,
+                residual=residual,
+                approximate=self.approximate,
+            )
+        hidden = self.drop(self._gelu(self.fc1(x)))  # [B, N, F]
+        out = self.drop(self.fc2(allow_in_place(hidden, self.drop, self, "fc2")))
+        return out if residual is None else out + residual
+
+    def _gelu(self, hidden: Tensor) -> Tensor:
+        """Applies GELU, in place where nothing else reads ``hidden``: allocating that size again costs page faults."""
+        is_own = not hidden.requires_grad and isinstance(self.fc1, nn.Linear) and not is_observed(self.fc1)
+        if not is_own or torch.compiler.is_compiling():
+            return F.gelu(hidden, approximate=self.approximate)
+        torch.ops.aten.gelu_.default(hidden, approximate=self.approximate)
+        return hidden
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows in parentheses."""

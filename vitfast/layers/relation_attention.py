@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from vitfast.layers.attention import Attention
+from vitfast.ops.autocast import keep_float32
 
 
 class RelationAttention(Attention):
@@ -30,8 +31,9 @@ class RelationAttention(Attention):
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # [B, N, 3, H, D]
         dropout_p = self.attention_drop_rate if self.training else 0.0
         logits = None
-        if return_relations:
-            out, logits = self.attend(qkv, bias=relations, return_logits=True, dropout_p=dropout_p)
-        else:
-            out = self.attend(qkv, bias=relations, dropout_p=dropout_p)
+        with keep_float32(qkv):
+            if return_relations:
+                out, logits = self.attend(qkv, bias=relations, return_logits=True, dropout_p=dropout_p)
+            else:
+                out = self.attend(qkv, bias=relations, dropout_p=dropout_p)
         return self.proj_drop(self.proj(out.flatten(-2))), logits

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from vitfast.layers.fusion import has_hooks, may_fuse
 from vitfast.layers.grid_upsample import GridUpsample
 
 
@@ -45,7 +46,8 @@ class RelationReuse(nn.Module):
     def _mix(self, relations: Sequence[Tensor]) -> Tensor:
         """Applies the perceptron: ``[B, L * H, 1 + g * g, 1 + g * g]``."""
         first, activation, second = self.mlp
-        if torch.is_grad_enabled() or relations[0].device.type != "cpu" or not _is_plain(first, activation, second):
+        is_plain = may_fuse(first, second) and type(activation) is nn.GELU and not has_hooks(activation)
+        if torch.is_grad_enabled() or relations[0].device.type != "cpu" or not is_plain:
             return self.mlp(torch.cat(tuple(relations), dim=1))
         # A convolution of 1 x 1 is a product, and as such three times as fast on a CPU. One image at a time stays in
         # the cache.
@@ -58,13 +60,6 @@ class RelationReuse(nn.Module):
         if not parts:
             return self.mlp(torch.cat(tuple(relations), dim=1))
         return torch.stack(parts).unflatten(2, relations[0].shape[2:])
-
-
-def _is_plain(first: nn.Module, activation: nn.Module, second: nn.Module) -> bool:
-    """Whether these are the layers themselves, not others in their place, and nobody watches them."""
-    if any(layer._forward_hooks or layer._forward_pre_hooks for layer in (first, activation, second)):
-        return False
-    return type(first) is nn.Conv2d and type(activation) is nn.GELU and type(second) is nn.Conv2d
 
 
 def _matrix(convolution: nn.Module) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from vitfast.layers.feature_reuse import FeatureReuse
 from vitfast.layers.layer_norm import LayerNorm
 from vitfast.layers.mlp import Mlp
 from vitfast.layers.relation_attention import RelationAttention
+from vitfast.layers.residual_add import ResidualAdd
 
 
 class ReuseBlock(nn.Module):
@@ -52,6 +53,7 @@ class ReuseBlock(nn.Module):
         self.norm2 = LayerNorm(wide_dim, layer_norm_eps)
         self.mlp = Mlp(wide_dim, mlp_dim, out_dim=dim, drop_rate=drop_rate)
         self.drop_path = DropPath(drop_path)
+        self.add = ResidualAdd()
 
     def forward(
         self,
@@ -74,10 +76,10 @@ class ReuseBlock(nn.Module):
         """
         attended, logits = self.attn(self.norm1(x), relations, return_relations=return_relations)
         if self.feature_reuse is None:
-            x, normalized = self.norm2.add(self.drop_path(attended), x)
+            x, normalized = self.add.add_and_normalize(x, self.drop_path(attended), self.norm2)
         else:
-            x = x + self.drop_path(attended)
+            x = self.add(x, self.drop_path(attended))
             normalized = self.norm2(torch.cat([x, self.feature_reuse(features)], dim=2))
         if self.drop_path.active:
-            return x + self.drop_path(self.mlp(normalized)), logits
-        return self.mlp(normalized, residual=x), logits
+            return self.add(x, self.drop_path(self.mlp(normalized))), logits
+        return self.add.add_mlp(x, normalized, self.mlp), logits

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vitfast.layers.layer_norm import LayerNorm
 from vitfast.layers.performer_attention import performer_attention
+from vitfast.layers.residual_add import ResidualAdd
 
 
 class TokenPerformer(nn.Module):
@@ -45,11 +46,12 @@ class TokenPerformer(nn.Module):
         self.mlp = nn.Sequential(
             nn.Linear(token_dim, token_dim), nn.GELU(), nn.Linear(token_dim, token_dim), nn.Dropout(drop_rate)
         )
+        self.add = ResidualAdd()
         nn.init.orthogonal_(self.w, gain=math.sqrt(num_features))
 
     def forward(self, x: Tensor) -> Tensor:
         """Transforms tokens ``x`` ``[B, N, C]`` to ``[B, N, D]``."""
         k, q, v = self.kqv(self.norm1(x)).chunk(3, dim=-1)
         attended = self.drop(self.proj(performer_attention(q, k, v, self.w)))
-        x, normalized = self.norm2.add(attended, v)
-        return x + self.mlp(normalized)
+        x, normalized = self.add.add_and_normalize(v, attended, self.norm2)
+        return self.add(x, self.mlp(normalized))

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from vitfast import ops
 from vitfast.layers.layer_norm import LayerNorm
 from vitfast.layers.mlp import Mlp
+from vitfast.layers.residual_add import ResidualAdd
+from vitfast.ops.autocast import keep_float32
 
 
 class TokenAttention(nn.Module):
@@ -27,7 +29,8 @@ class TokenAttention(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Attends over the tokens of ``x`` ``[B, N, C]``; returns the two terms ``[B, N, D]``, not yet added."""
         qkv = self.qkv(x).unflatten(-1, (3, 1, -1))  # [B, N, 3, 1, D]
-        out = ops.attention_packed(qkv, scale=self.scale)  # [B, N, 1, D]
+        with keep_float32(qkv):
+            out = ops.attention_packed(qkv, scale=self.scale)  # [B, N, 1, D]
         return self.proj(out.squeeze(2)), qkv[:, :, 2, 0]
 
 
@@ -48,8 +51,10 @@ class TokenTransformer(nn.Module):
         self.attn = TokenAttention(dim, token_dim)
         self.norm2 = LayerNorm(token_dim, layer_norm_eps)
         self.mlp = Mlp(token_dim, token_dim)
+        self.add = ResidualAdd()
 
     def forward(self, x: Tensor) -> Tensor:
         """Transforms tokens ``x`` ``[B, N, C]`` to ``[B, N, D]``."""
-        x, normalized = self.norm2.add(*self.attn(self.norm1(x)))
-        return self.mlp(normalized, residual=x)
+        attended, v = self.attn(self.norm1(x))
+        x, normalized = self.add.add_and_normalize(v, attended, self.norm2)
+        return self.add.add_mlp(x, normalized, self.mlp)

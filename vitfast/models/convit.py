@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from vitfast.layers import GatedPositionalAttention
@@ -34,13 +33,13 @@ class ConViT(VisionTransformer):
         tokens = self.embed(images)
         for index, block in enumerate(self.blocks):
             if index == self.fields.local_up_to_layer:
-                tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
+                tokens = self.join_tokens(self.cls_token, tokens)
             tokens = block(tokens)
         return self.norm(tokens)
 
     def embed(self, images: Tensor) -> Tensor:
         """Computes the tokens ``[B, N, C]`` that enter the first block: the patches, with positions."""
-        return self.pos_drop(self.patch_embed(images) + self.pos_embed)
+        return self.pos_drop(self.add_positions(self.patch_embed(images), self.pos_embed))
 
     def _local_attention(self, index: int) -> GatedPositionalAttention:
         """Makes the attention of a block; its local initialization comes last, so that nothing overwrites it."""

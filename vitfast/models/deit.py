@@ -45,13 +45,11 @@ class DistilledVisionTransformer(VisionTransformer):
 
     def embed(self, images: Tensor) -> Tensor:
         """Computes the tokens ``[B, N, C]`` that enter the first block, the distillation token among them."""
-        patches = self.patch_embed(images)
-        if self.fields.distillation_token == "after_class":
-            tokens = self.add_positions(torch.cat([self.cls_token, self.dist_token], dim=1), patches)
-        else:
-            tokens = self.add_positions(self.cls_token, patches)
-            if self.training:
-                tokens = torch.cat([tokens, self.dist_token.expand(tokens.shape[0], -1, -1)], dim=1)
+        is_last = self.fields.distillation_token == "last"
+        prefix = self.cls_token if is_last else torch.cat([self.cls_token, self.dist_token], dim=1)
+        tokens = self.add_positions(self.join_tokens(prefix, self.patch_embed(images)), self.pos_embed)
+        if is_last and self.training:
+            tokens = self.join_tokens(tokens, self.dist_token)
         return self.pos_drop(tokens)
 
     def forward_head(self, tokens: Tensor) -> Tensor | tuple[Tensor, Tensor]:  # type: ignore[override]

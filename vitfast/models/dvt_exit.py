@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from vitfast.layers import (
+    AddPositions,
     ConvStem,
     FeatureReuse,
     GridUpsample,
+    JoinTokens,
     LayerNorm,
     PaddedPatchEmbed,
     RelationReuse,
@@ -39,6 +41,8 @@ class DVTExit(nn.Module):
         self.patch_embed = _patch_embed(fields, index)
         self.cls_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1, dim), std=0.02))
         self.pos_embed = _positions(fields, 1 + grid**2)
+        self.join_tokens = JoinTokens()
+        self.add_positions = AddPositions()
         self.pos_drop = nn.Dropout(fields.drop_rate)
         self.relation_reuse = (
             RelationReuse(fields.depth, fields.num_heads, upsample) if upsample and fields.relation_reuse else None
@@ -87,9 +91,8 @@ class DVTExit(nn.Module):
 
     def embed(self, images: Tensor) -> Tensor:
         """Computes the tokens ``[B, N, C]`` that enter the first block."""
-        patches = self.patch_embed(images)
-        tokens = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)
-        return self.pos_drop(tokens + self.pos_embed)
+        tokens = self.join_tokens(self.cls_token, self.patch_embed(images))
+        return self.pos_drop(self.add_positions(tokens, self.pos_embed))
 
 
 def run_reuse_blocks(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vitfast.layers import LayerNorm, TokensToToken, sinusoidal_positions
+from vitfast.layers import AddPositions, JoinTokens, LayerNorm, TokensToToken, sinusoidal_positions
 from vitfast.layers.image_check import check_images
 from vitfast.layers.position_embedding import PositionInterpolation
 from vitfast.models.image_model import ImageModel
@@ -44,6 +44,8 @@ class T2TViT(ImageModel):
         )
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
         self.pos_embed = nn.Parameter(sinusoidal_positions(1 + fields.grid_size**2, dim), requires_grad=False)
+        self.join_tokens = JoinTokens()
+        self.add_positions = AddPositions()
         self.pos_drop = nn.Dropout(fields.drop_rate)
         self.blocks = transformer_blocks(fields)
         self.norm = LayerNorm(dim, eps)
@@ -83,9 +85,8 @@ class T2TViT(ImageModel):
     def embed(self, images: Tensor) -> Tensor:
         """Computes the tokens ``[B, N, C]`` that enter the first block."""
         check_images(images, self.in_chans, self.img_size)
-        patches = self.tokens_to_token(images)
-        tokens = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)
-        return self.pos_drop(tokens + self.pos_embed)
+        tokens = self.join_tokens(self.cls_token, self.tokens_to_token(images))
+        return self.pos_drop(self.add_positions(tokens, self.pos_embed))
 
     @torch.no_grad()
     def _initialize(self) -> None:

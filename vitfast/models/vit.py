@@ -7,7 +7,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from vitfast.layers import LayerNorm, PatchEmbed
+from vitfast.layers import AddPositions, JoinTokens, LayerNorm, PatchEmbed
 from vitfast.layers.position_embedding import PositionInterpolation
 from vitfast.models.image_model import ImageModel
 from vitfast.models.resize_positions import resize_positions
@@ -35,6 +35,8 @@ class VisionTransformer(ImageModel):
         self.patch_embed = PatchEmbed(
             fields.img_size, fields.patch_size, fields.in_chans, dim, patch_order=fields.patch_order
         )
+        self.join_tokens = JoinTokens()
+        self.add_positions = AddPositions()
         self.pos_drop = nn.Dropout(fields.drop_rate)
         self.blocks = transformer_blocks(fields, gelu=fields.gelu)
         norm_in_head = fields.head_type == "norm_linear"
@@ -86,11 +88,8 @@ class VisionTransformer(ImageModel):
 
     def embed(self, images: Tensor) -> Tensor:
         """Computes the tokens ``[B, N, C]`` that enter the first block: class token and patches, with positions."""
-        return self.pos_drop(self.add_positions(self.cls_token, self.patch_embed(images)))
-
-    def add_positions(self, prefix: Tensor, patches: Tensor) -> Tensor:
-        """Puts ``prefix`` ``[1, T, C]`` before ``patches`` ``[B, N, C]`` and adds the positions: ``[B, T + N, C]``."""
-        return torch.cat([prefix.expand(patches.shape[0], -1, -1), patches], dim=1) + self.pos_embed
+        tokens = self.join_tokens(self.cls_token, self.patch_embed(images))
+        return self.pos_drop(self.add_positions(tokens, self.pos_embed))
 
     def pool(self, tokens: Tensor) -> Tensor:
         """Reduces the tokens ``[B, N, C]`` to what the head reads, ``[B, C]``."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import overload
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -28,3 +29,20 @@ def cast(tensor: Tensor | None, dtype: torch.dtype | None) -> Tensor | None: ...
 def cast(tensor: Tensor | None, dtype: torch.dtype | None) -> Tensor | None:
     """Casts unless there is nothing to cast or nothing to cast to."""
     return tensor if tensor is None or dtype is None else tensor.to(dtype)
+
+
+def autocast_off(x: Tensor) -> AbstractContextManager[Any]:
+    """Returns a context in which autocast is off for the device of ``x``."""
+    device_type = x.device.type
+    if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)
+
+
+def keep_float32(x: Tensor) -> AbstractContextManager[Any]:
+    """Returns a context in which autocast is off if ``x`` is float32.
+
+    Under autocast a linear layer returns autocast's type, but a quantized one returns float32. The next operators must
+    not round its result again.
+    """
+    return autocast_off(x) if x.dtype == torch.float32 else nullcontext()

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from vitfast import ops
 from vitfast.errors import UserError
 from vitfast.quantization.arithmetic import Product, RoundedArithmetic
-from vitfast.quantization.fresh import round_fresh
+from vitfast.quantization.in_place import round_in_place
 from vitfast.quantization.rounded_weight import rounded_weight
 from vitfast.quantization.rounders import FloatRounder
 
@@ -38,7 +38,7 @@ class AccumulatedArithmetic(RoundedArithmetic):
         if layer.bias is not None:
             bias: Tensor = layer.bias  # type: ignore[assignment]
             out = out + (bias if channel_dim == -1 else bias[:, None, None])
-        return round_fresh(self.rounder, out) if self._rounds_result(converted) else out
+        return round_in_place(self.rounder, out) if self._rounds_result(converted) else out
 
     def _product(self, x: Tensor, weight: Tensor) -> Tensor:
         rounder = self.rounder

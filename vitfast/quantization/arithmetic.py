@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vitfast.quantization.fresh import round_fresh, take_fresh
+from vitfast.layers.fusion import take_in_place
+from vitfast.quantization.in_place import round_in_place
 from vitfast.quantization.rounded_weight import rounded_weight
 from vitfast.quantization.rounders import FloatRounder, Rounder
 
@@ -74,10 +75,10 @@ class Arithmetic(ABC):
     def convert_gamma(self, layer: nn.Module) -> None:  # noqa: B027
         """Rounds the weight of a LayerNorm in place."""
 
-    def stored(self, x: Tensor, *, fresh: bool = False) -> Tensor:
-        """Rounds what a residual addition, a concatenation of tokens or the addition of positions stores.
+    def stored(self, x: Tensor, *, in_place: bool = False) -> Tensor:
+        """Rounds the result of a residual addition, a concatenation of tokens or an addition of positions.
 
-        ``fresh``: nobody else reads x, so that it may be overwritten.
+        ``in_place``: nothing else reads ``x``, so that it may be overwritten.
         """
         return x
 
@@ -114,7 +115,7 @@ class RoundedArithmetic(Arithmetic):
         """See ``Arithmetic``."""
         weight = weight if converted else rounded_weight(layer, weight, self.rounder)
         product = function(self.operand(x, converted=converted), weight, layer.bias)  # type: ignore[arg-type]
-        return round_fresh(self.rounder, product) if self._rounds_result(converted) else product
+        return round_in_place(self.rounder, product) if self._rounds_result(converted) else product
 
     def convert_weight(self, layer: nn.Module) -> None:
         """See ``Arithmetic``."""
@@ -131,17 +132,17 @@ class RoundedArithmetic(Arithmetic):
         """See ``Arithmetic``."""
         if not self._rounds_operand(converted):
             return x
-        return round_fresh(self.rounder, x) if take_fresh(x) else self.rounder(x)
+        return round_in_place(self.rounder, x) if take_in_place(x) else self.rounder(x)
 
     def result(self, x: Tensor, *, converted: bool) -> Tensor:
         """See ``Arithmetic``."""
         return self.rounder(x) if self._rounds_result(converted) else x
 
-    def stored(self, x: Tensor, *, fresh: bool = False) -> Tensor:
+    def stored(self, x: Tensor, *, in_place: bool = False) -> Tensor:
         """See ``Arithmetic``."""
         if not self.round_results:
             return x
-        return round_fresh(self.rounder, x) if fresh else self.rounder(x)
+        return round_in_place(self.rounder, x) if in_place else self.rounder(x)
 
     def fused_norm(self, *, converted: bool) -> FusedNorm | None:
         """See ``Arithmetic``."""

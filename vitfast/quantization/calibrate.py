@@ -11,8 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from vitfast.errors import UserError
-from vitfast.quantization.disable_fake_quantize import quantization_mode
-from vitfast.quantization.quantize import quantized_modules
+from vitfast.quantization.quantize import quantization_mode, quantized_modules
 from vitfast.quantization.quantized_module import QuantizedModule
 
 

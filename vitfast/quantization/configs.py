@@ -20,6 +20,7 @@ Semantics = Literal["documented", "legacy_convert"]
 Activations = Literal["dynamic", "calibrated"]
 Accumulate = Literal["fp32", "fp16"]
 Backend = Literal["vitfast", "qtorch"]
+Step = Literal["prepare", "convert"]
 
 _FORMAT_NAMES = ("fp16", "bf16", "tf32", "fp8_e4m3fn", "fp8_e5m2", "fp6_e3m2", "fp6_e2m3", "fp4_e2m1")
 
@@ -218,6 +219,31 @@ class Int8Config(QuantizationConfig):
     def arithmetic(self) -> Arithmetic:
         """Makes what the layers compute with."""
         return Int8Arithmetic(self.activations == "calibrated", self.clip_gradients)
+
+
+@dataclass(frozen=True)
+class QATConfig:
+    """Quantization-aware training: prepare, train, convert.
+
+    Attributes:
+        base: the numerics. ``None`` in the second step means those that were prepared.
+        step: ``"prepare"``: weights stay float32 and are rounded in each forward pass, gradients pass straight through;
+            ``"convert"``: weights (and LayerNorms' gammas) are rounded for good, activations as before.
+
+    Raises:
+        UserError: an unknown step, or no base to prepare.
+    """
+
+    base: QuantizationConfig | None = None
+    step: Step = "prepare"
+
+    def __post_init__(self) -> None:
+        if self.step not in ("prepare", "convert"):
+            raise UserError(f"step must be 'prepare' or 'convert'; got {self.step!r}")
+        if self.base is None and self.step == "prepare":
+            raise UserError("step='prepare' needs a base, for example QATConfig(FP16_16Config(), step='prepare')")
+        if self.base is not None and not isinstance(self.base, QuantizationConfig):
+            raise UserError(f"base must be a configuration such as FP16_32Config(); got {self.base!r}")
 
 
 def _rounded(config: _RoundingConfig, format: FloatFormat, numerics: str, round_results: bool) -> RoundedArithmetic:

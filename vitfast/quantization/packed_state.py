@@ -62,7 +62,7 @@ def load_packed_state(model: nn.Module, state: Mapping[str, Tensor], source: str
 
 
 def _rounded_keys(name: str, module: QuantizedModule, state: dict[str, Tensor]) -> list[str]:
-    if module.quantization.config is None:
+    if module.quantization.config is None or not module.quantization.converted:
         return []
     keys = [f"{name}.weight", f"{name}.in_proj_weight"]
     if isinstance(module.quantization.arithmetic, Int8Arithmetic):

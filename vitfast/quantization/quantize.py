@@ -1,20 +1,26 @@
-"""The one verb of quantization."""
+"""``quantize_`` and the state of a quantized model."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
 
 from vitfast.errors import UserError
+from vitfast.layers import StoredResult
 from vitfast.quantization.arithmetic import NoArithmetic
-from vitfast.quantization.configs import QuantizationConfig
-from vitfast.quantization.qat_config import QATConfig
-from vitfast.quantization.quantized_module import LayerQuantization, QuantizedModule
-from vitfast.quantization.twins import find_twin, lacks_twin, never_quantized, unseen_additions
+from vitfast.quantization.configs import QATConfig, QuantizationConfig
+from vitfast.quantization.counterparts import (
+    find_counterpart,
+    lacks_counterpart,
+    never_quantized,
+    unrounded_additions,
+)
+from vitfast.quantization.quantized_module import LayerQuantization, Mode, QuantizedModule
 
 Filter = Callable[[nn.Module, str], bool]
 Overrides = Mapping[str, QuantizationConfig | None]
@@ -30,25 +36,26 @@ def quantize_(
     """Quantizes a model in place, after training or for quantization-aware training.
 
     Parameters stay float32 and keep their names, so that the same checkpoints load. Quantized modules compute in
-    float32 under any autocast. What is rounded where is written in ``docs/numerics.md``.
+    float32 under any autocast. ``docs/numerics.md`` lists which tensors are rounded.
 
     Args:
-        model: from ``create_model``, timm, torchvision or of torch's own layers, with float32 parameters.
+        model: from ``create_model``, timm or torchvision, or built from torch's layers, with float32 parameters.
         config: ``FP16_16Config()``, ``FP16_32Config()``, ``TF32Config()``, ``Int8Config()``, ``FloatConfig(format)`` or
-            ``FixedConfig(word_length, fraction_length)``: rounds weights for good and activations in each forward pass.
-            ``QATConfig(base, step)``: the same in two steps, with training between them.
-        filter_fn: ``filter_fn(module, name)`` says whether a module is quantized. It is asked for every linear layer,
-            convolution, LayerNorm and attention, and for the blocks and models whose additions are stored. None: all.
-        overrides: other configurations, None for float32, by name pattern: ``{"blocks.0.*": None, "head":
-            Int8Config()}``. The first that matches counts; ``*`` matches dots, too.
+            ``FixedConfig(word_length, fraction_length)``: rounds weights permanently and activations in each forward
+            pass. ``QATConfig(base, step)``: the same in two steps, with training between them.
+        filter_fn: ``filter_fn(module, name)`` returns whether a module is quantized. It is called for every linear
+            layer, convolution, LayerNorm and attention, and for the blocks and models whose additions are rounded. By
+            default all are.
+        overrides: other configurations, or None for float32, by name pattern: ``{"blocks.0.*": None, "head":
+            Int8Config()}``. The first match counts; ``*`` also matches dots.
 
     Raises:
-        UserError: the configuration is none; the model is quantized already, or not prepared for ``"convert"``; its
-            parameters are not float32; the filter or a pattern matches nothing; a layer is of an unknown class.
+        UserError: ``config`` is not a configuration; the model is quantized already, or not prepared for ``"convert"``;
+            its parameters are not float32; the filter or a pattern matches nothing; a layer has an unsupported class.
     """
     if isinstance(config, QATConfig) and config.step == "convert":
         if filter_fn is not None or overrides is not None:
-            raise UserError("step='convert' takes no filter_fn and no overrides: what was prepared is converted")
+            raise UserError("step='convert' converts what was prepared and takes no filter_fn and no overrides")
         _convert(model, config.base)
         return
     base = config.base if isinstance(config, QATConfig) else config
@@ -66,13 +73,32 @@ def quantized_modules(model: nn.Module) -> dict[str, QuantizedModule]:
     return {name: module for name, module in model.named_modules() if isinstance(module, QuantizedModule)}
 
 
+def configured_as(name: str, module: nn.Module) -> str:
+    """Returns the name under which filters, overrides and records address a module.
+
+    A stored result (an addition, a concatenation) is addressed by the module that contains it.
+    """
+    return name.rpartition(".")[0] if isinstance(module, StoredResult) else name
+
+
+def configurations(model: nn.Module) -> dict[str, QuantizationConfig]:
+    """Returns the configurations of the quantized modules, by ``configured_as``."""
+    return {
+        configured_as(name, module): module.quantization.config
+        for name, module in quantized_modules(model).items()
+        if module.quantization.config is not None
+    }
+
+
 def prepare(model: nn.Module, configs: Mapping[str, QuantizationConfig], *, warn: bool = True) -> None:
-    """Turns modules into their twins, the named ones with their configurations, those around them without one.
+    """Replaces the classes of modules by their quantized counterparts.
+
+    Modules of foreign libraries that contain a quantized module get a counterpart without a configuration.
 
     Args:
         model: not quantized.
-        configs: by name of the module.
-        warn: whether a warning tells of additions that cannot be rounded.
+        configs: by ``configured_as``; names of modules that have no counterpart have no effect.
+        warn: whether to warn about additions that cannot be rounded.
 
     Raises:
         UserError: the model is quantized already, or a module cannot be.
@@ -89,53 +115,92 @@ def prepare(model: nn.Module, configs: Mapping[str, QuantizationConfig], *, warn
         raise UserError(f"low precision is simulated in float32, parameters are {', '.join(wrong)}; call model.float()")
     swaps: list[tuple[nn.Module, type[QuantizedModule], LayerQuantization]] = []
     for name, module in model.named_modules():
-        twin = find_twin(module)
-        around = any(other.startswith(f"{name}." if name else "") for other in configs)
-        if twin is not None and (name in configs or around):
-            config = configs.get(name)
+        counterpart = find_counterpart(module)
+        config = configs.get(configured_as(name, module))
+        contains_quantized = any(other.startswith(f"{name}." if name else "") for other in configs)
+        is_leaf = next(module.children(), None) is None
+        if counterpart is not None and (config is not None or (contains_quantized and not is_leaf)):
             arithmetic = NoArithmetic() if config is None else config.arithmetic()
-            twin.check(module, arithmetic)
-            swaps.append((module, twin, LayerQuantization(config, arithmetic)))
-    for module, twin, quantization in swaps:
-        module.__class__ = twin
+            counterpart.check(module, arithmetic)
+            swaps.append((module, counterpart, LayerQuantization(config, arithmetic)))
+    for module, counterpart, quantization in swaps:
+        module.__class__ = counterpart
         assert isinstance(module, QuantizedModule)
         module.quantization = quantization
         module.prepare()
     if warn:
-        _warn_of_unseen_additions(model)
+        _warn_of_unrounded_additions(model)
 
 
 def convert(model: nn.Module) -> None:
-    """Rounds the weights of all quantized modules for good."""
+    """Rounds the weights of all quantized modules permanently."""
     for module in quantized_modules(model).values():
         module.convert()
+
+
+@contextmanager
+def disable_fake_quantize(model: nn.Module) -> Iterator[None]:
+    """Computes without rounding within the context: a prepared model returns the bits of the unquantized one.
+
+    The weights of a converted model stay rounded.
+
+    Args:
+        model: quantized.
+
+    Raises:
+        UserError: the model is not quantized.
+    """
+    with quantization_mode(model, "off"):
+        yield
+
+
+@contextmanager
+def quantization_mode(model: nn.Module, mode: Mode) -> Iterator[None]:
+    """Sets the mode of every quantized module within the context, see ``LayerQuantization``.
+
+    Raises:
+        UserError: the model is not quantized.
+    """
+    modules = list(quantized_modules(model).values())
+    if not modules:
+        raise UserError("the model is not quantized; call quantize_(model, FP16_32Config()), for example, first")
+    before = [module.quantization.mode for module in modules]
+    try:
+        for module in modules:
+            module.quantization.mode = mode
+        yield
+    finally:
+        for module, old in zip(modules, before, strict=True):
+            module.quantization.mode = old
 
 
 def _choose(
     model: nn.Module, base: QuantizationConfig, filter_fn: Filter, overrides: Overrides
 ) -> dict[str, QuantizationConfig]:
-    """Decides the configuration of every module that has one."""
+    """Returns the configuration of every module that is quantized, by ``configured_as``."""
     chosen: dict[str, QuantizationConfig] = {}
-    unused = set(overrides)
+    modules = dict(model.named_modules())
+    patterns = {name: next((p for p in overrides if fnmatchcase(name, p)), None) for name in modules}
     excluded = never_quantized(model)
-    for name, module in model.named_modules():
-        if name in excluded or isinstance(module, QuantizedModule):
+    for leaf_name, leaf in modules.items():
+        if leaf_name in excluded or isinstance(leaf, QuantizedModule):
             continue
-        if (find_twin(module) is None and not lacks_twin(module)) or not filter_fn(module, name):
+        name = configured_as(leaf_name, leaf)
+        if (find_counterpart(leaf) is None and not lacks_counterpart(leaf)) or not filter_fn(modules[name], name):
             continue
-        pattern = next((pattern for pattern in overrides if fnmatchcase(name, pattern)), None)
-        unused.discard(pattern or "")
+        pattern = patterns[name]
         config = base if pattern is None else overrides[pattern]
         if config is None:
             continue
         if not isinstance(config, QuantizationConfig):
             raise UserError(f"overrides[{pattern!r}] must be a configuration or None; got {config!r}")
-        if lacks_twin(module):
+        if lacks_counterpart(leaf):
             raise UserError(
-                f"layer {name!r} is a {type(module).__name__}, which vitfast cannot quantize; "
+                f"layer {name!r} is a {type(leaf).__name__}, which vitfast cannot quantize; "
                 f"leave it out: overrides={{{name!r}: None}}"
             )
         chosen[name] = config
+    unused = overrides.keys() - patterns.values()
     if unused:
         raise UserError(
             f"overrides: no module is called {', '.join(sorted(map(repr, unused)))}; see model.named_modules()"
@@ -171,14 +236,14 @@ def _describe(quantization: LayerQuantization) -> str:
     return f"{type(quantization.config).__name__}, {'converted' if quantization.converted else 'prepared'}"
 
 
-def _warn_of_unseen_additions(model: nn.Module) -> None:
+def _warn_of_unrounded_additions(model: nn.Module) -> None:
     if not any(module.quantization.arithmetic.rounds_results for module in quantized_modules(model).values()):
         return
-    unseen = unseen_additions(model)
-    if unseen:
+    classes = unrounded_additions(model)
+    if classes:
         warnings.warn(
             f"results of linear layers, convolutions and LayerNorms are rounded, but additions and concatenations in "
-            f"the code of {', '.join(unseen)} are not: vitfast knows no quantized form of them",
+            f"the code of {', '.join(classes)} are not: vitfast has no quantized counterpart of them",
             UserWarning,
             stacklevel=4,
         )

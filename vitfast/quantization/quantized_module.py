@@ -6,14 +6,14 @@ their names, hooks and references to the module stay what they are.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vitfast.errors import UserError
+from vitfast.ops.autocast import autocast_off
 from vitfast.quantization.arithmetic import Arithmetic, Product
 from vitfast.quantization.configs import QuantizationConfig
 
@@ -58,10 +58,10 @@ class QuantizedModule(nn.Module):
         """Whether the original class's code is to run."""
         return self.quantization.mode == "off"
 
-    def stored(self, x: Tensor, *, fresh: bool = False) -> Tensor:
-        """Rounds what an addition or concatenation stores, where the configuration says so; ``fresh``: in place."""
+    def stored(self, x: Tensor, *, in_place: bool = False) -> Tensor:
+        """Rounds what an addition or concatenation stores, where the configuration says so; ``in_place``: in place."""
         quantization = self.quantization
-        return quantization.arithmetic.stored(x, fresh=fresh) if quantization.mode == "quantized" else x
+        return quantization.arithmetic.stored(x, in_place=in_place) if quantization.mode == "quantized" else x
 
     def prepare(self) -> None:
         """Makes room for what the arithmetic needs."""
@@ -98,6 +98,11 @@ class QuantizedProduct(QuantizedModule):
             return quantization.arithmetic.product(
                 self, function, x, weight, converted=quantization.converted, channel_dim=channel_dim
             )
+
+    def apply_as_matrix(self, x: Tensor) -> Tensor:
+        """Multiplies ``x`` ``[..., K]`` by the weight, flattened to ``[out, K]``."""
+        weight = self.weight.flatten(1)
+        return F.linear(x, weight, self.bias) if self.is_off else self.product(F.linear, x, weight)
 
     def prepare(self) -> None:
         """Makes room for what the arithmetic needs."""
@@ -140,11 +145,3 @@ class QuantizedNorm(QuantizedModule):
         super()._load_from_state_dict(*args, **kwargs)
         if self.quantization.converted:
             self.quantization.arithmetic.convert_gamma(self)
-
-
-def autocast_off(x: Tensor) -> AbstractContextManager[Any]:
-    """Switches autocast off: rounding is simulated in float32, and a product in bfloat16 would round more."""
-    device_type = x.device.type
-    if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(device_type):
-        return nullcontext()
-    return torch.autocast(device_type, enabled=False)

@@ -13,7 +13,7 @@ from vitfast.formats import FloatFormat
 from vitfast.quantization import configs
 from vitfast.quantization.configs import QuantizationConfig
 from vitfast.quantization.named_configs import format_name
-from vitfast.quantization.quantize import convert, prepare, quantized_modules
+from vitfast.quantization.quantize import configurations, convert, prepare, quantized_modules
 
 _FORMAT_VERSION = 1
 _CONFIGS: dict[str, type[QuantizationConfig]] = {
@@ -39,13 +39,13 @@ def quantization_record(model: nn.Module) -> dict[str, Any] | None:
     if not quantized:
         return None
     names: dict[QuantizationConfig, list[str]] = {}
-    ranges = {}
-    for name, module in quantized.items():
-        if module.quantization.config is not None:
-            names.setdefault(module.quantization.config, []).append(name)
-        if module.quantization.calibrated:
-            observed: Tensor = module.activation_range  # type: ignore[assignment]
-            ranges[name] = observed.tolist()
+    for name, config in configurations(model).items():
+        names.setdefault(config, []).append(name)
+    ranges = {
+        name: module.get_buffer("activation_range").tolist()
+        for name, module in quantized.items()
+        if module.quantization.calibrated
+    }
     return {
         "format_version": _FORMAT_VERSION,
         "converted": any(module.quantization.converted for module in quantized.values()),

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from vitfast.errors import UserError
+from vitfast.layers import StoredResult
 from vitfast.quantization.calibrate import images_of
-from vitfast.quantization.disable_fake_quantize import quantization_mode
-from vitfast.quantization.quantize import prepare, quantized_modules
-from vitfast.quantization.quantized_module import QuantizedModule
+from vitfast.quantization.quantize import configurations, prepare, quantization_mode, quantized_modules
 from vitfast.quantization.rounding_losses import RoundingLosses, watch_activations, weight_losses
 
 
@@ -94,17 +93,16 @@ def quantization_report(
                 "the model is converted, its original weights are gone; give the unquantized model as reference=, a "
                 "copy.deepcopy from before quantize_"
             )
-        reference_twin = copy.deepcopy(model)
+        unrounded = copy.deepcopy(model)
     else:
-        reference_twin = copy.deepcopy(reference)
+        unrounded = copy.deepcopy(reference)
         missing = sorted(quantized.keys() - dict(reference.named_modules()).keys())
         if missing:
             raise UserError(f"reference is another model: it has no {', '.join(missing[:3])}")
-        configs = {name: m.quantization.config for name, m in quantized.items() if m.quantization.config is not None}
-        prepare(reference_twin, configs, warn=False)
+        prepare(unrounded, configurations(model), warn=False)
     candidate = copy.deepcopy(model).eval()
-    with quantization_mode(candidate, "quantized"), quantization_mode(reference_twin.eval(), "plain"), torch.no_grad():
-        return _compare(candidate, reference_twin, loader, batches)
+    with quantization_mode(candidate, "quantized"), quantization_mode(unrounded.eval(), "plain"), torch.no_grad():
+        return _compare(candidate, unrounded, loader, batches)
 
 
 class _Outputs:
@@ -112,11 +110,11 @@ class _Outputs:
 
     def __init__(self, model: nn.Module) -> None:
         self.tensors: dict[str, Tensor] = {}
-        for name, module in quantized_modules(model).items():
+        for name, module in _observed_modules(model).items():
             module.register_forward_hook(self._hook(name))
 
     def _hook(self, name: str) -> Any:
-        def keep(module: QuantizedModule, inputs: Any, output: Any) -> None:
+        def keep(module: nn.Module, inputs: Any, output: Any) -> None:
             output = output[0] if isinstance(output, tuple) and output else output
             if isinstance(output, Tensor):
                 self.tensors[name] = output
@@ -144,7 +142,7 @@ def _compare(
     if not num_images:
         raise UserError("loader yields no images to compare with")
     layers = {
-        name: LayerError(name, _decibels(energies[name])) for name in quantized_modules(candidate) if name in energies
+        name: LayerError(name, _decibels(energies[name])) for name in _observed_modules(candidate) if name in energies
     }
     for name in activations:
         layer = layers.get(_shown_as(name, layers))
@@ -159,6 +157,20 @@ def _compare(
     )
 
 
+def _observed_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Returns the quantized modules and the modules that contain them, whose outputs are compared.
+
+    A stored result is compared as the output of the module that contains it.
+    """
+    quantized = quantized_modules(model)
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if any(other == name or other.startswith(f"{name}." if name else "") for other in quantized)
+        and not isinstance(module, (StoredResult, nn.Sequential, nn.ModuleList))
+    }
+
+
 def _deciding(answer: Any) -> Tensor:
     """The logits that decide: the last exit's of several; Hugging Face's models name them."""
     named = getattr(answer, "logits", answer)
@@ -167,7 +179,10 @@ def _deciding(answer: Any) -> Tensor:
 
 
 def _shown_as(name: str, layers: Container[str]) -> str:
-    """The module itself; or the one around it, where its twin reads the weight past its forward (patch embeddings)."""
+    """Returns ``name``, or the nearest module around it whose output is compared.
+
+    The forward of a patch embedding's convolution is not called, and stored results have no rows.
+    """
     while name and name not in layers:
         name = name.rpartition(".")[0]
     return name

@@ -11,8 +11,9 @@ from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 
 from vitfast.errors import UserError
+from vitfast.ops.autocast import autocast_off
 from vitfast.quantization.arithmetic import Arithmetic
-from vitfast.quantization.quantized_module import QuantizedModule, QuantizedNorm, autocast_off
+from vitfast.quantization.quantized_module import QuantizedModule, QuantizedNorm
 
 
 class QuantizedTimmLayerNorm(QuantizedNorm, LayerNorm):
@@ -85,7 +86,7 @@ class QuantizedTimmDistilledVisionTransformer(QuantizedTimmVisionTransformer, Vi
         return self.cls_token, self.dist_token
 
 
-TIMM_TWINS: dict[type[nn.Module], type[QuantizedModule]] = {
+TIMM_COUNTERPARTS: dict[type[nn.Module], type[QuantizedModule]] = {
     LayerNorm: QuantizedTimmLayerNorm,
     Attention: QuantizedTimmAttention,
     Block: QuantizedTimmBlock,

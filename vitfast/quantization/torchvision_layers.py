@@ -62,7 +62,7 @@ class QuantizedTorchvisionVisionTransformer(QuantizedModule, VisionTransformer):
         return self.heads(self.encoder(self.stored(tokens))[:, 0])
 
 
-TORCHVISION_TWINS: dict[type[nn.Module], type[QuantizedModule]] = {
+TORCHVISION_COUNTERPARTS: dict[type[nn.Module], type[QuantizedModule]] = {
     EncoderBlock: QuantizedEncoderBlock,
     Encoder: QuantizedEncoder,
     VisionTransformer: QuantizedTorchvisionVisionTransformer,

@@ -1,137 +1,126 @@
-"""The twins of vitfast's layers: the fused operators come apart, so that every linear layer and LayerNorm is called."""
+"""Quantized counterparts of vitfast's leaf modules: LayerNorm, standardized convolution and stored results."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from vitfast import ops
-from vitfast.layers import Attention, Block, GatedPositionalAttention, LayerNorm, Mlp, PatchEmbed
-from vitfast.layers.image_check import check_images
+from vitfast.layers import AddPositions, JoinTokens, LayerNorm, Mlp, ResidualAdd, StdConv2d, StoredFeatures
+from vitfast.layers.fusion import is_observed
+from vitfast.layers.same_padding import pad_same
+from vitfast.ops.autocast import autocast_off
 from vitfast.quantization.arithmetic import FusedNorm
-from vitfast.quantization.fresh import is_hooked, mark_fresh
-from vitfast.quantization.quantized_module import QuantizedModule, QuantizedNorm, QuantizedProduct, autocast_off
+from vitfast.quantization.quantized_module import QuantizedModule, QuantizedNorm, QuantizedProduct
+from vitfast.quantization.rounders import FloatRounder
 
 
 class QuantizedVitfastLayerNorm(QuantizedNorm, LayerNorm):
-    """Twin of ``vitfast.layers.LayerNorm``; rounds in the operator where that can."""
+    """Rounds within the operator where the format allows it."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalizes ``[..., C]``."""
         if self.is_off:
             return super().forward(x)
         with autocast_off(x):
             x = x.to(self.weight.dtype)
-            fused = self.fused
+            fused = self._fused()
             if fused is None:
                 return self.result(super().forward(self.operand(x)))
             return ops.layer_norm(
                 x, self.weight, self.bias, self.eps, round_operand=fused.operand, round_result=fused.result
             )
 
-    @property
-    def fused(self) -> FusedNorm | None:
-        """What rounds within the operator; None if roundings are calls of their own."""
+    def add(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        if self.is_off:
+            return super().add(x, residual)
+        added = self.fused_add(x, residual, None)
+        if added is not None:
+            return added
+        total = x + residual
+        return total, self(total)
+
+    def fused_add(self, x: Tensor, residual: Tensor, round_sum: FloatRounder | None) -> tuple[Tensor, Tensor] | None:
+        """Adds and normalizes in one operator; returns None if the roundings or a hook prevent it."""
+        fused = self._fused()
+        if fused is None or is_observed(self) or not x.dtype == residual.dtype == self.weight.dtype:
+            return None
+        with autocast_off(x):
+            return ops.add_layer_norm(
+                x,
+                residual,
+                self.weight,
+                self.bias,
+                self.eps,
+                round_sum=round_sum,
+                round_operand=fused.operand,
+                round_result=fused.result,
+            )
+
+    def _fused(self) -> FusedNorm | None:
         quantization = self.quantization
         if quantization.mode != "quantized":
             return None
         return quantization.arithmetic.fused_norm(converted=quantization.converted)
 
 
-class QuantizedMlp(QuantizedModule, Mlp):
-    """Twin of ``Mlp``; GELU's result is rounded where ``fc2`` reads it."""
+class QuantizedStdConv2d(QuantizedProduct, StdConv2d):
+    """Rounds the standardized kernels in every forward pass, also after conversion.
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Computes ``mlp(x) + residual`` ``[B, N, C]``."""
-        if self.is_off:
-            return super().forward(x, residual)
-        hidden = self.drop(self._activated(self.fc1(x)))
-        out: Tensor = self.drop(self.fc2(mark_fresh(hidden, self.drop, self.fc2)))
-        return out if residual is None else out + residual
-
-    def _activated(self, hidden: Tensor) -> Tensor:
-        """GELU, in place where nobody else reads what ``fc1`` gives: a second tensor of that size costs page faults."""
-        is_own = not hidden.requires_grad and isinstance(self.fc1, nn.Linear) and not is_hooked(self.fc1)
-        if not is_own or torch.compiler.is_compiling():
-            return F.gelu(hidden, approximate=self.approximate)
-        torch.ops.aten.gelu_.default(hidden, approximate=self.approximate)
-        return hidden
-
-
-class QuantizedAttention(QuantizedModule, Attention):
-    """Twin of ``Attention``: nothing is rounded between ``qkv`` and ``proj``, not even by autocast."""
+    Kernels rounded before the standardization would not be values of the format after it.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Attends over the tokens ``[B, N, C]``."""
         if self.is_off:
             return super().forward(x)
-        with autocast_off(x):
-            return super().forward(x)
+        if self.conventions.padding == "same":
+            x = pad_same(x, self.kernel_size[0], self.stride[0])
+        return self.product(self._convolve, x, self.standardized_weight(), channel_dim=1)
+
+    def convert(self) -> None:
+        """Does nothing."""
+
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.conv2d(x, weight, bias, self.stride, self.padding)
 
 
-class QuantizedGatedPositionalAttention(QuantizedModule, GatedPositionalAttention):
-    """Twin of ``GatedPositionalAttention``; ``pos_proj`` belongs to the softmax and stays float32."""
+class QuantizedStoredFeatures(QuantizedModule, StoredFeatures):
+    """Rounds the features."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Attends over the patches ``[B, N, C]``."""
-        if self.is_off:
-            return super().forward(x)
-        with autocast_off(x):
-            return super().forward(x)
+        return self.stored(x)
 
 
-class QuantizedBlock(QuantizedModule, Block):
-    """Twin of ``Block``: both additions to the residual stream are stored results."""
+class QuantizedJoinTokens(QuantizedModule, JoinTokens):
+    """Rounds the joined tokens."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Transforms the residual stream ``[B, N, C]``."""
-        if self.is_off:
-            return super().forward(x)
-        normalized = self.norm1(x)
-        _may_overwrite(normalized, self.norm1, self.attn, "qkv")
-        x, normalized = self._add_and_normalize(x, self.drop_path(self.attn(normalized)))
-        _may_overwrite(normalized, self.norm2, self.mlp, "fc1")
-        return self.stored(x + self.drop_path(self.mlp(normalized)), fresh=True)
-
-    def _add_and_normalize(self, x: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
-        """The first addition runs within the second LayerNorm, unless somebody looks at what goes in there."""
-        norm, quantization = self.norm2, self.quantization
-        fused = norm.fused if isinstance(norm, QuantizedVitfastLayerNorm) and not is_hooked(norm) else None
-        round_sum = None
-        if fused is not None and quantization.arithmetic.rounds_results:
-            own = quantization.arithmetic.fused_norm(converted=False)
-            fused, round_sum = (None, None) if own is None else (fused, own.result)
-        has_one_type = x.dtype == attended.dtype == norm.weight.dtype
-        if fused is None or quantization.mode != "quantized" or not has_one_type:
-            x = self.stored(x + attended, fresh=True)
-            return x, norm(x)
-        with autocast_off(x):
-            return ops.add_layer_norm(
-                attended,
-                x,
-                norm.weight,
-                norm.bias,
-                norm.eps,
-                round_sum=round_sum,
-                round_operand=fused.operand,
-                round_result=fused.result,
-            )
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        return self.stored(super().forward(first, second), in_place=True)
 
 
-def _may_overwrite(normalized: Tensor, norm: nn.Module, reader: nn.Module, name: str) -> None:
-    """Marks what a LayerNorm gives, which only the linear layer ``name`` of ``reader`` reads."""
-    layer = getattr(reader, name, None)
-    if isinstance(layer, nn.Linear) and isinstance(norm, nn.LayerNorm):
-        mark_fresh(normalized, norm, reader, layer)
+class QuantizedAddPositions(QuantizedModule, AddPositions):
+    """Rounds the sum."""
+
+    def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        return self.stored(super().forward(tokens, positions), in_place=True)
 
 
-class QuantizedPatchEmbed(QuantizedModule, PatchEmbed):
-    """Twin of ``PatchEmbed``: a linear layer over patches, whatever shape its weight has."""
+class QuantizedResidualAdd(QuantizedModule, ResidualAdd):
+    """Rounds the sum, within the LayerNorm's operator where the format allows it."""
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Embeds the patches of ``[B, in_chans, img_size, img_size]``: ``[B, N, C]``."""
-        if self.is_off or not isinstance(self.proj, QuantizedProduct):
-            return super().forward(images)
-        check_images(images, self.in_chans, self.img_size)
-        return self.proj.product(F.linear, self._flatten_patches(images), self.proj.weight.flatten(1))
+    def forward(self, x: Tensor, branch: Tensor) -> Tensor:
+        return self.stored(x + branch, in_place=True)
+
+    def add_and_normalize(self, x: Tensor, branch: Tensor, norm: LayerNorm) -> tuple[Tensor, Tensor]:
+        quantization = self.quantization
+        if quantization.mode != "quantized" or not quantization.arithmetic.rounds_results:
+            return super().add_and_normalize(x, branch, norm)
+        fused = quantization.arithmetic.fused_norm(converted=False)
+        if fused is not None and isinstance(norm, QuantizedVitfastLayerNorm):
+            added = norm.fused_add(branch, x, fused.result)
+            if added is not None:
+                return added
+        x = self(x, branch)
+        return x, norm(x)
+
+    def add_mlp(self, x: Tensor, normalized: Tensor, mlp: Mlp) -> Tensor:
+        return super().add_mlp(x, normalized, mlp) if self.is_off else self(x, mlp(normalized))

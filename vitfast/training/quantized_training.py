@@ -9,7 +9,7 @@ from vitfast.errors import UserError
 from vitfast.evaluation.number_format import format_overrides, number_format
 from vitfast.models import ImageModel
 from vitfast.quantization.calibrate import calibrate
-from vitfast.quantization.qat_config import QATConfig
+from vitfast.quantization.configs import QATConfig
 from vitfast.quantization.quantize import quantize_
 from vitfast.quantization.record import quantize_from_record
 from vitfast.runs.checkpoint import CheckpointError, read_manifest_file

@@ -14,7 +14,7 @@ from vitfast.quantization.rounders import FloatRounder
 
 
 def plain_class(module: nn.Module, name: str) -> type[nn.Module]:
-    """Returns a module's class; of a quantized twin the class that it is a twin of.
+    """Returns a module's class; of a quantized counterpart its unquantized class.
 
     Raises:
         NotRecognised: the module is quantized to what has no fast kernel.

@@ -22,13 +22,15 @@ from vitfast.inference.ir import (
 )
 from vitfast.inference.lowering import layers, vitfast_parts
 from vitfast.inference.lowering.module_checks import expect
-from vitfast.layers import ConvStem, GridUpsample, PatchEmbed
+from vitfast.layers import AddPositions, ConvStem, GridUpsample, JoinTokens, PatchEmbed
 from vitfast.layers import RelationReuse as RelationReuseLayer
 from vitfast.models import DVT, ConViT, DistilledVisionTransformer, T2TViT, VisionTransformer
 from vitfast.models.dvt_exit import DVTExit
 
 _TOKENS = ("cls_token", "pos_embed", "dist_token")
-_VIT = ("patch_embed", "pos_drop", "blocks", "norm", "fc_norm", "pre_logits", "head", "fc_norm_dist", "head_dist")
+_STORED = ("join_tokens", "add_positions")
+_DISTILLED = ("fc_norm_dist", "head_dist")
+_VIT = (*_STORED, "patch_embed", "pos_drop", "blocks", "norm", "fc_norm", "pre_logits", "head", *_DISTILLED)
 
 
 def describe(model: nn.Module) -> ModelSpec:
@@ -49,6 +51,7 @@ def _vit(model: nn.Module) -> TransformerSpec:
     checked = expect(model, "", *classes, children=_VIT, tensors=_TOKENS)
     fields: Any = checked.fields
     layers.passes_in_evaluation("pos_drop", checked.pos_drop)
+    _expect_stored("", checked)
     expect(checked.blocks, "blocks", nn.Sequential, children=_numbers(checked.blocks))
     is_convit = isinstance(checked, ConViT)
     is_distilled = fields.distillation_token == "after_class"
@@ -89,9 +92,10 @@ def head_layers(name: str, module: nn.Module) -> tuple[tuple[LinearSpec, Activat
 
 
 def _t2t_vit(model: T2TViT) -> TransformerSpec:
-    children = ("tokens_to_token", "pos_drop", "blocks", "norm", "head")
+    children = (*_STORED, "tokens_to_token", "pos_drop", "blocks", "norm", "head")
     checked = expect(model, "", T2TViT, children=children, tensors=_TOKENS)
     layers.passes_in_evaluation("pos_drop", checked.pos_drop)
+    _expect_stored("", checked)
     expect(checked.blocks, "blocks", nn.Sequential, children=_numbers(checked.blocks))
     patches = vitfast_parts.tokens_to_token(
         "tokens_to_token", checked.tokens_to_token, checked.img_size, checked.in_chans
@@ -113,9 +117,10 @@ def _dvt(model: DVT) -> CascadeSpec:
 
 
 def _exit(name: str, module: nn.Module, model: DVT) -> ExitSpec:
-    children = ("patch_embed", "pos_drop", "relation_reuse", "blocks", "norm", "head")
+    children = (*_STORED, "patch_embed", "pos_drop", "relation_reuse", "blocks", "norm", "head")
     checked = expect(module, name, DVTExit, children=children, tensors=_TOKENS)
     layers.passes_in_evaluation(f"{name}.pos_drop", checked.pos_drop)
+    _expect_stored(f"{name}.", checked)
     expect(checked.blocks, f"{name}.blocks", nn.ModuleList, children=_numbers(checked.blocks))
     embed_name = f"{name}.patch_embed"
     patches: PatchesSpec | TokensToTokenSpec | ConvStemSpec
@@ -144,6 +149,11 @@ def _relation_reuse(name: str, module: nn.Module) -> RelationReuseSpec:
     )
     layers.activation(f"{name}.mlp.1", checked.mlp[1])
     return RelationReuseSpec(name, fc1, fc2, checked.num_layers, upsample.matrix)
+
+
+def _expect_stored(prefix: str, model: Any) -> None:
+    expect(model.join_tokens, f"{prefix}join_tokens", JoinTokens)
+    expect(model.add_positions, f"{prefix}add_positions", AddPositions)
 
 
 def _numbers(module: nn.Module) -> list[str]:

@@ -71,9 +71,10 @@ def attention(name: str, module: nn.Module) -> AttentionSpec:
 
 def block(name: str, module: nn.Module) -> BlockSpec:
     """Describes ``Block`` and ``ReuseBlock``."""
-    children = ("norm1", "attn", "norm2", "mlp", "drop_path", "feature_reuse")
+    children = ("norm1", "attn", "norm2", "mlp", "drop_path", "feature_reuse", "add")
     checked = expect(module, name, own.Block, own.ReuseBlock, children=children)
     layers.passes_in_evaluation(f"{name}.drop_path", checked.drop_path)
+    expect(checked.add, f"{name}.add", own.ResidualAdd)
     reuse = getattr(checked, "feature_reuse", None)
     return BlockSpec(
         name,
@@ -149,7 +150,8 @@ def _gated_attention(name: str, module: nn.Module) -> AttentionSpec:
 
 
 def _feature_reuse(name: str, module: nn.Module) -> FeatureReuseSpec:
-    checked = expect(module, name, own.FeatureReuse, children=("norm", "mlp", "upsample"))
+    checked = expect(module, name, own.FeatureReuse, children=("norm", "mlp", "upsample", "result"))
+    expect(checked.result, f"{name}.result", own.StoredFeatures)
     upsample = expect(checked.upsample, f"{name}.upsample", own.GridUpsample, tensors=("matrix",))
     return FeatureReuseSpec(layers.norm(f"{name}.norm", checked.norm), mlp(f"{name}.mlp", checked.mlp), upsample.matrix)
 
@@ -160,14 +162,15 @@ def _split(name: str, module: nn.Module) -> SplitSpec:
 
 
 def _mixer(name: str, module: nn.Module) -> TokenMixerSpec:
+    expect(getattr(module, "add", None), f"{name}.add", own.ResidualAdd)
     norms = {key: layers.norm(f"{name}.{key}", getattr(module, key)) for key in ("norm1", "norm2")}
     if isinstance(module, TokenTransformer):
-        expect(module, name, TokenTransformer, children=("norm1", "attn", "norm2", "mlp"))
+        expect(module, name, TokenTransformer, children=("norm1", "attn", "norm2", "mlp", "add"))
         attn = expect(module.attn, f"{name}.attn", TokenAttention, children=("qkv", "proj"))
         qkv, proj = layers.linear(f"{name}.attn.qkv", attn.qkv), layers.linear(f"{name}.attn.proj", attn.proj)
         described = mlp(f"{name}.mlp", module.mlp)
         return TokenMixerSpec(norms["norm1"], qkv, None, attn.scale, proj, norms["norm2"], described)
-    children = ("norm1", "kqv", "proj", "drop", "norm2", "mlp")
+    children = ("norm1", "kqv", "proj", "drop", "norm2", "mlp", "add")
     checked = expect(module, name, TokenPerformer, children=children, tensors=("w",))
     layers.passes_in_evaluation(f"{name}.drop", checked.drop)
     expect(checked.mlp, f"{name}.mlp", nn.Sequential, children=("0", "1", "2", "3"))

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from vitfast.errors import UserError
-from vitfast.quantization.quantized_module import QuantizedNorm, QuantizedProduct, autocast_off
+from vitfast.ops.autocast import autocast_off
+from vitfast.quantization.quantized_module import QuantizedNorm, QuantizedProduct
 
 
 class QuantizedLinear(QuantizedProduct, nn.Linear):
@@ -19,6 +20,17 @@ class QuantizedLinear(QuantizedProduct, nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``[..., in_features]`` to ``[..., out_features]``."""
         return super().forward(x) if self.is_off else self.product(F.linear, x, self.weight)
+
+
+class QuantizedParametrizedLinear(QuantizedLinear):
+    """Base class for linear layers whose weight is computed from other parameters (weight normalization).
+
+    There is no tensor that could store the rounded weight, so it is rounded in every forward pass, also after
+    conversion. The results equal those of a converted layer.
+    """
+
+    def convert(self) -> None:
+        """Does nothing."""
 
 
 class QuantizedOutProjection(QuantizedProduct, NonDynamicallyQuantizableLinear):

@@ -1,0 +1,91 @@
+"""Which quantized counterpart a module has."""
+
+from __future__ import annotations
+
+import sys
+from functools import cache
+
+from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.utils.parametrize import is_parametrized
+
+from vitfast import layers
+from vitfast.models.torchvision_model import TorchvisionModel
+from vitfast.quantization import torch_layers, vitfast_layers
+from vitfast.quantization.quantized_module import QuantizedModule
+
+# Keyed by the exact type: a subclass may compute something else, so it does not inherit the counterpart of its base.
+_COUNTERPARTS: dict[type[nn.Module], type[QuantizedModule]] = {
+    nn.Linear: torch_layers.QuantizedLinear,
+    nn.Conv2d: torch_layers.QuantizedConv2d,
+    nn.LayerNorm: torch_layers.QuantizedLayerNorm,
+    nn.MultiheadAttention: torch_layers.QuantizedMultiheadAttention,
+    NonDynamicallyQuantizableLinear: torch_layers.QuantizedOutProjection,
+    layers.LayerNorm: vitfast_layers.QuantizedVitfastLayerNorm,
+    layers.StdConv2d: vitfast_layers.QuantizedStdConv2d,
+    layers.StoredFeatures: vitfast_layers.QuantizedStoredFeatures,
+    layers.JoinTokens: vitfast_layers.QuantizedJoinTokens,
+    layers.AddPositions: vitfast_layers.QuantizedAddPositions,
+    layers.ResidualAdd: vitfast_layers.QuantizedResidualAdd,
+}
+
+# layers that a configuration applies to: one of these without a counterpart is an error
+_QUANTIZABLE = (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.MultiheadAttention)
+
+
+def find_counterpart(module: nn.Module) -> type[QuantizedModule] | None:
+    """Returns the quantized subclass of a module's class, None if there is none."""
+    counterparts = _COUNTERPARTS
+    if "timm.models.vision_transformer" in sys.modules:
+        from vitfast.quantization.timm_layers import TIMM_COUNTERPARTS
+
+        counterparts = counterparts | TIMM_COUNTERPARTS
+    if "torchvision.models.vision_transformer" in sys.modules:
+        from vitfast.quantization.torchvision_layers import TORCHVISION_COUNTERPARTS
+
+        counterparts = counterparts | TORCHVISION_COUNTERPARTS
+    # torch derives the class of a parametrized module from the class of the layer
+    if is_parametrized(module) and type(module).__mro__[1] is nn.Linear:
+        return _parametrized_counterpart(type(module))  # type: ignore[arg-type]
+    return counterparts.get(type(module))
+
+
+def lacks_counterpart(module: nn.Module) -> bool:
+    """Returns whether a module is a linear layer, convolution, LayerNorm or attention of an unsupported class."""
+    return isinstance(module, _QUANTIZABLE) and find_counterpart(module) is None
+
+
+def never_quantized(model: nn.Module) -> set[str]:
+    """Returns the names of the layers that stay float32 in every configuration: part of a softmax."""
+    return {
+        f"{name}.pos_proj" if name else "pos_proj"
+        for name, module in model.named_modules()
+        if isinstance(module, layers.GatedPositionalAttention)
+    }
+
+
+def unrounded_additions(model: nn.Module) -> list[str]:
+    """Returns the names of the classes whose code probably adds or concatenates tensors without rounding the results.
+
+    These are foreign modules without a counterpart that own a quantized LayerNorm, and a foreign model itself.
+    """
+    root = model.network if isinstance(model, TorchvisionModel) else model
+    owners = {
+        type(module)
+        for module in model.modules()
+        if any(isinstance(child, nn.LayerNorm) and isinstance(child, QuantizedModule) for child in module.children())
+    }
+    return sorted(
+        {
+            type(model).__name__ if cls is type(root) else cls.__name__
+            for cls in owners | {type(root)}
+            if not issubclass(cls, (QuantizedModule, nn.Sequential, nn.ModuleList))
+            and not cls.__module__.startswith(("vitfast.layers.", "vitfast.models."))
+        }
+    )
+
+
+@cache
+def _parametrized_counterpart(parametrized: type[nn.Module]) -> type[QuantizedModule]:
+    """Returns the counterpart of the class that torch made for one parametrized module."""
+    return type(f"Quantized{parametrized.__name__}", (torch_layers.QuantizedParametrizedLinear, parametrized), {})
