@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: how the native libraries are built. ``build_backend/vitfast_build`` does the work."""
+"""Build of the native libraries by ``build_backend/vitfast_build``; the rest is in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from setuptools import Extension, __version__, setup
 sys.path.insert(0, str(Path(__file__).resolve().parent / "build_backend"))
 
 from vitfast_build.commands import BuildNative, BuildPython
-from vitfast_build.errors import BuildError
-from vitfast_build.options import BuildOptions
+from vitfast_build.options import BuildError, BuildOptions
 from vitfast_build.toolchain import check_setuptools
 
 try:

@@ -27,7 +27,7 @@ STABLE_TORCH_LIBRARY(vitfast, m) {
   m.def("gated_positional_attention(Tensor qkv, Tensor position, Tensor gate, float scale) -> Tensor");
 
   // x [..., C] -> y [..., C], mean [...], rstd [...]; round_sum, round_operand and round_result round the sum, what is
-  // normalized, and y, as csrc/quantize/float_rounding.h reads them; an empty list does not
+  // normalized, and y, as csrc/quantize/rounding_arguments.h reads them; an empty list does not
   m.def(
       "layer_norm_forward(Tensor x, Tensor? weight, Tensor? bias, float eps, int[] round_operand, int[] round_result)"
       " -> (Tensor y, Tensor mean, Tensor rstd)");
@@ -61,8 +61,8 @@ STABLE_TORCH_LIBRARY(vitfast, m) {
       " str approximate, bool has_fc1_bias, bool has_fc2_bias) -> (Tensor grad_x, Tensor grad_fc1_weight,"
       " Tensor? grad_fc1_bias, Tensor grad_fc2_weight, Tensor? grad_fc2_bias)");
 
-  // rounding: a format with its rounding, as csrc/quantize/float_rounding.h and fixed_rounding.h read it; seed is one
-  // int64, for stochastic rounding
+  // rounding: a format with its rounding, as csrc/quantize/rounding_arguments.h reads it; seed is one int64, for
+  // stochastic rounding
   m.def("quantize_float(Tensor x, int[] rounding, Tensor? seed) -> Tensor");
   m.def("quantize_float_(Tensor(a!) x, int[] rounding, Tensor? seed) -> ()");
   m.def("quantize_fixed(Tensor x, int[] rounding, Tensor? seed) -> Tensor");

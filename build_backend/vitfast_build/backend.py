@@ -1,8 +1,8 @@
-"""The PEP 517 backend: setuptools', whose build requirements depend on what is built.
+"""The PEP 517 backend of setuptools, with build requirements that depend on what is built.
 
-With VITFAST_BUILD=none a build needs neither torch nor ninja, nor does a source distribution. NVIDIA's CUTLASS headers
-are asked for only where nvcc is used: the nvidia-cutlass package brings scipy and other things that the build does not
-need, and PEP 517 cannot ask for a package without them. VITFAST_CUTLASS names a copy that is there already.
+With VITFAST_BUILD=none, and for a source distribution, torch and ninja are not required. The nvidia-cutlass package is
+required only if nvcc is used: it depends on scipy and other packages that the build does not need, and PEP 517 cannot
+request a package without its dependencies. VITFAST_CUTLASS names an existing copy instead.
 """
 
 from __future__ import annotations
@@ -19,10 +19,8 @@ from setuptools.build_meta import (
     prepare_metadata_for_build_wheel,
 )
 
-from vitfast_build import cutlass_headers
-from vitfast_build.cuda_toolkit import find_toolkit
-from vitfast_build.errors import BuildError
-from vitfast_build.options import BuildOptions
+from vitfast_build.cuda_toolkit import CUTLASS_REQUIREMENT, CUTLASS_VARIABLE, find_toolkit
+from vitfast_build.options import BuildError, BuildOptions
 
 __all__ = [
     "build_editable",
@@ -37,12 +35,12 @@ __all__ = [
 
 
 def get_requires_for_build_wheel(config_settings: dict[str, Any] | None = None) -> list[str]:
-    """What pip installs before it builds a wheel, besides setuptools."""
+    """The packages that pip installs before it builds a wheel."""
     return _native_requirements()
 
 
 def get_requires_for_build_editable(config_settings: dict[str, Any] | None = None) -> list[str]:
-    """What pip installs before it builds an editable installation, besides setuptools."""
+    """The packages that pip installs before it builds an editable installation."""
     return _native_requirements()
 
 
@@ -54,13 +52,13 @@ def _native_requirements() -> list[str]:
     if options.build == "none":
         return []
     requirements = ["torch>=2.11", "pybind11>=2.12", "ninja"]
-    if _uses_nvcc(options) and not os.environ.get(cutlass_headers.VARIABLE):
-        requirements.append(cutlass_headers.REQUIREMENT)
+    if _uses_nvcc(options) and not os.environ.get(CUTLASS_VARIABLE):
+        requirements.append(CUTLASS_REQUIREMENT)
     return requirements
 
 
 def _uses_nvcc(options: BuildOptions) -> bool:
-    """Whether the CUDA library may be built: a broken toolkit is told by the build itself."""
+    """Whether the CUDA library may be built; the build itself reports a broken toolkit."""
     try:
         return options.cuda != "0" and find_toolkit(os.environ) is not None
     except BuildError:

@@ -1,7 +1,8 @@
-"""The CUDA toolkit, and whether the CUDA library is built."""
+"""The CUDA toolkit, CUTLASS, and whether the CUDA library is built."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import re
 import shutil
@@ -10,61 +11,52 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitfast_build.cutlass_headers import DISTRIBUTION, HOW_TO_INSTALL, VARIABLE, find_cutlass
-from vitfast_build.errors import BuildError
-from vitfast_build.options import BuildOptions
-from vitfast_build.torch_installation import TorchInstallation
+from vitfast_build.options import BuildError, BuildOptions
+from vitfast_build.toolchain import TorchInstallation
 
-MIN_TOOLKIT = (12, 0)  # the first that knows sm_90a
-_HOW_TO_DEMAND = "(VITFAST_CUDA=1 makes this an error)"
+MIN_TOOLKIT = (12, 0)  # the first that supports sm_90a
+_AS_ERROR = "(VITFAST_CUDA=1 makes this an error)"
+
+CUTLASS_VARIABLE = "VITFAST_CUTLASS"
+CUTLASS_DISTRIBUTION = "nvidia-cutlass"
+MIN_CUTLASS = (4, 2)
+# the release used by CI; VITFAST_CUTLASS may name a newer one
+CUTLASS_REQUIREMENT = f"{CUTLASS_DISTRIBUTION}=={MIN_CUTLASS[0]}.{MIN_CUTLASS[1]}.*"
+_INSTALL_CUTLASS = f'pip install --no-deps "{CUTLASS_REQUIREMENT}"'
+
+_CUTLASS_HEADER = Path("cutlass/cutlass.h")
 
 
 @dataclass(frozen=True)
 class CudaToolkit:
-    """An installed CUDA toolkit.
-
-    Attributes:
-        folder: its root.
-        version: major and minor version.
-        architectures: what ``nvcc --list-gpu-arch`` names, such as ``compute_80``.
-    """
+    """An installed CUDA toolkit."""
 
     folder: Path
     version: tuple[int, int]
-    architectures: frozenset[str]
+    architectures: frozenset[str]  # output of nvcc --list-gpu-arch, such as compute_80
 
     @property
     def nvcc(self) -> Path:
-        """The compiler itself, never a wrapper script."""
+        """The compiler, never a wrapper script."""
         return self.folder / "bin" / "nvcc"
 
     @property
     def version_text(self) -> str:
-        """The version as people write it: ``13.0``."""
+        """Such as ``13.0``."""
         return f"{self.version[0]}.{self.version[1]}"
 
 
 @dataclass(frozen=True)
 class CudaDecision:
-    """Whether the CUDA library is built, and why.
-
-    Attributes:
-        toolkit: the toolkit to build with, or None.
-        reason: one line for the user.
-        cutlass: the folder of NVIDIA's CUTLASS headers, where there is a toolkit to build with.
-    """
+    """Whether the CUDA library is built (there is a toolkit), and why, in one line."""
 
     toolkit: CudaToolkit | None
     reason: str
-    cutlass: Path | None = None
+    cutlass: Path | None = None  # include folder
 
 
 def find_toolkit(environment: Mapping[str, str]) -> CudaToolkit | None:
-    """Finds the toolkit of CUDA_HOME, else that of the nvcc on the PATH, which may be a wrapper script.
-
-    Raises:
-        BuildError: CUDA_HOME is set, but there is no nvcc in it; or nvcc does not run.
-    """
+    """Finds the toolkit in CUDA_HOME, or that of nvcc on the PATH, which may be a wrapper script."""
     home = environment.get("CUDA_HOME", "")
     if home:
         folder = Path(home)
@@ -78,50 +70,49 @@ def find_toolkit(environment: Mapping[str, str]) -> CudaToolkit | None:
         if program is None:
             return None
         match = re.search(r"^#\$ TOP=(.*)$", _run_nvcc(program, "--dryrun", "-x", "cu", "-c", os.devnull), re.MULTILINE)
-        # without that line: the program lies in the toolkit's bin folder
+        # without that line, the program is in the toolkit's bin folder
         folder = Path(match[1].strip()) if match else Path(program).resolve().parent.parent
     folder = folder.resolve()
     nvcc = folder / "bin" / "nvcc"
     version = re.search(r"release (\d+)\.(\d+)", _run_nvcc(str(nvcc), "--version"))
     if version is None:
         raise BuildError(
-            f"{nvcc} --version does not tell a release.\nName another toolkit: export CUDA_HOME=/usr/local/cuda"
+            f"{nvcc} --version does not print a release.\nName another toolkit: export CUDA_HOME=/usr/local/cuda"
         )
     architectures = frozenset(re.findall(r"compute_\d+[af]?", _run_nvcc(str(nvcc), "--list-gpu-arch")))
     return CudaToolkit(folder, (int(version[1]), int(version[2])), architectures)
 
 
 def decide_cuda(options: BuildOptions, torch: TorchInstallation, environment: Mapping[str, str]) -> CudaDecision:
-    """Decides whether the CUDA library is built; a GPU is never asked for.
+    """Decides whether the CUDA library is built; does not require a GPU.
 
     Raises:
-        BuildError: VITFAST_CUDA=1 and it cannot be built, with the command that mends it; or nvcc does not know an
-            architecture of the list.
+        BuildError: VITFAST_CUDA=1 and it cannot be built, or nvcc does not support a requested architecture.
     """
     if options.cuda == "0":
         return CudaDecision(None, "VITFAST_CUDA=0")
     if options.sanitize:
-        return CudaDecision(None, "VITFAST_SANITIZE=1, which is for code of the CPU")
+        return CudaDecision(None, "VITFAST_SANITIZE=1, which supports CPU code only")
     try:
         toolkit = find_toolkit(environment)
         cutlass = find_cutlass(environment) if toolkit is not None else None
     except BuildError as error:
         if options.cuda == "1":
             raise
-        return CudaDecision(None, f"{str(error).splitlines()[0]} {_HOW_TO_DEMAND}")
+        return CudaDecision(None, f"{str(error).splitlines()[0]} {_AS_ERROR}")
     obstacle = _obstacle(toolkit, torch, cutlass)
     if obstacle is not None:
         reason, remedy = obstacle
         if options.cuda == "1":
-            raise BuildError(f"VITFAST_CUDA=1 demands the CUDA library, but {reason}.\n{remedy}")
-        return CudaDecision(None, f"{reason} {_HOW_TO_DEMAND}")
+            raise BuildError(f"VITFAST_CUDA=1 requires the CUDA library, but {reason}.\n{remedy}")
+        return CudaDecision(None, f"{reason} {_AS_ERROR}")
     assert toolkit is not None
     _check_architectures(options, toolkit)
     return CudaDecision(toolkit, f"nvcc {toolkit.version_text}", cutlass)
 
 
 def _obstacle(toolkit: CudaToolkit | None, torch: TorchInstallation, cutlass: Path | None) -> tuple[str, str] | None:
-    """Says what stands in the way of the CUDA library and how to mend it, or None."""
+    """The reason why the CUDA library cannot be built and the command that fixes it, or None."""
     without = "or leave CUDA out: export VITFAST_CUDA=0"
     if toolkit is None:
         return (
@@ -141,15 +132,15 @@ def _obstacle(toolkit: CudaToolkit | None, torch: TorchInstallation, cutlass: Pa
         )
     if cutlass is None:
         return (
-            f"NVIDIA's CUTLASS headers ({DISTRIBUTION}) are not installed",
-            f"Install them, the build reads nothing else of the package: {HOW_TO_INSTALL}\n"
-            f"Or name a copy of CUTLASS: export {VARIABLE}=/opt/cutlass\n{without}",
+            f"NVIDIA's CUTLASS headers ({CUTLASS_DISTRIBUTION}) are not installed",
+            f"Install them; the build uses nothing else of the package: {_INSTALL_CUTLASS}\n"
+            f"Or name a copy of CUTLASS: export {CUTLASS_VARIABLE}=/opt/cutlass\n{without}",
         )
     return None
 
 
 def _check_architectures(options: BuildOptions, toolkit: CudaToolkit) -> None:
-    # --list-gpu-arch leaves out the variants with a suffix: 90a is there where 90 is
+    # --list-gpu-arch omits variants with a suffix: 90a is supported if 90 is
     unknown = [
         item
         for item in options.architectures
@@ -158,7 +149,7 @@ def _check_architectures(options: BuildOptions, toolkit: CudaToolkit) -> None:
     if unknown and toolkit.architectures:
         known = ", ".join(sorted(toolkit.architectures, key=lambda name: (len(name), name)))
         raise BuildError(
-            f"nvcc {toolkit.version_text} does not know {', '.join(map(str, unknown))}; it knows {known}.\n"
+            f"nvcc {toolkit.version_text} does not support {', '.join(map(str, unknown))}; it supports {known}.\n"
             "Leave it out of the list (export TORCH_CUDA_ARCH_LIST=9.0a), or leave CUDA out: export VITFAST_CUDA=0"
         )
 
@@ -171,10 +162,58 @@ def _run_nvcc(program: str, *arguments: str) -> str:
             f"{program} does not run: {error}\nName another toolkit (export CUDA_HOME=/usr/local/cuda), "
             "or leave CUDA out: export VITFAST_CUDA=0"
         ) from error
-    # --dryrun of an empty file tells the folders on standard error, whatever its exit code
+    # --dryrun of an empty file prints the folders on standard error, whatever its exit code
     if answer.returncode and "--dryrun" not in arguments:
         raise BuildError(
             f"{program} {' '.join(arguments)} failed:\n{answer.stderr.strip()}\nName another toolkit (export "
             "CUDA_HOME=/usr/local/cuda), or leave CUDA out: export VITFAST_CUDA=0"
         )
     return answer.stdout + answer.stderr
+
+
+def find_cutlass(environment: Mapping[str, str]) -> Path | None:
+    """Finds the CUTLASS include folder: in VITFAST_CUTLASS, or in the installed nvidia-cutlass package.
+
+    Only the headers are used: the package need not be importable, nor its dependencies installed.
+    """
+    named = environment.get(CUTLASS_VARIABLE, "")
+    folder = _in_checkout(Path(named)) if named else _in_distribution()
+    if folder is None:
+        if not named:
+            return None
+        raise BuildError(
+            f"{CUTLASS_VARIABLE}={named} has neither {_CUTLASS_HEADER} nor include/{_CUTLASS_HEADER}.\n"
+            f"Name a copy of CUTLASS (export {CUTLASS_VARIABLE}=/opt/cutlass), "
+            f"or use the package: unset {CUTLASS_VARIABLE}; {_INSTALL_CUTLASS}"
+        )
+    _check_version(folder)
+    return folder
+
+
+def _in_checkout(root: Path) -> Path | None:
+    return next((folder.resolve() for folder in (root / "include", root) if (folder / _CUTLASS_HEADER).is_file()), None)
+
+
+def _in_distribution() -> Path | None:
+    try:
+        files = importlib.metadata.files(CUTLASS_DISTRIBUTION) or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    # other folders of the package have headers of the same name
+    wanted = ("include", *_CUTLASS_HEADER.parts)
+    headers = (Path(str(file.locate())) for file in files if file.parts[-len(wanted) :] == wanted)
+    return next((header.parents[1] for header in headers if header.is_file()), None)
+
+
+def _check_version(folder: Path) -> None:
+    path = folder / "cutlass/version.h"
+    text = path.read_text() if path.is_file() else ""
+    found = [re.search(rf"^#define CUTLASS_{part} (\d+)", text, re.MULTILINE) for part in ("MAJOR", "MINOR")]
+    version = tuple(int(match[1]) for match in found if match)
+    if len(version) != 2 or version < MIN_CUTLASS:
+        told = ".".join(map(str, version)) or "of an unknown version"
+        wanted = ".".join(map(str, MIN_CUTLASS))
+        raise BuildError(
+            f"The CUTLASS in {folder} is {told}; vitfast's GEMMs need {wanted} or newer.\n"
+            f"Use the package: unset {CUTLASS_VARIABLE}; {_INSTALL_CUTLASS}"
+        )

@@ -2,76 +2,57 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sysconfig
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from vitfast_build import toolchain
 from vitfast_build.cuda_toolkit import CudaDecision, CudaToolkit, decide_cuda
-from vitfast_build.errors import BuildError
-from vitfast_build.jobs import Jobs, choose_jobs, free_memory, usable_cores
 from vitfast_build.ninja_file import NinjaFile
-from vitfast_build.options import BuildOptions
-from vitfast_build.python_headers import python_include_folders
-from vitfast_build.sources import (
-    CPU_LIBRARY,
-    CUDA_LIBRARY,
-    Source,
-    Sources,
-    architectures_of,
-    find_sources,
-    uses_cutlass,
-)
-from vitfast_build.toolchain import (
-    Compiler,
-    check_platform,
-    check_sanitizers,
-    find_compiler,
-    find_ninja,
-    is_x86,
-)
-from vitfast_build.torch_installation import TORCH_TARGET_VERSION, TorchInstallation, find_torch
+from vitfast_build.options import BuildError, BuildOptions
+from vitfast_build.sources import CPU_LIBRARY, CUDA_LIBRARY, Source, Sources, find_sources
 
-# No -march=native: the libraries run on any processor, and dispatch at run time. No -ffast-math: NaN and inf count.
+# No -march=native: the libraries run on any processor and dispatch at run time. No -ffast-math: it breaks NaN and inf.
 COMMON_FLAGS = (
-    "-O3",
-    "-std=c++17",
-    "-fPIC",
-    "-fvisibility=hidden",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-    "-Wall",
-    # g++ 12 sees an uninitialized std::optional<Tensor> where there is none; clang does not know the option
-    "-Wno-maybe-uninitialized",
-    "-Wno-unknown-warning-option",
-    "-pthread",
+    *("-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-pthread"),
+    # false positives of g++ 12 for std::optional<Tensor>; clang does not support the option
+    *("-Wall", "-Wno-maybe-uninitialized", "-Wno-unknown-warning-option"),
 )
-# -z defs: a symbol that no stable library defines is an error here rather than at the user's
+# -z defs: undefined symbols are errors at build time rather than at load time
 LINK_FLAGS = ("-shared", "-Wl,-z,defs", "-Wl,--as-needed", "-Wl,--exclude-libs,ALL", "-pthread")
-# -O1 comes after -O3 and wins: errors are the same, and the compiler needs a third of the time. The expensive
-# optimizations fuse products and sums as -O3 does; without them float32 attention over 1025 tokens is not accurate
-# enough for its test.
+# -O1 overrides -O3 and compiles in a third of the time. The expensive optimizations contract to FMA as -O3 does;
+# without them float32 attention over 1025 tokens is not accurate enough for its test.
 _SANITIZERS = "-fsanitize=address,undefined"
 SANITIZE_FLAGS = (
-    _SANITIZERS,
-    "-fno-sanitize-recover=undefined",
-    "-fno-omit-frame-pointer",
-    "-g",
-    "-O1",
-    "-fexpensive-optimizations",
+    *(_SANITIZERS, "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"),
+    *("-g", "-O1", "-fexpensive-optimizations"),
 )
 PTXAS_LOG_SUFFIX = ".ptxas"
+
+GIB = 1 << 30
+CPP_JOB_BYTES = 3 * GIB // 2
+CUDA_JOB_BYTES = 4 * GIB
+
+
+@dataclass(frozen=True)
+class Jobs:
+    """Maximum number of parallel compilers, and of parallel nvcc."""
+
+    total: int
+    cuda: int
 
 
 @dataclass(frozen=True)
 class NativeBuild:
-    """Everything that is known before the first compiler runs."""
+    """A planned build: tools, options, sources and jobs."""
 
     root: Path
     options: BuildOptions
-    torch: TorchInstallation
-    compiler: Compiler
+    torch: toolchain.TorchInstallation
+    compiler: toolchain.Compiler
     ninja: str
     cuda: CudaDecision
     sources: Sources
@@ -79,18 +60,14 @@ class NativeBuild:
 
     @classmethod
     def plan(cls, root: Path, options: BuildOptions, environment: Mapping[str, str]) -> NativeBuild:
-        """Finds the tools and decides what is built; compiles nothing yet.
-
-        Raises:
-            BuildError: something is missing, with the command that mends it.
-        """
-        check_platform()
-        sources = find_sources(root, x86=is_x86())
-        torch = find_torch()
-        compiler = find_compiler(environment)
+        """Finds the tools and decides what to build, without compiling."""
+        toolchain.check_platform()
+        sources = find_sources(root, x86=toolchain.is_x86())
+        torch = toolchain.find_torch()
+        compiler = toolchain.find_compiler(environment)
         if options.sanitize:
-            check_sanitizers(compiler, environment)
-        ninja = find_ninja(environment)
+            toolchain.check_sanitizers(compiler, environment)
+        ninja = toolchain.find_ninja(environment)
         cuda = decide_cuda(options, torch, environment)
         jobs = choose_jobs(options.max_jobs, usable_cores(), free_memory())
         return cls(root, options, torch, compiler, ninja, cuda, sources, jobs)
@@ -102,15 +79,11 @@ class NativeBuild:
 
     @property
     def artefacts(self) -> list[str]:
-        """The files that the build makes."""
+        """File names of the build's results."""
         return [CPU_LIBRARY, *([CUDA_LIBRARY] if self.cuda.toolkit else []), self.module_name]
 
     def run(self, folder: Path) -> None:
-        """Brings the artefacts in ``folder`` up to date.
-
-        Raises:
-            BuildError: a compiler failed; what it said has been printed.
-        """
+        """Brings the artefacts in ``folder`` up to date."""
         folder.mkdir(parents=True, exist_ok=True)
         ninja_file = folder / "build.ninja"
         text = self.ninja_text()
@@ -125,12 +98,12 @@ class NativeBuild:
             )
 
     def ninja_text(self) -> str:
-        """The text of build.ninja."""
+        """Generates build.ninja."""
         ninja = NinjaFile(cuda_jobs=self.jobs.cuda)
         compiler = self.compiler
-        # headers of torch and Python: no warnings of theirs
+        # -isystem: no warnings from headers of torch and Python
         torch_headers = ("-isystem", str(self.torch.include_folder))
-        target = (f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}", f"-I{self.root}")
+        target = (f"-DTORCH_TARGET_VERSION={toolchain.TORCH_TARGET_VERSION}", f"-I{self.root}")
         sanitize, sanitize_link = (SANITIZE_FLAGS, (_SANITIZERS,)) if self.options.sanitize else ((), ())
         shared = (*compiler.command, *compiler.flags, *COMMON_FLAGS, *sanitize, *self._prefix_maps())
         link = (*compiler.command, *compiler.link_flags, *LINK_FLAGS, *sanitize_link)
@@ -140,9 +113,9 @@ class NativeBuild:
         ninja.link_rule("link_cpu", link, torch_libraries)
         ninja.library(CPU_LIBRARY, self.sources.cpu, self.root, compile_rule="cpu", link_rule="link_cpu")
 
-        python_headers = [word for folder in python_include_folders() for word in ("-isystem", folder)]
+        python_headers = [word for folder in toolchain.python_include_folders() for word in ("-isystem", folder)]
         ninja.compile_rule("module", (*shared, *target, *python_headers))
-        # Python's own symbols are the interpreter's: they stay undefined
+        # Python's symbols are defined by the interpreter
         ninja.link_rule("link_module", [word for word in link if word != "-Wl,-z,defs"], ())
         ninja.library(self.module_name, self.sources.module, self.root, compile_rule="module", link_rule="link_module")
 
@@ -159,17 +132,17 @@ class NativeBuild:
             f"-ccbin={self.compiler.program}",
             "-O3",
             "-std=c++17",
-            "-DUSE_CUDA",  # shows the CUDA functions of torch's stable header
+            "-DUSE_CUDA",  # enables the CUDA functions of torch's stable headers
             "--expt-relaxed-constexpr",
             *(f"-Xcompiler={flag}" for flag in host),
             *headers,
-            # the toolkit's own headers first; those beside torch may be of another minor version
+            # the toolkit's headers first; those installed with torch may be of another minor version
             *(f"-I{folder}" for folder in (toolkit.folder / "include",) if folder.is_dir()),
             "-isystem",
             str(self.torch.nvidia_include_folder),
             "-Xptxas=-v",
         ]
-        # the resource report goes to a file beside the object; warnings and errors are shown
+        # the resource report goes to a file beside the object; warnings and errors are printed
         log = f"$out{PTXAS_LOG_SUFFIX}"
         show_rest = f"grep -v -e '^ptxas info' -e '^ *[0-9]* bytes stack frame' {log} >&2"
         ninja.compile_rule("cuda", command, after=f" 2> {log}; status=$$?; {show_rest}; exit $$status", pool="cuda")
@@ -179,20 +152,63 @@ class NativeBuild:
         ninja.library(CUDA_LIBRARY, self.cuda_sources(), self.root, compile_rule="cuda", link_rule="link_cuda")
 
     def cuda_sources(self) -> list[Source]:
-        """The files of libvitfast_cuda.so, each with its architectures and what else only it gets."""
+        """Sources of libvitfast_cuda.so with the flags of their architectures."""
         has_90a = any(item.code == "90a" for item in self.options.architectures)
         has_others = any(item.code != "90a" for item in self.options.architectures)
-        # csrc/linear/gemm_launch.cuh asks which kernels there are; assert would slow CUTLASS's down
-        products = [f"-DVITFAST_HAS_SM90A={int(has_90a)}", f"-DVITFAST_HAS_SM80={int(has_others)}", "-DNDEBUG"]
-        products += ["-isystem", str(self.cuda.cutlass)]
+        # csrc/linear/linear_cuda.cu selects kernels by these; assert would slow down CUTLASS kernels
+        cutlass = [f"-DVITFAST_HAS_SM90A={int(has_90a)}", f"-DVITFAST_HAS_SM80={int(has_others)}", "-DNDEBUG"]
+        cutlass += ["-isystem", str(self.cuda.cutlass)]
         sources = []
         for source in self.sources.cuda:
-            flags = [flag for item in architectures_of(source, self.options.architectures) for flag in item.nvcc_flags]
+            architectures = source.select_architectures(self.options.architectures)
+            flags = [flag for item in architectures for flag in item.nvcc_flags]
             if flags:
-                sources.append(Source(source.path, (*flags, *(products if uses_cutlass(source) else ()))))
+                flags += [*source.flags, *(cutlass if source.uses_cutlass else ())]
+                sources.append(replace(source, flags=tuple(flags)))
         return sources
 
     def _prefix_maps(self) -> tuple[str, ...]:
-        """Keeps this machine's paths out of the libraries' error messages."""
+        """Removes this machine's paths from the libraries' error messages."""
         folders = [self.root, self.torch.include_folder, *([self.cuda.cutlass] if self.cuda.cutlass else [])]
         return tuple(f"-fmacro-prefix-map={folder}/=" for folder in folders)
+
+
+def choose_jobs(max_jobs: int | None, cores: int, memory_bytes: int | None) -> Jobs:
+    """As many jobs as MAX_JOBS, the cores and the free memory (None: unknown) allow, and at least one."""
+    total = cores if max_jobs is None else min(cores, max_jobs)
+    cuda = total
+    if memory_bytes is not None:
+        total = min(total, memory_bytes // CPP_JOB_BYTES)
+        cuda = min(total, memory_bytes // CUDA_JOB_BYTES)
+    return Jobs(max(1, total), max(1, cuda))
+
+
+def usable_cores() -> int:
+    """Number of cores available to this process."""
+    return len(os.sched_getaffinity(0))
+
+
+def free_memory(root: Path = Path("/")) -> int | None:
+    """Free memory in bytes: of the machine, or of the container's limit if that is less."""
+    found = []
+    for line in _read(root / "proc/meminfo").splitlines():
+        if line.startswith("MemAvailable:"):
+            found.append(int(line.split()[1]) * 1024)
+    limit = _read(root / "sys/fs/cgroup/memory.max").strip()
+    used = _read(root / "sys/fs/cgroup/memory.current").strip()
+    if limit.isdigit() and used.isdigit():
+        # the page cache counts as used but is reclaimable
+        cached = [
+            int(line.split()[1])
+            for line in _read(root / "sys/fs/cgroup/memory.stat").splitlines()
+            if line.startswith("inactive_file ")
+        ]
+        found.append(max(0, int(limit) - int(used) + sum(cached)))
+    return min(found) if found else None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

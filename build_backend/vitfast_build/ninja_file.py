@@ -1,4 +1,4 @@
-"""Writes build.ninja: ninja compiles what changed, in parallel, header dependencies included."""
+"""Writer of build.ninja."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ from vitfast_build.sources import Source
 
 
 class NinjaFile:
-    """A build.ninja in the making."""
+    """A build.ninja file with at most ``cuda_jobs`` parallel nvcc."""
 
     def __init__(self, *, cuda_jobs: int) -> None:
-        """Starts a file in which at most ``cuda_jobs`` edges run nvcc at a time."""
         self._lines = ["ninja_required_version = 1.5", "", "pool cuda", f"  depth = {cuda_jobs}", ""]
 
     def compile_rule(self, name: str, command: Sequence[str], *, after: str = "", pool: str = "") -> None:
-        """Adds a rule that compiles one file and writes down the headers it has read.
+        """Adds a rule that compiles one file and records its header dependencies.
 
         Args:
-            name: the rule's name.
-            command: the compiler and the flags that all files share.
-            after: shell text behind the command, in which $out is the object file.
-            pool: the pool that limits how many run at a time.
+            name: the name of the rule.
+            command: the compiler and the flags common to all files.
+            after: shell text appended to the command; $out is the object file.
+            pool: the pool that limits parallel jobs.
         """
         self._lines += [
             f"rule {name}",
@@ -36,7 +35,7 @@ class NinjaFile:
         ]
 
     def link_rule(self, name: str, command: Sequence[str], libraries: Sequence[str]) -> None:
-        """Adds a rule that links a shared library; ``libraries`` stand behind the object files."""
+        """Adds a rule that links a shared library; ``libraries`` follow the object files."""
         self._lines += [
             f"rule {name}",
             f"  command = {_command(command)} $in -o $out {_command(libraries)}",
@@ -45,7 +44,7 @@ class NinjaFile:
         ]
 
     def library(self, output: str, sources: Iterable[Source], root: Path, *, compile_rule: str, link_rule: str) -> None:
-        """Adds the edges of one library: its object files, then the library itself."""
+        """Adds the edges of a library and of its object files."""
         objects = []
         for source in sources:
             target = _object_name(compile_rule, source)
@@ -56,16 +55,17 @@ class NinjaFile:
         self._lines += [f"build {_path(output)}: {link_rule} {' '.join(objects)}", f"default {_path(output)}", ""]
 
     def text(self) -> str:
-        """The whole file."""
+        """The contents of the file."""
         return "\n".join(self._lines)
 
 
 def _object_name(rule: str, source: Source) -> str:
-    return f"objects/{rule}/{source.path}.o"
+    instance = f".{source.instance}" if source.instance else ""
+    return f"objects/{rule}/{source.path}{instance}.o"
 
 
 def _command(words: Sequence[str]) -> str:
-    """Quotes words for the shell, and the result for ninja."""
+    """Quotes words for the shell and then for ninja."""
     return shlex.join(words).replace("$", "$$")
 
 

@@ -1,4 +1,4 @@
-"""The environment variables that steer the build."""
+"""The environment variables that control the build, and the build's exception."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vitfast_build.errors import BuildError
-
 CUDA_CHOICES = ("auto", "1", "0")
 BUILD_CHOICES = ("all", "none")
 SANITIZE_CHOICES = ("0", "1")
 MIN_ARCHITECTURE = (8, 0)
-# sm_90a code runs on compute capability 9.0 only; everything newer runs the PTX of 8.0
+# sm_90a code runs on compute capability 9.0 only; newer GPUs run the PTX of 8.0
 DEFAULT_ARCHITECTURES = "8.0+PTX;9.0a"
 
 _ARCHITECTURE = re.compile(r"(\d{1,2})\.(\d)([af]?)(\+PTX)?")
+
+
+class BuildError(Exception):
+    """A failed build. The message is for the user: what is wrong, and the command that fixes it."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +48,13 @@ class CudaArchitecture:
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What the user asked for.
+    """The build options of the user.
 
     Attributes:
-        cuda: ``VITFAST_CUDA``: ``auto`` builds the CUDA library where it can, ``1`` demands it, ``0`` leaves it out.
+        cuda: ``VITFAST_CUDA``: ``auto`` builds the CUDA library if possible, ``1`` requires it, ``0`` disables it.
         build: ``VITFAST_BUILD``: ``none`` installs pure PyTorch.
-        sanitize: ``VITFAST_SANITIZE=1``: the CPU library and the module stop at an error of memory or undefined
-            behaviour, for tests; without the CUDA library.
-        max_jobs: ``MAX_JOBS``, the largest number of compilers at a time; None leaves it to cores and memory.
+        sanitize: ``VITFAST_SANITIZE=1`` compiles with AddressSanitizer and UBSan, for tests; excludes the CUDA library.
+        max_jobs: ``MAX_JOBS``, the maximum number of parallel compilers; None derives it from cores and memory.
         architectures: ``TORCH_CUDA_ARCH_LIST`` from 8.0 up.
         left_out: entries of ``TORCH_CUDA_ARCH_LIST`` below 8.0, which the kernels do not support.
     """
@@ -67,21 +68,21 @@ class BuildOptions:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> BuildOptions:
-        """Reads and checks the variables; an empty one counts as unset.
+        """Parses the environment variables; an empty variable counts as unset.
 
         Raises:
-            BuildError: a value is not one of those allowed.
+            BuildError: A value is invalid.
         """
         cuda = _choice(environment, "VITFAST_CUDA", CUDA_CHOICES)
         build = _choice(environment, "VITFAST_BUILD", BUILD_CHOICES)
         if build == "none" and cuda == "1":
             raise BuildError(
-                "VITFAST_BUILD=none compiles nothing, but VITFAST_CUDA=1 demands the CUDA library.\n"
+                "VITFAST_BUILD=none compiles nothing, but VITFAST_CUDA=1 requires the CUDA library.\n"
                 "Unset one of them: unset VITFAST_BUILD, or unset VITFAST_CUDA"
             )
         sanitize = _choice(environment, "VITFAST_SANITIZE", SANITIZE_CHOICES) == "1"
         if sanitize and (build == "none" or cuda == "1"):
-            other = "VITFAST_BUILD=none compiles nothing" if build == "none" else "VITFAST_CUDA=1 demands CUDA code"
+            other = "VITFAST_BUILD=none compiles nothing" if build == "none" else "VITFAST_CUDA=1 requires CUDA code"
             raise BuildError(
                 f"VITFAST_SANITIZE=1 compiles the CPU library with sanitizers, but {other}.\n"
                 f"Unset one of them: unset VITFAST_SANITIZE, or unset {other.partition('=')[0]}"
@@ -94,10 +95,10 @@ def parse_architectures(text: str) -> tuple[tuple[CudaArchitecture, ...], tuple[
     """Parses TORCH_CUDA_ARCH_LIST: entries such as ``9.0a`` or ``8.0+PTX``, separated by spaces, commas or semicolons.
 
     Returns:
-        The architectures that the kernels support, and those that they do not (below 8.0).
+        The supported architectures, and the unsupported ones (below 8.0).
 
     Raises:
-        BuildError: an entry has another form, or none of them is supported.
+        BuildError: An entry is malformed, or no entry is supported.
     """
     parsed = []
     for entry in re.split(r"[\s;,]+", text.strip() or DEFAULT_ARCHITECTURES):

@@ -1,6 +1,6 @@
-"""What ptxas says about each kernel: registers and spills.
+"""Registers and spills of each kernel, from the ptxas reports of a build.
 
-``python -m vitfast_build.resources build`` reads the reports that a build has left in its folder, and fails on a spill.
+``python -m vitfast_build.resources build`` prints the reports in a build folder and fails on a spill.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _REGISTERS = re.compile(r"Used (\d+) registers")
 
 @dataclass(frozen=True)
 class KernelResources:
-    """What one kernel needs on one architecture; bytes are those of one thread."""
+    """Resources of a kernel on an architecture; bytes are per thread."""
 
     name: str
     architecture: str
@@ -31,7 +31,7 @@ class KernelResources:
 
 
 def parse_report(text: str) -> list[KernelResources]:
-    """Reads the output of ``ptxas -v``."""
+    """Parses the output of ``ptxas -v``."""
     kernels = []
     name = architecture = ""
     stack = spill = 0
@@ -47,7 +47,7 @@ def parse_report(text: str) -> list[KernelResources]:
 
 
 def main(arguments: list[str]) -> int:
-    """Prints every kernel of the reports below a build folder; returns 1 if there is none, or one spills."""
+    """Prints the kernels of a build folder; returns 1 if there are none, or one spills."""
     folder = Path(arguments[0] if arguments else "build")
     reports = sorted(folder.rglob(f"*{PTXAS_LOG_SUFFIX}"))
     kernels = [kernel for report in reports for kernel in parse_report(report.read_text())]
@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> int:
 
 
 def readable_names(names: list[str]) -> list[str]:
-    """Returns C++ names as people write them, where c++filt is installed."""
+    """Demangles C++ names, if c++filt is installed."""
     if shutil.which("c++filt") is None:
         return names
     return subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True).stdout.splitlines()

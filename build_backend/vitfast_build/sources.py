@@ -1,4 +1,4 @@
-"""Which file goes into which library: the names decide, as the design lays them out."""
+"""Assignment of source files to libraries, by file name."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitfast_build.errors import BuildError
-from vitfast_build.options import CudaArchitecture
+from vitfast_build.options import BuildError, CudaArchitecture
 
 CPU_LIBRARY = "libvitfast_cpu.so"
 CUDA_LIBRARY = "libvitfast_cuda.so"
@@ -17,15 +16,17 @@ _ISA_PATTERN = "csrc/cpu/isa/*.cpp"
 _CUDA_PATTERN = "csrc/**/*.cu"
 _MODULE_SOURCE = "csrc/module.cpp"
 _CUTLASS_FOLDER = "csrc/linear/"
+# CUTLASS GEMMs compile slowly: each instance is its own object file, so that ninja compiles them in parallel
+_GEMM_SOURCE = "csrc/linear/gemm_sm"
+_GEMM_INSTANCES = {
+    f"{element}.{arguments}": (f"-DVITFAST_GEMM_TYPE={element}", f"-DVITFAST_GEMM_ARGUMENTS={arguments}")
+    for element in ("Half", "BFloat16")
+    for arguments in ("GemmArguments", "GemmGradientArguments")
+}
 
-# Each file of csrc/cpu/isa is compiled for the instruction set that its name says, and runs where the processor has it.
+# Each file of csrc/cpu/isa is compiled for the instruction set of its name and selected at run time.
 _AVX512 = (
-    "-mavx512f",
-    "-mavx512bw",
-    "-mavx512dq",
-    "-mavx512vl",
-    "-mfma",
-    "-mf16c",
+    *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"),
     "-mprefer-vector-width=512",
 )
 ISA_FLAGS: dict[str, tuple[str, ...]] = {
@@ -43,22 +44,28 @@ ISA_FLAGS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Source:
-    """A file to compile, relative to the project's root, and the flags that only it gets."""
+    """A file to compile, relative to the root, with its flags; ``instance`` names one of several compilations."""
 
     path: str
     flags: tuple[str, ...] = ()
+    instance: str = ""
+
+    @property
+    def uses_cutlass(self) -> bool:
+        """Whether the file includes CUTLASS headers."""
+        return self.path.startswith(_CUTLASS_FOLDER)
+
+    def select_architectures(self, architectures: Iterable[CudaArchitecture]) -> tuple[CudaArchitecture, ...]:
+        """The architectures to compile for: ``*_sm90a.cu`` is for 9.0a only, ``*_sm80.cu`` for all but 9.0a."""
+        for suffix, for_90a in (("_sm90a.cu", True), ("_sm80.cu", False)):
+            if self.path.endswith(suffix):
+                return tuple(item for item in architectures if (item.code == "90a") == for_90a)
+        return tuple(architectures)
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Every file to compile.
-
-    Attributes:
-        cpu: libvitfast_cpu.so.
-        cuda: libvitfast_cuda.so.
-        module: vitfast._C.
-        instruction_sets: those that the CPU library is compiled for.
-    """
+    """The sources of libvitfast_cpu.so, libvitfast_cuda.so and vitfast._C."""
 
     cpu: tuple[Source, ...]
     cuda: tuple[Source, ...]
@@ -67,15 +74,7 @@ class Sources:
 
 
 def find_sources(root: Path, *, x86: bool) -> Sources:
-    """Lists the files to compile, in a stable order.
-
-    Args:
-        root: the project's root.
-        x86: True compiles every instruction set of x86, False the portable code only.
-
-    Raises:
-        BuildError: csrc is not there, or a file of csrc/cpu/isa has a name without flags.
-    """
+    """Lists the files to compile, in a stable order; with ``x86`` for every instruction set of x86."""
     plain = sorted({path for pattern in _CPU_PATTERNS for path in root.glob(pattern)})
     if root / "csrc/library.cpp" not in plain:
         raise BuildError(
@@ -95,25 +94,14 @@ def find_sources(root: Path, *, x86: bool) -> Sources:
         if name in isa_files and (x86 or name == "baseline"):
             cpu.append(Source(_relative(isa_files[name], root), flags))
             instruction_sets.append(name)
-    cuda = [Source(_relative(path, root)) for path in sorted(root.glob(_CUDA_PATTERN))]
+    cuda = [source for path in sorted(root.glob(_CUDA_PATTERN)) for source in _instances(_relative(path, root))]
     return Sources(tuple(cpu), tuple(cuda), (Source(_MODULE_SOURCE),), tuple(instruction_sets))
 
 
-def uses_cutlass(source: Source) -> bool:
-    """True for a file that includes NVIDIA's CUTLASS headers."""
-    return source.path.startswith(_CUTLASS_FOLDER)
-
-
-def architectures_of(source: Source, architectures: Iterable[CudaArchitecture]) -> tuple[CudaArchitecture, ...]:
-    """Selects what a CUDA source is compiled for.
-
-    ``*_sm90a.cu`` has instructions that only 9.0a knows; ``*_sm80.cu`` is its twin for all others. Any other file is
-    for every architecture. A file without any architecture is left out of the library.
-    """
-    for suffix, wants_90a in (("_sm90a.cu", True), ("_sm80.cu", False)):
-        if source.path.endswith(suffix):
-            return tuple(item for item in architectures if (item.code == "90a") == wants_90a)
-    return tuple(architectures)
+def _instances(path: str) -> list[Source]:
+    if not path.startswith(_GEMM_SOURCE):
+        return [Source(path)]
+    return [Source(path, flags, instance) for instance, flags in _GEMM_INSTANCES.items()]
 
 
 def _relative(path: Path, root: Path) -> str:

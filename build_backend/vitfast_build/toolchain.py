@@ -1,53 +1,47 @@
-"""The host compiler and ninja."""
+"""The C++ compiler, ninja, torch and the headers of Python. Checks raise BuildError."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitfast_build.errors import BuildError
+from vitfast_build.options import BuildError
 
-MIN_SETUPTOOLS = 77  # the first that knows license = "…" and license-files
+MIN_SETUPTOOLS = 77  # the first that supports license = "…" and license-files
 _COMPILERS = ("c++", "g++", "clang++")
 _LAUNCHERS = ("ccache", "sccache", "distcc")
+MIN_TORCH = (2, 11)
+# version of the stable ABI: the libraries load under this torch and every later one
+TORCH_TARGET_VERSION = f"0x{MIN_TORCH[0]:02x}{MIN_TORCH[1]:02x}000000000000"
 
 
 @dataclass(frozen=True)
 class Compiler:
-    """The C++ compiler.
+    """The C++ compiler."""
 
-    Attributes:
-        command: the words of the command, a compiler cache included.
-        version: the first line of ``--version``.
-        flags: CXXFLAGS; they come before our own, so that ours win.
-        link_flags: LDFLAGS.
-    """
-
-    command: tuple[str, ...]
-    version: str
-    flags: tuple[str, ...] = ()
-    link_flags: tuple[str, ...] = ()
+    command: tuple[str, ...]  # with a compiler cache, if any
+    version: str  # the first line of --version
+    flags: tuple[str, ...] = ()  # CXXFLAGS; they precede the build's flags, which therefore take precedence
+    link_flags: tuple[str, ...] = ()  # LDFLAGS
 
     @property
     def program(self) -> str:
-        """The compiler itself, which nvcc takes as its host compiler."""
+        """The compiler without a cache: nvcc's host compiler."""
         return next((word for word in self.command if Path(word).name not in _LAUNCHERS), self.command[0])
 
 
 def find_compiler(environment: Mapping[str, str]) -> Compiler:
-    """Finds the C++ compiler: CXX, else c++, g++ or clang++ of the PATH.
-
-    Raises:
-        BuildError: there is none, or it does not run.
-    """
+    """Finds the C++ compiler: CXX, or the first of c++, g++ and clang++ on the PATH."""
     named = environment.get("CXX", "")
     path = environment.get("PATH", os.defpath)
     command = tuple(shlex.split(named))
@@ -58,7 +52,7 @@ def find_compiler(environment: Mapping[str, str]) -> Compiler:
                 f"No C++ compiler: none of {', '.join(_COMPILERS)} is on the PATH.\n"
                 "Install one (apt-get install g++, or dnf install gcc-c++, or conda install cxx-compiler), name one "
                 "(export CXX=/path/to/g++),\n"
-                "or install vitfast in pure PyTorch, right but slow: export VITFAST_BUILD=none"
+                "or install vitfast in pure PyTorch, correct but slow: export VITFAST_BUILD=none"
             )
         command = (found,)
     try:
@@ -80,15 +74,11 @@ def find_compiler(environment: Mapping[str, str]) -> Compiler:
 
 
 def check_sanitizers(compiler: Compiler, environment: Mapping[str, str]) -> None:
-    """Checks that the compiler is GCC and has AddressSanitizer's library, which tests preload into Python.
-
-    Raises:
-        BuildError: it is another one, or lacks the library.
-    """
+    """Checks that the compiler is GCC with AddressSanitizer's shared library, which tests preload into Python."""
     answer = subprocess.run(
         [compiler.program, "-print-file-name=libasan.so"], env=dict(environment), capture_output=True, text=True
     )
-    # what GCC does not find it prints as it was given; clang's library has another name
+    # GCC prints the bare name of a library that it does not find; clang's library has another name
     if answer.returncode or not Path(answer.stdout.strip()).is_absolute():
         raise BuildError(
             f"VITFAST_SANITIZE=1 needs g++ with its libasan.so, which {compiler.program} has not.\n"
@@ -98,11 +88,7 @@ def check_sanitizers(compiler: Compiler, environment: Mapping[str, str]) -> None
 
 
 def find_ninja(environment: Mapping[str, str]) -> str:
-    """Finds ninja: the Python package's, else that of the PATH.
-
-    Raises:
-        BuildError: there is none.
-    """
+    """Finds ninja: the Python package, or the program on the PATH."""
     if importlib.util.find_spec("ninja") is not None:
         import ninja
 
@@ -119,11 +105,7 @@ def find_ninja(environment: Mapping[str, str]) -> str:
 
 
 def check_setuptools(version: str) -> None:
-    """Checks that setuptools understands pyproject.toml.
-
-    Raises:
-        BuildError: it is older than 77, as in an environment that Python 3.11 or older has just made.
-    """
+    """Checks that setuptools supports the license fields of pyproject.toml."""
     if int(version.split(".")[0]) < MIN_SETUPTOOLS:
         raise BuildError(
             f"setuptools {version} is too old: vitfast's pyproject.toml needs setuptools >= {MIN_SETUPTOOLS}.\n"
@@ -133,18 +115,89 @@ def check_setuptools(version: str) -> None:
 
 
 def check_platform(system: str = sys.platform) -> None:
-    """Checks that the libraries can be built on this operating system.
-
-    Raises:
-        BuildError: it is not Linux.
-    """
+    """Checks that the operating system is Linux."""
     if not system.startswith("linux"):
         raise BuildError(
             f"vitfast's kernels are built on Linux; this is {system}.\n"
-            "Install it in pure PyTorch, right but slow: set the environment variable VITFAST_BUILD=none"
+            "Install it in pure PyTorch, correct but slow: set the environment variable VITFAST_BUILD=none"
         )
 
 
 def is_x86(machine: str | None = None) -> bool:
-    """True on 64-bit x86, which has more than one instruction set to compile for."""
+    """Whether the machine is 64-bit x86, which has several instruction sets to compile for."""
     return (machine or platform.machine()).lower() in ("x86_64", "amd64")
+
+
+@dataclass(frozen=True)
+class TorchInstallation:
+    """An installed torch."""
+
+    folder: Path
+    version: str  # such as 2.15.0+cu132
+    cuda: str | None  # CUDA version of torch, None for a CPU-only build
+
+    @property
+    def include_folder(self) -> Path:
+        """The headers of the stable ABI."""
+        return self.folder / "include"
+
+    @property
+    def library_folder(self) -> Path:
+        """The folder of libtorch_cpu.so and libtorch_cuda.so."""
+        return self.folder / "lib"
+
+    @property
+    def nvidia_include_folder(self) -> Path:
+        """The headers of the CUDA libraries installed with torch; the folder may not exist."""
+        major = (self.cuda or "").split(".")[0]
+        return self.folder.parent / "nvidia" / f"cu{major}" / "include"
+
+
+def find_torch() -> TorchInstallation:
+    """Finds the torch of this Python without importing it, which takes seconds."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        python = shlex.quote(sys.executable)
+        raise BuildError(
+            f"torch is not installed for {sys.executable}, and vitfast is compiled against it.\n"
+            f'Install it: {python} -m pip install "torch>={MIN_TORCH[0]}.{MIN_TORCH[1]}" pybind11 ninja\n'
+            "or let pip bring it for the build: leave out --no-build-isolation"
+        )
+    return read_torch(Path(spec.origin).parent)
+
+
+def read_torch(folder: Path) -> TorchInstallation:
+    """Reads the version of the torch in ``folder`` and checks that it is supported."""
+    path = folder / "version.py"
+    text = path.read_text() if path.exists() else ""
+    version = re.search(r"^__version__\s*(?::[^=]*)?=\s*['\"]((\d+)\.(\d+)[^'\"]*)['\"]", text, re.MULTILINE)
+    if version is None:
+        raise BuildError(
+            f"The torch in {folder} has no readable version.\nReinstall it: pip install --force-reinstall torch"
+        )
+    if (int(version[2]), int(version[3])) < MIN_TORCH:
+        wanted = ".".join(str(number) for number in MIN_TORCH)
+        raise BuildError(
+            f"torch {version[1]} is too old: vitfast needs torch >= {wanted}, whose stable ABI it is compiled for.\n"
+            f'Upgrade it: pip install --upgrade "torch>={wanted}"'
+        )
+    cuda = re.search(r"^cuda\s*(?::[^=]*)?=\s*['\"]([\d.]+)['\"]", text, re.MULTILINE)
+    return TorchInstallation(folder, version[1], cuda[1] if cuda else None)
+
+
+def python_include_folders() -> list[str]:
+    """Finds the include folders of Python and pybind11."""
+    python = sysconfig.get_paths()["include"]
+    if not (Path(python) / "Python.h").exists():
+        raise BuildError(
+            f"{python} has no Python.h: this Python was installed without its headers.\n"
+            f"Install them: apt-get install python{sys.version_info.major}.{sys.version_info.minor}-dev"
+        )
+    if importlib.util.find_spec("pybind11") is None:
+        raise BuildError(
+            f"pybind11 is not installed.\nInstall it: {shlex.quote(sys.executable)} -m pip install pybind11\n"
+            "or let pip bring it for the build: leave out --no-build-isolation"
+        )
+    import pybind11
+
+    return [python, pybind11.get_include()]

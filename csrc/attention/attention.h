@@ -1,4 +1,4 @@
-// What the tensor functions ask of the attention kernels. Pointers are to the first element; strides are in elements.
+// Arguments and limits of the attention kernels. Strides are in elements.
 
 #pragma once
 
@@ -10,7 +10,14 @@ constexpr float log2_of_e = 1.4426950408889634f;
 constexpr float ln_2 = 0.6931471805599453f;
 constexpr float infinity = __builtin_huge_valf();
 
-// A [B, H, N, D] view: the last dimension is contiguous.
+// Limits of the CUDA kernels, read by the Python operators from vitfast._C.
+constexpr int attention_max_head_dim = 128;
+constexpr int attention_head_dim_multiple = 8;
+constexpr int attention_max_tokens = 32768;             // element offsets in a head's [N, N] matrix fit 32 bits
+constexpr int attention_whole_max_tokens = 256;         // 16-bit types: K and V of a head fit shared memory
+constexpr int attention_max_shared_bytes = 160 * 1024;  // required by the largest instance
+
+// A [B, H, N, D] view; the last dimension is contiguous.
 struct HeadsView {
   void* data;
   int64_t batch_stride;
@@ -18,7 +25,7 @@ struct HeadsView {
   int64_t token_stride;
 };
 
-// What both directions know.
+// Arguments common to forward and backward.
 struct Attention {
   Type type;
   HeadsView q, k, v, out;
@@ -28,27 +35,25 @@ struct Attention {
   double scale;
 };
 
-// Logits are scale q kᵀ + bias. A row whose logits are all -inf attends to nothing: its result is zero, and so is its
-// lse.
+// Logits are scale q kᵀ + bias. A row whose logits are all -inf is fully masked: its output and lse are zero.
 struct AttentionForward : Attention {
   void* logits;        // [B, H, N, N] or null
-  void* lse;           // [B, H, N]: log of the sum of the exponentials; double for float64, else float
-  int64_t row_splits;  // on the CPU a task is a head and one of this many ranges of its rows
+  void* lse;           // [B, H, N]: logsumexp of the logits; double for float64, otherwise float
+  int64_t row_splits;  // CPU: number of row ranges per head; a task is one range
 };
 
-// ConViT's: of each head's softmax and of its probabilities by position, (1 - gate) softmax + gate position meets v. It
-// has neither bias nor logits nor lse.
+// Gated positional attention (ConViT): the weights of v are (1 - gate) softmax + gate position. No bias, logits or lse.
 struct GatedPositionalAttention : AttentionForward {
   const void* position;  // [H, N, N], the last dimension is contiguous
   int64_t position_head_stride, position_row_stride;
-  const void* gate;  // [H], double for float64, else float
+  const void* gate;  // [H], double for float64, otherwise float
 };
 
 struct AttentionBackward : Attention {
   HeadsView grad_out, grad_q, grad_k, grad_v;
   const void* grad_logits;         // [B, H, N, N] or null
   void* grad_bias;                 // like bias, or null
-  int64_t grad_bias_batch_stride;  // on CUDA, where each image may write its own
+  int64_t grad_bias_batch_stride;  // CUDA only, where each image may have its own
   const void* lse;                 // [B, H, N]
 };
 

@@ -1,27 +1,26 @@
-// Attention, backward, for up to 256 tokens; attention_gradient.cuh has the equations.
+// Attention backward for up to 256 tokens; equations in attention_gradient.cuh.
 //
-// A block works on one head of one image, all of whose rows lie in shared memory; each of its warps owns 16 keys and
-// keeps their grad_k and grad_v in registers. It goes through the queries in rounds of a few tiles of 8:
+// A block processes one head of one image, with all its rows in shared memory. Each warp owns 16 keys and keeps their
+// grad_k and grad_v in registers. Iterations process a few tiles of 8 queries:
 //
-//     Sᵀ  [16 keys, queries] = k qᵀ           recomputed; with the lse it gives Pᵀ without a pass over the row
+//     Sᵀ  [16 keys, queries] = k qᵀ           recomputed; with the lse, Pᵀ needs no reduction over the row
 //     dPᵀ [16 keys, queries] = v grad_outᵀ
-//     grad_v += Pᵀ grad_out,  grad_k += dSᵀ q    a fragment of Pᵀ, or dSᵀ, becomes a fragment of A in registers
-//     dSᵀ -> shared memory, from where the warps, parted by tiles of the result, compute grad_q = dS k
+//     grad_v += Pᵀ grad_out,  grad_k += dSᵀ q    fragments of Pᵀ and dSᵀ become A fragments in registers
+//     dSᵀ -> shared memory, from which the warps compute tiles of grad_q = dS k
 //
-// Two buffers of dSᵀ take turns, so that a round has one barrier. Every sum has a fixed order.
+// dSᵀ is double-buffered, so that an iteration has one barrier. Every sum has a fixed order.
 
 #pragma once
 
 #include "csrc/attention/attention_gemm.cuh"
 #include "csrc/attention/attention_gradient.cuh"
-#include "csrc/cuda/barrier.cuh"
-#include "csrc/cuda/grid.cuh"
 #include "csrc/cuda/shared_memory.cuh"
+#include "csrc/cuda/threads.cuh"
 
 namespace vitfast {
 
-// The sizes of an instance: up to 16 `warps` tokens, head dimensions up to `head_dim`, rounds of 8 `query_tiles`
-// queries.
+// Sizes of an instance: up to 16 `warps` tokens, head dimensions up to `head_dim`, 8 `query_tiles` queries per
+// iteration.
 template <typename T, int head_dim_, int warps_, int query_tiles_>
 struct AttentionBackwardShape {
   static constexpr int head_dim = head_dim_;
@@ -30,14 +29,14 @@ struct AttentionBackwardShape {
   static constexpr int query_tiles = query_tiles_;
   static constexpr int round_rows = 8 * query_tiles;
   static constexpr int key_rows = attention_tile_rows * warps;
-  static constexpr int query_rows = (key_rows + round_rows - 1) / round_rows * round_rows;
+  static constexpr int query_rows = int(ceil_div(key_rows, round_rows)) * round_rows;
   static constexpr int blocks_at_once = head_dim <= 64 ? (warps <= 4 ? 3 : warps <= 7 ? 2 : 1) : (warps <= 4 ? 2 : 1);
   static constexpr int bytes = 2 * shared_bytes<T>(key_rows * head_dim) + 2 * shared_bytes<T>(query_rows * head_dim) +
                                shared_bytes<T>(2 * key_rows * round_rows) + 2 * shared_bytes<float>(query_rows);
 };
 
-// What the rows of queries bring along: their lse, in units of ln 2, and D. Both threads of a pair take one row; rows
-// behind the last token get an infinite lse, which makes P zero.
+// Computes lse, in units of ln 2, and D of the queries; a pair of threads per row. Rows past the last token get an
+// infinite lse, which makes P zero.
 template <typename T, typename Shape>
 __device__ __forceinline__ void prepare_rows(
     const AttentionBackward& a, unsigned head, const T* out, const T* grad_out, float* lse, float* dots) {
@@ -56,7 +55,8 @@ __device__ __forceinline__ void prepare_rows(
   }
 }
 
-// Rows [first_query, first_query + round_rows) of grad_q, a tile of 16 x 16 a warp: dS k, with dSᵀ in `grads`.
+// Computes rows [first_query, first_query + round_rows) of grad_q = dS k, with dSᵀ in `grads`; a tile of 16 x 16 per
+// warp.
 template <typename T, typename Shape>
 __device__ __forceinline__ void write_grad_q(
     const AttentionBackward& a,
@@ -151,11 +151,11 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_at_once)
         reinterpret_cast<uint32_t*>(chunk)[lane % 4] = grad_pairs[0][tile][half];
       }
     }
-    sync_threads();  // also parts what was read two rounds ago from what is written next
+    sync_threads();  // also parts the reads of two iterations ago from the next writes
     write_grad_q<T, Shape>(a, grad_q, first_query, grad_tile, Tile{keys}, lane);
   }
 
-  sync_threads();  // every warp has read the keys: the gradients leave through their memory
+  sync_threads();  // every warp has read the keys, whose memory stages the gradients
   const int rows = tokens - first_key, lane = lane_in_warp();
   const float k_factors[2] = {float(a.scale), float(a.scale)}, v_factors[2] = {1.0f, 1.0f};
   T* grad_k_rows = head_rows<T>(a, a.grad_k, head) + first_key * a.grad_k.token_stride;
@@ -166,7 +166,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_at_once)
 
 constexpr int sum_images_threads = 256;
 
-// sums [count] = the sums of x [images, count] over the images, in float.
+// sums [count] = sum of x [images, count] over the images, accumulated in float.
 template <typename T>
 __global__ void __launch_bounds__(sum_images_threads)
     sum_images_kernel(const T* x, T* sums, int64_t images, int64_t count) {

@@ -1,15 +1,14 @@
-// From the arguments of attention's backward to the instance of its kernel.
+// Selects and launches the attention backward kernels.
 
 #pragma once
 
 #include "csrc/attention/attention_backward_kernel.cuh"
 #include "csrc/attention/attention_backward_tiled_kernel.cuh"
-#include "csrc/attention/attention_limits.cuh"
 #include "csrc/cuda/launch.cuh"
 
 namespace vitfast {
 
-// The most tokens of which a block has room for all; longer sequences, and all of float, go by tiles.
+// Longest sequence that fits a block's shared memory; longer sequences, and float, use tiles.
 template <typename T>
 constexpr int attention_backward_whole_tokens(int64_t head_dim) {
   return sizeof(T) != 2 ? 0 : head_dim <= 64 ? 256 : 112;
@@ -17,33 +16,33 @@ constexpr int attention_backward_whole_tokens(int64_t head_dim) {
 
 template <typename T, int head_dim, int warps>
 void launch_attention_backward_instance(const AttentionBackward& a, Stream stream) {
-  if constexpr (16 * warps <= (attention_backward_whole_tokens<T>(head_dim) + 15) / 16 * 16) {
-    // registers are handed out to four warps at a time: 128 a thread where blocks of 7, 13 or 16 warps share them
+  if constexpr (warps <= ceil_div(attention_backward_whole_tokens<T>(head_dim), 16)) {
+    // registers are allocated to four warps at a time: blocks of 7, 13 or 16 warps leave 128 per thread
     constexpr bool has_registers = head_dim <= 64 && (warps == 4 || warps == 10);
     using Shape = AttentionBackwardShape<T, head_dim, warps, has_registers ? 4 : 2>;
-    static_assert(Shape::bytes <= 160 * 1024);
+    static_assert(Shape::bytes <= attention_max_shared_bytes);
     launch(attention_backward_kernel<T, Shape>, a.batch * a.heads, Shape::threads, Shape::bytes, stream, a);
   }
 }
 
-// Memory that a launch needs, null where not.
+// Scratch memory of a launch; null where not needed.
 struct AttentionBackwardScratch {
-  void* bias;             // [B, H, N, N] where sums_bias_over_images says so
-  float* row_statistics;  // as many as attention_row_statistics says, 16-byte aligned, where goes_by_tiles says so
+  void* bias;             // [B, H, N, N] if sums_bias_over_images
+  float* row_statistics;  // attention_row_statistics numbers, 16-byte aligned, if uses_tiles
 };
 
-// True where one gradient is asked for a bias that all images share: the scratch holds each image's.
+// True if all images share the bias: their gradients are summed from scratch memory.
 inline bool sums_bias_over_images(const AttentionBackward& a) {
   return a.grad_bias != nullptr && a.bias_batch_stride == 0 && a.batch > 1;
 }
 
 inline int attention_padded_rows(const AttentionBackward& a) {
   constexpr int own_rows = AttentionBackwardTiles<Half, 64, 8, 2>::own_rows;
-  return int(a.tokens + own_rows - 1) / own_rows * own_rows;
+  return int(ceil_div(a.tokens, own_rows)) * own_rows;
 }
 
 template <typename T>
-bool goes_by_tiles(const AttentionBackward& a) {
+bool uses_tiles(const AttentionBackward& a) {
   return a.tokens > attention_backward_whole_tokens<T>(a.head_dim);
 }
 
@@ -53,7 +52,7 @@ inline int64_t attention_row_statistics(const AttentionBackward& a) {
 
 template <typename T, int head_dim>
 void launch_attention_backward_tiled(const AttentionBackward& a, float* row_statistics, Stream stream) {
-  // what registers have room for (three blocks have 168 a thread, two have 255), and for float shared memory
+  // limited by registers (168 per thread for three blocks, 255 for two) and, for float, shared memory
   constexpr bool is_narrow = head_dim <= 64;
   constexpr int shorter = sizeof(T) / sizeof(Half);
   using OfQueries = AttentionBackwardTiles<T, head_dim, (is_narrow ? 8 : 4) / shorter, is_narrow ? 3 : 2>;

@@ -1,50 +1,50 @@
-// Attention, backward, for any number of tokens; attention_gradient.cuh has the equations. Two kernels, in this order:
+// Attention backward for any number of tokens; equations in attention_gradient.cuh. Two kernels, in this order:
 //
-//     queries: a warp owns 16 queries, keys and values come by in tiles
-//         S = q kᵀ,  dP = grad_out vᵀ,  grad_q += dS k;  it also writes grad_bias, and lse and D of its rows for the
-//     keys: a warp owns 16 keys, queries and grad_out come by in tiles
+//     queries: a warp owns 16 queries, K and V are streamed in tiles
+//         S = q kᵀ,  dP = grad_out vᵀ,  grad_q += dS k;  also writes grad_bias, and lse and D of its rows for the
+//     keys: a warp owns 16 keys, q and grad_out are streamed in tiles
 //         Sᵀ = k qᵀ,  dPᵀ = v grad_outᵀ,  grad_v += Pᵀ grad_out,  grad_k += dSᵀ q
 //
-// So S and dP are computed twice, seven products instead of five, and in return every sum lies in the registers of one
-// warp, in a fixed order: nothing is added up in global memory. A fragment of P or dS becomes a fragment of A in
-// registers. Two buffers of what comes by take turns: a tile has one barrier, and the next one's copies land while it
-// is worked on. Rows behind the last token are zero in shared memory.
+// S and dP are computed twice: seven GEMMs instead of five. In return every sum is accumulated in the registers of one
+// warp in a fixed order, without atomics. Fragments of P and dS become A fragments in registers. Streamed tiles are
+// double-buffered: one barrier per tile, and the next tile is copied while the current one is processed. Rows past the
+// last token are zero in shared memory.
 
 #pragma once
 
 #include "csrc/attention/attention_gemm.cuh"
 #include "csrc/attention/attention_gradient.cuh"
-#include "csrc/cuda/barrier.cuh"
 #include "csrc/cuda/shared_memory.cuh"
+#include "csrc/cuda/threads.cuh"
 
 namespace vitfast {
 
-// The sizes of an instance of either kernel, for head dimensions up to `head_dim`: 8 `passing_tiles` rows come by at a
-// time, and registers are shared by `blocks_at_once` blocks.
-template <typename T, int head_dim_, int passing_tiles_, int blocks_at_once_>
+// Sizes of an instance of either kernel, for head dimensions up to `head_dim`: tiles of 8 `streamed_tiles` rows,
+// `blocks_at_once` blocks per multiprocessor.
+template <typename T, int head_dim_, int streamed_tiles_, int blocks_at_once_>
 struct AttentionBackwardTiles {
   static constexpr int head_dim = head_dim_;
   static constexpr int own_rows = attention_warps * attention_tile_rows;
-  static constexpr int passing_tiles = passing_tiles_;
+  static constexpr int streamed_tiles = streamed_tiles_;
   static constexpr int blocks_at_once = blocks_at_once_;
-  static constexpr int passing_rows = 8 * passing_tiles;
-  static constexpr int own_size = own_rows * head_dim, passing_size = passing_rows * head_dim;
-  static constexpr int row_bytes = 2 * shared_bytes<T>(own_size) + 2 * shared_bytes<T>(2 * passing_size);
+  static constexpr int streamed_rows = 8 * streamed_tiles;
+  static constexpr int own_size = own_rows * head_dim, streamed_size = streamed_rows * head_dim;
+  static constexpr int row_bytes = 2 * shared_bytes<T>(own_size) + 2 * shared_bytes<T>(2 * streamed_size);
   static constexpr int queries_bytes = row_bytes + 2 * shared_bytes<float>(own_rows);
-  static constexpr int keys_bytes = row_bytes + 2 * shared_bytes<float>(2 * passing_rows);
+  static constexpr int keys_bytes = row_bytes + 2 * shared_bytes<float>(2 * streamed_rows);
 };
 
-// lse, in units of ln 2, and D of every row, from one kernel to the other. Behind the last token the lse is infinite,
-// which makes P zero, and D is zero.
+// lse, in units of ln 2, and D of every row, passed from the first kernel to the second. Past the last token the lse is
+// infinite, which makes P zero, and D is zero.
 struct AttentionRowStatistics {
   float* data;      // [B, H, 2, padded_rows]
-  int padded_rows;  // a multiple of what a block owns
+  int padded_rows;  // a multiple of own_rows
 
   __device__ __forceinline__ float* lse(unsigned head) const { return data + int64_t(head) * 2 * padded_rows; }
   __device__ __forceinline__ float* dots(unsigned head) const { return lse(head) + padded_rows; }
 };
 
-// Of the block's own rows: lse and D, into shared memory and for the other kernel. A pair of threads takes a row.
+// Computes lse and D of the block's rows, for this kernel (shared memory) and the next; a pair of threads per row.
 template <typename T, typename Tiles>
 __device__ __forceinline__ void prepare_own_rows(
     const AttentionBackward& a,
@@ -64,8 +64,7 @@ __device__ __forceinline__ void prepare_own_rows(
   dots[thread / 2] = statistics.dots(head)[row] = dot;
 }
 
-// In: S without scale and bias, and dP; lse and D of the lane's two queries. Out: dS, rounded to T, in the layout of
-// A's registers.
+// In: S without scale and bias, dP, and lse and D of the lane's two queries. Out: dS, rounded to T, as A fragments.
 template <typename T, int key_tiles>
 __device__ __forceinline__ void differentiate_queries(
     const GradientSquares<T, true>& squares,
@@ -92,28 +91,27 @@ __device__ __forceinline__ void differentiate_queries(
   }
 }
 
-// What both kernels do with rows of one head: their own come first, the others pass by.
+// Copies and stores of rows of one head: those that the block owns, and the streamed ones.
 template <typename T, typename Tiles>
 struct AttentionBackwardRows {
   using Tile = SharedTile<T, Tiles::head_dim>;
   const AttentionBackward& a;
   unsigned head;
 
-  // The whole block copies the rows that it owns.
   __device__ __forceinline__ void copy_own(const HeadsView& view, T* target, int first_row) const {
     copy(view, Tile{target}, Tiles::own_rows, first_row);
   }
 
-  // The same of rows that pass by: `target` has room for two tiles.
-  __device__ __forceinline__ void copy_passing(const HeadsView& view, T* target, int tile) const {
-    copy(view, passing(target, tile), Tiles::passing_rows, tile * Tiles::passing_rows);
+  // `target` holds two tiles.
+  __device__ __forceinline__ void copy_streamed(const HeadsView& view, T* target, int tile) const {
+    copy(view, streamed(target, tile), Tiles::streamed_rows, tile * Tiles::streamed_rows);
   }
 
-  __device__ __forceinline__ Tile passing(T* buffers, int tile) const {
-    return Tile{buffers + tile % 2 * Tiles::passing_size};
+  __device__ __forceinline__ Tile streamed(T* buffers, int tile) const {
+    return Tile{buffers + tile % 2 * Tiles::streamed_size};
   }
 
-  // Writes the 16 rows of a warp, through memory that no one else uses any more.
+  // Writes the 16 rows of a warp, staged through a tile that is no longer in use.
   __device__ __forceinline__ void store(
       const HeadsView& view,
       int first_row,
@@ -137,7 +135,7 @@ template <typename T, typename Tiles>
 __global__ void __launch_bounds__(attention_threads, Tiles::blocks_at_once)
     attention_backward_queries_kernel(const AttentionBackward a, const AttentionRowStatistics statistics) {
   using Tile = SharedTile<T, Tiles::head_dim>;
-  constexpr int key_tiles = Tiles::passing_tiles;
+  constexpr int key_tiles = Tiles::streamed_tiles;
   const unsigned blocks_per_head = unsigned(a.tokens + Tiles::own_rows - 1) / Tiles::own_rows;
   const unsigned head = blockIdx.x / blocks_per_head;
   const int block_row = int(blockIdx.x - head * blocks_per_head) * Tiles::own_rows;
@@ -147,27 +145,27 @@ __global__ void __launch_bounds__(attention_threads, Tiles::blocks_at_once)
   SharedMemory shared;
   T* queries = shared.take<T>(Tiles::own_size);
   T* out_grads = shared.take<T>(Tiles::own_size);
-  T* keys = shared.take<T>(2 * Tiles::passing_size);
-  T* values = shared.take<T>(2 * Tiles::passing_size);
+  T* keys = shared.take<T>(2 * Tiles::streamed_size);
+  T* values = shared.take<T>(2 * Tiles::streamed_size);
   float* own_lse = shared.take<float>(Tiles::own_rows);
   float* own_dots = shared.take<float>(Tiles::own_rows);
   const AttentionBackwardRows<T, Tiles> rows{a, head};
   rows.copy_own(a.q, queries, block_row);
   rows.copy_own(a.grad_out, out_grads, block_row);
-  rows.copy_passing(a.k, keys, 0);
-  rows.copy_passing(a.v, values, 0);
+  rows.copy_streamed(a.k, keys, 0);
+  rows.copy_streamed(a.v, values, 0);
   commit_copies();
   prepare_own_rows<T, Tiles>(a, statistics, head, block_row, own_lse, own_dots);
 
   const Tile query_tile{queries + warp_row * Tiles::head_dim}, out_grad_tile{out_grads + warp_row * Tiles::head_dim};
   float grad_q[1][Tiles::head_dim / 8][4] = {};
-  const int tiles = (tokens + Tiles::passing_rows - 1) / Tiles::passing_rows;
+  const int tiles = (tokens + Tiles::streamed_rows - 1) / Tiles::streamed_rows;
   for (int tile = 0; tile < tiles; ++tile) {
     wait_for_copies<0>();
-    sync_threads();  // the keys are whole, and no warp reads any more those before, whose place the next ones take
+    sync_threads();  // the keys are complete, and no warp still reads the previous ones, which the next ones overwrite
     if (tile + 1 < tiles) {
-      rows.copy_passing(a.k, keys, tile + 1);
-      rows.copy_passing(a.v, values, tile + 1);
+      rows.copy_streamed(a.k, keys, tile + 1);
+      rows.copy_streamed(a.v, values, tile + 1);
     }
     commit_copies();
     if (first_query >= tokens) continue;
@@ -175,9 +173,9 @@ __global__ void __launch_bounds__(attention_threads, Tiles::blocks_at_once)
     uint32_t grads[1][key_tiles][MatrixStep<T>::tile_registers];
     {
       float products[1][key_tiles][4], slopes[1][key_tiles][4];
-      multiply_transposed(products, query_tile, rows.passing(keys, tile), lane);
-      multiply_transposed(slopes, out_grad_tile, rows.passing(values, tile), lane);
-      const int row = warp_row + lane / 4, first_key = tile * Tiles::passing_rows;
+      multiply_transposed(products, query_tile, rows.streamed(keys, tile), lane);
+      multiply_transposed(slopes, out_grad_tile, rows.streamed(values, tile), lane);
+      const int row = warp_row + lane / 4, first_key = tile * Tiles::streamed_rows;
       const float lse[2] = {own_lse[row], own_lse[row + 8]}, dots[2] = {own_dots[row], own_dots[row + 8]};
       differentiate_queries(
           GradientSquares<T, true>(a, head),
@@ -189,11 +187,11 @@ __global__ void __launch_bounds__(attention_threads, Tiles::blocks_at_once)
           block_row + row,
           first_key + lane % 4 * 2);
     }
-    multiply_add(grad_q, grads, rows.passing(keys, tile), lane);
+    multiply_add(grad_q, grads, rows.streamed(keys, tile), lane);
   }
 
   if (first_query >= tokens) return;
-  sync_warp();  // every lane has read the queries: their gradient leaves through their memory
+  sync_warp();  // every lane has read the queries, whose memory stages their gradient
   rows.store(a.grad_q, first_query, grad_q[0], float(a.scale), query_tile);
 }
 
@@ -201,27 +199,27 @@ template <typename T, typename Tiles>
 __global__ void __launch_bounds__(attention_threads, Tiles::blocks_at_once)
     attention_backward_keys_kernel(const AttentionBackward a, const AttentionRowStatistics statistics) {
   using Tile = SharedTile<T, Tiles::head_dim>;
-  constexpr int query_tiles = Tiles::passing_tiles;
+  constexpr int query_tiles = Tiles::streamed_tiles;
   const unsigned blocks_per_head = unsigned(a.tokens + Tiles::own_rows - 1) / Tiles::own_rows;
   const unsigned head = blockIdx.x / blocks_per_head;
   const int block_row = int(blockIdx.x - head * blocks_per_head) * Tiles::own_rows;
-  const int tokens = int(a.tokens), lane = lane_in_warp(), warp_row = warp_in_block() * attention_tile_rows;
+  const int tokens = int(a.tokens), warp_row = warp_in_block() * attention_tile_rows;
   const int first_key = block_row + warp_row;
 
   SharedMemory shared;
   T* keys = shared.take<T>(Tiles::own_size);
   T* values = shared.take<T>(Tiles::own_size);
-  T* queries = shared.take<T>(2 * Tiles::passing_size);
-  T* out_grads = shared.take<T>(2 * Tiles::passing_size);
-  float* lse = shared.take<float>(2 * Tiles::passing_rows);
-  float* dots = shared.take<float>(2 * Tiles::passing_rows);
+  T* queries = shared.take<T>(2 * Tiles::streamed_size);
+  T* out_grads = shared.take<T>(2 * Tiles::streamed_size);
+  float* lse = shared.take<float>(2 * Tiles::streamed_rows);
+  float* dots = shared.take<float>(2 * Tiles::streamed_rows);
   const AttentionBackwardRows<T, Tiles> rows{a, head};
   const auto copy_queries = [&](int tile) {
-    rows.copy_passing(a.q, queries, tile);
-    rows.copy_passing(a.grad_out, out_grads, tile);
-    const int place = 4 * opaque(int(threadIdx.x)), first_query = tile * Tiles::passing_rows;
-    if (place >= Tiles::passing_rows) return;
-    const int target = tile % 2 * Tiles::passing_rows + place;
+    rows.copy_streamed(a.q, queries, tile);
+    rows.copy_streamed(a.grad_out, out_grads, tile);
+    const int place = 4 * opaque(int(threadIdx.x)), first_query = tile * Tiles::streamed_rows;
+    if (place >= Tiles::streamed_rows) return;
+    const int target = tile % 2 * Tiles::streamed_rows + place;
     copy_async(lse + target, statistics.lse(head) + first_query + place, true);
     copy_async(dots + target, statistics.dots(head) + first_query + place, true);
   };
@@ -232,25 +230,26 @@ __global__ void __launch_bounds__(attention_threads, Tiles::blocks_at_once)
 
   const Tile key_tile{keys + warp_row * Tiles::head_dim}, value_tile{values + warp_row * Tiles::head_dim};
   float grad_k[1][Tiles::head_dim / 8][4] = {}, grad_v[1][Tiles::head_dim / 8][4] = {};
-  const int tiles = (tokens + Tiles::passing_rows - 1) / Tiles::passing_rows;
+  const int tiles = (tokens + Tiles::streamed_rows - 1) / Tiles::streamed_rows;
   for (int tile = 0; tile < tiles; ++tile) {
     wait_for_copies<0>();
-    sync_threads();  // the queries are whole, and no warp reads any more those before, whose place the next ones take
+    sync_threads();  // the queries are complete, and no warp still reads the previous ones, which the next ones
+                     // overwrite
     if (tile + 1 < tiles) copy_queries(tile + 1);
     commit_copies();
     if (first_key >= tokens) continue;
 
     const int lane = opaque(lane_in_warp());
-    const Tile query_tile = rows.passing(queries, tile), out_grad_tile = rows.passing(out_grads, tile);
+    const Tile query_tile = rows.streamed(queries, tile), out_grad_tile = rows.streamed(out_grads, tile);
     constexpr int tile_registers = MatrixStep<T>::tile_registers;
     uint32_t weights[1][query_tiles][tile_registers], grads[1][query_tiles][tile_registers];
     {
       float products[1][query_tiles][4], slopes[1][query_tiles][4];
       multiply_transposed(products, key_tile, query_tile, lane);
       multiply_transposed(slopes, value_tile, out_grad_tile, lane);
-      const int key = first_key + lane / 4, query = lane % 4 * 2, place = tile % 2 * Tiles::passing_rows + query;
-      const LaneKeys at{{key, key + 8}, tile * Tiles::passing_rows + query};
-      const GradientSquares<T, false> squares(a, head);  // the other kernel has written grad_bias
+      const int key = first_key + lane / 4, query = lane % 4 * 2, place = tile % 2 * Tiles::streamed_rows + query;
+      const LaneKeys at{{key, key + 8}, tile * Tiles::streamed_rows + query};
+      const GradientSquares<T, false> squares(a, head);  // grad_bias is written by the other kernel
       differentiate_keys(squares, products[0], slopes[0], weights[0], grads[0], lse + place, dots + place, at);
     }
     multiply_add(grad_v, weights, out_grad_tile, lane);
@@ -258,7 +257,7 @@ __global__ void __launch_bounds__(attention_threads, Tiles::blocks_at_once)
   }
 
   if (first_key >= tokens) return;
-  sync_warp();  // every lane has read the keys and values: their gradients leave through their memory
+  sync_warp();  // every lane has read the keys and values, whose memory stages their gradients
   rows.store(a.grad_k, first_key, grad_k[0], float(a.scale), key_tile);
   rows.store(a.grad_v, first_key, grad_v[0], 1.0f, value_tile);
 }

@@ -1,4 +1,5 @@
-#include "csrc/attention/gated_positional_attention_tensors.h"
+#include "csrc/attention/attention_tensors.h"
+#include "csrc/common/chunks.h"
 #include "csrc/cpu/tensors.h"
 
 namespace vitfast {
@@ -7,10 +8,6 @@ namespace {
 struct Cpu {
   static Tensor rows(const Tensor& tensor) {
     return tensor.size(-1) <= 1 || tensor.stride(-1) == 1 ? tensor : torch::stable::contiguous(tensor);
-  }
-
-  static Tensor new_tensor(const Tensor&, const std::vector<int64_t>& sizes, ScalarType type) {
-    return vitfast::new_tensor(sizes, type);
   }
 
   static Tensor positions(const Tensor& position) { return rows(position); }
@@ -23,12 +20,11 @@ struct Cpu {
 
   template <typename Arguments>
   static void run(Arguments a, void (*kernel)(const Arguments&, int64_t, int64_t)) {
-    // few heads: split their rows, too, so that every thread has about four tasks; a result does not depend on the
-    // split
+    // with few heads, their rows are split for about four tasks per thread; results do not depend on the split
     const int64_t heads = a.batch * a.heads;
     const int64_t wanted_tasks = 4 * int64_t(torch::stable::get_num_threads());
     constexpr int64_t min_rows = 48;
-    int64_t splits = heads >= wanted_tasks ? 1 : (wanted_tasks + heads - 1) / heads;
+    int64_t splits = heads >= wanted_tasks ? 1 : ceil_div(wanted_tasks, heads);
     if (splits > a.tokens / min_rows) splits = a.tokens / min_rows;
     a.row_splits = splits > 1 ? splits : 1;
     const int64_t work = a.tokens * a.tokens * a.head_dim / a.row_splits / 8;

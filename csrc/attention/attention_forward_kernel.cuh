@@ -1,30 +1,29 @@
-// Attention, forward, for up to 256 tokens: keys and values of a head lie whole in shared memory, and a warp holds
-// whole rows of logits in registers, so that one softmax over the row suffices.
+// Attention forward for up to 256 tokens: K and V of a head are kept whole in shared memory, and a warp keeps whole
+// rows of logits in registers, so that one softmax pass per row suffices.
 //
-// A block works on one head of one image, or on several where a head has fewer tiles than the block has warps. A warp
-// takes a tile of 16 queries at a time:
+// A block processes one head of one image, or several if a head has fewer tiles than the block has warps. A warp
+// processes tiles of 16 queries:
 //
-//     logits [16, N] = q [16, D] kᵀ      products of 16 x 8 x 16
-//     weights = exp2(logits - maximum)   in registers: a fragment of logits becomes a fragment of weights
-//     out [16, D] = weights v / sum      N padded to a multiple of 16, with weights that are zero
+//     logits [16, N] = q [16, D] kᵀ      mma of 16 x 8 x 16
+//     weights = exp2(logits - maximum)   in registers: fragments of logits become fragments of weights
+//     out [16, D] = weights v / sum      N padded to a multiple of 16 with zero weights
 //
-// What becomes of the logits is up to the `softmax_rows` of the arguments' type: AttentionForward's, or that of
-// ConViT's attention (gated_positional_softmax.cuh).
+// softmax_rows is overloaded on the type of the arguments: AttentionForward or GatedPositionalAttention.
 //
-// The number of tiles of 8 keys is known when the kernel is compiled, so that all of its loops over registers are
-// straight code; instances fit the lengths of common models (attention_forward_launch.cuh). Rows of k and v behind the
-// last token, and columns behind the head dimension, are zero in shared memory.
+// The number of tiles of 8 keys is a template parameter, so that all loops over registers are unrolled; the instances
+// match sequence lengths of common models (attention_forward_launch.cuh). Rows of K and V past the last token and
+// columns past the head dimension are zero in shared memory.
 
 #pragma once
 
 #include "csrc/attention/attention_gemm.cuh"
 #include "csrc/attention/attention_softmax.cuh"
-#include "csrc/cuda/barrier.cuh"
 #include "csrc/cuda/shared_memory.cuh"
+#include "csrc/cuda/threads.cuh"
 
 namespace vitfast {
 
-// Rows of k, and of v, in shared memory.
+// Number of rows of K, and of V, in shared memory.
 __host__ __device__ constexpr int attention_padded_keys(int key_tiles) {
   return (key_tiles + 1) / 2 * 16;
 }
@@ -35,19 +34,18 @@ __host__ __device__ constexpr int attention_shared_bytes(int heads_per_block) {
          2 * attention_warps * shared_bytes<T>(attention_tile_rows * head_dim);
 }
 
-// How many blocks share a multiprocessor, as far as shared memory allows: what is left for a thread are 128, 168 or 255
-// registers.
+// Blocks per multiprocessor, if shared memory allows; leaves 128, 168 or 255 registers per thread.
 __host__ __device__ constexpr int attention_blocks_at_once(int head_dim, int key_tiles) {
   if (head_dim > 64 || key_tiles > 25) return 2;
   return key_tiles > 7 ? 3 : 4;
 }
 
-// Takes up to 8 `key_tiles` tokens, more than 8 `full_tiles`, and head dimensions up to `head_dim`.
+// Supports 8 * full_tiles < tokens <= 8 * key_tiles and head dimensions up to `head_dim`.
 template <typename T, int head_dim, int full_tiles, int key_tiles, typename Arguments>
 __global__ void __launch_bounds__(attention_threads, attention_blocks_at_once(head_dim, key_tiles))
     attention_forward_kernel(const Arguments a, const int heads_asked) {
   using Tile = SharedTile<T, head_dim>;
-  // several only where a head alone may have too few tiles for the warps; known to the compiler elsewhere
+  // a compile-time constant where one head always has enough tiles for the warps
   constexpr bool fills_block = full_tiles * 8 >= (attention_warps - 1) * attention_tile_rows;
   const int heads_per_block = fills_block ? 1 : heads_asked;
   const int tokens = int(a.tokens), columns = int(a.head_dim);
@@ -62,7 +60,7 @@ __global__ void __launch_bounds__(attention_threads, attention_blocks_at_once(he
   SharedMemory shared;
   T* keys = shared.take<T>(heads_per_block * padded_keys * head_dim);
   T* values = shared.take<T>(heads_per_block * padded_keys * head_dim);
-  Tile queries{}, results{};  // this warp's own
+  Tile queries{}, results{};  // of this warp
   for (int w = 0; w < attention_warps; ++w) {
     T* first = shared.take<T>(attention_tile_rows * head_dim);
     T* second = shared.take<T>(attention_tile_rows * head_dim);
@@ -90,12 +88,12 @@ __global__ void __launch_bounds__(attention_threads, attention_blocks_at_once(he
   copy_heads(a.v, values);
   commit_copies();
 
-  // All warps go through the same number of rounds, for the barriers in the first.
+  // All warps execute the same number of iterations, because the first one has block barriers.
   for (int first_task = 0; first_task < tasks; first_task += attention_warps) {
     const int task = first_task + warp, lane = opaque(lane_in_warp());
     const bool has_task = task < tasks;
     if (first_task == 0) {
-      wait_for_copies<1>();  // queries and keys; the values may be under way
+      wait_for_copies<1>();  // queries and keys; the values may be in flight
       sync_threads();
     } else {
       wait_for_copies<0>();
@@ -111,18 +109,18 @@ __global__ void __launch_bounds__(attention_threads, attention_blocks_at_once(he
       multiply_transposed(logits, queries, Tile{keys + head * padded_keys * head_dim}, lane);
       softmax_rows<T, full_tiles>(a, logits[0], weights[0], inverse_sums, at);
     }
-    sync_warp();  // every lane has read its queries: the next ones may land there
+    sync_warp();  // every lane has read its queries, which the next ones overwrite
     if (task + attention_warps < tasks) copy_queries(task + attention_warps, lane);
     commit_copies();
     if (first_task == 0) {
-      wait_for_copies<1>();  // the values; the next queries may be under way
+      wait_for_copies<1>();  // the values; the next queries may be in flight
       sync_threads();
     }
     if (has_task) {
       float out[1][head_dim / 8][4] = {};
       multiply_add(out, weights, Tile{values + head * padded_keys * head_dim}, lane);
       T* rows = head_rows<T>(a, a.out, at.head) + first_row * a.out.token_stride;
-      // the sync_warps above part this from the tile's last use
+      // ordered after the tile's last use by the sync_warps above
       store_rows(rows, a.out.token_stride, tokens - first_row, columns, out[0], inverse_sums, results, lane);
     }
   }

@@ -1,21 +1,20 @@
-// From the arguments of attention to the instance of its kernel.
+// Selects and launches the attention forward kernels.
 
 #pragma once
 
 #include "csrc/attention/attention_forward_kernel.cuh"
 #include "csrc/attention/attention_forward_tiled_kernel.cuh"
-#include "csrc/attention/attention_limits.cuh"
 #include "csrc/cuda/launch.cuh"
 
 namespace vitfast {
 
-// The most tokens whose keys and values lie whole in shared memory; float always goes by tiles.
+// Longest sequence whose K and V are kept whole in shared memory; float always uses tiles.
 template <typename T>
-constexpr int attention_whole_tokens = sizeof(T) == 2 ? 256 : 0;
-static_assert(attention_shared_bytes<Half, 128, 32>(1) == 160 * 1024);  // what vitfast/ops/attention.py asks a GPU for
+constexpr int attention_whole_tokens = sizeof(T) == 2 ? attention_whole_max_tokens : 0;
+static_assert(attention_shared_bytes<Half, 128, 32>(1) == attention_max_shared_bytes);
 
-// Shared memory leaves room for as many blocks as attention_blocks_at_once plans for registers: a multiprocessor of
-// sm_90 has 228 KiB, of which each block takes 1 KiB for itself.
+// Shared memory must admit as many blocks as attention_blocks_at_once plans for registers: a multiprocessor of sm_90
+// has 228 KiB, of which 1 KiB per block is reserved.
 template <int head_dim, int key_tiles>
 constexpr bool fits_planned_blocks =
     attention_blocks_at_once(head_dim, key_tiles) * (attention_shared_bytes<Half, head_dim, key_tiles>(1) + 1024) <=
@@ -28,12 +27,12 @@ static_assert(2 * (AttentionForwardTiles<float, 128>::bytes + 1024) <= 228 * 102
 
 template <typename T, int head_dim, int full_tiles, int key_tiles, typename Arguments>
 void launch_attention_forward_instance(const Arguments& a, Stream stream) {
-  // as many heads as give every warp a tile
+  // enough heads for one tile per warp
   const int tiles = attention_tiles(a.tokens);
   const int heads_per_block = tiles < attention_warps ? attention_warps / tiles : 1;
   launch(
       attention_forward_kernel<T, head_dim, full_tiles, key_tiles, Arguments>,
-      (a.batch * a.heads + heads_per_block - 1) / heads_per_block,
+      ceil_div(a.batch * a.heads, heads_per_block),
       attention_threads,
       attention_shared_bytes<T, head_dim, key_tiles>(heads_per_block),
       stream,
@@ -44,12 +43,12 @@ void launch_attention_forward_instance(const Arguments& a, Stream stream) {
 template <typename T, int head_dim>
 void launch_attention_forward_tiled(const AttentionForward& a, Stream stream) {
   using Tiles = AttentionForwardTiles<T, head_dim>;
-  const int64_t blocks = a.batch * a.heads * ((a.tokens + Tiles::block_rows - 1) / Tiles::block_rows);
+  const int64_t blocks = a.batch * a.heads * ceil_div(a.tokens, Tiles::block_rows);
   launch(attention_forward_tiled_kernel<T, Tiles>, blocks, attention_threads, Tiles::bytes, stream, a);
 }
 
-// Up to attention_whole_tokens. The instances fit, with at most three tokens beside the patches: 7 x 7 patches
-// (ViT-B/32 at 224 pixels), 10 x 10 (160), 12 x 12 (192), 14 x 14 (224) and whatever is left.
+// Up to attention_whole_tokens. Instances for sequences of at most three tokens plus 7 x 7 patches (ViT-B/32 at 224
+// pixels), 10 x 10 (160), 12 x 12 (192), 14 x 14 (224), and one for the rest.
 template <typename T, int head_dim, typename Arguments>
 void launch_attention_forward_whole(const Arguments& a, Stream stream) {
   if (a.tokens <= 8 * 7) return launch_attention_forward_instance<T, head_dim, 0, 7>(a, stream);
@@ -71,7 +70,7 @@ void launch_attention_forward(const AttentionForward& a, Stream stream) {
   if (a.batch * a.heads * a.tokens == 0) return;
   check_attention_limits(a);
   if (a.head_dim <= 32) return launch_attention_forward_head_dim<T, 32>(a, stream);
-  if constexpr (sizeof(T) == 2) {  // a tile of floats has a multiple of 32 columns
+  if constexpr (sizeof(T) == 2) {  // float tiles require a multiple of 32 columns
     if (a.head_dim <= 48) return launch_attention_forward_head_dim<T, 48>(a, stream);
   }
   if (a.head_dim <= 64) return launch_attention_forward_head_dim<T, 64>(a, stream);

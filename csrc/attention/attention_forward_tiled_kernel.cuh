@@ -1,32 +1,30 @@
-// Attention, forward, for any number of tokens: keys and values come by in tiles, and the softmax of a row goes along
-// with them (FlashAttention; Dao et al., 2022, and with the loops in this order Dao, 2023).
+// Attention forward for any number of tokens: K and V are streamed in tiles with an online softmax (FlashAttention; Dao
+// et al., 2022, with the loop order of Dao, 2023).
 //
-// A block works on a range of queries of one head, of which each warp takes 32 (16 where D > 96). For each tile of
-// keys:
+// A block processes a range of queries of one head, each warp 32 of them (16 if D > 96). For each K/V tile:
 //
 //     logits [32, tile] = q [32, D] kᵀ
-//     weights = exp2(logits - maximum so far);   out and sum *= exp2(maximum before - maximum so far)
+//     weights = exp2(logits - running maximum);   out and sum *= exp2(previous maximum - running maximum)
 //     out [32, D] += weights v
 //
-// and in the end out / sum. Two buffers of keys and values take turns: a tile has one barrier, and the next one's
-// copies land while it is worked on. Each fragment of k and v that comes from shared memory serves two products, one
-// for each 16 rows of the warp. Rows of k and v behind the last token, and columns behind the head dimension, are zero
-// in shared memory.
+// and finally out / sum. K/V tiles are double-buffered: one barrier per tile, and the next tile is copied while the
+// current one is processed. Each fragment of K and V loaded from shared memory is used by two mma, one per 16 rows of
+// the warp. Rows of K and V past the last token and columns past the head dimension are zero in shared memory.
 
 #pragma once
 
 #include "csrc/attention/attention_gemm.cuh"
 #include "csrc/attention/attention_softmax.cuh"
-#include "csrc/cuda/barrier.cuh"
 #include "csrc/cuda/shared_memory.cuh"
+#include "csrc/cuda/threads.cuh"
 
 namespace vitfast {
 
-// The sizes of an instance for head dimensions up to `head_dim`.
+// Tile sizes for head dimensions up to `head_dim`.
 template <typename T, int head_dim_>
 struct AttentionForwardTiles {
   static constexpr int head_dim = head_dim_;
-  // what registers have room for: 255 a thread
+  // limited by 255 registers per thread
   static constexpr int row_tiles = head_dim <= 96 ? 2 : 1;
   static constexpr int warp_rows = row_tiles * attention_tile_rows;
   static constexpr int block_rows = attention_warps * warp_rows;
@@ -72,7 +70,7 @@ __global__ void __launch_bounds__(attention_threads, 2) attention_forward_tiled_
   const int tiles = (tokens + Tiles::key_rows - 1) / Tiles::key_rows;
   for (int tile = 0; tile < tiles; ++tile) {
     wait_for_copies<0>();
-    sync_threads();  // the tile is whole, and no warp reads any more the one before, whose place the next one takes
+    sync_threads();  // the tile is complete, and no warp still reads the previous one, which the next one overwrites
     if (tile + 1 < tiles) {
       copy_tile(a.k, keys, tile + 1);
       copy_tile(a.v, values, tile + 1);
@@ -103,7 +101,7 @@ __global__ void __launch_bounds__(attention_threads, 2) attention_forward_tiled_
   }
 
   if (first_row >= tokens) return;
-  sync_warp();  // every lane has read the queries: the results leave through their memory
+  sync_warp();  // every lane has read the queries, whose memory stages the results
   const int lane = lane_in_warp();
 #pragma unroll
   for (int i = 0; i < row_tiles; ++i) {

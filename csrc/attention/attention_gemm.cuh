@@ -1,14 +1,16 @@
-// What the attention kernels do with tiles of rows in shared memory: bring them, multiply them, write them.
+// Tiles of rows in shared memory: asynchronous copies, GEMMs, stores. Limits of the attention kernels.
 
 #pragma once
 
+#include <stdexcept>
+
 #include "csrc/attention/attention.h"
-#include "csrc/cuda/copy_async.cuh"
+#include "csrc/common/chunks.h"
 #include "csrc/cuda/matrix_step.cuh"
 #include "csrc/cuda/numbers.cuh"
 #include "csrc/cuda/pack.cuh"
 #include "csrc/cuda/shared_tile.cuh"
-#include "csrc/cuda/warp.cuh"
+#include "csrc/cuda/threads.cuh"
 
 namespace vitfast {
 
@@ -16,20 +18,31 @@ constexpr int attention_tile_rows = 16;
 constexpr int attention_warps = 4;
 constexpr int attention_threads = attention_warps * warp_size;
 
-// Tiles of 16 queries.
+// Number of tiles of 16 queries.
 __host__ __device__ constexpr int attention_tiles(int64_t tokens) {
-  return int(tokens + attention_tile_rows - 1) / attention_tile_rows;
+  return int(ceil_div(tokens, attention_tile_rows));
 }
 
-// The rows of one head; `head` counts those of all images.
+// Rows must also be 16-byte aligned.
+inline void check_attention_limits(const Attention& a) {
+  if (a.tokens > attention_max_tokens || a.head_dim > attention_max_head_dim ||
+      a.head_dim % attention_head_dim_multiple != 0) {
+    throw std::runtime_error("attention: the CUDA kernel takes up to 32768 tokens and head dimensions up to 128, by 8");
+  }
+  if (a.batch * a.heads * attention_tiles(a.tokens) > INT32_MAX) {
+    throw std::runtime_error("attention: the CUDA kernel takes up to 2^31 - 1 tiles of 16 queries, of all heads");
+  }
+}
+
+// Rows of one head; `head` = image * heads + index of the head.
 template <typename T>
 __device__ __forceinline__ T* head_rows(const Attention& a, const HeadsView& view, unsigned head) {
   const unsigned image = head / unsigned(a.heads);
   return static_cast<T*>(view.data) + image * view.batch_stride + (head - image * a.heads) * view.head_stride;
 }
 
-// Copies rows [0, count) of x to the tile, and zeros to rows [count, tile_rows) and to the columns from `columns` on.
-// The work is shared by `threads` threads, of which this is number `thread`.
+// Starts copying rows [0, count) of x to the tile; rows [count, tile_rows) and columns from `columns` on are filled
+// with zeros. `threads` threads share the work; `thread` is the index of this one.
 template <typename Tile, typename T>
 __device__ __forceinline__ void copy_rows(
     const Tile& tile, int tile_rows, const T* x, int64_t stride, int count, int columns, int thread, int threads) {
@@ -40,7 +53,7 @@ __device__ __forceinline__ void copy_rows(
   }
 }
 
-// d [16 row_tiles, 8 tiles] = a bᵀ, of rows that lie in shared memory.
+// d [16 row_tiles, 8 tiles] = a bᵀ, with the rows of a and b in shared memory.
 template <typename T, int head_dim, int row_tiles, int tiles>
 __device__ __forceinline__ void multiply_transposed(
     float (&d)[row_tiles][tiles][4],
@@ -56,7 +69,7 @@ __device__ __forceinline__ void multiply_transposed(
     }
   }
   using Step = MatrixStep<T>;
-  // by depth first: neighbouring products are independent, and few registers hold a
+  // depth is the outer loop: consecutive mma are independent, and few registers hold a
 #pragma unroll Step::unrolled
   for (int step = 0; step < SharedTile<T, head_dim>::chunks / 2; ++step) {
     // the permutation of chunks repeats every 8 rows
@@ -67,7 +80,7 @@ __device__ __forceinline__ void multiply_transposed(
       ldmatrix_x4(registers, a_rows.chunk(lane % 16, 2 * step + lane / 16) + row * attention_tile_rows * head_dim);
       a[row] = Step::left(registers);
     }
-    // of two tiles, both halves of the depth
+    // both depth halves of two tiles
     const T* rows = b_rows.chunk(lane / 16 * 8 + lane % 8, 2 * step + lane / 8 % 2);
 #pragma unroll
     for (int tile = 0; tile < tiles; tile += 2) {
@@ -83,9 +96,8 @@ __device__ __forceinline__ void multiply_transposed(
   }
 }
 
-// d [16 row_tiles, D] += a b, of fragments a [16 row_tiles, 8 tiles] whose tiles are each one half of the depth of a
-// product, and of rows b [8 tiles, D] in shared memory; behind an odd number of tiles b has another 8 rows of finite
-// numbers.
+// d [16 row_tiles, D] += a b, with fragments a [16 row_tiles, 8 tiles] and rows b [8 tiles, D] in shared memory. Two
+// tiles form the depth of one mma; if their number is odd, b must have another 8 rows of finite numbers.
 template <typename T, int head_dim, int row_tiles, int tiles>
 __device__ __forceinline__ void multiply_add(
     float (&d)[row_tiles][head_dim / 8][4],
@@ -93,7 +105,7 @@ __device__ __forceinline__ void multiply_add(
     const SharedTile<T, head_dim>& b_rows,
     int lane) {
   constexpr int column_steps = head_dim / 16;
-  const T* rows[column_steps];  // of 16 rows, two chunks
+  const T* rows[column_steps];  // two chunks of 16 rows
 #pragma unroll
   for (int step = 0; step < column_steps; ++step) rows[step] = b_rows.chunk(lane % 16, 2 * step + lane / 16);
 #pragma unroll
@@ -120,8 +132,8 @@ __device__ __forceinline__ void multiply_add(
   }
 }
 
-// The same of float: a tile is a depth of its own, in which a's columns, and so b's rows, come in the order that
-// MatrixStep<float>::set_columns leaves them in: t and t + 4 stand for 2t and 2t + 1. Uses a up.
+// The same for float: the depth of a step is one tile. Columns of a, and so rows of b, are in the order of
+// MatrixStep<float>::set_columns: t and t + 4 hold columns 2t and 2t + 1. Overwrites a.
 template <int head_dim, int row_tiles, int tiles>
 __device__ __forceinline__ void multiply_add(
     float (&d)[row_tiles][head_dim / 8][4],
@@ -129,7 +141,7 @@ __device__ __forceinline__ void multiply_add(
     const SharedTile<float, head_dim>& b_rows,
     int lane) {
   using Step = MatrixStep<float>;
-  // 32 columns on, the permutation is the same
+  // the permutation repeats every 32 columns
   constexpr int columns_apart = 4;
   const float *even[columns_apart], *odd[columns_apart];
 #pragma unroll
@@ -137,8 +149,8 @@ __device__ __forceinline__ void multiply_add(
     even[column] = b_rows.chunk(lane % 4 * 2, 2 * column + lane / 16) + lane / 4 % 4;
     odd[column] = b_rows.chunk(lane % 4 * 2 + 1, 2 * column + lane / 16) + lane / 4 % 4;
   }
-  // One tile at a time, lest the compiler start more products at once than there are registers for. A loop cannot count
-  // through registers: they move up.
+  // One tile at a time, so that the compiler does not interleave more mma than registers allow. Registers cannot be
+  // indexed by a loop counter; they are shifted instead.
 #pragma unroll 1
   for (int tile = 0; tile < tiles; ++tile) {
     Step::Left a[row_tiles];
@@ -160,8 +172,8 @@ __device__ __forceinline__ void multiply_add(
   }
 }
 
-// Multiplies rows g and g + 8 by their factors and writes the rows that there are, through the warp's tile of shared
-// memory, so that they leave in stores of 16 bytes.
+// Multiplies rows g and g + 8 by their factors and writes `count` rows, staged through the warp's tile of shared memory
+// for 16-byte stores.
 template <typename T, int head_dim>
 __device__ __forceinline__ void store_rows(
     T* x,

@@ -1,5 +1,4 @@
-// What the kernels of attention's backward share: D of a row, and P and dS of a place. With P = exp(logits - lse) and
-// D_i = Σ_d grad_out_id out_id:
+// Elementwise part of the attention backward. With P = exp(logits - lse) and D_i = Σ_d grad_out_id out_id:
 //
 //     grad_v = Pᵀ grad_out     dS = P ∘ (grad_out vᵀ - D) + grad_logits     grad_bias = dS
 //     grad_q = scale dS k      grad_k = scale dSᵀ q
@@ -10,11 +9,11 @@
 #include "csrc/cuda/matrix_step.cuh"
 #include "csrc/cuda/numbers.cuh"
 #include "csrc/cuda/pack.cuh"
-#include "csrc/cuda/warp.cuh"
+#include "csrc/cuda/threads.cuh"
 
 namespace vitfast {
 
-// D of a row, which a pair of neighbouring threads computes; both get it. Nothing is read where not `inside`.
+// D of a row, computed by a pair of adjacent threads; both get the result. Reads nothing if not `inside`.
 template <typename T>
 __device__ __forceinline__ float row_dot(const T* out, const T* grad_out, int columns, bool inside, int thread) {
   float dot = 0.0f;
@@ -29,12 +28,12 @@ __device__ __forceinline__ float row_dot(const T* out, const T* grad_out, int co
   return dot + shuffle_xor(dot, 1);
 }
 
-// Two products of a place, of q and k and of grad_out and v, become P and dS.
+// An element of P and of dS.
 struct Differentiated {
   float weight, grad;
 };
 
-// The matrices [N, N] of one head, of all images' heads. Who does not write grad_bias leaves that to another kernel.
+// The [N, N] matrices of one head. `writes_grad_bias` is false where another kernel writes it.
 template <typename T, bool writes_grad_bias>
 class GradientSquares {
  public:
@@ -46,7 +45,8 @@ class GradientSquares {
     grad_logits_ = static_cast<const T*>(a.grad_logits) + head * square;
   }
 
-  // `lse`, in units of ln 2, and D are those of the query's row; behind the last token the lse is infinite, and P zero.
+  // `product` = q k and `slope` = grad_out v of the element; `lse` in units of ln 2 and `dot` = D of the query's row.
+  // Past the last token the lse is infinite, so that P is zero.
   __device__ __forceinline__ Differentiated
   differentiate(int query, int key, float product, float slope, float lse, float dot) const {
     const int tokens = int(a_.tokens);
@@ -55,7 +55,7 @@ class GradientSquares {
     const int64_t place = int64_t(query) * tokens + key;
     float logit = product * (float(a_.scale) * log2_of_e);
     if (a_.bias != nullptr && inside) logit += to_float(bias_[place]) * log2_of_e;
-    // keys behind the last token have logits of zero, of which an lse far below would make infinities
+    // keys past the last token have zero logits, whose exponential overflows for a very negative lse
     const float weight = key < tokens ? exp2_approximate(logit - lse) : 0.0f;
     float grad = weight * (slope - dot);
     if ((writes || a_.grad_logits != nullptr) && inside) {
@@ -66,20 +66,20 @@ class GradientSquares {
   }
 
  private:
-  const AttentionBackward& a_;  // whose members are looked at, so that no register remembers what is null
+  const AttentionBackward& a_;  // members are read at each use, so that no register caches which pointers are null
   const T* bias_;
   T* grad_bias_;
   const T* grad_logits_;
 };
 
-// The rows of keys, and the first column of queries, of a lane in a fragment with 16 rows.
+// A lane's coordinates in a fragment of Sᵀ: its rows (keys) and its first column (query).
 struct LaneKeys {
   int key[2];
   int query;
 };
 
-// In: Sᵀ without scale and bias, and dPᵀ; lse and D of the queries from the lane's first on. Out: Pᵀ and dSᵀ, rounded
-// to T, in the layout of A's registers.
+// In: Sᵀ without scale and bias, dPᵀ, and lse and D from the lane's first query on. Out: Pᵀ and dSᵀ, rounded to T, as A
+// fragments.
 template <typename T, bool writes_grad_bias, int query_tiles>
 __device__ __forceinline__ void differentiate_keys(
     const GradientSquares<T, writes_grad_bias>& squares,

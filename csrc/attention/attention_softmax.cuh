@@ -1,24 +1,24 @@
-// The softmax of rows of logits that lie in the registers of a warp, and what goes in and out with them: the bias, the
-// logits themselves, the logarithms of the sums. Rows are whole, or come by in pieces.
+// Softmax of rows of logits in the registers of a warp, of whole rows or online, with the related loads and stores:
+// bias, logits, logsumexp.
 
 #pragma once
 
 #include "csrc/attention/attention.h"
 #include "csrc/cuda/matrix_step.cuh"
 #include "csrc/cuda/numbers.cuh"
-#include "csrc/cuda/reduce.cuh"
+#include "csrc/cuda/threads.cuh"
 
 namespace vitfast {
 
-// What a lane sees of one head in a fragment with 16 rows.
+// A lane's coordinates in a fragment with 16 rows.
 struct LaneRows {
-  unsigned head;  // of all images: image * H + head
-  int row[2];     // rows from a.tokens on are computed and not written
-  int column;     // of every 8 columns it has two: this one and the next are the first
+  unsigned head;  // image * H + index of the head
+  int row[2];     // rows past a.tokens are computed but not written
+  int column;     // first of the two adjacent columns that it has in every 8
 };
 
-// Turns products q kᵀ into logits without their bias, in units of ln 2 so that their exponentials are powers of 2.
-// Columns from a.tokens on, which are none in the first `full_tiles` tiles, become -inf.
+// Scales q kᵀ to logits in units of ln 2, for exp2. Columns past a.tokens become -inf; the first `full_tiles` tiles
+// have none.
 template <int full_tiles, int key_tiles>
 __device__ __forceinline__ void scale_logits(const Attention& a, float (&logits)[key_tiles][4], const LaneRows& at) {
   const int tokens = int(a.tokens);
@@ -33,7 +33,7 @@ __device__ __forceinline__ void scale_logits(const Attention& a, float (&logits)
   }
 }
 
-// Adds the bias and writes the logits, whichever there is.
+// Adds the bias and writes the logits, if present.
 template <typename T, int key_tiles>
 __device__ __forceinline__ void exchange_logits(
     const AttentionForward& a, float (&logits)[key_tiles][4], const LaneRows& at) {
@@ -55,7 +55,7 @@ __device__ __forceinline__ void exchange_logits(
   }
 }
 
-// Raises maxima of rows to those of their logits.
+// Updates row maxima.
 template <int key_tiles>
 __device__ __forceinline__ void raise_maxima(const float (&logits)[key_tiles][4], float (&maxima)[2]) {
 #pragma unroll
@@ -67,13 +67,13 @@ __device__ __forceinline__ void raise_maxima(const float (&logits)[key_tiles][4]
   maxima[1] = maximum_over<4>(maxima[1]);
 }
 
-// What is taken from the logits of a row with this maximum: in a masked row every weight is zero.
+// The number subtracted from the logits of a row; zero for a fully masked row, whose weights are then zero.
 __device__ __forceinline__ float shift_of(float maximum) {
   return maximum == -infinity ? 0.0f : maximum;
 }
 
-// The weights of one of a lane's two rows: exponentials rounded to T, in the layout of A's registers. Returns the sum
-// of the lane's own, unrounded.
+// Computes the weights of one of a lane's two rows: exponentials rounded to T, as A fragments. Returns the sum of the
+// lane's unrounded weights.
 template <typename T, int key_tiles>
 __device__ __forceinline__ float weigh_row(
     const float (&logits)[key_tiles][4],
@@ -91,8 +91,8 @@ __device__ __forceinline__ float weigh_row(
   return sum;
 }
 
-// Closes a row whose lanes have these sums: returns the inverse of their sum, which is zero in a masked row, and lets
-// the lane that is the `writer` write the lse.
+// Reduces a row's sum over its lanes; the `writer` lane stores the lse. Returns the inverse sum, or zero for a masked
+// row.
 __device__ __forceinline__ float close_row(
     const AttentionForward& a, unsigned head, int row, float shift, float sum, bool writer) {
   sum = sum_over<4>(sum);
@@ -103,8 +103,7 @@ __device__ __forceinline__ float close_row(
   return masked ? 0.0f : 1.0f / sum;
 }
 
-// The softmax of whole rows of logits, not yet divided by the sums: `weights`, and the inverse of the sums. Also writes
-// the lse.
+// Softmax of whole rows: unnormalized `weights` and the inverse sums. Also writes the lse.
 template <typename T, int full_tiles, int key_tiles>
 __device__ __forceinline__ void softmax_rows(
     const AttentionForward& a,
@@ -124,14 +123,14 @@ __device__ __forceinline__ void softmax_rows(
   }
 }
 
-// The softmax of two rows as far as their keys have come by (Milakov and Gimelshein, 2018).
+// State of the online softmax of a lane's two rows (Milakov and Gimelshein, 2018).
 struct RunningSoftmax {
   float maxima[2] = {-infinity, -infinity};
-  float sums[2] = {};  // of the lane's own columns, of exponentials relative to the maxima
+  float sums[2] = {};  // over the lane's columns, of exponentials relative to the maxima
 };
 
-// Takes in the logits of further keys: their weights are relative to the new maxima, `factors` make what was relative
-// to the old ones so.
+// Online softmax step: computes weights relative to the updated maxima, and the `factors` that rescale previous results
+// to them.
 template <typename T, int key_tiles>
 __device__ __forceinline__ void continue_softmax(
     RunningSoftmax& rows,

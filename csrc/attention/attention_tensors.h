@@ -1,8 +1,9 @@
-// The attention operators on tensors, for every device: checks, views, allocation. A device brings
+// The attention operators on tensors: checks, views, allocation. A Device provides
 //
-//     static Tensor rows(const Tensor&);                          the tensor as the kernels can read it, or a copy
-//     static Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType);
+//     static Tensor rows(const Tensor&);        // the tensor in a layout that the kernels can read, possibly a copy
+//     static Tensor positions(const Tensor&);   // the same for gated_positional_attention's positional probabilities
 //     static void forward(const AttentionForward&, const Tensor& like);
+//     static void forward(const GatedPositionalAttention&, const Tensor& like);
 //     static void backward(const AttentionBackward&, const Tensor& like);
 
 #pragma once
@@ -36,10 +37,8 @@ inline HeadsView packed_view(const Tensor& qkv, int64_t part) {
 inline AttentionSizes check_heads(const char* op, const Tensor& q, const Tensor& k, const Tensor& v) {
   check_tensor(op, "q", q);
   STD_TORCH_CHECK(q.dim() == 4 && q.size(3) > 0, op, ": q must have shape [B, H, N, D]");
-  check_same_type(op, "k", k, q);
-  check_same_type(op, "v", v, q);
-  check_sizes(op, "k", k, sizes_of(q));
-  check_sizes(op, "v", v, sizes_of(q));
+  check_like(op, "k", k, q, sizes_of(q));
+  check_like(op, "v", v, q, sizes_of(q));
   return {q.size(0), q.size(1), q.size(2), q.size(3)};
 }
 
@@ -51,12 +50,11 @@ inline AttentionSizes check_packed(const char* op, const Tensor& qkv) {
 
 inline void check_bias(const char* op, const std::optional<Tensor>& bias, const Tensor& like, const AttentionSizes& s) {
   if (!bias.has_value()) return;
-  check_same_type(op, "bias", *bias, like);
   STD_TORCH_CHECK(bias->dim() == 4, op, ": bias must have four dimensions");
-  check_sizes(op, "bias", *bias, {bias->size(0) == 1 ? 1 : s.batch, s.heads, s.tokens, s.tokens});
+  check_like(op, "bias", *bias, like, {bias->size(0) == 1 ? 1 : s.batch, s.heads, s.tokens, s.tokens});
 }
 
-// Fills what both directions share, apart from the views; `bias` is contiguous.
+// Fills the arguments common to both directions except the views; `bias` is contiguous.
 inline void describe(
     Attention& a, const Tensor& like, const AttentionSizes& s, const std::optional<Tensor>& bias, double scale) {
   a.type = type_of(like);
@@ -69,7 +67,7 @@ inline void describe(
   a.scale = scale;
 }
 
-// What both forms of the forward share: the bias, the logits, and the work.
+// The part of the forward that is common to separate and packed q, k, v.
 template <typename Device>
 std::tuple<Tensor, std::optional<Tensor>> run_attention_forward(
     AttentionForward arguments,
@@ -80,9 +78,9 @@ std::tuple<Tensor, std::optional<Tensor>> run_attention_forward(
     bool return_logits) {
   check_bias("attention_forward", bias, like, s);
   const std::optional<Tensor> bias_rows = contiguous_or_none(bias);
-  const Tensor lse = Device::new_tensor(like, s.statistics(), computing_type(like));
+  const Tensor lse = new_tensor(like, s.statistics(), computing_type(like));
   std::optional<Tensor> logits;
-  if (return_logits) logits = Device::new_tensor(like, s.logits(), like.scalar_type());
+  if (return_logits) logits = new_tensor(like, s.logits());
   describe(arguments, like, s, bias_rows, scale);
   arguments.logits = mutable_data_or_null(logits);
   arguments.lse = lse.mutable_data_ptr();
@@ -100,7 +98,7 @@ std::tuple<Tensor, Tensor, std::optional<Tensor>> attention_forward(
     bool return_logits) {
   const AttentionSizes s = check_heads("attention_forward", q_in, k_in, v_in);
   const Tensor q = Device::rows(q_in), k = Device::rows(k_in), v = Device::rows(v_in);
-  const Tensor out = Device::new_tensor(q, sizes_of(q), q.scalar_type());
+  const Tensor out = new_tensor(q, sizes_of(q));
   AttentionForward arguments{};
   arguments.q = heads_view(q);
   arguments.k = heads_view(k);
@@ -118,7 +116,7 @@ std::tuple<Tensor, Tensor, std::optional<Tensor>> attention_packed_forward(
     bool return_logits) {
   const AttentionSizes s = check_packed("attention_packed_forward", qkv_in);
   const Tensor qkv = Device::rows(qkv_in);
-  const Tensor out = Device::new_tensor(qkv, s.packed_out(), qkv.scalar_type());
+  const Tensor out = new_tensor(qkv, s.packed_out());
   AttentionForward arguments{};
   arguments.q = packed_view(qkv, 0);
   arguments.k = packed_view(qkv, 1);
@@ -128,7 +126,7 @@ std::tuple<Tensor, Tensor, std::optional<Tensor>> attention_packed_forward(
   return {out, lse, logits};
 }
 
-// What both forms of the backward share: the bias, the logits' gradient, and the work. Returns the bias's gradient.
+// The part of the backward that is common to separate and packed q, k, v. Returns the gradient of the bias.
 template <typename Device>
 std::optional<Tensor> run_attention_backward(
     AttentionBackward arguments,
@@ -143,10 +141,7 @@ std::optional<Tensor> run_attention_backward(
   check_bias(op, bias, like, s);
   check_sizes(op, "lse", lse, s.statistics());
   STD_TORCH_CHECK(lse.scalar_type() == computing_type(like), op, ": lse has a wrong dtype");
-  if (grad_logits.has_value()) {
-    check_same_type(op, "grad_logits", *grad_logits, like);
-    check_sizes(op, "grad_logits", *grad_logits, s.logits());
-  }
+  check_like(op, "grad_logits", grad_logits, like, s.logits());
   const std::optional<Tensor> bias_rows = contiguous_or_none(bias);
   const std::optional<Tensor> grad_logits_rows = contiguous_or_none(grad_logits);
   const Tensor lse_rows = as_contiguous(lse);
@@ -175,13 +170,11 @@ std::tuple<Tensor, Tensor, Tensor, std::optional<Tensor>> attention_backward(
     bool need_bias_grad) {
   const char* op = "attention_backward";
   const AttentionSizes s = check_heads(op, q_in, k_in, v_in);
-  check_same_type(op, "grad_out", grad_out_in, q_in);
-  check_same_type(op, "out", out_in, q_in);
-  check_sizes(op, "grad_out", grad_out_in, sizes_of(q_in));
-  check_sizes(op, "out", out_in, sizes_of(q_in));
+  check_like(op, "grad_out", grad_out_in, q_in, sizes_of(q_in));
+  check_like(op, "out", out_in, q_in, sizes_of(q_in));
   const Tensor q = Device::rows(q_in), k = Device::rows(k_in), v = Device::rows(v_in);
   const Tensor out = Device::rows(out_in), grad_out = Device::rows(grad_out_in);
-  const auto like_q = [&] { return Device::new_tensor(q, sizes_of(q), q.scalar_type()); };
+  const auto like_q = [&] { return new_tensor(q, sizes_of(q)); };
   const Tensor grad_q = like_q(), grad_k = like_q(), grad_v = like_q();
   AttentionBackward arguments{};
   arguments.q = heads_view(q);
@@ -211,13 +204,11 @@ std::tuple<Tensor, std::optional<Tensor>> attention_packed_backward(
     bool need_bias_grad) {
   const char* op = "attention_packed_backward";
   const AttentionSizes s = check_packed(op, qkv_in);
-  check_same_type(op, "grad_out", grad_out_in, qkv_in);
-  check_same_type(op, "out", out_in, qkv_in);
-  check_sizes(op, "grad_out", grad_out_in, s.packed_out());
-  check_sizes(op, "out", out_in, s.packed_out());
+  check_like(op, "grad_out", grad_out_in, qkv_in, s.packed_out());
+  check_like(op, "out", out_in, qkv_in, s.packed_out());
   const Tensor qkv = Device::rows(qkv_in);
   const Tensor out = Device::rows(out_in), grad_out = Device::rows(grad_out_in);
-  const Tensor grad_qkv = Device::new_tensor(qkv, sizes_of(qkv), qkv.scalar_type());
+  const Tensor grad_qkv = new_tensor(qkv, sizes_of(qkv));
   AttentionBackward arguments{};
   arguments.q = packed_view(qkv, 0);
   arguments.k = packed_view(qkv, 1);
@@ -228,6 +219,34 @@ std::tuple<Tensor, std::optional<Tensor>> attention_packed_backward(
   arguments.grad_k = packed_view(grad_qkv, 1);
   arguments.grad_v = packed_view(grad_qkv, 2);
   return {grad_qkv, run_attention_backward<Device>(arguments, qkv, s, grad_logits, bias, lse, scale, need_bias_grad)};
+}
+
+template <typename Device>
+Tensor gated_positional_attention(
+    const Tensor& qkv_in,       // [B, N, 3, H, D]
+    const Tensor& position_in,  // [H, N, N]
+    const Tensor& gate_in,      // [H], float, or double if qkv is
+    double scale) {
+  const char* op = "gated_positional_attention";
+  const AttentionSizes s = check_packed(op, qkv_in);
+  check_like(op, "position", position_in, qkv_in, {s.heads, s.tokens, s.tokens});
+  check_sizes(op, "gate", gate_in, {s.heads});
+  STD_TORCH_CHECK(gate_in.scalar_type() == computing_type(qkv_in), op, ": gate has a wrong dtype");
+  STD_TORCH_CHECK(gate_in.is_cuda() == qkv_in.is_cuda(), op, ": gate is on another device than the input");
+  const Tensor qkv = Device::rows(qkv_in), position = Device::positions(position_in), gate = as_contiguous(gate_in);
+  const Tensor out = new_tensor(qkv, s.packed_out());
+  GatedPositionalAttention arguments{};
+  arguments.q = packed_view(qkv, 0);
+  arguments.k = packed_view(qkv, 1);
+  arguments.v = packed_view(qkv, 2);
+  arguments.out = tokens_first_view(out);
+  describe(arguments, qkv, s, std::nullopt, scale);
+  arguments.position = position.const_data_ptr();
+  arguments.position_head_stride = position.stride(0);
+  arguments.position_row_stride = position.stride(1);
+  arguments.gate = gate.const_data_ptr();
+  if (s.batch * s.heads * s.tokens > 0) Device::forward(arguments, qkv);
+  return out;
 }
 
 }  // namespace vitfast

@@ -1,6 +1,5 @@
-// The rounding of a number to fixed point: the one copy, for the host and the device.
-//
-// No branches, so that compilers vectorize loops over it. Scaling by a power of two is exact, so only rounding rounds.
+// Rounding to fixed point, for host and device. Branch-free, so that compilers vectorize loops over it. Scaling by a
+// power of two is exact, so the only rounding is the requested one.
 
 #pragma once
 
@@ -10,21 +9,21 @@
 
 namespace vitfast {
 
-// the codes of vitfast/ops/rounding.py
+// same codes as in vitfast/ops/rounding.py
 enum class FixedOverflow : int64_t { saturate = 0, wrap = 1, unbounded = 2 };
 
-// A format as the rounding needs it. C: float, or double for float64 tensors.
+// Precomputed constants of a format. C: float, or double for float64 tensors.
 template <typename C>
 struct FixedFormat {
   C scale;  // 2^fraction_length
   C step;   // 2^-fraction_length
-  C low;    // the smallest and the largest number of steps; infinite unless numbers saturate
+  C low;    // smallest and largest number of steps; infinite unless overflow saturates
   C high;
   C modulus;  // 2^word_length
   bool wraps;
 };
 
-// From here on every number is whole.
+// All numbers from here on are integers.
 template <typename C>
 constexpr C all_whole = sizeof(C) == 4 ? C(0x1p23) : C(0x1p52);
 
@@ -33,7 +32,7 @@ VITFAST_HOST_DEVICE C magnitude_of(C value) {
   return value < 0 ? -value : value;
 }
 
-// The nearest whole number of a magnitude, ties to even.
+// Rounds a magnitude to the nearest integer, ties to even.
 template <typename C>
 VITFAST_HOST_DEVICE C nearest_whole(C magnitude) {
   return magnitude < all_whole<C> ? (magnitude + all_whole<C>)-all_whole<C> : magnitude;
@@ -45,21 +44,22 @@ VITFAST_HOST_DEVICE C truncated(C magnitude) {
   return nearest > magnitude ? nearest - 1 : nearest;
 }
 
-// What QPyTorch 0.3.0 computes on the CPU: `scaled + 0.5` rounded to a float, less 0.5 in double, to the nearest whole
-// number. The first sum rounds: 0.5 + 2^-24 becomes 0, and odd numbers from 2^23 on go up.
+// Bit-exact QPyTorch 0.3.0 on the CPU: `scaled + 0.5` rounded to float, minus 0.5 in double, rounded to the nearest
+// integer. The first sum rounds: 0.5 + 2^-24 becomes 0, and odd numbers from 2^23 on are rounded up.
 template <typename C>
 VITFAST_HOST_DEVICE C round_as_qtorch(C scaled) {
   const C sum = scaled + C(0.5);
   const C toward_zero = truncated(magnitude_of(sum));
   const C signed_whole = sum < 0 ? -toward_zero : toward_zero;
   const C floor = signed_whole > sum ? signed_whole - 1 : signed_whole;
-  // a whole sum is a tie between floor - 1 and floor: the even one; half of an odd number is not whole
+  // an integer sum is a tie between floor - 1 and floor: take the even one; half of an odd number is no integer
   const C half = magnitude_of(floor) * C(0.5);
   const C rounded = floor == sum && truncated(half) != half ? floor - 1 : floor;
   return rounded == 0 ? (sum < C(0.5) ? C(-0.0) : C(0)) : rounded;
 }
 
-// The number of steps of a scaled number. `random`: 31 random bits, for stochastic rounding only. Only qtorch has a -0.
+// Rounds a scaled value to an integer number of steps. `random`: 31 random bits, used by stochastic rounding only. Only
+// qtorch returns -0.
 template <typename C, Rounding rounding>
 VITFAST_HOST_DEVICE C round_to_whole(C scaled, uint32_t random) {
   if constexpr (rounding == Rounding::qtorch) {
@@ -74,7 +74,7 @@ VITFAST_HOST_DEVICE C round_to_whole(C scaled, uint32_t random) {
       const C fraction = magnitude - rounded;
       if constexpr (rounding == Rounding::nearest_away) rounded = fraction >= C(0.5) ? rounded + 1 : rounded;
       if constexpr (rounding == Rounding::stochastic) {
-        // compared in units of 2^-31, as for float formats; infinity and NaN have no fraction to convert
+        // compared in units of 2^-31, as for float formats; infinity and NaN have no fraction
         const C units = fraction < 1 ? fraction * C(0x1p31) : C(0);
         rounded = uint32_t(int32_t(units)) + random >= 0x80000000u ? rounded + 1 : rounded;
       }
@@ -83,11 +83,11 @@ VITFAST_HOST_DEVICE C round_to_whole(C scaled, uint32_t random) {
   }
 }
 
-// Two's complement: the number of steps modulo 2^word_length. What is not finite becomes NaN.
+// Two's complement overflow: the number of steps modulo 2^word_length. Non-finite values become NaN.
 template <typename C>
 VITFAST_HOST_DEVICE C wrap_around(C steps, C value, const FixedFormat<C>& format) {
   constexpr C all_multiples = sizeof(C) == 4 ? C(0x1p48) : C(0x1p77);  // of 2^24, the largest modulus
-  const C turns = magnitude_of(steps) / format.modulus;                // exact, and so is what follows
+  const C turns = magnitude_of(steps) / format.modulus;                // exact, as are the following operations
   const C rest = magnitude_of(steps) - truncated(turns) * format.modulus;
   const C signed_rest = steps < 0 ? -rest : rest;
   const C half = format.modulus * C(0.5);
@@ -97,7 +97,7 @@ VITFAST_HOST_DEVICE C wrap_around(C steps, C value, const FixedFormat<C>& format
   return (magnitude_of(steps) < all_multiples ? wrapped : value - value) + C(0);
 }
 
-// Rounds one number; `wraps` is that of the format.
+// Rounds one number; `wraps` must be format.wraps.
 template <typename C, Rounding rounding, bool wraps>
 VITFAST_HOST_DEVICE C round_fixed(C value, const FixedFormat<C>& format, uint32_t random = 0) {
   constexpr C largest = sizeof(C) == 4 ? C(0x1.fffffep127) : C(0x1.fffffffffffffp1023);
@@ -106,10 +106,9 @@ VITFAST_HOST_DEVICE C round_fixed(C value, const FixedFormat<C>& format, uint32_
   const C bounded = steps > format.high ? format.high : (steps < format.low ? format.low : steps);
   const C result = bounded * format.step;
   if constexpr (rounding == Rounding::qtorch) return result;
-  return magnitude_of(bounded) > largest ? value : result;  // too large to be scaled, and so for a fraction
+  return magnitude_of(bounded) > largest ? value : result;  // too large to scale, and therefore already an integer
 }
 
-// Describes a format to the rounding.
 template <typename C>
 inline FixedFormat<C> make_fixed_format(
     int64_t word_length, int64_t fraction_length, bool symmetric, FixedOverflow overflow) {
@@ -131,7 +130,7 @@ inline FixedFormat<C> make_fixed_format(
       overflow == FixedOverflow::wrap};
 }
 
-// A rounding to fixed point, described for both types that are computed in.
+// Rounding to fixed point, prepared for both computing types.
 struct FixedPointRounding {
   Rounding rounding;
   FixedFormat<float> format32;

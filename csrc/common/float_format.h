@@ -1,6 +1,5 @@
-// The rounding of a number to a narrower floating-point format: the one copy, for the host and the device.
-//
-// Everything is integer arithmetic without branches, so that compilers vectorize loops over it.
+// Rounding to a narrower floating-point format, for host and device. Branch-free integer arithmetic, so that compilers
+// vectorize loops over it.
 
 #pragma once
 
@@ -16,11 +15,11 @@
 
 namespace vitfast {
 
-// the codes of vitfast/ops/rounding.py
+// same codes as in vitfast/ops/rounding.py
 enum class Rounding : int64_t { nearest_even = 0, nearest_away = 1, toward_zero = 2, stochastic = 3, qtorch = 4 };
 enum class Overflow : int64_t { inf = 0, nan = 1, saturate = 2 };
 
-// Calls f with the rule as a std::integral_constant.
+// Calls f with the rounding rule as a std::integral_constant.
 template <typename F>
 void with_rule(Rounding rule, const F& f) {
   switch (rule) {
@@ -37,7 +36,7 @@ void with_rule(Rounding rule, const F& f) {
   }
 }
 
-// The bit layout of the type that holds the numbers.
+// Bit layout of the storage type.
 struct Float32Bits {
   using Float = float;
   using Bits = uint32_t;
@@ -56,22 +55,22 @@ struct Float64Bits {
   static constexpr Bits infinity = 0x7ff0000000000000u;
 };
 
-// A format as the rounding needs it, in terms of the bits of the holding type.
+// Precomputed constants of a format, as bit patterns of the storage type.
 template <typename Layout>
 struct FloatFormat {
   using Bits = typename Layout::Bits;
   using Signed = typename Layout::Signed;
 
-  Signed min_exponent;  // exponent field of the smallest normal value, in the holding type
-  Signed dropped_bits;  // mantissa bits of a normal value that are rounded away
+  Signed min_exponent;  // exponent field of the smallest normal value, in the storage type
+  Signed dropped_bits;  // number of mantissa bits of a normal value that are rounded off
   Bits max_bits;        // magnitude of the largest finite value
   Bits smallest_bits;   // magnitude of the smallest positive value
-  Bits overflow_bits;   // magnitude that a too large finite value takes
-  Bits infinity_bits;   // magnitude that an infinity takes
+  Bits overflow_bits;   // result magnitude of a finite value that overflows
+  Bits infinity_bits;   // result magnitude of an infinity
   Bits nan_and_mask;    // a NaN becomes (bits & nan_and_mask) | nan_or_mask
   Bits nan_or_mask;
-  Bits zero_sign_mask;  // sign bits that a zero keeps
-  Bits code_parity;     // 1 if a tie looks at the exponent code (no mantissa bits), else 0
+  Bits zero_sign_mask;  // sign bits kept by a zero result
+  Bits code_parity;     // 1 if ties are resolved by the parity of the exponent (no mantissa bits), else 0
 };
 
 VITFAST_HOST_DEVICE float float_with_bits(uint32_t bits) {
@@ -86,9 +85,9 @@ VITFAST_HOST_DEVICE uint32_t bits_of_float(float value) {
   return bits;
 }
 
-// What QPyTorch 0.3.0 computes, for one of its formats with at most 22 mantissa bits. It rounds ties away from zero,
-// but shifts a subnormal number by a sum in float32, which rounds once before; and it treats NaN as any bits: a NaN
-// keeps its sign, and the largest mantissas carry into it.
+// Bit-exact QPyTorch 0.3.0, for its formats with at most 22 mantissa bits. Rounds ties away from zero, but aligns
+// subnormal numbers by a float32 addition that rounds first. NaN is not special: it is rounded like any bit pattern,
+// and the largest mantissas carry into the sign.
 VITFAST_HOST_DEVICE uint32_t round_as_qtorch(uint32_t bits, const FloatFormat<Float32Bits>& format) {
   const uint32_t half = 1u << (format.dropped_bits - 1);
   const uint32_t kept_bits = ~((half << 1) - 1);
@@ -105,10 +104,10 @@ VITFAST_HOST_DEVICE uint32_t round_as_qtorch(uint32_t bits, const FloatFormat<Fl
   return is_subnormal ? subnormal : (is_beyond ? sign | format.max_bits : normal);
 }
 
-// Rounds the number with these bits. `random`: 31 random bits, for stochastic rounding only.
+// Rounds a bit pattern. `random`: 31 random bits, used by stochastic rounding only.
 //
-// With E the exponent field (at least 1) the number is sig * 2^(E - bias - mantissa_bits), and its magnitude's bits are
-// ((E - 1) << mantissa_bits) + sig: rounding sig to a multiple of 2^shift carries into the exponent by itself.
+// With E the exponent field (at least 1), the value is sig * 2^(E - bias - mantissa_bits) and its magnitude bits are
+// ((E - 1) << mantissa_bits) + sig. Rounding sig to a multiple of 2^shift therefore carries into the exponent.
 template <typename Layout, Rounding rounding>
 VITFAST_HOST_DEVICE typename Layout::Bits round_bits(
     typename Layout::Bits bits, const FloatFormat<Layout>& format, uint32_t random = 0) {
@@ -129,7 +128,7 @@ VITFAST_HOST_DEVICE typename Layout::Bits round_bits(
   const Signed below_normal = format.min_exponent - exponent;
   const bool is_subnormal = below_normal > 0;
   const Signed wanted_shift = format.dropped_bits + (is_subnormal ? below_normal : 0);
-  // a larger shift gives the same result: zero, or the smallest value
+  // larger shifts give the same result: zero or the smallest value
   constexpr Signed max_shift = rounding == Rounding::stochastic ? total_bits - 1 : mantissa_bits + 3;
   const Signed shift = wanted_shift < max_shift ? wanted_shift : max_shift;
   const Bits step = Bits(1) << shift;
@@ -139,14 +138,14 @@ VITFAST_HOST_DEVICE typename Layout::Bits round_bits(
     const Bits code = (Bits(exponent - format.min_exponent) + (sig >> mantissa_bits)) & 1;
     const Bits odd = is_subnormal || format.code_parity == 0 ? (sig >> shift) & 1 : code;
     const Bits half = step >> 1;
-    // shift 0 drops nothing: the addend is masked away
+    // with shift 0 the addend is masked to zero
     count = (sig + ((half - 1 + odd) & (step - 1))) >> shift;
   } else if constexpr (rounding == Rounding::nearest_away || rounding == Rounding::qtorch) {
     count = (sig + (step >> 1)) >> shift;
   } else if constexpr (rounding == Rounding::toward_zero) {
     count = sig >> shift;
   } else {
-    // the fraction and the random number are compared in units of 2^-31: 31 bits are enough, and more would not fit
+    // compares fraction and random number in units of 2^-31; more bits would not fit
     const Bits fraction = sig & (step - 1);
     const Signed excess = wanted_shift - 31;
     const Bits scaled = excess > 0 ? fraction >> (excess < total_bits - 1 ? excess : total_bits - 1)
@@ -154,7 +153,7 @@ VITFAST_HOST_DEVICE typename Layout::Bits round_bits(
     count = (sig >> shift) + Bits((scaled + random) >> 31);
   }
 
-  const bool to_smallest = shift > mantissa_bits;  // the step exceeds the number: zero or one step is left
+  const bool to_smallest = shift > mantissa_bits;  // the step exceeds the value: the result is zero or one step
   Bits rounded = to_smallest ? (count != 0 ? format.smallest_bits : 0) : base + (count << shift);
   rounded = rounded > format.max_bits ? format.overflow_bits : rounded;
   rounded = magnitude == Layout::infinity ? format.infinity_bits : rounded;
@@ -163,7 +162,7 @@ VITFAST_HOST_DEVICE typename Layout::Bits round_bits(
   return magnitude > Layout::infinity ? (bits & format.nan_and_mask) | format.nan_or_mask : number;
 }
 
-// Describes a format to the rounding. `max_bits`: the bits of the largest finite value.
+// `max_bits`: bits of the largest finite value.
 template <typename Layout>
 inline FloatFormat<Layout> make_float_format(
     int64_t exponent_bits,
@@ -183,7 +182,7 @@ inline FloatFormat<Layout> make_float_format(
   format.min_exponent = Signed(min_exponent + Layout::exponent_bias);
   format.dropped_bits = Signed(Layout::mantissa_bits - mantissa_bits);
   format.max_bits = max_bits;
-  // 2^(min_exponent - mantissa_bits) may be subnormal in the holding type
+  // 2^(min_exponent - mantissa_bits) may be subnormal in the storage type
   const int64_t smallest_field = min_exponent - mantissa_bits + Layout::exponent_bias;
   format.smallest_bits = smallest_field > 0 ? Bits(smallest_field) << Layout::mantissa_bits
                                             : Bits(1) << (Layout::mantissa_bits - 1 + smallest_field);
@@ -198,7 +197,7 @@ inline FloatFormat<Layout> make_float_format(
   return format;
 }
 
-// A rounding to a format, described for both types that are computed in.
+// Rounding to a float format, prepared for both computing types.
 struct FloatRounding {
   Rounding rounding;
   FloatFormat<Float32Bits> format32;  // for float32, bfloat16 and float16

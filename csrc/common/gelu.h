@@ -1,13 +1,13 @@
-// The mathematics of GELU that the host's vectors and the device's numbers share: minimax fits made for this project.
+// Minimax polynomials for GELU and its derivative, shared by CPU vectors and CUDA scalars.
 //
-// GELU(x) = max(x, 0) - |x| Φ(-|x|), and log2 Φ(-t) is nearly a parabola: a polynomial on [0, limit]. Beyond it the
-// callers keep t at the limit, where t Φ(-t) has vanished beside the result. With an exact 2^p the error is
+// GELU(x) = max(x, 0) - |x| Φ(-|x|). log2 Φ(-t) is close to a parabola and is approximated by a polynomial on [0,
+// limit]. Callers clamp t to the limit, beyond which t Φ(-t) is negligible. Given an exact 2^p, the error is
 //
-//     full      5e-8 absolute, below |x| for small x: results kept in float32 or rounded to float16
-//     narrow    4e-4 relative: results rounded to bfloat16 (a fifth of half a unit) or to 8 bits
+//     full      5e-8 absolute, and less than |x| for small x: for float32 and float16 results
+//     narrow    4e-4 relative (a tenth of a bfloat16 ulp): for bfloat16 and 8-bit results
 //
-// Its derivative Φ(x) + x φ(x) is 1 - GELU'(-x), and GELU'(-t) = exp(-t²/2) times a polynomial. It passes through zero,
-// so that its error has a floor:
+// The derivative is GELU'(x) = Φ(x) + x φ(x) = 1 - GELU'(-x), with GELU'(-t) = exp(-t²/2) times a polynomial. It has a
+// zero, so the error also has an absolute part:
 //
 //     full      2e-5 relative or 2e-7, whichever is larger
 //     narrow    4e-4 relative or 5e-6

@@ -1,5 +1,5 @@
-// Philox 4x32-10, the counter-based random numbers of stochastic rounding (Salmon et al., 2011), for host and device.
-// vitfast/ops/philox.py is the same in PyTorch.
+// Philox 4x32-10 counter-based random numbers for stochastic rounding (Salmon et al., 2011), for host and device.
+// vitfast/ops/philox.py implements the same in PyTorch.
 
 #pragma once
 
@@ -11,7 +11,7 @@ struct PhiloxWords {
   uint32_t word[4];
 };
 
-// Element i takes word (i / 16) % 4 of counter (i / 64) * 16 + i % 16: sixteen neighbours share a word index.
+// Element i uses word (i / 16) % 4 of counter (i / 64) * 16 + i % 16: sixteen adjacent elements share a word index.
 constexpr int64_t philox_lanes = 16;
 constexpr int64_t philox_block = 64;
 

@@ -1,5 +1,5 @@
-// Checks and conversions that the operators share, on the stable tensor. The Python functions check first and with
-// friendlier words; these checks are the backstop for whoever calls torch.ops.vitfast directly.
+// Checks, allocation and conversions shared by the operators. The Python functions validate first, with more detailed
+// messages; these checks protect direct calls of torch.ops.vitfast.
 
 #pragma once
 
@@ -38,7 +38,7 @@ inline Type type_of(const Tensor& tensor) {
   }
 }
 
-// The type that kernels compute in.
+// The type in which kernels compute.
 inline ScalarType computing_type(const Tensor& tensor) {
   return tensor.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
@@ -58,12 +58,15 @@ inline void check_tensor(const char* op, const char* name, const Tensor& tensor)
   STD_TORCH_CHECK(has_type(tensor.scalar_type()), op, ": ", name, " must be float32, bfloat16, float16 or float64");
 }
 
+inline bool is_on_device_of(const Tensor& tensor, const Tensor& like) {
+  return tensor.is_cuda() == like.is_cuda() &&
+         (!like.is_cuda() || tensor.get_device_index() == like.get_device_index());
+}
+
 inline void check_same_type(const char* op, const char* name, const Tensor& tensor, const Tensor& like) {
   check_tensor(op, name, tensor);
   STD_TORCH_CHECK(tensor.scalar_type() == like.scalar_type(), op, ": ", name, " has another dtype than the input");
-  const bool same_device =
-      tensor.is_cuda() == like.is_cuda() && (!like.is_cuda() || tensor.get_device_index() == like.get_device_index());
-  STD_TORCH_CHECK(same_device, op, ": ", name, " is on another device than the input");
+  STD_TORCH_CHECK(is_on_device_of(tensor, like), op, ": ", name, " is on another device than the input");
 }
 
 inline std::vector<int64_t> sizes_of(const Tensor& tensor) {
@@ -73,6 +76,72 @@ inline std::vector<int64_t> sizes_of(const Tensor& tensor) {
 
 inline void check_sizes(const char* op, const char* name, const Tensor& tensor, const std::vector<int64_t>& expected) {
   STD_TORCH_CHECK(sizes_of(tensor) == expected, op, ": ", name, " has a wrong shape");
+}
+
+inline int32_t aoti_type(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float:
+      return aoti_torch_dtype_float32();
+    case ScalarType::BFloat16:
+      return aoti_torch_dtype_bfloat16();
+    case ScalarType::Half:
+      return aoti_torch_dtype_float16();
+    default:
+      return aoti_torch_dtype_float64();
+  }
+}
+
+// Allocates an uninitialized contiguous CPU tensor. Bypasses the dispatcher, which would cost microseconds.
+inline Tensor new_tensor(const std::vector<int64_t>& sizes, ScalarType type) {
+  std::vector<int64_t> strides(sizes.size());
+  int64_t stride = 1;
+  for (size_t i = sizes.size(); i-- > 0;) {
+    strides[i] = stride;
+    stride *= sizes[i] > 1 ? sizes[i] : 1;
+  }
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      int64_t(sizes.size()), sizes.data(), strides.data(), aoti_type(type), aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
+// Allocates an uninitialized contiguous tensor on the device of `like`.
+inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType type) {
+  if (like.is_cuda()) return torch::stable::new_empty(like, {sizes.data(), sizes.size()}, type);
+  return new_tensor(sizes, type);
+}
+
+inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes) {
+  return new_tensor(like, sizes, like.scalar_type());
+}
+
+// Tensors of the given shape with the dtype and device of `like`; an absent tensor passes.
+inline void check_like(
+    const char* op, const char* name, const Tensor& tensor, const Tensor& like, const std::vector<int64_t>& sizes) {
+  check_same_type(op, name, tensor, like);
+  check_sizes(op, name, tensor, sizes);
+}
+
+inline void check_like(
+    const char* op,
+    const char* name,
+    const std::optional<Tensor>& tensor,
+    const Tensor& like,
+    const std::vector<int64_t>& sizes) {
+  if (tensor.has_value()) check_like(op, name, *tensor, like, sizes);
+}
+
+// All sizes but the last, and their product.
+inline std::vector<int64_t> rows_shape(const Tensor& x) {
+  std::vector<int64_t> sizes = sizes_of(x);
+  sizes.pop_back();
+  return sizes;
+}
+
+inline int64_t count_rows(const Tensor& x) {
+  int64_t rows = 1;
+  for (int64_t size : rows_shape(x)) rows *= size;
+  return rows;
 }
 
 inline Tensor new_zeros(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType type) {
@@ -85,6 +154,11 @@ inline Tensor as_contiguous(const Tensor& tensor) {
 
 inline std::optional<Tensor> contiguous_or_none(const std::optional<Tensor>& tensor) {
   return tensor.has_value() ? std::optional<Tensor>(as_contiguous(*tensor)) : std::nullopt;
+}
+
+inline Tensor sum_of_rows(const Tensor& rows) {
+  const std::vector<int64_t> dimensions{0};
+  return torch::stable::sum(rows, torch::headeronly::IntHeaderOnlyArrayRef(dimensions.data(), 1));
 }
 
 inline Tensor as_type(const Tensor& tensor, ScalarType type) {

@@ -1,4 +1,4 @@
-// The element types of tensors, without a toolkit's headers: what they are, not how they are computed with.
+// Element types of tensors, independent of any toolkit's headers. Arithmetic is in csrc/cpu and csrc/cuda.
 
 #pragma once
 

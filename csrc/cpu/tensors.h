@@ -1,4 +1,4 @@
-// Allocation, conversions and threads of the CPU operators.
+// Conversions and threads of the CPU operators.
 
 #pragma once
 
@@ -9,38 +9,6 @@
 #include "csrc/cpu/kernels.h"
 
 namespace vitfast {
-
-inline int32_t aoti_type(ScalarType type) {
-  switch (type) {
-    case ScalarType::Float:
-      return aoti_torch_dtype_float32();
-    case ScalarType::BFloat16:
-      return aoti_torch_dtype_bfloat16();
-    case ScalarType::Half:
-      return aoti_torch_dtype_float16();
-    default:
-      return aoti_torch_dtype_float64();
-  }
-}
-
-// A contiguous, uninitialized tensor on the CPU, made without a pass through the dispatcher, which would cost
-// microseconds.
-inline Tensor new_tensor(const std::vector<int64_t>& sizes, ScalarType type) {
-  std::vector<int64_t> strides(sizes.size());
-  int64_t stride = 1;
-  for (size_t i = sizes.size(); i-- > 0;) {
-    strides[i] = stride;
-    stride *= sizes[i] > 1 ? sizes[i] : 1;
-  }
-  AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      int64_t(sizes.size()), sizes.data(), strides.data(), aoti_type(type), aoti_torch_device_type_cpu(), 0, &handle));
-  return Tensor(handle);
-}
-
-inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes) {
-  return new_tensor(sizes, like.scalar_type());
-}
 
 inline float widened(BFloat16 x) {
   const uint32_t bits = uint32_t(x.bits) << 16;

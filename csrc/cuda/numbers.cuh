@@ -1,4 +1,5 @@
-// Numbers in registers: their bits, conversions, pairs of 16-bit numbers, base-2 exponential and logarithm.
+// Arithmetic on registers: bit patterns, conversions, pairs of 16-bit numbers, correctly rounded and approximate
+// functions.
 
 #pragma once
 
@@ -34,7 +35,7 @@ __device__ __forceinline__ float to_float(BFloat16 value) {
   return __uint_as_float(uint32_t(value.bits) << 16);
 }
 
-// To the nearest number of the type, ties to even.
+// Rounds to nearest, ties to even.
 template <typename T>
 __device__ __forceinline__ T round_to(float value);
 template <>
@@ -50,7 +51,7 @@ __device__ __forceinline__ BFloat16 round_to<BFloat16>(float value) {
   return {__bfloat16_as_ushort(__float2bfloat16_rn(value))};
 }
 
-// Two numbers of 16 bits in a register: `low` in bits 0-15, which is the one with the lower address.
+// Two 16-bit numbers in one register: `low` in bits 0-15, the lower address in memory.
 template <typename T>
 __device__ __forceinline__ uint32_t round_to_pair(float low, float high);
 template <>
@@ -66,8 +67,8 @@ __device__ __forceinline__ uint32_t round_to_pair<BFloat16>(float low, float hig
   return pair;
 }
 
-// Two neighbours in memory, aligned to both: pair number `pair` from `x` on. Counted in elements instead, their
-// addresses cost ConViT's attention spills on sm_80 (nvcc 13.0).
+// Stores pair number `pair` from `x` on, aligned to the size of a pair. The index counts pairs, not elements: with
+// element indices the gated positional attention kernel spills registers on sm_80 (nvcc 13.0).
 template <typename T>
 __device__ __forceinline__ void store_pair(T* x, int pair, float first, float second) {
   reinterpret_cast<uint32_t*>(x)[pair] = round_to_pair<T>(first, second);
@@ -77,29 +78,39 @@ __device__ __forceinline__ void store_pair<float>(float* x, int pair, float firs
   reinterpret_cast<float2*>(x)[pair] = {first, second};
 }
 
-// 2^x to within 2 units in the last place; -inf gives 0.
+// a + b without contraction into a fused multiply-add by nvcc.
+__device__ __forceinline__ float rounded_sum(float a, float b) {
+  return __fadd_rn(a, b);
+}
+
+// a * b + c with one rounding.
+__device__ __forceinline__ float fused_multiply_add(float a, float b, float c) {
+  return __fmaf_rn(a, b, c);
+}
+
+// 2^x with an error of at most 2 ulp; 2^-inf is 0.
 __device__ __forceinline__ float exp2_approximate(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 
-// log2(x) with an error of at most 2^-22, absolute between 0.5 and 2, else relative; 0 gives -inf.
+// log2(x) with an error of at most 2^-22: absolute in [0.5, 2], relative elsewhere; log2(0) is -inf.
 __device__ __forceinline__ float log2_approximate(float x) {
   float y;
   asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 
-// 1 / x to within 1 unit in the last place; denormal numbers count as zero.
+// 1 / x with an error of at most 1 ulp; subnormal x counts as zero.
 __device__ __forceinline__ float reciprocal_approximate(float x) {
   float y;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 
-// The same number, of which the compiler knows nothing: what is computed from it is computed here, and not kept in
-// registers from before a loop.
+// Returns `value` and hides it from the optimizer: expressions of it are recomputed here rather than hoisted out of a
+// loop and kept in registers.
 __device__ __forceinline__ int opaque(int value) {
   asm volatile("" : "+r"(value));
   return value;

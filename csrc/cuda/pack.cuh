@@ -1,4 +1,4 @@
-// Sixteen bytes of elements: the widest access of one thread to memory.
+// A pack: 16 bytes of elements, the widest memory access of one thread.
 
 #pragma once
 
@@ -18,4 +18,4 @@ inline bool is_pack_aligned(const void* address) {
 
 }  // namespace vitfast
 
-#include "csrc/cuda/pack_access.cuh"  // load_pack and store_pack
+#include "csrc/cuda/memory.cuh"  // load_pack, store_pack, copy_async

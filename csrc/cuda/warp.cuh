@@ -1,40 +1,34 @@
-// A warp: 32 threads that exchange registers. Blocks are one-dimensional, of whole warps.
+// Barriers, and exchange of registers within a warp.
 
 #pragma once
-
-#include <cstdint>
 
 namespace vitfast {
 
 constexpr int warp_size = 32;
 
-__device__ __forceinline__ int lane_in_warp() {
-  return int(threadIdx.x) % warp_size;
+// Block-wide barrier; memory writes before it are visible to all threads after it.
+__device__ __forceinline__ void sync_threads() {
+  __syncthreads();
 }
 
-__device__ __forceinline__ int warp_in_block() {
-  return int(threadIdx.x) / warp_size;
+// Warp-wide barrier with the same memory ordering. Register exchanges (shuffles, mma) do not order memory.
+__device__ __forceinline__ void sync_warp() {
+  __syncwarp();
 }
 
-// The value of the lane whose number differs in the bits of `mask`. The whole warp takes part.
+// The value of the lane whose index differs in the bits of `mask`. All lanes of the warp must participate.
 __device__ __forceinline__ float shuffle_xor(float value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);
 }
 
-// How many lanes say yes: those below this one, and all. The whole warp takes part.
+// Number of lanes with a true vote: those below this lane, and all. All lanes of the warp must participate.
 struct Votes {
   int below, all;
 };
 
-__device__ __forceinline__ Votes count_votes(bool yes) {
-  const unsigned lanes = __ballot_sync(0xffffffffu, yes);
-  return {__popc(lanes & ((1u << lane_in_warp()) - 1)), __popc(lanes)};
-}
-
-// Waits for the whole warp; what its threads wrote to memory before is seen by all of them after. Exchanges of
-// registers (shuffles, matrix products) order no memory.
-__device__ __forceinline__ void sync_warp() {
-  __syncwarp();
+__device__ __forceinline__ Votes count_votes(bool vote) {
+  const unsigned lanes = __ballot_sync(0xffffffffu, vote), lane = threadIdx.x % warp_size;
+  return {__popc(lanes & ((1u << lane) - 1)), __popc(lanes)};
 }
 
 }  // namespace vitfast

@@ -7,10 +7,6 @@ namespace {
 struct Cpu {
   static constexpr int64_t max_chunks = 64, min_rows_per_chunk = 16;
 
-  static Tensor new_tensor(const Tensor&, const std::vector<int64_t>& sizes, ScalarType type) {
-    return vitfast::new_tensor(sizes, type);
-  }
-
   static std::tuple<std::optional<Tensor>, std::optional<Tensor>, Type> parameters(
       const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, const Tensor& x) {
     const ScalarType computing = computing_type(x);
@@ -25,7 +21,7 @@ struct Cpu {
   }
 
   static void backward(const LayerNormBackward& a, const Tensor&) {
-    parallel(count_chunks(a.rows, a.rows_per_chunk), a.rows_per_chunk * a.channels, [&](int64_t begin, int64_t end) {
+    parallel(ceil_div(a.rows, a.rows_per_chunk), a.rows_per_chunk * a.channels, [&](int64_t begin, int64_t end) {
       cpu_kernels().layer_norm_backward(a, begin, end);
     });
   }

@@ -1,4 +1,4 @@
-// LayerNorm, forward and backward, row by row; the row is read from memory once.
+// LayerNorm forward and backward, one row at a time; each row is read from memory once.
 
 #pragma once
 
@@ -8,7 +8,7 @@
 
 namespace vitfast::VITFAST_ISA {
 
-// Puts what is normalized into `row`, with its roundings; behind the last channel there are zeros. Returns the sum.
+// Computes the rounded input of the normalization in `row`, padded with zeros, and returns its sum.
 template <typename T, typename C>
 Vector<C> load_rounded_row(const LayerNormForward& a, const T* x, const T* residual, T* summed, C* row) {
   for_each_vector<C>(a.channels, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
@@ -32,8 +32,7 @@ Vector<C> load_rounded_row(const LayerNormForward& a, const T* x, const T* resid
 template <typename T, typename C>
 void layer_norm_forward_rows(const LayerNormForward& a, int64_t begin, int64_t end) {
   const int64_t channels = a.channels;
-  const Scratch<C> scratch(
-      channels + width<C>);  // the row in the computing type: stays in the cache between the passes
+  const Scratch<C> scratch(channels + width<C>);  // the row in the computing type, cached between the passes
   C* row = scratch.data;
   const auto* weight = static_cast<const C*>(a.weight);
   const auto* bias = static_cast<const C*>(a.bias);
@@ -52,7 +51,7 @@ void layer_norm_forward_rows(const LayerNormForward& a, int64_t begin, int64_t e
         if (residual != nullptr) {
           v += load_up_to<C>(residual + i, count);
           store_up_to<C>(summed + i, v, count);
-          if constexpr (sizeof(T) < sizeof(C)) v = load_up_to<C>(summed + i, count);  // normalize what was stored
+          if constexpr (sizeof(T) < sizeof(C)) v = load_up_to<C>(summed + i, count);  // normalize the stored value
         }
         store(row + i, v);
         sum += v;
@@ -118,7 +117,7 @@ void layer_norm_backward_chunks(const LayerNormBackward& a, int64_t begin, int64
         }
         if (sum_bias != nullptr) store_up_to<C>(sum_bias + i, load_up_to<C>(sum_bias + i, count) + grad, count);
         const Vector<C> g = weight == nullptr ? grad : grad * load_up_to<C>(weight + i, count);
-        sum_g += g;  // beyond the row grad is zero, and so are both sums' terms
+        sum_g += g;  // grad is zero past the end of the row, and so are the terms of both sums
         sum_gx += g * normalized;
       });
       const C average_g = sum_across<C>(sum_g) / C(channels);

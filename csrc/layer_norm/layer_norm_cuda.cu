@@ -1,4 +1,4 @@
-#include "csrc/cuda/current_stream.cuh"
+#include "csrc/cuda/tensors.cuh"
 #include "csrc/layer_norm/layer_norm_launch.cuh"
 #include "csrc/layer_norm/layer_norm_tensors.h"
 
@@ -6,26 +6,22 @@ namespace vitfast {
 namespace {
 
 struct Cuda {
-  // as many blocks as keep a large GPU busy
+  // enough blocks to occupy a large GPU
   static constexpr int64_t max_chunks = 512, min_rows_per_chunk = 16;
 
-  static Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType type) {
-    return torch::stable::new_empty(like, {sizes.data(), sizes.size()}, type);
-  }
-
-  // Parameters of x's type are read as they are, others in float32.
+  // Parameters keep their type if it is the type of x; otherwise they are converted to float32.
   static std::tuple<std::optional<Tensor>, std::optional<Tensor>, Type> parameters(
       const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, const Tensor& x) {
     const auto has_type_of_x = [&](const std::optional<Tensor>& parameter) {
       return !parameter.has_value() || parameter->scalar_type() == x.scalar_type();
     };
-    const bool as_they_are = has_type_of_x(weight) && has_type_of_x(bias);
-    const ScalarType type = as_they_are ? x.scalar_type() : ScalarType::Float;
+    const bool same_type = has_type_of_x(weight) && has_type_of_x(bias);
+    const ScalarType type = same_type ? x.scalar_type() : ScalarType::Float;
     const auto row = [&](const std::optional<Tensor>& parameter) -> std::optional<Tensor> {
       if (!parameter.has_value()) return std::nullopt;
       return as_contiguous(as_type(*parameter, type));
     };
-    return {row(weight), row(bias), as_they_are ? type_of(x) : Type::float32};
+    return {row(weight), row(bias), same_type ? type_of(x) : Type::float32};
   }
 
   static void forward(const LayerNormForward& a, const Tensor& like) {
@@ -45,17 +41,9 @@ struct Cuda {
  private:
   template <typename F>
   static void with_types(Type type, Type parameter_type, const F& f) {
-    const bool wide_parameters = parameter_type == Type::float32;
-    switch (type) {
-      case Type::float32:
-        return f(float{}, float{});
-      case Type::bfloat16:
-        return wide_parameters ? f(BFloat16{}, float{}) : f(BFloat16{}, BFloat16{});
-      case Type::float16:
-        return wide_parameters ? f(Half{}, float{}) : f(Half{}, Half{});
-      case Type::float64:
-        STD_TORCH_CHECK(false, "layer_norm: the CUDA kernel takes float32, bfloat16 and float16");
-    }
+    with_element("layer_norm", type, [&](auto element) {
+      parameter_type == Type::float32 ? f(element, float{}) : f(element, element);
+    });
   }
 };
 

@@ -1,23 +1,21 @@
-// LayerNorm on the device: a warp takes a row at a time. Statistics are those of the row as it is stored, in float, the
-// variance about the mean.
+// LayerNorm on the device: one warp per row. Statistics are computed in float from the stored row, the variance by a
+// second pass about the mean.
 //
-// Rows of up to 40 elements a lane lie in registers between the passes, in packs of 16 bytes: pack p of lane l is
-// number 32 p + l of the row. Any other row (odd widths, addresses that are no multiple of 16) is read once a pass,
-// element by element, from the caches.
+// Rows of up to 40 elements per lane are kept in registers between the passes, in packs of 16 bytes: pack p of lane l
+// is pack 32 p + l of the row. Other rows (odd widths, unaligned addresses) are read once per pass, element by element,
+// from the caches.
 //
-// Roundings to formats (LayerNormRoundings) are applied on the way: to the sum before it is stored, to what is
-// normalized, and to the result before it is stored. The statistics are then those of the rounded row.
+// Fused roundings (LayerNormRoundings) apply to the sum before it is stored, to the input of the normalization, and to
+// the result before it is stored. The statistics are those of the rounded row.
 
 #pragma once
 
 #include <cmath>
 
-#include "csrc/cuda/arithmetic.cuh"
-#include "csrc/cuda/barrier.cuh"
 #include "csrc/cuda/numbers.cuh"
 #include "csrc/cuda/pack.cuh"
-#include "csrc/cuda/reduce.cuh"
 #include "csrc/cuda/shared_memory.cuh"
+#include "csrc/cuda/threads.cuh"
 #include "csrc/layer_norm/layer_norm.h"
 #include "csrc/quantize/device_rounding.cuh"
 
@@ -26,7 +24,7 @@ namespace vitfast {
 constexpr int layer_norm_warps = 4;
 constexpr int layer_norm_threads = layer_norm_warps * warp_size;
 
-// Elements `first` and following of a tensor of T, as floats.
+// Loads `count` elements from `first` on as floats.
 template <int count, typename T>
 __device__ __forceinline__ void load_floats(float (&values)[count], const T* first) {
 #pragma unroll
@@ -45,16 +43,16 @@ __device__ __forceinline__ Pack<T> round_to_pack(const float (&values)[Pack<T>::
   return pack;
 }
 
-// The place in the row of the first element of a lane's pack; the row may end before it.
-// The kernels give it an opaque lane: places kept over the passes cost registers, and with three packs a spill (sm_80).
+// Index in the row of the first element of a lane's pack; may be past the end. Kernels pass an opaque lane, so that
+// indices are recomputed in each pass: keeping them costs registers, with three packs a spill (sm_80).
 template <typename T>
 __device__ __forceinline__ int pack_start(int pack, int lane) {
   return (pack * warp_size + lane) * Pack<T>::size;
 }
 
-constexpr float no_shift = -0.0f;  // a sum with it keeps the sign of a zero
+constexpr float no_shift = -0.0f;  // adding it preserves the sign of a zero
 
-// The same of a parameter, which may be missing.
+// Loads a parameter, or fills with `missing` if it is null.
 template <int count, typename W>
 __device__ __forceinline__ void load_parameters(float (&values)[count], const W* parameter, int first, float missing) {
   if (parameter != nullptr) return load_floats(values, parameter + first);
@@ -62,7 +60,7 @@ __device__ __forceinline__ void load_parameters(float (&values)[count], const W*
   for (int i = 0; i < count; ++i) values[i] = missing;
 }
 
-// One of csrc/quantize/device_rounding.cuh for each.
+// Rounder: a type of csrc/quantize/device_rounding.cuh.
 template <typename Rounder>
 struct LayerNormRoundings {
   Rounder sum, operand, result;
@@ -166,7 +164,7 @@ __global__ void __launch_bounds__(layer_norm_threads)
         round_computed(roundings.sum, value);
         static_cast<T*>(a.summed)[begin + c] = round_to<T>(value[0]);
       }
-      x = static_cast<const T*>(a.summed) + begin;  // a lane reads what it has written itself
+      x = static_cast<const T*>(a.summed) + begin;  // a lane reads back only its own writes
     }
     const auto operand = [&](int64_t c) {
       float value[] = {to_float(x[c])};
@@ -198,7 +196,7 @@ __global__ void __launch_bounds__(layer_norm_threads)
   }
 }
 
-// The rows of a block's chunk.
+// Rows of a chunk.
 struct RowRange {
   int64_t begin, end;
 };
@@ -207,7 +205,7 @@ __device__ __forceinline__ RowRange chunk_rows(const LayerNormBackward& a, int64
   return {begin, end < a.rows ? end : a.rows};
 }
 
-// Adds the warps' sums [packs][size] up, always in the same order, and writes the block's row of `partial`.
+// Adds the sums [packs][size] of the block's warps in a fixed order and writes the block's row of `partial`.
 template <typename T, int packs>
 __device__ __forceinline__ void write_partial(
     float* partial, const float (&sums)[packs][Pack<T>::size], float* scratch, int channels) {
@@ -228,10 +226,10 @@ __device__ __forceinline__ void write_partial(
     for (int warp = 0; warp < layer_norm_warps; ++warp) sum += scratch[warp * channels + c];
     partial[int64_t(blockIdx.x) * channels + c] = sum;
   }
-  sync_threads();  // the scratch may be used again
+  sync_threads();  // the scratch can be reused
 }
 
-// A block takes a chunk of rows.
+// One block per chunk of rows.
 template <typename T, typename W, int packs>
 __global__ void __launch_bounds__(layer_norm_threads) layer_norm_backward_kernel(const LayerNormBackward a) {
   constexpr int size = Pack<T>::size;
@@ -287,7 +285,7 @@ __global__ void __launch_bounds__(layer_norm_threads) layer_norm_backward_kernel
   }
 }
 
-// grad_x alone.
+// Computes grad_x only.
 template <typename T, typename W>
 __global__ void __launch_bounds__(layer_norm_threads) layer_norm_backward_any_kernel(const LayerNormBackward a) {
   const int64_t warps = int64_t(gridDim.x) * layer_norm_warps;
@@ -314,7 +312,7 @@ __global__ void __launch_bounds__(layer_norm_threads) layer_norm_backward_any_ke
   }
 }
 
-// The partial sums alone: a block takes a chunk of rows and some columns, a thread a column.
+// Computes the partial sums only; a block processes some columns of a chunk of rows, a thread one column.
 template <typename T>
 __global__ void __launch_bounds__(layer_norm_threads)
     layer_norm_backward_columns_kernel(const LayerNormBackward a, const int64_t blocks_per_chunk) {

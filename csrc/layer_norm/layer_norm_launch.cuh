@@ -1,4 +1,4 @@
-// From the arguments of LayerNorm to the instance of its kernel.
+// Selects and launches the LayerNorm kernels.
 
 #pragma once
 
@@ -9,9 +9,9 @@
 
 namespace vitfast {
 
-constexpr int layer_norm_max_elements = 40;  // of a row, in the registers of a lane
+constexpr int layer_norm_max_elements = 40;  // of a row, in the registers of one lane
 
-// Calls f with the number of packs that a lane needs for a row, or with 0 where the rows do not fit registers or packs.
+// Calls f with the number of packs per lane, or with 0 if rows do not fit registers or are not divisible into packs.
 template <typename T, typename F>
 void with_packs(int64_t channels, bool aligned, const F& f) {
   constexpr int size = Pack<T>::size;
@@ -37,8 +37,8 @@ bool are_pack_aligned(const Pointers*... pointers) {
   return (is_pack_aligned(pointers) && ...);
 }
 
-// Calls f with the roundings. A quantized model's LayerNorms round float32 to the nearest number: for these there are
-// instances that hold rows in registers.
+// Calls f with the roundings. Quantized models round float32 to nearest; only for these do instances exist that keep
+// rows in registers.
 template <typename T, typename F>
 void with_roundings(const LayerNormForward& a, const F& f) {
   bool is_there = false, is_nearest_even = std::is_same_v<T, float>;
@@ -89,21 +89,15 @@ template <typename T, typename W>
 void launch_layer_norm_backward(const LayerNormBackward& a, Stream stream) {
   if (a.rows == 0) return;
   const bool aligned = are_pack_aligned(a.grad_y, a.grad_summed, a.x, a.weight, a.grad_x);
-  const int64_t chunks = count_chunks(a.rows, a.rows_per_chunk);
+  const int64_t chunks = ceil_div(a.rows, a.rows_per_chunk);
   with_packs<T>(a.channels, aligned, [&](auto packs) {
     if constexpr (packs == 0) {
       const int64_t blocks = blocks_for(a.rows * warp_size, layer_norm_threads);
       launch(layer_norm_backward_any_kernel<T, W>, blocks, layer_norm_threads, 0, stream, a);
       if (a.partial_weight == nullptr && a.partial_bias == nullptr) return;
-      const int64_t blocks_per_chunk = (a.channels + layer_norm_threads - 1) / layer_norm_threads;
-      launch(
-          layer_norm_backward_columns_kernel<T>,
-          chunks * blocks_per_chunk,
-          layer_norm_threads,
-          0,
-          stream,
-          a,
-          blocks_per_chunk);
+      const int64_t chunk_blocks = ceil_div(a.channels, layer_norm_threads);
+      const auto kernel = layer_norm_backward_columns_kernel<T>;
+      launch(kernel, chunks * chunk_blocks, layer_norm_threads, 0, stream, a, chunk_blocks);
     } else {
       const int scratch = shared_bytes<float>(layer_norm_warps * int(a.channels));
       launch(layer_norm_backward_kernel<T, W, packs>, chunks, layer_norm_threads, scratch, stream, a);

@@ -1,31 +1,18 @@
-// The LayerNorm operators on tensors, for every device: checks, rows, allocation. A device brings
+// LayerNorm on tensors: checks and allocation. A Device provides
 //
-//     static Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType);
 //     static std::tuple<std::optional<Tensor>, std::optional<Tensor>, Type> parameters(
-//         const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, const Tensor& x);   of one type
+//         const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, const Tensor& x);   // of one type
 //     static void forward(const LayerNormForward&, const Tensor& like);
 //     static void backward(const LayerNormBackward&, const Tensor& like);
-//     static constexpr int64_t max_chunks, min_rows_per_chunk;   how the rows are parted for the parameters' gradients
+//     static constexpr int64_t max_chunks, min_rows_per_chunk;   // of rows, for the gradients of the parameters
 
 #pragma once
 
 #include "csrc/common/tensors.h"
 #include "csrc/layer_norm/layer_norm.h"
-#include "csrc/quantize/float_rounding.h"
+#include "csrc/quantize/rounding_arguments.h"
 
 namespace vitfast {
-
-inline std::vector<int64_t> rows_shape(const Tensor& x) {
-  std::vector<int64_t> sizes = sizes_of(x);
-  sizes.pop_back();
-  return sizes;
-}
-
-inline int64_t count_rows(const Tensor& x) {
-  int64_t rows = 1;
-  for (int64_t size : rows_shape(x)) rows *= size;
-  return rows;
-}
 
 inline void check_layer_norm_parameter(const char* name, const std::optional<Tensor>& tensor, const Tensor& x) {
   if (!tensor.has_value()) return;
@@ -58,10 +45,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> run_layer_norm_forward(
   const auto result_rounding = read_fused_rounding("layer_norm", round_result);
   const auto pointer = [](const std::optional<FloatRounding>& r) { return r.has_value() ? &*r : nullptr; };
 
-  const Tensor y = Device::new_tensor(x, sizes_of(x), x.scalar_type());
-  const Tensor summed = residual.has_value() ? Device::new_tensor(x, sizes_of(x), x.scalar_type()) : y;
-  const Tensor mean = Device::new_tensor(x, rows_shape(x), computing);
-  const Tensor rstd = Device::new_tensor(x, rows_shape(x), computing);
+  const Tensor y = new_tensor(x, sizes_of(x));
+  const Tensor summed = residual.has_value() ? new_tensor(x, sizes_of(x)) : y;
+  const Tensor mean = new_tensor(x, rows_shape(x), computing);
+  const Tensor rstd = new_tensor(x, rows_shape(x), computing);
   const LayerNormForward arguments{
       type_of(x),
       parameter_type,
@@ -106,8 +93,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> add_layer_norm_forward(
     std::vector<int64_t> round_sum,
     std::vector<int64_t> round_operand,
     std::vector<int64_t> round_result) {
-  check_same_type("add_layer_norm", "residual", residual, x);
-  check_sizes("add_layer_norm", "residual", residual, sizes_of(x));
+  check_like("add_layer_norm", "residual", residual, x, sizes_of(x));
   return run_layer_norm_forward<Device>(x, residual, weight, bias, eps, round_sum, round_operand, round_result);
 }
 
@@ -123,12 +109,8 @@ std::tuple<Tensor, std::optional<Tensor>, std::optional<Tensor>> layer_norm_back
   const char* op = "layer_norm_backward";
   check_tensor(op, "x", x);
   STD_TORCH_CHECK(x.dim() > 0, op, ": x must have at least one dimension");
-  check_same_type(op, "grad_y", grad_y, x);
-  check_sizes(op, "grad_y", grad_y, sizes_of(x));
-  if (grad_summed.has_value()) {
-    check_same_type(op, "grad_summed", *grad_summed, x);
-    check_sizes(op, "grad_summed", *grad_summed, sizes_of(x));
-  }
+  check_like(op, "grad_y", grad_y, x, sizes_of(x));
+  check_like(op, "grad_summed", grad_summed, x, sizes_of(x));
   check_layer_norm_parameter("weight", weight, x);
   const ScalarType computing = computing_type(x);
   for (const auto& [name, statistic] : {std::pair("mean", mean), std::pair("rstd", rstd)}) {
@@ -136,18 +118,15 @@ std::tuple<Tensor, std::optional<Tensor>, std::optional<Tensor>> layer_norm_back
     STD_TORCH_CHECK(statistic.scalar_type() == computing, op, ": ", name, " has a wrong dtype");
   }
 
-  const int64_t channels = x.size(-1);
-  const int64_t rows = count_rows(x);
+  const int64_t channels = x.size(-1), rows = count_rows(x);
   const int64_t rows_per_chunk = split_rows(rows, Device::max_chunks, Device::min_rows_per_chunk);
-  const int64_t chunks = count_chunks(rows, rows_per_chunk);
+  const int64_t chunks = ceil_div(rows, rows_per_chunk);
 
-  const Tensor x_rows = as_contiguous(x);
-  const Tensor grad_rows = as_contiguous(grad_y);
+  const Tensor x_rows = as_contiguous(x), grad_rows = as_contiguous(grad_y);
   const std::optional<Tensor> grad_summed_rows = contiguous_or_none(grad_summed);
-  const Tensor mean_rows = as_contiguous(mean);
-  const Tensor rstd_rows = as_contiguous(rstd);
+  const Tensor mean_rows = as_contiguous(mean), rstd_rows = as_contiguous(rstd);
   const auto [weight_c, no_bias, parameter_type] = Device::parameters(weight, std::nullopt, x);
-  const Tensor grad_x = Device::new_tensor(x, sizes_of(x), x.scalar_type());
+  const Tensor grad_x = new_tensor(x, sizes_of(x));
   std::optional<Tensor> partial_weight, partial_bias;
   if (weight.has_value()) partial_weight = new_zeros(x, {chunks, channels}, computing);
   if (has_bias) partial_bias = new_zeros(x, {chunks, channels}, computing);
@@ -170,9 +149,7 @@ std::tuple<Tensor, std::optional<Tensor>, std::optional<Tensor>> layer_norm_back
   if (x.numel() > 0) Device::backward(arguments, x);
 
   const auto over_chunks = [](const std::optional<Tensor>& partial) -> std::optional<Tensor> {
-    if (!partial.has_value()) return std::nullopt;
-    const std::vector<int64_t> dimensions{0};
-    return torch::stable::sum(*partial, torch::headeronly::IntHeaderOnlyArrayRef(dimensions.data(), 1));
+    return partial.has_value() ? std::optional<Tensor>(sum_of_rows(*partial)) : std::nullopt;
   };
   return {grad_x, over_chunks(partial_weight), over_chunks(partial_bias)};
 }

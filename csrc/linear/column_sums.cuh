@@ -1,22 +1,20 @@
-// Sums of a tile's columns on the way to memory, always in the same order: first within each warp or group of rows, by
-// the functions below, then over these in ascending order. A tile writes its own row of partial sums: no two blocks add
-// to the same number.
+// Deterministic column sums in GEMM epilogues: first within each warp or group of rows, then over these in ascending
+// order. Each tile writes its own row of partial sums; there are no atomics.
 
 #pragma once
 
-#include "csrc/cuda/warp.cuh"
+#include "csrc/cuda/threads.cuh"
 
 namespace vitfast {
 
-// What a thread has of the results of a warp group, `tiles` side by side: of each tile [16, 8] of its warp four
-// numbers, as mma_m16n8k16 and wgmma leave them. Rows are lane / 4 and that plus 8, columns 2 (lane % 4) and the next
-// one.
+// A thread's values of adjacent accumulator tiles [16, 8] in the layout of mma_m16n8k16 and wgmma: per tile, rows
+// lane / 4 and lane / 4 + 8, columns 2 (lane % 4) and the next one.
 constexpr int column_sum_tiles = 4;
 constexpr int column_sum_columns = 8 * column_sum_tiles;
 constexpr int column_sum_values = 4 * column_sum_tiles;
 
-// Writes the sums of 32 columns over the warp's 16 rows to `sums` [32], a column for each lane. `rows_left`: how many
-// rows there are from the thread's first one on; those behind the last row do not count.
+// Writes the sums of 32 columns over the warp's 16 rows to `sums` [32], one column per lane. `rows_left`: number of
+// matrix rows from the thread's first row on; rows past the end are not added.
 template <typename Values>
 __device__ __forceinline__ void sum_fragment_columns(float* sums, const Values& values, int rows_left, int lane) {
   float columns[2 * column_sum_tiles];
@@ -25,7 +23,7 @@ __device__ __forceinline__ void sum_fragment_columns(float* sums, const Values& 
     const int first = i / 2 * 4 + i % 2;
     columns[i] = (rows_left > 0 ? values[first] : 0.0f) + (rows_left > 8 ? values[first + 2] : 0.0f);
   }
-  // each exchange halves the columns of a lane and doubles the rows in its sums
+  // each exchange halves the number of columns per lane and doubles the rows in their sums
 #pragma unroll
   for (int half = column_sum_tiles, mask = 16; half > 0; half /= 2, mask /= 2) {
     const bool keeps_upper = (lane & mask) != 0;
@@ -36,11 +34,11 @@ __device__ __forceinline__ void sum_fragment_columns(float* sums, const Values& 
       columns[i] = kept + shuffle_xor(given, mask);
     }
   }
-  const int kept_column = lane / 4;  // bits 4, 3 and 2 have chosen
+  const int kept_column = lane / 4;  // selected by bits 4, 3 and 2
   sums[kept_column / 2 * 8 + lane % 4 * 2 + kept_column % 2] = columns[0];
 }
 
-// The sum of a column over groups of rows whose sums lie in `sums` [groups, columns].
+// Adds `sums` [groups, columns] over the groups.
 template <int groups, int columns>
 __device__ __forceinline__ float sum_groups(const float* sums, int column) {
   float sum = 0.0f;

@@ -1,21 +1,44 @@
-// One pass over the gradient of a product's result: what the backward's products read, and the sums for bias and scale.
+// Gradients of a GEMM epilogue in one pass over grad_out, where no GEMM with a gradient epilogue can compute them.
 //
-// A thread takes eight neighbouring columns, 16 bytes, of every eighth row of its block's chunk: a warp reads 512 bytes
-// of a row. Its sums stay in registers; the block's warps are added up in shared memory, always in the same order, and
-// each block writes its own row of partial sums.
+//     out = scale * activation(sum), sum = x weightᵀ + bias
+//
+//     grad_sum   = grad_out * scale * activation'(sum)
+//     grad_bias  = column sums of grad_sum
+//     grad_scale = column sums of grad_out * activation(sum)
+//
+// A thread processes eight adjacent columns (16 bytes) of every eighth row of its block's chunk: a warp reads 512
+// contiguous bytes of a row. Column sums are kept in registers, added over the block's warps in shared memory in a
+// fixed order, and written to the block's own row of partial sums.
 
 #pragma once
 
-#include "csrc/cuda/barrier.cuh"
+#include <cstdint>
+
+#include "csrc/common/chunks.h"
+#include "csrc/cuda/launch.cuh"
 #include "csrc/cuda/numbers.cuh"
 #include "csrc/cuda/pack.cuh"
 #include "csrc/cuda/shared_memory.cuh"
-#include "csrc/cuda/warp.cuh"
+#include "csrc/cuda/threads.cuh"
 #include "csrc/linear/column_sums.cuh"
-#include "csrc/linear/epilogue_gradient.h"
 #include "csrc/linear/gelu.cuh"
+#include "csrc/linear/gemm.h"
 
 namespace vitfast {
+
+// Matrices are row-major, contiguous and 16-byte aligned; columns are a multiple of 8.
+struct EpilogueGradient {
+  const void* grad_out;  // [rows, columns]
+  const void* sum;       // [rows, columns] or null: neither activation nor scale
+  const void* scale;     // [columns] or null: 1
+  void* grad_sum;        // [rows, columns] or null: equal to grad_out
+  float* partial_bias;   // [chunks, columns] or null: column sums of each chunk of rows
+  float* partial_scale;  // [chunks, columns] or null
+  int64_t rows;
+  int64_t columns;
+  int64_t rows_per_chunk;
+  EpilogueActivation activation;
+};
 
 constexpr int epilogue_gradient_warps = 8;
 constexpr int epilogue_gradient_threads = epilogue_gradient_warps * warp_size;
@@ -30,20 +53,20 @@ __device__ __forceinline__ void load_columns(float (&values)[epilogue_gradient_w
   for (int i = 0; i < epilogue_gradient_width; ++i) values[i] = to_float(pack.element[i]);
 }
 
-// Adds the warps' sums up and writes those of the block's columns.
+// Adds the column sums of the block's warps and writes them.
 __device__ __forceinline__ void write_column_sums(
     float* partial, const float (&sums)[epilogue_gradient_width], float* scratch, int64_t columns_left) {
-  float* own = scratch + warp_in_block() * epilogue_gradient_columns + lane_in_warp() * epilogue_gradient_width;
+  float* target = scratch + warp_in_block() * epilogue_gradient_columns + lane_in_warp() * epilogue_gradient_width;
 #pragma unroll
   for (int i = 0; i < epilogue_gradient_width; i += Pack<float>::size) {
-    store_pack(own + i, Pack<float>{sums[i], sums[i + 1], sums[i + 2], sums[i + 3]});
+    store_pack(target + i, Pack<float>{sums[i], sums[i + 1], sums[i + 2], sums[i + 3]});
   }
   sync_threads();
   const int column = int(threadIdx.x);
   if (column < columns_left) {
     partial[column] = sum_groups<epilogue_gradient_warps, epilogue_gradient_columns>(scratch, column);
   }
-  sync_threads();  // the scratch may be used again
+  sync_threads();  // the scratch can be reused
 }
 
 template <typename T>
@@ -100,6 +123,24 @@ __global__ void __launch_bounds__(epilogue_gradient_threads)
   const int64_t target = chunk * a.columns + first_column, columns_left = a.columns - first_column;
   if (a.partial_bias != nullptr) write_column_sums(a.partial_bias + target, bias_sums, scratch, columns_left);
   if (a.partial_scale != nullptr) write_column_sums(a.partial_scale + target, scale_sums, scratch, columns_left);
+}
+
+// Rows of a block. The number of chunks, and so the order of the sums, depends only on the shape. Chunks are small
+// enough to occupy a large GPU, and large enough that writing the float partial sums is negligible.
+constexpr int64_t epilogue_gradient_rows_per_chunk(int64_t rows, int64_t columns) {
+  constexpr int64_t blocks = 1024, min_rows = 64;
+  const int64_t chunks = blocks / ceil_div(columns, epilogue_gradient_columns);
+  return split_rows(rows, chunks > 0 ? chunks : 1, min_rows);
+}
+
+// T: Half or BFloat16.
+template <typename T>
+void launch_epilogue_gradient(const EpilogueGradient& a, Stream stream) {
+  if (a.rows == 0 || a.columns == 0) return;
+  const int64_t column_blocks = ceil_div(a.columns, epilogue_gradient_columns);
+  const int64_t blocks = column_blocks * ceil_div(a.rows, a.rows_per_chunk);
+  const auto kernel = epilogue_gradient_kernel<T>;
+  launch(kernel, blocks, epilogue_gradient_threads, epilogue_gradient_shared_bytes, stream, a, column_blocks);
 }
 
 }  // namespace vitfast

@@ -1,4 +1,4 @@
-// GELU of one number on the device and its derivative, as exactly as the type that keeps the result shows them.
+// GELU and its derivative on the device, accurate to the precision of the output type.
 
 #pragma once
 
@@ -11,7 +11,7 @@
 
 namespace vitfast {
 
-// |x|, at most where GELU(-|x|) and its derivative have vanished beside a result kept in T. NaN stays NaN.
+// |x|, clamped to where GELU(-|x|) and its derivative are negligible in T. Propagates NaN.
 template <typename T>
 __device__ __forceinline__ float gelu_argument(float x) {
   constexpr float limit = std::is_same_v<T, BFloat16> ? gelu_limit_narrow : gelu_limit_full;
@@ -19,7 +19,7 @@ __device__ __forceinline__ float gelu_argument(float x) {
   return magnitude > limit ? limit : magnitude;
 }
 
-// By erf, for a result kept in T. NaN stays NaN.
+// Exact (erf) GELU for an output of type T. Propagates NaN.
 template <typename T>
 __device__ __forceinline__ float gelu_erf(float x) {
   constexpr bool is_narrow = std::is_same_v<T, BFloat16>;
@@ -28,15 +28,15 @@ __device__ __forceinline__ float gelu_erf(float x) {
   return fmaxf(x, 0.0f) - t * exp2_approximate(exponent);
 }
 
-// By tanh: x times the logistic function of 2 √(2/π) (x + 0.044715 x³). NaN stays NaN.
+// Tanh approximation: x sigmoid(2 √(2/π) (x + 0.044715 x³)). Propagates NaN.
 __device__ __forceinline__ float gelu_tanh(float x) {
   constexpr float minus_2_log2_e_sqrt_2_over_pi = -2.30220820f;
-  const float y = x < -100.0f ? -100.0f : x;  // there it is zero; an infinite x would make it NaN
+  const float y = x < -100.0f ? -100.0f : x;  // the result is zero below; -inf would give NaN
   const float exponent = (y + 0.044715f * (y * y * y)) * minus_2_log2_e_sqrt_2_over_pi;
   return y * reciprocal_approximate(1.0f + exp2_approximate(exponent));
 }
 
-// The derivative of GELU by erf, for a product with it that is kept in T.
+// Derivative of exact GELU, for an output of type T.
 template <typename T>
 __device__ __forceinline__ float gelu_erf_derivative(float x) {
   constexpr float minus_half_log2_e = -0.72134752f;
@@ -46,11 +46,11 @@ __device__ __forceinline__ float gelu_erf_derivative(float x) {
   return x < 0.0f ? below_zero : 1.0f - below_zero;
 }
 
-// The derivative of GELU by tanh: with g the logistic function of 2z, g + x g (1 - g) 2z'.
+// Derivative of the tanh approximation: with g = sigmoid(2z), g + x g (1 - g) 2z'.
 __device__ __forceinline__ float gelu_tanh_derivative(float x) {
   constexpr float minus_2_log2_e_sqrt_2_over_pi = -2.30220820f;
   constexpr float two_sqrt_2_over_pi = 1.59576912f;
-  constexpr float limit = 20.0f;  // there it is zero or one; powers of an infinite x would make it NaN
+  constexpr float limit = 20.0f;  // the result is 0 or 1 beyond; powers of an infinite x would give NaN
   const float y = x < -limit ? -limit : x > limit ? limit : x;
   const float square = y * y;
   const float exponent = (y + 0.044715f * (y * square)) * minus_2_log2_e_sqrt_2_over_pi;

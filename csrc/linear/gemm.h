@@ -1,6 +1,4 @@
-// Products with a fused epilogue on CUDA: what is asked of the kernels.
-//
-//     out = round(residual + scale * activation(x weightᵀ + bias))
+// Arguments of the CUDA GEMMs with a fused epilogue.
 
 #pragma once
 
@@ -13,15 +11,18 @@ namespace vitfast {
 
 enum class EpilogueActivation : int { none, gelu, gelu_tanh };
 
-// What is done with a sum of products, apart from the addends. Rounding is to the nearest number of a format, ties to
-// even; what is rounded is a number of the stored type, as if quantize_float read the result.
+// Rounding is to nearest, ties to even, and applies to the value as stored in the output type, as if quantize_float
+// read the result.
 struct GemmEpilogue {
   EpilogueActivation activation;
   bool rounds;
   FloatFormat<Float32Bits> format;
 };
 
-// Matrices are row by row without gaps, on 16-byte boundaries; columns and depth are multiples of 8, nothing is empty.
+// out = round(residual + scale * activation(x weightᵀ + bias))
+//
+// Matrices are row-major, contiguous and 16-byte aligned; columns and depth are multiples of gemm_alignment, no size is
+// zero.
 struct GemmArguments {
   const void* x;         // [rows, depth]
   const void* weight;    // [columns, depth]
@@ -33,15 +34,14 @@ struct GemmArguments {
   GemmEpilogue epilogue;
 };
 
-// The gradient of what an activation read, and the sums of its columns, from the gradient of a later product's result:
-//
-//     out = (grad weight) * activation'(pre_activation)
+// out = (grad weight) * activation'(pre_activation): the gradient of an activation's input from the gradient of the
+// next GEMM's output, and its column sums.
 struct GemmGradientArguments {
   const void* grad;            // [rows, depth]
-  const void* weight;          // [depth, columns], as the later product has it
+  const void* weight;          // [depth, columns]
   const void* pre_activation;  // [rows, columns]
   void* out;                   // [rows, columns]
-  float* partial_sums;         // [count_row_tiles(rows), columns]: each tile of rows writes those of its own
+  float* partial_sums;         // [count_row_tiles(rows), columns]: column sums of each row tile
   int rows, columns, depth;
   EpilogueActivation activation;  // not none
 };

@@ -1,5 +1,4 @@
-// What happens to a sum of products on its way to memory. The CUTLASS kernels call it on the numbers that a thread has
-// at a time; so does a program of tests/simt, on the host.
+// The GEMM epilogues on a thread's values. Called by the CUTLASS kernels, and on the host by a program of tests/simt.
 
 #pragma once
 
@@ -9,8 +8,8 @@
 
 namespace vitfast {
 
-// `Values`: `count` floats by index. T: the stored type. The choices are the same for all threads and made once for all
-// values, so that one kernel serves them all.
+// `Values`: an indexable array of `count` floats. T: the output type. Branches are uniform and taken once for all
+// values, so that one kernel per type and tile suffices.
 template <typename T, int count, typename Values>
 __device__ __forceinline__ Values apply_epilogue(
     const Values& sums, const Values& bias, const Values& scale, const Values& residual, const GemmEpilogue& epilogue) {
@@ -36,8 +35,7 @@ __device__ __forceinline__ Values apply_epilogue(
   return y;
 }
 
-// The gradient of the numbers that an activation read, from sums that are the gradient of its results. T: the type in
-// which it is stored.
+// The gradient of the activation's input; `sums` is the gradient of its output. T: the output type.
 template <typename T, int count, typename Values>
 __device__ __forceinline__ Values
 apply_epilogue_gradient(const Values& sums, const Values& pre_activation, EpilogueActivation activation) {

@@ -1,5 +1,5 @@
-// On the CPU linear is torch's operators: its library (MKL or oneDNN) holds about 80 % of peak at ViT shapes. What is
-// ours there has packed weights: csrc/packed.
+// On the CPU linear calls torch operators: MKL or oneDNN reach about 80 % of peak at ViT shapes. The custom CPU GEMMs,
+// which require packed weights, are in csrc/packed.
 
 #include "csrc/linear/linear_tensors.h"
 

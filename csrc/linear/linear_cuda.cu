@@ -1,6 +1,163 @@
-#include "csrc/linear/gemm_cuda.h"
+#include "csrc/linear/linear_cuda.h"
+
+#include <climits>
+#include <stdexcept>
+
+#include "csrc/common/chunks.h"
+#include "csrc/cuda/tensors.cuh"
+#include "csrc/linear/epilogue_gradient_kernel.cuh"
 
 namespace vitfast {
+
+// Instances are compiled in gemm_sm80.cu (for GPUs that run sm_80 code: compute capability 8.0 and newer) and
+// gemm_sm90a.cu (compute capability 9.0 only). The build defines VITFAST_HAS_SM80 and VITFAST_HAS_SM90A.
+template <typename T>
+void launch_gemm_sm80(const GemmArguments& arguments, Stream stream);
+template <typename T>
+void launch_gemm_sm80(const GemmGradientArguments& arguments, Stream stream);
+template <typename T>
+void launch_gemm_sm90a(const GemmArguments& arguments, Stream stream);
+template <typename T>
+void launch_gemm_sm90a(const GemmGradientArguments& arguments, Stream stream);
+
+namespace {
+
+bool is_compute_capability_90() {
+  int device = 0, major = 0, minor = 0;
+  check_cuda(cudaGetDevice(&device));
+  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  check_cuda(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+  return major == 9 && minor == 0;
+}
+
+// Launches the fastest kernel in this build that the current device supports.
+template <typename T, typename Arguments>
+void launch_gemm(const Arguments& arguments, Stream stream) {
+#if VITFAST_HAS_SM90A
+  if (is_compute_capability_90()) return launch_gemm_sm90a<T>(arguments, stream);
+#endif
+#if VITFAST_HAS_SM80
+  launch_gemm_sm80<T>(arguments, stream);
+#else
+  throw std::runtime_error("linear: this build has no GEMM kernel for this GPU's compute capability");
+#endif
+}
+
+bool is_narrow(ScalarType type) {
+  return type == ScalarType::Half || type == ScalarType::BFloat16;
+}
+
+// f(Half{}) or f(BFloat16{}).
+template <typename F>
+void with_narrow_type(ScalarType type, const F& f) {
+  type == ScalarType::Half ? f(Half{}) : f(BFloat16{});
+}
+
+// Reduces rows of partial sums to a gradient of the parameter's type.
+Tensor reduced(const Tensor& partial, ScalarType type) {
+  return as_type(sum_of_rows(partial), type);
+}
+
+float* floats_or_null(const std::optional<Tensor>& tensor) {
+  return static_cast<float*>(mutable_data_or_null(tensor));
+}
+
+bool has_gemm_kernel(ScalarType type, int64_t rows, int64_t columns, int64_t depth) {
+  return is_narrow(type) && rows > 0 && rows <= INT_MAX && columns > 0 && columns <= INT_MAX && depth > 0 &&
+         depth <= INT_MAX && columns % gemm_alignment == 0 && depth % gemm_alignment == 0;
+}
+
+}  // namespace
+
+std::optional<Tensor> gemm_on_cuda(const LinearCall& call) {
+  const int64_t rows = count_rows(call.x), columns = call.weight.size(0), depth = call.weight.size(1);
+  if (!has_gemm_kernel(call.x.scalar_type(), rows, columns, depth)) return std::nullopt;
+  const Tensor x = aligned(call.x), weight = aligned(call.weight);
+  const std::optional<Tensor> bias = aligned(call.bias), scale = aligned(call.scale);
+  const std::optional<Tensor> residual = aligned(call.residual);
+  const Tensor out = new_tensor(x, linear_sizes(x, weight));
+
+  const std::optional<FloatRounding> rounding = read_fused_rounding("linear", call.rounding);
+  const bool rounds_in_kernel = rounding.has_value() && rounding->rounding == Rounding::nearest_even;
+  GemmEpilogue epilogue{call.activation, rounds_in_kernel, {}};
+  if (rounds_in_kernel) epilogue.format = rounding->format32;
+  const GemmArguments arguments{
+      x.const_data_ptr(),
+      weight.const_data_ptr(),
+      data_or_null(bias),
+      data_or_null(scale),
+      data_or_null(residual),
+      out.mutable_data_ptr(),
+      int(rows),
+      int(columns),
+      int(depth),
+      epilogue};
+  const CurrentStream stream(x);
+  with_narrow_type(x.scalar_type(), [&](auto element) { launch_gemm<decltype(element)>(arguments, stream); });
+  if (rounding.has_value() && !rounds_in_kernel) quantize_float_in_place(out, call.rounding);
+  return out;
+}
+
+std::optional<EpilogueGradients> epilogue_gradients_on_cuda(const EpilogueGradientCall& call) {
+  const ScalarType type = call.grad.scalar_type();
+  const int64_t rows = call.grad.size(0), columns = call.grad.size(1);
+  const bool supports_shape = rows > 0 && columns > 0 && columns % epilogue_gradient_width == 0;
+  if (!is_narrow(type) || !supports_shape) return std::nullopt;
+  if (!call.has_bias && !call.sum.has_value()) return EpilogueGradients{call.grad, std::nullopt, std::nullopt};
+
+  const Tensor grad = aligned(call.grad);
+  const std::optional<Tensor> sum = aligned(call.sum), scale = aligned(call.scale);
+  const int64_t rows_per_chunk = epilogue_gradient_rows_per_chunk(rows, columns);
+  const std::vector<int64_t> partial_sizes{ceil_div(rows, rows_per_chunk), columns};
+  std::optional<Tensor> grad_sum, partial_bias, partial_scale;
+  if (sum.has_value()) grad_sum = new_tensor(grad, sizes_of(grad));
+  if (call.has_bias) partial_bias = new_tensor(grad, partial_sizes, ScalarType::Float);
+  if (scale.has_value()) partial_scale = new_tensor(grad, partial_sizes, ScalarType::Float);
+  const EpilogueGradient arguments{
+      grad.const_data_ptr(),
+      data_or_null(sum),
+      data_or_null(scale),
+      mutable_data_or_null(grad_sum),
+      floats_or_null(partial_bias),
+      floats_or_null(partial_scale),
+      rows,
+      columns,
+      rows_per_chunk,
+      call.activation};
+  const CurrentStream stream(grad);
+  with_narrow_type(type, [&](auto element) { launch_epilogue_gradient<decltype(element)>(arguments, stream); });
+
+  EpilogueGradients result{grad_sum.has_value() ? *grad_sum : grad, std::nullopt, std::nullopt};
+  if (partial_bias.has_value()) result.grad_bias = reduced(*partial_bias, type);
+  if (partial_scale.has_value()) result.grad_scale = reduced(*partial_scale, type);
+  return result;
+}
+
+EpilogueGradients gemm_gradient_on_cuda(
+    const Tensor& grad, const Tensor& weight, const Tensor& pre_activation, EpilogueActivation activation) {
+  const ScalarType type = grad.scalar_type();
+  const int64_t rows = grad.size(0), depth = grad.size(1), columns = weight.size(1);
+  STD_TORCH_CHECK(
+      has_gemm_kernel(type, rows, columns, depth),
+      "mlp: the CUDA GEMMs support float16 and bfloat16, and widths that are multiples of 8");
+  const Tensor grad_rows = aligned(grad), weight_rows = aligned(weight), pre_rows = aligned(pre_activation);
+  const Tensor out = new_tensor(pre_rows, sizes_of(pre_rows));
+  const Tensor partial = new_tensor(grad, {count_row_tiles(int(rows)), columns}, ScalarType::Float);
+  const GemmGradientArguments arguments{
+      grad_rows.const_data_ptr(),
+      weight_rows.const_data_ptr(),
+      pre_rows.const_data_ptr(),
+      out.mutable_data_ptr(),
+      static_cast<float*>(partial.mutable_data_ptr()),
+      int(rows),
+      int(columns),
+      int(depth),
+      activation};
+  const CurrentStream stream(grad);
+  with_narrow_type(type, [&](auto element) { launch_gemm<decltype(element)>(arguments, stream); });
+  return {out, reduced(partial, type), std::nullopt};
+}
+
 namespace {
 
 struct Cuda {

@@ -1,14 +1,14 @@
-// The operator linear on tensors, for every device: checks, and all that torch's operators do. A device brings
+// linear on tensors: checks, and the fallback by torch operators. A Device provides
 //
-//     static std::optional<Tensor> gemm(const LinearCall&);   the whole result by its own kernel, or nothing
-//     static std::optional<EpilogueGradients> gradients(const EpilogueGradientCall&);   likewise
+//     static std::optional<Tensor> gemm(const LinearCall&);   // the whole result, or nullopt for the fallback
+//     static std::optional<EpilogueGradients> gradients(const EpilogueGradientCall&);   // likewise
 
 #pragma once
 
 #include "csrc/common/tensors.h"
 #include "csrc/linear/gemm.h"
 #include "csrc/linear/torch_operators.h"
-#include "csrc/quantize/float_rounding.h"
+#include "csrc/quantize/rounding_arguments.h"
 
 namespace vitfast {
 
@@ -20,7 +20,7 @@ struct LinearCall {
   EpilogueActivation activation;
   const std::optional<Tensor>& scale;     // [N]
   const std::optional<Tensor>& residual;  // [..., N]
-  const std::vector<int64_t>& rounding;   // of the result; empty: none
+  const std::vector<int64_t>& rounding;   // of the result, or empty
 };
 
 inline EpilogueActivation read_activation(const std::string& name) {
@@ -30,15 +30,9 @@ inline EpilogueActivation read_activation(const std::string& name) {
   return EpilogueActivation::gelu_tanh;
 }
 
-// The name of the activation as torch's gelu takes it.
+// The `approximate` argument of torch's gelu.
 inline std::string approximate_of(EpilogueActivation activation) {
   return activation == EpilogueActivation::gelu_tanh ? "tanh" : "none";
-}
-
-inline int64_t count_rows(const Tensor& x) {
-  int64_t rows = 1;
-  for (int64_t i = 0; i + 1 < x.dim(); ++i) rows *= x.size(i);
-  return rows;
 }
 
 inline Tensor as_rows(const Tensor& x) {
@@ -54,19 +48,11 @@ inline std::vector<int64_t> linear_sizes(const Tensor& x, const Tensor& weight) 
 inline void check_linear_weight(const Tensor& x, const Tensor& weight) {
   check_tensor("linear", "x", x);
   STD_TORCH_CHECK(x.dim() > 0, "linear: x must have at least one dimension");
-  check_same_type("linear", "weight", weight, x);
   STD_TORCH_CHECK(weight.dim() == 2, "linear: weight must have two dimensions");
-  check_sizes("linear", "weight", weight, {weight.size(0), x.size(-1)});
+  check_like("linear", "weight", weight, x, {weight.size(0), x.size(-1)});
 }
 
-inline void check_linear_addend(
-    const char* name, const std::optional<Tensor>& tensor, const Tensor& x, const std::vector<int64_t>& sizes) {
-  if (!tensor.has_value()) return;
-  check_same_type("linear", name, *tensor, x);
-  check_sizes("linear", name, *tensor, sizes);
-}
-
-// The result from x weightᵀ + bias, by torch's operators.
+// Applies activation, scale and residual to x weightᵀ + bias by torch operators.
 inline Tensor finish_by_torch(const LinearCall& call, const Tensor& pre_activation) {
   Tensor y = pre_activation;
   if (call.activation != EpilogueActivation::none) {
@@ -88,13 +74,13 @@ std::tuple<Tensor, std::optional<Tensor>> linear_forward(
     std::vector<int64_t> round_result,
     bool save_for_backward) {
   check_linear_weight(x, weight);
-  check_linear_addend("bias", bias, x, {weight.size(0)});
-  check_linear_addend("scale", scale, x, {weight.size(0)});
-  check_linear_addend("residual", residual, x, linear_sizes(x, weight));
+  check_like("linear", "bias", bias, x, {weight.size(0)});
+  check_like("linear", "scale", scale, x, {weight.size(0)});
+  check_like("linear", "residual", residual, x, linear_sizes(x, weight));
   read_fused_rounding("linear", round_result);
   const LinearCall call{x, weight, bias, read_activation(activation), scale, residual, round_result};
 
-  // the gradients of what follows the sum need the sum; without them it need not be written
+  // the gradients of activation and scale need the sum; it is written only then
   const bool saves_sum = save_for_backward && (call.activation != EpilogueActivation::none || scale.has_value());
   if (!saves_sum) {
     if (const std::optional<Tensor> fused = Device::gemm(call)) return {*fused, std::nullopt};
@@ -102,14 +88,14 @@ std::tuple<Tensor, std::optional<Tensor>> linear_forward(
   const std::optional<Tensor> nothing;
   const std::vector<int64_t> no_rounding;
   const LinearCall sum{x, weight, bias, EpilogueActivation::none, nothing, nothing, no_rounding};
-  const std::optional<Tensor> own_sum = saves_sum ? Device::gemm(sum) : std::nullopt;
-  const Tensor pre_activation = own_sum.has_value() ? *own_sum : as_contiguous(torch_linear(x, weight, bias));
+  const std::optional<Tensor> kernel_sum = saves_sum ? Device::gemm(sum) : std::nullopt;
+  const Tensor pre_activation = kernel_sum.has_value() ? *kernel_sum : as_contiguous(torch_linear(x, weight, bias));
   Tensor out = finish_by_torch(call, pre_activation);
   if (!round_result.empty()) quantize_float_in_place(out, round_result);
   return {out, saves_sum ? std::optional<Tensor>(pre_activation) : std::nullopt};
 }
 
-// What the backward of a call asks for before its products.
+// Arguments of the epilogue part of the backward.
 struct EpilogueGradientCall {
   const Tensor& grad;                // [rows, N]
   const std::optional<Tensor>& sum;  // [rows, N], where there is an activation or a scale
@@ -139,7 +125,7 @@ inline EpilogueGradients gradients_by_torch(const EpilogueGradientCall& call) {
   return result;
 }
 
-// The products are torch's, whose libraries do plain ones best.
+// The GEMMs of the backward have no epilogue and use torch's libraries, which are fastest for plain GEMMs.
 template <typename Device>
 std::tuple<Tensor, Tensor, std::optional<Tensor>, std::optional<Tensor>> linear_backward(
     const Tensor& grad_out,                       // [..., N]
@@ -150,9 +136,9 @@ std::tuple<Tensor, Tensor, std::optional<Tensor>, std::optional<Tensor>> linear_
     std::string activation,
     bool has_bias) {
   check_linear_weight(x, weight);
-  check_linear_addend("grad_out", grad_out, x, linear_sizes(x, weight));
-  check_linear_addend("pre_activation", pre_activation, x, linear_sizes(x, weight));
-  check_linear_addend("scale", scale, x, {weight.size(0)});
+  check_like("linear", "grad_out", grad_out, x, linear_sizes(x, weight));
+  check_like("linear", "pre_activation", pre_activation, x, linear_sizes(x, weight));
+  check_like("linear", "scale", scale, x, {weight.size(0)});
   const EpilogueActivation kind = read_activation(activation);
   const bool needs_sum = kind != EpilogueActivation::none || scale.has_value();
   STD_TORCH_CHECK(pre_activation.has_value() == needs_sum, "linear_backward: pre_activation is what forward returned");
@@ -160,8 +146,8 @@ std::tuple<Tensor, Tensor, std::optional<Tensor>, std::optional<Tensor>> linear_
   const Tensor grad = as_contiguous(as_rows(grad_out));
   const std::optional<Tensor> sum = needs_sum ? std::optional<Tensor>(as_rows(*pre_activation)) : std::nullopt;
   const EpilogueGradientCall call{grad, sum, kind, scale, has_bias};
-  const std::optional<EpilogueGradients> own = Device::gradients(call);
-  const EpilogueGradients gradients = own.has_value() ? *own : gradients_by_torch(call);
+  const std::optional<EpilogueGradients> fused = Device::gradients(call);
+  const EpilogueGradients gradients = fused.has_value() ? *fused : gradients_by_torch(call);
   const Tensor grad_x = reshaped(torch::stable::matmul(gradients.grad_sum, weight), sizes_of(x));
   const Tensor grad_weight = torch::stable::matmul(torch::stable::transpose(gradients.grad_sum, 0, 1), as_rows(x));
   return {grad_x, as_contiguous(grad_weight), gradients.grad_bias, gradients.grad_scale};

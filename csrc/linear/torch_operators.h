@@ -1,4 +1,4 @@
-// torch's own operators, of which linear is put together where no kernel of ours runs, and its gradients everywhere.
+// torch operators called through the stable ABI: the fallback of linear, and parts of its gradients.
 
 #pragma once
 
@@ -16,7 +16,7 @@ Tensor call_torch(const char* name, const char* overload, const Arguments&... ar
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-// x wᵀ + b. The order of a sum does not depend on how the weight lies in memory.
+// x wᵀ + b. A contiguous weight makes the summation order independent of its strides.
 inline Tensor torch_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
   return call_torch("aten::linear", "", x, as_contiguous(weight), bias);
 }
@@ -26,21 +26,16 @@ inline Tensor torch_multiply(const Tensor& a, const Tensor& b) {
 }
 
 inline Tensor torch_add(const Tensor& a, const Tensor& b) {
-  return torch::stable::subtract(a, b, -1.0);  // the one sum that the stable ABI names
+  return torch::stable::subtract(a, b, -1.0);  // the stable ABI has no add
 }
 
-// x rounded in place, as the raw operator does it on the tensor's device.
+// Calls the registered operator on the tensor's device.
 inline void quantize_float_in_place(const Tensor& x, const std::vector<int64_t>& rounding) {
   std::array<StableIValue, 3> stack{
       torch::stable::detail::from(x),
       torch::stable::detail::from(rounding),
       torch::stable::detail::from(std::optional<Tensor>())};
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("vitfast::quantize_float_", "", stack.data(), TORCH_ABI_VERSION));
-}
-
-inline Tensor sum_of_rows(const Tensor& rows) {
-  const std::vector<int64_t> dimensions{0};
-  return torch::stable::sum(rows, torch::headeronly::IntHeaderOnlyArrayRef(dimensions.data(), 1));
 }
 
 inline Tensor reshaped(const Tensor& x, const std::vector<int64_t>& sizes) {

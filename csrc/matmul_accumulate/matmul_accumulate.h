@@ -1,36 +1,45 @@
-// What the tensor functions ask of the kernels of products whose accumulator is rounded.
+// Arguments of the GEMM kernels that round their accumulator.
 
 #pragma once
 
+#include <stdexcept>
+
+#include "csrc/common/chunks.h"
 #include "csrc/common/float_format.h"
 #include "csrc/common/types.h"
 
 namespace vitfast {
 
-// Contiguous matrices. For each result, k ascending: fused multiply-adds from 0 within a chunk, then accumulator =
-// round(accumulator + sum), from 0.
+// out = x weightᵀ; matrices are contiguous. Per element, in ascending k: fused multiply-adds within a chunk, starting
+// at 0, then accumulator = round(accumulator + sum).
 struct MatmulAccumulate {
   const float* x;       // [rows, depth]
   const float* weight;  // [columns, depth]
   float* out;           // [rows, columns]
-  int64_t rows;
-  int64_t columns;
-  int64_t depth;
-  int64_t chunk;           // products that are summed before the accumulator is rounded
+  int64_t rows, columns, depth;
+  int64_t chunk;           // number of products that are summed before the accumulator is rounded
   FloatRounding rounding;  // of the accumulator
 };
 
-// The same with a chunk summed in Half by the matrix unit: accumulator += sum in float after every chunk and behind the
-// last product, rounded to Half where asked for.
+// The same with chunks summed in Half by tensor cores: accumulator += sum in float after every chunk and at the end,
+// optionally rounded to Half.
 struct MatmulFp16Accumulation {
   const Half* x;       // [rows, depth]
   const Half* weight;  // [columns, depth]
   float* out;          // [rows, columns]
   int64_t rows;
   int64_t columns;
-  int64_t depth;  // a multiple of 8: rows are read 16 bytes at a time
+  int64_t depth;  // a multiple of 8: rows are read in 16-byte packs
   int64_t chunk;  // a multiple of 16
   bool rounds_accumulator;
 };
+
+// Number of CUDA blocks for a grid of result tiles.
+inline int64_t count_result_blocks(int64_t row_tiles, int64_t column_tiles) {
+  if (row_tiles * column_tiles > INT32_MAX) {
+    throw std::runtime_error("matmul_accumulate: the results need more than 2^31 - 1 blocks");
+  }
+  return row_tiles * column_tiles;
+}
 
 }  // namespace vitfast

@@ -1,17 +1,18 @@
-// Products whose accumulator is rounded after every chunk: a tile of results at a time, vectorized over the columns.
+// GEMM whose accumulator is rounded after every chunk: register tiles, vectorized over the columns.
 
 #pragma once
 
+#include "csrc/common/chunks.h"
 #include "csrc/quantize/round_vector_cpu_kernel.h"
 
 namespace vitfast::VITFAST_ISA {
 
-// Accumulators and the sums of a chunk fill the registers.
+// Tile size: accumulators and chunk sums fill the registers.
 constexpr int64_t accumulate_tile_rows = VITFAST_VECTOR_BYTES == 64 ? 6 : 3;
 constexpr int64_t accumulate_tile_vectors = 2;
 constexpr int64_t accumulate_tile_columns = accumulate_tile_vectors * width<float>;
 
-// The columns of one panel of w [columns, depth], as [depth, tile_columns], zeros behind the last one.
+// Packs one panel of the weight [columns, depth] as [depth, tile_columns], padded with zeros.
 inline void pack_panel(const MatmulAccumulate& a, int64_t panel, float* packed) {
   const int64_t first = panel * accumulate_tile_columns;
   for (int64_t column = 0; column < accumulate_tile_columns; ++column) {
@@ -23,7 +24,7 @@ inline void pack_panel(const MatmulAccumulate& a, int64_t panel, float* packed) 
   }
 }
 
-// Rows beyond the last one compute it once more, and are not stored.
+// Rows past the end repeat the last row and are not stored.
 template <typename Round>
 VITFAST_INLINE void accumulate_tile(
     const MatmulAccumulate& a, int64_t first_row, int64_t first_column, const float* packed, const Round& round) {
@@ -60,10 +61,10 @@ VITFAST_INLINE void accumulate_tile(
   }
 }
 
-// Tasks [begin, end) of panels * row_blocks: all rows of a panel are neighbours, so that it is packed once.
+// Tasks [begin, end) of panels * row_blocks: the row blocks of a panel are adjacent, so that it is packed once.
 void matmul_accumulate(const MatmulAccumulate& a, int64_t begin, int64_t end) {
   constexpr int64_t block_rows = matmul_accumulate_block_rows;
-  const int64_t row_blocks = (a.rows + block_rows - 1) / block_rows;
+  const int64_t row_blocks = ceil_div(a.rows, block_rows);
   const Scratch<float> packed(a.depth * accumulate_tile_columns + 1);
   with_rounding(a.rounding, [&](auto round) __attribute__((always_inline)) {
     int64_t packed_panel = -1;
@@ -81,7 +82,7 @@ void matmul_accumulate(const MatmulAccumulate& a, int64_t begin, int64_t end) {
 }
 
 int64_t matmul_accumulate_panels(int64_t columns) {
-  return (columns + accumulate_tile_columns - 1) / accumulate_tile_columns;
+  return ceil_div(columns, accumulate_tile_columns);
 }
 
 }  // namespace vitfast::VITFAST_ISA

@@ -1,16 +1,12 @@
-#include "csrc/cuda/current_stream.cuh"
-#include "csrc/linear/gemm_cuda.h"
-#include "csrc/matmul_accumulate/matmul_accumulate_launch.cuh"
+#include "csrc/cuda/tensors.cuh"
+#include "csrc/matmul_accumulate/matmul_accumulate_kernel.cuh"
 #include "csrc/matmul_accumulate/matmul_accumulate_tensors.h"
+#include "csrc/matmul_accumulate/matmul_fp16_accumulation_kernel.cuh"
 
 namespace vitfast {
 namespace {
 
 struct Cuda {
-  static Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes) {
-    return torch::stable::new_empty(like, {sizes.data(), sizes.size()});
-  }
-
   static void run(const MatmulAccumulate& a, const Tensor& like) { launch_matmul_accumulate(a, CurrentStream(like)); }
 };
 
@@ -26,8 +22,8 @@ Tensor matmul_half_sums(
   STD_TORCH_CHECK(sizes.depth % 8 == 0, op, ": K must be a multiple of 8, got ", sizes.depth);
   STD_TORCH_CHECK(chunk % step == 0, op, ": chunk must be a multiple of 16, or 0 for the whole sum, got ", chunk);
 
-  const Tensor out = torch::stable::new_empty(x, {sizes.out.data(), sizes.out.size()}, ScalarType::Float);
-  const Tensor x_rows = readable(x), weight_rows = readable(weight);
+  const Tensor out = new_tensor(x, sizes.out, ScalarType::Float);
+  const Tensor x_rows = aligned(x), weight_rows = aligned(weight);
   const MatmulFp16Accumulation arguments{
       static_cast<const Half*>(x_rows.const_data_ptr()),
       static_cast<const Half*>(weight_rows.const_data_ptr()),

@@ -1,18 +1,20 @@
-// Products whose accumulator is rounded, on the device: for each result the loop that defines it, k ascending, with the
-// bits of the CPU's operator.
+// GEMM with a rounded accumulator. Every result is computed by the loop that defines it, in ascending k, and equals the
+// CPU operator's bit for bit.
 //
-// A block computes a tile of 64 x 64 results, a thread 8 x 4 of them: accumulators and the sums of a chunk stay in
-// registers. Of x and weight 32 steps of the depth at a time lie in shared memory, depth first, so that a step of a
-// thread is three loads of 16 bytes for 32 multiply-adds.
+// A block computes a 64 x 64 tile, a thread 8 x 4 results of it; accumulators and chunk sums are kept in registers. x
+// and weight are staged in shared memory 32 depth steps at a time, depth-major, so that a thread's step is three
+// 16-byte loads for 32 multiply-adds.
 
 #pragma once
 
 #include <cstdint>
+#include <stdexcept>
 
-#include "csrc/cuda/arithmetic.cuh"
-#include "csrc/cuda/barrier.cuh"
+#include "csrc/cuda/launch.cuh"
+#include "csrc/cuda/numbers.cuh"
 #include "csrc/cuda/pack.cuh"
 #include "csrc/cuda/shared_memory.cuh"
+#include "csrc/cuda/threads.cuh"
 #include "csrc/matmul_accumulate/matmul_accumulate.h"
 #include "csrc/quantize/device_rounding.cuh"
 
@@ -27,21 +29,21 @@ struct AccumulateShape {
   static constexpr int shared_bytes_asked = 2 * shared_bytes<float>(depth * tile);
 };
 
-// The place of element (k, i) of a round's rows [depth][tile]. Packs of four neighbours are permuted within a step k,
-// so that eight steps of four rows, which a warp writes at once, meet all 32 banks.
+// Index of element (k, i) in shared rows [depth][tile]. Packs of four are permuted within a step k, so that the eight
+// steps of four rows that a warp writes at once cover all 32 banks.
 __device__ __forceinline__ int accumulate_place(int k, int i) {
   return k * AccumulateShape::tile + ((i / 4) ^ (k % 8)) * 4 + i % 4;
 }
 
-// Brings steps [first, first + count) of 64 rows of x [rows, depth], from row `first_row`; zeros are the steps behind.
-// Rows behind the last one are the last one's copies.
-__device__ __forceinline__ void bring_rows(
+// Loads steps [first, first + count) of 64 rows of x [rows, depth] from row `first_row`. Further steps are zero; rows
+// past the end repeat the last row.
+__device__ __forceinline__ void load_rows(
     float* target, const float* x, int64_t rows, int64_t depth, int64_t first_row, int64_t first, int count) {
   using Shape = AccumulateShape;
   constexpr int steps_at_once = 8, rows_at_once = Shape::threads / steps_at_once;
   constexpr int row_rounds = Shape::tile / rows_at_once, step_rounds = Shape::depth / steps_at_once;
   const int first_step = int(threadIdx.x) % steps_at_once, first_place = int(threadIdx.x) / steps_at_once;
-  float values[row_rounds][step_rounds];  // all are under way before the first is written
+  float values[row_rounds][step_rounds];  // all loads are in flight before the first store
 #pragma unroll
   for (int r = 0; r < row_rounds; ++r) {
     const int64_t row = first_row + first_place + r * rows_at_once;
@@ -61,7 +63,7 @@ __device__ __forceinline__ void bring_rows(
   }
 }
 
-// A thread's results: the rounded accumulators, and what the chunk has summed up so far.
+// A thread's results: the rounded accumulators and the sums of the current chunk.
 struct AccumulateResults {
   float accumulator[AccumulateShape::rows][AccumulateShape::columns] = {};
   float sum[AccumulateShape::rows][AccumulateShape::columns] = {};
@@ -116,9 +118,9 @@ __global__ void __launch_bounds__(AccumulateShape::threads)
   int64_t left_in_chunk = a.chunk;
   for (int64_t first = 0; first < a.depth; first += Shape::depth) {
     const int count = int(a.depth - first < Shape::depth ? a.depth - first : Shape::depth);
-    sync_threads();  // every thread has read the round before
-    bring_rows(x, a.x, a.rows, a.depth, first_row, first, count);
-    bring_rows(weight, a.weight, a.columns, a.depth, first_column, first, count);
+    sync_threads();  // every thread has read the previous round
+    load_rows(x, a.x, a.rows, a.depth, first_row, first, count);
+    load_rows(weight, a.weight, a.columns, a.depth, first_column, first, count);
     sync_threads();
     for (int k = 0; k < count;) {
       const int end = int(left_in_chunk < count - k ? k + left_in_chunk : count);
@@ -140,6 +142,22 @@ __global__ void __launch_bounds__(AccumulateShape::threads)
       if (first_column + column + j < a.columns) out[j] = results.accumulator[i][j];
     }
   }
+}
+
+inline void launch_matmul_accumulate(const MatmulAccumulate& a, Stream stream) {
+  using Shape = AccumulateShape;
+  const int64_t column_tiles = ceil_div(a.columns, Shape::tile);
+  const int64_t blocks = count_result_blocks(ceil_div(a.rows, Shape::tile), column_tiles);
+  if (blocks == 0) return;
+  with_rule(a.rounding.rounding, [&](auto rule) {
+    if constexpr (rule == Rounding::stochastic) {
+      throw std::runtime_error("matmul_accumulate: the accumulator is not rounded stochastically");
+    } else {
+      const auto kernel = matmul_accumulate_kernel<rule>;
+      const auto rounding = rule_rounding<rule>(&a.rounding);
+      launch(kernel, blocks, Shape::threads, Shape::shared_bytes_asked, stream, a, rounding, column_tiles);
+    }
+  });
 }
 
 }  // namespace vitfast

@@ -1,32 +1,28 @@
-// The operator matmul_accumulate on tensors, for every device: checks and allocation. A device brings
+// matmul_accumulate on tensors: checks and allocation. A Device provides
 //
-//     static Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes);
-//     static void run(const MatmulAccumulate&, const Tensor& like);      of at least one result
+//     static void run(const MatmulAccumulate&, const Tensor& like);      // the result is not empty
 
 #pragma once
 
+#include "csrc/common/chunks.h"
 #include "csrc/common/tensors.h"
 #include "csrc/matmul_accumulate/matmul_accumulate.h"
-#include "csrc/quantize/float_rounding.h"
+#include "csrc/quantize/rounding_arguments.h"
 
 namespace vitfast {
 
 struct AccumulateSizes {
   std::vector<int64_t> out;  // [..., N]
-  int64_t rows;
-  int64_t columns;
-  int64_t depth;
+  int64_t rows, columns, depth;
 
   AccumulateSizes(const char* op, const Tensor& x, const Tensor& weight, int64_t chunk) : out(sizes_of(x)) {
     STD_TORCH_CHECK(x.dim() > 0, op, ": x must have at least one dimension");
-    check_same_type(op, "weight", weight, x);
     STD_TORCH_CHECK(weight.dim() == 2, op, ": weight must have shape [N, K]");
-    check_sizes(op, "weight", weight, {weight.size(0), x.size(-1)});
+    check_like(op, "weight", weight, x, {weight.size(0), x.size(-1)});
     STD_TORCH_CHECK(chunk >= 0, op, ": chunk must be positive, or 0 for the whole sum");
     depth = out.back();
     out.back() = columns = weight.size(0);
-    rows = 1;
-    for (size_t i = 0; i + 1 < out.size(); ++i) rows *= out[i];
+    rows = count_rows(x);
   }
 };
 
@@ -42,7 +38,7 @@ Tensor matmul_accumulate(
   const FloatRounding rounding = read_float_rounding(op, accumulator);
   STD_TORCH_CHECK(rounding.rounding != Rounding::stochastic, op, ": the accumulator is not rounded stochastically");
 
-  const Tensor out = Device::new_tensor(x, sizes.out);
+  const Tensor out = new_tensor(x, sizes.out);
   const Tensor x_rows = as_contiguous(x), weight_rows = as_contiguous(weight);
   const MatmulAccumulate arguments{
       static_cast<const float*>(x_rows.const_data_ptr()),

@@ -1,48 +1,47 @@
-// Products summed in Half by the matrix unit: what it rounds within a chunk is its own (docs/kernels.md), what is added
-// after a chunk is float. The chunks are those of the operator's definition, k ascending.
+// GEMM with float16 accumulation in tensor cores. Rounding within a chunk is defined by the hardware (docs/kernels.md);
+// chunk sums are added in float, in ascending k.
 //
-// A block computes 128 x 64 results, each of its four warps 64 x 32 of them: 16 products of 16 x 8 results for every 16
-// of the depth, from six loads of fragments. Of x and weight 64 of the depth at a time come into one of two buffers of
-// shared memory while the other is worked on; behind the last row and the last k there are zeros.
+// A block computes 128 x 64 results, each of its four warps 64 x 32: 16 mma per depth step of 16, from six fragment
+// loads. Tiles of x and weight, 64 of the depth at a time, are double-buffered in shared memory. Rows and depth past
+// the end are zero.
 
 #pragma once
 
-#include "csrc/cuda/arithmetic.cuh"
-#include "csrc/cuda/barrier.cuh"
-#include "csrc/cuda/copy_async.cuh"
+#include "csrc/cuda/launch.cuh"
 #include "csrc/cuda/matrix.cuh"
 #include "csrc/cuda/numbers.cuh"
+#include "csrc/cuda/pack.cuh"
 #include "csrc/cuda/shared_memory.cuh"
 #include "csrc/cuda/shared_tile.cuh"
-#include "csrc/cuda/warp.cuh"
+#include "csrc/cuda/threads.cuh"
 #include "csrc/matmul_accumulate/matmul_accumulate.h"
 
 namespace vitfast {
 
 struct Fp16AccumulationShape {
-  static constexpr int row_tiles = 4, column_tiles = 4;  // of a warp: of 16 rows, of 8 columns
+  static constexpr int row_tiles = 4, column_tiles = 4;  // per warp, of 16 rows and of 8 columns
   static constexpr int warp_rows = 16 * row_tiles, warp_columns = 8 * column_tiles;
   static constexpr int rows = 2 * warp_rows, columns = 2 * warp_columns;
   static constexpr int threads = 4 * warp_size;
-  static constexpr int step = 16;   // of the depth, in a product of the unit
-  static constexpr int depth = 64;  // of a round
+  static constexpr int step = 16;   // of the depth, per mma
+  static constexpr int depth = 64;  // of the depth, per buffer
   static constexpr int x_elements = rows * depth, weight_elements = columns * depth;
   static constexpr int shared_bytes_asked =
       shared_bytes<Half>(2 * x_elements) + shared_bytes<Half>(2 * weight_elements);
   using Tile = SharedTile<Half, depth>;
 };
 
-// A thread's share of the copies of a round: the same chunk of 16 bytes of every 16th row.
+// A thread's share of the copies into a buffer: the same 16-byte chunk of every 16th row.
 template <int tile_rows>
 class RowCopies {
  public:
-  // `x` is the block's first row, `rows` how many there are from it on.
+  // `x`: the block's first row. `rows`: number of rows from there to the end of the matrix.
   __device__ __forceinline__ RowCopies(const Half* x, int64_t depth, int64_t rows)
       : source_(x + place().row * depth + place().column),
         rows_apart_(rows_at_once * depth),
         rows_left_(int(rows < tile_rows ? rows : tile_rows) - place().row) {}
 
-  // Begins the next round, of which `left` of the depth is there; zeros are behind it, and behind the last row.
+  // Starts the copies of the next buffer; `left`: remaining depth. Anything past the end is filled with zeros.
   __device__ __forceinline__ void copy(const Fp16AccumulationShape::Tile& tile, int64_t left) {
     Half* target = tile.chunk(place().row, place().column / Tile::chunk_size);
     const Half* source = source_;
@@ -71,20 +70,20 @@ class RowCopies {
   int rows_left_;
 };
 
-// A warp's results, as fragments of C: the accumulators, and what the chunk has summed up so far.
+// A warp's results as C fragments: the accumulators and the sums of the current chunk.
 struct Fp16AccumulationResults {
   using Shape = Fp16AccumulationShape;
   float accumulator[Shape::row_tiles][Shape::column_tiles][4] = {};
   uint32_t sum[Shape::row_tiles][Shape::column_tiles][2] = {};
 
-  // Of the warp's rows of x and weight, step number `step`.
+  // Multiplies depth step `step` of the warp's rows of x and weight.
   __device__ __forceinline__ void add_products(const Shape::Tile& x, const Shape::Tile& weight, int step, int lane) {
     // the permutation of chunks repeats every 8 rows
     const Half* x_rows = x.chunk(lane % 16, 2 * step + lane / 16);
     uint32_t a[Shape::row_tiles][4];
 #pragma unroll
     for (int i = 0; i < Shape::row_tiles; ++i) ldmatrix_x4(a[i], x_rows + i * 16 * Shape::depth);
-    // of two tiles, both halves of the step
+    // both depth halves of two tiles
     const Half* weight_rows = weight.chunk(lane / 16 * 8 + lane % 8, 2 * step + lane / 8 % 2);
 #pragma unroll
     for (int j = 0; j < Shape::column_tiles; j += 2) {
@@ -126,7 +125,7 @@ struct Fp16AccumulationResults {
   static __device__ __forceinline__ float upper(uint32_t pair) { return to_float(Half{uint16_t(pair >> 16)}); }
 };
 
-// Writes the results of a warp from [first_row, first_column] on.
+// Writes a warp's results to [first_row, first_column] and following.
 __device__ __forceinline__ void store_results(
     const Fp16AccumulationResults& results,
     const MatmulFp16Accumulation& a,
@@ -134,7 +133,7 @@ __device__ __forceinline__ void store_results(
     int64_t first_column,
     int lane) {
   using Shape = Fp16AccumulationShape;
-  const bool in_pairs = a.columns % 2 == 0;  // then all pairs are aligned
+  const bool in_pairs = a.columns % 2 == 0;  // implies that pairs are aligned
 #pragma unroll
   for (int i = 0; i < Shape::row_tiles; ++i) {
 #pragma unroll
@@ -157,7 +156,7 @@ __device__ __forceinline__ void store_results(
   }
 }
 
-// `rounds`: the accumulators, to Half.
+// `rounds`: whether accumulators are rounded to Half.
 template <bool rounds>
 __global__ void __launch_bounds__(Fp16AccumulationShape::threads, 3)
     matmul_fp16_accumulation_kernel(const MatmulFp16Accumulation a, const int64_t column_blocks) {
@@ -186,7 +185,7 @@ __global__ void __launch_bounds__(Fp16AccumulationShape::threads, 3)
   int buffer = 0;
   for (int64_t k = 0; k < a.depth; k += Shape::depth, buffer ^= 1) {
     wait_for_copies<0>();
-    sync_threads();  // the round is there, and every warp has done with the other buffer
+    sync_threads();  // the round is loaded, and every warp has finished with the other buffer
     if (k + Shape::depth < a.depth) copy_round(k + Shape::depth, buffer ^ 1);
     const Tile own_x{x + buffer * Shape::x_elements + warp_row * Shape::depth};
     const Tile own_weight{weight + buffer * Shape::weight_elements + warp_column * Shape::depth};
@@ -201,6 +200,19 @@ __global__ void __launch_bounds__(Fp16AccumulationShape::threads, 3)
   }
   if (left_in_chunk < a.chunk) results.template end_chunk<rounds>();
   store_results(results, a, first_row + warp_row, first_column + warp_column, lane_in_warp());
+}
+
+inline void launch_matmul_fp16_accumulation(const MatmulFp16Accumulation& a, Stream stream) {
+  using Shape = Fp16AccumulationShape;
+  if (a.depth % 8 != 0 || a.chunk <= 0 || a.chunk % Shape::step != 0) {
+    throw std::runtime_error("matmul_half_sums: the CUDA kernel takes depths by 8 and chunks by 16");
+  }
+  const int64_t column_blocks = ceil_div(a.columns, Shape::columns);
+  const int64_t blocks = count_result_blocks(ceil_div(a.rows, Shape::rows), column_blocks);
+  if (blocks == 0) return;
+  const auto kernel =
+      a.rounds_accumulator ? matmul_fp16_accumulation_kernel<true> : matmul_fp16_accumulation_kernel<false>;
+  launch(kernel, blocks, Shape::threads, Shape::shared_bytes_asked, stream, a, column_blocks);
 }
 
 }  // namespace vitfast

@@ -1,22 +1,15 @@
-// For inference the kernel that keeps hidden units on chip; for training two products of csrc/linear, whose backward
-// has GELU's derivative and the first bias's gradient in a product. vitfast/ops/mlp.py calls neither for other widths
-// and types.
+// Inference uses the fused kernel; training uses two GEMMs of csrc/linear, whose backward fuses GELU's derivative and
+// the gradient of the first bias into a GEMM epilogue. vitfast/ops/mlp.py uses torch operators for other widths and
+// types.
 
 #include "csrc/common/tensors.h"
-#include "csrc/cuda/current_stream.cuh"
-#include "csrc/linear/gemm_cuda.h"
-#include "csrc/mlp/mlp_launch.cuh"
+#include "csrc/cuda/tensors.cuh"
+#include "csrc/linear/linear_cuda.h"
+#include "csrc/mlp/mlp_kernel.cuh"
 #include "csrc/mlp/mlp_tensors.h"
 
 namespace vitfast {
 namespace {
-
-void check_optional(
-    const char* name, const std::optional<Tensor>& tensor, const Tensor& x, const std::vector<int64_t>& sizes) {
-  if (!tensor.has_value()) return;
-  check_same_type("mlp", name, *tensor, x);
-  check_sizes("mlp", name, *tensor, sizes);
-}
 
 EpilogueActivation activation_of(const std::string& approximate) {
   STD_TORCH_CHECK(
@@ -25,7 +18,7 @@ EpilogueActivation activation_of(const std::string& approximate) {
 }
 
 // x wᵀ + b (+ residual).
-Tensor product(
+Tensor gemm(
     const Tensor& x,
     const Tensor& weight,
     const std::optional<Tensor>& bias,
@@ -34,7 +27,7 @@ Tensor product(
   const std::vector<int64_t> no_rounding;
   const auto result =
       gemm_on_cuda(LinearCall{x, weight, bias, EpilogueActivation::none, no_scale, residual, no_rounding});
-  STD_TORCH_CHECK(result.has_value(), "mlp: the CUDA products take widths that are multiples of 8");
+  STD_TORCH_CHECK(result.has_value(), "mlp: the CUDA GEMMs support widths that are multiples of 8");
   return *result;
 }
 
@@ -49,9 +42,9 @@ Saved forward_for_training(
     const std::optional<Tensor>& residual,
     const std::string& approximate) {
   activation_of(approximate);
-  const Tensor pre_activation = product(x, fc1_weight, fc1_bias);
+  const Tensor pre_activation = gemm(x, fc1_weight, fc1_bias);
   const Tensor activation = call_torch("aten::gelu", "", pre_activation, approximate);
-  return {product(activation, fc2_weight, fc2_bias, residual), pre_activation, activation};
+  return {gemm(activation, fc2_weight, fc2_bias, residual), pre_activation, activation};
 }
 
 Tensor forward_on_chip(
@@ -64,10 +57,10 @@ Tensor forward_on_chip(
     const std::string& approximate) {
   STD_TORCH_CHECK(approximate == "none", "mlp: the CUDA kernel for inference has the exact GELU");
   const int64_t channels = x.size(-1), hidden = fc1_weight.size(0);
-  const Tensor x_rows = readable(x), fc1_rows = readable(fc1_weight), fc2_rows = readable(fc2_weight);
+  const Tensor x_rows = aligned(x), fc1_rows = aligned(fc1_weight), fc2_rows = aligned(fc2_weight);
   const auto fc1_shift = contiguous_or_none(fc1_bias), fc2_shift = contiguous_or_none(fc2_bias);
-  const std::optional<Tensor> residual_rows = readable(residual);
-  const Tensor out = torch::stable::new_empty(x, x.sizes());
+  const std::optional<Tensor> residual_rows = aligned(residual);
+  const Tensor out = new_tensor(x, sizes_of(x));
   const MlpForward arguments{
       x_rows.const_data_ptr(),
       fc1_rows.const_data_ptr(),
@@ -101,9 +94,9 @@ Saved mlp_forward(
     std::string approximate,
     bool save_for_backward) {
   check_weights(x, fc1_weight, fc2_weight);
-  check_optional("fc1_bias", fc1_bias, x, {fc1_weight.size(0)});
-  check_optional("fc2_bias", fc2_bias, x, {fc2_weight.size(0)});
-  check_optional("residual", residual, x, linear_sizes(x, fc2_weight));
+  check_like("mlp", "fc1_bias", fc1_bias, x, {fc1_weight.size(0)});
+  check_like("mlp", "fc2_bias", fc2_bias, x, {fc2_weight.size(0)});
+  check_like("mlp", "residual", residual, x, linear_sizes(x, fc2_weight));
   if (save_for_backward) {
     return forward_for_training(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual, approximate);
   }
@@ -124,9 +117,9 @@ std::tuple<Tensor, Tensor, std::optional<Tensor>, Tensor, std::optional<Tensor>>
     bool has_fc1_bias,
     bool has_fc2_bias) {
   check_weights(x, fc1_weight, fc2_weight);
-  check_optional("grad_out", grad_out, x, linear_sizes(x, fc2_weight));
-  check_optional("pre_activation", pre_activation, x, linear_sizes(x, fc1_weight));
-  check_optional("activation", activation, x, linear_sizes(x, fc1_weight));
+  check_like("mlp", "grad_out", grad_out, x, linear_sizes(x, fc2_weight));
+  check_like("mlp", "pre_activation", pre_activation, x, linear_sizes(x, fc1_weight));
+  check_like("mlp", "activation", activation, x, linear_sizes(x, fc1_weight));
   STD_TORCH_CHECK(activation.has_value(), "mlp_backward: activation is what forward returned");
 
   const auto weight_gradient = [](const Tensor& grad, const Tensor& inputs) {

@@ -1,4 +1,4 @@
-// The checks of mlp, for every device.
+// Argument checks of mlp.
 
 #pragma once
 
@@ -13,11 +13,9 @@ inline void check_mlp_weights(
   const char* op = "mlp";
   check_tensor(op, "x", x);
   STD_TORCH_CHECK(x.dim() > 0, op, ": x must have at least one dimension");
-  check_same_type(op, "fc1_weight", fc1_weight, x);
-  check_same_type(op, "fc2_weight", fc2_weight, x);
   STD_TORCH_CHECK(fc1_weight.dim() == 2 && fc2_weight.dim() == 2, op, ": the weights must have two dimensions");
-  check_sizes(op, "fc1_weight", fc1_weight, {fc1_weight.size(0), x.size(-1)});
-  check_sizes(op, "fc2_weight", fc2_weight, {fc2_weight.size(0), fc1_weight.size(0)});
+  check_like(op, "fc1_weight", fc1_weight, x, {fc1_weight.size(0), x.size(-1)});
+  check_like(op, "fc2_weight", fc2_weight, x, {fc2_weight.size(0), fc1_weight.size(0)});
 }
 
 }  // namespace vitfast

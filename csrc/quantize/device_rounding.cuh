@@ -1,9 +1,9 @@
-// The rounding of a float to a format within another kernel. What is rounded is one of two things:
+// Rounding to a float format fused into other kernels. There are two cases:
 //
-//     a number as it was stored        any bits; rounded as quantize_float rounds them
-//     a number that was computed       the same, but for NaN: the device's arithmetic knows one, whose mantissa is all
-//                                      ones. QPyTorch's rule takes NaN for a number and would carry it into a zero: it
-//                                      is given the NaN of torch.nan, which becomes the format's largest number.
+//     of_stored      a number loaded from memory: rounded like quantize_float, any bit pattern
+//     of_computed    a computed number: the same except for NaN. Device arithmetic returns a NaN whose mantissa is all
+//                    ones, which QPyTorch's rule, unaware of NaN, would carry into a zero. It is replaced by
+//                    torch.nan's bit pattern, which becomes the format's largest number.
 
 #pragma once
 
@@ -12,10 +12,10 @@
 
 namespace vitfast {
 
-// No rounding, known to the compiler.
+// No rounding, known at compile time.
 struct NoRounding {};
 
-// Rounding by a rule that the compiler knows.
+// Rounding by a rule known at compile time.
 template <Rounding rule>
 struct RuleRounding {
   FloatFormat<Float32Bits> format;
@@ -30,7 +30,7 @@ struct RuleRounding {
   }
 };
 
-// Rounding by any rule that is not stochastic.
+// Rounding by any deterministic rule.
 struct AnyRounding {
   FloatFormat<Float32Bits> format;
   bool is_there;
@@ -47,7 +47,7 @@ struct AnyRounding {
   }
 };
 
-// A rounding as a kernel takes it; `rounding` may be null.
+// Kernel arguments for a rounding; `rounding` may be null.
 template <Rounding rule>
 RuleRounding<rule> rule_rounding(const FloatRounding* rounding) {
   if (rounding == nullptr) return {{}, false};

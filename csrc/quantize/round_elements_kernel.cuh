@@ -1,8 +1,8 @@
-// Rounding of every element on the device. A rounder says how one number is rounded:
+// Elementwise rounding on the device. A Rounder rounds one number:
 //
-//     using Computed = float or double;      the type that it rounds in
-//     static constexpr bool draws;           whether it takes random numbers
-//     __device__ Computed operator()(Computed value, uint32_t random) const;   31 random bits
+//     using Computed = float or double;      // the computing type
+//     static constexpr bool draws;           // whether it uses random numbers
+//     __device__ Computed operator()(Computed value, uint32_t random) const;   // 31 random bits
 
 #pragma once
 
@@ -11,9 +11,11 @@
 #include "csrc/common/fixed_format.h"
 #include "csrc/common/float_format.h"
 #include "csrc/common/philox.h"
-#include "csrc/cuda/grid.cuh"
+#include "csrc/common/types.h"
+#include "csrc/cuda/launch.cuh"
 #include "csrc/cuda/numbers.cuh"
 #include "csrc/cuda/pack.cuh"
+#include "csrc/cuda/threads.cuh"
 
 namespace vitfast {
 
@@ -40,7 +42,7 @@ struct FixedRounder {
 
 constexpr int round_elements_threads = 256;
 
-// An element in the type that is rounded in, and back. Float and double are rounded in their own type.
+// Conversion of an element to the computing type and back.
 template <typename T>
 __device__ __forceinline__ float widen(T value) {
   return to_float(value);
@@ -58,8 +60,8 @@ __device__ __forceinline__ T narrow(double value) {
   return value;
 }
 
-// A thread's unit of work: of 64 neighbours (a philox_block), one pack in each of the four groups of 16. Its packs need
-// the same Philox counters, whose four words are one for each group: no random number is thrown away.
+// A slice is a thread's unit of work: one pack in each of the four groups of 16 in 64 elements (a philox_block). The
+// packs share Philox counters, one word for each group, so that no random number is discarded.
 template <typename T>
 constexpr int64_t slices_per_block = philox_lanes / Pack<T>::size;
 
@@ -94,8 +96,8 @@ __device__ __forceinline__ void round_slice(const T* x, T* y, int64_t slice, con
   for (int group = 0; group < groups; ++group) store_pack(y + first + group * philox_lanes, pack[group]);
 }
 
-// Rounds x [count] into y [count], which may be x itself. The first `slices` slices are read and written in packs,
-// which needs aligned pointers; the elements behind them one by one. `seed`: one number on the device, for stochastic
+// Rounds x [count] into y [count], which may be x. The first `slices` slices are accessed in packs and require aligned
+// pointers; the remaining elements are processed one by one. `seed`: one number in device memory, for stochastic
 // rounding.
 template <typename T, typename Rounder>
 __global__ void __launch_bounds__(round_elements_threads)
@@ -113,6 +115,67 @@ __global__ void __launch_bounds__(round_elements_threads)
     }
     y[i] = round_element(x[i], rounder, random);
   }
+}
+
+// x [count] -> y [count], contiguous, may be equal. `seed`: one number in device memory, or null.
+struct DeviceElements {
+  Type type;
+  const void* x;
+  void* y;
+  int64_t count;
+  const int64_t* seed;
+};
+
+template <typename T, typename Rounder>
+void launch_rounder(const DeviceElements& a, const Rounder& rounder, Stream stream) {
+  if (a.count == 0) return;
+  const bool aligned = is_pack_aligned(a.x) && is_pack_aligned(a.y);
+  const int64_t slices = aligned ? a.count / philox_block * slices_per_block<T> : 0;
+  const int64_t rest = a.count - slices / slices_per_block<T> * philox_block;
+  launch(
+      round_elements_kernel<T, Rounder>,
+      blocks_for(slices > rest ? slices : rest, round_elements_threads),
+      round_elements_threads,
+      0,
+      stream,
+      static_cast<const T*>(a.x),
+      static_cast<T*>(a.y),
+      slices,
+      a.count,
+      rounder,
+      a.seed);
+}
+
+// `rounder32` and `rounder64` compute in float and in double.
+template <typename Rounder32, typename Rounder64>
+void launch_for_type(const DeviceElements& a, const Rounder32& rounder32, const Rounder64& rounder64, Stream stream) {
+  switch (a.type) {
+    case Type::float32:
+      return launch_rounder<float>(a, rounder32, stream);
+    case Type::bfloat16:
+      return launch_rounder<BFloat16>(a, rounder32, stream);
+    case Type::float16:
+      return launch_rounder<Half>(a, rounder32, stream);
+    case Type::float64:
+      return launch_rounder<double>(a, rounder64, stream);
+  }
+}
+
+inline void launch_round_elements(const DeviceElements& a, const FloatRounding& rounding, Stream stream) {
+  with_rule(rounding.rounding, [&](auto rule) {
+    launch_for_type(
+        a,
+        FloatRounder<Float32Bits, rule>{rounding.format32},
+        FloatRounder<Float64Bits, rule>{rounding.format64},
+        stream);
+  });
+}
+
+inline void launch_round_elements(const DeviceElements& a, const FixedPointRounding& rounding, Stream stream) {
+  with_rule(rounding.rounding, [&](auto rule) {
+    launch_for_type(
+        a, FixedRounder<float, rule>{rounding.format32}, FixedRounder<double, rule>{rounding.format64}, stream);
+  });
 }
 
 }  // namespace vitfast

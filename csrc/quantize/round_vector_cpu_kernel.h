@@ -1,4 +1,4 @@
-// Rounding of a vector of floats to a narrower float format, chosen once for many vectors.
+// Rounding of float vectors to a narrower float format; the implementation is selected once for many vectors.
 
 #pragma once
 
@@ -8,7 +8,7 @@ namespace vitfast::VITFAST_ISA {
 
 #if defined(__F16C__)
 
-// True for IEEE half with all of its special values: the one format that processors convert to.
+// True for IEEE half with all of its special values: the only format with a conversion instruction.
 inline bool is_half(const FloatFormat<Float32Bits>& format) {
   const FloatFormat<Float32Bits> half =
       make_float_format<Float32Bits>(5, 10, 0x477fe000u, true, true, true, Overflow::inf);
@@ -24,9 +24,8 @@ struct NearestHalf {
 
 #endif
 
-// The bits of round_bits for the nearest number, ties to even, in half of the instructions: a number that is normal in
-// the format is rounded on its bits, one that is subnormal by adding and taking away a number of which one unit in the
-// last place is the spacing of the subnormal numbers.
+// Same results as round_bits with ties to even, in half the instructions: normal values are rounded by integer
+// arithmetic on their bits, subnormal values by adding and subtracting a number whose ulp is the subnormal spacing.
 struct NearestEven {
   explicit NearestEven(const FloatFormat<Float32Bits>& f)
       : format(f),
@@ -35,7 +34,7 @@ struct NearestEven {
         min_normal_bits(f.min_exponent << 23),
         spacing(bit_cast<float>((f.min_exponent + f.dropped_bits) << 23)) {}
 
-  // Without mantissa bits a tie goes by the exponent; a format that drops none has nothing to round.
+  // Formats without mantissa bits resolve ties by the exponent; formats with all of float's need no rounding.
   static bool covers(const FloatFormat<Float32Bits>& f) { return f.dropped_bits > 0 && f.code_parity == 0; }
 
   VITFAST_INLINE Vector<float> operator()(Vector<float> v) const {
@@ -46,7 +45,7 @@ struct NearestEven {
     const Words normal = (magnitude + odd + half_less_one) & kept_bits;
     const Vector<float> absolute = bit_cast<Vector<float>>(magnitude);
     const Words subnormal = bit_cast<Words>((absolute + spacing) - spacing);
-    const Ints compared = bit_cast<Ints>(magnitude);  // no sign bit: compares as an integer with a sign, too
+    const Ints compared = bit_cast<Ints>(magnitude);  // no sign bit, so signed comparison is valid
     Words rounded = compared < min_normal_bits ? subnormal : normal;
     rounded = bit_cast<Ints>(rounded) > int32_t(format.max_bits) ? format.overflow_bits - Words{} : rounded;
     rounded = compared == int32_t(Float32Bits::infinity) ? format.infinity_bits - Words{} : rounded;
@@ -63,7 +62,7 @@ struct NearestEven {
   float spacing;
 };
 
-// Any format and deterministic rounding, by round_bits.
+// Any format and deterministic rounding.
 template <Rounding rounding>
 struct AnyRounding {
   VITFAST_INLINE Vector<float> operator()(Vector<float> v) const {
@@ -77,7 +76,7 @@ struct AnyRounding {
   FloatFormat<Float32Bits> format;
 };
 
-// Calls f with what rounds a vector; the rounding is not stochastic.
+// Calls f with a functor that rounds a vector; the rounding must be deterministic.
 template <typename F>
 VITFAST_INLINE void with_rounding(const FloatRounding& rounding, const F& f) {
   const FloatFormat<Float32Bits>& format = rounding.format32;
@@ -93,7 +92,7 @@ VITFAST_INLINE void with_rounding(const FloatRounding& rounding, const F& f) {
   f(AnyRounding<Rounding::toward_zero>{format});
 }
 
-// Rounds `count` neighbours in place, which had better be in the first-level cache.
+// Rounds `count` adjacent numbers in place.
 inline void round_row(const FloatRounding& rounding, float* row, int64_t count) {
   with_rounding(rounding, [&](auto round) __attribute__((always_inline)) {
     for_each_vector<float>(count, [&](int64_t i, int64_t n) __attribute__((always_inline)) {

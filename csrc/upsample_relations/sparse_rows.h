@@ -7,10 +7,10 @@
 
 namespace vitfast {
 
-// The nonzero elements of a matrix [fine, coarse], row by row.
+// Nonzero elements of a matrix [fine, coarse] by rows (CSR).
 template <typename C>
 struct SparseRows {
-  SparseRows(const Tensor& matrix) : starts{0} {
+  explicit SparseRows(const Tensor& matrix) : starts{0} {
     const C* element = static_cast<const C*>(matrix.const_data_ptr());
     for (int64_t row = 0; row < matrix.size(0); ++row) {
       for (int64_t column = 0; column < matrix.size(1); ++column, ++element) {

@@ -1,5 +1,5 @@
-// matrix x matrixᵀ for a matrix with few nonzero elements a row: each pass combines a few rows, a vector of columns at
-// a time, and a transposition between the passes lets the second one do to columns what the first did to rows.
+// matrix x matrixᵀ for a sparse matrix: each pass combines a few rows, one vector of columns at a time. Transposing
+// between the passes lets the second pass combine columns with the code of the first.
 
 #pragma once
 
@@ -8,7 +8,7 @@
 
 namespace vitfast::VITFAST_ISA {
 
-// target = Σ weight * row, over the nonzero elements of row `fine` of the matrix.
+// target = Σ weight * row over the nonzero elements of row `fine` of the matrix.
 template <typename C, typename T>
 VITFAST_INLINE void combine_rows(
     const UpsampleRelations& a, int64_t fine, const C* rows, int64_t stride, int64_t size, T* target) {

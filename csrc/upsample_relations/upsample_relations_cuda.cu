@@ -1,26 +1,20 @@
-#include "csrc/cuda/current_stream.cuh"
-#include "csrc/upsample_relations/upsample_relations_launch.cuh"
+#include "csrc/cuda/tensors.cuh"
+#include "csrc/upsample_relations/upsample_relations_kernel.cuh"
 #include "csrc/upsample_relations/upsample_relations_tensors.h"
 
 namespace vitfast {
 namespace {
-
-Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType type) {
-  return torch::stable::new_empty(like, {sizes.data(), sizes.size()}, type);
-}
 
 Tensor upsample_relations(
     const Tensor& x,         // [B, H, n, n]
     const Tensor& matrix) {  // [N, n]
   const char* op = "upsample_relations";
   check_upsample_relations(x, matrix);
-  STD_TORCH_CHECK(x.scalar_type() != ScalarType::Double, op, ": the CUDA kernel takes float32, bfloat16 and float16");
-  STD_TORCH_CHECK(
-      matrix.is_cuda() && matrix.get_device_index() == x.get_device_index(), op, ": matrix must be on x's device");
+  STD_TORCH_CHECK(is_on_device_of(matrix, x), op, ": matrix must be on the device of x");
   STD_TORCH_CHECK(x.size(3) <= relation_max_coarse, op, ": a head of x does not fit the shared memory of a block");
   const CurrentStream stream(x);
   const int64_t fine = matrix.size(0);
-  const Tensor out = new_tensor(x, {x.size(0), x.size(1), fine, fine}, x.scalar_type());
+  const Tensor out = new_tensor(x, {x.size(0), x.size(1), fine, fine});
   if (out.numel() == 0) return out;
   const Tensor wide_matrix = as_type(matrix, ScalarType::Float);
   RelationGroups groups{};
@@ -45,16 +39,7 @@ Tensor upsample_relations(
       x.size(0),
       x.size(1),
       groups};
-  switch (type_of(x)) {
-    case Type::bfloat16:
-      launch_upsample_relations<BFloat16>(arguments, stream);
-      break;
-    case Type::float16:
-      launch_upsample_relations<Half>(arguments, stream);
-      break;
-    default:
-      launch_upsample_relations<float>(arguments, stream);
-  }
+  with_element(op, type_of(x), [&](auto element) { launch_upsample_relations<decltype(element)>(arguments, stream); });
   return out;
 }
 

@@ -1,30 +1,61 @@
-// matrix x matrixᵀ for a matrix with few nonzero elements a row, on the device.
+// matrix x matrixᵀ for a sparse matrix with few nonzero elements per row.
 //
-// One kernel lists the matrix's nonzero elements. A block of the other takes a head: x lies transposed in shared
-// memory, and a panel of columns at a time passes through
+// One kernel lists the nonzero elements of the matrix. A block of the other kernel processes a head: x is transposed in
+// shared memory, and panels of columns pass through
 //
-//     columns [coarse, panel] = x matrixᵀ     four columns a warp, a lane to each row of x
-//     out [fine, panel] = matrix columns      four rows a warp, a lane to each column of the panel
+//     columns [coarse, panel] = x matrixᵀ     four columns per warp, one row of x per lane
+//     out [fine, panel] = matrix columns      four rows per warp, one column of the panel per lane
 //
-// A warp combines rows of its source for four neighbouring rows of the matrix at once: on a grid they share most of
-// what they read.
+// A warp combines source rows for four adjacent rows of the matrix at once: on a grid these share most of their nonzero
+// columns.
 
 #pragma once
 
-#include "csrc/cuda/arithmetic.cuh"
-#include "csrc/cuda/barrier.cuh"
-#include "csrc/cuda/grid.cuh"
+#include <cstdint>
+#include <stdexcept>
+
+#include "csrc/common/chunks.h"
+#include "csrc/cuda/launch.cuh"
 #include "csrc/cuda/numbers.cuh"
 #include "csrc/cuda/pack.cuh"
 #include "csrc/cuda/shared_memory.cuh"
-#include "csrc/cuda/warp.cuh"
-#include "csrc/upsample_relations/upsample_relations.h"
+#include "csrc/cuda/threads.cuh"
 
 namespace vitfast {
 
+constexpr int relation_group = 4;  // rows of the matrix that are processed together
+
+// matrix [fine, coarse] in float32, and the lists of its nonzero columns by groups of rows: the first counts[group]
+// entries of columns[group] and weights[group] are valid. Weights of rows past the end are zero.
+struct RelationGroups {
+  const float* matrix;
+  int64_t matrix_row_stride;
+  int64_t matrix_column_stride;
+  int64_t fine;
+  int coarse;
+  int* counts;     // [groups]
+  int* columns;    // [groups, coarse]
+  float* weights;  // [groups, coarse, 4]
+
+  int64_t groups() const { return ceil_div(fine, relation_group); }
+};
+
+// x [images, heads, coarse, coarse] -> out [images, heads, fine, fine], contiguous.
+struct UpsampleRelationsOnDevice {
+  const void* x;
+  int64_t image_stride;
+  int64_t head_stride;
+  int64_t row_stride;
+  int64_t column_stride;
+  void* out;
+  int64_t images;
+  int64_t heads;
+  RelationGroups groups;
+};
+
 constexpr int relation_threads = 256, relation_warps = relation_threads / warp_size;
 
-// A warp to each group of the matrix's rows.
+// Lists the nonzero columns of each group of rows; one warp per group.
 __global__ void __launch_bounds__(relation_threads)
     list_relations_kernel(const RelationGroups a, const int64_t groups) {
   const int64_t group = thread_in_grid() / warp_size;
@@ -52,13 +83,13 @@ __global__ void __launch_bounds__(relation_threads)
   if (lane_in_warp() == 0) a.counts[group] = count;
 }
 
-// A block's panel: `lane_columns` columns for each lane.
+// Panel of a block: `lane_columns` columns per lane.
 template <typename T, int lane_columns>
 struct RelationPanel {
   static constexpr int columns = warp_size * lane_columns;
-  static constexpr int stride = columns + 4;  // an odd number of packs: eight rows' packs meet all banks
+  static constexpr int stride = columns + 4;  // an odd number of packs: the packs of eight rows are in different banks
 
-  // Rows of x lie apart by an odd number of elements, so that what is written transposed meets few banks twice.
+  // odd, so that transposed writes have few bank conflicts
   __host__ __device__ static constexpr int x_stride(int coarse) { return coarse | 1; }
 
   __host__ __device__ static constexpr int bytes(int coarse) {
@@ -66,12 +97,11 @@ struct RelationPanel {
   }
 };
 
-// target[j * stride + i] = x[i, j] of a head, a row (or, where these are closer together in memory, a column) at a
-// time.
+// target[j * stride + i] = x[i, j] of a head. Reads x by rows or by columns, whichever have the smaller stride.
 template <typename T>
-__device__ __forceinline__ void bring_transposed(
+__device__ __forceinline__ void load_transposed(
     T* target, int stride, const T* x, int64_t row_stride, int64_t column_stride, int size) {
-  constexpr int lines = 4, rounds = 4;  // under way at once
+  constexpr int lines = 4, rounds = 4;  // in flight at once
   const bool by_rows = column_stride <= row_stride;
   const int64_t from_line = by_rows ? row_stride : column_stride, from_place = by_rows ? column_stride : row_stride;
   const int to_line = by_rows ? 1 : stride, to_place = by_rows ? stride : 1;
@@ -100,8 +130,8 @@ __device__ __forceinline__ void bring_transposed(
   }
 }
 
-// sums[i][k] += the matrix's row i of the group times the source's column `first` + lane + 32 k, of columns up to
-// `end`. Zeros of the matrix take no part.
+// sums[i][k] += (row i of the group) * (column `first` + lane + 32 k of the source), for columns below `end`. Zeros of
+// the matrix are skipped, so that they do not propagate NaN or infinity.
 template <int rounds, typename S>
 __device__ __forceinline__ void combine_group(
     const RelationGroups& a,
@@ -130,12 +160,12 @@ __device__ __forceinline__ void combine_group(
   }
 }
 
-// Blocks [images * heads, parts]: a block takes every parts-th panel of a head.
+// Grid [images * heads, parts]: a block processes every parts-th panel of a head.
 template <typename T, int lane_columns>
 __global__ void __launch_bounds__(relation_threads)
     upsample_relations_kernel(const UpsampleRelationsOnDevice a, const int64_t parts) {
   using Panel = RelationPanel<T, lane_columns>;
-  constexpr int rounds = 4;  // of 32 rows of x, in the first product
+  constexpr int rounds = 4;  // of 32 rows of x, in the first GEMM
   const RelationGroups& groups = a.groups;
   const int coarse = groups.coarse, x_stride = Panel::x_stride(coarse);
   const int64_t fine = groups.fine;
@@ -147,11 +177,11 @@ __global__ void __launch_bounds__(relation_threads)
   SharedMemory shared;
   T* transposed = shared.take<T>(coarse * x_stride);
   float* columns = shared.take<float>(coarse * Panel::stride);
-  bring_transposed(transposed, x_stride, x, a.row_stride, a.column_stride, coarse);
+  load_transposed(transposed, x_stride, x, a.row_stride, a.column_stride, coarse);
 
   for (int64_t first = part * Panel::columns; first < fine; first += parts * Panel::columns) {
     const int panel = int(fine - first < Panel::columns ? fine - first : Panel::columns);
-    sync_threads();  // x is there, and every warp has read the panel before
+    sync_threads();  // x is loaded, and all warps have read the previous panel
     for (int place = warp_in_block() * relation_group; place < panel; place += relation_warps * relation_group) {
       for (int row = 0; row < coarse; row += rounds * warp_size) {
         float sums[relation_group][rounds] = {};
@@ -164,7 +194,7 @@ __global__ void __launch_bounds__(relation_threads)
         }
       }
     }
-    sync_threads();  // the panel is there
+    sync_threads();  // the panel is complete
     for (int64_t group = warp_in_block(); group * relation_group < fine; group += relation_warps) {
       float sums[relation_group][lane_columns] = {};
       combine_group(groups, group, columns, Panel::stride, 0, panel, sums);
@@ -180,6 +210,45 @@ __global__ void __launch_bounds__(relation_threads)
       }
     }
   }
+}
+
+constexpr int relation_wide = 4, relation_narrow = 1;  // columns of a lane
+constexpr int relation_max_bytes = 227 * 1024;         // largest shared memory of any supported GPU
+constexpr int relation_max_coarse = 1024;              // above what fits for any type
+
+// bounds used by vitfast/ops/upsample_relations.py
+static_assert(RelationPanel<float, relation_narrow>::bytes(197) <= 4 * 197 * 197 + 144 * 197 + 16);
+static_assert(RelationPanel<Half, relation_narrow>::bytes(50) <= 2 * 50 * 51 + 144 * 50 + 16);
+
+template <typename T, int lane_columns>
+void launch_upsample_relations_instance(const UpsampleRelationsOnDevice& a, Stream stream) {
+  using Panel = RelationPanel<T, lane_columns>;
+  const int64_t groups = a.groups.groups(), heads = a.images * a.heads;
+  const int64_t listing_blocks = ceil_div(groups, relation_warps);
+  // every block loads all of x, so a head is split only where there are too few heads for a large GPU
+  constexpr int64_t enough_blocks = 2 * 132;
+  const int64_t panels = ceil_div(a.groups.fine, Panel::columns), wanted = ceil_div(enough_blocks, heads);
+  const int64_t parts = wanted < panels ? wanted : panels;
+  if (listing_blocks > INT32_MAX || heads * parts > INT32_MAX) {
+    throw std::runtime_error("upsample_relations: the CUDA kernel takes up to 2^31 - 1 panels of 32 columns");
+  }
+  launch(list_relations_kernel, listing_blocks, relation_threads, 0, stream, a.groups, groups);
+  const auto kernel = upsample_relations_kernel<T, lane_columns>;
+  launch(kernel, heads * parts, relation_threads, Panel::bytes(a.groups.coarse), stream, a, parts);
+}
+
+// T: float, Half or BFloat16. The result must not be empty, and the matrix must have a column.
+template <typename T>
+void launch_upsample_relations(const UpsampleRelationsOnDevice& a, Stream stream) {
+  constexpr int two_blocks_bytes = 113 * 1024;  // two such blocks fit a multiprocessor of sm_90
+  const int coarse = a.groups.coarse;
+  if (coarse > relation_max_coarse || RelationPanel<T, relation_narrow>::bytes(coarse) > relation_max_bytes) {
+    throw std::runtime_error("upsample_relations: a head of x does not fit the shared memory of a block");
+  }
+  if (RelationPanel<T, relation_wide>::bytes(coarse) <= two_blocks_bytes) {
+    return launch_upsample_relations_instance<T, relation_wide>(a, stream);
+  }
+  launch_upsample_relations_instance<T, relation_narrow>(a, stream);
 }
 
 }  // namespace vitfast

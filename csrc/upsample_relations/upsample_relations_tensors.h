@@ -1,4 +1,4 @@
-// The checks of upsample_relations, for every device.
+// Argument checks of upsample_relations.
 
 #pragma once
 

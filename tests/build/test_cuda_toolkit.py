@@ -7,9 +7,8 @@ import pytest
 
 from vitfast_build import cuda_toolkit
 from vitfast_build.cuda_toolkit import decide_cuda, find_toolkit
-from vitfast_build.errors import BuildError
-from vitfast_build.options import BuildOptions
-from vitfast_build.torch_installation import TorchInstallation
+from vitfast_build.options import BuildError, BuildOptions
+from vitfast_build.toolchain import TorchInstallation
 
 CUDA_TORCH = TorchInstallation(Path("/torch"), "2.15.0+cu132", "13.2")
 CPU_TORCH = TorchInstallation(Path("/torch"), "2.15.0+cpu", None)
@@ -62,7 +61,9 @@ def test_no_nvcc_is_a_reason_or_an_error_if_cuda_is_demanded(tmp_path: Path) -> 
     decision = decide_cuda(BuildOptions.from_environment({}), CUDA_TORCH, environment)
     assert decision.toolkit is None
     assert "there is no nvcc" in decision.reason
-    with pytest.raises(BuildError, match=r"VITFAST_CUDA=1 demands(.|\n)*export CUDA_HOME=(.|\n)*export VITFAST_CUDA=0"):
+    with pytest.raises(
+        BuildError, match=r"VITFAST_CUDA=1 requires(.|\n)*export CUDA_HOME=(.|\n)*export VITFAST_CUDA=0"
+    ):
         decide_cuda(BuildOptions.from_environment({"VITFAST_CUDA": "1"}), CUDA_TORCH, environment)
 
 
@@ -95,14 +96,14 @@ def test_an_old_toolkit_and_a_cpu_only_torch_are_obstacles(
 ) -> None:
     environment = {"CUDA_HOME": str(_toolkit(program, tmp_path, version))}
     assert decide_cuda(BuildOptions.from_environment({}), torch, environment).toolkit is None
-    with pytest.raises(BuildError, match=rf"VITFAST_CUDA=1 demands the CUDA library, but {reason}"):
+    with pytest.raises(BuildError, match=rf"VITFAST_CUDA=1 requires the CUDA library, but {reason}"):
         decide_cuda(BuildOptions.from_environment({"VITFAST_CUDA": "1"}), torch, environment)
 
 
 def test_an_architecture_that_nvcc_does_not_know_is_named(program: Program, tmp_path: Path) -> None:
     environment = {"CUDA_HOME": str(_toolkit(program, tmp_path))}
     options = BuildOptions.from_environment({"TORCH_CUDA_ARCH_LIST": "9.0a;10.0"})
-    with pytest.raises(BuildError, match=r"does not know 10\.0; it knows compute_80, compute_90"):
+    with pytest.raises(BuildError, match=r"does not support 10\.0; it supports compute_80, compute_90"):
         decide_cuda(options, CUDA_TORCH, environment)
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from vitfast_build.cutlass_headers import DISTRIBUTION, find_cutlass
-from vitfast_build.errors import BuildError
+from vitfast_build.cuda_toolkit import CUTLASS_DISTRIBUTION, find_cutlass
+from vitfast_build.options import BuildError
 
 
 def write_headers(folder: Path, version: str = "4.2") -> Path:
@@ -28,7 +28,7 @@ def install(site: Path, version: str = "4.2") -> Path:
     (other / "library.h").touch()
     information = site / "nvidia_cutlass-4.2.0.0.dist-info"
     information.mkdir()
-    (information / "METADATA").write_text(f"Metadata-Version: 2.4\nName: {DISTRIBUTION}\nVersion: 4.2.0.0\n")
+    (information / "METADATA").write_text(f"Metadata-Version: 2.4\nName: {CUTLASS_DISTRIBUTION}\nVersion: 4.2.0.0\n")
     names = [path.relative_to(site).as_posix() for path in sorted(site.rglob("*.h"))]
     (information / "RECORD").write_text("".join(f"{name},,\n" for name in names))
     return include
@@ -59,7 +59,7 @@ def test_no_headers_are_told_apart_from_a_wrong_folder(tmp_path: Path, monkeypat
 @pytest.mark.parametrize("version", ["3.9", "4.1"])
 def test_old_headers_are_refused(version: str, tmp_path: Path) -> None:
     write_headers(tmp_path, version)
-    message = rf"is {version}; vitfast's products need 4\.2 or newer(.|\n)*pip install --no-deps"
+    message = rf"is {version}; vitfast's GEMMs need 4\.2 or newer(.|\n)*pip install --no-deps"
     with pytest.raises(BuildError, match=message):
         find_cutlass({"VITFAST_CUTLASS": str(tmp_path)})
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vitfast_build.jobs import GIB, Jobs, choose_jobs, free_memory, usable_cores
+from vitfast_build.native_build import GIB, Jobs, choose_jobs, free_memory, usable_cores
 
 
 @pytest.mark.parametrize(

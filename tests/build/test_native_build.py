@@ -12,11 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from vitfast_build import build_config
+from vitfast_build.commands import build_summary, describe_build, write_build
 from vitfast_build.cuda_toolkit import CudaDecision, CudaToolkit
-from vitfast_build.errors import BuildError
 from vitfast_build.native_build import NativeBuild
-from vitfast_build.options import BuildOptions
+from vitfast_build.options import BuildError, BuildOptions
 from vitfast_build.toolchain import Compiler, check_sanitizers
 
 # what a program without sanitizers has to load first, to load a library with them
@@ -104,8 +103,8 @@ def test_sanitizers_end_the_program_at_an_error(
     build = NativeBuild.plan(project.root, options, clean_environment)
     assert build.cuda.toolkit is None
     build.run(tmp_path / "out")
-    description = build_config.describe(options, build)
-    assert "AddressSanitizer" in build_config.summary(description)
+    description = describe_build(options, build)
+    assert "AddressSanitizer" in build_summary(description)
     preload = [subprocess.check_output(["g++", f"-print-file-name={name}"], text=True).strip() for name in RUN_TIME]
     environment = {**clean_environment, "LD_PRELOAD": " ".join(preload), "ASAN_OPTIONS": "detect_leaks=0"}
     calls = (("read", 3, ""), ("read", 4, "heap-buffer-overflow"), ("add", 1, "signed integer overflow"))
@@ -147,35 +146,36 @@ def test_each_cuda_file_is_compiled_for_its_architectures(root: Path, clean_envi
     sm80, sm90a = "-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90a,code=sm_90a"
     both = flags_of("8.0;9.0a")
     assert both["attention_cuda.cu"] == (sm80, sm90a)
-    assert both["product_float16_sm80.cu"][0] == sm80
-    assert sm90a not in both["product_float16_sm80.cu"]
-    assert both["product_float16_sm90a.cu"][0] == sm90a
+    assert both["gemm_sm80.cu"][0] == sm80
+    assert sm90a not in both["gemm_sm80.cu"]
+    assert both["gemm_sm90a.cu"][0] == sm90a
+    assert "-DVITFAST_GEMM_TYPE=BFloat16" in both["gemm_sm90a.cu"]
     assert both["linear_cuda.cu"][2:] == (
         "-DVITFAST_HAS_SM90A=1", "-DVITFAST_HAS_SM80=1", "-DNDEBUG", "-isystem", "/opt/cutlass/include",
     )  # fmt: skip
     one = flags_of("9.0a")
-    assert "product_float16_sm80.cu" not in one
+    assert "gemm_sm80.cu" not in one
     assert "-DVITFAST_HAS_SM80=0" in one["linear_cuda.cu"]
 
 
 def test_a_build_is_described_without_paths(project: NativeBuild, tmp_path: Path) -> None:
     left_out = BuildOptions.from_environment({"TORCH_CUDA_ARCH_LIST": "7.5;9.0a", "VITFAST_CUDA": "0"})
-    build = build_config.describe(left_out, dataclasses.replace(project, options=left_out))
+    build = describe_build(left_out, dataclasses.replace(project, options=left_out))
     assert build["cpu_library"]
     assert not build["cuda_library"]
     assert build["cuda_reason"] == "VITFAST_CUDA=0"
-    build_config.write(build, tmp_path)
+    write_build(build, tmp_path)
     scope: dict[str, object] = {}
     text = (tmp_path / "_build_config.py").read_text()
     exec(text, scope)
     assert scope["BUILD"] == build
     assert str(tmp_path) not in text
     assert os.path.expanduser("~") not in text
-    assert "not built: VITFAST_CUDA=0" in build_config.summary(build)
+    assert "not built: VITFAST_CUDA=0" in build_summary(build)
 
 
 def test_pure_pytorch_is_described_as_such() -> None:
-    build = build_config.describe(BuildOptions.from_environment({"VITFAST_BUILD": "none"}), None)
+    build = describe_build(BuildOptions.from_environment({"VITFAST_BUILD": "none"}), None)
     assert not build["cpu_library"]
     assert build["cuda_reason"] == "VITFAST_BUILD=none"
-    assert "nothing compiled" in build_config.summary(build)
+    assert "nothing compiled" in build_summary(build)

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from vitfast_build.errors import BuildError
-from vitfast_build.options import BuildOptions, CudaArchitecture, parse_architectures
+from vitfast_build.options import BuildError, BuildOptions, CudaArchitecture, parse_architectures
 
 
 def test_an_empty_environment_takes_the_defaults() -> None:

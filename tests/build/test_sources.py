@@ -4,14 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from vitfast_build.errors import BuildError
-from vitfast_build.options import parse_architectures
-from vitfast_build.sources import ISA_FLAGS, Source, architectures_of, find_sources, uses_cutlass
+from vitfast_build.options import BuildError, parse_architectures
+from vitfast_build.sources import ISA_FLAGS, Source, find_sources
 
 
 def test_every_source_goes_into_exactly_one_artefact(root: Path) -> None:
     sources = find_sources(root, x86=True)
-    assigned = [source.path for group in (sources.cpu, sources.cuda, sources.module) for source in group]
+    everything = [source for group in (sources.cpu, sources.cuda, sources.module) for source in group]
+    assert len({(source.path, source.instance) for source in everything}) == len(everything)
+    assigned = {source.path for source in everything}
     there = [path.relative_to(root).as_posix() for path in (root / "csrc").rglob("*") if path.suffix in (".cpp", ".cu")]
     assert sorted(assigned) == sorted(there)
 
@@ -44,7 +45,7 @@ def test_incomplete_sources_and_unknown_instruction_sets_are_told(tmp_path: Path
 def test_the_name_of_a_cuda_file_may_choose_its_architectures() -> None:
     architectures, _ = parse_architectures("8.0+PTX;9.0;9.0a")
     found = {
-        name: [str(item) for item in architectures_of(Source(f"csrc/linear/{name}"), architectures)]
+        name: [str(item) for item in Source(f"csrc/linear/{name}").select_architectures(architectures)]
         for name in ("gemm_sm90a.cu", "gemm_sm80.cu", "linear_cuda.cu")
     }
     assert found == {
@@ -54,9 +55,9 @@ def test_the_name_of_a_cuda_file_may_choose_its_architectures() -> None:
     }
 
 
-def test_each_product_has_a_kernel_for_every_architecture(root: Path) -> None:
-    products = [source.path for source in find_sources(root, x86=True).cuda if uses_cutlass(source)]
-    for_90a = {path.removesuffix("_sm90a.cu") for path in products if path.endswith("_sm90a.cu")}
-    for_others = {path.removesuffix("_sm80.cu") for path in products if path.endswith("_sm80.cu")}
+def test_each_gemm_has_a_kernel_for_every_architecture(root: Path) -> None:
+    gemms = [source for source in find_sources(root, x86=True).cuda if source.uses_cutlass]
+    for_90a = {source.instance: source.flags for source in gemms if source.path.endswith("_sm90a.cu")}
+    for_others = {source.instance: source.flags for source in gemms if source.path.endswith("_sm80.cu")}
     assert for_90a == for_others
     assert len(for_90a) == 4  # two types, forward and backward

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vitfast_build.errors import BuildError
+from vitfast_build.options import BuildError
 from vitfast_build.toolchain import check_platform, check_setuptools, find_compiler, find_ninja, is_x86
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from vitfast_build.errors import BuildError
-from vitfast_build.torch_installation import TORCH_TARGET_VERSION, find_torch, read_torch
+from vitfast_build.options import BuildError
+from vitfast_build.toolchain import TORCH_TARGET_VERSION, find_torch, read_torch
 
 
 def test_reads_the_installed_torch_without_importing_it() -> None:

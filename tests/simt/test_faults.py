@@ -24,7 +24,6 @@ FAULTS = {
     13: ("address", "address", "heap-buffer-overflow"),
     14: ("plain", "runtime", "no multiple of 16"),
     15: ("address", "address", "heap-buffer-overflow"),
-    16: ("race", "race", "are not ordered by a barrier"),
 }
 
 

@@ -112,7 +112,7 @@ def test_longer_sequences_are_refused(tokens: int) -> None:
 
 
 # what the kernel shares with attention is held by test_mutants.py
-SOFTMAX = "csrc/attention/gated_positional_softmax.cuh"
+SOFTMAX = "csrc/attention/gated_positional_attention_kernel.cuh"
 ONE_INSTANCE = ("SIMT_TYPE=vitfast::Half", "SIMT_HEAD_DIM=48")
 
 MUTANTS = (

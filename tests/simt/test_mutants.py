@@ -18,7 +18,7 @@ BACKWARD = "csrc/attention/attention_backward_kernel.cuh"
 TILED = "csrc/attention/attention_forward_tiled_kernel.cuh"
 BACKWARD_TILED = "csrc/attention/attention_backward_tiled_kernel.cuh"
 GRADIENT = "csrc/attention/attention_gradient.cuh"
-PRODUCTS = "csrc/attention/attention_gemm.cuh"
+GEMM = "csrc/attention/attention_gemm.cuh"
 SOFTMAX = "csrc/attention/attention_softmax.cuh"
 STEP = "csrc/cuda/matrix_step.cuh"
 
@@ -29,11 +29,11 @@ OF_FLOATS = ("SIMT_TYPE=float", "SIMT_HEAD_DIM=64")
 MUTANTS = (
     mutant("no tail mask", SOFTMAX, "const bool hidden = tile", "const bool hidden = false && tile", "results"),
     mutant("mask off by one", SOFTMAX, "i % 2 >= tokens;", "i % 2 > tokens;", "results"),
-    mutant("keys: no barrier", KERNEL, "the values may be under way\n      sync_threads();", "\n", "race"),
+    mutant("keys: no barrier", KERNEL, "the values may be in flight\n      sync_threads();", "\n", "race"),
     mutant(
         "values: no barrier",
         KERNEL,
-        "queries may be under way\n      sync_threads();",
+        "queries may be in flight\n      sync_threads();",
         "\n",
         "results",
         "race",
@@ -42,7 +42,7 @@ MUTANTS = (
     mutant("queries: no sync_warp", KERNEL, "sync_warp();  // every lane has read", "// every lane has read", "race"),
     mutant(
         "result: no sync_warp",
-        PRODUCTS,
+        GEMM,
         "  sync_warp();\n  for (int i = lane;",
         "  for (int i = lane;",
         "results",
@@ -64,24 +64,20 @@ MUTANTS = (
         "results",
         "pending",
     ),
-    mutant(
-        "fragment swapped", PRODUCTS, "first = Step::right(b[0], b[1])", "first = Step::right(b[1], b[0])", "results"
-    ),
+    mutant("fragment swapped", GEMM, "first = Step::right(b[0], b[1])", "first = Step::right(b[1], b[0])", "results"),
     mutant(
         "stride of keys",
-        PRODUCTS,
+        GEMM,
         "rows + tile * 8 * head_dim",
         "rows + tile * 8 * (head_dim + 8)",
         "results",
         "address",
         "uninitialized",
     ),
-    mutant(
-        "copies row N", PRODUCTS, "row < count && chunk * Tile", "row <= count && chunk * Tile", "results", "address"
-    ),
+    mutant("copies row N", GEMM, "row < count && chunk * Tile", "row <= count && chunk * Tile", "results", "address"),
     mutant(
         "writes row N",
-        PRODUCTS,
+        GEMM,
         "row < count && chunk * chunk_size",
         "row <= count && chunk * chunk_size",
         "address",
@@ -96,7 +92,7 @@ MUTANTS = (
     ),
     mutant(
         "tail not zeroed",
-        PRODUCTS,
+        GEMM,
         "    copy_async(tile",
         "    if (inside) copy_async(tile",
         "results",
@@ -172,11 +168,11 @@ FLOAT_MUTANTS = (
         "    float step[4] = {d[0], d[1], d[2], d[3]};\n    for (float& sum : d) sum = 0.0f;\n",
         "results",
     ),
-    mutant("floats: columns in A's order", PRODUCTS, "chunk(lane % 4 * 2 + 1,", "chunk(lane % 4 * 2,", "results"),
-    mutant("floats: tiles stay", PRODUCTS, "a_tiles[row][i / 4 + 1][i % 4];", "a_tiles[row][i / 4][i % 4];", "results"),
+    mutant("floats: columns in A's order", GEMM, "chunk(lane % 4 * 2 + 1,", "chunk(lane % 4 * 2,", "results"),
+    mutant("floats: tiles stay", GEMM, "a_tiles[row][i / 4 + 1][i % 4];", "a_tiles[row][i / 4][i % 4];", "results"),
     mutant(
         "floats: stride of values",
-        PRODUCTS,
+        GEMM,
         "place = tile * 8 * head_dim",
         "place = tile * 8 * (head_dim + 8)",
         "results",

@@ -118,12 +118,6 @@ def test_votes_are_counted(simt_variant: str) -> None:
     assert torch.equal(y[1], is_positive.sum().expand(32))
 
 
-def test_named_barriers_join_their_own_warps(simt_variant: str) -> None:
-    x = torch.arange(128, dtype=torch.float32)
-    y = run("named_barrier", {"x": x}, {"y": ((128,), torch.float32)}, simt_variant)["y"]
-    assert torch.equal(y, x.reshape(2, 2, 32).flip(1).flatten())
-
-
 def test_conversions_round_as_torch_does(simt_variant: str) -> None:
     random_bits = torch.randint(-(2**31), 2**31 - 1, (20_000,)).to(torch.int32).view(torch.float32)
     halves = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.float16).float()

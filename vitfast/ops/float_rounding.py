@@ -7,7 +7,7 @@ from vitfast.ops.rounding import OVERFLOW_CODES, QTORCH_NEAREST, ROUNDING_CODES
 
 
 def float_rounding(format: FloatFormat, rounding: str = "nearest_even", overflow: str | None = None) -> list[int]:
-    """Checks a format and its options and writes what ``csrc/quantize/float_rounding.h`` reads.
+    """Checks a format and its options and writes what ``csrc/quantize/rounding_arguments.h`` reads.
 
     Args:
         format: a ``vitfast.FloatFormat``.

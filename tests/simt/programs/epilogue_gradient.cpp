@@ -1,7 +1,7 @@
 // The gradient of what follows a product's sum: grad_out and sum [rows, columns], scale [columns] -> grad_sum [rows,
 // columns], partial_bias and partial_scale [chunks, columns]. rows_per_chunk=0: as for a call of these sizes.
 
-#include "csrc/linear/epilogue_gradient_launch.cuh"
+#include "csrc/linear/epilogue_gradient_kernel.cuh"
 #include "tests/simt/programs/program.h"
 
 template <typename T>
@@ -17,7 +17,7 @@ void run(simt_test::Program& program) {
   a.grad_out = program.input<T>("grad_out");
   a.sum = program.input<T>("sum");
   a.scale = program.input<T>("scale");
-  const int64_t partial = vitfast::epilogue_gradient_chunks(a.rows, a.rows_per_chunk) * a.columns;
+  const int64_t partial = vitfast::ceil_div(a.rows, a.rows_per_chunk) * a.columns;
   if (a.sum != nullptr) a.grad_sum = program.output<T>("grad_sum", a.rows * a.columns);
   if (program.integer("bias") != 0) a.partial_bias = program.output<float>("partial_bias", partial);
   if (a.scale != nullptr) a.partial_scale = program.output<float>("partial_scale", partial);

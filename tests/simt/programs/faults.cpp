@@ -1,10 +1,8 @@
 // Kernels with one fault each: what the emulation has to find.
 
-#include "csrc/cuda/barrier.cuh"
-#include "csrc/cuda/copy_async.cuh"
 #include "csrc/cuda/pack.cuh"
-#include "csrc/cuda/reduce.cuh"
 #include "csrc/cuda/shared_memory.cuh"
+#include "csrc/cuda/threads.cuh"
 #include "tests/simt/programs/program.h"
 
 using namespace vitfast;
@@ -55,11 +53,11 @@ __global__ void fault_kernel(const float* x, float* y, int fault) {
       if (thread % 4 == 0) copy_async(numbers + thread, x + thread, true);
       commit_copies();
       return;
-    case 8:  // a barrier that only one warp reaches, while the other waits elsewhere
-      if (first_warp) {
+    case 8:  // a barrier that one thread reaches while its warp waits for it elsewhere
+      if (thread == 0) {
         sync_threads();
       } else {
-        sync_named(1, 64);
+        sum_over<2>(x[thread]);
       }
       return;
     case 9:  // two barriers of the block at once
@@ -92,13 +90,6 @@ __global__ void fault_kernel(const float* x, float* y, int fault) {
       if (thread == 63) copy_async(numbers, x + 64, true);
       commit_copies();
       wait_for_copies<0>();
-      return;
-    case 16:  // barriers with different names order nothing between their warps
-      numbers[thread] = 0.0f;
-      sync_threads();
-      numbers[thread] = x[thread];
-      sync_named(1 + warp_in_block(), 32);
-      y[thread] = numbers[thread ^ 32];
       return;
     default:
       return;

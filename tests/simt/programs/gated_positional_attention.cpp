@@ -1,7 +1,7 @@
 // ConViT's attention: the packed tensor qkv [B, N, 3, H, D], position [H, N, row_stride], gate [H]. SIMT_HEAD_DIM
 // compiles one head dimension of a type, for mutants.
 
-#include "csrc/attention/gated_positional_attention_launch.cuh"
+#include "csrc/attention/gated_positional_attention_kernel.cuh"
 #include "tests/simt/programs/program.h"
 
 using vitfast::GatedPositionalAttention;

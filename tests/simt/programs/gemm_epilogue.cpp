@@ -2,7 +2,7 @@
 // columns] -> y, as a thread of CUTLASS's kernels calls it, on eight neighbours at a time.
 
 #include "csrc/linear/gemm_epilogue.cuh"
-#include "csrc/cuda/grid.cuh"
+#include "csrc/cuda/threads.cuh"
 #include "tests/simt/programs/program.h"
 
 constexpr int width = 8;

@@ -2,9 +2,9 @@
 // partial [row tiles, columns]. A block is the two warp groups of a tile of CUTLASS's kernel for compute
 // capability 9.0, whose threads have what wgmma left them, 32 columns at a time.
 
-#include "csrc/cuda/barrier.cuh"
 #include "csrc/cuda/numbers.cuh"
 #include "csrc/cuda/shared_memory.cuh"
+#include "csrc/cuda/threads.cuh"
 #include "csrc/linear/column_sums.cuh"
 #include "csrc/linear/gemm_epilogue.cuh"
 #include "tests/simt/programs/program.h"

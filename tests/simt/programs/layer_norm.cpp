@@ -51,7 +51,7 @@ void run(simt_test::Program& program) {
   a.mean = program.input<float>("mean");
   a.rstd = program.input<float>("rstd");
   a.grad_x = output("grad_x");
-  const int64_t sums = vitfast::count_chunks(rows, a.rows_per_chunk) * channels;
+  const int64_t sums = vitfast::ceil_div(rows, a.rows_per_chunk) * channels;
   if (a.weight != nullptr) a.partial_weight = program.output<float>("partial_weight", sums);
   if (program.integer("has_bias") != 0) a.partial_bias = program.output<float>("partial_bias", sums);
   vitfast::launch_layer_norm_backward<T, W>(a, {});

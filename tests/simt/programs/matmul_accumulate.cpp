@@ -1,6 +1,7 @@
 // matmul_accumulate: x [rows, depth], weight [columns, depth] -> out [rows, columns].
 
-#include "csrc/matmul_accumulate/matmul_accumulate_launch.cuh"
+#include "csrc/matmul_accumulate/matmul_accumulate_kernel.cuh"
+#include "csrc/matmul_accumulate/matmul_fp16_accumulation_kernel.cuh"
 #include "tests/simt/programs/float_rounding.h"
 
 // unit=tensor_core: x and weight are half, and rounds says whether the accumulators are.

@@ -1,6 +1,6 @@
 // mlp, forward: x [rows, C] -> out [rows, C]. SIMT_WIDTH compiles one instance of a type, for mutants.
 
-#include "csrc/mlp/mlp_launch.cuh"
+#include "csrc/mlp/mlp_kernel.cuh"
 #include "tests/simt/programs/program.h"
 
 template <typename T>

@@ -2,13 +2,11 @@
 // (sections "Matrix Fragments for mma.m16n8k16 with floating point type" and "… for mma.m16n8k8"), apart from the
 // emulation.
 
-#include "csrc/cuda/barrier.cuh"
-#include "csrc/cuda/copy_async.cuh"
 #include "csrc/cuda/matrix_step.cuh"
 #include "csrc/cuda/numbers.cuh"
 #include "csrc/cuda/pack.cuh"
-#include "csrc/cuda/reduce.cuh"
 #include "csrc/cuda/shared_memory.cuh"
+#include "csrc/cuda/threads.cuh"
 #include "tests/simt/programs/program.h"
 
 using namespace vitfast;
@@ -138,16 +136,6 @@ __global__ void votes_kernel(const float* x, float* y) {
   y[32 + lane] = float(votes.all);
 }
 
-// x [128] -> y [128]: warps 0 and 1, and warps 2 and 3, exchange their numbers, each pair at a barrier of its own
-__global__ void named_barrier_kernel(const float* x, float* y) {
-  SharedMemory shared;
-  float* numbers = shared.take<float>(128);
-  const int thread = int(threadIdx.x);
-  numbers[thread] = x[thread];
-  sync_named(1 + warp_in_block() / 2, 64);
-  y[thread] = numbers[thread ^ 32];
-}
-
 // x [count] -> bits of half, bfloat16 and of a pair of each; and back
 __global__ void numbers_kernel(const float* x, uint16_t* half, uint16_t* bfloat, float* back, int count) {
   for (int i = int(threadIdx.x); i < count; i += 32) {
@@ -193,8 +181,6 @@ int main(int argc, char** argv) {
     launch(reduce_kernel, 1, 32, 0, {}, program.input<const float>("x"), program.output<float>("y", 128));
   } else if (name == "votes") {
     launch(votes_kernel, 1, 32, 0, {}, program.input<const float>("x"), program.output<float>("y", 64));
-  } else if (name == "named_barrier") {
-    launch(named_barrier_kernel, 1, 128, 512, {}, program.input<const float>("x"), program.output<float>("y", 128));
   } else if (name == "numbers") {
     const int count = int(program.integer("count"));
     auto* half = program.output<uint16_t>("half", count);

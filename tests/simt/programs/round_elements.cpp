@@ -1,7 +1,7 @@
 // quantize_float or quantize_fixed: x [count] -> y, both `offset` elements into their memory; or in place, and x is the
 // result.
 
-#include "csrc/quantize/round_elements_launch.cuh"
+#include "csrc/quantize/round_elements_kernel.cuh"
 #include "tests/simt/programs/float_rounding.h"
 
 vitfast::FixedPointRounding fixed_rounding(simt_test::Program& program) {
@@ -26,9 +26,9 @@ void run(simt_test::Program& program, vitfast::Type type) {
   }
   const vitfast::DeviceElements elements{type, x, y, count, program.input<int64_t>("seed")};
   if (program.text("operator") == "quantize_fixed") {
-    vitfast::launch_quantize_fixed(elements, fixed_rounding(program), {});
+    vitfast::launch_round_elements(elements, fixed_rounding(program), {});
   } else {
-    vitfast::launch_quantize_float(elements, simt_test::float_rounding(program, "rounding"), {});
+    vitfast::launch_round_elements(elements, simt_test::float_rounding(program, "rounding"), {});
   }
 }
 

@@ -26,7 +26,6 @@
 namespace simt {
 namespace {
 
-constexpr int named_barriers = 16;
 constexpr size_t shared_gap = 128;  // a whole row of banks: the gaps do not change which addresses conflict
 constexpr size_t max_arrays = 64;
 constexpr int poison = 0xff;
@@ -52,7 +51,6 @@ struct Thread {
 struct Barrier {
   std::vector<Thread*> waiting;
   Site site{};
-  int expected = 0;
 };
 
 struct Warp {
@@ -77,7 +75,7 @@ int live_threads = 0;
 std::vector<std::unique_ptr<Thread>> threads;
 std::deque<Thread*> ready;
 std::vector<Warp> warps;
-Barrier barriers[named_barriers];
+Barrier barrier;
 Fiber main_fiber;
 Thread* running = nullptr;
 
@@ -132,7 +130,7 @@ void wait(const char* what, Site site) {
   run_next();
 }
 
-void pass_barrier(Barrier& barrier) {
+void pass_barrier() {
   bool took_part[1024 / warp_size] = {};
   for (Thread* thread : barrier.waiting) {
     took_part[thread->number / warp_size] = true;
@@ -152,8 +150,8 @@ void thread_finished() {
   thread.finished = true;
   ++warps[size_t(thread.number / warp_size)].finished;
   --live_threads;
-  Barrier& barrier = barriers[0];  // sync_threads waits for the threads that are left
-  if (live_threads > 0 && int(barrier.waiting.size()) == live_threads) pass_barrier(barrier);
+  // sync_threads waits for the threads that are left
+  if (live_threads > 0 && int(barrier.waiting.size()) == live_threads) pass_barrier();
 }
 
 void fiber_main(void*) {
@@ -226,37 +224,17 @@ Index grid_size() {
   return {unsigned(grid_blocks), 1, 1};
 }
 
-void sync_named(int number, int expected, Site site) {
-  if (number < 0 || number >= named_barriers) fail(site, "barrier %d: there are 0 to 15", number);
-  if (expected % warp_size != 0 && number != 0)
-    fail(site, "barrier %d waits for %d threads: no whole warps", number, expected);
-  Barrier& barrier = barriers[number];
-  if (barrier.waiting.empty()) {
-    barrier.site = site;
-    barrier.expected = expected;
-  }
-  if (number == 0 && !same(barrier.site, site)) {
+void sync_threads(Site site) {
+  if (barrier.waiting.empty()) barrier.site = site;
+  if (!same(barrier.site, site)) {
     fail(site, "a thread waits at this sync_threads while others wait at %s", place(barrier.site).c_str());
   }
-  if (barrier.expected != expected && number != 0) {
-    fail(
-        site,
-        "barrier %d: %d threads are expected here, %d at %s",
-        number,
-        expected,
-        barrier.expected,
-        place(barrier.site).c_str());
-  }
   barrier.waiting.push_back(running);
-  if (int(barrier.waiting.size()) == expected) {
-    pass_barrier(barrier);
+  if (int(barrier.waiting.size()) == live_threads) {
+    pass_barrier();
   } else {
-    wait(number == 0 ? "sync_threads" : "a named barrier", site);
+    wait("sync_threads", site);
   }
-}
-
-void sync_threads(Site site) {
-  sync_named(0, live_threads, site);
 }
 
 void with_warp(WarpWork work, void* slot, Site site) {

@@ -34,7 +34,6 @@ Index grid_size();
 // --- waiting ---
 
 void sync_threads(Site site);
-void sync_named(int barrier, int threads, Site site);
 void sync_warp(Site site);
 
 // Every thread of the warp brings `slot`; when all have, `work` is called once with the 32 of them, by lane.

@@ -77,6 +77,15 @@ inline void store_pair(T* x, int pair, float first, float second) {
   x[2 * pair + 1] = round_to<T>(second);
 }
 
+// Without flags for an instruction set the compiler has no fused multiply-add to contract into.
+inline float rounded_sum(float a, float b) {
+  return a + b;
+}
+
+inline float fused_multiply_add(float a, float b, float c) {
+  return std::fma(a, b, c);
+}
+
 inline float exp2_approximate(float x) {
   return std::exp2(x);
 }

@@ -6,12 +6,12 @@ namespace vitfast {
 
 constexpr int warp_size = simt::warp_size;
 
-inline int lane_in_warp() {
-  return int(simt::thread_index().x) % warp_size;
+inline void sync_threads(simt::Site site = simt::Site::here()) {
+  simt::sync_threads(site);
 }
 
-inline int warp_in_block() {
-  return int(simt::thread_index().x) / warp_size;
+inline void sync_warp(simt::Site site = simt::Site::here()) {
+  simt::sync_warp(site);
 }
 
 inline float shuffle_xor(float value, int mask, simt::Site site = simt::Site::here()) {
@@ -35,28 +35,24 @@ struct Votes {
   int below, all;
 };
 
-inline Votes count_votes(bool yes, simt::Site site = simt::Site::here()) {
+inline Votes count_votes(bool vote, simt::Site site = simt::Site::here()) {
   struct Slot {
-    bool yes;
+    bool vote;
     Votes votes;
-  } slot{yes, {}};
+  } slot{vote, {}};
   simt::with_warp(
       [](void* const* slots) {
         int votes = 0;
         for (int lane = 0; lane < warp_size; ++lane) {
           Slot& mine = *static_cast<Slot*>(slots[lane]);
           mine.votes.below = votes;
-          votes += int(mine.yes);
+          votes += int(mine.vote);
         }
         for (int lane = 0; lane < warp_size; ++lane) static_cast<Slot*>(slots[lane])->votes.all = votes;
       },
       &slot,
       site);
   return slot.votes;
-}
-
-inline void sync_warp(simt::Site site = simt::Site::here()) {
-  simt::sync_warp(site);
 }
 
 }  // namespace vitfast

@@ -1,5 +1,5 @@
-// How raw operators take a rounding to a float format: one list of eight integers, read here and nowhere else.
-// vitfast/ops/float_rounding.py writes it.
+// Decodes the integer lists by which operators take a rounding. Written by vitfast/ops/float_rounding.py and
+// vitfast/ops/quantize_fixed.py.
 
 #pragma once
 
@@ -9,6 +9,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "csrc/common/fixed_format.h"
 #include "csrc/common/float_format.h"
 
 namespace vitfast {
@@ -42,12 +43,26 @@ inline FloatRounding read_float_rounding(const char* op, const std::vector<int64
   return {static_cast<Rounding>(rounding), make(Float32Bits{}, max_bits), make(Float64Bits{}, wide_max_bits)};
 }
 
-// A rounding within another operator: an empty list means none.
+// A rounding fused into another operator; an empty list means none.
 inline std::optional<FloatRounding> read_fused_rounding(const char* op, const std::vector<int64_t>& list) {
   if (list.empty()) return std::nullopt;
   const FloatRounding rounding = read_float_rounding(op, list);
   STD_TORCH_CHECK(rounding.rounding != Rounding::stochastic, op, ": only quantize_float rounds stochastically");
   return rounding;
+}
+
+// Reads [word_length, fraction_length, symmetric, overflow, rounding].
+inline FixedPointRounding read_fixed_rounding(const char* op, const std::vector<int64_t>& list) {
+  STD_TORCH_CHECK(list.size() == 5, op, ": a fixed-point rounding is a list of 5 integers, not of ", list.size());
+  STD_TORCH_CHECK(list[0] >= 2 && list[0] <= 24, op, ": word_length must be 2 to 24, not ", list[0]);
+  STD_TORCH_CHECK(list[1] >= -64 && list[1] <= 64, op, ": fraction_length must be -64 to 64, not ", list[1]);
+  STD_TORCH_CHECK(list[3] >= 0 && list[3] <= 2, op, ": unknown overflow code ", list[3]);
+  STD_TORCH_CHECK(list[4] >= 0 && list[4] <= 4, op, ": unknown rounding code ", list[4]);
+  const auto overflow = static_cast<FixedOverflow>(list[3]);
+  return {
+      static_cast<Rounding>(list[4]),
+      make_fixed_format<float>(list[0], list[1], list[2] != 0, overflow),
+      make_fixed_format<double>(list[0], list[1], list[2] != 0, overflow)};
 }
 
 }  // namespace vitfast

@@ -1,4 +1,4 @@
-// Between CUTLASS's names and ours.
+// CUTLASS element types, errors and launches.
 
 #pragma once
 
@@ -32,10 +32,11 @@ inline void check_cutlass(cutlass::Status status) {
   }
 }
 
-// Launches a product that needs no workspace.
+// Launches a GEMM that needs no workspace.
 template <typename Gemm, typename Arguments>
 void run_cutlass(const Arguments& arguments, Stream stream) {
-  if (Gemm::get_workspace_size(arguments) != 0) throw std::runtime_error("linear: this product wants a workspace");
+  if (Gemm::get_workspace_size(arguments) != 0)
+    throw std::runtime_error("linear: the CUTLASS kernel requires a workspace");
   Gemm gemm;
   check_cutlass(gemm.initialize(arguments, nullptr, stream));
   check_cutlass(gemm.run(stream));

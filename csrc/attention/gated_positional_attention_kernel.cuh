@@ -1,25 +1,24 @@
-// The rows of ConViT's attention (d'Ascoli et al., 2021, eq. 7): the softmax of the content is blended with the
-// probabilities by position while both lie in registers.
+// Gated positional self-attention of ConViT (d'Ascoli et al., 2021, eq. 7): the attention forward kernel with a softmax
+// that blends in the positional probabilities while both are in registers.
 
 #pragma once
 
-#include "csrc/attention/attention_softmax.cuh"
-#include "csrc/cuda/barrier.cuh"
+#include "csrc/attention/attention_forward_launch.cuh"
 
 namespace vitfast {
 
-// The head within its image, computed where it is asked for: kept from one place to the next it would cost a spill.
+// The head within its image, recomputed at each use: keeping it in a register costs a spill.
 __device__ __forceinline__ unsigned head_in_image(const GatedPositionalAttention& a, const LaneRows& at) {
   return unsigned(opaque(int(at.head))) % unsigned(a.heads);
 }
 
-// The probabilities by position of one of a lane's two rows, in pairs, at the places of its weights; zero behind the
-// last token. Rows begin at multiples of 4 bytes; those behind the last token take its own.
+// Loads the positional probabilities of one of a lane's two rows, in pairs, in the layout of its weights; zero past the
+// last token. Rows are 4-byte aligned; rows past the last token repeat its row.
 template <typename T, int full_tiles, int key_tiles>
 __device__ __forceinline__ void load_positions(
     const GatedPositionalAttention& a, uint32_t (&pairs)[key_tiles][2], int half, const LaneRows& at) {
   const int tokens = int(a.tokens), row = at.row[half] < tokens ? at.row[half] : tokens - 1;
-  // to the lane's first column: the others are constants away, so that one address serves all
+  // address of the lane's first column; the others are at constant offsets
   const T* places = static_cast<const T*>(a.position) + head_in_image(a, at) * a.position_head_stride +
                     row * a.position_row_stride + at.column;
 #pragma unroll
@@ -34,11 +33,11 @@ __device__ __forceinline__ void load_positions(
   }
 }
 
-// The weights of whole rows, still to be divided by the sum of their exponentials e:
+// Computes weights of whole rows that are not yet divided by the sum of their exponentials e:
 //
 //     (1 - gate) e / sum + gate position = ((1 - gate) e + gate sum position) / sum
 //
-// so that a gate of zero gives the bits of plain attention, and float16 keeps those of small weights.
+// A gate of zero gives bit-identical results to plain attention, and small weights keep their precision in float16.
 template <typename T, int full_tiles, int key_tiles>
 __device__ __forceinline__ void softmax_rows(
     const GatedPositionalAttention& a,
@@ -49,15 +48,15 @@ __device__ __forceinline__ void softmax_rows(
   scale_logits<full_tiles>(a, logits, at);
   const float gate = static_cast<const float*>(a.gate)[head_in_image(a, at)];
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {  // one row after the other: registers are short
+  for (int half = 0; half < 2; ++half) {  // one row at a time, to limit register pressure
     float maximum = -infinity;
 #pragma unroll
     for (int tile = 0; tile < key_tiles; ++tile) {
       maximum = fmaxf(maximum, fmaxf(logits[tile][2 * half], logits[tile][2 * half + 1]));
     }
     maximum = maximum_over<4>(maximum);
-    sync_warp();  // keeps the compiler from moving the loads up, where there are no registers for them
-    // under way while the exponentials are computed, on their way to the registers of the weights
+    sync_warp();  // prevents the compiler from hoisting the loads, which would spill
+    // in flight while the exponentials are computed; the weights' registers receive them
     load_positions<T, full_tiles>(a, weights, half, at);
     float sum = 0.0f;
 #pragma unroll
@@ -78,6 +77,19 @@ __device__ __forceinline__ void softmax_rows(
       weights[tile][half] = round_to_pair<T>(low, high);
     }
   }
+}
+
+// ConViT has head dimension 48, its "plus" models 64. T: Half or BFloat16.
+template <typename T>
+void launch_gated_positional_attention(const GatedPositionalAttention& a, Stream stream) {
+  if (a.batch * a.heads * a.tokens == 0) return;
+  check_attention_limits(a);
+  if (a.tokens > attention_whole_max_tokens) {
+    throw std::runtime_error("gated_positional_attention: the CUDA kernel takes up to 256 tokens");
+  }
+  if (a.head_dim <= 48) return launch_attention_forward_whole<T, 48>(a, stream);
+  if (a.head_dim <= 64) return launch_attention_forward_whole<T, 64>(a, stream);
+  return launch_attention_forward_whole<T, 128>(a, stream);
 }
 
 }  // namespace vitfast

@@ -1,0 +1,20 @@
+// Integer division for grids, tiles and chunks of rows.
+
+#pragma once
+
+#include <cstdint>
+
+namespace vitfast {
+
+constexpr int64_t ceil_div(int64_t count, int64_t size) {
+  return (count + size - 1) / size;
+}
+
+// Rows per chunk for reductions over rows. Chunks, and with them the order of the sums, depend only on the shape:
+// results do not depend on the number of threads.
+constexpr int64_t split_rows(int64_t rows, int64_t max_chunks, int64_t min_rows_per_chunk) {
+  const int64_t even_split = ceil_div(rows, max_chunks);
+  return even_split > min_rows_per_chunk ? even_split : min_rows_per_chunk;
+}
+
+}  // namespace vitfast

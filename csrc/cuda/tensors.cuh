@@ -1,0 +1,63 @@
+// CUDA tensors: current stream, alignment, dispatch on the element type.
+
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#include "csrc/common/tensors.h"
+#include "csrc/cuda/launch.cuh"
+#include "csrc/cuda/pack.cuh"
+
+namespace vitfast {
+
+// Selects the tensor's device for its lifetime and provides torch's current stream on it.
+class CurrentStream {
+ public:
+  explicit CurrentStream(const Tensor& tensor) : guard_(tensor.get_device_index()) {
+    void* stream = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+    stream_ = static_cast<Stream>(stream);
+  }
+
+  operator Stream() const { return stream_; }
+
+ private:
+  torch::stable::accelerator::DeviceGuard guard_;
+  Stream stream_ = nullptr;
+};
+
+// A contiguous, 16-byte aligned tensor (required by TMA and 16-byte loads): the tensor itself, or a copy.
+inline Tensor aligned(const Tensor& tensor) {
+  const Tensor rows = as_contiguous(tensor);
+  return is_pack_aligned(rows.const_data_ptr()) ? rows : torch::stable::clone(rows);
+}
+
+inline std::optional<Tensor> aligned(const std::optional<Tensor>& tensor) {
+  return tensor.has_value() ? std::optional<Tensor>(aligned(*tensor)) : std::nullopt;
+}
+
+// The tensor with a contiguous last dimension and all rows 16-byte aligned: the tensor itself, or a copy.
+inline Tensor with_aligned_rows(const Tensor& tensor) {
+  const int64_t elements = 16 / element_size(tensor);
+  bool is_aligned = tensor.stride(-1) == 1 && is_pack_aligned(tensor.const_data_ptr());
+  for (int64_t i = 0; i + 1 < tensor.dim(); ++i) is_aligned = is_aligned && tensor.stride(i) % elements == 0;
+  return is_aligned ? tensor : torch::stable::clone(torch::stable::contiguous(tensor));
+}
+
+// Calls f with an element of the tensor's type; float64 has no CUDA kernels.
+template <typename F>
+void with_element(const char* op, Type type, const F& f) {
+  switch (type) {
+    case Type::float32:
+      return f(float{});
+    case Type::bfloat16:
+      return f(BFloat16{});
+    case Type::float16:
+      return f(Half{});
+    case Type::float64:
+      STD_TORCH_CHECK(false, op, ": the CUDA kernels support float32, bfloat16 and float16, not float64");
+  }
+}
+
+}  // namespace vitfast

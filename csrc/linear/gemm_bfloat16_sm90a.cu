@@ -1,3 +1,0 @@
-#include "csrc/linear/gemm_sm90a.cuh"
-
-template void vitfast::launch_gemm_sm90a<vitfast::BFloat16>(const vitfast::GemmArguments&, vitfast::Stream);
