@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from vitfast.layers import PatchEmbed
+from vitfast.layers import PaddedPatchEmbed, PatchEmbed
 
 
 def test_channels_first_is_a_convolution() -> None:
@@ -40,3 +40,14 @@ def test_integer_images_say_what_to_do() -> None:
 
 def test_empty_batch() -> None:
     assert PatchEmbed(12, 4, 3, 10)(torch.zeros(0, 3, 12, 12)).shape == (0, 9, 10)
+
+
+@pytest.mark.parametrize(
+    ("img_size", "patch_size", "padding"),
+    [(16, 4, 0), (22, 5, 4), (20, 5, 3), (17, 4, 0), (18, 5, 1), (224, 23, 3)],
+)
+def test_padded_patches_are_a_convolution_with_padding(img_size: int, patch_size: int, padding: int) -> None:
+    layer = PaddedPatchEmbed(img_size, patch_size, padding, 2, 6).double()
+    images = torch.randn(2, 2, img_size, img_size, dtype=torch.float64)
+    expected = F.conv2d(images, layer.proj.weight, layer.proj.bias, stride=patch_size, padding=padding)
+    torch.testing.assert_close(layer(images), expected.flatten(2).transpose(1, 2))

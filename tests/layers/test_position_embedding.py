@@ -1,10 +1,12 @@
 """The three interpolations against independent definitions of them."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
-from vitfast.layers import resize_position_embedding
+from vitfast.layers import resize_position_embedding, sinusoidal_positions
 
 SIZES = [(7, 12), (14, 24), (24, 14), (4, 1), (1, 3), (5, 5)]
 
@@ -96,3 +98,13 @@ def test_keeps_the_type() -> None:
 def test_errors(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         resize_position_embedding(_positions(3, 1), **options)
+
+
+def test_every_entry_of_the_sinusoids() -> None:
+    table = sinusoidal_positions(5, 6)
+    assert table.shape == (1, 5, 6)
+    for position in range(5):
+        for channel in range(6):
+            angle = position / 10000 ** (2 * (channel // 2) / 6)
+            expected = math.cos(angle) if channel % 2 else math.sin(angle)
+            assert table[0, position, channel].item() == pytest.approx(expected, abs=1e-7)

@@ -11,7 +11,7 @@ from torch import Tensor
 from support import packed_plain as plain
 from support.tolerance import FORWARD_FACTOR, assert_as_accurate
 from vitfast.layers import GridUpsample
-from vitfast.layers.performer_attention import performer_attention
+from vitfast.layers.token_performer import performer_attention
 
 PRECISIONS = ("fp32", "bf16", "fp16_32", "int8")
 OPS = torch.ops.vitfast

@@ -5,27 +5,21 @@ Shapes in names and comments: B batch, N tokens, C channels, H heads, D head dim
 
 from vitfast.layers.attention import Attention
 from vitfast.layers.block import Block
-from vitfast.layers.bottleneck import Bottleneck
 from vitfast.layers.conv_stem import ConvStem
 from vitfast.layers.drop_path import DropPath
-from vitfast.layers.feature_reuse import FeatureReuse
 from vitfast.layers.gated_positional_attention import GatedPositionalAttention
 from vitfast.layers.grid_upsample import GridUpsample
 from vitfast.layers.hybrid_embed import HybridEmbed
 from vitfast.layers.layer_norm import LayerNorm
 from vitfast.layers.mlp import Mlp
 from vitfast.layers.mlp_head import MlpHead
-from vitfast.layers.padded_patch_embed import PaddedPatchEmbed
-from vitfast.layers.patch_embed import PatchEmbed
-from vitfast.layers.position_embedding import resize_position_embedding
+from vitfast.layers.patch_embed import PaddedPatchEmbed, PatchEmbed
+from vitfast.layers.position_embedding import resize_position_embedding, sinusoidal_positions
 from vitfast.layers.relation_reuse import RelationReuse
-from vitfast.layers.residual_add import ResidualAdd
-from vitfast.layers.resnet import ResNet
-from vitfast.layers.resnet_conventions import ResNetConventions
-from vitfast.layers.reuse_block import ReuseBlock
-from vitfast.layers.sinusoidal_positions import sinusoidal_positions
-from vitfast.layers.std_conv import StdConv2d
-from vitfast.layers.stored_result import AddPositions, JoinTokens, StoredFeatures, StoredResult
+from vitfast.layers.resnet import Bottleneck, ResNet
+from vitfast.layers.reuse_block import FeatureReuse, ReuseBlock
+from vitfast.layers.std_conv import ResNetConventions, StdConv2d
+from vitfast.layers.stored_result import AddPositions, JoinTokens, ResidualAdd, StoredFeatures, StoredResult
 from vitfast.layers.swav_head import SwavHead
 from vitfast.layers.tokens_to_token import TokensToToken
 

@@ -22,7 +22,7 @@ class Attention(nn.Module):
         attention_drop_rate: dropout of the softmax probabilities.
     """
 
-    # the operator; who reads attention maps gives an instance one that keeps them (vitfast.inference.attention_maps)
+    # the operator; vitfast.inference.attention_maps replaces it in an instance to keep the logits
     attend: Callable[..., Any] = staticmethod(ops.attention_packed)
 
     def __init__(

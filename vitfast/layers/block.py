@@ -9,7 +9,7 @@ from vitfast.layers.drop_path import DropPath
 from vitfast.layers.fusion import allow_in_place
 from vitfast.layers.layer_norm import LayerNorm
 from vitfast.layers.mlp import GeluVariant, Mlp
-from vitfast.layers.residual_add import ResidualAdd
+from vitfast.layers.stored_result import ResidualAdd
 
 
 class Block(nn.Module):

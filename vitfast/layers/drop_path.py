@@ -32,5 +32,4 @@ class DropPath(nn.Module):
         return branch * (mask / keep)
 
     def extra_repr(self) -> str:
-        """What ``print(model)`` shows in parentheses."""
         return f"rate={self.rate:.3f}"

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from vitfast.layers.image_check import check_images
+from vitfast.layers.patch_embed import check_images
 from vitfast.layers.resnet import ResNet, ResNetStem, resnet_channels
-from vitfast.layers.resnet_conventions import ResNetConventions
+from vitfast.layers.std_conv import ResNetConventions
 
 
 class HybridEmbed(nn.Module):

@@ -76,5 +76,4 @@ class Mlp(nn.Module):
         return hidden
 
     def extra_repr(self) -> str:
-        """What ``print(model)`` shows in parentheses."""
         return f"approximate={self.approximate!r}"

@@ -8,15 +8,29 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitfast.layers.image_check import check_images
-
 PatchOrder = Literal["channels_first", "channels_last"]
+
+
+def check_images(images: Tensor, in_chans: int, img_size: int) -> None:
+    """Checks that images are floating point, ``[B, in_chans, img_size, img_size]``.
+
+    Raises:
+        TypeError: the images are not floating point.
+        ValueError: the images have another shape.
+    """
+    if images.dim() != 4 or tuple(images.shape[1:]) != (in_chans, img_size, img_size):
+        raise ValueError(
+            f"images must have shape [B, {in_chans}, {img_size}, {img_size}], got {list(images.shape)}; resize them, "
+            "or create the model with other img_size or in_chans"
+        )
+    if not images.is_floating_point():
+        raise TypeError(f"images must be floating point, got {images.dtype}; convert and normalize them first")
 
 
 class PatchEmbed(nn.Module):
     """Cuts square images into P x P patches and projects each to C channels (Dosovitskiy et al., 2021, eq. 1).
 
-    ``patch_order`` is the order in which a patch's pixels are flattened, and with it the layout of the weight:
+    ``patch_order`` is the order in which a patch's pixels are flattened, and thus the layout of the weight:
 
     ==================  =====================  =====================================  ========================
     patch_order         pixels                 ``proj.weight``                        systems
@@ -61,15 +75,15 @@ class PatchEmbed(nn.Module):
             ValueError: the images have another shape.
         """
         check_images(images, self.in_chans, self.img_size)
-        # A matrix product even where the weight is a convolution's, because F.conv2d is slower. Milliseconds, product
-        # against convolution, at 224 x 224, float32, 2 threads, Cascade Lake, torch 2.15: ViT-Ti/16 b1 0.57 : 0.75, b8
-        # 3.07 : 3.29; ViT-B/16 b1 1.24 : 1.86, b8 10.1 : 14.1; ViT-B/32 b8 9.6 : 14.2.
         patches = self._flatten_patches(images)
         if not isinstance(self.proj, nn.Conv2d):
             return self.proj(patches)
         apply_as_matrix: Callable[[Tensor], Tensor] | None = getattr(self.proj, "apply_as_matrix", None)
         if apply_as_matrix is not None:  # a quantized convolution
             return apply_as_matrix(patches)
+        # A GEMM, because F.conv2d is slower. Milliseconds, GEMM against convolution, at 224 x 224, float32, 2 threads,
+        # Cascade Lake, torch 2.15: ViT-Ti/16 b1 0.57 : 0.75, b8 3.07 : 3.29; ViT-B/16 b1 1.24 : 1.86, b8 10.1 : 14.1;
+        # ViT-B/32 b8 9.6 : 14.2.
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
     def _flatten_patches(self, images: Tensor) -> Tensor:
@@ -82,5 +96,33 @@ class PatchEmbed(nn.Module):
         return patches.flatten(3).flatten(1, 2)  # [B, N, in_chans * P * P]
 
     def extra_repr(self) -> str:
-        """What ``print(model)`` shows in parentheses."""
         return f"img_size={self.img_size}, patch_size={self.patch_size}, patch_order={self.patch_order!r}"
+
+
+class PaddedPatchEmbed(PatchEmbed):
+    """``PatchEmbed`` of an image padded with zeros, as a convolution with padding computes it.
+
+    Pixels on the right and at the bottom that do not fill a patch are left out.
+
+    Args:
+        img_size: height and width of the images in pixels, before the padding.
+        patch_size: height and width P of a patch in pixels.
+        padding: zeros on each side.
+        in_chans: channels of an image.
+        dim: channels C of a token.
+    """
+
+    def __init__(self, img_size: int, patch_size: int, padding: int, in_chans: int, dim: int) -> None:
+        covered = padded_grid_size(img_size, patch_size, padding) * patch_size
+        super().__init__(covered, patch_size, in_chans, dim)
+        end = covered - img_size - padding  # negative where pixels are left out
+        self.padding = (padding, end, padding, end)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embeds the patches of ``images`` ``[B, in_chans, img_size, img_size]``; returns ``[B, N, C]``."""
+        return super().forward(F.pad(images, self.padding) if any(self.padding) else images)
+
+
+def padded_grid_size(img_size: int, patch_size: int, padding: int) -> int:
+    """Returns the number of whole patches along a side of an image with ``padding`` zeros on each side."""
+    return (img_size + 2 * padding) // patch_size

@@ -1,4 +1,4 @@
-"""Learned position embeddings for another image size."""
+"""Position embeddings: fixed sinusoids, and learned ones resampled for another image size."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def resize_position_embedding(
     num_prefix_tokens: int = 1,
     interpolation: PositionInterpolation = "bicubic",
 ) -> Tensor:
-    """Resamples position embeddings to another grid of patches, as fine-tuning at another image size needs.
+    """Resamples position embeddings to another grid of patches, for fine-tuning at another image size.
 
     Args:
-        position_embedding: ``[1, T + G * G, C]``: T tokens that are no patches, then a square grid of patches.
+        position_embedding: ``[1, T + G * G, C]``: T prefix tokens, then a square grid of patches.
         grid_size: the new number of patches along a side.
-        num_prefix_tokens: T, kept as they are.
+        num_prefix_tokens: T, copied unchanged.
         interpolation: ``"zoom_linear"`` (Google's and ViT-pytorch's, corners aligned), ``"bicubic"`` (DeiT's, with
             a = -0.75), ``"bicubic_aligned"`` (torchvision's and vissl's ConViT's, corners aligned) or
             ``"bicubic_antialias"`` (timm's, with a = -0.5, and wider where the grid shrinks).
@@ -41,7 +41,7 @@ def resize_position_embedding(
         ``[1, T + grid_size * grid_size, C]`` of the same type.
 
     Raises:
-        ValueError: the patches are no square grid, or an argument is out of range.
+        ValueError: the patches do not form a square grid, or an argument is out of range.
     """
     if interpolation not in _INTERPOLATIONS:
         raise ValueError(f"interpolation must be one of {', '.join(_INTERPOLATIONS)}, got {interpolation!r}")
@@ -59,3 +59,18 @@ def resize_position_embedding(
     precise = grid.to(torch.promote_types(grid.dtype, torch.float32))
     resized = F.interpolate(precise, size=(grid_size, grid_size), **_INTERPOLATIONS[interpolation])
     return torch.cat([prefix, resized.flatten(2).transpose(1, 2).to(patches.dtype)], dim=1)
+
+
+def sinusoidal_positions(num_positions: int, dim: int) -> Tensor:
+    """Tabulates the sinusoids of Vaswani et al. (2017, section 3.5), sine and cosine alternating over the channels.
+
+    Channel j of position p is ``sin(p / 10000 ** (2 * (j // 2) / dim))``, the cosine where j is odd.
+
+    Returns:
+        ``[1, num_positions, dim]``, of torch's default type.
+    """
+    channels = torch.arange(dim, dtype=torch.float64)
+    frequencies = 10000.0 ** -(2 * (channels // 2) / dim)
+    angles = torch.arange(num_positions, dtype=torch.float64).unsqueeze(1) * frequencies  # [num_positions, dim]
+    table = torch.where(channels % 2 == 0, angles.sin(), angles.cos())
+    return table.to(torch.get_default_dtype()).unsqueeze(0)

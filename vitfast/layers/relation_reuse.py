@@ -1,4 +1,4 @@
-"""What an exit's attention takes from the attention of the exit before."""
+"""Attention logits that one exit of a Dynamic Vision Transformer passes to the next."""
 
 from __future__ import annotations
 
@@ -7,15 +7,48 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from vitfast.layers.attention import Attention
 from vitfast.layers.fusion import has_hooks, may_fuse
 from vitfast.layers.grid_upsample import GridUpsample
+from vitfast.ops.autocast import keep_float32
+
+
+class RelationAttention(Attention):
+    """``Attention`` with a bias added to the logits before the softmax, which can also return the logits.
+
+    In the Dynamic Vision Transformer (Wang et al., 2021) the logits are the relations between tokens that one exit
+    passes to the next. Gradients flow through both.
+    """
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, relations: Tensor | None = None, *, return_relations: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attends over the tokens of ``x``.
+
+        Args:
+            x: ``[B, N, C]``.
+            relations: ``[B, H, N, N]``, added to the logits; or None.
+            return_relations: also return the logits, with ``relations`` added.
+
+        Returns:
+            ``[B, N, C]``, and the logits ``[B, H, N, N]`` or None.
+        """
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # [B, N, 3, H, D]
+        dropout_p = self.attention_drop_rate if self.training else 0.0
+        logits = None
+        with keep_float32(qkv):
+            if return_relations:
+                out, logits = self.attend(qkv, bias=relations, return_logits=True, dropout_p=dropout_p)
+            else:
+                out = self.attend(qkv, bias=relations, dropout_p=dropout_p)
+        return self.proj_drop(self.proj(out.flatten(-2))), logits
 
 
 class RelationReuse(nn.Module):
     """Turns the logits of all attention layers of one exit into biases for those of the next (Wang et al., 2021).
 
-    A two-layer perceptron mixes all heads of all layers, for each pair of tokens on its own; the result is brought to
-    the finer grid, and each layer gets its share.
+    A two-layer perceptron mixes all heads of all layers for each pair of tokens; the result is resampled to the finer
+    grid and split over the layers.
 
     Args:
         num_layers: attention layers L of an exit.
@@ -37,8 +70,8 @@ class RelationReuse(nn.Module):
             relations: for each layer of the previous exit its logits ``[B, H, 1 + g * g, 1 + g * g]``.
 
         Yields:
-            For each layer of this exit a bias ``[B, H, 1 + G * G, 1 + G * G]``. It is brought to the finer grid when
-            its layer asks for it: no cache would hold all of them together.
+            For each layer of this exit a bias ``[B, H, 1 + G * G, 1 + G * G]``, resampled when it is requested: all of
+            them together would exceed any cache.
         """
         for mixed in self._mix(relations).chunk(self.num_layers, dim=1):
             yield self.upsample.relations(mixed)
@@ -49,8 +82,7 @@ class RelationReuse(nn.Module):
         is_plain = may_fuse(first, second) and type(activation) is nn.GELU and not has_hooks(activation)
         if torch.is_grad_enabled() or relations[0].device.type != "cpu" or not is_plain:
             return self.mlp(torch.cat(tuple(relations), dim=1))
-        # A convolution of 1 x 1 is a product, and as such three times as fast on a CPU. One image at a time stays in
-        # the cache.
+        # A 1 x 1 convolution computed as a GEMM is three times as fast on a CPU. One image at a time stays in cache.
         (first_weight, first_bias), (second_weight, second_bias) = _matrix(first), _matrix(second)
         parts = []
         for image in zip(*relations, strict=True):

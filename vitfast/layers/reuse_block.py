@@ -1,4 +1,4 @@
-"""The transformer block of the Dynamic Vision Transformer."""
+"""The transformer block of the Dynamic Vision Transformer, which reuses features and relations."""
 
 from __future__ import annotations
 
@@ -6,23 +6,57 @@ import torch
 from torch import Tensor, nn
 
 from vitfast.layers.drop_path import DropPath
-from vitfast.layers.feature_reuse import FeatureReuse
+from vitfast.layers.grid_upsample import GridUpsample
 from vitfast.layers.layer_norm import LayerNorm
 from vitfast.layers.mlp import Mlp
-from vitfast.layers.relation_attention import RelationAttention
-from vitfast.layers.residual_add import ResidualAdd
+from vitfast.layers.relation_reuse import RelationAttention
+from vitfast.layers.stored_result import ResidualAdd, StoredFeatures
+
+
+class FeatureReuse(nn.Module):
+    """Condenses the features of the previous exit and resamples them to a finer grid (Wang et al., 2021).
+
+    Args:
+        dim: channels C of the features.
+        hidden_dim: hidden width of the MLP.
+        out_dim: output channels.
+        upsample: between the grids of the two exits; all blocks of an exit may share it.
+        layer_norm_eps: epsilon of the LayerNorm.
+        drop_rate: dropout within the MLP.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int,
+        out_dim: int,
+        upsample: GridUpsample,
+        *,
+        layer_norm_eps: float = 1e-6,
+        drop_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.out_dim = out_dim
+        self.norm = LayerNorm(dim, layer_norm_eps)
+        self.mlp = Mlp(dim, hidden_dim, out_dim=out_dim, drop_rate=drop_rate)
+        self.upsample = upsample
+        self.result = StoredFeatures()
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Maps features ``[B, 1 + g * g, C]`` to ``[B, 1 + G * G, out_dim]``; those of the class token are zero."""
+        return self.result(self.upsample.features(self.mlp(self.norm(features))))
 
 
 class ReuseBlock(nn.Module):
-    """``Block``, with reused relations in the attention and reused features beside the MLP's input.
+    """``Block`` with reused relations in the attention and reused features in the MLP's input.
 
-    x += attn(norm1(x), relations); x += mlp(norm2([x, feature_reuse(features)])), where [ , ] joins channels.
+    x += attn(norm1(x), relations); x += mlp(norm2([x, feature_reuse(features)])), where [ , ] concatenates channels.
 
     Args:
         dim: number of channels C.
         num_heads: number of attention heads H.
         mlp_dim: hidden width of the MLP.
-        feature_reuse: what condenses the previous exit's features, or None to reuse none.
+        feature_reuse: condenses the previous exit's features; None to reuse none.
         qkv_bias: whether the q, k, v projection has a bias.
         layer_norm_eps: epsilon of both LayerNorms.
         drop_rate: dropout of the attention projection and within the MLP.
@@ -67,7 +101,7 @@ class ReuseBlock(nn.Module):
 
         Args:
             x: ``[B, N, C]``.
-            features: what the previous exit's last block gave, ``[B, n, C]``; read by a block with ``feature_reuse``.
+            features: output of the previous exit's last block, ``[B, n, C]``; read by a block with ``feature_reuse``.
             relations: ``[B, H, N, N]``, added to the attention's logits; or None.
             return_relations: also return the attention's logits.
 

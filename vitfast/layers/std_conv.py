@@ -1,29 +1,64 @@
-"""Convolution with weight standardization."""
+"""Convolution with weight standardization, and the conventions in which published ResNets differ."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitfast.layers.resnet_conventions import ResNetConventions
-from vitfast.layers.same_padding import pad_same
+ResNetPadding = Literal["same", "symmetric"]
+WeightEpsPlace = Literal["deviation", "variance"]
+ProjectionNorm = Literal["group", "channel"]
 
-# far below any epsilon: the root's gradient is infinite at zero, where a kernel holds one number only
+# far below any epsilon; the gradient of the root is infinite at zero, the variance of a kernel with one element
 _LEAST_VARIANCE = 1e-30
 
 
-class StdConv2d(nn.Conv2d):
-    """A convolution without bias whose kernels are brought to mean 0 and variance 1 (Qiao et al., 2019, eq. 4).
+@dataclass(frozen=True)
+class ResNetConventions:
+    """Details in which systems differ; the defaults are Google's.
 
-    Every output channel has its own mean and variance, over the input channels and the window.
+    ================  ===============  ===============  ===============
+    field             Google (JAX)     timm             ViT-pytorch
+    ================  ===============  ===============  ===============
+    padding           ``same``         ``same``         ``symmetric``
+    weight_eps        1e-5             1e-8             1e-5
+    weight_eps_place  ``deviation``    ``variance``     ``variance``
+    group_norm_eps    1e-6             1e-5             1e-6
+    projection_norm   ``group``        ``group``        ``channel``
+    ================  ===============  ===============  ===============
+
+    Attributes:
+        padding: ``"same"``, see ``pad_same``; or ``"symmetric"``: half a kernel on each side of a convolution, none
+            around the pooling of the stem.
+        weight_eps: prevents a division by zero in the standardization of kernels.
+        weight_eps_place: whether it is added to the standard ``"deviation"`` or to the ``"variance"``.
+        group_norm_eps: epsilon of the GroupNorms.
+        projection_norm: norm of a shortcut's projection: ``"group"``, or ``"channel"``: one group per channel, with
+            epsilon 1e-5.
+    """
+
+    padding: ResNetPadding = "same"
+    weight_eps: float = 1e-5
+    weight_eps_place: WeightEpsPlace = "deviation"
+    group_norm_eps: float = 1e-6
+    projection_norm: ProjectionNorm = "group"
+
+
+class StdConv2d(nn.Conv2d):
+    """A convolution without bias whose kernels are standardized to mean 0 and variance 1 (Qiao et al., 2019, eq. 4).
+
+    Mean and variance of each output channel are taken over the input channels and the window.
 
     Args:
         in_chans: channels of the input.
         out_chans: channels of the output.
         kernel_size: height and width of the window, odd.
         stride: distance between windows.
-        conventions: padding, and how the standardization is guarded.
+        conventions: padding, and epsilon of the standardization.
     """
 
     def __init__(
@@ -41,7 +76,7 @@ class StdConv2d(nn.Conv2d):
         return F.conv2d(x, self.standardized_weight(), None, self.stride, self.padding)
 
     def standardized_weight(self) -> Tensor:
-        """Computes the kernels that convolve, ``[out_chans, in_chans, P, P]``, in float32 at least."""
+        """Returns the standardized kernels ``[out_chans, in_chans, P, P]``, computed in float32 or wider."""
         weight = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
         variance, mean = torch.var_mean(weight, dim=(1, 2, 3), correction=0, keepdim=True)
         eps = self.conventions.weight_eps
@@ -52,5 +87,33 @@ class StdConv2d(nn.Conv2d):
         return ((weight - mean) / deviation).to(self.weight.dtype)
 
     def extra_repr(self) -> str:
-        """What ``print(model)`` shows in parentheses."""
         return f"{super().extra_repr()}, {self.conventions}"
+
+
+def pad_same(x: Tensor, kernel_size: int, stride: int, *, value: float = 0.0) -> Tensor:
+    """Pads as ``padding="SAME"`` of JAX does, so that a window of stride s gives ceil(size / s) results.
+
+    If the number of padded rows or columns is odd, the extra one is at the bottom or on the right. This differs from a
+    symmetric padding at stride 2 and an even size.
+
+    Args:
+        x: ``[B, C, height, width]``.
+        kernel_size: height and width of the window.
+        stride: distance between windows.
+        value: of the padding.
+
+    Returns:
+        ``[B, C, height', width']``; ``x`` itself if no padding is needed.
+    """
+    top, bottom = _same_padding(x.shape[-2], kernel_size, stride)
+    left, right = _same_padding(x.shape[-1], kernel_size, stride)
+    if not any((top, bottom, left, right)):
+        return x
+    return F.pad(x, (left, right, top, bottom), value=value)
+
+
+def _same_padding(size: int, kernel_size: int, stride: int) -> tuple[int, int]:
+    """Returns the padding before and after."""
+    windows = -(-size // stride)
+    padding = max((windows - 1) * stride + kernel_size - size, 0)
+    return padding // 2, padding - padding // 2

@@ -1,9 +1,12 @@
-"""Results that a model stores between layers: joined tokens, tokens with positions, reused features."""
+"""Leaf modules without parameters for results that a model stores: residual sums, joined tokens, added positions."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+
+from vitfast.layers.layer_norm import LayerNorm
+from vitfast.layers.mlp import Mlp
 
 
 class StoredResult(nn.Module):
@@ -35,8 +38,24 @@ class AddPositions(StoredResult):
 
 
 class StoredFeatures(StoredResult):
-    """Identity on resampled features."""
+    """Identity on resampled features ``[B, N, C]``."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns ``x`` ``[B, N, C]``."""
         return x
+
+
+class ResidualAdd(StoredResult):
+    """Adds a branch to the residual stream ``[B, N, C]``, fused with the LayerNorm or the MLP next to it."""
+
+    def forward(self, x: Tensor, branch: Tensor) -> Tensor:
+        """Computes ``x + branch``."""
+        return x + branch
+
+    def add_and_normalize(self, x: Tensor, branch: Tensor, norm: LayerNorm) -> tuple[Tensor, Tensor]:
+        """Computes ``x + branch`` and its LayerNorm in one pass over memory."""
+        return norm.add(branch, x)
+
+    def add_mlp(self, x: Tensor, normalized: Tensor, mlp: Mlp) -> Tensor:
+        """Computes ``x + mlp(normalized)``, with the addition in the operator of the MLP."""
+        added: Tensor = mlp(normalized, residual=x)
+        return added

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from vitfast import ops
 from vitfast.layers.layer_norm import LayerNorm
 from vitfast.layers.mlp import Mlp
-from vitfast.layers.residual_add import ResidualAdd
+from vitfast.layers.stored_result import ResidualAdd
 from vitfast.ops.autocast import keep_float32
 
 

@@ -1,4 +1,4 @@
-"""From an image to tokens in three steps of overlapping patches."""
+"""The tokens-to-token module: from an image to tokens by three splits into overlapping patches."""
 
 from __future__ import annotations
 
@@ -7,19 +7,51 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from vitfast.layers.soft_split import SoftSplit
 from vitfast.layers.token_performer import TokenPerformer
 from vitfast.layers.token_transformer import TokenTransformer
 
 TokensType = Literal["performer", "transformer"]
 
 
+class SoftSplit(nn.Module):
+    """Cuts an image, or a grid of tokens, into overlapping P x P patches (Yuan et al., 2021, section 3.1).
+
+    Args:
+        patch_size: height and width P of a patch.
+        stride: distance between neighbouring patches.
+        padding: zeros added on each side.
+    """
+
+    def __init__(self, patch_size: int, stride: int, padding: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.stride = stride
+        self.padding = padding
+
+    def grid_size(self, size: int) -> int:
+        """Returns the number of patches along a side of ``size``; below 1 if none fits."""
+        return (size + 2 * self.padding - self.patch_size) // self.stride + 1
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Flattens the patches of ``images`` ``[B, C, size, size]``, row by row.
+
+        Returns:
+            ``[B, N, C * P * P]``, a patch's values in the order (channel, row, column).
+        """
+        patches = F.unfold(images, self.patch_size, padding=self.padding, stride=self.stride)
+        return patches.transpose(1, 2)
+
+    def extra_repr(self) -> str:
+        return f"patch_size={self.patch_size}, stride={self.stride}, padding={self.padding}"
+
+
 class TokensToToken(nn.Module):
     """The tokens-to-token module (Yuan et al., 2021, section 3.1), with the original code's parameter names.
 
-    Soft split, attention, soft split, attention, soft split, projection. The second and the third split have patches of
-    3 x 3 with stride 2: each halves the grid.
+    Soft split, attention, soft split, attention, soft split, projection. The second and third split have 3 x 3 patches
+    with stride 2 and halve the grid.
 
     Args:
         patch_size: height and width of the first split's patches in pixels.
@@ -27,8 +59,8 @@ class TokensToToken(nn.Module):
         patch_padding: padding of the first split.
         in_chans: channels of an image.
         dim: channels C of a token.
-        token_dim: channels of the tokens in between.
-        tokens_type: what the two attentions are: ``"performer"`` or ``"transformer"``.
+        token_dim: channels of the intermediate tokens.
+        tokens_type: kind of the two attention layers.
         layer_norm_eps: epsilon of every LayerNorm.
         drop_rate: dropout of the performers; the transformers have none.
     """
@@ -63,21 +95,21 @@ class TokensToToken(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Turns ``images`` ``[B, in_chans, size, size]`` into tokens ``[B, N, C]``, the grid row by row."""
         if images.device.type == "cpu" and not torch.is_grad_enabled() and images.shape[0] > 1:
-            # The patches hold each pixel many times. Those of a whole batch leave a CPU's cache, and their memory is
-            # asked of the system anew each time: one image is done after the other.
+            # The patches repeat each pixel many times. Those of a whole batch exceed the CPU's cache and are allocated
+            # from the system each time, so images are processed one by one.
             tokens = torch.cat([self._mixed_tokens(image) for image in images.split(1)])
         else:
             tokens = self._mixed_tokens(images)
         return self.project(self.soft_split2(_as_image(tokens)))
 
     def _mixed_tokens(self, images: Tensor) -> Tensor:
-        """Splits and mixes twice; ``[B, G * G, token_dim]``."""
+        """Splits and attends twice; returns ``[B, G * G, token_dim]``."""
         tokens = self.attention1(self.soft_split0(images))
         return self.attention2(self.soft_split1(_as_image(tokens)))
 
 
 def tokens_to_token_grid_size(img_size: int, patch_size: int, patch_stride: int, patch_padding: int) -> int:
-    """Tokens along a side that ``TokensToToken`` makes of an image; below 1 where the image is too small."""
+    """Returns the tokens along a side that ``TokensToToken`` makes of an image; below 1 if the image is too small."""
     halving = SoftSplit(3, 2, 1)
     grid = SoftSplit(patch_size, patch_stride, patch_padding).grid_size(img_size)
     return halving.grid_size(halving.grid_size(grid)) if grid >= 1 else 0

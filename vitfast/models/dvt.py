@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from vitfast.layers.image_check import check_images
+from vitfast.layers.patch_embed import check_images
 from vitfast.layers.position_embedding import PositionInterpolation
 from vitfast.models.dvt_exit import DVTExit
 from vitfast.models.dvt_fields import DVTFields

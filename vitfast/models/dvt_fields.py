@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from vitfast.layers.padded_patch_embed import padded_grid_size
+from vitfast.layers.patch_embed import padded_grid_size
 from vitfast.layers.tokens_to_token import tokens_to_token_grid_size
 from vitfast.models.field_checks import check_field
 from vitfast.models.transformer_fields import TransformerFields

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vitfast.errors import UserError
-from vitfast.layers.bottleneck import NUM_GROUPS
-from vitfast.layers.resnet import resnet_grid_size
-from vitfast.layers.resnet_conventions import ProjectionNorm, ResNetConventions, ResNetPadding, WeightEpsPlace
+from vitfast.layers.resnet import NUM_GROUPS, resnet_grid_size
+from vitfast.layers.std_conv import ProjectionNorm, ResNetConventions, ResNetPadding, WeightEpsPlace
 from vitfast.models.field_checks import check_field
 from vitfast.models.vit_fields import ViTFields
 

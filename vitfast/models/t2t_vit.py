@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vitfast.layers import AddPositions, JoinTokens, LayerNorm, TokensToToken, sinusoidal_positions
-from vitfast.layers.image_check import check_images
+from vitfast.layers.patch_embed import check_images
 from vitfast.layers.position_embedding import PositionInterpolation
 from vitfast.models.image_model import ImageModel
 from vitfast.models.resize_positions import resize_positions

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from vitfast import ops
 from vitfast.layers import AddPositions, JoinTokens, LayerNorm, Mlp, ResidualAdd, StdConv2d, StoredFeatures
 from vitfast.layers.fusion import is_observed
-from vitfast.layers.same_padding import pad_same
+from vitfast.layers.std_conv import pad_same
 from vitfast.ops.autocast import autocast_off
 from vitfast.quantization.arithmetic import FusedNorm
 from vitfast.quantization.quantized_module import QuantizedModule, QuantizedNorm, QuantizedProduct

@@ -27,10 +27,10 @@ from vitfast.inference.lowering import layers
 from vitfast.inference.lowering.module_checks import expect
 from vitfast.inference.lowering.not_recognised import NotRecognised
 from vitfast.inference.lowering.quantized import precision_of
-from vitfast.layers.relation_attention import RelationAttention
-from vitfast.layers.soft_split import SoftSplit
+from vitfast.layers.relation_reuse import RelationAttention
 from vitfast.layers.token_performer import TokenPerformer
 from vitfast.layers.token_transformer import TokenAttention, TokenTransformer
+from vitfast.layers.tokens_to_token import SoftSplit
 
 _MLP = ("fc1", "fc2", "drop")
 _ATTENTION = ("qkv", "proj", "proj_drop")

@@ -11,7 +11,7 @@ from vitfast.inference.ir import SplitSpec, TokensToTokenSpec
 from vitfast.inference.modules.block import InferenceMlp
 from vitfast.inference.modules.linear import InferenceLinear, describe_gemms
 from vitfast.inference.modules.norm import InferenceNorm
-from vitfast.layers.performer_attention import performer_attention
+from vitfast.layers.token_performer import performer_attention
 
 PERFORMER_EPSILON = 1e-8  # added to the denominator
 # tokens of the first split that are mixed at a time on a CPU: intermediate results stay in the cache, and a few small

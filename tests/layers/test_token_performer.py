@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from support import t2t_equations
-from vitfast.layers.performer_attention import performer_attention
+from vitfast.layers.token_performer import performer_attention
 
 LOW = [torch.float16, torch.bfloat16]
 

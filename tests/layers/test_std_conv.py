@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vitfast.layers.same_padding import pad_same
+from vitfast.layers.std_conv import pad_same
 
 
 @pytest.mark.parametrize(
