@@ -35,3 +35,21 @@ def test_commands_of_training_are_right(document: Path) -> None:
             elif key == "recipe" and value.islower() and "." not in value and value not in list_recipes():
                 wrong.append(value)
     assert not wrong
+
+
+def test_contributing_shows_every_package() -> None:
+    tree = (ROOT / "CONTRIBUTING.md").read_text().split("## Source tree")[1].split("```")[1]
+    shown: dict[str, set[str]] = {}
+    folder = ""
+    for line in filter(None, tree.splitlines()):
+        names = line.strip().split("   ")[0].split()
+        if line.startswith(" "):
+            shown[folder].update(name.rstrip("/") for name in names)
+        else:
+            folder = names[0]
+            shown[folder] = set()
+    paths = [f"{folder}{name}" for folder, names in shown.items() for name in names | {""}]
+    assert not [path for path in paths if not (ROOT / path).exists()]
+    for folder in ("vitfast/", "csrc/"):
+        packages = {path.parent.name for path in (ROOT / folder).glob("*/*.*") if path.parent.name != "__pycache__"}
+        assert packages == {name for name in shown[folder] if "." not in name}
