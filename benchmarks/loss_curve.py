@@ -29,8 +29,7 @@ from vitfast.device import autocast, select_device
 from vitfast.errors import UserError
 from vitfast.models import ImageModel, build_model
 from vitfast.models.registry import resolve_name
-from vitfast.ops.kernel_choice import KERNELS, chosen_kernels
-from vitfast.ops.library import has_kernel
+from vitfast.ops.library import KERNELS, chosen_kernels, has_kernel
 from vitfast.tasks import ClassificationTask
 from vitfast.training.optimizer import create_optimizer
 

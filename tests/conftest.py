@@ -22,7 +22,7 @@ torch.set_num_threads(max(1, (os.cpu_count() or 1) // _processes))
 
 def pytest_configure(config: pytest.Config) -> None:
     """Silences the note on head dimensions that the kernels leave to torch: tests use them on purpose."""
-    config.addinivalue_line("filterwarnings", "ignore:attention. the kernel takes head dimensions:UserWarning")
+    config.addinivalue_line("filterwarnings", "ignore:attention. the kernel supports head dimensions:UserWarning")
 
 
 def pytest_report_header() -> list[str]:

@@ -1,5 +1,5 @@
 // Philox 4x32-10 counter-based random numbers for stochastic rounding (Salmon et al., 2011), for host and device.
-// vitfast/ops/philox.py implements the same in PyTorch.
+// vitfast/ops/rounding.py implements the same in PyTorch.
 
 #pragma once
 

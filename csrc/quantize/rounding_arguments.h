@@ -1,4 +1,4 @@
-// Decodes the integer lists by which operators take a rounding. Written by vitfast/ops/float_rounding.py and
+// Decodes the integer lists by which operators take a rounding. Encoded by vitfast/ops/rounding.py and
 // vitfast/ops/quantize_fixed.py.
 
 #pragma once

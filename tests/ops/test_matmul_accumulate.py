@@ -16,7 +16,7 @@ from support.samples import FORMATS
 from vitfast.formats import FloatFormat
 from vitfast.ops import matmul_accumulate, quantize_float, reference
 from vitfast.ops.library import has_kernel, kernel_states
-from vitfast.ops.matmul_accumulate import _HalfSums, _StraightThrough
+from vitfast.ops.matmul_accumulate import _Fp16Accumulation, _StraightThrough
 
 CHUNKS = (1, 4, 8, 16, None)
 
@@ -144,7 +144,7 @@ needs_schema = pytest.mark.skipif(not has_kernel("matmul_accumulate", "meta"), r
         ({}, "unit='tensor_core' needs x and w on a CUDA device, got cpu"),
     ],
 )
-def test_what_tensor_cores_do_not_compute_is_refused(options: dict[str, object], message: str) -> None:
+def test_unsupported_tensor_core_arguments_are_rejected(options: dict[str, object], message: str) -> None:
     arguments = {"accumulator": FLOAT32, "unit": "tensor_core", **options}
     with pytest.raises(ValueError, match=message):
         matmul_accumulate(torch.ones(2, 32), torch.ones(2, 32), **arguments)  # type: ignore[arg-type]
@@ -152,13 +152,13 @@ def test_what_tensor_cores_do_not_compute_is_refused(options: dict[str, object],
 
 @needs_schema
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_no_tensor_core_computes_before_its_kernel_is_in_use(dtype: torch.dtype) -> None:
+def test_the_tensor_core_kernel_must_be_active(dtype: torch.dtype) -> None:
     key = "matmul_half_sums", "cuda"
     with FakeTensorMode():
         x, w = torch.empty(2, 3, 20, dtype=dtype, device="cuda"), torch.empty(5, 20, dtype=dtype, device="cuda")
         with (
             kernel_states({key: "torch: for this test"}),
-            pytest.raises(RuntimeError, match="nothing else has its bits: for this test"),
+            pytest.raises(RuntimeError, match="no fallback is bit-exact: for this test"),
         ):
             matmul_accumulate(x, w, FLOAT32, 16, unit="tensor_core")
         with kernel_states({key: "vitfast"}):
@@ -186,7 +186,7 @@ def modelled() -> Iterator[None]:
 @pytest.mark.parametrize("depth", [0, 20, 64])
 def test_around_tensor_cores_operands_are_float16_and_gradients_float32(depth: int, dtype: torch.dtype) -> None:
     x, w = (torch.randn(rows, depth).to(dtype).requires_grad_() for rows in (3, 5))
-    out = _HalfSums.apply(x, w, True, 16)
+    out = _Fp16Accumulation.apply(x, w, True, 16)
     x16, w16 = x.detach().half(), w.detach().half()
     assert_same_bits(out.detach(), HOPPER.product(x16, w16, 16, rounds=True))
     grad = torch.full((3, 5), 1e6)  # beyond float16

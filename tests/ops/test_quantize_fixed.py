@@ -14,7 +14,7 @@ from support.accuracy import assert_same_bits
 from support.fixed_oracle import round_tensor
 from vitfast import ops
 from vitfast.ops import quantize_fixed, reference
-from vitfast.ops.philox import philox_uint32
+from vitfast.ops.rounding import philox_uint32
 
 # myrtle-vision's FixedPoint11Integral2, 3 and 4; whole numbers; coarser and finer ones; the widest; the ends
 LENGTHS = [(11, 9), (11, 8), (11, 7), (8, 0), (8, -3), (4, 10), (24, 12), (16, 60), (2, -64), (24, 64)]

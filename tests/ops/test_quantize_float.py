@@ -15,7 +15,7 @@ from support.float_oracle import decode, finite_values, fraction_to_upper, neigh
 from support.samples import DETERMINISTIC_ROUNDINGS, FORMATS
 from vitfast import FloatFormat
 from vitfast.ops import quantize_float, reference
-from vitfast.ops.float_rounding import float_rounding
+from vitfast.ops.rounding import float_rounding
 
 SPECIAL = [0.0, -0.0, math.inf, -math.inf, math.nan, 2.0**-149, -(2.0**-149), 2.0**-126, 3.4028234663852886e38]
 VALUES_A_FORMAT = 300
@@ -370,7 +370,7 @@ class TestStochastic:
 
     def test_compiled_and_pure_pytorch_draw_the_same_numbers(self) -> None:
         from vitfast.ops import reference
-        from vitfast.ops.philox import philox_uint32
+        from vitfast.ops.rounding import philox_uint32
 
         x = torch.randn(1003)
         words = philox_uint32(torch.tensor(11), x.numel())

@@ -9,8 +9,7 @@ from torch import Tensor
 from support import simt
 from vitfast import ops
 from vitfast.formats import FloatFormat
-from vitfast.ops.float_rounding import float_rounding
-from vitfast.ops.rounding import FIXED_OVERFLOW_CODES, QTORCH_NEAREST, ROUNDING_CODES
+from vitfast.ops.rounding import FIXED_OVERFLOW_CODES, QTORCH_NEAREST, ROUNDING_CODES, float_rounding
 
 # the integer of the same size
 TYPES = {

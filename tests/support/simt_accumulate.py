@@ -11,7 +11,7 @@ from torch import Tensor
 from support import simt
 from support.accuracy import assert_same_bits
 from vitfast.formats import FloatFormat
-from vitfast.ops.float_rounding import float_rounding
+from vitfast.ops.rounding import float_rounding
 
 FP16 = FloatFormat.fp16()
 

@@ -1,7 +1,7 @@
-"""Scaled dot-product attention with a bias that has a gradient and logits that can be returned.
+"""Scaled dot-product attention with a differentiable bias and optionally returned logits.
 
-Shapes: B batch, H heads, N tokens, D head dimension. ``packed`` keeps q, k and v in the one tensor
-``[B, N, 3, H, D]`` that a single linear layer writes, and their gradients in one tensor, too.
+Shapes: B batch, H heads, N tokens, D head dimension. The ``packed`` form keeps q, k and v, and their gradients, in one
+tensor ``[B, N, 3, H, D]``, the result of a single linear layer.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitfast.ops import reference
+from vitfast.ops.arguments import attention_scale, check_like, check_shape, check_tensor
 from vitfast.ops.autocast import autocast_dtype, cast
-from vitfast.ops.autograd import forbid_double_backward
-from vitfast.ops.checks import check_like, check_shape, check_tensor
 from vitfast.ops.library import has_kernel, has_shared_memory
+from vitfast.ops.registration import register
 
 MAX_HEAD_DIM = 128
 HEAD_DIM_MULTIPLE = 8
 CUDA_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 CUDA_MAX_TOKENS = 32768
-CUDA_SHARED_BYTES = 160 * 1024  # what its largest instance needs: A100 and H100 have it, consumer cards do not
+CUDA_SHARED_BYTES = 160 * 1024  # shared memory of the largest instance: A100 and H100 have it, consumer GPUs do not
 
 
 @overload
@@ -60,27 +60,27 @@ def attention(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Computes ``softmax(scale * q kᵀ + bias) v`` (Vaswani et al., 2017).
 
-    The kernels take head dimensions up to 128 that are multiples of 8; others, and dropout, run on torch's operators (a
-    head dimension is reported once, by a warning). On CUDA they take float32, float16 and bfloat16 and up to 32768
-    tokens; all else runs on torch's operators. Float32 is as accurate as plain float32 whatever
-    ``torch.backends.cuda.matmul.allow_tf32`` says; an infinite element of q, k or v makes NaN there.
+    The kernels support head dimensions up to 128 that are multiples of 8, on CUDA float32, float16 and bfloat16 with up
+    to 32768 tokens. Everything else, and dropout, runs on torch's operators (a warning names the head dimension).
+    Float32 has full float32 accuracy regardless of ``torch.backends.cuda.matmul.allow_tf32``; on CUDA an infinite
+    element of q, k or v gives NaN.
 
     Args:
         q: ``[B, H, N, D]``, float32, bfloat16, float16 or float64.
         k: ``[B, H, N, D]``.
         v: ``[B, H, N, D]``.
-        bias: ``[B, H, N, N]`` or ``[1, H, N, N]``, added to the logits; it has a gradient. A row of ``-inf`` attends to
-            nothing: its result is zero, as that of torch's fused operator.
-        scale: factor of the logits; None means ``D ** -0.5``.
-        return_logits: also return ``scale * q kᵀ + bias``, through which gradients flow.
+        bias: ``[B, H, N, N]`` or ``[1, H, N, N]``, added to the logits; differentiable. The result of a row of ``-inf``
+            is zero, as in torch's fused operator.
+        scale: factor of the logits; None is ``D ** -0.5``.
+        return_logits: also return ``scale * q kᵀ + bias``, which is differentiable.
         dropout_p: probability of dropping a softmax probability, 0 <= p < 1.
 
     Returns:
-        ``[B, H, N, D]``, or with ``return_logits`` a pair of it and the logits ``[B, H, N, N]``.
+        ``[B, H, N, D]``; with ``return_logits`` a pair with the logits ``[B, H, N, N]``.
 
     Raises:
-        TypeError: an argument is no dense floating-point tensor, or the types differ.
-        ValueError: shapes or devices do not go together, or dropout_p is out of range.
+        TypeError: an argument is no dense floating-point tensor, or the dtypes differ.
+        ValueError: shapes or devices do not match, or dropout_p is out of range.
     """
     check_tensor("q", q, ndim=4, shape="[B, H, N, D]")
     for name, tensor in (("k", k), ("v", v)):
@@ -125,7 +125,7 @@ def attention_packed(
     return_logits: bool = False,
     dropout_p: float = 0.0,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """``attention`` on the packed tensor that one linear layer writes; nothing is transposed or copied.
+    """``attention`` on the packed result of one linear layer, without a transpose or copy.
 
     Args:
         qkv: ``[B, N, 3, H, D]``.
@@ -135,8 +135,7 @@ def attention_packed(
         dropout_p: as in ``attention``.
 
     Returns:
-        ``[B, N, H, D]``, which ``reshape(B, N, H * D)`` views without a copy; with ``return_logits`` a pair of it and
-        the logits ``[B, H, N, N]``.
+        ``[B, N, H, D]``, contiguous; with ``return_logits`` a pair with the logits ``[B, H, N, N]``.
 
     Raises:
         TypeError: as ``attention``.
@@ -162,7 +161,7 @@ def attention_packed(
 def _check_options(
     bias: Tensor | None, name: str, like: Tensor, sizes_BHND: tuple[int, ...], scale: float | None, dropout_p: float
 ) -> float:
-    """Checks what both forms share; returns the scale."""
+    """Checks the options of both forms; returns the scale."""
     batch, heads, tokens, head_dim = sizes_BHND
     if head_dim == 0:
         raise ValueError(f"{name} must have a head dimension of at least 1, got shape {list(like.shape)}")
@@ -171,33 +170,32 @@ def _check_options(
         check_like("bias", bias, name, like)
         bias_batch = 1 if bias.shape[0] == 1 else batch
         check_shape("bias", bias, (bias_batch, heads, tokens, tokens), f"[B or 1, H, N, N] of {name}")
-    if scale is not None and (isinstance(scale, bool) or not isinstance(scale, (int, float))):
-        raise TypeError(f"scale must be a number or None, got {type(scale).__name__}")
     if not 0.0 <= dropout_p < 1.0:
         raise ValueError(f"dropout_p must be at least 0 and below 1, got {dropout_p}")
-    return head_dim**-0.5 if scale is None else float(scale)
+    return attention_scale(scale, head_dim)
+
+
+def is_supported_head_dim(head_dim: int) -> bool:
+    """Whether the attention kernels support a head dimension."""
+    return head_dim <= MAX_HEAD_DIM and head_dim % HEAD_DIM_MULTIPLE == 0
 
 
 def _has_kernel(like: Tensor, tokens: int, head_dim: int) -> bool:
     if not has_kernel("attention", like.device.type):
         return False
-    if like.device.type == "cuda" and not _fits_cuda(like, tokens):
+    if like.device.type == "cuda" and (
+        like.dtype not in CUDA_DTYPES
+        or tokens > CUDA_MAX_TOKENS
+        or not has_shared_memory(like.device, CUDA_SHARED_BYTES)
+    ):
         return False
-    if head_dim <= MAX_HEAD_DIM and head_dim % HEAD_DIM_MULTIPLE == 0:
-        return True
-    if not torch.compiler.is_compiling():  # a warning cannot be traced
+    if not is_supported_head_dim(head_dim) and not torch.compiler.is_compiling():  # a warning cannot be traced
         warnings.warn(
-            f"attention: the kernel takes head dimensions up to {MAX_HEAD_DIM} that are multiples of "
+            f"attention: the kernel supports head dimensions up to {MAX_HEAD_DIM} that are multiples of "
             f"{HEAD_DIM_MULTIPLE}; {head_dim} runs on torch's operators",
             stacklevel=3,
         )
-    return False
-
-
-def _fits_cuda(like: Tensor, tokens: int) -> bool:
-    if like.dtype not in CUDA_DTYPES or tokens > CUDA_MAX_TOKENS:
-        return False
-    return has_shared_memory(like.device, CUDA_SHARED_BYTES)
+    return is_supported_head_dim(head_dim)
 
 
 def _with_torch_operators(
@@ -209,7 +207,7 @@ def _with_torch_operators(
     return_logits: bool,
     dropout_p: float,
 ) -> tuple[Tensor, Tensor | None]:
-    """Torch's fused operator, or the reference for what it cannot do: return the logits, connect an empty graph."""
+    """Torch's fused operator; the reference for logits, and for empty inputs, which that operator detaches."""
     with torch.autocast(q_BHND.device.type, enabled=False):
         if return_logits or q_BHND.numel() == 0:
             out, logits = reference.attention(q_BHND, k_BHND, v_BHND, bias, scale, dropout_p)
@@ -221,25 +219,24 @@ def _with_torch_operators(
 # --- fake kernels ---
 
 
-def _statistics_dtype(tensor: Tensor) -> torch.dtype:
-    return torch.promote_types(tensor.dtype, torch.float32)
+def _fake_statistics(like: Tensor, sizes_BHN: tuple[int, ...], return_logits: bool) -> tuple[Tensor, Tensor | None]:
+    """The log-sum-exp of each row, and the logits."""
+    lse = like.new_empty(sizes_BHN, dtype=torch.promote_types(like.dtype, torch.float32))
+    return lse, like.new_empty((*sizes_BHN, sizes_BHN[2])) if return_logits else None
 
 
 def _fake_forward(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, return_logits: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    batch, heads, tokens, _ = q.shape
-    lse = q.new_empty((batch, heads, tokens), dtype=_statistics_dtype(q))
-    return q.new_empty(q.shape), lse, q.new_empty((batch, heads, tokens, tokens)) if return_logits else None
+    return q.new_empty(q.shape), *_fake_statistics(q, tuple(q.shape[:3]), return_logits)
 
 
 def _fake_packed_forward(
     qkv: Tensor, bias: Tensor | None, scale: float, return_logits: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     batch, tokens, _, heads, head_dim = qkv.shape
-    lse = qkv.new_empty((batch, heads, tokens), dtype=_statistics_dtype(qkv))
-    logits = qkv.new_empty((batch, heads, tokens, tokens)) if return_logits else None
-    return qkv.new_empty((batch, tokens, heads, head_dim)), lse, logits
+    out = qkv.new_empty((batch, tokens, heads, head_dim))
+    return out, *_fake_statistics(qkv, (batch, heads, tokens), return_logits)
 
 
 def _fake_backward(
@@ -299,46 +296,43 @@ def _packed_backward(ctx: Any, grad_out: Tensor, _: Any, grad_logits: Tensor | N
     return *grads, None, None
 
 
-# --- floating-point operations, for torch.utils.flop_counter: two products forward, five backward ---
+# --- FLOPs: two GEMMs forward, five backward ---
 
 
-def attention_flops(sizes_BHND: tuple[int, int, int, int], products: int) -> int:
-    """Operations of so many products between tokens and channels."""
+def attention_flops(sizes_BHND: tuple[int, int, int, int], gemms: int) -> int:
+    """FLOPs of ``gemms`` GEMMs between tokens and channels."""
     batch, heads, tokens, head_dim = sizes_BHND
-    return 2 * products * batch * heads * tokens * tokens * head_dim
+    return 2 * gemms * batch * heads * tokens * tokens * head_dim
 
 
-def _forward_flops(q: Any, *_: Any, **__: Any) -> int:
-    return attention_flops(tuple(q), 2)
-
-
-def _packed_sizes(qkv: Any) -> tuple[int, int, int, int]:
+def _packed_flops(qkv: Any, gemms: int) -> int:
     batch, tokens, _, heads, head_dim = qkv
-    return batch, heads, tokens, head_dim
+    return attention_flops((batch, heads, tokens, head_dim), gemms)
 
 
-def _register() -> None:
-    from torch.utils.flop_counter import register_flop_formula
-
-    library = torch.ops.vitfast
-    torch.library.register_fake("vitfast::attention_forward")(_fake_forward)
-    torch.library.register_fake("vitfast::attention_backward")(_fake_backward)
-    torch.library.register_fake("vitfast::attention_packed_forward")(_fake_packed_forward)
-    torch.library.register_fake("vitfast::attention_packed_backward")(_fake_packed_backward)
-    torch.library.register_autograd("vitfast::attention_forward", _backward, setup_context=_setup_context)
-    torch.library.register_autograd("vitfast::attention_packed_forward", _packed_backward, setup_context=_setup_context)
-    forbid_double_backward("attention_backward", "attention")
-    forbid_double_backward("attention_packed_backward", "attention")
-
-    register_flop_formula(library.attention_forward)(_forward_flops)
-    register_flop_formula(library.attention_backward)(lambda do, dl, q, *_, **__: attention_flops(tuple(q), 5))
-    register_flop_formula(library.attention_packed_forward)(
-        lambda qkv, *_, **__: attention_flops(_packed_sizes(qkv), 2)
-    )
-    register_flop_formula(library.attention_packed_backward)(
-        lambda do, dl, qkv, *_, **__: attention_flops(_packed_sizes(qkv), 5)
-    )
-
-
-if has_kernel("attention", "meta"):
-    _register()
+register(
+    "attention_forward",
+    _fake_forward,
+    backward=_backward,
+    setup_context=_setup_context,
+    flops=lambda q, *_, **__: attention_flops(tuple(q), 2),
+)
+register(
+    "attention_backward",
+    _fake_backward,
+    gradient_of="attention",
+    flops=lambda grad_out, grad_logits, q, *_, **__: attention_flops(tuple(q), 5),
+)
+register(
+    "attention_packed_forward",
+    _fake_packed_forward,
+    backward=_packed_backward,
+    setup_context=_setup_context,
+    flops=lambda qkv, *_, **__: _packed_flops(qkv, 2),
+)
+register(
+    "attention_packed_backward",
+    _fake_packed_backward,
+    gradient_of="attention",
+    flops=lambda grad_out, grad_logits, qkv, *_, **__: _packed_flops(qkv, 5),
+)

@@ -1,4 +1,4 @@
-"""How operators behave under ``torch.autocast``: one helper, because torch's registration fixes a single dtype."""
+"""Behaviour of the operators under ``torch.autocast``; torch.library's registration supports a single dtype only."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor
 
 
 def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
-    """The type that autocast wants products on this tensor's device to be computed in, or None when it is off.
+    """The dtype in which autocast computes GEMMs on this tensor's device; None: autocast is off.
 
-    float64 is left alone, as torch's own autocast rules do.
+    As in torch's own autocast rules, float64 is not cast.
     """
     device_type = tensor.device.type
     if tensor.dtype == torch.float64 or not torch.amp.is_autocast_available(device_type):
@@ -27,7 +27,7 @@ def cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor: ...
 @overload
 def cast(tensor: Tensor | None, dtype: torch.dtype | None) -> Tensor | None: ...
 def cast(tensor: Tensor | None, dtype: torch.dtype | None) -> Tensor | None:
-    """Casts unless there is nothing to cast or nothing to cast to."""
+    """Casts a tensor; a no-op if the tensor or the dtype is None."""
     return tensor if tensor is None or dtype is None else tensor.to(dtype)
 
 

@@ -1,9 +1,9 @@
 """LayerNorm, alone and fused with the residual addition before it.
 
-Shapes: C channels; the normalization runs over the last dimension.
+Shapes: C channels, the normalized dimension.
 
-For a single small image torch's own operator is a few microseconds faster, which is what the checks cost. It is not
-called all the same: an image gives the same bits alone and in a batch.
+For a single small image torch's operator is a few microseconds faster, the cost of the checks. It is still not called:
+results do not depend on the batch size.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitfast.ops.arguments import check_like, check_residual, check_rows, check_shape, check_tensor
 from vitfast.ops.autocast import cast
-from vitfast.ops.autograd import forbid_double_backward
-from vitfast.ops.checks import check_eps, check_like, check_shape, check_tensor
 from vitfast.ops.library import has_kernel
+from vitfast.ops.registration import register
 
 
 class FusedRounding(Protocol):
-    """A deterministic rounding to a float format, as a function and as raw operators take it."""
+    """A deterministic rounding to a float format, as a function and encoded for the raw operators."""
 
     @property
     def raw(self) -> list[int]:
-        """What ``float_rounding`` returns."""
+        """The result of ``float_rounding``."""
         ...
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -44,22 +44,22 @@ def layer_norm(
 ) -> Tensor:
     """Normalizes the last dimension: ``(x - mean) / sqrt(variance + eps) * weight + bias`` (Ba et al., 2016).
 
-    Statistics are accumulated in float32 (float64 for float64 inputs). Under autocast the input keeps its type.
+    Statistics are accumulated in float32 (float64 for float64 inputs). Under autocast the input keeps its dtype.
 
     Args:
         x: ``[..., C]``, float32, bfloat16, float16 or float64.
-        weight: ``[C]`` in x's type or float32, or None for ones.
-        bias: ``[C]`` in x's type or float32, or None for zeros.
+        weight: ``[C]`` in x's dtype or float32, or None for ones.
+        bias: ``[C]`` in x's dtype or float32, or None for zeros.
         eps: added to the variance, zero or positive.
         round_operand: rounds x in the same pass; gradients pass straight through.
         round_result: rounds the result.
 
     Returns:
-        ``[..., C]`` in x's type.
+        ``[..., C]`` in x's dtype.
 
     Raises:
-        TypeError: an argument is no dense floating-point tensor, or the types do not go together.
-        ValueError: shapes or devices do not go together, or eps is negative.
+        TypeError: an argument is no dense floating-point tensor, or the dtypes do not match.
+        ValueError: shapes or devices do not match, or eps is negative.
     """
     _check(x, weight, bias, eps)
     if not _has_kernel(x, round_operand, round_result):
@@ -85,12 +85,12 @@ def add_layer_norm(
 
     Args:
         x: ``[..., C]``.
-        residual: ``[..., C]`` of the same shape; where the types differ, both are promoted to the wider one.
+        residual: ``[..., C]``, x's shape; if the dtypes differ, both are promoted to the wider one.
         weight: as in ``layer_norm``.
         bias: as in ``layer_norm``.
         eps: as in ``layer_norm``.
-        round_sum: rounds the sum, which is what is returned and normalized.
-        round_operand: as in ``layer_norm``, of what is normalized; the sum is returned without it.
+        round_sum: rounds the sum before it is returned and normalized.
+        round_operand: rounds the operand of the normalization, as in ``layer_norm``; not the returned sum.
         round_result: as in ``layer_norm``.
 
     Returns:
@@ -102,8 +102,7 @@ def add_layer_norm(
     """
     check_tensor("residual", residual)
     check_tensor("x", x)
-    check_like("residual", residual, "x", x, same_dtype=False)
-    check_shape("residual", residual, tuple(x.shape), "x's shape")
+    check_residual(residual, x, tuple(x.shape), "x's shape")
     dtype = torch.promote_types(x.dtype, residual.dtype)
     x, residual = x.to(dtype), residual.to(dtype)
     _check(x, weight, bias, eps)
@@ -118,7 +117,7 @@ def add_layer_norm(
 
 
 def _with_torch_operators(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """Torch's fused operator, which takes one type: the widest of the arguments'."""
+    """Torch's fused operator, which supports one dtype: the widest of the arguments'."""
     dtype = x.dtype
     for parameter in (weight, bias):
         dtype = dtype if parameter is None else torch.promote_types(dtype, parameter.dtype)
@@ -135,9 +134,7 @@ def _rounded(x: Tensor, rounding: FusedRounding | None) -> Tensor:
 
 
 def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> None:
-    check_tensor("x", x)
-    if x.dim() == 0:
-        raise ValueError("x must have at least one dimension [..., C], got a scalar")
+    check_rows("x", x, "[..., C]")
     for name, parameter in (("weight", weight), ("bias", bias)):
         if parameter is not None:
             check_tensor(name, parameter)
@@ -145,14 +142,17 @@ def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) ->
             check_shape(name, parameter, (x.shape[-1],), "x's last dimension")
             if x.dtype == torch.float64 and parameter.dtype != torch.float64:
                 raise TypeError(f"{name} has dtype {parameter.dtype}, but x has torch.float64; convert one of them")
-    check_eps(eps)
+    if not isinstance(eps, (int, float)) or isinstance(eps, bool):
+        raise TypeError(f"eps must be a number, got {type(eps).__name__}")
+    if not eps >= 0.0:
+        raise ValueError(f"eps must be zero or positive, got {eps}")
 
 
 def _has_kernel(x: Tensor, *roundings: object) -> bool:
     device = x.device.type
     if device == "cuda" and x.dtype == torch.float64:
         return False
-    # the gradient rounds the operand once more
+    # the backward rounds the operand again
     rounds = any(rounding is not None for rounding in roundings)
     return has_kernel("layer_norm", device) and (not rounds or has_kernel("quantize_float", device))
 
@@ -183,17 +183,6 @@ def _fake_backward(
     return x.new_empty(x.shape), grad_weight, torch.empty_like(parameter) if has_bias else None
 
 
-def _parameter_gradients(
-    ctx: Any, grad_weight: Tensor | None, grad_bias: Tensor | None
-) -> tuple[Tensor | None, Tensor | None]:
-    """The kernel accumulates in float32; the gradients take their parameters' types."""
-    weight_dtype, bias_dtype = ctx.parameter_dtypes
-    return (
-        None if grad_weight is None else grad_weight.to(weight_dtype),
-        None if grad_bias is None else grad_bias.to(bias_dtype),
-    )
-
-
 def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
     x, weight, bias, _, ctx.round_operand, _ = inputs
     _save(ctx, x, weight, bias, output)
@@ -201,7 +190,7 @@ def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
 
 def _setup_add_context(ctx: Any, inputs: Any, output: Any) -> None:
     _, _, weight, bias, _, round_sum, round_operand, _ = inputs
-    ctx.round_operand = [] if round_operand == round_sum else round_operand  # the sum is rounded already
+    ctx.round_operand = [] if round_operand == round_sum else round_operand  # the saved sum is rounded already
     _save(ctx, output[0], weight, bias, output)
 
 
@@ -213,15 +202,16 @@ def _save(ctx: Any, normalized_input: Tensor, weight: Tensor | None, bias: Tenso
 
 
 def _gradients(ctx: Any, grad_y: Tensor, grad_summed: Tensor | None) -> tuple[Any, ...]:
-    """Of what is normalized, weight and bias. The rounding of the operand is done once more rather than kept."""
+    """Gradients of the normalized input, weight and bias. The operand is rounded again rather than saved."""
     x, mean, rstd, weight = ctx.saved_tensors
     if ctx.round_operand:
         x = torch.ops.vitfast.quantize_float.default(x, ctx.round_operand, None)
-    has_bias = ctx.parameter_dtypes[1] is not None
-    grad_x, *grad_parameters = torch.ops.vitfast.layer_norm_backward.default(
-        grad_y, grad_summed, x, mean, rstd, weight, has_bias
+    weight_dtype, bias_dtype = ctx.parameter_dtypes
+    grad_x, grad_weight, grad_bias = torch.ops.vitfast.layer_norm_backward.default(
+        grad_y, grad_summed, x, mean, rstd, weight, bias_dtype is not None
     )
-    return grad_x, *_parameter_gradients(ctx, *grad_parameters)
+    # the kernel accumulates the parameters' gradients in float32
+    return grad_x, cast(grad_weight, weight_dtype), cast(grad_bias, bias_dtype)
 
 
 def _backward(ctx: Any, grad_y: Tensor, *_: Any) -> tuple[Any, ...]:
@@ -233,10 +223,6 @@ def _add_backward(ctx: Any, grad_summed: Tensor, grad_y: Tensor, *_: Any) -> tup
     return grad_x, grad_x, grad_weight, grad_bias, None, None, None, None
 
 
-if has_kernel("layer_norm", "meta"):
-    torch.library.register_fake("vitfast::layer_norm_forward")(_fake_forward)
-    torch.library.register_fake("vitfast::add_layer_norm_forward")(_fake_add_forward)
-    torch.library.register_fake("vitfast::layer_norm_backward")(_fake_backward)
-    torch.library.register_autograd("vitfast::layer_norm_forward", _backward, setup_context=_setup_context)
-    torch.library.register_autograd("vitfast::add_layer_norm_forward", _add_backward, setup_context=_setup_add_context)
-    forbid_double_backward("layer_norm_backward", "layer_norm")
+register("layer_norm_forward", _fake_forward, backward=_backward, setup_context=_setup_context)
+register("add_layer_norm_forward", _fake_add_forward, backward=_add_backward, setup_context=_setup_add_context)
+register("layer_norm_backward", _fake_backward, gradient_of="layer_norm")

@@ -1,4 +1,4 @@
-"""Loads the compiled libraries and says which kernels are active and why."""
+"""Loads the native libraries and selects the active kernels: vitfast's or torch's operators."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 import vitfast
+from vitfast.errors import UserError
 
-# operator -> its raw operators in torch.ops.vitfast
+# operators with a kernel
 CPU_KERNELS = (
     "attention",
     "gated_positional_attention",
@@ -33,22 +34,25 @@ CUDA_KERNELS = (
     "layer_norm",
     "linear",
     "matmul_accumulate",
-    "matmul_half_sums",  # matmul_accumulate on tensor cores, which only whoever asks for it gets
+    "matmul_half_sums",  # matmul_accumulate(unit="tensor_core")
     "mlp",
     "quantize_fixed",
     "quantize_float",
     "upsample_relations",
 )
 
-# CUDA kernels that a committed GPU result under benchmarks/results/ covers
+# CUDA kernels covered by a committed GPU result under benchmarks/results/
 PROVEN_CUDA_KERNELS: frozenset[str] = frozenset()
+
+# kernels that ops.kernels selects; models that use the packed kernels hold packed weights, which rules out a choice
+KERNELS = tuple(kernel for kernel in CPU_KERNELS if kernel != "packed")
 
 CUDA_KERNEL_CHOICES = ("proven", "all", "none")
 ISA_CHOICES = ("auto", "baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "avx512_amx")
 
 
 def _environment_choice(variable: str, choices: tuple[str, ...]) -> str:
-    """Reads an environment variable that takes one of ``choices`` (the first is the default)."""
+    """Reads an environment variable with one of ``choices``; the first is the default."""
     value = os.environ.get(variable, "") or choices[0]
     if value not in choices:
         raise ValueError(f"{variable}={value!r} is not known; allowed: {', '.join(choices)}")
@@ -56,7 +60,7 @@ def _environment_choice(variable: str, choices: tuple[str, ...]) -> str:
 
 
 def _load(name: str) -> str | None:
-    """Loads a library of this package; returns why it is not there, or None."""
+    """Loads a library of this package; returns the reason if it is missing."""
     candidates = [Path(folder) / f"lib{name}.so" for folder in vitfast.__path__]
     path = next((candidate for candidate in candidates if candidate.exists()), None)
     if path is None:
@@ -72,19 +76,24 @@ def _load(name: str) -> str | None:
 
 
 _cuda_kernels = _environment_choice("VITFAST_CUDA_KERNELS", CUDA_KERNEL_CHOICES)
-_isa = _environment_choice("VITFAST_ISA", ISA_CHOICES)  # csrc/cpu/dispatch.cpp reads it, too
+_isa = _environment_choice("VITFAST_ISA", ISA_CHOICES)  # csrc/cpu/dispatch.cpp reads it as well
 _cpu_missing = _load("vitfast_cpu")
 _cuda_missing: str | None = "this torch has no CUDA"
 if torch.version.cuda is not None:
     _cuda_missing = _cpu_missing or _load("vitfast_cuda")
 
 if _cpu_missing is None:
-    # a wrong VITFAST_ISA is told here, once, and not by the first operator that runs
+    # reports an invalid VITFAST_ISA at import rather than in the first operator that runs
     torch.ops.vitfast.cpu_capability()
 
 
+def is_loaded() -> bool:
+    """Whether the CPU library, which defines all schemas, is loaded."""
+    return _cpu_missing is None
+
+
 def missing_kernel(kernel: str, device_type: str) -> str | None:
-    """Says why there is no kernel of vitfast for an operator on ``"cpu"`` or ``"cuda"``; None where there is one."""
+    """Returns why vitfast has no kernel for an operator on ``"cpu"`` or ``"cuda"``; None if it has one."""
     if device_type == "cuda" and kernel not in CUDA_KERNELS:
         return "no CUDA kernel yet"
     if device_type != "cuda" and kernel not in CPU_KERNELS:
@@ -93,39 +102,32 @@ def missing_kernel(kernel: str, device_type: str) -> str | None:
     return None if missing is None else f"libvitfast_{library}.so: {missing}"
 
 
-def _cuda_state(kernel: str) -> str:
-    """Says why a CUDA kernel is active or not."""
-    missing = missing_kernel(kernel, "cuda")
+def _initial_state(kernel: str, device_type: str) -> str:
+    missing = missing_kernel(kernel, device_type)
     if missing is not None:
         return f"torch: {missing}"
-    if _cuda_kernels == "none":
+    if device_type == "cuda" and _cuda_kernels == "none":
         return "torch: VITFAST_CUDA_KERNELS=none"
-    if _cuda_kernels == "proven" and kernel not in PROVEN_CUDA_KERNELS:
-        return "torch: no committed GPU result covers the kernel; VITFAST_CUDA_KERNELS=all uses it all the same"
+    if device_type == "cuda" and _cuda_kernels == "proven" and kernel not in PROVEN_CUDA_KERNELS:
+        return "torch: no committed GPU result covers the kernel; VITFAST_CUDA_KERNELS=all uses it nevertheless"
     return "vitfast"
 
 
-def _cpu_state(kernel: str) -> str:
-    missing = missing_kernel(kernel, "cpu")
-    return "vitfast" if missing is None else f"torch: {missing}"
-
-
-_KERNELS = sorted({*CPU_KERNELS, *CUDA_KERNELS})
-_STATES: dict[tuple[str, str], str] = {}
-for _kernel in _KERNELS:
-    _STATES[_kernel, "cpu"] = _cpu_state(_kernel)
-    _STATES[_kernel, "cuda"] = _cuda_state(_kernel)
-    _STATES[_kernel, "meta"] = _STATES[_kernel, "cpu"]
+_STATES: dict[tuple[str, str], str] = {
+    (kernel, device_type): _initial_state(kernel, device_type)
+    for kernel in sorted({*CPU_KERNELS, *CUDA_KERNELS})
+    for device_type in ("cpu", "cuda", "meta")
+}
 _ACTIVE: dict[tuple[str, str], bool] = {key: state == "vitfast" for key, state in _STATES.items()}
 
 
 def has_kernel(kernel: str, device_type: str) -> bool:
-    """True where vitfast's own kernel runs for this operator on this type of device."""
+    """Whether vitfast's kernel runs for this operator on this type of device."""
     return _ACTIVE.get((kernel, device_type), False)
 
 
 def kernel_state(kernel: str, device_type: str) -> str:
-    """``"vitfast"`` or ``"torch: <why>"``, as ``build_info`` has it."""
+    """Returns ``"vitfast"`` or ``"torch: <reason>"``, as in ``build_info``."""
     return _STATES[kernel, device_type]
 
 
@@ -138,10 +140,10 @@ def has_shared_memory(device: torch.device, num_bytes: int) -> bool:
 
 @contextmanager
 def kernel_states(states: Mapping[tuple[str, str], str]) -> Iterator[None]:
-    """Replaces for a while which kernels run, in the whole process.
+    """Temporarily replaces the states of kernels, in the whole process.
 
     Args:
-        states: (operator, type of device) -> ``"vitfast"``, where the kernel is loaded, or ``"torch: <why>"``.
+        states: (operator, device type) -> ``"vitfast"``, if the kernel is loaded, or ``"torch: <reason>"``.
     """
     before = {key: _STATES[key] for key in states}
     _set_states(states)
@@ -156,13 +158,52 @@ def _set_states(states: Mapping[tuple[str, str], str]) -> None:
         _STATES[key], _ACTIVE[key] = state, state == "vitfast"
 
 
+@contextmanager
+def chosen_kernels(choice: str, device_type: str) -> Iterator[None]:
+    """Selects kernels for the whole process while the context is active; ``build_info()`` reports the selection.
+
+    Args:
+        choice: ``"auto"``: the default (for CUDA set by ``VITFAST_CUDA_KERNELS``); ``"torch"``: torch's operators;
+            ``"all"``: every kernel of vitfast, covered by a committed result or not; or names of ``KERNELS``, separated
+            by commas: these, and torch's operators for the others.
+        device_type: ``"cpu"`` or ``"cuda"``; other devices keep their kernels.
+
+    Raises:
+        UserError: a name is unknown, or the device has no such kernel.
+    """
+    if choice == "auto":
+        yield
+        return
+    names = [] if choice in ("all", "torch") else [name.strip() for name in choice.split(",")]
+    for name in names:
+        if name not in KERNELS:
+            raise UserError(
+                f"ops.kernels={choice}: {name!r} is unknown; allowed: auto, torch, all, or names separated by "
+                f"commas: {', '.join(KERNELS)}"
+            )
+    states = {}
+    for kernel in KERNELS:
+        missing = missing_kernel(kernel, device_type)
+        if kernel in names and missing is not None:
+            raise UserError(
+                f"ops.kernels={choice}: vitfast has no {kernel} kernel for {device_type} here ({missing}); leave it "
+                "out, or use ops.kernels=all for all existing kernels"
+            )
+        if missing is None and (choice == "all" or kernel in names):
+            states[kernel, device_type] = "vitfast"
+        else:
+            states[kernel, device_type] = f"torch: {missing or f'ops.kernels={choice}'}"
+    with kernel_states(states):
+        yield
+
+
 def build_info() -> dict[str, Any]:
-    """Tells what was built, for what, and which kernels run and why.
+    """Reports what was built, for which targets, and which kernels are active and why.
 
     Returns:
-        A dict that can be written as JSON: versions; ``cpu`` (the instruction set in use, what the processor has);
-        ``cuda``; ``build`` (compilers, instruction sets and architectures compiled in, or why there are none);
-        ``kernels``: for each operator and device, ``"vitfast"`` or ``"torch: <why>"``.
+        A JSON-serializable dict: versions; ``cpu`` (the active instruction set, the processor's features); ``cuda``;
+        ``build`` (compilers, compiled instruction sets and architectures, or why there are none); ``kernels``: for
+        each operator and device, ``"vitfast"`` or ``"torch: <reason>"``.
     """
     try:
         build = dict(importlib.import_module("vitfast._build_config").BUILD)
@@ -172,11 +213,12 @@ def build_info() -> dict[str, Any]:
     try:
         extension = importlib.import_module("vitfast._C")
     except ModuleNotFoundError:
-        pass  # the libraries do not depend on the version of Python; this module does
+        pass  # unlike the libraries, this module is specific to a Python version
     else:
         build["extension"] = extension.build_info()
         features = extension.cpu_features()
     capability = torch.ops.vitfast.cpu_capability() if _cpu_missing is None else "none: pure PyTorch"
+    kernels = sorted({kernel for kernel, _ in _STATES})
     return {
         "vitfast": vitfast.__version__,
         "torch": torch.__version__,
@@ -190,5 +232,5 @@ def build_info() -> dict[str, Any]:
         },
         "cuda": {"library": _cuda_missing or "loaded", "kernels_requested": _cuda_kernels},
         "build": build,
-        "kernels": {kernel: {device: _STATES[kernel, device] for device in ("cpu", "cuda")} for kernel in _KERNELS},
+        "kernels": {kernel: {device: _STATES[kernel, device] for device in ("cpu", "cuda")} for kernel in kernels},
     }

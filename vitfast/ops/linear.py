@@ -1,4 +1,4 @@
-"""A linear layer with what follows it: activation, scale, residual and rounding in one operator.
+"""A linear layer with a fused epilogue: activation, scale, residual and rounding.
 
 Shapes: K inputs, N outputs.
 """
@@ -12,13 +12,21 @@ from torch import Tensor
 
 from vitfast.formats import FloatFormat
 from vitfast.ops import reference
+from vitfast.ops.arguments import (
+    check_choice,
+    check_like,
+    check_residual,
+    check_rows,
+    check_shape,
+    check_tensor,
+    needs_gradient,
+    split_residual,
+)
 from vitfast.ops.autocast import autocast_dtype, cast
-from vitfast.ops.autograd import forbid_double_backward
-from vitfast.ops.checks import check_like, check_shape, check_tensor
-from vitfast.ops.float_rounding import float_rounding
 from vitfast.ops.library import has_kernel
-from vitfast.ops.product_flops import product_flops
 from vitfast.ops.quantize_float import quantize_float
+from vitfast.ops.registration import gemm_flops, register
+from vitfast.ops.rounding import float_rounding
 
 ACTIVATIONS = ("none", "gelu", "gelu_tanh")
 # activation -> the argument ``approximate`` of torch.nn.functional.gelu and of the operator ``mlp``
@@ -37,8 +45,8 @@ def linear(
 ) -> Tensor:
     """Computes ``residual + scale * activation(x weightᵀ + bias)``.
 
-    On CUDA a bfloat16 or float16 product whose K and N are multiples of 8 does all of it on the way to memory. Under
-    autocast the product runs in autocast's type and the residual keeps its own.
+    On CUDA the epilogue is fused into bfloat16 and float16 GEMMs whose K and N are multiples of 8. Under autocast the
+    GEMM runs in autocast's dtype and the residual keeps its dtype.
 
     Args:
         x: ``[..., K]``, float32, bfloat16, float16 or float64.
@@ -47,15 +55,15 @@ def linear(
         activation: ``"none"``, ``"gelu"`` (erf) or ``"gelu_tanh"`` (Hendrycks and Gimpel, 2016).
         scale: ``[N]`` or None: a LayerScale (Touvron et al., 2021).
         residual: ``[..., N]`` or None.
-        format: a ``vitfast.FloatFormat`` to which the result is rounded (to nearest, ties to even), as
-            ``quantize_float`` would; gradients pass straight through. None keeps the result.
+        format: a ``vitfast.FloatFormat`` to which the result is rounded (to nearest, ties to even), as by
+            ``quantize_float``; gradients pass straight through. None: no rounding.
 
     Returns:
         ``[..., N]``.
 
     Raises:
-        TypeError: an argument is no dense floating-point tensor, or the types differ.
-        ValueError: shapes or devices do not go together, or ``activation`` is unknown.
+        TypeError: an argument is no dense floating-point tensor, or the dtypes differ.
+        ValueError: shapes or devices do not match, or ``activation`` is unknown.
     """
     _check(x, weight, bias, activation, scale, residual)
     rounding = [] if format is None else float_rounding(format)
@@ -64,34 +72,29 @@ def linear(
         x, weight, bias, scale = cast(x, dtype), cast(weight, dtype), cast(bias, dtype), cast(scale, dtype)
     elif residual is not None:
         check_like("residual", residual, "x", x)
-    added_outside = residual if residual is not None and residual.dtype != x.dtype else None
-    added_inside = residual if added_outside is None else None
-    rounded_inside = rounding if added_outside is None else []
+    fused_residual, later_residual = split_residual(residual, x.dtype)
 
     if has_kernel("linear", x.device.type):
-        save_for_backward = torch.is_grad_enabled() and any(
-            tensor is not None and tensor.requires_grad for tensor in (x, weight, bias, scale)
-        )
+        fused_rounding = rounding if later_residual is None else []
+        save_for_backward = needs_gradient(x, weight, bias, scale)
         out: Tensor = torch.ops.vitfast.linear_forward.default(
-            x, weight, bias, activation, scale, added_inside, rounded_inside, save_for_backward
+            x, weight, bias, activation, scale, fused_residual, fused_rounding, save_for_backward
         )[0]
     else:
         with torch.autocast(x.device.type, enabled=False):
-            out = reference.linear(x, weight, bias, activation, scale, added_inside)
-        if format is not None and added_outside is None:
+            out = reference.linear(x, weight, bias, activation, scale, fused_residual)
+        if format is not None and later_residual is None:
             out = quantize_float(out, format)
-    if added_outside is None:
+    if later_residual is None:
         return out
-    out = added_outside + out
+    out = later_residual + out
     return out if format is None else quantize_float(out, format)
 
 
 def _check(
     x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, scale: Tensor | None, residual: Tensor | None
 ) -> None:
-    check_tensor("x", x)
-    if x.dim() == 0:
-        raise ValueError("x must have at least one dimension [..., K], got a scalar")
+    check_rows("x", x, "[..., K]")
     check_tensor("weight", weight, ndim=2, shape="[N, K]")
     outputs = weight.shape[0]
     check_shape("weight", weight, (outputs, x.shape[-1]), "[N, K] with x's last dimension")
@@ -102,16 +105,8 @@ def _check(
             check_like(name, parameter, "x", x, same_dtype=not in_autocast)
             if parameter is not weight:
                 check_shape(name, parameter, (outputs,), "weight's N")
-    if residual is not None:
-        check_tensor("residual", residual)
-        check_like("residual", residual, "x", x, same_dtype=False)
-        check_shape("residual", residual, (*x.shape[:-1], outputs), "x's leading dimensions and weight's N")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-
-
-def _saves_sum(activation: str, scale: Tensor | None, save_for_backward: bool) -> bool:
-    return save_for_backward and (activation != "none" or scale is not None)
+    check_residual(residual, x, (*x.shape[:-1], outputs), "x's leading dimensions and weight's N")
+    check_choice("activation", activation, ACTIVATIONS)
 
 
 def _fake_forward(
@@ -125,7 +120,8 @@ def _fake_forward(
     save_for_backward: bool,
 ) -> tuple[Tensor, Tensor | None]:
     shape = (*x.shape[:-1], weight.shape[0])
-    return x.new_empty(shape), x.new_empty(shape) if _saves_sum(activation, scale, save_for_backward) else None
+    saves_sum = save_for_backward and (activation != "none" or scale is not None)
+    return x.new_empty(shape), x.new_empty(shape) if saves_sum else None
 
 
 def _fake_backward(
@@ -157,7 +153,7 @@ def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
 def _backward(ctx: Any, grad_out: Tensor, *_: Any) -> tuple[Any, ...]:
     x, weight, pre_activation, scale = ctx.saved_tensors
     grad_residual = grad_out if ctx.has_residual else None
-    if not ctx.saved:  # only the residual needs a gradient
+    if not ctx.saved:  # only the residual requires a gradient
         return None, None, None, None, None, grad_residual, None, None
     grad_x, grad_weight, grad_bias, grad_scale = torch.ops.vitfast.linear_backward.default(
         grad_out, x, weight, pre_activation, scale, ctx.activation, ctx.has_bias
@@ -165,17 +161,16 @@ def _backward(ctx: Any, grad_out: Tensor, *_: Any) -> tuple[Any, ...]:
     return grad_x, grad_weight, grad_bias, None, grad_scale, grad_residual, None, None
 
 
-def _register() -> None:
-    from torch.utils.flop_counter import register_flop_formula
-
-    library = torch.ops.vitfast
-    torch.library.register_fake("vitfast::linear_forward")(_fake_forward)
-    torch.library.register_fake("vitfast::linear_backward")(_fake_backward)
-    torch.library.register_autograd("vitfast::linear_forward", _backward, setup_context=_setup_context)
-    forbid_double_backward("linear_backward", "linear")
-    register_flop_formula(library.linear_forward)(lambda x, weight, *_, **__: product_flops(x, weight[0]))
-    register_flop_formula(library.linear_backward)(lambda grad, x, weight, *_, **__: 2 * product_flops(x, weight[0]))
-
-
-if has_kernel("linear", "meta"):
-    _register()
+register(
+    "linear_forward",
+    _fake_forward,
+    backward=_backward,
+    setup_context=_setup_context,
+    flops=lambda x, weight, *_, **__: gemm_flops(x, weight[0]),
+)
+register(
+    "linear_backward",
+    _fake_backward,
+    gradient_of="linear",
+    flops=lambda grad_out, x, weight, *_, **__: 2 * gemm_flops(x, weight[0]),
+)

@@ -1,4 +1,4 @@
-"""The feed-forward half of a transformer block in one operator.
+"""The MLP of a transformer block in one operator.
 
 Shapes: C channels, F hidden width.
 """
@@ -11,16 +11,24 @@ import torch
 from torch import Tensor
 
 from vitfast.ops import reference
+from vitfast.ops.arguments import (
+    check_choice,
+    check_like,
+    check_residual,
+    check_rows,
+    check_shape,
+    check_tensor,
+    needs_gradient,
+    split_residual,
+)
 from vitfast.ops.autocast import autocast_dtype, cast
-from vitfast.ops.autograd import forbid_double_backward
-from vitfast.ops.checks import check_like, check_shape, check_tensor
 from vitfast.ops.library import has_kernel, has_shared_memory
 from vitfast.ops.linear import linear
-from vitfast.ops.product_flops import product_flops
+from vitfast.ops.registration import gemm_flops, register
 
 APPROXIMATE = ("none", "tanh")
 
-# What the CUDA kernels take; for inference, where hidden units stay on chip, widths whose results fit registers.
+# Limits of the CUDA kernels. The inference kernel keeps hidden activations on chip and its results in registers.
 CUDA_DTYPES = (torch.float16, torch.bfloat16)
 CUDA_MULTIPLE = 8  # elements in 16 bytes
 CUDA_MAX_CHANNELS = 192
@@ -39,7 +47,7 @@ def mlp(
 ) -> Tensor:
     """Computes ``fc2(gelu(fc1(x))) + residual``.
 
-    Under autocast the products run in autocast's type and the residual keeps its own.
+    Under autocast the GEMMs run in autocast's dtype and the residual keeps its dtype.
 
     Args:
         x: ``[..., C]``, float32, bfloat16, float16 or float64.
@@ -54,8 +62,8 @@ def mlp(
         ``[..., C_out]``.
 
     Raises:
-        TypeError: an argument is no dense floating-point tensor, or the types differ.
-        ValueError: shapes or devices do not go together, or ``approximate`` is unknown.
+        TypeError: an argument is no dense floating-point tensor, or the dtypes differ.
+        ValueError: shapes or devices do not match, or ``approximate`` is unknown.
     """
     _check(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual, approximate)
     dtype = autocast_dtype(x)
@@ -64,31 +72,26 @@ def mlp(
         fc2_weight, fc2_bias = cast(fc2_weight, dtype), cast(fc2_bias, dtype)
     elif residual is not None:
         check_like("residual", residual, "x", x)
-    added_outside = residual if residual is not None and residual.dtype != x.dtype else None
-    added_inside = residual if added_outside is None else None
+    fused_residual, later_residual = split_residual(residual, x.dtype)
 
     weights = (fc1_weight, fc1_bias, fc2_weight, fc2_bias)
-    save_for_backward = torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in (x, *weights)
-    )
+    save_for_backward = needs_gradient(x, *weights)
     if _has_kernel(x, fc1_weight, fc2_weight, approximate, save_for_backward):
-        out: Tensor = torch.ops.vitfast.mlp_forward.default(x, *weights, added_inside, approximate, save_for_backward)[
-            0
-        ]
-    elif has_kernel("linear", x.device.type):
-        # GELU and the residual are applied to the products on their way to memory
+        operator = torch.ops.vitfast.mlp_forward.default
+        out: Tensor = operator(x, *weights, fused_residual, approximate, save_for_backward)[0]
+    elif has_kernel("linear", x.device.type):  # GELU and the residual are fused into the GEMMs
         activation = "gelu_tanh" if approximate == "tanh" else "gelu"
         with torch.autocast(x.device.type, enabled=False):
             hidden = linear(x, fc1_weight, fc1_bias, activation=activation)
-            out = linear(hidden, fc2_weight, fc2_bias, residual=added_inside)
+            out = linear(hidden, fc2_weight, fc2_bias, residual=fused_residual)
     else:
         with torch.autocast(x.device.type, enabled=False):
-            out = reference.mlp(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, added_inside, approximate)
-    return out if added_outside is None else out + added_outside
+            out = reference.mlp(x, *weights, fused_residual, approximate)
+    return out if later_residual is None else out + later_residual
 
 
 def has_mlp_kernel(device: torch.device, dtype: torch.dtype, widths: tuple[int, int, int], approximate: str) -> bool:
-    """Whether one kernel runs such calls, where no gradient is needed; else products do, with GELU in the first one.
+    """Whether one kernel runs such calls if no gradient is required; otherwise GEMMs with fused epilogues do.
 
     Args:
         device: of the tensors.
@@ -112,7 +115,7 @@ def _fit_cuda(dtype: torch.dtype, widths: tuple[int, int, int]) -> bool:
 
 def _has_kernel(x: Tensor, fc1_weight: Tensor, fc2_weight: Tensor, approximate: str, save_for_backward: bool) -> bool:
     widths = (fc1_weight.shape[1], fc1_weight.shape[0], fc2_weight.shape[0])
-    if x.device.type == "cuda" and save_for_backward:  # two products, whose backward has GELU's derivative in a product
+    if x.device.type == "cuda" and save_for_backward:  # two GEMMs; the backward fuses GELU's derivative into one
         return _fit_cuda(x.dtype, widths) and has_kernel("linear", "cuda") and x.numel() > 0
     return has_mlp_kernel(x.device, x.dtype, widths, approximate)
 
@@ -126,9 +129,7 @@ def _check(
     residual: Tensor | None,
     approximate: str,
 ) -> None:
-    check_tensor("x", x)
-    if x.dim() == 0:
-        raise ValueError("x must have at least one dimension [..., C], got a scalar")
+    check_rows("x", x, "[..., C]")
     check_tensor("fc1_weight", fc1_weight, ndim=2, shape="[F, C]")
     check_tensor("fc2_weight", fc2_weight, ndim=2, shape="[C_out, F]")
     hidden, outputs = fc1_weight.shape[0], fc2_weight.shape[0]
@@ -144,12 +145,8 @@ def _check(
         check_shape("fc1_bias", fc1_bias, (hidden,), "fc1_weight's F")
     if fc2_bias is not None:
         check_shape("fc2_bias", fc2_bias, (outputs,), "fc2_weight's C_out")
-    if residual is not None:
-        check_tensor("residual", residual)
-        check_like("residual", residual, "x", x, same_dtype=False)
-        check_shape("residual", residual, (*x.shape[:-1], outputs), "x's leading dimensions and fc2_weight's C_out")
-    if approximate not in APPROXIMATE:
-        raise ValueError(f"approximate must be one of {', '.join(APPROXIMATE)}, got {approximate!r}")
+    check_residual(residual, x, (*x.shape[:-1], outputs), "x's leading dimensions and fc2_weight's C_out")
+    check_choice("approximate", approximate, APPROXIMATE)
 
 
 def _fake_forward(
@@ -167,11 +164,7 @@ def _fake_forward(
 
     hidden, outputs = fc1_weight.shape[0], fc2_weight.shape[0]
     keeps_activation = save_for_backward and x.device.type == "cuda"
-    return (
-        empty(outputs),
-        empty(hidden) if save_for_backward else None,
-        empty(hidden) if keeps_activation else None,
-    )
+    return empty(outputs), empty(hidden) if save_for_backward else None, empty(hidden) if keeps_activation else None
 
 
 def _fake_backward(
@@ -206,7 +199,7 @@ def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
 def _backward(ctx: Any, grad_out: Tensor, *_: Any) -> tuple[Any, ...]:
     x, pre_activation, activation, fc1_weight, fc2_weight = ctx.saved_tensors
     grad_residual = grad_out if ctx.has_residual else None
-    if pre_activation is None:  # only the residual needs a gradient
+    if pre_activation is None:  # only the residual requires a gradient
         return None, None, None, None, None, grad_residual, None, None
     grads = torch.ops.vitfast.mlp_backward.default(
         grad_out, x, pre_activation, activation, fc1_weight, fc2_weight, ctx.approximate, *ctx.has_biases
@@ -214,23 +207,22 @@ def _backward(ctx: Any, grad_out: Tensor, *_: Any) -> tuple[Any, ...]:
     return *grads, grad_residual, None, None
 
 
-def _linear_flops(x: Any, fc1_weight: Any, fc2_weight: Any, products: int) -> int:
-    """Two linear layers forward; backward each costs two products."""
+def _flops(x: Any, fc1_weight: Any, fc2_weight: Any) -> int:
+    """The forward's; the backward takes two GEMMs for each of the forward's."""
     hidden, outputs = fc1_weight[0], fc2_weight[0]
-    return products * (product_flops(x, hidden) + product_flops((*x[:-1], hidden), outputs))
+    return gemm_flops(x, hidden) + gemm_flops((*x[:-1], hidden), outputs)
 
 
-def _register() -> None:
-    from torch.utils.flop_counter import register_flop_formula
-
-    library = torch.ops.vitfast
-    torch.library.register_fake("vitfast::mlp_forward")(_fake_forward)
-    torch.library.register_fake("vitfast::mlp_backward")(_fake_backward)
-    torch.library.register_autograd("vitfast::mlp_forward", _backward, setup_context=_setup_context)
-    forbid_double_backward("mlp_backward", "mlp")
-    register_flop_formula(library.mlp_forward)(lambda x, w1, b1, w2, *_, **__: _linear_flops(x, w1, w2, 1))
-    register_flop_formula(library.mlp_backward)(lambda do, x, pre, h, w1, w2, *_, **__: _linear_flops(x, w1, w2, 2))
-
-
-if has_kernel("mlp", "meta"):
-    _register()
+register(
+    "mlp_forward",
+    _fake_forward,
+    backward=_backward,
+    setup_context=_setup_context,
+    flops=lambda x, fc1_weight, fc1_bias, fc2_weight, *_, **__: _flops(x, fc1_weight, fc2_weight),
+)
+register(
+    "mlp_backward",
+    _fake_backward,
+    gradient_of="mlp",
+    flops=lambda grad_out, x, pre, hidden, fc1_weight, fc2_weight, *_, **__: 2 * _flops(x, fc1_weight, fc2_weight),
+)

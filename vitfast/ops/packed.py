@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vitfast.ops.library import has_kernel
-from vitfast.ops.product_flops import product_flops
+from vitfast.ops.registration import gemm_flops
 
 
 @functools.cache
@@ -128,13 +128,13 @@ def _fake_pack_weight(weight: Tensor, precision: str) -> Tensor:
 
 
 def _linear_flops(x: Any, packed: Any, bias: Any, n: int, *_: Any, **__: Any) -> int:
-    return product_flops(x, n)
+    return gemm_flops(x, n)
 
 
 def _norm_linear_flops(
     x: Any, gamma: Any, beta: Any, eps: float, packed: Any, bias: Any, n: int, *_: Any, **__: Any
 ) -> int:
-    return product_flops(x, n)
+    return gemm_flops(x, n)
 
 
 def _mlp_flops(
@@ -151,7 +151,7 @@ def _mlp_flops(
     *_: Any,
     **__: Any,
 ) -> int:
-    return product_flops(x, hidden) + product_flops((*x[:-1], hidden), n)
+    return gemm_flops(x, hidden) + gemm_flops((*x[:-1], hidden), n)
 
 
 def _attention_flops(qkv: Any, *_: Any, **__: Any) -> int:
@@ -162,12 +162,12 @@ def _attention_flops(qkv: Any, *_: Any, **__: Any) -> int:
 def _block_flops(x: Any, *arguments: Any, **_: Any) -> int:
     heads, head_dim, hidden = arguments[11], arguments[12], arguments[22]
     inner = heads * head_dim
-    products = product_flops(x, 3 * inner) + product_flops((*x[:-1], inner), x[-1])
-    return products + 2 * product_flops(x, hidden) + _attention_flops((x[0], x[1], 3, heads, head_dim))
+    products = gemm_flops(x, 3 * inner) + gemm_flops((*x[:-1], inner), x[-1])
+    return products + 2 * gemm_flops(x, hidden) + _attention_flops((x[0], x[1], 3, heads, head_dim))
 
 
 def _patch_embed_flops(images: Any, packed: Any, bias: Any, n: int, *_: Any, **__: Any) -> int:
-    return product_flops(images, n)
+    return gemm_flops(images, n)
 
 
 def _split_flops(
@@ -184,12 +184,12 @@ def _split_flops(
     *_: Any,
     **__: Any,
 ) -> int:
-    return product_flops((*images[:2], *_split_grid(images, patch, stride, padding), *patch), n)
+    return gemm_flops((*images[:2], *_split_grid(images, patch, stride, padding), *patch), n)
 
 
 def _performer_flops(kqv: Any, projection: Any, *_: Any, **__: Any) -> int:
     batch, tokens, width = kqv
-    return 4 * product_flops((batch, tokens, width // 3), projection[0])
+    return 4 * gemm_flops((batch, tokens, width // 3), projection[0])
 
 
 def _register() -> None:

@@ -8,13 +8,21 @@ import torch
 from torch import Tensor
 
 from vitfast.ops import reference
-from vitfast.ops.checks import check_tensor
+from vitfast.ops.arguments import check_choice, check_tensor
 from vitfast.ops.library import has_kernel
-from vitfast.ops.philox import philox_uint32
-from vitfast.ops.rounding import FIXED_OVERFLOW_CODES, QTORCH_NEAREST, ROUNDING_CODES, FixedOverflow, Rounding
-from vitfast.ops.seed import seed_tensor
-
-NUMERICS = ("ieee", "qtorch")
+from vitfast.ops.registration import register
+from vitfast.ops.rounding import (
+    FIXED_OVERFLOW_CODES,
+    QTORCH_NEAREST,
+    ROUNDING_CODES,
+    FixedOverflow,
+    Rounding,
+    StraightThrough,
+    fake_rounding,
+    random_like,
+    seed_tensor,
+    straight_through,
+)
 
 
 def quantize_fixed(
@@ -31,23 +39,23 @@ def quantize_fixed(
 ) -> Tensor:
     """Rounds every element to a fixed-point number and keeps the tensor's type.
 
-    The numbers are ``k * 2**-fraction_length`` for whole k, ``-2**(word_length-1) <= k < 2**(word_length-1)``. There is
-    no -0. Where x's type cannot hold such a number, it is rounded once more, to x's type.
+    The numbers are ``k * 2**-fraction_length`` for integers k, ``-2**(word_length-1) <= k < 2**(word_length-1)``. There
+    is no -0. A number that x's dtype cannot represent is rounded again, to x's dtype.
 
     Args:
         x: any shape, float32, bfloat16, float16 or float64.
-        word_length: bits of a number, with its sign, 2 to 24.
+        word_length: bits of a number including its sign, 2 to 24.
         fraction_length: bits after the binary point, -64 to 64; more than ``word_length`` is allowed.
         rounding: as for ``quantize_float``.
-        overflow: what a number beyond the smallest or largest one becomes: ``"saturate"``: that one; ``"wrap"``: k
-            modulo ``2**word_length``, as two's complement arithmetic has it (NaN for an infinity); ``"unbounded"``: any
-            k. (QPyTorch's ``clamp=True`` and ``clamp=False`` are the first and the last.)
-        symmetric: whether the smallest k is ``1 - 2**(word_length-1)``; only where numbers saturate.
-        numerics: ``"qtorch"``: the bits of QPyTorch 0.3.0's ``fixed_point_quantize(rounding="nearest")`` on the CPU,
-            which adds 0.5 in float32 first: just above half a step goes to zero, odd k from ``2**23`` on go up, and
-            there is a -0. On CUDA QPyTorch gives ``rounding="nearest_away"``, but for zeros' signs.
-        clip_gradients: whether elements that saturate get no gradient; otherwise every gradient passes straight through
-            (Bengio et al., 2013).
+        overflow: result for a number out of range: ``"saturate"``: the nearest limit; ``"wrap"``: k modulo
+            ``2**word_length``, as in two's complement arithmetic (NaN for an infinity); ``"unbounded"``: any k.
+            QPyTorch's ``clamp=True`` and ``clamp=False`` are ``"saturate"`` and ``"unbounded"``.
+        symmetric: whether the smallest k is ``1 - 2**(word_length-1)``; requires ``overflow="saturate"``.
+        numerics: ``"qtorch"`` is bit-exact with QPyTorch 0.3.0's ``fixed_point_quantize(rounding="nearest")`` on the
+            CPU, which adds 0.5 in float32 first: values just above half a step round to zero, odd k from ``2**23`` on
+            round up, and -0 exists. On CUDA, QPyTorch computes ``rounding="nearest_away"``, except for signs of zeros.
+        clip_gradients: whether the gradient of elements that saturate is zero; otherwise all gradients pass straight
+            through (Bengio et al., 2013).
         seed: as for ``quantize_float``.
 
     Returns:
@@ -55,7 +63,7 @@ def quantize_fixed(
 
     Raises:
         TypeError: x is no dense floating-point tensor, or a length is no integer.
-        ValueError: a length is out of range, or an option is unknown or does not go with another one.
+        ValueError: a length is out of range, or an option is unknown or contradicts another one.
     """
     check_tensor("x", x)
     check_fixed_lengths(word_length, fraction_length)
@@ -82,21 +90,17 @@ def check_fixed_lengths(word_length: Any, fraction_length: Any) -> None:
 
 
 def _check_options(rounding: str, overflow: str, symmetric: bool, numerics: str, clip_gradients: bool) -> None:
-    for name, value, allowed in (
-        ("rounding", rounding, ROUNDING_CODES),
-        ("overflow", overflow, FIXED_OVERFLOW_CODES),
-        ("numerics", numerics, NUMERICS),
-    ):
-        if value not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+    check_choice("rounding", rounding, tuple(ROUNDING_CODES))
+    check_choice("overflow", overflow, tuple(FIXED_OVERFLOW_CODES))
+    check_choice("numerics", numerics, ("ieee", "qtorch"))
     if numerics == "qtorch" and rounding != "nearest_even":
-        raise ValueError(f"numerics='qtorch' goes with rounding='nearest_even' only, got {rounding!r}")
+        raise ValueError(f"numerics='qtorch' requires rounding='nearest_even', got {rounding!r}")
     if numerics == "qtorch" and overflow == "wrap":
-        raise ValueError("overflow='wrap' is unknown to QPyTorch: leave numerics='ieee'")
+        raise ValueError("QPyTorch has no overflow='wrap'; use numerics='ieee'")
     if overflow != "saturate" and symmetric:
-        raise ValueError(f"symmetric=True needs overflow='saturate', got {overflow!r}")
+        raise ValueError(f"symmetric=True requires overflow='saturate', got {overflow!r}")
     if overflow != "saturate" and clip_gradients:
-        raise ValueError(f"clip_gradients=True needs overflow='saturate', got {overflow!r}")
+        raise ValueError(f"clip_gradients=True requires overflow='saturate', got {overflow!r}")
 
 
 def _round(
@@ -114,44 +118,13 @@ def _round(
         raw_rounding = [word_length, fraction_length, int(symmetric), FIXED_OVERFLOW_CODES[overflow], code]
         rounded: Tensor = torch.ops.vitfast.quantize_fixed.default(x, raw_rounding, seed)
         return rounded
-    rounded = _StraightThrough.apply(x, word_length, fraction_length, rounding, overflow, symmetric, as_qtorch, seed)
+    with torch.no_grad():
+        rounded = reference.quantize_fixed(
+            x, word_length, fraction_length, rounding, overflow, symmetric, as_qtorch, random_like(x, seed)
+        )
+    rounded = StraightThrough.apply(x, rounded)
     return rounded
 
 
-class _StraightThrough(torch.autograd.Function):
-    """The reference with the straight-through gradient."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        word_length: int,
-        fraction_length: int,
-        rounding: Rounding,
-        overflow: FixedOverflow,
-        symmetric: bool,
-        as_qtorch: bool,
-        seed: Tensor | None,
-    ) -> Tensor:
-        random = None if seed is None else philox_uint32(seed, x.numel()).view(x.shape)
-        return reference.quantize_fixed(
-            x, word_length, fraction_length, rounding, overflow, symmetric, as_qtorch, random
-        )
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        return grad, *(None,) * 7
-
-
-def _fake(x: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    return grad, None, None
-
-
-if has_kernel("quantize_fixed", "meta"):
-    torch.library.register_fake("vitfast::quantize_fixed")(_fake)
-    torch.library.register_fake("vitfast::quantize_fixed_")(lambda *_: None)
-    torch.library.register_autograd("vitfast::quantize_fixed", _backward)
+register("quantize_fixed", fake_rounding, backward=straight_through)
+register("quantize_fixed_", lambda *_: None)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from vitfast.formats import FloatFormat
 from vitfast.ops import reference
-from vitfast.ops.checks import check_tensor
-from vitfast.ops.float_rounding import float_rounding
+from vitfast.ops.arguments import check_tensor
 from vitfast.ops.library import has_kernel
-from vitfast.ops.philox import philox_uint32
-from vitfast.ops.rounding import Rounding
-from vitfast.ops.seed import seed_tensor
+from vitfast.ops.registration import register
+from vitfast.ops.rounding import (
+    Rounding,
+    StraightThrough,
+    fake_rounding,
+    float_rounding,
+    random_like,
+    seed_tensor,
+    straight_through,
+)
 
 
 def quantize_float(
@@ -36,7 +40,7 @@ def quantize_float(
         rounding: ``"nearest_even"``, ``"nearest_away"`` (ties away from zero), ``"toward_zero"`` or ``"stochastic"``
             (up with a probability equal to the fraction, resolved to 2**-31); with ``FloatFormat.qtorch(e, m)`` also
             ``"qtorch"``: the bits of QPyTorch 0.3.0 for float32.
-        overflow: ``"inf"``, ``"nan"`` or ``"saturate"``; None takes the format's own.
+        overflow: ``"inf"``, ``"nan"`` or ``"saturate"``; None takes the format's.
         seed: for stochastic rounding, an integer or an int64 scalar tensor; the result is a pure function of it
             (Philox 4x32-10, Salmon et al., 2011). None draws one from torch's generator.
 
@@ -53,34 +57,11 @@ def quantize_float(
     if has_kernel("quantize_float", x.device.type):
         rounded: Tensor = torch.ops.vitfast.quantize_float.default(x, raw_rounding, seeded)
         return rounded
-    rounded = _StraightThrough.apply(x, format, rounding, overflow or format.overflow, seeded)
+    with torch.no_grad():
+        rounded = reference.quantize_float(x, format, rounding, overflow or format.overflow, random_like(x, seeded))
+    rounded = StraightThrough.apply(x, rounded)
     return rounded
 
 
-class _StraightThrough(torch.autograd.Function):
-    """The reference with the straight-through gradient."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, format: FloatFormat, rounding: Rounding, overflow: str, seed: Tensor | None
-    ) -> Tensor:
-        random = None if seed is None else philox_uint32(seed, x.numel()).view(x.shape)
-        return reference.quantize_float(x, format, rounding, overflow, random)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        return grad, None, None, None, None
-
-
-def _fake(x: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    return grad, None, None
-
-
-if has_kernel("quantize_float", "meta"):
-    torch.library.register_fake("vitfast::quantize_float")(_fake)
-    torch.library.register_fake("vitfast::quantize_float_")(lambda *_: None)
-    torch.library.register_autograd("vitfast::quantize_float", _backward)
+register("quantize_float", fake_rounding, backward=straight_through)
+register("quantize_float_", lambda *_: None)

@@ -17,12 +17,7 @@ from vitfast.ops.rounding import FixedOverflow, Rounding
 
 
 def attention(
-    q_BHND: Tensor,
-    k_BHND: Tensor,
-    v_BHND: Tensor,
-    bias_BHNN: Tensor | None,
-    scale: float,
-    dropout_p: float = 0.0,
+    q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor, bias_BHNN: Tensor | None, scale: float, dropout_p: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Returns (softmax(scale * q kᵀ + bias) v, the logits before the softmax)."""
     logits_BHNN = (q_BHND * scale) @ k_BHND.transpose(-2, -1)
@@ -37,12 +32,7 @@ def attention(
     return probabilities_BHNN @ v_BHND, logits_BHNN
 
 
-def gated_positional_attention(
-    qkv_BN3HD: Tensor,
-    position_HNN: Tensor,
-    gate_H: Tensor,
-    scale: float,
-) -> Tensor:
+def gated_positional_attention(qkv_BN3HD: Tensor, position_HNN: Tensor, gate_H: Tensor, scale: float) -> Tensor:
     """Returns ((1 - gate) softmax(scale * q kᵀ) + gate position) v, [B, N, H, D]."""
     q_BHND, k_BHND, v_BHND = qkv_BN3HD.permute(2, 0, 3, 1, 4)
     content_BHND, _ = attention(q_BHND, k_BHND, v_BHND, None, scale)

@@ -1,6 +1,6 @@
-"""Relations between tokens, brought to a finer grid.
+"""Upsampling of attention logits (DVT's attention relations) to a finer token grid.
 
-Shapes: B batch, H heads, n and N tokens of the coarse and of the fine grid.
+Shapes: B batch, H heads, n tokens of the coarse grid, N tokens of the fine grid.
 """
 
 from __future__ import annotations
@@ -11,20 +11,21 @@ import torch
 from torch import Tensor
 
 from vitfast.ops import reference
-from vitfast.ops.checks import check_like, check_shape, check_tensor
+from vitfast.ops.arguments import check_like, check_shape, check_tensor, needs_gradient
 from vitfast.ops.library import has_kernel, has_shared_memory
+from vitfast.ops.registration import register
 
-# What the CUDA kernel takes: a head of x, and for each of its rows so many bytes, fit the shared memory of a block.
+# the CUDA kernel keeps one head of x, and this many bytes for each of its rows, in shared memory
 CUDA_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 CUDA_SHARED_BYTES_OF_ROW = 144
 
 
 def upsample_relations(x: Tensor, matrix: Tensor) -> Tensor:
-    """Computes ``matrix x matrixᵀ`` for every head, for a matrix of which few elements a row are not zero.
+    """Computes ``matrix x matrixᵀ`` for every head, for a matrix with few nonzero elements per row.
 
-    The Dynamic Vision Transformer so brings the attention logits of one exit to the grid of the next (Wang et al.,
-    2021); its matrices have four in a row. Zeros of the matrix take no part: a NaN stays where it is used. Inputs keep
-    their type under autocast.
+    The Dynamic Vision Transformer upsamples the attention logits of one exit to the grid of the next exit this way
+    (Wang et al., 2021), with four nonzero elements per row. Zeros of the matrix are skipped: a NaN does not spread.
+    Inputs keep their dtype under autocast.
 
     Args:
         x: ``[B, H, n, n]``, float32, bfloat16, float16 or float64.
@@ -35,15 +36,15 @@ def upsample_relations(x: Tensor, matrix: Tensor) -> Tensor:
 
     Raises:
         TypeError: an argument is no dense floating-point tensor.
-        ValueError: shapes or devices do not go together.
+        ValueError: shapes or devices do not match.
     """
     check_tensor("x", x, ndim=4, shape="[B, H, n, n]")
     check_shape("x", x, (*x.shape[:3], x.shape[2]), "[B, H, n, n]")
     check_tensor("matrix", matrix, ndim=2, shape="[N, n]")
     check_like("matrix", matrix, "x", x, same_dtype=False)
     check_shape("matrix", matrix, (matrix.shape[0], x.shape[3]), "[N, n] with x's last dimension")
-    needs_grad = torch.is_grad_enabled() and x.requires_grad  # whose gradient has the finer grid
-    if not _has_kernel(x, max(matrix.shape) if needs_grad else matrix.shape[1]):
+    # x's gradient is computed from the fine grid
+    if not _has_kernel(x, max(matrix.shape) if needs_gradient(x) else matrix.shape[1]):
         with torch.autocast(x.device.type, enabled=False):
             return reference.upsample_relations(x, matrix)
     out: Tensor = torch.ops.vitfast.upsample_relations.default(x, matrix)
@@ -57,7 +58,7 @@ def _has_kernel(x: Tensor, tokens: int) -> bool:
         return True
     if x.dtype not in CUDA_DTYPES:
         return False
-    # x transposed, its rows an odd number of elements apart; 16: of alignment
+    # x transposed with an odd row stride, and 16 bytes of alignment
     needed = x.element_size() * tokens * (tokens | 1) + CUDA_SHARED_BYTES_OF_ROW * tokens + 16
     return has_shared_memory(x.device, needed)
 
@@ -84,19 +85,10 @@ def _fake(x: Tensor, matrix: Tensor) -> Tensor:
 
 
 def _flops(x: Any, matrix: Any, *_: Any, **__: Any) -> int:
-    """Those of the two products with the whole matrix."""
+    """Counts two GEMMs with the dense matrix."""
     heads, (fine, coarse) = x[0] * x[1], matrix
     total: int = 2 * heads * fine * coarse * (coarse + fine)
     return total
 
 
-def _register() -> None:
-    from torch.utils.flop_counter import register_flop_formula
-
-    torch.library.register_fake("vitfast::upsample_relations")(_fake)
-    torch.library.register_autograd("vitfast::upsample_relations", _backward, setup_context=_setup_context)
-    register_flop_formula(torch.ops.vitfast.upsample_relations)(_flops)
-
-
-if has_kernel("upsample_relations", "meta"):
-    _register()
+register("upsample_relations", _fake, backward=_backward, setup_context=_setup_context, flops=_flops)

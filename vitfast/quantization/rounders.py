@@ -11,8 +11,7 @@ from torch import Tensor
 
 from vitfast import ops
 from vitfast.formats import FloatFormat
-from vitfast.ops.float_rounding import float_rounding
-from vitfast.ops.rounding import Rounding
+from vitfast.ops.rounding import Rounding, float_rounding
 from vitfast.quantization.straight_through import mask_gradient
 
 

@@ -18,7 +18,7 @@ from vitfast.config.schema import Config
 from vitfast.data.seeding import derive_seed
 from vitfast.device import describe_device
 from vitfast.errors import UserError
-from vitfast.ops.kernel_choice import chosen_kernels
+from vitfast.ops.library import chosen_kernels
 from vitfast.quantization.record import describe_quantization
 from vitfast.runs.checkpoint import latest_checkpoint, resolve_checkpoint
 from vitfast.runs.environment import describe_environment

@@ -1,4 +1,4 @@
-// A rounding to a float format as an option: the eight integers that vitfast/ops/float_rounding.py writes, with commas.
+// A rounding to a float format as an option: the eight integers that vitfast/ops/rounding.py encodes, with commas.
 
 #pragma once
 

@@ -8,8 +8,7 @@ import torch.nn.functional as F
 
 import vitfast
 from vitfast import ops
-from vitfast.ops.kernel_choice import KERNELS, chosen_kernels
-from vitfast.ops.library import has_kernel, missing_kernel
+from vitfast.ops.library import KERNELS, chosen_kernels, has_kernel, missing_kernel
 
 pytestmark = pytest.mark.skipif(missing_kernel("mlp", "cpu") is not None, reason="vitfast's kernels are not built")
 
