@@ -1,22 +1,21 @@
 #!/usr/bin/env bash
-# Everything that only a GPU can show, in stages of a few minutes each:
+# Validates and measures vitfast on a GPU, in stages of a few minutes each:
 #
 #     benchmarks/gpu.sh test        the kernels against float64, as programs (tests/simt) and as operators (tests/ops), and
 #                                   accelerated models (tests/inference)
 #     benchmarks/gpu.sh sanitize    the programs under compute-sanitizer: memory, races, initialization, barriers
-#     benchmarks/gpu.sh kernels     every operator with a kernel of its own: attention beside cuDNN's, flash and efficient
-#                                   attention (197 and 577 tokens, up to 128 channels a head), the others and the
-#                                   MLP's backward beside torch's way
-#     benchmarks/gpu.sh models      accelerated models beside timm's, eager and compiled, and early exit
-#     benchmarks/gpu.sh training    training steps beside timm's, and the loss curve beside that of torch's operators
+#     benchmarks/gpu.sh kernels     every operator with a CUDA kernel, compared with torch: attention also with the cuDNN,
+#                                   flash and efficient backends (197 and 577 tokens, up to 128 channels per head)
+#     benchmarks/gpu.sh models      accelerated models compared with timm's, eager and compiled, and early exit
+#     benchmarks/gpu.sh training    training steps compared with timm's, and the loss curve compared with torch's operators
 #
-# It runs from a checkout whose libraries are built (python setup.py build_ext --inplace) or carried there; nvcc compiles the
-# programs on the spot, and nothing is downloaded. Each stage ends within ten minutes and goes on where it stopped: `test` with
-# what failed last, `sanitize` with the next tool, the others with the next row; `models` has work for several calls, and says
-# how many rows are left. Results: benchmarks/results/STAGE-GPU.json and .md; every row has its shares of the copy bandwidth
-# and of the rate of matrix products, measured in the same rounds.
+# It runs from a checkout with built libraries (python setup.py build_ext --inplace, or copied); nvcc compiles the programs,
+# and nothing is downloaded. Each stage ends within ten minutes and continues where it stopped: `test` with the tests that
+# failed last, `sanitize` with the next tool, the others with the next row; `models` takes several calls and reports how many
+# rows are left. Results: benchmarks/results/STAGE-GPU.json and .md; every row has its shares of the copy bandwidth and of
+# the GEMM rate, measured in the same rounds.
 #
-# Without a GPU this is a dry run: the same commands, on the CPU, over small things that can run there.
+# Without a GPU this is a dry run: the same commands on the CPU with small models.
 set -Eeuo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -77,7 +76,7 @@ run_sanitize() {
     done
 }
 
-# results_file NAME: where the results of a question go; those of a dry run begin anew
+# results_file NAME: the file for the results; a dry run starts with an empty one
 results_file() {
     if [[ -z "$gpu" ]]; then
         rm -f "$done_folder/dry-run-$1.json"
@@ -87,7 +86,7 @@ results_file() {
     printf 'benchmarks/results/%s-%s.json\n' "$1" "$(tr '[:upper:] ' '[:lower:]-' <<<"$gpu")"
 }
 
-# measure_operators key=value …: results that disagree do not keep the rows behind them from being measured
+# measure_operators key=value …: continues with the next call if results disagree
 measure_operators() {
     python benchmarks/operators.py limits=true resume=true "$@" || failed=1
 }
@@ -108,10 +107,10 @@ run_kernels() {
     measure_operators "${options[@]}" batch=256 precision=fp16,bf16 backward=true seconds=120 stop_after=130
     measure_operators "${options[@]}" batch=256 precision=fp32 backward=true operator=attention_packed seconds=20 stop_after=30
     options+=("operator=attention,attention_packed" "batch=64" "precision=fp16,bf16" "seconds=15" "stop_after=50")
-    # 577 tokens: attention by tiles
+    # 577 tokens: K and V are streamed in tiles
     measure_operators "${options[@]}" model=vit_base_patch16_384
     measure_operators "${options[@]}" model=vit_base_patch16_384 backward=true
-    # 128 channels a head, of 197 and 577 tokens
+    # 128 channels per head, with 197 and 577 tokens
     options+=("model=vit_base_patch16_224,vit_base_patch16_384" "heads=6")
     measure_operators "${options[@]}"
     measure_operators "${options[@]}" backward=true
@@ -126,7 +125,7 @@ run_models() {
             seconds=1 resume=true "json=$results"
         return
     fi
-    # building and compiling a row takes a minute or two, and no row begins that the longest one would not fit behind
+    # building and compiling a row takes one or two minutes; no row begins if the longest one so far would not fit
     python benchmarks/accelerated.py device=cuda seconds=300 stop_after=480 resume=true "json=$results"
 }
 
