@@ -94,13 +94,13 @@ def accelerated_table(model_name: str, batch: int, precision: str, device: torch
 
     def build(table: Table) -> list[Case]:
         torch.compiler.reset()  # models of one class share a limit of recompilations, then run uncompiled
-        own = seeded_model(model_name).to(device)
-        images = sample_images(own, batch)
+        source = seeded_model(model_name).to(device)
+        images = sample_images(source, batch)
         inputs = images.to(DTYPES[precision])
         try:
-            library, other = "timm", _timm_model(own)
+            library, other = "timm", _timm_model(source)
         except Unavailable:
-            library, other = "source", copy.deepcopy(own)
+            library, other = "source", copy.deepcopy(source)
         other.to(inputs.dtype)
         models = {f"{library} eager": _with_attention_backends(other)}
         if compile_mode != "none":
@@ -110,13 +110,13 @@ def accelerated_table(model_name: str, batch: int, precision: str, device: torch
                 models[name] = model
             except Exception as error:
                 table.left_out[name] = failure(error)
-        table.reference = logits(own, images)
+        table.reference = logits(source, images)
         table.reference_name = "vitfast's source in fp32"
         table.images = batch
-        table.gflop = count_gflop(lambda: forward(own, images))
-        weights = [parameter.to(inputs.dtype) for parameter in own.parameters()]
+        table.gflop = count_gflop(lambda: forward(source, images))
+        weights = [parameter.to(inputs.dtype) for parameter in source.parameters()]
         table.gigabyte = gigabytes([*weights, inputs, table.reference])
-        models = {"vitfast": accelerate(own, precision, device), **models}
+        models = {"vitfast": accelerate(source, precision, device), **models}
         return [model_case(name, model, inputs) for name, model in models.items()]
 
     title = f"{model_name}, batch {batch}, {precision}, accelerated"
@@ -130,16 +130,16 @@ def early_exit_table(model_name: str, batch: int, precision: str, device: torch.
     """
 
     def build(table: Table) -> list[Case]:
-        own = seeded_model(model_name).to(device)
-        assert isinstance(own, DVT)
-        images = sample_images(own, batch)
-        thresholds = _halving_thresholds(own, images)
+        source = seeded_model(model_name).to(device)
+        assert isinstance(source, DVT)
+        images = sample_images(source, batch)
+        thresholds = _halving_thresholds(source, images)
         inputs = images.to(DTYPES[precision])
-        source = copy.deepcopy(own).to(inputs.dtype)
+        converted = copy.deepcopy(source).to(inputs.dtype)
         table.images = batch
-        table.gflop = count_gflop(lambda: EarlyExit(own, thresholds)(images))
-        table.gigabyte = gigabytes([*source.parameters(), inputs])
-        models = {"vitfast": accelerate(own, precision, device), "source eager": source}
+        table.gflop = count_gflop(lambda: EarlyExit(source, thresholds)(images))
+        table.gigabyte = gigabytes([*converted.parameters(), inputs])
+        models = {"vitfast": accelerate(source, precision, device), "source eager": converted}
         return [Case(name, partial(EarlyExit(model, thresholds), inputs)) for name, model in models.items()]
 
     title = f"{model_name}, batch {batch}, {precision}, half of the images leave at each exit"
@@ -147,16 +147,16 @@ def early_exit_table(model_name: str, batch: int, precision: str, device: torch.
     return Table("inference", title, labels, precision, build, WEIGHT)
 
 
-def _timm_model(own: ImageModel) -> nn.Module:
-    if not isinstance(own, ConViT):
-        return timm_model(own)
+def _timm_model(source: ImageModel) -> nn.Module:
+    if not isinstance(source, ConViT):
+        return timm_model(source)
     try:
         import timm
     except ImportError as error:
         raise Unavailable("not installed: pip install timm") from error
-    other: nn.Module = timm.create_model(own.model_name)
-    other.load_state_dict(own.state_dict())
-    return other.to(next(own.parameters()).device).eval()
+    other: nn.Module = timm.create_model(source.model_name)
+    other.load_state_dict(source.state_dict())
+    return other.to(next(source.parameters()).device).eval()
 
 
 def _with_attention_backends(model: Callable[[Tensor], Any]) -> Any:

@@ -38,16 +38,16 @@ def convit_table(size: str, batch: int, precision: str, device: torch.device) ->
     """Compares the ConViTs of vitfast and timm and vitfast's DeiT."""
 
     def build(table: Table) -> list[Case]:
-        own, deit = (seeded_model(name).to(device) for name in (f"convit_{size}", f"deit_{size}_patch16_224"))
-        images = sample_images(own, batch)
-        models: dict[str, nn.Module] = {"vitfast ConViT": own}
+        convit, deit = (seeded_model(name).to(device) for name in (f"convit_{size}", f"deit_{size}_patch16_224"))
+        images = sample_images(convit, batch)
+        models: dict[str, nn.Module] = {"vitfast ConViT": convit}
         try:
             import timm
         except ImportError:
             table.left_out["timm ConViT"] = "not installed: pip install timm"
         else:
             other = timm.create_model(f"convit_{size}")
-            other.load_state_dict(own.state_dict())
+            other.load_state_dict(convit.state_dict())
             models["timm ConViT"] = other.to(device).eval()
             table.reference = logits(other, images)
             table.reference_name = "timm in fp32"

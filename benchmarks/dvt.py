@@ -56,9 +56,9 @@ def dvt_table(model_name: str, original: str | None, batch: int, precision: str,
     """Compares all exits of vitfast's model, also accelerated, with the original code in the folder ``original``."""
 
     def build(table: Table) -> list[Case]:
-        own = seeded_model(model_name)
-        assert isinstance(own, DVT)
-        images = sample_images(own, batch).to(device)
+        model = seeded_model(model_name)
+        assert isinstance(model, DVT)
+        images = sample_images(model, batch).to(device)
         inputs = images.to(DTYPES[precision])
         others: dict[str, nn.Module] = {}
         try:
@@ -66,20 +66,20 @@ def dvt_table(model_name: str, original: str | None, batch: int, precision: str,
         except Unavailable as error:
             table.left_out["original"] = str(error)
         else:
-            own.load_state_dict(own.own_keys(other.state_dict()), strict=True)
+            model.load_state_dict(model.own_keys(other.state_dict()), strict=True)
             others["original"] = OnDevice(other.to(device).eval())
             table.reference = logits(others["original"], images)
             table.reference_name = "the original in fp32"
-        own.to(device)
+        model.to(device)
         accelerated = []
         if precision in PRECISIONS.get(device.type, ()):
-            accelerated = [model_case("vitfast accelerated", accelerate(own, precision), images)]
-        for model in (own, *others.values()):
-            model.to(inputs.dtype)
+            accelerated = [model_case("vitfast accelerated", accelerate(model, precision), images)]
+        for converted in (model, *others.values()):
+            converted.to(inputs.dtype)
         table.images = batch
-        table.gflop = count_gflop(lambda: forward(own, inputs))
-        rest = [model_case(name, model, inputs) for name, model in others.items()]
-        return [model_case("vitfast", own, inputs), *accelerated, *rest]
+        table.gflop = count_gflop(lambda: forward(model, inputs))
+        rest = [model_case(name, other, inputs) for name, other in others.items()]
+        return [model_case("vitfast", model, inputs), *accelerated, *rest]
 
     title = f"all exits of {model_name}, batch {batch}, {precision}"
     return Table("inference", title, {"model": model_name, "batch": batch}, precision, build, WEIGHT)

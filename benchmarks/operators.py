@@ -1,4 +1,4 @@
-"""How fast is each of vitfast's operators beside torch's own, at the shapes of real models?
+"""How fast is each of vitfast's operators compared with torch's, at the shapes of real models?
 
     python benchmarks/operators.py [key=value …] json=benchmarks/results/operators-MACHINE.json
 

@@ -96,8 +96,8 @@ def run_accuracy_benchmark(options: AccuracyOptions) -> int:
     result = Results(path, options, device)
     for seed in options.seeds:
         run = Path(options.run) if options.run is not None else _train_float32(options, seed)
-        for kind, name, figures in _after_training(run, formats, options, device, result, seed):
-            result.add(seed, kind, name, figures)
+        for kind, name, numbers in _after_training(run, formats, options, device, result, seed):
+            result.add(seed, kind, name, numbers)
         for kind, name in [(TRAINED_ON, ""), *((AWARE, name) for name in aware)]:
             if not result.has(seed, kind, name) and aware:
                 result.add(seed, kind, name, _train_on(run, name, options, seed))
@@ -112,12 +112,12 @@ class Results:
     def __init__(self, path: Path, options: AccuracyOptions, device: torch.device) -> None:
         self.path, self.options = path, options
         self.machine = describe_machine(device)
-        self.figures: list[dict[str, Any]] = []
+        self.measured: list[dict[str, Any]] = []
         if path.exists():
             try:
                 content = json.loads(path.read_text(encoding="utf-8"))
                 same = content["options"] == self._options()
-                self.figures = content["figures"] if same else []
+                self.measured = content["figures"] if same else []
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise UserError(f"{path} is not a result of this benchmark ({error!r}); move it away") from error
             if not same:
@@ -130,17 +130,17 @@ class Results:
 
     def has(self, seed: int, kind: str, name: str) -> bool:
         """Whether something has been measured."""
-        return any((one["seed"], one["kind"], one["format"]) == (seed, kind, name) for one in self.figures)
+        return any((one["seed"], one["kind"], one["format"]) == (seed, kind, name) for one in self.measured)
 
-    def add(self, seed: int, kind: str, name: str, figures: dict[str, Any]) -> None:
+    def add(self, seed: int, kind: str, name: str, numbers: dict[str, Any]) -> None:
         """Adds a measurement and writes the files."""
-        self.figures.append({"seed": seed, "kind": kind, "format": name, **figures})
-        print(f"seed {seed}  {kind:15}  {name:22}  top-1 {figures['top1']:.2%}  {figures['seconds']:.0f} s", flush=True)
+        self.measured.append({"seed": seed, "kind": kind, "format": name, **numbers})
+        print(f"seed {seed}  {kind:15}  {name:22}  top-1 {numbers['top1']:.2%}  {numbers['seconds']:.0f} s", flush=True)
         content = {
             "format_version": FORMAT_VERSION,
             "machine": self.machine,
             "options": self._options(),
-            "figures": self.figures,
+            "figures": self.measured,
         }
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -153,7 +153,7 @@ class Results:
         """Mean and standard deviation of top-1 over the seeds, and the mean difference from float32."""
         base = self._by_seed(FLOAT32, "")
         control = self._by_seed(TRAINED_ON, "")
-        names = list(dict.fromkeys(one["format"] for one in self.figures if one["format"]))
+        names = list(dict.fromkeys(one["format"] for one in self.measured if one["format"]))
         intro = (
             f"Top-1 on the {self.options.split} images in %, mean (standard deviation) over {_count(base)}; "
             "differences in points, per seed. *After training*: a float32 model is quantized. *Trained on*: its "
@@ -168,7 +168,7 @@ class Results:
         return "\n\n".join([title, intro, markdown_table(header, rows)])
 
     def _by_seed(self, kind: str, name: str) -> dict[int, float]:
-        return {one["seed"]: 100 * one["top1"] for one in self.figures if (one["kind"], one["format"]) == (kind, name)}
+        return {one["seed"]: 100 * one["top1"] for one in self.measured if (one["kind"], one["format"]) == (kind, name)}
 
 
 def _train_float32(options: AccuracyOptions, seed: int) -> Path:
@@ -203,8 +203,8 @@ def _train_on(run: Path, name: str, options: AccuracyOptions, seed: int) -> dict
     if name:
         arguments += [f"quantize.format={name}"]
     lines = _train(target, arguments)
-    figures = lines[options.split]
-    return {"top1": figures["top1"], "loss": figures["loss"], "seconds": time.perf_counter() - start}
+    numbers = lines[options.split]
+    return {"top1": numbers["top1"], "loss": numbers["loss"], "seconds": time.perf_counter() - start}
 
 
 def _train(run: Path, arguments: list[str]) -> dict[str, dict[str, Any]]:
@@ -226,7 +226,7 @@ def _after_training(
     missing = [(kind, name) for kind, name in missing if not result.has(seed, kind, name)]
     if options.run is not None and seed != options.seeds[0]:
         # all seeds share one float32 model
-        first = {(one["kind"], one["format"]): one for one in result.figures if one["seed"] == options.seeds[0]}
+        first = {(one["kind"], one["format"]): one for one in result.measured if one["seed"] == options.seeds[0]}
         yield from (
             (kind, name, {key: first[kind, name][key] for key in ("top1", "loss", "seconds")}) for kind, name in missing
         )

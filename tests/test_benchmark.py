@@ -51,7 +51,7 @@ def test_it_measures_models_and_operators_and_writes_the_results(tmp_path, capsy
     assert "## vit_nano_patch2_8, batch 2, fp32" in path.with_suffix(".md").read_text()
 
 
-def test_a_wrong_result_is_told_and_ends_with_1(monkeypatch, capsys):
+def test_a_wrong_result_is_reported_and_ends_with_1(monkeypatch, capsys):
     operators = "vitfast.benchmarking.operator_cases.ops.layer_norm"
     monkeypatch.setattr(operators, lambda x, weight, bias: x * weight + bias)
     assert benchmark.main([*TINY, "mode=operators"]) == 1
@@ -60,7 +60,7 @@ def test_a_wrong_result_is_told_and_ends_with_1(monkeypatch, capsys):
     assert "add_layer_norm forward" not in message
 
 
-def test_what_does_not_fit_into_memory_is_told_and_the_others_go_on(monkeypatch, capsys, tmp_path):
+def test_what_does_not_fit_into_memory_is_reported_and_the_others_continue(monkeypatch, capsys, tmp_path):
     measured = Table.measure
 
     def measure(table, timer, budget_s):
@@ -77,7 +77,7 @@ def test_what_does_not_fit_into_memory_is_told_and_the_others_go_on(monkeypatch,
     assert any("not have enough memory" in warning for warning in content["warnings"])
 
 
-def test_a_busy_machine_is_told_and_stays_with_the_results(monkeypatch, capsys, tmp_path):
+def test_a_busy_machine_is_reported_and_stays_with_the_results(monkeypatch, capsys, tmp_path):
     described = benchmark_run.describe_machine(torch.device("cpu")) | {"load_average": 100.0}
     monkeypatch.setattr(benchmark_run, "describe_machine", lambda device: described)
     path = tmp_path / "busy.json"
@@ -124,7 +124,7 @@ def test_a_script_asks_an_allowed_question(script):
     assert options.mode == {"models": "inference", "operators": "operators", "training_step": "training"}[script]
 
 
-def test_an_interrupted_run_goes_on(tmp_path):
+def test_an_interrupted_run_continues(tmp_path):
     path = tmp_path / "results.json"
     options = [*TINY, "mode=operators", f"json={path}"]
     assert benchmark.main([*options, "batch=1"]) == 0
@@ -135,7 +135,7 @@ def test_an_interrupted_run_goes_on(tmp_path):
     assert len(both) == 2 * len(first)
 
 
-def test_a_run_in_a_hurry_stops_between_tables_and_goes_on(tmp_path, capsys, monkeypatch):
+def test_a_run_in_a_hurry_stops_between_tables_and_continues(tmp_path, capsys, monkeypatch):
     path = tmp_path / "results.json"
     options = [*TINY, "mode=inference", "batch=1,2,3", "libraries=timm", "limits=true", f"json={path}", "resume=true"]
     hours = itertools.count()
@@ -259,7 +259,7 @@ def test_defaults_are_allowed():
         (["json=/no/such/folder/a.json"], "there is no folder /no/such/folder"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_measured(arguments, message):
+def test_mistakes_are_reported_before_anything_is_measured(arguments, message):
     with pytest.raises(UserError, match=message):
         load(*arguments)
 

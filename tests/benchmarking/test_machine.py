@@ -39,7 +39,7 @@ def test_the_description_is_json_and_says_what_a_reader_needs():
     ("load", "cores", "is_busy"),
     [(0.1, 2, False), (0.5, 2, False), (0.6, 2, True), (3.0, 128, False), (7.0, 128, True), (None, 2, False)],
 )
-def test_a_busy_machine_is_told(load, cores, is_busy):
+def test_a_busy_machine_is_reported(load, cores, is_busy):
     warning = busy_warning(load, cores)
     assert (warning is not None) == is_busy
     if warning:

@@ -31,7 +31,7 @@ def test_sizes_are_those_of_the_model():
 def test_heads_can_be_chosen():
     assert Sizes.of_model("vit_base_patch16_384", 8, heads=6).head_dim == 128
     (table,) = operator_tables(MODEL, 2, "fp32", CPU, names=["attention"], heads=1)
-    assert table.labels["heads"] == 1  # a row of its own in the results
+    assert table.labels["heads"] == 1  # a separate row in the results
     with pytest.raises(UserError, match="heads=5 does not divide the 64 channels"):
         operator_tables(MODEL, 2, "fp32", CPU, heads=5)
 

@@ -87,17 +87,17 @@ def test_a_distilled_model_is_timms_alone():
 @pytest.mark.parametrize(
     "field", [{"patch_order": "channels_last"}, {"gelu": "tanh"}, {"pooling": "mean"}, {"head_hidden_dim": 8}]
 )
-def test_variants_that_neither_has_are_told(library, field):
+def test_variants_that_neither_has_are_reported(library, field):
     with pytest.raises(Unavailable, match=library):
         BUILDERS[library](create_model("vit_nano_patch2_8", **field))
 
 
-def test_other_families_are_told(library):
-    with pytest.raises(Unavailable, match=f"{library} has its own form of convit_tiny"):
+def test_other_families_are_reported(library):
+    with pytest.raises(Unavailable, match=f"{library} has another form of convit_tiny"):
         BUILDERS[library](create_model("convit_tiny", img_size=32, depth=2, local_up_to_layer=1))
 
 
-def test_a_missing_timm_is_told(monkeypatch):
+def test_a_missing_timm_is_reported(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm.models.deit", None)
     with pytest.raises(Unavailable, match="pip install timm"):
         timm_model(create_model("vit_nano_patch2_8"))

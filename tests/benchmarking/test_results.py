@@ -86,14 +86,14 @@ def test_a_rate_that_nobody_has_is_no_column(table):
     assert "GB/s" not in table_text(table)
 
 
-def test_a_processor_without_a_name_is_told_by_its_instruction_sets():
+def test_a_processor_without_a_name_is_described_by_its_instruction_sets():
     machine = describe_machine(torch.device("cpu"))
-    for names, told in (
+    for names, text in (
         (["avx2", "avx512f", "amx_tile", "amx_bf16"], " (amx_tile amx_bf16), "),
         (["avx2", "fma"], ", "),
     ):
         machine["cpu"] |= {"model": "Intel(R) Xeon(R) Processor", "cores": 2, "instruction_sets": names}
-        assert machine_line(machine).startswith(f"Intel(R) Xeon(R) Processor{told}2 cores, ")
+        assert machine_line(machine).startswith(f"Intel(R) Xeon(R) Processor{text}2 cores, ")
 
 
 def test_markdown_has_machine_warnings_and_a_table_for_each_comparison(table):
@@ -123,7 +123,7 @@ def test_json_can_be_read_back_by_strict_readers(table, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.md"]
 
 
-def test_a_file_that_cannot_be_written_is_told(table, tmp_path):
+def test_a_file_that_cannot_be_written_is_reported(table, tmp_path):
     with pytest.raises(UserError, match=r"json=.*cannot be written"):
         Results(describe_machine(torch.device("cpu")), {}, [], [table]).write(tmp_path / "missing" / "a.json")
 

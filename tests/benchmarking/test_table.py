@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vitfast import create_model, ops
-from vitfast.benchmarking.harness import CpuTimer, Spread
+from vitfast.benchmarking.harness import Spread, Timer
 from vitfast.benchmarking.results import table_text
 from vitfast.benchmarking.table import Table, agrees, count_gflop, gigabytes, joined, relative_l2
 
@@ -21,7 +21,7 @@ def compare(clock, cases, precision="fp32", reference=None, reference_name="", *
         return cases
 
     table = Table("operators", "a title", {"batch": 2}, precision, build)
-    table.measure(CpuTimer(clock=clock), budget_s=40.0)
+    table.measure(Timer(clock=clock), budget_s=40.0)
     return table
 
 

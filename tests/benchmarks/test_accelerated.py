@@ -91,6 +91,6 @@ def test_a_list_may_stand_in_brackets_and_has_each_value_once():
 
 
 @pytest.mark.parametrize("argument", ["model=vit_nono", "precision=int8", "batch=0", "json=results.txt"])
-def test_mistakes_are_told(argument):
+def test_mistakes_are_reported(argument):
     with pytest.raises(UserError, match=argument.partition("=")[0]):
         load(argument)

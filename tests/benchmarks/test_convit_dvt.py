@@ -106,6 +106,6 @@ def test_without_a_checkout_vitfast_is_measured_alone(checkout: Path) -> None:
         (dvt.DVTOptions, ["json=a"], "json=a"),
     ],
 )
-def test_mistakes_are_told(schema, arguments, message):
+def test_mistakes_are_reported(schema, arguments, message):
     with pytest.raises(UserError, match=message):
         load_options(schema, arguments, "benchmarks")

@@ -75,12 +75,12 @@ def test_the_script_prints_a_table_for_each_number_of_workers(root, capsys):
     ("arguments", "message"),
     [([], "root=… is missing"), (["root=x", "workers=-1"], "workers=-1"), (["root=x", "json=a.txt"], "json=a.txt")],
 )
-def test_mistakes_are_told(arguments, message):
+def test_mistakes_are_reported(arguments, message):
     with pytest.raises(UserError, match=message):
         load_options(data_loader.LoaderOptions, arguments, "benchmarks/data_loader.py")
 
 
-def test_a_missing_folder_is_told(tmp_path):
+def test_a_missing_folder_is_reported(tmp_path):
     with pytest.raises(UserError, match="nowhere"):
         data_loader.main([f"root={tmp_path / 'nowhere'}"])
 

@@ -74,7 +74,7 @@ def test_images_of_a_class_have_its_pattern():
     assert means.std(0).mean() > 0.7, "the classes look the same"
 
 
-def test_a_device_without_kernels_is_told(monkeypatch):
+def test_a_device_without_kernels_is_reported(monkeypatch):
     monkeypatch.setattr(loss_curve, "has_kernel", lambda kernel, device: False)
     with pytest.raises(UserError, match="no kernel for cpu here"):
         loss_curve.run_loss_curve(loss_curve.LossCurveOptions(**TINY))

@@ -1,4 +1,4 @@
-"""The benchmark of accuracy measures what the commands measure, and goes on where it was."""
+"""The benchmark of accuracy measures what the commands measure, and continues where it stopped."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_run_that_is_there(tmp_path: Path) -> None:
     assert figures[0]["top1"] == figures[2]["top1"] == last_test(tmp_path, "digits-seed0")["top1"]
 
 
-def test_a_wrong_format_is_told_before_training(tmp_path: Path) -> None:
+def test_a_wrong_format_is_reported_before_training(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no format 'FP12'"):
         accuracy.run_accuracy_benchmark(options(tmp_path, "aware=[FP12]"))
     assert not list(tmp_path.iterdir())

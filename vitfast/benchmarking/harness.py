@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -192,20 +191,6 @@ def _garbage_collection_off() -> Iterator[None]:
             gc.enable()
 
 
-class Timer(Protocol):
-    """A clock that the harness can use."""
-
-    @property
-    def isolates_runs(self) -> bool:
-        """Whether each sample is a single run, because something happens before each run."""
-
-    def now(self) -> float:
-        """Seconds since a fixed moment, for the time budget."""
-
-    def time(self, run: Callable[[], object], repeats: int) -> float:
-        """Calls ``run`` ``repeats`` times and returns the seconds per call."""
-
-
 class CacheFlush:
     """Evicts everything from the caches by writing a buffer that is larger than they are.
 
@@ -224,54 +209,50 @@ class CacheFlush:
         self._buffer.add_(1)
 
 
-class CpuTimer:
+class Timer:
     """Wall-clock time.
 
     Args:
         flush: called before every sample; None leaves the caches warm.
         clock: returns seconds.
+
+    Attributes:
+        now: the clock.
+        isolates_runs: whether each sample is a single run, because of the flush before it.
     """
 
     def __init__(self, flush: Callable[[], None] | None = None, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._flush = flush
         self.now = clock
         self.isolates_runs = flush is not None
+        self._flush: Callable[[], None] = flush or (lambda: None)
 
     def time(self, run: Callable[[], object], repeats: int) -> float:
         """Calls ``run`` ``repeats`` times and returns the seconds per call."""
-        if self._flush is not None:
-            self._flush()
+        self._flush()
         start = self.now()
         for _ in range(repeats):
             run()
         return (self.now() - start) / repeats
 
 
-class CudaTimer:
-    """Time on the device between two CUDA events on the current stream.
+class CudaTimer(Timer):
+    """Time on a CUDA device between two events on the current stream.
 
     The device is idle when a sample starts, so that no case pays for work that another one has queued. Repeated runs
     hide the latency of the first launch; so does a cache flush, which runs on the device.
-
-    Args:
-        device: the CUDA device.
-        flush: called before every sample; None leaves the L2 cache warm.
     """
 
     def __init__(self, device: torch.device, flush: Callable[[], None] | None = None) -> None:
+        super().__init__(flush)
         self._device = device
-        self._flush = flush
         self._start = torch.cuda.Event(enable_timing=True)
         self._end = torch.cuda.Event(enable_timing=True)
-        self.now = time.perf_counter
-        self.isolates_runs = flush is not None
 
     def time(self, run: Callable[[], object], repeats: int) -> float:
         """Calls ``run`` ``repeats`` times and returns the seconds per call."""
         with torch.cuda.device(self._device):
             torch.cuda.synchronize()
-            if self._flush is not None:
-                self._flush()
+            self._flush()
             self._start.record()
             for _ in range(repeats):
                 run()
@@ -284,7 +265,7 @@ class CudaTimer:
 def create_timer(device: torch.device, *, cold_cache: bool = False) -> Timer:
     """Returns the timer for a device; ``cold_cache`` flushes the caches before every run."""
     flush = CacheFlush(device) if cold_cache else None
-    return CudaTimer(device, flush) if device.type == "cuda" else CpuTimer(flush)
+    return CudaTimer(device, flush) if device.type == "cuda" else Timer(flush)
 
 
 def last_level_cache_bytes(folder: Path = _CPU_CACHES) -> int:

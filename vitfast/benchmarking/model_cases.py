@@ -1,4 +1,4 @@
-"""Whole models: inference and training steps beside torchvision and timm, and accelerated models beside CPU engines."""
+"""Whole models: vitfast, torchvision and timm in inference and training, and accelerated models and CPU engines."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def inference_table(
         precision: type of inputs and weights, a key of ``DTYPES``.
         device: where the models run.
         compile: also time each model with ``torch.compile``.
-        libraries: libraries beside vitfast.
+        libraries: libraries to compare vitfast with.
     """
 
     def build(table: Table) -> list[Case]:
@@ -88,15 +88,15 @@ def training_table(
         precision: ``"fp32"`` or ``"bf16"`` (fp16 would need a loss scale).
         device: where the models run.
         compile: also time each model with ``torch.compile``.
-        libraries: libraries beside vitfast.
+        libraries: libraries to compare vitfast with.
     """
 
     def build(table: Table) -> list[Case]:
         torch.compiler.reset()  # see engine_table
         models, table.left_out = build_models(model_name, device, libraries)
-        own = models["vitfast"]
-        images = sample_images(own, batch)
-        names = [name for name, _ in own.named_parameters()]
+        source = models["vitfast"]
+        images = sample_images(source, batch)
+        names = [name for name, _ in source.named_parameters()]
         steps = {name: TrainingStep(model, images, precision) for name, model in models.items()}
         reference_name = next((name for name in models if name != "vitfast"), None)
         if reference_name is not None:
@@ -105,7 +105,7 @@ def training_table(
         table.images = batch
         table.gflop = count_gflop(steps["vitfast"].backward)
         # the optimizer reads and writes each weight and its two averages
-        table.gigabyte = gigabytes([*6 * list(own.parameters()), images])
+        table.gigabyte = gigabytes([*6 * list(source.parameters()), images])
         cases = [Case(name, run=step, output=partial(full_gradient, step, names)) for name, step in steps.items()]
         if compile:
             cases += [
@@ -122,7 +122,8 @@ def engine_table(model_name: str, batch: int, precision: str, peers: Collection[
     """Compares an accelerated model with other engines on the CPU; images and logits are in fp32.
 
     Other engines run timm's model with the same weights if timm has it, else vitfast's. The arithmetic peak is measured
-    in the same rounds. For vitfast its own operations are counted, for the others those of the whole model.
+    in the same rounds. For vitfast the operations of the accelerated
+    model are counted, for the others those of the source.
 
     Args:
         model_name: one of ``vitfast.list_models()``.
@@ -133,13 +134,13 @@ def engine_table(model_name: str, batch: int, precision: str, peers: Collection[
 
     def build(table: Table) -> list[Case]:
         torch.compiler.reset()  # models of one class share a limit of recompilations, then run uncompiled
-        own = seeded_model(model_name)
-        images = sample_images(own, batch)
-        fast = accelerate(own, precision)
+        source = seeded_model(model_name)
+        images = sample_images(source, batch)
+        fast = accelerate(source, precision)
         try:
-            other = timm_model(own)
+            other = timm_model(source)
         except Unavailable:
-            other = own
+            other = source
         cases = [model_case("vitfast", fast, images, count_gflop(lambda: forward(fast, images)))]
         for name in peers:
             try:
@@ -149,10 +150,10 @@ def engine_table(model_name: str, batch: int, precision: str, peers: Collection[
             else:
                 cases.append(Case(name, run, output=lambda run=run: as_tensor(run())))  # type: ignore[misc]
         peak = arithmetic_peak(precision)
-        table.reference = logits(own, images)
+        table.reference = logits(source, images)
         table.reference_name = "vitfast's source in fp32"
         table.images = batch
-        table.gflop = count_gflop(lambda: forward(own, images))
+        table.gflop = count_gflop(lambda: forward(source, images))
         return cases if peak is None else [*cases, peak]
 
     title = f"{model_name}, batch {batch}, {precision}, engines"
@@ -208,13 +209,13 @@ def build_models(
     Returns:
         Library -> model, vitfast first; and library -> the reason why it has no such model.
     """
-    own = seeded_model(model_name).to(device).train()
-    models: dict[str, nn.Module] = {"vitfast": own}
+    source = seeded_model(model_name).to(device).train()
+    models: dict[str, nn.Module] = {"vitfast": source}
     left_out = {}
     with torch.random.fork_rng(devices=[]):  # the other libraries initialize their weights, too
         for name in filter(libraries.__contains__, _LIBRARIES):
             try:
-                models[name] = _LIBRARIES[name](own)
+                models[name] = _LIBRARIES[name](source)
             except Unavailable as error:
                 left_out[name] = str(error)
     return models, left_out

@@ -17,7 +17,7 @@ from vitfast.benchmarking.operator_cases import OPERATORS, Calls, Function, Oper
 from vitfast.benchmarking.table import Table, count_gflop, gigabytes, joined
 from vitfast.errors import UserError
 
-# torch's implementations of attention on a GPU, which are measured beside its own choice
+# torch's implementations of attention on a GPU, measured in addition to its default
 _ATTENTION_BACKENDS = {
     "torch cuDNN": SDPBackend.CUDNN_ATTENTION,
     "torch flash": SDPBackend.FLASH_ATTENTION,

@@ -102,7 +102,7 @@ def parameters_by_name(module: nn.Module) -> dict[str, Tensor]:
 def _plain_fields(model: ImageModel, library: str) -> ViTFields:
     """Returns the fields of a variant that the libraries support."""
     if type(model.fields) is not ViTFields:
-        raise Unavailable(f"{library} has its own form of {model.model_name}, which is not compared")
+        raise Unavailable(f"{library} has another form of {model.model_name}, which is not compared")
     fields: ViTFields = model.fields
     is_plain = (
         fields.patch_order == "channels_first"
