@@ -1,11 +1,13 @@
-// The Python module vitfast._C: how it was built and what the processor can do. It never sees a tensor: the operators
-// are registered with torch by the libraries.
+// The Python module vitfast._C: information about the build, the processor and the kernels. It never handles tensors: the
+// libraries register the operators with torch.
 
 #include <map>
 #include <string>
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+
+#include "csrc/attention/attention.h"
 
 namespace {
 
@@ -55,13 +57,25 @@ std::map<std::string, bool> cpu_features() {
   return features;
 }
 
+// Limits of the attention kernels; those of max_tokens, whole_max_tokens and shared_bytes are for CUDA.
+std::map<std::string, int> attention_limits() {
+  return {
+      {"max_head_dim", vitfast::attention_max_head_dim},
+      {"head_dim_multiple", vitfast::attention_head_dim_multiple},
+      {"max_tokens", vitfast::attention_max_tokens},
+      {"whole_max_tokens", vitfast::attention_whole_max_tokens},
+      {"shared_bytes", vitfast::attention_max_shared_bytes},
+  };
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "How vitfast was built, and what the processor can do.";
+  m.doc() = "How vitfast was built, what the processor supports, and limits of the kernels.";
   m.def("build_info", &build_info, "The compiler, the C++ standard, and the versions built against.");
   m.def(
       "cpu_features",
       &cpu_features,
       "Instruction set -> whether this processor has it; empty where there is no choice.");
+  m.def("attention_limits", &attention_limits, "Limits of the attention kernels.");
 }

@@ -26,7 +26,6 @@ class BuildPython(build_py):
     """Copies the package's Python files into an empty folder; writes _build_config.py if there is no native build."""
 
     def run(self) -> None:
-        """Runs the command."""
         target = Path(self.build_lib) / PACKAGE
         if not self.editable_mode:
             shutil.rmtree(target, ignore_errors=True)
@@ -49,7 +48,6 @@ class BuildNative(build_ext):
     """Compiles the libraries and the module with ninja and copies them into the package."""
 
     def run(self) -> None:
-        """Runs the command."""
         sys.stdout.flush()
         try:
             native = NativeBuild.plan(_root(), BuildOptions.from_environment(os.environ), os.environ)
@@ -67,7 +65,6 @@ class BuildNative(build_ext):
         print(build_summary(build, native.jobs.total), flush=True)
 
     def get_outputs(self) -> list[str]:
-        """Paths of the files in a wheel."""
         return sorted(self.get_output_mapping()) if self.inplace else [str(path) for path in self._built_files()]
 
     def get_output_mapping(self) -> dict[str, str]:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import math
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -170,3 +175,17 @@ def test_an_unusual_head_dimension_is_reported() -> None:
     q, k, v = _qkv((1, 1, 4, 11))
     with pytest.warns(UserWarning, match="multiples of 8; 11 runs on torch"):
         ops.attention(q, k, v)
+
+
+def test_the_limits_are_those_of_the_kernels() -> None:
+    module = importlib.import_module("vitfast.ops.attention")
+    header = (Path(__file__).resolve().parents[2] / "csrc/attention/attention.h").read_text()
+    constants = re.findall(r"^constexpr int attention_(\w+) = ([\d *]+);", header, re.MULTILINE)
+    limits = {name: math.prod(map(int, value.split("*"))) for name, value in constants}
+    assert limits == {
+        "max_head_dim": module.MAX_HEAD_DIM,
+        "head_dim_multiple": module.HEAD_DIM_MULTIPLE,
+        "max_tokens": module.CUDA_MAX_TOKENS,
+        "whole_max_tokens": module.CUDA_WHOLE_MAX_TOKENS,
+        "max_shared_bytes": module.CUDA_SHARED_BYTES,
+    }

@@ -6,6 +6,7 @@ tensor ``[B, N, 3, H, D]``, the result of a single linear layer.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from typing import Any, Literal, overload
 
@@ -19,11 +20,24 @@ from vitfast.ops.autocast import autocast_dtype, cast
 from vitfast.ops.library import has_kernel, has_shared_memory
 from vitfast.ops.registration import register
 
-MAX_HEAD_DIM = 128
-HEAD_DIM_MULTIPLE = 8
+# values of csrc/attention/attention.h, for pure PyTorch
+_LIMITS = {
+    "max_head_dim": 128,
+    "head_dim_multiple": 8,
+    "max_tokens": 32768,
+    "whole_max_tokens": 256,
+    "shared_bytes": 160 * 1024,
+}
+with contextlib.suppress(ImportError):
+    from vitfast._C import attention_limits
+
+    _LIMITS = attention_limits()
+MAX_HEAD_DIM = _LIMITS["max_head_dim"]
+HEAD_DIM_MULTIPLE = _LIMITS["head_dim_multiple"]
 CUDA_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-CUDA_MAX_TOKENS = 32768
-CUDA_SHARED_BYTES = 160 * 1024  # shared memory of the largest instance: A100 and H100 have it, consumer GPUs do not
+CUDA_MAX_TOKENS = _LIMITS["max_tokens"]
+CUDA_WHOLE_MAX_TOKENS = _LIMITS["whole_max_tokens"]  # K and V of a head fit shared memory
+CUDA_SHARED_BYTES = _LIMITS["shared_bytes"]  # of the largest instance: A100 and H100 have it, consumer cards do not
 
 
 @overload

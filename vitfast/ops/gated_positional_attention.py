@@ -12,13 +12,18 @@ from torch import Tensor
 
 from vitfast.ops import reference
 from vitfast.ops.arguments import attention_scale, check_like, check_shape, check_tensor, needs_gradient
-from vitfast.ops.attention import CUDA_SHARED_BYTES, attention_flops, attention_packed, is_supported_head_dim
+from vitfast.ops.attention import (
+    CUDA_SHARED_BYTES,
+    CUDA_WHOLE_MAX_TOKENS,
+    attention_flops,
+    attention_packed,
+    is_supported_head_dim,
+)
 from vitfast.ops.autocast import autocast_dtype, cast
 from vitfast.ops.library import has_kernel, has_shared_memory
 from vitfast.ops.registration import register
 
 CUDA_DTYPES = (torch.float16, torch.bfloat16)
-CUDA_MAX_TOKENS = 256  # K and V of a head fit shared memory
 
 
 def gated_positional_attention(qkv: Tensor, position: Tensor, gate: Tensor, *, scale: float | None = None) -> Tensor:
@@ -79,7 +84,7 @@ def has_gated_kernel(device: torch.device, dtype: torch.dtype, tokens: int, head
         return False
     if device.type != "cuda":
         return True
-    if dtype not in CUDA_DTYPES or tokens > CUDA_MAX_TOKENS:
+    if dtype not in CUDA_DTYPES or tokens > CUDA_WHOLE_MAX_TOKENS:
         return False
     return has_shared_memory(device, CUDA_SHARED_BYTES)
 
