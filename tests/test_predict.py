@@ -122,7 +122,7 @@ def test_a_path_may_contain_a_comma(run_dir, digits, tmp_path, capsys):
         (["checkpoint=RUN"], "images=… is missing"),
         (["checkpoint=RUN", "images=nowhere.png"], "images=nowhere.png does not exist"),
         (["checkpoint=RUN", "images=EMPTY"], "the folder holds no image"),
-        (["checkpoint=EMPTY", "images=DIGITS"], "holds no checkpoint_NNNNNN folder"),
+        (["checkpoint=EMPTY", "images=DIGITS"], "contains no checkpoint_NNNNNN folder"),
         (["checkpoint=RUN", "images=.", "top=0"], "top=0"),
         (["checkpoint=RUN", "images=DIGITS", "weights=ema"], "use weights=model"),
     ],

@@ -212,7 +212,7 @@ def test_what_is_quantized_or_in_the_way_is_refused(run_dir, aware_dir, tmp_path
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("dear")
     assert main([f"checkpoint={run_dir}", "format=INT8", f"output={tmp_path / 'full'}"]) == 2
-    assert "is there and no quantized checkpoint" in capsys.readouterr().err
+    assert "exists and is not a quantized checkpoint" in capsys.readouterr().err
     assert main([f"checkpoint={tmp_path / 'nowhere'}", "format=INT8"]) == 2
     assert "does not exist" in capsys.readouterr().err
 

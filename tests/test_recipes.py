@@ -210,7 +210,10 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path, teachers, folder, capsy
         f"run_dir={tmp_path / 'run'}",
     ]
     assert train.main(options) == 2
-    assert "was trained on other classes than the data have (3: airplane, beach, sea_ice, …)" in capsys.readouterr().err
+    assert (
+        "was trained on other classes than those of the data (3: airplane, beach, sea_ice, …)"
+        in capsys.readouterr().err
+    )
     assert not (tmp_path / "run").exists()
 
 

@@ -102,12 +102,12 @@ def test_later_ones_than_the_last_saved_do_not_count(tmp_path):
 def test_paths_that_hold_no_checkpoint_are_named(tmp_path):
     with pytest.raises(UserError, match="gone does not exist"):
         resolve_checkpoint(tmp_path / "gone")
-    with pytest.raises(UserError, match="holds no checkpoint_NNNNNN folder"):
+    with pytest.raises(UserError, match="contains no checkpoint_NNNNNN folder"):
         resolve_checkpoint(tmp_path)
     (tmp_path / "checkpoint_000001").mkdir()
     with pytest.raises(CheckpointError, match=r"manifest.json is missing"):
         resolve_checkpoint(tmp_path / "checkpoint_000001")
-    with pytest.warns(RuntimeWarning, match="passed over"), pytest.raises(UserError, match="none of its 1 checkpoints"):
+    with pytest.warns(RuntimeWarning, match="is skipped"), pytest.raises(UserError, match="none of its 1 checkpoints"):
         resolve_checkpoint(tmp_path)
 
 

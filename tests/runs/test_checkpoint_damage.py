@@ -62,7 +62,7 @@ def assert_falls_back(pair: tuple[Path, Path], message: str) -> None:
     previous, newest = pair
     with pytest.raises(CheckpointError, match=message):
         resolve_checkpoint(newest)
-    with pytest.warns(RuntimeWarning, match=f"{message}.*passed over"):
+    with pytest.warns(RuntimeWarning, match=f"{message}.*is skipped"):
         assert resolve_checkpoint(newest.parent) == previous
 
 
@@ -103,7 +103,7 @@ def test_every_flipped_bit(pair, name):
         refusal = refusal_of(verify_checkpoint, newest)
         if refusal is not None:
             assert str(file) in refusal
-            with pytest.warns(RuntimeWarning, match=f"{name}.*passed over"):
+            with pytest.warns(RuntimeWarning, match=f"{name}.*is skipped"):
                 assert resolve_checkpoint(newest.parent) == previous
             continue
         # Harmless: JSON's white space, and the name of the seal itself, which other tools may leave out.
@@ -133,10 +133,10 @@ def test_a_wrong_hash(pair, name):
     manifest = json.loads(file.read_text())
     manifest["files"][name] = hashlib.sha256(b"another").hexdigest()
     file.write_text(json.dumps(manifest))
-    assert_falls_back(pair, "manifest.json is damaged: its content does not have the SHA-256 that it states")
+    assert_falls_back(pair, "manifest.json is damaged: its content does not match its SHA-256")
     del manifest["manifest_sha256"]  # as another tool writes it
     file.write_text(json.dumps(manifest))
-    assert_falls_back(pair, f"{name} is damaged: its SHA-256 is not the one in the manifest")
+    assert_falls_back(pair, f"{name} is damaged: its SHA-256 differs from the one in the manifest")
 
 
 def test_a_newer_format_says_what_to_do(pair):
@@ -221,7 +221,7 @@ def test_a_state_that_is_no_dictionary_is_refused(tmp_path):
 def test_weights_that_are_no_safetensors_are_named(tmp_path):
     path = save(tmp_path, 1)
     (path / "model.safetensors").write_bytes(b"\x80\x04pickle")
-    with pytest.raises(CheckpointError, match=r"model.safetensors is no readable safetensors file"):
+    with pytest.raises(CheckpointError, match=r"model.safetensors is not a readable safetensors file"):
         load_weights_file(path)
 
 
@@ -235,7 +235,7 @@ def test_without_a_valid_one_nothing_is_made_up(tmp_path):
 
 
 def newest_step(run_dir: Path) -> int:
-    with pytest.warns(RuntimeWarning, match="passed over"):
+    with pytest.warns(RuntimeWarning, match="is skipped"):
         newest = latest_checkpoint(run_dir)
     assert newest is not None
     return load_state(newest)["step"]
@@ -249,9 +249,9 @@ def test_a_damaged_newest_one_does_not_push_out_the_valid_ones(tmp_path, train_t
     assert train_tiny(run_dir, *options, stop_step=11) == 143
     (run_dir / "checkpoint_000011" / "state.pt").write_bytes(b"")
     for stop_step in (8, 9):
-        with pytest.warns(RuntimeWarning, match=r"checkpoint_000011.*passed over"):
+        with pytest.warns(RuntimeWarning, match=r"checkpoint_000011.*is skipped"):
             assert train_tiny(run_dir, f"train.resume={run_dir}", stop_step=stop_step) == 143
         assert newest_step(run_dir) == stop_step
-    with pytest.warns(RuntimeWarning, match=r"checkpoint_000011.*passed over"):
+    with pytest.warns(RuntimeWarning, match=r"checkpoint_000011.*is skipped"):
         assert train_tiny(run_dir, f"train.resume={run_dir}") == 0
     assert differences(content(tmp_path / "whole"), content(run_dir)) == []

@@ -228,7 +228,7 @@ def test_a_run_on_a_disk_that_is_really_full_and_then_read_only(tmp_path):
     output = finished.stderr
     assert finished.returncode == 0, output
     assert "step 12 could not be saved: [Errno 28] No space left on device; earlier checkpoints in" in output
-    assert "run cannot be continued: Read-only file system" in output.replace(str(tmp_path / "disk") + "/", "")
+    assert "run cannot be resumed: Read-only file system" in output.replace(str(tmp_path / "disk") + "/", "")
     assert "[Errno 30] Read-only file system" in output
     codes = [int(line.rpartition(" ")[2]) for line in output.splitlines() if line.startswith("exit code")]
     assert codes == [2, 0, 2, 0]

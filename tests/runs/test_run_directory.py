@@ -42,12 +42,12 @@ def test_an_empty_folder_is_taken_and_parents_are_made(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"run_dir=.*file/run cannot be made: Not a directory"):
+    with pytest.raises(UserError, match=r"run_dir=.*file/run cannot be created: Not a directory"):
         RunDirectory.create(tmp_path / "file" / "run", "digits")
 
 
 def test_a_run_that_is_gone_cannot_go_on(tmp_path):
-    with pytest.raises(UserError, match="cannot be continued"):
+    with pytest.raises(UserError, match="cannot be resumed"):
         RunDirectory.reopen(tmp_path / "gone")
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
+import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
+from support.tiny_run import RICH
 from vitfast.config import AugmentConfig, DataConfig
 from vitfast.data import EpochBatchSampler, build_dataset, build_loader
+from vitfast.runs.checkpoint import latest_checkpoint
 from vitfast.training.finite_guard import NonFiniteError, batch_indices, not_finite
 
 
@@ -66,13 +70,13 @@ def test_a_bad_image_is_named_as_what_was_read_instead(tmp_path):
 def test_all_is_written_down(tmp_path):
     records = []
 
-    def write_down(record):
+    def write_record(record):
         records.append(json.loads(json.dumps(record, allow_nan=False)))
         return tmp_path / "non_finite.json"
 
     indices = list(range(40, 60))
-    found = error(indices, norm=float("-inf"), file_of="{}.png".format, write_down=write_down)
-    assert re.search(r"no weight has changed\. .*non_finite.json lists the whole batch\. Look", str(found))
+    found = error(indices, norm=float("-inf"), file_of="{}.png".format, write_record=write_record)
+    assert re.search(r"no weight has changed\. .*non_finite.json lists the whole batch\. Check", str(found))
     assert records == [
         {
             "step": 7,
@@ -86,9 +90,43 @@ def test_all_is_written_down(tmp_path):
 
 
 def test_what_could_not_be_written_down_is_not_promised():
-    assert "no weight has changed. Look" in str(error([1, 2], write_down=lambda record: None))
+    assert "no weight has changed. Check" in str(error([1, 2], write_record=lambda record: None))
 
 
 def test_a_loader_without_batches_has_no_indices():
     assert batch_indices(DataLoader(TensorDataset(torch.arange(3)), batch_size=None), 0) == []
     assert batch_indices(loader(), 99) == []
+
+
+# The first update throws the weights so far that the second step is not finite.
+HOPELESS = (*RICH, "optim.lr=1e30", "schedule.warmup_epochs=0")
+
+
+def fail(train_tiny, run_dir: Path, *options: str) -> tuple[NonFiniteError, dict]:
+    """The error, and what the run has written down."""
+    with pytest.raises(NonFiniteError) as info:
+        train_tiny(run_dir, *options)
+    return info.value, json.loads((run_dir / "non_finite.json").read_text())
+
+
+def test_the_whole_batch_is_listed(tmp_path, train_tiny):
+    run_dir = tmp_path / "run"
+    error, record = fail(train_tiny, run_dir, *HOPELESS)
+    assert str(run_dir / "non_finite.json") in str(error)
+    assert record["step"] == error.step
+    assert record["epoch"] == 1
+    assert "nan" in (record["loss"], record["gradient_norm"])
+    assert record["indices"] == error.indices
+    assert len(record["indices"]) == 256
+    assert len(set(record["indices"])) == 86  # each three times, the last one once
+    assert all(0 <= index < 1293 for index in record["indices"])
+    assert record["files"] == []  # the digits are not files
+    assert str(run_dir / "non_finite.json") in (run_dir / "log.txt").read_text()
+
+
+def test_a_resumed_epoch_counts_from_its_beginning(tmp_path, train_tiny):
+    _, whole = fail(train_tiny, tmp_path / "whole", *HOPELESS)
+    assert train_tiny(tmp_path / "cut", *HOPELESS, stop_step=1) == 143
+    _, resumed = fail(train_tiny, tmp_path / "cut", f"train.resume={tmp_path / 'cut'}")
+    assert resumed == whole
+    assert latest_checkpoint(tmp_path / "cut") == tmp_path / "cut" / "checkpoint_000001"

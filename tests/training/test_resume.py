@@ -60,7 +60,7 @@ def test_a_damaged_newest_checkpoint_costs_one_interval(tmp_path, train_tiny, wh
     assert train_tiny(run_dir, *RICH, stop_step=STEPS_PER_EPOCH + 3) == 143
     file = run_dir / f"checkpoint_{STEPS_PER_EPOCH + 3:06d}" / "state.pt"
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.warns(RuntimeWarning, match=r"state.pt is damaged.*passed over"):
+    with pytest.warns(RuntimeWarning, match=r"state.pt is damaged.*is skipped"):
         assert train_tiny(run_dir, f"train.resume={run_dir}") == 0
     assert differences(whole_run, content(run_dir)) == []
 

@@ -41,7 +41,7 @@ def interrupted(tmp_path, training_server, undisturbed):
         assert run.living_processes() == []
         output = run.output.read_text()
         assert "Traceback" not in output
-        assert "everything is saved. Continue with:" in output
+        assert "everything is saved. Resume with:" in output
         if step is not None:
             assert list_checkpoints(run_dir)[0].name == f"checkpoint_{step:06d}"
         resumed = training_server.start(tmp_path / "resumed", [f"train.resume={run_dir}"])

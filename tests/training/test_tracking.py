@@ -1,4 +1,4 @@
-"""Figures in TensorBoard and Weights & Biases, and what happens when these fail."""
+"""Learning curves, TensorBoard and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import sys
 
 import pytest
 import torch.utils.tensorboard
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from support.run_content import content
+from vitfast.training.tracking import draw_curves
 
 
 def scalars(run_dir) -> dict[str, list[tuple[int, float]]]:
@@ -51,7 +53,7 @@ def test_a_package_that_is_missing_is_a_warning(tmp_path, train_tiny, monkeypatc
     assert train_tiny(tmp_path / "run", "track.wandb=online") == 0
     log = (tmp_path / "run" / "log.txt").read_text()
     assert "warning: track.wandb does not work: " in log
-    assert "; pip install wandb; training goes on without it" in log
+    assert "; pip install wandb; training continues without it" in log
 
 
 def test_one_that_breaks_on_the_way_is_left(tmp_path, train_tiny, monkeypatch):
@@ -65,4 +67,37 @@ def test_one_that_breaks_on_the_way_is_left(tmp_path, train_tiny, monkeypatch):
     assert train_tiny(tmp_path / "run", "track.tensorboard=true") == 0
     assert len(calls) == 1
     log = (tmp_path / "run" / "log.txt").read_text()
-    assert log.count("track.tensorboard does not work: no space left; training goes on without it") == 1
+    assert log.count("track.tensorboard does not work: no space left; training continues without it") == 1
+
+
+def lines(epochs: int, splits: tuple[str, ...]) -> list[dict]:
+    return [
+        {"split": split, "epoch": epoch, "loss": 2.0 / epoch, "top1": 1 - 0.9 / epoch}
+        for epoch in range(1, epochs + 1)
+        for split in splits
+    ]
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        [],
+        lines(1, ("train",)),
+        [*lines(40, ("train", "val")), {"split": "test", "epoch": 40, "loss": 0.1, "top1": 0.97}],
+        [{"split": "val", "epoch": 1, "loss": None, "top1": 0.5}],
+    ],
+    ids=["nothing", "one point", "a whole run", "a loss that is null"],
+)
+def test_a_picture_is_drawn(tmp_path, metrics):
+    draw_curves(metrics, tmp_path / "curves.png", "a model on data")
+    with Image.open(tmp_path / "curves.png") as image:
+        assert image.format == "PNG"
+        assert image.width > 800
+        assert len(image.convert("RGB").getcolors(2**24)) > 10
+    assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
+
+
+def test_pyplot_and_its_global_state_stay_out(tmp_path):
+    sys.modules.pop("matplotlib.pyplot", None)
+    draw_curves(lines(2, ("train", "val")), tmp_path / "curves.png", "title")
+    assert "matplotlib.pyplot" not in sys.modules

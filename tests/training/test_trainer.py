@@ -19,13 +19,13 @@ from vitfast.runs.checkpoint import list_checkpoints, load_weights_file, read_ma
 from vitfast.runs.run_directory import RunDirectory
 from vitfast.tasks import ClassificationTask
 from vitfast.training import trainer as trainer_module
+from vitfast.training.build import create_training_model
+from vitfast.training.distributed import Ranks
 from vitfast.training.finite_guard import NonFiniteError
-from vitfast.training.ranks import Ranks
+from vitfast.training.schedule import TrainingLength
 from vitfast.training.stop_signal import StopSignal
 from vitfast.training.trainer import Trainer
 from vitfast.training.training_data import TrainingData
-from vitfast.training.training_length import TrainingLength
-from vitfast.training.training_model import create_training_model
 from vitfast.training.training_state import TrainingState
 
 
@@ -173,7 +173,7 @@ def test_a_full_disk_does_not_end_the_run(tmp_path, train_tiny, monkeypatch, cap
 
     monkeypatch.setattr(trainer_module, "save_checkpoint", save)
     assert train_tiny(tmp_path / "run") == 0
-    message = "the checkpoint of step 6 could not be saved: [Errno 28] No space left on device; training goes on"
+    message = "the checkpoint of step 6 could not be saved: [Errno 28] No space left on device; training continues"
     assert message in capsys.readouterr().err
     assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["checkpoint_000012"]
 

@@ -16,7 +16,7 @@ import torch
 from vitfast.benchmarking.harness import Case, cache_sizes
 from vitfast.benchmarking.table import Table
 from vitfast.ops.packed import has_packed
-from vitfast.runs.environment import describe_environment
+from vitfast.runs.run_directory import describe_environment
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -43,8 +43,13 @@ from vitfast.quantization.quantize import quantize_, quantized_modules
 from vitfast.quantization.record import describe_quantization
 from vitfast.quantization.report import LayerError, QuantizationReport, quantization_report
 from vitfast.runs.checkpoint import MODEL_FILE
-from vitfast.runs.quantized_checkpoint import check_target, write_quantized_checkpoint
-from vitfast.runs.trained_model import WEIGHTS, TrainedModel, load_trained_model
+from vitfast.runs.trained_model import (
+    WEIGHTS,
+    TrainedModel,
+    check_target,
+    load_trained_model,
+    write_quantized_checkpoint,
+)
 from vitfast.text_table import percent, text_table
 
 _PICTURE, _REPORT = "quantization.png", "quantization.json"

@@ -1,9 +1,9 @@
-"""Checkpoints: directories that are either whole or absent.
+"""Checkpoints: directories that are written atomically.
 
-``RUN/checkpoint_NNNNNN`` (NNNNNN is the step) holds ``model.safetensors``, ``ema.safetensors`` if weights are averaged,
-``state.pt`` (what training needs to go on) and ``manifest.json`` with the SHA-256 of each of them. The directory is
-written under a hidden name beside its final one, flushed to the disk, and then renamed, so that neither a kill nor a
-full disk leaves half a checkpoint under a name that anyone reads.
+``RUN/checkpoint_NNNNNN`` (NNNNNN is the step) contains ``model.safetensors``, ``ema.safetensors`` if weights are
+averaged, ``state.pt`` (the training state) and ``manifest.json`` with the SHA-256 of each file. The directory is
+written under a hidden name, flushed to disk, and renamed, so that neither a kill nor a full disk leaves an incomplete
+checkpoint under its final name.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _REPLACED = re.compile(r"\.(checkpoint_\d{6,})\.replaced")
 
 
 class CheckpointError(UserError):
-    """A checkpoint that is damaged, incomplete, foreign or newer than this vitfast."""
+    """A checkpoint that is damaged, incomplete, not from vitfast, or from a newer version."""
 
 
 def save_checkpoint(
@@ -53,23 +53,23 @@ def save_checkpoint(
 
     Args:
         run_dir: existing folder of the run.
-        step: optimizer steps done, which names the checkpoint.
+        step: completed optimizer steps, which name the checkpoint.
         model: the model's state dict.
         ema: the averaged model's state dict, with the same keys.
         state: tensors and plain values only, so that it loads with ``weights_only=True``.
-        manifest: what ``manifest.json`` says besides format version, step, file hashes and vitfast's version.
+        manifest: content of ``manifest.json`` besides format version, step, file hashes and vitfast's version.
 
     Returns:
         The folder of the checkpoint.
 
     Raises:
-        OSError: if it cannot be written (disk full, no permission). What was there before is intact.
+        OSError: if it cannot be written (disk full, no permission). Existing checkpoints are intact.
     """
     run_dir = Path(run_dir)
-    _remove_litter(run_dir)
+    _remove_leftovers(run_dir)
     final = run_dir / f"checkpoint_{step:06d}"
     write_checkpoint(final, model=model, ema=ema, state=state, manifest={**manifest, "step": step})
-    _remove_litter(run_dir)
+    _remove_leftovers(run_dir)
     return final
 
 
@@ -83,10 +83,10 @@ def write_checkpoint(
 ) -> None:
     """Writes a checkpoint folder of any name atomically; the arguments are those of ``save_checkpoint``.
 
-    One that is there already is renamed to ``.NAME.replaced``, for the caller to remove.
+    An existing one is renamed to ``.NAME.replaced``, which the caller removes.
 
     Raises:
-        OSError: if it cannot be written. What was there before is intact.
+        OSError: if it cannot be written. An existing one is intact.
     """
     temporary = folder.with_name(f".{folder.name}.writing")
     try:
@@ -104,7 +104,7 @@ def write_checkpoint(
             flush_to_disk(path)
         flush_to_disk(temporary)
         if folder.exists():
-            # Two renames: between them the old one still counts, under the hidden name (see list_checkpoints).
+            # between the two renames the old checkpoint is valid under the hidden name, see list_checkpoints
             os.rename(folder, folder.with_name(f".{folder.name}.replaced"))
         os.rename(temporary, folder)
         flush_to_disk(folder.parent)
@@ -113,13 +113,13 @@ def write_checkpoint(
         if isinstance(error, OSError):
             raise
         if isinstance(error, (safetensors.SafetensorError, RuntimeError)):
-            # The libraries hide the system's error in a text of their own.
+            # the libraries wrap the error of the system in their own exceptions
             raise OSError(f"{folder} could not be written: {error}") from error
         raise
 
 
 def update_manifest(checkpoint: Path, changes: Mapping[str, Any]) -> None:
-    """Changes what a checkpoint's manifest says; a reader sees the old one or the new one. No other file is touched.
+    """Updates the manifest of a checkpoint atomically. No other file is changed.
 
     Args:
         checkpoint: folder of the checkpoint.
@@ -143,7 +143,7 @@ def update_manifest(checkpoint: Path, changes: Mapping[str, Any]) -> None:
 
 
 def list_checkpoints(run_dir: str | os.PathLike[str]) -> list[Path]:
-    """Returns the checkpoint folders of a run, newest step first, whether they are valid or not."""
+    """Returns the checkpoint folders of a run, valid or not, newest step first."""
     found: list[tuple[int, int, Path]] = []
     run_dir = Path(run_dir)
     for path in run_dir.iterdir() if run_dir.is_dir() else ():
@@ -155,19 +155,19 @@ def list_checkpoints(run_dir: str | os.PathLike[str]) -> list[Path]:
 
 
 def latest_checkpoint(run_dir: str | os.PathLike[str]) -> Path | None:
-    """Returns the newest valid checkpoint of a run, or None; damaged ones are passed over with a warning each."""
+    """Returns the newest valid checkpoint of a run, or None; damaged ones are skipped with a warning."""
     for path in list_checkpoints(run_dir):
         try:
             verify_checkpoint(path)
         except CheckpointError as error:
-            warnings.warn(f"{error}; the checkpoint is passed over", RuntimeWarning, stacklevel=2)
+            warnings.warn(f"{error}; the checkpoint is skipped", RuntimeWarning, stacklevel=2)
         else:
             return path
     return None
 
 
 def resolve_checkpoint(path: str | os.PathLike[str]) -> Path:
-    """Turns a run folder (its newest valid checkpoint) or a checkpoint folder into a verified checkpoint folder.
+    """Returns the verified checkpoint folder of a run folder (its newest valid one) or of a checkpoint folder.
 
     Raises:
         UserError: if there is no such folder or no valid checkpoint in it.
@@ -181,13 +181,15 @@ def resolve_checkpoint(path: str | os.PathLike[str]) -> Path:
     found = list_checkpoints(path)
     checkpoint = latest_checkpoint(path)
     if checkpoint is None:
-        reason = f"none of its {len(found)} checkpoints is valid" if found else "it holds no checkpoint_NNNNNN folder"
+        reason = (
+            f"none of its {len(found)} checkpoints is valid" if found else "it contains no checkpoint_NNNNNN folder"
+        )
         raise UserError(f"{path} cannot be loaded: {reason}; give the folder of a run or one of its checkpoints")
     return checkpoint
 
 
 def verify_checkpoint(path: Path) -> dict[str, Any]:
-    """Checks a checkpoint folder against its manifest, which it returns.
+    """Verifies a checkpoint folder against its manifest, and returns the manifest.
 
     Raises:
         CheckpointError: if a file is missing, cannot be read or differs from its hash, or if the manifest is unreadable
@@ -197,13 +199,13 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
     for name, expected in manifest["files"].items():
         file = path / name
         if not file.is_file():
-            raise CheckpointError(f"{file} is missing, although the manifest lists it")
+            raise CheckpointError(f"{file} is missing, but the manifest lists it")
         try:
             found = sha256_of_file(file)
         except OSError as error:
             raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error
         if found != expected:
-            raise CheckpointError(f"{file} is damaged: its SHA-256 is not the one in the manifest")
+            raise CheckpointError(f"{file} is damaged: its SHA-256 differs from the one in the manifest")
     return manifest
 
 
@@ -220,55 +222,57 @@ def load_weights_file(checkpoint: Path, weights: str = "model") -> dict[str, Ten
     """Reads the state dict ``model`` or ``ema`` of a checkpoint.
 
     Raises:
-        CheckpointError: if the file is missing or no safetensors file.
+        CheckpointError: if the file is missing or not a safetensors file.
     """
     file = checkpoint / {"model": MODEL_FILE, "ema": EMA_FILE}[weights]
     if not file.is_file():
-        hint = "; the run kept no averaged weights, use weights=model" if weights == "ema" else ""
+        hint = "; the run has no averaged weights, use weights=model" if weights == "ema" else ""
         raise CheckpointError(f"{file} does not exist{hint}")
     try:
         return safetensors.torch.load_file(file)
     except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{file} is no readable safetensors file: {error}") from error
+        raise CheckpointError(f"{file} is not a readable safetensors file: {error}") from error
 
 
 def load_state(checkpoint: Path) -> dict[str, Any]:
-    """Reads ``state.pt`` onto the CPU with torch's restricted unpickler, which executes nothing.
+    """Reads ``state.pt`` onto the CPU with torch's restricted unpickler, which executes no code.
 
     Raises:
-        CheckpointError: if it is missing, damaged, or holds anything but tensors and plain values.
+        CheckpointError: if it is missing, damaged, or contains anything but tensors and plain values.
     """
     file = checkpoint / STATE_FILE
     if not file.is_file():
-        raise CheckpointError(f"{file} does not exist: the checkpoint can be used, but training cannot go on from it")
+        raise CheckpointError(
+            f"{file} does not exist: the checkpoint can be evaluated, but training cannot resume from it"
+        )
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever an unpickler can stumble over
+    except Exception as error:  # a damaged file can raise any exception in the unpickler
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"{file} is no training state of vitfast; it was refused and nothing in it was run ({reason})"
+            f"{file} is not a training state of vitfast; it was rejected and none of its code was run ({reason})"
         ) from error
     if not isinstance(state, dict):
-        raise CheckpointError(f"{file} holds a {type(state).__name__} instead of a training state")
+        raise CheckpointError(f"{file} contains a {type(state).__name__} instead of a training state")
     return state
 
 
 def prune_checkpoints(run_dir: str | os.PathLike[str], keep: int, best_step: int | None, step: int) -> list[Path]:
     """Deletes all but the ``keep`` newest checkpoints up to ``step`` and the one of ``best_step``.
 
-    A folder is renamed before it is emptied, so that a kill in between leaves no half-empty checkpoint.
+    A folder is renamed before it is deleted, so that a kill leaves no incomplete checkpoint.
 
     Args:
         run_dir: folder of the run.
-        keep: how many stay, at least 1.
-        best_step: the step of another one that stays.
-        step: of the checkpoint that was saved last. Later ones are from before the run went back to an older one,
-            perhaps because they are damaged: they stay, but do not count.
+        keep: number of checkpoints to keep, at least 1.
+        best_step: step of a further checkpoint to keep.
+        step: of the newest checkpoint of this run. Later ones are from before a resume from an earlier step, perhaps
+            because they are damaged: they are kept, but not counted.
 
     Returns:
-        The folders that are gone.
+        The deleted folders.
     """
-    gone: list[Path] = []
+    deleted: list[Path] = []
     numbered = [(_NAME.fullmatch(path.name), path) for path in list_checkpoints(run_dir)]
     known = [(int(match[1]), path) for match, path in numbered if match and int(match[1]) <= step]
     for number, path in known[max(keep, 1) :]:
@@ -276,8 +280,8 @@ def prune_checkpoints(run_dir: str | os.PathLike[str], keep: int, best_step: int
             doomed = path.with_name(f".{path.name}.deleting")
             os.rename(path, doomed)
             shutil.rmtree(doomed, ignore_errors=True)
-            gone.append(path)
-    return gone
+            deleted.append(path)
+    return deleted
 
 
 def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -285,7 +289,7 @@ def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 class _Recorder(io.BufferedWriter):
-    """A file that remembers why it could not be written; torch would only report that its position is wrong."""
+    """A file that records the error of a failed write; torch reports only a wrong file position."""
 
     error: OSError | None = None
 
@@ -308,7 +312,7 @@ def _save_state(state: Mapping[str, Any], path: Path) -> None:
 
 
 def _manifest_text(record: Mapping[str, Any]) -> str:
-    """The manifest as it stands in its file, with its own SHA-256 last."""
+    """Formats the manifest with its SHA-256 as the last entry."""
     content = {key: value for key, value in record.items() if key != "manifest_sha256"}
     return json.dumps({**content, "manifest_sha256": _manifest_sha256(content)}, indent=2) + "\n"
 
@@ -319,7 +323,7 @@ def _manifest_sha256(manifest: Mapping[str, Any]) -> str:
 
 
 def read_manifest_file(path: Path) -> dict[str, Any]:
-    """Returns the manifest of a checkpoint folder; the other files are not looked at.
+    """Returns the manifest of a checkpoint folder; the other files are not checked.
 
     Raises:
         CheckpointError: if it is missing, damaged or too new.
@@ -329,7 +333,7 @@ def read_manifest_file(path: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         version = manifest["format_version"]
     except FileNotFoundError as error:
-        raise CheckpointError(f"{file} is missing: {path} is no vitfast checkpoint, or not all of one") from error
+        raise CheckpointError(f"{file} is missing: {path} is not a vitfast checkpoint, or incomplete") from error
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{file} is damaged: {error}") from error
     if not isinstance(version, int) or version > FORMAT_VERSION:
@@ -337,17 +341,17 @@ def read_manifest_file(path: Path) -> dict[str, Any]:
             f"{file} has format version {version!r}; this vitfast {__version__} reads up to {FORMAT_VERSION}; "
             "update vitfast to load it"
         )
-    # A manifest without its own hash was written by another tool; the hashes of the files still hold.
+    # a manifest without a hash was edited by another tool; the hashes of the files are still checked
     if manifest.get("manifest_sha256", expected := _manifest_sha256(manifest)) != expected:
-        raise CheckpointError(f"{file} is damaged: its content does not have the SHA-256 that it states")
+        raise CheckpointError(f"{file} is damaged: its content does not match its SHA-256")
     files = manifest.get("files")
     if not isinstance(files, dict) or MODEL_FILE not in files or any(Path(name).name != name for name in files):
         raise CheckpointError(f'{file} is damaged: "files" must list {MODEL_FILE} and the others with their SHA-256')
     return manifest
 
 
-def _remove_litter(run_dir: Path) -> None:
-    """Removes what a kill left behind; a replaced checkpoint only once its successor has its name."""
+def _remove_leftovers(run_dir: Path) -> None:
+    """Removes leftovers of a kill; a replaced checkpoint only if its successor exists, otherwise it is restored."""
     for path in run_dir.glob(".checkpoint_*"):
         replaced = _REPLACED.fullmatch(path.name)
         if replaced is None:

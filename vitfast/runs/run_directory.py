@@ -1,26 +1,43 @@
-"""The folder of a run and the files in it that people read."""
+"""The folder of a run and its human-readable files."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import math
 import os
+import platform
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import torch
+
+import vitfast
 from vitfast.errors import UserError
 
 CONFIG, ENVIRONMENT, METRICS, LOG, CURVES = "config.yaml", "environment.json", "metrics.jsonl", "log.txt", "curves.png"
 NON_FINITE = "non_finite.json"
 
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "omegaconf",
+    "safetensors",
+    "torchmetrics",
+    "tqdm",
+    "matplotlib",
+    "pillow",
+)
+
 
 class RunDirectory:
     """``config.yaml``, ``environment.json``, ``metrics.jsonl`` and ``log.txt`` of one run, and ``non_finite.json``.
 
-    Make one with ``create`` (a new run) or ``reopen`` (a run that goes on).
+    Created by ``create`` (a new run) or ``reopen`` (a resumed run).
 
     Attributes:
         path: the folder.
@@ -29,33 +46,33 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._echo: Any = lambda line: print(line, file=sys.stderr, flush=True)
-        # Without a buffer: what a full disk refuses is gone, rather than in the way of the next line and of closing.
+        # unbuffered: a line that a full disk rejects is lost, instead of failing again with the next line or on close
         self._log: BinaryIO = open(path / LOG, "ab", buffering=0)
 
     @classmethod
     def create(cls, path: str | os.PathLike[str] | None, recipe: str) -> RunDirectory:
-        """Makes the folder of a new run.
+        """Creates the folder of a new run.
 
         Args:
-            path: the folder; None makes ``runs/<recipe>-<timestamp>``.
+            path: the folder; None: ``runs/<recipe>-<timestamp>``.
             recipe: name or file of the recipe.
 
         Raises:
-            UserError: if the folder is not empty, or cannot be made.
+            UserError: if the folder is not empty, or cannot be created.
         """
         chosen = Path(path) if path is not None else _default_path(recipe)
         try:
             if chosen.exists() and (not chosen.is_dir() or any(chosen.iterdir())):
                 what = "is not empty" if chosen.is_dir() else "is a file"
                 raise UserError(
-                    f"run_dir={chosen} {what}, and a run overwrites nothing; give another run_dir, "
-                    f"or continue a run in it with train.resume={chosen}"
+                    f"run_dir={chosen} {what}, and a run overwrites nothing; choose another run_dir, "
+                    f"or resume the run in it with train.resume={chosen}"
                 )
             chosen.mkdir(parents=True, exist_ok=True)
             return cls(chosen)
         except OSError as error:
             reason = error.strerror or error
-            raise UserError(f"run_dir={chosen} cannot be made: {reason}; give another run_dir") from error
+            raise UserError(f"run_dir={chosen} cannot be created: {reason}; choose another run_dir") from error
 
     @classmethod
     def reopen(cls, path: str | os.PathLike[str]) -> RunDirectory:
@@ -67,20 +84,20 @@ class RunDirectory:
         try:
             return cls(Path(path))
         except OSError as error:
-            raise UserError(f"the run {path} cannot be continued: {error.strerror or error}") from error
+            raise UserError(f"the run {path} cannot be resumed: {error.strerror or error}") from error
 
     def close(self) -> None:
         """Closes the log file."""
         self._log.close()
 
     def echo_through(self, write: Any) -> None:
-        """Sends what ``log`` shows through ``write(line)``, so that a progress bar stays whole."""
+        """Prints the lines that ``log`` shows with ``write(line)``, which keeps a progress bar intact."""
         self._echo = write
 
     def log(self, text: str, *, show: bool = True) -> None:
-        """Appends a line to ``log.txt``, with the time, and shows it on stderr unless ``show`` is False.
+        """Appends a line to ``log.txt`` with the time, and prints it on stderr unless ``show`` is False.
 
-        A disk that is full stops neither the run nor the message on the screen.
+        A full disk stops neither the run nor the message on stderr.
         """
         if show:
             self._echo(text)
@@ -93,10 +110,10 @@ class RunDirectory:
         self.log(f"warning: {text}")
 
     def write_text(self, name: str, text: str) -> None:
-        """Writes a file of the run as a whole: a reader sees the old one or the new one, even after a power failure.
+        """Writes a file of the run atomically and durably: a reader sees the old or the new content, never a mix.
 
         Raises:
-            OSError: if it cannot be written; the old one is intact.
+            OSError: if it cannot be written; the old content is intact.
         """
         self._replace(name, text.encode())
 
@@ -114,7 +131,7 @@ class RunDirectory:
             raise
 
     def write_environment(self, environment: dict[str, Any]) -> None:
-        """Writes ``environment.json``: what the run started on, and under ``resumed`` what it was continued on."""
+        """Writes ``environment.json``: the environment of the start, and under ``resumed`` those of each resume."""
         file = self.path / ENVIRONMENT
         try:
             first = json.loads(file.read_text(encoding="utf-8"))
@@ -124,7 +141,7 @@ class RunDirectory:
         self.write_text(ENVIRONMENT, json.dumps(content, indent=2) + "\n")
 
     def write_non_finite(self, record: dict[str, Any]) -> Path | None:
-        """Writes ``non_finite.json``: the step that could not be done, and the images that it was about.
+        """Writes ``non_finite.json``: the step with a non-finite loss or gradient, and its images.
 
         Returns:
             The file, or None if it could not be written.
@@ -132,18 +149,18 @@ class RunDirectory:
         try:
             self.write_text(NON_FINITE, json.dumps(record, indent=2) + "\n")
         except OSError as error:
-            self.log(f"warning: {NON_FINITE} could not be written: {error}")
+            self.warn(f"{NON_FINITE} could not be written: {error}")
             return None
         return self.path / NON_FINITE
 
     def append_metrics(self, line: dict[str, Any]) -> None:
-        """Appends a line to ``metrics.jsonl``; a value that is not finite becomes null, as JSON has no NaN.
+        """Appends a line to ``metrics.jsonl``; a non-finite value becomes null, because JSON has no NaN.
 
         Raises:
-            OSError: if it cannot be written; no part of the line stays.
+            OSError: if it cannot be written; the file is unchanged.
         """
-        odd = [key for key, value in line.items() if isinstance(value, float) and not math.isfinite(value)]
-        data = (json.dumps({**line, **dict.fromkeys(odd)}) + "\n").encode()
+        non_finite = [key for key, value in line.items() if isinstance(value, float) and not math.isfinite(value)]
+        data = (json.dumps({**line, **dict.fromkeys(non_finite)}) + "\n").encode()
         with open(self.path / METRICS, "ab", buffering=0) as file:
             before = os.fstat(file.fileno()).st_size
             try:
@@ -156,7 +173,7 @@ class RunDirectory:
                 raise
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Returns the lines of ``metrics.jsonl``; one that is damaged, or that a kill cut short, is left out."""
+        """Returns the lines of ``metrics.jsonl``, without damaged or truncated ones."""
         file = self.path / METRICS
         lines: list[dict[str, Any]] = []
         for text in file.read_bytes().split(b"\n") if file.exists() else []:
@@ -165,7 +182,7 @@ class RunDirectory:
         return lines
 
     def keep_metrics(self, count: int) -> None:
-        """Cuts ``metrics.jsonl`` down to its first ``count`` lines: those that the checkpoint knew.
+        """Truncates ``metrics.jsonl`` to its first ``count`` lines, those at the time of the checkpoint.
 
         Raises:
             UserError: if it cannot be written.
@@ -173,21 +190,21 @@ class RunDirectory:
         file = self.path / METRICS
         try:
             data = file.read_bytes() if file.exists() else b""
-            *whole, _ = data.split(b"\n")
-            kept = b"".join(line + b"\n" for line in whole[:count])
+            *complete, _ = data.split(b"\n")
+            kept = b"".join(line + b"\n" for line in complete[:count])
             if kept != data:
                 self._replace(METRICS, kept)
         except OSError as error:
             reason = error.strerror or error
-            raise UserError(f"{file} cannot be cut back to the checkpoint: {reason}; mend that first") from error
+            raise UserError(f"{file} cannot be truncated to the checkpoint: {reason}; fix this first") from error
 
 
 class FollowedRun(RunDirectory):
-    """The folder of a run as the other ranks see it: they read in it, and leave writing and speaking to the main one.
+    """The folder of a run on ranks other than 0: they read from it; writing and logging are no-ops.
 
     Args:
-        path: the folder that the main rank made.
-        rank: whose warnings these are, which only it can give.
+        path: the folder that rank 0 created.
+        rank: for warnings, which every rank prints.
     """
 
     def __init__(self, path: Path, rank: int) -> None:
@@ -195,30 +212,28 @@ class FollowedRun(RunDirectory):
         self.rank = rank
 
     def warn(self, text: str) -> None:
-        """Shows a warning on stderr."""
         print(f"warning: rank {self.rank}: {text}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Does nothing."""
+        pass
 
     def log(self, text: str, *, show: bool = True) -> None:
-        """Does nothing."""
+        pass
 
     def write_text(self, name: str, text: str) -> None:
-        """Does nothing."""
+        pass
 
     def write_environment(self, environment: dict[str, Any]) -> None:
-        """Does nothing."""
+        pass
 
     def write_non_finite(self, record: dict[str, Any]) -> Path | None:
-        """Names the file, which the main rank writes with the images of all of them."""
         return self.path / NON_FINITE
 
     def append_metrics(self, line: dict[str, Any]) -> None:
-        """Does nothing."""
+        pass
 
     def keep_metrics(self, count: int) -> None:
-        """Does nothing."""
+        pass
 
 
 def _default_path(recipe: str) -> Path:
@@ -227,3 +242,39 @@ def _default_path(recipe: str) -> Path:
     while path.exists():
         path, number = Path("runs") / f"{stem}-{number}", number + 1
     return path
+
+
+def describe_environment(device: torch.device) -> dict[str, Any]:
+    """Returns versions, machine, threads, device and build information as JSON values."""
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {"vitfast": vitfast.__version__} | {name: _version(name) for name in _PACKAGES},
+        "cpu": cpu_model(),
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "cuda": torch.version.cuda,
+        "build_info": vitfast.build_info(),
+    }
+
+
+def cpu_model() -> str:
+    """Returns the name of the processor, or its architecture if the system has none."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,7 +1,8 @@
-"""A model as training left it, ready to be measured or used."""
+"""Loads the model of a checkpoint, and writes quantized checkpoints."""
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,20 @@ import torch
 import vitfast
 from vitfast.errors import UserError
 from vitfast.models import ImageModel
-from vitfast.quantization.packed_state import load_packed_state
-from vitfast.quantization.record import describe_quantization, quantize_from_record
+from vitfast.quantization.packed_state import load_packed_state, pack_state
+from vitfast.quantization.record import describe_quantization, quantization_record, quantize_from_record
 from vitfast.runs.checkpoint import (
     EMA_FILE,
     CheckpointError,
     load_weights_file,
     read_manifest_file,
     resolve_checkpoint,
+    write_checkpoint,
 )
+from vitfast.runs.run_directory import CONFIG
 
 WEIGHTS = ("auto", "ema", "model")
+_SOURCE = "quantized_from"
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class TrainedModel:
 
     Attributes:
         model: in evaluation mode, on its device.
-        checkpoint: the folder it came from.
+        checkpoint: its folder.
         manifest: of the checkpoint.
         weights: ``ema`` or ``model``.
     """
@@ -47,31 +51,31 @@ class TrainedModel:
 
     @property
     def data(self) -> dict[str, Any]:
-        """How images are read, from the manifest; one without ``resize`` is from when there was only ``short_side``."""
+        """The preprocessing of images; manifests of early versions have no ``resize`` and mean ``short_side``."""
         return {"resize": "short_side", **self.manifest["data"]}
 
     @property
     def exit_thresholds(self) -> list[float] | None:
-        """The thresholds at which images leave the model's exits; None where they have not been calibrated."""
+        """The confidence thresholds of the model's exits; None if they are not calibrated."""
         return self.manifest.get("exit_thresholds")
 
     def describe(self) -> str:
-        """One line for people."""
+        """One line for reports."""
         kind = "averaged weights (EMA)" if self.weights == "ema" else "plain weights"
         numbers = describe_quantization(self.model)
         return f"{self.manifest['model']['name']}, {numbers + ', ' if numbers else ''}{kind} of {self.checkpoint}"
 
 
 def load_trained_model(path: str, *, weights: str = "auto", device: torch.device) -> TrainedModel:
-    """Loads a checkpoint, all of whose files are checked first; one of a quantized model computes as that did.
+    """Verifies all files of a checkpoint and loads its model, quantized as it was saved.
 
     Args:
         path: a run's folder (its newest valid checkpoint) or a checkpoint folder.
         weights: ``ema``, ``model``, or ``auto``: the average if the checkpoint has one.
-        device: where the model goes.
+        device: of the model.
 
     Raises:
-        UserError: if there is no valid checkpoint, or it lacks the weights asked for.
+        UserError: if there is no valid checkpoint, or it does not have these weights.
     """
     if weights not in WEIGHTS:
         raise UserError(f"weights={weights}; it must be one of {', '.join(WEIGHTS)}")
@@ -88,3 +92,51 @@ def load_trained_model(path: str, *, weights: str = "auto", device: torch.device
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{checkpoint} does not fit this version of vitfast: {error}") from error
     return TrainedModel(model.eval().to(device), checkpoint, manifest, weights)
+
+
+def check_target(folder: Path) -> None:
+    """Raises UserError unless ``folder`` is new, empty, or a quantized checkpoint, which may be replaced."""
+    if not folder.exists():
+        return
+    try:
+        replaceable = folder.is_dir() and _SOURCE in read_manifest_file(folder)
+    except CheckpointError:
+        replaceable = folder.is_dir() and not any(folder.iterdir())
+    if not replaceable:
+        raise UserError(
+            f"output={folder} exists and is not a quantized checkpoint, so it is not replaced; choose another folder"
+        )
+
+
+def write_quantized_checkpoint(folder: Path, trained: TrainedModel, metrics: dict[str, Any]) -> None:
+    """Writes a converted model as a checkpoint for all commands; replaces an earlier quantized checkpoint.
+
+    The weights are packed, see ``pack_state``; the manifest records the quantization.
+
+    Args:
+        folder: of the new checkpoint.
+        trained: the source checkpoint, with the converted model.
+        metrics: for the manifest.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    kept = ("model", "class_names", "data", "epoch", "step", "exit_thresholds")
+    manifest = {key: trained.manifest[key] for key in kept if key in trained.manifest}
+    manifest |= {
+        "quantization": quantization_record(trained.model),
+        "metrics": metrics,
+        _SOURCE: {"checkpoint": str(trained.checkpoint), "weights": trained.weights},
+    }
+    replaced = folder.with_name(f".{folder.name}.replaced")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in (replaced, folder.with_name(f".{folder.name}.writing")):
+            shutil.rmtree(leftover, ignore_errors=True)
+        write_checkpoint(folder, model=pack_state(trained.model), manifest=manifest)
+        config = trained.checkpoint.parent / CONFIG
+        if config.is_file():  # which names the data
+            shutil.copyfile(config, folder / CONFIG)
+    except OSError as error:
+        raise UserError(f"output={folder} cannot be written: {error.strerror or error}") from error
+    shutil.rmtree(replaced, ignore_errors=True)

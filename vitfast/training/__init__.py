@@ -1,1 +1,1 @@
-"""The training loop and its state."""
+"""Training: the loop, its state, and distributed execution."""

@@ -1,4 +1,4 @@
-"""What is said when training stops before a bad update."""
+"""The error that stops training before an update with a non-finite loss or gradient."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _LISTED = 8
 
 
 class NonFiniteError(UserError):
-    """A loss or gradient that is NaN or infinite; the weights are those before the step.
+    """A NaN or infinite loss or gradient; the weights are those before the step.
 
     Attributes:
-        step: the step that was not done, counted from 1.
+        step: the step that was not made, counted from 1.
         indices: of the batch's images in the training split; empty if unknown.
     """
 
@@ -38,34 +38,34 @@ def not_finite(
     epoch: int,
     indices: Sequence[int],
     file_of: Callable[[int], str | None] = lambda index: None,
-    write_down: Callable[[dict[str, Any]], object] = lambda record: None,
+    write_record: Callable[[dict[str, Any]], object] = lambda record: None,
 ) -> NonFiniteError:
-    """Makes the error for a loss or gradient norm that is not finite, found before the optimizer's step.
+    """Creates the error for a non-finite loss or gradient norm.
 
     Args:
         loss: scalar.
         gradient_norm: scalar, of all gradients together.
-        step: the coming optimizer step, counted from 1.
+        step: the next optimizer step, counted from 1.
         epoch: counted from 1.
-        indices: the images that it came from; [] if unknown.
-        file_of: names the file of an image, or None if it has none.
-        write_down: keeps the full record of the failure and returns the file that it is in, or None. The record holds
-            ``step``, ``epoch``, ``loss``, ``gradient_norm`` (a number, or ``"nan"``, ``"inf"``, ``"-inf"``),
-            ``indices`` of the batch's images in the training split and their ``files`` ([] if it is not made of files).
+        indices: of the batch's images; [] if unknown.
+        file_of: returns the file of an image, or None.
+        write_record: saves the full record and returns its file, or None. The record contains ``step``, ``epoch``,
+            ``loss``, ``gradient_norm`` (a number, or ``"nan"``, ``"inf"``, ``"-inf"``), and the ``indices`` and
+            ``files`` of the batch's images ([] if images have no files).
 
     Returns:
-        The error, which names the step and the images, with their files where the data set knows them.
+        The error, whose message gives the step, the images and their files.
     """
     values = f"loss {loss.item():g}, gradient norm {gradient_norm.item():g}"
     images = f" on images {_shorten(indices)} of the train split" if indices else ""
     files = [file for file in map(file_of, indices) if file is not None]
     named = f" ({_shorten(files)})" if files else ""
-    record = {"step": step, "epoch": epoch, "loss": _plain(loss), "gradient_norm": _plain(gradient_norm)}
-    kept = write_down({**record, "indices": list(indices), "files": files})
-    listed = f" {kept} lists the whole batch." if kept is not None and indices else ""
+    record = {"step": step, "epoch": epoch, "loss": _json_number(loss), "gradient_norm": _json_number(gradient_norm)}
+    written = write_record({**record, "indices": list(indices), "files": files})
+    listed = f" {written} lists the whole batch." if written is not None and indices else ""
     return NonFiniteError(
         f"not finite at step {step}, epoch {epoch}: {values}{images}{named}. Training stopped before the update: "
-        f"no weight has changed.{listed} Look at the images, or try a lower optim.lr, optim.clip_grad=1.0, "
+        f"no weight has changed.{listed} Check the images, or try a lower optim.lr, optim.clip_grad=1.0, "
         "train.precision=fp32",
         step,
         indices,
@@ -73,9 +73,9 @@ def not_finite(
 
 
 def batch_indices(loader: DataLoader[Any], batch: int) -> list[int]:
-    """Returns which images make up a batch of a loader whose order is a pure function; [] if it cannot tell.
+    """Returns the image indices of a batch of a loader with a deterministic order; [] if they are unknown.
 
-    A repetition of an image (see ``EpochBatchSampler``) is that image, and one that was bad is what was read instead.
+    A repetition is mapped to its image, and an unreadable image to its replacement, see ``EpochBatchSampler``.
     """
     if loader.batch_sampler is None:
         return []
@@ -83,12 +83,11 @@ def batch_indices(loader: DataLoader[Any], batch: int) -> list[int]:
     return [image_of(sample) for sample in next(islice(iter(loader.batch_sampler), batch, None), [])]
 
 
-def _plain(value: Tensor) -> float | str:
-    """A number as JSON can hold it."""
+def _json_number(value: Tensor) -> float | str:
     number = float(value.detach())
     return number if math.isfinite(number) else str(number)
 
 
 def _shorten(items: Sequence[Any]) -> str:
-    listed = ", ".join(str(item) for item in items[:_LISTED])
+    listed = ", ".join(map(str, items[:_LISTED]))
     return listed + (f" and {len(items) - _LISTED} more" if len(items) > _LISTED else "")

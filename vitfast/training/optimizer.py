@@ -1,4 +1,4 @@
-"""The optimizer, what it decays, and how fast each layer learns."""
+"""The optimizer and its parameter groups: weight decay and layer-wise learning rates."""
 
 from __future__ import annotations
 
@@ -13,30 +13,29 @@ from torch.distributed.tensor import DTensor
 from vitfast.config.schema import OptimConfig
 
 _BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
-_BEHIND_BLOCKS = re.compile(r"(?:^|\.)(?:norm|fc_norm|head|head_dist)\.")
+_AFTER_BLOCKS = re.compile(r"(?:^|\.)(?:norm|fc_norm|head|head_dist)\.")
 
 
 def parameter_groups(
     module: nn.Module, weight_decay: float, lr: float | None = None, layer_decay: float | None = None
 ) -> list[dict[str, Any]]:
-    """Splits the parameters that learn by weight decay and, if asked for, by layer.
+    """Splits the trainable parameters by weight decay and optionally by layer.
 
-    Without weight decay: everything one-dimensional (biases, norm scales) and everything that a submodule names in
-    ``no_weight_decay()`` (position embeddings, tokens), as in DeiT.
+    One-dimensional parameters (biases, norm scales) and those that a submodule lists in ``no_weight_decay()`` (position
+    embeddings, tokens) have no weight decay, as in DeiT.
 
-    With ``layer_decay`` d, the learning rate of what lies behind the blocks is ``lr``, that of the last of n blocks
-    ``lr * d``, of the first ``lr * d ** n``, and of what lies before the blocks ``lr * d ** (n + 1)`` (Clark et al.,
+    With ``layer_decay`` d, the learning rate after the blocks is ``lr``, in the last of n blocks ``lr * d``, in the
+    first one ``lr * d ** n``, and before the blocks ``lr * d ** (n + 1)`` (Clark et al.,
     "ELECTRA", 2020; Bao et al., "BEiT", 2021).
 
     Args:
         module: a model, or a task around one.
-        weight_decay: the decay of matrices.
-        lr: the learning rate that ``layer_decay`` starts from.
-        layer_decay: learning rate of a layer over that of the next; None: the groups name no learning rate.
+        weight_decay: of matrices.
+        lr: learning rate of the head with ``layer_decay``.
+        layer_decay: factor of the learning rate from a layer to the one before; None: groups without ``lr``.
 
     Returns:
-        Groups for a torch optimizer: from the head down, those with weight decay before those without; empty ones are
-        left out.
+        Non-empty groups for a torch optimizer: from the head down, those with weight decay first.
     """
     exempt = _exempt_names(module)
     learning = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
@@ -58,7 +57,7 @@ def _layers_below_head(name: str, num_blocks: int) -> int:
     block = _BLOCK.search(name)
     if block is not None:
         return num_blocks - int(block[1])
-    return 0 if _BEHIND_BLOCKS.search(name) else num_blocks + 1
+    return 0 if _AFTER_BLOCKS.search(name) else num_blocks + 1
 
 
 def _exempt_names(module: nn.Module) -> set[str]:
@@ -71,12 +70,12 @@ def _exempt_names(module: nn.Module) -> set[str]:
 
 
 def create_optimizer(module: nn.Module, config: OptimConfig, batch_size: int | None = None) -> torch.optim.Optimizer:
-    """Builds torch's optimizer over ``parameter_groups``: fused where every parameter allows it, else torch's choice.
+    """Builds torch's optimizer over ``parameter_groups``, fused if every parameter supports it.
 
     Args:
         module: a model, or a task around one, already on its device.
-        config: which optimizer, learning rate, decay, and what belongs to the optimizer.
-        batch_size: images in a step, by which ``config.lr_batch`` scales the learning rate (Goyal et al., 2017).
+        config: of the run.
+        batch_size: images in a step, with which ``config.lr_batch`` scales the learning rate (Goyal et al., 2017).
     """
     scale = batch_size / config.lr_batch if batch_size is not None and config.lr_batch is not None else 1.0
     lr = config.lr * scale
@@ -91,6 +90,6 @@ def create_optimizer(module: nn.Module, config: OptimConfig, batch_size: int | N
 
 
 def _can_be_fused(parameter: Tensor) -> bool:
-    # torch has no fused SGD for parameters that are spread over ranks
-    spread = isinstance(parameter, DTensor)
-    return parameter.is_floating_point() and parameter.device.type in ("cpu", "cuda") and not spread
+    # torch has no fused SGD for sharded parameters
+    sharded = isinstance(parameter, DTensor)
+    return parameter.is_floating_point() and parameter.device.type in ("cpu", "cuda") and not sharded

@@ -11,25 +11,24 @@ from tqdm import tqdm
 
 
 class Progress:
-    """A bar over all images of a run on stderr: epoch, loss, top-1, images/s and time left.
+    """A bar over all images of a run on stderr: epoch, loss, top-1, images/s and remaining time.
 
-    Where stderr is no terminal the bar is silent, and only what goes through ``write`` appears.
+    Without a terminal the bar is disabled, and only ``write`` prints.
 
     Args:
         total_images: images of the whole run.
-        done_images: images that an interrupted run had done.
-        enabled: False keeps it silent on a terminal too; None decides by stderr.
+        done_images: images processed before a resume.
+        enabled: False disables the bar; None enables it if stderr is a terminal.
     """
 
     def __init__(self, total_images: int, done_images: int = 0, enabled: bool | None = None) -> None:
-        disable = not (sys.stderr.isatty() if enabled is None else enabled)
         self._bar = tqdm(
             total=total_images,
             initial=done_images,
-            disable=disable,
+            disable=not (sys.stderr.isatty() if enabled is None else enabled),
             unit=" images",
             unit_scale=True,
-            **_shape(),
+            **_size(),
             leave=False,
             smoothing=0.1,
             bar_format="{desc} {percentage:3.0f} % |{bar}| {rate_fmt}, {remaining} left{postfix}",
@@ -37,19 +36,19 @@ class Progress:
 
     @property
     def enabled(self) -> bool:
-        """Whether anything is drawn."""
+        """Whether a bar is drawn."""
         return not self._bar.disable
 
     def phase(self, text: str) -> None:
-        """Sets what stands in front of the bar, e.g. ``"epoch 3/60"``."""
+        """Sets the text before the bar, e.g. ``"epoch 3/60"``."""
         self._bar.set_description_str(text, refresh=False)
 
     def advance(self, images: int) -> None:
-        """Moves the bar."""
+        """Advances the bar."""
         self._bar.update(images)
 
     def show(self, loss: float, top1: float) -> None:
-        """Sets the figures behind the bar."""
+        """Sets the metrics after the bar."""
         self._bar.set_postfix_str(f"loss {loss:.3f}, top-1 {top1:.1%}", refresh=False)
 
     def write(self, line: str) -> None:
@@ -68,8 +67,8 @@ class Progress:
         self._bar.close()
 
 
-def _shape() -> dict[str, Any]:
-    """Follows the terminal's size; some terminals (in containers, under ``script``) say 0 x 0 and would get no bar."""
+def _size() -> dict[str, Any]:
+    """Follows the size of the terminal; some (in containers, under ``script``) report 0 x 0, which draws no bar."""
     try:
         size = os.get_terminal_size(sys.stderr.fileno())
     except (OSError, ValueError):

@@ -1,45 +1,91 @@
-"""The learning rate of each step."""
+"""The length of a run and its learning rate schedule."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import (
-    ConstantLR,
-    CosineAnnealingLR,
-    LinearLR,
-    LRScheduler,
-    SequentialLR,
-    StepLR,
-)
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR, StepLR
 
 from vitfast.config.schema import ScheduleConfig
 from vitfast.errors import UserError
-from vitfast.training.training_length import TrainingLength
+
+
+@dataclass(frozen=True)
+class TrainingLength:
+    """The length of a run in optimizer steps; with ``schedule.steps`` the last epoch may be incomplete.
+
+    Attributes:
+        steps_per_epoch: steps in a complete epoch.
+        total_steps: steps of the run.
+        warmup_steps: steps of the warm-up.
+    """
+
+    steps_per_epoch: int
+    total_steps: int
+    warmup_steps: int
+
+    @classmethod
+    def of(cls, config: ScheduleConfig, steps_per_epoch: int) -> TrainingLength:
+        """Computes the length from the options.
+
+        Raises:
+            UserError: if the warm-up is not shorter than the run.
+        """
+        total = config.epochs * steps_per_epoch if config.steps is None else config.steps
+        warmup = config.warmup_steps
+        if warmup is None:
+            warmup = round(config.warmup_epochs * steps_per_epoch)
+        if warmup >= total:
+            given = (
+                f"schedule.warmup_epochs={config.warmup_epochs:g}"
+                if config.warmup_steps is None
+                else f"schedule.warmup_steps={config.warmup_steps}"
+            )
+            whole = f"schedule.epochs={config.epochs}" if config.steps is None else f"schedule.steps={config.steps}"
+            raise UserError(f"{given} is not shorter than {whole}; use a shorter warm-up (0 disables it) or more steps")
+        return cls(steps_per_epoch, total, warmup)
+
+    @property
+    def epochs(self) -> int:
+        """Number of epochs, including an incomplete last one."""
+        return math.ceil(self.total_steps / self.steps_per_epoch)
+
+    def steps_in(self, epoch: int) -> int:
+        """Steps of an epoch, counted from 0."""
+        return min(self.steps_per_epoch, self.total_steps - epoch * self.steps_per_epoch)
+
+    def describe(self) -> str:
+        """One phrase for the log."""
+        last = self.steps_in(self.epochs - 1)
+        incomplete = f", the last of {last}" if last < self.steps_per_epoch else ""
+        return f"{self.total_steps:,} steps: {self.epochs} epochs of {self.steps_per_epoch} steps{incomplete}"
 
 
 def create_schedule(optimizer: Optimizer, config: ScheduleConfig, length: TrainingLength) -> LRScheduler:
-    """Builds the learning rate: linear up over the warm-up, then as ``config.name`` says.
+    """Builds the learning rate schedule: a linear warm-up, then the decay ``config.name``.
 
-    With W warm-up steps, step ``i`` (from 0) has ``lr * (i + 1) / (W + 1)`` while ``i < W``; step W has ``lr`` itself.
-    Then it falls along half a cosine or a line to ``min_lr``, in steps by a factor, or not at all. Call ``step()``
+    With W warm-up steps, step ``i`` (from 0) has ``lr * (i + 1) / (W + 1)`` while ``i < W``; step W has ``lr``. Then
+    the rate decays to ``min_lr`` along half a cosine or a line, in steps by a factor, or not at all. Call ``step()``
     after each optimizer step.
 
     Args:
-        optimizer: whose groups' ``lr`` is the peak.
-        config: how the rate falls.
+        optimizer: its groups' ``lr`` is the peak.
+        config: the decay.
         length: of the run and of its warm-up.
 
     Raises:
         UserError: if ``min_lr`` is above a group's learning rate.
     """
-    fall = _create_fall(optimizer, config, length)
+    decay = _create_decay(optimizer, config, length)
     if length.warmup_steps == 0:
-        return fall
+        return decay
     warmup = LinearLR(optimizer, start_factor=1 / (length.warmup_steps + 1), total_iters=length.warmup_steps)
-    return SequentialLR(optimizer, [warmup, fall], milestones=[length.warmup_steps])
+    return SequentialLR(optimizer, [warmup, decay], milestones=[length.warmup_steps])
 
 
-def _create_fall(optimizer: Optimizer, config: ScheduleConfig, length: TrainingLength) -> LRScheduler:
+def _create_decay(optimizer: Optimizer, config: ScheduleConfig, length: TrainingLength) -> LRScheduler:
     steps = length.total_steps - length.warmup_steps
     if config.name == "constant":
         return ConstantLR(optimizer, factor=1.0, total_iters=0)

@@ -1,4 +1,4 @@
-"""Stopping on SIGTERM or SIGINT without losing the work of the running step."""
+"""Stopping on SIGTERM or SIGINT without losing the running step."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
+from vitfast.training.distributed import Ranks
+
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignal:
-    """A context in which SIGTERM and SIGINT only set a flag, which the training loop reads between two steps.
+    """A context in which SIGTERM and SIGINT set a flag that the training loop reads between two steps.
 
-    The second SIGINT (a second Ctrl+C) raises ``KeyboardInterrupt`` at once, for whoever does not want to wait. On
-    leaving, the handlers that were there before are put back. Outside the main thread, where Python allows no handlers,
-    the flag can still be set with ``request``.
+    The second SIGINT (Ctrl+C) raises ``KeyboardInterrupt``. On exit the previous handlers are restored. Outside the
+    main thread, where Python allows no handlers, the flag can be set with ``request``.
 
     Attributes:
-        number: the signal that came, or None.
+        number: the first signal received, or None.
     """
 
     def __init__(self) -> None:
@@ -31,16 +32,16 @@ class StopSignal:
 
     @property
     def name(self) -> str:
-        """``"SIGTERM"`` or ``"SIGINT"``; empty while none has come."""
+        """``"SIGTERM"`` or ``"SIGINT"``; empty without a signal."""
         return signal.Signals(self.number).name if self.number is not None else ""
 
     @property
     def exit_code(self) -> int:
-        """What a shell reports for a process that ended by the signal: 143 for SIGTERM, 130 for SIGINT; else 0."""
+        """The exit code that a shell reports for the signal: 143 for SIGTERM, 130 for SIGINT; 0 without a signal."""
         return 128 + self.number if self.number is not None else 0
 
     def request(self, number: int = signal.SIGTERM) -> None:
-        """Asks for a stop as if the signal had come; the first request counts."""
+        """Requests a stop as if the signal had been received; only the first request counts."""
         if self.number is None:
             self.number = int(number)
 
@@ -60,6 +61,39 @@ class StopSignal:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         for number, handler in self._previous.items():
-            # None: the handler was not installed from Python and cannot be put back from here.
+            # None: the handler was not installed from Python and cannot be restored from here
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._previous.clear()
+
+
+class SharedStop:
+    """A stop that all ranks make at the same step.
+
+    A signal may reach only one rank, or the ranks at different steps. If each rank acted on its own flag, the others
+    would wait for it forever. With several ranks, the flag is therefore what they last agreed on.
+    """
+
+    def __init__(self, signal: StopSignal, ranks: Ranks) -> None:
+        self._signal = signal
+        self._ranks = ranks
+        self._agreed = False
+
+    def __bool__(self) -> bool:
+        return bool(self._signal) if self._ranks.world == 1 else self._agreed
+
+    @property
+    def number(self) -> float:
+        """The number of this rank's signal, 0 without one; a value to reduce over the ranks for ``set_agreed``."""
+        return float(self._signal.number or 0)
+
+    def set_agreed(self, largest_number: float) -> None:
+        """Sets the flag if the largest ``number`` of all ranks is a signal."""
+        if largest_number:
+            self._signal.request(int(largest_number))
+            self._agreed = True
+
+    def agree(self) -> bool:
+        """Returns whether any rank has received a signal; a collective operation."""
+        if self._ranks.world > 1:
+            self.set_agreed(self._ranks.largest(self.number)[0])
+        return bool(self)

@@ -1,73 +1,72 @@
-"""The figures of a run in TensorBoard and Weights & Biases, never at the run's expense."""
+"""Learning curves and experiment trackers: ``curves.png``, TensorBoard and Weights & Biases."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 from vitfast.config.schema import Config
+from vitfast.figure import new_figure, save_figure
 from vitfast.runs.run_directory import RunDirectory
 
-_NOT_FIGURES = ("split", "epoch", "step")
+_COLOURS = {"train": "tab:blue", "val": "tab:orange", "test": "tab:green"}
+_NOT_METRICS = ("split", "epoch", "step")
 
 
 class _Backend(Protocol):
-    def log(self, figures: dict[str, float], step: int) -> None: ...
+    def log(self, metrics: dict[str, float], step: int) -> None: ...
 
     def close(self) -> None: ...
 
 
 class Tracking:
-    """Passes figures on to those that ``track.*`` names; one that fails is left with a warning.
-
-    ``metrics.jsonl`` is written without it.
+    """Passes metrics to the trackers of ``track.*``; a tracker that fails is dropped with a warning.
 
     Args:
         config: of the run.
-        run: its folder; TensorBoard's files lie in ``tensorboard``, those of Weights & Biases in ``wandb``.
-        first_step: steps that are done; what TensorBoard has of later ones, from before a resume, is hidden.
+        run: its folder; TensorBoard's files are in ``tensorboard``, those of Weights & Biases in ``wandb``.
+        first_step: completed steps; TensorBoard hides later ones, which were logged before a resume.
     """
 
     def __init__(self, config: Config, run: RunDirectory, first_step: int) -> None:
         self._run = run
         self._backends: dict[str, _Backend] = {}
         if config.track.tensorboard:
-            self._try("track.tensorboard", lambda: self._add("track.tensorboard", _TensorBoard(run.path, first_step)))
+            self._add("track.tensorboard", lambda: _TensorBoard(run.path, first_step))
         if config.track.wandb != "off":
-            self._try("track.wandb", lambda: self._add("track.wandb", _WeightsAndBiases(config, run.path)))
+            self._add("track.wandb", lambda: _WeightsAndBiases(config, run.path))
 
     def log(self, line: dict[str, Any]) -> None:
-        """Passes on a line of ``metrics.jsonl``, or what is known within an epoch (``split`` then says so)."""
-        figures: dict[str, float] = {}
+        """Logs a line of ``metrics.jsonl``, or metrics within an epoch (with another ``split``)."""
+        metrics: dict[str, float] = {}
         for key, value in line.items():
-            if key in _NOT_FIGURES:
+            if key in _NOT_METRICS:
                 continue
             values = {key: value} if not isinstance(value, list) else {f"{key}_{n}": v for n, v in enumerate(value, 1)}
-            figures |= {f"{line['split']}/{name}": one for name, one in values.items() if math.isfinite(one)}
+            metrics |= {f"{line['split']}/{name}": one for name, one in values.items() if math.isfinite(one)}
         for name, backend in list(self._backends.items()):
-            self._try(name, lambda backend=backend: backend.log(figures, line["step"]))  # type: ignore[misc]
+            self._try(name, lambda backend=backend: backend.log(metrics, line["step"]))  # type: ignore[misc]
 
     def close(self) -> None:
         """Waits until everything is written."""
         for name, backend in list(self._backends.items()):
             self._try(name, backend.close)
 
-    def _add(self, name: str, backend: _Backend) -> None:
-        self._backends[name] = backend
+    def _add(self, name: str, create: Callable[[], _Backend]) -> None:
+        self._try(name, lambda: self._backends.update({name: create()}))
 
     def _try(self, name: str, action: Callable[[], None]) -> None:
         try:
             action()
-        except Exception as error:  # theirs may raise anything, and a tracker is no reason to lose a run
+        except Exception as error:  # a tracker may raise anything, and must not end the run
             self._backends.pop(name, None)
-            missing = isinstance(error, ImportError)
-            package = name.removeprefix("track.")
-            hint = f"; pip install {package}" if missing else ""
-            self._run.warn(f"{name} does not work: {error}{hint}; training goes on without it")
+            hint = f"; pip install {name.removeprefix('track.')}" if isinstance(error, ImportError) else ""
+            self._run.warn(f"{name} does not work: {error}{hint}; training continues without it")
 
 
 class _TensorBoard:
@@ -76,8 +75,8 @@ class _TensorBoard:
 
         self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1 if first_step else None)
 
-    def log(self, figures: dict[str, float], step: int) -> None:
-        for name, value in figures.items():
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
@@ -89,7 +88,7 @@ class _WeightsAndBiases:
     def __init__(self, config: Config, run_dir: Path) -> None:
         import wandb  # type: ignore[import-not-found, unused-ignore]
 
-        # the same folder is the same run: one that goes on is not shown as two
+        # one identity per folder, so that a resumed run is not shown as two
         identity = hashlib.blake2b(str(run_dir.resolve()).encode(), digest_size=8).hexdigest()
         self._run = wandb.init(
             project=config.track.project,
@@ -102,8 +101,58 @@ class _WeightsAndBiases:
             settings=wandb.Settings(console="off", silent=True, init_timeout=60),
         )
 
-    def log(self, figures: dict[str, float], step: int) -> None:
-        self._run.log(figures, step=step)
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        self._run.log(metrics, step=step)
 
     def close(self) -> None:
         self._run.finish()
+
+
+def draw_curves(metrics: Iterable[dict[str, Any]], path: str | os.PathLike[str], title: str) -> None:
+    """Plots loss and top-1 accuracy over the epochs, and writes the figure atomically.
+
+    The train curve is the mean over an epoch of augmented images, while the weights change; it may be worse than the
+    validation curve. The test result is a star. No display is needed.
+
+    Args:
+        metrics: lines of ``metrics.jsonl``.
+        path: the PNG file.
+        title: of the figure, e.g. model and data.
+    """
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    lines = list(metrics)
+    figure = new_figure(10, 4.2)
+    figure.subplots_adjust(left=0.07, right=0.985, bottom=0.12, top=0.9, wspace=0.2)
+    figure.suptitle(title)
+    for axes, key, label in zip(figure.subplots(1, 2), ("loss", "top1"), ("loss", "top-1 accuracy"), strict=True):
+        for split, colour in _COLOURS.items():
+            _draw_split(axes, [line for line in lines if line["split"] == split], key, split, colour)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(label)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.grid(alpha=0.3)
+        if axes.has_data():
+            axes.legend(frameon=False)
+        if key == "top1":
+            axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None))
+            axes.set_ylim(top=1.01)
+    save_figure(figure, path)
+
+
+def _draw_split(axes: Any, lines: list[dict[str, Any]], key: str, split: str, colour: str) -> None:
+    points = [(line["epoch"], line[key]) for line in lines if line.get(key) is not None]
+    if not points:
+        return
+    epochs, values = zip(*points, strict=True)
+    last = f"{values[-1]:.2%}" if key == "top1" else f"{values[-1]:.3f}"
+    if split == "test":
+        axes.plot(epochs[-1:], values[-1:], "*", markersize=13, color=colour, label=f"test {last}", zorder=3)
+        return
+    label = f"{split} {last}"
+    if split == "val" and key == "top1":
+        best = max(range(len(values)), key=values.__getitem__)
+        label += f", best {values[best]:.2%} in epoch {epochs[best]}"
+        axes.axhline(values[best], color=colour, linestyle=":", linewidth=1)
+    # markers for few epochs: a line through one point would be invisible
+    axes.plot(epochs, values, marker="o" if len(points) <= 30 else "", markersize=3, color=colour, label=label)

@@ -9,48 +9,47 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
 
 from vitfast.config.schema import Config
-from vitfast.data import create_mixing
+from vitfast.data import ImageDataset, create_mixing
 from vitfast.device import autocast, synchronize
 from vitfast.errors import UserError
 from vitfast.evaluation.evaluate import Evaluation, evaluate
 from vitfast.quantization.record import quantization_record
 from vitfast.runs.checkpoint import load_state, load_weights_file, prune_checkpoints, save_checkpoint
 from vitfast.runs.run_directory import CURVES, RunDirectory
-from vitfast.training.curves import draw_curves
+from vitfast.training.distributed import Ranks, Replica, full_tensor, total_norm
 from vitfast.training.finite_guard import batch_indices, not_finite
 from vitfast.training.progress import Progress
-from vitfast.training.ranks import Ranks, total_norm, whole
-from vitfast.training.replica import Replica
-from vitfast.training.shared_stop import SharedStop
-from vitfast.training.stop_signal import StopSignal
-from vitfast.training.tracking import Tracking
+from vitfast.training.schedule import TrainingLength
+from vitfast.training.stop_signal import SharedStop, StopSignal
+from vitfast.training.tracking import Tracking, draw_curves
 from vitfast.training.training_data import TrainingData
-from vitfast.training.training_length import TrainingLength
 from vitfast.training.training_state import TrainingState
 
 _SECONDS_BETWEEN_CURVES = 20.0
-_SKIPPED_IN_A_ROW = 10
+_MAX_SKIPPED_IN_A_ROW = 10
 
 
 class Trainer:
-    """Trains a task, measures it after each epoch, and leaves checkpoints from which it goes on bit by bit.
+    """Trains a task, evaluates it after each epoch, and saves checkpoints from which it resumes bit-exactly.
 
-    On the CPU, with the same number of threads and ranks, a run that was interrupted anywhere and resumed ends with the
-    same weights, average, optimizer state and metrics as one that was not: order and augmentation are functions of
-    (seed, epoch, index), and all else is in the checkpoint.
+    On the CPU, with the same number of threads and ranks, an interrupted and resumed run ends with the same weights,
+    average, optimizer state and metrics as an uninterrupted one: order and augmentation are functions of (seed, epoch,
+    index), and everything else is in the checkpoint.
 
-    Every rank has a trainer and works on its part of each batch; the main one writes.
+    Every rank has a trainer and processes its share of each batch; rank 0 writes the files.
 
     Args:
         config: of the run.
-        state: the task and all that training changes.
+        state: the task and everything that training changes.
         length: of the run.
         data: the splits.
         run: the folder.
-        ranks: who train together, and on which device this one does.
-        show_progress: False: no bar; None: if stderr is a terminal.
+        ranks: of the run, and the device of this one.
+        show_progress: False disables the progress bar; None enables it if stderr is a terminal.
     """
 
     def __init__(
@@ -76,7 +75,7 @@ class Trainer:
         self._curves_drawn = time.monotonic()
 
     def resume(self, checkpoint: Path) -> None:
-        """Goes back to a verified checkpoint; metrics that were written after it are cut off."""
+        """Restores a verified checkpoint; metrics that were written after it are removed."""
         ema = load_weights_file(checkpoint, "ema") if self.state.average is not None else None
         self.state.load_state_dict(load_state(checkpoint), load_weights_file(checkpoint, "model"), ema)
         self.run.keep_metrics(self.state.metrics_lines)
@@ -86,13 +85,13 @@ class Trainer:
         """Trains to the last epoch and tests.
 
         Args:
-            stop: looked at between steps; once it is set, a checkpoint is saved and training ends.
+            stop: checked between steps; if set, a checkpoint is saved and training ends.
 
         Returns:
             The metrics by split, or None if it was stopped.
 
         Raises:
-            NonFiniteError: before an update with a loss or gradient that is not finite.
+            NonFiniteError: before an update with a non-finite loss or gradient.
             UserError: if the last checkpoint cannot be written.
         """
         if self.ranks.is_main:
@@ -153,7 +152,7 @@ class Trainer:
         state.seconds_in_epoch = earlier_seconds + time.perf_counter() - start
 
     def _train_step(
-        self, images: torch.Tensor, labels: torch.Tensor, loader: Any, batch: int, stop: SharedStop
+        self, images: Tensor, labels: Tensor, loader: DataLoader[Any], batch: int, stop: SharedStop
     ) -> None:
         state = self.state
         images, labels = images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
@@ -165,7 +164,7 @@ class Trainer:
         norm = self._clip_gradients()
         overflow = self._check_finite(loss, norm, loader, batch, stop)
         if overflow:
-            # else the schedule takes a skipped first step for a wrong order
+            # otherwise the schedule would warn that it is called before the first optimizer step
             state.optimizer._opt_called = True  # type: ignore[attr-defined]
         else:
             state.scaler.step(state.optimizer)
@@ -178,23 +177,16 @@ class Trainer:
         state.step += 1
         state.step_in_epoch += 1
 
-    def _accumulate_gradients(
-        self, images: torch.Tensor, targets: torch.Tensor
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Adds the gradients of this rank's images, in parts of nearly the same size; returns their mean loss."""
+    def _accumulate_gradients(self, images: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Accumulates the gradients of this rank's images, in parts of similar size; returns mean loss and outputs."""
         state, count = self.state, len(images)
-        # the ranks' gradients are averaged, so that each counts by its share of all images of the step
+        if count == 0:
+            return self._take_part_without_images()
+        # gradients are averaged over the ranks: weight each rank by its share of the step's images
         share = self.ranks.world / self.data.batch_size(state.step_in_epoch)
-        if count == 0:  # the others wait for this rank's gradients: those of nothing, from an image that does not count
-            with self._autocast():
-                idle = self.replica(*self._idle_image(), last=True)
-            state.scaler.scale(idle["loss"] * 0.0).backward()
-            return torch.zeros((), device=self.device), {
-                key: value[..., :0, :] for key, value in _outputs(idle).items()
-            }
         parts = min(self.config.train.accumulate, count)
-        losses: list[torch.Tensor] = []
-        outputs: list[dict[str, torch.Tensor]] = []
+        losses: list[Tensor] = []
+        outputs: list[dict[str, Tensor]] = []
         pairs = zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True)
         for part, (some_images, some_targets) in enumerate(pairs):
             with self._autocast():
@@ -205,33 +197,38 @@ class Trainer:
         joined = {key: torch.cat([output[key] for output in outputs], dim=-2) for key in outputs[0]}
         return torch.stack(losses).sum(), joined
 
+    def _take_part_without_images(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """Contributes zero gradients, which the other ranks wait for, by a blank image with weight 0."""
+        size = self.data.train.img_size
+        image = torch.zeros(1, self.data.train.in_chans, size, size, device=self.device)
+        label = torch.zeros(1, dtype=torch.int64, device=self.device)
+        with self._autocast():
+            result = self.replica(image, label, last=True)
+        self.state.scaler.scale(result["loss"] * 0.0).backward()
+        return torch.zeros((), device=self.device), {key: value[..., :0, :] for key, value in _outputs(result).items()}
+
     def _autocast(self) -> AbstractContextManager[object]:
         return autocast(self.device, self.config.train.precision)
 
-    def _idle_image(self) -> tuple[torch.Tensor, torch.Tensor]:
-        size = self.data.train.img_size
-        image = torch.zeros(1, self.data.train.in_chans, size, size, device=self.device)
-        return image, torch.zeros(1, dtype=torch.int64, device=self.device)
-
-    def _clip_gradients(self) -> torch.Tensor:
-        """Returns the norm of all gradients, which are scaled down where it is above ``optim.clip_grad``."""
+    def _clip_gradients(self) -> Tensor:
+        """Clips the gradients to the norm ``optim.clip_grad`` if it is set; returns the norm before."""
         limit = self.config.optim.clip_grad
         if limit is not None:
-            return whole(torch.nn.utils.clip_grad_norm_(self.task.parameters(), limit))
+            return full_tensor(torch.nn.utils.clip_grad_norm_(self.task.parameters(), limit))
         return total_norm([parameter.grad for parameter in self.task.parameters() if parameter.grad is not None])
 
-    def _check_finite(self, loss: torch.Tensor, norm: torch.Tensor, loader: Any, batch: int, stop: SharedStop) -> bool:
-        """Stops all ranks before a bad update, and tells them of a stop; returns whether fp16 skips this step.
+    def _check_finite(self, loss: Tensor, norm: Tensor, loader: DataLoader[Any], batch: int, stop: SharedStop) -> bool:
+        """Stops all ranks before a non-finite update, and shares a stop signal; returns whether fp16 skips the step.
 
-        Gradients that overflow are part of fp16: the scaler halves the scale of the loss. But not for ever.
+        Overflowing gradients are expected with fp16: the scaler reduces the loss scale. Too many in a row are an error.
         """
         state = self.state
-        # one wait for the device: NaN and infinity both survive the sum
+        # a single device synchronization: NaN and infinity propagate through the sum
         finite = math.isfinite(float(loss + norm))
         overflow = self.config.train.precision == "fp16" and not finite and math.isfinite(float(loss))
-        overflow = overflow and state.skipped_in_a_row < _SKIPPED_IN_A_ROW
+        overflow = overflow and state.skipped_in_a_row < _MAX_SKIPPED_IN_A_ROW
         bad, overflows, signal = self.ranks.largest(float(not finite and not overflow), float(overflow), stop.number)
-        stop.heard(signal)
+        stop.set_agreed(signal)
         if bad:
             indices = [] if finite else batch_indices(loader, batch)
             raise not_finite(
@@ -241,37 +238,36 @@ class Trainer:
                 epoch=state.epoch + 1,
                 indices=[index for of_rank in self.ranks.gather(indices) for index in of_rank],
                 file_of=self.data.train.path,
-                write_down=self.run.write_non_finite,
+                write_record=self.run.write_non_finite,
             )
         state.skipped_in_a_row = state.skipped_in_a_row + 1 if overflows else 0
         return bool(overflows)
 
     def _report_step(self, progress: Progress) -> None:
-        figures, state = self.state.meter.compute(), self.state
-        progress.show(figures["loss"], figures["top1"])
+        metrics, state = self.state.meter.compute(), self.state
+        loss, top1, lr = metrics["loss"], metrics["top1"], state.learning_rate
+        progress.show(loss, top1)
         if self.tracking is not None:
-            so_far = {"loss": figures["loss"], "top1": figures["top1"], "lr": state.learning_rate}
-            self.tracking.log({"split": "within_epoch", "step": state.step, **so_far})
+            self.tracking.log({"split": "within_epoch", "step": state.step, "loss": loss, "top1": top1, "lr": lr})
         self.run.log(
-            f"step {state.step}: epoch {state.epoch + 1}, so far loss {figures['loss']:.4f}, "
-            f"top-1 {figures['top1']:.2%}, lr {state.learning_rate:.3g}",
+            f"step {state.step}: epoch {state.epoch + 1}, so far loss {loss:.4f}, top-1 {top1:.2%}, lr {lr:.3g}",
             show=False,
         )
 
     def _end_epoch(self, stop: SharedStop) -> bool:
-        """Validates and records an epoch; returns False if it was stopped before that was whole."""
+        """Validates and records an epoch; returns False if it was stopped before that was complete."""
         state = self.state
-        figures = state.meter.compute()
-        speed = figures.pop("images") / max(state.seconds_in_epoch, 1e-9)
-        metrics: dict[str, Any] = {"train": {**figures, "images_per_s": round(speed, 1)}}
+        train = state.meter.compute()
+        speed = train.pop("images") / max(state.seconds_in_epoch, 1e-9)
+        metrics: dict[str, Any] = {"train": {**train, "images_per_s": round(speed, 1)}}
         if self.data.val is not None:
             evaluation = self._evaluate(self.data.val, stop)
             if evaluation is None:
                 return False
             metrics["val"] = evaluation.metrics()
         is_best = state.finish_epoch(metrics)
-        for split, figures in metrics.items():
-            self._record(split, figures)
+        for split, values in metrics.items():
+            self._record(split, values)
         self.run.log(self._epoch_line(metrics, is_best))
         final = state.epoch == self.length.epochs
         if is_best or final or state.epoch % self.config.train.checkpoint_every_epochs == 0:
@@ -282,12 +278,12 @@ class Trainer:
     def _epoch_line(self, metrics: dict[str, Any], is_best: bool) -> str:
         epochs = self.length.epochs
         parts = [f"epoch {self.state.epoch:>{len(str(epochs))}}/{epochs}"]
-        for split, figures in metrics.items():
-            parts.append(f"{split} loss {figures['loss']:.4f} top-1 {figures['top1']:7.2%}")
+        for split, values in metrics.items():
+            parts.append(f"{split} loss {values['loss']:.4f} top-1 {values['top1']:7.2%}")
         parts.append(f"{metrics['train']['images_per_s']:,.0f} images/s")
         return "  ".join(parts) + ("  best" if is_best else "")
 
-    def _evaluate(self, dataset: Any, stop: SharedStop) -> Evaluation | None:
+    def _evaluate(self, dataset: ImageDataset, stop: SharedStop) -> Evaluation | None:
         return evaluate(
             self.state.evaluated_task,
             self.data.evaluation_loader(dataset),
@@ -303,36 +299,36 @@ class Trainer:
         if self.data.test is not None:
             evaluation = self._evaluate(self.data.test, stop)
             if evaluation is None:
-                return None  # the last checkpoint is saved: resuming tests again
+                return None  # the last checkpoint is saved: a resumed run repeats the test
             metrics["test"] = evaluation.metrics()
             self._record("test", metrics["test"])
         self._draw(force=True)
         return metrics
 
-    def _record(self, split: str, figures: dict[str, Any]) -> None:
+    def _record(self, split: str, metrics: dict[str, Any]) -> None:
         line = {
             "split": split,
             "epoch": self.state.epoch,
             "step": self.state.step,
-            "loss": figures["loss"],
-            "top1": figures["top1"],
-            "top5": figures["top5"],
+            "loss": metrics["loss"],
+            "top1": metrics["top1"],
+            "top5": metrics["top5"],
             "lr": self.state.learning_rate,
-            "images_per_s": figures["images_per_s"],
+            "images_per_s": metrics["images_per_s"],
         }
-        if "exits" in figures:
-            line["exits"] = figures["exits"]
+        if "exits" in metrics:
+            line["exits"] = metrics["exits"]
         try:
             self.run.append_metrics(line)
         except OSError as error:
-            self.run.log(f"warning: metrics.jsonl could not be written: {error}; training goes on")
+            self.run.warn(f"metrics.jsonl could not be written: {error}; training continues")
         else:
             self.state.metrics_lines += 1
         if self.tracking is not None:
             self.tracking.log(line)
 
     def _save(self, must: bool) -> None:
-        """Saves a checkpoint; unless it ``must`` succeed, a failure is only reported, and training goes on."""
+        """Saves a checkpoint; a failure is an error if it ``must`` succeed, otherwise a warning."""
         state, model = self.state, self.task.model
         if self._saved == (state.epoch, state.step):
             return
@@ -345,7 +341,7 @@ class Trainer:
             "quantization": quantization_record(model),
             "exit_thresholds": None,
         }
-        # every rank adds its part, the main one writes, and all hear how it went
+        # collective: every rank contributes its state, rank 0 writes, and all learn whether it succeeded
         parts = {"model": state.model_state(), "ema": state.ema_state(), "state": state.state_dict()}
         problem = self.ranks.from_main(self._write_checkpoint(parts, manifest) if self.ranks.is_main else None)
         if problem is None:
@@ -354,10 +350,10 @@ class Trainer:
         text = f"the checkpoint of step {state.step} could not be saved: {problem}"
         if must:
             raise UserError(f"{text}; earlier checkpoints in {self.run.path} are intact")
-        self.run.log(f"warning: {text}; training goes on, earlier checkpoints are intact")
+        self.run.log(f"warning: {text}; training continues, earlier checkpoints are intact")
 
     def _write_checkpoint(self, parts: dict[str, Any], manifest: dict[str, Any]) -> str | None:
-        """Writes a checkpoint and removes old ones; returns what went wrong, or None."""
+        """Writes a checkpoint and removes old ones; returns the error, or None."""
         try:
             path = save_checkpoint(self.run.path, step=self.state.step, **parts, manifest=manifest)
         except OSError as error:
@@ -366,7 +362,7 @@ class Trainer:
         try:
             prune_checkpoints(self.run.path, self.config.train.keep_checkpoints, self.state.best_step, self.state.step)
         except OSError as error:
-            self.run.log(f"warning: an old checkpoint could not be removed: {error}")
+            self.run.warn(f"an old checkpoint could not be removed: {error}")
         return None
 
     def _draw(self, force: bool) -> None:
@@ -376,10 +372,10 @@ class Trainer:
         try:
             draw_curves(self.run.read_metrics(), self.run.path / CURVES, title)
         except OSError as error:
-            self.run.log(f"warning: {CURVES} could not be written: {error}; training goes on")
+            self.run.warn(f"{CURVES} could not be written: {error}; training continues")
         self._curves_drawn = time.monotonic()
 
 
-def _outputs(result: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The logits of a task's result, without gradients: ``output`` [B, K], and ``exits`` [E, B, K] if there are any."""
+def _outputs(result: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the detached logits of a task's result: ``output`` [B, K] and, with exits, ``exits`` [E, B, K]."""
     return {key: result[key].detach() for key in ("output", "exits") if key in result}

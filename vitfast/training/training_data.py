@@ -1,4 +1,4 @@
-"""The splits that a run reads, and the batches of them."""
+"""The splits of a run and their loaders."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from vitfast.config.schema import Config
 from vitfast.data import ImageDataset, available_splits, build_dataset, build_loader
 from vitfast.errors import UserError
-from vitfast.training.ranks import Ranks
+from vitfast.training.distributed import Ranks
 
 
 class TrainingData:
@@ -19,17 +19,17 @@ class TrainingData:
 
     Args:
         config: of the run.
-        ranks: who share each batch.
+        ranks: of the run, which share each batch.
 
     Attributes:
-        train: the split to learn from.
-        val: the split measured after each epoch, or None.
-        test: the split measured once at the end, or None.
-        warn: what is called for each image that cannot be read and is passed over.
+        train: the training split.
+        val: the split evaluated after each epoch, or None.
+        test: the split evaluated at the end, or None.
+        warn: called for each unreadable image that is skipped.
         steps_per_epoch: batches of the train split.
 
     Raises:
-        UserError: if there is nothing to learn from.
+        UserError: if an epoch has no batch.
     """
 
     def __init__(self, config: Config, ranks: Ranks) -> None:
@@ -54,17 +54,17 @@ class TrainingData:
 
     @property
     def images_per_epoch(self) -> int:
-        """Images that an epoch trains on."""
+        """Images in a training epoch."""
         if self._config.drop_last:
             return self.steps_per_epoch * self._config.batch_size
         return len(self.train)
 
     def batch_size(self, step_in_epoch: int) -> int:
-        """Images of all ranks together in a step of an epoch, counted from 0."""
+        """Images in a step of an epoch (from 0), of all ranks together."""
         return min(self._config.batch_size, len(self.train) - step_in_epoch * self._config.batch_size)
 
     def train_loader(self, epoch: int, first_step: int) -> DataLoader[Any]:
-        """This rank's share of the batches of an epoch (from 0), from a step on: the same whatever happened before."""
+        """Returns the loader of this rank's share of an epoch (from 0), starting at a step."""
         return self._load(
             self.train,
             epoch=epoch,
@@ -74,7 +74,7 @@ class TrainingData:
         )
 
     def evaluation_loader(self, dataset: ImageDataset) -> DataLoader[Any]:
-        """This rank's share of a split, of which all images come once, in order."""
+        """Returns the loader of this rank's share of a split, in order."""
         return self._load(dataset, epoch=0, shuffle=False)
 
     def _load(self, dataset: ImageDataset, **options: Any) -> DataLoader[Any]:
@@ -98,7 +98,7 @@ class TrainingData:
         return f"{counts} images, {len(self.train.class_names)} classes, {self.train.in_chans} x {size} x {size} pixels"
 
     def manifest(self) -> dict[str, Any]:
-        """What a checkpoint says about its input, from which evaluation and prediction read images the same way."""
+        """The preprocessing for a checkpoint's manifest, which evaluation and prediction repeat."""
         return {
             "dataset": self._config.dataset,
             "val_share": self._config.val_share,

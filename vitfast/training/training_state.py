@@ -1,23 +1,23 @@
-"""Everything that training changes, and how it is saved and restored exactly."""
+"""The state that training changes: weights, EMA, optimizer, schedule, metrics, counters and random generators."""
 
 from __future__ import annotations
 
+import random
 from typing import Any, cast
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vitfast.config.schema import Config
+from vitfast.errors import UserError
 from vitfast.evaluation.meter import ClassificationMeter
 from vitfast.runs.checkpoint import CheckpointError
 from vitfast.tasks import Task
-from vitfast.training.averaging import create_average
+from vitfast.training.distributed import Ranks, full_state, load_optimizer, load_weights, shard
 from vitfast.training.optimizer import create_optimizer
-from vitfast.training.random_state import capture_random_state, restore_random_state
-from vitfast.training.ranks import Ranks
-from vitfast.training.schedule import create_schedule
-from vitfast.training.sharding import load_optimizer, load_weights, shard, whole_state
-from vitfast.training.training_length import TrainingLength
+from vitfast.training.schedule import TrainingLength, create_schedule
 
 _COUNTERS = (
     "epoch",
@@ -32,25 +32,25 @@ _COUNTERS = (
 
 
 class TrainingState:
-    """Weights, their average, optimizer, schedule, loss scaler, running metrics and counters.
+    """Everything that training changes, saved to and restored from a checkpoint.
 
     Args:
-        task: what is trained, already on its device; ``train.shard`` spreads it over the ranks.
+        task: on its device; ``train.shard`` shards it over the ranks.
         config: of the run.
         length: of the run.
         num_classes: of the data.
-        ranks: who train together.
+        ranks: of the run.
 
     Attributes:
-        epoch: epochs done.
-        step: optimizer steps done.
-        step_in_epoch: those of them in the running epoch.
-        seconds_in_epoch: spent on them.
-        metrics_lines: lines of ``metrics.jsonl`` that belong to this state.
+        epoch: complete epochs.
+        step: optimizer steps.
+        step_in_epoch: steps in the current epoch.
+        seconds_in_epoch: time spent on them.
+        metrics_lines: number of lines of ``metrics.jsonl`` that belong to this state.
         best_top1: highest validation top-1 so far, or None.
-        best_step: the step of it, or None.
-        skipped_in_a_row: steps up to now that fp16 skipped because their gradients overflowed.
-        metrics: of the last whole epoch, by split.
+        best_step: its step, or None.
+        skipped_in_a_row: consecutive steps that fp16 has skipped because gradients overflowed.
+        metrics: of the last complete epoch, by split.
     """
 
     def __init__(self, task: Task, config: Config, length: TrainingLength, num_classes: int, ranks: Ranks) -> None:
@@ -77,28 +77,28 @@ class TrainingState:
 
     @property
     def evaluated_task(self) -> Task:
-        """What is validated and tested: the average if there is one."""
+        """The task for validation and test: the average if there is one."""
         return self.task if self.average is None else cast(Task, self.average.module)
 
     @property
     def learning_rate(self) -> float:
-        """That of the coming step."""
+        """The learning rate of the next step."""
         return float(self.optimizer.param_groups[0]["lr"])
 
     def model_state(self) -> dict[str, Tensor]:
-        """The state dict of the model; like the other states it is whole, and every rank has to ask for it."""
-        state: dict[str, Tensor] = whole_state(dict(self.task.model.state_dict()))
+        """Returns the full state dict of the model; collective, like the other states."""
+        state: dict[str, Tensor] = full_state(dict(self.task.model.state_dict()))
         return state
 
     def ema_state(self) -> dict[str, Tensor] | None:
-        """The state dict of the averaged model, with the same keys, or None."""
-        return None if self.average is None else whole_state(dict(self.evaluated_task.model.state_dict()))
+        """Returns the full state dict of the averaged model, with the same keys, or None."""
+        return None if self.average is None else full_state(dict(self.evaluated_task.model.state_dict()))
 
     def finish_epoch(self, metrics: dict[str, Any]) -> bool:
-        """Counts a whole epoch.
+        """Counts a complete epoch.
 
         Args:
-            metrics: by split; ``metrics["val"]["top1"]`` decides about the best.
+            metrics: by split; ``metrics["val"]["top1"]`` determines the best epoch.
 
         Returns:
             Whether it is the best epoch so far.
@@ -114,9 +114,9 @@ class TrainingState:
         return is_best
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns all but the weights themselves: tensors and plain values for ``state.pt``."""
+        """Returns everything except the weights, as tensors and plain values for ``state.pt``."""
         return {
-            "optimizer": whole_state(self.optimizer.state_dict()),
+            "optimizer": full_state(self.optimizer.state_dict()),
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "ema_updates": None if self.average is None else self.average.n_averaged.cpu().clone(),
@@ -126,11 +126,11 @@ class TrainingState:
         }
 
     def load_state_dict(self, state: dict[str, Any], model: dict[str, Tensor], ema: dict[str, Tensor] | None) -> None:
-        """Restores everything, this rank's random generators included.
+        """Restores everything, including this rank's random generators.
 
         Args:
-            state: from ``state_dict``. Of another number of ranks, the main rank takes the running metrics of all of
-                them, and a rank that was not there keeps the random generators it has.
+            state: from ``state_dict``. If it is of another number of ranks, rank 0 takes the running metrics of all
+                ranks, and a rank without a saved state keeps its random generators.
             model: from ``model_state``.
             ema: from ``ema_state``.
 
@@ -151,20 +151,67 @@ class TrainingState:
             for name in _COUNTERS:
                 setattr(self, name, state[name])
             self._load_rank(state["ranks"])
-        except (KeyError, TypeError, RuntimeError) as error:
-            raise CheckpointError(f"the training state does not fit this run: {error}") from error
-        except ValueError as error:
-            if isinstance(error, CheckpointError):
-                raise
+        except CheckpointError:
+            raise
+        except (KeyError, TypeError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"the training state does not fit this run: {error}") from error
 
     def _load_rank(self, saved: list[dict[str, Any]]) -> None:
-        rank, world = self.ranks.rank, self.ranks.world
+        rank = self.ranks.rank
         meters = [one["meter"] for one in saved]
-        if len(saved) == world:
+        if len(saved) == self.ranks.world:
             meters = meters[rank : rank + 1]
         elif not self.ranks.is_main:
             meters = []
         self.meter.load_state_dict(*meters)
         if rank < len(saved):
             restore_random_state(saved[rank]["random"])
+
+
+def create_average(module: nn.Module, decay: float | None) -> AveragedModel | None:
+    """Creates an exponential moving average of ``module``, including buffers; None if ``decay`` is None.
+
+    The first ``update_parameters(module)`` copies the weights, so that the average does not contain the random
+    initialization. The averaged module is ``.module``.
+    """
+    if decay is None:
+        return None
+    return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True).eval()
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds the generators of Python, NumPy and torch (the latter on every device)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 (the global generator, which libraries may use)
+    torch.manual_seed(seed)
+
+
+def capture_random_state() -> dict[str, Any]:
+    """Returns the state of all generators as tensors and plain values, for ``torch.load(weights_only=True)``."""
+    name, keys, position, has_gauss, cached_gaussian = np.random.get_state(legacy=True)  # noqa: NPY002
+    assert isinstance(keys, np.ndarray)
+    return {
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached_gaussian)),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Restores all generators; a state of another number of GPUs restores the generators that exist in both.
+
+    Raises:
+        UserError: if ``state`` is not from ``capture_random_state``.
+    """
+    try:
+        version, internal, gauss = state["python"]
+        name, keys, position, has_gauss, cached_gaussian = state["numpy"]
+        random.setstate((version, tuple(internal), gauss))
+        np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached_gaussian))  # noqa: NPY002
+        torch.set_rng_state(state["torch"])
+        devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        for index, cuda_state in enumerate(state["cuda"][:devices]):
+            torch.cuda.set_rng_state(cuda_state, index)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise UserError(f"the saved state of the random generators cannot be restored: {error}") from error

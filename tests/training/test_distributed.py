@@ -147,7 +147,7 @@ def test_an_error_of_one_rank_ends_both(tmp_path, training_server):
     runs = training_server.start_ranks(tmp_path / "output", arguments)
     assert [run.wait(60) for run in runs] == [2, 2]
     outputs = sorted((run.output.read_text() for run in runs), key=lambda text: "3.png" in text)
-    assert "lost contact with another one" in outputs[0]
+    assert "lost contact with another rank" in outputs[0]
     assert "a/3.png cannot be decoded as an image" in outputs[1]
     assert "Traceback" not in "".join(outputs)
 

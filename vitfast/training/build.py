@@ -1,0 +1,176 @@
+"""Builds the model and the task of a run from its options and data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+import vitfast
+from vitfast.config.schema import Config, DistillConfig, ModelConfig, QuantizeConfig
+from vitfast.data import ImageDataset
+from vitfast.errors import UserError
+from vitfast.evaluation.number_format import format_overrides, number_format
+from vitfast.models import ImageModel
+from vitfast.quantization.calibrate import calibrate
+from vitfast.quantization.configs import QATConfig
+from vitfast.quantization.quantize import quantize_
+from vitfast.quantization.record import quantize_from_record
+from vitfast.runs.checkpoint import MANIFEST, CheckpointError, list_checkpoints, read_manifest_file, resolve_checkpoint
+from vitfast.runs.trained_model import load_trained_model
+from vitfast.tasks import DistillationTask, Task, Teacher, create_plain_task
+from vitfast.training.training_data import TrainingData
+
+# model fields that have options of their own or are determined by the data, and where a user sets them
+_SET_ELSEWHERE = {
+    "img_size": "model.img_size",
+    "drop_path": "model.drop_path",
+    "drop_rate": "model.drop_rate",
+    "num_classes": "the classes of the data",
+    "in_chans": "data.in_chans",
+}
+
+
+def create_training_model(config: ModelConfig, data: ImageDataset) -> ImageModel:
+    """Builds the model with the classes, channels and image size of the data.
+
+    Args:
+        config: name and fields of the model.
+        data: the train split.
+
+    Raises:
+        UserError: if a field is invalid, or the checkpoint does not fit.
+    """
+    for name, place in _SET_ELSEWHERE.items():
+        if name in config.fields:
+            raise UserError(f"model.fields.{name} cannot be set: it is determined by {place}")
+    checkpoint = config.checkpoint
+    if checkpoint is not None and list_checkpoints(checkpoint):  # the folder of a run
+        checkpoint = str(resolve_checkpoint(checkpoint))
+    rates = {"drop_path": config.drop_path, "drop_rate": config.drop_rate}
+    fields = {**{name: rate for name, rate in rates.items() if rate}, **config.fields}
+    try:
+        model = vitfast.create_model(
+            config.name,
+            num_classes=len(data.class_names),
+            img_size=data.img_size,
+            in_chans=data.in_chans,
+            checkpoint=checkpoint,
+            **fields,
+        )
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise UserError(f"model.name={config.name}: {error}") from error
+    if config.zero_head:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name.startswith(model.head_prefixes):
+                    parameter.zero_()
+    return model
+
+
+def create_task(config: Config, model: ImageModel, data: ImageDataset, device: torch.device) -> Task:
+    """Builds the task of a run: classification with one or several exits, or distillation if a teacher is given.
+
+    Args:
+        config: of the run.
+        model: the model to train.
+        data: the train split.
+        device: of the task.
+
+    Raises:
+        UserError: if the model has no distillation token, or the teacher does not fit the data.
+    """
+    smoothing = config.optim.label_smoothing
+    if config.distill.teacher is None:
+        return create_plain_task(model, smoothing).to(device)
+    if getattr(model.fields, "distillation_token", "none") == "none":
+        raise UserError(
+            f"distill.teacher is given, but model.name={config.model.name} has no distillation token; use a distilled "
+            "model such as deit_tiny_distilled_patch16_224, or model.fields.distillation_token=after_class"
+        )
+    return DistillationTask(
+        model,
+        _load_teacher(config.distill, data, device),
+        kind=cast(Any, config.distill.kind),
+        alpha=config.distill.alpha,
+        temperature=config.distill.temperature,
+        soft_mean=cast(Any, config.distill.soft_mean),
+        label_smoothing=smoothing,
+    ).to(device)
+
+
+def _load_teacher(config: DistillConfig, data: ImageDataset, device: torch.device) -> Teacher:
+    assert config.teacher is not None
+    path = Path(config.teacher)
+    if path.is_dir() and ((path / MANIFEST).exists() or list_checkpoints(path)):
+        trained = load_trained_model(config.teacher, device=device)
+        if trained.class_names != list(data.class_names):
+            raise UserError(
+                f"distill.teacher={config.teacher} was trained on other classes than those of the data "
+                f"({len(trained.class_names)}: {', '.join(trained.class_names[:3])}, …); train a teacher on these data"
+            )
+        model = trained.model
+        mean, std = trained.manifest["data"]["mean"], trained.manifest["data"]["std"]
+    else:
+        # a weights file has no normalization: that of the student is assumed
+        model = _teacher_from_file(config, data).to(device)
+        mean, std = data.mean, data.std
+    if model.num_exits > 1:
+        raise UserError(f"distill.teacher={config.teacher} has several exits; a teacher must have one output")
+    if model.in_chans != data.in_chans:
+        raise UserError(
+            f"distill.teacher={config.teacher} reads {model.in_chans} channels, the data have {data.in_chans}; "
+            "set data.in_chans for both"
+        )
+    if model.img_size != data.img_size and not model.model_name.startswith("torchvision/"):
+        raise UserError(
+            f"distill.teacher={config.teacher} reads images of {model.img_size} pixels, the student of "
+            f"{data.img_size}; train a teacher at this size"
+        )
+    return Teacher(model, mean, std, data.mean, data.std)
+
+
+def _teacher_from_file(config: DistillConfig, data: ImageDataset) -> ImageModel:
+    try:
+        return vitfast.create_model(
+            config.teacher_name, img_size=data.img_size, in_chans=data.in_chans, checkpoint=config.teacher
+        )
+    except UserError as error:
+        hint = "" if config.teacher_name else " (a file without a model name needs distill.teacher_name)"
+        raise UserError(f"distill.teacher={config.teacher}: {error}{hint}") from error
+
+
+def prepare_for_training(
+    config: QuantizeConfig, model: ImageModel, data: TrainingData, checkpoint: Path | None = None
+) -> None:
+    """Prepares a model for quantization-aware training if the run has a format; parameters keep names and values.
+
+    Calibrated activations use the first batches of the run: each rank reads its share, and the ranges are reduced over
+    the ranks.
+
+    Args:
+        config: of the run.
+        model: with the initial weights, on its device.
+        data: of the run.
+        checkpoint: of a resumed run, which restores the format and its ranges.
+
+    Raises:
+        UserError: if there is no such format, an option does not apply to it, or the model cannot be quantized.
+    """
+    if config.format is None:
+        return
+    if checkpoint is not None:
+        record = read_manifest_file(checkpoint).get("quantization")
+        if record is None:
+            raise CheckpointError(f"{checkpoint} is not of a run with quantize.format={config.format}")
+        quantize_from_record(model, record)
+        return
+    base, overrides = number_format(config, "quantize."), format_overrides(config, "quantize.")
+    try:
+        quantize_(model, QATConfig(base), overrides=overrides)
+    except UserError as error:
+        raise UserError(f"quantize.format={config.format}: {error}") from error
+    calibrate(model, data.train_loader(epoch=0, first_step=0), batches=config.calibration_batches)

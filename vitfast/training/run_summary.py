@@ -1,0 +1,123 @@
+"""The end of a run: its results, sample images, and the commands to try next."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchvision.transforms.v2.functional import to_pil_image
+
+from vitfast.config.schema import Config
+from vitfast.data import ImageDataset
+from vitfast.runs.run_directory import CONFIG, CURVES
+from vitfast.text_table import percent, text_table
+from vitfast.training.training_state import TrainingState
+
+
+def result_table(metrics: dict[str, Any], state: TrainingState, seconds: float) -> str:
+    """Formats the results of a run.
+
+    Args:
+        metrics: of the last epoch and the test, by split.
+        state: at the end.
+        seconds: duration since this start.
+    """
+    rows = [
+        (split, f"{one['loss']:.4f}", percent(one["top1"]), percent(one["top5"]), f"{one['images_per_s']:,.0f}")
+        for split, one in metrics.items()
+    ]
+    lines = [text_table(("split", "loss", "top-1", "top-5", "images/s"), rows)]
+    evaluated = [split for split in ("val", "test") if split in metrics]
+    if evaluated:
+        weights = "the weights of the last step" if state.average is None else "the averaged weights (EMA)"
+        lines.append(f"{' and '.join(evaluated)}: measured with {weights}.")
+    if state.best_top1 is not None:
+        lines.append(f"Best val top-1: {percent(state.best_top1)}, kept as checkpoint_{state.best_step:06d}.")
+    if "test" not in metrics:
+        lines.append("The data have no test split.")
+    minutes, rest = divmod(round(seconds), 60)
+    lines.append(f"Time: {minutes} min {rest} s." if minutes else f"Time: {rest} s.")
+    return "\n".join(lines)
+
+
+def next_commands(config: Config, run_dir: Path, sample: Path | None) -> str:
+    """Lists commands to try after a run, quoted for the shell.
+
+    Args:
+        config: of the run.
+        run_dir: its folder.
+        sample: an image, or a folder of images, to predict; None if there is none.
+    """
+    run, seed = shlex.quote(str(run_dir)), config.seed + 1
+    again = shlex.quote(str(run_dir.with_name(f"{run_dir.name}-seed{seed}")))
+    own_images = "recipe=vit_small_cifar10_32px data.dataset=image_folder data.root=ROOT"
+    commands = [("evaluate it in detail", f"evaluate checkpoint={run}")]
+    if sample is not None:
+        commands.append(("classify images", f"predict checkpoint={run} images={shlex.quote(str(sample))}"))
+    commands += [
+        ("resume it, if it was interrupted", f"train train.resume={run}"),
+        (
+            "repeat it with another seed",
+            f"train recipe={shlex.quote(str(run_dir / CONFIG))} run_dir={again} seed={seed}",
+        ),
+        ("train a small model on your images ROOT/train/CLASS/*", f"train {own_images}"),
+        ("list all options", "train --help"),
+    ]
+    lines = [f"Everything is in {run_dir}: {CURVES}, metrics.jsonl, log.txt, checkpoints. Next:"]
+    for purpose, command in commands:
+        lines += [f"  # {purpose}", f"  {_python_command()} -m vitfast.{command}"]
+    return "\n".join(lines)
+
+
+def resume_command(run_dir: Path) -> str:
+    """The command that resumes a run."""
+    return f"{_python_command()} -m vitfast.train train.resume={shlex.quote(str(run_dir))}"
+
+
+def _python_command() -> str:
+    """``python`` or ``python3`` if the shell finds the running interpreter under that name, else its path."""
+    for name in ("python", "python3"):
+        found = shutil.which(name)
+        if found and os.path.realpath(found) == os.path.realpath(sys.executable) and _same_folder(found):
+            return name
+    return shlex.quote(sys.executable)
+
+
+def _same_folder(python: str) -> bool:
+    # two virtual environments may link to the same interpreter, from different folders
+    return os.path.dirname(os.path.abspath(python)) == os.path.dirname(os.path.abspath(sys.executable))
+
+
+def save_samples(dataset: ImageDataset, run_dir: Path) -> Path:
+    """Returns images to try ``predict`` on.
+
+    Args:
+        dataset: of the run.
+        run_dir: its folder.
+
+    Returns:
+        The first file of the data set; or, for a data set without files, the folder ``run_dir/samples``, where the
+        first image of each class is saved as ``<class>.png``.
+    """
+    file = dataset.path(0)
+    if file is not None:
+        return Path(file)
+    folder = run_dir / "samples"
+    folder.mkdir(exist_ok=True)
+    mean = torch.tensor(dataset.mean).view(-1, 1, 1)
+    std = torch.tensor(dataset.std).view(-1, 1, 1)
+    missing = set(range(len(dataset.class_names)))
+    for index in range(len(dataset)):
+        image, label = dataset[index]
+        if label in missing:
+            pixels = ((image * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+            to_pil_image(pixels).save(folder / f"{dataset.class_names[label]}.png")
+            missing.remove(label)
+        if not missing:
+            break
+    return folder
