@@ -1,4 +1,4 @@
-"""What whoever writes and checks files needs."""
+"""fsync and SHA-256 helpers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def flush_to_disk(path: Path) -> None:
-    """Waits until a file or folder (its list of names) is on the disk itself, not only in memory."""
+    """Flushes a file or folder (its directory entries) to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

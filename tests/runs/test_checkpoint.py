@@ -54,7 +54,7 @@ def test_average_and_state_may_be_absent(tmp_path):
     verify_checkpoint(path)
     with pytest.raises(CheckpointError, match="weights=model"):
         load_weights_file(path, "ema")
-    with pytest.raises(CheckpointError, match="training cannot go on"):
+    with pytest.raises(CheckpointError, match="training cannot resume"):
         load_state(path)
 
 

@@ -183,9 +183,9 @@ def test_a_malicious_pickle_runs_nothing(tmp_path, pair, train_tiny):
     # Even where its author has mended the hashes.
     mend(pair[1])
     assert resolve_checkpoint(pair[1].parent) == pair[1]
-    with pytest.raises(CheckpointError, match=r"state.pt .* was refused and nothing in it was run"):
+    with pytest.raises(CheckpointError, match=r"state.pt .* was rejected and none of its code was run"):
         load_state(pair[1])
-    with pytest.raises(CheckpointError, match=r"state.pt .* was refused and nothing in it was run"):
+    with pytest.raises(CheckpointError, match=r"state.pt .* was rejected and none of its code was run"):
         train_tiny(pair[1].parent, f"train.resume={pair[1].parent}")
     assert not target.exists()
     torch.load(file, weights_only=False)  # the payload is a real one
@@ -214,7 +214,7 @@ def test_whatever_the_bytes_are_reading_them_ends_by_name(pair, name, load):
 def test_a_state_that_is_no_dictionary_is_refused(tmp_path):
     path = save(tmp_path, 1)
     torch.save([1, 2], path / "state.pt")
-    with pytest.raises(CheckpointError, match="holds a list"):
+    with pytest.raises(CheckpointError, match="contains a list"):
         load_state(path)
 
 

@@ -127,7 +127,7 @@ def test_metrics_that_cannot_be_cut_back_stay(tmp_path):
     run = RunDirectory.create(tmp_path, "digits")
     for step in range(5):
         run.append_metrics({"step": step})
-    with files_of_at_most(20), pytest.raises(UserError, match=r"metrics.jsonl cannot be cut back.*: File too large"):
+    with files_of_at_most(20), pytest.raises(UserError, match=r"metrics.jsonl cannot be truncated.*: File too large"):
         run.keep_metrics(2)
     assert len(run.read_metrics()) == 5
     with files_of_at_most(20):

@@ -100,7 +100,7 @@ def test_a_finished_run_is_tested_again_and_stays_the_same(tmp_path, train_tiny,
 def test_what_decides_the_result_cannot_change(tmp_path, train_tiny):
     run_dir = tmp_path / "run"
     assert train_tiny(run_dir, stop_step=1) == 143
-    with pytest.raises(UserError, match=r"cannot change: optim.lr=0.5 \(the run: 0.01\)"):
+    with pytest.raises(UserError, match=r"cannot change these options: optim.lr=0.5 \(the run: 0.01\)"):
         train_tiny(run_dir, f"train.resume={run_dir}", "optim.lr=0.5")
     with pytest.raises(UserError, match=r"run_dir=.*elsewhere is not .*leave run_dir out"):
         train_tiny(run_dir, f"train.resume={run_dir}", f"run_dir={tmp_path / 'elsewhere'}")

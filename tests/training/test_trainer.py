@@ -197,7 +197,7 @@ def test_a_last_checkpoint_that_cannot_be_saved_is_an_error(tmp_path, train_tiny
         (["model.name=vit_nano_patch2"], "unknown model"),
         (["model.fields.num_heads=3"], "num_heads=3"),
         (["model.fields.num_classes=3"], "model.fields.num_classes cannot be set"),
-        (["schedule.warmup_epochs=2"], "leaves nothing"),
+        (["schedule.warmup_epochs=2"], "is not shorter than"),
         (["data.drop_last=true", "data.batch_size=2000"], "leaves no batch"),
         (["train.device=cuda"], "torch sees no CUDA GPU"),
     ],

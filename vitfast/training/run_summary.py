@@ -19,12 +19,13 @@ from vitfast.text_table import percent, text_table
 from vitfast.training.training_state import TrainingState
 
 
-def result_table(metrics: dict[str, Any], state: TrainingState, seconds: float) -> str:
+def result_table(metrics: dict[str, Any], state: TrainingState, ema_decay: float | None, seconds: float) -> str:
     """Formats the results of a run.
 
     Args:
         metrics: of the last epoch and the test, by split.
         state: at the end.
+        ema_decay: of the averaged weights, if there are any.
         seconds: duration since this start.
     """
     rows = [
@@ -34,7 +35,9 @@ def result_table(metrics: dict[str, Any], state: TrainingState, seconds: float) 
     lines = [text_table(("split", "loss", "top-1", "top-5", "images/s"), rows)]
     evaluated = [split for split in ("val", "test") if split in metrics]
     if evaluated:
-        weights = "the weights of the last step" if state.average is None else "the averaged weights (EMA)"
+        weights = "the weights of the last step"
+        if ema_decay is not None:
+            weights = f"averaged weights (EMA, decay {ema_decay:g})"
         lines.append(f"{' and '.join(evaluated)}: measured with {weights}.")
     if state.best_top1 is not None:
         lines.append(f"Best val top-1: {percent(state.best_top1)}, kept as checkpoint_{state.best_step:06d}.")

@@ -165,7 +165,7 @@ def _train_and_report(trainer: Trainer, stop: StopSignal) -> int:
     except OSError as error:
         run.warn(f"sample images cannot be written: {error}")
         sample = None
-    table = result_table(metrics, state, seconds=time.monotonic() - start)
+    table = result_table(metrics, state, trainer.config.optim.ema_decay, seconds=time.monotonic() - start)
     text = f"{table}\n\n{next_commands(trainer.config, run.path, sample)}"
     run.log(text, show=False)
     print(f"\n{text}", file=sys.stdout, flush=True)
