@@ -105,14 +105,12 @@ STABLE_TORCH_LIBRARY(vitfast, m) {
   // a whole pre-norm block: x [B, N, C] -> [B, N, C], float32
   m.def(
       "packed_block(Tensor x, Tensor? norm1_weight, Tensor? norm1_bias, float eps1, Tensor qkv, Tensor? qkv_bias,"
-      " Tensor? q_norm_weight, Tensor? q_norm_bias, Tensor? k_norm_weight, Tensor? k_norm_bias, float qk_eps, bool "
-      "qk_norm,"
       " int heads, int head_dim, float attention_scale, Tensor proj, Tensor? proj_bias, Tensor? scale1,"
       " Tensor? norm2_weight, Tensor? norm2_bias, float eps2, Tensor fc1, Tensor? fc1_bias, int hidden, Tensor fc2,"
       " Tensor? fc2_bias, Tensor? scale2, str activation, str precision) -> Tensor");
   // images [B, I, H, W] uint8, float32 or bfloat16, prefix [T, n] -> [B, T + patches, n], float32
   m.def(
-      "packed_patch_embed(Tensor images, Tensor packed, Tensor? bias, int n, int patch_h, int patch_w, Tensor? shift,"
+      "packed_patch_embed(Tensor images, Tensor packed, Tensor? bias, int n, int patch_h, int patch_w,"
       " Tensor prefix, Tensor? positions, str precision) -> Tensor");
   // the same product for overlapping patches of images [B, I, H, W] with zeros around them, (height, width) each, after
   // a LayerNorm unless eps is None -> [B, patches, n], float32; a patch's values in the order (channel, row, column)

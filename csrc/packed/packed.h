@@ -135,22 +135,14 @@ struct PackedAttention {
   float* logits = nullptr;  // [B, H, N, N] or null: scale q kᵀ + bias
 };
 
-// LayerNorm of each head's q and k, in place in qkv, before attention.
-struct QkNorm {
-  Type qkv_type;
-  void* qkv;
-  int64_t heads, head_dim;
-  Norm q, k;
-};
-
 enum class Pixels : int64_t { uint8, float32, bfloat16 };
 
 struct Extent {
   int64_t height, width;
 };
 
-// Patches of images, at every `stride`, with `padding` zeros on each side, as rows of a product, normalized if asked
-// for, behind the prefix's rows: out [batch, T + patches, n].
+// GEMM over the patches of images (im2col on the fly) with an optional LayerNorm, written after the prefix's rows: out
+// [batch, T + patches, n].
 struct PackedPatchEmbed {
   PackedWeight weight;  // [n, channels * patch.height * patch.width]
   Pixels pixels;
@@ -221,7 +213,6 @@ struct PackedKernels {
   void (*mlp)(const PackedMlp&, int64_t begin, int64_t end, char* workspace);
   int64_t (*attention_workspace)(const PackedAttention&);
   void (*attention)(const PackedAttention&, const HeadRows&, char* workspace);
-  void (*qk_norm)(const QkNorm&, int64_t begin, int64_t end);
   int64_t (*patch_embed_workspace)(const PackedPatchEmbed&, int64_t rows);
   void (*patch_embed)(const PackedPatchEmbed&, int64_t begin, int64_t end, char* workspace);  // patches of all images
   int64_t (*performer_workspace)(const PackedPerformer&);

@@ -7,7 +7,6 @@
 #include "csrc/packed/attention_softmax.h"
 #include "csrc/packed/attention_tiles.h"
 #include "csrc/packed/packed_linear.h"
-#include "csrc/packed/qk_norm.h"
 
 namespace vitfast::VITFAST_ISA {
 

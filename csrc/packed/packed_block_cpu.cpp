@@ -4,8 +4,8 @@
 namespace vitfast {
 namespace {
 
-// Every thread takes as many queries, head by head; two may share a head. `prepare(attention, image, head, memory)` is
-// called before each head, with so many bytes of memory of the thread's own.
+// Splits the queries evenly among the threads, head by head; two threads may share a head. `prepare(attention, image,
+// head, memory)` is called before each head with `bytes` bytes of thread-local memory.
 template <typename Prepare>
 void run_attention(const PackedAttention& a, int64_t images, int64_t bytes, const Prepare& prepare) {
   const int64_t queries = images * a.heads * a.tokens;
@@ -21,9 +21,9 @@ void run_attention(const PackedAttention& a, int64_t images, int64_t bytes, cons
       const int64_t image = query / a.tokens / a.heads, head = query / a.tokens % a.heads, row = query % a.tokens;
       const int64_t count = end - query < a.tokens - row ? end - query : a.tokens - row;
       const int64_t first = image * a.tokens + row;
-      PackedAttention own = a;
-      prepare(own, image, head, memory + attention_bytes);
-      kernels.attention(own, {first, first + count, head, head + 1}, memory);
+      PackedAttention of_head = a;
+      prepare(of_head, image, head, memory + attention_bytes);
+      kernels.attention(of_head, {first, first + count, head, head + 1}, memory);
       query += count;
     }
   });
@@ -33,16 +33,15 @@ void run_attention(const PackedAttention& a, int64_t images) {
   run_attention(a, images, 0, [](PackedAttention&, int64_t, int64_t, char*) {});
 }
 
-// A block's parts in the order in which they run.
+// The layers of a block, in order.
 struct Block {
   PackedLinear qkv;
-  std::optional<QkNorm> qk_norm;
   PackedAttention attention;
   PackedLinear proj;
   PackedMlp mlp;
 };
 
-// Memory of a thread that takes `rows` rows at most through the block.
+// Workspace of a thread that runs at most `rows` rows through the block.
 int64_t chained_workspace(const Block& b, int64_t rows) {
   const PackedKernels& kernels = packed_kernels();
   int64_t bytes = 0;
@@ -58,7 +57,6 @@ int64_t chained_workspace(const Block& b, int64_t rows) {
 
 void project(const Block& b, int64_t begin, int64_t end, char* memory) {
   packed_kernels().linear(b.qkv, {begin, end, 0, panel_count(b.qkv.weight.n)}, memory);
-  if (b.qk_norm.has_value()) packed_kernels().qk_norm(*b.qk_norm, begin, end);
 }
 
 void attend_and_mix(const Block& b, int64_t begin, int64_t end, char* memory) {
@@ -68,7 +66,7 @@ void attend_and_mix(const Block& b, int64_t begin, int64_t end, char* memory) {
   kernels.mlp(b.mlp, begin, end, memory);
 }
 
-// Every thread takes its own rows through all of it; the threads meet once, before attention reads all keys and values.
+// Each thread runs its rows through the whole block; one barrier, before attention reads all keys and values.
 void run_by_rows(const Block& b, int64_t rows, int64_t threads) {
   const Workspace workspace(chained_workspace(b, divide_up(rows, threads)), threads);
   for_each_part(threads, [&](int64_t part) {
@@ -83,12 +81,11 @@ int64_t bytes_of(Type type) {
   return type == Type::bfloat16 ? 2 : 4;
 }
 
-// The block on x and out from `row` on, with qkv and the attended values in this memory.
+// The block that starts at `row` of x and out, with qkv and the attended values in the given buffers.
 Block from_row(Block b, int64_t row, char* qkv, char* attended) {
   const int64_t offset = row * b.qkv.weight.k;
   b.qkv.x.data = static_cast<const float*>(b.qkv.x.data) + offset;
   b.qkv.out = qkv;
-  if (b.qk_norm.has_value()) b.qk_norm->qkv = qkv;
   b.attention.qkv = qkv;
   b.attention.out = attended;
   b.proj.x.data = attended;
@@ -98,7 +95,7 @@ Block from_row(Block b, int64_t row, char* qkv, char* attended) {
   return b;
 }
 
-// Images that a thread takes at a time where they can be shared out evenly, else 0.
+// Number of images that a thread runs at a time, or 0 if the images do not divide evenly among the threads.
 int64_t images_at_a_time(int64_t images, int64_t tokens, int64_t threads) {
   const int64_t rows_at_a_time = packed_kernels().rows_at_a_time;
   const bool is_even = divide_up(images, threads) * threads * 20 <= images * 21;
@@ -107,8 +104,8 @@ int64_t images_at_a_time(int64_t images, int64_t tokens, int64_t threads) {
   return group < most ? group : most;
 }
 
-// Every thread takes its own images through all of it, a few at a time: what lies between the products stays in its
-// cache, and no thread waits for another.
+// Each thread runs its images through the whole block, a few at a time: intermediate results stay in its cache, and
+// there is no barrier.
 void run_by_images(const Block& b, int64_t images, int64_t group, int64_t threads) {
   const int64_t rows = group * b.attention.tokens, width = b.proj.weight.k;
   const int64_t work_bytes = divide_up(chained_workspace(b, rows), 64) * 64;
@@ -119,27 +116,23 @@ void run_by_images(const Block& b, int64_t images, int64_t group, int64_t thread
     const int64_t last = (part + 1) * images / threads;
     for (int64_t image = part * images / threads; image < last; image += group) {
       const int64_t count = last - image < group ? last - image : group;
-      const Block own = from_row(b, image * b.attention.tokens, memory + work_bytes, memory + work_bytes + qkv_bytes);
-      project(own, 0, count * b.attention.tokens, memory);
-      attend_and_mix(own, 0, count * b.attention.tokens, memory);
+      const Block group_block =
+          from_row(b, image * b.attention.tokens, memory + work_bytes, memory + work_bytes + qkv_bytes);
+      project(group_block, 0, count * b.attention.tokens, memory);
+      attend_and_mix(group_block, 0, count * b.attention.tokens, memory);
     }
   });
 }
 
-// One stage after the other, each split among all threads.
+// Runs one stage after the other, each split among all threads.
 void run_by_stages(const Block& b, int64_t rows) {
   run_linear(b.qkv, rows);
-  if (b.qk_norm.has_value()) {
-    parallel(rows, 2 * b.attention.heads * b.attention.head_dim, [&](int64_t begin, int64_t end) {
-      packed_kernels().qk_norm(*b.qk_norm, begin, end);
-    });
-  }
   run_attention(b.attention, rows / b.attention.tokens);
   run_linear(b.proj, rows);
   run_mlp(b.mlp, rows);
 }
 
-// bfloat16 where attention's operands are, else float32.
+// Type of attention's operands: bfloat16 where the precision and the instruction set allow, else float32.
 Type attention_type(Precision precision) {
   const bool is_narrow = precision == Precision::bfloat16 || precision == Precision::int8;
   return is_narrow && packed_kernels().has_bfloat16_dot ? Type::bfloat16 : Type::float32;
@@ -154,14 +147,8 @@ Tensor packed_block(
     const std::optional<Tensor>& norm1_weight,  // [C]
     const std::optional<Tensor>& norm1_bias,    // [C]
     double eps1,
-    const Tensor& qkv,                           // [3 H D, C], packed
-    const std::optional<Tensor>& qkv_bias,       // [3 H D]
-    const std::optional<Tensor>& q_norm_weight,  // [D]
-    const std::optional<Tensor>& q_norm_bias,    // [D]
-    const std::optional<Tensor>& k_norm_weight,  // [D]
-    const std::optional<Tensor>& k_norm_bias,    // [D]
-    double qk_eps,
-    bool qk_norm,
+    const Tensor& qkv,                      // [3 H D, C], packed
+    const std::optional<Tensor>& qkv_bias,  // [3 H D]
     int64_t heads,
     int64_t head_dim,
     double attention_scale,
@@ -193,7 +180,7 @@ Tensor packed_block(
   const int64_t threads =
       worthwhile_threads(rows * (channels * 4 * width + 2 * channels * hidden + 2 * tokens * width));
   const int64_t group = images_at_a_time(x.size(0), tokens, threads);
-  const int64_t shared_rows = group > 0 ? 0 : rows;  // threads with their own images have their own memory
+  const int64_t shared_rows = group > 0 ? 0 : rows;  // run_by_images uses thread-local buffers
   const Tensor qkv_rows = new_tensor({shared_rows, 3 * width}, scalar_type(type));
   const Tensor attended = new_tensor({shared_rows, width}, scalar_type(out_type));
   const auto vector = [&](const char* name, const std::optional<Tensor>& tensor, int64_t size) {
@@ -212,7 +199,6 @@ Tensor packed_block(
        nullptr,
        type,
        qkv_rows.mutable_data_ptr()},
-      std::nullopt,
       {type,
        qkv_rows.const_data_ptr(),
        out_type,
@@ -237,15 +223,6 @@ Tensor packed_block(
        vector("scale2", scale2, channels),
        out_data,
        out_data}};
-  if (qk_norm) {
-    b.qk_norm = QkNorm{
-        type,
-        qkv_rows.mutable_data_ptr(),
-        heads,
-        head_dim,
-        {true, vector("q_norm_weight", q_norm_weight, head_dim), vector("q_norm_bias", q_norm_bias, head_dim), qk_eps},
-        {true, vector("k_norm_weight", k_norm_weight, head_dim), vector("k_norm_bias", k_norm_bias, head_dim), qk_eps}};
-  }
   if (group > 0) {
     run_by_images(b, x.size(0), group, threads);
   } else if (is_chained(rows, threads)) {
@@ -326,8 +303,8 @@ std::tuple<Tensor, std::optional<Tensor>> packed_related_attention(
   };
   a.bias_stride = matrix.has_value() ? tokens : bias.stride(2);
   if (!matrix.has_value()) {
-    run_attention(a, images, 0, [&](PackedAttention& own, int64_t image, int64_t head, char*) {
-      own.bias = head_bias(image, head);
+    run_attention(a, images, 0, [&](PackedAttention& of_head, int64_t image, int64_t head, char*) {
+      of_head.bias = head_bias(image, head);
     });
     return {out, logits};
   }
@@ -340,12 +317,12 @@ std::tuple<Tensor, std::optional<Tensor>> packed_related_attention(
   upsample.coarse = coarse;
   upsample.fine = tokens;
   const int64_t bytes = tokens * tokens * int64_t(sizeof(float));
-  run_attention(a, images, bytes, [&](PackedAttention& own, int64_t image, int64_t head, char* memory) {
-    UpsampleRelations of_head = upsample;
-    of_head.x = head_bias(image, head);
-    of_head.out = memory;
-    cpu_kernels().upsample_relations(of_head, 0, 1);
-    own.bias = reinterpret_cast<const float*>(memory);
+  run_attention(a, images, bytes, [&](PackedAttention& of_head, int64_t image, int64_t head, char* memory) {
+    UpsampleRelations head_upsample = upsample;
+    head_upsample.x = head_bias(image, head);
+    head_upsample.out = memory;
+    cpu_kernels().upsample_relations(head_upsample, 0, 1);
+    of_head.bias = reinterpret_cast<const float*>(memory);
   });
   return {out, logits};
 }

@@ -1,5 +1,5 @@
-// Patch embedding: the patches of an image are gathered as rows of a product, pixel by pixel in the order (channel,
-// row, column), straight into its operand, with a LayerNorm on the way. Patches may overlap and leave the image.
+// Patch embedding: im2col straight into the GEMM's operand, in the order (channel, row, column), with an optional
+// LayerNorm. Patches may overlap and extend beyond the image.
 
 #pragma once
 
@@ -17,7 +17,7 @@ VITFAST_INLINE float pixel(BFloat16 value) {
   return bit_cast<float>(uint32_t(value.bits) << 16);
 }
 
-// `count` pixels of a line.
+// Converts `count` pixels of a line.
 template <typename T>
 VITFAST_INLINE void copy_pixels(const T* line, int64_t count, float* row) {
   int64_t i = 0;
@@ -27,11 +27,11 @@ VITFAST_INLINE void copy_pixels(const T* line, int64_t count, float* row) {
   for (; i < count; ++i) row[i] = pixel(line[i]);
 }
 
-// A patch from its upper left corner on, all of it within the image. `end`: of all images.
+// Gathers a patch that is entirely within the image, from its upper left corner. `end`: end of all images.
 template <typename T>
 void gather_whole_patch(const PackedPatchEmbed& a, const T* corner, const T* end, float* row) {
   const T* last_line = corner + ((a.channels - 1) * a.size.height + a.patch.height - 1) * a.size.width;
-  // Whole vectors, which read and write behind a line's end; the next line overwrites that. Few patches are at the end.
+  // Whole vectors read and write beyond the end of a line; the next line overwrites that. Few patches are at the end.
   const bool in_vectors = sizeof(T) > 1 && end - last_line >= divide_up(a.patch.width, width<float>) * width<float>;
   for (int64_t channel = 0; channel < a.channels; ++channel) {
     const T* line = corner + channel * a.size.height * a.size.width;
@@ -51,7 +51,7 @@ struct Interval {
   int64_t begin, end;
 };
 
-// What of a patch from `position` on lies within an image of this size.
+// The part of a patch at `position` that is within an image of this size.
 constexpr Interval within(int64_t position, int64_t patch, int64_t size) {
   return {position < 0 ? -position : 0, size - position < patch ? size - position : patch};
 }

@@ -33,12 +33,10 @@ Tensor packed_patch_embed(
     int64_t n,
     int64_t patch_h,
     int64_t patch_w,
-    const std::optional<Tensor>& shift,      // reserved
     const Tensor& prefix,                    // [T, n]
     const std::optional<Tensor>& positions,  // [H / patch_h * W / patch_w, n]
     std::string precision) {
   constexpr const char* op = "packed_patch_embed";
-  STD_TORCH_CHECK(!shift.has_value(), "packed_patch_embed: shift is reserved; pass None");
   STD_TORCH_CHECK(
       images.dim() == 4 && patch_h > 0 && patch_w > 0 && images.size(2) > 0 && images.size(3) > 0 &&
           images.size(2) % patch_h == 0 && images.size(3) % patch_w == 0,
@@ -66,7 +64,7 @@ Tensor packed_patch_embed(
   return out;
 }
 
-// (height, width), each at least `least`.
+// Checks a height and a width, each at least `least`.
 Extent extent_of(const char* op, const char* name, const std::vector<int64_t>& sizes, int64_t least) {
   STD_TORCH_CHECK(
       sizes.size() == 2 && sizes[0] >= least && sizes[1] >= least && sizes[0] <= INT32_MAX && sizes[1] <= INT32_MAX,

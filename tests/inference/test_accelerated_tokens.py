@@ -13,7 +13,9 @@ from support.accelerable import accelerable, sample_images
 from vitfast.inference.cpu.cpu_backend import CpuBackend
 from vitfast.inference.cpu.packed_layers import PackedSplitLinear
 from vitfast.inference.ir import Precision
-from vitfast.inference.modules.tokens_to_token import PerformerAttention, SplitLinear, TokensToToken
+from vitfast.inference.modules.attention import PerformerAttention
+from vitfast.inference.modules.patches import SplitLinear
+from vitfast.inference.modules.tokens_to_token import TokensToToken
 from vitfast.ops.packed import has_packed
 
 KINDS = ["vitfast: t2t", "vitfast: t2t, transformer", "vitfast: dvt over t2t"]

@@ -51,7 +51,7 @@ def test_packed_operators_keep_nothing(precision: str) -> None:
         )
         OPS.packed_attention(qkv, 0.25, precision)
         OPS.packed_related_attention(qkv, relations, matrix, 0.25, True)
-        OPS.packed_patch_embed(images, packed["qkv"], None, 144, 4, 4, None, prefix, None, precision)
+        OPS.packed_patch_embed(images, packed["qkv"], None, 144, 4, 4, prefix, None, precision)
         OPS.packed_split_linear(images, (4, 4), (2, 2), (1, 1), None, None, 1e-6, packed["qkv"], None, 144, precision)
         OPS.packed_performer(x, prefix[:, :16], 1e-8)
         OPS.unpack_weight(packed["fc1"], 96, 48, precision)

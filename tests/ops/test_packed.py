@@ -318,7 +318,7 @@ def test_no_images(precision: str) -> None:
 def test_patch_embed_refuses_images_without_a_whole_patch(size: tuple[int, int]) -> None:
     packed = OPS.pack_weight(draw(70, 3 * 64), "fp32")
     with pytest.raises(RuntimeError, match="H and W multiples of the patch's, above zero"):
-        OPS.packed_patch_embed(torch.zeros(2, 3, *size), packed, None, 70, 8, 8, None, draw(1, 70), None, "fp32")
+        OPS.packed_patch_embed(torch.zeros(2, 3, *size), packed, None, 70, 8, 8, draw(1, 70), None, "fp32")
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

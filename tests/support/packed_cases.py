@@ -79,7 +79,7 @@ def check_linear(rows: int, inputs: int, outputs: int, precision: str, activatio
 
 
 def block_parameters(channels: int, heads: int, head_dim: int, hidden: int, *, extras: bool) -> dict[str, Tensor]:
-    """The parameters of a block; ``extras``: biases, LayerScale, QK-norm."""
+    """The parameters of a block; ``extras``: biases and LayerScale."""
     inner = heads * head_dim
     shapes = {
         "qkv": (3 * inner, channels),
@@ -93,8 +93,6 @@ def block_parameters(channels: int, heads: int, head_dim: int, hidden: int, *, e
     if extras:
         for name, shape in shapes.items():
             p[f"{name}_bias"] = draw(shape[0], seed=8, scale=0.1)
-        for name in ("q_norm", "k_norm"):
-            p[f"{name}_weight"], p[f"{name}_bias"] = 1 + draw(head_dim, scale=0.1), draw(head_dim, seed=9, scale=0.1)
         p["scale1"], p["scale2"] = draw(channels, seed=10), draw(channels, seed=11)
     return p
 
@@ -106,7 +104,6 @@ def packed_block(x: Tensor, p: dict[str, Tensor], heads: int, activation: str, p
     get = p.get
     return OPS.packed_block(
         x, get("norm1_weight"), get("norm1_bias"), 1e-6, packed["qkv"], get("qkv_bias"),
-        get("q_norm_weight"), get("q_norm_bias"), get("k_norm_weight"), get("k_norm_bias"), 1e-6, "q_norm_weight" in p,
         heads, head_dim, head_dim**-0.5, packed["proj"], get("proj_bias"), get("scale1"),
         get("norm2_weight"), get("norm2_bias"), 1e-6, packed["fc1"], get("fc1_bias"), p["fc1"].shape[0],
         packed["fc2"], get("fc2_bias"), get("scale2"), activation, precision,
@@ -180,7 +177,7 @@ def check_patch_embed(images: Tensor, patch: tuple[int, int], prefix_rows: int, 
         "exact", "none", None, positions.double(),
     )  # fmt: skip
     actual = OPS.packed_patch_embed(
-        images, OPS.pack_weight(weight, precision), bias, outputs, *patch, None, prefix, positions, precision
+        images, OPS.pack_weight(weight, precision), bias, outputs, *patch, prefix, positions, precision
     )
     assert torch.equal(actual[:, :prefix_rows], prefix.expand(batch, -1, -1))
     assert_as_accurate(

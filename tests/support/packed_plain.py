@@ -106,10 +106,6 @@ def block(x: Tensor, p: dict[str, Tensor], heads: int, activation: str, precisio
     inner = p["qkv"].shape[0] // 3
     normed = norm(x, p.get("norm1_weight"), p.get("norm1_bias"), 1e-6, precision)
     qkv = linear(normed, p["qkv"], p.get("qkv_bias"), precision).view(batch, tokens, 3, heads, inner // heads)
-    if "q_norm_weight" in p:
-        q = norm(qkv[:, :, 0], p["q_norm_weight"], p["q_norm_bias"], 1e-6, "fp32")
-        k = norm(qkv[:, :, 1], p["k_norm_weight"], p["k_norm_bias"], 1e-6, "fp32")
-        qkv = torch.stack([q, k, qkv[:, :, 2]], 2)
     attended = attention(qkv, (inner // heads) ** -0.5, precision).reshape(batch, tokens, inner)
     x = linear(attended, p["proj"], p.get("proj_bias"), precision, scale=p.get("scale1"), residual=x)
     normed = norm(x, p.get("norm2_weight"), p.get("norm2_bias"), 1e-6, precision)

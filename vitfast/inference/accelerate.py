@@ -23,11 +23,12 @@ from vitfast.inference.input_adapters import input_adapter
 from vitfast.inference.ir import PRECISIONS, CascadeSpec, Precision
 from vitfast.inference.lowering import Lowered, lower
 from vitfast.inference.lowering.quantized import quantized_precisions
-from vitfast.inference.modules.block import InferenceBlock, LastBlock
+from vitfast.inference.modules.block import InferenceBlock
 from vitfast.inference.modules.cascade import InferenceCascade, ReuseBlock
 from vitfast.inference.modules.embedding import InferenceEmbedding
 from vitfast.inference.modules.fallback_block import FallbackBlock, ForeignModelBlock
 from vitfast.inference.modules.readout import InferenceReadout
+from vitfast.inference.modules.transformer import InferenceTransformer, LastBlock
 from vitfast.inference.normalization import Normalization
 from vitfast.ops.packed import has_packed
 
@@ -108,7 +109,7 @@ def assemble(
     """
     lowered = lower(model)
     _check_normalization(backend.normalization, lowered)
-    body = _foreign_model(model, lowered, backend) if lowered.spec is None else backend.model(lowered.spec)
+    body = _body(model, lowered, backend)
     if lowered.spec is None or any(isinstance(module, FallbackBlock) for module in body.modules()):
         graphs = None  # a graph would not repeat what foreign code does outside of CUDA
     kernels = backend.describe_kernels(body)
@@ -127,8 +128,12 @@ def assemble(
     return accelerated
 
 
-def _foreign_model(model: nn.Module, lowered: Lowered, backend: Backend) -> nn.Module:
-    """Copies a model that runs its own forward, with accelerated blocks in the places of those that are recognised."""
+def _body(model: nn.Module, lowered: Lowered, backend: Backend) -> nn.Module:
+    """Builds the whole model, or copies one that runs its own forward, with accelerated blocks where recognised."""
+    if isinstance(lowered.spec, CascadeSpec):
+        return InferenceCascade(lowered.spec, backend)
+    if lowered.spec is not None:
+        return InferenceTransformer(lowered.spec, backend)
     blocks: dict[int, object] = {
         id(model.get_submodule(name)): ForeignModelBlock(backend.block(spec)) for name, spec in lowered.blocks.items()
     }
@@ -151,7 +156,7 @@ def _layers(body: nn.Module, lowered: Lowered) -> Iterator[LayerPath]:
         elif isinstance(module, (InferenceBlock, LastBlock, ReuseBlock)):
             yield LayerPath(module.name, module.path)
         elif isinstance(module, InferenceEmbedding):
-            yield LayerPath(name, module.path)
+            yield LayerPath(name, module.patches.path)
         elif isinstance(module, InferenceReadout):
             yield LayerPath("head" if name.startswith("readout") else name, module.path)
 

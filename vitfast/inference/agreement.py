@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from vitfast.errors import UserError
 from vitfast.inference.accelerated_model import AcceleratedModel
 from vitfast.inference.acceleration_report import Agreement
-from vitfast.inference.modules.block import InferenceBlock, LastBlock
+from vitfast.inference.modules.block import InferenceBlock
 from vitfast.inference.modules.cascade import ReuseBlock
+from vitfast.inference.modules.transformer import LastBlock
 from vitfast.inference.normalization import Normalization
 from vitfast.inference.shallow_copy import shallow_copy
 

@@ -37,7 +37,6 @@ const PackedKernels packed_kernels = {
     packed_mlp,
     attention_workspace,
     packed_attention,
-    qk_norm,
     patch_embed_workspace,
     packed_patch_embed,
     performer_workspace,

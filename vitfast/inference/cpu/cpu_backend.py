@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from vitfast.inference.backend import Backend
 from vitfast.inference.cpu.packed_layers import (
     PackedAttention,
     PackedBlock,
-    PackedEmbedding,
     PackedLinear,
     PackedMlp,
     PackedNormLinear,
+    PackedPatches,
     PackedPerformerAttention,
     PackedRelationAttention,
     PackedSplitLinear,
@@ -20,10 +20,9 @@ from vitfast.inference.cpu.packed_layers import (
 from vitfast.inference.ir import Activation, AttentionSpec, Precision
 from vitfast.inference.modules.attention import InferenceAttention
 from vitfast.inference.modules.block import InferenceBlock, InferenceMlp
-from vitfast.inference.modules.embedding import InferenceEmbedding, Patches
 from vitfast.inference.modules.linear import InferenceLinear
 from vitfast.inference.modules.norm import InferenceNorm, NormLinear
-from vitfast.inference.modules.tokens_to_token import SplitLinear
+from vitfast.inference.modules.patches import Patches, SplitLinear
 from vitfast.ops.library import build_info
 
 
@@ -49,9 +48,9 @@ class CpuBackend(Backend):
         self,
         norm: InferenceNorm | None,
         fc1: InferenceLinear,
-        fc2: InferenceLinear,
         activation: Activation,
-        has_scale: bool,
+        fc2: InferenceLinear,
+        scale: Tensor | None,
     ) -> type[InferenceMlp]:
         return PackedMlp if same_precision([norm], [fc1, fc2]) else InferenceMlp
 
@@ -68,13 +67,8 @@ class CpuBackend(Backend):
     def split_linear_class(self, norm: InferenceNorm | None, linear: InferenceLinear) -> type[SplitLinear]:
         return PackedSplitLinear if same_precision([norm], [linear]) else SplitLinear
 
-    def embedding_class(self, patches: nn.Module) -> type[InferenceEmbedding]:
-        is_fused = (
-            isinstance(patches, Patches)
-            and isinstance(patches.norm, nn.Identity)
-            and patches.linear.precision != "int8"
-        )
-        return PackedEmbedding if is_fused else InferenceEmbedding
+    def patches_class(self, linear: InferenceLinear, norm: nn.Module) -> type[Patches]:
+        return PackedPatches if isinstance(norm, nn.Identity) and linear.precision != "int8" else Patches
 
     def content_attention(self, spec: AttentionSpec) -> InferenceAttention:
         precision = spec.qkv.precision or self.precision

@@ -6,16 +6,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitfast.errors import UserError
-from vitfast.inference.ir import Activation, Precision
-from vitfast.inference.modules.attention import GatedAttention, InferenceAttention, RelationAttention
+from vitfast.inference.ir import Activation, PatchesSpec, Precision
+from vitfast.inference.modules.attention import (
+    GatedAttention,
+    InferenceAttention,
+    PerformerAttention,
+    RelationAttention,
+)
 from vitfast.inference.modules.block import InferenceBlock, InferenceMlp
-from vitfast.inference.modules.embedding import InferenceEmbedding, Patches
 from vitfast.inference.modules.linear import InferenceLinear
 from vitfast.inference.modules.norm import InferenceNorm, NormLinear
-from vitfast.inference.modules.tokens_to_token import PERFORMER_EPSILON, PerformerAttention, SplitLinear
+from vitfast.inference.modules.patches import Patches, SplitLinear
 from vitfast.ops.packed import has_packed
 
 
@@ -32,21 +36,16 @@ class PackedLinear(InferenceLinear):
         scale: Tensor | None = None,
         residual: Tensor | None = None,
     ) -> Tensor:
-        out: Tensor = torch.ops.vitfast.packed_linear.default(
+        return torch.ops.vitfast.packed_linear.default(
             x, self.weight, self.bias, self.out_features, self.precision, activation, scale, residual
         )
-        return out
 
     def _stored(self, weight: Tensor) -> Tensor:
         self.layout: str = torch.ops.vitfast.packed_layout.default(self.precision)
-        packed: Tensor = torch.ops.vitfast.pack_weight.default(weight.contiguous(), self.precision)
-        return packed
+        return torch.ops.vitfast.pack_weight.default(weight.contiguous(), self.precision)
 
     def _restored(self) -> Tensor:
-        weight: Tensor = torch.ops.vitfast.unpack_weight.default(
-            self.weight, self.out_features, self.in_features, self.precision
-        )
-        return weight
+        return torch.ops.vitfast.unpack_weight.default(self.weight, self.out_features, self.in_features, self.precision)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -63,17 +62,16 @@ class PackedNormLinear(NormLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         linear = self.linear
-        out: Tensor = torch.ops.vitfast.packed_norm_linear.default(
+        return torch.ops.vitfast.packed_norm_linear.default(
             x, *norm_arguments(self.norm), linear.weight, linear.bias, linear.out_features, linear.precision, "none"
         )
-        return out
 
 
 class PackedMlp(InferenceMlp):
     """An MLP in one operator; its layers must have one precision."""
 
     def forward(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        out: Tensor = torch.ops.vitfast.packed_mlp.default(
+        return torch.ops.vitfast.packed_mlp.default(
             x,
             *norm_arguments(self.norm),
             self.fc1.weight,
@@ -87,7 +85,6 @@ class PackedMlp(InferenceMlp):
             self.scale,
             residual,
         )
-        return out
 
 
 class PackedAttention(InferenceAttention):
@@ -108,10 +105,7 @@ class PackedRelationAttention(RelationAttention):
     def attend(
         self, qkv: Tensor, relations: Tensor | None, upsample: Tensor | None, return_logits: bool
     ) -> tuple[Tensor, Tensor | None]:
-        out, logits = torch.ops.vitfast.packed_related_attention.default(
-            qkv, relations, upsample, self.scale, return_logits
-        )
-        return out, logits
+        return torch.ops.vitfast.packed_related_attention.default(qkv, relations, upsample, self.scale, return_logits)
 
 
 class PackedBlock(InferenceBlock):
@@ -134,7 +128,6 @@ class PackedBlock(InferenceBlock):
             *norm_arguments(qkv.norm),
             qkv.linear.weight,
             qkv.linear.bias,
-            *(None, None, None, None, 0.0, False),  # no LayerNorm of q and k
             attention.heads,
             attention.head_dim,
             attention.scale,
@@ -157,33 +150,28 @@ class PackedBlock(InferenceBlock):
         return f"one packed operator, {self.proj.precision}"
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = torch.ops.vitfast.packed_block.default(x.contiguous(), *self._arguments)
-        return out
+        return torch.ops.vitfast.packed_block.default(x.contiguous(), *self._arguments)
 
 
-class PackedEmbedding(InferenceEmbedding):
+class PackedPatches(Patches):
     """Gathers, projects and positions non-overlapping patches in one operator, which also reads uint8 images."""
 
-    patches: Patches
+    def __init__(self, spec: PatchesSpec, linear: InferenceLinear, norm: nn.Module, *, reads_pixels: bool) -> None:
+        super().__init__(spec, linear, norm, reads_pixels=reads_pixels)
+        self.path = f"one packed operator, {linear.precision}"
 
-    @property
-    def path(self) -> str:
-        return f"one packed operator, {self.patches.linear.precision}"
-
-    def tokens(self, images: Tensor, positions: Tensor | None) -> Tensor:
-        patches = self.patches
-        out: Tensor = torch.ops.vitfast.packed_patch_embed.default(
-            patches.padded(images).contiguous(),
-            patches.linear.weight,
-            patches.linear.bias,
-            patches.linear.out_features,
-            *patches.patch_size,
-            None,
-            self.prefix,
+    def tokens(self, images: Tensor, prefix: Tensor, positions: Tensor | None) -> Tensor:
+        linear = self.linear
+        return torch.ops.vitfast.packed_patch_embed.default(
+            self.padded(images).contiguous(),
+            linear.weight,
+            linear.bias,
+            linear.out_features,
+            *self.patch_size,
+            prefix,
             positions,
-            patches.linear.precision,
+            linear.precision,
         )
-        return out
 
 
 class PackedSplitLinear(SplitLinear):
@@ -191,7 +179,7 @@ class PackedSplitLinear(SplitLinear):
 
     def project(self, images: Tensor) -> Tensor:
         linear = self.linear
-        out: Tensor = torch.ops.vitfast.packed_split_linear.default(
+        return torch.ops.vitfast.packed_split_linear.default(
             images,
             self.patch,
             self.stride,
@@ -202,15 +190,13 @@ class PackedSplitLinear(SplitLinear):
             linear.out_features,
             linear.precision,
         )
-        return out
 
 
 class PackedPerformerAttention(PerformerAttention):
     """A performer's attention in one operator."""
 
     def forward(self, kqv: Tensor, v: Tensor) -> Tensor:
-        out: Tensor = torch.ops.vitfast.packed_performer.default(kqv, self.projection, PERFORMER_EPSILON)
-        return out
+        return torch.ops.vitfast.packed_performer.default(kqv, self.projection, self.epsilon)
 
 
 def same_precision(norms: Sequence[InferenceNorm | None], linears: Sequence[InferenceLinear]) -> bool:

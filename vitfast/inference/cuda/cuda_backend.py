@@ -43,11 +43,12 @@ class CudaBackend(Backend):
         self,
         norm: InferenceNorm | None,
         fc1: InferenceLinear,
-        fc2: InferenceLinear,
         activation: Activation,
-        has_scale: bool,
+        fc2: InferenceLinear,
+        scale: Tensor | None,
     ) -> type[InferenceMlp]:
-        return FusedMlp if _are_cast(fc1, fc2) and not has_scale and activation in GELU_APPROXIMATE else InferenceMlp
+        is_fused = _are_cast(fc1, fc2) and scale is None and activation in GELU_APPROXIMATE
+        return FusedMlp if is_fused else InferenceMlp
 
     def block_class(
         self, qkv: NormLinear, attention: nn.Module, proj: InferenceLinear, mlp: InferenceMlp

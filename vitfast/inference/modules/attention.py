@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from vitfast import ops
 from vitfast.layers.positional_attention import attend_by_position
+from vitfast.layers.token_performer import performer_attention
 from vitfast.ops.library import has_kernel
 
 
@@ -120,6 +121,36 @@ class RelationAttention(Heads):
         if not return_logits:
             return ops.attention_packed(qkv, bias=relations, scale=self.scale), None
         return ops.attention_packed(qkv, bias=relations, scale=self.scale, return_logits=True)
+
+
+class SingleHeadAttention(nn.Module):
+    """Softmax attention with one head: qkv ``[B, N, 3 * D]`` -> ``[B, N, D]``."""
+
+    operators = ("attention",)
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, qkv: Tensor, v: Tensor) -> Tensor:
+        return ops.attention_packed(qkv.unflatten(-1, (3, 1, -1)), scale=self.scale).squeeze(2)
+
+
+class PerformerAttention(nn.Module):
+    """A performer's attention: kqv ``[B, N, 3 * D]`` -> ``[B, N, D]``; ``projection`` ``[M, D]``: random features."""
+
+    epsilon = 1e-8  # added to the denominator
+
+    projection: Tensor
+
+    def __init__(self, projection: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("projection", projection)
+
+    def forward(self, kqv: Tensor, v: Tensor) -> Tensor:
+        """``v``: a contiguous copy of v."""
+        k, q, _ = kqv.chunk(3, dim=-1)
+        return performer_attention(q, k, v, self.projection, epsilon=self.epsilon)
 
 
 def upsample_relations(relations: Tensor, upsample: Tensor) -> Tensor:

@@ -8,30 +8,33 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitfast.inference.modules.attention import RelationAttention, upsample_relations
-from vitfast.inference.modules.block import InferenceMlp
+from vitfast.inference.backend import Backend
+from vitfast.inference.ir import (
+    BlockSpec,
+    CascadeSpec,
+    ExitSpec,
+    FallbackSpec,
+    FeatureReuseSpec,
+    MlpSpec,
+    RelationReuseSpec,
+)
+from vitfast.inference.modules.attention import upsample_relations
 from vitfast.inference.modules.embedding import InferenceEmbedding
-from vitfast.inference.modules.linear import InferenceLinear, describe_gemms
-from vitfast.inference.modules.norm import NormLinear
+from vitfast.inference.modules.linear import describe_gemms
 from vitfast.inference.modules.readout import InferenceReadout
 from vitfast.models.dvt_exit import run_reuse_blocks
 from vitfast.models.exit_state import ExitState
 
 
 class FeatureReuse(nn.Module):
-    """Reduces the previous exit's features to fewer channels and upsamples them to this exit's grid.
-
-    Args:
-        mlp: the MLP with its LayerNorm.
-        upsample: ``[1 + G * G, 1 + g * g]``.
-    """
+    """Reduces the previous exit's features to fewer channels and upsamples them to this exit's grid."""
 
     upsample: Tensor
 
-    def __init__(self, mlp: InferenceMlp, upsample: Tensor) -> None:
+    def __init__(self, spec: FeatureReuseSpec, backend: Backend) -> None:
         super().__init__()
-        self.mlp = mlp
-        self.register_buffer("upsample", upsample)
+        self.mlp = backend.mlp(spec.norm, spec.mlp)
+        self.register_buffer("upsample", backend.copy_in_dtype(spec.upsample))
 
     def forward(self, features: Tensor) -> Tensor:
         """Turns ``[B, 1 + g * g, C]`` into ``[B, 1 + G * G, out]``, with zeros for the class token."""
@@ -40,23 +43,17 @@ class FeatureReuse(nn.Module):
 
 
 class RelationReuse(nn.Module):
-    """Mixes the logits of all layers of one exit to biases for the next exit, for all images at once.
-
-    Args:
-        layers: number of layers L.
-        mlp: from ``L * H`` to ``L * H`` channels.
-        upsample: ``[1 + G * G, 1 + g * g]``.
-    """
+    """Mixes the logits of all layers of one exit to biases for the next exit, for all images at once."""
 
     operators = ("upsample_relations",)
 
     upsample: Tensor
 
-    def __init__(self, layers: int, mlp: InferenceMlp, upsample: Tensor) -> None:
+    def __init__(self, spec: RelationReuseSpec, backend: Backend) -> None:
         super().__init__()
-        self.layers = layers
-        self.mlp = mlp
-        self.register_buffer("upsample", upsample)
+        self.layers = spec.layers
+        self.mlp = backend.mlp(None, MlpSpec(spec.fc1, "gelu", spec.fc2))
+        self.register_buffer("upsample", backend.tensors.copy(spec.upsample))
 
     def forward(self, relations: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Returns for each layer ``[B, H, 1 + g * g, 1 + g * g]``, not upsampled yet."""
@@ -80,37 +77,23 @@ class ReuseBlock(nn.Module):
     """A block that reads features and relations of the previous exit.
 
     Args:
-        name: name of the source module.
-        qkv: first LayerNorm and the projection to q, k and v.
-        attention: between the projections.
-        proj: output projection.
-        feature_reuse: of the previous exit's features, or None.
-        mlp: the MLP with its LayerNorm.
+        spec: the block.
         upsample: matrix of the exit's ``RelationReuse``, or None.
-        dtype: dtype of the tokens.
+        backend: builds the layers.
     """
 
     upsample: Tensor | None
 
-    def __init__(
-        self,
-        name: str,
-        qkv: NormLinear,
-        attention: RelationAttention,
-        proj: InferenceLinear,
-        feature_reuse: FeatureReuse | None,
-        mlp: InferenceMlp,
-        upsample: Tensor | None,
-        dtype: torch.dtype,
-    ) -> None:
+    def __init__(self, spec: BlockSpec, upsample: Tensor | None, backend: Backend) -> None:
         super().__init__()
-        self.name = name
-        self.qkv = qkv
-        self.attention = attention
-        self.proj = proj
-        self.feature_reuse = feature_reuse
-        self.mlp = mlp
-        self.dtype = dtype
+        attention, reuse = spec.attention, spec.feature_reuse
+        self.name = spec.name
+        self.qkv = backend.norm_linear(backend.norm(spec.norm1), backend.linear(attention.qkv))
+        self.attention = backend.relation_attention_class(attention.heads, attention.head_dim, attention.scale)
+        self.proj = backend.linear(attention.proj)
+        self.feature_reuse = None if reuse is None else FeatureReuse(reuse, backend)
+        self.mlp = backend.mlp(spec.norm2, spec.mlp)
+        self.dtype = backend.dtype
         self.register_buffer("upsample", upsample)
 
     @property
@@ -135,30 +118,23 @@ class ReuseBlock(nn.Module):
 
 
 class InferenceExit(nn.Module):
-    """One transformer of the cascade.
+    """One transformer of the cascade."""
 
-    Args:
-        embedding: from images to tokens.
-        relation_reuse: of the previous exit's logits, or None.
-        blocks: in order.
-        norm: applied after the last block.
-        readout: from the class token to the logits.
-    """
-
-    def __init__(
-        self,
-        embedding: InferenceEmbedding,
-        relation_reuse: RelationReuse | None,
-        blocks: Sequence[nn.Module],
-        norm: nn.Module,
-        readout: InferenceReadout,
-    ) -> None:
+    def __init__(self, spec: ExitSpec, backend: Backend) -> None:
         super().__init__()
-        self.embedding = embedding
-        self.relation_reuse = relation_reuse
-        self.blocks = nn.ModuleList(blocks)
-        self.norm = norm
-        self.readout = readout
+        transformer = spec.transformer
+        self.embedding = InferenceEmbedding(transformer.embedding, backend)
+        self.relation_reuse = None
+        if spec.relation_reuse is not None:
+            cls = RelationReusePerImage if backend.per_image else RelationReuse
+            self.relation_reuse = cls(spec.relation_reuse, backend)
+        upsample = None if self.relation_reuse is None else self.relation_reuse.upsample
+        self.blocks = nn.ModuleList(
+            backend.fallback(one) if isinstance(one, FallbackSpec) else ReuseBlock(one, upsample, backend)
+            for one in transformer.blocks
+        )
+        self.norm = backend.norm_or_identity(transformer.norm)
+        self.readout = InferenceReadout(transformer.readouts[0], backend)
 
     def forward(
         self, images: Tensor, features: Tensor | None, relations: Sequence[Tensor], *, return_relations: bool
@@ -176,21 +152,15 @@ class InferenceExit(nn.Module):
 
 
 class InferenceCascade(nn.Module):
-    """An accelerated DVT: runs all exits, or one after the other.
-
-    Args:
-        exits: in order.
-        feature_reuse: whether exits pass their features to the next exit.
-        relation_reuse: whether exits pass their logits to the next exit.
-    """
+    """An accelerated DVT: runs all exits, or one after the other."""
 
     returns_tuple = True
 
-    def __init__(self, exits: Sequence[InferenceExit], *, feature_reuse: bool, relation_reuse: bool) -> None:
+    def __init__(self, spec: CascadeSpec, backend: Backend) -> None:
         super().__init__()
-        self.exits = nn.ModuleList(exits)
-        self.feature_reuse = feature_reuse
-        self.relation_reuse = relation_reuse
+        self.exits = nn.ModuleList(InferenceExit(one, backend) for one in spec.exits)
+        self.feature_reuse = spec.feature_reuse
+        self.relation_reuse = spec.relation_reuse
 
     @property
     def embedding(self) -> nn.Module:

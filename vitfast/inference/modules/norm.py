@@ -47,5 +47,4 @@ class NormLinear(nn.Module):
         self.linear = linear
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.linear(self.norm(x))
-        return out
+        return self.linear(self.norm(x))

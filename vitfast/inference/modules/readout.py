@@ -2,51 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitfast.inference.ir import Activation, ReadoutSpec
+from vitfast.inference.backend import Backend
+from vitfast.inference.ir import MapPoolSpec, ReadoutSpec
 from vitfast.inference.modules.block import InferenceMlp
 from vitfast.inference.modules.linear import InferenceLinear, describe_gemms
 
 
 class MapPool(nn.Module):
-    """Attention pooling with learned queries, whose projection does not depend on the image and is precomputed.
+    """Attention pooling with learned queries, whose projection does not depend on the image and is precomputed."""
 
-    Args:
-        queries: projected and normalized queries ``[1, H, L, D]``.
-        scale: factor on the logits.
-        kv: projection of the tokens to k and v.
-        k_norm: LayerNorm of k within each head, or an identity.
-        proj: output projection.
-        mlp: the MLP with its LayerNorm.
-        mean: return the mean over the L results; else the first one.
-    """
+    queries: Tensor  # [1, H, L, D]
 
-    queries: Tensor
-
-    def __init__(
-        self,
-        queries: Tensor,
-        scale: float,
-        kv: InferenceLinear,
-        k_norm: nn.Module,
-        proj: InferenceLinear,
-        mlp: InferenceMlp,
-        *,
-        mean: bool,
-    ) -> None:
+    def __init__(self, spec: MapPoolSpec, backend: Backend) -> None:
         super().__init__()
-        self.register_buffer("queries", queries)
-        self.scale = scale
-        self.kv = kv
-        self.k_norm = k_norm
-        self.proj = proj
-        self.mlp = mlp
-        self.mean = mean
+        queries = spec.latent.detach()
+        if spec.q is not None:
+            queries = F.linear(queries, spec.q.weights[0].detach(), spec.q.biases[0])
+        queries_1LHD = queries.detach().to(backend.device).unflatten(-1, (spec.heads, -1))
+        queries_1HLD = backend.norm_or_identity(spec.q_norm)(queries_1LHD).transpose(1, 2).contiguous()
+        self.register_buffer("queries", queries_1HLD.to(backend.dtype))
+        self.scale = spec.scale
+        self.kv = backend.linear(spec.kv)
+        self.k_norm = backend.norm_or_identity(spec.k_norm)
+        self.proj = backend.linear(spec.proj)
+        norm = None if spec.norm is None else backend.norm(spec.norm)
+        fc1, fc2 = backend.linear(spec.mlp.fc1), backend.linear(spec.mlp.fc2)
+        self.mlp = InferenceMlp(norm, fc1, spec.mlp.activation, fc2)
+        self.mean = spec.mean
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Pools ``tokens`` ``[B, N, C]`` to ``[B, C]``."""
@@ -60,31 +46,16 @@ class MapPool(nn.Module):
 
 
 class InferenceReadout(nn.Module):
-    """Pools, normalizes and applies the head.
+    """Pools, normalizes and applies the head."""
 
-    Args:
-        spec: its ``pooling`` and ``index`` are used.
-        map_pool: for map pooling.
-        norm: applied to the pooled tokens, or an identity.
-        layers: linear layers of the head.
-        activations: the activation after each layer.
-    """
-
-    def __init__(
-        self,
-        spec: ReadoutSpec,
-        map_pool: MapPool | None,
-        norm: nn.Module,
-        layers: Sequence[InferenceLinear],
-        activations: Sequence[Activation],
-    ) -> None:
+    def __init__(self, spec: ReadoutSpec, backend: Backend) -> None:
         super().__init__()
         self.pooling = spec.pooling
         self.index = spec.index
-        self.map_pool = map_pool
-        self.norm = norm
-        self.layers = nn.ModuleList(layers)
-        self.activations = activations
+        self.map_pool = None if spec.map_pool is None else MapPool(spec.map_pool, backend)
+        self.norm = backend.norm_or_identity(spec.norm)
+        self.layers = nn.ModuleList(backend.linear(linear) for linear, _ in spec.layers)
+        self.activations = [activation for _, activation in spec.layers]
 
     @property
     def tokens_read(self) -> int | None:
@@ -111,7 +82,4 @@ class InferenceReadout(nn.Module):
             return tokens[:, self.index :].mean(dim=1)
         if self.pooling == "token_and_mean":
             return torch.cat([tokens[:, 0], tokens[:, self.index :].mean(dim=1)], dim=1)
-        if self.map_pool is not None:
-            pooled: Tensor = self.map_pool(tokens[:, self.index :])
-            return pooled
-        return tokens
+        return tokens if self.map_pool is None else self.map_pool(tokens[:, self.index :])

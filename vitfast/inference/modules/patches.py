@@ -1,0 +1,160 @@
+"""Patch embeddings of accelerated models: their interface, non-overlapping and overlapping patches, convolutions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vitfast.inference.ir import ConvSpec, ConvStemSpec, PatchesSpec, SplitSpec
+from vitfast.inference.modules.linear import InferenceLinear, describe_gemms
+from vitfast.inference.modules.norm import InferenceNorm
+
+
+class PatchEmbedding(nn.Module):
+    """Base of all patch embeddings: images ``[B, in_chans, H, W]`` -> ``[B, N, C]``.
+
+    Attributes:
+        image_size: height and width of the images.
+        in_chans: image channels.
+        path: what runs it, for the report.
+        reads_pixels: whether the normalization of the images is included.
+    """
+
+    path: str
+    reads_pixels = False
+
+    def __init__(self, image_size: tuple[int, int], in_chans: int) -> None:
+        super().__init__()
+        self.image_size = image_size
+        self.in_chans = in_chans
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of an image of ``image_size``."""
+        raise NotImplementedError
+
+    def tokens(self, images: Tensor, prefix: Tensor, positions: Tensor | None) -> Tensor:
+        """Embeds patches, adds ``positions`` ``[N, C]`` and prepends ``prefix`` ``[T, C]``."""
+        tokens = self(images.to(prefix.dtype))
+        if positions is not None:
+            tokens = tokens + positions.to(tokens.dtype)
+        return torch.cat([prefix.expand(tokens.shape[0], -1, -1), tokens], dim=1)
+
+
+class Patches(PatchEmbedding):
+    """Projects non-overlapping patches."""
+
+    def __init__(self, spec: PatchesSpec, linear: InferenceLinear, norm: nn.Module, *, reads_pixels: bool) -> None:
+        super().__init__(spec.image_size, spec.in_chans)
+        self.patch_size = spec.patch_size
+        self.padding = spec.padding
+        self.linear = linear
+        self.norm = norm
+        self.reads_pixels = reads_pixels
+        self.path = describe_gemms(linear)
+
+    @property
+    def num_patches(self) -> int:
+        left, right, above, below = self.padding
+        (height, width), (rows, columns) = self.image_size, self.patch_size
+        return ((height + above + below) // rows) * ((width + left + right) // columns)
+
+    def padded(self, images: Tensor) -> Tensor:
+        """Pads or crops images to whole patches."""
+        if tuple(images.shape[-2:]) == self.image_size:
+            return F.pad(images, self.padding) if any(self.padding) else images
+        rows, columns = (size // patch * patch for size, patch in zip(images.shape[-2:], self.patch_size, strict=True))
+        return images[..., :rows, :columns]
+
+    def forward(self, images: Tensor) -> Tensor:
+        rows, columns = self.patch_size
+        patches = self.padded(images).unflatten(-1, (-1, columns)).unflatten(-3, (-1, rows))
+        patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # [B, N, in_chans * rows * columns]
+        return self.norm(self.linear(patches))
+
+
+class ConvStem(PatchEmbedding):
+    """Convolutions on torch operators, with BatchNorm folded into the weights."""
+
+    def __init__(self, spec: ConvStemSpec, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(spec.image_size, spec.in_chans)
+        self.path = f"torch convolutions, {str(dtype).removeprefix('torch.')}, BatchNorm folded"
+        self.steps = [(conv.stride, conv.padding, conv.relu) for conv in spec.convolutions]
+        for index, conv in enumerate(spec.convolutions):
+            weight, bias = _fold_batch_norm(conv)
+            self.register_buffer(f"weight{index}", weight.to(device, dtype))
+            self.register_buffer(f"bias{index}", None if bias is None else bias.to(device, dtype))
+
+    @property
+    def num_patches(self) -> int:
+        rows, columns = self.image_size
+        for index, (stride, padding, _) in enumerate(self.steps):
+            height, width = self.get_buffer(f"weight{index}").shape[2:]
+            rows, columns = (rows + 2 * padding - height) // stride + 1, (columns + 2 * padding - width) // stride + 1
+        return rows * columns
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = images
+        for index, (stride, padding, relu) in enumerate(self.steps):
+            x = F.conv2d(x, getattr(self, f"weight{index}"), getattr(self, f"bias{index}"), stride, padding)
+            x = F.relu(x) if relu else x
+        return x.flatten(2).transpose(1, 2)
+
+
+class SplitLinear(nn.Module):
+    """``linear(norm(patches))`` of overlapping patches.
+
+    Tokens are read in channels-last order: their grid is an image ``[B, 1, G, G * D]``, whose patches of P x (P * D)
+    hold (row, column, channel). The columns of ``linear`` and ``norm`` are in that order.
+
+    Args:
+        split: the patches.
+        norm: before the layer, or None.
+        linear: the layer.
+        token_dim: channels D of the tokens that are split; None: images are split.
+    """
+
+    def __init__(
+        self, split: SplitSpec, norm: InferenceNorm | None, linear: InferenceLinear, token_dim: int | None
+    ) -> None:
+        super().__init__()
+        width = token_dim or 1
+        self.split = split
+        self.token_dim = token_dim
+        self.patch = (split.patch_size, split.patch_size * width)
+        self.stride = (split.stride, split.stride * width)
+        self.padding = (split.padding, split.padding * width)
+        self.norm = norm
+        self.linear = linear
+
+    def grid_size(self, size: int) -> int:
+        """Patches along a side of ``size`` pixels or tokens; below 1 if not even one fits."""
+        return (size + 2 * self.split.padding - self.split.patch_size) // self.split.stride + 1
+
+    def forward(self, x: Tensor, size: int) -> Tensor:
+        """Reads images ``[B, I, size, size]`` or tokens ``[B, size * size, D]``; returns ``[B, N, C]``."""
+        return self.project(x if self.token_dim is None else x.unflatten(1, (1, size, size)).flatten(3))
+
+    def project(self, images: Tensor) -> Tensor:
+        """Splits and projects images or a grid of tokens."""
+        # one copy; twice as fast as F.unfold and a transpose
+        (height, width), (down, across) = self.patch, self.stride
+        above, left = self.padding
+        windows = F.pad(images, (left, left, above, above)).unfold(2, height, down).unfold(3, width, across)
+        patches = windows.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+        return self.linear(patches if self.norm is None else self.norm(patches))
+
+
+def _fold_batch_norm(conv: ConvSpec) -> tuple[Tensor, Tensor | None]:
+    """Returns weight and bias of the convolution that includes its BatchNorm; computed in float64."""
+    weight = conv.weight.detach().clone()
+    bias = None if conv.bias is None else conv.bias.detach().clone()
+    if conv.batch_norm is None:
+        return weight, bias
+    gamma, beta, mean, variance, eps = conv.batch_norm
+    scale = gamma.detach().double() / (variance.double() + eps).sqrt()
+    shift = beta.detach().double() - mean.double() * scale
+    if bias is not None:
+        shift = shift + bias.double() * scale
+    return (weight.double() * scale[:, None, None, None]).float(), shift.float()
