@@ -15,8 +15,7 @@ from typing import Any, cast
 
 import torch
 
-from vitfast.commands.exit_sweep import SweepOptions, sweep_exits
-from vitfast.commands.exit_sweep_text import sweep_json, sweep_table
+from vitfast.commands.evaluate_sweep import SweepOptions, sweep_exits, sweep_json, sweep_table
 from vitfast.config import load_options, option
 from vitfast.data import ImageDataset
 from vitfast.device import select_device

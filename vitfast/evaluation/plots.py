@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vitfast.evaluation.exit_sweep import ExitSweep, OperatingPoint
 from vitfast.figure import new_figure, save_figure
-from vitfast.inference import ExitStatistics
+from vitfast.inference import ExitPoint, ExitStatistics
 from vitfast.quantization.report import LayerError, QuantizationReport
 
 # layout of draw_attention, in pixels
@@ -114,32 +115,11 @@ def restore_pixels(images: Tensor, mean: Sequence[float], std: Sequence[float]) 
     return (images.cpu() * std_C11 + mean_C11).clamp(0, 1)
 
 
-@dataclass(frozen=True)
-class CurvePoint:
-    """One operating point of a model with exits.
-
-    Attributes:
-        images_per_s: measured.
-        gmacs: mean per image, 1e9 multiply-adds.
-        top1: accuracy, 0..1.
-        shares: of the images that leave at each exit, 0..1.
-    """
-
-    images_per_s: float
-    gmacs: float
-    top1: float
-    shares: list[float]
-
-
-def draw_exit_curve(
-    points: Sequence[CurvePoint], all_exits: CurvePoint, chosen: CurvePoint, path: str | os.PathLike[str], title: str
-) -> None:
+def draw_exit_curve(sweep: ExitSweep, path: str | os.PathLike[str], title: str) -> None:
     """Draws accuracy against images/s and against cost, and the shares of the exits.
 
     Args:
-        points: thresholds from one end of the sweep to the other.
-        all_exits: the same model without early exit.
-        chosen: the chosen thresholds.
+        sweep: the threshold settings and their measurements.
         path: the PNG file, replaced atomically.
         title: of the figure.
     """
@@ -148,31 +128,37 @@ def draw_exit_curve(
     figure = new_figure(15, 4.4, layout="constrained")
     figure.suptitle(title, parse_math=False)
     panels = figure.subplots(1, 3)
-    for axes, name, label in zip(panels, ("images_per_s", "gmacs"), ("images/s", "GMACs an image"), strict=False):
-        axes.axhline(all_exits.top1, color="tab:gray", linestyle=":", linewidth=1)
-        values = [getattr(point, name) for point in points]
-        axes.plot(values, [point.top1 for point in points], "o-", markersize=3, linewidth=1, label="early exit")
-        for point, text, marker, colour, size in (
-            (all_exits, "all exits", "*", "tab:green", 14),
-            (chosen, "chosen", "D", "tab:red", 8),
-        ):
-            text = f"{text} {point.top1:.2%}"
-            axes.plot([getattr(point, name)], [point.top1], marker, color=colour, markersize=size, label=text)
-        axes.set_xlabel(label)
-        axes.set_ylabel("top-1 accuracy")
-        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
-        axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
-    _draw_exit_shares(panels[2], points)
+    _draw_accuracy(panels[0], sweep, "images/s", lambda point: point.speed.images_per_s.median)
+    _draw_accuracy(panels[1], sweep, "GMACs an image", lambda point: point.test.cost)
+    _draw_exit_shares(panels[2], [point.test for point in sweep.points])
     panels[2].yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
     save_figure(figure, path)
 
 
-def _draw_exit_shares(axes: Any, points: Sequence[CurvePoint]) -> None:
-    ordered = sorted(points, key=lambda point: point.gmacs)
+def _draw_accuracy(axes: Any, sweep: ExitSweep, label: str, value: Callable[[OperatingPoint], float]) -> None:
+    from matplotlib.ticker import PercentFormatter
+
+    axes.axhline(sweep.all_exits.test.accuracy, color="tab:gray", linestyle=":", linewidth=1)
+    x, y = [value(point) for point in sweep.points], [point.test.accuracy for point in sweep.points]
+    axes.plot(x, y, "o-", markersize=3, linewidth=1, label="early exit")
+    for point, name, marker, colour, size in (
+        (sweep.all_exits, "all exits", "*", "tab:green", 14),
+        (sweep.chosen, "chosen", "D", "tab:red", 8),
+    ):
+        top1 = point.test.accuracy
+        axes.plot([value(point)], [top1], marker, color=colour, markersize=size, label=f"{name} {top1:.2%}")
+    axes.set_xlabel(label)
+    axes.set_ylabel("top-1 accuracy")
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+
+
+def _draw_exit_shares(axes: Any, points: Sequence[ExitPoint]) -> None:
+    ordered = sorted(points, key=lambda point: point.cost)
     bands = list(zip(*(point.shares for point in ordered), strict=True))
     names = [f"leave at exit {number}" for number in range(1, len(bands) + 1)]
-    axes.stackplot([point.gmacs for point in ordered], *bands, labels=names, alpha=0.8)
+    axes.stackplot([point.cost for point in ordered], *bands, labels=names, alpha=0.8)
     axes.set_xlabel("GMACs an image")
     axes.set_ylabel("share of the images")
     axes.set_ylim(0, 1)

@@ -1,4 +1,4 @@
-"""Thresholds of a sweep: chosen on one set of images, judged and timed on another."""
+"""A sweep of thresholds: chosen on one set of images, evaluated and timed on another."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from support.exit_models import exit_model, random_images, random_statistics
-from vitfast.benchmarking import exit_sweep, exit_throughput
-from vitfast.benchmarking.exit_throughput import ALL_EXITS, ALONE, measure_speeds
+from vitfast.benchmarking.harness import Spread, Timing
+from vitfast.evaluation import exit_sweep
+from vitfast.evaluation.exit_sweep import ALL_EXITS, ALONE, Speed, measure_speeds
 from vitfast.inference.early_exit import ExitPoint, ExitStatistics
 from vitfast.inference.early_exit.statistics import SWEEP_RATIOS, geometric_thresholds
 
@@ -44,8 +45,8 @@ def test_found_on_one_set_and_judged_on_the_other(monkeypatch: pytest.MonkeyPatc
     def fake_speeds(model, images, points, *, seconds, alone=False, **_):
         timed.append(([list(point) for point in points], seconds))
         names = [ALL_EXITS, *(f"{number}" for number in range(len(points))), *([ALONE] if alone else [])]
-        spread = exit_throughput.Spread(2.0, 1.0, 3.0)
-        return {name: exit_throughput.Speed(spread, spread) for name in names}
+        spread = Spread(2.0, 1.0, 3.0)
+        return {name: Speed(spread, spread) for name in names}
 
     monkeypatch.setattr(exit_sweep, "measure_speeds", fake_speeds)
     indices = torch.arange(0, 200, 5)
@@ -79,16 +80,16 @@ def test_every_way_answers_all_images_in_batches(monkeypatch: pytest.MonkeyPatch
     images = random_images(model, 7)
     seen: dict[str, list[int]] = {}
 
-    def measure_once(subjects, timer, seconds):
-        for subject in subjects:
+    def measure_once(cases, timer, seconds):
+        for case in cases:
             calls: list[int] = []
             hook = model.exits[0].register_forward_hook(lambda _, inputs, __, calls=calls: calls.append(len(inputs[0])))
-            subject.run()
+            case.run()
             hook.remove()
-            seen[subject.name] = calls
-        return [exit_throughput.Timing(subject, [0.5, 0.25, 0.5], 1) for subject in subjects]
+            seen[case.name] = calls
+        return [Timing(case, [0.5, 0.25, 0.5], 1) for case in cases]
 
-    monkeypatch.setattr(exit_throughput, "measure", measure_once)
+    monkeypatch.setattr(exit_sweep, "measure", measure_once)
     speeds = measure_speeds(
         model, images, [[0.0, 0.0], [2.0, 0.0]], batch_size=3, precision="fp32", seconds=1.0, alone=True
     )

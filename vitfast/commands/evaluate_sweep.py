@@ -1,0 +1,288 @@
+"""``vitfast evaluate exits=sweep``: measures, draws and prints accuracy against speed and cost of early exit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitfast.benchmarking.harness import Spread
+from vitfast.config import option
+from vitfast.data import ImageDataset, available_splits
+from vitfast.device import autocast, describe_device
+from vitfast.errors import UserError
+from vitfast.evaluation.checkpoint_data import (
+    EvaluateDataOptions,
+    data_of_checkpoint,
+    dataset_of_split,
+    image_loader,
+    loader_of_split,
+)
+from vitfast.evaluation.exit_sweep import ALONE, ExitSweep, OperatingPoint, sweep_thresholds
+from vitfast.evaluation.plots import (
+    ExitExample,
+    draw_exit_curve,
+    draw_exit_examples,
+    easy_and_hard,
+    restore_pixels,
+)
+from vitfast.inference import ExitStatistics, collect_exit_statistics, exit_gmacs
+from vitfast.inference.early_exit.early_exit import as_exit_model
+from vitfast.runs.trained_model import TrainedModel
+from vitfast.text_table import percent, text_table
+
+# the examples figure: classes (rows) and images of each kind
+_MAX_CLASSES = 10
+_EXAMPLES = 5
+
+
+@dataclass
+class SweepOptions:
+    """``exits=sweep``: accuracy against speed and cost."""
+
+    calibration: str = option(
+        "val", "held-out images that the thresholds are chosen on, another split", choices=["train", "val", "test"]
+    )
+    tolerance: float = option(
+        0.2, "points of top-1 on the calibration images that the chosen thresholds may lose to all exits", minimum=0
+    )
+    batch_size: int | None = option(None, "images in a batch while speed is measured; null: data.batch_size", minimum=1)
+    images: int = option(512, "images that speed is measured on, evenly spread over the split", minimum=1)
+    seconds: float = option(
+        60.0, "time to measure the chosen thresholds against all exits; the curve takes additional time", above=0
+    )
+    folder: str | None = option(None, "folder for the figures; null: the run's folder")
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """A sweep and its settings.
+
+    Attributes:
+        trained: the checkpoint.
+        split: that the thresholds were evaluated on.
+        precision: of the forward passes.
+        options: of the sweep.
+        sweep: the results.
+        calibration: statistics of the images that thresholds were chosen on.
+        test: statistics of the images that they were evaluated on.
+        timed_images: number of test images that were timed.
+        batch_size: of the timed batches.
+        figures: files that were drawn.
+    """
+
+    trained: TrainedModel
+    split: str
+    precision: str
+    options: SweepOptions
+    sweep: ExitSweep
+    calibration: ExitStatistics
+    test: ExitStatistics
+    timed_images: int
+    batch_size: int
+    figures: list[Path]
+
+
+def sweep_exits(
+    trained: TrainedModel, data: EvaluateDataOptions, split: str, precision: str, options: SweepOptions
+) -> SweepResult:
+    """Measures early exit at 59 threshold settings, and draws the result.
+
+    Thresholds are chosen on ``options.calibration`` and evaluated on ``split``, which must be another split.
+
+    Raises:
+        UserError: the model has no exits, there is no such split, both are the same, or the figures cannot be written.
+    """
+    device = next(trained.model.parameters()).device
+    as_exit_model(trained.model)  # before the images are read
+    _check_calibration(trained, data, split, options.calibration)
+    folder = trained.checkpoint.parent if options.folder is None else Path(options.folder).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"sweep.folder={options.folder}: there is no such folder; create it first")
+    dataset = dataset_of_split(trained, data, split)
+    labels: list[Tensor] = []
+    with autocast(device, precision):
+        held_out = loader_of_split(trained, data, options.calibration)
+        calibration = collect_exit_statistics(trained.model, held_out)
+        test = collect_exit_statistics(trained.model, _record_labels(image_loader(trained, data, dataset), labels))
+    # the index in the data set of each column of the statistics, which lack unreadable images
+    readable = [index for index in range(len(dataset)) if index not in dataset.bad_images]
+    indices = torch.linspace(0, test.images - 1, min(options.images, test.images)).round().long()
+    images = torch.stack([dataset[readable[index]][0] for index in indices.tolist()]).to(device)
+    batch_size = options.batch_size or data_of_checkpoint(trained, data).batch_size
+    sweep = sweep_thresholds(
+        trained.model,
+        calibration,
+        test,
+        exit_gmacs(trained.model),
+        images,
+        indices,
+        tolerance=options.tolerance / 100,
+        batch_size=batch_size,
+        precision=precision,
+        seconds=options.seconds,
+    )
+    figures = [folder / "exit_curve.png", folder / "exit_examples.png"]
+    try:
+        draw_exit_curve(sweep, figures[0], f"{trained.manifest['model']['name']}, {split}, batch {batch_size}")
+        _draw_examples(sweep, test, torch.cat(labels), dataset, readable, figures[1])
+    except OSError as error:
+        raise UserError(f"the figures cannot be written to {folder}: {error.strerror or error}") from error
+    return SweepResult(trained, split, precision, options, sweep, calibration, test, len(images), batch_size, figures)
+
+
+def _check_calibration(trained: TrainedModel, data: EvaluateDataOptions, split: str, calibration: str) -> None:
+    """Checks that the calibration split exists and is not the split that thresholds are evaluated on."""
+    if calibration == split:
+        raise UserError(
+            f"sweep.calibration={calibration} is also split={split}: thresholds evaluated on the images they were "
+            "chosen on look better than they are; give two splits"
+        )
+    splits = available_splits(data_of_checkpoint(trained, data))
+    if calibration not in splits:
+        raise UserError(
+            f"sweep.calibration={calibration}: the data have the splits {', '.join(splits)}; train with "
+            "data.val_share=0.05, which keeps images out of training, or give sweep.calibration=train, on which the "
+            "model is overconfident"
+        )
+
+
+def _record_labels(loader: Iterable[tuple[Tensor, Tensor]], labels: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    for images, labels_B in loader:
+        labels.append(labels_B)
+        yield images, labels_B
+
+
+def _draw_examples(
+    sweep: ExitSweep, test: ExitStatistics, labels: Tensor, dataset: ImageDataset, readable: list[int], path: Path
+) -> None:
+    def pixels(example: ExitExample) -> tuple[Tensor, ExitExample]:
+        image = dataset[readable[example.index]][0]
+        return restore_pixels(image, dataset.mean, dataset.std), example
+
+    rows = []
+    for class_index, name in list(enumerate(dataset.class_names))[:_MAX_CLASSES]:
+        easy, hard = easy_and_hard(test, sweep.chosen.test.thresholds, labels, class_index, _EXAMPLES)
+        rows.append((name, [pixels(one) for one in easy], [pixels(one) for one in hard]))
+    title = "At the chosen thresholds; below each image the first exit's top probability, red: wrong prediction"
+    draw_exit_examples(rows, _EXAMPLES, path, title)
+
+
+def sweep_table(result: SweepResult) -> str:
+    """Returns the printed tables."""
+    exits = range(1, result.test.num_exits + 1)
+    header = (
+        *(f"threshold {number}" for number in exits[:-1]),
+        *(f"leave at {number}" for number in exits),
+        "GMACs",
+        "images/s",
+        "speed-up",
+        "top-1",
+    )
+    rows = [_row(point) for point in [*result.sweep.points, result.sweep.all_exits]]
+    device = describe_device(next(result.trained.model.parameters()).device)
+    each_exit = ", ".join(percent(accuracy) for accuracy in _exit_accuracies(result.test))
+    lines = [
+        f"model       {result.trained.describe()}",
+        f"thresholds  found on {result.options.calibration}, {result.calibration.images:,} images",
+        f"judged on   {result.split}, {result.test.images:,} images; top-1 of each exit: {each_exit}",
+        f"timed       {result.timed_images:,} of them, batches of {result.batch_size}, {result.precision}, {device}, "
+        "interleaved; medians",
+        "",
+        text_table(header, list(dict.fromkeys(rows)), left=0),
+        "",
+        *_chosen_lines(result),
+        "",
+        *(f"drawn: {path}" for path in result.figures),
+    ]
+    return "\n".join(lines)
+
+
+def _row(point: OperatingPoint) -> tuple[str, ...]:
+    thresholds = (f"{threshold:.4f}" if threshold <= 1 else "none" for threshold in point.test.thresholds[:-1])
+    shares = (percent(share) for share in point.test.shares)
+    speed = point.speed
+    numbers = (f"{point.test.cost:.3g}", f"{speed.images_per_s.median:,.1f}", f"{speed.speedup.median:.2f}x")
+    return (*thresholds, *shares, *numbers, percent(point.test.accuracy))
+
+
+def _chosen_lines(result: SweepResult) -> list[str]:
+    def compare(accuracy: float, full: float) -> str:
+        return f"{percent(accuracy)}, all exits {percent(full)} ({100 * (accuracy - full):+.2f} points)"
+
+    def rate(spread: Spread) -> str:
+        return f"{spread.median:,.1f} ({spread.lower:,.1f}-{spread.upper:,.1f})"
+
+    sweep, calibration = result.sweep, result.options.calibration
+    chosen, full, speedup = sweep.chosen, sweep.all_exits, sweep.chosen.speed.speedup
+    rows = [
+        ("thresholds", ", ".join(f"{threshold:.6g}" for threshold in chosen.test.thresholds)),
+        (f"top-1 on {calibration}", compare(chosen.calibration.accuracy, full.calibration.accuracy)),
+        (f"top-1 on {result.split}", compare(chosen.test.accuracy, full.test.accuracy)),
+        ("leave at each exit", ", ".join(percent(share) for share in chosen.test.shares)),
+        ("GMACs an image", f"{chosen.test.cost:.3g}, all exits {full.test.cost:.3g}"),
+        ("images/s", rate(chosen.speed.images_per_s)),
+        ("images/s of all exits", rate(sweep.chosen_all_exits.images_per_s)),
+        ("speed-up", f"{speedup.median:.2f}x ({speedup.lower:.2f}-{speedup.upper:.2f})"),
+        ("of what GMACs promise", f"{sweep.share_of_promise:.0%} of {sweep.promised_speedup:.2f}x"),
+        (ALONE, f"{rate(sweep.alone.images_per_s)} images/s; its accuracy is not known"),
+    ]
+    width = max(len(name) for name, _ in rows)
+    budget = f"budget_gmacs={chosen.calibration.cost * (1 + 1e-9):.9g} search=false"
+    store = f"python -m vitfast.exits checkpoint={result.trained.checkpoint} split={calibration} {budget}"
+    return [
+        f"the cheapest that is on {calibration} within {result.options.tolerance:g} points of all exits:",
+        *(f"  {name.ljust(width)}  {value}" for name, value in rows),
+        f"  store them: {store}",
+    ]
+
+
+def sweep_json(result: SweepResult) -> str:
+    """Returns the result as one JSON object."""
+    sweep = result.sweep
+    return json.dumps(
+        {
+            "checkpoint": str(result.trained.checkpoint),
+            "model": result.trained.manifest["model"]["name"],
+            "weights": result.trained.weights,
+            "precision": result.precision,
+            "calibration": {"split": result.options.calibration, "images": result.calibration.images},
+            "split": result.split,
+            "images": result.test.images,
+            "exits_top1": _exit_accuracies(result.test),
+            "timed_images": result.timed_images,
+            "batch_size": result.batch_size,
+            "all_exits": _point_json(sweep.all_exits),
+            "points": [_point_json(point) for point in sweep.points],
+            "chosen": {
+                **_point_json(sweep.chosen),
+                "tolerance_points": result.options.tolerance,
+                "all_exits_images_per_s": asdict(sweep.chosen_all_exits.images_per_s),
+                "promised_speedup": sweep.promised_speedup,
+                "share_of_promise": sweep.share_of_promise,
+            },
+            "alone": asdict(sweep.alone),
+            "pictures": [str(path) for path in result.figures],
+        },
+        indent=2,
+    )
+
+
+def _point_json(point: OperatingPoint) -> dict[str, Any]:
+    return {
+        "thresholds": point.test.thresholds,
+        "top1": point.test.accuracy,
+        "calibration_top1": point.calibration.accuracy,
+        "shares": point.test.shares,
+        "gmacs": point.test.cost,
+        **asdict(point.speed),
+    }
+
+
+def _exit_accuracies(statistics: ExitStatistics) -> list[float]:
+    return statistics.correct.double().mean(dim=1).tolist()
