@@ -22,7 +22,7 @@ from vitfast.inference.cuda.graph_cache import GraphCache, is_bucket
 from vitfast.inference.input_adapters import input_adapter
 from vitfast.inference.ir import PRECISIONS, CascadeSpec, Precision
 from vitfast.inference.lowering import Lowered, lower
-from vitfast.inference.lowering.quantized import quantized_precisions
+from vitfast.inference.lowering.module_checks import quantized_precisions
 from vitfast.inference.modules.block import InferenceBlock
 from vitfast.inference.modules.cascade import InferenceCascade, ReuseBlock
 from vitfast.inference.modules.embedding import InferenceEmbedding

@@ -1,6 +1,6 @@
-"""From a model of vitfast, timm, torchvision or Hugging Face to a description of what it computes."""
+"""Lowering: from a model of vitfast, timm, torchvision or Hugging Face to its intermediate representation."""
 
-from vitfast.inference.lowering.lower import Lowered, describe_block, lower
-from vitfast.inference.lowering.not_recognised import NotRecognised
+from vitfast.inference.lowering.lower import Lowered, lower
+from vitfast.inference.lowering.module_checks import NotRecognised
 
-__all__ = ["Lowered", "NotRecognised", "describe_block", "lower"]
+__all__ = ["Lowered", "NotRecognised", "lower"]

@@ -1,6 +1,6 @@
-"""Hugging Face's ViT, DeiT and DINOv2; imported only where transformers is already.
+"""Lowering of Hugging Face's ViT, DeiT and DINOv2; imported only if transformers is imported already.
 
-Their classes differ in little but names, so one reading serves all: a table says under which names the parts are found.
+Their classes differ mainly in names, which are in a table.
 """
 
 from __future__ import annotations
@@ -23,11 +23,8 @@ from vitfast.inference.ir import (
     Resize,
     TransformerSpec,
 )
-from vitfast.inference.lowering import layers
-from vitfast.inference.lowering.module_checks import check_unmodified, expect
-from vitfast.inference.lowering.not_recognised import NotRecognised
-from vitfast.inference.lowering.vitfast_models import head_layers
-from vitfast.inference.lowering.vitfast_parts import block_or_own
+from vitfast.inference.lowering import common_layers as common
+from vitfast.inference.lowering.module_checks import NotRecognised, check_unmodified, expect
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ class Family:
         module: that holds them.
         base: under which name a classifier holds the model.
         norms: of a layer, before the attention and before the MLP.
-        blocks: where the model holds its layers.
+        blocks: where the model holds its common.
         prefix_tokens: of the embeddings, in order.
         resize: how positions are adapted to other image sizes.
     """
@@ -82,8 +79,8 @@ def family_of(model: nn.Module) -> Family | None:
     return next((family for family in loaded if type(model).__module__ == family.module), None)
 
 
-def describe(model: nn.Module) -> TransformerSpec:
-    """Describes a model without head, or an image classifier.
+def lower_model(model: nn.Module) -> TransformerSpec:
+    """Lowers a model without head, or an image classifier.
 
     Raises:
         NotRecognised: it is something else, or something outside its layers was changed.
@@ -109,15 +106,15 @@ def describe(model: nn.Module) -> TransformerSpec:
             "token_and_mean" if is_dino else "token",
             1 + registers if is_dino else index,
             None,
-            head_layers(name, getattr(checked, name)),
+            common.head_layers(name, getattr(checked, name)),
         )
         for index, name in enumerate(heads)
     )
     return _base(getattr(checked, family.base), family.base, family, readouts)
 
 
-def block(name: str, module: nn.Module) -> BlockSpec:
-    """Describes a layer of any of the families."""
+def lower_block(name: str, module: nn.Module) -> BlockSpec:
+    """Lowers a layer of any of the families."""
     family = family_of(module)
     if family is None:
         raise NotRecognised(name, f"is a {type(module).__name__}")
@@ -125,22 +122,22 @@ def block(name: str, module: nn.Module) -> BlockSpec:
     scales = ("layer_scale1", "layer_scale2")
     children = (norm1, norm2, "attention", "mlp", "dropout", "drop_path", *scales)
     checked = expect(module, name, family.class_of("Layer"), children=children)
-    layers.passes_in_evaluation(f"{name}.dropout", getattr(checked, "dropout", nn.Identity()))
-    layers.passes_in_evaluation(f"{name}.drop_path", getattr(checked, "drop_path", nn.Identity()))
+    common.passes_in_evaluation(f"{name}.dropout", getattr(checked, "dropout", nn.Identity()))
+    common.passes_in_evaluation(f"{name}.drop_path", getattr(checked, "drop_path", nn.Identity()))
     mlp = expect(checked.mlp, f"{name}.mlp", family.class_of("MLP"), children=("activation_fn", "fc1", "fc2"))
     return BlockSpec(
         name,
-        layers.norm(f"{name}.{norm1}", getattr(checked, norm1)),
+        common.norm(f"{name}.{norm1}", getattr(checked, norm1)),
         _attention(f"{name}.attention", checked.attention, family),
-        layers.norm(f"{name}.{norm2}", getattr(checked, norm2)),
-        layers.mlp(f"{name}.mlp", mlp.fc1, mlp.activation_fn, mlp.fc2),
+        common.norm(f"{name}.{norm2}", getattr(checked, norm2)),
+        common.mlp(f"{name}.mlp", mlp.fc1, mlp.activation_fn, mlp.fc2),
         _layer_scale(f"{name}.{scales[0]}", getattr(checked, scales[0], None), family),
         _layer_scale(f"{name}.{scales[1]}", getattr(checked, scales[1], None), family),
     )
 
 
 def _base(model: nn.Module, name: str, family: Family, readouts: tuple[ReadoutSpec, ...] | None) -> TransformerSpec:
-    """Describes the model below a head; without a head (``readouts`` None) it returns all tokens and a pooled one."""
+    """Lowers the model below a head; without a head (``readouts`` None) it returns all tokens and a pooled one."""
     at = f"{name}." if name else ""
     checked = expect(
         model, name, family.class_of("Model"), children=("embeddings", "layers", "encoder", "layernorm", "pooler")
@@ -152,11 +149,11 @@ def _base(model: nn.Module, name: str, family: Family, readouts: tuple[ReadoutSp
     if family.blocks == "encoder":
         check_unmodified(expect(listed, blocks_name, family.class_of("Encoder"), children=("layer",)), blocks_name)
         listed, blocks_name = listed.layer, f"{blocks_name}.layer"
-    expect(listed, blocks_name, nn.ModuleList, children=list(listed._modules))
+    expect(listed, blocks_name, nn.ModuleList, children=common.child_names(listed))
     return TransformerSpec(
         _embedding(f"{at}embeddings", checked.embeddings, family),
-        tuple(block_or_own(f"{blocks_name}.{key}", child, block) for key, child in listed.named_children()),
-        layers.norm(f"{at}layernorm", checked.layernorm),
+        common.blocks(blocks_name, listed, lower_block),
+        common.norm(f"{at}layernorm", checked.layernorm),
         readouts or (ReadoutSpec("all", 0, None, ()), *_pooler(f"{at}pooler", checked, family)),
         "one" if readouts and len(readouts) == 1 else "each",
     )
@@ -168,8 +165,8 @@ def _pooler(name: str, model: Any, family: Family) -> tuple[ReadoutSpec, ...]:
     if model.pooler is None:
         return ()
     pooler = expect(model.pooler, name, family.class_of("Pooler"), children=("dense", "activation"))
-    act: Activation = layers.activation(f"{name}.activation", pooler.activation)
-    dense: LinearSpec = layers.linear(f"{name}.dense", pooler.dense)
+    act: Activation = common.activation(f"{name}.activation", pooler.activation)
+    dense: LinearSpec = common.linear(f"{name}.dense", pooler.dense)
     return (ReadoutSpec("token", 0, None, ((dense, act),)),)
 
 
@@ -178,13 +175,13 @@ def _embedding(name: str, module: nn.Module, family: Family) -> EmbeddingSpec:
     checked = expect(
         module, name, family.class_of("Embeddings"), children=("patch_embeddings", "dropout"), tensors=tensors
     )
-    layers.passes_in_evaluation(f"{name}.dropout", checked.dropout)
+    common.passes_in_evaluation(f"{name}.dropout", checked.dropout)
     patches_name = f"{name}.patch_embeddings"
     patches: Any = expect(
         checked.patch_embeddings, patches_name, family.class_of("PatchEmbeddings"), children=("projection",)
     )
-    described: PatchesSpec = layers.patches_of_convolution(
-        f"{patches_name}.projection", patches.projection, layers.pair(patches.image_size)
+    described: PatchesSpec = common.patches_of_convolution(
+        f"{patches_name}.projection", patches.projection, common.pair(patches.image_size)
     )
     prefix = tuple(getattr(checked, token) for token in family.prefix_tokens)
     return EmbeddingSpec(described, prefix, checked.position_embeddings, resize=family.resize)
@@ -193,8 +190,8 @@ def _embedding(name: str, module: nn.Module, family: Family) -> EmbeddingSpec:
 def _attention(name: str, module: nn.Module, family: Family) -> AttentionSpec:
     names = ("q_proj", "k_proj", "v_proj")
     checked = expect(module, name, family.class_of("Attention"), children=(*names, "o_proj"))
-    qkv = layers.linear(f"{name}.q_proj", *(getattr(checked, part) for part in names))
-    proj = layers.linear(f"{name}.o_proj", checked.o_proj)
+    qkv = common.linear(f"{name}.q_proj", *(getattr(checked, part) for part in names))
+    proj = common.linear(f"{name}.o_proj", checked.o_proj)
     return AttentionSpec(qkv, checked.num_attention_heads, checked.head_dim, float(checked.scaling), proj)
 
 

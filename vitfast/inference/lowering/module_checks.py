@@ -1,4 +1,4 @@
-"""Whether a module is exactly of a class, with nothing changed by hooks, replaced methods or added parts."""
+"""Checks that a module is exactly of a class: no hooks, replaced methods, added parts or unsupported quantization."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from typing import Any
 
 from torch import nn
 
-from vitfast.inference.lowering.not_recognised import NotRecognised
-from vitfast.inference.lowering.quantized import plain_class
+from vitfast.formats import FloatFormat
+from vitfast.inference.ir import Precision
+from vitfast.quantization.arithmetic import Arithmetic, NoArithmetic, RoundedArithmetic
+from vitfast.quantization.int8_arithmetic import Int8Arithmetic
+from vitfast.quantization.quantized_module import QuantizedModule
+from vitfast.quantization.rounders import FloatRounder
 
 _HOOKS = {
     "_forward_pre_hooks": "a forward pre-hook",
@@ -18,6 +22,20 @@ _HOOKS = {
     "_backward_hooks": "a backward hook",
     "_backward_pre_hooks": "a backward pre-hook",
 }
+
+
+class NotRecognised(Exception):
+    """A module is not of a supported class and configuration.
+
+    Args:
+        name: name of the module in the source; empty for the source itself.
+        why: what is not supported; completes a sentence that begins with the name.
+    """
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(f"{name or 'the model'}: {why}")
+        self.name = name
+        self.why = why
 
 
 def expect(
@@ -30,14 +48,14 @@ def expect(
     """Returns ``module`` if it computes what its class does, and nothing else.
 
     Args:
-        module: any.
+        module: any module.
         name: of the module in the source.
-        *classes: one of which it is exactly, or a quantized twin of it; a subclass may compute something else.
-        children: names of all its submodules; None under such a name counts as none.
-        tensors: names of all its parameters and buffers; None counts as none.
+        *classes: allowed classes, or their quantized counterparts; subclasses are not allowed.
+        children: names of all its submodules; they may be missing or None.
+        tensors: names of all its parameters and buffers; they may be missing or None.
 
     Raises:
-        NotRecognised: it is something else, has hooks, replaced methods, or parts that its class does not have.
+        NotRecognised: it has another class, hooks, replaced methods, or parts that its class does not have.
     """
     if module is None:
         raise NotRecognised(name, "is missing")
@@ -58,7 +76,7 @@ def expect(
 
 
 def check_unmodified(module: nn.Module, name: str) -> None:
-    """Checks that nothing changes what a module's class computes.
+    """Checks that a module computes what its class computes.
 
     Raises:
         NotRecognised: it has hooks or parametrizations, or methods were replaced, in the instance or the class.
@@ -72,12 +90,69 @@ def check_unmodified(module: nn.Module, name: str) -> None:
     for cls in type(module).__mro__:
         if cls is nn.Module:
             break
-        if "forward" not in vars(cls):  # what a library mixes in for other purposes
+        if "forward" not in vars(cls):  # a mixin without influence on the forward pass
             continue
         for attribute, value in vars(cls).items():
             if isinstance(value, FunctionType) and inspect.unwrap(value).__module__ != cls.__module__:
                 raise NotRecognised(name, f"the method {attribute} of its class {cls.__name__} was replaced")
 
 
+def plain_class(module: nn.Module, name: str) -> type[nn.Module]:
+    """Returns a module's class; for a quantized module the class that it replaces.
+
+    Raises:
+        NotRecognised: no kernel supports the module's quantization.
+    """
+    if not isinstance(module, QuantizedModule):
+        return type(module)
+    precision_of(module, name)
+    bases = (cls for cls in type(module).__mro__ if issubclass(cls, nn.Module))
+    return next(cls for cls in bases if not issubclass(cls, QuantizedModule))
+
+
+def precision_of(module: nn.Module, name: str) -> Precision | None:
+    """Returns the precision of a quantized module; None for one that is not quantized.
+
+    Raises:
+        NotRecognised: no kernel supports its quantization.
+    """
+    if not isinstance(module, QuantizedModule):
+        return None
+    quantization = module.quantization
+    if quantization.mode != "quantized":
+        raise NotRecognised(name, f"its quantization is switched to {quantization.mode!r}")
+    if quantization.config is None:
+        return "fp32"
+    precision = _precision(quantization.arithmetic)
+    if precision is None:
+        raise NotRecognised(name, f"is quantized with {quantization.config}, which has no fast kernel")
+    return precision
+
+
+def quantized_precisions(model: nn.Module) -> set[str]:
+    """Returns the precisions of a model's quantized layers; ``"other"`` for those that no kernel supports."""
+    found: set[str] = set()
+    for module in model.modules():
+        if isinstance(module, QuantizedModule) and module.quantization.config is not None:
+            found.add(_precision(module.quantization.arithmetic) or "other")
+    return found
+
+
 def _is_quantization_buffer(kind: str, names: list[str]) -> bool:
     return kind == "buffer" and set(names) <= {"weight_scale", "activation_range"}
+
+
+def _precision(arithmetic: Arithmetic) -> Precision | None:
+    if isinstance(arithmetic, NoArithmetic):
+        return "fp32"
+    if isinstance(arithmetic, Int8Arithmetic):
+        return None if arithmetic.calibrated else "int8"
+    if type(arithmetic) is RoundedArithmetic and isinstance(arithmetic.rounder, FloatRounder):
+        is_fp16_32 = (
+            arithmetic.rounder.format == FloatFormat.fp16()
+            and arithmetic.rounder.rounding == "nearest_even"
+            and not arithmetic.round_results
+            and not arithmetic.legacy_convert
+        )
+        return "fp16_32" if is_fp16_32 else None
+    return None

@@ -1,25 +1,25 @@
-"""The layers that all sources are built from: linear layers, LayerNorms, activations."""
+"""Lowering of layers that several libraries have: linear layers, LayerNorms, activations, patches, blocks."""
 
 from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Callable
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from vitfast import layers as own
-from vitfast.inference.ir import Activation, LinearSpec, MlpSpec, NormSpec, PatchesSpec
-from vitfast.inference.lowering.module_checks import expect
-from vitfast.inference.lowering.not_recognised import NotRecognised
-from vitfast.inference.lowering.quantized import precision_of
+from vitfast.inference.ir import Activation, BlockSpec, FallbackSpec, LinearSpec, MlpSpec, NormSpec, PatchesSpec
+from vitfast.inference.lowering.module_checks import NotRecognised, expect, precision_of
+from vitfast.ops.linear import GELU_APPROXIMATE
 
+Blocks = tuple[BlockSpec | FallbackSpec, ...]
 _LINEAR = (nn.Linear, NonDynamicallyQuantizableLinear)
 _WEIGHT_AND_BIAS = ("weight", "bias")
 
-# class name by module -> activation, of libraries that may not be imported
+# (module, class) -> activation, for libraries that may not be installed
 _FOREIGN_ACTIVATIONS: dict[tuple[str, str], Activation] = {
     ("timm.layers.activations", "GELU"): "gelu",
     ("timm.layers.activations", "GELUTanh"): "gelu_tanh",
@@ -34,10 +34,10 @@ _FOREIGN_ACTIVATIONS: dict[tuple[str, str], Activation] = {
 
 
 def linear(name: str, *modules: nn.Module) -> LinearSpec:
-    """Describes linear layers that read the same input.
+    """Lowers linear layers with the same input.
 
     Raises:
-        NotRecognised: one is no plain linear layer, or they are quantized differently.
+        NotRecognised: one is not a plain linear layer, or they are quantized differently.
     """
     checked = [expect(module, name, *_LINEAR, tensors=_WEIGHT_AND_BIAS) for module in modules]
     precisions = {precision_of(module, name) for module in checked}
@@ -49,7 +49,7 @@ def linear(name: str, *modules: nn.Module) -> LinearSpec:
 
 
 def norm(name: str, module: nn.Module) -> NormSpec:
-    """Describes a LayerNorm over the last dimension.
+    """Lowers a LayerNorm over the last dimension.
 
     Raises:
         NotRecognised: it is something else.
@@ -61,16 +61,12 @@ def norm(name: str, module: nn.Module) -> NormSpec:
 
 
 def optional_norm(name: str, module: nn.Module) -> NormSpec | None:
-    """Describes a LayerNorm, or None for an identity.
-
-    Raises:
-        NotRecognised: it is something else.
-    """
+    """Lowers a LayerNorm, or returns None for an identity."""
     return None if type(module) is nn.Identity else norm(name, module)
 
 
 def passes_in_evaluation(name: str, module: nn.Module) -> None:
-    """Checks that a module returns its input in evaluation: dropout, stochastic depth, an identity.
+    """Checks that a module is an identity in evaluation mode, such as dropout or stochastic depth.
 
     Raises:
         NotRecognised: it is something else.
@@ -89,39 +85,40 @@ def passes_in_evaluation(name: str, module: nn.Module) -> None:
 
 
 def activation(name: str, module: nn.Module) -> Activation:
-    """Names an activation.
+    """Lowers an activation.
 
     Raises:
         NotRecognised: it is not one of ``ir.Activation``.
     """
     if type(module) is nn.GELU:
         expect(module, name, nn.GELU)
-        return "gelu" if module.approximate == "none" else "gelu_tanh"
+        return gelu(module.approximate)
     plain: dict[type[nn.Module], Activation] = {nn.Tanh: "tanh", nn.SiLU: "silu", nn.ReLU: "relu"}
     found = plain.get(type(module)) or _FOREIGN_ACTIVATIONS.get((type(module).__module__, type(module).__name__))
     if found is None:
         raise NotRecognised(name, f"is an activation {type(module).__name__} that has no fast kernel")
     expect(module, name, type(module))
-    inner = getattr(module, "act", None)  # transformers' classes may compute in Python instead
+    inner = getattr(module, "act", None)  # transformers' classes may replace it by a Python function
     if inner is not None and inner is not F.gelu and not _is_tanh_gelu(inner) and "python" not in repr(inner):
         raise NotRecognised(name, "its function act was replaced")
     return found
 
 
-def mlp(name: str, fc1: nn.Module, act: nn.Module, fc2: nn.Module) -> MlpSpec:
-    """Describes the two linear layers of an MLP and what stands between.
+def gelu(approximate: str) -> Activation:
+    """Lowers a GELU with torch's argument ``approximate``."""
+    return next(name for name in ("gelu", "gelu_tanh") if GELU_APPROXIMATE[name] == approximate)
 
-    Raises:
-        NotRecognised: a part is something else.
-    """
+
+def mlp(name: str, fc1: nn.Module, act: nn.Module, fc2: nn.Module) -> MlpSpec:
+    """Lowers the two linear layers of an MLP and the activation between them."""
     return MlpSpec(linear(f"{name}.fc1", fc1), activation(f"{name}.act", act), linear(f"{name}.fc2", fc2))
 
 
 def patches_of_convolution(name: str, module: nn.Module, image_size: tuple[int, int]) -> PatchesSpec:
-    """Describes a convolution that cuts an image into patches.
+    """Lowers a convolution that splits an image into patches.
 
     Raises:
-        NotRecognised: its patches overlap or do not cover the image, or it is something else.
+        NotRecognised: it is not a convolution with adjacent patches.
     """
     conv = expect(module, name, nn.Conv2d, tensors=_WEIGHT_AND_BIAS)
     plain = conv.padding in ((0, 0), 0, "valid") and conv.dilation == (1, 1) and conv.groups == 1
@@ -145,20 +142,29 @@ def pair(value: int | tuple[int, int] | list[int]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 
-def same_tensor(left: Tensor | None, right: Tensor | None) -> bool:
-    """Whether both are the same object, or both None."""
-    return left is right
+def head_layers(name: str, module: nn.Module) -> tuple[tuple[LinearSpec, Activation], ...]:
+    """Lowers a linear head, or an identity."""
+    return () if type(module) is nn.Identity else ((linear(name, module), "none"),)
 
 
-def check_float32(model: nn.Module) -> None:
-    """Checks that a model's parameters are in float32.
+def blocks(name: str, modules: nn.Module, lower_block: Callable[[str, nn.Module], BlockSpec]) -> Blocks:
+    """Lowers a sequence of blocks; one that is not recognised becomes a ``FallbackSpec``."""
+    return tuple(_block_or_fallback(f"{name}.{key}", child, lower_block) for key, child in modules.named_children())
 
-    Raises:
-        NotRecognised: they are not.
-    """
-    wrong = sorted({str(p.dtype) for p in model.parameters() if p.is_floating_point() and p.dtype != torch.float32})
-    if wrong:
-        raise NotRecognised("", f"has parameters in {', '.join(wrong)}")
+
+def child_names(module: nn.Module) -> list[str]:
+    """Names of a module's children."""
+    return list(module._modules)
+
+
+def _block_or_fallback(
+    name: str, module: nn.Module, lower_block: Callable[[str, nn.Module], BlockSpec]
+) -> BlockSpec | FallbackSpec:
+    try:
+        return lower_block(name, module)
+    except NotRecognised as reason:
+        why = reason.why if reason.name == name else f"{reason.name.removeprefix(name + '.')} {reason.why}"
+        return FallbackSpec(name, module, why)
 
 
 def _norm_classes() -> tuple[type[nn.Module], ...]:
