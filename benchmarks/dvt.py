@@ -33,6 +33,7 @@ from vitfast.errors import UserError
 from vitfast.inference.accelerate import accelerate
 from vitfast.inference.ir import PRECISIONS
 from vitfast.models import DVT
+from vitfast.weights.key_tables.dvt import from_released_key
 
 ORIGINALS = {"dvt_t2t_vit_12": "DVT_T2t_vit_12", "dvt_t2t_vit_14": "DVT_T2t_vit_14"}
 
@@ -66,7 +67,8 @@ def dvt_table(model_name: str, original: str | None, batch: int, precision: str,
         except Unavailable as error:
             table.left_out["original"] = str(error)
         else:
-            model.load_state_dict(model.own_keys(other.state_dict()), strict=True)
+            state = {from_released_key(key): tensor for key, tensor in other.state_dict().items()}
+            model.load_state_dict(state)
             others["original"] = OnDevice(other.to(device).eval())
             table.reference = logits(others["original"], images)
             table.reference_name = "the original in fp32"

@@ -41,7 +41,7 @@ def without_clocks(run_dir: Path) -> list[dict]:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["model.img_size=9"], "img_size=9 is no multiple of patch_size=4"),
+        (["model.img_size=9"], "img_size=9 is not a multiple of patch_size=4"),
         (["optim.lrr=1"], "optim.lr"),
         (["data.augment.rand_ops=2"], "data.augment.rand_ops changes colours"),
         (["optim.nesterov=true", "optim.momentum=0"], "optim.nesterov=true needs optim.momentum above 0"),

@@ -247,7 +247,7 @@ def test_exports_with_any_batch_size() -> None:
         ({"locality_dim": 0}, "locality_dim must be at least 1; got 0"),
         ({"distillation_token": "last"}, "distillation_token must be one of 'none'; got 'last'"),
         ({"local_initialization": 1}, "local_initialization must be True or False; got 1"),
-        ({"img_size": 225}, "img_size=225 is no multiple of patch_size=16"),
+        ({"img_size": 225}, "img_size=225 is not a multiple of patch_size=16"),
     ],
 )
 def test_refused_fields(fields: dict[str, Any], message: str) -> None:

@@ -28,12 +28,12 @@ from vitfast.models import HybridFields
         ({"patch_size": 0}, "patch_size must be at least 1"),
         (
             {"patch_size": 8, "resnet_layers": (), "img_size": 228},
-            "img_size=228 gives 57 features along a side, which patch_size=8 does not divide; the nearest img_size "
-            "that works: 224",
+            "img_size=228 gives 57 features along a side, which is not a multiple of patch_size=8; the nearest "
+            "img_size that works: 224",
         ),
         (
             {"resnet_padding": "symmetric", "img_size": 4},
-            "img_size=4 gives 0 features along a side, which patch_size=1 does not divide; .* works: 5",
+            "img_size=4 gives 0 features along a side, which is not a multiple of patch_size=1; .* works: 5",
         ),
     ],
 )

@@ -12,7 +12,7 @@ import vitfast
 from vitfast.errors import UserError
 from vitfast.layers import SwavHead
 from vitfast.models import ImageModel, MultiCrop
-from vitfast.models.size_view import view_at_size
+from vitfast.models.multi_crop import view_at_size
 
 SMALL = {"depth": 2, "embed_dim": 24, "num_heads": 3, "img_size": 32, "patch_size": 8}
 CONVIT = {"depth": 3, "local_up_to_layer": 2, "embed_dim": 36, "num_heads": 4, "img_size": 32, "patch_size": 8}
@@ -116,7 +116,7 @@ def test_wrong_arguments() -> None:
         MultiCrop(model, nn.Linear(24, 3))
     with pytest.raises(UserError, match="crops is empty"):
         MultiCrop(model)([])
-    with pytest.raises(UserError, match="img_size=20 is no multiple of patch_size=8"):
+    with pytest.raises(UserError, match="img_size=20 is not a multiple of patch_size=8"):
         MultiCrop(model)([torch.randn(1, 3, 20, 20)])
     with pytest.raises(ValueError, match=r"images must have shape \[B, 3, 16, 16\], got \[1, 3, 24, 16\]"):
         MultiCrop(model)([torch.randn(1, 3, 24, 16)])

@@ -156,7 +156,10 @@ def test_images_of_another_shape(images: tuple[int, ...], error: type[Exception]
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"num_heads": 5}, "embed_dim must be a multiple of num_heads=5; got 256"),
+        (
+            {"num_heads": 5},
+            "embed_dim=256 is not a multiple of num_heads=5; the nearest embed_dim that works: 255 or 260",
+        ),
         ({"tokens_type": "convolution"}, "tokens_type must be one of 'performer', 'transformer'; got 'convolution'"),
         ({"img_size": 2}, "img_size must be at least 3, to hold a patch; got 2"),
         ({"patch_stride": 0}, "patch_stride must be at least 1; got 0"),

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from vitfast.models import VisionTransformer, build_model
+from vitfast.models import VisionTransformer, ViTFields, build_model
+from vitfast.models.vit import arrange_patches
 
 
 def nano(**fields: Any) -> VisionTransformer:
@@ -176,3 +178,22 @@ def test_exports_with_any_batch_size() -> None:
     program = torch.export.export(model, (images(2),), dynamic_shapes={"images": {0: batch}})
     x = images(5)
     torch.testing.assert_close(program.module()(x), model(x))
+
+
+def test_patch_layouts_compute_the_same() -> None:
+    first = ViTFields(img_size=8, patch_size=4, in_chans=3, embed_dim=5, num_heads=1)
+    last = ViTFields(img_size=8, patch_size=4, in_chans=3, embed_dim=5, num_heads=1, patch_order="channels_last")
+    images, weight = torch.randn(2, 3, 8, 8), torch.randn(5, 3, 4, 4)
+    expected = F.conv2d(images, weight, stride=4)[:, :, 1, 0]  # the patch of row 1, column 0
+    linear = arrange_patches(weight, last)
+    patch = images[:, :, 4:, :4].permute(0, 2, 3, 1).flatten(1)  # [B, P * P * in_chans]
+    torch.testing.assert_close(patch @ linear.T, expected)
+    assert torch.equal(arrange_patches(linear, first), weight)
+    assert arrange_patches(weight, first) is weight
+    assert arrange_patches(linear, last) is linear
+
+
+def test_patches_of_another_size_stay_as_they_are() -> None:
+    fields = ViTFields(img_size=8, patch_size=4, in_chans=3, embed_dim=5, num_heads=1)
+    weight = torch.ones(5, 75)
+    assert arrange_patches(weight, fields) is weight

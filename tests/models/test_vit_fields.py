@@ -13,12 +13,15 @@ from vitfast.models import ViTFields
     [
         (
             {"img_size": 225},
-            "img_size=225 is no multiple of patch_size=16; the nearest img_size that works: 224 or 240",
+            "img_size=225 is not a multiple of patch_size=16; the nearest img_size that works: 224 or 240",
         ),
-        ({"img_size": 384, "patch_size": 14}, "img_size=384 is no multiple of patch_size=14; .*: 378 or 392"),
-        ({"img_size": 3}, "img_size=3 is no multiple of patch_size=16; the nearest img_size that works: 16$"),
-        ({"num_heads": 7}, "embed_dim=768 is no multiple of num_heads=7; the nearest embed_dim that works: 763 or 770"),
-        ({"embed_dim": 3}, "embed_dim=3 is no multiple of num_heads=12; the nearest embed_dim that works: 12$"),
+        ({"img_size": 384, "patch_size": 14}, "img_size=384 is not a multiple of patch_size=14; .*: 378 or 392"),
+        ({"img_size": 3}, "img_size=3 is not a multiple of patch_size=16; the nearest img_size that works: 16$"),
+        (
+            {"num_heads": 7},
+            "embed_dim=768 is not a multiple of num_heads=7; the nearest embed_dim .*: 763 or 770",
+        ),
+        ({"embed_dim": 3}, "embed_dim=3 is not a multiple of num_heads=12; the nearest embed_dim that works: 12$"),
         ({"depth": 0}, "depth must be at least 1; got 0"),
         ({"in_chans": -1}, "in_chans must be at least 1; got -1"),
         ({"num_classes": -1}, "num_classes must be at least 1, or 0 for no head; got -1"),
@@ -43,7 +46,7 @@ from vitfast.models import ViTFields
         ({"head_hidden_dim": -1}, "head_hidden_dim must be at least 1, or 0 for none; got -1"),
         (
             {"head_hidden_dim": 8, "distillation_token": "last"},
-            "head_hidden_dim=8 does not go with distillation_token='last'",
+            "head_hidden_dim=8 cannot be combined with distillation_token='last'",
         ),
     ],
 )

@@ -193,7 +193,7 @@ def test_a_last_checkpoint_that_cannot_be_saved_is_an_error(tmp_path, train_tiny
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["model.img_size=9"], "img_size=9 is no multiple of patch_size=2"),
+        (["model.img_size=9"], "img_size=9 is not a multiple of patch_size=2"),
         (["model.name=vit_nano_patch2"], "unknown model"),
         (["model.fields.num_heads=3"], "num_heads=3"),
         (["model.fields.num_classes=3"], "model.fields.num_classes cannot be set"),

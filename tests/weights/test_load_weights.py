@@ -172,7 +172,7 @@ def test_whole_numbers_are_no_weights(tmp_path: Path) -> None:
     weight = torch.ones(64, 64, dtype=torch.int8)
     path = save(model.state_dict() | {"blocks.0.attn.proj.weight": weight}, tmp_path / "a.safetensors")
     assert refusal(model, path) == (
-        ": blocks.0.attn.proj.weight holds torch.int8, no floating-point numbers; save it in float32"
+        ": blocks.0.attn.proj.weight holds torch.int8, not floating-point numbers; save it in float32"
     )
 
 
@@ -199,7 +199,7 @@ def test_report_is_readable(tmp_path: Path) -> None:
     model = vitfast.create_model(NAME, depth=DEPTH, num_classes=5, img_size=48, checkpoint=path)
     assert str(model.load_report).splitlines() == [
         f"{NAME}: 30 tensors loaded from {path} (Google)",
-        "  fields from the file and its family: gelu='tanh', head_type='linear', layer_norm_eps=1e-06, "
+        "  fields from the file and its format: gelu='tanh', head_type='linear', layer_norm_eps=1e-06, "
         "patch_order='channels_first', position_interpolation='zoom_linear', qkv_bias=True",
         "  resized (zoom_linear): pos_embed",
         "  fresh: head.weight, head.bias",

@@ -21,7 +21,7 @@ from support.t2t_equations import linear, norm
 from vitfast.errors import UserError
 from vitfast.layers import resize_position_embedding
 from vitfast.models import ImageModel
-from vitfast.models.dvt_released_keys import from_released_key
+from vitfast.weights.key_tables.dvt import from_released_key
 
 TOLERANCE = 1e-5
 T2T = {"img_size": 32, "embed_dim": 24, "depth": T2T_DEPTH, "num_heads": 3, "mlp_ratio": 2.0, "token_dim": 8}

@@ -54,7 +54,7 @@ def test_the_files_fields_and_the_given_ones_together(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     vitfast.save_weights(vitfast.create_model(NANO, patch_size=3, img_size=12), path)
     assert vitfast.create_model(NANO, checkpoint=path, img_size=15).fields.grid_size == 5
-    with pytest.raises(UserError, match=r"img_size=14 is no multiple of patch_size=3; .* \(with the fields of .*model"):
+    with pytest.raises(UserError, match=r"img_size=14 is not a multiple of patch_size=3; .* \(with the fields of .*"):
         vitfast.create_model(NANO, checkpoint=path, img_size=14)
     with pytest.raises(UserError, match="unknown model field 'depht'; the nearest: depth"):
         vitfast.create_model(NANO, checkpoint=path, depht=2)

@@ -20,7 +20,7 @@ from vitfast.errors import UserError
 from vitfast.formats import FloatFormat
 from vitfast.layers import GridUpsample
 from vitfast.models.registry import resolve_name
-from vitfast.models.vit_architectures import VIT_ARCHITECTURES
+from vitfast.models.vit import VIT_ARCHITECTURES
 from vitfast.ops.library import has_kernel
 from vitfast.ops.packed import has_packed
 

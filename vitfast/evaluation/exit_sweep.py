@@ -14,7 +14,7 @@ from vitfast.inference import EarlyExit, ExitPoint, ExitStatistics
 from vitfast.inference.early_exit.early_exit import ALWAYS, NEVER
 from vitfast.inference.early_exit.statistics import SWEEP_RATIOS, geometric_thresholds
 from vitfast.models import ImageModel
-from vitfast.models.dvt_exit import DVTExit
+from vitfast.models.dvt import DVTExit
 from vitfast.models.dvt_fields import DVTFields
 
 ALL_EXITS = "all exits"

@@ -18,7 +18,7 @@ from vitfast.inference.input_adapters import HuggingFaceAdapter, ImageAdapter
 from vitfast.inference.modules.cascade import InferenceCascade
 from vitfast.inference.modules.linear import InferenceLinear
 from vitfast.inference.modules.transformer import InferenceTransformer
-from vitfast.models.exit_state import ExitState
+from vitfast.models.dvt import ExitState
 
 _AGAIN = "call vitfast.accelerate on the source model again"
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)

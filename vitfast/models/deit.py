@@ -1,4 +1,4 @@
-"""The Vision Transformer with a distillation token."""
+"""DeiT: the Vision Transformer with a distillation token."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import torch
 from torch import Tensor, nn
 
 from vitfast.layers import LayerNorm
-from vitfast.models.vit import VisionTransformer, initialize_linear
-from vitfast.models.vit_fields import ViTFields
+from vitfast.models.transformer import initialize_linear
+from vitfast.models.vit import VisionTransformer, ViTFields
 
 
 class DistilledVisionTransformer(VisionTransformer):
-    """DeiT with a distillation token (Touvron et al., 2021, section 4), in the two forms that exist.
+    """DeiT with a distillation token (Touvron et al., 2021, section 4), in both published forms.
 
     ======================  =========================  =============================================================
     distillation_token      place and position         evaluation
     ======================  =========================  =============================================================
-    ``after_class`` (DeiT)  index 1, own position      mean of both heads
-    ``last`` (myrtle)       after the patches, none    the class head alone; the token does not enter the sequence
+    ``after_class`` (DeiT)  index 1, with a position   mean of both heads
+    ``last`` (myrtle)       after the patches, none    the class head alone; the token is not part of the sequence
     ======================  =========================  =============================================================
 
     In training both return the pair (class logits, distillation logits).
@@ -36,15 +36,14 @@ class DistilledVisionTransformer(VisionTransformer):
         norm_in_head = fields.head_type == "norm_linear"
         self.fc_norm_dist = LayerNorm(dim, fields.layer_norm_eps) if norm_in_head else nn.Identity()
         self.head_dist = nn.Linear(dim, fields.num_classes) if fields.num_classes else nn.Identity()
-        if isinstance(self.head_dist, nn.Linear):
-            initialize_linear(self.head_dist)
+        initialize_linear(self.head_dist)
 
     def no_weight_decay(self) -> set[str]:
-        """As ``VisionTransformer``'s, with the distillation token."""
+        """Those of ``VisionTransformer`` and ``dist_token``."""
         return super().no_weight_decay() | {"dist_token"}
 
     def embed(self, images: Tensor) -> Tensor:
-        """Computes the tokens ``[B, N, C]`` that enter the first block, the distillation token among them."""
+        """Computes the tokens ``[B, N, C]`` that enter the first block, including the distillation token."""
         is_last = self.fields.distillation_token == "last"
         prefix = self.cls_token if is_last else torch.cat([self.cls_token, self.dist_token], dim=1)
         tokens = self.add_positions(self.join_tokens(prefix, self.patch_embed(images)), self.pos_embed)

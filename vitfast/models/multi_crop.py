@@ -1,35 +1,39 @@
-"""Crops of several sizes through one model, as SwAV's training has them."""
+"""``MultiCrop``: crops of several sizes through one model, as in SwAV's training."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from vitfast.errors import UserError
+from vitfast.layers import resize_position_embedding
 from vitfast.layers.position_embedding import PositionInterpolation
-from vitfast.models.size_view import view_at_size
 from vitfast.models.t2t_vit import T2TViT
 from vitfast.models.vit import VisionTransformer
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class MultiCrop(nn.Module):
     """Runs a model on crops of several sizes, then a head on all features at once, as vissl's base model does.
 
-    Consecutive crops of one size share a pass through the model. For sizes other than the model's own, its positions
-    are resampled for each pass; they learn through the resampling.
+    Consecutive crops of one size share a forward pass. For other sizes than the model's, its position embeddings are
+    resampled in each pass, with gradients.
 
     Args:
-        model: a ViT, DeiT, ConViT or T2T-ViT; without a head of its own (``num_classes=0``) where ``head`` is given.
-        head: maps features ``[B, C]``, ``SwavHead`` for example; None for the model's own head.
-        single_pass_every_crop: whether every crop gets a pass of its own, which needs less memory.
-        position_interpolation: how positions are resampled, see ``resize_position_embedding``; vissl's is
-            ``"bicubic"``, for its ConViT, too.
+        model: a ViT, DeiT, ConViT or T2T-ViT; headless (``num_classes=0``) if ``head`` is given.
+        head: maps features ``[B, C]``, ``SwavHead`` for example; None: the model's head.
+        single_pass_every_crop: one forward pass per crop, which needs less memory.
+        position_interpolation: how positions are resampled, see ``resize_position_embedding``; vissl uses
+            ``"bicubic"``, also for its ConViT.
 
     Raises:
-        UserError: the model has no position embeddings that could be resampled, or a head too many.
+        UserError: the model has no position embeddings that can be resized, or there are two heads.
     """
 
     def __init__(
@@ -51,17 +55,17 @@ class MultiCrop(nn.Module):
         self.position_interpolation = position_interpolation
 
     def forward(self, crops: Sequence[Tensor] | Tensor) -> Tensor | list[Tensor]:
-        """Computes what the head gives for all crops, in the order of the list.
+        """Computes the head's output for all crops, in the order of the list.
 
         Args:
-            crops: a list of crops, each ``[B, in_chans, size, size]`` with a size of its own, or one tensor.
+            crops: a list of crops, each ``[B, in_chans, size, size]`` with its size, or one tensor.
 
         Returns:
-            The head's result for the features ``[number of crops * B, C]``: all images of the first crop, then all of
+            The head's output for the features ``[number of crops * B, C]``: all images of the first crop, then all of
             the second, and so on.
 
         Raises:
-            UserError: there are no crops, or the model cannot have a crop's size.
+            UserError: there are no crops, or the model does not support a crop's size.
             TypeError: as the model's ``forward``.
             ValueError: as the model's ``forward``.
         """
@@ -79,3 +83,44 @@ class MultiCrop(nn.Module):
     def _features(self, images: Tensor) -> Tensor:
         features: Tensor = view_at_size(self.model, images.shape[-1], self.position_interpolation)(images)
         return features
+
+
+def view_at_size(
+    model: VisionTransformer | T2TViT, img_size: int, position_interpolation: PositionInterpolation = "bicubic"
+) -> VisionTransformer | T2TViT:
+    """Returns a model for another image size that shares every weight and layer with ``model``.
+
+    Its position embeddings are resampled from the model's, with gradients. They do not follow later changes of the
+    model's, so a view is valid for one forward pass.
+
+    Args:
+        model: stays unchanged.
+        img_size: height and width of the images in pixels.
+        position_interpolation: see ``resize_position_embedding``.
+
+    Raises:
+        UserError: the model does not support this image size.
+    """
+    if img_size == model.img_size:
+        return model
+    view = _shallow_copy(model)
+    view.fields = replace(model.fields, img_size=img_size)
+    if isinstance(model, VisionTransformer):
+        patch_embed = _shallow_copy(model.patch_embed)
+        patch_embed.img_size = img_size
+        view._modules["patch_embed"] = patch_embed
+    prefix = 1 if isinstance(model, T2TViT) else model.fields.num_prefix_positions
+    del view._parameters["pos_embed"]
+    view.__dict__["pos_embed"] = resize_position_embedding(
+        model.pos_embed, view.fields.grid_size, num_prefix_tokens=prefix, interpolation=position_interpolation
+    )
+    return view
+
+
+def _shallow_copy(module: Module) -> Module:
+    """Copies a module; both share parameters, buffers and children."""
+    copy = module.__class__.__new__(module.__class__)
+    copy.__dict__.update(module.__dict__)
+    for name in ("_parameters", "_modules"):
+        copy.__dict__[name] = dict(module.__dict__[name])
+    return copy

@@ -1,49 +1,29 @@
-"""All architectures by name, and how a name becomes a model."""
+"""The single table of architectures: names, aliases, fields and the classes that build them.
+
+To add a family, write a module with its fields class, table of architectures and model, and add one row to
+``_FAMILIES``.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields as dataclass_fields
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, NamedTuple
 
 from vitfast.errors import UserError
-from vitfast.models.convit import ConViT
-from vitfast.models.convit_architectures import CONVIT_ALIASES, CONVIT_ARCHITECTURES
-from vitfast.models.convit_fields import ConViTFields
+from vitfast.models.convit import CONVIT_ALIASES, CONVIT_ARCHITECTURES, ConViT, ConViTFields
 from vitfast.models.deit import DistilledVisionTransformer
 from vitfast.models.dvt import DVT
-from vitfast.models.dvt_architectures import DVT_ALIASES, DVT_ARCHITECTURES
-from vitfast.models.dvt_fields import DVTFields
-from vitfast.models.hybrid import HybridViT
-from vitfast.models.hybrid_architectures import HYBRID_ALIASES, HYBRID_ARCHITECTURES
-from vitfast.models.hybrid_fields import HybridFields
-from vitfast.models.image_model import ImageModel, ModelFields
-from vitfast.models.t2t_vit import T2TViT
-from vitfast.models.t2t_vit_architectures import T2T_VIT_ALIASES, T2T_VIT_ARCHITECTURES
-from vitfast.models.t2t_vit_fields import T2TViTFields
+from vitfast.models.dvt_fields import DVT_ALIASES, DVT_ARCHITECTURES, DVTFields
+from vitfast.models.hybrid import HYBRID_ALIASES, HYBRID_ARCHITECTURES, HybridFields, HybridViT
+from vitfast.models.image_model import ImageModel
+from vitfast.models.model_fields import ModelFields
+from vitfast.models.t2t_vit import T2T_VIT_ALIASES, T2T_VIT_ARCHITECTURES, T2TViT, T2TViTFields
 from vitfast.models.torchvision_model import TorchvisionFields, TorchvisionModel, is_torchvision_name
-from vitfast.models.vit import VisionTransformer
-from vitfast.models.vit_architectures import VIT_ALIASES, VIT_ARCHITECTURES
-from vitfast.models.vit_fields import ViTFields
-
-# a family brings a table of names, the names that other systems use, and what builds a model from its fields
-ARCHITECTURES: dict[str, ModelFields] = {
-    **VIT_ARCHITECTURES,
-    **HYBRID_ARCHITECTURES,
-    **CONVIT_ARCHITECTURES,
-    **T2T_VIT_ARCHITECTURES,
-    **DVT_ARCHITECTURES,
-}
-_ALIASES: dict[str, str] = {
-    **VIT_ALIASES,
-    **HYBRID_ALIASES,
-    **CONVIT_ALIASES,
-    **T2T_VIT_ALIASES,
-    **DVT_ALIASES,
-}
+from vitfast.models.vit import VIT_ALIASES, VIT_ARCHITECTURES, VisionTransformer, ViTFields
 
 
 def _build_vit(name: str, fields: ViTFields) -> ImageModel:
@@ -51,18 +31,29 @@ def _build_vit(name: str, fields: ViTFields) -> ImageModel:
     return model_class(name, fields)
 
 
-_BUILDERS: dict[type[ModelFields], Callable[[str, Any], ImageModel]] = {
-    ViTFields: _build_vit,
-    HybridFields: HybridViT,
-    ConViTFields: ConViT,
-    T2TViTFields: T2TViT,
-    DVTFields: DVT,
-    TorchvisionFields: TorchvisionModel,
-}
+class _Family(NamedTuple):
+    fields_type: type[ModelFields]
+    build: Callable[[str, Any], ImageModel]
+    architectures: Mapping[str, ModelFields] = {}
+    aliases: Mapping[str, str] = {}
+
+
+_FAMILIES = (
+    _Family(ViTFields, _build_vit, VIT_ARCHITECTURES, VIT_ALIASES),
+    _Family(HybridFields, HybridViT, HYBRID_ARCHITECTURES, HYBRID_ALIASES),
+    _Family(ConViTFields, ConViT, CONVIT_ARCHITECTURES, CONVIT_ALIASES),
+    _Family(T2TViTFields, T2TViT, T2T_VIT_ARCHITECTURES, T2T_VIT_ALIASES),
+    _Family(DVTFields, DVT, DVT_ARCHITECTURES, DVT_ALIASES),
+    _Family(TorchvisionFields, TorchvisionModel),
+)
+
+ARCHITECTURES = {name: fields for family in _FAMILIES for name, fields in family.architectures.items()}
+_ALIASES = {alias: name for family in _FAMILIES for alias, name in family.aliases.items()}
+_BUILDERS = {family.fields_type: family.build for family in _FAMILIES}
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Lists the architectures whose name matches a shell pattern, sorted; torchvision's networks are not among them.
+    """Lists the architectures whose name matches a shell pattern, sorted; torchvision's networks are not included.
 
     Args:
         pattern: for example ``"vit_base*"`` or ``"*_384"``.
@@ -71,7 +62,7 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def resolve_name(name: str) -> str:
-    """Turns an alias, or a name with timm's tag (``vit_base_patch16_224.augreg_in1k``), into the architecture's name.
+    """Converts an alias, or a name with timm's tag (``vit_base_patch16_224.augreg_in1k``), to the architecture's name.
 
     Raises:
         UserError: there is no such architecture; the message names the nearest ones.
@@ -87,11 +78,7 @@ def resolve_name(name: str) -> str:
 
 
 def resolve_fields(name: str, **overrides: Any) -> ModelFields:
-    """Returns the fields with which ``build_model`` builds a model.
-
-    Args:
-        name: as in ``build_model``.
-        **overrides: as in ``build_model``.
+    """Returns the fields of the model that ``build_model`` builds from the same arguments.
 
     Raises:
         UserError: the name or a field is unknown, or a field's value is not allowed.
@@ -108,7 +95,7 @@ def resolve_fields(name: str, **overrides: Any) -> ModelFields:
 
 
 def build_model(name: str, **overrides: Any) -> ImageModel:
-    """Builds a freshly initialized model.
+    """Builds a newly initialized model.
 
     Args:
         name: an architecture's name, an alias, a name with timm's tag, or ``torchvision/`` and the name of one of

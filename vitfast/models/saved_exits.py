@@ -1,4 +1,4 @@
-"""The thresholds of exits that a checkpoint holds beside its weights."""
+"""The exit thresholds that a checkpoint stores beside its weights."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from vitfast.errors import UserError
 
 @dataclass(frozen=True)
 class SavedExits:
-    """One or several choices of thresholds, which ``EarlyExit`` takes, for the weights that they came with.
+    """One or several choices of thresholds for ``EarlyExit``, valid for the weights of the same checkpoint.
 
     A checkpoint that ``vitfast exits`` calibrated holds one choice. A released Dynamic Vision Transformer holds 59,
     from the cheapest to the most accurate.
 
     Attributes:
-        thresholds: for each choice one number an exit, from 0 (every image leaves) to 2 (none does); the last one is
+        thresholds: for each choice one number per exit, from 0 (every image leaves) to 2 (none does); the last one is
             not read.
-        gmacs: for each choice the mean cost of an image in 1e9 multiply-adds, or nothing where the file does not say.
-        accuracy: for each choice the top-1 accuracy on ImageNet's validation images in 0..1, or nothing.
+        gmacs: for each choice the mean cost of an image in 1e9 multiply-adds; empty if the file does not store it.
+        accuracy: for each choice the top-1 accuracy on ImageNet's validation images in 0..1; empty if not stored.
     """
 
     thresholds: tuple[tuple[float, ...], ...]
@@ -27,17 +27,17 @@ class SavedExits:
 
     @property
     def num_exits(self) -> int:
-        """Exits of the model that they are for."""
+        """Exits of the model that the thresholds are for."""
         return len(self.thresholds[0])
 
     def within(self, budget_gmacs: float) -> list[float]:
-        """Chooses the most expensive thresholds whose mean cost is within a budget.
+        """Returns the most expensive thresholds whose mean cost is within a budget.
 
         Args:
             budget_gmacs: mean cost of an image in 1e9 multiply-adds.
 
         Raises:
-            UserError: the checkpoint does not say what its choices cost, or all cost more.
+            UserError: the checkpoint does not store the costs of its choices, or all cost more.
         """
         if not self.gmacs:
             raise UserError(

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from vitfast.errors import UserError
-from vitfast.models.field_checks import check_field
-from vitfast.models.image_model import ImageModel, ModelFields
+from vitfast.models.image_model import ImageModel
+from vitfast.models.model_fields import ModelFields, check_field
 
 PREFIX = "torchvision/"
 _NETWORK = "network."
@@ -18,19 +18,19 @@ _NETWORK = "network."
 
 @dataclass(frozen=True)
 class TorchvisionFields(ModelFields):
-    """What may be chosen of a torchvision network: the number of classes and the image size it is used at."""
+    """The options of a torchvision network: the number of classes and the image size."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_field(self.in_chans == 3, "in_chans", self.in_chans, "must be 3 for torchvision's networks")
-        check_field(self.num_classes >= 1, "num_classes", self.num_classes, "must be at least 1")
+        self._check_at_least(1, "num_classes")
 
 
 class TorchvisionModel(ImageModel):
-    """One of torchvision's classifiers, ``torchvision/resnet50`` for example, with a fresh head and random weights.
+    """One of torchvision's classifiers, ``torchvision/resnet50`` for example, with random weights.
 
     The auxiliary heads of GoogLeNet and Inception are left out, so that every network returns one tensor of logits.
-    Weights load under torchvision's own keys.
+    Weights load under torchvision's keys.
 
     Args:
         model_name: ``torchvision/`` and the name of a classifier.
@@ -44,7 +44,7 @@ class TorchvisionModel(ImageModel):
 
     def __init__(self, model_name: str, fields: TorchvisionFields) -> None:
         super().__init__(model_name, fields)
-        import torchvision  # here, not above: it takes longer to import than all of vitfast
+        import torchvision  # imported here, because it takes longer than importing all of vitfast
 
         builder = torchvision.models.get_model_builder(model_name.removeprefix(PREFIX))
         options: dict[str, object] = {"num_classes": fields.num_classes}
@@ -65,13 +65,13 @@ class TorchvisionModel(ImageModel):
         logits: Tensor = self.network(images)
         return logits
 
-    def own_keys(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Puts torchvision's own keys under ``network``."""
+    def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Adds the prefix ``network`` to torchvision's keys."""
         return {key if key.startswith(_NETWORK) else _NETWORK + key: tensor for key, tensor in state.items()}
 
 
 def is_torchvision_name(name: str) -> bool:
-    """Whether a name means one of torchvision's classifiers.
+    """Whether a name is that of one of torchvision's classifiers.
 
     Raises:
         UserError: it begins with ``torchvision/``, but torchvision has no such classifier.

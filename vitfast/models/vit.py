@@ -1,18 +1,143 @@
-"""The Vision Transformer."""
+"""The Vision Transformer: fields, architectures (also DeiT's) and model."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from vitfast.errors import UserError
 from vitfast.layers import AddPositions, JoinTokens, LayerNorm, PatchEmbed
+from vitfast.layers.mlp import GeluVariant
+from vitfast.layers.patch_embed import PatchOrder
 from vitfast.layers.position_embedding import PositionInterpolation
 from vitfast.models.image_model import ImageModel
-from vitfast.models.resize_positions import resize_positions
-from vitfast.models.transformer_blocks import transformer_blocks
-from vitfast.models.vit_fields import ViTFields
+from vitfast.models.model_fields import TransformerFields, check_field
+from vitfast.models.transformer import initialize_linear, resize_positions, transformer_blocks
+
+HeadType = Literal["linear", "norm_linear"]
+Pooling = Literal["token", "mean"]
+DistillationToken = Literal["none", "after_class", "last"]
+
+
+@dataclass(frozen=True)
+class ViTFields(TransformerFields):
+    """The fields of a ViT or DeiT; the defaults are timm's, which are those of Google's ViT and Facebook's DeiT.
+
+    All supported systems have learned positions and the class token first, so these are not fields.
+
+    Attributes:
+        img_size: height and width of the images in pixels, a multiple of ``patch_size``.
+        layer_norm_eps: epsilon of every LayerNorm. 1e-5 in myrtle-vision, Pytorch-VIT and vissl's first ViT.
+        qkv_bias: whether q, k and v have biases. Not in myrtle-vision v1.0.0 and vissl.
+        patch_size: height and width of a patch in pixels.
+        patch_order: order of a patch's pixels, see ``PatchEmbed``. ``"channels_last"`` in myrtle-vision.
+        distillation_token: ``"after_class"``: at index 1, with a position, heads averaged in evaluation (DeiT);
+            ``"last"``: after the patches, without a position, in training only (myrtle-vision). See
+            ``DistilledVisionTransformer``.
+        pooling: the head's input: the class ``"token"``, or the ``"mean"`` of all tokens except the distillation token
+            (Pytorch-VIT).
+        head_type: ``"linear"``: one LayerNorm over all tokens, then pooling and a linear head; ``"norm_linear"``:
+            pooling, then for each head a LayerNorm and a linear layer (myrtle-vision, Pytorch-VIT). For a single head
+            on the class token both compute the same.
+        head_hidden_dim: width of a layer before the head, linear and tanh, as in Google's pre-training (vissl's
+            ``vision_transformer_head`` with a ``hidden_dim``); 0 for none. Not with a distillation token.
+        gelu: ``"erf"``, or ``"tanh"`` as in Google's JAX models.
+
+    The others are as in ``TransformerFields``.
+
+    Raises:
+        UserError: a field has a wrong type or value, or fields contradict each other.
+    """
+
+    embed_dim: int = 768
+    num_heads: int = 12
+    patch_size: int = 16
+    patch_order: PatchOrder = "channels_first"
+    distillation_token: DistillationToken = "none"
+    pooling: Pooling = "token"
+    head_type: HeadType = "linear"
+    head_hidden_dim: int = 0
+    gelu: GeluVariant = "erf"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_at_least(1, "patch_size")
+        check_field(
+            self.head_hidden_dim >= 0, "head_hidden_dim", self.head_hidden_dim, "must be at least 1, or 0 for none"
+        )
+        self._check_patches()
+        if self.pooling == "mean" and self.distillation_token == "after_class":
+            raise UserError(
+                "pooling='mean' cannot be combined with distillation_token='after_class', whose heads read one token "
+                "each; use pooling='token', or distillation_token='none' or 'last'"
+            )
+        if self.head_hidden_dim and self.distillation_token != "none":
+            raise UserError(
+                f"head_hidden_dim={self.head_hidden_dim} cannot be combined with distillation_token="
+                f"{self.distillation_token!r}, whose heads are linear; use head_hidden_dim=0"
+            )
+
+    @property
+    def grid_size(self) -> int:
+        """Patches along a side."""
+        return self.img_size // self.patch_size
+
+    @property
+    def num_prefix_positions(self) -> int:
+        """Tokens before the patches that have a position embedding."""
+        return 2 if self.distillation_token == "after_class" else 1
+
+    def _check_patches(self) -> None:
+        self._check_multiple("img_size", "patch_size")
+
+
+VIT_SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {"embed_dim": 192, "depth": 12, "num_heads": 3},
+    "small": {"embed_dim": 384, "depth": 12, "num_heads": 6},
+    "base": {"embed_dim": 768, "depth": 12, "num_heads": 12},
+    "large": {"embed_dim": 1024, "depth": 24, "num_heads": 16},
+    "huge": {"embed_dim": 1280, "depth": 32, "num_heads": 16},
+}
+
+# (patch_size, img_size) of each ViT size; 384 is not a multiple of 14
+_VIT_PATCHES = ((8, 224), (8, 384), (14, 224), (16, 224), (16, 384), (32, 224), (32, 384))
+
+# (size, img_size) of DeiT, plain and distilled, with patches of 16
+_DEIT_SIZES = (("tiny", 224), ("small", 224), ("base", 224), ("base", 384))
+
+VIT_ARCHITECTURES: dict[str, ViTFields] = {
+    **{
+        f"vit_{size}_patch{patch}_{img}": ViTFields(img_size=img, patch_size=patch, **fields)
+        for size, fields in VIT_SIZES.items()
+        for patch, img in _VIT_PATCHES
+    },
+    **{f"deit_{size}_patch16_{img}": ViTFields(img_size=img, **VIT_SIZES[size]) for size, img in _DEIT_SIZES},
+    **{
+        f"deit_{size}_distilled_patch16_{img}": ViTFields(
+            img_size=img, distillation_token="after_class", **VIT_SIZES[size]
+        )
+        for size, img in _DEIT_SIZES
+    },
+    # small images: handwritten digits (8 x 8, gray; or enlarged to 16 x 16) and CIFAR (32 x 32)
+    "vit_nano_patch2_8": ViTFields(img_size=8, patch_size=2, in_chans=1, embed_dim=64, depth=4, num_heads=4),
+    "vit_nano_patch4_16": ViTFields(img_size=16, patch_size=4, in_chans=1, embed_dim=64, depth=4, num_heads=4),
+    "vit_mini_patch4_32": ViTFields(img_size=32, patch_size=4, embed_dim=192, depth=6, num_heads=3),
+}
+
+# Google's and ViT-pytorch's names, without an image size: 224 unless img_size is given
+VIT_ALIASES = {
+    "ViT-Ti_16": "vit_tiny_patch16_224",
+    "ViT-S_16": "vit_small_patch16_224",
+    "ViT-B_16": "vit_base_patch16_224",
+    "ViT-B_32": "vit_base_patch32_224",
+    "ViT-L_16": "vit_large_patch16_224",
+    "ViT-L_32": "vit_large_patch32_224",
+    "ViT-H_14": "vit_huge_patch14_224",
+}
 
 
 class VisionTransformer(ImageModel):
@@ -20,7 +145,7 @@ class VisionTransformer(ImageModel):
 
     Args:
         model_name: as in ``ImageModel``.
-        fields: everything that defines it.
+        fields: the fields that define the model.
     """
 
     fields: ViTFields
@@ -48,13 +173,13 @@ class VisionTransformer(ImageModel):
         self._initialize()
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that, beside the one-dimensional ones, take no weight decay."""
+        """``cls_token`` and ``pos_embed``."""
         return {"cls_token", "pos_embed"}
 
     def resize_state(
         self, state: dict[str, Tensor], position_interpolation: PositionInterpolation | None = None
     ) -> list[str]:
-        """Resamples the position embeddings of another image size, by default as the field says."""
+        """Resamples the position embeddings of another image size; see ``ImageModel``."""
         return resize_positions(
             state,
             "pos_embed",
@@ -62,6 +187,11 @@ class VisionTransformer(ImageModel):
             position_interpolation or self.fields.position_interpolation,
             num_prefix_tokens=self.fields.num_prefix_positions,
         )
+
+    def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Converts the patch projection to the layout of ``patch_order``."""
+        key = "patch_embed.proj.weight"
+        return state | {key: arrange_patches(state[key], self.fields)} if key in state else state
 
     def forward(self, images: Tensor) -> Tensor:
         """Classifies images.
@@ -92,7 +222,7 @@ class VisionTransformer(ImageModel):
         return self.pos_drop(self.add_positions(tokens, self.pos_embed))
 
     def pool(self, tokens: Tensor) -> Tensor:
-        """Reduces the tokens ``[B, N, C]`` to what the head reads, ``[B, C]``."""
+        """Reduces the tokens ``[B, N, C]`` to the head's input, ``[B, C]``."""
         return tokens.mean(dim=1) if self.fields.pooling == "mean" else tokens[:, 0]
 
     @torch.no_grad()
@@ -100,21 +230,30 @@ class VisionTransformer(ImageModel):
         """Initializes as timm does; the patch projection keeps torch's default."""
         nn.init.normal_(self.cls_token, std=1e-6)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        for module in (*self.blocks.modules(), self.head):
-            if isinstance(module, nn.Linear):
-                initialize_linear(module)
-
-
-def initialize_linear(linear: nn.Linear) -> None:
-    """Initializes a linear layer as timm's ViT does: truncated normal of deviation 0.02, no bias."""
-    nn.init.trunc_normal_(linear.weight, std=0.02)
-    if linear.bias is not None:
-        nn.init.zeros_(linear.bias)
+        initialize_linear(*self.blocks.modules(), self.head)
 
 
 def _tanh_layer(dim: int, hidden_dim: int) -> nn.Module:
-    """Makes the hidden layer of a pre-training head, initialized as LeCun's (truncated normal, variance 1 / dim)."""
+    """Builds the hidden layer of a pre-training head with LeCun initialization (truncated normal, variance 1 / dim)."""
     linear = nn.Linear(dim, hidden_dim)
     nn.init.trunc_normal_(linear.weight, std=dim**-0.5)
     nn.init.zeros_(linear.bias)
     return nn.Sequential(OrderedDict(fc=linear, act=nn.Tanh()))
+
+
+def arrange_patches(weight: Tensor, fields: ViTFields) -> Tensor:
+    """Converts a patch projection to the layout of ``fields.patch_order``; it computes the same function.
+
+    Args:
+        weight: convolution ``[C, in_chans, P, P]`` or linear ``[C, P * P * in_chans]``.
+        fields: the model's fields.
+
+    Returns:
+        The converted weight; unchanged if its shape does not fit the model.
+    """
+    patch, chans = fields.patch_size, fields.in_chans
+    if fields.patch_order == "channels_last" and weight.dim() == 4:
+        return weight.permute(0, 2, 3, 1).flatten(1)
+    if fields.patch_order == "channels_first" and weight.dim() == 2 and weight.shape[1] == patch * patch * chans:
+        weight = weight.unflatten(1, (patch, patch, chans)).permute(0, 3, 1, 2)
+    return weight

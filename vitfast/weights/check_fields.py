@@ -8,9 +8,8 @@ from dataclasses import replace
 from typing import Any, NoReturn
 
 from vitfast.errors import UserError
-from vitfast.models.image_model import ModelFields
+from vitfast.models.model_fields import ModelFields, TransformerFields
 from vitfast.models.registry import ARCHITECTURES
-from vitfast.models.transformer_fields import TransformerFields
 from vitfast.weights.infer_fields import infer_fields
 from vitfast.weights.source_checkpoint import NAMED_FIELDS, SIZE_FIELDS, SourceCheckpoint
 

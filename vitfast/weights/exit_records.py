@@ -22,13 +22,7 @@ _MAX_INTEGER = 1 << 53  # a pickle and JSON may hold integers of any size
 
 
 def released_exits(entries: Mapping[str, Any]) -> SavedExits | None:
-    """Reads the thresholds of a released Dynamic Vision Transformer, with their costs and accuracies.
-
-    Args:
-        entries: the entries beside the weights.
-
-    Returns:
-        None if there are none.
+    """Reads the thresholds of a released DVT, with costs and accuracies, from the entries beside its weights; or None.
 
     Raises:
         UserError: they are not numbers, one per exit.

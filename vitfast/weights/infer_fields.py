@@ -12,12 +12,12 @@ from typing import Any
 
 from torch import Tensor
 
-from vitfast.models.convit_fields import ConViTFields
+from vitfast.models.convit import ConViTFields
 from vitfast.models.dvt_fields import DVTFields
-from vitfast.models.hybrid_fields import HybridFields
-from vitfast.models.image_model import ModelFields
-from vitfast.models.t2t_vit_fields import T2TViTFields
-from vitfast.models.vit_fields import ViTFields
+from vitfast.models.hybrid import HybridFields
+from vitfast.models.model_fields import ModelFields
+from vitfast.models.t2t_vit import T2TViTFields
+from vitfast.models.vit import ViTFields
 
 NUMBER = r"(\d{1,6})"  # index of a layer; Python refuses to parse thousands of digits
 

@@ -9,16 +9,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from vitfast.errors import UserError
 from vitfast.layers.position_embedding import PositionInterpolation
-from vitfast.models.field_checks import check_field_type
-from vitfast.models.image_model import ImageModel, ModelFields
-from vitfast.models.load_report import LoadReport
-from vitfast.models.load_state import load_state
+from vitfast.models.image_model import ImageModel
+from vitfast.models.load_state import LoadReport, load_state
+from vitfast.models.model_fields import ModelFields, TransformerFields, check_field_type
 from vitfast.models.registry import build_model, resolve_fields, resolve_name
-from vitfast.models.vit_fields import ViTFields
 from vitfast.weights.check_fields import (
     COMPUTATION_FIELDS,
     HEAD_FIELDS,
@@ -83,7 +80,7 @@ def load_weights(
     if num_classes is not None and num_classes != model.num_classes:
         raise UserError(f"num_classes={num_classes}, but the model has {model.num_classes}; give the model's number")
     if position_interpolation is not None:
-        check_field_type(ViTFields, "position_interpolation", position_interpolation)
+        check_field_type(TransformerFields, "position_interpolation", position_interpolation)
 
     checkpoint = read_source_checkpoint(path, type(model.fields), model_name=model.model_name)
     _check_model(model, checkpoint, keep_head=num_classes is not None)
@@ -102,19 +99,9 @@ def load_weights(
 def model_from_checkpoint(
     name: str | None, path: str | os.PathLike[str], given_fields: Mapping[str, Any]
 ) -> ImageModel:
-    """Builds and fills a model; see ``vitfast.create_model``.
+    """Builds and fills a model, with ``load_report``; see ``vitfast.create_model``.
 
-    Args:
-        name: the architecture's, or None to take the checkpoint's.
-        path: file or folder.
-        given_fields: fields that the caller sets. ``num_classes`` among them allows a newly initialized head,
-            ``img_size`` that position embeddings are resized.
-
-    Returns:
-        The model, with ``load_report``.
-
-    Raises:
-        UserError: the checkpoint is damaged, refused or of no supported format, or does not fit the name and fields.
+    ``num_classes`` in ``given_fields`` allows a newly initialized head, ``img_size`` resized position embeddings.
     """
     fields_type = None if name is None else type(resolve_fields(name))
     checkpoint = read_source_checkpoint(path, fields_type, model_name=name)
@@ -141,24 +128,6 @@ def model_from_checkpoint(
     return model
 
 
-def arrange_patches(weight: Tensor, fields: ViTFields) -> Tensor:
-    """Converts the patch projection to the layout of a model's ``patch_order``; it computes the same function.
-
-    Args:
-        weight: convolution ``[C, in_chans, P, P]`` or linear ``[C, P * P * in_chans]``.
-        fields: the model's fields.
-
-    Returns:
-        The converted weight; unchanged if its shape does not fit the model.
-    """
-    patch, chans = fields.patch_size, fields.in_chans
-    if fields.patch_order == "channels_last" and weight.dim() == 4:
-        return weight.permute(0, 2, 3, 1).flatten(1)
-    if fields.patch_order == "channels_first" and weight.dim() == 2 and weight.shape[1] == patch * patch * chans:
-        weight = weight.unflatten(1, (patch, patch, chans)).permute(0, 3, 1, 2)
-    return weight
-
-
 def _fill(
     model: ImageModel,
     checkpoint: SourceCheckpoint,
@@ -175,16 +144,10 @@ def _fill(
             f"{checkpoint.path} holds thresholds for {exits.num_exits} exits, but {model.model_name} has "
             f"{model.num_exits}; use the file of this model"
         )
-    state = dict(checkpoint.state)
-    key = "patch_embed.proj.weight"
-    if isinstance(model.fields, ViTFields) and key in state:
-        state[key] = arrange_patches(state[key], model.fields)
-    default_interpolation = getattr(model.fields, "position_interpolation", None)
-    if position_interpolation == default_interpolation:
-        position_interpolation = None
+    position_interpolation = position_interpolation or getattr(model.fields, "position_interpolation", None)
     report = load_state(
         model,
-        state,
+        checkpoint.state,
         source=str(checkpoint.path),
         unmatched=checkpoint.unmatched,
         may_resize=may_resize,
@@ -202,7 +165,7 @@ def _fill(
         family=checkpoint.family,
         exits=exits,
         skipped=tuple(skipped),
-        position_interpolation=(position_interpolation or default_interpolation) if report.resized else None,
+        position_interpolation=position_interpolation if report.resized else None,
     )
 
 
@@ -277,7 +240,7 @@ def _head_classes(name: str, checkpoint: SourceCheckpoint, given_fields: Mapping
         return {}
     with torch.device("meta"):
         model = build_model(name, **{**checkpoint.adopted_fields, **given_fields})
-    head = model.own_keys(checkpoint.state).get(f"{model.head_prefixes[0]}weight")
+    head = model.adapt_state(checkpoint.state).get(f"{model.head_prefixes[0]}weight")
     return {} if head is None or head.dim() == 0 else {"num_classes": len(head)}
 
 

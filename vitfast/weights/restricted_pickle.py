@@ -11,10 +11,9 @@ import argparse
 import math
 import pickle
 import re
-import sys
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,12 +25,6 @@ from vitfast.errors import UserError
 _SAFE_TORCH = (2, 10)
 
 _NUMBERS = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
-_BYTE_ORDERS: dict[str, Literal["<", ">", "|"]] = {
-    "<": "<",
-    ">": ">",
-    "|": "|",
-    "=": "<" if sys.byteorder == "little" else ">",
-}
 _MAX_DIMENSIONS = 8
 
 
@@ -40,16 +33,7 @@ class NumpyRefusedError(ValueError):
 
 
 class NumpyType:
-    """Stand-in for ``numpy.dtype``.
-
-    Args:
-        code: kind and size in bytes, ``"f8"`` for example.
-        align: ignored.
-        copy: ignored.
-
-    Raises:
-        NumpyRefusedError: the type is not a plain number.
-    """
+    """Stand-in for ``numpy.dtype``, for plain numbers."""
 
     def __init__(self, code: str, align: object = False, copy: object = False) -> None:
         if code not in _NUMBERS:
@@ -57,15 +41,13 @@ class NumpyType:
         self.dtype = np.dtype(code)
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.dtype = self.dtype.newbyteorder(_BYTE_ORDERS[state[1]])
+        if state[1] not in ("<", ">", "|", "="):
+            raise ValueError(f"a NumPy type of byte order {state[1]!r}")
+        self.dtype = self.dtype.newbyteorder(state[1])
 
 
 class NumpyArray:
-    """Stand-in for ``numpy.ndarray``.
-
-    Attributes:
-        tensor: the array's elements.
-    """
+    """Stand-in for ``numpy.ndarray``, with its elements in ``tensor``."""
 
     tensor: Tensor
 

@@ -16,9 +16,8 @@ from vitfast.errors import UserError
 from vitfast.files import flush_to_disk
 from vitfast.models.image_model import ImageModel
 from vitfast.models.multi_crop import MultiCrop
-from vitfast.models.vit_fields import ViTFields
+from vitfast.models.vit import ViTFields, arrange_patches
 from vitfast.weights.exit_records import exits_record
-from vitfast.weights.load_weights import arrange_patches
 from vitfast.weights.source_checkpoint import HEAD_KEYS, METADATA_KEY
 
 _FORMAT_VERSION = 1

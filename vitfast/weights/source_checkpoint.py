@@ -15,9 +15,9 @@ from torch import Tensor
 
 from vitfast.errors import UserError
 from vitfast.files import sha256_of_file
-from vitfast.models.image_model import ModelFields
+from vitfast.models.model_fields import ModelFields
 from vitfast.models.saved_exits import SavedExits
-from vitfast.models.vit_fields import ViTFields
+from vitfast.models.vit import ViTFields
 from vitfast.weights.exit_records import RELEASED_CURVE, RELEASED_THRESHOLDS, recorded_exits
 from vitfast.weights.infer_fields import infer_fields
 from vitfast.weights.key_tables import find_key_table
@@ -102,10 +102,7 @@ def read_source_checkpoint(
 ) -> SourceCheckpoint:
     """Reads a checkpoint folder of vitfast or Hugging Face, or a file of any supported format.
 
-    Args:
-        path: the folder or file. It is not trusted: no code in it is executed.
-        fields_type: the fields class of the model to fill; None if it is not known.
-        model_name: the model, for messages.
+    The file is not trusted: no code in it is executed. ``fields_type`` is that of the model to fill, if it is known.
 
     Raises:
         UserError: the path does not exist, is damaged or refused, or its format is not supported.
@@ -131,11 +128,7 @@ def read_source_checkpoint(
 
 
 def unpack_weights(state: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Converts 8-bit and 16-bit weights to float32; other tensors stay unchanged.
-
-    Args:
-        state: weights, int8 ones with their scales, see ``SCALE``.
-        source: the file, for messages.
+    """Converts 8-bit weights, with their scales, and 16-bit weights to float32; other tensors stay unchanged.
 
     Returns:
         The weights by key, and the scales by the key of their weight.

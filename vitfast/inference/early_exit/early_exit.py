@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vitfast.errors import UserError
-from vitfast.models.exit_state import ExitState
+from vitfast.models.dvt import ExitState
 from vitfast.models.saved_exits import SavedExits
 
 # thresholds at which every image or no image leaves; finite, so that JSON can store them

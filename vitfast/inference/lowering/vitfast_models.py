@@ -37,7 +37,7 @@ from vitfast.layers.token_performer import TokenPerformer
 from vitfast.layers.token_transformer import TokenAttention, TokenTransformer
 from vitfast.layers.tokens_to_token import SoftSplit
 from vitfast.models import DVT, ConViT, DistilledVisionTransformer, T2TViT, VisionTransformer
-from vitfast.models.dvt_exit import DVTExit
+from vitfast.models.dvt import DVTExit
 
 _MLP = ("fc1", "fc2", "drop")
 _ATTENTION = ("qkv", "proj", "proj_drop")

@@ -22,8 +22,7 @@ from vitfast.inference.modules.attention import upsample_relations
 from vitfast.inference.modules.embedding import InferenceEmbedding
 from vitfast.inference.modules.linear import describe_gemms
 from vitfast.inference.modules.readout import InferenceReadout
-from vitfast.models.dvt_exit import run_reuse_blocks
-from vitfast.models.exit_state import ExitState
+from vitfast.models.dvt import ExitState, run_reuse_blocks
 
 
 class FeatureReuse(nn.Module):
@@ -139,7 +138,7 @@ class InferenceExit(nn.Module):
     def forward(
         self, images: Tensor, features: Tensor | None, relations: Sequence[Tensor], *, return_relations: bool
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """As ``vitfast.models.dvt_exit.DVTExit``."""
+        """As ``vitfast.models.dvt.DVTExit``."""
         x = self.embedding(images)
         biases = None if self.relation_reuse is None else self._biases(self.relation_reuse, relations)
         x, returned = run_reuse_blocks(self.blocks, x, features, biases, return_relations)

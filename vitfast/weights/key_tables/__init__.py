@@ -1,6 +1,6 @@
 """All checkpoint formats, and which of them a file has.
 
-To add a format, write a module with one ``KeyTable`` and list it in ``KEY_TABLES``.
+To add a format, write a module with its ``TABLES`` and add it to ``KEY_TABLES``.
 """
 
 from __future__ import annotations
@@ -9,37 +9,21 @@ import re
 from collections.abc import Collection
 
 from vitfast.errors import UserError
-from vitfast.models.image_model import ModelFields
-from vitfast.models.vit_fields import ViTFields
-from vitfast.weights.key_tables.dvt import DVT
-from vitfast.weights.key_tables.google import GOOGLE, GOOGLE_HYBRID, GOOGLE_STEM_HYBRID
-from vitfast.weights.key_tables.huggingface import HUGGINGFACE
-from vitfast.weights.key_tables.jeonsworld import JEONSWORLD, JEONSWORLD_HYBRID
+from vitfast.models.model_fields import ModelFields
+from vitfast.models.vit import ViTFields
+from vitfast.weights.key_tables import dvt, google, huggingface, jeonsworld, myrtle, timm, torchvision, vissl
 from vitfast.weights.key_tables.key_table import KeyTable
-from vitfast.weights.key_tables.myrtle import MYRTLE
-from vitfast.weights.key_tables.timm import CONVIT, DEIT, T2T_VIT, TIMM, TIMM_HYBRID
-from vitfast.weights.key_tables.torchvision import TORCHVISION
-from vitfast.weights.key_tables.vissl import VISSL, VISSL_2021, VISSL_CONVIT
 
-# The first table whose signature matches applies: a ConViT or a hybrid also has all keys of a ViT's signature.
+# the first table whose signature matches applies
 KEY_TABLES: tuple[KeyTable, ...] = (
-    GOOGLE_HYBRID,
-    GOOGLE_STEM_HYBRID,
-    GOOGLE,
-    CONVIT,
-    T2T_VIT,
-    DVT,
-    TIMM_HYBRID,
-    DEIT,
-    TIMM,
-    TORCHVISION,
-    HUGGINGFACE,
-    JEONSWORLD_HYBRID,
-    JEONSWORLD,
-    MYRTLE,
-    VISSL_CONVIT,
-    VISSL,
-    VISSL_2021,
+    *google.TABLES,
+    *timm.TABLES,
+    *torchvision.TABLES,
+    *huggingface.TABLES,
+    *jeonsworld.TABLES,
+    *myrtle.TABLES,
+    *vissl.TABLES,
+    *dvt.TABLES,
 )
 
 # for models without a foreign format: keys of the model itself, or of the library that it is from
@@ -69,14 +53,7 @@ _SHOWN_KEYS = 5
 def find_key_table(
     keys: Collection[str], wrapper: str, fields_type: type[ModelFields] | None, *, source: str, model_name: str | None
 ) -> KeyTable:
-    """Finds the key table of a file by its keys.
-
-    Args:
-        keys: the file's keys.
-        wrapper: the entry that held the weights.
-        fields_type: the fields class of the model to fill; None if it is not known yet.
-        source: the file, for messages.
-        model_name: the model, for messages.
+    """Finds the key table of a file by its keys, for a model with fields of ``fields_type`` (None: not known yet).
 
     Raises:
         UserError: no table matches, the file is of an unsupported kind, or its weights fit another kind of model.

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vitfast.models.hybrid_fields import HybridFields
+from vitfast.models.hybrid import HybridFields
 from vitfast.weights.key_tables.key_table import KeyTable, Rule, Transform, unchanged
 
 
@@ -156,3 +156,5 @@ GOOGLE_STEM_HYBRID = replace(
     signature=(*GOOGLE.signature, r"conv_root/kernel"),
     rules=(*GOOGLE.rules, *_stem_rules(BACKBONE)),
 )
+
+TABLES: tuple[KeyTable, ...] = (GOOGLE_HYBRID, GOOGLE_STEM_HYBRID, GOOGLE)  # a hybrid also has all keys of a ViT

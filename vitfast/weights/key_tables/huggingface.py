@@ -61,3 +61,5 @@ HUGGINGFACE = KeyTable(
     read_fields=_read_fields,
     ignored=(_ROOT + r"pooler\..+", _ROOT + r"embeddings\.mask_token"),
 )
+
+TABLES: tuple[KeyTable, ...] = (HUGGINGFACE,)

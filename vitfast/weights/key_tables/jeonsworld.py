@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vitfast.models.hybrid_fields import HybridFields
+from vitfast.models.hybrid import HybridFields
 from vitfast.weights.key_tables.google import BACKBONE, UNIT_CONVOLUTIONS, UNIT_NORMS, unit_key
 from vitfast.weights.key_tables.key_table import KeyTable, Rule, affine, stacked_affine
 
@@ -56,3 +56,5 @@ JEONSWORLD_HYBRID = replace(
     },
     fields_type=HybridFields,
 )
+
+TABLES: tuple[KeyTable, ...] = (JEONSWORLD_HYBRID, JEONSWORLD)

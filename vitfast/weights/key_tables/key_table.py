@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from vitfast.errors import UserError
-from vitfast.models.image_model import ModelFields
+from vitfast.models.model_fields import ModelFields
 from vitfast.models.saved_exits import SavedExits
-from vitfast.models.vit_fields import ViTFields
+from vitfast.models.vit import ViTFields
 
 Transform = Callable[[Tensor], Tensor]
 FieldReader = Callable[[Mapping[str, Tensor], Mapping[str, Any]], dict[str, Any]]
@@ -103,11 +103,6 @@ def match_rule(key: str, rules: Sequence[Rule]) -> tuple[str, Rule] | None:
 
 def map_keys(tensors: dict[str, Tensor], rules: Sequence[Rule], source: str) -> tuple[dict[str, Tensor], list[str]]:
     """Applies to each key the first rule that matches it.
-
-    Args:
-        tensors: weights under the file's keys.
-        rules: the rows of a key table.
-        source: the file, for messages.
 
     Returns:
         The weights under vitfast's keys, and the file's keys that match no rule or belong to an incomplete stack.

@@ -48,3 +48,5 @@ MYRTLE = KeyTable(
     ignored=(r".+\.(activation_post_process|weight_fake_quant)\..+",),
     unsupported=((r"decoder\..+|det_tokens", "a model of myrtle-vision 2"),),
 )
+
+TABLES: tuple[KeyTable, ...] = (MYRTLE,)

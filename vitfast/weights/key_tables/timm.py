@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vitfast.models.convit_fields import ConViTFields
-from vitfast.models.hybrid_fields import HybridFields
-from vitfast.models.t2t_vit_fields import T2TViTFields
+from vitfast.models.convit import ConViTFields
+from vitfast.models.hybrid import HybridFields
+from vitfast.models.t2t_vit import T2TViTFields
 from vitfast.weights.key_tables.key_table import KeyTable
 
 _SIGNATURE = (r"patch_embed\.proj\.weight", r"blocks\.\d+\.attn\.qkv\.weight")
@@ -55,3 +55,6 @@ T2T_VIT = KeyTable(
     ),
     fields_type=T2TViTFields,
 )
+
+# a ConViT and a hybrid also have all keys of a ViT
+TABLES: tuple[KeyTable, ...] = (CONVIT, T2T_VIT, TIMM_HYBRID, DEIT, TIMM)

@@ -25,3 +25,5 @@ TORCHVISION = KeyTable(
     fields={"layer_norm_eps": 1e-6, "gelu": "erf", "position_interpolation": "bicubic_aligned"},
     unsupported=((r"conv_proj\.conv_bn_relu_.+", "a model with a convolutional stem"),),
 )
+
+TABLES: tuple[KeyTable, ...] = (TORCHVISION,)

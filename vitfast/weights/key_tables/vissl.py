@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vitfast.errors import UserError
 from vitfast.layers import MlpHead, SwavHead
-from vitfast.models.convit_fields import ConViTFields
+from vitfast.models.convit import ConViTFields
 from vitfast.weights.infer_fields import NUMBER
 from vitfast.weights.key_tables.key_table import KeyTable, Rule, affine
 from vitfast.weights.weight_file import read_weight_file
@@ -81,6 +81,8 @@ VISSL_CONVIT = KeyTable(
     extra_head_layers=_EXTRA_HEAD_LAYERS,
     fields_type=ConViTFields,
 )
+
+TABLES: tuple[KeyTable, ...] = (VISSL_CONVIT, VISSL, VISSL_2021)
 
 
 def load_vissl_head(
