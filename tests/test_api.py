@@ -1,4 +1,4 @@
-"""create_model and list_models: fields, checkpoints, and what a wrong one is told."""
+"""create_model and list_models: fields, checkpoints and error messages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NANO = "vit_nano_patch2_8"
 
 
 def save_folder(model: VisionTransformer, folder: Path) -> Path:
-    """Writes what create_model reads of a checkpoint folder."""
+    """Writes the files of a checkpoint folder that create_model reads."""
     folder.mkdir(parents=True)
     save_file(model.state_dict(), folder / "model.safetensors")
     manifest = {

@@ -1,4 +1,4 @@
-"""``python -m vitfast.predict`` as a user meets it."""
+"""``python -m vitfast.predict``."""
 
 from __future__ import annotations
 

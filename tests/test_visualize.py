@@ -1,4 +1,4 @@
-"""``python -m vitfast.visualize`` as a user meets it."""
+"""``python -m vitfast.visualize``."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def looker(tmp_path_factory):
 
 @pytest.fixture
 def photos(tmp_path):
-    """Pictures with a bright corner; two have one name."""
+    """Images with a bright corner; two have the same name."""
     for name in ("a.jpg", "a.png", "below/a.jpg", "b.bmp"):
         file = tmp_path / "photos" / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ def test_what_is_drawn(run_dir, photos, tmp_path, options, name, panels):
 
 
 def test_a_hybrid(photos, tmp_path):
-    """Its patches are those of a ResNet's features, which lie as those of the image."""
+    """Patches are positions of a ResNet's feature map, in the layout of the image."""
     hybrid = [
         "model.name=R50-ViT-B_16",
         "model.fields.resnet_layers=[1]",
@@ -101,7 +101,7 @@ def test_a_hybrid(photos, tmp_path):
 
 @pytest.mark.parametrize("options", [[], ["layer=1"], ["layer=0", "head=1"]])
 def test_the_map_lies_over_what_is_looked_at(looker, photos, tmp_path, options, capsys):
-    """The model looks at what is bright, which is in the upper right of the picture."""
+    """The model attends to bright pixels, here in the upper right of the image."""
     assert main([f"checkpoint={looker}", f"images={photos / 'a.png'}", f"target={tmp_path / 'out'}", *options]) == 0
     assert "a.png  bright 95.3%  " in capsys.readouterr().out
     (path,) = (tmp_path / "out").iterdir()
@@ -120,7 +120,7 @@ def test_the_map_lies_over_what_is_looked_at(looker, photos, tmp_path, options, 
 
 
 def test_the_image_is_shown_as_the_model_sees_it(looker, tmp_path):
-    """The colours survive the normalisation and its undoing."""
+    """Undoing the normalization restores the colours."""
     Image.new("RGB", (40, 40), (200, 100, 50)).save(tmp_path / "a.png")
     assert main([f"checkpoint={looker}", f"images={tmp_path / 'a.png'}", f"target={tmp_path / 'out'}"]) == 0
     picture = np.asarray(Image.open(tmp_path / "out" / "a_rollout.png").convert("RGB")).astype(int)

@@ -1,4 +1,4 @@
-"""A pass over a split without learning."""
+"""``evaluate``: one pass over a split."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_details_count_confusions(task, images, labels):
 
 
 def test_the_calibration_error_is_the_gap_of_confidence_and_accuracy():
-    # Always 3/4 sure, and right half of the time.
+    # confidence is always 3/4, accuracy 1/2
     logits = torch.tensor([[3.0, 1.0]]).log().repeat(8, 1)
     labels = torch.tensor([0, 1] * 4)
     loader = DataLoader(TensorDataset(logits, labels), batch_size=3)

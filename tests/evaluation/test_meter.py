@@ -1,4 +1,4 @@
-"""Loss and accuracy over many batches."""
+"""Loss and accuracy accumulated over batches."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_restored_meter_goes_on_exactly(seen):
     torch.save(first.state_dict(), file)
     file.seek(0)
     second = ClassificationMeter(12, CPU)
-    second.update(*made[-1])  # is forgotten
+    second.update(*made[-1])  # discarded by load_state_dict
     second.load_state_dict(torch.load(file, weights_only=True))
     for batch in made[seen:]:
         second.update(*batch)

@@ -73,7 +73,7 @@ def test_a_long_text_is_cut_in_the_middle(tmp_path, text):
     title, label = picture[:TITLE], picture[TITLE : TITLE + LABEL, : GAP + PANEL + GAP]
     for strip in (title, label):
         ink = np.flatnonzero((strip < 128).any(0))
-        assert GAP - 2 <= ink.min() <= GAP + 25  # it uses the room that it has
+        assert GAP - 2 <= ink.min() <= GAP + 25  # the available width is used
         assert strip.shape[1] - GAP - 25 <= ink.max() <= strip.shape[1] - GAP + 2
 
 

@@ -1,4 +1,4 @@
-"""Attention maps against a softmax written out over what really entered each layer."""
+"""Attention maps against an explicit softmax over the recorded inputs of each layer."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def images(count: int = 2) -> Tensor:
 
 
 def expected_maps(model: nn.Module, x: Tensor) -> list[Tensor]:
-    """Watches what enters the layers in an ordinary forward pass; the formulas, head by head."""
+    """Records the inputs of the layers in a regular forward pass and applies the formulas head by head."""
     inputs: list[tuple[nn.Module, Any]] = []
     hooks = [
         layer.register_forward_pre_hook(lambda layer, args: inputs.append((layer, args)))
@@ -161,7 +161,7 @@ def test_gradients_reach_the_weights_through_the_maps() -> None:
     _, maps = forward_with_maps(model, images())
     maps[-1][:, :, 0, 3].sum().backward()
     assert model.blocks[0].attn.qkv.weight.grad.abs().max() > 0
-    assert model.blocks[2].attn.proj.weight.grad is None  # what comes after the last map
+    assert model.blocks[2].attn.proj.weight.grad is None  # is after the last map
 
 
 @pytest.mark.parametrize("kind", ["vit", "convit"])
@@ -232,7 +232,7 @@ def test_ordinary_forwards_ask_for_no_logits(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_threads_do_not_meet() -> None:
-    """Half the threads read maps while the others run the same model; each gets what it asked for, of its images."""
+    """Some threads compute maps while others run the same model; each gets its own result."""
     model = build("vit").eval()
     inputs = [images(1) for _ in range(6)]
     expected = [(attention_maps(model, x), model(x)) for x in inputs]
@@ -261,7 +261,7 @@ def test_threads_do_not_meet() -> None:
 
 
 def test_hooks_and_replaced_layers_run() -> None:
-    """As quantization leaves a model: another linear layer in place of one, with a hook."""
+    """A replaced linear layer with a hook, as after quantization."""
     model, x, seen = build("vit"), images(), []
     linear = nn.Linear(64, 192).double()
     model.blocks[1].attn.qkv = linear

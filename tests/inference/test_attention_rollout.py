@@ -19,9 +19,9 @@ def random_maps(tokens: list[int], heads: int = 3, batch: int = 2) -> list[Tenso
 
 
 def plain_rollout(layers: list[np.ndarray]) -> np.ndarray:
-    """Of one image, layers [H, N, N]: mean over heads, plus the identity, rows renormalised, multiplied from the left.
+    """Rollout of one image, layers [H, N, N]: head mean plus identity, rows normalized, multiplied from the left.
 
-    This is the recipe of the visualisation of jeonsworld's ViT-pytorch.
+    This is the recipe of the visualization in jeonsworld's ViT-pytorch.
     """
     joint = np.eye(layers[0].shape[-1])
     for layer in layers:
@@ -43,7 +43,7 @@ def test_recipe(depth: int) -> None:
 
 
 def test_tokens_that_join_stand_aside_until_then() -> None:
-    """As if they had been there from the beginning, in layers where they look at themselves and no one at them."""
+    """Equals joining from the start, in layers where these tokens attend to themselves only and none to them."""
     maps = random_maps([9, 9, 10, 12, 12])
     padded = []
     for layer in maps:

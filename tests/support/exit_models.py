@@ -1,4 +1,4 @@
-"""Small models with exits, and what their exits might say about images."""
+"""Small models with exits, and random statistics of exits."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def random_images(model: DVT, batch: int, seed: int = 0) -> Tensor:
 
 
 def random_statistics(images: int, num_exits: int = 3, *, seed: int = 0, digits: int | None = None) -> ExitStatistics:
-    """Exits that are the more often right the later they are and the surer they feel.
+    """Returns statistics in which accuracy grows with the exit and with its confidence.
 
     Args:
         images: how many.

@@ -13,7 +13,7 @@ from torch import Tensor
 def attention_rollout(maps: Sequence[Tensor]) -> Tensor:
     """Multiplies the attention of all layers (Abnar and Zuidema, 2020).
 
-    With A the attention of a layer averaged over its heads, and Â = A + I with rows normalized to 1 (I stands for the
+    With A the attention of a layer averaged over its heads, and Â = A + I with rows normalized to 1 (I for the
     residual connection), the rollout of K layers is Â_K … Â_2 Â_1. Its entry [i, j] is the share of input token j in
     token i after the last layer.
 

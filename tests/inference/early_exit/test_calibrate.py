@@ -1,4 +1,4 @@
-"""Thresholds for a budget."""
+"""Calibration of thresholds for a budget."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BUDGETS = [0.468, 0.5, 0.8, 1.2, 2.0, 3.0, 3.454]
 
 
 def best_of_all(statistics: ExitStatistics, costs: list[float], budget: float) -> float:
-    """The accuracy of the best thresholds within the budget, by trying all that make a difference."""
+    """The accuracy of the best thresholds within the budget, by exhaustive search."""
     choices = [[*confidence.tolist(), 2.0] for confidence in statistics.confidence[:-1]]
     accuracies = []
     for chosen in itertools.product(*choices):
@@ -50,7 +50,7 @@ def test_the_budget_is_kept_and_the_search_does_no_harm(num_exits: int, digits: 
 
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_the_budget_is_spent(budget: float) -> None:
-    """Without search, all but what one image more at a later exit would cost, at each of the exits."""
+    """Without search, the unspent part is less than the cost of one more image at a later exit, for each exit."""
     statistics = random_statistics(2000)
     cost = statistics.cost(solve_thresholds(statistics, COSTS, budget, search=False), COSTS)
     assert budget - 2 * COSTS[-1] / 2000 <= cost <= budget
@@ -81,7 +81,7 @@ def test_a_budget_beyond_the_last_exit_does_not_bind() -> None:
 
 
 def labelled(model: DVT, images: int, batch: int) -> list[tuple[Tensor, Tensor]]:
-    """Images whose label is what the last exit says of them, for most."""
+    """Images whose label is mostly the prediction of the last exit."""
     pixels = random_images(model, images)
     with torch.no_grad():
         labels = model(pixels)[-1].argmax(dim=1)
@@ -104,7 +104,7 @@ def test_a_model_keeps_a_budget_of_gmacs(kind: str) -> None:
 
 
 def test_a_model_keeps_a_budget_of_milliseconds() -> None:
-    """A budget so large or small that no clock can doubt the answer; the loader can be read once only."""
+    """Extreme budgets, whose result does not depend on the clock; the loader is an iterator."""
     model = exit_model("nano")
     loader = labelled(model, 20, 8)
     assert calibrate_exits(model, iter(loader), budget_ms=1e6, search=False) == [2.0, 0.0]

@@ -1,4 +1,4 @@
-"""What exits cost, as published."""
+"""Multiply-adds of the exits against published values and a count by hand."""
 
 from __future__ import annotations
 

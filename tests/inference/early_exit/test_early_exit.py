@@ -19,7 +19,7 @@ from vitfast.models import DVT, ExitState
 
 @torch.no_grad()
 def choose_afterwards(model: DVT, images: Tensor, thresholds: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """All exits for all images, then image by image the first that is confident enough."""
+    """Runs all exits on all images, then chooses for each image the first confident exit."""
     outputs = model(images)
     chosen = []
     for image in range(len(images)):
@@ -32,7 +32,7 @@ def choose_afterwards(model: DVT, images: Tensor, thresholds: Sequence[float]) -
 
 @torch.no_grad()
 def middle_thresholds(model: DVT, images: Tensor, share: float = 0.5) -> list[float]:
-    """Thresholds that about that share of the images reach at each exit, none of them near an image's confidence."""
+    """Thresholds that about ``share`` of the images reach at each exit, none close to a confidence."""
     thresholds = []
     for logits in model(images):
         ordered = logits.softmax(dim=1).amax(dim=1).sort().values
@@ -75,7 +75,7 @@ def test_any_thresholds_and_batch(three_exits: DVT, batch: int, quantiles: list[
     images = random_images(three_exits, batch, seed)
     with torch.no_grad():
         confidences = [logits.softmax(dim=1).amax(dim=1) for logits in three_exits(images)]
-    # a little below a confidence, so that rounding over another batch decides nothing
+    # slightly below a confidence, so that the rounding of another batch size does not matter
     thresholds = [float(c.quantile(q)) - 1e-4 for c, q in zip(confidences, quantiles, strict=False)]
     near = any((c - t).abs().min() < 2e-5 for c, t in zip(confidences, thresholds, strict=False))
     if not near:

@@ -82,7 +82,7 @@ COSTS = [0.468, 1.446, 3.455]
 
 
 def released_rule(statistics: ExitStatistics, ratio: float) -> tuple[list[float], list[float], float, float]:
-    """Thresholds, shares, cost and accuracy (systems of MSDNet and DVT): the images are walked through one by one."""
+    """Thresholds, shares, cost and accuracy (systems of MSDNet and DVT): image by image."""
     images, num_exits = statistics.images, statistics.num_exits
     confidence, correct = statistics.confidence.tolist(), statistics.correct.tolist()
     powers = [ratio**k for k in range(1, num_exits + 1)]
@@ -91,7 +91,7 @@ def released_rule(statistics: ExitStatistics, ratio: float) -> tuple[list[float]
     for k in range(num_exits - 1):
         wanted = math.floor(images * powers[k] / sum(powers) + 1e-9)
         count = 0
-        # where many are equally confident, fewer may be left than should leave: then all do, and in the original none
+        # with ties fewer images may remain than should leave: then all leave, in the original code none
         wanted = min(wanted, images - len(gone))
         for image in sorted(range(images), key=lambda image: -confidence[k][image]):
             if image not in gone:
