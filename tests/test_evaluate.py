@@ -124,7 +124,7 @@ def test_the_table_is_for_people(run_dir, capsys):
     assert "test, 360 images" in shown
     assert re.search(r"^top-1 +\d+\.\d\d %$", shown, re.MULTILINE)
     assert re.search(r"^7 +36 +", shown, re.MULTILINE)
-    assert re.search(r"^most frequent mistakes:\n  \d+ x \d taken for \d$", shown, re.MULTILINE)
+    assert re.search(r"^most frequent mistakes:\n  \d+ x \d predicted as \d$", shown, re.MULTILINE)
     assert all(len(line) <= 120 for line in shown.splitlines() if str(run_dir) not in line), shown
 
 
@@ -157,7 +157,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_aloud(run_dir, capsys, tmp_p
         (["checkpoint=RUN", "data.dataset=image_folder", "data.root=nowhere"], "nowhere"),
         (["checkpoint=RUN", "chekpoint=x"], "checkpoint"),
         (["checkpoint=RUN", "accelerate=fp8"], "accelerate=fp8 is not allowed; allowed: one of: fp32, bf16"),
-        (["checkpoint=RUN", "accelerate=int8", "precision=bf16"], "leave precision=bf16 out, or accelerate"),
+        (["checkpoint=RUN", "accelerate=int8", "precision=bf16"], "leave out precision=bf16, or accelerate"),
         (["checkpoint=RUN", "accelerate=int8", "early_exit=true", "exits=sweep"], "exits=sweep and early_exit=true"),
     ],
 )

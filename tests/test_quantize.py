@@ -206,9 +206,9 @@ def test_what_is_quantized_or_in_the_way_is_refused(run_dir, aware_dir, tmp_path
     assert main([f"checkpoint={run_dir}", "format=INT8", f"output={target}"]) == 0
     capsys.readouterr()
     assert main([f"checkpoint={target}", "format=FP16_32"]) == 2
-    assert "is quantized already (INT8, converted)" in capsys.readouterr().err
+    assert "is already quantized (INT8, converted)" in capsys.readouterr().err
     assert main([f"checkpoint={aware_dir}", "format=INT8"]) == 2
-    assert "the run was trained for FP16_16, prepared; leave format" in capsys.readouterr().err
+    assert "the run was trained for FP16_16, prepared; leave out format" in capsys.readouterr().err
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("dear")
     assert main([f"checkpoint={run_dir}", "format=INT8", f"output={tmp_path / 'full'}"]) == 2

@@ -40,38 +40,36 @@ _CONFUSIONS_SHOWN = 5
 
 @dataclass
 class EvaluateOptions:
-    """Measures a checkpoint on a split of the data that it was trained on, or on others."""
+    """Evaluates a checkpoint on a split of its training data, or on other data."""
 
-    checkpoint: str = option(help="a run's folder (its newest checkpoint) or a checkpoint folder")
-    split: str = option("test", "which images", choices=["train", "val", "test"])
-    weights: str = option("auto", "auto: the averaged weights (EMA) if there are any", choices=list(WEIGHTS))
-    output: str = option("table", "how the figures are printed", choices=["table", "json"])
+    checkpoint: str = option(help="folder of a run (its newest checkpoint) or of a checkpoint")
+    split: str = option("test", "the images", choices=["train", "val", "test"])
+    weights: str = option("auto", "auto: averaged weights (EMA) if available", choices=list(WEIGHTS))
+    output: str = option("table", "format of the results", choices=["table", "json"])
     exits: str = option(
         "each",
-        "a model with exits; each: how accurate each is; sweep: accuracy, images/s and cost of 59 choices of "
-        "thresholds, and pictures; see sweep.…",
+        "models with exits; each: accuracy of each exit; sweep: accuracy, images/s and cost of 59 choices of "
+        "thresholds, and plots; see sweep.…",
         choices=["each", "sweep"],
     )
-    quantized_ckpt: bool | None = option(None, "as myrtle-vision calls it; not needed, the checkpoint says it itself")
-    early_exit: bool = option(False, "also measure early exit, with the thresholds of python -m vitfast.exits")
+    quantized_ckpt: bool | None = option(
+        None, "for compatibility with myrtle-vision; ignored, the checkpoint records it"
+    )
+    early_exit: bool = option(False, "also evaluate early exit, with the thresholds of python -m vitfast.exits")
     accelerate: str | None = option(
         None,
-        "measure the model as vitfast.accelerate makes it for this CPU, in this precision, beside the model itself; "
-        "null: only the model itself",
+        "also evaluate the model accelerated by vitfast.accelerate for this CPU, in this precision; null: only the "
+        "original model",
         choices=["fp32", "bf16", "fp16_32", "int8"],
     )
-    precision: str = option("fp32", "arithmetic; bf16: autocast", choices=["fp32", "bf16"])
-    device: str = option("auto", "auto: a GPU if there is one", choices=["auto", "cpu", "cuda"])
+    precision: str = option("fp32", "bf16: autocast", choices=["fp32", "bf16"])
+    device: str = option("auto", "auto: the GPU if there is one", choices=["auto", "cpu", "cuda"])
     threads: int | None = option(None, "CPU threads; null: torch's choice", minimum=1)
     data: EvaluateDataOptions = field(default_factory=EvaluateDataOptions)
     sweep: SweepOptions = field(default_factory=SweepOptions)
 
     def check(self, prefix: str = "") -> None:
-        """Checks what limits cannot say.
-
-        Raises:
-            UserError: ``accelerate`` is given with an option that does not go with it.
-        """
+        """Raises UserError if ``accelerate`` is combined with an option that it excludes."""
         others = {
             f"precision={self.precision}": self.precision != "fp32",
             f"device={self.device}": self.device == "cuda",
@@ -81,8 +79,8 @@ class EvaluateOptions:
         wrong = [name for name, given in others.items() if given]
         if self.accelerate is not None and wrong:
             raise UserError(
-                f"accelerate={self.accelerate} measures whole models on the CPU, in a precision of its own; "
-                f"leave {' and '.join(wrong)} out, or accelerate"
+                f"accelerate={self.accelerate} evaluates whole models on the CPU, in that precision; "
+                f"leave out {' and '.join(wrong)}, or accelerate"
             )
 
 
@@ -94,7 +92,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def evaluate_checkpoint(options: EvaluateOptions) -> str:
-    """Measures a checkpoint and returns what is to be printed, a table or JSON.
+    """Evaluates a checkpoint and returns the output, a table or JSON.
 
     Raises:
         UserError: if there is no valid checkpoint, no such split, the images do not fit the model, or thresholds for
@@ -111,17 +109,17 @@ def evaluate_checkpoint(options: EvaluateOptions) -> str:
         check_calibrated(trained)
     loader = loader_of_split(trained, options.data, options.split)
     images = len(cast(ImageDataset, loader.dataset))
-    lay_out = as_json if options.output == "json" else as_table
+    format_results = as_json if options.output == "json" else as_table
     if options.accelerate is not None:
         accelerated = evaluate_accelerated(trained, loader, precision=options.accelerate)
-        return lay_out(trained, options, accelerated.evaluation, images, accelerated=accelerated)
+        return format_results(trained, options, accelerated.evaluation, images, accelerated=accelerated)
     evaluation = evaluate_model(
         trained.model, loader, num_classes=len(trained.class_names), device=device, precision=options.precision
     )
     early = None
     if options.early_exit:
         early = evaluate_early_exit(trained, loader, device=device, precision=options.precision)
-    return lay_out(trained, options, evaluation, images, early)
+    return format_results(trained, options, evaluation, images, early)
 
 
 def as_table(
@@ -132,16 +130,7 @@ def as_table(
     early: EarlyExitEvaluation | None = None,
     accelerated: AcceleratedEvaluation | None = None,
 ) -> str:
-    """Lays out the figures for people.
-
-    Args:
-        trained: what was measured.
-        options: how.
-        evaluation: the figures.
-        images: of the split; those that could not be read are among them.
-        early: what early exit makes of them.
-        accelerated: how the model itself compares, where ``evaluation`` is of the accelerated one.
-    """
+    """Formats the results as a table."""
     bad = images - evaluation.images
     measured = f"{evaluation.images:,} images" + (f" of {images:,}: {bad:,} cannot be read" if bad else "")
     classes = per_class(evaluation, trained.class_names)
@@ -172,7 +161,7 @@ def as_table(
         lines += [
             "",
             "most frequent mistakes:",
-            *(f"  {count:,} x {label} taken for {wrong}" for label, wrong, count in worst),
+            *(f"  {count:,} x {label} predicted as {wrong}" for label, wrong, count in worst),
         ]
     return "\n".join(lines)
 
@@ -185,7 +174,7 @@ def as_json(
     early: EarlyExitEvaluation | None = None,
     accelerated: AcceleratedEvaluation | None = None,
 ) -> str:
-    """The figures as one JSON object; what is undefined is null. The arguments are those of ``as_table``."""
+    """Formats the results as a JSON object, with null for undefined values; the arguments are those of ``as_table``."""
     classes = per_class(evaluation, trained.class_names)
     return json.dumps(
         {

@@ -43,16 +43,16 @@ _EXAMPLES = 5
 
 @dataclass
 class SweepOptions:
-    """``exits=sweep``: accuracy against speed and cost."""
+    """Options of ``exits=sweep``: accuracy against speed and cost."""
 
     calibration: str = option(
         "val", "held-out images that the thresholds are chosen on, another split", choices=["train", "val", "test"]
     )
     tolerance: float = option(
-        0.2, "points of top-1 on the calibration images that the chosen thresholds may lose to all exits", minimum=0
+        0.2, "percentage points of top-1 on the calibration images that the chosen thresholds may lose", minimum=0
     )
-    batch_size: int | None = option(None, "images in a batch while speed is measured; null: data.batch_size", minimum=1)
-    images: int = option(512, "images that speed is measured on, evenly spread over the split", minimum=1)
+    batch_size: int | None = option(None, "batch size of the speed measurement; null: data.batch_size", minimum=1)
+    images: int = option(512, "number of images for the speed measurement, evenly spaced in the split", minimum=1)
     seconds: float = option(
         60.0, "time to measure the chosen thresholds against all exits; the curve takes additional time", above=0
     )
@@ -190,7 +190,7 @@ def sweep_table(result: SweepResult) -> str:
     lines = [
         f"model       {result.trained.describe()}",
         f"thresholds  found on {result.options.calibration}, {result.calibration.images:,} images",
-        f"judged on   {result.split}, {result.test.images:,} images; top-1 of each exit: {each_exit}",
+        f"evaluated   {result.split}, {result.test.images:,} images; top-1 of each exit: {each_exit}",
         f"timed       {result.timed_images:,} of them, batches of {result.batch_size}, {result.precision}, {device}, "
         "interleaved; medians",
         "",

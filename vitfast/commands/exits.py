@@ -32,20 +32,18 @@ from vitfast.text_table import percent, text_table
 
 @dataclass
 class ExitsOptions:
-    """Finds the thresholds at which images leave a checkpoint's exits, and stores them in it."""
+    """Calibrates the exit thresholds of a checkpoint, and stores them in it."""
 
-    checkpoint: str = option(help="a run's folder (its newest checkpoint) or a checkpoint folder")
-    budget_gmacs: float | None = option(
-        None, "mean cost of an image in 1e9 multiply-adds; null: see budget_ms", above=0
-    )
+    checkpoint: str = option(help="folder of a run (its newest checkpoint) or of a checkpoint")
+    budget_gmacs: float | None = option(None, "mean cost of an image in GMACs; null: see budget_ms", above=0)
     budget_ms: float | None = option(
-        None, "mean time of an image in milliseconds, measured here; null for both: only print", above=0
+        None, "mean latency of an image in ms, measured on this machine; null for both: only print", above=0
     )
-    split: str = option("val", "held-out images to find them on", choices=["train", "val", "test"])
-    search: bool = option(True, "improve the thresholds of the geometric family by search")
-    weights: str = option("auto", "auto: the averaged weights (EMA) if there are any", choices=list(WEIGHTS))
-    precision: str = option("fp32", "arithmetic; bf16: autocast", choices=["fp32", "bf16"])
-    device: str = option("auto", "auto: a GPU if there is one", choices=["auto", "cpu", "cuda"])
+    split: str = option("val", "held-out images for the calibration", choices=["train", "val", "test"])
+    search: bool = option(True, "refine the thresholds of the geometric family by a search")
+    weights: str = option("auto", "auto: averaged weights (EMA) if available", choices=list(WEIGHTS))
+    precision: str = option("fp32", "bf16: autocast", choices=["fp32", "bf16"])
+    device: str = option("auto", "auto: the GPU if there is one", choices=["auto", "cpu", "cuda"])
     threads: int | None = option(None, "CPU threads; null: torch's choice", minimum=1)
     data: EvaluateDataOptions = field(default_factory=EvaluateDataOptions)
 
@@ -57,7 +55,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def calibrate_checkpoint(options: ExitsOptions) -> str:
-    """Calibrates a checkpoint and returns what is to be printed.
+    """Calibrates a checkpoint and returns the output.
 
     Raises:
         UserError: if there is no valid checkpoint, its model has no exits, there is no such split, the budget is too
@@ -69,7 +67,7 @@ def calibrate_checkpoint(options: ExitsOptions) -> str:
         torch.set_num_threads(options.threads)
     device = select_device(options.device)
     trained = load_trained_model(options.checkpoint, weights=options.weights, device=device)
-    as_exit_model(trained.model)  # before the images are looked for
+    as_exit_model(trained.model)  # before the images are opened
     loader = loader_of_split(trained, options.data, options.split)
     with autocast(device, options.precision):
         if options.budget_ms is not None:
@@ -107,7 +105,7 @@ def calibrate_checkpoint(options: ExitsOptions) -> str:
 
 
 def _curve(points: list[ExitPoint], unit: str) -> str:
-    """A row for each choice of thresholds; where many points are one, as on few images, they are one row."""
+    """Formats a row for each choice of thresholds, without duplicates."""
     exits = range(1, len(points[0].thresholds) + 1)
     header = (
         *(f"threshold {number}" for number in exits[:-1]),

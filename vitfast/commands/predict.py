@@ -1,4 +1,4 @@
-"""``vitfast predict``: names what images show.
+"""``vitfast predict``: classifies images.
 
 Paths are image files or folders, searched recursively. A checkpoint that was trained on the packaged digits takes any
 grey or colour image: it is converted to grey and resized to 8 x 8. As in MNIST the stroke must be bright on a dark
@@ -30,20 +30,20 @@ from vitfast.runs.trained_model import WEIGHTS, load_trained_model
 
 @dataclass
 class PredictOptions:
-    """Names what images show, with a checkpoint."""
+    """Classifies images with a checkpoint."""
 
-    checkpoint: str = option(help="a run's folder (its newest checkpoint) or a checkpoint folder")
+    checkpoint: str = option(help="folder of a run (its newest checkpoint) or of a checkpoint")
     images: str = option(help="image files and folders (searched recursively), separated by commas")
-    top: int = option(3, "how many classes are shown for an image", minimum=1)
+    top: int = option(3, "number of classes per image", minimum=1)
     early_exit: bool = option(
         True,
-        "where the checkpoint has thresholds (python -m vitfast.exits), stop at the first exit that is sure enough",
+        "if the checkpoint has thresholds (python -m vitfast.exits), stop at the first confident exit",
     )
-    output: str = option("table", "table, or one JSON object a line", choices=["table", "jsonl"])
-    weights: str = option("auto", "auto: the averaged weights (EMA) if there are any", choices=list(WEIGHTS))
+    output: str = option("table", "table, or one JSON object per line", choices=["table", "jsonl"])
+    weights: str = option("auto", "auto: averaged weights (EMA) if available", choices=list(WEIGHTS))
     batch_size: int = option(32, "images in a batch", minimum=1)
-    precision: str = option("fp32", "arithmetic; bf16: autocast", choices=["fp32", "bf16"])
-    device: str = option("auto", "auto: a GPU if there is one", choices=["auto", "cpu", "cuda"])
+    precision: str = option("fp32", "bf16: autocast", choices=["fp32", "bf16"])
+    device: str = option("auto", "auto: the GPU if there is one", choices=["auto", "cpu", "cuda"])
     threads: int | None = option(None, "CPU threads; null: torch's choice", minimum=1)
 
 
@@ -53,9 +53,9 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def predict_images(options: PredictOptions) -> int:
-    """Predicts files and prints a line for each to stdout, as soon as its batch is done.
+    """Classifies files and prints a line for each on stdout, batch by batch.
 
-    An image that cannot be read is reported by name on stderr, and the others are still predicted.
+    An unreadable image is reported on stderr, and the others are still classified.
 
     Returns:
         The exit code: 0, or 1 if at least one image could not be read.

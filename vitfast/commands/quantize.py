@@ -52,34 +52,34 @@ from vitfast.runs.trained_model import (
 )
 from vitfast.text_table import percent, text_table
 
-_PICTURE, _REPORT = "quantization.png", "quantization.json"
+_PLOT, _REPORT = "quantization.png", "quantization.json"
 
 
 @dataclass
 class _Source:
-    checkpoint: str = option(help="a run's folder (its newest checkpoint), a checkpoint folder, or a weights file")
+    checkpoint: str = option(help="folder of a run (its newest checkpoint) or of a checkpoint, or a weights file")
 
 
 @dataclass
 class QuantizeOptions(NumberFormatOptions, _Source):
-    """Quantizes a trained checkpoint, measures what it costs, and writes it with weights in few bits."""
+    """Quantizes a checkpoint, measures the loss of accuracy, and writes it with packed low-bit weights."""
 
-    model: str | None = option(None, "a weights file that does not say it: the name of its model")
+    model: str | None = option(None, "name of the model, for a weights file that does not contain it")
     quantized_ckpt: bool | None = option(
-        None, "whether the checkpoint is of quantization-aware training; not needed, it says so itself"
+        None, "whether the checkpoint is of quantization-aware training; optional, because the checkpoint records it"
     )
-    output: str | None = option(None, "folder of the new checkpoint; null: CHECKPOINT_FORMAT, beside the old one")
-    report: str | None = option(None, f"folder for {_REPORT} and {_PICTURE}; null: that of the new checkpoint")
-    split: str = option("test", "images to measure accuracy on", choices=["train", "val", "test"])
-    report_images: int = option(256, "images of them for the table of layers", minimum=1)
+    output: str | None = option(None, "folder of the new checkpoint; null: CHECKPOINT_FORMAT, next to the source")
+    report: str | None = option(None, f"folder for {_REPORT} and {_PLOT}; null: that of the new checkpoint")
+    split: str = option("test", "images for the accuracy", choices=["train", "val", "test"])
+    report_images: int = option(256, "number of images for the errors of the layers", minimum=1)
     calibration_split: str = option(
-        "train", "activations=calibrated: images to find the ranges on", choices=["train", "val", "test"]
+        "train", "activations=calibrated: split for the calibration", choices=["train", "val", "test"]
     )
-    calibration_images: int = option(512, "how many of them, chosen at random", minimum=1)
-    seed: int = option(0, "of that choice", minimum=0)
+    calibration_images: int = option(512, "number of calibration images, chosen at random", minimum=1)
+    seed: int = option(0, "seed of the random choice of images", minimum=0)
     per_class: bool = option(False, "also print precision, recall and F1 of each class")
-    weights: str = option("auto", "auto: the averaged weights (EMA) if there are any", choices=list(WEIGHTS))
-    device: str = option("auto", "auto: a GPU if there is one", choices=["auto", "cpu", "cuda"])
+    weights: str = option("auto", "auto: averaged weights (EMA) if available", choices=list(WEIGHTS))
+    device: str = option("auto", "auto: the GPU if there is one", choices=["auto", "cpu", "cuda"])
     threads: int | None = option(None, "CPU threads; null: torch's choice", minimum=1)
     data: ForeignDataOptions = field(default_factory=ForeignDataOptions)
 
@@ -91,10 +91,10 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def quantize_checkpoint(options: QuantizeOptions) -> str:
-    """Quantizes a checkpoint, writes the new one, and returns what is to be printed.
+    """Quantizes a checkpoint, writes the new one, and returns the output.
 
     Raises:
-        UserError: there is no such checkpoint, format or split, the checkpoint is quantized already, or something
+        UserError: if there is no such checkpoint, format or split, the checkpoint is already quantized, or a file
             cannot be written.
     """
     if options.threads is not None:
@@ -102,38 +102,38 @@ def quantize_checkpoint(options: QuantizeOptions) -> str:
     trained = _load(options, select_device(options.device))
     described = trained.describe()
     if options.format is not None:
-        number_format(options), format_overrides(options)  # a wrong one is told before anything is computed
+        number_format(options), format_overrides(options)  # an invalid one is reported before any computation
     images = dataset_of_split(trained, options.data, options.split)
     model, reference = trained.model, _unquantized(trained)
     output = _output(options, trained)
     check_target(output)
 
-    _quantize(model, options, trained)  # first: what it refuses is told before minutes of evaluation
+    _quantize(model, options, trained)  # before the evaluation, so that its errors come early
     numbers = describe_quantization(model)
     before = _evaluate(reference, trained, options, images, "float32")
     after = _evaluate(model, trained, options, images, numbers)
     layers = _compare(model, reference, trained, options, images)
-    figures = {"split": options.split, "float32": before.metrics(), "quantized": after.metrics()}
-    write_quantized_checkpoint(output, trained, figures)
+    metrics = {"split": options.split, "float32": before.metrics(), "quantized": after.metrics()}
+    write_quantized_checkpoint(output, trained, metrics)
 
     sizes = [_float32_bytes(reference), (output / MODEL_FILE).stat().st_size]
     rows = classification_report(after, trained.class_names)
     folder = Path(options.report) if options.report is not None else output
-    _write_report(folder, numbers, layers, {**figures, "bytes": sizes, "per_class": rows}, trained)
+    _write_report(folder, numbers, layers, {**metrics, "bytes": sizes, "per_class": rows}, trained)
     parts = [
         f"model    {described}\nnumbers  {numbers}\n"
         f"split    {options.split}, {after.images:,} of {len(images):,} images",
         _accuracy_table(before, after, sizes, numbers),
         layer_table(layers),
         *([_class_table(rows)] if options.per_class else []),
-        f"The quantized checkpoint is {output}; evaluate, predict and visualize take it as it is.\n"
-        f"The table of layers is drawn in {folder / _PICTURE}, all figures are in {folder / _REPORT}.",
+        f"The quantized checkpoint is {output}; evaluate, predict and visualize load it like any other checkpoint.\n"
+        f"The table of layers is drawn in {folder / _PLOT}, all results are in {folder / _REPORT}.",
     ]
     return "\n\n".join(parts)
 
 
 def layer_table(report: QuantizationReport) -> str:
-    """Lays out the error of every layer, in the model's order."""
+    """Formats the error of every layer, in the order of the model."""
     header = ("layer", "signal/noise", "saturated", "to zero", "not finite", "weights saturated", "to zero")
     rows = [_layer_row(layer.name or "(model)", layer) for layer in report.layers]
     return "\n".join(
@@ -153,8 +153,8 @@ def _load(options: QuantizeOptions, device: torch.device) -> TrainedModel:
     quantized = quantized_modules(trained.model)
     if any(module.quantization.converted for module in quantized.values()):
         raise UserError(
-            f"checkpoint={options.checkpoint} is quantized already ({describe_quantization(trained.model)}); "
-            "quantize the one that it was made from"
+            f"checkpoint={options.checkpoint} is already quantized ({describe_quantization(trained.model)}); "
+            "quantize its source instead"
         )
     if options.quantized_ckpt is not None and options.quantized_ckpt != bool(quantized):
         says = "is of quantization-aware training" if quantized else "is of training in float32"
@@ -164,15 +164,15 @@ def _load(options: QuantizeOptions, device: torch.device) -> TrainedModel:
         if options.overrides or prepared != {number_format(options)}:
             raise UserError(
                 f"format={options.format}, but the run was trained for {describe_quantization(trained.model)}; "
-                "leave format and overrides out: the checkpoint says them"
+                "leave out format and overrides, which the checkpoint records"
             )
     if not quantized and options.format is None:
-        raise UserError("format=… is missing: which numbers? For example format=FP16_32; format=? lists all")
+        raise UserError("format=… is missing, for example format=FP16_32; format=? lists all formats")
     return trained
 
 
 def _is_empty_run(path: str) -> bool:
-    """A folder that is neither ours nor Hugging Face's: the error of a run without checkpoints fits it best."""
+    """Whether a folder is neither vitfast's nor Hugging Face's, and so reported as a run without checkpoints."""
     return Path(path).is_dir() and not (Path(path) / "config.json").exists()
 
 
@@ -278,14 +278,14 @@ def _layer_row(name: str, layer: LayerError) -> tuple[str, ...]:
 
 
 def _write_report(
-    folder: Path, numbers: str, report: QuantizationReport, figures: dict[str, Any], trained: TrainedModel
+    folder: Path, numbers: str, report: QuantizationReport, metrics: dict[str, Any], trained: TrainedModel
 ) -> None:
     layers = [{**asdict(layer), "signal_to_noise_db": _finite(layer.signal_to_noise_db)} for layer in report.layers]
     content = {
         "checkpoint": str(trained.checkpoint),
         "model": trained.manifest["model"]["name"],
         "numbers": numbers,
-        **figures,
+        **metrics,
         "report_images": report.num_images,
         "top1_agreement": report.top1_agreement,
         "logits_signal_to_noise_db": _finite(report.output.signal_to_noise_db),
@@ -294,7 +294,7 @@ def _write_report(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / _REPORT).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        draw_quantization(report, folder / _PICTURE, f"{trained.manifest['model']['name']}: {numbers}")
+        draw_quantization(report, folder / _PLOT, f"{trained.manifest['model']['name']}: {numbers}")
     except OSError as error:
         raise UserError(f"report={folder} cannot be written: {error.strerror or error}") from error
 

@@ -23,14 +23,7 @@ class EntryPoint:
         self.command = command
 
     def __call__(self, argv: Sequence[str] | None = None) -> int:
-        """Runs the command.
-
-        Args:
-            argv: the options; None: those of the command line.
-
-        Returns:
-            The exit code, see ``run_command``.
-        """
+        """Runs the command."""
         return run_command(self._run, sys.argv[1:] if argv is None else argv)
 
     def _run(self, arguments: Sequence[str]) -> int:

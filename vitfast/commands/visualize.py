@@ -1,4 +1,4 @@
-"""``vitfast visualize``: draws where a model looks in images.
+"""``vitfast visualize``: draws attention maps over images.
 
 Paths are image files or folders, searched recursively. For each image, the target folder gets a figure: the image as
 the model sees it, next to the image overlaid with the attention that the class token, or the tokens that the head
@@ -27,17 +27,17 @@ from vitfast.runs.trained_model import WEIGHTS, load_trained_model
 
 @dataclass
 class VisualizeOptions:
-    """Draws where a checkpoint looks: attention over images."""
+    """Draws the attention of a checkpoint over images."""
 
-    checkpoint: str = option(help="a run's folder (its newest checkpoint) or a checkpoint folder")
+    checkpoint: str = option(help="folder of a run (its newest checkpoint) or of a checkpoint")
     images: str = option(help="image files and folders (searched recursively), separated by commas")
-    target: str = option("attention_maps", "folder for the pictures; made if it does not exist")
-    layer: str = option("rollout", "rollout: through all layers; all: a panel for each; or a layer's number, from 0")
-    head: str = option("mean", "mean of all heads, or a head's number, from 0 (not with layer=rollout)")
-    weights: str = option("auto", "auto: the averaged weights (EMA) if there are any", choices=list(WEIGHTS))
+    target: str = option("attention_maps", "folder of the figures, created if missing")
+    layer: str = option("rollout", "rollout: through all layers; all: one panel per layer; or a layer number, from 0")
+    head: str = option("mean", "mean of all heads, or a head number, from 0 (not with layer=rollout)")
+    weights: str = option("auto", "auto: averaged weights (EMA) if available", choices=list(WEIGHTS))
     batch_size: int = option(8, "images in a batch", minimum=1)
-    precision: str = option("fp32", "arithmetic; bf16: autocast", choices=["fp32", "bf16"])
-    device: str = option("auto", "auto: a GPU if there is one", choices=["auto", "cpu", "cuda"])
+    precision: str = option("fp32", "bf16: autocast", choices=["fp32", "bf16"])
+    device: str = option("auto", "auto: the GPU if there is one", choices=["auto", "cpu", "cuda"])
     threads: int | None = option(None, "CPU threads; null: torch's choice", minimum=1)
 
 
@@ -47,16 +47,16 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def visualize_images(options: VisualizeOptions) -> int:
-    """Draws a picture for each image and prints a line for each to stdout, as soon as its batch is done.
+    """Draws a figure for each image and prints a line for each on stdout, batch by batch.
 
-    An image that cannot be read is reported by name on stderr, and the others are still drawn.
+    An unreadable image is reported on stderr, and the others are still drawn.
 
     Returns:
         The exit code: 0, or 1 if at least one image could not be read.
 
     Raises:
         UserError: if there is no valid checkpoint, its model has no attention maps, no image is found, layer or head
-            are not there, or a picture cannot be written.
+            do not exist, or a figure cannot be written.
     """
     paths = find_images(options.images)
     if options.threads is not None:

@@ -154,15 +154,7 @@ class OptionInfo:
 
 
 def list_options(schema: type, prefix: str = "") -> dict[str, OptionInfo]:
-    """Lists the options of a dataclass, including nested dataclasses; inherited options come last.
-
-    Args:
-        schema: the dataclass.
-        prefix: prefix of each key, with its dot.
-
-    Returns:
-        Dotted key -> option.
-    """
+    """Lists the options of a dataclass, including nested dataclasses; inherited options come last."""
     options: dict[str, OptionInfo] = {}
     hints = get_type_hints(schema)
     ancestry = {name: depth for depth, base in enumerate(schema.__mro__) for name in inspect.get_annotations(base)}
@@ -217,12 +209,7 @@ def nearest_names(name: str, known: Iterable[str]) -> list[str]:
 
 
 def check_limits(options: Any, prefix: str = "") -> None:
-    """Raises UserError for the first value outside the limits that its dataclass declares.
-
-    Args:
-        options: the dataclass instance; nested ones are checked too.
-        prefix: prefix of each key in the message, with its dot.
-    """
+    """Raises UserError for the first value outside the limits that its dataclass declares."""
     for one in fields(options):
         value, key, limits = getattr(options, one.name), prefix + one.name, _limits_of(one)
         if is_dataclass(value):
@@ -239,12 +226,7 @@ def check_limits(options: Any, prefix: str = "") -> None:
 
 
 def check_options(options: Any, prefix: str = "") -> None:
-    """Raises UserError for a value outside its limits, or for options that contradict each other.
-
-    Args:
-        options: the dataclass instance; its ``check(prefix)`` method and those of nested dataclasses are called.
-        prefix: prefix of each key in the message, with its dot.
-    """
+    """Raises UserError for a value outside its limits, or for options that contradict each other."""
     check_limits(options, prefix)
     _check_consistency(options, prefix)
 

@@ -159,13 +159,7 @@ def build_loader(
 
 
 class ImageLoader(DataLoader[Any]):
-    """A DataLoader that handles unreadable images; created by ``build_loader``.
-
-    Args:
-        dataset: the images, set to the epoch.
-        warn: called once for each image that is skipped.
-        options: of the DataLoader.
-    """
+    """A DataLoader that handles unreadable images; created by ``build_loader``."""
 
     def __init__(self, dataset: ImageDataset, warn: Callable[[str], None], **options: Any) -> None:
         super().__init__(BatchReader(dataset), **options)

@@ -117,12 +117,6 @@ class ResizeAndCrop:
     """Resizes an image and crops the centre square; an image of the right size is returned as is.
 
     The no-op of torchvision's two classes takes 40 us, half the time of a CIFAR image.
-
-    Args:
-        img_size: side of the square in pixels.
-        crop_pct: share of the resized side that the square keeps.
-        interpolation: how to resize.
-        resize: ``"short_side"`` or ``"both_sides"``, as in ``eval_transform``.
     """
 
     def __init__(self, img_size: int, crop_pct: float, interpolation: v2.InterpolationMode, resize: str) -> None:
@@ -149,11 +143,6 @@ class ToNormalizedTensor:
 
     Equal to v2's ToImage, ToDtype(scale=True) and Normalize up to rounding, in a quarter of their 230 us for 32 x 32
     pixels. 8-bit images are divided by 255; images of mode ``F`` are in 0..1.
-
-    Args:
-        in_chans: C; a grey image is repeated for three.
-        mean: mean of each channel, or one number for all channels.
-        std: standard deviation of each channel, or one number for all channels.
     """
 
     def __init__(self, in_chans: int, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -180,11 +169,6 @@ class BatchMixing:
 
     torchvision mixes each image with its predecessor. Repeats of an image are adjacent (see ``EpochBatchSampler``) and
     would be mixed with themselves, so the batch is permuted before and after mixing.
-
-    Args:
-        augment: ``mixup`` and ``cutmix``, at least one above 0, and ``repeats``.
-        num_classes: K.
-        seed: of the run.
     """
 
     def __init__(self, augment: AugmentConfig, num_classes: int, seed: int) -> None:

@@ -121,10 +121,6 @@ def write_checkpoint(
 def update_manifest(checkpoint: Path, changes: Mapping[str, Any]) -> None:
     """Updates the manifest of a checkpoint atomically. No other file is changed.
 
-    Args:
-        checkpoint: folder of the checkpoint.
-        changes: new values, by name.
-
     Raises:
         CheckpointError: if the manifest is missing, damaged or too new.
         OSError: if it cannot be written; the old one is intact.

@@ -200,12 +200,7 @@ class RunDirectory:
 
 
 class FollowedRun(RunDirectory):
-    """The folder of a run on ranks other than 0: they read from it; writing and logging are no-ops.
-
-    Args:
-        path: the folder that rank 0 created.
-        rank: for warnings, which every rank prints.
-    """
+    """The folder of a run on ranks other than 0: they read from it; writing and logging are no-ops."""
 
     def __init__(self, path: Path, rank: int) -> None:
         self.path = path

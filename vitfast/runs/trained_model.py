@@ -113,11 +113,6 @@ def write_quantized_checkpoint(folder: Path, trained: TrainedModel, metrics: dic
 
     The weights are packed, see ``pack_state``; the manifest records the quantization.
 
-    Args:
-        folder: of the new checkpoint.
-        trained: the source checkpoint, with the converted model.
-        metrics: for the manifest.
-
     Raises:
         UserError: if it cannot be written.
     """

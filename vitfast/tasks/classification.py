@@ -92,9 +92,6 @@ class MultiExitTask(Task):
 class EarlyExitTask(Task):
     """Evaluates a model that stops at the first confident exit; it cannot be trained.
 
-    Args:
-        model: the model with its thresholds.
-
     Attributes:
         left: number of images that have left at each exit so far, ``[E]``.
     """

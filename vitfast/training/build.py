@@ -35,10 +35,6 @@ _SET_ELSEWHERE = {
 def create_training_model(config: ModelConfig, data: ImageDataset) -> ImageModel:
     """Builds the model with the classes, channels and image size of the data.
 
-    Args:
-        config: name and fields of the model.
-        data: the train split.
-
     Raises:
         UserError: if a field is invalid, or the checkpoint does not fit.
     """
@@ -73,12 +69,6 @@ def create_training_model(config: ModelConfig, data: ImageDataset) -> ImageModel
 
 def create_task(config: Config, model: ImageModel, data: ImageDataset, device: torch.device) -> Task:
     """Builds the task of a run: classification with one or several exits, or distillation if a teacher is given.
-
-    Args:
-        config: of the run.
-        model: the model to train.
-        data: the train split.
-        device: of the task.
 
     Raises:
         UserError: if the model has no distillation token, or the teacher does not fit the data.
@@ -150,12 +140,6 @@ def prepare_for_training(
 
     Calibrated activations use the first batches of the run: each rank reads its share, and the ranges are reduced over
     the ranks.
-
-    Args:
-        config: of the run.
-        model: with the initial weights, on its device.
-        data: of the run.
-        checkpoint: of a resumed run, which restores the format and its ranges.
 
     Raises:
         UserError: if there is no such format, an option does not apply to it, or the model cannot be quantized.

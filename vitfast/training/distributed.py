@@ -114,14 +114,7 @@ class Ranks:
 
 
 class Replica:
-    """A task whose gradients are averaged over the ranks in the last part of each step.
-
-    Args:
-        task: on its device; its weights become those of rank 0.
-        ranks: of the run.
-        sharded: whether ``shard`` was applied to the task; otherwise every rank has a copy.
-        compiled: whether to run it through ``torch.compile``.
-    """
+    """A task whose gradients are averaged over the ranks in the last part of each step."""
 
     def __init__(self, task: Task, ranks: Ranks, *, sharded: bool, compiled: bool) -> None:
         self._ddp: DistributedDataParallel | None = None
@@ -148,10 +141,6 @@ def shard(module: nn.Module, ranks: Ranks) -> None:
     """Shards parameters, gradients and optimizer state over the ranks in place, by torch's ``fully_shard`` (FSDP2).
 
     Each transformer block is a unit that is gathered for its computation (Zhao et al., "PyTorch FSDP", 2023).
-
-    Args:
-        module: a task or model on its device; every child of a module named ``blocks`` is a unit.
-        ranks: at least two.
     """
     mesh = init_device_mesh(ranks.device.type, (ranks.world,))
     for name, submodule in list(module.named_modules()):

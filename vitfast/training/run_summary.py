@@ -20,14 +20,7 @@ from vitfast.training.training_state import TrainingState
 
 
 def result_table(metrics: dict[str, Any], state: TrainingState, ema_decay: float | None, seconds: float) -> str:
-    """Formats the results of a run.
-
-    Args:
-        metrics: of the last epoch and the test, by split.
-        state: at the end.
-        ema_decay: of the averaged weights, if there are any.
-        seconds: duration since this start.
-    """
+    """Formats the results of a run."""
     rows = [
         (split, f"{one['loss']:.4f}", percent(one["top1"]), percent(one["top5"]), f"{one['images_per_s']:,.0f}")
         for split, one in metrics.items()
@@ -49,13 +42,7 @@ def result_table(metrics: dict[str, Any], state: TrainingState, ema_decay: float
 
 
 def next_commands(config: Config, run_dir: Path, sample: Path | None) -> str:
-    """Lists commands to try after a run, quoted for the shell.
-
-    Args:
-        config: of the run.
-        run_dir: its folder.
-        sample: an image, or a folder of images, to predict; None if there is none.
-    """
+    """Lists commands to try after a run, quoted for the shell."""
     run, seed = shlex.quote(str(run_dir)), config.seed + 1
     again = shlex.quote(str(run_dir.with_name(f"{run_dir.name}-seed{seed}")))
     own_images = "recipe=vit_small_cifar10_32px data.dataset=image_folder data.root=ROOT"
@@ -97,16 +84,7 @@ def _same_folder(python: str) -> bool:
 
 
 def save_samples(dataset: ImageDataset, run_dir: Path) -> Path:
-    """Returns images to try ``predict`` on.
-
-    Args:
-        dataset: of the run.
-        run_dir: its folder.
-
-    Returns:
-        The first file of the data set; or, for a data set without files, the folder ``run_dir/samples``, where the
-        first image of each class is saved as ``<class>.png``.
-    """
+    """Returns images to try ``predict`` on."""
     file = dataset.path(0)
     if file is not None:
         return Path(file)

@@ -70,11 +70,6 @@ def create_schedule(optimizer: Optimizer, config: ScheduleConfig, length: Traini
     the rate decays to ``min_lr`` along half a cosine or a line, in steps by a factor, or not at all. Call ``step()``
     after each optimizer step.
 
-    Args:
-        optimizer: its groups' ``lr`` is the peak.
-        config: the decay.
-        length: of the run and of its warm-up.
-
     Raises:
         UserError: if ``min_lr`` is above a group's learning rate.
     """

@@ -113,11 +113,6 @@ def draw_curves(metrics: Iterable[dict[str, Any]], path: str | os.PathLike[str],
 
     The train curve is the mean over an epoch of augmented images, while the weights change; it may be worse than the
     validation curve. The test result is a star. No display is needed.
-
-    Args:
-        metrics: lines of ``metrics.jsonl``.
-        path: the PNG file.
-        title: of the figure, e.g. model and data.
     """
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 

@@ -41,15 +41,6 @@ class Trainer:
     index), and everything else is in the checkpoint.
 
     Every rank has a trainer and processes its share of each batch; rank 0 writes the files.
-
-    Args:
-        config: of the run.
-        state: the task and everything that training changes.
-        length: of the run.
-        data: the splits.
-        run: the folder.
-        ranks: of the run, and the device of this one.
-        show_progress: False disables the progress bar; None enables it if stderr is a terminal.
     """
 
     def __init__(

@@ -17,10 +17,6 @@ from vitfast.training.distributed import Ranks
 class TrainingData:
     """The data sets of a run.
 
-    Args:
-        config: of the run.
-        ranks: of the run, which share each batch.
-
     Attributes:
         train: the training split.
         val: the split evaluated after each epoch, or None.

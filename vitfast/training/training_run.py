@@ -58,10 +58,6 @@ _IGNORED = ("recipe", "run_dir", "train.resume")
 def run_training(arguments: Sequence[str], *, show_progress: bool | None = None) -> int:
     """Trains a model.
 
-    Args:
-        arguments: ``key=value`` options, see ``vitfast.config.load_config``.
-        show_progress: False disables the progress bar; None enables it if stderr is a terminal.
-
     Returns:
         The exit code: 0, or 143 / 130 after SIGTERM / SIGINT.
 
@@ -174,10 +170,6 @@ def _train_and_report(trainer: Trainer, stop: StopSignal) -> int:
 
 def resumed_config(run_dir: Path, arguments: Sequence[str]) -> Config:
     """Returns the options of a resumed run: those of the run, with the few that may change.
-
-    Args:
-        run_dir: folder of the run, with its ``config.yaml``.
-        arguments: of the command line; they may repeat the original ones.
 
     Raises:
         UserError: if an option differs that affects the result.

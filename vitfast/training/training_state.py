@@ -34,13 +34,6 @@ _COUNTERS = (
 class TrainingState:
     """Everything that training changes, saved to and restored from a checkpoint.
 
-    Args:
-        task: on its device; ``train.shard`` shards it over the ranks.
-        config: of the run.
-        length: of the run.
-        num_classes: of the data.
-        ranks: of the run.
-
     Attributes:
         epoch: complete epochs.
         step: optimizer steps.
