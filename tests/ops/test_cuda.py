@@ -13,8 +13,7 @@ from torch import Tensor
 
 from support import plain
 from support.accuracy import assert_same_bits
-from support.simt_attention import AttentionCase, random_case
-from support.simt_attention_backward import random_backward
+from support.simt_attention import AttentionCase, random_backward, random_case
 from support.tolerance import BACKWARD_FACTOR, FORWARD_FACTOR, assert_as_accurate
 from vitfast import ops
 from vitfast.formats import FloatFormat

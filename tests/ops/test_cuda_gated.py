@@ -13,7 +13,7 @@ from torch import Tensor
 
 import vitfast
 from support.accelerable import accelerable, sample_images
-from support.simt_gated_attention import GatedAttentionCase, last_key_gated, random_gated
+from support.simt_attention import GatedAttentionCase, last_key_gated, random_gated
 from vitfast import ops
 from vitfast.ops.library import has_kernel
 

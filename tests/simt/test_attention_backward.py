@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from support.simt_attention_backward import AttentionBackwardCase, far_below_zero, random_backward
+from support.simt_attention import AttentionBackwardCase, far_below_zero, random_backward
 
 # from 257 tokens on (113 where D > 64) rows come by in tiles of 64 (32); a block owns 64
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from support.simt_epilogue_gradient import EpilogueGradientCase, random_epilogue_gradient
-from support.simt_gemm_gradient import DERIVATIVE_FLOOR, derivative
+from support.simt_linear import DERIVATIVE_FLOOR, EpilogueGradientCase, derivative, random_epilogue_gradient
+from support.simt_mutation import mutation, mutation_test
 from support.sixteen_bits import every_number, spacing
 
 TYPES = [torch.bfloat16, torch.float16]
@@ -76,3 +76,49 @@ def test_a_nan_stays_in_its_column_and_chunk() -> None:
     assert partial[1, 100].isnan()
     partial[1, 100] = expected[1, 100]
     assert torch.equal(partial, expected)
+
+
+# --- mutations ---
+
+KERNEL = "csrc/linear/epilogue_gradient_kernel.cuh"
+OF_BFLOAT16 = ("SIMT_TYPE=vitfast::BFloat16",)
+
+MUTATIONS = (
+    mutation(
+        "no barrier before warps are added up",
+        KERNEL,
+        "  sync_threads();\n  const int column",
+        "  const int column",
+        "results",
+        "race",
+        "uninitialized",
+    ),
+    mutation(
+        "no barrier before the scratch is used again",
+        KERNEL,
+        "sync_threads();  // the scratch",
+        "// the scratch",
+        "results",
+        "race",
+    ),
+    mutation("rows of the next chunk", KERNEL, "end < a.rows ? end : a.rows", "a.rows", "results"),
+    mutation("row N read", KERNEL, "row < last;", "row <= last;", "results", "address", "runtime"),
+    mutation(
+        "columns behind the last one",
+        KERNEL,
+        "if (column < columns_left)",
+        "if (true)",
+        "address",
+        "runtime",
+    ),
+    mutation("scale's sums of the argument", KERNEL, "value = gelu_erf<T>(sum[i])", "value = sum[i]", "results"),
+    mutation("bias before the scale", KERNEL, "gradient[i] *= scale[i] * slope;", "gradient[i] *= slope;", "results"),
+)
+
+
+def cases() -> list:
+    """Calls on which every mutation of the kernel shows."""
+    return [random_epilogue_gradient(70, 264), random_epilogue_gradient(33, 40, "bias")]
+
+
+test_mutations_are_detected = mutation_test("epilogue_gradient", cases, MUTATIONS, OF_BFLOAT16)

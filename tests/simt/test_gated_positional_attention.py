@@ -1,4 +1,4 @@
-"""The CUDA kernel of ConViT's gated positional attention, run on the host, and faults planted in what is its own."""
+"""The CUDA kernel of ConViT's gated positional attention, run on the host, and mutations of what is its own."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from support.simt import SimtError
-from support.simt_attention import AttentionCase
-from support.simt_gated_attention import GatedAttentionCase, last_key_gated, random_gated
-from support.simt_mutants import faults_test, mutant
+from support.simt_attention import AttentionCase, GatedAttentionCase, last_key_gated, random_gated
+from support.simt_mutation import mutation, mutation_test
 
 LENGTHS = (
     1,
@@ -111,13 +110,13 @@ def test_longer_sequences_are_refused(tokens: int) -> None:
         random_gated(1, 1, tokens, 48).run()
 
 
-# what the kernel shares with attention is held by test_mutants.py
+# what the kernel shares with attention is held by test_mutations.py
 SOFTMAX = "csrc/attention/gated_positional_attention_kernel.cuh"
 ONE_INSTANCE = ("SIMT_TYPE=vitfast::Half", "SIMT_HEAD_DIM=48")
 
-MUTANTS = (
-    mutant("position of another head", SOFTMAX, "% unsigned(a.heads);", "% 1u;", "results"),
-    mutant(
+MUTATIONS = (
+    mutation("position of another head", SOFTMAX, "% unsigned(a.heads);", "% 1u;", "results"),
+    mutation(
         "position of another row",
         SOFTMAX,
         "row * a.position_row_stride",
@@ -125,7 +124,7 @@ MUTANTS = (
         "results",
         "address",
     ),
-    mutant(
+    mutation(
         "reads row N",
         SOFTMAX,
         "at.row[half] < tokens ? at.row[half] : tokens - 1",
@@ -133,22 +132,22 @@ MUTANTS = (
         "address",
         "uninitialized",
     ),
-    mutant("position of another column", SOFTMAX, "row_stride + at.column", "row_stride", "results"),
-    mutant("no tail", SOFTMAX, "tile < full_tiles || left > 1", "true", "results", "address"),
-    mutant("pair beyond the last column", SOFTMAX, "left > 1", "left > 0", "results", "address"),
-    mutant("no last column", SOFTMAX, "} else if (left == 1) {", "} else if (false) {", "results"),
-    mutant("halves of a pair swapped", SOFTMAX, "T{uint16_t(pair)}", "T{uint16_t(pair >> 16)}", "results"),
-    mutant("not times the sum", SOFTMAX, "positional = gate * sum", "positional = gate", "results"),
-    mutant("gate of the content", SOFTMAX, "content = 1.0f - gate", "content = gate", "results"),
-    mutant("sum of a lane", SOFTMAX, "    sum = sum_over<4>(sum);\n", "", "results"),
-    mutant("maximum of a lane", SOFTMAX, "    maximum = maximum_over<4>(maximum);\n", "", "results"),
-    mutant("logits not scaled", SOFTMAX, "  scale_logits<full_tiles>(a, logits, at);\n", "", "results"),
+    mutation("position of another column", SOFTMAX, "row_stride + at.column", "row_stride", "results"),
+    mutation("no tail", SOFTMAX, "tile < full_tiles || left > 1", "true", "results", "address"),
+    mutation("pair beyond the last column", SOFTMAX, "left > 1", "left > 0", "results", "address"),
+    mutation("no last column", SOFTMAX, "} else if (left == 1) {", "} else if (false) {", "results"),
+    mutation("halves of a pair swapped", SOFTMAX, "T{uint16_t(pair)}", "T{uint16_t(pair >> 16)}", "results"),
+    mutation("not times the sum", SOFTMAX, "positional = gate * sum", "positional = gate", "results"),
+    mutation("gate of the content", SOFTMAX, "content = 1.0f - gate", "content = gate", "results"),
+    mutation("sum of a lane", SOFTMAX, "    sum = sum_over<4>(sum);\n", "", "results"),
+    mutation("maximum of a lane", SOFTMAX, "    maximum = maximum_over<4>(maximum);\n", "", "results"),
+    mutation("logits not scaled", SOFTMAX, "  scale_logits<full_tiles>(a, logits, at);\n", "", "results"),
 )
 
 
 def cases() -> list[GatedAttentionCase]:
-    """Calls on which every mutant shows."""
+    """Calls on which every mutation shows."""
     return [random_gated(2, 2, 49, 48), last_key_gated(49, 48), random_gated(1, 2, 196, 48)]
 
 
-test_a_planted_fault_is_found = faults_test("gated_positional_attention", cases, MUTANTS, ONE_INSTANCE)
+test_mutations_are_detected = mutation_test("gated_positional_attention", cases, MUTATIONS, ONE_INSTANCE)

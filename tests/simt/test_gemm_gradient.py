@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from support.simt_gemm_gradient import DERIVATIVE_FLOOR, GradientCase, derivative, random_gradient
+from support.simt_linear import DERIVATIVE_FLOOR, GradientCase, derivative, random_gradient
+from support.simt_mutation import mutation, mutation_test
 from support.sixteen_bits import every_number, spacing
 
 TYPES = [torch.bfloat16, torch.float16]
@@ -67,3 +68,33 @@ def test_sums_are_of_gradients_before_they_are_rounded() -> None:
     results = GradientCase(sums, torch.full_like(sums, 30).bfloat16(), "gelu_tanh").run()
     assert torch.equal(results["y"], torch.ones(128, 32).bfloat16())
     assert torch.equal(results["partial"], sums.sum(0, keepdim=True))
+
+
+# --- mutations ---
+
+SUMS = "csrc/linear/column_sums.cuh"
+EPILOGUE = "csrc/linear/gemm_epilogue.cuh"
+GELU = "csrc/linear/gelu.cuh"
+OF_BFLOAT16 = ("SIMT_TYPE=vitfast::BFloat16",)
+
+MUTATIONS = (
+    mutation("no mask of rows", SUMS, "rows_left > 0 ?", "true ?", "results"),
+    mutation("no mask of the second rows", SUMS, "rows_left > 8 ?", "rows_left > 0 ?", "results"),
+    mutation("one row too few", SUMS, "rows_left > 8 ?", "rows_left > 9 ?", "results"),
+    mutation("column of another tile", SUMS, "kept_column / 2 * 8", "kept_column % 4 * 8", "results", "race"),
+    mutation(
+        "half given away", SUMS, "? columns[i] : columns[i + half]", "? columns[i + half] : columns[i]", "results"
+    ),
+    mutation("a group left out", SUMS, "int group = 0;", "int group = 1;", "results"),
+    mutation("GELU, not its derivative", EPILOGUE, "gelu_erf_derivative<T>(", "gelu_erf<T>(", "results"),
+    mutation("derivative without its slope", GELU, "gate + y * gate * (1.0f - gate) * slope", "gate", "results"),
+    mutation("derivative not mirrored", GELU, "x < 0.0f ? below_zero : 1.0f - below_zero", "below_zero", "results"),
+)
+
+
+def cases() -> list:
+    """Calls on which every mutation of the product's epilogue shows."""
+    return [random_gradient(140, 72), random_gradient(129, 40, activation="gelu_tanh")]
+
+
+test_mutations_are_detected = mutation_test("gemm_gradient", cases, MUTATIONS, OF_BFLOAT16)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from support.simt_accumulate import AccumulateCase, random_accumulate
+from support.simt_matmul_accumulate import AccumulateCase, random_accumulate
+from support.simt_mutation import mutation, mutation_test
 from vitfast.formats import FloatFormat
 
 CHUNKS = (1, 4, 8, 16, 32, 33, None)
@@ -73,3 +74,25 @@ def test_no_products_give_zero(simt_variant: str) -> None:
 def test_the_order_of_threads_changes_no_bit(order: str) -> None:
     case = random_accumulate(70, 70, 70, 8)
     case.check(case.run(order=order))
+
+
+# --- mutations ---
+
+KERNEL = "csrc/matmul_accumulate/matmul_accumulate_kernel.cuh"
+
+MUTATIONS = (
+    mutation("no barrier before a round", KERNEL, "sync_threads();  // every", "// every", "results", "race"),
+    mutation("no barrier behind it", KERNEL, "    sync_threads();\n", "", "results", "uninitialized"),
+    mutation("the rest of a chunk", KERNEL, "if (left_in_chunk < a.chunk)", "if (false)", "results"),
+    mutation("a chunk without end", KERNEL, "      left_in_chunk -= end - k;\n", "", "results"),
+    mutation("reads row N", KERNEL, "row < rows ? row : rows - 1", "row", "address"),
+    mutation("writes column N", KERNEL, "column + j < a.columns", "column + j <= a.columns", "address", "runtime"),
+)
+
+
+def cases() -> list:
+    """Calls on which every mutation shows."""
+    return [random_accumulate(70, 67, 75, 8), random_accumulate(64, 64, 64, 20)]
+
+
+test_mutations_are_detected = mutation_test("matmul_accumulate", cases, MUTATIONS)

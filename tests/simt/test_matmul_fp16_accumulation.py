@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from support.fp16_accumulation import AMPERE, documented_model
-from support.simt_fp16_accumulation import Fp16AccumulationCase, random_fp16_accumulation
+from support.simt_matmul_accumulate import Fp16AccumulationCase, random_fp16_accumulation
+from support.simt_mutation import mutation, mutation_test
 
 # a block and its tails, several blocks; less than a step of the depth, less than a round, and several with a rest: a
 # chunk of 112 ends within the second one, and the next one is never full
@@ -84,3 +85,44 @@ def test_the_error_keeps_to_its_bound_and_shrinks_with_the_chunk(simt_variant: s
     if not rounds:
         assert (errors[None] > bounds[16]).any()  # a bound that means something
         assert errors[16].mean() < errors[128].mean() < errors[None].mean()
+
+
+# --- mutations ---
+
+KERNEL = "csrc/matmul_accumulate/matmul_fp16_accumulation_kernel.cuh"
+
+MUTATIONS = (
+    mutation(
+        "no barrier",
+        KERNEL,
+        "sync_threads();  // the round",
+        "// the round",
+        "results",
+        "race",
+        "uninitialized",
+    ),
+    mutation("early read", KERNEL, "    wait_for_copies<0>();\n", "", "pending"),
+    mutation("one buffer", KERNEL, "buffer ^= 1)", "buffer ^= 0)", "results"),
+    mutation("halves of x swapped", KERNEL, "2 * step + lane / 16)", "2 * step + 1 - lane / 16)", "results"),
+    mutation(
+        "halves of weight swapped",
+        KERNEL,
+        "[i][j], a[i], b[0], b[1])",
+        "[i][j], a[i], b[1], b[0])",
+        "results",
+    ),
+    mutation("the rest of a chunk", KERNEL, "if (left_in_chunk < a.chunk)", "if (false)", "results"),
+    mutation("a sum that goes on", KERNEL, "          pair = 0;\n", "", "results"),
+    mutation("accumulators not rounded", KERNEL, "if constexpr (rounds)", "if constexpr (false)", "results"),
+    mutation("reads row N", KERNEL, "a.rows - first_row)", "a.rows - first_row + 1)", "address"),
+    mutation("writes row N", KERNEL, "row >= a.rows", "row > a.rows", "address", "runtime"),
+    mutation("writes column N", KERNEL, "column + 1 < a.columns", "column < a.columns", "address", "runtime"),
+)
+
+
+def cases() -> list:
+    """The same of the kernel on tensor cores."""
+    return [random_fp16_accumulation(70, 35, 200, 176), random_fp16_accumulation(3, 2, 24, 16, rounds=True)]
+
+
+test_mutations_of_the_sums_of_tensor_cores_are_detected = mutation_test("matmul_accumulate", cases, MUTATIONS)

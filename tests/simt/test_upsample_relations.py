@@ -6,7 +6,9 @@ import dataclasses
 
 import pytest
 import torch
+from torch import Tensor
 
+from support.simt_mutation import mutation, mutation_test
 from support.simt_upsample import UpsampleCase, random_upsample
 from vitfast.layers import GridUpsample
 
@@ -81,3 +83,50 @@ def test_what_is_not_finite_stays_where_it_is_used(value: float) -> None:
 def test_the_order_of_threads_changes_no_bit(order: str) -> None:
     case = random_upsample((2, 2), (4, 6))
     assert torch.equal(case.run(order=order)["out"], case.run()["out"])
+
+
+# --- mutations ---
+
+KERNEL = "csrc/upsample_relations/upsample_relations_kernel.cuh"
+ONE_INSTANCE = ("SIMT_TYPE=float", "SIMT_LANE_COLUMNS=1")
+
+MUTATIONS = (
+    mutation("no barrier before a panel", KERNEL, "sync_threads();  // x is", "// x is", "results", "uninitialized"),
+    mutation(
+        "no barrier behind it", KERNEL, "sync_threads();  // the panel", "// the panel", "results", "uninitialized"
+    ),
+    mutation(
+        "x not transposed",
+        KERNEL,
+        "to_line = by_rows ? 1 : stride, to_place = by_rows ?",
+        "to_line = by_rows ? stride : 1, to_place = !by_rows ?",
+        "results",
+    ),
+    mutation("the last lane's entries", KERNEL, "count += votes.all", "count += votes.below", "results"),
+    mutation("a row behind the last", KERNEL, "row < a.fine && column", "row <= a.fine && column", "address"),
+    mutation("a zero takes part", KERNEL, "if (weights.element[i] == 0.0f) continue;", "", "results"),
+    mutation("writes row N", KERNEL, "if (row >= fine) break;", "if (row > fine) break;", "address", "runtime"),
+    mutation("writes column N", KERNEL, "if (column < panel) out", "if (column <= panel) out", "address", "runtime"),
+    mutation("a block's second panel", KERNEL, "first += parts * Panel", "first += 2 * parts * Panel", "results"),
+)
+
+
+class _BesideInfinity(UpsampleCase):
+    """A row of the matrix is zero: so are a row and a column of the result, infinities or not."""
+
+    def check(self, results: dict[str, Tensor]) -> None:
+        unused = (self.matrix == 0).all(1)
+        for out in (results["out"][:, :, unused], results["out"].mT[:, :, unused]):
+            assert not out.any()
+
+
+def cases() -> list[UpsampleCase]:
+    """Calls on which every mutation shows; of the last one a block takes both panels of a head."""
+    matrix = torch.randn(7, 40)
+    matrix[3] = 0.0
+    x = torch.randn(1, 1, 40, 40)
+    x[0, 0, 2, 5] = torch.inf
+    return [random_upsample((1, 2), (5, 6)), _BesideInfinity(x, matrix), random_upsample((280, 1), (2, 6))]
+
+
+test_mutations_are_detected = mutation_test("upsample_relations", cases, MUTATIONS, ONE_INSTANCE)

@@ -113,7 +113,7 @@ def build(
     Args:
         program: a name in tests/simt/programs.
         variant: a key of ``VARIANTS``, or ``"cuda"``.
-        replaced: other texts for files of csrc, by path from the root: mutants.
+        replaced: other texts for files of csrc, by path from the root, for mutation tests.
         defines: macros for the program, ``NAME=value``.
 
     Returns:
@@ -124,16 +124,16 @@ def build(
 
     def compile_program(work: Path, target: Path) -> None:
         for path, text in replaced.items():
-            mutant = work / "mutant" / path
-            mutant.parent.mkdir(parents=True, exist_ok=True)
-            mutant.write_text(text)
+            mutated = work / "mutated" / path
+            mutated.parent.mkdir(parents=True, exist_ok=True)
+            mutated.write_text(text)
         source = f"tests/simt/programs/{program}.cpp"
         if variant == "cuda":
-            _run([*_nvcc(), *define_flags, "-I", work / "mutant", "-I", ROOT, "-x", "cu", source, "-o", target])
+            _run([*_nvcc(), *define_flags, "-I", work / "mutated", "-I", ROOT, "-x", "cu", source, "-o", target])
             return
         program_flags, _, link_flags = VARIANTS[variant]
         compiler = [*_compiler().command, *_FLAGS]
-        headers = ["-I", work / "mutant", "-I", "tests/simt/host", "-I", ROOT]
+        headers = ["-I", work / "mutated", "-I", "tests/simt/host", "-I", ROOT]
         object_file = work / "program.o"
         _run([*compiler, *program_flags, *define_flags, *_HOST, *headers, "-c", source, "-o", object_file])
         _run([*compiler, *link_flags, object_file, _runtime(variant), "-o", target])

@@ -1,5 +1,5 @@
 // attention, forward: the packed tensor qkv [B, N, 3, H, D], or q, k and v [B, H, N, D]. SIMT_HEAD_DIM compiles one
-// head dimension of a type, whole or (SIMT_TILED) by tiles, for mutants.
+// head dimension of a type, whole or (SIMT_TILED) by tiles, for mutation tests.
 
 #include "csrc/attention/attention_forward_launch.cuh"
 #include "tests/simt/programs/program.h"

@@ -1,5 +1,5 @@
 // attention, backward: the packed tensors qkv [B, N, 3, H, D], out and grad_out [B, N, H, D], or [B, H, N, D] each.
-// SIMT_HEAD_DIM compiles one head dimension of a type, whole or (SIMT_TILED) by tiles, for mutants.
+// SIMT_HEAD_DIM compiles one head dimension of a type, whole or (SIMT_TILED) by tiles, for mutation tests.
 
 #include "csrc/attention/attention_backward_launch.cuh"
 #include "tests/simt/programs/program.h"

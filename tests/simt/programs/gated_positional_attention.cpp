@@ -1,5 +1,5 @@
 // ConViT's attention: the packed tensor qkv [B, N, 3, H, D], position [H, N, row_stride], gate [H]. SIMT_HEAD_DIM
-// compiles one head dimension of a type, for mutants.
+// compiles one head dimension of a type, for mutation tests.
 
 #include "csrc/attention/gated_positional_attention_kernel.cuh"
 #include "tests/simt/programs/program.h"

@@ -1,4 +1,4 @@
-// mlp, forward: x [rows, C] -> out [rows, C]. SIMT_WIDTH compiles one instance of a type, for mutants.
+// mlp, forward: x [rows, C] -> out [rows, C]. SIMT_WIDTH compiles one instance of a type, for mutation tests.
 
 #include "csrc/mlp/mlp_kernel.cuh"
 #include "tests/simt/programs/program.h"

@@ -138,7 +138,7 @@ constexpr const char* type_name<vitfast::BFloat16> = "bfloat16";
 template <>
 constexpr const char* type_name<float> = "float32";
 
-// SIMT_TYPE, a type, compiles a program's instances for it alone: quick to compile, for mutants.
+// SIMT_TYPE, a type, compiles a program's instances for it alone: quick to compile, for mutation tests.
 template <typename T>
 #if defined(SIMT_TYPE)
 constexpr bool is_compiled = std::is_same_v<T, SIMT_TYPE>;

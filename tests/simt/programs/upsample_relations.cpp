@@ -1,5 +1,5 @@
 // upsample_relations: x, any strides from element `offset` on, and matrix [fine, coarse] -> out [images, heads, fine,
-// fine]. SIMT_LANE_COLUMNS compiles one instance of a type, for mutants.
+// fine]. SIMT_LANE_COLUMNS compiles one instance of a type, for mutation tests.
 
 #include "csrc/upsample_relations/upsample_relations_kernel.cuh"
 #include "tests/simt/programs/program.h"

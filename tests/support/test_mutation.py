@@ -1,4 +1,4 @@
-"""The comparison must fail: each operator is broken on purpose, in ways that kernels are, and has to be caught."""
+"""Mutation tests of the comparison: operators with typical kernel errors must be rejected."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _upsampling_transposed(x: Tensor, matrix: Tensor) -> Tensor:
     return plain.upsample_relations(x.mT, matrix)
 
 
-MUTANTS: list[tuple[str, Callable[..., Any]]] = [
+MUTATIONS: list[tuple[str, Callable[..., Any]]] = [
     ("attention", _attention_without_the_last_key),
     ("attention", _attention_with_a_wrong_scale),
     ("attention", _attention_with_detached_logits),
@@ -100,13 +100,14 @@ MUTANTS: list[tuple[str, Callable[..., Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "mutant"), MUTANTS, ids=lambda value: getattr(value, "__name__", value))
-def test_a_broken_operator_is_caught(name: str, mutant: Callable[..., Any]) -> None:
+@pytest.mark.parametrize(("name", "mutation"), MUTATIONS, ids=lambda value: getattr(value, "__name__", value))
+def test_a_broken_operator_is_caught(name: str, mutation: Callable[..., Any]) -> None:
     operator = next(operator for operator in OPERATORS if operator.name == name)
 
     def positional(**arguments: Any) -> Any:
         tensors = [arguments.pop(key) for key in list(arguments) if key in ("q", "k", "v") or key.startswith("fc")]
-        return mutant(arguments.pop("x"), *tensors, **arguments) if "x" in arguments else mutant(*tensors, **arguments)
+        leading = [arguments.pop("x")] if "x" in arguments else []
+        return mutation(*leading, *tensors, **arguments)
 
     broken = dataclasses.replace(operator, public=positional)
     intact = dataclasses.replace(operator, public=operator.plain)
@@ -118,4 +119,4 @@ def test_a_broken_operator_is_caught(name: str, mutant: Callable[..., Any]) -> N
             assert_accurate(broken, sample)
         except AssertionError:
             caught += 1
-    assert caught > 0, f"{mutant.__name__} passes all of {len(samples)} samples"
+    assert caught > 0, f"{mutation.__name__} passes all of {len(samples)} samples"

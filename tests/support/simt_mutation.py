@@ -1,6 +1,6 @@
-"""Faults planted in kernels, and which layers of tests/simt find them.
+"""Mutation testing of kernels: source changes, and the layers of tests/simt that detect them.
 
-The layers: ``results`` (a case's own check), ``address`` (AddressSanitizer), ``race``, ``pending`` and
+The layers: ``results`` (the check of a case), ``address`` (AddressSanitizer), ``race``, ``pending`` and
 ``uninitialized`` (the check of shared memory), ``runtime`` (the emulation itself, and the guards behind outputs).
 """
 
@@ -30,16 +30,16 @@ class Case(Protocol):
 
 
 @dataclass(frozen=True)
-class Mutant:
-    """A change of a source, and which layers find it."""
+class Mutation:
+    """A change of a source file, and the layers that detect it."""
 
     name: str
     file: str
     old: str
     new: str
-    found_by: frozenset[str]
+    detected_by: frozenset[str]
 
-    def plant(self) -> dict[str, str]:
+    def apply(self) -> dict[str, str]:
         """Returns the changed file, as ``simt.build`` takes it."""
         if not self.file:
             return {}
@@ -48,45 +48,45 @@ class Mutant:
         return {self.file: source.replace(self.old, self.new)}
 
 
-def mutant(name: str, file: str, old: str, new: str, *found_by: str) -> Mutant:
-    """A mutant that these layers find."""
-    return Mutant(name, file, old, new, frozenset(found_by))
+def mutation(name: str, file: str, old: str, new: str, *detected_by: str) -> Mutation:
+    """A mutation that these layers find."""
+    return Mutation(name, file, old, new, frozenset(detected_by))
 
 
-_NO_FAULT = Mutant("the kernel itself", "", "", "", frozenset())
+_UNCHANGED = Mutation("the unchanged kernel", "", "", "", frozenset())
 
 
-def faults_test(
-    program: str, cases: Callable[[], Sequence[Case]], mutants: Sequence[Mutant], defines: tuple[str, ...] = ()
-) -> Callable[[Mutant | None], None]:
-    """Makes a test: every mutant is found by the layers that it names, and nothing is found in the kernel itself.
+def mutation_test(
+    program: str, cases: Callable[[], Sequence[Case]], mutations: Sequence[Mutation], defines: tuple[str, ...] = ()
+) -> Callable[[Mutation | None], None]:
+    """Makes a test: every mutation is found by the layers that it names, and nothing is found in the kernel itself.
 
     That takes minutes and is marked ``slow``; that every fault still has its place in the source is seen always.
 
     Args:
         program: a name in tests/simt/programs.
-        cases: makes calls on which every mutant shows.
-        mutants: of the program's kernel.
+        cases: makes calls on which every mutation shows.
+        mutations: of the program's kernel.
         defines: as in ``simt.build``; those of one instance are quick to compile.
     """
-    slow = [pytest.param(mutant, id=mutant.name, marks=pytest.mark.slow) for mutant in (_NO_FAULT, *mutants)]
+    slow = [pytest.param(mutation, id=mutation.name, marks=pytest.mark.slow) for mutation in (_UNCHANGED, *mutations)]
 
-    @pytest.mark.parametrize("planted", [pytest.param(None, id="every fault has its place"), *slow])
-    def test(planted: Mutant | None) -> None:
-        if planted is None:
-            for mutant in mutants:
-                mutant.plant()
+    @pytest.mark.parametrize("mutation", [pytest.param(None, id="every mutation applies"), *slow])
+    def test(mutation: Mutation | None) -> None:
+        if mutation is None:
+            for mutation in mutations:
+                mutation.apply()
         else:
-            found = _found_by(program, cases(), planted.plant(), defines)
-            assert found == planted.found_by, f"found by {sorted(found)}, not by {sorted(planted.found_by)}"
+            found = _detected_by(program, cases(), mutation.apply(), defines)
+            assert found == mutation.detected_by, f"found by {sorted(found)}, not by {sorted(mutation.detected_by)}"
 
     return test
 
 
-def _found_by(
+def _detected_by(
     program: str, cases: Sequence[Case], replaced: dict[str, str], defines: tuple[str, ...]
 ) -> frozenset[str]:
-    """Builds every variant of a mutant, runs the cases and says which layers have found something."""
+    """Builds every variant of a mutation, runs the cases and says which layers have found something."""
     layers = set()
     for variant in ("plain", "address", "race"):
         executable = simt.build(program, variant, replaced=replaced, defines=defines)
