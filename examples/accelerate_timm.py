@@ -1,10 +1,10 @@
-"""A timm model, several times faster on this CPU, in one line.
+"""Accelerates a timm model on this CPU.
 
     python examples/accelerate_timm.py [MODEL] [PRECISION] [BATCH] [FOLDER]
 
-Accelerates one of timm's Vision Transformers (default: vit_tiny_patch16_224 in bf16, batches of 8), says what runs each
-layer and how well the results agree, and measures both models in alternation. With a FOLDER of photographs they agree
-or not on those, else on noise. Weights are random: give ``pretrained=True`` below where timm may download.
+Accelerates one of timm's Vision Transformers (default: vit_tiny_patch16_224 in bf16, batches of 8), prints what runs
+each layer and how well the results agree, and times both models in alternation. Agreement is measured on photographs
+in FOLDER, if given, else on noise. Weights are random; set ``pretrained=True`` below if timm may download them.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ def main(name: str = "vit_tiny_patch16_224", precision: str = "bf16", batch: str
     """Runs the example.
 
     Args:
-        name: of a timm model.
+        name: name of a timm model.
         precision: "fp32", "bf16", "fp16_32" or "int8".
         batch: images in a batch.
-        folder: of photographs, searched recursively; empty: noise.
+        folder: folder of photographs, searched recursively; empty: noise.
     """
     torch.manual_seed(0)
     model = timm.create_model(name, pretrained=False).eval()
@@ -55,12 +55,12 @@ def main(name: str = "vit_tiny_patch16_224", precision: str = "bf16", batch: str
 
 
 def read_photographs(model: nn.Module, folder: str) -> Tensor:
-    """Reads all photographs in a folder as the model takes them, ``[B, 3, H, W]``."""
+    """Reads and preprocesses all photographs in a folder, ``[B, 3, H, W]``."""
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
     suffixes = (".jpg", ".jpeg", ".png")
     paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in suffixes)
     if not paths:
-        raise SystemExit(f"{folder}: no photographs ({', '.join(suffixes)}) are in it")
+        raise SystemExit(f"{folder}: it contains no photographs ({', '.join(suffixes)})")
     return torch.stack([transform(Image.open(path).convert("RGB")) for path in paths])
 
 

@@ -10,7 +10,7 @@ import vitfast
 from support.accelerable import BUILDERS, accelerable, distance, sample_images, tensors_of
 from vitfast.inference.modules.linear import InferenceLinear
 
-# largest relative L2 distance of a result to float64; bf16's own rule is below
+# largest relative L2 distance of a result to float64; bf16 has a separate rule below
 TOLERANCE = {"fp32": 1e-5, "fp16_32": 3e-3, "int8": 6e-2}
 
 FP16_32 = (
@@ -26,7 +26,7 @@ FP16_32 = (
 @pytest.fixture(autouse=True)
 def _no_warning():
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # a part that falls back is told by a warning
+        warnings.simplefilter("error")  # a part that falls back causes a warning
         yield
 
 
@@ -63,7 +63,7 @@ def check_state(fast, source_state, precision) -> None:
 
 
 @pytest.mark.parametrize("kind", ["vitfast: vit", "timm: vit", "timm: LayerScale, registers", "vitfast: convit"])
-def test_all_tokens_can_be_asked_for(kind):
+def test_forward_features_returns_all_tokens(kind):
     source = accelerable(kind)
     images = sample_images(source)
     with torch.no_grad():
@@ -160,11 +160,11 @@ def test_the_report_reads_as_a_table():
         ({"check": torch.zeros(0, 3, 32, 32)}, "check= takes images"),
     ],
 )
-def test_wrong_arguments_are_told(arguments, message):
+def test_wrong_arguments_are_rejected(arguments, message):
     with pytest.raises(vitfast.UserError, match=message):
         vitfast.accelerate(accelerable("vitfast: vit"), **arguments)
 
 
-def test_half_precision_sources_are_told():
+def test_half_precision_sources_are_rejected():
     with pytest.raises(vitfast.UserError, match=r"parameters are torch.bfloat16.*model.float\(\)"):
         vitfast.accelerate(accelerable("timm: vit").bfloat16())

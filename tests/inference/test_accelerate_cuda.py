@@ -1,4 +1,4 @@
-"""Acceleration for a GPU as far as it is not CUDA's: the same modules and recordings, on the CPU."""
+"""The CUDA backend without CUDA: the same modules and recordings, on the CPU."""
 
 from __future__ import annotations
 
@@ -232,7 +232,7 @@ def test_hugging_face_models_keep_their_outputs():
     assert result.last_hidden_state.shape == (3, 5, 32)
 
 
-def test_what_a_gpu_cannot_compute_in_is_told():
+def test_precisions_that_a_gpu_does_not_support_are_rejected():
     model, gpu = accelerable("vitfast: vit"), torch.device("cuda")
     with pytest.raises(
         vitfast.UserError, match="precision='int8' is not supported on cuda; allowed: fp32, bf16, fp16,"

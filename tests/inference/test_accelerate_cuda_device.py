@@ -124,7 +124,7 @@ def test_copies_make_their_own_graphs():
     assert torch.equal(copied(images), expected)
 
 
-def test_images_on_the_cpu_and_a_precision_of_the_cpu_are_told():
+def test_images_and_precisions_of_the_cpu_are_rejected():
     source = accelerable("vitfast: vit")
     fast = vitfast.accelerate(source.cuda(), "bf16")
     assert fast.device.type == "cuda"

@@ -39,7 +39,7 @@ def test_a_quantized_model_runs_in_its_own_arithmetic(kind, precision):
 @pytest.mark.parametrize("kind", ["vitfast: vit", "timm: vit", "torchvision", "vitfast: convit"])
 @torch.no_grad()
 def test_fp16_32_is_bit_true_on_the_same_products(kind, monkeypatch):
-    """With torch's products on both sides, nothing but the order of roundings could differ: and it does not."""
+    """With torch's GEMMs on both sides only the order of roundings could differ, and it does not."""
     monkeypatch.setattr("vitfast.inference.accelerate.has_packed", lambda *_: False)
     plain = accelerable(kind)
     model = copy.deepcopy(plain)
@@ -48,7 +48,7 @@ def test_fp16_32_is_bit_true_on_the_same_products(kind, monkeypatch):
     fast = vitfast.accelerate(model, "fp16_32")
     after = vitfast.accelerate(plain, "fp16_32")
     assert torch.equal(fast(images), after(images)), "accelerate(…, 'fp16_32') is quantize_ with FP16_32Config()"
-    # the head reads one token: the last block's products have other shapes, in which torch may sum in another order
+    # the head reads one token: the last block's GEMMs have other shapes, in which torch may sum in another order
     tokens = model.forward_features(images) if hasattr(model, "forward_features") else None
     if tokens is not None and kind != "timm: vit":
         torch.testing.assert_close(fast.forward_features(images), tokens, rtol=2e-3, atol=2e-3)
@@ -61,7 +61,7 @@ def test_a_quantized_state_is_the_quantized_models():
     assert all(torch.equal(state[key], tensor) for key, tensor in model.state_dict().items())
 
 
-def test_another_precision_than_the_models_is_told():
+def test_another_precision_than_the_models_is_rejected():
     with pytest.raises(vitfast.UserError, match="precision='bf16', but the model is quantized already, to fp16_32"):
         vitfast.accelerate(quantized("vitfast: vit", "fp16_32"), "bf16")
 
@@ -78,7 +78,7 @@ def test_another_precision_than_the_models_is_told():
     ids=lambda config: type(config).__name__,
 )
 @torch.no_grad()
-def test_formats_without_a_kernel_keep_their_own_forward(config):
+def test_formats_without_a_kernel_fall_back(config):
     model = accelerable("vitfast: vit")
     vitfast.quantize_(model, config)
     images = sample_images(model)
@@ -101,7 +101,7 @@ def test_layers_left_out_of_quantization_stay_in_float32():
     torch.testing.assert_close(fast(images), model(images), rtol=2e-2, atol=2e-2)
 
 
-def test_disabled_quantization_keeps_its_own_forward():
+def test_disabled_quantization_falls_back():
     model = quantized("vitfast: vit", "fp16_32")
     with vitfast.disable_fake_quantize(model), pytest.warns(UserWarning, match="switched to 'off'"):
         vitfast.accelerate(model)

@@ -55,7 +55,7 @@ def test_training_is_refused(fast):
         (torch.zeros(1, 3, 32, 32, device="meta"), ValueError, "are on meta"),
     ],
 )
-def test_wrong_images_are_told(fast, images, error, message):
+def test_wrong_images_are_rejected(fast, images, error, message):
     with pytest.raises(error, match=message):
         fast(images)
 
@@ -85,7 +85,7 @@ def test_images_as_they_are_read_are_normalized_within(kind, precision):
         assert all(torch.equal(tensor, state[key]) for key, tensor in fast.state_dict().items())
 
 
-def test_wrong_normalizations_are_told(source):
+def test_wrong_normalizations_are_rejected(source):
     for options, message in (
         ({"mean": (0.5,) * 3}, "must both have a number for each channel"),
         ({"mean": (0.5,) * 3, "std": (1.0, 1.0, 0.0)}, "std above 0"),

@@ -32,7 +32,7 @@ FAMILIES = (
     "vitfast: dvt, convolutions",
     HYBRID,
 )
-# whose bits depend on no other image: the others have products of torch between the packed ones
+# families whose bits do not depend on other images; the others run torch GEMMs between packed ones
 PACKED_THROUGHOUT = ("vitfast: vit", "vitfast: distilled")
 # relative L2 distance; an operand beside a boundary is rounded the other way
 SUMS_IN_ANOTHER_ORDER = {"fp32": 1e-6, "bf16": 2e-3, "fp16_32": 2e-4, "int8": 1e-2}
@@ -70,12 +70,12 @@ def model_with(tokens: int) -> nn.Module:
 
 def in_same_precision(source: nn.Module, precision: str) -> nn.Module:
     """The model as PyTorch runs it with operands of this precision."""
-    twin = copy.deepcopy(source)
+    rounded = copy.deepcopy(source)
     if precision == "bf16":
-        return twin.bfloat16()
+        return rounded.bfloat16()
     if precision != "fp32":
-        vitfast.quantize_(twin, {"fp16_32": vitfast.FP16_32Config(), "int8": vitfast.Int8Config()}[precision])
-    return twin
+        vitfast.quantize_(rounded, {"fp16_32": vitfast.FP16_32Config(), "int8": vitfast.Int8Config()}[precision])
+    return rounded
 
 
 def results(model: Any, images: Tensor, precision: str) -> list[Tensor]:
@@ -85,7 +85,7 @@ def results(model: Any, images: Tensor, precision: str) -> list[Tensor]:
 
 def accelerated(kind: str, precision: str) -> nn.Module:
     with warnings.catch_warnings():
-        # the convolutions of a hybrid are its own forward, and accelerate says so
+        # the convolutions of a hybrid fall back, with a warning
         warnings.simplefilter("ignore" if kind == HYBRID else "error")
         return vitfast.accelerate(model_of(kind), precision)
 
@@ -98,13 +98,13 @@ def test_every_number_of_tokens(tokens: int, precision: str) -> None:
     images = torch.randn(2, 3, *source.patch_embed.img_size, generator=torch.Generator().manual_seed(tokens))
     assert source._pos_embed(source.patch_embed(images)).shape[1] == tokens
     exact = copy.deepcopy(source).double()
-    twin, fast = in_same_precision(source, precision), vitfast.accelerate(source, precision)
+    rounded, fast = in_same_precision(source, precision), vitfast.accelerate(source, precision)
     assert fast.report().fell_back == ()
     given = images.bfloat16() if precision == "bf16" else images
     for of in (lambda model, x: model(x), lambda model, x: model.forward_features(x)):
         assert_as_accurate(
             of(fast, images),
-            of(twin, given).float(),
+            of(rounded, given).float(),
             of(exact, images.double()),
             factor=FORWARD_FACTOR,
             name=f"{precision}, {tokens} tokens",

@@ -1,4 +1,4 @@
-"""Products with packed weights, attention and whole blocks on them."""
+"""GEMMs with packed weights, attention and whole blocks."""
 
 from __future__ import annotations
 
@@ -364,7 +364,7 @@ def test_every_instruction_set(instruction_set: str) -> None:
     assert finished.stdout.split() == [instruction_set, "ok"]
 
 
-def test_wrong_arguments_are_told() -> None:
+def test_wrong_arguments_are_rejected() -> None:
     packed = OPS.pack_weight(draw(8, 6), "fp32")
     with pytest.raises(RuntimeError, match="precision must be fp32"):
         OPS.pack_weight(draw(8, 6), "fp8")

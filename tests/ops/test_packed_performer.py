@@ -96,7 +96,7 @@ def test_the_fake_kernel_and_the_operations() -> None:
         ({"epsilon": 0.0}, "epsilon must be above 0"),
     ],
 )
-def test_wrong_arguments_are_told(changed: dict[str, Any], message: str) -> None:
+def test_wrong_arguments_are_rejected(changed: dict[str, Any], message: str) -> None:
     arguments: dict[str, Any] = {"kqv": torch.zeros(2, 9, 24), "projection": torch.zeros(4, 8), "epsilon": 1e-8}
     with pytest.raises(RuntimeError, match=message):
         OPS.packed_performer(**{**arguments, **changed})

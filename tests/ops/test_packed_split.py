@@ -1,4 +1,4 @@
-"""Products of overlapping patches with packed weights."""
+"""GEMMs of overlapping patches with packed weights."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_the_fake_kernel_and_the_operations() -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_wrong_arguments_are_told(changed: dict[str, Any], message: str) -> None:
+def test_wrong_arguments_are_rejected(changed: dict[str, Any], message: str) -> None:
     arguments: dict[str, Any] = {
         "images": torch.zeros(2, 3, 9, 9),
         "patch": (3, 3),

@@ -49,7 +49,7 @@ def packed_linear(
     scale: Tensor | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """The operator, with the plain twin's arguments."""
+    """Calls the operator with the arguments of its torch equivalent."""
     packed = OPS.pack_weight(weight, precision)
     return OPS.packed_linear(x, packed, bias, weight.shape[0], precision, activation, scale, residual)
 
@@ -98,7 +98,7 @@ def block_parameters(channels: int, heads: int, head_dim: int, hidden: int, *, e
 
 
 def packed_block(x: Tensor, p: dict[str, Tensor], heads: int, activation: str, precision: str) -> Tensor:
-    """The operator, with the plain twin's arguments."""
+    """Calls the operator with the arguments of its torch equivalent."""
     head_dim = p["qkv"].shape[0] // 3 // heads
     packed = {name: OPS.pack_weight(p[name], precision) for name in ("qkv", "proj", "fc1", "fc2")}
     get = p.get

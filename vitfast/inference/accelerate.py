@@ -175,8 +175,8 @@ def _warn(report: AccelerationReport) -> None:
 
 
 def _device(model: nn.Module, device: str | torch.device | None) -> torch.device:
-    own = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    target = own if device is None else torch.device(device)
+    current = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    target = current if device is None else torch.device(device)
     if target.type not in PRECISIONS:
         raise UserError(f"device={target}: accelerate runs on {' and '.join(PRECISIONS)}; give one of them")
     if target.type == "cpu":
@@ -191,21 +191,21 @@ def _precision(model: nn.Module, precision: str | None, device: torch.device) ->
     allowed = PRECISIONS[device.type]
     if precision is not None and precision not in allowed:
         raise UserError(f"precision={precision!r} is not supported on {device}; allowed: {', '.join(allowed)}")
-    own = quantized_precisions(model)
-    impossible = sorted(own - {"other"} - set(allowed))
-    if impossible:
+    quantized = quantized_precisions(model)
+    unsupported = sorted(quantized - {"other"} - set(allowed))
+    if unsupported:
         raise UserError(
-            f"the model is quantized to {', '.join(impossible)}, which is not supported on {device}; accelerate it "
+            f"the model is quantized to {', '.join(unsupported)}, which is not supported on {device}; accelerate it "
             "with device='cpu', or run the model itself"
         )
-    fast = sorted(own & set(allowed))
-    if not own:
+    if not quantized:
         return precision or "fp32"
-    if precision is not None and own != {precision}:
+    if precision is not None and quantized != {precision}:
         raise UserError(
-            f"precision={precision!r}, but the model is quantized already, to {', '.join(sorted(own))}; leave "
+            f"precision={precision!r}, but the model is quantized already, to {', '.join(sorted(quantized))}; leave "
             "precision out to keep that, or accelerate the unquantized model"
         )
+    fast = sorted(quantized & set(allowed))
     return fast[0] if len(fast) == 1 else "fp32"  # type: ignore[return-value]
 
 

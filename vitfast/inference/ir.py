@@ -267,7 +267,7 @@ class BlockSpec:
 
 @dataclass(frozen=True, eq=False)
 class FallbackSpec:
-    """A source module that was not recognised and runs its own code.
+    """A source module that was not recognised and runs the source's code.
 
     Attributes:
         name: name of the source module.

@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from vitfast import layers as own
 from vitfast.inference.ir import Activation, BlockSpec, FallbackSpec, LinearSpec, MlpSpec, NormSpec, PatchesSpec
 from vitfast.inference.lowering.module_checks import NotRecognised, expect, precision_of
+from vitfast.layers import DropPath, LayerNorm
 from vitfast.ops.linear import GELU_APPROXIMATE
 
 Blocks = tuple[BlockSpec | FallbackSpec, ...]
@@ -71,7 +71,7 @@ def passes_in_evaluation(name: str, module: nn.Module) -> None:
     Raises:
         NotRecognised: it is something else.
     """
-    classes: list[type[nn.Module]] = [nn.Identity, nn.Dropout, own.DropPath]
+    classes: list[type[nn.Module]] = [nn.Identity, nn.Dropout, DropPath]
     for source, class_name in (
         ("timm.layers.drop", "DropPath"),
         ("timm.layers.patch_dropout", "PatchDropout"),
@@ -168,7 +168,7 @@ def _block_or_fallback(
 
 
 def _norm_classes() -> tuple[type[nn.Module], ...]:
-    classes: list[type[nn.Module]] = [nn.LayerNorm, own.LayerNorm]
+    classes: list[type[nn.Module]] = [nn.LayerNorm, LayerNorm]
     timm_norm = getattr(sys.modules.get("timm.layers.norm"), "LayerNorm", None)
     return (*classes, timm_norm) if timm_norm is not None else tuple(classes)
 

@@ -146,7 +146,7 @@ def _distilled_readouts(model: Any) -> tuple[ReadoutSpec, ReadoutSpec]:
 def _map_pool(name: str, module: nn.Module) -> MapPoolSpec:
     checked = expect(module, name, timm.layers.AttentionPoolLatent, children=_POOL, tensors=("latent", "pos_embed"))
     if checked.pos_embed is not None or checked.mlp is None or checked.pool not in ("token", "avg"):
-        raise NotRecognised(name, "has positions or a pooling of its own, or no MLP")
+        raise NotRecognised(name, "has positions, another pooling or no MLP")
     common.passes_in_evaluation(f"{name}.proj_drop", checked.proj_drop)
     return MapPoolSpec(
         checked.latent,

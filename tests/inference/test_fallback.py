@@ -1,4 +1,4 @@
-"""What is not recognised keeps its own forward, is told, and the result stays the source's."""
+"""Parts that are not recognised fall back to the source's forward: they are reported, and results do not change."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def wrap(model):
 
 
 def replace_method(model):
-    own = model.blocks[0].attn.forward
-    model.blocks[0].attn.forward = lambda x, **options: own(x) * 0.9
+    original = model.blocks[0].attn.forward
+    model.blocks[0].attn.forward = lambda x, **options: original(x) * 0.9
 
 
 def subclass(model):
@@ -77,7 +77,7 @@ CHANGES_OF_A_BLOCK = {
 
 @pytest.mark.parametrize("change", CHANGES_OF_A_BLOCK, ids=lambda change: change.__name__)
 @torch.no_grad()
-def test_one_changed_block_keeps_its_own_forward(change):
+def test_a_changed_block_falls_back(change):
     model = accelerable("timm: vit")
     images = sample_images(model)
     plain = model(images)
@@ -87,9 +87,9 @@ def test_one_changed_block_keeps_its_own_forward(change):
         UserWarning, match="1 of 4 parts of VisionTransformer fall back to the source's forward: blocks.0: "
     ):
         fast = vitfast.accelerate(model, "fp32")
-    (own,) = fast.report().fell_back
-    assert own.name == "blocks.0"
-    assert CHANGES_OF_A_BLOCK[change] in own.why_not
+    (layer,) = fast.report().fell_back
+    assert layer.name == "blocks.0"
+    assert CHANGES_OF_A_BLOCK[change] in layer.why_not
     torch.testing.assert_close(fast(images), expected, rtol=1e-4, atol=1e-5)
     if change is not add_module and change is not parametrize:
         assert not torch.allclose(plain, expected, rtol=1e-3), "the change has no effect, so the test says nothing"
@@ -129,7 +129,7 @@ CHANGES_OF_A_MODEL = {
 
 @pytest.mark.parametrize("change", CHANGES_OF_A_MODEL, ids=lambda change: change.__name__)
 @torch.no_grad()
-def test_a_changed_model_runs_its_own_forward_with_packed_blocks(change):
+def test_a_changed_model_falls_back_with_accelerated_blocks(change):
     model = accelerable("timm: vit")
     images = sample_images(model)
     plain = model(images)
@@ -140,8 +140,8 @@ def test_a_changed_model_runs_its_own_forward_with_packed_blocks(change):
         UserWarning, match=r"1 of 3 parts of VisionTransformer fall back to the source's forward: \(model\): "
     ):
         fast = vitfast.accelerate(model, "fp32", check=images)
-    (own,) = fast.report().fell_back
-    assert CHANGES_OF_A_MODEL[change] in own.why_not
+    (layer,) = fast.report().fell_back
+    assert CHANGES_OF_A_MODEL[change] in layer.why_not
     assert {layer.name for layer in fast.report().layers} == {"(model)", "blocks.0", "blocks.1"}
     torch.testing.assert_close(fast(images), expected, rtol=1e-4, atol=1e-5)
     state = model.state_dict()
@@ -156,8 +156,8 @@ def test_a_method_that_a_library_replaces_in_its_class_is_seen(monkeypatch):
 
     model = accelerable("timm: vit")
     images = sample_images(model)
-    own = timm.layers.Mlp.forward
-    monkeypatch.setattr(timm.layers.Mlp, "forward", lambda self, x: own(self, x) * 0.5)
+    original = timm.layers.Mlp.forward
+    monkeypatch.setattr(timm.layers.Mlp, "forward", lambda self, x: original(self, x) * 0.5)
     expected = model(images)
     with pytest.warns(UserWarning, match="method forward of its class Mlp was replaced"):
         fast = vitfast.accelerate(model)
@@ -166,7 +166,7 @@ def test_a_method_that_a_library_replaces_in_its_class_is_seen(monkeypatch):
 
 @pytest.mark.parametrize("kind", ["torchvision", "transformers: ViTForImageClassification", "vitfast: dvt over deit"])
 @torch.no_grad()
-def test_a_changed_block_of_other_sources_keeps_its_own_forward(kind):
+def test_a_changed_block_of_another_library_falls_back(kind):
     model = accelerable(kind)
     images = sample_images(model)
     name = next(name for name, _ in model.named_modules() if name.endswith(("mlp.fc1", "mlp.0")))
@@ -180,7 +180,7 @@ def test_a_changed_block_of_other_sources_keeps_its_own_forward(kind):
 
 
 @torch.no_grad()
-def test_a_model_of_ones_own_with_known_blocks_gets_these_accelerated():
+def test_recognised_blocks_of_a_custom_model_are_accelerated():
     class Siamese(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -200,7 +200,7 @@ def test_a_model_of_ones_own_with_known_blocks_gets_these_accelerated():
 
 
 @torch.no_grad()
-def test_a_model_without_a_known_part_runs_as_it_is():
+def test_a_model_without_recognised_parts_runs_the_sources_code():
     from torchvision.models import resnet18
 
     model = resnet18(num_classes=3).eval()
@@ -211,7 +211,7 @@ def test_a_model_without_a_known_part_runs_as_it_is():
     assert list(fast.state_dict()) == list(model.state_dict())
 
 
-def test_masks_are_refused_by_blocks_in_a_foreign_forward():
+def test_blocks_within_foreign_models_reject_masks():
     model = accelerable("transformers: ViTModel")
     model.layers.register_forward_pre_hook(lambda module, args: None)
     with pytest.warns(UserWarning, match="layers has a forward pre-hook"):
