@@ -22,10 +22,9 @@ from vitfast.layers import (
     sinusoidal_positions,
 )
 from vitfast.layers.patch_embed import check_images
-from vitfast.layers.position_embedding import PositionInterpolation
 from vitfast.models.dvt_fields import DVTFields
 from vitfast.models.image_model import ImageModel
-from vitfast.models.transformer import initialize_linear, resize_positions
+from vitfast.models.transformer import initialize_linear
 
 
 @dataclass(frozen=True)
@@ -94,16 +93,9 @@ class DVT(ImageModel):
         """
         return {f"exits.{index}.{name}" for index in range(self.num_exits) for name in ("cls_token", "pos_embed")}
 
-    def resize_state(
-        self, state: dict[str, Tensor], position_interpolation: PositionInterpolation | None = None
-    ) -> list[str]:
-        """Resamples every exit's position embeddings; see ``ImageModel``."""
-        interpolation = position_interpolation or self.fields.position_interpolation
-        resized = []
-        for index in range(self.num_exits):
-            key = f"exits.{index}.pos_embed"
-            resized += resize_positions(state, key, self.get_parameter(key), interpolation)
-        return resized
+    def position_keys(self) -> dict[str, int]:
+        """Those of every exit."""
+        return {f"exits.{index}.pos_embed": 1 for index in range(self.num_exits)}
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Classifies images at every exit.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
-from vitfast.layers.position_embedding import PositionInterpolation
+from vitfast.layers.position_embedding import PositionInterpolation, resize_position_embedding
 from vitfast.models.model_fields import ModelFields
 from vitfast.models.saved_exits import SavedExits
 
@@ -66,6 +67,10 @@ class ImageModel(nn.Module):
         """Names of the parameters, beside the one-dimensional ones, that take no weight decay."""
         return set()
 
+    def position_keys(self) -> dict[str, int]:
+        """Keys of the position embeddings ``[1, T + G * G, C]``, with T, the number of tokens before the patches."""
+        return {}
+
     def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Converts weights under canonical keys and layouts to this model's."""
         return state
@@ -73,7 +78,7 @@ class ImageModel(nn.Module):
     def resize_state(
         self, state: dict[str, Tensor], position_interpolation: PositionInterpolation | None = None
     ) -> list[str]:
-        """Adapts weights for another image size to this model, in place.
+        """Resamples the position embeddings of another image size to this model's grid, in place.
 
         Args:
             state: weights under this model's keys.
@@ -82,4 +87,20 @@ class ImageModel(nn.Module):
         Returns:
             The keys that were resized. Weights that differ in other ways stay unchanged.
         """
-        return []
+        resized = []
+        for key, num_prefix_tokens in self.position_keys().items():
+            saved, positions = state.get(key), self.get_parameter(key)  # [1, T + g * g, C], [1, T + G * G, C]
+            if saved is None or saved.shape == positions.shape:
+                continue
+            if saved.dim() != 3 or saved.shape[::2] != positions.shape[::2]:
+                continue  # other channels: weights of another architecture
+            grid_size = math.isqrt(positions.shape[1] - num_prefix_tokens)
+            interpolation = position_interpolation or self.fields.position_interpolation
+            try:
+                state[key] = resize_position_embedding(
+                    saved, grid_size, num_prefix_tokens=num_prefix_tokens, interpolation=interpolation
+                )
+            except ValueError:  # the number of patches is not square
+                continue
+            resized.append(key)
+        return resized

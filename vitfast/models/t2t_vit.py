@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from vitfast.layers import AddPositions, JoinTokens, LayerNorm, TokensToToken, sinusoidal_positions
 from vitfast.layers.patch_embed import check_images
-from vitfast.layers.position_embedding import PositionInterpolation
 from vitfast.layers.tokens_to_token import TokensType, tokens_to_token_grid_size
 from vitfast.models.image_model import ImageModel
 from vitfast.models.model_fields import TransformerFields, check_field
-from vitfast.models.transformer import initialize_linear, resize_positions, transformer_blocks
+from vitfast.models.transformer import initialize_linear, transformer_blocks
 
 
 @dataclass(frozen=True)
@@ -118,12 +117,9 @@ class T2TViT(ImageModel):
         """``cls_token`` and ``pos_embed``."""
         return {"cls_token", "pos_embed"}
 
-    def resize_state(
-        self, state: dict[str, Tensor], position_interpolation: PositionInterpolation | None = None
-    ) -> list[str]:
-        """Resamples the position embeddings of another image size; see ``ImageModel``."""
-        interpolation = position_interpolation or self.fields.position_interpolation
-        return resize_positions(state, "pos_embed", self.pos_embed, interpolation)
+    def position_keys(self) -> dict[str, int]:
+        """``pos_embed``."""
+        return {"pos_embed": 1}
 
     def forward(self, images: Tensor) -> Tensor:
         """Classifies images.

@@ -13,10 +13,9 @@ from vitfast.errors import UserError
 from vitfast.layers import AddPositions, JoinTokens, LayerNorm, PatchEmbed
 from vitfast.layers.mlp import GeluVariant
 from vitfast.layers.patch_embed import PatchOrder
-from vitfast.layers.position_embedding import PositionInterpolation
 from vitfast.models.image_model import ImageModel
 from vitfast.models.model_fields import TransformerFields, check_field
-from vitfast.models.transformer import initialize_linear, resize_positions, transformer_blocks
+from vitfast.models.transformer import initialize_linear, transformer_blocks
 
 HeadType = Literal["linear", "norm_linear"]
 Pooling = Literal["token", "mean"]
@@ -176,17 +175,9 @@ class VisionTransformer(ImageModel):
         """``cls_token`` and ``pos_embed``."""
         return {"cls_token", "pos_embed"}
 
-    def resize_state(
-        self, state: dict[str, Tensor], position_interpolation: PositionInterpolation | None = None
-    ) -> list[str]:
-        """Resamples the position embeddings of another image size; see ``ImageModel``."""
-        return resize_positions(
-            state,
-            "pos_embed",
-            self.pos_embed,
-            position_interpolation or self.fields.position_interpolation,
-            num_prefix_tokens=self.fields.num_prefix_positions,
-        )
+    def position_keys(self) -> dict[str, int]:
+        """``pos_embed``."""
+        return {"pos_embed": self.fields.num_prefix_positions}
 
     def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Converts the patch projection to the layout of ``patch_order``."""
