@@ -89,7 +89,7 @@ def test_names_and_wrong_blocks() -> None:
     assert format_name(vitfast.FloatConfig("fp8_e5m2", block=16)) == "FLOAT_5_2, blocks of 16"
     with pytest.raises(UserError, match="block must be a positive integer"):
         vitfast.FloatConfig("fp4_e2m1", block=0)
-    with pytest.raises(UserError, match="block goes with numerics='ieee'"):
+    with pytest.raises(UserError, match="block requires numerics='ieee'"):
         vitfast.FloatConfig("fp4_e2m1", block=32, numerics="qtorch")
 
 

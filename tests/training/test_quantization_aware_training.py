@@ -115,7 +115,7 @@ def test_weights_learn_other_things_than_in_float32(plain_run, tmp_path, train_t
     [
         (["quantize.format=FP12"], r"quantize\.format=FP12: there is no format 'FP12'; .*FP16_16, FP16_32"),
         (["quantize.numerics=qtorch"], r"quantize\.numerics requires quantize\.format"),
-        (["quantize.format=INT8", "quantize.numerics=qtorch"], "numerics does not go with the format INT8"),
+        (["quantize.format=INT8", "quantize.numerics=qtorch"], "the format INT8 has no option numerics"),
         (["quantize.format=TF32", "quantize.overrides=[tail=FP32]"], "no module is called 'tail'"),
         (["quantize.format=TF32", "quantize.overrides=[head]"], "'head' must be PATTERN=FORMAT"),
         (["quantize.format=TF32", "quantize.overrides=[head=FP12]"], "'head=FP12': there is no format 'FP12'"),

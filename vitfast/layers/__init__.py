@@ -1,4 +1,4 @@
-"""The parts that models are built from: one concept per file, calling ``vitfast.ops``.
+"""The layers of vitfast's models, on the operators of ``vitfast.ops``.
 
 Shapes in names and comments: B batch, N tokens, C channels, H heads, D head dimension, P patch size.
 """

@@ -1,4 +1,4 @@
-"""From an image to tokens by a few small convolutions."""
+"""From an image to tokens by a stack of small convolutions."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from torch import Tensor, nn
 class ConvStem(nn.Sequential):
     """Convolutions of 3 x 3 with BatchNorm and ReLU, then one of 1 x 1 (after Xiao et al., 2021, "Early Convolutions").
 
-    They take the place of one product over a whole patch, and learn faster from few images. The first keeps the grid
-    of pixels, and each of the log2(``stride``) others halves it. The first has a quarter of ``dim`` channels, and each
-    twice those of the one before, at most ``dim``.
+    They replace the projection of whole patches and learn faster from few images. The first has stride 1, the
+    log2(``stride``) others have stride 2. The channels double from ``dim`` / 4 up to ``dim``.
 
     Args:
         stride: pixels of a token along a side, a power of 2, at least 4.

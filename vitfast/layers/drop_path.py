@@ -8,7 +8,7 @@ from torch import Tensor, nn
 class DropPath(nn.Module):
     """Drops a residual branch for whole samples in training (Huang et al., 2016).
 
-    Kept samples are divided by the probability of being kept, so that evaluation needs no factor.
+    Kept samples are divided by the probability of being kept, so evaluation needs no factor.
 
     Args:
         rate: probability of dropping a sample's branch, 0 <= rate < 1.

@@ -1,4 +1,4 @@
-"""Gated positional self-attention, the layer that ConViT is made of."""
+"""Gated positional self-attention, the attention of ConViT."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class GatedPositionalAttention(nn.Module):
 
         attention = (1 - g) A + g P, divided by its row sums;   out = attention · v
 
-    The rows of A and of P sum to 1, so those of the blend sum to (1 - g) + g = 1 whatever the parameters are: beyond
-    rounding the division changes neither the value nor a gradient, and is left out. What remains is linear in A and P,
+    The rows of A and P sum to 1, so those of the blend sum to (1 - g) + g = 1 for any parameters: except for rounding,
+    the division changes neither values nor gradients and is omitted. The rest is linear in A and P,
 
         out = (1 - g) (A v) + g (P v)
 
-    so that any fused attention computes A v, and P v is cheap. Dropout of the probabilities draws one mask for the
-    blend; only then, in training, the blend is formed. Without gradients, the operator ``gated_positional_attention``
-    computes it all on a GPU where its kernel is active.
+    so a fused attention operator computes A v, and P v is cheap. Dropout needs one mask for the blend; only then, in
+    training, is the blend materialized. Without gradients, the operator ``gated_positional_attention`` computes the
+    whole layer on a GPU if its kernel is active.
 
     ``pos_proj`` holds the parameters of P, which are read directly: hooks on it are not called.
 
@@ -42,10 +42,10 @@ class GatedPositionalAttention(nn.Module):
         qkv_bias: whether the q, k and v projections have biases.
         drop_rate: dropout of the output projection's result.
         attention_drop_rate: dropout of the attention probabilities.
-        locality_dim: how often each of the three positional features is repeated, see ``positional_probabilities``.
+        locality_dim: number of repetitions of each of the three positional features, see ``positional_probabilities``.
     """
 
-    # the operator of the content's attention, exchangeable as in ``Attention``
+    # the operator of the content attention, replaceable as in ``Attention``
     attend: Callable[..., Any] = staticmethod(ops.attention_packed)
 
     def __init__(
@@ -78,7 +78,7 @@ class GatedPositionalAttention(nn.Module):
             ``[B, N, C]``.
 
         Raises:
-            ValueError: N is no square number.
+            ValueError: N is not a square number.
         """
         grid_size = math.isqrt(x.shape[1])
         if grid_size**2 != x.shape[1]:
@@ -89,22 +89,22 @@ class GatedPositionalAttention(nn.Module):
         return self.proj_drop(self.proj(out_BNHD.flatten(-2)))
 
     def blend(self, content_BHNN: Tensor) -> Tensor:
-        """Blends the content's attention ``[B, H, N, N]`` with that by position, to the attention of the layer."""
+        """Blends the content attention ``[B, H, N, N]`` with the positional attention."""
         positional_HNN = positional_map(self._positional_probabilities(math.isqrt(content_BHNN.shape[-1])))
         gate_H11 = torch.sigmoid(self.gating_param)[:, None, None].to(content_BHNN.dtype)
         return torch.lerp(content_BHNN, positional_HNN.to(content_BHNN.dtype), gate_H11)
 
     @torch.no_grad()
     def initialize_locality(self, strength: float) -> None:
-        """Makes the layer a convolution to begin with: values pass unchanged, each head looks at one offset.
+        """Initializes the layer as a convolution: values pass unchanged, each head attends to one offset.
 
-        The first k² heads, k = floor(sqrt(H)), look at the offsets of a k x k kernel, x along the quotient and y along
-        the remainder of the head's number: score = -strength · |offset - the head's offset|², up to a constant. With an
-        even k the offsets are halves, and four patches share the maximum. Heads beyond k² keep their weights, times the
-        strength.
+        The first k² heads, k = floor(sqrt(H)), attend to the offsets of a k x k kernel, x given by the quotient and y
+        by the remainder of the head's index: score = -strength · |offset - the head's offset|², up to a constant. With
+        an even k the offsets are half-integers, and four patches share the maximum. The weights of the other heads are
+        multiplied by the strength.
 
         Args:
-            strength: how sharply the heads look, the paper's α.
+            strength: the paper's locality strength α.
         """
         nn.init.eye_(self.v.weight)
         kernel_size = math.isqrt(self.num_heads)
@@ -117,10 +117,10 @@ class GatedPositionalAttention(nn.Module):
         self.pos_proj.weight *= strength
 
     def _has_kernel(self, qkv_BN3HD: Tensor) -> bool:
-        """Whether one operator attends: nothing needs a gradient, and nobody has exchanged the content's attention.
+        """Whether one operator computes the attention: no gradient is needed, and ``attend`` was not replaced.
 
-        On the CPU the separable form stays: the operator is 5 to 18 % faster for eight images of ConViT-S and 4 to 9 %
-        slower for one, where multiplying the map out is most of what it adds.
+        The CPU uses the separable form: the operator is 5 to 18 % faster for eight images of ConViT-S and 4 to 9 %
+        slower for one, mainly because of the outer product of the map.
         """
         if not qkv_BN3HD.is_cuda:
             return False
@@ -135,11 +135,10 @@ class GatedPositionalAttention(nn.Module):
         return positional_probabilities(self.pos_proj.weight, self.pos_proj.bias, grid_size)
 
     def _project(self, x: Tensor) -> Tensor:
-        """Computes q, k and v ``[B, N, 3 * C]``, in one product where both are plain linear layers without hooks."""
+        """Computes q, k and v ``[B, N, 3 * C]``, in one GEMM if ``may_fuse``."""
         if not may_fuse(self.qk, self.v):
             return torch.cat([self.qk(x), self.v(x)], dim=-1)
-        # A product of 3 C columns takes 4 % less of the whole model's time than one of 2 C and one of C; the weights
-        # are small beside it.
+        # One GEMM with 3 C columns saves 4 % of the model's time over two; concatenating the weights is cheap.
         bias = None if self.qk.bias is None else torch.cat([self.qk.bias, self.v.bias])
         return F.linear(x, torch.cat([self.qk.weight, self.v.weight]), bias)
 

@@ -1,4 +1,4 @@
-"""How a grid of tokens becomes a finer one in the Dynamic Vision Transformer."""
+"""Resampling of token grids in the Dynamic Vision Transformer."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from vitfast.ops.autocast import keep_float32
 def axis_upsample_matrix(from_size: int, to_size: int) -> Tensor:
     """Returns the matrix that resamples one axis of a grid as the Dynamic Vision Transformer does (Wang et al., 2021).
 
-    Its code repeats each element as often as is needed to reach ``to_size`` (nearest-neighbour interpolation, from 7 to
-    14 and from 10 to 20) and averages that down by adaptive pooling (to 10 and to 14). Both steps are linear and treat
-    the two axes of a grid independently, so that a matrix for each axis says it all.
+    The original code repeats each element until at least ``to_size`` is reached (nearest-neighbour interpolation, from
+    7 to 14 and from 10 to 20) and reduces the result by adaptive average pooling (to 10 and to 14). Both steps are
+    linear and separable, so one matrix per axis suffices.
 
     Args:
-        from_size: elements before.
-        to_size: elements after, also fewer than before.
+        from_size: number of elements before.
+        to_size: number of elements after; may be smaller.
 
     Returns:
-        ``[to_size, from_size]``, of torch's default type; rows sum to 1.
+        ``[to_size, from_size]``, of torch's default dtype; rows sum to 1.
 
     Raises:
         ValueError: a size is below 1.
@@ -41,9 +41,9 @@ def axis_upsample_matrix(from_size: int, to_size: int) -> Tensor:
 
 
 class GridUpsample(nn.Module):
-    """Resamples what belongs to a class token and a square grid of tokens to a finer grid.
+    """Resamples features or relations of a class token and a square grid of tokens to a finer grid.
 
-    With r the ``axis_upsample_matrix``, R = r ⊗ r resamples the grid and P = blockdiag(1, R) keeps the class token.
+    With r = ``axis_upsample_matrix``, R = r ⊗ r resamples the grid and P = blockdiag(1, R) keeps the class token.
 
     Args:
         from_grid: tokens g along a side of the coarse grid.
@@ -56,7 +56,7 @@ class GridUpsample(nn.Module):
         super().__init__()
         axis = axis_upsample_matrix(from_grid, to_grid)
         matrix = torch.block_diag(torch.ones(1, 1), torch.kron(axis, axis))
-        # follows from the sizes, so it is not saved
+        # computed from the sizes, so it is not saved
         self.register_buffer("matrix", matrix, persistent=False)
 
     def features(self, x: Tensor) -> Tensor:

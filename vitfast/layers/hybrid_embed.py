@@ -19,9 +19,9 @@ class HybridEmbed(nn.Module):
         patch_size: height and width of a patch in features; 1 in most hybrids.
         in_chans: channels of an image.
         dim: channels C of a token.
-        layers: bottlenecks of each stage; none leaves the stem alone.
+        layers: bottlenecks of each stage; empty for the stem alone.
         width: channels of the stem, a multiple of 32.
-        conventions: what published systems disagree on.
+        conventions: see ``ResNetConventions``.
     """
 
     def __init__(

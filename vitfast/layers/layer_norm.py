@@ -9,7 +9,7 @@ from vitfast.layers.fusion import has_hooks
 
 
 class LayerNorm(nn.LayerNorm):
-    """``torch.nn.LayerNorm`` over the last dimension, which can also take the residual addition before it.
+    """``torch.nn.LayerNorm`` over the last dimension, with an optional fused residual addition.
 
     Args:
         dim: number of channels C.

@@ -1,4 +1,4 @@
-"""The feed-forward half of a transformer block."""
+"""The MLP of a transformer block."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Mlp(nn.Module):
     Args:
         dim: number of channels C.
         hidden_dim: width F of the hidden layer.
-        out_dim: number of channels that come out; None for ``dim``.
+        out_dim: number of output channels; None for ``dim``.
         gelu: ``"erf"`` for the exact GELU, ``"tanh"`` for the approximation of Google's JAX models.
         drop_rate: dropout after the activation and after ``fc2``.
     """
@@ -38,7 +38,7 @@ class Mlp(nn.Module):
         drop_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        self.approximate = "none" if gelu == "erf" else gelu  # torch's word for it
+        self.approximate = "none" if gelu == "erf" else gelu  # torch's name
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, dim if out_dim is None else out_dim)
         self.drop = nn.Dropout(drop_rate)
@@ -48,7 +48,7 @@ class Mlp(nn.Module):
 
         Args:
             x: ``[B, N, C]``.
-            residual: ``[B, N, out_dim]``, or None to add nothing.
+            residual: ``[B, N, out_dim]`` or None.
 
         Returns:
             ``[B, N, out_dim]``.

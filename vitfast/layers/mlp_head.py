@@ -1,4 +1,4 @@
-"""The head of linear layers that vissl calls ``mlp``."""
+"""vissl's ``mlp`` head."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from vitfast.errors import UserError
 class MlpHead(nn.Module):
     """(Linear, BatchNorm, ReLU, dropout)*, Linear: vissl's head ``mlp``, with its parameter names.
 
-    Each linear layer is followed by those of the other three that are asked for. Two widths make a linear head.
+    BatchNorm, ReLU and dropout are optional. Two widths make a linear head.
 
     Args:
         dims: widths, from the channels of the features to the outputs.
         use_bn: whether BatchNorm follows a linear layer.
-        use_relu: whether ReLU follows.
-        use_dropout: whether dropout of rate 0.5 follows.
+        use_relu: whether ReLU follows a linear layer.
+        use_dropout: whether dropout of rate 0.5 follows a linear layer.
         use_bias: whether the linear layers have biases.
-        skip_last_layer_relu_bn: whether nothing follows the last linear layer.
+        skip_last_layer_relu_bn: whether the last linear layer is the last module.
 
     Raises:
         UserError: there are fewer than two widths, or one is below 1.
@@ -70,6 +70,6 @@ def linear_layers(dims: Sequence[int], *, use_bias: bool) -> list[nn.Linear]:
 
 
 def without_tail(layers: list[nn.Module]) -> list[nn.Module]:
-    """Leaves out what follows the last linear layer."""
+    """Returns the layers up to the last linear layer."""
     last = max(index for index, layer in enumerate(layers) if isinstance(layer, nn.Linear))
     return layers[: last + 1]

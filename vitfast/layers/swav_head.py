@@ -1,4 +1,4 @@
-"""The head of SwAV: a projection to unit vectors, and prototypes to compare these with."""
+"""The head of SwAV: a projection to unit vectors and prototypes."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ class SwavHead(nn.Module):
     """Projection, L2 normalization, prototypes (Caron et al., 2020): vissl's ``swav_head``, with its parameter names.
 
     The projection is (Linear, BatchNorm, activation)*, Linear. The prototypes are linear layers without bias; their
-    outputs, the scores, are cosines where the features are normalized and the prototypes' rows are kept at length 1.
+    outputs, the scores, are cosines if the embeddings and the rows of the prototypes have length 1.
 
     Args:
         dims: widths of the projection, from the channels of the features to the embedding's.
-        num_clusters: numbers of prototypes, a layer each; vissl's usual is ``[3000]``. None at all for distillation.
+        num_clusters: number of prototypes of each layer; ``[3000]`` in vissl, empty for distillation.
         use_bn: whether BatchNorm follows a linear layer.
         use_bias: whether the linear layers of the projection have biases.
-        return_embeddings: whether ``forward`` returns the embeddings, too.
+        return_embeddings: whether ``forward`` also returns the embeddings.
         skip_last_bn: whether neither BatchNorm nor activation follows the last linear layer.
         normalize_feats: whether the embeddings are divided by their length.
         activation: ``"relu"`` or ``"gelu"``.
-        use_weight_norm_prototypes: whether length and direction of the prototypes are parameters of their own (Salimans
-            & Kingma, 2016), the lengths 1 to begin with.
+        use_weight_norm_prototypes: whether length and direction of the prototypes are separate parameters (Salimans &
+            Kingma, 2016), with initial lengths of 1.
 
     Raises:
         UserError: widths or numbers are out of range, or nothing would be returned.
@@ -77,12 +77,12 @@ class SwavHead(nn.Module):
             features: ``[B, dims[0]]``, a model's pooled channels.
 
         Returns:
-            The embeddings ``[B, dims[-1]]``, if they are asked for, then the scores ``[B, num_clusters[i]]`` of each
+            The embeddings ``[B, dims[-1]]`` if ``return_embeddings``, then the scores ``[B, num_clusters[i]]`` of each
             layer of prototypes.
         """
         embeddings: Tensor = self.projection_head(features)
         if self.normalize_feats:
-            # the sum of squares, and the 1e-12 that guards the division, are beyond float16's range
+            # the sum of squares and the epsilon 1e-12 are beyond the range of float16
             precise = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
             embeddings = F.normalize(precise, dim=1).to(embeddings.dtype)
         scores = [self.get_submodule(f"prototypes{index}")(embeddings) for index in range(self.num_prototype_layers)]
@@ -90,7 +90,7 @@ class SwavHead(nn.Module):
 
 
 def _normed(prototypes: nn.Linear) -> nn.Linear:
-    """Splits the weight into lengths, 1 each, and directions; loads vissl's ``weight_g`` and ``weight_v``, too."""
+    """Splits the weight into lengths of 1 and directions; also loads vissl's ``weight_g`` and ``weight_v``."""
     normed: nn.Linear = weight_norm(prototypes)
     nn.init.ones_(normed.parametrizations.weight.original0)  # type: ignore[union-attr, arg-type]
     return normed

@@ -27,7 +27,7 @@ class TokenAttention(nn.Module):
         self.proj = nn.Linear(token_dim, token_dim)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Attends over the tokens of ``x`` ``[B, N, C]``; returns the two terms ``[B, N, D]``, not yet added."""
+        """Attends over the tokens of ``x`` ``[B, N, C]``; returns both terms ``[B, N, D]`` before the addition."""
         qkv = self.qkv(x).unflatten(-1, (3, 1, -1))  # [B, N, 3, 1, D]
         with keep_float32(qkv):
             out = ops.attention_packed(qkv, scale=self.scale)  # [B, N, 1, D]

@@ -1,4 +1,4 @@
-"""Numbers that share a scale in blocks: OCP Microscaling (MX) formats."""
+"""Block-scaled rounding: OCP Microscaling (MX) formats."""
 
 from __future__ import annotations
 
@@ -18,17 +18,16 @@ _SMALLEST_EXPONENT = -127  # of a scale of 8 exponent bits
 
 @dataclass(frozen=True)
 class BlockRounder:
-    """Rounds blocks of neighbours to a narrow format times a power of two that they share.
+    """Rounds blocks of neighbours to a narrow format times a shared power-of-two scale.
 
-    The scale is the largest power of two that does not exceed the block's largest magnitude, over the largest one of
-    the format; what then lies beyond the format's largest value becomes that value (OCP Microscaling Formats
-    Specification 1.0, section 6.3). A block that holds a NaN or an infinity becomes NaN. Blocks run along the last
-    dimension; those of images and convolutions' weights along all dimensions but the first. The last block may be
-    shorter. Gradients pass straight through.
+    The scale is the largest power of two that does not exceed the block's largest magnitude, divided by the format's;
+    larger values saturate (OCP Microscaling Formats Specification 1.0, section 6.3). A block with a NaN or an infinity
+    becomes NaN. Blocks run along the last dimension; in images and weights of convolutions along all dimensions but the
+    first. The last block may be shorter. Gradients pass straight through.
 
     Attributes:
         format: of the elements.
-        block: numbers that share a scale.
+        block: number of elements that share a scale.
         clip_gradients: whether elements beyond the format's largest value get no gradient.
     """
 
@@ -38,7 +37,7 @@ class BlockRounder:
 
     @property
     def limits(self) -> tuple[float, float]:
-        """The smallest and the largest value: with a scale of its own for each block there are none."""
+        """Infinite, because each block has its scale."""
         return -math.inf, math.inf
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -56,7 +55,7 @@ class BlockRounder:
         return rounded.flatten(-2)[..., :length].reshape(x.shape)
 
     def _scale(self, largest: Tensor) -> Tensor:
-        """The blocks' powers of two; NaN where a block is not finite."""
+        """Returns the scales of the blocks; NaN for a block that is not finite."""
         exponent = torch.frexp(largest).exponent - 1 - (math.frexp(self.format.max_value)[1] - 1)
         scale = torch.ldexp(torch.ones_like(largest), exponent.clamp_min(_SMALLEST_EXPONENT))
         return torch.where(largest.isfinite(), torch.where(largest == 0, 1.0, scale), torch.nan)

@@ -1,4 +1,4 @@
-"""Observing the ranges of activations."""
+"""Calibration: observes the ranges of activations."""
 
 from __future__ import annotations
 
@@ -16,24 +16,22 @@ from vitfast.quantization.quantized_module import QuantizedModule
 
 
 def calibrate(model: nn.Module, loader: Iterable[Any], *, batches: int = 10) -> int:
-    """Observes the activations of a quantized model, in evaluation mode and without rounding.
+    """Observes the activation ranges of a quantized model, in evaluation mode and without rounding.
 
-    Where several processes work together (``torch.distributed``), each looks at its own batches, all of them have to
-    call this, and afterwards all have the same ranges: those of all batches.
-
-    Only ``Int8Config(activations="calibrated")`` needs it; without such layers nothing is run. A second call widens the
-    ranges of the first.
+    Under ``torch.distributed`` every process must call this with its own batches; the ranges are reduced over all
+    processes. Only ``Int8Config(activations="calibrated")`` needs calibration; without such layers nothing is run. A
+    second call widens the ranges of the first.
 
     Args:
         model: quantized, prepared or converted.
         loader: yields images ``[B, C, height, width]``, or tuples or lists that begin with them.
-        batches: how many of the loader's batches are used, at least 1.
+        batches: number of batches used, at least 1.
 
     Returns:
         The number of layers that were calibrated.
 
     Raises:
-        UserError: the model is not quantized, ``batches`` is below 1, or the loader is empty (of every process).
+        UserError: the model is not quantized, ``batches`` is below 1, or the loaders of all processes are empty.
     """
     if batches < 1:
         raise UserError(f"batches must be at least 1; got {batches}")
@@ -60,11 +58,11 @@ def calibrate(model: nn.Module, loader: Iterable[Any], *, batches: int = 10) -> 
 
 
 def _agree(observed: Sequence[QuantizedModule], count: int) -> int:
-    """Widens the ranges of all processes to those of all of them; returns the batches of all."""
+    """Reduces the ranges over all processes; returns the total number of batches."""
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return count
     ranges = torch.stack([layer.get_buffer("activation_range") for layer in observed])
-    ranges[:, 0].neg_()  # lowest and highest by one maximum
+    ranges[:, 0].neg_()  # minimum and maximum in one reduction
     total = ranges.new_tensor(count)
     dist.all_reduce(ranges, dist.ReduceOp.MAX)
     dist.all_reduce(total)
@@ -75,10 +73,10 @@ def _agree(observed: Sequence[QuantizedModule], count: int) -> int:
 
 
 def images_of(batch: Any, model: nn.Module) -> Tensor:
-    """Takes the images from a loader's batch and moves them to the model's device.
+    """Returns the images of a loader's batch on the model's device.
 
     Raises:
-        UserError: there are none.
+        UserError: the batch has no images.
     """
     images = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
     if not isinstance(images, Tensor):

@@ -1,4 +1,4 @@
-"""The configurations of ``vitfast.quantize_``: small frozen data, named after the numerics."""
+"""Configurations of ``vitfast.quantize_``: frozen dataclasses named after the numerics."""
 
 from __future__ import annotations
 
@@ -27,31 +27,31 @@ _FORMAT_NAMES = ("fp16", "bf16", "tf32", "fp8_e4m3fn", "fp8_e5m2", "fp6_e3m2", "
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizationConfig:
-    """What all configurations share.
+    """Base class of all configurations.
 
     Attributes:
-        clip_gradients: whether what lies beyond the largest value gets no gradient in quantization-aware training;
-            otherwise every gradient passes straight through.
+        clip_gradients: whether values beyond the largest one get no gradient in quantization-aware training; otherwise
+            every gradient passes straight through.
     """
 
     clip_gradients: bool = False
 
     def arithmetic(self) -> Arithmetic:
-        """Makes what the layers compute with."""
+        """Returns the arithmetic of the layers."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
 class _RoundingConfig(QuantizationConfig):
-    """Of formats that every operand is rounded to.
+    """Base class of formats to which every operand is rounded.
 
     Attributes:
         semantics: ``"documented"``: activations are rounded before and after conversion; ``"legacy_convert"``: after
-            it only the results of residual and embedding additions are, which is what myrtle-vision evaluates.
-        backend: ``"vitfast"``; or ``"qtorch"``: QPyTorch's own kernels, which are slow, for comparison.
+            conversion only the results of residual and embedding additions are rounded, as myrtle-vision evaluates.
+        backend: ``"vitfast"``; or ``"qtorch"``: QPyTorch's kernels, which are slow, for comparison.
 
     Raises:
-        UserError: a value is not allowed, or the backend computes other numbers than ``numerics`` names.
+        UserError: a value is not allowed, or the backend does not implement ``numerics``.
     """
 
     semantics: Semantics = "documented"
@@ -67,17 +67,17 @@ class _RoundingConfig(QuantizationConfig):
 
 @dataclass(frozen=True)
 class FP16_16Config(_RoundingConfig):
-    """Operands and stored results of linear layers, LayerNorms and additions in fp16; products accumulate in float32.
+    """Operands and stored results of linear layers, LayerNorms and additions in fp16; GEMMs accumulate in float32.
 
     Attributes:
         numerics: ``"ieee"``: half precision (ties to even, overflow to infinity); ``"qtorch"``: as QPyTorch 0.3.0
             (ties away from zero, no infinity and no NaN, maximum 131008).
         accumulate: ``"fp16"``: the accumulators of linear layers are fp16, too, see ``vitfast.ops.matmul_accumulate``.
-        chunk: with ``accumulate="fp16"``, how many products are summed in float32 before the accumulator is rounded;
+        chunk: with ``accumulate="fp16"``, the number of products summed in float32 before the accumulator is rounded;
             None for all of them.
 
     Raises:
-        UserError: an option is unknown, or ``chunk`` is not positive or comes without ``accumulate="fp16"``.
+        UserError: an option is unknown, ``chunk`` is not positive or given without ``accumulate="fp16"``.
     """
 
     numerics: Numerics = "ieee"
@@ -88,12 +88,11 @@ class FP16_16Config(_RoundingConfig):
         super().__post_init__()
         _check_choice("accumulate", self.accumulate, Accumulate)
         if self.chunk is not None and self.accumulate == "fp32":
-            raise UserError("chunk goes with accumulate='fp16' only")
+            raise UserError("chunk requires accumulate='fp16'")
         if self.chunk is not None and (not isinstance(self.chunk, int) or self.chunk < 1):
             raise UserError(f"chunk must be a positive integer, or None for the whole sum; got {self.chunk!r}")
 
     def arithmetic(self) -> Arithmetic:
-        """Makes what the layers compute with."""
         rounded = _rounded(self, FloatFormat.fp16(), self.numerics, round_results=True)
         if self.accumulate == "fp32":
             return rounded
@@ -107,7 +106,6 @@ class FP16_32Config(_RoundingConfig):
     numerics: Numerics = "ieee"
 
     def arithmetic(self) -> Arithmetic:
-        """Makes what the layers compute with."""
         return _rounded(self, FloatFormat.fp16(), self.numerics, round_results=False)
 
 
@@ -118,7 +116,6 @@ class TF32Config(_RoundingConfig):
     numerics: Numerics = "ieee"
 
     def arithmetic(self) -> Arithmetic:
-        """Makes what the layers compute with."""
         return _rounded(self, FloatFormat.tf32(), self.numerics, round_results=False)
 
 
@@ -129,11 +126,11 @@ class FloatConfig(_RoundingConfig):
     Attributes:
         format: a ``FloatFormat``, or the name of a preset: ``"fp8_e4m3fn"`` for ``FloatFormat.fp8_e4m3fn()``.
         round_results: whether results are rounded, too, as FP16_16 does.
-        numerics: ``"qtorch"`` takes the format's bits only, and QPyTorch's rules.
-        block: so many neighbours share a scale, a power of two (OCP Microscaling: 32); None: numbers have no scales.
+        numerics: ``"qtorch"`` uses the bit counts of the format and QPyTorch's rounding rules.
+        block: number of neighbours that share a power-of-two scale (OCP Microscaling: 32); None for no scales.
 
     Raises:
-        UserError: there is no such format, or a block does not go with the other fields.
+        UserError: the format does not exist, or ``block`` is not supported with the other fields.
     """
 
     format: FloatFormat | str
@@ -159,11 +156,10 @@ class FloatConfig(_RoundingConfig):
                     f"block must be a positive integer, or None for numbers without scales; got {self.block!r}"
                 )
             if self.numerics != "ieee" or self.round_results:
-                raise UserError("block goes with numerics='ieee' and round_results=False only")
-        self.arithmetic()  # (8, 23) is refused here rather than in a layer
+                raise UserError("block requires numerics='ieee' and round_results=False")
+        self.arithmetic()  # reports an unsupported format such as (8, 23) here rather than in a layer
 
     def arithmetic(self) -> Arithmetic:
-        """Makes what the layers compute with."""
         assert isinstance(self.format, FloatFormat)
         if self.block is not None:
             rounder = BlockRounder(self.format, self.block, self.clip_gradients)
@@ -196,7 +192,6 @@ class FixedConfig(_RoundingConfig):
             raise UserError(str(error)) from error
 
     def arithmetic(self) -> Arithmetic:
-        """Makes what the layers compute with."""
         ours = FixedRounder(self.word_length, self.fraction_length, self.clip_gradients)
         rounder = QtorchRounder(ours) if self.backend == "qtorch" else ours
         return RoundedArithmetic(rounder, self.round_results, self.semantics == "legacy_convert")
@@ -204,11 +199,11 @@ class FixedConfig(_RoundingConfig):
 
 @dataclass(frozen=True)
 class Int8Config(QuantizationConfig):
-    """Linear layers and convolutions as products of 8-bit integers; all else in float32.
+    """Linear layers and convolutions as 8-bit integer GEMMs; everything else in float32.
 
     Attributes:
-        activations: ``"dynamic"``: a scale for each token (image, in a convolution); ``"calibrated"``: one for the
-            tensor, from the range that ``calibrate`` observes.
+        activations: ``"dynamic"``: one scale per token (per image in a convolution); ``"calibrated"``: one per tensor,
+            from the range that ``calibrate`` observes.
     """
 
     activations: Activations = "dynamic"
@@ -217,7 +212,6 @@ class Int8Config(QuantizationConfig):
         _check_choice("activations", self.activations, Activations)
 
     def arithmetic(self) -> Arithmetic:
-        """Makes what the layers compute with."""
         return Int8Arithmetic(self.activations == "calibrated", self.clip_gradients)
 
 
@@ -226,12 +220,12 @@ class QATConfig:
     """Quantization-aware training: prepare, train, convert.
 
     Attributes:
-        base: the numerics. ``None`` in the second step means those that were prepared.
+        base: the numerics; in the second step None, or the configuration that was prepared.
         step: ``"prepare"``: weights stay float32 and are rounded in each forward pass, gradients pass straight through;
-            ``"convert"``: weights (and LayerNorms' gammas) are rounded for good, activations as before.
+            ``"convert"``: weights (and LayerNorms' gammas) are rounded permanently, activations as before.
 
     Raises:
-        UserError: an unknown step, or no base to prepare.
+        UserError: the step is unknown, or ``base`` is missing in the first step.
     """
 
     base: QuantizationConfig | None = None

@@ -1,8 +1,8 @@
-"""Products of 8-bit integers, simulated in floating point without an error.
+"""INT8 arithmetic, simulated exactly in floating point.
 
-A product of two 8-bit integers has at most 16 bits, and float32 holds every integer up to 2**24: sums of up to 512
-products are exact. Longer ones are added up in float64, where they are exact, too. So the simulation gives the integers
-that int8 hardware with 32-bit accumulators gives, and rounds once, when they are turned into float32.
+A product of two 8-bit integers has at most 16 bits, and float32 represents every integer up to 2**24: sums of up to 512
+products are exact. Longer sums are accumulated in float64, also exactly. The simulation thus gives the integers of int8
+hardware with 32-bit accumulators and rounds once, when they are converted to float32.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vitfast.quantization.arithmetic import Arithmetic, Product
-from vitfast.quantization.straight_through import round_to_integers
+from vitfast.quantization.arithmetic import Arithmetic, LinearMap
+from vitfast.quantization.rounders import round_to_integers
 
 # 512 * 255 * 127 < 2**24; 255 is the largest difference of an activation and its zero point
 _EXACT_LENGTH = 512
@@ -21,10 +21,10 @@ _EXACT_LENGTH = 512
 
 @dataclass(frozen=True)
 class Int8Arithmetic(Arithmetic):
-    """Symmetric int8 weights with a scale for each output channel; int8 activations.
+    """Symmetric int8 weights with one scale per output channel; int8 activations.
 
-    Dynamic activations are symmetric, with a scale for each token (for a convolution, for each image). Calibrated ones
-    have one scale and one zero point for the tensor, from the smallest and largest value that was observed.
+    Dynamic activations are symmetric with one scale per token (per image in a convolution). Calibrated activations have
+    one scale and one zero point per tensor, from the smallest and largest observed value.
 
     Attributes:
         calibrated: calibrated instead of dynamic activations.
@@ -36,46 +36,48 @@ class Int8Arithmetic(Arithmetic):
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether activations have to be observed before the first forward pass."""
         return self.calibrated
 
-    def prepare_product(self, layer: nn.Module) -> None:
-        """See ``Arithmetic``."""
+    def prepare_layer(self, layer: nn.Module) -> None:
         weight: Tensor = layer.weight  # type: ignore[assignment]
         layer.register_buffer("weight_scale", weight.new_ones(weight.shape[0]), persistent=False)
         if self.calibrated:
             layer.register_buffer("activation_range", weight.new_zeros(2), persistent=False)  # lowest, highest
 
     def observe(self, layer: nn.Module, x: Tensor) -> None:
-        """See ``Arithmetic``."""
         if self.calibrated and x.numel():
             lowest, highest = x.detach().aminmax()
             seen: Tensor = layer.activation_range  # type: ignore[assignment]
             seen.copy_(torch.stack([torch.minimum(seen[0], lowest), torch.maximum(seen[1], highest)]))
 
     def convert_weight(self, layer: nn.Module) -> None:
-        """See ``Arithmetic``."""
         with torch.no_grad():
             weight: Tensor = layer.weight  # type: ignore[assignment]
             scale: Tensor = layer.weight_scale  # type: ignore[assignment]
             scale.copy_(weight_scale(weight))
             weight.copy_(quantize_weight(weight, scale) * _on_first(scale, weight.dim()))
 
-    def product(
-        self, layer: nn.Module, function: Product, x: Tensor, weight: Tensor, *, converted: bool, channel_dim: int
+    def linear(
+        self,
+        layer: nn.Module,
+        function: LinearMap,
+        x: Tensor,
+        weight: Tensor,
+        *,
+        converted: bool,
+        channel_dim: int,
     ) -> Tensor:
-        """See ``Arithmetic``."""
         scale: Tensor = layer.weight_scale if converted else weight_scale(weight)  # type: ignore[assignment]
         weight = quantize_weight(weight, scale)
         x, x_scale = self.quantize_input(layer, x, channel_dim)
-        out = integer_product(function, x, weight, channel_dim)
+        out = integer_matmul(function, x, weight, channel_dim)
         channels = (1,) * ((out.dim() - 1 if channel_dim == 1 else 1) - 1)
         out = out * (x_scale * scale.view(-1, *channels))
         bias: Tensor | None = layer.bias  # type: ignore[assignment]
         return out if bias is None else out + bias.view(-1, *channels)
 
     def quantize_input(self, layer: nn.Module, x: Tensor, channel_dim: int) -> tuple[Tensor, Tensor]:
-        """Turns the input of a product into integers (minus their zero point) and their scale; see ``product``."""
+        """Returns the input as integers minus their zero point, and the scale."""
         if self.calibrated:
             return self._quantize_calibrated(x, layer.activation_range)  # type: ignore[arg-type]
         return quantize_dynamic(x, dims=(-1,) if channel_dim == -1 else (1, 2, 3))
@@ -84,19 +86,19 @@ class Int8Arithmetic(Arithmetic):
         """Returns integers minus their zero point, and the scale."""
         lowest, highest = activation_range.unbind()
         scale = _positive((highest - lowest) / 255)
-        # the zero point is a whole number, so the range is shifted rather than x: 0 stays exactly 0
+        # the zero point is an integer, so the range is shifted rather than x: 0 stays exactly 0
         low = (lowest / scale).round()
         shifted = round_to_integers(x / scale - low, 0, 255, clip_gradients=self.clip_gradients)
         return shifted + low, scale
 
 
 def weight_scale(weight: Tensor) -> Tensor:
-    """Computes the scale of each output channel ``[O]`` of a weight ``[O, ...]``: its largest magnitude becomes 127."""
+    """Returns the scale of each output channel ``[O]`` of a weight ``[O, ...]``: its largest magnitude becomes 127."""
     return _positive(weight.detach().flatten(1).abs().amax(1) / 127)
 
 
 def quantize_weight(weight: Tensor, scale: Tensor) -> Tensor:
-    """Rounds a weight ``[O, ...]`` to the whole numbers -127 … 127 in units of the channels' ``scale`` ``[O]``."""
+    """Rounds a weight ``[O, ...]`` to integers -127 … 127 in units of the channels' ``scale`` ``[O]``."""
     return round_to_integers(weight / _on_first(scale, weight.dim()), -127, 127)
 
 
@@ -106,8 +108,8 @@ def quantize_dynamic(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     return round_to_integers(x / scale, -127, 127), scale
 
 
-def integer_product(function: Product, x: Tensor, weight: Tensor, channel_dim: int) -> Tensor:
-    """Computes the product of whole numbers exactly, then rounds it to float32."""
+def integer_matmul(function: LinearMap, x: Tensor, weight: Tensor, channel_dim: int) -> Tensor:
+    """Applies ``function`` to integers exactly, then rounds the result to float32."""
     if weight[0].numel() <= _EXACT_LENGTH:
         return function(x, weight, None)
     if channel_dim == 1:
@@ -118,10 +120,10 @@ def integer_product(function: Product, x: Tensor, weight: Tensor, channel_dim: i
 
 
 def _on_first(scale: Tensor, dims: int) -> Tensor:
-    """Gives ``scale`` ``[O]`` the shape ``[O, 1, ...]``."""
+    """Reshapes ``scale`` ``[O]`` to ``[O, 1, ...]``."""
     return scale.view(-1, *(1,) * (dims - 1))
 
 
 def _positive(scale: Tensor) -> Tensor:
-    """Replaces the scale of what is all zeros, or too small for float32's normal numbers, by 1."""
+    """Replaces scales below float32's normal numbers, for example of all zeros, by 1."""
     return torch.where(scale >= torch.finfo(scale.dtype).tiny, scale, 1.0)

@@ -1,4 +1,4 @@
-"""The number formats by the names that the command line and the recipes use."""
+"""Names of number formats on the command line and in recipes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vitfast.quantization.configs import (
     TF32Config,
 )
 
-# name -> the class and what the name says of its fields
+# name -> class and the fields that the name determines
 _NAMED: dict[str, tuple[type[QuantizationConfig], dict[str, Any]]] = {
     "FP16_16": (FP16_16Config, {}),
     "FP16_32": (FP16_32Config, {}),
@@ -39,7 +39,7 @@ _NAMED: dict[str, tuple[type[QuantizationConfig], dict[str, Any]]] = {
     "MXFP4": (FloatConfig, {"format": "fp4_e2m1", "block": MX_BLOCK}),
     "INT8": (Int8Config, {}),
     "PyTorchINT8": (Int8Config, {"activations": "calibrated"}),
-    # myrtle-vision: 11 bits, of which 2, 3 or 4 stand before the binary point
+    # myrtle-vision: 11 bits, 2, 3 or 4 of them before the binary point
     "FixedPoint11Integral2": (FixedConfig, {"word_length": 11, "fraction_length": 9}),
     "FixedPoint11Integral3": (FixedConfig, {"word_length": 11, "fraction_length": 8}),
     "FixedPoint11Integral4": (FixedConfig, {"word_length": 11, "fraction_length": 7}),
@@ -49,39 +49,39 @@ _FLOAT32 = ("fp32", "float32")
 
 
 def named_config(name: str, **options: Any) -> QuantizationConfig:
-    """Makes the configuration that a name means; capital letters do not matter.
+    """Returns the configuration of a named format; case does not matter.
 
     Args:
         name: one of ``format_names()``, or ``FLOAT_e_m`` (any IEEE format of e exponent and m mantissa bits) or
             ``FIXED_w_f`` (w bits, f of them after the binary point).
-        **options: further fields of the configuration: ``numerics``, ``semantics``, ``round_results`` …; None leaves
-            the configuration's own.
+        **options: further fields of the configuration: ``numerics``, ``semantics``, ``round_results`` …; None for the
+            default.
 
     Raises:
-        UserError: there is no such format, the configuration has no such field, or refuses its value.
+        UserError: the format does not exist, or the configuration does not have an option or rejects its value.
     """
-    make, said = _look_up(name)
+    make, fixed = _look_up(name)
     given = {option: value for option, value in options.items() if value is not None}
     allowed = {field.name for field in fields(make)} - (
-        {"format", "block", "word_length", "fraction_length"} & said.keys()
+        {"format", "block", "word_length", "fraction_length"} & fixed.keys()
     )
     for option in given:
         if option not in allowed:
             known = ", ".join(sorted(allowed - {"format"}))
-            raise UserError(f"{option} does not go with the format {name}, whose options are {known}")
-    return make(**{**said, **given})
+            raise UserError(f"the format {name} has no option {option}; its options are {known}")
+    return make(**{**fixed, **given})
 
 
 def format_names() -> list[str]:
-    """The names that ``named_config`` knows, but for those that hold numbers of bits."""
+    """Returns the names that ``named_config`` accepts, except those with bit counts."""
     return list(_NAMED)
 
 
 def format_name(config: QuantizationConfig) -> str:
-    """The shortest name of a configuration, its other fields aside: ``FP16_32``."""
-    for name, (make, said) in _NAMED.items():
-        named: QuantizationConfig = make(**said)
-        if type(config) is make and all(getattr(config, field) == getattr(named, field) for field in said):
+    """Returns the shortest name of a configuration, without its other fields: ``FP16_32``."""
+    for name, (make, fixed) in _NAMED.items():
+        named: QuantizationConfig = make(**fixed)
+        if type(config) is make and all(getattr(config, field) == getattr(named, field) for field in fixed):
             if isinstance(config, Int8Config) and config.activations == "calibrated":
                 return "INT8, calibrated"
             return name

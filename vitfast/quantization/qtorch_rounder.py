@@ -1,4 +1,4 @@
-"""Rounding by QPyTorch's own kernels, to compare with: same numbers, other code."""
+"""Rounding by QPyTorch's kernels, for comparison: the same numbers."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from vitfast.errors import UserError
-from vitfast.quantization.rounders import FixedRounder, FloatRounder
-from vitfast.quantization.straight_through import mask_gradient
+from vitfast.quantization.rounders import FixedRounder, FloatRounder, mask_gradient
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,7 @@ class QtorchRounder:
     """Calls ``qtorch.quant``, which compiles itself when it is first imported and runs on one CPU thread.
 
     Attributes:
-        like: vitfast's rounding to the same numbers.
+        like: the equivalent rounding of vitfast.
     """
 
     like: FloatRounder | FixedRounder
@@ -61,7 +60,7 @@ class _QtorchRound(torch.autograd.Function):
 def _import_qtorch() -> Any:
     try:
         return importlib.import_module("qtorch.quant")
-    except (ImportError, RuntimeError, OSError) as error:  # it compiles: no compiler, no ninja, no folder to write to
+    except (ImportError, RuntimeError, OSError) as error:  # its extension failed to compile
         reason = str(error).splitlines()[0] if str(error) else repr(error)
         raise UserError(
             f"backend='qtorch' cannot import qtorch.quant ({reason}); it "

@@ -1,35 +1,40 @@
-"""A converted model in one small file: every rounded weight in the narrowest type that holds it exactly."""
+"""A converted model in one small file: every rounded weight in the narrowest dtype that represents it exactly."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
+from torch import Tensor, nn
 
 from vitfast.errors import UserError
 from vitfast.models import ImageModel, build_model
-from vitfast.quantization.packed_state import load_packed_state, pack_state
+from vitfast.quantization.int8_arithmetic import Int8Arithmetic, quantize_weight
+from vitfast.quantization.quantize import quantized_modules
+from vitfast.quantization.quantized_module import QuantizedModule
 from vitfast.quantization.record import quantization_record, quantize_from_record
+from vitfast.weights.source_checkpoint import SCALE, unpack_weights
 
 _METADATA_KEY = "vitfast_quantized"
+_NARROW_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.bfloat16)
 
 
 def save_quantized(model: ImageModel, path: str | os.PathLike[str]) -> None:
-    """Writes a converted model: its weights, packed without loss, and how to build and quantize it again.
-
-    See ``pack_state`` for the types.
+    """Writes a converted model: its weights, packed without loss by ``pack_state``, its fields and its quantization.
 
     Args:
         model: from ``create_model``, converted by ``quantize_``.
-        path: ends in ``.safetensors``; an existing file is replaced. The file appears only when it is whole.
+        path: ends in ``.safetensors``; an existing file is replaced atomically.
 
     Raises:
-        UserError: the model is not converted, or no vitfast model; the path has another ending or no folder.
-        OSError: it cannot be written (disk full, no permission). What was there before is intact.
+        UserError: the model is not converted, or not from vitfast; the path has another suffix or no folder.
+        OSError: the file cannot be written (disk full, no permission); an existing file is unchanged.
     """
     path = Path(path)
     if not isinstance(model, ImageModel):
@@ -49,17 +54,17 @@ def save_quantized(model: ImageModel, path: str | os.PathLike[str]) -> None:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except safetensors.SafetensorError as error:  # the library hides the system's error in a text of its own
+    except safetensors.SafetensorError as error:  # safetensors wraps the system's error
         raise OSError(f"{path} could not be written: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def load_quantized(path: str | os.PathLike[str]) -> ImageModel:
-    """Builds the model that ``save_quantized`` wrote, in evaluation mode; it computes the same bits.
+    """Builds the model that ``save_quantized`` wrote, in evaluation mode; its outputs are bit-identical.
 
     Raises:
-        UserError: there is no such file, or it is of another kind or damaged.
+        UserError: the file does not exist, is of another kind or damaged.
     """
     path = Path(path)
     if not path.is_file():
@@ -80,3 +85,67 @@ def load_quantized(path: str | os.PathLike[str]) -> ImageModel:
     except (RuntimeError, KeyError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
     return model
+
+
+def pack_state(model: nn.Module) -> dict[str, Tensor]:
+    """Packs the state of a converted model.
+
+    int8 weights become integers and scales; rounded floating-point and fixed-point weights take 8 or 16 bits if these
+    represent every value (TF32 needs 32). Other tensors stay float32.
+
+    Args:
+        model: converted by ``quantize_``.
+
+    Returns:
+        Tensors on the CPU, under the model's keys and those of the scales.
+    """
+    state = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
+    for name, module in quantized_modules(model).items():
+        for key in _rounded_keys(name, module, state):
+            if isinstance(module.quantization.arithmetic, Int8Arithmetic):
+                scale = module.weight_scale.detach().cpu()  # type: ignore[operator]
+                state[key + SCALE] = scale
+                state[key] = quantize_weight(state[key], scale).to(torch.int8)
+            else:
+                state[key] = _narrowed(state[key])
+    return state
+
+
+def load_packed_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Loads the result of ``pack_state``, or a plain state dict, into a quantized model, bit-exact.
+
+    Args:
+        model: quantized like the packed one.
+        state: its weights.
+        source: the file, for error messages.
+
+    Raises:
+        UserError: scales do not match their weight.
+        RuntimeError: keys or shapes do not match.
+    """
+    weights, scales = unpack_weights(state, source)
+    model.load_state_dict(weights)
+    modules = quantized_modules(model)
+    with torch.no_grad():
+        for key, scale in scales.items():  # computed from rounded weights they could differ in the last bit
+            stored: Tensor = modules[key.rpartition(".")[0]].weight_scale  # type: ignore[assignment]
+            stored.copy_(scale)
+            model.get_parameter(key).copy_(weights[key])
+
+
+def _rounded_keys(name: str, module: QuantizedModule, state: dict[str, Tensor]) -> list[str]:
+    if module.quantization.config is None or not module.quantization.converted:
+        return []
+    keys = [f"{name}.weight", f"{name}.in_proj_weight"]
+    if isinstance(module.quantization.arithmetic, Int8Arithmetic):
+        return [key for key in keys if key in state and hasattr(module, "weight_scale")]
+    return [key for key in keys if key in state]
+
+
+def _narrowed(weight: Tensor) -> Tensor:
+    """Returns the weight in the narrowest dtype that restores every bit."""
+    for dtype in _NARROW_DTYPES:
+        narrow = weight.to(dtype)
+        if torch.equal(narrow.to(weight.dtype).view(torch.int32), weight.view(torch.int32)):
+            return narrow
+    return weight

@@ -1,7 +1,7 @@
-"""What a quantized module carries, and what all quantized twins have in common.
+"""Base classes of the quantized counterparts.
 
-A twin is a subclass of a module's class. ``quantize_`` changes the class of the module in place, so that parameters,
-their names, hooks and references to the module stay what they are.
+A quantized counterpart is a subclass of a module's class. ``quantize_`` changes the class of the module in place, so
+parameters, their names, hooks and references to the module are unchanged.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from vitfast.errors import UserError
 from vitfast.ops.autocast import autocast_off
-from vitfast.quantization.arithmetic import Arithmetic, Product
+from vitfast.quantization.arithmetic import Arithmetic, LinearMap
 from vitfast.quantization.configs import QuantizationConfig
 
 Mode = Literal["quantized", "off", "plain", "observe"]
@@ -22,15 +22,15 @@ Mode = Literal["quantized", "off", "plain", "observe"]
 
 @dataclass
 class LayerQuantization:
-    """How a module is quantized, and what it does now.
+    """Configuration and state of a quantized module.
 
     Attributes:
-        config: None for a module that only makes room for quantized ones within it.
+        config: None for a foreign module that only contains quantized ones.
         arithmetic: made from the configuration.
-        converted: whether weights have been rounded for good.
+        converted: whether weights have been rounded permanently.
         calibrated: whether activations have been observed, where the arithmetic needs it.
-        mode: ``"quantized"``; ``"off"``: the class's own code runs; ``"plain"``: nothing is rounded, but every layer is
-            called as when it is (hooks see it); ``"observe"``: as plain, and inputs are observed.
+        mode: ``"quantized"``; ``"off"``: the code of the base class runs; ``"plain"``: nothing is rounded, but every
+            layer is called, so that hooks see it; ``"observe"``: as ``"plain"``, and inputs are observed.
     """
 
     config: QuantizationConfig | None
@@ -41,47 +41,56 @@ class LayerQuantization:
 
 
 class QuantizedModule(nn.Module):
-    """The first base class of every twin."""
+    """First base class of every quantized counterpart."""
 
     quantization: LayerQuantization
 
     @staticmethod
     def check(module: nn.Module, arithmetic: Arithmetic) -> None:
-        """Refuses a module, before any is changed, whose options the twin does not know.
+        """Checks that the counterpart supports the options of ``module``, before any module is changed.
 
         Raises:
-            UserError: saying which option.
+            UserError: naming the option.
         """
 
     @property
     def is_off(self) -> bool:
-        """Whether the original class's code is to run."""
+        """Whether the code of the base class runs."""
         return self.quantization.mode == "off"
 
     def stored(self, x: Tensor, *, in_place: bool = False) -> Tensor:
-        """Rounds what an addition or concatenation stores, where the configuration says so; ``in_place``: in place."""
+        """Rounds a stored result, in place if nothing else reads ``x``."""
         quantization = self.quantization
         return quantization.arithmetic.stored(x, in_place=in_place) if quantization.mode == "quantized" else x
 
     def prepare(self) -> None:
-        """Makes room for what the arithmetic needs."""
+        """Adds the buffers that the arithmetic needs."""
 
     def convert(self) -> None:
-        """Rounds the module's own weights in place."""
+        """Rounds the module's weights in place."""
         self.quantization.converted = True
+        self._round_weights()
+
+    def _round_weights(self) -> None:
+        pass
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        if self.quantization.converted:  # the checkpoint may be of a float32 model
+            self._round_weights()
 
 
-class QuantizedProduct(QuantizedModule):
-    """A linear layer or a convolution."""
+class QuantizedLinearBase(QuantizedModule):
+    """Base class for linear layers and convolutions."""
 
-    weight: Any  # a parameter, or a property of the twin
+    weight: Any  # a parameter, or a property of the counterpart
     bias: Any
 
-    def product(self, function: Product, x: Tensor, weight: Tensor, channel_dim: int = -1) -> Tensor:
+    def compute(self, function: LinearMap, x: Tensor, weight: Tensor, channel_dim: int = -1) -> Tensor:
         """Computes ``function(x, weight, bias)`` in the layer's arithmetic, in float32 under any autocast.
 
         Raises:
-            UserError: the activations are to be calibrated, and have not been.
+            UserError: activations must be calibrated and are not.
         """
         quantization = self.quantization
         with autocast_off(x):
@@ -95,32 +104,24 @@ class QuantizedProduct(QuantizedModule):
                     "the model's activations are not calibrated; call vitfast.calibrate(model, loader) first, "
                     "or use Int8Config(activations='dynamic')"
                 )
-            return quantization.arithmetic.product(
+            return quantization.arithmetic.linear(
                 self, function, x, weight, converted=quantization.converted, channel_dim=channel_dim
             )
 
     def apply_as_matrix(self, x: Tensor) -> Tensor:
         """Multiplies ``x`` ``[..., K]`` by the weight, flattened to ``[out, K]``."""
         weight = self.weight.flatten(1)
-        return F.linear(x, weight, self.bias) if self.is_off else self.product(F.linear, x, weight)
+        return F.linear(x, weight, self.bias) if self.is_off else self.compute(F.linear, x, weight)
 
     def prepare(self) -> None:
-        """Makes room for what the arithmetic needs."""
-        self.quantization.arithmetic.prepare_product(self)
+        self.quantization.arithmetic.prepare_layer(self)
 
-    def convert(self) -> None:
-        """Rounds the weight in place."""
-        super().convert()
+    def _round_weights(self) -> None:
         self.quantization.arithmetic.convert_weight(self)
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        if self.quantization.converted:  # any checkpoint may be loaded, a float32 one, too
-            self.quantization.arithmetic.convert_weight(self)
 
 
 class QuantizedNorm(QuantizedModule):
-    """A LayerNorm."""
+    """Base class for LayerNorms."""
 
     def operand(self, x: Tensor) -> Tensor:
         """Rounds the input."""
@@ -136,12 +137,5 @@ class QuantizedNorm(QuantizedModule):
             return x
         return quantization.arithmetic.result(x, converted=quantization.converted)
 
-    def convert(self) -> None:
-        """Rounds gamma in place."""
-        super().convert()
+    def _round_weights(self) -> None:
         self.quantization.arithmetic.convert_gamma(self)
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        if self.quantization.converted:
-            self.quantization.arithmetic.convert_gamma(self)

@@ -1,4 +1,4 @@
-"""How a model is quantized, as data that JSON can hold: what a checkpoint says, so that it is found again."""
+"""The quantization of a model as JSON data, which checkpoints store."""
 
 from __future__ import annotations
 
@@ -30,10 +30,9 @@ _CONFIGS: dict[str, type[QuantizationConfig]] = {
 
 
 def quantization_record(model: nn.Module) -> dict[str, Any] | None:
-    """Describes how ``model`` is quantized; None if it is not.
+    """Returns the quantization of ``model`` as JSON data: configurations by module, state and calibrated ranges.
 
-    Returns:
-        Plain data: which modules have which configuration, whether they are converted, and calibrated ranges.
+    Returns None if the model is not quantized.
     """
     quantized = quantized_modules(model)
     if not quantized:
@@ -55,7 +54,7 @@ def quantization_record(model: nn.Module) -> dict[str, Any] | None:
 
 
 def describe_quantization(model: nn.Module) -> str:
-    """Says in a few words how ``model`` is quantized: ``FP16_32, prepared``; nothing of one that is not."""
+    """Returns a short description, ``"FP16_32, prepared"``; empty if the model is not quantized."""
     quantized = quantized_modules(model).values()
     names = dict.fromkeys(format_name(m.quantization.config) for m in quantized if m.quantization.config is not None)
     state = "converted" if any(module.quantization.converted for module in quantized) else "prepared"
@@ -63,19 +62,19 @@ def describe_quantization(model: nn.Module) -> str:
 
 
 def quantize_from_record(model: nn.Module, record: dict[str, Any]) -> None:
-    """Quantizes a model as another one was.
+    """Quantizes a model like the one that was recorded.
 
-    Weights may be loaded before or after: a converted model rounds what it loads.
+    Weights may be loaded before or after: a converted model rounds the weights that it loads.
 
     Args:
-        model: not quantized, of the architecture that the record is from.
+        model: not quantized, of the architecture of the record.
         record: from ``quantization_record``.
 
     Raises:
-        UserError: the record is damaged, of a newer vitfast, or for another model; or as ``quantize_``.
+        UserError: the record is damaged, from a newer vitfast or another model; or as ``quantize_``.
     """
     if not isinstance(record, dict) or record.get("format_version") != _FORMAT_VERSION:
-        raise UserError(f"no quantization record of format version {_FORMAT_VERSION}; update vitfast, or quantize anew")
+        raise UserError(f"no quantization record of format version {_FORMAT_VERSION}; update vitfast or quantize again")
     try:
         chosen = {name: _from_data(entry["config"]) for entry in record["configs"] for name in entry["modules"]}
         ranges = {name: torch.tensor(bounds).view(2) for name, bounds in record["activation_ranges"].items()}

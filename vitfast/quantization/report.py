@@ -1,4 +1,4 @@
-"""What quantization costs: the error of every layer, and how often the decision stays the same."""
+"""The cost of quantization: the error of every layer and the top-1 agreement."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from vitfast.quantization.rounding_losses import RoundingLosses, watch_activatio
 
 @dataclass(frozen=True)
 class LayerError:
-    """The error of one quantized module's output, and what rounding did to the values that it reads and stores.
+    """The error of one module's output, and counts of saturated and flushed values.
 
     Attributes:
         name: of the module; empty for the model itself.
         signal_to_noise_db: 10 log10(sum of reference² / sum of (quantized - reference)²) over all images: infinite
-            where nothing differs, NaN where something is not finite.
-        activations: counts over the operands and results that were rounded, all images together.
+            without a difference, NaN if a value is not finite.
+        activations: counts over the rounded operands and results of all images.
         weights: counts over the weights.
     """
 
@@ -39,14 +39,14 @@ class LayerError:
 
 @dataclass(frozen=True)
 class QuantizationReport:
-    """What ``quantization_report`` found.
+    """The result of ``quantization_report``.
 
     Attributes:
-        layers: every quantized module that returns one tensor, in the model's order. Errors add up along the way: each
-            model runs on its own activations.
+        layers: every quantized module, and every module that contains one, that returns one tensor, in the model's
+            order. Errors accumulate: each model runs on its own activations.
         output: the logits.
-        top1_agreement: share of images for which both models' largest logit is the same class, 0 to 1.
-        num_images: how many there were.
+        top1_agreement: share of images with the same top-1 class in both models, 0 to 1.
+        num_images: number of images.
     """
 
     layers: tuple[LayerError, ...]
@@ -77,10 +77,10 @@ def quantization_report(
     """Compares a quantized model with the unquantized one, in evaluation mode.
 
     Args:
-        model: quantized. It is left as it was.
+        model: quantized; not changed.
         loader: yields images ``[B, C, height, width]``, or tuples or lists that begin with them.
-        batches: how many of the loader's batches are used; None: all.
-        reference: the unquantized model; needed where ``model`` is converted, because its weights are rounded.
+        batches: number of batches used; None for all.
+        reference: the unquantized model; required if ``model`` is converted, because its weights are rounded.
 
     Raises:
         UserError: the model is not quantized, or converted without a reference; ``reference`` is quantized or has other
@@ -90,7 +90,7 @@ def quantization_report(
     if reference is None:
         if any(module.quantization.converted for module in quantized.values()):
             raise UserError(
-                "the model is converted, its original weights are gone; give the unquantized model as reference=, a "
+                "the weights of a converted model are rounded; give the unquantized model as reference=, a "
                 "copy.deepcopy from before quantize_"
             )
         unrounded = copy.deepcopy(model)
@@ -106,7 +106,7 @@ def quantization_report(
 
 
 class _Outputs:
-    """Keeps what every quantized module returned last."""
+    """Keeps the last output of every compared module."""
 
     def __init__(self, model: nn.Module) -> None:
         self.tensors: dict[str, Tensor] = {}
@@ -133,7 +133,7 @@ def _compare(
     for batch in islice(loader, batches):
         images = images_of(batch, candidate)
         logits, reference_logits = candidate(images), reference(images)
-        logits, reference_logits = _deciding(logits), _deciding(reference_logits)
+        logits, reference_logits = _logits(logits), _logits(reference_logits)
         for name, expected in reference_outputs.tensors.items():
             energies[name] = energies.get(name, 0.0) + _energy(outputs.tensors[name], expected)
         output_energy = output_energy + _energy(logits, reference_logits)
@@ -171,8 +171,8 @@ def _observed_modules(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def _deciding(answer: Any) -> Tensor:
-    """The logits that decide: the last exit's of several; Hugging Face's models name them."""
+def _logits(answer: Any) -> Tensor:
+    """Returns the logits: those of the last exit, or the attribute ``logits`` of Hugging Face's outputs."""
     named = getattr(answer, "logits", answer)
     logits: Tensor = named if isinstance(named, Tensor) else named[-1]
     return logits
@@ -189,7 +189,7 @@ def _shown_as(name: str, layers: Container[str]) -> str:
 
 
 def _energy(actual: Tensor, expected: Tensor) -> Tensor:
-    """Returns the sums of the squares of the signal and of the noise."""
+    """Returns the energies of signal and noise."""
     exact = expected.double()
     return torch.stack([exact.square().sum(), (actual.double() - exact).square().sum()]).cpu()
 

@@ -1,4 +1,4 @@
-"""Rounded weights are kept as long as their parameters do not change."""
+"""A cache of rounded weights, valid while their parameters do not change."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NAME = "_kept_rounded_weight"
 
 
 class _Kept:
-    """A rounded weight and what it was made of. Copies and pickles of it are empty: they are made again."""
+    """A rounded weight and its key. Copies and pickles are empty."""
 
     def __init__(self) -> None:
         self.parameter: weakref.ref[Tensor] | None = None
@@ -26,15 +26,15 @@ class _Kept:
 
 
 def rounded_weight(layer: nn.Module, weight: Tensor, rounder: Rounder) -> Tensor:
-    """Rounds a layer's weight, or returns the one of an earlier call if the parameter is still what it was.
+    """Rounds a layer's weight, or returns the result of an earlier call if the parameter has not changed.
 
-    Kept is only where no gradient is recorded. A change is seen by the parameter's version counter, which every
-    operator counts up; a write through ``parameter.data`` does not count.
+    Nothing is cached while gradients are recorded. A change is detected by the parameter's version counter, which every
+    in-place operator increments; a write through ``parameter.data`` does not.
 
     Args:
         layer: holds the parameter as ``weight``.
         weight: the parameter, or a view of it.
-        rounder: rounds it.
+        rounder: the rounding.
     """
     parameter: Any = layer.weight
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or parameter.is_inference():

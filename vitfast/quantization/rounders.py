@@ -1,22 +1,22 @@
-"""What rounds a tensor element by element: to a floating-point or to a fixed-point format."""
+"""Element-wise rounding to floating-point and fixed-point formats, with straight-through gradients."""
 
 from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from vitfast import ops
 from vitfast.formats import FloatFormat
+from vitfast.ops.library import has_kernel
 from vitfast.ops.rounding import Rounding, float_rounding
-from vitfast.quantization.straight_through import mask_gradient
 
 
 class Rounder(Protocol):
-    """A rounding with its options; gradients pass straight through, but for the clipping mask where it is asked for."""
+    """A rounding with its options; gradients pass straight through, except where ``clip_gradients`` masks them."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """Rounds ``x`` of any shape."""
@@ -34,7 +34,7 @@ class FloatRounder:
 
     Attributes:
         format: the format.
-        rounding: which way.
+        rounding: rounding mode.
         clip_gradients: whether elements beyond the format's largest value get no gradient.
     """
 
@@ -44,16 +44,16 @@ class FloatRounder:
 
     @property
     def raw(self) -> list[int]:
-        """The rounding as raw operators take it."""
+        """The rounding as the raw operators encode it."""
         return float_rounding(self.format, self.rounding)
 
     @property
     def can_fuse(self) -> bool:
-        """Whether the operator that computes what is rounded can round it: nothing is to be reported or masked."""
+        """Whether another operator can apply the rounding to its result: nothing must be reported or masked."""
         return self.format.has_inf and self.format.has_nan and not self.clip_gradients
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Rounds ``x`` of any shape; warns where the format turns what is not finite into a number."""
+        """Rounds ``x`` of any shape; warns if the format turns infinity or NaN into a number."""
         self.report_non_finite(x)
         if self.clip_gradients:
             x = mask_gradient(x, -self.format.max_value, self.format.max_value)
@@ -65,16 +65,16 @@ class FloatRounder:
         return -self.format.max_value, self.format.max_value
 
     def report_non_finite(self, x: Tensor) -> None:
-        """Warns where the format turns what is not finite in ``x`` into a number."""
+        """Warns if the format turns infinity or NaN in ``x`` into a number."""
         if (self.format.has_inf and self.format.has_nan) or torch.compiler.is_compiling():
             return
         if x.is_cuda and torch.cuda.is_current_stream_capturing():
-            return  # a graph cannot ask what it has computed
+            return  # values cannot be read while a graph is captured
         if not bool(torch.isfinite(x.detach()).all()):
             bits = f"({self.format.exponent_bits}, {self.format.mantissa_bits})"
             warnings.warn(
-                f"infinity or NaN is rounded to a format {bits} that lacks it, and hidden: look for its origin "
-                "with vitfast.disable_fake_quantize(model)",
+                f"infinity or NaN is rounded to a format {bits} that lacks it, and hidden: find its origin with "
+                "vitfast.disable_fake_quantize(model)",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -97,3 +97,65 @@ class FixedRounder:
         """The smallest and the largest value."""
         steps = 2.0 ** (self.word_length - 1)
         return -steps * 2.0**-self.fraction_length, (steps - 1) * 2.0**-self.fraction_length
+
+
+def round_in_place(rounder: Rounder, x: Tensor) -> Tensor:
+    """Rounds ``x``, in place where possible; the caller guarantees that nothing else reads it."""
+    fuses = isinstance(rounder, FloatRounder) and rounder.can_fuse and not torch.compiler.is_compiling()
+    if not fuses or not has_kernel("quantize_float", x.device.type):
+        return rounder(x)
+    assert isinstance(rounder, FloatRounder)
+    if x.requires_grad and not x.is_leaf:
+        rounded: Tensor = _RoundInPlace.apply(x, rounder.raw)
+        return rounded
+    if x.requires_grad:
+        return rounder(x)
+    torch.ops.vitfast.quantize_float_.default(x, rounder.raw, None)
+    return x
+
+
+class _RoundInPlace(torch.autograd.Function):
+    """Rounds in place with the straight-through gradient (Bengio et al., 2013)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, raw: list[int]) -> Tensor:
+        ctx.mark_dirty(x)
+        torch.ops.vitfast.quantize_float_.default(x, raw, None)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+def round_to_integers(x: Tensor, low: int, high: int, *, clip_gradients: bool = False) -> Tensor:
+    """Rounds to integers, half to even, and clamps them; the dtype is kept.
+
+    Args:
+        x: any shape, floating point.
+        low: smallest result.
+        high: largest result.
+        clip_gradients: whether clamped elements get no gradient; otherwise all gradients pass straight through (Bengio
+            et al., 2013).
+
+    Returns:
+        A new tensor of x's shape and dtype. NaN stays NaN.
+    """
+    rounded: Tensor = _RoundStraightThrough.apply(mask_gradient(x, low, high) if clip_gradients else x, low, high)
+    return rounded
+
+
+def mask_gradient(x: Tensor, low: float, high: float) -> Tensor:
+    """Returns ``x`` itself, with no gradient where it is below ``low`` or above ``high``."""
+    constant = x.detach()
+    return torch.where((constant >= low) & (constant <= high), x, constant)
+
+
+class _RoundStraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, low: int, high: int) -> Tensor:
+        return x.round().clamp(low, high)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad, None, None

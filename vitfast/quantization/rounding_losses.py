@@ -1,4 +1,4 @@
-"""What rounding does to single values: how many are too large for the format, how many too small."""
+"""Counts of values that rounding saturates or flushes to zero."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch import Tensor, nn
 from vitfast.quantization.arithmetic import RoundedArithmetic
 from vitfast.quantization.int8_arithmetic import Int8Arithmetic, quantize_weight, weight_scale
 from vitfast.quantization.quantize import quantized_modules
-from vitfast.quantization.quantized_module import QuantizedNorm, QuantizedProduct
+from vitfast.quantization.quantized_module import QuantizedLinearBase, QuantizedNorm
 from vitfast.quantization.rounders import Rounder
 
 
 @dataclass
 class RoundingLosses:
-    """Counts over all values that were rounded.
+    """Counts over rounded values.
 
     Attributes:
-        values: all of them.
-        saturated: finite ones beyond the format's largest value.
-        flushed: those other than zero that became zero.
-        non_finite: infinities and NaNs, as they were before they were rounded.
+        values: number of values.
+        saturated: finite values beyond the format's largest value.
+        flushed: nonzero values that became zero.
+        non_finite: infinities and NaNs before rounding.
     """
 
     values: int = 0
@@ -32,22 +32,16 @@ class RoundingLosses:
 
     @property
     def saturated_share(self) -> float:
-        """0 to 1; 0 where nothing was rounded."""
+        """0 to 1; 0 if nothing was rounded."""
         return self.saturated / max(self.values, 1)
 
     @property
     def flushed_share(self) -> float:
-        """0 to 1; 0 where nothing was rounded."""
+        """0 to 1; 0 if nothing was rounded."""
         return self.flushed / max(self.values, 1)
 
     def count(self, x: Tensor, rounded: Tensor, limits: tuple[float, float] | tuple[Tensor, Tensor]) -> None:
-        """Counts the elements of a tensor and of what became of it.
-
-        Args:
-            x: any shape.
-            rounded: the same shape.
-            limits: the smallest and the largest value.
-        """
+        """Counts the elements of ``x`` and ``rounded``, of the same shape; ``limits`` are the extreme values."""
         finite = torch.isfinite(x)
         self.values += x.numel()
         self.saturated += int((finite & ((x < limits[0]) | (x > limits[1]))).sum())
@@ -55,7 +49,7 @@ class RoundingLosses:
         self.non_finite += int(x.numel() - finite.sum())
 
     def add(self, other: RoundingLosses) -> None:
-        """Adds another one's counts."""
+        """Adds the counts of ``other``."""
         self.values += other.values
         self.saturated += other.saturated
         self.flushed += other.flushed
@@ -63,13 +57,13 @@ class RoundingLosses:
 
 
 def watch_activations(model: nn.Module) -> dict[str, RoundingLosses]:
-    """Makes a quantized model count what it rounds from now on, but for weights. It computes the same, more slowly.
+    """Makes a quantized model count the activations that it rounds from now on. Results are the same, computed slower.
 
     Args:
-        model: quantized, and the caller's own: there is no way back.
+        model: quantized; changed permanently.
 
     Returns:
-        For each quantized module what it counts into.
+        The counts, by quantized module.
     """
     watched = {}
     for name, module in quantized_modules(model).items():
@@ -84,31 +78,31 @@ def watch_activations(model: nn.Module) -> dict[str, RoundingLosses]:
 
 
 def weight_losses(model: nn.Module, unrounded: nn.Module) -> dict[str, RoundingLosses]:
-    """Counts what became of the weights that a quantized model rounds.
+    """Counts the effect of rounding on the weights of a quantized model.
 
     Args:
         model: quantized.
-        unrounded: a module of the same structure, with the weights from before.
+        unrounded: a module of the same structure with the original weights.
     """
     counted = {}
     for name, module in quantized_modules(model).items():
         losses = counted[name] = RoundingLosses()
         arithmetic, converted = module.quantization.arithmetic, module.quantization.converted
-        rounds = isinstance(module, QuantizedProduct) or (isinstance(module, QuantizedNorm) and converted)
+        rounds = isinstance(module, QuantizedLinearBase) or (isinstance(module, QuantizedNorm) and converted)
         weight = getattr(unrounded.get_submodule(name), "weight", None)
         if not rounds or not isinstance(weight, Tensor):
             continue
         weight = weight.detach()
         if isinstance(arithmetic, RoundedArithmetic):
             losses.count(weight, arithmetic.rounder(weight), arithmetic.rounder.limits)
-        elif isinstance(arithmetic, Int8Arithmetic) and isinstance(module, QuantizedProduct):
+        elif isinstance(arithmetic, Int8Arithmetic) and isinstance(module, QuantizedLinearBase):
             losses.count(weight, quantize_weight(weight, weight_scale(weight)), (-torch.inf, torch.inf))
     return counted
 
 
 @dataclass(frozen=True)
 class _Counting:
-    """A rounding that counts into ``losses``, but for the module's weight, which every batch rounds again."""
+    """Counts into ``losses``, except for the module's weight, which every batch rounds again."""
 
     rounder: Rounder
     losses: RoundingLosses

@@ -1,4 +1,4 @@
-"""The twins of timm's ViT; imported only where timm is already."""
+"""Quantized counterparts of timm's ViT; imported only after timm."""
 
 from __future__ import annotations
 
@@ -13,25 +13,18 @@ from torch import Tensor, nn
 from vitfast.errors import UserError
 from vitfast.ops.autocast import autocast_off
 from vitfast.quantization.arithmetic import Arithmetic
-from vitfast.quantization.quantized_module import QuantizedModule, QuantizedNorm
+from vitfast.quantization.quantized_module import QuantizedModule
+from vitfast.quantization.torch_layers import QuantizedLayerNorm
 
 
-class QuantizedTimmLayerNorm(QuantizedNorm, LayerNorm):
-    """Twin of timm's ``LayerNorm``."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalizes ``[..., C]``."""
-        if self.is_off:
-            return super().forward(x)
-        with autocast_off(x):
-            return self.result(super().forward(self.operand(x if self.weight is None else x.to(self.weight.dtype))))
+class QuantizedTimmLayerNorm(QuantizedLayerNorm, LayerNorm):
+    """Counterpart of timm's ``LayerNorm``."""
 
 
 class QuantizedTimmAttention(QuantizedModule, Attention):
-    """Twin of timm's ``Attention``: nothing is rounded between ``qkv`` and ``proj``, not even by autocast."""
+    """Counterpart of timm's ``Attention``: nothing is rounded between ``qkv`` and ``proj``, not even by autocast."""
 
     def forward(self, x: Tensor, *arguments: Any, **options: Any) -> Tensor:
-        """Attends over the tokens ``[B, N, C]``."""
         if self.is_off:
             return super().forward(x, *arguments, **options)
         with autocast_off(x):
@@ -39,10 +32,9 @@ class QuantizedTimmAttention(QuantizedModule, Attention):
 
 
 class QuantizedTimmBlock(QuantizedModule, Block):
-    """Twin of timm's ``Block``: both additions to the residual stream are stored results."""
+    """Counterpart of timm's ``Block``: both additions to the residual stream are stored results."""
 
     def forward(self, x: Tensor, *arguments: Any, **options: Any) -> Tensor:
-        """Transforms the residual stream ``[B, N, C]``."""
         if self.is_off:
             return super().forward(x, *arguments, **options)
         attended = self.attn(self.norm1(x), *arguments, **options)
@@ -51,11 +43,11 @@ class QuantizedTimmBlock(QuantizedModule, Block):
 
 
 class QuantizedTimmVisionTransformer(QuantizedModule, VisionTransformer):
-    """Twin of timm's ``VisionTransformer``: concatenated tokens and added positions are stored results."""
+    """Counterpart of timm's ``VisionTransformer``: concatenated tokens and added positions are stored results."""
 
     @staticmethod
     def check(module: nn.Module, arithmetic: Arithmetic) -> None:
-        """Refuses positions that are resampled in the forward pass, where the sum is to be rounded."""
+        """Rejects positions that are resampled in the forward pass if their sum is rounded."""
         if module.dynamic_img_size and arithmetic.rounds_results:
             raise UserError(
                 "a format that rounds results does not go with timm's dynamic_img_size=True; create the model with "
@@ -80,7 +72,7 @@ class QuantizedTimmVisionTransformer(QuantizedModule, VisionTransformer):
 
 
 class QuantizedTimmDistilledVisionTransformer(QuantizedTimmVisionTransformer, VisionTransformerDistilled):
-    """Twin of timm's ``VisionTransformerDistilled`` (DeiT)."""
+    """Counterpart of timm's ``VisionTransformerDistilled`` (DeiT)."""
 
     def _prefix_tokens(self) -> tuple[Tensor | None, ...]:
         return self.cls_token, self.dist_token

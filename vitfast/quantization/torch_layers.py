@@ -1,4 +1,4 @@
-"""The twins of torch's own layers."""
+"""Quantized counterparts of torch's layers."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from vitfast.errors import UserError
 from vitfast.ops.autocast import autocast_off
-from vitfast.quantization.quantized_module import QuantizedNorm, QuantizedProduct
+from vitfast.quantization.quantized_module import QuantizedLinearBase, QuantizedNorm
 
 
-class QuantizedLinear(QuantizedProduct, nn.Linear):
-    """Twin of ``torch.nn.Linear``."""
+class QuantizedLinear(QuantizedLinearBase, nn.Linear):
+    """Counterpart of ``torch.nn.Linear``."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps ``[..., in_features]`` to ``[..., out_features]``."""
-        return super().forward(x) if self.is_off else self.product(F.linear, x, self.weight)
+        return super().forward(x) if self.is_off else self.compute(F.linear, x, self.weight)
+
+
+class QuantizedOutProjection(QuantizedLinear, NonDynamicallyQuantizableLinear):
+    """Counterpart of the output projection of ``torch.nn.MultiheadAttention``."""
 
 
 class QuantizedParametrizedLinear(QuantizedLinear):
@@ -33,47 +36,37 @@ class QuantizedParametrizedLinear(QuantizedLinear):
         """Does nothing."""
 
 
-class QuantizedOutProjection(QuantizedProduct, NonDynamicallyQuantizableLinear):
-    """Twin of the output projection of ``torch.nn.MultiheadAttention``."""
+class QuantizedConv2d(QuantizedLinearBase, nn.Conv2d):
+    """Counterpart of ``torch.nn.Conv2d``: the patch embedding of many models."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps ``[..., in_features]`` to ``[..., out_features]``."""
-        return super().forward(x) if self.is_off else self.product(F.linear, x, self.weight)
-
-
-class QuantizedConv2d(QuantizedProduct, nn.Conv2d):
-    """Twin of ``torch.nn.Conv2d``: the patch embedding of many models."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps ``[B, in_channels, height, width]`` to ``[B, out_channels, rows, columns]``."""
-        return super().forward(x) if self.is_off else self.product(self._conv_forward, x, self.weight, channel_dim=1)
+        return super().forward(x) if self.is_off else self.compute(self._conv_forward, x, self.weight, channel_dim=1)
 
 
 class QuantizedLayerNorm(QuantizedNorm, nn.LayerNorm):
-    """Twin of ``torch.nn.LayerNorm``."""
+    """Counterpart of ``torch.nn.LayerNorm``."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalizes the last dimensions."""
         if self.is_off:
             return super().forward(x)
         with autocast_off(x):
             return self.result(super().forward(self.operand(x if self.weight is None else x.to(self.weight.dtype))))
 
 
-class QuantizedMultiheadAttention(QuantizedProduct, nn.MultiheadAttention):
-    """Twin of ``torch.nn.MultiheadAttention`` for self-attention, ``batch_first``, as torchvision's ViT uses it.
+class QuantizedMultiheadAttention(QuantizedLinearBase, nn.MultiheadAttention):
+    """Counterpart of ``torch.nn.MultiheadAttention`` for ``batch_first`` self-attention, as in torchvision's ViT.
 
-    The q, k, v projection is the product of this module; ``out_proj`` is a linear layer of its own.
+    Computes the q, k, v projection in the configured arithmetic; ``out_proj`` is a linear layer with a counterpart.
     """
 
     @property
     def weight(self) -> Tensor:
-        """Of the q, k, v projection."""
+        """Weight of the q, k, v projection."""
         return self.in_proj_weight
 
     @property
     def bias(self) -> Tensor | None:
-        """Of the q, k, v projection."""
+        """Bias of the q, k, v projection."""
         return self.in_proj_bias
 
     def forward(  # type: ignore[override]
@@ -82,7 +75,7 @@ class QuantizedMultiheadAttention(QuantizedProduct, nn.MultiheadAttention):
         """Attends; ``query``, ``key`` and ``value`` are one tensor ``[B, N, C]``.
 
         Raises:
-            UserError: another use of the module than ``need_weights=False`` self-attention without masks.
+            UserError: the call is not ``need_weights=False`` self-attention without masks.
         """
         if self.is_off:
             return super().forward(query, key, value, need_weights=need_weights, **options)
@@ -93,7 +86,7 @@ class QuantizedMultiheadAttention(QuantizedProduct, nn.MultiheadAttention):
                 "a quantized MultiheadAttention computes batch_first self-attention with need_weights=False and no "
                 "mask; leave this one out with filter_fn"
             )
-        qkv = self.product(F.linear, query, self.in_proj_weight)
+        qkv = self.compute(F.linear, query, self.in_proj_weight)
         q_BHND, k_BHND, v_BHND = torch.unflatten(qkv, -1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         with autocast_off(query):
             dropout_p = self.dropout if self.training else 0.0

@@ -1,4 +1,4 @@
-"""The twins of torchvision's ViT; imported only where it is already."""
+"""Quantized counterparts of torchvision's ViT; imported only after torchvision."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vitfast.quantization.quantized_module import QuantizedModule
 
 
 class QuantizedEncoderBlock(QuantizedModule, EncoderBlock):  # type: ignore[misc]
-    """Twin of torchvision's ``EncoderBlock``: both additions to the residual stream are stored results."""
+    """Counterpart of torchvision's ``EncoderBlock``: both additions to the residual stream are stored results."""
 
     ln_1: Any
     ln_2: Any
@@ -21,7 +21,6 @@ class QuantizedEncoderBlock(QuantizedModule, EncoderBlock):  # type: ignore[misc
     mlp: Any
 
     def forward(self, input: Tensor) -> Tensor:
-        """Transforms the residual stream ``[B, N, C]``."""
         if self.is_off:
             return super().forward(input)
         normalized = self.ln_1(input)
@@ -31,7 +30,7 @@ class QuantizedEncoderBlock(QuantizedModule, EncoderBlock):  # type: ignore[misc
 
 
 class QuantizedEncoder(QuantizedModule, Encoder):  # type: ignore[misc]
-    """Twin of torchvision's ``Encoder``: tokens with positions are a stored result."""
+    """Counterpart of torchvision's ``Encoder``: tokens with positions are a stored result."""
 
     ln: Any
     layers: Any
@@ -39,14 +38,13 @@ class QuantizedEncoder(QuantizedModule, Encoder):  # type: ignore[misc]
     pos_embedding: Any
 
     def forward(self, input: Tensor) -> Tensor:
-        """Adds the positions to the tokens ``[B, N, C]`` and runs the blocks."""
         if self.is_off:
             return super().forward(input)
         return self.ln(self.layers(self.dropout(self.stored(input + self.pos_embedding))))
 
 
 class QuantizedTorchvisionVisionTransformer(QuantizedModule, VisionTransformer):  # type: ignore[misc]
-    """Twin of torchvision's ``VisionTransformer``: the tokens, joined, are a stored result."""
+    """Counterpart of torchvision's ``VisionTransformer``: the tokens, joined, are a stored result."""
 
     class_token: Any
     encoder: Any
@@ -54,7 +52,6 @@ class QuantizedTorchvisionVisionTransformer(QuantizedModule, VisionTransformer):
     _process_input: Any
 
     def forward(self, x: Tensor) -> Tensor:
-        """Classifies images ``[B, 3, image_size, image_size]``."""
         if self.is_off:
             return super().forward(x)
         patches = self._process_input(x)

@@ -11,7 +11,7 @@ from vitfast.layers.fusion import is_observed
 from vitfast.layers.std_conv import pad_same
 from vitfast.ops.autocast import autocast_off
 from vitfast.quantization.arithmetic import FusedNorm
-from vitfast.quantization.quantized_module import QuantizedModule, QuantizedNorm, QuantizedProduct
+from vitfast.quantization.quantized_module import QuantizedLinearBase, QuantizedModule, QuantizedNorm
 from vitfast.quantization.rounders import FloatRounder
 
 
@@ -63,7 +63,7 @@ class QuantizedVitfastLayerNorm(QuantizedNorm, LayerNorm):
         return quantization.arithmetic.fused_norm(converted=quantization.converted)
 
 
-class QuantizedStdConv2d(QuantizedProduct, StdConv2d):
+class QuantizedStdConv2d(QuantizedLinearBase, StdConv2d):
     """Rounds the standardized kernels in every forward pass, also after conversion.
 
     Kernels rounded before the standardization would not be values of the format after it.
@@ -74,7 +74,7 @@ class QuantizedStdConv2d(QuantizedProduct, StdConv2d):
             return super().forward(x)
         if self.conventions.padding == "same":
             x = pad_same(x, self.kernel_size[0], self.stride[0])
-        return self.product(self._convolve, x, self.standardized_weight(), channel_dim=1)
+        return self.compute(self._convolve, x, self.standardized_weight(), channel_dim=1)
 
     def convert(self) -> None:
         """Does nothing."""

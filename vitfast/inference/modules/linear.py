@@ -13,7 +13,7 @@ from vitfast import ops
 from vitfast.formats import FloatFormat
 from vitfast.inference.ir import Activation, Precision
 from vitfast.ops.linear import GELU_APPROXIMATE
-from vitfast.quantization.int8_arithmetic import integer_product, quantize_dynamic, quantize_weight, weight_scale
+from vitfast.quantization.int8_arithmetic import integer_matmul, quantize_dynamic, quantize_weight, weight_scale
 
 # precision -> dtype of a stored weight
 WEIGHT_DTYPES = {
@@ -147,7 +147,7 @@ class TorchInt8Linear(InferenceLinear):
 
     def gemm(self, x: Tensor) -> Tensor:
         integers, x_scale = quantize_dynamic(x, (-1,))
-        out = integer_product(F.linear, integers, self.weight.to(torch.float32), -1) * (x_scale * self.weight_scale)
+        out = integer_matmul(F.linear, integers, self.weight.to(torch.float32), -1) * (x_scale * self.weight_scale)
         return out if self.bias is None else out + self.bias
 
     def _stored(self, weight: Tensor) -> Tensor:
