@@ -38,15 +38,9 @@ def inference_table(
     compile: bool = False,
     libraries: Collection[str] = tuple(_LIBRARIES),
 ) -> Table:
-    """Compares the forward pass of each library's model in evaluation mode.
+    """Compares the forward pass of each library's model in evaluation mode, with ``compile`` also compiled.
 
-    Args:
-        model_name: one of ``vitfast.list_models()``.
-        batch: images per run.
-        precision: type of inputs and weights, a key of ``DTYPES``.
-        device: where the models run.
-        compile: also time each model with ``torch.compile``.
-        libraries: libraries to compare vitfast with.
+    Inputs and weights have the type of ``precision``, a key of ``DTYPES``.
     """
 
     def build(table: Table) -> list[Case]:
@@ -80,15 +74,8 @@ def training_table(
 ) -> Table:
     """Compares a training step: forward, cross-entropy, backward and torch's AdamW, the same for all libraries.
 
-    Weights stay in fp32; bf16 runs under autocast. The gradient of all parameters is checked.
-
-    Args:
-        model_name: one of ``vitfast.list_models()``.
-        batch: images per step.
-        precision: ``"fp32"`` or ``"bf16"`` (fp16 would need a loss scale).
-        device: where the models run.
-        compile: also time each model with ``torch.compile``.
-        libraries: libraries to compare vitfast with.
+    Weights stay in fp32, and ``precision`` ``"bf16"`` runs under autocast (``"fp16"`` would need a loss scale). The
+    gradient of all parameters is checked.
     """
 
     def build(table: Table) -> list[Case]:
@@ -122,14 +109,7 @@ def engine_table(model_name: str, batch: int, precision: str, peers: Collection[
     """Compares an accelerated model with other engines on the CPU; images and logits are in fp32.
 
     Other engines run timm's model with the same weights if timm has it, else vitfast's. The arithmetic peak is measured
-    in the same rounds. For vitfast the operations of the accelerated
-    model are counted, for the others those of the source.
-
-    Args:
-        model_name: one of ``vitfast.list_models()``.
-        batch: images per run.
-        precision: ``"fp32"``, ``"bf16"``, ``"int8"`` or ``"fp16_32"``.
-        peers: keys of ``peers.PEERS``.
+    in the same rounds. GFLOP/s count the operations of the accelerated model for vitfast, of the source for the others.
     """
 
     def build(table: Table) -> list[Case]:

@@ -37,15 +37,8 @@ def operator_tables(
 ) -> list[Table]:
     """Returns a table for each operator at the shapes of a model.
 
-    Args:
-        model_name: one of ``vitfast.list_models()``.
-        batch: images per run.
-        precision: type of the inputs, a key of ``DTYPES``.
-        device: where the operators run.
-        names: keys of ``OPERATORS``; None: all. Those without the precision or, with ``backward``, without a gradient
-            are skipped.
-        backward: measure forward and backward together, and check the gradients.
-        heads: number of heads; None: the model's.
+    Operators that do not support ``precision`` or, with ``backward``, have no gradient are skipped. ``backward``
+    measures forward and backward together and checks the gradients; ``heads`` replaces the model's number of heads.
 
     Raises:
         UserError: an operator is unknown, or ``heads`` does not divide the channels.

@@ -193,6 +193,7 @@ def _measure(options: RunOptions, tables: Sequence[Table], timer: Timer, results
         try:
             table.measure(timer, options.seconds * table.weight / total_weight)
         except torch.OutOfMemoryError:
+            table.reference = None  # frees memory
             results.warn(f"{table.title}: the device does not have enough memory for it")
             continue
         results.tables.append(table)
