@@ -22,6 +22,6 @@ except BuildError as error:
 
 setup(
     cmdclass={"build_ext": BuildNative, "build_py": BuildPython},
-    # vitfast._C stands for all three artefacts; the module is what makes the wheel one of this Python and platform
+    # vitfast._C represents all three artefacts; an extension module makes the wheel specific to Python and platform
     ext_modules=[] if options.build == "none" else [Extension("vitfast._C", ["csrc/module.cpp"])],
 )

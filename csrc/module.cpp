@@ -1,5 +1,5 @@
-// The Python module vitfast._C: information about the build, the processor and the kernels. It never handles tensors: the
-// libraries register the operators with torch.
+// The Python module vitfast._C: information about the build, the processor and the kernels. It never handles tensors:
+// the libraries register the operators with torch.
 
 #include <map>
 #include <string>

@@ -1,4 +1,4 @@
-// Launching a kernel, without torch: the one place with <<<>>>.
+// Kernel launches, independent of torch.
 
 #pragma once
 
@@ -16,7 +16,7 @@ inline void check_cuda(cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA error: ") + cudaGetErrorString(error));
 }
 
-// Launches on the current device. `shared_bytes`: of dynamic shared memory for each block.
+// Launches on the current device. `shared_bytes`: dynamic shared memory per block.
 template <typename... Parameters, typename... Arguments>
 void launch(
     void (*kernel)(Parameters...),
@@ -25,16 +25,16 @@ void launch(
     int shared_bytes,
     Stream stream,
     const Arguments&... arguments) {
-  constexpr int granted_unasked = 48 * 1024;
-  if (shared_bytes > granted_unasked) {
+  constexpr int static_limit = 48 * 1024;
+  if (shared_bytes > static_limit) {
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
   }
   kernel<<<static_cast<unsigned>(blocks), threads_per_block, shared_bytes, stream>>>(arguments...);
   check_cuda(cudaGetLastError());
 }
 
-// Blocks for a grid-stride loop over `items`, one for each thread: as many as needed, and no more than keep every
-// multiprocessor of the current device busy. `items` must be positive.
+// Number of blocks for a grid-stride loop with one item per thread, limited to what occupies all multiprocessors of the
+// current device. `items` must be positive.
 inline int64_t blocks_for(int64_t items, int threads_per_block) {
   constexpr int64_t blocks_per_multiprocessor = 16;
   int device = 0, multiprocessors = 0;

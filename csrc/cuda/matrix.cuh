@@ -1,6 +1,6 @@
-// The matrix unit: fragments from shared memory (ldmatrix) and products of them (mma.sync), on every GPU from sm_80 on.
+// Tensor cores: fragment loads from shared memory (ldmatrix) and mma.sync, for sm_80 and newer.
 //
-// A fragment is a small matrix whose elements lie in the registers of a warp. With g = lane / 4 and t = lane % 4:
+// A fragment is a small matrix distributed over the registers of a warp. With g = lane / 4 and t = lane % 4:
 //
 //     A [16, 16], T     a0: [g, 2t] [g, 2t+1]        a2: [g, 2t+8] [g, 2t+9]
 //                       a1: [g+8, 2t] [g+8, 2t+1]    a3: [g+8, 2t+8] [g+8, 2t+9]
@@ -8,13 +8,13 @@
 //     C, D [16, 8]      float: d0: [g, 2t]  d1: [g, 2t+1]  d2: [g+8, 2t]  d3: [g+8, 2t+1]
 //                       half:  d0: [g, 2t] [g, 2t+1]       d1: [g+8, 2t] [g+8, 2t+1]
 //
-// (PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type".) T is Half or BFloat16, two in a register,
-// the first in the lower half. With elements of 32 bits (tf32), one in a register:
+// (PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type".) T is Half or BFloat16, two per register, the
+// first in the lower half. 32-bit elements (tf32) use one register each:
 //
 //     A [16, 8]         a0: [g, t]   a1: [g+8, t]   a2: [g, t+4]   a3: [g+8, t+4]
 //     B [8, 8]          b0: [t, g]   b1: [t+4, g]
 //
-// ("Matrix Fragments for mma.m16n8k8".) The whole warp takes part in every function.
+// ("Matrix Fragments for mma.m16n8k8".) All lanes of the warp must call these functions.
 
 #pragma once
 
@@ -24,8 +24,8 @@
 
 namespace vitfast {
 
-// Loads four 8 x 8 matrices of 16-bit elements. Lane l names the address of row l % 8 of matrix l / 8: 16 bytes,
-// aligned, in shared memory. Register m of a lane holds elements [g, 2t] and [g, 2t+1] of matrix m; or, of 8 x 4
+// Loads four 8 x 8 matrices of 16-bit elements. Lane l passes the address of row l % 8 of matrix l / 8: 16 aligned
+// bytes in shared memory. Register m of a lane receives elements [g, 2t] and [g, 2t+1] of matrix m or, for 8 x 4
 // matrices of 32-bit elements, element [g, t].
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&registers)[4], const void* row) {
   const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
@@ -35,7 +35,7 @@ __device__ __forceinline__ void ldmatrix_x4(uint32_t (&registers)[4], const void
                : "memory");
 }
 
-// The same with every matrix transposed: register m holds elements [2t, g] and [2t+1, g].
+// The same with every matrix transposed: register m receives elements [2t, g] and [2t+1, g].
 __device__ __forceinline__ void ldmatrix_x4_transposed(uint32_t (&registers)[4], const void* row) {
   const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -44,8 +44,8 @@ __device__ __forceinline__ void ldmatrix_x4_transposed(uint32_t (&registers)[4],
                : "memory");
 }
 
-// The element that each lane names, in shared memory: 32-bit elements of a matrix to be transposed, which ldmatrix does
-// for 16 bits only.
+// Loads one float per lane from shared memory: for transposed matrices of 32-bit elements, which ldmatrix does not
+// support.
 __device__ __forceinline__ float load_element(const float* element) {
   const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(element));
   float value;
@@ -53,7 +53,7 @@ __device__ __forceinline__ float load_element(const float* element) {
   return value;
 }
 
-// d += a b, sums in float.
+// d += a b, accumulated in float.
 template <typename T>
 __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
 
@@ -74,8 +74,8 @@ __device__ __forceinline__ void mma_m16n8k16<BFloat16>(
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// d += a b over a depth of 8, on numbers with the exponents of float and 11 significant bits (tf32); of a register the
-// lower 13 bits are not read.
+// d += a b over a depth of 8 in tf32: float exponents, 11 significant bits. The lower 13 bits of a register are
+// ignored.
 __device__ __forceinline__ void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
       "%3};"
@@ -83,8 +83,7 @@ __device__ __forceinline__ void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// d += a b on Half, sums in Half. What is rounded on the way differs from GPU to GPU (docs/kernels.md, "Tensor cores
-// with float16 sums").
+// d += a b on Half, accumulated in Half. Intermediate rounding depends on the GPU generation (docs/kernels.md).
 __device__ __forceinline__ void mma_m16n8k16_fp16_accumulation(
     uint32_t (&d)[2], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   asm("mma.sync.aligned.m16n8k16.row.col.f16.f16.f16.f16 {%0, %1}, {%2, %3, %4, %5}, {%6, %7}, {%0, %1};"

@@ -1,17 +1,17 @@
-// The step in which products of matrices go along their depth, d += a b with sums in float, for every type of elements.
+// One depth step of a GEMM, d += a b with float accumulation, for every element type.
 //
-// Half and BFloat16: one product of the matrix unit, over a depth of 16.
+// Half and BFloat16: one mma over a depth of 16.
 //
-// float: the unit takes 11 of its 24 significant bits. An element is split, x = high + low, both with 11 bits but for
-// at most a unit in x's last place, and
+// float: tensor cores use 11 of the 24 significant bits. An element is split as x = high + low, both with 11 bits,
+// exact to one ulp of x, and
 //
 //     a b = high high + (high low + low high) + low low
 //
-// is three products over a depth of 8, of which the small ones come first; low low is a rounding error of a b and is
-// left out. What the unit rounds in its sums is not documented: it has been measured to cut off (Fasi et al.,
-// "Numerical behavior of NVIDIA tensor cores", 2021), which over a long depth adds up to a shrinking result (Ootomo and
-// Yokota, "Recovering single precision accuracy from Tensor Cores", 2022). So each step begins at zero, and what goes
-// on along the depth is a sum that is rounded to nearest.
+// takes three mma over a depth of 8, small terms first; low low is of the order of the rounding error of a b and is
+// omitted (3xTF32). The rounding of tensor-core accumulation is undocumented; measurements show truncation (Fasi et
+// al., "Numerical behavior of NVIDIA tensor cores", 2021), which biases long sums toward zero (Ootomo and Yokota,
+// "Recovering single precision accuracy from Tensor Cores", 2022). Each step therefore starts at zero and is added with
+// round-to-nearest.
 
 #pragma once
 
@@ -20,10 +20,10 @@
 
 namespace vitfast {
 
-// Operands are what a step takes of the fragments of A and B that matrix.cuh shows.
+// Left and Right are operands prepared from the fragments of A and B in matrix.cuh.
 template <typename T>
 struct MatrixStep {
-  static constexpr int tile_registers = 2;  // of A, for each 8 columns
+  static constexpr int tile_registers = 2;  // of A, per 8 columns
   static constexpr int unrolled = 16;
 
   struct Left {
@@ -39,7 +39,7 @@ struct MatrixStep {
     mma_m16n8k16<T>(d, a.registers, b.registers[0], b.registers[1]);
   }
 
-  // Columns 2t and 2t + 1 of row g (half 0), or g + 8, of 8 columns of A, as a fragment of C has them.
+  // Sets columns 2t and 2t + 1 of row g (half 0) or g + 8 (half 1) in 8 columns of A, from the layout of C.
   static __device__ __forceinline__ void set_columns(
       uint32_t (&a)[tile_registers], int half, float first, float second) {
     a[half] = round_to_pair<T>(first, second);
@@ -81,7 +81,8 @@ struct MatrixStep<float> {
     for (int i = 0; i < 4; ++i) d[i] += step[i];
   }
 
-  // A fragment of A has columns t and t + 4: they are taken for 2t and 2t + 1, and so must be the rows of B.
+  // The registers of A hold columns t and t + 4; columns 2t and 2t + 1 are stored there, and rows of B must be permuted
+  // accordingly.
   static __device__ __forceinline__ void set_columns(
       uint32_t (&a)[tile_registers], int half, float first, float second) {
     a[half] = bits_of(first);
@@ -89,8 +90,8 @@ struct MatrixStep<float> {
   }
 
  private:
-  // `high` is the nearest number, ties away from zero; of `low`, which has 12 bits, the last one is cut off. A NaN
-  // stays one in `low`, and an infinity becomes one.
+  // `high` is rounded to nearest, ties away from zero; `low` has 12 bits and is truncated to 11. `low` is NaN if the
+  // element is NaN or infinite.
   static __device__ __forceinline__ void split_element(uint32_t bits, uint32_t& high, uint32_t& low) {
     constexpr uint32_t half_unit = 0x1000, unread = 0x1fff;
     high = (bits + half_unit) & ~unread;

@@ -1,4 +1,4 @@
-// Shared memory, handed out array by array.
+// Allocation of arrays in dynamic shared memory.
 
 #pragma once
 
@@ -8,14 +8,14 @@ namespace vitfast {
 
 constexpr int shared_alignment = 16;
 
-// Bytes of shared memory that an array takes.
+// Size of an array in shared memory, with padding.
 template <typename T>
 __host__ __device__ constexpr int shared_bytes(int count) {
   return (count * int(sizeof(T)) + shared_alignment - 1) / shared_alignment * shared_alignment;
 }
 
-// Every thread takes the same arrays in the same order, and gets the same addresses. A launch asks for the sum of their
-// shared_bytes.
+// All threads must take the same arrays in the same order and receive the same addresses. The launch must request the
+// sum of their shared_bytes.
 class SharedMemory {
  public:
   template <typename T>

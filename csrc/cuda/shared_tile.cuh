@@ -1,4 +1,4 @@
-// A matrix in shared memory whose fragments are read without bank conflicts.
+// A swizzled matrix in shared memory: fragments are loaded without bank conflicts.
 
 #pragma once
 
@@ -6,13 +6,12 @@
 
 namespace vitfast {
 
-// Rows of `columns` elements, in chunks of 16 bytes, which fill 4 of the 32 banks. ldmatrix reads one chunk of eight
-// neighbouring rows at a time; they must lie in different banks. Rows that are a multiple of 128 bytes apart would
-// share theirs, so chunks are permuted within a row: the number of a chunk is exclusive-ored with as many bits of the
-// row's number as rows repeat their banks. The permutation repeats every 8 rows.
+// Rows consist of 16-byte chunks, each covering 4 of the 32 banks. ldmatrix reads one chunk of eight adjacent rows at a
+// time, which must be in different banks. Rows at multiples of 128 bytes would conflict, so the chunk index is XORed
+// with as many bits of the row index as there are rows with the same banks. The permutation repeats every 8 rows.
 //
-// Columns are a multiple of 16; of 32 for elements of 32 bits, of which load_element reads eight neighbours in each of
-// four rows, all even or all odd: two whole chunks a row, which are then apart, too.
+// The number of columns is a multiple of 16, or of 32 for 32-bit elements, of which load_element reads eight adjacent
+// ones in each of four rows (all even or all odd): two whole chunks per row, which the permutation also separates.
 template <typename T, int columns_>
 struct SharedTile {
   static_assert(sizeof(T) == 2 ? columns_ % 16 == 0 : sizeof(T) == 4 && columns_ % 32 == 0);
@@ -22,7 +21,7 @@ struct SharedTile {
 
   T* data;
 
-  // The 16 bytes from element [row, chunk_size * chunk] on.
+  // Address of the 16 bytes from element [row, chunk_size * chunk] on.
   __device__ __forceinline__ T* chunk(int row, int chunk) const {
     constexpr unsigned rows_of_all_banks = chunks % 8 == 0 ? 1 : chunks % 4 == 0 ? 2 : 4;
     constexpr unsigned repeats = 8 / rows_of_all_banks;

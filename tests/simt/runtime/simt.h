@@ -1,8 +1,8 @@
 // Runs a CUDA kernel on the host: a fiber for each thread of a block, blocks one after the other, all on one core.
 //
-// The functions of csrc/cuda that touch the hardware have twins in tests/simt/host, which call what is declared here. A
-// thread runs until it has to wait for others (a barrier, an exchange within its warp); the last to arrive does the
-// common work. What cannot go on is an error that says where every thread waits.
+// tests/simt/host replaces the hardware functions of csrc/cuda by calls of the functions declared here. A thread runs
+// until it has to wait for others (a barrier, an exchange within its warp); the last thread to arrive does the common
+// work. A deadlock is an error that lists where every thread waits.
 
 #pragma once
 
