@@ -163,7 +163,7 @@ def full_tensor(tensor: Tensor) -> Tensor:
 def full_state(value: Any) -> Any:
     """Copies a nested state with full tensors in place of sharded ones, collectively."""
     if isinstance(value, DTensor):
-        return value.detach().full_tensor()
+        return full_tensor(value.detach())
     if isinstance(value, dict):
         return {key: full_state(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
