@@ -359,14 +359,12 @@ class RelationReuseSpec:
     """MLP that maps the attention logits of all layers and heads of one exit to biases for the next exit.
 
     Attributes:
-        name: name of the source module.
         fc1: ``[3 L H, L H]`` for L layers.
         fc2: ``[L H, 3 L H]``.
         layers: number of layers L.
         upsample: ``[1 + G * G, 1 + g * g]``, from the previous exit's grid to this one's.
     """
 
-    name: str
     fc1: LinearSpec
     fc2: LinearSpec
     layers: int
@@ -389,13 +387,11 @@ class CascadeSpec:
         exits: in order.
         feature_reuse: whether exits pass their features to the next exit.
         relation_reuse: whether exits pass their attention logits to the next exit.
-        num_classes: outputs of each head.
     """
 
     exits: tuple[ExitSpec, ...]
     feature_reuse: bool
     relation_reuse: bool
-    num_classes: int
 
 
 ModelSpec = TransformerSpec | CascadeSpec

@@ -115,8 +115,7 @@ def _dvt(model: DVT) -> CascadeSpec:
     checked = expect(model, "", DVT, children=("exits",))
     expect(checked.exits, "exits", nn.ModuleList, children=common.child_names(checked.exits))
     exits = tuple(_exit(f"exits.{index}", stage, model) for index, stage in enumerate(checked.exits))
-    fields = model.fields
-    return CascadeSpec(exits, fields.feature_reuse, fields.relation_reuse, fields.num_classes)
+    return CascadeSpec(exits, model.fields.feature_reuse, model.fields.relation_reuse)
 
 
 def _exit(name: str, module: nn.Module, model: DVT) -> ExitSpec:
@@ -151,7 +150,7 @@ def _relation_reuse(name: str, module: nn.Module) -> RelationReuseSpec:
         common.patches_of_convolution(f"{name}.mlp.{index}", checked.mlp[index], (1, 1)).linear for index in (0, 2)
     )
     common.activation(f"{name}.mlp.1", checked.mlp[1])
-    return RelationReuseSpec(name, fc1, fc2, checked.num_layers, upsample.matrix)
+    return RelationReuseSpec(fc1, fc2, checked.num_layers, upsample.matrix)
 
 
 def _expect_stored(prefix: str, model: Any) -> None:
