@@ -148,7 +148,7 @@ def _outputs(answer: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return answer if isinstance(answer, tuple) else (answer,)
 
 
-@pytest.mark.filterwarnings("error")  # nothing is added or joined that no twin knows
+@pytest.mark.filterwarnings("error")  # every addition and concatenation is rounded
 @pytest.mark.parametrize("round_results", [True, False])
 @pytest.mark.parametrize("step", ["prepare", "convert"])
 @pytest.mark.parametrize(("name", "fields", "equations"), CASES)

@@ -116,9 +116,9 @@ def test_the_backend_gives_the_same_bits(
     for one in (model, other):
         one(images).square().sum().backward()
     assert torch.equal(model(images), other(images))
-    for (name, parameter), (_, twin) in zip(model.named_parameters(), other.named_parameters(), strict=True):
+    for (name, parameter), (_, expected) in zip(model.named_parameters(), other.named_parameters(), strict=True):
         # where ours rounds within add_layer_norm, its backward adds two gradients in another order
-        torch.testing.assert_close(parameter.grad, twin.grad, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: n + m)
+        torch.testing.assert_close(parameter.grad, expected.grad, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: n + m)
     for one in (model, other):
         quantize_(one, QATConfig(step="convert"))
     assert torch.equal(model(images), other(images))

@@ -67,7 +67,7 @@ def test_torchvisions_models(name: str) -> None:
         torch.testing.assert_close(quantized(images), expected, atol=0.1, rtol=0.1)
         with vitfast.disable_fake_quantize(quantized):
             assert torch.equal(quantized(images), expected)
-    if name == "resnet18":  # whose own additions have no twin
+    if name == "resnet18":  # the additions in its code have no counterpart
         with pytest.warns(UserWarning, match="TorchvisionModel"):
             quantize_(model, FP16_16Config())
 
