@@ -1,4 +1,4 @@
-"""ConViT: how it is put together, how it begins, other image sizes, copies and compilation."""
+"""ConViT: structure, initialization, other image sizes, copies and compilation."""
 
 import copy
 import io

@@ -1,4 +1,4 @@
-"""Both forms of the distillation token, each against its system's definition written out."""
+"""Both forms of the distillation token, each against its system's definition."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The Dynamic Vision Transformer against its equations, at small sizes; the parameter counts pin the large ones."""
+"""The Dynamic Vision Transformer against its equations, at small sizes; parameter counts cover the large ones."""
 
 from __future__ import annotations
 

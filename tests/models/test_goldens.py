@@ -1,8 +1,8 @@
-"""What the original programs computed, with weights by a formula: our models give the same logits.
+"""Golden logits of the original implementations, with weights computed by a formula.
 
-The originals were run outside this project; ``tests/goldens/*.json`` hold their figures, what was run and what had to
-be changed to run it. The weights, under the originals' own names, come from ``support.formula_weights``, here as there,
-and reach our models through the file that the original would have saved.
+The originals were run outside this project; ``tests/goldens/*.json`` hold their results, what was run and what had to
+be changed to run it. On both sides the weights, under the originals' names, come from ``support.formula_weights``; they
+are loaded through a file in the original's format.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def load_original(golden: dict[str, Any], original: Original, folder: Path) -> I
 
 def _nested(state: dict[str, Tensor], entry: str) -> dict[str, Any]:
     content: dict[str, Any] = dict(state)
-    if entry == _VISSL_ENTRY:  # trunk and heads are dictionaries of their own
+    if entry == _VISSL_ENTRY:  # trunk and heads are separate dictionaries
         content = {
             part: {key.partition(".")[2]: value for key, value in state.items() if key.startswith(f"{part}.")}
             for part in ("trunk", "heads")
@@ -102,8 +102,8 @@ def _nested(state: dict[str, Tensor], entry: str) -> dict[str, Any]:
 
 def assert_equals_golden(outputs: Any, golden: dict[str, Any]) -> None:
     outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
-    for output, (name, figures) in zip(outputs, golden["logits"].items(), strict=True):
-        expected = torch.tensor(figures)
+    for output, (name, values) in zip(outputs, golden["logits"].items(), strict=True):
+        expected = torch.tensor(values)
         assert output.shape == expected.shape
         distance = float((output - expected).norm() / expected.norm())
         assert distance <= TOLERANCE, f"{name}: relative L2 distance {distance:.2e} > {TOLERANCE:.0e}"

@@ -82,7 +82,7 @@ def test_parameters_have_timms_names_and_shapes(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["vit_tiny_r_s16_p8_224", "vit_base_r50_s16_224"])
 def test_logits_of_a_small_transformer_equal_timms(name: str) -> None:
-    """The ResNet is whole; Google's own conventions give something else."""
+    """The complete ResNet; with Google's conventions the result differs."""
     small = {"depth": 1, "img_size": 64, "embed_dim": 48, "num_heads": 3, "num_classes": 10}
     model, timm_model = build_pair(name, **small)
     images = torch.randn(2, 3, 64, 64)

@@ -1,4 +1,4 @@
-"""Parameter counts that the original systems state, to the unit."""
+"""Exact parameter counts of the original systems."""
 
 from typing import Any
 

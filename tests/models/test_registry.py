@@ -1,4 +1,4 @@
-"""Names: which exist, which aliases they have, and what a wrong one is told."""
+"""Model names, their aliases, and the error for an unknown name."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""T2T-ViT against its equations, at small sizes; the parameter counts pin the large ones."""
+"""T2T-ViT against its equations, at small sizes; parameter counts cover the large ones."""
 
 from __future__ import annotations
 

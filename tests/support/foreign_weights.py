@@ -1,6 +1,6 @@
 """Checkpoints of other systems: small models with their parameter names, and their files.
 
-The modules below state what each system computes, with its names, in as few lines as will do; they share nothing with
+The modules below are minimal implementations of each system, with its parameter names; they share no code with
 vitfast's models.
 """
 

@@ -1,14 +1,14 @@
-"""Weights by a formula of a parameter's name and a number's index, so that two programs fill a model alike.
+"""Weights as a function of a parameter's name and an element's index, so that two programs initialize a model equally.
 
-The number at index i of the tensor called NAME is made of the 64 bits z = mix(2^32 * crc32(NAME) + i), all modulo 2^64:
+The element at index i of the tensor NAME is derived from the 64 bits z = mix(2^32 * crc32(NAME) + i), all modulo 2^64:
 
     mix(z):  z = z + 0x9E3779B97F4A7C15
              z = (z xor (z >> 30)) * 0xBF58476D1CE4E5B9
              z = (z xor (z >> 27)) * 0x94D049BB133111EB
              z =  z xor (z >> 31)
 
-(SplitMix64, Steele et al., 2014) as u = 2 * (z >> 11) / 2^53 - 1, which lies evenly in [-1, 1). Its size depends on the
-shape, so that what a layer gives stays near variance 1 and nothing is at the value at which models begin:
+(SplitMix64, Steele et al., 2014) as u = 2 * (z >> 11) / 2^53 - 1, which is uniform in [-1, 1). Its scale depends on the
+shape, so that the variance of a layer's output stays near 1 and no value equals its initialization:
 
 =========================================  ===========================================================================
 shape                                      number, rounded to float32

@@ -1,6 +1,6 @@
-"""Checkpoints of models with exits, of T2T-ViT and of VISSL's ConViT, under the names that their own code gives.
+"""Checkpoints of models with exits, of T2T-ViT and of VISSL's ConViT, under the original parameter names.
 
-The names are written out here from that code; nothing is taken from vitfast's models.
+The names are copied from the original code; nothing is taken from vitfast's models.
 """
 
 from __future__ import annotations

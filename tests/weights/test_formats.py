@@ -1,4 +1,4 @@
-"""Every family's own model against ours: the same images, the same logits."""
+"""Every format: the original model and vitfast's give the same logits for the same images."""
 
 from __future__ import annotations
 

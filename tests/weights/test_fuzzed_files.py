@@ -1,4 +1,4 @@
-"""Files cut anywhere, with bits flipped anywhere: a named error or weights, never another exception or much memory."""
+"""Truncated files and flipped bits: a UserError or weights, never another exception or much memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hugging Face's own models against ours, from its folders and from state dicts."""
+"""Hugging Face's models and vitfast's give the same logits, from its folders and from state dicts."""
 
 from __future__ import annotations
 

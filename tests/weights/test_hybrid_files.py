@@ -1,4 +1,4 @@
-"""Hybrids of Google, timm and ViT-pytorch: made files under their names, and what is written back."""
+"""Hybrids of Google, timm and ViT-pytorch: generated files in their formats, and what is written back."""
 
 from __future__ import annotations
 

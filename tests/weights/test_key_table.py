@@ -1,4 +1,4 @@
-"""The layouts by their definition, element by element, and what a table does with keys that do not fit it."""
+"""Layout conversions against their definitions, element by element, and keys that do not match a table."""
 
 from __future__ import annotations
 

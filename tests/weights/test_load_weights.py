@@ -1,4 +1,4 @@
-"""load_weights into a built model: what is refused by name, what is allowed, and what the report says."""
+"""load_weights: which differences are refused and which are allowed, and the report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ConViT, T2T-ViT, DVT and VISSL's ConViT from their own files: the same logits, and their implied fields."""
+"""ConViT, T2T-ViT, DVT and VISSL's ConViT from files in their formats: the same logits, and the inferred fields."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def test_other_t2t_vits_are_refused_by_name(tmp_path: Path) -> None:
 
 
 def released(state: dict[str, Tensor], *, rows: int = 59, exits: int = 3, as_numpy: bool = True) -> dict[str, Any]:
-    """A file as it is released: thresholds, costs and results beside the weights, NumPy's numbers among them."""
+    """A file in the released format: thresholds, costs and results beside the weights, some as NumPy numbers."""
     thresholds = torch.rand(rows, exits)
     thresholds[:, -1], thresholds[0, 0] = -1e8, 1e8
     costs = [0.5 + index * 0.05 for index in range(rows)]

@@ -1,4 +1,4 @@
-"""NumPy's numbers and arrays in a torch file: read without NumPy's own functions, and nothing else let in."""
+"""NumPy numbers and arrays in a torch file are read without NumPy's functions; everything else is refused."""
 
 from __future__ import annotations
 

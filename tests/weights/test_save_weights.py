@@ -1,4 +1,4 @@
-"""What save_weights writes: timm reads it, create_model builds the model again, and it is whole or absent."""
+"""Files of save_weights: timm reads them, create_model rebuilds the model, and they are complete or absent."""
 
 from __future__ import annotations
 

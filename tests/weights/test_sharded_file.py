@@ -1,4 +1,4 @@
-"""Hugging Face's folders with weights in several files."""
+"""Sharded checkpoints of Hugging Face."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""VISSL's heads that are no classifier's, built from the shapes in its checkpoint."""
+"""load_vissl_head builds SwAV and MLP heads from the shapes in a VISSL checkpoint."""
 
 from __future__ import annotations
 

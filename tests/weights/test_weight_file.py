@@ -1,4 +1,4 @@
-"""Files are not trusted: nothing runs, nothing bursts, and every refusal names the file and says what to do."""
+"""Untrusted files: no code runs, memory stays bounded, and every error names the file and the remedy."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def npz(path: Path, **arrays: Any) -> Path:
 # --- what is read -----------------------------------------------------------------------------------------------------
 
 
-def test_what_a_file_is_its_content_says(tmp_path: Path) -> None:
+def test_the_content_determines_the_format(tmp_path: Path) -> None:
     """The four formats under a name that says nothing."""
     weight = torch.arange(6.0).view(2, 3)
     path = tmp_path / "vit_001000"
@@ -251,7 +251,7 @@ def test_torchscript(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["npz", "safetensors", "torch", "old torch"])
-def test_every_cut_is_noticed(tmp_path: Path, kind: str) -> None:
+def test_truncation_is_detected(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "weights"
     weights = {f"block.{i}.weight": torch.randn(50) for i in range(3)}
     if kind == "npz":

@@ -1,4 +1,4 @@
-"""Files that are no classifier's weights: each refusal names the file and says what to do."""
+"""Files without a classifier's weights: every error names the file and the remedy."""
 
 from __future__ import annotations
 
