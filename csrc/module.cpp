@@ -32,12 +32,12 @@ std::map<std::string, std::string> build_info() {
   };
 }
 
-// Instruction sets that matter to the kernels, and whether processor and operating system have them.
+// Instruction sets that the kernels use -> whether processor and operating system support them.
 std::map<std::string, bool> cpu_features() {
   std::map<std::string, bool> features;
 #if defined(__x86_64__)
   __builtin_cpu_init();
-// the builtin takes literals only
+// the builtin requires literals
 #define VITFAST_FEATURE(name) features[name] = __builtin_cpu_supports(name) != 0
   VITFAST_FEATURE("avx2");
   VITFAST_FEATURE("fma");
@@ -76,6 +76,6 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "cpu_features",
       &cpu_features,
-      "Instruction set -> whether this processor has it; empty where there is no choice.");
+      "Instruction set -> whether this processor supports it; empty on other architectures.");
   m.def("attention_limits", &attention_limits, "Limits of the attention kernels.");
 }

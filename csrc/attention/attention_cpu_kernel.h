@@ -2,8 +2,8 @@
 
 #pragma once
 
-#include "csrc/cpu/dispatch_type.h"
 #include "csrc/cpu/matrix.h"
+#include "csrc/cpu/vector.h"
 
 namespace vitfast::VITFAST_ISA {
 

@@ -1,7 +1,7 @@
-// What the tensor functions (<op>_cpu.cpp) ask of the kernels, and the table of one instruction set's kernels.
+// Arguments of the CPU kernels, and the function table of one instruction set.
 //
-// Pointers are to the first element; strides are in elements; `type` is that of all void pointers unless said
-// otherwise. Statistics and scratch are in the type that is computed in: double for float64, else float.
+// Pointers are to the first element; strides are in elements; `type` is the type of all void pointers unless noted.
+// Statistics and scratch are in the accumulation type: double for float64, else float.
 
 #pragma once
 
@@ -31,7 +31,7 @@ struct AddInPlace {
   void* sum;  // += x
 };
 
-// Elements that are rounded one by one.
+// Elementwise rounding.
 struct Elements {
   Type type;
   const void* x;
@@ -50,13 +50,13 @@ struct QuantizeFixed {
   FixedPointRounding rounding;
 };
 
-// Rows of a task: a multiple of every tile, enough to pay for packing the panel that another thread packs, too.
+// Rows of a task: a multiple of every tile, enough to amortize packing a panel in several threads.
 constexpr int64_t matmul_accumulate_block_rows = 192;
 
-// Of a matrix [fine, coarse] the nonzero elements: those of row r are starts[r] to starts[r + 1].
+// A sparse matrix [fine, coarse]: the nonzero elements of row r are starts[r] to starts[r + 1].
 struct UpsampleRelations {
   Type type;
-  const void* x;  // [images, heads, coarse, coarse], columns are neighbours
+  const void* x;  // [images, heads, coarse, coarse], contiguous columns
   int64_t image_stride;
   int64_t head_stride;
   int64_t row_stride;
@@ -66,10 +66,10 @@ struct UpsampleRelations {
   int64_t fine;
   const int64_t* starts;
   const int64_t* columns;
-  const void* weights;  // in the type that is computed in
+  const void* weights;  // in the accumulation type
 };
 
-// [begin, end) counts rows, chunks of rows, tasks or elements, as said.
+// [begin, end) counts rows, chunks of rows, tasks or elements, as noted.
 struct CpuKernels {
   const char* name;
   void (*layer_norm_forward)(const LayerNormForward&, int64_t begin, int64_t end);    // rows
@@ -86,7 +86,7 @@ struct CpuKernels {
   void (*quantize_float)(const QuantizeFloat&, int64_t begin, int64_t end);          // elements
   void (*quantize_fixed)(const QuantizeFixed&, int64_t begin, int64_t end);          // elements
   void (*matmul_accumulate)(const MatmulAccumulate&, int64_t begin, int64_t end);    // panels * blocks of rows
-  int64_t (*matmul_accumulate_panels)(int64_t columns);                              // how many there are
+  int64_t (*matmul_accumulate_panels)(int64_t columns);                              // their number
   void (*upsample_relations)(const UpsampleRelations&, int64_t begin, int64_t end);  // heads of images
 };
 
@@ -101,7 +101,7 @@ namespace avx512 {
 extern const CpuKernels kernels;
 }
 
-// The kernels of the widest instruction set that this processor has, or of the one that VITFAST_ISA names.
+// The kernels of the widest supported instruction set, or of the one selected by VITFAST_ISA.
 const CpuKernels& cpu_kernels();
 
 }  // namespace vitfast

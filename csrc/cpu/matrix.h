@@ -1,6 +1,6 @@
-// Small matrices that stay in the cache: packing, transposition and products, for attention.
+// Small matrices that stay in the cache: packing, transposition and GEMM, for attention.
 //
-// A packed matrix is row-major in the computing type C; its rows are padded with zeros to whole vectors.
+// A packed matrix is row-major in the accumulation type C; its rows are padded with zeros to whole vectors.
 
 #pragma once
 
@@ -73,12 +73,12 @@ void pack_transposed(const T* rows, int64_t stride, int64_t count, int64_t size,
 // 6 x 4 accumulators, 4 vectors of b and a broadcast fill the 32 registers of AVX-512; half as wide fits 16 registers.
 constexpr int max_tile_rows = 6;
 constexpr int max_tile_vectors = VITFAST_VECTOR_BYTES == 64 ? 4 : 2;
-// Rows of b that are summed before the sum is added to out: they stay in the cache while a's rows pass, and a long sum
-// in parts loses less than one that runs through.
+// Rows of b summed before the sum is added to out: they stay in the cache for all rows of a, and partial sums round
+// less than a single long sum.
 constexpr int64_t max_depth = 256;
 
 template <typename C>
-struct Product {
+struct Gemm {
   int64_t depth;
   const C* a;
   int64_t a_row, a_depth;
@@ -90,9 +90,9 @@ struct Product {
 };
 
 template <typename C, int rows, int vectors>
-VITFAST_INLINE void multiply_tile(const Product<C>& p, const C* a, const C* b, C* out) {
+VITFAST_INLINE void multiply_tile(const Gemm<C>& p, const C* a, const C* b, C* out) {
   Vector<C> sums[rows][vectors];
-  // unrolled by order: GCC would see a memset, and keep the sums in memory
+  // explicit unrolling: GCC would emit a memset and keep the sums in memory
 #pragma GCC unroll 8
   for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 8
@@ -119,7 +119,7 @@ VITFAST_INLINE void multiply_tile(const Product<C>& p, const C* a, const C* b, C
 }
 
 template <typename C, int vectors>
-void multiply_columns(const Product<C>& p, int64_t rows, const C* b, C* out) {
+void multiply_columns(const Gemm<C>& p, int64_t rows, const C* b, C* out) {
   int64_t i = 0;
   for (; i + max_tile_rows <= rows; i += max_tile_rows) {
     multiply_tile<C, max_tile_rows, vectors>(p, p.a + i * p.a_row, b, out + i * p.out_stride);
@@ -142,7 +142,7 @@ void multiply_columns(const Product<C>& p, int64_t rows, const C* b, C* out) {
 
 // `columns` counts elements and is a multiple of the vectors' width.
 template <typename C>
-void multiply(Product<C> p, int64_t rows, int64_t columns) {
+void multiply(Gemm<C> p, int64_t rows, int64_t columns) {
   const int64_t vectors = columns / width<C>;
   const int64_t panels = (vectors + max_tile_vectors - 1) / max_tile_vectors;
   const int64_t whole_depth = p.depth;

@@ -1,5 +1,5 @@
-// Vectors of one instruction set: load and store with conversion, exp, erf. GCC's and Clang's vector types give the
-// arithmetic.
+// Vectors of one instruction set: load and store with conversion, exp, erf. Arithmetic is that of GCC's and Clang's
+// vector types.
 //
 // Included only by the translation units in csrc/cpu/isa/, which define VITFAST_ISA (a namespace) and
 // VITFAST_VECTOR_BYTES. No std templates here: the linker keeps one copy of each, perhaps the one compiled for the
@@ -22,7 +22,7 @@ namespace vitfast::VITFAST_ISA {
 
 #define VITFAST_INLINE inline __attribute__((always_inline))
 
-// C is the type that is computed in: float, or double for float64 tensors.
+// C is the accumulation type: float, or double for float64 tensors.
 template <typename C>
 struct VectorTypes;
 
@@ -264,6 +264,21 @@ VITFAST_INLINE Vector<float> reciprocal(Vector<float> x) {
 #else
   return 1.0f / x;
 #endif
+}
+
+// Calls f(T{}, C{}) with the stored and the accumulation type of a Type.
+template <typename F>
+inline void dispatch_type(Type type, const F& f) {
+  switch (type) {
+    case Type::float32:
+      return f(float{}, float{});
+    case Type::bfloat16:
+      return f(BFloat16{}, float{});
+    case Type::float16:
+      return f(Half{}, float{});
+    case Type::float64:
+      return f(double{}, double{});
+  }
 }
 
 }  // namespace vitfast::VITFAST_ISA

@@ -2,7 +2,6 @@
 
 #pragma once
 
-#include "csrc/cpu/dispatch_type.h"
 #include "csrc/cpu/vector.h"
 #include "csrc/quantize/round_vector_cpu_kernel.h"
 

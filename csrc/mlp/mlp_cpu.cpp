@@ -52,7 +52,7 @@ std::vector<int64_t> with_last(const Tensor& x, int64_t last) {
   return sizes;
 }
 
-constexpr int64_t gelu_work = 16;  // a GELU costs about as much as moving this many elements
+constexpr int64_t gelu_work = 16;  // cost of a GELU relative to moving an element
 
 std::tuple<Tensor, std::optional<Tensor>, std::optional<Tensor>> mlp_forward(
     const Tensor& x,                        // [..., C]
@@ -69,7 +69,8 @@ std::tuple<Tensor, std::optional<Tensor>, std::optional<Tensor>> mlp_forward(
   const bool is_narrow = type_of(x) == Type::bfloat16 || type_of(x) == Type::float16;
   Tensor activation = pre_activation;
   if (is_narrow && !save_for_backward) {
-    activation = torch_gelu(pre_activation, approximate);  // the faster one today: rounding to 16 bits costs ours more
+    activation =
+        torch_gelu(pre_activation, approximate);  // faster today: rounding to 16 bits costs more in vitfast's kernel
   } else {
     if (save_for_backward) activation = new_tensor(x, sizes_of(pre_activation));
     const Gelu arguments{
@@ -93,7 +94,7 @@ std::tuple<Tensor, Tensor, std::optional<Tensor>, Tensor, std::optional<Tensor>>
     const Tensor& grad_out,        // [..., C_out]
     const Tensor& x,               // [..., C]
     const Tensor& pre_activation,  // [..., F]
-    const std::optional<Tensor>&,  // the activation: computed with its derivative
+    const std::optional<Tensor>&,  // the activation is computed again with its derivative
     const Tensor& fc1_weight,      // [F, C]
     const Tensor& fc2_weight,      // [C_out, F]
     std::string approximate,

@@ -1,4 +1,4 @@
-// Activations of a vector of float32, by polynomials made for this file (minimax fits in double precision).
+// Activations of a vector of float32, by polynomials (minimax fits computed in double precision).
 
 #pragma once
 
@@ -8,7 +8,7 @@
 
 namespace vitfast::VITFAST_ISA {
 
-// How exact a function has to be: for results that are kept in float32, or that are rounded to 8 bits next.
+// Accuracy of a function: full for float32 results, narrow for results that are rounded to 8 bits next.
 enum class Accuracy { full, narrow };
 
 VITFAST_INLINE Vector<float> polynomial(Vector<float> x, float c0, float c1, float c2, float c3) {

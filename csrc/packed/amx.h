@@ -1,7 +1,7 @@
-// AMX: eight tiles of 16 rows of 64 bytes, and products of two of them.
+// AMX: eight tiles of 16 rows of 64 bytes, and their matrix multiplication.
 //
-// A product takes 16 rows of 16 words on the left and 16 rows of 16 words of a panel on the right, and adds to 16 rows
-// of 16 sums: 16 cycles. The words are those of csrc/packed/dot.h.
+// One instruction multiplies 16 rows of 16 words on the left by 16 rows of 16 words of a panel and accumulates 16 rows
+// of 16 sums, in 16 cycles. csrc/packed/gemm_microkernel.h describes the words.
 
 #pragma once
 
@@ -9,13 +9,13 @@
 
 namespace vitfast::VITFAST_ISA {
 
-// What the other units of the processor do while the tiles multiply, a little at each step: the epilogue of the tile
-// before, and fetching the next panel into the second-level cache.
-struct Meanwhile {
+// Work interleaved with the AMX instructions, a part per step: the epilogue of the previous tile, and prefetching the
+// next panel into L2.
+struct InterleavedWork {
   FinishRows finish;
   Tile tile;
   int64_t next_row, rows_a_step;
-  int64_t buffer;  // of two, the one for the sums to come
+  int64_t buffer;  // of two: the buffer of the next sums
   const char* next_line;
   int64_t lines_a_step;
 
@@ -36,19 +36,19 @@ struct Meanwhile {
 constexpr int64_t amx_rows = 16;   // of a tile
 constexpr int64_t amx_words = 16;  // of a row
 
-// What the processor reads to divide its tile memory into eight whole tiles.
+// Operand of ldtilecfg: eight full tiles.
 struct alignas(64) TileConfiguration {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
   uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
   uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
-// While it lives, this thread has tiles. Registers in use would make every switch of threads slower, so they are given
-// back.
+// Configures the tiles of this thread for its lifetime. They are released afterwards: tiles in use make every context
+// switch slower.
 class TileRegisters {
  public:
   TileRegisters() {
-    // a constant: GCC 12 believes that only 8 bytes of it are read, and would not write the rest of a variable
+    // static: GCC 12 assumes that only 8 bytes are read and would not initialize the rest of a local variable
     static constexpr TileConfiguration whole_tiles;
     _tile_loadconfig(&whole_tiles);
   }
@@ -57,7 +57,7 @@ class TileRegisters {
   TileRegisters& operator=(const TileRegisters&) = delete;
 };
 
-// The compiler takes <immintrin.h>'s loads of tiles for independent of stores to memory.
+// The compiler assumes that the tile loads of <immintrin.h> are independent of stores to memory.
 template <int tile>
 VITFAST_INLINE void load_tile(const void* p, int64_t stride_bytes) {
   asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(p), "r"(stride_bytes), "i"(tile) : "memory");
@@ -107,7 +107,7 @@ inline constexpr int64_t rows_at_once<BFloat16TileDot> = 2 * amx_rows;
 template <>
 inline constexpr int64_t rows_at_once<Int8TileDot> = 2 * amx_rows;
 
-// The last rows of a panel that do not fill a tile, and zeros.
+// Copies the last rows of a panel that do not fill a tile, padded with zeros.
 inline void copy_tail(const uint32_t* words, int64_t rows, uint32_t* tail) {
   const int64_t rest = rows % amx_words;
   if (rest == 0) return;
@@ -130,16 +130,17 @@ VITFAST_INLINE void add_step(const uint32_t* a, int64_t a_stride, const uint32_t
   }
 }
 
-// Words of a panel's half and of the rows that stay in the first-level cache together.
+// Words of half a panel and of the rows that fit L1 together.
 constexpr int64_t cached_words = 192;
 
-// How many steps a panel takes: each half of its columns. One for a panel without rows.
+// Steps of a panel, for both halves of its columns; one for a panel without rows.
 inline int64_t tile_steps(int64_t rows) {
   return rows == 0 ? 1 : 2 * divide_up(rows, amx_words);
 }
 
 template <typename Dot, bool has_second_rows>
-void multiply_by_tiles(const uint32_t* a, int64_t a_stride, const Panel& panel, uint32_t* sums, Meanwhile& meanwhile) {
+void multiply_by_tiles(
+    const uint32_t* a, int64_t a_stride, const Panel& panel, uint32_t* sums, InterleavedWork& other) {
   constexpr int64_t line = panel_columns * 4, below = amx_rows * panel_columns;
   int64_t begin = 0;
   do {
@@ -167,7 +168,7 @@ void multiply_by_tiles(const uint32_t* a, int64_t a_stride, const Panel& panel, 
       int64_t k = begin;
       for (; k + amx_words <= end; k += amx_words) {
         add_step<Dot, has_second_rows>(a + k, a_stride, panel.words + k * panel_columns + column);
-        meanwhile.step();
+        other.step();
       }
       if (k < end) add_step<Dot, has_second_rows>(a + k, a_stride, panel.tail + column);
       store_tile<0>(target, line);
@@ -184,10 +185,10 @@ void multiply_by_tiles(const uint32_t* a, int64_t a_stride, const Panel& panel, 
 // sums[rows, 64] = a[rows, panel.rows] · panel, as float32 or int32. Reads and writes 16 or 32 rows.
 template <typename Dot>
 void multiply_by_tiles(
-    int64_t rows, const uint32_t* a, int64_t a_stride, const Panel& panel, float* sums, Meanwhile& meanwhile) {
+    int64_t rows, const uint32_t* a, int64_t a_stride, const Panel& panel, float* sums, InterleavedWork& other) {
   uint32_t* const words = reinterpret_cast<uint32_t*>(sums);
-  if (rows > amx_rows) return multiply_by_tiles<Dot, true>(a, a_stride, panel, words, meanwhile);
-  multiply_by_tiles<Dot, false>(a, a_stride, panel, words, meanwhile);
+  if (rows > amx_rows) return multiply_by_tiles<Dot, true>(a, a_stride, panel, words, other);
+  multiply_by_tiles<Dot, false>(a, a_stride, panel, words, other);
 }
 
 #else  // never called
@@ -198,7 +199,7 @@ inline int64_t tile_steps(int64_t) {
 }
 template <typename Dot>
 void multiply_by_tiles(
-    int64_t rows, const uint32_t* a, int64_t a_stride, const Panel& panel, float* sums, Meanwhile& meanwhile);
+    int64_t rows, const uint32_t* a, int64_t a_stride, const Panel& panel, float* sums, InterleavedWork& other);
 
 #endif
 

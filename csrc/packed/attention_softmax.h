@@ -1,14 +1,14 @@
-// The softmax of a tile of logits in the first-level cache, but for the division: that is left to the product with the
-// values, whose sums are fewer.
+// The softmax of a tile of logits in L1, without the division: it is applied to the GEMM with V, which has fewer
+// elements.
 
 #pragma once
 
 #include "csrc/packed/activation.h"
-#include "csrc/packed/operand.h"
+#include "csrc/packed/gemm_operand.h"
 
 namespace vitfast::VITFAST_ISA {
 
-// The larger of each pair; b where one of them is NaN.
+// Elementwise maximum; b if one of them is NaN.
 VITFAST_INLINE Vector<float> larger(Vector<float> a, Vector<float> b) {
 #if VITFAST_VECTOR_BYTES == 64
   return (Vector<float>)_mm512_maskz_max_ps(__mmask16(-1), (__m512)a, (__m512)b);  // GCC 12 warns about the plain one
@@ -17,16 +17,16 @@ VITFAST_INLINE Vector<float> larger(Vector<float> a, Vector<float> b) {
 #endif
 }
 
-// Takes the maximum of a row from its logits if it is large. The rounding of scale * maximum is a power of two that all
-// weights of the row have in common: 2^(1/256) here, and beyond float32's range from 2^31 on.
+// Subtracts the maximum of a row from its logits if it is large. Otherwise the rounding of scale * maximum would scale
+// all weights of the row: by 2^(1/256) at this limit, and beyond float32's range from 2^31 on.
 VITFAST_INLINE void center_large_logits(float* logits, int64_t columns, float scale, float& maximum) {
   if (__builtin_fabsf(scale * maximum) < 0x1p16f) return;
   for (int64_t j = 0; j < columns; j += width<float>) store(logits + j, load(logits + j) - maximum);
   maximum = 0;
 }
 
-// weights[rows, columns] = 2^(scale logits - scale maxima); factors[rows] = 1 / the rows' sums. Several rows at a time
-// hide each other's latency. Logits and maxima are changed where they are very large.
+// weights[rows, columns] = 2^(scale logits - scale maxima); factors[rows] = 1 / the rows' sums. Several
+// rows at a time hide latency. Very large logits and maxima are modified.
 template <int rows>
 VITFAST_INLINE void exponentiate(
     float* logits, int64_t columns, float scale, float* maxima, float* weights, float* factors) {
@@ -52,16 +52,16 @@ VITFAST_INLINE void exponentiate(
 
 #if defined(__AVX512BF16__)
 
-// 2^x of (x + 127) * 2^23, which, rounded to an integer, has the bits of 2^x but for its mantissa f: 2^f takes the
-// place of 1 + f. Zero far below, and of NaN; relative error 1e-4. No instruction but for the conversion needs the
-// adders, which the sums and the rounding to bfloat16 keep busy.
+// 2^x of (x + 127) * 2^23. Rounded to an integer, the argument has the bits of 2^x except for the mantissa f: a
+// polynomial replaces 1 + f by 2^f. Zero far below, and for NaN; relative error 1e-4. Only the conversion uses the
+// floating-point adders, which the sums and the rounding to bfloat16 keep busy.
 VITFAST_INLINE Vector<float> exp2_of_bits(Vector<float> x) {
   const auto converted = (Integers<float>)_mm512_maskz_cvtps_epi32(__mmask16(-1), (__m512)x);
   const Integers<float> bits = converted > 0 ? converted : Integers<float>{};
   const Vector<float> m = bit_cast<Vector<float>>((bits & 0x007fffff) | 0x3f800000);
-  // in [1, 2) for m in [1, 2): else the exponent would be wrong
+  // in [1, 2) for m in [1, 2), so that the exponent is correct
   const Vector<float> p = polynomial(m, 0.45423967f, 0.47413197f, -0.00606732955f, 0.0777157173f);
-  constexpr int choose = 0xca;  // where the mask is set the first, else the second
+  constexpr int choose = 0xca;  // mask ? first : second
   const __m512i exponent = _mm512_set1_epi32(0x7f800000);
   return (Vector<float>)_mm512_ternarylogic_epi32(exponent, (__m512i)bits, (__m512i)p, choose);
 }

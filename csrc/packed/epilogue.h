@@ -1,14 +1,14 @@
-// What happens to a tile of sums while it is in the first-level cache: scales of int8, bias, activation, LayerScale,
-// residual, and the rounding that the next product wants.
+// The GEMM epilogue on a tile of sums in L1: int8 scales, bias, activation, LayerScale, residual, and rounding to the
+// next GEMM's precision.
 
 #pragma once
 
-#include "csrc/packed/multiply_tile.h"
-#include "csrc/packed/operand.h"
+#include "csrc/packed/gemm_microkernel.h"
+#include "csrc/packed/gemm_operand.h"
 
 namespace vitfast::VITFAST_ISA {
 
-// How a result is stored: the last two as float32 that has been rounded.
+// How a result is stored; the last two are float32, rounded.
 enum class Store { float32, bfloat16, float32_as_bfloat16, float32_as_float16 };
 
 // out = residual + scale * activation(sums + bias), [rows, n].
@@ -21,17 +21,17 @@ struct Destination {
   Store store;
   void* out;
   int64_t out_stride;
-  int64_t first_column;  // of out: the n that its first element is
+  int64_t first_column;  // column n of out's first element
   float* partial;        // sums of the groups so far: [rows, partial_stride], all columns or those of one panel
   int64_t partial_stride;
   bool partial_is_panel;
 };
 
-// One tile's share of it; column pointers are at the panel's first column.
+// One tile of a Destination; column pointers are at the panel's first column.
 struct Tile {
   const void* sums;  // [rows, 64] float32 or int32
   int64_t rows, columns;
-  const float* row_scales;  // of int8: one each `row_scale_stride`
+  const float* row_scales;  // int8: one every `row_scale_stride`
   int64_t row_scale_stride;
   const float* column_scales;  // of int8
   const float* bias;           // or null
@@ -63,8 +63,8 @@ VITFAST_INLINE void store_result(void* row, int64_t column, Vector<float> v, int
   }
 }
 
-// Finishes rows of a tile. Without an activation the sum starts from the residual, so that the groups of a product may
-// add to `out` in turn.
+// Applies the epilogue to rows of a tile. Without an activation the sum starts from the residual, so that the groups of
+// a GEMM can accumulate into `out` in turn.
 template <bool is_integer, Activation activation, Accuracy accuracy, Store how>
 void finish_rows(const Tile& t, int64_t begin, int64_t end) {
   constexpr bool is_linear = activation == Activation::none;
@@ -116,7 +116,7 @@ FinishRows finish_function(Store how) {
   }
 }
 
-// Only GELU, which every model has, comes in the narrow accuracy, too.
+// Only GELU, the most common activation, is also instantiated with narrow accuracy.
 template <bool is_integer>
 FinishRows finish_function(Activation activation, Accuracy accuracy, Store how) {
   switch (activation) {

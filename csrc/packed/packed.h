@@ -1,5 +1,5 @@
-// Products with packed weights, inference only: how weights lie in memory, and what the tensor functions ask of the
-// kernels. docs/cpu.md has the pictures.
+// GEMMs with packed weights, inference only: the memory layout of weights, and the kernels' arguments. docs/cpu.md has
+// figures.
 //
 // Pointers are to the first element; strides are in elements.
 
@@ -11,18 +11,18 @@
 
 namespace vitfast {
 
-// The type of a product's operands; sums are float32, or int32 within a group of int8.
+// Type of a GEMM's operands; sums are float32, or int32 within a group of int8.
 enum class Precision : int64_t { float32, bfloat16, float16, int8 };
 
 enum class Activation : int64_t { none, gelu, gelu_tanh, gelu_quick, tanh, silu, relu };
 
-// --- how a weight [N, K] lies in memory, on every machine the same ---
+// --- memory layout of a weight [N, K], the same on every machine ---
 //
 // Panels of 64 output columns follow each other. A panel is a list of rows of 64 words; a word holds one column's
-// `k_per_word` consecutive weights along K. The inputs are cut into groups: the cache holds a group of a panel, and
-// int8 activations have a scale for each row and group. A panel of int8 starts each group with a row of 64 int32: -128
-// * (sum of the group's weights), what unsigned activations (q + 128) add too much. N and K are padded with zeros.
-// Behind the panels int8 has its scales, one float32 for each padded column.
+// `k_per_word` consecutive weights along K. The inputs are divided into groups: a group of a panel fits the cache, and
+// int8 activations have one scale per row and group. Each group of an int8 panel starts with a row of 64 int32, the
+// zero-point compensation of the unsigned activations (q + 128): -128 * (sum of the group's weights). N and K are
+// padded with zeros. int8 scales, one float32 per padded column, follow the panels.
 
 constexpr int64_t panel_columns = 64;
 constexpr int64_t max_group = 1024;
@@ -43,7 +43,7 @@ constexpr int64_t group_count(int64_t k) {
   return k > max_group ? divide_up(k, max_group) : 1;
 }
 
-// All groups but the last have this size, a multiple of 64 where there are several.
+// Size of all groups but the last; a multiple of 64 if there are several.
 constexpr int64_t group_size(int64_t k) {
   return group_count(k) == 1 ? k : divide_up(divide_up(k, group_count(k)), 64) * 64;
 }
@@ -81,9 +81,9 @@ struct PackedWeight {
   }
 };
 
-// --- what the kernels compute ---
+// --- arguments of the kernels ---
 
-// LayerNorm over the last dimension, before a product.
+// LayerNorm over the last dimension, fused into the GEMM after it.
 struct Norm {
   bool is_used;
   const float* weight;  // or null
@@ -91,7 +91,7 @@ struct Norm {
   double eps;
 };
 
-// A matrix that is read: float32 or bfloat16.
+// An input matrix: float32 or bfloat16.
 struct Rows {
   Type type;
   const void* data;
@@ -123,14 +123,14 @@ struct PackedMlp {
 
 // softmax(scale q kᵀ + bias) v of each head, for rows of the flattened images; qkv [B, N, 3, H, D], out [B, N, H, D].
 struct PackedAttention {
-  Type qkv_type;  // float32 or bfloat16: the operands' type, too, where the processor multiplies bfloat16
+  Type qkv_type;  // float32 or bfloat16; also the operands' type if the processor multiplies bfloat16
   const void* qkv;
   Type out_type;  // float32 or bfloat16
   void* out;
   int64_t tokens, heads, head_dim;
   double scale;
-  // of float32 qkv only:
-  const float* bias = nullptr;  // [N, N] of the one head that is computed, or null
+  // float32 qkv only:
+  const float* bias = nullptr;  // [N, N] of the only head computed, or null
   int64_t bias_stride = 0;
   float* logits = nullptr;  // [B, H, N, N] or null: scale q kᵀ + bias
 };
@@ -163,8 +163,8 @@ struct PackedPatchEmbed {
   int64_t patches() const { return grid().height * grid().width; }
 };
 
-// A performer's attention. Its sums over tokens are made section by section, each with its features' maxima; rows are
-// padded to whole vectors of every instruction set, two at a time.
+// Performer attention. Sums over tokens are computed per section, each relative to its own maxima of the features; rows
+// are padded to two vectors of every instruction set.
 constexpr int64_t performer_section = 128;
 constexpr int64_t performer_padding = 32;
 
@@ -191,22 +191,22 @@ struct PackedPerformer {
   }
 };
 
-// A share of a product: rows of x, panels of the weight.
+// A part of a GEMM: rows of x, panels of the weight.
 struct Rectangle {
   int64_t row_begin, row_end, panel_begin, panel_end;
 };
 
-// A share of attention: rows of the flattened images, heads.
+// A part of attention: rows of the flattened images, heads.
 struct HeadRows {
   int64_t row_begin, row_end, head_begin, head_end;
 };
 
-// One table per instruction set. [begin, end) counts rows. `workspace`: of that many bytes, aligned to 64, for each
-// call at a time; at least what the function of the same name gives for the largest number of rows.
+// One table per instruction set. [begin, end) counts rows. `workspace`: memory of each concurrent call, aligned to 64
+// bytes, of the size that <function>_workspace returns for the largest number of rows.
 struct PackedKernels {
   const char* name;
   bool has_bfloat16_dot;
-  int64_t rows_at_a_time;  // of a thread that takes its own images through a block
+  int64_t rows_at_a_time;  // for a thread that computes a block for its own images
   int64_t (*linear_workspace)(const PackedLinear&, int64_t rows);
   void (*linear)(const PackedLinear&, const Rectangle&, char* workspace);
   int64_t (*mlp_workspace)(const PackedMlp&, int64_t rows);
@@ -219,7 +219,7 @@ struct PackedKernels {
   void (*performer_keys)(
       const PackedPerformer&, int64_t begin, int64_t end, char* workspace);  // sections of all images
   void (*performer_queries)(const PackedPerformer&, int64_t begin, int64_t end, char* workspace);
-  int64_t (*fma_loop)(Precision, int64_t iterations);  // operations done
+  int64_t (*fma_peak)(Precision, int64_t iterations);  // operations done
 };
 
 namespace baseline {
@@ -241,7 +241,7 @@ namespace avx512_amx {
 extern const PackedKernels packed_kernels;
 }
 
-// Those of the widest instruction set that this processor has, or of the one that VITFAST_ISA names.
+// The kernels of the widest supported instruction set, or of the one selected by VITFAST_ISA.
 const PackedKernels& packed_kernels();
 
 }  // namespace vitfast

@@ -1,11 +1,11 @@
-// Attention for inference. K and V of a head are packed once, as words of the dot. Then tiles of 6 queries: logits of
-// the whole row, softmax in the first-level cache, times V. Queries are read where they lie.
+// Attention for inference. K and V of a head are packed once, in the microkernel's format. Then tiles of 6 queries:
+// logits of whole rows, softmax in L1, GEMM with V. Queries are read in place.
 
 #pragma once
 
-#include "csrc/packed/attention_products.h"
+#include "csrc/packed/attention_amx.h"
+#include "csrc/packed/attention_gemm.h"
 #include "csrc/packed/attention_softmax.h"
-#include "csrc/packed/attention_tiles.h"
 #include "csrc/packed/packed_linear.h"
 
 namespace vitfast::VITFAST_ISA {
@@ -28,7 +28,7 @@ struct FloatAttention {
 };
 
 #if defined(__AVX512BF16__)
-// The bits of up to a vector of numbers, each in a word of its own.
+// The bits of up to a vector of numbers, one per word.
 VITFAST_INLINE Words load_bits(const BFloat16* p, int64_t count) {
   Halves halves{};
   if (count == width<float>) {
@@ -73,10 +73,10 @@ struct AttentionScratch {
         out(arena.take<char>(tile_rows * channels * int64_t(sizeof(float)))) {}
   const int64_t columns, channels;
   uint32_t *keys, *values;
-  uint32_t* queries;  // of the types whose words have to be made
+  uint32_t* queries;  // of types that have to be converted
   float* logits;
   uint32_t* weights;
-  char* out;  // of heads that are no whole vectors
+  char* out;  // of heads that do not fill whole vectors
 };
 
 inline int64_t attention_workspace(const PackedAttention& a) {
@@ -98,7 +98,7 @@ struct QueryTile {
   int64_t row, channel;
 };
 
-// Scales a row of logits, adds the bias, and copies them to where they are asked for.
+// Scales a row of logits, adds the bias, and copies them to a.logits if requested.
 VITFAST_INLINE void finish_logits(
     const PackedAttention& a, const QueryTile& q, int r, float* logits, float* lane_maxima) {
   const int64_t image = (q.row + r) / a.tokens, row = (q.row + r) % a.tokens, head = q.channel / a.head_dim;
@@ -106,7 +106,7 @@ VITFAST_INLINE void finish_logits(
   float* copy = a.logits == nullptr ? nullptr : a.logits + ((image * a.heads + head) * a.tokens + row) * a.tokens;
   Vector<float> maxima = broadcast(-__builtin_inff());
   for_each_vector<float>(a.tokens, [&](int64_t j, int64_t n) __attribute__((always_inline)) {
-    Vector<float> v = load(logits + j) * float(a.scale);  // minus infinity behind the last token
+    Vector<float> v = load(logits + j) * float(a.scale);  // minus infinity after the last token
     if (bias != nullptr) v += load_up_to<float>(bias + j, n);
     if (copy != nullptr) store_up_to<float>(copy + j, v, n);
     store(logits + j, v);
@@ -144,7 +144,7 @@ void attend_tile(const PackedAttention& a, const QueryTile& q, const AttentionSc
   const float scale_log2 = float(scale * 1.4426950408889634);
   Number* weights = reinterpret_cast<Number*>(s.weights);
   for (int r = 0; r < rows; ++r) maxima[r] = largest_lane(load(lane_maxima + r * w));
-  // so many rows as there are registers for
+  // as many rows as fit the registers
   constexpr int together = VITFAST_VECTOR_BYTES == 64 ? rows : 1;
   for (int r = 0; r < rows; r += together) {
     const int64_t place = r * s.columns;
@@ -208,7 +208,7 @@ void attend(
   }
 }
 
-// attend(image, head, first query, last query) for every head of a share.
+// Calls attend(image, head, first query, last query) for every head of a part.
 template <typename Attend>
 void for_each_head(const PackedAttention& a, const HeadRows& part, const Attend& attend) {
   for (int64_t row = part.row_begin; row < part.row_end;) {

@@ -1,4 +1,4 @@
-#include "csrc/packed/packed_stages.h"
+#include "csrc/packed/packed_parallel.h"
 #include "csrc/upsample_relations/sparse_rows.h"
 
 namespace vitfast {

@@ -1,12 +1,12 @@
-// A product with a packed weight on a rectangle of its result, and the mlp on a range of rows.
+// GEMM with a packed weight on a rectangle of its result, and the MLP on a range of rows.
 
 #pragma once
 
-#include "csrc/packed/product.h"
+#include "csrc/packed/gemm.h"
 
 namespace vitfast::VITFAST_ISA {
 
-// Cuts a task's memory into pieces; without memory it only counts.
+// Suballocates a task's memory; with a null base it only computes the size.
 class Arena {
  public:
   explicit Arena(char* base) : base_(base) {}
@@ -23,14 +23,14 @@ class Arena {
   int64_t used_ = 0;
 };
 
-// Chunks of rows are multiples of what a microkernel takes at a time.
+// Chunks of rows are multiples of the microkernel's rows.
 constexpr int64_t chunk_step = has_tiles ? 32 : tile_rows;
 
-// Rows that pass through all panels together: what they need of the second-level cache leaves room for the panels.
-// Processors with tiles have 2 MiB of it; they multiply so fast that fetching the panels again costs more than rows
-// that overflow it. Without AVX-512 it holds a block's part of the rows only.
+// Rows multiplied with all panels in turn. They leave space for the panels in L2. Processors with AMX have 2 MiB of L2;
+// there, reading the panels again costs more than rows that overflow it. Without AVX-512, L2 holds one block's part of
+// the rows only.
 inline int64_t max_chunk_rows(int64_t rows, int64_t bytes_per_row) {
-  constexpr int64_t cache_bytes = (has_tiles || block_size < max_group ? 2048 : 512) * 1024;
+  constexpr int64_t cache_bytes = (has_tiles || splits_groups ? 2048 : 512) * 1024;
   constexpr int64_t smallest = has_tiles ? 64 : 48, largest = has_tiles ? 768 : 384;
   int64_t chunk = cache_bytes / bytes_per_row / chunk_step * chunk_step;
   chunk = chunk < smallest ? smallest : chunk > largest ? largest : chunk;
@@ -45,13 +45,13 @@ inline int64_t chunk_rows(int64_t rows, int64_t bytes_per_row) {
 
 inline Operand take_operand(Arena& arena, Precision precision, int64_t rows, int64_t k) {
   const int64_t stride = operand_stride(precision, k), groups = group_count(k);
-  uint32_t* words = arena.take<uint32_t>(divide_up(rows, chunk_step) * chunk_step * stride);  // tiles read whole steps
+  uint32_t* words =
+      arena.take<uint32_t>(divide_up(rows, chunk_step) * chunk_step * stride);  // AMX tiles read whole steps
   return {words, stride, arena.take<float>(precision == Precision::int8 ? rows * groups : 1), groups};
 }
 
-inline ProductScratch take_product_scratch(Arena& arena, int64_t chunk) {
-  const int64_t rows =
-      block_size < max_group ? divide_up(chunk, chunk_step) * chunk_step : (has_tiles ? 2 : 1) * chunk_step;
+inline GemmScratch take_gemm_scratch(Arena& arena, int64_t chunk) {
+  const int64_t rows = splits_groups ? divide_up(chunk, chunk_step) * chunk_step : (has_tiles ? 2 : 1) * chunk_step;
   return {arena.take<uint32_t>((block_size + 1) * panel_columns), arena.take<float>(rows * panel_columns)};
 }
 
@@ -62,11 +62,11 @@ constexpr Accuracy accuracy_for(Precision precision) {
 struct LinearScratch {
   LinearScratch(Arena& arena, Precision precision, int64_t k, int64_t chunk)
       : operand(take_operand(arena, precision, chunk, k)),
-        product(take_product_scratch(arena, chunk)),
+        gemm(take_gemm_scratch(arena, chunk)),
         row(arena.take<float>(k + width<float>)),
         partial(arena.take<float>(chunk * panel_columns)) {}
   Operand operand;
-  ProductScratch product;
+  GemmScratch gemm;
   float* row;
   float* partial;
 };
@@ -86,7 +86,7 @@ void linear_rectangle(const PackedLinear& a, const Rectangle& part, char* worksp
   const int64_t chunk = chunk_rows(part.row_end - part.row_begin, linear_bytes_per_row(a));
   Arena arena(workspace);
   const LinearScratch scratch(arena, precision, a.weight.k, chunk);
-  const ProductRegisters<precision> registers;
+  const GemmRegisters<precision> registers;
   for (int64_t row = part.row_begin; row < part.row_end; row += chunk) {
     const int64_t rows = part.row_end - row < chunk ? part.row_end - row : chunk;
     prepare_operand<precision>(a.x, a.norm, row, rows, a.weight.k, scratch.operand, scratch.row);
@@ -111,11 +111,11 @@ void linear_rectangle(const PackedLinear& a, const Rectangle& part, char* worksp
         {part.panel_begin, part.panel_end},
         {0, group_count(a.weight.k)},
         destination,
-        scratch.product);
+        scratch.gemm);
   }
 }
 
-// --- mlp: a chunk of rows passes through both products; the hidden units come group by group and stay in the cache ---
+// --- MLP: both GEMMs for a chunk of rows; hidden activations are computed group by group and stay in the cache ---
 
 struct MlpScratch {
   MlpScratch(Arena& arena, const PackedMlp& a, int64_t chunk)
@@ -123,13 +123,13 @@ struct MlpScratch {
         hidden(take_operand(arena, a.fc1.precision, chunk, group_size(a.fc1.n))),
         hidden_rows(
             a.fc1.precision == Precision::int8 ? arena.take<float>(chunk * hidden_stride(a) + width<float>) : nullptr),
-        product(take_product_scratch(arena, chunk)),
+        gemm(take_gemm_scratch(arena, chunk)),
         row(arena.take<float>(a.fc1.k + width<float>)),
         partial(arena.take<float>(chunk * panel_columns)) {}
   static int64_t hidden_stride(const PackedMlp& a) { return divide_up(group_size(a.fc1.n), 16) * 16; }
   Operand operand, hidden;
-  float* hidden_rows;  // of int8, before they are quantized
-  ProductScratch product;
+  float* hidden_rows;  // int8: before quantization
+  GemmScratch gemm;
   float* row;
   float* partial;
 };
@@ -147,7 +147,7 @@ inline int64_t mlp_workspace(const PackedMlp& a, int64_t rows) {
   return arena.used();
 }
 
-// How the hidden units are stored as an operand of the second product; of int8 in float32, to be quantized.
+// How hidden activations are stored for the second GEMM; int8 stores float32, quantized afterwards.
 constexpr Store hidden_store(Precision precision) {
   return precision == Precision::bfloat16  ? (has_bfloat16_dot ? Store::bfloat16 : Store::float32_as_bfloat16)
          : precision == Precision::float16 ? Store::float32_as_float16
@@ -182,7 +182,7 @@ void hidden_group(const PackedMlp& a, int64_t group, int64_t rows, const MlpScra
       {first / panel_columns, panel_count(first + size)},
       {0, group_count(a.fc1.k)},
       destination,
-      scratch.product);
+      scratch.gemm);
   for (int64_t r = 0; r < rows; ++r) {
     if constexpr (is_int8) {
       uint32_t* words = scratch.hidden.words + r * scratch.hidden.stride;
@@ -198,7 +198,7 @@ void mlp_rows(const PackedMlp& a, int64_t begin, int64_t end, char* workspace) {
   const int64_t chunk = chunk_rows(end - begin, mlp_bytes_per_row(a)), n = a.fc2.n;
   Arena arena(workspace);
   const MlpScratch scratch(arena, a, chunk);
-  const ProductRegisters<precision> registers;
+  const GemmRegisters<precision> registers;
   for (int64_t row = begin; row < end; row += chunk) {
     const int64_t rows = end - row < chunk ? end - row : chunk;
     prepare_operand<precision>(a.x, a.norm, row, rows, a.fc1.k, scratch.operand, scratch.row);
@@ -209,7 +209,7 @@ void mlp_rows(const PackedMlp& a, int64_t begin, int64_t end, char* workspace) {
     for (int64_t group = 0; group < group_count(a.fc1.n); ++group) {
       hidden_group<precision>(a, group, rows, scratch);
       multiply_panels<precision>(
-          scratch.hidden, rows, a.fc2, {0, panel_count(n)}, {group, group + 1}, destination, scratch.product);
+          scratch.hidden, rows, a.fc2, {0, panel_count(n)}, {group, group + 1}, destination, scratch.gemm);
     }
   }
 }

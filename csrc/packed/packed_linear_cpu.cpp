@@ -1,4 +1,4 @@
-#include "csrc/packed/packed_stages.h"
+#include "csrc/packed/packed_parallel.h"
 
 namespace vitfast {
 namespace {
@@ -97,7 +97,7 @@ int64_t fma_peak(std::string precision_name, int64_t iterations) {
   const int64_t threads = int64_t(torch::stable::get_num_threads());
   std::vector<int64_t> operations(size_t(threads), 0);
   for_each_part(
-      threads, [&](int64_t part) { operations[size_t(part)] = packed_kernels().fma_loop(precision, iterations); });
+      threads, [&](int64_t part) { operations[size_t(part)] = packed_kernels().fma_peak(precision, iterations); });
   int64_t sum = 0;
   for (const int64_t count : operations) sum += count;
   return sum;

@@ -127,7 +127,7 @@ void embed_patches(const PackedPatchEmbed& a, int64_t image, int64_t begin, int6
       panel_columns,
       true};
   multiply_panels<precision>(
-      s.operand, end - begin, a.weight, {0, panel_count(n)}, {0, group_count(a.weight.k)}, destination, s.product);
+      s.operand, end - begin, a.weight, {0, panel_count(n)}, {0, group_count(a.weight.k)}, destination, s.gemm);
 }
 
 template <Precision precision>
@@ -135,7 +135,7 @@ void patch_embed_rows(const PackedPatchEmbed& a, int64_t begin, int64_t end, cha
   const int64_t patches = a.patches(), chunk = chunk_rows(end - begin, patch_bytes_per_row(a));
   Arena arena(workspace);
   const LinearScratch scratch(arena, precision, a.weight.k, chunk);
-  const ProductRegisters<precision> registers;
+  const GemmRegisters<precision> registers;
   for (int64_t row = begin; row < end;) {
     const int64_t image = row / patches, first = row % patches;
     if (first == 0 && a.prefix_rows > 0) {

@@ -1,4 +1,4 @@
-#include "csrc/packed/packed_tensors.h"
+#include "csrc/packed/packed_parallel.h"
 
 namespace vitfast {
 namespace {

@@ -1,8 +1,7 @@
-// A performer's attention (Choromanski et al., 2021), in float32: vitfast/layers/performer_attention.py has the
-// formula.
+// Performer attention (Choromanski et al., 2021) in float32; vitfast/layers/performer_attention.py has the formula.
 //
-// Sections of tokens give sums of their keys' features times their values, each relative to the section's own maxima;
-// put together, they are what every query is multiplied with. Sections are the same however many threads there are.
+// Each section of tokens yields sums of its keys' features times its values, relative to the section's maxima. The sums
+// of all sections are combined and multiplied with every query. Sections do not depend on the number of threads.
 
 #pragma once
 
@@ -88,7 +87,7 @@ VITFAST_INLINE float half_square(const float* x, int64_t size) {
   return sum_lanes(squares) / 2;
 }
 
-// One section's maxima, sums of features, and features times values, to its place in a.sums.
+// Writes one section's maxima, sums of features, and features times values to a.sums.
 inline void performer_keys_of(const PackedPerformer& a, int64_t section, const PerformerScratch& s) {
   constexpr int64_t w = width<float>;
   const int64_t image = section / a.sections(), first = section % a.sections() * performer_section;
@@ -117,7 +116,7 @@ inline void performer_keys_of(const PackedPerformer& a, int64_t section, const P
   multiply_rows({s.features, 1, columns}, a.features, s.values, count, a.padded_dim(), sums.products);
 }
 
-// The sums of an image relative to its own maxima, from its sections'.
+// Combines the sums of an image's sections, relative to the image's maxima.
 inline void join_sections(const PackedPerformer& a, int64_t image, const PerformerSums& whole) {
   constexpr int64_t w = width<float>;
   const int64_t columns = a.padded_features(), dim = a.padded_dim();
@@ -140,13 +139,13 @@ inline void join_sections(const PackedPerformer& a, int64_t image, const Perform
     store(whole.maxima + m, largest);
     store(whole.totals + m, total);
   }
-  for (int64_t m = a.features; m < columns; ++m) {  // features that are none
+  for (int64_t m = a.features; m < columns; ++m) {  // padding
     whole.maxima[m] = -__builtin_inff();
     whole.totals[m] = 0;
   }
 }
 
-// Tokens [begin, begin + count) of all images, of one image.
+// Tokens [begin, begin + count) of the flattened images, all of one image.
 inline void performer_queries_of(
     const PackedPerformer& a, int64_t begin, int64_t count, const PerformerSums& sums, const PerformerScratch& s) {
   constexpr int64_t w = width<float>;

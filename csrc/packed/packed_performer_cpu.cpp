@@ -1,6 +1,6 @@
 #include <cmath>
 
-#include "csrc/packed/packed_tensors.h"
+#include "csrc/packed/packed_parallel.h"
 
 namespace vitfast {
 namespace {

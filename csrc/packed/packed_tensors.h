@@ -1,4 +1,4 @@
-// Arguments of the packed operators: words to codes, tensors to pointers, and the memory of the threads.
+// Arguments of the packed operators: strings to enums, tensors to pointers.
 
 #pragma once
 
@@ -117,37 +117,6 @@ inline const float* residual_or_null(
       op,
       ": residual must be float32 and contiguous");
   return static_cast<const float*>(residual->const_data_ptr());
-}
-
-// Memory for `parts` tasks that run at a time.
-class Workspace {
- public:
-  Workspace(int64_t bytes_per_part, int64_t parts)
-      : bytes_per_part_((bytes_per_part + 63) / 64 * 64),
-        tensor_(new_tensor({(bytes_per_part_ * parts + 64) / 4}, ScalarType::Float)) {}
-  char* part(int64_t index) const {
-    const auto address = reinterpret_cast<uintptr_t>(tensor_.mutable_data_ptr());
-    return reinterpret_cast<char*>((address + 63) / 64 * 64) + index * bytes_per_part_;
-  }
-
- private:
-  int64_t bytes_per_part_;
-  Tensor tensor_;
-};
-
-// Runs f(part) for each part, one a thread.
-template <typename F>
-void for_each_part(int64_t parts, const F& f) {
-  torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t part = begin; part < end; ++part) f(part);
-  });
-}
-
-// As many threads as the multiplications are worth.
-inline int64_t worthwhile_threads(int64_t multiplications) {
-  constexpr int64_t per_thread = 200'000;
-  const int64_t threads = int64_t(torch::stable::get_num_threads());
-  return multiplications / per_thread < threads ? multiplications / per_thread + 1 : threads;
 }
 
 }  // namespace vitfast

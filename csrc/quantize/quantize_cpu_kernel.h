@@ -5,7 +5,6 @@
 
 #include "csrc/common/fixed_format.h"
 #include "csrc/common/philox.h"
-#include "csrc/cpu/dispatch_type.h"
 #include "csrc/cpu/vector.h"
 #include "csrc/quantize/round_vector_cpu_kernel.h"
 

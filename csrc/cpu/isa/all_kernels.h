@@ -1,10 +1,9 @@
-// Every kernel, compiled once for each instruction set by the files beside this one.
+// All kernels, compiled once per instruction set by the files in this folder.
 
 #include "csrc/attention/attention_cpu_kernel.h"
 #include "csrc/layer_norm/layer_norm_cpu_kernel.h"
 #include "csrc/matmul_accumulate/matmul_accumulate_cpu_kernel.h"
-#include "csrc/mlp/add_cpu_kernel.h"
-#include "csrc/mlp/gelu_cpu_kernel.h"
+#include "csrc/mlp/mlp_cpu_kernel.h"
 #include "csrc/quantize/quantize_cpu_kernel.h"
 #include "csrc/upsample_relations/upsample_relations_cpu_kernel.h"
 

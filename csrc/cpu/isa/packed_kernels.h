@@ -1,6 +1,6 @@
-// The kernels of packed weights, compiled once for each instruction set by the files beside this one.
+// The kernels on packed weights, compiled once per instruction set by the files in this folder.
 
-#include "csrc/packed/fma_loop.h"
+#include "csrc/packed/fma_peak.h"
 #include "csrc/packed/packed_attention.h"
 #include "csrc/packed/packed_linear.h"
 #include "csrc/packed/packed_patch_embed.h"
@@ -30,7 +30,7 @@ void packed_patch_embed(const PackedPatchEmbed& a, int64_t begin, int64_t end, c
 const PackedKernels packed_kernels = {
     VITFAST_PACKED_STRINGIZE(VITFAST_ISA),
     has_bfloat16_dot,
-    has_tiles ? 400 : 200,  // two images of 197 tokens leave fewer rows that do not fill a tile
+    has_tiles ? 400 : 200,  // with two images of 197 tokens, fewer tiles are partially filled
     linear_workspace,
     packed_linear,
     mlp_workspace,
@@ -42,7 +42,7 @@ const PackedKernels packed_kernels = {
     performer_workspace,
     performer_keys,
     performer_queries,
-    fma_loop,
+    fma_peak,
 };
 
 }  // namespace vitfast::VITFAST_ISA

@@ -1,23 +1,93 @@
-// The microkernel: up to 6 rows of the left matrix times a panel of 64 columns, over one group of inputs.
+// The GEMM microkernel: up to 6 rows of the left matrix times a panel of 64 columns, over one group of inputs.
 //
-// 24 sums (6 rows, 4 vectors), 4 vectors of the panel and a broadcast fill the 32 registers of AVX-512. With 16
-// registers a pass takes 2 vectors, so a panel takes several passes over the rows' words, and the loop is unrolled:
-// there its own instructions count. Every row's sums are formed in the same order whatever the number of rows: results
-// do not depend on how rows are split.
+// With AVX-512, 24 accumulators (6 rows, 4 vectors), 4 vectors of the panel and a broadcast use the 32 registers. With
+// 16 registers a pass covers 2 vectors, a panel takes several passes over the rows' words, and the loop is unrolled
+// because its overhead counts. The sums of every row are formed in the same order for any number of rows: results do
+// not depend on how rows are split.
 
 #pragma once
 
-#include "csrc/packed/dot.h"
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+#include "csrc/cpu/vector.h"
 #include "csrc/packed/packed.h"
 
 namespace vitfast::VITFAST_ISA {
+
+// --- dot products of words: sums += a · b, for one word of a row of the left matrix and a vector of words of a panel
+// ---
+
+typedef int16_t Shorts __attribute__((vector_size(VITFAST_VECTOR_BYTES)));
+
+VITFAST_INLINE Integers<float> load_integers(const void* p) {
+  Integers<float> v;
+  std::memcpy(&v, p, sizeof(v));
+  return v;
+}
+
+VITFAST_INLINE Integers<float> broadcast_word(const uint32_t* p) {
+  return int32_t(*p) + Integers<float>{};
+}
+
+// A word is a float32.
+struct FloatDot {
+  using Sum = Vector<float>;
+  static constexpr bool is_integer = false;
+  static VITFAST_INLINE void add(Sum& sum, Integers<float> a, Integers<float> b) {
+    sum += bit_cast<Vector<float>>(a) * bit_cast<Vector<float>>(b);
+  }
+};
+
+// A word is a pair of int16; exact in int32 for the sizes of a group.
+struct Int16Dot {
+  using Sum = Integers<float>;
+  static constexpr bool is_integer = true;
+  static VITFAST_INLINE void add(Sum& sum, Integers<float> a, Integers<float> b) {
+#if VITFAST_VECTOR_BYTES == 64
+    sum += (Integers<float>)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif VITFAST_VECTOR_BYTES == 32
+    sum += (Integers<float>)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#elif defined(__SSE2__)
+    sum += (Integers<float>)_mm_madd_epi16((__m128i)a, (__m128i)b);
+#else
+    sum += ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
+#endif
+  }
+};
+
+#if defined(__AVX512BF16__)
+// A word is a pair of bfloat16.
+struct BFloat16Dot {
+  using Sum = Vector<float>;
+  static constexpr bool is_integer = false;
+  static VITFAST_INLINE void add(Sum& sum, Integers<float> a, Integers<float> b) {
+    sum = (Sum)_mm512_dpbf16_ps((__m512)sum, (__m512bh)(a), (__m512bh)(b));
+  }
+};
+#endif
+
+#if defined(__AVX512VNNI__)
+// A word is four uint8 on the left and four int8 on the right. With the intrinsic, GCC 12 copies and spills the sums,
+// at half the speed.
+struct Int8Dot {
+  using Sum = Integers<float>;
+  static constexpr bool is_integer = true;
+  static VITFAST_INLINE void add(Sum& sum, Integers<float> a, Integers<float> b) {
+    __asm__("vpdpbusd %[b], %[a], %[sum]" : [sum] "+v"(sum) : [a] "v"(a), [b] "v"(b));
+  }
+};
+#endif
+
+// --- tiles ---
 
 constexpr int tile_rows = 6;
 constexpr bool is_wide = VITFAST_VECTOR_BYTES == 64;
 constexpr int tile_vectors = is_wide ? 4 : 2;
 constexpr int tile_unroll = is_wide ? 1 : 4;
 
-// Rows of the left matrix that a dot takes at a time.
+// Rows of the left matrix that a microkernel processes at a time.
 template <typename Dot>
 constexpr int64_t rows_at_once = tile_rows;
 
@@ -28,12 +98,12 @@ constexpr int64_t tile_size = rows_at_once<Dot> * panel_columns;
 struct Panel {
   const uint32_t* words;  // [rows, 64]
   int64_t rows;
-  const int32_t* compensation;  // [64], what integer sums start from, or null
-  const uint32_t* tail;         // of tiles: the last rows % 16 rows and zeros
+  const int32_t* compensation;  // [64], initial values of integer sums, or null
+  const uint32_t* tail;         // AMX: the last rows % 16 rows and zeros
 };
 
-// Fetches a few columns of rows that lie too far apart for the processor to foresee. Lines to be written, too: stores
-// that miss the cache wait for each other.
+// Prefetches a few columns of rows that are too far apart for the hardware prefetcher. Also used for lines to be
+// written: stores that miss the cache are serialized.
 inline void prefetch_rows(const void* first, int64_t stride_bytes, int64_t rows, int64_t bytes) {
   const char* row = static_cast<const char*>(first);
   for (int64_t r = 0; r < rows; ++r, row += stride_bytes) {
@@ -41,13 +111,12 @@ inline void prefetch_rows(const void* first, int64_t stride_bytes, int64_t rows,
   }
 }
 
-// Rows of words whose float32 sum is formed in one go: a long sum in parts loses less than one that runs through.
+// Rows of words summed in one run of float32: partial sums round less than a single long sum.
 constexpr int64_t max_run = 256;
 
-// sums[rows, 64] = a[rows, panel.rows] · panel, as float32 or int32; or that is added to them. `ahead`: a line of 64
-// bytes in each 256 is fetched from there into the second-level cache, for the tiles to come; or null. (With 16
-// registers the processor's own fetching is better.) Not inlined: among its callers' variables GCC 12 keeps the sums in
-// memory.
+// sums[rows, 64] (+)= a[rows, panel.rows] · panel, as float32 or int32. `ahead`: address from which 64 of every 256
+// bytes are prefetched into L2 for the next tiles, or null (with 16 registers the hardware prefetcher is faster). Not
+// inlined: GCC 12 would keep the sums in memory.
 template <typename Dot, int rows>
 __attribute__((noinline)) void multiply_tile(
     const uint32_t* a, int64_t a_stride, const Panel& panel, bool accumulate, const char* ahead, void* sums) {

@@ -1,8 +1,8 @@
-// The two products of attention for a tile of queries: with a head's keys, and of their weights with its values.
+// The two GEMMs of attention for a tile of queries: queries times keys, and softmax weights times values.
 //
-// Keys and values are packed as panels of `tile_vectors` vectors of columns at most, tokens or channels, that follow
-// each other in memory in the order in which a tile reads them. A panel is a row of words for each word of its depth; a
-// panel of keys has one row more in front, what its sums start from: zero, and minus infinity behind the last token.
+// K and V are packed as panels of at most `tile_vectors` vectors of columns (tokens or channels), in the order in which
+// a tile reads them. A panel has one row of words for each word of its depth. A panel of keys starts with one more row,
+// the initial values of its sums: zero, and minus infinity after the last token.
 
 #pragma once
 
@@ -10,11 +10,11 @@
 
 #include "csrc/cpu/matrix.h"
 #include "csrc/packed/attention_softmax.h"
-#include "csrc/packed/multiply_tile.h"
+#include "csrc/packed/gemm_microkernel.h"
 
 namespace vitfast::VITFAST_ISA {
 
-// Panels of nearly the same width, in vectors.
+// Panels of nearly equal width, in vectors.
 struct ColumnPanels {
   explicit ColumnPanels(int64_t columns)
       : vectors(divide_up(columns, width<float>)), count(divide_up(vectors, tile_vectors)) {}
@@ -22,7 +22,7 @@ struct ColumnPanels {
   int64_t vectors, count;
 };
 
-// Takes the sums of the queries with the keys: stores them, and keeps the largest of each row and lane.
+// Stores the logits and updates the maximum of each row and lane.
 struct LogitSink {
   static constexpr bool has_start = true;
   float* logits;
@@ -41,7 +41,7 @@ struct LogitSink {
   }
 };
 
-// Takes the sums of the weights with the values: divides them, and stores whole vectors.
+// Scales the product with the values by each row's factor and stores whole vectors.
 struct ResultSink {
   static constexpr bool has_start = false;
   Type type;  // float32 or bfloat16
@@ -65,13 +65,13 @@ struct ResultSink {
   }
 };
 
-// start + a[rows, depth] · b[depth, vectors], in words; `start`: a row in front of b, or zero.
+// start + a[rows, depth] · b[depth, vectors], in words; `start`: a row before b, or zero.
 template <typename Dot, int rows, int vectors, typename Sink>
 void multiply_panel(
     const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t depth, int64_t column, const Sink sink) {
   constexpr int64_t w = width<float>;
   Vector<float> sums[rows][vectors];
-  // unrolled by order: GCC would see a memset and a memcpy, and keep the sums in memory
+  // explicit unrolling: GCC would emit a memset and a memcpy and keep the sums in memory
 #pragma GCC unroll 8
   for (int v = 0; v < vectors; ++v) {
     Vector<float> start{};
@@ -80,7 +80,7 @@ void multiply_panel(
     for (int r = 0; r < rows; ++r) sums[r][v] = start;
   }
   if constexpr (Sink::has_start) b += vectors * w;
-  Vector<float> before[rows][vectors];  // what earlier runs of float32 have summed
+  Vector<float> before[rows][vectors];  // sums of earlier float32 runs
   const uint32_t* const end = a + depth;
   for (bool is_first = true;; is_first = false) {
     const uint32_t* const stop = std::is_same_v<Dot, FloatDot> && end - a > max_run ? a + max_run : end;
@@ -147,7 +147,7 @@ VITFAST_INLINE void multiply_panels(
   }
 }
 
-// words[j * columns + i] = rows[i * stride + j], for a vector of `count` rows; zero behind them.
+// words[j * columns + i] = rows[i * stride + j], for a vector of `count` rows, padded with zeros.
 template <typename T>
 VITFAST_INLINE void transpose_vector(
     const T* rows, int64_t stride, int64_t count, int64_t size, float* words, int64_t columns) {
@@ -162,7 +162,7 @@ VITFAST_INLINE void transpose_vector(
   });
 }
 
-// Panels of keys from rows of numbers that are words, or become words when they are widened.
+// Panels of keys from rows of numbers that are words, or become words when widened.
 template <typename T>
 void pack_key_panels(const T* k, int64_t stride, int64_t tokens, int64_t depth, uint32_t* packed) {
   constexpr int64_t w = width<float>;
@@ -180,7 +180,7 @@ void pack_key_panels(const T* k, int64_t stride, int64_t tokens, int64_t depth, 
   }
 }
 
-// Panels of values; load(row of words, first channel, count) gives a vector of words.
+// Panels of values; load_words(row of words, first channel, count) returns a vector of words.
 template <typename Load>
 VITFAST_INLINE void pack_value_panels(int64_t depth, int64_t channels, uint32_t* words, const Load& load_words) {
   constexpr int64_t w = width<float>;

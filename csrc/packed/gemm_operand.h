@@ -1,14 +1,13 @@
-// The left matrix of a product: rows of words as the microkernel reads them, made from float32 or bfloat16, with a
-// LayerNorm on the way.
+// The left operand of a GEMM: rows of words in the microkernel's format, converted from float32 or bfloat16 with an
+// optional fused LayerNorm.
 //
-// Words are what the precision's dot takes: pairs of bfloat16 and quads of uint8 (q + 128) where the processor
-// multiplies these; else float32 already rounded to the precision, and pairs of int16. A row is padded with zeros to
-// whole vectors.
+// Words hold pairs of bfloat16 and quads of uint8 (q + 128) if the processor has instructions for them; otherwise
+// float32 rounded to the precision, and pairs of int16. Rows are padded with zeros to whole vectors.
 
 #pragma once
 
 #include "csrc/packed/activation.h"
-#include "csrc/packed/dot.h"
+#include "csrc/packed/gemm_microkernel.h"
 
 namespace vitfast::VITFAST_ISA {
 
@@ -48,13 +47,13 @@ constexpr int64_t operand_words(Precision precision, int64_t k) {
   }
 }
 
-// Whole cache lines and one more: rows 4096 bytes apart would share a set of the first-level cache.
+// Whole cache lines plus one: rows 4096 bytes apart would share an L1 cache set.
 constexpr int64_t operand_stride(Precision precision, int64_t k) {
   return divide_up(operand_words(precision, k), 16) * 16 + 16;
 }
 
 #if VITFAST_VECTOR_BYTES == 64
-// join(a, b) of the halves of a vector, of their halves, and so on; GCC 12 warns about its own _mm512_reduce_max_ps.
+// Reduces a vector by halves with join(a, b); GCC 12 warns about its own _mm512_reduce_max_ps.
 template <typename Join>
 VITFAST_INLINE float join_lanes(Vector<float> v, const Join& join) {
   const __m256 lower = _mm512_maskz_extractf32x8_ps(__mmask8(-1), (__m512)v, 0);
@@ -122,7 +121,7 @@ VITFAST_INLINE void store_bfloat16(BFloat16* p, Vector<float> v) {
 #endif
 }
 
-// v * factor + offset, rounded once; the offset, from 2^23 to 2^24, makes it an even integer where two are as near.
+// v * factor + offset, rounded once; an offset from 2^23 to 2^24 rounds to an integer, ties to even.
 VITFAST_INLINE Vector<float> round_product(Vector<float> v, float factor, float offset) {
 #if defined(__FMA__)
   return fused_multiply_add(v, broadcast(factor), broadcast(offset));
@@ -146,11 +145,11 @@ VITFAST_INLINE void store_low_bytes(uint8_t* p, Words words) {
 #endif
 }
 
-// One group of a row, symmetric: returns the scale.
+// Symmetric quantization of one group of a row; returns the scale.
 VITFAST_INLINE float quantize_group(const float* row, int64_t size, uint32_t* words) {
   const float largest = max_magnitude(row, size);
   const float inverse = largest < 0x1p-119f ? 0.0f : 127.0f / largest;  // 127 / largest would overflow
-  // adding 1.5 * 2^23 rounds to an integer, which the low bits hold; unsigned numbers are 128 larger
+  // adding 1.5 * 2^23 rounds to an integer in the low bits; unsigned numbers are offset by 128
   constexpr float to_integer = 12582912.0f + (has_int8_dot ? 128.0f : 0.0f);
   for_each_vector<float>(size, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
     const Vector<float> shifted = round_product(load_up_to<float>(row + i, count), inverse, to_integer);
@@ -164,7 +163,7 @@ VITFAST_INLINE float quantize_group(const float* row, int64_t size, uint32_t* wo
   return largest * (1.0f / 127.0f);
 }
 
-// Zeros behind a row of bfloat16: the rest of a pair; tiles take 16 pairs at a time.
+// Pads a row of bfloat16 with zeros to whole pairs; AMX tiles take 16 pairs at a time.
 VITFAST_INLINE void pad_bfloat16(BFloat16* row, int64_t size) {
   constexpr int64_t step = has_tiles ? 32 : 2;
   for (int64_t i = size; i % step != 0; ++i) row[i] = BFloat16{0};
@@ -197,7 +196,7 @@ VITFAST_INLINE void convert_row(const float* row, int64_t k, uint32_t* words, fl
   }
 }
 
-// Reads a row as float32; of float16 already rounded, as its LayerNorm reads it. Returns the sum.
+// Reads a row as float32 (rounded to float16 first for fp16_32, the input of its LayerNorm). Returns the sum.
 template <Precision precision, typename T>
 VITFAST_INLINE float widen_row(const T* x, int64_t size, float* row) {
   Vector<float> sum{};
@@ -210,7 +209,7 @@ VITFAST_INLINE float widen_row(const T* x, int64_t size, float* row) {
   return sum_lanes(sum);
 }
 
-// In place; `row` has room for whole vectors.
+// In place; `row` has space for whole vectors.
 VITFAST_INLINE void normalize_row(float* row, int64_t size, float sum, const Norm& norm) {
   const float mean = sum / float(size);
   Vector<float> squares{};
@@ -231,7 +230,7 @@ VITFAST_INLINE void normalize_row(float* row, int64_t size, float sum, const Nor
   });
 }
 
-// Rows [begin, end) of x, normalized if asked for. `row`: room for a row in float32 and a vector.
+// Converts rows [begin, end) of x, normalized if `norm.is_used`. `row`: space for a row in float32 and a vector.
 template <Precision precision, typename T>
 void prepare_rows(
     const T* x, int64_t stride, const Norm& norm, int64_t count, int64_t k, const Operand& a, float* row) {

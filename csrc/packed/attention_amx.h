@@ -1,19 +1,14 @@
-// Attention on AMX tiles: the weights of a block of queries, 32 queries and 32 tokens at a time, then their product
-// with the values. Keys are read once for a block; the values of 32 channels stay in the first-level cache for all of
-// it.
+// Attention on AMX tiles: softmax weights of a block of queries, 32 queries and 32 tokens at a time, then their GEMM
+// with the values. Keys are read once per block; the values of 32 channels stay in L1 for the whole block.
 //
-// A row's weights are 2^(its logit - a reference), the largest of its first 32 logits, so that logits become weights as
-// soon as they are there; what a row is scaled by, the division takes away again. A row that leaves the range of the
-// weights, or has a NaN, is done again with the largest of all its logits.
-//
-// While tiles are multiplied, of the two vector units only one takes floating-point instructions, but both take those
-// on integers: a weight is made as the 16 bits of its bfloat16, with 9 bits behind the point and a table.
-//
-// While the logits of 32 queries and 32 tokens become weights, the next ones are multiplied.
+// The weights of a row are 2^(logit - reference), where the reference is the maximum of the row's first 32 logits, so
+// that logits are exponentiated as soon as they are computed; the final division removes the scale. A row whose weights
+// overflow, or that has a NaN, is computed again with the maximum of all its logits.
+// While the logits of 32 queries and 32 tokens are exponentiated, the next ones are multiplied.
 
 #pragma once
 
-#include "csrc/packed/amx.h"
+#include "csrc/packed/attention_amx_softmax.h"
 
 #if defined(__AMX_BF16__)
 
@@ -22,32 +17,6 @@
 #include "csrc/packed/packed_linear.h"
 
 namespace vitfast::VITFAST_ISA {
-
-constexpr int64_t tile_words = 16 * amx_words;
-constexpr int64_t pair_rows = 2 * amx_rows;      // queries at a time,
-constexpr int64_t chunk_tokens = 2 * amx_words;  // and tokens: also the depth of a product with values
-constexpr int64_t block_rows = 4 * pair_rows;    // queries whose weights are kept
-
-// Bits of bfloat16 with two more: a weight's exponent (biased) and 9 bits behind the point.
-constexpr int more_bits = 2;
-constexpr float weight_unit = 512.0f;
-// The exponents of a row's reference, and of its largest logit: 2^-47 leaves room for larger ones.
-constexpr float first_exponent = 80.0f, largest_exponent = 120.0f;
-
-// 512 (1 + m - 2^m) in the middle of the four m that share their first seven bits: what makes a power of the bits of
-// its logarithm, which have half of a unit of the result more.
-struct PowerTable {
-  constexpr PowerTable() : values() {
-    for (int i = 0; i < 128; ++i) {
-      const double m = (i - 0.125) / 128;
-      double power = 1, term = 1;
-      for (int n = 1; n < 20; ++n) power += term *= m * 0.6931471805599453 / n;
-      values[i] = uint8_t(512 * (1 + m - power) + 0.5);
-    }
-  }
-  alignas(64) uint8_t values[128];
-};
-inline constexpr PowerTable power_table;
 
 struct TileScratch {
   TileScratch(Arena& arena, const PackedAttention& a)
@@ -66,7 +35,7 @@ struct TileScratch {
   const int64_t steps;   // tiles of head_dim
   uint32_t* keys;        // [2 chunks, steps] tiles: 16 pairs of channels of 16 tokens
   uint32_t* values;      // [steps, chunks, 2] tiles: 16 pairs of tokens, of 16 channels in unpack's order
-  uint32_t* ones;        // a tile of values that gives the sum of the weights in each column
+  uint32_t* ones;        // a tile of ones, whose product is the sum of the weights
   uint32_t* queries;     // [8, steps] tiles
   float* logits;         // [32, 32]
   uint32_t* weights;     // [8, chunks] tiles
@@ -79,7 +48,7 @@ inline bool is_of_tiles(const PackedAttention& a) {
   return a.qkv_type == Type::bfloat16 && a.head_dim % (2 * amx_words) == 0;
 }
 
-// Queries of a head, and which of the first 32 of them are to be computed.
+// Queries of a head; `kept`: which of the first 32 are stored.
 struct TileBlock {
   int64_t row, rows;
   uint32_t kept = ~uint32_t(0);
@@ -129,7 +98,7 @@ class TiledHead {
       const int64_t first = tile * amx_words, rest = tokens - first;
       for (int64_t step = 0; step < s.steps; ++step) {
         const BFloat16* k = q + channels + first * stride + step * 2 * amx_words;
-        Vector<float> square[16];  // the vectors only carry the bits of a pair
+        Vector<float> square[16];  // each float holds the bits of a pair
         for (int64_t i = 0; i < 16; ++i) {
           square[i] = i < rest ? load(reinterpret_cast<const float*>(k + i * stride)) : Vector<float>{};
         }
@@ -159,7 +128,7 @@ class TiledHead {
     for (int64_t i = 0; i < tile_words; ++i) s.ones[i] = 0x3f803f80;
   }
 
-  // Which of 32 tokens is at place i of a row's weights, in the order in which vpackusdw leaves them.
+  // Token at position i of a row's 32 weights, in the order of vpackusdw.
   static constexpr int64_t token_of_weight(int64_t i) { return i / 8 * 4 + i % 4 + (i % 8 < 4 ? 0 : amx_words); }
   static constexpr uint32_t mask_of_weights(uint32_t tokens) {
     uint32_t mask = 0;
@@ -183,9 +152,9 @@ class TiledHead {
 
   uint32_t* weights_of(int64_t pair) const { return s.weights + 2 * pair * s.chunks * tile_words; }
 
-  // The logits of 16 or 32 queries and 32 tokens; some of the other work after each product.
-  template <bool has_two, typename Meanwhile>
-  VITFAST_INLINE void multiply_keys(int64_t chunk, int64_t pair, Meanwhile& meanwhile) const {
+  // The logits of 16 or 32 queries and 32 tokens, interleaved with the exponentiation of the previous ones.
+  template <bool has_two, typename Other>
+  VITFAST_INLINE void multiply_keys(int64_t chunk, int64_t pair, Other& other) const {
     const int64_t steps = s.steps * tile_words;
     const uint32_t* k = s.keys + 2 * chunk * steps;
     const uint32_t* queries = s.queries + 2 * pair * steps;
@@ -199,19 +168,19 @@ class TiledHead {
       load_tile<4>(queries + i, 64);
       load_tile<6>(k + i, 64);
       multiply_bfloat16<0, 4, 6>();
-      meanwhile.take_some();
+      other.take_some();
       load_tile<7>(k + steps + i, 64);
       multiply_bfloat16<1, 4, 7>();
-      meanwhile.take_some();
+      other.take_some();
       if constexpr (has_two) {
         load_tile<5>(queries + steps + i, 64);
         multiply_bfloat16<2, 5, 6>();
-        meanwhile.take_some();
+        other.take_some();
         multiply_bfloat16<3, 5, 7>();
-        meanwhile.take_some();
+        other.take_some();
       }
     }
-    meanwhile.take_rest();  // of the logits that are overwritten now
+    other.take_rest();  // before its logits are overwritten
     store_pair<has_two>(s.logits);
   }
 
@@ -226,23 +195,30 @@ class TiledHead {
     }
   }
 
-  template <typename Meanwhile>
-  VITFAST_INLINE void multiply_keys(int64_t tiles, int64_t chunk, int64_t pair, Meanwhile& meanwhile) const {
-    if (tiles - 2 * pair >= 2) return multiply_keys<true>(chunk, pair, meanwhile);
-    multiply_keys<false>(chunk, pair, meanwhile);
+  template <typename Other>
+  VITFAST_INLINE void multiply_keys(int64_t tiles, int64_t chunk, int64_t pair, Other& other) const {
+    if (tiles - 2 * pair >= 2) return multiply_keys<true>(chunk, pair, other);
+    multiply_keys<false>(chunk, pair, other);
   }
 
-  // All weights of a block, with references from the first 32 logits or with those that are there. A bit for each pair
-  // of tiles that has a weight far below the others, or a NaN.
+  // Computes all weights of a block, with references from the first 32 logits or with the present ones. Returns a bit
+  // for each pair of tiles that has a weight far below the others, or a NaN.
   template <bool finds_references>
   VITFAST_INLINE uint32_t make_weights(const TileBlock& block) const {
     const int64_t tiles = block.tiles(), pairs = block.pairs();
     uint32_t far_pairs = 0;
-    NothingElse nothing;
+    NoWork nothing;
     multiply_keys(tiles, 0, 0, nothing);
     for (int64_t chunk = 0, pair = 0; chunk < s.chunks;) {
       if (finds_references && chunk == 0) find_references(pair);
-      Exponentiation weights(*this, chunk, pair, tiles - 2 * pair >= 2 ? pair_rows : amx_rows);
+      Exponentiation weights(
+          s.logits,
+          s.references + pair * pair_rows,
+          weights_of(pair) + chunk * tile_words,
+          (s.chunks - 1) * tile_words,
+          tiles - 2 * pair >= 2 ? pair_rows : amx_rows,
+          scale * weight_unit,
+          chunk + 1 == s.chunks ? last_weights_mask : ~uint32_t(0));
       const int64_t this_pair = pair;
       if (++pair == pairs) {
         pair = 0;
@@ -258,7 +234,7 @@ class TiledHead {
     return far_pairs;
   }
 
-  // The largest of a row of 32 logits, without those behind the last token; NaN, if the second of a pair is.
+  // Pairwise maxima of a row of 32 logits, without those after the last token; NaN if the second of a pair is.
   VITFAST_INLINE Vector<float> largest_of_row(const float* row, bool is_last) const {
     const uint32_t mask = is_last ? last_mask : ~uint32_t(0);
     const Vector<float> least = broadcast(-__builtin_inff());
@@ -282,70 +258,7 @@ class TiledHead {
     }
   }
 
-  static constexpr float reference_of_zero(float exponent) { return exponent * weight_unit + 0.5f * (1 << more_bits); }
-
-  struct NothingElse {
-    void take_some() {}
-    void take_rest() {}
-  };
-
-  // Makes weights of the logits of 16 or 32 queries and 32 tokens, four rows at a time.
-  struct Exponentiation {
-    VITFAST_INLINE Exponentiation(const TiledHead& head, int64_t chunk, int64_t pair, int64_t rows)
-        : logits(head.s.logits),
-          references(head.s.references + pair * pair_rows),
-          weights(head.weights_of(pair) + chunk * tile_words),
-          next_tile((head.s.chunks - 1) * tile_words),
-          last(references + rows),
-          scale(head.scale * weight_unit),
-          mask(chunk + 1 == head.s.chunks ? head.last_weights_mask : ~uint32_t(0)),
-          first_powers(_mm512_load_si512(power_table.values)),
-          last_powers(_mm512_load_si512(power_table.values + 64)),
-          least(_mm512_set1_epi32(-1)),
-          middle(references + amx_rows) {}
-
-    VITFAST_INLINE void take_some() {
-      if (references == last) return;
-#pragma GCC unroll 4
-      for (int r = 0; r < 4; ++r) {
-        const Vector<float> low = load(logits + r * chunk_tokens) * scale - references[r];
-        const Vector<float> high = load(logits + r * chunk_tokens + amx_words) * scale - references[r];
-        const __m512i logarithms = _mm512_packus_epi32(
-            _mm512_maskz_cvtps_epi32(__mmask16(-1), (__m512)low),
-            _mm512_maskz_cvtps_epi32(__mmask16(-1), (__m512)high));
-        least = _mm512_mask_min_epu16(least, mask, least, logarithms);
-        const __m512i places = _mm512_srli_epi16(logarithms, more_bits);
-        const __m512i excess =
-            _mm512_maskz_permutex2var_epi8(__mmask64(0x5555555555555555), first_powers, places, last_powers);
-        const __m512i numbers = _mm512_maskz_srli_epi16(mask, _mm512_subs_epu16(logarithms, excess), more_bits);
-        std::memcpy(weights + r * amx_words, &numbers, sizeof(numbers));
-      }
-      logits += 4 * chunk_tokens;
-      references += 4;
-      weights += 4 * amx_words;
-      if (references == middle) weights += next_tile;
-    }
-
-    VITFAST_INLINE void take_rest() {
-      while (references != last) take_some();
-    }
-
-    // Whether one is far below the others, or NaN.
-    VITFAST_INLINE bool has_far() const { return _mm512_cmpeq_epi16_mask(least, _mm512_setzero_si512()) != 0; }
-
-    const float* logits;
-    const float* references;
-    uint32_t* weights;
-    const int64_t next_tile;
-    const float* const last;
-    const float scale;
-    const uint32_t mask;
-    const __m512i first_powers, last_powers;
-    __m512i least;
-    const float* const middle;
-  };
-
-  // 1 / the sums of a block's weights, and of each pair of tiles a bit for each row whose sum is too large.
+  // Computes 1 / the sums of a block's weights, and for each pair of tiles a bit for each row whose sum is too large.
   void find_factors(const TileBlock& block, uint32_t* far_rows) const {
     const Integers<float> rows = amx_words * Integers<float>{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     load_tile<7>(s.ones, 64);
@@ -437,13 +350,13 @@ class TiledHead {
     }
   }
 
-  // Those of 32 rows that have a NaN or whose weights became too large (`kept`), with the largest of all their logits
-  // as their references.
+  // Computes those of 32 rows again that have a NaN or whose weights overflowed (`kept`), with the maximum of all their
+  // logits as references.
   void attend_again(TileBlock block) const {
     load_queries(block);
     float largest[pair_rows], first[pair_rows];
     uint32_t nans = 0;
-    NothingElse nothing;
+    NoWork nothing;
     for (float& logit : largest) logit = -__builtin_inff();
     for (int64_t chunk = 0; chunk < s.chunks; ++chunk) {
       multiply_keys(block.tiles(), chunk, 0, nothing);
@@ -457,7 +370,7 @@ class TiledHead {
       }
       if (chunk == 0) std::memcpy(first, largest, sizeof(first));
     }
-    // so far above its reference that its bits were no number, and became a zero
+    // logits so far above the reference that their weights wrapped to zero
     for (int64_t r = 0; r < block.rows; ++r) block.kept |= uint32_t((largest[r] - first[r]) * scale > 1000.0f) << r;
     block.kept |= nans;
     if (block.kept == 0) return;
@@ -475,11 +388,11 @@ class TiledHead {
   const int64_t tokens, channels, stride;
   const BFloat16* const q;  // the head's first query
   const Type out_type;
-  const int64_t out;  // the place of its first result
+  const int64_t out;  // index of its first result
   void* const out_data;
-  const float scale;                 // of logits, for powers of 2
-  const uint32_t last_mask;          // the tokens of the last chunk,
-  const uint32_t last_weights_mask;  // and their places among a row's weights
+  const float scale;                 // of logits, in log2 units
+  const uint32_t last_mask;          // tokens of the last chunk,
+  const uint32_t last_weights_mask;  // and their positions among a row's weights
 };
 
 }  // namespace vitfast::VITFAST_ISA

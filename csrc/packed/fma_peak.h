@@ -1,8 +1,8 @@
-// A loop of nothing but the dots of a precision, in registers: what the processor could do at most.
+// Measures the arithmetic peak of a precision: a loop of multiply-adds in registers only.
 
 #pragma once
 
-#include "csrc/packed/product.h"
+#include "csrc/packed/gemm.h"
 
 namespace vitfast::VITFAST_ISA {
 
@@ -10,7 +10,7 @@ template <typename Dot>
 int64_t run_dots(int64_t iterations, int64_t operations_a_lane) {
   constexpr int chains = 12;
   using Sum = typename Dot::Sum;
-  // values that the compiler does not know, or it would compute one chain for all
+  // values unknown to the compiler, which would otherwise merge the chains
   Integers<float> a{}, b{};
   __asm__ volatile("" : "+m"(a), "+m"(b));
   Sum sums[chains];
@@ -50,7 +50,7 @@ int64_t run_tiles(int64_t iterations, int64_t operations_a_word) {
 }
 #endif
 
-inline int64_t fma_loop(Precision precision, int64_t iterations) {
+inline int64_t fma_peak(Precision precision, int64_t iterations) {
   switch (precision) {
 #if defined(__AMX_TILE__)
     case Precision::bfloat16:

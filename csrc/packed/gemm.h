@@ -1,8 +1,7 @@
-// Loops around the microkernel: a chunk of rows times panels of a packed weight.
+// GEMM loops around the microkernel: a chunk of rows times panels of a packed weight.
 //
-// A chunk's operand stays in the second-level cache together with one block of one panel; the block comes from memory
-// once a chunk and is used by every tile of it. With AVX-512 a block is a whole group, and while the first tiles work,
-// they fetch the next one.
+// A chunk's operand stays in L2 together with one block of one panel; the block is read from memory once per chunk and
+// used by every tile of it. With AVX-512 a block is a whole group, and the first tiles prefetch the next one.
 
 #pragma once
 
@@ -14,7 +13,7 @@
 namespace vitfast::VITFAST_ISA {
 
 template <Precision precision>
-struct Format {  // float32 and float16, and bfloat16 without its own instruction
+struct Format {  // float32, float16, and bfloat16 without an instruction for it
   using Dot = FloatDot;
   static constexpr bool is_widened = precision != Precision::float32;
 };
@@ -47,7 +46,7 @@ struct Format<Precision::int8> {
 #endif
 };
 
-// Rows of words that the dot takes, for a group of this size.
+// Rows of words in the dot product's format, for a group of this size.
 template <Precision precision>
 constexpr int64_t dot_rows(int64_t size) {
   if constexpr (precision == Precision::int8) return divide_up(size, 4) * (has_int8_dot ? 1 : 2);
@@ -55,7 +54,7 @@ constexpr int64_t dot_rows(int64_t size) {
   return size;
 }
 
-// float32 from half and bfloat16, int16 from int8: for a chunk of rows at a time, so that it costs little.
+// float32 from half and bfloat16, int16 from int8; amortized over a chunk of rows.
 template <Precision precision>
 void widen_panel(const char* group, int64_t size, uint32_t* words) {
   constexpr int64_t w = width<float>;
@@ -88,35 +87,36 @@ void widen_panel(const char* group, int64_t size, uint32_t* words) {
   }
 }
 
-// Whether tiles multiply the operands of a precision.
+// Whether AMX tiles multiply the operands of a precision.
 template <Precision precision>
 constexpr bool uses_tiles = has_tiles && (precision == Precision::bfloat16 || precision == Precision::int8);
 
-// The registers that a precision's products need, while it lives.
+// Reserves the registers that a precision's GEMMs need, for the lifetime of the object.
 struct NoRegisters {
   NoRegisters() {}
 };
 #if defined(__AMX_TILE__)
 template <Precision precision>
-using ProductRegisters = std::conditional_t<uses_tiles<precision>, TileRegisters, NoRegisters>;
+using GemmRegisters = std::conditional_t<uses_tiles<precision>, TileRegisters, NoRegisters>;
 #else
 template <Precision precision>
-using ProductRegisters = NoRegisters;
+using GemmRegisters = NoRegisters;
 #endif
 
-// Inputs of a group that all rows of a chunk pass through before the next ones. Processors without AVX-512 have small
-// second-level caches: 512 KiB on Zen 3, 256 KiB on Skylake. A multiple of `max_run`, so that no sum depends on it.
+// Inputs of a group processed for all rows of a chunk before the next ones. Processors without AVX-512 have small L2
+// caches: 512 KiB on Zen 3, 256 KiB on Skylake. A multiple of `max_run`, so that results do not depend on it.
 constexpr int64_t block_size = is_wide ? max_group : max_run;
+constexpr bool splits_groups = block_size < max_group;
 
-// What a product needs besides its operands.
-struct ProductScratch {
+// Memory of a GEMM besides its operands.
+struct GemmScratch {
   uint32_t* widened;  // [block_size, 64]
-  float* sums;        // of AMX two tiles, of other blocks that are whole groups one, else all rows of a chunk: [, 64]
+  float* sums;        // [rows, 64]: two tiles with AMX; all rows of a chunk if groups are split; else one tile
 };
 
 // Inputs [begin, begin + size) of a group.
 template <Precision precision>
-VITFAST_INLINE Panel open_panel(const char* group, int64_t begin, int64_t size, const ProductScratch& scratch) {
+VITFAST_INLINE Panel open_panel(const char* group, int64_t begin, int64_t size, const GemmScratch& scratch) {
   constexpr bool has_header = precision == Precision::int8;
   const char* const first = group + (has_header ? panel_columns * 4 : 0) +
                             begin / k_per_word(precision) * panel_columns * word_bytes(precision);
@@ -136,7 +136,7 @@ struct Range {
   int64_t begin, end;
 };
 
-// What becomes of the sums of rows [row, end) with one group of a panel. `first_group`: of the operand.
+// The epilogue's arguments for the sums of rows [row, end) with one group of a panel. `first_group`: of the operand.
 template <Precision precision>
 VITFAST_INLINE Tile describe_tile(
     const Operand& a,
@@ -177,8 +177,8 @@ void multiply_panel(
     int64_t panel,
     Range groups,
     const Destination& d,
-    const ProductScratch& scratch,
-    Meanwhile& meanwhile) {
+    const GemmScratch& scratch,
+    InterleavedWork& other) {
   using Dot = typename Format<precision>::Dot;
   const int64_t size = group_size(weight.k);
   constexpr int64_t at_once = rows_at_once<Dot>;
@@ -190,7 +190,7 @@ void multiply_panel(
     const char* next = is_last              ? nullptr
                        : g + 1 < groups.end ? weight.group(panel, g + 1)
                                             : weight.group(panel + 1, groups.begin);
-    meanwhile.next_line = next;
+    other.next_line = next;
     for (int64_t block = 0; block == 0 || block < depth; block += block_size) {
       const int64_t rest = depth - block;
       const Panel b =
@@ -198,19 +198,18 @@ void multiply_panel(
       const uint32_t* words = a.words + operand_words(precision, (g - groups.begin) * size + block);
       if constexpr (uses_tiles<precision>) {
         const int64_t steps = tile_steps(b.rows);
-        meanwhile.rows_a_step = divide_up(at_once, steps);
-        meanwhile.lines_a_step = next == nullptr ? 0 : divide_up(group_bytes(precision, depth), 64 * tiles * steps);
+        other.rows_a_step = divide_up(at_once, steps);
+        other.lines_a_step = next == nullptr ? 0 : divide_up(group_bytes(precision, depth), 64 * tiles * steps);
       }
       for (int64_t t = 0; t < tiles; ++t) {
-        // tiles of nearly the same height; those of AMX are whole but for the last
+        // tiles of nearly equal height; with AMX all but the last are full
         const int64_t row = uses_tiles<precision> ? t * at_once : t * rows / tiles;
         const int64_t next_row = uses_tiles<precision> ? row + at_once : (t + 1) * rows / tiles;
         const int64_t end = next_row < rows ? next_row : rows;
-        float* const sums =
-            scratch.sums + (block_size < max_group ? row * panel_columns : meanwhile.buffer * tile_size<Dot>);
+        float* const sums = scratch.sums + (splits_groups ? row * panel_columns : other.buffer * tile_size<Dot>);
         if constexpr (uses_tiles<precision>) {
-          multiply_by_tiles<Dot>(end - row, words + row * a.stride, a.stride, b, sums, meanwhile);
-          meanwhile.finish_until(at_once);
+          multiply_by_tiles<Dot>(end - row, words + row * a.stride, a.stride, b, sums, other);
+          other.finish_until(at_once);
         } else {
           const char* ahead = Format<precision>::is_widened || t >= 4 || next == nullptr ? nullptr : next + t * 64;
           multiply_tile<Dot>(end - row, words + row * a.stride, a.stride, b, block > 0, ahead, sums);
@@ -218,10 +217,10 @@ void multiply_panel(
         if (rest > block_size) continue;
         const Tile tile = describe_tile<precision>(a, weight, panel, groups.begin, g, d, sums, row, end);
         if constexpr (uses_tiles<precision>) {
-          meanwhile.finish = finish;
-          meanwhile.tile = tile;
-          meanwhile.next_row = 0;
-          meanwhile.buffer = 1 - meanwhile.buffer;
+          other.finish = finish;
+          other.tile = tile;
+          other.next_row = 0;
+          other.buffer = 1 - other.buffer;
         } else {
           finish(tile, 0, tile.rows);
         }
@@ -238,12 +237,12 @@ void multiply_panels(
     Range panels,
     Range groups,
     const Destination& d,
-    const ProductScratch& scratch) {
-  Meanwhile meanwhile{};
+    const GemmScratch& scratch) {
+  InterleavedWork other{};
   for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-    multiply_panel<precision>(a, rows, weight, panel, groups, d, scratch, meanwhile);
+    multiply_panel<precision>(a, rows, weight, panel, groups, d, scratch, other);
   }
-  meanwhile.finish_until(rows);
+  other.finish_until(rows);
 }
 
 }  // namespace vitfast::VITFAST_ISA

@@ -1,4 +1,4 @@
-// Packs weights and unpacks them: once a model, in plain C++.
+// Packs and unpacks weights, once per model, in plain C++.
 
 #include <cmath>
 
@@ -30,7 +30,7 @@ uint16_t half_bits(float value) {
   return uint16_t(sign | (shifted >> 13));
 }
 
-// One scale an output channel; 1 where the channel is zero or too small for one.
+// One scale per output channel; 1 if the channel is zero or too small.
 float channel_scale(const float* row, int64_t k) {
   float largest = 0;
   for (int64_t i = 0; i < k; ++i) largest = std::fabs(row[i]) > largest ? std::fabs(row[i]) : largest;
@@ -43,10 +43,10 @@ int8_t quantized(float value, float scale) {
   return int8_t(q > 127.0f ? 127.0f : q >= -127.0f ? q : -127.0f);
 }
 
-// Where a weight's element lies.
+// Location of a weight's element.
 struct Place {
   int64_t byte;
-  int64_t compensation_byte;  // of int8
+  int64_t compensation_byte;  // int8 only
 };
 
 Place place(Precision precision, int64_t k, int64_t column, int64_t input) {
@@ -133,7 +133,7 @@ Tensor unpack_weight(const Tensor& packed, int64_t n, int64_t k, std::string pre
   return rows;
 }
 
-// Changes whenever packed.h's layout does.
+// Must change whenever the layout in packed.h changes.
 std::string packed_layout(std::string precision) {
   precision_of("packed_layout", precision);
   return "panels of 64, groups of 1024, version 1, " + precision;

@@ -1,0 +1,107 @@
+// Packed GEMMs and the MLP on all threads: partition of the work, workspaces and parallel regions.
+
+#pragma once
+
+#include "csrc/packed/packed_tensors.h"
+
+namespace vitfast {
+
+// Memory for `parts` concurrent tasks.
+class Workspace {
+ public:
+  Workspace(int64_t bytes_per_part, int64_t parts)
+      : bytes_per_part_((bytes_per_part + 63) / 64 * 64),
+        tensor_(new_tensor({(bytes_per_part_ * parts + 64) / 4}, ScalarType::Float)) {}
+  char* part(int64_t index) const {
+    const auto address = reinterpret_cast<uintptr_t>(tensor_.mutable_data_ptr());
+    return reinterpret_cast<char*>((address + 63) / 64 * 64) + index * bytes_per_part_;
+  }
+
+ private:
+  int64_t bytes_per_part_;
+  Tensor tensor_;
+};
+
+// Runs f(part) for each part, one per thread.
+template <typename F>
+void for_each_part(int64_t parts, const F& f) {
+  torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) f(part);
+  });
+}
+
+// Number of threads worth their overhead for so many multiplications.
+inline int64_t worthwhile_threads(int64_t multiplications) {
+  constexpr int64_t per_thread = 200'000;
+  const int64_t threads = int64_t(torch::stable::get_num_threads());
+  return multiplications / per_thread < threads ? multiplications / per_thread + 1 : threads;
+}
+
+struct Grid {
+  int64_t row_parts, panel_parts;
+  int64_t parts() const { return row_parts * panel_parts; }
+
+  Rectangle part(int64_t index, int64_t rows, int64_t panels) const {
+    const int64_t r = index / panel_parts, p = index % panel_parts;
+    return {r * rows / row_parts, (r + 1) * rows / row_parts, p * panels / panel_parts, (p + 1) * panels / panel_parts};
+  }
+};
+
+// The grid with the smallest cost of its largest part. A part multiplies its rows and panels, converts its rows and
+// reads its panels; per input the latter two cost about as much as the multiplications of one column and of four rows.
+inline Grid choose_grid(int64_t rows, int64_t panels, int64_t threads) {
+  Grid best{1, 1};
+  int64_t best_cost = INT64_MAX;
+  for (int64_t panel_parts = 1; panel_parts <= threads && panel_parts <= panels; ++panel_parts) {
+    const int64_t possible = threads / panel_parts;
+    const int64_t row_parts = possible < rows ? possible : rows;
+    const int64_t part_rows = divide_up(rows, row_parts), part_panels = divide_up(panels, panel_parts);
+    const int64_t cost = (part_rows + 4) * part_panels * panel_columns + 8 * part_rows;
+    if (cost < best_cost) {
+      best_cost = cost;
+      best = {row_parts, panel_parts};
+    }
+  }
+  return best;
+}
+
+// From this many rows per thread on, a thread computes several successive GEMMs for its rows, which stay in its cache,
+// without synchronization. With fewer rows, each thread would read all weights for too little work.
+constexpr int64_t min_chained_rows = 32;
+
+inline void run_linear(const PackedLinear& a, int64_t rows) {
+  const int64_t panels = panel_count(a.weight.n);
+  if (rows == 0 || panels == 0) return;
+  const Grid grid = choose_grid(rows, panels, worthwhile_threads(rows * a.weight.n * a.weight.k));
+  const PackedKernels& kernels = packed_kernels();
+  const Workspace workspace(kernels.linear_workspace(a, divide_up(rows, grid.row_parts)), grid.parts());
+  for_each_part(
+      grid.parts(), [&](int64_t part) { kernels.linear(a, grid.part(part, rows, panels), workspace.part(part)); });
+}
+
+// The MLP as two GEMMs with the hidden activations in memory, for few rows shared by many threads.
+inline void run_mlp_by_panels(const PackedMlp& a, int64_t rows) {
+  const bool is_narrow = a.fc1.precision == Precision::bfloat16;
+  const Tensor hidden = new_tensor({rows, a.fc1.n}, is_narrow ? ScalarType::BFloat16 : ScalarType::Float);
+  const Type type = is_narrow ? Type::bfloat16 : Type::float32;
+  run_linear({a.fc1, a.x, a.norm, a.activation, nullptr, nullptr, type, hidden.mutable_data_ptr()}, rows);
+  const Rows hidden_rows{type, hidden.const_data_ptr(), a.fc1.n};
+  run_linear({a.fc2, hidden_rows, Norm{}, Activation::none, a.scale, a.residual, Type::float32, a.out}, rows);
+}
+
+inline bool is_chained(int64_t rows, int64_t threads) {
+  return threads == 1 || rows >= min_chained_rows * threads;
+}
+
+inline void run_mlp(const PackedMlp& a, int64_t rows) {
+  if (rows == 0) return;
+  const int64_t threads = worthwhile_threads(rows * a.fc1.n * (a.fc1.k + a.fc2.n));
+  if (!is_chained(rows, threads)) return run_mlp_by_panels(a, rows);
+  const PackedKernels& kernels = packed_kernels();
+  const Workspace workspace(kernels.mlp_workspace(a, divide_up(rows, threads)), threads);
+  for_each_part(threads, [&](int64_t part) {
+    kernels.mlp(a, part * rows / threads, (part + 1) * rows / threads, workspace.part(part));
+  });
+}
+
+}  // namespace vitfast
