@@ -28,7 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_report_header() -> list[str]:
     """Says which kernels the operators will use, so that a log tells what it has tested."""
     import vitfast
-    from support.fuzz_seed import fuzz_seed
+    from support.sample import fuzz_seed
 
     info = vitfast.build_info()
     kernels = ", ".join(f"{name}: {devices['cpu']}" for name, devices in info["kernels"].items())

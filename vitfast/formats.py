@@ -102,7 +102,7 @@ class FloatFormat:
         _check_bits(exponent_bits, mantissa_bits)
         if (exponent_bits, mantissa_bits) == (8, 23):
             raise ValueError(
-                "FloatFormat.qtorch(8, 23) is excluded: QPyTorch 0.3.0 flips signs there; use float32 as it is"
+                "FloatFormat.qtorch(8, 23) is excluded: QPyTorch 0.3.0 flips signs there; use float32 without rounding"
             )
         if exponent_bits == 8:
             ieee = cls.ieee(8, mantissa_bits)

@@ -1,4 +1,4 @@
-"""What is particular to attention: its two forms, masks, dropout, extreme values and independent images."""
+"""Specific to attention: its two forms, masks, dropout, extreme values and independent images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _qkv(sizes: tuple[int, int, int, int], dtype: torch.dtype = torch.float32, s
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_the_packed_twin_equals_the_unpacked_one(sizes: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+def test_the_packed_form_equals_the_unpacked_one(sizes: tuple[int, int, int, int], dtype: torch.dtype) -> None:
     bias = Make(dtype, seed=1).normal(sizes[0], sizes[1], sizes[2], sizes[2])
     packed = torch.stack([tensor.transpose(1, 2) for tensor in _qkv(sizes, dtype)], 2).requires_grad_()
     unpacked = packed.detach().clone().requires_grad_()
@@ -144,7 +144,7 @@ def test_small_and_large_numbers(size: float, dtype: torch.dtype) -> None:
 
 
 def test_float16_logits_may_exceed_what_float16_holds() -> None:
-    # torch's own float16 softmax gives NaN here: products accumulate in float32 in the kernel only
+    # torch's float16 softmax gives NaN here: only the kernel accumulates in float32
     q = torch.full((1, 1, 16, 64), 60.0, dtype=torch.float16)
     v = Make(torch.float16).normal(1, 1, 16, 64)
     out = ops.attention(q, q, v, scale=1.0)

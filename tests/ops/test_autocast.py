@@ -1,4 +1,4 @@
-"""Under autocast, products are computed in autocast's type; LayerNorm and rounding keep their inputs' type."""
+"""Under autocast, GEMMs are computed in autocast's dtype; LayerNorm and rounding keep their inputs' dtype."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ MAX_COMPILES = 2  # one for the first size, one for any size
 
 
 @pytest.fixture(autouse=True)
-def _fresh_dynamo() -> Any:
+def _reset_dynamo() -> Any:
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()

@@ -1,19 +1,21 @@
-"""quantize_float on a GPU, for each of the 2^32 float32: against torch's conversions, and against the CPU's kernel.
+"""quantize_float on a GPU for all 2^32 float32 numbers, compared with torch's conversions and with the CPU kernel.
 
-What is compared, and how, is tested on the CPU over a part of the numbers.
+The comparison itself is tested on the CPU with a subset of the numbers.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from torch import Tensor
 
-from support.every_float import ALL, assert_same_roundings, count_differences, every_float
 from vitfast import ops
 from vitfast.formats import FloatFormat
 from vitfast.ops.library import has_kernel
 
+ALL = 2**32
 # format -> the type that torch stores it in
 TORCH_TYPES = {
     "fp16": torch.float16,
@@ -28,6 +30,33 @@ HOST_CASES = {
     "fp8 toward zero": (FloatFormat.fp8_e4m3fn(), "toward_zero"),
     "qtorch": (FloatFormat.qtorch(5, 10), "qtorch"),
 }
+
+
+def every_float(device: torch.device, start: int = 0, stop: int = ALL, chunk: int = 2**26) -> Iterator[Tensor]:
+    """Yields the float32 numbers with the bit patterns from ``start`` to ``stop``."""
+    for first in range(start, stop, chunk):
+        # as int32: from 0 up, then from the smallest negative number up
+        bits = torch.arange(first, min(first + chunk, stop), device=device)
+        yield torch.where(bits < 2**31, bits, bits - 2**32).to(torch.int32).view(torch.float32)
+
+
+def count_differences(actual: Tensor, expected: Tensor) -> int:
+    """Number of elements with different bits; all NaNs are equal."""
+    same = (actual.view(torch.int32) == expected.view(torch.int32)) | (actual.isnan() & expected.isnan())
+    return same.numel() - int(same.sum())
+
+
+def assert_same_roundings(
+    one: Callable[[Tensor], Tensor], other: Callable[[Tensor], Tensor], chunks: Iterator[Tensor]
+) -> int:
+    """Asserts that two roundings are bit-exact; returns the number of elements."""
+    total = 0
+    for x in chunks:
+        actual, expected = one(x), other(x)
+        differences = count_differences(actual, expected.to(actual.device))
+        assert not differences, f"{differences} differ between {float(x[0])!r} and {float(x[-1])!r}"
+        total += x.numel()
+    return total
 
 
 def check_against_torch(name: str, device: torch.device, start: int = 0, stop: int = ALL) -> int:

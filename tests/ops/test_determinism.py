@@ -26,8 +26,8 @@ def _threads_restored() -> Iterator[None]:
 
 
 def _skip_without_promise(operator: Operator) -> None:
-    if not operator.is_compiled or operator.uses_torch_products:
-        pytest.skip(f"{operator.name} runs torch's products here, which promise nothing")
+    if not operator.is_compiled or operator.uses_torch_gemm:
+        pytest.skip(f"{operator.name} runs torch's GEMMs here, which are not batch-invariant")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -74,7 +74,7 @@ def test_an_image_alone_gives_what_it_gives_in_a_batch(operator: Operator, dtype
 
 
 def _one_of_the_batch(operator: Operator, sample: Sample, batch: int, index: int) -> Sample:
-    """The call on one image; attention's bias goes along unless it is shared."""
+    """The call on one image; with attention's bias unless it is shared."""
     bias = sample.tensors.get("bias")
     has_batch = (
         [*operator.batched, "bias"] if bias is not None and bias.dim() == 4 and len(bias) == batch else operator.batched

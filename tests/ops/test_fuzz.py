@@ -10,10 +10,9 @@ import random
 import pytest
 
 from support.accuracy import assert_accurate
-from support.fuzz_seed import fuzz_seed
 from support.invalid import assert_refused, invalid_calls
 from support.operators import FLOATS, OPERATORS, Operator
-from support.sample import Make
+from support.sample import Make, fuzz_seed
 from support.shapes import LAYOUTS
 
 CASES = 500

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from support import plain
 from support.accuracy import assert_same_bits
-from support.fuzz_seed import fuzz_seed
 from support.operators import FLOATS
-from support.sample import Make, Sample
+from support.sample import Make, Sample, fuzz_seed
 from support.samples import draw_gated, gated_samples
 from support.shapes import LAYOUTS, in_layout
 from support.tolerance import FORWARD_FACTOR, assert_as_accurate
@@ -70,7 +69,7 @@ def test_neither_threads_nor_the_batch_change_a_bit() -> None:
             one = ops.gated_positional_attention(**sample.arguments)
             torch.set_num_threads(2)
             assert_same_bits(ops.gated_positional_attention(**sample.arguments), one)
-            if "odd" not in sample.name:  # by torch's products, which may split the work by the batch
+            if "odd" not in sample.name:  # torch's GEMMs may split the work by the batch
                 first = sample.replace(qkv=sample.tensors["qkv"][:1])
                 assert_same_bits(ops.gated_positional_attention(**first.arguments), one[:1])
     finally:

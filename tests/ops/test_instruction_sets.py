@@ -1,4 +1,4 @@
-"""Each instruction set that this CPU has, forced by VITFAST_ISA in a fresh process."""
+"""Each instruction set that this CPU supports, forced by VITFAST_ISA in a new process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
 
 
 def _available() -> tuple[str, ...]:
-    """By torch's own detection, which asks for the same features."""
+    """Uses torch's detection, which checks the same features."""
     capability = torch.backends.cpu.get_cpu_capability()
     return {"AVX512": INSTRUCTION_SETS, "AVX2": INSTRUCTION_SETS[:2]}.get(capability, INSTRUCTION_SETS[:1])
 

@@ -1,4 +1,4 @@
-"""The products with a fused epilogue, on a GPU. What follows a sum is tested without one, in tests/simt.
+"""GEMMs with a fused epilogue, on a GPU. The epilogue is also tested without a GPU, in tests/simt.
 
 ``VITFAST_CUDA_KERNELS=all`` makes them run before a committed result proves them.
 """

@@ -80,7 +80,7 @@ def test_a_nan_spoils_its_own_row_only() -> None:
     assert int(spoiled.sum()) == expected.shape[-1]
 
 
-# the autograd engine wants a GPU: only what runs forward can be seen without one
+# the autograd engine requires a GPU: only the forward can be traced without one
 @pytest.mark.skipif(torch.version.cuda is None, reason="torch's CPU build ends the process at a CUDA tensor's graph")
 @pytest.mark.skipif(not has_kernel("mlp", "meta"), reason="pure PyTorch: no raw operator")
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_a_nan_spoils_its_own_row_only() -> None:
         (torch.bfloat16, 36, ["linear_forward", "linear_forward"]),
     ],
 )
-def test_training_on_cuda_is_one_operator_where_its_products_take_the_call(
+def test_training_on_cuda_is_one_operator_if_the_kernels_support_the_call(
     dtype: torch.dtype, hidden: int, operators: list[str]
 ) -> None:
     states = {("linear", "cuda"): "vitfast", ("mlp", "cuda"): "torch: for this test"}

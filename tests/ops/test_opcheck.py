@@ -90,7 +90,7 @@ def test_opcheck(operator: Operator, with_grad: bool, dtype: torch.dtype) -> Non
     calls = _record(operator, dtype, with_grad=with_grad)
     assert len(calls) >= MIN_CALLS
     for func, args, kwargs in calls:
-        # a backward operator has no derivative of its own: test_gradcheck.py has the error
+        # a backward operator has no derivative: test_gradcheck.py checks the error
         if with_grad and "backward" not in func.name():
             args, kwargs = tree_map(_requiring_grad, args), tree_map(_requiring_grad, kwargs)
         torch.library.opcheck(func, args, kwargs)

@@ -192,7 +192,7 @@ def test_attention_with_every_tail_of_tokens(head_dim: int) -> None:
 @pytest.mark.parametrize("spread", [30.0, 300.0, -300.0])
 @pytest.mark.parametrize("tokens", [5, 32, 33, 70])
 def test_attention_whose_largest_logit_is_anywhere(tokens: int, spread: float) -> None:
-    """A key stands out for some queries: where the first 32 tokens say nothing of the largest logit."""
+    """A key has a large logit for some queries: the maximum is not among the first 32 tokens."""
     for key in {0, tokens // 2, tokens - 1}:
         qkv = draw(1, tokens, 3, 2, 32)
         qkv[:, ::3, 0, :, 0] += abs(spread)
@@ -359,7 +359,7 @@ def test_every_instruction_set(instruction_set: str) -> None:
     missing = set(NEEDS[instruction_set]) - set(features)
     if missing:
         pytest.skip(f"this CPU lacks {', '.join(sorted(missing))}")
-    finished = run_python(str(TESTS / "support" / "check_packed.py"), VITFAST_ISA=instruction_set)
+    finished = run_python(str(TESTS / "support" / "check_operators.py"), "packed", VITFAST_ISA=instruction_set)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert finished.stdout.split() == [instruction_set, "ok"]
 
@@ -385,7 +385,7 @@ def test_the_peak_counts_operations() -> None:
 
 
 def exactly_summed(rows: int, inputs: int, outputs: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Operands whose products, once rounded to half, have sums that float32 holds whatever their order.
+    """Operands whose products, rounded to half, have exact float32 sums in any order.
 
     Rounded, ``x`` has magnitudes from 0.5 to 1 in steps of 2^-11 and weights are multiples of 1/8 up to 1: sums are
     multiples of 2^-14, below 2^10. Before, ``x`` has all bits of float32, ties among them, and weights lie beside.

@@ -139,7 +139,7 @@ def _as_torch(x: Tensor, name: str) -> tuple[Tensor, str]:
 
 
 @pytest.mark.parametrize("name", NARROW_TYPES)
-def test_every_pattern_of_torchs_narrow_types_and_what_lies_between(name: str) -> None:
+def test_every_pattern_of_torchs_narrow_types_and_the_midpoints(name: str) -> None:
     dtype = NARROW_TYPES[name]
     size = dtype.itemsize
     patterns = torch.arange(256**size, dtype=torch.int64).to(torch.uint8 if size == 1 else torch.int16)
@@ -380,7 +380,7 @@ class TestStochastic:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("rounding", [*DETERMINISTIC_ROUNDINGS, "stochastic"])
-def test_the_in_place_twin_gives_the_same_bits(rounding: Any, dtype: torch.dtype) -> None:
+def test_the_in_place_operator_is_bit_exact(rounding: Any, dtype: torch.dtype) -> None:
     for x in (torch.randn(70, 1001), torch.randn(65, 33).t(), torch.randn(9, 40)[:, 3:20], torch.empty(0, 3)):
         x = (x * 100).to(dtype)
         for name in ("fp16", "fp8_e4m3fn", "tf32"):

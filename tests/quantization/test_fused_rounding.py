@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import vitfast
 from support.accuracy import assert_same_bits
-from support.count_roundings import count_roundings
+from support.operator_calls import count_roundings
 from vitfast import FloatConfig, FloatFormat, FP16_16Config, FP16_32Config, Int8Config, QATConfig, TF32Config, quantize_
 from vitfast.models import ImageModel
 from vitfast.quantization.configs import QuantizationConfig

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import vitfast
-from support.count_roundings import count_roundings
+from support.operator_calls import count_roundings
 from support.quantized_vit import RoundedViT
 from vitfast import FloatConfig, FloatFormat, FP16_16Config, FP16_32Config, Int8Config, QATConfig, TF32Config, quantize_
 from vitfast.layers import ResidualAdd

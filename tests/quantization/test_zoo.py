@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import vitfast
-from support.count_roundings import count_roundings
+from support.operator_calls import count_roundings
 from vitfast import FloatConfig, FloatFormat, FP16_16Config, FP16_32Config, Int8Config, QATConfig, quantize_
 
 SMALL: dict[str, Any] = {"img_size": 32, "num_classes": 5}

@@ -49,12 +49,12 @@ def run(
 
 
 def assert_accurate(operator: Operator, sample: Sample) -> None:
-    """Holds the operator's outputs and gradients on this sample against torch's, by the one rule.
+    """Compares the operator's outputs and gradients on this sample with torch's, by the tolerance rule.
 
-    An operator that is ``exact`` must equal its plain twin bit by bit instead.
+    An operator that is ``exact`` must be bit-exact with its PyTorch equivalent instead.
     """
     outputs, gradients = run(operator.public, sample)
-    # torch may be given whatever strides it likes best: only the numbers count
+    # torch may use its preferred strides: only the values matter
     plain_outputs, plain_gradients = run(operator.plain, sample.map(Tensor.contiguous), cotangents(outputs))
     assert len(outputs) == len(plain_outputs), f"{len(outputs)} outputs, not {len(plain_outputs)}"
     with _naming(sample):
@@ -92,7 +92,7 @@ def _residual_magnitude(sample: Sample) -> float:
 
 
 def cancelled_magnitude(sample: Sample, exact_gradients: Iterable[Tensor]) -> float:
-    """The size of what cancels in a vanishing gradient: a sum of products, each as large as the other gradients."""
+    """The magnitude of the terms that cancel in a vanishing gradient, each as large as the other gradients."""
     largest = max((gradient.abs().max().item() for gradient in exact_gradients if gradient.numel()), default=0.0)
     return largest * sample.cancelling_terms
 
@@ -100,9 +100,9 @@ def cancelled_magnitude(sample: Sample, exact_gradients: Iterable[Tensor]) -> fl
 def _float64_yardstick(
     operator: Operator, sample: Sample, exact_outputs: tuple[Tensor, ...], exact_gradients: dict[str, Tensor]
 ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-    """There is no torch result more exact than float64: its error is taken to be float32's, scaled by the spacings.
+    """Torch has no result more exact than float64: its error is assumed to be float32's, scaled by eps.
 
-    Twice that, as the float64 result that stands for the exact one errs as much as the one that is tested.
+    Twice that, because the float64 reference has the same error as the tested result.
     """
     scale = 2 * torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
     rounded = sample.to(torch.float32)

@@ -48,7 +48,7 @@ def neighbours(magnitude: float, format: FloatFormat) -> tuple[int, float, float
 
 
 def fraction_to_upper(magnitude: float, format: FloatFormat) -> Fraction:
-    """How far the magnitude lies between its neighbours, 0 <= fraction < 1: the probability of rounding up."""
+    """The position of the magnitude between its neighbours, 0 <= fraction < 1: the probability of rounding up."""
     _, lower, upper = neighbours(magnitude, format)
     return (Fraction(magnitude) - Fraction(lower)) / (Fraction(upper) - Fraction(lower))
 

@@ -1,4 +1,4 @@
-"""Calls that an operator must refuse, made from a valid one; written once for all operators."""
+"""Invalid calls derived from a valid one, for all operators."""
 
 from __future__ import annotations
 

@@ -1,14 +1,19 @@
-"""Which of vitfast's raw operators run."""
+"""Recording of the raw operators that run, and of the tensors that they round to a float format."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
+# raw operator -> positions of its roundings; an empty list is no rounding
+_FUSED = {"layer_norm_forward": (4, 5), "add_layer_norm_forward": (5, 6, 7)}
+
 
 class OperatorCalls(TorchDispatchMode):
-    """Within this context the operators of vitfast that run leave their names, in their order.
+    """Records the names of vitfast's raw operators that run within the context, in order.
 
     Attributes:
         names: without ``vitfast::``.
@@ -22,3 +27,31 @@ class OperatorCalls(TorchDispatchMode):
         if func.namespace == "vitfast":
             self.names.append(func.name().removeprefix("vitfast::"))
         return func(*args, **(kwargs or {}))
+
+
+class RoundingCounter(TorchDispatchMode):
+    """Counts the tensors that are rounded, by separate calls or fused into other operators.
+
+    Attributes:
+        count: number of rounded tensors.
+        fused: number of tensors rounded within another operator.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = self.fused = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "vitfast":
+            name = func._schema.name.removeprefix("vitfast::")
+            fused = sum(bool(args[position]) for position in _FUSED.get(name, ()))
+            self.fused += fused
+            self.count += fused + (name in ("quantize_float", "quantize_float_"))
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def count_roundings() -> Iterator[RoundingCounter]:
+    """Yields a counter that is active within the context."""
+    with RoundingCounter() as counter:
+        yield counter

@@ -1,4 +1,4 @@
-"""The table of operators: adding an operator to every generic test means adding one entry here."""
+"""The table of operators: one entry here adds an operator to every generic test."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 @dataclass(frozen=True)
 class Operator:
-    """What the generic tests need to know of an operator.
+    """Properties of an operator for the generic tests.
 
     Attributes:
         name: the public function's name in ``vitfast.ops``.
         kernel: its key in ``vitfast.build_info()["kernels"]``.
         public: the public function.
-        plain: its twin in plain PyTorch, with the same signature.
+        plain: the equivalent in plain PyTorch, with the same signature.
         samples: calls that matter, the same for every dtype.
         draw: a random call for the fuzz test.
         misshape: calls made invalid: (the argument that the error must name, the call).
         batched: arguments whose first dimension is the batch.
         computes_in_autocast: under autocast it computes in autocast's type; otherwise inputs keep their type.
-        exact: the result equals the plain twin's bit by bit, rather than by the tolerance rule.
+        exact: the result is bit-exact with ``plain``, rather than within the tolerance rule.
         straight_through: the gradient is not that of the forward function: no gradcheck.
         promoted: arguments that may have another float type than the rest.
-        uses_torch_products: the kernel calls torch's product, which may split the work by batch size and threads.
+        uses_torch_gemm: the kernel calls torch's GEMM, which may split the work by batch size and threads.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Operator:
     exact: bool = False
     straight_through: bool = False
     promoted: tuple[str, ...] = ()
-    uses_torch_products: bool = False
+    uses_torch_gemm: bool = False
 
     @property
     def is_compiled(self) -> bool:
@@ -61,10 +61,10 @@ class Operator:
     def in_layout(self, tensor: Tensor, layout: str) -> Tensor:
         """The tensor in another memory layout, NaN between its elements where the kernel must not read.
 
-        torch's products of bfloat16 by AMX (oneDNN, torch 2.13 to 2.15) read one element past a row of odd length, and
-        multiply it by zero.
+        torch's bfloat16 GEMM with AMX (oneDNN, torch 2.13 to 2.15) reads one element past a row of odd length, and
+        multiplies it by zero.
         """
-        return in_layout(tensor, layout, around=0.0 if self.uses_torch_products else torch.nan)
+        return in_layout(tensor, layout, around=0.0 if self.uses_torch_gemm else torch.nan)
 
     def __str__(self) -> str:
         return self.name
@@ -104,7 +104,7 @@ OPERATORS = (
         batched=("qkv",),
         computes_in_autocast=True,
         promoted=("gate",),
-        uses_torch_products=True,  # where gradients are needed
+        uses_torch_gemm=True,  # if gradients are required
     ),
     Operator(
         name="layer_norm",
@@ -137,7 +137,7 @@ OPERATORS = (
         misshape=samples.misshape_linear,
         batched=("x", "residual"),
         computes_in_autocast=True,
-        uses_torch_products=True,
+        uses_torch_gemm=True,
     ),
     Operator(
         name="mlp",
@@ -149,7 +149,7 @@ OPERATORS = (
         misshape=samples.misshape_mlp,
         batched=("x", "residual"),
         computes_in_autocast=True,
-        uses_torch_products=True,
+        uses_torch_gemm=True,
     ),
     Operator(
         name="quantize_float",
@@ -186,7 +186,7 @@ OPERATORS = (
         batched=("x",),
         exact=True,
         straight_through=True,
-        uses_torch_products=True,  # for the gradients
+        uses_torch_gemm=True,  # for the gradients
     ),
     Operator(
         name="upsample_relations",
@@ -198,6 +198,6 @@ OPERATORS = (
         misshape=samples.misshape_upsample,
         batched=("x",),
         promoted=("x", "matrix"),
-        uses_torch_products=True,  # for the gradient of the matrix
+        uses_torch_gemm=True,  # for the gradient of the matrix
     ),
 )

@@ -53,7 +53,7 @@ def operand(x: Tensor, precision: str) -> Tensor:
 
 
 def kept_weight(weight: Tensor, precision: str) -> Tensor:
-    """A weight as it is packed, in its own type."""
+    """A weight rounded as in the packed layout, in its dtype."""
     return quantized_weight(weight) if precision == "int8" else operand(weight, precision)
 
 

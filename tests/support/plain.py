@@ -120,7 +120,7 @@ def matmul_accumulate(
 
 
 def upsample_relations(x: Tensor, matrix: Tensor) -> Tensor:
-    """The two products with the whole matrix."""
+    """Two GEMMs with the dense matrix."""
     return torch.einsum("Ii,bhij,Jj->bhIJ", matrix.to(x.dtype), x, matrix.to(x.dtype))
 
 

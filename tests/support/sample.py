@@ -1,7 +1,8 @@
-"""One call of an operator: its keyword arguments, under a name that tells it apart."""
+"""One call of an operator: a name and keyword arguments; reproducible random tensors."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,7 @@ class Sample:
 
     name: str
     arguments: dict[str, Any]
-    cancelling_terms: int = 0  # some gradients vanish because sums of so many products, as large as the others, cancel
+    cancelling_terms: int = 0  # some gradients are zero because sums of this many products cancel
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -25,7 +26,7 @@ class Sample:
 
     @property
     def numel(self) -> int:
-        """How many numbers the tensor arguments hold."""
+        """Total number of elements of the tensor arguments."""
         return sum(tensor.numel() for tensor in self.tensors.values())
 
     def replace(self, **arguments: Any) -> Sample:
@@ -41,7 +42,7 @@ class Sample:
         return self.map(lambda tensor: tensor.to(dtype))
 
     def requires_grad(self) -> Sample:
-        """Returns the same call on fresh leaves of the same memory layout that require gradients."""
+        """Returns the same call with new leaf tensors of the same memory layout that require gradients."""
         return self.map(lambda tensor: tensor.detach().requires_grad_())
 
     def __str__(self) -> str:
@@ -68,3 +69,8 @@ class Make:
     def normal(self, *shape: int, scale: float = 1.0, mean: float = 0.0) -> Tensor:
         """Normally distributed numbers."""
         return (mean + scale * torch.randn(shape, generator=self._generator, dtype=torch.float64)).to(self.dtype)
+
+
+def fuzz_seed() -> int:
+    """Returns the seed of the fuzz tests: VITFAST_FUZZ_SEED, or 0."""
+    return int(os.environ.get("VITFAST_FUZZ_SEED", "0"))

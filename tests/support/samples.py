@@ -43,7 +43,7 @@ def _cancelling_terms(sizes: tuple[int, int, int, int]) -> int:
 
 
 def attention_samples(packed: bool) -> Callable[[Make], list[Sample]]:
-    """Calls of attention, or of its packed twin: the token counts and head dimensions of the models, and the edges."""
+    """Calls of attention, or attention_packed: the token counts and head dimensions of the models, and edge cases."""
     # name: sizes [B, H, N, D], bias, options, spread of q, k and v
     table: dict[str, tuple[tuple[int, int, int, int], str | None, dict[str, Any], float]] = {
         "tiny": ((2, 2, 3, 8), None, {}, 1.0),
@@ -82,7 +82,7 @@ def attention_samples(packed: bool) -> Callable[[Make], list[Sample]]:
 
 
 def draw_attention(packed: bool) -> Callable[[random.Random, Make], Sample]:
-    """Draws a call of attention or of its packed twin."""
+    """Draws a call of attention or attention_packed."""
 
     def draw_sample(draw: random.Random, make: Make) -> Sample:
         sizes = draw_attention_sizes(draw, 600_000)
@@ -240,7 +240,7 @@ def draw_layer_norm(residual: bool) -> Callable[[random.Random, Make], Sample]:
     """Draws a call of layer_norm, or with ``residual`` of add_layer_norm."""
 
     def draw_sample(draw: random.Random, make: Make) -> Sample:
-        # a single channel is its own mean: what is left of x is rounding, tested on its own
+        # a single channel equals its mean: the result is only rounding error, tested separately
         shape = (*draw_leading_shape(draw, 200), draw.choice([c for c in CHANNELS if c > 3]))
         parameters = draw.choice(["weight bias", "weight", "bias", ""])
         arguments = _layer_norm_arguments(make, shape, parameters, residual)

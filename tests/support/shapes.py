@@ -110,7 +110,7 @@ ALL_LAYOUTS = {**LAYOUTS, **EXPANDED_LAYOUTS}
 def in_layout(tensor: Tensor, layout: str, around: float = torch.nan) -> Tensor:
     """Returns a detached tensor of the same shape in another memory layout (for EXPANDED_LAYOUTS with other values).
 
-    around: what stands in memory between its elements, before and after them.
+    around: value in memory between its elements, before and after them.
     """
     detached = tensor.detach()
     if detached.dim() == 0 or detached.numel() == 0:

@@ -1,4 +1,4 @@
-"""Runs Python in a fresh process, where imports and the environment start clean."""
+"""Runs Python in a new process with clean imports and environment."""
 
 from __future__ import annotations
 

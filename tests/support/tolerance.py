@@ -1,4 +1,4 @@
-"""The one tolerance rule of the project (flash-attention's, with guards on aggregates).
+"""The tolerance rule for kernels: flash-attention's, with additional checks of aggregates.
 
 A result is right if it is about as near to the float64 result as PyTorch's own operators are in the same dtype:
 at most ``factor`` times their error, plus the rounding noise of the dtype. Three measures of the error are held to it:
@@ -96,8 +96,8 @@ def _measures(
     info = torch.finfo(dtype)
     spacing_at_zero = info.smallest_normal * info.eps
     largest = max(exact.abs().max().item(), magnitude)
-    # One rounding of a number errs by up to eps / 2 of it; as flash-attention's 2 * max|ref + 0.3 - 0.3 - ref|: four.
-    # With few elements it is a matter of luck how near torch comes, and their sums may cancel: four times that.
+    # One rounding has an error of up to eps / 2; four roundings, like flash-attention's 2 * max|ref + 0.3 - 0.3 - ref|.
+    # With few elements torch's error is random and sums may cancel: four times that.
     roundings = 4 if exact.numel() >= MIN_ROWS else 16
     torch_largest = torch_error.abs().max().item()
     max_allowed = factor * torch_largest + roundings * info.eps / 2 * largest + spacing_at_zero
@@ -110,7 +110,7 @@ def _measures(
     rms_allowed = factor * _rms(torch_error) + info.eps * max(_rms(exact), magnitude) + spacing_at_zero
     measures.append(Measure("root mean square error", _rms(error), _rms(torch_error), rms_allowed))
 
-    # What is computed in float32 may share an error of a rounding or two between all elements (an exponential that is
+    # All float32 elements may share an error of one or two roundings (an exponential that is
     # biased by half a unit); results rounded to a narrower type may not: truncating them has a gain of -0.36 eps.
     shared = info.eps / 4 if info.bits < 32 else 2 * info.eps
     row_gains = (error * exact).flatten(0, -2).sum(-1) / (energy / rows)

@@ -1,7 +1,7 @@
-"""Every operator in plain PyTorch: the oracle of the tests, and what runs where there is no kernel.
+"""Every operator in plain PyTorch: the oracle of the tests, and the fallback without a kernel.
 
 Shapes: B batch, N tokens, C channels, H heads, D head dimension, F hidden (feed-forward) width.
-The arguments are taken to be valid: the public functions of this package check them.
+The arguments are assumed to be valid: the public functions of this package check them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def attention(
         probabilities_BHNN = logits_BHNN.softmax(-1)
     else:
         logits_BHNN = logits_BHNN + bias_BHNN
-        masked_BHN1 = (logits_BHNN == -torch.inf).all(-1, keepdim=True)  # such a row attends to nothing
+        masked_BHN1 = (logits_BHNN == -torch.inf).all(-1, keepdim=True)  # the result is zero
         probabilities_BHNN = logits_BHNN.masked_fill(masked_BHN1, 0.0).softmax(-1).masked_fill(masked_BHN1, 0.0)
     if dropout_p:
         probabilities_BHNN = F.dropout(probabilities_BHNN, dropout_p)
@@ -46,7 +46,7 @@ def blend_by_position(content_BNHD: Tensor, position_HNN: Tensor, v_BNHD: Tensor
 
 
 def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """Returns (x - mean) / sqrt(variance + eps) * weight + bias over the last dimension, in x's type."""
+    """Returns (x - mean) / sqrt(variance + eps) * weight + bias over the last dimension, in x's dtype."""
     accumulate = torch.promote_types(x.dtype, torch.float32)
     centered = x.to(accumulate) - x.to(accumulate).mean(-1, keepdim=True)
     y = centered * torch.rsqrt(centered.square().mean(-1, keepdim=True) + eps)
@@ -147,7 +147,7 @@ def quantize_float(
 
 
 def quantize_float_as_qtorch(x: Tensor, format: FloatFormat) -> Tensor:
-    """What QPyTorch 0.3.0 computes, in float32: its sums round, and NaN is bits like any other number."""
+    """Reproduces QPyTorch 0.3.0 in float32: its sums round, and NaN is handled as bits like any number."""
     dropped_bits = 23 - format.mantissa_bits
     half, kept_bits = 1 << (dropped_bits - 1), -1 << dropped_bits
     bits = x.contiguous().view(torch.int32).to(torch.int64) & 0xFFFFFFFF
@@ -184,7 +184,7 @@ def quantize_fixed(
     accumulate = torch.promote_types(x.dtype, torch.float32)
     scaled = x.to(accumulate) * 2.0**fraction_length
     if as_qtorch:
-        # the first sum rounds to x's type, the rest is in double
+        # the first sum rounds to x's dtype, the rest is computed in float64
         steps = ((scaled + 0.5).double() - 0.5).round()
     else:
         magnitude = scaled.abs().double()
@@ -206,7 +206,7 @@ def quantize_fixed(
         steps = steps.clamp(1 - limit if symmetric else -limit, limit - 1)
     elif overflow == "wrap":
         wrapped = torch.remainder(steps + limit, 2 * limit) - limit
-        # beyond 2**53 steps the sum would round; such a number is a multiple of every modulus
+        # beyond 2**53 steps the sum would round, but such numbers are multiples of every modulus
         wrapped = torch.where(steps.abs() < 2.0**48, wrapped, torch.remainder(steps, 2 * limit))
         finite = torch.where(steps.isinf() & x.isfinite(), 0.0, wrapped)
         return ((torch.where(x.isfinite(), finite, torch.nan) + 0.0) / 2.0**fraction_length).to(x.dtype)
@@ -223,7 +223,7 @@ def matmul_accumulate(
     chunk: int | None,
     rounding: Rounding,
 ) -> Tensor:
-    """Returns x wᵀ with an accumulator that is rounded after each chunk, one k after the other."""
+    """Returns x wᵀ with an accumulator that is rounded after each chunk, in ascending k."""
     depth = x.shape[-1]
     total = x.new_zeros((*x.shape[:-1], w_NK.shape[0]))
     for first in range(0, depth, chunk or max(depth, 1)):
@@ -252,9 +252,9 @@ def fused_multiply_add(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
 
 
 def upsample_relations(x_BHnn: Tensor, matrix_Nn: Tensor) -> Tensor:
-    """Returns matrix x matrixᵀ, computed in float32, or in float64 for such an x."""
+    """Returns matrix x matrixᵀ, computed in float32, or in float64 for a float64 x."""
     precise = x_BHnn.dtype if x_BHnn.dtype == torch.float64 else torch.float32
     matrix_Nn = matrix_Nn.to(precise)
-    # Rows by way of the transpose: two plain matrix products are faster than a batched one with the matrix on the left.
+    # transposed twice: two plain GEMMs are faster than a batched one with the matrix on the left
     x_BHNn = (x_BHnn.to(precise).transpose(2, 3) @ matrix_Nn.t()).transpose(2, 3)
     return (x_BHNn @ matrix_Nn.t()).to(x_BHnn.dtype)
