@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from vitfast.models import build_model
 
@@ -145,3 +146,15 @@ def test_exits_of_dvt(name: str, expected: list[int]) -> None:
     with torch.device("meta"):
         model = build_model(name)
     assert [sum(parameter.numel() for parameter in one.parameters()) for one in model.exits] == expected
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "convit_tiny", "t2t_vit_7", "dvt_deit_small"]
+)
+def test_flops_are_counted_in_inference_mode(name: str) -> None:
+    model, images = build_model(name).eval(), torch.randn(1, 3, 224, 224)
+    with torch.inference_mode(), FlopCounterMode(display=False) as counted:
+        model(images)
+    with torch.no_grad(), FlopCounterMode(display=False) as expected:
+        model(images)
+    assert counted.get_total_flops() == expected.get_total_flops() > 1e9

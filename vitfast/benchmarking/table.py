@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from torch.utils.module_tracker import ModuleTracker
 
 from vitfast.benchmarking.harness import Case, Timer, Timing, measure
 
@@ -173,29 +172,13 @@ def joined(tensors: Iterable[Tensor]) -> Tensor:
     return torch.cat([tensor.to(dtype) for tensor in flat])
 
 
-class _NoModuleTracker(ModuleTracker):
-    """Counts nothing per module."""
-
-    def __init__(self) -> None:
-        self.parents = {"Global"}
-
-    def __enter__(self) -> _NoModuleTracker:
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        pass
-
-
 def count_gflop(run: Callable[[], object]) -> float | None:
     """Counts the floating-point operations of the GEMMs, convolutions and attention in one call of ``run``, in 1e9.
 
     A multiply-add is two operations. The count of vitfast's run is used for all cases of a table: the work that the
     task requires, not the work that an implementation spends. None if no operator in it has a formula (LayerNorm).
     """
-    counter = FlopCounterMode(display=False)
-    # in inference mode torch's tracker fails on parameters that are inputs of a module, such as a class token
-    counter.mod_tracker = _NoModuleTracker()
-    with counter:
+    with FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops() * 1e-9 or None
 

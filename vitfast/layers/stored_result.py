@@ -13,26 +13,24 @@ class StoredResult(nn.Module):
     """Base class for modules without parameters whose result is stored between layers.
 
     They are modules so that ``vitfast.quantize_`` can round their results like those of any other layer. The
-    configuration of a stored result is that of the module that contains it.
+    configuration of a stored result is that of the module that contains it. Parameters are passed to them by keyword:
+    in inference mode torch's ``FlopCounterMode`` fails on a parameter that is a positional argument of a module.
     """
 
 
 class JoinTokens(StoredResult):
     """Concatenates tokens along the sequence."""
 
-    def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        """Joins ``first`` ``[B, T, C]`` and ``second`` ``[B, N, C]`` to ``[B, T + N, C]``.
-
-        One of them may be a parameter with batch size 1, which is expanded.
-        """
-        batch = second.shape[0] if first.shape[0] == 1 else first.shape[0]
-        return torch.cat([first.expand(batch, -1, -1), second.expand(batch, -1, -1)], dim=1)
+    def forward(self, tokens: Tensor, *, before: Tensor | None = None, after: Tensor | None = None) -> Tensor:
+        """Joins ``before`` ``[1, T, C]``, ``tokens`` ``[B, N, C]``, ``after`` ``[1, U, C]``: ``[B, T + N + U, C]``."""
+        parts = [part for part in (before, tokens, after) if part is not None]
+        return torch.cat([part.expand(tokens.shape[0], -1, -1) for part in parts], dim=1)
 
 
 class AddPositions(StoredResult):
     """Adds position embeddings to tokens."""
 
-    def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, *, positions: Tensor) -> Tensor:
         """Adds ``positions`` ``[1, N, C]`` to ``tokens`` ``[B, N, C]``."""
         return tokens + positions
 

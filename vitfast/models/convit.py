@@ -109,13 +109,13 @@ class ConViT(VisionTransformer):
         tokens = self.embed(images)
         for index, block in enumerate(self.blocks):
             if index == self.fields.local_up_to_layer:
-                tokens = self.join_tokens(self.cls_token, tokens)
+                tokens = self.join_tokens(tokens, before=self.cls_token)
             tokens = block(tokens)
         return self.norm(tokens)
 
     def embed(self, images: Tensor) -> Tensor:
         """Computes the tokens ``[B, N, C]`` that enter the first block: the patches, with positions."""
-        return self.pos_drop(self.add_positions(self.patch_embed(images), self.pos_embed))
+        return self.pos_drop(self.add_positions(self.patch_embed(images), positions=self.pos_embed))
 
     def _local_attention(self, index: int) -> GatedPositionalAttention:
         """Builds the attention of a block; local initialization comes last, so that nothing overwrites it."""

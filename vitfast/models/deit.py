@@ -46,9 +46,10 @@ class DistilledVisionTransformer(VisionTransformer):
         """Computes the tokens ``[B, N, C]`` that enter the first block, including the distillation token."""
         is_last = self.fields.distillation_token == "last"
         prefix = self.cls_token if is_last else torch.cat([self.cls_token, self.dist_token], dim=1)
-        tokens = self.add_positions(self.join_tokens(prefix, self.patch_embed(images)), self.pos_embed)
+        tokens = self.join_tokens(self.patch_embed(images), before=prefix)
+        tokens = self.add_positions(tokens, positions=self.pos_embed)
         if is_last and self.training:
-            tokens = self.join_tokens(tokens, self.dist_token)
+            tokens = self.join_tokens(tokens, after=self.dist_token)
         return self.pos_drop(tokens)
 
     def forward_head(self, tokens: Tensor) -> Tensor | tuple[Tensor, Tensor]:  # type: ignore[override]

@@ -224,8 +224,8 @@ class DVTExit(nn.Module):
 
     def embed(self, images: Tensor) -> Tensor:
         """Computes the tokens ``[B, N, C]`` that enter the first block."""
-        tokens = self.join_tokens(self.cls_token, self.patch_embed(images))
-        return self.pos_drop(self.add_positions(tokens, self.pos_embed))
+        tokens = self.join_tokens(self.patch_embed(images), before=self.cls_token)
+        return self.pos_drop(self.add_positions(tokens, positions=self.pos_embed))
 
 
 def run_reuse_blocks(

@@ -143,8 +143,8 @@ class T2TViT(ImageModel):
     def embed(self, images: Tensor) -> Tensor:
         """Computes the tokens ``[B, N, C]`` that enter the first block."""
         check_images(images, self.in_chans, self.img_size)
-        tokens = self.join_tokens(self.cls_token, self.tokens_to_token(images))
-        return self.pos_drop(self.add_positions(tokens, self.pos_embed))
+        tokens = self.join_tokens(self.tokens_to_token(images), before=self.cls_token)
+        return self.pos_drop(self.add_positions(tokens, positions=self.pos_embed))
 
     @torch.no_grad()
     def _initialize(self) -> None:

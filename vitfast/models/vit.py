@@ -209,8 +209,8 @@ class VisionTransformer(ImageModel):
 
     def embed(self, images: Tensor) -> Tensor:
         """Computes the tokens ``[B, N, C]`` that enter the first block: class token and patches, with positions."""
-        tokens = self.join_tokens(self.cls_token, self.patch_embed(images))
-        return self.pos_drop(self.add_positions(tokens, self.pos_embed))
+        tokens = self.join_tokens(self.patch_embed(images), before=self.cls_token)
+        return self.pos_drop(self.add_positions(tokens, positions=self.pos_embed))
 
     def pool(self, tokens: Tensor) -> Tensor:
         """Reduces the tokens ``[B, N, C]`` to the head's input, ``[B, C]``."""

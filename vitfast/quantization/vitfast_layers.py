@@ -93,15 +93,15 @@ class QuantizedStoredFeatures(QuantizedModule, StoredFeatures):
 class QuantizedJoinTokens(QuantizedModule, JoinTokens):
     """Rounds the joined tokens."""
 
-    def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        return self.stored(super().forward(first, second), in_place=True)
+    def forward(self, tokens: Tensor, *, before: Tensor | None = None, after: Tensor | None = None) -> Tensor:
+        return self.stored(super().forward(tokens, before=before, after=after), in_place=True)
 
 
 class QuantizedAddPositions(QuantizedModule, AddPositions):
     """Rounds the sum."""
 
-    def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        return self.stored(super().forward(tokens, positions), in_place=True)
+    def forward(self, tokens: Tensor, *, positions: Tensor) -> Tensor:
+        return self.stored(super().forward(tokens, positions=positions), in_place=True)
 
 
 class QuantizedResidualAdd(QuantizedModule, ResidualAdd):
