@@ -22,7 +22,7 @@ constexpr float weight_unit = 512.0f;
 constexpr float first_exponent = 80.0f, largest_exponent = 120.0f;
 
 // 512 (1 + m - 2^m) at the midpoint of the four m that share their first seven bits: the correction from the bits of a
-// logarithm (plus half a unit of the result) to the bits of its power.
+// logarithm (plus half a unit of the result) to the mantissa bits of its power.
 struct PowerTable {
   constexpr PowerTable() : values() {
     for (int i = 0; i < 128; ++i) {

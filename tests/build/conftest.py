@@ -20,7 +20,7 @@ def root() -> Path:
 
 @pytest.fixture
 def program(tmp_path: Path) -> Callable[..., Path]:
-    """Writes an executable shell script ``name`` into a folder of its own, and returns its path."""
+    """Writes an executable shell script ``name`` into a separate folder and returns its path."""
 
     def write(name: str, body: str, folder: str = "programs") -> Path:
         path = tmp_path / folder / name

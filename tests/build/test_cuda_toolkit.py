@@ -13,7 +13,7 @@ from vitfast_build.toolchain import TorchInstallation
 CUDA_TORCH = TorchInstallation(Path("/torch"), "2.15.0+cu132", "13.2")
 CPU_TORCH = TorchInstallation(Path("/torch"), "2.15.0+cpu", None)
 
-# answers as nvcc does; --dryrun tells the toolkit's folder on standard error and fails for want of an input
+# imitates nvcc: --dryrun prints the toolkit's folder to standard error and fails without an input
 NVCC = """
 case "$1" in
 --version) echo "Cuda compilation tools, release {version}, V{version}.88" ;;

@@ -33,7 +33,7 @@ HOT_KERNELS = {
         for element in ("Half", "BFloat16")
         for head_dim in (64, 128)
     },
-    **{  # how many rows of tiles come by, how many blocks share the registers
+    **{  # number of streamed row tiles, number of resident blocks
         f"attention_backward_{owner}_kernel<vitfast::Half, "
         f"vitfast::AttentionBackwardTiles<vitfast::Half, {head_dim}, {tiles}, {blocks}> >": 168 if blocks == 3 else 255
         for owner, head_dim, tiles, blocks in (

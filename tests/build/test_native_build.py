@@ -39,7 +39,7 @@ def project(tmp_path: Path, clean_environment: dict[str, str]) -> NativeBuild:
 
 
 def _ask(library: Path, function: str) -> str:
-    """Loads the library in a process of its own: one that is loaded cannot be replaced."""
+    """Loads the library in a separate process, because a loaded library cannot be replaced."""
     code = (
         "import ctypes, sys; f = getattr(ctypes.CDLL(sys.argv[1]), sys.argv[2]);"
         "f.restype = ctypes.c_char_p if sys.argv[2] == 'get_file' else ctypes.c_int; print(f())"

@@ -88,7 +88,7 @@ class SharedOptions:
 
 @dataclass
 class OwnOptions(SharedOptions):
-    """Has an option of its own, and another default."""
+    """Adds an option and changes a default."""
 
     model: str = option("vit", "which")
     seconds: float = option(5.0, "how long", above=0)

@@ -28,7 +28,7 @@ from vitfast.runs.checkpoint import (
 )
 
 
-def mend(path: Path, **changes) -> None:
+def rewrite_manifest(path: Path, **changes) -> None:
     """Gives a checkpoint the right hashes for whatever it holds, as who has made it can."""
     file = path / "manifest.json"
     manifest = {**json.loads(file.read_text()), **changes}
@@ -58,7 +58,7 @@ def pair(tmp_path, real_run) -> tuple[Path, Path]:
 
 
 def assert_falls_back(pair: tuple[Path, Path], message: str) -> None:
-    """The newest checkpoint is refused by name; the run goes on from the previous one, with a warning."""
+    """The newest checkpoint is refused by name; the run resumes from the previous one with a warning."""
     previous, newest = pair
     with pytest.raises(CheckpointError, match=message):
         resolve_checkpoint(newest)
@@ -140,13 +140,13 @@ def test_a_wrong_hash(pair, name):
 
 
 def test_a_newer_format_says_what_to_do(pair):
-    mend(pair[1], format_version=checkpoints.FORMAT_VERSION + 1)
+    rewrite_manifest(pair[1], format_version=checkpoints.FORMAT_VERSION + 1)
     assert_falls_back(pair, r"has format version 2; .* reads up to 1; update vitfast")
 
 
 @pytest.mark.parametrize("version", [None, "1", 1.5, [1]])
 def test_a_format_that_is_no_number(pair, version):
-    mend(pair[1], format_version=version)
+    rewrite_manifest(pair[1], format_version=version)
     assert_falls_back(pair, "has format version")
 
 
@@ -180,8 +180,8 @@ def test_a_malicious_pickle_runs_nothing(tmp_path, pair, train_tiny):
     target, file = tmp_path / "executed", pair[1] / "state.pt"
     torch.save({**load_state(pair[1]), "optimizer": Payload(target)}, file)
     assert_falls_back(pair, r"state.pt is damaged")
-    # Even where its author has mended the hashes.
-    mend(pair[1])
+    # Even if the hashes were updated.
+    rewrite_manifest(pair[1])
     assert resolve_checkpoint(pair[1].parent) == pair[1]
     with pytest.raises(CheckpointError, match=r"state.pt .* was rejected and none of its code was run"):
         load_state(pair[1])

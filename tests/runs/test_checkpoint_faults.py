@@ -166,7 +166,7 @@ def test_all_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
     assert events[-1] == ("flushed", str(tmp_path))
 
 
-# A run on a disk of its own, which a mount gives to this process only: room for one checkpoint, not for two.
+# A run on a private mount with space for one checkpoint, but not for two.
 SMALL_DISK = """
     import shutil, subprocess, sys
     from pathlib import Path
@@ -198,7 +198,7 @@ SMALL_DISK = """
 
 
 def _namespace() -> list[str]:
-    """The command that gives a process mounts of its own, or [] where the system does not let us."""
+    """Command that runs a process in a private mount namespace, or [] if that is not permitted."""
     for command in (["unshare", "--mount"], ["unshare", "--mount", "--map-root-user"]):
         try:
             tried = subprocess.run(

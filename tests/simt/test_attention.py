@@ -10,7 +10,7 @@ from support.simt_attention import AttentionCase, dominant_case, negative_case, 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 BOTH_SIZES = (torch.float16, torch.float32)  # of elements: 16 bits and 32, which always go by tiles (of 32 keys)
 LENGTHS = (1, 15, 16, 17, 31, 33, 49, 50, 56, 57, 100, 101, 104, 105, 152, 153, 196, 197, 198, 200, 201, 255, 256)
-# from 257 tokens on keys come by in tiles of 64; a warp takes 32 queries, a block 128
+# from 257 tokens on keys are streamed in tiles of 64; a warp processes 32 queries, a block 128
 LONG_LENGTHS = (257, 272, 320, 321, 384, 577)
 HEAD_DIMS = (8, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 104, 112, 120, 128)
 

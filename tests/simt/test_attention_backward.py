@@ -9,7 +9,7 @@ import torch
 
 from support.simt_attention import AttentionBackwardCase, far_below_zero, random_backward
 
-# from 257 tokens on (113 where D > 64) rows come by in tiles of 64 (32); a block owns 64
+# from 257 tokens on (113 where D > 64) rows are streamed in tiles of 64 (32); a block owns 64
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 BOTH_SIZES = (torch.float16, torch.float32)  # of elements: 16 bits and 32, which always go by tiles
 LENGTHS = (2, 15, 16, 17, 33, 50, 64, 65, 100, 112, 113, 160, 161, 197, 208, 209, 256, 257, 272, 320, 321, 385)

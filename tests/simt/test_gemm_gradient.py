@@ -63,7 +63,7 @@ def test_a_nan_stays_in_its_column_and_tile() -> None:
 
 
 def test_sums_are_of_gradients_before_they_are_rounded() -> None:
-    # each gradient lies between two numbers of bfloat16; the derivative at 30 is one
+    # each gradient is between two bfloat16 numbers; the derivative at 30 is one
     sums = torch.full((128, 32), 1 + 2.0**-9)
     results = GradientCase(sums, torch.full_like(sums, 30).bfloat16(), "gelu_tanh").run()
     assert torch.equal(results["y"], torch.ones(128, 32).bfloat16())

@@ -84,7 +84,7 @@ class Case:
         return results
 
     def expected(self, summed: Tensor, dtype: torch.dtype | None) -> dict[str, Tensor]:
-        """Everything by torch's operators in ``dtype``, or in the inputs' own types, from the sum as it is stored."""
+        """Computes the result with torch's operators in ``dtype``, or in the inputs' types, from the stored sum."""
         names = ("weight", "bias")
         leaves = {"x": summed} | {name: self.inputs[name] for name in names if self.inputs[name] is not None}
         leaves = {name: tensor.to(dtype or tensor.dtype).requires_grad_() for name, tensor in leaves.items()}

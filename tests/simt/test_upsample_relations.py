@@ -25,7 +25,7 @@ def test_the_grids_of_dvt(simt_variant: str, grids: tuple[int, int], dtype: torc
 
 @pytest.mark.parametrize("grids", [(1, 1), (1, 2), (2, 3), (3, 2), (5, 6)], ids=str)
 def test_small_grids(simt_variant: str, grids: tuple[int, int]) -> None:
-    # 300 heads: more than a large GPU wants blocks, so that a block takes a whole head
+    # 300 heads: more than a large GPU needs blocks, so that a block processes a whole head
     for leading in ((3, 1), (150, 2)) if grids == (5, 6) else ((3, 1),):
         case = random_upsample(leading, grids, narrow=True)
         case.check(case.run(variant=simt_variant))

@@ -1,4 +1,4 @@
-"""Small models of every source and variant that ``vitfast.accelerate`` knows."""
+"""Small models of every source and variant that ``vitfast.accelerate`` supports."""
 
 from __future__ import annotations
 
@@ -118,12 +118,12 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
 
 
 def accelerable(kind: str) -> nn.Module:
-    """Builds one of ``BUILDERS`` in evaluation, with parameters among which none is as it is initialized."""
+    """Builds one of ``BUILDERS`` in evaluation mode, with no parameter at its initial value."""
     return shake(BUILDERS[kind])
 
 
 def shake(build: Callable[[], nn.Module]) -> nn.Module:
-    """Builds a model in evaluation, with parameters among which none is as it is initialized."""
+    """Builds a model in evaluation mode, with no parameter at its initial value."""
     torch.manual_seed(0)
     model = build().eval()
     generator = torch.Generator().manual_seed(1)

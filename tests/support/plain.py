@@ -26,7 +26,7 @@ def attention(
     scale: float | None = None,
     return_logits: bool = False,
 ) -> tuple[Tensor, ...]:
-    """softmax(scale * q kᵀ + bias) v; by torch's fused operator where it is what runs for want of a kernel."""
+    """softmax(scale * q kᵀ + bias) v; by torch's fused operator where that replaces a missing kernel."""
     runs_on_torch = q.shape[-1] % HEAD_DIM_MULTIPLE and q.numel() and not return_logits
     if runs_on_torch and q.dtype != torch.float64:
         return (F.scaled_dot_product_attention(q, k, v, bias, scale=scale),)

@@ -163,7 +163,7 @@ def _compiler() -> Compiler:
 
 @functools.cache
 def _digest(sources: tuple[Path, ...]) -> str:
-    """Stands for the texts of sources and of all that they include, for the host and for a GPU."""
+    """Returns a hash of the sources and of everything they include, for the host and for a GPU."""
     texts: dict[str, bytes] = {}
     left = [*sources, SIMT / "host" / "cuda_language.h"]
     while left:

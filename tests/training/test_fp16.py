@@ -17,8 +17,8 @@ def test_it_learns_as_fp32_does(tmp_path, train_tiny):
     assert train_tiny(tmp_path / "fp32") == 0
     assert train_tiny(tmp_path / "fp16", FP16) == 0
     one, other = (content(tmp_path / name)["metrics"] for name in ("fp32", "fp16"))
-    for line, twin in zip(one, other, strict=True):
-        assert twin["loss"] == pytest.approx(line["loss"], rel=1e-2)
+    for line, other_line in zip(one, other, strict=True):
+        assert other_line["loss"] == pytest.approx(line["loss"], rel=1e-2)
     state = load_state(latest_checkpoint(tmp_path / "fp16"))
     assert state["scaler"]["scale"] == 65536.0
 

@@ -1,4 +1,4 @@
-"""Training repeats itself to the bit: 200 steps, in processes that share nothing but the seed and the thread count."""
+"""Training is bit-reproducible: 200 steps, in processes that share only the seed and the thread count."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signals to a training process: it saves, says so with its exit code, leaves nobody behind, and goes on bit by bit."""
+"""Signals to a training process: it saves, returns its exit code, leaves no child process, and resumes bit-exactly."""
 
 from __future__ import annotations
 

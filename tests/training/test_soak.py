@@ -31,7 +31,7 @@ def wait_for_orphans(run: ForkedRun) -> None:
 
 
 def start(server: TrainingServer, folder: Path, workers: int) -> ForkedRun:
-    """Goes on with the run, or begins it if it was killed before its first checkpoint."""
+    """Resumes the run, or starts it if it was killed before its first checkpoint."""
     run_dir = folder / "run"
     if list_checkpoints(run_dir):
         return server.start(folder / "output", [f"train.resume={run_dir}", f"data.workers={workers}"])

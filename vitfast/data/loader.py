@@ -180,7 +180,7 @@ class ImageLoader(DataLoader[Any]):
 
 
 class ReadBatch(NamedTuple):
-    """A batch as it is sent from a worker to the training process.
+    """A batch in the form in which it is sent from a worker to the training process.
 
     Attributes:
         images: ``[B, C, H, W]``, float.

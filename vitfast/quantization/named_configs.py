@@ -106,7 +106,7 @@ def _look_up(name: str) -> tuple[type[QuantizationConfig], dict[str, Any]]:
     if bits := _ANY_FIXED.fullmatch(wanted):
         return FixedConfig, {"word_length": int(bits[1]), "fraction_length": int(bits[2])}
     if wanted in _FLOAT32:
-        raise UserError(f"format {name} rounds nothing: leave the model as it is")
+        raise UserError(f"format {name} rounds nothing; do not quantize the model")
     longer = [known for known in lowered if known.startswith(wanted)]
     near = longer or difflib.get_close_matches(wanted, lowered, n=1)
     hint = f"did you mean {lowered[near[0]]}? " if near else ""

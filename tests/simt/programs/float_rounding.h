@@ -15,7 +15,7 @@ inline vitfast::FloatRounding float_rounding(const Program& program, const std::
   std::vector<int64_t> list;
   std::istringstream words(program.text(name));
   for (std::string word; std::getline(words, word, ',');) list.push_back(std::stoll(word));
-  if (list.size() != 8) Program::stop(name + "= wants 8 integers");
+  if (list.size() != 8) Program::stop(name + "= requires 8 integers");
   const uint32_t max_bits = uint32_t(list[2]);
   float max_value;
   std::memcpy(&max_value, &max_bits, sizeof(max_value));

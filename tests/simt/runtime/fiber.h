@@ -16,7 +16,7 @@ class Fiber {
   // stack.
   void start(void (*entry)(void*), void* argument, int number);
 
-  // Leaves the running fiber (`from`) and goes on with this one.
+  // Leaves the running fiber (`from`) and resumes this one.
   void switch_from(Fiber& from);
 
   // To be called first in `entry`.

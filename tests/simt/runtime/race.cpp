@@ -9,7 +9,7 @@
 namespace simt::race {
 namespace {
 
-// Each warp counts its own synchronizations (of the warp, or of the block): its time. A warp knows of another's
+// Each warp counts its synchronizations (of the warp, or of the block) as a clock. A warp observes another's
 // accesses up to the time at which a barrier last joined the two.
 constexpr int max_warps = 32;
 constexpr int several_lanes = -1;
@@ -176,7 +176,7 @@ void copy_landed(const void* address, size_t bytes) {
 
 }  // namespace simt::race
 
-// What -fsanitize=thread calls. Accesses outside shared memory are passed over.
+// What -fsanitize=thread calls. Accesses outside shared memory are ignored.
 extern "C" {
 
 #define SIMT_ACCESS(size)                            \
