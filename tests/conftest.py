@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest_plugins = ["support.run_fixtures"]
-
 _tests = Path(__file__).parent
 # the support kit; and the build's own code, which is no part of the package
 sys.path[:0] = [str(_tests), str(_tests.parent / "build_backend")]
