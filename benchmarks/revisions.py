@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -27,6 +26,9 @@ def main(arguments: Sequence[str]) -> int:
     """Measures and prints the table."""
     from dataclasses import dataclass
 
+    import torch
+
+    from vitfast.benchmarking.machine import describe_machine
     from vitfast.config import load_options, option
 
     @dataclass
@@ -52,7 +54,8 @@ def main(arguments: Sequence[str]) -> int:
                 samples[name][side].append(workers[side].time(name))
         rounds += 1
     rows = {name: summarize(sides) for name, sides in samples.items()}
-    machine = {"processor": processor_name(), "threads": options.threads, "load": os.getloadavg()[0], "rounds": rounds}
+    machine = describe_machine(torch.device("cpu"))
+    machine |= {"threads": options.threads, "rounds": rounds, "load_average": os.getloadavg()[0]}
     revisions = {side: worker.revision for side, worker in workers.items()}
     text = as_markdown(rows, machine, revisions)
     print(text)
@@ -179,7 +182,8 @@ def as_markdown(rows: dict[str, dict[str, float]], machine: dict[str, Any], revi
     lines = [
         f"# vitfast {revisions['before']} (before) and {revisions['after']} (after)",
         "",
-        f"{machine['processor']}, {machine['threads']} threads, load {machine['load']:.2f}, {machine['rounds']} rounds",
+        f"{machine['cpu']['model']}, {machine['threads']} threads, {machine['rounds']} rounds, load average "
+        f"{machine['load_average']:.2f} at the end, torch {machine['packages']['torch']}",
         "",
         "Median time, and the median (quartiles) of before / after per round: above 1 the second is faster.",
         "",
@@ -190,15 +194,6 @@ def as_markdown(rows: dict[str, dict[str, float]], machine: dict[str, Any], revi
         ratio = f"{row['ratio']:.3f} ({row['ratio_low']:.3f} to {row['ratio_high']:.3f})"
         lines.append(f"| {name} | {row['before_ms']:.4g} | {row['after_ms']:.4g} | {ratio} |")
     return "\n".join(lines)
-
-
-def processor_name() -> str:
-    """The processor's name as Linux reports it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    names = [
-        line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
-    ]
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":
