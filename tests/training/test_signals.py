@@ -73,7 +73,7 @@ def test_again_while_the_checkpoint_of_the_first_one_is_saved(interrupted):
     interrupted(Interruption("step", 2), Interruption("save", 3), step=2)
 
 
-def test_whoever_does_not_want_to_wait(tmp_path, training_server, undisturbed):
+def test_second_ctrl_c_while_saving(tmp_path, training_server, undisturbed):
     """The second Ctrl+C, in the middle of saving: the checkpoint before is used."""
     run_dir, interrupt = tmp_path / "run", Interruption("step", 9, number=signal.SIGINT)
     again = Interruption("save", 6 + 3, number=signal.SIGINT)  # in the second checkpoint
