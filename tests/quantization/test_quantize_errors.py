@@ -61,6 +61,19 @@ def test_a_filter_that_matches_nothing(model: ImageModel) -> None:
     quantize_(model, FP16_16Config())  # nothing was changed before
 
 
+@pytest.mark.parametrize("name", ["blocks", "blocks.0.drop_path", "blocks.0.mlp.drop"])
+def test_a_pattern_that_matches_modules_without_a_quantized_form(model: ImageModel, name: str) -> None:
+    with pytest.raises(UserError, match=f"no module is called '{name}'"):
+        quantize_(model, FP16_16Config(), overrides={name: None})
+
+
+def test_a_pattern_that_matches_a_foreign_container() -> None:
+    """It would not reach the layers within."""
+    wrapped = nn.Sequential(nn.Linear(4, 4), nn.TransformerEncoderLayer(4, 1, 4, batch_first=True))
+    with pytest.raises(UserError, match="no module is called '1'"):
+        quantize_(wrapped, FP16_16Config(), overrides={"1": None})
+
+
 def test_a_pattern_that_matches_nothing(model: ImageModel) -> None:
     with pytest.raises(UserError, match=r"no module is called 'block\.\*'"):
         quantize_(model, FP16_16Config(), overrides={"block.*": None})

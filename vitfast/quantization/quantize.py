@@ -181,6 +181,9 @@ def _choose(
     chosen: dict[str, QuantizationConfig] = {}
     modules = dict(model.named_modules())
     patterns = {name: next((p for p in overrides if fnmatchcase(name, p)), None) for name in modules}
+    # a vitfast layer around quantized ones may be named although it rounds nothing itself
+    containers = (name for name, module in modules.items() if next(module.children(), None) is not None)
+    used = {patterns[name] for name in containers if type(modules[name]).__module__.startswith("vitfast.")}
     excluded = never_quantized(model)
     for leaf_name, leaf in modules.items():
         if leaf_name in excluded or isinstance(leaf, QuantizedModule):
@@ -189,6 +192,7 @@ def _choose(
         if (find_counterpart(leaf) is None and not lacks_counterpart(leaf)) or not filter_fn(modules[name], name):
             continue
         pattern = patterns[name]
+        used.add(pattern)
         config = base if pattern is None else overrides[pattern]
         if config is None:
             continue
@@ -200,7 +204,7 @@ def _choose(
                 f"leave it out: overrides={{{name!r}: None}}"
             )
         chosen[name] = config
-    unused = overrides.keys() - patterns.values()
+    unused = overrides.keys() - used
     if unused:
         raise UserError(
             f"overrides: no module is called {', '.join(sorted(map(repr, unused)))}; see model.named_modules()"
