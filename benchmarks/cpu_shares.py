@@ -45,14 +45,14 @@ PARTS: dict[str, tuple[str, ...]] = {
         *("exponentiate", "take_some", "take_rest", "has_far", "find_references", "find_factors", "attend_again"),
         *("finish_logits", "upsample_heads", "join_sections", "performer_keys_of", "performer_queries_of"),
     ),
-    "attention products": (
+    "attention GEMM": (
         *("LogitSink", "ResultSink", "multiply_keys", "multiply_values", "attend_tile", "multiply_few"),
     ),
     "LayerNorm": ("normalize_row", "widen_row"),
     "operands": ("convert_row", "quantize_group", "pad_bfloat16", "gather_patch"),
     "activation": ("activate",),
     "epilogue": ("finish_rows",),
-    "products": ("multiply_tile", "multiply_by_tiles", "multiply_panel", "open_panel"),
+    "GEMM": ("multiply_tile", "multiply_by_tiles", "multiply_panel", "open_panel"),
 }
 OTHER, WAITING = "other", "waiting"
 

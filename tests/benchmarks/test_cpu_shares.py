@@ -20,14 +20,14 @@ ISA = "vitfast::avx512"
 @pytest.mark.parametrize(
     ("part", "frames"),
     [
-        ("products", [f"void {ISA}::multiply_tile<{ISA}::FloatDot, 6>(unsigned int const*, long)"]),
+        ("GEMM", [f"void {ISA}::multiply_tile<{ISA}::FloatDot, 6>(unsigned int const*, long)"]),
         ("activation", [f"float __vector(16) {ISA}::exp2<(Accuracy)1>(float __vector(16))",
                         f"float __vector(16) {ISA}::activate<(vitfast::Activation)1, (Accuracy)1>(float __vector(16))",
                         f"void {ISA}::finish_rows<false>(Tile const&, long, long)"]),
         ("epilogue", [f"{ISA}::store(float*, float __vector(16))", f"void {ISA}::finish_rows<false>(Tile const&)"]),
-        ("attention products", [f"void {ISA}::multiply_panel<{ISA}::FloatDot, 6, 4, {ISA}::LogitSink>(long)"]),
-        ("products", [f"void {ISA}::multiply_panel<(vitfast::Precision)0>({ISA}::Operand const&)"]),
-        ("attention products", [f"void {ISA}::TiledHead::multiply_keys<true, {ISA}::TiledHead::Exponentiation>(long)"]),
+        ("attention GEMM", [f"void {ISA}::multiply_panel<{ISA}::FloatDot, 6, 4, {ISA}::LogitSink>(long)"]),
+        ("GEMM", [f"void {ISA}::multiply_panel<(vitfast::Precision)0>({ISA}::Operand const&)"]),
+        ("attention GEMM", [f"void {ISA}::TiledHead::multiply_keys<true, {ISA}::TiledHead::Exponentiation>(long)"]),
         ("softmax", [f"{ISA}::TiledHead::Exponentiation::take_some()", f"{ISA}::TiledHead::multiply_keys<true>(long)"]),
         (OTHER, ["vitfast::(anonymous namespace)::packed_block(Tensor const&)"]),
         (OTHER, ["??"]),
