@@ -10,7 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitfast.ops.autocast import autocast_dtype
+
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+# activation -> the argument ``approximate`` of torch.nn.functional.gelu and of ``mlp``
+GELU_APPROXIMATE = {"gelu": "none", "gelu_tanh": "tanh"}
 
 
 def check_tensor(name: str, value: Any, *, ndim: int | None = None, shape: str = "") -> None:
@@ -44,6 +48,16 @@ def check_shape(name: str, value: Tensor, expected: tuple[int, ...], meaning: st
     """Checks the exact shape; ``meaning`` explains where the expected shape comes from."""
     if tuple(value.shape) != expected:
         raise ValueError(f"{name} must have shape {list(expected)} ({meaning}), got {list(value.shape)}")
+
+
+def check_parameters(x: Tensor, parameters: dict[str, tuple[Tensor | None, tuple[int, ...], str]]) -> None:
+    """Checks optional parameters, of x's dtype unless autocast casts them; name -> (tensor, shape, its meaning)."""
+    in_autocast = autocast_dtype(x) is not None
+    for name, (parameter, shape, meaning) in parameters.items():
+        if parameter is not None:
+            check_tensor(name, parameter)
+            check_like(name, parameter, "x", x, same_dtype=not in_autocast)
+            check_shape(name, parameter, shape, meaning)
 
 
 def check_residual(residual: Tensor | None, x: Tensor, expected: tuple[int, ...], meaning: str) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from typing import Any, Literal, overload
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,16 @@ from vitfast.ops import reference
 from vitfast.ops.arguments import attention_scale, check_like, check_shape, check_tensor
 from vitfast.ops.autocast import autocast_dtype, cast
 from vitfast.ops.library import has_kernel, has_shared_memory
-from vitfast.ops.registration import register
+from vitfast.ops.registration import attention_flops, empty_like, register
+
+if TYPE_CHECKING:
+    from typing_extensions import TypedDict, Unpack
+
+    class _Options(TypedDict, total=False):
+        bias: Tensor | None
+        scale: float | None
+        dropout_p: float
+
 
 # values of csrc/attention/attention.h, for pure PyTorch
 _LIMITS = {
@@ -42,25 +52,11 @@ CUDA_SHARED_BYTES = _LIMITS["shared_bytes"]  # of the largest instance: A100 and
 
 @overload
 def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    bias: Tensor | None = ...,
-    scale: float | None = ...,
-    return_logits: Literal[False] = ...,
-    dropout_p: float = ...,
+    q: Tensor, k: Tensor, v: Tensor, *, return_logits: Literal[False] = ..., **options: Unpack[_Options]
 ) -> Tensor: ...
 @overload
 def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    bias: Tensor | None = ...,
-    scale: float | None = ...,
-    return_logits: Literal[True],
-    dropout_p: float = ...,
+    q: Tensor, k: Tensor, v: Tensor, *, return_logits: Literal[True], **options: Unpack[_Options]
 ) -> tuple[Tensor, Tensor]: ...
 def attention(
     q: Tensor,
@@ -114,22 +110,10 @@ def attention(
 
 
 @overload
-def attention_packed(
-    qkv: Tensor,
-    *,
-    bias: Tensor | None = ...,
-    scale: float | None = ...,
-    return_logits: Literal[False] = ...,
-    dropout_p: float = ...,
-) -> Tensor: ...
+def attention_packed(qkv: Tensor, *, return_logits: Literal[False] = ..., **options: Unpack[_Options]) -> Tensor: ...
 @overload
 def attention_packed(
-    qkv: Tensor,
-    *,
-    bias: Tensor | None = ...,
-    scale: float | None = ...,
-    return_logits: Literal[True],
-    dropout_p: float = ...,
+    qkv: Tensor, *, return_logits: Literal[True], **options: Unpack[_Options]
 ) -> tuple[Tensor, Tensor]: ...
 def attention_packed(
     qkv: Tensor,
@@ -141,19 +125,8 @@ def attention_packed(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """``attention`` on the packed result of one linear layer, without a transpose or copy.
 
-    Args:
-        qkv: ``[B, N, 3, H, D]``.
-        bias: as in ``attention``.
-        scale: as in ``attention``.
-        return_logits: as in ``attention``.
-        dropout_p: as in ``attention``.
-
-    Returns:
-        ``[B, N, H, D]``, contiguous; with ``return_logits`` a pair with the logits ``[B, H, N, N]``.
-
-    Raises:
-        TypeError: as ``attention``.
-        ValueError: as ``attention``.
+    Takes qkv ``[B, N, 3, H, D]`` and the options of ``attention``; raises the same errors. Returns a contiguous
+    ``[B, N, H, D]``; with ``return_logits`` a pair with the logits ``[B, H, N, N]``.
     """
     check_tensor("qkv", qkv, ndim=5, shape="[B, N, 3, H, D]")
     if qkv.shape[2] != 3:
@@ -239,50 +212,32 @@ def _fake_statistics(like: Tensor, sizes_BHN: tuple[int, ...], return_logits: bo
     return lse, like.new_empty((*sizes_BHN, sizes_BHN[2])) if return_logits else None
 
 
-def _fake_forward(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, return_logits: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    return q.new_empty(q.shape), *_fake_statistics(q, tuple(q.shape[:3]), return_logits)
+def _fake_forward(q: Tensor, return_logits: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    return empty_like(q), *_fake_statistics(q, tuple(q.shape[:3]), return_logits)
 
 
-def _fake_packed_forward(
-    qkv: Tensor, bias: Tensor | None, scale: float, return_logits: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def fake_packed_out(qkv: Tensor) -> Tensor:
+    """Returns an empty ``[B, N, H, D]`` for qkv ``[B, N, 3, H, D]``."""
     batch, tokens, _, heads, head_dim = qkv.shape
-    out = qkv.new_empty((batch, tokens, heads, head_dim))
-    return out, *_fake_statistics(qkv, (batch, heads, tokens), return_logits)
+    return qkv.new_empty((batch, tokens, heads, head_dim))
+
+
+def _fake_packed_forward(qkv: Tensor, return_logits: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    out = fake_packed_out(qkv)
+    return out, *_fake_statistics(qkv, (out.shape[0], out.shape[2], out.shape[1]), return_logits)
 
 
 def _fake_backward(
-    grad_out: Tensor,
-    grad_logits: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    scale: float,
-    need_bias_grad: bool,
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, need_bias_grad: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    grad_bias = bias.new_empty(bias.shape) if need_bias_grad and bias is not None else None
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), grad_bias
+    return empty_like(q), empty_like(k), empty_like(v), empty_like(bias) if need_bias_grad else None
 
 
-def _fake_packed_backward(
-    grad_out: Tensor,
-    grad_logits: Tensor | None,
-    qkv: Tensor,
-    bias: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    scale: float,
-    need_bias_grad: bool,
-) -> tuple[Tensor, Tensor | None]:
-    return qkv.new_empty(qkv.shape), bias.new_empty(bias.shape) if need_bias_grad and bias is not None else None
+def _fake_packed_backward(qkv: Tensor, bias: Tensor | None, need_bias_grad: bool) -> tuple[Tensor, Tensor | None]:
+    return empty_like(qkv), empty_like(bias) if need_bias_grad else None
 
 
-# --- autograd: both forms save (inputs..., bias, out, lse) ---
+# --- autograd of both forms, whose operators have the same arguments after q, k and v or qkv ---
 
 
 def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -293,60 +248,27 @@ def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
 
 
 def _backward(ctx: Any, grad_out: Tensor, _: Any, grad_logits: Tensor | None) -> tuple[Any, ...]:
-    q, k, v, bias, out, lse = ctx.saved_tensors
-    need_bias_grad = bias is not None and ctx.needs_input_grad[3]
-    grads = torch.ops.vitfast.attention_backward.default(
-        grad_out, grad_logits if ctx.return_logits else None, q, k, v, bias, out, lse, ctx.scale, need_bias_grad
-    )
+    *qkv, bias, out, lse = ctx.saved_tensors
+    operators = torch.ops.vitfast
+    operator = operators.attention_packed_backward if len(qkv) == 1 else operators.attention_backward
+    need_bias_grad = bias is not None and ctx.needs_input_grad[len(qkv)]
+    grad_logits = grad_logits if ctx.return_logits else None
+    grads = operator.default(grad_out, grad_logits, *qkv, bias, out, lse, ctx.scale, need_bias_grad)
     return *grads, None, None
 
 
-def _packed_backward(ctx: Any, grad_out: Tensor, _: Any, grad_logits: Tensor | None) -> tuple[Any, ...]:
-    qkv, bias, out, lse = ctx.saved_tensors
-    need_bias_grad = bias is not None and ctx.needs_input_grad[1]
-    grads = torch.ops.vitfast.attention_packed_backward.default(
-        grad_out, grad_logits if ctx.return_logits else None, qkv, bias, out, lse, ctx.scale, need_bias_grad
-    )
-    return *grads, None, None
+def _flops(q: Sequence[int], gemms: int) -> int:
+    batch, heads, tokens, head_dim = q
+    return attention_flops((batch, tokens, 3, heads, head_dim), gemms)
 
 
-# --- FLOPs: two GEMMs forward, five backward ---
-
-
-def attention_flops(sizes_BHND: tuple[int, int, int, int], gemms: int) -> int:
-    """FLOPs of ``gemms`` GEMMs between tokens and channels."""
-    batch, heads, tokens, head_dim = sizes_BHND
-    return 2 * gemms * batch * heads * tokens * tokens * head_dim
-
-
-def _packed_flops(qkv: Any, gemms: int) -> int:
-    batch, tokens, _, heads, head_dim = qkv
-    return attention_flops((batch, heads, tokens, head_dim), gemms)
-
-
-register(
-    "attention_forward",
-    _fake_forward,
-    backward=_backward,
-    setup_context=_setup_context,
-    flops=lambda q, *_, **__: attention_flops(tuple(q), 2),
-)
-register(
-    "attention_backward",
-    _fake_backward,
-    gradient_of="attention",
-    flops=lambda grad_out, grad_logits, q, *_, **__: attention_flops(tuple(q), 5),
-)
-register(
-    "attention_packed_forward",
-    _fake_packed_forward,
-    backward=_packed_backward,
-    setup_context=_setup_context,
-    flops=lambda qkv, *_, **__: _packed_flops(qkv, 2),
-)
+_AUTOGRAD: dict[str, Any] = {"backward": _backward, "setup_context": _setup_context}
+register("attention_forward", _fake_forward, **_AUTOGRAD, flops=lambda q: _flops(q, 2))
+register("attention_backward", _fake_backward, gradient_of="attention", flops=lambda q: _flops(q, 5))
+register("attention_packed_forward", _fake_packed_forward, **_AUTOGRAD, flops=lambda qkv: attention_flops(qkv, 2))
 register(
     "attention_packed_backward",
     _fake_packed_backward,
     gradient_of="attention",
-    flops=lambda grad_out, grad_logits, qkv, *_, **__: _packed_flops(qkv, 5),
+    flops=lambda qkv: attention_flops(qkv, 5),
 )

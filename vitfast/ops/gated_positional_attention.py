@@ -5,8 +5,6 @@ Shapes: B batch, H heads, N tokens, D head dimension.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -15,13 +13,13 @@ from vitfast.ops.arguments import attention_scale, check_like, check_shape, chec
 from vitfast.ops.attention import (
     CUDA_SHARED_BYTES,
     CUDA_WHOLE_MAX_TOKENS,
-    attention_flops,
     attention_packed,
+    fake_packed_out,
     is_supported_head_dim,
 )
 from vitfast.ops.autocast import autocast_dtype, cast
 from vitfast.ops.library import has_kernel, has_shared_memory
-from vitfast.ops.registration import register
+from vitfast.ops.registration import attention_flops, register
 
 CUDA_DTYPES = (torch.float16, torch.bfloat16)
 
@@ -70,15 +68,9 @@ def gated_positional_attention(qkv: Tensor, position: Tensor, gate: Tensor, *, s
 
 
 def has_gated_kernel(device: torch.device, dtype: torch.dtype, tokens: int, head_dim: int) -> bool:
-    """Whether the kernel runs for such tensors if no gradient is required.
+    """Whether the kernel runs for such q, k and v if no gradient is required.
 
     Otherwise, a caller may compute the positional part from a factorization instead of the full ``[H, N, N]``.
-
-    Args:
-        device: of the tensors.
-        dtype: of q, k and v.
-        tokens: N.
-        head_dim: D.
     """
     if not has_kernel("gated_positional_attention", device.type) or not is_supported_head_dim(head_dim):
         return False
@@ -89,15 +81,5 @@ def has_gated_kernel(device: torch.device, dtype: torch.dtype, tokens: int, head
     return has_shared_memory(device, CUDA_SHARED_BYTES)
 
 
-def _fake(qkv: Tensor, position: Tensor, gate: Tensor, scale: float) -> Tensor:
-    batch, tokens, _, heads, head_dim = qkv.shape
-    return qkv.new_empty((batch, tokens, heads, head_dim))
-
-
-def _flops(qkv: Any, *_: Any, **__: Any) -> int:
-    """Counts the two GEMMs of attention; the blend is none."""
-    batch, tokens, _, heads, head_dim = qkv
-    return attention_flops((batch, heads, tokens, head_dim), 2)
-
-
-register("gated_positional_attention", _fake, flops=_flops)
+# FLOPs of the two GEMMs of attention; the blend is none
+register("gated_positional_attention", fake_packed_out, flops=lambda qkv: attention_flops(qkv, 2))

@@ -11,13 +11,13 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from vitfast.ops import reference
 from vitfast.ops.arguments import check_like, check_residual, check_rows, check_shape, check_tensor
-from vitfast.ops.autocast import cast
+from vitfast.ops.autocast import autocast_off, cast
 from vitfast.ops.library import has_kernel
-from vitfast.ops.registration import register
+from vitfast.ops.registration import empty_like, register
 
 
 class FusedRounding(Protocol):
@@ -26,11 +26,9 @@ class FusedRounding(Protocol):
     @property
     def raw(self) -> list[int]:
         """The result of ``float_rounding``."""
-        ...
 
     def __call__(self, x: Tensor) -> Tensor:
         """Rounds ``x``; gradients pass straight through."""
-        ...
 
 
 def layer_norm(
@@ -63,7 +61,7 @@ def layer_norm(
     """
     _check(x, weight, bias, eps)
     if not _has_kernel(x, round_operand, round_result):
-        return _rounded(_with_torch_operators(_rounded(x, round_operand), weight, bias, eps), round_result)
+        return _with_torch_operators(x, weight, bias, eps, round_operand, round_result)
     y: Tensor = torch.ops.vitfast.layer_norm_forward.default(
         x, weight, bias, float(eps), _raw(round_operand), _raw(round_result)
     )[0]
@@ -97,8 +95,7 @@ def add_layer_norm(
         ``(summed, normalized)``, both ``[..., C]``; gradients flow through both.
 
     Raises:
-        TypeError: as ``layer_norm``.
-        ValueError: as ``layer_norm``.
+        TypeError, ValueError: as ``layer_norm``.
     """
     check_tensor("residual", residual)
     check_tensor("x", x)
@@ -108,21 +105,23 @@ def add_layer_norm(
     _check(x, weight, bias, eps)
     if not _has_kernel(x, round_sum, round_operand, round_result):
         total = _rounded(x + residual, round_sum)
-        normalized = _with_torch_operators(_rounded(total, round_operand), weight, bias, eps)
-        return total, _rounded(normalized, round_result)
+        return total, _with_torch_operators(total, weight, bias, eps, round_operand, round_result)
     summed, y, _, _ = torch.ops.vitfast.add_layer_norm_forward.default(
         x, residual, weight, bias, float(eps), _raw(round_sum), _raw(round_operand), _raw(round_result)
     )
     return summed, y
 
 
-def _with_torch_operators(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """Torch's fused operator, which supports one dtype: the widest of the arguments'."""
-    dtype = x.dtype
-    for parameter in (weight, bias):
-        dtype = dtype if parameter is None else torch.promote_types(dtype, parameter.dtype)
-    with torch.autocast(x.device.type, enabled=False):
-        return F.layer_norm(x.to(dtype), x.shape[-1:], cast(weight, dtype), cast(bias, dtype), eps).to(x.dtype)
+def _with_torch_operators(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    round_operand: FusedRounding | None,
+    round_result: FusedRounding | None,
+) -> Tensor:
+    with autocast_off(x):
+        return _rounded(reference.layer_norm(_rounded(x, round_operand), weight, bias, eps), round_result)
 
 
 def _raw(rounding: FusedRounding | None) -> list[int]:
@@ -157,30 +156,16 @@ def _has_kernel(x: Tensor, *roundings: object) -> bool:
     return has_kernel("layer_norm", device) and (not rounds or has_kernel("quantize_float", device))
 
 
-def _statistics_like(x: Tensor) -> Tensor:
-    return x.new_empty(x.shape[:-1], dtype=torch.promote_types(x.dtype, torch.float32))
-
-
-def _fake_forward(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return x.new_empty(x.shape), _statistics_like(x), _statistics_like(x)
-
-
-def _fake_add_forward(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(x.shape), _statistics_like(x), _statistics_like(x)
+def _fake_forward(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    mean = x.new_empty(x.shape[:-1], dtype=torch.promote_types(x.dtype, torch.float32))
+    return empty_like(x), mean, empty_like(mean)
 
 
 def _fake_backward(
-    grad_y: Tensor,
-    grad_summed: Tensor | None,
-    x: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    weight: Tensor | None,
-    has_bias: bool,
+    x: Tensor, mean: Tensor, weight: Tensor | None, has_bias: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    parameter = mean.new_empty(x.shape[-1:])
-    grad_weight = None if weight is None else parameter
-    return x.new_empty(x.shape), grad_weight, torch.empty_like(parameter) if has_bias else None
+    grad_weight, grad_bias = mean.new_empty(x.shape[-1:]), mean.new_empty(x.shape[-1:])
+    return empty_like(x), None if weight is None else grad_weight, grad_bias if has_bias else None
 
 
 def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -224,5 +209,10 @@ def _add_backward(ctx: Any, grad_summed: Tensor, grad_y: Tensor, *_: Any) -> tup
 
 
 register("layer_norm_forward", _fake_forward, backward=_backward, setup_context=_setup_context)
-register("add_layer_norm_forward", _fake_add_forward, backward=_add_backward, setup_context=_setup_add_context)
+register(
+    "add_layer_norm_forward",
+    lambda x: (empty_like(x), *_fake_forward(x)),
+    backward=_add_backward,
+    setup_context=_setup_add_context,
+)
 register("layer_norm_backward", _fake_backward, gradient_of="layer_norm")

@@ -13,11 +13,12 @@ from torch import Tensor
 from vitfast.formats import FloatFormat
 from vitfast.ops import reference
 from vitfast.ops.arguments import (
+    GELU_APPROXIMATE,
     check_choice,
     check_like,
+    check_parameters,
     check_residual,
     check_rows,
-    check_shape,
     check_tensor,
     needs_gradient,
     split_residual,
@@ -25,12 +26,10 @@ from vitfast.ops.arguments import (
 from vitfast.ops.autocast import autocast_dtype, cast
 from vitfast.ops.library import has_kernel
 from vitfast.ops.quantize_float import quantize_float
-from vitfast.ops.registration import gemm_flops, register
+from vitfast.ops.registration import empty_like, gemm_flops, register
 from vitfast.ops.rounding import float_rounding
 
-ACTIVATIONS = ("none", "gelu", "gelu_tanh")
-# activation -> the argument ``approximate`` of torch.nn.functional.gelu and of the operator ``mlp``
-GELU_APPROXIMATE = {"gelu": "none", "gelu_tanh": "tanh"}
+ACTIVATIONS = ("none", *GELU_APPROXIMATE)
 
 
 def linear(
@@ -97,27 +96,18 @@ def _check(
     check_rows("x", x, "[..., K]")
     check_tensor("weight", weight, ndim=2, shape="[N, K]")
     outputs = weight.shape[0]
-    check_shape("weight", weight, (outputs, x.shape[-1]), "[N, K] with x's last dimension")
-    in_autocast = autocast_dtype(x) is not None
-    for name, parameter in {"weight": weight, "bias": bias, "scale": scale}.items():
-        if parameter is not None:
-            check_tensor(name, parameter)
-            check_like(name, parameter, "x", x, same_dtype=not in_autocast)
-            if parameter is not weight:
-                check_shape(name, parameter, (outputs,), "weight's N")
+    parameters = {
+        "weight": (weight, (outputs, x.shape[-1]), "[N, K] with x's last dimension"),
+        "bias": (bias, (outputs,), "weight's N"),
+        "scale": (scale, (outputs,), "weight's N"),
+    }
+    check_parameters(x, parameters)
     check_residual(residual, x, (*x.shape[:-1], outputs), "x's leading dimensions and weight's N")
     check_choice("activation", activation, ACTIVATIONS)
 
 
 def _fake_forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    activation: str,
-    scale: Tensor | None,
-    residual: Tensor | None,
-    round_result: list[int],
-    save_for_backward: bool,
+    x: Tensor, weight: Tensor, activation: str, scale: Tensor | None, save_for_backward: bool
 ) -> tuple[Tensor, Tensor | None]:
     shape = (*x.shape[:-1], weight.shape[0])
     saves_sum = save_for_backward and (activation != "none" or scale is not None)
@@ -125,20 +115,10 @@ def _fake_forward(
 
 
 def _fake_backward(
-    grad_out: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    pre_activation: Tensor | None,
-    scale: Tensor | None,
-    activation: str,
-    has_bias: bool,
+    x: Tensor, weight: Tensor, scale: Tensor | None, has_bias: bool
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    return (
-        x.new_empty(x.shape),
-        weight.new_empty(weight.shape),
-        weight.new_empty(weight.shape[:1]) if has_bias else None,
-        weight.new_empty(weight.shape[:1]) if scale is not None else None,
-    )
+    grad_bias = weight.new_empty(weight.shape[:1]) if has_bias else None
+    return empty_like(x), empty_like(weight), grad_bias, empty_like(scale)
 
 
 def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -166,11 +146,11 @@ register(
     _fake_forward,
     backward=_backward,
     setup_context=_setup_context,
-    flops=lambda x, weight, *_, **__: gemm_flops(x, weight[0]),
+    flops=lambda x, weight: gemm_flops(x, weight[0]),
 )
 register(
     "linear_backward",
     _fake_backward,
     gradient_of="linear",
-    flops=lambda grad_out, x, weight, *_, **__: 2 * gemm_flops(x, weight[0]),
+    flops=lambda x, weight: 2 * gemm_flops(x, weight[0]),
 )

@@ -5,6 +5,7 @@ Shapes: K the summed dimension, N columns of the result.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -173,12 +174,12 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return *_gradients(ctx, grad), None, None
 
 
-def _fake(x: Tensor, w: Tensor, *_: Any) -> Tensor:
-    return x.new_empty((*x.shape[:-1], w.shape[0]), dtype=torch.float32)
+def _fake(x: Tensor, weight: Tensor) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=torch.float32)
 
 
-def _flops(x: Any, w: Any, *_: Any, **__: Any) -> int:
-    return gemm_flops(x, w[0])
+def _flops(x: Sequence[int], weight: Sequence[int]) -> int:
+    return gemm_flops(x, weight[0])
 
 
 register("matmul_accumulate", _fake, backward=_backward, setup_context=_setup_context, flops=_flops)

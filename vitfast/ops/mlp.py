@@ -5,6 +5,7 @@ Shapes: C channels, F hidden width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,11 +13,12 @@ from torch import Tensor
 
 from vitfast.ops import reference
 from vitfast.ops.arguments import (
+    GELU_APPROXIMATE,
     check_choice,
     check_like,
+    check_parameters,
     check_residual,
     check_rows,
-    check_shape,
     check_tensor,
     needs_gradient,
     split_residual,
@@ -24,9 +26,9 @@ from vitfast.ops.arguments import (
 from vitfast.ops.autocast import autocast_dtype, cast
 from vitfast.ops.library import has_kernel, has_shared_memory
 from vitfast.ops.linear import linear
-from vitfast.ops.registration import gemm_flops, register
+from vitfast.ops.registration import empty_like, gemm_flops, register
 
-APPROXIMATE = ("none", "tanh")
+_ACTIVATIONS = {approximate: activation for activation, approximate in GELU_APPROXIMATE.items()}
 
 # Limits of the CUDA kernels. The inference kernel keeps hidden activations on chip and its results in registers.
 CUDA_DTYPES = (torch.float16, torch.bfloat16)
@@ -80,9 +82,8 @@ def mlp(
         operator = torch.ops.vitfast.mlp_forward.default
         out: Tensor = operator(x, *weights, fused_residual, approximate, save_for_backward)[0]
     elif has_kernel("linear", x.device.type):  # GELU and the residual are fused into the GEMMs
-        activation = "gelu_tanh" if approximate == "tanh" else "gelu"
         with torch.autocast(x.device.type, enabled=False):
-            hidden = linear(x, fc1_weight, fc1_bias, activation=activation)
+            hidden = linear(x, fc1_weight, fc1_bias, activation=_ACTIVATIONS[approximate])
             out = linear(hidden, fc2_weight, fc2_bias, residual=fused_residual)
     else:
         with torch.autocast(x.device.type, enabled=False):
@@ -91,13 +92,9 @@ def mlp(
 
 
 def has_mlp_kernel(device: torch.device, dtype: torch.dtype, widths: tuple[int, int, int], approximate: str) -> bool:
-    """Whether one kernel runs such calls if no gradient is required; otherwise GEMMs with fused epilogues do.
+    """Whether one kernel runs such calls if no gradient is required; ``widths`` are C, F and C_out.
 
-    Args:
-        device: of the tensors.
-        dtype: of the tensors.
-        widths: C, F and C_out.
-        approximate: as in ``mlp``.
+    Otherwise, GEMMs with fused epilogues run.
     """
     if not has_kernel("mlp", device.type):
         return False
@@ -133,31 +130,19 @@ def _check(
     check_tensor("fc1_weight", fc1_weight, ndim=2, shape="[F, C]")
     check_tensor("fc2_weight", fc2_weight, ndim=2, shape="[C_out, F]")
     hidden, outputs = fc1_weight.shape[0], fc2_weight.shape[0]
-    check_shape("fc1_weight", fc1_weight, (hidden, x.shape[-1]), "[F, C] with x's last dimension")
-    check_shape("fc2_weight", fc2_weight, (outputs, hidden), "[C_out, F] with fc1_weight's F")
-    in_autocast = autocast_dtype(x) is not None
-    parameters = {"fc1_weight": fc1_weight, "fc2_weight": fc2_weight, "fc1_bias": fc1_bias, "fc2_bias": fc2_bias}
-    for name, parameter in parameters.items():
-        if parameter is not None:
-            check_tensor(name, parameter)
-            check_like(name, parameter, "x", x, same_dtype=not in_autocast)
-    if fc1_bias is not None:
-        check_shape("fc1_bias", fc1_bias, (hidden,), "fc1_weight's F")
-    if fc2_bias is not None:
-        check_shape("fc2_bias", fc2_bias, (outputs,), "fc2_weight's C_out")
+    parameters = {
+        "fc1_weight": (fc1_weight, (hidden, x.shape[-1]), "[F, C] with x's last dimension"),
+        "fc1_bias": (fc1_bias, (hidden,), "fc1_weight's F"),
+        "fc2_weight": (fc2_weight, (outputs, hidden), "[C_out, F] with fc1_weight's F"),
+        "fc2_bias": (fc2_bias, (outputs,), "fc2_weight's C_out"),
+    }
+    check_parameters(x, parameters)
     check_residual(residual, x, (*x.shape[:-1], outputs), "x's leading dimensions and fc2_weight's C_out")
-    check_choice("approximate", approximate, APPROXIMATE)
+    check_choice("approximate", approximate, tuple(_ACTIVATIONS))
 
 
 def _fake_forward(
-    x: Tensor,
-    fc1_weight: Tensor,
-    fc1_bias: Tensor | None,
-    fc2_weight: Tensor,
-    fc2_bias: Tensor | None,
-    residual: Tensor | None,
-    approximate: str,
-    save_for_backward: bool,
+    x: Tensor, fc1_weight: Tensor, fc2_weight: Tensor, save_for_backward: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     def empty(width: int) -> Tensor:
         return x.new_empty((*x.shape[:-1], width))
@@ -168,23 +153,11 @@ def _fake_forward(
 
 
 def _fake_backward(
-    grad_out: Tensor,
-    x: Tensor,
-    pre_activation: Tensor,
-    activation: Tensor | None,
-    fc1_weight: Tensor,
-    fc2_weight: Tensor,
-    approximate: str,
-    has_fc1_bias: bool,
-    has_fc2_bias: bool,
+    x: Tensor, fc1_weight: Tensor, fc2_weight: Tensor, has_fc1_bias: bool, has_fc2_bias: bool
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor | None]:
-    return (
-        x.new_empty(x.shape),
-        fc1_weight.new_empty(fc1_weight.shape),
-        fc1_weight.new_empty(fc1_weight.shape[:1]) if has_fc1_bias else None,
-        fc2_weight.new_empty(fc2_weight.shape),
-        fc2_weight.new_empty(fc2_weight.shape[:1]) if has_fc2_bias else None,
-    )
+    grad_fc1_bias = fc1_weight.new_empty(fc1_weight.shape[:1]) if has_fc1_bias else None
+    grad_fc2_bias = fc2_weight.new_empty(fc2_weight.shape[:1]) if has_fc2_bias else None
+    return empty_like(x), empty_like(fc1_weight), grad_fc1_bias, empty_like(fc2_weight), grad_fc2_bias
 
 
 def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -207,10 +180,9 @@ def _backward(ctx: Any, grad_out: Tensor, *_: Any) -> tuple[Any, ...]:
     return *grads, grad_residual, None, None
 
 
-def _flops(x: Any, fc1_weight: Any, fc2_weight: Any) -> int:
-    """The forward's; the backward takes two GEMMs for each of the forward's."""
-    hidden, outputs = fc1_weight[0], fc2_weight[0]
-    return gemm_flops(x, hidden) + gemm_flops((*x[:-1], hidden), outputs)
+def mlp_flops(x: Sequence[int], hidden: int, n: int) -> int:
+    """FLOPs of the forward; the backward takes two GEMMs for each of the forward's."""
+    return gemm_flops(x, hidden) + gemm_flops((*x[:-1], hidden), n)
 
 
 register(
@@ -218,11 +190,11 @@ register(
     _fake_forward,
     backward=_backward,
     setup_context=_setup_context,
-    flops=lambda x, fc1_weight, fc1_bias, fc2_weight, *_, **__: _flops(x, fc1_weight, fc2_weight),
+    flops=lambda x, fc1_weight, fc2_weight: mlp_flops(x, fc1_weight[0], fc2_weight[0]),
 )
 register(
     "mlp_backward",
     _fake_backward,
     gradient_of="mlp",
-    flops=lambda grad_out, x, pre, hidden, fc1_weight, fc2_weight, *_, **__: 2 * _flops(x, fc1_weight, fc2_weight),
+    flops=lambda x, fc1_weight, fc2_weight: 2 * mlp_flops(x, fc1_weight[0], fc2_weight[0]),
 )

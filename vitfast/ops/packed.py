@@ -9,24 +9,22 @@ Shapes: B batch, N tokens, C channels, H heads, D head dimension, K inputs and n
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vitfast.ops.attention import fake_packed_out
 from vitfast.ops.library import has_kernel
-from vitfast.ops.registration import gemm_flops, register
+from vitfast.ops.mlp import mlp_flops
+from vitfast.ops.registration import attention_flops, gemm_flops, register
 
 
 @functools.cache
 def has_packed(operator: str, device_type: str = "cpu") -> bool:
     """Whether an operator on packed weights is available: the library is loaded and has it, and the device is a CPU."""
     return device_type == "cpu" and has_kernel("packed", "cpu") and hasattr(torch.ops.vitfast, operator)
-
-
-# Fake kernels and FLOP formulas: each names the schema's parameters that it reads; formulas get the sizes of tensors.
 
 
 def _fake_linear(x: Tensor, n: int) -> Tensor:
@@ -37,23 +35,13 @@ def _linear_flops(x: Sequence[int], n: int) -> int:
     return gemm_flops(x, n)
 
 
-def _mlp_flops(x: Sequence[int], hidden: int, n: int) -> int:
-    return gemm_flops(x, hidden) + gemm_flops((*x[:-1], hidden), n)
-
-
-def _fake_attention(qkv: Tensor) -> Tensor:
-    batch, tokens, _, heads, head_dim = qkv.shape
-    return qkv.new_empty((batch, tokens, heads, head_dim))
-
-
 def _fake_related_attention(qkv: Tensor, return_logits: bool) -> tuple[Tensor, Tensor | None]:
     batch, tokens, _, heads, _ = qkv.shape
-    return _fake_attention(qkv), qkv.new_empty((batch, heads, tokens, tokens)) if return_logits else None
+    return fake_packed_out(qkv), qkv.new_empty((batch, heads, tokens, tokens)) if return_logits else None
 
 
 def _attention_flops(qkv: Sequence[int]) -> int:
-    batch, tokens, _, heads, head_dim = qkv
-    return 4 * int(batch * heads * tokens * tokens * head_dim)
+    return attention_flops(qkv, 2)
 
 
 def _fake_block(x: Tensor) -> Tensor:
@@ -64,7 +52,7 @@ def _block_flops(x: Sequence[int], heads: int, head_dim: int, hidden: int) -> in
     batch, tokens, channels = x
     inner = heads * head_dim
     projections = gemm_flops(x, 3 * inner) + gemm_flops((batch, tokens, inner), channels)
-    return projections + _mlp_flops(x, hidden, channels) + _attention_flops((batch, tokens, 3, heads, head_dim))
+    return projections + mlp_flops(x, hidden, channels) + attention_flops((batch, tokens, 3, heads, head_dim), 2)
 
 
 def _fake_patch_embed(images: Tensor, n: int, patch_h: int, patch_w: int, prefix: Tensor) -> Tensor:
@@ -114,36 +102,18 @@ def _fake_pack_weight() -> Tensor:
     raise NotImplementedError("weights are packed once, by vitfast.accelerate, and never within a traced program")
 
 
-def _by_name(operator: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Makes a function callable with all arguments of an operator, of which it gets those that it names."""
-    schema = getattr(torch.ops.vitfast, operator).default._schema
-    names = [argument.name for argument in schema.arguments]
-    read = list(inspect.signature(function).parameters)
-
-    def call(*arguments: Any, **options: Any) -> Any:
-        given = {**dict(zip(names, arguments, strict=False)), **options}
-        return function(*(given[name] for name in read))
-
-    return call
-
-
-def _register() -> None:
-    operators: dict[str, tuple[Callable[..., Any], Callable[..., int]]] = {
-        "packed_linear": (_fake_linear, _linear_flops),
-        "packed_norm_linear": (_fake_linear, _linear_flops),
-        "packed_mlp": (_fake_linear, _mlp_flops),
-        "packed_block": (_fake_block, _block_flops),
-        "packed_attention": (_fake_attention, _attention_flops),
-        "packed_related_attention": (_fake_related_attention, _attention_flops),
-        "packed_patch_embed": (_fake_patch_embed, _patch_embed_flops),
-        "packed_performer": (_fake_performer, _performer_flops),
-        "packed_split_linear": (_fake_split_linear, _split_linear_flops),
-    }
-    for operator, (fake, flops) in operators.items():
-        if has_packed(operator):
-            register(operator, _by_name(operator, fake), flops=_by_name(operator, flops))
-    if has_packed("pack_weight"):
-        register("pack_weight", _by_name("pack_weight", _fake_pack_weight))
-
-
-_register()
+_OPERATORS: dict[str, tuple[Callable[..., Any], Callable[..., int] | None]] = {
+    "pack_weight": (_fake_pack_weight, None),
+    "packed_linear": (_fake_linear, _linear_flops),
+    "packed_norm_linear": (_fake_linear, _linear_flops),
+    "packed_mlp": (_fake_linear, mlp_flops),
+    "packed_block": (_fake_block, _block_flops),
+    "packed_attention": (fake_packed_out, _attention_flops),
+    "packed_related_attention": (_fake_related_attention, _attention_flops),
+    "packed_patch_embed": (_fake_patch_embed, _patch_embed_flops),
+    "packed_performer": (_fake_performer, _performer_flops),
+    "packed_split_linear": (_fake_split_linear, _split_linear_flops),
+}
+for name, (fake, flops) in _OPERATORS.items():
+    if has_packed(name):
+        register(name, fake, flops=flops)

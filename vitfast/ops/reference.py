@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitfast.formats import FloatFormat
+from vitfast.ops.arguments import GELU_APPROXIMATE
+from vitfast.ops.autocast import cast
 from vitfast.ops.rounding import FixedOverflow, Rounding
 
 
@@ -47,22 +49,10 @@ def blend_by_position(content_BNHD: Tensor, position_HNN: Tensor, v_BNHD: Tensor
 
 def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """Returns (x - mean) / sqrt(variance + eps) * weight + bias over the last dimension, in x's dtype."""
-    accumulate = torch.promote_types(x.dtype, torch.float32)
-    centered = x.to(accumulate) - x.to(accumulate).mean(-1, keepdim=True)
-    y = centered * torch.rsqrt(centered.square().mean(-1, keepdim=True) + eps)
-    if weight is not None:
-        y = y * weight
-    if bias is not None:
-        y = y + bias
-    return y.to(x.dtype)
-
-
-def add_layer_norm(
-    x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor]:
-    """Returns (x + residual, layer_norm(x + residual))."""
-    summed = x + residual
-    return summed, layer_norm(summed, weight, bias, eps)
+    dtype = x.dtype  # torch's operator supports one dtype: the widest of the arguments'
+    for parameter in (weight, bias):
+        dtype = dtype if parameter is None else torch.promote_types(dtype, parameter.dtype)
+    return F.layer_norm(x.to(dtype), x.shape[-1:], cast(weight, dtype), cast(bias, dtype), eps).to(x.dtype)
 
 
 def linear(
@@ -76,7 +66,7 @@ def linear(
     """Returns residual + scale * activation(x weightᵀ + bias)."""
     y = F.linear(x, weight_NK, bias_N)
     if activation != "none":
-        y = F.gelu(y, approximate="tanh" if activation == "gelu_tanh" else "none")
+        y = F.gelu(y, approximate=GELU_APPROXIMATE[activation])
     if scale_N is not None:
         y = y * scale_N
     return y if residual is None else residual + y
@@ -93,8 +83,7 @@ def mlp(
 ) -> Tensor:
     """Returns fc2(gelu(fc1(x))) + residual."""
     hidden = F.gelu(F.linear(x, fc1_weight_FC, fc1_bias_F), approximate=approximate)
-    out = F.linear(hidden, fc2_weight_CF, fc2_bias_C)
-    return out if residual is None else out + residual
+    return linear(hidden, fc2_weight_CF, fc2_bias_C, "none", None, residual)
 
 
 def quantize_float(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, overload
 
 import torch
+from torch import Tensor
 
 from vitfast.ops.library import is_loaded
 
@@ -24,8 +26,8 @@ def register(
 
     Args:
         operator: name in ``torch.ops.vitfast``.
-        fake: fake kernel.
-        flops: formula for ``torch.utils.flop_counter``; takes shapes in place of tensors.
+        fake: fake kernel; its parameters are those of the schema that it reads, in any order.
+        flops: formula for ``torch.utils.flop_counter``; as ``fake``, with shapes in place of tensors.
         backward: autograd formula.
         setup_context: saves tensors for ``backward``.
         gradient_of: public name of the operator whose gradient this operator computes; double backward is then an
@@ -36,13 +38,26 @@ def register(
     from torch.utils.flop_counter import register_flop_formula
 
     name = f"vitfast::{operator}"
-    torch.library.register_fake(name)(fake)
+    torch.library.register_fake(name)(_with_arguments_of(operator, fake))
     if gradient_of is not None:
         backward = _no_double_backward(gradient_of)
     if backward is not None:
         torch.library.register_autograd(name, backward, setup_context=setup_context)
     if flops is not None:
-        register_flop_formula(getattr(torch.ops.vitfast, operator))(flops)
+        register_flop_formula(getattr(torch.ops.vitfast, operator))(_with_arguments_of(operator, flops))
+
+
+def _with_arguments_of(operator: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes a function callable with all arguments of an operator; it gets those that it names."""
+    schema = getattr(torch.ops.vitfast, operator).default._schema
+    names = [argument.name for argument in schema.arguments]
+    read = list(inspect.signature(function).parameters)
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        given = {**dict(zip(names, arguments, strict=False)), **options}
+        return function(*(given[name] for name in read))
+
+    return call
 
 
 def _no_double_backward(public_name: str) -> Callable[..., NoReturn]:
@@ -55,7 +70,22 @@ def _no_double_backward(public_name: str) -> Callable[..., NoReturn]:
     return backward
 
 
-def gemm_flops(x: Any, outputs: int) -> int:
+@overload
+def empty_like(x: Tensor) -> Tensor: ...
+@overload
+def empty_like(x: Tensor | None) -> Tensor | None: ...
+def empty_like(x: Tensor | None) -> Tensor | None:
+    """Returns a contiguous tensor of x's shape and dtype; the fake kernel of element-wise operators."""
+    return None if x is None else x.new_empty(x.shape)
+
+
+def gemm_flops(x: Sequence[int], outputs: int) -> int:
     """FLOPs of ``x wᵀ``, two per multiply-add, from the shapes of x ``[..., K]`` and w ``[outputs, K]``."""
     flops: int = 2 * math.prod(x) * outputs
     return flops
+
+
+def attention_flops(qkv: Sequence[int], gemms: int) -> int:
+    """FLOPs of ``gemms`` GEMMs between tokens and channels, from the shape of qkv ``[B, N, 3, H, D]``."""
+    batch, tokens, _, heads, head_dim = qkv
+    return 2 * gemms * batch * heads * tokens * tokens * head_dim

@@ -71,11 +71,6 @@ class StraightThrough(torch.autograd.Function):
         return grad, None
 
 
-def fake_rounding(x: Tensor, *_: Any) -> Tensor:
-    """The fake kernel of the rounding operators."""
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
 def straight_through(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     """The autograd formula of the rounding operators."""
     return grad, None, None

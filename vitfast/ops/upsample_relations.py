@@ -5,6 +5,7 @@ Shapes: B batch, H heads, n tokens of the coarse grid, N tokens of the fine grid
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -84,11 +85,10 @@ def _fake(x: Tensor, matrix: Tensor) -> Tensor:
     return x.new_empty((*x.shape[:2], matrix.shape[0], matrix.shape[0]))
 
 
-def _flops(x: Any, matrix: Any, *_: Any, **__: Any) -> int:
+def _flops(x: Sequence[int], matrix: Sequence[int]) -> int:
     """Counts two GEMMs with the dense matrix."""
     heads, (fine, coarse) = x[0] * x[1], matrix
-    total: int = 2 * heads * fine * coarse * (coarse + fine)
-    return total
+    return 2 * heads * fine * coarse * (coarse + fine)
 
 
 register("upsample_relations", _fake, backward=_backward, setup_context=_setup_context, flops=_flops)

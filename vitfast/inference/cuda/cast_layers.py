@@ -11,7 +11,8 @@ from vitfast.inference.ir import Activation, Precision
 from vitfast.inference.modules.attention import InferenceAttention
 from vitfast.inference.modules.block import InferenceBlock, InferenceMlp
 from vitfast.inference.modules.linear import InferenceLinear, SourceRows
-from vitfast.ops.linear import ACTIVATIONS, GELU_APPROXIMATE
+from vitfast.ops.arguments import GELU_APPROXIMATE
+from vitfast.ops.linear import ACTIVATIONS
 from vitfast.ops.mlp import CUDA_DTYPES, has_mlp_kernel
 
 

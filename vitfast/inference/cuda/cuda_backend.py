@@ -15,7 +15,7 @@ from vitfast.inference.modules.norm import InferenceNorm, NormLinear
 from vitfast.layers.positional_attention import positional_map
 from vitfast.ops.gated_positional_attention import has_gated_kernel
 from vitfast.ops.library import has_kernel
-from vitfast.ops.linear import GELU_APPROXIMATE
+from vitfast.ops.arguments import GELU_APPROXIMATE
 
 _TOKEN_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp16_32": torch.float32}
 

@@ -13,7 +13,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from vitfast.inference.ir import Activation, BlockSpec, FallbackSpec, LinearSpec, MlpSpec, NormSpec, PatchesSpec
 from vitfast.inference.lowering.module_checks import NotRecognised, expect, precision_of
 from vitfast.layers import DropPath, LayerNorm
-from vitfast.ops.linear import GELU_APPROXIMATE
+from vitfast.ops.arguments import GELU_APPROXIMATE
 
 Blocks = tuple[BlockSpec | FallbackSpec, ...]
 _LINEAR = (nn.Linear, NonDynamicallyQuantizableLinear)

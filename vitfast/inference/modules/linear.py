@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from vitfast import ops
 from vitfast.formats import FloatFormat
 from vitfast.inference.ir import Activation, Precision
-from vitfast.ops.linear import GELU_APPROXIMATE
+from vitfast.ops.arguments import GELU_APPROXIMATE
 from vitfast.quantization.int8_arithmetic import integer_matmul, quantize_dynamic, quantize_weight, weight_scale
 
 # precision -> dtype of a stored weight
