@@ -57,8 +57,6 @@ HOT_KERNELS = {
             ("keys", 128, 2, 2),
         )
     },
-    "mlp_kernel<vitfast::Half, 192, 8>": 255,  # ViT-Ti: a block of 8 warps
-    "mlp_kernel<vitfast::BFloat16, 192, 8>": 255,
     "epilogue_gradient_kernel<vitfast::Half>": 64,  # 4 blocks of 8 warps
     "epilogue_gradient_kernel<vitfast::BFloat16>": 64,
     "matmul_accumulate_kernel<(vitfast::Rounding)0>": 128,  # 4 blocks

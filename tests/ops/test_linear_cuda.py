@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from support import plain
-from support.simt_mlp import random_mlp
 from support.tolerance import BACKWARD_FACTOR, FORWARD_FACTOR, assert_as_accurate
 from vitfast import ops
 from vitfast.formats import FloatFormat
@@ -128,25 +127,34 @@ def test_linear_runs_in_a_graph_and_gives_the_same_bits_each_time() -> None:
     assert torch.equal(result, ops.linear(**arguments))
 
 
-def test_mlp_composes_two_of_them() -> None:
-    x, residual = (torch.randn(394, 192).half() for _ in range(2))
-    w1, w2 = (torch.randn(768, 192) * 192**-0.5).half(), (torch.randn(192, 768) * 768**-0.5).half()
-    b1, b2 = torch.randn(768).half(), torch.randn(192).half()
-    on_cpu = (x, w1, b1, w2, b2)
-    out = ops.mlp(*(tensor.cuda() for tensor in on_cpu), residual=residual.cuda()).cpu()
-    exact = plain.mlp(*(tensor.double() for tensor in on_cpu), residual=residual.double())
-    assert_as_accurate(out, plain.mlp(*on_cpu, residual=residual), exact, factor=FORWARD_FACTOR)
-
-
 # (rows, C, F): ViT-Ti and S; rows, channels and hidden units that fill no tile; one cluster half empty; one of each
 MLP_SHAPES = [(394, 192, 768), (394, 384, 1536), (129, 72, 264), (300, 64, 1000), (1, 8, 8)]
 
 
 def mlp_arguments(rows: int, channels: int, hidden: int, dtype: torch.dtype, *, biases: bool = True) -> dict[str, Any]:
-    """Arguments of mlp on the CPU."""
-    case = random_mlp(rows, channels, hidden, dtype, biases=biases)
-    names = ("x", "fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias", "residual")
-    return {name: getattr(case, name) for name in names}
+    """Arguments of mlp on the CPU; hidden units are spread over both sides of zero."""
+
+    def normal(*shape: int, scale: float = 1.0) -> Tensor:
+        return (torch.randn(shape) * scale).to(dtype)
+
+    return {
+        "x": normal(rows, channels),
+        "fc1_weight": normal(hidden, channels, scale=1.5 * channels**-0.5),
+        "fc1_bias": normal(hidden, scale=0.5) if biases else None,
+        "fc2_weight": normal(channels, hidden, scale=hidden**-0.5),
+        "fc2_bias": normal(channels, scale=0.5) if biases else None,
+        "residual": normal(rows, channels),
+    }
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+@pytest.mark.parametrize("shape", MLP_SHAPES, ids=str)
+def test_mlp_is_accurate(shape: tuple[int, int, int], approximate: str, dtype: torch.dtype) -> None:
+    arguments = mlp_arguments(*shape, dtype) | {"approximate": approximate}
+    exact = plain.mlp(**moved(arguments, dtype=torch.float64))
+    out = ops.mlp(**moved(arguments, device="cuda")).cpu()
+    assert_as_accurate(out, plain.mlp(**arguments), exact, factor=FORWARD_FACTOR)
 
 
 def mlp_gradients(function: Any, arguments: dict[str, Any], grad: Tensor, **where: Any) -> dict[str, Tensor]:
@@ -197,9 +205,10 @@ def test_gradients_of_mlp_have_the_same_bits_each_time() -> None:
     assert all(torch.equal(run[name], runs[0][name]) for run in runs for name in run)
 
 
-def test_training_an_mlp_passes_opcheck() -> None:
+@pytest.mark.parametrize("save_for_backward", [False, True])
+def test_mlp_passes_opcheck(save_for_backward: bool) -> None:
     arguments = moved(mlp_arguments(17, 64, 128, torch.float16), device="cuda")
-    torch.library.opcheck(torch.ops.vitfast.mlp_forward.default, (*arguments.values(), "none", True))
+    torch.library.opcheck(torch.ops.vitfast.mlp_forward.default, (*arguments.values(), "none", save_for_backward))
 
 
 def test_linear_passes_opcheck() -> None:

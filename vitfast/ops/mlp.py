@@ -24,17 +24,15 @@ from vitfast.ops.arguments import (
     split_residual,
 )
 from vitfast.ops.autocast import autocast_dtype, cast
-from vitfast.ops.library import has_kernel, has_shared_memory
+from vitfast.ops.library import has_kernel
 from vitfast.ops.linear import linear
 from vitfast.ops.registration import empty_like, gemm_flops, register
 
 _ACTIVATIONS = {approximate: activation for activation, approximate in GELU_APPROXIMATE.items()}
 
-# Limits of the CUDA kernels. The inference kernel keeps hidden activations on chip and its results in registers.
+# limits of the CUDA kernels
 CUDA_DTYPES = (torch.float16, torch.bfloat16)
 CUDA_MULTIPLE = 8  # elements in 16 bytes
-CUDA_MAX_CHANNELS = 192
-CUDA_SHARED_BYTES = 144 * 1024
 
 
 def mlp(
@@ -77,10 +75,9 @@ def mlp(
     fused_residual, later_residual = split_residual(residual, x.dtype)
 
     weights = (fc1_weight, fc1_bias, fc2_weight, fc2_bias)
-    save_for_backward = needs_gradient(x, *weights)
-    if _has_kernel(x, fc1_weight, fc2_weight, approximate, save_for_backward):
+    if _has_kernel(x, fc1_weight, fc2_weight):
         operator = torch.ops.vitfast.mlp_forward.default
-        out: Tensor = operator(x, *weights, fused_residual, approximate, save_for_backward)[0]
+        out: Tensor = operator(x, *weights, fused_residual, approximate, needs_gradient(x, *weights))[0]
     elif has_kernel("linear", x.device.type):  # GELU and the residual are fused into the GEMMs
         with torch.autocast(x.device.type, enabled=False):
             hidden = linear(x, fc1_weight, fc1_bias, activation=_ACTIVATIONS[approximate])
@@ -91,30 +88,12 @@ def mlp(
     return out if later_residual is None else out + later_residual
 
 
-def has_mlp_kernel(device: torch.device, dtype: torch.dtype, widths: tuple[int, int, int], approximate: str) -> bool:
-    """Whether one kernel runs such calls if no gradient is required; ``widths`` are C, F and C_out.
-
-    Otherwise, GEMMs with fused epilogues run.
-    """
-    if not has_kernel("mlp", device.type):
-        return False
-    if device.type != "cuda":
-        return True
-    channels, _, outputs = widths
-    if not _fit_cuda(dtype, widths) or approximate != "none" or channels > CUDA_MAX_CHANNELS or outputs != channels:
-        return False
-    return has_shared_memory(device, CUDA_SHARED_BYTES)
-
-
-def _fit_cuda(dtype: torch.dtype, widths: tuple[int, int, int]) -> bool:
-    return dtype in CUDA_DTYPES and all(0 < width and width % CUDA_MULTIPLE == 0 for width in widths)
-
-
-def _has_kernel(x: Tensor, fc1_weight: Tensor, fc2_weight: Tensor, approximate: str, save_for_backward: bool) -> bool:
-    widths = (fc1_weight.shape[1], fc1_weight.shape[0], fc2_weight.shape[0])
-    if x.device.type == "cuda" and save_for_backward:  # two GEMMs; the backward fuses GELU's derivative into one
-        return _fit_cuda(x.dtype, widths) and has_kernel("linear", "cuda") and x.numel() > 0
-    return has_mlp_kernel(x.device, x.dtype, widths, approximate)
+def _has_kernel(x: Tensor, fc1_weight: Tensor, fc2_weight: Tensor) -> bool:
+    if x.device.type != "cuda" or not has_kernel("mlp", "cuda"):
+        return has_kernel("mlp", x.device.type)
+    widths = (*fc1_weight.shape, *fc2_weight.shape)
+    fits = all(width > 0 and width % CUDA_MULTIPLE == 0 for width in widths)
+    return fits and x.dtype in CUDA_DTYPES and x.numel() > 0
 
 
 def _check(

@@ -9,11 +9,10 @@ from torch.nn import functional as F
 from vitfast import ops
 from vitfast.inference.ir import Activation, Precision
 from vitfast.inference.modules.attention import InferenceAttention
-from vitfast.inference.modules.block import InferenceBlock, InferenceMlp
+from vitfast.inference.modules.block import InferenceBlock
 from vitfast.inference.modules.linear import InferenceLinear, SourceRows
-from vitfast.ops.arguments import GELU_APPROXIMATE
 from vitfast.ops.linear import ACTIVATIONS
-from vitfast.ops.mlp import CUDA_DTYPES, has_mlp_kernel
+from vitfast.ops.mlp import CUDA_DTYPES
 
 
 class CastLinear(InferenceLinear):
@@ -62,29 +61,6 @@ class Fp16InputLinear(InferenceLinear):
         else:  # torch has no CPU GEMM of fp16 operands with an fp32 result
             out = F.linear(half.to(torch.float32), self.weight.to(torch.float32))
         return out if self.bias is None else out + self.bias
-
-
-class FusedMlp(InferenceMlp):
-    """An MLP of ``CastLinear``s with GELU and without LayerScale, by the operator ``mlp``."""
-
-    @property
-    def operators(self) -> tuple[str, ...]:
-        """``mlp`` where it has a CUDA kernel; elsewhere it calls two GEMMs."""
-        widths = (self.fc1.in_features, self.fc1.out_features, self.fc2.out_features)
-        weight, approximate = self.fc1.weight, GELU_APPROXIMATE[self.activation]
-        return ("mlp",) * has_mlp_kernel(weight.device, weight.dtype, widths, approximate)
-
-    def after_norm(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        fc1, fc2 = self.fc1, self.fc2
-        return ops.mlp(
-            x.to(fc1.weight.dtype),
-            fc1.weight,
-            fc1.bias,
-            fc2.weight,
-            fc2.bias,
-            residual=residual,
-            approximate=GELU_APPROXIMATE[self.activation],
-        )
 
 
 class AddNormBlock(InferenceBlock):

@@ -6,16 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from vitfast.inference.backend import Backend
-from vitfast.inference.cuda.cast_layers import AddNormBlock, CastLinear, Fp16InputLinear, FusedGatedAttention, FusedMlp
-from vitfast.inference.ir import Activation, Precision
+from vitfast.inference.cuda.cast_layers import AddNormBlock, CastLinear, Fp16InputLinear, FusedGatedAttention
+from vitfast.inference.ir import Precision
 from vitfast.inference.modules.attention import GatedAttention, InferenceAttention
 from vitfast.inference.modules.block import InferenceBlock, InferenceMlp
 from vitfast.inference.modules.linear import InferenceLinear
-from vitfast.inference.modules.norm import InferenceNorm, NormLinear
+from vitfast.inference.modules.norm import NormLinear
 from vitfast.layers.positional_attention import positional_map
 from vitfast.ops.gated_positional_attention import has_gated_kernel
 from vitfast.ops.library import has_kernel
-from vitfast.ops.arguments import GELU_APPROXIMATE
 
 _TOKEN_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp16_32": torch.float32}
 
@@ -38,17 +37,6 @@ class CudaBackend(Backend):
 
     def linear_class(self, precision: Precision) -> type[InferenceLinear]:
         return Fp16InputLinear if precision == "fp16_32" else CastLinear
-
-    def mlp_class(
-        self,
-        norm: InferenceNorm | None,
-        fc1: InferenceLinear,
-        activation: Activation,
-        fc2: InferenceLinear,
-        scale: Tensor | None,
-    ) -> type[InferenceMlp]:
-        is_fused = _are_cast(fc1, fc2) and scale is None and activation in GELU_APPROXIMATE
-        return FusedMlp if is_fused else InferenceMlp
 
     def block_class(
         self, qkv: NormLinear, attention: nn.Module, proj: InferenceLinear, mlp: InferenceMlp
