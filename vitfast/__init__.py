@@ -26,7 +26,7 @@ _PUBLIC_NAMES = {
     "FloatConfig": "vitfast.quantization.configs",
     "FloatFormat": "vitfast.formats",
     "Int8Config": "vitfast.quantization.configs",
-    "LoadReport": "vitfast.models.load_state",
+    "LoadReport": "vitfast.models.load_report",
     "QATConfig": "vitfast.quantization.configs",
     "QuantizationReport": "vitfast.quantization.report",
     "TF32Config": "vitfast.quantization.configs",

@@ -12,7 +12,7 @@ from vitfast.inference.attention_maps import attention_maps as attention_maps
 from vitfast.inference.attention_rollout import attention_rollout as attention_rollout
 from vitfast.inference.early_exit import EarlyExit as EarlyExit
 from vitfast.inference.early_exit import calibrate_exits as calibrate_exits
-from vitfast.models.load_state import LoadReport as LoadReport
+from vitfast.models.load_report import LoadReport as LoadReport
 from vitfast.ops.library import build_info as build_info
 from vitfast.quantization.calibrate import calibrate as calibrate
 from vitfast.quantization.configs import FixedConfig as FixedConfig

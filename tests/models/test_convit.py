@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from support.fill_from_state import fill_from_state
 from vitfast.errors import UserError
 from vitfast.layers import Attention, GatedPositionalAttention, resize_position_embedding
 from vitfast.models import ConViT, ConViTFields, build_model
-from vitfast.models.load_state import load_state
 
 SMALL = {"img_size": 8, "patch_size": 2, "num_classes": 5, "embed_dim": 32, "depth": 3, "local_up_to_layer": 2}
 
@@ -178,7 +178,7 @@ def test_weights_of_another_image_size(interpolation: str) -> None:
     """There is no class token among the positions; GPSA has no parameters that depend on the grid."""
     source = small()
     target = fresh(img_size=12, position_interpolation=interpolation)
-    load_state(target, source.state_dict(), source="here", may_resize=True)
+    fill_from_state(target, source.state_dict(), "here", may_resize=True)
     expected = resize_position_embedding(source.pos_embed, 6, num_prefix_tokens=0, interpolation=interpolation)
     assert expected.shape == (1, 36, 32)
     assert torch.equal(target.pos_embed, expected)
@@ -188,7 +188,7 @@ def test_weights_of_another_image_size(interpolation: str) -> None:
 
 def test_weights_of_another_image_size_want_permission() -> None:
     with pytest.raises(UserError, match=r"pos_embed .* give img_size to resize the position embeddings"):
-        load_state(fresh(img_size=12), small().state_dict(), source="here")
+        fill_from_state(fresh(img_size=12), small().state_dict(), "here")
 
 
 def test_no_weight_decay() -> None:

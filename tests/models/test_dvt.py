@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from support import dvt_equations
+from support.fill_from_state import fill_from_state
 from vitfast.errors import UserError
 from vitfast.layers import resize_position_embedding
 from vitfast.models import DVT, build_model, list_models
-from vitfast.models.load_state import load_state
 from vitfast.weights.key_tables.dvt import from_released_key
 
 SMALL: dict[str, Any] = {"num_classes": 5, "embed_dim": 16, "depth": 2, "num_heads": 2, "reuse_dim": 6}
@@ -254,18 +254,18 @@ def test_weights_of_another_image_size() -> None:
     """Patches keep their size; twice the image has twice the grid."""
     saved, model = small("dvt_nano_16", **TWO), small("dvt_nano_16", **{**TWO, "img_size": 32})
     assert model.resize_state(dict(saved.state_dict())) == ["exits.0.pos_embed", "exits.1.pos_embed"]
-    load_state(model, saved.state_dict(), source="dvt.safetensors", may_resize=True)
+    fill_from_state(model, saved.state_dict(), "dvt.safetensors", may_resize=True)
     for index, grid in enumerate((4, 8)):
         expected = resize_position_embedding(saved.exits[index].pos_embed, grid)
         assert torch.equal(model.exits[index].pos_embed, expected)
     with pytest.raises(UserError, match=r"other shape: exits.0.pos_embed .*; give img_size"):
-        load_state(model, saved.state_dict(), source="dvt.safetensors")
+        fill_from_state(model, saved.state_dict(), "dvt.safetensors")
 
 
 def test_another_number_of_classes_replaces_every_head() -> None:
     saved, model = small("dvt_nano_16", **TWO), small("dvt_nano_16", **{**TWO, "num_classes": 3})
     fresh = [one.head.weight.clone() for one in model.exits]
-    load_state(model, saved.state_dict(), source="dvt.safetensors", may_replace_head=True)
+    fill_from_state(model, saved.state_dict(), "dvt.safetensors", may_replace_head=True)
     assert all(torch.equal(one.head.weight, head) for one, head in zip(model.exits, fresh, strict=True))
     assert torch.equal(model.exits[0].cls_token, saved.exits[0].cls_token)
 

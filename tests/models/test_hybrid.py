@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from support.fill_from_state import fill_from_state
 from vitfast.errors import UserError
 from vitfast.inference.attention_maps import attention_maps
 from vitfast.layers import Bottleneck, StdConv2d
 from vitfast.models import HybridFields, HybridViT, build_model, list_models
-from vitfast.models.load_state import load_state
 from vitfast.models.registry import ARCHITECTURES, resolve_name
 
 timm = pytest.importorskip("timm")
@@ -162,12 +162,12 @@ def test_attention_maps() -> None:
 
 def test_positions_are_resized() -> None:
     small, large = build_model("R50-ViT-B_16", **SMALL), build_model("R50-ViT-B_16", **{**SMALL, "img_size": 64})
-    report = load_state(large, small.state_dict(), source="memory", may_resize=True)
+    report = fill_from_state(large, small.state_dict(), "memory", may_resize=True)
     assert report.resized == ("pos_embed",)
     assert isinstance(large, HybridViT)
     assert torch.equal(large.patch_embed.backbone.stem.conv.weight, small.patch_embed.backbone.stem.conv.weight)
     with pytest.raises(UserError, match="pos_embed"):
-        load_state(large, small.state_dict(), source="memory")
+        fill_from_state(large, small.state_dict(), "memory")
 
 
 def test_wrong_images_say_what_is_expected() -> None:

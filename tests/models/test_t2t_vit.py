@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from support import t2t_equations
+from support.fill_from_state import fill_from_state
 from support.t2t_equations import linear, norm
 from vitfast.errors import UserError
 from vitfast.layers import resize_position_embedding, sinusoidal_positions
 from vitfast.models import T2TViT, build_model, list_models
-from vitfast.models.load_state import load_state
 
 SMALL = {"img_size": 32, "num_classes": 5, "embed_dim": 24, "depth": 2, "num_heads": 2, "token_dim": 16}
 
@@ -127,10 +127,10 @@ def test_initialization() -> None:
 def test_weights_of_another_image_size() -> None:
     """An image of 48 has three tokens along a side, one of 32 two."""
     saved, model = small(img_size=48), small()
-    load_state(model, saved.state_dict(), source="t2t.safetensors", may_resize=True)
+    fill_from_state(model, saved.state_dict(), "t2t.safetensors", may_resize=True)
     assert torch.equal(model.pos_embed, resize_position_embedding(saved.pos_embed, 2))
     with pytest.raises(UserError, match=r"other shape: pos_embed .*; give img_size"):
-        load_state(model, saved.state_dict(), source="t2t.safetensors")
+        fill_from_state(model, saved.state_dict(), "t2t.safetensors")
 
 
 def test_without_head() -> None:

@@ -4,9 +4,9 @@ import pytest
 import torch
 import torchvision
 
+from support.fill_from_state import fill_from_state
 from vitfast.errors import UserError
 from vitfast.models import build_model, list_models
-from vitfast.models.load_state import load_state
 
 
 @pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "mobilenet_v3_small", "googlenet"])
@@ -22,7 +22,7 @@ def test_a_fresh_head_of_any_size(name: str) -> None:
 def test_torchvisions_own_keys_load_and_the_logits_agree() -> None:
     original = torchvision.models.resnet18(num_classes=7).eval()
     model = build_model("torchvision/resnet18", num_classes=7)
-    load_state(model, original.state_dict(), source="resnet18.pth")
+    fill_from_state(model, original.state_dict(), "resnet18.pth")
     images = torch.randn(2, 3, 64, 64)
     assert torch.equal(model.eval()(images), original(images))
 
@@ -31,11 +31,11 @@ def test_another_number_of_classes_keeps_all_but_the_head() -> None:
     original = torchvision.models.resnet18(num_classes=7)
     model = build_model("torchvision/resnet18", num_classes=3)
     fresh = model.network.fc.weight.clone()
-    load_state(model, original.state_dict(), source="resnet18.pth", may_replace_head=True)
+    fill_from_state(model, original.state_dict(), "resnet18.pth", may_replace_head=True)
     assert torch.equal(model.network.conv1.weight, original.conv1.weight)
     assert torch.equal(model.network.fc.weight, fresh)
     with pytest.raises(UserError, match=r"resnet18.pth does not fit torchvision/resnet18; other shape: network.fc"):
-        load_state(model, original.state_dict(), source="resnet18.pth")
+        fill_from_state(model, original.state_dict(), "resnet18.pth")
 
 
 @pytest.mark.parametrize(

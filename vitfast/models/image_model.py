@@ -13,7 +13,7 @@ from vitfast.models.model_fields import ModelFields
 from vitfast.models.saved_exits import SavedExits
 
 if TYPE_CHECKING:
-    from vitfast.models.load_state import LoadReport
+    from vitfast.models.load_report import LoadReport
 
 
 class ImageModel(nn.Module):

@@ -13,7 +13,7 @@ import torch
 from vitfast.errors import UserError
 from vitfast.layers.position_embedding import PositionInterpolation
 from vitfast.models.image_model import ImageModel
-from vitfast.models.load_state import LoadReport, load_state
+from vitfast.models.load_report import LoadReport
 from vitfast.models.model_fields import ModelFields, TransformerFields, check_field_type
 from vitfast.models.registry import build_model, resolve_fields, resolve_name
 from vitfast.weights.check_fields import (
@@ -26,6 +26,7 @@ from vitfast.weights.check_fields import (
     refuse_differences,
     size_advice,
 )
+from vitfast.weights.fill_model import fill_model
 from vitfast.weights.infer_fields import uninferable_fields
 from vitfast.weights.source_checkpoint import (
     NAMED_FIELDS,
@@ -84,7 +85,7 @@ def load_weights(
 
     checkpoint = read_source_checkpoint(path, type(model.fields), model_name=model.model_name)
     _check_model(model, checkpoint, keep_head=num_classes is not None)
-    report = _fill(
+    report = fill_model(
         model,
         checkpoint,
         may_resize=True,
@@ -120,53 +121,12 @@ def model_from_checkpoint(
     _check_claims(checkpoint, all_fields)
 
     model = build_model(name, **all_fields)
-    report = _fill(
+    report = fill_model(
         model, checkpoint, may_resize="img_size" in given_fields, may_replace_head="num_classes" in given_fields
     )
     model.load_report = replace(report, fields={} if checkpoint.name else adopted)
     logger.info("%s", model.load_report)
     return model
-
-
-def _fill(
-    model: ImageModel,
-    checkpoint: SourceCheckpoint,
-    *,
-    may_resize: bool,
-    may_replace_head: bool,
-    strict: bool = True,
-    position_interpolation: PositionInterpolation | None = None,
-) -> LoadReport:
-    """Loads the weights and exit thresholds into a model with the checkpoint's fields; see ``load_state``."""
-    exits = checkpoint.exits
-    if exits is not None and exits.num_exits != model.num_exits:
-        raise UserError(
-            f"{checkpoint.path} holds thresholds for {exits.num_exits} exits, but {model.model_name} has "
-            f"{model.num_exits}; use the file of this model"
-        )
-    position_interpolation = position_interpolation or getattr(model.fields, "position_interpolation", None)
-    report = load_state(
-        model,
-        checkpoint.state,
-        source=str(checkpoint.path),
-        unmatched=checkpoint.unmatched,
-        may_resize=may_resize,
-        may_replace_head=may_replace_head,
-        strict=strict,
-        position_interpolation=position_interpolation,
-    )
-    skipped = [*checkpoint.skipped, *report.skipped]
-    if exits is not None and (report.fresh or report.resized or report.missing or report.mismatched):
-        skipped.append("exit thresholds (valid only with the file's heads and image size)")
-        exits = None
-    model.saved_exits = exits
-    return replace(
-        report,
-        family=checkpoint.family,
-        exits=exits,
-        skipped=tuple(skipped),
-        position_interpolation=position_interpolation if report.resized else None,
-    )
 
 
 def _check_model(model: ImageModel, checkpoint: SourceCheckpoint, *, keep_head: bool) -> None:
