@@ -102,10 +102,19 @@ class ConViT(VisionTransformer):
         super().__init__(model_name, fields)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         for index, block in enumerate(list(self.blocks)[: fields.local_up_to_layer]):
-            block.attn = self._local_attention(index)
+            block.attn = attention = GatedPositionalAttention(
+                fields.embed_dim,
+                fields.num_heads,
+                qkv_bias=fields.qkv_bias,
+                drop_rate=fields.drop_rate,
+                attention_drop_rate=fields.attention_drop_rate,
+                locality_dim=fields.locality_dim,
+            )
+            initialize_linear(*attention.modules())
+            if fields.local_initialization:
+                attention.initialize_locality(fields.locality_strength or 1 / (index + 1))
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Computes the tokens after the last block and ``norm``, ``[B, N, C]``, the class token first."""
         tokens = self.embed(images)
         for index, block in enumerate(self.blocks):
             if index == self.fields.local_up_to_layer:
@@ -114,21 +123,4 @@ class ConViT(VisionTransformer):
         return self.norm(tokens)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Computes the tokens ``[B, N, C]`` that enter the first block: the patches, with positions."""
         return self.pos_drop(self.add_positions(self.patch_embed(images), positions=self.pos_embed))
-
-    def _local_attention(self, index: int) -> GatedPositionalAttention:
-        """Builds the attention of a block; local initialization comes last, so that nothing overwrites it."""
-        fields = self.fields
-        attention = GatedPositionalAttention(
-            fields.embed_dim,
-            fields.num_heads,
-            qkv_bias=fields.qkv_bias,
-            drop_rate=fields.drop_rate,
-            attention_drop_rate=fields.attention_drop_rate,
-            locality_dim=fields.locality_dim,
-        )
-        initialize_linear(*attention.modules())
-        if fields.local_initialization:
-            attention.initialize_locality(fields.locality_strength or 1 / (index + 1))
-        return attention

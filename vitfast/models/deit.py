@@ -39,11 +39,9 @@ class DistilledVisionTransformer(VisionTransformer):
         initialize_linear(self.head_dist)
 
     def no_weight_decay(self) -> set[str]:
-        """Those of ``VisionTransformer`` and ``dist_token``."""
         return super().no_weight_decay() | {"dist_token"}
 
     def embed(self, images: Tensor) -> Tensor:
-        """Computes the tokens ``[B, N, C]`` that enter the first block, including the distillation token."""
         is_last = self.fields.distillation_token == "last"
         prefix = self.cls_token if is_last else torch.cat([self.cls_token, self.dist_token], dim=1)
         tokens = self.join_tokens(self.patch_embed(images), before=prefix)

@@ -87,14 +87,10 @@ class DVT(ImageModel):
         )
 
     def no_weight_decay(self) -> set[str]:
-        """Every exit's class token and positions, as in DeiT and T2T-ViT.
-
-        The original training decays them, because its code does not look into the wrapped exits.
-        """
+        # as in DeiT and T2T-ViT; the original training decays them: its code does not look into the wrapped exits
         return {f"exits.{index}.{name}" for index in range(self.num_exits) for name in ("cls_token", "pos_embed")}
 
     def position_keys(self) -> dict[str, int]:
-        """Those of every exit."""
         return {f"exits.{index}.pos_embed": 1 for index in range(self.num_exits)}
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -182,24 +178,17 @@ class DVTExit(nn.Module):
         self.relation_reuse = (
             RelationReuse(fields.depth, fields.num_heads, upsample) if upsample and fields.relation_reuse else None
         )
-        self.blocks = nn.ModuleList(
-            ReuseBlock(
-                dim,
-                fields.num_heads,
-                fields.mlp_dim,
-                feature_reuse=_feature_reuse(fields, upsample) if upsample and fields.feature_reuse else None,
-                qkv_bias=fields.qkv_bias,
-                layer_norm_eps=eps,
-                drop_rate=fields.drop_rate,
-                attention_drop_rate=fields.attention_drop_rate,
-                drop_path=fields.drop_path_of(block),
-            )
-            for block in range(fields.depth)
-        )
+        self.blocks = nn.ModuleList()
+        for block in range(fields.depth):
+            reuse = None
+            if upsample and fields.feature_reuse:
+                dims = (dim, fields.reuse_hidden_dim, fields.reuse_dim)
+                reuse = FeatureReuse(*dims, upsample, layer_norm_eps=eps, drop_rate=fields.drop_rate)
+            options = fields.block_options(block)
+            self.blocks.append(ReuseBlock(dim, fields.num_heads, fields.mlp_dim, feature_reuse=reuse, **options))
         self.norm = LayerNorm(dim, eps)
         self.head = nn.Linear(dim, fields.num_classes) if fields.num_classes else nn.Identity()
-        with torch.no_grad():
-            initialize_linear(*self.modules())
+        initialize_linear(*self.modules())
 
     def forward(
         self, images: Tensor, features: Tensor | None, relations: Sequence[Tensor], *, return_relations: bool
@@ -280,14 +269,3 @@ def _positions(fields: DVTFields, num_positions: int) -> nn.Parameter:
     if fields.backbone in ("vit", "conv_vit"):
         return nn.Parameter(nn.init.trunc_normal_(torch.empty(1, num_positions, fields.embed_dim), std=0.02))
     return nn.Parameter(sinusoidal_positions(num_positions, fields.embed_dim), requires_grad=False)
-
-
-def _feature_reuse(fields: DVTFields, upsample: GridUpsample) -> FeatureReuse:
-    return FeatureReuse(
-        fields.embed_dim,
-        fields.reuse_hidden_dim,
-        fields.reuse_dim,
-        upsample,
-        layer_norm_eps=fields.layer_norm_eps,
-        drop_rate=fields.drop_rate,
-    )

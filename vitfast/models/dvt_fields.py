@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from vitfast.layers.patch_embed import padded_grid_size
 from vitfast.layers.tokens_to_token import tokens_to_token_grid_size
@@ -101,6 +101,8 @@ class DVTFields(TransformerFields):
         check_field(self.embed_dim % 4 == 0, "embed_dim", self.embed_dim, rule)
 
 
+_SMALL_PATCHES: dict[str, Any] = {"patch_sizes": (8, 4), "patch_strides": (8, 4), "patch_paddings": (0, 0)}
+
 DVT_ARCHITECTURES: dict[str, DVTFields] = {
     # exits at 7 x 7, 10 x 10 and 14 x 14 tokens
     "dvt_deit_small": DVTFields(),
@@ -118,27 +120,10 @@ DVT_ARCHITECTURES: dict[str, DVTFields] = {
     },
     # small images: exits at 4 x 4 and 8 x 8 tokens for CIFAR, at 2 x 2 and 4 x 4 for the handwritten digits
     "dvt_mini_32": DVTFields(
-        img_size=32,
-        embed_dim=128,
-        depth=6,
-        num_heads=4,
-        patch_sizes=(8, 4),
-        patch_strides=(8, 4),
-        patch_paddings=(0, 0),
-        reuse_dim=24,
-        reuse_hidden_dim=64,
+        img_size=32, embed_dim=128, depth=6, num_heads=4, reuse_dim=24, reuse_hidden_dim=64, **_SMALL_PATCHES
     ),
     "dvt_nano_16": DVTFields(
-        img_size=16,
-        in_chans=1,
-        embed_dim=64,
-        depth=4,
-        num_heads=4,
-        patch_sizes=(8, 4),
-        patch_strides=(8, 4),
-        patch_paddings=(0, 0),
-        reuse_dim=16,
-        reuse_hidden_dim=32,
+        img_size=16, in_chans=1, embed_dim=64, depth=4, num_heads=4, reuse_dim=16, reuse_hidden_dim=32, **_SMALL_PATCHES
     ),
 }
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from vitfast.errors import UserError
@@ -21,7 +20,7 @@ class HybridFields(ViTFields):
     """The fields of a hybrid: those of a ViT and of the ResNet in front. The defaults are Google's R50+ViT-B/16.
 
     timm and ViT-pytorch (jeonsworld) load Google's weights but compute slightly different outputs: see the table in
-    ``ResNetConventions``, which has the same fields.
+    ``ResNetConventions``.
 
     Attributes:
         img_size: height and width of the images in pixels.
@@ -31,11 +30,7 @@ class HybridFields(ViTFields):
         resnet_layers: bottlenecks of each stage of the ResNet; empty: the stem only. Every stage except the first
             halves the size.
         resnet_width: channels of the stem, a multiple of 32.
-        resnet_padding: ``"same"``, or ``"symmetric"`` in ViT-pytorch.
-        weight_eps: epsilon in the standardization of kernels; above 0. 1e-8 in timm.
-        weight_eps_place: added to the ``"deviation"``, or to the ``"variance"`` in timm and ViT-pytorch.
-        group_norm_eps: epsilon of the GroupNorms. 1e-5 in timm.
-        projection_norm: ``"group"``, or ``"channel"`` in ViT-pytorch.
+        resnet_padding: ``padding`` of ``ResNetConventions``; the remaining fields have the same names there.
 
     Raises:
         UserError: as ``ViTFields``.
@@ -59,24 +54,15 @@ class HybridFields(ViTFields):
             check_field(getattr(self, name) > 0.0, name, getattr(self, name), "must be above 0, for example 1e-5")
 
     @property
-    def feature_size(self) -> int:
-        """Features of the ResNet along a side."""
-        return resnet_grid_size(self.img_size, len(self.resnet_layers), self.resnet_padding)
-
-    @property
     def grid_size(self) -> int:
         """Patches along a side."""
-        return self.feature_size // self.patch_size
+        return self._num_features(self.img_size) // self.patch_size
 
     @property
     def conventions(self) -> ResNetConventions:
         """The details on which published ResNets disagree."""
         return ResNetConventions(
-            padding=self.resnet_padding,
-            weight_eps=self.weight_eps,
-            weight_eps_place=self.weight_eps_place,
-            group_norm_eps=self.group_norm_eps,
-            projection_norm=self.projection_norm,
+            self.resnet_padding, self.weight_eps, self.weight_eps_place, self.group_norm_eps, self.projection_norm
         )
 
     def _check_patches(self) -> None:
@@ -94,12 +80,16 @@ class HybridFields(ViTFields):
         sizes = range(1, self.img_size + 8 * 2 ** len(layers) * self.patch_size)
         nearest = min(filter(self._fits, sizes), key=lambda size: abs(size - self.img_size))
         raise UserError(
-            f"img_size={self.img_size} gives {self.feature_size} features along a side, which is not a multiple of "
-            f"patch_size={self.patch_size}; the nearest img_size that works: {nearest}"
+            f"img_size={self.img_size} gives {self._num_features(self.img_size)} features along a side, which is not a "
+            f"multiple of patch_size={self.patch_size}; the nearest img_size that works: {nearest}"
         )
 
+    def _num_features(self, img_size: int) -> int:
+        """Returns the features of the ResNet along a side."""
+        return resnet_grid_size(img_size, len(self.resnet_layers), self.resnet_padding)
+
     def _fits(self, img_size: int) -> bool:
-        features = resnet_grid_size(img_size, len(self.resnet_layers), self.resnet_padding)
+        features = self._num_features(img_size)
         return features > 0 and features % self.patch_size == 0
 
 
@@ -150,11 +140,7 @@ class HybridViT(VisionTransformer):
             width=fields.resnet_width,
             conventions=fields.conventions,
         )
-        self._initialize_resnet()
-
-    @torch.no_grad()
-    def _initialize_resnet(self) -> None:
-        """Initializes as Google does: every bottleneck starts as its shortcut."""
+        # as Google does: every bottleneck starts as its shortcut
         for module in self.patch_embed.modules():
             if isinstance(module, StdConv2d):
                 nn.init.trunc_normal_(module.weight, std=module.weight[0].numel() ** -0.5)

@@ -135,6 +135,9 @@ class TransformerFields(ModelFields):
         """Hidden width of an MLP."""
         return int(self.embed_dim * self.mlp_ratio)
 
-    def drop_path_of(self, block: int) -> float:
-        """The stochastic depth rate of a block."""
-        return self.drop_path * block / max(self.depth - 1, 1)
+    def block_options(self, index: int) -> dict[str, Any]:
+        """The options of a ``Block``; the stochastic depth rate grows from the first to the last."""
+        options: dict[str, Any] = {
+            name: getattr(self, name) for name in ("qkv_bias", "layer_norm_eps", "drop_rate", "attention_drop_rate")
+        }
+        return options | {"drop_path": self.drop_path * index / max(self.depth - 1, 1)}

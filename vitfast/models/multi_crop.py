@@ -76,13 +76,11 @@ class MultiCrop(nn.Module):
             passes = crops
         else:
             passes = [torch.cat(tuple(group)) for _, group in groupby(crops, key=lambda crop: crop.shape[1:])]
-        features = torch.cat([self._features(images) for images in passes])
-        out: Tensor | list[Tensor] = self.head(features)
-        return out
-
-    def _features(self, images: Tensor) -> Tensor:
-        features: Tensor = view_at_size(self.model, images.shape[-1], self.position_interpolation)(images)
-        return features
+        return self.head(
+            torch.cat(
+                [view_at_size(self.model, images.shape[-1], self.position_interpolation)(images) for images in passes]
+            )
+        )
 
 
 def view_at_size(

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from vitfast.layers import AddPositions, JoinTokens, LayerNorm, TokensToToken, sinusoidal_positions
 from vitfast.layers.patch_embed import check_images
 from vitfast.layers.tokens_to_token import TokensType, tokens_to_token_grid_size
-from vitfast.models.image_model import ImageModel
 from vitfast.models.model_fields import TransformerFields, check_field
-from vitfast.models.transformer import initialize_linear, transformer_blocks
+from vitfast.models.transformer import TransformerModel, initialize_linear, transformer_blocks
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ T2T_VIT_ARCHITECTURES: dict[str, T2TViTFields] = {
 T2T_VIT_ALIASES = {f"T{name[1:]}": name for name in T2T_VIT_ARCHITECTURES}
 
 
-class T2TViT(ImageModel):
+class T2TViT(TransformerModel):
     """T2T-ViT (Yuan et al., 2021), with the original code's parameter names.
 
     The position embeddings are fixed sinusoids, in a parameter without gradient: checkpoints store them, and they are
@@ -111,43 +110,13 @@ class T2TViT(ImageModel):
         self.blocks = transformer_blocks(fields)
         self.norm = LayerNorm(dim, eps)
         self.head = nn.Linear(dim, fields.num_classes) if fields.num_classes else nn.Identity()
-        self._initialize()
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        initialize_linear(*self.modules())
 
-    def no_weight_decay(self) -> set[str]:
-        """``cls_token`` and ``pos_embed``."""
-        return {"cls_token", "pos_embed"}
-
-    def position_keys(self) -> dict[str, int]:
-        """``pos_embed``."""
-        return {"pos_embed": 1}
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Classifies images.
-
-        Args:
-            images: ``[B, in_chans, img_size, img_size]``.
-
-        Returns:
-            Logits ``[B, num_classes]``, or the class token's channels ``[B, C]`` of a model without a head.
-
-        Raises:
-            TypeError: the images are not floating point.
-            ValueError: the images have another shape.
-        """
-        return self.head(self.forward_features(images)[:, 0])
-
-    def forward_features(self, images: Tensor) -> Tensor:
-        """Computes the tokens after the last block and ``norm``, ``[B, N, C]``, the class token first."""
-        return self.norm(self.blocks(self.embed(images)))
+    def forward_head(self, tokens: Tensor) -> Tensor:
+        return self.head(tokens[:, 0])
 
     def embed(self, images: Tensor) -> Tensor:
-        """Computes the tokens ``[B, N, C]`` that enter the first block."""
         check_images(images, self.in_chans, self.img_size)
         tokens = self.join_tokens(self.tokens_to_token(images), before=self.cls_token)
         return self.pos_drop(self.add_positions(tokens, positions=self.pos_embed))
-
-    @torch.no_grad()
-    def _initialize(self) -> None:
-        """Initializes as the original code does."""
-        nn.init.trunc_normal_(self.cls_token, std=0.02)
-        initialize_linear(*self.modules())

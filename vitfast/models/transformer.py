@@ -1,29 +1,63 @@
-"""Parts that the transformer models share: blocks and initialization."""
+"""Parts that the transformer models share: base class, blocks and initialization."""
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from vitfast.layers import Block
 from vitfast.layers.mlp import GeluVariant
+from vitfast.models.image_model import ImageModel
 from vitfast.models.model_fields import TransformerFields
 
 
+class TransformerModel(ImageModel):
+    """Base class of the models with one sequence of blocks: ``embed``, ``blocks``, ``norm`` and ``forward_head``."""
+
+    pos_embed: nn.Parameter
+    blocks: nn.Sequential
+    norm: nn.Module
+
+    def no_weight_decay(self) -> set[str]:
+        """``cls_token`` and ``pos_embed``."""
+        return {"cls_token", "pos_embed"}
+
+    def position_keys(self) -> dict[str, int]:
+        """``pos_embed``."""
+        return {"pos_embed": self.pos_embed.shape[1] - self.fields.grid_size**2}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classifies images.
+
+        Args:
+            images: ``[B, in_chans, img_size, img_size]``.
+
+        Returns:
+            Logits ``[B, num_classes]``, or the pooled channels ``[B, C]`` of a model without a head.
+
+        Raises:
+            TypeError: the images are not floating point.
+            ValueError: the images have another shape.
+        """
+        return self.forward_head(self.forward_features(images))
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Computes the tokens ``[B, N, C]`` that enter the first block: class token and patches, with positions."""
+        raise NotImplementedError
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Computes the tokens after the last block and ``norm``, ``[B, N, C]``, the class token first."""
+        return self.norm(self.blocks(self.embed(images)))
+
+    def forward_head(self, tokens: Tensor) -> Tensor:
+        """Computes the logits ``[B, num_classes]`` from ``forward_features``'s tokens ``[B, N, C]``."""
+        raise NotImplementedError
+
+
 def transformer_blocks(fields: TransformerFields, *, gelu: GeluVariant = "erf") -> nn.Sequential:
-    """Builds ``fields.depth`` blocks; the stochastic depth rate grows from the first to the last."""
+    """Builds ``fields.depth`` blocks."""
     return nn.Sequential(
         *(
-            Block(
-                fields.embed_dim,
-                fields.num_heads,
-                fields.mlp_dim,
-                qkv_bias=fields.qkv_bias,
-                layer_norm_eps=fields.layer_norm_eps,
-                gelu=gelu,
-                drop_rate=fields.drop_rate,
-                attention_drop_rate=fields.attention_drop_rate,
-                drop_path=fields.drop_path_of(index),
-            )
+            Block(fields.embed_dim, fields.num_heads, fields.mlp_dim, gelu=gelu, **fields.block_options(index))
             for index in range(fields.depth)
         )
     )

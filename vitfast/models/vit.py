@@ -13,9 +13,8 @@ from vitfast.errors import UserError
 from vitfast.layers import AddPositions, JoinTokens, LayerNorm, PatchEmbed
 from vitfast.layers.mlp import GeluVariant
 from vitfast.layers.patch_embed import PatchOrder
-from vitfast.models.image_model import ImageModel
 from vitfast.models.model_fields import TransformerFields, check_field
-from vitfast.models.transformer import initialize_linear, transformer_blocks
+from vitfast.models.transformer import TransformerModel, initialize_linear, transformer_blocks
 
 HeadType = Literal["linear", "norm_linear"]
 Pooling = Literal["token", "mean"]
@@ -139,7 +138,7 @@ VIT_ALIASES = {
 }
 
 
-class VisionTransformer(ImageModel):
+class VisionTransformer(TransformerModel):
     """The Vision Transformer of Dosovitskiy et al. (2021), with timm's parameter names.
 
     Args:
@@ -169,59 +168,26 @@ class VisionTransformer(ImageModel):
         hidden_dim = fields.head_hidden_dim if fields.num_classes else 0
         self.pre_logits = _tanh_layer(dim, hidden_dim) if hidden_dim else nn.Identity()
         self.head = nn.Linear(hidden_dim or dim, fields.num_classes) if fields.num_classes else nn.Identity()
-        self._initialize()
-
-    def no_weight_decay(self) -> set[str]:
-        """``cls_token`` and ``pos_embed``."""
-        return {"cls_token", "pos_embed"}
-
-    def position_keys(self) -> dict[str, int]:
-        """``pos_embed``."""
-        return {"pos_embed": self.fields.num_prefix_positions}
+        # as timm does; the patch projection keeps torch's default
+        nn.init.normal_(self.cls_token, std=1e-6)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        initialize_linear(*self.blocks.modules(), self.head)
 
     def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Converts the patch projection to the layout of ``patch_order``."""
         key = "patch_embed.proj.weight"
         return state | {key: arrange_patches(state[key], self.fields)} if key in state else state
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Classifies images.
-
-        Args:
-            images: ``[B, in_chans, img_size, img_size]``.
-
-        Returns:
-            Logits ``[B, num_classes]``, or the pooled channels ``[B, C]`` of a model without a head.
-
-        Raises:
-            TypeError: the images are not floating point.
-            ValueError: the images have another shape.
-        """
-        return self.forward_head(self.forward_features(images))
-
-    def forward_features(self, images: Tensor) -> Tensor:
-        """Computes the tokens after the last block and ``norm``, ``[B, N, C]``."""
-        return self.norm(self.blocks(self.embed(images)))
-
     def forward_head(self, tokens: Tensor) -> Tensor:
-        """Computes the logits ``[B, num_classes]`` from ``forward_features``'s tokens ``[B, N, C]``."""
         return self.head(self.pre_logits(self.fc_norm(self.pool(tokens))))
 
     def embed(self, images: Tensor) -> Tensor:
-        """Computes the tokens ``[B, N, C]`` that enter the first block: class token and patches, with positions."""
         tokens = self.join_tokens(self.patch_embed(images), before=self.cls_token)
         return self.pos_drop(self.add_positions(tokens, positions=self.pos_embed))
 
     def pool(self, tokens: Tensor) -> Tensor:
         """Reduces the tokens ``[B, N, C]`` to the head's input, ``[B, C]``."""
         return tokens.mean(dim=1) if self.fields.pooling == "mean" else tokens[:, 0]
-
-    @torch.no_grad()
-    def _initialize(self) -> None:
-        """Initializes as timm does; the patch projection keeps torch's default."""
-        nn.init.normal_(self.cls_token, std=1e-6)
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        initialize_linear(*self.blocks.modules(), self.head)
 
 
 def _tanh_layer(dim: int, hidden_dim: int) -> nn.Module:
