@@ -20,7 +20,7 @@ from vitfast.benchmarking.table import Table
 from vitfast.commands.benchmark import PEER_NAMES, BenchmarkOptions, list_tables
 from vitfast.config import load_options
 from vitfast.errors import UserError
-from vitfast.ops.packed import has_packed
+from vitfast.ops.library import has_kernel
 
 SCRIPTS = Path(__file__).parent.parent / "benchmarks"
 TINY = ["model=vit_nano_patch2_8", "batch=1,2", "seconds=0.01", "device=cpu"]
@@ -199,7 +199,7 @@ def test_peers_give_table_results_and_chart(tmp_path, capsys):
     assert own["against"] == min(rivals, key=rivals.get)
     assert own["speedup"]["median"] > 0
     limits = [one for one in outcomes[0]["standings"] if one["is_limit"]]
-    assert bool(limits) == has_packed("fma_peak")
+    assert bool(limits) == has_kernel("packed", "cpu")
     if limits:
         assert limits[0]["peak_share"] == pytest.approx(1.0)
         assert 0 < own["peak_share"] < 1

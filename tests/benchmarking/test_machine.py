@@ -17,7 +17,7 @@ from vitfast.benchmarking.machine import (
     with_limits,
 )
 from vitfast.benchmarking.table import Table
-from vitfast.ops.packed import has_packed
+from vitfast.ops.library import has_kernel
 
 CPU = torch.device("cpu")
 
@@ -114,7 +114,7 @@ def test_a_run_is_long_enough_without_disturbances(delays, factors):
 
 def test_the_peak_counts_what_a_run_of_it_does():
     peak = arithmetic_peak("fp16_32")
-    if not has_packed("fma_peak"):
+    if not has_kernel("packed", "cpu"):
         assert peak is None
         return
     assert peak.is_limit
@@ -128,7 +128,7 @@ def test_the_peak_counts_what_a_run_of_it_does():
 
 
 def test_other_precisions_have_peaks_of_their_own():
-    if not has_packed("fma_peak"):
+    if not has_kernel("packed", "cpu"):
         pytest.skip("pure PyTorch: there is no peak")
     with pytest.raises(RuntimeError, match="precision must be fp32"):
         arithmetic_peak("fp8")

@@ -8,7 +8,7 @@ import torch
 from vitfast.benchmarking import peers
 from vitfast.benchmarking.model_cases import build_models, engine_table, inference_table, training_table
 from vitfast.benchmarking.table import agrees, relative_l2
-from vitfast.ops.packed import has_packed
+from vitfast.ops.library import has_kernel
 
 MODEL = "vit_nano_patch2_8"
 CPU = torch.device("cpu")
@@ -103,7 +103,7 @@ def test_engines_agree_with_the_source_and_run_in_their_precision(precision):
             assert (error > 1e-5) == (precision != "fp32"), f"{case.name} did not run in {precision}: {error}"
     assert table.images == 3
     assert cases[0].gflop < table.gflop, "the last block computes less than the source's"
-    assert any(case.is_limit for case in cases) == has_packed("fma_peak")
+    assert any(case.is_limit for case in cases) == has_kernel("packed", "cpu")
 
 
 def test_a_peer_that_fails_is_left_out_with_its_reason(monkeypatch):

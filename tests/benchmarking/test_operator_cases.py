@@ -8,10 +8,9 @@ from vitfast.benchmarking.operator_table import operator_tables
 from vitfast.benchmarking.table import agrees, relative_l2
 from vitfast.errors import UserError
 from vitfast.ops.library import has_kernel
-from vitfast.ops.packed import has_packed
 
 MODEL = "vit_nano_patch2_8"
-needs_packed = pytest.mark.skipif(not has_packed("packed_attention"), reason="pure PyTorch: no packed operators")
+needs_packed = pytest.mark.skipif(not has_kernel("packed", "cpu"), reason="pure PyTorch: no packed operators")
 CPU = torch.device("cpu")
 
 

@@ -7,7 +7,7 @@ import torch
 
 import vitfast
 from support.accelerable import accelerable, sample_images
-from vitfast.ops.packed import has_packed
+from vitfast.ops.library import has_kernel
 
 CONFIGS = {"fp16_32": vitfast.FP16_32Config(), "int8": vitfast.Int8Config()}
 
@@ -40,7 +40,7 @@ def test_a_quantized_model_runs_in_its_own_arithmetic(kind, precision):
 @torch.no_grad()
 def test_fp16_32_is_bit_true_on_the_same_products(kind, monkeypatch):
     """With torch's GEMMs on both sides only the order of roundings could differ, and it does not."""
-    monkeypatch.setattr("vitfast.inference.accelerate.has_packed", lambda *_: False)
+    monkeypatch.setattr("vitfast.inference.accelerate.has_kernel", lambda *_: False)
     plain = accelerable(kind)
     model = copy.deepcopy(plain)
     vitfast.quantize_(model, vitfast.FP16_32Config())
@@ -109,4 +109,4 @@ def test_disabled_quantization_falls_back():
 
 def test_packed_kernels_say_whether_they_are_there():
     report = vitfast.accelerate(accelerable("vitfast: vit"), "bf16").report()
-    assert ("torch's" in report.kernels) == (not has_packed("packed_linear"))
+    assert ("torch's" in report.kernels) == (not has_kernel("packed", "cpu"))

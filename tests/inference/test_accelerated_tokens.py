@@ -16,7 +16,7 @@ from vitfast.inference.ir import Precision
 from vitfast.inference.modules.attention import PerformerAttention
 from vitfast.inference.modules.patches import SplitLinear
 from vitfast.inference.modules.tokens_to_token import TokensToToken
-from vitfast.ops.packed import has_packed
+from vitfast.ops.library import has_kernel
 
 KINDS = ["vitfast: t2t", "vitfast: t2t, transformer", "vitfast: dvt over t2t"]
 # an operand next to a boundary may be rounded the other way
@@ -39,7 +39,7 @@ def test_without_the_operators_it_is_the_same(kind: str, precision: Precision, m
     model = accelerable(kind)
     images = sample_images(model)
     expected = vitfast.accelerate(model, precision)
-    assert all(isinstance(split, PackedSplitLinear) == has_packed("packed_split_linear") for split in splits(expected))
+    assert all(isinstance(split, PackedSplitLinear) == has_kernel("packed", "cpu") for split in splits(expected))
     monkeypatch.setattr(CpuBackend, "split_linear_class", lambda *_: SplitLinear)
     monkeypatch.setattr(CpuBackend, "performer_class", PerformerAttention)
     plain = vitfast.accelerate(model, precision)
@@ -49,7 +49,7 @@ def test_without_the_operators_it_is_the_same(kind: str, precision: Precision, m
     assert (actual - wanted).norm() / wanted.norm() < STEPS[precision]
 
 
-@pytest.mark.skipif(not has_packed("packed_performer"), reason="pure PyTorch: there are no packed operators")
+@pytest.mark.skipif(not has_kernel("packed", "cpu"), reason="pure PyTorch: there are no packed operators")
 @pytest.mark.parametrize("precision", STEPS)
 @torch.no_grad()
 def test_images_mixed_together_change_no_bit(precision: Precision) -> None:

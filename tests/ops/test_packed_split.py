@@ -9,9 +9,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from support.packed_cases import OPS, PRECISIONS, Window, check_split, draw, on_threads, packed_split
-from vitfast.ops.packed import has_packed
+from vitfast.ops.library import has_kernel
 
-if not has_packed("packed_split_linear"):
+if not has_kernel("packed", "cpu"):
     pytest.skip("pure PyTorch: there are no packed operators", allow_module_level=True)
 
 NO_NORM = (None, None, None)

@@ -15,7 +15,7 @@ import torch
 
 from vitfast.benchmarking.harness import Case, cache_sizes
 from vitfast.benchmarking.table import Table
-from vitfast.ops.packed import has_packed
+from vitfast.ops.library import has_kernel
 from vitfast.runs.run_directory import describe_environment
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -120,7 +120,7 @@ def arithmetic_peak(precision: str) -> Case | None:
     Returns:
         None without vitfast's CPU library.
     """
-    if not has_packed("fma_peak"):
+    if not has_kernel("packed", "cpu"):
         return None
     arithmetic = "fp32" if precision == "fp16_32" else precision
     operator = torch.ops.vitfast.fma_peak.default

@@ -22,7 +22,6 @@ from vitfast.layers import GridUpsample
 from vitfast.models.registry import resolve_name
 from vitfast.models.vit import VIT_ARCHITECTURES
 from vitfast.ops.library import has_kernel
-from vitfast.ops.packed import has_packed
 
 Function = Callable[..., Any]  # returns a tensor or a tuple of tensors
 Random = Callable[..., Tensor]  # takes a shape
@@ -188,7 +187,7 @@ def _(sizes: Sizes, random: Random) -> Calls:
     "packed_attention",
     precisions=("fp32", "bf16"),
     has_backward=False,
-    is_available=lambda device, precision: has_packed("packed_attention", device.type),
+    is_available=lambda device, precision: has_kernel("packed", device.type),
 )
 def _(sizes: Sizes, random: Random) -> Calls:
     """The attention of accelerated models."""

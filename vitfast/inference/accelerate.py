@@ -30,7 +30,7 @@ from vitfast.inference.modules.fallback_block import FallbackBlock, ForeignModel
 from vitfast.inference.modules.readout import InferenceReadout
 from vitfast.inference.modules.transformer import InferenceTransformer, LastBlock
 from vitfast.inference.normalization import Normalization
-from vitfast.ops.packed import has_packed
+from vitfast.ops.library import has_kernel
 
 
 def accelerate(
@@ -86,7 +86,7 @@ def accelerate(
     if target.type == "cuda":
         graphs = GraphCache(partial(CudaRecorder, target), graph_batch) if graph_batch else None
         return assemble(model, CudaBackend(model, default, target, normalization), chosen, graphs, check=check)
-    backend = CpuBackend if has_packed("packed_linear") else Backend
+    backend = CpuBackend if has_kernel("packed", "cpu") else Backend
     return assemble(model, backend(model, default, target, normalization), chosen, check=check)
 
 

@@ -1,5 +1,6 @@
 """The operators: each checks its arguments, then runs vitfast's kernel or, where there is none, PyTorch's operators."""
 
+import vitfast.ops.packed  # noqa: F401 -- registers the raw operators of accelerated models with torch
 from vitfast.ops.attention import attention, attention_packed
 from vitfast.ops.gated_positional_attention import gated_positional_attention
 from vitfast.ops.layer_norm import add_layer_norm, layer_norm

@@ -5,6 +5,7 @@ Each error names the argument, what was given and what is allowed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -36,18 +37,28 @@ def check_rows(name: str, value: Any, shape: str) -> None:
         raise ValueError(f"{name} must have at least one dimension {shape}, got a scalar")
 
 
-def check_like(name: str, value: Tensor, other_name: str, other: Tensor, *, same_dtype: bool = True) -> None:
-    """Checks that ``value`` is on ``other``'s device and, with ``same_dtype``, has its dtype."""
+def check_shape(name: str, value: Tensor, expected: Sequence[int], meaning: str) -> None:
+    """Checks the exact shape; ``meaning`` explains where the expected shape comes from."""
+    if tuple(value.shape) != tuple(expected):
+        raise ValueError(f"{name} must have shape {list(expected)} ({meaning}), got {list(value.shape)}")
+
+
+def check_like(
+    name: str,
+    value: Tensor,
+    other_name: str,
+    other: Tensor,
+    shape: Sequence[int],
+    meaning: str,
+    *,
+    same_dtype: bool = True,
+) -> None:
+    """Checks that ``value`` is on ``other``'s device, has its dtype with ``same_dtype``, and has ``shape``."""
     if value.device != other.device:
         raise ValueError(f"{name} is on {value.device}, but {other_name} is on {other.device}; move one of them")
     if same_dtype and value.dtype != other.dtype:
         raise TypeError(f"{name} has dtype {value.dtype}, but {other_name} has {other.dtype}; convert one of them")
-
-
-def check_shape(name: str, value: Tensor, expected: tuple[int, ...], meaning: str) -> None:
-    """Checks the exact shape; ``meaning`` explains where the expected shape comes from."""
-    if tuple(value.shape) != expected:
-        raise ValueError(f"{name} must have shape {list(expected)} ({meaning}), got {list(value.shape)}")
+    check_shape(name, value, shape, meaning)
 
 
 def check_parameters(x: Tensor, parameters: dict[str, tuple[Tensor | None, tuple[int, ...], str]]) -> None:
@@ -56,16 +67,7 @@ def check_parameters(x: Tensor, parameters: dict[str, tuple[Tensor | None, tuple
     for name, (parameter, shape, meaning) in parameters.items():
         if parameter is not None:
             check_tensor(name, parameter)
-            check_like(name, parameter, "x", x, same_dtype=not in_autocast)
-            check_shape(name, parameter, shape, meaning)
-
-
-def check_residual(residual: Tensor | None, x: Tensor, expected: tuple[int, ...], meaning: str) -> None:
-    """Checks an optional residual, which may have another dtype than ``x``."""
-    if residual is not None:
-        check_tensor("residual", residual)
-        check_like("residual", residual, "x", x, same_dtype=False)
-        check_shape("residual", residual, expected, meaning)
+            check_like(name, parameter, "x", x, shape, meaning, same_dtype=not in_autocast)
 
 
 def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:

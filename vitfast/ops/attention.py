@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitfast.ops import reference
-from vitfast.ops.arguments import attention_scale, check_like, check_shape, check_tensor
+from vitfast.ops.arguments import attention_scale, check_like, check_tensor
 from vitfast.ops.autocast import autocast_dtype, cast
 from vitfast.ops.library import has_kernel, has_shared_memory
 from vitfast.ops.registration import attention_flops, empty_like, register
@@ -95,18 +95,8 @@ def attention(
     check_tensor("q", q, ndim=4, shape="[B, H, N, D]")
     for name, tensor in (("k", k), ("v", v)):
         check_tensor(name, tensor, ndim=4, shape="[B, H, N, D]")
-        check_like(name, tensor, "q", q)
-        check_shape(name, tensor, tuple(q.shape), "q's shape")
-    batch, heads, tokens, head_dim = q.shape
-    scale = _check_options(bias, "q", q, (batch, heads, tokens, head_dim), scale, dropout_p)
-
-    dtype = autocast_dtype(q)
-    q, k, v, bias = cast(q, dtype), cast(k, dtype), cast(v, dtype), cast(bias, dtype)
-    if dropout_p or not _has_kernel(q, tokens, head_dim):
-        out, logits = _with_torch_operators(q, k, v, bias, scale, return_logits, dropout_p)
-    else:
-        out, _, logits = torch.ops.vitfast.attention_forward.default(q, k, v, bias, scale, return_logits)
-    return out if logits is None else (out, logits)
+        check_like(name, tensor, "q", q, q.shape, "q's shape")
+    return _attention("q", (q, k, v), tuple(q.shape), bias, scale, return_logits, dropout_p)
 
 
 @overload
@@ -132,34 +122,44 @@ def attention_packed(
     if qkv.shape[2] != 3:
         raise ValueError(f"qkv must have shape [B, N, 3, H, D], got {list(qkv.shape)}")
     batch, tokens, _, heads, head_dim = qkv.shape
-    scale = _check_options(bias, "qkv", qkv, (batch, heads, tokens, head_dim), scale, dropout_p)
-
-    dtype = autocast_dtype(qkv)
-    qkv, bias = cast(qkv, dtype), cast(bias, dtype)
-    if dropout_p or not _has_kernel(qkv, tokens, head_dim):
-        q_BHND, k_BHND, v_BHND = qkv.permute(2, 0, 3, 1, 4)
-        out_BHND, logits = _with_torch_operators(q_BHND, k_BHND, v_BHND, bias, scale, return_logits, dropout_p)
-        out = out_BHND.transpose(1, 2).contiguous()
-    else:
-        out, _, logits = torch.ops.vitfast.attention_packed_forward.default(qkv, bias, scale, return_logits)
-    return out if logits is None else (out, logits)
+    return _attention("qkv", (qkv,), (batch, heads, tokens, head_dim), bias, scale, return_logits, dropout_p)
 
 
-def _check_options(
-    bias: Tensor | None, name: str, like: Tensor, sizes_BHND: tuple[int, ...], scale: float | None, dropout_p: float
-) -> float:
-    """Checks the options of both forms; returns the scale."""
+def _attention(
+    name: str,
+    tensors: tuple[Tensor, ...],  # q, k and v, or qkv
+    sizes_BHND: tuple[int, ...],
+    bias: Tensor | None,
+    scale: float | None,
+    return_logits: bool,
+    dropout_p: float,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Checks the options of both forms and computes one of them; ``name`` is that of the first tensor."""
     batch, heads, tokens, head_dim = sizes_BHND
+    first = tensors[0]
     if head_dim == 0:
-        raise ValueError(f"{name} must have a head dimension of at least 1, got shape {list(like.shape)}")
+        raise ValueError(f"{name} must have a head dimension of at least 1, got shape {list(first.shape)}")
     if bias is not None:
         check_tensor("bias", bias, ndim=4, shape="[B or 1, H, N, N]")
-        check_like("bias", bias, name, like)
-        bias_batch = 1 if bias.shape[0] == 1 else batch
-        check_shape("bias", bias, (bias_batch, heads, tokens, tokens), f"[B or 1, H, N, N] of {name}")
+        bias_shape = (1 if bias.shape[0] == 1 else batch, heads, tokens, tokens)
+        check_like("bias", bias, name, first, bias_shape, f"[B or 1, H, N, N] of {name}")
     if not 0.0 <= dropout_p < 1.0:
         raise ValueError(f"dropout_p must be at least 0 and below 1, got {dropout_p}")
-    return attention_scale(scale, head_dim)
+    scale = attention_scale(scale, head_dim)
+
+    dtype = autocast_dtype(first)
+    tensors, bias = tuple(cast(tensor, dtype) for tensor in tensors), cast(bias, dtype)
+    is_packed = len(tensors) == 1
+    if not dropout_p and _has_kernel(tensors[0], tokens, head_dim):
+        operators = torch.ops.vitfast
+        operator = operators.attention_packed_forward if is_packed else operators.attention_forward
+        out, _, logits = operator.default(*tensors, bias, scale, return_logits)
+    else:
+        q_BHND, k_BHND, v_BHND = tensors[0].permute(2, 0, 3, 1, 4) if is_packed else tensors
+        out, logits = _with_torch_operators(q_BHND, k_BHND, v_BHND, bias, scale, return_logits, dropout_p)
+        if is_packed:
+            out = out.transpose(1, 2).contiguous()
+    return out if logits is None else (out, logits)
 
 
 def is_supported_head_dim(head_dim: int) -> bool:
@@ -180,7 +180,7 @@ def _has_kernel(like: Tensor, tokens: int, head_dim: int) -> bool:
         warnings.warn(
             f"attention: the kernel supports head dimensions up to {MAX_HEAD_DIM} that are multiples of "
             f"{HEAD_DIM_MULTIPLE}; {head_dim} runs on torch's operators",
-            stacklevel=3,
+            stacklevel=4,
         )
     return is_supported_head_dim(head_dim)
 
@@ -237,7 +237,7 @@ def _fake_packed_backward(qkv: Tensor, bias: Tensor | None, need_bias_grad: bool
     return empty_like(qkv), empty_like(bias) if need_bias_grad else None
 
 
-# --- autograd of both forms, whose operators have the same arguments after q, k and v or qkv ---
+# --- autograd and FLOPs of both forms, whose operators have the same arguments after q, k and v or qkv ---
 
 
 def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -257,18 +257,19 @@ def _backward(ctx: Any, grad_out: Tensor, _: Any, grad_logits: Tensor | None) ->
     return *grads, None, None
 
 
-def _flops(q: Sequence[int], gemms: int) -> int:
+def _flops(q: Sequence[int]) -> int:
     batch, heads, tokens, head_dim = q
-    return attention_flops((batch, tokens, 3, heads, head_dim), gemms)
+    return attention_flops((batch, tokens, 3, heads, head_dim))
 
 
+# the backward has five GEMMs, the forward two
 _AUTOGRAD: dict[str, Any] = {"backward": _backward, "setup_context": _setup_context}
-register("attention_forward", _fake_forward, **_AUTOGRAD, flops=lambda q: _flops(q, 2))
-register("attention_backward", _fake_backward, gradient_of="attention", flops=lambda q: _flops(q, 5))
-register("attention_packed_forward", _fake_packed_forward, **_AUTOGRAD, flops=lambda qkv: attention_flops(qkv, 2))
+register("attention_forward", _fake_forward, flops=_flops, **_AUTOGRAD)
+register("attention_backward", _fake_backward, flops=lambda q: _flops(q) * 5 // 2, gradient_of="attention")
+register("attention_packed_forward", _fake_packed_forward, flops=attention_flops, **_AUTOGRAD)
 register(
     "attention_packed_backward",
     _fake_packed_backward,
+    flops=lambda qkv: attention_flops(qkv) * 5 // 2,
     gradient_of="attention",
-    flops=lambda qkv: attention_flops(qkv, 5),
 )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vitfast.ops import reference
-from vitfast.ops.arguments import attention_scale, check_like, check_shape, check_tensor, needs_gradient
+from vitfast.ops.arguments import attention_scale, check_like, check_tensor, needs_gradient
 from vitfast.ops.attention import (
     CUDA_SHARED_BYTES,
     CUDA_WHOLE_MAX_TOKENS,
@@ -50,11 +50,10 @@ def gated_positional_attention(qkv: Tensor, position: Tensor, gate: Tensor, *, s
         raise ValueError(f"qkv must have shape [B, N, 3, H, D] with D of at least 1, got {list(qkv.shape)}")
     dtype = autocast_dtype(qkv)
     check_tensor("position", position, ndim=3, shape="[H, N, N]")
-    check_like("position", position, "qkv", qkv, same_dtype=dtype is None)
-    check_shape("position", position, (heads, tokens, tokens), "[H, N, N] of qkv")
+    position_shape = (heads, tokens, tokens)
+    check_like("position", position, "qkv", qkv, position_shape, "[H, N, N] of qkv", same_dtype=dtype is None)
     check_tensor("gate", gate, ndim=1, shape="[H]")
-    check_like("gate", gate, "qkv", qkv, same_dtype=False)
-    check_shape("gate", gate, (heads,), "[H] of qkv")
+    check_like("gate", gate, "qkv", qkv, (heads,), "[H] of qkv", same_dtype=False)
     scale = attention_scale(scale, head_dim)
 
     qkv, position = cast(qkv, dtype), cast(position, dtype)
@@ -81,5 +80,4 @@ def has_gated_kernel(device: torch.device, dtype: torch.dtype, tokens: int, head
     return has_shared_memory(device, CUDA_SHARED_BYTES)
 
 
-# FLOPs of the two GEMMs of attention; the blend is none
-register("gated_positional_attention", fake_packed_out, flops=lambda qkv: attention_flops(qkv, 2))
+register("gated_positional_attention", fake_packed_out, flops=attention_flops)  # without the blend

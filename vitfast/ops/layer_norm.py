@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vitfast.ops import reference
-from vitfast.ops.arguments import check_like, check_residual, check_rows, check_shape, check_tensor
+from vitfast.ops.arguments import check_like, check_rows, check_tensor
 from vitfast.ops.autocast import autocast_off, cast
 from vitfast.ops.library import has_kernel
 from vitfast.ops.registration import empty_like, register
@@ -99,7 +99,7 @@ def add_layer_norm(
     """
     check_tensor("residual", residual)
     check_tensor("x", x)
-    check_residual(residual, x, tuple(x.shape), "x's shape")
+    check_like("residual", residual, "x", x, x.shape, "x's shape", same_dtype=False)
     dtype = torch.promote_types(x.dtype, residual.dtype)
     x, residual = x.to(dtype), residual.to(dtype)
     _check(x, weight, bias, eps)
@@ -137,8 +137,8 @@ def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) ->
     for name, parameter in (("weight", weight), ("bias", bias)):
         if parameter is not None:
             check_tensor(name, parameter)
-            check_like(name, parameter, "x", x, same_dtype=parameter.dtype != torch.float32)
-            check_shape(name, parameter, (x.shape[-1],), "x's last dimension")
+            same_dtype = parameter.dtype != torch.float32
+            check_like(name, parameter, "x", x, x.shape[-1:], "x's last dimension", same_dtype=same_dtype)
             if x.dtype == torch.float64 and parameter.dtype != torch.float64:
                 raise TypeError(f"{name} has dtype {parameter.dtype}, but x has torch.float64; convert one of them")
     if not isinstance(eps, (int, float)) or isinstance(eps, bool):

@@ -28,24 +28,16 @@ CPU_KERNELS = (
     "quantize_float",
     "upsample_relations",
 )
+CPU_ONLY = ("packed",)
 CUDA_KERNELS = (
-    "attention",
-    "gated_positional_attention",
-    "layer_norm",
-    "linear",
-    "matmul_accumulate",
+    *(kernel for kernel in CPU_KERNELS if kernel not in CPU_ONLY),
     "matmul_half_sums",  # matmul_accumulate(unit="tensor_core")
-    "mlp",
-    "quantize_fixed",
-    "quantize_float",
-    "upsample_relations",
 )
+# kernels that ops.kernels selects; models that use the packed kernels hold packed weights, which rules out a choice
+KERNELS = tuple(kernel for kernel in CPU_KERNELS if kernel != "packed")
 
 # CUDA kernels covered by a committed GPU result under benchmarks/results/
 PROVEN_CUDA_KERNELS: frozenset[str] = frozenset()
-
-# kernels that ops.kernels selects; models that use the packed kernels hold packed weights, which rules out a choice
-KERNELS = tuple(kernel for kernel in CPU_KERNELS if kernel != "packed")
 
 CUDA_KERNEL_CHOICES = ("proven", "all", "none")
 ISA_CHOICES = ("auto", "baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "avx512_amx")
@@ -118,12 +110,11 @@ _STATES: dict[tuple[str, str], str] = {
     for kernel in sorted({*CPU_KERNELS, *CUDA_KERNELS})
     for device_type in ("cpu", "cuda", "meta")
 }
-_ACTIVE: dict[tuple[str, str], bool] = {key: state == "vitfast" for key, state in _STATES.items()}
 
 
 def has_kernel(kernel: str, device_type: str) -> bool:
     """Whether vitfast's kernel runs for this operator on this type of device."""
-    return _ACTIVE.get((kernel, device_type), False)
+    return _STATES.get((kernel, device_type)) == "vitfast"
 
 
 def kernel_state(kernel: str, device_type: str) -> str:
@@ -146,16 +137,11 @@ def kernel_states(states: Mapping[tuple[str, str], str]) -> Iterator[None]:
         states: (operator, device type) -> ``"vitfast"``, if the kernel is loaded, or ``"torch: <reason>"``.
     """
     before = {key: _STATES[key] for key in states}
-    _set_states(states)
+    _STATES.update(states)
     try:
         yield
     finally:
-        _set_states(before)
-
-
-def _set_states(states: Mapping[tuple[str, str], str]) -> None:
-    for key, state in states.items():
-        _STATES[key], _ACTIVE[key] = state, state == "vitfast"
+        _STATES.update(before)
 
 
 @contextmanager

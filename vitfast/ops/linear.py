@@ -15,9 +15,7 @@ from vitfast.ops import reference
 from vitfast.ops.arguments import (
     GELU_APPROXIMATE,
     check_choice,
-    check_like,
     check_parameters,
-    check_residual,
     check_rows,
     check_tensor,
     needs_gradient,
@@ -69,8 +67,6 @@ def linear(
     dtype = autocast_dtype(x)
     if dtype is not None:
         x, weight, bias, scale = cast(x, dtype), cast(weight, dtype), cast(bias, dtype), cast(scale, dtype)
-    elif residual is not None:
-        check_like("residual", residual, "x", x)
     fused_residual, later_residual = split_residual(residual, x.dtype)
 
     if has_kernel("linear", x.device.type):
@@ -100,9 +96,9 @@ def _check(
         "weight": (weight, (outputs, x.shape[-1]), "[N, K] with x's last dimension"),
         "bias": (bias, (outputs,), "weight's N"),
         "scale": (scale, (outputs,), "weight's N"),
+        "residual": (residual, (*x.shape[:-1], outputs), "x's leading dimensions and weight's N"),
     }
     check_parameters(x, parameters)
-    check_residual(residual, x, (*x.shape[:-1], outputs), "x's leading dimensions and weight's N")
     check_choice("activation", activation, ACTIVATIONS)
 
 

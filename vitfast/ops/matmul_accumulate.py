@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from vitfast.formats import FloatFormat
 from vitfast.ops import reference
-from vitfast.ops.arguments import check_choice, check_like, check_rows, check_shape, check_tensor
+from vitfast.ops.arguments import check_choice, check_like, check_rows, check_tensor
 from vitfast.ops.library import has_kernel, kernel_state
 from vitfast.ops.quantize_float import quantize_float
 from vitfast.ops.registration import gemm_flops, register
@@ -73,8 +73,7 @@ def matmul_accumulate(
     """
     check_rows("x", x, "[..., K]")
     check_tensor("w", w, ndim=2, shape="[N, K]")
-    check_like("w", w, "x", x)
-    check_shape("w", w, (w.shape[0], x.shape[-1]), "[N, K] with x's last dimension")
+    check_like("w", w, "x", x, (w.shape[0], x.shape[-1]), "[N, K] with x's last dimension")
     if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int)):
         raise TypeError(f"chunk must be an integer or None, got {type(chunk).__name__}")
     if chunk is not None and chunk < 1:

@@ -15,9 +15,7 @@ from vitfast.ops import reference
 from vitfast.ops.arguments import (
     GELU_APPROXIMATE,
     check_choice,
-    check_like,
     check_parameters,
-    check_residual,
     check_rows,
     check_tensor,
     needs_gradient,
@@ -70,8 +68,6 @@ def mlp(
     if dtype is not None:
         x, fc1_weight, fc1_bias = cast(x, dtype), cast(fc1_weight, dtype), cast(fc1_bias, dtype)
         fc2_weight, fc2_bias = cast(fc2_weight, dtype), cast(fc2_bias, dtype)
-    elif residual is not None:
-        check_like("residual", residual, "x", x)
     fused_residual, later_residual = split_residual(residual, x.dtype)
 
     weights = (fc1_weight, fc1_bias, fc2_weight, fc2_bias)
@@ -114,9 +110,9 @@ def _check(
         "fc1_bias": (fc1_bias, (hidden,), "fc1_weight's F"),
         "fc2_weight": (fc2_weight, (outputs, hidden), "[C_out, F] with fc1_weight's F"),
         "fc2_bias": (fc2_bias, (outputs,), "fc2_weight's C_out"),
+        "residual": (residual, (*x.shape[:-1], outputs), "x's leading dimensions and fc2_weight's C_out"),
     }
     check_parameters(x, parameters)
-    check_residual(residual, x, (*x.shape[:-1], outputs), "x's leading dimensions and fc2_weight's C_out")
     check_choice("approximate", approximate, tuple(_ACTIVATIONS))
 
 

@@ -8,40 +8,23 @@ Shapes: B batch, N tokens, C channels, H heads, D head dimension, K inputs and n
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from vitfast.ops.attention import fake_packed_out
-from vitfast.ops.library import has_kernel
 from vitfast.ops.mlp import mlp_flops
 from vitfast.ops.registration import attention_flops, gemm_flops, register
-
-
-@functools.cache
-def has_packed(operator: str, device_type: str = "cpu") -> bool:
-    """Whether an operator on packed weights is available: the library is loaded and has it, and the device is a CPU."""
-    return device_type == "cpu" and has_kernel("packed", "cpu") and hasattr(torch.ops.vitfast, operator)
 
 
 def _fake_linear(x: Tensor, n: int) -> Tensor:
     return x.new_empty((*x.shape[:-1], n), dtype=torch.float32)
 
 
-def _linear_flops(x: Sequence[int], n: int) -> int:
-    return gemm_flops(x, n)
-
-
 def _fake_related_attention(qkv: Tensor, return_logits: bool) -> tuple[Tensor, Tensor | None]:
     batch, tokens, _, heads, _ = qkv.shape
     return fake_packed_out(qkv), qkv.new_empty((batch, heads, tokens, tokens)) if return_logits else None
-
-
-def _attention_flops(qkv: Sequence[int]) -> int:
-    return attention_flops(qkv, 2)
 
 
 def _fake_block(x: Tensor) -> Tensor:
@@ -52,7 +35,7 @@ def _block_flops(x: Sequence[int], heads: int, head_dim: int, hidden: int) -> in
     batch, tokens, channels = x
     inner = heads * head_dim
     projections = gemm_flops(x, 3 * inner) + gemm_flops((batch, tokens, inner), channels)
-    return projections + mlp_flops(x, hidden, channels) + attention_flops((batch, tokens, 3, heads, head_dim), 2)
+    return projections + mlp_flops(x, hidden, channels) + attention_flops((batch, tokens, 3, heads, head_dim))
 
 
 def _fake_patch_embed(images: Tensor, n: int, patch_h: int, patch_w: int, prefix: Tensor) -> Tensor:
@@ -102,18 +85,13 @@ def _fake_pack_weight() -> Tensor:
     raise NotImplementedError("weights are packed once, by vitfast.accelerate, and never within a traced program")
 
 
-_OPERATORS: dict[str, tuple[Callable[..., Any], Callable[..., int] | None]] = {
-    "pack_weight": (_fake_pack_weight, None),
-    "packed_linear": (_fake_linear, _linear_flops),
-    "packed_norm_linear": (_fake_linear, _linear_flops),
-    "packed_mlp": (_fake_linear, mlp_flops),
-    "packed_block": (_fake_block, _block_flops),
-    "packed_attention": (fake_packed_out, _attention_flops),
-    "packed_related_attention": (_fake_related_attention, _attention_flops),
-    "packed_patch_embed": (_fake_patch_embed, _patch_embed_flops),
-    "packed_performer": (_fake_performer, _performer_flops),
-    "packed_split_linear": (_fake_split_linear, _split_linear_flops),
-}
-for name, (fake, flops) in _OPERATORS.items():
-    if has_packed(name):
-        register(name, fake, flops=flops)
+register("pack_weight", _fake_pack_weight)
+register("packed_linear", _fake_linear, flops=gemm_flops)
+register("packed_norm_linear", _fake_linear, flops=gemm_flops)
+register("packed_mlp", _fake_linear, flops=mlp_flops)
+register("packed_block", _fake_block, flops=_block_flops)
+register("packed_attention", fake_packed_out, flops=attention_flops)
+register("packed_related_attention", _fake_related_attention, flops=attention_flops)
+register("packed_patch_embed", _fake_patch_embed, flops=_patch_embed_flops)
+register("packed_performer", _fake_performer, flops=_performer_flops)
+register("packed_split_linear", _fake_split_linear, flops=_split_linear_flops)

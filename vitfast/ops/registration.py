@@ -79,13 +79,13 @@ def empty_like(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.new_empty(x.shape)
 
 
-def gemm_flops(x: Sequence[int], outputs: int) -> int:
-    """FLOPs of ``x wᵀ``, two per multiply-add, from the shapes of x ``[..., K]`` and w ``[outputs, K]``."""
-    flops: int = 2 * math.prod(x) * outputs
+def gemm_flops(x: Sequence[int], n: int) -> int:
+    """FLOPs of ``x wᵀ``, two per multiply-add, from the shapes of x ``[..., K]`` and w ``[n, K]``."""
+    flops: int = 2 * math.prod(x) * n
     return flops
 
 
-def attention_flops(qkv: Sequence[int], gemms: int) -> int:
-    """FLOPs of ``gemms`` GEMMs between tokens and channels, from the shape of qkv ``[B, N, 3, H, D]``."""
+def attention_flops(qkv: Sequence[int]) -> int:
+    """FLOPs of attention's two GEMMs, from the shape of qkv ``[B, N, 3, H, D]``."""
     batch, tokens, _, heads, head_dim = qkv
-    return 2 * gemms * batch * heads * tokens * tokens * head_dim
+    return 4 * batch * heads * tokens * tokens * head_dim

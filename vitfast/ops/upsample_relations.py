@@ -42,8 +42,8 @@ def upsample_relations(x: Tensor, matrix: Tensor) -> Tensor:
     check_tensor("x", x, ndim=4, shape="[B, H, n, n]")
     check_shape("x", x, (*x.shape[:3], x.shape[2]), "[B, H, n, n]")
     check_tensor("matrix", matrix, ndim=2, shape="[N, n]")
-    check_like("matrix", matrix, "x", x, same_dtype=False)
-    check_shape("matrix", matrix, (matrix.shape[0], x.shape[3]), "[N, n] with x's last dimension")
+    matrix_shape = (matrix.shape[0], x.shape[3])
+    check_like("matrix", matrix, "x", x, matrix_shape, "[N, n] with x's last dimension", same_dtype=False)
     # x's gradient is computed from the fine grid
     if not _has_kernel(x, max(matrix.shape) if needs_gradient(x) else matrix.shape[1]):
         with torch.autocast(x.device.type, enabled=False):

@@ -20,7 +20,7 @@ from vitfast.inference.modules.block import InferenceBlock, InferenceMlp
 from vitfast.inference.modules.linear import InferenceLinear
 from vitfast.inference.modules.norm import InferenceNorm, NormLinear
 from vitfast.inference.modules.patches import Patches, SplitLinear
-from vitfast.ops.packed import has_packed
+from vitfast.ops.library import has_kernel
 
 
 class PackedLinear(InferenceLinear):
@@ -49,7 +49,7 @@ class PackedLinear(InferenceLinear):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        here = torch.ops.vitfast.packed_layout.default(self.precision) if has_packed("packed_linear") else "none"
+        here = torch.ops.vitfast.packed_layout.default(self.precision) if has_kernel("packed", "cpu") else "none"
         if here != self.layout:
             raise UserError(
                 f"this accelerated model was pickled with weights in layout {self.layout!r}, and vitfast here reads "
