@@ -1,4 +1,4 @@
-"""What every test shares: the support kit on the path, seeded random numbers, and a header that says what is tested."""
+"""Shared by all tests: the support package on the path, seeded random numbers, and a header with the tested build."""
 
 from __future__ import annotations
 

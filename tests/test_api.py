@@ -140,7 +140,7 @@ def test_long_lists_are_cut(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("distillation_token", ["none", "after_class"])
 @pytest.mark.parametrize(("saved_classes", "num_classes"), [(10, 5), (0, 5), (10, 0)])
-def test_given_class_count_makes_a_fresh_head(
+def test_num_classes_replaces_the_head(
     tmp_path: Path, distillation_token: str, saved_classes: int, num_classes: int
 ) -> None:
     saved = vitfast.create_model(NANO, num_classes=saved_classes, distillation_token=distillation_token)

@@ -60,7 +60,7 @@ def test_a_wrong_result_is_reported_and_ends_with_1(monkeypatch, capsys):
     assert "add_layer_norm forward" not in message
 
 
-def test_what_does_not_fit_into_memory_is_reported_and_the_others_continue(monkeypatch, capsys, tmp_path):
+def test_out_of_memory_is_reported_and_the_others_continue(monkeypatch, capsys, tmp_path):
     measured = Table.measure
 
     def measure(table, timer, budget_s):

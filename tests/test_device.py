@@ -1,4 +1,4 @@
-"""Where a model runs."""
+"""Selection of the device."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vitfast.device import autocast, describe_device, select_device
 from vitfast.errors import UserError
 
 
-def test_auto_is_what_there_is():
+def test_auto_selects_the_available_device():
     assert select_device("cpu") == torch.device("cpu")
     assert select_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -1,4 +1,4 @@
-"""``python -m vitfast.evaluate`` as a user meets it."""
+"""``python -m vitfast.evaluate``."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_accelerated_models_are_measured_beside_their_source(run_dir, capsys, pr
     assert abs(found["top1"] - plain["top1"]) <= 1 - beside["agreement"]
 
 
-def test_accelerated_models_are_told_as_such(run_dir, capsys):
+def test_accelerated_models_are_named_as_such(run_dir, capsys):
     capsys.readouterr()
     assert main([f"checkpoint={run_dir}", "accelerate=int8"]) == 0
     shown = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""``python -m vitfast.evaluate exits=sweep`` as a user meets it."""
+"""``python -m vitfast.evaluate exits=sweep``."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def read(trained: TrainedModel, split: str) -> tuple[torch.Tensor, ...]:
     return tuple(torch.cat(parts) for parts in zip(*batches, strict=True))
 
 
-def test_the_chosen_thresholds_are_judged_where_they_were_not_chosen(report: dict) -> None:
+def test_chosen_thresholds_are_evaluated_on_other_images(report: dict) -> None:
     chosen, points = report["chosen"], report["points"]
     least = report["all_exits"]["calibration_top1"] - chosen["tolerance_points"] / 100 - 1e-9
     assert chosen["calibration_top1"] >= least
@@ -85,7 +85,7 @@ def test_the_chosen_thresholds_are_judged_where_they_were_not_chosen(report: dic
     assert report["alone"]["images_per_s"]["median"] > 0
 
 
-def test_the_pictures_are_there(report: dict) -> None:
+def test_figures_are_written(report: dict) -> None:
     curve, examples = (Path(path) for path in report["pictures"])
     assert (curve.name, examples.name) == ("exit_curve.png", "exit_examples.png")
     for path in (curve, examples):
@@ -119,7 +119,7 @@ def test_the_table_is_for_people_and_its_command_stores_the_thresholds(run_dir, 
         (["sweep.images=0"], "sweep.images"),
     ],
 )
-def test_what_is_refused(run_dir, capsys, options, message):
+def test_refused_arguments(run_dir, capsys, options, message):
     capsys.readouterr()
     assert main([f"checkpoint={run_dir}", "exits=sweep", *options]) == 2
     shown = capsys.readouterr()

@@ -1,4 +1,4 @@
-"""``python -m vitfast.exits`` as a user meets it, and early exit in ``python -m vitfast.evaluate``."""
+"""``python -m vitfast.exits``, and early exit in ``python -m vitfast.evaluate``."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def test_a_budget_of_milliseconds(run_dir, capsys):
     assert read_manifest(run_dir)["exit_thresholds"] == [2.0, 0.0]
 
 
-def test_what_is_refused(run_dir, capsys):
+def test_refused_arguments(run_dir, capsys):
     first, last = f"checkpoint={run_dir}", "budget_gmacs=1"
     assert "budget_gmacs and budget_ms are both given" in refusal(capsys, main, first, last, "budget_ms=1")
     assert "budget_gmacs=1e-09 is less than the first exit costs" in refusal(capsys, main, first, "budget_gmacs=1e-9")

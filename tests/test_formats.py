@@ -1,4 +1,4 @@
-"""The formats: the constants of the specifications, the two families, and what is refused."""
+"""The formats: constants of the specifications, the two families, and refused values."""
 
 from __future__ import annotations
 

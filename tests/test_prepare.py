@@ -1,4 +1,4 @@
-"""``python -m vitfast.prepare`` and the lists that it makes: RESISC45 in small."""
+"""``python -m vitfast.prepare`` and its lists, on a small RESISC45."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_torchgeos_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.parametrize("made", [False, True])
-def test_a_wrong_source_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str], made: bool) -> None:
+def test_wrong_source_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str], made: bool) -> None:
     source = tmp_path / "source"
     if made:
         source.mkdir()
@@ -128,12 +128,12 @@ def test_a_model_learns_from_them(prepared: Path, tmp_path: Path) -> None:
         ("test_imagepaths.txt", "\n", "lists no images"),
     ],
 )
-def test_a_wrong_list_is_told(prepared: Path, file: str, text: str, message: str) -> None:
+def test_wrong_list_is_an_error(prepared: Path, file: str, text: str, message: str) -> None:
     (prepared / file).write_text(text)
     with pytest.raises(UserError, match=message):
         build_dataset(DataConfig(dataset="file_list", root=str(prepared)), "test", seed=0)
 
 
-def test_missing_lists_are_told(tmp_path: Path) -> None:
+def test_missing_lists_are_errors(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has none of train_imagepaths.txt, .* vitfast.prepare"):
         available_splits(DataConfig(dataset="file_list", root=str(tmp_path)))

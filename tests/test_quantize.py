@@ -1,4 +1,4 @@
-"""``python -m vitfast.quantize`` as a user meets it."""
+"""``python -m vitfast.quantize``."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_the_default_place_and_a_second_time(run_dir, capsys):
     assert "FP16_32, converted" in capsys.readouterr().out
 
 
-def test_float32_is_what_evaluate_says(run_dir, tmp_path, capsys):
+def test_float32_accuracy_equals_evaluate(run_dir, tmp_path, capsys):
     assert main([f"checkpoint={run_dir}", "format=TF32", f"output={tmp_path / 'q'}", "weights=model", "split=val"]) == 0
     capsys.readouterr()
     assert evaluate([f"checkpoint={run_dir}", "weights=model", "split=val", "output=json"]) == 0
@@ -193,7 +193,7 @@ def test_a_weights_file_of_another_system(tmp_path, capsys):
         (["numerics=qtorch"], "numerics requires format, which is not given"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_evaluated(run_dir, tmp_path, capsys, monkeypatch, options, message):
+def test_errors_are_raised_before_evaluation(run_dir, tmp_path, capsys, monkeypatch, options, message):
     monkeypatch.setattr("vitfast.commands.quantize.evaluate_model", lambda *_, **__: pytest.fail("evaluated"))
     capsys.readouterr()
     assert main([f"checkpoint={run_dir}", f"output={tmp_path / 'q'}", *options]) == 2
@@ -201,7 +201,7 @@ def test_mistakes_are_told_before_anything_is_evaluated(run_dir, tmp_path, capsy
     assert not (tmp_path / "q").exists()
 
 
-def test_what_is_quantized_or_in_the_way_is_refused(run_dir, aware_dir, tmp_path, capsys):
+def test_quantized_or_hooked_models_are_refused(run_dir, aware_dir, tmp_path, capsys):
     target = tmp_path / "q"
     assert main([f"checkpoint={run_dir}", "format=INT8", f"output={target}"]) == 0
     capsys.readouterr()

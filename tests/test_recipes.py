@@ -1,4 +1,4 @@
-"""Every recipe trains: two steps on made-up pictures; and RESISC45's whole chain."""
+"""Every recipe trains two steps on generated images; and the whole RESISC45 workflow."""
 
 from __future__ import annotations
 

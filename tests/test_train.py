@@ -1,4 +1,4 @@
-"""``python -m vitfast.train`` as a user meets it."""
+"""``python -m vitfast.train``."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def test_a_trained_run_draws_every_image(run_dir, photos, tmp_path, capsys):
         (["layer=all", "precision=bf16", "device=cpu"], "b_all.png", 5),
     ],
 )
-def test_what_is_drawn(run_dir, photos, tmp_path, options, name, panels):
+def test_random_numbers(run_dir, photos, tmp_path, options, name, panels):
     target = tmp_path / "out"
     assert main([f"checkpoint={run_dir}", f"images={photos / 'b.bmp'}", f"target={target}", *options]) == 0
     assert [path.name for path in target.iterdir()] == [name]
@@ -100,7 +100,7 @@ def test_a_hybrid(photos, tmp_path):
 
 
 @pytest.mark.parametrize("options", [[], ["layer=1"], ["layer=0", "head=1"]])
-def test_the_map_lies_over_what_is_looked_at(looker, photos, tmp_path, options, capsys):
+def test_map_is_aligned_with_the_attended_patches(looker, photos, tmp_path, options, capsys):
     """The model attends to bright pixels, here in the upper right of the image."""
     assert main([f"checkpoint={looker}", f"images={photos / 'a.png'}", f"target={tmp_path / 'out'}", *options]) == 0
     assert "a.png  bright 95.3%  " in capsys.readouterr().out
@@ -119,7 +119,7 @@ def test_the_map_lies_over_what_is_looked_at(looker, photos, tmp_path, options, 
     assert mapped[inside].min() > mapped[outside].max() + 100
 
 
-def test_the_image_is_shown_as_the_model_sees_it(looker, tmp_path):
+def test_image_is_shown_as_the_model_receives_it(looker, tmp_path):
     """Undoing the normalization restores the colours."""
     Image.new("RGB", (40, 40), (200, 100, 50)).save(tmp_path / "a.png")
     assert main([f"checkpoint={looker}", f"images={tmp_path / 'a.png'}", f"target={tmp_path / 'out'}"]) == 0

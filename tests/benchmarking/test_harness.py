@@ -59,7 +59,7 @@ def test_time_and_speedup_are_those_of_the_cases(clock):
     assert slow.speedup_over(fast) == Spread(0.5, 0.5, 0.5)
 
 
-def test_what_slows_a_whole_round_spreads_times_but_not_ratios(clock):
+def test_slow_rounds_spread_times_but_not_ratios(clock):
     slowness = [1.0, 1.0, 1.0, 4.0, 2.0, 8.0, 3.0]  # two runs of warm-up, then five rounds
     one = clock.case("one", slowness)
     two = clock.case("two", [2 * seconds for seconds in slowness])
@@ -214,7 +214,7 @@ def test_data_caches_are_read_with_their_units(tmp_path):
     assert last_level_cache_bytes(tmp_path) == 36 * 2**20
 
 
-def test_a_system_that_does_not_tell_has_a_default(tmp_path):
+def test_unknown_cache_sizes_have_a_default(tmp_path):
     (tmp_path / "index0").mkdir()
     assert cache_sizes(tmp_path) == {}
     assert last_level_cache_bytes(tmp_path) == 64 * 2**20

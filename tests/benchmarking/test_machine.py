@@ -22,7 +22,7 @@ from vitfast.ops.library import has_kernel
 CPU = torch.device("cpu")
 
 
-def test_the_description_is_json_and_says_what_a_reader_needs():
+def test_description_is_json_with_all_fields():
     machine = json.loads(json.dumps(describe_machine(torch.device("cpu"))))
     assert machine["cpu"]["model"]
     assert 1 <= machine["cpu"]["cores"] == usable_cores()
@@ -58,7 +58,7 @@ def test_instruction_sets_are_read_on_x86_and_arm(tmp_path):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_limits_do_what_they_count(precision):
+def test_limits_count_their_own_work(precision):
     copy, product = device_limits(CPU, precision)
     assert copy.run().nbytes * 2e-9 == copy.gigabyte
     result = product.run()
@@ -112,7 +112,7 @@ def test_a_run_is_long_enough_without_disturbances(delays, factors):
     assert seconds < 2 * MIN_RUN_S, "the benchmark's time is not for the limit alone"
 
 
-def test_the_peak_counts_what_a_run_of_it_does():
+def test_peak_counts_its_own_operations():
     peak = arithmetic_peak("fp16_32")
     if not has_kernel("packed", "cpu"):
         assert peak is None

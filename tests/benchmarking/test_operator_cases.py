@@ -80,7 +80,7 @@ def test_gated_attention_is_beside_attention_alone(precision):
     assert not operator_tables(MODEL, 2, precision, CPU, names=names, backward=True)
 
 
-def test_some_operators_can_be_asked_for():
+def test_operators_can_be_selected():
     found = operator_tables(MODEL, 2, "fp32", CPU, names=["mlp", "layer_norm"])
     assert [table.labels["operator"] for table in found] == ["layer_norm", "mlp"]
     with pytest.raises(UserError, match="operator=mpl is unknown; allowed: all, attention, "):
@@ -132,7 +132,7 @@ def test_memory_bound_operators_have_a_copy_beside_them():
     assert limits["mlp"] == []
 
 
-def test_a_product_with_an_epilogue_has_the_product_alone_beside_it():
+def test_gemm_with_epilogue_is_compared_with_gemm_alone():
     for name, (_, cases) in tables_and_cases("bf16").items():
         if name.startswith("linear"):
             assert [case.name for case in cases if case.is_limit] == ["product alone"]

@@ -113,7 +113,7 @@ def test_parameters_of_torchvision_have_vitfasts_names():
 
 
 @pytest.mark.parametrize("peer", PEERS)
-def test_what_is_not_installed_is_said(peer):
+def test_missing_libraries_are_reported(peer):
     module = {"eager": "torch", "compile": "torch"}.get(peer, peer)
     if importlib.util.find_spec(module) is not None:
         pytest.skip(f"{module} is installed")

@@ -128,7 +128,7 @@ def test_a_file_that_cannot_be_written_is_reported(table, tmp_path):
         Results(describe_machine(torch.device("cpu")), {}, [], [table]).write(tmp_path / "missing" / "a.json")
 
 
-def test_what_was_written_is_read_again(tmp_path, table):
+def test_written_results_are_read_back(tmp_path, table):
     path = tmp_path / "results.json"
     assert read_tables(path) == []
     machine = describe_machine(torch.device("cpu"))

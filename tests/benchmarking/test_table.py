@@ -190,7 +190,7 @@ def vit_gflop(model, batch):
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_a_model_counts_its_products(batch):
+def test_model_flops_count_gemms(batch):
     model = create_model("vit_nano_patch2_8").eval()
     images = torch.randn(batch, 1, 8, 8)
 
@@ -207,7 +207,7 @@ def test_vit_tiny_has_the_published_count():
     assert vit_gflop(model, 1) == pytest.approx(2.51, rel=0.01)
 
 
-def test_what_has_no_formula_counts_nothing():
+def test_operators_without_formula_count_zero():
     assert count_gflop(lambda: ops.layer_norm(torch.randn(2, 8))) is None
 
 

@@ -31,7 +31,7 @@ def test_all_compute_the_same(model, rival):
     assert table.gigabyte > 0
 
 
-def test_what_does_not_compile_is_left_out_with_the_reason(monkeypatch):
+def test_peers_that_do_not_compile_are_skipped_with_the_reason(monkeypatch):
     def refuse(model, **options):
         raise RuntimeError("no compiler here\nsecond line")
 
@@ -60,7 +60,7 @@ def test_half_of_the_images_leave_early():
     assert table.gigabyte == pytest.approx(everything.gigabyte, rel=0.2)
 
 
-def test_the_questions_are_asked_size_by_size():
+def test_cases_are_grouped_by_size():
     options = load_options(
         accelerated.AcceleratedOptions,
         ["model=vit_nano_patch2_8,dvt_nano_16", "batch=4,1", "precision=bf16"],
@@ -82,7 +82,7 @@ def test_defaults_are_allowed():
     assert len({one.title for one in accelerated.list_tables(options, CPU)}) == 2 * 5 * 7
 
 
-def test_a_list_may_stand_in_brackets_and_has_each_value_once():
+def test_lists_may_have_brackets_and_repeated_values_are_dropped():
     options = load_options(
         accelerated.AcceleratedOptions, ["model=[vit_nano_patch2_8]", "precision=bf16,fp32,bf16"], "accelerated"
     )

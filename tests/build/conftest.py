@@ -1,4 +1,4 @@
-"""What the tests of the build share."""
+"""Fixtures of the build tests."""
 
 from __future__ import annotations
 

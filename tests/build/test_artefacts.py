@@ -1,4 +1,4 @@
-"""The installed libraries: what they need, what they hold, and which instructions run where."""
+"""The installed libraries: dependencies, exported symbols, and instructions per instruction set."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _tool(*command: str | Path) -> str:
     return subprocess.check_output(command, text=True)
 
 
-def test_only_torchs_stable_abi_is_asked_for(library: Path) -> None:
+def test_libraries_use_only_torchs_stable_abi(library: Path) -> None:
     symbols = [line.split()[-1] for line in _tool("nm", "-D", "--undefined-only", library).splitlines()]
     assert any(symbol.startswith("aoti_torch_") for symbol in symbols)
     assert [symbol for symbol in symbols if not ALLOWED_SYMBOL.fullmatch(symbol)] == []

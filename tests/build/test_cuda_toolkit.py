@@ -56,7 +56,7 @@ def test_cuda_home_comes_before_the_path(program: Program, tmp_path: Path) -> No
     assert toolkit.nvcc == folder / "bin/nvcc"
 
 
-def test_no_nvcc_is_a_reason_or_an_error_if_cuda_is_demanded(tmp_path: Path) -> None:
+def test_missing_nvcc_is_a_reason_or_an_error_if_cuda_is_required(tmp_path: Path) -> None:
     environment = {"PATH": str(tmp_path)}
     decision = decide_cuda(BuildOptions.from_environment({}), CUDA_TORCH, environment)
     assert decision.toolkit is None
@@ -67,7 +67,7 @@ def test_no_nvcc_is_a_reason_or_an_error_if_cuda_is_demanded(tmp_path: Path) -> 
         decide_cuda(BuildOptions.from_environment({"VITFAST_CUDA": "1"}), CUDA_TORCH, environment)
 
 
-def test_a_cuda_home_without_nvcc_is_a_reason_or_an_error_if_cuda_is_demanded(tmp_path: Path) -> None:
+def test_cuda_home_without_nvcc_is_a_reason_or_an_error_if_cuda_is_required(tmp_path: Path) -> None:
     environment = {"CUDA_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
     reason = decide_cuda(BuildOptions.from_environment({}), CUDA_TORCH, environment).reason
     assert reason.startswith(f"CUDA_HOME={tmp_path} has no bin/nvcc")
@@ -75,7 +75,7 @@ def test_a_cuda_home_without_nvcc_is_a_reason_or_an_error_if_cuda_is_demanded(tm
         decide_cuda(BuildOptions.from_environment({"VITFAST_CUDA": "1"}), CUDA_TORCH, environment)
 
 
-def test_cuda_is_built_where_nvcc_is_and_left_out_where_asked(program: Program, tmp_path: Path) -> None:
+def test_cuda_is_built_if_nvcc_is_found_unless_disabled(program: Program, tmp_path: Path) -> None:
     environment = {"CUDA_HOME": str(_toolkit(program, tmp_path))}
     decision = decide_cuda(BuildOptions.from_environment({}), CUDA_TORCH, environment)
     assert decision.toolkit is not None

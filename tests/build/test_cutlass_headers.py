@@ -1,4 +1,4 @@
-"""Where the build finds NVIDIA's CUTLASS headers, and what it says if they are missing or too old."""
+"""Search for NVIDIA's CUTLASS headers, and the errors if they are missing or too old."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ def test_the_variable_comes_before_the_package(inner: str, tmp_path: Path, monke
     assert find_cutlass({"VITFAST_CUTLASS": str(tmp_path / "own")}) == folder
 
 
-def test_no_headers_are_told_apart_from_a_wrong_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_headers_and_a_wrong_folder_have_different_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(importlib.metadata, "files", _not_installed)
     assert find_cutlass({}) is None
     with pytest.raises(BuildError, match=r"VITFAST_CUTLASS=/nowhere has neither cutlass/cutlass\.h nor include/.*\n"):

@@ -1,4 +1,4 @@
-"""What nvcc says of the kernels that matter: registers decide how many blocks run at once, spills cost time."""
+"""Registers and spills that nvcc reports for the important kernels: registers limit occupancy, spills cost time."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_no_kernel_spills(kernels: dict[str, list[KernelResources]]) -> None:
     assert not spilling
 
 
-def test_the_products_are_few_for_the_time_that_each_takes_to_compile(
+def test_number_of_gemm_instances_is_limited(
     kernels: dict[str, list[KernelResources]],
 ) -> None:
     # by the compiler's name: the longer ones are too much for c++filt

@@ -1,4 +1,4 @@
-"""What a user sees: setup.py and the PEP 517 backend end with one message, without a traceback."""
+"""Build errors: setup.py and the PEP 517 backend end with one message, without a traceback."""
 
 from __future__ import annotations
 

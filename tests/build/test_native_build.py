@@ -74,7 +74,7 @@ def test_the_libraries_hold_no_path_of_this_machine(project: NativeBuild, tmp_pa
     assert _ask(tmp_path / "out/libvitfast_cpu.so", "get_file") == "b'csrc/library.cpp'"
 
 
-def test_a_failing_compiler_is_heard(project: NativeBuild, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_compiler_errors_are_reported(project: NativeBuild, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (project.root / "csrc/cpu/other.cpp").write_text("#error broken on purpose\n")
     with pytest.raises(BuildError, match=r"Compilation failed.*\n.*ninja -C .*\n.*MAX_JOBS=1"):
         project.run(tmp_path / "out")
@@ -123,7 +123,7 @@ def test_sanitizers_need_their_library(program: Callable[..., Path], clean_envir
         check_sanitizers(Compiler((str(other),), "clang 16"), clean_environment)
 
 
-def test_the_flags_keep_the_promises_of_the_design(root: Path, clean_environment: dict[str, str]) -> None:
+def test_compiler_flags_follow_the_design(root: Path, clean_environment: dict[str, str]) -> None:
     text = NativeBuild.plan(root, BuildOptions.from_environment({}), clean_environment).ninja_text()
     assert "-march=" not in text
     assert "-ffast-math" not in text

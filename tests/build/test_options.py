@@ -40,7 +40,7 @@ def test_a_bad_value_names_the_variable_the_value_what_is_allowed_and_a_command(
     assert "export" in message
 
 
-def test_no_build_and_demanded_cuda_contradict_each_other() -> None:
+def test_build_none_with_required_cuda_is_an_error() -> None:
     with pytest.raises(BuildError, match="unset VITFAST_BUILD, or unset VITFAST_CUDA"):
         BuildOptions.from_environment({"VITFAST_BUILD": "none", "VITFAST_CUDA": "1"})
 
@@ -59,7 +59,7 @@ def test_architectures_are_separated_by_semicolons_spaces_or_commas(text: str) -
     assert left_out == ()
 
 
-def test_architectures_below_8_are_left_out_and_told() -> None:
+def test_architectures_below_8_are_skipped_with_a_note() -> None:
     supported, left_out = parse_architectures("7.5 8.6 12.0+PTX")
     assert [str(item) for item in supported] == ["8.6", "12.0+PTX"]
     assert [str(item) for item in left_out] == ["7.5"]
@@ -67,7 +67,7 @@ def test_architectures_below_8_are_left_out_and_told() -> None:
         parse_architectures("7.0;7.5")
 
 
-def test_nvcc_flags_hold_machine_code_and_ptx_only_where_asked_for() -> None:
+def test_nvcc_flags_have_sass_and_ptx_only_if_requested() -> None:
     assert CudaArchitecture(9, 0, "a").nvcc_flags == ["-gencode=arch=compute_90a,code=sm_90a"]
     assert CudaArchitecture(8, 0, "", True).nvcc_flags == [
         "-gencode=arch=compute_80,code=sm_80",

@@ -31,7 +31,7 @@ def test_other_processors_get_the_portable_code_only(root: Path) -> None:
     assert not any(source.flags for source in sources.cpu)
 
 
-def test_incomplete_sources_and_unknown_instruction_sets_are_told(tmp_path: Path) -> None:
+def test_incomplete_sources_and_unknown_instruction_sets_are_errors(tmp_path: Path) -> None:
     with pytest.raises(BuildError, match=r"has no csrc/library\.cpp"):
         find_sources(tmp_path, x86=True)
     isa = tmp_path / "csrc/cpu/isa"

@@ -36,7 +36,7 @@ def test_a_cxx_that_does_not_run_is_named(named: str) -> None:
         find_compiler({"PATH": "/usr/bin:/bin", "CXX": named})
 
 
-def test_ninja_is_found_and_its_absence_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_ninja_is_found_or_reported_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import importlib.util
 
     assert Path(find_ninja({"PATH": "/usr/bin:/bin"})).exists()
@@ -46,13 +46,13 @@ def test_ninja_is_found_and_its_absence_told(monkeypatch: pytest.MonkeyPatch, tm
         find_ninja({"PATH": str(tmp_path)})
 
 
-def test_other_systems_are_told_how_to_install() -> None:
+def test_other_platforms_have_install_instructions() -> None:
     check_platform("linux")
     with pytest.raises(BuildError, match=r"this is darwin\.\n.*VITFAST_BUILD=none"):
         check_platform("darwin")
 
 
-def test_an_old_setuptools_is_told_how_to_upgrade() -> None:
+def test_old_setuptools_error_names_the_upgrade_command() -> None:
     check_setuptools("77.0.3")
     with pytest.raises(BuildError, match=r'setuptools 65\.5\.0 is too old(.|\n)*--upgrade "setuptools>=77"'):
         check_setuptools("65.5.0")

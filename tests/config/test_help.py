@@ -94,7 +94,7 @@ class OwnOptions(SharedOptions):
     seconds: float = option(5.0, "how long", above=0)
 
 
-def test_own_options_stand_before_inherited_ones() -> None:
+def test_own_options_precede_inherited_ones() -> None:
     options = list_options(OwnOptions)
     assert list(options) == ["model", "seconds", "json"]
     assert options["seconds"].default == 5.0

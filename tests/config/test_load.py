@@ -1,4 +1,4 @@
-"""What a user types, and what comes of it: values, errors by their words, the round trip through YAML."""
+"""Command-line arguments: values, error messages, and the round trip through YAML."""
 
 # ruff: noqa: RUF009 (option() makes a dataclass field)
 

@@ -1,4 +1,4 @@
-"""Ten kinds of image that users have and do not expect, and what becomes of those that cannot be read."""
+"""Ten unusual kinds of image file, and the policies for files that cannot be read."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ REFUSED = [name for name, kind in KINDS.items() if kind.refused]
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 @pytest.mark.parametrize("name", READABLE)
-def test_what_can_be_read_shows_what_it_should(name: str, tmp_path: Path) -> None:
+def test_readable_images_have_the_expected_pixels(name: str, tmp_path: Path) -> None:
     KINDS[name].make(tmp_path / "image.jpg")
     found, expected = np.asarray(load_image(tmp_path / "image.jpg")).astype(int), KINDS[name].shows
     assert expected is not None
@@ -101,7 +101,7 @@ def test_what_can_be_read_shows_what_it_should(name: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_read_is_refused_by_name_and_costs_no_memory(name: str, tmp_path: Path) -> None:
+def test_unreadable_images_are_named_and_use_no_memory(name: str, tmp_path: Path) -> None:
     path = tmp_path / "image.jpg"
     KINDS[name].make(path)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -217,7 +217,7 @@ def test_skip_reads_another_in_its_place_and_says_so_once(root: Path, name: str,
 
 
 @pytest.mark.parametrize("repeats", [1, 3])
-def test_what_is_read_instead_is_a_function_of_seed_epoch_and_sample(root: Path, repeats: int) -> None:
+def test_replacement_is_a_function_of_seed_epoch_and_sample(root: Path, repeats: int) -> None:
     spoil(root, "empty")
     whole, _ = read(open_split(root, "skip", repeats=repeats))
     for workers, start in ((0, 0), (2, 0), (1, 4), (0, 6)):
@@ -227,7 +227,7 @@ def test_what_is_read_instead_is_a_function_of_seed_epoch_and_sample(root: Path,
         assert_same([(images[rank::2], labels[rank::2]) for images, labels in whole], part)
 
 
-def test_another_image_stands_in_in_each_epoch(root: Path) -> None:
+def test_replacement_image_differs_between_epochs(root: Path) -> None:
     spoil(root, "empty")
     dataset = open_split(root, "skip")
     read(dataset)
@@ -260,7 +260,7 @@ def test_nothing_but_bad_images_ends_at_once(root: Path) -> None:
         read(open_split(root, "skip"), batch_size=9)
 
 
-def test_the_only_image_has_no_stand_in(make_folder) -> None:
+def test_only_image_has_no_replacement(make_folder) -> None:
     root = make_folder({"train": {"cat": 1}})
     spoil(root, "empty", index=0)
     with pytest.raises(UserError, match=r"^1 of 1 training images cannot be read"):

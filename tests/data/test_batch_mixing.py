@@ -1,4 +1,4 @@
-"""MixUp and CutMix: what is mixed, by how much, and that a resumed run mixes alike."""
+"""MixUp and CutMix: images, weights, and resumed runs."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_repeats_are_not_mixed_with_themselves(kind: str, world: int) -> None:
         assert own.max() - own.min() < 1e-6  # every image keeps the same share of itself, in its own place
 
 
-def test_what_is_drawn_is_a_function_of_seed_epoch_and_step() -> None:
+def test_random_numbers_are_a_function_of_seed_epoch_and_step() -> None:
     both = AugmentConfig(mixup=0.8, cutmix=1.0)
 
     def mixed(seed: int, epoch: int, step: int) -> torch.Tensor:

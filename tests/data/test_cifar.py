@@ -48,7 +48,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(("name", "train", "classes"), [("cifar10", 10, 10), ("cifar100", 2, 100)])
-def test_pictures_labels_and_names(root: Path, name: str, train: int, classes: int) -> None:
+def test_images_labels_and_names(root: Path, name: str, train: int, classes: int) -> None:
     data = DataConfig(dataset=name, root=str(root), mean=[0.0], std=[1.0])
     assert available_splits(data) == ["train", "test"]
     dataset = build_dataset(data, "train", seed=0)
@@ -65,7 +65,7 @@ def test_one_channel_is_grey(root: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["missing", "changed"])
-def test_what_is_missing_or_damaged_is_told(root: Path, damage: str) -> None:
+def test_missing_or_damaged_files_are_errors(root: Path, damage: str) -> None:
     file = root / "cifar-10-batches-py" / "data_batch_3"
     if damage == "missing":
         file.unlink()

@@ -1,4 +1,4 @@
-"""An image file is read as it should look, or refused by name; ``test_bad_images`` has the kinds that surprise."""
+"""Reading an image file; ``test_bad_images`` has the unusual kinds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders of images: what is found, and what is said about a folder that is laid out otherwise."""
+"""Image folders: classes and files, and errors for other layouts."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def test_every_image_is_in_one_split_and_every_class_in_both(root: Path) -> None
     assert not parts["val"].augment
 
 
-def test_it_is_the_same_whatever_the_seed_and_the_pixels_are_the_images(root: Path) -> None:
+def test_val_split_does_not_depend_on_the_seed(root: Path) -> None:
     data = options(root, 0.1)
     data.mean, data.std = [0.0], [1.0]
     first, second = (build_dataset(data, "val", seed=seed) for seed in (0, 1))

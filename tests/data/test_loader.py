@@ -1,4 +1,4 @@
-"""The promises about order, augmentation and workers, on which resuming rests."""
+"""Guarantees on order, augmentation and workers that bit-exact resume needs."""
 
 from __future__ import annotations
 

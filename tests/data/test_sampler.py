@@ -1,4 +1,4 @@
-"""Which samples an epoch has, in which order, and how ranks share them out."""
+"""Samples of an epoch, their order, and their distribution over ranks."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_repeats_of_an_image_are_on_different_ranks(world: int) -> None:
         assert len(set(images)) == len(images)
 
 
-def test_what_cannot_be_is_refused() -> None:
+def test_invalid_arguments_are_refused() -> None:
     for start in (-1, 11):
         with pytest.raises(ValueError, match=rf"start must be in 0\.\.10, the size of the data set, got {start}"):
             batches(10, start=start)

@@ -1,4 +1,4 @@
-"""The transforms are torchvision's, and random only where they should be."""
+"""The transforms agree with torchvision's and are random only in training."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def test_where_every_early_exit_loses_too_much_none_leaves_early() -> None:
     assert exit_sweep.choose_thresholds(statistics, candidates(statistics), COSTS, 0.002) == NEVER
 
 
-def test_found_on_one_set_and_judged_on_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_thresholds_are_chosen_on_one_set_and_evaluated_on_another(monkeypatch: pytest.MonkeyPatch) -> None:
     calibration, test = random_statistics(300, seed=1), random_statistics(200, seed=2)
     timed: list[tuple[list[list[float]], float]] = []
 

@@ -19,7 +19,7 @@ def panel(picture: np.ndarray, column: int) -> np.ndarray:
     return picture[TITLE + LABEL : TITLE + LABEL + PANEL, left : left + PANEL]
 
 
-def test_each_cell_lies_where_its_patch_is(tmp_path):
+def test_each_cell_covers_its_patch(tmp_path):
     image = torch.zeros(3, 32, 32)
     image[0, 8:16, 16:24] = 1  # the patch of row 1 and column 2 of 4 x 4 is red
     grid = torch.zeros(4, 4)
@@ -59,7 +59,7 @@ def test_size(tmp_path, panels, columns, rows):
 
 
 @pytest.mark.parametrize("text", ["$x_{$", "a\nb", "x" * 500, "\udcff.jpg", "50 % \\alpha", ""])
-def test_any_text_is_written_as_it_stands(tmp_path, text):
+def test_text_is_not_interpreted(tmp_path, text):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         draw_attention(torch.zeros(3, 8, 8), [(text, torch.ones(2, 2))], tmp_path / "a.png", text, text)

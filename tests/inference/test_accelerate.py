@@ -90,7 +90,7 @@ def test_images_of_other_sizes_run_where_the_source_takes_them(kind, size):
 
 @pytest.mark.parametrize("batch", [0, 1, 5])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16_32", "int8"])
-def test_any_number_of_images_runs_and_they_do_not_meet(precision, batch):
+def test_any_batch_size_runs_and_images_are_independent(precision, batch):
     source = accelerable("vitfast: vit")
     fast = vitfast.accelerate(source, precision)
     images = sample_images(source, batch)

@@ -78,7 +78,7 @@ def test_the_report_names_the_kernels_that_are_called(kind):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("batch", [0, 1, 3, 4, 5, 9])
 @torch.no_grad()
-def test_any_number_of_images_runs_and_they_do_not_meet(batch, precision):
+def test_any_batch_size_runs_and_images_are_independent(batch, precision):
     source = accelerable("vitfast: vit")
     images = sample_images(source, batch)
     fast = cast_model(source, precision)
@@ -97,7 +97,7 @@ def test_any_number_of_images_runs_and_they_do_not_meet(batch, precision):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("kind", EXIT_MODELS)
-def test_images_leave_where_they_leave_without_recordings(kind, precision):
+def test_images_use_the_same_exit_without_graphs(kind, precision):
     model = exit_model(kind)
     images = random_images(model, 11)
     fast = cast_model(model, precision)

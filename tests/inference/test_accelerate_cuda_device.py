@@ -1,4 +1,4 @@
-"""``vitfast.accelerate`` on a GPU: what only CUDA can show. The rest is in test_accelerate_cuda.py, on the CPU."""
+"""``vitfast.accelerate`` on a GPU. Tests that need no GPU are in test_accelerate_cuda.py."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def test_every_exit_runs_without_falling_back(kind, precision):
 
 
 @pytest.mark.parametrize("kind", EXIT_MODELS)
-def test_images_leave_where_they_leave_the_source(kind):
+def test_images_use_the_same_exit_as_the_source(kind):
     model = exit_model(kind)
     images = random_images(model, 12)
     fast = vitfast.accelerate(model, "fp32")

@@ -38,7 +38,7 @@ def test_a_quantized_model_runs_in_its_own_arithmetic(kind, precision):
 
 @pytest.mark.parametrize("kind", ["vitfast: vit", "timm: vit", "torchvision", "vitfast: convit"])
 @torch.no_grad()
-def test_fp16_32_is_bit_true_on_the_same_products(kind, monkeypatch):
+def test_fp16_32_is_bit_exact_with_the_same_gemm(kind, monkeypatch):
     """With torch's GEMMs on both sides only the order of roundings could differ, and it does not."""
     monkeypatch.setattr("vitfast.inference.accelerate.has_kernel", lambda *_: False)
     plain = accelerable(kind)

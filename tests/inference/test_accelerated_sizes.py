@@ -135,7 +135,7 @@ def test_every_family_and_batch(kind: str, precision: str) -> None:
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_what_is_not_finite_stays_in_its_image(kind: str, precision: str) -> None:
+def test_non_finite_values_stay_in_their_image(kind: str, precision: str) -> None:
     fast = accelerated(kind, precision)
     images = sample_images(model_of(kind), 7)
     with torch.inference_mode():

@@ -231,7 +231,7 @@ def test_ordinary_forwards_ask_for_no_logits(monkeypatch: pytest.MonkeyPatch) ->
     assert asked == [False] * 3 + [True] * 3 + [False] * 3
 
 
-def test_threads_do_not_meet() -> None:
+def test_threads_are_independent() -> None:
     """Some threads compute maps while others run the same model; each gets its own result."""
     model = build("vit").eval()
     inputs = [images(1) for _ in range(6)]

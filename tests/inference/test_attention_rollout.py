@@ -42,7 +42,7 @@ def test_recipe(depth: int) -> None:
     torch.testing.assert_close(rollout.sum(-1), torch.ones(2, 10, dtype=torch.float64))
 
 
-def test_tokens_that_join_stand_aside_until_then() -> None:
+def test_joining_tokens_are_separate_before_their_layer() -> None:
     """Equals joining from the start, in layers where these tokens attend to themselves only and none to them."""
     maps = random_maps([9, 9, 10, 12, 12])
     padded = []

@@ -1,4 +1,4 @@
-"""The convolutional stem: its shapes, and that it is what it says."""
+"""The convolutional stem: shapes and layers."""
 
 from __future__ import annotations
 

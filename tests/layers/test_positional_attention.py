@@ -1,4 +1,4 @@
-"""The product of two axes against the definition on all pairs of patches."""
+"""The factored form (one factor per axis) against the definition on all pairs of patches."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def test_map_is_the_definition(grid: int, locality_dim: int) -> None:
 
 @pytest.mark.parametrize("batch", [0, 1, 3])
 @pytest.mark.parametrize("locality_dim", [1, 10])
-def test_product_with_the_values(batch: int, locality_dim: int) -> None:
+def test_product_with_values(batch: int, locality_dim: int) -> None:
     """Forward, and the gradients of weight, bias and values."""
     weight, bias = _parameters(locality_dim)
     v = torch.randn(batch, 16, HEADS, HEAD_DIM, dtype=torch.float64, requires_grad=True)

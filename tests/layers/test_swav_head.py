@@ -1,4 +1,4 @@
-"""SwAV's head: embeddings, scores, names, and what half precision would lose."""
+"""SwAV's head: embeddings, scores, names, and half precision."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ def test_layers_of_the_projection(options: dict[str, Any], layers: str) -> None:
     assert " ".join(type(layer).__name__ for layer in head.projection_head) == layers
 
 
-def test_what_is_returned() -> None:
+def test_returned_values() -> None:
     x = torch.randn(2, 6)
     assert [out.shape for out in SwavHead([6, 4], [])(x)] == [(2, 4)]
     assert [out.shape for out in SwavHead([6, 4], [7], return_embeddings=False)(x)] == [(2, 7)]

@@ -1,4 +1,4 @@
-"""The performer's attention is the published one, in a form that neither under- nor overflows."""
+"""The performer's attention agrees with the published formula and neither underflows nor overflows."""
 
 import pytest
 import torch
@@ -64,7 +64,7 @@ def test_float16_autocast_where_the_published_formula_gives_nan() -> None:
 
 @pytest.mark.parametrize("low", LOW, ids=str)
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 5.0, 100.0, 1e4])
-def test_finite_for_whatever_the_type_holds(low: torch.dtype, scale: float) -> None:
+def test_finite_for_the_range_of_the_dtype(low: torch.dtype, scale: float) -> None:
     """Features from exp(0) to exp(-1e9), and rows of zeros among them."""
     q, k, v, projection = random_inputs(1.0, torch.float32)
     q, k = ((x * scale).to(low) for x in (q, k))

@@ -122,7 +122,7 @@ def test_gradcheck_across_two_exits() -> None:
     assert all(gradient.any() for gradient in torch.autograd.grad(second_exit(*values).sum(), values))
 
 
-def test_early_exit_computes_what_the_whole_model_computes() -> None:
+def test_early_exit_equals_the_whole_model() -> None:
     model = small("dvt_deit_small", **DEIT).eval()
     images = random_images(model, batch=6)
     everything = model(images)
@@ -140,7 +140,7 @@ def test_early_exit_computes_what_the_whole_model_computes() -> None:
 
 
 @pytest.mark.parametrize(("feature_reuse", "relation_reuse"), [(True, False), (False, True)])
-def test_the_state_holds_only_what_the_next_exit_reads(feature_reuse: bool, relation_reuse: bool) -> None:
+def test_state_holds_only_the_inputs_of_the_next_exit(feature_reuse: bool, relation_reuse: bool) -> None:
     model = small("dvt_nano_16", **TWO, feature_reuse=feature_reuse, relation_reuse=relation_reuse)
     _, state = model.advance(model.start(random_images(model)))
     assert (state.features is not None, len(state.relations)) == (feature_reuse, 2 if relation_reuse else 0)
@@ -148,7 +148,7 @@ def test_the_state_holds_only_what_the_next_exit_reads(feature_reuse: bool, rela
     assert (state.features, state.relations) == (None, ())
 
 
-def test_exits_that_are_not_asked_for_are_not_computed() -> None:
+def test_unrequested_exits_are_not_computed() -> None:
     model = small("dvt_nano_16", **TWO)
     model.exits[1].register_forward_pre_hook(lambda *_: pytest.fail("the second exit ran"))
     images = random_images(model)
@@ -245,7 +245,7 @@ def test_weight_decay_spares_tokens_and_positions_of_every_exit() -> None:
 
 
 @pytest.mark.parametrize(("name", "fields"), [("dvt_nano_16", TWO), ("dvt_t2t_vit_12", T2T)])
-def test_what_is_fixed(name: str, fields: dict[str, Any]) -> None:
+def test_fixed_fields(name: str, fields: dict[str, Any]) -> None:
     fixed = {key.split(".")[-1] for key, p in build_model(name, **fields).named_parameters() if not p.requires_grad}
     assert fixed == (set() if name == "dvt_nano_16" else {"pos_embed", "w"})
 

@@ -10,7 +10,7 @@ from vitfast.models import build_model, list_models
 
 
 @pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "mobilenet_v3_small", "googlenet"])
-def test_a_fresh_head_of_any_size(name: str) -> None:
+def test_new_head_of_any_size(name: str) -> None:
     model = build_model(f"torchvision/{name}", num_classes=5, img_size=64)
     logits = model(torch.randn(2, 3, 64, 64))
     assert logits.shape == (2, 5)
@@ -48,7 +48,7 @@ def test_another_number_of_classes_keeps_all_but_the_head() -> None:
         ("torchvision/vit_b_16", {"img_size": 30}, "torchvision/vit_b_16 with img_size=30: "),
     ],
 )
-def test_what_is_refused(name: str, fields: dict, message: str) -> None:
+def test_refused_arguments(name: str, fields: dict, message: str) -> None:
     with pytest.raises(UserError) as info:
         build_model(name, **fields)
     assert message in str(info.value)

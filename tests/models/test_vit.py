@@ -27,7 +27,7 @@ def images(batch: int = 2) -> Tensor:
     return torch.randn(batch, 1, 8, 8)
 
 
-def test_what_a_model_says_of_itself() -> None:
+def test_model_attributes() -> None:
     model = nano()
     assert (model.model_name, model.num_classes, model.img_size, model.in_chans) == ("vit_nano_patch2_8", 10, 8, 1)
     assert model.no_weight_decay() == {"cls_token", "pos_embed"}

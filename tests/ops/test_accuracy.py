@@ -39,7 +39,7 @@ def test_any_memory_layout_of_any_argument(operator: Operator, layout: str) -> N
 
 
 @pytest.mark.parametrize("operator", OPERATORS, ids=str)
-def test_an_expanded_argument_gives_what_its_copy_gives(operator: Operator) -> None:
+def test_expanded_argument_equals_its_copy(operator: Operator) -> None:
     for sample in operator.samples(Make()):
         if sample.numel > 60_000:
             continue

@@ -63,7 +63,7 @@ def test_logits_are_scaled_products_plus_bias() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
-def test_masked_keys_do_not_count(dtype: torch.dtype) -> None:
+def test_masked_keys_are_ignored(dtype: torch.dtype) -> None:
     q, k, v = _qkv((2, 2, 50, 32), dtype)
     mask = torch.zeros(1, 2, 50, 50, dtype=dtype)
     mask[..., 33:] = -torch.inf
@@ -91,9 +91,7 @@ def test_gradients_of_masked_keys_are_zero_and_the_others_finite() -> None:
 
 @pytest.mark.parametrize("head_dim", [32, 7])  # the kernel, and torch's operators
 @pytest.mark.parametrize("return_logits", [False, True])
-def test_a_row_that_is_masked_altogether_is_zero_and_leaves_the_others_alone(
-    head_dim: int, return_logits: bool
-) -> None:
+def test_fully_masked_row_is_zero_and_does_not_affect_others(head_dim: int, return_logits: bool) -> None:
     q, k, v = (tensor.requires_grad_() for tensor in _qkv((1, 2, 17, head_dim)))
     bias = torch.zeros(1, 2, 17, 17)
 
@@ -143,7 +141,7 @@ def test_small_and_large_numbers(size: float, dtype: torch.dtype) -> None:
     assert_as_accurate(ops.attention(q, k, v), plain.attention(q, k, v)[0], exact, factor=FORWARD_FACTOR)
 
 
-def test_float16_logits_may_exceed_what_float16_holds() -> None:
+def test_logits_of_float16_may_exceed_its_range() -> None:
     # torch's float16 softmax gives NaN here: only the kernel accumulates in float32
     q = torch.full((1, 1, 16, 64), 60.0, dtype=torch.float16)
     v = Make(torch.float16).normal(1, 1, 16, 64)

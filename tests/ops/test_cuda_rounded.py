@@ -1,4 +1,4 @@
-"""The CUDA kernels that round on the way, as operators, on a GPU: the bits of the CPU's operators.
+"""The CUDA operators with fused rounding, on a GPU: bit-identical to the CPU operators.
 
 ``VITFAST_CUDA_KERNELS=all`` makes them run before a committed result proves them.
 """
@@ -83,7 +83,7 @@ def test_tensor_cores_give_the_bits_of_their_model(chunk: int | None, accumulato
         assert_same_bits(actual.flatten(0, 1), expected)
 
 
-def test_layout_and_place_in_memory_do_not_change_what_tensor_cores_compute() -> None:
+def test_layout_and_alignment_do_not_change_tensor_core_results() -> None:
     x, w = torch.randn(50, 136, device="cuda").half(), torch.randn(70, 136, device="cuda").half()
     options = {"accumulator": FloatFormat.ieee(8, 23), "chunk": 32, "unit": "tensor_core"}
     expected = ops.matmul_accumulate(x, w, **options)  # type: ignore[arg-type]

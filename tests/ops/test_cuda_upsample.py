@@ -61,7 +61,7 @@ def test_its_gradient_is_accurate(dtype: torch.dtype) -> None:
     assert_as_accurate(leaf.grad.cpu(), same, exact, factor=BACKWARD_FACTOR)
 
 
-def test_what_does_not_fit_or_is_float64_runs_on_torch() -> None:
+def test_unsupported_sizes_and_float64_run_on_torch() -> None:
     check(random_upsample((1, 1), torch.randn(8, 400)))  # 400 x 400 float32 are 625 KiB
     x, matrix = torch.randn(1, 2, 5, 5, dtype=torch.float64), GridUpsample(2, 3).matrix
     expected = ops.upsample_relations(x, matrix)

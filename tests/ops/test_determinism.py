@@ -61,7 +61,7 @@ def test_one_and_two_threads_are_bitwise_equal(operator: Operator, dtype: torch.
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("operator", OPERATORS, ids=str)
-def test_an_image_alone_gives_what_it_gives_in_a_batch(operator: Operator, dtype: torch.dtype) -> None:
+def test_result_does_not_depend_on_the_batch(operator: Operator, dtype: torch.dtype) -> None:
     _skip_without_promise(operator)
     for sample in operator.samples(Make(dtype)):
         first = sample.tensors[operator.batched[0]]

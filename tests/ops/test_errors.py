@@ -37,7 +37,7 @@ def test_a_missing_tensor_is_a_type_error(operator: Operator) -> None:
         operator.public(**sample.replace(**{first: None}).arguments)
 
 
-def test_messages_say_what_was_given_and_what_is_allowed() -> None:
+def test_messages_name_the_given_and_the_allowed_values() -> None:
     x = torch.randn(2, 4)
     with pytest.raises(ValueError, match=r"weight must have shape \[4\].*got \[5\]"):
         ops.layer_norm(x, torch.ones(5))

@@ -1,4 +1,4 @@
-"""Many drawn calls per operator: the right result by the tolerance rule, or an error that names the argument.
+"""Random calls of each operator: the right result by the tolerance rule, or an error that names the argument.
 
 A failure names its seed and case; ``VITFAST_FUZZ_SEED`` sets the seed. A case depends on seed, operator and case only.
 """

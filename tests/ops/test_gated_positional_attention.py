@@ -1,4 +1,4 @@
-"""ConViT's attention without gradients, as its kernel computes it; with them, the generic tests have it."""
+"""ConViT's attention kernel, without gradients; gradients are in the generic tests."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_which_calls_have_a_kernel() -> None:
 
 
 @needs_kernel
-def test_raw_operator_refuses_what_python_did_not_check() -> None:
+def test_raw_operator_checks_its_arguments() -> None:
     raw = torch.ops.vitfast.gated_positional_attention
     qkv, position, gate = torch.randn(2, 4, 3, 2, 8), torch.rand(2, 4, 4), torch.rand(2)
     for name, call in (

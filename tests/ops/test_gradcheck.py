@@ -1,4 +1,4 @@
-"""Gradients against finite differences in float64, and what happens when a gradient of a gradient is asked for."""
+"""Gradients against finite differences in float64; double backward is an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``import vitfast`` is cheap: it brings torch and nothing else that is large, and needs no compiler."""
+"""``import vitfast`` imports torch and no other large package, and needs no compiler."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is particular to LayerNorm: parameter types, large means, constant rows, and rows that keep to themselves."""
+"""Specific to LayerNorm: parameter dtypes, large means, constant rows, and independent rows."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def operators_of(kernel_call) -> set[str]:
         ("attention, mlp", {"attention", "mlp"}),
     ],
 )
-def test_what_was_chosen_runs_and_the_rest_is_torchs(choice: str, expected: set[str]) -> None:
+def test_chosen_kernels_run_and_the_rest_is_torch(choice: str, expected: set[str]) -> None:
     before = vitfast.build_info()["kernels"]
     x, qkv = torch.randn(2, 5, 16), torch.randn(2, 5, 3, 2, 8)
     expected_result = ops.layer_norm(x)
@@ -64,7 +64,7 @@ def test_an_error_within_ends_the_choice() -> None:
     assert active() == set(KERNELS)
 
 
-def test_wrong_choices_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_choices_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     for choice in ("fast", "attention,fast", "", "packed", "auto,attention"):
         with pytest.raises(vitfast.UserError, match="is unknown; allowed: auto, torch, all, or names"):
             chosen_kernels(choice, "cpu").__enter__()

@@ -1,4 +1,4 @@
-"""What is particular to linear: its rounding, what it saves, and that it is what mlp composes."""
+"""Specific to linear: rounding, saved tensors, and its use by mlp."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def test_gradients_of_linear_are_accurate(parts: str, dtype: torch.dtype) -> Non
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("format", FORMATS, ids=str)
-def test_rounding_in_the_product_is_rounding_behind_it(format: FloatFormat, dtype: torch.dtype) -> None:
+def test_rounding_in_the_gemm_equals_rounding_after_it(format: FloatFormat, dtype: torch.dtype) -> None:
     arguments = moved(arguments_of((129, 200, 264), "bias gelu residual", dtype), device="cuda")
     assert torch.equal(ops.linear(**arguments, format=format), ops.quantize_float(ops.linear(**arguments), format))
 

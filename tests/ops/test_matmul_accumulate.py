@@ -1,4 +1,4 @@
-"""The product with a rounded accumulator: bit by bit that of its loop."""
+"""The GEMM with a rounded accumulator is bit-identical to its defining loop."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_equals_the_loop_in_exact_fractions(format: str, chunk: int | None) -> N
 
 
 @pytest.mark.parametrize("chunk", CHUNKS)
-def test_what_overflows_underflows_or_is_not_finite(chunk: int | None) -> None:
+def test_overflow_underflow_and_non_finite_values(chunk: int | None) -> None:
     x = torch.tensor(
         [
             [3e4, 3e4, 3e4, -3e4, 1.0],
@@ -101,7 +101,7 @@ def test_empty_sizes(shape: tuple[int, int, int]) -> None:
         out.sum().backward()
 
 
-def test_what_runs_without_the_compiled_library_gives_the_same() -> None:
+def test_pure_pytorch_gives_the_same_bits() -> None:
     leaves = [torch.randn(3, 20, requires_grad=True), torch.randn(4, 20, requires_grad=True)]
     out = matmul_accumulate(*leaves, FORMATS["fp16"], 4)
     plain = _StraightThrough.apply(*leaves, FORMATS["fp16"], 4, "nearest_even")

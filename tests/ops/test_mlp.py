@@ -1,4 +1,4 @@
-"""What is particular to the mlp: its GELUs, its tails, and what it saves."""
+"""Specific to mlp: GELU variants, ragged sizes, and saved tensors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _sample(name: str) -> Sample:
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_gelu_is_erf_unless_tanh_is_asked_for(dtype: torch.dtype) -> None:
+def test_gelu_is_erf_by_default(dtype: torch.dtype) -> None:
     x = torch.tensor([[-5.0, -1.0, -0.25, 0.0, 0.5, 1.0, 2.0, 6.0]], dtype=dtype)
     erf = [v * 0.5 * (1 + math.erf(v / math.sqrt(2))) for v in x[0].tolist()]
     tanh = [0.5 * v * (1 + math.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3))) for v in x[0].tolist()]
@@ -53,7 +53,7 @@ def test_gelu_far_from_zero_is_zero_or_the_number_itself(dtype: torch.dtype, app
 
 
 @pytest.mark.parametrize("name", ["vit_nano", "vit_tiny_tanh", "fc1_bias_only"])
-def test_inference_gives_what_training_gives(name: str) -> None:
+def test_inference_equals_training(name: str) -> None:
     sample = _sample(name)
     without_grad = ops.mlp(**sample.arguments)
     assert_same_bits(ops.mlp(**sample.requires_grad().arguments).detach(), without_grad)
@@ -109,7 +109,7 @@ def test_cuda_runs_one_operator_if_the_kernels_support_the_call(
 
 @pytest.mark.skipif(not has_kernel("mlp", "meta"), reason="pure PyTorch: no raw operator")
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_what_is_saved_for_the_backward(device: str) -> None:
+def test_saved_tensors(device: str) -> None:
     with FakeTensorMode():
         x, w1, w2 = (torch.empty(shape, device=device) for shape in ((2, 5, 16), (32, 16), (24, 32)))
         out, *saved = torch.ops.vitfast.mlp_forward.default(x, w1, None, w2, None, None, "none", True)

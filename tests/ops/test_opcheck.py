@@ -120,7 +120,7 @@ def test_the_in_place_rounding_equals_the_public_one(format: str) -> None:
     assert_same_bits(in_place, expected)
 
 
-def test_raw_operators_refuse_what_python_did_not_check() -> None:
+def test_raw_operators_check_their_arguments() -> None:
     x = torch.randn(2, 3, 4, 8)
     with pytest.raises(RuntimeError, match="k"):
         torch.ops.vitfast.attention_forward(x, x[:1], x, None, 1.0, False)

@@ -116,7 +116,7 @@ def test_int8_rounds_each_number_once() -> None:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_norm_linear_is_the_norm_and_then_the_product(precision: str) -> None:
+def test_norm_linear_equals_norm_then_linear(precision: str) -> None:
     x, weight, bias = draw(21, 100) * 3 + 1, draw(70, 100, scale=0.1), draw(70)
     gamma, beta = 1 + draw(100, seed=1, scale=0.1), draw(100, seed=2)
     packed = OPS.pack_weight(weight, precision)

@@ -28,7 +28,7 @@ def test_features_of_any_magnitude(size: float, epsilon: float) -> None:
     check_performer(draw(2, 300, 3 * 16) * size, draw(8, 16), epsilon)
 
 
-def test_keys_that_stand_out_in_one_section() -> None:
+def test_keys_with_large_logits_in_one_section() -> None:
     for token in (0, 127, 128, 299):
         kqv = draw(1, 300, 3 * 16)
         kqv[0, token, :16] = 0  # its features are far above those of the others

@@ -85,7 +85,7 @@ def test_qtorch_numerics_are_qtorchs_bits(lengths: tuple[int, int]) -> None:
         assert_same_bits(rounded, expected)
 
 
-def test_what_qtorch_was_measured_to_do() -> None:
+def test_measured_behaviour_of_qtorch() -> None:
     x = torch.tensor([0.5, 0.5 + 2.0**-24, 1.5, 2.5, -0.5, -0.3, -0.0, 2.0**23 + 1, torch.inf, torch.nan])
     rounded = quantize_fixed(x, 24, 0, numerics="qtorch", overflow="unbounded")
     expected = torch.tensor([0.0, 0.0, 2.0, 2.0, -0.0, -0.0, 0.0, 2.0**23 + 2, torch.inf, torch.nan])
@@ -129,7 +129,7 @@ def test_pure_pytorch_gives_the_same_bits(dtype: torch.dtype) -> None:
         assert_same_bits(quantize_fixed(x, *lengths, overflow=overflow, numerics="qtorch"), expected)  # type: ignore[arg-type]
 
 
-def test_what_saturates_gets_no_gradient_if_so_wanted() -> None:
+def test_saturated_values_get_no_gradient_if_configured() -> None:
     # 127.5 rounds to 128 and saturates; -128.5 rounds to -128, which is a number of the format
     x = torch.tensor([-129.0, -128.5, -128.0, 0.3, 127.4, 127.5, 1e9, torch.inf, torch.nan], requires_grad=True)
     grad = torch.arange(1.0, 10.0)

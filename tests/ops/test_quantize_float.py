@@ -54,7 +54,7 @@ def test_every_boundary_is_rounded_as_exact_arithmetic_does(name: str, rounding:
 
 @pytest.mark.parametrize("overflow", ["inf", "nan", "saturate"])
 @pytest.mark.parametrize("name", FORMATS)
-def test_overflow_goes_where_it_is_told(name: str, overflow: str) -> None:
+def test_overflow_follows_the_option(name: str, overflow: str) -> None:
     format = FORMATS[name]
     if (overflow == "inf" and not format.has_inf) or (overflow == "nan" and not format.has_nan):
         with pytest.raises(ValueError, match="overflow"):
@@ -261,7 +261,7 @@ class TestQtorch:
             (0x32FFFFFF, 2.0**-24),  # 2**-25 less a bit: the shift of subnormal numbers rounds it to a tie
         ],
     )
-    def test_what_its_arithmetic_makes_of_bits(self, bits: int, expected: float) -> None:
+    def test_arithmetic_on_bit_patterns(self, bits: int, expected: float) -> None:
         x = torch.tensor([bits - 2**32 if bits >> 31 else bits], dtype=torch.int32).view(torch.float32)
         assert_same_bits(quantize_float(x, self.format, rounding="qtorch"), torch.tensor([expected]))
 

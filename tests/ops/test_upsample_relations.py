@@ -1,4 +1,4 @@
-"""Relations on a finer grid: what a zero of the matrix means. The rest is in the tests of all operators."""
+"""Relations on a finer grid: zeros of the matrix. Other properties are in the tests of all operators."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vitfast.ops.library import has_kernel
 
 @pytest.mark.skipif(not has_kernel("upsample_relations", "cpu"), reason="torch's product spreads a NaN")
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_not_finite_stays_where_it_is_used(value: float) -> None:
+def test_non_finite_values_stay_where_they_are_used(value: float) -> None:
     matrix = GridUpsample(3, 4).matrix
     x = torch.randn(2, 3, 10, 10)
     spoilt = x.clone()

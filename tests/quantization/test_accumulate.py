@@ -38,7 +38,7 @@ def test_a_linear_layer(chunk: int | None, step: str) -> None:
             assert_same_bits(model(x), expected.detach())
 
 
-def test_a_convolution_is_a_product_of_patches() -> None:
+def test_a_convolution_is_a_gemm_of_patches() -> None:
     layer = nn.Conv2d(3, 4, (3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2))
     model, x = nn.Sequential(copy.deepcopy(layer)), torch.randn(2, 3, 7, 9)
     quantize_(model, FP16_16Config(accumulate="fp16", chunk=4))

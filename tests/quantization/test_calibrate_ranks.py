@@ -1,4 +1,4 @@
-"""Processes that calibrate together have the ranges of one that sees everything."""
+"""Distributed calibration gives the same ranges as one process."""
 
 from __future__ import annotations
 

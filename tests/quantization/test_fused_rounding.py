@@ -1,4 +1,4 @@
-"""Roundings within operators, in place and kept: the bits of roundings one by one, and nothing stale."""
+"""Fused, in-place and cached rounding is bit-identical to separate rounding, and caches are never stale."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _gradients(model: nn.Module, images: Tensor) -> list[Tensor]:
 
 @pytest.mark.parametrize("step", ["prepare", "convert"])
 @pytest.mark.parametrize("config", CONFIGS, ids=repr)
-def test_nobody_sees_that_roundings_are_fused(
+def test_fused_rounding_changes_no_result(
     model: ImageModel, images: Tensor, config: QuantizationConfig, step: str
 ) -> None:
     quantize_(model, QATConfig(config))
@@ -66,7 +66,9 @@ def test_nobody_sees_that_roundings_are_fused(
 
 
 @pytest.mark.parametrize("config", CONFIGS[:3], ids=repr)
-def test_what_hooks_have_seen_is_not_overwritten(model: ImageModel, images: Tensor, config: QuantizationConfig) -> None:
+def test_tensors_seen_by_hooks_are_not_overwritten(
+    model: ImageModel, images: Tensor, config: QuantizationConfig
+) -> None:
     quantize_(model, config)
     seen = _look(model)
     copies: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""The simulation of int8 gives what integer hardware gives."""
+"""The simulation of int8 equals integer arithmetic."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every model of the zoo rounds where the table says, and nowhere else: against its equations, in float64.
+"""Every model rounds exactly where the table says: against its equations in float64.
 
 A coarse format shows a rounding that is missing or too much; in float64 both ways to compute round alike.
 """
@@ -152,7 +152,7 @@ def _outputs(answer: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 @pytest.mark.parametrize("round_results", [True, False])
 @pytest.mark.parametrize("step", ["prepare", "convert"])
 @pytest.mark.parametrize(("name", "fields", "equations"), CASES)
-def test_rounds_what_the_table_says(
+def test_rounds_by_the_table(
     name: str, fields: dict[str, Any], equations: Callable[..., Any], step: str, round_results: bool
 ) -> None:
     model, images = _model(name, fields)
@@ -256,7 +256,7 @@ def test_vissls_heads() -> None:
         torch.testing.assert_close(swav(features)[1], scores)
 
 
-def test_torchvisions_vit_rounds_what_the_table_says() -> None:
+def test_torchvision_vit_rounds_by_the_table() -> None:
     torchvision = pytest.importorskip("torchvision")
     sizes = {"num_layers": 2, "num_heads": 2, "hidden_dim": 16, "mlp_dim": 32}
     model = torchvision.models.VisionTransformer(16, 8, num_classes=5, **sizes).double().eval()

@@ -1,4 +1,4 @@
-"""Numbers of QPyTorch: ours are its own, rounding by rounding, in whole models and their gradients."""
+"""QPyTorch's numerics: bit-identical for single roundings, whole models and gradients."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_the_backend_gives_the_same_bits(
     assert torch.equal(fresh(images), other(images))
 
 
-def test_the_backend_tells_what_it_hides(quant: Any) -> None:
+def test_hidden_build_output_is_announced(quant: Any) -> None:
     model, x = torch.nn.Sequential(torch.nn.Linear(2, 1)), torch.tensor([[1.0, torch.inf]])
     quantize_(model, FP16_32Config("qtorch", backend="qtorch"))
     with pytest.warns(RuntimeWarning, match="infinity or NaN is rounded"):

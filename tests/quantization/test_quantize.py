@@ -1,4 +1,4 @@
-"""Rounding happens where the table says, and nowhere else; names and float32 results stay what they were."""
+"""Rounding happens exactly where the table says; names and float32 results do not change."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("config", "step", "function", "rounded", "count"), CASES)
-def test_rounds_what_the_table_says(
+def test_rounds_by_the_table(
     model: ImageModel,
     images: Tensor,
     config: QuantizationConfig,
@@ -243,7 +243,7 @@ def test_autocast_does_not_reach_the_simulation(model: ImageModel, images: Tenso
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_what_is_not_finite_is_told_before_it_is_hidden(value: float) -> None:
+def test_non_finite_values_are_reported_before_rounding(value: float) -> None:
     model, x = nn.Sequential(nn.Linear(2, 1)), torch.tensor([[1.0, value]])
     other = copy.deepcopy(model)
     quantize_(model, FP16_32Config(numerics="qtorch"))

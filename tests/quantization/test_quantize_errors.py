@@ -1,4 +1,4 @@
-"""Mistakes are told by name, with what to do, and leave the model as it was."""
+"""Errors name the argument and the remedy, and leave the model unchanged."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_layer_of_an_unknown_class_is_not_passed_over() -> None:
     assert type(model[1]) is Scaled
 
 
-def test_additions_that_cannot_be_seen_are_told(images: Tensor) -> None:
+def test_additions_that_cannot_be_rounded_are_reported(images: Tensor) -> None:
     class Residual(nn.Module):
         def __init__(self) -> None:
             super().__init__()

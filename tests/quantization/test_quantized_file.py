@@ -1,4 +1,4 @@
-"""A converted model on the disk: small, and the same bits again; the record finds the format again."""
+"""Saved converted models: size, bit-exact reload, and the quantization record."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_the_file_is_small_and_gives_the_same_bits(
     assert sizes[0] < share * sizes[1]
 
 
-def test_a_fresh_process_computes_the_same(model: ImageModel, images: Tensor, tmp_path: Path) -> None:
+def test_another_process_computes_the_same(model: ImageModel, images: Tensor, tmp_path: Path) -> None:
     vitfast.quantize_(model, Int8Config())
     path = tmp_path / "model.safetensors"
     vitfast.save_quantized(model, path)

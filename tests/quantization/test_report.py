@@ -1,4 +1,4 @@
-"""The report finds the layer that was harmed, and says how often decisions stay."""
+"""The report finds the damaged layer and counts unchanged predictions."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_converted_model_needs_the_original(model: ImageModel, images: Tensor)
         quantization_report(model, [], reference=original)
 
 
-def test_what_is_not_finite_is_the_worst(model: ImageModel, images: Tensor) -> None:
+def test_non_finite_error_is_the_worst(model: ImageModel, images: Tensor) -> None:
     with torch.no_grad():
         model.get_parameter("blocks.0.mlp.fc1.bias").fill_(1e5)  # beyond fp16
     vitfast.quantize_(model, QATConfig(FP16_16Config()))

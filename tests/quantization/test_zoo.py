@@ -1,4 +1,4 @@
-"""Every family of models can be quantized, and what is not rounded gives its bits."""
+"""Every family of models can be quantized; without rounding the results are bit-identical."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_timms_models(name: str, options: dict[str, Any], count: int) -> None:
             assert torch.equal(quantized(images), expected)
 
 
-def test_timms_block_rounds_what_the_table_says() -> None:
+def test_timm_block_rounds_by_the_table() -> None:
     transformer = pytest.importorskip("timm.models.vision_transformer")
     block = transformer.Block(32, 2, qkv_bias=True).eval()
     x = torch.randn(2, 5, 32)
@@ -165,7 +165,7 @@ def _roundings(model: nn.Module, images: torch.Tensor) -> int:
     return counter.count
 
 
-def test_a_hybrids_standardized_kernels_are_what_is_rounded() -> None:
+def test_standardized_kernels_of_hybrids_are_rounded() -> None:
     name = next(iter(vitfast.list_models("*r26*") or vitfast.list_models("*r50*")))
     fields = {"embed_dim": 32, "depth": 1, "num_heads": 2, "resnet_layers": (1,), "resnet_width": 32}
     model = vitfast.create_model(name, img_size=64, num_classes=5, **fields).eval()

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, and never trusted unread."""
+"""Checkpoints are complete or absent, and are verified when read."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_round_trip_is_exact(tmp_path):
     assert torch.equal(state["random"], torch.get_rng_state())
 
 
-def test_the_manifest_says_what_the_contract_says(tmp_path):
+def test_manifest_has_the_documented_fields(tmp_path):
     manifest = read_manifest(save(tmp_path, 3))
     assert manifest["format_version"] == 1
     assert manifest["step"] == 3

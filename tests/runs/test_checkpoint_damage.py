@@ -1,4 +1,4 @@
-"""Damaged, foreign, malicious checkpoints: refused by name, nothing in them runs, and the one before is used."""
+"""Damaged, foreign and malicious checkpoints are refused by name without running code, and the previous one is used."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def test_a_malicious_pickle_runs_nothing(tmp_path, pair, train_tiny):
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # torch's, on a pickle protocol that it has not heard of
 @pytest.mark.parametrize(("name", "load"), [("state.pt", load_state), ("model.safetensors", load_weights_file)])
-def test_whatever_the_bytes_are_reading_them_ends_by_name(pair, name, load):
+def test_arbitrary_bytes_are_read_or_refused_by_name(pair, name, load):
     """Without the help of the hash: bytes are changed where it hurts, in the headers."""
     file, chance = pair[1] / name, random.Random(name)
     whole = file.read_bytes()

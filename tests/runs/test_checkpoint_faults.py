@@ -1,4 +1,4 @@
-"""Disks that are full, broken or read-only: the earlier checkpoint stays, and the next one can be saved."""
+"""Full, broken or read-only disks: the previous checkpoint stays, and the next one can be saved."""
 
 from __future__ import annotations
 

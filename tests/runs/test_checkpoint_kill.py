@@ -1,4 +1,4 @@
-"""Killed while it saves: the newest valid checkpoint is the previous one or the new one, whole in either case."""
+"""Killed while saving: the newest valid checkpoint is the previous or the new one, complete in both cases."""
 
 from __future__ import annotations
 

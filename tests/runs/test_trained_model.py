@@ -1,4 +1,4 @@
-"""A model as training left it."""
+"""Loading the model of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The variants in which every kernel's tests run."""
+"""Variants in which each kernel's tests run."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def test_rows_and_columns_that_are_masked(tokens: int, dtype: torch.dtype) -> No
 
 @pytest.mark.parametrize("dtype", BOTH_SIZES)
 @pytest.mark.parametrize("keys", [slice(70), slice(64, 256), slice(192, None)])
-def test_whole_tiles_of_keys_that_are_masked(keys: slice, dtype: torch.dtype) -> None:
+def test_fully_masked_tiles_of_keys(keys: slice, dtype: torch.dtype) -> None:
     bias = torch.zeros(1, 1, 300, 300)
     bias[..., 5:, keys] = -torch.inf
     case = random_case(2, 1, 300, 64, dtype, bias=bias.to(dtype))

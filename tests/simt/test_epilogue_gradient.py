@@ -1,4 +1,4 @@
-"""The kernel of the gradients of bias, activation and scale where no product follows, run on the host."""
+"""The kernel of the gradients of bias, activation and scale without a GEMM, run on the host."""
 
 from __future__ import annotations
 

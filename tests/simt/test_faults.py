@@ -1,4 +1,4 @@
-"""The emulation finds faults, and its message says which and where."""
+"""The emulation detects faults and reports their kind and place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the matrix unit does with float16 sums: the emulation is its model, and a GPU tells which model it is.
+"""Float16 sums of the matrix unit: models of it in the emulation, and the probes that identify a GPU's.
 
 On a GPU ``benchmarks/gpu.sh test`` runs the last tests here; ``pytest -s -m cuda tests/simt/test_fp16_accumulation.py``
 prints what was measured.
@@ -89,13 +89,13 @@ def _steps_backwards(mma: Mma) -> Mma:
         (_steps_backwards, "k ascending"),
     ],
 )
-def test_a_unit_that_is_no_such_model_is_told(other: object, found: str) -> None:
+def test_unit_that_matches_no_model_is_reported(other: object, found: str) -> None:
     with pytest.raises(AssertionError, match=found):
         characterize(other(AMPERE.mma))  # type: ignore[operator]
 
 
 @pytest.mark.cuda
-def test_the_probes_find_what_is_documented_of_this_device() -> None:
+def test_probes_match_the_documented_device() -> None:
     capability = torch.cuda.get_device_capability()
     found = characterize(mma_of("cuda"))
     print(f"\n{torch.cuda.get_device_name()}, compute capability {capability}: {found}")

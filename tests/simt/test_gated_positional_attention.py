@@ -1,4 +1,4 @@
-"""The CUDA kernel of ConViT's gated positional attention, run on the host, and mutations of what is its own."""
+"""The CUDA kernel of ConViT's gated positional attention, run on the host, and its mutations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The epilogue of the CUDA products, run on the host: every 16-bit number through GELU, and all parts together."""
+"""The epilogue of the CUDA GEMMs, run on the host: GELU of every 16-bit number, and all parts together."""
 
 from __future__ import annotations
 

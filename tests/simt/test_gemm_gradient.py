@@ -1,4 +1,4 @@
-"""The epilogue of the backward's CUDA products, run on the host: GELU's derivative, and sums of columns."""
+"""The epilogue of the backward CUDA GEMMs, run on the host: GELU's derivative and column sums."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def test_every_rounding(simt_variant: str, chunk: int | None, rounding: str) -> 
 
 
 @pytest.mark.parametrize("chunk", [1, 4, None])
-def test_what_overflows_underflows_or_is_not_finite(simt_variant: str, chunk: int | None) -> None:
+def test_overflow_underflow_and_non_finite_values(simt_variant: str, chunk: int | None) -> None:
     x = torch.tensor(
         [
             [3e4, 3e4, 3e4, -3e4, 1.0],
@@ -50,7 +50,7 @@ def test_what_overflows_underflows_or_is_not_finite(simt_variant: str, chunk: in
         case.check(case.run(variant=simt_variant))
 
 
-def test_a_product_is_not_rounded_before_its_sum(simt_variant: str) -> None:
+def test_products_are_not_rounded_before_the_sum(simt_variant: str) -> None:
     # 1 - (1 + e)(1 - e) = e squared, which a rounded product loses
     e = 2.0**-13
     case = AccumulateCase(torch.tensor([[1.0, 1.0 + e]]), torch.tensor([[1.0, e - 1.0]]), None, FloatFormat.bf16())
@@ -65,7 +65,7 @@ def test_nan_is_the_largest_number_to_qtorch(simt_variant: str) -> None:
     assert torch.equal(case.run(variant=simt_variant)["out"], torch.full((2, 3), 131008.0))
 
 
-def test_no_products_give_zero(simt_variant: str) -> None:
+def test_empty_sum_is_zero(simt_variant: str) -> None:
     case = random_accumulate(3, 5, 0, 4)
     assert torch.equal(case.run(variant=simt_variant)["out"], torch.zeros(3, 5))
 

@@ -27,7 +27,7 @@ def test_an_odd_number_of_columns_is_stored_one_by_one(simt_variant: str) -> Non
     case.check(case.run(variant=simt_variant))
 
 
-def test_the_unit_may_round_twice_within_a_product(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unit_may_round_twice_within_a_product(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIMT_FP16_ACCUMULATION", AMPERE.for_emulation())
     case = random_fp16_accumulation(20, 20, 96, 32, model=AMPERE)
     case.check(case.run())
@@ -35,7 +35,7 @@ def test_the_unit_may_round_twice_within_a_product(monkeypatch: pytest.MonkeyPat
         random_fp16_accumulation(20, 20, 96, 32).check(case.run())
 
 
-def test_what_overflows_underflows_or_is_not_finite(simt_variant: str) -> None:
+def test_overflow_underflow_and_non_finite_values(simt_variant: str) -> None:
     x = torch.tensor(
         [
             [60000.0, 60000.0, -60000.0, 1.0],  # on its way beyond the largest number
@@ -52,7 +52,7 @@ def test_what_overflows_underflows_or_is_not_finite(simt_variant: str) -> None:
         case.check(case.run(variant=simt_variant))
 
 
-def test_no_products_give_zero(simt_variant: str) -> None:
+def test_empty_sum_is_zero(simt_variant: str) -> None:
     case = random_fp16_accumulation(3, 5, 0, 16)
     assert torch.equal(case.run(variant=simt_variant)["out"], torch.zeros(3, 5))
 

@@ -1,4 +1,4 @@
-"""The test programs compile for a GPU, too, whether or not one is here to run them."""
+"""The test programs also compile for a GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The primitives of csrc/cuda, each alone: what a GPU does by its documentation, and the emulation the same."""
+"""Each primitive of csrc/cuda alone: the emulation agrees with NVIDIA's documentation."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_step_of_floats_is_nearly_exact(simt_variant: str) -> None:
 
 
 @pytest.mark.parametrize("special", [torch.inf, -torch.inf, torch.nan])
-def test_a_step_of_floats_spreads_what_is_no_number(simt_variant: str, special: float) -> None:
+def test_tf32_step_propagates_nan(simt_variant: str, special: float) -> None:
     a, b, c = torch.randn(16, 8), torch.randn(8, 8), torch.zeros(16, 8)
     a[3, 5] = special
     a[7, 1] = torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(torch.float32)  # NaN as a GPU makes it

@@ -67,7 +67,7 @@ def test_neighbouring_rows_are_listed_together() -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_not_finite_stays_where_it_is_used(value: float) -> None:
+def test_non_finite_values_stay_where_they_are_used(value: float) -> None:
     case = random_upsample((1, 2), (3, 4))
     spoilt = dataclasses.replace(case, x=case.x.clone())
     spoilt.x[0, 1, 4, 7] = value

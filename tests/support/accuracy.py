@@ -1,4 +1,4 @@
-"""Runs an operator forward and backward and holds it against plain PyTorch and float64 by the tolerance rule."""
+"""Runs an operator forward and backward and compares it with plain PyTorch and float64 by the tolerance rule."""
 
 from __future__ import annotations
 

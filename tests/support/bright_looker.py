@@ -1,4 +1,4 @@
-"""A checkpoint of a model that is known to look at bright patches, and to call every image bright."""
+"""A checkpoint of a model that attends to bright patches and predicts "bright" for every image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small checkpoints, and what a test asks of them."""
+"""Small checkpoints and checks of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rounding to fixed point by exact fractions: slow and obvious, and without an idea of the kernels'."""
+"""Rounding to fixed point by exact fractions: slow, simple and independent of the kernels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happens to a training process at a chosen place, so that a test hits the same place every time."""
+"""Interrupts a training process at a chosen place, so that a test is reproducible."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls of the packed operators, held against float64 by the tolerance rule."""
+"""Calls of the packed operators, compared with float64 by the tolerance rule."""
 
 from __future__ import annotations
 

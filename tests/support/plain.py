@@ -1,4 +1,4 @@
-"""Each operator as a user would write it in plain PyTorch: the yardstick, and in float64 the exact result.
+"""Each operator in plain PyTorch: the reference, in float64 the exact result.
 
 Deliberately written apart from ``vitfast.ops.reference``, with the public functions' signatures.
 """

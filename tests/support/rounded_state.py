@@ -1,4 +1,4 @@
-"""Weights that say how what is computed with them is rounded, for models that are written out as equations."""
+"""Weights annotated with their rounding, for models written as equations."""
 
 from __future__ import annotations
 

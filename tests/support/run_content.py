@@ -1,4 +1,4 @@
-"""Everything that a run has left behind, and where two runs differ."""
+"""Contents of a run directory, and differences of two."""
 
 from __future__ import annotations
 

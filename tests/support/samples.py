@@ -1,4 +1,4 @@
-"""The calls of each operator that matter, random ones, and ones made invalid.
+"""Sample calls of each operator: chosen, random and invalid ones.
 
 For each operator: ``*_samples`` (the same calls for every dtype), ``draw_*`` (for the fuzz test) and ``misshape_*``
 (for each mistake, the argument that the error must name and the call).

@@ -1,4 +1,4 @@
-"""The shapes that matter, and the ways in which a tensor of one shape can lie in memory.
+"""Shapes, and the memory layouts of a tensor of one shape.
 
 Token counts: 197 (ViT at 224), 198 (DeiT), 577 (384), 257 and 1025 (256 and 512 at patch 16), DVT's 49, 50, 100, 101
 and 196, and the neighbours of 16, where tails of vectors and tiles begin.

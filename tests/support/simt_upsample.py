@@ -1,4 +1,4 @@
-"""The CUDA kernel of upsample_relations, run by tests/simt/programs/upsample_relations.cpp, and what it should give."""
+"""The CUDA kernel of upsample_relations, run by tests/simt/programs/upsample_relations.cpp, and expected results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The numbers of a 16-bit type: all of them, and how far apart they lie."""
+"""All numbers of a 16-bit type, and their spacing."""
 
 from __future__ import annotations
 

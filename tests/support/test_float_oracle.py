@@ -1,4 +1,4 @@
-"""The oracle against facts that need no computation."""
+"""The oracle against known values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The layouts must really differ from the contiguous one, and keep the values unless they say otherwise."""
+"""Layouts differ from the contiguous one and keep the values unless they declare otherwise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tolerance rule must be able to fail: each kind of mistake that it is for is made once."""
+"""The tolerance rule detects each kind of error that it is meant for."""
 
 from __future__ import annotations
 

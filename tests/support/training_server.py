@@ -1,4 +1,4 @@
-"""Training runs in processes of their own, without the seconds that each would take to import torch.
+"""Training runs in separate processes without importing torch in each.
 
 A server imports everything, computes nothing, and forks a process for each run; that one leads a session of its own, so
 that whatever it leaves behind is found.

@@ -1,4 +1,4 @@
-"""Learning from labels and from a teacher, in the forms of DeiT and of myrtle-vision."""
+"""Distillation from labels and a teacher, as DeiT and as myrtle-vision define it."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_evaluation_is_plain(batch):
     torch.testing.assert_close(result["loss"], functional.cross_entropy(task.model(images), labels))
 
 
-def test_the_teacher_sees_images_as_it_was_trained_on():
+def test_teacher_receives_its_own_normalization():
     pixels = torch.rand(4, 3, 2, 2)
     mean, std, own_mean, own_std = (torch.tensor(v) for v in ([0.1, 0.2, 0.3], [0.5, 0.4, 0.3], [0.5] * 3, [0.25] * 3))
     network = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))

@@ -1,4 +1,4 @@
-"""Several processes that train together do what one does, and lose as little."""
+"""Distributed training equals training in one process, and resumes like it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said when training stops before a bad update."""
+"""The message when training stops before a non-finite update."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_repetition_is_named_as_its_image():
     assert batch_indices(loader, 1)[:2] == [c, c]
 
 
-def test_a_bad_image_is_named_as_what_was_read_instead(tmp_path):
+def test_bad_image_is_named_with_its_replacement(tmp_path):
     folder = tmp_path / "train" / "cat"
     folder.mkdir(parents=True)
     for index in range(4):
@@ -89,7 +89,7 @@ def test_all_is_written_down(tmp_path):
     ]
 
 
-def test_what_could_not_be_written_down_is_not_promised():
+def test_failed_writes_are_not_reported_as_saved():
     assert "no weight has changed. Check" in str(error([1, 2], write_record=lambda record: None))
 
 

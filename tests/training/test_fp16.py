@@ -1,4 +1,4 @@
-"""Training in fp16: the loss is scaled, overflows are skipped, but not for ever."""
+"""Training in fp16: loss scaling, and the limit on skipped steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is decayed, and by which optimizer."""
+"""Optimizers and weight decay."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def test_silent_without_a_terminal(capsys):
     assert not progress.enabled
 
 
-def test_a_bar_shows_what_matters(capsys):
+def test_progress_bar_shows_loss_accuracy_and_rate(capsys):
     with Progress(200, done_images=50, enabled=True) as progress:
         progress.phase("epoch 1/2")
         progress.show(0.512345, 0.25)

@@ -1,4 +1,4 @@
-"""Quantization-aware training by one key: from any beginning, resumed bit by bit, found again by every command."""
+"""Quantization-aware training by one option: any start, bit-exact resume, and use by every command."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_weights_learn_other_things_than_in_float32(plain_run, tmp_path, train_t
         (["quantize.format=FP16_16", "quantize.backend=qtorch"], "give numerics='qtorch' with it"),
     ],
 )
-def test_mistakes_are_told_before_a_folder_is_made(tmp_path, train_tiny, options, message):
+def test_errors_are_raised_before_the_run_directory_is_created(tmp_path, train_tiny, options, message):
     with pytest.raises(UserError, match=message):
         train_tiny(tmp_path / "run", *options)
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""A run that was interrupted ends as one that was not: the greatest difference is 0."""
+"""An interrupted run ends bit-identical to an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_finished_run_is_tested_again_and_stays_the_same(tmp_path, train_tiny,
     assert differences(whole_run, content(run_dir)) == []
 
 
-def test_what_decides_the_result_cannot_change(tmp_path, train_tiny):
+def test_options_that_decide_the_result_cannot_change(tmp_path, train_tiny):
     run_dir = tmp_path / "run"
     assert train_tiny(run_dir, stop_step=1) == 143
     with pytest.raises(UserError, match=r"cannot change these options: optim.lr=0.5 \(the run: 0.01\)"):

@@ -1,4 +1,4 @@
-"""A run that is killed again and again ends as one that was not."""
+"""A run that is killed repeatedly ends like an uninterrupted one."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def test_a_package_that_is_missing_is_a_warning(tmp_path, train_tiny, monkeypatc
     assert "; pip install wandb; training continues without it" in log
 
 
-def test_one_that_breaks_on_the_way_is_left(tmp_path, train_tiny, monkeypatch):
+def test_failed_peer_is_skipped(tmp_path, train_tiny, monkeypatch):
     calls = []
 
     def add_scalar(self, name, value, step):
@@ -88,7 +88,7 @@ def lines(epochs: int, splits: tuple[str, ...]) -> list[dict]:
     ],
     ids=["nothing", "one point", "a whole run", "a loss that is null"],
 )
-def test_a_picture_is_drawn(tmp_path, metrics):
+def test_figure_is_drawn(tmp_path, metrics):
     draw_curves(metrics, tmp_path / "curves.png", "a model on data")
     with Image.open(tmp_path / "curves.png") as image:
         assert image.format == "PNG"

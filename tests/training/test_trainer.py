@@ -67,7 +67,7 @@ def test_metrics_have_a_line_for_each_split_and_epoch(run_dir):
     assert all(0 <= line["top1"] <= line["top5"] <= 1 and line["images_per_s"] > 0 for line in lines)
 
 
-def test_the_folder_holds_what_it_should(run_dir):
+def test_run_directory_contents(run_dir):
     names = {path.name for path in run_dir.iterdir() if not path.name.startswith("checkpoint_")}
     assert names == {"config.yaml", "environment.json", "metrics.jsonl", "log.txt", "curves.png", "samples"}
     assert {path.name for path in (run_dir / "samples").iterdir()} == {f"{digit}.png" for digit in range(10)}
@@ -107,7 +107,7 @@ def test_the_manifest_describes_model_and_input(run_dir):
     assert manifest["epoch"] == EPOCHS
 
 
-def test_the_average_is_what_was_tested(run_dir):
+def test_evaluation_used_the_average(run_dir):
     newest = list_checkpoints(run_dir)[0]
     model, average = load_weights_file(newest), load_weights_file(newest, "ema")
     assert model.keys() == average.keys()
@@ -202,7 +202,7 @@ def test_a_last_checkpoint_that_cannot_be_saved_is_an_error(tmp_path, train_tiny
         (["train.device=cuda"], "torch sees no CUDA GPU"),
     ],
 )
-def test_what_cannot_run_is_refused_before_a_folder_is_made(tmp_path, train_tiny, options, message):
+def test_impossible_runs_are_refused_before_the_run_directory_is_created(tmp_path, train_tiny, options, message):
     if "train.device=cuda" in options and torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(UserError, match=message):

@@ -1,4 +1,4 @@
-"""How a run begins: from weights, with a zero head, where a restarted one finds what is there."""
+"""The start of a run: from weights, with a zero head, or resumed."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ def test_another_head_needs_the_number_of_classes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("given", [None, "bicubic", "bicubic_aligned"])
-def test_positions_are_resized_the_familys_way_or_as_asked(tmp_path: Path, given: Any) -> None:
+def test_positions_are_resized_by_the_familys_or_the_given_method(tmp_path: Path, given: Any) -> None:
     foreign = randomize(JeonsworldViT())
     torch.save(foreign.state_dict(), tmp_path / "a.bin")
     model = vitfast.create_model(NAME, depth=DEPTH, num_classes=CLASSES, img_size=48)

@@ -82,7 +82,7 @@ def test_convit(tmp_path: Path, wrap: Any) -> None:
     assert relative_error(model(images), theirs(images)) < TOLERANCE
 
 
-def test_convits_heads_are_told(tmp_path: Path) -> None:
+def test_heads_of_convit_are_reported(tmp_path: Path) -> None:
     torch.save(timm_convit().state_dict(), tmp_path / "convit.pth")
     with pytest.raises(UserError, match=r"num_heads is 4 in the file and 2 in the model; build the model with num_hea"):
         vitfast.create_model("convit_tiny", **CONVIT, num_heads=2, checkpoint=tmp_path / "convit.pth")
@@ -262,7 +262,7 @@ def test_dvt_with_one_row_of_thresholds(tmp_path: Path) -> None:
     assert vitfast.load_weights(again, path).exits == again.saved_exits == model.saved_exits
 
 
-def test_dvt_with_fresh_heads_or_another_image_size_has_no_thresholds(tmp_path: Path) -> None:
+def test_dvt_with_new_heads_or_another_image_size_has_no_thresholds(tmp_path: Path) -> None:
     name, path = "dvt_deit_small", tmp_path / "DVT.pth.tar"
     torch.save(released(dvt_state("vit")), path)
     note = "exit thresholds (valid only with the file's heads and image size)"

@@ -103,7 +103,7 @@ OBJECTS = np.dtype("O")
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_what_is_no_plain_number_is_refused(tmp_path: Path, value: Any) -> None:
+def test_non_numeric_values_are_refused(tmp_path: Path, value: Any) -> None:
     path = tmp_path / "a.pth"
     torch.save({"model": {"weight": torch.ones(1)}, "value": value}, path)
     with pytest.raises(UserError) as info:

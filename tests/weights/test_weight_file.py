@@ -194,7 +194,7 @@ def test_zeros_that_compress_well_are_no_bomb(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1 << 40,), (3, 1 << 60), (7,), (-2, -3)])
-def test_npz_header_that_promises_another_size(tmp_path: Path, shape: tuple[int, ...]) -> None:
+def test_npz_header_with_a_wrong_size(tmp_path: Path, shape: tuple[int, ...]) -> None:
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
     with zipfile.ZipFile(tmp_path / "model.npz", "w") as archive:

@@ -104,7 +104,7 @@ def test_results_are_new_memory(cache):
     assert all(torch.equal(one, before) for one, before in zip(first, kept, strict=True))
 
 
-def test_images_that_fill_a_bucket_up_do_not_meet_the_others(cache):
+def test_padding_of_a_bucket_does_not_change_results(cache):
     x, y = sample(4)
     x[:] = torch.nan
     cache.run("f", double_and_sum, (x, y))
@@ -163,5 +163,5 @@ def test_a_rest_takes_the_next_power_of_two():
     assert [bucket_of(count) for count in (1, 2, 3, 4, 5, 8, 9, 128, 129)] == [1, 2, 4, 4, 8, 8, 16, 128, 256]
 
 
-def test_powers_of_two_are_told_from_other_numbers():
+def test_powers_of_two_are_distinguished():
     assert [size for size in range(-4, 20) if is_bucket(size)] == [1, 2, 4, 8, 16]

@@ -29,7 +29,7 @@ STATISTICS = ExitStatistics(
         ([math.inf, -math.inf, 0.0], [1, 1, 1, 1], 0.5, 2.0),
     ],
 )
-def test_thresholds_are_judged(thresholds: list[float], exits: list[int], accuracy: float, cost: float) -> None:
+def test_thresholds_are_evaluated(thresholds: list[float], exits: list[int], accuracy: float, cost: float) -> None:
     assert STATISTICS.exit_index(thresholds).tolist() == exits
     assert STATISTICS.shares(thresholds) == [exits.count(index) / 4 for index in range(3)]
     assert STATISTICS.accuracy(thresholds) == accuracy
@@ -45,7 +45,7 @@ def test_a_number_that_float32_lacks_is_the_same_to_early_exit() -> None:
 
 
 @pytest.mark.parametrize("kind", ["nano", "deit"])
-def test_it_says_what_early_exit_does(kind: str) -> None:
+def test_statistics_agree_with_early_exit(kind: str) -> None:
     model = exit_model(kind).train()
     images = random_images(model, 30)
     labels = torch.arange(30) % 5
