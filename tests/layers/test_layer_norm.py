@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from vitfast.layers import LayerNorm
+from vitfast.layers import LayerNorm, ResidualAdd
 
 
 def _layer() -> LayerNorm:
@@ -21,7 +21,7 @@ def test_forward() -> None:
 def test_add_returns_the_sum_and_its_normalization() -> None:
     layer = _layer()
     x, residual = torch.randn(2, 2, 5, 24, dtype=torch.float64)
-    summed, normalized = layer.add(x, residual)
+    summed, normalized = ResidualAdd().add_and_normalize(residual, x, layer)
     torch.testing.assert_close(summed, x + residual)
     torch.testing.assert_close(normalized, F.layer_norm(x + residual, (24,), layer.weight, layer.bias, 1e-3))
 

@@ -81,6 +81,14 @@ def test_a_model_differs_trains_and_is_found_again(model: ImageModel, images: Te
     assert_same_bits(other(images).detach(), logits.detach())
 
 
+def test_report_with_rounded_accumulators(model: ImageModel, images: Tensor) -> None:
+    quantize_(model, QATConfig(FP16_16Config(accumulate="fp16")))
+    report = vitfast.quantization_report(model, [images])
+    assert 20 < report.output.signal_to_noise_db < 100
+    counted = {layer.name: layer.activations.values for layer in report.layers}
+    assert counted["blocks.0.mlp.fc1"] > 0
+
+
 @pytest.mark.parametrize(
     "options",
     [{"accumulate": "bf16"}, {"chunk": 4}, {"accumulate": "fp16", "chunk": 0}, {"accumulate": "fp16", "chunk": 1.5}],

@@ -37,7 +37,7 @@ from vitfast.evaluation.evaluate import CLASS_METRICS, Evaluation, classificatio
 from vitfast.evaluation.number_format import format_overrides, number_format
 from vitfast.evaluation.plots import draw_quantization
 from vitfast.models import ImageModel
-from vitfast.quantization.calibrate import calibrate
+from vitfast.quantization.calibrate import calibrate, calibrated_layers
 from vitfast.quantization.configs import QATConfig
 from vitfast.quantization.quantize import quantize_, quantized_modules
 from vitfast.quantization.record import describe_quantization
@@ -199,7 +199,7 @@ def _quantize(model: ImageModel, options: QuantizeOptions, trained: TrainedModel
         quantize_(model, QATConfig(step="convert"))
         return
     quantize_(model, number_format(options), overrides=format_overrides(options))
-    if any(module.quantization.arithmetic.needs_calibration for module in quantized_modules(model).values()):
+    if calibrated_layers(model):
         images = dataset_of_split(trained, options.data, options.calibration_split)
         loader = _loader(trained, options, images, shuffle=True)
         batches = math.ceil(options.calibration_images / _batch_size(trained, options))

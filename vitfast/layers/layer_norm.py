@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from vitfast import ops
@@ -23,17 +25,19 @@ class LayerNorm(nn.LayerNorm):
         """Normalizes ``x`` of shape ``[..., C]``."""
         return ops.layer_norm(x, self.weight, self.bias, self.eps)
 
-    def add(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+    def fused_add(
+        self, x: Tensor, residual: Tensor, round_sum: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, Tensor] | None:
         """Adds and normalizes in one pass over memory.
 
         Args:
             x: ``[..., C]``.
             residual: ``[..., C]``.
+            round_sum: rounding of a quantized sum.
 
         Returns:
-            ``(x + residual, normalized sum)``, both ``[..., C]``.
+            ``(x + residual, normalized sum)``, both ``[..., C]``; None if a hook or the rounding prevents it.
         """
-        if has_hooks(self):
-            total = x + residual
-            return total, self(total)
+        if round_sum is not None or has_hooks(self):
+            return None
         return ops.add_layer_norm(x, residual, self.weight, self.bias, self.eps)

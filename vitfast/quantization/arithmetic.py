@@ -1,15 +1,17 @@
-"""How a quantized layer computes: the interface, and rounding of operands and results."""
+"""How a quantized layer computes: the interface, and rounding of operands, results and accumulators."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from vitfast import ops
+from vitfast.errors import UserError
 from vitfast.layers.fusion import take_in_place
 from vitfast.quantization.rounded_weight import rounded_weight
 from vitfast.quantization.rounders import FloatRounder, Rounder, round_in_place
@@ -17,80 +19,52 @@ from vitfast.quantization.rounders import FloatRounder, Rounder, round_in_place
 # (x, weight, bias) -> result: F.linear, or a convolution with its stride and padding
 LinearMap = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
-
-class FusedNorm(NamedTuple):
-    """The roundings of a LayerNorm that run within its operator."""
-
-    operand: FloatRounder | None
-    result: FloatRounder | None
+# "operand", "result": input and output of a linear layer, convolution or LayerNorm; "stored": of another module
+Role = Literal["weight", "operand", "result", "stored"]
 
 
-class Arithmetic(ABC):
-    """Numerics of a configuration. One object serves many layers; the state of a layer is in the layer's buffers."""
+@dataclass(frozen=True)
+class Arithmetic:
+    """Numerics of a configuration; this base class computes in float32.
 
-    @property
-    def needs_calibration(self) -> bool:
-        """Whether activations must be observed before the first forward pass."""
-        return False
+    One object serves many layers; the state of a layer is in the layer's buffers.
 
-    @property
-    def rounds_results(self) -> bool:
-        """Whether stored results are rounded."""
-        return False
+    Attributes:
+        converted: whether ``convert_weight`` was called.
+    """
 
-    @abstractmethod
-    def linear(
-        self,
-        layer: nn.Module,
-        function: LinearMap,
-        x: Tensor,
-        weight: Tensor,
-        *,
-        converted: bool,
-        channel_dim: int,
-    ) -> Tensor:
+    converted: bool = field(default=False, kw_only=True)
+
+    def rounder(self, role: Role) -> Rounder | None:
+        """Returns the rounding of tensors with this role, None if there is none."""
+        return None
+
+    def round(self, role: Role, x: Tensor, *, in_place: bool = False) -> Tensor:
+        """Rounds ``x``; ``in_place``: nothing else reads ``x``, so that it may be overwritten."""
+        rounder = self.rounder(role)
+        if rounder is None:
+            return x
+        return round_in_place(rounder, x) if in_place else rounder(x)
+
+    def linear(self, layer: Any, function: LinearMap, x: Tensor, weight: Tensor) -> Tensor:
         """Computes ``function(x, weight, layer.bias)`` in float32.
 
         Args:
             layer: holds the bias, and buffers of this arithmetic.
             function: a linear layer or a convolution.
             x: the layer's input.
-            weight: of the layer, possibly flattened; output channels come first.
-            converted: whether ``convert_weight`` was called.
-            channel_dim: the channel dimension of the result: -1 or 1.
+            weight: of the layer, possibly flattened; output channels come first. A convolution's has 4 dimensions.
         """
+        return function(x, weight, layer.bias)
 
-    @abstractmethod
-    def convert_weight(self, layer: nn.Module) -> None:
-        """Rounds the weight of a linear layer or convolution in place."""
+    def convert_weight(self, layer: Any) -> None:
+        """Rounds the weight of a linear layer, convolution or LayerNorm in place."""
 
-    def prepare_layer(self, layer: nn.Module) -> None:  # noqa: B027 (optional)
+    def prepare_layer(self, layer: Any) -> None:
         """Adds non-persistent buffers to a linear layer or convolution."""
 
-    def observe(self, layer: nn.Module, x: Tensor) -> None:  # noqa: B027
+    def observe(self, layer: Any, x: Tensor) -> None:
         """Updates the ranges of a linear layer or convolution during calibration."""
-
-    def operand(self, x: Tensor, *, converted: bool) -> Tensor:
-        """Rounds the input of a LayerNorm."""
-        return x
-
-    def result(self, x: Tensor, *, converted: bool) -> Tensor:
-        """Rounds the output of a LayerNorm."""
-        return x
-
-    def convert_gamma(self, layer: nn.Module) -> None:  # noqa: B027
-        """Rounds the weight of a LayerNorm in place."""
-
-    def stored(self, x: Tensor, *, in_place: bool = False) -> Tensor:
-        """Rounds the result of a residual addition, a concatenation of tokens or an addition of positions.
-
-        ``in_place``: nothing else reads ``x``, so that it may be overwritten.
-        """
-        return x
-
-    def fused_norm(self, *, converted: bool) -> FusedNorm | None:
-        """Returns the roundings of a LayerNorm if they can run within its operator, else None."""
-        return None
 
 
 @dataclass(frozen=True)
@@ -101,84 +75,72 @@ class RoundedArithmetic(Arithmetic):
     operand of the next layer.
 
     Attributes:
-        rounder: rounds a tensor.
+        rounding: rounds a tensor.
         round_results: whether stored results are rounded, too: FP16_16 against FP16_32.
         legacy_convert: whether converted layers no longer round activations, as in myrtle-vision.
     """
 
-    rounder: Rounder
+    rounding: Rounder
     round_results: bool = False
     legacy_convert: bool = False
 
-    @property
-    def rounds_results(self) -> bool:
-        return self.round_results
-
-    def linear(
-        self,
-        layer: nn.Module,
-        function: LinearMap,
-        x: Tensor,
-        weight: Tensor,
-        *,
-        converted: bool,
-        channel_dim: int,
-    ) -> Tensor:
-        weight = weight if converted else rounded_weight(layer, weight, self.rounder)
-        out = function(self.operand(x, converted=converted), weight, layer.bias)  # type: ignore[arg-type]
-        return round_in_place(self.rounder, out) if self._rounds_result(converted) else out
-
-    def convert_weight(self, layer: nn.Module) -> None:
-        with torch.no_grad():
-            weight: Tensor = layer.weight  # type: ignore[assignment]
-            weight.copy_(self.rounder(weight))
-
-    def convert_gamma(self, layer: nn.Module) -> None:
-        if layer.weight is not None:
-            self.convert_weight(layer)
-
-    def operand(self, x: Tensor, *, converted: bool) -> Tensor:
-        if not self._rounds_operand(converted):
-            return x
-        return round_in_place(self.rounder, x) if take_in_place(x) else self.rounder(x)
-
-    def result(self, x: Tensor, *, converted: bool) -> Tensor:
-        return self.rounder(x) if self._rounds_result(converted) else x
-
-    def stored(self, x: Tensor, *, in_place: bool = False) -> Tensor:
-        if not self.round_results:
-            return x
-        return round_in_place(self.rounder, x) if in_place else self.rounder(x)
-
-    def fused_norm(self, *, converted: bool) -> FusedNorm | None:
-        rounder = self.rounder
-        if not isinstance(rounder, FloatRounder) or not rounder.can_fuse:
+    def rounder(self, role: Role) -> Rounder | None:
+        if role in ("result", "stored") and not self.round_results:
             return None
-        return FusedNorm(
-            rounder if self._rounds_operand(converted) else None, rounder if self._rounds_result(converted) else None
-        )
+        if role in ("operand", "result") and self.converted and self.legacy_convert:
+            return None
+        return self.rounding
 
-    def _rounds_operand(self, converted: bool) -> bool:
-        return not (converted and self.legacy_convert)
+    def linear(self, layer: Any, function: LinearMap, x: Tensor, weight: Tensor) -> Tensor:
+        if not self.converted:
+            weight = rounded_weight(layer, weight, self.rounding)
+        out = self._multiply(layer, function, self.round("operand", x, in_place=take_in_place(x)), weight)
+        return self.round("result", out, in_place=True)
 
-    def _rounds_result(self, converted: bool) -> bool:
-        return self.round_results and not (converted and self.legacy_convert)
+    def _multiply(self, layer: Any, function: LinearMap, x: Tensor, weight: Tensor) -> Tensor:
+        return function(x, weight, layer.bias)
+
+    def convert_weight(self, layer: Any) -> None:
+        with torch.no_grad():
+            layer.weight.copy_(self.rounding(layer.weight))
 
 
-class NoArithmetic(Arithmetic):
-    """Computes in float32: for modules that have a counterpart only because they contain quantized layers."""
+@dataclass(frozen=True)
+class AccumulatedArithmetic(RoundedArithmetic):
+    """``RoundedArithmetic`` that also rounds the accumulator of linear layers within the GEMM.
 
-    def linear(
-        self,
-        layer: nn.Module,
-        function: LinearMap,
-        x: Tensor,
-        weight: Tensor,
-        *,
-        converted: bool,
-        channel_dim: int,
-    ) -> Tensor:
-        return function(x, weight, layer.bias)  # type: ignore[arg-type]
+    Biases are added in float32 to the last accumulator, before the result is rounded.
 
-    def convert_weight(self, layer: nn.Module) -> None:
-        """Does nothing."""
+    Attributes:
+        accumulator: format and rounding of the accumulator.
+        chunk: number of products summed in float32 before the accumulator is rounded; None for all of them. See
+            ``vitfast.ops.matmul_accumulate``.
+    """
+
+    accumulator: FloatRounder = field(kw_only=True)
+    chunk: int | None = field(kw_only=True)
+
+    def _multiply(self, layer: Any, function: LinearMap, x: Tensor, weight: Tensor) -> Tensor:
+        is_linear = function is F.linear
+        out = self._matmul(x, weight) if is_linear else self._convolution(layer, x, weight)
+        if layer.bias is None:
+            return out
+        return out + (layer.bias if is_linear else layer.bias[:, None, None])
+
+    def _matmul(self, x: Tensor, weight: Tensor) -> Tensor:
+        return ops.matmul_accumulate(x, weight, self.accumulator.format, self.chunk, rounding=self.accumulator.rounding)
+
+    def _convolution(self, layer: Any, x: Tensor, weight: Tensor) -> Tensor:
+        """Computes a convolution as the GEMM of im2col patches; ``x`` is ``[B, C, height, width]``."""
+        if not isinstance(layer, nn.Conv2d) or layer.groups != 1 or layer.padding_mode != "zeros":
+            raise UserError(
+                f"accumulate='fp16' computes linear layers and convolutions with groups=1 and zero padding, not "
+                f"{layer}; leave it out with overrides"
+            )
+        if isinstance(layer.padding, str):
+            raise UserError(f"accumulate='fp16' needs a convolution's padding in numbers, got {layer.padding!r}")
+        patches = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)  # [B, C * kh * kw, L]
+        out = self._matmul(patches.transpose(1, 2), weight.flatten(1)).transpose(1, 2)  # [B, out, L]
+        span = layer.dilation[0] * (layer.kernel_size[0] - 1) + 1
+        height = (x.shape[2] + 2 * layer.padding[0] - span) // layer.stride[0] + 1
+        return out.unflatten(2, (height, -1))

@@ -36,7 +36,7 @@ def calibrate(model: nn.Module, loader: Iterable[Any], *, batches: int = 10) -> 
     if batches < 1:
         raise UserError(f"batches must be at least 1; got {batches}")
     with quantization_mode(model, "observe"):
-        observed = [m for m in quantized_modules(model).values() if hasattr(m, "activation_range")]
+        observed = calibrated_layers(model)
         if not observed:
             return 0
         was_training = [(module, module.training) for module in model.modules()]
@@ -55,6 +55,11 @@ def calibrate(model: nn.Module, loader: Iterable[Any], *, batches: int = 10) -> 
     for layer in observed:
         layer.quantization.calibrated = True
     return len(observed)
+
+
+def calibrated_layers(model: nn.Module) -> list[QuantizedModule]:
+    """Returns the layers that need ``calibrate``."""
+    return [module for module in quantized_modules(model).values() if hasattr(module, "activation_range")]
 
 
 def _agree(observed: Sequence[QuantizedModule], count: int) -> int:

@@ -8,8 +8,7 @@ from typing import Any, Literal, get_args
 from vitfast.errors import UserError
 from vitfast.formats import FloatFormat
 from vitfast.ops.quantize_fixed import check_fixed_lengths
-from vitfast.quantization.accumulated_arithmetic import AccumulatedArithmetic
-from vitfast.quantization.arithmetic import Arithmetic, RoundedArithmetic
+from vitfast.quantization.arithmetic import AccumulatedArithmetic, Arithmetic, RoundedArithmetic
 from vitfast.quantization.block_rounder import BlockRounder
 from vitfast.quantization.int8_arithmetic import Int8Arithmetic
 from vitfast.quantization.qtorch_rounder import QtorchRounder
@@ -64,6 +63,19 @@ class _RoundingConfig(QuantizationConfig):
         if self.backend == "qtorch" and getattr(self, "numerics", "qtorch") != "qtorch":
             raise UserError("backend='qtorch' computes QPyTorch's numbers; give numerics='qtorch' with it")
 
+    def _rounded(self, ours: FloatRounder | FixedRounder | BlockRounder, round_results: bool) -> RoundedArithmetic:
+        rounder: Rounder = ours
+        if self.backend == "qtorch" and not isinstance(ours, BlockRounder):
+            rounder = QtorchRounder(ours)
+        return RoundedArithmetic(rounder, round_results, self.semantics == "legacy_convert")
+
+    def _float_rounder(self, format: FloatFormat) -> FloatRounder:
+        if getattr(self, "numerics", "ieee") == "ieee":
+            return FloatRounder(format, "nearest_even", self.clip_gradients)
+        return FloatRounder(
+            FloatFormat.qtorch(format.exponent_bits, format.mantissa_bits), "qtorch", self.clip_gradients
+        )
+
 
 @dataclass(frozen=True)
 class FP16_16Config(_RoundingConfig):
@@ -93,10 +105,13 @@ class FP16_16Config(_RoundingConfig):
             raise UserError(f"chunk must be a positive integer, or None for the whole sum; got {self.chunk!r}")
 
     def arithmetic(self) -> Arithmetic:
-        rounded = _rounded(self, FloatFormat.fp16(), self.numerics, round_results=True)
+        accumulator = self._float_rounder(FloatFormat.fp16())
+        rounded = self._rounded(accumulator, round_results=True)
         if self.accumulate == "fp32":
             return rounded
-        return AccumulatedArithmetic(rounded.rounder, True, rounded.legacy_convert, chunk=self.chunk)
+        return AccumulatedArithmetic(
+            rounded.rounding, True, rounded.legacy_convert, accumulator=accumulator, chunk=self.chunk
+        )
 
 
 @dataclass(frozen=True)
@@ -106,7 +121,7 @@ class FP16_32Config(_RoundingConfig):
     numerics: Numerics = "ieee"
 
     def arithmetic(self) -> Arithmetic:
-        return _rounded(self, FloatFormat.fp16(), self.numerics, round_results=False)
+        return self._rounded(self._float_rounder(FloatFormat.fp16()), round_results=False)
 
 
 @dataclass(frozen=True)
@@ -116,7 +131,7 @@ class TF32Config(_RoundingConfig):
     numerics: Numerics = "ieee"
 
     def arithmetic(self) -> Arithmetic:
-        return _rounded(self, FloatFormat.tf32(), self.numerics, round_results=False)
+        return self._rounded(self._float_rounder(FloatFormat.tf32()), round_results=False)
 
 
 @dataclass(frozen=True)
@@ -162,9 +177,8 @@ class FloatConfig(_RoundingConfig):
     def arithmetic(self) -> Arithmetic:
         assert isinstance(self.format, FloatFormat)
         if self.block is not None:
-            rounder = BlockRounder(self.format, self.block, self.clip_gradients)
-            return RoundedArithmetic(rounder, legacy_convert=self.semantics == "legacy_convert")
-        return _rounded(self, self.format, self.numerics, self.round_results)
+            return self._rounded(BlockRounder(self.format, self.block, self.clip_gradients), round_results=False)
+        return self._rounded(self._float_rounder(self.format), self.round_results)
 
 
 @dataclass(frozen=True)
@@ -192,9 +206,8 @@ class FixedConfig(_RoundingConfig):
             raise UserError(str(error)) from error
 
     def arithmetic(self) -> Arithmetic:
-        ours = FixedRounder(self.word_length, self.fraction_length, self.clip_gradients)
-        rounder = QtorchRounder(ours) if self.backend == "qtorch" else ours
-        return RoundedArithmetic(rounder, self.round_results, self.semantics == "legacy_convert")
+        rounder = FixedRounder(self.word_length, self.fraction_length, self.clip_gradients)
+        return self._rounded(rounder, self.round_results)
 
 
 @dataclass(frozen=True)
@@ -238,15 +251,6 @@ class QATConfig:
             raise UserError("step='prepare' needs a base, for example QATConfig(FP16_16Config(), step='prepare')")
         if self.base is not None and not isinstance(self.base, QuantizationConfig):
             raise UserError(f"base must be a configuration such as FP16_32Config(); got {self.base!r}")
-
-
-def _rounded(config: _RoundingConfig, format: FloatFormat, numerics: str, round_results: bool) -> RoundedArithmetic:
-    rounder: Rounder = FloatRounder(format, "nearest_even", config.clip_gradients)
-    if numerics == "qtorch":
-        theirs = FloatFormat.qtorch(format.exponent_bits, format.mantissa_bits)
-        ours = FloatRounder(theirs, "qtorch", config.clip_gradients)
-        rounder = QtorchRounder(ours) if config.backend == "qtorch" else ours
-    return RoundedArithmetic(rounder, round_results, config.semantics == "legacy_convert")
 
 
 def _check_choice(name: str, value: Any, choices: Any) -> None:

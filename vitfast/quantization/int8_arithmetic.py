@@ -8,10 +8,12 @@ hardware with 32-bit accumulators and rounds once, when they are converted to fl
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vitfast.errors import UserError
 from vitfast.quantization.arithmetic import Arithmetic, LinearMap
 from vitfast.quantization.rounders import round_to_integers
 
@@ -34,57 +36,47 @@ class Int8Arithmetic(Arithmetic):
     calibrated: bool = False
     clip_gradients: bool = False
 
-    @property
-    def needs_calibration(self) -> bool:
-        return self.calibrated
-
-    def prepare_layer(self, layer: nn.Module) -> None:
-        weight: Tensor = layer.weight  # type: ignore[assignment]
-        layer.register_buffer("weight_scale", weight.new_ones(weight.shape[0]), persistent=False)
+    def prepare_layer(self, layer: Any) -> None:
+        layer.register_buffer("weight_scale", layer.weight.new_ones(len(layer.weight)), persistent=False)
         if self.calibrated:
-            layer.register_buffer("activation_range", weight.new_zeros(2), persistent=False)  # lowest, highest
+            layer.register_buffer("activation_range", layer.weight.new_zeros(2), persistent=False)  # lowest, highest
 
-    def observe(self, layer: nn.Module, x: Tensor) -> None:
+    def observe(self, layer: Any, x: Tensor) -> None:
         if self.calibrated and x.numel():
             lowest, highest = x.detach().aminmax()
-            seen: Tensor = layer.activation_range  # type: ignore[assignment]
+            seen = layer.activation_range
             seen.copy_(torch.stack([torch.minimum(seen[0], lowest), torch.maximum(seen[1], highest)]))
 
-    def convert_weight(self, layer: nn.Module) -> None:
+    def convert_weight(self, layer: Any) -> None:
+        if isinstance(layer, nn.LayerNorm):
+            return
         with torch.no_grad():
-            weight: Tensor = layer.weight  # type: ignore[assignment]
-            scale: Tensor = layer.weight_scale  # type: ignore[assignment]
-            scale.copy_(weight_scale(weight))
-            weight.copy_(quantize_weight(weight, scale) * _on_first(scale, weight.dim()))
+            layer.weight_scale.copy_(weight_scale(layer.weight))
+            integers = quantize_weight(layer.weight, layer.weight_scale)
+            layer.weight.copy_(integers * _on_first(layer.weight_scale, layer.weight.dim()))
 
-    def linear(
-        self,
-        layer: nn.Module,
-        function: LinearMap,
-        x: Tensor,
-        weight: Tensor,
-        *,
-        converted: bool,
-        channel_dim: int,
-    ) -> Tensor:
-        scale: Tensor = layer.weight_scale if converted else weight_scale(weight)  # type: ignore[assignment]
-        weight = quantize_weight(weight, scale)
-        x, x_scale = self.quantize_input(layer, x, channel_dim)
-        out = integer_matmul(function, x, weight, channel_dim)
-        channels = (1,) * ((out.dim() - 1 if channel_dim == 1 else 1) - 1)
-        out = out * (x_scale * scale.view(-1, *channels))
-        bias: Tensor | None = layer.bias  # type: ignore[assignment]
-        return out if bias is None else out + bias.view(-1, *channels)
+    def linear(self, layer: Any, function: LinearMap, x: Tensor, weight: Tensor) -> Tensor:
+        scale = layer.weight_scale if self.converted else weight_scale(weight)
+        integers, x_scale = self.quantize_input(layer, x, weight.dim())
+        out = integer_matmul(function, integers, quantize_weight(weight, scale))
+        channels = weight.dim() - 1  # 1 in the result of a linear layer, 3 in that of a convolution
+        out = out * (x_scale * _on_first(scale, channels))
+        return out if layer.bias is None else out + _on_first(layer.bias, channels)
 
-    def quantize_input(self, layer: nn.Module, x: Tensor, channel_dim: int) -> tuple[Tensor, Tensor]:
-        """Returns the input as integers minus their zero point, and the scale."""
-        if self.calibrated:
-            return self._quantize_calibrated(x, layer.activation_range)  # type: ignore[arg-type]
-        return quantize_dynamic(x, dims=(-1,) if channel_dim == -1 else (1, 2, 3))
+    def quantize_input(self, layer: Any, x: Tensor, weight_dim: int) -> tuple[Tensor, Tensor]:
+        """Returns the input as integers minus their zero point, and the scale.
 
-    def _quantize_calibrated(self, x: Tensor, activation_range: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns integers minus their zero point, and the scale."""
-        lowest, highest = activation_range.unbind()
+        Raises:
+            UserError: activations must be calibrated and are not.
+        """
+        if not self.calibrated:
+            return quantize_dynamic(x, dims=(-1,) if weight_dim == 2 else (1, 2, 3))
+        if not layer.quantization.calibrated:
+            raise UserError(
+                "the model's activations are not calibrated; call vitfast.calibrate(model, loader) first, "
+                "or use Int8Config(activations='dynamic')"
+            )
+        lowest, highest = layer.activation_range.unbind()
         scale = _positive((highest - lowest) / 255)
         # the zero point is an integer, so the range is shifted rather than x: 0 stays exactly 0
         low = (lowest / scale).round()
@@ -108,11 +100,11 @@ def quantize_dynamic(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     return round_to_integers(x / scale, -127, 127), scale
 
 
-def integer_matmul(function: LinearMap, x: Tensor, weight: Tensor, channel_dim: int) -> Tensor:
+def integer_matmul(function: LinearMap, x: Tensor, weight: Tensor) -> Tensor:
     """Applies ``function`` to integers exactly, then rounds the result to float32."""
     if weight[0].numel() <= _EXACT_LENGTH:
         return function(x, weight, None)
-    if channel_dim == 1:
+    if weight.dim() == 4:
         return function(x.double(), weight.double(), None).to(x.dtype)
     chunks = zip(torch.split(x, _EXACT_LENGTH, -1), torch.split(weight, _EXACT_LENGTH, -1), strict=True)
     first, *others = (function(x_chunk, weight_chunk, None).double() for x_chunk, weight_chunk in chunks)

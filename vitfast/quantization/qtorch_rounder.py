@@ -6,10 +6,10 @@ import importlib
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from vitfast.errors import UserError
+from vitfast.ops.rounding import StraightThrough
 from vitfast.quantization.rounders import FixedRounder, FloatRounder, mask_gradient
 
 
@@ -34,27 +34,15 @@ class QtorchRounder:
         Raises:
             UserError: qtorch cannot be imported.
         """
-        if isinstance(self.like, FloatRounder):
-            self.like.report_non_finite(x)
-            bits = self.like.format.exponent_bits, self.like.format.mantissa_bits
+        quant, like = _import_qtorch(), self.like
+        if isinstance(like, FloatRounder):
+            like.report_non_finite(x)
+            round_, bits = quant.float_quantize, (like.format.exponent_bits, like.format.mantissa_bits)
         else:
-            bits = self.like.word_length, self.like.fraction_length
-        if self.like.clip_gradients:
+            round_, bits = quant.fixed_point_quantize, (like.word_length, like.fraction_length)
+        if like.clip_gradients:
             x = mask_gradient(x, *self.limits)
-        rounded: Tensor = _QtorchRound.apply(x, bits, isinstance(self.like, FloatRounder))
-        return rounded
-
-
-class _QtorchRound(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, bits: tuple[int, int], is_float: bool) -> Tensor:
-        quant = _import_qtorch()
-        round_ = quant.float_quantize if is_float else quant.fixed_point_quantize
-        return round_(x.contiguous(), *bits, rounding="nearest")
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return grad, None, None
+        return StraightThrough.apply(x, round_(x.detach().contiguous(), *bits, rounding="nearest"))
 
 
 def _import_qtorch() -> Any:

@@ -12,7 +12,7 @@ from torch import nn
 
 from vitfast.errors import UserError
 from vitfast.layers import StoredResult
-from vitfast.quantization.arithmetic import NoArithmetic
+from vitfast.quantization.arithmetic import Arithmetic
 from vitfast.quantization.configs import QATConfig, QuantizationConfig
 from vitfast.quantization.counterparts import (
     find_counterpart,
@@ -20,7 +20,7 @@ from vitfast.quantization.counterparts import (
     never_quantized,
     unrounded_additions,
 )
-from vitfast.quantization.quantized_module import LayerQuantization, Mode, QuantizedModule
+from vitfast.quantization.quantized_module import LayerQuantization, Mode, QuantizedLinearBase, QuantizedModule
 
 Filter = Callable[[nn.Module, str], bool]
 Overrides = Mapping[str, QuantizationConfig | None]
@@ -120,14 +120,15 @@ def prepare(model: nn.Module, configs: Mapping[str, QuantizationConfig], *, warn
         contains_quantized = any(other.startswith(f"{name}." if name else "") for other in configs)
         is_leaf = next(module.children(), None) is None
         if counterpart is not None and (config is not None or (contains_quantized and not is_leaf)):
-            arithmetic = NoArithmetic() if config is None else config.arithmetic()
+            arithmetic = Arithmetic() if config is None else config.arithmetic()
             counterpart.check(module, arithmetic)
             swaps.append((module, counterpart, LayerQuantization(config, arithmetic)))
     for module, counterpart, quantization in swaps:
         module.__class__ = counterpart
         assert isinstance(module, QuantizedModule)
         module.quantization = quantization
-        module.prepare()
+        if isinstance(module, QuantizedLinearBase):
+            quantization.arithmetic.prepare_layer(module)
     if warn:
         _warn_of_unrounded_additions(model)
 
@@ -241,7 +242,7 @@ def _describe(quantization: LayerQuantization) -> str:
 
 
 def _warn_of_unrounded_additions(model: nn.Module) -> None:
-    if not any(module.quantization.arithmetic.rounds_results for module in quantized_modules(model).values()):
+    if not any(module.quantization.arithmetic.rounder("stored") for module in quantized_modules(model).values()):
         return
     classes = unrounded_additions(model)
     if classes:

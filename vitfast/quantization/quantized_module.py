@@ -6,18 +6,19 @@ parameters, their names, hooks and references to the module are unchanged.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitfast.errors import UserError
 from vitfast.ops.autocast import autocast_off
 from vitfast.quantization.arithmetic import Arithmetic, LinearMap
 from vitfast.quantization.configs import QuantizationConfig
 
 Mode = Literal["quantized", "off", "plain", "observe"]
+
+_FLOAT32 = Arithmetic()
 
 
 @dataclass
@@ -27,7 +28,6 @@ class LayerQuantization:
     Attributes:
         config: None for a foreign module that only contains quantized ones.
         arithmetic: made from the configuration.
-        converted: whether weights have been rounded permanently.
         calibrated: whether activations have been observed, where the arithmetic needs it.
         mode: ``"quantized"``; ``"off"``: the code of the base class runs; ``"plain"``: nothing is rounded, but every
             layer is called, so that hooks see it; ``"observe"``: as ``"plain"``, and inputs are observed.
@@ -35,9 +35,13 @@ class LayerQuantization:
 
     config: QuantizationConfig | None
     arithmetic: Arithmetic
-    converted: bool = False
     calibrated: bool = False
     mode: Mode = "quantized"
+
+    @property
+    def converted(self) -> bool:
+        """Whether weights have been rounded permanently."""
+        return self.arithmetic.converted
 
 
 class QuantizedModule(nn.Module):
@@ -58,26 +62,28 @@ class QuantizedModule(nn.Module):
         """Whether the code of the base class runs."""
         return self.quantization.mode == "off"
 
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """The configured arithmetic, or float32 in the other modes."""
+        return self.quantization.arithmetic if self.quantization.mode == "quantized" else _FLOAT32
+
     def stored(self, x: Tensor, *, in_place: bool = False) -> Tensor:
         """Rounds a stored result, in place if nothing else reads ``x``."""
-        quantization = self.quantization
-        return quantization.arithmetic.stored(x, in_place=in_place) if quantization.mode == "quantized" else x
-
-    def prepare(self) -> None:
-        """Adds the buffers that the arithmetic needs."""
+        return self.arithmetic.round("stored", x, in_place=in_place)
 
     def convert(self) -> None:
-        """Rounds the module's weights in place."""
-        self.quantization.converted = True
-        self._round_weights()
+        """Rounds the module's weight in place."""
+        self.quantization.arithmetic = replace(self.quantization.arithmetic, converted=True)
+        self._round_weight()
 
-    def _round_weights(self) -> None:
-        pass
+    def _round_weight(self) -> None:
+        if isinstance(getattr(self, "weight", None), Tensor):
+            self.quantization.arithmetic.convert_weight(self)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         if self.quantization.converted:  # the checkpoint may be of a float32 model
-            self._round_weights()
+            self._round_weight()
 
 
 class QuantizedLinearBase(QuantizedModule):
@@ -86,56 +92,15 @@ class QuantizedLinearBase(QuantizedModule):
     weight: Any  # a parameter, or a property of the counterpart
     bias: Any
 
-    def compute(self, function: LinearMap, x: Tensor, weight: Tensor, channel_dim: int = -1) -> Tensor:
-        """Computes ``function(x, weight, bias)`` in the layer's arithmetic, in float32 under any autocast.
-
-        Raises:
-            UserError: activations must be calibrated and are not.
-        """
-        quantization = self.quantization
+    def compute(self, function: LinearMap, x: Tensor, weight: Tensor) -> Tensor:
+        """Computes ``function(x, weight, bias)`` in the layer's arithmetic, in float32 under any autocast."""
         with autocast_off(x):
             x = x.to(weight.dtype)
-            if quantization.mode != "quantized":
-                if quantization.mode == "observe":
-                    quantization.arithmetic.observe(self, x)
-                return function(x, weight, self.bias)
-            if quantization.arithmetic.needs_calibration and not quantization.calibrated:
-                raise UserError(
-                    "the model's activations are not calibrated; call vitfast.calibrate(model, loader) first, "
-                    "or use Int8Config(activations='dynamic')"
-                )
-            return quantization.arithmetic.linear(
-                self, function, x, weight, converted=quantization.converted, channel_dim=channel_dim
-            )
+            if self.quantization.mode == "observe":
+                self.quantization.arithmetic.observe(self, x)
+            return self.arithmetic.linear(self, function, x, weight)
 
     def apply_as_matrix(self, x: Tensor) -> Tensor:
         """Multiplies ``x`` ``[..., K]`` by the weight, flattened to ``[out, K]``."""
         weight = self.weight.flatten(1)
         return F.linear(x, weight, self.bias) if self.is_off else self.compute(F.linear, x, weight)
-
-    def prepare(self) -> None:
-        self.quantization.arithmetic.prepare_layer(self)
-
-    def _round_weights(self) -> None:
-        self.quantization.arithmetic.convert_weight(self)
-
-
-class QuantizedNorm(QuantizedModule):
-    """Base class for LayerNorms."""
-
-    def operand(self, x: Tensor) -> Tensor:
-        """Rounds the input."""
-        quantization = self.quantization
-        if quantization.mode != "quantized":
-            return x
-        return quantization.arithmetic.operand(x, converted=quantization.converted)
-
-    def result(self, x: Tensor) -> Tensor:
-        """Rounds the output."""
-        quantization = self.quantization
-        if quantization.mode != "quantized":
-            return x
-        return quantization.arithmetic.result(x, converted=quantization.converted)
-
-    def _round_weights(self) -> None:
-        self.quantization.arithmetic.convert_gamma(self)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from vitfast import ops
 from vitfast.formats import FloatFormat
 from vitfast.ops.library import has_kernel
-from vitfast.ops.rounding import Rounding, float_rounding
+from vitfast.ops.rounding import Rounding, StraightThrough, float_rounding
 
 
 class Rounder(Protocol):
@@ -46,11 +46,6 @@ class FloatRounder:
     def raw(self) -> list[int]:
         """The rounding as the raw operators encode it."""
         return float_rounding(self.format, self.rounding)
-
-    @property
-    def can_fuse(self) -> bool:
-        """Whether another operator can apply the rounding to its result: nothing must be reported or masked."""
-        return self.format.has_inf and self.format.has_nan and not self.clip_gradients
 
     def __call__(self, x: Tensor) -> Tensor:
         """Rounds ``x`` of any shape; warns if the format turns infinity or NaN into a number."""
@@ -99,19 +94,22 @@ class FixedRounder:
         return -steps * 2.0**-self.fraction_length, (steps - 1) * 2.0**-self.fraction_length
 
 
+def can_fuse(rounder: Rounder | None) -> TypeGuard[FloatRounder | None]:
+    """Returns whether another operator can apply the rounding: nothing must be reported or masked."""
+    if isinstance(rounder, FloatRounder):
+        return rounder.format.has_inf and rounder.format.has_nan and not rounder.clip_gradients
+    return rounder is None
+
+
 def round_in_place(rounder: Rounder, x: Tensor) -> Tensor:
     """Rounds ``x``, in place where possible; the caller guarantees that nothing else reads it."""
-    fuses = isinstance(rounder, FloatRounder) and rounder.can_fuse and not torch.compiler.is_compiling()
-    if not fuses or not has_kernel("quantize_float", x.device.type):
+    has_operator = not torch.compiler.is_compiling() and has_kernel("quantize_float", x.device.type)
+    if not can_fuse(rounder) or not isinstance(rounder, FloatRounder) or not has_operator:
         return rounder(x)
-    assert isinstance(rounder, FloatRounder)
-    if x.requires_grad and not x.is_leaf:
-        rounded: Tensor = _RoundInPlace.apply(x, rounder.raw)
-        return rounded
-    if x.requires_grad:
-        return rounder(x)
-    torch.ops.vitfast.quantize_float_.default(x, rounder.raw, None)
-    return x
+    if not x.requires_grad:
+        torch.ops.vitfast.quantize_float_.default(x, rounder.raw, None)
+        return x
+    return rounder(x) if x.is_leaf else _RoundInPlace.apply(x, rounder.raw)
 
 
 class _RoundInPlace(torch.autograd.Function):
@@ -141,21 +139,12 @@ def round_to_integers(x: Tensor, low: int, high: int, *, clip_gradients: bool = 
     Returns:
         A new tensor of x's shape and dtype. NaN stays NaN.
     """
-    rounded: Tensor = _RoundStraightThrough.apply(mask_gradient(x, low, high) if clip_gradients else x, low, high)
-    return rounded
+    if clip_gradients:
+        x = mask_gradient(x, low, high)
+    return StraightThrough.apply(x, x.detach().round().clamp(low, high))
 
 
 def mask_gradient(x: Tensor, low: float, high: float) -> Tensor:
     """Returns ``x`` itself, with no gradient where it is below ``low`` or above ``high``."""
     constant = x.detach()
     return torch.where((constant >= low) & (constant <= high), x, constant)
-
-
-class _RoundStraightThrough(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, low: int, high: int) -> Tensor:
-        return x.round().clamp(low, high)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return grad, None, None

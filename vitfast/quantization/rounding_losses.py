@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from vitfast.quantization.arithmetic import RoundedArithmetic
 from vitfast.quantization.int8_arithmetic import Int8Arithmetic, quantize_weight, weight_scale
 from vitfast.quantization.quantize import quantized_modules
-from vitfast.quantization.quantized_module import QuantizedLinearBase, QuantizedNorm
+from vitfast.quantization.quantized_module import QuantizedLinearBase
 from vitfast.quantization.rounders import Rounder
 
 
@@ -70,10 +71,10 @@ def watch_activations(model: nn.Module) -> dict[str, RoundingLosses]:
         losses = watched[name] = RoundingLosses()
         arithmetic = module.quantization.arithmetic
         if isinstance(arithmetic, RoundedArithmetic):
-            weight = getattr(module, "weight", None)
-            module.quantization.arithmetic = replace(arithmetic, rounder=_Counting(arithmetic.rounder, losses, weight))
+            counting = _Counting(arithmetic.rounding, losses, getattr(module, "weight", None))
+            module.quantization.arithmetic = replace(arithmetic, rounding=counting)
         elif isinstance(arithmetic, Int8Arithmetic):
-            module.quantization.arithmetic = _CountingInt8(arithmetic.calibrated, arithmetic.clip_gradients, losses)
+            module.quantization.arithmetic = _CountingInt8(**vars(arithmetic), losses=losses)
     return watched
 
 
@@ -87,15 +88,15 @@ def weight_losses(model: nn.Module, unrounded: nn.Module) -> dict[str, RoundingL
     counted = {}
     for name, module in quantized_modules(model).items():
         losses = counted[name] = RoundingLosses()
-        arithmetic, converted = module.quantization.arithmetic, module.quantization.converted
-        rounds = isinstance(module, QuantizedLinearBase) or (isinstance(module, QuantizedNorm) and converted)
+        arithmetic = module.quantization.arithmetic
+        is_linear = isinstance(module, QuantizedLinearBase)
         weight = getattr(unrounded.get_submodule(name), "weight", None)
-        if not rounds or not isinstance(weight, Tensor):
+        if not isinstance(weight, Tensor) or not (is_linear or arithmetic.converted):  # gammas round when converted
             continue
         weight = weight.detach()
         if isinstance(arithmetic, RoundedArithmetic):
-            losses.count(weight, arithmetic.rounder(weight), arithmetic.rounder.limits)
-        elif isinstance(arithmetic, Int8Arithmetic) and isinstance(module, QuantizedLinearBase):
+            losses.count(weight, arithmetic.rounding(weight), arithmetic.rounding.limits)
+        elif isinstance(arithmetic, Int8Arithmetic) and is_linear:
             losses.count(weight, quantize_weight(weight, weight_scale(weight)), (-torch.inf, torch.inf))
     return counted
 
@@ -123,12 +124,11 @@ class _Counting:
 class _CountingInt8(Int8Arithmetic):
     losses: RoundingLosses | None = None
 
-    def quantize_input(self, layer: nn.Module, x: Tensor, channel_dim: int) -> tuple[Tensor, Tensor]:
-        integers, scale = super().quantize_input(layer, x, channel_dim)
+    def quantize_input(self, layer: Any, x: Tensor, weight_dim: int) -> tuple[Tensor, Tensor]:
+        integers, scale = super().quantize_input(layer, x, weight_dim)
         assert self.losses is not None
         limits: tuple[float, float] | tuple[Tensor, Tensor] = (-torch.inf, torch.inf)
         if self.calibrated:
-            lowest, highest = layer.get_buffer("activation_range").unbind()
-            limits = (lowest, highest)
+            limits = layer.activation_range.unbind()
         self.losses.count(x.detach(), integers.detach(), limits)
         return integers, scale

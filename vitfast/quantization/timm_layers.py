@@ -48,7 +48,7 @@ class QuantizedTimmVisionTransformer(QuantizedModule, VisionTransformer):
     @staticmethod
     def check(module: nn.Module, arithmetic: Arithmetic) -> None:
         """Rejects positions that are resampled in the forward pass if their sum is rounded."""
-        if module.dynamic_img_size and arithmetic.rounds_results:
+        if module.dynamic_img_size and arithmetic.rounder("stored"):
             raise UserError(
                 "a format that rounds results does not go with timm's dynamic_img_size=True; create the model with "
                 "the img_size you need"

@@ -10,8 +10,9 @@ from torch.nn import functional as F
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from vitfast.errors import UserError
+from vitfast.layers.fusion import take_in_place
 from vitfast.ops.autocast import autocast_off
-from vitfast.quantization.quantized_module import QuantizedLinearBase, QuantizedNorm
+from vitfast.quantization.quantized_module import QuantizedLinearBase, QuantizedModule
 
 
 class QuantizedLinear(QuantizedLinearBase, nn.Linear):
@@ -40,17 +41,19 @@ class QuantizedConv2d(QuantizedLinearBase, nn.Conv2d):
     """Counterpart of ``torch.nn.Conv2d``: the patch embedding of many models."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) if self.is_off else self.compute(self._conv_forward, x, self.weight, channel_dim=1)
+        return super().forward(x) if self.is_off else self.compute(self._conv_forward, x, self.weight)
 
 
-class QuantizedLayerNorm(QuantizedNorm, nn.LayerNorm):
+class QuantizedLayerNorm(QuantizedModule, nn.LayerNorm):
     """Counterpart of ``torch.nn.LayerNorm``."""
 
     def forward(self, x: Tensor) -> Tensor:
         if self.is_off:
             return super().forward(x)
         with autocast_off(x):
-            return self.result(super().forward(self.operand(x if self.weight is None else x.to(self.weight.dtype))))
+            x = x if self.weight is None else x.to(self.weight.dtype)
+            x = self.arithmetic.round("operand", x, in_place=take_in_place(x))
+            return self.arithmetic.round("result", super().forward(x))
 
 
 class QuantizedMultiheadAttention(QuantizedLinearBase, nn.MultiheadAttention):

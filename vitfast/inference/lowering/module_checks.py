@@ -11,7 +11,7 @@ from torch import nn
 
 from vitfast.formats import FloatFormat
 from vitfast.inference.ir import Precision
-from vitfast.quantization.arithmetic import Arithmetic, NoArithmetic, RoundedArithmetic
+from vitfast.quantization.arithmetic import Arithmetic, RoundedArithmetic
 from vitfast.quantization.int8_arithmetic import Int8Arithmetic
 from vitfast.quantization.quantized_module import QuantizedModule
 from vitfast.quantization.rounders import FloatRounder
@@ -143,14 +143,14 @@ def _is_quantization_buffer(kind: str, names: list[str]) -> bool:
 
 
 def _precision(arithmetic: Arithmetic) -> Precision | None:
-    if isinstance(arithmetic, NoArithmetic):
+    if type(arithmetic) is Arithmetic:
         return "fp32"
     if isinstance(arithmetic, Int8Arithmetic):
         return None if arithmetic.calibrated else "int8"
-    if type(arithmetic) is RoundedArithmetic and isinstance(arithmetic.rounder, FloatRounder):
+    if type(arithmetic) is RoundedArithmetic and isinstance(arithmetic.rounding, FloatRounder):
         is_fp16_32 = (
-            arithmetic.rounder.format == FloatFormat.fp16()
-            and arithmetic.rounder.rounding == "nearest_even"
+            arithmetic.rounding.format == FloatFormat.fp16()
+            and arithmetic.rounding.rounding == "nearest_even"
             and not arithmetic.round_results
             and not arithmetic.legacy_convert
         )

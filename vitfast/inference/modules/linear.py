@@ -147,7 +147,7 @@ class TorchInt8Linear(InferenceLinear):
 
     def gemm(self, x: Tensor) -> Tensor:
         integers, x_scale = quantize_dynamic(x, (-1,))
-        out = integer_matmul(F.linear, integers, self.weight.to(torch.float32), -1) * (x_scale * self.weight_scale)
+        out = integer_matmul(F.linear, integers, self.weight.to(torch.float32)) * (x_scale * self.weight_scale)
         return out if self.bias is None else out + self.bias
 
     def _stored(self, weight: Tensor) -> Tensor:
