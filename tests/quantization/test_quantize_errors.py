@@ -12,7 +12,7 @@ from vitfast.models import ImageModel
 
 def test_preparing_twice(model: ImageModel) -> None:
     quantize_(model, QATConfig(FP16_16Config()))
-    with pytest.raises(UserError, match=r"quantized already \(FP16_16Config, prepared\)"):
+    with pytest.raises(UserError, match=r"quantized already \(FP16_16, prepared\)"):
         quantize_(model, QATConfig(FP16_16Config()))
     with pytest.raises(UserError, match="quantized already"):
         quantize_(model, FP16_32Config())

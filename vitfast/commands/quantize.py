@@ -39,8 +39,7 @@ from vitfast.evaluation.plots import draw_quantization
 from vitfast.models import ImageModel
 from vitfast.quantization.calibrate import calibrate, calibrated_layers
 from vitfast.quantization.configs import QATConfig
-from vitfast.quantization.quantize import quantize_, quantized_modules
-from vitfast.quantization.record import describe_quantization
+from vitfast.quantization.quantize import describe_quantization, is_converted, quantize_, quantized_modules
 from vitfast.quantization.report import LayerError, QuantizationReport, quantization_report
 from vitfast.runs.checkpoint import MODEL_FILE
 from vitfast.runs.trained_model import (
@@ -151,7 +150,7 @@ def _load(options: QuantizeOptions, device: torch.device) -> TrainedModel:
     else:
         trained = load_trained_model(options.checkpoint, weights=options.weights, device=device)
     quantized = quantized_modules(trained.model)
-    if any(module.quantization.converted for module in quantized.values()):
+    if is_converted(trained.model):
         raise UserError(
             f"checkpoint={options.checkpoint} is already quantized ({describe_quantization(trained.model)}); "
             "quantize its source instead"

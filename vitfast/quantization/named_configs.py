@@ -44,6 +44,8 @@ _NAMED: dict[str, tuple[type[QuantizationConfig], dict[str, Any]]] = {
     "FixedPoint11Integral3": (FixedConfig, {"word_length": 11, "fraction_length": 8}),
     "FixedPoint11Integral4": (FixedConfig, {"word_length": 11, "fraction_length": 7}),
 }
+# every configuration, by the name of its class
+CONFIGS = {make.__name__: make for make, _ in _NAMED.values()}
 _ANY_FLOAT, _ANY_FIXED = re.compile(r"float_(\d+)_(\d+)"), re.compile(r"fixed_(\d+)_(-?\d+)")
 _FLOAT32 = ("fp32", "float32")
 

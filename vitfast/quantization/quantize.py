@@ -20,6 +20,7 @@ from vitfast.quantization.counterparts import (
     never_quantized,
     unrounded_additions,
 )
+from vitfast.quantization.named_configs import format_name
 from vitfast.quantization.quantized_module import LayerQuantization, Mode, QuantizedLinearBase, QuantizedModule
 
 Filter = Callable[[nn.Module, str], bool]
@@ -90,6 +91,17 @@ def configurations(model: nn.Module) -> dict[str, QuantizationConfig]:
     }
 
 
+def is_converted(model: nn.Module) -> bool:
+    """Returns whether the weights of a model are rounded permanently."""
+    return any(module.quantization.converted for module in quantized_modules(model).values())
+
+
+def describe_quantization(model: nn.Module) -> str:
+    """Returns a short description, ``"FP16_32, prepared"``; empty if the model is not quantized."""
+    names = dict.fromkeys(map(format_name, configurations(model).values()))
+    return f"{' and '.join(names)}, {'converted' if is_converted(model) else 'prepared'}" if names else ""
+
+
 def prepare(model: nn.Module, configs: Mapping[str, QuantizationConfig], *, warn: bool = True) -> None:
     """Replaces the classes of modules by their quantized counterparts.
 
@@ -103,12 +115,10 @@ def prepare(model: nn.Module, configs: Mapping[str, QuantizationConfig], *, warn
     Raises:
         UserError: the model is quantized already, or a module cannot be.
     """
-    quantized = quantized_modules(model)
-    if quantized:
-        states = sorted({_describe(module.quantization) for module in quantized.values()} - {""})
+    if quantized_modules(model):
         raise UserError(
-            f"the model is quantized already ({', '.join(states)}); start from an unquantized one, or end training "
-            "with quantize_(model, QATConfig(step='convert'))"
+            f"the model is quantized already ({describe_quantization(model)}); start from an unquantized one, or end "
+            "training with quantize_(model, QATConfig(step='convert'))"
         )
     wrong = sorted({str(p.dtype) for p in model.parameters() if p.dtype not in (torch.float32, torch.float64)})
     if wrong:
@@ -226,19 +236,13 @@ def _convert(model: nn.Module, base: QuantizationConfig | None) -> None:
             "quantize_(model, QATConfig(FP16_32Config(), step='prepare')) and train, or "
             "quantize_(model, FP16_32Config())"
         )
-    if any(module.quantization.converted for module in quantized.values()):
+    if is_converted(model):
         raise UserError("the model is converted already; there is nothing left to do")
     prepared = {module.quantization.config for module in quantized.values()}
     if base is not None and base not in prepared:
         known = ", ".join(sorted(repr(config) for config in prepared if config is not None))
         raise UserError(f"the model was prepared with {known}, not {base!r}; use QATConfig(step='convert')")
     convert(model)
-
-
-def _describe(quantization: LayerQuantization) -> str:
-    if quantization.config is None:
-        return ""
-    return f"{type(quantization.config).__name__}, {'converted' if quantization.converted else 'prepared'}"
 
 
 def _warn_of_unrounded_additions(model: nn.Module) -> None:

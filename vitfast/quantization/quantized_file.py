@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -17,8 +16,8 @@ from vitfast.errors import UserError
 from vitfast.models import ImageModel, build_model
 from vitfast.quantization.int8_arithmetic import Int8Arithmetic, quantize_weight
 from vitfast.quantization.quantize import quantized_modules
-from vitfast.quantization.quantized_module import QuantizedModule
 from vitfast.quantization.record import quantization_record, quantize_from_record
+from vitfast.weights.save_weights import write_safetensors
 from vitfast.weights.source_checkpoint import SCALE, unpack_weights
 
 _METADATA_KEY = "vitfast_quantized"
@@ -36,11 +35,8 @@ def save_quantized(model: ImageModel, path: str | os.PathLike[str]) -> None:
         UserError: the model is not converted, or not from vitfast; the path has another suffix or no folder.
         OSError: the file cannot be written (disk full, no permission); an existing file is unchanged.
     """
-    path = Path(path)
     if not isinstance(model, ImageModel):
         raise UserError(f"save_quantized writes models from vitfast.create_model; got a {type(model).__name__}")
-    if path.suffix != ".safetensors" or not path.parent.is_dir():
-        raise UserError(f"{path} must end in .safetensors, in a folder that exists")
     record = quantization_record(model)
     if record is None or not record["converted"]:
         raise UserError(
@@ -48,16 +44,7 @@ def save_quantized(model: ImageModel, path: str | os.PathLike[str]) -> None:
             "quantize_(model, QATConfig(step='convert')) after training"
         )
     metadata = {"model": {"name": model.model_name, "fields": model.model_fields}, "quantization": record}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.writing")
-    try:
-        safetensors.torch.save_file(pack_state(model), temporary, {_METADATA_KEY: json.dumps(metadata)})
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except safetensors.SafetensorError as error:  # safetensors wraps the system's error
-        raise OSError(f"{path} could not be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_safetensors(pack_state(model), path, {_METADATA_KEY: json.dumps(metadata)})
 
 
 def load_quantized(path: str | os.PathLike[str]) -> ImageModel:
@@ -101,13 +88,14 @@ def pack_state(model: nn.Module) -> dict[str, Tensor]:
     """
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
     for name, module in quantized_modules(model).items():
-        for key in _rounded_keys(name, module, state):
-            if isinstance(module.quantization.arithmetic, Int8Arithmetic):
-                scale = module.weight_scale.detach().cpu()  # type: ignore[operator]
-                state[key + SCALE] = scale
-                state[key] = quantize_weight(state[key], scale).to(torch.int8)
-            else:
+        if module.quantization.config is None or not module.quantization.converted:
+            continue
+        for key in {f"{name}.weight", f"{name}.in_proj_weight"} & state.keys():
+            if not isinstance(module.quantization.arithmetic, Int8Arithmetic):
                 state[key] = _narrowed(state[key])
+            elif hasattr(module, "weight_scale"):  # not a LayerNorm
+                scale = state[key + SCALE] = module.get_buffer("weight_scale").detach().cpu()
+                state[key] = quantize_weight(state[key], scale).to(torch.int8)
     return state
 
 
@@ -131,15 +119,6 @@ def load_packed_state(model: nn.Module, state: Mapping[str, Tensor], source: str
             stored: Tensor = modules[key.rpartition(".")[0]].weight_scale  # type: ignore[assignment]
             stored.copy_(scale)
             model.get_parameter(key).copy_(weights[key])
-
-
-def _rounded_keys(name: str, module: QuantizedModule, state: dict[str, Tensor]) -> list[str]:
-    if module.quantization.config is None or not module.quantization.converted:
-        return []
-    keys = [f"{name}.weight", f"{name}.in_proj_weight"]
-    if isinstance(module.quantization.arithmetic, Int8Arithmetic):
-        return [key for key in keys if key in state and hasattr(module, "weight_scale")]
-    return [key for key in keys if key in state]
 
 
 def _narrowed(weight: Tensor) -> Tensor:

@@ -10,23 +10,11 @@ from torch import Tensor, nn
 
 from vitfast.errors import UserError
 from vitfast.formats import FloatFormat
-from vitfast.quantization import configs
 from vitfast.quantization.configs import QuantizationConfig
-from vitfast.quantization.named_configs import format_name
-from vitfast.quantization.quantize import configurations, convert, prepare, quantized_modules
+from vitfast.quantization.named_configs import CONFIGS
+from vitfast.quantization.quantize import configurations, convert, is_converted, prepare, quantized_modules
 
 _FORMAT_VERSION = 1
-_CONFIGS: dict[str, type[QuantizationConfig]] = {
-    config.__name__: config
-    for config in (
-        configs.FP16_16Config,
-        configs.FP16_32Config,
-        configs.TF32Config,
-        configs.FloatConfig,
-        configs.FixedConfig,
-        configs.Int8Config,
-    )
-}
 
 
 def quantization_record(model: nn.Module) -> dict[str, Any] | None:
@@ -47,18 +35,13 @@ def quantization_record(model: nn.Module) -> dict[str, Any] | None:
     }
     return {
         "format_version": _FORMAT_VERSION,
-        "converted": any(module.quantization.converted for module in quantized.values()),
-        "configs": [{"config": _to_data(config), "modules": modules} for config, modules in names.items()],
+        "converted": is_converted(model),
+        "configs": [
+            {"config": {"name": type(config).__name__, **asdict(config)}, "modules": modules}
+            for config, modules in names.items()
+        ],
         "activation_ranges": ranges,
     }
-
-
-def describe_quantization(model: nn.Module) -> str:
-    """Returns a short description, ``"FP16_32, prepared"``; empty if the model is not quantized."""
-    quantized = quantized_modules(model).values()
-    names = dict.fromkeys(format_name(m.quantization.config) for m in quantized if m.quantization.config is not None)
-    state = "converted" if any(module.quantization.converted for module in quantized) else "prepared"
-    return f"{' and '.join(names)}, {state}" if names else ""
 
 
 def quantize_from_record(model: nn.Module, record: dict[str, Any]) -> None:
@@ -96,15 +79,11 @@ def quantize_from_record(model: nn.Module, record: dict[str, Any]) -> None:
         convert(model)
 
 
-def _to_data(config: QuantizationConfig) -> dict[str, Any]:
-    return {"name": type(config).__name__, **asdict(config)}
-
-
 def _from_data(data: dict[str, Any]) -> QuantizationConfig:
     fields = dict(data)
     name = fields.pop("name")
-    if name not in _CONFIGS:
-        raise UserError(f"unknown quantization {name!r}; known are {', '.join(_CONFIGS)}")
+    if name not in CONFIGS:
+        raise UserError(f"unknown quantization {name!r}; known are {', '.join(CONFIGS)}")
     if "format" in fields:
         fields["format"] = FloatFormat(**fields["format"])
-    return _CONFIGS[name](**fields)
+    return CONFIGS[name](**fields)

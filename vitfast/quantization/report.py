@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -15,7 +16,13 @@ from torch import Tensor, nn
 from vitfast.errors import UserError
 from vitfast.layers import StoredResult
 from vitfast.quantization.calibrate import images_of
-from vitfast.quantization.quantize import configurations, prepare, quantization_mode, quantized_modules
+from vitfast.quantization.quantize import (
+    configurations,
+    is_converted,
+    prepare,
+    quantization_mode,
+    quantized_modules,
+)
 from vitfast.quantization.rounding_losses import RoundingLosses, watch_activations, weight_losses
 
 
@@ -56,11 +63,11 @@ class QuantizationReport:
 
     def worst(self, count: int = 5) -> tuple[LayerError, ...]:
         """Returns the layers with the lowest signal-to-noise ratios, the worst first."""
-        ordered = sorted(
-            self.layers,
-            key=lambda layer: -math.inf if math.isnan(layer.signal_to_noise_db) else layer.signal_to_noise_db,
-        )
-        return tuple(ordered[:count])
+
+        def rank(layer: LayerError) -> tuple[bool, float]:
+            return not math.isnan(layer.signal_to_noise_db), layer.signal_to_noise_db
+
+        return tuple(sorted(self.layers, key=rank)[:count])
 
     def __str__(self) -> str:
         lines = [
@@ -88,7 +95,7 @@ def quantization_report(
     """
     quantized = quantized_modules(model)
     if reference is None:
-        if any(module.quantization.converted for module in quantized.values()):
+        if is_converted(model):
             raise UserError(
                 "the weights of a converted model are rounded; give the unquantized model as reference=, a "
                 "copy.deepcopy from before quantize_"
@@ -105,37 +112,33 @@ def quantization_report(
         return _compare(candidate, unrounded, loader, batches)
 
 
-class _Outputs:
-    """Keeps the last output of every compared module."""
+def _keep_outputs(model: nn.Module) -> dict[str, Tensor]:
+    """Returns a dictionary that will hold the last output of every compared module."""
+    kept: dict[str, Tensor] = {}
 
-    def __init__(self, model: nn.Module) -> None:
-        self.tensors: dict[str, Tensor] = {}
-        for name, module in _observed_modules(model).items():
-            module.register_forward_hook(self._hook(name))
+    def keep(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        output = output[0] if isinstance(output, tuple) and output else output
+        if isinstance(output, Tensor):
+            kept[name] = output
 
-    def _hook(self, name: str) -> Any:
-        def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-            output = output[0] if isinstance(output, tuple) and output else output
-            if isinstance(output, Tensor):
-                self.tensors[name] = output
-
-        return keep
+    for name, module in _observed_modules(model).items():
+        module.register_forward_hook(partial(keep, name))
+    return kept
 
 
 def _compare(
     candidate: nn.Module, reference: nn.Module, loader: Iterable[Any], batches: int | None
 ) -> QuantizationReport:
-    outputs, reference_outputs = _Outputs(candidate), _Outputs(reference)
+    outputs, reference_outputs = _keep_outputs(candidate), _keep_outputs(reference)
     weights, activations = weight_losses(candidate, reference), watch_activations(candidate)
     energies: dict[str, Tensor] = {}
     output_energy = torch.zeros(2, dtype=torch.float64)
     agreeing = num_images = 0
     for batch in islice(loader, batches):
         images = images_of(batch, candidate)
-        logits, reference_logits = candidate(images), reference(images)
-        logits, reference_logits = _logits(logits), _logits(reference_logits)
-        for name, expected in reference_outputs.tensors.items():
-            energies[name] = energies.get(name, 0.0) + _energy(outputs.tensors[name], expected)
+        logits, reference_logits = _logits(candidate(images)), _logits(reference(images))
+        for name, expected in reference_outputs.items():
+            energies[name] = energies.get(name, 0.0) + _energy(outputs[name], expected)
         output_energy = output_energy + _energy(logits, reference_logits)
         agreeing += int((logits.argmax(-1) == reference_logits.argmax(-1)).sum())
         num_images += len(images)

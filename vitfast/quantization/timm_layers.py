@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -25,9 +26,7 @@ class QuantizedTimmAttention(QuantizedModule, Attention):
     """Counterpart of timm's ``Attention``: nothing is rounded between ``qkv`` and ``proj``, not even by autocast."""
 
     def forward(self, x: Tensor, *arguments: Any, **options: Any) -> Tensor:
-        if self.is_off:
-            return super().forward(x, *arguments, **options)
-        with autocast_off(x):
+        with nullcontext() if self.is_off else autocast_off(x):
             return super().forward(x, *arguments, **options)
 
 
@@ -35,8 +34,6 @@ class QuantizedTimmBlock(QuantizedModule, Block):
     """Counterpart of timm's ``Block``: both additions to the residual stream are stored results."""
 
     def forward(self, x: Tensor, *arguments: Any, **options: Any) -> Tensor:
-        if self.is_off:
-            return super().forward(x, *arguments, **options)
         attended = self.attn(self.norm1(x), *arguments, **options)
         x = self.stored(x + self.drop_path1(self.ls1(attended)))
         return self.stored(x + self.drop_path2(self.ls2(self.mlp(self.norm2(x)))))

@@ -12,8 +12,9 @@ import torch
 import vitfast
 from vitfast.errors import UserError
 from vitfast.models import ImageModel
+from vitfast.quantization.quantize import describe_quantization
 from vitfast.quantization.quantized_file import load_packed_state, pack_state
-from vitfast.quantization.record import describe_quantization, quantization_record, quantize_from_record
+from vitfast.quantization.record import quantization_record, quantize_from_record
 from vitfast.runs.checkpoint import (
     EMA_FILE,
     CheckpointError,

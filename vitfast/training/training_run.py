@@ -19,7 +19,7 @@ from vitfast.data.seeding import derive_seed
 from vitfast.device import describe_device
 from vitfast.errors import UserError
 from vitfast.ops.library import chosen_kernels
-from vitfast.quantization.record import describe_quantization
+from vitfast.quantization.quantize import describe_quantization
 from vitfast.runs.checkpoint import latest_checkpoint, resolve_checkpoint
 from vitfast.runs.run_directory import CONFIG, LOG, FollowedRun, RunDirectory, describe_environment
 from vitfast.training.build import create_task, create_training_model, prepare_for_training

@@ -27,7 +27,6 @@ def save_weights(model: ImageModel | MultiCrop, path: str | os.PathLike[str]) ->
     """Writes the weights under timm's keys and in timm's layout, with the model's name and fields as metadata.
 
     ``create_model(checkpoint=path)`` builds the model again, and ``load_vissl_head(path)`` the head of a ``MultiCrop``.
-    The file is written under a temporary name and renamed when it is complete.
 
     Args:
         model: from ``create_model``, or a ``MultiCrop`` of one, whose head is written under VISSL's keys.
@@ -37,17 +36,12 @@ def save_weights(model: ImageModel | MultiCrop, path: str | os.PathLike[str]) ->
         UserError: the path has another suffix or its folder does not exist, or the model is not a vitfast model.
         OSError: the file cannot be written (disk full, no permission). An existing file stays intact.
     """
-    path = Path(path)
     head_state: dict[str, Tensor] = {}
     if isinstance(model, MultiCrop):
         head_state = {f"{HEAD_KEYS}{key}": tensor.detach().cpu() for key, tensor in model.head.state_dict().items()}
         model = model.model
     if not isinstance(model, ImageModel):
         raise UserError(f"save_weights writes models from vitfast.create_model; got a {type(model).__name__}")
-    if path.suffix != ".safetensors":
-        raise UserError(f"{path} must end in .safetensors, the format that is written; use {path.stem}.safetensors")
-    if not path.parent.is_dir():
-        raise UserError(f"{path} cannot be written: the folder {path.parent} does not exist; create it first")
     record: dict[str, Any] = {
         "format_version": _FORMAT_VERSION,
         "model": {"name": model.model_name, "fields": model.model_fields},
@@ -55,9 +49,19 @@ def save_weights(model: ImageModel | MultiCrop, path: str | os.PathLike[str]) ->
     if model.saved_exits is not None:
         record["exit_thresholds"] = exits_record(model.saved_exits)
     metadata = {"format": "pt", METADATA_KEY: json.dumps(record)}
+    write_safetensors(_timm_state(model) | head_state, path, metadata)
+
+
+def write_safetensors(state: dict[str, Tensor], path: str | os.PathLike[str], metadata: dict[str, str]) -> None:
+    """Writes a safetensors file under a temporary name, then renames it; raises as ``save_weights``."""
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise UserError(f"{path} must end in .safetensors, the format that is written; use {path.stem}.safetensors")
+    if not path.parent.is_dir():
+        raise UserError(f"{path} cannot be written: the folder {path.parent} does not exist; create it first")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.writing")
     try:
-        safetensors.torch.save_file(_timm_state(model) | head_state, temporary, metadata)
+        safetensors.torch.save_file(state, temporary, metadata)
         flush_to_disk(temporary)
         os.replace(temporary, path)
         flush_to_disk(path.parent)
