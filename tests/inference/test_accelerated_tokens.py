@@ -10,7 +10,7 @@ from torch import Tensor
 
 import vitfast
 from support.accelerable import accelerable, sample_images
-from vitfast.inference.cpu.cpu_backend import CpuBackend
+from vitfast.inference.cpu import cpu_backend
 from vitfast.inference.cpu.packed_layers import PackedSplitLinear
 from vitfast.inference.ir import Precision
 from vitfast.inference.modules.attention import PerformerAttention
@@ -40,8 +40,8 @@ def test_without_the_operators_it_is_the_same(kind: str, precision: Precision, m
     images = sample_images(model)
     expected = vitfast.accelerate(model, precision)
     assert all(isinstance(split, PackedSplitLinear) == has_kernel("packed", "cpu") for split in splits(expected))
-    monkeypatch.setattr(CpuBackend, "split_linear_class", lambda *_: SplitLinear)
-    monkeypatch.setattr(CpuBackend, "performer_class", PerformerAttention)
+    monkeypatch.delitem(cpu_backend._PACKED, SplitLinear)
+    monkeypatch.delitem(cpu_backend._PACKED, PerformerAttention)
     plain = vitfast.accelerate(model, precision)
     assert splits(plain)
     assert not any(isinstance(split, PackedSplitLinear) for split in splits(plain))

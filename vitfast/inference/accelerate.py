@@ -24,7 +24,7 @@ from vitfast.inference.ir import PRECISIONS, CascadeSpec, Precision
 from vitfast.inference.lowering import Lowered, lower
 from vitfast.inference.lowering.module_checks import quantized_precisions
 from vitfast.inference.modules.block import InferenceBlock
-from vitfast.inference.modules.cascade import InferenceCascade, ReuseBlock
+from vitfast.inference.modules.cascade import InferenceCascade
 from vitfast.inference.modules.embedding import InferenceEmbedding
 from vitfast.inference.modules.fallback_block import FallbackBlock, ForeignModelBlock
 from vitfast.inference.modules.readout import InferenceReadout
@@ -151,10 +151,8 @@ def _layers(body: nn.Module, lowered: Lowered) -> Iterator[LayerPath]:
         why = lowered.why
         yield LayerPath("(model)", "source's forward", f"{why.name} {why.why}" if why.name else why.why)
     for name, module in body.named_modules():
-        if isinstance(module, FallbackBlock):
-            yield LayerPath(module.name, module.path, module.why)
-        elif isinstance(module, (InferenceBlock, LastBlock, ReuseBlock)):
-            yield LayerPath(module.name, module.path)
+        if isinstance(module, (FallbackBlock, InferenceBlock, LastBlock)):
+            yield LayerPath(module.name, module.path, getattr(module, "why", ""))
         elif isinstance(module, InferenceEmbedding):
             yield LayerPath(name, module.patches.path)
         elif isinstance(module, InferenceReadout):
@@ -215,7 +213,7 @@ def _check_normalization(normalization: Normalization | None, lowered: Lowered) 
     spec = lowered.spec
     if spec is None:
         raise UserError(f"mean= and std= require a model that is recognised as a whole; {lowered.why}")
-    first = spec.exits[0].transformer if isinstance(spec, CascadeSpec) else spec
+    first = spec.exits[0] if isinstance(spec, CascadeSpec) else spec
     channels = first.embedding.patches.in_chans
     if len(normalization.mean) != channels:
         raise UserError(

@@ -74,7 +74,7 @@ def check_agreement(
     errors: dict[str, list[Tensor]] = {}
     copies: dict[nn.Module, nn.Module] = {}
     for block in accelerated.modules():
-        if isinstance(block, (InferenceBlock, LastBlock, ReuseBlock)):
+        if isinstance(block, (InferenceBlock, LastBlock)):
             original = source.get_submodule(block.name)
             copies[original] = _Comparison(shallow_copy(original, {}), block, accelerated.device, errors)
     parameter = next(source.parameters())

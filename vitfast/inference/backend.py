@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +21,7 @@ from vitfast.inference.ir import (
     Precision,
     SplitSpec,
 )
-from vitfast.inference.modules.attention import (
-    GatedAttention,
-    InferenceAttention,
-    PerformerAttention,
-    QkNormAttention,
-    RelationAttention,
-)
+from vitfast.inference.modules.attention import GatedAttention, InferenceAttention, QkNormAttention
 from vitfast.inference.modules.block import InferenceBlock, InferenceMlp
 from vitfast.inference.modules.fallback_block import FallbackBlock
 from vitfast.inference.modules.linear import InferenceLinear, SourceRows, TorchInt8Linear, TorchLinear, round_to_fp16
@@ -40,8 +35,8 @@ from vitfast.layers.positional_attention import positional_probabilities
 class Backend:
     """Builds layers on torch operators, for a CPU without vitfast's library.
 
-    ``CpuBackend`` and ``CudaBackend`` override the ``*_class`` members of layers that they compute faster. The class
-    of a layer determines which operators it calls; no ``forward`` chooses again.
+    ``CpuBackend`` and ``CudaBackend`` choose other classes for layers that they compute faster. The class of a layer
+    determines which operators it calls; no ``forward`` chooses again.
 
     Args:
         source: the source model.
@@ -55,8 +50,6 @@ class Backend:
     """
 
     per_image = True
-    relation_attention_class: type[RelationAttention] = RelationAttention
-    performer_class: type[PerformerAttention] = PerformerAttention
 
     def __init__(
         self,
@@ -85,44 +78,13 @@ class Backend:
         """Class of a linear layer."""
         return TorchInt8Linear if precision == "int8" else TorchLinear
 
-    def norm_linear_class(self, norm: InferenceNorm, linear: InferenceLinear) -> type[NormLinear]:
-        """Class of a LayerNorm with the linear layer after it."""
-        return NormLinear
+    def layer_class(self, base: type[nn.Module], *parts: Any) -> Any:
+        """Class of a layer made of ``parts``: ``base``, or a subclass that computes the same in fewer operators."""
+        return base
 
-    def mlp_class(
-        self,
-        norm: InferenceNorm | None,
-        fc1: InferenceLinear,
-        activation: Activation,
-        fc2: InferenceLinear,
-        scale: Tensor | None,
-    ) -> type[InferenceMlp]:
-        """Class of an MLP."""
-        return InferenceMlp
-
-    def block_class(
-        self, qkv: NormLinear, attention: nn.Module, proj: InferenceLinear, mlp: InferenceMlp
-    ) -> type[InferenceBlock]:
-        """Class of a block."""
-        return InferenceBlock
-
-    def split_linear_class(self, norm: InferenceNorm | None, linear: InferenceLinear) -> type[SplitLinear]:
-        """Class of a projection of overlapping patches."""
-        return SplitLinear
-
-    def patches_class(self, linear: InferenceLinear, norm: nn.Module) -> type[Patches]:
-        """Class of a projection of non-overlapping patches."""
-        return Patches
-
-    def content_attention(self, spec: AttentionSpec) -> InferenceAttention:
-        """Builds self-attention without LayerNorms of q and k."""
-        return InferenceAttention(spec.heads, spec.head_dim, spec.scale)
-
-    def gated_attention(
-        self, content: InferenceAttention, gate: Tensor, positional: Tensor
-    ) -> InferenceAttention | GatedAttention:
-        """Builds ConViT's attention from attention by content, ``gate`` ``[H]`` and ``positional`` ``[2, H, G, G]``."""
-        return GatedAttention(content, gate[:, None].to(self.dtype), positional)
+    def gated_attention(self, content: InferenceAttention, gate: Tensor, positional: Tensor) -> nn.Module:
+        """Builds ConViT's attention; arguments as in ``GatedAttention``."""
+        return GatedAttention(content, gate, positional, self.dtype)
 
     # --- layers ---
 
@@ -135,14 +97,21 @@ class Backend:
         return None if tensor is None else self.tensors.copy(tensor).to(self.dtype)
 
     def linear(
-        self, spec: LinearSpec, *, rows: slice | None = None, column_order: Tensor | None = None
+        self,
+        spec: LinearSpec,
+        activation: Activation = "none",
+        scale: Tensor | None = None,
+        *,
+        rows: slice | None = None,
+        column_order: Tensor | None = None,
     ) -> InferenceLinear:
-        """Builds a linear layer, or some of its rows."""
+        """Builds a linear layer, or some of its rows, with the activation and LayerScale ``[O]`` after it."""
         first, last = (0, spec.out_features) if rows is None else (rows.start, rows.stop)
         weight, places = self.tensors.rows(spec, first, last)
         bias = self.tensors.bias(spec, first, last)
         precision = spec.precision or self.precision
-        return self.linear_class(precision)(weight, bias, precision, places, column_order)
+        scale = self.copy_in_dtype(scale)
+        return self.linear_class(precision)(weight, bias, precision, places, column_order, activation, scale)
 
     def norm(self, spec: NormSpec, *, column_order: Tensor | None = None) -> InferenceNorm:
         """Builds a LayerNorm; where ``accelerate`` rounds its input, gamma is rounded once."""
@@ -162,23 +131,29 @@ class Backend:
 
     def norm_linear(self, norm: InferenceNorm, linear: InferenceLinear) -> NormLinear:
         """Builds ``linear(norm(x))``."""
-        return self.norm_linear_class(norm, linear)(norm, linear)
+        built: NormLinear = self.layer_class(NormLinear, norm, linear)(norm, linear)
+        return built
 
     def mlp(self, norm_spec: NormSpec | None, spec: MlpSpec, scale: Tensor | None = None) -> InferenceMlp:
         """Builds an MLP with the LayerNorm before it and LayerScale ``[C]`` after it, both optional."""
         norm = None if norm_spec is None else self.norm(norm_spec)
-        fc1, fc2 = self.linear(spec.fc1), self.linear(spec.fc2)
-        arguments = (norm, fc1, spec.activation, fc2, self.copy_in_dtype(scale))
-        return self.mlp_class(*arguments)(*arguments)
+        parts = (norm, self.linear(spec.fc1, spec.activation), self.linear(spec.fc2, scale=scale))
+        built: InferenceMlp = self.layer_class(InferenceMlp, *parts)(*parts)
+        return built
 
     def block(self, spec: BlockSpec, num_patches: int = 0) -> InferenceBlock:
         """Builds a block; ``num_patches`` is required for ConViT's attention."""
+        parts = self.block_parts(spec, self._attention(spec.attention, num_patches))
+        built: InferenceBlock = self.layer_class(InferenceBlock, *parts)(spec.name, *parts, self.dtype)
+        return built
+
+    def block_parts(
+        self, spec: BlockSpec, attention: nn.Module
+    ) -> tuple[NormLinear, nn.Module, InferenceLinear, InferenceMlp]:
+        """Builds the parts of a block: q, k, v, attention, projection and MLP."""
         qkv = self.norm_linear(self.norm(spec.norm1), self.linear(spec.attention.qkv))
-        attention = self._attention(spec.attention, num_patches)
-        proj = self.linear(spec.attention.proj)
-        mlp = self.mlp(spec.norm2, spec.mlp, spec.scale2)
-        cls = self.block_class(qkv, attention, proj, mlp)
-        return cls(spec.name, qkv, attention, proj, self.copy_in_dtype(spec.scale1), mlp, self.dtype)
+        proj = self.linear(spec.attention.proj, scale=spec.scale1)
+        return qkv, attention, proj, self.mlp(spec.norm2, spec.mlp, spec.scale2)
 
     def fallback(self, spec: FallbackSpec) -> FallbackBlock:
         """Builds a block that runs the source's code."""
@@ -209,7 +184,8 @@ class Backend:
         else:
             linear = self.linear(replace(spec.linear, precision=precision), column_order=order)
         norm = self.norm_or_identity(spec.norm)
-        return self.patches_class(linear, norm)(spec, linear, norm, reads_pixels=reads_pixels)
+        built: Patches = self.layer_class(Patches, linear, norm)(spec, linear, norm, reads_pixels=reads_pixels)
+        return built
 
     def split_linear(
         self, split: SplitSpec, norm_spec: NormSpec | None, spec: LinearSpec, token_dim: int | None
@@ -220,20 +196,20 @@ class Backend:
             order = torch.arange(spec.in_features).view(token_dim, split.patch_size**2).t().flatten()
         norm = None if norm_spec is None else self.norm(norm_spec, column_order=order)
         linear = self.linear(spec, column_order=order)
-        return self.split_linear_class(norm, linear)(split, norm, linear, token_dim)
+        built: SplitLinear = self.layer_class(SplitLinear, norm, linear)(split, norm, linear, token_dim)
+        return built
 
-    def _attention(self, spec: AttentionSpec, num_patches: int) -> InferenceAttention | GatedAttention:
+    def _attention(self, spec: AttentionSpec, num_patches: int) -> nn.Module:
+        heads = (spec.heads, spec.head_dim, spec.scale, spec.qkv.precision or self.precision)
         if spec.q_norm is None and spec.k_norm is None:
-            attention = self.content_attention(spec)
+            attention = self.layer_class(InferenceAttention)(*heads)
         else:
-            q_norm, k_norm = self.norm_or_identity(spec.q_norm), self.norm_or_identity(spec.k_norm)
-            attention = QkNormAttention(spec.heads, spec.head_dim, spec.scale, q_norm=q_norm, k_norm=k_norm)
+            attention = QkNormAttention(*heads, self.norm_or_identity(spec.q_norm), self.norm_or_identity(spec.k_norm))
         if spec.gated is None:
             return attention
-        gate = torch.sigmoid(spec.gated.gating_param.detach()).to(self.device)
-        weight, bias = spec.gated.weight.detach(), spec.gated.bias.detach()
+        weight, bias, gating_param = (tensor.detach() for tensor in spec.gated)
         positional = positional_probabilities(weight, bias, math.isqrt(num_patches)).to(self.device)
-        return self.gated_attention(attention, gate, positional)
+        return self.gated_attention(attention, torch.sigmoid(gating_param).to(self.device), positional)
 
     def _linear_of_pixels(
         self, spec: LinearSpec, precision: Precision, scale: Tensor, shift: Tensor

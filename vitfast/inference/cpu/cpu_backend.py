@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from typing import Any
+
+from torch import nn
 
 from vitfast.inference.backend import Backend
 from vitfast.inference.cpu.packed_layers import (
@@ -15,15 +17,26 @@ from vitfast.inference.cpu.packed_layers import (
     PackedPerformerAttention,
     PackedRelationAttention,
     PackedSplitLinear,
-    same_precision,
 )
-from vitfast.inference.ir import Activation, AttentionSpec, Precision
-from vitfast.inference.modules.attention import InferenceAttention
+from vitfast.inference.ir import Precision
+from vitfast.inference.modules.attention import InferenceAttention, PerformerAttention, RelationAttention
 from vitfast.inference.modules.block import InferenceBlock, InferenceMlp
 from vitfast.inference.modules.linear import InferenceLinear
 from vitfast.inference.modules.norm import InferenceNorm, NormLinear
 from vitfast.inference.modules.patches import Patches, SplitLinear
 from vitfast.ops.library import build_info
+
+# layers that one operator computes
+_PACKED: dict[type[nn.Module], type[nn.Module]] = {
+    InferenceAttention: PackedAttention,
+    InferenceBlock: PackedBlock,
+    InferenceMlp: PackedMlp,
+    NormLinear: PackedNormLinear,
+    Patches: PackedPatches,
+    PerformerAttention: PackedPerformerAttention,
+    RelationAttention: PackedRelationAttention,
+    SplitLinear: PackedSplitLinear,
+}
 
 
 class CpuBackend(Backend):
@@ -32,44 +45,19 @@ class CpuBackend(Backend):
     Layers of different precisions (in a quantized model) are not fused.
     """
 
-    relation_attention_class = PackedRelationAttention
-    performer_class = PackedPerformerAttention
-
     def describe_kernels(self, body: nn.Module) -> str:
         return str(build_info()["cpu"]["instruction_set"])
 
     def linear_class(self, precision: Precision) -> type[InferenceLinear]:
         return PackedLinear
 
-    def norm_linear_class(self, norm: InferenceNorm, linear: InferenceLinear) -> type[NormLinear]:
-        return PackedNormLinear if same_precision([norm], [linear]) else NormLinear
-
-    def mlp_class(
-        self,
-        norm: InferenceNorm | None,
-        fc1: InferenceLinear,
-        activation: Activation,
-        fc2: InferenceLinear,
-        scale: Tensor | None,
-    ) -> type[InferenceMlp]:
-        return PackedMlp if same_precision([norm], [fc1, fc2]) else InferenceMlp
-
-    def block_class(
-        self, qkv: NormLinear, attention: nn.Module, proj: InferenceLinear, mlp: InferenceMlp
-    ) -> type[InferenceBlock]:
-        is_fused = (
-            isinstance(mlp, PackedMlp)
-            and isinstance(attention, PackedAttention)
-            and same_precision([qkv.norm, mlp.norm], [qkv.linear, proj, mlp.fc1])
-        )
-        return PackedBlock if is_fused else InferenceBlock
-
-    def split_linear_class(self, norm: InferenceNorm | None, linear: InferenceLinear) -> type[SplitLinear]:
-        return PackedSplitLinear if same_precision([norm], [linear]) else SplitLinear
-
-    def patches_class(self, linear: InferenceLinear, norm: nn.Module) -> type[Patches]:
-        return PackedPatches if isinstance(norm, nn.Identity) and linear.precision != "int8" else Patches
-
-    def content_attention(self, spec: AttentionSpec) -> InferenceAttention:
-        precision = spec.qkv.precision or self.precision
-        return PackedAttention(spec.heads, spec.head_dim, spec.scale, precision=precision)
+    def layer_class(self, base: type[nn.Module], *parts: nn.Module | None) -> Any:
+        inside = [module for part in parts if part is not None for module in part.modules()]
+        precisions = {module.precision for module in inside if isinstance(module, InferenceLinear)}
+        norms = [module for module in inside if isinstance(module, InferenceNorm)]
+        is_fused = len(precisions) <= 1 and all(norm.rounds_input == (precisions == {"fp16_32"}) for norm in norms)
+        if base is Patches:
+            is_fused = not norms and precisions != {"int8"}
+        elif base is InferenceBlock:
+            is_fused = is_fused and any(isinstance(part, PackedAttention) for part in parts)
+        return _PACKED.get(base, base) if is_fused else base

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitfast.errors import UserError
-from vitfast.inference.ir import Activation, PatchesSpec, Precision
-from vitfast.inference.modules.attention import (
-    GatedAttention,
-    InferenceAttention,
-    PerformerAttention,
-    RelationAttention,
-)
+from vitfast.inference.modules.attention import InferenceAttention, PerformerAttention, RelationAttention
 from vitfast.inference.modules.block import InferenceBlock, InferenceMlp
 from vitfast.inference.modules.linear import InferenceLinear
 from vitfast.inference.modules.norm import InferenceNorm, NormLinear
@@ -28,16 +21,9 @@ class PackedLinear(InferenceLinear):
 
     gemm_name = "packed GEMM"
 
-    def forward(
-        self,
-        x: Tensor,
-        activation: Activation = "none",
-        *,
-        scale: Tensor | None = None,
-        residual: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         return torch.ops.vitfast.packed_linear.default(
-            x, self.weight, self.bias, self.out_features, self.precision, activation, scale, residual
+            x, *weight_arguments(self), self.precision, self.activation, self.scale, residual
         )
 
     def _stored(self, weight: Tensor) -> Tensor:
@@ -63,7 +49,7 @@ class PackedNormLinear(NormLinear):
     def forward(self, x: Tensor) -> Tensor:
         linear = self.linear
         return torch.ops.vitfast.packed_norm_linear.default(
-            x, *norm_arguments(self.norm), linear.weight, linear.bias, linear.out_features, linear.precision, "none"
+            x, *norm_arguments(self.norm), *weight_arguments(linear), linear.precision, linear.activation
         )
 
 
@@ -71,28 +57,21 @@ class PackedMlp(InferenceMlp):
     """An MLP in one operator; its layers must have one precision."""
 
     def forward(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        fc1, fc2 = self.fc1, self.fc2
         return torch.ops.vitfast.packed_mlp.default(
             x,
             *norm_arguments(self.norm),
-            self.fc1.weight,
-            self.fc1.bias,
-            self.fc1.out_features,
-            self.fc2.weight,
-            self.fc2.bias,
-            self.fc2.out_features,
-            self.fc1.precision,
-            self.activation,
-            self.scale,
+            *weight_arguments(fc1),
+            *weight_arguments(fc2),
+            fc1.precision,
+            fc1.activation,
+            fc2.scale,
             residual,
         )
 
 
 class PackedAttention(InferenceAttention):
     """Self-attention in the precision of the block's GEMMs."""
-
-    def __init__(self, heads: int, head_dim: int, scale: float, *, precision: Precision) -> None:
-        super().__init__(heads, head_dim, scale)
-        self.precision = precision
 
     def forward(self, qkv: Tensor) -> Tensor:
         out: Tensor = torch.ops.vitfast.packed_attention.default(self.split_heads(qkv), self.scale, self.precision)
@@ -111,37 +90,20 @@ class PackedRelationAttention(RelationAttention):
 class PackedBlock(InferenceBlock):
     """A block in one operator; all its layers must have one precision."""
 
-    def __init__(
-        self,
-        name: str,
-        qkv: NormLinear,
-        attention: InferenceAttention | GatedAttention,
-        proj: InferenceLinear,
-        scale1: Tensor | None,
-        mlp: InferenceMlp,
-        dtype: torch.dtype,
-    ) -> None:
-        super().__init__(name, qkv, attention, proj, scale1, mlp, dtype)
-        assert isinstance(attention, PackedAttention)
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        attention: Any = self.attention
+        qkv, proj, fc1, fc2 = self.qkv.linear, self.proj, self.mlp.fc1, self.mlp.fc2
         # collected once: looking them up at each call takes longer than the call itself
         self._arguments = (
-            *norm_arguments(qkv.norm),
-            qkv.linear.weight,
-            qkv.linear.bias,
-            attention.heads,
-            attention.head_dim,
-            attention.scale,
-            proj.weight,
-            proj.bias,
-            scale1,
-            *norm_arguments(mlp.norm),
-            mlp.fc1.weight,
-            mlp.fc1.bias,
-            mlp.fc1.out_features,
-            mlp.fc2.weight,
-            mlp.fc2.bias,
-            mlp.scale,
-            mlp.activation,
+            *norm_arguments(self.qkv.norm),
+            *(qkv.weight, qkv.bias),
+            *(attention.heads, attention.head_dim, attention.scale),
+            *(proj.weight, proj.bias, proj.scale),
+            *norm_arguments(self.mlp.norm),
+            *weight_arguments(fc1),
+            *(fc2.weight, fc2.bias, fc2.scale),
+            fc1.activation,
             proj.precision,
         )
 
@@ -156,21 +118,14 @@ class PackedBlock(InferenceBlock):
 class PackedPatches(Patches):
     """Gathers, projects and positions non-overlapping patches in one operator, which also reads uint8 images."""
 
-    def __init__(self, spec: PatchesSpec, linear: InferenceLinear, norm: nn.Module, *, reads_pixels: bool) -> None:
-        super().__init__(spec, linear, norm, reads_pixels=reads_pixels)
-        self.path = f"one packed operator, {linear.precision}"
+    @property
+    def path(self) -> str:
+        return f"one packed operator, {self.linear.precision}"
 
     def tokens(self, images: Tensor, prefix: Tensor, positions: Tensor | None) -> Tensor:
-        linear = self.linear
+        images = self.padded(images).contiguous()
         return torch.ops.vitfast.packed_patch_embed.default(
-            self.padded(images).contiguous(),
-            linear.weight,
-            linear.bias,
-            linear.out_features,
-            *self.patch_size,
-            prefix,
-            positions,
-            linear.precision,
+            images, *weight_arguments(self.linear), *self.patch_size, prefix, positions, self.linear.precision
         )
 
 
@@ -185,9 +140,7 @@ class PackedSplitLinear(SplitLinear):
             self.stride,
             self.padding,
             *norm_arguments(self.norm),
-            linear.weight,
-            linear.bias,
-            linear.out_features,
+            *weight_arguments(linear),
             linear.precision,
         )
 
@@ -199,13 +152,11 @@ class PackedPerformerAttention(PerformerAttention):
         return torch.ops.vitfast.packed_performer.default(kqv, self.projection, self.epsilon)
 
 
-def same_precision(norms: Sequence[InferenceNorm | None], linears: Sequence[InferenceLinear]) -> bool:
-    """Whether layers compute in one precision, so that one operator can run them."""
-    precisions = {linear.precision for linear in linears}
-    rounds = {norm.rounds_input for norm in norms if norm is not None}
-    return len(precisions) == 1 and rounds <= {precisions == {"fp16_32"}}
-
-
 def norm_arguments(norm: InferenceNorm | None) -> tuple[Tensor | None, Tensor | None, float | None]:
     """The operators' arguments for an optional LayerNorm."""
     return (None, None, None) if norm is None else (norm.weight, norm.bias, norm.eps)
+
+
+def weight_arguments(linear: InferenceLinear) -> tuple[Tensor, Tensor | None, int]:
+    """The operators' arguments for a linear layer: packed weight, bias and number of outputs."""
+    return linear.weight, linear.bias, linear.out_features

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from vitfast import ops
-from vitfast.inference.ir import Activation, Precision
+from vitfast.inference.ir import Precision
 from vitfast.inference.modules.attention import InferenceAttention
 from vitfast.inference.modules.block import InferenceBlock
-from vitfast.inference.modules.linear import InferenceLinear, SourceRows
+from vitfast.inference.modules.linear import WEIGHT_DTYPES, InferenceLinear
+from vitfast.layers.positional_attention import positional_map
 from vitfast.ops.linear import ACTIVATIONS
 from vitfast.ops.mlp import CUDA_DTYPES
 
@@ -18,34 +21,20 @@ from vitfast.ops.mlp import CUDA_DTYPES
 class CastLinear(InferenceLinear):
     """A linear layer in fp32, bf16 or fp16: weight, bias, input and result have one dtype."""
 
-    def __init__(
-        self,
-        weight: Tensor,
-        bias: Tensor | None,
-        precision: Precision,
-        rows: tuple[SourceRows, ...],
-        column_order: Tensor | None = None,
-    ) -> None:
-        super().__init__(weight, bias, precision, rows, column_order)
-        self.bias = None if bias is None else bias.to(self.weight.dtype)
+    def __init__(self, weight: Tensor, bias: Tensor | None, precision: Precision, *arguments: Any) -> None:
+        bias = None if bias is None else bias.to(WEIGHT_DTYPES[precision])
+        super().__init__(weight, bias, precision, *arguments)
 
     @property
     def operators(self) -> tuple[str, ...]:
         """Operators of vitfast that have a CUDA kernel for the dtype."""
         return ("linear",) if self.weight.dtype in CUDA_DTYPES else ()
 
-    def forward(
-        self,
-        x: Tensor,
-        activation: Activation = "none",
-        *,
-        scale: Tensor | None = None,
-        residual: Tensor | None = None,
-    ) -> Tensor:
-        if activation not in ACTIVATIONS:
-            return super().forward(x, activation, scale=scale, residual=residual)
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if self.activation not in ACTIVATIONS:
+            return super().forward(x, residual)
         x = x.to(self.weight.dtype)
-        return ops.linear(x, self.weight, self.bias, activation=activation, scale=scale, residual=residual)
+        return ops.linear(x, self.weight, self.bias, activation=self.activation, scale=self.scale, residual=residual)
 
     def gemm(self, x: Tensor) -> Tensor:
         return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
@@ -68,7 +57,7 @@ class AddNormBlock(InferenceBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.dtype).contiguous()
-        branch = self.proj(self.attention(self.qkv(x)), scale=self.scale1)
+        branch = self.proj(self.attention(self.qkv(x)))
         norm = self.mlp.norm
         assert norm is not None
         x, normalized = ops.add_layer_norm(branch, x, norm.weight, norm.bias, norm.eps)
@@ -76,23 +65,16 @@ class AddNormBlock(InferenceBlock):
 
 
 class FusedGatedAttention(InferenceAttention):
-    """ConViT's attention in one operator, which reads all positional probabilities.
-
-    Args:
-        heads: number of heads.
-        head_dim: channels of a head.
-        scale: factor on the logits.
-        gate: ``[H]``.
-        positional: ``[H, N, N]``.
-    """
+    """ConViT's attention in one operator, which reads all positional probabilities; arguments as ``GatedAttention``."""
 
     operators = ("gated_positional_attention",)
 
     gate: Tensor
-    positional: Tensor
+    positional: Tensor  # [H, N, N]
 
-    def __init__(self, heads: int, head_dim: int, scale: float, *, gate: Tensor, positional: Tensor) -> None:
-        super().__init__(heads, head_dim, scale)
+    def __init__(self, content: InferenceAttention, gate: Tensor, positional: Tensor, dtype: torch.dtype) -> None:
+        super().__init__(content.heads, content.head_dim, content.scale, content.precision)
+        positional = positional_map(positional).to(dtype)
         # rows of an odd number of tokens are padded by one: the CUDA kernel reads two elements at a time
         num_patches = positional.shape[-1]
         self.register_buffer("positional", F.pad(positional, (0, num_patches % 2))[..., :num_patches])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -9,10 +11,8 @@ from vitfast.inference.backend import Backend
 from vitfast.inference.cuda.cast_layers import AddNormBlock, CastLinear, Fp16InputLinear, FusedGatedAttention
 from vitfast.inference.ir import Precision
 from vitfast.inference.modules.attention import GatedAttention, InferenceAttention
-from vitfast.inference.modules.block import InferenceBlock, InferenceMlp
+from vitfast.inference.modules.block import InferenceBlock
 from vitfast.inference.modules.linear import InferenceLinear
-from vitfast.inference.modules.norm import NormLinear
-from vitfast.layers.positional_attention import positional_map
 from vitfast.ops.gated_positional_attention import has_gated_kernel
 from vitfast.ops.library import has_kernel
 
@@ -38,26 +38,20 @@ class CudaBackend(Backend):
     def linear_class(self, precision: Precision) -> type[InferenceLinear]:
         return Fp16InputLinear if precision == "fp16_32" else CastLinear
 
-    def block_class(
-        self, qkv: NormLinear, attention: nn.Module, proj: InferenceLinear, mlp: InferenceMlp
-    ) -> type[InferenceBlock]:
-        is_fused = _are_cast(mlp.fc1, mlp.fc2) and mlp.norm is not None and not mlp.norm.rounds_input
-        return AddNormBlock if is_fused else InferenceBlock
+    def layer_class(self, base: type[nn.Module], *parts: Any) -> Any:
+        if base is InferenceBlock:
+            mlp = parts[-1]
+            are_cast = isinstance(mlp.fc1, CastLinear) and isinstance(mlp.fc2, CastLinear)
+            return AddNormBlock if are_cast and mlp.norm is not None and not mlp.norm.rounds_input else base
+        return base
 
-    def gated_attention(
-        self, content: InferenceAttention, gate: Tensor, positional: Tensor
-    ) -> InferenceAttention | GatedAttention:
-        if not has_gated_kernel(self.device, self.dtype, positional.shape[-1] ** 2, content.head_dim):
-            return super().gated_attention(content, gate, positional)
-        all_positions = positional_map(positional).to(self.dtype)
-        return FusedGatedAttention(content.heads, content.head_dim, content.scale, gate=gate, positional=all_positions)
+    def gated_attention(self, content: InferenceAttention, gate: Tensor, positional: Tensor) -> nn.Module:
+        tokens = positional.shape[-1] ** 2
+        is_fused = has_gated_kernel(self.device, self.dtype, tokens, content.head_dim)
+        return (FusedGatedAttention if is_fused else GatedAttention)(content, gate, positional, self.dtype)
 
 
 def called_kernels(body: nn.Module, device_type: str) -> list[str]:
     """Names the kernels of vitfast that a built model calls on a device."""
     called = {operator for module in body.modules() for operator in getattr(module, "operators", ())}
     return sorted(operator for operator in called if has_kernel(operator, device_type))
-
-
-def _are_cast(*linears: InferenceLinear) -> bool:
-    return all(isinstance(linear, CastLinear) for linear in linears)

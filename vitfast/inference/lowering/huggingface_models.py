@@ -8,37 +8,26 @@ from __future__ import annotations
 import importlib
 import sys
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
-from vitfast.inference.ir import (
-    Activation,
-    AttentionSpec,
-    BlockSpec,
-    EmbeddingSpec,
-    LinearSpec,
-    PatchesSpec,
-    ReadoutSpec,
-    Resize,
-    TransformerSpec,
-)
+from vitfast.inference.ir import AttentionSpec, BlockSpec, EmbeddingSpec, ReadoutSpec, Resize, TransformerSpec
 from vitfast.inference.lowering import common_layers as common
-from vitfast.inference.lowering.module_checks import NotRecognised, check_unmodified, expect
+from vitfast.inference.lowering.module_checks import NotRecognised, Part
 
 
 @dataclass(frozen=True)
 class Family:
-    """How one of transformers' models is put together.
+    """Names in one of transformers' models.
 
     Attributes:
-        prefix: of its classes' names.
-        module: that holds them.
-        base: under which name a classifier holds the model.
-        norms: of a layer, before the attention and before the MLP.
-        blocks: where the model holds its common.
-        prefix_tokens: of the embeddings, in order.
-        resize: how positions are adapted to other image sizes.
+        prefix: prefix of its classes' names.
+        module: module that holds them.
+        base: name under which a classifier holds the model.
+        norms: names in a layer of the LayerNorms before the attention and before the MLP.
+        blocks: name under which the model holds its layers.
+        prefix_tokens: tokens of the embeddings before the patches, in order.
+        resize: how positions are resized for other image sizes.
     """
 
     prefix: str
@@ -48,6 +37,11 @@ class Family:
     blocks: str
     prefix_tokens: tuple[str, ...]
     resize: Resize = "no"
+
+    @property
+    def is_dino(self) -> bool:
+        """Whether it is a DINOv2, whose classifier reads the class token and the mean of the patches."""
+        return self.resize != "no"
 
     def class_of(self, suffix: str) -> type[nn.Module]:
         """One of its classes."""
@@ -71,6 +65,11 @@ FAMILIES = (
         "bicubic_antialias",
     ),
 )
+# suffix of a classifier's class -> its heads
+_HEADS = {
+    "ForImageClassification": ("classifier",),
+    "ForImageClassificationWithTeacher": ("cls_classifier", "distillation_classifier"),
+}
 
 
 def family_of(model: nn.Module) -> Family | None:
@@ -79,124 +78,102 @@ def family_of(model: nn.Module) -> Family | None:
     return next((family for family in loaded if type(model).__module__ == family.module), None)
 
 
-def lower_model(model: nn.Module) -> TransformerSpec:
+def lower_model(part: Part) -> TransformerSpec:
     """Lowers a model without head, or an image classifier.
 
     Raises:
         NotRecognised: it is something else, or something outside its layers was changed.
     """
-    family = family_of(model)
+    name = type(part.module).__name__
+    family = family_of(part.module)
     if family is None:
-        raise NotRecognised("", f"is a {type(model).__name__}, not a ViT, DeiT or DINOv2 of transformers")
-    suffix = type(model).__name__.removeprefix(family.prefix)
+        raise NotRecognised("", f"is a {name}, not a ViT, DeiT or DINOv2 of transformers")
+    suffix = name.removeprefix(family.prefix)
     if suffix == "Model":
-        return _base(model, "", family, None)
-    classifiers = {
-        "ForImageClassification": ("classifier",),
-        "ForImageClassificationWithTeacher": ("cls_classifier", "distillation_classifier"),
-    }
-    if suffix not in classifiers:
-        raise NotRecognised("", f"is a {type(model).__name__}, whose head has no fast kernel")
-    heads = classifiers[suffix]
-    checked = expect(model, "", family.class_of(suffix), children=(family.base, *heads))
-    is_dino = family.resize != "no"
-    registers = getattr(checked.config, "num_register_tokens", 0) if is_dino else 0
-    readouts = tuple(
-        ReadoutSpec(
-            "token_and_mean" if is_dino else "token",
-            1 + registers if is_dino else index,
-            None,
-            common.head_layers(name, getattr(checked, name)),
-        )
-        for index, name in enumerate(heads)
-    )
-    return _base(getattr(checked, family.base), family.base, family, readouts)
+        return _base(part, family, ())
+    if suffix not in _HEADS:
+        raise NotRecognised("", f"is a {name}, whose head has no fast kernel")
+    heads = _HEADS[suffix]
+    model = part.expect(family.class_of(suffix), children=(family.base, *heads))
+    layers = [common.head_layers(part[head]) for head in heads]
+    if family.is_dino:
+        index = 1 + getattr(model.config, "num_register_tokens", 0)
+        readouts = [ReadoutSpec("token_and_mean", index, layers=layers[0])]
+    else:
+        readouts = [ReadoutSpec("token", index, layers=head) for index, head in enumerate(layers)]
+    return _base(part[family.base], family, tuple(readouts))
 
 
-def lower_block(name: str, module: nn.Module) -> BlockSpec:
+def lower_block(part: Part) -> BlockSpec:
     """Lowers a layer of any of the families."""
-    family = family_of(module)
+    family = family_of(part.module)
     if family is None:
-        raise NotRecognised(name, f"is a {type(module).__name__}")
+        raise NotRecognised(part.name, f"is a {type(part.module).__name__}")
     norm1, norm2 = family.norms
-    scales = ("layer_scale1", "layer_scale2")
-    children = (norm1, norm2, "attention", "mlp", "dropout", "drop_path", *scales)
-    checked = expect(module, name, family.class_of("Layer"), children=children)
-    common.passes_in_evaluation(f"{name}.dropout", getattr(checked, "dropout", nn.Identity()))
-    common.passes_in_evaluation(f"{name}.drop_path", getattr(checked, "drop_path", nn.Identity()))
-    mlp = expect(checked.mlp, f"{name}.mlp", family.class_of("MLP"), children=("activation_fn", "fc1", "fc2"))
+    children = (norm1, norm2, "attention", "mlp", "dropout", "drop_path", "layer_scale1", "layer_scale2")
+    part.expect(family.class_of("Layer"), children=children)
+    common.passes_in_evaluation(part["dropout"], part["drop_path"])
+    mlp = part["mlp"]
+    mlp.expect(family.class_of("MLP"), children=("activation_fn", "fc1", "fc2"))
     return BlockSpec(
-        name,
-        common.norm(f"{name}.{norm1}", getattr(checked, norm1)),
-        _attention(f"{name}.attention", checked.attention, family),
-        common.norm(f"{name}.{norm2}", getattr(checked, norm2)),
-        common.mlp(f"{name}.mlp", mlp.fc1, mlp.activation_fn, mlp.fc2),
-        _layer_scale(f"{name}.{scales[0]}", getattr(checked, scales[0], None), family),
-        _layer_scale(f"{name}.{scales[1]}", getattr(checked, scales[1], None), family),
+        part.name,
+        common.norm(part[norm1]),
+        _attention(part["attention"], family),
+        common.norm(part[norm2]),
+        common.mlp(mlp["fc1"], mlp["activation_fn"], mlp["fc2"]),
+        _layer_scale(part["layer_scale1"], family),
+        _layer_scale(part["layer_scale2"], family),
     )
 
 
-def _base(model: nn.Module, name: str, family: Family, readouts: tuple[ReadoutSpec, ...] | None) -> TransformerSpec:
-    """Lowers the model below a head; without a head (``readouts`` None) it returns all tokens and a pooled one."""
-    at = f"{name}." if name else ""
-    checked = expect(
-        model, name, family.class_of("Model"), children=("embeddings", "layers", "encoder", "layernorm", "pooler")
-    )
-    if checked.config._attn_implementation not in ("eager", "sdpa"):
-        raise NotRecognised(name, f"attends by {checked.config._attn_implementation!r}")
-    listed = getattr(checked, family.blocks)
-    blocks_name = f"{at}{family.blocks}"
+def _base(part: Part, family: Family, readouts: tuple[ReadoutSpec, ...]) -> TransformerSpec:
+    """Lowers the model below a head; without a head (no ``readouts``) it returns all tokens and a pooled one."""
+    model = part.expect(family.class_of("Model"), children=("embeddings", "layers", "encoder", "layernorm", "pooler"))
+    if model.config._attn_implementation not in ("eager", "sdpa"):
+        raise NotRecognised(part.name, f"attends by {model.config._attn_implementation!r}")
+    blocks = part[family.blocks]
     if family.blocks == "encoder":
-        check_unmodified(expect(listed, blocks_name, family.class_of("Encoder"), children=("layer",)), blocks_name)
-        listed, blocks_name = listed.layer, f"{blocks_name}.layer"
-    expect(listed, blocks_name, nn.ModuleList, children=common.child_names(listed))
+        blocks.expect(family.class_of("Encoder"), children=("layer",))
+        blocks = blocks["layer"]
     return TransformerSpec(
-        _embedding(f"{at}embeddings", checked.embeddings, family),
-        common.blocks(blocks_name, listed, lower_block),
-        common.norm(f"{at}layernorm", checked.layernorm),
-        readouts or (ReadoutSpec("all", 0, None, ()), *_pooler(f"{at}pooler", checked, family)),
-        "one" if readouts and len(readouts) == 1 else "each",
+        _embedding(part["embeddings"], family),
+        common.blocks(blocks, lower_block),
+        common.norm(part["layernorm"]),
+        readouts or (ReadoutSpec("all"), *_pooler(part["pooler"], family)),
+        "one" if len(readouts) == 1 else "each",
     )
 
 
-def _pooler(name: str, model: Any, family: Family) -> tuple[ReadoutSpec, ...]:
-    if family.resize != "no":
-        return (ReadoutSpec("token", 0, None, ()),)
-    if model.pooler is None:
+def _pooler(part: Part, family: Family) -> tuple[ReadoutSpec, ...]:
+    if family.is_dino:
+        return (ReadoutSpec("token"),)
+    if part.module is None:
         return ()
-    pooler = expect(model.pooler, name, family.class_of("Pooler"), children=("dense", "activation"))
-    act: Activation = common.activation(f"{name}.activation", pooler.activation)
-    dense: LinearSpec = common.linear(f"{name}.dense", pooler.dense)
-    return (ReadoutSpec("token", 0, None, ((dense, act),)),)
+    part.expect(family.class_of("Pooler"), children=("dense", "activation"))
+    return (ReadoutSpec("token", layers=common.head_layers(part["dense"], part["activation"])),)
 
 
-def _embedding(name: str, module: nn.Module, family: Family) -> EmbeddingSpec:
+def _embedding(part: Part, family: Family) -> EmbeddingSpec:
     tensors = (*family.prefix_tokens, "mask_token", "position_embeddings")
-    checked = expect(
-        module, name, family.class_of("Embeddings"), children=("patch_embeddings", "dropout"), tensors=tensors
+    module = part.expect(family.class_of("Embeddings"), children=("patch_embeddings", "dropout"), tensors=tensors)
+    common.passes_in_evaluation(part["dropout"])
+    patches = part["patch_embeddings"]
+    size = patches.expect(family.class_of("PatchEmbeddings"), children=("projection",)).image_size
+    return EmbeddingSpec(
+        common.patches_of_convolution(patches["projection"], common.pair(size)),
+        tuple(getattr(module, token) for token in family.prefix_tokens),
+        module.position_embeddings,
+        resize=family.resize,
     )
-    common.passes_in_evaluation(f"{name}.dropout", checked.dropout)
-    patches_name = f"{name}.patch_embeddings"
-    patches: Any = expect(
-        checked.patch_embeddings, patches_name, family.class_of("PatchEmbeddings"), children=("projection",)
-    )
-    described: PatchesSpec = common.patches_of_convolution(
-        f"{patches_name}.projection", patches.projection, common.pair(patches.image_size)
-    )
-    prefix = tuple(getattr(checked, token) for token in family.prefix_tokens)
-    return EmbeddingSpec(described, prefix, checked.position_embeddings, resize=family.resize)
 
 
-def _attention(name: str, module: nn.Module, family: Family) -> AttentionSpec:
+def _layer_scale(part: Part, family: Family) -> Tensor | None:
+    return common.layer_scale(part, family.class_of("LayerScale"), "lambda1") if family.is_dino else None
+
+
+def _attention(part: Part, family: Family) -> AttentionSpec:
     names = ("q_proj", "k_proj", "v_proj")
-    checked = expect(module, name, family.class_of("Attention"), children=(*names, "o_proj"))
-    qkv = common.linear(f"{name}.q_proj", *(getattr(checked, part) for part in names))
-    proj = common.linear(f"{name}.o_proj", checked.o_proj)
-    return AttentionSpec(qkv, checked.num_attention_heads, checked.head_dim, float(checked.scaling), proj)
-
-
-def _layer_scale(name: str, module: nn.Module | None, family: Family) -> Tensor | None:
-    if module is None:
-        return None
-    scale: Tensor = expect(module, name, family.class_of("LayerScale"), tensors=("lambda1",)).lambda1
-    return scale
+    module = part.expect(family.class_of("Attention"), children=(*names, "o_proj"))
+    qkv = common.linear(*(part[name] for name in names))
+    proj = common.linear(part["o_proj"])
+    return AttentionSpec(qkv, module.num_attention_heads, module.head_dim, float(module.scaling), proj)

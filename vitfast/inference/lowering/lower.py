@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from vitfast.inference.ir import BlockSpec, ModelSpec
-from vitfast.inference.lowering.module_checks import NotRecognised, plain_class
+from vitfast.inference.lowering.module_checks import NotRecognised, Part, plain_class
 from vitfast.layers import ReuseBlock
 
 # library -> its lowering module, and the source module that is imported if such a model exists
@@ -41,24 +41,25 @@ class Lowered:
 def lower(model: nn.Module) -> Lowered:
     """Lowers a model, or at least the blocks in it."""
     try:
-        return Lowered(_lowering_module(model, "").lower_model(model), None, {})
+        part = Part(model)
+        return Lowered(_lowering_module(part).lower_model(part), None, {})
     except NotRecognised as reason:
         return Lowered(None, reason, dict(_recognised_blocks(model)))
 
 
-def _lowering_module(module: nn.Module, name: str) -> Any:
+def _lowering_module(part: Part) -> Any:
     """Returns the lowering module of the library that a module's class belongs to.
 
     Raises:
         NotRecognised: there is none.
     """
-    cls = plain_class(module, name)
+    cls = plain_class(part)
     library = cls.__module__.partition(".")[0]
     if library not in _LIBRARIES:
-        raise NotRecognised(name, f"is a {cls.__module__}.{cls.__qualname__}, which is of no known library")
+        raise NotRecognised(part.name, f"is a {cls.__module__}.{cls.__qualname__}, which is of no known library")
     lowering_module, required = _LIBRARIES[library]
     if required not in sys.modules:
-        raise NotRecognised(name, f"is a {cls.__module__}.{cls.__qualname__}, which is no Vision Transformer")
+        raise NotRecognised(part.name, f"is a {cls.__module__}.{cls.__qualname__}, which is no Vision Transformer")
     return importlib.import_module(f"vitfast.inference.lowering.{lowering_module}")
 
 
@@ -69,7 +70,8 @@ def _recognised_blocks(model: nn.Module) -> Iterator[tuple[str, BlockSpec]]:
         if not name or any(name.startswith(outer) for outer in inside) or isinstance(module, ReuseBlock):
             continue
         try:
-            spec = _lowering_module(module, name).lower_block(name, module)
+            part = Part(module, name)
+            spec = _lowering_module(part).lower_block(part)
         except NotRecognised:
             continue
         inside.append(f"{name}.")

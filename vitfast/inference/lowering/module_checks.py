@@ -38,49 +38,102 @@ class NotRecognised(Exception):
         self.why = why
 
 
-def expect(
-    module: nn.Module | None,
-    name: str,
-    *classes: type[nn.Module],
-    children: Collection[str] = (),
-    tensors: Collection[str] = (),
-) -> Any:
-    """Returns ``module`` if it computes what its class does, and nothing else.
+class Part:
+    """A module of the source model; ``part["fc1"]`` is its submodule ``fc1``.
 
-    Args:
-        module: any module.
-        name: of the module in the source.
-        *classes: allowed classes, or their quantized counterparts; subclasses are not allowed.
-        children: names of all its submodules; they may be missing or None.
-        tensors: names of all its parameters and buffers; they may be missing or None.
+    Attributes:
+        module: the module; None if it is missing.
+        name: its name in the source model; empty for the model itself.
+    """
+
+    def __init__(self, module: nn.Module | None, name: str = "") -> None:
+        self.module: Any = module
+        self.name = name
+
+    def __getitem__(self, child: str) -> Part:
+        return Part(getattr(self.module, child, None), f"{self.name}.{child}" if self.name else child)
+
+    def children(self) -> list[Part]:
+        """The submodules, in order."""
+        return [self[child] for child in self.module._modules]
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether it is missing, or a plain ``nn.Identity``."""
+        return self.module is None or type(self.module) is nn.Identity
+
+    def expect(self, *classes: type[nn.Module], children: Collection[str] = (), tensors: Collection[str] = ()) -> Any:
+        """Returns the module if it computes what its class does, and nothing else.
+
+        Args:
+            *classes: allowed classes, or their quantized counterparts; subclasses are not allowed.
+            children: names of all its submodules; they may be missing or None.
+            tensors: names of all its parameters and buffers; they may be missing or None.
+
+        Raises:
+            NotRecognised: it has another class, hooks, replaced methods, or parts that its class does not have.
+        """
+        if self.module is None:
+            raise NotRecognised(self.name, "is missing")
+        found = plain_class(self)
+        if found not in classes:
+            known = " or ".join(sorted({f"{one.__module__.split('.')[0]}'s {one.__name__}" for one in classes}))
+            raise NotRecognised(self.name, f"is a {found.__module__}.{found.__qualname__}, not {known}")
+        _check_unmodified(self.module, self.name)
+        for kind, present, expected in (
+            ("submodule", self.module._modules, children),
+            ("parameter", self.module._parameters, tensors),
+            ("buffer", self.module._buffers, (*tensors, "weight_scale", "activation_range")),  # of quantized modules
+        ):
+            others = [key for key, value in present.items() if value is not None and key not in expected]
+            if others:
+                raise NotRecognised(self.name, f"has a {kind} {others[0]!r} that {found.__name__} does not have")
+        return self.module
+
+
+def plain_class(part: Part) -> type[nn.Module]:
+    """Returns a module's class; for a quantized module the class that it replaces.
 
     Raises:
-        NotRecognised: it has another class, hooks, replaced methods, or parts that its class does not have.
+        NotRecognised: no kernel supports the module's quantization.
     """
-    if module is None:
-        raise NotRecognised(name, "is missing")
-    found = plain_class(module, name)
-    if found not in classes:
-        known = " or ".join(sorted({f"{one.__module__.split('.')[0]}'s {one.__name__}" for one in classes}))
-        raise NotRecognised(name, f"is a {found.__module__}.{found.__qualname__}, not {known}")
-    check_unmodified(module, name)
-    for kind, present, expected in (
-        ("submodule", module._modules, children),
-        ("parameter", module._parameters, tensors),
-        ("buffer", module._buffers, tensors),
-    ):
-        others = [key for key, value in present.items() if value is not None and key not in expected]
-        if others and not _is_quantization_buffer(kind, others):
-            raise NotRecognised(name, f"has a {kind} {others[0]!r} that {found.__name__} does not have")
-    return module
+    if not isinstance(part.module, QuantizedModule):
+        return type(part.module)
+    precision_of(part)
+    bases = (cls for cls in type(part.module).__mro__ if issubclass(cls, nn.Module))
+    return next(cls for cls in bases if not issubclass(cls, QuantizedModule))
 
 
-def check_unmodified(module: nn.Module, name: str) -> None:
-    """Checks that a module computes what its class computes.
+def precision_of(part: Part) -> Precision | None:
+    """Returns the precision of a quantized module; None for one that is not quantized.
 
     Raises:
-        NotRecognised: it has hooks or parametrizations, or methods were replaced, in the instance or the class.
+        NotRecognised: no kernel supports its quantization.
     """
+    if not isinstance(part.module, QuantizedModule):
+        return None
+    quantization = part.module.quantization
+    if quantization.mode != "quantized":
+        raise NotRecognised(part.name, f"its quantization is switched to {quantization.mode!r}")
+    if quantization.config is None:
+        return "fp32"
+    precision = _precision(quantization.arithmetic)
+    if precision is None:
+        raise NotRecognised(part.name, f"is quantized with {quantization.config}, which has no fast kernel")
+    return precision
+
+
+def quantized_precisions(model: nn.Module) -> set[str]:
+    """Returns the precisions of a model's quantized layers; ``"other"`` for those that no kernel supports."""
+    found: set[str] = set()
+    for module in model.modules():
+        if isinstance(module, QuantizedModule) and module.quantization.config is not None:
+            found.add(_precision(module.quantization.arithmetic) or "other")
+    return found
+
+
+def _check_unmodified(module: nn.Module, name: str) -> None:
+    """Checks that a module has no hooks, and that no method was replaced, in the instance or the class."""
     for attribute, hook in _HOOKS.items():
         if getattr(module, attribute, None):
             raise NotRecognised(name, f"has {hook}")
@@ -95,51 +148,6 @@ def check_unmodified(module: nn.Module, name: str) -> None:
         for attribute, value in vars(cls).items():
             if isinstance(value, FunctionType) and inspect.unwrap(value).__module__ != cls.__module__:
                 raise NotRecognised(name, f"the method {attribute} of its class {cls.__name__} was replaced")
-
-
-def plain_class(module: nn.Module, name: str) -> type[nn.Module]:
-    """Returns a module's class; for a quantized module the class that it replaces.
-
-    Raises:
-        NotRecognised: no kernel supports the module's quantization.
-    """
-    if not isinstance(module, QuantizedModule):
-        return type(module)
-    precision_of(module, name)
-    bases = (cls for cls in type(module).__mro__ if issubclass(cls, nn.Module))
-    return next(cls for cls in bases if not issubclass(cls, QuantizedModule))
-
-
-def precision_of(module: nn.Module, name: str) -> Precision | None:
-    """Returns the precision of a quantized module; None for one that is not quantized.
-
-    Raises:
-        NotRecognised: no kernel supports its quantization.
-    """
-    if not isinstance(module, QuantizedModule):
-        return None
-    quantization = module.quantization
-    if quantization.mode != "quantized":
-        raise NotRecognised(name, f"its quantization is switched to {quantization.mode!r}")
-    if quantization.config is None:
-        return "fp32"
-    precision = _precision(quantization.arithmetic)
-    if precision is None:
-        raise NotRecognised(name, f"is quantized with {quantization.config}, which has no fast kernel")
-    return precision
-
-
-def quantized_precisions(model: nn.Module) -> set[str]:
-    """Returns the precisions of a model's quantized layers; ``"other"`` for those that no kernel supports."""
-    found: set[str] = set()
-    for module in model.modules():
-        if isinstance(module, QuantizedModule) and module.quantization.config is not None:
-            found.add(_precision(module.quantization.arithmetic) or "other")
-    return found
-
-
-def _is_quantization_buffer(kind: str, names: list[str]) -> bool:
-    return kind == "buffer" and set(names) <= {"weight_scale", "activation_range"}
 
 
 def _precision(arithmetic: Arithmetic) -> Precision | None:

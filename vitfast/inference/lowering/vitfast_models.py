@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import copy
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from vitfast import layers
 from vitfast.inference.ir import (
-    Activation,
     AttentionSpec,
     BlockSpec,
     CascadeSpec,
-    ConvSpec,
     ConvStemSpec,
     EmbeddingSpec,
-    ExitSpec,
-    FeatureReuseSpec,
-    GatedPositionsSpec,
     LinearSpec,
     MlpSpec,
     ModelSpec,
     PatchesSpec,
+    Pooling,
     ReadoutSpec,
-    RelationReuseSpec,
+    ReuseSpec,
     SplitSpec,
     TokenMixerSpec,
     TokensToTokenSpec,
     TransformerSpec,
 )
 from vitfast.inference.lowering import common_layers as common
-from vitfast.inference.lowering.module_checks import NotRecognised, expect, precision_of
+from vitfast.inference.lowering.module_checks import NotRecognised, Part, precision_of
 from vitfast.layers.relation_reuse import RelationAttention
 from vitfast.layers.token_performer import TokenPerformer
 from vitfast.layers.token_transformer import TokenAttention, TokenTransformer
@@ -39,252 +36,187 @@ from vitfast.layers.tokens_to_token import SoftSplit
 from vitfast.models import DVT, ConViT, DistilledVisionTransformer, T2TViT, VisionTransformer
 from vitfast.models.dvt import DVTExit
 
-_MLP = ("fc1", "fc2", "drop")
-_ATTENTION = ("qkv", "proj", "proj_drop")
-_TOKENS = ("cls_token", "pos_embed", "dist_token")
-_STORED = ("join_tokens", "add_positions")
-_DISTILLED = ("fc_norm_dist", "head_dist")
-_VIT = (*_STORED, "patch_embed", "pos_drop", "blocks", "norm", "fc_norm", "pre_logits", "head", *_DISTILLED)
+_WEIGHT_AND_BIAS = ("weight", "bias")
+_TRANSFORMER = (
+    *("patch_embed", "tokens_to_token", "join_tokens", "add_positions", "pos_drop", "relation_reuse", "blocks", "norm"),
+    *("fc_norm", "pre_logits", "head", "fc_norm_dist", "head_dist"),
+)
 
 
-def lower_model(model: nn.Module) -> ModelSpec:
+def lower_model(part: Part) -> ModelSpec:
     """Lowers a ViT, DeiT, ConViT, T2T-ViT or DVT of vitfast.
 
     Raises:
         NotRecognised: it is none of them, or something outside its blocks was changed.
     """
-    if isinstance(model, DVT):
-        return _dvt(model)
-    if isinstance(model, T2TViT):
-        return _t2t_vit(model)
-    return _vit(model)
-
-
-def _vit(model: nn.Module) -> TransformerSpec:
-    classes = (VisionTransformer, DistilledVisionTransformer, ConViT)
-    checked = expect(model, "", *classes, children=_VIT, tensors=_TOKENS)
-    fields: Any = checked.fields
-    common.passes_in_evaluation("pos_drop", checked.pos_drop)
-    _expect_stored("", checked)
-    expect(checked.blocks, "blocks", nn.Sequential, children=common.child_names(checked.blocks))
-    is_convit = isinstance(checked, ConViT)
-    is_distilled = fields.distillation_token == "after_class"
-    tokens = (checked.cls_token, checked.dist_token) if is_distilled else (checked.cls_token,)
-    readouts = [_vit_readout(checked, fields)]
-    if is_distilled:
-        fc_norm = common.optional_norm("fc_norm_dist", checked.fc_norm_dist)
-        readouts.append(ReadoutSpec("token", 1, fc_norm, common.head_layers("head_dist", checked.head_dist)))
-    return TransformerSpec(
-        EmbeddingSpec(_patches("patch_embed", checked.patch_embed), () if is_convit else tokens, checked.pos_embed),
-        common.blocks("blocks", checked.blocks, lower_block),
-        common.optional_norm("norm", checked.norm),
-        tuple(readouts),
-        "mean" if is_distilled else "one",
-        late_prefix=tokens if is_convit else (),
-        late_index=fields.local_up_to_layer if is_convit else 0,
-    )
-
-
-def _vit_readout(model: Any, fields: Any) -> ReadoutSpec:
-    head: list[tuple[LinearSpec, Activation]] = []
-    if type(model.pre_logits) is not nn.Identity:
-        expect(model.pre_logits, "pre_logits", nn.Sequential, children=("fc", "act"))
-        act = common.activation("pre_logits.act", model.pre_logits.act)
-        head.append((common.linear("pre_logits.fc", model.pre_logits.fc), act))
-    head += common.head_layers("head", model.head)
-    fc_norm = common.optional_norm("fc_norm", model.fc_norm)
-    return ReadoutSpec("mean" if fields.pooling == "mean" else "token", 0, fc_norm, tuple(head))
-
-
-def _t2t_vit(model: T2TViT) -> TransformerSpec:
-    children = (*_STORED, "tokens_to_token", "pos_drop", "blocks", "norm", "head")
-    checked = expect(model, "", T2TViT, children=children, tensors=_TOKENS)
-    common.passes_in_evaluation("pos_drop", checked.pos_drop)
-    _expect_stored("", checked)
-    expect(checked.blocks, "blocks", nn.Sequential, children=common.child_names(checked.blocks))
-    patches = _tokens_to_token("tokens_to_token", checked.tokens_to_token, checked.img_size, checked.in_chans)
-    return TransformerSpec(
-        EmbeddingSpec(patches, (checked.cls_token,), checked.pos_embed),
-        common.blocks("blocks", checked.blocks, lower_block),
-        common.norm("norm", checked.norm),
-        (ReadoutSpec("token", 0, None, common.head_layers("head", checked.head)),),
-    )
-
-
-def _dvt(model: DVT) -> CascadeSpec:
-    checked = expect(model, "", DVT, children=("exits",))
-    expect(checked.exits, "exits", nn.ModuleList, children=common.child_names(checked.exits))
-    exits = tuple(_exit(f"exits.{index}", stage, model) for index, stage in enumerate(checked.exits))
+    if not isinstance(part.module, DVT):
+        classes = (VisionTransformer, DistilledVisionTransformer, ConViT, T2TViT)
+        return _transformer(part, part.module, *classes)
+    model = part.expect(DVT, children=("exits",))
+    part["exits"].expect(nn.ModuleList, children=part["exits"].module._modules)
+    exits = tuple(_transformer(stage, model, DVTExit) for stage in part["exits"].children())
     return CascadeSpec(exits, model.fields.feature_reuse, model.fields.relation_reuse)
 
 
-def _exit(name: str, module: nn.Module, model: DVT) -> ExitSpec:
-    children = (*_STORED, "patch_embed", "pos_drop", "relation_reuse", "blocks", "norm", "head")
-    checked = expect(module, name, DVTExit, children=children, tensors=_TOKENS)
-    common.passes_in_evaluation(f"{name}.pos_drop", checked.pos_drop)
-    _expect_stored(f"{name}.", checked)
-    expect(checked.blocks, f"{name}.blocks", nn.ModuleList, children=common.child_names(checked.blocks))
-    embed_name = f"{name}.patch_embed"
-    patches: PatchesSpec | TokensToTokenSpec | ConvStemSpec
-    if isinstance(checked.patch_embed, layers.PatchEmbed):
-        patches = _patches(embed_name, checked.patch_embed)
+def _transformer(part: Part, whole: Any, *classes: type[nn.Module]) -> TransformerSpec:
+    """Lowers a model, or an exit of the DVT ``whole``."""
+    model = part.expect(*classes, children=_TRANSFORMER, tensors=("cls_token", "pos_embed", "dist_token"))
+    fields = whole.fields
+    common.passes_in_evaluation(part["pos_drop"])
+    part["join_tokens"].expect(layers.JoinTokens)
+    part["add_positions"].expect(layers.AddPositions)
+    patches = part["tokens_to_token" if isinstance(model, T2TViT) else "patch_embed"]
+    tokens: tuple[Tensor, ...] = (model.cls_token,)
+    pooling: Pooling = getattr(fields, "pooling", "token")
+    norm, head = common.optional_norm(part["fc_norm"]), common.head_layers(part["pre_logits"], part["head"])
+    readouts = [ReadoutSpec(pooling, 0, norm, head)]
+    if getattr(fields, "distillation_token", "none") == "after_class":
+        tokens = (model.cls_token, model.dist_token)
+        norm = common.optional_norm(part["fc_norm_dist"])
+        readouts.append(ReadoutSpec("token", 1, norm, common.head_layers(part["head_dist"])))
+    is_convit = isinstance(model, ConViT)
+    return TransformerSpec(
+        EmbeddingSpec(_patch_embedding(patches, whole), () if is_convit else tokens, model.pos_embed),
+        common.blocks(part["blocks"], lower_block),
+        common.optional_norm(part["norm"]),
+        tuple(readouts),
+        "mean" if len(readouts) > 1 else "one",
+        late_prefix=tokens if is_convit else (),
+        late_index=fields.local_up_to_layer if is_convit else 0,
+        relation_reuse=_relation_reuse(part["relation_reuse"]),
+    )
+
+
+def lower_block(part: Part) -> BlockSpec:
+    """Lowers ``Block`` and ``ReuseBlock``."""
+    children = ("norm1", "attn", "norm2", "mlp", "drop_path", "feature_reuse", "add")
+    part.expect(layers.Block, layers.ReuseBlock, children=children)
+    common.passes_in_evaluation(part["drop_path"])
+    part["add"].expect(layers.ResidualAdd)
+    return BlockSpec(
+        part.name,
+        common.norm(part["norm1"]),
+        _attention(part["attn"]),
+        common.norm(part["norm2"]),
+        _mlp(part["mlp"]),
+        feature_reuse=_feature_reuse(part["feature_reuse"]),
+    )
+
+
+def _attention(part: Part) -> AttentionSpec:
+    """Lowers ``Attention`` and ConViT's ``GatedPositionalAttention``."""
+    gated = None
+    if isinstance(part.module, layers.GatedPositionalAttention):
+        children = ("qk", "v", "proj", "pos_proj", "proj_drop")
+        module = part.expect(layers.GatedPositionalAttention, children=children, tensors=("gating_param",))
+        position = part["pos_proj"].expect(nn.Linear, tensors=_WEIGHT_AND_BIAS)
+        gated = (position.weight, position.bias, module.gating_param)
+        qkv = common.linear(part["qk"], part["v"])
     else:
-        is_stem = isinstance(checked.patch_embed, layers.ConvStem)
-        lower_patches = _conv_stem if is_stem else _tokens_to_token
-        patches = lower_patches(embed_name, checked.patch_embed, model.img_size, model.in_chans)
-    transformer = TransformerSpec(
-        EmbeddingSpec(patches, (checked.cls_token,), checked.pos_embed),
-        common.blocks(f"{name}.blocks", checked.blocks, lower_block),
-        common.norm(f"{name}.norm", checked.norm),
-        (ReadoutSpec("token", 0, None, common.head_layers(f"{name}.head", checked.head)),),
-    )
-    reuse = checked.relation_reuse
-    return ExitSpec(transformer, None if reuse is None else _relation_reuse(f"{name}.relation_reuse", reuse))
+        module = part.expect(layers.Attention, RelationAttention, children=("qkv", "proj", "proj_drop"))
+        qkv = common.linear(part["qkv"])
+    common.passes_in_evaluation(part["proj_drop"])
+    head_dim = qkv.out_features // 3 // module.num_heads
+    return AttentionSpec(qkv, module.num_heads, head_dim, head_dim**-0.5, common.linear(part["proj"]), gated=gated)
 
 
-def _relation_reuse(name: str, module: nn.Module) -> RelationReuseSpec:
-    checked = expect(module, name, layers.RelationReuse, children=("mlp", "upsample"))
-    expect(checked.mlp, f"{name}.mlp", nn.Sequential, children=("0", "1", "2"))
-    upsample = expect(checked.upsample, f"{name}.upsample", layers.GridUpsample, tensors=("matrix",))
-    fc1, fc2 = (
-        common.patches_of_convolution(f"{name}.mlp.{index}", checked.mlp[index], (1, 1)).linear for index in (0, 2)
-    )
-    common.activation(f"{name}.mlp.1", checked.mlp[1])
-    return RelationReuseSpec(fc1, fc2, checked.num_layers, upsample.matrix)
+def _mlp(part: Part) -> MlpSpec:
+    """Lowers ``Mlp``."""
+    module = part.expect(layers.Mlp, children=("fc1", "fc2", "drop"))
+    common.passes_in_evaluation(part["drop"])
+    return MlpSpec(common.linear(part["fc1"]), common.gelu(module.approximate), common.linear(part["fc2"]))
 
 
-def _expect_stored(prefix: str, model: Any) -> None:
-    expect(model.join_tokens, f"{prefix}join_tokens", layers.JoinTokens)
-    expect(model.add_positions, f"{prefix}add_positions", layers.AddPositions)
+def _relation_reuse(part: Part) -> ReuseSpec | None:
+    if part.module is None:
+        return None
+    part.expect(layers.RelationReuse, children=("mlp", "upsample"))
+    part["mlp"].expect(nn.Sequential, children="012")
+    first, act, second = part["mlp"].children()
+    fc1, fc2 = (common.patches_of_convolution(conv, (1, 1)).linear for conv in (first, second))
+    return ReuseSpec(None, MlpSpec(fc1, common.activation(act), fc2), _upsample(part["upsample"]))
 
 
-def _patches(name: str, module: nn.Module) -> PatchesSpec:
-    """Lowers ``PatchEmbed`` and ``PaddedPatchEmbed``."""
-    checked = expect(module, name, layers.PatchEmbed, layers.PaddedPatchEmbed, children=("proj",))
-    proj = checked.proj
-    expect(proj, f"{name}.proj", nn.Conv2d, nn.Linear, tensors=("weight", "bias"))
-    size, padding = checked.img_size, getattr(checked, "padding", (0, 0, 0, 0))
-    height, width = size - padding[2] - padding[3], size - padding[0] - padding[1]
+def _feature_reuse(part: Part) -> ReuseSpec | None:
+    if part.module is None:
+        return None
+    part.expect(layers.FeatureReuse, children=("norm", "mlp", "upsample", "result"))
+    part["result"].expect(layers.StoredFeatures)
+    return ReuseSpec(common.norm(part["norm"]), _mlp(part["mlp"]), _upsample(part["upsample"]))
+
+
+def _upsample(part: Part) -> Any:
+    return part.expect(layers.GridUpsample, tensors=("matrix",)).matrix
+
+
+def _patch_embedding(part: Part, model: Any) -> PatchesSpec | TokensToTokenSpec | ConvStemSpec:
+    size = (model.img_size, model.img_size)
+    if isinstance(part.module, layers.ConvStem):
+        return ConvStemSpec(_conv_layers(part), size, model.in_chans)
+    if isinstance(part.module, layers.TokensToToken):
+        splits = tuple(part[f"soft_split{index}"] for index in range(3))
+        mixers = ("attention1", "attention2")
+        part.expect(layers.TokensToToken, children=(*mixers, "project", *(f"soft_split{index}" for index in range(3))))
+        return TokensToTokenSpec(
+            tuple(_split(split) for split in splits),
+            tuple(_mixer(part[name]) for name in mixers),
+            common.linear(part["project"]),
+            size,
+            model.in_chans,
+        )
+    module = part.expect(layers.PatchEmbed, layers.PaddedPatchEmbed, children=("proj",))
+    proj = part["proj"].expect(nn.Conv2d, nn.Linear, tensors=_WEIGHT_AND_BIAS)
+    padding = getattr(module, "padding", (0, 0, 0, 0))
     return PatchesSpec(
-        LinearSpec((proj.weight,), (proj.bias,), precision_of(proj, f"{name}.proj")),
-        (height, width),
-        (checked.patch_size, checked.patch_size),
-        checked.in_chans,
-        checked.patch_order,
+        LinearSpec((proj.weight,), (proj.bias,), precision_of(part["proj"])),
+        (module.img_size - padding[2] - padding[3], module.img_size - padding[0] - padding[1]),
+        (module.patch_size, module.patch_size),
+        module.in_chans,
+        module.patch_order,
         padding,
     )
 
 
-def _mlp(name: str, module: nn.Module) -> MlpSpec:
-    """Lowers ``Mlp``."""
-    checked = expect(module, name, layers.Mlp, children=_MLP)
-    common.passes_in_evaluation(f"{name}.drop", checked.drop)
-    fc1, fc2 = common.linear(f"{name}.fc1", checked.fc1), common.linear(f"{name}.fc2", checked.fc2)
-    return MlpSpec(fc1, common.gelu(checked.approximate), fc2)
-
-
-def _any_attention(name: str, module: nn.Module) -> AttentionSpec:
-    """Lowers ``Attention`` and ConViT's ``GatedPositionalAttention``."""
-    if isinstance(module, layers.GatedPositionalAttention):
-        return _gated_attention(name, module)
-    checked = expect(module, name, layers.Attention, RelationAttention, children=_ATTENTION)
-    return _attention(name, checked, common.linear(f"{name}.qkv", checked.qkv))
-
-
-def lower_block(name: str, module: nn.Module) -> BlockSpec:
-    """Lowers ``Block`` and ``ReuseBlock``."""
-    children = ("norm1", "attn", "norm2", "mlp", "drop_path", "feature_reuse", "add")
-    checked = expect(module, name, layers.Block, layers.ReuseBlock, children=children)
-    common.passes_in_evaluation(f"{name}.drop_path", checked.drop_path)
-    expect(checked.add, f"{name}.add", layers.ResidualAdd)
-    reuse = getattr(checked, "feature_reuse", None)
-    return BlockSpec(
-        name,
-        common.norm(f"{name}.norm1", checked.norm1),
-        _any_attention(f"{name}.attn", checked.attn),
-        common.norm(f"{name}.norm2", checked.norm2),
-        _mlp(f"{name}.mlp", checked.mlp),
-        feature_reuse=None if reuse is None else _feature_reuse(f"{name}.feature_reuse", reuse),
-    )
-
-
-def _tokens_to_token(name: str, module: nn.Module, img_size: int, in_chans: int) -> TokensToTokenSpec:
-    """Lowers the tokens-to-token module."""
-    steps = ("soft_split0", "attention1", "soft_split1", "attention2", "soft_split2", "project")
-    checked = expect(module, name, layers.TokensToToken, children=steps)
-    first, second, third = (_split(f"{name}.soft_split{i}", getattr(checked, f"soft_split{i}")) for i in range(3))
-    mixers = (_mixer(f"{name}.attention1", checked.attention1), _mixer(f"{name}.attention2", checked.attention2))
-    project = common.linear(f"{name}.project", checked.project)
-    return TokensToTokenSpec((first, second, third), mixers, project, (img_size, img_size), in_chans)
-
-
-def _conv_stem(name: str, module: nn.Module, img_size: int, in_chans: int) -> ConvStemSpec:
-    """Lowers the convolutions that stand for a patch embedding."""
-    expect(module, name, layers.ConvStem, children=list(module._modules))
-    found: list[ConvSpec] = []
-    for key, child in module.named_children():
-        at = f"{name}.{key}"
-        if isinstance(child, nn.Conv2d):
-            conv = expect(child, at, nn.Conv2d, tensors=("weight", "bias"))
-            if precision_of(conv, at) is not None or conv.groups != 1 or conv.dilation != (1, 1):
-                raise NotRecognised(at, "is a quantized, grouped or dilated convolution")
-            found.append(ConvSpec(conv.weight, conv.bias, conv.stride[0], conv.padding[0], None, False))
-        elif isinstance(child, nn.BatchNorm2d):
-            tensors = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-            norm = expect(child, at, nn.BatchNorm2d, tensors=tensors)
-            statistics = (norm.weight, norm.bias, norm.running_mean, norm.running_var, float(norm.eps))
-            found[-1] = replace(found[-1], batch_norm=statistics)
+def _conv_layers(part: Part) -> nn.Sequential:
+    """Copies the convolutions that stand for a patch embedding; folds BatchNorm into them in float64."""
+    part.expect(layers.ConvStem, children=part.module._modules)
+    found: list[nn.Module] = []
+    for child in part.children():
+        if isinstance(child.module, nn.BatchNorm2d):
+            statistics = ("running_mean", "running_var", "num_batches_tracked")
+            norm = child.expect(nn.BatchNorm2d, tensors=(*_WEIGHT_AND_BIAS, *statistics))
+            conv: Any = found[-1]
+            found[-1] = fuse_conv_bn_eval(conv.double(), copy.deepcopy(norm).eval().double()).float()
+        elif isinstance(child.module, nn.Conv2d):
+            conv = child.expect(nn.Conv2d, tensors=_WEIGHT_AND_BIAS)
+            if precision_of(child) is not None or conv.groups != 1 or conv.dilation != (1, 1):
+                raise NotRecognised(child.name, "is a quantized, grouped or dilated convolution")
+            found.append(copy.deepcopy(conv).eval())
         else:
-            expect(child, at, nn.ReLU)
-            found[-1] = replace(found[-1], relu=True)
-    return ConvStemSpec(tuple(found), (img_size, img_size), in_chans)
+            child.expect(nn.ReLU)
+            found.append(nn.ReLU())
+    return nn.Sequential(*found).requires_grad_(False)
 
 
-def _attention(name: str, checked: Any, qkv: LinearSpec, gated: GatedPositionsSpec | None = None) -> AttentionSpec:
-    common.passes_in_evaluation(f"{name}.proj_drop", checked.proj_drop)
-    head_dim = qkv.out_features // 3 // checked.num_heads
-    proj = common.linear(f"{name}.proj", checked.proj)
-    return AttentionSpec(qkv, checked.num_heads, head_dim, head_dim**-0.5, proj, gated=gated)
+def _split(part: Part) -> SplitSpec:
+    module = part.expect(SoftSplit)
+    return SplitSpec(module.patch_size, module.stride, module.padding)
 
 
-def _gated_attention(name: str, module: nn.Module) -> AttentionSpec:
-    children = ("qk", "v", "proj", "pos_proj", "proj_drop")
-    checked = expect(module, name, layers.GatedPositionalAttention, children=children, tensors=("gating_param",))
-    qkv = common.linear(f"{name}.qk", checked.qk, checked.v)
-    position = checked.pos_proj
-    expect(position, f"{name}.pos_proj", nn.Linear, tensors=("weight", "bias"))
-    return _attention(name, checked, qkv, GatedPositionsSpec(position.weight, position.bias, checked.gating_param))
-
-
-def _feature_reuse(name: str, module: nn.Module) -> FeatureReuseSpec:
-    checked = expect(module, name, layers.FeatureReuse, children=("norm", "mlp", "upsample", "result"))
-    expect(checked.result, f"{name}.result", layers.StoredFeatures)
-    upsample = expect(checked.upsample, f"{name}.upsample", layers.GridUpsample, tensors=("matrix",))
-    return FeatureReuseSpec(
-        common.norm(f"{name}.norm", checked.norm), _mlp(f"{name}.mlp", checked.mlp), upsample.matrix
-    )
-
-
-def _split(name: str, module: nn.Module) -> SplitSpec:
-    checked = expect(module, name, SoftSplit)
-    return SplitSpec(checked.patch_size, checked.stride, checked.padding)
-
-
-def _mixer(name: str, module: nn.Module) -> TokenMixerSpec:
-    expect(getattr(module, "add", None), f"{name}.add", layers.ResidualAdd)
-    norms = {key: common.norm(f"{name}.{key}", getattr(module, key)) for key in ("norm1", "norm2")}
-    if isinstance(module, TokenTransformer):
-        expect(module, name, TokenTransformer, children=("norm1", "attn", "norm2", "mlp", "add"))
-        attn = expect(module.attn, f"{name}.attn", TokenAttention, children=("qkv", "proj"))
-        qkv, proj = common.linear(f"{name}.attn.qkv", attn.qkv), common.linear(f"{name}.attn.proj", attn.proj)
-        described = _mlp(f"{name}.mlp", module.mlp)
-        return TokenMixerSpec(norms["norm1"], qkv, None, attn.scale, proj, norms["norm2"], described)
-    children = ("norm1", "kqv", "proj", "drop", "norm2", "mlp", "add")
-    checked = expect(module, name, TokenPerformer, children=children, tensors=("w",))
-    common.passes_in_evaluation(f"{name}.drop", checked.drop)
-    expect(checked.mlp, f"{name}.mlp", nn.Sequential, children=("0", "1", "2", "3"))
-    fc1, act, fc2, drop = checked.mlp
-    common.passes_in_evaluation(f"{name}.mlp.3", drop)
-    kqv, proj = common.linear(f"{name}.kqv", checked.kqv), common.linear(f"{name}.proj", checked.proj)
-    described = common.mlp(f"{name}.mlp", fc1, act, fc2)
-    return TokenMixerSpec(norms["norm1"], kqv, checked.w, 1.0, proj, norms["norm2"], described)
+def _mixer(part: Part) -> TokenMixerSpec:
+    part["add"].expect(layers.ResidualAdd)
+    norms = common.norm(part["norm1"]), common.norm(part["norm2"])
+    mlp = part["mlp"]
+    if isinstance(part.module, TokenTransformer):
+        part.expect(TokenTransformer, children=("norm1", "attn", "norm2", "mlp", "add"))
+        attn = part["attn"]
+        scale, projection = attn.expect(TokenAttention, children=("qkv", "proj")).scale, None
+        linear, proj, described = common.linear(attn["qkv"]), common.linear(attn["proj"]), _mlp(mlp)
+    else:
+        children = ("norm1", "kqv", "proj", "drop", "norm2", "mlp", "add")
+        scale, projection = 1.0, part.expect(TokenPerformer, children=children, tensors=("w",)).w
+        mlp.expect(nn.Sequential, children="0123")
+        fc1, act, fc2, drop = mlp.children()
+        common.passes_in_evaluation(part["drop"], drop)
+        linear, proj, described = common.linear(part["kqv"]), common.linear(part["proj"]), common.mlp(fc1, act, fc2)
+    return TokenMixerSpec(norms[0], linear, projection, scale, proj, norms[1], described)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitfast import ops
+from vitfast.inference.ir import Precision
 from vitfast.layers.positional_attention import attend_by_position
 from vitfast.layers.token_performer import performer_attention
 from vitfast.ops.library import has_kernel
@@ -27,9 +28,13 @@ class Heads(nn.Module):
 
 
 class InferenceAttention(Heads):
-    """Self-attention: ``qkv`` ``[B, N, 3 * H * D]`` -> ``[B, N, H * D]``."""
+    """Self-attention: ``qkv`` ``[B, N, 3 * H * D]`` -> ``[B, N, H * D]``; ``precision``: of the block's GEMMs."""
 
     operators = ("attention",)
+
+    def __init__(self, heads: int, head_dim: int, scale: float, precision: Precision) -> None:
+        super().__init__(heads, head_dim, scale)
+        self.precision: Precision = precision
 
     def forward(self, qkv: Tensor) -> Tensor:
         return ops.attention_packed(self.split_heads(qkv), scale=self.scale).flatten(-2)
@@ -38,8 +43,10 @@ class InferenceAttention(Heads):
 class QkNormAttention(InferenceAttention):
     """Self-attention with a LayerNorm (or identity) of q and k within each head."""
 
-    def __init__(self, heads: int, head_dim: int, scale: float, *, q_norm: nn.Module, k_norm: nn.Module) -> None:
-        super().__init__(heads, head_dim, scale)
+    def __init__(
+        self, heads: int, head_dim: int, scale: float, precision: Precision, q_norm: nn.Module, k_norm: nn.Module
+    ) -> None:
+        super().__init__(heads, head_dim, scale, precision)
         self.q_norm = q_norm
         self.k_norm = k_norm
 
@@ -55,17 +62,18 @@ class GatedAttention(nn.Module):
 
     Args:
         content: attention by content.
-        gate: ``[H, 1]``.
+        gate: ``[H]``.
         positional: positional probabilities along each axis, ``[2, H, G, G]``.
+        dtype: dtype of the tokens.
     """
 
     gate: Tensor
     positional: Tensor
 
-    def __init__(self, content: InferenceAttention, gate: Tensor, positional: Tensor) -> None:
+    def __init__(self, content: InferenceAttention, gate: Tensor, positional: Tensor, dtype: torch.dtype) -> None:
         super().__init__()
         self.content = content
-        self.register_buffer("gate", gate)
+        self.register_buffer("gate", gate[:, None].to(dtype))
         self.register_buffer("positional", positional)
 
     def forward(self, qkv: Tensor) -> Tensor:

@@ -5,31 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vitfast.inference.ir import Activation
-from vitfast.inference.modules.attention import GatedAttention, InferenceAttention
 from vitfast.inference.modules.linear import InferenceLinear, describe_gemms
 from vitfast.inference.modules.norm import InferenceNorm, NormLinear
 
 
 class InferenceMlp(nn.Module):
-    """``residual + scale * fc2(activation(fc1(norm(x))))``; norm and scale are optional."""
+    """``fc2(fc1(norm(x)), residual)``; the norm is optional."""
 
-    scale: Tensor | None
-
-    def __init__(
-        self,
-        norm: InferenceNorm | None,
-        fc1: InferenceLinear,
-        activation: Activation,
-        fc2: InferenceLinear,
-        scale: Tensor | None = None,
-    ) -> None:
+    def __init__(self, norm: InferenceNorm | None, fc1: InferenceLinear, fc2: InferenceLinear) -> None:
         super().__init__()
         self.norm = norm
         self.fc1 = fc1
         self.fc2 = fc2
-        self.activation: Activation = activation
-        self.register_buffer("scale", scale)
 
     def forward(self, x: Tensor, residual: Tensor | None) -> Tensor:
         """Computes it from ``x`` ``[..., K]`` and ``residual`` ``[..., C]``, or None for zeros."""
@@ -37,21 +24,18 @@ class InferenceMlp(nn.Module):
 
     def after_norm(self, x: Tensor, residual: Tensor | None) -> Tensor:
         """Computes it from an ``x`` that is already normalized."""
-        return self.fc2(self.fc1(x, self.activation), scale=self.scale, residual=residual)
+        return self.fc2(self.fc1(x), residual)
 
 
 class InferenceBlock(nn.Module):
     """A pre-norm block, one operator after the other; ``name``: of the source module."""
 
-    scale1: Tensor | None
-
     def __init__(
         self,
         name: str,
         qkv: NormLinear,
-        attention: InferenceAttention | GatedAttention,
+        attention: nn.Module,
         proj: InferenceLinear,
-        scale1: Tensor | None,
         mlp: InferenceMlp,
         dtype: torch.dtype,
     ) -> None:
@@ -62,7 +46,6 @@ class InferenceBlock(nn.Module):
         self.proj = proj
         self.mlp = mlp
         self.dtype = dtype
-        self.register_buffer("scale1", scale1)
 
     @property
     def path(self) -> str:
@@ -72,5 +55,5 @@ class InferenceBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Transforms the residual stream ``x`` ``[B, N, C]``; returns a new tensor."""
         x = x.to(self.dtype).contiguous()
-        x = self.proj(self.attention(self.qkv(x)), scale=self.scale1, residual=x)
+        x = self.proj(self.attention(self.qkv(x)), x)
         return self.mlp(x, x)

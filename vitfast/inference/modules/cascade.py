@@ -9,18 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitfast.inference.backend import Backend
-from vitfast.inference.ir import (
-    BlockSpec,
-    CascadeSpec,
-    ExitSpec,
-    FallbackSpec,
-    FeatureReuseSpec,
-    MlpSpec,
-    RelationReuseSpec,
-)
-from vitfast.inference.modules.attention import upsample_relations
+from vitfast.inference.ir import BlockSpec, CascadeSpec, FallbackSpec, ReuseSpec, TransformerSpec
+from vitfast.inference.modules.attention import RelationAttention, upsample_relations
+from vitfast.inference.modules.block import InferenceBlock
 from vitfast.inference.modules.embedding import InferenceEmbedding
-from vitfast.inference.modules.linear import describe_gemms
 from vitfast.inference.modules.readout import InferenceReadout
 from vitfast.models.dvt import ExitState, run_reuse_blocks
 
@@ -30,7 +22,7 @@ class FeatureReuse(nn.Module):
 
     upsample: Tensor
 
-    def __init__(self, spec: FeatureReuseSpec, backend: Backend) -> None:
+    def __init__(self, spec: ReuseSpec, backend: Backend) -> None:
         super().__init__()
         self.mlp = backend.mlp(spec.norm, spec.mlp)
         self.register_buffer("upsample", backend.copy_in_dtype(spec.upsample))
@@ -48,16 +40,15 @@ class RelationReuse(nn.Module):
 
     upsample: Tensor
 
-    def __init__(self, spec: RelationReuseSpec, backend: Backend) -> None:
+    def __init__(self, spec: ReuseSpec, backend: Backend) -> None:
         super().__init__()
-        self.layers = spec.layers
-        self.mlp = backend.mlp(None, MlpSpec(spec.fc1, "gelu", spec.fc2))
+        self.mlp = backend.mlp(spec.norm, spec.mlp)
         self.register_buffer("upsample", backend.tensors.copy(spec.upsample))
 
     def forward(self, relations: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Returns for each layer ``[B, H, 1 + g * g, 1 + g * g]``, not upsampled yet."""
         channels_last = torch.cat(tuple(relations), dim=1).permute(0, 2, 3, 1).contiguous()
-        return self.mlp(channels_last, None).permute(0, 3, 1, 2).chunk(self.layers, dim=1)
+        return self.mlp(channels_last, None).permute(0, 3, 1, 2).chunk(len(relations), dim=1)
 
 
 class RelationReusePerImage(RelationReuse):
@@ -65,14 +56,14 @@ class RelationReusePerImage(RelationReuse):
 
     def forward(self, relations: Sequence[Tensor]) -> tuple[Tensor, ...]:
         batch, heads, tokens, _ = relations[0].shape
-        mixed = relations[0].new_empty(batch, self.layers * heads, tokens, tokens)
+        mixed = relations[0].new_empty(batch, len(relations) * heads, tokens, tokens)
         for index, image in enumerate(zip(*relations, strict=True)):
             channels_last = torch.cat(image).permute(1, 2, 0).contiguous()
             mixed[index] = self.mlp(channels_last, None).permute(2, 0, 1)
-        return mixed.chunk(self.layers, dim=1)
+        return mixed.chunk(len(relations), dim=1)
 
 
-class ReuseBlock(nn.Module):
+class ReuseBlock(InferenceBlock):
     """A block that reads features and relations of the previous exit.
 
     Args:
@@ -84,23 +75,13 @@ class ReuseBlock(nn.Module):
     upsample: Tensor | None
 
     def __init__(self, spec: BlockSpec, upsample: Tensor | None, backend: Backend) -> None:
-        super().__init__()
-        attention, reuse = spec.attention, spec.feature_reuse
-        self.name = spec.name
-        self.qkv = backend.norm_linear(backend.norm(spec.norm1), backend.linear(attention.qkv))
-        self.attention = backend.relation_attention_class(attention.heads, attention.head_dim, attention.scale)
-        self.proj = backend.linear(attention.proj)
-        self.feature_reuse = None if reuse is None else FeatureReuse(reuse, backend)
-        self.mlp = backend.mlp(spec.norm2, spec.mlp)
-        self.dtype = backend.dtype
+        heads = (spec.attention.heads, spec.attention.head_dim, spec.attention.scale)
+        attention = backend.layer_class(RelationAttention)(*heads)
+        super().__init__(spec.name, *backend.block_parts(spec, attention), backend.dtype)
+        self.feature_reuse = None if spec.feature_reuse is None else FeatureReuse(spec.feature_reuse, backend)
         self.register_buffer("upsample", upsample)
 
-    @property
-    def path(self) -> str:
-        """What runs the block, for the report."""
-        return f"{describe_gemms(self.qkv.linear, self.proj, self.mlp.fc1, self.mlp.fc2)}, separate attention"
-
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         x: Tensor,
         *,
@@ -111,7 +92,7 @@ class ReuseBlock(nn.Module):
         """As ``vitfast.layers.ReuseBlock``; relations may also be on the previous exit's grid."""
         x = x.to(self.dtype).contiguous()
         attended, logits = self.attention(self.qkv(x), relations, self.upsample, return_relations)
-        x = self.proj(attended, residual=x)
+        x = self.proj(attended, x)
         wide = x if self.feature_reuse is None else torch.cat([x, self.feature_reuse(features)], dim=2)
         return self.mlp(wide, x), logits
 
@@ -119,10 +100,9 @@ class ReuseBlock(nn.Module):
 class InferenceExit(nn.Module):
     """One transformer of the cascade."""
 
-    def __init__(self, spec: ExitSpec, backend: Backend) -> None:
+    def __init__(self, spec: TransformerSpec, backend: Backend) -> None:
         super().__init__()
-        transformer = spec.transformer
-        self.embedding = InferenceEmbedding(transformer.embedding, backend)
+        self.embedding = InferenceEmbedding(spec.embedding, backend)
         self.relation_reuse = None
         if spec.relation_reuse is not None:
             cls = RelationReusePerImage if backend.per_image else RelationReuse
@@ -130,10 +110,10 @@ class InferenceExit(nn.Module):
         upsample = None if self.relation_reuse is None else self.relation_reuse.upsample
         self.blocks = nn.ModuleList(
             backend.fallback(one) if isinstance(one, FallbackSpec) else ReuseBlock(one, upsample, backend)
-            for one in transformer.blocks
+            for one in spec.blocks
         )
-        self.norm = backend.norm_or_identity(transformer.norm)
-        self.readout = InferenceReadout(transformer.readouts[0], backend)
+        self.norm = backend.norm_or_identity(spec.norm)
+        self.readout = InferenceReadout(spec.readouts[0], backend)
 
     def forward(
         self, images: Tensor, features: Tensor | None, relations: Sequence[Tensor], *, return_relations: bool

@@ -16,6 +16,7 @@ class InferenceEmbedding(nn.Module):
     """Normalizes images, embeds patches, adds positions and prepends the other tokens.
 
     Attributes:
+        num_patches: number of patches N of an image of the model's size.
         image_dtype: dtype of images that are not uint8.
     """
 
@@ -27,6 +28,7 @@ class InferenceEmbedding(nn.Module):
     def __init__(self, spec: EmbeddingSpec, backend: Backend) -> None:
         super().__init__()
         self.patches = _patch_embedding(spec.patches, backend)
+        self.num_patches = self.patches.num_patches(backend.device, backend.dtype)
         self.pre_norm = backend.norm_or_identity(spec.pre_norm)
         self.resize = spec.resize
         self.normalization = backend.normalization
@@ -42,7 +44,7 @@ class InferenceEmbedding(nn.Module):
         prefix = torch.cat([torch.empty(1, 0, channels), *(token.detach().cpu() for token in spec.prefix)], dim=1)
         positions = backend.copy(spec.positions)
         if positions is not None:
-            positioned = positions.shape[1] - self.patches.num_patches
+            positioned = positions.shape[1] - self.num_patches
             prefix[:, :positioned] += positions[:, :positioned].cpu()
             positions = positions[0, positioned:]
         self.register_buffer("prefix", prefix[0].to(backend.device, backend.dtype))

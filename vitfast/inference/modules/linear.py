@@ -54,6 +54,8 @@ class InferenceLinear(nn.Module):
         precision: precision of the GEMM.
         rows: the source rows in ``weight``, in order.
         column_order: permutation of the source's columns: ``weight = source[:, column_order]``.
+        activation: applied after the bias.
+        scale: ``[O]``, or None for ones.
     """
 
     gemm_name = "torch GEMM"
@@ -61,6 +63,7 @@ class InferenceLinear(nn.Module):
     weight: Tensor
     bias: Tensor | None
     column_order: Tensor | None
+    scale: Tensor | None
 
     def __init__(
         self,
@@ -69,11 +72,14 @@ class InferenceLinear(nn.Module):
         precision: Precision,
         rows: tuple[SourceRows, ...],
         column_order: Tensor | None = None,
+        activation: Activation = "none",
+        scale: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.precision: Precision = precision
         self.rows = rows
+        self.activation: Activation = activation
         weight = weight.detach()
         if column_order is not None:
             column_order = column_order.to(weight.device)
@@ -81,29 +87,13 @@ class InferenceLinear(nn.Module):
         self.register_buffer("weight", self._stored(weight))
         self.register_buffer("bias", bias)
         self.register_buffer("column_order", column_order)
+        self.register_buffer("scale", scale)
 
-    def forward(
-        self,
-        x: Tensor,
-        activation: Activation = "none",
-        *,
-        scale: Tensor | None = None,
-        residual: Tensor | None = None,
-    ) -> Tensor:
-        """Computes the layer.
-
-        Args:
-            x: ``[..., K]``.
-            activation: applied after the bias.
-            scale: ``[O]`` or None for ones.
-            residual: ``[..., O]`` or None for zeros.
-
-        Returns:
-            ``[..., O]``.
-        """
-        out = apply_activation(self.gemm(x), activation)
-        if scale is not None:
-            out = out * scale
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Computes ``[..., O]`` from ``x`` ``[..., K]`` and ``residual`` ``[..., O]``, or None for zeros."""
+        out = _activate(self.gemm(x), self.activation)
+        if self.scale is not None:
+            out = out * self.scale
         return out if residual is None else residual + out
 
     def gemm(self, x: Tensor) -> Tensor:
@@ -165,8 +155,7 @@ def round_to_fp16(x: Tensor) -> Tensor:
     return ops.quantize_float(x, _FP16, rounding="nearest_even")
 
 
-def apply_activation(x: Tensor, activation: Activation) -> Tensor:
-    """Computes an activation of ``ir.Activation``."""
+def _activate(x: Tensor, activation: Activation) -> Tensor:
     if activation == "none":
         return x
     if activation in GELU_APPROXIMATE:

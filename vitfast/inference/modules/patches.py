@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitfast.inference.ir import ConvSpec, ConvStemSpec, PatchesSpec, SplitSpec
+from vitfast.inference.ir import ConvStemSpec, PatchesSpec, SplitSpec
 from vitfast.inference.modules.linear import InferenceLinear, describe_gemms
 from vitfast.inference.modules.norm import InferenceNorm
 
@@ -17,11 +17,9 @@ class PatchEmbedding(nn.Module):
     Attributes:
         image_size: height and width of the images.
         in_chans: image channels.
-        path: what runs it, for the report.
         reads_pixels: whether the normalization of the images is included.
     """
 
-    path: str
     reads_pixels = False
 
     def __init__(self, image_size: tuple[int, int], in_chans: int) -> None:
@@ -30,9 +28,14 @@ class PatchEmbedding(nn.Module):
         self.in_chans = in_chans
 
     @property
-    def num_patches(self) -> int:
-        """Patches of an image of ``image_size``."""
+    def path(self) -> str:
+        """What runs it, for the report."""
         raise NotImplementedError
+
+    @torch.no_grad()
+    def num_patches(self, device: torch.device, dtype: torch.dtype) -> int:
+        """Counts the patches of an image of ``image_size``, by embedding one."""
+        return int(self(torch.zeros(1, self.in_chans, *self.image_size, device=device, dtype=dtype)).shape[1])
 
     def tokens(self, images: Tensor, prefix: Tensor, positions: Tensor | None) -> Tensor:
         """Embeds patches, adds ``positions`` ``[N, C]`` and prepends ``prefix`` ``[T, C]``."""
@@ -52,13 +55,10 @@ class Patches(PatchEmbedding):
         self.linear = linear
         self.norm = norm
         self.reads_pixels = reads_pixels
-        self.path = describe_gemms(linear)
 
     @property
-    def num_patches(self) -> int:
-        left, right, above, below = self.padding
-        (height, width), (rows, columns) = self.image_size, self.patch_size
-        return ((height + above + below) // rows) * ((width + left + right) // columns)
+    def path(self) -> str:
+        return describe_gemms(self.linear)
 
     def padded(self, images: Tensor) -> Tensor:
         """Pads or crops images to whole patches."""
@@ -75,31 +75,19 @@ class Patches(PatchEmbedding):
 
 
 class ConvStem(PatchEmbedding):
-    """Convolutions on torch operators, with BatchNorm folded into the weights."""
+    """Convolutions on torch operators."""
 
     def __init__(self, spec: ConvStemSpec, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(spec.image_size, spec.in_chans)
-        self.path = f"torch convolutions, {str(dtype).removeprefix('torch.')}, BatchNorm folded"
-        self.steps = [(conv.stride, conv.padding, conv.relu) for conv in spec.convolutions]
-        for index, conv in enumerate(spec.convolutions):
-            weight, bias = _fold_batch_norm(conv)
-            self.register_buffer(f"weight{index}", weight.to(device, dtype))
-            self.register_buffer(f"bias{index}", None if bias is None else bias.to(device, dtype))
+        self.dtype = dtype
+        self.layers = spec.layers.to(device, dtype)
 
     @property
-    def num_patches(self) -> int:
-        rows, columns = self.image_size
-        for index, (stride, padding, _) in enumerate(self.steps):
-            height, width = self.get_buffer(f"weight{index}").shape[2:]
-            rows, columns = (rows + 2 * padding - height) // stride + 1, (columns + 2 * padding - width) // stride + 1
-        return rows * columns
+    def path(self) -> str:
+        return f"torch convolutions, {str(self.dtype).removeprefix('torch.')}, BatchNorm folded"
 
     def forward(self, images: Tensor) -> Tensor:
-        x = images
-        for index, (stride, padding, relu) in enumerate(self.steps):
-            x = F.conv2d(x, getattr(self, f"weight{index}"), getattr(self, f"bias{index}"), stride, padding)
-            x = F.relu(x) if relu else x
-        return x.flatten(2).transpose(1, 2)
+        return self.layers(images).flatten(2).transpose(1, 2)
 
 
 class SplitLinear(nn.Module):
@@ -144,17 +132,3 @@ class SplitLinear(nn.Module):
         windows = F.pad(images, (left, left, above, above)).unfold(2, height, down).unfold(3, width, across)
         patches = windows.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
         return self.linear(patches if self.norm is None else self.norm(patches))
-
-
-def _fold_batch_norm(conv: ConvSpec) -> tuple[Tensor, Tensor | None]:
-    """Returns weight and bias of the convolution that includes its BatchNorm; computed in float64."""
-    weight = conv.weight.detach().clone()
-    bias = None if conv.bias is None else conv.bias.detach().clone()
-    if conv.batch_norm is None:
-        return weight, bias
-    gamma, beta, mean, variance, eps = conv.batch_norm
-    scale = gamma.detach().double() / (variance.double() + eps).sqrt()
-    shift = beta.detach().double() - mean.double() * scale
-    if bias is not None:
-        shift = shift + bias.double() * scale
-    return (weight.double() * scale[:, None, None, None]).float(), shift.float()

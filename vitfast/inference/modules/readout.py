@@ -30,8 +30,8 @@ class MapPool(nn.Module):
         self.k_norm = backend.norm_or_identity(spec.k_norm)
         self.proj = backend.linear(spec.proj)
         norm = None if spec.norm is None else backend.norm(spec.norm)
-        fc1, fc2 = backend.linear(spec.mlp.fc1), backend.linear(spec.mlp.fc2)
-        self.mlp = InferenceMlp(norm, fc1, spec.mlp.activation, fc2)
+        fc1, fc2 = backend.linear(spec.mlp.fc1, spec.mlp.activation), backend.linear(spec.mlp.fc2)
+        self.mlp = InferenceMlp(norm, fc1, fc2)
         self.mean = spec.mean
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -54,8 +54,7 @@ class InferenceReadout(nn.Module):
         self.index = spec.index
         self.map_pool = None if spec.map_pool is None else MapPool(spec.map_pool, backend)
         self.norm = backend.norm_or_identity(spec.norm)
-        self.layers = nn.ModuleList(backend.linear(linear) for linear, _ in spec.layers)
-        self.activations = [activation for _, activation in spec.layers]
+        self.layers = nn.Sequential(*(backend.linear(*layer) for layer in spec.layers))
 
     @property
     def tokens_read(self) -> int | None:
@@ -70,9 +69,7 @@ class InferenceReadout(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Reads ``tokens`` ``[B, N, C]``; returns ``[B, classes]``, the pooled ``[B, C]`` or all ``[B, N, C]``."""
-        x: Tensor = self.norm(self._pool(tokens))
-        for layer, activation in zip(self.layers, self.activations, strict=True):
-            x = layer(x, activation)
+        x: Tensor = self.layers(self.norm(self._pool(tokens)))
         return x
 
     def _pool(self, tokens: Tensor) -> Tensor:

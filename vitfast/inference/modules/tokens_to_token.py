@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from vitfast.inference.backend import Backend
 from vitfast.inference.ir import SplitSpec, TokenMixerSpec, TokensToTokenSpec
-from vitfast.inference.modules.attention import SingleHeadAttention
+from vitfast.inference.modules.attention import PerformerAttention, SingleHeadAttention
 from vitfast.inference.modules.linear import describe_gemms
 from vitfast.inference.modules.patches import PatchEmbedding
 
@@ -24,7 +24,7 @@ class TokenMixer(nn.Module):
         self.split = backend.split_linear(split, spec.norm1, spec.linear, token_dim)
         self.attention: nn.Module = SingleHeadAttention(spec.scale)
         if spec.projection is not None:
-            self.attention = backend.performer_class(backend.tensors.copy(spec.projection))
+            self.attention = backend.layer_class(PerformerAttention)(backend.copy(spec.projection))
         self.proj = backend.linear(spec.proj)
         self.mlp = backend.mlp(spec.norm2, spec.mlp)
 
@@ -32,7 +32,7 @@ class TokenMixer(nn.Module):
         """Splits ``x``, as ``SplitLinear`` reads it, and mixes its patches; returns tokens ``[B, N, D]``."""
         mixed = self.split(x, size)
         v = mixed.chunk(3, dim=-1)[2].contiguous()
-        x = self.proj(self.attention(mixed, v), residual=v)
+        x = self.proj(self.attention(mixed, v), v)
         return self.mlp(x, x)
 
 
@@ -50,11 +50,10 @@ class TokensToToken(PatchEmbedding):
         self.second = TokenMixer(split2, mixer2, mixer1.mlp.fc2.out_features, backend)
         self.project = backend.split_linear(split3, None, spec.project, mixer2.mlp.fc2.out_features)
         self.tokens_at_once = _TOKENS_AT_ONCE if backend.per_image else None
-        self.path = f"{describe_gemms(self.project.linear)}, tokens-to-token"
 
     @property
-    def num_patches(self) -> int:
-        return self.project.grid_size(self._mixed_size(self.image_size[0])) ** 2
+    def path(self) -> str:
+        return f"{describe_gemms(self.project.linear)}, tokens-to-token"
 
     def forward(self, images: Tensor) -> Tensor:
         size = images.shape[-1]

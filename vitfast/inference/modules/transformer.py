@@ -22,8 +22,6 @@ class LastBlock(nn.Module):
     ``mlp_ratio`` 4 this saves five sixths of the block's GEMMs.
     """
 
-    scale1: Tensor | None
-
     def __init__(self, spec: BlockSpec, tokens: int, backend: Backend) -> None:
         super().__init__()
         attention = spec.attention
@@ -36,8 +34,7 @@ class LastBlock(nn.Module):
         q_norm, k_norm = backend.norm_or_identity(attention.q_norm), backend.norm_or_identity(attention.k_norm)
         heads = (attention.heads, attention.head_dim, attention.scale)
         self.attention = FirstTokensAttention(*heads, q_norm=q_norm, k_norm=k_norm)
-        self.proj = backend.linear(attention.proj)
-        self.register_buffer("scale1", backend.copy_in_dtype(spec.scale1))
+        self.proj = backend.linear(attention.proj, scale=spec.scale1)
         self.mlp = backend.mlp(spec.norm2, spec.mlp, spec.scale2)
         self.dtype = backend.dtype
 
@@ -56,7 +53,7 @@ class LastBlock(nn.Module):
         x = x.to(self.dtype).contiguous()  # a fallback block may return any dtype and strides
         first = x[:, :tokens]
         attended = self.attention(self.q(first), self.kv(x))
-        first = self.proj(attended, scale=self.scale1, residual=first.contiguous())
+        first = self.proj(attended, first.contiguous())
         return self.mlp(first, first)
 
 
@@ -69,7 +66,7 @@ class InferenceTransformer(nn.Module):
         super().__init__()
         self.embedding = InferenceEmbedding(spec.embedding, backend)
         readouts = [InferenceReadout(one, backend) for one in spec.readouts]
-        num_patches = self.embedding.patches.num_patches
+        num_patches = self.embedding.num_patches
         self.blocks = nn.ModuleList(backend.block_or_fallback(one, num_patches) for one in spec.blocks[:-1])
         for last in spec.blocks[-1:]:
             tokens = _tokens_read(last, readouts)
