@@ -13,22 +13,13 @@ import sys
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
 from typing import Literal
 
 import torch
 
 from vitfast.benchmarking.harness import Case
-from vitfast.benchmarking.model_cases import (
-    WEIGHT,
-    TrainingStep,
-    forward,
-    full_gradient,
-    model_case,
-    sample_images,
-    seeded_model,
-)
+from vitfast.benchmarking.model_cases import WEIGHT, TrainingStep, forward, model_case, sample_images, seeded_model
 from vitfast.benchmarking.run import RunOptions, parse_counts, run_tables, seconds_option
 from vitfast.benchmarking.table import Table, count_gflop
 from vitfast.commands.run_command import run_command
@@ -75,9 +66,8 @@ def quantization_table(model_name: str, batch: int, mode: Mode) -> Table:
             table.gflop = count_gflop(lambda: forward(source, images))
             table.reference_name = "float32"
         else:
-            names = [name for name, _ in source.named_parameters()]
             steps = {name: TrainingStep(model, images, "fp32") for name, model in models.items()}
-            cases = [Case(name, run=step, output=partial(full_gradient, step, names)) for name, step in steps.items()]
+            cases = [Case(name, run=step, output=step.gradient) for name, step in steps.items()]
             table.gflop = count_gflop(steps["float32"].backward)
             table.reference_name = "the gradient in float32"
         assert cases[0].output is not None

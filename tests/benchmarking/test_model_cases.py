@@ -6,19 +6,18 @@ import pytest
 import torch
 
 from vitfast.benchmarking import peers
-from vitfast.benchmarking.model_cases import build_models, engine_table, inference_table, training_table
+from vitfast.benchmarking.model_cases import build_models, engine_table, model_table
 from vitfast.benchmarking.table import agrees, relative_l2
 from vitfast.ops.library import has_kernel
 
 MODEL = "vit_nano_patch2_8"
 CPU = torch.device("cpu")
-QUESTIONS = {"inference": inference_table, "training": training_table}
 
 
 @pytest.mark.parametrize("mode", ["inference", "training"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_all_libraries_give_the_same_result(mode, precision):
-    table = QUESTIONS[mode](MODEL, 3, precision, CPU)
+    table = model_table(mode, MODEL, 3, precision, CPU)
     assert (table.mode, table.precision, table.labels) == (mode, precision, {"model": MODEL, "batch": 3})
     cases = table.cases()
     names = [case.name for case in cases]
@@ -34,15 +33,15 @@ def test_all_libraries_give_the_same_result(mode, precision):
 
 
 def test_a_step_counts_three_times_the_work_of_a_forward_pass():
-    forward = inference_table(MODEL, 2, "fp32", CPU)
-    step = training_table(MODEL, 2, "fp32", CPU)
+    forward = model_table("inference", MODEL, 2, "fp32", CPU)
+    step = model_table("training", MODEL, 2, "fp32", CPU)
     forward.cases()
     step.cases()
     assert 2.9 < step.gflop / forward.gflop < 3.2  # attention recomputes its logits; the images need no gradient
 
 
 def test_a_step_moves_every_weight_and_its_averages():
-    table = training_table(MODEL, 2, "fp32", CPU, libraries=["timm"])
+    table = model_table("training", MODEL, 2, "fp32", CPU, libraries=["timm"])
     cases = table.cases()
     assert {case.name for case in cases} <= {"vitfast", "timm"}
     parameters = sum(parameter.numel() for parameter in cases[0].run.model.parameters())
@@ -50,7 +49,7 @@ def test_a_step_moves_every_weight_and_its_averages():
 
 
 def test_a_training_step_learns_and_a_check_does_not():
-    table = training_table(MODEL, 2, "fp32", CPU)
+    table = model_table("training", MODEL, 2, "fp32", CPU)
     cases = table.cases()
     for case in cases:
         parameters = list(case.run.model.parameters())
@@ -62,7 +61,7 @@ def test_a_training_step_learns_and_a_check_does_not():
 
 
 def test_inference_runs_in_evaluation_mode_without_gradients():
-    table = inference_table(MODEL, 2, "fp32", CPU)
+    table = model_table("inference", MODEL, 2, "fp32", CPU)
     cases = table.cases()
     for case in cases:
         logits = case.run()

@@ -21,7 +21,7 @@ def compare(clock, cases, precision="fp32", reference=None, reference_name="", *
         return cases
 
     table = Table("operators", "a title", {"batch": 2}, precision, build)
-    table.measure(Timer(clock=clock), budget_s=40.0)
+    table.measure(Timer(torch.device("cpu"), clock=clock), budget_s=40.0)
     return table
 
 

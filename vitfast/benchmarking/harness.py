@@ -10,13 +10,14 @@ from __future__ import annotations
 import gc
 import math
 import re
-import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import timeit
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,7 +29,6 @@ MAX_ROUNDS = 200
 WARM_UP_SHARE = 0.15
 MIN_WARM_UP_RUNS = 2
 
-_CPU_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _UNKNOWN_CPU_CACHE_BYTES = 64 * 2**20
 # several times the L2 of current GPUs (H200: 50 MB, B200: 126 MB); DeepGEMM and FlashMLA write as much
 _CUDA_FLUSH_BYTES = 512 * 2**20
@@ -36,23 +36,14 @@ _CUDA_FLUSH_BYTES = 512 * 2**20
 
 @dataclass(frozen=True)
 class Case:
-    """One implementation to time.
+    """One implementation to time."""
 
-    Attributes:
-        name: its name in the table, e.g. ``"vitfast"`` or ``"timm"``.
-        run: does the whole work once; the returned value is ignored.
-        output: returns the result that is checked against the reference, as one tensor; None: nothing is checked.
-        is_limit: a lower bound that does less work than the others (a copy beside a rounding), not a competitor.
-        gflop: floating-point operations of a run in 1e9, if they differ from the table's.
-        gigabyte: bytes that a run reads and writes in 1e9, if they differ from the table's.
-    """
-
-    name: str
-    run: Callable[[], object]
-    output: Callable[[], Tensor] | None = None
-    is_limit: bool = False
-    gflop: float | None = None
-    gigabyte: float | None = None
+    name: str  # in the table, e.g. "vitfast" or "timm"
+    run: Callable[[], object]  # does the whole work once
+    output: Callable[[], Tensor] | None = None  # the result that is checked against the reference; None: nothing is
+    is_limit: bool = False  # a lower bound that does less work than the others (a copy beside a rounding)
+    gflop: float | None = None  # floating-point operations of a run in 1e9, if they differ from the table's
+    gigabyte: float | None = None  # bytes that a run reads and writes in 1e9, if they differ from the table's
 
 
 @dataclass(frozen=True)
@@ -68,60 +59,25 @@ class Spread:
     upper: float
 
     @classmethod
-    def of(cls, samples: Sequence[float]) -> Spread:
-        """Summarizes samples; quartiles are interpolated between samples.
-
-        Raises:
-            ValueError: there are no samples.
-        """
-        if not samples:
-            raise ValueError("a spread needs at least one sample")
-        if len(samples) == 1:
-            return cls(samples[0], samples[0], samples[0])
-        lower, median, upper = statistics.quantiles(samples, n=4, method="inclusive")
-        return cls(median, lower, upper)
-
-    @classmethod
-    def of_ratios(cls, numerators: Sequence[float], denominators: Sequence[float]) -> Spread:
-        """Summarizes the ratios of pairs. Both samples of a round see the same machine state, so ratios spread less.
-
-        Raises:
-            ValueError: the sequences differ in length or are empty.
-        """
-        return cls.of([upper / lower for upper, lower in zip(numerators, denominators, strict=True)])
-
-    def scaled(self, factor: float) -> Spread:
-        """The spread in another unit; ``factor`` is positive."""
-        return Spread(self.median * factor, self.lower * factor, self.upper * factor)
+    def of(cls, samples: Iterable[float]) -> Spread:
+        """Summarizes at least one sample; quartiles are interpolated between samples."""
+        return cls(*np.quantile(list(samples), (0.5, 0.25, 0.75)).tolist())
 
 
 @dataclass(frozen=True)
 class Timing:
-    """The samples of one case.
-
-    Attributes:
-        case: the case.
-        samples_s: seconds per run, one sample per round; an index is the same round for all cases.
-        repeats: runs per sample; the sample is their mean.
-    """
+    """The samples of one case."""
 
     case: Case
-    samples_s: list[float]
-    repeats: int
-
-    @property
-    def time_s(self) -> Spread:
-        """Seconds per run."""
-        return Spread.of(self.samples_s)
-
-    @property
-    def fastest_s(self) -> float:
-        """Seconds per run in the shortest sample."""
-        return min(self.samples_s)
+    samples_s: list[float]  # seconds per run, one sample per round; an index is the same round for all cases
+    repeats: int  # runs per sample; the sample is their mean
 
     def speedup_over(self, other: Timing) -> Spread:
-        """How many times faster this case is than ``other``: the ratio of their times within each round."""
-        return Spread.of_ratios(other.samples_s, self.samples_s)
+        """How many times faster this case is than ``other``: the ratio of their times within each round.
+
+        Both samples of a round see the same machine state, so ratios spread less than times.
+        """
+        return Spread.of(theirs / own for theirs, own in zip(other.samples_s, self.samples_s, strict=True))
 
 
 def measure(cases: Sequence[Case], timer: Timer, budget_s: float) -> list[Timing]:
@@ -129,7 +85,7 @@ def measure(cases: Sequence[Case], timer: Timer, budget_s: float) -> list[Timing
 
     Args:
         cases: at least one, with different names.
-        timer: the clock of their device.
+        timer: of their device.
         budget_s: seconds for warm-up and rounds together. There are at least ``MIN_ROUNDS`` and at most ``MAX_ROUNDS``
             rounds, whatever the budget.
 
@@ -144,17 +100,16 @@ def measure(cases: Sequence[Case], timer: Timer, budget_s: float) -> list[Timing
         raise ValueError(f"at least one case is needed, and all need different names; got {names}")
     start = timer.now()
     samples: list[list[float]] = [[] for _ in cases]
-    with _garbage_collection_off():
-        repeats = [_warm_up(case, timer, budget_s * WARM_UP_SHARE / len(cases)) for case in cases]
-        rounds_start = timer.now()
-        for index in range(MAX_ROUNDS):
-            elapsed = timer.now() - rounds_start
-            is_time_up = timer.now() - start + (elapsed / index if index else 0.0) > budget_s
-            if index >= MIN_ROUNDS and is_time_up:
-                break
-            for position in round_order(index, len(cases)):
-                samples[position].append(timer.time(cases[position].run, repeats[position]))
-            gc.collect(0)  # between samples, for reference cycles that cases leave behind
+    repeats = [_warm_up(case, timer, budget_s * WARM_UP_SHARE / len(cases)) for case in cases]
+    rounds_start = timer.now()
+    for index in range(MAX_ROUNDS):
+        elapsed = timer.now() - rounds_start
+        is_time_up = timer.now() - start + (elapsed / index if index else 0.0) > budget_s
+        if index >= MIN_ROUNDS and is_time_up:
+            break
+        for position in round_order(index, len(cases)):
+            samples[position].append(timer.time(cases[position].run, repeats[position]))
+        gc.collect(0)  # between samples, for reference cycles that cases leave behind
     return [Timing(*parts) for parts in zip(cases, samples, repeats, strict=True)]
 
 
@@ -174,106 +129,57 @@ def _warm_up(case: Case, timer: Timer, budget_s: float) -> int:
     durations: list[float] = []
     while len(durations) < MIN_WARM_UP_RUNS or timer.now() - start < budget_s:
         durations.append(timer.time(case.run, 1))
-    if timer.isolates_runs:
+    if timer.cold_cache:
         return 1
     return max(1, math.ceil(MIN_SAMPLE_S / max(min(durations), 1e-9)))
 
 
-@contextmanager
-def _garbage_collection_off() -> Iterator[None]:
-    """Keeps Python's garbage collector from running within a sample, as ``timeit`` does."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
-
-
-class CacheFlush:
-    """Evicts everything from the caches by writing a buffer that is larger than they are.
-
-    Args:
-        device: the device whose caches are flushed.
-        size_bytes: size of the buffer; None: twice the CPU's last-level cache, or 512 MiB on a GPU.
-    """
-
-    def __init__(self, device: torch.device, size_bytes: int | None = None) -> None:
-        if size_bytes is None:
-            size_bytes = _CUDA_FLUSH_BYTES if device.type == "cuda" else 2 * last_level_cache_bytes()
-        self._buffer = torch.zeros(max(size_bytes // 8, 1), dtype=torch.int64, device=device)
-
-    def __call__(self) -> None:
-        """Reads and writes the whole buffer."""
-        self._buffer.add_(1)
-
-
 class Timer:
-    """Wall-clock time.
+    """Times runs by the wall clock, or on a CUDA device between two events on the current stream.
+
+    A CUDA device is idle when a sample starts, so that no case pays for work that another one has queued. Repeated runs
+    hide the latency of the first launch; so does a cache flush, which runs on the device.
 
     Args:
-        flush: called before every sample; None leaves the caches warm.
+        device: where the cases run.
+        cold_cache: flush the caches before every sample, which is then a single run.
         clock: returns seconds.
-
-    Attributes:
-        now: the clock.
-        isolates_runs: whether each sample is a single run, because of the flush before it.
     """
 
-    def __init__(self, flush: Callable[[], None] | None = None, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self, device: torch.device, *, cold_cache: bool = False, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
         self.now = clock
-        self.isolates_runs = flush is not None
-        self._flush: Callable[[], None] = flush or (lambda: None)
-
-    def time(self, run: Callable[[], object], repeats: int) -> float:
-        """Calls ``run`` ``repeats`` times and returns the seconds per call."""
-        self._flush()
-        start = self.now()
-        for _ in range(repeats):
-            run()
-        return (self.now() - start) / repeats
-
-
-class CudaTimer(Timer):
-    """Time on a CUDA device between two events on the current stream.
-
-    The device is idle when a sample starts, so that no case pays for work that another one has queued. Repeated runs
-    hide the latency of the first launch; so does a cache flush, which runs on the device.
-    """
-
-    def __init__(self, device: torch.device, flush: Callable[[], None] | None = None) -> None:
-        super().__init__(flush)
+        self.cold_cache = cold_cache
         self._device = device
-        self._start = torch.cuda.Event(enable_timing=True)
-        self._end = torch.cuda.Event(enable_timing=True)
+        self._flush = cache_flush(device) if cold_cache else lambda: None
 
     def time(self, run: Callable[[], object], repeats: int) -> float:
-        """Calls ``run`` ``repeats`` times and returns the seconds per call."""
+        """Calls ``run`` ``repeats`` times without garbage collection and returns the seconds per call."""
+        timer = timeit.Timer(run, timer=self.now)
+        if self._device.type != "cuda":
+            self._flush()
+            return timer.timeit(repeats) / repeats
         with torch.cuda.device(self._device):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             torch.cuda.synchronize()
             self._flush()
-            self._start.record()
-            for _ in range(repeats):
-                run()
-            self._end.record()
+            start.record()
+            timer.timeit(repeats)
+            end.record()
             torch.cuda.synchronize()
-        milliseconds: float = self._start.elapsed_time(self._end)
+        milliseconds: float = start.elapsed_time(end)
         return milliseconds * 1e-3 / repeats
 
 
-def create_timer(device: torch.device, *, cold_cache: bool = False) -> Timer:
-    """Returns the timer for a device; ``cold_cache`` flushes the caches before every run."""
-    flush = CacheFlush(device) if cold_cache else None
-    return CudaTimer(device, flush) if device.type == "cuda" else Timer(flush)
+def cache_flush(device: torch.device) -> Callable[[], object]:
+    """Returns a function that evicts everything from a device's caches: it writes a buffer larger than they are."""
+    last_level_bytes = max(cache_sizes().values(), default=_UNKNOWN_CPU_CACHE_BYTES)
+    size_bytes = _CUDA_FLUSH_BYTES if device.type == "cuda" else 2 * last_level_bytes
+    return partial(torch.zeros(size_bytes, dtype=torch.uint8, device=device).add_, 1)
 
 
-def last_level_cache_bytes(folder: Path = _CPU_CACHES) -> int:
-    """Size of the first core's largest cache in bytes; 64 MiB if the system does not report it."""
-    return max(cache_sizes(folder).values(), default=_UNKNOWN_CPU_CACHE_BYTES)
-
-
-def cache_sizes(folder: Path = _CPU_CACHES) -> dict[str, int]:
+def cache_sizes(folder: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> dict[str, int]:
     """The first core's data caches as Linux describes them: ``{"L1": bytes, …}``; empty if it does not."""
     sizes = {}
     for entry in sorted(folder.glob("index*")):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import re
 import time
+import timeit
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,6 @@ _MATRIX_SIZE = {"cuda": 8192, "cpu": 256}
 # Shortest run of the arithmetic loop. A millisecond passes before every thread is awake, and another case's threads
 # may spin for longer than that: such samples would mostly measure something other than arithmetic.
 MIN_RUN_S = 0.05
-_FIRST_ITERATIONS = 10_000
-_TRIALS = 3
-_MAX_GROWTH = 16
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
@@ -52,13 +50,13 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
             "caches_bytes": cache_sizes(),
             "torch_capability": torch.backends.cpu.get_cpu_capability(),
         },
-        "memory_bytes": _memory_bytes(),
-        "load_average": _load_average(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None,
+        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "device": described["device"],
         "gpu": _describe_gpu(device),
         "platform": described["platform"],
         "python": described["python"],
-        "packages": described["packages"] | {"timm": _version("timm")},
+        "packages": described["packages"],
         "environment": {name: os.environ[name] for name in _THREAD_VARIABLES if name in os.environ},
         "build_info": described["build_info"],
     }
@@ -122,47 +120,20 @@ def arithmetic_peak(precision: str) -> Case | None:
     """
     if not has_kernel("packed", "cpu"):
         return None
-    arithmetic = "fp32" if precision == "fp16_32" else precision
-    operator = torch.ops.vitfast.fma_peak.default
-    iterations = iterations_of_a_run(lambda count: operator(arithmetic, count))
-    operations = operator(arithmetic, iterations)
-    return Case("arithmetic peak", run=lambda: operator(arithmetic, iterations), is_limit=True, gflop=operations * 1e-9)
+    loop = partial(torch.ops.vitfast.fma_peak.default, "fp32" if precision == "fp16_32" else precision)
+    iterations = iterations_of_a_run(loop)
+    return Case("arithmetic peak", run=lambda: loop(iterations), is_limit=True, gflop=loop(iterations) * 1e-9)
 
 
 def iterations_of_a_run(loop: Callable[[int], object], clock: Callable[[], float] = time.perf_counter) -> int:
     """Returns how many iterations take at least ``MIN_RUN_S`` on an undisturbed machine.
 
-    Disturbances lengthen a run and never shorten it, so that the fastest of several runs, after one for warm-up,
-    decides.
+    Disturbances lengthen a run and never shorten it, so that the fastest of several runs decides.
     """
-
-    def seconds() -> float:
-        start = clock()
-        loop(iterations)
-        return clock() - start
-
-    iterations = _FIRST_ITERATIONS
-    while True:
-        loop(iterations)
-        fastest = min(seconds() for _ in range(_TRIALS))
-        if fastest >= MIN_RUN_S:
-            return iterations
-        growth = 1.2 * MIN_RUN_S / max(fastest, 1e-9)
-        iterations = round(iterations * min(growth, _MAX_GROWTH)) + 1
-
-
-def _load_average() -> float | None:
-    try:
-        return round(os.getloadavg()[0], 2)
-    except (AttributeError, OSError):
-        return None
-
-
-def _memory_bytes() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
-        return None
+    iterations = 10_000
+    while min(timeit.repeat(partial(loop, iterations), timer=clock, number=1, repeat=4)) < MIN_RUN_S:
+        iterations *= 2
+    return iterations
 
 
 def _describe_gpu(device: torch.device) -> dict[str, Any] | None:
@@ -178,10 +149,3 @@ def _describe_gpu(device: torch.device) -> dict[str, Any] | None:
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from vitfast.api import create_model
 from vitfast.benchmarking.harness import Case
 from vitfast.benchmarking.machine import DTYPES, arithmetic_peak
-from vitfast.benchmarking.peers import Unavailable, compiled, gradients, prepare_peer, timm_model, torchvision_model
+from vitfast.benchmarking.peers import (
+    PEERS,
+    Unavailable,
+    compiled,
+    failure,
+    parameters_by_name,
+    timm_model,
+    torchvision_model,
+)
 from vitfast.benchmarking.table import Table, count_gflop, gigabytes, joined
 from vitfast.device import autocast
 from vitfast.inference.accelerate import accelerate
@@ -25,11 +33,9 @@ WEIGHT = 4.0
 # the first library that is available is the reference
 _LIBRARIES = {"torchvision": torchvision_model, "timm": timm_model}
 
-# too small for thousands of steps on one batch to change values in a way that affects the time
-_LEARNING_RATE = 1e-6
 
-
-def inference_table(
+def model_table(
+    mode: Literal["inference", "training"],
     model_name: str,
     batch: int,
     precision: str,
@@ -38,71 +44,48 @@ def inference_table(
     compile: bool = False,
     libraries: Collection[str] = tuple(_LIBRARIES),
 ) -> Table:
-    """Compares the forward pass of each library's model in evaluation mode, with ``compile`` also compiled.
+    """Compares the libraries' models; with ``compile`` also compiled.
 
-    Inputs and weights have the type of ``precision``, a key of ``DTYPES``.
+    ``"inference"`` is the forward pass in evaluation mode; inputs and weights have the type of ``precision``.
+    ``"training"`` is a step: forward, cross-entropy, backward and torch's AdamW. Weights stay in fp32, and
+    ``precision`` ``"bf16"`` runs under autocast (``"fp16"`` would need a loss scale). The gradient of all parameters is
+    checked.
     """
+    make_case = _inference_case if mode == "inference" else _training_case
 
     def build(table: Table) -> list[Case]:
         torch.compiler.reset()  # see engine_table
         models, table.left_out = build_models(model_name, device, libraries)
         images = sample_images(models["vitfast"], batch)
-        reference_name = next((name for name in models if name != "vitfast"), None)
-        if reference_name is not None:
-            table.reference = logits(models[reference_name].eval(), images)
-            table.reference_name = f"{reference_name} in fp32"
-        for model in models.values():
-            model.eval().to(DTYPES[precision])
-        inputs = images.to(DTYPES[precision])
-        table.images = batch
-        table.gflop = count_gflop(lambda: forward(models["vitfast"], inputs))
-        compiled_models = {f"{name} compiled": compiled(model) for name, model in models.items()} if compile else {}
-        return [model_case(name, model, inputs) for name, model in {**models, **compiled_models}.items()]
-
-    title = f"{model_name}, batch {batch}, {precision}"
-    return Table("inference", title, {"model": model_name, "batch": batch}, precision, build, WEIGHT)
-
-
-def training_table(
-    model_name: str,
-    batch: int,
-    precision: str,
-    device: torch.device,
-    *,
-    compile: bool = False,
-    libraries: Collection[str] = tuple(_LIBRARIES),
-) -> Table:
-    """Compares a training step: forward, cross-entropy, backward and torch's AdamW, the same for all libraries.
-
-    Weights stay in fp32, and ``precision`` ``"bf16"`` runs under autocast (``"fp16"`` would need a loss scale). The
-    gradient of all parameters is checked.
-    """
-
-    def build(table: Table) -> list[Case]:
-        torch.compiler.reset()  # see engine_table
-        models, table.left_out = build_models(model_name, device, libraries)
-        source = models["vitfast"]
-        images = sample_images(source, batch)
-        names = [name for name, _ in source.named_parameters()]
-        steps = {name: TrainingStep(model, images, precision) for name, model in models.items()}
-        reference_name = next((name for name in models if name != "vitfast"), None)
-        if reference_name is not None:
-            table.reference = full_gradient(TrainingStep(models[reference_name], images, "fp32"), names)
-            table.reference_name = f"the gradient of {reference_name} in fp32"
-        table.images = batch
-        table.gflop = count_gflop(steps["vitfast"].backward)
-        # the optimizer reads and writes each weight and its two averages
-        table.gigabyte = gigabytes([*6 * list(source.parameters()), images])
-        cases = [Case(name, run=step, output=partial(full_gradient, step, names)) for name, step in steps.items()]
+        library = next((name for name in models if name != "vitfast"), None)
+        if library is not None:
+            reference = make_case(library, models[library], images, "fp32")
+            assert reference.output is not None
+            table.reference = reference.output()
+            table.reference_name = f"{'' if mode == 'inference' else 'the gradient of '}{library} in fp32"
+        cases = [make_case(name, model, images, precision) for name, model in models.items()]
+        assert cases[0].output is not None
+        table.images, table.gflop = batch, count_gflop(cases[0].output)
+        if mode == "training":  # the optimizer reads and writes each weight and its two averages
+            table.gigabyte = gigabytes([*6 * list(models["vitfast"].parameters()), images])
         if compile:
             cases += [
-                Case(f"{name} compiled", run=TrainingStep(compiled(model), images, precision))
-                for name, model in models.items()
+                make_case(f"{name} compiled", compiled(model), images, precision) for name, model in models.items()
             ]
         return cases
 
-    title = f"training step of {model_name}, batch {batch}, {precision}"
-    return Table("training", title, {"model": model_name, "batch": batch}, precision, build, WEIGHT)
+    title = f"{'' if mode == 'inference' else 'training step of '}{model_name}, batch {batch}, {precision}"
+    return Table(mode, title, {"model": model_name, "batch": batch}, precision, build, WEIGHT)
+
+
+def _inference_case(name: str, model: nn.Module, images: Tensor, precision: str) -> Case:
+    dtype = DTYPES[precision]
+    return model_case(name, model.eval().to(dtype), images.to(dtype))
+
+
+def _training_case(name: str, model: nn.Module, images: Tensor, precision: str) -> Case:
+    step = TrainingStep(model, images, precision)
+    return Case(name, step, output=step.gradient)
 
 
 def engine_table(model_name: str, batch: int, precision: str, peers: Collection[str]) -> Table:
@@ -124,16 +107,17 @@ def engine_table(model_name: str, batch: int, precision: str, peers: Collection[
         cases = [model_case("vitfast", fast, images, count_gflop(lambda: forward(fast, images)))]
         for name in peers:
             try:
-                run = prepare_peer(name, other, images, precision)
+                run = PEERS[name](other, images, precision)
+                run()  # unsupported models often fail only here
             except Unavailable as reason:
                 table.left_out[name] = str(reason)
+            except Exception as error:
+                table.left_out[name] = failure(error)
             else:
                 cases.append(Case(name, run, output=lambda run=run: as_tensor(run())))  # type: ignore[misc]
+        table.reference, table.reference_name = logits(source, images), "vitfast's source in fp32"
+        table.images, table.gflop = batch, count_gflop(lambda: forward(source, images))
         peak = arithmetic_peak(precision)
-        table.reference = logits(source, images)
-        table.reference_name = "vitfast's source in fp32"
-        table.images = batch
-        table.gflop = count_gflop(lambda: forward(source, images))
         return cases if peak is None else [*cases, peak]
 
     title = f"{model_name}, batch {batch}, {precision}, engines"
@@ -146,8 +130,8 @@ class TrainingStep:
     def __init__(self, model: nn.Module, images: Tensor, precision: str) -> None:
         self.model = model.train()
         self._task = ClassificationTask(model)
-        learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._optimizer = torch.optim.AdamW(learning, lr=_LEARNING_RATE, fused=True)
+        # too small for thousands of steps on one batch to change values in a way that affects the time
+        self._optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
         self._images = images
         self._labels = torch.arange(len(images), device=images.device) % 10
         self._precision = precision
@@ -164,14 +148,14 @@ class TrainingStep:
             loss = self._task(self._images, self._labels)["loss"]
         loss.backward()
 
-
-def full_gradient(step: TrainingStep, names: Sequence[str]) -> Tensor:
-    """All gradients of one step as one vector, in the order of vitfast's names; the weights do not change."""
-    step.model.zero_grad()
-    step.backward()
-    gradient = joined(gradients(step.model, names))
-    step.model.zero_grad()
-    return gradient
+    def gradient(self) -> Tensor:
+        """All gradients of one step as one vector, in the order of vitfast's names; the weights do not change."""
+        self.model.zero_grad()
+        self.backward()
+        parameters = sorted(parameters_by_name(self.model).items())
+        gradient = joined(torch.zeros_like(one) if one.grad is None else one.grad for _, one in parameters)
+        self.model.zero_grad()
+        return gradient
 
 
 def seeded_model(model_name: str) -> ImageModel:

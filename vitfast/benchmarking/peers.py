@@ -6,7 +6,7 @@ import copy
 import functools
 import importlib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,7 @@ def torchvision_model(model: ImageModel) -> nn.Module:
     """
     from torchvision.models.vision_transformer import VisionTransformer as TorchvisionModel
 
-    fields = _plain_fields(model, "torchvision")
-    if not fields.qkv_bias or fields.distillation_token != "none":
-        raise Unavailable("torchvision has no ViT with a distillation token or without q, k, v biases")
+    fields = _plain_fields(model, "torchvision", distillation_token=("none",), qkv_bias=(True,))
     other = TorchvisionModel(
         image_size=fields.img_size,
         patch_size=fields.patch_size,
@@ -62,19 +60,12 @@ def timm_model(model: ImageModel) -> nn.Module:
     except ImportError as error:
         raise Unavailable("not installed: pip install timm") from error
 
-    fields = _plain_fields(model, "timm")
+    fields = _plain_fields(model, "timm", distillation_token=("none", "after_class"))
     is_distilled = fields.distillation_token == "after_class"
+    names = "img_size patch_size in_chans num_classes embed_dim depth num_heads mlp_ratio qkv_bias".split()
     other: nn.Module = (VisionTransformerDistilled if is_distilled else TimmModel)(
-        img_size=fields.img_size,
-        patch_size=fields.patch_size,
-        in_chans=fields.in_chans,
-        num_classes=fields.num_classes,
-        embed_dim=fields.embed_dim,
-        depth=fields.depth,
-        num_heads=fields.num_heads,
-        mlp_ratio=fields.mlp_ratio,
-        qkv_bias=fields.qkv_bias,
         norm_layer=functools.partial(nn.LayerNorm, eps=fields.layer_norm_eps),
+        **{name: getattr(fields, name) for name in names},
     )
     if is_distilled:
         assert isinstance(other, VisionTransformerDistilled)
@@ -82,16 +73,9 @@ def timm_model(model: ImageModel) -> nn.Module:
     return _with_weights(other, model)
 
 
-def gradients(module: nn.Module, names: Sequence[str]) -> list[Tensor]:
-    """Returns the gradients of the parameters with vitfast's ``names``; zeros for parameters without a gradient."""
-    parameters = parameters_by_name(module)
-    found = [parameters[name] for name in names]
-    return [torch.zeros_like(one) if one.grad is None else one.grad for one in found]
-
-
 def parameters_by_name(module: nn.Module) -> dict[str, Tensor]:
-    """The parameters of vitfast's, timm's or torchvision's model under vitfast's names."""
-    parameters: dict[str, Tensor] = dict(module.named_parameters())
+    """The parameters of vitfast's, timm's or torchvision's model, also compiled, under vitfast's names."""
+    parameters: dict[str, Tensor] = {name.removeprefix("_orig_mod."): one for name, one in module.named_parameters()}
     if "conv_proj.weight" not in parameters:
         return parameters
     mapped, unmatched = map_keys(parameters, TORCHVISION.rules, "torchvision")
@@ -99,21 +83,16 @@ def parameters_by_name(module: nn.Module) -> dict[str, Tensor]:
     return mapped
 
 
-def _plain_fields(model: ImageModel, library: str) -> ViTFields:
-    """Returns the fields of a variant that the libraries support."""
+def _plain_fields(model: ImageModel, library: str, **allowed: Collection[Any]) -> ViTFields:
+    """Returns the fields of a variant that the library supports; ``allowed``: field -> values."""
     if type(model.fields) is not ViTFields:
         raise Unavailable(f"{library} has another form of {model.model_name}, which is not compared")
     fields: ViTFields = model.fields
-    is_plain = (
-        fields.patch_order == "channels_first"
-        and fields.distillation_token != "last"
-        and fields.pooling == "token"
-        and fields.head_type == "linear"
-        and not fields.head_hidden_dim
-        and fields.gelu == "erf"
-    )
-    if not is_plain:
-        raise Unavailable(f"{library} has no ViT with this model's patch order, tokens, pooling, head or GELU")
+    allowed |= {"patch_order": ["channels_first"], "pooling": ["token"], "gelu": ["erf"]}
+    allowed |= {"head_type": ["linear"], "head_hidden_dim": [0, None]}
+    for name, values in allowed.items():
+        if (value := getattr(fields, name)) not in values:
+            raise Unavailable(f"{library} has no ViT with {name}={value}")
     return fields
 
 
@@ -128,31 +107,6 @@ def _with_weights(other: nn.Module, model: ImageModel) -> nn.Module:
     return other.to(parameter.device, parameter.dtype).train(model.training)
 
 
-def prepare_peer(name: str, model: nn.Module, images: Tensor, precision: str) -> Run:
-    """Prepares an engine to run a model on a batch on the CPU.
-
-    Args:
-        name: a key of ``PEERS``.
-        model: in float32 and evaluation mode; it is copied.
-        images: ``[B, C, H, W]``, float32.
-        precision: ``"fp32"``, ``"bf16"``, ``"int8"`` or ``"fp16_32"``.
-
-    Returns:
-        A function that runs the batch once and returns the logits.
-
-    Raises:
-        Unavailable: the engine is not installed or does not support the precision or the model.
-    """
-    try:
-        run = PEERS[name](model, images, precision)
-        run()  # unsupported models often fail only here
-    except Unavailable:
-        raise
-    except Exception as error:
-        raise Unavailable(failure(error)) from error
-    return run
-
-
 def compiled(model: nn.Module, **options: Any) -> nn.Module:
     """Returns a model compiled for fixed shapes."""
     result: Any = torch.compile(model, dynamic=False, **options)
@@ -165,18 +119,25 @@ def failure(error: Exception) -> str:
     return f"failed: {type(error).__name__}: {lines[0] if lines else ''}"
 
 
-def _eager(model: nn.Module, images: Tensor, precision: str) -> Run:
-    return _torch_run(_in_precision(model, precision, "PyTorch's eager mode"), images)
+def _torch(
+    model: nn.Module, images: Tensor, precision: str, convert: Callable[[nn.Module], nn.Module] = lambda model: model
+) -> Run:
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    if precision not in dtypes:
+        raise Unavailable(f"runs no {precision}")
+    converted, inputs = convert(copy.deepcopy(model).to(dtypes[precision])), images.to(dtypes[precision])
 
+    def run() -> Tensor:
+        with torch.inference_mode():
+            logits: Tensor = converted(inputs)
+        return logits
 
-def _compile(model: nn.Module, images: Tensor, precision: str) -> Run:
-    return _torch_run(compiled(_in_precision(model, precision, "torch.compile")), images)
+    return run
 
 
 def _zentorch(model: nn.Module, images: Tensor, precision: str) -> Run:
     _import("zentorch")
-    converted = _in_precision(model, precision, "zentorch without a prepared checkpoint")
-    return _torch_run(compiled(converted, backend="zentorch"), images)
+    return _torch(model, images, precision, functools.partial(compiled, backend="zentorch"))
 
 
 def _torchao(model: nn.Module, images: Tensor, precision: str) -> Run:
@@ -185,7 +146,7 @@ def _torchao(model: nn.Module, images: Tensor, precision: str) -> Run:
     quantization = _import("torchao.quantization", "torchao")
     quantized = copy.deepcopy(model)
     quantization.quantize_(quantized, quantization.Int8DynamicActivationInt8WeightConfig())
-    return _torch_run(compiled(quantized), images)
+    return _torch(quantized, images, "fp32", compiled)
 
 
 def _onnxruntime(model: nn.Module, images: Tensor, precision: str) -> Run:
@@ -225,9 +186,11 @@ def _openvino(model: nn.Module, images: Tensor, precision: str) -> Run:
     return lambda: torch.from_numpy(request.infer(inputs)[0])
 
 
+# Each takes a model in float32 and evaluation mode, which is copied, a batch [B, C, H, W] in float32 and a precision:
+# fp32, bf16, int8 or fp16_32. It returns a function that runs the batch once on the CPU and returns the logits.
 PEERS: dict[str, Callable[[nn.Module, Tensor, str], Run]] = {
-    "eager": _eager,
-    "compile": _compile,
+    "eager": _torch,
+    "compile": functools.partial(_torch, convert=compiled),
     "onnxruntime": _onnxruntime,
     "openvino": _openvino,
     "torchao": _torchao,
@@ -240,21 +203,3 @@ def _import(module: str, package: str | None = None) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise Unavailable(f"not installed: pip install {package or module}") from error
-
-
-def _in_precision(model: nn.Module, precision: str, engine: str) -> nn.Module:
-    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
-    if precision not in dtypes:
-        raise Unavailable(f"{engine} has no {precision}")
-    return copy.deepcopy(model).to(dtypes[precision])
-
-
-def _torch_run(model: nn.Module, images: Tensor) -> Run:
-    inputs = images.to(next(model.parameters()).dtype)
-
-    def run() -> Tensor:
-        with torch.inference_mode():
-            logits: Tensor = model(inputs)
-        return logits
-
-    return run

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,18 +28,11 @@ LEGEND = (
 
 @dataclass(frozen=True)
 class Results:
-    """One run of a benchmark.
+    """One run of a benchmark."""
 
-    Attributes:
-        machine: see ``describe_machine``.
-        options: the options that were given.
-        warnings: reasons to doubt the results.
-        tables: one per comparison.
-    """
-
-    machine: dict[str, Any]
-    options: dict[str, Any]
-    warnings: list[str] = field(default_factory=list)
+    machine: dict[str, Any]  # see describe_machine
+    options: dict[str, Any]  # the options that were given
+    warnings: list[str] = field(default_factory=list)  # reasons to doubt the results
     tables: list[Table] = field(default_factory=list)
 
     def warn(self, message: str | None) -> None:
@@ -100,7 +93,11 @@ def write_files(content: dict[str, Any], text: str, path: Path) -> Path:
         UserError: the files cannot be written.
     """
     markdown_path = path.with_suffix(".md")
-    json_text = json.dumps(_rounded(content), indent=1) + "\n"
+    # numbers have six digits; NaN and infinities become null, as JSON requires
+    rounded = json.loads(
+        json.dumps(content), parse_float=lambda text: float(f"{float(text):.6g}"), parse_constant=lambda _: None
+    )
+    json_text = json.dumps(rounded, indent=1) + "\n"
     try:
         for target, one in ((path, json_text), (markdown_path, text)):
             temporary = target.with_name(target.name + ".tmp")
@@ -149,27 +146,26 @@ def number(value: float | None) -> str:
     return re.sub(r"\.$", "", f"{value:#.3g}") if value >= 0.001 else f"{value:.1e}"
 
 
-def _cells(table: Table) -> tuple[list[str], list[list[str]]]:
-    """Header and rows; columns of rates and shares appear only if a row has a value."""
-    columns = {
-        "subject": [f"[{row['subject']}]" if row["is_limit"] else row["subject"] for row in table.rows],
-        "time": [_time(row["time_ms"]) for row in table.rows],
-    }
-    optional = (
-        ("images/s", "images_per_s", number),
-        ("GFLOP/s", "gflop_per_s", number),
-        ("GB/s", "gigabyte_per_s", number),
-        ("of peak", "peak_share", percent),
-        ("of copy", "copy_share", percent),
-    )
-    for title, key, format_value in optional:
-        if any(row[key] is not None for row in table.rows):
-            columns[title] = [format_value(row[key]) for row in table.rows]
-    columns["speed"] = [_speed(row["speedup"]) for row in table.rows]
-    columns["against"] = [row["against"] or "-" for row in table.rows]
-    columns["error"] = [_error(row["error"]) for row in table.rows]
-    columns["rounds"] = [str(row["rounds"]) for row in table.rows]
-    return list(columns), [list(cells) for cells in zip(*columns.values(), strict=True)]
+_COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "subject": lambda row: f"[{row['subject']}]" if row["is_limit"] else row["subject"],
+    "time": lambda row: _time(row["time_ms"]),
+    "images/s": lambda row: number(row["images_per_s"]),
+    "GFLOP/s": lambda row: number(row["gflop_per_s"]),
+    "GB/s": lambda row: number(row["gigabyte_per_s"]),
+    "of peak": lambda row: percent(row.get("peak_share")),  # files of earlier versions lack the shares
+    "of copy": lambda row: percent(row.get("copy_share")),
+    "speed": lambda row: _speed(row["speedup"]),
+    "against": lambda row: row["against"] or "-",
+    "error": lambda row: _error(row["error"]),
+    "rounds": lambda row: str(row["rounds"]),
+}
+
+
+def _cells(table: Table) -> tuple[Sequence[str], list[Sequence[str]]]:
+    """Header and rows; columns in which no row has a value are left out."""
+    columns = [[title, *map(cell, table.rows)] for title, cell in _COLUMNS.items()]
+    header, *rows = zip(*(column for column in columns if set(column[1:]) != {"-"}), strict=True)
+    return header, list(rows)
 
 
 def _time(spread: dict[str, float]) -> str:
@@ -198,14 +194,3 @@ def _work(table: Table) -> str:
 
 def _left_out(table: Table) -> list[str]:
     return [f"without {name}: {reason}" for name, reason in table.left_out.items()]
-
-
-def _rounded(value: Any) -> Any:
-    """Rounds numbers to six digits; NaN and infinities become null, as JSON requires."""
-    if isinstance(value, float):
-        return float(f"{value:.6g}") if value - value == 0.0 else None
-    if isinstance(value, dict):
-        return {key: _rounded(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_rounded(one) for one in value]
-    return value

@@ -9,19 +9,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
-from vitfast.benchmarking.harness import Timer, create_timer
+from vitfast.benchmarking.harness import Timer
 from vitfast.benchmarking.machine import busy_warning, describe_machine
 from vitfast.benchmarking.results import LEGEND, Results, machine_line, read_tables, table_text
 from vitfast.benchmarking.table import Table
 from vitfast.config import option
 from vitfast.errors import UserError
 from vitfast.models.registry import resolve_name
-
-Value = TypeVar("Value")
 
 
 def seconds_option(default: float) -> Any:
@@ -85,7 +83,7 @@ def check_json_path(path: str | None) -> None:
 
 
 def split_words(key: str, text: str) -> list[str]:
-    """Splits the value ``a,b`` or ``[a,b]`` of option ``key``.
+    """Splits the value ``a,b`` or ``[a,b]`` of option ``key`` into distinct words.
 
     Raises:
         UserError: an element is empty.
@@ -93,23 +91,22 @@ def split_words(key: str, text: str) -> list[str]:
     words = [word.strip() for word in text.strip().removeprefix("[").removesuffix("]").split(",")]
     if not all(words):
         raise UserError(f"{key}={text} has an empty element; separate the values by single commas")
-    return words
+    return list(dict.fromkeys(words))
 
 
-def known_words(key: str, text: str, allowed: Sequence[str], *, or_all: bool = False) -> list[str]:
-    """Splits the value of option ``key`` into distinct words of ``allowed``; with ``or_all``, ``all`` means all.
+def known_words(key: str, text: str, allowed: Sequence[str]) -> list[str]:
+    """Splits the value of option ``key`` into distinct words of ``allowed``; ``all`` means all of them.
 
     Raises:
         UserError: a word is empty or unknown.
     """
     words = split_words(key, text)
-    if or_all and words == ["all"]:
+    if words == ["all"]:
         return list(allowed)
     for word in words:
         if word not in allowed:
-            choices = ["all", *allowed] if or_all else allowed
-            raise UserError(f"{key}={text}: {word!r} is unknown; allowed: {', '.join(choices)}")
-    return distinct(words)
+            raise UserError(f"{key}={text}: {word!r} is unknown; allowed: all, {', '.join(allowed)}")
+    return words
 
 
 def known_models(text: str) -> list[str]:
@@ -118,7 +115,7 @@ def known_models(text: str) -> list[str]:
     Raises:
         UserError: there is no such model.
     """
-    return distinct([resolve_name(name) for name in split_words("model", text)])
+    return list(dict.fromkeys(map(resolve_name, split_words("model", text))))
 
 
 def parse_counts(key: str, text: str, *, minimum: int) -> list[int]:
@@ -131,12 +128,7 @@ def parse_counts(key: str, text: str, *, minimum: int) -> list[int]:
     for word in words:
         if not (word.isascii() and word.isdigit() and int(word) >= minimum):
             raise UserError(f"{key}={text}: {word!r} is not an integer >= {minimum}; write {key}=8 or {key}=1,8")
-    return distinct([int(word) for word in words])
-
-
-def distinct(values: Sequence[Value]) -> list[Value]:
-    """Each value once, in the order of first occurrence."""
-    return list(dict.fromkeys(values))
+    return [int(word) for word in words]
 
 
 def run_tables(
@@ -156,27 +148,21 @@ def run_tables(
         The exit code: 0, or 1 if a result disagrees with its reference; and the results.
     """
     with torch_threads(options.threads):
-        results = _begin(options, device)
+        results = Results(describe_machine(device), options.reported())
+        cpu = results.machine["cpu"]
+        results.warn(busy_warning(results.machine["load_average"], cpu["cores"]))
+        if cpu["threads"] > cpu["cores"]:
+            results.warn(f"{cpu['threads']} threads share {cpu['cores']} cores; set threads={cpu['cores']}")
+        print(machine_line(results.machine), LEGEND, sep="\n", flush=True)
+        if options.resume and options.json is not None:
+            results.tables.extend(read_tables(Path(options.json)))
         known = {table.title for table in results.tables}
         tables = [table for table in tables if table.title not in known]
-        all_agree = _measure(options, tables, create_timer(device, cold_cache=cold_cache), results)
+        all_agree = _measure(options, tables, Timer(device, cold_cache=cold_cache), results)
     if options.json is not None:
         markdown_path = results.write(Path(options.json))
         print(f"\nwritten: {options.json} and {markdown_path}", file=sys.stderr)
     return (0 if all_agree else 1), results
-
-
-def _begin(options: RunOptions, device: torch.device) -> Results:
-    """Prints the machine, warns about it, and reads the tables of an interrupted run."""
-    results = Results(describe_machine(device), options.reported())
-    cpu = results.machine["cpu"]
-    results.warn(busy_warning(results.machine["load_average"], cpu["cores"]))
-    if cpu["threads"] > cpu["cores"]:
-        results.warn(f"{cpu['threads']} threads share {cpu['cores']} cores; set threads={cpu['cores']}")
-    print(machine_line(results.machine), LEGEND, sep="\n", flush=True)
-    if options.resume and options.json is not None:
-        results.tables.extend(read_tables(Path(options.json)))
-    return results
 
 
 def _measure(options: RunOptions, tables: Sequence[Table], timer: Timer, results: Results) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitfast.benchmarking.harness import Case, Timer, Timing, measure
+from vitfast.benchmarking.harness import Case, Spread, Timer, Timing, measure
 
 # largest relative L2 distance of a whole model's result to a more precise reference that rounding explains
 TOLERANCE = {"fp32": 1e-3, "bf16": 1e-1, "fp16": 2e-2, "fp16_32": 2e-2, "int8": 2e-1}
@@ -18,38 +18,23 @@ TOLERANCE = {"fp32": 1e-3, "bf16": 1e-1, "fp16": 2e-2, "fp16_32": 2e-2, "int8": 
 
 @dataclass
 class Table:
-    """One comparison: a table of the results.
+    """One comparison: a question, and a table of the results."""
 
-    Attributes:
-        mode: ``"inference"``, ``"engines"``, ``"training"``, ``"operators"`` or ``"loader"``.
-        title: the question in one line; a resumed run skips the titles that it already has.
-        labels: the question for programs: model, batch, shape …
-        precision: the arithmetic, a key of ``TOLERANCE``.
-        build: returns the cases and sets the fields below on the table that it receives. It runs right before the
-            cases are timed, since models take memory and compilation takes time.
-        weight: share of the time, relative to other tables.
-        reference: the result that outputs are compared with; None: there is none.
-        reference_name: what the reference is.
-        left_out: name of a case that cannot run -> the reason.
-        images: images per run.
-        gflop: floating-point operations per run in 1e9.
-        gigabyte: bytes that a run has to read and write in 1e9.
-        rows: the results, one row per case, as in the JSON file.
-    """
-
-    mode: str
-    title: str
-    labels: dict[str, Any]
-    precision: str
+    mode: str  # "inference", "engines", "training", "operators" or "loader"
+    title: str  # the question in one line; a resumed run skips the titles that it already has
+    labels: dict[str, Any]  # the question for programs: model, batch, shape …
+    precision: str  # the arithmetic, a key of TOLERANCE
+    # returns the cases, and sets the fields below on the table that it receives; it runs right before the cases are
+    # timed, since models take memory and compilation takes time
     build: Callable[[Table], Sequence[Case]] = field(repr=False)
-    weight: float = 1.0
-    reference: Tensor | None = field(default=None, repr=False)
+    weight: float = 1.0  # share of the time, relative to other tables
+    reference: Tensor | None = field(default=None, repr=False)  # the result that outputs are compared with
     reference_name: str = ""
-    left_out: dict[str, str] = field(default_factory=dict)
-    images: int | None = None
-    gflop: float | None = None
-    gigabyte: float | None = None
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)  # name of a case that cannot run -> the reason
+    images: int | None = None  # per run
+    gflop: float | None = None  # floating-point operations per run in 1e9
+    gigabyte: float | None = None  # bytes that a run has to read and write in 1e9
+    rows: list[dict[str, Any]] = field(default_factory=list)  # the results, one row per case, as in the JSON file
 
     def cases(self) -> Sequence[Case]:
         """Builds the cases."""
@@ -58,7 +43,11 @@ class Table:
     def measure(self, timer: Timer, budget_s: float) -> None:
         """Builds the cases, compares their outputs with the reference, and times them for ``budget_s`` seconds."""
         cases = self.cases()
-        errors = self._errors(cases)
+        errors = {}
+        if self.reference is not None:
+            reference, self.reference = self.reference, None
+            checked = [(case.name, case.output) for case in cases if case.output is not None]
+            errors = {name: relative_l2(output().to(reference.dtype), reference) for name, output in checked}
         timings = measure(cases, timer, budget_s)
         self.rows = [self._row(timing, timings, errors.get(timing.case.name)) for timing in timings]
 
@@ -82,46 +71,37 @@ class Table:
         Raises:
             KeyError: something is missing.
         """
-        # files of earlier versions lack the shares
-        rows = [{**row, **{key: row.get(key) for key in ("peak_share", "copy_share")}} for row in content["standings"]]
+        rows = content["standings"]
         return cls(build=lambda table: [], rows=rows, **{name: content[name] for name in _SAVED})
 
-    def _errors(self, cases: Sequence[Case]) -> dict[str, float]:
-        reference, self.reference = self.reference, None
-        if reference is None:
-            return {}
-        return {
-            case.name: relative_l2(case.output().to(reference.dtype), reference)
-            for case in cases
-            if case.output is not None
-        }
-
     def _row(self, timing: Timing, timings: list[Timing], error: float | None) -> dict[str, Any]:
-        case = timing.case
+        case, time_ms = timing.case, _milliseconds(timing)
         rivals = [other for other in timings if other is not timing and not other.case.is_limit]
-        rival = min(rivals, key=lambda other: other.time_s.median, default=None)
-        # a limit on operations has no meaningful byte rate, and the other way round
-        bounds_bytes = case.is_limit and case.gigabyte is not None
-        bounds_operations = case.is_limit and case.gflop is not None
-        # the least disturbed round shows the limit of the machine
-        counted_s = timing.fastest_s if bounds_bytes or bounds_operations else timing.time_s.median
+        rival = min(rivals, key=lambda other: _milliseconds(other).median, default=None)
+        seconds = time_ms.median / 1e3
+        images: float | None = self.images
+        gflop = self.gflop if case.gflop is None else case.gflop
+        gigabyte = self.gigabyte if case.gigabyte is None else case.gigabyte
+        if case.is_limit and (case.gflop or case.gigabyte):  # a limit of the machine, which the best round shows
+            seconds, gflop, gigabyte = min(timing.samples_s), case.gflop, case.gigabyte
+            # images/s as if the run consisted of nothing but multiply-adds, or memory traffic
+            amount, total = (gflop, self.gflop) if gflop else (gigabyte, self.gigabyte)
+            images = images * amount / total if images and amount and total else None
 
         def rate(amount: float | None) -> float | None:
-            return None if amount is None or counted_s <= 0.0 else amount / counted_s
+            return None if amount is None else amount / seconds
 
-        gflop = self.gflop if case.gflop is None and not bounds_bytes else case.gflop
-        gigabyte = self.gigabyte if case.gigabyte is None and not bounds_operations else case.gigabyte
-        images: float | None = self.images
-        if images is not None and bounds_operations:  # as if the run consisted of multiply-adds only
-            images = images * gflop / self.gflop if self.gflop and gflop else None
-        elif images is not None and bounds_bytes:  # as if it consisted of memory traffic only
-            images = images * gigabyte / self.gigabyte if self.gigabyte and gigabyte else None
-        limits = [one for one in timings if one.case.is_limit]
+        def share(amount: float | None, quantity: str) -> float | None:
+            """The rate over that of the first limit on the same quantity."""
+            limits = ((getattr(one.case, quantity), min(one.samples_s)) for one in timings if one.case.is_limit)
+            limit: float | None = next((amount / fastest for amount, fastest in limits if amount), None)
+            return None if amount is None or limit is None else amount / seconds / limit
+
         return {
             "subject": case.name,
             "is_limit": case.is_limit,
             "error": error,
-            "time_ms": asdict(timing.time_s.scaled(1e3)),
+            "time_ms": asdict(time_ms),
             "rounds": len(timing.samples_s),
             "repeats": timing.repeats,
             "images_per_s": rate(images),
@@ -129,18 +109,16 @@ class Table:
             "gigabyte_per_s": rate(gigabyte),
             "against": rival.case.name if rival else None,
             "speedup": asdict(timing.speedup_over(rival)) if rival else None,
-            "peak_share": _share(rate(gflop), [(one.case.gflop, one) for one in limits]),
-            "copy_share": _share(rate(gigabyte), [(one.case.gigabyte, one) for one in limits]),
+            "peak_share": share(gflop, "gflop"),
+            "copy_share": share(gigabyte, "gigabyte"),
         }
 
 
 _SAVED = ("mode", "title", "labels", "precision", "reference_name", "left_out", "images", "gflop", "gigabyte")
 
 
-def _share(rate: float | None, limits: list[tuple[float | None, Timing]]) -> float | None:
-    """The rate over that of the first limit on the same quantity."""
-    limit = next((amount / timing.fastest_s for amount, timing in limits if amount), None)
-    return None if rate is None or limit is None else rate / limit
+def _milliseconds(timing: Timing) -> Spread:
+    return Spread.of(1e3 * sample for sample in timing.samples_s)
 
 
 def relative_l2(result: Tensor, reference: Tensor) -> float:

@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from vitfast.benchmarking.results import machine_line
 from vitfast.benchmarking.run import (
     ModelRunOptions,
-    distinct,
     known_models,
     known_words,
     run_tables,
@@ -95,16 +95,16 @@ class BenchmarkOptions(ModelRunOptions):
         """The engines that accelerated models are compared with; empty: compare libraries."""
         if split_words("peers", self.peers) == ["none"]:
             return []
-        return known_words("peers", self.peers, PEER_NAMES, or_all=True)
+        return known_words("peers", self.peers, PEER_NAMES)
 
     def operators(self) -> list[str] | None:
         """The names of the operators; None: all."""
         words = split_words("operator", self.operator)
-        return None if words == ["all"] else distinct(words)
+        return None if words == ["all"] else words
 
     def library_names(self) -> list[str]:
         """The libraries beside vitfast."""
-        return known_words("libraries", self.libraries, LIBRARIES, or_all=True)
+        return known_words("libraries", self.libraries, LIBRARIES)
 
     def models(self) -> list[str]:
         """The models' canonical names."""
@@ -139,7 +139,7 @@ def list_tables(options: BenchmarkOptions, device: torch.device) -> list[Table]:
     """The tables for some options, models first; fp16 has no training step."""
     # torchvision and timm load slowly, and --help must not wait for them
     from vitfast.benchmarking.machine import with_limits
-    from vitfast.benchmarking.model_cases import engine_table, inference_table, training_table
+    from vitfast.benchmarking.model_cases import engine_table, model_table
     from vitfast.benchmarking.operator_table import operator_tables
 
     cases = list(product(options.models(), options.precisions(), options.batches()))
@@ -150,16 +150,12 @@ def list_tables(options: BenchmarkOptions, device: torch.device) -> list[Table]:
             raise UserError("peers= compares engines on the CPU; give device=cpu")
         tables = [engine_table(model, batch, precision, options.engines()) for model, precision, batch in cases]
         return [with_limits(table, device) for table in tables] if options.limits else tables
-    if options.mode in ("inference", "all"):
+    modes: list[Literal["inference", "training"]] = ["inference", "training"]
+    for mode in [mode for mode in modes if options.mode in (mode, "all")]:
         tables += [
-            inference_table(model, batch, precision, device, compile=options.compile, libraries=libraries)
+            model_table(mode, model, batch, precision, device, compile=options.compile, libraries=libraries)
             for model, precision, batch in cases
-        ]
-    if options.mode in ("training", "all"):
-        tables += [
-            training_table(model, batch, precision, device, compile=options.compile, libraries=libraries)
-            for model, precision, batch in cases
-            if precision != "fp16"
+            if mode == "inference" or precision != "fp16"
         ]
     if options.mode in ("operators", "all"):
         for model, precision, batch in cases:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from vitfast.benchmarking.harness import Case, Spread, create_timer, measure
+from vitfast.benchmarking.harness import Case, Spread, Timer, measure
 from vitfast.device import autocast
 from vitfast.inference import EarlyExit, ExitPoint, ExitStatistics
 from vitfast.inference.early_exit.early_exit import ALWAYS, NEVER
@@ -182,11 +182,9 @@ def measure_speeds(
 
         return Case(name, run)
 
-    timings = measure([case(*item) for item in models.items()], create_timer(images.device), seconds)
+    timings = measure([case(*item) for item in models.items()], Timer(images.device), seconds)
     return {
-        one.case.name: Speed(
-            Spread.of([len(images) / sample for sample in one.samples_s]), one.speedup_over(timings[0])
-        )
+        one.case.name: Speed(Spread.of(len(images) / sample for sample in one.samples_s), one.speedup_over(timings[0]))
         for one in timings
     }
 

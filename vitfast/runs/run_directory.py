@@ -21,17 +21,7 @@ from vitfast.errors import UserError
 CONFIG, ENVIRONMENT, METRICS, LOG, CURVES = "config.yaml", "environment.json", "metrics.jsonl", "log.txt", "curves.png"
 NON_FINITE = "non_finite.json"
 
-_PACKAGES = (
-    "torch",
-    "torchvision",
-    "numpy",
-    "omegaconf",
-    "safetensors",
-    "torchmetrics",
-    "tqdm",
-    "matplotlib",
-    "pillow",
-)
+_PACKAGES = "torch torchvision timm numpy omegaconf safetensors torchmetrics tqdm matplotlib pillow".split()
 
 
 class RunDirectory:
