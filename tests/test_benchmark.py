@@ -179,7 +179,7 @@ def test_names_of_peers():
     for arguments, message in (
         (["peers=tensorrt"], "'tensorrt' is unknown; allowed: all, eager"),
         (["peers=all", "mode=training"], "leave mode, compile, operator, backward out"),
-        (["peers=all", "precision=fp16"], "'fp16' is unknown; allowed: fp32, bf16, int8, fp16_32"),
+        (["peers=all", "precision=fp16"], "'fp16' is unknown; allowed: all, fp32, bf16, int8, fp16_32"),
     ):
         with pytest.raises(UserError, match=message):
             load_options(BenchmarkOptions, arguments, "benchmark").check()
@@ -244,7 +244,7 @@ def test_defaults_are_allowed():
         (["batch=1.5"], "'1.5' is not an integer"),
         (["batch=²"], "'²' is not an integer"),
         (["batch=1,,8"], "batch=1,,8 has an empty element"),
-        (["precision=int8"], "'int8' is unknown; allowed: fp32, bf16, fp16"),
+        (["precision=int8"], "'int8' is unknown; allowed: all, fp32, bf16, fp16"),
         (["precision=fp16", "mode=training"], "use bf16"),
         (["mode=speed"], "allowed: one of: inference, training, operators, all"),
         (["mode=inference", "backward=true"], "use mode=operators"),
