@@ -311,10 +311,3 @@ def test_files_of_other_kinds(tmp_path: Path, content: bytes, message: str) -> N
 def test_text_in_npz(tmp_path: Path) -> None:
     path = npz(tmp_path / "a.npz", note="hello")
     assert "array note cannot be read: it holds <U5, which is not numeric" in refusal(path)
-
-
-def test_old_torch_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.save({"weight": torch.ones(1)}, tmp_path / "weights.pth")
-    monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
-    with pytest.warns(RuntimeWarning, match=r"torch 2\.9\.1\+cpu can be attacked .* update to torch 2\.10 or newer"):
-        read_weight_file(tmp_path / "weights.pth")

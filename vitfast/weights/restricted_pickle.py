@@ -21,9 +21,6 @@ from torch import Tensor
 
 from vitfast.errors import UserError
 
-# CVE-2026-24747: in torch < 2.10 a crafted file corrupts memory even under weights_only=True
-_SAFE_TORCH = (2, 10)
-
 _NUMBERS = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
 _MAX_DIMENSIONS = 8
 
@@ -98,13 +95,6 @@ def load_restricted(path: Path) -> Any:
     Raises:
         UserError: the file is damaged, or holds anything else; no code in it was executed.
     """
-    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < _SAFE_TORCH:
-        warnings.warn(
-            f"torch {torch.__version__} can be attacked by a crafted {path.suffix or 'torch'} file (CVE-2026-24747); "
-            f"update to torch 2.10 or newer before you load {path}, or use a .safetensors file",
-            RuntimeWarning,
-            stacklevel=2,
-        )
     try:
         with torch.serialization.safe_globals(_HARMLESS_CLASSES), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deprecation warnings about old file formats

@@ -7,7 +7,7 @@ The released files number the layers of a block consecutively (``LayerNorm_0``, 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -47,19 +47,17 @@ _ATTENTION = _BLOCK + r"MultiHeadDotProductAttention_[01]/"
 _MLP = _BLOCK + r"MlpBlock_[03]/"
 
 
-def _dense(pattern: str, key: str, transform: Transform = transposed) -> tuple[Rule, ...]:
-    return Rule(f"{pattern}/kernel", f"{key}.weight", transform), Rule(f"{pattern}/bias", f"{key}.bias")
+def _dense(
+    pattern: str, key: str, kernel: Transform = transposed, bias: Transform = unchanged, part: int = 0, parts: int = 1
+) -> tuple[Rule, ...]:
+    return (
+        Rule(f"{pattern}/kernel", f"{key}.weight", kernel, part, parts),
+        Rule(f"{pattern}/bias", f"{key}.bias", bias, part, parts),
+    )
 
 
 def _norm(pattern: str, key: str, transform: Transform = unchanged) -> tuple[Rule, ...]:
     return Rule(f"{pattern}/scale", f"{key}.weight", transform), Rule(f"{pattern}/bias", f"{key}.bias", transform)
-
-
-def _qkv(part: int, name: str) -> tuple[Rule, ...]:
-    return (
-        Rule(f"{_ATTENTION}{name}/kernel", r"blocks.\1.attn.qkv.weight", into_heads, part, parts=3),
-        Rule(f"{_ATTENTION}{name}/bias", r"blocks.\1.attn.qkv.bias", heads_bias, part, parts=3),
-    )
 
 
 def _read_fields(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,9 +77,9 @@ GOOGLE = KeyTable(
         *_dense(r"embedding", "patch_embed.proj", from_hwio),
         Rule(r"Transformer/posembed_input/pos_embedding", "pos_embed"),
         *_norm(_BLOCK + r"LayerNorm_0", r"blocks.\1.norm1"),
-        *_qkv(0, "query"),
-        *_qkv(1, "key"),
-        *_qkv(2, "value"),
+        *_dense(_ATTENTION + r"query", r"blocks.\1.attn.qkv", into_heads, heads_bias, part=0, parts=3),
+        *_dense(_ATTENTION + r"key", r"blocks.\1.attn.qkv", into_heads, heads_bias, part=1, parts=3),
+        *_dense(_ATTENTION + r"value", r"blocks.\1.attn.qkv", into_heads, heads_bias, part=2, parts=3),
         *_dense(_ATTENTION + r"out", r"blocks.\1.attn.proj", out_of_heads),
         *_norm(_BLOCK + r"LayerNorm_[12]", r"blocks.\1.norm2"),
         *_dense(_MLP + r"Dense_0", r"blocks.\1.mlp.fc1"),
@@ -97,33 +95,25 @@ GOOGLE = KeyTable(
 
 BACKBONE = "patch_embed.backbone."
 
-# Google's name of a ResNet unit's layer -> vitfast's
-UNIT_CONVOLUTIONS = {"conv1": "conv1", "conv2": "conv2", "conv3": "conv3", "conv_proj": "downsample.conv"}
-UNIT_NORMS = {"gn1": "norm1", "gn2": "norm2", "gn3": "norm3", "gn_proj": "downsample.norm"}
+# layer of a ResNet unit in Google's files and in ViT-pytorch's -> in vitfast's
+_UNIT_LAYERS = {"conv_proj": "downsample.conv", "downsample": "downsample.conv", "gn_proj": "downsample.norm"}
 
 
-def unit_key(layer: str) -> Callable[[str], str]:
-    """Returns a function from the key of a ResNet unit's layer to vitfast's key.
+def unit_key(file_key: str) -> str:
+    """Converts the key of a ResNet unit's layer to vitfast's.
 
-    Google's keys are ``block2/unit1/…``, ViT-pytorch's ``….block2.unit1.…``; both count from 1.
-
-    Args:
-        layer: vitfast's key below the unit's.
+    Google's keys are ``block2/unit1/gn1/scale``, ViT-pytorch's ``….block2.unit1.gn1.weight``; both count from 1.
     """
-
-    def key(file_key: str) -> str:
-        stage, block = (int(number) - 1 for number in re.findall(r"(?:block|unit)(\d{1,3})\b", file_key)[:2])
-        return f"{BACKBONE}stages.{stage}.blocks.{block}.{layer}"
-
-    return key
+    stage, block, layer, kind = re.split(r"[./]", file_key)[-4:]
+    layer = _UNIT_LAYERS.get(layer, layer.replace("gn", "norm"))
+    kind = "bias" if kind == "bias" else "weight"
+    return f"{BACKBONE}stages.{int(stage[5:]) - 1}.blocks.{int(block[4:]) - 1}.{layer}.{kind}"
 
 
 _UNIT = r"block\d{1,3}/unit\d{1,3}/"
 _UNIT_RULES = (
-    *(Rule(f"{_UNIT}{conv}/kernel", unit_key(f"{ours}.weight"), from_hwio) for conv, ours in UNIT_CONVOLUTIONS.items()),
-    # GroupNorm parameters are stored as [1, 1, 1, C]
-    *(Rule(f"{_UNIT}{norm}/scale", unit_key(f"{ours}.weight"), Tensor.flatten) for norm, ours in UNIT_NORMS.items()),
-    *(Rule(f"{_UNIT}{norm}/bias", unit_key(f"{ours}.bias"), Tensor.flatten) for norm, ours in UNIT_NORMS.items()),
+    Rule(_UNIT + r"conv(?:[123]|_proj)/kernel", unit_key, from_hwio),
+    Rule(_UNIT + r"gn(?:[123]|_proj)/(?:scale|bias)", unit_key, Tensor.flatten),  # stored as [1, 1, 1, C]
 )
 
 

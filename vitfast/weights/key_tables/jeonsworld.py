@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vitfast.models.hybrid import HybridFields
-from vitfast.weights.key_tables.google import BACKBONE, UNIT_CONVOLUTIONS, UNIT_NORMS, unit_key
+from vitfast.weights.key_tables.google import BACKBONE, unit_key
 from vitfast.weights.key_tables.key_table import KeyTable, Rule, affine, stacked_affine
 
 _BLOCK = r"transformer\.encoder\.layer\.(\d+)\."
@@ -31,8 +31,6 @@ JEONSWORLD = KeyTable(
 
 _RESNET = r"transformer\.embeddings\.hybrid_model\."
 _UNIT = _RESNET + r"body\.block\d{1,3}\.unit\d{1,3}\."
-# the convolution of the projection is not named as in Google's files
-_CONVOLUTIONS = {name.replace("conv_proj", "downsample"): ours for name, ours in UNIT_CONVOLUTIONS.items()}
 
 JEONSWORLD_HYBRID = replace(
     JEONSWORLD,
@@ -42,9 +40,8 @@ JEONSWORLD_HYBRID = replace(
         *JEONSWORLD.rules,
         Rule(_RESNET + r"root\.conv\.weight", f"{BACKBONE}stem.conv.weight"),
         *affine(_RESNET + r"root\.gn", f"{BACKBONE}stem.norm"),
-        *(Rule(rf"{_UNIT}{conv}\.weight", unit_key(f"{ours}.weight")) for conv, ours in _CONVOLUTIONS.items()),
-        *(Rule(rf"{_UNIT}{norm}\.weight", unit_key(f"{ours}.weight")) for norm, ours in UNIT_NORMS.items()),
-        *(Rule(rf"{_UNIT}{norm}\.bias", unit_key(f"{ours}.bias")) for norm, ours in UNIT_NORMS.items()),
+        Rule(_UNIT + r"(?:conv[123]|downsample)\.weight", unit_key),
+        Rule(_UNIT + r"gn(?:[123]|_proj)\.(?:weight|bias)", unit_key),
     ),
     fields={
         **JEONSWORLD.fields,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -22,54 +23,50 @@ from vitfast.weights.key_tables.key_table import KeyTable, Rule, affine
 from vitfast.weights.weight_file import read_weight_file
 
 _TRUNK = r"(?:trunk\.)?(?:base_model\.)?"  # base_model: saved by a feature extractor
-_RULES = (
-    Rule(_TRUNK + r"(?:cls|class)_token", "cls_token"),
-    Rule(_TRUNK + r"pos_embed(?:ding)?", "pos_embed"),
-    Rule(_TRUNK + r"((?:patch_embed|blocks|norm)\..+)", r"\1"),
-    *affine(r"heads\.0\.clf\.0", "head"),  # VISSL's "mlp"
-    *affine(r"heads\.0\.layers\.pre_logits", "pre_logits.fc"),  # VISSL's "vision_transformer_head"
-    *affine(r"heads\.0\.layers\.head", "head"),
-)
-_IGNORED = (
-    r"heads\.\d+\.(projection_head|prototypes\d+)\..+",  # SwAV
-    _TRUNK + r"patch_masking\..+",  # iBOT
-)
 _FURTHER_HEADS = r"heads\.[1-9]\d*\..+"  # these read the output of the first
 _PROTOTYPES = r"prototypes\d+\.(weight|weight_v|parametrizations\.weight\.original1)"
-# further layers of VISSL's "mlp", its other heads, and further heads
-_EXTRA_HEAD_LAYERS = (
-    r"heads\.0\.(?!clf\.0\.|layers\.(pre_logits|head)\.|projection_head\.|prototypes\d+\.).+",
-    _FURTHER_HEADS,
-)
 
 VISSL = KeyTable(
     name="VISSL",
     signature=(r"trunk\.(base_model\.)?cls_token", r"trunk\.(base_model\.)?blocks\.\d+\.attn\.qkv\.weight"),
-    rules=_RULES,
+    rules=(
+        Rule(_TRUNK + r"(?:cls|class)_token", "cls_token"),
+        Rule(_TRUNK + r"pos_embed(?:ding)?", "pos_embed"),
+        Rule(_TRUNK + r"((?:patch_embed|blocks|norm)\..+)", r"\1"),
+        *affine(r"heads\.0\.clf\.0", "head"),  # VISSL's "mlp"
+        *affine(r"heads\.0\.layers\.pre_logits", "pre_logits.fc"),  # VISSL's "vision_transformer_head"
+        *affine(r"heads\.0\.layers\.head", "head"),
+    ),
     fields={"layer_norm_eps": 1e-6, "gelu": "erf", "position_interpolation": "bicubic"},
-    ignored=_IGNORED,
-    extra_head_layers=_EXTRA_HEAD_LAYERS,
+    ignored=(
+        r"heads\.\d+\.(projection_head|prototypes\d+)\..+",  # SwAV
+        _TRUNK + r"patch_masking\..+",  # iBOT
+    ),
+    # further layers of VISSL's "mlp", its other heads, and further heads
+    extra_head_layers=(
+        r"heads\.0\.(?!clf\.0\.|layers\.(pre_logits|head)\.|projection_head\.|prototypes\d+\.).+",
+        _FURTHER_HEADS,
+    ),
 )
 
 # The names changed in October 2021. The epsilon was 1e-5 until May 2021; for a file saved between May and October,
 # give layer_norm_eps=1e-6.
-VISSL_2021 = KeyTable(
+VISSL_2021 = replace(
+    VISSL,
     name="VISSL of 2021",
     signature=(_TRUNK + r"class_token", _TRUNK + r"pos_embedding", _TRUNK + r"blocks\.\d+\.attn\.qkv\.weight"),
-    rules=_RULES,
-    fields={"layer_norm_eps": 1e-5, "gelu": "erf", "position_interpolation": "bicubic"},
-    ignored=_IGNORED,
-    extra_head_layers=_EXTRA_HEAD_LAYERS,
+    fields={**VISSL.fields, "layer_norm_eps": 1e-5},
 )
 
 # Its trunk still has the old names. VISSL overwrites the local initialization, see ``ConViTFields``.
-VISSL_CONVIT = KeyTable(
+VISSL_CONVIT = replace(
+    VISSL,
     name="VISSL ConViT",
     signature=(_TRUNK + r"class_token", _TRUNK + r"blocks\.\d+\.attn\.alpha"),
     rules=(
         Rule(_TRUNK + r"blocks\.(\d+)\.attn\.alpha", r"blocks.\1.attn.gating_param", Tensor.flatten),
         *affine(_TRUNK + r"blocks\.(\d+)\.mlp\.linear_([12])", r"blocks.\1.mlp.fc\2"),
-        *_RULES,
+        *VISSL.rules,
     ),
     fields={
         "layer_norm_eps": 1e-5,
@@ -77,8 +74,6 @@ VISSL_CONVIT = KeyTable(
         "local_initialization": False,
         "position_interpolation": "bicubic_aligned",
     },
-    ignored=_IGNORED,
-    extra_head_layers=_EXTRA_HEAD_LAYERS,
     fields_type=ConViTFields,
 )
 
