@@ -1,10 +1,25 @@
-"""fsync and SHA-256 helpers."""
+"""Atomic and durable writes, and SHA-256."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yields a temporary path to write; at the end it replaces ``path``, durably. An error leaves ``path`` as it is."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.writing")
+    try:
+        yield temporary
+        flush_to_disk(temporary)
+        os.replace(temporary, path)
+        flush_to_disk(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def flush_to_disk(path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import warnings
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 
 from vitfast.benchmarking.table import Table
 from vitfast.errors import UserError
+from vitfast.files import atomic_file
 from vitfast.text_table import percent, text_table
 
 FORMAT_VERSION = 1
@@ -100,9 +100,8 @@ def write_files(content: dict[str, Any], text: str, path: Path) -> Path:
     json_text = json.dumps(rounded, indent=1) + "\n"
     try:
         for target, one in ((path, json_text), (markdown_path, text)):
-            temporary = target.with_name(target.name + ".tmp")
-            temporary.write_text(one, encoding="utf-8")
-            os.replace(temporary, target)
+            with atomic_file(target) as temporary:
+                temporary.write_text(one, encoding="utf-8")
     except OSError as error:
         raise UserError(f"json={path} cannot be written: {error.strerror or error}") from error
     return markdown_path

@@ -11,6 +11,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from vitfast.data.file_list import LABEL_MAP, LIST_FILES
 from vitfast.errors import UserError
+from vitfast.files import atomic_file
 
 _IMAGES = "images"
 
@@ -51,8 +52,11 @@ def prepare_resisc45(source_folder: str, target_folder: str, split: str) -> dict
                 _place(folder / name / file, target / _IMAGES / name / file)
         for name_of_split, chosen in splits.items():
             lines = [f"{_IMAGES}/{name}/{file}\n" for name, file in chosen]
-            _write(target / LIST_FILES[name_of_split], "".join(lines))
-        _write(target / LABEL_MAP, json.dumps({name: number for number, name in enumerate(images)}, indent=1) + "\n")
+            with atomic_file(target / LIST_FILES[name_of_split]) as temporary:
+                temporary.write_text("".join(lines), encoding="utf-8")
+        with atomic_file(target / LABEL_MAP) as temporary:
+            numbers = {name: number for number, name in enumerate(images)}
+            temporary.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"target={target_folder} cannot be written: {error}") from error
     return {name: len(chosen) for name, chosen in splits.items()}
@@ -98,9 +102,3 @@ def _place(source: Path, target: Path) -> None:
     except OSError:
         shutil.copy2(source, temporary)
     os.replace(temporary, target)
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

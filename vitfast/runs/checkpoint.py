@@ -16,7 +16,6 @@ import re
 import shutil
 import warnings
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from torch import Tensor
 
 from vitfast import __version__
 from vitfast.errors import UserError
-from vitfast.files import flush_to_disk, sha256_of_file
+from vitfast.files import atomic_file, flush_to_disk, sha256_of_file
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -126,16 +125,8 @@ def update_manifest(checkpoint: Path, changes: Mapping[str, Any]) -> None:
         OSError: if it cannot be written; the old one is intact.
     """
     record = {**read_manifest_file(checkpoint), **changes}
-    temporary = checkpoint / f".{MANIFEST}.writing"
-    try:
+    with atomic_file(checkpoint / MANIFEST) as temporary:
         temporary.write_text(_manifest_text(record), encoding="utf-8")
-        flush_to_disk(temporary)
-        os.replace(temporary, checkpoint / MANIFEST)
-    except OSError:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
-    flush_to_disk(checkpoint)
 
 
 def list_checkpoints(run_dir: str | os.PathLike[str]) -> list[Path]:

@@ -17,6 +17,7 @@ import torch
 
 import vitfast
 from vitfast.errors import UserError
+from vitfast.files import atomic_file
 
 CONFIG, ENVIRONMENT, METRICS, LOG, CURVES = "config.yaml", "environment.json", "metrics.jsonl", "log.txt", "curves.png"
 NON_FINITE = "non_finite.json"
@@ -105,20 +106,8 @@ class RunDirectory:
         Raises:
             OSError: if it cannot be written; the old content is intact.
         """
-        self._replace(name, text.encode())
-
-    def _replace(self, name: str, data: bytes) -> None:
-        temporary = self.path / f".{name}.writing"
-        try:
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.path / name)
-        except OSError:
-            with suppress(OSError):
-                temporary.unlink()
-            raise
+        with atomic_file(self.path / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
     def write_environment(self, environment: dict[str, Any]) -> None:
         """Writes ``environment.json``: the environment of the start, and under ``resumed`` those of each resume."""
@@ -183,7 +172,8 @@ class RunDirectory:
             *complete, _ = data.split(b"\n")
             kept = b"".join(line + b"\n" for line in complete[:count])
             if kept != data:
-                self._replace(METRICS, kept)
+                with atomic_file(self.path / METRICS) as temporary:
+                    temporary.write_bytes(kept)
         except OSError as error:
             reason = error.strerror or error
             raise UserError(f"{file} cannot be truncated to the checkpoint: {reason}; fix this first") from error

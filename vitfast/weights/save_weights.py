@@ -13,7 +13,7 @@ import safetensors.torch
 from torch import Tensor
 
 from vitfast.errors import UserError
-from vitfast.files import flush_to_disk
+from vitfast.files import atomic_file
 from vitfast.models.image_model import ImageModel
 from vitfast.models.multi_crop import MultiCrop
 from vitfast.models.vit import ViTFields, arrange_patches
@@ -59,16 +59,11 @@ def write_safetensors(state: dict[str, Tensor], path: str | os.PathLike[str], me
         raise UserError(f"{path} must end in .safetensors, the format that is written; use {path.stem}.safetensors")
     if not path.parent.is_dir():
         raise UserError(f"{path} cannot be written: the folder {path.parent} does not exist; create it first")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.writing")
     try:
-        safetensors.torch.save_file(state, temporary, metadata)
-        flush_to_disk(temporary)
-        os.replace(temporary, path)
-        flush_to_disk(path.parent)
+        with atomic_file(path) as temporary:
+            safetensors.torch.save_file(state, temporary, metadata)
     except safetensors.SafetensorError as error:  # the library converts the system's error to text
         raise OSError(f"{path} could not be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _timm_state(model: ImageModel) -> dict[str, Tensor]:
