@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image
 from torchvision import datasets
 
+from vitfast.data.image_source import ImageSource
 from vitfast.errors import UserError
 
 SPLITS = ("train", "test")
@@ -18,8 +19,8 @@ _MEAN = {"cifar10": [0.4914, 0.4822, 0.4465], "cifar100": [0.5071, 0.4865, 0.440
 _STD = {"cifar10": [0.2470, 0.2435, 0.2616], "cifar100": [0.2673, 0.2564, 0.2762]}
 
 
-class Cifar:
-    """The images of one split, 32 x 32 RGB; an ``ImageSource``.
+class Cifar(ImageSource):
+    """The images of one split, 32 x 32 RGB.
 
     torchvision verifies the published checksums of the files before it unpickles them.
 
@@ -53,9 +54,6 @@ class Cifar:
         self.labels = [int(label) for label in dataset.targets]
         self.mean, self.std = _MEAN[name], _STD[name]
         self._pixels_NHWC = dataset.data
-
-    def path(self, index: int) -> None:
-        """Images have no files of their own."""
 
     def read(self, index: int, in_chans: int) -> Image.Image:
         image = Image.fromarray(self._pixels_NHWC[index])

@@ -26,13 +26,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from vitfast.data.image_source import ImageSource
+
 SPLITS = ("train", "val", "test")
 _FILE = Path(__file__).with_name("digits.npz")
 _MAX_PIXEL = 16
 
 
-class Digits:
-    """The images of one split of the digits; an ``ImageSource``.
+class Digits(ImageSource):
+    """The images of one split of the digits.
 
     Args:
         split: ``"train"`` (1,293 images), ``"val"`` (144) or ``"test"`` (360).
@@ -51,9 +53,6 @@ class Digits:
             images_NHW = arrays["images"][chosen].astype(np.float32) / _MAX_PIXEL
             self._images = [Image.fromarray(image_HW) for image_HW in images_NHW]
             self.labels = [int(label) for label in arrays["labels"][chosen]]
-
-    def path(self, index: int) -> None:
-        """Images have no files of their own."""
 
     def read(self, index: int, in_chans: int) -> Image.Image:
         """Returns an image of mode ``F``, values in 0..1; the transform repeats it for ``in_chans``."""

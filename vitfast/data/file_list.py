@@ -14,7 +14,7 @@ LABEL_MAP = "label_map.json"
 
 
 class FileList(FileSource):
-    """The images of a list; an ``ImageSource``.
+    """The images of a list.
 
     A line of a list is the path of an image relative to ``root``; its folder is its class. ``label_map.json`` maps each
     class to its number, 0 to K - 1.

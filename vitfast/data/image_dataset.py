@@ -133,10 +133,8 @@ def _divides_train(data: DataConfig, stored_splits: list[str]) -> bool:
 
 
 def _stored_splits(data: DataConfig) -> list[str]:
-    if data.dataset == "digits":
-        return list(digits.SPLITS)
-    if data.dataset in ("cifar10", "cifar100"):
-        return list(cifar.SPLITS)
+    if fixed := {"digits": digits.SPLITS, "cifar10": cifar.SPLITS, "cifar100": cifar.SPLITS}.get(data.dataset):
+        return list(fixed)
     assert data.root is not None
     if data.dataset == "file_list":
         return file_list.available_splits(data.root)

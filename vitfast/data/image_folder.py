@@ -14,7 +14,7 @@ SPLITS = ("train", "val", "test")
 
 
 class ImageFolder(FileSource):
-    """The images of one split of a folder; an ``ImageSource``.
+    """The images of one split of a folder.
 
     Classes and files are in alphabetical order; files may be in subfolders of their class. Hidden files and files
     without an image extension are ignored.

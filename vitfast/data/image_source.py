@@ -1,11 +1,10 @@
-"""Sources of labelled images: the protocol, image files in a folder, and a validation split held out from training."""
+"""Sources of labelled images: the base class, image files in a folder, a validation split held out from training."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -14,7 +13,7 @@ from vitfast.data.image_file import load_image
 from vitfast.errors import UserError
 
 
-class ImageSource(Protocol):
+class ImageSource:
     """Labelled images of one split, and the defaults for reading them.
 
     Attributes:
@@ -37,15 +36,15 @@ class ImageSource(Protocol):
 
     def path(self, index: int) -> str | None:
         """Returns the file of an image; None if images have no files of their own."""
-        ...
+        return None
 
     def read(self, index: int, in_chans: int) -> Image.Image:
         """Reads an image: 8-bit ``L`` or ``RGB``, or ``F`` with values in 0..1 (one channel, repeated if needed)."""
-        ...
+        raise NotImplementedError
 
 
-class FileSource:
-    """An ``ImageSource`` of image files in a folder, with ImageNet's normalization and crop.
+class FileSource(ImageSource):
+    """Image files in a folder, with ImageNet's normalization and crop.
 
     Args:
         folder: the folder that the paths are relative to.
@@ -74,8 +73,8 @@ class FileSource:
         return load_image(self.path(index), in_chans)
 
 
-class SourceSubset:
-    """An ``ImageSource`` with some of the images of another source."""
+class SourceSubset(ImageSource):
+    """Some of the images of another source."""
 
     def __init__(self, source: ImageSource, indices: list[int]) -> None:
         self._source = source

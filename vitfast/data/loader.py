@@ -9,7 +9,7 @@ import signal
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -107,22 +107,10 @@ def build_loader(
 ) -> ImageLoader:
     """Builds the loader of one epoch; its batches are a function of these arguments except ``workers``.
 
-    The ranks share every batch, see ``EpochBatchSampler``; in evaluation, one rank reads each image once. The loader
-    reads a copy of ``dataset`` that is set to ``epoch``, and does not use torch's global generator.
-
-    Args:
-        dataset: the images.
-        batch_size: images in a batch, of all ranks together.
-        workers: number of worker processes, with one thread each; 0: this process reads the images.
-        seed: of the order.
-        epoch: of the order and the augmentation, from 0.
-        shuffle: whether the order is random.
-        drop_last: whether to drop a smaller last batch.
-        start: samples of the epoch to skip, of all ranks together, to resume an interrupted epoch.
-        rank: of this process, 0..world - 1.
-        world: number of ranks.
-        warn: called in this process for each image that ``data.on_corrupt=skip`` skips, once for all loaders of
-            ``dataset``.
+    The ranks share every batch, see ``EpochBatchSampler`` also for the arguments; in evaluation, one rank reads each
+    image once. The loader reads a copy of ``dataset`` that is set to ``epoch``, and does not use torch's global
+    generator. ``workers`` processes with one thread each read the images, or this process if it is 0. ``warn`` is
+    called in this process for each image that ``data.on_corrupt=skip`` skips, once for all loaders of ``dataset``.
 
     Returns:
         A loader of (images ``[B, C, H, W]`` float, labels ``[B]`` int64), in pinned memory if there is a GPU. B is 0
@@ -151,7 +139,7 @@ def build_loader(
         warn,
         batch_sampler=sampler,
         num_workers=workers,
-        collate_fn=_identity,
+        collate_fn=tuple,  # ``BatchReader`` has collated the batch
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_start_worker,
         generator=torch.Generator().manual_seed(derive_seed("workers", seed, epoch)),
@@ -179,20 +167,6 @@ class ImageLoader(DataLoader[Any]):
         return self._images.image_of(sample)
 
 
-class ReadBatch(NamedTuple):
-    """A batch in the form in which it is sent from a worker to the training process.
-
-    Attributes:
-        images: ``[B, C, H, W]``, float.
-        labels: ``[B]``, int64.
-        bad: index of each unreadable image -> reason.
-    """
-
-    images: Tensor
-    labels: Tensor
-    bad: dict[int, str]
-
-
 class BatchReader(Dataset[Any]):
     """Reads batches of samples, see ``EpochBatchSampler``.
 
@@ -206,15 +180,18 @@ class BatchReader(Dataset[Any]):
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def __getitems__(self, samples: list[int]) -> ReadBatch:
-        """Reads the images of some samples, or their replacements."""
+    def __getitems__(self, samples: list[int]) -> tuple[Tensor, Tensor, dict[int, str]]:
+        """Reads the images of some samples, or their replacements.
+
+        Returns:
+            Images ``[B, C, H, W]``, float; labels ``[B]``, int64; index of each unreadable image -> reason.
+        """
         bad: dict[int, str] = {}
         read = [pair for pair in (self._read(sample, bad) for sample in samples) if pair is not None]
         if read:
-            images, labels = default_collate(read)
-            return ReadBatch(images, labels, bad)
+            return *default_collate(read), bad
         size = self._dataset.img_size
-        return ReadBatch(torch.empty(0, self._dataset.in_chans, size, size), torch.empty(0, dtype=torch.int64), bad)
+        return torch.empty(0, self._dataset.in_chans, size, size), torch.empty(0, dtype=torch.int64), bad
 
     def _read(self, sample: int, bad: dict[int, str]) -> tuple[Tensor, int] | None:
         """Returns an image and its label, or None without a readable candidate; adds unreadable images to ``bad``."""
@@ -228,11 +205,6 @@ class BatchReader(Dataset[Any]):
             except UserError as error:
                 bad[index] = str(error)
         return None
-
-
-def _identity(batch: ReadBatch) -> ReadBatch:
-    """Replaces torch's collate function: ``BatchReader`` has collated the batch."""
-    return batch
 
 
 def _start_worker(worker: int) -> None:

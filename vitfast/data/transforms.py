@@ -60,24 +60,15 @@ def train_transform(
     interpolation: str,
     resize: str = "short_side",
 ) -> TensorTransform:
-    """Builds the training transform from the enabled operations.
+    """Builds the training transform from the operations that ``augment`` enables.
 
     In this order: crop, affine map, flip, colour jitter, RandAugment (Cubuk et al., 2019), and on the tensor random
     erasing (Zhong et al., 2017) with normally distributed pixels. All are torchvision's; every random number comes from
     torch's CPU generator.
 
-    Args:
-        augment: the operations.
-        img_size: side of the result in pixels.
-        in_chans: channels of the result; a grey image is repeated for three channels.
-        mean: mean of each channel, pixels in 0..1; a single number applies to all channels.
-        std: standard deviation of each channel.
-        interpolation: ``"nearest"``, ``"bilinear"`` or ``"bicubic"``; the affine map is always bilinear, and so is
-            RandAugment unless this is ``"nearest"``.
-        resize: as in ``eval_transform``; ignored with a random resized crop.
-
-    Returns:
-        A function from a PIL image to a float tensor ``[in_chans, img_size, img_size]``.
+    The other arguments and the result are those of ``eval_transform``. ``interpolation`` does not apply to the affine
+    map, which is bilinear, nor to RandAugment, which is bilinear unless it is ``"nearest"``; ``resize`` does not apply
+    to a random resized crop.
     """
     mode = v2.InterpolationMode(interpolation)
     steps: list[Callable[..., object]] = []
@@ -172,12 +163,8 @@ class BatchMixing:
     """
 
     def __init__(self, augment: AugmentConfig, num_classes: int, seed: int) -> None:
-        kinds = []
-        if augment.mixup:
-            kinds.append(v2.MixUp(alpha=augment.mixup, num_classes=num_classes))
-        if augment.cutmix:
-            kinds.append(v2.CutMix(alpha=augment.cutmix, num_classes=num_classes))
-        self._mix = v2.RandomChoice(kinds)
+        kinds = ((v2.MixUp, augment.mixup), (v2.CutMix, augment.cutmix))
+        self._mix = v2.RandomChoice([kind(alpha=alpha, num_classes=num_classes) for kind, alpha in kinds if alpha])
         self._repeats = augment.repeats
         self._seed = seed
 
