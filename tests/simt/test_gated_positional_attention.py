@@ -130,7 +130,6 @@ MUTATIONS = (
         "at.row[half] < tokens ? at.row[half] : tokens - 1",
         "at.row[half]",
         "address",
-        "uninitialized",
     ),
     mutation("position of another column", SOFTMAX, "row_stride + at.column", "row_stride", "results"),
     mutation("no tail", SOFTMAX, "tile < full_tiles || left > 1", "true", "results", "address"),

@@ -26,7 +26,8 @@
 namespace simt {
 namespace {
 
-constexpr size_t shared_gap = 128;  // a whole row of banks: the gaps do not change which addresses conflict
+constexpr size_t shared_margin = 1 << 20;  // before shared memory: an overrun of a tensor ends here, wherever it lies
+constexpr size_t shared_gap = 128;         // a whole row of banks: the gaps do not change which addresses conflict
 constexpr size_t max_arrays = 64;
 constexpr int poison = 0xff;
 
@@ -341,7 +342,9 @@ void run_grid(int64_t blocks, int threads_per_block, size_t shared_bytes, const 
   threads_in_block = threads_per_block;
   shared_asked = shared_bytes;
   shared_capacity = (shared_bytes + shared_gap - 1) / shared_gap * shared_gap + 2 * shared_gap * (max_arrays + 1);
-  shared_memory = static_cast<char*>(std::aligned_alloc(shared_gap, shared_capacity));
+  char* const allocated = static_cast<char*>(std::aligned_alloc(shared_gap, shared_margin + shared_capacity));
+  ASAN_POISON_MEMORY_REGION(allocated, shared_margin);
+  shared_memory = allocated + shared_margin;
   for (int i = int(threads.size()); i < threads_per_block; ++i) {
     threads.push_back(std::make_unique<Thread>());
     threads.back()->number = i;
@@ -351,9 +354,9 @@ void run_grid(int64_t blocks, int threads_per_block, size_t shared_bytes, const 
     block_number = block;
     run_block(order);
   }
-  ASAN_UNPOISON_MEMORY_REGION(shared_memory, shared_capacity);
+  ASAN_UNPOISON_MEMORY_REGION(allocated, shared_margin + shared_capacity);
   race::start_block(nullptr, 0, 0);
-  std::free(shared_memory);
+  std::free(allocated);
   running = nullptr;
 }
 
