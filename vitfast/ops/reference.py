@@ -107,21 +107,10 @@ def quantize_float(
     steps = magnitude / quantum
     lower = steps.floor()
     remainder = steps - lower
-    if rounding == "toward_zero":
-        up = torch.zeros_like(remainder, dtype=torch.bool)
-    elif rounding == "stochastic":
-        if random is None:
-            raise ValueError("stochastic rounding needs random numbers")
-        up = (remainder * 2.0**31).floor() + (random >> 1) >= 2.0**31
-    elif rounding in ("nearest_away", "qtorch"):
-        up = remainder >= 0.5
-    else:
-        # without mantissa bits the code of a normal value is its exponent: a tie goes to the even one
-        odd = lower % 2 == 1
-        if format.mantissa_bits == 0:
-            odd = torch.where(is_normal, (exponent - min_exponent) % 2 == 0, odd)
-        up = (remainder > 0.5) | ((remainder == 0.5) & odd)
-    rounded = (lower + up) * quantum
+    odd = lower % 2 == 1
+    if format.mantissa_bits == 0:  # the code of a normal value is its exponent: a tie goes to the even one
+        odd = torch.where(is_normal, (exponent - min_exponent) % 2 == 0, odd)
+    rounded = (lower + _rounds_up(remainder, odd, rounding, random)) * quantum
 
     too_large = rounded > format.max_value
     beyond = {"inf": torch.inf, "nan": torch.nan, "saturate": format.max_value}
@@ -133,6 +122,19 @@ def quantize_float(
         rounded = torch.where(rounded == 0, 0.0, rounded)
     rounded = torch.where(torch.isnan(exact), exact if format.has_nan else format.max_value, rounded)
     return rounded.to(x.dtype)
+
+
+def _rounds_up(remainder: Tensor, odd: Tensor, rounding: Rounding, random: Tensor | None) -> Tensor:
+    """Whether to round up, given the distance to the lower neighbour, 0 to 1, and whether that neighbour is odd."""
+    if rounding == "toward_zero":
+        return torch.zeros_like(odd)
+    if rounding == "stochastic":
+        if random is None:
+            raise ValueError("stochastic rounding needs random numbers")
+        return (remainder * 2.0**31).floor() + (random >> 1) >= 2.0**31
+    if rounding == "nearest_even":
+        return (remainder > 0.5) | ((remainder == 0.5) & odd)
+    return remainder >= 0.5
 
 
 def quantize_float_as_qtorch(x: Tensor, format: FloatFormat) -> Tensor:
@@ -179,17 +181,8 @@ def quantize_fixed(
         magnitude = scaled.abs().double()
         lower = magnitude.floor()
         remainder = torch.where(magnitude == torch.inf, 0.0, magnitude - lower)
-        if rounding == "nearest_even":
-            lower, up = magnitude.round(), torch.zeros_like(x, dtype=torch.bool)
-        elif rounding == "nearest_away":
-            up = remainder >= 0.5
-        elif rounding == "toward_zero":
-            up = torch.zeros_like(x, dtype=torch.bool)
-        else:
-            if random is None:
-                raise ValueError("stochastic rounding needs random numbers")
-            up = (remainder * 2.0**31).floor() + (random >> 1) >= 2.0**31
-        steps = torch.where(scaled < 0, -(lower + up), lower + up) + 0.0  # there is no -0
+        nearest = lower + _rounds_up(remainder, lower % 2 == 1, rounding, random)
+        steps = torch.where(scaled < 0, -nearest, nearest) + 0.0  # there is no -0
     limit = 2.0 ** (word_length - 1)
     if overflow == "saturate":
         steps = steps.clamp(1 - limit if symmetric else -limit, limit - 1)

@@ -20,16 +20,9 @@ QTORCH_NEAREST = 4  # the result of QPyTorch 0.3.0's CPU code, including its int
 
 
 def float_rounding(format: FloatFormat, rounding: str = "nearest_even", overflow: str | None = None) -> list[int]:
-    """Checks a format and its options and encodes them for ``csrc/quantize/rounding_arguments.h``.
+    """Checks a format and its options, as in ``quantize_float``, and encodes them for the raw operators.
 
-    Args:
-        format: a ``vitfast.FloatFormat``.
-        rounding: a key of ``ROUNDING_CODES``, or ``"qtorch"``.
-        overflow: ``"inf"``, ``"nan"`` or ``"saturate"``; None takes the format's.
-
-    Raises:
-        TypeError: ``format`` is no float format.
-        ValueError: an unknown rounding or overflow, or one that the format cannot express.
+    The encoding is that of ``csrc/quantize/rounding_arguments.h``.
     """
     if rounding not in ROUNDING_CODES and rounding != "qtorch":
         raise ValueError(f"rounding must be one of {', '.join(ROUNDING_CODES)}, qtorch; got {rounding!r}")
@@ -80,12 +73,7 @@ def straight_through(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 def seed_tensor(seed: int | Tensor | None, x: Tensor) -> Tensor:
-    """Returns the seed as one int64 on x's device; None draws it from torch's generator.
-
-    Raises:
-        TypeError: the seed is neither an integer nor an int64 scalar.
-        ValueError: the seed is negative, or needs more than 63 bits.
-    """
+    """Returns the seed as one int64 on x's device; None draws it from torch's generator."""
     if isinstance(seed, Tensor):
         if seed.dtype != torch.int64 or seed.numel() != 1:
             raise TypeError(f"seed must be one int64, got {seed.dtype} of shape {list(seed.shape)}")
