@@ -18,7 +18,7 @@ DIFFERENTIATED = [operator for operator in OPERATORS if not operator.straight_th
 
 def _tiny_samples(operator: Operator) -> list[Sample]:
     samples = [sample for sample in operator.samples(Make(torch.float64)) if sample.name.startswith("tiny")]
-    assert len(samples) >= 4, f"{operator} needs tiny samples"
+    assert len(samples) >= 4, f"{operator} needs four samples named tiny…"
     return samples
 
 

@@ -21,7 +21,8 @@ MAX_GROWTH_MIB = 4.0
 @pytest.mark.skipif(not STATM.exists(), reason="needs Linux's /proc to read the resident set")
 @pytest.mark.parametrize("operator", OPERATORS, ids=str)
 def test_resident_set_does_not_grow(operator: Operator) -> None:
-    sample = next(sample for sample in operator.samples(Make()) if MIN_NUMEL < sample.numel < MAX_NUMEL)
+    sample = next((sample for sample in operator.samples(Make()) if MIN_NUMEL < sample.numel < MAX_NUMEL), None)
+    assert sample is not None, f"{operator} needs a sample of {MIN_NUMEL} to {MAX_NUMEL} elements"
     for _ in range(WARM_UP_CALLS):
         run(operator.public, sample)
     before = resident_mib()

@@ -88,7 +88,7 @@ def _requiring_grad(value: Any) -> Any:
 @pytest.mark.parametrize("operator", OPERATORS, ids=str)
 def test_opcheck(operator: Operator, with_grad: bool, dtype: torch.dtype) -> None:
     calls = _record(operator, dtype, with_grad=with_grad)
-    assert len(calls) >= MIN_CALLS
+    assert len(calls) >= MIN_CALLS, f"{operator} needs {MIN_CALLS} samples of at most {LARGEST_NUMEL} elements"
     for func, args, kwargs in calls:
         # a backward operator has no derivative: test_gradcheck.py checks the error
         if with_grad and "backward" not in func.name():

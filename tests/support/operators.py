@@ -28,7 +28,8 @@ class Operator:
         kernel: its key in ``vitfast.build_info()["kernels"]``.
         public: the public function.
         plain: the equivalent in plain PyTorch, with the same signature.
-        samples: calls that matter, the same for every dtype.
+        samples: calls that matter, the same for every dtype: at least eight with at most 40,000 elements, one of them
+            with more than 2,000; at least four whose name begins with "tiny", which gradcheck and torch.compile run.
         draw: a random call for the fuzz test.
         misshape: calls made invalid: (the argument that the error must name, the call).
         batched: arguments whose first dimension is the batch.
