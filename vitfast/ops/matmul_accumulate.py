@@ -5,6 +5,7 @@ Shapes: K the summed dimension, N columns of the result.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -176,6 +177,9 @@ def _fake(x: Tensor, weight: Tensor) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=torch.float32)
 
 
-_FLOPS = {"flops": lambda x, weight: gemm_flops(x, weight[0])}
-register("matmul_accumulate", _fake, backward=_backward, setup_context=_setup_context, **_FLOPS)
-register("matmul_half_sums", _fake, **_FLOPS)
+def _flops(x: Sequence[int], weight: Sequence[int]) -> int:
+    return gemm_flops(x, weight[0])
+
+
+register("matmul_accumulate", _fake, backward=_backward, setup_context=_setup_context, flops=_flops)
+register("matmul_half_sums", _fake, flops=_flops)
