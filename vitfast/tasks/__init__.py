@@ -1,14 +1,9 @@
 """Training tasks: a task combines a model with its loss."""
 
-from vitfast.tasks.classification import ClassificationTask, EarlyExitTask, MultiExitTask, Task, create_plain_task
-from vitfast.tasks.distillation import DistillationTask, Teacher
-
-__all__ = [
-    "ClassificationTask",
-    "DistillationTask",
-    "EarlyExitTask",
-    "MultiExitTask",
-    "Task",
-    "Teacher",
-    "create_plain_task",
-]
+from vitfast.tasks.classification import ClassificationTask as ClassificationTask
+from vitfast.tasks.classification import EarlyExitTask as EarlyExitTask
+from vitfast.tasks.classification import MultiExitTask as MultiExitTask
+from vitfast.tasks.classification import Task as Task
+from vitfast.tasks.classification import create_plain_task as create_plain_task
+from vitfast.tasks.distillation import DistillationTask as DistillationTask
+from vitfast.tasks.distillation import Teacher as Teacher

@@ -4,8 +4,6 @@
 ``source_checkpoint`` combines both, and ``load_weights`` fills a model.
 """
 
-from vitfast.weights.key_tables.vissl import load_vissl_head
-from vitfast.weights.load_weights import load_weights
-from vitfast.weights.save_weights import save_weights
-
-__all__ = ["load_vissl_head", "load_weights", "save_weights"]
+from vitfast.weights.key_tables.vissl import load_vissl_head as load_vissl_head
+from vitfast.weights.load_weights import load_weights as load_weights
+from vitfast.weights.save_weights import save_weights as save_weights

@@ -1,6 +1,5 @@
 """Lowering: from a model of vitfast, timm, torchvision or Hugging Face to its intermediate representation."""
 
-from vitfast.inference.lowering.lower import Lowered, lower
-from vitfast.inference.lowering.module_checks import NotRecognised
-
-__all__ = ["Lowered", "NotRecognised", "lower"]
+from vitfast.inference.lowering.lower import Lowered as Lowered
+from vitfast.inference.lowering.lower import lower as lower
+from vitfast.inference.lowering.module_checks import NotRecognised as NotRecognised
