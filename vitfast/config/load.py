@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,7 +31,7 @@ _HELP, _PRINT_CONFIG = "help", "print_config"
 _FLAGS = {"--help": _HELP, "-h": _HELP, "--print-config": _PRINT_CONFIG}
 
 
-def load_config(argv: list[str], prog: str = "python -m vitfast.train") -> Config:
+def load_config(argv: Sequence[str], prog: str = "python -m vitfast.train") -> Config:
     """Reads the options of a training run: defaults, then the recipe, then the arguments.
 
     ``--help`` prints the options, ``--print-config`` the configuration as YAML; both exit with code 0.
@@ -48,10 +48,10 @@ def load_config(argv: list[str], prog: str = "python -m vitfast.train") -> Confi
         UserError: for an unknown recipe or key, a wrong type, a value that is not allowed.
         SystemExit: with code 0, after ``--help`` or ``--print-config``.
     """
-    return _load(Config, argv, prog)
+    return load_options(Config, argv, prog)
 
 
-def load_options(schema: type[Options], argv: list[str], prog: str) -> Options:
+def load_options(schema: type[Options], argv: Sequence[str], prog: str) -> Options:
     """Reads the options of any command: the defaults of ``schema``, then the arguments.
 
     Args:
@@ -63,15 +63,6 @@ def load_options(schema: type[Options], argv: list[str], prog: str) -> Options:
         UserError: for an unknown or missing key, a wrong type, a value that is not allowed.
         SystemExit: with code 0, after ``--help`` or ``--print-config``.
     """
-    return _load(schema, argv, prog)
-
-
-def to_yaml(options: Any) -> str:
-    """Formats a configuration as YAML; ``load_config(["recipe=<that file>"])`` returns an equal one."""
-    return OmegaConf.to_yaml(OmegaConf.structured(options))
-
-
-def _load(schema: type[Options], argv: list[str], prog: str) -> Options:
     known = list_options(schema)
     values, flags = _split_arguments(argv, known)
     config = OmegaConf.structured(schema)
@@ -99,7 +90,12 @@ def _load(schema: type[Options], argv: list[str], prog: str) -> Options:
     return options
 
 
-def _split_arguments(argv: list[str], options: dict[str, OptionInfo]) -> tuple[dict[str, str], set[str]]:
+def to_yaml(options: Any) -> str:
+    """Formats a configuration as YAML; ``load_config(["recipe=<that file>"])`` returns an equal one."""
+    return OmegaConf.to_yaml(OmegaConf.structured(options))
+
+
+def _split_arguments(argv: Sequence[str], options: dict[str, OptionInfo]) -> tuple[dict[str, str], set[str]]:
     """Splits arguments into key -> text (the last one of a repeated key) and flags."""
     values: dict[str, str] = {}
     flags: set[str] = set()
@@ -172,16 +168,17 @@ def _require_known(schema: type, known: dict[str, OptionInfo], key: str) -> Opti
 
 def _parse_value(info: OptionInfo, key: str, text: str) -> Any:
     """Parses the text of an argument: verbatim for a text option, else as YAML."""
+    expected = info.type_name(in_error=True)
     if not text.strip():
         none = "; write null for none" if info.optional else ""
-        raise UserError(f"{key}= has no value; expected {info.expected()}{none} ({info.help})")
+        raise UserError(f"{key}= has no value; expected {expected}{none} ({info.help})")
     if info.value_type is str:  # so that a folder named 007 or 1e3 keeps its name
         return None if info.optional and text == "null" else text
     try:
         content: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)
+        return content["value"]
     except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"{key}={text} cannot be read; expected {info.expected()} ({info.help})") from error
-    return content["value"]
+        raise UserError(f"{key}={text} cannot be read; expected {expected} ({info.help})") from error
 
 
 def _set(config: DictConfig, info: OptionInfo, key: str, value: Any) -> None:
@@ -189,5 +186,5 @@ def _set(config: DictConfig, info: OptionInfo, key: str, value: Any) -> None:
     try:
         OmegaConf.update(config, key, value, merge=True)
     except (OmegaConfBaseException, TypeError, ValueError) as error:
-        given = f"{key}={format_value(value)}"
-        raise UserError(f"{given} has the wrong type; expected {info.expected()} ({info.help})") from error
+        expected = f"expected {info.type_name(in_error=True)} ({info.help})"
+        raise UserError(f"{key}={format_value(value)} has the wrong type; {expected}") from error

@@ -6,8 +6,8 @@ import difflib
 import inspect
 import math
 import types
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from vitfast.errors import UserError
@@ -38,12 +38,12 @@ class Limits:
         length: allowed numbers of elements of a list.
     """
 
-    choices: tuple[Any, ...] = ()
+    choices: Sequence[Any] = ()
     minimum: float | None = None
     above: float | None = None
     maximum: float | None = None
     below: float | None = None
-    length: tuple[int, ...] = ()
+    length: Sequence[int] = ()
 
     def describe(self) -> str:
         """Describes the allowed values, e.g. ``">= 0, < 1"`` or ``"one of: fp32, bf16"``."""
@@ -76,43 +76,22 @@ class Limits:
         )
 
 
-def option(
-    default: Any = MISSING,
-    help: str = "",
-    *,
-    default_factory: Callable[[], Any] | Any = MISSING,
-    choices: Sequence[Any] = (),
-    minimum: float | None = None,
-    above: float | None = None,
-    maximum: float | None = None,
-    below: float | None = None,
-    length: Sequence[int] = (),
-) -> Any:
+def option(default: Any = MISSING, help: str = "", *, default_factory: Any = MISSING, **limits: Any) -> Any:
     """Declares a dataclass field that the command line can set.
 
     Args:
         default: value if the option is not given; without ``default`` and ``default_factory`` it is required.
         help: one line of description, with the unit.
         default_factory: creates the default of a list, a dict or a nested dataclass.
-        choices: the only allowed values.
-        minimum: inclusive lower bound.
-        above: exclusive lower bound.
-        maximum: inclusive upper bound.
-        below: exclusive upper bound.
-        length: allowed numbers of elements of a list.
+        **limits: attributes of ``Limits``.
 
     Returns:
         The dataclass field.
     """
-    metadata = {"help": help, "limits": Limits(tuple(choices), minimum, above, maximum, below, tuple(length))}
+    metadata = {"help": help, "limits": Limits(**limits)}
     if default_factory is not MISSING:
         return field(default_factory=default_factory, metadata=metadata)
     return field(default=default, metadata=metadata)
-
-
-def _limits_of(option_field: Field[Any]) -> Limits:
-    limits: Limits = option_field.metadata.get("limits", Limits())
-    return limits
 
 
 @dataclass(frozen=True)
@@ -140,17 +119,10 @@ class OptionInfo:
         """Whether the option has no default."""
         return self.default is MISSING
 
-    def type_name(self) -> str:
-        """The type as ``--help`` shows it."""
-        return self._describe(0)
-
-    def expected(self) -> str:
-        """The type as an error describes it."""
-        return self._describe(1)
-
-    def _describe(self, index: int) -> str:
+    def type_name(self, *, in_error: bool = False) -> str:
+        """The type as ``--help`` or an error describes it."""
         names = _TYPE_NAMES.get(self.value_type)
-        return (names[index] if names else str(self.value_type)) + (" or null" if self.optional else "")
+        return (names[in_error] if names else str(self.value_type)) + (" or null" if self.optional else "")
 
 
 def list_options(schema: type, prefix: str = "") -> dict[str, OptionInfo]:
@@ -166,7 +138,8 @@ def list_options(schema: type, prefix: str = "") -> dict[str, OptionInfo]:
             continue
         default = one.default_factory() if one.default_factory is not MISSING else one.default
         value_type, optional = _without_none(hint)
-        options[key] = OptionInfo(key, value_type, optional, default, one.metadata.get("help", ""), _limits_of(one))
+        limits = one.metadata.get("limits", Limits())
+        options[key] = OptionInfo(key, value_type, optional, default, one.metadata.get("help", ""), limits)
     return options
 
 
@@ -182,15 +155,11 @@ def list_sections(schema: type, prefix: str = "") -> dict[str, type]:
 
 def find_option(options: dict[str, OptionInfo], key: str) -> OptionInfo | None:
     """Returns the option that a key sets: the option itself, or the mapping option above it; None if unknown."""
-    if key in options:
-        return options[key]
-    parents = key.split(".")[:-1]
-    while parents:
-        info = options.get(".".join(parents))
-        if info is not None:
-            return info if get_origin(info.value_type) is dict else None
-        parents.pop()
-    return None
+    name = key
+    while name not in options and "." in name:
+        name = name.rpartition(".")[0]
+    info = options.get(name)
+    return info if info is not None and (name == key or get_origin(info.value_type) is dict) else None
 
 
 def nearest_names(name: str, known: Iterable[str]) -> list[str]:
@@ -208,16 +177,23 @@ def nearest_names(name: str, known: Iterable[str]) -> list[str]:
     return [candidate for candidate in ranked[:3] if similarity(candidate) >= similarity(ranked[0]) - 0.05]
 
 
+def option_values(options: Any, prefix: str = "") -> dict[str, Any]:
+    """Returns the values of options, including those of nested dataclasses: dotted key -> value."""
+    values: dict[str, Any] = {}
+    for one in fields(options):
+        value, key = getattr(options, one.name), prefix + one.name
+        values |= option_values(value, f"{key}.") if is_dataclass(value) else {key: value}
+    return values
+
+
 def check_limits(options: Any, prefix: str = "") -> None:
     """Raises UserError for the first value outside the limits that its dataclass declares."""
-    for one in fields(options):
-        value, key, limits = getattr(options, one.name), prefix + one.name, _limits_of(one)
-        if is_dataclass(value):
-            check_limits(value, key + ".")
-        elif not limits.allows(value):
+    known = list_options(type(options), prefix)
+    for key, value in option_values(options, prefix).items():
+        limits, meaning = known[key].limits, known[key].help
+        if not limits.allows(value):
             near = difflib.get_close_matches(str(value), map(str, limits.choices), n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            meaning = one.metadata.get("help")
             allowed = limits.describe() or "a finite number"
             raise UserError(
                 f"{key}={format_value(value)} is not allowed; allowed: {allowed}{hint}"

@@ -7,13 +7,12 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from vitfast.config import load_config, to_yaml
+from vitfast.config.option import option_values
 from vitfast.config.schema import Config
 from vitfast.data.seeding import derive_seed
 from vitfast.device import describe_device
@@ -98,7 +97,7 @@ def _find_start(arguments: Sequence[str]) -> tuple[Path | None, Config]:
     resume = _argument(arguments, "train.resume")
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     if resume in (None, AUTO):
-        config = load_config(list(arguments))
+        config = load_config(arguments)
         elastic = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0 and "WORLD_SIZE" in os.environ
         if (resume == AUTO or elastic) and config.run_dir is None:
             reason = "train.resume=auto" if resume == AUTO else "torchrun --max-restarts"
@@ -180,7 +179,7 @@ def resumed_config(run_dir: Path, arguments: Sequence[str]) -> Config:
     saved = load_config([f"recipe={file}"])
     overrides = [argument for argument in arguments if not argument.startswith("recipe=")]
     config = load_config([f"recipe={file}", *overrides])
-    before, after = _flatten(saved), _flatten(config)
+    before, after = option_values(saved), option_values(config)
     changed = [key for key in after if after[key] != before.get(key) and key not in (*_MAY_CHANGE, *_IGNORED)]
     if changed:
         listed = ", ".join(f"{key}={after[key]} (the run: {before.get(key)})" for key in changed)
@@ -205,17 +204,6 @@ def _argument(arguments: Sequence[str], key: str) -> str | None:
     """Returns the value of an option on the command line, without its recipe; None if absent or null."""
     values = [value for name, _, value in (argument.partition("=") for argument in arguments) if name == key]
     return values[-1] if values and values[-1] not in ("", "null") else None
-
-
-def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if is_dataclass(value):
-            flat |= _flatten(value, f"{prefix}{field.name}.")
-        else:
-            flat[prefix + field.name] = value
-    return flat
 
 
 def _write_start(config: Config, run: RunDirectory, device: torch.device) -> None:
