@@ -1,10 +1,8 @@
 """Measures speed: ``python -m vitfast.benchmark [model=NAME,…] [batch=1,8] [precision=fp32,bf16] [key=value …]``."""
 
-import sys
+from vitfast.commands.run_command import entry_point
 
-from vitfast.commands.run_command import EntryPoint
-
-main = EntryPoint("benchmark")
+main = entry_point("benchmark")
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from vitfast import __version__
-from vitfast.commands.run_command import EntryPoint, run_command
+from vitfast.commands.run_command import entry_point, run_command
 from vitfast.errors import UserError
 
 # command -> what it does; `vitfast COMMAND …` and `python -m vitfast.COMMAND …` are the same
@@ -64,4 +64,4 @@ def _dispatch(arguments: Sequence[str]) -> int:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}"
         raise UserError(f"unknown command {command!r}; {hint}")
-    return EntryPoint(command)(options)
+    return entry_point(command)(options)

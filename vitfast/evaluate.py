@@ -1,10 +1,8 @@
 """Measures a checkpoint: ``python -m vitfast.evaluate checkpoint=runs/… [split=test] [key=value …]``."""
 
-import sys
+from vitfast.commands.run_command import entry_point
 
-from vitfast.commands.run_command import EntryPoint
-
-main = EntryPoint("evaluate")
+main = entry_point("evaluate")
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -1,10 +1,8 @@
 """Names what images show: ``python -m vitfast.predict checkpoint=runs/… images=PATH[,PATH…] [key=value …]``."""
 
-import sys
+from vitfast.commands.run_command import entry_point
 
-from vitfast.commands.run_command import EntryPoint
-
-main = EntryPoint("predict")
+main = entry_point("predict")
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

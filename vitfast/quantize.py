@@ -1,10 +1,8 @@
 """Quantizes a checkpoint: ``python -m vitfast.quantize checkpoint=runs/… format=FP16_32 [key=value …]``."""
 
-import sys
+from vitfast.commands.run_command import entry_point
 
-from vitfast.commands.run_command import EntryPoint
-
-main = EntryPoint("quantize")
+main = entry_point("quantize")
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

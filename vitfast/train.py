@@ -1,10 +1,8 @@
 """Trains a model: ``python -m vitfast.train [recipe=NAME] [key=value …]``."""
 
-import sys
+from vitfast.commands.run_command import entry_point
 
-from vitfast.commands.run_command import EntryPoint
-
-main = EntryPoint("train")
+main = entry_point("train")
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -124,7 +124,7 @@ class BenchmarkOptions(ModelRunOptions):
 
 def run(arguments: Sequence[str]) -> int:
     """Runs the command; returns the exit code."""
-    options = load_options(BenchmarkOptions, list(arguments), "python -m vitfast.benchmark")
+    options = load_options(BenchmarkOptions, arguments, "python -m vitfast.benchmark")
     device = select_device(options.device)
     code, results = run_tables(options, list_tables(options, device), device, cold_cache=options.cold_cache)
     engines = [table for table in results.tables if table.mode == "engines"]

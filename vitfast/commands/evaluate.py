@@ -8,43 +8,38 @@ With ``exits=sweep``, for a model with exits, it prints and draws accuracy again
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, cast
+from dataclasses import dataclass, field, replace
+from typing import cast
 
-import torch
-
+from vitfast.commands.checkpoint_options import CheckpointOptions
 from vitfast.commands.evaluate_sweep import SweepOptions, sweep_exits, sweep_json, sweep_table
 from vitfast.config import load_options, option
 from vitfast.data import ImageDataset
-from vitfast.device import select_device
 from vitfast.errors import UserError
 from vitfast.evaluation.checkpoint_data import EvaluateDataOptions, loader_of_split
 from vitfast.evaluation.evaluate import (
     AcceleratedEvaluation,
     EarlyExitEvaluation,
     Evaluation,
-    check_calibrated,
     confusions,
+    create_early_exit,
     evaluate_accelerated,
     evaluate_early_exit,
     evaluate_model,
     per_class,
 )
-from vitfast.runs.trained_model import WEIGHTS, TrainedModel, load_trained_model
+from vitfast.runs.trained_model import TrainedModel
 from vitfast.text_table import percent, text_table
 
 _CONFUSIONS_SHOWN = 5
 
 
-@dataclass
-class EvaluateOptions:
+@dataclass(kw_only=True)
+class EvaluateOptions(CheckpointOptions):
     """Evaluates a checkpoint on a split of its training data, or on other data."""
 
-    checkpoint: str = option(help="folder of a run (its newest checkpoint) or of a checkpoint")
     split: str = option("test", "the images", choices=["train", "val", "test"])
-    weights: str = option("auto", "auto: averaged weights (EMA) if available", choices=list(WEIGHTS))
     output: str = option("table", "format of the results", choices=["table", "json"])
     exits: str = option(
         "each",
@@ -63,8 +58,6 @@ class EvaluateOptions:
         choices=["fp32", "bf16", "fp16_32", "int8"],
     )
     precision: str = option("fp32", "bf16: autocast", choices=["fp32", "bf16"])
-    device: str = option("auto", "auto: the GPU if there is one", choices=["auto", "cpu", "cuda"])
-    threads: int | None = option(None, "CPU threads; null: torch's choice", minimum=1)
     data: EvaluateDataOptions = field(default_factory=EvaluateDataOptions)
     sweep: SweepOptions = field(default_factory=SweepOptions)
 
@@ -86,51 +79,35 @@ class EvaluateOptions:
 
 def run(arguments: Sequence[str]) -> int:
     """Runs the command; returns the exit code."""
-    options = load_options(EvaluateOptions, list(arguments), "python -m vitfast.evaluate")
-    print(evaluate_checkpoint(options))
+    options = load_options(EvaluateOptions, arguments, "python -m vitfast.evaluate")
+    trained = (options if options.accelerate is None else replace(options, device="cpu")).load()
+    as_json = options.output == "json"
+    if options.exits == "sweep":
+        result = sweep_exits(trained, options.data, options.split, options.precision, options.sweep)
+        print(sweep_json(result) if as_json else sweep_table(result))
+        return 0
+    early_exit = create_early_exit(trained) if options.early_exit else None  # before the images are opened
+    loader = loader_of_split(trained, options.data, options.split)
+    beside: AcceleratedEvaluation | EarlyExitEvaluation | None = None
+    if options.accelerate is not None:
+        beside = evaluate_accelerated(trained, loader, precision=options.accelerate)
+        evaluation = beside.evaluation
+    else:
+        evaluation = evaluate_model(trained, loader, precision=options.precision)
+    if early_exit is not None:
+        beside = evaluate_early_exit(early_exit, trained, loader, precision=options.precision)
+    images = len(cast(ImageDataset, loader.dataset))
+    print((_format_json if as_json else _format_table)(trained, options, evaluation, images, beside))
     return 0
 
 
-def evaluate_checkpoint(options: EvaluateOptions) -> str:
-    """Evaluates a checkpoint and returns the output, a table or JSON.
-
-    Raises:
-        UserError: if there is no valid checkpoint, no such split, the images do not fit the model, or thresholds for
-            early exit are missing.
-    """
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    device = select_device(options.device if options.accelerate is None else "cpu")
-    trained = load_trained_model(options.checkpoint, weights=options.weights, device=device)
-    if options.exits == "sweep":
-        report = sweep_exits(trained, options.data, options.split, options.precision, options.sweep)
-        return sweep_json(report) if options.output == "json" else sweep_table(report)
-    if options.early_exit:
-        check_calibrated(trained)
-    loader = loader_of_split(trained, options.data, options.split)
-    images = len(cast(ImageDataset, loader.dataset))
-    format_results = as_json if options.output == "json" else as_table
-    if options.accelerate is not None:
-        accelerated = evaluate_accelerated(trained, loader, precision=options.accelerate)
-        return format_results(trained, options, accelerated.evaluation, images, accelerated=accelerated)
-    evaluation = evaluate_model(
-        trained.model, loader, num_classes=len(trained.class_names), device=device, precision=options.precision
-    )
-    early = None
-    if options.early_exit:
-        early = evaluate_early_exit(trained, loader, device=device, precision=options.precision)
-    return format_results(trained, options, evaluation, images, early)
-
-
-def as_table(
+def _format_table(
     trained: TrainedModel,
     options: EvaluateOptions,
     evaluation: Evaluation,
     images: int,
-    early: EarlyExitEvaluation | None = None,
-    accelerated: AcceleratedEvaluation | None = None,
+    beside: AcceleratedEvaluation | EarlyExitEvaluation | None,
 ) -> str:
-    """Formats the results as a table."""
     bad = images - evaluation.images
     measured = f"{evaluation.images:,} images" + (f" of {images:,}: {bad:,} cannot be read" if bad else "")
     classes = per_class(evaluation, trained.class_names)
@@ -142,14 +119,13 @@ def as_table(
         ("loss", f"{evaluation.loss:.4f}"),
         ("calibration error (ECE)", percent(evaluation.calibration_error)),
         ("images/s", f"{evaluation.images_per_s:,.0f}"),
-        *(early.summary() if early is not None else ()),
-        *(accelerated.summary() if accelerated is not None else ()),
+        *(beside.summary() if beside is not None else ()),
     ]
     width = max(len(name) for name, _ in summary)
-    how = [] if accelerated is None else [f"runs     accelerated, in {accelerated.precision}, by {accelerated.kernels}"]
-    lines = [
-        f"model    {trained.describe()}",
-        *how,
+    lines = [f"model    {trained.describe()}"]
+    if isinstance(beside, AcceleratedEvaluation):
+        lines.append(f"runs     accelerated, in {beside.precision}, by {beside.kernels}")
+    lines += [
         f"split    {options.split}, {measured}",
         "",
         *(f"{name.ljust(width)}  {value:>9}" for name, value in summary),
@@ -158,42 +134,31 @@ def as_table(
     ]
     worst = confusions(evaluation, trained.class_names)[:_CONFUSIONS_SHOWN]
     if worst:
-        lines += [
-            "",
-            "most frequent mistakes:",
-            *(f"  {count:,} x {label} predicted as {wrong}" for label, wrong, count in worst),
-        ]
+        lines += ["", "most frequent mistakes:"]
+        lines += [f"  {count:,} x {label} predicted as {wrong}" for label, wrong, count in worst]
     return "\n".join(lines)
 
 
-def as_json(
+def _format_json(
     trained: TrainedModel,
     options: EvaluateOptions,
     evaluation: Evaluation,
     images: int,
-    early: EarlyExitEvaluation | None = None,
-    accelerated: AcceleratedEvaluation | None = None,
+    beside: AcceleratedEvaluation | EarlyExitEvaluation | None,
 ) -> str:
-    """Formats the results as a JSON object, with null for undefined values; the arguments are those of ``as_table``."""
-    classes = per_class(evaluation, trained.class_names)
     return json.dumps(
         {
             "checkpoint": str(trained.checkpoint),
-            "model": trained.manifest["model"]["name"],
+            "model": trained.name,
             "weights": trained.weights,
             "split": options.split,
             "precision": options.accelerate or options.precision,
             "images": evaluation.images,
             "unreadable_images": images - evaluation.images,
             **evaluation.metrics(),
-            **({"early_exit": early.metrics()} if early is not None else {}),
-            **({"accelerate": accelerated.metrics()} if accelerated is not None else {}),
+            **(beside.metrics() if beside is not None else {}),
             "calibration_error": evaluation.calibration_error,
-            "per_class": [{key: _json_number(value) for key, value in row.items()} for row in classes],
+            "per_class": per_class(evaluation, trained.class_names),
         },
         indent=2,
     )
-
-
-def _json_number(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

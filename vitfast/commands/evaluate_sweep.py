@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vitfast.benchmarking.harness import Spread
+from vitfast.commands.exits import threshold_table
 from vitfast.config import option
 from vitfast.data import ImageDataset, available_splits
 from vitfast.device import autocast, describe_device
@@ -34,7 +35,7 @@ from vitfast.evaluation.plots import (
 from vitfast.inference import ExitStatistics, collect_exit_statistics, exit_gmacs
 from vitfast.inference.early_exit.early_exit import as_exit_model
 from vitfast.runs.trained_model import TrainedModel
-from vitfast.text_table import percent, text_table
+from vitfast.text_table import percent
 
 # the examples figure: classes (rows) and images of each kind
 _MAX_CLASSES = 10
@@ -129,7 +130,7 @@ def sweep_exits(
     )
     figures = [folder / "exit_curve.png", folder / "exit_examples.png"]
     try:
-        draw_exit_curve(sweep, figures[0], f"{trained.manifest['model']['name']}, {split}, batch {batch_size}")
+        draw_exit_curve(sweep, figures[0], f"{trained.name}, {split}, batch {batch_size}")
         _draw_examples(sweep, test, torch.cat(labels), dataset, readable, figures[1])
     except OSError as error:
         raise UserError(f"the figures cannot be written to {folder}: {error.strerror or error}") from error
@@ -175,17 +176,13 @@ def _draw_examples(
 
 def sweep_table(result: SweepResult) -> str:
     """Returns the printed tables."""
-    exits = range(1, result.test.num_exits + 1)
-    header = (
-        *(f"threshold {number}" for number in exits[:-1]),
-        *(f"leave at {number}" for number in exits),
-        "GMACs",
-        "images/s",
-        "speed-up",
-        "top-1",
-    )
-    rows = [_row(point) for point in [*result.sweep.points, result.sweep.all_exits]]
-    device = describe_device(next(result.trained.model.parameters()).device)
+    points = [*result.sweep.points, result.sweep.all_exits]
+    columns = {
+        "GMACs": [f"{point.test.cost:.3g}" for point in points],
+        "images/s": [f"{point.speed.images_per_s.median:,.1f}" for point in points],
+        "speed-up": [f"{point.speed.speedup.median:.2f}x" for point in points],
+    }
+    device = describe_device(result.trained.device)
     each_exit = ", ".join(percent(accuracy) for accuracy in _exit_accuracies(result.test))
     lines = [
         f"model       {result.trained.describe()}",
@@ -194,21 +191,13 @@ def sweep_table(result: SweepResult) -> str:
         f"timed       {result.timed_images:,} of them, batches of {result.batch_size}, {result.precision}, {device}, "
         "interleaved; medians",
         "",
-        text_table(header, list(dict.fromkeys(rows)), left=0),
+        threshold_table([point.test for point in points], columns),
         "",
         *_chosen_lines(result),
         "",
         *(f"drawn: {path}" for path in result.figures),
     ]
     return "\n".join(lines)
-
-
-def _row(point: OperatingPoint) -> tuple[str, ...]:
-    thresholds = (f"{threshold:.4f}" if threshold <= 1 else "none" for threshold in point.test.thresholds[:-1])
-    shares = (percent(share) for share in point.test.shares)
-    speed = point.speed
-    numbers = (f"{point.test.cost:.3g}", f"{speed.images_per_s.median:,.1f}", f"{speed.speedup.median:.2f}x")
-    return (*thresholds, *shares, *numbers, percent(point.test.accuracy))
 
 
 def _chosen_lines(result: SweepResult) -> list[str]:
@@ -248,7 +237,7 @@ def sweep_json(result: SweepResult) -> str:
     return json.dumps(
         {
             "checkpoint": str(result.trained.checkpoint),
-            "model": result.trained.manifest["model"]["name"],
+            "model": result.trained.name,
             "weights": result.trained.weights,
             "precision": result.precision,
             "calibration": {"split": result.options.calibration, "images": result.calibration.images},

@@ -10,68 +10,44 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
-
+from vitfast.commands.checkpoint_options import CheckpointOptions
 from vitfast.config import load_options, option
-from vitfast.device import autocast, select_device
+from vitfast.device import autocast
 from vitfast.errors import UserError
 from vitfast.evaluation.checkpoint_data import EvaluateDataOptions, loader_of_split
-from vitfast.inference import (
-    ExitPoint,
-    collect_exit_statistics,
-    exit_gmacs,
-    exit_latency_ms,
-    geometric_sweep,
-)
+from vitfast.inference import ExitPoint, collect_exit_statistics, exit_gmacs, exit_latency_ms, geometric_sweep
 from vitfast.inference.early_exit.calibrate import check_budget, solve_thresholds
 from vitfast.inference.early_exit.early_exit import as_exit_model
 from vitfast.runs.checkpoint import update_manifest
-from vitfast.runs.trained_model import WEIGHTS, TrainedModel, load_trained_model
+from vitfast.runs.trained_model import TrainedModel
 from vitfast.text_table import percent, text_table
 
 
-@dataclass
-class ExitsOptions:
+@dataclass(kw_only=True)
+class ExitsOptions(CheckpointOptions):
     """Calibrates the exit thresholds of a checkpoint, and stores them in it."""
 
-    checkpoint: str = option(help="folder of a run (its newest checkpoint) or of a checkpoint")
     budget_gmacs: float | None = option(None, "mean cost of an image in GMACs; null: see budget_ms", above=0)
     budget_ms: float | None = option(
         None, "mean latency of an image in ms, measured on this machine; null for both: only print", above=0
     )
     split: str = option("val", "held-out images for the calibration", choices=["train", "val", "test"])
     search: bool = option(True, "refine the thresholds of the geometric family by a search")
-    weights: str = option("auto", "auto: averaged weights (EMA) if available", choices=list(WEIGHTS))
     precision: str = option("fp32", "bf16: autocast", choices=["fp32", "bf16"])
-    device: str = option("auto", "auto: the GPU if there is one", choices=["auto", "cpu", "cuda"])
-    threads: int | None = option(None, "CPU threads; null: torch's choice", minimum=1)
     data: EvaluateDataOptions = field(default_factory=EvaluateDataOptions)
 
 
 def run(arguments: Sequence[str]) -> int:
     """Runs the command; returns the exit code."""
-    print(calibrate_checkpoint(load_options(ExitsOptions, list(arguments), "python -m vitfast.exits")))
-    return 0
-
-
-def calibrate_checkpoint(options: ExitsOptions) -> str:
-    """Calibrates a checkpoint and returns the output.
-
-    Raises:
-        UserError: if there is no valid checkpoint, its model has no exits, there is no such split, the budget is too
-            small, two are given, or the manifest cannot be written.
-    """
+    options = load_options(ExitsOptions, arguments, "python -m vitfast.exits")
     if options.budget_gmacs is not None and options.budget_ms is not None:
         raise UserError("budget_gmacs and budget_ms are both given; give one")
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    device = select_device(options.device)
-    trained = load_trained_model(options.checkpoint, weights=options.weights, device=device)
+    trained = options.load()
     as_exit_model(trained.model)  # before the images are opened
     loader = loader_of_split(trained, options.data, options.split)
-    with autocast(device, options.precision):
+    with autocast(trained.device, options.precision):
         if options.budget_ms is not None:
-            costs, unit = exit_latency_ms(trained.model, next(iter(loader))[0].to(device)), "ms"
+            costs, unit = exit_latency_ms(trained.model, next(iter(loader))[0].to(trained.device)), "ms"
         else:
             costs, unit = exit_gmacs(trained.model), "GMACs"
         budget = options.budget_gmacs if options.budget_ms is None else options.budget_ms
@@ -101,28 +77,31 @@ def calibrate_checkpoint(options: ExitsOptions) -> str:
             "",
             _curve([chosen], unit),
         ]
-    return "\n".join(lines)
+    print("\n".join(lines))
+    return 0
 
 
-def _curve(points: list[ExitPoint], unit: str) -> str:
-    """Formats a row for each choice of thresholds, without duplicates."""
+def threshold_table(points: Sequence[ExitPoint], columns: dict[str, list[str]]) -> str:
+    """Formats a row for each choice of thresholds: thresholds, shares of the exits, further columns and top-1.
+
+    Equal rows are shown once.
+    """
     exits = range(1, len(points[0].thresholds) + 1)
-    header = (
-        *(f"threshold {number}" for number in exits[:-1]),
-        *(f"leave at {number}" for number in exits),
-        f"{unit} an image",
-        "top-1",
-    )
+    header = (*(f"threshold {number}" for number in exits[:-1]), *(f"leave at {number}" for number in exits))
     rows = [
         (
             *(f"{threshold:.4f}" if threshold <= 1 else "none" for threshold in point.thresholds[:-1]),
-            *(percent(share) for share in point.shares),
-            _number(point.cost),
+            *map(percent, point.shares),
+            *cells,
             percent(point.accuracy),
         )
-        for point in points
+        for point, *cells in zip(points, *columns.values(), strict=True)
     ]
-    return text_table(header, list(dict.fromkeys(rows)), left=0)
+    return text_table((*header, *columns, "top-1"), list(dict.fromkeys(rows)), left=0)
+
+
+def _curve(points: list[ExitPoint], unit: str) -> str:
+    return threshold_table(points, {f"{unit} an image": [_number(point.cost) for point in points]})
 
 
 def _number(cost: float) -> str:

@@ -19,20 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from vitfast.commands.checkpoint_options import CheckpointOptions
 from vitfast.config import load_options, option
-from vitfast.device import select_device
 from vitfast.evaluation.image_files import SkippedImages, find_images
 from vitfast.evaluation.predict import Prediction, predict
-from vitfast.runs.trained_model import WEIGHTS, load_trained_model
 
 
-@dataclass
-class PredictOptions:
+@dataclass(kw_only=True)
+class PredictOptions(CheckpointOptions):
     """Classifies images with a checkpoint."""
 
-    checkpoint: str = option(help="folder of a run (its newest checkpoint) or of a checkpoint")
     images: str = option(help="image files and folders (searched recursively), separated by commas")
     top: int = option(3, "number of classes per image", minimum=1)
     early_exit: bool = option(
@@ -40,34 +36,15 @@ class PredictOptions:
         "if the checkpoint has thresholds (python -m vitfast.exits), stop at the first confident exit",
     )
     output: str = option("table", "table, or one JSON object per line", choices=["table", "jsonl"])
-    weights: str = option("auto", "auto: averaged weights (EMA) if available", choices=list(WEIGHTS))
     batch_size: int = option(32, "images in a batch", minimum=1)
     precision: str = option("fp32", "bf16: autocast", choices=["fp32", "bf16"])
-    device: str = option("auto", "auto: the GPU if there is one", choices=["auto", "cpu", "cuda"])
-    threads: int | None = option(None, "CPU threads; null: torch's choice", minimum=1)
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Runs the command; returns the exit code."""
-    return predict_images(load_options(PredictOptions, list(arguments), "python -m vitfast.predict"))
-
-
-def predict_images(options: PredictOptions) -> int:
-    """Classifies files and prints a line for each on stdout, batch by batch.
-
-    An unreadable image is reported on stderr, and the others are still classified.
-
-    Returns:
-        The exit code: 0, or 1 if at least one image could not be read.
-
-    Raises:
-        UserError: if there is no valid checkpoint, its thresholds are another model's, or no image is found.
-    """
+    """Runs the command, and prints a line for each image, batch by batch; returns the exit code."""
+    options = load_options(PredictOptions, arguments, "python -m vitfast.predict")
     paths = find_images(options.images)
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    device = select_device(options.device)
-    trained = load_trained_model(options.checkpoint, weights=options.weights, device=device)
+    trained = options.load()
     show = _table_printer(paths) if options.output == "table" else _print_json
     if options.output == "table":
         print(f"{trained.describe()}\n")
@@ -75,7 +52,6 @@ def predict_images(options: PredictOptions) -> int:
     for prediction in predict(
         trained,
         paths,
-        device,
         skipped,
         batch_size=options.batch_size,
         top=options.top,

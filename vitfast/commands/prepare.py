@@ -26,7 +26,7 @@ class PrepareOptions:
 
 def run(arguments: Sequence[str]) -> int:
     """Runs the command; returns the exit code."""
-    options = load_options(PrepareOptions, list(arguments), "python -m vitfast.prepare")
+    options = load_options(PrepareOptions, arguments, "python -m vitfast.prepare")
     counts = prepare_resisc45(options.source, options.target, options.split)
     print(f"{options.target}: " + ", ".join(f"{count:,} {split}" for split, count in counts.items()) + " images")
     print(f"train on it: python -m vitfast.train data.dataset=file_list data.root={options.target}")

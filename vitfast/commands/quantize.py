@@ -11,19 +11,18 @@ import copy
 import json
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 import vitfast
+from vitfast.commands.checkpoint_options import CheckpointOptions
 from vitfast.config import load_options, option
 from vitfast.config.schema import NumberFormatOptions
 from vitfast.data import ImageDataset
-from vitfast.device import select_device
 from vitfast.errors import UserError
 from vitfast.evaluation.checkpoint_data import (
     ForeignDataOptions,
@@ -42,27 +41,18 @@ from vitfast.quantization.configs import QATConfig
 from vitfast.quantization.quantize import describe_quantization, is_converted, quantize_, quantized_modules
 from vitfast.quantization.report import LayerError, QuantizationReport, quantization_report
 from vitfast.runs.checkpoint import MODEL_FILE
-from vitfast.runs.trained_model import (
-    WEIGHTS,
-    TrainedModel,
-    check_target,
-    load_trained_model,
-    write_quantized_checkpoint,
-)
+from vitfast.runs.trained_model import TrainedModel, check_target, write_quantized_checkpoint
+from vitfast.tasks import create_plain_task
 from vitfast.text_table import percent, text_table
 
 _PLOT, _REPORT = "quantization.png", "quantization.json"
 
 
-@dataclass
-class _Source:
-    checkpoint: str = option(help="folder of a run (its newest checkpoint) or of a checkpoint, or a weights file")
-
-
-@dataclass
-class QuantizeOptions(NumberFormatOptions, _Source):
+@dataclass(kw_only=True)
+class QuantizeOptions(NumberFormatOptions, CheckpointOptions):
     """Quantizes a checkpoint, measures the loss of accuracy, and writes it with packed low-bit weights."""
 
+    checkpoint: str = option(help="folder of a run (its newest checkpoint) or of a checkpoint, or a weights file")
     model: str | None = option(None, "name of the model, for a weights file that does not contain it")
     quantized_ckpt: bool | None = option(
         None, "whether the checkpoint is of quantization-aware training; optional, because the checkpoint records it"
@@ -77,28 +67,13 @@ class QuantizeOptions(NumberFormatOptions, _Source):
     calibration_images: int = option(512, "number of calibration images, chosen at random", minimum=1)
     seed: int = option(0, "seed of the random choice of images", minimum=0)
     per_class: bool = option(False, "also print precision, recall and F1 of each class")
-    weights: str = option("auto", "auto: averaged weights (EMA) if available", choices=list(WEIGHTS))
-    device: str = option("auto", "auto: the GPU if there is one", choices=["auto", "cpu", "cuda"])
-    threads: int | None = option(None, "CPU threads; null: torch's choice", minimum=1)
     data: ForeignDataOptions = field(default_factory=ForeignDataOptions)
 
 
 def run(arguments: Sequence[str]) -> int:
     """Runs the command; returns the exit code."""
-    print(quantize_checkpoint(load_options(QuantizeOptions, list(arguments), "python -m vitfast.quantize")))
-    return 0
-
-
-def quantize_checkpoint(options: QuantizeOptions) -> str:
-    """Quantizes a checkpoint, writes the new one, and returns the output.
-
-    Raises:
-        UserError: if there is no such checkpoint, format or split, the checkpoint is already quantized, or a file
-            cannot be written.
-    """
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    trained = _load(options, select_device(options.device))
+    options = load_options(QuantizeOptions, arguments, "python -m vitfast.quantize")
+    trained = _load(options)
     described = trained.describe()
     if options.format is not None:
         number_format(options), format_overrides(options)  # an invalid one is reported before any computation
@@ -109,46 +84,45 @@ def quantize_checkpoint(options: QuantizeOptions) -> str:
 
     _quantize(model, options, trained)  # before the evaluation, so that its errors come early
     numbers = describe_quantization(model)
-    before = _evaluate(reference, trained, options, images, "float32")
-    after = _evaluate(model, trained, options, images, numbers)
-    layers = _compare(model, reference, trained, options, images)
+    loader, _ = _batches(trained, options, images, "float32")
+    before = evaluate_model(trained, loader, task=create_plain_task(reference))
+    loader, _ = _batches(trained, options, images, numbers)
+    after = evaluate_model(trained, loader)
+    loader, batches = _batches(trained, options, images, "layers", options.report_images)
+    report = quantization_report(model, loader, batches=batches, reference=reference)
     metrics = {"split": options.split, "float32": before.metrics(), "quantized": after.metrics()}
     write_quantized_checkpoint(output, trained, metrics)
 
-    sizes = [_float32_bytes(reference), (output / MODEL_FILE).stat().st_size]
+    float32_bytes = sum(tensor.numel() * tensor.element_size() for tensor in reference.state_dict().values())
+    sizes = [float32_bytes, (output / MODEL_FILE).stat().st_size]
     rows = classification_report(after, trained.class_names)
     folder = Path(options.report) if options.report is not None else output
-    _write_report(folder, numbers, layers, {**metrics, "bytes": sizes, "per_class": rows}, trained)
+    _write_report(folder, numbers, report, {**metrics, "bytes": sizes, "per_class": rows}, trained)
     parts = [
         f"model    {described}\nnumbers  {numbers}\n"
         f"split    {options.split}, {after.images:,} of {len(images):,} images",
         _accuracy_table(before, after, sizes, numbers),
-        layer_table(layers),
+        _layer_table(report),
         *([_class_table(rows)] if options.per_class else []),
         f"The quantized checkpoint is {output}; evaluate, predict and visualize load it like any other checkpoint.\n"
         f"The table of layers is drawn in {folder / _PLOT}, all results are in {folder / _REPORT}.",
     ]
-    return "\n\n".join(parts)
+    print("\n\n".join(parts))
+    return 0
 
 
-def layer_table(report: QuantizationReport) -> str:
-    """Formats the error of every layer, in the order of the model."""
+def _layer_table(report: QuantizationReport) -> str:
     header = ("layer", "signal/noise", "saturated", "to zero", "not finite", "weights saturated", "to zero")
     rows = [_layer_row(layer.name or "(model)", layer) for layer in report.layers]
-    return "\n".join(
-        [
-            f"layers, on {report.num_images:,} images: top-1 is the same for {percent(report.top1_agreement)}",
-            "",
-            text_table(header, [*rows, _layer_row("logits", report.output)]),
-        ]
-    )
+    title = f"layers, on {report.num_images:,} images: top-1 is the same for {percent(report.top1_agreement)}"
+    return f"{title}\n\n{text_table(header, [*rows, _layer_row('logits', report.output)])}"
 
 
-def _load(options: QuantizeOptions, device: torch.device) -> TrainedModel:
+def _load(options: QuantizeOptions) -> TrainedModel:
     if not is_run(options.checkpoint) and Path(options.checkpoint).exists() and not _is_empty_run(options.checkpoint):
-        trained = load_foreign_checkpoint(options.checkpoint, options.model, options.data, device)
+        trained = load_foreign_checkpoint(options.checkpoint, options.model, options.data, options.prepare_device())
     else:
-        trained = load_trained_model(options.checkpoint, weights=options.weights, device=device)
+        trained = options.load()
     quantized = quantized_modules(trained.model)
     if is_converted(trained.model):
         raise UserError(
@@ -188,9 +162,9 @@ def _output(options: QuantizeOptions, trained: TrainedModel) -> Path:
 def _unquantized(trained: TrainedModel) -> ImageModel:
     if not quantized_modules(trained.model):
         return copy.deepcopy(trained.model)
-    model = vitfast.create_model(trained.manifest["model"]["name"], **trained.manifest["model"]["fields"])
+    model = vitfast.create_model(trained.name, **trained.manifest["model"]["fields"])
     model.load_state_dict(trained.model.state_dict())
-    return model.eval().to(next(trained.model.parameters()).device)
+    return model.eval().to(trained.device)
 
 
 def _quantize(model: ImageModel, options: QuantizeOptions, trained: TrainedModel) -> None:
@@ -200,42 +174,20 @@ def _quantize(model: ImageModel, options: QuantizeOptions, trained: TrainedModel
     quantize_(model, number_format(options), overrides=format_overrides(options))
     if calibrated_layers(model):
         images = dataset_of_split(trained, options.data, options.calibration_split)
-        loader = _loader(trained, options, images, shuffle=True)
-        batches = math.ceil(options.calibration_images / _batch_size(trained, options))
-        calibrate(model, _with_bar(loader, "calibration", batches), batches=batches)
+        loader, batches = _batches(trained, options, images, "calibration", options.calibration_images)
+        calibrate(model, loader, batches=batches)
 
 
-def _evaluate(
-    model: ImageModel, trained: TrainedModel, options: QuantizeOptions, images: ImageDataset, title: str
-) -> Evaluation:
-    loader = _loader(trained, options, images)
-    device = next(model.parameters()).device
-    batches = _with_bar(loader, title, len(loader))
-    return evaluate_model(model, batches, num_classes=len(trained.class_names), device=device)
-
-
-def _compare(
-    model: ImageModel, reference: ImageModel, trained: TrainedModel, options: QuantizeOptions, images: ImageDataset
-) -> QuantizationReport:
-    loader = _loader(trained, options, images, shuffle=True)
-    batches = min(math.ceil(options.report_images / _batch_size(trained, options)), len(loader))
-    return quantization_report(model, _with_bar(loader, "layers", batches), batches=batches, reference=reference)
-
-
-def _loader(trained: TrainedModel, options: QuantizeOptions, images: ImageDataset, *, shuffle: bool = False) -> Any:
-    return image_loader(trained, options.data, images, seed=options.seed, shuffle=shuffle)
-
-
-def _batch_size(trained: TrainedModel, options: QuantizeOptions) -> int:
-    return data_of_checkpoint(trained, options.data).batch_size
-
-
-def _with_bar(loader: Iterable[Any], title: str, batches: int) -> Any:
-    return tqdm(loader, desc=title, total=batches, unit="batch", leave=False, disable=not sys.stderr.isatty())
-
-
-def _float32_bytes(model: ImageModel) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+def _batches(
+    trained: TrainedModel, options: QuantizeOptions, images: ImageDataset, title: str, limit: int | None = None
+) -> tuple[Any, int]:
+    """Returns batches with a progress bar, and their number: all images in order, or about ``limit`` random ones."""
+    loader = image_loader(trained, options.data, images, seed=options.seed, shuffle=limit is not None)
+    batches = len(loader)
+    if limit is not None:
+        batches = min(batches, math.ceil(limit / data_of_checkpoint(trained, options.data).batch_size))
+    hidden = not sys.stderr.isatty()
+    return tqdm(loader, desc=title, total=batches, unit="batch", leave=False, disable=hidden), batches
 
 
 def _accuracy_table(before: Evaluation, after: Evaluation, sizes: list[int], numbers: str) -> str:
@@ -262,18 +214,13 @@ def _class_table(rows: list[dict[str, Any]]) -> str:
 
 
 def _layer_row(name: str, layer: LayerError) -> tuple[str, ...]:
-    ratio, activations, weights = layer.signal_to_noise_db, layer.activations, layer.weights
+    ratio = layer.signal_to_noise_db
     shown = "exact" if ratio == math.inf else "not finite" if not math.isfinite(ratio) else f"{ratio:.1f} dB"
-    empty = "-"
-    return (
-        name,
-        shown,
-        percent(activations.saturated_share) if activations.values else empty,
-        percent(activations.flushed_share) if activations.values else empty,
-        f"{activations.non_finite:,}" if activations.values else empty,
-        percent(weights.saturated_share) if weights.values else empty,
-        percent(weights.flushed_share) if weights.values else empty,
+    activations, weights = (
+        (percent(one.saturated_share), percent(one.flushed_share), f"{one.non_finite:,}") if one.values else ("-",) * 3
+        for one in (layer.activations, layer.weights)
     )
+    return (name, shown, *activations, *weights[:2])
 
 
 def _write_report(
@@ -282,7 +229,7 @@ def _write_report(
     layers = [{**asdict(layer), "signal_to_noise_db": _finite(layer.signal_to_noise_db)} for layer in report.layers]
     content = {
         "checkpoint": str(trained.checkpoint),
-        "model": trained.manifest["model"]["name"],
+        "model": trained.name,
         "numbers": numbers,
         **metrics,
         "report_images": report.num_images,
@@ -293,7 +240,7 @@ def _write_report(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / _REPORT).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        draw_quantization(report, folder / _PLOT, f"{trained.manifest['model']['name']}: {numbers}")
+        draw_quantization(report, folder / _PLOT, f"{trained.name}: {numbers}")
     except OSError as error:
         raise UserError(f"report={folder} cannot be written: {error.strerror or error}") from error
 

@@ -12,23 +12,14 @@ from typing import Any
 from vitfast.errors import UserError
 
 
-class EntryPoint:
-    """The ``main`` of ``python -m vitfast.<command>``; the command's module is imported when it is called.
+def entry_point(command: str) -> Callable[..., int]:
+    """Returns the ``main`` of ``python -m vitfast.<command>``; the command's module is imported when it is called."""
 
-    Args:
-        command: a module of ``vitfast.commands`` that has ``run(arguments) -> exit code``.
-    """
-
-    def __init__(self, command: str) -> None:
-        self.command = command
-
-    def __call__(self, argv: Sequence[str] | None = None) -> int:
-        """Runs the command."""
-        return run_command(self._run, sys.argv[1:] if argv is None else argv)
-
-    def _run(self, arguments: Sequence[str]) -> int:
-        code: int = importlib.import_module(f"vitfast.commands.{self.command}").run(arguments)
+    def run(arguments: Sequence[str]) -> int:
+        code: int = importlib.import_module(f"vitfast.commands.{command}").run(arguments)
         return code
+
+    return lambda argv=None: run_command(run, sys.argv[1:] if argv is None else argv)
 
 
 def run_command(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:

@@ -126,11 +126,12 @@ class OptionInfo:
 
 
 def list_options(schema: type, prefix: str = "") -> dict[str, OptionInfo]:
-    """Lists the options of a dataclass, including nested dataclasses; inherited options come last."""
+    """Lists the options of a dataclass and of nested ones: required options first, inherited ones last."""
     options: dict[str, OptionInfo] = {}
     hints = get_type_hints(schema)
     ancestry = {name: depth for depth, base in enumerate(schema.__mro__) for name in inspect.get_annotations(base)}
-    for one in sorted(fields(schema), key=lambda one: ancestry[one.name]):
+    required = {one.name for one in fields(schema) if one.default is MISSING and one.default_factory is MISSING}
+    for one in sorted(fields(schema), key=lambda one: (one.name not in required, ancestry[one.name])):
         key, hint = prefix + one.name, hints[one.name]
         if is_dataclass(hint):
             assert isinstance(hint, type)

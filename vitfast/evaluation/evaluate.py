@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,9 +17,8 @@ from vitfast.device import autocast, synchronize
 from vitfast.errors import UserError
 from vitfast.evaluation.meter import ClassificationMeter
 from vitfast.inference import EarlyExit, exit_gmacs
-from vitfast.models import ImageModel
 from vitfast.runs.trained_model import TrainedModel
-from vitfast.tasks import EarlyExitTask, create_plain_task
+from vitfast.tasks import EarlyExitTask, Task, create_plain_task
 from vitfast.text_table import percent
 
 _CALIBRATION_BINS = 15
@@ -87,7 +85,8 @@ def evaluate(
         The metrics, or None if the pass was aborted.
     """
     meter = ClassificationMeter(num_classes, device, num_exits)
-    details = _Details(num_classes, device) if detailed else None
+    confusion = MulticlassConfusionMatrix(num_classes, validate_args=False).to(device)
+    calibration = MulticlassCalibrationError(num_classes, n_bins=_CALIBRATION_BINS, validate_args=False).to(device)
     was_training = task.training
     task.eval()
     start = time.perf_counter()
@@ -101,32 +100,30 @@ def evaluate(
                 images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
                 result = task(images, labels)
                 meter.update(result["loss"], result["output"], labels, result.get("exits"))
-                if details is not None:
-                    details.update(result["output"], labels)
+                if detailed:
+                    confusion.update(result["output"], labels)
+                    # probabilities: given logits, torchmetrics would have to guess
+                    calibration.update(result["output"].softmax(dim=1), labels)
         synchronize(device)
     finally:
         task.train(was_training)
     seconds = time.perf_counter() - start
-    metrics: dict[str, Any] = {**meter.compute(), **(details.compute() if details is not None else {})}
+    metrics = meter.compute()
+    if detailed:
+        metrics |= {"confusion": confusion.compute().cpu(), "calibration_error": float(calibration.compute())}
     return Evaluation(images_per_s=metrics["images"] / seconds, **metrics)
 
 
 def evaluate_model(
-    model: ImageModel,
-    loader: DataLoader[Any],
-    *,
-    num_classes: int,
-    device: torch.device,
-    precision: str = "fp32",
-    task: nn.Module | None = None,
+    trained: TrainedModel, loader: DataLoader[Any], *, precision: str = "fp32", task: Task | None = None
 ) -> Evaluation:
-    """Evaluates a model in detail, by default with the task that ``create_plain_task`` returns; see ``evaluate``."""
+    """Evaluates a checkpoint's model in detail, or another ``task`` with the same classes and exits."""
     evaluation = evaluate(
-        create_plain_task(model) if task is None else task,
+        create_plain_task(trained.model) if task is None else task,
         loader,
-        num_classes=num_classes,
-        device=device,
-        num_exits=model.num_exits,
+        num_classes=len(trained.class_names),
+        device=trained.device,
+        num_exits=trained.model.num_exits,
         precision=precision,
         detailed=True,
     )
@@ -134,34 +131,20 @@ def evaluate_model(
     return evaluation
 
 
-class _Details:
-    def __init__(self, num_classes: int, device: torch.device) -> None:
-        self.confusion = MulticlassConfusionMatrix(num_classes, validate_args=False).to(device)
-        self.calibration = MulticlassCalibrationError(
-            num_classes, n_bins=_CALIBRATION_BINS, norm="l1", validate_args=False
-        ).to(device)
-
-    def update(self, output: Tensor, labels: Tensor) -> None:
-        self.confusion.update(output, labels)
-        # probabilities: given logits, torchmetrics would have to guess
-        self.calibration.update(output.softmax(dim=1), labels)
-
-    def compute(self) -> dict[str, Any]:
-        return {"confusion": self.confusion.compute().cpu(), "calibration_error": float(self.calibration.compute())}
-
-
 def per_class(evaluation: Evaluation, class_names: list[str]) -> list[dict[str, Any]]:
-    """Returns the number of images, precision and recall of each class; NaN where undefined.
+    """Returns the number of images, precision and recall of each class; None where undefined.
 
     Args:
         evaluation: detailed.
         class_names: in the order of the logits.
     """
     assert evaluation.confusion is not None
-    correct = evaluation.confusion.diagonal().double()
-    labelled, predicted = evaluation.confusion.sum(dim=1), evaluation.confusion.sum(dim=0)
-    columns = (class_names, labelled.tolist(), (correct / predicted).tolist(), (correct / labelled).tolist())
-    return [dict(zip(("class", "n", "precision", "recall"), row, strict=True)) for row in zip(*columns, strict=True)]
+    correct = evaluation.confusion.diagonal().tolist()
+    labelled, predicted = (evaluation.confusion.sum(dim=axis).tolist() for axis in (1, 0))
+    return [
+        {"class": name, "n": n, "precision": right / p if p else None, "recall": right / n if n else None}
+        for name, right, n, p in zip(class_names, correct, labelled, predicted, strict=True)
+    ]
 
 
 def classification_report(evaluation: Evaluation, class_names: list[str]) -> list[dict[str, Any]]:
@@ -171,9 +154,9 @@ def classification_report(evaluation: Evaluation, class_names: list[str]) -> lis
     """
     rows = []
     for row in per_class(evaluation, class_names):
-        precision, recall = (0.0 if math.isnan(row[name]) else row[name] for name in ("precision", "recall"))
+        precision, recall = row["precision"] or 0.0, row["recall"] or 0.0
         f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
-        rows.append({"class": row["class"], "n": row["n"], "precision": precision, "recall": recall, "f1": f1})
+        rows.append({**row, "precision": precision, "recall": recall, "f1": f1})
     images = sum(row["n"] for row in rows)
     macro = {name: sum(row[name] for row in rows) / max(len(rows), 1) for name in CLASS_METRICS}
     weighted = {name: sum(row[name] * row["n"] for row in rows) / max(images, 1) for name in CLASS_METRICS}
@@ -220,12 +203,8 @@ class AcceleratedEvaluation:
 
     def metrics(self) -> dict[str, Any]:
         """Returns the values for JSON."""
-        return {
-            "precision": self.precision,
-            "kernels": self.kernels,
-            "agreement": self.agreement,
-            "source": self.source.metrics(),
-        }
+        compared = {"precision": self.precision, "kernels": self.kernels, "agreement": self.agreement}
+        return {"accelerate": {**compared, "source": self.source.metrics()}}
 
 
 def evaluate_accelerated(trained: TrainedModel, loader: DataLoader[Any], *, precision: str) -> AcceleratedEvaluation:
@@ -246,10 +225,7 @@ def evaluate_accelerated(trained: TrainedModel, loader: DataLoader[Any], *, prec
         outputs: list[Tensor] = []
         task.register_forward_hook(lambda _, __, result, outputs=outputs: outputs.append(result["output"].argmax(1)))
         # eval() because evaluate restores the mode, and an accelerated model has no training mode
-        evaluation = evaluate_model(
-            trained.model, loader, num_classes=len(trained.class_names), device=torch.device("cpu"), task=task.eval()
-        )
-        evaluations.append(evaluation)
+        evaluations.append(evaluate_model(trained, loader, task=task.eval()))
         classes.append(torch.cat(outputs))
     agreement = float((classes[0] == classes[1]).double().mean())
     return AcceleratedEvaluation(precision, fast.report().kernels, evaluations[0], evaluations[1], agreement)
@@ -285,67 +261,39 @@ class EarlyExitEvaluation:
 
     def metrics(self) -> dict[str, Any]:
         """Returns the values for JSON."""
-        return {
-            "thresholds": self.thresholds,
-            **self.evaluation.metrics(),
-            "shares": self.shares,
-            "gmacs": self.gmacs,
-            "all_exits_gmacs": self.all_gmacs,
-        }
-
-
-def check_calibrated(trained: TrainedModel) -> list[float]:
-    """Returns the thresholds of a checkpoint.
-
-    Raises:
-        UserError: the model has no exits, or the checkpoint has no thresholds.
-    """
-    if trained.model.num_exits < 2:
-        raise UserError(f"early_exit=true: {trained.manifest['model']['name']} has no exits to leave at")
-    if trained.exit_thresholds is None:
-        raise UserError(
-            f"early_exit=true: {trained.checkpoint} holds no thresholds; find them with "
-            f"python -m vitfast.exits checkpoint={trained.checkpoint} budget_gmacs=…"
-        )
-    return trained.exit_thresholds
+        costs = {"shares": self.shares, "gmacs": self.gmacs, "all_exits_gmacs": self.all_gmacs}
+        return {"early_exit": {"thresholds": self.thresholds, **self.evaluation.metrics(), **costs}}
 
 
 def create_early_exit(trained: TrainedModel) -> EarlyExit:
     """Wraps the model of a checkpoint with thresholds in ``EarlyExit``.
 
     Raises:
-        UserError: the thresholds do not fit the model.
+        UserError: the model has no exits, the checkpoint has no thresholds, or they do not fit the model.
     """
-    assert trained.exit_thresholds is not None
+    calibrate = f"python -m vitfast.exits checkpoint={trained.checkpoint} budget_gmacs=…"
+    if trained.model.num_exits < 2:
+        raise UserError(f"early_exit=true: {trained.name} has no exits to leave at")
+    if trained.exit_thresholds is None:
+        raise UserError(f"early_exit=true: {trained.checkpoint} holds no thresholds; find them with {calibrate}")
     try:
         return EarlyExit(trained.model, trained.exit_thresholds)
     except UserError as error:
         raise UserError(
             f"{trained.checkpoint}/manifest.json: exit_thresholds={trained.exit_thresholds} are not those of its model "
-            f"{trained.manifest['model']['name']}: {error}; python -m vitfast.exits checkpoint={trained.checkpoint} "
-            "budget_gmacs=… stores new ones"
+            f"{trained.name}: {error}; {calibrate} stores new ones"
         ) from error
 
 
 def evaluate_early_exit(
-    trained: TrainedModel, loader: DataLoader[Any], *, device: torch.device, precision: str
+    model: EarlyExit, trained: TrainedModel, loader: DataLoader[Any], *, precision: str
 ) -> EarlyExitEvaluation:
-    """Evaluates a checkpoint with early exit.
-
-    Args:
-        trained: with thresholds.
-        loader: yields (images ``[B, C, H, W]``, labels ``[B]``).
-        device: of the model.
-        precision: as in ``evaluate``.
-
-    Raises:
-        UserError: from ``check_calibrated``, or the thresholds do not fit the model.
-    """
-    thresholds = check_calibrated(trained)
-    task = EarlyExitTask(create_early_exit(trained)).to(device)
-    evaluation = evaluate(task, loader, num_classes=len(trained.class_names), device=device, precision=precision)
+    """Evaluates ``create_early_exit(trained)``; the other arguments are those of ``evaluate_model``."""
+    task = EarlyExitTask(model).to(trained.device)
+    num_classes = len(trained.class_names)
+    evaluation = evaluate(task, loader, num_classes=num_classes, device=trained.device, precision=precision)
     assert evaluation is not None
     shares = (task.left.double() / task.left.sum()).tolist()
     costs = exit_gmacs(trained.model)
     mean = sum(share * cost for share, cost in zip(shares, costs, strict=True))
-    return EarlyExitEvaluation(thresholds, evaluation, shares, mean, costs[-1])
+    return EarlyExitEvaluation(list(model.thresholds), evaluation, shares, mean, costs[-1])

@@ -52,21 +52,19 @@ def read_batches(
         report: called with the file and the reason for each image that cannot be read.
 
     Yields:
-        Paths and images ``[B, in_chans, img_size, img_size]`` of the readable files, in order.
+        Paths and images ``[B, in_chans, img_size, img_size]`` of the readable files, in order, on the model's device.
     """
-    settings = trained.data
-    in_chans = settings["in_chans"]
     names = ("img_size", "in_chans", "mean", "std", "interpolation", "crop_pct", "resize")
-    transform = eval_transform(**{name: settings[name] for name in names})
+    transform = eval_transform(**{name: trained.data[name] for name in names})
     for first in range(0, len(paths), batch_size):
         batch: list[tuple[Path, Tensor]] = []
         for path in paths[first : first + batch_size]:
             try:
-                batch.append((path, transform(load_image(path, in_chans))))
+                batch.append((path, transform(load_image(path, trained.data["in_chans"]))))
             except (UserError, OSError) as error:
                 report(path, str(error))
         if batch:
-            yield [path for path, _ in batch], torch.stack([image for _, image in batch])
+            yield [path for path, _ in batch], torch.stack([image for _, image in batch]).to(trained.device)
 
 
 class SkippedImages:

@@ -34,7 +34,6 @@ class Prediction:
 def predict(
     trained: TrainedModel,
     paths: Sequence[Path],
-    device: torch.device,
     report: Callable[[Path, str], None],
     *,
     batch_size: int,
@@ -47,7 +46,6 @@ def predict(
     Args:
         trained: the model.
         paths: image files.
-        device: of the model.
         report: called with the file and the reason for each image that cannot be read.
         batch_size: images in a batch.
         top: number of classes in a prediction.
@@ -64,12 +62,12 @@ def predict(
     names = trained.class_names
     for batch, images in read_batches(trained, paths, batch_size, report):
         exits: list[int] | list[None] = [None] * len(batch)
-        with torch.inference_mode(), autocast(device, precision):
+        with torch.inference_mode(), autocast(trained.device, precision):
             if exit_model is not None:
-                logits, exit_index = exit_model(images.to(device))
+                logits, exit_index = exit_model(images)
                 exits = (exit_index + 1).tolist()
             else:
-                output = trained.model(images.to(device))
+                output = trained.model(images)
                 logits = output[-1] if isinstance(output, tuple) else output  # the last exit
         values, indices = logits.float().softmax(dim=1).topk(min(top, len(names)), dim=1)
         for row in zip(batch, indices.tolist(), values.tolist(), exits, strict=True):

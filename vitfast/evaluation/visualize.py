@@ -45,7 +45,6 @@ def draw_images(
     trained: TrainedModel,
     view: View,
     figures: dict[Path, Path],
-    device: torch.device,
     report: Callable[[Path, str], None],
     *,
     batch_size: int,
@@ -57,7 +56,6 @@ def draw_images(
         trained: the model.
         view: the layers and heads to draw.
         figures: image file -> figure file.
-        device: of the model.
         report: called with the file and the reason for each image that cannot be read.
         batch_size: images in a batch.
         precision: ``fp32`` or ``bf16`` (autocast).
@@ -69,8 +67,8 @@ def draw_images(
         UserError: a figure cannot be written.
     """
     for batch, images in read_batches(trained, list(figures), batch_size, report):
-        with torch.inference_mode(), autocast(device, precision):
-            output, maps = forward_with_maps(trained.model, images.to(device), head=view.head)
+        with torch.inference_mode(), autocast(trained.device, precision):
+            output, maps = forward_with_maps(trained.model, images, head=view.head)
         logits = output[-1] if isinstance(output, tuple) else output  # the last exit
         titles = _titles(trained, logits)
         panels = _panels(trained.model, maps[-view.num_layers :], view)

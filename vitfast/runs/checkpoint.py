@@ -39,24 +39,14 @@ class CheckpointError(UserError):
     """A checkpoint that is damaged, incomplete, not from vitfast, or from a newer version."""
 
 
-def save_checkpoint(
-    run_dir: str | os.PathLike[str],
-    *,
-    step: int,
-    model: Mapping[str, Tensor],
-    ema: Mapping[str, Tensor] | None = None,
-    state: Mapping[str, Any] | None = None,
-    manifest: Mapping[str, Any],
-) -> Path:
+def save_checkpoint(run_dir: str | os.PathLike[str], *, step: int, manifest: Mapping[str, Any], **content: Any) -> Path:
     """Writes ``run_dir/checkpoint_NNNNNN`` atomically; an older one of the same step is replaced.
 
     Args:
         run_dir: existing folder of the run.
         step: completed optimizer steps, which name the checkpoint.
-        model: the model's state dict.
-        ema: the averaged model's state dict, with the same keys.
-        state: tensors and plain values only, so that it loads with ``weights_only=True``.
-        manifest: content of ``manifest.json`` besides format version, step, file hashes and vitfast's version.
+        manifest: as in ``write_checkpoint``, besides the step.
+        **content: ``model``, ``ema`` and ``state`` of ``write_checkpoint``.
 
     Returns:
         The folder of the checkpoint.
@@ -67,7 +57,7 @@ def save_checkpoint(
     run_dir = Path(run_dir)
     _remove_leftovers(run_dir)
     final = run_dir / f"checkpoint_{step:06d}"
-    write_checkpoint(final, model=model, ema=ema, state=state, manifest={**manifest, "step": step})
+    write_checkpoint(final, manifest={**manifest, "step": step}, **content)
     _remove_leftovers(run_dir)
     return final
 
@@ -80,9 +70,14 @@ def write_checkpoint(
     state: Mapping[str, Any] | None = None,
     manifest: Mapping[str, Any],
 ) -> None:
-    """Writes a checkpoint folder of any name atomically; the arguments are those of ``save_checkpoint``.
+    """Writes a checkpoint folder of any name atomically; an existing one is renamed to ``.NAME.replaced``.
 
-    An existing one is renamed to ``.NAME.replaced``, which the caller removes.
+    Args:
+        folder: to write; the caller removes ``.NAME.replaced``.
+        model: the model's state dict.
+        ema: the averaged model's state dict, with the same keys.
+        state: tensors and plain values only, so that it loads with ``weights_only=True``.
+        manifest: content of ``manifest.json`` besides format version, file hashes and vitfast's version.
 
     Raises:
         OSError: if it cannot be written. An existing one is intact.

@@ -189,26 +189,13 @@ class FollowedRun(RunDirectory):
     def warn(self, text: str) -> None:
         print(f"warning: rank {self.rank}: {text}", file=sys.stderr, flush=True)
 
-    def close(self) -> None:
-        pass
-
-    def log(self, text: str, *, show: bool = True) -> None:
-        pass
-
-    def write_text(self, name: str, text: str) -> None:
-        pass
-
-    def write_environment(self, environment: dict[str, Any]) -> None:
-        pass
-
     def write_non_finite(self, record: dict[str, Any]) -> Path | None:
         return self.path / NON_FINITE
 
-    def append_metrics(self, line: dict[str, Any]) -> None:
-        pass
+    def _ignore(self, *_: Any, **__: Any) -> None:
+        """Does nothing."""
 
-    def keep_metrics(self, count: int) -> None:
-        pass
+    close = log = write_text = write_environment = append_metrics = keep_metrics = _ignore
 
 
 def _default_path(recipe: str) -> Path:

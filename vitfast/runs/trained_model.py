@@ -46,6 +46,16 @@ class TrainedModel:
     weights: str
 
     @property
+    def name(self) -> str:
+        """Name of the model."""
+        return str(self.manifest["model"]["name"])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    @property
     def class_names(self) -> list[str]:
         """Names of the classes, in the order of the logits."""
         return list(self.manifest["class_names"])
@@ -64,7 +74,7 @@ class TrainedModel:
         """One line for reports."""
         kind = "averaged weights (EMA)" if self.weights == "ema" else "plain weights"
         numbers = describe_quantization(self.model)
-        return f"{self.manifest['model']['name']}, {numbers + ', ' if numbers else ''}{kind} of {self.checkpoint}"
+        return f"{self.name}, {numbers + ', ' if numbers else ''}{kind} of {self.checkpoint}"
 
 
 def load_trained_model(path: str, *, weights: str = "auto", device: torch.device) -> TrainedModel:
