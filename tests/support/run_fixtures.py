@@ -45,7 +45,7 @@ def train_tiny() -> TrainTiny:
         arguments = list(options) if resume else [*TINY_RUN, f"run_dir={run_dir}", *options]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(training_run, "Trainer", StoppingTrainer)
-            return training_run.run_training(arguments, show_progress=False)
+            return training_run.run_training(arguments)
 
     return train
 

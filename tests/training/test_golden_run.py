@@ -30,7 +30,7 @@ TRAIN = """
     for seed in sys.argv[2].split(","):
         losses, run_dir = [], Path(sys.argv[1], seed)
         arguments = [*sys.argv[3:], f"seed={seed}", f"run_dir={run_dir}"]
-        assert training_run.run_training(arguments, show_progress=False) == 0
+        assert training_run.run_training(arguments) == 0
         files = [latest_checkpoint(run_dir) / name for name in ("model.safetensors", "ema.safetensors")]
         hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
         print(json.dumps({"losses": losses, "hashes": hashes}), file=sys.stderr)

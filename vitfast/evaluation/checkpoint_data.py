@@ -17,7 +17,7 @@ from vitfast.data import ImageDataset, available_splits, build_dataset, build_lo
 from vitfast.errors import UserError
 from vitfast.runs.checkpoint import MANIFEST, list_checkpoints
 from vitfast.runs.run_directory import CONFIG
-from vitfast.runs.trained_model import TrainedModel
+from vitfast.runs.trained_model import PREPROCESSING, TrainedModel
 
 
 @dataclass
@@ -104,10 +104,9 @@ def data_of_checkpoint(trained: TrainedModel, overrides: EvaluateDataOptions) ->
     file = next((file for file in files if trained.checkpoint.is_dir() and file.is_file()), None)
     data = load_config([f"recipe={file}"]).data if file is not None else DataConfig()
     saved = trained.data
-    names = ("dataset", "val_share", "mean", "std", "resize", "interpolation", "crop_pct")
-    known = {name: saved[name] for name in names if name in saved}
+    known = {name: saved[name] for name in ("dataset", "val_share", *PREPROCESSING) if name in saved}
     given = {name: value for name, value in vars(overrides).items() if value is not None}
-    return replace(data, **{**known, "img_size": saved["img_size"], "in_chans": saved["in_chans"], **given})
+    return replace(data, **{**known, **given})
 
 
 def is_run(path: str) -> bool:
@@ -147,16 +146,7 @@ def load_foreign_checkpoint(
     manifest = {
         "model": {"name": model.model_name, "fields": model.model_fields},
         "class_names": list(images.class_names),
-        "data": {
-            "dataset": settings.dataset,
-            "img_size": images.img_size,
-            "in_chans": images.in_chans,
-            "mean": list(images.mean),
-            "std": list(images.std),
-            "resize": images.resize,
-            "interpolation": images.interpolation,
-            "crop_pct": images.crop_pct,
-        },
+        "data": {"dataset": settings.dataset, **{name: getattr(images, name) for name in PREPROCESSING}},
         "step": 0,
     }
     return TrainedModel(model.eval().to(device), Path(path), manifest, "model")

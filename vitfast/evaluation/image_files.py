@@ -12,7 +12,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from vitfast.data import eval_transform, load_image
 from vitfast.errors import UserError
-from vitfast.runs.trained_model import TrainedModel
+from vitfast.runs.trained_model import PREPROCESSING, TrainedModel
 
 
 def find_images(images: str) -> list[Path]:
@@ -54,8 +54,7 @@ def read_batches(
     Yields:
         Paths and images ``[B, in_chans, img_size, img_size]`` of the readable files, in order, on the model's device.
     """
-    names = ("img_size", "in_chans", "mean", "std", "interpolation", "crop_pct", "resize")
-    transform = eval_transform(**{name: trained.data[name] for name in names})
+    transform = eval_transform(**{name: trained.data[name] for name in PREPROCESSING})
     for first in range(0, len(paths), batch_size):
         batch: list[tuple[Path, Tensor]] = []
         for path in paths[first : first + batch_size]:

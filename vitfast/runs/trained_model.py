@@ -28,6 +28,9 @@ from vitfast.runs.run_directory import CONFIG
 WEIGHTS = ("auto", "ema", "model")
 _SOURCE = "quantized_from"
 
+# attributes of an ImageDataset that a manifest records, so that evaluation and prediction repeat them
+PREPROCESSING = ("img_size", "in_chans", "mean", "std", "resize", "interpolation", "crop_pct")
+
 
 @dataclass(frozen=True)
 class TrainedModel:

@@ -11,13 +11,14 @@ import vitfast
 from vitfast.config.schema import Config, DistillConfig, ModelConfig, QuantizeConfig
 from vitfast.data import ImageDataset
 from vitfast.errors import UserError
+from vitfast.evaluation.checkpoint_data import is_run
 from vitfast.evaluation.number_format import format_overrides, number_format
 from vitfast.models import ImageModel
 from vitfast.quantization.calibrate import calibrate
 from vitfast.quantization.configs import QATConfig
 from vitfast.quantization.quantize import quantize_
 from vitfast.quantization.record import quantize_from_record
-from vitfast.runs.checkpoint import MANIFEST, CheckpointError, list_checkpoints, read_manifest_file, resolve_checkpoint
+from vitfast.runs.checkpoint import CheckpointError, list_checkpoints, read_manifest_file, resolve_checkpoint
 from vitfast.runs.trained_model import load_trained_model
 from vitfast.tasks import DistillationTask, Task, Teacher, create_plain_task
 from vitfast.training.training_data import TrainingData
@@ -94,8 +95,7 @@ def create_task(config: Config, model: ImageModel, data: ImageDataset, device: t
 
 def _load_teacher(config: DistillConfig, data: ImageDataset, device: torch.device) -> Teacher:
     assert config.teacher is not None
-    path = Path(config.teacher)
-    if path.is_dir() and ((path / MANIFEST).exists() or list_checkpoints(path)):
+    if is_run(config.teacher):
         trained = load_trained_model(config.teacher, device=device)
         if trained.class_names != list(data.class_names):
             raise UserError(
@@ -103,7 +103,7 @@ def _load_teacher(config: DistillConfig, data: ImageDataset, device: torch.devic
                 f"({len(trained.class_names)}: {', '.join(trained.class_names[:3])}, …); train a teacher on these data"
             )
         model = trained.model
-        mean, std = trained.manifest["data"]["mean"], trained.manifest["data"]["std"]
+        mean, std = trained.data["mean"], trained.data["std"]
     else:
         # a weights file has no normalization: that of the student is assumed
         model = _teacher_from_file(config, data).to(device)

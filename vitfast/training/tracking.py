@@ -7,8 +7,9 @@ import math
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from vitfast.config.schema import Config
 from vitfast.figure import new_figure, save_figure
@@ -18,10 +19,8 @@ _COLOURS = {"train": "tab:blue", "val": "tab:orange", "test": "tab:green"}
 _NOT_METRICS = ("split", "epoch", "step")
 
 
-class _Backend(Protocol):
-    def log(self, metrics: dict[str, float], step: int) -> None: ...
-
-    def close(self) -> None: ...
+# logs metrics at a step; writes everything and ends
+_Backend = tuple[Callable[[dict[str, float], int], object], Callable[[], object]]
 
 
 class Tracking:
@@ -37,9 +36,9 @@ class Tracking:
         self._run = run
         self._backends: dict[str, _Backend] = {}
         if config.track.tensorboard:
-            self._add("track.tensorboard", lambda: _TensorBoard(run.path, first_step))
+            self._add("track.tensorboard", lambda: _tensorboard(run.path, first_step))
         if config.track.wandb != "off":
-            self._add("track.wandb", lambda: _WeightsAndBiases(config, run.path))
+            self._add("track.wandb", lambda: _weights_and_biases(config, run.path))
 
     def log(self, line: dict[str, Any]) -> None:
         """Logs a line of ``metrics.jsonl``, or metrics within an epoch (with another ``split``)."""
@@ -50,17 +49,17 @@ class Tracking:
             values = {key: value} if not isinstance(value, list) else {f"{key}_{n}": v for n, v in enumerate(value, 1)}
             metrics |= {f"{line['split']}/{name}": one for name, one in values.items() if math.isfinite(one)}
         for name, backend in list(self._backends.items()):
-            self._try(name, lambda backend=backend: backend.log(metrics, line["step"]))  # type: ignore[misc]
+            self._try(name, partial(backend[0], metrics, line["step"]))
 
     def close(self) -> None:
         """Waits until everything is written."""
         for name, backend in list(self._backends.items()):
-            self._try(name, backend.close)
+            self._try(name, backend[1])
 
     def _add(self, name: str, create: Callable[[], _Backend]) -> None:
         self._try(name, lambda: self._backends.update({name: create()}))
 
-    def _try(self, name: str, action: Callable[[], None]) -> None:
+    def _try(self, name: str, action: Callable[[], object]) -> None:
         try:
             action()
         except Exception as error:  # a tracker may raise anything, and must not end the run
@@ -69,43 +68,35 @@ class Tracking:
             self._run.warn(f"{name} does not work: {error}{hint}; training continues without it")
 
 
-class _TensorBoard:
-    def __init__(self, run_dir: Path, first_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+def _tensorboard(run_dir: Path, first_step: int) -> _Backend:
+    from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1 if first_step else None)
+    writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1 if first_step else None)
 
-    def log(self, metrics: dict[str, float], step: int) -> None:
+    def log(metrics: dict[str, float], step: int) -> None:
         for name, value in metrics.items():
-            self._writer.add_scalar(name, value, step)
-        self._writer.flush()
+            writer.add_scalar(name, value, step)
+        writer.flush()
 
-    def close(self) -> None:
-        self._writer.close()
+    return log, writer.close
 
 
-class _WeightsAndBiases:
-    def __init__(self, config: Config, run_dir: Path) -> None:
-        import wandb  # type: ignore[import-not-found, unused-ignore]
+def _weights_and_biases(config: Config, run_dir: Path) -> _Backend:
+    import wandb  # type: ignore[import-not-found, unused-ignore]
 
-        # one identity per folder, so that a resumed run is not shown as two
-        identity = hashlib.blake2b(str(run_dir.resolve()).encode(), digest_size=8).hexdigest()
-        self._run = wandb.init(
-            project=config.track.project,
-            name=run_dir.name,
-            id=identity,
-            resume="allow",
-            mode=cast(Any, config.track.wandb),
-            dir=str(run_dir),
-            config=asdict(config),
-            settings=wandb.Settings(console="off", silent=True, init_timeout=60),
-        )
-
-    def log(self, metrics: dict[str, float], step: int) -> None:
-        self._run.log(metrics, step=step)
-
-    def close(self) -> None:
-        self._run.finish()
+    # one identity per folder, so that a resumed run is not shown as two
+    identity = hashlib.blake2b(str(run_dir.resolve()).encode(), digest_size=8).hexdigest()
+    run = wandb.init(
+        project=config.track.project,
+        name=run_dir.name,
+        id=identity,
+        resume="allow",
+        mode=cast(Any, config.track.wandb),
+        dir=str(run_dir),
+        config=asdict(config),
+        settings=wandb.Settings(console="off", silent=True, init_timeout=60),
+    )
+    return run.log, run.finish
 
 
 def draw_curves(metrics: Iterable[dict[str, Any]], path: str | os.PathLike[str], title: str) -> None:

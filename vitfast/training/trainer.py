@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from vitfast.config.schema import Config
 from vitfast.data import ImageDataset, create_mixing
@@ -22,7 +24,7 @@ from vitfast.runs.checkpoint import load_state, load_weights_file, prune_checkpo
 from vitfast.runs.run_directory import CURVES, RunDirectory
 from vitfast.training.distributed import Ranks, Replica, full_tensor, total_norm
 from vitfast.training.finite_guard import batch_indices, not_finite
-from vitfast.training.progress import Progress
+from vitfast.training.progress import progress_bar
 from vitfast.training.schedule import TrainingLength
 from vitfast.training.stop_signal import SharedStop, StopSignal
 from vitfast.training.tracking import Tracking, draw_curves
@@ -51,12 +53,10 @@ class Trainer:
         data: TrainingData,
         run: RunDirectory,
         ranks: Ranks,
-        show_progress: bool | None = None,
     ) -> None:
         self.config, self.state, self.length, self.data, self.run = config, state, length, data, run
         self.ranks, self.device = ranks, ranks.device
         self.task = state.task
-        self.show_progress = show_progress if ranks.is_main else False
         data.warn = run.warn
         self.num_classes = len(data.train.class_names)
         self.mixing = create_mixing(config.data.augment, self.num_classes, config.seed)
@@ -96,19 +96,19 @@ class Trainer:
     def _fit(self, shared: SharedStop) -> dict[str, Any] | None:
         state, epochs = self.state, self.length.epochs
         total, done = self._images_up_to(epochs, 0), self._images_up_to(state.epoch, state.step_in_epoch)
-        with Progress(total, done, self.show_progress) as progress:
-            self.run.echo_through(progress.write)
+        with progress_bar(total, done, enabled=self.ranks.is_main) as bar:
+            self.run.echo_through(lambda line: tqdm.write(line, file=sys.stderr))
             shared.agree()
             while state.epoch < epochs and not shared:
-                progress.phase(f"epoch {state.epoch + 1}/{epochs}")
-                self._train_epoch(shared, progress)
+                bar.set_description_str(f"epoch {state.epoch + 1}/{epochs}", refresh=False)
+                self._train_epoch(shared, bar)
                 if shared or not self._end_epoch(shared):
                     break
             if shared:
                 self._save(must=True)
                 self._draw(force=True)
                 return None
-            progress.phase("test")
+            bar.set_description_str("test", refresh=False)
             return self._test(shared)
 
     def _images_up_to(self, epoch: int, step: int) -> int:
@@ -119,7 +119,7 @@ class Trainer:
         batch = self.config.data.batch_size
         return whole_epochs * self.data.images_per_epoch + min(step * batch, self.data.images_per_epoch)
 
-    def _train_epoch(self, stop: SharedStop, progress: Progress) -> None:
+    def _train_epoch(self, stop: SharedStop, bar: tqdm[Any]) -> None:
         state, steps = self.state, self.length.steps_in(self.state.epoch)
         if state.step_in_epoch >= steps:
             return  # resumed between the last step and the end of the epoch
@@ -131,10 +131,10 @@ class Trainer:
             count = self.data.batch_size(state.step_in_epoch)
             self._train_step(images, labels, loader, batch, stop)
             state.seconds_in_epoch = earlier_seconds + time.perf_counter() - start
-            progress.advance(count)
+            bar.update(count)
             last = state.step_in_epoch == steps
             if state.step % self.config.train.log_every == 0 or last:
-                self._report_step(progress)
+                self._report_step(bar)
             if stop or last:
                 break
             if every is not None and state.step % every == 0:
@@ -234,10 +234,10 @@ class Trainer:
         state.skipped_in_a_row = state.skipped_in_a_row + 1 if overflows else 0
         return bool(overflows)
 
-    def _report_step(self, progress: Progress) -> None:
+    def _report_step(self, bar: tqdm[Any]) -> None:
         metrics, state = self.state.meter.compute(), self.state
         loss, top1, lr = metrics["loss"], metrics["top1"], state.learning_rate
-        progress.show(loss, top1)
+        bar.set_postfix_str(f"loss {loss:.3f}, top-1 {top1:.1%}", refresh=False)
         if self.tracking is not None:
             self.tracking.log({"split": "within_epoch", "step": state.step, "loss": loss, "top1": top1, "lr": lr})
         self.run.log(

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from vitfast.config.schema import Config
 from vitfast.data import ImageDataset, available_splits, build_dataset, build_loader
 from vitfast.errors import UserError
+from vitfast.runs.trained_model import PREPROCESSING
 from vitfast.training.distributed import Ranks
 
 
@@ -61,13 +62,8 @@ class TrainingData:
 
     def train_loader(self, epoch: int, first_step: int) -> DataLoader[Any]:
         """Returns the loader of this rank's share of an epoch (from 0), starting at a step."""
-        return self._load(
-            self.train,
-            epoch=epoch,
-            shuffle=True,
-            drop_last=self._config.drop_last,
-            start=first_step * self._config.batch_size,
-        )
+        start = first_step * self._config.batch_size
+        return self._load(self.train, epoch=epoch, shuffle=True, drop_last=self._config.drop_last, start=start)
 
     def evaluation_loader(self, dataset: ImageDataset) -> DataLoader[Any]:
         """Returns the loader of this rank's share of a split, in order."""
@@ -95,14 +91,5 @@ class TrainingData:
 
     def manifest(self) -> dict[str, Any]:
         """The preprocessing for a checkpoint's manifest, which evaluation and prediction repeat."""
-        return {
-            "dataset": self._config.dataset,
-            "val_share": self._config.val_share,
-            "img_size": self.train.img_size,
-            "in_chans": self.train.in_chans,
-            "mean": list(self.train.mean),
-            "std": list(self.train.std),
-            "resize": self.train.resize,
-            "interpolation": self.train.interpolation,
-            "crop_pct": self.train.crop_pct,
-        }
+        preprocessing = {name: getattr(self.train, name) for name in PREPROCESSING}
+        return {"dataset": self._config.dataset, "val_share": self._config.val_share, **preprocessing}

@@ -54,7 +54,7 @@ _MAY_CHANGE = (
 _IGNORED = ("recipe", "run_dir", "train.resume")
 
 
-def run_training(arguments: Sequence[str], *, show_progress: bool | None = None) -> int:
+def run_training(arguments: Sequence[str]) -> int:
     """Trains a model.
 
     Returns:
@@ -84,7 +84,7 @@ def run_training(arguments: Sequence[str], *, show_progress: bool | None = None)
         run = _open_run(config, checkpoint, ranks)
         with closing(run):
             config.run_dir = str(run.path)
-            trainer = Trainer(config, state, length, data, run, ranks, show_progress)
+            trainer = Trainer(config, state, length, data, run, ranks)
             if checkpoint is not None:
                 trainer.resume(checkpoint)
             _write_start(config, run, ranks.device)
