@@ -54,7 +54,7 @@ def refusal(capsys: pytest.CaptureFixture[str], command, *options: str) -> str:
 
 
 def middle_budget(run_dir: Path) -> float:
-    manifest = read_manifest(run_dir)
+    manifest = read_manifest(latest_checkpoint(run_dir))
     return sum(exit_gmacs(vitfast.create_model(manifest["model"]["name"], **manifest["model"]["fields"]))) / 2
 
 
@@ -96,7 +96,7 @@ def test_evaluate_uses_them(run_dir, capsys):
     both = json.loads(run(capsys, evaluate, f"checkpoint={run_dir}", "output=json", "early_exit=true"))
     assert (both["loss"], both["top1"], both["exits"]) == (plain["loss"], plain["top1"], plain["exits"])
     early = both["early_exit"]
-    assert early["thresholds"] == read_manifest(run_dir)["exit_thresholds"]
+    assert early["thresholds"] == read_manifest(latest_checkpoint(run_dir))["exit_thresholds"]
 
     trained = load_trained_model(str(run_dir), device=select_device("cpu"))
     batches = list(loader_of_split(trained, EvaluateDataOptions(), "test"))
@@ -168,11 +168,11 @@ def test_thresholds_of_another_model_are_named(command, run_dir, tmp_path, capsy
 def test_a_budget_of_milliseconds(run_dir, capsys):
     shown = run(capsys, main, f"checkpoint={run_dir}", "budget_ms=1e6", "search=false", "precision=bf16")
     assert "ms an image" in shown
-    assert read_manifest(run_dir)["exit_thresholds"] == [2.0, 0.0]
+    assert read_manifest(latest_checkpoint(run_dir))["exit_thresholds"] == [2.0, 0.0]
     assert "budget_ms=1e-09 is less than the first exit costs" in refusal(
         capsys, main, f"checkpoint={run_dir}", "budget_ms=1e-9"
     )
-    assert read_manifest(run_dir)["exit_thresholds"] == [2.0, 0.0]
+    assert read_manifest(latest_checkpoint(run_dir))["exit_thresholds"] == [2.0, 0.0]
 
 
 def test_refused_arguments(run_dir, capsys):
@@ -180,7 +180,7 @@ def test_refused_arguments(run_dir, capsys):
     assert "budget_gmacs and budget_ms are both given" in refusal(capsys, main, first, last, "budget_ms=1")
     assert "budget_gmacs=1e-09 is less than the first exit costs" in refusal(capsys, main, first, "budget_gmacs=1e-9")
     assert "budget_gmacs" in refusal(capsys, main, first, "budget_gmacs=0")
-    assert read_manifest(run_dir)["exit_thresholds"] is None
+    assert read_manifest(latest_checkpoint(run_dir))["exit_thresholds"] is None
 
 
 def test_a_model_without_exits(tmp_path, capsys):

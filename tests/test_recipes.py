@@ -124,7 +124,7 @@ def test_fine_tuning_from_googles_file_at_another_size(tmp_path: Path, folder: P
     options += [f"model.fields.{name}={value}" for name, value in sizes.items()]
     options += [f"model.checkpoint={tmp_path / 'ViT-B_32.npz'}", f"run_dir={run_dir}"]
     assert train.main(["recipe=vit_base_patch32_cifar10", *options]) == 0
-    fields = read_manifest(run_dir)["model"]["fields"]
+    fields = read_manifest(latest_checkpoint(run_dir))["model"]["fields"]
     assert (fields["gelu"], fields["img_size"], fields["num_classes"]) == ("tanh", 128, 3)
     checkpoint = latest_checkpoint(run_dir)
     assert checkpoint is not None
@@ -147,7 +147,7 @@ def test_resisc45_from_the_archive_to_the_answer(
     options = ["model.fields.depth=1", "model.drop_rate=0", "schedule.warmup_epochs=1", "schedule.epochs=20"]
     options += ["optim.lr=2e-3", f"distill.teacher={teacher}", f"run_dir={student}"]
     assert train.main(["recipe=deit_tiny_resisc45", *small, *options]) == 0
-    fields = read_manifest(student)["model"]["fields"]
+    fields = read_manifest(latest_checkpoint(student))["model"]["fields"]
     assert (fields["distillation_token"], fields["num_classes"], fields["qkv_bias"]) == ("last", 3, False)
     # the distillation token and its head come back with a resume, which myrtle-vision loses
     assert {"dist_token", "head_dist.weight"} <= _keys(student)

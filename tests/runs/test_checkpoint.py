@@ -45,7 +45,7 @@ def test_manifest_has_the_documented_fields(tmp_path):
     assert manifest["class_names"] == ["a", "b"]
     assert set(manifest["files"]) == {"model.safetensors", "ema.safetensors", "state.pt"}
     assert all(len(digest) == 64 for digest in manifest["files"].values())
-    assert read_manifest(tmp_path) == manifest
+    assert read_manifest(latest_checkpoint(tmp_path)) == manifest
 
 
 def test_average_and_state_may_be_absent(tmp_path):

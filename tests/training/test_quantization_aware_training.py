@@ -41,7 +41,7 @@ def aware(request, tmp_path_factory, train_tiny):
 
 def test_the_manifest_says_how_it_is_quantized(aware, plain_run):
     options, run_dir = aware
-    record = read_manifest(run_dir)["quantization"]
+    record = read_manifest(latest_checkpoint(run_dir))["quantization"]
     configs = {entry["config"]["name"] for entry in record["configs"]}
     assert not record["converted"]
     assert configs == ({"FP16_16Config", "FloatConfig"} if options is FP16_16 else {"Int8Config"})
@@ -53,7 +53,7 @@ def test_the_manifest_says_how_it_is_quantized(aware, plain_run):
     assert (
         load_weights_file(latest_checkpoint(run_dir)).keys() == load_weights_file(latest_checkpoint(plain_run)).keys()
     )
-    assert read_manifest(plain_run)["quantization"] is None
+    assert read_manifest(latest_checkpoint(plain_run))["quantization"] is None
     assert "numbers   " in (run_dir / "log.txt").read_text()
 
 
@@ -107,7 +107,7 @@ def test_weights_learn_other_things_than_in_float32(plain_run, tmp_path, train_t
     assert train_tiny(run_dir, "quantize.format=FP8_E4M3FN", "quantize.clip_gradients=true") == 0
     plain, aware = (load_weights_file(latest_checkpoint(folder)) for folder in (plain_run, run_dir))
     assert any(not torch.equal(plain[key], aware[key]) for key in plain)
-    assert read_manifest(run_dir)["quantization"]["configs"][0]["config"]["clip_gradients"]
+    assert read_manifest(latest_checkpoint(run_dir))["quantization"]["configs"][0]["config"]["clip_gradients"]
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_two_ranks_end_as_one(tmp_path, training_server, options):
     assert training_server.run(tmp_path / "alone.output", [*arguments, f"run_dir={alone}"]) == 0
     ranks = training_server.start_ranks(tmp_path / "together.output", [*arguments, f"run_dir={together}"])
     assert [rank.wait(120) for rank in ranks] == [0, 0], "".join(rank.output.read_text() for rank in ranks)
-    records = [read_manifest(folder)["quantization"] for folder in (alone, together)]
+    records = [read_manifest(latest_checkpoint(folder))["quantization"] for folder in (alone, together)]
     assert records[0]["configs"] == records[1]["configs"]
     ranges = [torch.tensor(list(record["activation_ranges"].values())) for record in records]
     torch.testing.assert_close(*ranges, rtol=1e-4, atol=1e-5)
@@ -156,4 +156,5 @@ def test_compiled(tmp_path, train_tiny):
     assert train_tiny(compiled, "quantize.format=FP16_32", "train.compile=true") == 0
     one, other = (load_weights_file(latest_checkpoint(folder)) for folder in (eager, compiled))
     assert max(float((one[key] - other[key]).abs().max()) for key in one) < 1e-2
-    assert read_manifest(compiled)["quantization"] == read_manifest(eager)["quantization"]
+    first, second = (read_manifest(latest_checkpoint(folder)) for folder in (eager, compiled))
+    assert first["quantization"] == second["quantization"]

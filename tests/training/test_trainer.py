@@ -15,7 +15,13 @@ from PIL import Image
 from vitfast.config import load_config
 from vitfast.data import EpochBatchSampler
 from vitfast.errors import UserError
-from vitfast.runs.checkpoint import list_checkpoints, load_weights_file, read_manifest, save_checkpoint
+from vitfast.runs.checkpoint import (
+    latest_checkpoint,
+    list_checkpoints,
+    load_weights_file,
+    read_manifest,
+    save_checkpoint,
+)
 from vitfast.runs.run_directory import RunDirectory
 from vitfast.tasks import ClassificationTask
 from vitfast.training import trainer as trainer_module
@@ -86,7 +92,7 @@ def test_run_directory_contents(run_dir):
 
 
 def test_the_newest_and_the_best_checkpoint_stay(run_dir):
-    manifest = read_manifest(run_dir)
+    manifest = read_manifest(latest_checkpoint(run_dir))
     values = {line["step"]: line["top1"] for line in metrics_of(run_dir) if line["split"] == "val"}
     best = max(values.values())
     assert manifest["metrics"]["best_val_top1"] == best
@@ -96,7 +102,7 @@ def test_the_newest_and_the_best_checkpoint_stay(run_dir):
 
 
 def test_the_manifest_describes_model_and_input(run_dir):
-    manifest = read_manifest(run_dir)
+    manifest = read_manifest(latest_checkpoint(run_dir))
     assert manifest["model"]["name"] == "vit_nano_patch2_8"
     assert manifest["model"]["fields"]["embed_dim"] == 32
     assert manifest["class_names"] == [str(digit) for digit in range(10)]
@@ -134,7 +140,7 @@ def build(tmp_path, *options: str) -> Iterator[Trainer]:
     task = ClassificationTask(create_training_model(config.model, data.train))
     state = TrainingState(task, config, length, 10, ranks)
     with closing(RunDirectory.create(tmp_path / "run", "digits")) as run:
-        yield Trainer(config, state, length, data, run, ranks, False)
+        yield Trainer(config, state, length, data, run, ranks)
 
 
 def test_not_finite_stops_before_the_update(tmp_path):
@@ -232,7 +238,7 @@ def test_a_folder_without_a_val_split(tmp_path, train_tiny, folder, capsys):
     assert train_tiny(run_dir, *FOLDER, f"data.root={folder}") == 0
     assert {line["split"] for line in metrics_of(run_dir)} == {"train", "test"}
     assert metrics_of(run_dir)[-1]["top1"] == 1.0
-    manifest = read_manifest(run_dir)
+    manifest = read_manifest(latest_checkpoint(run_dir))
     assert manifest["class_names"] == ["blue", "red"]
     assert manifest["metrics"]["best_step"] is None
     # the command to try names a real file of the data

@@ -62,30 +62,14 @@ class SweepOptions:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """A sweep and its settings.
-
-    Attributes:
-        trained: the checkpoint.
-        split: that the thresholds were evaluated on.
-        precision: of the forward passes.
-        options: of the sweep.
-        sweep: the results.
-        calibration: statistics of the images that thresholds were chosen on.
-        test: statistics of the images that they were evaluated on.
-        timed_images: number of test images that were timed.
-        batch_size: of the timed batches.
-        figures: files that were drawn.
-    """
+    """A sweep of a checkpoint, its settings, and the files that were drawn."""
 
     trained: TrainedModel
     split: str
     precision: str
     options: SweepOptions
-    sweep: ExitSweep
-    calibration: ExitStatistics
-    test: ExitStatistics
-    timed_images: int
     batch_size: int
+    sweep: ExitSweep
     figures: list[Path]
 
 
@@ -99,7 +83,6 @@ def sweep_exits(
     Raises:
         UserError: the model has no exits, there is no such split, both are the same, or the figures cannot be written.
     """
-    device = next(trained.model.parameters()).device
     as_exit_model(trained.model)  # before the images are read
     _check_calibration(trained, data, split, options.calibration)
     folder = trained.checkpoint.parent if options.folder is None else Path(options.folder).expanduser()
@@ -107,14 +90,14 @@ def sweep_exits(
         raise UserError(f"sweep.folder={options.folder}: there is no such folder; create it first")
     dataset = dataset_of_split(trained, data, split)
     labels: list[Tensor] = []
-    with autocast(device, precision):
+    with autocast(trained.device, precision):
         held_out = loader_of_split(trained, data, options.calibration)
         calibration = collect_exit_statistics(trained.model, held_out)
         test = collect_exit_statistics(trained.model, _record_labels(image_loader(trained, data, dataset), labels))
     # the index in the data set of each column of the statistics, which lack unreadable images
     readable = [index for index in range(len(dataset)) if index not in dataset.bad_images]
     indices = torch.linspace(0, test.images - 1, min(options.images, test.images)).round().long()
-    images = torch.stack([dataset[readable[index]][0] for index in indices.tolist()]).to(device)
+    images = torch.stack([dataset[readable[index]][0] for index in indices.tolist()]).to(trained.device)
     batch_size = options.batch_size or data_of_checkpoint(trained, data).batch_size
     sweep = sweep_thresholds(
         trained.model,
@@ -134,7 +117,7 @@ def sweep_exits(
         _draw_examples(sweep, test, torch.cat(labels), dataset, readable, figures[1])
     except OSError as error:
         raise UserError(f"the figures cannot be written to {folder}: {error.strerror or error}") from error
-    return SweepResult(trained, split, precision, options, sweep, calibration, test, len(images), batch_size, figures)
+    return SweepResult(trained, split, precision, options, batch_size, sweep, figures)
 
 
 def _check_calibration(trained: TrainedModel, data: EvaluateDataOptions, split: str, calibration: str) -> None:
@@ -176,20 +159,20 @@ def _draw_examples(
 
 def sweep_table(result: SweepResult) -> str:
     """Returns the printed tables."""
-    points = [*result.sweep.points, result.sweep.all_exits]
+    sweep = result.sweep
+    points = [*sweep.points, sweep.all_exits]
     columns = {
         "GMACs": [f"{point.test.cost:.3g}" for point in points],
         "images/s": [f"{point.speed.images_per_s.median:,.1f}" for point in points],
         "speed-up": [f"{point.speed.speedup.median:.2f}x" for point in points],
     }
-    device = describe_device(result.trained.device)
-    each_exit = ", ".join(percent(accuracy) for accuracy in _exit_accuracies(result.test))
+    how = f"{result.precision}, {describe_device(result.trained.device)}, interleaved; medians"
+    each_exit = ", ".join(map(percent, sweep.test.exit_accuracies()))
     lines = [
         f"model       {result.trained.describe()}",
-        f"thresholds  found on {result.options.calibration}, {result.calibration.images:,} images",
-        f"evaluated   {result.split}, {result.test.images:,} images; top-1 of each exit: {each_exit}",
-        f"timed       {result.timed_images:,} of them, batches of {result.batch_size}, {result.precision}, {device}, "
-        "interleaved; medians",
+        f"thresholds  found on {result.options.calibration}, {sweep.calibration.images:,} images",
+        f"evaluated   {result.split}, {sweep.test.images:,} images; top-1 of each exit: {each_exit}",
+        f"timed       {sweep.timed_images:,} of them, batches of {result.batch_size}, {how}",
         "",
         threshold_table([point.test for point in points], columns),
         "",
@@ -240,11 +223,11 @@ def sweep_json(result: SweepResult) -> str:
             "model": result.trained.name,
             "weights": result.trained.weights,
             "precision": result.precision,
-            "calibration": {"split": result.options.calibration, "images": result.calibration.images},
+            "calibration": {"split": result.options.calibration, "images": sweep.calibration.images},
             "split": result.split,
-            "images": result.test.images,
-            "exits_top1": _exit_accuracies(result.test),
-            "timed_images": result.timed_images,
+            "images": sweep.test.images,
+            "exits_top1": sweep.test.exit_accuracies(),
+            "timed_images": sweep.timed_images,
             "batch_size": result.batch_size,
             "all_exits": _point_json(sweep.all_exits),
             "points": [_point_json(point) for point in sweep.points],
@@ -271,7 +254,3 @@ def _point_json(point: OperatingPoint) -> dict[str, Any]:
         "gmacs": point.test.cost,
         **asdict(point.speed),
     }
-
-
-def _exit_accuracies(statistics: ExitStatistics) -> list[float]:
-    return statistics.correct.double().mean(dim=1).tolist()

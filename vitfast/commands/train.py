@@ -6,13 +6,6 @@ The options are ``vitfast.config.schema.Config``.
 Exit code: 0; 2 after a user error; 143 or 130 after SIGTERM or SIGINT, with all work saved.
 """
 
-from __future__ import annotations
+from vitfast.training.training_run import run_training as run
 
-from collections.abc import Sequence
-
-from vitfast.training.training_run import run_training
-
-
-def run(arguments: Sequence[str]) -> int:
-    """Runs the command; returns the exit code."""
-    return run_training(arguments)
+__all__ = ["run"]

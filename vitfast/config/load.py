@@ -27,32 +27,25 @@ from vitfast.errors import UserError
 
 Options = TypeVar("Options")
 
-_HELP, _PRINT_CONFIG = "help", "print_config"
-_FLAGS = {"--help": _HELP, "-h": _HELP, "--print-config": _PRINT_CONFIG}
+_HELP, _PRINT_CONFIG = {"--help", "-h"}, {"--print-config"}
 
 
 def load_config(argv: Sequence[str], prog: str = "python -m vitfast.train") -> Config:
     """Reads the options of a training run: defaults, then the recipe, then the arguments.
 
-    ``--help`` prints the options, ``--print-config`` the configuration as YAML; both exit with code 0.
-
-    Args:
-        argv: the arguments, without the program's name: ``recipe=NAME|FILE.yaml``, ``key=value``, flags.
-        prog: the command, for the help text.
+    Args and errors are those of ``load_options``; ``recipe=NAME|FILE.yaml`` chooses the recipe.
 
     Returns:
         The configuration. Its ``recipe`` is the one named in the recipe file if there is one (the ``config.yaml`` of a
         run names it), else the one from the arguments.
-
-    Raises:
-        UserError: for an unknown recipe or key, a wrong type, a value that is not allowed.
-        SystemExit: with code 0, after ``--help`` or ``--print-config``.
     """
     return load_options(Config, argv, prog)
 
 
 def load_options(schema: type[Options], argv: Sequence[str], prog: str) -> Options:
     """Reads the options of any command: the defaults of ``schema``, then the arguments.
+
+    ``--help`` prints the options, ``--print-config`` the configuration as YAML; both exit with code 0.
 
     Args:
         schema: a dataclass of ``option`` fields; a field without a default is required.
@@ -68,7 +61,7 @@ def load_options(schema: type[Options], argv: Sequence[str], prog: str) -> Optio
     config = OmegaConf.structured(schema)
     if schema is Config:
         _apply_recipe(config, known, values.get("recipe", known["recipe"].default))
-    if _HELP in flags:
+    if flags & _HELP:
         print(help_text(schema, prog, config))
         raise SystemExit(0)
     for key, text in values.items():
@@ -82,7 +75,7 @@ def load_options(schema: type[Options], argv: Sequence[str], prog: str) -> Optio
         options: Options = OmegaConf.to_object(config)  # type: ignore[assignment]
     except OmegaConfBaseException as error:  # an interpolation without a target
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
-    if _PRINT_CONFIG in flags:
+    if flags & _PRINT_CONFIG:
         check_limits(options)
         print(to_yaml(options), end="")
         raise SystemExit(0)
@@ -100,8 +93,8 @@ def _split_arguments(argv: Sequence[str], options: dict[str, OptionInfo]) -> tup
     values: dict[str, str] = {}
     flags: set[str] = set()
     for argument in argv:
-        if argument in _FLAGS:
-            flags.add(_FLAGS[argument])
+        if argument in _HELP | _PRINT_CONFIG:
+            flags.add(argument)
             continue
         key, equals, text = argument.partition("=")
         if not equals or not key or key.startswith("-"):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
+import operator
 import types
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -49,31 +50,29 @@ class Limits:
         """Describes the allowed values, e.g. ``">= 0, < 1"`` or ``"one of: fp32, bf16"``."""
         if self.choices:
             return "one of: " + ", ".join(map(str, self.choices))
-        signs = ((">=", self.minimum), (">", self.above), ("<=", self.maximum), ("<", self.below))
-        bounds = ", ".join(f"{sign} {bound}" for sign, bound in signs if bound is not None)
+        bounds = ", ".join(f"{sign} {bound}" for sign, _, bound in self._bounds())
         if not self.length:
             return bounds
         return f"{' or '.join(map(str, self.length))} values" + (f", each {bounds}" if bounds else "")
 
     def allows(self, value: Any) -> bool:
         """Whether ``value`` is within the limits; None always is, because the field's type decides about it."""
-        if value is None:
-            return True
         if isinstance(value, (list, tuple)):
-            return (not self.length or len(value) in self.length) and all(map(self._allows_one, value))
-        return self._allows_one(value)
-
-    def _allows_one(self, value: Any) -> bool:
-        if self.choices:
-            return value in self.choices
+            return (not self.length or len(value) in self.length) and all(map(self.allows, value))
+        if value is None or self.choices:
+            return value is None or value in self.choices
         if isinstance(value, float) and not math.isfinite(value):
             return False
-        return (
-            (self.minimum is None or value >= self.minimum)
-            and (self.above is None or value > self.above)
-            and (self.maximum is None or value <= self.maximum)
-            and (self.below is None or value < self.below)
+        return all(compare(value, bound) for _, compare, bound in self._bounds())
+
+    def _bounds(self) -> list[tuple[str, Callable[[Any, Any], bool], float]]:
+        bounds = (
+            (">=", operator.ge, self.minimum),
+            (">", operator.gt, self.above),
+            ("<=", operator.le, self.maximum),
+            ("<", operator.lt, self.below),
         )
+        return [(sign, compare, bound) for sign, compare, bound in bounds if bound is not None]
 
 
 def option(default: Any = MISSING, help: str = "", *, default_factory: Any = MISSING, **limits: Any) -> Any:

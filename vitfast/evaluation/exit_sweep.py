@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +55,9 @@ class ExitSweep:
     """Result of ``sweep_thresholds``; the curve and the chosen point are two separate measurements.
 
     Attributes:
+        calibration: statistics of the images that thresholds were chosen on.
+        test: statistics of the images that they were evaluated on.
+        timed_images: number of test images that were timed.
         points: the 59 threshold settings of the released code, starting with the earliest exits.
         all_exits: without early exit, measured with the curve.
         chosen: the cheapest thresholds that are accurate enough on the calibration images.
@@ -62,6 +66,9 @@ class ExitSweep:
         promised_speedup: of the chosen point, predicted from the multiply-adds of the timed images.
     """
 
+    calibration: ExitStatistics
+    test: ExitStatistics
+    timed_images: int
     points: list[OperatingPoint]
     all_exits: OperatingPoint
     chosen: OperatingPoint
@@ -98,17 +105,16 @@ def sweep_thresholds(
         images: ``[n, in_chans, img_size, img_size]``, the test images to time, on the model's device.
         indices: their columns in ``test``, ``[n]``.
         tolerance: top-1 that the chosen thresholds may lose on the calibration images, 0..1.
-        batch_size: as in ``measure_speeds``.
-        precision: as in ``measure_speeds``.
+        batch_size: as in ``measure_speeds``, like ``precision``.
+        precision: of the forward passes.
         seconds: as in ``measure_speeds``, for the chosen thresholds.
     """
     never = [*[NEVER] * (calibration.num_exits - 1), ALWAYS]
     candidates = [geometric_thresholds(calibration, ratio) for ratio in SWEEP_RATIOS]
     chosen = choose_thresholds(calibration, [*candidates, never], costs, tolerance)
-    curve = measure_speeds(model, images, candidates, batch_size=batch_size, precision=precision, seconds=0.0)
-    pair = measure_speeds(
-        model, images, [chosen], batch_size=batch_size, precision=precision, seconds=seconds, alone=True
-    )
+    speeds = partial(measure_speeds, model, images, batch_size=batch_size, precision=precision)
+    curve = speeds(candidates, seconds=0.0)
+    pair = speeds([chosen], seconds=seconds, alone=True)
 
     def point(thresholds: Sequence[float], speed: Speed) -> OperatingPoint:
         on_calibration, on_test = (ExitPoint.measure(one, thresholds, costs) for one in (calibration, test))
@@ -116,6 +122,9 @@ def sweep_thresholds(
 
     timed = ExitStatistics(test.confidence[:, indices], test.correct[:, indices])
     return ExitSweep(
+        calibration=calibration,
+        test=test,
+        timed_images=len(images),
         points=[point(thresholds, curve[f"{number}"]) for number, thresholds in enumerate(candidates)],
         all_exits=point(never, curve[ALL_EXITS]),
         chosen=point(chosen, pair["0"]),
@@ -174,15 +183,13 @@ def measure_speeds(
     if alone:
         models[ALONE] = _last_exit_alone(model)
 
-    def case(name: str, classify: Callable[[Tensor], object]) -> Case:
-        def run() -> None:
-            with torch.inference_mode(), autocast(images.device, precision):
-                for batch in batches:
-                    classify(batch)
+    def run(classify: Callable[[Tensor], object]) -> None:
+        with torch.inference_mode(), autocast(images.device, precision):
+            for batch in batches:
+                classify(batch)
 
-        return Case(name, run)
-
-    timings = measure([case(*item) for item in models.items()], Timer(images.device), seconds)
+    cases = [Case(name, partial(run, classify)) for name, classify in models.items()]
+    timings = measure(cases, Timer(images.device), seconds)
     return {
         one.case.name: Speed(Spread.of(len(images) / sample for sample in one.samples_s), one.speedup_over(timings[0]))
         for one in timings

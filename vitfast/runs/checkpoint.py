@@ -119,7 +119,7 @@ def update_manifest(checkpoint: Path, changes: Mapping[str, Any]) -> None:
         CheckpointError: if the manifest is missing, damaged or too new.
         OSError: if it cannot be written; the old one is intact.
     """
-    record = {**read_manifest_file(checkpoint), **changes}
+    record = {**read_manifest(checkpoint), **changes}
     with atomic_file(checkpoint / MANIFEST) as temporary:
         temporary.write_text(_manifest_text(record), encoding="utf-8")
 
@@ -177,7 +177,7 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
         CheckpointError: if a file is missing, cannot be read or differs from its hash, or if the manifest is unreadable
             or too new.
     """
-    manifest = read_manifest_file(path)
+    manifest = read_manifest(path)
     for name, expected in manifest["files"].items():
         file = path / name
         if not file.is_file():
@@ -189,15 +189,6 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
         if found != expected:
             raise CheckpointError(f"{file} is damaged: its SHA-256 differs from the one in the manifest")
     return manifest
-
-
-def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Returns the manifest of a checkpoint folder, or of a run's newest valid checkpoint.
-
-    Raises:
-        UserError: if there is none, or it is damaged.
-    """
-    return read_manifest_file(resolve_checkpoint(path))
 
 
 def load_weights_file(checkpoint: Path, weights: str = "model") -> dict[str, Tensor]:
@@ -304,7 +295,7 @@ def _manifest_sha256(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def read_manifest_file(path: Path) -> dict[str, Any]:
+def read_manifest(path: Path) -> dict[str, Any]:
     """Returns the manifest of a checkpoint folder; the other files are not checked.
 
     Raises:

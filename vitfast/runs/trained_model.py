@@ -19,7 +19,7 @@ from vitfast.runs.checkpoint import (
     EMA_FILE,
     CheckpointError,
     load_weights_file,
-    read_manifest_file,
+    read_manifest,
     resolve_checkpoint,
     write_checkpoint,
 )
@@ -94,7 +94,7 @@ def load_trained_model(path: str, *, weights: str = "auto", device: torch.device
     if weights not in WEIGHTS:
         raise UserError(f"weights={weights}; it must be one of {', '.join(WEIGHTS)}")
     checkpoint = resolve_checkpoint(path)
-    manifest = read_manifest_file(checkpoint)
+    manifest = read_manifest(checkpoint)
     if weights == "auto":
         weights = "ema" if EMA_FILE in manifest["files"] else "model"
     state = load_weights_file(checkpoint, weights)
@@ -113,7 +113,7 @@ def check_target(folder: Path) -> None:
     if not folder.exists():
         return
     try:
-        replaceable = folder.is_dir() and _SOURCE in read_manifest_file(folder)
+        replaceable = folder.is_dir() and _SOURCE in read_manifest(folder)
     except CheckpointError:
         replaceable = folder.is_dir() and not any(folder.iterdir())
     if not replaceable:

@@ -18,7 +18,7 @@ from vitfast.quantization.calibrate import calibrate
 from vitfast.quantization.configs import QATConfig
 from vitfast.quantization.quantize import quantize_
 from vitfast.quantization.record import quantize_from_record
-from vitfast.runs.checkpoint import CheckpointError, list_checkpoints, read_manifest_file, resolve_checkpoint
+from vitfast.runs.checkpoint import CheckpointError, list_checkpoints, read_manifest, resolve_checkpoint
 from vitfast.runs.trained_model import load_trained_model
 from vitfast.tasks import DistillationTask, Task, Teacher, create_plain_task
 from vitfast.training.training_data import TrainingData
@@ -147,7 +147,7 @@ def prepare_for_training(
     if config.format is None:
         return
     if checkpoint is not None:
-        record = read_manifest_file(checkpoint).get("quantization")
+        record = read_manifest(checkpoint).get("quantization")
         if record is None:
             raise CheckpointError(f"{checkpoint} is not of a run with quantize.format={config.format}")
         quantize_from_record(model, record)

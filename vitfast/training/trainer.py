@@ -62,6 +62,7 @@ class Trainer:
         self.mixing = create_mixing(config.data.augment, self.num_classes, config.seed)
         self.replica = Replica(self.task, ranks, sharded=config.train.shard, compiled=config.train.compile)
         self.tracking: Tracking | None = None
+        self.stop = SharedStop(StopSignal(), ranks)
         self._saved: tuple[int, int] | None = None  # (epoch, step) of the newest checkpoint
         self._curves_drawn = time.monotonic()
 
@@ -85,31 +86,32 @@ class Trainer:
             NonFiniteError: before an update with a non-finite loss or gradient.
             UserError: if the last checkpoint cannot be written.
         """
+        self.stop = SharedStop(stop, self.ranks)
         if self.ranks.is_main:
             self.tracking = Tracking(self.config, self.run, self.state.step)
         try:
-            return self._fit(SharedStop(stop, self.ranks))
+            return self._fit()
         finally:
             if self.tracking is not None:
                 self.tracking.close()
 
-    def _fit(self, shared: SharedStop) -> dict[str, Any] | None:
+    def _fit(self) -> dict[str, Any] | None:
         state, epochs = self.state, self.length.epochs
         total, done = self._images_up_to(epochs, 0), self._images_up_to(state.epoch, state.step_in_epoch)
         with progress_bar(total, done, enabled=self.ranks.is_main) as bar:
             self.run.echo_through(lambda line: tqdm.write(line, file=sys.stderr))
-            shared.agree()
-            while state.epoch < epochs and not shared:
+            self.stop.agree()
+            while state.epoch < epochs and not self.stop:
                 bar.set_description_str(f"epoch {state.epoch + 1}/{epochs}", refresh=False)
-                self._train_epoch(shared, bar)
-                if shared or not self._end_epoch(shared):
+                self._train_epoch(bar)
+                if self.stop or not self._end_epoch():
                     break
-            if shared:
+            if self.stop:
                 self._save(must=True)
                 self._draw(force=True)
                 return None
             bar.set_description_str("test", refresh=False)
-            return self._test(shared)
+            return self._test()
 
     def _images_up_to(self, epoch: int, step: int) -> int:
         """Images of the run before a step of an epoch, both counted from 0."""
@@ -119,7 +121,7 @@ class Trainer:
         batch = self.config.data.batch_size
         return whole_epochs * self.data.images_per_epoch + min(step * batch, self.data.images_per_epoch)
 
-    def _train_epoch(self, stop: SharedStop, bar: tqdm[Any]) -> None:
+    def _train_epoch(self, bar: tqdm[Any]) -> None:
         state, steps = self.state, self.length.steps_in(self.state.epoch)
         if state.step_in_epoch >= steps:
             return  # resumed between the last step and the end of the epoch
@@ -129,22 +131,20 @@ class Trainer:
         earlier_seconds, start = state.seconds_in_epoch, time.perf_counter()
         for batch, (images, labels) in enumerate(loader):
             count = self.data.batch_size(state.step_in_epoch)
-            self._train_step(images, labels, loader, batch, stop)
+            self._train_step(images, labels, loader, batch)
             state.seconds_in_epoch = earlier_seconds + time.perf_counter() - start
             bar.update(count)
             last = state.step_in_epoch == steps
             if state.step % self.config.train.log_every == 0 or last:
                 self._report_step(bar)
-            if stop or last:
+            if self.stop or last:
                 break
             if every is not None and state.step % every == 0:
                 self._save(must=False)
         synchronize(self.device)
         state.seconds_in_epoch = earlier_seconds + time.perf_counter() - start
 
-    def _train_step(
-        self, images: Tensor, labels: Tensor, loader: DataLoader[Any], batch: int, stop: SharedStop
-    ) -> None:
+    def _train_step(self, images: Tensor, labels: Tensor, loader: DataLoader[Any], batch: int) -> None:
         state = self.state
         images, labels = images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
         targets = labels
@@ -153,8 +153,7 @@ class Trainer:
         loss, result = self._accumulate_gradients(images, targets)
         state.scaler.unscale_(state.optimizer)
         norm = self._clip_gradients()
-        overflow = self._check_finite(loss, norm, loader, batch, stop)
-        if overflow:
+        if self._check_finite(loss, norm, loader, batch):
             # otherwise the schedule would warn that it is called before the first optimizer step
             state.optimizer._opt_called = True  # type: ignore[attr-defined]
         else:
@@ -208,7 +207,7 @@ class Trainer:
             return full_tensor(torch.nn.utils.clip_grad_norm_(self.task.parameters(), limit))
         return total_norm([parameter.grad for parameter in self.task.parameters() if parameter.grad is not None])
 
-    def _check_finite(self, loss: Tensor, norm: Tensor, loader: DataLoader[Any], batch: int, stop: SharedStop) -> bool:
+    def _check_finite(self, loss: Tensor, norm: Tensor, loader: DataLoader[Any], batch: int) -> bool:
         """Stops all ranks before a non-finite update, and shares a stop signal; returns whether fp16 skips the step.
 
         Overflowing gradients are expected with fp16: the scaler reduces the loss scale. Too many in a row are an error.
@@ -218,8 +217,9 @@ class Trainer:
         finite = math.isfinite(float(loss + norm))
         overflow = self.config.train.precision == "fp16" and not finite and math.isfinite(float(loss))
         overflow = overflow and state.skipped_in_a_row < _MAX_SKIPPED_IN_A_ROW
-        bad, overflows, signal = self.ranks.largest(float(not finite and not overflow), float(overflow), stop.number)
-        stop.set_agreed(signal)
+        failed = not finite and not overflow
+        bad, overflows, signal = self.ranks.largest(float(failed), float(overflow), self.stop.number)
+        self.stop.set_agreed(signal)
         if bad:
             indices = [] if finite else batch_indices(loader, batch)
             raise not_finite(
@@ -245,14 +245,14 @@ class Trainer:
             show=False,
         )
 
-    def _end_epoch(self, stop: SharedStop) -> bool:
+    def _end_epoch(self) -> bool:
         """Validates and records an epoch; returns False if it was stopped before that was complete."""
         state = self.state
         train = state.meter.compute()
         speed = train.pop("images") / max(state.seconds_in_epoch, 1e-9)
         metrics: dict[str, Any] = {"train": {**train, "images_per_s": round(speed, 1)}}
         if self.data.val is not None:
-            evaluation = self._evaluate(self.data.val, stop)
+            evaluation = self._evaluate(self.data.val)
             if evaluation is None:
                 return False
             metrics["val"] = evaluation.metrics()
@@ -269,12 +269,11 @@ class Trainer:
     def _epoch_line(self, metrics: dict[str, Any], is_best: bool) -> str:
         epochs = self.length.epochs
         parts = [f"epoch {self.state.epoch:>{len(str(epochs))}}/{epochs}"]
-        for split, values in metrics.items():
-            parts.append(f"{split} loss {values['loss']:.4f} top-1 {values['top1']:7.2%}")
+        parts += [f"{split} loss {one['loss']:.4f} top-1 {one['top1']:7.2%}" for split, one in metrics.items()]
         parts.append(f"{metrics['train']['images_per_s']:,.0f} images/s")
         return "  ".join(parts) + ("  best" if is_best else "")
 
-    def _evaluate(self, dataset: ImageDataset, stop: SharedStop) -> Evaluation | None:
+    def _evaluate(self, dataset: ImageDataset) -> Evaluation | None:
         return evaluate(
             self.state.evaluated_task,
             self.data.evaluation_loader(dataset),
@@ -282,13 +281,13 @@ class Trainer:
             device=self.device,
             num_exits=getattr(self.task.model, "num_exits", 1),
             precision=self.config.train.precision,
-            should_stop=stop.agree,
+            should_stop=self.stop.agree,
         )
 
-    def _test(self, stop: SharedStop) -> dict[str, Any] | None:
+    def _test(self) -> dict[str, Any] | None:
         metrics = dict(self.state.metrics)
         if self.data.test is not None:
-            evaluation = self._evaluate(self.data.test, stop)
+            evaluation = self._evaluate(self.data.test)
             if evaluation is None:
                 return None  # the last checkpoint is saved: a resumed run repeats the test
             metrics["test"] = evaluation.metrics()
@@ -297,24 +296,14 @@ class Trainer:
         return metrics
 
     def _record(self, split: str, metrics: dict[str, Any]) -> None:
-        line = {
-            "split": split,
-            "epoch": self.state.epoch,
-            "step": self.state.step,
-            "loss": metrics["loss"],
-            "top1": metrics["top1"],
-            "top5": metrics["top5"],
-            "lr": self.state.learning_rate,
-            "images_per_s": metrics["images_per_s"],
-        }
-        if "exits" in metrics:
-            line["exits"] = metrics["exits"]
+        state = self.state
+        line = {"split": split, "epoch": state.epoch, "step": state.step, "lr": state.learning_rate, **metrics}
         try:
             self.run.append_metrics(line)
         except OSError as error:
             self.run.warn(f"metrics.jsonl could not be written: {error}; training continues")
         else:
-            self.state.metrics_lines += 1
+            state.metrics_lines += 1
         if self.tracking is not None:
             self.tracking.log(line)
 

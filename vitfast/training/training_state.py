@@ -58,14 +58,10 @@ class TrainingState:
         self.schedule = create_schedule(self.optimizer, config.schedule, length)
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=config.train.precision == "fp16")
         self.meter = ClassificationMeter(num_classes, ranks.device, getattr(task.model, "num_exits", 1))
-        self.epoch = 0
-        self.step = 0
-        self.step_in_epoch = 0
+        self.epoch = self.step = self.step_in_epoch = self.metrics_lines = self.skipped_in_a_row = 0
         self.seconds_in_epoch = 0.0
-        self.metrics_lines = 0
         self.best_top1: float | None = None
         self.best_step: int | None = None
-        self.skipped_in_a_row = 0
         self.metrics: dict[str, Any] = {}
 
     @property
@@ -88,14 +84,7 @@ class TrainingState:
         return None if self.average is None else full_state(dict(self.evaluated_task.model.state_dict()))
 
     def finish_epoch(self, metrics: dict[str, Any]) -> bool:
-        """Counts a complete epoch.
-
-        Args:
-            metrics: by split; ``metrics["val"]["top1"]`` determines the best epoch.
-
-        Returns:
-            Whether it is the best epoch so far.
-        """
+        """Counts a complete epoch; returns whether its ``metrics["val"]["top1"]`` is the best so far."""
         self.metrics = metrics
         self.epoch += 1
         self.step_in_epoch, self.seconds_in_epoch = 0, 0.0

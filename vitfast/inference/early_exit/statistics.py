@@ -62,6 +62,10 @@ class ExitStatistics:
         """Returns the top-1 accuracy of early exit, 0..1."""
         return float(self.correct.gather(0, self.exit_index(thresholds)[None]).double().mean())
 
+    def exit_accuracies(self) -> list[float]:
+        """Returns the top-1 accuracy of each exit, 0..1."""
+        return self.correct.double().mean(dim=1).tolist()
+
     def cost(self, thresholds: Sequence[float], costs: Sequence[float]) -> float:
         """Returns the mean cost per image, given the cumulative ``costs`` of the exits."""
         return sum(share * cost for share, cost in zip(self.shares(thresholds), costs, strict=True))
