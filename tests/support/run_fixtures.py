@@ -26,7 +26,7 @@ def train_tiny() -> TrainTiny:
     def train(run_dir: Path, *options: str, stop_step: int | None = None, stop_in_evaluation: bool = False) -> int:
         class StoppingTrainer(Trainer):
             def fit(self, stop):
-                self.stop = stop
+                self.signal = stop
                 if stop_step == 0:
                     stop.request()
                 return super().fit(stop)
@@ -34,12 +34,12 @@ def train_tiny() -> TrainTiny:
             def _train_step(self, *arguments):
                 super()._train_step(*arguments)
                 if self.state.step == stop_step:
-                    self.stop.request()
+                    self.signal.request()
 
-            def _evaluate(self, dataset, stop):
+            def _evaluate(self, dataset):
                 if stop_in_evaluation:
-                    self.stop.request()
-                return super()._evaluate(dataset, stop)
+                    self.signal.request()
+                return super()._evaluate(dataset)
 
         resume = any(option.startswith("train.resume=") for option in options)
         arguments = list(options) if resume else [*TINY_RUN, f"run_dir={run_dir}", *options]
