@@ -25,13 +25,8 @@ from vitfast.evaluation.checkpoint_data import (
     loader_of_split,
 )
 from vitfast.evaluation.exit_sweep import ALONE, ExitSweep, OperatingPoint, sweep_thresholds
-from vitfast.evaluation.plots import (
-    ExitExample,
-    draw_exit_curve,
-    draw_exit_examples,
-    easy_and_hard,
-    restore_pixels,
-)
+from vitfast.evaluation.image_files import restore_pixels
+from vitfast.evaluation.plots import ExitExample, draw_exit_curve, draw_exit_examples, easy_and_hard
 from vitfast.inference import ExitStatistics, collect_exit_statistics, exit_gmacs
 from vitfast.inference.early_exit.early_exit import as_exit_model
 from vitfast.runs.trained_model import TrainedModel

@@ -66,6 +66,12 @@ def read_batches(
             yield [path for path, _ in batch], torch.stack([image for _, image in batch]).to(trained.device)
 
 
+def restore_pixels(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Undoes the normalization of images ``[..., C, H, W]``; returns values in 0..1 on the CPU."""
+    mean_C11, std_C11 = (torch.tensor(list(values), dtype=images.dtype)[:, None, None] for values in (mean, std))
+    return (images.cpu() * std_C11 + mean_C11).clamp(0, 1)
+
+
 class SkippedImages:
     """Reports unreadable images on stderr and counts them."""
 

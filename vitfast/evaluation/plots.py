@@ -109,12 +109,6 @@ def _write(figure: Any, center: tuple[float, float], width: float, text: str, si
         written.set_text(text)
 
 
-def restore_pixels(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Undoes the normalization of images ``[..., C, H, W]``; returns values in 0..1 on the CPU."""
-    mean_C11, std_C11 = (torch.tensor(list(values), dtype=images.dtype)[:, None, None] for values in (mean, std))
-    return (images.cpu() * std_C11 + mean_C11).clamp(0, 1)
-
-
 def draw_exit_curve(sweep: ExitSweep, path: str | os.PathLike[str], title: str) -> None:
     """Draws accuracy against images/s and against cost, and the shares of the exits.
 

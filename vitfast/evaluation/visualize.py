@@ -12,14 +12,14 @@ from torch import Tensor
 
 from vitfast.device import autocast
 from vitfast.errors import UserError
-from vitfast.evaluation.image_files import read_batches
-from vitfast.evaluation.plots import draw_attention, restore_pixels
+from vitfast.evaluation.image_files import read_batches, restore_pixels
+from vitfast.evaluation.plots import draw_attention
 from vitfast.inference.attention_maps import attention_layers, forward_with_maps
 from vitfast.inference.attention_rollout import attention_grid, attention_rollout
 from vitfast.models import ImageModel
 from vitfast.runs.trained_model import TrainedModel
 
-_ROLLOUT, _ALL, _MEAN = "rollout", "all", "mean"
+_ROLLOUT, _ALL = "rollout", "all"
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,11 @@ class View:
     Attributes:
         layers: indices of the layers, one panel each.
         head: ``"mean"``, or the index of a head.
-        with_rollout: whether the first panel shows the rollout.
-        num_layers: layers of the model, or of its last exit.
-        name: suffix of the file names.
+        name: suffix of the file names; ``"rollout"`` and ``"all"`` begin with a panel of the rollout.
     """
 
     layers: Sequence[int]
     head: int | Literal["mean"]
-    with_rollout: bool
-    num_layers: int
     name: str
 
 
@@ -71,7 +67,7 @@ def draw_images(
             output, maps = forward_with_maps(trained.model, images, head=view.head)
         logits = output[-1] if isinstance(output, tuple) else output  # the last exit
         titles = _titles(trained, logits)
-        panels = _panels(trained.model, maps[-view.num_layers :], view)
+        panels = _panels(trained.model, maps[-(len(maps) // trained.model.num_exits) :], view)
         pixels = restore_pixels(images, trained.data["mean"], trained.data["std"])
         for index, path in enumerate(batch):
             figure, grids = figures[path], [(label, grids_BGG[index]) for label, grids_BGG in panels]
@@ -93,8 +89,10 @@ def choose_view(model: ImageModel, layer: str, head: str) -> View:
     """
     layers = attention_layers(model)
     num_layers = len(layers) // model.num_exits
-    head_number = None if head == _MEAN else _number("head", head, layers[0].num_heads, "mean")
-    if head_number is not None and layer == _ROLLOUT:
+    head_number: int | Literal["mean"] = "mean"
+    if head != "mean":
+        head_number = _number("head", head, layers[0].num_heads, "mean")
+    if head_number != "mean" and layer == _ROLLOUT:
         raise UserError(
             f"head={head} cannot be combined with layer=rollout: heads of the same number in different layers are "
             "unrelated; use head=mean, or layer=all or a layer's number"
@@ -106,10 +104,7 @@ def choose_view(model: ImageModel, layer: str, head: str) -> View:
         number = _number("layer", layer, num_layers, "rollout or all")
         chosen = range(number, number + 1)
         name = f"layer{number}"
-    if head_number is not None:
-        name += f"_head{head_number}"
-    with_rollout = head_number is None and layer in (_ROLLOUT, _ALL)
-    return View(chosen, "mean" if head_number is None else head_number, with_rollout, num_layers, name)
+    return View(chosen, head_number, name if head_number == "mean" else f"{name}_head{head_number}")
 
 
 def figure_names(paths: Sequence[Path], target: Path, view: str) -> dict[Path, Path]:
@@ -117,11 +112,6 @@ def figure_names(paths: Sequence[Path], target: Path, view: str) -> dict[Path, P
 
     If several images have the same stem, the later ones get a number: ``photo-2_rollout.png``. No image is
     overwritten.
-
-    Args:
-        paths: image files.
-        target: the folder.
-        view: the view's name.
     """
     # some file systems are case-insensitive
     taken = {str(path.resolve()).casefold() for path in paths}
@@ -147,7 +137,7 @@ def _panels(model: ImageModel, maps: list[Tensor], view: View) -> list[tuple[str
     reader: Literal["token", "mean"] = getattr(model.fields, "pooling", "token")
     head = "mean of the heads" if view.head == "mean" else f"head {view.head}"
     panels = []
-    if view.with_rollout:
+    if view.name in (_ROLLOUT, _ALL):
         panels.append(("rollout", attention_grid(attention_rollout(maps), reader=reader)))
     for layer in view.layers:
         panels.append((f"layer {layer}, {head}", attention_grid(maps[layer][:, 0], reader=reader)))

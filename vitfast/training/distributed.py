@@ -113,22 +113,18 @@ class Ranks:
 class Replica:
     """A task whose gradients are averaged over the ranks in the last part of each step."""
 
-    def __init__(self, task: Task, ranks: Ranks, *, sharded: bool, compiled: bool) -> None:
-        self._ddp: DistributedDataParallel | None = None
-        self._fsdp: FSDPModule | None = None
-        if ranks.world > 1 and sharded:
-            assert isinstance(task, FSDPModule)
-            self._fsdp = task
-        elif ranks.world > 1:
-            self._ddp = DistributedDataParallel(task)
-        forward: Any = task if self._ddp is None else self._ddp
-        self._forward = torch.compile(forward) if compiled else forward
+    def __init__(self, task: Task, ranks: Ranks, *, compiled: bool) -> None:
+        replicated = ranks.world > 1 and not isinstance(task, FSDPModule)
+        self._module: nn.Module = DistributedDataParallel(task) if replicated else task
+        self._forward: Any = torch.compile(self._module) if compiled else self._module
 
     def __call__(self, images: Tensor, labels: Tensor, *, last: bool) -> dict[str, Tensor]:
         """Runs the task on a part of this rank's images; the backward pass of the ``last`` part averages gradients."""
-        if self._fsdp is not None:
-            self._fsdp.set_requires_gradient_sync(last)
-        sync: AbstractContextManager[object] = nullcontext() if self._ddp is None or last else self._ddp.no_sync()
+        if isinstance(self._module, FSDPModule):
+            self._module.set_requires_gradient_sync(last)
+        sync: AbstractContextManager[object] = nullcontext()
+        if isinstance(self._module, DistributedDataParallel) and not last:
+            sync = self._module.no_sync()
         with sync:
             result: dict[str, Tensor] = self._forward(images, labels)
         return result

@@ -14,6 +14,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from vitfast.config.schema import Config
 from vitfast.data import ImageDataset
+from vitfast.evaluation.image_files import restore_pixels
 from vitfast.runs.run_directory import CONFIG, CURVES
 from vitfast.text_table import percent, text_table
 from vitfast.training.training_state import TrainingState
@@ -90,13 +91,11 @@ def save_samples(dataset: ImageDataset, run_dir: Path) -> Path:
         return Path(file)
     folder = run_dir / "samples"
     folder.mkdir(exist_ok=True)
-    mean = torch.tensor(dataset.mean).view(-1, 1, 1)
-    std = torch.tensor(dataset.std).view(-1, 1, 1)
     missing = set(range(len(dataset.class_names)))
     for index in range(len(dataset)):
         image, label = dataset[index]
         if label in missing:
-            pixels = ((image * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+            pixels = (restore_pixels(image, dataset.mean, dataset.std) * 255).round().to(torch.uint8)
             to_pil_image(pixels).save(folder / f"{dataset.class_names[label]}.png")
             missing.remove(label)
         if not missing:

@@ -60,7 +60,7 @@ class Trainer:
         data.warn = run.warn
         self.num_classes = len(data.train.class_names)
         self.mixing = create_mixing(config.data.augment, self.num_classes, config.seed)
-        self.replica = Replica(self.task, ranks, sharded=config.train.shard, compiled=config.train.compile)
+        self.replica = Replica(self.task, ranks, compiled=config.train.compile)
         self.tracking: Tracking | None = None
         self.stop = SharedStop(StopSignal(), ranks)
         self._saved: tuple[int, int] | None = None  # (epoch, step) of the newest checkpoint
