@@ -24,14 +24,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs ``vitfast <command> …``.
-
-    Args:
-        argv: the command and its options; None: those of the command line.
-
-    Returns:
-        The exit code of the command; 2 for an unknown command.
-    """
+    """Runs ``vitfast <command> …``, by default the command line; returns the exit code, 2 for an unknown command."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())

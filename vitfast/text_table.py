@@ -12,9 +12,6 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: in
         header: one title for each column.
         rows: the cells, as many in a row as there are titles.
         left: how many columns from the left are aligned left (words); the others are aligned right (numbers).
-
-    Returns:
-        The lines, joined; without a line end after the last.
     """
     widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
 

@@ -301,8 +301,9 @@ class NumberFormatOptions:
     )
 
     def check(self, prefix: str) -> None:
-        for name in ("numerics", "backend", "semantics", "round_results", "activations", "overrides"):
-            if self.format is None and getattr(self, name) not in (None, []):
+        names = ("numerics", "backend", "semantics", "round_results", "activations", "overrides", "clip_gradients")
+        for name in names:
+            if self.format is None and getattr(self, name, None) not in (None, []):
                 raise UserError(f"{prefix}{name} requires {prefix}format, which is not given")
 
 
@@ -314,11 +315,6 @@ class QuantizeConfig(NumberFormatOptions):
     calibration_batches: int = option(
         10, "activations=calibrated: number of calibration batches before training", minimum=1
     )
-
-    def check(self, prefix: str) -> None:
-        super().check(prefix)
-        if self.format is None and self.clip_gradients is not None:
-            raise UserError(f"{prefix}clip_gradients requires {prefix}format, which is not given")
 
 
 @dataclass

@@ -55,11 +55,6 @@ class ForeignDataOptions(EvaluateDataOptions):
 def loader_of_split(trained: TrainedModel, overrides: EvaluateDataOptions, split: str) -> DataLoader[Any]:
     """Returns batches of a split, preprocessed for a checkpoint: all images once, in order.
 
-    Args:
-        trained: the checkpoint.
-        overrides: options of the user.
-        split: ``train``, ``val`` or ``test``.
-
     Raises:
         UserError: there is no such split, or its classes are not the checkpoint's.
     """

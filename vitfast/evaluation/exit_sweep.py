@@ -102,11 +102,11 @@ def sweep_thresholds(
         calibration: statistics of the images that thresholds are chosen on.
         test: statistics of the test images.
         costs: cumulative cost of each exit, from ``exit_gmacs``.
-        images: ``[n, in_chans, img_size, img_size]``, the test images to time, on the model's device.
+        images: the test images to time, as in ``measure_speeds``.
         indices: their columns in ``test``, ``[n]``.
         tolerance: top-1 that the chosen thresholds may lose on the calibration images, 0..1.
-        batch_size: as in ``measure_speeds``, like ``precision``.
-        precision: of the forward passes.
+        batch_size: as in ``measure_speeds``.
+        precision: as in ``measure_speeds``.
         seconds: as in ``measure_speeds``, for the chosen thresholds.
     """
     never = [*[NEVER] * (calibration.num_exits - 1), ALWAYS]
@@ -137,13 +137,9 @@ def sweep_thresholds(
 def choose_thresholds(
     statistics: ExitStatistics, candidates: Sequence[Sequence[float]], costs: Sequence[float], tolerance: float
 ) -> list[float]:
-    """Returns the cheapest candidate whose accuracy is at most ``tolerance`` below that of the last exit.
+    """Returns the cheapest candidate whose accuracy is at most ``tolerance`` (0..1) below that of the last exit.
 
-    Args:
-        statistics: of the images.
-        candidates: thresholds, including ones at which no image leaves early.
-        costs: cumulative cost of each exit.
-        tolerance: top-1 that may be lost, 0..1.
+    The candidates include thresholds at which no image leaves early.
     """
     least = float(statistics.correct[-1].double().mean()) - tolerance
     points = [ExitPoint.measure(statistics, thresholds, costs) for thresholds in candidates]

@@ -9,11 +9,7 @@ from vitfast.quantization.named_configs import named_config
 
 
 def number_format(options: NumberFormatOptions, prefix: str = "") -> QuantizationConfig:
-    """Returns the configuration of the named format.
-
-    Args:
-        options: with a ``format``.
-        prefix: of the option names in messages.
+    """Returns the configuration of ``options.format``; ``prefix`` precedes the option names in messages.
 
     Raises:
         UserError: the format does not exist, or does not support an option.
@@ -27,12 +23,9 @@ def number_format(options: NumberFormatOptions, prefix: str = "") -> Quantizatio
 
 
 def format_overrides(options: NumberFormatOptions, prefix: str = "") -> dict[str, QuantizationConfig | None] | None:
-    """Returns the configurations of layers with another format; None if there are none.
+    """Returns the configurations of layers with another format, ``options.overrides``; None if there are none.
 
-    Args:
-        options: with ``overrides`` of the form ``PATTERN=FORMAT``; ``numerics``, ``backend`` and ``semantics`` apply
-            to the formats that support them.
-        prefix: as in ``number_format``.
+    ``numerics``, ``backend`` and ``semantics`` apply to the formats that support them.
 
     Raises:
         UserError: an override has another form, or its format does not exist.

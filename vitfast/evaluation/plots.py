@@ -1,4 +1,4 @@
-"""Figures of attention, early exit and quantization, written as PNG files without a display."""
+"""Figures of attention, early exit and quantization, written atomically as PNG files, without a display."""
 
 from __future__ import annotations
 
@@ -110,13 +110,7 @@ def _write(figure: Any, center: tuple[float, float], width: float, text: str, si
 
 
 def draw_exit_curve(sweep: ExitSweep, path: str | os.PathLike[str], title: str) -> None:
-    """Draws accuracy against images/s and against cost, and the shares of the exits.
-
-    Args:
-        sweep: the threshold settings and their measurements.
-        path: the PNG file, replaced atomically.
-        title: of the figure.
-    """
+    """Draws accuracy against images/s and against cost, and the shares of the exits, as a PNG file."""
     from matplotlib.ticker import PercentFormatter
 
     figure = new_figure(15, 4.4, layout="constrained")
@@ -177,14 +171,7 @@ class ExitExample:
 def easy_and_hard(
     statistics: ExitStatistics, thresholds: Sequence[float], labels: Tensor, class_index: int, count: int
 ) -> tuple[list[ExitExample], list[ExitExample]]:
-    """Selects images of a class.
-
-    Args:
-        statistics: of the images.
-        thresholds: one per exit.
-        labels: the class of each image, ``[n]``.
-        class_index: the class.
-        count: maximum number of each kind.
+    """Selects up to ``count`` easy and hard images of a class, given the ``labels`` ``[n]`` of all images.
 
     Returns:
         Images that leave at the first exit, the most confident first; images that reach the last exit, the least
@@ -217,7 +204,7 @@ def draw_exit_examples(
     Args:
         rows: a class name, its easy and its hard images ``[C, H, W]`` with values in 0..1.
         count: columns of each kind.
-        path: the PNG file, replaced atomically.
+        path: the PNG file.
         title: of the figure.
     """
     width, height = _LABEL_INCHES + (2 * count + 0.5) * _EXAMPLE_INCHES, 0.8 + len(rows) * (_EXAMPLE_INCHES + 0.2)
@@ -244,16 +231,7 @@ def draw_exit_examples(
 
 
 def draw_quantization(report: QuantizationReport, path: str | os.PathLike[str], title: str) -> None:
-    """Draws the signal-to-noise ratio and the shares of saturated and flushed values of every layer.
-
-    Args:
-        report: of the model.
-        path: the PNG file, replaced atomically.
-        title: of the figure.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Draws the signal-to-noise ratio and the shares of saturated and flushed values of every layer as a PNG file."""
     from matplotlib.ticker import PercentFormatter
 
     layers = [*report.layers, report.output]

@@ -233,14 +233,8 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
 def prune_checkpoints(run_dir: str | os.PathLike[str], keep: int, best_step: int | None, step: int) -> list[Path]:
     """Deletes all but the ``keep`` newest checkpoints up to ``step`` and the one of ``best_step``.
 
-    A folder is renamed before it is deleted, so that a kill leaves no incomplete checkpoint.
-
-    Args:
-        run_dir: folder of the run.
-        keep: number of checkpoints to keep, at least 1.
-        best_step: step of a further checkpoint to keep.
-        step: of the newest checkpoint of this run. Later ones are from before a resume from an earlier step, perhaps
-            because they are damaged: they are kept, but not counted.
+    Checkpoints after ``step`` are from before a resume from an earlier step, perhaps because they are damaged: they are
+    kept, but not counted. A folder is renamed before it is deleted, so that a kill leaves no incomplete checkpoint.
 
     Returns:
         The deleted folders.
@@ -286,7 +280,8 @@ def _save_state(state: Mapping[str, Any], path: Path) -> None:
 
 def _manifest_text(record: Mapping[str, Any]) -> str:
     """Formats the manifest with its SHA-256 as the last entry."""
-    content = {key: value for key, value in record.items() if key != "manifest_sha256"}
+    content = {**record}
+    content.pop("manifest_sha256", None)
     return json.dumps({**content, "manifest_sha256": _manifest_sha256(content)}, indent=2) + "\n"
 
 

@@ -45,8 +45,8 @@ def not_finite(
     Args:
         loss: scalar.
         gradient_norm: scalar, of all gradients together.
-        step: the next optimizer step, counted from 1.
-        epoch: counted from 1.
+        step: the next optimizer step, counted from 1 like ``epoch``.
+        epoch: the running epoch.
         indices: of the batch's images; [] if unknown.
         file_of: returns the file of an image, or None.
         write_record: saves the full record and returns its file, or None. The record contains ``step``, ``epoch``,

@@ -30,14 +30,15 @@ class Tracking:
         config: of the run.
         run: its folder; TensorBoard's files are in ``tensorboard``, those of Weights & Biases in ``wandb``.
         first_step: completed steps; TensorBoard hides later ones, which were logged before a resume.
+        enabled: False logs nothing: for all ranks but one.
     """
 
-    def __init__(self, config: Config, run: RunDirectory, first_step: int) -> None:
+    def __init__(self, config: Config, run: RunDirectory, first_step: int, *, enabled: bool) -> None:
         self._run = run
         self._backends: dict[str, _Backend] = {}
-        if config.track.tensorboard:
+        if enabled and config.track.tensorboard:
             self._add("track.tensorboard", lambda: _tensorboard(run.path, first_step))
-        if config.track.wandb != "off":
+        if enabled and config.track.wandb != "off":
             self._add("track.wandb", lambda: _weights_and_biases(config, run.path))
 
     def log(self, line: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +61,6 @@ class Trainer:
         self.num_classes = len(data.train.class_names)
         self.mixing = create_mixing(config.data.augment, self.num_classes, config.seed)
         self.replica = Replica(self.task, ranks, compiled=config.train.compile)
-        self.tracking: Tracking | None = None
-        self.stop = SharedStop(StopSignal(), ranks)
         self._saved: tuple[int, int] | None = None  # (epoch, step) of the newest checkpoint
         self._curves_drawn = time.monotonic()
 
@@ -86,19 +84,11 @@ class Trainer:
             NonFiniteError: before an update with a non-finite loss or gradient.
             UserError: if the last checkpoint cannot be written.
         """
-        self.stop = SharedStop(stop, self.ranks)
-        if self.ranks.is_main:
-            self.tracking = Tracking(self.config, self.run, self.state.step)
-        try:
-            return self._fit()
-        finally:
-            if self.tracking is not None:
-                self.tracking.close()
-
-    def _fit(self) -> dict[str, Any] | None:
         state, epochs = self.state, self.length.epochs
+        self.stop = SharedStop(stop, self.ranks)
+        self.tracking = Tracking(self.config, self.run, state.step, enabled=self.ranks.is_main)
         total, done = self._images_up_to(epochs, 0), self._images_up_to(state.epoch, state.step_in_epoch)
-        with progress_bar(total, done, enabled=self.ranks.is_main) as bar:
+        with closing(self.tracking), progress_bar(total, done, enabled=self.ranks.is_main) as bar:
             self.run.echo_through(lambda line: tqdm.write(line, file=sys.stderr))
             self.stop.agree()
             while state.epoch < epochs and not self.stop:
@@ -238,8 +228,7 @@ class Trainer:
         metrics, state = self.state.meter.compute(), self.state
         loss, top1, lr = metrics["loss"], metrics["top1"], state.learning_rate
         bar.set_postfix_str(f"loss {loss:.3f}, top-1 {top1:.1%}", refresh=False)
-        if self.tracking is not None:
-            self.tracking.log({"split": "within_epoch", "step": state.step, "loss": loss, "top1": top1, "lr": lr})
+        self.tracking.log({"split": "within_epoch", "step": state.step, "loss": loss, "top1": top1, "lr": lr})
         self.run.log(
             f"step {state.step}: epoch {state.epoch + 1}, so far loss {loss:.4f}, top-1 {top1:.2%}, lr {lr:.3g}",
             show=False,
@@ -304,8 +293,7 @@ class Trainer:
             self.run.warn(f"metrics.jsonl could not be written: {error}; training continues")
         else:
             state.metrics_lines += 1
-        if self.tracking is not None:
-            self.tracking.log(line)
+        self.tracking.log(line)
 
     def _save(self, must: bool) -> None:
         """Saves a checkpoint; a failure is an error if it ``must`` succeed, otherwise a warning."""

@@ -108,13 +108,10 @@ class TrainingState:
         }
 
     def load_state_dict(self, state: dict[str, Any], model: dict[str, Tensor], ema: dict[str, Tensor] | None) -> None:
-        """Restores everything, including this rank's random generators.
+        """Restores ``state_dict``, ``model_state`` and ``ema_state``, including this rank's random generators.
 
-        Args:
-            state: from ``state_dict``. If it is of another number of ranks, rank 0 takes the running metrics of all
-                ranks, and a rank without a saved state keeps its random generators.
-            model: from ``model_state``.
-            ema: from ``ema_state``.
+        From another number of ranks, rank 0 takes the running metrics of all ranks, and a rank without a saved state
+        keeps its random generators.
 
         Raises:
             CheckpointError: if a part is missing or does not fit this model.
