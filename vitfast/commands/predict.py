@@ -21,7 +21,7 @@ from typing import Any
 
 from vitfast.commands.checkpoint_options import CheckpointOptions
 from vitfast.config import load_options, option
-from vitfast.evaluation.image_files import SkippedImages, find_images
+from vitfast.evaluation.image_files import SkippedImages, find_images, read_batches
 from vitfast.evaluation.predict import Prediction, predict
 
 
@@ -49,14 +49,9 @@ def run(arguments: Sequence[str]) -> int:
     if options.output == "table":
         print(f"{trained.describe()}\n")
     skipped = SkippedImages()
+    batches = read_batches(trained, paths, options.batch_size, skipped)
     for prediction in predict(
-        trained,
-        paths,
-        skipped,
-        batch_size=options.batch_size,
-        top=options.top,
-        early_exit=options.early_exit,
-        precision=options.precision,
+        trained, batches, top=options.top, early_exit=options.early_exit, precision=options.precision
     ):
         show(prediction)
     return skipped.conclude(len(paths))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,20 +26,17 @@ class ClassificationMeter:
     """
 
     def __init__(self, num_classes: int, device: torch.device, num_exits: int = 1) -> None:
+        accuracy = partial(MulticlassAccuracy, num_classes, average="micro", validate_args=False)
         self._metrics: dict[str, Metric] = {
             "images": SumMetric(nan_strategy="disable").set_dtype(torch.float64),
             "loss_sum": SumMetric(nan_strategy="disable").set_dtype(torch.float64),
-            "top1": self._accuracy(num_classes, 1),
-            "top5": self._accuracy(num_classes, min(5, num_classes)),
+            "top1": accuracy(),
+            "top5": accuracy(top_k=min(5, num_classes)),
         }
         self._exits = [f"exit{number}" for number in range(1, num_exits + 1)] if num_exits > 1 else []
-        self._metrics |= {name: self._accuracy(num_classes, 1) for name in self._exits}
+        self._metrics |= {name: accuracy() for name in self._exits}
         for metric in self._metrics.values():
             metric.to(device)
-
-    @staticmethod
-    def _accuracy(num_classes: int, top_k: int) -> Metric:
-        return MulticlassAccuracy(num_classes, top_k=top_k, average="micro", validate_args=False)
 
     def update(self, loss: Tensor, output: Tensor, labels: Tensor, exits: Tensor | None = None) -> None:
         """Adds a batch: mean loss (scalar), logits [B, K], labels [B], and the logits of all exits [E, B, K]."""
@@ -58,9 +56,8 @@ class ClassificationMeter:
         All but ``images`` are NaN before the first batch. All ranks must call it.
         """
         for metric in self._metrics.values():
-            metric._update_count = max(
-                metric._update_count, 1
-            )  # suppresses torchmetrics' warning before the first batch
+            # suppresses torchmetrics' warning before the first batch
+            metric._update_count = max(metric._update_count, 1)
         values = {name: float(metric.compute()) for name, metric in self._metrics.items()}
         images = int(values["images"])
         share = {name: float("nan") if images == 0 else round(value, 7) for name, value in values.items()}

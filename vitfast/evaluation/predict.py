@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from vitfast.device import autocast
 from vitfast.evaluation.evaluate import create_early_exit
-from vitfast.evaluation.image_files import read_batches
 from vitfast.runs.trained_model import TrainedModel
 
 
@@ -33,34 +33,30 @@ class Prediction:
 
 def predict(
     trained: TrainedModel,
-    paths: Sequence[Path],
-    report: Callable[[Path, str], None],
+    batches: Iterable[tuple[list[Path], Tensor]],
     *,
-    batch_size: int,
     top: int,
     early_exit: bool = True,
     precision: str = "fp32",
 ) -> Iterator[Prediction]:
-    """Predicts files in batches.
+    """Predicts image files.
 
     Args:
         trained: the model.
-        paths: image files.
-        report: called with the file and the reason for each image that cannot be read.
-        batch_size: images in a batch.
+        batches: from ``read_batches``.
         top: number of classes in a prediction.
         early_exit: stop at the first confident exit if the checkpoint has thresholds.
         precision: ``fp32`` or ``bf16`` (autocast).
 
     Yields:
-        A prediction for each readable image, in order.
+        A prediction for each image, in order.
 
     Raises:
         UserError: the checkpoint's thresholds do not fit its model.
     """
     exit_model = create_early_exit(trained) if early_exit and trained.exit_thresholds is not None else None
     names = trained.class_names
-    for batch, images in read_batches(trained, paths, batch_size, report):
+    for batch, images in batches:
         exits: list[int] | list[None] = [None] * len(batch)
         with torch.inference_mode(), autocast(trained.device, precision):
             if exit_model is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vitfast.device import autocast
 from vitfast.errors import UserError
-from vitfast.evaluation.image_files import read_batches, restore_pixels
+from vitfast.evaluation.image_files import restore_pixels
 from vitfast.evaluation.plots import draw_attention
 from vitfast.inference.attention_maps import attention_layers, forward_with_maps
 from vitfast.inference.attention_rollout import attention_grid, attention_rollout
@@ -41,9 +41,8 @@ def draw_images(
     trained: TrainedModel,
     view: View,
     figures: dict[Path, Path],
-    report: Callable[[Path, str], None],
+    batches: Iterable[tuple[list[Path], Tensor]],
     *,
-    batch_size: int,
     precision: str,
 ) -> Iterator[tuple[Path, str, bool]]:
     """Draws a figure for each image.
@@ -52,8 +51,7 @@ def draw_images(
         trained: the model.
         view: the layers and heads to draw.
         figures: image file -> figure file.
-        report: called with the file and the reason for each image that cannot be read.
-        batch_size: images in a batch.
+        batches: from ``read_batches``.
         precision: ``fp32`` or ``bf16`` (autocast).
 
     Yields:
@@ -62,7 +60,7 @@ def draw_images(
     Raises:
         UserError: a figure cannot be written.
     """
-    for batch, images in read_batches(trained, list(figures), batch_size, report):
+    for batch, images in batches:
         with torch.inference_mode(), autocast(trained.device, precision):
             output, maps = forward_with_maps(trained.model, images, head=view.head)
         logits = output[-1] if isinstance(output, tuple) else output  # the last exit

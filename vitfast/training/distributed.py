@@ -143,11 +143,6 @@ def shard(module: nn.Module, ranks: Ranks) -> None:
     fully_shard(module, mesh=mesh)
 
 
-def total_norm(gradients: list[Tensor]) -> Tensor:
-    """Returns the norm of all gradients together, sharded or not."""
-    return full_tensor(torch.nn.utils.get_total_norm(gradients))
-
-
 def full_tensor(tensor: Tensor) -> Tensor:
     """Returns the full tensor of a sharded one, collectively; any other tensor unchanged."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -22,7 +22,7 @@ from vitfast.evaluation.evaluate import Evaluation, evaluate
 from vitfast.quantization.record import quantization_record
 from vitfast.runs.checkpoint import load_state, load_weights_file, prune_checkpoints, save_checkpoint
 from vitfast.runs.run_directory import CURVES, RunDirectory
-from vitfast.training.distributed import Ranks, Replica, full_tensor, total_norm
+from vitfast.training.distributed import Ranks, Replica, full_tensor
 from vitfast.training.finite_guard import batch_indices, not_finite
 from vitfast.training.progress import progress_bar
 from vitfast.training.schedule import TrainingLength
@@ -195,7 +195,8 @@ class Trainer:
         limit = self.config.optim.clip_grad
         if limit is not None:
             return full_tensor(torch.nn.utils.clip_grad_norm_(self.task.parameters(), limit))
-        return total_norm([parameter.grad for parameter in self.task.parameters() if parameter.grad is not None])
+        gradients = [parameter.grad for parameter in self.task.parameters() if parameter.grad is not None]
+        return full_tensor(torch.nn.utils.get_total_norm(gradients))
 
     def _check_finite(self, loss: Tensor, norm: Tensor, loader: DataLoader[Any], batch: int) -> bool:
         """Stops all ranks before a non-finite update, and shares a stop signal; returns whether fp16 skips the step.
