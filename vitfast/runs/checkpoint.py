@@ -102,14 +102,11 @@ def write_checkpoint(
             os.rename(folder, folder.with_name(f".{folder.name}.replaced"))
         os.rename(temporary, folder)
         flush_to_disk(folder.parent)
-    except Exception as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise
-        if isinstance(error, (safetensors.SafetensorError, RuntimeError)):
-            # the libraries wrap the error of the system in their own exceptions
-            raise OSError(f"{folder} could not be written: {error}") from error
-        raise
+    except (safetensors.SafetensorError, RuntimeError) as error:
+        # the libraries wrap the error of the system in their own exceptions
+        raise OSError(f"{folder} could not be written: {error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # it has been renamed unless an error was raised
 
 
 def update_manifest(checkpoint: Path, changes: Mapping[str, Any]) -> None:
@@ -163,9 +160,8 @@ def resolve_checkpoint(path: str | os.PathLike[str]) -> Path:
     found = list_checkpoints(path)
     checkpoint = latest_checkpoint(path)
     if checkpoint is None:
-        reason = (
-            f"none of its {len(found)} checkpoints is valid" if found else "it contains no checkpoint_NNNNNN folder"
-        )
+        none_valid = f"none of its {len(found)} checkpoints is valid"
+        reason = none_valid if found else "it contains no checkpoint_NNNNNN folder"
         raise UserError(f"{path} cannot be loaded: {reason}; give the folder of a run or one of its checkpoints")
     return checkpoint
 
@@ -322,9 +318,7 @@ def _remove_leftovers(run_dir: Path) -> None:
     """Removes leftovers of a kill; a replaced checkpoint only if its successor exists, otherwise it is restored."""
     for path in run_dir.glob(".checkpoint_*"):
         replaced = _REPLACED.fullmatch(path.name)
-        if replaced is None:
-            shutil.rmtree(path, ignore_errors=True)
-        elif (run_dir / replaced[1]).exists():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
+        if replaced is not None and not (run_dir / replaced[1]).exists():
             os.rename(path, run_dir / replaced[1])
+        else:
+            shutil.rmtree(path, ignore_errors=True)
