@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from tqdm import tqdm
 
 import vitfast
 from vitfast.errors import UserError
@@ -36,7 +37,6 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._echo: Any = lambda line: print(line, file=sys.stderr, flush=True)
         # unbuffered: a line that a full disk rejects is lost, instead of failing again with the next line or on close
         self._log: BinaryIO = open(path / LOG, "ab", buffering=0)
 
@@ -81,17 +81,13 @@ class RunDirectory:
         """Closes the log file."""
         self._log.close()
 
-    def echo_through(self, write: Any) -> None:
-        """Prints the lines that ``log`` shows with ``write(line)``, which keeps a progress bar intact."""
-        self._echo = write
-
     def log(self, text: str, *, show: bool = True) -> None:
         """Appends a line to ``log.txt`` with the time, and prints it on stderr unless ``show`` is False.
 
         A full disk stops neither the run nor the message on stderr.
         """
         if show:
-            self._echo(text)
+            tqdm.write(text, file=sys.stderr)  # keeps a progress bar intact
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
         with suppress(OSError):
             self._log.write("".join(f"{stamp}  {line}\n" for line in text.splitlines() or [""]).encode())

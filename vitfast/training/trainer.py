@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from contextlib import AbstractContextManager, closing
 from pathlib import Path
@@ -89,7 +88,6 @@ class Trainer:
         self.tracking = Tracking(self.config, self.run, state.step, enabled=self.ranks.is_main)
         total, done = self._images_up_to(epochs, 0), self._images_up_to(state.epoch, state.step_in_epoch)
         with closing(self.tracking), progress_bar(total, done, enabled=self.ranks.is_main) as bar:
-            self.run.echo_through(lambda line: tqdm.write(line, file=sys.stderr))
             self.stop.agree()
             while state.epoch < epochs and not self.stop:
                 bar.set_description_str(f"epoch {state.epoch + 1}/{epochs}", refresh=False)
