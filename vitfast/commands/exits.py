@@ -19,7 +19,6 @@ from vitfast.inference import ExitPoint, collect_exit_statistics, exit_gmacs, ex
 from vitfast.inference.early_exit.calibrate import check_budget, solve_thresholds
 from vitfast.inference.early_exit.early_exit import as_exit_model
 from vitfast.runs.checkpoint import update_manifest
-from vitfast.runs.trained_model import TrainedModel
 from vitfast.text_table import percent, text_table
 
 
@@ -70,7 +69,11 @@ def run(arguments: Sequence[str]) -> int:
     if budget is not None:
         thresholds = solve_thresholds(statistics, costs, budget, search=options.search)
         chosen = ExitPoint.measure(statistics, thresholds, costs)
-        _store(trained, thresholds)
+        try:
+            update_manifest(trained.checkpoint, {"exit_thresholds": thresholds})
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"the thresholds cannot be stored in {trained.checkpoint}: {reason}") from error
         lines += [
             "",
             f"for a budget of {budget:g} {unit} an image, stored in {trained.checkpoint}:",
@@ -106,11 +109,3 @@ def _curve(points: list[ExitPoint], unit: str) -> str:
 
 def _number(cost: float) -> str:
     return f"{cost:.3f}" if cost >= 1 else f"{cost:.3g}"
-
-
-def _store(trained: TrainedModel, thresholds: list[float]) -> None:
-    try:
-        update_manifest(trained.checkpoint, {"exit_thresholds": thresholds})
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"the thresholds cannot be stored in {trained.checkpoint}: {reason}") from error

@@ -96,6 +96,7 @@ def run(arguments: Sequence[str]) -> int:
     float32_bytes = sum(tensor.numel() * tensor.element_size() for tensor in reference.state_dict().values())
     sizes = [float32_bytes, (output / MODEL_FILE).stat().st_size]
     rows = classification_report(after, trained.class_names)
+    cells = [(row["class"], f"{row['n']:,}", *(percent(row[name]) for name in CLASS_METRICS)) for row in rows]
     folder = Path(options.report) if options.report is not None else output
     _write_report(folder, numbers, report, {**metrics, "bytes": sizes, "per_class": rows}, trained)
     parts = [
@@ -103,7 +104,7 @@ def run(arguments: Sequence[str]) -> int:
         f"split    {options.split}, {after.images:,} of {len(images):,} images",
         _accuracy_table(before, after, sizes, numbers),
         _layer_table(report),
-        *([_class_table(rows)] if options.per_class else []),
+        *([text_table(("class", "n", "precision", "recall", "F1"), cells)] if options.per_class else []),
         f"The quantized checkpoint is {output}; evaluate, predict and visualize load it like any other checkpoint.\n"
         f"The table of layers is drawn in {folder / _PLOT}, all results are in {folder / _REPORT}.",
     ]
@@ -204,13 +205,6 @@ def _accuracy_table(before: Evaluation, after: Evaluation, sizes: list[int], num
     ]
     exits = (f"exit {number}" for number in range(1, len(after.exits or []) + 1))
     return text_table(("numbers", "top-1", "top-5", "loss", *exits, "weights"), rows)
-
-
-def _class_table(rows: list[dict[str, Any]]) -> str:
-    return text_table(
-        ("class", "n", "precision", "recall", "F1"),
-        [(row["class"], f"{row['n']:,}", *(percent(row[name]) for name in CLASS_METRICS)) for row in rows],
-    )
 
 
 def _layer_row(name: str, layer: LayerError) -> tuple[str, ...]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import textwrap
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -47,37 +49,31 @@ def _tables(schema: type, options: dict[str, OptionInfo], values: Any) -> str:
     groups: dict[str, list[OptionInfo]] = {}
     for key, info in options.items():
         groups.setdefault(key.rpartition(".")[0], []).append(info)
-    defaults = {key: _default(info, values) for key, info in options.items()}
+    shown = {}
+    for key in options:
+        value = reduce(getitem, key.split("."), values)
+        shown[key] = _REQUIRED if value == MISSING else format_value(value)
     widths = (
         max(map(len, options)),
         max(len(info.type_name()) for info in options.values()),
-        max(map(len, defaults.values())),
+        max(map(len, shown.values())),
     )
     sections, blocks = list_sections(schema), []
     for section, members in groups.items():
         heading = f"{section}: {_summary(sections[section])}" if section else "options:"
-        rows = [_row((info.key, info.type_name(), defaults[info.key]), _meaning(info), widths) for info in members]
+        rows = [_row((info.key, info.type_name(), shown[info.key]), info, widths) for info in members]
         blocks.append("\n".join([heading, *rows]))
     return "\n\n".join(blocks)
 
 
-def _row(cells: tuple[str, str, str], meaning: str, widths: tuple[int, int, int]) -> str:
-    head = "  " + "".join(f"{cell:<{width}}  " for cell, width in zip(cells, widths, strict=True))
-    lines = textwrap.wrap(meaning, max(_WIDTH - len(head), 40), break_long_words=False)
-    return (head + ("\n" + " " * len(head)).join(lines)).replace(_NO_BREAK_SPACE, " ").rstrip()
-
-
-def _meaning(info: OptionInfo) -> str:
+def _row(cells: tuple[str, str, str], info: OptionInfo, widths: tuple[int, int, int]) -> str:
     allowed = info.limits.describe()
     if not info.limits.choices:
         allowed = allowed.replace(" ", _NO_BREAK_SPACE)
-    return info.help + (f" [{allowed}]" if allowed else "")
-
-
-def _default(info: OptionInfo, values: Any) -> str:
-    for name in info.key.split("."):
-        values = values[name]
-    return _REQUIRED if values == MISSING else format_value(values)
+    meaning = info.help + (f" [{allowed}]" if allowed else "")
+    head = "  " + "".join(f"{cell:<{width}}  " for cell, width in zip(cells, widths, strict=True))
+    lines = textwrap.wrap(meaning, max(_WIDTH - len(head), 40), break_long_words=False)
+    return (head + ("\n" + " " * len(head)).join(lines)).replace(_NO_BREAK_SPACE, " ").rstrip()
 
 
 def _summary(schema: type) -> str:

@@ -16,7 +16,8 @@ _FOLDER = Path(__file__).parent / "recipes"
 
 def list_recipes() -> dict[str, str]:
     """Lists the built-in recipes: name -> first line of the header."""
-    return {path.stem: _first_line(path) for path in sorted(_FOLDER.glob("*.yaml"))}
+    files = sorted(_FOLDER.glob("*.yaml"))
+    return {path.stem: path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ") for path in files}
 
 
 def find_recipe(recipe: str) -> Path:
@@ -66,8 +67,3 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 def _known() -> str:
     return f"there are: {', '.join(list_recipes())}; or give the path of a .yaml file"
-
-
-def _first_line(path: Path) -> str:
-    with path.open(encoding="utf-8") as lines:
-        return lines.readline().lstrip("#").strip()

@@ -90,10 +90,9 @@ def _columns(panels: int) -> int:
 def _resize_to_panel(image_HWC: np.ndarray) -> np.ndarray:
     """Resizes an image to the size of a panel; pixels of small images stay visible as squares."""
     image_1CHW = torch.from_numpy(image_HWC.copy()).permute(2, 0, 1)[None]
-    if 4 * image_HWC.shape[0] <= PANEL:
-        resized_1CHW = F.interpolate(image_1CHW, (PANEL, PANEL), mode="nearest-exact")
-    else:
-        resized_1CHW = F.interpolate(image_1CHW, (PANEL, PANEL), mode="bilinear", antialias=True)
+    enlarged = 4 * image_HWC.shape[0] <= PANEL
+    mode = "nearest-exact" if enlarged else "bilinear"
+    resized_1CHW = F.interpolate(image_1CHW, (PANEL, PANEL), mode=mode, antialias=not enlarged)
     resized: np.ndarray = resized_1CHW[0].permute(1, 2, 0).clamp(0, 1).numpy()
     return resized
 
@@ -135,8 +134,7 @@ def _draw_accuracy(axes: Any, sweep: ExitSweep, label: str, value: Callable[[Ope
     ):
         top1 = point.test.accuracy
         axes.plot([value(point)], [top1], marker, color=colour, markersize=size, label=f"{name} {top1:.2%}")
-    axes.set_xlabel(label)
-    axes.set_ylabel("top-1 accuracy")
+    axes.set(xlabel=label, ylabel="top-1 accuracy")
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
@@ -147,9 +145,7 @@ def _draw_exit_shares(axes: Any, points: Sequence[ExitPoint]) -> None:
     bands = list(zip(*(point.shares for point in ordered), strict=True))
     names = [f"leave at exit {number}" for number in range(1, len(bands) + 1)]
     axes.stackplot([point.cost for point in ordered], *bands, labels=names, alpha=0.8)
-    axes.set_xlabel("GMACs an image")
-    axes.set_ylabel("share of the images")
-    axes.set_ylim(0, 1)
+    axes.set(xlabel="GMACs an image", ylabel="share of the images", ylim=(0, 1))
     axes.legend(loc="lower right")
 
 
@@ -240,7 +236,8 @@ def draw_quantization(report: QuantizationReport, path: str | os.PathLike[str], 
     figure.suptitle(title)
     left, right = figure.subplots(1, 2, sharey=True)
     rows = range(len(layers))
-    left.barh(rows, [_bar(layer) for layer in layers], color="tab:blue")
+    ratios = np.array([layer.signal_to_noise_db for layer in layers])
+    left.barh(rows, np.nan_to_num(ratios, nan=0.0, posinf=_MAX_DB).clip(0.0, _MAX_DB), color="tab:blue")
     for row, layer in enumerate(layers):
         if not math.isfinite(layer.signal_to_noise_db):
             left.text(0.5, row, "exact" if layer.signal_to_noise_db > 0 else "not finite", va="center", fontsize=7)
@@ -254,11 +251,6 @@ def draw_quantization(report: QuantizationReport, path: str | os.PathLike[str], 
     for axes in (left, right):
         axes.grid(axis="x", alpha=0.3)
     save_figure(figure, path)
-
-
-def _bar(layer: LayerError) -> float:
-    ratio = layer.signal_to_noise_db
-    return 0.0 if math.isnan(ratio) else min(max(ratio, 0.0), _MAX_DB)
 
 
 def _draw_lost_shares(axes: Any, layers: list[LayerError]) -> None:

@@ -64,7 +64,8 @@ def draw_images(
         with torch.inference_mode(), autocast(trained.device, precision):
             output, maps = forward_with_maps(trained.model, images, head=view.head)
         logits = output[-1] if isinstance(output, tuple) else output  # the last exit
-        titles = _titles(trained, logits)
+        best = zip(*(column.tolist() for column in logits.float().softmax(dim=1).max(dim=1)), strict=True)
+        titles = [f"{trained.class_names[index]} {value:.1%}" for value, index in best]
         panels = _panels(trained.model, maps[-(len(maps) // trained.model.num_exits) :], view)
         pixels = restore_pixels(images, trained.data["mean"], trained.data["std"])
         for index, path in enumerate(batch):
@@ -140,10 +141,3 @@ def _panels(model: ImageModel, maps: list[Tensor], view: View) -> list[tuple[str
     for layer in view.layers:
         panels.append((f"layer {layer}, {head}", attention_grid(maps[layer][:, 0], reader=reader)))
     return panels
-
-
-def _titles(trained: TrainedModel, logits: Tensor) -> list[str]:
-    """Returns the most probable class and its probability for each image."""
-    values, indices = logits.float().softmax(dim=1).max(dim=1)
-    names = trained.class_names
-    return [f"{names[index]} {value:.1%}" for value, index in zip(values.tolist(), indices.tolist(), strict=True)]

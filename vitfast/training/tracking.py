@@ -115,8 +115,7 @@ def draw_curves(metrics: Iterable[dict[str, Any]], path: str | os.PathLike[str],
     for axes, key, label in zip(figure.subplots(1, 2), ("loss", "top1"), ("loss", "top-1 accuracy"), strict=True):
         for split, colour in _COLOURS.items():
             _draw_split(axes, [line for line in lines if line["split"] == split], key, split, colour)
-        axes.set_xlabel("epoch")
-        axes.set_ylabel(label)
+        axes.set(xlabel="epoch", ylabel=label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
         if axes.has_data():

@@ -247,19 +247,15 @@ class Trainer:
         is_best = state.finish_epoch(metrics)
         for split, values in metrics.items():
             self._record(split, values)
-        self.run.log(self._epoch_line(metrics, is_best))
+        parts = [f"epoch {state.epoch:>{len(str(self.length.epochs))}}/{self.length.epochs}"]
+        parts += [f"{split} loss {one['loss']:.4f} top-1 {one['top1']:7.2%}" for split, one in metrics.items()]
+        parts.append(f"{speed:,.0f} images/s")
+        self.run.log("  ".join(parts) + ("  best" if is_best else ""))
         final = state.epoch == self.length.epochs
         if is_best or final or state.epoch % self.config.train.checkpoint_every_epochs == 0:
             self._save(must=final)
         self._draw(force=False)
         return True
-
-    def _epoch_line(self, metrics: dict[str, Any], is_best: bool) -> str:
-        epochs = self.length.epochs
-        parts = [f"epoch {self.state.epoch:>{len(str(epochs))}}/{epochs}"]
-        parts += [f"{split} loss {one['loss']:.4f} top-1 {one['top1']:7.2%}" for split, one in metrics.items()]
-        parts.append(f"{metrics['train']['images_per_s']:,.0f} images/s")
-        return "  ".join(parts) + ("  best" if is_best else "")
 
     def _evaluate(self, dataset: ImageDataset) -> Evaluation | None:
         return evaluate(

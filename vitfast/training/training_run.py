@@ -87,7 +87,11 @@ def run_training(arguments: Sequence[str]) -> int:
             trainer = Trainer(config, state, length, data, run, ranks)
             if checkpoint is not None:
                 trainer.resume(checkpoint)
-            _write_start(config, run, ranks.device)
+            try:
+                run.write_text(CONFIG, to_yaml(config))
+                run.write_environment(describe_environment(ranks.device))
+            except OSError as error:
+                raise UserError(f"run_dir={run.path} cannot be written: {error.strerror or error}") from error
             _log_start(trainer, checkpoint)
             return _train_and_report(trainer, stop)
 
@@ -204,14 +208,6 @@ def _argument(arguments: Sequence[str], key: str) -> str | None:
     """Returns the value of an option on the command line, without its recipe; None if absent or null."""
     values = [value for name, _, value in (argument.partition("=") for argument in arguments) if name == key]
     return values[-1] if values and values[-1] not in ("", "null") else None
-
-
-def _write_start(config: Config, run: RunDirectory, device: torch.device) -> None:
-    try:
-        run.write_text(CONFIG, to_yaml(config))
-        run.write_environment(describe_environment(device))
-    except OSError as error:
-        raise UserError(f"run_dir={run.path} cannot be written: {error.strerror or error}") from error
 
 
 def _log_start(trainer: Trainer, checkpoint: Path | None) -> None:
