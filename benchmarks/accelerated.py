@@ -28,7 +28,7 @@ from vitfast.benchmarking.model_cases import WEIGHT, forward, logits, model_case
 from vitfast.benchmarking.peers import Unavailable, compiled, failure, timm_model
 from vitfast.benchmarking.run import ModelRunOptions, known_models, known_words, run_tables, seconds_option
 from vitfast.benchmarking.table import Table, count_gflop, gigabytes
-from vitfast.commands.run_command import run_command
+from vitfast.cli import run_command
 from vitfast.config import load_options, option
 from vitfast.device import select_device
 from vitfast.inference.accelerate import accelerate

@@ -21,7 +21,7 @@ from vitfast.benchmarking.machine import DTYPES
 from vitfast.benchmarking.model_cases import WEIGHT, forward, logits, model_case, sample_images, seeded_model
 from vitfast.benchmarking.run import ModelRunOptions, run_tables
 from vitfast.benchmarking.table import Table
-from vitfast.commands.run_command import run_command
+from vitfast.cli import run_command
 from vitfast.config import load_options, option
 from vitfast.device import select_device
 

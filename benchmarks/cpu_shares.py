@@ -29,8 +29,8 @@ import vitfast
 from vitfast.benchmarking.machine import describe_machine
 from vitfast.benchmarking.results import machine_line, markdown_table, write_files
 from vitfast.benchmarking.run import check_json_path, known_models, known_words, parse_counts, torch_threads
+from vitfast.cli import run_command
 from vitfast.commands.benchmark import ENGINE_PRECISIONS
-from vitfast.commands.run_command import run_command
 from vitfast.config import load_options, option
 from vitfast.errors import UserError
 

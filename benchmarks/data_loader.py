@@ -23,7 +23,7 @@ from torchvision.transforms import InterpolationMode, v2
 from vitfast.benchmarking.harness import Case
 from vitfast.benchmarking.run import RunOptions, parse_counts, run_tables
 from vitfast.benchmarking.table import Table, joined
-from vitfast.commands.run_command import run_command
+from vitfast.cli import run_command
 from vitfast.config import AugmentConfig, DataConfig, load_options, option
 from vitfast.data import ImageDataset, build_dataset, build_loader
 

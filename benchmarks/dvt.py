@@ -26,7 +26,7 @@ from vitfast.benchmarking.model_cases import WEIGHT, forward, logits, model_case
 from vitfast.benchmarking.peers import Unavailable
 from vitfast.benchmarking.run import ModelRunOptions, run_tables
 from vitfast.benchmarking.table import Table, count_gflop
-from vitfast.commands.run_command import run_command
+from vitfast.cli import run_command
 from vitfast.config import load_options, option
 from vitfast.device import select_device
 from vitfast.errors import UserError

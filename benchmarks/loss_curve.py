@@ -23,7 +23,7 @@ from torch import Tensor
 
 from vitfast.benchmarking.machine import describe_machine
 from vitfast.benchmarking.run import check_json_path
-from vitfast.commands.run_command import run_command
+from vitfast.cli import run_command
 from vitfast.config import OptimConfig, load_options, option
 from vitfast.device import autocast, select_device
 from vitfast.errors import UserError

@@ -27,7 +27,7 @@ import torch
 
 from vitfast.benchmarking.machine import describe_machine
 from vitfast.benchmarking.results import markdown_table
-from vitfast.commands.run_command import run_command
+from vitfast.cli import run_command
 from vitfast.config import load_options, option
 from vitfast.data import build_loader
 from vitfast.device import select_device

@@ -22,7 +22,7 @@ from vitfast.benchmarking.harness import Case
 from vitfast.benchmarking.model_cases import WEIGHT, TrainingStep, forward, model_case, sample_images, seeded_model
 from vitfast.benchmarking.run import RunOptions, parse_counts, run_tables, seconds_option
 from vitfast.benchmarking.table import Table, count_gflop
-from vitfast.commands.run_command import run_command
+from vitfast.cli import run_command
 from vitfast.config import load_options, option
 from vitfast.models import ImageModel
 from vitfast.quantization.configs import Backend, FP16_16Config, FP16_32Config, QATConfig

@@ -200,6 +200,6 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
         run_worker(int(sys.argv[2]), sys.argv[3])
     else:
-        from vitfast.commands.run_command import run_command
+        from vitfast.cli import run_command
 
         sys.exit(run_command(main, sys.argv[1:]))

@@ -18,7 +18,7 @@ from vitfast import ops
 from vitfast.benchmarking.harness import Case
 from vitfast.benchmarking.run import RunOptions, run_tables
 from vitfast.benchmarking.table import Table, gigabytes
-from vitfast.commands.run_command import run_command
+from vitfast.cli import run_command
 from vitfast.config import load_options, option
 from vitfast.formats import FloatFormat
 from vitfast.ops.rounding import Rounding

@@ -1,6 +1,6 @@
 """Measures speed: ``python -m vitfast.benchmark [model=NAME,…] [batch=1,8] [precision=fp32,bf16] [key=value …]``."""
 
-from vitfast.commands.run_command import entry_point
+from vitfast.cli import entry_point
 
 main = entry_point("benchmark")
 

@@ -1,6 +1,6 @@
 """Measures a checkpoint: ``python -m vitfast.evaluate checkpoint=runs/… [split=test] [key=value …]``."""
 
-from vitfast.commands.run_command import entry_point
+from vitfast.cli import entry_point
 
 main = entry_point("evaluate")
 

@@ -1,6 +1,6 @@
 """Calibrates the exits of a checkpoint: ``python -m vitfast.exits checkpoint=runs/… budget_gmacs=1.0 …``."""
 
-from vitfast.commands.run_command import entry_point
+from vitfast.cli import entry_point
 
 main = entry_point("exits")
 

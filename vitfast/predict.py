@@ -1,6 +1,6 @@
 """Names what images show: ``python -m vitfast.predict checkpoint=runs/… images=PATH[,PATH…] [key=value …]``."""
 
-from vitfast.commands.run_command import entry_point
+from vitfast.cli import entry_point
 
 main = entry_point("predict")
 

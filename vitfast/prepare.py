@@ -1,6 +1,6 @@
 """Converts a data set for training: ``python -m vitfast.prepare source=… target=… [key=value …]``."""
 
-from vitfast.commands.run_command import entry_point
+from vitfast.cli import entry_point
 
 main = entry_point("prepare")
 

@@ -1,6 +1,6 @@
 """Quantizes a checkpoint: ``python -m vitfast.quantize checkpoint=runs/… format=FP16_32 [key=value …]``."""
 
-from vitfast.commands.run_command import entry_point
+from vitfast.cli import entry_point
 
 main = entry_point("quantize")
 

@@ -1,6 +1,6 @@
 """Trains a model: ``python -m vitfast.train [recipe=NAME] [key=value …]``."""
 
-from vitfast.commands.run_command import entry_point
+from vitfast.cli import entry_point
 
 main = entry_point("train")
 

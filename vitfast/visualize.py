@@ -1,6 +1,6 @@
 """Draws where a model looks in images: ``python -m vitfast.visualize checkpoint=runs/… images=PATH[,PATH…] …``."""
 
-from vitfast.commands.run_command import entry_point
+from vitfast.cli import entry_point
 
 main = entry_point("visualize")
 
