@@ -26,7 +26,7 @@ def train_tiny() -> TrainTiny:
     def train(run_dir: Path, *options: str, stop_step: int | None = None, stop_in_evaluation: bool = False) -> int:
         class StoppingTrainer(Trainer):
             def fit(self, stop):
-                self.signal = stop
+                self.stop = stop
                 if stop_step == 0:
                     stop.request()
                 return super().fit(stop)
@@ -34,11 +34,11 @@ def train_tiny() -> TrainTiny:
             def _train_step(self, *arguments):
                 super()._train_step(*arguments)
                 if self.state.step == stop_step:
-                    self.signal.request()
+                    self.stop.request()
 
             def _evaluate(self, dataset):
                 if stop_in_evaluation:
-                    self.signal.request()
+                    self.stop.request()
                 return super()._evaluate(dataset)
 
         resume = any(option.startswith("train.resume=") for option in options)

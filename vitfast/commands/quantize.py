@@ -13,6 +13,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +85,11 @@ def run(arguments: Sequence[str]) -> int:
 
     _quantize(model, options, trained)  # before the evaluation, so that its errors come early
     numbers = describe_quantization(model)
-    loader, _ = _batches(trained, options, images, "float32")
-    before = evaluate_model(trained, loader, task=create_plain_task(reference))
-    loader, _ = _batches(trained, options, images, numbers)
-    after = evaluate_model(trained, loader)
-    loader, batches = _batches(trained, options, images, "layers", options.report_images)
-    report = quantization_report(model, loader, batches=batches, reference=reference)
+    batches = partial(_batches, trained, options, images)
+    before = evaluate_model(trained, batches("float32"), task=create_plain_task(reference))
+    after = evaluate_model(trained, batches(numbers))
+    some = batches("layers", options.report_images)
+    report = quantization_report(model, some, batches=some.total, reference=reference)
     metrics = {"split": options.split, "float32": before.metrics(), "quantized": after.metrics()}
     write_quantized_checkpoint(output, trained, metrics)
 
@@ -175,20 +175,19 @@ def _quantize(model: ImageModel, options: QuantizeOptions, trained: TrainedModel
     quantize_(model, number_format(options), overrides=format_overrides(options))
     if calibrated_layers(model):
         images = dataset_of_split(trained, options.data, options.calibration_split)
-        loader, batches = _batches(trained, options, images, "calibration", options.calibration_images)
-        calibrate(model, loader, batches=batches)
+        some = _batches(trained, options, images, "calibration", options.calibration_images)
+        calibrate(model, some, batches=some.total)
 
 
 def _batches(
     trained: TrainedModel, options: QuantizeOptions, images: ImageDataset, title: str, limit: int | None = None
-) -> tuple[Any, int]:
-    """Returns batches with a progress bar, and their number: all images in order, or about ``limit`` random ones."""
+) -> Any:
+    """Returns batches with a progress bar of their number: all images in order, or about ``limit`` random ones."""
     loader = image_loader(trained, options.data, images, seed=options.seed, shuffle=limit is not None)
     batches = len(loader)
     if limit is not None:
         batches = min(batches, math.ceil(limit / data_of_checkpoint(trained, options.data).batch_size))
-    hidden = not sys.stderr.isatty()
-    return tqdm(loader, desc=title, total=batches, unit="batch", leave=False, disable=hidden), batches
+    return tqdm(loader, desc=title, total=batches, unit="batch", leave=False, disable=not sys.stderr.isatty())
 
 
 def _accuracy_table(before: Evaluation, after: Evaluation, sizes: list[int], numbers: str) -> str:

@@ -18,6 +18,9 @@ class StopSignal:
     The second SIGINT (Ctrl+C) raises ``KeyboardInterrupt``. On exit the previous handlers are restored. Outside the
     main thread, where Python allows no handlers, the flag can be set with ``request``.
 
+    A signal may reach only one of several ranks, or the ranks at different steps. If each rank acted on its own signal,
+    the others would wait for it forever. After ``share``, the flag is therefore what the ranks last agreed on.
+
     Attributes:
         number: the first signal received, or None.
     """
@@ -26,9 +29,27 @@ class StopSignal:
         self.number: int | None = None
         self._interrupted = False
         self._previous: dict[int, Any] = {}
+        self._ranks: Ranks | None = None
+        self._agreed = False
 
     def __bool__(self) -> bool:
-        return self.number is not None
+        return self._agreed if self._ranks is not None else self.number is not None
+
+    def share(self, ranks: Ranks) -> None:
+        """Makes all ranks stop at the same step."""
+        self._ranks = ranks if ranks.world > 1 else None
+
+    def set_agreed(self, largest_number: float) -> None:
+        """Sets the flag if the largest ``number`` of all ranks, 0 without a signal, is a signal."""
+        if largest_number:
+            self.request(int(largest_number))
+            self._agreed = True
+
+    def agree(self) -> bool:
+        """Returns whether any rank has received a signal; a collective operation."""
+        if self._ranks is not None:
+            self.set_agreed(self._ranks.largest(self.number or 0)[0])
+        return bool(self)
 
     @property
     def name(self) -> str:
@@ -62,36 +83,3 @@ class StopSignal:
             # None: the handler was not installed from Python and cannot be restored from here
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._previous.clear()
-
-
-class SharedStop:
-    """A stop that all ranks make at the same step.
-
-    A signal may reach only one rank, or the ranks at different steps. If each rank acted on its own flag, the others
-    would wait for it forever. With several ranks, the flag is therefore what they last agreed on.
-    """
-
-    def __init__(self, signal: StopSignal, ranks: Ranks) -> None:
-        self._signal = signal
-        self._ranks = ranks
-        self._agreed = False
-
-    def __bool__(self) -> bool:
-        return bool(self._signal) if self._ranks.world == 1 else self._agreed
-
-    @property
-    def number(self) -> float:
-        """The number of this rank's signal, 0 without one; a value to reduce over the ranks for ``set_agreed``."""
-        return float(self._signal.number or 0)
-
-    def set_agreed(self, largest_number: float) -> None:
-        """Sets the flag if the largest ``number`` of all ranks is a signal."""
-        if largest_number:
-            self._signal.request(int(largest_number))
-            self._agreed = True
-
-    def agree(self) -> bool:
-        """Returns whether any rank has received a signal; a collective operation."""
-        if self._ranks.world > 1:
-            self.set_agreed(self._ranks.largest(self.number)[0])
-        return bool(self)

@@ -25,7 +25,7 @@ from vitfast.training.distributed import Ranks, Replica, full_tensor
 from vitfast.training.finite_guard import batch_indices, not_finite
 from vitfast.training.progress import progress_bar
 from vitfast.training.schedule import TrainingLength
-from vitfast.training.stop_signal import SharedStop, StopSignal
+from vitfast.training.stop_signal import StopSignal
 from vitfast.training.tracking import Tracking, draw_curves
 from vitfast.training.training_data import TrainingData
 from vitfast.training.training_state import TrainingState
@@ -84,7 +84,8 @@ class Trainer:
             UserError: if the last checkpoint cannot be written.
         """
         state, epochs = self.state, self.length.epochs
-        self.stop = SharedStop(stop, self.ranks)
+        self.stop = stop
+        stop.share(self.ranks)
         self.tracking = Tracking(self.config, self.run, state.step, enabled=self.ranks.is_main)
         total, done = self._images_up_to(epochs, 0), self._images_up_to(state.epoch, state.step_in_epoch)
         with closing(self.tracking), progress_bar(total, done, enabled=self.ranks.is_main) as bar:
@@ -207,7 +208,7 @@ class Trainer:
         overflow = self.config.train.precision == "fp16" and not finite and math.isfinite(float(loss))
         overflow = overflow and state.skipped_in_a_row < _MAX_SKIPPED_IN_A_ROW
         failed = not finite and not overflow
-        bad, overflows, signal = self.ranks.largest(float(failed), float(overflow), self.stop.number)
+        bad, overflows, signal = self.ranks.largest(float(failed), float(overflow), self.stop.number or 0)
         self.stop.set_agreed(signal)
         if bad:
             indices = [] if finite else batch_indices(loader, batch)
