@@ -19,9 +19,8 @@ from vitfast.data import ImageDataset
 from vitfast.errors import UserError
 from vitfast.evaluation.checkpoint_data import EvaluateDataOptions, loader_of_split
 from vitfast.evaluation.evaluate import (
-    AcceleratedEvaluation,
-    EarlyExitEvaluation,
     Evaluation,
+    OtherEvaluation,
     confusions,
     create_early_exit,
     evaluate_accelerated,
@@ -88,16 +87,16 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     early_exit = create_early_exit(trained) if options.early_exit else None  # before the images are opened
     loader = loader_of_split(trained, options.data, options.split)
-    beside: AcceleratedEvaluation | EarlyExitEvaluation | None = None
+    other: OtherEvaluation | None = None
     if options.accelerate is not None:
-        beside = evaluate_accelerated(trained, loader, precision=options.accelerate)
-        evaluation = beside.evaluation
+        other = evaluate_accelerated(trained, loader, precision=options.accelerate)
+        evaluation = other.evaluation
     else:
         evaluation = evaluate_model(trained, loader, precision=options.precision)
     if early_exit is not None:
-        beside = evaluate_early_exit(early_exit, trained, loader, precision=options.precision)
+        other = evaluate_early_exit(early_exit, trained, loader, precision=options.precision)
     images = len(cast(ImageDataset, loader.dataset))
-    print((_format_json if as_json else _format_table)(trained, options, evaluation, images, beside))
+    print((_format_json if as_json else _format_table)(trained, options, evaluation, images, other))
     return 0
 
 
@@ -106,7 +105,7 @@ def _format_table(
     options: EvaluateOptions,
     evaluation: Evaluation,
     images: int,
-    beside: AcceleratedEvaluation | EarlyExitEvaluation | None,
+    other: OtherEvaluation | None,
 ) -> str:
     bad = images - evaluation.images
     measured = f"{evaluation.images:,} images" + (f" of {images:,}: {bad:,} cannot be read" if bad else "")
@@ -119,12 +118,13 @@ def _format_table(
         ("loss", f"{evaluation.loss:.4f}"),
         ("calibration error (ECE)", percent(evaluation.calibration_error)),
         ("images/s", f"{evaluation.images_per_s:,.0f}"),
-        *(beside.summary() if beside is not None else ()),
+        *(other.summary if other is not None else ()),
     ]
     width = max(len(name) for name, _ in summary)
     lines = [f"model    {trained.describe()}"]
-    if isinstance(beside, AcceleratedEvaluation):
-        lines.append(f"runs     accelerated, in {beside.precision}, by {beside.kernels}")
+    if options.accelerate is not None and other is not None:
+        kernels = other.metrics["accelerate"]["kernels"]
+        lines.append(f"runs     accelerated, in {options.accelerate}, by {kernels}")
     lines += [
         f"split    {options.split}, {measured}",
         "",
@@ -144,7 +144,7 @@ def _format_json(
     options: EvaluateOptions,
     evaluation: Evaluation,
     images: int,
-    beside: AcceleratedEvaluation | EarlyExitEvaluation | None,
+    other: OtherEvaluation | None,
 ) -> str:
     return json.dumps(
         {
@@ -156,7 +156,7 @@ def _format_json(
             "images": evaluation.images,
             "unreadable_images": images - evaluation.images,
             **evaluation.metrics(),
-            **(beside.metrics() if beside is not None else {}),
+            **(other.metrics if other is not None else {}),
             "calibration_error": evaluation.calibration_error,
             "per_class": per_class(evaluation, trained.class_names),
         },

@@ -14,9 +14,8 @@ still predicted); 2 after a user error.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from vitfast.commands.checkpoint_options import CheckpointOptions
@@ -45,7 +44,7 @@ def run(arguments: Sequence[str]) -> int:
     options = load_options(PredictOptions, arguments, "python -m vitfast.predict")
     paths = find_images(options.images)
     trained = options.load()
-    show = _table_printer(paths) if options.output == "table" else _print_json
+    width = max(len(str(path)) for path in paths)
     if options.output == "table":
         print(f"{trained.describe()}\n")
     skipped = SkippedImages()
@@ -53,11 +52,12 @@ def run(arguments: Sequence[str]) -> int:
     for prediction in predict(
         trained, batches, top=options.top, early_exit=options.early_exit, precision=options.precision
     ):
-        show(prediction)
+        line = _table_line(prediction, width) if options.output == "table" else _json_line(prediction)
+        print(line, flush=True)
     return skipped.conclude(len(paths))
 
 
-def _print_json(prediction: Prediction) -> None:
+def _json_line(prediction: Prediction) -> str:
     line: dict[str, Any] = {
         "path": str(prediction.path),
         "classes": prediction.classes,
@@ -65,16 +65,11 @@ def _print_json(prediction: Prediction) -> None:
     }
     if prediction.exit_number is not None:
         line["exit"] = prediction.exit_number
-    print(json.dumps(line), flush=True)
+    return json.dumps(line)
 
 
-def _table_printer(paths: Sequence[Path]) -> Callable[[Prediction], None]:
-    width = max(len(str(path)) for path in paths)
-
-    def show(prediction: Prediction) -> None:
-        pairs = zip(prediction.classes, prediction.probabilities, strict=True)
-        cells = (f"{name} {probability:6.1%}" for name, probability in pairs)
-        left = "" if prediction.exit_number is None else f"exit {prediction.exit_number}  "
-        print(f"{str(prediction.path).ljust(width)}  {left}" + "   ".join(cells), flush=True)
-
-    return show
+def _table_line(prediction: Prediction, width: int) -> str:
+    pairs = zip(prediction.classes, prediction.probabilities, strict=True)
+    cells = (f"{name} {probability:6.1%}" for name, probability in pairs)
+    left = "" if prediction.exit_number is None else f"exit {prediction.exit_number}  "
+    return f"{str(prediction.path).ljust(width)}  {left}" + "   ".join(cells)

@@ -176,39 +176,22 @@ def confusions(evaluation: Evaluation, class_names: list[str]) -> list[tuple[str
 
 
 @dataclass(frozen=True)
-class AcceleratedEvaluation:
-    """An accelerated model compared with its source on the same images.
+class OtherEvaluation:
+    """A checkpoint's model run in another way: accelerated, or with early exit.
 
     Attributes:
-        precision: of the accelerated model.
-        kernels: the instruction set that it uses.
-        evaluation: of the accelerated model.
-        source: of the checkpoint's model, without autocast.
-        agreement: share of the images for which both predict the same class, 0..1.
+        evaluation: accuracy, loss and images/s.
+        summary: names and values for the printed table.
+        metrics: values for JSON.
     """
 
-    precision: str
-    kernels: str
     evaluation: Evaluation
-    source: Evaluation
-    agreement: float
-
-    def summary(self) -> list[tuple[str, str]]:
-        """Returns names and values for the printed table."""
-        return [
-            ("not accelerated: top-1", percent(self.source.top1)),
-            ("not accelerated: images/s", f"{self.source.images_per_s:,.0f}"),
-            ("same class as not accelerated", percent(self.agreement)),
-        ]
-
-    def metrics(self) -> dict[str, Any]:
-        """Returns the values for JSON."""
-        compared = {"precision": self.precision, "kernels": self.kernels, "agreement": self.agreement}
-        return {"accelerate": {**compared, "source": self.source.metrics()}}
+    summary: list[tuple[str, str]]
+    metrics: dict[str, Any]
 
 
-def evaluate_accelerated(trained: TrainedModel, loader: DataLoader[Any], *, precision: str) -> AcceleratedEvaluation:
-    """Accelerates a checkpoint's model for this CPU and evaluates both models.
+def evaluate_accelerated(trained: TrainedModel, loader: DataLoader[Any], *, precision: str) -> OtherEvaluation:
+    """Accelerates a checkpoint's model for this CPU and evaluates both models, the source without autocast.
 
     Args:
         trained: on the CPU.
@@ -227,42 +210,15 @@ def evaluate_accelerated(trained: TrainedModel, loader: DataLoader[Any], *, prec
         # eval() because evaluate restores the mode, and an accelerated model has no training mode
         evaluations.append(evaluate_model(trained, loader, task=task.eval()))
         classes.append(torch.cat(outputs))
+    evaluation, source = evaluations
     agreement = float((classes[0] == classes[1]).double().mean())
-    return AcceleratedEvaluation(precision, fast.report().kernels, evaluations[0], evaluations[1], agreement)
-
-
-@dataclass(frozen=True)
-class EarlyExitEvaluation:
-    """Early exit with the thresholds of a checkpoint.
-
-    Attributes:
-        thresholds: one per exit.
-        evaluation: accuracy, loss and images/s.
-        shares: of the images that left at each exit, 0..1.
-        gmacs: mean per image, 1e9 multiply-adds.
-        all_gmacs: of an image that passes all exits.
-    """
-
-    thresholds: list[float]
-    evaluation: Evaluation
-    shares: list[float]
-    gmacs: float
-    all_gmacs: float
-
-    def summary(self) -> list[tuple[str, str]]:
-        """Returns names and values for the printed table."""
-        return [
-            ("GMACs an image", f"{self.all_gmacs:.3g}"),
-            ("early exit: top-1", percent(self.evaluation.top1)),
-            *((f"early exit: leave at {number}", percent(share)) for number, share in enumerate(self.shares, start=1)),
-            ("early exit: images/s", f"{self.evaluation.images_per_s:,.0f}"),
-            ("early exit: GMACs an image", f"{self.gmacs:.3g}"),
-        ]
-
-    def metrics(self) -> dict[str, Any]:
-        """Returns the values for JSON."""
-        costs = {"shares": self.shares, "gmacs": self.gmacs, "all_exits_gmacs": self.all_gmacs}
-        return {"early_exit": {"thresholds": self.thresholds, **self.evaluation.metrics(), **costs}}
+    summary = [
+        ("not accelerated: top-1", percent(source.top1)),
+        ("not accelerated: images/s", f"{source.images_per_s:,.0f}"),
+        ("same class as not accelerated", percent(agreement)),
+    ]
+    compared = {"precision": precision, "kernels": fast.report().kernels, "agreement": agreement}
+    return OtherEvaluation(evaluation, summary, {"accelerate": {**compared, "source": source.metrics()}})
 
 
 def create_early_exit(trained: TrainedModel) -> EarlyExit:
@@ -287,7 +243,7 @@ def create_early_exit(trained: TrainedModel) -> EarlyExit:
 
 def evaluate_early_exit(
     model: EarlyExit, trained: TrainedModel, loader: DataLoader[Any], *, precision: str
-) -> EarlyExitEvaluation:
+) -> OtherEvaluation:
     """Evaluates ``create_early_exit(trained)``; the other arguments are those of ``evaluate_model``."""
     task = EarlyExitTask(model).to(trained.device)
     num_classes = len(trained.class_names)
@@ -296,4 +252,12 @@ def evaluate_early_exit(
     shares = (task.left.double() / task.left.sum()).tolist()
     costs = exit_gmacs(trained.model)
     mean = sum(share * cost for share, cost in zip(shares, costs, strict=True))
-    return EarlyExitEvaluation(list(model.thresholds), evaluation, shares, mean, costs[-1])
+    summary = [
+        ("GMACs an image", f"{costs[-1]:.3g}"),
+        ("early exit: top-1", percent(evaluation.top1)),
+        *((f"early exit: leave at {number}", percent(share)) for number, share in enumerate(shares, start=1)),
+        ("early exit: images/s", f"{evaluation.images_per_s:,.0f}"),
+        ("early exit: GMACs an image", f"{mean:.3g}"),
+    ]
+    measured = {**evaluation.metrics(), "shares": shares, "gmacs": mean, "all_exits_gmacs": costs[-1]}
+    return OtherEvaluation(evaluation, summary, {"early_exit": {"thresholds": list(model.thresholds), **measured}})
