@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from vitfast.config.option import OptionInfo, format_value, list_options, list_sections
+from vitfast.config.option import OptionInfo, format_value, list_options
 from vitfast.config.recipes import list_recipes
 from vitfast.config.schema import Config
 
@@ -40,11 +40,11 @@ def help_text(schema: type = Config, prog: str = "python -m vitfast.train", valu
             f"The defaults below are those of recipe={defaults['recipe']}; 'recipe=NAME --help' shows another's.\n"
             "--print-config prints the configuration as YAML."
         )
-    parts.append(_tables(schema, options, defaults))
+    parts.append(_tables(options, defaults))
     return "\n\n".join(parts)
 
 
-def _tables(schema: type, options: dict[str, OptionInfo], values: Any) -> str:
+def _tables(options: dict[str, OptionInfo], values: Any) -> str:
     """One table for the top-level options and one for each section, all with the same columns."""
     groups: dict[str, list[OptionInfo]] = {}
     for key, info in options.items():
@@ -58,9 +58,9 @@ def _tables(schema: type, options: dict[str, OptionInfo], values: Any) -> str:
         max(len(info.type_name()) for info in options.values()),
         max(map(len, shown.values())),
     )
-    sections, blocks = list_sections(schema), []
+    blocks = []
     for section, members in groups.items():
-        heading = f"{section}: {_summary(sections[section])}" if section else "options:"
+        heading = f"{section}: {_summary(members[0].section)}" if section else "options:"
         rows = [_row((info.key, info.type_name(), shown[info.key]), info, widths) for info in members]
         blocks.append("\n".join([heading, *rows]))
     return "\n\n".join(blocks)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +18,6 @@ from vitfast.config.option import (
     find_option,
     format_value,
     list_options,
-    list_sections,
     nearest_names,
 )
 from vitfast.config.recipes import find_recipe, list_recipes, read_recipe
@@ -65,7 +64,7 @@ def load_options(schema: type[Options], argv: Sequence[str], prog: str) -> Optio
         print(help_text(schema, prog, config))
         raise SystemExit(0)
     for key, text in values.items():
-        info = _require_known(schema, known, key)
+        info = _require_known(known, key)
         if key != "recipe" or schema is not Config:
             _set(config, info, key, _parse_value(info, key, text))
     for key, info in known.items():
@@ -131,29 +130,32 @@ def _apply_recipe(config: DictConfig, known: dict[str, OptionInfo], recipe: str,
         _apply_recipe(config, known, str(base), (*below, path))
     config.recipe = recipe
     try:
-        for key, value in _flatten(content, Config):
-            _set(config, _require_known(Config, known, key), key, value)
+        for key, value in _flatten(content, known):
+            _set(config, _require_known(known, key), key, value)
     except UserError as error:
         raise error if str(path) in str(error) else UserError(f"in {path}: {error}") from error
 
 
-def _flatten(content: dict[Any, Any], schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(content: dict[Any, Any], known: Iterable[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yields (dotted key, value) for each entry of nested dictionaries; a mapping option is not split."""
-    sections = list_sections(schema)
     for name, value in content.items():
-        if name in sections and (value is None or isinstance(value, dict)):
-            yield from _flatten(value or {}, sections[name], f"{prefix}{name}.")
+        key = f"{prefix}{name}"
+        if _options_in(known, key) and (value is None or isinstance(value, dict)):
+            yield from _flatten(value or {}, known, f"{key}.")
         else:
-            yield f"{prefix}{name}", value
+            yield key, value
 
 
-def _require_known(schema: type, known: dict[str, OptionInfo], key: str) -> OptionInfo:
+def _options_in(known: Iterable[str], section: str) -> list[str]:
+    return [key for key in known if key.startswith(f"{section}.")]
+
+
+def _require_known(known: dict[str, OptionInfo], key: str) -> OptionInfo:
     info = find_option(known, key)
     if info is not None:
         return info
-    if key in list_sections(schema):
-        inside = ", ".join(name for name in known if name.startswith(key + "."))
-        raise UserError(f"{key} is a section, not an option; it contains {inside}")
+    if inside := _options_in(known, key):
+        raise UserError(f"{key} is a section, not an option; it contains {', '.join(inside)}")
     raise UserError(
         f"there is no option {key!r}; did you mean {' or '.join(nearest_names(key, known))}? --help lists all options"
     )

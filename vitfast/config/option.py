@@ -104,6 +104,7 @@ class OptionInfo:
         default: the default; ``MISSING`` if the option is required.
         help: its description.
         limits: the allowed values.
+        section: the dataclass that declares it.
     """
 
     key: str
@@ -112,6 +113,7 @@ class OptionInfo:
     default: Any
     help: str
     limits: Limits
+    section: type
 
     @property
     def required(self) -> bool:
@@ -139,18 +141,9 @@ def list_options(schema: type, prefix: str = "") -> dict[str, OptionInfo]:
         default = one.default_factory() if one.default_factory is not MISSING else one.default
         value_type, optional = _without_none(hint)
         limits = one.metadata.get("limits", Limits())
-        options[key] = OptionInfo(key, value_type, optional, default, one.metadata.get("help", ""), limits)
+        meaning = one.metadata.get("help", "")
+        options[key] = OptionInfo(key, value_type, optional, default, meaning, limits, section=schema)
     return options
-
-
-def list_sections(schema: type, prefix: str = "") -> dict[str, type]:
-    """Lists the dataclasses nested in a dataclass: dotted key -> class."""
-    sections: dict[str, type] = {}
-    for name, hint in get_type_hints(schema).items():
-        if is_dataclass(hint) and isinstance(hint, type):
-            sections[prefix + name] = hint
-            sections |= list_sections(hint, f"{prefix}{name}.")
-    return sections
 
 
 def find_option(options: dict[str, OptionInfo], key: str) -> OptionInfo | None:
@@ -204,16 +197,11 @@ def check_limits(options: Any, prefix: str = "") -> None:
 def check_options(options: Any, prefix: str = "") -> None:
     """Raises UserError for a value outside its limits, or for options that contradict each other."""
     check_limits(options, prefix)
-    _check_consistency(options, prefix)
-
-
-def _check_consistency(options: Any, prefix: str) -> None:
     if hasattr(options, "check"):
         options.check(prefix)
     for one in fields(options):
-        value = getattr(options, one.name)
-        if is_dataclass(value):
-            _check_consistency(value, f"{prefix}{one.name}.")
+        if is_dataclass(getattr(options, one.name)):
+            check_options(getattr(options, one.name), f"{prefix}{one.name}.")
 
 
 def format_value(value: Any) -> str:
