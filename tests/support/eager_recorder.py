@@ -16,21 +16,17 @@ class EagerRecorder:
     is_possible = True
 
     def record(self, function: Function, examples: Sequence[Tensor]) -> Recording:
-        return _EagerRecording(function, fixed_inputs(examples))
+        inputs = fixed_inputs(examples)
+        outputs = function(*inputs)
+
+        def run() -> None:
+            for fixed, computed in zip(outputs, function(*inputs), strict=True):
+                fixed.copy_(computed)
+
+        return Recording(run, inputs, outputs)
 
     def turn(self) -> AbstractContextManager[object]:
         return nullcontext()
 
     def wait(self) -> None:
         pass
-
-
-class _EagerRecording:
-    def __init__(self, function: Function, inputs: tuple[Tensor, ...]) -> None:
-        self._function = function
-        self.inputs = inputs
-        self.outputs = function(*inputs)
-
-    def run(self) -> None:
-        for fixed, computed in zip(self.outputs, self._function(*self.inputs), strict=True):
-            fixed.copy_(computed)

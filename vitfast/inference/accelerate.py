@@ -17,8 +17,7 @@ from vitfast.inference.agreement import check_agreement
 from vitfast.inference.backend import Backend
 from vitfast.inference.cpu.cpu_backend import CpuBackend
 from vitfast.inference.cuda.cuda_backend import CudaBackend
-from vitfast.inference.cuda.cuda_recorder import CudaRecorder
-from vitfast.inference.cuda.graph_cache import GraphCache, is_bucket
+from vitfast.inference.cuda.graph_cache import CudaRecorder, GraphCache, is_bucket
 from vitfast.inference.input_adapters import input_adapter
 from vitfast.inference.ir import PRECISIONS, CascadeSpec, Precision
 from vitfast.inference.lowering import Lowered, lower
@@ -117,11 +116,9 @@ def assemble(
         kernels = f"{kernels}; CUDA graphs of up to {graphs.largest} images"
     report = AccelerationReport(type(model).__name__, precision, kernels, tuple(_layers(body, lowered)))
     state = backend.tensors.state()
-    if isinstance(body, InferenceCascade):
-        accelerated: AcceleratedModel = AcceleratedCascade(body, input_adapter(model), state, report, graphs, model)
-    else:
-        adapter = None if lowered.spec is None else input_adapter(model)
-        accelerated = AcceleratedModel(body, adapter, state, report, graphs)
+    arguments = (body, None if lowered.spec is None else input_adapter(model), state, report, graphs)
+    is_cascade = isinstance(body, InferenceCascade)
+    accelerated = AcceleratedCascade(*arguments, source=model) if is_cascade else AcceleratedModel(*arguments)
     _warn(report)
     if check is not None:
         accelerated.add_agreement(check_agreement(model, accelerated, check, backend.normalization))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from support.eager_recorder import EagerRecorder
-from vitfast.inference.cuda.graph_cache import GraphCache, Part, bucket_of, is_bucket, split_batch
+from vitfast.inference.cuda.graph_cache import GraphCache, Part, is_bucket, split_batch
 
 
 class CountingRecorder(EagerRecorder):
@@ -160,7 +160,8 @@ def test_every_image_is_in_one_part_that_fits_its_bucket(batch, largest):
 
 def test_a_rest_takes_the_next_power_of_two():
     assert split_batch(600, 256) == [Part(0, 256, 256), Part(256, 256, 256), Part(512, 88, 128)]
-    assert [bucket_of(count) for count in (1, 2, 3, 4, 5, 8, 9, 128, 129)] == [1, 2, 4, 4, 8, 8, 16, 128, 256]
+    counts = (1, 2, 3, 4, 5, 8, 9, 128, 129)
+    assert [split_batch(count, 256)[0].bucket for count in counts] == [1, 2, 4, 4, 8, 8, 16, 128, 256]
 
 
 def test_powers_of_two_are_distinguished():

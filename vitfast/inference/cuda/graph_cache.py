@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,53 +15,75 @@ from torch import Tensor
 Function = Callable[..., tuple[Tensor, ...]]
 # 9 buckets up to 256 images, for a whole model and for three exits
 _MAX_RECORDINGS = 36
+# libraries choose algorithms and allocate workspaces in the first runs, which must not be captured
+_WARM_UP_RUNS = 3
 
 
-class Recording(Protocol):
-    """A computation on fixed memory: each run reads ``inputs`` and writes ``outputs``.
+class Recording(NamedTuple):
+    """A computation on fixed memory."""
 
-    Attributes:
-        inputs: to be filled by the caller.
-        outputs: valid until this or another recording of the same recorder runs.
-    """
-
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
-
-    def run(self) -> None:
-        """Computes ``outputs`` from ``inputs``."""
-
-
-class Recorder(Protocol):
-    """Makes recordings, which share memory: only one of them runs at a time."""
-
-    def record(self, function: Function, examples: Sequence[Tensor]) -> Recording:
-        """Records ``function`` for tensors like ``examples``; called within a turn."""
-
-    def turn(self) -> AbstractContextManager[object]:
-        """Returns a context whose work runs after that of the previous turn, on whichever stream that was."""
-
-    def wait(self) -> None:
-        """Waits until no recording runs."""
-
-    @property
-    def is_possible(self) -> bool:
-        """Whether recordings can be made and run now."""
+    run: Callable[[], None]  # reads the inputs and writes the outputs
+    inputs: tuple[Tensor, ...]  # filled by the caller
+    outputs: tuple[Tensor, ...]  # valid until a recording of the same recorder runs
 
 
 @dataclass(frozen=True)
 class Part:
-    """Consecutive images of a batch that run together.
-
-    Attributes:
-        start: the first image.
-        count: number of images, at least 1.
-        bucket: batch size of the recording, ``count`` or more: a power of two.
-    """
+    """Consecutive images of a batch that run together, in a recording for a batch of ``bucket``, a power of two."""
 
     start: int
     count: int
     bucket: int
+
+
+class CudaRecorder:
+    """Captures CUDA graphs in one memory pool: only one of them runs at a time.
+
+    Args:
+        device: a CUDA device with its index.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        with torch.cuda.device(device):
+            self._pool = torch.cuda.graph_pool_handle()
+            self._side = torch.cuda.Stream()
+            self._last_turn = torch.cuda.Event()
+
+    @property
+    def is_possible(self) -> bool:
+        """False during the capture of another graph, which includes the computation."""
+        return not torch.cuda.is_current_stream_capturing()
+
+    def record(self, function: Function, examples: Sequence[Tensor]) -> Recording:
+        """Records ``function`` for tensors like ``examples``; called within a turn."""
+        inputs = fixed_inputs(examples)
+        current = torch.cuda.current_stream()
+        self._side.wait_stream(current)
+        with torch.cuda.stream(self._side):
+            for _ in range(_WARM_UP_RUNS):
+                function(*inputs)
+        current.wait_stream(self._side)
+        graph = torch.cuda.CUDAGraph()
+        # other threads may use CUDA meanwhile, for example to pin memory for a data loader
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._side, capture_error_mode="thread_local"):
+            outputs = function(*inputs)
+        return Recording(graph.replay, inputs, outputs)
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """A context whose work runs after that of the previous turn, on whichever stream that was."""
+        with torch.cuda.device(self._device):
+            stream = torch.cuda.current_stream()
+            stream.wait_event(self._last_turn)
+            try:
+                yield
+            finally:
+                self._last_turn.record(stream)
+
+    def wait(self) -> None:
+        """Waits until no recording runs."""
+        self._last_turn.synchronize()
 
 
 class GraphCache:
@@ -72,18 +94,18 @@ class GraphCache:
     when there are too many. A copied or unpickled cache starts empty.
 
     Args:
-        make_recorder: makes the recorder on first use.
+        make_recorder: makes the ``CudaRecorder`` on first use.
         largest: the largest batch that is recorded, a power of two.
         max_recordings: how many are kept.
     """
 
     def __init__(
-        self, make_recorder: Callable[[], Recorder], largest: int, max_recordings: int = _MAX_RECORDINGS
+        self, make_recorder: Callable[[], CudaRecorder], largest: int, max_recordings: int = _MAX_RECORDINGS
     ) -> None:
         self.largest = largest
         self._make_recorder = make_recorder
         self._max_recordings = max_recordings
-        self._recorder: Recorder | None = None
+        self._recorder: CudaRecorder | None = None
         self._recordings: OrderedDict[tuple[Any, ...], Recording] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -113,14 +135,14 @@ class GraphCache:
                     whole[part.start : part.start + part.count].copy_(piece[: part.count])
         return results
 
-    def _started(self) -> Recorder:
+    def _started(self) -> CudaRecorder:
         with self._lock:
             if self._recorder is None:
                 self._recorder = self._make_recorder()
             return self._recorder
 
     def _run_part(
-        self, recorder: Recorder, name: str, function: Function, tensors: tuple[Tensor, ...], part: Part
+        self, recorder: CudaRecorder, name: str, function: Function, tensors: tuple[Tensor, ...], part: Part
     ) -> tuple[Tensor, ...]:
         """Returns the results of a part, in memory that the next part overwrites."""
         kinds = tuple((tensor.dtype, tensor.shape[1:]) for tensor in tensors)
@@ -140,29 +162,14 @@ class GraphCache:
         recording.run()
         return recording.outputs
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {
-            "make_recorder": self._make_recorder,
-            "largest": self.largest,
-            "max_recordings": self._max_recordings,
-        }
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._make_recorder, self.largest, self._max_recordings)
 
 
 def split_batch(batch: int, largest: int) -> list[Part]:
     """Splits a batch into parts of ``largest`` images, a power of two, and a rest padded to a power of two."""
-    parts = []
-    for start in range(0, batch, largest):
-        count = min(largest, batch - start)
-        parts.append(Part(start, count, bucket_of(count)))
-    return parts
-
-
-def bucket_of(count: int) -> int:
-    """Returns the smallest power of two that is at least ``count``, for at least one image."""
-    return 1 << (count - 1).bit_length()
+    counts = {start: min(largest, batch - start) for start in range(0, batch, largest)}
+    return [Part(start, count, 1 << (count - 1).bit_length()) for start, count in counts.items()]
 
 
 def is_bucket(size: int) -> bool:
