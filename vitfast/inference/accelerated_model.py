@@ -15,7 +15,6 @@ from vitfast.errors import UserError
 from vitfast.inference.acceleration_report import AccelerationReport, Agreement
 from vitfast.inference.cuda.graph_cache import GraphCache
 from vitfast.inference.input_adapters import HuggingFaceAdapter, ImageAdapter
-from vitfast.inference.modules.cascade import InferenceCascade
 from vitfast.inference.modules.linear import InferenceLinear
 from vitfast.inference.modules.transformer import InferenceTransformer
 from vitfast.models.dvt import ExitState
@@ -87,15 +86,14 @@ class AcceleratedModel(nn.Module):
 
     def _results(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Runs the body; returns float32."""
-        if self._graphs is None or torch.compiler.is_compiling():
-            outputs = self.body(images)
-            return _as_float32(outputs) if isinstance(outputs, tuple) else outputs.to(torch.float32)
 
         def function(given: Tensor) -> tuple[Tensor, ...]:
-            results = self.body(given)
-            return _as_float32(results if isinstance(results, tuple) else (results,))
+            return tuple(result.to(torch.float32) for result in self.body(given))
 
-        results = self._graphs.run("forward", function, (images,))
+        if self._graphs is None or torch.compiler.is_compiling():
+            results = function(images)
+        else:
+            results = self._graphs.run("forward", function, (images,))
         return results if self.body.returns_tuple else results[0]
 
     def forward_features(self, images: Tensor) -> Tensor:
@@ -194,24 +192,12 @@ class AcceleratedCascade(AcceleratedModel):
     """An accelerated model with exits, which ``EarlyExit`` supports.
 
     Args:
-        body: as in ``AcceleratedModel``, like the next four arguments.
-        adapter: see ``body``.
-        state: see ``body``.
-        report: see ``body``.
-        graphs: see ``body``.
+        *arguments: arguments of ``AcceleratedModel``.
         source: the DVT, whose sizes and exits are copied.
     """
 
-    def __init__(
-        self,
-        body: InferenceCascade,
-        adapter: ImageAdapter,
-        state: Mapping[str, Tensor | None],
-        report: AccelerationReport,
-        graphs: GraphCache | None,
-        source: Any,
-    ) -> None:
-        super().__init__(body, adapter, state, report, graphs)
+    def __init__(self, *arguments: Any, source: Any) -> None:
+        super().__init__(*arguments)
         self.model_name: str = source.model_name
         self.num_exits: int = source.num_exits
         self.num_classes: int = source.num_classes
@@ -244,7 +230,9 @@ class AcceleratedCascade(AcceleratedModel):
             return logits, *_tensors_of(after)[1:]  # without the images, which do not change
 
         logits, *reused = self._graphs.run(f"exit {state.next_exit}", function, _tensors_of(state))
-        return logits, self.body.state_after(state, tuple(reused))
+        passes_features = self.body.feature_reuse and state.next_exit < self.num_exits - 1
+        features = reused.pop(0) if passes_features else None
+        return logits, ExitState(state.images, state.next_exit + 1, features, tuple(reused))
 
 
 def _joined(parts: list[tuple[int, Tensor]]) -> Tensor:
@@ -263,7 +251,3 @@ def _with_tensors(state: ExitState, tensors: tuple[Tensor, ...]) -> ExitState:
     images, *reused = tensors
     features = None if state.features is None else reused.pop(0)
     return ExitState(images, state.next_exit, features, tuple(reused))
-
-
-def _as_float32(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(tensor.to(torch.float32) for tensor in tensors)

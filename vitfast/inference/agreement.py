@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from vitfast.errors import UserError
 from vitfast.inference.accelerated_model import AcceleratedModel
@@ -96,7 +97,4 @@ def check_agreement(
 
 def _outputs(output: Any) -> list[Tensor]:
     """The tensors that a model returns."""
-    if isinstance(output, Tensor):
-        return [output]
-    values = output.values() if hasattr(output, "values") else output
-    return [value for value in values if isinstance(value, Tensor)]
+    return [value for value in tree_leaves(output) if isinstance(value, Tensor)]

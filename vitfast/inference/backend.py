@@ -161,10 +161,6 @@ class Backend:
         self.tensors.adopt(spec.module, block.module)
         return block
 
-    def block_or_fallback(self, spec: BlockSpec | FallbackSpec, num_patches: int) -> nn.Module:
-        """Builds a block of either kind."""
-        return self.fallback(spec) if isinstance(spec, FallbackSpec) else self.block(spec, num_patches)
-
     def patches(self, spec: PatchesSpec) -> Patches:
         """Builds a projection of non-overlapping patches, with the normalization of the images where possible."""
         order = None

@@ -218,7 +218,7 @@ class TransformerSpec:
     blocks: tuple[BlockSpec | FallbackSpec, ...]
     norm: NormSpec | None  # of all tokens after the last block
     readouts: tuple[ReadoutSpec, ...]  # at least one
-    combine: Combine = "one"  # return one readout, the mean of all, or each in a tuple
+    combine: Combine = "one"  # return the only readout, the mean of two, or each in a tuple
     late_prefix: tuple[Tensor, ...] = ()  # tokens inserted before block ``late_index`` (ConViT's class token)
     late_index: int = 0
     relation_reuse: ReuseSpec | None = None  # from the previous exit's attention logits to biases on this exit's

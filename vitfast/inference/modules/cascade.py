@@ -168,16 +168,5 @@ class InferenceCascade(nn.Module):
         logits, features, relations = self.exits[index](
             state.images, state.features, state.relations, return_relations=self.relation_reuse and not is_last
         )
-        reused = (features, *relations) if self.feature_reuse and not is_last else relations
-        return logits, self.state_after(state, reused)
-
-    def state_after(self, state: ExitState, reused: tuple[Tensor, ...]) -> ExitState:
-        """Returns the state after the next exit.
-
-        Args:
-            state: the state before it.
-            reused: the exit's features, if the exit after it reads them, followed by its relations.
-        """
-        is_last = state.next_exit == len(self.exits) - 1
-        features, relations = (reused[0], reused[1:]) if self.feature_reuse and not is_last else (None, reused)
-        return ExitState(state.images, state.next_exit + 1, features, relations)
+        reused = features if self.feature_reuse and not is_last else None
+        return logits, ExitState(state.images, index + 1, reused, relations)

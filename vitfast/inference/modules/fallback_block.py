@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from vitfast.errors import UserError
 from vitfast.inference.ir import FallbackSpec
@@ -34,8 +35,8 @@ class FallbackBlock(nn.Module):
     def forward(self, *arguments: Any, **options: Any) -> Any:
         if self.dtype == torch.float32:
             return self.module(*arguments, **options)
-        result = self.module(*_cast(arguments, torch.float32), **_cast(options, torch.float32))
-        return _cast(result, self.dtype)
+        arguments, options = _cast((arguments, options), torch.float32)
+        return _cast(self.module(*arguments, **options), self.dtype)
 
 
 class ForeignModelBlock(nn.Module):
@@ -64,10 +65,4 @@ class ForeignModelBlock(nn.Module):
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
     """Casts the floating-point tensors in an argument or a result."""
-    if isinstance(value, Tensor):
-        return value.to(dtype) if value.is_floating_point() else value
-    if isinstance(value, (tuple, list)):
-        return type(value)(_cast(one, dtype) for one in value)
-    if isinstance(value, dict):
-        return {key: _cast(one, dtype) for key, one in value.items()}
-    return value
+    return tree_map_only(Tensor, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, value)

@@ -57,11 +57,6 @@ class InferenceReadout(nn.Module):
         self.layers = nn.Sequential(*(backend.linear(*layer) for layer in spec.layers))
 
     @property
-    def tokens_read(self) -> int | None:
-        """How many of the first tokens are read; None: all."""
-        return self.index + 1 if self.pooling == "token" else None
-
-    @property
     def path(self) -> str:
         """What runs the head, for the report."""
         linears = [layer for layer in self.layers if isinstance(layer, InferenceLinear)]

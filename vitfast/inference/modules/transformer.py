@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
@@ -44,14 +42,10 @@ class LastBlock(nn.Module):
         gemms = describe_gemms(self.q.linear, self.kv.linear, self.proj, self.mlp.fc1, self.mlp.fc2)
         return f"{gemms}, first {self.tokens} token{'s' if self.tokens > 1 else ''} only"
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Transforms ``x`` ``[B, N, C]``; returns the first tokens ``[B, tokens, C]``."""
-        return self.first_tokens(x, self.tokens)
-
-    def first_tokens(self, x: Tensor, tokens: int) -> Tensor:
-        """Transforms ``x`` ``[B, N, C]``; returns the first ``tokens`` of the result."""
+    def forward(self, x: Tensor, *, all_tokens: bool = False) -> Tensor:
+        """Transforms ``x`` ``[B, N, C]``; returns the first tokens ``[B, tokens, C]``, or all."""
         x = x.to(self.dtype).contiguous()  # a fallback block may return any dtype and strides
-        first = x[:, :tokens]
+        first = x if all_tokens else x[:, : self.tokens]
         attended = self.attention(self.q(first), self.kv(x))
         first = self.proj(attended, first.contiguous())
         return self.mlp(first, first)
@@ -65,54 +59,34 @@ class InferenceTransformer(nn.Module):
     def __init__(self, spec: TransformerSpec, backend: Backend) -> None:
         super().__init__()
         self.embedding = InferenceEmbedding(spec.embedding, backend)
-        readouts = [InferenceReadout(one, backend) for one in spec.readouts]
-        num_patches = self.embedding.num_patches
-        self.blocks = nn.ModuleList(backend.block_or_fallback(one, num_patches) for one in spec.blocks[:-1])
-        for last in spec.blocks[-1:]:
-            tokens = _tokens_read(last, readouts)
-            if tokens is None or isinstance(last, FallbackSpec):
-                self.blocks.append(backend.block_or_fallback(last, num_patches))
+        self.readouts = nn.ModuleList(InferenceReadout(one, backend) for one in spec.readouts)
+        reads_tokens = all(readout.pooling == "token" for readout in spec.readouts)
+        self.blocks = nn.ModuleList()
+        for one in spec.blocks:
+            if isinstance(one, FallbackSpec):
+                self.blocks.append(backend.fallback(one))
+            elif one is spec.blocks[-1] and reads_tokens and one.attention.gated is None:
+                self.blocks.append(LastBlock(one, 1 + max(readout.index for readout in spec.readouts), backend))
             else:
-                self.blocks.append(LastBlock(last, tokens, backend))
+                self.blocks.append(backend.block(one, self.embedding.num_patches))
         self.norm = backend.norm_or_identity(spec.norm)
-        self.readouts = nn.ModuleList(readouts)
         self.combine = spec.combine
         self.returns_tuple = spec.combine == "each"
         self.late_index = spec.late_index
-        late_prefix = None
-        if spec.late_prefix:
-            late_prefix = torch.cat([token.detach() for token in spec.late_prefix], dim=1)
-            late_prefix = late_prefix.to(backend.device, backend.dtype)
-        self.register_buffer("late_prefix", late_prefix)
+        late_prefix = [token.detach().to(backend.device, backend.dtype) for token in spec.late_prefix]
+        self.register_buffer("late_prefix", torch.cat(late_prefix, dim=1) if late_prefix else None)
 
-    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Runs the model on ``images`` ``[B, in_chans, H, W]``."""
-        tokens = self.norm(self._through_blocks(self.embedding(images), all_tokens=False))
+        tokens = self.forward_features(images, all_tokens=False)
         results = tuple(readout(tokens) for readout in self.readouts)
-        if self.combine == "each":
-            return results
-        if self.combine == "mean":
-            return torch.stack(results).mean(0) if len(results) != 2 else (results[0] + results[1]) / 2
-        return results[0]
+        return ((results[0] + results[1]) / 2,) if self.combine == "mean" else results
 
-    def forward_features(self, images: Tensor) -> Tensor:
-        """Computes all tokens after the final norm, ``[B, N, C]``."""
-        return self.norm(self._through_blocks(self.embedding(images), all_tokens=True))
-
-    def _through_blocks(self, tokens: Tensor, *, all_tokens: bool) -> Tensor:
+    def forward_features(self, images: Tensor, *, all_tokens: bool = True) -> Tensor:
+        """Computes all tokens after the final norm, ``[B, N, C]``, or at least those that the readouts read."""
+        tokens = self.embedding(images)
         for index, block in enumerate(self.blocks):
             if self.late_prefix is not None and index == self.late_index:
                 tokens = torch.cat([self.late_prefix.expand(tokens.shape[0], -1, -1), tokens], dim=1)
-            if all_tokens and isinstance(block, LastBlock):
-                tokens = block.first_tokens(tokens, tokens.shape[1])
-            else:
-                tokens = block(tokens)
-        return tokens
-
-
-def _tokens_read(last: BlockSpec | FallbackSpec, readouts: Sequence[InferenceReadout]) -> int | None:
-    """How many of the last block's tokens suffice for all readouts; None: all tokens."""
-    if isinstance(last, FallbackSpec) or last.attention.gated is not None:
-        return None
-    read = [readout.tokens_read for readout in readouts]
-    return None if None in read else max(count for count in read if count is not None)
+            tokens = block(tokens, all_tokens=True) if all_tokens and isinstance(block, LastBlock) else block(tokens)
+        return self.norm(tokens)
