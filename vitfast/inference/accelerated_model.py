@@ -84,17 +84,15 @@ class AcceleratedModel(nn.Module):
         with self._autocast_off():
             return self._adapter.result_of(self._results(images), options)
 
-    def _results(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
+    def _results(self, images: Tensor) -> tuple[Tensor, ...]:
         """Runs the body; returns float32."""
 
         def function(given: Tensor) -> tuple[Tensor, ...]:
             return tuple(result.to(torch.float32) for result in self.body(given))
 
         if self._graphs is None or torch.compiler.is_compiling():
-            results = function(images)
-        else:
-            results = self._graphs.run("forward", function, (images,))
-        return results if self.body.returns_tuple else results[0]
+            return function(images)
+        return self._graphs.run("forward", function, (images,))
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Computes the tokens after the final norm, ``[B, N, C]``, as ``forward_features`` of timm and vitfast.

@@ -19,13 +19,9 @@ from vitfast.inference.shallow_copy import shallow_copy
 
 
 class _Comparison(nn.Module):
-    """Runs a source block in its place, and the accelerated block on the same input.
+    """Runs a source block in its place, and the accelerated block on ``device`` on the same input.
 
-    Args:
-        source: the source block.
-        accelerated: the accelerated block.
-        device: device of the accelerated block.
-        errors: name of a block -> its relative L2 errors; extended at each call.
+    ``errors`` (name of a block -> its relative L2 errors) is extended at each call.
     """
 
     def __init__(

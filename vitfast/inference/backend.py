@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,8 @@ from vitfast.inference.modules.patches import Patches, SplitLinear
 from vitfast.inference.normalization import Normalization
 from vitfast.inference.source_tensors import SourceTensors
 from vitfast.layers.positional_attention import positional_probabilities
+
+Layer = TypeVar("Layer", bound=nn.Module)
 
 
 class Backend:
@@ -78,7 +80,7 @@ class Backend:
         """Class of a linear layer."""
         return TorchInt8Linear if precision == "int8" else TorchLinear
 
-    def layer_class(self, base: type[nn.Module], *parts: Any) -> Any:
+    def layer_class(self, base: type[Layer], *parts: Any) -> type[Layer]:
         """Class of a layer made of ``parts``: ``base``, or a subclass that computes the same in fewer operators."""
         return base
 
@@ -131,21 +133,18 @@ class Backend:
 
     def norm_linear(self, norm: InferenceNorm, linear: InferenceLinear) -> NormLinear:
         """Builds ``linear(norm(x))``."""
-        built: NormLinear = self.layer_class(NormLinear, norm, linear)(norm, linear)
-        return built
+        return self.layer_class(NormLinear, norm, linear)(norm, linear)
 
     def mlp(self, norm_spec: NormSpec | None, spec: MlpSpec, scale: Tensor | None = None) -> InferenceMlp:
         """Builds an MLP with the LayerNorm before it and LayerScale ``[C]`` after it, both optional."""
         norm = None if norm_spec is None else self.norm(norm_spec)
         parts = (norm, self.linear(spec.fc1, spec.activation), self.linear(spec.fc2, scale=scale))
-        built: InferenceMlp = self.layer_class(InferenceMlp, *parts)(*parts)
-        return built
+        return self.layer_class(InferenceMlp, *parts)(*parts)
 
     def block(self, spec: BlockSpec, num_patches: int = 0) -> InferenceBlock:
         """Builds a block; ``num_patches`` is required for ConViT's attention."""
         parts = self.block_parts(spec, self._attention(spec.attention, num_patches))
-        built: InferenceBlock = self.layer_class(InferenceBlock, *parts)(spec.name, *parts, self.dtype)
-        return built
+        return self.layer_class(InferenceBlock, *parts)(spec.name, *parts, self.dtype)
 
     def block_parts(
         self, spec: BlockSpec, attention: nn.Module
@@ -174,14 +173,11 @@ class Backend:
         can_normalize = order is None and max(spec.padding) <= 0 and precision not in ("fp16", "fp16_32")
         reads_pixels = self.normalization is not None and can_normalize
         if self.normalization is not None and can_normalize:
-            pixels = spec.patch_size[0] * spec.patch_size[1]
-            scale, shift = (values.repeat_interleave(pixels) for values in self.normalization.coefficients())
-            linear = self._linear_of_pixels(spec.linear, precision, scale, shift)
+            linear = self._linear_of_pixels(spec.linear, precision, self.normalization)
         else:
             linear = self.linear(replace(spec.linear, precision=precision), column_order=order)
         norm = self.norm_or_identity(spec.norm)
-        built: Patches = self.layer_class(Patches, linear, norm)(spec, linear, norm, reads_pixels=reads_pixels)
-        return built
+        return self.layer_class(Patches, linear, norm)(spec, linear, norm, reads_pixels=reads_pixels)
 
     def split_linear(
         self, split: SplitSpec, norm_spec: NormSpec | None, spec: LinearSpec, token_dim: int | None
@@ -192,8 +188,7 @@ class Backend:
             order = torch.arange(spec.in_features).view(token_dim, split.patch_size**2).t().flatten()
         norm = None if norm_spec is None else self.norm(norm_spec, column_order=order)
         linear = self.linear(spec, column_order=order)
-        built: SplitLinear = self.layer_class(SplitLinear, norm, linear)(split, norm, linear, token_dim)
-        return built
+        return self.layer_class(SplitLinear, norm, linear)(split, norm, linear, token_dim)
 
     def _attention(self, spec: AttentionSpec, num_patches: int) -> nn.Module:
         heads = (spec.heads, spec.head_dim, spec.scale, spec.qkv.precision or self.precision)
@@ -208,17 +203,19 @@ class Backend:
         return self.gated_attention(attention, torch.sigmoid(gating_param).to(self.device), positional)
 
     def _linear_of_pixels(
-        self, spec: LinearSpec, precision: Precision, scale: Tensor, shift: Tensor
+        self, spec: LinearSpec, precision: Precision, normalization: Normalization
     ) -> InferenceLinear:
-        """Builds a layer that reads ``x`` where the source reads ``x * scale + shift``; both are ``[K]``.
+        """Builds a layer that reads pixels where the source reads normalized images.
 
         The source's weight is copied for the state dict, because it cannot be restored bit by bit.
         """
         (weight,), (bias,) = spec.weights, spec.biases
+        pixels = spec.in_features // len(normalization.mean)
+        scale, shift = (one.repeat_interleave(pixels).to(self.device) for one in normalization.coefficients())
         weight = weight.detach().to(self.device).flatten(1).double()
-        shifted = weight @ shift.to(self.device).double()
+        shifted = weight @ shift.double()
         if bias is not None:
             shifted = shifted + bias.detach().to(self.device)
         rows = (SourceRows((), 0, weight.shape[0], (weight.shape[1],)),)
-        scaled = (weight * scale.to(self.device)).float()
+        scaled = (weight * scale).float()
         return self.linear_class(precision)(scaled, shifted.float(), precision, rows)

@@ -31,9 +31,9 @@ class ImageAdapter:
             )
         return images
 
-    def result_of(self, outputs: Tensor | tuple[Tensor, ...], options: dict[str, Any]) -> Any:
+    def result_of(self, outputs: tuple[Tensor, ...], options: dict[str, Any]) -> Any:
         """Returns the outputs in the form in which the source returns them."""
-        return outputs
+        return outputs if len(outputs) > 1 else outputs[0]
 
 
 class HuggingFaceAdapter(ImageAdapter):
@@ -66,9 +66,8 @@ class HuggingFaceAdapter(ImageAdapter):
             arguments = (given.pop("pixel_values"),)
         return super().images_of(arguments, given)
 
-    def result_of(self, outputs: Tensor | tuple[Tensor, ...], options: dict[str, Any]) -> Any:
-        tensors = outputs if isinstance(outputs, tuple) else (outputs,)
-        named = dict(zip(self.fields, tensors, strict=True))
+    def result_of(self, outputs: tuple[Tensor, ...], options: dict[str, Any]) -> Any:
+        named = dict(zip(self.fields, outputs, strict=True))
         if "cls_logits" in named:
             named = {"logits": (named["cls_logits"] + named["distillation_logits"]) / 2, **named}
         output = self.output_class(**named)

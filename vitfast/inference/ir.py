@@ -24,7 +24,6 @@ PRECISIONS: dict[str, tuple[Precision, ...]] = {
 }
 Activation = Literal["none", "gelu", "gelu_tanh", "gelu_quick", "tanh", "silu", "relu"]
 Pooling = Literal["token", "mean", "token_and_mean", "all", "map"]
-Combine = Literal["one", "mean", "each"]
 Resize = Literal["no", "bicubic", "bicubic_antialias"]
 
 
@@ -218,7 +217,7 @@ class TransformerSpec:
     blocks: tuple[BlockSpec | FallbackSpec, ...]
     norm: NormSpec | None  # of all tokens after the last block
     readouts: tuple[ReadoutSpec, ...]  # at least one
-    combine: Combine = "one"  # return the only readout, the mean of two, or each in a tuple
+    takes_mean: bool = False  # whether the output is the mean of two readouts
     late_prefix: tuple[Tensor, ...] = ()  # tokens inserted before block ``late_index`` (ConViT's class token)
     late_index: int = 0
     relation_reuse: ReuseSpec | None = None  # from the previous exit's attention logits to biases on this exit's

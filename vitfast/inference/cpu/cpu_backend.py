@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from vitfast.inference.backend import Backend
+from vitfast.inference.backend import Backend, Layer
 from vitfast.inference.cpu.packed_layers import (
     PackedAttention,
     PackedBlock,
@@ -51,7 +51,7 @@ class CpuBackend(Backend):
     def linear_class(self, precision: Precision) -> type[InferenceLinear]:
         return PackedLinear
 
-    def layer_class(self, base: type[nn.Module], *parts: nn.Module | None) -> Any:
+    def layer_class(self, base: type[Layer], *parts: nn.Module | None) -> type[Layer]:
         inside = [module for part in parts if part is not None for module in part.modules()]
         precisions = {module.precision for module in inside if isinstance(module, InferenceLinear)}
         norms = [module for module in inside if isinstance(module, InferenceNorm)]
@@ -60,4 +60,5 @@ class CpuBackend(Backend):
             is_fused = not norms and precisions != {"int8"}
         elif base is InferenceBlock:
             is_fused = is_fused and any(isinstance(part, PackedAttention) for part in parts)
-        return _PACKED.get(base, base) if is_fused else base
+        packed: Any = _PACKED.get(base)
+        return packed if is_fused and packed is not None else base

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitfast.inference.backend import Backend
+from vitfast.inference.backend import Backend, Layer
 from vitfast.inference.cuda.cast_layers import AddNormBlock, CastLinear, Fp16InputLinear, FusedGatedAttention
 from vitfast.inference.ir import Precision
 from vitfast.inference.modules.attention import GatedAttention, InferenceAttention
@@ -38,12 +38,13 @@ class CudaBackend(Backend):
     def linear_class(self, precision: Precision) -> type[InferenceLinear]:
         return Fp16InputLinear if precision == "fp16_32" else CastLinear
 
-    def layer_class(self, base: type[nn.Module], *parts: Any) -> Any:
-        if base is InferenceBlock:
-            mlp = parts[-1]
-            are_cast = isinstance(mlp.fc1, CastLinear) and isinstance(mlp.fc2, CastLinear)
-            return AddNormBlock if are_cast and mlp.norm is not None and not mlp.norm.rounds_input else base
-        return base
+    def layer_class(self, base: type[Layer], *parts: Any) -> type[Layer]:
+        if base is not InferenceBlock:
+            return base
+        mlp = parts[-1]
+        are_cast = isinstance(mlp.fc1, CastLinear) and isinstance(mlp.fc2, CastLinear)
+        fused: Any = AddNormBlock
+        return fused if are_cast and mlp.norm is not None and not mlp.norm.rounds_input else base
 
     def gated_attention(self, content: InferenceAttention, gate: Tensor, positional: Tensor) -> nn.Module:
         tokens = positional.shape[-1] ** 2

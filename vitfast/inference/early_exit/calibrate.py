@@ -73,12 +73,7 @@ def calibrate_exits(
 
 
 def check_budget(name: str, budget: float, costs: Sequence[float]) -> None:
-    """Checks that a budget can be kept.
-
-    Args:
-        name: of the argument, ``budget_gmacs`` or ``budget_ms``.
-        budget: mean cost per image.
-        costs: cumulative cost of each exit.
+    """Checks the argument ``name`` (``budget_gmacs`` or ``budget_ms``) against the cumulative costs of the exits.
 
     Raises:
         UserError: the budget is below the cost of the first exit, or NaN.
@@ -99,13 +94,10 @@ def solve_thresholds(
     cost of the last exit does not bind; the search then maximizes accuracy alone.
 
     Args:
-        statistics: of the images.
+        statistics: statistics of the images.
         costs: cumulative cost of each exit.
         budget: mean cost per image, in the same unit; at least ``costs[0]``.
         search: improve the geometric thresholds by search.
-
-    Returns:
-        One threshold per exit.
     """
     low, high = -_LOG_RATIO_BOUND, _LOG_RATIO_BOUND
     thresholds = geometric_thresholds(statistics, math.exp(high))
@@ -166,11 +158,7 @@ def _quantiles(confidence: Tensor) -> list[float]:
 def _best_value(
     statistics: ExitStatistics, costs: Sequence[float], budget: float, thresholds: Sequence[float], index: int
 ) -> float | None:
-    """Finds the most accurate threshold of exit ``index`` within the budget, with the others fixed.
-
-    Returns:
-        The threshold, or None if every value exceeds the budget.
-    """
+    """Finds the most accurate threshold of exit ``index`` with the others fixed; None if all exceed the budget."""
     prices = torch.tensor(list(costs), dtype=torch.float64)
     # the exits at which images leave if none leaves at this one
     without = statistics.exit_index([*thresholds[:index], NEVER, *thresholds[index + 1 :]])

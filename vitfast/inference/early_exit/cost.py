@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vitfast.device import synchronize
 from vitfast.errors import UserError
-from vitfast.inference.early_exit.early_exit import as_exit_model, device_of
+from vitfast.inference.early_exit.early_exit import as_exit_model, device_of, evaluation_mode
 from vitfast.layers import FeatureReuse, RelationReuse
 
 _WARM_UP = 2
@@ -37,19 +37,19 @@ def exit_gmacs(model: nn.Module) -> list[float]:
     exits = as_exit_model(model)
     if getattr(model, "is_accelerated", False):
         raise UserError("multiply-adds are counted on the source model, not on the accelerated one; pass the source")
-    was_training = model.training
-    model.eval()
     costs: list[float] = []
-    try:
-        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
-            dtype = next(model.parameters()).dtype
-            shape = (1, exits.in_chans, exits.img_size, exits.img_size)
-            state = exits.start(torch.empty(shape, dtype=dtype, device=device_of(model)))
-            for _ in range(exits.num_exits):
-                _, state = exits.advance(state)
-                costs.append(counter.get_total_flops() / 2)
-    finally:
-        model.train(was_training)
+    with (
+        evaluation_mode(model),
+        torch.no_grad(),
+        FakeTensorMode(allow_non_fake_inputs=True),
+        FlopCounterMode(display=False) as counter,
+    ):
+        dtype = next(model.parameters()).dtype
+        shape = (1, exits.in_chans, exits.img_size, exits.img_size)
+        state = exits.start(torch.empty(shape, dtype=dtype, device=device_of(model)))
+        for _ in range(exits.num_exits):
+            _, state = exits.advance(state)
+            costs.append(counter.get_total_flops() / 2)
     resampling = 0
     for index, stage in enumerate(exits.exits):
         resampling += _resampling_macs(stage)
@@ -94,10 +94,8 @@ def exit_latency_ms(model: nn.Module, images: Tensor, *, repeats: int = 9) -> li
     if images.shape[0] == 0:
         raise ValueError("images is empty; give at least one to measure with")
     device = device_of(model)
-    was_training = model.training
-    model.eval()
     seconds = torch.zeros(repeats, exits.num_exits, dtype=torch.float64)
-    try:
+    with evaluation_mode(model):
         for repeat in range(-_WARM_UP, repeats):
             synchronize(device)
             start = time.perf_counter()
@@ -107,6 +105,4 @@ def exit_latency_ms(model: nn.Module, images: Tensor, *, repeats: int = 9) -> li
                 synchronize(device)
                 if repeat >= 0:
                     seconds[repeat, index] = time.perf_counter() - start
-    finally:
-        model.train(was_training)
     return (1e3 * seconds.median(dim=0).values / images.shape[0]).tolist()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
-from typing import Any, Protocol, cast
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vitfast.errors import UserError
-from vitfast.models.dvt import ExitState
 from vitfast.models.saved_exits import SavedExits
 
 # thresholds at which every image or no image leaves; finite, so that JSON can store them
@@ -106,53 +106,35 @@ class EarlyExit(nn.Module):
         )
 
 
-class ExitModel(Protocol):
-    """A model whose exits can be run one at a time, such as ``vitfast.models.DVT``.
-
-    Attributes:
-        num_exits: at least 2.
-        exits: one module per exit.
-        num_classes: outputs of each exit, at least 1.
-        in_chans: channels of an image.
-        img_size: height and width of an image in pixels.
-    """
-
-    num_exits: int
-    exits: nn.ModuleList
-
-    @property
-    def num_classes(self) -> int: ...
-
-    @property
-    def in_chans(self) -> int: ...
-
-    @property
-    def img_size(self) -> int: ...
-
-    def start(self, images: Tensor) -> ExitState:
-        """Returns the state before the first exit for ``images`` ``[B, in_chans, img_size, img_size]``."""
-
-    def advance(self, state: ExitState) -> tuple[Tensor, ExitState]:
-        """Runs the next exit; returns its logits ``[B, num_classes]`` and the state before the following exit."""
-
-
-def as_exit_model(model: nn.Module) -> ExitModel:
-    """Returns the model unchanged, typed as ``ExitModel``.
+def as_exit_model(model: nn.Module) -> Any:
+    """Returns a model whose exits can be run one at a time by ``start`` and ``advance``, as ``vitfast.models.DVT``.
 
     Raises:
         UserError: the model has no exits, or no classification heads.
     """
+    exits: Any = model
     name = getattr(model, "model_name", type(model).__name__)
     if getattr(model, "num_exits", 1) < 2 or not hasattr(model, "start") or not hasattr(model, "advance"):
         raise UserError(f"{name} has no exits to leave at; use a model with exits: vitfast.list_models('dvt*')")
-    if cast(Any, model).num_classes < 1:
+    if exits.num_classes < 1:
         raise UserError(f"{name} has no heads (num_classes=0), so no exit can be confident; give num_classes")
-    return cast(ExitModel, model)
+    return exits
 
 
 def device_of(model: nn.Module) -> torch.device:
     """Returns the device of a model; the weights of an accelerated model are buffers."""
     return next(itertools.chain(model.parameters(), model.buffers())).device
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Puts a model into evaluation mode within the context."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def confidence_of(logits: Tensor) -> Tensor:

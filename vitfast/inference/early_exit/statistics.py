@@ -17,6 +17,7 @@ from vitfast.inference.early_exit.early_exit import (
     check_thresholds,
     confidence_of,
     device_of,
+    evaluation_mode,
 )
 
 # the released code of the Dynamic Vision Transformer: q = p / 20 for p = 1 ... 59
@@ -77,8 +78,8 @@ class ExitPoint:
 
     Attributes:
         thresholds: one per exit.
-        shares: of the images that leave at each exit, 0..1.
-        cost: mean per image, in the unit of the given costs.
+        shares: shares of the images that leave at each exit, 0..1.
+        cost: mean cost per image, in the unit of the given costs.
         accuracy: top-1, 0..1.
     """
 
@@ -99,11 +100,7 @@ class ExitPoint:
 
 
 def collect_exit_statistics(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]]) -> ExitStatistics:
-    """Runs all exits once over a set of images.
-
-    Args:
-        model: a model with exits; its training mode is restored afterwards.
-        loader: yields (images ``[B, in_chans, img_size, img_size]``, labels ``[B]``).
+    """Runs all exits of a model once over images ``[B, in_chans, img_size, img_size]`` and labels ``[B]``.
 
     Raises:
         UserError: the model has no exits, the loader has no images, or logits are not finite.
@@ -112,19 +109,14 @@ def collect_exit_statistics(model: nn.Module, loader: Iterable[tuple[Tensor, Ten
     device = device_of(model)
     confidence: list[Tensor] = []
     correct: list[Tensor] = []
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            for images, labels in loader:
-                if len(labels) == 0:
-                    continue
-                labels = labels.to(device, non_blocking=True)
-                outputs = model(images.to(device, non_blocking=True))
-                confidence.append(torch.stack([confidence_of(logits) for logits in outputs]).cpu())
-                correct.append(torch.stack([logits.argmax(dim=1) == labels for logits in outputs]).cpu())
-    finally:
-        model.train(was_training)
+    with evaluation_mode(model), torch.inference_mode():
+        for images, labels in loader:
+            if len(labels) == 0:
+                continue
+            labels = labels.to(device, non_blocking=True)
+            outputs = model(images.to(device, non_blocking=True))
+            confidence.append(torch.stack([confidence_of(logits) for logits in outputs]).cpu())
+            correct.append(torch.stack([logits.argmax(dim=1) == labels for logits in outputs]).cpu())
     if not confidence:
         raise UserError("loader gave no images; calibrate thresholds on held-out images with labels")
     # concatenated outside inference mode, which makes them ordinary tensors
@@ -139,14 +131,8 @@ def geometric_thresholds(statistics: ExitStatistics, ratio: float) -> list[float
     """Finds thresholds for which the shares of the exits are nearly proportional to 1, q, q² and so on.
 
     At each exit in turn the ``floor(n * share)`` most confident of the remaining images leave, along with those that
-    are as confident as the last of them; all leave if fewer remain. The rest leave at the last exit.
-
-    Args:
-        statistics: of the images.
-        ratio: q, above 0.
-
-    Returns:
-        One threshold per exit.
+    are as confident as the last of them; all leave if fewer remain. The rest leave at the last exit. ``ratio`` is q,
+    above 0.
     """
     # softmax of k * log(q) is q^k / sum(q^k) without overflow
     weights = torch.arange(statistics.num_exits, dtype=torch.float64) * math.log(ratio)
@@ -166,10 +152,5 @@ def geometric_thresholds(statistics: ExitStatistics, ratio: float) -> list[float
 
 
 def geometric_sweep(statistics: ExitStatistics, costs: Sequence[float]) -> list[ExitPoint]:
-    """Evaluates the 59 threshold settings of DVT's released code, starting with the earliest exits.
-
-    Args:
-        statistics: of the images.
-        costs: cumulative cost of each exit, from ``exit_gmacs`` or ``exit_latency_ms``.
-    """
+    """Evaluates the 59 threshold settings of DVT's released code; ``costs``: cumulative cost of each exit."""
     return [ExitPoint.measure(statistics, geometric_thresholds(statistics, ratio), costs) for ratio in SWEEP_RATIOS]

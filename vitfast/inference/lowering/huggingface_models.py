@@ -18,25 +18,15 @@ from vitfast.inference.lowering.module_checks import NotRecognised, Part
 
 @dataclass(frozen=True)
 class Family:
-    """Names in one of transformers' models.
+    """Names in one of transformers' models."""
 
-    Attributes:
-        prefix: prefix of its classes' names.
-        module: module that holds them.
-        base: name under which a classifier holds the model.
-        norms: names in a layer of the LayerNorms before the attention and before the MLP.
-        blocks: name under which the model holds its layers.
-        prefix_tokens: tokens of the embeddings before the patches, in order.
-        resize: how positions are resized for other image sizes.
-    """
-
-    prefix: str
-    module: str
-    base: str
-    norms: tuple[str, str]
-    blocks: str
-    prefix_tokens: tuple[str, ...]
-    resize: Resize = "no"
+    prefix: str  # of its classes' names
+    module: str  # that holds the classes
+    base: str  # the model in a classifier
+    norms: tuple[str, str]  # in a layer, before the attention and before the MLP
+    blocks: str  # the layers in the model
+    prefix_tokens: tuple[str, ...]  # in the embeddings, in order
+    resize: Resize = "no"  # of positions, for other image sizes
 
     @property
     def is_dino(self) -> bool:
@@ -140,7 +130,6 @@ def _base(part: Part, family: Family, readouts: tuple[ReadoutSpec, ...]) -> Tran
         common.blocks(blocks, lower_block),
         common.norm(part["layernorm"]),
         readouts or (ReadoutSpec("all"), *_pooler(part["pooler"], family)),
-        "one" if len(readouts) == 1 else "each",
     )
 
 

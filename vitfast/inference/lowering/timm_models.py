@@ -59,7 +59,7 @@ def lower_model(part: Part) -> TransformerSpec:
         common.blocks(part["blocks"], lower_block),
         common.optional_norm(part["norm"]),
         readouts,
-        "mean" if len(readouts) > 1 else "one",
+        takes_mean=len(readouts) > 1,
     )
 
 

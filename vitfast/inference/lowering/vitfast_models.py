@@ -80,7 +80,7 @@ def _transformer(part: Part, whole: Any, *classes: type[nn.Module]) -> Transform
         common.blocks(part["blocks"], lower_block),
         common.optional_norm(part["norm"]),
         tuple(readouts),
-        "mean" if len(readouts) > 1 else "one",
+        takes_mean=len(readouts) > 1,
         late_prefix=tokens if is_convit else (),
         late_index=fields.local_up_to_layer if is_convit else 0,
         relation_reuse=_relation_reuse(part["relation_reuse"]),

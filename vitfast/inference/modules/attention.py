@@ -58,17 +58,10 @@ class QkNormAttention(InferenceAttention):
 
 
 class GatedAttention(nn.Module):
-    """ConViT's attention: blends attention by content with precomputed attention by position.
+    """ConViT's attention: blends attention by content with precomputed attention by position; ``gate``: ``[H]``."""
 
-    Args:
-        content: attention by content.
-        gate: ``[H]``.
-        positional: positional probabilities along each axis, ``[2, H, G, G]``.
-        dtype: dtype of the tokens.
-    """
-
-    gate: Tensor
-    positional: Tensor
+    gate: Tensor  # [H, 1] in ``dtype``, that of the tokens
+    positional: Tensor  # positional probabilities along each axis, [2, H, G, G]
 
     def __init__(self, content: InferenceAttention, gate: Tensor, positional: Tensor, dtype: torch.dtype) -> None:
         super().__init__()

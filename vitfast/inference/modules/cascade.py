@@ -64,15 +64,9 @@ class RelationReusePerImage(RelationReuse):
 
 
 class ReuseBlock(InferenceBlock):
-    """A block that reads features and relations of the previous exit.
+    """A block that reads features and relations of the previous exit."""
 
-    Args:
-        spec: the block.
-        upsample: matrix of the exit's ``RelationReuse``, or None.
-        backend: builds the layers.
-    """
-
-    upsample: Tensor | None
+    upsample: Tensor | None  # matrix of the exit's ``RelationReuse``
 
     def __init__(self, spec: BlockSpec, upsample: Tensor | None, backend: Backend) -> None:
         heads = (spec.attention.heads, spec.attention.head_dim, spec.attention.scale)
@@ -132,8 +126,6 @@ class InferenceExit(nn.Module):
 
 class InferenceCascade(nn.Module):
     """An accelerated DVT: runs all exits, or one after the other."""
-
-    returns_tuple = True
 
     def __init__(self, spec: CascadeSpec, backend: Backend) -> None:
         super().__init__()

@@ -17,10 +17,7 @@ from vitfast.inference.modules.block import InferenceBlock
 class FallbackBlock(nn.Module):
     """A copy of a source block that was not recognised; it runs the source's code, in float32, with its hooks.
 
-    Args:
-        spec: the block and why it was not recognised.
-        device: where it runs.
-        dtype: dtype of the accelerated model's tokens.
+    ``dtype``: dtype of the accelerated model's tokens.
     """
 
     path = "source's forward"

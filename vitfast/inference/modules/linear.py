@@ -28,19 +28,12 @@ _FP16 = FloatFormat.fp16()
 
 @dataclass(frozen=True)
 class SourceRows:
-    """Rows of a source weight that an accelerated layer holds.
+    """Rows of a source weight that an accelerated layer holds."""
 
-    Attributes:
-        keys: keys in the source's state dict; several for a shared tensor.
-        start: first row.
-        count: number of rows.
-        shape: shape of a row in the source.
-    """
-
-    keys: tuple[str, ...]
-    start: int
+    keys: tuple[str, ...]  # in the source's state dict; several for a shared tensor
+    start: int  # first row
     count: int
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # shape of a row in the source
 
 
 class InferenceLinear(nn.Module):

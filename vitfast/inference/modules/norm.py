@@ -9,19 +9,12 @@ from vitfast.inference.modules.linear import InferenceLinear, round_to_fp16
 
 
 class InferenceNorm(nn.Module):
-    """LayerNorm over the last dimension.
-
-    Args:
-        weight: ``[C]``, or None for ones.
-        bias: ``[C]``, or None for zeros.
-        eps: added to the variance.
-        rounds_input: whether the input is rounded to fp16 (FP16_32).
-    """
+    """LayerNorm over the last dimension; ``rounds_input``: whether the input is rounded to fp16 (FP16_32)."""
 
     operators = ("layer_norm",)
 
-    weight: Tensor | None
-    bias: Tensor | None
+    weight: Tensor | None  # [C]; None: ones
+    bias: Tensor | None  # [C]; None: zeros
 
     def __init__(self, weight: Tensor | None, bias: Tensor | None, eps: float, *, rounds_input: bool) -> None:
         super().__init__()

@@ -24,7 +24,7 @@ class TokenMixer(nn.Module):
         self.split = backend.split_linear(split, spec.norm1, spec.linear, token_dim)
         self.attention: nn.Module = SingleHeadAttention(spec.scale)
         if spec.projection is not None:
-            self.attention = backend.layer_class(PerformerAttention)(backend.copy(spec.projection))
+            self.attention = backend.layer_class(PerformerAttention)(backend.tensors.copy(spec.projection))
         self.proj = backend.linear(spec.proj)
         self.mlp = backend.mlp(spec.norm2, spec.mlp)
 

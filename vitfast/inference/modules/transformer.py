@@ -59,7 +59,6 @@ class InferenceTransformer(nn.Module):
     def __init__(self, spec: TransformerSpec, backend: Backend) -> None:
         super().__init__()
         self.embedding = InferenceEmbedding(spec.embedding, backend)
-        self.readouts = nn.ModuleList(InferenceReadout(one, backend) for one in spec.readouts)
         reads_tokens = all(readout.pooling == "token" for readout in spec.readouts)
         self.blocks = nn.ModuleList()
         for one in spec.blocks:
@@ -70,8 +69,8 @@ class InferenceTransformer(nn.Module):
             else:
                 self.blocks.append(backend.block(one, self.embedding.num_patches))
         self.norm = backend.norm_or_identity(spec.norm)
-        self.combine = spec.combine
-        self.returns_tuple = spec.combine == "each"
+        self.readouts = nn.ModuleList(InferenceReadout(one, backend) for one in spec.readouts)
+        self.takes_mean = spec.takes_mean
         self.late_index = spec.late_index
         late_prefix = [token.detach().to(backend.device, backend.dtype) for token in spec.late_prefix]
         self.register_buffer("late_prefix", torch.cat(late_prefix, dim=1) if late_prefix else None)
@@ -80,7 +79,7 @@ class InferenceTransformer(nn.Module):
         """Runs the model on ``images`` ``[B, in_chans, H, W]``."""
         tokens = self.forward_features(images, all_tokens=False)
         results = tuple(readout(tokens) for readout in self.readouts)
-        return ((results[0] + results[1]) / 2,) if self.combine == "mean" else results
+        return ((results[0] + results[1]) / 2,) if self.takes_mean else results
 
     def forward_features(self, images: Tensor, *, all_tokens: bool = True) -> Tensor:
         """Computes all tokens after the final norm, ``[B, N, C]``, or at least those that the readouts read."""
