@@ -7,36 +7,22 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class LayerPath:
-    """What runs one part of an accelerated model.
+    """What runs one part of an accelerated model."""
 
-    Attributes:
-        name: name of the source module; ``"(model)"`` for the model's own code.
-        path: what runs it.
-        why_not: why it falls back to the source's forward; empty if it does not.
-    """
-
-    name: str
-    path: str
-    why_not: str = ""
+    name: str  # of the source module; "(model)" for the model's own code
+    path: str  # what runs it
+    why_not: str = ""  # why it falls back to the source's forward; empty if it does not
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Agreement of an accelerated model with its source on some images.
-
-    Attributes:
-        num_images: number of images.
-        cosine: smallest cosine similarity of the logits, over all outputs.
-        top1_agreement: share of images with the same top class, 0 to 1; the smallest over all outputs.
-        worst_layer: the block with the largest error, given the source's input to that block.
-        worst_error: its relative L2 error.
-    """
+    """Agreement of an accelerated model with its source on some images."""
 
     num_images: int
-    cosine: float
-    top1_agreement: float
-    worst_layer: str
-    worst_error: float
+    cosine: float  # smallest cosine similarity of the logits, over all outputs
+    top1_agreement: float  # share of images with the same top class, 0 to 1; the smallest over all outputs
+    worst_layer: str  # the block with the largest error, given the source's input to that block
+    worst_error: float  # its relative L2 error
 
     def __str__(self) -> str:
         worst = f"; worst layer {self.worst_layer} ({self.worst_error:.1e})" if self.worst_layer else ""

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from vitfast.errors import UserError
 from vitfast.inference.accelerated_model import AcceleratedModel
@@ -37,31 +37,24 @@ class _Comparison(nn.Module):
         expected = self.source(x, *arguments, **options)
         reference = expected[0] if isinstance(expected, tuple) else expected
         if isinstance(self.accelerated, ReuseBlock):
-            moved = {name: self._moved(value) for name, value in options.items()}
-            found = self.accelerated(self._moved(x), *map(self._moved, arguments), **moved)[0]
+            given = tree_map_only(Tensor, lambda tensor: tensor.to(self.device), ((x, *arguments), options))
+            found = self.accelerated(*given[0], **given[1])[0]
         else:
-            found = self.accelerated(self._moved(x))
+            found = self.accelerated(x.to(self.device))
             reference = reference[:, : found.shape[1]]  # the last block computes only the tokens that the head reads
         reference = reference.to(found.device, torch.float64)
         error = (found.double() - reference).norm() / reference.norm()
         self.errors.setdefault(self.accelerated.name, []).append(error)
         return expected
 
-    def _moved(self, value: Any) -> Any:
-        return value.to(self.device) if isinstance(value, Tensor) else value
-
 
 @torch.no_grad()
 def check_agreement(
     source: nn.Module, accelerated: AcceleratedModel, images: Tensor, normalization: Normalization | None = None
 ) -> Agreement:
-    """Compares both models on some images.
+    """Compares both models on ``images`` ``[B, in_chans, H, W]``, as the accelerated model takes them.
 
-    Args:
-        source: not modified; runs in evaluation mode.
-        accelerated: made from it.
-        images: ``[B, in_chans, H, W]``, as the accelerated model takes them; B at least 1.
-        normalization: of the images, which the accelerated model includes and the source does not.
+    The source is not modified; it takes the images after ``normalization``, which the accelerated model includes.
 
     Raises:
         UserError: there are no images.

@@ -50,26 +50,16 @@ def forward_with_maps(model: nn.Module, images: Tensor, *, head: Head = None) ->
     model. The model itself is never modified, so this is safe with exceptions and threads. Gradients flow through the
     result and the maps unless the caller disables them.
 
-    Under autocast, and in a half-precision model, a map is the softmax of logits in that precision.
-
-    Args:
-        model: as in ``attention_maps``. For a model compiled by ``torch.compile`` the original runs.
-        images: as in ``attention_maps``.
-        head: as in ``attention_maps``.
-
-    Returns:
-        The model's result, and the maps as returned by ``attention_maps``.
-
-    Raises:
-        UserError: as ``attention_maps``.
-        TypeError: from the model.
-        ValueError: from the model.
+    Under autocast, and in a half-precision model, a map is the softmax of logits in that precision. For a model
+    compiled by ``torch.compile`` the original runs. Arguments and errors are those of ``attention_maps``.
     """
     # torch.compile's wrapper holds the original as _orig_mod
     copy = shallow_copy(getattr(model, "_orig_mod", model), {})
     layers = attention_layers(copy)
     for layer in layers:
-        _check_head(head, layer.num_heads)
+        if not (head is None or head == "mean" or (type(head) is int and 0 <= head < layer.num_heads)):
+            heads = f"the heads of this model are 0 to {layer.num_heads - 1}"
+            raise UserError(f"head={head!r} does not exist; {heads}, or use 'mean'")
     maps: list[Tensor] = []
     try:
         for layer in layers:
@@ -94,12 +84,6 @@ def attention_layers(model: nn.Module) -> list[Attention | GatedPositionalAttent
             "and instead of an accelerated model its source"
         )
     return layers
-
-
-def _check_head(head: Head, num_heads: int) -> None:
-    if head is None or head == "mean" or (type(head) is int and 0 <= head < num_heads):
-        return
-    raise UserError(f"head={head!r} does not exist; the heads of this model are 0 to {num_heads - 1}, or use 'mean'")
 
 
 def _record_map(layer: Attention | GatedPositionalAttention, head: Head, maps: list[Tensor]) -> Callable[..., Any]:

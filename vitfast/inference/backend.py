@@ -81,12 +81,8 @@ class Backend:
         return TorchInt8Linear if precision == "int8" else TorchLinear
 
     def layer_class(self, base: type[Layer], *parts: Any) -> type[Layer]:
-        """Class of a layer made of ``parts``: ``base``, or a subclass that computes the same in fewer operators."""
+        """Class of a layer made of ``parts``: ``base``, or one that computes the same in fewer operators."""
         return base
-
-    def gated_attention(self, content: InferenceAttention, gate: Tensor, positional: Tensor) -> nn.Module:
-        """Builds ConViT's attention; arguments as in ``GatedAttention``."""
-        return GatedAttention(content, gate, positional, self.dtype)
 
     # --- layers ---
 
@@ -200,7 +196,8 @@ class Backend:
             return attention
         weight, bias, gating_param = (tensor.detach() for tensor in spec.gated)
         positional = positional_probabilities(weight, bias, math.isqrt(num_patches)).to(self.device)
-        return self.gated_attention(attention, torch.sigmoid(gating_param).to(self.device), positional)
+        gate = torch.sigmoid(gating_param).to(self.device)
+        return self.layer_class(GatedAttention, attention, positional)(attention, gate, positional, self.dtype)
 
     def _linear_of_pixels(
         self, spec: LinearSpec, precision: Precision, normalization: Normalization

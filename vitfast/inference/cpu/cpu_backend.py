@@ -51,8 +51,8 @@ class CpuBackend(Backend):
     def linear_class(self, precision: Precision) -> type[InferenceLinear]:
         return PackedLinear
 
-    def layer_class(self, base: type[Layer], *parts: nn.Module | None) -> type[Layer]:
-        inside = [module for part in parts if part is not None for module in part.modules()]
+    def layer_class(self, base: type[Layer], *parts: Any) -> type[Layer]:
+        inside = [module for part in parts if isinstance(part, nn.Module) for module in part.modules()]
         precisions = {module.precision for module in inside if isinstance(module, InferenceLinear)}
         norms = [module for module in inside if isinstance(module, InferenceNorm)]
         is_fused = len(precisions) <= 1 and all(norm.rounds_input == (precisions == {"fp16_32"}) for norm in norms)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vitfast.inference.backend import Backend, Layer
 from vitfast.inference.cuda.cast_layers import AddNormBlock, CastLinear, Fp16InputLinear, FusedGatedAttention
 from vitfast.inference.ir import Precision
-from vitfast.inference.modules.attention import GatedAttention, InferenceAttention
+from vitfast.inference.modules.attention import GatedAttention
 from vitfast.inference.modules.block import InferenceBlock
 from vitfast.inference.modules.linear import InferenceLinear
 from vitfast.ops.gated_positional_attention import has_gated_kernel
@@ -39,17 +39,17 @@ class CudaBackend(Backend):
         return Fp16InputLinear if precision == "fp16_32" else CastLinear
 
     def layer_class(self, base: type[Layer], *parts: Any) -> type[Layer]:
-        if base is not InferenceBlock:
-            return base
-        mlp = parts[-1]
-        are_cast = isinstance(mlp.fc1, CastLinear) and isinstance(mlp.fc2, CastLinear)
-        fused: Any = AddNormBlock
-        return fused if are_cast and mlp.norm is not None and not mlp.norm.rounds_input else base
-
-    def gated_attention(self, content: InferenceAttention, gate: Tensor, positional: Tensor) -> nn.Module:
-        tokens = positional.shape[-1] ** 2
-        is_fused = has_gated_kernel(self.device, self.dtype, tokens, content.head_dim)
-        return (FusedGatedAttention if is_fused else GatedAttention)(content, gate, positional, self.dtype)
+        fused: Any = base
+        if base is InferenceBlock:
+            mlp = parts[-1]
+            are_cast = isinstance(mlp.fc1, CastLinear) and isinstance(mlp.fc2, CastLinear)
+            if are_cast and mlp.norm is not None and not mlp.norm.rounds_input:
+                fused = AddNormBlock
+        elif base is GatedAttention:
+            content, positional = parts
+            if has_gated_kernel(self.device, self.dtype, positional.shape[-1] ** 2, content.head_dim):
+                fused = FusedGatedAttention
+        return fused
 
 
 def called_kernels(body: nn.Module, device_type: str) -> list[str]:

@@ -41,9 +41,15 @@ class EarlyExit(nn.Module):
     def __init__(self, model: nn.Module, thresholds: Sequence[float] | None = None) -> None:
         super().__init__()
         self._num_exits = as_exit_model(model).num_exits
-        self.thresholds = check_thresholds(
-            _saved_thresholds(model) if thresholds is None else thresholds, self._num_exits
-        )
+        if thresholds is None:
+            saved: SavedExits | None = getattr(model, "saved_exits", None)
+            if saved is None:
+                raise UserError(
+                    "thresholds is not given, and none came with the model's weights; "
+                    "vitfast.calibrate_exits(model, loader, budget_gmacs=…) finds them"
+                )
+            thresholds = saved.only()
+        self.thresholds = check_thresholds(thresholds, self._num_exits)
         self.model = model
         self.eval()
 
@@ -161,13 +167,3 @@ def check_thresholds(thresholds: Sequence[float], num_exits: int) -> tuple[float
     if any(math.isnan(number) for number in numbers):
         raise UserError(f"thresholds={list(numbers)}; NaN is not a threshold; {hint}")
     return numbers
-
-
-def _saved_thresholds(model: nn.Module) -> list[float]:
-    saved: SavedExits | None = getattr(model, "saved_exits", None)
-    if saved is None:
-        raise UserError(
-            "thresholds is not given, and none came with the model's weights; "
-            "vitfast.calibrate_exits(model, loader, budget_gmacs=…) finds them"
-        )
-    return saved.only()

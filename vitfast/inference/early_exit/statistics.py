@@ -26,15 +26,10 @@ SWEEP_RATIOS = tuple(p / 20 for p in range(1, 60))
 
 @dataclass(frozen=True)
 class ExitStatistics:
-    """Outputs of E exits for n images.
+    """Outputs of E exits for n images, on the CPU."""
 
-    Attributes:
-        confidence: top softmax probabilities, ``[E, n]``, float32 on the CPU.
-        correct: whether the top class is the label, ``[E, n]``, bool on the CPU.
-    """
-
-    confidence: Tensor
-    correct: Tensor
+    confidence: Tensor  # top softmax probabilities, [E, n] float32
+    correct: Tensor  # whether the top class is the label, [E, n] bool
 
     @property
     def num_exits(self) -> int:
@@ -74,19 +69,12 @@ class ExitStatistics:
 
 @dataclass(frozen=True)
 class ExitPoint:
-    """Early exit with given thresholds on a set of images.
+    """Early exit with given thresholds on a set of images."""
 
-    Attributes:
-        thresholds: one per exit.
-        shares: shares of the images that leave at each exit, 0..1.
-        cost: mean cost per image, in the unit of the given costs.
-        accuracy: top-1, 0..1.
-    """
-
-    thresholds: list[float]
-    shares: list[float]
-    cost: float
-    accuracy: float
+    thresholds: list[float]  # one per exit
+    shares: list[float]  # of the images that leave at each exit, 0..1
+    cost: float  # mean per image, in the unit of the given costs
+    accuracy: float  # top-1, 0..1
 
     @classmethod
     def measure(cls, statistics: ExitStatistics, thresholds: Sequence[float], costs: Sequence[float]) -> ExitPoint:

@@ -25,17 +25,11 @@ _LIBRARIES = {
 
 @dataclass(frozen=True)
 class Lowered:
-    """The result of lowering a model.
-
-    Attributes:
-        spec: the whole model; None if it was not recognised as a whole and runs its own forward.
-        why: what was not recognised; None with a ``spec``.
-        blocks: name -> recognised block, for a model that runs its own forward.
-    """
+    """The result of lowering a model: the whole of it, or the blocks in a model that runs its own forward."""
 
     spec: ModelSpec | None
-    why: NotRecognised | None
-    blocks: dict[str, BlockSpec]
+    why: NotRecognised | None  # what was not recognised; None with a ``spec``
+    blocks: dict[str, BlockSpec]  # by name
 
 
 def lower(model: nn.Module) -> Lowered:

@@ -154,11 +154,11 @@ def _patch_embedding(part: Part, model: Any) -> PatchesSpec | TokensToTokenSpec 
     if isinstance(part.module, layers.ConvStem):
         return ConvStemSpec(_conv_layers(part), size, model.in_chans)
     if isinstance(part.module, layers.TokensToToken):
-        splits = tuple(part[f"soft_split{index}"] for index in range(3))
-        mixers = ("attention1", "attention2")
-        part.expect(layers.TokensToToken, children=(*mixers, "project", *(f"soft_split{index}" for index in range(3))))
+        names, mixers = ("soft_split0", "soft_split1", "soft_split2"), ("attention1", "attention2")
+        part.expect(layers.TokensToToken, children=(*names, *mixers, "project"))
+        splits = [part[name].expect(SoftSplit) for name in names]
         return TokensToTokenSpec(
-            tuple(_split(split) for split in splits),
+            tuple(SplitSpec(split.patch_size, split.stride, split.padding) for split in splits),
             tuple(_mixer(part[name]) for name in mixers),
             common.linear(part["project"]),
             size,
@@ -196,11 +196,6 @@ def _conv_layers(part: Part) -> nn.Sequential:
             child.expect(nn.ReLU)
             found.append(nn.ReLU())
     return nn.Sequential(*found).requires_grad_(False)
-
-
-def _split(part: Part) -> SplitSpec:
-    module = part.expect(SoftSplit)
-    return SplitSpec(module.patch_size, module.stride, module.padding)
 
 
 def _mixer(part: Part) -> TokenMixerSpec:
