@@ -124,7 +124,7 @@ def test_exits_one_by_one_are_all_exits_at_once():
     for expected in model(images):
         logits, state = fast.advance(state)
         torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
-    with pytest.raises(ValueError, match="this state has passed them all"):
+    with pytest.raises(ValueError, match="this state is after the last one"):
         fast.advance(state)
 
 

@@ -46,7 +46,7 @@ def test_the_state_passes_from_exit_to_exit():
     state = fast.start(random_images(model, 3))
     for _ in range(fast.num_exits):
         _, state = fast.advance(state)
-    with pytest.raises(ValueError, match="has 3 exits, and this state has passed them all"):
+    with pytest.raises(ValueError, match="has 3 exits, and this state is after the last one"):
         fast.advance(state)
     with pytest.raises(ValueError, match="images must have shape"):
         fast.start(torch.zeros(1, 3, 8, 8))

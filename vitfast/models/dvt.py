@@ -141,18 +141,7 @@ class DVT(ImageModel):
         Raises:
             ValueError: there is no exit left.
         """
-        index = state.next_exit
-        if index >= self.num_exits:
-            raise ValueError(f"the model has {self.num_exits} exits, and this state is after the last one")
-        is_last = index == self.num_exits - 1
-        logits, features, relations = self.exits[index](
-            state.images,
-            state.features,
-            state.relations,
-            return_relations=self.fields.relation_reuse and not is_last,
-        )
-        reused = features if self.fields.feature_reuse and not is_last else None
-        return logits, ExitState(state.images, index + 1, reused, relations)
+        return run_exit(self.exits, state, self.fields.feature_reuse, self.fields.relation_reuse)
 
 
 class DVTExit(nn.Module):
@@ -215,6 +204,21 @@ class DVTExit(nn.Module):
         """Computes the tokens ``[B, N, C]`` that enter the first block."""
         tokens = self.join_tokens(self.patch_embed(images), before=self.cls_token)
         return self.pos_drop(self.add_positions(tokens, positions=self.pos_embed))
+
+
+def run_exit(
+    exits: nn.ModuleList, state: ExitState, feature_reuse: bool, relation_reuse: bool
+) -> tuple[Tensor, ExitState]:
+    """Runs the next of ``exits``, modules with ``DVTExit``'s signature; as ``DVT.advance``."""
+    index = state.next_exit
+    if index >= len(exits):
+        raise ValueError(f"the model has {len(exits)} exits, and this state is after the last one")
+    is_last = index == len(exits) - 1
+    logits, features, relations = exits[index](
+        state.images, state.features, state.relations, return_relations=relation_reuse and not is_last
+    )
+    reused = features if feature_reuse and not is_last else None
+    return logits, ExitState(state.images, index + 1, reused, relations)
 
 
 def run_reuse_blocks(

@@ -14,7 +14,7 @@ from vitfast.inference.modules.attention import RelationAttention, upsample_rela
 from vitfast.inference.modules.block import InferenceBlock
 from vitfast.inference.modules.embedding import InferenceEmbedding
 from vitfast.inference.modules.readout import InferenceReadout
-from vitfast.models.dvt import ExitState, run_reuse_blocks
+from vitfast.models.dvt import ExitState, run_exit, run_reuse_blocks
 
 
 class FeatureReuse(nn.Module):
@@ -148,17 +148,5 @@ class InferenceCascade(nn.Module):
         return tuple(results)
 
     def advance(self, state: ExitState) -> tuple[Tensor, ExitState]:
-        """As ``vitfast.models.DVT.advance``.
-
-        Raises:
-            ValueError: there is no exit left.
-        """
-        index = state.next_exit
-        if index >= len(self.exits):
-            raise ValueError(f"the model has {len(self.exits)} exits, and this state has passed them all")
-        is_last = index == len(self.exits) - 1
-        logits, features, relations = self.exits[index](
-            state.images, state.features, state.relations, return_relations=self.relation_reuse and not is_last
-        )
-        reused = features if self.feature_reuse and not is_last else None
-        return logits, ExitState(state.images, index + 1, reused, relations)
+        """As ``vitfast.models.DVT.advance``."""
+        return run_exit(self.exits, state, self.feature_reuse, self.relation_reuse)
