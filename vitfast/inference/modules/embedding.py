@@ -28,7 +28,10 @@ class InferenceEmbedding(nn.Module):
     def __init__(self, spec: EmbeddingSpec, backend: Backend) -> None:
         super().__init__()
         self.patches = _patch_embedding(spec.patches, backend)
-        self.num_patches = self.patches.num_patches(backend.device, backend.dtype)
+        sizes = (1, self.patches.in_chans, *self.patches.image_size)  # the patches of one image are counted
+        with torch.no_grad():
+            embedded = self.patches(torch.zeros(sizes, device=backend.device, dtype=backend.dtype))
+        self.num_patches, channels = embedded.shape[1:]
         self.pre_norm = backend.norm_or_identity(spec.pre_norm)
         self.resize = spec.resize
         self.normalization = backend.normalization
@@ -39,8 +42,6 @@ class InferenceEmbedding(nn.Module):
             pixel_scale, pixel_shift = (value.view(-1, 1, 1).to(backend.device) for value in coefficients)
         self.register_buffer("pixel_scale", pixel_scale)
         self.register_buffer("pixel_shift", pixel_shift)
-        patches = self.patches
-        channels = patches.linear.out_features if isinstance(patches, Patches) else spec.prefix[0].shape[2]
         prefix = torch.cat([torch.empty(1, 0, channels), *(token.detach().cpu() for token in spec.prefix)], dim=1)
         positions = backend.copy(spec.positions)
         if positions is not None:

@@ -32,11 +32,6 @@ class PatchEmbedding(nn.Module):
         """What runs it, for the report."""
         raise NotImplementedError
 
-    @torch.no_grad()
-    def num_patches(self, device: torch.device, dtype: torch.dtype) -> int:
-        """Counts the patches of an image of ``image_size``, by embedding one."""
-        return int(self(torch.zeros(1, self.in_chans, *self.image_size, device=device, dtype=dtype)).shape[1])
-
     def tokens(self, images: Tensor, prefix: Tensor, positions: Tensor | None) -> Tensor:
         """Embeds patches, adds ``positions`` ``[N, C]`` and prepends ``prefix`` ``[T, C]``."""
         tokens = self(images.to(prefix.dtype))
