@@ -151,25 +151,21 @@ class AcceleratedModel(nn.Module):
         """Checks images; returns them in the body's dtype or uint8."""
         if not isinstance(images, Tensor):
             raise TypeError(f"images must be a tensor [B, channels, height, width], got {type(images).__name__}")
-        self._check_type(images)
+        takes_pixels = self.body.embedding.normalization is not None
+        if images.dtype not in _FLOATS and not takes_pixels:
+            raise TypeError(
+                f"images must be float32, bfloat16 or float16, got {images.dtype}; convert and normalize them first, "
+                "or let the model do it: vitfast.accelerate(…, mean=…, std=…)"
+            )
+        if images.dtype not in (*_FLOATS, torch.uint8):
+            raise TypeError(f"images must be uint8 (0 to 255) or floating point (0 to 1), got {images.dtype}")
         if images.device != self.device:
             raise ValueError(f"images are on {images.device}, but the accelerated model is on {self.device}; move them")
         self.body.embedding.check(images)
         if images.dtype == torch.uint8:
             return images
         images = images.detach().to(self.body.embedding.image_dtype)
-        return images if self.body.embedding.normalization is None else images * 255.0
-
-    def _check_type(self, images: Tensor) -> None:
-        if images.dtype in _FLOATS:
-            return
-        if self.body.embedding.normalization is None:
-            raise TypeError(
-                f"images must be float32, bfloat16 or float16, got {images.dtype}; convert and normalize them first, "
-                "or let the model do it: vitfast.accelerate(…, mean=…, std=…)"
-            )
-        if images.dtype != torch.uint8:
-            raise TypeError(f"images must be uint8 (0 to 255) or floating point (0 to 1), got {images.dtype}")
+        return images * 255.0 if takes_pixels else images
 
     def _autocast_off(self) -> AbstractContextManager[Any]:
         """Disables autocast, which must not change the model's precision."""
@@ -177,13 +173,13 @@ class AcceleratedModel(nn.Module):
         return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
     def _restored(self) -> dict[str, Tensor]:
-        rows: dict[str, list[tuple[int, Tensor]]] = {}
+        rows: dict[str, dict[int, Tensor]] = {}  # key -> first row -> rows; several layers may hold the same
         for module in self.body.modules():
             if isinstance(module, InferenceLinear):
                 for place, values in module.source_rows():
                     for key in place.keys:
-                        rows.setdefault(key, []).append((place.start, values))
-        return {key: _joined(parts) for key, parts in rows.items()}
+                        rows.setdefault(key, {})[place.start] = values
+        return {key: torch.cat([parts[start] for start in sorted(parts)]) for key, parts in rows.items()}
 
 
 class AcceleratedCascade(AcceleratedModel):
@@ -231,12 +227,6 @@ class AcceleratedCascade(AcceleratedModel):
         passes_features = self.body.feature_reuse and state.next_exit < self.num_exits - 1
         features = reused.pop(0) if passes_features else None
         return logits, ExitState(state.images, state.next_exit + 1, features, tuple(reused))
-
-
-def _joined(parts: list[tuple[int, Tensor]]) -> Tensor:
-    """Concatenates rows that several layers hold; a shared weight may occur more than once."""
-    by_start = dict(parts)
-    return torch.cat([by_start[start] for start in sorted(by_start)]) if len(by_start) > 1 else parts[0][1]
 
 
 def _tensors_of(state: ExitState) -> tuple[Tensor, ...]:

@@ -121,7 +121,8 @@ class GraphCache:
             New tensors.
         """
         batch = tensors[0].shape[0]
-        recorder = self._started()
+        with self._lock:
+            recorder = self._recorder = self._recorder or self._make_recorder()
         if batch == 0 or not recorder.is_possible:
             return function(*tensors)
         # recordings outlive this call, so their memory must not belong to inference mode
@@ -134,12 +135,6 @@ class GraphCache:
                 for whole, piece in zip(results, outputs, strict=True):
                     whole[part.start : part.start + part.count].copy_(piece[: part.count])
         return results
-
-    def _started(self) -> CudaRecorder:
-        with self._lock:
-            if self._recorder is None:
-                self._recorder = self._make_recorder()
-            return self._recorder
 
     def _run_part(
         self, recorder: CudaRecorder, name: str, function: Function, tensors: tuple[Tensor, ...], part: Part
