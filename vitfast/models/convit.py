@@ -90,10 +90,6 @@ class ConViT(VisionTransformer):
 
     The patches, with their positions, pass through ``local_up_to_layer`` blocks of gated positional attention; then the
     class token is prepended for the remaining blocks, which are a ViT's.
-
-    Args:
-        model_name: as in ``ImageModel``.
-        fields: the fields that define the model.
     """
 
     fields: ConViTFields

@@ -21,10 +21,6 @@ class DistilledVisionTransformer(VisionTransformer):
     ======================  =========================  =============================================================
 
     In training both return the pair (class logits, distillation logits).
-
-    Args:
-        model_name: as in ``VisionTransformer``.
-        fields: as in ``VisionTransformer``, with ``distillation_token`` other than ``"none"``.
     """
 
     head_prefixes = ("head.", "head_dist.")

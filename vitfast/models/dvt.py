@@ -58,40 +58,12 @@ class ExitState:
         )
 
 
-class DVT(ImageModel):
-    """A cascade of transformers on an increasing number of tokens, each with a classifier (Wang et al., 2021).
+class ExitSequence(nn.Module):
+    """Base class of ``DVT`` and of its accelerated form: runs all exits, or one after the other."""
 
-    Every exit after the first reuses the features and the attention logits of the previous one. ``forward`` runs all
-    exits. To exit early, run one at a time and continue with the undecided images::
-
-        state = model.start(images)
-        while state.next_exit < model.num_exits:
-            logits, state = model.advance(state)
-            ...
-            state = state.select(undecided)
-
-    Args:
-        model_name: as in ``ImageModel``.
-        fields: the fields that define the model.
-    """
-
-    fields: DVTFields
-
-    def __init__(self, model_name: str, fields: DVTFields) -> None:
-        super().__init__(model_name, fields)
-        self.num_exits = fields.num_exits
-        self.exits = nn.ModuleList(DVTExit(fields, index) for index in range(fields.num_exits))
-        # the last exit is the most accurate one, and its head the main head
-        self.head_prefixes = tuple(  # type: ignore[misc]
-            f"exits.{index}.head." for index in reversed(range(fields.num_exits))
-        )
-
-    def no_weight_decay(self) -> set[str]:
-        # as in DeiT and T2T-ViT; the original training decays them: its code does not look into the wrapped exits
-        return {f"exits.{index}.{name}" for index in range(self.num_exits) for name in ("cls_token", "pos_embed")}
-
-    def position_keys(self) -> dict[str, int]:
-        return {f"exits.{index}.pos_embed": 1 for index in range(self.num_exits)}
+    exits: nn.ModuleList
+    feature_reuse: bool
+    relation_reuse: bool
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Classifies images at every exit.
@@ -117,16 +89,7 @@ class DVT(ImageModel):
             yield logits
 
     def start(self, images: Tensor) -> ExitState:
-        """Returns the state before the first exit.
-
-        Args:
-            images: ``[B, in_chans, img_size, img_size]``.
-
-        Raises:
-            TypeError: as ``forward``.
-            ValueError: as ``forward``.
-        """
-        check_images(images, self.in_chans, self.img_size)
+        """Returns the state before the first exit; ``images`` and errors are those of ``forward``."""
         return ExitState(images)
 
     def advance(self, state: ExitState) -> tuple[Tensor, ExitState]:
@@ -141,7 +104,51 @@ class DVT(ImageModel):
         Raises:
             ValueError: there is no exit left.
         """
-        return run_exit(self.exits, state, self.fields.feature_reuse, self.fields.relation_reuse)
+        index, last = state.next_exit, len(self.exits) - 1
+        if index > last:
+            raise ValueError(f"the model has {len(self.exits)} exits, and this state is after the last one")
+        logits, features, relations = self.exits[index](
+            state.images, state.features, state.relations, return_relations=self.relation_reuse and index < last
+        )
+        reused = features if self.feature_reuse and index < last else None
+        return logits, ExitState(state.images, index + 1, reused, relations)
+
+
+class DVT(ExitSequence, ImageModel):
+    """A cascade of transformers on an increasing number of tokens, each with a classifier (Wang et al., 2021).
+
+    Every exit after the first reuses the features and the attention logits of the previous one. ``forward`` runs all
+    exits. To exit early, run one at a time and continue with the undecided images::
+
+        state = model.start(images)
+        while state.next_exit < model.num_exits:
+            logits, state = model.advance(state)
+            ...
+            state = state.select(undecided)
+    """
+
+    fields: DVTFields
+
+    def __init__(self, model_name: str, fields: DVTFields) -> None:
+        super().__init__(model_name, fields)
+        self.num_exits = fields.num_exits
+        self.feature_reuse, self.relation_reuse = fields.feature_reuse, fields.relation_reuse
+        self.exits = nn.ModuleList(DVTExit(fields, index) for index in range(fields.num_exits))
+        # the last exit is the most accurate one, and its head the main head
+        self.head_prefixes = tuple(  # type: ignore[misc]
+            f"exits.{index}.head." for index in reversed(range(fields.num_exits))
+        )
+
+    def no_weight_decay(self) -> set[str]:
+        # as in DeiT and T2T-ViT; the original training decays them: its code does not look into the wrapped exits
+        return {f"exits.{index}.{name}" for index in range(self.num_exits) for name in ("cls_token", "pos_embed")}
+
+    def position_keys(self) -> dict[str, int]:
+        return {f"exits.{index}.pos_embed": 1 for index in range(self.num_exits)}
+
+    def start(self, images: Tensor) -> ExitState:
+        check_images(images, self.in_chans, self.img_size)
+        return super().start(images)
 
 
 class DVTExit(nn.Module):
@@ -204,21 +211,6 @@ class DVTExit(nn.Module):
         """Computes the tokens ``[B, N, C]`` that enter the first block."""
         tokens = self.join_tokens(self.patch_embed(images), before=self.cls_token)
         return self.pos_drop(self.add_positions(tokens, positions=self.pos_embed))
-
-
-def run_exit(
-    exits: nn.ModuleList, state: ExitState, feature_reuse: bool, relation_reuse: bool
-) -> tuple[Tensor, ExitState]:
-    """Runs the next of ``exits``, modules with ``DVTExit``'s signature; as ``DVT.advance``."""
-    index = state.next_exit
-    if index >= len(exits):
-        raise ValueError(f"the model has {len(exits)} exits, and this state is after the last one")
-    is_last = index == len(exits) - 1
-    logits, features, relations = exits[index](
-        state.images, state.features, state.relations, return_relations=relation_reuse and not is_last
-    )
-    reused = features if feature_reuse and not is_last else None
-    return logits, ExitState(state.images, index + 1, reused, relations)
 
 
 def run_reuse_blocks(

@@ -120,12 +120,7 @@ HYBRID_ALIASES = {
 
 
 class HybridViT(VisionTransformer):
-    """The hybrid of Dosovitskiy et al. (2021), section 3.1: a ViT over a ResNet's features, with timm's names.
-
-    Args:
-        model_name: as in ``ImageModel``.
-        fields: the fields that define the model.
-    """
+    """The hybrid of Dosovitskiy et al. (2021), section 3.1: a ViT over a ResNet's features, with timm's names."""
 
     fields: HybridFields
 

@@ -80,10 +80,6 @@ class T2TViT(TransformerModel):
 
     The position embeddings are fixed sinusoids, in a parameter without gradient: checkpoints store them, and they are
     resized for other image sizes. Attention logits are scaled by the inverse root of the head dimension.
-
-    Args:
-        model_name: as in ``ImageModel``.
-        fields: the fields that define the model.
     """
 
     fields: T2TViTFields

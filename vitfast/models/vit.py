@@ -139,12 +139,7 @@ VIT_ALIASES = {
 
 
 class VisionTransformer(TransformerModel):
-    """The Vision Transformer of Dosovitskiy et al. (2021), with timm's parameter names.
-
-    Args:
-        model_name: as in ``ImageModel``.
-        fields: the fields that define the model.
-    """
+    """The Vision Transformer of Dosovitskiy et al. (2021), with timm's parameter names."""
 
     fields: ViTFields
 

@@ -14,7 +14,7 @@ from vitfast.inference.modules.attention import RelationAttention, upsample_rela
 from vitfast.inference.modules.block import InferenceBlock
 from vitfast.inference.modules.embedding import InferenceEmbedding
 from vitfast.inference.modules.readout import InferenceReadout
-from vitfast.models.dvt import ExitState, run_exit, run_reuse_blocks
+from vitfast.models.dvt import ExitSequence, run_reuse_blocks
 
 
 class FeatureReuse(nn.Module):
@@ -124,7 +124,7 @@ class InferenceExit(nn.Module):
             yield coarse if isinstance(block, ReuseBlock) else upsample_relations(coarse, reuse.upsample)
 
 
-class InferenceCascade(nn.Module):
+class InferenceCascade(ExitSequence):
     """An accelerated DVT: runs all exits, or one after the other."""
 
     def __init__(self, spec: CascadeSpec, backend: Backend) -> None:
@@ -137,16 +137,3 @@ class InferenceCascade(nn.Module):
     def embedding(self) -> nn.Module:
         """The first exit's embedding."""
         return self.exits[0].get_submodule("embedding")
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Classifies ``images`` ``[B, in_chans, img_size, img_size]`` at every exit."""
-        state = ExitState(images)
-        results = []
-        for _ in self.exits:
-            logits, state = self.advance(state)
-            results.append(logits)
-        return tuple(results)
-
-    def advance(self, state: ExitState) -> tuple[Tensor, ExitState]:
-        """As ``vitfast.models.DVT.advance``."""
-        return run_exit(self.exits, state, self.feature_reuse, self.relation_reuse)
