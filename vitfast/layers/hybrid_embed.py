@@ -46,17 +46,6 @@ class HybridEmbed(nn.Module):
         self.proj = nn.Conv2d(resnet_channels(layers, width), dim, patch_size, stride=patch_size)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embeds the patches.
-
-        Args:
-            images: ``[B, in_chans, img_size, img_size]``, floating point.
-
-        Returns:
-            ``[B, N, C]``, the patches row by row.
-
-        Raises:
-            TypeError: the images are not floating point.
-            ValueError: the images have another shape.
-        """
+        """Embeds the patches of ``images`` as ``PatchEmbed``; returns ``[B, N, C]``."""
         check_images(images, self.in_chans, self.img_size)
         return self.proj(self.backbone(images)).flatten(2).transpose(1, 2)
