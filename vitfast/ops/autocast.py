@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, overload
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+MaybeTensor = TypeVar("MaybeTensor", Tensor, "Tensor | None")
 
 
 def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
@@ -22,11 +24,7 @@ def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(device_type)
 
 
-@overload
-def cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor: ...
-@overload
-def cast(tensor: Tensor | None, dtype: torch.dtype | None) -> Tensor | None: ...
-def cast(tensor: Tensor | None, dtype: torch.dtype | None) -> Tensor | None:
+def cast(tensor: MaybeTensor, dtype: torch.dtype | None) -> MaybeTensor:
     """Casts a tensor; a no-op if the tensor or the dtype is None."""
     return tensor if tensor is None or dtype is None else tensor.to(dtype)
 

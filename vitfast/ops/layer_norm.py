@@ -168,51 +168,36 @@ def _fake_backward(
     return empty_like(x), None if weight is None else grad_weight, grad_bias if has_bias else None
 
 
+# --- autograd of both operators; with the addition there is a result, an input and a rounding more ---
+
+
 def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-    x, weight, bias, _, ctx.round_operand, _ = inputs
-    _save(ctx, x, weight, bias, output)
-
-
-def _setup_add_context(ctx: Any, inputs: Any, output: Any) -> None:
-    _, _, weight, bias, _, round_sum, round_operand, _ = inputs
-    ctx.round_operand = [] if round_operand == round_sum else round_operand  # the saved sum is rounded already
-    _save(ctx, output[0], weight, bias, output)
-
-
-def _save(ctx: Any, normalized_input: Tensor, weight: Tensor | None, bias: Tensor | None, output: Any) -> None:
-    *_, mean, rstd = output
-    ctx.save_for_backward(normalized_input, mean, rstd, weight)
+    *summed, _, mean, rstd = output
+    adds = len(summed)
+    weight, bias, _, *roundings, _ = inputs[1 + adds :]
+    round_operand = roundings[-1]
+    ctx.round_operand = [] if adds and round_operand == roundings[0] else round_operand  # the saved sum is rounded
+    ctx.save_for_backward(summed[0] if adds else inputs[0], mean, rstd, weight)
     ctx.parameter_dtypes = (None if weight is None else weight.dtype, None if bias is None else bias.dtype)
     ctx.mark_non_differentiable(mean, rstd)
 
 
-def _gradients(ctx: Any, grad_y: Tensor, grad_summed: Tensor | None) -> tuple[Any, ...]:
-    """Gradients of the normalized input, weight and bias. The operand is rounded again rather than saved."""
+def _backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+    *grad_summed, grad_y, _, _ = grads
+    adds = len(grad_summed)
     x, mean, rstd, weight = ctx.saved_tensors
-    if ctx.round_operand:
+    if ctx.round_operand:  # the operand is rounded again rather than saved
         x = torch.ops.vitfast.quantize_float.default(x, ctx.round_operand, None)
     weight_dtype, bias_dtype = ctx.parameter_dtypes
     grad_x, grad_weight, grad_bias = torch.ops.vitfast.layer_norm_backward.default(
-        grad_y, grad_summed, x, mean, rstd, weight, bias_dtype is not None
+        grad_y, grad_summed[0] if adds else None, x, mean, rstd, weight, bias_dtype is not None
     )
     # the kernel accumulates the parameters' gradients in float32
-    return grad_x, cast(grad_weight, weight_dtype), cast(grad_bias, bias_dtype)
+    parameters = cast(grad_weight, weight_dtype), cast(grad_bias, bias_dtype)
+    return *[grad_x] * (1 + adds), *parameters, *[None] * (3 + adds)
 
 
-def _backward(ctx: Any, grad_y: Tensor, *_: Any) -> tuple[Any, ...]:
-    return *_gradients(ctx, grad_y, None), None, None, None
-
-
-def _add_backward(ctx: Any, grad_summed: Tensor, grad_y: Tensor, *_: Any) -> tuple[Any, ...]:
-    grad_x, grad_weight, grad_bias = _gradients(ctx, grad_y, grad_summed)
-    return grad_x, grad_x, grad_weight, grad_bias, None, None, None, None
-
-
-register("layer_norm_forward", _fake_forward, backward=_backward, setup_context=_setup_context)
-register(
-    "add_layer_norm_forward",
-    lambda x: (empty_like(x), *_fake_forward(x)),
-    backward=_add_backward,
-    setup_context=_setup_add_context,
-)
+_AUTOGRAD: dict[str, Any] = {"backward": _backward, "setup_context": _setup_context}
+register("layer_norm_forward", _fake_forward, **_AUTOGRAD)
+register("add_layer_norm_forward", lambda x: (empty_like(x), *_fake_forward(x)), **_AUTOGRAD)
 register("layer_norm_backward", _fake_backward, gradient_of="layer_norm")

@@ -16,10 +16,11 @@ from torch.autograd.function import once_differentiable
 from vitfast.formats import FloatFormat
 from vitfast.ops import reference
 from vitfast.ops.arguments import check_choice, check_like, check_rows, check_tensor
+from vitfast.ops.autocast import autocast_off
 from vitfast.ops.library import has_kernel, kernel_state
 from vitfast.ops.quantize_float import quantize_float
 from vitfast.ops.registration import gemm_flops, register
-from vitfast.ops.rounding import Rounding, float_rounding
+from vitfast.ops.rounding import Rounding, StraightThrough, float_rounding
 
 Unit = Literal["multiply_add", "tensor_core"]
 
@@ -95,7 +96,11 @@ def matmul_accumulate(
     if has_kernel("matmul_accumulate", x.device.type):
         out: Tensor = torch.ops.vitfast.matmul_accumulate.default(x32, w32, raw_rounding, chunk or 0)
     else:
-        out = _StraightThrough.apply(x32, w32, accumulator, chunk, rounding)
+        with autocast_off(x):
+            exact = F.linear(x32, w32)
+        with torch.no_grad():
+            rounded = reference.matmul_accumulate(x32, w32, accumulator, chunk, rounding)
+        out = StraightThrough.apply(exact, rounded)
     return out.to(x.dtype)
 
 
@@ -129,21 +134,6 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
     grad_x = torch.mm(_rows(grad), w.contiguous()).view(x.shape) if ctx.needs_input_grad[0] else None
     grad_w = torch.mm(_rows(grad).t(), _rows(x)) if ctx.needs_input_grad[1] else None
     return grad_x, grad_w
-
-
-class _StraightThrough(torch.autograd.Function):
-    """The reference with the gradient of the exact GEMM."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, w: Tensor, accumulator: FloatFormat, chunk: int | None, rounding: Rounding
-    ) -> Tensor:
-        ctx.save_for_backward(x, w)
-        return reference.matmul_accumulate(x, w, accumulator, chunk, rounding)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        return *_gradients(ctx, grad), None, None, None
 
 
 class _Fp16Accumulation(torch.autograd.Function):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, overload
+from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
 
+from vitfast.ops.autocast import MaybeTensor
 from vitfast.ops.library import is_loaded
 
 
@@ -70,11 +70,7 @@ def _no_double_backward(public_name: str) -> Callable[..., NoReturn]:
     return backward
 
 
-@overload
-def empty_like(x: Tensor) -> Tensor: ...
-@overload
-def empty_like(x: Tensor | None) -> Tensor | None: ...
-def empty_like(x: Tensor | None) -> Tensor | None:
+def empty_like(x: MaybeTensor) -> MaybeTensor:
     """Returns a contiguous tensor of x's shape and dtype; the fake kernel of element-wise operators."""
     return None if x is None else x.new_empty(x.shape)
 
