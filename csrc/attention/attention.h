@@ -51,10 +51,9 @@ struct GatedPositionalAttention : AttentionForward {
 
 struct AttentionBackward : Attention {
   HeadsView grad_out, grad_q, grad_k, grad_v;
-  const void* grad_logits;         // [B, H, N, N] or null
-  void* grad_bias;                 // like bias, or null
-  int64_t grad_bias_batch_stride;  // CUDA only, where each image may have its own
-  const void* lse;                 // [B, H, N]
+  const void* grad_logits;  // [B, H, N, N] or null
+  void* grad_bias;          // like bias, or null; on CUDA [B, H, N, N]
+  const void* lse;          // [B, H, N]
 };
 
 }  // namespace vitfast

@@ -35,26 +35,6 @@ struct AttentionBackwardShape {
                                shared_bytes<T>(2 * key_rows * round_rows) + 2 * shared_bytes<float>(query_rows);
 };
 
-// Computes lse, in units of ln 2, and D of the queries; a pair of threads per row. Rows past the last token get an
-// infinite lse, which makes P zero.
-template <typename T, typename Shape>
-__device__ __forceinline__ void prepare_rows(
-    const AttentionBackward& a, unsigned head, const T* out, const T* grad_out, float* lse, float* dots) {
-  const int tokens = int(a.tokens), thread = int(threadIdx.x), row = thread / 2;
-  static_assert(Shape::threads == 2 * Shape::key_rows);
-  const float dot = row_dot(
-      out + row * a.out.token_stride, grad_out + row * a.grad_out.token_stride, int(a.head_dim), row < tokens, thread);
-  if (thread % 2 == 0) {
-    const float* lse_rows = static_cast<const float*>(a.lse) + int64_t(head) * tokens;
-    lse[row] = row < tokens ? lse_rows[row] * log2_of_e : infinity;
-    dots[row] = dot;
-  }
-  for (int i = Shape::key_rows + thread; i < Shape::query_rows; i += Shape::threads) {
-    lse[i] = infinity;
-    dots[i] = 0.0f;
-  }
-}
-
 // Computes rows [first_query, first_query + round_rows) of grad_q = dS k, with dSᵀ in `grads`; a tile of 16 x 16 per
 // warp.
 template <typename T, typename Shape>
@@ -97,7 +77,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_at_once)
   using Tile = SharedTile<T, head_dim>;
   using GradTile = SharedTile<T, Shape::round_rows>;
   const unsigned head = blockIdx.x;
-  const int tokens = int(a.tokens), columns = int(a.head_dim);
+  const int tokens = int(a.tokens), thread = int(threadIdx.x);
   const int first_key = warp_in_block() * attention_tile_rows;
 
   SharedMemory shared;
@@ -111,16 +91,23 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_at_once)
   float* dots = shared.take<float>(Shape::query_rows);
 
   const auto copy_head = [&](const HeadsView& view, T* target, int rows) {
-    const T* source = head_rows<const T>(a, view, head);
-    copy_rows(Tile{target}, rows, source, view.token_stride, tokens, columns, int(threadIdx.x), Shape::threads);
+    copy_rows(Tile{target}, rows, a, view, head, 0, thread, Shape::threads);
   };
   copy_head(a.k, keys, Shape::key_rows);
   copy_head(a.q, queries, Shape::query_rows);
   copy_head(a.v, values, Shape::key_rows);
   copy_head(a.grad_out, out_grads, Shape::query_rows);
   commit_copies();
-  const T* out_rows = head_rows<const T>(a, a.out, head);
-  prepare_rows<T, Shape>(a, head, out_rows, head_rows<const T>(a, a.grad_out, head), lse, dots);
+  static_assert(Shape::threads == 2 * Shape::key_rows);
+  const RowStatistics own = row_statistics<T>(a, head, thread / 2, thread);
+  if (thread % 2 == 0) {
+    lse[thread / 2] = own.lse;
+    dots[thread / 2] = own.dot;
+  }
+  for (int i = Shape::key_rows + thread; i < Shape::query_rows; i += Shape::threads) {
+    lse[i] = infinity;
+    dots[i] = 0.0f;
+  }
   wait_for_copies<0>();
   sync_threads();
 
@@ -132,13 +119,16 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_at_once)
     const Tile query_tile{queries + first_query * head_dim}, out_grad_tile{out_grads + first_query * head_dim};
     uint32_t weights[1][query_tiles][2], grad_pairs[1][query_tiles][2];
     {
-      float products[1][query_tiles][4], slopes[1][query_tiles][4];
-      multiply_transposed(products, key_tile, query_tile, lane);
-      multiply_transposed(slopes, value_tile, out_grad_tile, lane);
-      const LaneKeys at{{first_key + lane / 4, first_key + lane / 4 + 8}, first_query + lane % 4 * 2};
+      float products[1][query_tiles][4] = {}, slopes[1][query_tiles][4] = {};
+      multiply_add_transposed(products, key_tile, query_tile, lane);
+      multiply_add_transposed(slopes, value_tile, out_grad_tile, lane);
+      const int query = first_query + lane % 4 * 2, key = first_key + lane / 4;
       const GradientSquares<T, true> squares(a, head);
-      differentiate_keys(
-          squares, products[0], slopes[0], weights[0], grad_pairs[0], lse + at.query, dots + at.query, at);
+      differentiate<T>(weights[0], grad_pairs[0], [&](int tile, int i) {
+        const int row = query + tile * 8 + i % 2;
+        return squares.differentiate(
+            row, key + i / 2 * 8, products[0][tile][i], slopes[0][tile][i], lse[row], dots[row]);
+      });
     }
     multiply_add(grad_v, weights, out_grad_tile, lane);
     multiply_add(grad_k, grad_pairs, query_tile, lane);
@@ -156,25 +146,10 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_at_once)
   }
 
   sync_threads();  // every warp has read the keys, whose memory stages the gradients
-  const int rows = tokens - first_key, lane = lane_in_warp();
-  const float k_factors[2] = {float(a.scale), float(a.scale)}, v_factors[2] = {1.0f, 1.0f};
-  T* grad_k_rows = head_rows<T>(a, a.grad_k, head) + first_key * a.grad_k.token_stride;
-  store_rows(grad_k_rows, a.grad_k.token_stride, rows, columns, grad_k[0], k_factors, key_tile, lane);
-  T* grad_v_rows = head_rows<T>(a, a.grad_v, head) + first_key * a.grad_v.token_stride;
-  store_rows(grad_v_rows, a.grad_v.token_stride, rows, columns, grad_v[0], v_factors, value_tile, lane);
-}
-
-constexpr int sum_images_threads = 256;
-
-// sums [count] = sum of x [images, count] over the images, accumulated in float.
-template <typename T>
-__global__ void __launch_bounds__(sum_images_threads)
-    sum_images_kernel(const T* x, T* sums, int64_t images, int64_t count) {
-  for (int64_t i = thread_in_grid(); i < count; i += threads_in_grid()) {
-    float sum = 0.0f;
-    for (int64_t image = 0; image < images; ++image) sum += to_float(x[image * count + i]);
-    sums[i] = round_to<T>(sum);
-  }
+  const int lane = lane_in_warp();
+  const float scale = float(a.scale);
+  store_rows(a, a.grad_k, head, first_key, grad_k[0], {scale, scale}, key_tile, lane);
+  store_rows(a, a.grad_v, head, first_key, grad_v[0], {1.0f, 1.0f}, value_tile, lane);
 }
 
 }  // namespace vitfast

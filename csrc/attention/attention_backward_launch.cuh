@@ -14,28 +14,6 @@ constexpr int attention_backward_whole_tokens(int64_t head_dim) {
   return sizeof(T) != 2 ? 0 : head_dim <= 64 ? 256 : 112;
 }
 
-template <typename T, int head_dim, int warps>
-void launch_attention_backward_instance(const AttentionBackward& a, Stream stream) {
-  if constexpr (warps <= ceil_div(attention_backward_whole_tokens<T>(head_dim), 16)) {
-    // registers are allocated to four warps at a time: blocks of 7, 13 or 16 warps leave 128 per thread
-    constexpr bool has_registers = head_dim <= 64 && (warps == 4 || warps == 10);
-    using Shape = AttentionBackwardShape<T, head_dim, warps, has_registers ? 4 : 2>;
-    static_assert(Shape::bytes <= attention_max_shared_bytes);
-    launch(attention_backward_kernel<T, Shape>, a.batch * a.heads, Shape::threads, Shape::bytes, stream, a);
-  }
-}
-
-// Scratch memory of a launch; null where not needed.
-struct AttentionBackwardScratch {
-  void* bias;             // [B, H, N, N] if sums_bias_over_images
-  float* row_statistics;  // attention_row_statistics numbers, 16-byte aligned, if uses_tiles
-};
-
-// True if all images share the bias: their gradients are summed from scratch memory.
-inline bool sums_bias_over_images(const AttentionBackward& a) {
-  return a.grad_bias != nullptr && a.bias_batch_stride == 0 && a.batch > 1;
-}
-
 inline int attention_padded_rows(const AttentionBackward& a) {
   constexpr int own_rows = AttentionBackwardTiles<Half, 64, 8, 2>::own_rows;
   return int(ceil_div(a.tokens, own_rows)) * own_rows;
@@ -69,44 +47,27 @@ void launch_attention_backward_tiled(const AttentionBackward& a, float* row_stat
 
 template <typename T, int head_dim>
 void launch_attention_backward_head_dim(const AttentionBackward& a, float* row_statistics, Stream stream) {
-  if (a.tokens > attention_backward_whole_tokens<T>(head_dim)) {
-    return launch_attention_backward_tiled<T, head_dim>(a, row_statistics, stream);
-  }
-  if (a.tokens <= 16 * 4) return launch_attention_backward_instance<T, head_dim, 4>(a, stream);
-  if (a.tokens <= 16 * 7) return launch_attention_backward_instance<T, head_dim, 7>(a, stream);
-  if (a.tokens <= 16 * 10) return launch_attention_backward_instance<T, head_dim, 10>(a, stream);
-  if (a.tokens <= 16 * 13) return launch_attention_backward_instance<T, head_dim, 13>(a, stream);
-  return launch_attention_backward_instance<T, head_dim, 16>(a, stream);
+  if (uses_tiles<T>(a)) return launch_attention_backward_tiled<T, head_dim>(a, row_statistics, stream);
+  with_range<0, 4, 7, 10, 13, 16>(ceil_div(a.tokens, attention_tile_rows), [&](auto, auto warps) {
+    if constexpr (warps <= ceil_div(attention_backward_whole_tokens<T>(head_dim), attention_tile_rows)) {
+      // registers are allocated to four warps at a time: blocks of 7, 13 or 16 warps leave 128 per thread
+      constexpr bool has_registers = head_dim <= 64 && (warps == 4 || warps == 10);
+      using Shape = AttentionBackwardShape<T, head_dim, warps, has_registers ? 4 : 2>;
+      static_assert(Shape::bytes <= attention_max_shared_bytes);
+      launch(attention_backward_kernel<T, Shape>, a.batch * a.heads, Shape::threads, Shape::bytes, stream, a);
+    }
+  });
 }
 
-// T: Half, BFloat16 or float.
+// T: Half, BFloat16 or float. `row_statistics`: scratch memory of attention_row_statistics numbers, 16-byte aligned, if
+// uses_tiles.
 template <typename T>
-void launch_attention_backward(AttentionBackward a, const AttentionBackwardScratch& scratch, Stream stream) {
+void launch_attention_backward(const AttentionBackward& a, float* row_statistics, Stream stream) {
   if (a.batch * a.heads * a.tokens == 0) return;
   check_attention_limits(a);
-  const bool sums = sums_bias_over_images(a);
-  const int64_t count = a.heads * a.tokens * a.tokens;
-  void* grad_bias = a.grad_bias;
-  if (sums) a.grad_bias = scratch.bias;
-  a.grad_bias_batch_stride = count;
-  if (a.head_dim <= 32) {
-    launch_attention_backward_head_dim<T, 32>(a, scratch.row_statistics, stream);
-  } else if (a.head_dim <= 64) {
-    launch_attention_backward_head_dim<T, 64>(a, scratch.row_statistics, stream);
-  } else {
-    launch_attention_backward_head_dim<T, 128>(a, scratch.row_statistics, stream);
-  }
-  if (!sums) return;
-  launch(
-      sum_images_kernel<T>,
-      blocks_for(count, sum_images_threads),
-      sum_images_threads,
-      0,
-      stream,
-      static_cast<const T*>(scratch.bias),
-      static_cast<T*>(grad_bias),
-      a.batch,
-      count);
+  with_range<0, 32, 64, 128>(a.head_dim, [&](auto, auto head_dim) {
+    launch_attention_backward_head_dim<T, head_dim>(a, row_statistics, stream);
+  });
 }
 
 }  // namespace vitfast

@@ -6,6 +6,8 @@ namespace vitfast {
 namespace {
 
 struct Cpu {
+  static constexpr bool sums_bias_over_images = true;
+
   static Tensor rows(const Tensor& tensor) {
     return tensor.size(-1) <= 1 || tensor.stride(-1) == 1 ? tensor : torch::stable::contiguous(tensor);
   }

@@ -7,6 +7,8 @@ namespace vitfast {
 namespace {
 
 struct Cuda {
+  static constexpr bool sums_bias_over_images = false;
+
   static Tensor rows(const Tensor& tensor) { return with_aligned_rows(tensor); }
 
   static void forward(const AttentionForward& a, const Tensor& like) {
@@ -18,12 +20,9 @@ struct Cuda {
     const CurrentStream stream(like);
     with_element("attention", a.type, [&](auto element) {
       using T = decltype(element);
-      std::optional<Tensor> bias, row_statistics;
-      if (sums_bias_over_images(a)) bias = new_tensor(like, {a.batch, a.heads, a.tokens, a.tokens});
+      std::optional<Tensor> row_statistics;
       if (uses_tiles<T>(a)) row_statistics = new_tensor(like, {attention_row_statistics(a)}, ScalarType::Float);
-      const AttentionBackwardScratch scratch{
-          mutable_data_or_null(bias), static_cast<float*>(mutable_data_or_null(row_statistics))};
-      launch_attention_backward<T>(a, scratch, stream);
+      launch_attention_backward<T>(a, static_cast<float*>(mutable_data_or_null(row_statistics)), stream);
     });
   }
 };

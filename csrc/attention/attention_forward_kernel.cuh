@@ -48,8 +48,7 @@ __global__ void __launch_bounds__(attention_threads, attention_blocks_at_once(he
   // a compile-time constant where one head always has enough tiles for the warps
   constexpr bool fills_block = full_tiles * 8 >= (attention_warps - 1) * attention_tile_rows;
   const int heads_per_block = fills_block ? 1 : heads_asked;
-  const int tokens = int(a.tokens), columns = int(a.head_dim);
-  const int tiles = attention_tiles(tokens);
+  const int tiles = attention_tiles(a.tokens);
   constexpr int padded_keys = attention_padded_keys(key_tiles);
   const unsigned first_head = blockIdx.x * unsigned(heads_per_block);
   const unsigned heads_left = unsigned(a.batch * a.heads) - first_head;
@@ -71,14 +70,12 @@ __global__ void __launch_bounds__(attention_threads, attention_blocks_at_once(he
 
   const auto copy_queries = [&](int task, int lane) {
     const int head = fills_block ? 0 : task / tiles, first_row = (task - head * tiles) * attention_tile_rows;
-    const T* rows = head_rows<const T>(a, a.q, first_head + head) + first_row * a.q.token_stride;
-    copy_rows(queries, attention_tile_rows, rows, a.q.token_stride, tokens - first_row, columns, lane, warp_size);
+    copy_rows(queries, attention_tile_rows, a, a.q, first_head + head, first_row, lane, warp_size);
   };
   const auto copy_heads = [&](const HeadsView& view, T* target) {
     for (int h = 0; h < heads; ++h) {
-      const T* rows = head_rows<const T>(a, view, first_head + h);
       const Tile tile{target + h * padded_keys * head_dim};
-      copy_rows(tile, padded_keys, rows, view.token_stride, tokens, columns, int(threadIdx.x), attention_threads);
+      copy_rows(tile, padded_keys, a, view, first_head + h, 0, int(threadIdx.x), attention_threads);
     }
   };
 
@@ -105,8 +102,8 @@ __global__ void __launch_bounds__(attention_threads, attention_blocks_at_once(he
     uint32_t weights[1][key_tiles][2];
     float inverse_sums[2];
     if (has_task) {
-      float logits[1][key_tiles][4];
-      multiply_transposed(logits, queries, Tile{keys + head * padded_keys * head_dim}, lane);
+      float logits[1][key_tiles][4] = {};
+      multiply_add_transposed(logits, queries, Tile{keys + head * padded_keys * head_dim}, lane);
       softmax_rows<T, full_tiles>(a, logits[0], weights[0], inverse_sums, at);
     }
     sync_warp();  // every lane has read its queries, which the next ones overwrite
@@ -119,9 +116,8 @@ __global__ void __launch_bounds__(attention_threads, attention_blocks_at_once(he
     if (has_task) {
       float out[1][head_dim / 8][4] = {};
       multiply_add(out, weights, Tile{values + head * padded_keys * head_dim}, lane);
-      T* rows = head_rows<T>(a, a.out, at.head) + first_row * a.out.token_stride;
       // ordered after the tile's last use by the sync_warps above
-      store_rows(rows, a.out.token_stride, tokens - first_row, columns, out[0], inverse_sums, results, lane);
+      store_rows(a, a.out, at.head, first_row, out[0], inverse_sums, results, lane);
     }
   }
 }

@@ -25,19 +25,23 @@ static_assert(2 * (AttentionForwardTiles<Half, 128>::bytes + 1024) <= 228 * 1024
 static_assert(2 * (AttentionForwardTiles<float, 96>::bytes + 1024) <= 228 * 1024);
 static_assert(2 * (AttentionForwardTiles<float, 128>::bytes + 1024) <= 228 * 1024);
 
-template <typename T, int head_dim, int full_tiles, int key_tiles, typename Arguments>
-void launch_attention_forward_instance(const Arguments& a, Stream stream) {
+// Up to attention_whole_tokens. Instances for sequences of at most three tokens plus 7 x 7 patches (ViT-B/32 at 224
+// pixels), 10 x 10 (160), 12 x 12 (192), 14 x 14 (224), and one for the rest.
+template <typename T, int head_dim, typename Arguments>
+void launch_attention_forward_whole(const Arguments& a, Stream stream) {
   // enough heads for one tile per warp
   const int tiles = attention_tiles(a.tokens);
   const int heads_per_block = tiles < attention_warps ? attention_warps / tiles : 1;
-  launch(
-      attention_forward_kernel<T, head_dim, full_tiles, key_tiles, Arguments>,
-      ceil_div(a.batch * a.heads, heads_per_block),
-      attention_threads,
-      attention_shared_bytes<T, head_dim, key_tiles>(heads_per_block),
-      stream,
-      a,
-      heads_per_block);
+  with_range<0, 7, 13, 19, 25, 32>(ceil_div(a.tokens, 8), [&](auto full_tiles, auto key_tiles) {
+    launch(
+        attention_forward_kernel<T, head_dim, full_tiles, key_tiles, Arguments>,
+        ceil_div(a.batch * a.heads, heads_per_block),
+        attention_threads,
+        attention_shared_bytes<T, head_dim, key_tiles>(heads_per_block),
+        stream,
+        a,
+        heads_per_block);
+  });
 }
 
 template <typename T, int head_dim>
@@ -45,17 +49,6 @@ void launch_attention_forward_tiled(const AttentionForward& a, Stream stream) {
   using Tiles = AttentionForwardTiles<T, head_dim>;
   const int64_t blocks = a.batch * a.heads * ceil_div(a.tokens, Tiles::block_rows);
   launch(attention_forward_tiled_kernel<T, Tiles>, blocks, attention_threads, Tiles::bytes, stream, a);
-}
-
-// Up to attention_whole_tokens. Instances for sequences of at most three tokens plus 7 x 7 patches (ViT-B/32 at 224
-// pixels), 10 x 10 (160), 12 x 12 (192), 14 x 14 (224), and one for the rest.
-template <typename T, int head_dim, typename Arguments>
-void launch_attention_forward_whole(const Arguments& a, Stream stream) {
-  if (a.tokens <= 8 * 7) return launch_attention_forward_instance<T, head_dim, 0, 7>(a, stream);
-  if (a.tokens <= 8 * 13) return launch_attention_forward_instance<T, head_dim, 7, 13>(a, stream);
-  if (a.tokens <= 8 * 19) return launch_attention_forward_instance<T, head_dim, 13, 19>(a, stream);
-  if (a.tokens <= 8 * 25) return launch_attention_forward_instance<T, head_dim, 19, 25>(a, stream);
-  return launch_attention_forward_instance<T, head_dim, 25, 32>(a, stream);
 }
 
 template <typename T, int head_dim>
@@ -69,16 +62,12 @@ template <typename T>
 void launch_attention_forward(const AttentionForward& a, Stream stream) {
   if (a.batch * a.heads * a.tokens == 0) return;
   check_attention_limits(a);
-  if (a.head_dim <= 32) return launch_attention_forward_head_dim<T, 32>(a, stream);
-  if constexpr (sizeof(T) == 2) {  // float tiles require a multiple of 32 columns
-    if (a.head_dim <= 48) return launch_attention_forward_head_dim<T, 48>(a, stream);
-  }
-  if (a.head_dim <= 64) return launch_attention_forward_head_dim<T, 64>(a, stream);
+  const auto launch_head_dim = [&](auto, auto head_dim) { launch_attention_forward_head_dim<T, head_dim>(a, stream); };
   if constexpr (sizeof(T) == 2) {
-    if (a.head_dim <= 80) return launch_attention_forward_head_dim<T, 80>(a, stream);
+    with_range<0, 32, 48, 64, 80, 96, 128>(a.head_dim, launch_head_dim);
+  } else {  // float tiles require a multiple of 32 columns
+    with_range<0, 32, 64, 96, 128>(a.head_dim, launch_head_dim);
   }
-  if (a.head_dim <= 96) return launch_attention_forward_head_dim<T, 96>(a, stream);
-  return launch_attention_forward_head_dim<T, 128>(a, stream);
 }
 
 }  // namespace vitfast

@@ -37,7 +37,7 @@ template <typename T, typename Tiles>
 __global__ void __launch_bounds__(attention_threads, 2) attention_forward_tiled_kernel(const AttentionForward a) {
   constexpr int head_dim = Tiles::head_dim, row_tiles = Tiles::row_tiles, key_tiles = Tiles::key_tiles;
   using Tile = SharedTile<T, head_dim>;
-  const int tokens = int(a.tokens), columns = int(a.head_dim), warp = warp_in_block();
+  const int tokens = int(a.tokens), warp = warp_in_block();
   const unsigned blocks_per_head = unsigned(tokens + Tiles::block_rows - 1) / Tiles::block_rows;
   const unsigned head = blockIdx.x / blocks_per_head;
   const int first_row = int(blockIdx.x - head * blocks_per_head) * Tiles::block_rows + warp * Tiles::warp_rows;
@@ -50,17 +50,10 @@ __global__ void __launch_bounds__(attention_threads, 2) attention_forward_tiled_
 
   const auto tile_in = [](T* buffers, int tile) { return Tile{buffers + tile % 2 * tile_size}; };
   const auto copy_tile = [&](const HeadsView& view, T* target, int tile) {
-    const int first_key = tile * Tiles::key_rows;
-    const T* rows = head_rows<const T>(a, view, head) + first_key * view.token_stride;
-    const Tile to = tile_in(target, tile);
-    const int left = tokens - first_key, thread = opaque(int(threadIdx.x));
-    copy_rows(to, Tiles::key_rows, rows, view.token_stride, left, columns, thread, attention_threads);
+    const int first_key = tile * Tiles::key_rows, thread = opaque(int(threadIdx.x));
+    copy_rows(tile_in(target, tile), Tiles::key_rows, a, view, head, first_key, thread, attention_threads);
   };
-  if (first_row < tokens) {
-    const T* rows = head_rows<const T>(a, a.q, head) + first_row * a.q.token_stride;
-    copy_rows(
-        queries, Tiles::warp_rows, rows, a.q.token_stride, tokens - first_row, columns, lane_in_warp(), warp_size);
-  }
+  if (first_row < tokens) copy_rows(queries, Tiles::warp_rows, a, a.q, head, first_row, lane_in_warp(), warp_size);
   copy_tile(a.k, keys, 0);
   copy_tile(a.v, values, 0);
   commit_copies();
@@ -79,9 +72,9 @@ __global__ void __launch_bounds__(attention_threads, 2) attention_forward_tiled_
     if (first_row >= tokens) continue;
     const int lane = opaque(lane_in_warp());
 
-    float logits[row_tiles][key_tiles][4];
+    float logits[row_tiles][key_tiles][4] = {};
     uint32_t weights[row_tiles][key_tiles][MatrixStep<T>::tile_registers];
-    multiply_transposed(logits, queries, tile_in(keys, tile), lane);
+    multiply_add_transposed(logits, queries, tile_in(keys, tile), lane);
 #pragma unroll
     for (int i = 0; i < row_tiles; ++i) {
       const int row = first_row + i * attention_tile_rows + lane / 4;
@@ -113,9 +106,8 @@ __global__ void __launch_bounds__(attention_threads, 2) attention_forward_tiled_
       const int row = tile_row + lane / 4 + 8 * half;
       inverse_sums[half] = close_row(a, head, row, shift, running[i].sums[half], lane % 4 == 0);
     }
-    T* rows = head_rows<T>(a, a.out, head) + tile_row * a.out.token_stride;
     const Tile results{queries.data + i * attention_tile_rows * head_dim};
-    store_rows(rows, a.out.token_stride, tokens - tile_row, columns, out[i], inverse_sums, results, lane);
+    store_rows(a, a.out, head, tile_row, out[i], inverse_sums, results, lane);
   }
 }
 

@@ -34,18 +34,30 @@ inline void check_attention_limits(const Attention& a) {
   }
 }
 
-// Rows of one head; `head` = image * heads + index of the head.
+// Rows of one head from `first_row` on; `head` = image * heads + index of the head.
 template <typename T>
-__device__ __forceinline__ T* head_rows(const Attention& a, const HeadsView& view, unsigned head) {
+__device__ __forceinline__ T* head_rows(const Attention& a, const HeadsView& view, unsigned head, int first_row = 0) {
   const unsigned image = head / unsigned(a.heads);
-  return static_cast<T*>(view.data) + image * view.batch_stride + (head - image * a.heads) * view.head_stride;
+  return static_cast<T*>(view.data) + image * view.batch_stride + (head - image * a.heads) * view.head_stride +
+         first_row * view.token_stride;
 }
 
-// Starts copying rows [0, count) of x to the tile; rows [count, tile_rows) and columns from `columns` on are filled
-// with zeros. `threads` threads share the work; `thread` is the index of this one.
-template <typename Tile, typename T>
+// Starts copying `tile_rows` rows of a head to the tile; rows past the last token and columns past the head dimension
+// are filled with zeros. `threads` threads share the work; `thread` is the index of this one.
+template <typename T, int head_dim>
 __device__ __forceinline__ void copy_rows(
-    const Tile& tile, int tile_rows, const T* x, int64_t stride, int count, int columns, int thread, int threads) {
+    const SharedTile<T, head_dim>& tile,
+    int tile_rows,
+    const Attention& a,
+    const HeadsView& view,
+    unsigned head,
+    int first_row,
+    int thread,
+    int threads) {
+  using Tile = SharedTile<T, head_dim>;
+  const T* x = head_rows<const T>(a, view, head, first_row);
+  const int64_t stride = view.token_stride;
+  const int count = int(a.tokens) - first_row, columns = int(a.head_dim);
   for (int i = thread; i < tile_rows * Tile::chunks; i += threads) {
     const int row = i / Tile::chunks, chunk = i % Tile::chunks;
     const bool inside = row < count && chunk * Tile::chunk_size < columns;
@@ -53,21 +65,13 @@ __device__ __forceinline__ void copy_rows(
   }
 }
 
-// d [16 row_tiles, 8 tiles] = a bᵀ, with the rows of a and b in shared memory.
+// d [16 row_tiles, 8 tiles] += a bᵀ, with the rows of a and b in shared memory.
 template <typename T, int head_dim, int row_tiles, int tiles>
-__device__ __forceinline__ void multiply_transposed(
+__device__ __forceinline__ void multiply_add_transposed(
     float (&d)[row_tiles][tiles][4],
     const SharedTile<T, head_dim>& a_rows,
     const SharedTile<T, head_dim>& b_rows,
     int lane) {
-#pragma unroll
-  for (int row = 0; row < row_tiles; ++row) {
-#pragma unroll
-    for (int tile = 0; tile < tiles; ++tile) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) d[row][tile][i] = 0.0f;
-    }
-  }
   using Step = MatrixStep<T>;
   // depth is the outer loop: consecutive mma are independent, and few registers hold a
 #pragma unroll Step::unrolled
@@ -172,20 +176,22 @@ __device__ __forceinline__ void multiply_add(
   }
 }
 
-// Multiplies rows g and g + 8 by their factors and writes `count` rows, staged through the warp's tile of shared memory
-// for 16-byte stores.
+// Multiplies rows g and g + 8 by their factors and writes 16 rows of a head, except those past the last token, staged
+// through the warp's tile of shared memory for 16-byte stores.
 template <typename T, int head_dim>
 __device__ __forceinline__ void store_rows(
-    T* x,
-    int64_t stride,
-    int count,
-    int columns,
+    const Attention& a,
+    const HeadsView& view,
+    unsigned head,
+    int first_row,
     const float (&out)[head_dim / 8][4],
     const float (&factors)[2],
     const SharedTile<T, head_dim>& tile,
     int lane) {
   constexpr int chunks = SharedTile<T, head_dim>::chunks, chunk_size = SharedTile<T, head_dim>::chunk_size;
   constexpr int pairs = chunk_size / 2;  // in a chunk
+  T* rows = head_rows<T>(a, view, head, first_row);
+  const int count = int(a.tokens) - first_row, columns = int(a.head_dim);
 #pragma unroll
   for (int i = 0; i < head_dim / 8; ++i) {
 #pragma unroll
@@ -198,7 +204,7 @@ __device__ __forceinline__ void store_rows(
   for (int i = lane; i < attention_tile_rows * chunks; i += warp_size) {
     const int row = i / chunks, chunk = i % chunks;
     if (row < count && chunk * chunk_size < columns) {
-      store_pack(x + row * stride + chunk * chunk_size, load_pack(tile.chunk(row, chunk)));
+      store_pack(rows + row * view.token_stride + chunk * chunk_size, load_pack(tile.chunk(row, chunk)));
     }
   }
 }

@@ -5,27 +5,35 @@
 
 #pragma once
 
-#include "csrc/attention/attention.h"
-#include "csrc/cuda/matrix_step.cuh"
+#include "csrc/attention/attention_gemm.cuh"
 #include "csrc/cuda/numbers.cuh"
 #include "csrc/cuda/pack.cuh"
 #include "csrc/cuda/threads.cuh"
 
 namespace vitfast {
 
-// D of a row, computed by a pair of adjacent threads; both get the result. Reads nothing if not `inside`.
+// lse, in units of ln 2, and D of a query. Past the last token the lse is infinite, which makes P zero, and D is zero.
+struct RowStatistics {
+  float lse, dot;
+};
+
+// Computed by a pair of adjacent threads; both get the result.
 template <typename T>
-__device__ __forceinline__ float row_dot(const T* out, const T* grad_out, int columns, bool inside, int thread) {
-  float dot = 0.0f;
-  if (inside) {
-    for (int chunk = thread % 2; chunk * Pack<T>::size < columns; chunk += 2) {
+__device__ __forceinline__ RowStatistics
+row_statistics(const AttentionBackward& a, unsigned head, int row, int thread) {
+  float lse = infinity, dot = 0.0f;
+  if (row < a.tokens) {
+    const T* out = head_rows<const T>(a, a.out, head, row);
+    const T* grad_out = head_rows<const T>(a, a.grad_out, head, row);
+    for (int chunk = thread % 2; chunk * Pack<T>::size < int(a.head_dim); chunk += 2) {
       const Pack<T> o = load_pack(out + chunk * Pack<T>::size);
       const Pack<T> g = load_pack(grad_out + chunk * Pack<T>::size);
 #pragma unroll
       for (int i = 0; i < Pack<T>::size; ++i) dot += to_float(o.element[i]) * to_float(g.element[i]);
     }
+    lse = static_cast<const float*>(a.lse)[int64_t(head) * a.tokens + row] * log2_of_e;
   }
-  return dot + shuffle_xor(dot, 1);
+  return {lse, dot + shuffle_xor(dot, 1)};
 }
 
 // An element of P and of dS.
@@ -39,9 +47,9 @@ class GradientSquares {
  public:
   __device__ __forceinline__ GradientSquares(const AttentionBackward& a, unsigned head) : a_(a) {
     const unsigned image = head / unsigned(a.heads);
-    const int64_t square = a.tokens * a.tokens, bias_head = (head - image * a.heads) * square;
-    bias_ = static_cast<const T*>(a.bias) + image * a.bias_batch_stride + bias_head;
-    grad_bias_ = static_cast<T*>(a.grad_bias) + image * a.grad_bias_batch_stride + bias_head;
+    const int64_t square = a.tokens * a.tokens;
+    bias_ = static_cast<const T*>(a.bias) + image * a.bias_batch_stride + (head - image * a.heads) * square;
+    grad_bias_ = static_cast<T*>(a.grad_bias) + head * square;
     grad_logits_ = static_cast<const T*>(a.grad_logits) + head * square;
   }
 
@@ -72,37 +80,20 @@ class GradientSquares {
   const T* grad_logits_;
 };
 
-// A lane's coordinates in a fragment of Sᵀ: its rows (keys) and its first column (query).
-struct LaneKeys {
-  int key[2];
-  int query;
-};
-
-// In: Sᵀ without scale and bias, dPᵀ, and lse and D from the lane's first query on. Out: Pᵀ and dSᵀ, rounded to T, as A
+// P and dS, or their transposes, rounded to T, as A fragments. `element(tile, i)` computes value i of a lane's C
 // fragments.
-template <typename T, bool writes_grad_bias, int query_tiles>
-__device__ __forceinline__ void differentiate_keys(
-    const GradientSquares<T, writes_grad_bias>& squares,
-    const float (&products)[query_tiles][4],
-    const float (&slopes)[query_tiles][4],
-    uint32_t (&weights)[query_tiles][MatrixStep<T>::tile_registers],
-    uint32_t (&grads)[query_tiles][MatrixStep<T>::tile_registers],
-    const float* lse,
-    const float* dots,
-    const LaneKeys& at) {
+template <typename T, int tiles, typename Element>
+__device__ __forceinline__ void differentiate(
+    uint32_t (&weights)[tiles][MatrixStep<T>::tile_registers],
+    uint32_t (&grads)[tiles][MatrixStep<T>::tile_registers],
+    const Element& element) {
 #pragma unroll
-  for (int tile = 0; tile < query_tiles; ++tile) {
-    Differentiated found[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int column = tile * 8 + i % 2;
-      found[i] = squares.differentiate(
-          at.query + column, at.key[i / 2], products[tile][i], slopes[tile][i], lse[column], dots[column]);
-    }
+  for (int tile = 0; tile < tiles; ++tile) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      MatrixStep<T>::set_columns(weights[tile], half, found[2 * half].weight, found[2 * half + 1].weight);
-      MatrixStep<T>::set_columns(grads[tile], half, found[2 * half].grad, found[2 * half + 1].grad);
+      const Differentiated low = element(tile, 2 * half), high = element(tile, 2 * half + 1);
+      MatrixStep<T>::set_columns(weights[tile], half, low.weight, high.weight);
+      MatrixStep<T>::set_columns(grads[tile], half, low.grad, high.grad);
     }
   }
 }

@@ -5,6 +5,7 @@
 //     static void forward(const AttentionForward&, const Tensor& like);
 //     static void forward(const GatedPositionalAttention&, const Tensor& like);
 //     static void backward(const AttentionBackward&, const Tensor& like);
+//     static constexpr bool sums_bias_over_images;   // whether grad_bias has the shape of bias, or one for each image
 
 #pragma once
 
@@ -54,10 +55,16 @@ inline void check_bias(const char* op, const std::optional<Tensor>& bias, const 
   check_like(op, "bias", *bias, like, {bias->size(0) == 1 ? 1 : s.batch, s.heads, s.tokens, s.tokens});
 }
 
-// Fills the arguments common to both directions except the views; `bias` is contiguous.
-inline void describe(
-    Attention& a, const Tensor& like, const AttentionSizes& s, const std::optional<Tensor>& bias, double scale) {
-  a.type = type_of(like);
+inline Attention attention_of_heads(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out) {
+  return {type_of(q), heads_view(q), heads_view(k), heads_view(v), heads_view(out)};
+}
+
+inline Attention attention_of_packed(const Tensor& qkv, const Tensor& out) {
+  return {type_of(qkv), packed_view(qkv, 0), packed_view(qkv, 1), packed_view(qkv, 2), tokens_first_view(out)};
+}
+
+// Fills the arguments common to both directions except type and views; `bias` is contiguous.
+inline void describe(Attention& a, const AttentionSizes& s, const std::optional<Tensor>& bias, double scale) {
   a.bias = data_or_null(bias);
   a.bias_batch_stride = !bias.has_value() || bias->size(0) == 1 ? 0 : s.heads * s.tokens * s.tokens;
   a.batch = s.batch;
@@ -69,23 +76,23 @@ inline void describe(
 
 // The part of the forward that is common to separate and packed q, k, v.
 template <typename Device>
-std::tuple<Tensor, std::optional<Tensor>> run_attention_forward(
+std::tuple<Tensor, Tensor, std::optional<Tensor>> run_attention_forward(
     AttentionForward arguments,
-    const Tensor& like,
+    const Tensor& out,
     const AttentionSizes& s,
     const std::optional<Tensor>& bias,
     double scale,
     bool return_logits) {
-  check_bias("attention_forward", bias, like, s);
+  check_bias("attention_forward", bias, out, s);
   const std::optional<Tensor> bias_rows = contiguous_or_none(bias);
-  const Tensor lse = new_tensor(like, s.statistics(), computing_type(like));
+  const Tensor lse = new_tensor(out, s.statistics(), computing_type(out));
   std::optional<Tensor> logits;
-  if (return_logits) logits = new_tensor(like, s.logits());
-  describe(arguments, like, s, bias_rows, scale);
+  if (return_logits) logits = new_tensor(out, s.logits());
+  describe(arguments, s, bias_rows, scale);
   arguments.logits = mutable_data_or_null(logits);
   arguments.lse = lse.mutable_data_ptr();
-  if (s.batch * s.heads * s.tokens > 0) Device::forward(arguments, like);
-  return {lse, logits};
+  if (s.batch * s.heads * s.tokens > 0) Device::forward(arguments, out);
+  return {out, lse, logits};
 }
 
 template <typename Device>
@@ -99,13 +106,7 @@ std::tuple<Tensor, Tensor, std::optional<Tensor>> attention_forward(
   const AttentionSizes s = check_heads("attention_forward", q_in, k_in, v_in);
   const Tensor q = Device::rows(q_in), k = Device::rows(k_in), v = Device::rows(v_in);
   const Tensor out = new_tensor(q, sizes_of(q));
-  AttentionForward arguments{};
-  arguments.q = heads_view(q);
-  arguments.k = heads_view(k);
-  arguments.v = heads_view(v);
-  arguments.out = heads_view(out);
-  auto [lse, logits] = run_attention_forward<Device>(arguments, q, s, bias, scale, return_logits);
-  return {out, lse, logits};
+  return run_attention_forward<Device>({attention_of_heads(q, k, v, out)}, out, s, bias, scale, return_logits);
 }
 
 template <typename Device>
@@ -117,20 +118,14 @@ std::tuple<Tensor, Tensor, std::optional<Tensor>> attention_packed_forward(
   const AttentionSizes s = check_packed("attention_packed_forward", qkv_in);
   const Tensor qkv = Device::rows(qkv_in);
   const Tensor out = new_tensor(qkv, s.packed_out());
-  AttentionForward arguments{};
-  arguments.q = packed_view(qkv, 0);
-  arguments.k = packed_view(qkv, 1);
-  arguments.v = packed_view(qkv, 2);
-  arguments.out = tokens_first_view(out);
-  auto [lse, logits] = run_attention_forward<Device>(arguments, qkv, s, bias, scale, return_logits);
-  return {out, lse, logits};
+  return run_attention_forward<Device>({attention_of_packed(qkv, out)}, out, s, bias, scale, return_logits);
 }
 
 // The part of the backward that is common to separate and packed q, k, v. Returns the gradient of the bias.
 template <typename Device>
 std::optional<Tensor> run_attention_backward(
     AttentionBackward arguments,
-    const Tensor& like,
+    const Tensor& out,
     const AttentionSizes& s,
     const std::optional<Tensor>& grad_logits,
     const std::optional<Tensor>& bias,
@@ -138,22 +133,26 @@ std::optional<Tensor> run_attention_backward(
     double scale,
     bool need_bias_grad) {
   const char* op = "attention_backward";
-  check_bias(op, bias, like, s);
+  check_bias(op, bias, out, s);
   check_sizes(op, "lse", lse, s.statistics());
-  STD_TORCH_CHECK(lse.scalar_type() == computing_type(like), op, ": lse has a wrong dtype");
-  check_like(op, "grad_logits", grad_logits, like, s.logits());
+  STD_TORCH_CHECK(lse.scalar_type() == computing_type(out), op, ": lse has a wrong dtype");
+  check_like(op, "grad_logits", grad_logits, out, s.logits());
   const std::optional<Tensor> bias_rows = contiguous_or_none(bias);
   const std::optional<Tensor> grad_logits_rows = contiguous_or_none(grad_logits);
   const Tensor lse_rows = as_contiguous(lse);
   std::optional<Tensor> grad_bias;
-  if (need_bias_grad && bias.has_value()) grad_bias = new_zeros(like, sizes_of(*bias), like.scalar_type());
+  if (need_bias_grad && bias.has_value()) {
+    grad_bias = Device::sums_bias_over_images ? new_zeros(out, sizes_of(*bias), out.scalar_type())
+                                              : new_tensor(out, s.logits());
+  }
 
-  describe(arguments, like, s, bias_rows, scale);
+  describe(arguments, s, bias_rows, scale);
   arguments.grad_logits = data_or_null(grad_logits_rows);
   arguments.grad_bias = mutable_data_or_null(grad_bias);
   arguments.lse = lse_rows.const_data_ptr();
-  if (s.batch * s.heads * s.tokens > 0) Device::backward(arguments, like);
-  return grad_bias;
+  if (s.batch * s.heads * s.tokens > 0) Device::backward(arguments, out);
+  if (!grad_bias.has_value() || sizes_of(*grad_bias) == sizes_of(*bias)) return grad_bias;
+  return sum_of_rows(*grad_bias, true);
 }
 
 template <typename Device>
@@ -176,20 +175,17 @@ std::tuple<Tensor, Tensor, Tensor, std::optional<Tensor>> attention_backward(
   const Tensor out = Device::rows(out_in), grad_out = Device::rows(grad_out_in);
   const auto like_q = [&] { return new_tensor(q, sizes_of(q)); };
   const Tensor grad_q = like_q(), grad_k = like_q(), grad_v = like_q();
-  AttentionBackward arguments{};
-  arguments.q = heads_view(q);
-  arguments.k = heads_view(k);
-  arguments.v = heads_view(v);
-  arguments.out = heads_view(out);
-  arguments.grad_out = heads_view(grad_out);
-  arguments.grad_q = heads_view(grad_q);
-  arguments.grad_k = heads_view(grad_k);
-  arguments.grad_v = heads_view(grad_v);
+  const AttentionBackward arguments{
+      attention_of_heads(q, k, v, out),
+      heads_view(grad_out),
+      heads_view(grad_q),
+      heads_view(grad_k),
+      heads_view(grad_v)};
   return {
       grad_q,
       grad_k,
       grad_v,
-      run_attention_backward<Device>(arguments, q, s, grad_logits, bias, lse, scale, need_bias_grad)};
+      run_attention_backward<Device>(arguments, out, s, grad_logits, bias, lse, scale, need_bias_grad)};
 }
 
 template <typename Device>
@@ -209,16 +205,13 @@ std::tuple<Tensor, std::optional<Tensor>> attention_packed_backward(
   const Tensor qkv = Device::rows(qkv_in);
   const Tensor out = Device::rows(out_in), grad_out = Device::rows(grad_out_in);
   const Tensor grad_qkv = new_tensor(qkv, sizes_of(qkv));
-  AttentionBackward arguments{};
-  arguments.q = packed_view(qkv, 0);
-  arguments.k = packed_view(qkv, 1);
-  arguments.v = packed_view(qkv, 2);
-  arguments.out = tokens_first_view(out);
-  arguments.grad_out = tokens_first_view(grad_out);
-  arguments.grad_q = packed_view(grad_qkv, 0);
-  arguments.grad_k = packed_view(grad_qkv, 1);
-  arguments.grad_v = packed_view(grad_qkv, 2);
-  return {grad_qkv, run_attention_backward<Device>(arguments, qkv, s, grad_logits, bias, lse, scale, need_bias_grad)};
+  const AttentionBackward arguments{
+      attention_of_packed(qkv, out),
+      tokens_first_view(grad_out),
+      packed_view(grad_qkv, 0),
+      packed_view(grad_qkv, 1),
+      packed_view(grad_qkv, 2)};
+  return {grad_qkv, run_attention_backward<Device>(arguments, out, s, grad_logits, bias, lse, scale, need_bias_grad)};
 }
 
 template <typename Device>
@@ -235,12 +228,8 @@ Tensor gated_positional_attention(
   STD_TORCH_CHECK(gate_in.is_cuda() == qkv_in.is_cuda(), op, ": gate is on another device than the input");
   const Tensor qkv = Device::rows(qkv_in), position = Device::positions(position_in), gate = as_contiguous(gate_in);
   const Tensor out = new_tensor(qkv, s.packed_out());
-  GatedPositionalAttention arguments{};
-  arguments.q = packed_view(qkv, 0);
-  arguments.k = packed_view(qkv, 1);
-  arguments.v = packed_view(qkv, 2);
-  arguments.out = tokens_first_view(out);
-  describe(arguments, qkv, s, std::nullopt, scale);
+  GatedPositionalAttention arguments{{attention_of_packed(qkv, out)}};
+  describe(arguments, s, std::nullopt, scale);
   arguments.position = position.const_data_ptr();
   arguments.position_head_stride = position.stride(0);
   arguments.position_row_stride = position.stride(1);

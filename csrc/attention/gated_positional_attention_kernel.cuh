@@ -87,9 +87,8 @@ void launch_gated_positional_attention(const GatedPositionalAttention& a, Stream
   if (a.tokens > attention_whole_max_tokens) {
     throw std::runtime_error("gated_positional_attention: the CUDA kernel takes up to 256 tokens");
   }
-  if (a.head_dim <= 48) return launch_attention_forward_whole<T, 48>(a, stream);
-  if (a.head_dim <= 64) return launch_attention_forward_whole<T, 64>(a, stream);
-  return launch_attention_forward_whole<T, 128>(a, stream);
+  with_range<0, 48, 64, 128>(
+      a.head_dim, [&](auto, auto head_dim) { launch_attention_forward_whole<T, head_dim>(a, stream); });
 }
 
 }  // namespace vitfast

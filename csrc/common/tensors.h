@@ -156,9 +156,9 @@ inline std::optional<Tensor> contiguous_or_none(const std::optional<Tensor>& ten
   return tensor.has_value() ? std::optional<Tensor>(as_contiguous(*tensor)) : std::nullopt;
 }
 
-inline Tensor sum_of_rows(const Tensor& rows) {
+inline Tensor sum_of_rows(const Tensor& rows, bool keepdim = false) {
   const std::vector<int64_t> dimensions{0};
-  return torch::stable::sum(rows, torch::headeronly::IntHeaderOnlyArrayRef(dimensions.data(), 1));
+  return torch::stable::sum(rows, torch::headeronly::IntHeaderOnlyArrayRef(dimensions.data(), 1), keepdim);
 }
 
 inline Tensor as_type(const Tensor& tensor, ScalarType type) {

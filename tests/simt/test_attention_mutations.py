@@ -126,7 +126,7 @@ BACKWARD_MUTATIONS = (
         "no barrier at the end", BACKWARD, "sync_threads();  // every warp has", "// every warp has", "results", "race"
     ),
     mutation("rows read before their copy", BACKWARD, "  wait_for_copies<0>();", "", "pending"),
-    mutation("scale of grad_k", BACKWARD, "k_factors[2] = {float(a.scale),", "k_factors[2] = {1.0f,", "results"),
+    mutation("scale of grad_k", BACKWARD, "grad_k[0], {scale,", "grad_k[0], {1.0f,", "results"),
     mutation("halves of dS", BACKWARD, "2 * row_tile + lane / 8 % 2", "2 * row_tile + lane / 8 % 2 ^ 1", "results"),
 )
 
@@ -142,7 +142,7 @@ TILED_MUTATIONS = (
 )
 
 BACKWARD_TILED_MUTATIONS = (
-    mutation("D of the keys' kernel", BACKWARD_TILED, "dots(head)[row] = dot;", "dots(head)[row] = 0.0f;", "results"),
+    mutation("D of the keys' kernel", BACKWARD_TILED, "own_row] = own.dot;", "own_row] = 0.0f;", "results"),
     mutation(
         "lse not copied",
         BACKWARD_TILED,
@@ -158,7 +158,7 @@ BACKWARD_TILED_MUTATIONS = (
     mutation("both: one buffer", BACKWARD_TILED, "buffers + tile % 2 *", "buffers + 0 *", "results", "pending"),
     mutation("queries: no sync_warp", BACKWARD_TILED, "sync_warp();  // every lane has read the q", "// the q", "race"),
     mutation("keys: no sync_warp", BACKWARD_TILED, "sync_warp();  // every lane has read the k", "// the k", "race"),
-    mutation("scale of grad_q", BACKWARD_TILED, "grad_q[0], float(a.scale)", "grad_q[0], 1.0f", "results"),
+    mutation("scale of grad_q", BACKWARD_TILED, "grad_q[0], {scale,", "grad_q[0], {1.0f,", "results"),
 )
 
 FLOAT_MUTATIONS = (

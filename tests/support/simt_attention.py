@@ -148,7 +148,7 @@ class AttentionBackwardCase:
             outputs = {f"grad_{name}": ((batch, heads, tokens, head_dim), dtype) for name in "qkv"}
         if self.bias is not None:
             inputs["bias"] = self.bias
-            outputs["grad_bias"] = (self.bias.shape, dtype)
+            outputs["grad_bias"] = ((batch, heads, tokens, tokens), dtype)
         if self.grad_logits is not None:
             inputs["grad_logits"] = self.grad_logits
         if variant != "cuda":
@@ -162,6 +162,8 @@ class AttentionBackwardCase:
             "bias_batch_stride": 0 if self.bias is None or self.bias.shape[0] == 1 else heads * tokens * tokens,
         }
         results = simt.run(program, inputs, outputs, options, element=dtype, variant=variant, order=order)
+        if self.bias is not None and self.bias.shape[0] != batch:  # the operator sums over the images
+            results["grad_bias"] = results["grad_bias"].sum(0, keepdim=True)
         if not self.packed:
             results["grad_qkv"] = torch.stack([results.pop(f"grad_{name}") for name in "qkv"]).permute(1, 3, 0, 2, 4)
         return results

@@ -34,19 +34,14 @@ void run(simt_test::Program& program) {
   a.grad_logits = program.input<T>("grad_logits");
   a.bias = program.input<T>("bias");
   a.bias_batch_stride = program.integer("bias_batch_stride");
-  vitfast::AttentionBackwardScratch scratch{};
-  if (a.bias != nullptr) a.grad_bias = program.output<T>("grad_bias", (a.bias_batch_stride == 0 ? 1 : b) * h * n * n);
-  if (sums_bias_over_images(a)) scratch.bias = program.output<T>("bias_scratch", b * h * n * n);
-  scratch.row_statistics = program.output<float>("row_statistics", attention_row_statistics(a));
-#if defined(SIMT_HEAD_DIM)
-  a.grad_bias_batch_stride = h * n * n;
+  if (a.bias != nullptr) a.grad_bias = program.output<T>("grad_bias", b * h * n * n);
+  float* row_statistics = program.output<float>("row_statistics", attention_row_statistics(a));
 #if defined(SIMT_TILED)
-  vitfast::launch_attention_backward_tiled<T, SIMT_HEAD_DIM>(a, scratch.row_statistics, {});
+  vitfast::launch_attention_backward_tiled<T, SIMT_HEAD_DIM>(a, row_statistics, {});
+#elif defined(SIMT_HEAD_DIM)
+  vitfast::launch_attention_backward_head_dim<T, SIMT_HEAD_DIM>(a, row_statistics, {});
 #else
-  vitfast::launch_attention_backward_head_dim<T, SIMT_HEAD_DIM>(a, scratch.row_statistics, {});
-#endif
-#else
-  vitfast::launch_attention_backward<T>(a, scratch, {});
+  vitfast::launch_attention_backward<T>(a, row_statistics, {});
 #endif
 }
 
