@@ -46,21 +46,10 @@ constexpr int epilogue_gradient_width = 8;  // columns of a thread
 constexpr int epilogue_gradient_columns = epilogue_gradient_width * warp_size;
 constexpr int epilogue_gradient_shared_bytes = shared_bytes<float>(epilogue_gradient_warps * epilogue_gradient_columns);
 
-template <typename T>
-__device__ __forceinline__ void load_columns(float (&values)[epilogue_gradient_width], const void* from, int64_t at) {
-  const Pack<T> pack = load_pack(static_cast<const T*>(from) + at);
-#pragma unroll
-  for (int i = 0; i < epilogue_gradient_width; ++i) values[i] = to_float(pack.element[i]);
-}
-
 // Adds the column sums of the block's warps and writes them.
 __device__ __forceinline__ void write_column_sums(
     float* partial, const float (&sums)[epilogue_gradient_width], float* scratch, int64_t columns_left) {
-  float* target = scratch + warp_in_block() * epilogue_gradient_columns + lane_in_warp() * epilogue_gradient_width;
-#pragma unroll
-  for (int i = 0; i < epilogue_gradient_width; i += Pack<float>::size) {
-    store_pack(target + i, Pack<float>{sums[i], sums[i + 1], sums[i + 2], sums[i + 3]});
-  }
+  store_floats(scratch + warp_in_block() * epilogue_gradient_columns + lane_in_warp() * epilogue_gradient_width, sums);
   sync_threads();
   const int column = int(threadIdx.x);
   if (column < columns_left) {
@@ -85,14 +74,14 @@ __global__ void __launch_bounds__(epilogue_gradient_threads)
     float scale[width];
 #pragma unroll
     for (int i = 0; i < width; ++i) scale[i] = 1.0f;
-    if (a.scale != nullptr) load_columns<T>(scale, a.scale, column);
+    if (a.scale != nullptr) load_floats(scale, static_cast<const T*>(a.scale) + column);
     for (int64_t row = begin + warp_in_block(); row < last; row += epilogue_gradient_warps) {
       const int64_t at = row * a.columns + column;
       float gradient[width];
-      load_columns<T>(gradient, a.grad_out, at);
+      load_floats(gradient, static_cast<const T*>(a.grad_out) + at);
       if (a.sum != nullptr) {
         float sum[width];
-        load_columns<T>(sum, a.sum, at);
+        load_floats(sum, static_cast<const T*>(a.sum) + at);
 #pragma unroll
         for (int i = 0; i < width; ++i) {
           float value = sum[i], slope = 1.0f;
@@ -109,12 +98,7 @@ __global__ void __launch_bounds__(epilogue_gradient_threads)
       }
 #pragma unroll
       for (int i = 0; i < width; ++i) bias_sums[i] += gradient[i];
-      if (a.grad_sum != nullptr) {
-        Pack<T> pack;
-#pragma unroll
-        for (int i = 0; i < width; ++i) pack.element[i] = round_to<T>(gradient[i]);
-        store_pack(static_cast<T*>(a.grad_sum) + at, pack);
-      }
+      if (a.grad_sum != nullptr) store_pack(static_cast<T*>(a.grad_sum) + at, round_to_pack<T>(gradient));
     }
   }
 

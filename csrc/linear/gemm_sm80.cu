@@ -36,21 +36,8 @@ struct OptionalLoad : Load {
   }
 };
 
-// Base of custom tree nodes: host arguments are the kernel parameters, no workspace.
-template <typename Arguments_>
-struct NodeSm80 : cutlass::epilogue::threadblock::detail::VisitorImpl2x<> {
-  using Arguments = Arguments_;
-  using Params = Arguments_;
-
-  template <class ProblemShape>
-  static constexpr Params to_underlying_arguments(const ProblemShape&, const Arguments& arguments, void*) {
-    return arguments;
-  }
-  template <class ProblemShape>
-  static size_t get_workspace_size(const ProblemShape&, const Arguments&) {
-    return 0;
-  }
-};
+template <typename Arguments>
+using NodeSm80 = EpilogueNode<cutlass::epilogue::threadblock::detail::VisitorImpl2x<>, Arguments>;
 
 // Tree node that calls apply_epilogue. CUTLASS's VisitorCompute cannot pass run-time arguments to its function.
 template <typename T>

@@ -14,34 +14,9 @@
 
 namespace vitfast {
 
-// Base of custom nodes of CUTLASS's epilogue tree: host arguments are the kernel parameters, no workspace.
-template <typename Base, typename Arguments_>
-struct NodeSm90 : Base {
-  using Arguments = Arguments_;
-  using Params = Arguments_;
-
-  template <class ProblemShape>
-  static constexpr Params to_underlying_arguments(const ProblemShape&, const Arguments& arguments, void*) {
-    return arguments;
-  }
-  template <class ProblemShape>
-  static bool can_implement(const ProblemShape&, const Arguments&) {
-    return true;
-  }
-  template <class ProblemShape>
-  static size_t get_workspace_size(const ProblemShape&, const Arguments&) {
-    return 0;
-  }
-  template <class ProblemShape>
-  static cutlass::Status initialize_workspace(
-      const ProblemShape&, const Arguments&, void*, cudaStream_t, cutlass::CudaHostAdapter* = nullptr) {
-    return cutlass::Status::kSuccess;
-  }
-};
-
 // Fetches the residual, if there is one.
 template <typename Element>
-struct OptionalSource : NodeSm90<cutlass::epilogue::fusion::Sm90SrcFetch<Element>, bool> {
+struct OptionalSource : EpilogueNode<cutlass::epilogue::fusion::Sm90SrcFetch<Element>, bool> {
   using Base = cutlass::epilogue::fusion::Sm90SrcFetch<Element>;
   struct SharedStorage {};
 
@@ -184,7 +159,7 @@ struct GradientSm90 {
 
 // Tree node that passes its input through and writes the tile's column sums to its row of `partial_sums` [row tiles,
 // columns]. Sums of warps are double-buffered: one buffer is written for the next 32 columns while the other is read.
-struct ColumnSumsSm90 : NodeSm90<cutlass::epilogue::fusion::Sm90VisitorImpl<>, float*> {
+struct ColumnSumsSm90 : EpilogueNode<cutlass::epilogue::fusion::Sm90VisitorImpl<>, float*> {
   static constexpr int warps = gemm_tile_rows / 16;
   struct SharedStorage {
     float sums[2][warps][column_sum_columns];

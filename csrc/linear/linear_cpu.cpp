@@ -6,16 +6,19 @@
 namespace vitfast {
 namespace {
 
-struct Cpu {
-  static std::optional<Tensor> gemm(const LinearCall&) { return std::nullopt; }
-  static std::optional<EpilogueGradients> gradients(const EpilogueGradientCall&) { return std::nullopt; }
-};
+std::optional<Tensor> no_gemm(const LinearCall&) {
+  return std::nullopt;
+}
+
+std::optional<EpilogueGradients> no_gradients(const EpilogueGradientCall&) {
+  return std::nullopt;
+}
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(vitfast, CPU, m) {
-  m.impl("linear_forward", TORCH_BOX(&linear_forward<Cpu>));
-  m.impl("linear_backward", TORCH_BOX(&linear_backward<Cpu>));
+  m.impl("linear_forward", TORCH_BOX(&linear_forward<no_gemm>));
+  m.impl("linear_backward", TORCH_BOX(&linear_backward<no_gradients>));
 }
 
 }  // namespace vitfast

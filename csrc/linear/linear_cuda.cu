@@ -158,20 +158,9 @@ EpilogueGradients gemm_gradient_on_cuda(
   return {out, reduced(partial, type), std::nullopt};
 }
 
-namespace {
-
-struct Cuda {
-  static std::optional<Tensor> gemm(const LinearCall& call) { return gemm_on_cuda(call); }
-  static std::optional<EpilogueGradients> gradients(const EpilogueGradientCall& call) {
-    return epilogue_gradients_on_cuda(call);
-  }
-};
-
-}  // namespace
-
 STABLE_TORCH_LIBRARY_IMPL(vitfast, CUDA, m) {
-  m.impl("linear_forward", TORCH_BOX(&linear_forward<Cuda>));
-  m.impl("linear_backward", TORCH_BOX(&linear_backward<Cuda>));
+  m.impl("linear_forward", TORCH_BOX(&linear_forward<gemm_on_cuda>));
+  m.impl("linear_backward", TORCH_BOX(&linear_backward<epilogue_gradients_on_cuda>));
 }
 
 }  // namespace vitfast

@@ -1,7 +1,4 @@
-// linear on tensors: checks, and the fallback by torch operators. A Device provides
-//
-//     static std::optional<Tensor> gemm(const LinearCall&);   // the whole result, or nullopt for the fallback
-//     static std::optional<EpilogueGradients> gradients(const EpilogueGradientCall&);   // likewise
+// linear on tensors: checks, and the fallback by torch operators.
 
 #pragma once
 
@@ -63,7 +60,8 @@ inline Tensor finish_by_torch(const LinearCall& call, const Tensor& pre_activati
   return as_contiguous(y);
 }
 
-template <typename Device>
+// `gemm`: std::optional<Tensor>(const LinearCall&), the whole result, or nullopt for the fallback.
+template <auto gemm>
 std::tuple<Tensor, std::optional<Tensor>> linear_forward(
     const Tensor& x,                    // [..., K]
     const Tensor& weight,               // [N, K]
@@ -83,13 +81,11 @@ std::tuple<Tensor, std::optional<Tensor>> linear_forward(
   // the gradients of activation and scale need the sum; it is written only then
   const bool saves_sum = save_for_backward && (call.activation != EpilogueActivation::none || scale.has_value());
   if (!saves_sum) {
-    if (const std::optional<Tensor> fused = Device::gemm(call)) return {*fused, std::nullopt};
+    if (const std::optional<Tensor> fused = gemm(call)) return {*fused, std::nullopt};
   }
-  const std::optional<Tensor> nothing;
-  const std::vector<int64_t> no_rounding;
-  const LinearCall sum{x, weight, bias, EpilogueActivation::none, nothing, nothing, no_rounding};
-  const std::optional<Tensor> kernel_sum = saves_sum ? Device::gemm(sum) : std::nullopt;
-  const Tensor pre_activation = kernel_sum.has_value() ? *kernel_sum : as_contiguous(torch_linear(x, weight, bias));
+  std::optional<Tensor> sum;
+  if (saves_sum) sum = gemm({x, weight, bias, EpilogueActivation::none, std::nullopt, std::nullopt, {}});
+  const Tensor pre_activation = sum.has_value() ? *sum : as_contiguous(torch_linear(x, weight, bias));
   Tensor out = finish_by_torch(call, pre_activation);
   if (!round_result.empty()) quantize_float_in_place(out, round_result);
   return {out, saves_sum ? std::optional<Tensor>(pre_activation) : std::nullopt};
@@ -126,7 +122,8 @@ inline EpilogueGradients gradients_by_torch(const EpilogueGradientCall& call) {
 }
 
 // The GEMMs of the backward have no epilogue and use torch's libraries, which are fastest for plain GEMMs.
-template <typename Device>
+// `kernel`: std::optional<EpilogueGradients>(const EpilogueGradientCall&), or nullopt for the fallback.
+template <auto kernel>
 std::tuple<Tensor, Tensor, std::optional<Tensor>, std::optional<Tensor>> linear_backward(
     const Tensor& grad_out,                       // [..., N]
     const Tensor& x,                              // [..., K]
@@ -146,7 +143,7 @@ std::tuple<Tensor, Tensor, std::optional<Tensor>, std::optional<Tensor>> linear_
   const Tensor grad = as_contiguous(as_rows(grad_out));
   const std::optional<Tensor> sum = needs_sum ? std::optional<Tensor>(as_rows(*pre_activation)) : std::nullopt;
   const EpilogueGradientCall call{grad, sum, kind, scale, has_bias};
-  const std::optional<EpilogueGradients> fused = Device::gradients(call);
+  const std::optional<EpilogueGradients> fused = kernel(call);
   const EpilogueGradients gradients = fused.has_value() ? *fused : gradients_by_torch(call);
   const Tensor grad_x = reshaped(torch::stable::matmul(gradients.grad_sum, weight), sizes_of(x));
   const Tensor grad_weight = torch::stable::matmul(torch::stable::transpose(gradients.grad_sum, 0, 1), as_rows(x));
