@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -37,33 +38,25 @@ __device__ __forceinline__ float to_float(BFloat16 value) {
 
 // Rounds to nearest, ties to even.
 template <typename T>
-__device__ __forceinline__ T round_to(float value);
-template <>
-__device__ __forceinline__ float round_to<float>(float value) {
-  return value;
-}
-template <>
-__device__ __forceinline__ Half round_to<Half>(float value) {
-  return {__half_as_ushort(__float2half_rn(value))};
-}
-template <>
-__device__ __forceinline__ BFloat16 round_to<BFloat16>(float value) {
-  return {__bfloat16_as_ushort(__float2bfloat16_rn(value))};
+__device__ __forceinline__ T round_to(float value) {
+  if constexpr (std::is_same_v<T, Half>) {
+    return {__half_as_ushort(__float2half_rn(value))};
+  } else if constexpr (std::is_same_v<T, BFloat16>) {
+    return {__bfloat16_as_ushort(__float2bfloat16_rn(value))};
+  } else {
+    return value;
+  }
 }
 
 // Two 16-bit numbers in one register: `low` in bits 0-15, the lower address in memory.
 template <typename T>
-__device__ __forceinline__ uint32_t round_to_pair(float low, float high);
-template <>
-__device__ __forceinline__ uint32_t round_to_pair<Half>(float low, float high) {
+__device__ __forceinline__ uint32_t round_to_pair(float low, float high) {
   uint32_t pair;
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-  return pair;
-}
-template <>
-__device__ __forceinline__ uint32_t round_to_pair<BFloat16>(float low, float high) {
-  uint32_t pair;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  if constexpr (std::is_same_v<T, Half>) {
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  } else {
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  }
   return pair;
 }
 

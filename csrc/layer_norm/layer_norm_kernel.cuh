@@ -24,25 +24,6 @@ namespace vitfast {
 constexpr int layer_norm_warps = 4;
 constexpr int layer_norm_threads = layer_norm_warps * warp_size;
 
-// Loads `count` elements from `first` on as floats.
-template <int count, typename T>
-__device__ __forceinline__ void load_floats(float (&values)[count], const T* first) {
-#pragma unroll
-  for (int start = 0; start < count; start += Pack<T>::size) {
-    const Pack<T> pack = load_pack(first + start);
-#pragma unroll
-    for (int i = 0; i < Pack<T>::size; ++i) values[start + i] = to_float(pack.element[i]);
-  }
-}
-
-template <typename T>
-__device__ __forceinline__ Pack<T> round_to_pack(const float (&values)[Pack<T>::size]) {
-  Pack<T> pack;
-#pragma unroll
-  for (int i = 0; i < Pack<T>::size; ++i) pack.element[i] = round_to<T>(values[i]);
-  return pack;
-}
-
 // Index in the row of the first element of a lane's pack; may be past the end. Kernels pass an opaque lane, so that
 // indices are recomputed in each pass: keeping them costs registers, with three packs a spill (sm_80).
 template <typename T>
@@ -66,8 +47,6 @@ struct LayerNormRoundings {
   Rounder sum, operand, result;
 };
 
-template <int count>
-__device__ __forceinline__ void round_stored(const NoRounding&, float (&)[count]) {}
 template <typename Rounder, int count>
 __device__ __forceinline__ void round_stored(const Rounder& rounding, float (&values)[count]) {
   if (!rounding.is_there) return;
@@ -75,8 +54,6 @@ __device__ __forceinline__ void round_stored(const Rounder& rounding, float (&va
   for (int i = 0; i < count; ++i) values[i] = rounding.of_stored(values[i]);
 }
 
-template <int count>
-__device__ __forceinline__ void round_computed(const NoRounding&, float (&)[count]) {}
 template <typename Rounder, int count>
 __device__ __forceinline__ void round_computed(const Rounder& rounding, float (&values)[count]) {
   if (!rounding.is_there) return;
@@ -213,11 +190,7 @@ __device__ __forceinline__ void write_partial(
   for (int p = 0; p < packs; ++p) {
     const int start = pack_start<T>(p, lane_in_warp());
     if (start >= channels) continue;
-#pragma unroll
-    for (int i = 0; i < Pack<T>::size; i += Pack<float>::size) {
-      const Pack<float> pack{sums[p][i], sums[p][i + 1], sums[p][i + 2], sums[p][i + 3]};
-      store_pack(scratch + warp_in_block() * channels + start + i, pack);
-    }
+    store_floats(scratch + warp_in_block() * channels + start, sums[p]);
   }
   sync_threads();
   for (int c = int(threadIdx.x); c < channels; c += layer_norm_threads) {

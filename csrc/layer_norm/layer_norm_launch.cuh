@@ -19,16 +19,10 @@ void with_packs(int64_t channels, bool aligned, const F& f) {
   if (!aligned || channels % size != 0 || packs * size > layer_norm_max_elements) {
     return f(std::integral_constant<int, 0>{});
   }
-  if (packs <= 1) return f(std::integral_constant<int, 1>{});
-  if (packs <= 2) return f(std::integral_constant<int, 2>{});
-  if (packs <= 3) return f(std::integral_constant<int, 3>{});
-  if (packs <= 4) return f(std::integral_constant<int, 4>{});
   if constexpr (size == 8) {
-    return f(std::integral_constant<int, 5>{});
+    with_range<0, 1, 2, 3, 4, 5>(packs, [&](auto, auto lane_packs) { f(lane_packs); });
   } else {
-    if (packs <= 6) return f(std::integral_constant<int, 6>{});
-    if (packs <= 8) return f(std::integral_constant<int, 8>{});
-    return f(std::integral_constant<int, 10>{});
+    with_range<0, 1, 2, 3, 4, 6, 8, 10>(packs, [&](auto, auto lane_packs) { f(lane_packs); });
   }
 }
 

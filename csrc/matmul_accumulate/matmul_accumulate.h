@@ -10,29 +10,24 @@
 
 namespace vitfast {
 
-// out = x weightᵀ; matrices are contiguous. Per element, in ascending k: fused multiply-adds within a chunk, starting
-// at 0, then accumulator = round(accumulator + sum).
-struct MatmulAccumulate {
-  const float* x;       // [rows, depth]
-  const float* weight;  // [columns, depth]
-  float* out;           // [rows, columns]
+// out = x weightᵀ; matrices are contiguous.
+template <typename T, typename R>
+struct ChunkedGemm {
+  const T* x;       // [rows, depth]
+  const T* weight;  // [columns, depth]
+  float* out;       // [rows, columns]
   int64_t rows, columns, depth;
-  int64_t chunk;           // number of products that are summed before the accumulator is rounded
-  FloatRounding rounding;  // of the accumulator
+  int64_t chunk;  // number of products that are summed before the accumulator is rounded
+  R rounding;     // of the accumulator
 };
 
+// Per element, in ascending k: fused multiply-adds within a chunk, starting at 0, then accumulator = round(accumulator
+// + sum).
+using MatmulAccumulate = ChunkedGemm<float, FloatRounding>;
+
 // The same with chunks summed in Half by tensor cores: accumulator += sum in float after every chunk and at the end,
-// optionally rounded to Half.
-struct MatmulFp16Accumulation {
-  const Half* x;       // [rows, depth]
-  const Half* weight;  // [columns, depth]
-  float* out;          // [rows, columns]
-  int64_t rows;
-  int64_t columns;
-  int64_t depth;  // a multiple of 8: rows are read in 16-byte packs
-  int64_t chunk;  // a multiple of 16
-  bool rounds_accumulator;
-};
+// rounded to Half if `rounding`. `depth` is a multiple of 8 (rows are read in 16-byte packs), `chunk` of 16.
+using MatmulFp16Accumulation = ChunkedGemm<Half, bool>;
 
 // Number of CUDA blocks for a grid of result tiles.
 inline int64_t count_result_blocks(int64_t row_tiles, int64_t column_tiles) {

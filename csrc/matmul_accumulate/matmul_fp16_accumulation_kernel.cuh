@@ -210,8 +210,7 @@ inline void launch_matmul_fp16_accumulation(const MatmulFp16Accumulation& a, Str
   const int64_t column_blocks = ceil_div(a.columns, Shape::columns);
   const int64_t blocks = count_result_blocks(ceil_div(a.rows, Shape::rows), column_blocks);
   if (blocks == 0) return;
-  const auto kernel =
-      a.rounds_accumulator ? matmul_fp16_accumulation_kernel<true> : matmul_fp16_accumulation_kernel<false>;
+  const auto kernel = a.rounding ? matmul_fp16_accumulation_kernel<true> : matmul_fp16_accumulation_kernel<false>;
   launch(kernel, blocks, Shape::threads, Shape::shared_bytes_asked, stream, a, column_blocks);
 }
 

@@ -13,7 +13,11 @@
 namespace vitfast {
 
 // No rounding, known at compile time.
-struct NoRounding {};
+struct NoRounding {
+  static constexpr bool is_there = false;
+  static __device__ __forceinline__ float of_stored(float value) { return value; }
+  static __device__ __forceinline__ float of_computed(float value) { return value; }
+};
 
 // Rounding by a rule known at compile time.
 template <Rounding rule>

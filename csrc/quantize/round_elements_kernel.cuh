@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "csrc/common/fixed_format.h"
 #include "csrc/common/float_format.h"
@@ -42,24 +43,6 @@ struct FixedRounder {
 
 constexpr int round_elements_threads = 256;
 
-// Conversion of an element to the computing type and back.
-template <typename T>
-__device__ __forceinline__ float widen(T value) {
-  return to_float(value);
-}
-__device__ __forceinline__ double widen(double value) {
-  return value;
-}
-
-template <typename T>
-__device__ __forceinline__ T narrow(float value) {
-  return round_to<T>(value);
-}
-template <typename T>
-__device__ __forceinline__ T narrow(double value) {
-  return value;
-}
-
 // A slice is a thread's unit of work: one pack in each of the four groups of 16 in 64 elements (a philox_block). The
 // packs share Philox counters, one word for each group, so that no random number is discarded.
 template <typename T>
@@ -67,7 +50,11 @@ constexpr int64_t slices_per_block = philox_lanes / Pack<T>::size;
 
 template <typename T, typename Rounder>
 __device__ __forceinline__ T round_element(T value, const Rounder& rounder, uint32_t random_word) {
-  return narrow<T>(rounder(widen(value), random_word >> 1));
+  if constexpr (std::is_same_v<T, double>) {
+    return rounder(value, random_word >> 1);
+  } else {
+    return round_to<T>(rounder(to_float(value), random_word >> 1));
+  }
 }
 
 template <typename T, typename Rounder>
@@ -146,35 +133,30 @@ void launch_rounder(const DeviceElements& a, const Rounder& rounder, Stream stre
       a.seed);
 }
 
-// `rounder32` and `rounder64` compute in float and in double.
-template <typename Rounder32, typename Rounder64>
-void launch_for_type(const DeviceElements& a, const Rounder32& rounder32, const Rounder64& rounder64, Stream stream) {
-  switch (a.type) {
-    case Type::float32:
-      return launch_rounder<float>(a, rounder32, stream);
-    case Type::bfloat16:
-      return launch_rounder<BFloat16>(a, rounder32, stream);
-    case Type::float16:
-      return launch_rounder<Half>(a, rounder32, stream);
-    case Type::float64:
-      return launch_rounder<double>(a, rounder64, stream);
-  }
+template <Rounding rule, typename Layout>
+FloatRounder<Layout, rule> rounder_of(const FloatFormat<Layout>& format) {
+  return {format};
+}
+template <Rounding rule, typename C>
+FixedRounder<C, rule> rounder_of(const FixedFormat<C>& format) {
+  return {format};
 }
 
-inline void launch_round_elements(const DeviceElements& a, const FloatRounding& rounding, Stream stream) {
+// R: FloatRounding or FixedPointRounding.
+template <typename R>
+void launch_round_elements(const DeviceElements& a, const R& rounding, Stream stream) {
   with_rule(rounding.rounding, [&](auto rule) {
-    launch_for_type(
-        a,
-        FloatRounder<Float32Bits, rule>{rounding.format32},
-        FloatRounder<Float64Bits, rule>{rounding.format64},
-        stream);
-  });
-}
-
-inline void launch_round_elements(const DeviceElements& a, const FixedPointRounding& rounding, Stream stream) {
-  with_rule(rounding.rounding, [&](auto rule) {
-    launch_for_type(
-        a, FixedRounder<float, rule>{rounding.format32}, FixedRounder<double, rule>{rounding.format64}, stream);
+    const auto rounder = rounder_of<rule>(rounding.format32);
+    switch (a.type) {
+      case Type::float32:
+        return launch_rounder<float>(a, rounder, stream);
+      case Type::bfloat16:
+        return launch_rounder<BFloat16>(a, rounder, stream);
+      case Type::float16:
+        return launch_rounder<Half>(a, rounder, stream);
+      case Type::float64:
+        return launch_rounder<double>(a, rounder_of<rule>(rounding.format64), stream);
+    }
   });
 }
 

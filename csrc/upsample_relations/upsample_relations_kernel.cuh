@@ -108,24 +108,18 @@ __device__ __forceinline__ void load_transposed(
   for (int first_line = warp_in_block(); first_line < size; first_line += lines * relation_warps) {
     for (int first_place = lane_in_warp(); first_place < size; first_place += rounds * warp_size) {
       T values[lines][rounds];
+      const auto for_each_place = [&](const auto& f) {
 #pragma unroll
-      for (int i = 0; i < lines; ++i) {
-        const int line = first_line + i * relation_warps;
+        for (int i = 0; i < lines; ++i) {
 #pragma unroll
-        for (int j = 0; j < rounds; ++j) {
-          const int place = first_place + j * warp_size;
-          if (line < size && place < size) values[i][j] = x[line * from_line + place * from_place];
+          for (int j = 0; j < rounds; ++j) {
+            const int line = first_line + i * relation_warps, place = first_place + j * warp_size;
+            if (line < size && place < size) f(values[i][j], line, place);
+          }
         }
-      }
-#pragma unroll
-      for (int i = 0; i < lines; ++i) {
-        const int line = first_line + i * relation_warps;
-#pragma unroll
-        for (int j = 0; j < rounds; ++j) {
-          const int place = first_place + j * warp_size;
-          if (line < size && place < size) target[line * to_line + place * to_place] = values[i][j];
-        }
-      }
+      };
+      for_each_place([&](T& value, int line, int place) { value = x[line * from_line + place * from_place]; });
+      for_each_place([&](const T& value, int line, int place) { target[line * to_line + place * to_place] = value; });
     }
   }
 }
