@@ -39,8 +39,8 @@ void launch_attention_backward_tiled(const AttentionBackward& a, float* row_stat
   static_assert(OfKeys::blocks_at_once * (OfKeys::keys_bytes + 1024) <= 228 * 1024);
   const AttentionRowStatistics statistics{row_statistics, attention_padded_rows(a)};
   const int64_t blocks = a.batch * a.heads * (statistics.padded_rows / OfKeys::own_rows);
-  const auto queries_kernel = attention_backward_queries_kernel<T, OfQueries>;
-  const auto keys_kernel = attention_backward_keys_kernel<T, OfKeys>;
+  const auto queries_kernel = attention_backward_tiled_kernel<T, OfQueries, false>;
+  const auto keys_kernel = attention_backward_tiled_kernel<T, OfKeys, true>;
   launch(queries_kernel, blocks, attention_threads, OfQueries::queries_bytes, stream, a, statistics);
   launch(keys_kernel, blocks, attention_threads, OfKeys::keys_bytes, stream, a, statistics);
 }

@@ -1,4 +1,5 @@
-// Attention backward for any number of tokens; equations in attention_gradient.cuh. Two kernels, in this order:
+// Attention backward for any number of tokens; equations in attention_gradient.cuh. Two instances of one kernel, in
+// this order:
 //
 //     queries: a warp owns 16 queries, K and V are streamed in tiles
 //         S = q kᵀ,  dP = grad_out vᵀ,  grad_q += dS k;  also writes grad_bias, and lse and D of its rows for the
@@ -19,7 +20,7 @@
 
 namespace vitfast {
 
-// Sizes of an instance of either kernel, for head dimensions up to `head_dim`: tiles of 8 `streamed_tiles` rows,
+// Sizes of an instance, for head dimensions up to `head_dim`: tiles of 8 `streamed_tiles` rows,
 // `blocks_at_once` blocks per multiprocessor.
 template <typename T, int head_dim_, int streamed_tiles_, int blocks_at_once_>
 struct AttentionBackwardTiles {
@@ -32,23 +33,6 @@ struct AttentionBackwardTiles {
   static constexpr int row_bytes = 2 * shared_bytes<T>(own_size) + 2 * shared_bytes<T>(2 * streamed_size);
   static constexpr int queries_bytes = row_bytes + 2 * shared_bytes<float>(own_rows);
   static constexpr int keys_bytes = row_bytes + 2 * shared_bytes<float>(2 * streamed_rows);
-  using Tile = SharedTile<T, head_dim>;
-
-  // One of two buffers.
-  static __device__ __forceinline__ Tile streamed(T* buffers, int tile) {
-    return Tile{buffers + tile % 2 * streamed_size};
-  }
-
-  // Starts the copies of the rows that the block owns, and of a streamed tile.
-  static __device__ __forceinline__ void copy_own(
-      const Attention& a, const HeadsView& view, unsigned head, T* target, int first_row) {
-    copy_rows(Tile{target}, own_rows, a, view, head, first_row, opaque(int(threadIdx.x)), attention_threads);
-  }
-  static __device__ __forceinline__ void copy_streamed(
-      const Attention& a, const HeadsView& view, unsigned head, T* buffers, int tile) {
-    const int first_row = tile * streamed_rows, thread = opaque(int(threadIdx.x));
-    copy_rows(streamed(buffers, tile), streamed_rows, a, view, head, first_row, thread, attention_threads);
-  }
 };
 
 // RowStatistics of all rows, passed from the first kernel to the second.
@@ -60,148 +44,100 @@ struct AttentionRowStatistics {
   __device__ __forceinline__ float* dots(unsigned head) const { return lse(head) + padded_rows; }
 };
 
-template <typename T, typename Tiles>
+// `owns_keys`: a warp owns keys (and values), and queries (and grad_out) are streamed; otherwise the reverse.
+template <typename T, typename Tiles, bool owns_keys>
 __global__ void __launch_bounds__(attention_threads, Tiles::blocks_at_once)
-    attention_backward_queries_kernel(const AttentionBackward a, const AttentionRowStatistics statistics) {
-  using Tile = SharedTile<T, Tiles::head_dim>;
-  constexpr int key_tiles = Tiles::streamed_tiles;
-  const unsigned blocks_per_head = unsigned(a.tokens + Tiles::own_rows - 1) / Tiles::own_rows;
+    attention_backward_tiled_kernel(const AttentionBackward a, const AttentionRowStatistics statistics) {
+  constexpr int head_dim = Tiles::head_dim, streamed_tiles = Tiles::streamed_tiles;
+  constexpr int own_rows = Tiles::own_rows, streamed_rows = Tiles::streamed_rows;
+  using Tile = SharedTile<T, head_dim>;
+  const unsigned blocks_per_head = unsigned(a.tokens + own_rows - 1) / own_rows;
   const unsigned head = blockIdx.x / blocks_per_head;
-  const int block_row = int(blockIdx.x - head * blocks_per_head) * Tiles::own_rows;
-  const int tokens = int(a.tokens), lane = lane_in_warp(), warp_row = warp_in_block() * attention_tile_rows;
-  const int first_query = block_row + warp_row;
-
-  SharedMemory shared;
-  T* queries = shared.take<T>(Tiles::own_size);
-  T* out_grads = shared.take<T>(Tiles::own_size);
-  T* keys = shared.take<T>(2 * Tiles::streamed_size);
-  T* values = shared.take<T>(2 * Tiles::streamed_size);
-  float* own_lse = shared.take<float>(Tiles::own_rows);
-  float* own_dots = shared.take<float>(Tiles::own_rows);
-  Tiles::copy_own(a, a.q, head, queries, block_row);
-  Tiles::copy_own(a, a.grad_out, head, out_grads, block_row);
-  Tiles::copy_streamed(a, a.k, head, keys, 0);
-  Tiles::copy_streamed(a, a.v, head, values, 0);
-  commit_copies();
-  static_assert(attention_threads == 2 * Tiles::own_rows);
-  const int own_row = int(threadIdx.x) / 2;
-  const RowStatistics own = row_statistics<T>(a, head, block_row + own_row, int(threadIdx.x));
-  if (threadIdx.x % 2 == 0) {
-    own_lse[own_row] = statistics.lse(head)[block_row + own_row] = own.lse;
-    own_dots[own_row] = statistics.dots(head)[block_row + own_row] = own.dot;
-  }
-
-  const Tile query_tile{queries + warp_row * Tiles::head_dim}, out_grad_tile{out_grads + warp_row * Tiles::head_dim};
-  float grad_q[1][Tiles::head_dim / 8][4] = {};
-  const int tiles = (tokens + Tiles::streamed_rows - 1) / Tiles::streamed_rows;
-  for (int tile = 0; tile < tiles; ++tile) {
-    wait_for_copies<0>();
-    sync_threads();  // the keys are complete, and no warp still reads the previous ones, which the next ones overwrite
-    if (tile + 1 < tiles) {
-      Tiles::copy_streamed(a, a.k, head, keys, tile + 1);
-      Tiles::copy_streamed(a, a.v, head, values, tile + 1);
-    }
-    commit_copies();
-    if (first_query >= tokens) continue;
-
-    constexpr int tile_registers = MatrixStep<T>::tile_registers;
-    uint32_t weights[1][key_tiles][tile_registers], grads[1][key_tiles][tile_registers];  // the weights are not used
-    {
-      float products[1][key_tiles][4] = {}, slopes[1][key_tiles][4] = {};
-      multiply_add_transposed(products, query_tile, Tiles::streamed(keys, tile), lane);
-      multiply_add_transposed(slopes, out_grad_tile, Tiles::streamed(values, tile), lane);
-      const int row = warp_row + lane / 4, first_key = tile * Tiles::streamed_rows;
-      const float lse[2] = {own_lse[row], own_lse[row + 8]}, dots[2] = {own_dots[row], own_dots[row + 8]};
-      const GradientSquares<T, true> squares(a, head);
-      differentiate<T>(weights[0], grads[0], [&](int tile, int i) {
-        const int query = block_row + row + i / 2 * 8, key = first_key + lane % 4 * 2 + tile * 8 + i % 2;
-        return squares.differentiate(query, key, products[0][tile][i], slopes[0][tile][i], lse[i / 2], dots[i / 2]);
-      });
-    }
-    multiply_add(grad_q, grads, Tiles::streamed(keys, tile), lane);
-  }
-
-  if (first_query >= tokens) return;
-  sync_warp();  // every lane has read the queries, whose memory stages their gradient
-  const float scale = float(a.scale);
-  store_rows(a, a.grad_q, head, first_query, grad_q[0], {scale, scale}, query_tile, lane);
-}
-
-template <typename T, typename Tiles>
-__global__ void __launch_bounds__(attention_threads, Tiles::blocks_at_once)
-    attention_backward_keys_kernel(const AttentionBackward a, const AttentionRowStatistics statistics) {
-  using Tile = SharedTile<T, Tiles::head_dim>;
-  constexpr int query_tiles = Tiles::streamed_tiles;
-  const unsigned blocks_per_head = unsigned(a.tokens + Tiles::own_rows - 1) / Tiles::own_rows;
-  const unsigned head = blockIdx.x / blocks_per_head;
-  const int block_row = int(blockIdx.x - head * blocks_per_head) * Tiles::own_rows;
+  const int block_row = int(blockIdx.x - head * blocks_per_head) * own_rows;
   const int tokens = int(a.tokens), warp_row = warp_in_block() * attention_tile_rows;
-  const int first_key = block_row + warp_row;
+  const int first_row = block_row + warp_row;
 
   SharedMemory shared;
-  T* keys = shared.take<T>(Tiles::own_size);
-  T* values = shared.take<T>(Tiles::own_size);
-  T* queries = shared.take<T>(2 * Tiles::streamed_size);
-  T* out_grads = shared.take<T>(2 * Tiles::streamed_size);
-  float* lse = shared.take<float>(2 * Tiles::streamed_rows);
-  float* dots = shared.take<float>(2 * Tiles::streamed_rows);
-  const auto copy_queries = [&](int tile) {
-    Tiles::copy_streamed(a, a.q, head, queries, tile);
-    Tiles::copy_streamed(a, a.grad_out, head, out_grads, tile);
-    const int place = 4 * opaque(int(threadIdx.x)), first_query = tile * Tiles::streamed_rows;
-    if (place >= Tiles::streamed_rows) return;
-    const int target = tile % 2 * Tiles::streamed_rows + place;
+  T* own = shared.take<T>(Tiles::own_size);         // keys or queries
+  T* own_second = shared.take<T>(Tiles::own_size);  // values or grad_out
+  T* streamed = shared.take<T>(2 * Tiles::streamed_size);
+  T* streamed_second = shared.take<T>(2 * Tiles::streamed_size);
+  float* lse = shared.take<float>(owns_keys ? 2 * streamed_rows : own_rows);  // of the queries
+  float* dots = shared.take<float>(owns_keys ? 2 * streamed_rows : own_rows);
+  const auto copy_own = [&](const HeadsView& view, T* target) {
+    copy_rows(Tile{target}, own_rows, a, view, head, block_row, opaque(int(threadIdx.x)), attention_threads);
+  };
+  const auto tile_in = [](T* buffers, int tile) { return Tile{buffers + tile % 2 * Tiles::streamed_size}; };
+  const auto copy_tile = [&](const HeadsView& view, T* buffers, int tile) {
+    const int first = tile * streamed_rows, thread = opaque(int(threadIdx.x));
+    copy_rows(tile_in(buffers, tile), streamed_rows, a, view, head, first, thread, attention_threads);
+  };
+  const auto copy_streamed = [&](int tile) {
+    copy_tile(owns_keys ? a.q : a.k, streamed, tile);
+    copy_tile(owns_keys ? a.grad_out : a.v, streamed_second, tile);
+    const int place = 4 * opaque(int(threadIdx.x)), first_query = tile * streamed_rows;
+    if (!owns_keys || place >= streamed_rows) return;
+    const int target = tile % 2 * streamed_rows + place;
     copy_async(lse + target, statistics.lse(head) + first_query + place, true);
     copy_async(dots + target, statistics.dots(head) + first_query + place, true);
   };
-  Tiles::copy_own(a, a.k, head, keys, block_row);
-  Tiles::copy_own(a, a.v, head, values, block_row);
-  copy_queries(0);
+  copy_own(owns_keys ? a.k : a.q, own);
+  copy_own(owns_keys ? a.v : a.grad_out, own_second);
+  copy_streamed(0);
   commit_copies();
-
-  const Tile key_tile{keys + warp_row * Tiles::head_dim}, value_tile{values + warp_row * Tiles::head_dim};
-  float grad_k[1][Tiles::head_dim / 8][4] = {}, grad_v[1][Tiles::head_dim / 8][4] = {};
-  const int tiles = (tokens + Tiles::streamed_rows - 1) / Tiles::streamed_rows;
-  for (int tile = 0; tile < tiles; ++tile) {
-    wait_for_copies<0>();
-    sync_threads();  // the queries are complete, and no warp still reads the previous ones, which the next ones
-                     // overwrite
-    if (tile + 1 < tiles) copy_queries(tile + 1);
-    commit_copies();
-    if (first_key >= tokens) continue;
-
-    const int lane = opaque(lane_in_warp());
-    const Tile query_tile = Tiles::streamed(queries, tile), out_grad_tile = Tiles::streamed(out_grads, tile);
-    constexpr int tile_registers = MatrixStep<T>::tile_registers;
-    uint32_t weights[1][query_tiles][tile_registers], grads[1][query_tiles][tile_registers];
-    {
-      float products[1][query_tiles][4] = {}, slopes[1][query_tiles][4] = {};
-      multiply_add_transposed(products, key_tile, query_tile, lane);
-      multiply_add_transposed(slopes, value_tile, out_grad_tile, lane);
-      const int column = lane % 4 * 2, place = tile % 2 * Tiles::streamed_rows + column;
-      const int query = tile * Tiles::streamed_rows + column, key = first_key + lane / 4;
-      const GradientSquares<T, false> squares(a, head);  // grad_bias is written by the other kernel
-      differentiate<T>(weights[0], grads[0], [&](int tile, int i) {
-        const int row = tile * 8 + i % 2;
-        return squares.differentiate(
-            query + row,
-            key + i / 2 * 8,
-            products[0][tile][i],
-            slopes[0][tile][i],
-            lse[place + row],
-            dots[place + row]);
-      });
+  if constexpr (!owns_keys) {
+    static_assert(attention_threads == 2 * own_rows);
+    const int row = int(threadIdx.x) / 2;
+    const RowStatistics found = row_statistics<T>(a, head, block_row + row, int(threadIdx.x));
+    if (threadIdx.x % 2 == 0) {
+      lse[row] = statistics.lse(head)[block_row + row] = found.lse;
+      dots[row] = statistics.dots(head)[block_row + row] = found.dot;
     }
-    multiply_add(grad_v, weights, out_grad_tile, lane);
-    multiply_add(grad_k, grads, query_tile, lane);
   }
 
-  if (first_key >= tokens) return;
-  sync_warp();  // every lane has read the keys and values, whose memory stages their gradients
+  const Tile own_tile{own + warp_row * head_dim}, own_second_tile{own_second + warp_row * head_dim};
+  float grad[1][head_dim / 8][4] = {}, grad_v[1][head_dim / 8][4] = {};  // of the keys or queries, and of the values
+  const int tiles = (tokens + streamed_rows - 1) / streamed_rows;
+  for (int tile = 0; tile < tiles; ++tile) {
+    wait_for_copies<0>();
+    sync_threads();  // the tile is complete, and no warp still reads the previous one, which the next one overwrites
+    if (tile + 1 < tiles) copy_streamed(tile + 1);
+    commit_copies();
+    if (first_row >= tokens) continue;
+
+    const int lane = opaque(lane_in_warp());
+    const Tile streamed_tile = tile_in(streamed, tile), streamed_second_tile = tile_in(streamed_second, tile);
+    constexpr int tile_registers = MatrixStep<T>::tile_registers;
+    uint32_t weights[1][streamed_tiles][tile_registers], grads[1][streamed_tiles][tile_registers];
+    {
+      float products[1][streamed_tiles][4] = {}, slopes[1][streamed_tiles][4] = {};
+      multiply_add_transposed(products, own_tile, streamed_tile, lane);
+      multiply_add_transposed(slopes, own_second_tile, streamed_second_tile, lane);
+      const int row = first_row + lane / 4, column = tile * streamed_rows + lane % 4 * 2;
+      const int place = owns_keys ? tile % 2 * streamed_rows + lane % 4 * 2 : warp_row + lane / 4;
+      // of the lane's two queries, unless it has two keys
+      const float own_lse[2] = {lse[place], lse[place + 8]}, own_dots[2] = {dots[place], dots[place + 8]};
+      const GradientSquares<T, !owns_keys> squares(a, head);
+      differentiate<T>(weights[0], grads[0], [&](int t, int i) {
+        const int r = i / 2, c = t * 8 + i % 2;
+        const float product = products[0][t][i], slope = slopes[0][t][i];
+        if constexpr (owns_keys) {
+          return squares.differentiate(column + c, row + 8 * r, product, slope, lse[place + c], dots[place + c]);
+        } else {
+          return squares.differentiate(row + 8 * r, column + c, product, slope, own_lse[r], own_dots[r]);
+        }
+      });
+    }
+    if constexpr (owns_keys) multiply_add(grad_v, weights, streamed_second_tile, lane);
+    multiply_add(grad, grads, streamed_tile, lane);
+  }
+
+  if (first_row >= tokens) return;
+  sync_warp();  // every lane has read its own rows, whose memory stages their gradients
   const int lane = lane_in_warp();
   const float scale = float(a.scale);
-  store_rows(a, a.grad_k, head, first_key, grad_k[0], {scale, scale}, key_tile, lane);
-  store_rows(a, a.grad_v, head, first_key, grad_v[0], {1.0f, 1.0f}, value_tile, lane);
+  store_rows(a, owns_keys ? a.grad_k : a.grad_q, head, first_row, grad[0], {scale, scale}, own_tile, lane);
+  if constexpr (owns_keys) store_rows(a, a.grad_v, head, first_row, grad_v[0], {1.0f, 1.0f}, own_second_tile, lane);
 }
 
 }  // namespace vitfast

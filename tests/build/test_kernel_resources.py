@@ -33,14 +33,14 @@ HOT_KERNELS = {
         for element in ("Half", "BFloat16")
         for head_dim in (64, 128)
     },
-    **{  # number of streamed row tiles, number of resident blocks
-        f"attention_backward_{owner}_kernel<vitfast::Half, "
-        f"vitfast::AttentionBackwardTiles<vitfast::Half, {head_dim}, {tiles}, {blocks}> >": 168 if blocks == 3 else 255
-        for owner, head_dim, tiles, blocks in (
-            ("queries", 64, 8, 3),
-            ("keys", 64, 8, 2),
-            ("queries", 128, 4, 2),
-            ("keys", 128, 2, 2),
+    **{  # head dimension, number of streamed row tiles, number of resident blocks
+        "attention_backward_tiled_kernel<vitfast::Half, "
+        f"vitfast::AttentionBackwardTiles<vitfast::Half, {sizes}>, {owns_keys}>": registers
+        for owns_keys, sizes, registers in (
+            ("false", "64, 8, 3", 168),
+            ("true", "64, 8, 2", 255),
+            ("false", "128, 4, 2", 255),
+            ("true", "128, 2, 2", 255),
         )
     },
     **{  # float32 of any length: 2 blocks
@@ -48,13 +48,13 @@ HOT_KERNELS = {
         for head_dim in (32, 64, 96, 128)
     },
     **{
-        f"attention_backward_{owner}_kernel<float, "
-        f"vitfast::AttentionBackwardTiles<float, {head_dim}, {tiles}, {blocks}> >": 168 if blocks == 3 else 255
-        for owner, head_dim, tiles, blocks in (
-            ("queries", 64, 4, 3),
-            ("keys", 64, 4, 2),
-            ("queries", 128, 2, 2),
-            ("keys", 128, 2, 2),
+        "attention_backward_tiled_kernel<float, "
+        f"vitfast::AttentionBackwardTiles<float, {sizes}>, {owns_keys}>": registers
+        for owns_keys, sizes, registers in (
+            ("false", "64, 4, 3", 168),
+            ("true", "64, 4, 2", 255),
+            ("false", "128, 2, 2", 255),
+            ("true", "128, 2, 2", 255),
         )
     },
     "epilogue_gradient_kernel<vitfast::Half>": 64,  # 4 blocks of 8 warps

@@ -142,7 +142,7 @@ TILED_MUTATIONS = (
 )
 
 BACKWARD_TILED_MUTATIONS = (
-    mutation("D of the keys' kernel", BACKWARD_TILED, "own_row] = own.dot;", "own_row] = 0.0f;", "results"),
+    mutation("D of the keys' kernel", BACKWARD_TILED, "+ row] = found.dot;", "+ row] = 0.0f;", "results"),
     mutation(
         "lse not copied",
         BACKWARD_TILED,
@@ -151,14 +151,10 @@ BACKWARD_TILED_MUTATIONS = (
         "results",
         "uninitialized",
     ),
-    mutation("queries: no barrier", BACKWARD_TILED, "sync_threads();  // the keys", "// the keys", "results", "race"),
-    mutation(
-        "keys: no barrier", BACKWARD_TILED, "sync_threads();  // the queries", "// the queries", "results", "race"
-    ),
+    mutation("both: no barrier", BACKWARD_TILED, "sync_threads();  // the tile", "// the tile", "results", "race"),
     mutation("both: one buffer", BACKWARD_TILED, "buffers + tile % 2 *", "buffers + 0 *", "results", "pending"),
-    mutation("queries: no sync_warp", BACKWARD_TILED, "sync_warp();  // every lane has read the q", "// the q", "race"),
-    mutation("keys: no sync_warp", BACKWARD_TILED, "sync_warp();  // every lane has read the k", "// the k", "race"),
-    mutation("scale of grad_q", BACKWARD_TILED, "grad_q[0], {scale,", "grad_q[0], {1.0f,", "results"),
+    mutation("both: no sync_warp", BACKWARD_TILED, "sync_warp();  // every lane", "// every lane", "race"),
+    mutation("both: no scale", BACKWARD_TILED, "grad[0], {scale,", "grad[0], {1.0f,", "results"),
 )
 
 FLOAT_MUTATIONS = (
