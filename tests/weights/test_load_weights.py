@@ -202,6 +202,6 @@ def test_report_is_readable(tmp_path: Path) -> None:
         "  fields from the file and its format: gelu='tanh', head_type='linear', layer_norm_eps=1e-06, "
         "patch_order='channels_first', position_interpolation='zoom_linear', qkv_bias=True",
         "  resized (zoom_linear): pos_embed",
-        "  fresh: head.weight, head.bias",
+        "  newly initialized: head.weight, head.bias",
         "  skipped: head.weight, head.bias, pre_logits.fc.weight",
     ]

@@ -33,11 +33,8 @@ class BadImages:
         self._skip = on_corrupt == "skip"
         self._measured = measured
         self._reasons: dict[int, str] = {}
-        if not self._skip:
-            self.allowed = 0
-        else:
-            self.allowed = num_images if measured else max(num_images // _ALLOWED_SHARE, 1)
-            self.allowed = min(self.allowed, max(num_images - 1, 0))
+        tolerated = num_images if measured else max(num_images // _ALLOWED_SHARE, 1)
+        self.allowed = min(tolerated, max(num_images - 1, 0)) if self._skip else 0
 
     def __len__(self) -> int:
         return len(self._reasons)
@@ -61,16 +58,17 @@ class BadImages:
         for index, reason in found.items():
             if index not in self._reasons:
                 self._reasons[index] = reason
-                warnings.append(f"{reason}. {self._consequence()}")
+                if self._measured:
+                    left = self._num_images - len(self)
+                    what = f"It is excluded: {left:,} of the split's {self._num_images:,} images are evaluated"
+                else:
+                    what = (
+                        f"Another image replaces it ({len(self)} so far; training stops at more than {self.allowed:,})"
+                    )
+                warnings.append(f"{reason}. {what}")
         if len(self._reasons) > self.allowed:
             raise UserError(self._too_many())
         return warnings
-
-    def _consequence(self) -> str:
-        if self._measured:
-            left = self._num_images - len(self)
-            return f"It is excluded: {left:,} of the split's {self._num_images:,} images are evaluated"
-        return f"Another image replaces it ({len(self)} so far; training stops at more than {self.allowed:,})"
 
     def _too_many(self) -> str:
         reasons = list(self._reasons.values())

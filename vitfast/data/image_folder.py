@@ -28,9 +28,12 @@ class ImageFolder(FileSource):
     """
 
     def __init__(self, root: str | os.PathLike[str], split: str) -> None:
-        folder = _split_folder(Path(root).expanduser(), split)
+        splits = available_splits(root)
+        if split not in splits:
+            raise UserError(f"data.root={root} has no folder {split!r}; it has {', '.join(splits)}")
+        folder = Path(root).expanduser() / split
         class_names = _class_names(folder)
-        for other in available_splits(root):
+        for other in splits:
             _require_same_classes(folder, class_names, folder.parent / other)
         paths: list[bytes] = []
         labels: list[int] = []
@@ -59,13 +62,6 @@ def available_splits(root: str | os.PathLike[str]) -> list[str]:
             "put images into ROOT/train/CLASS/ and ROOT/val/CLASS/"
         )
     return splits
-
-
-def _split_folder(root: Path, split: str) -> Path:
-    splits = available_splits(root)
-    if split not in splits:
-        raise UserError(f"data.root={root} has no folder {split!r}; it has {', '.join(splits)}")
-    return root / split
 
 
 def _class_names(folder: Path) -> list[str]:

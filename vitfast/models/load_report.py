@@ -56,7 +56,7 @@ class LoadReport:
         how = f" ({self.position_interpolation})" if self.position_interpolation else ""
         for title, keys in (
             (f"resized{how}", self.resized),
-            ("fresh", self.fresh),
+            ("newly initialized", self.fresh),
             ("skipped", self.skipped),
             ("missing", self.missing),
             ("unexpected", self.unexpected),

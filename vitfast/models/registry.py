@@ -22,7 +22,7 @@ from vitfast.models.hybrid import HYBRID_ALIASES, HYBRID_ARCHITECTURES, HybridFi
 from vitfast.models.image_model import ImageModel
 from vitfast.models.model_fields import ModelFields
 from vitfast.models.t2t_vit import T2T_VIT_ALIASES, T2T_VIT_ARCHITECTURES, T2TViT, T2TViTFields
-from vitfast.models.torchvision_model import TorchvisionFields, TorchvisionModel, is_torchvision_name
+from vitfast.models.torchvision_model import PREFIX, TorchvisionFields, TorchvisionModel
 from vitfast.models.vit import VIT_ALIASES, VIT_ARCHITECTURES, VisionTransformer, ViTFields
 
 
@@ -67,7 +67,12 @@ def resolve_name(name: str) -> str:
     Raises:
         UserError: there is no such architecture; the message names the nearest ones.
     """
-    if is_torchvision_name(name):
+    if name.startswith(PREFIX):
+        import torchvision  # imported here, because it takes longer than importing all of vitfast
+
+        known = [PREFIX + one for one in torchvision.models.list_models(module=torchvision.models)]
+        if name not in known:
+            raise UserError(f"unknown model {name!r}; the nearest: {_nearest(name, known)}")
         return name
     architecture = name.partition(".")[0]
     architecture = _ALIASES.get(architecture, architecture)
@@ -84,7 +89,7 @@ def resolve_fields(name: str, **overrides: Any) -> ModelFields:
         UserError: the name or a field is unknown, or a field's value is not allowed.
     """
     name = resolve_name(name)
-    defaults = TorchvisionFields() if is_torchvision_name(name) else ARCHITECTURES[name]
+    defaults = TorchvisionFields() if name.startswith(PREFIX) else ARCHITECTURES[name]
     known = [field.name for field in dataclass_fields(defaults)]
     for field in overrides:
         if field not in known:

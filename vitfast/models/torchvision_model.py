@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from dataclasses import dataclass
 
@@ -68,21 +67,3 @@ class TorchvisionModel(ImageModel):
     def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Adds the prefix ``network`` to torchvision's keys."""
         return {key if key.startswith(_NETWORK) else _NETWORK + key: tensor for key, tensor in state.items()}
-
-
-def is_torchvision_name(name: str) -> bool:
-    """Whether a name is that of one of torchvision's classifiers.
-
-    Raises:
-        UserError: it begins with ``torchvision/``, but torchvision has no such classifier.
-    """
-    if not name.startswith(PREFIX):
-        return False
-    import torchvision
-
-    known = torchvision.models.list_models(module=torchvision.models)
-    wanted = name.removeprefix(PREFIX)
-    if wanted not in known:
-        nearest = ", ".join(PREFIX + near for near in difflib.get_close_matches(wanted, known, n=3, cutoff=0.0))
-        raise UserError(f"unknown model {name!r}; the nearest: {nearest}")
-    return True

@@ -42,8 +42,8 @@ def uninferable_fields(fields_type: type[ModelFields], state: State) -> list[str
 def _vit_fields(state: State) -> dict[str, Any]:
     fields = _block_fields(state)
     fields["head_type"] = "norm_linear" if "fc_norm.weight" in state and "norm.weight" not in state else "linear"
-    fields["num_classes"] = _rows(state, "head.weight")
-    fields["head_hidden_dim"] = _rows(state, "pre_logits.fc.weight")
+    fields["num_classes"] = _size(state, "head.weight", 0)
+    fields["head_hidden_dim"] = _size(state, "pre_logits.fc.weight", 0)
     projection, positions = state.get("patch_embed.proj.weight"), state.get("pos_embed")
     if projection is not None and projection.dim() == 4:
         fields |= {"patch_order": "channels_first", "in_chans": projection.shape[1], "patch_size": projection.shape[2]}
@@ -92,14 +92,14 @@ def _convit_fields(state: State) -> dict[str, Any]:
     if gates:
         fields["local_up_to_layer"] = max(gates) + 1
         key = f"blocks.{max(gates)}.attn.pos_proj.weight"
-        if columns := _columns(state, key):
-            fields |= {"num_heads": _rows(state, key), "locality_dim": columns // 3}
+        if columns := _size(state, key, 1):
+            fields |= {"num_heads": _size(state, key, 0), "locality_dim": columns // 3}
     return fields
 
 
 def _t2t_vit_fields(state: State) -> dict[str, Any]:
     """Includes ``grid_size``: the image size is unknown, because stride and padding are not stored."""
-    fields = _block_fields(state) | {"num_classes": _rows(state, "head.weight")}
+    fields = _block_fields(state) | {"num_classes": _size(state, "head.weight", 0)}
     if grid_size := _grid_size(state.get("pos_embed"), 1):
         fields["grid_size"] = grid_size
     return fields | _tokens_to_token_fields(state, "tokens_to_token.")
@@ -111,7 +111,7 @@ def _dvt_fields(state: State) -> dict[str, Any]:
     if not exits:
         return {}
     fields = _block_fields(state, "exits.0.")
-    fields |= {"num_exits": len(exits), "num_classes": _rows(state, f"exits.{max(exits)}.head.weight")}
+    fields |= {"num_exits": len(exits), "num_classes": _size(state, f"exits.{max(exits)}.head.weight", 0)}
     grids = tuple(_grid_size(state.get(f"exits.{index}.pos_embed"), 1) for index in sorted(exits))
     if all(grids):
         fields["grid_sizes"] = grids
@@ -123,8 +123,8 @@ def _dvt_fields(state: State) -> dict[str, Any]:
     features, relations = "exits.1.blocks.0.feature_reuse.mlp.", state.get("exits.1.relation_reuse.mlp.0.weight")
     fields |= {"feature_reuse": f"{features}fc1.weight" in state, "relation_reuse": relations is not None}
     if fields["feature_reuse"]:
-        fields["reuse_hidden_dim"] = _rows(state, f"{features}fc1.weight")
-        fields["reuse_dim"] = _rows(state, f"{features}fc2.weight")
+        fields["reuse_hidden_dim"] = _size(state, f"{features}fc1.weight", 0)
+        fields["reuse_dim"] = _size(state, f"{features}fc2.weight", 0)
     if relations is not None and relations.dim() == 4 and fields.get("depth"):
         fields["num_heads"] = relations.shape[1] // fields["depth"]
     return fields
@@ -159,7 +159,7 @@ def _tokens_to_token_fields(state: State, prefix: str) -> dict[str, Any]:
         fields["tokens_type"] = "performer"
     elif f"{attention}attn.qkv.weight" in state:
         fields["tokens_type"] = "transformer"
-    if token_dim := _columns(state, f"{prefix}project.weight") // 9:
+    if token_dim := _size(state, f"{prefix}project.weight", 1) // 9:
         fields["token_dim"] = token_dim
     norm = state.get(f"{attention}norm1.weight")
     if norm is not None and norm.dim() == 1:
@@ -182,16 +182,10 @@ def _block_fields(state: State, prefix: str = "") -> dict[str, Any]:
     return fields
 
 
-def _rows(state: State, key: str) -> int:
-    """Returns the number of rows of a matrix, 0 if there is none."""
+def _size(state: State, key: str, dim: int) -> int:
+    """Returns the number of rows (``dim`` 0) or columns (1) of a matrix, 0 if there is none."""
     weight = state.get(key)
-    return len(weight) if weight is not None and weight.dim() == 2 else 0
-
-
-def _columns(state: State, key: str) -> int:
-    """Returns the number of columns of a matrix, 0 if there is none."""
-    weight = state.get(key)
-    return weight.shape[1] if weight is not None and weight.dim() == 2 else 0
+    return weight.shape[dim] if weight is not None and weight.dim() == 2 else 0
 
 
 def _grid_size(positions: Tensor | None, num_prefix_tokens: int) -> int:

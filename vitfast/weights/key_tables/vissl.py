@@ -100,14 +100,11 @@ def load_vissl_head(
         raise UserError(f"{path} has several heads (it has {several}); load_vissl_head supports files with one head")
     prefix = "heads.0."
     state = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
-    head: MlpHead | SwavHead
-    if any(key.startswith("clf.") for key in state):
-        head = _mlp_head(state, path)
-    elif any(key.startswith("projection_head.") for key in state):
-        head = _swav_head(state, path, activation)
-    else:
+    names = [name for name in ("clf", "projection_head") if any(key.startswith(f"{name}.") for key in state)]
+    if not names:
         held = "no head" if not state else f"another head (it has heads.0.{next(iter(state))})"
         raise UserError(f"{path} holds {held}; load_vissl_head builds swav_head and mlp")
+    head = _build_head(state, names[0], path, activation)
     try:
         head.load_state_dict(state)
     except RuntimeError as error:
@@ -116,29 +113,29 @@ def load_vissl_head(
     return head
 
 
-def _mlp_head(state: Mapping[str, Tensor], path: Path) -> MlpHead:
-    dims, places = _linear_layers(state, "clf", path)
+def _build_head(
+    state: Mapping[str, Tensor], name: str, path: Path, activation: Literal["relu", "gelu"]
+) -> MlpHead | SwavHead:
+    dims, places = _linear_layers(state, name, path)
     use_bn = any(key.endswith("running_mean") for key in state)
-    between = (places[1] - places[0] if len(places) > 1 else 1 + use_bn) - 1 - use_bn
-    return MlpHead(
-        dims,
-        use_bn=use_bn,
-        use_relu=between >= 1,
-        use_dropout=between >= 2,
-        use_bias=f"clf.{places[0]}.bias" in state,
-        skip_last_layer_relu_bn=f"clf.{places[-1] + 1}.running_mean" not in state,
-    )
-
-
-def _swav_head(state: Mapping[str, Tensor], path: Path, activation: Literal["relu", "gelu"]) -> SwavHead:
-    dims, places = _linear_layers(state, "projection_head", path)
-    prototypes = [tensor.shape[0] for key, tensor in state.items() if re.fullmatch(_PROTOTYPES, key)]
+    use_bias = f"{name}.{places[0]}.bias" in state
+    plain_last_layer = f"{name}.{places[-1] + 1}.running_mean" not in state
+    if name == "clf":
+        between = (places[1] - places[0] if len(places) > 1 else 1 + use_bn) - 1 - use_bn
+        return MlpHead(
+            dims,
+            use_bn=use_bn,
+            use_relu=between >= 1,
+            use_dropout=between >= 2,
+            use_bias=use_bias,
+            skip_last_layer_relu_bn=plain_last_layer,
+        )
     return SwavHead(
         dims,
-        prototypes,
-        use_bn=any(key.endswith("running_mean") for key in state),
-        use_bias=f"projection_head.{places[0]}.bias" in state,
-        skip_last_bn=f"projection_head.{places[-1] + 1}.running_mean" not in state,
+        [tensor.shape[0] for key, tensor in state.items() if re.fullmatch(_PROTOTYPES, key)],
+        use_bn=use_bn,
+        use_bias=use_bias,
+        skip_last_bn=plain_last_layer,
         activation=activation,
         use_weight_norm_prototypes=any(key.endswith(("weight_v", "original1")) for key in state),
     )
