@@ -125,7 +125,7 @@ def test_pure_pytorch_gives_the_same_bits(dtype: torch.dtype) -> None:
             expected,
         )
     for lengths, overflow in itertools.product(LENGTHS, ("saturate", "unbounded")):
-        expected = reference.quantize_fixed(x, *lengths, "nearest_even", overflow, False, as_qtorch=True)  # type: ignore[arg-type]
+        expected = reference.quantize_fixed(x, *lengths, "qtorch", overflow, False)  # type: ignore[arg-type]
         assert_same_bits(quantize_fixed(x, *lengths, overflow=overflow, numerics="qtorch"), expected)  # type: ignore[arg-type]
 
 

@@ -68,7 +68,8 @@ def quantize_fixed(
     check_fixed_lengths(word_length, fraction_length)
     _check_options(rounding, overflow, symmetric, numerics, clip_gradients)
     seeded = seed_tensor(seed, x) if rounding == "stochastic" else None
-    options = (word_length, fraction_length, rounding, overflow, symmetric, numerics == "qtorch", seeded)
+    rule: Rounding = "qtorch" if numerics == "qtorch" else rounding
+    options = (word_length, fraction_length, rule, overflow, symmetric, seeded)
     if clip_gradients:
         constant = x.detach()
         unbounded = _round(constant, *options[:3], "unbounded", *options[4:])
@@ -109,18 +110,16 @@ def _round(
     rounding: Rounding,
     overflow: FixedOverflow,
     symmetric: bool,
-    as_qtorch: bool,
     seed: Tensor | None,
 ) -> Tensor:
     if has_kernel("quantize_fixed", x.device.type):
-        code = QTORCH_NEAREST if as_qtorch else ROUNDING_CODES[rounding]
+        code = ROUNDING_CODES.get(rounding, QTORCH_NEAREST)
         raw_rounding = [word_length, fraction_length, int(symmetric), FIXED_OVERFLOW_CODES[overflow], code]
         rounded: Tensor = torch.ops.vitfast.quantize_fixed.default(x, raw_rounding, seed)
         return rounded
     with torch.no_grad():
-        rounded = reference.quantize_fixed(
-            x, word_length, fraction_length, rounding, overflow, symmetric, as_qtorch, random_like(x, seed)
-        )
+        random = random_like(x, seed)
+        rounded = reference.quantize_fixed(x, word_length, fraction_length, rounding, overflow, symmetric, random)
     rounded = StraightThrough.apply(x, rounded)
     return rounded
 

@@ -165,7 +165,6 @@ def quantize_fixed(
     rounding: Rounding,
     overflow: FixedOverflow,
     symmetric: bool,
-    as_qtorch: bool = False,
     random: Tensor | None = None,
 ) -> Tensor:
     """Rounds to a multiple of ``2**-fraction_length``; scaling by a power of two is exact.
@@ -174,7 +173,7 @@ def quantize_fixed(
     """
     accumulate = torch.promote_types(x.dtype, torch.float32)
     scaled = x.to(accumulate) * 2.0**fraction_length
-    if as_qtorch:
+    if rounding == "qtorch":
         # the first sum rounds to x's dtype, the rest is computed in float64
         steps = ((scaled + 0.5).double() - 0.5).round()
     else:
@@ -193,7 +192,7 @@ def quantize_fixed(
         finite = torch.where(steps.isinf() & x.isfinite(), 0.0, wrapped)
         return ((torch.where(x.isfinite(), finite, torch.nan) + 0.0) / 2.0**fraction_length).to(x.dtype)
     rounded = (steps / 2.0**fraction_length).to(accumulate)
-    if overflow == "unbounded" and not as_qtorch:
+    if overflow == "unbounded" and rounding != "qtorch":
         rounded = torch.where(scaled.isinf(), x.to(accumulate), rounded)
     return rounded.to(x.dtype)
 

@@ -46,7 +46,7 @@ def float_rounding(format: FloatFormat, rounding: str = "nearest_even", overflow
         int(format.has_nan),
         int(format.signed_zero),
         OVERFLOW_CODES[overflow],
-        QTORCH_NEAREST if rounding == "qtorch" else ROUNDING_CODES[rounding],
+        ROUNDING_CODES.get(rounding, QTORCH_NEAREST),
     ]
 
 
