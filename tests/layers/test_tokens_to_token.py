@@ -106,9 +106,3 @@ def test_every_patch_is_flattened_by_channel_row_and_column(patch_size: int, str
     starts = range(0, 9 + 2 * padding - patch_size + 1, stride)
     expected = [padded[:, :, y : y + patch_size, x : x + patch_size].flatten(1) for y in starts for x in starts]
     assert torch.equal(split(images), torch.stack(expected, dim=1))
-    assert split.grid_size(9) == len(starts)
-
-
-def test_grid_size_of_an_image_without_room_for_a_patch() -> None:
-    assert SoftSplit(7, 4, 2).grid_size(3) == 1
-    assert SoftSplit(7, 4, 2).grid_size(2) < 1

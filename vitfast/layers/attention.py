@@ -43,8 +43,13 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Attends over the tokens of ``x`` ``[B, N, C]``; returns ``[B, N, C]``."""
+        return self._project(self._attended(x))
+
+    def _attended(self, x: Tensor, **options: Any) -> Any:
+        """Calls the operator; returns ``[B, N, H, D]`` and the outputs that ``options`` request."""
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # [B, N, 3, H, D]
-        dropout_p = self.attention_drop_rate if self.training else 0.0
         with keep_float32(qkv):
-            out = self.attend(qkv, dropout_p=dropout_p)  # [B, N, H, D]
-        return self.proj_drop(self.proj(out.flatten(-2)))  # [B, N, C]
+            return self.attend(qkv, dropout_p=self.attention_drop_rate if self.training else 0.0, **options)
+
+    def _project(self, out_BNHD: Tensor) -> Tensor:
+        return self.proj_drop(self.proj(out_BNHD.flatten(-2)))

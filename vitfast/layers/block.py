@@ -18,14 +18,10 @@ class Block(nn.Module):
     Both residual additions are fused: the first with the LayerNorm after it, the second with the MLP before it.
 
     Args:
-        dim: number of channels C.
-        num_heads: number of attention heads H.
-        mlp_dim: hidden width of the MLP.
-        qkv_bias: whether the q, k, v projection has a bias.
+        dim, num_heads, qkv_bias, attention_drop_rate: as in ``Attention``.
+        mlp_dim, gelu: as in ``Mlp``.
         layer_norm_eps: epsilon of both LayerNorms.
-        gelu: GELU variant, see ``Mlp``.
         drop_rate: dropout of the attention projection and within the MLP.
-        attention_drop_rate: dropout of the softmax probabilities.
         drop_path: stochastic depth rate of both branches.
     """
 

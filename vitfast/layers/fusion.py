@@ -40,13 +40,10 @@ def allow_in_place(x: Tensor, producer: nn.Module, reader: nn.Module, name: str)
     may have returned its input, or if a hook can see ``x``.
 
     Args:
-        x: the result of ``producer``.
+        x: the result of ``producer``, which is returned.
         producer: a LayerNorm or dropout.
         reader: the module that passes ``x`` to its linear layer.
         name: the attribute that holds this layer.
-
-    Returns:
-        ``x``.
     """
     layer = reader._modules.get(name)
     if type(layer) is nn.Linear or not isinstance(layer, nn.Linear) or torch.compiler.is_compiling():

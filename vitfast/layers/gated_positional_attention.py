@@ -37,16 +37,11 @@ class GatedPositionalAttention(nn.Module):
     ``pos_proj`` holds the parameters of P, which are read directly: hooks on it are not called.
 
     Args:
-        dim: number of channels C, a multiple of ``num_heads``.
-        num_heads: number of heads H.
-        qkv_bias: whether the q, k and v projections have biases.
-        drop_rate: dropout of the output projection's result.
-        attention_drop_rate: dropout of the attention probabilities.
+        dim, num_heads, qkv_bias, drop_rate, attention_drop_rate: as in ``Attention``.
         locality_dim: number of repetitions of each of the three positional features, see ``positional_probabilities``.
     """
 
-    # the operator of the content attention, replaceable as in ``Attention``
-    attend: Callable[..., Any] = staticmethod(ops.attention_packed)
+    attend: Callable[..., Any] = staticmethod(ops.attention_packed)  # replaceable as in ``Attention``
 
     def __init__(
         self,
@@ -69,13 +64,7 @@ class GatedPositionalAttention(nn.Module):
         self.gating_param = nn.Parameter(torch.ones(num_heads))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Attends over a square grid of patches.
-
-        Args:
-            x: ``[B, N, C]``, the patches row by row.
-
-        Returns:
-            ``[B, N, C]``.
+        """Attends over a square grid of patches ``x`` ``[B, N, C]``, row by row; returns ``[B, N, C]``.
 
         Raises:
             ValueError: N is not a square number.

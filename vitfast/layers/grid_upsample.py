@@ -17,10 +17,6 @@ def axis_upsample_matrix(from_size: int, to_size: int) -> Tensor:
     7 to 14 and from 10 to 20) and reduces the result by adaptive average pooling (to 10 and to 14). Both steps are
     linear and separable, so one matrix per axis suffices.
 
-    Args:
-        from_size: number of elements before.
-        to_size: number of elements after; may be smaller.
-
     Returns:
         ``[to_size, from_size]``, of torch's default dtype; rows sum to 1.
 
@@ -30,14 +26,9 @@ def axis_upsample_matrix(from_size: int, to_size: int) -> Tensor:
     for name, size in (("from_size", from_size), ("to_size", to_size)):
         if size < 1:
             raise ValueError(f"{name} must be at least 1, got {size}")
-    repeats = -(-to_size // from_size)
-    repeated_size = repeats * from_size
-    rows = torch.zeros(to_size, from_size, dtype=torch.float64)
-    for row in range(to_size):
-        start, end = row * repeated_size // to_size, -(-(row + 1) * repeated_size // to_size)
-        for repeated in range(start, end):
-            rows[row, repeated // repeats] += 1 / (end - start)
-    return rows.to(torch.get_default_dtype())
+    repeated = torch.eye(from_size, dtype=torch.float64).repeat_interleave(-(-to_size // from_size), dim=1)
+    columns = F.adaptive_avg_pool1d(repeated.unsqueeze(0), to_size)[0]
+    return columns.t().to(torch.get_default_dtype()).contiguous()
 
 
 class GridUpsample(nn.Module):
@@ -65,13 +56,6 @@ class GridUpsample(nn.Module):
             return F.pad(self.matrix[1:, 1:] @ x[:, 1:], (0, 0, 1, 0))
 
     def relations(self, x: Tensor) -> Tensor:
-        """Resamples relations between tokens: P x Pᵀ.
-
-        Args:
-            x: ``[B, C, 1 + g * g, 1 + g * g]``.
-
-        Returns:
-            ``[B, C, 1 + G * G, 1 + G * G]``.
-        """
+        """Resamples relations ``[B, C, 1 + g * g, 1 + g * g]`` to ``[B, C, 1 + G * G, 1 + G * G]``: P x Pᵀ."""
         with keep_float32(x):
             return ops.upsample_relations(x, self.matrix)

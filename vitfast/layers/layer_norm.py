@@ -28,15 +28,10 @@ class LayerNorm(nn.LayerNorm):
     def fused_add(
         self, x: Tensor, residual: Tensor, round_sum: Callable[[Tensor], Tensor] | None = None
     ) -> tuple[Tensor, Tensor] | None:
-        """Adds and normalizes in one pass over memory.
-
-        Args:
-            x: ``[..., C]``.
-            residual: ``[..., C]``.
-            round_sum: rounding of a quantized sum.
+        """Adds ``x`` and ``residual`` ``[..., C]`` and normalizes in one pass over memory.
 
         Returns:
-            ``(x + residual, normalized sum)``, both ``[..., C]``; None if a hook or the rounding prevents it.
+            ``(x + residual, normalized sum)``, both ``[..., C]``; None if a hook or ``round_sum`` prevents it.
         """
         if round_sum is not None or has_hooks(self):
             return None

@@ -44,25 +44,10 @@ class Mlp(nn.Module):
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Computes ``mlp(x) + residual``.
-
-        Args:
-            x: ``[B, N, C]``.
-            residual: ``[B, N, out_dim]`` or None.
-
-        Returns:
-            ``[B, N, out_dim]``.
-        """
+        """Computes ``mlp(x) + residual`` of ``x`` ``[B, N, C]`` and ``residual`` ``[B, N, out_dim]`` or None."""
         if may_fuse(self.fc1, self.fc2) and not (self.training and self.drop.p > 0.0):
-            return ops.mlp(
-                x,
-                self.fc1.weight,
-                self.fc1.bias,
-                self.fc2.weight,
-                self.fc2.bias,
-                residual=residual,
-                approximate=self.approximate,
-            )
+            parameters = (self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
+            return ops.mlp(x, *parameters, residual=residual, approximate=self.approximate)
         hidden = self.drop(self._gelu(self.fc1(x)))  # [B, N, F]
         out = self.drop(self.fc2(allow_in_place(hidden, self.drop, self, "fc2")))
         return out if residual is None else out + residual

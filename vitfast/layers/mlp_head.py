@@ -22,6 +22,7 @@ class MlpHead(nn.Module):
         use_dropout: whether dropout of rate 0.5 follows a linear layer.
         use_bias: whether the linear layers have biases.
         skip_last_layer_relu_bn: whether the last linear layer is the last module.
+        activation: class of the activation that ``use_relu`` adds.
 
     Raises:
         UserError: there are fewer than two widths, or one is below 1.
@@ -36,40 +37,28 @@ class MlpHead(nn.Module):
         use_dropout: bool = False,
         use_bias: bool = True,
         skip_last_layer_relu_bn: bool = True,
+        activation: type[nn.Module] = nn.ReLU,
     ) -> None:
         super().__init__()
+        if len(dims) < 2 or min(dims) < 1:
+            raise UserError(
+                "dims must list at least two widths of at least 1, the features' first, for example [768, 1000]; "
+                f"got {list(dims)}"
+            )
         layers: list[nn.Module] = []
-        for linear in linear_layers(dims, use_bias=use_bias):
-            layers.append(linear)
+        for width, next_width in pairwise(dims):
+            layers.append(nn.Linear(width, next_width, bias=use_bias))
             if use_bn:
-                layers.append(nn.BatchNorm1d(linear.out_features))
+                layers.append(nn.BatchNorm1d(next_width))
             if use_relu:
-                layers.append(nn.ReLU())
+                layers.append(activation())
             if use_dropout:
                 layers.append(nn.Dropout())
-        self.clf = nn.Sequential(*(without_tail(layers) if skip_last_layer_relu_bn else layers))
+        while skip_last_layer_relu_bn and not isinstance(layers[-1], nn.Linear):
+            layers.pop()
+        self.clf = nn.Sequential(*layers)
 
     def forward(self, features: Tensor) -> Tensor:
         """Maps features ``[B, dims[0]]``, a model's pooled channels, to ``[B, dims[-1]]``."""
         out: Tensor = self.clf(features)
         return out
-
-
-def linear_layers(dims: Sequence[int], *, use_bias: bool) -> list[nn.Linear]:
-    """Makes the linear layers of a head with these widths.
-
-    Raises:
-        UserError: there are fewer than two widths, or one is below 1.
-    """
-    if len(dims) < 2 or min(dims) < 1:
-        raise UserError(
-            "dims must list at least two widths of at least 1, the features' first, for example [768, 1000]; "
-            f"got {list(dims)}"
-        )
-    return [nn.Linear(width, next_width, bias=use_bias) for width, next_width in pairwise(dims)]
-
-
-def without_tail(layers: list[nn.Module]) -> list[nn.Module]:
-    """Returns the layers up to the last linear layer."""
-    last = max(index for index, layer in enumerate(layers) if isinstance(layer, nn.Linear))
-    return layers[: last + 1]

@@ -62,17 +62,10 @@ class PatchEmbed(nn.Module):
             self.proj = nn.Linear(patch_size * patch_size * in_chans, dim)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embeds the patches.
-
-        Args:
-            images: ``[B, in_chans, img_size, img_size]``, floating point.
-
-        Returns:
-            ``[B, N, C]``, the patches row by row.
+        """Embeds ``images`` ``[B, in_chans, img_size, img_size]`` as ``[B, N, C]``, row by row.
 
         Raises:
-            TypeError: the images are not floating point.
-            ValueError: the images have another shape.
+            TypeError, ValueError: the images are not floating point, or have another shape.
         """
         check_images(images, self.in_chans, self.img_size)
         patches = self._flatten_patches(images)
@@ -106,10 +99,8 @@ class PaddedPatchEmbed(PatchEmbed):
 
     Args:
         img_size: height and width of the images in pixels, before the padding.
-        patch_size: height and width P of a patch in pixels.
         padding: zeros on each side.
-        in_chans: channels of an image.
-        dim: channels C of a token.
+        patch_size, in_chans, dim: as in ``PatchEmbed``.
     """
 
     def __init__(self, img_size: int, patch_size: int, padding: int, in_chans: int, dim: int) -> None:

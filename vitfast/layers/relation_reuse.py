@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,6 @@ from torch import Tensor, nn
 from vitfast.layers.attention import Attention
 from vitfast.layers.fusion import has_hooks, may_fuse
 from vitfast.layers.grid_upsample import GridUpsample
-from vitfast.ops.autocast import keep_float32
 
 
 class RelationAttention(Attention):
@@ -23,25 +23,15 @@ class RelationAttention(Attention):
     def forward(  # type: ignore[override]
         self, x: Tensor, relations: Tensor | None = None, *, return_relations: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Attends over the tokens of ``x``.
-
-        Args:
-            x: ``[B, N, C]``.
-            relations: ``[B, H, N, N]``, added to the logits; or None.
-            return_relations: also return the logits, with ``relations`` added.
+        """Attends over the tokens of ``x`` ``[B, N, C]``, with ``relations`` ``[B, H, N, N]`` added to the logits.
 
         Returns:
-            ``[B, N, C]``, and the logits ``[B, H, N, N]`` or None.
+            ``[B, N, C]``, and these logits ``[B, H, N, N]`` if ``return_relations``, else None.
         """
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # [B, N, 3, H, D]
-        dropout_p = self.attention_drop_rate if self.training else 0.0
-        logits = None
-        with keep_float32(qkv):
-            if return_relations:
-                out, logits = self.attend(qkv, bias=relations, return_logits=True, dropout_p=dropout_p)
-            else:
-                out = self.attend(qkv, bias=relations, dropout_p=dropout_p)
-        return self.proj_drop(self.proj(out.flatten(-2))), logits
+        if not return_relations:
+            return self._project(self._attended(x, bias=relations)), None
+        out, logits = self._attended(x, bias=relations, return_logits=True)
+        return self._project(out), logits
 
 
 class RelationReuse(nn.Module):
@@ -64,10 +54,7 @@ class RelationReuse(nn.Module):
         self.upsample = upsample
 
     def forward(self, relations: Sequence[Tensor]) -> Iterable[Tensor]:
-        """Computes the biases.
-
-        Args:
-            relations: for each layer of the previous exit its logits ``[B, H, 1 + g * g, 1 + g * g]``.
+        """Computes the biases from the logits ``[B, H, 1 + g * g, 1 + g * g]`` of each layer of the previous exit.
 
         Yields:
             For each layer of this exit a bias ``[B, H, 1 + G * G, 1 + G * G]``, resampled when it is requested: all of
@@ -78,24 +65,15 @@ class RelationReuse(nn.Module):
 
     def _mix(self, relations: Sequence[Tensor]) -> Tensor:
         """Applies the perceptron: ``[B, L * H, 1 + g * g, 1 + g * g]``."""
-        first, activation, second = self.mlp
+        first, activation, second = cast(Any, self.mlp)
         is_plain = may_fuse(first, second) and type(activation) is nn.GELU and not has_hooks(activation)
-        if torch.is_grad_enabled() or relations[0].device.type != "cpu" or not is_plain:
+        is_empty = not len(relations[0])
+        if torch.is_grad_enabled() or relations[0].device.type != "cpu" or is_empty or not is_plain:
             return self.mlp(torch.cat(tuple(relations), dim=1))
         # A 1 x 1 convolution computed as a GEMM is three times as fast on a CPU. One image at a time stays in cache.
-        (first_weight, first_bias), (second_weight, second_bias) = _matrix(first), _matrix(second)
         parts = []
         for image in zip(*relations, strict=True):
-            hidden = torch.addmm(first_bias, first_weight, torch.cat(image).flatten(1))
+            hidden = torch.addmm(first.bias[:, None], first.weight.flatten(1), torch.cat(image).flatten(1))
             torch.ops.aten.gelu_.default(hidden, approximate=activation.approximate)
-            parts.append(torch.addmm(second_bias, second_weight, hidden))  # [L * H, (1 + g * g)²]
-        if not parts:
-            return self.mlp(torch.cat(tuple(relations), dim=1))
+            parts.append(torch.addmm(second.bias[:, None], second.weight.flatten(1), hidden))  # [L * H, (1 + g * g)²]
         return torch.stack(parts).unflatten(2, relations[0].shape[2:])
-
-
-def _matrix(convolution: nn.Module) -> tuple[Tensor, Tensor]:
-    """Weight ``[outputs, inputs]`` and bias ``[outputs, 1]`` of a 1 x 1 convolution."""
-    assert isinstance(convolution, nn.Conv2d)
-    assert convolution.bias is not None
-    return convolution.weight.flatten(1), convolution.bias[:, None]

@@ -36,7 +36,7 @@ class Bottleneck(nn.Module):
     ) -> None:
         super().__init__()
         out_chans, eps = _EXPANSION * width, conventions.group_norm_eps
-        self.downsample = ShortcutProjection(in_chans, out_chans, stride, conventions) if projects else None
+        self.downsample = _projection(in_chans, out_chans, stride, conventions) if projects else None
         self.conv1 = StdConv2d(in_chans, width, 1, conventions=conventions)
         self.norm1 = nn.GroupNorm(NUM_GROUPS, width, eps)
         self.conv2 = StdConv2d(width, width, 3, stride=stride, conventions=conventions)
@@ -52,20 +52,14 @@ class Bottleneck(nn.Module):
         return F.relu(shortcut + self.norm3(self.conv3(x)))
 
 
-class ShortcutProjection(nn.Module):
-    """The 1 x 1 convolution and norm of a shortcut whose channels or sizes change."""
-
-    def __init__(self, in_chans: int, out_chans: int, stride: int, conventions: ResNetConventions) -> None:
-        super().__init__()
-        self.conv = StdConv2d(in_chans, out_chans, 1, stride=stride, conventions=conventions)
-        if conventions.projection_norm == "channel":
-            self.norm = nn.GroupNorm(out_chans, out_chans, _CHANNEL_NORM_EPS)
-        else:
-            self.norm = nn.GroupNorm(NUM_GROUPS, out_chans, conventions.group_norm_eps)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Projects ``x`` ``[B, in_chans, height, width]``; returns ``[B, out_chans, height', width']``."""
-        return self.norm(self.conv(x))
+def _projection(in_chans: int, out_chans: int, stride: int, conventions: ResNetConventions) -> nn.Sequential:
+    """Makes the 1 x 1 convolution and norm of a shortcut whose channels or sizes change."""
+    conv = StdConv2d(in_chans, out_chans, 1, stride=stride, conventions=conventions)
+    if conventions.projection_norm == "channel":
+        norm = nn.GroupNorm(out_chans, out_chans, _CHANNEL_NORM_EPS)
+    else:
+        norm = nn.GroupNorm(NUM_GROUPS, out_chans, conventions.group_norm_eps)
+    return nn.Sequential(OrderedDict(conv=conv, norm=norm))
 
 
 class ResNetStem(nn.Module):

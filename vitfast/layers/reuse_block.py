@@ -53,15 +53,8 @@ class ReuseBlock(nn.Module):
     x += attn(norm1(x), relations); x += mlp(norm2([x, feature_reuse(features)])), where [ , ] concatenates channels.
 
     Args:
-        dim: number of channels C.
-        num_heads: number of attention heads H.
-        mlp_dim: hidden width of the MLP.
         feature_reuse: condenses the previous exit's features; None to reuse none.
-        qkv_bias: whether the q, k, v projection has a bias.
-        layer_norm_eps: epsilon of both LayerNorms.
-        drop_rate: dropout of the attention projection and within the MLP.
-        attention_drop_rate: dropout of the softmax probabilities.
-        drop_path: stochastic depth rate of both branches.
+        dim, num_heads, mlp_dim, qkv_bias, layer_norm_eps, drop_rate, attention_drop_rate, drop_path: as in ``Block``.
     """
 
     def __init__(

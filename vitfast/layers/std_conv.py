@@ -71,9 +71,11 @@ class StdConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolves ``x`` ``[B, in_chans, height, width]``; returns ``[B, out_chans, height', width']``."""
-        if self.conventions.padding == "same":
-            x = pad_same(x, self.kernel_size[0], self.stride[0])
-        return F.conv2d(x, self.standardized_weight(), None, self.stride, self.padding)
+        return self._conv_forward(self.padded(x), self.standardized_weight(), None)
+
+    def padded(self, x: Tensor) -> Tensor:
+        """Returns ``x`` with the padding that the convolution itself does not add."""
+        return pad_same(x, self.kernel_size[0], self.stride[0]) if self.conventions.padding == "same" else x
 
     def standardized_weight(self) -> Tensor:
         """Returns the standardized kernels ``[out_chans, in_chans, P, P]``, computed in float32 or wider."""
@@ -96,20 +98,11 @@ def pad_same(x: Tensor, kernel_size: int, stride: int, *, value: float = 0.0) ->
     If the number of padded rows or columns is odd, the extra one is at the bottom or on the right. This differs from a
     symmetric padding at stride 2 and an even size.
 
-    Args:
-        x: ``[B, C, height, width]``.
-        kernel_size: height and width of the window.
-        stride: distance between windows.
-        value: of the padding.
-
     Returns:
-        ``[B, C, height', width']``; ``x`` itself if no padding is needed.
+        ``x`` ``[B, C, height, width]`` padded with ``value``; ``x`` itself if no padding is needed.
     """
-    top, bottom = _same_padding(x.shape[-2], kernel_size, stride)
-    left, right = _same_padding(x.shape[-1], kernel_size, stride)
-    if not any((top, bottom, left, right)):
-        return x
-    return F.pad(x, (left, right, top, bottom), value=value)
+    padding = (*_same_padding(x.shape[-1], kernel_size, stride), *_same_padding(x.shape[-2], kernel_size, stride))
+    return F.pad(x, padding, value=value) if any(padding) else x
 
 
 def _same_padding(size: int, kernel_size: int, stride: int) -> tuple[int, int]:

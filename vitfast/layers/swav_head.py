@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
 from vitfast.errors import UserError
-from vitfast.layers.mlp_head import linear_layers, without_tail
+from vitfast.layers.mlp_head import MlpHead
 
 
 class SwavHead(nn.Module):
@@ -56,13 +56,14 @@ class SwavHead(nn.Module):
             raise UserError(f"num_clusters must list numbers of at least 1, for example [3000]; got {num_clusters!r}")
         if not num_clusters and not return_embeddings:
             raise UserError("num_clusters=[] leaves nothing to return with return_embeddings=False; set it to True")
-        layers: list[nn.Module] = []
-        for linear in linear_layers(dims, use_bias=use_bias):
-            layers.append(linear)
-            if use_bn:
-                layers.append(nn.BatchNorm1d(linear.out_features))
-            layers.append(nn.ReLU() if activation == "relu" else nn.GELU())
-        self.projection_head = nn.Sequential(*(without_tail(layers) if skip_last_bn else layers))
+        self.projection_head = MlpHead(
+            dims,
+            use_bn=use_bn,
+            use_relu=True,
+            use_bias=use_bias,
+            skip_last_layer_relu_bn=skip_last_bn,
+            activation=nn.ReLU if activation == "relu" else nn.GELU,
+        ).clf
         self.num_prototype_layers = len(num_clusters)
         for index, count in enumerate(num_clusters):
             prototypes = nn.Linear(dims[-1], count, bias=False)
@@ -71,10 +72,7 @@ class SwavHead(nn.Module):
         self.normalize_feats = normalize_feats
 
     def forward(self, features: Tensor) -> list[Tensor]:
-        """Embeds features and compares them with the prototypes.
-
-        Args:
-            features: ``[B, dims[0]]``, a model's pooled channels.
+        """Embeds a model's pooled channels ``[B, dims[0]]`` and compares them with the prototypes.
 
         Returns:
             The embeddings ``[B, dims[-1]]`` if ``return_embeddings``, then the scores ``[B, num_clusters[i]]`` of each

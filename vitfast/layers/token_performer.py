@@ -68,15 +68,7 @@ def performer_attention(q: Tensor, k: Tensor, v: Tensor, projection: Tensor, *, 
     features of each q and epsilon are divided by the maximum ``exp(a)``, which cancels. The result is the same, no
     exponent is positive, and the denominator is at least 1. Runs in float32 under any autocast.
 
-    Args:
-        q: ``[B, N, D]``.
-        k: ``[B, N, D]``.
-        v: ``[B, N, D]``.
-        projection: w, ``[M, D]``.
-        epsilon: added to the denominator, above 0; 1e-8 in T2T-ViT.
-
-    Returns:
-        ``[B, N, D]`` in the type of ``v``.
+    ``q``, ``k``, ``v`` and the result are ``[B, N, D]``, ``projection`` is w ``[M, D]``, and ``epsilon`` is above 0.
     """
     dtype = torch.promote_types(v.dtype, torch.float32)
     with torch.autocast(v.device.type, enabled=False):

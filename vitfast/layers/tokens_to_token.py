@@ -7,7 +7,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vitfast.layers.token_performer import TokenPerformer
 from vitfast.layers.token_transformer import TokenTransformer
@@ -15,7 +14,7 @@ from vitfast.layers.token_transformer import TokenTransformer
 TokensType = Literal["performer", "transformer"]
 
 
-class SoftSplit(nn.Module):
+class SoftSplit(nn.Unfold):
     """Cuts an image, or a grid of tokens, into overlapping P x P patches (Yuan et al., 2021, section 3.1).
 
     Args:
@@ -25,26 +24,11 @@ class SoftSplit(nn.Module):
     """
 
     def __init__(self, patch_size: int, stride: int, padding: int) -> None:
-        super().__init__()
-        self.patch_size = patch_size
-        self.stride = stride
-        self.padding = padding
-
-    def grid_size(self, size: int) -> int:
-        """Returns the number of patches along a side of ``size``; below 1 if none fits."""
-        return (size + 2 * self.padding - self.patch_size) // self.stride + 1
+        super().__init__(patch_size, padding=padding, stride=stride)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Flattens the patches of ``images`` ``[B, C, size, size]``, row by row.
-
-        Returns:
-            ``[B, N, C * P * P]``, a patch's values in the order (channel, row, column).
-        """
-        patches = F.unfold(images, self.patch_size, padding=self.padding, stride=self.stride)
-        return patches.transpose(1, 2)
-
-    def extra_repr(self) -> str:
-        return f"patch_size={self.patch_size}, stride={self.stride}, padding={self.padding}"
+        """Flattens the patches of ``images`` ``[B, C, size, size]`` to ``[B, N, C * P * P]``, row by row."""
+        return super().forward(images).transpose(1, 2)
 
 
 class TokensToToken(nn.Module):
@@ -110,9 +94,8 @@ class TokensToToken(nn.Module):
 
 def tokens_to_token_grid_size(img_size: int, patch_size: int, patch_stride: int, patch_padding: int) -> int:
     """Returns the tokens along a side that ``TokensToToken`` makes of an image; below 1 if the image is too small."""
-    halving = SoftSplit(3, 2, 1)
-    grid = SoftSplit(patch_size, patch_stride, patch_padding).grid_size(img_size)
-    return halving.grid_size(halving.grid_size(grid)) if grid >= 1 else 0
+    grid = (img_size + 2 * patch_padding - patch_size) // patch_stride + 1
+    return max(-(-grid // 4), 0)  # halved twice, rounded up
 
 
 def _as_image(tokens: Tensor) -> Tensor:

@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from vitfast import ops
 from vitfast.layers import AddPositions, JoinTokens, LayerNorm, Mlp, ResidualAdd, StdConv2d, StoredFeatures
 from vitfast.layers.fusion import is_observed
-from vitfast.layers.std_conv import pad_same
 from vitfast.ops.autocast import autocast_off
 from vitfast.quantization.quantized_module import QuantizedLinearBase, QuantizedModule
 from vitfast.quantization.rounders import Rounder, can_fuse
@@ -59,15 +57,10 @@ class QuantizedStdConv2d(QuantizedLinearBase, StdConv2d):
     def forward(self, x: Tensor) -> Tensor:
         if self.is_off:
             return super().forward(x)
-        if self.conventions.padding == "same":
-            x = pad_same(x, self.kernel_size[0], self.stride[0])
-        return self.compute(self._convolve, x, self.standardized_weight())
+        return self.compute(self._conv_forward, self.padded(x), self.standardized_weight())
 
     def convert(self) -> None:
         """Does nothing."""
-
-    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.conv2d(x, weight, bias, self.stride, self.padding)
 
 
 class QuantizedStoredFeatures(QuantizedModule, StoredFeatures):

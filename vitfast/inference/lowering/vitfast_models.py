@@ -158,7 +158,7 @@ def _patch_embedding(part: Part, model: Any) -> PatchesSpec | TokensToTokenSpec 
         part.expect(layers.TokensToToken, children=(*names, *mixers, "project"))
         splits = [part[name].expect(SoftSplit) for name in names]
         return TokensToTokenSpec(
-            tuple(SplitSpec(split.patch_size, split.stride, split.padding) for split in splits),
+            tuple(SplitSpec(split.kernel_size, split.stride, split.padding) for split in splits),
             tuple(_mixer(part[name]) for name in mixers),
             common.linear(part["project"]),
             size,
