@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from vitfast.errors import UserError
 from vitfast.formats import FloatFormat
@@ -15,9 +15,6 @@ from vitfast.quantization.qtorch_rounder import QtorchRounder
 from vitfast.quantization.rounders import FixedRounder, FloatRounder, Rounder
 
 Numerics = Literal["ieee", "qtorch"]
-Semantics = Literal["documented", "legacy_convert"]
-Activations = Literal["dynamic", "calibrated"]
-Accumulate = Literal["fp32", "fp16"]
 Backend = Literal["vitfast", "qtorch"]
 Step = Literal["prepare", "convert"]
 
@@ -34,6 +31,12 @@ class QuantizationConfig:
     """
 
     clip_gradients: bool = False
+
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
+                choices = ", ".join(map(repr, get_args(kind)))
+                raise UserError(f"{name} must be one of {choices}; got {getattr(self, name)!r}")
 
     def arithmetic(self) -> Arithmetic:
         """Returns the arithmetic of the layers."""
@@ -53,14 +56,14 @@ class _RoundingConfig(QuantizationConfig):
         UserError: a value is not allowed, or the backend does not implement ``numerics``.
     """
 
-    semantics: Semantics = "documented"
+    semantics: Literal["documented", "legacy_convert"] = "documented"
     backend: Backend = "vitfast"
 
+    numerics = "qtorch"  # fixed point has no other; a field of the other formats
+
     def __post_init__(self) -> None:
-        _check_choice("semantics", self.semantics, Semantics)
-        _check_choice("backend", self.backend, Backend)
-        _check_choice("numerics", getattr(self, "numerics", "ieee"), Numerics)
-        if self.backend == "qtorch" and getattr(self, "numerics", "qtorch") != "qtorch":
+        super().__post_init__()
+        if self.backend == "qtorch" and self.numerics != "qtorch":
             raise UserError("backend='qtorch' computes QPyTorch's numbers; give numerics='qtorch' with it")
 
     def _rounded(self, ours: FloatRounder | FixedRounder | BlockRounder, round_results: bool) -> RoundedArithmetic:
@@ -70,11 +73,10 @@ class _RoundingConfig(QuantizationConfig):
         return RoundedArithmetic(rounder, round_results, self.semantics == "legacy_convert")
 
     def _float_rounder(self, format: FloatFormat) -> FloatRounder:
-        if getattr(self, "numerics", "ieee") == "ieee":
+        if self.numerics == "ieee":
             return FloatRounder(format, "nearest_even", self.clip_gradients)
-        return FloatRounder(
-            FloatFormat.qtorch(format.exponent_bits, format.mantissa_bits), "qtorch", self.clip_gradients
-        )
+        theirs = FloatFormat.qtorch(format.exponent_bits, format.mantissa_bits)
+        return FloatRounder(theirs, "qtorch", self.clip_gradients)
 
 
 @dataclass(frozen=True)
@@ -93,16 +95,14 @@ class FP16_16Config(_RoundingConfig):
     """
 
     numerics: Numerics = "ieee"
-    accumulate: Accumulate = "fp32"
+    accumulate: Literal["fp32", "fp16"] = "fp32"
     chunk: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_choice("accumulate", self.accumulate, Accumulate)
         if self.chunk is not None and self.accumulate == "fp32":
             raise UserError("chunk requires accumulate='fp16'")
-        if self.chunk is not None and (not isinstance(self.chunk, int) or self.chunk < 1):
-            raise UserError(f"chunk must be a positive integer, or None for the whole sum; got {self.chunk!r}")
+        _check_count("chunk", self.chunk, "the whole sum")
 
     def arithmetic(self) -> Arithmetic:
         accumulator = self._float_rounder(FloatFormat.fp16())
@@ -165,13 +165,9 @@ class FloatConfig(_RoundingConfig):
             object.__setattr__(self, "format", getattr(FloatFormat, self.format)())
         if not isinstance(self.format, FloatFormat):
             raise UserError(f"format must be a FloatFormat or the name of one; got {self.format!r}")
-        if self.block is not None:
-            if isinstance(self.block, bool) or not isinstance(self.block, int) or self.block < 1:
-                raise UserError(
-                    f"block must be a positive integer, or None for numbers without scales; got {self.block!r}"
-                )
-            if self.numerics != "ieee" or self.round_results:
-                raise UserError("block requires numerics='ieee' and round_results=False")
+        _check_count("block", self.block, "numbers without scales")
+        if self.block is not None and (self.numerics != "ieee" or self.round_results):
+            raise UserError("block requires numerics='ieee' and round_results=False")
         self.arithmetic()  # reports an unsupported format such as (8, 23) here rather than in a layer
 
     def arithmetic(self) -> Arithmetic:
@@ -219,10 +215,7 @@ class Int8Config(QuantizationConfig):
             from the range that ``calibrate`` observes.
     """
 
-    activations: Activations = "dynamic"
-
-    def __post_init__(self) -> None:
-        _check_choice("activations", self.activations, Activations)
+    activations: Literal["dynamic", "calibrated"] = "dynamic"
 
     def arithmetic(self) -> Arithmetic:
         return Int8Arithmetic(self.activations == "calibrated", self.clip_gradients)
@@ -253,6 +246,6 @@ class QATConfig:
             raise UserError(f"base must be a configuration such as FP16_32Config(); got {self.base!r}")
 
 
-def _check_choice(name: str, value: Any, choices: Any) -> None:
-    if value not in get_args(choices):
-        raise UserError(f"{name} must be one of {', '.join(map(repr, get_args(choices)))}; got {value!r}")
+def _check_count(name: str, value: Any, otherwise: str) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise UserError(f"{name} must be a positive integer, or None for {otherwise}; got {value!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from functools import cache
 
@@ -35,15 +36,10 @@ _QUANTIZABLE = (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.MultiheadAttention)
 
 def find_counterpart(module: nn.Module) -> type[QuantizedModule] | None:
     """Returns the quantized subclass of a module's class, None if there is none."""
-    counterparts = _COUNTERPARTS
-    if "timm.models.vision_transformer" in sys.modules:
-        from vitfast.quantization.timm_layers import TIMM_COUNTERPARTS
-
-        counterparts = counterparts | TIMM_COUNTERPARTS
-    if "torchvision.models.vision_transformer" in sys.modules:
-        from vitfast.quantization.torchvision_layers import TORCHVISION_COUNTERPARTS
-
-        counterparts = counterparts | TORCHVISION_COUNTERPARTS
+    counterparts = dict(_COUNTERPARTS)
+    for library in ("timm", "torchvision"):
+        if f"{library}.models.vision_transformer" in sys.modules:
+            counterparts |= importlib.import_module(f"vitfast.quantization.{library}_layers").COUNTERPARTS
     # torch derives the class of a parametrized module from the class of the layer
     if is_parametrized(module) and type(module).__mro__[1] is nn.Linear:
         return _parametrized_counterpart(type(module))  # type: ignore[arg-type]
@@ -70,18 +66,14 @@ def unrounded_additions(model: nn.Module) -> list[str]:
     These are foreign modules without a counterpart that own a quantized LayerNorm, and a foreign model itself.
     """
     root = model.network if isinstance(model, TorchvisionModel) else model
-    owners = {
-        type(module)
-        for module in model.modules()
-        if any(isinstance(child, nn.LayerNorm) and isinstance(child, QuantizedModule) for child in module.children())
-    }
+    names = {type(root): type(model).__name__}
+    for module in model.modules():
+        if any(isinstance(child, torch_layers.QuantizedLayerNorm) for child in module.children()):
+            names.setdefault(type(module), type(module).__name__)
+    rounding = (QuantizedModule, nn.Sequential, nn.ModuleList)
+    ours = ("vitfast.layers.", "vitfast.models.")
     return sorted(
-        {
-            type(model).__name__ if cls is type(root) else cls.__name__
-            for cls in owners | {type(root)}
-            if not issubclass(cls, (QuantizedModule, nn.Sequential, nn.ModuleList))
-            and not cls.__module__.startswith(("vitfast.layers.", "vitfast.models."))
-        }
+        {names[cls] for cls in names if not issubclass(cls, rounding) and not cls.__module__.startswith(ours)}
     )
 
 

@@ -6,9 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import safetensors
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +17,7 @@ from vitfast.quantization.quantize import quantized_modules
 from vitfast.quantization.record import quantization_record, quantize_from_record
 from vitfast.weights.save_weights import write_safetensors
 from vitfast.weights.source_checkpoint import SCALE, unpack_weights
+from vitfast.weights.weight_file import read_safetensors
 
 _METADATA_KEY = "vitfast_quantized"
 _NARROW_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.bfloat16)
@@ -56,35 +55,24 @@ def load_quantized(path: str | os.PathLike[str]) -> ImageModel:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path} is no file; give one that vitfast.save_quantized wrote")
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(_METADATA_KEY)
-            state = {key: file.get_tensor(key) for key in file.keys()}
-        metadata: dict[str, Any] = json.loads(text) if text else {}
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} is no whole safetensors file: {error}") from error
-    if not {"model", "quantization"} <= metadata.keys():
+    file = read_safetensors(path)
+    if _METADATA_KEY not in file.metadata:
         raise UserError(f"{path} was not written by vitfast.save_quantized; use create_model(checkpoint=…)")
-    model = build_model(metadata["model"]["name"], **metadata["model"]["fields"]).eval()
-    quantize_from_record(model, metadata["quantization"])
     try:
-        load_packed_state(model, state, str(path))
-    except (RuntimeError, KeyError) as error:
+        metadata = json.loads(file.metadata[_METADATA_KEY])
+        model = build_model(metadata["model"]["name"], **metadata["model"]["fields"]).eval()
+        quantize_from_record(model, metadata["quantization"])
+        load_packed_state(model, file.tensors, str(path))
+    except (RuntimeError, KeyError, json.JSONDecodeError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
     return model
 
 
 def pack_state(model: nn.Module) -> dict[str, Tensor]:
-    """Packs the state of a converted model.
+    """Packs the state of a converted model: tensors on the CPU, under the model's keys and those of the scales.
 
     int8 weights become integers and scales; rounded floating-point and fixed-point weights take 8 or 16 bits if these
     represent every value (TF32 needs 32). Other tensors stay float32.
-
-    Args:
-        model: converted by ``quantize_``.
-
-    Returns:
-        Tensors on the CPU, under the model's keys and those of the scales.
     """
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
     for name, module in quantized_modules(model).items():
@@ -100,12 +88,7 @@ def pack_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_packed_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Loads the result of ``pack_state``, or a plain state dict, into a quantized model, bit-exact.
-
-    Args:
-        model: quantized like the packed one.
-        state: its weights.
-        source: the file, for error messages.
+    """Loads the result of ``pack_state``, or a plain state dict, into a model quantized like the packed one, bit-exact.
 
     Raises:
         UserError: scales do not match their weight.

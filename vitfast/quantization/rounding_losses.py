@@ -51,17 +51,12 @@ class RoundingLosses:
 
     def add(self, other: RoundingLosses) -> None:
         """Adds the counts of ``other``."""
-        self.values += other.values
-        self.saturated += other.saturated
-        self.flushed += other.flushed
-        self.non_finite += other.non_finite
+        for name, count in vars(other).items():
+            setattr(self, name, getattr(self, name) + count)
 
 
 def watch_activations(model: nn.Module) -> dict[str, RoundingLosses]:
-    """Makes a quantized model count the activations that it rounds from now on. Results are the same, computed slower.
-
-    Args:
-        model: quantized; changed permanently.
+    """Makes a quantized model count the activations that it rounds from now on, which makes it slower.
 
     Returns:
         The counts, by quantized module.
@@ -79,12 +74,7 @@ def watch_activations(model: nn.Module) -> dict[str, RoundingLosses]:
 
 
 def weight_losses(model: nn.Module, unrounded: nn.Module) -> dict[str, RoundingLosses]:
-    """Counts the effect of rounding on the weights of a quantized model.
-
-    Args:
-        model: quantized.
-        unrounded: a module of the same structure with the original weights.
-    """
+    """Counts the effect of rounding on the weights of a quantized model; ``unrounded`` has the original ones."""
     counted = {}
     for name, module in quantized_modules(model).items():
         losses = counted[name] = RoundingLosses()

@@ -75,7 +75,7 @@ class QuantizedTimmDistilledVisionTransformer(QuantizedTimmVisionTransformer, Vi
         return self.cls_token, self.dist_token
 
 
-TIMM_COUNTERPARTS: dict[type[nn.Module], type[QuantizedModule]] = {
+COUNTERPARTS: dict[type[nn.Module], type[QuantizedModule]] = {
     LayerNorm: QuantizedTimmLayerNorm,
     Attention: QuantizedTimmAttention,
     Block: QuantizedTimmBlock,

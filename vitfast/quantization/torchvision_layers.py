@@ -40,7 +40,7 @@ class QuantizedTorchvisionVisionTransformer(QuantizedModule, VisionTransformer):
         return model.heads(model.encoder(self.stored(tokens))[:, 0])
 
 
-TORCHVISION_COUNTERPARTS: dict[type[nn.Module], type[QuantizedModule]] = {
+COUNTERPARTS: dict[type[nn.Module], type[QuantizedModule]] = {
     EncoderBlock: QuantizedEncoderBlock,
     Encoder: QuantizedEncoder,
     VisionTransformer: QuantizedTorchvisionVisionTransformer,
