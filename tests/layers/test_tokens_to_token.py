@@ -11,8 +11,7 @@ from torch import nn
 from support import t2t_equations
 from vitfast.layers import TokensToToken
 from vitfast.layers.token_performer import TokenPerformer
-from vitfast.layers.token_transformer import TokenTransformer
-from vitfast.layers.tokens_to_token import SoftSplit, tokens_to_token_grid_size
+from vitfast.layers.tokens_to_token import SoftSplit, TokenTransformer, tokens_to_token_grid_size
 
 TYPES = ["performer", "transformer"]
 

@@ -15,13 +15,10 @@ class HybridEmbed(nn.Module):
     """Cuts the features of a ResNet, instead of the image, into patches (Dosovitskiy et al., 2021, section 3.1).
 
     Args:
-        img_size: height and width of the images in pixels.
         patch_size: height and width of a patch in features; 1 in most hybrids.
-        in_chans: channels of an image.
-        dim: channels C of a token.
+        img_size, in_chans, dim: as in ``PatchEmbed``.
         layers: bottlenecks of each stage; empty for the stem alone.
-        width: channels of the stem, a multiple of 32.
-        conventions: see ``ResNetConventions``.
+        width, conventions: as in ``ResNetStem``.
     """
 
     def __init__(

@@ -12,12 +12,7 @@ PatchOrder = Literal["channels_first", "channels_last"]
 
 
 def check_images(images: Tensor, in_chans: int, img_size: int) -> None:
-    """Checks that images are floating point, ``[B, in_chans, img_size, img_size]``.
-
-    Raises:
-        TypeError: the images are not floating point.
-        ValueError: the images have another shape.
-    """
+    """Raises a TypeError or ValueError unless images are floating point, ``[B, in_chans, img_size, img_size]``."""
     if images.dim() != 4 or tuple(images.shape[1:]) != (in_chans, img_size, img_size):
         raise ValueError(
             f"images must have shape [B, {in_chans}, {img_size}, {img_size}], got {list(images.shape)}; resize them, "

@@ -33,9 +33,8 @@ def resize_position_embedding(
         position_embedding: ``[1, T + G * G, C]``: T prefix tokens, then a square grid of patches.
         grid_size: the new number of patches along a side.
         num_prefix_tokens: T, copied unchanged.
-        interpolation: ``"zoom_linear"`` (Google's and ViT-pytorch's, corners aligned), ``"bicubic"`` (DeiT's, with
-            a = -0.75), ``"bicubic_aligned"`` (torchvision's and vissl's ConViT's, corners aligned) or
-            ``"bicubic_antialias"`` (timm's, with a = -0.5, and wider where the grid shrinks).
+        interpolation: ``"zoom_linear"`` (corners aligned), ``"bicubic"`` (a = -0.75), ``"bicubic_aligned"`` (corners
+            aligned) or ``"bicubic_antialias"`` (a = -0.5, and wider where the grid shrinks).
 
     Returns:
         ``[1, T + grid_size * grid_size, C]`` of the same type.

@@ -48,11 +48,7 @@ def positional_probabilities(weight: Tensor, bias: Tensor, grid_size: int) -> Te
 
 
 def attend_by_position(probabilities_2HGG: Tensor, v_BNHD: Tensor) -> Tensor:
-    """Computes ``P v``.
-
-    Args:
-        probabilities_2HGG: of ``positional_probabilities``.
-        v_BNHD: the values of the G * G patches, row by row.
+    """Computes ``P v`` of the ``positional_probabilities`` and the values of the G * G patches, row by row.
 
     Returns:
         ``[B, G, G, H, D]``, rows and columns of patches, in the dtype of ``v_BNHD`` or of autocast; a view.

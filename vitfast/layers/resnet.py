@@ -91,10 +91,8 @@ class ResNet(nn.Module):
     Parameter names are timm's: ``stem``, ``stages.0.blocks.1`` …
 
     Args:
-        in_chans: channels of an image.
         layers: bottlenecks of each stage; at least one stage.
-        width: channels of the stem, a multiple of 32.
-        conventions: see ``ResNetConventions``.
+        in_chans, width, conventions: as in ``ResNetStem``.
     """
 
     def __init__(self, in_chans: int, layers: Sequence[int], width: int, conventions: ResNetConventions) -> None:

@@ -17,9 +17,7 @@ class FeatureReuse(nn.Module):
     """Condenses the features of the previous exit and resamples them to a finer grid (Wang et al., 2021).
 
     Args:
-        dim: channels C of the features.
-        hidden_dim: hidden width of the MLP.
-        out_dim: output channels.
+        dim, hidden_dim, out_dim: as in ``Mlp``.
         upsample: between the grids of the two exits; all blocks of an exit may share it.
         layer_norm_eps: epsilon of the LayerNorm.
         drop_rate: dropout within the MLP.

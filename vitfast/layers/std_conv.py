@@ -34,11 +34,9 @@ class ResNetConventions:
     Attributes:
         padding: ``"same"``, see ``pad_same``; or ``"symmetric"``: half a kernel on each side of a convolution, none
             around the pooling of the stem.
-        weight_eps: prevents a division by zero in the standardization of kernels.
-        weight_eps_place: whether it is added to the standard ``"deviation"`` or to the ``"variance"``.
+        weight_eps: added to the standard deviation or variance (``weight_eps_place``) that divides a kernel.
         group_norm_eps: epsilon of the GroupNorms.
-        projection_norm: norm of a shortcut's projection: ``"group"``, or ``"channel"``: one group per channel, with
-            epsilon 1e-5.
+        projection_norm: norm of a shortcut's projection; ``"channel"``: one group per channel, with epsilon 1e-5.
     """
 
     padding: ResNetPadding = "same"

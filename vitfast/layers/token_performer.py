@@ -22,20 +22,11 @@ class TokenPerformer(nn.Module):
         token_dim: channels D of the output.
         layer_norm_eps: epsilon of both LayerNorms.
         drop_rate: dropout of the attention projection and of the MLP; 0.1 in the original code.
-        feature_ratio: random features over ``token_dim``.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        token_dim: int,
-        *,
-        layer_norm_eps: float = 1e-5,
-        drop_rate: float = 0.1,
-        feature_ratio: float = 0.5,
-    ) -> None:
+    def __init__(self, dim: int, token_dim: int, *, layer_norm_eps: float = 1e-5, drop_rate: float = 0.1) -> None:
         super().__init__()
-        num_features = int(token_dim * feature_ratio)
+        num_features = token_dim // 2
         self.norm1 = LayerNorm(dim, layer_norm_eps)
         self.kqv = nn.Linear(dim, 3 * token_dim)
         self.w = nn.Parameter(torch.empty(num_features, token_dim), requires_grad=False)

@@ -94,11 +94,8 @@ class RoundedArithmetic(Arithmetic):
     def linear(self, layer: Any, function: LinearMap, x: Tensor, weight: Tensor) -> Tensor:
         if not self.converted:
             weight = rounded_weight(layer, weight, self.rounding)
-        out = self._multiply(layer, function, self.round("operand", x, in_place=take_in_place(x)), weight)
+        out = function(self.round("operand", x, in_place=take_in_place(x)), weight, layer.bias)
         return self.round("result", out, in_place=True)
-
-    def _multiply(self, layer: Any, function: LinearMap, x: Tensor, weight: Tensor) -> Tensor:
-        return function(x, weight, layer.bias)
 
     def convert_weight(self, layer: Any) -> None:
         with torch.no_grad():
@@ -120,12 +117,13 @@ class AccumulatedArithmetic(RoundedArithmetic):
     accumulator: FloatRounder = field(kw_only=True)
     chunk: int | None = field(kw_only=True)
 
-    def _multiply(self, layer: Any, function: LinearMap, x: Tensor, weight: Tensor) -> Tensor:
-        is_linear = function is F.linear
-        out = self._matmul(x, weight) if is_linear else self._convolution(layer, x, weight)
-        if layer.bias is None:
-            return out
-        return out + (layer.bias if is_linear else layer.bias[:, None, None])
+    def linear(self, layer: Any, function: LinearMap, x: Tensor, weight: Tensor) -> Tensor:
+        def multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            is_linear = function is F.linear
+            out = self._matmul(x, weight) if is_linear else self._convolution(layer, x, weight)
+            return out if bias is None else out + (bias if is_linear else bias[:, None, None])
+
+        return super().linear(layer, multiply, x, weight)
 
     def _matmul(self, x: Tensor, weight: Tensor) -> Tensor:
         return ops.matmul_accumulate(x, weight, self.accumulator.format, self.chunk, rounding=self.accumulator.rounding)

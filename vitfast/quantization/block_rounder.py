@@ -41,7 +41,6 @@ class BlockRounder:
         return -math.inf, math.inf
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Rounds ``x`` of any shape."""
         if x.numel() == 0:
             return x
         rows = x.flatten(1) if x.dim() == 4 else x

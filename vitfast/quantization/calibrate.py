@@ -78,11 +78,7 @@ def _agree(observed: Sequence[QuantizedModule], count: int) -> int:
 
 
 def images_of(batch: Any, model: nn.Module) -> Tensor:
-    """Returns the images of a loader's batch on the model's device.
-
-    Raises:
-        UserError: the batch has no images.
-    """
+    """Returns the images of a loader's batch on the model's device; raises a UserError if it has none."""
     images = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
     if not isinstance(images, Tensor):
         raise UserError(

@@ -50,10 +50,8 @@ class _RoundingConfig(QuantizationConfig):
     Attributes:
         semantics: ``"documented"``: activations are rounded before and after conversion; ``"legacy_convert"``: after
             conversion only the results of residual and embedding additions are rounded, as myrtle-vision evaluates.
-        backend: ``"vitfast"``; or ``"qtorch"``: QPyTorch's kernels, which are slow, for comparison.
-
-    Raises:
-        UserError: a value is not allowed, or the backend does not implement ``numerics``.
+        backend: ``"vitfast"``; or ``"qtorch"``: QPyTorch's kernels, which are slow, for comparison; needs
+            ``numerics="qtorch"``.
     """
 
     semantics: Literal["documented", "legacy_convert"] = "documented"

@@ -64,11 +64,7 @@ class Int8Arithmetic(Arithmetic):
         return out if layer.bias is None else out + _on_first(layer.bias, channels)
 
     def quantize_input(self, layer: Any, x: Tensor, weight_dim: int) -> tuple[Tensor, Tensor]:
-        """Returns the input as integers minus their zero point, and the scale.
-
-        Raises:
-            UserError: activations must be calibrated and are not.
-        """
+        """Returns the input as integers minus their zero point, and the scale."""
         if not self.calibrated:
             return quantize_dynamic(x, dims=(-1,) if weight_dim == 2 else (1, 2, 3))
         if not layer.quantization.calibrated:

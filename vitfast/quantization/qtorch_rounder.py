@@ -25,15 +25,10 @@ class QtorchRounder:
 
     @property
     def limits(self) -> tuple[float, float]:
-        """The smallest and the largest value."""
         return self.like.limits
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Rounds ``x`` of any shape, float32.
-
-        Raises:
-            UserError: qtorch cannot be imported.
-        """
+        """Rounds ``x`` of any shape, float32; raises a UserError if qtorch cannot be imported."""
         quant, like = _import_qtorch(), self.like
         if isinstance(like, FloatRounder):
             like.report_non_finite(x)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from fnmatch import fnmatchcase
 
 import torch
@@ -149,20 +149,15 @@ def convert(model: nn.Module) -> None:
         module.convert()
 
 
-@contextmanager
-def disable_fake_quantize(model: nn.Module) -> Iterator[None]:
+def disable_fake_quantize(model: nn.Module) -> AbstractContextManager[None]:
     """Computes without rounding within the context: a prepared model returns the bits of the unquantized one.
 
     The weights of a converted model stay rounded.
 
-    Args:
-        model: quantized.
-
     Raises:
-        UserError: the model is not quantized.
+        UserError: the model is not quantized; raised when the context is entered.
     """
-    with quantization_mode(model, "off"):
-        yield
+    return quantization_mode(model, "off")
 
 
 @contextmanager

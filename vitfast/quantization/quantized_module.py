@@ -51,11 +51,7 @@ class QuantizedModule(nn.Module):
 
     @staticmethod
     def check(module: nn.Module, arithmetic: Arithmetic) -> None:
-        """Checks that the counterpart supports the options of ``module``, before any module is changed.
-
-        Raises:
-            UserError: naming the option.
-        """
+        """Raises a UserError if the counterpart does not support an option of ``module``, before any change."""
 
     @property
     def is_off(self) -> bool:

@@ -25,6 +25,8 @@ from vitfast.quantization.quantize import (
 )
 from vitfast.quantization.rounding_losses import RoundingLosses, watch_activations, weight_losses
 
+_LOGITS = "(logits)"  # among the names of modules
+
 
 @dataclass(frozen=True)
 class LayerError:
@@ -132,14 +134,13 @@ def _compare(
     outputs, reference_outputs = _keep_outputs(candidate), _keep_outputs(reference)
     weights, activations = weight_losses(candidate, reference), watch_activations(candidate)
     energies: dict[str, Tensor] = {}
-    output_energy = torch.zeros(2, dtype=torch.float64)
     agreeing = num_images = 0
     for batch in islice(loader, batches):
         images = images_of(batch, candidate)
         logits, reference_logits = _logits(candidate(images)), _logits(reference(images))
+        outputs[_LOGITS], reference_outputs[_LOGITS] = logits, reference_logits
         for name, expected in reference_outputs.items():
             energies[name] = energies.get(name, 0.0) + _energy(outputs[name], expected)
-        output_energy = output_energy + _energy(logits, reference_logits)
         agreeing += int((logits.argmax(-1) == reference_logits.argmax(-1)).sum())
         num_images += len(images)
     if not num_images:
@@ -154,7 +155,7 @@ def _compare(
             layer.weights.add(weights[name])
     return QuantizationReport(
         layers=tuple(layers.values()),
-        output=LayerError("", _decibels(output_energy)),
+        output=LayerError("", _decibels(energies[_LOGITS])),
         top1_agreement=agreeing / num_images,
         num_images=num_images,
     )
@@ -177,8 +178,7 @@ def _observed_modules(model: nn.Module) -> dict[str, nn.Module]:
 def _logits(answer: Any) -> Tensor:
     """Returns the logits: those of the last exit, or the attribute ``logits`` of Hugging Face's outputs."""
     named = getattr(answer, "logits", answer)
-    logits: Tensor = named if isinstance(named, Tensor) else named[-1]
-    return logits
+    return named if isinstance(named, Tensor) else named[-1]
 
 
 def _shown_as(name: str, layers: Container[str]) -> str:

@@ -51,12 +51,11 @@ class FloatRounder:
         """Rounds ``x`` of any shape; warns if the format turns infinity or NaN into a number."""
         self.report_non_finite(x)
         if self.clip_gradients:
-            x = mask_gradient(x, -self.format.max_value, self.format.max_value)
+            x = mask_gradient(x, *self.limits)
         return ops.quantize_float(x, self.format, rounding=self.rounding)
 
     @property
     def limits(self) -> tuple[float, float]:
-        """The smallest and the largest value."""
         return -self.format.max_value, self.format.max_value
 
     def report_non_finite(self, x: Tensor) -> None:
@@ -84,12 +83,10 @@ class FixedRounder:
     clip_gradients: bool = False
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Rounds ``x`` of any shape."""
         return ops.quantize_fixed(x, self.word_length, self.fraction_length, clip_gradients=self.clip_gradients)
 
     @property
     def limits(self) -> tuple[float, float]:
-        """The smallest and the largest value."""
         steps = 2.0 ** (self.word_length - 1)
         return -steps * 2.0**-self.fraction_length, (steps - 1) * 2.0**-self.fraction_length
 
@@ -127,17 +124,10 @@ class _RoundInPlace(torch.autograd.Function):
 
 
 def round_to_integers(x: Tensor, low: int, high: int, *, clip_gradients: bool = False) -> Tensor:
-    """Rounds to integers, half to even, and clamps them; the dtype is kept.
+    """Rounds ``x`` to integers from ``low`` to ``high``, half to even, in a new tensor of its dtype. NaN stays NaN.
 
-    Args:
-        x: any shape, floating point.
-        low: smallest result.
-        high: largest result.
-        clip_gradients: whether clamped elements get no gradient; otherwise all gradients pass straight through (Bengio
-            et al., 2013).
-
-    Returns:
-        A new tensor of x's shape and dtype. NaN stays NaN.
+    ``clip_gradients``: clamped elements get no gradient; otherwise all gradients pass straight through (Bengio et al.,
+    2013).
     """
     if clip_gradients:
         x = mask_gradient(x, low, high)

@@ -54,7 +54,8 @@ class QuantizedTimmVisionTransformer(QuantizedModule, VisionTransformer):
     def _pos_embed(self, x: Tensor) -> Tensor:
         if self.is_off or self.dynamic_img_size:
             return super()._pos_embed(x)
-        prefix = [token.expand(x.shape[0], -1, -1) for token in self._prefix_tokens() if token is not None]
+        tokens = (self.cls_token, getattr(self, "dist_token", None), self.reg_token)
+        prefix = [token.expand(x.shape[0], -1, -1) for token in tokens if token is not None]
         x = x.view(x.shape[0], -1, x.shape[-1])
         if self.pos_embed is not None and self.no_embed_class:
             x = self.stored(x + self.pos_embed)
@@ -64,15 +65,9 @@ class QuantizedTimmVisionTransformer(QuantizedModule, VisionTransformer):
             x = self.stored(x + self.pos_embed)
         return self.pos_drop(x)
 
-    def _prefix_tokens(self) -> tuple[Tensor | None, ...]:
-        return self.cls_token, self.reg_token
-
 
 class QuantizedTimmDistilledVisionTransformer(QuantizedTimmVisionTransformer, VisionTransformerDistilled):
     """Counterpart of timm's ``VisionTransformerDistilled`` (DeiT)."""
-
-    def _prefix_tokens(self) -> tuple[Tensor | None, ...]:
-        return self.cls_token, self.dist_token
 
 
 COUNTERPARTS: dict[type[nn.Module], type[QuantizedModule]] = {

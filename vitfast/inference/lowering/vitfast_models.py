@@ -31,8 +31,7 @@ from vitfast.inference.lowering import common_layers as common
 from vitfast.inference.lowering.module_checks import NotRecognised, Part, precision_of
 from vitfast.layers.relation_reuse import RelationAttention
 from vitfast.layers.token_performer import TokenPerformer
-from vitfast.layers.token_transformer import TokenAttention, TokenTransformer
-from vitfast.layers.tokens_to_token import SoftSplit
+from vitfast.layers.tokens_to_token import SoftSplit, TokenAttention, TokenTransformer
 from vitfast.models import DVT, ConViT, DistilledVisionTransformer, T2TViT, VisionTransformer
 from vitfast.models.dvt import DVTExit
 
