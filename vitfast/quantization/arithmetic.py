@@ -28,12 +28,9 @@ class Arithmetic:
     """Numerics of a configuration; this base class computes in float32.
 
     One object serves many layers; the state of a layer is in the layer's buffers.
-
-    Attributes:
-        converted: whether ``convert_weight`` was called.
     """
 
-    converted: bool = field(default=False, kw_only=True)
+    converted: bool = field(default=False, kw_only=True)  # whether ``convert_weight`` was called
 
     def rounder(self, role: Role) -> Rounder | None:
         """Returns the rounding of tensors with this role, None if there is none."""
@@ -73,16 +70,11 @@ class RoundedArithmetic(Arithmetic):
 
     Biases, statistics and everything within attention are never rounded. The result of GELU is rounded only as the
     operand of the next layer.
-
-    Attributes:
-        rounding: rounds a tensor.
-        round_results: whether stored results are rounded, too: FP16_16 against FP16_32.
-        legacy_convert: whether converted layers no longer round activations, as in myrtle-vision.
     """
 
     rounding: Rounder
-    round_results: bool = False
-    legacy_convert: bool = False
+    round_results: bool = False  # FP16_16 against FP16_32
+    legacy_convert: bool = False  # converted layers no longer round activations, as in myrtle-vision
 
     def rounder(self, role: Role) -> Rounder | None:
         if role in ("result", "stored") and not self.round_results:
@@ -107,15 +99,10 @@ class AccumulatedArithmetic(RoundedArithmetic):
     """``RoundedArithmetic`` that also rounds the accumulator of linear layers within the GEMM.
 
     Biases are added in float32 to the last accumulator, before the result is rounded.
-
-    Attributes:
-        accumulator: format and rounding of the accumulator.
-        chunk: number of products summed in float32 before the accumulator is rounded; None for all of them. See
-            ``vitfast.ops.matmul_accumulate``.
     """
 
     accumulator: FloatRounder = field(kw_only=True)
-    chunk: int | None = field(kw_only=True)
+    chunk: int | None = field(kw_only=True)  # see ``vitfast.ops.matmul_accumulate``
 
     def linear(self, layer: Any, function: LinearMap, x: Tensor, weight: Tensor) -> Tensor:
         def multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

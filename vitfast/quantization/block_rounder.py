@@ -24,16 +24,11 @@ class BlockRounder:
     larger values saturate (OCP Microscaling Formats Specification 1.0, section 6.3). A block with a NaN or an infinity
     becomes NaN. Blocks run along the last dimension; in images and weights of convolutions along all dimensions but the
     first. The last block may be shorter. Gradients pass straight through.
-
-    Attributes:
-        format: of the elements.
-        block: number of elements that share a scale.
-        clip_gradients: whether elements beyond the format's largest value get no gradient.
     """
 
     format: FloatFormat
-    block: int = MX_BLOCK
-    clip_gradients: bool = False
+    block: int = MX_BLOCK  # elements that share a scale
+    clip_gradients: bool = False  # elements beyond the format's largest value get no gradient
 
     @property
     def limits(self) -> tuple[float, float]:

@@ -27,14 +27,10 @@ class Int8Arithmetic(Arithmetic):
 
     Dynamic activations are symmetric with one scale per token (per image in a convolution). Calibrated activations have
     one scale and one zero point per tensor, from the smallest and largest observed value.
-
-    Attributes:
-        calibrated: calibrated instead of dynamic activations.
-        clip_gradients: whether clamped activations get no gradient.
     """
 
-    calibrated: bool = False
-    clip_gradients: bool = False
+    calibrated: bool = False  # instead of dynamic activations
+    clip_gradients: bool = False  # clamped activations get no gradient
 
     def prepare_layer(self, layer: Any) -> None:
         layer.register_buffer("weight_scale", layer.weight.new_ones(len(layer.weight)), persistent=False)

@@ -15,13 +15,9 @@ from vitfast.quantization.rounders import FixedRounder, FloatRounder, mask_gradi
 
 @dataclass(frozen=True)
 class QtorchRounder:
-    """Calls ``qtorch.quant``, which compiles itself when it is first imported and runs on one CPU thread.
+    """Calls ``qtorch.quant``, which compiles itself when it is first imported and runs on one CPU thread."""
 
-    Attributes:
-        like: the equivalent rounding of vitfast.
-    """
-
-    like: FloatRounder | FixedRounder
+    like: FloatRounder | FixedRounder  # the equivalent rounding of vitfast
 
     @property
     def limits(self) -> tuple[float, float]:

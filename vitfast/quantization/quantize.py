@@ -162,7 +162,7 @@ def disable_fake_quantize(model: nn.Module) -> AbstractContextManager[None]:
 
 @contextmanager
 def quantization_mode(model: nn.Module, mode: Mode) -> Iterator[None]:
-    """Sets the mode of every quantized module within the context, see ``LayerQuantization``.
+    """Sets the mode of every quantized module within the context, see ``Mode``.
 
     Raises:
         UserError: the model is not quantized.

@@ -16,6 +16,8 @@ from vitfast.ops.autocast import autocast_off
 from vitfast.quantization.arithmetic import Arithmetic, LinearMap
 from vitfast.quantization.configs import QuantizationConfig
 
+# "off": the code of the base class runs; "plain": nothing is rounded, but every layer is called, so that hooks see it;
+# "observe": as "plain", and inputs are observed
 Mode = Literal["quantized", "off", "plain", "observe"]
 
 _FLOAT32 = Arithmetic()
@@ -23,19 +25,11 @@ _FLOAT32 = Arithmetic()
 
 @dataclass
 class LayerQuantization:
-    """Configuration and state of a quantized module.
+    """Configuration and state of a quantized module."""
 
-    Attributes:
-        config: None for a foreign module that only contains quantized ones.
-        arithmetic: made from the configuration.
-        calibrated: whether activations have been observed, where the arithmetic needs it.
-        mode: ``"quantized"``; ``"off"``: the code of the base class runs; ``"plain"``: nothing is rounded, but every
-            layer is called, so that hooks see it; ``"observe"``: as ``"plain"``, and inputs are observed.
-    """
-
-    config: QuantizationConfig | None
+    config: QuantizationConfig | None  # None for a foreign module that only contains quantized ones
     arithmetic: Arithmetic
-    calibrated: bool = False
+    calibrated: bool = False  # whether activations have been observed, where the arithmetic needs it
     mode: Mode = "quantized"
 
     @property

@@ -32,17 +32,13 @@ _LOGITS = "(logits)"  # among the names of modules
 class LayerError:
     """The error of one module's output, and counts of saturated and flushed values.
 
-    Attributes:
-        name: of the module; empty for the model itself.
-        signal_to_noise_db: 10 log10(sum of reference² / sum of (quantized - reference)²) over all images: infinite
-            without a difference, NaN if a value is not finite.
-        activations: counts over the rounded operands and results of all images.
-        weights: counts over the weights.
+    ``signal_to_noise_db`` is 10 log10(sum of reference² / sum of (quantized - reference)²) over all images: infinite
+    without a difference, NaN if a value is not finite.
     """
 
-    name: str
+    name: str  # of the module; empty for the model itself
     signal_to_noise_db: float
-    activations: RoundingLosses = field(default_factory=RoundingLosses)
+    activations: RoundingLosses = field(default_factory=RoundingLosses)  # rounded operands and results of all images
     weights: RoundingLosses = field(default_factory=RoundingLosses)
 
 

@@ -30,17 +30,11 @@ class Rounder(Protocol):
 
 @dataclass(frozen=True)
 class FloatRounder:
-    """Rounds to a ``FloatFormat``, see ``vitfast.ops.quantize_float``.
-
-    Attributes:
-        format: the format.
-        rounding: rounding mode.
-        clip_gradients: whether elements beyond the format's largest value get no gradient.
-    """
+    """Rounds to a ``FloatFormat``, see ``vitfast.ops.quantize_float``."""
 
     format: FloatFormat
     rounding: Rounding = "nearest_even"
-    clip_gradients: bool = False
+    clip_gradients: bool = False  # elements beyond the format's largest value get no gradient
 
     @property
     def raw(self) -> list[int]:

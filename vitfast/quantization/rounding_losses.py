@@ -17,19 +17,12 @@ from vitfast.quantization.rounders import Rounder
 
 @dataclass
 class RoundingLosses:
-    """Counts over rounded values.
-
-    Attributes:
-        values: number of values.
-        saturated: finite values beyond the format's largest value.
-        flushed: nonzero values that became zero.
-        non_finite: infinities and NaNs before rounding.
-    """
+    """Counts over rounded values."""
 
     values: int = 0
-    saturated: int = 0
-    flushed: int = 0
-    non_finite: int = 0
+    saturated: int = 0  # finite values beyond the format's largest value
+    flushed: int = 0  # nonzero values that became zero
+    non_finite: int = 0  # infinities and NaNs before rounding
 
     @property
     def saturated_share(self) -> float:
