@@ -46,7 +46,7 @@ PARTS: dict[str, tuple[str, ...]] = {
         *("finish_logits", "upsample_heads", "join_sections", "performer_keys_of", "performer_queries_of"),
     ),
     "attention GEMM": (
-        *("LogitSink", "ResultSink", "multiply_keys", "multiply_values", "attend_tile", "multiply_few"),
+        *("LogitSink", "ResultSink", "multiply_keys", "multiply_values", "attend_tile", "multiply_columns"),
     ),
     "LayerNorm": ("normalize_row", "widen_row"),
     "operands": ("convert_row", "quantize_group", "pad_bfloat16", "gather_patch"),

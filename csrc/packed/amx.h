@@ -135,7 +135,7 @@ constexpr int64_t cached_words = 192;
 
 // Steps of a panel, for both halves of its columns; one for a panel without rows.
 inline int64_t tile_steps(int64_t rows) {
-  return rows == 0 ? 1 : 2 * divide_up(rows, amx_words);
+  return rows == 0 ? 1 : 2 * ceil_div(rows, amx_words);
 }
 
 template <typename Dot, bool has_second_rows>

@@ -20,7 +20,7 @@ namespace vitfast::VITFAST_ISA {
 
 struct TileScratch {
   TileScratch(Arena& arena, const PackedAttention& a)
-      : chunks(divide_up(a.tokens, chunk_tokens)),
+      : chunks(ceil_div(a.tokens, chunk_tokens)),
         steps(a.head_dim / (2 * amx_words)),
         keys(arena.take<uint32_t>(2 * chunks * steps * tile_words)),
         values(arena.take<uint32_t>(2 * chunks * steps * tile_words)),
@@ -52,8 +52,8 @@ inline bool is_of_tiles(const PackedAttention& a) {
 struct TileBlock {
   int64_t row, rows;
   uint32_t kept = ~uint32_t(0);
-  int64_t tiles() const { return divide_up(rows, amx_rows); }
-  int64_t pairs() const { return divide_up(rows, pair_rows); }
+  int64_t tiles() const { return ceil_div(rows, amx_rows); }
+  int64_t pairs() const { return ceil_div(rows, pair_rows); }
 };
 
 // One head of one image.

@@ -17,7 +17,7 @@ namespace vitfast::VITFAST_ISA {
 // Panels of nearly equal width, in vectors.
 struct ColumnPanels {
   explicit ColumnPanels(int64_t columns)
-      : vectors(divide_up(columns, width<float>)), count(divide_up(vectors, tile_vectors)) {}
+      : vectors(ceil_div(columns, width<float>)), count(ceil_div(vectors, tile_vectors)) {}
   int64_t begin(int64_t panel) const { return panel * vectors / count; }
   int64_t vectors, count;
 };
@@ -129,37 +129,11 @@ VITFAST_INLINE void multiply_panels(
     const Sink& sink) {
   for (int64_t panel = 0; panel < panels.count; ++panel) {
     const int64_t first = panels.begin(panel), vectors = panels.begin(panel + 1) - first, column = first * width<float>;
-    switch (vectors) {
-      case 1:
-        multiply_panel<Dot, rows, 1>(a, a_stride, b, depth, column, sink);
-        break;
-      case 2:
-        multiply_panel<Dot, rows, 2>(a, a_stride, b, depth, column, sink);
-        break;
-      case 3:
-        if constexpr (tile_vectors > 2) multiply_panel<Dot, rows, 3>(a, a_stride, b, depth, column, sink);
-        break;
-      case 4:
-        if constexpr (tile_vectors > 2) multiply_panel<Dot, rows, 4>(a, a_stride, b, depth, column, sink);
-        break;
-    }
+    with_constant<4, 3, 2, 1>(vectors, [&](auto count) {
+      if constexpr (count <= tile_vectors) multiply_panel<Dot, rows, int(count)>(a, a_stride, b, depth, column, sink);
+    });
     b += (depth + (Sink::has_start ? 1 : 0)) * vectors * width<float>;
   }
-}
-
-// words[j * columns + i] = rows[i * stride + j], for a vector of `count` rows, padded with zeros.
-template <typename T>
-VITFAST_INLINE void transpose_vector(
-    const T* rows, int64_t stride, int64_t count, int64_t size, float* words, int64_t columns) {
-  constexpr int64_t w = width<float>;
-  for_each_vector<float>(size, [&](int64_t j, int64_t n) __attribute__((always_inline)) {
-    Vector<float> square[w];
-    for (int64_t i = 0; i < w; ++i) {
-      square[i] = i < count ? load_up_to<float>(rows + i * stride + j, n) : Vector<float>{};
-    }
-    transpose<float>(square);
-    for (int64_t i = 0; i < n; ++i) store(words + (j + i) * columns, square[i]);
-  });
 }
 
 // Panels of keys from rows of numbers that are words, or become words when widened.
@@ -173,8 +147,8 @@ void pack_key_panels(const T* k, int64_t stride, int64_t tokens, int64_t depth, 
     for (int64_t i = 0; i < columns; ++i) words[i] = first * w + i < tokens ? 0.0f : -__builtin_inff();
     words += columns;
     for (int64_t i = 0; i < columns; i += w) {
-      const int64_t token = first * w + i, rest = tokens - token;
-      transpose_vector(k + token * stride, stride, rest < w ? rest : w, depth, words + i, columns);
+      const int64_t token = first * w + i;
+      transpose_vector(k + token * stride, stride, tokens - token, depth, words + i, columns);
     }
     words += depth * columns;
   }

@@ -14,17 +14,13 @@ enum class Store { float32, bfloat16, float32_as_bfloat16, float32_as_float16 };
 // out = residual + scale * activation(sums + bias), [rows, n].
 struct Destination {
   Activation activation;
-  Accuracy accuracy;
   const float* scale;     // [n] or null
-  const float* residual;  // or null
-  int64_t residual_stride;
+  const float* residual;  // [rows, n] or null
   Store store;
   void* out;
   int64_t out_stride;
   int64_t first_column;  // column n of out's first element
-  float* partial;        // sums of the groups so far: [rows, partial_stride], all columns or those of one panel
-  int64_t partial_stride;
-  bool partial_is_panel;
+  float* partial;        // [rows, 64]: a panel's sums of the groups so far; null: they are in `out`
 };
 
 // One tile of a Destination; column pointers are at the panel's first column.
@@ -102,40 +98,17 @@ void finish_rows(const Tile& t, int64_t begin, int64_t end) {
 
 using FinishRows = void (*)(const Tile&, int64_t begin, int64_t end);
 
-template <bool is_integer, Activation activation, Accuracy accuracy>
-FinishRows finish_function(Store how) {
-  switch (how) {
-    case Store::float32:
-      return finish_rows<is_integer, activation, accuracy, Store::float32>;
-    case Store::bfloat16:
-      return finish_rows<is_integer, activation, accuracy, Store::bfloat16>;
-    case Store::float32_as_bfloat16:
-      return finish_rows<is_integer, activation, accuracy, Store::float32_as_bfloat16>;
-    default:
-      return finish_rows<is_integer, activation, accuracy, Store::float32_as_float16>;
-  }
-}
-
-// Only GELU, the most common activation, is also instantiated with narrow accuracy.
-template <bool is_integer>
-FinishRows finish_function(Activation activation, Accuracy accuracy, Store how) {
-  switch (activation) {
-    case Activation::gelu:
-      return accuracy == Accuracy::narrow ? finish_function<is_integer, Activation::gelu, Accuracy::narrow>(how)
-                                          : finish_function<is_integer, Activation::gelu, Accuracy::full>(how);
-    case Activation::gelu_tanh:
-      return finish_function<is_integer, Activation::gelu_tanh, Accuracy::full>(how);
-    case Activation::gelu_quick:
-      return finish_function<is_integer, Activation::gelu_quick, Accuracy::full>(how);
-    case Activation::tanh:
-      return finish_function<is_integer, Activation::tanh, Accuracy::full>(how);
-    case Activation::silu:
-      return finish_function<is_integer, Activation::silu, Accuracy::full>(how);
-    case Activation::relu:
-      return finish_function<is_integer, Activation::relu, Accuracy::full>(how);
-    default:
-      return finish_function<is_integer, Activation::none, Accuracy::full>(how);
-  }
+// Only GELU, the most common activation, is computed with narrow accuracy for a precision of 8 bits.
+template <bool is_integer, Accuracy gelu_accuracy>
+FinishRows finish_function(Activation activation, Store how) {
+  using A = Activation;
+  FinishRows finish = nullptr;
+  with_constant<A::none, A::gelu, A::gelu_tanh, A::gelu_quick, A::tanh, A::silu, A::relu>(activation, [&](auto kind) {
+    constexpr Accuracy accuracy = kind == A::gelu ? gelu_accuracy : Accuracy::full;
+    with_constant<Store::float32, Store::bfloat16, Store::float32_as_bfloat16, Store::float32_as_float16>(
+        how, [&](auto store) { finish = finish_rows<is_integer, kind, accuracy, store>; });
+  });
+  return finish;
 }
 
 }  // namespace vitfast::VITFAST_ISA

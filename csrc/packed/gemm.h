@@ -46,19 +46,11 @@ struct Format<Precision::int8> {
 #endif
 };
 
-// Rows of words in the dot product's format, for a group of this size.
-template <Precision precision>
-constexpr int64_t dot_rows(int64_t size) {
-  if constexpr (precision == Precision::int8) return divide_up(size, 4) * (has_int8_dot ? 1 : 2);
-  if constexpr (precision == Precision::bfloat16) return has_bfloat16_dot ? divide_up(size, 2) : size;
-  return size;
-}
-
 // float32 from half and bfloat16, int16 from int8; amortized over a chunk of rows.
 template <Precision precision>
 void widen_panel(const char* group, int64_t size, uint32_t* words) {
   constexpr int64_t w = width<float>;
-  const int64_t rows = divide_up(size, k_per_word(precision));
+  const int64_t rows = ceil_div(size, k_per_word(precision));
   for (int64_t row = 0; row < rows; ++row) {
     for (int64_t c = 0; c < panel_columns; c += w) {
       if constexpr (precision == Precision::float16) {
@@ -120,7 +112,7 @@ VITFAST_INLINE Panel open_panel(const char* group, int64_t begin, int64_t size, 
   constexpr bool has_header = precision == Precision::int8;
   const char* const first = group + (has_header ? panel_columns * 4 : 0) +
                             begin / k_per_word(precision) * panel_columns * word_bytes(precision);
-  const int64_t rows = dot_rows<precision>(size);
+  const int64_t rows = operand_words(precision, size);
   if constexpr (Format<precision>::is_widened) {
     widen_panel<precision>(first, size, scratch.widened);
     return {scratch.widened, rows, nullptr, nullptr};
@@ -131,59 +123,53 @@ VITFAST_INLINE Panel open_panel(const char* group, int64_t begin, int64_t size, 
   }
 }
 
-// [begin, end): panels of a weight, or groups of its inputs; the operand holds these groups only.
-struct Range {
-  int64_t begin, end;
+// Rows of an operand times groups of the inputs of a weight; the operand holds these groups only.
+struct PackedGemm {
+  const Operand& a;
+  int64_t rows;
+  const PackedWeight& weight;
+  Range groups;
+  const Destination& out;
+  const GemmScratch& scratch;
 };
 
-// The epilogue's arguments for the sums of rows [row, end) with one group of a panel. `first_group`: of the operand.
+// The epilogue's arguments for the sums of rows [row, end) with one group of a panel.
 template <Precision precision>
-VITFAST_INLINE Tile describe_tile(
-    const Operand& a,
-    const PackedWeight& weight,
-    int64_t panel,
-    int64_t first_group,
-    int64_t group,
-    const Destination& d,
-    const float* sums,
-    int64_t row,
-    int64_t end) {
+VITFAST_INLINE Tile
+describe_tile(const PackedGemm& gemm, int64_t panel, int64_t group, const float* sums, int64_t row, int64_t end) {
+  const auto& [a, all_rows, weight, groups, d, scratch] = gemm;
   constexpr int64_t element[] = {4, 2, 4, 4};  // of each Store
   const int64_t column = panel * panel_columns;
+  char* const out = static_cast<char*>(d.out) + (row * d.out_stride + column - d.first_column) * element[int(d.store)];
   return {
       sums,
       end - row,
       weight.n - column < panel_columns ? weight.n - column : panel_columns,
-      a.scales + row * a.groups + (group - first_group),
+      a.scales + row * a.groups + (group - groups.begin),
       a.groups,
       precision == Precision::int8 ? weight.scales() + column : nullptr,
       weight.bias == nullptr ? nullptr : weight.bias + column,
       d.scale == nullptr ? nullptr : d.scale + column,
-      d.residual == nullptr ? nullptr : d.residual + row * d.residual_stride + column,
-      d.residual_stride,
-      d.partial + row * d.partial_stride + (d.partial_is_panel ? 0 : column),
-      d.partial_stride,
+      d.residual == nullptr ? nullptr : d.residual + row * weight.n + column,
+      weight.n,
+      d.partial == nullptr ? reinterpret_cast<float*>(out) : d.partial + row * panel_columns,
+      d.partial == nullptr ? d.out_stride : panel_columns,
       group == 0,
       group + 1 == group_count(weight.k),
-      static_cast<char*>(d.out) + (row * d.out_stride + column - d.first_column) * element[int(d.store)],
+      out,
       d.out_stride};
 }
 
 template <Precision precision>
-void multiply_panel(
-    const Operand& a,
-    int64_t rows,
-    const PackedWeight& weight,
-    int64_t panel,
-    Range groups,
-    const Destination& d,
-    const GemmScratch& scratch,
-    InterleavedWork& other) {
+void multiply_panel(const PackedGemm& gemm, int64_t panel, InterleavedWork& other) {
+  const auto& [a, rows, weight, groups, d, scratch] = gemm;
   using Dot = typename Format<precision>::Dot;
   const int64_t size = group_size(weight.k);
   constexpr int64_t at_once = rows_at_once<Dot>;
-  const int64_t tiles = divide_up(rows, at_once);
-  const FinishRows finish = finish_function<Dot::is_integer>(d.activation, d.accuracy, d.store);
+  const int64_t tiles = ceil_div(rows, at_once);
+  constexpr bool is_narrow = precision == Precision::bfloat16 || precision == Precision::int8;
+  const FinishRows finish =
+      finish_function<Dot::is_integer, is_narrow ? Accuracy::narrow : Accuracy::full>(d.activation, d.store);
   for (int64_t g = groups.begin; g < groups.end; ++g) {
     const int64_t depth = weight.k - g * size < size ? weight.k - g * size : size;
     const bool is_last = g + 1 == groups.end && panel + 1 == panel_count(weight.n);
@@ -198,8 +184,8 @@ void multiply_panel(
       const uint32_t* words = a.words + operand_words(precision, (g - groups.begin) * size + block);
       if constexpr (uses_tiles<precision>) {
         const int64_t steps = tile_steps(b.rows);
-        other.rows_a_step = divide_up(at_once, steps);
-        other.lines_a_step = next == nullptr ? 0 : divide_up(group_bytes(precision, depth), 64 * tiles * steps);
+        other.rows_a_step = ceil_div(at_once, steps);
+        other.lines_a_step = next == nullptr ? 0 : ceil_div(group_bytes(precision, depth), 64 * tiles * steps);
       }
       for (int64_t t = 0; t < tiles; ++t) {
         // tiles of nearly equal height; with AMX all but the last are full
@@ -215,7 +201,7 @@ void multiply_panel(
           multiply_tile<Dot>(end - row, words + row * a.stride, a.stride, b, block > 0, ahead, sums);
         }
         if (rest > block_size) continue;
-        const Tile tile = describe_tile<precision>(a, weight, panel, groups.begin, g, d, sums, row, end);
+        const Tile tile = describe_tile<precision>(gemm, panel, g, sums, row, end);
         if constexpr (uses_tiles<precision>) {
           other.finish = finish;
           other.tile = tile;
@@ -230,19 +216,12 @@ void multiply_panel(
 }
 
 template <Precision precision>
-void multiply_panels(
-    const Operand& a,
-    int64_t rows,
-    const PackedWeight& weight,
-    Range panels,
-    Range groups,
-    const Destination& d,
-    const GemmScratch& scratch) {
+void multiply_panels(const PackedGemm& gemm, Range panels) {
   InterleavedWork other{};
   for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-    multiply_panel<precision>(a, rows, weight, panel, groups, d, scratch, other);
+    multiply_panel<precision>(gemm, panel, other);
   }
-  other.finish_until(rows);
+  other.finish_until(gemm.rows);
 }
 
 }  // namespace vitfast::VITFAST_ISA

@@ -19,8 +19,6 @@ namespace vitfast::VITFAST_ISA {
 // --- dot products of words: sums += a · b, for one word of a row of the left matrix and a vector of words of a panel
 // ---
 
-typedef int16_t Shorts __attribute__((vector_size(VITFAST_VECTOR_BYTES)));
-
 VITFAST_INLINE Integers<float> load_integers(const void* p) {
   Integers<float> v;
   std::memcpy(&v, p, sizeof(v));
@@ -170,20 +168,8 @@ void multiply_tile(
     bool accumulate,
     const char* ahead,
     void* sums) {
-  switch (rows) {
-    case 6:
-      return multiply_tile<Dot, 6>(a, a_stride, panel, accumulate, ahead, sums);
-    case 5:
-      return multiply_tile<Dot, 5>(a, a_stride, panel, accumulate, ahead, sums);
-    case 4:
-      return multiply_tile<Dot, 4>(a, a_stride, panel, accumulate, ahead, sums);
-    case 3:
-      return multiply_tile<Dot, 3>(a, a_stride, panel, accumulate, ahead, sums);
-    case 2:
-      return multiply_tile<Dot, 2>(a, a_stride, panel, accumulate, ahead, sums);
-    case 1:
-      return multiply_tile<Dot, 1>(a, a_stride, panel, accumulate, ahead, sums);
-  }
+  with_constant<6, 5, 4, 3, 2, 1>(
+      rows, [&](auto count) { multiply_tile<Dot, int(count)>(a, a_stride, panel, accumulate, ahead, sums); });
 }
 
 }  // namespace vitfast::VITFAST_ISA

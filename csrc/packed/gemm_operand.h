@@ -39,9 +39,9 @@ struct Operand {
 constexpr int64_t operand_words(Precision precision, int64_t k) {
   switch (precision) {
     case Precision::int8:
-      return divide_up(k, 4) * (has_int8_dot ? 1 : 2);
+      return ceil_div(k, 4) * (has_int8_dot ? 1 : 2);
     case Precision::bfloat16:
-      return has_bfloat16_dot ? divide_up(k, 2) : k;
+      return has_bfloat16_dot ? ceil_div(k, 2) : k;
     default:
       return k;
   }
@@ -49,7 +49,7 @@ constexpr int64_t operand_words(Precision precision, int64_t k) {
 
 // Whole cache lines plus one: rows 4096 bytes apart would share an L1 cache set.
 constexpr int64_t operand_stride(Precision precision, int64_t k) {
-  return divide_up(operand_words(precision, k), 16) * 16 + 16;
+  return ceil_div(operand_words(precision, k), 16) * 16 + 16;
 }
 
 #if VITFAST_VECTOR_BYTES == 64
@@ -97,13 +97,7 @@ VITFAST_INLINE float max_magnitude(const float* row, int64_t size) {
 }
 
 VITFAST_INLINE Vector<float> round_to_float16(Vector<float> v) {
-#if defined(__F16C__)
-  return round_to_half(v);
-#else
-  Half halves[width<float>];
-  store(halves, v);
-  return load(halves);
-#endif
+  return from_halves(to_halves(v));
 }
 
 VITFAST_INLINE Vector<float> round_to_bfloat16(Vector<float> v) {

@@ -7,27 +7,20 @@
 namespace vitfast {
 namespace {
 
-uint16_t bfloat16_bits(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof(bits));
-  if ((bits & 0x7fffffff) > 0x7f800000) return uint16_t((bits >> 16) | 0x40);
-  return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
+
+template <typename T>
+void write(float value, char* target) {
+  const T number(value);
+  std::memcpy(target, &number, sizeof(T));
 }
 
-uint16_t half_bits(float value) {
-  static const FloatFormat<Float32Bits> half =
-      make_float_format<Float32Bits>(5, 10, 0x477fe000u, true, true, true, Overflow::inf);
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof(bits));
-  bits = round_bits<Float32Bits, Rounding::nearest_even>(bits, half);
-  const uint32_t sign = (bits >> 16) & 0x8000, magnitude = bits & 0x7fffffff;
-  if (magnitude >= 0x7f800000) return uint16_t(sign | 0x7c00 | ((magnitude >> 13) & 0x3ff));
-  float number;
-  std::memcpy(&number, &magnitude, sizeof(number));
-  number *= 0x1p-112f;  // exact: it has been rounded
-  uint32_t shifted;
-  std::memcpy(&shifted, &number, sizeof(shifted));
-  return uint16_t(sign | (shifted >> 13));
+template <typename T>
+float read(const char* source) {
+  T number;
+  std::memcpy(&number, source, sizeof(T));
+  return float(number);
 }
 
 // One scale per output channel; 1 if the channel is zero or too small.
@@ -60,44 +53,36 @@ Place place(Precision precision, int64_t k, int64_t column, int64_t input) {
 }
 
 void pack_column(Precision precision, const float* row, int64_t n, int64_t k, int64_t column, char* out) {
-  float scale = 1.0f;
-  if (precision == Precision::int8) {
-    scale = channel_scale(row, k);
-    std::memcpy(out + panel_count(n) * panel_bytes(precision, k) + column * 4, &scale, 4);
-  }
+  const float scale = channel_scale(row, k);
+  if (precision == Precision::int8) write<float>(scale, out + panel_count(n) * panel_bytes(precision, k) + column * 4);
   for (int64_t i = 0; i < k; ++i) {
     const Place p = place(precision, k, column, i);
     if (precision == Precision::float32) {
-      std::memcpy(out + p.byte, row + i, 4);
-    } else if (precision == Precision::int8) {
+      write<float>(row[i], out + p.byte);
+    } else if (precision == Precision::bfloat16) {
+      write<BFloat16>(row[i], out + p.byte);
+    } else if (precision == Precision::float16) {
+      write<Half>(row[i], out + p.byte);
+    } else {
       const int8_t q = quantized(row[i], scale);
       out[p.byte] = char(q);
       int32_t compensation;
       std::memcpy(&compensation, out + p.compensation_byte, 4);
       compensation -= 128 * q;
       std::memcpy(out + p.compensation_byte, &compensation, 4);
-    } else {
-      const uint16_t bits = precision == Precision::bfloat16 ? bfloat16_bits(row[i]) : half_bits(row[i]);
-      std::memcpy(out + p.byte, &bits, 2);
     }
   }
 }
 
 void unpack_column(Precision precision, const char* in, int64_t n, int64_t k, int64_t column, float* row) {
-  float scale = 1.0f;
-  if (precision == Precision::int8)
-    std::memcpy(&scale, in + panel_count(n) * panel_bytes(precision, k) + column * 4, 4);
+  const char* scales = in + panel_count(n) * panel_bytes(precision, k);
+  const float scale = precision == Precision::int8 ? read<float>(scales + column * 4) : 1.0f;
   for (int64_t i = 0; i < k; ++i) {
-    const int64_t byte = place(precision, k, column, i).byte;
-    if (precision == Precision::float32) {
-      std::memcpy(row + i, in + byte, 4);
-    } else if (precision == Precision::int8) {
-      row[i] = float(int8_t(in[byte])) * scale;
-    } else {
-      uint16_t bits;
-      std::memcpy(&bits, in + byte, 2);
-      row[i] = precision == Precision::bfloat16 ? widened(BFloat16{bits}) : widened(Half{bits});
-    }
+    const char* number = in + place(precision, k, column, i).byte;
+    row[i] = precision == Precision::float32    ? read<float>(number)
+             : precision == Precision::bfloat16 ? read<BFloat16>(number)
+             : precision == Precision::float16  ? read<Half>(number)
+                                                : read<int8_t>(number) * scale;
   }
 }
 

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "csrc/common/chunks.h"
 #include "csrc/common/types.h"
 
 namespace vitfast {
@@ -27,10 +28,6 @@ enum class Activation : int64_t { none, gelu, gelu_tanh, gelu_quick, tanh, silu,
 constexpr int64_t panel_columns = 64;
 constexpr int64_t max_group = 1024;
 
-constexpr int64_t divide_up(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
-
 constexpr int64_t k_per_word(Precision precision) {
   return precision == Precision::int8 ? 4 : precision == Precision::bfloat16 ? 2 : 1;
 }
@@ -40,21 +37,21 @@ constexpr int64_t word_bytes(Precision precision) {
 }
 
 constexpr int64_t group_count(int64_t k) {
-  return k > max_group ? divide_up(k, max_group) : 1;
+  return k > max_group ? ceil_div(k, max_group) : 1;
 }
 
 // Size of all groups but the last; a multiple of 64 if there are several.
 constexpr int64_t group_size(int64_t k) {
-  return group_count(k) == 1 ? k : divide_up(divide_up(k, group_count(k)), 64) * 64;
+  return group_count(k) == 1 ? k : ceil_div(ceil_div(k, group_count(k)), 64) * 64;
 }
 
 constexpr int64_t group_bytes(Precision precision, int64_t size) {
-  const int64_t rows = divide_up(size, k_per_word(precision)) + (precision == Precision::int8 ? 1 : 0);
+  const int64_t rows = ceil_div(size, k_per_word(precision)) + (precision == Precision::int8 ? 1 : 0);
   return rows * panel_columns * word_bytes(precision);
 }
 
 constexpr int64_t panel_count(int64_t n) {
-  return divide_up(n, panel_columns);
+  return ceil_div(n, panel_columns);
 }
 
 constexpr int64_t panel_bytes(Precision precision, int64_t k) {
@@ -102,12 +99,12 @@ struct Rows {
 struct PackedLinear {
   PackedWeight weight;
   Rows x;
-  Norm norm;
-  Activation activation;
-  const float* scale;     // [n] or null
-  const float* residual;  // [rows, n] or null
-  Type out_type;          // float32 or bfloat16
-  void* out;              // [rows, n]
+  Type out_type;  // float32 or bfloat16
+  void* out;      // [rows, n]
+  Norm norm = {};
+  Activation activation = Activation::none;
+  const float* scale = nullptr;     // [n] or null
+  const float* residual = nullptr;  // [rows, n] or null
 };
 
 // out = residual + scale * fc2(activation(fc1(norm(x))))
@@ -141,19 +138,15 @@ struct Extent {
   int64_t height, width;
 };
 
-// GEMM over the patches of images (im2col on the fly) with an optional LayerNorm, written after the prefix's rows: out
-// [batch, T + patches, n].
+// GEMM over the patches of images (im2col on the fly) with an optional LayerNorm, written after the prefix's rows.
 struct PackedPatchEmbed {
-  PackedWeight weight;  // [n, channels * patch.height * patch.width]
+  PackedLinear gemm;  // x is unused; residual [patches, n] of every image, out [batch, prefix_rows + patches, n]
   Pixels pixels;
   const void* images;  // [batch, channels, size.height, size.width]
   int64_t batch, channels;
   Extent size, patch, stride, padding;
-  Norm norm;
   int64_t prefix_rows;
-  const float* prefix;     // [prefix_rows, n]
-  const float* positions;  // [patches, n] or null
-  float* out;
+  const float* prefix;  // [prefix_rows, n]
 
   Extent grid() const {
     return {
@@ -182,64 +175,39 @@ struct PackedPerformer {
   float* sums;         // [B, sections, sums_size]
   float* out;          // [B, tokens, dim]
 
-  int64_t sections() const { return divide_up(tokens, performer_section); }
-  int64_t padded_features() const { return divide_up(features, performer_padding) * performer_padding; }
-  int64_t padded_dim() const { return divide_up(dim, performer_padding) * performer_padding; }
+  int64_t sections() const { return ceil_div(tokens, performer_section); }
+  int64_t padded_features() const { return ceil_div(features, performer_padding) * performer_padding; }
+  int64_t padded_dim() const { return ceil_div(dim, performer_padding) * performer_padding; }
   int64_t sums_size() const { return 2 * padded_features() + features * padded_dim(); }
   PerformerSums sums_at(float* place) const {
     return {place, place + padded_features(), place + 2 * padded_features()};
   }
 };
 
-// A part of a GEMM: rows of x, panels of the weight.
-struct Rectangle {
-  int64_t row_begin, row_end, panel_begin, panel_end;
+// [begin, end)
+struct Range {
+  int64_t begin, end;
 };
 
-// A part of attention: rows of the flattened images, heads.
-struct HeadRows {
-  int64_t row_begin, row_end, head_begin, head_end;
-};
-
-// One table per instruction set. [begin, end) counts rows. `workspace`: memory of each concurrent call, aligned to 64
+// One table per instruction set. `workspace`: memory of each concurrent call, aligned to 64
 // bytes, of the size that <function>_workspace returns for the largest number of rows.
 struct PackedKernels {
   const char* name;
   bool has_bfloat16_dot;
   int64_t rows_at_a_time;  // for a thread that computes a block for its own images
   int64_t (*linear_workspace)(const PackedLinear&, int64_t rows);
-  void (*linear)(const PackedLinear&, const Rectangle&, char* workspace);
+  void (*linear)(const PackedLinear&, Range rows, Range panels, char* workspace);
   int64_t (*mlp_workspace)(const PackedMlp&, int64_t rows);
-  void (*mlp)(const PackedMlp&, int64_t begin, int64_t end, char* workspace);
+  void (*mlp)(const PackedMlp&, Range rows, char* workspace);
   int64_t (*attention_workspace)(const PackedAttention&);
-  void (*attention)(const PackedAttention&, const HeadRows&, char* workspace);
-  int64_t (*patch_embed_workspace)(const PackedPatchEmbed&, int64_t rows);
-  void (*patch_embed)(const PackedPatchEmbed&, int64_t begin, int64_t end, char* workspace);  // patches of all images
+  void (*attention)(const PackedAttention&, Range rows, Range heads, char* workspace);
+  // patches of all images; the workspace is that of the GEMM
+  void (*patch_embed)(const PackedPatchEmbed&, Range patches, char* workspace);
   int64_t (*performer_workspace)(const PackedPerformer&);
-  void (*performer_keys)(
-      const PackedPerformer&, int64_t begin, int64_t end, char* workspace);  // sections of all images
-  void (*performer_queries)(const PackedPerformer&, int64_t begin, int64_t end, char* workspace);
+  void (*performer_keys)(const PackedPerformer&, Range sections, char* workspace);  // of all images
+  void (*performer_queries)(const PackedPerformer&, Range rows, char* workspace);
   int64_t (*fma_peak)(Precision, int64_t iterations);  // operations done
 };
-
-namespace baseline {
-extern const PackedKernels packed_kernels;
-}
-namespace avx2 {
-extern const PackedKernels packed_kernels;
-}
-namespace avx512 {
-extern const PackedKernels packed_kernels;
-}
-namespace avx512_vnni {
-extern const PackedKernels packed_kernels;
-}
-namespace avx512_bf16 {
-extern const PackedKernels packed_kernels;
-}
-namespace avx512_amx {
-extern const PackedKernels packed_kernels;
-}
 
 // The kernels of the widest supported instruction set, or of the one selected by VITFAST_ISA.
 const PackedKernels& packed_kernels();

@@ -51,7 +51,7 @@ struct BFloat16Attention {
   // A word: the values of tokens 2i and 2i + 1.
   static void pack_values(const BFloat16* v, int64_t stride, int64_t tokens, int64_t head_dim, uint32_t* words) {
     pack_value_panels(
-        divide_up(tokens, 2), head_dim, words, [&](int64_t i, int64_t d, int64_t count) __attribute__((always_inline)) {
+        ceil_div(tokens, 2), head_dim, words, [&](int64_t i, int64_t d, int64_t count) __attribute__((always_inline)) {
           const BFloat16* row = v + 2 * i * stride + d;
           const Words even = load_bits(row, count);
           const Words odd = 2 * i + 1 < tokens ? load_bits(row + stride, count) : Words{};
@@ -155,28 +155,10 @@ void attend_tile(const PackedAttention& a, const QueryTile& q, const AttentionSc
       s.columns / Kind::per_word,
       s.values,
       ColumnPanels(a.head_dim),
-      divide_up(a.tokens, Kind::per_word),
+      ceil_div(a.tokens, Kind::per_word),
       ResultSink{a.out_type, is_whole ? target : s.out, is_whole ? stride : s.channels, factors});
   for (int r = 0; r < (is_whole ? 0 : rows); ++r) {
     std::memcpy(target + r * stride * element, s.out + r * s.channels * element, size_t(a.head_dim * element));
-  }
-}
-
-template <typename Kind>
-void attend_tile(int64_t rows, const PackedAttention& a, const QueryTile& q, const AttentionScratch& s) {
-  switch (rows) {
-    case 6:
-      return attend_tile<Kind, 6>(a, q, s);
-    case 5:
-      return attend_tile<Kind, 5>(a, q, s);
-    case 4:
-      return attend_tile<Kind, 4>(a, q, s);
-    case 3:
-      return attend_tile<Kind, 3>(a, q, s);
-    case 2:
-      return attend_tile<Kind, 2>(a, q, s);
-    case 1:
-      return attend_tile<Kind, 1>(a, q, s);
   }
 }
 
@@ -189,7 +171,7 @@ void attend(
   const T* q = static_cast<const T*>(a.qkv) + image * a.tokens * stride + head * a.head_dim;
   Kind::pack_keys(q + channels, stride, a.tokens, a.head_dim, s.keys);
   Kind::pack_values(q + 2 * channels, stride, a.tokens, a.head_dim, s.values);
-  const int64_t tiles = divide_up(end - begin, tile_rows);
+  const int64_t tiles = ceil_div(end - begin, tile_rows);
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t row = begin + t * (end - begin) / tiles, last = begin + (t + 1) * (end - begin) / tiles;
     QueryTile tile{
@@ -204,48 +186,46 @@ void attend(
     }
     const int64_t rest = end - last < tile_rows ? end - last : tile_rows;
     prefetch_rows(q + last * stride, stride * int64_t(sizeof(T)), rest, a.head_dim * int64_t(sizeof(T)));
-    attend_tile<Kind>(last - row, a, tile, s);
+    with_constant<6, 5, 4, 3, 2, 1>(last - row, [&](auto rows) { attend_tile<Kind, int(rows)>(a, tile, s); });
   }
 }
 
 // Calls attend(image, head, first query, last query) for every head of a part.
 template <typename Attend>
-void for_each_head(const PackedAttention& a, const HeadRows& part, const Attend& attend) {
-  for (int64_t row = part.row_begin; row < part.row_end;) {
-    const int64_t image = row / a.tokens, first = row % a.tokens, rest = part.row_end - image * a.tokens;
+void for_each_head(const PackedAttention& a, Range rows, Range heads, const Attend& attend) {
+  for (int64_t row = rows.begin; row < rows.end;) {
+    const int64_t image = row / a.tokens, first = row % a.tokens, rest = rows.end - image * a.tokens;
     const int64_t last = rest < a.tokens ? rest : a.tokens;
-    for (int64_t head = part.head_begin; head < part.head_end; ++head) {
-      attend(image, head, first, last);
-    }
+    for (int64_t head = heads.begin; head < heads.end; ++head) attend(image, head, first, last);
     row = image * a.tokens + last;
   }
 }
 
 template <typename Kind, typename T>
-void attention_rows(const PackedAttention& a, const HeadRows& part, char* workspace) {
+void attention_rows(const PackedAttention& a, Range rows, Range heads, char* workspace) {
   Arena arena(workspace);
   const AttentionScratch scratch(arena, a);
-  for_each_head(a, part, [&](int64_t image, int64_t head, int64_t first, int64_t last) {
+  for_each_head(a, rows, heads, [&](int64_t image, int64_t head, int64_t first, int64_t last) {
     attend<Kind, T>(a, image, head, first, last, scratch);
   });
 }
 
-void packed_attention(const PackedAttention& a, const HeadRows& part, char* workspace) {
-  if (a.qkv_type == Type::float32) return attention_rows<FloatAttention, float>(a, part, workspace);
+void packed_attention(const PackedAttention& a, Range rows, Range heads, char* workspace) {
+  if (a.qkv_type == Type::float32) return attention_rows<FloatAttention, float>(a, rows, heads, workspace);
 #if defined(__AMX_BF16__)
   if (is_of_tiles(a)) {
     Arena arena(workspace);
     const TileScratch scratch(arena, a);
     const TileRegisters registers;
-    return for_each_head(a, part, [&](int64_t image, int64_t head, int64_t first, int64_t last) {
+    return for_each_head(a, rows, heads, [&](int64_t image, int64_t head, int64_t first, int64_t last) {
       TiledHead(a, image, head, scratch).attend(first, last);
     });
   }
 #endif
 #if defined(__AVX512BF16__)
-  if (a.head_dim % 2 == 0) return attention_rows<BFloat16Attention, BFloat16>(a, part, workspace);
+  if (a.head_dim % 2 == 0) return attention_rows<BFloat16Attention, BFloat16>(a, rows, heads, workspace);
 #endif
-  attention_rows<FloatAttention, BFloat16>(a, part, workspace);
+  attention_rows<FloatAttention, BFloat16>(a, rows, heads, workspace);
 }
 
 }  // namespace vitfast::VITFAST_ISA

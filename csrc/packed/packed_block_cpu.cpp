@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "csrc/packed/packed_parallel.h"
 #include "csrc/upsample_relations/sparse_rows.h"
 
@@ -12,18 +14,16 @@ void run_attention(const PackedAttention& a, int64_t images, int64_t bytes, cons
   if (queries == 0) return;
   const int64_t threads = worthwhile_threads(2 * queries * a.tokens * a.head_dim);
   const PackedKernels& kernels = packed_kernels();
-  const int64_t attention_bytes = divide_up(kernels.attention_workspace(a), 64) * 64;
+  const int64_t attention_bytes = ceil_div(kernels.attention_workspace(a), 64) * 64;
   const Workspace workspace(attention_bytes + bytes, threads);
-  for_each_part(threads, [&](int64_t part) {
-    char* const memory = workspace.part(part);
-    const int64_t end = (part + 1) * queries / threads;
-    for (int64_t query = part * queries / threads; query < end;) {
+  for_each_part(threads, queries, workspace, [&](Range part, char* memory) {
+    for (int64_t query = part.begin; query < part.end;) {
       const int64_t image = query / a.tokens / a.heads, head = query / a.tokens % a.heads, row = query % a.tokens;
-      const int64_t count = end - query < a.tokens - row ? end - query : a.tokens - row;
+      const int64_t count = std::min(part.end - query, a.tokens - row);
       const int64_t first = image * a.tokens + row;
       PackedAttention of_head = a;
       prepare(of_head, image, head, memory + attention_bytes);
-      kernels.attention(of_head, {first, first + count, head, head + 1}, memory);
+      kernels.attention(of_head, {first, first + count}, {head, head + 1}, memory);
       query += count;
     }
   });
@@ -44,37 +44,29 @@ struct Block {
 // Workspace of a thread that runs at most `rows` rows through the block.
 int64_t chained_workspace(const Block& b, int64_t rows) {
   const PackedKernels& kernels = packed_kernels();
-  int64_t bytes = 0;
-  for (const int64_t needed :
-       {kernels.linear_workspace(b.qkv, rows),
-        kernels.linear_workspace(b.proj, rows),
-        kernels.attention_workspace(b.attention),
-        kernels.mlp_workspace(b.mlp, rows)}) {
-    bytes = needed > bytes ? needed : bytes;
-  }
-  return bytes;
+  return std::max(
+      {kernels.linear_workspace(b.qkv, rows),
+       kernels.linear_workspace(b.proj, rows),
+       kernels.attention_workspace(b.attention),
+       kernels.mlp_workspace(b.mlp, rows)});
 }
 
-void project(const Block& b, int64_t begin, int64_t end, char* memory) {
-  packed_kernels().linear(b.qkv, {begin, end, 0, panel_count(b.qkv.weight.n)}, memory);
+void project(const Block& b, Range rows, char* memory) {
+  packed_kernels().linear(b.qkv, rows, {0, panel_count(b.qkv.weight.n)}, memory);
 }
 
-void attend_and_mix(const Block& b, int64_t begin, int64_t end, char* memory) {
+void attend_and_mix(const Block& b, Range rows, char* memory) {
   const PackedKernels& kernels = packed_kernels();
-  kernels.attention(b.attention, {begin, end, 0, b.attention.heads}, memory);
-  kernels.linear(b.proj, {begin, end, 0, panel_count(b.proj.weight.n)}, memory);
-  kernels.mlp(b.mlp, begin, end, memory);
+  kernels.attention(b.attention, rows, {0, b.attention.heads}, memory);
+  kernels.linear(b.proj, rows, {0, panel_count(b.proj.weight.n)}, memory);
+  kernels.mlp(b.mlp, rows, memory);
 }
 
 // Each thread runs its rows through the whole block; one barrier, before attention reads all keys and values.
 void run_by_rows(const Block& b, int64_t rows, int64_t threads) {
-  const Workspace workspace(chained_workspace(b, divide_up(rows, threads)), threads);
-  for_each_part(threads, [&](int64_t part) {
-    project(b, part * rows / threads, (part + 1) * rows / threads, workspace.part(part));
-  });
-  for_each_part(threads, [&](int64_t part) {
-    attend_and_mix(b, part * rows / threads, (part + 1) * rows / threads, workspace.part(part));
-  });
+  const Workspace workspace(chained_workspace(b, ceil_div(rows, threads)), threads);
+  for_each_part(threads, rows, workspace, [&](Range part, char* memory) { project(b, part, memory); });
+  for_each_part(threads, rows, workspace, [&](Range part, char* memory) { attend_and_mix(b, part, memory); });
 }
 
 int64_t bytes_of(Type type) {
@@ -98,28 +90,25 @@ Block from_row(Block b, int64_t row, char* qkv, char* attended) {
 // Number of images that a thread runs at a time, or 0 if the images do not divide evenly among the threads.
 int64_t images_at_a_time(int64_t images, int64_t tokens, int64_t threads) {
   const int64_t rows_at_a_time = packed_kernels().rows_at_a_time;
-  const bool is_even = divide_up(images, threads) * threads * 20 <= images * 21;
+  const bool is_even = ceil_div(images, threads) * threads * 20 <= images * 21;
   if (!is_even) return 0;
-  const int64_t group = tokens < rows_at_a_time ? rows_at_a_time / tokens : 1, most = divide_up(images, threads);
-  return group < most ? group : most;
+  return std::min(std::max(rows_at_a_time / tokens, int64_t(1)), ceil_div(images, threads));
 }
 
 // Each thread runs its images through the whole block, a few at a time: intermediate results stay in its cache, and
 // there is no barrier.
 void run_by_images(const Block& b, int64_t images, int64_t group, int64_t threads) {
   const int64_t rows = group * b.attention.tokens, width = b.proj.weight.k;
-  const int64_t work_bytes = divide_up(chained_workspace(b, rows), 64) * 64;
-  const int64_t qkv_bytes = divide_up(rows * 3 * width * bytes_of(b.attention.qkv_type), 64) * 64;
+  const int64_t work_bytes = ceil_div(chained_workspace(b, rows), 64) * 64;
+  const int64_t qkv_bytes = ceil_div(rows * 3 * width * bytes_of(b.attention.qkv_type), 64) * 64;
   const Workspace workspace(work_bytes + qkv_bytes + rows * width * bytes_of(b.attention.out_type), threads);
-  for_each_part(threads, [&](int64_t part) {
-    char* memory = workspace.part(part);
-    const int64_t last = (part + 1) * images / threads;
-    for (int64_t image = part * images / threads; image < last; image += group) {
-      const int64_t count = last - image < group ? last - image : group;
+  for_each_part(threads, images, workspace, [&](Range part, char* memory) {
+    for (int64_t image = part.begin; image < part.end; image += group) {
+      const Range group_rows{0, std::min(part.end - image, group) * b.attention.tokens};
       const Block group_block =
           from_row(b, image * b.attention.tokens, memory + work_bytes, memory + work_bytes + qkv_bytes);
-      project(group_block, 0, count * b.attention.tokens, memory);
-      attend_and_mix(group_block, 0, count * b.attention.tokens, memory);
+      project(group_block, group_rows, memory);
+      attend_and_mix(group_block, group_rows, memory);
     }
   });
 }
@@ -184,21 +173,18 @@ Tensor packed_block(
   const Tensor qkv_rows = new_tensor({shared_rows, 3 * width}, scalar_type(type));
   const Tensor attended = new_tensor({shared_rows, width}, scalar_type(out_type));
   const auto vector = [&](const char* name, const std::optional<Tensor>& tensor, int64_t size) {
-    return vector_or_null(op, name, tensor, size);
+    return floats_or_null(op, name, tensor, {size});
   };
   const auto* x_data = static_cast<const float*>(x.const_data_ptr());
   auto* out_data = static_cast<float*>(out.mutable_data_ptr());
   const Rows out_rows{Type::float32, out_data, channels};
 
-  Block b{
+  const Block b{
       {packed_weight(op, "qkv", qkv, 3 * width, channels, precision, qkv_bias),
        {Type::float32, x_data, channels},
-       {true, vector("norm1_weight", norm1_weight, channels), vector("norm1_bias", norm1_bias, channels), eps1},
-       Activation::none,
-       nullptr,
-       nullptr,
        type,
-       qkv_rows.mutable_data_ptr()},
+       qkv_rows.mutable_data_ptr(),
+       {true, vector("norm1_weight", norm1_weight, channels), vector("norm1_bias", norm1_bias, channels), eps1}},
       {type,
        qkv_rows.const_data_ptr(),
        out_type,
@@ -209,12 +195,12 @@ Tensor packed_block(
        attention_scale},
       {packed_weight(op, "proj", proj, channels, width, precision, proj_bias),
        {out_type, attended.const_data_ptr(), width},
+       Type::float32,
+       out_data,
        {},
        Activation::none,
        vector("scale1", scale1, channels),
-       x_data,
-       Type::float32,
-       out_data},
+       x_data},
       {packed_weight(op, "fc1", fc1, hidden, channels, precision, fc1_bias),
        packed_weight(op, "fc2", fc2, channels, hidden, precision, fc2_bias),
        out_rows,
@@ -298,30 +284,17 @@ std::tuple<Tensor, std::optional<Tensor>> packed_related_attention(
     return {out, logits};
   }
   const Tensor bias = relations->stride(3) == 1 ? *relations : as_contiguous(*relations);
-  const auto head_bias = [&, data = static_cast<const float*>(bias.const_data_ptr())](int64_t image, int64_t head) {
-    return data + image * bias.stride(0) + head * bias.stride(1);
-  };
+  std::optional<SparseRows<float>> sparse;
+  if (matrix.has_value()) sparse.emplace(*matrix);
   a.bias_stride = matrix.has_value() ? tokens : bias.stride(2);
-  if (!matrix.has_value()) {
-    run_attention(a, images, 0, [&](PackedAttention& of_head, int64_t image, int64_t head, char*) {
-      of_head.bias = head_bias(image, head);
-    });
-    return {out, logits};
-  }
-  UpsampleRelations upsample{};
-  const SparseRows<float> sparse(*matrix);
-  sparse.add_to(upsample);
-  upsample.type = Type::float32;
-  upsample.row_stride = bias.stride(2);
-  upsample.heads = 1;
-  upsample.coarse = coarse;
-  upsample.fine = tokens;
-  const int64_t bytes = tokens * tokens * int64_t(sizeof(float));
+  const int64_t bytes = matrix.has_value() ? tokens * tokens * int64_t(sizeof(float)) : 0;
   run_attention(a, images, bytes, [&](PackedAttention& of_head, int64_t image, int64_t head, char* memory) {
-    UpsampleRelations head_upsample = upsample;
-    head_upsample.x = head_bias(image, head);
-    head_upsample.out = memory;
-    cpu_kernels().upsample_relations(head_upsample, 0, 1);
+    const auto* data = static_cast<const float*>(bias.const_data_ptr());
+    of_head.bias = data + image * bias.stride(0) + head * bias.stride(1);
+    if (!sparse.has_value()) return;
+    UpsampleRelations upsample{Type::float32, of_head.bias, 0, 0, bias.stride(2), memory, 1, coarse, tokens};
+    sparse->add_to(upsample);
+    cpu_kernels().upsample_relations(upsample, 0, 1);
     of_head.bias = reinterpret_cast<const float*>(memory);
   });
   return {out, logits};

@@ -13,7 +13,7 @@ class Arena {
   template <typename T>
   T* take(int64_t count) {
     T* piece = base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + used_);
-    used_ += divide_up(count * int64_t(sizeof(T)), 64) * 64;
+    used_ += ceil_div(count * int64_t(sizeof(T)), 64) * 64;
     return piece;
   }
   int64_t used() const { return used_; }
@@ -39,24 +39,20 @@ inline int64_t max_chunk_rows(int64_t rows, int64_t bytes_per_row) {
 
 // Chunks of nearly the same size.
 inline int64_t chunk_rows(int64_t rows, int64_t bytes_per_row) {
-  const int64_t chunks = divide_up(rows, max_chunk_rows(rows, bytes_per_row));
-  return chunks <= 1 ? rows : divide_up(divide_up(rows, chunks), chunk_step) * chunk_step;
+  const int64_t chunks = ceil_div(rows, max_chunk_rows(rows, bytes_per_row));
+  return chunks <= 1 ? rows : ceil_div(ceil_div(rows, chunks), chunk_step) * chunk_step;
 }
 
 inline Operand take_operand(Arena& arena, Precision precision, int64_t rows, int64_t k) {
   const int64_t stride = operand_stride(precision, k), groups = group_count(k);
   uint32_t* words =
-      arena.take<uint32_t>(divide_up(rows, chunk_step) * chunk_step * stride);  // AMX tiles read whole steps
+      arena.take<uint32_t>(ceil_div(rows, chunk_step) * chunk_step * stride);  // AMX tiles read whole steps
   return {words, stride, arena.take<float>(precision == Precision::int8 ? rows * groups : 1), groups};
 }
 
 inline GemmScratch take_gemm_scratch(Arena& arena, int64_t chunk) {
-  const int64_t rows = splits_groups ? divide_up(chunk, chunk_step) * chunk_step : (has_tiles ? 2 : 1) * chunk_step;
+  const int64_t rows = splits_groups ? ceil_div(chunk, chunk_step) * chunk_step : (has_tiles ? 2 : 1) * chunk_step;
   return {arena.take<uint32_t>((block_size + 1) * panel_columns), arena.take<float>(rows * panel_columns)};
-}
-
-constexpr Accuracy accuracy_for(Precision precision) {
-  return precision == Precision::bfloat16 || precision == Precision::int8 ? Accuracy::narrow : Accuracy::full;
 }
 
 struct LinearScratch {
@@ -81,57 +77,48 @@ inline int64_t linear_workspace(const PackedLinear& a, int64_t rows) {
   return arena.used();
 }
 
+// Multiplies prepared rows: those of a.x and of the result from `row` on.
 template <Precision precision>
-void linear_rectangle(const PackedLinear& a, const Rectangle& part, char* workspace) {
-  const int64_t chunk = chunk_rows(part.row_end - part.row_begin, linear_bytes_per_row(a));
+void multiply_rows(const PackedLinear& a, int64_t row, int64_t rows, Range panels, const LinearScratch& s) {
+  const int64_t n = a.weight.n;
+  const bool is_narrow = a.out_type == Type::bfloat16;
+  const Destination destination{
+      a.activation,
+      a.scale,
+      a.residual == nullptr ? nullptr : a.residual + row * n,
+      is_narrow ? Store::bfloat16 : Store::float32,
+      static_cast<char*>(a.out) + row * n * (is_narrow ? 2 : 4),
+      n,
+      0,
+      s.partial};
+  multiply_panels<precision>({s.operand, rows, a.weight, {0, group_count(a.weight.k)}, destination, s.gemm}, panels);
+}
+
+template <Precision precision>
+void linear_part(const PackedLinear& a, Range part, Range panels, char* workspace) {
+  const int64_t chunk = chunk_rows(part.end - part.begin, linear_bytes_per_row(a));
   Arena arena(workspace);
   const LinearScratch scratch(arena, precision, a.weight.k, chunk);
   const GemmRegisters<precision> registers;
-  for (int64_t row = part.row_begin; row < part.row_end; row += chunk) {
-    const int64_t rows = part.row_end - row < chunk ? part.row_end - row : chunk;
+  for (int64_t row = part.begin; row < part.end; row += chunk) {
+    const int64_t rows = part.end - row < chunk ? part.end - row : chunk;
     prepare_operand<precision>(a.x, a.norm, row, rows, a.weight.k, scratch.operand, scratch.row);
-    const bool is_narrow = a.out_type == Type::bfloat16;
-    const Destination destination{
-        a.activation,
-        accuracy_for(precision),
-        a.scale,
-        a.residual == nullptr ? nullptr : a.residual + row * a.weight.n,
-        a.weight.n,
-        is_narrow ? Store::bfloat16 : Store::float32,
-        static_cast<char*>(a.out) + row * a.weight.n * (is_narrow ? 2 : 4),
-        a.weight.n,
-        0,
-        scratch.partial,
-        panel_columns,
-        true};
-    multiply_panels<precision>(
-        scratch.operand,
-        rows,
-        a.weight,
-        {part.panel_begin, part.panel_end},
-        {0, group_count(a.weight.k)},
-        destination,
-        scratch.gemm);
+    multiply_rows<precision>(a, row, rows, panels, scratch);
   }
 }
 
 // --- MLP: both GEMMs for a chunk of rows; hidden activations are computed group by group and stay in the cache ---
 
-struct MlpScratch {
+struct MlpScratch : LinearScratch {
   MlpScratch(Arena& arena, const PackedMlp& a, int64_t chunk)
-      : operand(take_operand(arena, a.fc1.precision, chunk, a.fc1.k)),
+      : LinearScratch(arena, a.fc1.precision, a.fc1.k, chunk),
         hidden(take_operand(arena, a.fc1.precision, chunk, group_size(a.fc1.n))),
         hidden_rows(
-            a.fc1.precision == Precision::int8 ? arena.take<float>(chunk * hidden_stride(a) + width<float>) : nullptr),
-        gemm(take_gemm_scratch(arena, chunk)),
-        row(arena.take<float>(a.fc1.k + width<float>)),
-        partial(arena.take<float>(chunk * panel_columns)) {}
-  static int64_t hidden_stride(const PackedMlp& a) { return divide_up(group_size(a.fc1.n), 16) * 16; }
-  Operand operand, hidden;
+            a.fc1.precision == Precision::int8 ? arena.take<float>(chunk * hidden_stride(a) + width<float>) : nullptr) {
+  }
+  static int64_t hidden_stride(const PackedMlp& a) { return ceil_div(group_size(a.fc1.n), 16) * 16; }
+  Operand hidden;
   float* hidden_rows;  // int8: before quantization
-  GemmScratch gemm;
-  float* row;
-  float* partial;
 };
 
 inline int64_t mlp_bytes_per_row(const PackedMlp& a) {
@@ -163,26 +150,10 @@ void hidden_group(const PackedMlp& a, int64_t group, int64_t rows, const MlpScra
   const int64_t stride = is_int8 ? MlpScratch::hidden_stride(a) : scratch.hidden.stride * (is_pairs ? 2 : 1);
   void* out = is_int8 ? static_cast<void*>(scratch.hidden_rows) : scratch.hidden.words;
   const Destination destination{
-      a.activation,
-      accuracy_for(precision),
-      nullptr,
-      nullptr,
-      0,
-      hidden_store(precision),
-      out,
-      stride,
-      first,
-      scratch.partial,
-      panel_columns,
-      true};
+      a.activation, nullptr, nullptr, hidden_store(precision), out, stride, first, scratch.partial};
   multiply_panels<precision>(
-      scratch.operand,
-      rows,
-      a.fc1,
-      {first / panel_columns, panel_count(first + size)},
-      {0, group_count(a.fc1.k)},
-      destination,
-      scratch.gemm);
+      {scratch.operand, rows, a.fc1, {0, group_count(a.fc1.k)}, destination, scratch.gemm},
+      {first / panel_columns, panel_count(first + size)});
   for (int64_t r = 0; r < rows; ++r) {
     if constexpr (is_int8) {
       uint32_t* words = scratch.hidden.words + r * scratch.hidden.stride;
@@ -194,44 +165,30 @@ void hidden_group(const PackedMlp& a, int64_t group, int64_t rows, const MlpScra
 }
 
 template <Precision precision>
-void mlp_rows(const PackedMlp& a, int64_t begin, int64_t end, char* workspace) {
-  const int64_t chunk = chunk_rows(end - begin, mlp_bytes_per_row(a)), n = a.fc2.n;
+void mlp_rows(const PackedMlp& a, Range part, char* workspace) {
+  const int64_t chunk = chunk_rows(part.end - part.begin, mlp_bytes_per_row(a)), n = a.fc2.n;
   Arena arena(workspace);
   const MlpScratch scratch(arena, a, chunk);
   const GemmRegisters<precision> registers;
-  for (int64_t row = begin; row < end; row += chunk) {
-    const int64_t rows = end - row < chunk ? end - row : chunk;
+  for (int64_t row = part.begin; row < part.end; row += chunk) {
+    const int64_t rows = part.end - row < chunk ? part.end - row : chunk;
     prepare_operand<precision>(a.x, a.norm, row, rows, a.fc1.k, scratch.operand, scratch.row);
     float* out = a.out + row * n;
     const float* residual = a.residual == nullptr ? nullptr : a.residual + row * n;
-    const Destination destination{
-        Activation::none, Accuracy::full, a.scale, residual, n, Store::float32, out, n, 0, out, n, false};
+    const Destination destination{Activation::none, a.scale, residual, Store::float32, out, n, 0, nullptr};
     for (int64_t group = 0; group < group_count(a.fc1.n); ++group) {
       hidden_group<precision>(a, group, rows, scratch);
       multiply_panels<precision>(
-          scratch.hidden, rows, a.fc2, {0, panel_count(n)}, {group, group + 1}, destination, scratch.gemm);
+          {scratch.hidden, rows, a.fc2, {group, group + 1}, destination, scratch.gemm}, {0, panel_count(n)});
     }
   }
 }
 
-template <Precision precision>
-struct PrecisionConstant {
-  static constexpr Precision value = precision;
-};
-
-// Calls f(PrecisionConstant<precision>{}).
+// Calls f with the precision as a std::integral_constant.
 template <typename F>
-void dispatch_precision(Precision precision, const F& f) {
-  switch (precision) {
-    case Precision::float32:
-      return f(PrecisionConstant<Precision::float32>{});
-    case Precision::bfloat16:
-      return f(PrecisionConstant<Precision::bfloat16>{});
-    case Precision::float16:
-      return f(PrecisionConstant<Precision::float16>{});
-    case Precision::int8:
-      return f(PrecisionConstant<Precision::int8>{});
-  }
+void with_precision(Precision precision, const F& f) {
+  using P = Precision;
+  with_constant<P::float32, P::bfloat16, P::float16, P::int8>(precision, f);
 }
 
 }  // namespace vitfast::VITFAST_ISA

@@ -20,12 +20,12 @@ Tensor packed_linear(
   const PackedLinear a{
       packed_weight(op, "packed", packed, n, rows.k, precision_of(op, precision), bias),
       rows.rows(),
+      Type::float32,
+      out.mutable_data_ptr(),
       Norm{},
       activation_of(op, activation),
-      vector_or_null(op, "scale", scale, n),
-      residual_or_null(op, residual, sizes),
-      Type::float32,
-      out.mutable_data_ptr()};
+      floats_or_null(op, "scale", scale, {n}),
+      floats_or_null(op, "residual", residual, sizes)};
   run_linear(a, rows.count);
   return out;
 }
@@ -46,12 +46,10 @@ Tensor packed_norm_linear(
   const PackedLinear a{
       packed_weight(op, "packed", packed, n, rows.k, precision_of(op, precision), bias),
       rows.rows(),
-      Norm{true, vector_or_null(op, "gamma", gamma, rows.k), vector_or_null(op, "beta", beta, rows.k), eps},
-      activation_of(op, activation),
-      nullptr,
-      nullptr,
       Type::float32,
-      out.mutable_data_ptr()};
+      out.mutable_data_ptr(),
+      norm_of(op, gamma, beta, eps, rows.k),
+      activation_of(op, activation)};
   run_linear(a, rows.count);
   return out;
 }
@@ -81,12 +79,10 @@ Tensor packed_mlp(
       packed_weight(op, "fc1", fc1, hidden, rows.k, precision, fc1_bias),
       packed_weight(op, "fc2", fc2, n, hidden, precision, fc2_bias),
       rows.rows(),
-      eps.has_value()
-          ? Norm{true, vector_or_null(op, "gamma", gamma, rows.k), vector_or_null(op, "beta", beta, rows.k), *eps}
-          : Norm{},
+      norm_of(op, gamma, beta, eps, rows.k),
       activation_of(op, activation),
-      vector_or_null(op, "scale", scale, n),
-      residual_or_null(op, residual, sizes),
+      floats_or_null(op, "scale", scale, {n}),
+      floats_or_null(op, "residual", residual, sizes),
       static_cast<float*>(out.mutable_data_ptr())};
   run_mlp(a, rows.count);
   return out;

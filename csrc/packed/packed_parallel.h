@@ -30,6 +30,17 @@ void for_each_part(int64_t parts, const F& f) {
   });
 }
 
+// The part of [0, count) with this index.
+inline Range part_of(int64_t count, int64_t index, int64_t parts) {
+  return {index * count / parts, (index + 1) * count / parts};
+}
+
+// Runs f(range, memory) for each part of [0, count).
+template <typename F>
+void for_each_part(int64_t parts, int64_t count, const Workspace& workspace, const F& f) {
+  for_each_part(parts, [&](int64_t part) { f(part_of(count, part, parts), workspace.part(part)); });
+}
+
 // Number of threads worth their overhead for so many multiplications.
 inline int64_t worthwhile_threads(int64_t multiplications) {
   constexpr int64_t per_thread = 200'000;
@@ -39,12 +50,6 @@ inline int64_t worthwhile_threads(int64_t multiplications) {
 
 struct Grid {
   int64_t row_parts, panel_parts;
-  int64_t parts() const { return row_parts * panel_parts; }
-
-  Rectangle part(int64_t index, int64_t rows, int64_t panels) const {
-    const int64_t r = index / panel_parts, p = index % panel_parts;
-    return {r * rows / row_parts, (r + 1) * rows / row_parts, p * panels / panel_parts, (p + 1) * panels / panel_parts};
-  }
 };
 
 // The grid with the smallest cost of its largest part. A part multiplies its rows and panels, converts its rows and
@@ -55,7 +60,7 @@ inline Grid choose_grid(int64_t rows, int64_t panels, int64_t threads) {
   for (int64_t panel_parts = 1; panel_parts <= threads && panel_parts <= panels; ++panel_parts) {
     const int64_t possible = threads / panel_parts;
     const int64_t row_parts = possible < rows ? possible : rows;
-    const int64_t part_rows = divide_up(rows, row_parts), part_panels = divide_up(panels, panel_parts);
+    const int64_t part_rows = ceil_div(rows, row_parts), part_panels = ceil_div(panels, panel_parts);
     const int64_t cost = (part_rows + 4) * part_panels * panel_columns + 8 * part_rows;
     if (cost < best_cost) {
       best_cost = cost;
@@ -74,9 +79,12 @@ inline void run_linear(const PackedLinear& a, int64_t rows) {
   if (rows == 0 || panels == 0) return;
   const Grid grid = choose_grid(rows, panels, worthwhile_threads(rows * a.weight.n * a.weight.k));
   const PackedKernels& kernels = packed_kernels();
-  const Workspace workspace(kernels.linear_workspace(a, divide_up(rows, grid.row_parts)), grid.parts());
-  for_each_part(
-      grid.parts(), [&](int64_t part) { kernels.linear(a, grid.part(part, rows, panels), workspace.part(part)); });
+  const int64_t parts = grid.row_parts * grid.panel_parts;
+  const Workspace workspace(kernels.linear_workspace(a, ceil_div(rows, grid.row_parts)), parts);
+  for_each_part(parts, [&](int64_t part) {
+    const Range part_rows = part_of(rows, part / grid.panel_parts, grid.row_parts);
+    kernels.linear(a, part_rows, part_of(panels, part % grid.panel_parts, grid.panel_parts), workspace.part(part));
+  });
 }
 
 // The MLP as two GEMMs with the hidden activations in memory, for few rows shared by many threads.
@@ -84,9 +92,9 @@ inline void run_mlp_by_panels(const PackedMlp& a, int64_t rows) {
   const bool is_narrow = a.fc1.precision == Precision::bfloat16;
   const Tensor hidden = new_tensor({rows, a.fc1.n}, is_narrow ? ScalarType::BFloat16 : ScalarType::Float);
   const Type type = is_narrow ? Type::bfloat16 : Type::float32;
-  run_linear({a.fc1, a.x, a.norm, a.activation, nullptr, nullptr, type, hidden.mutable_data_ptr()}, rows);
+  run_linear({a.fc1, a.x, type, hidden.mutable_data_ptr(), a.norm, a.activation}, rows);
   const Rows hidden_rows{type, hidden.const_data_ptr(), a.fc1.n};
-  run_linear({a.fc2, hidden_rows, Norm{}, Activation::none, a.scale, a.residual, Type::float32, a.out}, rows);
+  run_linear({a.fc2, hidden_rows, Type::float32, a.out, Norm{}, Activation::none, a.scale, a.residual}, rows);
 }
 
 inline bool is_chained(int64_t rows, int64_t threads) {
@@ -98,10 +106,8 @@ inline void run_mlp(const PackedMlp& a, int64_t rows) {
   const int64_t threads = worthwhile_threads(rows * a.fc1.n * (a.fc1.k + a.fc2.n));
   if (!is_chained(rows, threads)) return run_mlp_by_panels(a, rows);
   const PackedKernels& kernels = packed_kernels();
-  const Workspace workspace(kernels.mlp_workspace(a, divide_up(rows, threads)), threads);
-  for_each_part(threads, [&](int64_t part) {
-    kernels.mlp(a, part * rows / threads, (part + 1) * rows / threads, workspace.part(part));
-  });
+  const Workspace workspace(kernels.mlp_workspace(a, ceil_div(rows, threads)), threads);
+  for_each_part(threads, rows, workspace, [&](Range part, char* memory) { kernels.mlp(a, part, memory); });
 }
 
 }  // namespace vitfast

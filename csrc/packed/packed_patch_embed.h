@@ -7,24 +7,16 @@
 
 namespace vitfast::VITFAST_ISA {
 
-VITFAST_INLINE float pixel(uint8_t value) {
-  return float(value);
-}
-VITFAST_INLINE float pixel(float value) {
-  return value;
-}
-VITFAST_INLINE float pixel(BFloat16 value) {
-  return bit_cast<float>(uint32_t(value.bits) << 16);
-}
-
 // Converts `count` pixels of a line.
 template <typename T>
 VITFAST_INLINE void copy_pixels(const T* line, int64_t count, float* row) {
-  int64_t i = 0;
   if constexpr (sizeof(T) > 1) {
-    for (; i + width<float> <= count; i += width<float>) store(row + i, load(line + i));
+    for_each_vector<float>(count, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
+      store_up_to<float>(row + i, load_up_to<float>(line + i, n), n);
+    });
+  } else {
+    for (int64_t i = 0; i < count; ++i) row[i] = float(line[i]);
   }
-  for (; i < count; ++i) row[i] = pixel(line[i]);
 }
 
 // Gathers a patch that is entirely within the image, from its upper left corner. `end`: end of all images.
@@ -32,7 +24,7 @@ template <typename T>
 void gather_whole_patch(const PackedPatchEmbed& a, const T* corner, const T* end, float* row) {
   const T* last_line = corner + ((a.channels - 1) * a.size.height + a.patch.height - 1) * a.size.width;
   // Whole vectors read and write beyond the end of a line; the next line overwrites that. Few patches are at the end.
-  const bool in_vectors = sizeof(T) > 1 && end - last_line >= divide_up(a.patch.width, width<float>) * width<float>;
+  const bool in_vectors = sizeof(T) > 1 && end - last_line >= ceil_div(a.patch.width, width<float>) * width<float>;
   for (int64_t channel = 0; channel < a.channels; ++channel) {
     const T* line = corner + channel * a.size.height * a.size.width;
     for (int64_t i = 0; i < a.patch.height; ++i, line += a.size.width, row += a.patch.width) {
@@ -47,12 +39,8 @@ void gather_whole_patch(const PackedPatchEmbed& a, const T* corner, const T* end
   }
 }
 
-struct Interval {
-  int64_t begin, end;
-};
-
 // The part of a patch at `position` that is within an image of this size.
-constexpr Interval within(int64_t position, int64_t patch, int64_t size) {
+constexpr Range within(int64_t position, int64_t patch, int64_t size) {
   return {position < 0 ? -position : 0, size - position < patch ? size - position : patch};
 }
 
@@ -62,7 +50,7 @@ void gather_patch(const PackedPatchEmbed& a, int64_t image, int64_t patch, float
   const int64_t across = a.grid().width;
   const int64_t y = patch / across * a.stride.height - a.padding.height;
   const int64_t x = patch % across * a.stride.width - a.padding.width;
-  const Interval lines = within(y, a.patch.height, a.size.height), columns = within(x, a.patch.width, a.size.width);
+  const Range lines = within(y, a.patch.height, a.size.height), columns = within(x, a.patch.width, a.size.width);
   const int64_t plane = a.size.height * a.size.width;
   const T* images = static_cast<const T*>(a.images);
   const T* pixels = images + image * a.channels * plane;
@@ -71,7 +59,7 @@ void gather_patch(const PackedPatchEmbed& a, int64_t image, int64_t patch, float
   if (is_whole) {
     return gather_whole_patch(a, pixels + y * a.size.width + x, images + a.batch * a.channels * plane, row);
   }
-  std::memset(row, 0, size_t(a.weight.k) * sizeof(float));
+  std::memset(row, 0, size_t(a.gemm.weight.k) * sizeof(float));
   if (columns.end <= columns.begin) return;
   for (int64_t channel = 0; channel < a.channels; ++channel) {
     for (int64_t i = lines.begin; i < lines.end; ++i) {
@@ -93,58 +81,27 @@ VITFAST_INLINE void gather_patch(const PackedPatchEmbed& a, int64_t image, int64
   }
 }
 
-inline int64_t patch_bytes_per_row(const PackedPatchEmbed& a) {
-  return operand_stride(a.weight.precision, a.weight.k) * 4;
-}
-
-inline int64_t patch_embed_workspace(const PackedPatchEmbed& a, int64_t rows) {
-  Arena arena(nullptr);
-  LinearScratch(arena, a.weight.precision, a.weight.k, max_chunk_rows(rows, patch_bytes_per_row(a)));
-  return arena.used();
-}
-
-// The patches [begin, end) of one image.
 template <Precision precision>
-void embed_patches(const PackedPatchEmbed& a, int64_t image, int64_t begin, int64_t end, const LinearScratch& s) {
-  const int64_t n = a.weight.n;
-  for (int64_t r = 0; r < end - begin; ++r) {
-    gather_patch(a, image, begin + r, s.row);
-    if (a.norm.is_used) normalize_row(s.row, a.weight.k, widen_row<precision>(s.row, a.weight.k, s.row), a.norm);
-    convert_row<precision>(
-        s.row, a.weight.k, s.operand.words + r * s.operand.stride, s.operand.scales + r * s.operand.groups);
-  }
-  const Destination destination{
-      Activation::none,
-      Accuracy::full,
-      nullptr,
-      a.positions == nullptr ? nullptr : a.positions + begin * n,
-      n,
-      Store::float32,
-      a.out + (image * (a.prefix_rows + a.patches()) + a.prefix_rows + begin) * n,
-      n,
-      0,
-      s.partial,
-      panel_columns,
-      true};
-  multiply_panels<precision>(
-      s.operand, end - begin, a.weight, {0, panel_count(n)}, {0, group_count(a.weight.k)}, destination, s.gemm);
-}
-
-template <Precision precision>
-void patch_embed_rows(const PackedPatchEmbed& a, int64_t begin, int64_t end, char* workspace) {
-  const int64_t patches = a.patches(), chunk = chunk_rows(end - begin, patch_bytes_per_row(a));
+void embed_patches(const PackedPatchEmbed& a, Range part, char* workspace) {
+  const int64_t patches = a.patches(), chunk = chunk_rows(part.end - part.begin, linear_bytes_per_row(a.gemm));
+  const int64_t n = a.gemm.weight.n, k = a.gemm.weight.k;
   Arena arena(workspace);
-  const LinearScratch scratch(arena, precision, a.weight.k, chunk);
+  const LinearScratch s(arena, precision, k, chunk);
   const GemmRegisters<precision> registers;
-  for (int64_t row = begin; row < end;) {
+  PackedLinear of_image = a.gemm;
+  for (int64_t row = part.begin; row < part.end;) {
     const int64_t image = row / patches, first = row % patches;
-    if (first == 0 && a.prefix_rows > 0) {
-      float* target = a.out + image * (a.prefix_rows + patches) * a.weight.n;
-      std::memcpy(target, a.prefix, size_t(a.prefix_rows * a.weight.n) * sizeof(float));
-    }
-    int64_t count = patches - first < end - row ? patches - first : end - row;
+    float* const tokens = static_cast<float*>(a.gemm.out) + image * (a.prefix_rows + patches) * n;
+    of_image.out = tokens + a.prefix_rows * n;
+    if (first == 0 && a.prefix_rows > 0) std::memcpy(tokens, a.prefix, size_t(a.prefix_rows * n) * sizeof(float));
+    int64_t count = patches - first < part.end - row ? patches - first : part.end - row;
     count = count < chunk ? count : chunk;
-    embed_patches<precision>(a, image, first, first + count, scratch);
+    for (int64_t r = 0; r < count; ++r) {
+      gather_patch(a, image, first + r, s.row);
+      if (a.gemm.norm.is_used) normalize_row(s.row, k, widen_row<precision>(s.row, k, s.row), a.gemm.norm);
+      convert_row<precision>(s.row, k, s.operand.words + r * s.operand.stride, s.operand.scales + r * s.operand.groups);
+    }
+    multiply_rows<precision>(of_image, first, count, {0, panel_count(n)}, s);
     row += count;
   }
 }

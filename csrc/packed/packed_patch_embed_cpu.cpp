@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "csrc/packed/packed_parallel.h"
 
 namespace vitfast {
@@ -18,12 +20,10 @@ Pixels pixels_of(const char* op, const Tensor& images) {
 void run_patch_embed(const PackedPatchEmbed& a) {
   const int64_t rows = a.batch * a.patches();
   if (rows == 0) return;
-  const int64_t wanted = worthwhile_threads(rows * a.weight.n * a.weight.k), threads = wanted < rows ? wanted : rows;
+  const int64_t threads = std::min(worthwhile_threads(rows * a.gemm.weight.n * a.gemm.weight.k), rows);
   const PackedKernels& kernels = packed_kernels();
-  const Workspace workspace(kernels.patch_embed_workspace(a, divide_up(rows, threads)), threads);
-  for_each_part(threads, [&](int64_t part) {
-    kernels.patch_embed(a, part * rows / threads, (part + 1) * rows / threads, workspace.part(part));
-  });
+  const Workspace workspace(kernels.linear_workspace(a.gemm, ceil_div(rows, threads)), threads);
+  for_each_part(threads, rows, workspace, [&](Range part, char* memory) { kernels.patch_embed(a, part, memory); });
 }
 
 Tensor packed_patch_embed(
@@ -46,8 +46,17 @@ Tensor packed_patch_embed(
   const int64_t batch = pixels.size(0), patches = pixels.size(2) / patch_h * (pixels.size(3) / patch_w);
   const int64_t k = pixels.size(1) * patch_h * patch_w, tokens = prefix.size(0) + patches;
   const Tensor out = new_tensor({batch, tokens, n}, ScalarType::Float);
+  const PackedLinear gemm{
+      packed_weight(op, "packed", packed, n, k, precision_of(op, precision), bias),
+      Rows{},
+      Type::float32,
+      out.mutable_data_ptr(),
+      Norm{},
+      Activation::none,
+      nullptr,
+      floats_or_null(op, "positions", positions, {patches, n})};
   run_patch_embed(
-      {packed_weight(op, "packed", packed, n, k, precision_of(op, precision), bias),
+      {gemm,
        pixels_of(op, pixels),
        pixels.const_data_ptr(),
        batch,
@@ -56,11 +65,8 @@ Tensor packed_patch_embed(
        {patch_h, patch_w},
        {patch_h, patch_w},
        {0, 0},
-       Norm{},
        prefix.size(0),
-       residual_or_null(op, prefix, {prefix.size(0), n}),
-       residual_or_null(op, positions, {patches, n}),
-       static_cast<float*>(out.mutable_data_ptr())});
+       floats_or_null(op, "prefix", prefix, {prefix.size(0), n})});
   return out;
 }
 
@@ -90,9 +96,6 @@ Tensor packed_split_linear(
     std::string precision) {
   constexpr const char* op = "packed_split_linear";
   STD_TORCH_CHECK(images.dim() == 4, "packed_split_linear: images must be [B, I, H, W]");
-  STD_TORCH_CHECK(
-      eps.has_value() || (!gamma.has_value() && !beta.has_value()),
-      "packed_split_linear: gamma and beta need eps, the LayerNorm's");
   const Tensor pixels = as_contiguous(images);
   const Extent size{pixels.size(2), pixels.size(3)}, window = extent_of(op, "patch", patch, 1);
   const Extent pad = extent_of(op, "padding", padding, 0);
@@ -101,7 +104,11 @@ Tensor packed_split_linear(
       "packed_split_linear: patch must fit into the padded images");
   const int64_t k = pixels.size(1) * window.height * window.width;
   PackedPatchEmbed a{
-      packed_weight(op, "packed", packed, n, k, precision_of(op, precision), bias),
+      {packed_weight(op, "packed", packed, n, k, precision_of(op, precision), bias),
+       Rows{},
+       Type::float32,
+       nullptr,
+       norm_of(op, gamma, beta, eps, k)},
       pixels_of(op, pixels),
       pixels.const_data_ptr(),
       pixels.size(0),
@@ -110,14 +117,10 @@ Tensor packed_split_linear(
       window,
       extent_of(op, "stride", stride, 1),
       pad,
-      Norm{
-          eps.has_value(), vector_or_null(op, "gamma", gamma, k), vector_or_null(op, "beta", beta, k), eps.value_or(0)},
       0,
-      nullptr,
-      nullptr,
       nullptr};
   const Tensor out = new_tensor({a.batch, a.patches(), n}, ScalarType::Float);
-  a.out = static_cast<float*>(out.mutable_data_ptr());
+  a.gemm.out = out.mutable_data_ptr();
   run_patch_embed(a);
   return out;
 }

@@ -5,48 +5,11 @@
 
 #pragma once
 
+#include "csrc/cpu/matrix.h"
 #include "csrc/packed/attention_softmax.h"
 #include "csrc/packed/packed_linear.h"
 
 namespace vitfast::VITFAST_ISA {
-
-// Element (r, i) is data[r * row + i * step].
-struct StridedRows {
-  const float* data;
-  int64_t row, step;
-};
-
-template <int rows>
-VITFAST_INLINE void multiply_few(const StridedRows& a, const float* b, int64_t depth, int64_t columns, float* out) {
-  constexpr int64_t w = width<float>;
-  for (int64_t c = 0; c < columns; c += 2 * w) {
-    Vector<float> sums[rows][2] = {};
-    for (int64_t i = 0; i < depth; ++i) {
-      const Vector<float> left = load(b + i * columns + c), right = load(b + i * columns + c + w);
-#pragma GCC unroll 8
-      for (int r = 0; r < rows; ++r) {
-        const float factor = a.data[r * a.row + i * a.step];
-        sums[r][0] += factor * left;
-        sums[r][1] += factor * right;
-      }
-    }
-    for (int r = 0; r < rows; ++r) {
-      store(out + r * columns + c, sums[r][0]);
-      store(out + r * columns + c + w, sums[r][1]);
-    }
-  }
-}
-
-// out [rows, columns] = a [rows, depth] b [depth, columns], columns a multiple of performer_padding.
-inline void multiply_rows(
-    const StridedRows& a, int64_t rows, const float* b, int64_t depth, int64_t columns, float* out) {
-  constexpr int at_once = VITFAST_VECTOR_BYTES == 64 ? 8 : 6;
-  const auto rest = [&](int64_t r) { return StridedRows{a.data + r * a.row, a.row, a.step}; };
-  int64_t r = 0;
-  for (; r + at_once <= rows; r += at_once) multiply_few<at_once>(rest(r), b, depth, columns, out + r * columns);
-  for (; r + 2 <= rows; r += 2) multiply_few<2>(rest(r), b, depth, columns, out + r * columns);
-  if (r < rows) multiply_few<1>(rest(r), b, depth, columns, out + r * columns);
-}
 
 struct PerformerScratch {
   PerformerScratch(Arena& arena, const PackedPerformer& a)
@@ -71,10 +34,9 @@ inline int64_t performer_workspace(const PackedPerformer& a) {
 }
 
 inline void transpose_projection(const PackedPerformer& a, float* transposed) {
-  for (int64_t d = 0; d < a.dim; ++d) {
-    for (int64_t m = 0; m < a.padded_features(); ++m) {
-      transposed[d * a.padded_features() + m] = m < a.features ? a.projection[m * a.dim + d] : 0.0f;
-    }
+  for (int64_t m = 0; m < a.padded_features(); m += width<float>) {
+    const float* rows = a.projection + m * a.dim;
+    transpose_vector(rows, a.dim, a.features - m, a.dim, transposed + m, a.padded_features());
   }
 }
 
@@ -92,14 +54,14 @@ inline void performer_keys_of(const PackedPerformer& a, int64_t section, const P
   constexpr int64_t w = width<float>;
   const int64_t image = section / a.sections(), first = section % a.sections() * performer_section;
   const int64_t count = a.tokens - first < performer_section ? a.tokens - first : performer_section;
-  const int64_t columns = a.padded_features(), stride = 3 * a.dim;
+  const int64_t columns = a.padded_features(), dim = a.padded_dim(), stride = 3 * a.dim;
   const float* keys = a.kqv + (image * a.tokens + first) * stride;
   const PerformerSums sums = a.sums_at(a.sums + section * a.sums_size());
-  multiply_rows({keys, stride, 1}, count, s.projection, a.dim, columns, s.features);
+  multiply<float>({a.dim, keys, stride, 1, s.projection, columns, s.features, columns, false}, count, columns);
   for (int64_t t = 0; t < count; ++t) {
     s.shifts[t] = half_square(keys + t * stride, a.dim);
-    std::memcpy(s.values + t * a.padded_dim(), keys + t * stride + 2 * a.dim, size_t(a.dim) * sizeof(float));
-    for (int64_t d = a.dim; d < a.padded_dim(); ++d) s.values[t * a.padded_dim() + d] = 0;
+    std::memcpy(s.values + t * dim, keys + t * stride + 2 * a.dim, size_t(a.dim) * sizeof(float));
+    std::memset(s.values + t * dim + a.dim, 0, size_t(dim - a.dim) * sizeof(float));
   }
   for (int64_t m = 0; m < columns; m += w) {
     Vector<float> largest = broadcast(-__builtin_inff()), total{};
@@ -113,7 +75,7 @@ inline void performer_keys_of(const PackedPerformer& a, int64_t section, const P
     store(sums.maxima + m, largest);
     store(sums.totals + m, total);
   }
-  multiply_rows({s.features, 1, columns}, a.features, s.values, count, a.padded_dim(), sums.products);
+  multiply<float>({count, s.features, 1, columns, s.values, dim, sums.products, dim, false}, a.features, dim);
 }
 
 // Combines the sums of an image's sections, relative to the image's maxima.
@@ -149,10 +111,10 @@ inline void join_sections(const PackedPerformer& a, int64_t image, const Perform
 inline void performer_queries_of(
     const PackedPerformer& a, int64_t begin, int64_t count, const PerformerSums& sums, const PerformerScratch& s) {
   constexpr int64_t w = width<float>;
-  const int64_t columns = a.padded_features(), stride = 3 * a.dim;
+  const int64_t columns = a.padded_features(), dim = a.padded_dim(), stride = 3 * a.dim;
   const float* queries = a.kqv + begin * stride + a.dim;
   const float log_epsilon = float(a.log_epsilon);
-  multiply_rows({queries, stride, 1}, count, s.projection, a.dim, columns, s.features);
+  multiply<float>({a.dim, queries, stride, 1, s.projection, columns, s.features, columns, false}, count, columns);
   for (int64_t t = 0; t < count; ++t) {
     float* features = s.features + t * columns;
     Vector<float> largest = broadcast(-__builtin_inff()), total{};
@@ -171,33 +133,33 @@ inline void performer_queries_of(
     const Vector<float> epsilon = shift > 88.0f ? broadcast(__builtin_inff()) : exp(shift);
     store(s.totals + t, 1.0f / (load(s.totals + t) + epsilon));
   }
-  multiply_rows({s.features, columns, 1}, count, sums.products, a.features, a.padded_dim(), s.values);
+  multiply<float>({a.features, s.features, columns, 1, sums.products, dim, s.values, dim, false}, count, dim);
   for (int64_t t = 0; t < count; ++t) {
     const float factor = s.totals[t];
     for_each_vector<float>(a.dim, [&](int64_t d, int64_t size) __attribute__((always_inline)) {
-      store_up_to<float>(a.out + (begin + t) * a.dim + d, load(s.values + t * a.padded_dim() + d) * factor, size);
+      store_up_to<float>(a.out + (begin + t) * a.dim + d, load(s.values + t * dim + d) * factor, size);
     });
   }
 }
 
-inline void performer_keys(const PackedPerformer& a, int64_t begin, int64_t end, char* workspace) {
+inline void performer_keys(const PackedPerformer& a, Range sections, char* workspace) {
   Arena arena(workspace);
   const PerformerScratch scratch(arena, a);
   transpose_projection(a, scratch.projection);
-  for (int64_t section = begin; section < end; ++section) performer_keys_of(a, section, scratch);
+  for (int64_t section = sections.begin; section < sections.end; ++section) performer_keys_of(a, section, scratch);
 }
 
-inline void performer_queries(const PackedPerformer& a, int64_t begin, int64_t end, char* workspace) {
+inline void performer_queries(const PackedPerformer& a, Range rows, char* workspace) {
   Arena arena(workspace);
   const PerformerScratch scratch(arena, a);
   const PerformerSums sums = a.sums_at(scratch.sums);
   transpose_projection(a, scratch.projection);
   std::memset(scratch.shifts, 0, performer_section * sizeof(float));
   std::memset(scratch.totals, 0, performer_section * sizeof(float));
-  for (int64_t row = begin; row < end;) {
+  for (int64_t row = rows.begin; row < rows.end;) {
     const int64_t first = row % a.tokens;
-    if (row == begin || first == 0) join_sections(a, row / a.tokens, sums);
-    int64_t count = a.tokens - first < end - row ? a.tokens - first : end - row;
+    if (row == rows.begin || first == 0) join_sections(a, row / a.tokens, sums);
+    int64_t count = a.tokens - first < rows.end - row ? a.tokens - first : rows.end - row;
     count = count < performer_section ? count : performer_section;
     performer_queries_of(a, row, count, sums, scratch);
     row += count;

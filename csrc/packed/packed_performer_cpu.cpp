@@ -41,12 +41,10 @@ Tensor packed_performer(
   const int64_t wanted = worthwhile_threads(4 * rows * dim * features), threads = wanted < sections ? wanted : sections;
   const PackedKernels& kernels = packed_kernels();
   const Workspace workspace(kernels.performer_workspace(a), threads);
-  for_each_part(threads, [&](int64_t part) {
-    kernels.performer_keys(a, part * sections / threads, (part + 1) * sections / threads, workspace.part(part));
-  });
-  for_each_part(threads, [&](int64_t part) {
-    kernels.performer_queries(a, part * rows / threads, (part + 1) * rows / threads, workspace.part(part));
-  });
+  for_each_part(
+      threads, sections, workspace, [&](Range part, char* memory) { kernels.performer_keys(a, part, memory); });
+  for_each_part(
+      threads, rows, workspace, [&](Range part, char* memory) { kernels.performer_queries(a, part, memory); });
   return out;
 }
 

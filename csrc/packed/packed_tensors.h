@@ -29,20 +29,16 @@ inline Activation activation_of(const char* op, const std::string& name) {
   return Activation::relu;
 }
 
-// A float32 vector [size], or null.
-inline const float* vector_or_null(
-    const char* op, const char* name, const std::optional<Tensor>& tensor, int64_t size) {
+// The data of a contiguous float32 tensor of the given shape, or null.
+inline const float* floats_or_null(
+    const char* op, const char* name, const std::optional<Tensor>& tensor, const std::vector<int64_t>& sizes) {
   if (!tensor.has_value()) return nullptr;
-  STD_TORCH_CHECK(
-      tensor->scalar_type() == ScalarType::Float && tensor->is_contiguous() && tensor->dim() == 1 &&
-          tensor->size(0) == size,
-      op,
-      ": ",
-      name,
-      " must be a contiguous float32 vector of ",
-      size,
-      " elements");
-  return static_cast<const float*>(tensor->const_data_ptr());
+  if (tensor->scalar_type() == ScalarType::Float && tensor->is_contiguous() && sizes_of(*tensor) == sizes) {
+    return static_cast<const float*>(tensor->const_data_ptr());
+  }
+  std::string shape;
+  for (const int64_t size : sizes) shape += (shape.empty() ? "" : ", ") + std::to_string(size);
+  STD_TORCH_CHECK(false, op, ": ", name, " must be contiguous float32 of shape [", shape, "]");
 }
 
 // `packed` must live as long as the result.
@@ -54,18 +50,11 @@ inline PackedWeight packed_weight(
     int64_t k,
     Precision precision,
     const std::optional<Tensor>& bias) {
+  const bool is_packed = n >= 0 && packed.scalar_type() == ScalarType::Byte && packed.is_contiguous() &&
+                         packed.numel() == packed_bytes(precision, n, k);
   STD_TORCH_CHECK(
-      n >= 0 && packed.scalar_type() == ScalarType::Byte && packed.is_contiguous() &&
-          packed.numel() == packed_bytes(precision, n, k),
-      op,
-      ": ",
-      name,
-      " is not a weight [",
-      n,
-      ", ",
-      k,
-      "] that vitfast::pack_weight packed for this precision");
-  return {precision, static_cast<const char*>(packed.const_data_ptr()), n, k, vector_or_null(op, "bias", bias, n)};
+      is_packed, op, ": ", name, " is not a weight [", n, ", ", k, "] that pack_weight packed for this precision");
+  return {precision, static_cast<const char*>(packed.const_data_ptr()), n, k, floats_or_null(op, "bias", bias, {n})};
 }
 
 // A tensor [..., K] as rows: itself where its rows are one stride apart, else a copy.
@@ -108,15 +97,19 @@ struct RowsTensor {
   }
 };
 
-inline const float* residual_or_null(
-    const char* op, const std::optional<Tensor>& residual, const std::vector<int64_t>& sizes) {
-  if (!residual.has_value()) return nullptr;
-  check_sizes(op, "residual", *residual, sizes);
+inline Norm norm_of(
+    const char* op,
+    const std::optional<Tensor>& gamma,
+    const std::optional<Tensor>& beta,
+    std::optional<double> eps,  // none: no LayerNorm
+    int64_t size) {
   STD_TORCH_CHECK(
-      residual->scalar_type() == ScalarType::Float && residual->is_contiguous(),
-      op,
-      ": residual must be float32 and contiguous");
-  return static_cast<const float*>(residual->const_data_ptr());
+      eps.has_value() || (!gamma.has_value() && !beta.has_value()), op, ": gamma and beta need eps, the LayerNorm's");
+  return {
+      eps.has_value(),
+      floats_or_null(op, "gamma", gamma, {size}),
+      floats_or_null(op, "beta", beta, {size}),
+      eps.value_or(0)};
 }
 
 }  // namespace vitfast

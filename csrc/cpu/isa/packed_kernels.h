@@ -8,27 +8,20 @@
 
 namespace vitfast::VITFAST_ISA {
 
-void packed_linear(const PackedLinear& a, const Rectangle& part, char* workspace) {
-  dispatch_precision(
-      a.weight.precision, [&](auto precision) { linear_rectangle<decltype(precision)::value>(a, part, workspace); });
+void packed_linear(const PackedLinear& a, Range rows, Range panels, char* workspace) {
+  with_precision(a.weight.precision, [&](auto precision) { linear_part<precision>(a, rows, panels, workspace); });
 }
 
-void packed_mlp(const PackedMlp& a, int64_t begin, int64_t end, char* workspace) {
-  dispatch_precision(
-      a.fc1.precision, [&](auto precision) { mlp_rows<decltype(precision)::value>(a, begin, end, workspace); });
+void packed_mlp(const PackedMlp& a, Range rows, char* workspace) {
+  with_precision(a.fc1.precision, [&](auto precision) { mlp_rows<precision>(a, rows, workspace); });
 }
 
-void packed_patch_embed(const PackedPatchEmbed& a, int64_t begin, int64_t end, char* workspace) {
-  dispatch_precision(a.weight.precision, [&](auto precision) {
-    patch_embed_rows<decltype(precision)::value>(a, begin, end, workspace);
-  });
+void packed_patch_embed(const PackedPatchEmbed& a, Range patches, char* workspace) {
+  with_precision(a.gemm.weight.precision, [&](auto precision) { embed_patches<precision>(a, patches, workspace); });
 }
-
-#define VITFAST_PACKED_STRINGIZE_(name) #name
-#define VITFAST_PACKED_STRINGIZE(name) VITFAST_PACKED_STRINGIZE_(name)
 
 const PackedKernels packed_kernels = {
-    VITFAST_PACKED_STRINGIZE(VITFAST_ISA),
+    VITFAST_STRINGIZE(VITFAST_ISA),
     has_bfloat16_dot,
     has_tiles ? 400 : 200,  // with two images of 197 tokens, fewer tiles are partially filled
     linear_workspace,
@@ -37,7 +30,6 @@ const PackedKernels packed_kernels = {
     packed_mlp,
     attention_workspace,
     packed_attention,
-    patch_embed_workspace,
     packed_patch_embed,
     performer_workspace,
     performer_keys,
