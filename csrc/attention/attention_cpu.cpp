@@ -21,7 +21,7 @@ struct Cpu {
   }
 
   template <typename Arguments>
-  static void run(Arguments a, void (*kernel)(const Arguments&, int64_t, int64_t)) {
+  static void run(Arguments a, Kernel<Arguments> kernel) {
     // with few heads, their rows are split for about four tasks per thread; results do not depend on the split
     const int64_t heads = a.batch * a.heads;
     const int64_t wanted_tasks = 4 * int64_t(torch::stable::get_num_threads());
@@ -30,15 +30,13 @@ struct Cpu {
     if (splits > a.tokens / min_rows) splits = a.tokens / min_rows;
     a.row_splits = splits > 1 ? splits : 1;
     const int64_t work = a.tokens * a.tokens * a.head_dim / a.row_splits / 8;
-    parallel(heads * a.row_splits, work, [&](int64_t begin, int64_t end) { kernel(a, begin, end); });
+    parallel(heads * a.row_splits, work, kernel, a);
   }
 
   static void backward(const AttentionBackward& a, const Tensor&) {
     const bool sums_over_batch = a.grad_bias != nullptr && a.bias_batch_stride == 0;
     const int64_t work = a.tokens * a.tokens * a.head_dim / 4;
-    parallel(sums_over_batch ? a.heads : a.batch * a.heads, work, [&](int64_t begin, int64_t end) {
-      cpu_kernels().attention_backward(a, begin, end);
-    });
+    parallel(sums_over_batch ? a.heads : a.batch * a.heads, work, cpu_kernels().attention_backward, a);
   }
 };
 

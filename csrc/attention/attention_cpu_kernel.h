@@ -19,6 +19,15 @@ VITFAST_INLINE T* token_rows(const HeadsView& view, int64_t batch, int64_t head)
   return static_cast<T*>(view.data) + batch * view.batch_stride + head * view.head_stride;
 }
 
+template <typename T, typename C>
+VITFAST_INLINE void unpack_rows(const C* packed, int64_t count, int64_t size, C factor, T* rows, int64_t stride) {
+  for (int64_t i = 0; i < count; ++i) {
+    for_each_vector<C>(size, [&](int64_t j, int64_t n) __attribute__((always_inline)) {
+      store_up_to<C>(rows + i * stride + j, load(packed + i * padded<C>(size) + j) * factor, n);
+    });
+  }
+}
+
 // Adds a row of the bias to a row of logits.
 template <typename C, typename T>
 VITFAST_INLINE void add_bias(C* logits, const T* bias, int64_t tokens) {
@@ -121,28 +130,19 @@ void attention_forward_task(const Arguments& a, int64_t task) {
     multiply<C>(
         {tokens, probabilities.data, columns, 1, v.data, v_columns, out.data, v_columns, false}, rows, v_columns);
     for (int64_t i = 0; i < rows; ++i) {
-      for_each_vector<C>(head_dim, [&](int64_t j, int64_t n) __attribute__((always_inline)) {
-        store_up_to<C>(
-            out_rows + (row + i) * a.out.token_stride + j, load(out.data + i * v_columns + j) * factors[i], n);
-      });
+      T* const target = out_rows + (row + i) * a.out.token_stride;
+      unpack_rows(out.data + i * v_columns, 1, head_dim, factors[i], target, a.out.token_stride);
     }
   }
 }
 
+// `Arguments`: AttentionForward or GatedPositionalAttention.
 template <typename Arguments>
-void run_attention_forward(const Arguments& a, int64_t begin, int64_t end) {
+void attention_forward(const Arguments& a, int64_t begin, int64_t end) {
   dispatch_type(a.type, [&](auto stored, auto computed) {
     for (int64_t task = begin; task < end; ++task)
       attention_forward_task<decltype(stored), decltype(computed)>(a, task);
   });
-}
-
-void attention_forward(const AttentionForward& a, int64_t begin, int64_t end) {
-  run_attention_forward(a, begin, end);
-}
-
-void gated_positional_attention(const GatedPositionalAttention& a, int64_t begin, int64_t end) {
-  run_attention_forward(a, begin, end);
 }
 
 // --- backward ---
@@ -174,15 +174,6 @@ struct BackwardScratch {
   const Scratch<C> q, grad_out, grad_q;         // [block, D]
   const Scratch<C> probabilities, grad_logits;  // [block, N]
 };
-
-template <typename T, typename C>
-VITFAST_INLINE void unpack_rows(const C* packed, int64_t count, int64_t size, C factor, T* rows, int64_t stride) {
-  for (int64_t i = 0; i < count; ++i) {
-    for_each_vector<C>(size, [&](int64_t j, int64_t n) __attribute__((always_inline)) {
-      store_up_to<C>(rows + i * stride + j, load(packed + i * padded<C>(size) + j) * factor, n);
-    });
-  }
-}
 
 template <typename T, typename C>
 VITFAST_INLINE C dot(const C* packed, const T* row, int64_t size) {

@@ -32,7 +32,7 @@ inline HeadsView tokens_first_view(const Tensor& x_BNHD) {
 // q (part 0), k (1) or v (2) of qkv [B, N, 3, H, D]
 inline HeadsView packed_view(const Tensor& qkv, int64_t part) {
   char* data = static_cast<char*>(const_cast<void*>(qkv.const_data_ptr()));
-  return {data + part * qkv.stride(2) * element_size(qkv), qkv.stride(0), qkv.stride(3), qkv.stride(1)};
+  return {data + part * qkv.stride(2) * int64_t(qkv.element_size()), qkv.stride(0), qkv.stride(3), qkv.stride(1)};
 }
 
 inline AttentionSizes check_heads(const char* op, const Tensor& q, const Tensor& k, const Tensor& v) {

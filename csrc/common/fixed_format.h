@@ -137,13 +137,4 @@ struct FixedPointRounding {
   FixedFormat<double> format64;
 };
 
-template <typename C>
-inline const FixedFormat<C>& format_of(const FixedPointRounding& rounding) {
-  if constexpr (sizeof(C) == 4) {
-    return rounding.format32;
-  } else {
-    return rounding.format64;
-  }
-}
-
 }  // namespace vitfast

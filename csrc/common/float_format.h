@@ -5,7 +5,8 @@
 
 #include <cstdint>
 #include <cstring>
-#include <type_traits>
+
+#include "csrc/common/types.h"
 
 #if defined(__CUDACC__)
 #define VITFAST_HOST_DEVICE __host__ __device__ __forceinline__
@@ -22,18 +23,8 @@ enum class Overflow : int64_t { inf = 0, nan = 1, saturate = 2 };
 // Calls f with the rounding rule as a std::integral_constant.
 template <typename F>
 void with_rule(Rounding rule, const F& f) {
-  switch (rule) {
-    case Rounding::nearest_even:
-      return f(std::integral_constant<Rounding, Rounding::nearest_even>{});
-    case Rounding::nearest_away:
-      return f(std::integral_constant<Rounding, Rounding::nearest_away>{});
-    case Rounding::toward_zero:
-      return f(std::integral_constant<Rounding, Rounding::toward_zero>{});
-    case Rounding::stochastic:
-      return f(std::integral_constant<Rounding, Rounding::stochastic>{});
-    case Rounding::qtorch:
-      return f(std::integral_constant<Rounding, Rounding::qtorch>{});
-  }
+  using R = Rounding;
+  with_constant<R::nearest_even, R::nearest_away, R::toward_zero, R::stochastic, R::qtorch>(rule, f);
 }
 
 // Bit layout of the storage type.
@@ -73,16 +64,12 @@ struct FloatFormat {
   Bits code_parity;     // 1 if ties are resolved by the parity of the exponent (no mantissa bits), else 0
 };
 
-VITFAST_HOST_DEVICE float float_with_bits(uint32_t bits) {
-  float value;
-  memcpy(&value, &bits, sizeof(value));
-  return value;
-}
-
-VITFAST_HOST_DEVICE uint32_t bits_of_float(float value) {
-  uint32_t bits;
-  memcpy(&bits, &value, sizeof(bits));
-  return bits;
+template <typename To, typename From>
+VITFAST_HOST_DEVICE To bit_cast(const From& from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  memcpy(&to, &from, sizeof(To));
+  return to;
 }
 
 // Bit-exact QPyTorch 0.3.0, for its formats with at most 22 mantissa bits. Rounds ties away from zero, but aligns
@@ -94,9 +81,9 @@ VITFAST_HOST_DEVICE uint32_t round_as_qtorch(uint32_t bits, const FloatFormat<Fl
   const uint32_t sign = bits & 0x80000000u;
   const bool is_subnormal = int32_t((bits & 0x7fffffffu) >> 23) < format.min_exponent;
 
-  const float shift = float_with_bits(sign | uint32_t(format.min_exponent) << 23);
-  const uint32_t shifted = bits_of_float(float_with_bits(bits) + shift);
-  const uint32_t subnormal = bits_of_float(float_with_bits((shifted + half) & kept_bits) - shift);
+  const float shift = bit_cast<float>(sign | uint32_t(format.min_exponent) << 23);
+  const uint32_t shifted = bit_cast<uint32_t>(bit_cast<float>(bits) + shift);
+  const uint32_t subnormal = bit_cast<uint32_t>(bit_cast<float>((shifted + half) & kept_bits) - shift);
 
   const uint32_t normal = (bits + half) & kept_bits;
   const bool has_limit = format.infinity_bits != Float32Bits::infinity;
@@ -204,9 +191,10 @@ struct FloatRounding {
   FloatFormat<Float64Bits> format64;  // for float64
 };
 
-template <typename Layout>
-inline const FloatFormat<Layout>& format_of(const FloatRounding& rounding) {
-  if constexpr (sizeof(typename Layout::Float) == 4) {
+// The format of a FloatRounding or FixedPointRounding for a computing type.
+template <typename C, typename R>
+const auto& format_of(const R& rounding) {
+  if constexpr (sizeof(C) == 4) {
     return rounding.format32;
   } else {
     return rounding.format64;

@@ -20,11 +20,6 @@ namespace vitfast {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-inline bool has_type(ScalarType type) {
-  return type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half ||
-         type == ScalarType::Double;
-}
-
 inline Type type_of(const Tensor& tensor) {
   switch (tensor.scalar_type()) {
     case ScalarType::Float:
@@ -43,19 +38,11 @@ inline ScalarType computing_type(const Tensor& tensor) {
   return tensor.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-inline int64_t element_size(const Tensor& tensor) {
-  switch (type_of(tensor)) {
-    case Type::float32:
-      return 4;
-    case Type::float64:
-      return 8;
-    default:
-      return 2;
-  }
-}
-
 inline void check_tensor(const char* op, const char* name, const Tensor& tensor) {
-  STD_TORCH_CHECK(has_type(tensor.scalar_type()), op, ": ", name, " must be float32, bfloat16, float16 or float64");
+  const ScalarType type = tensor.scalar_type();
+  const bool is_supported = type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half ||
+                            type == ScalarType::Double;
+  STD_TORCH_CHECK(is_supported, op, ": ", name, " must be float32, bfloat16, float16 or float64");
 }
 
 inline bool is_on_device_of(const Tensor& tensor, const Tensor& like) {
@@ -78,19 +65,6 @@ inline void check_sizes(const char* op, const char* name, const Tensor& tensor, 
   STD_TORCH_CHECK(sizes_of(tensor) == expected, op, ": ", name, " has a wrong shape");
 }
 
-inline int32_t aoti_type(ScalarType type) {
-  switch (type) {
-    case ScalarType::Float:
-      return aoti_torch_dtype_float32();
-    case ScalarType::BFloat16:
-      return aoti_torch_dtype_bfloat16();
-    case ScalarType::Half:
-      return aoti_torch_dtype_float16();
-    default:
-      return aoti_torch_dtype_float64();
-  }
-}
-
 // Allocates an uninitialized contiguous CPU tensor. Bypasses the dispatcher, which would cost microseconds.
 inline Tensor new_tensor(const std::vector<int64_t>& sizes, ScalarType type) {
   std::vector<int64_t> strides(sizes.size());
@@ -99,9 +73,10 @@ inline Tensor new_tensor(const std::vector<int64_t>& sizes, ScalarType type) {
     strides[i] = stride;
     stride *= sizes[i] > 1 ? sizes[i] : 1;
   }
+  const auto dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
   AtenTensorHandle handle = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      int64_t(sizes.size()), sizes.data(), strides.data(), aoti_type(type), aoti_torch_device_type_cpu(), 0, &handle));
+      int64_t(sizes.size()), sizes.data(), strides.data(), dtype, aoti_torch_device_type_cpu(), 0, &handle));
   return Tensor(handle);
 }
 

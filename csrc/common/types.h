@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 namespace vitfast {
 
@@ -14,5 +15,11 @@ struct BFloat16 {
 struct Half {
   uint16_t bits;
 };
+
+// Calls f with the one of `values` that equals `value`, as a std::integral_constant.
+template <auto... values, typename V, typename F>
+inline __attribute__((always_inline)) void with_constant(V value, const F& f) {
+  (void)((value == values && (f(std::integral_constant<V, values>{}), true)) || ...);
+}
 
 }  // namespace vitfast

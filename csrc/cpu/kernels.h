@@ -25,29 +25,15 @@ struct Gelu {
   void* grad_pre_activation;    // backward only; may be grad_activation's memory
 };
 
-struct AddInPlace {
+// Elementwise rounding by a FloatRounding or a FixedPointRounding.
+template <typename R>
+struct Quantize {
   Type type;
   const void* x;
-  void* sum;  // += x
-};
-
-// Elementwise rounding.
-struct Elements {
-  Type type;
-  const void* x;
-  void* y;        // may be x's memory
+  void* y;  // may be x's memory
+  R rounding;
   uint64_t seed;  // stochastic rounding
   bool streams;   // whether y is too large for the caches
-};
-
-struct QuantizeFloat {
-  Elements elements;
-  FloatRounding rounding;
-};
-
-struct QuantizeFixed {
-  Elements elements;
-  FixedPointRounding rounding;
 };
 
 // Rows of a task: a multiple of every tile, enough to amortize packing a panel in several threads.
@@ -69,36 +55,49 @@ struct UpsampleRelations {
   const void* weights;  // in the accumulation type
 };
 
-// [begin, end) counts rows, chunks of rows, tasks or elements, as noted.
+// Runs the part [begin, end) of an operator's work; the table says what is counted.
+template <typename Arguments>
+using Kernel = void (*)(const Arguments&, int64_t begin, int64_t end);
+
 struct CpuKernels {
   const char* name;
-  void (*layer_norm_forward)(const LayerNormForward&, int64_t begin, int64_t end);    // rows
-  void (*layer_norm_backward)(const LayerNormBackward&, int64_t begin, int64_t end);  // chunks
-  void (*attention_forward)(const AttentionForward&, int64_t begin, int64_t end);     // B * H * row_splits tasks
-  void (*gated_positional_attention)(const GatedPositionalAttention&, int64_t begin, int64_t end);  // the same
-  void (*attention_backward)(
-      const AttentionBackward&,
-      int64_t begin,
-      int64_t end);  // heads of images; heads if grad_bias is summed over the batch
-  void (*gelu_forward)(const Gelu&, int64_t begin, int64_t end);                     // elements
-  void (*gelu_backward)(const Gelu&, int64_t begin, int64_t end);                    // elements
-  void (*add_in_place)(const AddInPlace&, int64_t begin, int64_t end);               // elements
-  void (*quantize_float)(const QuantizeFloat&, int64_t begin, int64_t end);          // elements
-  void (*quantize_fixed)(const QuantizeFixed&, int64_t begin, int64_t end);          // elements
-  void (*matmul_accumulate)(const MatmulAccumulate&, int64_t begin, int64_t end);    // panels * blocks of rows
-  int64_t (*matmul_accumulate_panels)(int64_t columns);                              // their number
-  void (*upsample_relations)(const UpsampleRelations&, int64_t begin, int64_t end);  // heads of images
+  Kernel<LayerNormForward> layer_norm_forward;                  // rows
+  Kernel<LayerNormBackward> layer_norm_backward;                // chunks of rows
+  Kernel<AttentionForward> attention_forward;                   // B * H * row_splits tasks
+  Kernel<GatedPositionalAttention> gated_positional_attention;  // the same
+  Kernel<AttentionBackward> attention_backward;  // heads of images; heads if grad_bias is summed over the batch
+  Kernel<Gelu> gelu_forward;                     // elements, as the next three
+  Kernel<Gelu> gelu_backward;
+  Kernel<Quantize<FloatRounding>> quantize_float;
+  Kernel<Quantize<FixedPointRounding>> quantize_fixed;
+  Kernel<MatmulAccumulate> matmul_accumulate;            // panels * blocks of rows
+  int64_t (*matmul_accumulate_panels)(int64_t columns);  // their number
+  Kernel<UpsampleRelations> upsample_relations;          // heads of images
 };
 
-// One table per file of csrc/cpu/isa/.
+struct PackedKernels;  // csrc/packed/packed.h
+
+// The tables of each file of csrc/cpu/isa/.
 namespace baseline {
 extern const CpuKernels kernels;
-}
+extern const PackedKernels packed_kernels;
+}  // namespace baseline
 namespace avx2 {
 extern const CpuKernels kernels;
-}
+extern const PackedKernels packed_kernels;
+}  // namespace avx2
 namespace avx512 {
 extern const CpuKernels kernels;
+extern const PackedKernels packed_kernels;
+}  // namespace avx512
+namespace avx512_vnni {
+extern const PackedKernels packed_kernels;
+}
+namespace avx512_bf16 {
+extern const PackedKernels packed_kernels;
+}
+namespace avx512_amx {
+extern const PackedKernels packed_kernels;
 }
 
 // The kernels of the widest supported instruction set, or of the one selected by VITFAST_ISA.

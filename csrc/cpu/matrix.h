@@ -51,20 +51,24 @@ VITFAST_INLINE void transpose(Vector<C>* square) {
   if constexpr (distance > 1) transpose<C, distance / 2>(square);
 }
 
+// packed[j * packed_stride + i] = rows[i * stride + j] for the first vector of `count` rows, padded with zeros.
+template <typename C, typename T>
+VITFAST_INLINE void transpose_vector(
+    const T* rows, int64_t stride, int64_t count, int64_t size, C* packed, int64_t packed_stride) {
+  constexpr int64_t w = width<C>;
+  for_each_vector<C>(size, [&](int64_t j, int64_t n) __attribute__((always_inline)) {
+    Vector<C> square[w];
+    for (int64_t r = 0; r < w; ++r) square[r] = r < count ? load_up_to<C>(rows + r * stride + j, n) : Vector<C>{};
+    transpose<C>(square);
+    for (int64_t r = 0; r < n; ++r) store(packed + (j + r) * packed_stride, square[r]);
+  });
+}
+
 // packed[j][i] = rows[i * stride + j]
 template <typename C, typename T>
 void pack_transposed(const T* rows, int64_t stride, int64_t count, int64_t size, C* packed) {
-  constexpr int64_t w = width<C>;
-  const int64_t packed_stride = padded<C>(count);
-  for (int64_t i = 0; i < count; i += w) {
-    for_each_vector<C>(size, [&](int64_t j, int64_t n) __attribute__((always_inline)) {
-      Vector<C> square[w];
-      for (int64_t r = 0; r < w; ++r) {
-        square[r] = i + r < count ? load_up_to<C>(rows + (i + r) * stride + j, n) : Vector<C>{};
-      }
-      transpose<C>(square);
-      for (int64_t r = 0; r < n; ++r) store(packed + (j + r) * packed_stride + i, square[r]);
-    });
+  for (int64_t i = 0; i < count; i += width<C>) {
+    transpose_vector(rows + i * stride, stride, count - i, size, packed + i, padded<C>(count));
   }
 }
 
@@ -126,18 +130,7 @@ void multiply_columns(const Gemm<C>& p, int64_t rows, const C* b, C* out) {
   }
   const C* a = p.a + i * p.a_row;
   out += i * p.out_stride;
-  switch (rows - i) {
-    case 5:
-      return multiply_tile<C, 5, vectors>(p, a, b, out);
-    case 4:
-      return multiply_tile<C, 4, vectors>(p, a, b, out);
-    case 3:
-      return multiply_tile<C, 3, vectors>(p, a, b, out);
-    case 2:
-      return multiply_tile<C, 2, vectors>(p, a, b, out);
-    case 1:
-      return multiply_tile<C, 1, vectors>(p, a, b, out);
-  }
+  with_constant<5, 4, 3, 2, 1>(rows - i, [&](auto rest) { multiply_tile<C, int(rest), vectors>(p, a, b, out); });
 }
 
 // `columns` counts elements and is a multiple of the vectors' width.
@@ -153,20 +146,9 @@ void multiply(Gemm<C> p, int64_t rows, int64_t columns) {
       const int64_t last = (panel + 1) * vectors / panels;
       const C* b = p.b + first * width<C>;
       C* out = p.out + first * width<C>;
-      switch (last - first) {
-        case 1:
-          multiply_columns<C, 1>(p, rows, b, out);
-          break;
-        case 2:
-          multiply_columns<C, 2>(p, rows, b, out);
-          break;
-        case 3:
-          if constexpr (max_tile_vectors > 2) multiply_columns<C, 3>(p, rows, b, out);
-          break;
-        case 4:
-          if constexpr (max_tile_vectors > 2) multiply_columns<C, 4>(p, rows, b, out);
-          break;
-      }
+      with_constant<4, 3, 2, 1>(last - first, [&](auto count) {
+        if constexpr (count <= max_tile_vectors) multiply_columns<C, int(count)>(p, rows, b, out);
+      });
     }
     p.a += max_depth * p.a_depth;
     p.b += max_depth * p.b_stride;

@@ -21,21 +21,15 @@
 namespace vitfast::VITFAST_ISA {
 
 #define VITFAST_INLINE inline __attribute__((always_inline))
+#define VITFAST_STRINGIZE_(name) #name
+#define VITFAST_STRINGIZE(name) VITFAST_STRINGIZE_(name)
 
 // C is the accumulation type: float, or double for float64 tensors.
 template <typename C>
-struct VectorTypes;
-
-template <>
-struct VectorTypes<float> {
-  typedef float Vector __attribute__((vector_size(VITFAST_VECTOR_BYTES)));
-  typedef int32_t Integers __attribute__((vector_size(VITFAST_VECTOR_BYTES)));
-};
-
-template <>
-struct VectorTypes<double> {
-  typedef double Vector __attribute__((vector_size(VITFAST_VECTOR_BYTES)));
-  typedef int64_t Integers __attribute__((vector_size(VITFAST_VECTOR_BYTES)));
+struct VectorTypes {
+  using Integer = std::conditional_t<sizeof(C) == 4, int32_t, int64_t>;
+  typedef C Vector __attribute__((vector_size(VITFAST_VECTOR_BYTES)));
+  typedef Integer Integers __attribute__((vector_size(VITFAST_VECTOR_BYTES)));
 };
 
 template <typename C>
@@ -48,14 +42,6 @@ constexpr int64_t width = VITFAST_VECTOR_BYTES / int64_t(sizeof(C));
 
 typedef uint16_t Halves __attribute__((vector_size(VITFAST_VECTOR_BYTES / 2)));
 typedef uint32_t Words __attribute__((vector_size(VITFAST_VECTOR_BYTES)));
-
-template <typename To, typename From>
-VITFAST_INLINE To bit_cast(const From& from) {
-  static_assert(sizeof(To) == sizeof(From));
-  To to;
-  std::memcpy(&to, &from, sizeof(To));
-  return to;
-}
 
 template <typename C>
 VITFAST_INLINE Vector<C> broadcast(C value) {
@@ -97,40 +83,13 @@ VITFAST_INLINE void store(BFloat16* p, Vector<float> v) {
   std::memcpy(p, &halves, sizeof(halves));
 }
 
-#if defined(__F16C__)
-
-VITFAST_INLINE Vector<float> load(const Half* p) {
+// GCC 12 warns about _mm512_cvtph_ps and _mm512_cvtps_ph.
+VITFAST_INLINE Vector<float> from_halves(Halves halves) {
 #if VITFAST_VECTOR_BYTES == 64
-  return (Vector<float>)_mm512_maskz_cvtph_ps(
-      __mmask16(-1), _mm256_loadu_si256((const __m256i*)p));  // GCC 12 warns about the plain one
+  return (Vector<float>)_mm512_maskz_cvtph_ps(__mmask16(-1), (__m256i)halves);
+#elif defined(__F16C__)
+  return (Vector<float>)_mm256_cvtph_ps((__m128i)halves);
 #else
-  return (Vector<float>)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
-#endif
-}
-
-VITFAST_INLINE void store(Half* p, Vector<float> v) {
-#if VITFAST_VECTOR_BYTES == 64
-  _mm256_storeu_si256((__m256i*)p, _mm512_maskz_cvtps_ph(__mmask16(-1), (__m512)v, _MM_FROUND_TO_NEAREST_INT));
-#else
-  _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
-#endif
-}
-
-// To the nearest half and back.
-VITFAST_INLINE Vector<float> round_to_half(Vector<float> v) {
-#if VITFAST_VECTOR_BYTES == 64
-  const __m256i halves = _mm512_maskz_cvtps_ph(__mmask16(-1), (__m512)v, _MM_FROUND_TO_NEAREST_INT);
-  return (Vector<float>)_mm512_maskz_cvtph_ps(__mmask16(-1), halves);
-#else
-  return (Vector<float>)_mm256_cvtph_ps(_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
-#endif
-}
-
-#else
-
-VITFAST_INLINE Vector<float> load(const Half* p) {
-  Halves halves;
-  std::memcpy(&halves, p, sizeof(halves));
   const Words bits = __builtin_convertvector(halves, Words);
   const Words magnitude = bits & 0x7fff;
   // a multiplication moves the exponent's bias and normalizes subnormals, exactly
@@ -138,9 +97,16 @@ VITFAST_INLINE Vector<float> load(const Half* p) {
   const Words finite = bit_cast<Words>(scaled);
   const Words number = magnitude >= 0x7c00 ? (finite | 0x7f800000) : finite;
   return bit_cast<Vector<float>>(number | ((bits & 0x8000) << 16));
+#endif
 }
 
-VITFAST_INLINE void store(Half* p, Vector<float> v) {
+VITFAST_INLINE Halves to_halves(Vector<float> v) {
+#if VITFAST_VECTOR_BYTES == 64
+  return (Halves)_mm512_maskz_cvtps_ph(__mmask16(-1), (__m512)v, _MM_FROUND_TO_NEAREST_INT);
+#elif defined(__F16C__)
+  return (Halves)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT);
+#else
+  Halves halves;
   static const FloatFormat<Float32Bits> half =
       make_float_format<Float32Bits>(5, 10, 0x477fe000u, true, true, true, Overflow::inf);
   for (int64_t i = 0; i < width<float>; ++i) {
@@ -149,11 +115,22 @@ VITFAST_INLINE void store(Half* p, Vector<float> v) {
     const float value = bit_cast<float>(magnitude) * 0x1p-112f;  // exact: the value fits
     const uint32_t number =
         magnitude >= 0x7f800000 ? 0x7c00 | ((magnitude >> 13) & 0x3ff) : bit_cast<uint32_t>(value) >> 13;
-    p[i].bits = uint16_t(number | ((bits >> 16) & 0x8000));
+    halves[i] = uint16_t(number | ((bits >> 16) & 0x8000));
   }
+  return halves;
+#endif
 }
 
-#endif
+VITFAST_INLINE Vector<float> load(const Half* p) {
+  Halves halves;
+  std::memcpy(&halves, p, sizeof(halves));
+  return from_halves(halves);
+}
+
+VITFAST_INLINE void store(Half* p, Vector<float> v) {
+  const Halves halves = to_halves(v);
+  std::memcpy(p, &halves, sizeof(halves));
+}
 
 // --- the first `count` elements of a vector; the others are zero, or left alone ---
 
@@ -165,7 +142,13 @@ VITFAST_INLINE Vector<C> load_some(const T* p, int64_t count) {
 }
 
 template <typename C, typename T>
-VITFAST_INLINE void store_some(T* p, Vector<C> v, int64_t count) {
+VITFAST_INLINE Vector<C> load_up_to(const T* p, int64_t count) {
+  return count == width<C> ? load(p) : load_some<C>(p, count);
+}
+
+template <typename C, typename T>
+VITFAST_INLINE void store_up_to(T* p, Vector<C> v, int64_t count) {
+  if (count == width<C>) return store(p, v);
   T buffer[width<C>];
   store(buffer, v);
   std::memcpy(p, buffer, size_t(count) * sizeof(T));
@@ -177,20 +160,6 @@ VITFAST_INLINE void for_each_vector(int64_t size, const F& f) {
   int64_t i = 0;
   for (; i + width<C> <= size; i += width<C>) f(i, width<C>);
   if (i < size) f(i, size - i);
-}
-
-template <typename C, typename T>
-VITFAST_INLINE Vector<C> load_up_to(const T* p, int64_t count) {
-  return count == width<C> ? load(p) : load_some<C>(p, count);
-}
-
-template <typename C, typename T>
-VITFAST_INLINE void store_up_to(T* p, Vector<C> v, int64_t count) {
-  if (count == width<C>) {
-    store(p, v);
-  } else {
-    store_some<C>(p, v, count);
-  }
 }
 
 // --- across a vector ---

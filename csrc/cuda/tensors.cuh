@@ -39,7 +39,7 @@ inline std::optional<Tensor> aligned(const std::optional<Tensor>& tensor) {
 
 // The tensor with a contiguous last dimension and all rows 16-byte aligned: the tensor itself, or a copy.
 inline Tensor with_aligned_rows(const Tensor& tensor) {
-  const int64_t elements = 16 / element_size(tensor);
+  const int64_t elements = 16 / int64_t(tensor.element_size());
   bool is_aligned = tensor.stride(-1) == 1 && is_pack_aligned(tensor.const_data_ptr());
   for (int64_t i = 0; i + 1 < tensor.dim(); ++i) is_aligned = is_aligned && tensor.stride(i) % elements == 0;
   return is_aligned ? tensor : torch::stable::clone(torch::stable::contiguous(tensor));

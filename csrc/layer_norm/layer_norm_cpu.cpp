@@ -17,13 +17,12 @@ struct Cpu {
   }
 
   static void forward(const LayerNormForward& a, const Tensor&) {
-    parallel(a.rows, a.channels, [&](int64_t begin, int64_t end) { cpu_kernels().layer_norm_forward(a, begin, end); });
+    parallel(a.rows, a.channels, cpu_kernels().layer_norm_forward, a);
   }
 
   static void backward(const LayerNormBackward& a, const Tensor&) {
-    parallel(ceil_div(a.rows, a.rows_per_chunk), a.rows_per_chunk * a.channels, [&](int64_t begin, int64_t end) {
-      cpu_kernels().layer_norm_backward(a, begin, end);
-    });
+    const int64_t chunks = ceil_div(a.rows, a.rows_per_chunk);
+    parallel(chunks, a.rows_per_chunk * a.channels, cpu_kernels().layer_norm_backward, a);
   }
 };
 

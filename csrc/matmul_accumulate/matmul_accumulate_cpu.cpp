@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "csrc/cpu/tensors.h"
 #include "csrc/matmul_accumulate/matmul_accumulate_tensors.h"
 
@@ -8,9 +10,7 @@ struct Cpu {
   static void run(const MatmulAccumulate& a, const Tensor&) {
     constexpr int64_t block_rows = matmul_accumulate_block_rows;
     const int64_t tasks = cpu_kernels().matmul_accumulate_panels(a.columns) * ceil_div(a.rows, block_rows);
-    parallel(tasks, (a.rows < block_rows ? a.rows : block_rows) * (a.depth + 1), [&](int64_t begin, int64_t end) {
-      cpu_kernels().matmul_accumulate(a, begin, end);
-    });
+    parallel(tasks, std::min(a.rows, block_rows) * (a.depth + 1), cpu_kernels().matmul_accumulate, a);
   }
 };
 

@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "csrc/common/chunks.h"
+#include "csrc/cpu/matrix.h"
 #include "csrc/quantize/round_vector_cpu_kernel.h"
 
 namespace vitfast::VITFAST_ISA {
@@ -14,13 +14,10 @@ constexpr int64_t accumulate_tile_columns = accumulate_tile_vectors * width<floa
 
 // Packs one panel of the weight [columns, depth] as [depth, tile_columns], padded with zeros.
 inline void pack_panel(const MatmulAccumulate& a, int64_t panel, float* packed) {
-  const int64_t first = panel * accumulate_tile_columns;
-  for (int64_t column = 0; column < accumulate_tile_columns; ++column) {
-    const bool is_there = first + column < a.columns;
-    const float* source = a.weight + (first + column) * a.depth;
-    for (int64_t k = 0; k < a.depth; ++k) {
-      packed[k * accumulate_tile_columns + column] = is_there ? source[k] : 0.0f;
-    }
+  for (int64_t i = 0; i < accumulate_tile_columns; i += width<float>) {
+    const int64_t column = panel * accumulate_tile_columns + i;
+    const float* rows = a.weight + column * a.depth;
+    transpose_vector(rows, a.depth, a.columns - column, a.depth, packed + i, accumulate_tile_columns);
   }
 }
 
@@ -66,7 +63,7 @@ void matmul_accumulate(const MatmulAccumulate& a, int64_t begin, int64_t end) {
   constexpr int64_t block_rows = matmul_accumulate_block_rows;
   const int64_t row_blocks = ceil_div(a.rows, block_rows);
   const Scratch<float> packed(a.depth * accumulate_tile_columns + 1);
-  with_rounding(a.rounding, [&](auto round) __attribute__((always_inline)) {
+  with_rounding<float>(a.rounding, [&](auto round) __attribute__((always_inline)) {
     int64_t packed_panel = -1;
     for (int64_t task = begin; task < end; ++task) {
       const int64_t panel = task / row_blocks, block = task % row_blocks;

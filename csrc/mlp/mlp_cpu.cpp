@@ -2,42 +2,19 @@
 // faster one today. What lies between them is ours: GELU, the residual, and in the backward GELU's value and derivative
 // in one pass; only GELU of 16-bit numbers that need no backward is torch's, too.
 
-#include <array>
-
 #include "csrc/cpu/tensors.h"
+#include "csrc/linear/torch_operators.h"
 #include "csrc/mlp/mlp_tensors.h"
 
 namespace vitfast {
 namespace {
 
-using torch::stable::detail::from;
-using torch::stable::detail::to;
-
-// x wᵀ + b
-Tensor linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
-  std::array<StableIValue, 3> stack{from(x), from(weight), from(bias)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linear", "", stack.data(), TORCH_ABI_VERSION));
-  return to<Tensor>(stack[0]);
-}
-
-Tensor torch_gelu(const Tensor& x, const std::string& approximate) {
-  std::array<StableIValue, 2> stack{from(x), from(approximate)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::gelu", "", stack.data(), TORCH_ABI_VERSION));
-  return to<Tensor>(stack[0]);
-}
-
 Tensor as_rows(const Tensor& x) {
-  const std::vector<int64_t> sizes{x.numel() / (x.size(-1) > 0 ? x.size(-1) : 1), x.size(-1)};
-  return torch::stable::reshape(x, {sizes.data(), sizes.size()});
+  return reshaped(x, {count_rows(x), x.size(-1)});
 }
 
 Tensor transposed(const Tensor& x) {
   return torch::stable::transpose(x, 0, 1);
-}
-
-Tensor sum_rows(const Tensor& x) {
-  const std::vector<int64_t> dimensions{0};
-  return torch::stable::sum(x, torch::headeronly::IntHeaderOnlyArrayRef(dimensions.data(), 1));
 }
 
 bool is_tanh(const std::string& approximate) {
@@ -65,28 +42,21 @@ std::tuple<Tensor, std::optional<Tensor>, std::optional<Tensor>> mlp_forward(
     bool save_for_backward) {
   check_mlp_weights(x, fc1_weight, fc2_weight);
   const bool tanh = is_tanh(approximate);
-  const Tensor pre_activation = as_contiguous(linear(x, fc1_weight, fc1_bias));
+  const Tensor pre_activation = as_contiguous(torch_linear(x, fc1_weight, fc1_bias));
   const bool is_narrow = type_of(x) == Type::bfloat16 || type_of(x) == Type::float16;
   Tensor activation = pre_activation;
   if (is_narrow && !save_for_backward) {
-    activation =
-        torch_gelu(pre_activation, approximate);  // faster today: rounding to 16 bits costs more in vitfast's kernel
+    // faster today: rounding to 16 bits costs more in vitfast's kernel
+    activation = call_torch("aten::gelu", "", pre_activation, approximate);
   } else {
     if (save_for_backward) activation = new_tensor(x, sizes_of(pre_activation));
     const Gelu arguments{
         type_of(x), tanh, pre_activation.const_data_ptr(), nullptr, activation.mutable_data_ptr(), nullptr};
-    parallel(activation.numel(), gelu_work, [&](int64_t begin, int64_t end) {
-      cpu_kernels().gelu_forward(arguments, begin, end);
-    });
+    parallel(activation.numel(), gelu_work, cpu_kernels().gelu_forward, arguments);
   }
-  const Tensor out = as_contiguous(linear(activation, fc2_weight, fc2_bias));
-  if (residual.has_value()) {
-    check_same_type("mlp", "residual", *residual, x);
-    check_sizes("mlp", "residual", *residual, sizes_of(out));
-    const Tensor residual_rows = as_contiguous(*residual);
-    const AddInPlace addition{type_of(x), residual_rows.const_data_ptr(), out.mutable_data_ptr()};
-    parallel(out.numel(), 1, [&](int64_t begin, int64_t end) { cpu_kernels().add_in_place(addition, begin, end); });
-  }
+  Tensor out = as_contiguous(torch_linear(activation, fc2_weight, fc2_bias));
+  check_like("mlp", "residual", residual, x, sizes_of(out));
+  if (residual.has_value()) out = torch_add(out, *residual);
   return {out, save_for_backward ? std::optional<Tensor>(pre_activation) : std::nullopt, std::nullopt};
 }
 
@@ -101,10 +71,8 @@ std::tuple<Tensor, Tensor, std::optional<Tensor>, Tensor, std::optional<Tensor>>
     bool has_fc1_bias,
     bool has_fc2_bias) {
   check_mlp_weights(x, fc1_weight, fc2_weight);
-  check_same_type("mlp_backward", "grad_out", grad_out, x);
-  check_same_type("mlp_backward", "pre_activation", pre_activation, x);
-  check_sizes("mlp_backward", "grad_out", grad_out, with_last(x, fc2_weight.size(0)));
-  check_sizes("mlp_backward", "pre_activation", pre_activation, with_last(x, fc1_weight.size(0)));
+  check_like("mlp_backward", "grad_out", grad_out, x, with_last(x, fc2_weight.size(0)));
+  check_like("mlp_backward", "pre_activation", pre_activation, x, with_last(x, fc1_weight.size(0)));
 
   const Tensor grad_rows = as_rows(grad_out);
   const Tensor pre_rows = as_contiguous(as_rows(pre_activation));
@@ -117,17 +85,12 @@ std::tuple<Tensor, Tensor, std::optional<Tensor>, Tensor, std::optional<Tensor>>
       grad_hidden.const_data_ptr(),
       activation.mutable_data_ptr(),
       grad_hidden.mutable_data_ptr()};
-  parallel(activation.numel(), gelu_work, [&](int64_t begin, int64_t end) {
-    cpu_kernels().gelu_backward(arguments, begin, end);
-  });
-  const std::vector<int64_t> x_sizes = sizes_of(x);
-  const Tensor grad_x =
-      torch::stable::reshape(torch::stable::matmul(grad_hidden, fc1_weight), {x_sizes.data(), x_sizes.size()});
+  parallel(activation.numel(), gelu_work, cpu_kernels().gelu_backward, arguments);
   const auto bias_gradient = [](bool wanted, const Tensor& grad) {
-    return wanted ? std::optional<Tensor>(sum_rows(grad)) : std::nullopt;
+    return wanted ? std::optional<Tensor>(sum_of_rows(grad)) : std::nullopt;
   };
   return {
-      as_contiguous(grad_x),
+      as_contiguous(reshaped(torch::stable::matmul(grad_hidden, fc1_weight), sizes_of(x))),
       as_contiguous(torch::stable::matmul(transposed(grad_hidden), as_rows(x))),
       bias_gradient(has_fc1_bias, grad_hidden),
       as_contiguous(torch::stable::matmul(transposed(grad_rows), activation)),

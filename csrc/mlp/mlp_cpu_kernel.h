@@ -1,4 +1,4 @@
-// Elementwise parts of the MLP: GELU, its derivative, and the addition of the residual in place.
+// Elementwise parts of the MLP: GELU and its derivative.
 
 #pragma once
 
@@ -81,54 +81,39 @@ VITFAST_INLINE GeluWithDerivative<C> gelu_with_derivative(Vector<C> x) {
   }
 }
 
-template <typename T, typename C, bool tanh>
-void gelu_forward_range(const Gelu& a, int64_t begin, int64_t end) {
-  const T* x = static_cast<const T*>(a.pre_activation);
-  T* y = static_cast<T*>(a.activation);
-  for_each_vector<C>(end - begin, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
-    store_up_to<C>(y + begin + i, gelu<tanh, C>(load_up_to<C>(x + begin + i, count)), count);
-  });
-}
-
-template <typename T, typename C, bool tanh>
-void gelu_backward_range(const Gelu& a, int64_t begin, int64_t end) {
-  const T* x = static_cast<const T*>(a.pre_activation);
-  const T* grad = static_cast<const T*>(a.grad_activation);
-  T* y = static_cast<T*>(a.activation);
-  T* grad_x = static_cast<T*>(a.grad_pre_activation);
-  for_each_vector<C>(end - begin, [&](int64_t offset, int64_t count) __attribute__((always_inline)) {
-    const int64_t i = begin + offset;
-    const GeluWithDerivative<C> g = gelu_with_derivative<tanh, C>(load_up_to<C>(x + i, count));
-    const Vector<C> product = load_up_to<C>(grad + i, count) * g.derivative;
-    store_up_to<C>(y + i, g.value, count);
-    store_up_to<C>(grad_x + i, product, count);
+// Calls f(T{}, C{}, std::bool_constant<tanh>{}).
+template <typename F>
+void dispatch_gelu(const Gelu& a, const F& f) {
+  dispatch_type(a.type, [&](auto stored, auto computed) {
+    with_constant<false, true>(a.tanh, [&](auto tanh) { f(stored, computed, tanh); });
   });
 }
 
 void gelu_forward(const Gelu& a, int64_t begin, int64_t end) {
-  dispatch_type(a.type, [&](auto stored, auto computed) {
+  dispatch_gelu(a, [&](auto stored, auto computed, auto tanh) {
     using T = decltype(stored);
     using C = decltype(computed);
-    a.tanh ? gelu_forward_range<T, C, true>(a, begin, end) : gelu_forward_range<T, C, false>(a, begin, end);
+    const T* x = static_cast<const T*>(a.pre_activation) + begin;
+    T* y = static_cast<T*>(a.activation) + begin;
+    for_each_vector<C>(end - begin, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
+      store_up_to<C>(y + i, gelu<tanh, C>(load_up_to<C>(x + i, count)), count);
+    });
   });
 }
 
 void gelu_backward(const Gelu& a, int64_t begin, int64_t end) {
-  dispatch_type(a.type, [&](auto stored, auto computed) {
+  dispatch_gelu(a, [&](auto stored, auto computed, auto tanh) {
     using T = decltype(stored);
     using C = decltype(computed);
-    a.tanh ? gelu_backward_range<T, C, true>(a, begin, end) : gelu_backward_range<T, C, false>(a, begin, end);
-  });
-}
-
-void add_in_place(const AddInPlace& a, int64_t begin, int64_t end) {
-  dispatch_type(a.type, [&](auto stored, auto computed) {
-    using T = decltype(stored);
-    using C = decltype(computed);
-    const T* x = static_cast<const T*>(a.x) + begin;
-    T* sum = static_cast<T*>(a.sum) + begin;
-    for_each_vector<C>(end - begin, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
-      store_up_to<C>(sum + i, load_up_to<C>(sum + i, n) + load_up_to<C>(x + i, n), n);
+    const T* x = static_cast<const T*>(a.pre_activation) + begin;
+    const T* grad = static_cast<const T*>(a.grad_activation) + begin;
+    T* y = static_cast<T*>(a.activation) + begin;
+    T* grad_x = static_cast<T*>(a.grad_pre_activation) + begin;
+    for_each_vector<C>(end - begin, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
+      const GeluWithDerivative<C> g = gelu_with_derivative<tanh, C>(load_up_to<C>(x + i, count));
+      const Vector<C> product = load_up_to<C>(grad + i, count) * g.derivative;
+      store_up_to<C>(y + i, g.value, count);
+      store_up_to<C>(grad_x + i, product, count);
     });
   });
 }

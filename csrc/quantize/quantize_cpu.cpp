@@ -5,21 +5,21 @@ namespace vitfast {
 namespace {
 
 struct Cpu {
-  static Elements elements(const QuantizeCall& call) {
-    const uint64_t seed = call.seed == nullptr ? 0 : static_cast<uint64_t>(*call.seed);
-    return {type_of(call.x), call.x.const_data_ptr(), call.y.mutable_data_ptr(), seed, exceeds_caches(call.x)};
-  }
-
-  static void round(const FloatRounding& rounding, const QuantizeCall& call) {
-    const QuantizeFloat arguments{elements(call), rounding};
-    parallel(
-        call.x.numel(), 1, [&](int64_t begin, int64_t end) { cpu_kernels().quantize_float(arguments, begin, end); });
-  }
-
-  static void round(const FixedPointRounding& rounding, const QuantizeCall& call) {
-    const QuantizeFixed arguments{elements(call), rounding};
-    parallel(
-        call.x.numel(), 1, [&](int64_t begin, int64_t end) { cpu_kernels().quantize_fixed(arguments, begin, end); });
+  template <typename R>
+  static void round(const R& rounding, const QuantizeCall& call) {
+    constexpr int64_t cache_bytes = int64_t(8) << 20;
+    const Quantize<R> arguments{
+        type_of(call.x),
+        call.x.const_data_ptr(),
+        call.y.mutable_data_ptr(),
+        rounding,
+        call.seed == nullptr ? 0 : uint64_t(*call.seed),
+        call.x.numel() * int64_t(call.x.element_size()) >= cache_bytes};
+    if constexpr (std::is_same_v<R, FloatRounding>) {
+      parallel(call.x.numel(), 1, cpu_kernels().quantize_float, arguments);
+    } else {
+      parallel(call.x.numel(), 1, cpu_kernels().quantize_fixed, arguments);
+    }
   }
 };
 

@@ -18,7 +18,7 @@ inline bool is_half(const FloatFormat<Float32Bits>& format) {
 struct NearestHalf {
   VITFAST_INLINE Vector<float> operator()(Vector<float> v) const {
     const Vector<float> quieted = bit_cast<Vector<float>>(bit_cast<Words>(v) | 0x00400000);
-    return v == v ? round_to_half(v) : quieted;
+    return v == v ? from_halves(to_halves(v)) : quieted;
   }
 };
 
@@ -62,62 +62,58 @@ struct NearestEven {
   float spacing;
 };
 
-// Any format and deterministic rounding.
-template <Rounding rounding>
-struct AnyRounding {
-  VITFAST_INLINE Vector<float> operator()(Vector<float> v) const {
-    uint32_t bits[width<float>];
-    std::memcpy(bits, &v, sizeof(v));
-    for (int64_t i = 0; i < width<float>; ++i) bits[i] = round_bits<Float32Bits, rounding>(bits[i], format);
-    std::memcpy(&v, bits, sizeof(v));
-    return v;
+template <typename C, Rounding rounding>
+struct RoundFloat {
+  using Layout = std::conditional_t<sizeof(C) == 4, Float32Bits, Float64Bits>;
+  VITFAST_INLINE C operator()(C value, uint32_t random = 0) const {
+    return bit_cast<C>(round_bits<Layout, rounding>(bit_cast<typename Layout::Bits>(value), format, random));
   }
 
-  FloatFormat<Float32Bits> format;
+  FloatFormat<Layout> format;
 };
 
-// Calls f with a functor that rounds a vector; the rounding must be deterministic.
-template <typename F>
-VITFAST_INLINE void with_rounding(const FloatRounding& rounding, const F& f) {
-  const FloatFormat<Float32Bits>& format = rounding.format32;
-  if (rounding.rounding == Rounding::nearest_even) {
-#if defined(__F16C__)
-    if (is_half(format)) return f(NearestHalf{});
-#endif
-    if (NearestEven::covers(format)) return f(NearestEven(format));
-    return f(AnyRounding<Rounding::nearest_even>{format});
+// Rounds a vector element by element, in a loop that the compiler vectorizes.
+template <typename C, typename Round>
+struct EachElement {
+  VITFAST_INLINE Vector<C> operator()(Vector<C> v) const {
+    C values[width<C>];
+    store(values, v);
+    for (int64_t i = 0; i < width<C>; ++i) values[i] = round(values[i]);
+    return load(values);
   }
-  if (rounding.rounding == Rounding::qtorch) return f(AnyRounding<Rounding::qtorch>{format});
-  if (rounding.rounding == Rounding::nearest_away) return f(AnyRounding<Rounding::nearest_away>{format});
-  f(AnyRounding<Rounding::toward_zero>{format});
+
+  Round round;
+};
+
+// Calls f with a functor that rounds a vector; the rounding must be deterministic. In float64, where QPyTorch has no
+// rounding, its ties are rounded away from zero.
+template <typename C, typename F>
+VITFAST_INLINE void with_rounding(const FloatRounding& rounding, const F& f) {
+  const auto& format = format_of<C>(rounding);
+  if constexpr (sizeof(C) == sizeof(float)) {
+    if (rounding.rounding == Rounding::nearest_even) {
+#if defined(__F16C__)
+      if (is_half(format)) return f(NearestHalf{});
+#endif
+      if (NearestEven::covers(format)) return f(NearestEven(format));
+    }
+  }
+  using R = Rounding;
+  with_constant<R::nearest_even, R::nearest_away, R::toward_zero, R::qtorch>(
+      rounding.rounding, [&](auto rule) __attribute__((always_inline)) {
+        using Round = RoundFloat<C, rule>;
+        f(EachElement<C, Round>{{format}});
+      });
 }
 
 // Rounds `count` adjacent numbers in place.
-inline void round_row(const FloatRounding& rounding, float* row, int64_t count) {
-  with_rounding(rounding, [&](auto round) __attribute__((always_inline)) {
-    for_each_vector<float>(count, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
-      store_up_to<float>(row + i, round(load_up_to<float>(row + i, n)), n);
+template <typename C>
+void round_row(const FloatRounding& rounding, C* row, int64_t count) {
+  with_rounding<C>(rounding, [&](auto round) __attribute__((always_inline)) {
+    for_each_vector<C>(count, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
+      store_up_to<C>(row + i, round(load_up_to<C>(row + i, n)), n);
     });
   });
-}
-
-template <Rounding rounding>
-void round_doubles(const FloatFormat<Float64Bits>& format, double* row, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) {
-    row[i] = bit_cast<double>(round_bits<Float64Bits, rounding>(bit_cast<uint64_t>(row[i]), format));
-  }
-}
-
-inline void round_row(const FloatRounding& rounding, double* row, int64_t count) {
-  switch (rounding.rounding) {
-    case Rounding::nearest_even:
-      return round_doubles<Rounding::nearest_even>(rounding.format64, row, count);
-    case Rounding::nearest_away:
-    case Rounding::qtorch:
-      return round_doubles<Rounding::nearest_away>(rounding.format64, row, count);
-    default:
-      return round_doubles<Rounding::toward_zero>(rounding.format64, row, count);
-  }
 }
 
 }  // namespace vitfast::VITFAST_ISA

@@ -3,7 +3,6 @@
 
 #pragma once
 
-#include <cstring>
 #include <optional>
 #include <vector>
 
@@ -30,11 +29,7 @@ inline FloatRounding read_float_rounding(const char* op, const std::vector<int64
       ": QPyTorch flips signs where there are 23 mantissa bits");
   STD_TORCH_CHECK(list[2] > 0 && list[2] < 0x7f800000, op, ": max_value must be positive and finite");
   const uint32_t max_bits = uint32_t(list[2]);
-  float max_value;
-  std::memcpy(&max_value, &max_bits, sizeof(max_value));
-  const double wide_max_value = max_value;
-  uint64_t wide_max_bits;
-  std::memcpy(&wide_max_bits, &wide_max_value, sizeof(wide_max_bits));
+  const uint64_t wide_max_bits = bit_cast<uint64_t>(double(bit_cast<float>(max_bits)));
 
   const auto make = [&](auto layout, auto max) {
     return make_float_format<decltype(layout)>(

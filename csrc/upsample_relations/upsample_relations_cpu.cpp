@@ -9,9 +9,7 @@ template <typename C>
 void run(UpsampleRelations a, const Tensor& matrix, int64_t images) {
   const SparseRows<C> rows(matrix);
   rows.add_to(a);
-  parallel(images * a.heads, a.fine * a.fine, [&](int64_t begin, int64_t end) {
-    cpu_kernels().upsample_relations(a, begin, end);
-  });
+  parallel(images * a.heads, a.fine * a.fine, cpu_kernels().upsample_relations, a);
 }
 
 Tensor upsample_relations(
@@ -22,16 +20,16 @@ Tensor upsample_relations(
   const Tensor wide_matrix = *parameter(matrix, computing_type(x));
   const Tensor out = new_tensor(x, {x.size(0), x.size(1), matrix.size(0), matrix.size(0)});
   if (out.numel() == 0) return out;
-  UpsampleRelations a{};
-  a.type = type_of(x);
-  a.x = rows.const_data_ptr();
-  a.image_stride = rows.stride(0);
-  a.head_stride = rows.stride(1);
-  a.row_stride = rows.stride(2);
-  a.out = out.mutable_data_ptr();
-  a.heads = x.size(1);
-  a.coarse = x.size(3);
-  a.fine = matrix.size(0);
+  const UpsampleRelations a{
+      type_of(x),
+      rows.const_data_ptr(),
+      rows.stride(0),
+      rows.stride(1),
+      rows.stride(2),
+      out.mutable_data_ptr(),
+      x.size(1),
+      x.size(3),
+      matrix.size(0)};
   if (a.type == Type::float64) {
     run<double>(a, wide_matrix, x.size(0));
   } else {

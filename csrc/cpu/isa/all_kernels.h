@@ -9,19 +9,15 @@
 
 namespace vitfast::VITFAST_ISA {
 
-#define VITFAST_STRINGIZE_(name) #name
-#define VITFAST_STRINGIZE(name) VITFAST_STRINGIZE_(name)
-
 const CpuKernels kernels = {
     VITFAST_STRINGIZE(VITFAST_ISA),
     layer_norm_forward,
     layer_norm_backward,
     attention_forward,
-    gated_positional_attention,
+    attention_forward,
     attention_backward,
     gelu_forward,
     gelu_backward,
-    add_in_place,
     quantize_float,
     quantize_fixed,
     matmul_accumulate,

@@ -58,7 +58,7 @@ void run(simt_test::Program& program) {
     epilogue.format = vitfast::make_float_format<vitfast::Float32Bits>(
         program.integer("exponent_bits"),
         program.integer("mantissa_bits"),
-        vitfast::bits_of_float(max_value),
+        vitfast::bit_cast<uint32_t>(max_value),
         program.integer("has_inf") != 0,
         program.integer("has_nan") != 0,
         program.integer("signed_zero") != 0,
