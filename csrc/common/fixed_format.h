@@ -3,6 +3,7 @@
 
 #pragma once
 
+#include <cmath>
 #include <limits>
 
 #include "csrc/common/float_format.h"
@@ -112,12 +113,7 @@ VITFAST_HOST_DEVICE C round_fixed(C value, const FixedFormat<C>& format, uint32_
 template <typename C>
 inline FixedFormat<C> make_fixed_format(
     int64_t word_length, int64_t fraction_length, bool symmetric, FixedOverflow overflow) {
-  const auto power = [](int64_t exponent) {
-    C value = 1;
-    for (int64_t i = 0; i < exponent; ++i) value *= 2;
-    for (int64_t i = 0; i > exponent; --i) value *= C(0.5);
-    return value;
-  };
+  const auto power = [](int64_t exponent) { return C(std::ldexp(1.0, int(exponent))); };
   const C half_range = power(word_length - 1);
   const bool saturates = overflow == FixedOverflow::saturate;
   constexpr C infinity = std::numeric_limits<C>::infinity();

@@ -50,15 +50,15 @@ inline bool is_on_device_of(const Tensor& tensor, const Tensor& like) {
          (!like.is_cuda() || tensor.get_device_index() == like.get_device_index());
 }
 
-inline void check_same_type(const char* op, const char* name, const Tensor& tensor, const Tensor& like) {
-  check_tensor(op, name, tensor);
-  STD_TORCH_CHECK(tensor.scalar_type() == like.scalar_type(), op, ": ", name, " has another dtype than the input");
-  STD_TORCH_CHECK(is_on_device_of(tensor, like), op, ": ", name, " is on another device than the input");
-}
-
 inline std::vector<int64_t> sizes_of(const Tensor& tensor) {
   const auto sizes = tensor.sizes();
   return std::vector<int64_t>(sizes.begin(), sizes.end());
+}
+
+inline std::vector<int64_t> with_last(const Tensor& x, int64_t last) {
+  std::vector<int64_t> sizes = sizes_of(x);
+  sizes.back() = last;
+  return sizes;
 }
 
 inline void check_sizes(const char* op, const char* name, const Tensor& tensor, const std::vector<int64_t>& expected) {
@@ -93,7 +93,9 @@ inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes) 
 // Tensors of the given shape with the dtype and device of `like`; an absent tensor passes.
 inline void check_like(
     const char* op, const char* name, const Tensor& tensor, const Tensor& like, const std::vector<int64_t>& sizes) {
-  check_same_type(op, name, tensor, like);
+  check_tensor(op, name, tensor);
+  STD_TORCH_CHECK(tensor.scalar_type() == like.scalar_type(), op, ": ", name, " has another dtype than the input");
+  STD_TORCH_CHECK(is_on_device_of(tensor, like), op, ": ", name, " is on another device than the input");
   check_sizes(op, name, tensor, sizes);
 }
 

@@ -32,14 +32,8 @@ inline std::string approximate_of(EpilogueActivation activation) {
   return activation == EpilogueActivation::gelu_tanh ? "tanh" : "none";
 }
 
-inline Tensor as_rows(const Tensor& x) {
-  return reshaped(x, {count_rows(x), x.size(-1)});
-}
-
 inline std::vector<int64_t> linear_sizes(const Tensor& x, const Tensor& weight) {
-  std::vector<int64_t> sizes = sizes_of(x);
-  sizes.back() = weight.size(0);
-  return sizes;
+  return with_last(x, weight.size(0));
 }
 
 inline void check_linear_weight(const Tensor& x, const Tensor& weight) {

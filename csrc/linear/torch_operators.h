@@ -42,4 +42,8 @@ inline Tensor reshaped(const Tensor& x, const std::vector<int64_t>& sizes) {
   return torch::stable::reshape(x, {sizes.data(), sizes.size()});
 }
 
+inline Tensor as_rows(const Tensor& x) {
+  return reshaped(x, {count_rows(x), x.size(-1)});
+}
+
 }  // namespace vitfast

@@ -9,10 +9,6 @@
 namespace vitfast {
 namespace {
 
-Tensor as_rows(const Tensor& x) {
-  return reshaped(x, {count_rows(x), x.size(-1)});
-}
-
 Tensor transposed(const Tensor& x) {
   return torch::stable::transpose(x, 0, 1);
 }
@@ -21,12 +17,6 @@ bool is_tanh(const std::string& approximate) {
   STD_TORCH_CHECK(
       approximate == "none" || approximate == "tanh", "mlp: approximate must be none or tanh, got ", approximate);
   return approximate == "tanh";
-}
-
-std::vector<int64_t> with_last(const Tensor& x, int64_t last) {
-  std::vector<int64_t> sizes = sizes_of(x);
-  sizes.back() = last;
-  return sizes;
 }
 
 constexpr int64_t gelu_work = 16;  // cost of a GELU relative to moving an element

@@ -80,15 +80,10 @@ struct AttentionScratch {
 };
 
 inline int64_t attention_workspace(const PackedAttention& a) {
-  Arena arena(nullptr);
 #if defined(__AMX_BF16__)
-  if (is_of_tiles(a)) {
-    TileScratch(arena, a);
-    return arena.used();
-  }
+  if (is_of_tiles(a)) return bytes_of<TileScratch>(a);
 #endif
-  AttentionScratch(arena, a);
-  return arena.used();
+  return bytes_of<AttentionScratch>(a);
 }
 
 // A tile of queries as words, and the row and column of its result.

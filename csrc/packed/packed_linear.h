@@ -23,6 +23,14 @@ class Arena {
   int64_t used_ = 0;
 };
 
+// The bytes that a scratch structure takes from an Arena.
+template <typename Scratch, typename... Arguments>
+int64_t bytes_of(const Arguments&... arguments) {
+  Arena arena(nullptr);
+  Scratch(arena, arguments...);
+  return arena.used();
+}
+
 // Chunks of rows are multiples of the microkernel's rows.
 constexpr int64_t chunk_step = has_tiles ? 32 : tile_rows;
 
@@ -72,9 +80,7 @@ inline int64_t linear_bytes_per_row(const PackedLinear& a) {
 }
 
 inline int64_t linear_workspace(const PackedLinear& a, int64_t rows) {
-  Arena arena(nullptr);
-  LinearScratch(arena, a.weight.precision, a.weight.k, max_chunk_rows(rows, linear_bytes_per_row(a)));
-  return arena.used();
+  return bytes_of<LinearScratch>(a.weight.precision, a.weight.k, max_chunk_rows(rows, linear_bytes_per_row(a)));
 }
 
 // Multiplies prepared rows: those of a.x and of the result from `row` on.
@@ -129,9 +135,7 @@ inline int64_t mlp_bytes_per_row(const PackedMlp& a) {
 }
 
 inline int64_t mlp_workspace(const PackedMlp& a, int64_t rows) {
-  Arena arena(nullptr);
-  MlpScratch(arena, a, max_chunk_rows(rows, mlp_bytes_per_row(a)));
-  return arena.used();
+  return bytes_of<MlpScratch>(a, max_chunk_rows(rows, mlp_bytes_per_row(a)));
 }
 
 // How hidden activations are stored for the second GEMM; int8 stores float32, quantized afterwards.

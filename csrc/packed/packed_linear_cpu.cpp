@@ -15,7 +15,7 @@ Tensor packed_linear(
 {
   constexpr const char* op = "packed_linear";
   const RowsTensor rows(op, x);
-  const std::vector<int64_t> sizes = rows.with_last(n);
+  const std::vector<int64_t> sizes = with_last(x, n);
   const Tensor out = new_tensor(sizes, ScalarType::Float);
   const PackedLinear a{
       packed_weight(op, "packed", packed, n, rows.k, precision_of(op, precision), bias),
@@ -42,7 +42,7 @@ Tensor packed_norm_linear(
     std::string activation) {
   constexpr const char* op = "packed_norm_linear";
   const RowsTensor rows(op, x);
-  const Tensor out = new_tensor(rows.with_last(n), ScalarType::Float);
+  const Tensor out = new_tensor(with_last(x, n), ScalarType::Float);
   const PackedLinear a{
       packed_weight(op, "packed", packed, n, rows.k, precision_of(op, precision), bias),
       rows.rows(),
@@ -73,7 +73,7 @@ Tensor packed_mlp(
   constexpr const char* op = "packed_mlp";
   const Precision precision = precision_of(op, precision_name);
   const RowsTensor rows(op, x);
-  const std::vector<int64_t> sizes = rows.with_last(n);
+  const std::vector<int64_t> sizes = with_last(x, n);
   const Tensor out = new_tensor(sizes, ScalarType::Float);
   const PackedMlp a{
       packed_weight(op, "fc1", fc1, hidden, rows.k, precision, fc1_bias),

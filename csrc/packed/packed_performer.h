@@ -28,9 +28,7 @@ struct PerformerScratch {
 };
 
 inline int64_t performer_workspace(const PackedPerformer& a) {
-  Arena arena(nullptr);
-  PerformerScratch(arena, a);
-  return arena.used();
+  return bytes_of<PerformerScratch>(a);
 }
 
 inline void transpose_projection(const PackedPerformer& a, float* transposed) {

@@ -74,11 +74,6 @@ struct RowsTensor {
     }
   }
   Rows rows() const { return {type_of(tensor), tensor.const_data_ptr(), stride}; }
-  std::vector<int64_t> with_last(int64_t last) const {
-    std::vector<int64_t> sizes = sizes_of(tensor);
-    sizes.back() = last;
-    return sizes;
-  }
 
   Tensor tensor;
   int64_t count, k, stride;
