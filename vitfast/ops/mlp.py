@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitfast.ops import reference
 from vitfast.ops.arguments import (
     GELU_APPROXIMATE,
     check_choice,
@@ -74,13 +73,10 @@ def mlp(
     if _has_kernel(x, fc1_weight, fc2_weight):
         operator = torch.ops.vitfast.mlp_forward.default
         out: Tensor = operator(x, *weights, fused_residual, approximate, needs_gradient(x, *weights))[0]
-    elif has_kernel("linear", x.device.type):  # GELU and the residual are fused into the GEMMs
+    else:
         with torch.autocast(x.device.type, enabled=False):
             hidden = linear(x, fc1_weight, fc1_bias, activation=_ACTIVATIONS[approximate])
             out = linear(hidden, fc2_weight, fc2_bias, residual=fused_residual)
-    else:
-        with torch.autocast(x.device.type, enabled=False):
-            out = reference.mlp(x, *weights, fused_residual, approximate)
     return out if later_residual is None else out + later_residual
 
 

@@ -72,20 +72,6 @@ def linear(
     return y if residual is None else residual + y
 
 
-def mlp(
-    x: Tensor,  # [..., C]
-    fc1_weight_FC: Tensor,
-    fc1_bias_F: Tensor | None,
-    fc2_weight_CF: Tensor,
-    fc2_bias_C: Tensor | None,
-    residual: Tensor | None,  # [..., C]
-    approximate: str,
-) -> Tensor:
-    """Returns fc2(gelu(fc1(x))) + residual."""
-    hidden = F.gelu(F.linear(x, fc1_weight_FC, fc1_bias_F), approximate=approximate)
-    return linear(hidden, fc2_weight_CF, fc2_bias_C, "none", None, residual)
-
-
 def quantize_float(
     x: Tensor, format: FloatFormat, rounding: Rounding, overflow: str, random: Tensor | None = None
 ) -> Tensor:
