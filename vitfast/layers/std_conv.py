@@ -31,19 +31,15 @@ class ResNetConventions:
     projection_norm   ``group``        ``group``        ``channel``
     ================  ===============  ===============  ===============
 
-    Attributes:
-        padding: ``"same"``, see ``pad_same``; or ``"symmetric"``: half a kernel on each side of a convolution, none
-            around the pooling of the stem.
-        weight_eps: added to the standard deviation or variance (``weight_eps_place``) that divides a kernel.
-        group_norm_eps: epsilon of the GroupNorms.
-        projection_norm: norm of a shortcut's projection; ``"channel"``: one group per channel, with epsilon 1e-5.
+    ``padding="same"`` is described in ``pad_same``; ``"symmetric"`` is half a kernel on each side of a convolution and
+    none around the pooling of the stem.
     """
 
     padding: ResNetPadding = "same"
-    weight_eps: float = 1e-5
+    weight_eps: float = 1e-5  # added to what divides a kernel: its standard deviation, or the variance
     weight_eps_place: WeightEpsPlace = "deviation"
     group_norm_eps: float = 1e-6
-    projection_norm: ProjectionNorm = "group"
+    projection_norm: ProjectionNorm = "group"  # of a shortcut; "channel": one group per channel, with epsilon 1e-5
 
 
 class StdConv2d(nn.Conv2d):
@@ -52,10 +48,8 @@ class StdConv2d(nn.Conv2d):
     Mean and variance of each output channel are taken over the input channels and the window.
 
     Args:
-        in_chans: channels of the input.
-        out_chans: channels of the output.
+        in_chans, out_chans, stride: as in ``torch.nn.Conv2d``.
         kernel_size: height and width of the window, odd.
-        stride: distance between windows.
         conventions: padding, and epsilon of the standardization.
     """
 

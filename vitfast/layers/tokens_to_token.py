@@ -86,9 +86,7 @@ class TokensToToken(nn.Module):
     with stride 2 and halve the grid.
 
     Args:
-        patch_size: height and width of the first split's patches in pixels.
-        patch_stride: stride of the first split.
-        patch_padding: padding of the first split.
+        patch_size, patch_stride, patch_padding: of the first split, in pixels.
         in_chans: channels of an image.
         dim: channels C of a token.
         token_dim: channels of the intermediate tokens.
