@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(ValueError):
     """An error in the user's input: a file, an option, a data set.
@@ -9,3 +12,12 @@ class UserError(ValueError):
     The message says what was given, what is allowed and what to do. The command line prints it without a traceback
     and exits with code 2.
     """
+
+
+@contextmanager
+def explain_os_error(what: str, hint: str = "") -> Iterator[None]:
+    """Turns an ``OSError`` of the block into a ``UserError`` of the form ``WHAT: REASON HINT``."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{what}: {error.strerror or error}{hint}") from error

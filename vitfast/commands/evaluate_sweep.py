@@ -16,7 +16,7 @@ from vitfast.commands.exits import threshold_table
 from vitfast.config import option
 from vitfast.data import ImageDataset, available_splits
 from vitfast.device import autocast, describe_device
-from vitfast.errors import UserError
+from vitfast.errors import UserError, explain_os_error
 from vitfast.evaluation.checkpoint_data import (
     EvaluateDataOptions,
     data_of_checkpoint,
@@ -107,11 +107,9 @@ def sweep_exits(
         seconds=options.seconds,
     )
     figures = [folder / "exit_curve.png", folder / "exit_examples.png"]
-    try:
+    with explain_os_error(f"the figures cannot be written to {folder}"):
         draw_exit_curve(sweep, figures[0], f"{trained.name}, {split}, batch {batch_size}")
         _draw_examples(sweep, test, torch.cat(labels), dataset, readable, figures[1])
-    except OSError as error:
-        raise UserError(f"the figures cannot be written to {folder}: {error.strerror or error}") from error
     return SweepResult(trained, split, precision, options, batch_size, sweep, figures)
 
 

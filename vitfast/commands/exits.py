@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from vitfast.commands.checkpoint_options import CheckpointOptions
 from vitfast.config import load_options, option
 from vitfast.device import autocast
-from vitfast.errors import UserError
+from vitfast.errors import UserError, explain_os_error
 from vitfast.evaluation.checkpoint_data import EvaluateDataOptions, loader_of_split
 from vitfast.inference import ExitPoint, collect_exit_statistics, exit_gmacs, exit_latency_ms, geometric_sweep
 from vitfast.inference.early_exit.calibrate import check_budget, solve_thresholds
@@ -69,11 +69,8 @@ def run(arguments: Sequence[str]) -> int:
     if budget is not None:
         thresholds = solve_thresholds(statistics, costs, budget, search=options.search)
         chosen = ExitPoint.measure(statistics, thresholds, costs)
-        try:
+        with explain_os_error(f"the thresholds cannot be stored in {trained.checkpoint}"):
             update_manifest(trained.checkpoint, {"exit_thresholds": thresholds})
-        except OSError as error:
-            reason = error.strerror or error
-            raise UserError(f"the thresholds cannot be stored in {trained.checkpoint}: {reason}") from error
         lines += [
             "",
             f"for a budget of {budget:g} {unit} an image, stored in {trained.checkpoint}:",

@@ -24,7 +24,7 @@ from vitfast.commands.checkpoint_options import CheckpointOptions
 from vitfast.config import load_options, option
 from vitfast.config.schema import NumberFormatOptions
 from vitfast.data import ImageDataset
-from vitfast.errors import UserError
+from vitfast.errors import UserError, explain_os_error
 from vitfast.evaluation.checkpoint_data import (
     ForeignDataOptions,
     data_of_checkpoint,
@@ -230,12 +230,10 @@ def _write_report(
         "logits_signal_to_noise_db": _finite(report.output.signal_to_noise_db),
         "layers": layers,
     }
-    try:
+    with explain_os_error(f"report={folder} cannot be written"):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / _REPORT).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         draw_quantization(report, folder / _PLOT, f"{trained.name}: {numbers}")
-    except OSError as error:
-        raise UserError(f"report={folder} cannot be written: {error.strerror or error}") from error
 
 
 def _finite(number: float) -> float | None:

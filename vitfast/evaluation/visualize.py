@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vitfast.device import autocast
-from vitfast.errors import UserError
+from vitfast.errors import UserError, explain_os_error
 from vitfast.evaluation.image_files import restore_pixels
 from vitfast.evaluation.plots import draw_attention
 from vitfast.inference.attention_maps import attention_layers, forward_with_maps
@@ -71,12 +71,9 @@ def draw_images(
         for index, path in enumerate(batch):
             figure, grids = figures[path], [(label, grids_BGG[index]) for label, grids_BGG in panels]
             replaced = figure.exists()
-            try:
+            with explain_os_error(f"{figure} cannot be written", f"; check target={figure.parent}"):
                 figure.parent.mkdir(parents=True, exist_ok=True)
                 draw_attention(pixels[index], grids, figure, titles[index], path.name)
-            except OSError as error:
-                reason = error.strerror or error
-                raise UserError(f"{figure} cannot be written: {reason}; check target={figure.parent}") from error
             yield path, titles[index], replaced
 
 

@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 import vitfast
-from vitfast.errors import UserError
+from vitfast.errors import UserError, explain_os_error
 from vitfast.files import atomic_file
 
 CONFIG, ENVIRONMENT, METRICS, LOG, CURVES = "config.yaml", "environment.json", "metrics.jsonl", "log.txt", "curves.png"
@@ -52,7 +52,7 @@ class RunDirectory:
             UserError: if the folder is not empty, or cannot be created.
         """
         chosen = Path(path) if path is not None else _default_path(recipe)
-        try:
+        with explain_os_error(f"run_dir={chosen} cannot be created", "; choose another run_dir"):
             if chosen.exists() and (not chosen.is_dir() or any(chosen.iterdir())):
                 what = "is not empty" if chosen.is_dir() else "is a file"
                 raise UserError(
@@ -60,10 +60,8 @@ class RunDirectory:
                     f"or resume the run in it with train.resume={chosen}"
                 )
             chosen.mkdir(parents=True, exist_ok=True)
-            return cls(chosen)
-        except OSError as error:
-            reason = error.strerror or error
-            raise UserError(f"run_dir={chosen} cannot be created: {reason}; choose another run_dir") from error
+            run = cls(chosen)
+        return run
 
     @classmethod
     def reopen(cls, path: str | os.PathLike[str]) -> RunDirectory:
@@ -72,10 +70,9 @@ class RunDirectory:
         Raises:
             UserError: if it cannot be written.
         """
-        try:
-            return cls(Path(path))
-        except OSError as error:
-            raise UserError(f"the run {path} cannot be resumed: {error.strerror or error}") from error
+        with explain_os_error(f"the run {path} cannot be resumed"):
+            run = cls(Path(path))
+        return run
 
     def close(self) -> None:
         """Closes the log file."""
@@ -163,16 +160,13 @@ class RunDirectory:
             UserError: if it cannot be written.
         """
         file = self.path / METRICS
-        try:
+        with explain_os_error(f"{file} cannot be truncated to the checkpoint", "; fix this first"):
             data = file.read_bytes() if file.exists() else b""
             *complete, _ = data.split(b"\n")
             kept = b"".join(line + b"\n" for line in complete[:count])
             if kept != data:
                 with atomic_file(self.path / METRICS) as temporary:
                     temporary.write_bytes(kept)
-        except OSError as error:
-            reason = error.strerror or error
-            raise UserError(f"{file} cannot be truncated to the checkpoint: {reason}; fix this first") from error
 
 
 class FollowedRun(RunDirectory):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import vitfast
-from vitfast.errors import UserError
+from vitfast.errors import UserError, explain_os_error
 from vitfast.models import ImageModel
 from vitfast.quantization.quantize import describe_quantization
 from vitfast.quantization.quantized_file import load_packed_state, pack_state
@@ -138,7 +138,7 @@ def write_quantized_checkpoint(folder: Path, trained: TrainedModel, metrics: dic
         _SOURCE: {"checkpoint": str(trained.checkpoint), "weights": trained.weights},
     }
     replaced = folder.with_name(f".{folder.name}.replaced")
-    try:
+    with explain_os_error(f"output={folder} cannot be written"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         for leftover in (replaced, folder.with_name(f".{folder.name}.writing")):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -146,6 +146,4 @@ def write_quantized_checkpoint(folder: Path, trained: TrainedModel, metrics: dic
         config = trained.checkpoint.parent / CONFIG
         if config.is_file():  # which names the data
             shutil.copyfile(config, folder / CONFIG)
-    except OSError as error:
-        raise UserError(f"output={folder} cannot be written: {error.strerror or error}") from error
     shutil.rmtree(replaced, ignore_errors=True)

@@ -16,7 +16,7 @@ from vitfast.config.option import option_values
 from vitfast.config.schema import Config
 from vitfast.data.seeding import derive_seed
 from vitfast.device import describe_device
-from vitfast.errors import UserError
+from vitfast.errors import UserError, explain_os_error
 from vitfast.ops.library import chosen_kernels
 from vitfast.quantization.quantize import describe_quantization
 from vitfast.runs.checkpoint import latest_checkpoint, resolve_checkpoint
@@ -87,11 +87,9 @@ def run_training(arguments: Sequence[str]) -> int:
             trainer = Trainer(config, state, length, data, run, ranks)
             if checkpoint is not None:
                 trainer.resume(checkpoint)
-            try:
+            with explain_os_error(f"run_dir={run.path} cannot be written"):
                 run.write_text(CONFIG, to_yaml(config))
                 run.write_environment(describe_environment(ranks.device))
-            except OSError as error:
-                raise UserError(f"run_dir={run.path} cannot be written: {error.strerror or error}") from error
             _log_start(trainer, checkpoint)
             return _train_and_report(trainer, stop)
 
