@@ -59,7 +59,7 @@ def test_images_are_read_as_the_run_read_them(run_dir, tmp_path, train_tiny):
         settings = (trained.data["mean"], trained.data["std"], "bicubic", 1.0)
         image = eval_transform(8, 1, *settings, resize)(Image.open(file))
         expected = trained.model(image[None]).softmax(1)[0].sort(descending=True).values
-        (prediction,) = predict(trained, read_batches(trained, [file], 32, pytest.fail), top=10)
+        (prediction,) = predict(trained, read_batches(trained, [file], 32, []), top=10)
         assert prediction.probabilities == pytest.approx(expected.tolist(), abs=1e-6)
 
 

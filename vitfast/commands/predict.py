@@ -16,11 +16,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from vitfast.commands.checkpoint_options import CheckpointOptions
 from vitfast.config import load_options, option
-from vitfast.evaluation.image_files import SkippedImages, find_images, read_batches
+from vitfast.evaluation.image_files import find_images, read_batches, report_skipped
 from vitfast.evaluation.predict import Prediction, predict
 
 
@@ -47,14 +48,14 @@ def run(arguments: Sequence[str]) -> int:
     width = max(len(str(path)) for path in paths)
     if options.output == "table":
         print(f"{trained.describe()}\n")
-    skipped = SkippedImages()
+    skipped: list[Path] = []
     batches = read_batches(trained, paths, options.batch_size, skipped)
     for prediction in predict(
         trained, batches, top=options.top, early_exit=options.early_exit, precision=options.precision
     ):
         line = _table_line(prediction, width) if options.output == "table" else _json_line(prediction)
         print(line, flush=True)
-    return skipped.conclude(len(paths))
+    return report_skipped(skipped, len(paths))
 
 
 def _json_line(prediction: Prediction) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from vitfast.commands.checkpoint_options import CheckpointOptions
 from vitfast.config import load_options, option
-from vitfast.evaluation.image_files import SkippedImages, find_images, read_batches
+from vitfast.evaluation.image_files import find_images, read_batches, report_skipped
 from vitfast.evaluation.visualize import choose_view, draw_images, figure_names
 
 
@@ -42,8 +42,8 @@ def run(arguments: Sequence[str]) -> int:
     view = choose_view(trained.model, options.layer, options.head)
     names = figure_names(paths, Path(options.target), view.name)
     print(f"{trained.describe()}\n")
-    skipped = SkippedImages()
+    skipped: list[Path] = []
     batches = read_batches(trained, paths, options.batch_size, skipped)
     for path, title, replaced in draw_images(trained, view, names, batches, precision=options.precision):
         print(f"{path}  {title}  {names[path]}{' (replaced)' if replaced else ''}", flush=True)
-    return skipped.conclude(len(paths))
+    return report_skipped(skipped, len(paths))

@@ -29,7 +29,7 @@ Options = TypeVar("Options")
 _HELP, _PRINT_CONFIG = {"--help", "-h"}, {"--print-config"}
 
 
-def load_config(argv: Sequence[str], prog: str = "python -m vitfast.train") -> Config:
+def load_config(argv: Sequence[str]) -> Config:
     """Reads the options of a training run: defaults, then the recipe, then the arguments.
 
     Args and errors are those of ``load_options``; ``recipe=NAME|FILE.yaml`` chooses the recipe.
@@ -38,7 +38,7 @@ def load_config(argv: Sequence[str], prog: str = "python -m vitfast.train") -> C
         The configuration. Its ``recipe`` is the one named in the recipe file if there is one (the ``config.yaml`` of a
         run names it), else the one from the arguments.
     """
-    return load_options(Config, argv, prog)
+    return load_options(Config, argv, "python -m vitfast.train")
 
 
 def load_options(schema: type[Options], argv: Sequence[str], prog: str) -> Options:

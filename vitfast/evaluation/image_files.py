@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -41,7 +41,7 @@ def find_images(images: str) -> list[Path]:
 
 
 def read_batches(
-    trained: TrainedModel, paths: Sequence[Path], batch_size: int, report: Callable[[Path, str], None]
+    trained: TrainedModel, paths: Sequence[Path], batch_size: int, skipped: list[Path]
 ) -> Iterator[tuple[list[Path], Tensor]]:
     """Reads files with the preprocessing of a checkpoint.
 
@@ -49,7 +49,7 @@ def read_batches(
         trained: the model.
         paths: image files.
         batch_size: images in a batch.
-        report: called with the file and the reason for each image that cannot be read.
+        skipped: receives the files that cannot be read; the reason is printed on stderr.
 
     Yields:
         Paths and images ``[B, in_chans, img_size, img_size]`` of the readable files, in order, on the model's device.
@@ -61,7 +61,9 @@ def read_batches(
             try:
                 batch.append((path, transform(load_image(path, trained.data["in_chans"]))))
             except (UserError, OSError) as error:
-                report(path, str(error))
+                skipped.append(path)
+                reason = str(error) if str(path) in str(error) else f"{path}: {error}"
+                print(f"skipped: {reason}", file=sys.stderr, flush=True)
         if batch:
             yield [path for path, _ in batch], torch.stack([image for _, image in batch]).to(trained.device)
 
@@ -72,19 +74,8 @@ def restore_pixels(images: Tensor, mean: Sequence[float], std: Sequence[float]) 
     return (images.cpu() * std_C11 + mean_C11).clamp(0, 1)
 
 
-class SkippedImages:
-    """Reports unreadable images on stderr and counts them."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def __call__(self, path: Path, reason: str) -> None:
-        """Reports an image and the reason."""
-        self.count += 1
-        print(f"skipped: {reason if str(path) in reason else f'{path}: {reason}'}", file=sys.stderr, flush=True)
-
-    def conclude(self, total: int) -> int:
-        """Reports the count; returns the exit code: 0, or 1 if an image was unreadable."""
-        if self.count:
-            print(f"{self.count} of {total} images could not be read", file=sys.stderr, flush=True)
-        return 1 if self.count else 0
+def report_skipped(skipped: Sequence[Path], total: int) -> int:
+    """Prints on stderr how many images could not be read; returns the exit code: 0, or 1 if there are any."""
+    if skipped:
+        print(f"{len(skipped)} of {total} images could not be read", file=sys.stderr, flush=True)
+    return 1 if skipped else 0
