@@ -14,7 +14,8 @@ class Task(nn.Module):
     """A model together with its loss: the interface that the training loop uses.
 
     Args:
-        model: the part that is saved, averaged and used after training.
+        model: the part that is saved, averaged and used after training; images [B, C, H, W] -> logits [B, K], or a
+            tuple of them, for ``MultiExitTask`` one for each exit, the earliest first.
         label_smoothing: share of the target that is spread over all classes, 0 <= share < 1. It applies in training
             only: the evaluation loss is the plain cross-entropy, so that runs are comparable.
 
@@ -56,10 +57,6 @@ class ClassificationTask(Task):
     A model that returns several logits in training (a distilled DeiT: class token and distillation token) is trained
     on all of them: the loss is the mean of the heads' losses, the output the mean of their logits, as DeiT averages its
     heads in evaluation (Touvron et al. 2021).
-
-    Args:
-        model: images [B, C, H, W] -> logits [B, K], or a tuple of them.
-        label_smoothing: as in ``Task``.
     """
 
     def forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -76,10 +73,6 @@ class MultiExitTask(Task):
 
     This is the loss of the Dynamic Vision Transformer (Wang et al., "Not All Images are Worth 16x16 Words", 2021). The
     evaluation loss is that of the last exit, which is comparable with a model without exits; so is ``output``.
-
-    Args:
-        model: images [B, C, H, W] -> a tuple of logits [B, K], one for each exit, the earliest first.
-        label_smoothing: as in ``Task``.
     """
 
     def forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
