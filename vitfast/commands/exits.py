@@ -53,15 +53,14 @@ def run(arguments: Sequence[str]) -> int:
         if budget is not None:
             check_budget(f"budget_{unit.lower()}", budget, costs)
         statistics = collect_exit_statistics(trained.model, loader)
-    ends = [[0.0 if exit_number == other else 2.0 for other in range(len(costs))] for exit_number in range(len(costs))]
-    each = [ExitPoint.measure(statistics, thresholds, costs) for thresholds in ends]
+    accuracies = map(percent, statistics.exit_accuracies())
     lines = [
         f"model    {trained.describe()}",
         f"split    {options.split}, {statistics.images:,} images",
         "",
         text_table(
             ("exit", "top-1", f"{unit} an image"),
-            [(f"{number}", percent(one.accuracy), _number(one.cost)) for number, one in enumerate(each, start=1)],
+            [(f"{number}", *row) for number, row in enumerate(zip(accuracies, map(_number, costs), strict=True), 1)],
         ),
         "",
         _curve(geometric_sweep(statistics, costs), unit),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import AbstractContextManager, closing
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -158,36 +158,26 @@ class Trainer:
 
     def _accumulate_gradients(self, images: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Accumulates the gradients of this rank's images, in parts of similar size; returns mean loss and outputs."""
-        state, count = self.state, len(images)
-        if count == 0:
-            return self._take_part_without_images()
+        state, count, data = self.state, len(images), self.data.train
         # gradients are averaged over the ranks: weight each rank by its share of the step's images
         share = self.ranks.world / self.data.batch_size(state.step_in_epoch)
-        parts = min(self.config.train.accumulate, count)
+        if count == 0:
+            # the other ranks wait for gradients: contribute zeros, by a blank image with weight 0
+            images = torch.zeros(1, data.in_chans, data.img_size, data.img_size, device=self.device)
+            targets, share = torch.zeros(1, dtype=torch.int64, device=self.device), 0.0
+        parts = min(self.config.train.accumulate, len(images))
         losses: list[Tensor] = []
         outputs: list[dict[str, Tensor]] = []
         pairs = zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True)
         for part, (some_images, some_targets) in enumerate(pairs):
-            with self._autocast():
+            with autocast(self.device, self.config.train.precision):
                 result = self.replica(some_images, some_targets, last=part == parts - 1)
             state.scaler.scale(result["loss"] * (len(some_images) * share)).backward()
-            losses.append(result["loss"].detach() * (len(some_images) / count))
-            outputs.append(_outputs(result))
-        joined = {key: torch.cat([output[key] for output in outputs], dim=-2) for key in outputs[0]}
+            losses.append(result["loss"].detach() * (len(some_images) / len(images)))
+            # logits: ``output`` [B, K] and, with exits, ``exits`` [E, B, K]
+            outputs.append({key: result[key].detach() for key in ("output", "exits") if key in result})
+        joined = {key: torch.cat([output[key] for output in outputs], dim=-2)[..., :count, :] for key in outputs[0]}
         return torch.stack(losses).sum(), joined
-
-    def _take_part_without_images(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """Contributes zero gradients, which the other ranks wait for, by a blank image with weight 0."""
-        size = self.data.train.img_size
-        image = torch.zeros(1, self.data.train.in_chans, size, size, device=self.device)
-        label = torch.zeros(1, dtype=torch.int64, device=self.device)
-        with self._autocast():
-            result = self.replica(image, label, last=True)
-        self.state.scaler.scale(result["loss"] * 0.0).backward()
-        return torch.zeros((), device=self.device), {key: value[..., :0, :] for key, value in _outputs(result).items()}
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        return autocast(self.device, self.config.train.precision)
 
     def _clip_gradients(self) -> Tensor:
         """Clips the gradients to the norm ``optim.clip_grad`` if it is set; returns the norm before."""
@@ -338,8 +328,3 @@ class Trainer:
         except OSError as error:
             self.run.warn(f"{CURVES} could not be written: {error}; training continues")
         self._curves_drawn = time.monotonic()
-
-
-def _outputs(result: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the detached logits of a task's result: ``output`` [B, K] and, with exits, ``exits`` [E, B, K]."""
-    return {key: result[key].detach() for key in ("output", "exits") if key in result}
