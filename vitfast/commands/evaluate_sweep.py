@@ -21,7 +21,6 @@ from vitfast.evaluation.checkpoint_data import (
     EvaluateDataOptions,
     data_of_checkpoint,
     dataset_of_split,
-    image_loader,
     loader_of_split,
 )
 from vitfast.evaluation.exit_sweep import ALONE, ExitSweep, OperatingPoint, sweep_thresholds
@@ -88,7 +87,7 @@ def sweep_exits(
     with autocast(trained.device, precision):
         held_out = loader_of_split(trained, data, options.calibration)
         calibration = collect_exit_statistics(trained.model, held_out)
-        test = collect_exit_statistics(trained.model, _record_labels(image_loader(trained, data, dataset), labels))
+        test = collect_exit_statistics(trained.model, _record_labels(loader_of_split(trained, data, dataset), labels))
     # the index in the data set of each column of the statistics, which lack unreadable images
     readable = [index for index in range(len(dataset)) if index not in dataset.bad_images]
     indices = torch.linspace(0, test.images - 1, min(options.images, test.images)).round().long()

@@ -29,9 +29,9 @@ from vitfast.evaluation.checkpoint_data import (
     ForeignDataOptions,
     data_of_checkpoint,
     dataset_of_split,
-    image_loader,
     is_run,
     load_foreign_checkpoint,
+    loader_of_split,
 )
 from vitfast.evaluation.evaluate import CLASS_METRICS, Evaluation, classification_report, evaluate_model
 from vitfast.evaluation.number_format import format_overrides, number_format
@@ -183,7 +183,7 @@ def _batches(
     trained: TrainedModel, options: QuantizeOptions, images: ImageDataset, title: str, limit: int | None = None
 ) -> Any:
     """Returns batches with a progress bar of their number: all images in order, or about ``limit`` random ones."""
-    loader = image_loader(trained, options.data, images, seed=options.seed, shuffle=limit is not None)
+    loader = loader_of_split(trained, options.data, images, seed=options.seed, shuffle=limit is not None)
     batches = len(loader)
     if limit is not None:
         batches = min(batches, math.ceil(limit / data_of_checkpoint(trained, options.data).batch_size))

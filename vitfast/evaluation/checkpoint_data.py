@@ -52,26 +52,22 @@ class ForeignDataOptions(EvaluateDataOptions):
     )
 
 
-def loader_of_split(trained: TrainedModel, overrides: EvaluateDataOptions, split: str) -> DataLoader[Any]:
-    """Returns batches of a split, preprocessed for a checkpoint: all images once, in order.
-
-    Raises:
-        UserError: there is no such split, or its classes are not the checkpoint's.
-    """
-    return image_loader(trained, overrides, dataset_of_split(trained, overrides, split))
-
-
-def image_loader(
+def loader_of_split(
     trained: TrainedModel,
     overrides: EvaluateDataOptions,
-    dataset: ImageDataset,
+    split: str | ImageDataset,
     *,
     seed: int = 0,
     shuffle: bool = False,
 ) -> DataLoader[Any]:
-    """Returns batches of a data set opened by ``dataset_of_split``: all images once."""
+    """Returns batches of a split, or of one that ``dataset_of_split`` has opened: all images once.
+
+    Raises:
+        UserError: there is no such split, or its classes are not the checkpoint's.
+    """
     data = data_of_checkpoint(trained, overrides)
-    return build_loader(dataset, batch_size=data.batch_size, workers=data.workers, seed=seed, epoch=0, shuffle=shuffle)
+    images = dataset_of_split(trained, overrides, split) if isinstance(split, str) else split
+    return build_loader(images, batch_size=data.batch_size, workers=data.workers, seed=seed, epoch=0, shuffle=shuffle)
 
 
 def dataset_of_split(trained: TrainedModel, overrides: EvaluateDataOptions, split: str) -> ImageDataset:
