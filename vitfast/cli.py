@@ -30,28 +30,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs ``vitfast <command> …``, by default the command line; returns the exit code, 2 for an unknown command."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(usage())
+        width = max(map(len, COMMANDS))
+        print(f"vitfast {__version__}: train and run Vision Transformers, fast\n")
+        print("usage: vitfast COMMAND [key=value ...]      (or: python -m vitfast.COMMAND [key=value ...])\n")
+        print(*(f"  {command:<{width}}  {text}" for command, text in COMMANDS.items()), sep="\n")
+        print("\nvitfast COMMAND --help lists the options of a command.")
         return 0
     if arguments[0] in ("--version", "version"):
         print(f"vitfast {__version__}")
         return 0
     return run_command(_dispatch, arguments)
-
-
-def usage() -> str:
-    """The commands with a line each."""
-    width = max(map(len, COMMANDS))
-    return "\n".join(
-        [
-            f"vitfast {__version__}: train and run Vision Transformers, fast",
-            "",
-            "usage: vitfast COMMAND [key=value ...]      (or: python -m vitfast.COMMAND [key=value ...])",
-            "",
-            *(f"  {command:<{width}}  {text}" for command, text in COMMANDS.items()),
-            "",
-            "vitfast COMMAND --help lists the options of a command.",
-        ]
-    )
 
 
 def _dispatch(arguments: Sequence[str]) -> int:

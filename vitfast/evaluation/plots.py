@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from vitfast.evaluation.exit_sweep import ExitSweep, OperatingPoint
 from vitfast.figure import new_figure, save_figure
-from vitfast.inference import ExitPoint, ExitStatistics
-from vitfast.quantization.report import LayerError, QuantizationReport
+from vitfast.inference import ExitStatistics
+from vitfast.quantization.report import QuantizationReport
 
 # layout of draw_attention, in pixels
 PANEL = 360
@@ -117,7 +117,12 @@ def draw_exit_curve(sweep: ExitSweep, path: str | os.PathLike[str], title: str) 
     panels = figure.subplots(1, 3)
     _draw_accuracy(panels[0], sweep, "images/s", lambda point: point.speed.images_per_s.median)
     _draw_accuracy(panels[1], sweep, "GMACs an image", lambda point: point.test.cost)
-    _draw_exit_shares(panels[2], [point.test for point in sweep.points])
+    points = sorted((point.test for point in sweep.points), key=lambda point: point.cost)
+    bands = list(zip(*(point.shares for point in points), strict=True))
+    names = [f"leave at exit {number}" for number in range(1, len(bands) + 1)]
+    panels[2].stackplot([point.cost for point in points], *bands, labels=names, alpha=0.8)
+    panels[2].set(xlabel="GMACs an image", ylabel="share of the images", ylim=(0, 1))
+    panels[2].legend(loc="lower right")
     panels[2].yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
     save_figure(figure, path)
 
@@ -138,15 +143,6 @@ def _draw_accuracy(axes: Any, sweep: ExitSweep, label: str, value: Callable[[Ope
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-
-
-def _draw_exit_shares(axes: Any, points: Sequence[ExitPoint]) -> None:
-    ordered = sorted(points, key=lambda point: point.cost)
-    bands = list(zip(*(point.shares for point in ordered), strict=True))
-    names = [f"leave at exit {number}" for number in range(1, len(bands) + 1)]
-    axes.stackplot([point.cost for point in ordered], *bands, labels=names, alpha=0.8)
-    axes.set(xlabel="GMACs an image", ylabel="share of the images", ylim=(0, 1))
-    axes.legend(loc="lower right")
 
 
 @dataclass(frozen=True)
@@ -244,16 +240,6 @@ def draw_quantization(report: QuantizationReport, path: str | os.PathLike[str], 
     left.set_yticks(rows, names, fontsize=7)
     left.invert_yaxis()
     left.set_xlabel("signal to noise, dB")
-    _draw_lost_shares(right, layers)
-    right.set_xlabel("share of the values")
-    right.xaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None))
-    right.legend(frameon=False, fontsize=8)
-    for axes in (left, right):
-        axes.grid(axis="x", alpha=0.3)
-    save_figure(figure, path)
-
-
-def _draw_lost_shares(axes: Any, layers: list[LayerError]) -> None:
     shares = (
         ("activations, saturated", "tab:red", [layer.activations.saturated_share for layer in layers]),
         ("activations, flushed to 0", "tab:orange", [layer.activations.flushed_share for layer in layers]),
@@ -261,6 +247,11 @@ def _draw_lost_shares(axes: Any, layers: list[LayerError]) -> None:
         ("weights, flushed to 0", "tab:green", [layer.weights.flushed_share for layer in layers]),
     )
     for index, (label, colour, values) in enumerate(shares):
-        rows = [row + 0.2 * (index - 1.5) for row in range(len(layers))]
-        axes.barh(rows, values, height=0.2, color=colour, label=label)
-    axes.set_xlim(left=0)
+        right.barh([row + 0.2 * (index - 1.5) for row in rows], values, height=0.2, color=colour, label=label)
+    right.set_xlim(left=0)
+    right.set_xlabel("share of the values")
+    right.xaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None))
+    right.legend(frameon=False, fontsize=8)
+    for axes in (left, right):
+        axes.grid(axis="x", alpha=0.3)
+    save_figure(figure, path)
