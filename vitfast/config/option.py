@@ -132,7 +132,7 @@ def list_options(schema: type, prefix: str = "") -> dict[str, OptionInfo]:
     hints = get_type_hints(schema)
     ancestry = {name: depth for depth, base in enumerate(schema.__mro__) for name in inspect.get_annotations(base)}
     required = {one.name for one in fields(schema) if one.default is MISSING and one.default_factory is MISSING}
-    for one in sorted(fields(schema), key=lambda one: (one.name not in required, ancestry[one.name])):
+    for one in sorted(fields(schema), key=lambda one: -1 if one.name in required else ancestry[one.name]):
         key, hint = prefix + one.name, hints[one.name]
         if is_dataclass(hint):
             assert isinstance(hint, type)
