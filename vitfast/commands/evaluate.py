@@ -80,10 +80,9 @@ def run(arguments: Sequence[str]) -> int:
     """Runs the command; returns the exit code."""
     options = load_options(EvaluateOptions, arguments, "python -m vitfast.evaluate")
     trained = (options if options.accelerate is None else replace(options, device="cpu")).load()
-    as_json = options.output == "json"
     if options.exits == "sweep":
         result = sweep_exits(trained, options.data, options.split, options.precision, options.sweep)
-        print(sweep_json(result) if as_json else sweep_table(result))
+        print(sweep_json(result) if options.output == "json" else sweep_table(result))
         return 0
     early_exit = create_early_exit(trained) if options.early_exit else None  # before the images are opened
     loader = loader_of_split(trained, options.data, options.split)
@@ -96,7 +95,23 @@ def run(arguments: Sequence[str]) -> int:
     if early_exit is not None:
         other = evaluate_early_exit(early_exit, trained, loader, precision=options.precision)
     images = len(cast(ImageDataset, loader.dataset))
-    print((_format_json if as_json else _format_table)(trained, options, evaluation, images, other))
+    if options.output == "table":
+        print(_format_table(trained, options, evaluation, images, other))
+        return 0
+    report = {
+        "checkpoint": str(trained.checkpoint),
+        "model": trained.name,
+        "weights": trained.weights,
+        "split": options.split,
+        "precision": options.accelerate or options.precision,
+        "images": evaluation.images,
+        "unreadable_images": images - evaluation.images,
+        **evaluation.metrics(),
+        **(other.metrics if other is not None else {}),
+        "calibration_error": evaluation.calibration_error,
+        "per_class": per_class(evaluation, trained.class_names),
+    }
+    print(json.dumps(report, indent=2))
     return 0
 
 
@@ -137,28 +152,3 @@ def _format_table(
         lines += ["", "most frequent mistakes:"]
         lines += [f"  {count:,} x {label} predicted as {wrong}" for label, wrong, count in worst]
     return "\n".join(lines)
-
-
-def _format_json(
-    trained: TrainedModel,
-    options: EvaluateOptions,
-    evaluation: Evaluation,
-    images: int,
-    other: OtherEvaluation | None,
-) -> str:
-    return json.dumps(
-        {
-            "checkpoint": str(trained.checkpoint),
-            "model": trained.name,
-            "weights": trained.weights,
-            "split": options.split,
-            "precision": options.accelerate or options.precision,
-            "images": evaluation.images,
-            "unreadable_images": images - evaluation.images,
-            **evaluation.metrics(),
-            **(other.metrics if other is not None else {}),
-            "calibration_error": evaluation.calibration_error,
-            "per_class": per_class(evaluation, trained.class_names),
-        },
-        indent=2,
-    )
