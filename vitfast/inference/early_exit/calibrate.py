@@ -131,11 +131,9 @@ def _coordinate_search(
     for _ in range(_SEARCH_ROUNDS):
         start_score = best_score
         for a, b in pairs:
-            fixed = list(best)
             for value in [best[a], *candidates[a]]:
-                fixed[a] = value
-                fixed[b] = best[b]
-                trial = list(fixed)
+                trial = list(best)
+                trial[a] = value
                 found = _best_value(statistics, costs, budget, trial, b)
                 if found is None:
                     continue

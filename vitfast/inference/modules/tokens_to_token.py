@@ -64,11 +64,7 @@ class TokensToToken(PatchEmbedding):
             x = self._mixed(images, size)
         else:
             x = torch.cat([self._mixed(some, size) for some in images.split(at_once)])
-        return self.project(x, self._mixed_size(size))
-
-    def _mixed_size(self, size: int) -> int:
-        """Tokens along a side after both mixers."""
-        return self.second.split.grid_size(self.first.split.grid_size(size))
+        return self.project(x, self.second.split.grid_size(self.first.split.grid_size(size)))
 
     def _mixed(self, images: Tensor, size: int) -> Tensor:
         return self.second(self.first(images, size), self.first.split.grid_size(size))
