@@ -21,10 +21,7 @@ class Family:
     """Names in one of transformers' models."""
 
     prefix: str  # of its classes' names
-    module: str  # that holds the classes
-    base: str  # the model in a classifier
-    norms: tuple[str, str]  # in a layer, before the attention and before the MLP
-    blocks: str  # the layers in the model
+    name: str  # of its module, and of the model in a classifier
     prefix_tokens: tuple[str, ...]  # in the embeddings, in order
     resize: Resize = "no"  # of positions, for other image sizes
 
@@ -33,27 +30,22 @@ class Family:
         """Whether it is a DINOv2, whose classifier reads the class token and the mean of the patches."""
         return self.resize != "no"
 
+    @property
+    def module(self) -> str:
+        """The module that holds its classes."""
+        return f"transformers.models.{self.name}.modeling_{self.name}"
+
     def class_of(self, suffix: str) -> type[nn.Module]:
         """One of its classes."""
         found: type[nn.Module] = getattr(importlib.import_module(self.module), self.prefix + suffix)
         return found
 
 
-_MODELS = "transformers.models"
-_OLD_NORMS, _NEW_NORMS = ("layernorm_before", "layernorm_after"), ("norm1", "norm2")
 FAMILIES = (
-    Family("ViT", f"{_MODELS}.vit.modeling_vit", "vit", _OLD_NORMS, "layers", ("cls_token",)),
-    Family("DeiT", f"{_MODELS}.deit.modeling_deit", "deit", _OLD_NORMS, "layers", ("cls_token", "distillation_token")),
-    Family("Dinov2", f"{_MODELS}.dinov2.modeling_dinov2", "dinov2", _NEW_NORMS, "encoder", ("cls_token",), "bicubic"),
-    Family(
-        "Dinov2WithRegisters",
-        f"{_MODELS}.dinov2_with_registers.modeling_dinov2_with_registers",
-        "dinov2_with_registers",
-        _NEW_NORMS,
-        "encoder",
-        ("cls_token", "register_tokens"),
-        "bicubic_antialias",
-    ),
+    Family("ViT", "vit", ("cls_token",)),
+    Family("DeiT", "deit", ("cls_token", "distillation_token")),
+    Family("Dinov2", "dinov2", ("cls_token",), "bicubic"),
+    Family("Dinov2WithRegisters", "dinov2_with_registers", ("cls_token", "register_tokens"), "bicubic_antialias"),
 )
 # suffix of a classifier's class -> its heads
 _HEADS = {
@@ -84,14 +76,14 @@ def lower_model(part: Part) -> TransformerSpec:
     if suffix not in _HEADS:
         raise NotRecognised("", f"is a {name}, whose head has no fast kernel")
     heads = _HEADS[suffix]
-    model = part.expect(family.class_of(suffix), children=(family.base, *heads))
+    model = part.expect(family.class_of(suffix), children=(family.name, *heads))
     layers = [common.head_layers(part[head]) for head in heads]
     if family.is_dino:
         index = 1 + getattr(model.config, "num_register_tokens", 0)
         readouts = [ReadoutSpec("token_and_mean", index, layers=layers[0])]
     else:
         readouts = [ReadoutSpec("token", index, layers=head) for index, head in enumerate(layers)]
-    return _base(part[family.base], family, tuple(readouts))
+    return _base(part[family.name], family, tuple(readouts))
 
 
 def lower_block(part: Part) -> BlockSpec:
@@ -99,7 +91,7 @@ def lower_block(part: Part) -> BlockSpec:
     family = family_of(part.module)
     if family is None:
         raise NotRecognised(part.name, f"is a {type(part.module).__name__}")
-    norm1, norm2 = family.norms
+    norm1, norm2 = ("norm1", "norm2") if family.is_dino else ("layernorm_before", "layernorm_after")
     children = (norm1, norm2, "attention", "mlp", "dropout", "drop_path", "layer_scale1", "layer_scale2")
     part.expect(family.class_of("Layer"), children=children)
     common.passes_in_evaluation(part["dropout"], part["drop_path"])
@@ -121,10 +113,10 @@ def _base(part: Part, family: Family, readouts: tuple[ReadoutSpec, ...]) -> Tran
     model = part.expect(family.class_of("Model"), children=("embeddings", "layers", "encoder", "layernorm", "pooler"))
     if model.config._attn_implementation not in ("eager", "sdpa"):
         raise NotRecognised(part.name, f"attends by {model.config._attn_implementation!r}")
-    blocks = part[family.blocks]
-    if family.blocks == "encoder":
-        blocks.expect(family.class_of("Encoder"), children=("layer",))
-        blocks = blocks["layer"]
+    blocks = part["layers"]
+    if family.is_dino:
+        part["encoder"].expect(family.class_of("Encoder"), children=("layer",))
+        blocks = part["encoder"]["layer"]
     return TransformerSpec(
         _embedding(part["embeddings"], family),
         common.blocks(blocks, lower_block),
