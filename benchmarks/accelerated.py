@@ -26,7 +26,7 @@ from vitfast.benchmarking.harness import Case
 from vitfast.benchmarking.machine import DTYPES, with_limits
 from vitfast.benchmarking.model_cases import WEIGHT, forward, logits, model_case, sample_images, seeded_model
 from vitfast.benchmarking.peers import Unavailable, compiled, failure, timm_model
-from vitfast.benchmarking.run import ModelRunOptions, known_models, known_words, run_tables, seconds_option
+from vitfast.benchmarking.run import ModelRunOptions, batch_option, run_tables, seconds_option
 from vitfast.benchmarking.table import Table, count_gflop, gigabytes
 from vitfast.cli import run_command
 from vitfast.config import load_options, option
@@ -34,11 +34,13 @@ from vitfast.device import select_device
 from vitfast.inference.accelerate import accelerate
 from vitfast.inference.early_exit import EarlyExit
 from vitfast.models import DVT, ConViT, ImageModel
+from vitfast.models.registry import resolve_name
 
 PRECISIONS = ("bf16", "fp16", "fp32")
 COMPILE_MODES = ("none", "default", "reduce-overhead", "max-autotune")
 MODELS = (
-    "vit_base_patch16_224,vit_small_patch16_224,vit_tiny_patch16_224,vit_large_patch16_224,convit_small,dvt_t2t_vit_12"
+    *("vit_base_patch16_224", "vit_small_patch16_224", "vit_tiny_patch16_224", "vit_large_patch16_224"),
+    *("convit_small", "dvt_t2t_vit_12"),
 )
 # backends of the other models' attention by priority
 _ATTENTION_BACKENDS = [
@@ -53,9 +55,9 @@ _ATTENTION_BACKENDS = [
 class AcceleratedOptions(ModelRunOptions):
     """Compares accelerated models with timm's, eager and compiled."""
 
-    model: str = option(MODELS, "one or more models, separated by commas; see vitfast.list_models()")
-    batch: str = option("256,1,512,64,8", "images per batch, one or more sizes, in the order of measuring")
-    precision: str = option("bf16,fp16", f"one or more of {', '.join(PRECISIONS)}, separated by commas")
+    model: list[str] = option(list(MODELS), "one or more models; see vitfast.list_models()")
+    batch: list[int] = batch_option(256, 1, 512, 64, 8)  # in the order of measuring
+    precision: list[str] = option(["bf16", "fp16"], "type of images and weights, one or more", choices=PRECISIONS)
     compile: str = option(
         "max-autotune", "mode of torch.compile for the other models; none: not compiled", choices=COMPILE_MODES
     )
@@ -64,22 +66,15 @@ class AcceleratedOptions(ModelRunOptions):
     def check(self, prefix: str = "") -> None:
         """Checks the options before anything is measured."""
         super().check(prefix)
-        self.models()
-        self.precisions()
-
-    def models(self) -> list[str]:
-        """The models' canonical names."""
-        return known_models(self.model)
-
-    def precisions(self) -> list[str]:
-        """The precisions."""
-        return known_words("precision", self.precision, PRECISIONS)
+        for name in self.model:
+            resolve_name(name)
 
 
 def list_tables(options: AcceleratedOptions, device: torch.device) -> list[Table]:
     """The tables, all models at one batch size before the next size."""
     tables = []
-    for precision, batch, model in product(options.precisions(), options.batches(), options.models()):
+    cases = product(options.precision, options.batch, map(resolve_name, options.model))
+    for precision, batch, model in dict.fromkeys(cases):
         tables.append(accelerated_table(model, batch, precision, device, options.compile))
         if model.startswith("dvt"):
             tables.append(early_exit_table(model, batch, precision, device))

@@ -65,7 +65,7 @@ def convit_table(size: str, batch: int, precision: str, device: torch.device) ->
 def main(arguments: Sequence[str]) -> int:
     options = load_options(ConViTOptions, list(arguments), "python benchmarks/convit.py")
     device = select_device(options.device)
-    tables = [convit_table(options.size, batch, options.precision, device) for batch in options.batches()]
+    tables = [convit_table(options.size, batch, options.precision, device) for batch in dict.fromkeys(options.batch)]
     return run_tables(options, tables, device)[0]
 
 

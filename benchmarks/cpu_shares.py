@@ -28,11 +28,12 @@ import torch
 import vitfast
 from vitfast.benchmarking.machine import describe_machine
 from vitfast.benchmarking.results import machine_line, markdown_table, write_files
-from vitfast.benchmarking.run import check_json_path, known_models, known_words, parse_counts, torch_threads
+from vitfast.benchmarking.run import batch_option, check_json_path, torch_threads
 from vitfast.cli import run_command
 from vitfast.commands.benchmark import ENGINE_PRECISIONS
 from vitfast.config import load_options, option
 from vitfast.errors import UserError
+from vitfast.models.registry import resolve_name
 
 LIBRARY = Path(vitfast.__file__).parent / "libvitfast_cpu.so"
 SAMPLES_PER_SECOND = 1500
@@ -61,9 +62,9 @@ OTHER, WAITING = "other", "waiting"
 class CpuSharesOptions:
     """Shows which part of the CPU engine takes the time of accelerated models."""
 
-    model: str = option("vit_base_patch16_224", "one or more models, separated by commas; see vitfast.list_models()")
-    batch: str = option("8", "images per batch, one or more sizes: batch=1,8")
-    precision: str = option("fp32,bf16,int8", f"one or more of {', '.join(ENGINE_PRECISIONS)}, separated by commas")
+    model: list[str] = option(["vit_base_patch16_224"], "one or more models; see vitfast.list_models()")
+    batch: list[int] = batch_option(8)
+    precision: list[str] = option(["fp32", "bf16", "int8"], "one or more", choices=ENGINE_PRECISIONS)
     seconds: float = option(10.0, "time for each model, batch and precision", above=0)
     threads: int | None = option(None, "CPU threads; null: torch's choice", minimum=1)
     json: str | None = option(None, "file for the results as JSON; the table is written beside it, as .md")
@@ -75,9 +76,7 @@ class CpuSharesOptions:
 
     def cases(self) -> list[tuple[str, int, str]]:
         """Models, batch sizes and precisions."""
-        models = known_models(self.model)
-        batches = parse_counts("batch", self.batch, minimum=1)
-        return list(product(models, batches, known_words("precision", self.precision, ENGINE_PRECISIONS)))
+        return list(product(map(resolve_name, self.model), self.batch, self.precision))
 
 
 def run_cpu_shares(options: CpuSharesOptions) -> int:

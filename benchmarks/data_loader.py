@@ -21,7 +21,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode, v2
 
 from vitfast.benchmarking.harness import Case
-from vitfast.benchmarking.run import RunOptions, parse_counts, run_tables
+from vitfast.benchmarking.run import RunOptions, run_tables
 from vitfast.benchmarking.table import Table, joined
 from vitfast.cli import run_command
 from vitfast.config import AugmentConfig, DataConfig, load_options, option
@@ -45,13 +45,12 @@ class LoaderOptions(RunOptions):
     )
     img_size: int = option(224, "height and width in pixels", minimum=1)
     batch: int = option(32, "images per batch", minimum=1)
-    workers: str = option("0,2", "processes that read ahead, one or more numbers; 0: the main process reads")
+    workers: list[int] = option(
+        [0, 2],
+        "processes that read ahead, one or more numbers; 0: the main process reads",
+        minimum=0,
+    )
     images: int = option(256, "largest number of images per pass; each pass starts its workers", minimum=1)
-
-    def check(self, prefix: str = "") -> None:
-        """Checks the options before anything is measured."""
-        super().check(prefix)
-        parse_counts("workers", self.workers, minimum=0)
 
     def reported(self) -> dict[str, Any]:
         """All but the folder."""
@@ -64,7 +63,7 @@ def list_tables(options: LoaderOptions) -> list[Table]:
     augment = AugmentConfig(crop_scale=CROP_SCALE, flip=FLIP) if is_train else AugmentConfig()
     config = DataConfig(dataset="image_folder", root=options.root, img_size=options.img_size, augment=augment)
     dataset = build_dataset(config, options.split, seed=SEED)
-    return [loader_table(options, dataset, workers) for workers in parse_counts("workers", options.workers, minimum=0)]
+    return [loader_table(options, dataset, workers) for workers in dict.fromkeys(options.workers)]
 
 
 def loader_table(options: LoaderOptions, dataset: ImageDataset, workers: int) -> Table:

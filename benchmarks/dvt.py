@@ -146,9 +146,8 @@ def _without_cuda_calls(device: torch.device) -> Iterator[None]:
 def main(arguments: Sequence[str]) -> int:
     options = load_options(DVTOptions, list(arguments), "python benchmarks/dvt.py")
     device = select_device(options.device)
-    tables = [
-        dvt_table(options.model, options.original, batch, options.precision, device) for batch in options.batches()
-    ]
+    batches = dict.fromkeys(options.batch)
+    tables = [dvt_table(options.model, options.original, batch, options.precision, device) for batch in batches]
     return run_tables(options, tables, device)[0]
 
 

@@ -8,8 +8,6 @@ quantizes them, and continues their training in each format (and as long in floa
 run continues where it stopped. ``--help`` lists the options.
 """
 
-# ruff: noqa: RUF009 (option() makes a dataclass field)
-
 from __future__ import annotations
 
 import copy
@@ -64,8 +62,8 @@ class AccuracyOptions:
     run: str | None = option(
         None, "a finished run instead; the seeds are then used for quantization-aware training only"
     )
-    seeds: list[int] = option(default_factory=lambda: [0, 1, 2], help="seeds, one model each")
-    formats: list[str] = option(default_factory=list, help="post-training formats; empty: all named formats")
+    seeds: list[int] = option([0, 1, 2], "seeds, one model each")
+    formats: list[str] = option([], "post-training formats; empty: all named formats")
     aware: list[str] | None = option(None, "formats of quantization-aware training; null: as formats; []: none")
     aware_epochs: int = option(5, "epochs of quantization-aware training; see aware_steps", minimum=1)
     aware_steps: int | None = option(None, "steps of quantization-aware training instead", minimum=1)
@@ -73,7 +71,7 @@ class AccuracyOptions:
     split: str = option("test", "split that is measured", choices=["train", "val", "test"])
     runs: str = option("runs/quantization_accuracy", "folder of the runs; finished ones are not repeated")
     json: str | None = option(None, "file for the results; null: benchmarks/results/quantization_accuracy-NAME.json")
-    train: list[str] = option(default_factory=list, help="other options of training: [data.root=FOLDER]")
+    train: list[str] = option([], "other options of training: [data.root=FOLDER]")
     device: str = option("auto", "auto: a GPU if there is one", choices=["auto", "cpu", "cuda"])
     threads: int | None = option(None, "CPU threads; null: torch's choice", minimum=1)
     data: EvaluateDataOptions = field(default_factory=EvaluateDataOptions)

@@ -20,7 +20,7 @@ import torch
 
 from vitfast.benchmarking.harness import Case
 from vitfast.benchmarking.model_cases import WEIGHT, TrainingStep, forward, model_case, sample_images, seeded_model
-from vitfast.benchmarking.run import RunOptions, parse_counts, run_tables, seconds_option
+from vitfast.benchmarking.run import RunOptions, batch_option, run_tables, seconds_option
 from vitfast.benchmarking.table import Table, count_gflop
 from vitfast.cli import run_command
 from vitfast.config import load_options, option
@@ -38,13 +38,8 @@ class QuantizationSpeedOptions(RunOptions):
     """Compares simulated FP16_32 and FP16_16 with float32, with vitfast's rounding and with QPyTorch's."""
 
     model: str = option("vit_tiny_patch16_224", "the model; see vitfast.list_models()")
-    batch: str = option("8", "images per batch, one or more sizes: batch=1,8")
+    batch: list[int] = batch_option(8)
     seconds: float = seconds_option(120.0)
-
-    def check(self, prefix: str = "") -> None:
-        """Checks the options before anything is measured."""
-        super().check(prefix)
-        parse_counts("batch", self.batch, minimum=1)
 
 
 def quantization_table(model_name: str, batch: int, mode: Mode) -> Table:
@@ -97,7 +92,7 @@ def _quantized_models(source: ImageModel, mode: Mode, table: Table) -> dict[str,
 def main(arguments: Sequence[str]) -> int:
     options = load_options(QuantizationSpeedOptions, list(arguments), "python benchmarks/quantization_speed.py")
     modes: tuple[Mode, ...] = ("inference", "training")
-    batches = parse_counts("batch", options.batch, minimum=1)
+    batches = dict.fromkeys(options.batch)
     tables = [quantization_table(options.model, batch, mode) for batch in batches for mode in modes]
     return run_tables(options, tables, torch.device("cpu"))[0]
 

@@ -27,7 +27,7 @@ def root(tmp_path):
 
 def table_of(root, **changes):
     (table,) = data_loader.list_tables(
-        data_loader.LoaderOptions(str(root), img_size=32, batch=2, workers="0", **changes)
+        data_loader.LoaderOptions(str(root), img_size=32, batch=2, workers=[0], **changes)
     )
     return table
 
@@ -73,7 +73,11 @@ def test_the_script_prints_a_table_for_each_number_of_workers(root, capsys):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [([], "root=… is missing"), (["root=x", "workers=-1"], "workers=-1"), (["root=x", "json=a.txt"], "json=a.txt")],
+    [
+        ([], "root=… is missing"),
+        (["root=x", "workers=-1"], r"workers=\[-1\]"),
+        (["root=x", "json=a.txt"], "json=a.txt"),
+    ],
 )
 def test_mistakes_are_reported(arguments, message):
     with pytest.raises(UserError, match=message):

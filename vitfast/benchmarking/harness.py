@@ -88,12 +88,6 @@ def measure(cases: Sequence[Case], timer: Timer, budget_s: float) -> list[Timing
         timer: of their device.
         budget_s: seconds for warm-up and rounds together. There are at least ``MIN_ROUNDS`` and at most ``MAX_ROUNDS``
             rounds, whatever the budget.
-
-    Returns:
-        One timing per case, in their order.
-
-    Raises:
-        ValueError: there is no case, or two have the same name.
     """
     names = [case.name for case in cases]
     if not names or len(set(names)) < len(names):

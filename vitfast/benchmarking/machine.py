@@ -40,33 +40,23 @@ MIN_RUN_S = 0.05
 def describe_machine(device: torch.device) -> dict[str, Any]:
     """Describes the machine, as JSON values, so that readers can judge and repeat the results."""
     described = describe_environment(device)
+    kept = ("device", "platform", "python", "packages", "build_info")
     return {
         "date": described["started"],
         "cpu": {
             "model": described["cpu"],
-            "cores": usable_cores(),
-            "threads": torch.get_num_threads(),
+            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+            "threads": described["threads"],
             "instruction_sets": instruction_sets(),
             "caches_bytes": cache_sizes(),
             "torch_capability": torch.backends.cpu.get_cpu_capability(),
         },
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None,
         "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-        "device": described["device"],
         "gpu": _describe_gpu(device),
-        "platform": described["platform"],
-        "python": described["python"],
-        "packages": described["packages"],
         "environment": {name: os.environ[name] for name in _THREAD_VARIABLES if name in os.environ},
-        "build_info": described["build_info"],
+        **{name: described[name] for name in kept},
     }
-
-
-def usable_cores() -> int:
-    """Number of logical cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def instruction_sets(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
@@ -112,11 +102,7 @@ def device_limits(device: torch.device, precision: str) -> Sequence[Case]:
 def arithmetic_peak(precision: str) -> Case | None:
     """Returns a loop of multiply-adds on registers over all of torch's threads: the processor's arithmetic limit.
 
-    Args:
-        precision: ``"fp32"``, ``"bf16"``, ``"int8"``, or ``"fp16_32"``, whose multiply-adds are in fp32.
-
-    Returns:
-        None without vitfast's CPU library.
+    Returns None without vitfast's CPU library. The multiply-adds of ``"fp16_32"`` are in fp32.
     """
     if not has_kernel("packed", "cpu"):
         return None

@@ -52,6 +52,7 @@ def model_table(
     checked.
     """
     make_case = _inference_case if mode == "inference" else _training_case
+    title = f"{model_name}, batch {batch}, {precision}"
 
     def build(table: Table) -> list[Case]:
         torch.compiler.reset()  # see engine_table
@@ -62,20 +63,24 @@ def model_table(
             reference = make_case(library, models[library], images, "fp32")
             assert reference.output is not None
             table.reference = reference.output()
-            table.reference_name = f"{'' if mode == 'inference' else 'the gradient of '}{library} in fp32"
+            table.reference_name = f"{library} in fp32" if mode == "inference" else f"the gradient of {library} in fp32"
         cases = [make_case(name, model, images, precision) for name, model in models.items()]
         assert cases[0].output is not None
         table.images, table.gflop = batch, count_gflop(cases[0].output)
         if mode == "training":  # the optimizer reads and writes each weight and its two averages
             table.gigabyte = gigabytes([*6 * list(models["vitfast"].parameters()), images])
-        if compile:
-            cases += [
-                make_case(f"{name} compiled", compiled(model), images, precision) for name, model in models.items()
-            ]
+        for name, model in models.items() if compile else ():
+            cases.append(make_case(f"{name} compiled", compiled(model), images, precision))
         return cases
 
-    title = f"{'' if mode == 'inference' else 'training step of '}{model_name}, batch {batch}, {precision}"
-    return Table(mode, title, {"model": model_name, "batch": batch}, precision, build, WEIGHT)
+    return Table(
+        mode,
+        title if mode == "inference" else f"training step of {title}",
+        {"model": model_name, "batch": batch},
+        precision,
+        build,
+        WEIGHT,
+    )
 
 
 def _inference_case(name: str, model: nn.Module, images: Tensor, precision: str) -> Case:
@@ -109,8 +114,6 @@ def engine_table(model_name: str, batch: int, precision: str, peers: Collection[
             try:
                 run = PEERS[name](other, images, precision)
                 run()  # unsupported models often fail only here
-            except Unavailable as reason:
-                table.left_out[name] = str(reason)
             except Exception as error:
                 table.left_out[name] = failure(error)
             else:
@@ -168,11 +171,7 @@ def seeded_model(model_name: str) -> ImageModel:
 def build_models(
     model_name: str, device: torch.device, libraries: Collection[str] = tuple(_LIBRARIES)
 ) -> tuple[dict[str, nn.Module], dict[str, str]]:
-    """Builds the model of each library with the same random weights, in fp32 and in training mode.
-
-    Returns:
-        Library -> model, vitfast first; and library -> the reason why it has no such model.
-    """
+    """Builds each library's model with the same random weights; also returns why a library has no such model."""
     source = seeded_model(model_name).to(device).train()
     models: dict[str, nn.Module] = {"vitfast": source}
     left_out = {}

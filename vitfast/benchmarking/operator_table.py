@@ -28,20 +28,14 @@ _ATTENTION_BACKENDS = {
 }
 
 
-def operator_sizes(
-    model_name: str, batch: int, heads: int | None = None, *, patches_only: bool = False
-) -> dict[str, int]:
-    """Returns the sizes that a ViT or DeiT gives its operators; ``heads`` replaces its number of heads.
-
-    Raises:
-        UserError: there is no such ViT, or ``heads`` does not divide its channels.
-    """
-    fields = VIT_ARCHITECTURES.get(resolve_name(model_name))
+def operator_sizes(name: str, batch: int, heads: int | None = None, *, patches_only: bool = False) -> dict[str, int]:
+    """Returns the sizes that a ViT or DeiT gives its operators; ``heads`` replaces its number of heads."""
+    fields = VIT_ARCHITECTURES.get(resolve_name(name))
     if fields is None:
-        raise UserError(f"model={model_name} is not a plain ViT or DeiT, whose sizes the operators are measured at")
+        raise UserError(f"model={name} is not a plain ViT or DeiT, whose sizes the operators are measured at")
     heads = fields.num_heads if heads is None else heads
     if fields.embed_dim % heads:
-        raise UserError(f"heads={heads} does not divide the {fields.embed_dim} channels of model={model_name}")
+        raise UserError(f"heads={heads} does not divide the {fields.embed_dim} channels of model={name}")
     tokens = fields.grid_size**2 + (0 if patches_only else fields.num_prefix_positions)
     return {"batch": batch, "tokens": tokens, "channels": fields.embed_dim, "heads": heads, "hidden": fields.mlp_dim}
 
@@ -60,9 +54,6 @@ def operator_tables(
 
     Operators that do not support ``precision`` or, with ``backward``, have no gradient are skipped. ``backward``
     measures forward and backward together and checks the gradients; ``heads`` replaces the model's number of heads.
-
-    Raises:
-        UserError: an operator is unknown, or ``heads`` does not divide the channels.
     """
     for name in names or ():
         if name not in OPERATORS:

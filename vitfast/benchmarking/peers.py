@@ -25,11 +25,7 @@ class Unavailable(Exception):
 
 
 def torchvision_model(model: ImageModel) -> nn.Module:
-    """Builds torchvision's Vision Transformer with the architecture and a copy of the weights of ``model``.
-
-    Raises:
-        Unavailable: torchvision's class does not support this architecture.
-    """
+    """Builds torchvision's Vision Transformer with the architecture and a copy of the weights of ``model``."""
     from torchvision.models.vision_transformer import VisionTransformer as TorchvisionModel
 
     fields = _plain_fields(model, "torchvision", distillation_token=("none",), qkv_bias=(True,))
@@ -49,11 +45,7 @@ def torchvision_model(model: ImageModel) -> nn.Module:
 
 
 def timm_model(model: ImageModel) -> nn.Module:
-    """Builds timm's Vision Transformer or distilled DeiT with the architecture and a copy of the weights of ``model``.
-
-    Raises:
-        Unavailable: timm is not installed, or its class does not support this architecture.
-    """
+    """Builds timm's Vision Transformer or distilled DeiT with the architecture and a copy of ``model``'s weights."""
     try:
         from timm.models.deit import VisionTransformerDistilled
         from timm.models.vision_transformer import VisionTransformer as TimmModel
@@ -61,14 +53,12 @@ def timm_model(model: ImageModel) -> nn.Module:
         raise Unavailable("not installed: pip install timm") from error
 
     fields = _plain_fields(model, "timm", distillation_token=("none", "after_class"))
-    is_distilled = fields.distillation_token == "after_class"
     names = "img_size patch_size in_chans num_classes embed_dim depth num_heads mlp_ratio qkv_bias".split()
-    other: nn.Module = (VisionTransformerDistilled if is_distilled else TimmModel)(
+    other: nn.Module = (TimmModel if fields.distillation_token == "none" else VisionTransformerDistilled)(
         norm_layer=functools.partial(nn.LayerNorm, eps=fields.layer_norm_eps),
         **{name: getattr(fields, name) for name in names},
     )
-    if is_distilled:
-        assert isinstance(other, VisionTransformerDistilled)
+    if isinstance(other, VisionTransformerDistilled):
         other.set_distilled_training(True)  # returns both heads' logits in training, as vitfast does
     return _with_weights(other, model)
 
@@ -114,7 +104,9 @@ def compiled(model: nn.Module, **options: Any) -> nn.Module:
 
 
 def failure(error: Exception) -> str:
-    """An exception of another library in one line."""
+    """Why a library or engine is left out, in one line."""
+    if isinstance(error, Unavailable):
+        return str(error)
     lines = str(error).strip().splitlines()
     return f"failed: {type(error).__name__}: {lines[0] if lines else ''}"
 

@@ -50,12 +50,8 @@ class Results:
             blocks += [f"## {table.title}", markdown_table(*_cells(table)), "  \n".join(filter(None, notes))]
         return "\n\n".join(filter(None, blocks)) + "\n"
 
-    def write(self, path: Path) -> Path:
-        """Writes the results to a ``.json`` file and as Markdown beside it, whose path is returned.
-
-        Raises:
-            UserError: the files cannot be written.
-        """
+    def write(self, path: Path) -> None:
+        """Writes the results to a ``.json`` file and as Markdown beside it."""
         content = {
             "format_version": FORMAT_VERSION,
             "machine": self.machine,
@@ -63,15 +59,11 @@ class Results:
             "warnings": self.warnings,
             "outcomes": [table.to_json() for table in self.tables],
         }
-        return write_files(content, self.markdown(), path)
+        write_files(content, self.markdown(), path)
 
 
 def read_tables(path: Path) -> list[Table]:
-    """Reads the tables of a file that ``Results.write`` wrote; none if there is no such file.
-
-    Raises:
-        UserError: the file holds something else.
-    """
+    """Reads the tables of a file that ``Results.write`` wrote; none if there is no such file."""
     if not path.exists():
         return []
     try:
@@ -86,25 +78,19 @@ def read_tables(path: Path) -> list[Table]:
     return tables
 
 
-def write_files(content: dict[str, Any], text: str, path: Path) -> Path:
-    """Writes ``content`` to ``path`` as JSON and ``text`` beside it as Markdown, each file atomically.
-
-    Raises:
-        UserError: the files cannot be written.
-    """
-    markdown_path = path.with_suffix(".md")
+def write_files(content: dict[str, Any], text: str, path: Path) -> None:
+    """Writes ``content`` to ``path`` as JSON and ``text`` beside it as Markdown, each file atomically."""
     # numbers have six digits; NaN and infinities become null, as JSON requires
     rounded = json.loads(
         json.dumps(content), parse_float=lambda text: float(f"{float(text):.6g}"), parse_constant=lambda _: None
     )
     json_text = json.dumps(rounded, indent=1) + "\n"
     try:
-        for target, one in ((path, json_text), (markdown_path, text)):
+        for target, one in ((path, json_text), (path.with_suffix(".md"), text)):
             with atomic_file(target) as temporary:
                 temporary.write_text(one, encoding="utf-8")
     except OSError as error:
         raise UserError(f"json={path} cannot be written: {error.strerror or error}") from error
-    return markdown_path
 
 
 def machine_line(machine: dict[str, Any]) -> str:

@@ -19,12 +19,16 @@ from vitfast.benchmarking.results import LEGEND, Results, machine_line, read_tab
 from vitfast.benchmarking.table import Table
 from vitfast.config import option
 from vitfast.errors import UserError
-from vitfast.models.registry import resolve_name
 
 
 def seconds_option(default: float) -> Any:
     """Declares the option for the time budget with another default."""
     return option(default, "time for all measurements together; building and checking come on top", above=0)
+
+
+def batch_option(*default: int) -> Any:
+    """Declares the option for batch sizes."""
+    return option(list(default), "images per batch, one or more sizes: batch=1,8", minimum=1)
 
 
 @dataclass(kw_only=True)
@@ -40,11 +44,7 @@ class RunOptions:
     resume: bool = option(False, "continue an interrupted run: keep the results in json=, and measure the rest")
 
     def check(self, prefix: str = "") -> None:
-        """Checks the options before anything is measured.
-
-        Raises:
-            UserError: the results cannot be written, or a value is not allowed.
-        """
+        """Raises UserError before anything is measured: the results cannot be written, or options contradict."""
         check_json_path(self.json)
 
     def reported(self) -> dict[str, Any]:
@@ -56,17 +56,8 @@ class RunOptions:
 class ModelRunOptions(RunOptions):
     """Options of all benchmarks of whole models."""
 
-    batch: str = option("8", "images per batch, one or more sizes: batch=1,8")
+    batch: list[int] = batch_option(8)
     device: str = option("auto", "auto: a GPU if there is one", choices=["auto", "cpu", "cuda"])
-
-    def check(self, prefix: str = "") -> None:
-        """Checks the options before anything is measured."""
-        super().check(prefix)
-        self.batches()
-
-    def batches(self) -> list[int]:
-        """The batch sizes."""
-        return parse_counts("batch", self.batch, minimum=1)
 
 
 def check_json_path(path: str | None) -> None:
@@ -82,71 +73,18 @@ def check_json_path(path: str | None) -> None:
         raise UserError(f"json={path}: there is no folder {target.parent}; create it first")
 
 
-def split_words(key: str, text: str) -> list[str]:
-    """Splits the value ``a,b`` or ``[a,b]`` of option ``key`` into distinct words.
-
-    Raises:
-        UserError: an element is empty.
-    """
-    words = [word.strip() for word in text.strip().removeprefix("[").removesuffix("]").split(",")]
-    if not all(words):
-        raise UserError(f"{key}={text} has an empty element; separate the values by single commas")
-    return list(dict.fromkeys(words))
-
-
-def known_words(key: str, text: str, allowed: Sequence[str]) -> list[str]:
-    """Splits the value of option ``key`` into distinct words of ``allowed``; ``all`` means all of them.
-
-    Raises:
-        UserError: a word is empty or unknown.
-    """
-    words = split_words(key, text)
-    if words == ["all"]:
-        return list(allowed)
-    for word in words:
-        if word not in allowed:
-            raise UserError(f"{key}={text}: {word!r} is unknown; allowed: all, {', '.join(allowed)}")
-    return words
-
-
-def known_models(text: str) -> list[str]:
-    """Splits ``model=a,b`` into distinct canonical names.
-
-    Raises:
-        UserError: there is no such model.
-    """
-    return list(dict.fromkeys(map(resolve_name, split_words("model", text))))
-
-
-def parse_counts(key: str, text: str, *, minimum: int) -> list[int]:
-    """Splits the value of option ``key`` into distinct integers.
-
-    Raises:
-        UserError: an element is not an integer, or less than ``minimum``.
-    """
-    words = split_words(key, text)
-    for word in words:
-        if not (word.isascii() and word.isdigit() and int(word) >= minimum):
-            raise UserError(f"{key}={text}: {word!r} is not an integer >= {minimum}; write {key}=8 or {key}=1,8")
-    return [int(word) for word in words]
-
-
 def run_tables(
     options: RunOptions, tables: Sequence[Table], device: torch.device, *, cold_cache: bool = False
 ) -> tuple[int, Results]:
     """Measures tables, prints each, and writes the results after each.
 
-    A table that does not fit into the device's memory is skipped with a warning.
-
-    Args:
-        options: the options; tables share ``seconds`` by weight.
-        tables: the comparisons.
-        device: where the cases run.
-        cold_cache: flush the caches before every run.
+    Tables share ``options.seconds`` by weight; one that does not fit into the device's memory is skipped.
 
     Returns:
         The exit code: 0, or 1 if a result disagrees with its reference; and the results.
     """
+    if not tables:
+        raise UserError("there is nothing to measure with these options")
     with torch_threads(options.threads):
         results = Results(describe_machine(device), options.reported())
         cpu = results.machine["cpu"]
@@ -160,8 +98,8 @@ def run_tables(
         tables = [table for table in tables if table.title not in known]
         all_agree = _measure(options, tables, Timer(device, cold_cache=cold_cache), results)
     if options.json is not None:
-        markdown_path = results.write(Path(options.json))
-        print(f"\nwritten: {options.json} and {markdown_path}", file=sys.stderr)
+        results.write(Path(options.json))
+        print(f"\nwritten: {options.json} and {Path(options.json).with_suffix('.md')}", file=sys.stderr)
     return (0 if all_agree else 1), results
 
 

@@ -66,13 +66,9 @@ class Table:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Table:
-        """Reads what ``to_json`` returned.
-
-        Raises:
-            KeyError: something is missing.
-        """
-        rows = content["standings"]
-        return cls(build=lambda table: [], rows=rows, **{name: content[name] for name in _SAVED})
+        """Reads what ``to_json`` returned; KeyError if something is missing."""
+        saved = {name: content[name] for name in _SAVED}
+        return cls(build=lambda table: [], rows=content["standings"], **saved)
 
     def _row(self, timing: Timing, timings: list[Timing], error: float | None) -> dict[str, Any]:
         case, time_ms = timing.case, _milliseconds(timing)

@@ -19,19 +19,13 @@ from typing import Literal
 import torch
 
 from vitfast.benchmarking.results import machine_line
-from vitfast.benchmarking.run import (
-    ModelRunOptions,
-    known_models,
-    known_words,
-    run_tables,
-    seconds_option,
-    split_words,
-)
+from vitfast.benchmarking.run import ModelRunOptions, run_tables, seconds_option
 from vitfast.benchmarking.table import Table
 from vitfast.config import load_options, option
 from vitfast.device import select_device
 from vitfast.errors import UserError
 from vitfast.figure import new_figure, save_figure
+from vitfast.models.registry import resolve_name
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 ENGINE_PRECISIONS = ("fp32", "bf16", "int8", "fp16_32")
@@ -43,27 +37,30 @@ PEER_NAMES = ("eager", "compile", "onnxruntime", "openvino", "torchao", "zentorc
 class BenchmarkOptions(ModelRunOptions):
     """Compares vitfast's models and operators with torchvision's, timm's and torch's, in one interleaved run."""
 
-    model: str = option("vit_tiny_patch16_224", "one or more models, separated by commas; see vitfast.list_models()")
-    precision: str = option(
-        "fp32",
-        f"one or more of {', '.join(PRECISIONS)}, separated by commas; fp16 is not measured in training; "
+    model: list[str] = option(["vit_tiny_patch16_224"], "one or more models; see vitfast.list_models()")
+    precision: list[str] = option(
+        ["fp32"],
+        f"one or more of {', '.join(PRECISIONS)}; fp16 is not measured in training; "
         f"with peers: {', '.join(ENGINE_PRECISIONS)}",
     )
-    peers: str = option(
-        "none",
-        f"compare accelerated models with other engines instead: all, or some of {', '.join(PEER_NAMES)}; "
-        "engines that are not installed are reported",
+    peers: list[str] = option(
+        ["none"],
+        "compare accelerated models with other engines instead; engines that are not installed are reported",
+        choices=["none", "all", *PEER_NAMES],
     )
     mode: str = option(
         "all",
         "whole models in evaluation, training steps, single operators at the models' shapes, or all three",
         choices=["inference", "training", "operators", "all"],
     )
-    operator: str = option("all", "operators: only these, by the names in the tables: operator=attention,mlp")
+    operator: list[str] = option(
+        ["all"],
+        "operators: only these, by the names in the tables: operator=attention,mlp",
+    )
     backward: bool = option(False, "operators: measure forward and backward together")
     heads: int | None = option(None, "operators: number of heads; null: the model's", minimum=1)
     compile: bool = option(False, "models: also measure each one with torch.compile")
-    libraries: str = option("all", f"models: libraries beside vitfast: all, or some of {', '.join(LIBRARIES)}")
+    libraries: list[str] = option(["all"], "models: libraries beside vitfast", choices=["all", *LIBRARIES])
     limits: bool = option(False, "measure a large copy and a large GEMM in each table, and shares of them")
     cold_cache: bool = option(False, "flush the caches before every run")
     seconds: float = seconds_option(45.0)
@@ -71,12 +68,17 @@ class BenchmarkOptions(ModelRunOptions):
     def check(self, prefix: str = "") -> None:
         """Checks the options before anything is measured."""
         super().check(prefix)
-        self.models()
-        self.precisions()
-        self.library_names()
+        for name in self.model:
+            resolve_name(name)
+        allowed = ENGINE_PRECISIONS if self.engines() else PRECISIONS
+        for precision in self.precision:
+            if precision not in allowed:
+                raise UserError(f"precision={precision} is unknown; allowed: {', '.join(allowed)}")
+        if "fp16" in self.precision and self.mode == "training":
+            raise UserError("precision=fp16 cannot be measured in training, which would need a loss scale; use bf16")
         chosen = ["backward=true"] if self.backward else []
-        if self.operators() is not None:
-            chosen.append(f"operator={self.operator}")
+        if self.operator != ["all"]:
+            chosen.append(f"operator={','.join(self.operator)}")
         if self.heads is not None:
             chosen.append(f"heads={self.heads}")
         for given in chosen:
@@ -88,38 +90,13 @@ class BenchmarkOptions(ModelRunOptions):
             )
         if self.engines() and (self.mode not in ("inference", "all") or self.compile or chosen):
             raise UserError(
-                f"peers={self.peers} compares whole models in evaluation; leave mode, compile, operator, backward out"
+                f"peers={','.join(self.peers)} compares whole models in evaluation; "
+                "leave mode, compile, operator, backward out"
             )
 
     def engines(self) -> list[str]:
         """The engines that accelerated models are compared with; empty: compare libraries."""
-        if split_words("peers", self.peers) == ["none"]:
-            return []
-        return known_words("peers", self.peers, PEER_NAMES)
-
-    def operators(self) -> list[str] | None:
-        """The names of the operators; None: all."""
-        words = split_words("operator", self.operator)
-        return None if words == ["all"] else words
-
-    def library_names(self) -> list[str]:
-        """The libraries beside vitfast."""
-        return known_words("libraries", self.libraries, LIBRARIES)
-
-    def models(self) -> list[str]:
-        """The models' canonical names."""
-        return known_models(self.model)
-
-    def precisions(self) -> list[str]:
-        """The precisions.
-
-        Raises:
-            UserError: one is unknown, or not supported in training.
-        """
-        words = known_words("precision", self.precision, ENGINE_PRECISIONS if self.engines() else PRECISIONS)
-        if "fp16" in words and self.mode == "training":
-            raise UserError("precision=fp16 cannot be measured in training, which would need a loss scale; use bf16")
-        return words
+        return [name for name in PEER_NAMES if name in self.peers or "all" in self.peers]
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -142,8 +119,9 @@ def list_tables(options: BenchmarkOptions, device: torch.device) -> list[Table]:
     from vitfast.benchmarking.model_cases import engine_table, model_table
     from vitfast.benchmarking.operator_table import operator_tables
 
-    cases = list(product(options.models(), options.precisions(), options.batches()))
-    libraries = options.library_names()
+    # each once
+    cases = list(dict.fromkeys(product(map(resolve_name, options.model), options.precision, options.batch)))
+    libraries = [name for name in LIBRARIES if name in options.libraries or "all" in options.libraries]
     tables: list[Table] = []
     if options.engines():
         if device.type != "cpu":
@@ -158,15 +136,10 @@ def list_tables(options: BenchmarkOptions, device: torch.device) -> list[Table]:
             if mode == "inference" or precision != "fp16"
         ]
     if options.mode in ("operators", "all"):
+        names = None if options.operator == ["all"] else options.operator
         for model, precision, batch in cases:
             tables += operator_tables(
-                model,
-                batch,
-                precision,
-                device,
-                names=options.operators(),
-                backward=options.backward,
-                heads=options.heads,
+                model, batch, precision, device, names=names, backward=options.backward, heads=options.heads
             )
     return [with_limits(table, device) for table in tables] if options.limits else tables
 

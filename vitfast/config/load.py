@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
 import yaml  # type: ignore[import-untyped]
 from omegaconf import DictConfig, OmegaConf
@@ -162,15 +162,17 @@ def _require_known(known: dict[str, OptionInfo], key: str) -> OptionInfo:
 
 
 def _parse_value(info: OptionInfo, key: str, text: str) -> Any:
-    """Parses the text of an argument: verbatim for a text option, else as YAML."""
+    """Parses the text of an argument: verbatim for a text option, else as YAML; lists may lack their brackets."""
     expected = info.type_name(in_error=True)
     if not text.strip():
         none = "; write null for none" if info.optional else ""
         raise UserError(f"{key}= has no value; expected {expected}{none} ({info.help})")
     if info.value_type is str:  # so that a folder named 007 or 1e3 keeps its name
         return None if info.optional and text == "null" else text
+    is_bare_list = get_origin(info.value_type) is list and text.strip() != "null" and text.lstrip()[0] != "["
     try:
-        content: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)
+        parsed = OmegaConf.from_dotlist([f"value=[{text}]" if is_bare_list else f"value={text}"])
+        content: Any = OmegaConf.to_container(parsed, resolve=False)
         return content["value"]
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{key}={text} cannot be read; expected {expected} ({info.help})") from error

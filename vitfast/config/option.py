@@ -75,21 +75,20 @@ class Limits:
         return [(sign, compare, bound) for sign, compare, bound in bounds if bound is not None]
 
 
-def option(default: Any = MISSING, help: str = "", *, default_factory: Any = MISSING, **limits: Any) -> Any:
+def option(default: Any = MISSING, help: str = "", **limits: Any) -> Any:
     """Declares a dataclass field that the command line can set.
 
     Args:
-        default: value if the option is not given; without ``default`` and ``default_factory`` it is required.
+        default: value if the option is not given, copied if it is a list or a dict; without it the option is required.
         help: one line of description, with the unit.
-        default_factory: creates the default of a list, a dict or a nested dataclass.
         **limits: attributes of ``Limits``.
 
     Returns:
         The dataclass field.
     """
     metadata = {"help": help, "limits": Limits(**limits)}
-    if default_factory is not MISSING:
-        return field(default_factory=default_factory, metadata=metadata)
+    if isinstance(default, (list, dict)):
+        return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 

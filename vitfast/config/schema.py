@@ -5,8 +5,6 @@ These dataclasses are the only declaration of an option. The command line, ``--h
 other; ``prefix`` precedes their names in the message.
 """
 
-# ruff: noqa: RUF009 (option() makes a dataclass field)
-
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -32,9 +30,7 @@ class ModelConfig:
         0.0, "stochastic depth rate of the last block, increasing linearly from 0", minimum=0, below=1
     )
     drop_rate: float = option(0.0, "dropout rate after projections and MLP layers", minimum=0, below=1)
-    fields: dict[str, Any] = option(
-        default_factory=dict, help="further fields of the model: model.fields.qkv_bias=false, …"
-    )
+    fields: dict[str, Any] = option({}, "further fields of the model: model.fields.qkv_bias=false, …")
 
 
 @dataclass
@@ -43,8 +39,8 @@ class AugmentConfig:
 
     crop_scale: float = option(0.0, "random resized crop: smallest share of the image area", minimum=0, maximum=1)
     crop_ratio: list[float] = option(
-        default_factory=lambda: [3 / 4, 4 / 3],
-        help="random resized crop: smallest and largest aspect ratio",
+        [3 / 4, 4 / 3],
+        "random resized crop: smallest and largest aspect ratio",
         above=0,
         length=[2],
     )
@@ -200,8 +196,8 @@ class OptimConfig:
         minimum=0,
     )
     betas: list[float] = option(
-        default_factory=lambda: [0.9, 0.999],
-        help="adamw, adam: beta1 and beta2",
+        [0.9, 0.999],
+        "adamw, adam: beta1 and beta2",
         minimum=0,
         below=1,
         length=[2],
@@ -296,8 +292,8 @@ class NumberFormatOptions:
         choices=["dynamic", "calibrated"],
     )
     overrides: list[str] = option(
-        default_factory=list,
-        help="formats of single layers by name pattern, first match wins: [head=FP32,blocks.0.*=FP8_E5M2]",
+        [],
+        "formats of single layers by name pattern, first match wins: [head=FP32,blocks.0.*=FP8_E5M2]",
     )
 
     def check(self, prefix: str) -> None:

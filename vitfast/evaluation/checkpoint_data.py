@@ -1,7 +1,5 @@
 """The images of a checkpoint: the splits that its run used, or those given for another system's weights file."""
 
-# ruff: noqa: RUF009 (option() makes a dataclass field)
-
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
