@@ -35,16 +35,7 @@ __all__ = [
 
 
 def get_requires_for_build_wheel(config_settings: dict[str, Any] | None = None) -> list[str]:
-    """The packages that pip installs before it builds a wheel."""
-    return _native_requirements()
-
-
-def get_requires_for_build_editable(config_settings: dict[str, Any] | None = None) -> list[str]:
-    """The packages that pip installs before it builds an editable installation."""
-    return _native_requirements()
-
-
-def _native_requirements() -> list[str]:
+    """The packages that pip installs before it builds a wheel or an editable installation."""
     try:
         options = BuildOptions.from_environment(os.environ)
     except BuildError as error:
@@ -52,14 +43,13 @@ def _native_requirements() -> list[str]:
     if options.build == "none":
         return []
     requirements = ["torch>=2.11", "pybind11>=2.12", "ninja"]
-    if _uses_nvcc(options) and not os.environ.get(CUTLASS_VARIABLE):
+    try:
+        uses_nvcc = options.cuda != "0" and find_toolkit(os.environ) is not None
+    except BuildError:  # the build itself reports a broken toolkit
+        uses_nvcc = False
+    if uses_nvcc and not os.environ.get(CUTLASS_VARIABLE):
         requirements.append(CUTLASS_REQUIREMENT)
     return requirements
 
 
-def _uses_nvcc(options: BuildOptions) -> bool:
-    """Whether the CUDA library may be built; the build itself reports a broken toolkit."""
-    try:
-        return options.cuda != "0" and find_toolkit(os.environ) is not None
-    except BuildError:
-        return False
+get_requires_for_build_editable = get_requires_for_build_wheel

@@ -15,7 +15,8 @@ from vitfast_build.options import BuildError, BuildOptions
 from vitfast_build.toolchain import TorchInstallation
 
 MIN_TOOLKIT = (12, 0)  # the first that supports sm_90a
-_AS_ERROR = "(VITFAST_CUDA=1 makes this an error)"
+_WITHOUT = "or leave CUDA out: export VITFAST_CUDA=0"
+_NAME_ANOTHER = f"Name another toolkit (export CUDA_HOME=/usr/local/cuda), {_WITHOUT}"
 
 CUTLASS_VARIABLE = "VITFAST_CUTLASS"
 CUTLASS_DISTRIBUTION = "nvidia-cutlass"
@@ -95,48 +96,35 @@ def decide_cuda(options: BuildOptions, torch: TorchInstallation, environment: Ma
         return CudaDecision(None, "VITFAST_SANITIZE=1, which supports CPU code only")
     try:
         toolkit = find_toolkit(environment)
-        cutlass = find_cutlass(environment) if toolkit is not None else None
+        if toolkit is None:
+            raise BuildError(
+                "there is no nvcc: CUDA_HOME is unset and nvcc is not on the PATH.\n"
+                f"Name the CUDA toolkit's folder: export CUDA_HOME=/usr/local/cuda\n{_WITHOUT}"
+            )
+        cutlass = find_cutlass(environment)
+        if toolkit.version < MIN_TOOLKIT:
+            raise BuildError(
+                f"nvcc {toolkit.version_text} is older than {MIN_TOOLKIT[0]}.{MIN_TOOLKIT[1]}.\n"
+                f"Name a newer toolkit's folder: export CUDA_HOME=/usr/local/cuda-13\n{_WITHOUT}"
+            )
+        if torch.cuda is None:
+            raise BuildError(
+                f"torch {torch.version} is a CPU-only build.\n"
+                f"Install a torch with CUDA, then build against it: pip install --no-build-isolation .\n{_WITHOUT}"
+            )
+        if cutlass is None:
+            raise BuildError(
+                f"NVIDIA's CUTLASS headers ({CUTLASS_DISTRIBUTION}) are not installed.\n"
+                f"Install them; the build uses nothing else of the package: {_INSTALL_CUTLASS}\n"
+                f"Or name a copy of CUTLASS: export {CUTLASS_VARIABLE}=/opt/cutlass\n{_WITHOUT}"
+            )
     except BuildError as error:
         if options.cuda == "1":
-            raise
-        return CudaDecision(None, f"{str(error).splitlines()[0]} {_AS_ERROR}")
-    obstacle = _obstacle(toolkit, torch, cutlass)
-    if obstacle is not None:
-        reason, remedy = obstacle
-        if options.cuda == "1":
-            raise BuildError(f"VITFAST_CUDA=1 requires the CUDA library, but {reason}.\n{remedy}")
-        return CudaDecision(None, f"{reason} {_AS_ERROR}")
-    assert toolkit is not None
+            raise BuildError(f"VITFAST_CUDA=1 requires the CUDA library, but {error}") from error
+        reason = str(error).splitlines()[0].removesuffix(".")
+        return CudaDecision(None, f"{reason} (VITFAST_CUDA=1 makes this an error)")
     _check_architectures(options, toolkit)
     return CudaDecision(toolkit, f"nvcc {toolkit.version_text}", cutlass)
-
-
-def _obstacle(toolkit: CudaToolkit | None, torch: TorchInstallation, cutlass: Path | None) -> tuple[str, str] | None:
-    """The reason why the CUDA library cannot be built and the command that fixes it, or None."""
-    without = "or leave CUDA out: export VITFAST_CUDA=0"
-    if toolkit is None:
-        return (
-            "there is no nvcc: CUDA_HOME is unset and nvcc is not on the PATH",
-            f"Name the CUDA toolkit's folder: export CUDA_HOME=/usr/local/cuda\n{without}",
-        )
-    if toolkit.version < MIN_TOOLKIT:
-        wanted = f"{MIN_TOOLKIT[0]}.{MIN_TOOLKIT[1]}"
-        return (
-            f"nvcc {toolkit.version_text} is older than {wanted}",
-            f"Name a newer toolkit's folder: export CUDA_HOME=/usr/local/cuda-13\n{without}",
-        )
-    if torch.cuda is None:
-        return (
-            f"torch {torch.version} is a CPU-only build",
-            f"Install a torch with CUDA, then build against it: pip install --no-build-isolation .\n{without}",
-        )
-    if cutlass is None:
-        return (
-            f"NVIDIA's CUTLASS headers ({CUTLASS_DISTRIBUTION}) are not installed",
-            f"Install them; the build uses nothing else of the package: {_INSTALL_CUTLASS}\n"
-            f"Or name a copy of CUTLASS: export {CUTLASS_VARIABLE}=/opt/cutlass\n{without}",
-        )
-    return None
 
 
 def _check_architectures(options: BuildOptions, toolkit: CudaToolkit) -> None:
@@ -158,16 +146,10 @@ def _run_nvcc(program: str, *arguments: str) -> str:
     try:
         answer = subprocess.run([program, *arguments], capture_output=True, text=True, stdin=subprocess.DEVNULL)
     except OSError as error:
-        raise BuildError(
-            f"{program} does not run: {error}\nName another toolkit (export CUDA_HOME=/usr/local/cuda), "
-            "or leave CUDA out: export VITFAST_CUDA=0"
-        ) from error
+        raise BuildError(f"{program} does not run: {error}\n{_NAME_ANOTHER}") from error
     # --dryrun of an empty file prints the folders on standard error, whatever its exit code
     if answer.returncode and "--dryrun" not in arguments:
-        raise BuildError(
-            f"{program} {' '.join(arguments)} failed:\n{answer.stderr.strip()}\nName another toolkit (export "
-            "CUDA_HOME=/usr/local/cuda), or leave CUDA out: export VITFAST_CUDA=0"
-        )
+        raise BuildError(f"{program} {' '.join(arguments)} failed:\n{answer.stderr.strip()}\n{_NAME_ANOTHER}")
     return answer.stdout + answer.stderr
 
 
@@ -177,32 +159,27 @@ def find_cutlass(environment: Mapping[str, str]) -> Path | None:
     Only the headers are used: the package need not be importable, nor its dependencies installed.
     """
     named = environment.get(CUTLASS_VARIABLE, "")
-    folder = _in_checkout(Path(named)) if named else _in_distribution()
-    if folder is None:
-        if not named:
-            return None
+    candidates = [Path(named, "include"), Path(named)] if named else _in_distribution()
+    folder = next((folder.resolve() for folder in candidates if (folder / _CUTLASS_HEADER).is_file()), None)
+    if folder is None and named:
         raise BuildError(
             f"{CUTLASS_VARIABLE}={named} has neither {_CUTLASS_HEADER} nor include/{_CUTLASS_HEADER}.\n"
             f"Name a copy of CUTLASS (export {CUTLASS_VARIABLE}=/opt/cutlass), "
             f"or use the package: unset {CUTLASS_VARIABLE}; {_INSTALL_CUTLASS}"
         )
-    _check_version(folder)
+    if folder is not None:
+        _check_version(folder)
     return folder
 
 
-def _in_checkout(root: Path) -> Path | None:
-    return next((folder.resolve() for folder in (root / "include", root) if (folder / _CUTLASS_HEADER).is_file()), None)
-
-
-def _in_distribution() -> Path | None:
+def _in_distribution() -> list[Path]:
     try:
         files = importlib.metadata.files(CUTLASS_DISTRIBUTION) or []
     except importlib.metadata.PackageNotFoundError:
-        return None
+        return []
     # other folders of the package have headers of the same name
     wanted = ("include", *_CUTLASS_HEADER.parts)
-    headers = (Path(str(file.locate())) for file in files if file.parts[-len(wanted) :] == wanted)
-    return next((header.parents[1] for header in headers if header.is_file()), None)
+    return [Path(str(file.locate())).parents[1] for file in files if file.parts[-len(wanted) :] == wanted]
 
 
 def _check_version(folder: Path) -> None:

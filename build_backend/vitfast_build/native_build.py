@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sysconfig
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from vitfast_build import toolchain
 from vitfast_build.cuda_toolkit import CudaDecision, CudaToolkit, decide_cuda
@@ -31,14 +33,14 @@ SANITIZE_FLAGS = (
     *("-g", "-O1", "-fexpensive-optimizations"),
 )
 PTXAS_LOG_SUFFIX = ".ptxas"
+MODULE = f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"  # vitfast._C for this Python
 
 GIB = 1 << 30
 CPP_JOB_BYTES = 3 * GIB // 2
 CUDA_JOB_BYTES = 4 * GIB
 
 
-@dataclass(frozen=True)
-class Jobs:
+class Jobs(NamedTuple):
     """Maximum number of parallel compilers, and of parallel nvcc."""
 
     total: int
@@ -69,18 +71,13 @@ class NativeBuild:
             toolchain.check_sanitizers(compiler, environment)
         ninja = toolchain.find_ninja(environment)
         cuda = decide_cuda(options, torch, environment)
-        jobs = choose_jobs(options.max_jobs, usable_cores(), free_memory())
+        jobs = choose_jobs(options.max_jobs, len(os.sched_getaffinity(0)), free_memory())
         return cls(root, options, torch, compiler, ninja, cuda, sources, jobs)
-
-    @property
-    def module_name(self) -> str:
-        """The file name of vitfast._C for this Python."""
-        return f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
 
     @property
     def artefacts(self) -> list[str]:
         """File names of the build's results."""
-        return [CPU_LIBRARY, *([CUDA_LIBRARY] if self.cuda.toolkit else []), self.module_name]
+        return [CPU_LIBRARY, *([CUDA_LIBRARY] if self.cuda.toolkit else []), MODULE]
 
     def run(self, folder: Path) -> None:
         """Brings the artefacts in ``folder`` up to date."""
@@ -99,25 +96,25 @@ class NativeBuild:
 
     def ninja_text(self) -> str:
         """Generates build.ninja."""
-        ninja = NinjaFile(cuda_jobs=self.jobs.cuda)
+        ninja = NinjaFile(self.root, cuda_jobs=self.jobs.cuda)
         compiler = self.compiler
         # -isystem: no warnings from headers of torch and Python
-        torch_headers = ("-isystem", str(self.torch.include_folder))
+        torch_headers = ("-isystem", str(self.torch.folder / "include"))
         target = (f"-DTORCH_TARGET_VERSION={toolchain.TORCH_TARGET_VERSION}", f"-I{self.root}")
         sanitize, sanitize_link = (SANITIZE_FLAGS, (_SANITIZERS,)) if self.options.sanitize else ((), ())
         shared = (*compiler.command, *compiler.flags, *COMMON_FLAGS, *sanitize, *self._prefix_maps())
         link = (*compiler.command, *compiler.link_flags, *LINK_FLAGS, *sanitize_link)
-        torch_libraries = (f"-L{self.torch.library_folder}", "-ltorch_cpu")
+        torch_libraries = (f"-L{self.torch.folder / 'lib'}", "-ltorch_cpu")
 
         ninja.compile_rule("cpu", (*shared, *target, *torch_headers))
-        ninja.link_rule("link_cpu", link, torch_libraries)
-        ninja.library(CPU_LIBRARY, self.sources.cpu, self.root, compile_rule="cpu", link_rule="link_cpu")
+        ninja.link_rule("cpu", link, torch_libraries)
+        ninja.library(CPU_LIBRARY, self.sources.cpu, "cpu")
 
         python_headers = [word for folder in toolchain.python_include_folders() for word in ("-isystem", folder)]
         ninja.compile_rule("module", (*shared, *target, *python_headers))
         # Python's symbols are defined by the interpreter
-        ninja.link_rule("link_module", [word for word in link if word != "-Wl,-z,defs"], ())
-        ninja.library(self.module_name, self.sources.module, self.root, compile_rule="module", link_rule="link_module")
+        ninja.link_rule("module", [word for word in link if word != "-Wl,-z,defs"], ())
+        ninja.library(MODULE, [Source("csrc/module.cpp")], "module")
 
         if self.cuda.toolkit is not None:
             self._add_cuda(ninja, self.cuda.toolkit, (*target, *torch_headers), torch_libraries)
@@ -148,8 +145,8 @@ class NativeBuild:
         ninja.compile_rule("cuda", command, after=f" 2> {log}; status=$$?; {show_rest}; exit $$status", pool="cuda")
         link = [str(toolkit.nvcc), f"-ccbin={self.compiler.program}", "-shared", "-cudart=static", "-nodlink"]
         link += [f"-Xlinker={flag.removeprefix('-Wl,')}" for flag in LINK_FLAGS if flag.startswith("-Wl,")]
-        ninja.link_rule("link_cuda", link, (*torch_libraries, "-ltorch_cuda"))
-        ninja.library(CUDA_LIBRARY, self.cuda_sources(), self.root, compile_rule="cuda", link_rule="link_cuda")
+        ninja.link_rule("cuda", link, (*torch_libraries, "-ltorch_cuda"))
+        ninja.library(CUDA_LIBRARY, self.cuda_sources(), "cuda")
 
     def cuda_sources(self) -> list[Source]:
         """Sources of libvitfast_cuda.so with the flags of their architectures."""
@@ -169,7 +166,7 @@ class NativeBuild:
 
     def _prefix_maps(self) -> tuple[str, ...]:
         """Removes this machine's paths from the libraries' error messages."""
-        folders = [self.root, self.torch.include_folder, *([self.cuda.cutlass] if self.cuda.cutlass else [])]
+        folders = [self.root, self.torch.folder / "include", *([self.cuda.cutlass] if self.cuda.cutlass else [])]
         return tuple(f"-fmacro-prefix-map={folder}/=" for folder in folders)
 
 
@@ -183,28 +180,17 @@ def choose_jobs(max_jobs: int | None, cores: int, memory_bytes: int | None) -> J
     return Jobs(max(1, total), max(1, cuda))
 
 
-def usable_cores() -> int:
-    """Number of cores available to this process."""
-    return len(os.sched_getaffinity(0))
-
-
 def free_memory(root: Path = Path("/")) -> int | None:
     """Free memory in bytes: of the machine, or of the container's limit if that is less."""
-    found = []
-    for line in _read(root / "proc/meminfo").splitlines():
-        if line.startswith("MemAvailable:"):
-            found.append(int(line.split()[1]) * 1024)
-    limit = _read(root / "sys/fs/cgroup/memory.max").strip()
-    used = _read(root / "sys/fs/cgroup/memory.current").strip()
+    available = re.search(r"^MemAvailable: *(\d+)", _read(root / "proc/meminfo"), re.MULTILINE)
+    found = [int(available[1]) * 1024] if available else []
+    group = root / "sys/fs/cgroup"
+    limit, used = _read(group / "memory.max").strip(), _read(group / "memory.current").strip()
     if limit.isdigit() and used.isdigit():
         # the page cache counts as used but is reclaimable
-        cached = [
-            int(line.split()[1])
-            for line in _read(root / "sys/fs/cgroup/memory.stat").splitlines()
-            if line.startswith("inactive_file ")
-        ]
-        found.append(max(0, int(limit) - int(used) + sum(cached)))
-    return min(found) if found else None
+        cached = re.search(r"^inactive_file (\d+)", _read(group / "memory.stat"), re.MULTILINE)
+        found.append(max(0, int(limit) - int(used) + (int(cached[1]) if cached else 0)))
+    return min(found, default=None)
 
 
 def _read(path: Path) -> str:

@@ -10,19 +10,16 @@ from vitfast_build.sources import Source
 
 
 class NinjaFile:
-    """A build.ninja file with at most ``cuda_jobs`` parallel nvcc."""
+    """A build.ninja file for the sources below ``root``, with at most ``cuda_jobs`` parallel nvcc."""
 
-    def __init__(self, *, cuda_jobs: int) -> None:
+    def __init__(self, root: Path, *, cuda_jobs: int) -> None:
+        self._root = root
         self._lines = ["ninja_required_version = 1.5", "", "pool cuda", f"  depth = {cuda_jobs}", ""]
 
     def compile_rule(self, name: str, command: Sequence[str], *, after: str = "", pool: str = "") -> None:
         """Adds a rule that compiles one file and records its header dependencies.
 
-        Args:
-            name: the name of the rule.
-            command: the compiler and the flags common to all files.
-            after: shell text appended to the command; $out is the object file.
-            pool: the pool that limits parallel jobs.
+        ``after`` is shell text appended to the command; $out is the object file. ``pool`` limits parallel jobs.
         """
         self._lines += [
             f"rule {name}",
@@ -35,33 +32,28 @@ class NinjaFile:
         ]
 
     def link_rule(self, name: str, command: Sequence[str], libraries: Sequence[str]) -> None:
-        """Adds a rule that links a shared library; ``libraries`` follow the object files."""
+        """Adds the rule ``link_<name>``, which links a shared library; ``libraries`` follow the object files."""
         self._lines += [
-            f"rule {name}",
+            f"rule link_{name}",
             f"  command = {_command(command)} $in -o $out {_command(libraries)}",
             "  description = link $out",
             "",
         ]
 
-    def library(self, output: str, sources: Iterable[Source], root: Path, *, compile_rule: str, link_rule: str) -> None:
-        """Adds the edges of a library and of its object files."""
+    def library(self, output: str, sources: Iterable[Source], rule: str) -> None:
+        """Adds the edges of a library and of its object files, by ``rule`` and ``link_<rule>``."""
         objects = []
         for source in sources:
-            target = _object_name(compile_rule, source)
-            self._lines.append(f"build {_path(target)}: {compile_rule} {_path(str(root / source.path))}")
+            instance = f".{source.instance}" if source.instance else ""
+            objects.append(_path(f"objects/{rule}/{source.path}{instance}.o"))
+            self._lines.append(f"build {objects[-1]}: {rule} {_path(str(self._root / source.path))}")
             if source.flags:
                 self._lines.append(f"  flags = {_command(source.flags)}")
-            objects.append(_path(target))
-        self._lines += [f"build {_path(output)}: {link_rule} {' '.join(objects)}", f"default {_path(output)}", ""]
+        self._lines += [f"build {_path(output)}: link_{rule} {' '.join(objects)}", f"default {_path(output)}", ""]
 
     def text(self) -> str:
         """The contents of the file."""
         return "\n".join(self._lines)
-
-
-def _object_name(rule: str, source: Source) -> str:
-    instance = f".{source.instance}" if source.instance else ""
-    return f"objects/{rule}/{source.path}{instance}.o"
 
 
 def _command(words: Sequence[str]) -> str:

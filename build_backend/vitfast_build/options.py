@@ -6,9 +6,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-CUDA_CHOICES = ("auto", "1", "0")
-BUILD_CHOICES = ("all", "none")
-SANITIZE_CHOICES = ("0", "1")
 MIN_ARCHITECTURE = (8, 0)
 # sm_90a code runs on compute capability 9.0 only; newer GPUs run the PTX of 8.0
 DEFAULT_ARCHITECTURES = "8.0+PTX;9.0a"
@@ -48,23 +45,14 @@ class CudaArchitecture:
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """The build options of the user.
+    """The build options of the user."""
 
-    Attributes:
-        cuda: ``VITFAST_CUDA``: ``auto`` builds the CUDA library if possible, ``1`` requires it, ``0`` disables it.
-        build: ``VITFAST_BUILD``: ``none`` installs pure PyTorch.
-        sanitize: ``VITFAST_SANITIZE=1`` compiles with AddressSanitizer and UBSan, for tests; excludes the CUDA library.
-        max_jobs: ``MAX_JOBS``, the maximum number of parallel compilers; None derives it from cores and memory.
-        architectures: ``TORCH_CUDA_ARCH_LIST`` from 8.0 up.
-        left_out: entries of ``TORCH_CUDA_ARCH_LIST`` below 8.0, which the kernels do not support.
-    """
-
-    cuda: str
-    build: str
-    max_jobs: int | None
-    architectures: tuple[CudaArchitecture, ...]
-    left_out: tuple[CudaArchitecture, ...] = ()
-    sanitize: bool = False
+    cuda: str  # VITFAST_CUDA: auto builds the CUDA library if possible, 1 requires it, 0 disables it
+    build: str  # VITFAST_BUILD: none installs pure PyTorch
+    max_jobs: int | None  # MAX_JOBS, the maximum number of parallel compilers; None derives it from cores and memory
+    architectures: tuple[CudaArchitecture, ...]  # TORCH_CUDA_ARCH_LIST from 8.0 up
+    left_out: tuple[CudaArchitecture, ...] = ()  # its entries below 8.0, which the kernels do not support
+    sanitize: bool = False  # VITFAST_SANITIZE=1: AddressSanitizer and UBSan, for tests; excludes the CUDA library
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> BuildOptions:
@@ -73,14 +61,14 @@ class BuildOptions:
         Raises:
             BuildError: A value is invalid.
         """
-        cuda = _choice(environment, "VITFAST_CUDA", CUDA_CHOICES)
-        build = _choice(environment, "VITFAST_BUILD", BUILD_CHOICES)
+        cuda = _choice(environment, "VITFAST_CUDA", "auto", "1", "0")
+        build = _choice(environment, "VITFAST_BUILD", "all", "none")
         if build == "none" and cuda == "1":
             raise BuildError(
                 "VITFAST_BUILD=none compiles nothing, but VITFAST_CUDA=1 requires the CUDA library.\n"
                 "Unset one of them: unset VITFAST_BUILD, or unset VITFAST_CUDA"
             )
-        sanitize = _choice(environment, "VITFAST_SANITIZE", SANITIZE_CHOICES) == "1"
+        sanitize = _choice(environment, "VITFAST_SANITIZE", "0", "1") == "1"
         if sanitize and (build == "none" or cuda == "1"):
             other = "VITFAST_BUILD=none compiles nothing" if build == "none" else "VITFAST_CUDA=1 requires CUDA code"
             raise BuildError(
@@ -120,7 +108,7 @@ def parse_architectures(text: str) -> tuple[tuple[CudaArchitecture, ...], tuple[
     return supported, left_out
 
 
-def _choice(environment: Mapping[str, str], name: str, choices: tuple[str, ...]) -> str:
+def _choice(environment: Mapping[str, str], name: str, *choices: str) -> str:
     value = environment.get(name, "") or choices[0]
     if value not in choices:
         raise BuildError(

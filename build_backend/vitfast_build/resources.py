@@ -14,9 +14,8 @@ from pathlib import Path
 
 from vitfast_build.native_build import PTXAS_LOG_SUFFIX
 
-_COMPILING = re.compile(r"Compiling entry function '(\w+)' for '(\w+)'")
+_KERNEL = re.compile(r"Compiling entry function '(\w+)' for '(\w+)'(.*?)Used (\d+) registers", re.DOTALL)
 _FRAME = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
-_REGISTERS = re.compile(r"Used (\d+) registers")
 
 
 @dataclass(frozen=True)
@@ -33,16 +32,9 @@ class KernelResources:
 def parse_report(text: str) -> list[KernelResources]:
     """Parses the output of ``ptxas -v``."""
     kernels = []
-    name = architecture = ""
-    stack = spill = 0
-    for line in text.splitlines():
-        if match := _COMPILING.search(line):
-            name, architecture = match[1], match[2]
-        elif match := _FRAME.search(line):
-            stack, spill = int(match[1]), int(match[2]) + int(match[3])
-        elif (match := _REGISTERS.search(line)) and name:
-            kernels.append(KernelResources(name, architecture, int(match[1]), stack, spill))
-            name = ""
+    for name, architecture, properties, registers in _KERNEL.findall(text):
+        stack, stores, loads = map(int, _FRAME.findall(properties)[-1])
+        kernels.append(KernelResources(name, architecture, int(registers), stack, stores + loads))
     return kernels
 
 

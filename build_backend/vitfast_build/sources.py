@@ -14,7 +14,6 @@ CUDA_LIBRARY = "libvitfast_cuda.so"
 _CPU_PATTERNS = ("csrc/library.cpp", "csrc/common/*.cpp", "csrc/cpu/*.cpp", "csrc/*/*_cpu.cpp")
 _ISA_PATTERN = "csrc/cpu/isa/*.cpp"
 _CUDA_PATTERN = "csrc/**/*.cu"
-_MODULE_SOURCE = "csrc/module.cpp"
 _CUTLASS_FOLDER = "csrc/linear/"
 # CUTLASS GEMMs compile slowly: each instance is its own object file, so that ninja compiles them in parallel
 _GEMM_SOURCE = "csrc/linear/gemm_sm"
@@ -65,25 +64,28 @@ class Source:
 
 @dataclass(frozen=True)
 class Sources:
-    """The sources of libvitfast_cpu.so, libvitfast_cuda.so and vitfast._C."""
+    """The sources of libvitfast_cpu.so and libvitfast_cuda.so."""
 
     cpu: tuple[Source, ...]
     cuda: tuple[Source, ...]
-    module: tuple[Source, ...]
     instruction_sets: tuple[str, ...]
 
 
 def find_sources(root: Path, *, x86: bool) -> Sources:
     """Lists the files to compile, in a stable order; with ``x86`` for every instruction set of x86."""
-    plain = sorted({path for pattern in _CPU_PATTERNS for path in root.glob(pattern)})
-    if root / "csrc/library.cpp" not in plain:
+
+    def find(*patterns: str) -> list[str]:
+        return sorted({path.relative_to(root).as_posix() for pattern in patterns for path in root.glob(pattern)})
+
+    plain = find(*_CPU_PATTERNS)
+    if "csrc/library.cpp" not in plain:
         raise BuildError(
             f"{root} has no csrc/library.cpp: this is no complete copy of vitfast's sources.\n"
             "Get one: git clone the repository, or pip download --no-binary :all: --no-deps vitfast"
         )
-    cpu = [Source(_relative(path, root)) for path in plain]
+    cpu = [Source(path) for path in plain]
     instruction_sets = []
-    isa_files = {path.stem: path for path in root.glob(_ISA_PATTERN)}
+    isa_files = {Path(path).stem: path for path in find(_ISA_PATTERN)}
     unknown = sorted(isa_files.keys() - ISA_FLAGS.keys())
     if unknown:
         raise BuildError(
@@ -92,17 +94,12 @@ def find_sources(root: Path, *, x86: bool) -> Sources:
         )
     for name, flags in ISA_FLAGS.items():
         if name in isa_files and (x86 or name == "baseline"):
-            cpu.append(Source(_relative(isa_files[name], root), flags))
+            cpu.append(Source(isa_files[name], flags))
             instruction_sets.append(name)
-    cuda = [source for path in sorted(root.glob(_CUDA_PATTERN)) for source in _instances(_relative(path, root))]
-    return Sources(tuple(cpu), tuple(cuda), (Source(_MODULE_SOURCE),), tuple(instruction_sets))
-
-
-def _instances(path: str) -> list[Source]:
-    if not path.startswith(_GEMM_SOURCE):
-        return [Source(path)]
-    return [Source(path, flags, instance) for instance, flags in _GEMM_INSTANCES.items()]
-
-
-def _relative(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix()
+    cuda = []
+    for path in find(_CUDA_PATTERN):
+        if path.startswith(_GEMM_SOURCE):
+            cuda += [Source(path, flags, instance) for instance, flags in _GEMM_INSTANCES.items()]
+        else:
+            cuda.append(Source(path))
+    return Sources(tuple(cpu), tuple(cuda), tuple(instruction_sets))

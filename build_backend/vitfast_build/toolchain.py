@@ -25,6 +25,13 @@ MIN_TORCH = (2, 11)
 TORCH_TARGET_VERSION = f"0x{MIN_TORCH[0]:02x}{MIN_TORCH[1]:02x}000000000000"
 
 
+def _needs_package(problem: str, packages: str, verb: str = "Install it") -> BuildError:
+    return BuildError(
+        f"{problem}.\n{verb}: {shlex.quote(sys.executable)} -m pip install {packages}\n"
+        "or let pip bring it for the build: leave out --no-build-isolation"
+    )
+
+
 @dataclass(frozen=True)
 class Compiler:
     """The C++ compiler."""
@@ -97,21 +104,15 @@ def find_ninja(environment: Mapping[str, str]) -> str:
             return str(program)
     found = shutil.which("ninja", path=environment.get("PATH", os.defpath))
     if found is None:
-        raise BuildError(
-            f"ninja is not installed.\nInstall it: {shlex.quote(sys.executable)} -m pip install ninja\n"
-            "or let pip bring it for the build: leave out --no-build-isolation"
-        )
+        raise _needs_package("ninja is not installed", "ninja")
     return found
 
 
 def check_setuptools(version: str) -> None:
     """Checks that setuptools supports the license fields of pyproject.toml."""
     if int(version.split(".")[0]) < MIN_SETUPTOOLS:
-        raise BuildError(
-            f"setuptools {version} is too old: vitfast's pyproject.toml needs setuptools >= {MIN_SETUPTOOLS}.\n"
-            f'Upgrade it: {shlex.quote(sys.executable)} -m pip install --upgrade "setuptools>={MIN_SETUPTOOLS}"\n'
-            "or let pip bring it for the build: leave out --no-build-isolation"
-        )
+        problem = f"setuptools {version} is too old: vitfast's pyproject.toml needs setuptools >= {MIN_SETUPTOOLS}"
+        raise _needs_package(problem, f'--upgrade "setuptools>={MIN_SETUPTOOLS}"', "Upgrade it")
 
 
 def check_platform(system: str = sys.platform) -> None:
@@ -137,16 +138,6 @@ class TorchInstallation:
     cuda: str | None  # CUDA version of torch, None for a CPU-only build
 
     @property
-    def include_folder(self) -> Path:
-        """The headers of the stable ABI."""
-        return self.folder / "include"
-
-    @property
-    def library_folder(self) -> Path:
-        """The folder of libtorch_cpu.so and libtorch_cuda.so."""
-        return self.folder / "lib"
-
-    @property
     def nvidia_include_folder(self) -> Path:
         """The headers of the CUDA libraries installed with torch; the folder may not exist."""
         major = (self.cuda or "").split(".")[0]
@@ -157,12 +148,8 @@ def find_torch() -> TorchInstallation:
     """Finds the torch of this Python without importing it, which takes seconds."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
-        python = shlex.quote(sys.executable)
-        raise BuildError(
-            f"torch is not installed for {sys.executable}, and vitfast is compiled against it.\n"
-            f'Install it: {python} -m pip install "torch>={MIN_TORCH[0]}.{MIN_TORCH[1]}" pybind11 ninja\n'
-            "or let pip bring it for the build: leave out --no-build-isolation"
-        )
+        problem = f"torch is not installed for {sys.executable}, and vitfast is compiled against it"
+        raise _needs_package(problem, f'"torch>={MIN_TORCH[0]}.{MIN_TORCH[1]}" pybind11 ninja')
     return read_torch(Path(spec.origin).parent)
 
 
@@ -194,10 +181,7 @@ def python_include_folders() -> list[str]:
             f"Install them: apt-get install python{sys.version_info.major}.{sys.version_info.minor}-dev"
         )
     if importlib.util.find_spec("pybind11") is None:
-        raise BuildError(
-            f"pybind11 is not installed.\nInstall it: {shlex.quote(sys.executable)} -m pip install pybind11\n"
-            "or let pip bring it for the build: leave out --no-build-isolation"
-        )
+        raise _needs_package("pybind11 is not installed", "pybind11")
     import pybind11
 
     return [python, pybind11.get_include()]

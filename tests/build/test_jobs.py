@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vitfast_build.native_build import GIB, Jobs, choose_jobs, free_memory, usable_cores
+from vitfast_build.native_build import GIB, Jobs, choose_jobs, free_memory
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,6 @@ def test_the_container_limit_counts_where_it_is_less(tmp_path: Path) -> None:
 
 
 def test_this_machine_can_be_read() -> None:
-    assert usable_cores() >= 1
     memory = free_memory()
     assert memory is not None
     assert memory > 0

@@ -15,7 +15,7 @@ def test_reads_the_installed_torch_without_importing_it() -> None:
     assert found.folder == Path(torch.__file__).parent
     assert found.version == str(torch.__version__)
     assert found.cuda == torch.version.cuda
-    assert (found.include_folder / "torch/csrc/stable/library.h").exists()
+    assert (found.folder / "include/torch/csrc/stable/library.h").exists()
 
 
 def test_the_target_is_the_oldest_supported_torch() -> None:
