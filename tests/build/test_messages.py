@@ -31,7 +31,7 @@ def _run(root: Path, code: str, environment: dict[str, str], **changes: str) -> 
         ({"TORCH_CUDA_ARCH_LIST": "sm_90"}, "error: TORCH_CUDA_ARCH_LIST='sm_90': 'sm_90' is no architecture"),
         ({"MAX_JOBS": "many"}, "error: MAX_JOBS='many' is no positive number"),
         ({"PATH": "/nowhere"}, "error: No C++ compiler"),
-        ({"VITFAST_CUDA": "1", "CUDA_HOME": "/nowhere"}, "error: CUDA_HOME="),
+        ({"VITFAST_CUDA": "1", "CUDA_HOME": "/nowhere"}, "the CUDA library, but CUDA_HOME="),
     ],
 )
 def test_setup_py_ends_with_one_message(
