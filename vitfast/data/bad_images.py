@@ -62,9 +62,8 @@ class BadImages:
                     left = self._num_images - len(self)
                     what = f"It is excluded: {left:,} of the split's {self._num_images:,} images are evaluated"
                 else:
-                    what = (
-                        f"Another image replaces it ({len(self)} so far; training stops at more than {self.allowed:,})"
-                    )
+                    so_far = f"{len(self)} so far; training stops at more than {self.allowed:,}"
+                    what = f"Another image replaces it ({so_far})"
                 warnings.append(f"{reason}. {what}")
         if len(self._reasons) > self.allowed:
             raise UserError(self._too_many())

@@ -161,7 +161,12 @@ class VisionTransformer(TransformerModel):
         self.norm = nn.Identity() if norm_in_head else LayerNorm(dim, eps)
         self.fc_norm = LayerNorm(dim, eps) if norm_in_head else nn.Identity()
         hidden_dim = fields.head_hidden_dim if fields.num_classes else 0
-        self.pre_logits = _tanh_layer(dim, hidden_dim) if hidden_dim else nn.Identity()
+        self.pre_logits: nn.Module = nn.Identity()
+        if hidden_dim:  # LeCun initialization: truncated normal, variance 1 / dim
+            linear = nn.Linear(dim, hidden_dim)
+            nn.init.trunc_normal_(linear.weight, std=dim**-0.5)
+            nn.init.zeros_(linear.bias)
+            self.pre_logits = nn.Sequential(OrderedDict(fc=linear, act=nn.Tanh()))
         self.head = nn.Linear(hidden_dim or dim, fields.num_classes) if fields.num_classes else nn.Identity()
         # as timm does; the patch projection keeps torch's default
         nn.init.normal_(self.cls_token, std=1e-6)
@@ -183,14 +188,6 @@ class VisionTransformer(TransformerModel):
     def pool(self, tokens: Tensor) -> Tensor:
         """Reduces the tokens ``[B, N, C]`` to the head's input, ``[B, C]``."""
         return tokens.mean(dim=1) if self.fields.pooling == "mean" else tokens[:, 0]
-
-
-def _tanh_layer(dim: int, hidden_dim: int) -> nn.Module:
-    """Builds the hidden layer of a pre-training head with LeCun initialization (truncated normal, variance 1 / dim)."""
-    linear = nn.Linear(dim, hidden_dim)
-    nn.init.trunc_normal_(linear.weight, std=dim**-0.5)
-    nn.init.zeros_(linear.bias)
-    return nn.Sequential(OrderedDict(fc=linear, act=nn.Tanh()))
 
 
 def arrange_patches(weight: Tensor, fields: ViTFields) -> Tensor:

@@ -58,7 +58,15 @@ def find_key_table(
     Raises:
         UserError: no table matches, the file is of an unsupported kind, or its weights fit another kind of model.
     """
-    table = next((table for table in KEY_TABLES if _fits(table, keys, wrapper)), None)
+    table = next(
+        (
+            table
+            for table in KEY_TABLES
+            if table.wrapper in (None, wrapper)
+            and all(any(re.fullmatch(pattern, key) for key in keys) for pattern in table.signature)
+        ),
+        None,
+    )
     if table is None and (found := _first_match(_OTHER_KINDS, keys)):
         kind, key = found
         raise UserError(
@@ -81,12 +89,6 @@ def find_key_table(
     if fields_type is not None and table.fields_type is not fields_type:
         raise UserError(f"{source} holds {table.name} weights, which do not fit {model_name}, another kind of model")
     return table
-
-
-def _fits(table: KeyTable, keys: Collection[str], wrapper: str) -> bool:
-    if table.wrapper is not None and table.wrapper != wrapper:
-        return False
-    return all(any(re.fullmatch(pattern, key) for key in keys) for pattern in table.signature)
 
 
 def _first_match(kinds: tuple[tuple[str, str], ...], keys: Collection[str]) -> tuple[str, str] | None:

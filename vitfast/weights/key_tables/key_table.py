@@ -44,9 +44,6 @@ class Rule:
     parts: int = 1
 
 
-SAME_KEYS = (Rule(r"(.+)", r"\1"),)
-
-
 def affine(pattern: str, key: str) -> tuple[Rule, ...]:
     """Rules for a layer's ``.weight`` and ``.bias``."""
     return tuple(Rule(rf"{pattern}\.{kind}", f"{key}.{kind}") for kind in ("weight", "bias"))
@@ -68,7 +65,7 @@ class KeyTable:
     Attributes:
         name: the format's name in reports and messages.
         signature: patterns; every file of this format has a matching key for each.
-        rules: the rows; the first one that matches a key applies.
+        rules: the rows; the first one that matches a key applies. The default keeps all keys.
         fields: the model fields that all checkpoints of this format share.
         read_fields: reads further fields from the weights and the ``config.json`` beside the file; None: there are
             none.
@@ -82,7 +79,7 @@ class KeyTable:
 
     name: str
     signature: tuple[str, ...]
-    rules: tuple[Rule, ...] = SAME_KEYS
+    rules: tuple[Rule, ...] = (Rule(r"(.+)", r"\1"),)
     fields: Mapping[str, Any] = field(default_factory=dict)
     read_fields: FieldReader | None = None
     read_exits: ExitReader | None = None
@@ -91,14 +88,6 @@ class KeyTable:
     unsupported: tuple[tuple[str, str], ...] = ()
     wrapper: str | None = None
     fields_type: type[ModelFields] = ViTFields
-
-
-def match_rule(key: str, rules: Sequence[Rule]) -> tuple[str, Rule] | None:
-    """Returns vitfast's key for a key of the file and the rule that gives it; None if no rule matches."""
-    for rule in rules:
-        if match := re.fullmatch(rule.pattern, key):
-            return (match.expand(rule.key) if isinstance(rule.key, str) else rule.key(key)), rule
-    return None
 
 
 def map_keys(tensors: dict[str, Tensor], rules: Sequence[Rule], source: str) -> tuple[dict[str, Tensor], list[str]]:
@@ -113,11 +102,12 @@ def map_keys(tensors: dict[str, Tensor], rules: Sequence[Rule], source: str) -> 
     found: dict[str, dict[int, tuple[str, Rule]]] = {}
     unmatched = []
     for key in tensors:
-        matched = match_rule(key, rules)
-        if matched is None:
+        matches = ((rule, re.fullmatch(rule.pattern, key)) for rule in rules)
+        rule, match = next(((rule, match) for rule, match in matches if match), (None, None))
+        if rule is None or match is None:
             unmatched.append(key)
             continue
-        name, rule = matched
+        name = match.expand(rule.key) if isinstance(rule.key, str) else rule.key(key)
         parts = found.setdefault(name, {})
         if rule.part in parts:
             raise UserError(f"{source} holds {name} twice, as {parts[rule.part][0]} and as {key}; remove one of them")
