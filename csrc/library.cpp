@@ -71,7 +71,7 @@ STABLE_TORCH_LIBRARY(vitfast, m) {
   // x [..., K], weight [N, K], float32 -> [..., N]; accumulator: as rounding; chunk 0: the whole sum
   m.def("matmul_accumulate(Tensor x, Tensor weight, int[] accumulator, int chunk) -> Tensor");
   // CUDA: x [..., K], weight [N, K], float16, K by 8 -> [..., N], float32; sums of a chunk are float16, chunk as above
-  m.def("matmul_half_sums(Tensor x, Tensor weight, bool round_accumulator, int chunk) -> Tensor");
+  m.def("matmul_fp16_accumulation(Tensor x, Tensor weight, bool round_accumulator, int chunk) -> Tensor");
 
   // x [B, H, n, n], matrix [N, n], of which few elements a row are not zero -> matrix x matrixᵀ [B, H, N, N]
   m.def("upsample_relations(Tensor x, Tensor matrix) -> Tensor");

@@ -10,12 +10,12 @@ struct Cuda {
   static void run(const MatmulAccumulate& a, const Tensor& like) { launch_matmul_accumulate(a, CurrentStream(like)); }
 };
 
-Tensor matmul_half_sums(
+Tensor matmul_fp16_accumulation(
     const Tensor& x,       // [..., K]
     const Tensor& weight,  // [N, K]
     bool round_accumulator,
     int64_t chunk) {
-  const char* op = "matmul_half_sums";
+  const char* op = "matmul_fp16_accumulation";
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::Half, op, ": x must be float16");
   const AccumulateSizes sizes(op, x, weight, chunk);
   constexpr int64_t step = Fp16AccumulationShape::step;
@@ -41,7 +41,7 @@ Tensor matmul_half_sums(
 
 STABLE_TORCH_LIBRARY_IMPL(vitfast, CUDA, m) {
   m.impl("matmul_accumulate", TORCH_BOX(&matmul_accumulate<Cuda>));
-  m.impl("matmul_half_sums", TORCH_BOX(&matmul_half_sums));
+  m.impl("matmul_fp16_accumulation", TORCH_BOX(&matmul_fp16_accumulation));
 }
 
 }  // namespace vitfast

@@ -205,7 +205,7 @@ __global__ void __launch_bounds__(Fp16AccumulationShape::threads, 3)
 inline void launch_matmul_fp16_accumulation(const MatmulFp16Accumulation& a, Stream stream) {
   using Shape = Fp16AccumulationShape;
   if (a.depth % 8 != 0 || a.chunk <= 0 || a.chunk % Shape::step != 0) {
-    throw std::runtime_error("matmul_half_sums: the CUDA kernel takes depths by 8 and chunks by 16");
+    throw std::runtime_error("matmul_fp16_accumulation: the CUDA kernel takes depths by 8 and chunks by 16");
   }
   const int64_t column_blocks = ceil_div(a.columns, Shape::columns);
   const int64_t blocks = count_result_blocks(ceil_div(a.rows, Shape::rows), column_blocks);

@@ -96,7 +96,7 @@ def test_layout_and_alignment_do_not_change_tensor_core_results() -> None:
 
 def test_tensor_cores_pass_opcheck_and_gradients() -> None:
     x, w = torch.randn(3, 40, device="cuda"), torch.randn(5, 40, device="cuda")
-    torch.library.opcheck(torch.ops.vitfast.matmul_half_sums.default, (x.half(), w.half(), True, 16))
+    torch.library.opcheck(torch.ops.vitfast.matmul_fp16_accumulation.default, (x.half(), w.half(), True, 16))
     leaves = [x.requires_grad_(), w.requires_grad_()]
     out = ops.matmul_accumulate(*leaves, FloatFormat.fp16(), 16, unit="tensor_core")
     grads = torch.autograd.grad(out.sum(), leaves)

@@ -154,7 +154,7 @@ def test_unsupported_tensor_core_arguments_are_rejected(options: dict[str, objec
 @needs_schema
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_tensor_core_kernel_must_be_active(dtype: torch.dtype) -> None:
-    key = "matmul_half_sums", "cuda"
+    key = "matmul_fp16_accumulation", "cuda"
     with FakeTensorMode():
         x, w = torch.empty(2, 3, 20, dtype=dtype, device="cuda"), torch.empty(5, 20, dtype=dtype, device="cuda")
         with (
@@ -176,7 +176,7 @@ def modelled() -> Iterator[None]:
         return HOPPER.product(x, w, chunk or max(x.shape[-1], 16), rounds=rounds)
 
     library = torch.library.Library("vitfast", "IMPL")
-    library.impl("matmul_half_sums", kernel, "CPU")
+    library.impl("matmul_fp16_accumulation", kernel, "CPU")
     yield
     library._destroy()
 

@@ -27,7 +27,7 @@ if not COMPILED:
 # raw operators that are no public function's forward or backward; each has a test below or in test_packed*.py
 NOT_RECORDED = {
     "vitfast::cpu_capability",
-    "vitfast::matmul_half_sums",  # on CUDA only: tests/ops/test_cuda_rounded.py
+    "vitfast::matmul_fp16_accumulation",  # on CUDA only: tests/ops/test_cuda_rounded.py
     "vitfast::quantize_fixed_",
     "vitfast::quantize_float_",
     # no public functions: vitfast.accelerate calls them

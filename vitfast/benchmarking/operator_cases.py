@@ -216,7 +216,7 @@ OPERATORS: dict[str, Operator] = {
         others={"torch, float16 sums": _with_fp16_accumulation},
         precisions=("fp16",),
         has_backward=False,
-        is_available=lambda device: device.type == "cuda" and has_kernel("matmul_half_sums", "cuda"),
+        is_available=lambda device: device.type == "cuda" and has_kernel("matmul_fp16_accumulation", "cuda"),
     ),
     # from the grid of DVT's previous exit to the model's: 10 to 14
     "upsample_relations": Operator("BHnn P", ops.upsample_relations, _torch_upsample, is_memory_bound=True),

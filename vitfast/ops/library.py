@@ -31,7 +31,7 @@ CPU_KERNELS = (
 CPU_ONLY = ("packed",)
 CUDA_KERNELS = (
     *(kernel for kernel in CPU_KERNELS if kernel not in CPU_ONLY),
-    "matmul_half_sums",  # matmul_accumulate(unit="tensor_core")
+    "matmul_fp16_accumulation",  # matmul_accumulate(unit="tensor_core")
 )
 # kernels that ops.kernels selects; models that use the packed kernels hold packed weights, which rules out a choice
 KERNELS = tuple(kernel for kernel in CPU_KERNELS if kernel != "packed")

@@ -119,8 +119,8 @@ def _check_tensor_core(x: Tensor, accumulator: FloatFormat, chunk: int | None, r
         raise ValueError(
             f"unit='tensor_core' needs x and w on a CUDA device, got {x.device}; unit='multiply_add' runs everywhere"
         )
-    if not has_kernel("matmul_half_sums", "cuda"):
-        state = kernel_state("matmul_half_sums", "cuda").removeprefix("torch: ")
+    if not has_kernel("matmul_fp16_accumulation", "cuda"):
+        state = kernel_state("matmul_fp16_accumulation", "cuda").removeprefix("torch: ")
         raise RuntimeError(f"unit='tensor_core': its kernel is not active, and no fallback is bit-exact: {state}")
 
 
@@ -146,7 +146,7 @@ class _Fp16Accumulation(torch.autograd.Function):
         missing = -x.shape[-1] % 8  # rows are read 16 bytes at a time
         if missing:
             x16, w16 = F.pad(x16, (0, missing)), F.pad(w16, (0, missing))
-        out: Tensor = torch.ops.vitfast.matmul_half_sums.default(x16, w16, rounds, chunk)
+        out: Tensor = torch.ops.vitfast.matmul_fp16_accumulation.default(x16, w16, rounds, chunk)
         return out
 
     @staticmethod
@@ -172,4 +172,4 @@ def _flops(x: Sequence[int], weight: Sequence[int]) -> int:
 
 
 register("matmul_accumulate", _fake, backward=_backward, setup_context=_setup_context, flops=_flops)
-register("matmul_half_sums", _fake, flops=_flops)
+register("matmul_fp16_accumulation", _fake, flops=_flops)
