@@ -71,8 +71,8 @@ def test_thresholds_are_chosen_on_one_set_and_evaluated_on_another(monkeypatch: 
     assert sweep.chosen.test == ExitPoint.measure(test, chosen, COSTS)
     assert timed == [(candidates(calibration)[:-1], 0.0), ([chosen], 7.0)]
     part = ExitStatistics(test.confidence[:, indices], test.correct[:, indices])
-    assert sweep.promised_speedup == pytest.approx(6.0 / part.cost(chosen, COSTS))
-    assert sweep.share_of_promise == pytest.approx(2.0 / sweep.promised_speedup)
+    assert sweep.predicted_speedup == pytest.approx(6.0 / part.cost(chosen, COSTS))
+    assert sweep.share_of_prediction == pytest.approx(2.0 / sweep.predicted_speedup)
 
 
 def test_every_way_answers_all_images_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """The same call gives the same bits: again, on more threads, and for an image alone or in a batch.
 
-The last two are promises of vitfast's own kernels (``attention``, ``layer_norm``, ``quantize_float``); torch's
+The last two are guarantees of vitfast's own kernels (``attention``, ``layer_norm``, ``quantize_float``); torch's
 products, which ``mlp`` and pure PyTorch use, may be split otherwise.
 """
 
@@ -25,7 +25,7 @@ def _threads_restored() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def _skip_without_promise(operator: Operator) -> None:
+def _skip_unless_deterministic(operator: Operator) -> None:
     if not operator.is_compiled or operator.uses_torch_gemm:
         pytest.skip(f"{operator.name} runs torch's GEMMs here, which are not batch-invariant")
 
@@ -48,7 +48,7 @@ def test_repeats_are_bitwise_equal(operator: Operator, dtype: torch.dtype) -> No
 @pytest.mark.parametrize("operator", OPERATORS, ids=str)
 @pytest.mark.usefixtures("_threads_restored")
 def test_one_and_two_threads_are_bitwise_equal(operator: Operator, dtype: torch.dtype) -> None:
-    _skip_without_promise(operator)
+    _skip_unless_deterministic(operator)
     for sample in operator.samples(Make(dtype)):
         results = []
         for threads in (1, 2):
@@ -62,7 +62,7 @@ def test_one_and_two_threads_are_bitwise_equal(operator: Operator, dtype: torch.
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("operator", OPERATORS, ids=str)
 def test_result_does_not_depend_on_the_batch(operator: Operator, dtype: torch.dtype) -> None:
-    _skip_without_promise(operator)
+    _skip_unless_deterministic(operator)
     for sample in operator.samples(Make(dtype)):
         first = sample.tensors[operator.batched[0]]
         batch = len(first) if first.dim() >= 2 else 0

@@ -193,7 +193,7 @@ def _chosen_lines(result: SweepResult) -> list[str]:
         ("images/s", rate(chosen.speed.images_per_s)),
         ("images/s of all exits", rate(sweep.chosen_all_exits.images_per_s)),
         ("speed-up", f"{speedup.median:.2f}x ({speedup.lower:.2f}-{speedup.upper:.2f})"),
-        ("of what GMACs promise", f"{sweep.share_of_promise:.0%} of {sweep.promised_speedup:.2f}x"),
+        ("of the speed-up by GMACs", f"{sweep.share_of_prediction:.0%} of {sweep.predicted_speedup:.2f}x"),
         (ALONE, f"{rate(sweep.alone.images_per_s)} images/s; its accuracy is not known"),
     ]
     width = max(len(name) for name, _ in rows)
@@ -227,8 +227,8 @@ def sweep_json(result: SweepResult) -> str:
                 **_point_json(sweep.chosen),
                 "tolerance_points": result.options.tolerance,
                 "all_exits_images_per_s": asdict(sweep.chosen_all_exits.images_per_s),
-                "promised_speedup": sweep.promised_speedup,
-                "share_of_promise": sweep.share_of_promise,
+                "promised_speedup": sweep.predicted_speedup,
+                "share_of_promise": sweep.share_of_prediction,
             },
             "alone": asdict(sweep.alone),
             "pictures": [str(path) for path in result.figures],

@@ -63,7 +63,7 @@ class ExitSweep:
         chosen: the cheapest thresholds that are accurate enough on the calibration images.
         chosen_all_exits: without early exit, measured with the chosen point.
         alone: the last exit's transformer alone, measured with the chosen point.
-        promised_speedup: of the chosen point, predicted from the multiply-adds of the timed images.
+        predicted_speedup: of the chosen point, predicted from the multiply-adds of the timed images.
     """
 
     calibration: ExitStatistics
@@ -74,12 +74,12 @@ class ExitSweep:
     chosen: OperatingPoint
     chosen_all_exits: Speed
     alone: Speed
-    promised_speedup: float
+    predicted_speedup: float
 
     @property
-    def share_of_promise(self) -> float:
+    def share_of_prediction(self) -> float:
         """Measured divided by predicted speed-up of the chosen point."""
-        return self.chosen.speed.speedup.median / self.promised_speedup
+        return self.chosen.speed.speedup.median / self.predicted_speedup
 
 
 def sweep_thresholds(
@@ -130,7 +130,7 @@ def sweep_thresholds(
         chosen=point(chosen, pair["0"]),
         chosen_all_exits=pair[ALL_EXITS],
         alone=pair[ALONE],
-        promised_speedup=costs[-1] / timed.cost(chosen, costs),
+        predicted_speedup=costs[-1] / timed.cost(chosen, costs),
     )
 
 
