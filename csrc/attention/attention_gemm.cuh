@@ -191,6 +191,7 @@ __device__ __forceinline__ void store_rows(
   constexpr int chunks = SharedTile<T, head_dim>::chunks, chunk_size = SharedTile<T, head_dim>::chunk_size;
   constexpr int pairs = chunk_size / 2;  // in a chunk
   T* rows = head_rows<T>(a, view, head, first_row);
+  const int64_t stride = view.token_stride;  // reading it in the loop makes two instances for sm_90a spill
   const int count = int(a.tokens) - first_row, columns = int(a.head_dim);
 #pragma unroll
   for (int i = 0; i < head_dim / 8; ++i) {
@@ -204,7 +205,7 @@ __device__ __forceinline__ void store_rows(
   for (int i = lane; i < attention_tile_rows * chunks; i += warp_size) {
     const int row = i / chunks, chunk = i % chunks;
     if (row < count && chunk * chunk_size < columns) {
-      store_pack(rows + row * view.token_stride + chunk * chunk_size, load_pack(tile.chunk(row, chunk)));
+      store_pack(rows + row * stride + chunk * chunk_size, load_pack(tile.chunk(row, chunk)));
     }
   }
 }
