@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,9 @@ def test_contributing_shows_every_package() -> None:
     for folder in ("vitfast/", "csrc/"):
         packages = {path.parent.name for path in (ROOT / folder).glob("*/*.*") if path.parent.name != "__pycache__"}
         assert packages == {name for name in shown[folder] if "." not in name}
+
+
+def test_pytest_collects_every_folder(pytestconfig: pytest.Config) -> None:
+    patterns = pytestconfig.getini("norecursedirs")
+    folders = {path.parent for path in (ROOT / "tests").rglob("test_*.py")}
+    assert not [folder for folder in folders if any(fnmatch(folder.name, pattern) for pattern in patterns)]
