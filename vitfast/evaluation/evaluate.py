@@ -85,8 +85,9 @@ def evaluate(
         The metrics, or None if the pass was aborted.
     """
     meter = ClassificationMeter(num_classes, device, num_exits)
-    confusion = MulticlassConfusionMatrix(num_classes, validate_args=False).to(device)
-    calibration = MulticlassCalibrationError(num_classes, n_bins=_CALIBRATION_BINS, validate_args=False).to(device)
+    if detailed:
+        confusion = MulticlassConfusionMatrix(num_classes, validate_args=False).to(device)
+        calibration = MulticlassCalibrationError(num_classes, n_bins=_CALIBRATION_BINS, validate_args=False).to(device)
     was_training = task.training
     task.eval()
     start = time.perf_counter()
