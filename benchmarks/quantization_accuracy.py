@@ -29,7 +29,7 @@ from vitfast.cli import run_command
 from vitfast.config import load_options, option
 from vitfast.data import build_loader
 from vitfast.device import select_device
-from vitfast.errors import UserError
+from vitfast.errors import UserError, explain_os_error
 from vitfast.evaluation.checkpoint_data import (
     EvaluateDataOptions,
     data_of_checkpoint,
@@ -140,12 +140,10 @@ class Results:
             "options": self._options(),
             "figures": self.measured,
         }
-        try:
+        with explain_os_error(f"{self.path} cannot be written"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
             self.path.with_suffix(".md").write_text(self.table() + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"{self.path} cannot be written: {error.strerror or error}") from error
 
     def table(self) -> str:
         """Mean and standard deviation of top-1 over the seeds, and the mean difference from float32."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vitfast.benchmarking.table import Table
-from vitfast.errors import UserError
+from vitfast.errors import UserError, explain_os_error
 from vitfast.files import atomic_file
 from vitfast.text_table import percent, text_table
 
@@ -85,12 +85,10 @@ def write_files(content: dict[str, Any], text: str, path: Path) -> None:
         json.dumps(content), parse_float=lambda text: float(f"{float(text):.6g}"), parse_constant=lambda _: None
     )
     json_text = json.dumps(rounded, indent=1) + "\n"
-    try:
+    with explain_os_error(f"json={path} cannot be written"):
         for target, one in ((path, json_text), (path.with_suffix(".md"), text)):
             with atomic_file(target) as temporary:
                 temporary.write_text(one, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"json={path} cannot be written: {error.strerror or error}") from error
 
 
 def machine_line(machine: dict[str, Any]) -> str:
