@@ -297,9 +297,11 @@ class NumberFormatOptions:
     )
 
     def check(self, prefix: str) -> None:
-        names = ("numerics", "backend", "semantics", "round_results", "activations", "overrides", "clip_gradients")
+        self._require_format(prefix, "numerics", "backend", "semantics", "round_results", "activations", "overrides")
+
+    def _require_format(self, prefix: str, *names: str) -> None:
         for name in names:
-            if self.format is None and getattr(self, name, None) not in (None, []):
+            if self.format is None and getattr(self, name) not in (None, []):
                 raise UserError(f"{prefix}{name} requires {prefix}format, which is not given")
 
 
@@ -311,6 +313,10 @@ class QuantizeConfig(NumberFormatOptions):
     calibration_batches: int = option(
         10, "activations=calibrated: number of calibration batches before training", minimum=1
     )
+
+    def check(self, prefix: str) -> None:
+        super().check(prefix)
+        self._require_format(prefix, "clip_gradients")
 
 
 @dataclass
