@@ -34,28 +34,22 @@ HOT_KERNELS = {
         for head_dim in (64, 128)
     },
     **{  # head dimension, number of streamed row tiles, number of resident blocks
-        "attention_backward_tiled_kernel<vitfast::Half, "
-        f"vitfast::AttentionBackwardTiles<vitfast::Half, {sizes}>, {owns_keys}>": registers
-        for owns_keys, sizes, registers in (
-            ("false", "64, 8, 3", 168),
-            ("true", "64, 8, 2", 255),
-            ("false", "128, 4, 2", 255),
-            ("true", "128, 2, 2", 255),
+        f"attention_backward_tiled_kernel<{element}, "
+        f"vitfast::AttentionBackwardTiles<{element}, {sizes}>, {owns_keys}>": registers
+        for element, owns_keys, sizes, registers in (
+            ("vitfast::Half", "false", "64, 8, 3", 168),
+            ("vitfast::Half", "true", "64, 8, 2", 255),
+            ("vitfast::Half", "false", "128, 4, 2", 255),
+            ("vitfast::Half", "true", "128, 2, 2", 255),
+            ("float", "false", "64, 4, 3", 168),
+            ("float", "true", "64, 4, 2", 255),
+            ("float", "false", "128, 2, 2", 255),
+            ("float", "true", "128, 2, 2", 255),
         )
     },
     **{  # float32 of any length: 2 blocks
         f"attention_forward_tiled_kernel<float, vitfast::AttentionForwardTiles<float, {head_dim}> >": 255
         for head_dim in (32, 64, 96, 128)
-    },
-    **{
-        "attention_backward_tiled_kernel<float, "
-        f"vitfast::AttentionBackwardTiles<float, {sizes}>, {owns_keys}>": registers
-        for owns_keys, sizes, registers in (
-            ("false", "64, 4, 3", 168),
-            ("true", "64, 4, 2", 255),
-            ("false", "128, 2, 2", 255),
-            ("true", "128, 2, 2", 255),
-        )
     },
     "epilogue_gradient_kernel<vitfast::Half>": 64,  # 4 blocks of 8 warps
     "epilogue_gradient_kernel<vitfast::BFloat16>": 64,
