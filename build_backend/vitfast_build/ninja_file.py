@@ -24,7 +24,7 @@ class NinjaFile:
         self._lines += [
             f"rule {name}",
             f"  command = {_command(command)} $flags -MD -MF $out.d -c $in -o $out{after}",
-            "  description = compile $in $flags",
+            "  description = $source",
             "  depfile = $out.d",
             "  deps = gcc",
             *([f"  pool = {pool}"] if pool else []),
@@ -36,7 +36,7 @@ class NinjaFile:
         self._lines += [
             f"rule link_{name}",
             f"  command = {_command(command)} $in -o $out {_command(libraries)}",
-            "  description = link $out",
+            "  description = $out",
             "",
         ]
 
@@ -47,6 +47,7 @@ class NinjaFile:
             instance = f".{source.instance}" if source.instance else ""
             objects.append(_path(f"objects/{rule}/{source.path}{instance}.o"))
             self._lines.append(f"build {objects[-1]}: {rule} {_path(str(self._root / source.path))}")
+            self._lines.append(f"  source = {_text(f'{source.path} {source.instance}'.strip())}")
             if source.flags:
                 self._lines.append(f"  flags = {_command(source.flags)}")
         self._lines += [f"build {_path(output)}: link_{rule} {' '.join(objects)}", f"default {_path(output)}", ""]
@@ -58,7 +59,11 @@ class NinjaFile:
 
 def _command(words: Sequence[str]) -> str:
     """Quotes words for the shell and then for ninja."""
-    return shlex.join(words).replace("$", "$$")
+    return _text(shlex.join(words))
+
+
+def _text(text: str) -> str:
+    return text.replace("$", "$$")
 
 
 def _path(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -52,8 +53,12 @@ def test_only_what_changed_is_compiled_again(
 ) -> None:
     folder = tmp_path / "out"
     project.run(folder)
-    first = capfd.readouterr().out
-    assert all(name in first for name in ("library.cpp", "other.cpp", "module.cpp"))
+    announced, *steps = capfd.readouterr().out.splitlines()
+    assert announced.startswith("vitfast: compiling the CPU library, parallel compilers: ")
+    lines = [re.fullmatch(r"\[(\d)/5 at [0-9.]+ s\] (\S+)", step) for step in steps if not step.startswith("ninja: ")]
+    assert [line and line[1] for line in lines] == ["1", "2", "3", "4", "5"], steps
+    sources = ["csrc/cpu/other.cpp", "csrc/library.cpp", "csrc/module.cpp"]
+    assert sorted(line[2] for line in lines if line) == sorted([*sources, *project.artefacts])
     assert {path.name for path in folder.glob("*.so")} == set(project.artefacts)
     assert _ask(folder / "libvitfast_cpu.so", "get_answer") == "41"
 
@@ -76,9 +81,16 @@ def test_the_libraries_hold_no_path_of_this_machine(project: NativeBuild, tmp_pa
 
 def test_compiler_errors_are_reported(project: NativeBuild, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (project.root / "csrc/cpu/other.cpp").write_text("#error broken on purpose\n")
-    with pytest.raises(BuildError, match=r"Compilation failed.*\n.*ninja -C .*\n.*MAX_JOBS=1"):
-        project.run(tmp_path / "out")
-    assert "error: #error broken on purpose" in capfd.readouterr().out
+    folder = tmp_path / "an output"
+    with pytest.raises(BuildError, match=r"Compilation failed(.|\n)*\n.*MAX_JOBS=1") as error:
+        project.run(folder)
+    output = capfd.readouterr().out
+    assert "error: #error broken on purpose" in output
+    assert "FAILED: " in output
+    (repeat,) = re.findall(r"^    (ninja .*)$", str(error.value), re.MULTILINE)
+    again = subprocess.run(shlex.split(repeat), capture_output=True, text=True, check=False)
+    assert again.returncode == 1
+    assert "error: #error broken on purpose" in again.stdout
 
 
 def test_an_undefined_symbol_is_an_error_of_the_build(
@@ -131,8 +143,8 @@ def test_compiler_flags_follow_the_design(root: Path, clean_environment: dict[st
     assert "sanitize" not in text
     for flag in ("-O3", "-fvisibility=hidden", "-fno-math-errno", "-DTORCH_TARGET_VERSION=0x020b000000000000"):
         assert flag in text
-    assert re.search(r"avx512\.cpp\n  flags = -mavx512f .*-mprefer-vector-width=512\n", text)
-    assert not re.search(r"baseline\.cpp\n  flags", text)
+    assert re.search(r"avx512\.cpp\n  source = .*\n  flags = -mavx512f .*-mprefer-vector-width=512\n", text)
+    assert not re.search(r"baseline\.cpp\n  source = .*\n  flags", text)
 
 
 def test_each_cuda_file_is_compiled_for_its_architectures(root: Path, clean_environment: dict[str, str]) -> None:
