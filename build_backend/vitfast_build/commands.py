@@ -123,7 +123,7 @@ def describe_build(options: BuildOptions, native: NativeBuild | None) -> dict[st
         "cpu_library": native is not None,
         "cuda_library": toolkit is not None,
         "instruction_sets": list(native.sources.instruction_sets) if native else [],
-        "cuda_architectures": [str(item) for item in options.architectures] if toolkit else [],
+        "cuda_architectures": [str(item) for item in native.cuda.architectures] if native else [],
         "cuda_reason": native.cuda.reason if native else "VITFAST_BUILD=none",
         "notes": notes,
         "torch": native.torch.version if native else None,

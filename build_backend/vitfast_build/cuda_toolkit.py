@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import os
 import re
@@ -11,7 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitfast_build.options import BuildError, BuildOptions
+from vitfast_build.options import (
+    DEFAULT_ARCHITECTURES,
+    MIN_ARCHITECTURE,
+    BuildError,
+    BuildOptions,
+    CudaArchitecture,
+    parse_architectures,
+)
 from vitfast_build.toolchain import TorchInstallation
 
 MIN_TOOLKIT = (12, 0)  # the first that supports sm_90a
@@ -26,6 +34,9 @@ CUTLASS_REQUIREMENT = f"{CUTLASS_DISTRIBUTION}=={MIN_CUTLASS[0]}.{MIN_CUTLASS[1]
 _INSTALL_CUTLASS = f'pip install --no-deps "{CUTLASS_REQUIREMENT}"'
 
 _CUTLASS_HEADER = Path("cutlass/cutlass.h")
+
+DRIVER = "libcuda.so.1"
+_CAPABILITY_ATTRIBUTES = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
 
 
 @dataclass(frozen=True)
@@ -46,6 +57,11 @@ class CudaToolkit:
         """Such as ``13.0``."""
         return f"{self.version[0]}.{self.version[1]}"
 
+    def supports(self, architecture: CudaArchitecture) -> bool:
+        """Whether nvcc compiles for an architecture; its list omits variants with a suffix: 90a needs 90."""
+        names = {f"compute_{architecture.code}", f"compute_{architecture.major}{architecture.minor}"}
+        return not self.architectures or not names.isdisjoint(self.architectures)
+
 
 @dataclass(frozen=True)
 class CudaDecision:
@@ -54,6 +70,7 @@ class CudaDecision:
     toolkit: CudaToolkit | None
     reason: str
     cutlass: Path | None = None  # include folder
+    architectures: tuple[CudaArchitecture, ...] = ()
 
 
 def find_toolkit(environment: Mapping[str, str]) -> CudaToolkit | None:
@@ -124,17 +141,43 @@ def decide_cuda(options: BuildOptions, torch: TorchInstallation, environment: Ma
         reason = str(error).splitlines()[0].removesuffix(".")
         return CudaDecision(None, f"{reason} (VITFAST_CUDA=1 makes this an error)")
     _check_architectures(options, toolkit)
-    return CudaDecision(toolkit, f"nvcc {toolkit.version_text}", cutlass)
+    reason = f"nvcc {toolkit.version_text}"
+    if options.architectures:
+        return CudaDecision(toolkit, reason, cutlass, options.architectures)
+    visible = tuple(item for item in visible_architectures() if toolkit.supports(item))
+    if visible:
+        return CudaDecision(toolkit, f"{reason}, for the visible GPUs", cutlass, visible)
+    return CudaDecision(toolkit, reason, cutlass, parse_architectures(DEFAULT_ARCHITECTURES)[0])
+
+
+def visible_architectures() -> tuple[CudaArchitecture, ...]:
+    """Finds the supported architectures of the GPUs that CUDA_VISIBLE_DEVICES leaves visible; none without a driver."""
+    try:
+        driver = ctypes.CDLL(DRIVER)
+    except OSError:
+        return ()
+    count, value = ctypes.c_int(), ctypes.c_int()
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+        return ()
+    found = set()
+    for index in range(count.value):
+        capability = []
+        for attribute in _CAPABILITY_ATTRIBUTES:
+            if driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, index):
+                return ()
+            capability.append(value.value)
+        found.add(tuple(capability))
+    # the kernels for 9.0 need the features of 9.0a
+    return tuple(
+        CudaArchitecture(major, minor, "a" if (major, minor) == (9, 0) else "")
+        for major, minor in sorted(found)
+        if (major, minor) >= MIN_ARCHITECTURE
+    )
 
 
 def _check_architectures(options: BuildOptions, toolkit: CudaToolkit) -> None:
-    # --list-gpu-arch omits variants with a suffix: 90a is supported if 90 is
-    unknown = [
-        item
-        for item in options.architectures
-        if not {f"compute_{item.code}", f"compute_{item.major}{item.minor}"} & toolkit.architectures
-    ]
-    if unknown and toolkit.architectures:
+    unknown = [item for item in options.architectures if not toolkit.supports(item)]
+    if unknown:
         known = ", ".join(sorted(toolkit.architectures, key=lambda name: (len(name), name)))
         raise BuildError(
             f"nvcc {toolkit.version_text} does not support {', '.join(map(str, unknown))}; it supports {known}.\n"

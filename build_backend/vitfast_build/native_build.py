@@ -164,14 +164,14 @@ class NativeBuild:
 
     def cuda_sources(self) -> list[Source]:
         """Sources of libvitfast_cuda.so with the flags of their architectures."""
-        has_90a = any(item.code == "90a" for item in self.options.architectures)
-        has_others = any(item.code != "90a" for item in self.options.architectures)
+        has_90a = any(item.code == "90a" for item in self.cuda.architectures)
+        has_others = any(item.code != "90a" for item in self.cuda.architectures)
         # csrc/linear/linear_cuda.cu selects kernels by these; assert would slow down CUTLASS kernels
         cutlass = [f"-DVITFAST_HAS_SM90A={int(has_90a)}", f"-DVITFAST_HAS_SM80={int(has_others)}", "-DNDEBUG"]
         cutlass += ["-isystem", str(self.cuda.cutlass)]
         sources = []
         for source in self.sources.cuda:
-            architectures = source.select_architectures(self.options.architectures)
+            architectures = source.select_architectures(self.cuda.architectures)
             flags = [flag for item in architectures for flag in item.nvcc_flags]
             if flags:
                 flags += [*source.flags, *(cutlass if source.uses_cutlass else ())]

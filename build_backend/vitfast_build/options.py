@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 MIN_ARCHITECTURE = (8, 0)
-# sm_90a code runs on compute capability 9.0 only; newer GPUs run the PTX of 8.0
+# for a build without a GPU: sm_90a code runs on compute capability 9.0 only; newer GPUs run the PTX of 8.0
 DEFAULT_ARCHITECTURES = "8.0+PTX;9.0a"
 
 _ARCHITECTURE = re.compile(r"(\d{1,2})\.(\d)([af]?)(\+PTX)?")
@@ -50,7 +50,7 @@ class BuildOptions:
     cuda: str  # VITFAST_CUDA: auto builds the CUDA library if possible, 1 requires it, 0 disables it
     build: str  # VITFAST_BUILD: none installs pure PyTorch
     max_jobs: int | None  # MAX_JOBS, the maximum number of parallel compilers; None derives it from cores and memory
-    architectures: tuple[CudaArchitecture, ...]  # TORCH_CUDA_ARCH_LIST from 8.0 up
+    architectures: tuple[CudaArchitecture, ...]  # TORCH_CUDA_ARCH_LIST from 8.0 up; empty if unset
     left_out: tuple[CudaArchitecture, ...] = ()  # its entries below 8.0, which the kernels do not support
     sanitize: bool = False  # VITFAST_SANITIZE=1: AddressSanitizer and UBSan, for tests; excludes the CUDA library
 
@@ -75,7 +75,8 @@ class BuildOptions:
                 f"VITFAST_SANITIZE=1 compiles the CPU library with sanitizers, but {other}.\n"
                 f"Unset one of them: unset VITFAST_SANITIZE, or unset {other.partition('=')[0]}"
             )
-        supported, left_out = parse_architectures(environment.get("TORCH_CUDA_ARCH_LIST", ""))
+        architectures = environment.get("TORCH_CUDA_ARCH_LIST", "").strip()
+        supported, left_out = parse_architectures(architectures) if architectures else ((), ())
         return cls(cuda, build, _max_jobs(environment.get("MAX_JOBS", "")), supported, left_out, sanitize)
 
 
@@ -89,7 +90,7 @@ def parse_architectures(text: str) -> tuple[tuple[CudaArchitecture, ...], tuple[
         BuildError: An entry is malformed, or no entry is supported.
     """
     parsed = []
-    for entry in re.split(r"[\s;,]+", text.strip() or DEFAULT_ARCHITECTURES):
+    for entry in re.split(r"[\s;,]+", text.strip()):
         match = _ARCHITECTURE.fullmatch(entry)
         if match is None:
             raise BuildError(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ CPU_TORCH = TorchInstallation(Path("/torch"), "2.15.0+cpu", None)
 NVCC = """
 case "$1" in
 --version) echo "Cuda compilation tools, release {version}, V{version}.88" ;;
---list-gpu-arch) printf 'compute_80\\ncompute_90\\n' ;;
+--list-gpu-arch) printf 'compute_80\\ncompute_86\\ncompute_90\\n' ;;
 --dryrun) echo "#\\$ TOP={folder}/bin/.." >&2; exit 1 ;;
 esac
 """
@@ -32,9 +33,10 @@ def _toolkit(program: Program, tmp_path: Path, version: str = "13.0") -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _cutlass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """NVIDIA's headers, as if their package were installed."""
+def _installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NVIDIA's headers, as if their package were installed, and no driver."""
     monkeypatch.setattr(cuda_toolkit, "find_cutlass", lambda environment: tmp_path / "cutlass")
+    monkeypatch.setattr(cuda_toolkit, "DRIVER", str(tmp_path / "libcuda.so.1"))
 
 
 def test_a_wrapper_script_on_the_path_leads_to_the_toolkit(program: Program, tmp_path: Path) -> None:
@@ -44,7 +46,7 @@ def test_a_wrapper_script_on_the_path_leads_to_the_toolkit(program: Program, tmp
     assert toolkit is not None
     assert toolkit.folder == folder
     assert toolkit.version == (13, 0)
-    assert toolkit.architectures == {"compute_80", "compute_90"}
+    assert toolkit.architectures == {"compute_80", "compute_86", "compute_90"}
 
 
 def test_cuda_home_comes_before_the_path(program: Program, tmp_path: Path) -> None:
@@ -103,7 +105,7 @@ def test_an_old_toolkit_and_a_cpu_only_torch_are_obstacles(
 def test_an_architecture_that_nvcc_does_not_know_is_named(program: Program, tmp_path: Path) -> None:
     environment = {"CUDA_HOME": str(_toolkit(program, tmp_path))}
     options = BuildOptions.from_environment({"TORCH_CUDA_ARCH_LIST": "9.0a;10.0"})
-    with pytest.raises(BuildError, match=r"does not support 10\.0; it supports compute_80, compute_90"):
+    with pytest.raises(BuildError, match=r"does not support 10\.0; it supports compute_80, compute_86"):
         decide_cuda(options, CUDA_TORCH, environment)
 
 
@@ -117,3 +119,48 @@ def test_missing_cutlass_headers_are_an_obstacle(
     assert decision.reason.startswith("NVIDIA's CUTLASS headers (nvidia-cutlass) are not installed")
     with pytest.raises(BuildError, match=r"pip install --no-deps \"nvidia-cutlass(.|\n)*export VITFAST_CUTLASS="):
         decide_cuda(BuildOptions.from_environment({"VITFAST_CUDA": "1"}), CUDA_TORCH, environment)
+
+
+# the driver's functions that the build calls, for the GPUs in an array of {major, minor}
+FAKE_DRIVER = """
+static const int gpus[][2] = {capabilities};
+int cuInit(unsigned flags) {{ return {error}; }}
+int cuDeviceGetCount(int* count) {{ *count = sizeof(gpus) / sizeof(gpus[0]); return 0; }}
+int cuDeviceGetAttribute(int* value, int attribute, int device) {{ *value = gpus[device][attribute - 75]; return 0; }}
+"""
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "architectures"),
+    [
+        ("{{9, 0}, {9, 0}}", ["9.0a"]),
+        ("{{8, 6}, {8, 0}}", ["8.0", "8.6"]),
+        ("{{7, 5}, {8, 6}}", ["8.6"]),
+        ("{{7, 5}}", ["8.0+PTX", "9.0a"]),  # no GPU that the kernels support: as without one
+        ("{{12, 0}}", ["8.0+PTX", "9.0a"]),  # newer than nvcc: the PTX of 8.0
+    ],
+)
+def test_the_visible_gpus_choose_the_architectures(
+    program: Program, tmp_path: Path, capabilities: str, architectures: list[str]
+) -> None:
+    _install_driver(tmp_path, capabilities)
+    environment = {"CUDA_HOME": str(_toolkit(program, tmp_path))}
+    decision = decide_cuda(BuildOptions.from_environment({}), CUDA_TORCH, environment)
+    assert [str(item) for item in decision.architectures] == architectures
+    assert ("for the visible GPUs" in decision.reason) == ("+PTX" not in architectures[0])
+    named = BuildOptions.from_environment({"TORCH_CUDA_ARCH_LIST": "8.0"})
+    assert [str(item) for item in decide_cuda(named, CUDA_TORCH, environment).architectures] == ["8.0"]
+
+
+def test_without_a_driver_that_works_the_defaults_are_built(program: Program, tmp_path: Path) -> None:
+    environment = {"CUDA_HOME": str(_toolkit(program, tmp_path))}
+    for install in (lambda: None, lambda: _install_driver(tmp_path, "{{9, 0}}", error=100)):  # CUDA_ERROR_NO_DEVICE
+        install()
+        decision = decide_cuda(BuildOptions.from_environment({}), CUDA_TORCH, environment)
+        assert [str(item) for item in decision.architectures] == ["8.0+PTX", "9.0a"]
+
+
+def _install_driver(folder: Path, capabilities: str, error: int = 0) -> None:
+    source = folder / "driver.c"
+    source.write_text(FAKE_DRIVER.format(capabilities=capabilities, error=error))
+    subprocess.run(["cc", "-shared", "-fPIC", source, "-o", folder / "libcuda.so.1"], check=True)

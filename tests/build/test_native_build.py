@@ -152,7 +152,8 @@ def test_each_cuda_file_is_compiled_for_its_architectures(root: Path, clean_envi
         options = BuildOptions.from_environment({"TORCH_CUDA_ARCH_LIST": architectures, "VITFAST_CUDA": "0"})
         build = NativeBuild.plan(root, options, clean_environment)
         toolkit = CudaToolkit(Path("/cuda"), (13, 0), frozenset())
-        with_cuda = dataclasses.replace(build, cuda=CudaDecision(toolkit, "nvcc 13.0", Path("/opt/cutlass/include")))
+        cuda = CudaDecision(toolkit, "nvcc 13.0", Path("/opt/cutlass/include"), options.architectures)
+        with_cuda = dataclasses.replace(build, cuda=cuda)
         return {Path(source.path).name: source.flags for source in with_cuda.cuda_sources()}
 
     sm80, sm90a = "-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90a,code=sm_90a"
