@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -9,6 +10,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from vitfast.errors import UserError
 from vitfast.layers.position_embedding import PositionInterpolation
+
+_type_hints = functools.cache(get_type_hints)  # hundreds of fields are checked on import
 
 
 def check_field(holds: bool, name: str, value: Any, rule: str) -> None:
@@ -23,7 +26,7 @@ def check_field_type(owner: type, name: str, value: Any) -> None:
     Raises:
         UserError: the value has another type, or is not one of the literals.
     """
-    hint = get_type_hints(owner)[name]
+    hint = _type_hints(owner)[name]
     if get_origin(hint) is Literal:
         check_field(value in get_args(hint), name, value, f"must be one of {', '.join(map(repr, get_args(hint)))}")
     elif hint is bool:
