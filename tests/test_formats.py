@@ -103,7 +103,9 @@ def test_families_refuse_bits_out_of_range(family: object, bits: tuple[int, int]
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"exponent_bits": 1}, "exponent_bits"),
         ({"exponent_bits": 9}, "exponent_bits"),
+        ({"mantissa_bits": -1}, "mantissa_bits"),
         ({"mantissa_bits": 24}, "mantissa_bits"),
         ({"overflow": "wrap"}, "overflow"),
         ({"has_inf": False}, "has_inf"),
@@ -112,11 +114,17 @@ def test_families_refuse_bits_out_of_range(family: object, bits: tuple[int, int]
         ({"max_value": float("nan")}, "max_value"),
         ({"max_value": -1.0}, "max_value"),
         ({"max_value": 65503.0}, "max_value"),
+        ({"max_value": 65520.0}, "max_value"),
     ],
 )
 def test_contradicting_fields_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(FloatFormat.fp16(), **changes)
+
+
+def test_the_smallest_normal_value_may_be_the_largest() -> None:
+    fp16 = FloatFormat.fp16()
+    assert dataclasses.replace(fp16, max_value=fp16.min_normal).max_value == 2.0**-14
 
 
 def test_is_a_frozen_value() -> None:

@@ -51,6 +51,16 @@ def test_steps_down_are_counted_from_the_end_of_the_warm_up():
     assert found == pytest.approx([0.05, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
 
 
+def test_steps_down_happen_at_most_once_a_step():
+    config = ScheduleConfig(name="step", epochs=2, warmup_epochs=0, step_epochs=0.1, step_factor=0.5)
+    assert rates(config, steps_per_epoch=2) == pytest.approx([0.1, 0.05, 0.025, 0.0125, 0.00625])
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear"])
+def test_the_end_may_be_the_peak(name):
+    assert rates(ScheduleConfig(name=name, epochs=2, warmup_epochs=0, min_lr=0.1), 2) == pytest.approx([0.1] * 5)
+
+
 def test_constant():
     found = rates(ScheduleConfig(name="constant", epochs=2, warmup_epochs=1), steps_per_epoch=2)
     assert found == pytest.approx([0.1 / 3, 0.2 / 3, 0.1, 0.1, 0.1])
@@ -87,7 +97,8 @@ def test_no_warm_up_starts_at_the_peak():
 
 def test_the_warm_up_may_be_part_of_an_epoch():
     found = rates(ScheduleConfig(epochs=2, warmup_epochs=0.5, min_lr=0.0), steps_per_epoch=4)
-    assert found[:3] == pytest.approx([0.1 / 3, 0.2 / 3, 0.1])
+    cosine = [0.1 * (1 + math.cos(math.pi * step / 6)) / 2 for step in range(7)]
+    assert found == pytest.approx([0.1 / 3, 0.2 / 3, *cosine])
 
 
 def test_steps_instead_of_epochs():
