@@ -23,8 +23,11 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 def flush_to_disk(path: Path) -> None:
-    """Flushes a file or folder (its directory entries) to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Flushes a file, or a folder's directory entries, to disk."""
+    folder = path.is_dir()
+    if folder and not hasattr(os, "O_DIRECTORY"):  # Windows opens no folders, and flushes only files open for writing
+        return
+    descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:

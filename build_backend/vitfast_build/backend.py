@@ -1,8 +1,8 @@
 """The PEP 517 backend of setuptools, with build requirements that depend on what is built.
 
-With VITFAST_BUILD=none, and for a source distribution, torch and ninja are not required. The nvidia-cutlass package is
-required only if nvcc is used: it depends on scipy and other packages that the build does not need, and PEP 517 cannot
-request a package without its dependencies. VITFAST_CUTLASS names an existing copy instead.
+Nothing is required for a source distribution, nor for pure PyTorch (VITFAST_BUILD=none, or a system other than Linux).
+The nvidia-cutlass package is required only if nvcc is used: it depends on scipy and other packages that the build does
+not need, and PEP 517 cannot request a package without its dependencies. VITFAST_CUTLASS names an existing copy instead.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ def describe_build(options: BuildOptions, native: NativeBuild | None) -> dict[st
         "cuda_library": toolkit is not None,
         "instruction_sets": list(native.sources.instruction_sets) if native else [],
         "cuda_architectures": [str(item) for item in native.cuda.architectures] if native else [],
-        "cuda_reason": native.cuda.reason if native else "VITFAST_BUILD=none",
+        "cuda_reason": native.cuda.reason if native else options.pure_reason,
         "notes": notes,
         "torch": native.torch.version if native else None,
         "torch_at_least": ".".join(map(str, MIN_TORCH)),
@@ -146,7 +146,7 @@ def write_build(build: dict[str, Any], folder: Path) -> None:
 def build_summary(build: dict[str, Any], jobs: int | None = None) -> str:
     """The text printed at the end of a build."""
     if not build["cpu_library"]:
-        return "vitfast: pure PyTorch, nothing compiled (VITFAST_BUILD=none): correct, but slow"
+        return f"vitfast: pure PyTorch, nothing compiled ({build['cuda_reason']}): correct, but slow"
     lines = [
         f"vitfast: built against torch {build['torch']} by {build['compiler']}, for torch >= {build['torch_at_least']}",
         f"  CPU library: {', '.join(build['instruction_sets'])}",

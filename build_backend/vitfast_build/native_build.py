@@ -66,7 +66,6 @@ class NativeBuild:
     @classmethod
     def plan(cls, root: Path, options: BuildOptions, environment: Mapping[str, str]) -> NativeBuild:
         """Finds the tools and decides what to build, without compiling."""
-        toolchain.check_platform()
         sources = find_sources(root, x86=toolchain.is_x86())
         torch = toolchain.find_torch()
         compiler = toolchain.find_compiler(environment)

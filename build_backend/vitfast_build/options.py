@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -53,31 +54,44 @@ class BuildOptions:
     architectures: tuple[CudaArchitecture, ...]  # TORCH_CUDA_ARCH_LIST from 8.0 up; empty if unset
     left_out: tuple[CudaArchitecture, ...] = ()  # its entries below 8.0, which the kernels do not support
     sanitize: bool = False  # VITFAST_SANITIZE=1: AddressSanitizer and UBSan, for tests; excludes the CUDA library
+    pure_reason: str = ""  # why nothing is compiled
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str]) -> BuildOptions:
+    def from_environment(cls, environment: Mapping[str, str], system: str | None = None) -> BuildOptions:
         """Parses the environment variables; an empty variable counts as unset.
+
+        Args:
+            environment: The environment variables.
+            system: As sys.platform, its default. Only on Linux something is compiled.
 
         Raises:
             BuildError: A value is invalid.
         """
         cuda = _choice(environment, "VITFAST_CUDA", "auto", "1", "0")
         build = _choice(environment, "VITFAST_BUILD", "all", "none")
-        if build == "none" and cuda == "1":
-            raise BuildError(
-                "VITFAST_BUILD=none compiles nothing, but VITFAST_CUDA=1 requires the CUDA library.\n"
-                "Unset one of them: unset VITFAST_BUILD, or unset VITFAST_CUDA"
-            )
         sanitize = _choice(environment, "VITFAST_SANITIZE", "0", "1") == "1"
-        if sanitize and (build == "none" or cuda == "1"):
-            other = "VITFAST_BUILD=none compiles nothing" if build == "none" else "VITFAST_CUDA=1 requires CUDA code"
+        system = system or sys.platform
+        if build == "none":
+            pure_reason, unset = "VITFAST_BUILD=none", "unset VITFAST_BUILD, or "
+        elif not system.startswith("linux"):
+            build, pure_reason, unset = "none", f"the kernels need Linux, and this is {system}", ""
+        else:
+            pure_reason, unset = "", ""
+        for setting, chosen in (("VITFAST_CUDA=1", cuda == "1"), ("VITFAST_SANITIZE=1", sanitize)):
+            if pure_reason and chosen:
+                raise BuildError(
+                    f"{setting} requires compiled kernels, but nothing is compiled: {pure_reason}.\n"
+                    f"Change the settings: {unset}unset {setting.partition('=')[0]}"
+                )
+        if sanitize and cuda == "1":
             raise BuildError(
-                f"VITFAST_SANITIZE=1 compiles the CPU library with sanitizers, but {other}.\n"
-                f"Unset one of them: unset VITFAST_SANITIZE, or unset {other.partition('=')[0]}"
+                "VITFAST_SANITIZE=1 compiles the CPU library with sanitizers, but VITFAST_CUDA=1 requires CUDA code.\n"
+                "Unset one of them: unset VITFAST_SANITIZE, or unset VITFAST_CUDA"
             )
         architectures = environment.get("TORCH_CUDA_ARCH_LIST", "").strip()
         supported, left_out = parse_architectures(architectures) if architectures else ((), ())
-        return cls(cuda, build, _max_jobs(environment.get("MAX_JOBS", "")), supported, left_out, sanitize)
+        max_jobs = _max_jobs(environment.get("MAX_JOBS", ""))
+        return cls(cuda, build, max_jobs, supported, left_out, sanitize, pure_reason)
 
 
 def parse_architectures(text: str) -> tuple[tuple[CudaArchitecture, ...], tuple[CudaArchitecture, ...]]:

@@ -115,15 +115,6 @@ def check_setuptools(version: str) -> None:
         raise _needs_package(problem, f'--upgrade "setuptools>={MIN_SETUPTOOLS}"', "Upgrade it")
 
 
-def check_platform(system: str = sys.platform) -> None:
-    """Checks that the operating system is Linux."""
-    if not system.startswith("linux"):
-        raise BuildError(
-            f"vitfast's kernels are built on Linux; this is {system}.\n"
-            "Install it in pure PyTorch, correct but slow: set the environment variable VITFAST_BUILD=none"
-        )
-
-
 def is_x86(machine: str | None = None) -> bool:
     """Whether the machine is 64-bit x86, which has several instruction sets to compile for."""
     return (machine or platform.machine()).lower() in ("x86_64", "amd64")

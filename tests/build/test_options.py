@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from vitfast_build.commands import build_summary, describe_build
 from vitfast_build.options import BuildError, BuildOptions, CudaArchitecture, parse_architectures
 
 
@@ -12,7 +13,8 @@ def test_an_empty_environment_takes_the_defaults() -> None:
 
 
 def test_an_empty_variable_counts_as_unset() -> None:
-    empty = dict.fromkeys(("VITFAST_CUDA", "VITFAST_BUILD", "VITFAST_SANITIZE", "MAX_JOBS", "TORCH_CUDA_ARCH_LIST"), "")
+    variables = ("VITFAST_CUDA", "VITFAST_BUILD", "VITFAST_SANITIZE", "MAX_JOBS")
+    empty = dict.fromkeys((*variables, "TORCH_CUDA_ARCH_LIST"), "")
     assert BuildOptions.from_environment(empty) == BuildOptions.from_environment({})
 
 
@@ -40,16 +42,28 @@ def test_a_bad_value_names_the_variable_the_value_what_is_allowed_and_a_command(
     assert "export" in message
 
 
-def test_build_none_with_required_cuda_is_an_error() -> None:
-    with pytest.raises(BuildError, match="unset VITFAST_BUILD, or unset VITFAST_CUDA"):
-        BuildOptions.from_environment({"VITFAST_BUILD": "none", "VITFAST_CUDA": "1"})
+@pytest.mark.parametrize("variable", ["VITFAST_CUDA", "VITFAST_SANITIZE"])
+def test_what_needs_kernels_is_an_error_where_none_are_built(variable: str) -> None:
+    with pytest.raises(BuildError, match=f"{variable}=1 (.|\n)*unset VITFAST_BUILD, or unset {variable}"):
+        BuildOptions.from_environment({"VITFAST_BUILD": "none", variable: "1"})
+    with pytest.raises(BuildError, match=f"{variable}=1 .* this is darwin\\.\n.*: unset {variable}"):
+        BuildOptions.from_environment({variable: "1"}, "darwin")
 
 
-@pytest.mark.parametrize(("variable", "value"), [("VITFAST_BUILD", "none"), ("VITFAST_CUDA", "1")])
-def test_sanitizers_are_for_the_cpu_library(variable: str, value: str) -> None:
+def test_sanitizers_are_for_the_cpu_library() -> None:
     assert BuildOptions.from_environment({"VITFAST_SANITIZE": "1"}).sanitize
-    with pytest.raises(BuildError, match=f"unset VITFAST_SANITIZE, or unset {variable}"):
-        BuildOptions.from_environment({"VITFAST_SANITIZE": "1", variable: value})
+    with pytest.raises(BuildError, match="unset VITFAST_SANITIZE, or unset VITFAST_CUDA"):
+        BuildOptions.from_environment({"VITFAST_SANITIZE": "1", "VITFAST_CUDA": "1"})
+
+
+@pytest.mark.parametrize("system", ["darwin", "win32"])
+def test_other_systems_than_linux_get_pure_pytorch(system: str) -> None:
+    options = BuildOptions.from_environment({}, system)
+    assert options.build == "none"
+    assert build_summary(describe_build(options, None)) == (
+        f"vitfast: pure PyTorch, nothing compiled (the kernels need Linux, and this is {system}): correct, but slow"
+    )
+    assert BuildOptions.from_environment({}, "linux").build == "all"
 
 
 @pytest.mark.parametrize("text", ["8.0+PTX;9.0a", "8.0+PTX 9.0a", " 8.0+PTX, 9.0a ", "8.0+PTX;9.0a;9.0a"])

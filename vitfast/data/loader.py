@@ -21,6 +21,7 @@ from vitfast.errors import UserError
 
 _GRACE_S = 30
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_HAS_POSIX_SIGNALS = hasattr(signal, "pthread_sigmask")  # Windows has neither signal masks nor SIGALRM
 
 
 class EpochBatchSampler(Sampler[list[int]]):
@@ -212,6 +213,8 @@ def _start_worker(worker: int) -> None:
     # invalid EXIF data are ignored; every worker would warn in every epoch
     warnings.filterwarnings("ignore", "(Possibly c|C)orrupt EXIF data|Metadata Warning")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not _HAS_POSIX_SIGNALS:
+        return
     signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE_S))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
@@ -220,6 +223,9 @@ def _start_worker(worker: int) -> None:
 @contextmanager
 def _blocked_signals() -> Iterator[None]:
     """Blocks signals while workers start: they inherit the mask, and a signal before their setup would kill them."""
+    if not _HAS_POSIX_SIGNALS:
+        yield
+        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     try:
         yield

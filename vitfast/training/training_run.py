@@ -17,7 +17,7 @@ from vitfast.config.schema import Config
 from vitfast.data.seeding import derive_seed
 from vitfast.device import describe_device
 from vitfast.errors import UserError, explain_os_error
-from vitfast.ops.library import chosen_kernels
+from vitfast.ops.library import chosen_kernels, is_loaded
 from vitfast.quantization.quantize import describe_quantization
 from vitfast.runs.checkpoint import latest_checkpoint, resolve_checkpoint
 from vitfast.runs.run_directory import CONFIG, LOG, FollowedRun, RunDirectory, describe_environment
@@ -220,6 +220,8 @@ def _log_start(trainer: Trainer, checkpoint: Path | None) -> None:
     run.log(f"device    {world}{describe_device(trainer.device)}, {config.train.precision}")
     if config.ops.kernels != "auto":
         run.log(f"kernels   {config.ops.kernels}")
+    elif not is_loaded():
+        run.log("kernels   none: pure PyTorch, correct but slow; vitfast.build_info() says why")
     run.log(f"schedule  {trainer.length.describe()}, {config.data.batch_size} images a step")
     if checkpoint is not None:
         run.log(f"resumed   {checkpoint.name}: {trainer.state.epoch} epochs and {trainer.state.step} steps completed")
