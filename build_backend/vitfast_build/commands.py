@@ -7,15 +7,17 @@ import platform
 import pprint
 import shutil
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
-from vitfast_build.native_build import NativeBuild
+from vitfast_build.native_build import MODULE, NativeBuild
 from vitfast_build.options import BuildError, BuildOptions
-from vitfast_build.sources import CPU_LIBRARY, CUDA_LIBRARY
+from vitfast_build.shared_libraries import SharedLibraries, libraries_of, replace_file
+from vitfast_build.sources import CPU_LIBRARY, CUDA_LIBRARY, ROOT
 from vitfast_build.toolchain import MIN_TORCH
 
 PACKAGE = "vitfast"
@@ -50,17 +52,27 @@ class BuildNative(build_ext):
     def run(self) -> None:
         sys.stdout.flush()
         try:
-            native = NativeBuild.plan(_root(), BuildOptions.from_environment(os.environ), os.environ)
-            folder = self._object_folder()
-            native.run(folder)
+            options = BuildOptions.from_environment(os.environ)
+            shared = SharedLibraries.find(ROOT, options, os.environ)
+            build = shared.read() if shared else None
+            native = NativeBuild.plan(ROOT, options, os.environ, only_module=build is not None)
+            compiled = self._object_folder()
+            native.run(compiled)
         except BuildError as error:
             raise SystemExit(f"error: {error}") from None
+        libraries = compiled
+        if shared and build:
+            libraries = shared.folder
+            print(f"vitfast: libraries of VITFAST_LIBRARIES={libraries}, not compiled again")
+        else:
+            build = describe_build(options, native)
+            if shared:
+                shared.write(build, compiled)
         package = self._package_folder()
         package.mkdir(parents=True, exist_ok=True)
-        _remove_artefacts(package, keep=native.artefacts)
-        for name in native.artefacts:
-            _replace(folder / name, package / name)
-        build = describe_build(native.options, native)
+        _remove_artefacts(package, keep=libraries_of(build))
+        for file in (*(libraries / name for name in libraries_of(build)), compiled / MODULE):
+            replace_file(file, package / file.name)
         write_build(build, package)
         print(build_summary(build, native.jobs.total), flush=True)
 
@@ -72,7 +84,7 @@ class BuildNative(build_ext):
         if not self.inplace:
             return {}
         library = Path(self.build_lib) / PACKAGE
-        return {str(library / path.name): str(path.relative_to(_root())) for path in self._built_files()}
+        return {str(library / path.name): str(path.relative_to(ROOT)) for path in self._built_files()}
 
     def get_source_files(self) -> list[str]:
         """Nothing: MANIFEST.in lists the sources."""
@@ -80,11 +92,11 @@ class BuildNative(build_ext):
 
     def _object_folder(self) -> Path:
         if self.editable_mode:  # setuptools would use a temporary folder, without the objects of the last build
-            return _root() / "build" / f"temp.{self.plat_name}-{sys.implementation.cache_tag}" / PACKAGE
+            return ROOT / "build" / f"temp.{self.plat_name}-{sys.implementation.cache_tag}" / PACKAGE
         return Path(self.build_temp).resolve() / PACKAGE
 
     def _package_folder(self) -> Path:
-        return _root() / PACKAGE if self.inplace else Path(self.build_lib) / PACKAGE
+        return ROOT / PACKAGE if self.inplace else Path(self.build_lib) / PACKAGE
 
     def _built_files(self) -> list[Path]:
         folder = self._package_folder()
@@ -92,22 +104,11 @@ class BuildNative(build_ext):
         return sorted([*folder.glob("*.so"), *([config] if config.exists() else [])])
 
 
-def _root() -> Path:
-    return Path(__file__).resolve().parents[2]
-
-
-def _remove_artefacts(folder: Path, *, keep: tuple[str, ...] | list[str]) -> None:
+def _remove_artefacts(folder: Path, *, keep: Collection[str]) -> None:
     """Removes libraries of an earlier build that this one does not produce."""
     for name in (CPU_LIBRARY, CUDA_LIBRARY):
         if name not in keep:
             (folder / name).unlink(missing_ok=True)
-
-
-def _replace(source: Path, target: Path) -> None:
-    """Copies and renames atomically: processes that have loaded the old library keep it."""
-    temporary = target.with_name(f"{target.name}.new")
-    shutil.copy2(source, temporary)
-    temporary.replace(target)
 
 
 def describe_build(options: BuildOptions, native: NativeBuild | None) -> dict[str, Any]:
@@ -126,7 +127,7 @@ def describe_build(options: BuildOptions, native: NativeBuild | None) -> dict[st
         "cuda_architectures": [str(item) for item in native.cuda.architectures] if native else [],
         "cuda_reason": native.cuda.reason if native else options.pure_reason,
         "notes": notes,
-        "torch": native.torch.version if native else None,
+        "torch": native.torch.version if native and native.torch else None,
         "torch_at_least": ".".join(map(str, MIN_TORCH)),
         "compiler": native.compiler.version if native else None,
         "nvcc": toolkit.version_text if toolkit else None,

@@ -56,7 +56,7 @@ class NativeBuild:
 
     root: Path
     options: BuildOptions
-    torch: toolchain.TorchInstallation
+    torch: toolchain.TorchInstallation | None  # None: only vitfast._C is built, which does not use torch
     compiler: toolchain.Compiler
     ninja: str
     cuda: CudaDecision
@@ -64,22 +64,24 @@ class NativeBuild:
     jobs: Jobs
 
     @classmethod
-    def plan(cls, root: Path, options: BuildOptions, environment: Mapping[str, str]) -> NativeBuild:
-        """Finds the tools and decides what to build, without compiling."""
+    def plan(
+        cls, root: Path, options: BuildOptions, environment: Mapping[str, str], *, only_module: bool = False
+    ) -> NativeBuild:
+        """Finds the tools and decides what to build, without compiling; ``only_module`` omits the libraries."""
         sources = find_sources(root, x86=toolchain.is_x86())
-        torch = toolchain.find_torch()
+        torch = None if only_module else toolchain.find_torch()
         compiler = toolchain.find_compiler(environment)
         if options.sanitize:
             toolchain.check_sanitizers(compiler, environment)
         ninja = toolchain.find_ninja(environment)
-        cuda = decide_cuda(options, torch, environment)
+        cuda = decide_cuda(options, torch, environment) if torch else CudaDecision(None, "no library is built")
         jobs = choose_jobs(options.max_jobs, len(os.sched_getaffinity(0)), free_memory())
         return cls(root, options, torch, compiler, ninja, cuda, sources, jobs)
 
     @property
     def artefacts(self) -> list[str]:
         """File names of the build's results."""
-        return [CPU_LIBRARY, *([CUDA_LIBRARY] if self.cuda.toolkit else []), MODULE]
+        return [*([CPU_LIBRARY] if self.torch else []), *([CUDA_LIBRARY] if self.cuda.toolkit else []), MODULE]
 
     def run(self, folder: Path) -> None:
         """Brings the artefacts in ``folder`` up to date."""
@@ -100,9 +102,9 @@ class NativeBuild:
             )
 
     def _announcement(self) -> str:
-        libraries = "the CPU library"
+        libraries = "the CPU library" if self.torch else MODULE
         if self.cuda.toolkit is not None:
-            architectures = "; ".join(map(str, self.options.architectures))
+            architectures = "; ".join(map(str, self.cuda.architectures))
             libraries += f" and the CUDA library ({architectures}; VITFAST_CUDA=0 skips it)"
         return f"vitfast: compiling {libraries}, parallel compilers: {self.jobs.total}"
 
@@ -110,17 +112,21 @@ class NativeBuild:
         """Generates build.ninja."""
         ninja = NinjaFile(self.root, cuda_jobs=self.jobs.cuda)
         compiler = self.compiler
-        # -isystem: no warnings from headers of torch and Python
-        torch_headers = ("-isystem", str(self.torch.folder / "include"))
         target = (f"-DTORCH_TARGET_VERSION={toolchain.TORCH_TARGET_VERSION}", f"-I{self.root}")
         sanitize, sanitize_link = (SANITIZE_FLAGS, (_SANITIZERS,)) if self.options.sanitize else ((), ())
         shared = (*compiler.command, *compiler.flags, *COMMON_FLAGS, *sanitize, *self._prefix_maps())
         link = (*compiler.command, *compiler.link_flags, *LINK_FLAGS, *sanitize_link)
-        torch_libraries = (f"-L{self.torch.folder / 'lib'}", "-ltorch_cpu")
 
-        ninja.compile_rule("cpu", (*shared, *target, *torch_headers))
-        ninja.link_rule("cpu", link, torch_libraries)
-        ninja.library(CPU_LIBRARY, self.sources.cpu, "cpu")
+        if self.torch is not None:
+            # -isystem: no warnings from headers of torch and Python
+            headers = (*target, "-isystem", str(self.torch.folder / "include"))
+            torch_libraries = (f"-L{self.torch.folder / 'lib'}", "-ltorch_cpu")
+            ninja.compile_rule("cpu", (*shared, *headers))
+            ninja.link_rule("cpu", link, torch_libraries)
+            ninja.library(CPU_LIBRARY, self.sources.cpu, "cpu")
+            if self.cuda.toolkit is not None:
+                cuda_headers = (*headers, "-isystem", str(self.torch.nvidia_include_folder))
+                self._add_cuda(ninja, self.cuda.toolkit, cuda_headers, torch_libraries)
 
         python_headers = [word for folder in toolchain.python_include_folders() for word in ("-isystem", folder)]
         # nothing of it is hot, and pybind11 compiles in half the time
@@ -128,9 +134,6 @@ class NativeBuild:
         # Python's symbols are defined by the interpreter
         ninja.link_rule("module", [word for word in link if word != "-Wl,-z,defs"], ())
         ninja.library(MODULE, [Source("csrc/module.cpp")], "module")
-
-        if self.cuda.toolkit is not None:
-            self._add_cuda(ninja, self.cuda.toolkit, (*target, *torch_headers), torch_libraries)
         return ninja.text()
 
     def _add_cuda(
@@ -145,11 +148,9 @@ class NativeBuild:
             "-DUSE_CUDA",  # enables the CUDA functions of torch's stable headers
             "--expt-relaxed-constexpr",
             *(f"-Xcompiler={flag}" for flag in host),
-            *headers,
-            # the toolkit's headers first; those installed with torch may be of another minor version
+            # -I precedes -isystem: the CUDA headers installed with torch may be of another minor version
             *(f"-I{folder}" for folder in (toolkit.folder / "include",) if folder.is_dir()),
-            "-isystem",
-            str(self.torch.nvidia_include_folder),
+            *headers,
             "-Xptxas=-v",
         ]
         # the resource report goes to a file beside the object; warnings and errors are printed
@@ -179,7 +180,8 @@ class NativeBuild:
 
     def _prefix_maps(self) -> tuple[str, ...]:
         """Removes this machine's paths from the libraries' error messages."""
-        folders = [self.root, self.torch.folder / "include", *([self.cuda.cutlass] if self.cuda.cutlass else [])]
+        folders = [self.root, *([self.torch.folder / "include"] if self.torch else [])]
+        folders += [self.cuda.cutlass] if self.cuda.cutlass else []
         return tuple(f"-fmacro-prefix-map={folder}/=" for folder in folders)
 
 

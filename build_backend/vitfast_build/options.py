@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 MIN_ARCHITECTURE = (8, 0)
 # for a build without a GPU: sm_90a code runs on compute capability 9.0 only; newer GPUs run the PTX of 8.0
@@ -55,6 +56,7 @@ class BuildOptions:
     left_out: tuple[CudaArchitecture, ...] = ()  # its entries below 8.0, which the kernels do not support
     sanitize: bool = False  # VITFAST_SANITIZE=1: AddressSanitizer and UBSan, for tests; excludes the CUDA library
     pure_reason: str = ""  # why nothing is compiled
+    libraries: Path | None = None  # VITFAST_LIBRARIES: folder of compiled libraries that builds share
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str], system: str | None = None) -> BuildOptions:
@@ -91,7 +93,8 @@ class BuildOptions:
         architectures = environment.get("TORCH_CUDA_ARCH_LIST", "").strip()
         supported, left_out = parse_architectures(architectures) if architectures else ((), ())
         max_jobs = _max_jobs(environment.get("MAX_JOBS", ""))
-        return cls(cuda, build, max_jobs, supported, left_out, sanitize, pure_reason)
+        libraries = _absolute_folder(environment, "VITFAST_LIBRARIES")
+        return cls(cuda, build, max_jobs, supported, left_out, sanitize, pure_reason, libraries)
 
 
 def parse_architectures(text: str) -> tuple[tuple[CudaArchitecture, ...], tuple[CudaArchitecture, ...]]:
@@ -131,6 +134,14 @@ def _choice(environment: Mapping[str, str], name: str, *choices: str) -> str:
             f"Use export {name}={choices[0]}, which is the default"
         )
     return value
+
+
+def _absolute_folder(environment: Mapping[str, str], name: str) -> Path | None:
+    text = environment.get(name, "")
+    # pip and build run the backend in folders of their own
+    if text and not Path(text).is_absolute():
+        raise BuildError(f"{name}={text!r} is no absolute path.\nLike this: export {name}=$PWD/{text}")
+    return Path(text) if text else None
 
 
 def _max_jobs(text: str) -> int | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vitfast_build.options import BuildError, CudaArchitecture
 
+ROOT = Path(__file__).resolve().parents[2]
 CPU_LIBRARY = "libvitfast_cpu.so"
 CUDA_LIBRARY = "libvitfast_cuda.so"
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
 import tarfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 import vitfast
 
@@ -28,8 +29,9 @@ print(json.dumps([vitfast.__file__, vitfast.build_info()["kernels"]["quantize_fl
 
 
 def _run(*command: str | Path, cwd: Path, **environment: str) -> str:
+    inherited = {name: value for name, value in os.environ.items() if name != "VITFAST_LIBRARIES"}
     result = subprocess.run(
-        command, cwd=cwd, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, cwd=cwd, env={**inherited, **environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     assert result.returncode == 0, result.stdout
     return result.stdout
@@ -48,22 +50,37 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / f"vitfast-{vitfast.__version__}"
 
 
-def _environment(folder: Path) -> Path:
-    """Makes an environment that sees this one's packages, torch among them, except vitfast; returns its Python."""
-    _run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder.parent)
+def _environment(folder: Path, base: str = sys.executable) -> Path:
+    """Makes an environment that sees the packages of ``base``, torch among them, except vitfast; returns its Python."""
+    _run(base, "-m", "venv", "--without-pip", folder, cwd=folder.parent)
     python = folder / "bin/python"
     purelib = _run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).strip()
-    here = {sysconfig.get_path("purelib"), str(Path(torch.__file__).parents[1])}
+    find = "import importlib.util as u; print(*(u.find_spec(name).submodule_search_locations[0] for name in NAMES))"
+    packages = _run(base, "-c", find.replace("NAMES", "('torch', 'pip')"), cwd=folder).split()
     # behind the new environment's own folder, so that what is installed there comes first
-    Path(purelib, "shared.pth").write_text("\n".join(sorted(here)) + "\n")
+    Path(purelib, "shared.pth").write_text("\n".join(sorted({str(Path(path).parent) for path in packages})) + "\n")
     return python
 
 
-def _wheel(sources: Path, folder: Path, **environment: str) -> Path:
-    command = (sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", folder, ".")
-    _run(*command, cwd=sources, **environment)
+def _build_wheel(sources: Path, folder: Path, python: str = sys.executable, **environment: str) -> tuple[Path, str]:
+    """Builds a wheel; returns it and the output."""
+    command = (python, "-m", "pip", "wheel", "-v", "--no-deps", "--no-build-isolation", "-w", folder, ".")
+    log = _run(*command, cwd=sources, **environment)
     (wheel,) = folder.glob("*.whl")
-    return wheel
+    return wheel, log
+
+
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that VITFAST_LIBRARIES names."""
+    return tmp_path_factory.mktemp("libraries")
+
+
+@pytest.fixture(scope="module")
+def wheel(sources: Path, libraries: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel of the source distribution; its build leaves its libraries in ``libraries``."""
+    folder = tmp_path_factory.mktemp("wheels")
+    return _build_wheel(sources, folder, VITFAST_CUDA="0", VITFAST_LIBRARIES=str(libraries))[0]
 
 
 def _check(python: Path, cwd: Path) -> list[str]:
@@ -73,8 +90,7 @@ def _check(python: Path, cwd: Path) -> list[str]:
     return answer
 
 
-def test_a_wheel_from_the_source_distribution(sources: Path, tmp_path: Path) -> None:
-    wheel = _wheel(sources, tmp_path / "wheels", VITFAST_CUDA="0")
+def test_a_wheel_from_the_source_distribution(wheel: Path, tmp_path: Path) -> None:
     version = f"cp{sys.version_info.major}{sys.version_info.minor}"
     platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
     assert wheel.name == f"vitfast-{vitfast.__version__}-{version}-{version}-{platform}.whl"
@@ -92,6 +108,33 @@ def test_a_wheel_from_the_source_distribution(sources: Path, tmp_path: Path) -> 
     file, kernel, _ = _check(python, tmp_path)
     assert Path(file).is_relative_to(tmp_path / "venv")
     assert kernel == "vitfast"
+
+
+def _pythons() -> Iterator[str]:
+    """This Python, and those on the PATH that have what a build requires."""
+    yield sys.executable
+    probe = "import importlib.util as u; assert all(map(u.find_spec, ('torch', 'pybind11', 'ninja', 'setuptools')))"
+    for minor in range(10, 15):
+        path = shutil.which(f"python3.{minor}")
+        if path and not subprocess.run([path, "-c", probe], stderr=subprocess.DEVNULL, check=False).returncode:
+            yield path
+
+
+def test_libraries_compiled_once_serve_every_python(
+    wheel: Path, libraries: Path, sources: Path, tmp_path: Path
+) -> None:
+    compiled = zipfile.ZipFile(wheel).read("vitfast/libvitfast_cpu.so")
+    variables = {"VITFAST_CUDA": "0", "VITFAST_LIBRARIES": str(libraries)}
+    for place, base in enumerate(_pythons()):
+        folder = tmp_path / str(place)
+        again, log = _build_wheel(sources, folder, base, **variables)
+        assert "not compiled again" in log
+        assert "module.cpp" in log
+        assert "dispatch.cpp" not in log
+        assert zipfile.ZipFile(again).read("vitfast/libvitfast_cpu.so") == compiled
+        python = _environment(folder / "venv", base)
+        _run(python, "-m", "pip", "install", "--no-deps", "--force-reinstall", again, cwd=folder)
+        assert _check(python, folder)[1] == "vitfast"
 
 
 def test_pure_pytorch(sources: Path, tmp_path: Path) -> None:

@@ -23,22 +23,6 @@ from vitfast_build.toolchain import Compiler, check_sanitizers
 RUN_TIME = ("libasan.so", "libstdc++.so")
 
 
-@pytest.fixture
-def project(tmp_path: Path, clean_environment: dict[str, str]) -> NativeBuild:
-    """A project with the file names that the build looks for; a space in its path must not matter."""
-    root = tmp_path / "a project"
-    (root / "csrc/cpu").mkdir(parents=True)
-    (root / "csrc/answer.h").write_text("constexpr int answer = 41;\n")
-    (root / "csrc/library.cpp").write_text(
-        '#include "csrc/answer.h"\n'
-        'extern "C" __attribute__((visibility("default"))) int get_answer() { return answer; }\n'
-        'extern "C" __attribute__((visibility("default"))) const char* get_file() { return __FILE__; }\n'
-    )
-    (root / "csrc/cpu/other.cpp").write_text("int hidden() { return 1; }\n")
-    (root / "csrc/module.cpp").write_text('extern "C" void PyInit__C() {}\n')
-    return NativeBuild.plan(root, BuildOptions.from_environment({"VITFAST_CUDA": "0"}), clean_environment)
-
-
 def _ask(library: Path, function: str) -> str:
     """Loads the library in a separate process, because a loaded library cannot be replaced."""
     code = (

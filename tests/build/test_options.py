@@ -13,7 +13,7 @@ def test_an_empty_environment_takes_the_defaults() -> None:
 
 
 def test_an_empty_variable_counts_as_unset() -> None:
-    variables = ("VITFAST_CUDA", "VITFAST_BUILD", "VITFAST_SANITIZE", "MAX_JOBS")
+    variables = ("VITFAST_CUDA", "VITFAST_BUILD", "VITFAST_LIBRARIES", "VITFAST_SANITIZE", "MAX_JOBS")
     empty = dict.fromkeys((*variables, "TORCH_CUDA_ARCH_LIST"), "")
     assert BuildOptions.from_environment(empty) == BuildOptions.from_environment({})
 
@@ -24,6 +24,7 @@ def test_an_empty_variable_counts_as_unset() -> None:
         ("VITFAST_CUDA", "yes", "auto, 1, 0"),
         ("VITFAST_BUILD", "cpu", "all, none"),
         ("VITFAST_SANITIZE", "address", "0, 1"),
+        ("VITFAST_LIBRARIES", "libraries", "no absolute path"),
         ("MAX_JOBS", "0", "positive number"),
         ("MAX_JOBS", "-2", "positive number"),
         ("MAX_JOBS", "two", "positive number"),
