@@ -10,7 +10,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from support.accuracy import as_tuple, run
 from support.operators import OPERATORS, Operator
-from support.sample import Make, Sample
+from support.sample import Make, Sample, structure
 from support.samples import FORMATS
 from vitfast import ops
 
@@ -41,7 +41,7 @@ def _assert_equal_to_eager(operator: Operator, compiled: Any, sample: Sample) ->
 @pytest.mark.parametrize("operator", OPERATORS, ids=str)
 def test_one_graph_and_few_compilations(operator: Operator) -> None:
     tiny = [s for s in operator.samples(Make()) if s.name.startswith("tiny") and "odd" not in s.name]
-    for sample in tiny:
+    for sample in tiny[:1] + sorted(tiny[1:], key=lambda sample: len(sample.arguments))[-1:]:
         if "bias" in sample.tensors and sample.tensors["bias"].dim() == 4:
             sample = sample.replace(bias=sample.tensors["bias"][:1])
         torch._dynamo.reset()
@@ -53,11 +53,13 @@ def test_one_graph_and_few_compilations(operator: Operator) -> None:
 
 
 @pytest.mark.parametrize("operator", OPERATORS, ids=str)
-def test_no_graph_break_on_any_sample(operator: Operator) -> None:
+def test_no_graph_break_on_any_structure(operator: Operator) -> None:
+    structures = set()
     for sample in operator.samples(Make()):
-        if sample.numel < 30_000:
+        if sample.numel < 30_000 and structure(sample.arguments) not in structures:
+            structures.add(structure(sample.arguments))
             torch._dynamo.reset()
-            compiled = torch.compile(operator.public, fullgraph=True, backend="aot_eager")
+            compiled = torch.compile(operator.public, fullgraph=True, backend="eager")
             torch.testing.assert_close(
                 as_tuple(compiled(**sample.arguments)), as_tuple(operator.public(**sample.arguments))
             )

@@ -15,7 +15,7 @@ from support.accuracy import as_tuple, assert_same_bits, run
 from support.operators import FLOATS, OPERATORS, Operator
 from support.sample import Make, Sample
 
-REPEATS = 100
+REPEATS = 25
 
 
 @pytest.fixture

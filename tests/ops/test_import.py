@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-
 from support.subprocesses import run_python
 
 FORBIDDEN = {
@@ -17,32 +15,21 @@ FORBIDDEN = {
     "transformers",
     "cv2",
 }
-RUNS = 3
 PROGRAM = """
-import sys, time
+import contextlib, io, sys
 import torch
-before, start = set(sys.modules), time.perf_counter()
-import vitfast, vitfast.ops
-seconds = time.perf_counter() - start
+before, said = set(sys.modules), io.StringIO()
+with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+    import vitfast, vitfast.ops
 vitfast.build_info(), vitfast.FloatFormat
-print(seconds, *(set(sys.modules) - before))
+assert not said.getvalue(), said.getvalue()
+print(*(set(sys.modules) - before))
 """
 
 
-def test_import_brings_neither_torchvision_nor_qtorch() -> None:
-    times = []
-    for _ in range(RUNS):
-        finished = run_python("-c", PROGRAM)
-        assert finished.returncode == 0, finished.stderr
-        seconds, *modules = finished.stdout.split()
-        brought = {module.split(".")[0] for module in modules}
-        assert "vitfast" in brought
-        assert not brought & FORBIDDEN, f"import vitfast imports {brought & FORBIDDEN}"
-        times.append(float(seconds))
-    # a goal of one second, and no test asserts a time
-    print(f"import vitfast, vitfast.ops: {statistics.median(times):.3f} s beyond import torch (median of {RUNS})")
-
-
-def test_import_works_without_a_compiler_and_says_nothing() -> None:
-    finished = run_python("-c", "import vitfast.ops", PATH="/nonexistent", CXX="/nonexistent", CC="/nonexistent")
-    assert (finished.returncode, finished.stdout, finished.stderr) == (0, "", "")
+def test_import_brings_no_large_package_needs_no_compiler_and_says_nothing() -> None:
+    finished = run_python("-c", PROGRAM, PATH="/nonexistent", CXX="/nonexistent", CC="/nonexistent")
+    assert (finished.returncode, finished.stderr) == (0, "")
+    brought = {module.split(".")[0] for module in finished.stdout.split()}
+    assert "vitfast" in brought
+    assert not brought & FORBIDDEN, f"import vitfast imports {brought & FORBIDDEN}"

@@ -23,7 +23,6 @@ from support.packed_cases import (
     packed_block,
     packed_linear,
 )
-from support.subprocesses import TESTS, run_python
 from support.tolerance import FORWARD_FACTOR, assert_as_accurate
 from vitfast.layers import GridUpsample
 from vitfast.ops.library import has_kernel
@@ -31,17 +30,6 @@ from vitfast.ops.library import has_kernel
 if not has_kernel("packed", "cpu"):
     pytest.skip("pure PyTorch: there are no packed operators", allow_module_level=True)
 
-NEEDS = {
-    "baseline": (),
-    "avx2": ("avx2", "fma", "f16c"),
-    "avx512": ("avx512f", "avx512bw", "avx512dq", "avx512vl"),
-    "avx512_vnni": ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"),
-    "avx512_bf16": ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni", "avx512bf16"),
-    "avx512_amx": (
-        *("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni", "avx512bf16"),
-        *("avx512vbmi", "amx-tile", "amx-bf16", "amx-int8"),
-    ),
-}
 SIZES = (48, 3, 16, 96)  # channels, heads, head_dim, hidden
 
 
@@ -351,17 +339,6 @@ def test_a_non_finite_number_stays_in_its_image(precision: str, bad: float) -> N
     assert not out[1, 4].isfinite().any()
     if bad != bad:
         assert out[1].isnan().all()  # every token attends to it
-
-
-@pytest.mark.parametrize("instruction_set", NEEDS)
-def test_every_instruction_set(instruction_set: str) -> None:
-    features = vitfast.build_info()["cpu"]["features"]
-    missing = set(NEEDS[instruction_set]) - set(features)
-    if missing:
-        pytest.skip(f"this CPU lacks {', '.join(sorted(missing))}")
-    finished = run_python(str(TESTS / "support" / "check_operators.py"), "packed", VITFAST_ISA=instruction_set)
-    assert finished.returncode == 0, finished.stdout + finished.stderr
-    assert finished.stdout.split() == [instruction_set, "ok"]
 
 
 def test_wrong_arguments_are_rejected() -> None:

@@ -48,41 +48,51 @@ def run(
     return tuple(out.detach() for out in outputs), dict(zip(names, gradients, strict=True))
 
 
-def assert_accurate(operator: Operator, sample: Sample) -> None:
+def assert_accurate(operator: Operator, sample: Sample, *layouts: Sample) -> None:
     """Compares the operator's outputs and gradients on this sample with torch's, by the tolerance rule.
 
     An operator that is ``exact`` must be bit-exact with its PyTorch equivalent instead.
+
+    Args:
+        operator: what is tested.
+        sample: a call.
+        layouts: the same call with other memory layouts of its tensors, which must be as accurate.
     """
     outputs, gradients = run(operator.public, sample)
     # torch may use its preferred strides: only the values matter
     plain_outputs, plain_gradients = run(operator.plain, sample.map(Tensor.contiguous), cotangents(outputs))
     assert len(outputs) == len(plain_outputs), f"{len(outputs)} outputs, not {len(plain_outputs)}"
-    with _naming(sample):
-        if operator.exact:
-            for out, plain in zip(outputs, plain_outputs, strict=True):
-                assert_same_bits(out, plain)
-            for name, gradient in gradients.items():
-                assert_same_bits(gradient, plain_gradients[name], f"gradient of {name}")
-            return
+    exact_outputs, exact_gradients = plain_outputs, plain_gradients
+    if not operator.exact:
         exact_outputs, exact_gradients = run(operator.plain, sample.to(torch.float64), cotangents(outputs))
         if outputs[0].dtype == torch.float64:
             plain_outputs, plain_gradients = _float64_yardstick(operator, sample, exact_outputs, exact_gradients)
-        for index, triple in enumerate(zip(outputs, plain_outputs, exact_outputs, strict=True)):
-            assert_as_accurate(
-                *triple,
-                factor=FORWARD_FACTOR,
-                name=f"{operator.name} output {index}",
-                magnitude=_residual_magnitude(sample),
-            )
-        for name, gradient in gradients.items():
-            assert_as_accurate(
-                gradient,
-                plain_gradients[name],
-                exact_gradients[name],
-                factor=BACKWARD_FACTOR,
-                name=f"{operator.name} gradient of {name}",
-                magnitude=cancelled_magnitude(sample, exact_gradients.values()),
-            )
+    results = [(sample, outputs, gradients)]
+    results += [(layout, *run(operator.public, layout)) for layout in layouts]
+    for call, outputs, gradients in results:
+        with _naming(call):
+            if operator.exact:
+                for out, plain in zip(outputs, plain_outputs, strict=True):
+                    assert_same_bits(out, plain)
+                for name, gradient in gradients.items():
+                    assert_same_bits(gradient, plain_gradients[name], f"gradient of {name}")
+                continue
+            for index, triple in enumerate(zip(outputs, plain_outputs, exact_outputs, strict=True)):
+                assert_as_accurate(
+                    *triple,
+                    factor=FORWARD_FACTOR,
+                    name=f"{operator.name} output {index}",
+                    magnitude=_residual_magnitude(sample),
+                )
+            for name, gradient in gradients.items():
+                assert_as_accurate(
+                    gradient,
+                    plain_gradients[name],
+                    exact_gradients[name],
+                    factor=BACKWARD_FACTOR,
+                    name=f"{operator.name} gradient of {name}",
+                    magnitude=cancelled_magnitude(sample, exact_gradients.values()),
+                )
 
 
 def _residual_magnitude(sample: Sample) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,19 @@ class Sample:
             for name, value in self.arguments.items()
         ]
         return f"{self.name}({', '.join(parts)})"
+
+
+def structure(arguments: Any) -> str:
+    """Describes what of a call's arguments, in any containers, decides which Python code runs around the kernel."""
+
+    def of_one(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            last = value.shape[-1] if value.dim() else 1
+            sizes = (value.dim(), value.numel() == 0, last % 8 == 0, last > 128)
+            return (*sizes, value.requires_grad, value.is_contiguous(), str(value.dtype))
+        return value if isinstance(value, bool | str) else type(value).__name__
+
+    return str(tree_map(of_one, arguments))
 
 
 @dataclass
