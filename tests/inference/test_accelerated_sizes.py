@@ -119,10 +119,11 @@ def test_every_family_and_batch(kind: str, precision: str) -> None:
     images = sample_images(source, max(BATCHES))
     fast = accelerated(kind, precision)
     found = results(fast, images, "")
-    exact = tensors_of(copy.deepcopy(source).double()(images.double()))
-    same = results(in_same_precision(source, precision), images, precision)
-    for index, parts in enumerate(zip(found, same, exact, strict=True)):
-        assert_as_accurate(*parts, factor=FORWARD_FACTOR, name=f"{kind}, {precision}, result {index}")
+    few = images[:8]
+    exact = tensors_of(copy.deepcopy(source).double()(few.double()))
+    same = results(in_same_precision(source, precision), few, precision)
+    for index, (one, *others) in enumerate(zip(found, same, exact, strict=True)):
+        assert_as_accurate(one[: len(few)], *others, factor=FORWARD_FACTOR, name=f"{kind}, {precision}, result {index}")
     for batch in BATCHES:
         for one, of_all in zip(results(fast, images[:batch], ""), found, strict=True):
             assert one.shape == (batch, 7)
