@@ -9,6 +9,7 @@ import warnings
 import zlib
 from collections.abc import Callable
 from itertools import islice
+from multiprocessing import active_children
 from pathlib import Path
 from typing import NamedTuple
 
@@ -188,9 +189,10 @@ def test_workers_are_silent_about_broken_exif(
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("name", REFUSED)
 def test_raise_names_the_file(root: Path, name: str, workers: int) -> None:
-    path = spoil(root, name)
+    path, before = spoil(root, name), active_children()
     with pytest.raises(UserError) as error:
         read(open_split(root, "raise"), workers)
+    assert active_children() == before, "the workers outlive the error"
     assert str(error.value).startswith(f"{path} cannot be decoded as an image: ")
     assert KINDS[name].refused in str(error.value)
     assert str(error.value).endswith("(data.on_corrupt=skip skips such images)")
