@@ -1,12 +1,18 @@
-"""Shared by all tests: the support package on the path, seeded random numbers, and a header with the tested build."""
+"""Shared by all tests: the support package on the path, seeded random numbers, what was tested and what was skipped."""
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
+
+# a thread that waits for others sleeps instead of spinning: other processes need the cores
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import torch
 
 _tests = Path(__file__).parent
@@ -16,6 +22,13 @@ sys.path[:0] = [str(_tests), str(_tests.parent / "build_backend")]
 # `pytest -n auto` runs one process for each core: more threads than that would only wait for each other
 _processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 torch.set_num_threads(max(1, (os.cpu_count() or 1) // _processes))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """With ``-n``, gives each process neighbouring tests, which share fixtures, until one has none left."""
+    if getattr(config.option, "numprocesses", None) and config.option.dist == "no":
+        config.option.dist = "worksteal"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -50,3 +63,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("cuda"):
             item.add_marker(pytest.mark.skip(reason="no GPU"))
+
+
+def pytest_collection_finish() -> None:
+    """Excludes modules and tests, millions of objects that stay, from garbage collection."""
+    gc.freeze()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Counts the skipped tests by reason; what follows a colon in a reason does not matter here."""
+    counts: Counter[str] = Counter()
+    for report in terminalreporter.stats.get("skipped", []):
+        _, _, reason = report.longrepr
+        counts[reason.removeprefix("Skipped: ").partition(":")[0]] += 1
+    if counts:
+        terminalreporter.section("skipped")
+        for reason, count in counts.most_common():
+            terminalreporter.line(f"{count:7,} {reason}")

@@ -26,7 +26,7 @@ def test_every_operator_is_right_on(instruction_set: str) -> None:
         pytest.skip("pure PyTorch: there are no kernels to choose between")
     missing = set(NEEDS[instruction_set]) - set(vitfast.build_info()["cpu"]["features"])
     if missing:
-        pytest.skip(f"this CPU lacks {', '.join(sorted(missing))}")
+        pytest.skip(f"this CPU lacks an instruction set: {', '.join(sorted(missing))}")
     active = torch.ops.vitfast.cpu_capability()
     if instruction_set == active:
         return  # all other tests run on it
