@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 import vitfast
-from support.subprocesses import run_python
+from support.subprocesses import python_environment, run_python
 from vitfast.cli import COMMANDS, main
 
 
@@ -58,8 +57,9 @@ def test_the_module_runs_and_loads_no_command_to_list_them():
 
 
 def test_a_reader_that_leaves_early_is_no_error():
-    root = Path(vitfast.__file__).parents[1]
-    script = f"'{sys.executable}' -m vitfast.train --help | head -n 1"
-    finished = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=root, check=False)
-    assert finished.stdout.startswith("usage: ")
-    assert finished.stderr == ""
+    command = "lambda _: print('a line\\n' * 50_000)"  # more than a pipe holds
+    program = f"import sys; from vitfast.cli import run_command; sys.exit(run_command({command}, []))"
+    script = f'"{sys.executable}" -c "{program}" | head -n 1; exit ${{PIPESTATUS[0]}}'
+    environment = python_environment()
+    finished = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=environment, check=False)
+    assert (finished.returncode, finished.stdout, finished.stderr) == (141, "a line\n", "")

@@ -3,34 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
-import torch
 
-import vitfast
 from support.tiny_run import TINY_RUN
-from vitfast.runs.checkpoint import latest_checkpoint, load_weights_file
 from vitfast.train import main
-
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(vitfast.__file__).parents[1])}
-
-
-def start(*options: str, **arguments) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "vitfast.train", *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=ENVIRONMENT,
-        **arguments,
-    )
 
 
 def without_clocks(run_dir: Path) -> list[dict]:
@@ -73,43 +52,6 @@ def test_help_needs_nothing(capsys):
         main(["--help"])
     assert info.value.code == 0
     assert "optim.lr" in capsys.readouterr().out
-
-
-def stop_after_first_epoch(run_dir: Path, number: signal.Signals, *options: str) -> tuple[int, str]:
-    """Signals a run's whole process group, as batch systems and Ctrl+C do; returns exit code and stderr."""
-    process = start(*TINY_RUN, *options, f"run_dir={run_dir}", start_new_session=True)
-    deadline = time.monotonic() + 240
-    while not (run_dir / "metrics.jsonl").exists() and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.01)
-    os.killpg(process.pid, number)
-    _, err = process.communicate(timeout=120)
-    return process.returncode, err
-
-
-def test_sigterm_saves_and_the_run_goes_on_exactly(tmp_path):
-    options = ["schedule.epochs=6", "optim.ema_decay=0.9", "model.drop_rate=0.1", "train.keep_checkpoints=1"]
-    run_dir = tmp_path / "run"
-    code, err = stop_after_first_epoch(run_dir, signal.SIGTERM, *options, "data.workers=2")
-    assert code == 143, err
-    assert "stopped by SIGTERM" in err
-    assert "Traceback" not in err
-    assert 0 < int(latest_checkpoint(run_dir).name.partition("_")[2]) < 36
-    command = next(line.strip() for line in err.splitlines() if "train.resume=" in line)
-    assert shlex.split(command)[1:] == ["-m", "vitfast.train", f"train.resume={run_dir}"]
-    assert main([f"train.resume={run_dir}", "data.workers=0"]) == 0
-    assert main([*TINY_RUN, *options, f"run_dir={tmp_path / 'whole'}"]) == 0
-    assert without_clocks(run_dir) == without_clocks(tmp_path / "whole")
-    for kind in ("model", "ema"):
-        resumed, whole = (load_weights_file(latest_checkpoint(tmp_path / name), kind) for name in ("run", "whole"))
-        assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
-
-
-def test_ctrl_c_saves_too(tmp_path):
-    code, err = stop_after_first_epoch(tmp_path / "run", signal.SIGINT, "schedule.epochs=40")
-    assert code == 130, err
-    assert "stopped by SIGINT" in err
-    assert "Traceback" not in err
-    assert latest_checkpoint(tmp_path / "run") is not None
 
 
 def test_the_commands_at_the_end_run(tmp_path, capsys, monkeypatch):

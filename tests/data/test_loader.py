@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import signal
-import time
 
 import pytest
 import torch
@@ -241,6 +240,5 @@ def test_worker_outlives_a_signal_to_the_group(digits: ImageDataset) -> None:
     for worker in iterator._workers:  # type: ignore[attr-defined]
         os.kill(worker.pid, signal.SIGTERM)
         os.kill(worker.pid, signal.SIGINT)
-    time.sleep(0.3)
 
     assert_same(expected, [(images, labels) for images, labels, _ in (first, *iterator)])

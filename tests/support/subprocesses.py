@@ -10,6 +10,8 @@ from pathlib import Path
 import vitfast
 
 TESTS = Path(__file__).parent.parent
+# only a process that hangs takes longer
+LIMIT_S = 900
 
 
 def python_environment(**changes: str) -> dict[str, str]:
@@ -25,6 +27,6 @@ def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProce
         env=python_environment(**environment),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=LIMIT_S,
         check=False,
     )

@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 
 import vitfast.train
 from support.interruption import Interruption
-from support.subprocesses import python_environment
+from support.subprocesses import LIMIT_S, python_environment
 
 
 class ForkedRun:
@@ -39,11 +39,11 @@ class ForkedRun:
         self._server = server
         self._handle = os.pidfd_open(pid)
 
-    def wait(self, timeout_s: float) -> int:
-        """Returns the exit code, negative after death by a signal; a process that takes longer fails the test."""
-        if not self.has_ended(timeout_s):
+    def wait(self) -> int:
+        """Returns the exit code, negative after death by a signal; a process that does not end fails the test."""
+        if not self.has_ended(LIMIT_S):
             os.killpg(self.pid, signal.SIGKILL)
-            raise AssertionError(f"the process did not end within {timeout_s:g} s:\n{self.output.read_text()}")
+            raise AssertionError(f"the process did not end within {LIMIT_S} s:\n{self.output.read_text()}")
         os.close(self._handle)
         return os.waitstatus_to_exitcode(int(self._server.ask({"wait": self.pid})))
 
@@ -100,9 +100,9 @@ class TrainingServer:
             runs.append(self.start(file, arguments, *own, RANK=str(rank), LOCAL_RANK=str(rank), **together))
         return runs
 
-    def run(self, output: Path, arguments: Sequence[str], *interruptions: Interruption, timeout_s: float = 120) -> int:
+    def run(self, output: Path, arguments: Sequence[str], *interruptions: Interruption) -> int:
         """Starts ``vitfast.train`` and waits for its exit code."""
-        return self.start(output, arguments, *interruptions).wait(timeout_s)
+        return self.start(output, arguments, *interruptions).wait()
 
     def ask(self, request: dict[str, object]) -> str:
         """Sends a request and returns the answer, a line."""
@@ -118,7 +118,7 @@ class TrainingServer:
     def __exit__(self, *_: object) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(30)
+        self._process.wait(LIMIT_S)
 
 
 def living_processes(session: int) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,15 +13,13 @@ import pytest
 
 from support.interruption import Interruption
 from support.run_content import content, differences
-from support.subprocesses import python_environment
+from support.subprocesses import LIMIT_S, python_environment
 from support.tiny_run import RICH, TINY_RUN
 from support.training_server import living_processes
 from vitfast.runs.checkpoint import list_checkpoints, load_state
 
 # without rotating the images, which takes longer than all else
 OPTIONS = (*TINY_RUN, *(option for option in RICH if "affine" not in option), "train.threads=1")
-# What batch systems grant between SIGTERM and SIGKILL. Nothing is measured: it only has to end.
-GRACE_S = 30
 
 
 @pytest.fixture(scope="module")
@@ -32,20 +31,21 @@ def undisturbed(tmp_path_factory, training_server):
 
 @pytest.fixture
 def interrupted(tmp_path, training_server, undisturbed):
-    """Runs with interruptions and an expected exit code; resumes; compares with the undisturbed run."""
+    """Runs with interruptions; checks the exit code; resumes; compares with the undisturbed run."""
 
-    def check(*interruptions: Interruption, options: tuple[str, ...] = (), code: int = 143, step: int | None = None):
+    def check(first: Interruption, *more: Interruption, options: tuple[str, ...] = (), step: int | None = None):
         run_dir = tmp_path / "run"
-        run = training_server.start(tmp_path / "output", [*OPTIONS, *options, f"run_dir={run_dir}"], *interruptions)
-        assert run.wait(GRACE_S) == code, run.output.read_text()
+        run = training_server.start(tmp_path / "output", [*OPTIONS, *options, f"run_dir={run_dir}"], first, *more)
+        assert run.wait() == 128 + first.number, run.output.read_text()
         assert run.living_processes() == []
         output = run.output.read_text()
         assert "Traceback" not in output
+        assert f"stopped by {signal.Signals(first.number).name}" in output
         assert "everything is saved. Resume with:" in output
         if step is not None:
             assert list_checkpoints(run_dir)[0].name == f"checkpoint_{step:06d}"
         resumed = training_server.start(tmp_path / "resumed", [f"train.resume={run_dir}"])
-        assert resumed.wait(120) == 0, resumed.output.read_text()
+        assert resumed.wait() == 0, resumed.output.read_text()
         assert differences(undisturbed, content(run_dir)) == []
         assert not list(run_dir.glob(".*"))
 
@@ -55,6 +55,10 @@ def interrupted(tmp_path, training_server, undisturbed):
 @pytest.mark.parametrize("times", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_in_the_middle_of_an_epoch(interrupted, times):
     interrupted(Interruption("step", 3, times=times), step=3)
+
+
+def test_ctrl_c(interrupted):
+    interrupted(Interruption("step", 3, number=signal.SIGINT, to_group=True), step=3)
 
 
 @pytest.mark.parametrize(("batch", "step"), [(1, 6), (3, 12)])
@@ -111,7 +115,12 @@ def test_from_outside(tmp_path, training_server):
         assert process.poll() is None, output.read_text()
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGTERM)
-    assert process.wait(GRACE_S) == 143, output.read_text()
+    assert process.wait(LIMIT_S) == 143, output.read_text()
+    shown = output.read_text()
+    assert "stopped by SIGTERM" in shown
+    assert "Traceback" not in shown
+    command = next(line.strip() for line in shown.splitlines() if "train.resume=" in line)
+    assert shlex.split(command)[1:] == ["-m", "vitfast.train", f"train.resume={run_dir}"]
     assert living_processes(process.pid) == []
     assert 3 <= load_state(list_checkpoints(run_dir)[0])["step"] < 4 * 21
     for arguments in ([f"train.resume={run_dir}", "data.workers=0"], [*options, f"run_dir={tmp_path / 'undisturbed'}"]):
