@@ -56,6 +56,18 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="session")
+def dvt_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a small DVT with two exits; tests that write into it use a copy."""
+    from vitfast.train import main
+
+    path = tmp_path_factory.mktemp("runs") / "dvt"
+    options = ["model.name=dvt_nano_16", "model.fields.embed_dim=16", "model.fields.num_heads=2"]
+    options += ["model.fields.depth=1", "data.batch_size=64", "data.augment.affine_translate=0", "optim.lr=0.01"]
+    assert main([*options, "schedule.epochs=3", "schedule.warmup_epochs=1", f"run_dir={path}"]) == 0
+    return path
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skips what needs a GPU where there is none."""
     if torch.cuda.is_available():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -24,13 +25,9 @@ QUICK = ["sweep.images=16", "sweep.seconds=0.01", "sweep.batch_size=8", "threads
 
 
 @pytest.fixture(scope="module")
-def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("runs") / "run"
-    options = ["model.name=dvt_nano_16", "model.fields.embed_dim=16", "model.fields.num_heads=2"]
-    options += ["model.fields.depth=1", "data.batch_size=64", "data.augment.affine_translate=0", "optim.lr=0.01"]
-    options += ["schedule.epochs=3", "schedule.warmup_epochs=1", f"run_dir={path}"]
-    assert train(options) == 0
-    return path
+def run_dir(dvt_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy, into which pictures and thresholds are written."""
+    return shutil.copytree(dvt_run, tmp_path_factory.mktemp("runs") / "run")
 
 
 @pytest.fixture(scope="module")

@@ -24,20 +24,10 @@ from vitfast.runs.trained_model import load_trained_model
 from vitfast.train import main as train
 
 
-@pytest.fixture(scope="module")
-def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("runs") / "run"
-    options = ["model.name=dvt_nano_16", "model.fields.embed_dim=16", "model.fields.num_heads=2"]
-    options += ["model.fields.depth=1", "data.batch_size=64", "data.augment.affine_translate=0", "optim.lr=0.01"]
-    options += ["schedule.epochs=3", "schedule.warmup_epochs=1", f"run_dir={path}"]
-    assert train(options) == 0
-    return path
-
-
 @pytest.fixture
-def run_dir(trained_run: Path, tmp_path: Path) -> Path:
+def run_dir(dvt_run: Path, tmp_path: Path) -> Path:
     """A copy, into which thresholds may be written."""
-    shutil.copytree(trained_run, tmp_path / "run")
+    shutil.copytree(dvt_run, tmp_path / "run")
     return tmp_path / "run"
 
 

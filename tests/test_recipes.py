@@ -71,13 +71,13 @@ def data_options(recipe: str, folder: Path, prepared: Path) -> list[str]:
 
 
 def model_options(recipe: str) -> list[str]:
-    """Small images, few blocks, and random weights instead of published ones."""
+    """Small images, few narrow blocks, and random weights instead of published ones."""
     config = load_config([f"recipe={recipe}", "data.root=any"] if recipe != "vit_digits" else [])
     options = ["model.checkpoint=null"]
     if config.data.img_size == 224:
         options.append(f"data.img_size={64 if 'patch32' in recipe or 'resnet' in recipe else 32}")
     if not config.model.name.startswith("torchvision/"):
-        options.append("model.fields.depth=2")
+        options += ["model.fields.depth=2", "model.fields.embed_dim=64", "model.fields.num_heads=4"]
     if config.model.name.startswith("convit"):
         options.append("model.fields.local_up_to_layer=1")
     return options
@@ -117,7 +117,7 @@ def test_two_steps(recipe: str, tmp_path: Path, folder: Path, prepared: Path, re
 def test_fine_tuning_from_googles_file_at_another_size(tmp_path: Path, folder: Path) -> None:
     """As ViT-pytorch: other classes, a zero head, positions resized; begun with the weights of the file."""
     heads, run_dir = SIZES["heads"], tmp_path / "run"
-    sizes = {"depth": 1, "num_heads": heads}
+    sizes = {"depth": 1, "embed_dim": 48, "num_heads": heads}
     source = vitfast.create_model("vit_base_patch32_224", img_size=64, num_classes=7, **sizes)
     np.savez(tmp_path / "ViT-B_32.npz", **google_arrays(source, "released"))
     options = [*SMALL, "data.dataset=image_folder", f"data.root={folder}", "data.img_size=128", "optim.lr=1e-9"]
@@ -130,7 +130,7 @@ def test_fine_tuning_from_googles_file_at_another_size(tmp_path: Path, folder: P
     assert checkpoint is not None
     weights = load_weights_file(checkpoint)
     torch.testing.assert_close(weights["blocks.0.mlp.fc1.weight"], source.blocks[0].mlp.fc1.weight.detach())
-    assert weights["pos_embed"].shape == (1, 17, 768)
+    assert weights["pos_embed"].shape == (1, 17, 48)
     assert float(weights["head.weight"].abs().max()) < 1e-6
 
 
