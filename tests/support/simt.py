@@ -31,12 +31,13 @@ SIMT = ROOT / "tests" / "simt"
 _FLAGS = ["-std=c++17", "-g1", "-fno-strict-aliasing", "-Wall", "-Wno-unknown-pragmas"]
 _HOST = ["-include", "tests/simt/host/cuda_language.h"]
 _ADDRESS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
-# variant -> flags for the program, for the runtime, for linking
+# variant -> flags for the program, for the runtime, for linking. A program takes longer to compile than to run, so that
+# it is optimized little; the race check needs functions inlined, of whose stores g++ reports nothing to it otherwise.
 VARIANTS: dict[str, tuple[list[str], list[str], list[str]]] = {
     # results: against float64, outputs and shared memory poisoned
-    "plain": (["-O2"], ["-O2"], []),
+    "plain": (["-Og"], ["-O2"], []),
     # accesses outside arrays of global and shared memory, undefined behaviour
-    "address": (["-O1", *_ADDRESS], ["-O2", *_ADDRESS], _ADDRESS),
+    "address": (["-Og", *_ADDRESS], ["-O2", *_ADDRESS], _ADDRESS),
     # races, uninitialized reads and unfinished copies in shared memory, by the hooks of tests/simt/runtime/race.cpp
     "race": (
         ["-O1", "-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0"],
@@ -44,9 +45,11 @@ VARIANTS: dict[str, tuple[list[str], list[str], list[str]]] = {
         [],
     ),
 }
+# of the runtime, in every variant: the arithmetic of the matrix unit
+_ARITHMETIC = ["-O3", "-Wno-psabi"]
 # as the programs call them
 _ELEMENTS = {torch.float16: "vitfast::Half", torch.bfloat16: "vitfast::BFloat16", torch.float32: "float"}
-_RUNTIME = tuple(SIMT / "runtime" / f"{name}.cpp" for name in ("fiber", "race", "simt", "matrix_unit"))
+_RUNTIME = tuple(SIMT / "runtime" / f"{name}.cpp" for name in ("fiber", "race", "simt", "matrix_unit", "program"))
 
 
 class SimtError(Exception):
@@ -60,6 +63,7 @@ def run(
     options: Mapping[str, object],
     *,
     element: torch.dtype | None = None,
+    defines: tuple[str, ...] = (),
     variant: str = "plain",
     order: str = "forward",
 ) -> dict[str, Tensor]:
@@ -71,16 +75,16 @@ def run(
         outputs: by name, their shapes and types. An element that the kernel does not write is NaN.
         options: numbers and words for the program.
         element: the type whose instances are compiled and run, of a program that has some for each (``run_typed``).
+        defines: macros that limit the instances of a program in tests/simt/programs.
         variant: a key of ``VARIANTS``, or ``"cuda"``.
         order: in which blocks and warps start: ``"forward"``, ``"reversed"``, or a number, the seed of a shuffle.
 
     Raises:
         SimtError: the runtime, AddressSanitizer or the race check has found a fault.
     """
-    defines: tuple[str, ...] = ()
     if element is not None:
         options = {**options, "type": str(element).removeprefix("torch.")}
-        defines = (f"SIMT_TYPE={_ELEMENTS[element]}",)
+        defines = (f"SIMT_TYPE={_ELEMENTS[element]}", *defines)
     executable = program if isinstance(program, Path) else build(program, variant, defines=defines)
     with tempfile.TemporaryDirectory() as folder:
         for name, tensor in inputs.items():
@@ -129,31 +133,32 @@ def build(
             mutated.write_text(text)
         source = f"tests/simt/programs/{program}.cpp"
         if variant == "cuda":
-            _run([*_nvcc(), *define_flags, "-I", work / "mutated", "-I", ROOT, "-x", "cu", source, "-o", target])
+            sources = [source, "tests/simt/runtime/program.cpp"]
+            _run([*_nvcc(), *define_flags, "-I", work / "mutated", "-I", ROOT, "-x", "cu", *sources, "-o", target])
             return
-        program_flags, _, link_flags = VARIANTS[variant]
+        program_flags, runtime_flags, link_flags = VARIANTS[variant]
         compiler = [*_compiler().command, *_FLAGS]
         headers = ["-I", work / "mutated", "-I", "tests/simt/host", "-I", ROOT]
         object_file = work / "program.o"
         _run([*compiler, *program_flags, *define_flags, *_HOST, *headers, "-c", source, "-o", object_file])
-        _run([*compiler, *link_flags, object_file, _runtime(variant), "-o", target])
+        runtime = [
+            _runtime_object(source, tuple(_ARITHMETIC if source.stem == "matrix_unit" else runtime_flags))
+            for source in _RUNTIME
+        ]
+        _run([*compiler, *link_flags, object_file, *runtime, "-o", target])
 
     sources = (SIMT / "programs" / f"{program}.cpp", *_RUNTIME)
     return _made_once(f"{program}-{variant}", sources, (sorted(replaced.items()), defines), compile_program)
 
 
-def _runtime(variant: str) -> Path:
-    """The emulation itself, one object file for all programs."""
+def _runtime_object(source: Path, flags: tuple[str, ...]) -> Path:
+    """A part of the emulation, one object file for all programs."""
 
-    def compile_runtime(work: Path, target: Path) -> None:
-        compiler = [*_compiler().command, *_FLAGS, "-I", "tests/simt/host", "-I", ROOT]
-        objects = [work / f"{source.stem}.o" for source in _RUNTIME]
-        for source, object_file in zip(_RUNTIME, objects, strict=True):
-            flags = ["-O3", "-Wno-psabi"] if source.stem == "matrix_unit" else VARIANTS[variant][1]
-            _run([*compiler, *flags, "-c", source.relative_to(ROOT), "-o", object_file])
-        _run(["ld", "-r", *objects, "-o", target])
+    def compile_source(work: Path, target: Path) -> None:
+        headers = ["-I", "tests/simt/host", "-I", ROOT]
+        _run([*_compiler().command, *_FLAGS, *flags, *headers, "-c", source.relative_to(ROOT), "-o", target])
 
-    return _made_once(f"runtime-{variant}.o", _RUNTIME, (), compile_runtime)
+    return _made_once(f"{source.stem}.o", (source,), flags, compile_source)
 
 
 @functools.cache

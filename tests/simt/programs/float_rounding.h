@@ -4,18 +4,15 @@
 
 #include <cstring>
 #include <optional>
-#include <sstream>
 
 #include "csrc/common/float_format.h"
 #include "tests/simt/programs/program.h"
 
 namespace simt_test {
 
-inline vitfast::FloatRounding float_rounding(const Program& program, const std::string& name) {
-  std::vector<int64_t> list;
-  std::istringstream words(program.text(name));
-  for (std::string word; std::getline(words, word, ',');) list.push_back(std::stoll(word));
-  if (list.size() != 8) Program::stop(name + "= requires 8 integers");
+inline vitfast::FloatRounding float_rounding(const Program& program, const char* name) {
+  int64_t list[8];
+  program.integers(name, list, 8);
   const uint32_t max_bits = uint32_t(list[2]);
   float max_value;
   std::memcpy(&max_value, &max_bits, sizeof(max_value));
@@ -33,7 +30,7 @@ inline vitfast::FloatRounding float_rounding(const Program& program, const std::
 }
 
 // Where the option may be missing.
-inline std::optional<vitfast::FloatRounding> optional_float_rounding(const Program& program, const std::string& name) {
+inline std::optional<vitfast::FloatRounding> optional_float_rounding(const Program& program, const char* name) {
   if (!program.has(name)) return std::nullopt;
   return float_rounding(program, name);
 }

@@ -58,12 +58,11 @@ void run(simt_test::Program& program) {
 }
 
 int main(int argc, char** argv) {
-  simt_test::Program program(argc, argv);
-  const std::string types = program.text("type") + " " + program.text("parameter_type");
-  if (types == "float32 float32") run<float, float>(program);
-  if (types == "bfloat16 bfloat16") run<vitfast::BFloat16, vitfast::BFloat16>(program);
-  if (types == "bfloat16 float32") run<vitfast::BFloat16, float>(program);
-  if (types == "float16 float16") run<vitfast::Half, vitfast::Half>(program);
-  if (types == "float16 float32") run<vitfast::Half, float>(program);
-  return program.finish();
+  return simt_test::run_typed<float, vitfast::BFloat16, vitfast::Half>(argc, argv, [](auto& program, auto element) {
+    using T = decltype(element);
+    if constexpr (std::is_same_v<T, vitfast::BFloat16>) {
+      if (program.text("parameter_type") == "float32") return run<T, float>(program);
+    }
+    run<T, T>(program);
+  });
 }

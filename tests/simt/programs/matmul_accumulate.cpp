@@ -20,8 +20,6 @@ int main(int argc, char** argv) {
     const vitfast::FloatRounding rounding = simt_test::float_rounding(program, "rounding");
     vitfast::launch_matmul_accumulate({x, weight, out, rows, columns, depth, chunk, rounding}, {});
   }
-#if !defined(__CUDACC__)
-  *program.output<uint64_t>("bank_conflicts", 1) = simt::bank_conflicts();
-#endif
+  program.output_bank_conflicts();
   return program.finish();
 }
