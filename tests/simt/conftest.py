@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import pytest
 
-VARIANTS = [
-    "plain",
-    "address",
-    "race",
-    pytest.param("cuda", marks=pytest.mark.cuda),
-]
+RESULTS = ["plain", pytest.param("cuda", marks=pytest.mark.cuda)]
+CHECKS = ["address", "race"]
 
 
-@pytest.fixture(params=VARIANTS)
+@pytest.fixture(params=[*RESULTS, *CHECKS])
 def simt_variant(request: pytest.FixtureRequest) -> str:
-    """How the program is built: plain, with AddressSanitizer, with the race check, or by nvcc for the GPU at hand."""
+    """How the program is built: plain, by nvcc for the GPU at hand, with AddressSanitizer, or with the race check."""
+    return str(request.param)
+
+
+@pytest.fixture(params=RESULTS)
+def result_variant(request: pytest.FixtureRequest) -> str:
+    """The variants that show wrong results."""
+    return str(request.param)
+
+
+@pytest.fixture(params=CHECKS)
+def checked_variant(request: pytest.FixtureRequest) -> str:
+    """The variants that check every access to memory."""
     return str(request.param)

@@ -17,9 +17,18 @@ PARTS = ["bias", "gelu", "gelu bias", "gelu_tanh bias", "scale", "scale bias", "
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("parts", PARTS)
-def test_every_combination(simt_variant: str, parts: str, dtype: torch.dtype) -> None:
+def test_every_combination(result_variant: str, parts: str, dtype: torch.dtype) -> None:
+    check_combination(result_variant, parts, dtype)
+
+
+@pytest.mark.parametrize("parts", ["bias", "gelu scale bias", "gelu_tanh scale"])
+def test_accesses_of_combinations(checked_variant: str, parts: str) -> None:
+    check_combination(checked_variant, parts, torch.bfloat16)
+
+
+def check_combination(variant: str, parts: str, dtype: torch.dtype) -> None:
     case = random_epilogue_gradient(70, 264, parts, dtype)
-    results = case.run(variant=simt_variant)
+    results = case.run(variant=variant)
     assert set(results) == {
         *(["grad_sum"] if parts != "bias" else []),
         *(f"partial_{name}" for name in ("bias", "scale") if name in parts),
@@ -48,9 +57,9 @@ def test_the_derivative_at_every_number(activation: str, dtype: torch.dtype) -> 
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-def test_partial_sums_are_those_of_their_rows(simt_variant: str, dtype: torch.dtype) -> None:
+def test_partial_sums_are_those_of_their_rows(result_variant: str, dtype: torch.dtype) -> None:
     case = random_epilogue_gradient(50, 40, "bias", dtype)
-    partial = case.run(variant=simt_variant)["partial_bias"]
+    partial = case.run(variant=result_variant)["partial_bias"]
     exact = torch.stack([part.double().sum(0) for part in case.grad_out.split(16)])
     torch.testing.assert_close(partial.double(), exact, rtol=0, atol=4e-6)
 

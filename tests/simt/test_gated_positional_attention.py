@@ -6,52 +6,49 @@ import pytest
 import torch
 
 from support.simt import SimtError
-from support.simt_attention import AttentionCase, GatedAttentionCase, last_key_gated, random_gated
+from support.simt_attention import AttentionCase, GatedAttentionCase, last_key_gated, of_types, random_gated
 from support.simt_mutation import mutation, mutation_test
 
-LENGTHS = (
-    1,
-    2,
-    7,
-    15,
-    16,
-    17,
-    31,
-    49,
-    56,
-    57,
-    81,
-    100,
-    104,
-    105,
-    144,
-    152,
-    153,
-    169,
-    195,
-    196,
-    197,
-    200,
-    201,
-    225,
-    256,
-)
-HEAD_DIMS = (8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 96, 120, 128)
+HALF, BFLOAT = torch.float16, torch.bfloat16
+# instances for up to 56, 104, 152, 200 and 256 tokens
+EDGES = {HALF: (1, 2, 17, 49, 56, 57, 104, 105, 152, 153, 196, 197, 200, 201, 256)}
+LENGTHS = {
+    HALF: (*EDGES[HALF], 7, 15, 16, 31, 81, 100, 144, 169, 195, 225),
+    BFLOAT: (7, 49, 105, 153, 201),
+}
+HEAD_DIMS = {HALF: (8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 96, 120, 128), BFLOAT: (48, 104)}
+CHECKED_HEAD_DIMS = {HALF: (8, 64, 72, 128)}
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("tokens", LENGTHS)
-def test_every_length(simt_variant: str, tokens: int, dtype: torch.dtype) -> None:
+def check_length(variant: str, tokens: int, dtype: torch.dtype) -> None:
     # 2 x 3 heads: a block with several of them is not full
     case = random_gated(2, 3 if tokens < 64 else 2, tokens, 48, dtype)
-    case.check(case.run(variant=simt_variant))
+    case.check(case.run(variant=variant))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_every_head_dimension(simt_variant: str, head_dim: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("dtype", "tokens"), of_types(LENGTHS))
+def test_every_length(result_variant: str, tokens: int, dtype: torch.dtype) -> None:
+    check_length(result_variant, tokens, dtype)
+
+
+@pytest.mark.parametrize(("dtype", "tokens"), of_types(EDGES))
+def test_accesses_at_every_length(checked_variant: str, tokens: int, dtype: torch.dtype) -> None:
+    check_length(checked_variant, tokens, dtype)
+
+
+def check_head_dim(variant: str, head_dim: int, dtype: torch.dtype) -> None:
     case = random_gated(2, 1, 49, head_dim, dtype)
-    case.check(case.run(variant=simt_variant, order="reversed"))
+    case.check(case.run(variant=variant, order="reversed"))
+
+
+@pytest.mark.parametrize(("dtype", "head_dim"), of_types(HEAD_DIMS))
+def test_every_head_dimension(result_variant: str, head_dim: int, dtype: torch.dtype) -> None:
+    check_head_dim(result_variant, head_dim, dtype)
+
+
+@pytest.mark.parametrize(("dtype", "head_dim"), of_types(CHECKED_HEAD_DIMS))
+def test_accesses_at_every_head_dimension(checked_variant: str, head_dim: int, dtype: torch.dtype) -> None:
+    check_head_dim(checked_variant, head_dim, dtype)
 
 
 @pytest.mark.parametrize("tokens", [16, 49, 144, 196, 225, 256])

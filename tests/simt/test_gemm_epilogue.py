@@ -60,9 +60,9 @@ def gelu(x: Tensor, activation: str) -> Tensor:
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
-def test_gelu_of_every_number(simt_variant: str, activation: str, dtype: torch.dtype) -> None:
+def test_gelu_of_every_number(result_variant: str, activation: str, dtype: torch.dtype) -> None:
     x = every_number(dtype)
-    y = run_epilogue(x, dtype, activation, variant=simt_variant)
+    y = run_epilogue(x, dtype, activation, variant=result_variant)
     assert torch.equal(y.isnan(), x.isnan())
     finite = x.isfinite()
     exact = gelu(x.double(), activation)[finite]
@@ -78,7 +78,16 @@ def test_gelu_of_every_number(simt_variant: str, activation: str, dtype: torch.d
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("parts", ["", "bias", "bias scale", "bias residual", "bias scale residual"])
-def test_all_parts_together(simt_variant: str, parts: str, activation: str, dtype: torch.dtype) -> None:
+def test_all_parts_together(result_variant: str, parts: str, activation: str, dtype: torch.dtype) -> None:
+    check_parts(result_variant, parts, activation, dtype)
+
+
+@pytest.mark.parametrize("parts", ["", "bias scale residual"])
+def test_accesses_of_the_parts(checked_variant: str, parts: str) -> None:
+    check_parts(checked_variant, parts, "gelu", torch.bfloat16)
+
+
+def check_parts(variant: str, parts: str, activation: str, dtype: torch.dtype) -> None:
     sums = torch.randn(40, COLUMNS)
     shapes = {"bias": (COLUMNS,), "scale": (COLUMNS,), "residual": (40, COLUMNS)}
     addends = {name: torch.randn(shapes[name]).to(dtype) for name in parts.split()}
@@ -89,17 +98,17 @@ def test_all_parts_together(simt_variant: str, parts: str, activation: str, dtyp
             y = F.gelu(y, approximate="tanh" if "tanh" in activation else "none")
         return y * scale + residual
 
-    y = run_epilogue(sums, dtype, activation, variant=simt_variant, **addends)
+    y = run_epilogue(sums, dtype, activation, variant=variant, **addends)
     exact = plain(sums.double(), **{name: addend.double() for name, addend in addends.items()})
     assert_as_accurate(y, plain(sums.to(dtype), **addends), exact, factor=FORWARD_FACTOR)
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("format", FORMATS, ids=str)
-def test_the_stored_number_is_rounded(simt_variant: str, format: FloatFormat, dtype: torch.dtype) -> None:
+def test_the_stored_number_is_rounded(result_variant: str, format: FloatFormat, dtype: torch.dtype) -> None:
     sums = torch.randn(64, COLUMNS) * torch.logspace(-12, 17, 64, 2.0)[:, None]
     bias = torch.randn(COLUMNS).to(dtype)
-    stored = run_epilogue(sums, dtype, "gelu", variant=simt_variant, bias=bias)
-    rounded = run_epilogue(sums, dtype, "gelu", variant=simt_variant, bias=bias, format=format)
+    stored = run_epilogue(sums, dtype, "gelu", variant=result_variant, bias=bias)
+    rounded = run_epilogue(sums, dtype, "gelu", variant=result_variant, bias=bias, format=format)
     assert torch.equal(rounded, round_tensor(stored, format, "nearest_even", None))
     assert not torch.equal(rounded, stored)

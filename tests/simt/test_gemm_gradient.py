@@ -15,9 +15,9 @@ ACTIVATIONS = ["gelu", "gelu_tanh"]
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_the_derivative_at_every_number(simt_variant: str, activation: str, dtype: torch.dtype) -> None:
+def test_the_derivative_at_every_number(result_variant: str, activation: str, dtype: torch.dtype) -> None:
     x = every_number(dtype)
-    y = GradientCase(torch.ones_like(x), x.to(dtype), activation).run(variant=simt_variant)["y"]
+    y = GradientCase(torch.ones_like(x), x.to(dtype), activation).run(variant=result_variant)["y"]
     assert torch.equal(y.isnan(), x.isnan())
     finite = x.isfinite()
     exact = derivative(x.double(), activation)[finite]
@@ -33,9 +33,9 @@ def test_the_derivative_at_every_number(simt_variant: str, activation: str, dtyp
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_gradients_and_sums(simt_variant: str, activation: str, dtype: torch.dtype) -> None:
+def test_gradients_and_sums(result_variant: str, activation: str, dtype: torch.dtype) -> None:
     case = random_gradient(300, 104, dtype, activation)
-    case.check(case.run(variant=simt_variant))
+    case.check(case.run(variant=result_variant))
 
 
 @pytest.mark.parametrize("columns", [8, 32, 40])

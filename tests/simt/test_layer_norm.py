@@ -23,6 +23,8 @@ TYPES = {
     "mixed": (torch.bfloat16, torch.float32),
 }
 
+CHECKED_TYPES = ("float32", "mixed")  # elements of four and of two bytes
+
 
 class Case:
     """One LayerNorm and its gradients.
@@ -56,7 +58,6 @@ class Case:
         shape = (self.rows * self.channels + offset,)
         options = {
             "direction": direction,
-            "type": str(self.dtype).removeprefix("torch."),
             "parameter_type": str(self.parameter_dtype).removeprefix("torch."),
             "rows": self.rows,
             "channels": self.channels,
@@ -77,7 +78,7 @@ class Case:
                 outputs |= {"partial_weight": sums, "partial_bias": sums}
         if direction == "forward":
             options |= {name: ",".join(map(str, raw)) for name, raw in self.roundings.items()}
-        results = simt.run("layer_norm", inputs | extra, outputs, options, variant=variant)
+        results = simt.run("layer_norm", inputs | extra, outputs, options, element=self.dtype, variant=variant)
         for name in ("y", "summed", "grad_x"):
             if name in results:
                 results[name] = results[name][offset:].view(self.rows, self.channels)
@@ -127,18 +128,24 @@ def check(case: Case, variant: str, offset: int = 0) -> None:
 
 @pytest.mark.parametrize("types", TYPES)
 @pytest.mark.parametrize("channels", WIDTHS)
-def test_every_width(simt_variant: str, channels: int, types: str) -> None:
+def test_every_width(result_variant: str, channels: int, types: str) -> None:
     # 13 rows: more than the warps of a small grid, and a chunk that is not full
-    check(Case(13, channels, types, residual=True), simt_variant)
+    check(Case(13, channels, types, residual=True), result_variant)
 
 
-@pytest.mark.parametrize("types", TYPES)
+@pytest.mark.parametrize("types", CHECKED_TYPES)
+@pytest.mark.parametrize("channels", WIDTHS)
+def test_accesses_at_every_width(checked_variant: str, channels: int, types: str) -> None:
+    check(Case(13, channels, types, residual=True), checked_variant)
+
+
+@pytest.mark.parametrize("types", CHECKED_TYPES)
 def test_without_residual_or_parameters(simt_variant: str, types: str) -> None:
     for channels in (192, 65):
         check(Case(7, channels, types, residual=False, parameters=False), simt_variant)
 
 
-@pytest.mark.parametrize("types", ["float32", "bfloat16"])
+@pytest.mark.parametrize("types", CHECKED_TYPES)
 def test_addresses_that_are_no_multiple_of_16(simt_variant: str, types: str) -> None:
     check(Case(7, 192, types, residual=True), simt_variant, offset=1)
 
@@ -215,13 +222,23 @@ def from_statistics(case: Case, summed: Tensor, mean: Tensor, rstd: Tensor) -> T
 )
 @pytest.mark.parametrize("roundings", ROUNDINGS)
 def test_rounds_as_the_cpu(
-    simt_variant: str, roundings: str, channels: int, types: str, offset: int, residual: bool
+    result_variant: str, roundings: str, channels: int, types: str, offset: int, residual: bool
 ) -> None:
+    check_rounding(result_variant, roundings, channels, types, offset, residual=residual)
+
+
+@pytest.mark.parametrize("roundings", ["fp16", "mixed"])
+@pytest.mark.parametrize(("channels", "types", "offset"), [(192, "float32", 0), (192, "float32", 1), (200, "mixed", 0)])
+def test_accesses_with_roundings(checked_variant: str, roundings: str, channels: int, types: str, offset: int) -> None:
+    check_rounding(checked_variant, roundings, channels, types, offset, residual=True)
+
+
+def check_rounding(variant: str, roundings: str, channels: int, types: str, offset: int, *, residual: bool) -> None:
     case = rounding_case(roundings, channels, types, residual=residual)
     for row, size in ((1, 1e-6), (2, 3e4)):  # subnormal numbers, and numbers that overflow
         case.inputs["x"][row] *= size
     names = ("x", "residual", "weight", "bias")
-    results = case.run("forward", names, variant=simt_variant, offset=offset)
+    results = case.run("forward", names, variant=variant, offset=offset)
     expected = by_the_cpu(case)
     summed = expected.get("summed", case.inputs["x"])
     if residual:
@@ -236,21 +253,21 @@ def test_rounds_as_the_cpu(
 
 
 @pytest.mark.parametrize("channels", [192, 65])
-def test_nan_is_the_largest_number_to_qtorch(simt_variant: str, channels: int) -> None:
+def test_nan_is_the_largest_number_to_qtorch(result_variant: str, channels: int) -> None:
     case = rounding_case("qtorch", channels, "float32", residual=True)
     case.inputs["x"][3, 5] = torch.nan
-    results = case.run("forward", ("x", "residual", "weight", "bias"), variant=simt_variant)
+    results = case.run("forward", ("x", "residual", "weight", "bias"), variant=result_variant)
     expected = by_the_cpu(case)
     assert results["summed"][3, 5] == expected["summed"][3, 5] == 131008.0
     assert_same_bits(results["summed"], expected["summed"])
 
 
 @pytest.mark.parametrize("rule", ["nearest_even", "nearest_away", "toward_zero"])
-def test_a_row_of_ties_shows_the_rule(simt_variant: str, rule: str) -> None:
+def test_a_row_of_ties_shows_the_rule(result_variant: str, rule: str) -> None:
     case = Case(3, 192, "float32", residual=True)
     for name in ("x", "residual"):  # sums are odd multiples of half a spacing of fp16
         case.inputs[name] = torch.randint(-2048, 2048, (3, 192)).float()
     case.inputs["residual"] += 4096.0
     case.roundings = {"round_sum": float_rounding(FloatFormat.fp16(), rule)}
-    results = case.run("forward", ("x", "residual", "weight", "bias"), variant=simt_variant)
+    results = case.run("forward", ("x", "residual", "weight", "bias"), variant=result_variant)
     assert_same_bits(results["summed"], by_the_cpu(case)["summed"])

@@ -16,20 +16,27 @@ SHAPES = ((1, 1, 1), (7, 5, 31), (64, 64, 32), (65, 63, 33), (70, 130, 75))
 
 @pytest.mark.parametrize("chunk", CHUNKS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_every_chunk_and_tail(simt_variant: str, shape: tuple[int, int, int], chunk: int | None) -> None:
+def test_every_chunk_and_tail(result_variant: str, shape: tuple[int, int, int], chunk: int | None) -> None:
     case = random_accumulate(*shape, chunk)
-    case.check(case.run(variant=simt_variant))
+    case.check(case.run(variant=result_variant))
+
+
+@pytest.mark.parametrize("chunk", [1, 8, None])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_accesses_at_every_tail(checked_variant: str, shape: tuple[int, int, int], chunk: int | None) -> None:
+    case = random_accumulate(*shape, chunk)
+    case.check(case.run(variant=checked_variant))
 
 
 @pytest.mark.parametrize("rounding", ["nearest_even", "nearest_away", "toward_zero", "qtorch"])
 @pytest.mark.parametrize("chunk", [1, 4, None])
-def test_every_rounding(simt_variant: str, chunk: int | None, rounding: str) -> None:
+def test_every_rounding(result_variant: str, chunk: int | None, rounding: str) -> None:
     formats = [FloatFormat.fp16(), FloatFormat.bf16(), FloatFormat.fp8_e4m3fn()]
     if rounding == "qtorch":
         formats = [FloatFormat.qtorch(5, 10), FloatFormat.qtorch(8, 10)]
     for format in formats:
         case = random_accumulate(9, 10, 40, chunk, format=format, rounding=rounding)
-        case.check(case.run(variant=simt_variant))
+        case.check(case.run(variant=result_variant))
 
 
 @pytest.mark.parametrize("chunk", [1, 4, None])

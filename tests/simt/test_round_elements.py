@@ -68,23 +68,34 @@ def assert_same(actual: Tensor, expected: Tensor) -> None:
     assert torch.equal(actual[kept].view(integer), expected[kept].view(integer))
 
 
+def check_float(variant: str, dtype: torch.dtype, rounding: str, format: str, count: int, offset: int) -> None:
+    x = every_kind_of_number(dtype, count)
+    y = run_kernel(x, float_options(FORMATS[format], rounding), offset=offset, variant=variant)
+    seed = SEED if rounding == "stochastic" else None
+    assert_same(y, ops.quantize_float(x, FORMATS[format], rounding=rounding, seed=seed))
+
+
 @pytest.mark.parametrize("dtype", TYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 @pytest.mark.parametrize("rounding", ROUNDING_CODES)
 @pytest.mark.parametrize("format", FORMATS)
-def test_device_code_rounds_as_the_cpu(simt_variant: str, dtype: torch.dtype, rounding: str, format: str) -> None:
-    # several rounds of the grid and a rest; the same without alignment; fewer than a block; a block; one element
-    for count, offset in ((64 * 370 + 29, 0), (64 * 9 + 5, 1), (63, 0), (64, 0), (1, 0), (0, 0)):
-        x = every_kind_of_number(dtype, count)
-        y = run_kernel(x, float_options(FORMATS[format], rounding), offset=offset, variant=simt_variant)
-        seed = SEED if rounding == "stochastic" else None
-        assert_same(y, ops.quantize_float(x, FORMATS[format], rounding=rounding, seed=seed))
+def test_device_code_rounds_as_the_cpu(result_variant: str, dtype: torch.dtype, rounding: str, format: str) -> None:
+    check_float(result_variant, dtype, rounding, format, 64 * 370 + 29, 0)
+
+
+# several rounds of the grid and a rest; the same without alignment; fewer than a block; a block; one element
+@pytest.mark.parametrize(
+    ("count", "offset"), [(64 * 70 + 29, 0), (64 * 9 + 5, 1), (63, 0), (64, 0), (1, 0), (0, 0)], ids=str
+)
+@pytest.mark.parametrize("dtype", TYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+def test_any_number_of_elements(simt_variant: str, dtype: torch.dtype, count: int, offset: int) -> None:
+    check_float(simt_variant, dtype, "stochastic", "fp16", count, offset)
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 @pytest.mark.parametrize("bits", [(5, 10), (8, 10)], ids=str)
-def test_device_code_rounds_as_qtorch(simt_variant: str, dtype: torch.dtype, bits: tuple[int, int]) -> None:
+def test_device_code_rounds_as_qtorch(result_variant: str, dtype: torch.dtype, bits: tuple[int, int]) -> None:
     format, x = FloatFormat.qtorch(*bits), every_kind_of_number(dtype, 64 * 30 + 7)
-    y = run_kernel(x, float_options(format, "qtorch"), variant=simt_variant)
+    y = run_kernel(x, float_options(format, "qtorch"), variant=result_variant)
     assert_same(y, ops.quantize_float(x, format, rounding="qtorch"))
 
 
@@ -100,7 +111,16 @@ FIXED = [("saturate", 11, 9), ("wrap", 8, -3), ("unbounded", 16, 20)]
 
 @pytest.mark.parametrize("dtype", TYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 @pytest.mark.parametrize("rounding", [*ROUNDING_CODES, "qtorch"])
-def test_device_code_rounds_to_fixed_point_as_the_cpu(simt_variant: str, dtype: torch.dtype, rounding: str) -> None:
+def test_device_code_rounds_to_fixed_point_as_the_cpu(result_variant: str, dtype: torch.dtype, rounding: str) -> None:
+    check_fixed(result_variant, dtype, rounding)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_accesses_of_the_rounding_to_fixed_point(checked_variant: str, dtype: torch.dtype) -> None:
+    check_fixed(checked_variant, dtype, "nearest_even")
+
+
+def check_fixed(variant: str, dtype: torch.dtype, rounding: str) -> None:
     as_qtorch = rounding == "qtorch"
     for overflow, word_length, fraction_length in FIXED:
         if as_qtorch and overflow == "wrap":
@@ -115,7 +135,7 @@ def test_device_code_rounds_to_fixed_point_as_the_cpu(simt_variant: str, dtype: 
         }
         for count, offset in ((64 * 20 + 29, 0), (64 * 2 + 5, 1)):
             x = every_kind_of_number(dtype, count)
-            y = run_kernel(x, options, offset=offset, variant=simt_variant)
+            y = run_kernel(x, options, offset=offset, variant=variant)
             expected = ops.quantize_fixed(
                 x,
                 word_length,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,24 @@ from torch import Tensor
 
 from support import plain, simt
 from support.tolerance import BACKWARD_FACTOR, FORWARD_FACTOR, assert_as_accurate
+
+T = TypeVar("T")
+
+
+def instances(head_dim: int, dtype: torch.dtype, variant: str) -> tuple[str, ...]:
+    """The macros for the instances that a call compiles.
+
+    Head dimensions differ in sizes only. All of them are compiled for the results of float16 and float32, and for a
+    GPU; otherwise those up to 64 or up to 128 columns.
+    """
+    if variant == "cuda" or (variant == "plain" and dtype != torch.bfloat16):
+        return ()
+    return ("SIMT_HEAD_DIM=64" if head_dim <= 64 else "SIMT_HEAD_DIM=128",)
+
+
+def of_types(table: Mapping[torch.dtype, Sequence[T]]) -> list[tuple[torch.dtype, T]]:
+    """The parameters of a test that takes other sizes for each type."""
+    return [(dtype, size) for dtype, sizes in table.items() for size in sizes]
 
 
 @dataclass(frozen=True)
@@ -56,7 +76,10 @@ class AttentionCase:
             "bias_batch_stride": 0 if self.bias is None or self.bias.shape[0] == 1 else heads * tokens * tokens,
             "return_logits": 1,
         }
-        results = simt.run(program, inputs, outputs, options, element=dtype, variant=variant, order=order)
+        defines = instances(head_dim, dtype, variant)
+        results = simt.run(
+            program, inputs, outputs, options, element=dtype, defines=defines, variant=variant, order=order
+        )
         if not self.packed:
             results["out"] = results["out"].transpose(1, 2)
         return results
@@ -161,7 +184,10 @@ class AttentionBackwardCase:
             "scale": self._scale(),
             "bias_batch_stride": 0 if self.bias is None or self.bias.shape[0] == 1 else heads * tokens * tokens,
         }
-        results = simt.run(program, inputs, outputs, options, element=dtype, variant=variant, order=order)
+        defines = instances(head_dim, dtype, variant)
+        results = simt.run(
+            program, inputs, outputs, options, element=dtype, defines=defines, variant=variant, order=order
+        )
         if self.bias is not None and self.bias.shape[0] != batch:  # the operator sums over the images
             results["grad_bias"] = results["grad_bias"].sum(0, keepdim=True)
         if not self.packed:
@@ -270,7 +296,9 @@ class GatedAttentionCase:
             "position_row_stride": row_stride,
         }
         inputs = {"qkv": self.qkv, "position": position, "gate": self.gate}
-        return simt.run(program, inputs, outputs, options, element=self.qkv.dtype, variant=variant, order=order)
+        dtype = self.qkv.dtype
+        defines = instances(head_dim, dtype, variant)
+        return simt.run(program, inputs, outputs, options, element=dtype, defines=defines, variant=variant, order=order)
 
     def check(self, results: dict[str, Tensor]) -> None:
         """Holds the result against float64, by the tolerance rule.
