@@ -37,13 +37,13 @@ struct Tile {
   float* partial;
   int64_t partial_stride;
   bool is_first_group, is_last_group;
+  Store store;
   void* out;
   int64_t out_stride;
 };
 
-template <Store how>
-VITFAST_INLINE void store_result(void* row, int64_t column, Vector<float> v, int64_t count) {
-  if constexpr (how == Store::bfloat16) {
+VITFAST_INLINE void store_result(Store how, void* row, int64_t column, Vector<float> v, int64_t count) {
+  if (how == Store::bfloat16) {
     BFloat16* target = static_cast<BFloat16*>(row) + column;
     if (count == width<float>) {
       store_bfloat16(target, v);
@@ -53,18 +53,21 @@ VITFAST_INLINE void store_result(void* row, int64_t column, Vector<float> v, int
       std::memcpy(target, numbers, size_t(count) * sizeof(BFloat16));
     }
   } else {
-    if constexpr (how == Store::float32_as_bfloat16) v = round_to_bfloat16(v);
-    if constexpr (how == Store::float32_as_float16) v = round_to_float16(v);
+    if (how == Store::float32_as_bfloat16) v = round_to_bfloat16(v);
+    if (how == Store::float32_as_float16) v = round_to_float16(v);
     store_up_to<float>(static_cast<float*>(row) + column, v, count);
   }
 }
 
 // Applies the epilogue to rows of a tile. Without an activation the sum starts from the residual, so that the groups of
-// a GEMM can accumulate into `out` in turn.
-template <bool is_integer, Activation activation, Accuracy accuracy, Store how>
+// a GEMM can accumulate into `out` in turn. `stores`: the tile's, or
+// empty where the instance serves all.
+template <bool is_integer, Activation activation, Accuracy accuracy, Store... stores>
 void finish_rows(const Tile& t, int64_t begin, int64_t end) {
   constexpr bool is_linear = activation == Activation::none;
-  constexpr int64_t element = how == Store::bfloat16 ? 2 : 4;
+  Store how = t.store;
+  ((how = stores), ...);
+  const int64_t element = how == Store::bfloat16 ? 2 : 4;
   const float* const bias = t.is_first_group ? t.bias : nullptr;
   const float* const scale = t.scale;
   const bool is_last = t.is_last_group;
@@ -91,7 +94,7 @@ void finish_rows(const Tile& t, int64_t begin, int64_t end) {
         if (scale != nullptr) v *= load_up_to<float>(scale + c, count);
         if (residual != nullptr) v += load_up_to<float>(residual + c, count);
       }
-      store_result<how>(out, c, v, count);
+      store_result(how, out, c, v, count);
     });
   }
 }
@@ -102,11 +105,16 @@ using FinishRows = void (*)(const Tile&, int64_t begin, int64_t end);
 template <bool is_integer, Accuracy gelu_accuracy>
 FinishRows finish_function(Activation activation, Store how) {
   using A = Activation;
+  using S = Store;
   FinishRows finish = nullptr;
   with_constant<A::none, A::gelu, A::gelu_tanh, A::gelu_quick, A::tanh, A::silu, A::relu>(activation, [&](auto kind) {
     constexpr Accuracy accuracy = kind == A::gelu ? gelu_accuracy : Accuracy::full;
-    with_constant<Store::float32, Store::bfloat16, Store::float32_as_bfloat16, Store::float32_as_float16>(
-        how, [&](auto store) { finish = finish_rows<is_integer, kind, accuracy, store>; });
+    if constexpr (kind == A::none || kind == A::relu) {  // so short that the branch on the store counts
+      with_constant<S::float32, S::bfloat16, S::float32_as_bfloat16, S::float32_as_float16>(
+          how, [&](auto store) { finish = finish_rows<is_integer, kind, accuracy, store>; });
+    } else {
+      finish = finish_rows<is_integer, kind, accuracy>;
+    }
   });
   return finish;
 }

@@ -51,21 +51,19 @@ int64_t run_tiles(int64_t iterations, int64_t operations_a_word) {
 #endif
 
 inline int64_t fma_peak(Precision precision, int64_t iterations) {
-  switch (precision) {
+  if (!is_own(precision)) return extended.fma_peak(precision, iterations);
+  int64_t operations = 0;
+  with_own(precision, [&](auto constant) {
+    constexpr bool has_pairs = constant == Precision::bfloat16 && has_bfloat16_dot;
+    constexpr int64_t products = constant == Precision::int8 ? (has_int8_dot ? 4 : 2) : has_pairs ? 2 : 1;  // of a word
+    using Dot = typename Format<constant>::Dot;
 #if defined(__AMX_TILE__)
-    case Precision::bfloat16:
-      return run_tiles<BFloat16TileDot>(iterations, 4);
-    case Precision::int8:
-      return run_tiles<Int8TileDot>(iterations, 8);
+    operations = run_tiles<Dot>(iterations, 2 * products);
 #else
-    case Precision::bfloat16:
-      return run_dots<Format<Precision::bfloat16>::Dot>(iterations, has_bfloat16_dot ? 4 : 2);
-    case Precision::int8:
-      return run_dots<Format<Precision::int8>::Dot>(iterations, has_int8_dot ? 8 : 4);
+    operations = run_dots<Dot>(iterations, 2 * products);
 #endif
-    default:
-      return run_dots<FloatDot>(iterations, 2);
-  }
+  });
+  return operations;
 }
 
 }  // namespace vitfast::VITFAST_ISA

@@ -156,6 +156,7 @@ describe_tile(const PackedGemm& gemm, int64_t panel, int64_t group, const float*
       d.partial == nullptr ? d.out_stride : panel_columns,
       group == 0,
       group + 1 == group_count(weight.k),
+      d.store,
       out,
       d.out_stride};
 }

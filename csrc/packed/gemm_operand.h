@@ -28,6 +28,26 @@ constexpr bool has_tiles = true;
 constexpr bool has_tiles = false;
 #endif
 
+#if defined(VITFAST_EXTENDS)
+constexpr bool is_extension = true;
+#else
+constexpr bool is_extension = false;
+#endif
+
+// Whether the GEMMs of a precision are compiled for this instruction set, or those of the one that it extends run.
+constexpr bool is_own(Precision precision) {
+  return !is_extension || (precision == Precision::bfloat16 && has_bfloat16_dot) || precision == Precision::int8;
+}
+
+// Calls f with a precision as a std::integral_constant if it is compiled for this instruction set.
+template <typename F>
+VITFAST_INLINE void with_own(Precision precision, const F& f) {
+  using P = Precision;
+  with_constant<P::float32, P::bfloat16, P::float16, P::int8>(precision, [&](auto constant) {
+    if constexpr (is_own(constant)) f(constant);
+  });
+}
+
 struct Operand {
   uint32_t* words;  // [rows, stride]
   int64_t stride;

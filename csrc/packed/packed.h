@@ -189,11 +189,18 @@ struct Range {
   int64_t begin, end;
 };
 
+// Rows multiplied with all panels in turn: a multiple of `step`. They leave space for the panels in L2.
+struct ChunkLimits {
+  int64_t step, smallest, largest;
+  int64_t bytes;  // of their operands
+};
+
 // One table per instruction set. `workspace`: memory of each concurrent call, aligned to 64
 // bytes, of the size that <function>_workspace returns for the largest number of rows.
 struct PackedKernels {
   const char* name;
   bool has_bfloat16_dot;
+  ChunkLimits chunk_limits;
   int64_t rows_at_a_time;  // for a thread that computes a block for its own images
   int64_t (*linear_workspace)(const PackedLinear&, int64_t rows);
   void (*linear)(const PackedLinear&, Range rows, Range panels, char* workspace);

@@ -79,13 +79,6 @@ struct AttentionScratch {
   char* out;  // of heads that do not fill whole vectors
 };
 
-inline int64_t attention_workspace(const PackedAttention& a) {
-#if defined(__AMX_BF16__)
-  if (is_of_tiles(a)) return bytes_of<TileScratch>(a);
-#endif
-  return bytes_of<AttentionScratch>(a);
-}
-
 // A tile of queries as words, and the row and column of its result.
 struct QueryTile {
   const uint32_t* words;
@@ -205,22 +198,59 @@ void attention_rows(const PackedAttention& a, Range rows, Range heads, char* wor
   });
 }
 
-void packed_attention(const PackedAttention& a, Range rows, Range heads, char* workspace) {
-  if (a.qkv_type == Type::float32) return attention_rows<FloatAttention, float>(a, rows, heads, workspace);
+// The attention that is compiled for this instruction set; the one that it extends computes the rest.
 #if defined(__AMX_BF16__)
-  if (is_of_tiles(a)) {
-    Arena arena(workspace);
-    const TileScratch scratch(arena, a);
-    const TileRegisters registers;
-    return for_each_head(a, rows, heads, [&](int64_t image, int64_t head, int64_t first, int64_t last) {
-      TiledHead(a, image, head, scratch).attend(first, last);
-    });
-  }
-#endif
-#if defined(__AVX512BF16__)
-  if (a.head_dim % 2 == 0) return attention_rows<BFloat16Attention, BFloat16>(a, rows, heads, workspace);
-#endif
+
+using OwnAttentionScratch = TileScratch;
+
+inline bool is_own(const PackedAttention& a) {
+  return is_of_tiles(a);
+}
+
+inline void attend_own(const PackedAttention& a, Range rows, Range heads, char* workspace) {
+  Arena arena(workspace);
+  const TileScratch scratch(arena, a);
+  const TileRegisters registers;
+  for_each_head(a, rows, heads, [&](int64_t image, int64_t head, int64_t first, int64_t last) {
+    TiledHead(a, image, head, scratch).attend(first, last);
+  });
+}
+
+#elif defined(__AVX512BF16__)
+
+using OwnAttentionScratch = AttentionScratch;
+
+inline bool is_own(const PackedAttention& a) {
+  return a.qkv_type == Type::bfloat16 && a.head_dim % 2 == 0;
+}
+
+inline void attend_own(const PackedAttention& a, Range rows, Range heads, char* workspace) {
+  attention_rows<BFloat16Attention, BFloat16>(a, rows, heads, workspace);
+}
+
+#else
+
+using OwnAttentionScratch = AttentionScratch;
+
+inline bool is_own(const PackedAttention&) {
+  return !is_extension;
+}
+
+inline void attend_own(const PackedAttention& a, Range rows, Range heads, char* workspace) {
+  if constexpr (is_extension) return;
+  if (a.qkv_type == Type::float32) return attention_rows<FloatAttention, float>(a, rows, heads, workspace);
   attention_rows<FloatAttention, BFloat16>(a, rows, heads, workspace);
+}
+
+#endif
+
+int64_t attention_workspace(const PackedAttention& a) {
+  return is_own(a) ? bytes_of<OwnAttentionScratch>(a) : extended.attention_workspace(a);
+}
+
+void packed_attention(const PackedAttention& a, Range rows, Range heads, char* workspace) {
+  if (is_own(a)) return attend_own(a, rows, heads, workspace);
+  extended.attention(a, rows, heads, workspace);
 }
 
 }  // namespace vitfast::VITFAST_ISA

@@ -31,16 +31,23 @@ int64_t bytes_of(const Arguments&... arguments) {
   return arena.used();
 }
 
-// Chunks of rows are multiples of the microkernel's rows.
-constexpr int64_t chunk_step = has_tiles ? 32 : tile_rows;
+// Chunks are multiples of the microkernel's rows. Processors with AMX have 2 MiB of L2; there, reading the panels again
+// costs more than rows that overflow it. Without AVX-512, L2 holds one block's part of the rows only.
+constexpr ChunkLimits own_chunk_limits =
+    has_tiles ? ChunkLimits{32, 64, 768, 2 << 20} : ChunkLimits{tile_rows, 48, 384, (splits_groups ? 4 : 1) << 19};
 
-// Rows multiplied with all panels in turn. They leave space for the panels in L2. Processors with AMX have 2 MiB of L2;
-// there, reading the panels again costs more than rows that overflow it. Without AVX-512, L2 holds one block's part of
-// the rows only.
+// Those of the processor, also for the precisions that it computes by the functions of another instruction set.
+inline const ChunkLimits& chunk_limits() {
+  return vitfast::packed_kernels().chunk_limits;
+}
+
+inline int64_t whole_chunk_steps(int64_t rows) {
+  return ceil_div(rows, chunk_limits().step) * chunk_limits().step;
+}
+
 inline int64_t max_chunk_rows(int64_t rows, int64_t bytes_per_row) {
-  constexpr int64_t cache_bytes = (has_tiles || splits_groups ? 2048 : 512) * 1024;
-  constexpr int64_t smallest = has_tiles ? 64 : 48, largest = has_tiles ? 768 : 384;
-  int64_t chunk = cache_bytes / bytes_per_row / chunk_step * chunk_step;
+  const auto& [step, smallest, largest, bytes] = chunk_limits();
+  int64_t chunk = bytes / bytes_per_row / step * step;
   chunk = chunk < smallest ? smallest : chunk > largest ? largest : chunk;
   return chunk < rows ? chunk : rows;
 }
@@ -48,18 +55,17 @@ inline int64_t max_chunk_rows(int64_t rows, int64_t bytes_per_row) {
 // Chunks of nearly the same size.
 inline int64_t chunk_rows(int64_t rows, int64_t bytes_per_row) {
   const int64_t chunks = ceil_div(rows, max_chunk_rows(rows, bytes_per_row));
-  return chunks <= 1 ? rows : ceil_div(ceil_div(rows, chunks), chunk_step) * chunk_step;
+  return chunks <= 1 ? rows : whole_chunk_steps(ceil_div(rows, chunks));
 }
 
 inline Operand take_operand(Arena& arena, Precision precision, int64_t rows, int64_t k) {
   const int64_t stride = operand_stride(precision, k), groups = group_count(k);
-  uint32_t* words =
-      arena.take<uint32_t>(ceil_div(rows, chunk_step) * chunk_step * stride);  // AMX tiles read whole steps
+  uint32_t* words = arena.take<uint32_t>(whole_chunk_steps(rows) * stride);  // AMX tiles read whole steps
   return {words, stride, arena.take<float>(precision == Precision::int8 ? rows * groups : 1), groups};
 }
 
 inline GemmScratch take_gemm_scratch(Arena& arena, int64_t chunk) {
-  const int64_t rows = splits_groups ? ceil_div(chunk, chunk_step) * chunk_step : (has_tiles ? 2 : 1) * chunk_step;
+  const int64_t rows = splits_groups ? whole_chunk_steps(chunk) : (has_tiles ? 2 : 1) * chunk_limits().step;
   return {arena.take<uint32_t>((block_size + 1) * panel_columns), arena.take<float>(rows * panel_columns)};
 }
 
@@ -79,7 +85,7 @@ inline int64_t linear_bytes_per_row(const PackedLinear& a) {
   return operand_stride(a.weight.precision, a.weight.k) * 4;
 }
 
-inline int64_t linear_workspace(const PackedLinear& a, int64_t rows) {
+inline int64_t linear_bytes(const PackedLinear& a, int64_t rows) {
   return bytes_of<LinearScratch>(a.weight.precision, a.weight.k, max_chunk_rows(rows, linear_bytes_per_row(a)));
 }
 
@@ -134,7 +140,7 @@ inline int64_t mlp_bytes_per_row(const PackedMlp& a) {
   return (words + staged + a.fc2.n) * 4;
 }
 
-inline int64_t mlp_workspace(const PackedMlp& a, int64_t rows) {
+inline int64_t mlp_bytes(const PackedMlp& a, int64_t rows) {
   return bytes_of<MlpScratch>(a, max_chunk_rows(rows, mlp_bytes_per_row(a)));
 }
 
@@ -186,13 +192,6 @@ void mlp_rows(const PackedMlp& a, Range part, char* workspace) {
           {scratch.hidden, rows, a.fc2, {group, group + 1}, destination, scratch.gemm}, {0, panel_count(n)});
     }
   }
-}
-
-// Calls f with the precision as a std::integral_constant.
-template <typename F>
-void with_precision(Precision precision, const F& f) {
-  using P = Precision;
-  with_constant<P::float32, P::bfloat16, P::float16, P::int8>(precision, f);
 }
 
 }  // namespace vitfast::VITFAST_ISA

@@ -27,8 +27,8 @@ struct PerformerScratch {
   float* shifts;
 };
 
-inline int64_t performer_workspace(const PackedPerformer& a) {
-  return bytes_of<PerformerScratch>(a);
+int64_t performer_workspace(const PackedPerformer& a) {
+  return is_extension ? extended.performer_workspace(a) : bytes_of<PerformerScratch>(a);
 }
 
 inline void transpose_projection(const PackedPerformer& a, float* transposed) {
@@ -140,14 +140,16 @@ inline void performer_queries_of(
   }
 }
 
-inline void performer_keys(const PackedPerformer& a, Range sections, char* workspace) {
+void performer_keys(const PackedPerformer& a, Range sections, char* workspace) {
+  if (is_extension) return extended.performer_keys(a, sections, workspace);
   Arena arena(workspace);
   const PerformerScratch scratch(arena, a);
   transpose_projection(a, scratch.projection);
   for (int64_t section = sections.begin; section < sections.end; ++section) performer_keys_of(a, section, scratch);
 }
 
-inline void performer_queries(const PackedPerformer& a, Range rows, char* workspace) {
+void performer_queries(const PackedPerformer& a, Range rows, char* workspace) {
+  if (is_extension) return extended.performer_queries(a, rows, workspace);
   Arena arena(workspace);
   const PerformerScratch scratch(arena, a);
   const PerformerSums sums = a.sums_at(scratch.sums);
