@@ -1,13 +1,11 @@
 // The Python module vitfast._C: information about the build, the processor and the kernels. It never handles tensors:
 // the libraries register the operators with torch.
 
-#include <map>
-#include <string>
-
 #include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
 
 #include "csrc/attention/attention.h"
+
+namespace py = pybind11;
 
 namespace {
 
@@ -20,25 +18,24 @@ constexpr const char* compiler = "clang " __clang_version__;
 constexpr const char* compiler = "g++ " __VERSION__;
 #endif
 
-std::map<std::string, std::string> build_info() {
-  return {
-      {"compiler", compiler},
-      {"cplusplus", VITFAST_STRINGIZE(__cplusplus)},
-      {"python", PY_VERSION},
-      {"pybind11",
-       VITFAST_STRINGIZE(PYBIND11_VERSION_MAJOR) "." VITFAST_STRINGIZE(PYBIND11_VERSION_MINOR) "." VITFAST_STRINGIZE(
-           PYBIND11_VERSION_PATCH)},
-      {"torch_target_version", VITFAST_STRINGIZE(TORCH_TARGET_VERSION)},
-  };
+py::dict build_info() {
+  py::dict info;
+  info["compiler"] = compiler;
+  info["cplusplus"] = VITFAST_STRINGIZE(__cplusplus);
+  info["python"] = PY_VERSION;
+  info["pybind11"] = VITFAST_STRINGIZE(PYBIND11_VERSION_MAJOR) "." VITFAST_STRINGIZE(
+      PYBIND11_VERSION_MINOR) "." VITFAST_STRINGIZE(PYBIND11_VERSION_PATCH);
+  info["torch_target_version"] = VITFAST_STRINGIZE(TORCH_TARGET_VERSION);
+  return info;
 }
 
 // Instruction sets that the kernels use -> whether processor and operating system support them.
-std::map<std::string, bool> cpu_features() {
-  std::map<std::string, bool> features;
+py::dict cpu_features() {
+  py::dict features;
 #if defined(__x86_64__)
   __builtin_cpu_init();
 // the builtin requires literals
-#define VITFAST_FEATURE(name) features[name] = __builtin_cpu_supports(name) != 0
+#define VITFAST_FEATURE(name) features[name] = bool(__builtin_cpu_supports(name))
   VITFAST_FEATURE("avx2");
   VITFAST_FEATURE("fma");
   VITFAST_FEATURE("f16c");
@@ -58,14 +55,14 @@ std::map<std::string, bool> cpu_features() {
 }
 
 // Limits of the attention kernels; those of max_tokens, whole_max_tokens and shared_bytes are for CUDA.
-std::map<std::string, int> attention_limits() {
-  return {
-      {"max_head_dim", vitfast::attention_max_head_dim},
-      {"head_dim_multiple", vitfast::attention_head_dim_multiple},
-      {"max_tokens", vitfast::attention_max_tokens},
-      {"whole_max_tokens", vitfast::attention_whole_max_tokens},
-      {"shared_bytes", vitfast::attention_max_shared_bytes},
-  };
+py::dict attention_limits() {
+  py::dict limits;
+  limits["max_head_dim"] = vitfast::attention_max_head_dim;
+  limits["head_dim_multiple"] = vitfast::attention_head_dim_multiple;
+  limits["max_tokens"] = vitfast::attention_max_tokens;
+  limits["whole_max_tokens"] = vitfast::attention_whole_max_tokens;
+  limits["shared_bytes"] = vitfast::attention_max_shared_bytes;
+  return limits;
 }
 
 }  // namespace
