@@ -171,6 +171,26 @@ VITFAST_INLINE C sum_across(Vector<C> v) {
   return sum;
 }
 
+// Sums vectors in 64 bytes of lanes on every instruction set: with the lanes of one narrow vector, each lane would sum
+// a longer run, which rounds more.
+template <typename C>
+struct LaneSums {
+  static constexpr int count = 64 / VITFAST_VECTOR_BYTES;
+
+  VITFAST_INLINE void operator+=(Vector<C> v) {
+    const Vector<C> sum = sums[0] + v;
+    for (int s = 1; s < count; ++s) sums[s - 1] = sums[s];
+    sums[count - 1] = sum;
+  }
+  VITFAST_INLINE Vector<C> total() const {
+    Vector<C> total = sums[0];
+    for (int s = 1; s < count; ++s) total += sums[s];
+    return total;
+  }
+
+  Vector<C> sums[count] = {};
+};
+
 template <typename C>
 VITFAST_INLINE C max_across(Vector<C> v) {
   C max = v[0];

@@ -23,9 +23,9 @@ Vector<C> load_rounded_row(const LayerNormForward& a, const T* x, const T* resid
     });
   }
   if (a.round_operand != nullptr) round_row(*a.round_operand, row, a.channels);
-  Vector<C> sum{};
+  LaneSums<C> sum;
   for_each_vector<C>(a.channels, [&](int64_t i, int64_t) __attribute__((always_inline)) { sum += load(row + i); });
-  return sum;
+  return sum.total();
 }
 
 template <typename T, typename C>
@@ -41,10 +41,11 @@ void layer_norm_forward_rows(const LayerNormForward& a, int64_t begin, int64_t e
     T* summed = a.residual == nullptr ? nullptr : static_cast<T*>(a.summed) + r * channels;
     T* y = static_cast<T*>(a.y) + r * channels;
 
-    Vector<C> sum{};
+    Vector<C> sum;
     if (a.round_sum != nullptr || a.round_operand != nullptr) {
       sum = load_rounded_row<T, C>(a, x, residual, summed, row);
     } else {
+      LaneSums<C> lanes;
       for_each_vector<C>(channels, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
         Vector<C> v = load_up_to<C>(x + i, count);
         if (residual != nullptr) {
@@ -53,8 +54,9 @@ void layer_norm_forward_rows(const LayerNormForward& a, int64_t begin, int64_t e
           if constexpr (sizeof(T) < sizeof(C)) v = load_up_to<C>(summed + i, count);  // normalize the stored value
         }
         store(row + i, v);
-        sum += v;
+        lanes += v;
       });
+      sum = lanes.total();
     }
     const C mean = sum_across<C>(sum) / C(channels);
 

@@ -213,14 +213,14 @@ VITFAST_INLINE void convert_row(const float* row, int64_t k, uint32_t* words, fl
 // Reads a row as float32 (rounded to float16 first for fp16_32, the input of its LayerNorm). Returns the sum.
 template <Precision precision, typename T>
 VITFAST_INLINE float widen_row(const T* x, int64_t size, float* row) {
-  Vector<float> sum{};
+  LaneSums<float> sum;
   for_each_vector<float>(size, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
     Vector<float> v = load_up_to<float>(x + i, count);
     if constexpr (precision == Precision::float16) v = round_to_float16(v);
     store(row + i, v);
     sum += v;
   });
-  return sum_lanes(sum);
+  return sum_lanes(sum.total());
 }
 
 // In place; `row` has space for whole vectors.

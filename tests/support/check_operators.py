@@ -10,10 +10,12 @@ import sys
 import torch
 
 import vitfast
-from support import packed_cases
+from support import packed_cases, plain
 from support.accuracy import assert_accurate
 from support.operators import FLOATS, OPERATORS
 from support.sample import Make
+from support.tolerance import FORWARD_FACTOR, assert_as_accurate
+from vitfast import ops
 
 
 def check_public() -> None:
@@ -23,6 +25,14 @@ def check_public() -> None:
             for sample in operator.samples(Make(dtype)):
                 if sample.numel < 40_000:
                     assert_accurate(operator, sample)
+    check_large_mean()
+
+
+def check_large_mean() -> None:
+    """LayerNorm of numbers far from zero: a narrow vector adds many of them in each lane."""
+    x = Make().normal(64, 3072, mean=-1e4)
+    exact = plain.layer_norm(x.double(), eps=1e-6)
+    assert_as_accurate(ops.layer_norm(x, eps=1e-6), plain.layer_norm(x, eps=1e-6), exact, factor=FORWARD_FACTOR)
 
 
 if __name__ == "__main__":
