@@ -270,6 +270,8 @@ class TestQtorch:
     def test_pure_pytorch_gives_the_same_bits(self, bits: tuple[int, int], dtype: torch.dtype) -> None:
         format = FloatFormat.qtorch(*bits)
         x = _bit_patterns_and_points(format)[:50_000].to(dtype)
+        if dtype == torch.float16:
+            x = x[~x.isnan()]  # on ARM, torch's conversion to float32 loses a NaN's sign and payload
         expected = reference.quantize_float(x, format, "qtorch", format.overflow)
         assert_same_bits(quantize_float(x, format, rounding="qtorch"), expected)
 
