@@ -38,7 +38,9 @@ def test_float32_parameters_with_low_precision_inputs(dtype: torch.dtype) -> Non
 def test_a_large_mean_does_not_cost_more_accuracy_than_torch_loses(mean: float) -> None:
     x = Make().normal(64, 768, mean=mean)
     exact = plain.layer_norm(x.double(), eps=1e-6)
-    assert_as_accurate(ops.layer_norm(x, eps=1e-6), plain.layer_norm(x, eps=1e-6), exact, factor=FORWARD_FACTOR)
+    actual, same = ops.layer_norm(x, eps=1e-6), plain.layer_norm(x, eps=1e-6)
+    # the row's sum is rounded relative to the mean, the more often the narrower the vectors
+    assert_as_accurate(actual, same, exact, factor=FORWARD_FACTOR, magnitude=abs(mean))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *LOW], ids=str)
@@ -48,9 +50,10 @@ def test_a_constant_row_gives_the_bias(channels: int, dtype: torch.dtype) -> Non
     x = torch.full((3, channels), value, dtype=dtype, requires_grad=True)
     weight, bias = torch.ones(channels, dtype=dtype), Make(dtype).normal(channels)
     out = ops.layer_norm(x, weight, bias, 1e-5)
-    # the mean may be off by a rounding of the accumulator, which 1 / sqrt(eps) = 316 enlarges
+    # the mean may be off by roundings of the accumulator, more of them with narrow vectors, which 1 / sqrt(eps) = 316
+    # enlarges
     accumulator = torch.float64 if dtype == torch.float64 else torch.float32
-    leftover = 4 * torch.finfo(accumulator).eps * value * 1e-5**-0.5 + torch.finfo(dtype).eps * 4
+    leftover = 16 * torch.finfo(accumulator).eps * value * 1e-5**-0.5 + torch.finfo(dtype).eps * 4
     torch.testing.assert_close(out, bias.expand_as(out), atol=leftover, rtol=0)
     out.sum().backward()
     assert x.grad.isfinite().all()
