@@ -126,7 +126,7 @@ class NativeBuild:
             ninja.library(CPU_LIBRARY, self.sources.cpu, "cpu")
             if self.cuda.toolkit is not None:
                 cuda_headers = (*headers, "-isystem", str(self.torch.nvidia_include_folder))
-                self._add_cuda(ninja, self.cuda.toolkit, cuda_headers, torch_libraries)
+                self._add_cuda(ninja, self.cuda.toolkit, shared, cuda_headers, torch_libraries)
 
         python_headers = [word for folder in toolchain.python_include_folders() for word in ("-isystem", folder)]
         # nothing of it is hot, and pybind11 compiles in half the time
@@ -137,19 +137,26 @@ class NativeBuild:
         return ninja.text()
 
     def _add_cuda(
-        self, ninja: NinjaFile, toolkit: CudaToolkit, headers: tuple[str, ...], torch_libraries: tuple[str, ...]
+        self,
+        ninja: NinjaFile,
+        toolkit: CudaToolkit,
+        cpp_command: tuple[str, ...],
+        headers: tuple[str, ...],
+        torch_libraries: tuple[str, ...],
     ) -> None:
+        # the toolkit's headers first: those installed with torch may be of another minor version
+        folder = toolkit.folder / "include"
+        headers = (*(("-isystem", str(folder)) if folder.is_dir() else ()), *headers)
+        # -DUSE_CUDA enables the CUDA functions of torch's stable headers
+        ninja.compile_rule("cuda_cpp", (*cpp_command, "-DUSE_CUDA", *headers))
         host = ("-fPIC", "-fvisibility=hidden", "-Wall", *self._prefix_maps())
         command = [
             str(toolkit.nvcc),
             f"-ccbin={self.compiler.program}",
             "-O3",
             "-std=c++17",
-            "-DUSE_CUDA",  # enables the CUDA functions of torch's stable headers
             "--expt-relaxed-constexpr",
             *(f"-Xcompiler={flag}" for flag in host),
-            # -I precedes -isystem: the CUDA headers installed with torch may be of another minor version
-            *(f"-I{folder}" for folder in (toolkit.folder / "include",) if folder.is_dir()),
             *headers,
             "-Xptxas=-v",
         ]
@@ -160,17 +167,23 @@ class NativeBuild:
         link = [str(toolkit.nvcc), f"-ccbin={self.compiler.program}", "-shared", "-cudart=static", "-nodlink"]
         link += [f"-Xlinker={flag.removeprefix('-Wl,')}" for flag in LINK_FLAGS if flag.startswith("-Wl,")]
         ninja.link_rule("cuda", link, (*torch_libraries, "-ltorch_cuda"))
-        ninja.library(CUDA_LIBRARY, self.cuda_sources(), "cuda")
+        sources = self.cuda_sources()
+        objects = ninja.objects([source for source in sources if source.needs_nvcc], "cuda")
+        objects += ninja.objects([source for source in sources if not source.needs_nvcc], "cuda_cpp")
+        ninja.link(CUDA_LIBRARY, objects, "cuda")
 
     def cuda_sources(self) -> list[Source]:
         """Sources of libvitfast_cuda.so with the flags of their architectures."""
         has_90a = any(item.code == "90a" for item in self.cuda.architectures)
         has_others = any(item.code != "90a" for item in self.cuda.architectures)
-        # csrc/linear/linear_cuda.cu selects kernels by these; assert would slow down CUTLASS kernels
-        cutlass = [f"-DVITFAST_HAS_SM90A={int(has_90a)}", f"-DVITFAST_HAS_SM80={int(has_others)}", "-DNDEBUG"]
-        cutlass += ["-isystem", str(self.cuda.cutlass)]
+        # csrc/linear/linear_cuda.cpp selects kernels by these
+        kernels = (f"-DVITFAST_HAS_SM90A={int(has_90a)}", f"-DVITFAST_HAS_SM80={int(has_others)}")
+        cutlass = ("-DNDEBUG", "-isystem", str(self.cuda.cutlass))  # assert would slow down CUTLASS kernels
         sources = []
         for source in self.sources.cuda:
+            if not source.needs_nvcc:
+                sources.append(replace(source, flags=kernels))
+                continue
             architectures = source.select_architectures(self.cuda.architectures)
             flags = [flag for item in architectures for flag in item.nvcc_flags]
             if flags:

@@ -42,6 +42,10 @@ class NinjaFile:
 
     def library(self, output: str, sources: Iterable[Source], rule: str) -> None:
         """Adds the edges of a library and of its object files, by ``rule`` and ``link_<rule>``."""
+        self.link(output, self.objects(sources, rule), rule)
+
+    def objects(self, sources: Iterable[Source], rule: str) -> list[str]:
+        """Adds the edges of object files by ``rule``; returns their names."""
         objects = []
         for source in sources:
             instance = f".{source.instance}" if source.instance else ""
@@ -50,6 +54,10 @@ class NinjaFile:
             self._lines.append(f"  source = {_text(f'{source.path} {source.instance}'.strip())}")
             if source.flags:
                 self._lines.append(f"  flags = {_command(source.flags)}")
+        return objects
+
+    def link(self, output: str, objects: Sequence[str], rule: str) -> None:
+        """Adds the edge of a library, by ``link_<rule>``."""
         self._lines += [f"build {_path(output)}: link_{rule} {' '.join(objects)}", f"default {_path(output)}", ""]
 
     def text(self) -> str:

@@ -14,8 +14,8 @@ CUDA_LIBRARY = "libvitfast_cuda.so"
 
 _CPU_PATTERNS = ("csrc/library.cpp", "csrc/common/*.cpp", "csrc/cpu/*.cpp", "csrc/*/*_cpu.cpp")
 _ISA_PATTERN = "csrc/cpu/isa/*.cpp"
-_CUDA_PATTERN = "csrc/**/*.cu"
-_CUTLASS_FOLDER = "csrc/linear/"
+# operators, compiled without nvcc, and kernels
+_CUDA_PATTERNS = ("csrc/*/*_cuda.cpp", "csrc/*/*.cu")
 # CUTLASS GEMMs compile slowly: each instance is its own object file, so that ninja compiles them in parallel
 _GEMM_SOURCE = "csrc/linear/gemm_sm"
 _GEMM_INSTANCES = {
@@ -51,9 +51,14 @@ class Source:
     instance: str = ""
 
     @property
+    def needs_nvcc(self) -> bool:
+        """Whether the file contains device code."""
+        return self.path.endswith(".cu")
+
+    @property
     def uses_cutlass(self) -> bool:
         """Whether the file includes CUTLASS headers."""
-        return self.path.startswith(_CUTLASS_FOLDER)
+        return self.path.startswith(_GEMM_SOURCE)
 
     def select_architectures(self, architectures: Iterable[CudaArchitecture]) -> tuple[CudaArchitecture, ...]:
         """The architectures to compile for: ``*_sm90a.cu`` is for 9.0a only, ``*_sm80.cu`` for all but 9.0a."""
@@ -98,7 +103,7 @@ def find_sources(root: Path, *, x86: bool) -> Sources:
             cpu.append(Source(isa_files[name], flags))
             instruction_sets.append(name)
     cuda = []
-    for path in find(_CUDA_PATTERN):
+    for path in find(*_CUDA_PATTERNS):
         if path.startswith(_GEMM_SOURCE):
             cuda += [Source(path, flags, instance) for instance, flags in _GEMM_INSTANCES.items()]
         else:

@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include "csrc/common/chunks.h"
 #include "csrc/common/types.h"
 
 namespace vitfast {
@@ -13,8 +14,8 @@ constexpr float infinity = __builtin_huge_valf();
 // Limits of the CUDA kernels, read by the Python operators from vitfast._C.
 constexpr int attention_max_head_dim = 128;
 constexpr int attention_head_dim_multiple = 8;
-constexpr int attention_max_tokens = 32768;             // element offsets in a head's [N, N] matrix fit 32 bits
-constexpr int attention_whole_max_tokens = 256;         // 16-bit types: K and V of a head fit shared memory
+constexpr int attention_max_tokens = 32768;      // element offsets in a head's [N, N] matrix fit 32 bits
+constexpr int attention_whole_max_tokens = 256;  // of gated_positional_attention: K and V of a head fit shared memory
 constexpr int attention_max_shared_bytes = 160 * 1024;  // required by the largest instance
 
 // A [B, H, N, D] view; the last dimension is contiguous.
@@ -55,5 +56,28 @@ struct AttentionBackward : Attention {
   void* grad_bias;          // like bias, or null; on CUDA [B, H, N, N]
   const void* lse;          // [B, H, N]
 };
+
+// The CUDA backward keeps a head of up to this number of tokens whole in shared memory; longer sequences, and float,
+// use tiles.
+template <typename T>
+constexpr int attention_backward_whole_tokens(int64_t head_dim) {
+  return sizeof(T) == 2 && head_dim <= 64 ? 208 : 0;
+}
+
+template <typename T>
+bool uses_tiles(const AttentionBackward& a) {
+  return a.tokens > attention_backward_whole_tokens<T>(a.head_dim);
+}
+
+constexpr int attention_backward_tile_rows = 64;  // of a block
+
+inline int attention_padded_rows(const AttentionBackward& a) {
+  return int(ceil_div(a.tokens, attention_backward_tile_rows)) * attention_backward_tile_rows;
+}
+
+// Size of the scratch memory of the tiled backward.
+inline int64_t attention_row_statistics(const AttentionBackward& a) {
+  return a.batch * a.heads * 2 * attention_padded_rows(a);
+}
 
 }  // namespace vitfast

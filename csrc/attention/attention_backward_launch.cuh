@@ -8,26 +8,6 @@
 
 namespace vitfast {
 
-// Longest sequence that fits a block's shared memory; longer sequences, and float, use tiles.
-template <typename T>
-constexpr int attention_backward_whole_tokens(int64_t head_dim) {
-  return sizeof(T) != 2 ? 0 : head_dim <= 64 ? 256 : 112;
-}
-
-inline int attention_padded_rows(const AttentionBackward& a) {
-  constexpr int own_rows = AttentionBackwardTiles<Half, 64, 8, 2>::own_rows;
-  return int(ceil_div(a.tokens, own_rows)) * own_rows;
-}
-
-template <typename T>
-bool uses_tiles(const AttentionBackward& a) {
-  return a.tokens > attention_backward_whole_tokens<T>(a.head_dim);
-}
-
-inline int64_t attention_row_statistics(const AttentionBackward& a) {
-  return a.batch * a.heads * 2 * attention_padded_rows(a);
-}
-
 template <typename T, int head_dim>
 void launch_attention_backward_tiled(const AttentionBackward& a, float* row_statistics, Stream stream) {
   // limited by registers (168 per thread for three blocks, 255 for two) and, for float, shared memory
@@ -37,6 +17,7 @@ void launch_attention_backward_tiled(const AttentionBackward& a, float* row_stat
   using OfKeys = AttentionBackwardTiles<T, head_dim, is_narrow ? 8 / shorter : 2, 2>;
   static_assert(OfQueries::blocks_at_once * (OfQueries::queries_bytes + 1024) <= 228 * 1024);
   static_assert(OfKeys::blocks_at_once * (OfKeys::keys_bytes + 1024) <= 228 * 1024);
+  static_assert(OfKeys::own_rows == attention_backward_tile_rows);
   const AttentionRowStatistics statistics{row_statistics, attention_padded_rows(a)};
   const int64_t blocks = a.batch * a.heads * (statistics.padded_rows / OfKeys::own_rows);
   const auto queries_kernel = attention_backward_tiled_kernel<T, OfQueries, false>;
@@ -45,27 +26,27 @@ void launch_attention_backward_tiled(const AttentionBackward& a, float* row_stat
   launch(keys_kernel, blocks, attention_threads, OfKeys::keys_bytes, stream, a, statistics);
 }
 
+// Instances for sequences of at most three tokens plus 7 x 7 patches (ViT-B/32 at 224 pixels, DVT's first exit), 8 x 8
+// or 10 x 10 (CIFAR, DVT's second exit), and 14 x 14 (224).
 template <typename T, int head_dim>
 void launch_attention_backward_head_dim(const AttentionBackward& a, float* row_statistics, Stream stream) {
   if (uses_tiles<T>(a)) return launch_attention_backward_tiled<T, head_dim>(a, row_statistics, stream);
-  with_range<0, 4, 7, 10, 13, 16>(ceil_div(a.tokens, attention_tile_rows), [&](auto, auto warps) {
-    if constexpr (warps <= ceil_div(attention_backward_whole_tokens<T>(head_dim), attention_tile_rows)) {
-      // registers are allocated to four warps at a time: blocks of 7, 13 or 16 warps leave 128 per thread
-      constexpr bool has_registers = head_dim <= 64 && (warps == 4 || warps == 10);
-      using Shape = AttentionBackwardShape<T, head_dim, warps, has_registers ? 4 : 2>;
+  if constexpr (attention_backward_whole_tokens<T>(head_dim) != 0) {
+    with_range<0, 4, 7, 13>(ceil_div(a.tokens, attention_tile_rows), [&](auto, auto warps) {
+      static_assert(attention_tile_rows * 13 == attention_backward_whole_tokens<T>(head_dim));
+      // registers are allocated to four warps at a time: blocks of 7 or 13 warps leave 128 per thread
+      using Shape = AttentionBackwardShape<T, head_dim, warps, warps == 4 ? 4 : 2>;
       static_assert(Shape::bytes <= attention_max_shared_bytes);
       launch(attention_backward_kernel<T, Shape>, a.batch * a.heads, Shape::threads, Shape::bytes, stream, a);
-    }
-  });
+    });
+  }
 }
 
-// T: Half, BFloat16 or float. `row_statistics`: scratch memory of attention_row_statistics numbers, 16-byte aligned, if
-// uses_tiles.
 template <typename T>
 void launch_attention_backward(const AttentionBackward& a, float* row_statistics, Stream stream) {
   if (a.batch * a.heads * a.tokens == 0) return;
   check_attention_limits(a);
-  with_range<0, 32, 64, 128>(a.head_dim, [&](auto, auto head_dim) {
+  with_range<0, 64, 128>(a.head_dim, [&](auto, auto head_dim) {
     launch_attention_backward_head_dim<T, head_dim>(a, row_statistics, stream);
   });
 }

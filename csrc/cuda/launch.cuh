@@ -3,18 +3,12 @@
 #pragma once
 
 #include <cstdint>
-#include <stdexcept>
-#include <string>
 
 #include <cuda_runtime.h>
 
+#include "csrc/cuda/stream.h"
+
 namespace vitfast {
-
-using Stream = cudaStream_t;
-
-inline void check_cuda(cudaError_t error) {
-  if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA error: ") + cudaGetErrorString(error));
-}
 
 // Launches on the current device. `shared_bytes`: dynamic shared memory per block.
 template <typename... Parameters, typename... Arguments>

@@ -12,12 +12,9 @@ struct alignas(16) Pack {
   T element[size];
 };
 
-inline bool is_pack_aligned(const void* address) {
-  return reinterpret_cast<uintptr_t>(address) % 16 == 0;
-}
-
 }  // namespace vitfast
 
+#include "csrc/common/alignment.h"
 #include "csrc/cuda/memory.cuh"  // load_pack, store_pack, copy_async
 #include "csrc/cuda/numbers.cuh"
 

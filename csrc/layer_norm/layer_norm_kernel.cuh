@@ -11,6 +11,7 @@
 #pragma once
 
 #include <cmath>
+#include <type_traits>
 
 #include "csrc/cuda/numbers.cuh"
 #include "csrc/cuda/pack.cuh"
@@ -41,6 +42,14 @@ __device__ __forceinline__ void load_parameters(float (&values)[count], const W*
   for (int i = 0; i < count; ++i) values[i] = missing;
 }
 
+// The same for one element of a parameter of type float or T.
+template <typename T>
+__device__ __forceinline__ float load_parameter(const void* parameter, Type type, int64_t place, float missing) {
+  if (parameter == nullptr) return missing;
+  if (std::is_same_v<T, float> || type == Type::float32) return static_cast<const float*>(parameter)[place];
+  return to_float(static_cast<const T*>(parameter)[place]);
+}
+
 // Rounder: a type of csrc/quantize/device_rounding.cuh.
 template <typename Rounder>
 struct LayerNormRoundings {
@@ -61,6 +70,7 @@ __device__ __forceinline__ void round_computed(const Rounder& rounding, float (&
   for (int i = 0; i < count; ++i) values[i] = rounding.of_computed(values[i]);
 }
 
+// The type W of the parameters is T or float: a template parameter, because choosing it at run time costs registers.
 template <typename T, typename W, int packs, typename Rounder>
 __global__ void __launch_bounds__(layer_norm_threads)
     layer_norm_forward_kernel(const LayerNormForward a, const LayerNormRoundings<Rounder> roundings) {
@@ -128,9 +138,9 @@ __global__ void __launch_bounds__(layer_norm_threads)
   }
 }
 
-template <typename T, typename W, typename Rounder>
+template <typename T>
 __global__ void __launch_bounds__(layer_norm_threads)
-    layer_norm_forward_any_kernel(const LayerNormForward a, const LayerNormRoundings<Rounder> roundings) {
+    layer_norm_forward_any_kernel(const LayerNormForward a, const LayerNormRoundings<AnyRounding> roundings) {
   const int64_t warps = int64_t(gridDim.x) * layer_norm_warps;
   for (int64_t row = int64_t(blockIdx.x) * layer_norm_warps + warp_in_block(); row < a.rows; row += warps) {
     const int64_t begin = row * a.channels, lane = lane_in_warp();
@@ -160,8 +170,8 @@ __global__ void __launch_bounds__(layer_norm_threads)
     const float rstd = 1.0f / sqrtf(sum_over<warp_size>(squares) / float(a.channels) + float(a.eps));
 
     for (int64_t c = lane; c < a.channels; c += warp_size) {
-      const float factor = a.weight == nullptr ? 1.0f : to_float(static_cast<const W*>(a.weight)[c]);
-      const float shift = a.bias == nullptr ? no_shift : to_float(static_cast<const W*>(a.bias)[c]);
+      const float factor = load_parameter<T>(a.weight, a.parameter_type, c, 1.0f);
+      const float shift = load_parameter<T>(a.bias, a.parameter_type, c, no_shift);
       float value[] = {fused_multiply_add((operand(c) - mean) * rstd, factor, shift)};
       round_computed(roundings.result, value);
       static_cast<T*>(a.y)[begin + c] = round_to<T>(value[0]);
@@ -259,7 +269,7 @@ __global__ void __launch_bounds__(layer_norm_threads) layer_norm_backward_kernel
 }
 
 // Computes grad_x only.
-template <typename T, typename W>
+template <typename T>
 __global__ void __launch_bounds__(layer_norm_threads) layer_norm_backward_any_kernel(const LayerNormBackward a) {
   const int64_t warps = int64_t(gridDim.x) * layer_norm_warps;
   for (int64_t row = int64_t(blockIdx.x) * layer_norm_warps + warp_in_block(); row < a.rows; row += warps) {
@@ -267,7 +277,7 @@ __global__ void __launch_bounds__(layer_norm_threads) layer_norm_backward_any_ke
     const float mean = static_cast<const float*>(a.mean)[row], rstd = static_cast<const float*>(a.rstd)[row];
     const auto normalized = [&](int64_t c) { return (to_float(static_cast<const T*>(a.x)[begin + c]) - mean) * rstd; };
     const auto gradient = [&](int64_t c) {
-      const float factor = a.weight == nullptr ? 1.0f : to_float(static_cast<const W*>(a.weight)[c]);
+      const float factor = load_parameter<T>(a.weight, a.parameter_type, c, 1.0f);
       return to_float(static_cast<const T*>(a.grad_y)[begin + c]) * factor;
     };
     float gradients = 0.0f, products = 0.0f;

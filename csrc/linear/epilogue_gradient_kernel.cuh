@@ -14,7 +14,6 @@
 
 #include <cstdint>
 
-#include "csrc/common/chunks.h"
 #include "csrc/cuda/launch.cuh"
 #include "csrc/cuda/numbers.cuh"
 #include "csrc/cuda/pack.cuh"
@@ -26,24 +25,9 @@
 
 namespace vitfast {
 
-// Matrices are row-major, contiguous and 16-byte aligned; columns are a multiple of 8.
-struct EpilogueGradient {
-  const void* grad_out;  // [rows, columns]
-  const void* sum;       // [rows, columns] or null: neither activation nor scale
-  const void* scale;     // [columns] or null: 1
-  void* grad_sum;        // [rows, columns] or null: equal to grad_out
-  float* partial_bias;   // [chunks, columns] or null: column sums of each chunk of rows
-  float* partial_scale;  // [chunks, columns] or null
-  int64_t rows;
-  int64_t columns;
-  int64_t rows_per_chunk;
-  EpilogueActivation activation;
-};
-
 constexpr int epilogue_gradient_warps = 8;
 constexpr int epilogue_gradient_threads = epilogue_gradient_warps * warp_size;
-constexpr int epilogue_gradient_width = 8;  // columns of a thread
-constexpr int epilogue_gradient_columns = epilogue_gradient_width * warp_size;
+constexpr int epilogue_gradient_width = epilogue_gradient_columns / warp_size;  // columns of a thread
 constexpr int epilogue_gradient_shared_bytes = shared_bytes<float>(epilogue_gradient_warps * epilogue_gradient_columns);
 
 // Adds the column sums of the block's warps and writes them.
@@ -107,14 +91,6 @@ __global__ void __launch_bounds__(epilogue_gradient_threads)
   const int64_t target = chunk * a.columns + first_column, columns_left = a.columns - first_column;
   if (a.partial_bias != nullptr) write_column_sums(a.partial_bias + target, bias_sums, scratch, columns_left);
   if (a.partial_scale != nullptr) write_column_sums(a.partial_scale + target, scale_sums, scratch, columns_left);
-}
-
-// Rows of a block. The number of chunks, and so the order of the sums, depends only on the shape. Chunks are small
-// enough to occupy a large GPU, and large enough that writing the float partial sums is negligible.
-constexpr int64_t epilogue_gradient_rows_per_chunk(int64_t rows, int64_t columns) {
-  constexpr int64_t blocks = 1024, min_rows = 64;
-  const int64_t chunks = blocks / ceil_div(columns, epilogue_gradient_columns);
-  return split_rows(rows, chunks > 0 ? chunks : 1, min_rows);
 }
 
 // T: Half or BFloat16.

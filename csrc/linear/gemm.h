@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "csrc/common/chunks.h"
 #include "csrc/common/float_format.h"
 #include "csrc/common/types.h"
 
@@ -45,6 +46,30 @@ struct GemmGradientArguments {
   int rows, columns, depth;
   EpilogueActivation activation;  // not none
 };
+
+// Gradients of a GEMM epilogue. Matrices are row-major, contiguous and 16-byte aligned; columns are a multiple of 8.
+struct EpilogueGradient {
+  const void* grad_out;  // [rows, columns]
+  const void* sum;       // [rows, columns] or null: neither activation nor scale
+  const void* scale;     // [columns] or null: 1
+  void* grad_sum;        // [rows, columns] or null: equal to grad_out
+  float* partial_bias;   // [chunks, columns] or null: column sums of each chunk of rows
+  float* partial_scale;  // [chunks, columns] or null
+  int64_t rows;
+  int64_t columns;
+  int64_t rows_per_chunk;
+  EpilogueActivation activation;
+};
+
+constexpr int epilogue_gradient_columns = 256;  // of a block
+
+// Rows of a block. The number of chunks, and so the order of the sums, depends only on the shape. Chunks are small
+// enough to occupy a large GPU, and large enough that writing the float partial sums is negligible.
+constexpr int64_t epilogue_gradient_rows_per_chunk(int64_t rows, int64_t columns) {
+  constexpr int64_t blocks = 1024, min_rows = 64;
+  const int64_t chunks = blocks / ceil_div(columns, epilogue_gradient_columns);
+  return split_rows(rows, chunks > 0 ? chunks : 1, min_rows);
+}
 
 constexpr int gemm_alignment = 8;    // elements: 16 bytes
 constexpr int gemm_tile_rows = 128;  // of every kernel

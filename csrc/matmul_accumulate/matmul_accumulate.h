@@ -28,6 +28,7 @@ using MatmulAccumulate = ChunkedGemm<float, FloatRounding>;
 // The same with chunks summed in Half by tensor cores: accumulator += sum in float after every chunk and at the end,
 // rounded to Half if `rounding`. `depth` is a multiple of 8 (rows are read in 16-byte packs), `chunk` of 16.
 using MatmulFp16Accumulation = ChunkedGemm<Half, bool>;
+constexpr int fp16_accumulation_step = 16;  // depth of an mma
 
 // Number of CUDA blocks for a grid of result tiles.
 inline int64_t count_result_blocks(int64_t row_tiles, int64_t column_tiles) {

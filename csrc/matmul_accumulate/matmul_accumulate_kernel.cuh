@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(AccumulateShape::threads)
   }
 }
 
-inline void launch_matmul_accumulate(const MatmulAccumulate& a, Stream stream) {
+void launch_matmul_accumulate(const MatmulAccumulate& a, Stream stream) {
   using Shape = AccumulateShape;
   const int64_t column_tiles = ceil_div(a.columns, Shape::tile);
   const int64_t blocks = count_result_blocks(ceil_div(a.rows, Shape::tile), column_tiles);

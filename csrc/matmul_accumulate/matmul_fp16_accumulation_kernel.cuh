@@ -23,7 +23,7 @@ struct Fp16AccumulationShape {
   static constexpr int warp_rows = 16 * row_tiles, warp_columns = 8 * column_tiles;
   static constexpr int rows = 2 * warp_rows, columns = 2 * warp_columns;
   static constexpr int threads = 4 * warp_size;
-  static constexpr int step = 16;   // of the depth, per mma
+  static constexpr int step = fp16_accumulation_step;
   static constexpr int depth = 64;  // of the depth, per buffer
   static constexpr int x_elements = rows * depth, weight_elements = columns * depth;
   static constexpr int shared_bytes_asked =
@@ -202,7 +202,7 @@ __global__ void __launch_bounds__(Fp16AccumulationShape::threads, 3)
   store_results(results, a, first_row + warp_row, first_column + warp_column, lane_in_warp());
 }
 
-inline void launch_matmul_fp16_accumulation(const MatmulFp16Accumulation& a, Stream stream) {
+void launch_matmul_fp16_accumulation(const MatmulFp16Accumulation& a, Stream stream) {
   using Shape = Fp16AccumulationShape;
   if (a.depth % 8 != 0 || a.chunk <= 0 || a.chunk % Shape::step != 0) {
     throw std::runtime_error("matmul_fp16_accumulation: the CUDA kernel takes depths by 8 and chunks by 16");

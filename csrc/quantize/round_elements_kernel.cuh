@@ -12,11 +12,11 @@
 #include "csrc/common/fixed_format.h"
 #include "csrc/common/float_format.h"
 #include "csrc/common/philox.h"
-#include "csrc/common/types.h"
 #include "csrc/cuda/launch.cuh"
 #include "csrc/cuda/numbers.cuh"
 #include "csrc/cuda/pack.cuh"
 #include "csrc/cuda/threads.cuh"
+#include "csrc/quantize/round_elements.h"
 
 namespace vitfast {
 
@@ -103,15 +103,6 @@ __global__ void __launch_bounds__(round_elements_threads)
     y[i] = round_element(x[i], rounder, random);
   }
 }
-
-// x [count] -> y [count], contiguous, may be equal. `seed`: one number in device memory, or null.
-struct DeviceElements {
-  Type type;
-  const void* x;
-  void* y;
-  int64_t count;
-  const int64_t* seed;
-};
 
 template <typename T, typename Rounder>
 void launch_rounder(const DeviceElements& a, const Rounder& rounder, Stream stream) {

@@ -14,44 +14,14 @@
 #include <cstdint>
 #include <stdexcept>
 
-#include "csrc/common/chunks.h"
 #include "csrc/cuda/launch.cuh"
 #include "csrc/cuda/numbers.cuh"
 #include "csrc/cuda/pack.cuh"
 #include "csrc/cuda/shared_memory.cuh"
 #include "csrc/cuda/threads.cuh"
+#include "csrc/upsample_relations/upsample_relations.h"
 
 namespace vitfast {
-
-constexpr int relation_group = 4;  // rows of the matrix that are processed together
-
-// matrix [fine, coarse] in float32, and the lists of its nonzero columns by groups of rows: the first counts[group]
-// entries of columns[group] and weights[group] are valid. Weights of rows past the end are zero.
-struct RelationGroups {
-  const float* matrix;
-  int64_t matrix_row_stride;
-  int64_t matrix_column_stride;
-  int64_t fine;
-  int coarse;
-  int* counts;     // [groups]
-  int* columns;    // [groups, coarse]
-  float* weights;  // [groups, coarse, 4]
-
-  int64_t groups() const { return ceil_div(fine, relation_group); }
-};
-
-// x [images, heads, coarse, coarse] -> out [images, heads, fine, fine], contiguous.
-struct UpsampleRelationsOnDevice {
-  const void* x;
-  int64_t image_stride;
-  int64_t head_stride;
-  int64_t row_stride;
-  int64_t column_stride;
-  void* out;
-  int64_t images;
-  int64_t heads;
-  RelationGroups groups;
-};
 
 constexpr int relation_threads = 256, relation_warps = relation_threads / warp_size;
 
@@ -208,7 +178,6 @@ __global__ void __launch_bounds__(relation_threads)
 
 constexpr int relation_wide = 4, relation_narrow = 1;  // columns of a lane
 constexpr int relation_max_bytes = 227 * 1024;         // largest shared memory of any supported GPU
-constexpr int relation_max_coarse = 1024;              // above what fits for any type
 
 // bounds used by vitfast/ops/upsample_relations.py
 static_assert(RelationPanel<float, relation_narrow>::bytes(197) <= 4 * 197 * 197 + 144 * 197 + 16);

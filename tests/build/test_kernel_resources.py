@@ -20,18 +20,22 @@ HOT_KERNELS = {
             ("AttentionForward", "Half", "64, 7, 13", 168),  # DVT's second exit: 3 blocks
             ("AttentionForward", "Half", "64, 19, 25", 168),  # ViT at 224 pixels: 3 blocks
             ("AttentionForward", "BFloat16", "64, 19, 25", 168),
-            ("AttentionForward", "Half", "32, 19, 25", 168),  # T2T-ViT, Swin-sized heads
-            ("AttentionForward", "Half", "80, 25, 32", 255),  # ViT-H/14 at 224 pixels: 2 blocks
             ("GatedPositionalAttention", "Half", "48, 19, 25", 168),  # ConViT at 224 pixels: 3 blocks
             ("GatedPositionalAttention", "BFloat16", "48, 19, 25", 168),
             ("GatedPositionalAttention", "Half", "64, 19, 25", 168),  # its "plus" models
         )
     },
-    **{  # from 257 tokens on, ViT at 384 pixels: 2 blocks
+    **{  # from 201 tokens on, ViT at 384 pixels, and ViT-H: 2 blocks
         f"attention_forward_tiled_kernel<vitfast::{element}, "
         f"vitfast::AttentionForwardTiles<vitfast::{element}, {head_dim}> >": 255
         for element in ("Half", "BFloat16")
-        for head_dim in (64, 128)
+        for head_dim in (64, 80, 128)
+    },
+    **{  # head dimension, number of warps, tiles of queries; registers are allocated to four warps at a time
+        f"attention_backward_kernel<vitfast::{element}, "
+        f"vitfast::AttentionBackwardShape<vitfast::{element}, {sizes}> >": registers
+        for element in ("Half", "BFloat16")
+        for sizes, registers in (("64, 4, 4", 168), ("64, 7, 2", 128), ("64, 13, 2", 128))
     },
     **{  # head dimension, number of streamed row tiles, number of resident blocks
         f"attention_backward_tiled_kernel<{element}, "
@@ -49,7 +53,7 @@ HOT_KERNELS = {
     },
     **{  # float32 of any length: 2 blocks
         f"attention_forward_tiled_kernel<float, vitfast::AttentionForwardTiles<float, {head_dim}> >": 255
-        for head_dim in (32, 64, 96, 128)
+        for head_dim in (64, 96, 128)
     },
     "epilogue_gradient_kernel<vitfast::Half>": 64,  # 4 blocks of 8 warps
     "epilogue_gradient_kernel<vitfast::BFloat16>": 64,

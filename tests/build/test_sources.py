@@ -46,12 +46,12 @@ def test_the_name_of_a_cuda_file_may_choose_its_architectures() -> None:
     architectures, _ = parse_architectures("8.0+PTX;9.0;9.0a")
     found = {
         name: [str(item) for item in Source(f"csrc/linear/{name}").select_architectures(architectures)]
-        for name in ("gemm_sm90a.cu", "gemm_sm80.cu", "linear_cuda.cu")
+        for name in ("gemm_sm90a.cu", "gemm_sm80.cu", "epilogue_gradient.cu")
     }
     assert found == {
         "gemm_sm90a.cu": ["9.0a"],
         "gemm_sm80.cu": ["8.0+PTX", "9.0"],
-        "linear_cuda.cu": ["8.0+PTX", "9.0", "9.0a"],
+        "epilogue_gradient.cu": ["8.0+PTX", "9.0", "9.0a"],
     }
 
 
@@ -61,3 +61,10 @@ def test_each_gemm_has_a_kernel_for_every_architecture(root: Path) -> None:
     for_others = {source.instance: source.flags for source in gemms if source.path.endswith("_sm80.cu")}
     assert for_90a == for_others
     assert len(for_90a) == 4  # two types, forward and backward
+
+
+def test_only_kernels_need_nvcc(root: Path) -> None:
+    for source in find_sources(root, x86=True).cuda:
+        assert source.needs_nvcc == (source.path.endswith(".cu"))
+        text = (root / source.path).read_text()
+        assert source.needs_nvcc or ("STABLE_TORCH_LIBRARY_IMPL" in text and ".cuh" not in text)

@@ -9,7 +9,7 @@ from support.simt_attention import AttentionCase, dominant_case, negative_case, 
 
 HALF, BFLOAT, FLOAT = torch.float16, torch.bfloat16, torch.float32
 BOTH_SIZES = (HALF, FLOAT)  # of elements: 16 bits and 32, which always go by tiles (of 32 keys)
-# 16-bit types have instances for up to 56, 104, 152, 200 and 256 tokens; from 257 tokens on keys are streamed in tiles
+# 16-bit types have instances for up to 56, 104, 152 and 200 tokens; above, and where D > 64, keys are streamed in tiles
 # of 64; a warp processes 32 queries, a block 128
 EDGES = {
     HALF: (1, 17, 50, 56, 57, 104, 105, 152, 153, 197, 200, 201, 255, 256, 257, 272, 321),

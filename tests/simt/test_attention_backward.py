@@ -11,8 +11,8 @@ from support.simt_attention import AttentionBackwardCase, far_below_zero, of_typ
 
 HALF, BFLOAT, FLOAT = torch.float16, torch.bfloat16, torch.float32
 BOTH_SIZES = (HALF, FLOAT)  # of elements: 16 bits and 32, which always go by tiles
-# 16-bit types have instances for up to 64, 112, 160, 208 and 256 tokens (112 where D > 64); above, rows are streamed in
-# tiles of 64 (32); a block owns 64
+# 16-bit types have instances for up to 64, 112 and 208 tokens; above, and where D > 64, rows are streamed in tiles of
+# 64 (32); a block owns 64
 EDGES = {
     HALF: (2, 17, 50, 64, 65, 112, 113, 160, 161, 197, 208, 209, 256, 257, 321),
     FLOAT: (2, 17, 33, 64, 65, 129),

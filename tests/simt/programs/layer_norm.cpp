@@ -6,6 +6,12 @@
 using vitfast::LayerNormBackward;
 using vitfast::LayerNormForward;
 
+template <typename W>
+constexpr vitfast::Type type_of() {
+  if (std::is_same_v<W, float>) return vitfast::Type::float32;
+  return std::is_same_v<W, vitfast::Half> ? vitfast::Type::float16 : vitfast::Type::bfloat16;
+}
+
 template <typename T, typename W>
 void run(simt_test::Program& program) {
   const int64_t rows = program.integer("rows"), channels = program.integer("channels");
@@ -21,6 +27,7 @@ void run(simt_test::Program& program) {
   const auto output = [&](const char* name) { return program.output<T>(name, rows * channels + offset) + offset; };
   if (program.text("direction") == "forward") {
     LayerNormForward a{};
+    a.parameter_type = type_of<W>();
     a.rows = rows;
     a.channels = channels;
     a.eps = program.number("eps");
@@ -38,9 +45,10 @@ void run(simt_test::Program& program) {
     a.round_sum = round_sum.has_value() ? &*round_sum : nullptr;
     a.round_operand = round_operand.has_value() ? &*round_operand : nullptr;
     a.round_result = round_result.has_value() ? &*round_result : nullptr;
-    return vitfast::launch_layer_norm_forward<T, W>(a, {});
+    return vitfast::launch_layer_norm_forward<T>(a, {});
   }
   LayerNormBackward a{};
+  a.parameter_type = type_of<W>();
   a.rows = rows;
   a.channels = channels;
   a.rows_per_chunk = program.integer("rows_per_chunk");
@@ -54,7 +62,7 @@ void run(simt_test::Program& program) {
   const int64_t sums = vitfast::ceil_div(rows, a.rows_per_chunk) * channels;
   if (a.weight != nullptr) a.partial_weight = program.output<float>("partial_weight", sums);
   if (program.integer("has_bias") != 0) a.partial_bias = program.output<float>("partial_bias", sums);
-  vitfast::launch_layer_norm_backward<T, W>(a, {});
+  vitfast::launch_layer_norm_backward<T>(a, {});
 }
 
 int main(int argc, char** argv) {

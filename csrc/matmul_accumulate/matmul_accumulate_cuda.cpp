@@ -1,7 +1,5 @@
-#include "csrc/cuda/tensors.cuh"
-#include "csrc/matmul_accumulate/matmul_accumulate_kernel.cuh"
+#include "csrc/cuda/tensors.h"
 #include "csrc/matmul_accumulate/matmul_accumulate_tensors.h"
-#include "csrc/matmul_accumulate/matmul_fp16_accumulation_kernel.cuh"
 
 namespace vitfast {
 namespace {
@@ -18,7 +16,7 @@ Tensor matmul_fp16_accumulation(
   const char* op = "matmul_fp16_accumulation";
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::Half, op, ": x must be float16");
   const AccumulateSizes sizes(op, x, weight, chunk);
-  constexpr int64_t step = Fp16AccumulationShape::step;
+  constexpr int64_t step = fp16_accumulation_step;
   STD_TORCH_CHECK(sizes.depth % 8 == 0, op, ": K must be a multiple of 8, got ", sizes.depth);
   STD_TORCH_CHECK(chunk % step == 0, op, ": chunk must be a multiple of 16, or 0 for the whole sum, got ", chunk);
 

@@ -1,5 +1,4 @@
-#include "csrc/cuda/tensors.cuh"
-#include "csrc/layer_norm/layer_norm_launch.cuh"
+#include "csrc/cuda/tensors.h"
 #include "csrc/layer_norm/layer_norm_tensors.h"
 
 namespace vitfast {
@@ -26,24 +25,12 @@ struct Cuda {
 
   static void forward(const LayerNormForward& a, const Tensor& like) {
     const CurrentStream stream(like);
-    with_types(a.type, a.parameter_type, [&](auto element, auto parameter) {
-      launch_layer_norm_forward<decltype(element), decltype(parameter)>(a, stream);
-    });
+    with_element("layer_norm", a.type, [&](auto element) { launch_layer_norm_forward<decltype(element)>(a, stream); });
   }
 
   static void backward(const LayerNormBackward& a, const Tensor& like) {
     const CurrentStream stream(like);
-    with_types(a.type, a.parameter_type, [&](auto element, auto parameter) {
-      launch_layer_norm_backward<decltype(element), decltype(parameter)>(a, stream);
-    });
-  }
-
- private:
-  template <typename F>
-  static void with_types(Type type, Type parameter_type, const F& f) {
-    with_element("layer_norm", type, [&](auto element) {
-      parameter_type == Type::float32 ? f(element, float{}) : f(element, element);
-    });
+    with_element("layer_norm", a.type, [&](auto element) { launch_layer_norm_backward<decltype(element)>(a, stream); });
   }
 };
 

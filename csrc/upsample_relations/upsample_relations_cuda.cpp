@@ -1,5 +1,4 @@
-#include "csrc/cuda/tensors.cuh"
-#include "csrc/upsample_relations/upsample_relations_kernel.cuh"
+#include "csrc/cuda/tensors.h"
 #include "csrc/upsample_relations/upsample_relations_tensors.h"
 
 namespace vitfast {

@@ -1,7 +1,5 @@
-#include "csrc/attention/attention_backward_launch.cuh"
-#include "csrc/attention/attention_forward_launch.cuh"
 #include "csrc/attention/attention_tensors.h"
-#include "csrc/cuda/tensors.cuh"
+#include "csrc/cuda/tensors.h"
 
 namespace vitfast {
 namespace {

@@ -3,23 +3,9 @@
 #include <climits>
 #include <stdexcept>
 
-#include "csrc/common/chunks.h"
-#include "csrc/cuda/tensors.cuh"
-#include "csrc/linear/epilogue_gradient_kernel.cuh"
+#include "csrc/cuda/tensors.h"
 
 namespace vitfast {
-
-// Instances are compiled in gemm_sm80.cu (for GPUs that run sm_80 code: compute capability 8.0 and newer) and
-// gemm_sm90a.cu (compute capability 9.0 only). The build defines VITFAST_HAS_SM80 and VITFAST_HAS_SM90A.
-template <typename T>
-void launch_gemm_sm80(const GemmArguments& arguments, Stream stream);
-template <typename T>
-void launch_gemm_sm80(const GemmGradientArguments& arguments, Stream stream);
-template <typename T>
-void launch_gemm_sm90a(const GemmArguments& arguments, Stream stream);
-template <typename T>
-void launch_gemm_sm90a(const GemmGradientArguments& arguments, Stream stream);
-
 namespace {
 
 bool is_compute_capability_90() {
@@ -101,7 +87,7 @@ std::optional<Tensor> gemm_on_cuda(const LinearCall& call) {
 std::optional<EpilogueGradients> epilogue_gradients_on_cuda(const EpilogueGradientCall& call) {
   const ScalarType type = call.grad.scalar_type();
   const int64_t rows = call.grad.size(0), columns = call.grad.size(1);
-  const bool supports_shape = rows > 0 && columns > 0 && columns % epilogue_gradient_width == 0;
+  const bool supports_shape = rows > 0 && columns > 0 && columns % gemm_alignment == 0;
   if (!is_narrow(type) || !supports_shape) return std::nullopt;
   if (!call.has_bias && !call.sum.has_value()) return EpilogueGradients{call.grad, std::nullopt, std::nullopt};
 

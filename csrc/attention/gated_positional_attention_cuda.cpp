@@ -2,8 +2,7 @@
 // operators.
 
 #include "csrc/attention/attention_tensors.h"
-#include "csrc/attention/gated_positional_attention_kernel.cuh"
-#include "csrc/cuda/tensors.cuh"
+#include "csrc/cuda/tensors.h"
 
 namespace vitfast {
 namespace {

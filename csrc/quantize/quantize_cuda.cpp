@@ -1,6 +1,5 @@
-#include "csrc/cuda/tensors.cuh"
+#include "csrc/cuda/tensors.h"
 #include "csrc/quantize/quantize_tensors.h"
-#include "csrc/quantize/round_elements_kernel.cuh"
 
 namespace vitfast {
 namespace {

@@ -5,9 +5,9 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 
+#include "csrc/common/alignment.h"
 #include "csrc/common/tensors.h"
-#include "csrc/cuda/launch.cuh"
-#include "csrc/cuda/pack.cuh"
+#include "csrc/cuda/kernels.h"
 
 namespace vitfast {
 

@@ -1,0 +1,9 @@
+#include "csrc/attention/attention_backward_launch.cuh"
+
+namespace vitfast {
+
+template void launch_attention_backward<Half>(const AttentionBackward&, float*, Stream);
+template void launch_attention_backward<BFloat16>(const AttentionBackward&, float*, Stream);
+template void launch_attention_backward<float>(const AttentionBackward&, float*, Stream);
+
+}  // namespace vitfast

@@ -1,0 +1,57 @@
+// Entry points of the CUDA kernels: defined in the .cu files, called by the operators (*_cuda.cpp), which are compiled
+// without nvcc. They launch on the current device. T: Half, BFloat16 or float, unless stated otherwise.
+
+#pragma once
+
+#include "csrc/attention/attention.h"
+#include "csrc/common/fixed_format.h"
+#include "csrc/cuda/stream.h"
+#include "csrc/layer_norm/layer_norm.h"
+#include "csrc/linear/gemm.h"
+#include "csrc/matmul_accumulate/matmul_accumulate.h"
+#include "csrc/quantize/round_elements.h"
+#include "csrc/upsample_relations/upsample_relations.h"
+
+namespace vitfast {
+
+template <typename T>
+void launch_attention_forward(const AttentionForward& a, Stream stream);
+
+// `row_statistics`: scratch memory of attention_row_statistics numbers, 16-byte aligned, if uses_tiles.
+template <typename T>
+void launch_attention_backward(const AttentionBackward& a, float* row_statistics, Stream stream);
+
+// T: Half or BFloat16.
+template <typename T>
+void launch_gated_positional_attention(const GatedPositionalAttention& a, Stream stream);
+
+template <typename T>
+void launch_layer_norm_forward(const LayerNormForward& a, Stream stream);
+template <typename T>
+void launch_layer_norm_backward(const LayerNormBackward& a, Stream stream);
+
+// R: FloatRounding or FixedPointRounding.
+template <typename R>
+void launch_round_elements(const DeviceElements& a, const R& rounding, Stream stream);
+
+void launch_matmul_accumulate(const MatmulAccumulate& a, Stream stream);
+void launch_matmul_fp16_accumulation(const MatmulFp16Accumulation& a, Stream stream);
+
+// The result must not be empty, and the matrix must have a column.
+template <typename T>
+void launch_upsample_relations(const UpsampleRelationsOnDevice& a, Stream stream);
+
+// T: Half or BFloat16. The build defines VITFAST_HAS_SM80 (GPUs of compute capability 8.0 and newer) and
+// VITFAST_HAS_SM90A (9.0 only) if it contains the kernels.
+template <typename T>
+void launch_gemm_sm80(const GemmArguments& arguments, Stream stream);
+template <typename T>
+void launch_gemm_sm80(const GemmGradientArguments& arguments, Stream stream);
+template <typename T>
+void launch_gemm_sm90a(const GemmArguments& arguments, Stream stream);
+template <typename T>
+void launch_gemm_sm90a(const GemmGradientArguments& arguments, Stream stream);
+template <typename T>
+void launch_epilogue_gradient(const EpilogueGradient& a, Stream stream);
+
+}  // namespace vitfast

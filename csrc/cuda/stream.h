@@ -1,0 +1,18 @@
+// Streams and errors of the CUDA runtime, for host code; independent of torch.
+
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+#include <cuda_runtime_api.h>
+
+namespace vitfast {
+
+using Stream = cudaStream_t;
+
+inline void check_cuda(cudaError_t error) {
+  if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA error: ") + cudaGetErrorString(error));
+}
+
+}  // namespace vitfast
