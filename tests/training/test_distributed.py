@@ -18,8 +18,7 @@ from support.tiny_run import RICH, TINY_RUN
 from vitfast.runs.checkpoint import latest_checkpoint, list_checkpoints, load_state, load_weights_file
 
 PLAIN = (*TINY_RUN, "train.threads=1")
-# without rotating the images, which takes longer than all else
-DRAWING = (*PLAIN, *(option for option in RICH if "affine" not in option))
+DRAWING = (*PLAIN, *RICH)
 # the gradient of the only step is what momentum starts from
 ONE_STEP = (*PLAIN, "schedule.steps=1", "schedule.warmup_epochs=0", "optim.name=sgd", "optim.weight_decay=0")
 

@@ -13,6 +13,7 @@ from support.tiny_run import RICH, TINY_RUN
 STEPS = 62
 # 1,293 images in batches of 43: 31 steps an epoch
 OPTIONS = (*TINY_RUN, *RICH, "data.batch_size=43", "train.accumulate=1", "train.threads=1", "optim.lr=0.003")
+OPTIONS += ("data.augment.affine_degrees=10", "data.augment.affine_translate=0.1")
 
 # Trains with each seed in turn, and prints every loss and the hashes of what comes out.
 TRAIN = """

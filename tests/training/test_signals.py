@@ -18,8 +18,7 @@ from support.tiny_run import RICH, TINY_RUN
 from support.training_server import living_processes
 from vitfast.runs.checkpoint import list_checkpoints, load_state
 
-# without rotating the images, which takes longer than all else
-OPTIONS = (*TINY_RUN, *(option for option in RICH if "affine" not in option), "train.threads=1")
+OPTIONS = (*TINY_RUN, *RICH, "train.threads=1")
 
 
 @pytest.fixture(scope="module")
