@@ -51,10 +51,10 @@ def test_stacked_in_the_order_of_the_table_not_of_the_file() -> None:
 
 def test_an_incomplete_stack_is_not_loaded() -> None:
     rules = (*stacked_affine(["q", "k", "v"], "qkv"), *affine("norm", "norm"))
-    mapped, unmatched = map_keys(
-        {key: torch.ones(1) for key in ("q.bias", "v.bias", "norm.bias", "other")}, rules, "file"
-    )
+    tensors = {key: torch.ones(1) for key in ("other", "q.bias", "v.bias", "norm.bias")}
+    mapped, unmatched = map_keys(tensors, rules, "file")
     assert list(mapped) == ["norm.bias"]
+    assert mapped["norm.bias"] is tensors["norm.bias"]  # a layout that is kept needs no second copy
     assert sorted(unmatched) == ["other", "q.bias", "v.bias"]
 
 
