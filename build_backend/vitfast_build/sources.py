@@ -16,13 +16,10 @@ _CPU_PATTERNS = ("csrc/library.cpp", "csrc/common/*.cpp", "csrc/cpu/*.cpp", "csr
 _ISA_PATTERN = "csrc/cpu/isa/*.cpp"
 # operators, compiled without nvcc, and kernels
 _CUDA_PATTERNS = ("csrc/*/*_cuda.cpp", "csrc/*/*.cu")
-# CUTLASS GEMMs compile slowly: each instance is its own object file, so that ninja compiles them in parallel
-_GEMM_SOURCE = "csrc/linear/gemm_sm"
-_GEMM_INSTANCES = {
-    f"{element}.{arguments}": (f"-DVITFAST_GEMM_TYPE={element}", f"-DVITFAST_GEMM_ARGUMENTS={arguments}")
-    for element in ("Half", "BFloat16")
-    for arguments in ("GemmArguments", "GemmGradientArguments")
-}
+_CUTLASS_PREFIX = "csrc/linear/gemm_sm"
+# the GEMMs of CUTLASS 3 compile slowly: each tile is its own object file, so that ninja compiles them in parallel
+_SPLIT_BY_TILE = "csrc/linear/gemm_sm90a.cu"
+_TILE_COLUMNS = (256, 192)
 
 # Each file of csrc/cpu/isa is compiled for the instruction set of its name and selected at run time.
 _AVX512 = (
@@ -58,7 +55,7 @@ class Source:
     @property
     def uses_cutlass(self) -> bool:
         """Whether the file includes CUTLASS headers."""
-        return self.path.startswith(_GEMM_SOURCE)
+        return self.path.startswith(_CUTLASS_PREFIX)
 
     def select_architectures(self, architectures: Iterable[CudaArchitecture]) -> tuple[CudaArchitecture, ...]:
         """The architectures to compile for: ``*_sm90a.cu`` is for 9.0a only, ``*_sm80.cu`` for all but 9.0a."""
@@ -104,8 +101,8 @@ def find_sources(root: Path, *, x86: bool) -> Sources:
             instruction_sets.append(name)
     cuda = []
     for path in find(*_CUDA_PATTERNS):
-        if path.startswith(_GEMM_SOURCE):
-            cuda += [Source(path, flags, instance) for instance, flags in _GEMM_INSTANCES.items()]
+        if path == _SPLIT_BY_TILE:
+            cuda += [Source(path, (f"-DVITFAST_TILE_COLUMNS={columns}",), str(columns)) for columns in _TILE_COLUMNS]
         else:
             cuda.append(Source(path))
     return Sources(tuple(cpu), tuple(cuda), tuple(instruction_sets))

@@ -1,4 +1,4 @@
-// CUTLASS element types, epilogue nodes, errors and launches.
+// CUTLASS element types, epilogue nodes and errors.
 
 #pragma once
 
@@ -11,7 +11,7 @@
 #include <cutlass/cuda_host_adapter.hpp>
 
 #include "csrc/common/types.h"
-#include "csrc/cuda/launch.cuh"
+#include "csrc/cuda/stream.h"
 
 namespace vitfast {
 
@@ -47,16 +47,6 @@ inline void check_cutlass(cutlass::Status status) {
   if (status != cutlass::Status::kSuccess) {
     throw std::runtime_error(std::string("linear: CUTLASS error: ") + cutlass::cutlassGetStatusString(status));
   }
-}
-
-// Launches a GEMM that needs no workspace.
-template <typename Gemm, typename Arguments>
-void run_cutlass(const Arguments& arguments, Stream stream) {
-  if (Gemm::get_workspace_size(arguments) != 0)
-    throw std::runtime_error("linear: the CUTLASS kernel requires a workspace");
-  Gemm gemm;
-  check_cutlass(gemm.initialize(arguments, nullptr, stream));
-  check_cutlass(gemm.run(stream));
 }
 
 }  // namespace vitfast

@@ -12,39 +12,32 @@ namespace vitfast {
 
 enum class EpilogueActivation : int { none, gelu, gelu_tanh };
 
-// Rounding is to nearest, ties to even, and applies to the value as stored in the output type, as if quantize_float
-// read the result.
+// What a GEMM computes from its sum. Rounding is to nearest, ties to even, and applies to the value as stored in the
+// output type, as if quantize_float read the result.
 struct GemmEpilogue {
   EpilogueActivation activation;
+  bool is_gradient;  // of the activation, which is not none; without bias, scale and rounding
   bool rounds;
   FloatFormat<Float32Bits> format;
 };
 
-// out = round(residual + scale * activation(x weightᵀ + bias))
+// out = round(source + scale * activation(x weightᵀ + bias))
+//
+// or, if epilogue.is_gradient: out = (x weightᵀ) * activation'(source), and its column sums. This is the gradient of an
+// activation's input from the gradient of the next GEMM's output.
 //
 // Matrices are row-major, contiguous and 16-byte aligned; columns and depth are multiples of gemm_alignment, no size is
 // zero.
 struct GemmArguments {
-  const void* x;         // [rows, depth]
-  const void* weight;    // [columns, depth]
-  const void* bias;      // [columns] or null
-  const void* scale;     // [columns] or null: 1
-  const void* residual;  // [rows, columns] or null
-  void* out;             // [rows, columns]
+  const void* x;        // [rows, depth]
+  const void* weight;   // [columns, depth]
+  const void* bias;     // [columns] or null
+  const void* scale;    // [columns] or null: 1
+  const void* source;   // [rows, columns]: residual or null; of a gradient: the activation's input
+  void* out;            // [rows, columns]
+  float* partial_sums;  // of a gradient: [count_row_tiles(rows), columns], column sums of each row tile; or null
   int rows, columns, depth;
   GemmEpilogue epilogue;
-};
-
-// out = (grad weight) * activation'(pre_activation): the gradient of an activation's input from the gradient of the
-// next GEMM's output, and its column sums.
-struct GemmGradientArguments {
-  const void* grad;            // [rows, depth]
-  const void* weight;          // [depth, columns]
-  const void* pre_activation;  // [rows, columns]
-  void* out;                   // [rows, columns]
-  float* partial_sums;         // [count_row_tiles(rows), columns]: column sums of each row tile
-  int rows, columns, depth;
-  EpilogueActivation activation;  // not none
 };
 
 // Gradients of a GEMM epilogue. Matrices are row-major, contiguous and 16-byte aligned; columns are a multiple of 8.

@@ -50,4 +50,12 @@ apply_epilogue_gradient(const Values& sums, const Values& pre_activation, Epilog
   return gradient;
 }
 
+// Either of both; `source`: the residual, or the activation's input.
+template <typename T, int count, typename Values>
+__device__ __forceinline__ Values finish_gemm(
+    const Values& sums, const Values& bias, const Values& scale, const Values& source, const GemmEpilogue& epilogue) {
+  if (epilogue.is_gradient) return apply_epilogue_gradient<T, count>(sums, source, epilogue.activation);
+  return apply_epilogue<T, count>(sums, bias, scale, source, epilogue);
+}
+
 }  // namespace vitfast

@@ -1,8 +1,8 @@
-// GEMMs for compute capability 8.0 and newer: CUTLASS 2.x, cp.async tile copies, mma.sync. All epilogue variants are
-// selected at run time, so there is one forward and one gradient kernel per type.
+// GEMMs for compute capability 8.0 and newer: CUTLASS 2.x, cp.async tile copies, mma.sync. All epilogue variants,
+// those of the backward too, are selected at run time, so there is one kernel per type.
 
 #include <cutlass/cutlass.h>
-#include <cutlass/gemm/device/gemm_universal_adapter.h>
+#include <cutlass/gemm/device/gemm_universal_base.h>
 #include <cutlass/gemm/kernel/default_gemm_universal_with_visitor.h>
 #include <cute/tensor.hpp>
 #include <cutlass/epilogue/threadblock/fusion/visitors.hpp>
@@ -13,7 +13,7 @@
 
 namespace vitfast {
 
-// Loads the residual in CUTLASS's epilogue tree; reads nothing if there is none.
+// Loads the source in CUTLASS's epilogue tree; reads nothing if there is none.
 template <typename Load>
 struct OptionalLoad : Load {
   using Load::Load;
@@ -36,56 +36,13 @@ struct OptionalLoad : Load {
   }
 };
 
-template <typename Arguments>
-using NodeSm80 = EpilogueNode<cutlass::epilogue::threadblock::detail::VisitorImpl2x<>, Arguments>;
-
-// Tree node that calls apply_epilogue. CUTLASS's VisitorCompute cannot pass run-time arguments to its function.
-template <typename T>
-struct FinishSm80 : NodeSm80<GemmEpilogue> {
-  struct SharedStorage {};
-
-  CUTLASS_HOST_DEVICE FinishSm80() {}
-  CUTLASS_HOST_DEVICE FinishSm80(const Params& params, const SharedStorage&) : epilogue(&params) {}
-
-  struct Callbacks : cutlass::epilogue::threadblock::detail::EmptyCallbacks {
-    CUTLASS_DEVICE explicit Callbacks(const GemmEpilogue* epilogue_) : epilogue(epilogue_) {}
-
-    template <typename Element, int count>
-    CUTLASS_DEVICE static cutlass::Array<float, count> widened(const cutlass::Array<Element, count>& values) {
-      return cutlass::NumericArrayConverter<float, Element, count>{}(values);
-    }
-
-    template <typename Sum, typename Element, int count>
-    CUTLASS_DEVICE cutlass::Array<float, count> visit(
-        int,
-        int,
-        int,
-        int,
-        const cutlass::Array<Sum, count>&,
-        const cutlass::Array<Sum, count>& sums,
-        const cutlass::Array<Element, count>& bias,
-        const cutlass::Array<Element, count>& scale,
-        const cutlass::Array<Element, count>& residual) {
-      return apply_epilogue<T, count>(sums, widened(bias), widened(scale), widened(residual), *epilogue);
-    }
-
-    const GemmEpilogue* epilogue;
-  };
-
-  template <class ProblemShape>
-  CUTLASS_DEVICE auto get_callbacks(cutlass::gemm::GemmCoord, int, ProblemShape) {
-    return Callbacks(epilogue);
-  }
-
-  const GemmEpilogue* epilogue;
-};
-
 // Tile shape of the GEMMs and leaves of their epilogue trees.
 template <typename T>
 struct TileSm80 {
   using Element = CutlassElement<T>;
   using Tile = cutlass::gemm::GemmShape<gemm_tile_rows, 128, 32>;
   using WarpTile = cutlass::gemm::GemmShape<64, 64, 32>;
+  static constexpr int stages = 4;
 
   using Threads = cutlass::epilogue::threadblock::OutputTileThreadLayout<Tile, WarpTile, Element, gemm_alignment, 1>;
   using RowStride = cute::Stride<cute::_0, cute::_1, int64_t>;
@@ -99,65 +56,103 @@ struct TileSm80 {
   static Element* elements(const void* address) { return const_cast<Element*>(static_cast<const Element*>(address)); }
 };
 
-// GEMM with epilogue `Tree`. WeightLayout: layout of the weight as a matrix [depth, N].
-template <typename T, typename WeightLayout, typename Tree>
-struct GemmSm80 : TileSm80<T> {
-  using typename TileSm80<T>::Element;
-  using Instruction = cutlass::gemm::GemmShape<16, 8, 16>;
-  static constexpr int stages = 4;
+struct FinishParams {
+  GemmEpilogue epilogue;
+  float* partial_sums;
+};
 
-  using Kernel = typename cutlass::gemm::kernel::DefaultGemmWithVisitor<
-      Element,
-      cutlass::layout::RowMajor,
-      cutlass::ComplexTransform::kNone,
-      gemm_alignment,
-      Element,
-      WeightLayout,
-      cutlass::ComplexTransform::kNone,
-      gemm_alignment,
-      Element,
-      cutlass::layout::RowMajor,
-      gemm_alignment,
-      float,
-      float,
-      cutlass::arch::OpClassTensorOp,
-      cutlass::arch::Sm80,
-      typename TileSm80<T>::Tile,
-      typename TileSm80<T>::WarpTile,
-      Instruction,
-      Tree,
-      cutlass::gemm::threadblock::GemmIdentityThreadblockSwizzle<8>,
-      stages,
-      cutlass::arch::OpMultiplyAdd>::GemmKernel;
-  using Gemm = cutlass::gemm::device::GemmUniversalAdapter<Kernel>;
+// Tree node that calls finish_gemm and writes the tile's column sums to its row of `partial_sums` [row tiles, columns],
+// unless that is null. A thread visits eight columns of every few rows; shared memory combines the threads of a column.
+// CUTLASS's VisitorCompute cannot pass run-time arguments to its function.
+template <typename T>
+struct FinishSm80 : EpilogueNode<cutlass::epilogue::threadblock::detail::VisitorImpl2x<>, FinishParams> {
+  using typename EpilogueNode<cutlass::epilogue::threadblock::detail::VisitorImpl2x<>, FinishParams>::Params;
+  using Threads = typename TileSm80<T>::Threads;
+  static constexpr int width = gemm_alignment, columns = TileSm80<T>::Tile::kN;
+  static constexpr int groups = Threads::kThreads / (columns / width);
+  static_assert(Threads::Iterations::kColumn == 1 && Threads::Detail::kAccessWidth == columns / width);
+  static_assert(Threads::kThreads == columns);  // one thread per column in end_epilogue
 
-  // `weight_stride`: leading dimension of the weight.
-  static void launch(
-      cutlass::gemm::GemmCoord sizes,
-      const typename Tree::Arguments& tree,
-      const void* x,
-      const void* weight,
-      int weight_stride,
-      Stream stream) {
-    const typename Gemm::Arguments arguments{
-        cutlass::gemm::GemmUniversalMode::kGemm,
-        sizes,
-        1,
-        tree,
-        x,
-        weight,
-        nullptr,
-        nullptr,
-        0,
-        0,
-        0,
-        0,
-        sizes.k(),
-        weight_stride,
-        0,
-        0};
-    run_cutlass<Gemm>(arguments, stream);
+  struct SharedStorage {
+    alignas(16) float sums[groups][columns];
+  };
+
+  CUTLASS_HOST_DEVICE FinishSm80() {}
+  CUTLASS_HOST_DEVICE FinishSm80(const Params& params_, const SharedStorage& storage)
+      : params(&params_), shared(const_cast<SharedStorage*>(&storage)) {}
+
+  struct Callbacks : cutlass::epilogue::threadblock::detail::EmptyCallbacks {
+    CUTLASS_DEVICE
+    Callbacks(
+        const Params* params_, SharedStorage* shared_, cutlass::gemm::GemmCoord tile, int thread_, int rows, int n)
+        : params(params_),
+          shared(shared_),
+          thread(thread_),
+          rows_left(rows - tile.m() * gemm_tile_rows),
+          first_column(tile.n() * columns),
+          all_columns(n),
+          row_tile(tile.m()) {
+      sums.clear();
+    }
+
+    template <typename Element>
+    CUTLASS_DEVICE static cutlass::Array<float, width> widened(const cutlass::Array<Element, width>& values) {
+      return cutlass::NumericArrayConverter<float, Element, width>{}(values);
+    }
+
+    template <typename Sum, typename Element>
+    CUTLASS_DEVICE cutlass::Array<float, width> visit(
+        int step,
+        int row,
+        int,
+        int,
+        const cutlass::Array<Sum, width>&,
+        const cutlass::Array<Sum, width>& products,
+        const cutlass::Array<Element, width>& bias,
+        const cutlass::Array<Element, width>& scale,
+        const cutlass::Array<Element, width>& source) {
+      const auto results =
+          finish_gemm<T, width>(products, widened(bias), widened(scale), widened(source), params->epilogue);
+      if (params->partial_sums != nullptr && row_in_tile(step, row) < rows_left) {
+        CUTLASS_PRAGMA_UNROLL
+        for (int i = 0; i < width; ++i) sums[i] += results[i];
+      }
+      return results;
+    }
+
+    CUTLASS_DEVICE void end_epilogue() {
+      if (params->partial_sums == nullptr) return;
+      constexpr int threads_in_row = columns / width;
+      float* own = shared->sums[thread / threads_in_row] + thread % threads_in_row * width;
+      CUTLASS_PRAGMA_UNROLL
+      for (int i = 0; i < width; ++i) own[i] = sums[i];
+      __syncthreads();
+      const int column = first_column + thread;
+      if (column >= all_columns) return;
+      params->partial_sums[int64_t(row_tile) * all_columns + column] =
+          sum_groups<groups, columns>(shared->sums[0], thread);
+    }
+
+    CUTLASS_DEVICE int row_in_tile(int step, int row) const {
+      const auto tile = cute::make_identity_tensor(cute::make_shape(gemm_tile_rows, columns, 1));
+      const auto own = Threads::partition(tile, thread, cutlass::gemm::GemmCoord(0, 0, 0));
+      const auto visits = cute::group_modes<2, 5>(own(cute::_0{}, cute::_, cute::_, cute::_, cute::_, cute::_));
+      return cute::get<0>(visits(0, row, step));
+    }
+
+    const Params* params;
+    SharedStorage* shared;
+    int thread, rows_left, first_column, all_columns, row_tile;
+    cutlass::Array<float, width> sums;
+  };
+
+  template <class ProblemShape>
+  CUTLASS_DEVICE auto get_callbacks(cutlass::gemm::GemmCoord tile, int thread, ProblemShape problem) {
+    return Callbacks(params, shared, tile, thread, int(cute::get<0>(problem)), int(cute::get<1>(problem)));
   }
+
+  const Params* params;
+  SharedStorage* shared;
 };
 
 template <typename T>
@@ -172,124 +167,62 @@ void launch_gemm_sm80(const GemmArguments& p, Stream stream) {
           typename Leaves::Row,
           typename Leaves::Row,
           OptionalLoad<typename Leaves::Load>>>;
+  using Kernel = typename cutlass::gemm::kernel::DefaultGemmWithVisitor<
+      Element,
+      cutlass::layout::RowMajor,
+      cutlass::ComplexTransform::kNone,
+      gemm_alignment,
+      Element,
+      cutlass::layout::ColumnMajor,
+      cutlass::ComplexTransform::kNone,
+      gemm_alignment,
+      Element,
+      cutlass::layout::RowMajor,
+      gemm_alignment,
+      float,
+      float,
+      cutlass::arch::OpClassTensorOp,
+      cutlass::arch::Sm80,
+      typename Leaves::Tile,
+      typename Leaves::WarpTile,
+      cutlass::gemm::GemmShape<16, 8, 16>,
+      Tree,
+      cutlass::gemm::threadblock::GemmIdentityThreadblockSwizzle<8>,
+      Leaves::stages,
+      cutlass::arch::OpMultiplyAdd>::GemmKernel;
   const typename Tree::Arguments tree{
       {{},
        {Leaves::elements(p.bias), Element(0), {}},
        {Leaves::elements(p.scale), Element(1), {}},
-       {Leaves::elements(p.residual), Element(0), Leaves::rows_of(p.columns)},
-       p.epilogue},
+       {Leaves::elements(p.source), Element(0), Leaves::rows_of(p.columns)},
+       {p.epilogue, p.partial_sums}},
       {Leaves::elements(p.out), Leaves::rows_of(p.columns)}};
-  using Gemm = GemmSm80<T, cutlass::layout::ColumnMajor, Tree>;
-  Gemm::launch({p.rows, p.columns, p.depth}, tree, p.x, p.weight, p.depth, stream);
+  using Gemm = cutlass::gemm::device::GemmUniversalBase<Kernel>;
+  const typename Gemm::Arguments arguments{
+      cutlass::gemm::GemmUniversalMode::kGemm,
+      {p.rows, p.columns, p.depth},
+      1,
+      tree,
+      p.x,
+      p.weight,
+      nullptr,
+      nullptr,
+      0,
+      0,
+      0,
+      0,
+      p.depth,
+      p.depth,
+      0,
+      0};
+  if (Gemm::get_workspace_size(arguments) != 0)
+    throw std::runtime_error("linear: the CUTLASS kernel requires a workspace");
+  Gemm gemm;
+  check_cutlass(gemm.initialize(arguments, nullptr, stream));
+  check_cutlass(gemm.run(stream));
 }
 
-// --- backward: row-major weight, epilogue that reads the pre-activation ---
-
-struct EpilogueGradientParams {
-  EpilogueActivation activation;
-  float* partial_sums;
-};
-
-// Tree node that calls apply_epilogue_gradient and writes the tile's column sums to its row of `partial_sums` [row
-// tiles, columns]. A thread visits eight columns of every few rows; shared memory combines the threads of a column.
-template <typename T>
-struct GradientSm80 : NodeSm80<EpilogueGradientParams> {
-  using Threads = typename TileSm80<T>::Threads;
-  static constexpr int width = gemm_alignment, columns = TileSm80<T>::Tile::kN;
-  static constexpr int groups = Threads::kThreads / (columns / width);
-  static_assert(Threads::Iterations::kColumn == 1 && Threads::Detail::kAccessWidth == columns / width);
-  static_assert(Threads::kThreads == columns);  // one thread per column in end_epilogue
-
-  struct SharedStorage {
-    alignas(16) float sums[groups][columns];
-  };
-
-  CUTLASS_HOST_DEVICE GradientSm80() {}
-  CUTLASS_HOST_DEVICE GradientSm80(const Params& params_, const SharedStorage& storage)
-      : params(&params_), shared(const_cast<SharedStorage*>(&storage)) {}
-
-  struct Callbacks : cutlass::epilogue::threadblock::detail::EmptyCallbacks {
-    CUTLASS_DEVICE
-    Callbacks(
-        const Params* params_, SharedStorage* shared_, cutlass::gemm::GemmCoord tile, int thread_, int rows, int n)
-        : params(params_),
-          shared(shared_),
-          thread(thread_),
-          rows_left(rows - tile.m() * gemm_tile_rows),
-          first_column(tile.n() * columns),
-          all_columns(n),
-          target(params_->partial_sums + int64_t(tile.m()) * n + first_column) {
-      sums.clear();
-    }
-
-    template <typename Sum, typename Element>
-    CUTLASS_DEVICE cutlass::Array<float, width> visit(
-        int step,
-        int row,
-        int,
-        int,
-        const cutlass::Array<Sum, width>&,
-        const cutlass::Array<Sum, width>& products,
-        const cutlass::Array<Element, width>& pre_activation) {
-      const auto inputs = cutlass::NumericArrayConverter<float, Element, width>{}(pre_activation);
-      const auto gradient = apply_epilogue_gradient<T, width>(products, inputs, params->activation);
-      if (row_in_tile(step, row) < rows_left) {
-        CUTLASS_PRAGMA_UNROLL
-        for (int i = 0; i < width; ++i) sums[i] += gradient[i];
-      }
-      return gradient;
-    }
-
-    CUTLASS_DEVICE void end_epilogue() {
-      constexpr int threads_in_row = columns / width;
-      float* own = shared->sums[thread / threads_in_row] + thread % threads_in_row * width;
-      CUTLASS_PRAGMA_UNROLL
-      for (int i = 0; i < width; ++i) own[i] = sums[i];
-      __syncthreads();
-      if (first_column + thread < all_columns) target[thread] = sum_groups<groups, columns>(shared->sums[0], thread);
-    }
-
-    CUTLASS_DEVICE int row_in_tile(int step, int row) const {
-      const auto tile = cute::make_identity_tensor(cute::make_shape(gemm_tile_rows, columns, 1));
-      const auto own = Threads::partition(tile, thread, cutlass::gemm::GemmCoord(0, 0, 0));
-      const auto visits = cute::group_modes<2, 5>(own(cute::_0{}, cute::_, cute::_, cute::_, cute::_, cute::_));
-      return cute::get<0>(visits(0, row, step));
-    }
-
-    const Params* params;
-    SharedStorage* shared;
-    int thread, rows_left, first_column, all_columns;
-    float* target;  // the tile's row of partial sums, from its first column on
-    cutlass::Array<float, width> sums;
-  };
-
-  template <class ProblemShape>
-  CUTLASS_DEVICE auto get_callbacks(cutlass::gemm::GemmCoord tile, int thread, ProblemShape problem) {
-    return Callbacks(params, shared, tile, thread, int(cute::get<0>(problem)), int(cute::get<1>(problem)));
-  }
-
-  const Params* params;
-  SharedStorage* shared;
-};
-
-template <typename T>
-void launch_gemm_sm80(const GemmGradientArguments& p, Stream stream) {
-  using Leaves = TileSm80<T>;
-  using Element = typename Leaves::Element;
-  using Tree = cutlass::epilogue::threadblock::Sm80EVT<
-      typename Leaves::Store,
-      cutlass::epilogue::threadblock::
-          Sm80EVT<GradientSm80<T>, cutlass::epilogue::threadblock::VisitorAccFetch, typename Leaves::Load>>;
-  const typename Tree::Arguments tree{
-      {{},
-       {Leaves::elements(p.pre_activation), Element(0), Leaves::rows_of(p.columns)},
-       {p.activation, p.partial_sums}},
-      {Leaves::elements(p.out), Leaves::rows_of(p.columns)}};
-  using Gemm = GemmSm80<T, cutlass::layout::RowMajor, Tree>;
-  Gemm::launch({p.rows, p.columns, p.depth}, tree, p.grad, p.weight, p.columns, stream);
-}
-
-// The build compiles this file once per element type and kind of arguments (build_backend/vitfast_build/sources.py).
-template void launch_gemm_sm80<VITFAST_GEMM_TYPE>(const VITFAST_GEMM_ARGUMENTS&, Stream);
+template void launch_gemm_sm80<Half>(const GemmArguments&, Stream);
+template void launch_gemm_sm80<BFloat16>(const GemmArguments&, Stream);
 
 }  // namespace vitfast

@@ -1,12 +1,22 @@
 // GEMMs for compute capability 9.0: CUTLASS 3.x, warp-specialized. One producer warp copies tiles by TMA; two consumer
-// warp groups run wgmma and the epilogue while the next tiles are loaded. All epilogue variants are selected at run
-// time, so there is one kernel per type and tile.
+// warp groups run wgmma and the epilogue while the next tiles are loaded. All epilogue variants, those of the
+// backward too, are selected at run time, so there is one kernel per type and tile.
+//
+// CUTLASS's collective builders would choose the same types, but their headers double what is compiled.
 
 #include <cutlass/cutlass.h>
-#include <cutlass/gemm/device/gemm_universal_adapter.h>
-#include <cutlass/epilogue/collective/collective_builder.hpp>
-#include <cutlass/gemm/collective/collective_builder.hpp>
-#include <cutlass/gemm/kernel/gemm_universal.hpp>
+
+// declared here, because the header with the definition includes those of every other architecture
+namespace cutlass::epilogue::collective {
+template <class DispatchPolicy, class... Arguments>
+class CollectiveEpilogue;
+}
+#include <cutlass/device_kernel.h>
+#include <cutlass/cluster_launch.hpp>
+#include <cutlass/epilogue/collective/sm90_epilogue_tma_warpspecialized.hpp>
+#include <cutlass/gemm/collective/collective_mma_decl.hpp>
+#include <cutlass/gemm/collective/sm90_mma_tma_gmma_ss_warpspecialized.hpp>
+#include <cutlass/gemm/kernel/sm90_gemm_tma_warpspecialized_cooperative.hpp>
 
 #include "csrc/linear/column_sums.cuh"
 #include "csrc/linear/cutlass.cuh"
@@ -14,7 +24,7 @@
 
 namespace vitfast {
 
-// Fetches the residual, if there is one.
+// Fetches the source, if there is one.
 template <typename Element>
 struct OptionalSource : EpilogueNode<cutlass::epilogue::fusion::Sm90SrcFetch<Element>, bool> {
   using Base = cutlass::epilogue::fusion::Sm90SrcFetch<Element>;
@@ -36,7 +46,7 @@ struct OptionalSource : EpilogueNode<cutlass::epilogue::fusion::Sm90SrcFetch<Ele
   bool is_there = false;
 };
 
-// Root of the tree: calls apply_epilogue.
+// Tree node that calls finish_gemm.
 template <typename T>
 struct FinishSm90 {
   template <typename Values>
@@ -46,123 +56,19 @@ struct FinishSm90 {
         const Values& sums,
         const Values& bias,
         const Values& scale,
-        const Values& residual,
+        const Values& source,
         const Arguments& epilogue) const {
-      return apply_epilogue<T, Values::kElements>(sums, bias, scale, residual, epilogue);
+      return finish_gemm<T, Values::kElements>(sums, bias, scale, source, epilogue);
     }
   };
 };
 
-// GEMM with epilogue `Tree` and output tiles of 128 x `columns`, in depth steps of 64. Two adjacent blocks share the
-// weight tile by multicast. WeightLayout: layout of the weight as a matrix [depth, N].
-template <typename T, int columns, typename WeightLayout, typename Tree>
-struct GemmSm90a {
-  using Element = CutlassElement<T>;
-  using Tile = cute::Shape<cute::Int<gemm_tile_rows>, cute::Int<columns>, cute::_64>;
-  using Cluster = cute::Shape<cute::_2, cute::_1, cute::_1>;
-  using Epilogue = typename cutlass::epilogue::collective::CollectiveBuilder<
-      cutlass::arch::Sm90,
-      cutlass::arch::OpClassTensorOp,
-      Tile,
-      Cluster,
-      cutlass::epilogue::collective::EpilogueTileAuto,
-      float,
-      float,
-      Element,
-      cutlass::layout::RowMajor,
-      gemm_alignment,
-      Element,
-      cutlass::layout::RowMajor,
-      gemm_alignment,
-      cutlass::epilogue::TmaWarpSpecializedCooperative,
-      Tree>::CollectiveOp;
-  using Mainloop = typename cutlass::gemm::collective::CollectiveBuilder<
-      cutlass::arch::Sm90,
-      cutlass::arch::OpClassTensorOp,
-      Element,
-      cutlass::layout::RowMajor,
-      gemm_alignment,
-      Element,
-      WeightLayout,
-      gemm_alignment,
-      float,
-      Tile,
-      Cluster,
-      cutlass::gemm::collective::StageCountAutoCarveout<int(sizeof(typename Epilogue::SharedStorage))>,
-      cutlass::gemm::KernelTmaWarpSpecializedCooperative>::CollectiveOp;
-  using Kernel = cutlass::gemm::kernel::GemmUniversal<cute::Shape<int, int, int, int>, Mainloop, Epilogue>;
-  using Gemm = cutlass::gemm::device::GemmUniversalAdapter<Kernel>;
-
-  static auto rows_of(int length) { return cute::make_stride(int64_t(length), cute::_1{}, int64_t(0)); }
-  static const Element* elements(const void* address) { return static_cast<const Element*>(address); }
-
-  static void launch(typename Gemm::Arguments arguments, Stream stream) {
-    auto& hardware = arguments.hw_info;
-    check_cuda(cudaGetDevice(&hardware.device_id));
-    check_cuda(cudaDeviceGetAttribute(&hardware.sm_count, cudaDevAttrMultiProcessorCount, hardware.device_id));
-    run_cutlass<Gemm>(arguments, stream);
-  }
-};
-
-template <typename T, int columns>
-void launch_gemm_sm90a_tile(const GemmArguments& p, Stream stream) {
-  using Element = CutlassElement<T>;
-  using Tile = cute::Shape<cute::Int<gemm_tile_rows>, cute::Int<columns>, cute::_64>;
-  using Row = cutlass::epilogue::fusion::Sm90RowBroadcast<0, Tile, Element, float>;
-  using Tree = cutlass::epilogue::fusion::Sm90EVT<
-      cutlass::epilogue::fusion::
-          Sm90Compute<FinishSm90<T>::template Function, Element, float, cutlass::FloatRoundStyle::round_to_nearest>,
-      cutlass::epilogue::fusion::Sm90AccFetch,
-      Row,
-      Row,
-      OptionalSource<Element>>;
-  using Gemm = GemmSm90a<T, columns, cutlass::layout::ColumnMajor, Tree>;
-  // a tensor map needs an address, even if it is never read
-  const void* source = p.residual != nullptr ? p.residual : p.out;
-  Gemm::launch(
-      {cutlass::gemm::GemmUniversalMode::kGemm,
-       {p.rows, p.columns, p.depth, 1},
-       {Gemm::elements(p.x), Gemm::rows_of(p.depth), Gemm::elements(p.weight), Gemm::rows_of(p.depth)},
-       {{{},
-         {Gemm::elements(p.bias), Element(0), {}},
-         {Gemm::elements(p.scale), Element(1), {}},
-         p.residual != nullptr,
-         p.epilogue},
-        Gemm::elements(source),
-        Gemm::rows_of(p.columns),
-        static_cast<Element*>(p.out),
-        Gemm::rows_of(p.columns)}},
-      stream);
-}
-
-// Widths of ViTs are multiples of 192 (ViT-Ti, S, B) or 256 (B, L). The larger tile reads less and is used wherever it
-// leaves no remainder.
-template <typename T>
-void launch_gemm_sm90a(const GemmArguments& p, Stream stream) {
-  if (p.columns % 256 == 0) return launch_gemm_sm90a_tile<T, 256>(p, stream);
-  launch_gemm_sm90a_tile<T, 192>(p, stream);
-}
-
-// --- backward: row-major weight, epilogue that reads the pre-activation as the forward reads a residual ---
-
-template <typename T>
-struct GradientSm90 {
-  template <typename Values>
-  struct Function {
-    using Arguments = EpilogueActivation;
-    CUTLASS_DEVICE Values
-    operator()(const Values& sums, const Values& pre_activation, const Arguments& activation) const {
-      return apply_epilogue_gradient<T, Values::kElements>(sums, pre_activation, activation);
-    }
-  };
-};
-
-// Tree node that passes its input through and writes the tile's column sums to its row of `partial_sums` [row tiles,
-// columns]. Sums of warps are double-buffered: one buffer is written for the next 32 columns while the other is read.
+// Root of the tree: passes its input through and writes the tile's column sums to its row of `partial_sums` [row tiles,
+// columns], unless that is null.
 struct ColumnSumsSm90 : EpilogueNode<cutlass::epilogue::fusion::Sm90VisitorImpl<>, float*> {
   static constexpr int warps = gemm_tile_rows / 16;
   struct SharedStorage {
-    float sums[2][warps][column_sum_columns];
+    float sums[warps][column_sum_columns];
   };
 
   CUTLASS_HOST_DEVICE ColumnSumsSm90() {}
@@ -191,17 +97,19 @@ struct ColumnSumsSm90 : EpilogueNode<cutlass::epilogue::fusion::Sm90VisitorImpl<
 
     template <typename Sum, int count>
     CUTLASS_DEVICE cutlass::Array<float, count> visit(
-        const cutlass::Array<Sum, count>&, int, int, int epi_n, const cutlass::Array<float, count>& values) {
+        const cutlass::Array<Sum, count>&, int, int, int, const cutlass::Array<float, count>& values) {
       static_assert(count == column_sum_values);
-      sum_fragment_columns(shared->sums[epi_n % 2][thread / warp_size], values, rows_left, thread % warp_size);
+      if (partial_sums != nullptr) {
+        sum_fragment_columns(shared->sums[thread / warp_size], values, rows_left, thread % warp_size);
+      }
       return values;
     }
 
-    // CUTLASS synchronizes the threads between visit and end_loop
-    CUTLASS_DEVICE void end_loop(int, int epi_n) {
+    // CUTLASS synchronizes the threads before and after tma_store
+    CUTLASS_DEVICE void tma_store(int, int epi_n, int, bool) {
       const int column = epi_n * column_sum_columns + thread;
-      if (thread >= column_sum_columns || column >= columns_left) return;
-      partial_sums[column] = sum_groups<warps, column_sum_columns>(shared->sums[epi_n % 2][0], thread);
+      if (partial_sums == nullptr || thread >= column_sum_columns || column >= columns_left) return;
+      partial_sums[column] = sum_groups<warps, column_sum_columns>(shared->sums[0], thread);
     }
 
     SharedStorage* shared;
@@ -220,7 +128,7 @@ struct ColumnSumsSm90 : EpilogueNode<cutlass::epilogue::fusion::Sm90VisitorImpl<
     const bool has_rows = cute::get<0>(arguments.residue_cD) > 0;
     return Callbacks(
         shared,
-        partial_sums + int64_t(row_tile) * columns + first_column,
+        partial_sums == nullptr ? nullptr : partial_sums + int64_t(row_tile) * columns + first_column,
         arguments.thread_idx,
         int(cute::get<0>(arguments.residue_tCcD)),
         has_rows ? columns - first_column : 0);
@@ -230,34 +138,124 @@ struct ColumnSumsSm90 : EpilogueNode<cutlass::epilogue::fusion::Sm90VisitorImpl<
   SharedStorage* shared = nullptr;
 };
 
-// Hidden widths of ViTs are multiples of 256.
-template <typename T>
-void launch_gemm_sm90a(const GemmGradientArguments& p, Stream stream) {
+// GEMM with output tiles of 128 x `columns`, in depth steps of 64. Two adjacent blocks share the weight tile by
+// multicast.
+template <typename T, int columns>
+struct GemmSm90a {
   using Element = CutlassElement<T>;
+  using Tile = cute::Shape<cute::Int<gemm_tile_rows>, cute::Int<columns>, cute::_64>;
+  using Cluster = cute::Shape<cute::_2, cute::_1, cute::_1>;
+  using Stride = cute::Stride<int64_t, cute::_1, int64_t>;  // of row-major matrices, and of the batch
+  static constexpr auto depth_major = cute::GMMA::Major::K;
+
+  using Row = cutlass::epilogue::fusion::Sm90RowBroadcast<0, Tile, Element, float>;
   using Tree = cutlass::epilogue::fusion::Sm90EVT<
       ColumnSumsSm90,
       cutlass::epilogue::fusion::Sm90EVT<
           cutlass::epilogue::fusion::
-              Sm90Compute<GradientSm90<T>::template Function, float, float, cutlass::FloatRoundStyle::round_to_nearest>,
+              Sm90Compute<FinishSm90<T>::template Function, float, float, cutlass::FloatRoundStyle::round_to_nearest>,
           cutlass::epilogue::fusion::Sm90AccFetch,
-          cutlass::epilogue::fusion::Sm90SrcFetch<Element>>>;
-  using Gemm = GemmSm90a<T, 256, cutlass::layout::RowMajor, Tree>;
-  Gemm::launch(
-      {cutlass::gemm::GemmUniversalMode::kGemm,
-       {p.rows, p.columns, p.depth, 1},
-       {Gemm::elements(p.grad),
-        Gemm::rows_of(p.depth),
-        Gemm::elements(p.weight),
-        cute::make_stride(cute::_1{}, int64_t(p.columns), int64_t(0))},
-       {{{{}, {}, p.activation}, p.partial_sums},
-        Gemm::elements(p.pre_activation),
-        Gemm::rows_of(p.columns),
-        static_cast<Element*>(p.out),
-        Gemm::rows_of(p.columns)}},
-      stream);
+          Row,
+          Row,
+          OptionalSource<Element>>>;
+
+  // the epilogue processes 32 columns at a time; four buffers for source and result, of which two are being stored
+  using EpilogueTile = cute::Shape<cute::Int<gemm_tile_rows>, cute::Int<column_sum_columns>>;
+  using EpilogueLayout = cute::GMMA::Layout_K_SW64_Atom<Element>;
+  using Epilogue = cutlass::epilogue::collective::CollectiveEpilogue<
+      cutlass::epilogue::Sm90TmaWarpSpecialized<4, 2, column_sum_values, true, false>,
+      Tile,
+      EpilogueTile,
+      Element,
+      Stride,
+      Element,
+      Stride,
+      Tree,
+      cute::SM90_TMA_LOAD,
+      EpilogueLayout,
+      cute::SM75_U32x4_LDSM_N,
+      cute::SM90_TMA_STORE,
+      EpilogueLayout,
+      cute::SM90_U32x4_STSM_N,
+      cute::Copy_Atom<cute::SM90_U32x4_STSM_N, cutlass::half_t>,
+      void>;
+
+  using Instruction = decltype(cute::GMMA::ss_op_selector<Element, Element, float, Tile, depth_major, depth_major>());
+  using WarpGroups = cute::Layout<cute::Shape<cute::_2, cute::_1, cute::_1>>;
+  using SharedLayout = cute::GMMA::Layout_K_SW128_Atom<Element>;
+  static constexpr int stages = 4;
+  using Mainloop = cutlass::gemm::collective::CollectiveMma<
+      cutlass::gemm::
+          MainloopSm90TmaGmmaWarpSpecialized<stages, Cluster, cutlass::gemm::KernelTmaWarpSpecializedCooperative>,
+      Tile,
+      Element,
+      Stride,
+      Element,
+      Stride,
+      decltype(cute::make_tiled_mma(Instruction{}, WarpGroups{})),
+      cute::SM90_TMA_LOAD,
+      SharedLayout,
+      void,
+      cute::identity,
+      cute::SM90_TMA_LOAD_MULTICAST,
+      SharedLayout,
+      void,
+      cute::identity>;
+
+  using Kernel = cutlass::gemm::kernel::GemmUniversal<cute::Shape<int, int, int, int>, Mainloop, Epilogue>;
+
+  static Stride rows_of(int length) { return {int64_t(length), cute::_1{}, int64_t(0)}; }
+  static const Element* elements(const void* address) { return static_cast<const Element*>(address); }
+
+  static void launch(const GemmArguments& p, Stream stream) {
+    static_assert(Kernel::SharedStorageSize <= 227 * 1024);
+    cutlass::KernelHardwareInfo hardware;
+    check_cuda(cudaGetDevice(&hardware.device_id));
+    check_cuda(cudaDeviceGetAttribute(&hardware.sm_count, cudaDevAttrMultiProcessorCount, hardware.device_id));
+    // a tensor map needs an address, even if it is never read
+    const void* source = p.source != nullptr ? p.source : p.out;
+    const typename Kernel::Arguments arguments{
+        cutlass::gemm::GemmUniversalMode::kGemm,
+        {p.rows, p.columns, p.depth, 1},
+        {elements(p.x), rows_of(p.depth), elements(p.weight), rows_of(p.depth)},
+        {{{{},
+           {elements(p.bias), Element(0), {}},
+           {elements(p.scale), Element(1), {}},
+           p.source != nullptr,
+           p.epilogue},
+          p.partial_sums},
+         elements(source),
+         rows_of(p.columns),
+         static_cast<Element*>(p.out),
+         rows_of(p.columns)},
+        hardware};
+    if (Kernel::get_workspace_size(arguments) != 0)
+      throw std::runtime_error("linear: the CUTLASS kernel requires a workspace");
+    auto parameters = Kernel::to_underlying_arguments(arguments, nullptr);
+    const auto kernel = cutlass::device_kernel<Kernel>;
+    const int bytes = Kernel::SharedStorageSize;
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+    void* kernel_arguments[] = {&parameters};
+    check_cutlass(
+        cutlass::ClusterLauncher::launch(
+            Kernel::get_grid_shape(parameters),
+            {cute::size<0>(Cluster{}), 1, 1},
+            Kernel::get_block_shape(),
+            bytes,
+            stream,
+            reinterpret_cast<const void*>(kernel),
+            kernel_arguments));
+    check_cuda(cudaGetLastError());
+  }
+};
+
+template <typename T, int tile_columns>
+void launch_gemm_sm90a(const GemmArguments& p, Stream stream) {
+  GemmSm90a<T, tile_columns>::launch(p, stream);
 }
 
-// The build compiles this file once per element type and kind of arguments (build_backend/vitfast_build/sources.py).
-template void launch_gemm_sm90a<VITFAST_GEMM_TYPE>(const VITFAST_GEMM_ARGUMENTS&, Stream);
+// The build compiles this file once per tile (build_backend/vitfast_build/sources.py).
+template void launch_gemm_sm90a<Half, VITFAST_TILE_COLUMNS>(const GemmArguments&, Stream);
+template void launch_gemm_sm90a<BFloat16, VITFAST_TILE_COLUMNS>(const GemmArguments&, Stream);
 
 }  // namespace vitfast

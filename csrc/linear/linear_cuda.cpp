@@ -17,10 +17,14 @@ bool is_compute_capability_90() {
 }
 
 // Launches the fastest kernel in this build that the current device supports.
-template <typename T, typename Arguments>
-void launch_gemm(const Arguments& arguments, Stream stream) {
+template <typename T>
+void launch_gemm(const GemmArguments& arguments, Stream stream) {
 #if VITFAST_HAS_SM90A
-  if (is_compute_capability_90()) return launch_gemm_sm90a<T>(arguments, stream);
+  if (is_compute_capability_90()) {
+    // widths of ViTs are multiples of 192 or 256; the larger tile reads less and is used where it leaves no remainder
+    if (arguments.columns % 256 == 0) return launch_gemm_sm90a<T, 256>(arguments, stream);
+    return launch_gemm_sm90a<T, 192>(arguments, stream);
+  }
 #endif
 #if VITFAST_HAS_SM80
   launch_gemm_sm80<T>(arguments, stream);
@@ -65,7 +69,7 @@ std::optional<Tensor> gemm_on_cuda(const LinearCall& call) {
 
   const std::optional<FloatRounding> rounding = read_fused_rounding("linear", call.rounding);
   const bool rounds_in_kernel = rounding.has_value() && rounding->rounding == Rounding::nearest_even;
-  GemmEpilogue epilogue{call.activation, rounds_in_kernel, {}};
+  GemmEpilogue epilogue{call.activation, false, rounds_in_kernel, {}};
   if (rounds_in_kernel) epilogue.format = rounding->format32;
   const GemmArguments arguments{
       x.const_data_ptr(),
@@ -74,6 +78,7 @@ std::optional<Tensor> gemm_on_cuda(const LinearCall& call) {
       data_or_null(scale),
       data_or_null(residual),
       out.mutable_data_ptr(),
+      nullptr,
       int(rows),
       int(columns),
       int(depth),
@@ -126,19 +131,23 @@ EpilogueGradients gemm_gradient_on_cuda(
   STD_TORCH_CHECK(
       has_gemm_kernel(type, rows, columns, depth),
       "mlp: the CUDA GEMMs support float16 and bfloat16, and widths that are multiples of 8");
-  const Tensor grad_rows = aligned(grad), weight_rows = aligned(weight), pre_rows = aligned(pre_activation);
+  // the kernels read rows of the depth; transposing a weight costs little beside the rows of a training batch
+  const Tensor grad_rows = aligned(grad), weight_columns = aligned(torch::stable::transpose(weight, 0, 1));
+  const Tensor pre_rows = aligned(pre_activation);
   const Tensor out = new_tensor(pre_rows, sizes_of(pre_rows));
   const Tensor partial = new_tensor(grad, {count_row_tiles(int(rows)), columns}, ScalarType::Float);
-  const GemmGradientArguments arguments{
+  const GemmArguments arguments{
       grad_rows.const_data_ptr(),
-      weight_rows.const_data_ptr(),
+      weight_columns.const_data_ptr(),
+      nullptr,
+      nullptr,
       pre_rows.const_data_ptr(),
       out.mutable_data_ptr(),
       static_cast<float*>(partial.mutable_data_ptr()),
       int(rows),
       int(columns),
       int(depth),
-      activation};
+      {activation, true, false, {}}};
   const CurrentStream stream(grad);
   with_narrow_type(type, [&](auto element) { launch_gemm<decltype(element)>(arguments, stream); });
   return {out, reduced(partial, type), std::nullopt};

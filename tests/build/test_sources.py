@@ -55,12 +55,13 @@ def test_the_name_of_a_cuda_file_may_choose_its_architectures() -> None:
     }
 
 
-def test_each_gemm_has_a_kernel_for_every_architecture(root: Path) -> None:
+def test_gemms_are_compiled_for_every_architecture_and_tile(root: Path) -> None:
     gemms = [source for source in find_sources(root, x86=True).cuda if source.uses_cutlass]
-    for_90a = {source.instance: source.flags for source in gemms if source.path.endswith("_sm90a.cu")}
-    for_others = {source.instance: source.flags for source in gemms if source.path.endswith("_sm80.cu")}
-    assert for_90a == for_others
-    assert len(for_90a) == 4  # two types, forward and backward
+    assert [(source.path, source.instance, source.flags) for source in gemms] == [
+        ("csrc/linear/gemm_sm80.cu", "", ()),
+        ("csrc/linear/gemm_sm90a.cu", "256", ("-DVITFAST_TILE_COLUMNS=256",)),
+        ("csrc/linear/gemm_sm90a.cu", "192", ("-DVITFAST_TILE_COLUMNS=192",)),
+    ]
 
 
 def test_only_kernels_need_nvcc(root: Path) -> None:

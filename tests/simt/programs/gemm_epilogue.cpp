@@ -31,7 +31,7 @@ __global__ void epilogue_kernel(
     int64_t columns,
     const vitfast::GemmEpilogue epilogue) {
   for (int64_t i = vitfast::thread_in_grid() * width; i < count; i += vitfast::threads_in_grid() * width) {
-    const Values finished = vitfast::apply_epilogue<T, width>(
+    const Values finished = vitfast::finish_gemm<T, width>(
         read(sums, i, 0.0f),
         read(bias, i % columns, 0.0f),
         read(scale, i % columns, 1.0f),
@@ -52,7 +52,7 @@ void run(simt_test::Program& program) {
   const int64_t count = program.integer("count");
   const float* sums = program.input<const float>("sums");
   const std::string activation = program.text("activation");
-  vitfast::GemmEpilogue epilogue{activation_named(activation), program.integer("exponent_bits") != 0, {}};
+  vitfast::GemmEpilogue epilogue{activation_named(activation), false, program.integer("exponent_bits") != 0, {}};
   if (epilogue.rounds) {
     const float max_value = float(program.number("max_value"));
     epilogue.format = vitfast::make_float_format<vitfast::Float32Bits>(
