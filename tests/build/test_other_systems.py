@@ -70,7 +70,7 @@ if __name__ == "__main__":  # a worker of the loader imports this file
     assert vitfast.build_info()["cpu"]["instruction_set"] == "none: pure PyTorch"
     for command in (
         "train schedule.epochs=1 schedule.warmup_epochs=0 run_dir=run train.device=cpu",
-        "evaluate checkpoint=run workers=1",
+        "evaluate checkpoint=run data.workers=1",
         "predict checkpoint=run images=run/samples",
     ):
         assert vitfast.cli.main(command.split()) == 0, command
