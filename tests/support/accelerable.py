@@ -68,6 +68,7 @@ _HUGGINGFACE = {
     "patch_size": 16,
     "num_labels": 7,
 }
+_TEXT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48, "vocab_size": 50}
 HUGGINGFACE = {
     "ViTForImageClassification": ("ViTConfig", {"intermediate_size": 48}),
     "ViTModel": ("ViTConfig", {"intermediate_size": 48, "hidden_act": "quick_gelu"}),
@@ -77,6 +78,11 @@ HUGGINGFACE = {
     "Dinov2ForImageClassification": ("Dinov2Config", {"layerscale_value": 0.7}),
     "Dinov2Model": ("Dinov2Config", {"layerscale_value": 0.7}),
     "Dinov2WithRegistersForImageClassification": ("Dinov2WithRegistersConfig", {"num_register_tokens": 3}),
+    "CLIPVisionModel": ("CLIPVisionConfig", {"intermediate_size": 48}),
+    "CLIPVisionModelWithProjection": ("CLIPVisionConfig", {"intermediate_size": 48, "projection_dim": 20}),
+    "CLIPForImageClassification": ("CLIPConfig", {"num_labels": 7}),
+    "SiglipVisionModel": ("SiglipVisionConfig", {"intermediate_size": 48}),
+    "SiglipForImageClassification": ("SiglipConfig", {"num_labels": 7}),
 }
 
 
@@ -100,9 +106,15 @@ def _torchvision(representation_size: int | None) -> nn.Module:
 def _huggingface(name: str, config: str, fields: dict[str, Any]) -> nn.Module:
     import transformers
 
-    model: nn.Module = getattr(transformers, name)(getattr(transformers, config)(**_HUGGINGFACE, **fields))
+    options = {**_HUGGINGFACE, **fields}
+    if config in ("CLIPConfig", "SiglipConfig"):
+        options = {"vision_config": {**_HUGGINGFACE, "intermediate_size": 48}, "text_config": _TEXT, **fields}
+    model: nn.Module = getattr(transformers, name)(getattr(transformers, config)(**options))
     return model
 
+
+# models of transformers of which only the image tower is accelerated
+WITH_TEXT = {"CLIPModel": ("CLIPConfig", {"projection_dim": 20}), "SiglipModel": ("SiglipConfig", {})}
 
 # name -> what builds it
 BUILDERS: dict[str, Callable[[], nn.Module]] = {
@@ -119,6 +131,9 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
 
 def accelerable(kind: str) -> nn.Module:
     """Builds one of ``BUILDERS`` in evaluation mode, with no parameter at its initial value."""
+    library, _, name = kind.partition(": ")
+    if library == "transformers" and name in WITH_TEXT:
+        return shake(lambda: _huggingface(name, *WITH_TEXT[name]))
     return shake(BUILDERS[kind])
 
 

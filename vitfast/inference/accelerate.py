@@ -18,8 +18,9 @@ from vitfast.inference.backend import Backend
 from vitfast.inference.cpu.cpu_backend import CpuBackend
 from vitfast.inference.cuda.cuda_backend import CudaBackend
 from vitfast.inference.cuda.graph_cache import CudaRecorder, GraphCache, is_bucket
+from vitfast.inference.image_tower import ImageTower
 from vitfast.inference.input_adapters import input_adapter
-from vitfast.inference.ir import PRECISIONS, CascadeSpec, Precision
+from vitfast.inference.ir import PRECISIONS, BlockSpec, CascadeSpec, ModelSpec, Precision
 from vitfast.inference.lowering import Lowered, lower
 from vitfast.inference.lowering.module_checks import quantized_precisions
 from vitfast.inference.modules.block import InferenceBlock
@@ -108,38 +109,50 @@ def assemble(
     """
     lowered = lower(model)
     _check_normalization(backend.normalization, lowered)
-    body = _body(model, lowered, backend)
-    if lowered.spec is None or any(isinstance(module, FallbackBlock) for module in body.modules()):
-        graphs = None  # a graph would not repeat what foreign code does outside of CUDA
+    body = _body(model, lowered, backend, graphs)
     kernels = backend.describe_kernels(body)
-    if graphs is not None:
+    if graphs is not None and any(isinstance(one, ImageTower) and one.graphs is graphs for one in body.modules()):
         kernels = f"{kernels}; CUDA graphs of up to {graphs.largest} images"
     report = AccelerationReport(type(model).__name__, precision, kernels, tuple(_layers(body, lowered)))
     state = backend.tensors.state()
-    arguments = (body, None if lowered.spec is None else input_adapter(model), state, report, graphs)
-    is_cascade = isinstance(body, InferenceCascade)
-    accelerated = AcceleratedCascade(*arguments, source=model) if is_cascade else AcceleratedModel(*arguments)
+    is_cascade = isinstance(lowered.spec, CascadeSpec)
+    accelerated = (
+        AcceleratedCascade(body, state, report, source=model) if is_cascade else AcceleratedModel(body, state, report)
+    )
     _warn(report)
     if check is not None:
         accelerated.add_agreement(check_agreement(model, accelerated, check, backend.normalization))
     return accelerated
 
 
-def _body(model: nn.Module, lowered: Lowered, backend: Backend) -> nn.Module:
-    """Builds the whole model, or copies one that runs its own forward, with accelerated blocks where recognised."""
-    if isinstance(lowered.spec, CascadeSpec):
-        return InferenceCascade(lowered.spec, backend)
-    if lowered.spec is not None:
-        return InferenceTransformer(lowered.spec, backend)
-    blocks: dict[int, object] = {
-        id(model.get_submodule(name)): ForeignModelBlock(backend.block(spec)) for name, spec in lowered.blocks.items()
-    }
-    copied = copy.deepcopy(model, blocks).to(backend.device).eval().requires_grad_(False)
+def _body(model: nn.Module, lowered: Lowered, backend: Backend, graphs: GraphCache | None) -> nn.Module:
+    """Builds the whole model, or copies one that runs its own forward, with accelerated parts where recognised."""
+    parts = {name: model.get_submodule(name) for name in lowered.parts}
+    built = {name: _built(name, parts[name], spec, backend, graphs) for name, spec in lowered.parts.items()}
+    if "" in built:
+        return built[""]
+    replaced: dict[int, object] = {id(parts[name]): module for name, module in built.items()}
+    copied = copy.deepcopy(model, replaced).to(backend.device).eval().requires_grad_(False)
     for name, module in model.named_modules():
-        is_inside = any(name == block or name.startswith(f"{block}.") for block in lowered.blocks)
+        is_inside = any(name == part or name.startswith(f"{part}.") for part in parts)
         if not is_inside:
             backend.tensors.adopt(module, copied.get_submodule(name), recurse=False)
     return copied
+
+
+def _built(
+    name: str, module: nn.Module, spec: ModelSpec | BlockSpec, backend: Backend, graphs: GraphCache | None
+) -> nn.Module:
+    """Builds what replaces a recognised module of the source."""
+    if isinstance(spec, BlockSpec):
+        return ForeignModelBlock(backend.block(spec))
+    if isinstance(spec, CascadeSpec):
+        model: nn.Module = InferenceCascade(spec, backend)
+    else:
+        model = InferenceTransformer(spec, backend)
+    if any(isinstance(one, FallbackBlock) for one in model.modules()):
+        graphs = None  # a graph would not repeat what foreign code does outside of CUDA
+    return ImageTower(name, model, input_adapter(module, spec), graphs)
 
 
 def _layers(body: nn.Module, lowered: Lowered) -> Iterator[LayerPath]:
@@ -147,13 +160,22 @@ def _layers(body: nn.Module, lowered: Lowered) -> Iterator[LayerPath]:
     if lowered.why is not None:
         why = lowered.why
         yield LayerPath("(model)", "source's forward", f"{why.name} {why.why}" if why.name else why.why)
-    for name, module in body.named_modules():
+    for module in body.modules():
+        if isinstance(module, ForeignModelBlock):
+            yield LayerPath(module.block.name, module.block.path)
+        elif isinstance(module, ImageTower):
+            yield from _tower_layers(module)
+
+
+def _tower_layers(tower: ImageTower) -> Iterator[LayerPath]:
+    prefix = f"{tower.name}." if tower.name else ""
+    for name, module in tower.model.named_modules():
         if isinstance(module, (FallbackBlock, InferenceBlock, LastBlock)):
             yield LayerPath(module.name, module.path, getattr(module, "why", ""))
         elif isinstance(module, InferenceEmbedding):
-            yield LayerPath(name, module.patches.path)
+            yield LayerPath(prefix + name, module.patches.path)
         elif isinstance(module, InferenceReadout):
-            yield LayerPath("head" if name.startswith("readout") else name, module.path)
+            yield LayerPath(prefix + ("head" if name.startswith("readout") else name), module.path)
 
 
 def _warn(report: AccelerationReport) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -13,14 +12,12 @@ from torch import Tensor, nn
 
 from vitfast.errors import UserError
 from vitfast.inference.acceleration_report import AccelerationReport, Agreement
-from vitfast.inference.cuda.graph_cache import GraphCache
-from vitfast.inference.input_adapters import HuggingFaceAdapter, ImageAdapter
+from vitfast.inference.image_tower import ImageTower
 from vitfast.inference.modules.linear import InferenceLinear
 from vitfast.inference.modules.transformer import InferenceTransformer
 from vitfast.models.dvt import ExitState
 
 _AGAIN = "call vitfast.accelerate on the source model again"
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class AcceleratedModel(nn.Module):
@@ -31,11 +28,10 @@ class AcceleratedModel(nn.Module):
     trained, loaded into or moved.
 
     Args:
-        body: the modules that run.
-        adapter: converts arguments and outputs; None: the body has the source's signature.
+        body: the modules that run, with the source's signature: an ``ImageTower``, or a copy of the source with
+            accelerated parts.
         state: the source's state dict, with None for tensors that ``body`` holds converted.
         report: what runs each part.
-        graphs: runs the body by recordings; None: operator by operator.
 
     Attributes:
         device: device of the model.
@@ -46,21 +42,28 @@ class AcceleratedModel(nn.Module):
     def __init__(
         self,
         body: nn.Module,
-        adapter: ImageAdapter | None,
         state: Mapping[str, Tensor | None],
         report: AccelerationReport,
-        graphs: GraphCache | None = None,
     ) -> None:
         super().__init__()
         self.body: Any = body
-        self._adapter = adapter
         self._state = dict(state)
         self._report = report
-        self._graphs = graphs
         self.device = next((tensor.device for tensor in body.buffers()), torch.device("cpu"))
-        if isinstance(adapter, HuggingFaceAdapter):  # transformers' pipelines read it
-            self.config = adapter.config
+        config = getattr(body.adapter if isinstance(body, ImageTower) else body, "config", None)
+        if config is not None:  # transformers' pipelines read it
+            self.config = config
         super().train(False)
+
+    def __getattr__(self, name: str) -> Any:
+        """Finds methods of the source, such as CLIP's ``get_image_features``, in its copy."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            body = self.__dict__.get("_modules", {}).get("body")
+            if body is None or isinstance(body, ImageTower):
+                raise
+            return getattr(body, name)
 
     def report(self) -> AccelerationReport:
         """Returns what runs each part of the model, and why some parts fall back to the source's forward."""
@@ -78,21 +81,7 @@ class AcceleratedModel(nn.Module):
             ValueError: the images have another shape or are on another device.
             UserError: an option is given that only the source supports.
         """
-        if self._adapter is None:
-            return self.body(*arguments, **options)
-        images = self._checked(self._adapter.images_of(arguments, options))
-        with self._autocast_off():
-            return self._adapter.result_of(self._results(images), options)
-
-    def _results(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Runs the body; returns float32."""
-
-        def function(given: Tensor) -> tuple[Tensor, ...]:
-            return tuple(result.to(torch.float32) for result in self.body(given))
-
-        if self._graphs is None or torch.compiler.is_compiling():
-            return function(images)
-        return self._graphs.run("forward", function, (images,))
+        return self.body(*arguments, **options)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Computes the tokens after the final norm, ``[B, N, C]``, as ``forward_features`` of timm and vitfast.
@@ -100,12 +89,11 @@ class AcceleratedModel(nn.Module):
         Raises:
             UserError: the model was not recognised as a whole, or has exits.
         """
-        if not isinstance(self.body, InferenceTransformer):
+        if not isinstance(self.body, ImageTower) or not isinstance(self.body.model, InferenceTransformer):
             raise UserError(
                 "this accelerated model cannot return its tokens; call forward_features of the source model"
             )
-        with self._autocast_off():
-            return self.body.forward_features(self._checked(images)).to(torch.float32)
+        return self.body.forward_features(images)
 
     def train(self, mode: bool = True) -> AcceleratedModel:
         """Refuses training mode.
@@ -147,31 +135,6 @@ class AcceleratedModel(nn.Module):
             )
         return self  # not applied: float() would convert weights that are stored in 16 bits
 
-    def _checked(self, images: Any) -> Tensor:
-        """Checks images; returns them in the body's dtype or uint8."""
-        if not isinstance(images, Tensor):
-            raise TypeError(f"images must be a tensor [B, channels, height, width], got {type(images).__name__}")
-        takes_pixels = self.body.embedding.normalization is not None
-        if images.dtype not in _FLOATS and not takes_pixels:
-            raise TypeError(
-                f"images must be float32, bfloat16 or float16, got {images.dtype}; convert and normalize them first, "
-                "or let the model do it: vitfast.accelerate(…, mean=…, std=…)"
-            )
-        if images.dtype not in (*_FLOATS, torch.uint8):
-            raise TypeError(f"images must be uint8 (0 to 255) or floating point (0 to 1), got {images.dtype}")
-        if images.device != self.device:
-            raise ValueError(f"images are on {images.device}, but the accelerated model is on {self.device}; move them")
-        self.body.embedding.check(images)
-        if images.dtype == torch.uint8:
-            return images
-        images = images.detach().to(self.body.embedding.image_dtype)
-        return images * 255.0 if takes_pixels else images
-
-    def _autocast_off(self) -> AbstractContextManager[Any]:
-        """Disables autocast, which must not change the model's precision."""
-        kind = self.device.type
-        return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
-
     def _restored(self) -> dict[str, Tensor]:
         rows: dict[str, dict[int, Tensor]] = {}  # key -> first row -> rows; several layers may hold the same
         for module in self.body.modules():
@@ -202,29 +165,30 @@ class AcceleratedCascade(AcceleratedModel):
     @property
     def exits(self) -> nn.ModuleList:
         """The modules of the exits."""
-        return self.body.exits
+        return self.body.model.exits
 
     def start(self, images: Tensor) -> ExitState:
         """As ``vitfast.models.DVT.start``."""
-        return ExitState(self._checked(images))
+        return ExitState(self.body.checked(images))
 
     def advance(self, state: ExitState) -> tuple[Tensor, ExitState]:
         """As ``vitfast.models.DVT.advance``."""
-        with self._autocast_off():
+        with self.body.autocast_off():
             logits, after = self._advanced(state)
         return logits.to(torch.float32), after
 
     def _advanced(self, state: ExitState) -> tuple[Tensor, ExitState]:
-        if self._graphs is None or torch.compiler.is_compiling() or state.next_exit >= self.num_exits:
-            result: tuple[Tensor, ExitState] = self.body.advance(state)
+        cascade, graphs = self.body.model, self.body.graphs
+        if graphs is None or torch.compiler.is_compiling() or state.next_exit >= self.num_exits:
+            result: tuple[Tensor, ExitState] = cascade.advance(state)
             return result
 
         def function(*tensors: Tensor) -> tuple[Tensor, ...]:
-            logits, after = self.body.advance(_with_tensors(state, tensors))
+            logits, after = cascade.advance(_with_tensors(state, tensors))
             return logits, *_tensors_of(after)[1:]  # without the images, which do not change
 
-        logits, *reused = self._graphs.run(f"exit {state.next_exit}", function, _tensors_of(state))
-        passes_features = self.body.feature_reuse and state.next_exit < self.num_exits - 1
+        logits, *reused = graphs.run(f"exit {state.next_exit}", function, _tensors_of(state))
+        passes_features = cascade.feature_reuse and state.next_exit < self.num_exits - 1
         features = reused.pop(0) if passes_features else None
         return logits, ExitState(state.images, state.next_exit + 1, features, tuple(reused))
 

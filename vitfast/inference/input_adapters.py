@@ -8,7 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from vitfast.errors import UserError
-from vitfast.inference.lowering.huggingface_models import family_of
+from vitfast.inference.ir import CascadeSpec, ModelSpec, OutputSpec
+
+_HIDDEN = "output_hidden_states"
 
 
 class ImageAdapter:
@@ -31,7 +33,13 @@ class ImageAdapter:
             )
         return images
 
-    def result_of(self, outputs: tuple[Tensor, ...], options: dict[str, Any]) -> Any:
+    def hidden_states_of(self, options: dict[str, Any]) -> Any:
+        """Returns which hidden states a call requests: True for all, one index or several; none by default."""
+        return None
+
+    def result_of(
+        self, outputs: tuple[Tensor, ...], options: dict[str, Any], hidden_states: list[Tensor] | None = None
+    ) -> Any:
         """Returns the outputs in the form in which the source returns them."""
         return outputs if len(outputs) > 1 else outputs[0]
 
@@ -40,34 +48,46 @@ class HuggingFaceAdapter(ImageAdapter):
     """For models that take ``pixel_values`` and return an output class of transformers.
 
     Args:
-        output_class: module and name of the class.
-        fields: fields of the output, in the order of the readouts.
+        output: the output.
         config: the source's configuration.
+        image_size: height and width that the source was configured for.
     """
 
-    def __init__(self, output_class: tuple[str, str], fields: tuple[str, ...], config: Any) -> None:
-        module, name = output_class
+    def __init__(self, output: OutputSpec, config: Any, image_size: tuple[int, int]) -> None:
         # imported here: torch.compile does not trace imports
-        self.output_class = getattr(importlib.import_module(module), name)
-        self.fields = fields
+        self.output_class = getattr(importlib.import_module(output.module), output.name)
+        self.fields = output.fields
         self.config = config
+        self.fixed_size = None if output.resizes_always else image_size
 
     def images_of(self, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        given = {name: value for name, value in options.items() if name != "return_dict"}
-        unsupported = [
-            name for name in ("output_attentions", "output_hidden_states") if getattr(self.config, name, False)
-        ]
-        if unsupported:
+        given = {name: value for name, value in options.items() if name not in ("return_dict", _HIDDEN)}
+        if getattr(self.config, "output_attentions", False):
             raise UserError(
-                f"the configuration requests {', '.join(unsupported)}, which an accelerated model does not return; run "
-                "the source model for that"
+                "the configuration requests output_attentions, which an accelerated model does not return; run the "
+                "source model for that"
             )
         if not arguments and "pixel_values" in given:
             arguments = (given.pop("pixel_values"),)
-        return super().images_of(arguments, given)
+        size = None if given.pop("interpolate_pos_encoding", False) else self.fixed_size
+        images = super().images_of(arguments, given)
+        if size is not None and isinstance(images, Tensor) and images.dim() == 4 and images.shape[2:] != size:
+            raise ValueError(
+                f"images must have shape [B, {images.shape[1]}, {size[0]}, {size[1]}], got {list(images.shape)}; "
+                "resize them, or pass interpolate_pos_encoding=True"
+            )
+        return images
 
-    def result_of(self, outputs: tuple[Tensor, ...], options: dict[str, Any]) -> Any:
-        named = dict(zip(self.fields, outputs, strict=True))
+    def hidden_states_of(self, options: dict[str, Any]) -> Any:
+        requested = options.get(_HIDDEN)
+        return getattr(self.config, _HIDDEN, False) if requested is None else requested
+
+    def result_of(
+        self, outputs: tuple[Tensor, ...], options: dict[str, Any], hidden_states: list[Tensor] | None = None
+    ) -> Any:
+        named: dict[str, Any] = dict(zip(self.fields, outputs, strict=True))
+        if hidden_states is not None:
+            named["hidden_states"] = _selected(hidden_states, self.hidden_states_of(options))
         if "cls_logits" in named:
             named = {"logits": (named["cls_logits"] + named["distillation_logits"]) / 2, **named}
         output = self.output_class(**named)
@@ -77,18 +97,17 @@ class HuggingFaceAdapter(ImageAdapter):
         return output if return_dict else output.to_tuple()
 
 
-def input_adapter(model: nn.Module) -> ImageAdapter:
-    """Returns the adapter of a source model that was recognised as a whole."""
-    family = family_of(model)
-    if family is None:
+def _selected(hidden_states: list[Tensor], requested: Any) -> tuple[Tensor | None, ...]:
+    """Replaces hidden states that are not requested, an index or several, by None, as transformers does."""
+    if requested is True:
+        return tuple(hidden_states)
+    indices = [requested] if isinstance(requested, int) else list(requested)
+    chosen = {index % len(hidden_states) for index in indices if -len(hidden_states) <= index < len(hidden_states)}
+    return tuple(state if index in chosen else None for index, state in enumerate(hidden_states))
+
+
+def input_adapter(model: nn.Module, spec: ModelSpec) -> ImageAdapter:
+    """Returns the adapter of a recognised source model."""
+    if isinstance(spec, CascadeSpec) or spec.output is None:
         return ImageAdapter()
-    outputs = "transformers.modeling_outputs"
-    config: Any = model.config
-    if type(model).__name__.endswith("ForImageClassificationWithTeacher"):
-        fields = ("cls_logits", "distillation_logits")
-        return HuggingFaceAdapter((family.module, f"{type(model).__name__}Output"), fields, config)
-    if type(model).__name__.endswith("ForImageClassification"):
-        return HuggingFaceAdapter((outputs, "ImageClassifierOutput"), ("logits",), config)
-    is_pooled = getattr(model, "pooler", "DINOv2") is not None
-    both = ("last_hidden_state", "pooler_output")
-    return HuggingFaceAdapter((outputs, "BaseModelOutputWithPooling"), both if is_pooled else both[:1], config)
+    return HuggingFaceAdapter(spec.output, model.config, spec.embedding.patches.image_size)

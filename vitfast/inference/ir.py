@@ -210,6 +210,16 @@ class ReadoutSpec:
 
 
 @dataclass(frozen=True, eq=False)
+class OutputSpec:
+    """The output class of a model of transformers."""
+
+    module: str  # that defines the class
+    name: str
+    fields: tuple[str, ...]  # in the order of the readouts
+    resizes_always: bool = False  # whether positions are resized without the option interpolate_pos_encoding
+
+
+@dataclass(frozen=True, eq=False)
 class TransformerSpec:
     """A Vision Transformer, or one exit of a Dynamic Vision Transformer."""
 
@@ -221,6 +231,7 @@ class TransformerSpec:
     late_prefix: tuple[Tensor, ...] = ()  # tokens inserted before block ``late_index`` (ConViT's class token)
     late_index: int = 0
     relation_reuse: ReuseSpec | None = None  # from the previous exit's attention logits to biases on this exit's
+    output: OutputSpec | None = None  # None: a tensor for each readout
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,11 +7,19 @@ from __future__ import annotations
 
 import importlib
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from vitfast.inference.ir import AttentionSpec, BlockSpec, EmbeddingSpec, ReadoutSpec, Resize, TransformerSpec
+from vitfast.inference.ir import (
+    AttentionSpec,
+    BlockSpec,
+    EmbeddingSpec,
+    OutputSpec,
+    ReadoutSpec,
+    Resize,
+    TransformerSpec,
+)
 from vitfast.inference.lowering import common_layers as common
 from vitfast.inference.lowering.module_checks import NotRecognised, Part
 
@@ -23,12 +31,12 @@ class Family:
     prefix: str  # of its classes' names
     name: str  # of its module, and of the model in a classifier
     prefix_tokens: tuple[str, ...]  # in the embeddings, in order
-    resize: Resize = "no"  # of positions, for other image sizes
+    resize: Resize = "bicubic"  # of positions, for other image sizes
 
     @property
     def is_dino(self) -> bool:
         """Whether it is a DINOv2, whose classifier reads the class token and the mean of the patches."""
-        return self.resize != "no"
+        return self.prefix.startswith("Dino")
 
     @property
     def module(self) -> str:
@@ -44,7 +52,7 @@ class Family:
 FAMILIES = (
     Family("ViT", "vit", ("cls_token",)),
     Family("DeiT", "deit", ("cls_token", "distillation_token")),
-    Family("Dinov2", "dinov2", ("cls_token",), "bicubic"),
+    Family("Dinov2", "dinov2", ("cls_token",)),
     Family("Dinov2WithRegisters", "dinov2_with_registers", ("cls_token", "register_tokens"), "bicubic_antialias"),
 )
 # suffix of a classifier's class -> its heads
@@ -52,6 +60,7 @@ _HEADS = {
     "ForImageClassification": ("classifier",),
     "ForImageClassificationWithTeacher": ("cls_classifier", "distillation_classifier"),
 }
+OUTPUTS = "transformers.modeling_outputs"
 
 
 def family_of(model: nn.Module) -> Family | None:
@@ -72,7 +81,7 @@ def lower_model(part: Part) -> TransformerSpec:
         raise NotRecognised("", f"is a {name}, not a ViT, DeiT or DINOv2 of transformers")
     suffix = name.removeprefix(family.prefix)
     if suffix == "Model":
-        return _base(part, family, ())
+        return _base(part, family)
     if suffix not in _HEADS:
         raise NotRecognised("", f"is a {name}, whose head has no fast kernel")
     heads = _HEADS[suffix]
@@ -83,7 +92,10 @@ def lower_model(part: Part) -> TransformerSpec:
         readouts = [ReadoutSpec("token_and_mean", index, layers=layers[0])]
     else:
         readouts = [ReadoutSpec("token", index, layers=head) for index, head in enumerate(layers)]
-    return _base(part[family.name], family, tuple(readouts))
+    output = OutputSpec(OUTPUTS, "ImageClassifierOutput", ("logits",), family.is_dino)
+    if len(heads) > 1:
+        output = OutputSpec(family.module, f"{name}Output", ("cls_logits", "distillation_logits"))
+    return replace(_base(part[family.name], family), readouts=tuple(readouts), output=output)
 
 
 def lower_block(part: Part) -> BlockSpec:
@@ -108,8 +120,8 @@ def lower_block(part: Part) -> BlockSpec:
     )
 
 
-def _base(part: Part, family: Family, readouts: tuple[ReadoutSpec, ...]) -> TransformerSpec:
-    """Lowers the model below a head; without a head (no ``readouts``) it returns all tokens and a pooled one."""
+def _base(part: Part, family: Family) -> TransformerSpec:
+    """Lowers a model without head, which returns all tokens and a pooled one."""
     model = part.expect(family.class_of("Model"), children=("embeddings", "layers", "encoder", "layernorm", "pooler"))
     if model.config._attn_implementation not in ("eager", "sdpa"):
         raise NotRecognised(part.name, f"attends by {model.config._attn_implementation!r}")
@@ -117,12 +129,20 @@ def _base(part: Part, family: Family, readouts: tuple[ReadoutSpec, ...]) -> Tran
     if family.is_dino:
         part["encoder"].expect(family.class_of("Encoder"), children=("layer",))
         blocks = part["encoder"]["layer"]
+    readouts = (ReadoutSpec("all"), *_pooler(part["pooler"], family))
     return TransformerSpec(
         _embedding(part["embeddings"], family),
         common.blocks(blocks, lower_block),
         common.norm(part["layernorm"]),
-        readouts or (ReadoutSpec("all"), *_pooler(part["pooler"], family)),
+        readouts,
+        output=base_output(len(readouts), family.is_dino),
     )
+
+
+def base_output(num_readouts: int, resizes_always: bool = False) -> OutputSpec:
+    """The output of a model without head: all tokens and, with two readouts, a pooled one."""
+    fields = ("last_hidden_state", "pooler_output")
+    return OutputSpec(OUTPUTS, "BaseModelOutputWithPooling", fields[:num_readouts], resizes_always)
 
 
 def _pooler(part: Part, family: Family) -> tuple[ReadoutSpec, ...]:

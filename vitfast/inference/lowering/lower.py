@@ -14,31 +14,38 @@ from vitfast.inference.ir import BlockSpec, ModelSpec
 from vitfast.inference.lowering.module_checks import NotRecognised, Part, plain_class
 from vitfast.layers import ReuseBlock
 
-# library -> its lowering module, and the source module that is imported if such a model exists
+# where a class is defined -> its lowering module, and the source module that is imported if such a model exists
 _LIBRARIES = {
     "vitfast": ("vitfast_models", "vitfast.models"),
     "timm": ("timm_models", "timm.models.vision_transformer"),
     "torchvision": ("torchvision_models", "torchvision.models.vision_transformer"),
+    "transformers.models.clip": ("clip_models", "transformers"),
+    "transformers.models.siglip": ("clip_models", "transformers"),
     "transformers": ("huggingface_models", "transformers"),
 }
 
 
 @dataclass(frozen=True)
 class Lowered:
-    """The result of lowering a model: the whole of it, or the blocks in a model that runs its own forward."""
+    """The result of lowering a model: the whole of it, or parts of a model that runs its own forward."""
 
-    spec: ModelSpec | None
-    why: NotRecognised | None  # what was not recognised; None with a ``spec``
-    blocks: dict[str, BlockSpec]  # by name
+    parts: dict[str, ModelSpec | BlockSpec]  # by name; the whole model has an empty name
+    why: NotRecognised | None  # why the whole model was not recognised
+
+    @property
+    def spec(self) -> ModelSpec | None:
+        """The whole model, if it was recognised."""
+        whole = self.parts.get("")
+        return None if isinstance(whole, BlockSpec) else whole
 
 
 def lower(model: nn.Module) -> Lowered:
-    """Lowers a model, or at least the blocks in it."""
+    """Lowers a model, or at least its image tower or the blocks in it."""
+    part = Part(model)
     try:
-        part = Part(model)
-        return Lowered(_lowering_module(part).lower_model(part), None, {})
+        return Lowered({"": _lowering_module(part).lower_model(part)}, None)
     except NotRecognised as reason:
-        return Lowered(None, reason, dict(_recognised_blocks(model)))
+        return Lowered(dict(_recognised_parts(model, reason.towers)), reason)
 
 
 def _lowering_module(part: Part) -> Any:
@@ -48,8 +55,8 @@ def _lowering_module(part: Part) -> Any:
         NotRecognised: there is none.
     """
     cls = plain_class(part)
-    library = cls.__module__.partition(".")[0]
-    if library not in _LIBRARIES:
+    library = next((name for name in _LIBRARIES if f"{cls.__module__}.".startswith(f"{name}.")), None)
+    if library is None:
         raise NotRecognised(part.name, f"is a {cls.__module__}.{cls.__qualname__}, which is of no known library")
     lowering_module, required = _LIBRARIES[library]
     if required not in sys.modules:
@@ -57,15 +64,16 @@ def _lowering_module(part: Part) -> Any:
     return importlib.import_module(f"vitfast.inference.lowering.{lowering_module}")
 
 
-def _recognised_blocks(model: nn.Module) -> Iterator[tuple[str, BlockSpec]]:
-    """Yields the blocks of a model that is not recognised as a whole, outermost first, each once."""
+def _recognised_parts(model: nn.Module, towers: tuple[str, ...]) -> Iterator[tuple[str, ModelSpec | BlockSpec]]:
+    """Yields the parts of a model that is not recognised as a whole, outermost first, each once."""
     inside: list[str] = []
     for name, module in model.named_modules():
         if not name or any(name.startswith(outer) for outer in inside) or isinstance(module, ReuseBlock):
             continue
+        part = Part(module, name)
         try:
-            part = Part(module, name)
-            spec = _lowering_module(part).lower_block(part)
+            lowering = _lowering_module(part)
+            spec = lowering.lower_model(part) if name in towers else lowering.lower_block(part)
         except NotRecognised:
             continue
         inside.append(f"{name}.")

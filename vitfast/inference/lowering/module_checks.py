@@ -30,12 +30,14 @@ class NotRecognised(Exception):
     Args:
         name: name of the module in the source; empty for the source itself.
         why: what is not supported; completes a sentence that begins with the name.
+        towers: names of submodules that may be Vision Transformers, of which the module calls only ``forward``.
     """
 
-    def __init__(self, name: str, why: str) -> None:
+    def __init__(self, name: str, why: str, towers: tuple[str, ...] = ()) -> None:
         super().__init__(f"{name or 'the model'}: {why}")
         self.name = name
         self.why = why
+        self.towers = towers
 
 
 class Part:

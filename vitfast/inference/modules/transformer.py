@@ -75,17 +75,30 @@ class InferenceTransformer(nn.Module):
         late_prefix = [token.detach().to(backend.device, backend.dtype) for token in spec.late_prefix]
         self.register_buffer("late_prefix", torch.cat(late_prefix, dim=1) if late_prefix else None)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Runs the model on ``images`` ``[B, in_chans, H, W]``."""
-        tokens = self.forward_features(images, all_tokens=False)
+    def forward(self, images: Tensor, hidden_states: list[Tensor] | None = None) -> tuple[Tensor, ...]:
+        """Runs the model on ``images`` ``[B, in_chans, H, W]``; ``hidden_states`` as in ``forward_features``."""
+        tokens = self.forward_features(images, all_tokens=hidden_states is not None, hidden_states=hidden_states)
         results = tuple(readout(tokens) for readout in self.readouts)
         return ((results[0] + results[1]) / 2,) if self.takes_mean else results
 
-    def forward_features(self, images: Tensor, *, all_tokens: bool = True) -> Tensor:
-        """Computes all tokens after the final norm, ``[B, N, C]``, or at least those that the readouts read."""
+    def forward_features(
+        self, images: Tensor, *, all_tokens: bool = True, hidden_states: list[Tensor] | None = None
+    ) -> Tensor:
+        """Computes all tokens after the final norm, ``[B, N, C]``, or at least those that the readouts read.
+
+        Args:
+            images: ``[B, in_chans, H, W]``.
+            all_tokens: whether to compute all tokens.
+            hidden_states: a list to which the tokens that enter the first block and those after each block are
+                appended.
+        """
         tokens = self.embedding(images)
+        if hidden_states is not None:
+            hidden_states.append(tokens)
         for index, block in enumerate(self.blocks):
             if self.late_prefix is not None and index == self.late_index:
                 tokens = torch.cat([self.late_prefix.expand(tokens.shape[0], -1, -1), tokens], dim=1)
             tokens = block(tokens, all_tokens=True) if all_tokens and isinstance(block, LastBlock) else block(tokens)
+            if hidden_states is not None:
+                hidden_states.append(tokens)
         return self.norm(tokens)
