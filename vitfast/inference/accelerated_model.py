@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vitfast.errors import UserError
 from vitfast.inference.acceleration_report import AccelerationReport, Agreement
@@ -87,13 +88,109 @@ class AcceleratedModel(nn.Module):
         """Computes the tokens after the final norm, ``[B, N, C]``, as ``forward_features`` of timm and vitfast.
 
         Raises:
-            UserError: the model was not recognised as a whole, or has exits.
+            UserError: the model has no recognised Vision Transformer as a whole or as its image tower, or has exits.
         """
-        if not isinstance(self.body, ImageTower) or not isinstance(self.body.model, InferenceTransformer):
+        return self._tower().forward_features(images)
+
+    def embed(self, images: Tensor, *, normalize: bool = False) -> Tensor:
+        """Computes embeddings of images: the pooled features that enter the classifier, or CLIP's projection.
+
+        Args:
+            images: as in ``forward``.
+            normalize: whether to divide each embedding by its L2 norm.
+
+        Returns:
+            ``[B, C]``, float32.
+
+        Raises:
+            UserError: as in ``forward_features``, or the model pools no tokens.
+        """
+        tower = self._tower()
+        embedding = tower.embed(images)
+        if tower is not self.body and hasattr(self.body, "visual_projection"):
+            embedding = self.body.visual_projection(embedding)
+        return F.normalize(embedding, dim=-1) if normalize else embedding
+
+    def forward_intermediates(
+        self,
+        images: Tensor,
+        indices: int | Sequence[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        output_fmt: Literal["NCHW", "NLC"] = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """Computes the patch tokens after some blocks, as ``forward_intermediates`` of timm.
+
+        Args:
+            images: as in ``forward``.
+            indices: of blocks; a number n: the last n blocks; None: all blocks.
+            return_prefix_tokens: whether to return pairs of patch tokens and the tokens before them.
+            norm: whether to apply the final norm to each.
+            output_fmt: ``"NCHW"`` for ``[B, C, H, W]``, ``"NLC"`` for ``[B, N, C]``.
+            intermediates_only: whether to leave out the tokens after the final norm, ``[B, T + N, C]``.
+
+        Returns:
+            The tokens after the final norm, and a list of the intermediate ones; with ``intermediates_only`` the list.
+
+        Raises:
+            UserError: an index is out of range, ``output_fmt`` is unknown, or as in ``forward_features``.
+        """
+        tower = self._tower()
+        model = tower.model
+        chosen = _block_indices(indices, len(model.blocks))
+        if output_fmt not in ("NCHW", "NLC"):
+            raise UserError(f"output_fmt={output_fmt!r} is not known; allowed: NCHW, NLC")
+        states: list[Tensor] = []
+        tokens = tower.forward_features(images, states)
+        num_patches = states[0].shape[1] - len(model.embedding.prefix)
+        results: list[Any] = []
+        for index in chosen:
+            state = (model.norm(states[1 + index]) if norm else states[1 + index]).to(torch.float32)
+            prefix, patches = state[:, :-num_patches], state[:, -num_patches:]
+            if output_fmt == "NCHW":
+                grid = model.embedding.patches.grid(images, num_patches)
+                patches = patches.transpose(1, 2).unflatten(2, grid).contiguous()
+            results.append((patches, prefix) if return_prefix_tokens and prefix.shape[1] else patches)
+        return results if intermediates_only else (tokens, results)
+
+    def get_intermediate_layers(
+        self,
+        images: Tensor,
+        n: int | Sequence[int] = 1,
+        reshape: bool = False,
+        return_class_token: bool = False,
+        norm: bool = True,
+    ) -> tuple[Any, ...]:
+        """Computes the patch tokens after some blocks, as ``get_intermediate_layers`` of DINOv2.
+
+        Args:
+            images: as in ``forward``.
+            n: the number of last blocks, or indices of blocks.
+            reshape: whether to return ``[B, C, H, W]`` rather than ``[B, N, C]``.
+            return_class_token: whether to return pairs of patch tokens and the class token ``[B, C]``.
+            norm: whether to apply the final norm to each.
+
+        Raises:
+            UserError: as in ``forward_intermediates``, or the model has no class token.
+        """
+        output_fmt: Literal["NCHW", "NLC"] = "NCHW" if reshape else "NLC"
+        results = self.forward_intermediates(images, n, return_class_token, norm, output_fmt, intermediates_only=True)
+        if not return_class_token:
+            return tuple(results)
+        if results and isinstance(results[0], Tensor):
+            raise UserError("return_class_token=True, but the model has no class token; leave it out")
+        return tuple((patches, prefix[:, 0]) for patches, prefix in results)
+
+    def _tower(self) -> ImageTower:
+        """Returns the Vision Transformer that maps images to tokens."""
+        towers = [module for module in self.body.modules() if isinstance(module, ImageTower)]
+        if len(towers) != 1 or not isinstance(towers[0].model, InferenceTransformer):
             raise UserError(
-                "this accelerated model cannot return its tokens; call forward_features of the source model"
+                "this accelerated model cannot return its tokens: it was not recognised as a Vision Transformer with "
+                "one output; call the source model for them"
             )
-        return self.body.forward_features(images)
+        return towers[0]
 
     def train(self, mode: bool = True) -> AcceleratedModel:
         """Refuses training mode.
@@ -191,6 +288,20 @@ class AcceleratedCascade(AcceleratedModel):
         passes_features = cascade.feature_reuse and state.next_exit < self.num_exits - 1
         features = reused.pop(0) if passes_features else None
         return logits, ExitState(state.images, state.next_exit + 1, features, tuple(reused))
+
+
+def _block_indices(indices: int | Sequence[int] | None, num_blocks: int) -> list[int]:
+    """Returns the indices of blocks that ``forward_intermediates`` was asked for, counted from the first."""
+    if indices is None:
+        return list(range(num_blocks))
+    if isinstance(indices, int):
+        if not 0 < indices <= num_blocks:
+            raise UserError(f"indices={indices} is out of range: the model has {num_blocks} blocks")
+        return list(range(num_blocks - indices, num_blocks))
+    outside = [index for index in indices if not -num_blocks <= index < num_blocks]
+    if outside:
+        raise UserError(f"indices={list(indices)}: {outside[0]} is out of range; the model has {num_blocks} blocks")
+    return [index % num_blocks for index in indices]
 
 
 def _tensors_of(state: ExitState) -> tuple[Tensor, ...]:

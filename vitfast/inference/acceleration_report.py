@@ -51,6 +51,11 @@ class AccelerationReport:
     agreement: Agreement | None = None
 
     @property
+    def whole(self) -> bool:
+        """Whether no part falls back to the source's forward."""
+        return not self.fell_back
+
+    @property
     def fell_back(self) -> tuple[LayerPath, ...]:
         """The parts that fall back to the source's forward."""
         return tuple(layer for layer in self.layers if layer.why_not)

@@ -48,11 +48,17 @@ class ImageTower(nn.Module):
         with self.autocast_off():
             return self.adapter.result_of(self._results(images, hidden_states), options, hidden_states)
 
-    def forward_features(self, images: Tensor) -> Tensor:
-        """Computes the tokens after the final norm, ``[B, N, C]``, float32."""
+    def forward_features(self, images: Tensor, hidden_states: list[Tensor] | None = None) -> Tensor:
+        """As ``InferenceTransformer.forward_features``, with checks and in float32."""
         with self.autocast_off():
-            tokens: Tensor = self.model.forward_features(self.checked(images))
+            tokens: Tensor = self.model.forward_features(self.checked(images), hidden_states=hidden_states)
         return tokens.to(torch.float32)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """As ``InferenceTransformer.embed``, with checks and in float32."""
+        with self.autocast_off():
+            embedding: Tensor = self.model.embed(self.checked(images))
+        return embedding.to(torch.float32)
 
     def checked(self, images: Any) -> Tensor:
         """Checks images; returns them in the model's dtype or uint8."""

@@ -207,6 +207,7 @@ class ReadoutSpec:
     norm: NormSpec | None = None  # of the pooled tokens
     layers: tuple[tuple[LinearSpec, Activation], ...] = ()  # each with the activation after it
     map_pool: MapPoolSpec | None = None
+    is_projected: bool = False  # whether ``layers`` are a projection that belongs to the embedding, no classifier
 
 
 @dataclass(frozen=True, eq=False)

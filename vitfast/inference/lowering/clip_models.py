@@ -40,7 +40,7 @@ def lower_model(part: Part) -> TransformerSpec:
         part.expect(_class(family, suffix), children=("vision_model", "visual_projection"))
         tower = _tower(part["vision_model"], family)
         tokens, pooled = tower.readouts
-        projected = replace(pooled, layers=common.head_layers(part["visual_projection"]))
+        projected = replace(pooled, layers=common.head_layers(part["visual_projection"]), is_projected=True)
         output = OutputSpec(_MODULES[family], "CLIPVisionModelOutput", ("image_embeds", "last_hidden_state"))
         return replace(tower, readouts=(projected, tokens), output=output)
     if suffix == "ForImageClassification":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -32,6 +34,10 @@ class PatchEmbedding(nn.Module):
         """What runs it, for the report."""
         raise NotImplementedError
 
+    def grid(self, images: Tensor, num_patches: int) -> tuple[int, int]:
+        """Rows and columns of the patches of ``images``; these are square except in subclasses."""
+        return math.isqrt(num_patches), math.isqrt(num_patches)
+
     def tokens(self, images: Tensor, prefix: Tensor, positions: Tensor | None) -> Tensor:
         """Embeds patches, adds ``positions`` ``[N, C]`` and prepends ``prefix`` ``[T, C]``."""
         tokens = self(images.to(prefix.dtype))
@@ -54,6 +60,10 @@ class Patches(PatchEmbedding):
     @property
     def path(self) -> str:
         return describe_gemms(self.linear)
+
+    def grid(self, images: Tensor, num_patches: int) -> tuple[int, int]:
+        height, width = self.padded(images).shape[-2:]
+        return height // self.patch_size[0], width // self.patch_size[1]
 
     def padded(self, images: Tensor) -> Tensor:
         """Pads or crops images to whole patches."""

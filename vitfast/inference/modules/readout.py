@@ -52,6 +52,7 @@ class InferenceReadout(nn.Module):
         super().__init__()
         self.pooling = spec.pooling
         self.index = spec.index
+        self.is_projected = spec.is_projected
         self.map_pool = None if spec.map_pool is None else MapPool(spec.map_pool, backend)
         self.norm = backend.norm_or_identity(spec.norm)
         self.layers = nn.Sequential(*(backend.linear(*layer) for layer in spec.layers))
@@ -66,6 +67,11 @@ class InferenceReadout(nn.Module):
         """Reads ``tokens`` ``[B, N, C]``; returns ``[B, classes]``, the pooled ``[B, C]`` or all ``[B, N, C]``."""
         x: Tensor = self.layers(self.norm(self._pool(tokens)))
         return x
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Reads ``tokens`` ``[B, N, C]``; returns the pooled ``[B, C]`` that enters the classifier."""
+        pooled: Tensor = self.norm(self._pool(tokens))
+        return self.layers(pooled) if self.is_projected else pooled
 
     def _pool(self, tokens: Tensor) -> Tensor:
         if self.pooling == "token":

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from vitfast.errors import UserError
 from vitfast.inference.backend import Backend
 from vitfast.inference.ir import BlockSpec, FallbackSpec, TransformerSpec
 from vitfast.inference.modules.attention import FirstTokensAttention
@@ -80,6 +83,18 @@ class InferenceTransformer(nn.Module):
         tokens = self.forward_features(images, all_tokens=hidden_states is not None, hidden_states=hidden_states)
         results = tuple(readout(tokens) for readout in self.readouts)
         return ((results[0] + results[1]) / 2,) if self.takes_mean else results
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Computes the pooled features before the classifier, ``[B, C]``, the mean of several.
+
+        Raises:
+            UserError: the model returns all tokens and pools none.
+        """
+        pooling: list[Any] = [readout for readout in self.readouts if readout.pooling != "all"]
+        if not pooling:
+            raise UserError("the model pools no tokens, so it has no embedding; call forward_features instead")
+        tokens = self.forward_features(images, all_tokens=False)
+        return torch.stack([readout.embed(tokens) for readout in pooling]).mean(dim=0)
 
     def forward_features(
         self, images: Tensor, *, all_tokens: bool = True, hidden_states: list[Tensor] | None = None
