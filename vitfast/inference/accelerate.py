@@ -46,9 +46,10 @@ def accelerate(
     """Makes a fast inference copy of a Vision Transformer for this CPU or a GPU.
 
     Supported are models of vitfast (ViT, DeiT, ConViT, T2T-ViT, DVT, also quantized), timm's ``VisionTransformer`` and
-    distilled DeiT, torchvision's ``VisionTransformer``, and Hugging Face's ViT, DeiT and DINOv2. They are recognised by
-    class and configuration. Modified parts (a hook, a replaced method, a wrapped layer) fall back to the source's
-    forward; a warning and ``report()`` say which parts and why.
+    distilled DeiT, torchvision's ``VisionTransformer``, and Hugging Face's ViT, DeiT, DINOv2, CLIP and SigLIP. They are
+    recognised by class and configuration; of ``CLIPModel`` and ``SiglipModel`` the image tower is accelerated. Modified
+    parts (a hook, a replaced method, a wrapped layer) fall back to the source's forward; a warning and ``report()`` say
+    which parts and why.
 
     Args:
         model: not modified; its current weights are copied, and the copy computes its evaluation mode.
