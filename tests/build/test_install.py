@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import vitfast
+from vitfast_build.toolchain import MIN_SETUPTOOLS
 
 pytestmark = pytest.mark.slow
 
@@ -113,7 +114,8 @@ def test_a_wheel_from_the_source_distribution(wheel: Path, tmp_path: Path) -> No
 def _pythons() -> Iterator[str]:
     """This Python, and those on the PATH that have what a build requires."""
     yield sys.executable
-    probe = "import importlib.util as u; assert all(map(u.find_spec, ('torch', 'pybind11', 'ninja', 'setuptools')))"
+    probe = "import ninja, pybind11, setuptools, importlib.util as u; "
+    probe += f"assert u.find_spec('torch') and int(setuptools.__version__.split('.')[0]) >= {MIN_SETUPTOOLS}"
     for minor in range(10, 15):
         path = shutil.which(f"python3.{minor}") if minor != sys.version_info.minor else None
         if path and not subprocess.run([path, "-c", probe], stderr=subprocess.DEVNULL, check=False).returncode:
