@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from vitfast.errors import UserError
 from vitfast.inference.accelerated_model import AcceleratedModel
 from vitfast.inference.acceleration_report import Agreement
+from vitfast.inference.image_tower import ImageTower
 from vitfast.inference.modules.block import InferenceBlock
 from vitfast.inference.modules.cascade import ReuseBlock
 from vitfast.inference.modules.transformer import LastBlock
@@ -54,7 +55,8 @@ def check_agreement(
 ) -> Agreement:
     """Compares both models on ``images`` ``[B, in_chans, H, W]``, as the accelerated model takes them.
 
-    The source is not modified; it takes the images after ``normalization``, which the accelerated model includes.
+    Of a model with a text tower the image towers are compared. The source is not modified; it takes the images after
+    ``normalization``, which the accelerated model includes.
 
     Raises:
         UserError: there are no images.
@@ -71,8 +73,10 @@ def check_agreement(
     given = images.to(parameter.device)
     if normalization is not None:
         given = normalization.apply(given if given.dtype == torch.uint8 else given.float() * 255.0)
-    expected = _outputs(shallow_copy(source, copies)(given.to(parameter.dtype)))
-    found = _outputs(accelerated(images.to(accelerated.device)))
+    tower = next((module for module in accelerated.modules() if isinstance(module, ImageTower)), None)
+    original = source if tower is None else source.get_submodule(tower.name)
+    expected = _outputs(shallow_copy(original, copies)(given.to(parameter.dtype)))
+    found = _outputs((tower or accelerated)(images.to(accelerated.device)))
     pairs = [
         (one.double().flatten(1).cpu(), other.double().flatten(1).cpu())
         for one, other in zip(expected, found, strict=True)
