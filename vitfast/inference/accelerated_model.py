@@ -144,12 +144,12 @@ class AcceleratedModel(nn.Module):
         states: list[Tensor] = []
         tokens = tower.forward_features(images, states)
         num_patches = states[0].shape[1] - len(model.embedding.prefix)
+        grid = model.embedding.patches.grid(images, num_patches)
         results: list[Any] = []
         for index in chosen:
             state = (model.norm(states[1 + index]) if norm else states[1 + index]).to(torch.float32)
             prefix, patches = state[:, :-num_patches], state[:, -num_patches:]
             if output_fmt == "NCHW":
-                grid = model.embedding.patches.grid(images, num_patches)
                 patches = patches.transpose(1, 2).unflatten(2, grid).contiguous()
             results.append((patches, prefix) if return_prefix_tokens and prefix.shape[1] else patches)
         return results if intermediates_only else (tokens, results)
