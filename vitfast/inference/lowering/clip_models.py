@@ -19,7 +19,7 @@ from vitfast.inference.ir import (
     TransformerSpec,
 )
 from vitfast.inference.lowering import common_layers as common
-from vitfast.inference.lowering.huggingface_models import OUTPUTS, base_output
+from vitfast.inference.lowering.huggingface_models import OUTPUTS, base_output, check_attention
 from vitfast.inference.lowering.module_checks import NotRecognised, Part
 
 # class prefix -> module
@@ -84,9 +84,8 @@ def _tower(part: Part, family: str) -> TransformerSpec:
         raise NotRecognised(part.name, f"is a {type(part.module).__name__}")
     is_clip = family == "CLIP"
     children = ("embeddings", "pre_layrnorm", "encoder", "post_layernorm", "head")
-    model = part.expect(_class(family, suffix), children=children)
-    if model.config._attn_implementation not in ("eager", "sdpa"):
-        raise NotRecognised(part.name, f"attends by {model.config._attn_implementation!r}")
+    part.expect(_class(family, suffix), children=children)
+    check_attention(part)
     part["encoder"].expect(_class(family, "Encoder"), children=("layers",))
     norm = common.norm(part["post_layernorm"])
     readouts = [ReadoutSpec("all")]
@@ -142,10 +141,7 @@ def _map_pool(part: Part) -> MapPoolSpec:
     children = ("attention", "layernorm", "mlp")
     head = part.expect(_class("Siglip", "MultiheadAttentionPoolingHead"), children=children, tensors=("probe",))
     attention = part["attention"]
-    tensors = ("in_proj_weight", "in_proj_bias")
-    module = attention.expect(nn.MultiheadAttention, children=("out_proj",), tensors=tensors)
-    if module.in_proj_weight is None or module.bias_k is not None or module.add_zero_attn or not module.batch_first:
-        raise NotRecognised(attention.name, "is no plain attention")
+    module = common.multihead_attention(attention)
     channels = module.embed_dim
     return MapPoolSpec(
         head.probe,

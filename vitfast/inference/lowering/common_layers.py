@@ -111,6 +111,19 @@ def gelu(approximate: str) -> Activation:
     return next(name for name in ("gelu", "gelu_tanh") if GELU_APPROXIMATE[name] == approximate)
 
 
+def multihead_attention(part: Part, kind: str = "attention") -> nn.MultiheadAttention:
+    """Checks torch's ``MultiheadAttention`` and returns it; rows of ``in_proj_weight`` are q, k, v.
+
+    Raises:
+        NotRecognised: it is something else, or has separate weights, additional keys or another layout.
+    """
+    tensors = ("in_proj_weight", "in_proj_bias")
+    module: nn.MultiheadAttention = part.expect(nn.MultiheadAttention, children=("out_proj",), tensors=tensors)
+    if module.in_proj_weight is None or module.bias_k is not None or module.add_zero_attn or not module.batch_first:
+        raise NotRecognised(part.name, f"is no plain {kind}")
+    return module
+
+
 def mlp(fc1: Part, act: Part, fc2: Part) -> MlpSpec:
     """Lowers the two linear layers of an MLP and the activation between them."""
     return MlpSpec(linear(fc1), activation(act), linear(fc2))

@@ -122,9 +122,8 @@ def lower_block(part: Part) -> BlockSpec:
 
 def _base(part: Part, family: Family) -> TransformerSpec:
     """Lowers a model without head, which returns all tokens and a pooled one."""
-    model = part.expect(family.class_of("Model"), children=("embeddings", "layers", "encoder", "layernorm", "pooler"))
-    if model.config._attn_implementation not in ("eager", "sdpa"):
-        raise NotRecognised(part.name, f"attends by {model.config._attn_implementation!r}")
+    part.expect(family.class_of("Model"), children=("embeddings", "layers", "encoder", "layernorm", "pooler"))
+    check_attention(part)
     blocks = part["layers"]
     if family.is_dino:
         part["encoder"].expect(family.class_of("Encoder"), children=("layer",))
@@ -137,6 +136,17 @@ def _base(part: Part, family: Family) -> TransformerSpec:
         readouts,
         output=base_output(len(readouts), family.is_dino),
     )
+
+
+def check_attention(part: Part) -> None:
+    """Checks that a model computes softmax attention, without a replacement that was registered by name.
+
+    Raises:
+        NotRecognised: it uses another implementation.
+    """
+    implementation = part.module.config._attn_implementation
+    if implementation not in ("eager", "sdpa"):
+        raise NotRecognised(part.name, f"attends by {implementation!r}")
 
 
 def base_output(num_readouts: int, resizes_always: bool = False) -> OutputSpec:

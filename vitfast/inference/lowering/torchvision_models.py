@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from torch import nn
 from torchvision.models.vision_transformer import Encoder, EncoderBlock, MLPBlock, VisionTransformer
 
 from vitfast.inference.ir import AttentionSpec, BlockSpec, EmbeddingSpec, LinearSpec, ReadoutSpec, TransformerSpec
 from vitfast.inference.lowering import common_layers as common
-from vitfast.inference.lowering.module_checks import NotRecognised, Part, precision_of
+from vitfast.inference.lowering.module_checks import Part, precision_of
 
 
 def lower_model(part: Part) -> TransformerSpec:
@@ -45,9 +44,6 @@ def lower_block(part: Part) -> BlockSpec:
 
 
 def _attention(part: Part) -> AttentionSpec:
-    tensors = ("in_proj_weight", "in_proj_bias")
-    module = part.expect(nn.MultiheadAttention, children=("out_proj",), tensors=tensors)
-    if module.in_proj_weight is None or module.bias_k is not None or module.add_zero_attn or not module.batch_first:
-        raise NotRecognised(part.name, "is no plain self-attention")
+    module = common.multihead_attention(part, "self-attention")
     qkv = LinearSpec((module.in_proj_weight,), (module.in_proj_bias,), precision_of(part))
     return AttentionSpec(qkv, module.num_heads, module.head_dim, module.head_dim**-0.5, common.linear(part["out_proj"]))
