@@ -81,33 +81,34 @@ STABLE_TORCH_LIBRARY(vitfast, m) {
   m.def("pack_weight(Tensor weight, str precision) -> Tensor");
   m.def("unpack_weight(Tensor packed, int n, int k, str precision) -> Tensor");
   m.def("packed_layout(str precision) -> str");
-  // x [..., K], bias [n], scale [n], residual [..., n] -> residual + scale * activation(x wᵀ + bias), float32
+  // x [..., K], bias [n], scale [n], residual and factor [..., n] -> residual + scale * factor * activation(x wᵀ +
+  // bias), float32, of layer_norm(x) if eps is given; a factor excludes scale and residual
   m.def(
-      "packed_linear(Tensor x, Tensor packed, Tensor? bias, int n, str precision, str activation, Tensor? scale, "
-      "Tensor? "
-      "residual) -> Tensor");
-  // the same of layer_norm(x)
+      "packed_linear(Tensor x, Tensor? gamma, Tensor? beta, float? eps, Tensor packed, Tensor? bias, int n, str "
+      "precision, str activation, Tensor? scale=None, Tensor? residual=None, Tensor? factor=None) -> Tensor");
+  // residual + scale * fc2(hidden) with hidden = activation(fc1(y)) or, with a gate, activation(gate(y)) * fc1(y),
+  // where y is layer_norm(x) or, without eps, x
   m.def(
-      "packed_norm_linear(Tensor x, Tensor? gamma, Tensor? beta, float eps, Tensor packed, Tensor? bias, int n, str "
-      "precision, str activation) -> Tensor");
-  // residual + scale * fc2(activation(fc1(layer_norm(x)))); without eps there is no LayerNorm
+      "packed_mlp(Tensor x, Tensor? gamma, Tensor? beta, float? eps, Tensor fc1, Tensor? fc1_bias, int hidden,"
+      " Tensor? gate, Tensor? gate_bias, Tensor fc2, Tensor? fc2_bias, int n, str precision, str activation,"
+      " Tensor? scale, Tensor? residual) -> Tensor");
+  // qkv [B, N, 3, H, D] -> [B, N, H, D], float32 or bfloat16; rotary [H or 1, n, 2, D]: cosines and sines that rotate
+  // the last n queries and keys, as vitfast/layers/rotary.py computes them
   m.def(
-      "packed_mlp(Tensor x, Tensor? gamma, Tensor? beta, float? eps, Tensor fc1, Tensor? fc1_bias, int hidden, Tensor "
-      "fc2,"
-      " Tensor? fc2_bias, int n, str precision, str activation, Tensor? scale, Tensor? residual) -> Tensor");
-  // qkv [B, N, 3, H, D] -> [B, N, H, D], float32 or bfloat16
-  m.def("packed_attention(Tensor qkv, float scale, str precision) -> Tensor");
+      "packed_attention(Tensor qkv, float scale, str precision, Tensor? rotary=None, bool is_interleaved=False)"
+      " -> Tensor");
   // softmax(scale q kᵀ + matrix relations matrixᵀ) v, and its logits; qkv [B, N, 3, H, D], relations [B, H, n, n],
   // matrix [N, n] (without it n is N)
   m.def(
       "packed_related_attention(Tensor qkv, Tensor? relations, Tensor? matrix, float scale, bool return_logits) ->"
       " (Tensor out, Tensor? logits)");
-  // a whole pre-norm block: x [B, N, C] -> [B, N, C], float32
+  // a whole pre-norm block: x [B, N, C] -> [B, N, C], float32; rotary and gate as above
   m.def(
       "packed_block(Tensor x, Tensor? norm1_weight, Tensor? norm1_bias, float eps1, Tensor qkv, Tensor? qkv_bias,"
       " int heads, int head_dim, float attention_scale, Tensor proj, Tensor? proj_bias, Tensor? scale1,"
-      " Tensor? norm2_weight, Tensor? norm2_bias, float eps2, Tensor fc1, Tensor? fc1_bias, int hidden, Tensor fc2,"
-      " Tensor? fc2_bias, Tensor? scale2, str activation, str precision) -> Tensor");
+      " Tensor? norm2_weight, Tensor? norm2_bias, float eps2, Tensor fc1, Tensor? fc1_bias, int hidden, Tensor? gate,"
+      " Tensor? gate_bias, Tensor fc2, Tensor? fc2_bias, Tensor? scale2, str activation, str precision,"
+      " Tensor? rotary=None, bool is_interleaved=False) -> Tensor");
   // images [B, I, H, W] uint8, float32 or bfloat16, prefix [T, n] -> [B, T + patches, n], float32
   m.def(
       "packed_patch_embed(Tensor images, Tensor packed, Tensor? bias, int n, int patch_h, int patch_w,"

@@ -13,8 +13,8 @@
 #if defined(__AMX_BF16__)
 
 #include "csrc/cpu/matrix.h"
+#include "csrc/packed/attention_operands.h"
 #include "csrc/packed/attention_softmax.h"
-#include "csrc/packed/packed_linear.h"
 
 namespace vitfast::VITFAST_ISA {
 
@@ -30,7 +30,8 @@ struct TileScratch {
         weights(arena.take<uint32_t>(block_rows / amx_rows * chunks * tile_words)),
         sums(arena.take<float>(pair_rows * chunk_tokens)),
         factors(arena.take<float>(block_rows)),
-        references(arena.take<float>(block_rows)) {}
+        references(arena.take<float>(block_rows)),
+        rotated(take_rotated(arena, a)) {}
   const int64_t chunks;  // of tokens
   const int64_t steps;   // tiles of head_dim
   uint32_t* keys;        // [2 chunks, steps] tiles: 16 pairs of channels of 16 tokens
@@ -42,6 +43,7 @@ struct TileScratch {
   float* sums;           // [32, 32] of the product with values
   float* factors;        // [128]: 1 / the row's weights
   float* references;     // [128]
+  char* rotated;
 };
 
 inline bool is_of_tiles(const PackedAttention& a) {
@@ -59,12 +61,12 @@ struct TileBlock {
 // One head of one image.
 class TiledHead {
  public:
-  TiledHead(const PackedAttention& a, int64_t image, int64_t head, const TileScratch& s)
+  TiledHead(
+      const PackedAttention& a, int64_t image, int64_t head, const HeadOperands<BFloat16>& x, const TileScratch& s)
       : s(s),
+        x(x),
         tokens(a.tokens),
         channels(a.heads * a.head_dim),
-        stride(3 * channels),
-        q(static_cast<const BFloat16*>(a.qkv) + image * a.tokens * stride + head * a.head_dim),
         out_type(a.out_type),
         out(image * a.tokens * channels + head * a.head_dim),
         out_data(a.out),
@@ -97,10 +99,10 @@ class TiledHead {
     for (int64_t tile = 0; tile < 2 * s.chunks; ++tile) {
       const int64_t first = tile * amx_words, rest = tokens - first;
       for (int64_t step = 0; step < s.steps; ++step) {
-        const BFloat16* k = q + channels + first * stride + step * 2 * amx_words;
+        const BFloat16* k = x.k + first * x.stride + step * 2 * amx_words;
         Vector<float> square[16];  // each float holds the bits of a pair
         for (int64_t i = 0; i < 16; ++i) {
-          square[i] = i < rest ? load(reinterpret_cast<const float*>(k + i * stride)) : Vector<float>{};
+          square[i] = i < rest ? load(reinterpret_cast<const float*>(k + i * x.stride)) : Vector<float>{};
         }
         transpose<float>(square);
         float* target = reinterpret_cast<float*>(s.keys + (tile * s.steps + step) * tile_words);
@@ -113,11 +115,11 @@ class TiledHead {
     for (int64_t chunk = 0; chunk < s.chunks; ++chunk) {
       for (int64_t i = 0; i < amx_words; ++i) {
         const int64_t token = chunk * chunk_tokens + token_of_weight(2 * i);
-        const BFloat16* v = q + 2 * channels + token * stride;
+        const BFloat16* v = x.v + token * x.v_stride;
         for (int64_t step = 0; step < s.steps; ++step) {
           const __m512i even = token < tokens ? _mm512_loadu_si512(v + step * 2 * amx_words) : _mm512_setzero_si512();
           const __m512i odd =
-              token + 1 < tokens ? _mm512_loadu_si512(v + stride + step * 2 * amx_words) : _mm512_setzero_si512();
+              token + 1 < tokens ? _mm512_loadu_si512(v + x.v_stride + step * 2 * amx_words) : _mm512_setzero_si512();
           const __m512i low = _mm512_unpacklo_epi16(even, odd), high = _mm512_unpackhi_epi16(even, odd);
           uint32_t* target = s.values + (step * s.chunks + chunk) * 2 * tile_words + i * amx_words;
           std::memcpy(target, &low, sizeof(low));
@@ -142,7 +144,7 @@ class TiledHead {
       for (int64_t step = 0; step < s.steps; ++step) {
         uint32_t* target = s.queries + ((r / amx_rows * s.steps + step) * amx_rows + r % amx_rows) * amx_words;
         if (r < block.rows) {
-          std::memcpy(target, q + (block.row + r) * stride + step * 2 * amx_words, row_bytes);
+          std::memcpy(target, x.q + (block.row + r) * x.stride + step * 2 * amx_words, row_bytes);
         } else {
           std::memset(target, 0, row_bytes);
         }
@@ -385,8 +387,8 @@ class TiledHead {
   }
 
   const TileScratch& s;
-  const int64_t tokens, channels, stride;
-  const BFloat16* const q;  // the head's first query
+  const HeadOperands<BFloat16> x;
+  const int64_t tokens, channels;
   const Type out_type;
   const int64_t out;  // index of its first result
   void* const out_data;

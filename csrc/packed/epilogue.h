@@ -11,7 +11,7 @@ namespace vitfast::VITFAST_ISA {
 // How a result is stored; the last two are float32, rounded.
 enum class Store { float32, bfloat16, float32_as_bfloat16, float32_as_float16 };
 
-// out = residual + scale * activation(sums + bias), [rows, n].
+// out = residual + scale * factor * activation(sums + bias), [rows, n].
 struct Destination {
   Activation activation;
   const float* scale;     // [n] or null
@@ -19,8 +19,10 @@ struct Destination {
   Store store;
   void* out;
   int64_t out_stride;
-  int64_t first_column;  // column n of out's first element
-  float* partial;        // [rows, 64]: a panel's sums of the groups so far; null: they are in `out`
+  int64_t first_column;           // column n of the first element of out and factor
+  float* partial;                 // [rows, 64]: a panel's sums of the groups so far; null: they are in `out`
+  const float* factor = nullptr;  // [rows, n] or null; not with a scale or a residual
+  int64_t factor_stride = 0;
 };
 
 // One tile of a Destination; column pointers are at the panel's first column.
@@ -34,6 +36,8 @@ struct Tile {
   const float* scale;          // or null
   const float* residual;       // or null
   int64_t residual_stride;
+  const float* factor;  // or null
+  int64_t factor_stride;
   float* partial;
   int64_t partial_stride;
   bool is_first_group, is_last_group;
@@ -73,6 +77,7 @@ void finish_rows(const Tile& t, int64_t begin, int64_t end) {
   const bool is_last = t.is_last_group;
   for (int64_t r = begin; r < end; ++r) {
     const float* const residual = t.residual == nullptr ? nullptr : t.residual + r * t.residual_stride;
+    const float* const factor = t.factor == nullptr ? nullptr : t.factor + r * t.factor_stride;
     float* const partial = t.partial + r * t.partial_stride;
     void* const out = static_cast<char*>(t.out) + r * t.out_stride * element;
     const float* const addend = !t.is_first_group ? partial : is_linear ? residual : nullptr;
@@ -94,6 +99,7 @@ void finish_rows(const Tile& t, int64_t begin, int64_t end) {
         if (scale != nullptr) v *= load_up_to<float>(scale + c, count);
         if (residual != nullptr) v += load_up_to<float>(residual + c, count);
       }
+      if (factor != nullptr) v *= load_up_to<float>(factor + c, count);
       store_result(how, out, c, v, count);
     });
   }

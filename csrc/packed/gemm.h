@@ -152,6 +152,8 @@ describe_tile(const PackedGemm& gemm, int64_t panel, int64_t group, const float*
       d.scale == nullptr ? nullptr : d.scale + column,
       d.residual == nullptr ? nullptr : d.residual + row * weight.n + column,
       weight.n,
+      d.factor == nullptr ? nullptr : d.factor + row * d.factor_stride + column - d.first_column,
+      d.factor_stride,
       d.partial == nullptr ? reinterpret_cast<float*>(out) : d.partial + row * panel_columns,
       d.partial == nullptr ? d.out_stride : panel_columns,
       group == 0,

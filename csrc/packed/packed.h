@@ -95,7 +95,7 @@ struct Rows {
   int64_t stride;
 };
 
-// out = residual + scale * activation(norm(x) wᵀ + bias)
+// out = residual + scale * factor * activation(norm(x) wᵀ + bias)
 struct PackedLinear {
   PackedWeight weight;
   Rows x;
@@ -105,9 +105,11 @@ struct PackedLinear {
   Activation activation = Activation::none;
   const float* scale = nullptr;     // [n] or null
   const float* residual = nullptr;  // [rows, n] or null
+  const float* factor = nullptr;    // [rows, n] or null; not with a scale or a residual
 };
 
-// out = residual + scale * fc2(activation(fc1(norm(x))))
+// out = residual + scale * fc2(hidden), where hidden is activation(fc1(norm(x))) or, with a gate,
+// activation(gate(norm(x))) * fc1(norm(x))
 struct PackedMlp {
   PackedWeight fc1, fc2;
   Rows x;
@@ -116,6 +118,17 @@ struct PackedMlp {
   const float* scale;     // [n] or null
   const float* residual;  // [rows, n]; may be out
   float* out;             // [rows, n]
+  PackedWeight gate = {};
+  bool is_gated() const { return gate.panels != nullptr; }
+};
+
+// Rotary position embedding of q and k of the last tokens: x * cosine + y * sine, where y is the other element of x's
+// pair and the sine has the sign of the term.
+struct Rotary {
+  const float* tables = nullptr;  // [H or 1, tokens, 2, D]: cosines and sines; null: no rotation
+  int64_t tokens = 0;
+  bool is_shared = false;       // by all heads
+  bool is_interleaved = false;  // pairs are elements 2i and 2i + 1, else i and i + D / 2
 };
 
 // softmax(scale q kᵀ + bias) v of each head, for rows of the flattened images; qkv [B, N, 3, H, D], out [B, N, H, D].
@@ -126,6 +139,7 @@ struct PackedAttention {
   void* out;
   int64_t tokens, heads, head_dim;
   double scale;
+  Rotary rotary = {};
   // float32 qkv only:
   const float* bias = nullptr;  // [N, N] of the only head computed, or null
   int64_t bias_stride = 0;

@@ -5,8 +5,8 @@
 
 #include "csrc/packed/attention_amx.h"
 #include "csrc/packed/attention_gemm.h"
+#include "csrc/packed/attention_operands.h"
 #include "csrc/packed/attention_softmax.h"
-#include "csrc/packed/packed_linear.h"
 
 namespace vitfast::VITFAST_ISA {
 
@@ -70,13 +70,15 @@ struct AttentionScratch {
         queries(arena.take<uint32_t>(tile_rows * channels)),
         logits(arena.take<float>(tile_rows * columns)),
         weights(arena.take<uint32_t>(tile_rows * columns)),
-        out(arena.take<char>(tile_rows * channels * int64_t(sizeof(float)))) {}
+        out(arena.take<char>(tile_rows * channels * int64_t(sizeof(float)))),
+        rotated(take_rotated(arena, a)) {}
   const int64_t columns, channels;
   uint32_t *keys, *values;
   uint32_t* queries;  // of types that have to be converted
   float* logits;
   uint32_t* weights;
   char* out;  // of heads that do not fill whole vectors
+  char* rotated;
 };
 
 // A tile of queries as words, and the row and column of its result.
@@ -155,10 +157,11 @@ template <typename Kind, typename T>
 void attend(
     const PackedAttention& a, int64_t image, int64_t head, int64_t begin, int64_t end, const AttentionScratch& s) {
   constexpr bool reads_in_place = sizeof(T) == sizeof(typename Kind::Number);
-  const int64_t channels = a.heads * a.head_dim, stride = 3 * channels;
-  const T* q = static_cast<const T*>(a.qkv) + image * a.tokens * stride + head * a.head_dim;
-  Kind::pack_keys(q + channels, stride, a.tokens, a.head_dim, s.keys);
-  Kind::pack_values(q + 2 * channels, stride, a.tokens, a.head_dim, s.values);
+  const HeadOperands<T> x = head_operands<T>(a, image, head, begin, end, s.rotated);
+  const T* const q = x.q;
+  const int64_t stride = x.stride;
+  Kind::pack_keys(x.k, stride, a.tokens, a.head_dim, s.keys);
+  Kind::pack_values(x.v, x.v_stride, a.tokens, a.head_dim, s.values);
   const int64_t tiles = ceil_div(end - begin, tile_rows);
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t row = begin + t * (end - begin) / tiles, last = begin + (t + 1) * (end - begin) / tiles;
@@ -212,7 +215,8 @@ inline void attend_own(const PackedAttention& a, Range rows, Range heads, char* 
   const TileScratch scratch(arena, a);
   const TileRegisters registers;
   for_each_head(a, rows, heads, [&](int64_t image, int64_t head, int64_t first, int64_t last) {
-    TiledHead(a, image, head, scratch).attend(first, last);
+    TiledHead(a, image, head, head_operands<BFloat16>(a, image, head, first, last, scratch.rotated), scratch)
+        .attend(first, last);
   });
 }
 

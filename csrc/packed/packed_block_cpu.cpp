@@ -131,6 +131,24 @@ ScalarType scalar_type(Type type) {
   return type == Type::bfloat16 ? ScalarType::BFloat16 : ScalarType::Float;
 }
 
+// `rotary`: the tables.
+Rotary rotary_of(
+    const char* op,
+    const std::optional<Tensor>& rotary,
+    bool is_interleaved,
+    int64_t tokens,
+    int64_t heads,
+    int64_t head_dim) {
+  if (!rotary.has_value()) return {};
+  STD_TORCH_CHECK(
+      rotary->dim() == 4 && (rotary->size(0) == heads || rotary->size(0) == 1) && rotary->size(1) <= tokens &&
+          rotary->size(2) == 2 && rotary->size(3) == head_dim && head_dim % 2 == 0 &&
+          rotary->scalar_type() == ScalarType::Float && rotary->is_contiguous(),
+      op,
+      ": rotary must be contiguous float32 [H or 1, at most N, 2, D] for an even D");
+  return {static_cast<const float*>(rotary->const_data_ptr()), rotary->size(1), rotary->size(0) == 1, is_interleaved};
+}
+
 Tensor packed_block(
     const Tensor& x,                            // [B, N, C]
     const std::optional<Tensor>& norm1_weight,  // [C]
@@ -150,11 +168,15 @@ Tensor packed_block(
     const Tensor& fc1,                      // [hidden, C], packed
     const std::optional<Tensor>& fc1_bias,  // [hidden]
     int64_t hidden,
-    const Tensor& fc2,                      // [C, hidden], packed
-    const std::optional<Tensor>& fc2_bias,  // [C]
-    const std::optional<Tensor>& scale2,    // [C]
+    const std::optional<Tensor>& gate,       // [hidden, C], packed
+    const std::optional<Tensor>& gate_bias,  // [hidden]
+    const Tensor& fc2,                       // [C, hidden], packed
+    const std::optional<Tensor>& fc2_bias,   // [C]
+    const std::optional<Tensor>& scale2,     // [C]
     std::string activation,
-    std::string precision_name) {
+    std::string precision_name,
+    const std::optional<Tensor>& rotary,  // [H or 1, at most N, 2, D]
+    bool is_interleaved) {
   constexpr const char* op = "packed_block";
   STD_TORCH_CHECK(
       x.dim() == 3 && x.scalar_type() == ScalarType::Float && x.is_contiguous(),
@@ -167,7 +189,7 @@ Tensor packed_block(
   const Type type = attention_type(precision);
   const Type out_type = precision == Precision::bfloat16 ? type : Type::float32;
   const int64_t threads =
-      worthwhile_threads(rows * (channels * 4 * width + 2 * channels * hidden + 2 * tokens * width));
+      worthwhile_threads(rows * (channels * 4 * width + (gate ? 3 : 2) * channels * hidden + 2 * tokens * width));
   const int64_t group = images_at_a_time(x.size(0), tokens, threads);
   const int64_t shared_rows = group > 0 ? 0 : rows;  // run_by_images uses thread-local buffers
   const Tensor qkv_rows = new_tensor({shared_rows, 3 * width}, scalar_type(type));
@@ -192,7 +214,8 @@ Tensor packed_block(
        tokens,
        heads,
        head_dim,
-       attention_scale},
+       attention_scale,
+       rotary_of(op, rotary, is_interleaved, tokens, heads, head_dim)},
       {packed_weight(op, "proj", proj, channels, width, precision, proj_bias),
        {out_type, attended.const_data_ptr(), width},
        Type::float32,
@@ -208,7 +231,8 @@ Tensor packed_block(
        activation_of(op, activation),
        vector("scale2", scale2, channels),
        out_data,
-       out_data}};
+       out_data,
+       gate_of(op, gate, gate_bias, hidden, channels, precision)}};
   if (group > 0) {
     run_by_images(b, x.size(0), group, threads);
   } else if (is_chained(rows, threads)) {
@@ -222,8 +246,11 @@ Tensor packed_block(
 Tensor packed_attention(
     const Tensor& qkv,  // [B, N, 3, H, D]
     double scale,
-    std::string precision_name) {
-  const Precision precision = precision_of("packed_attention", precision_name);
+    std::string precision_name,
+    const std::optional<Tensor>& rotary,  // [H or 1, at most N, 2, D]
+    bool is_interleaved) {
+  constexpr const char* op = "packed_attention";
+  const Precision precision = precision_of(op, precision_name);
   STD_TORCH_CHECK(
       qkv.dim() == 5 && qkv.size(2) == 3 &&
           (qkv.scalar_type() == ScalarType::Float || qkv.scalar_type() == ScalarType::BFloat16),
@@ -240,7 +267,8 @@ Tensor packed_attention(
        qkv.size(1),
        qkv.size(3),
        qkv.size(4),
-       scale},
+       scale,
+       rotary_of(op, rotary, is_interleaved, qkv.size(1), qkv.size(3), qkv.size(4))},
       qkv.size(0));
   return out;
 }

@@ -102,7 +102,9 @@ void multiply_rows(const PackedLinear& a, int64_t row, int64_t rows, Range panel
       static_cast<char*>(a.out) + row * n * (is_narrow ? 2 : 4),
       n,
       0,
-      s.partial};
+      s.partial,
+      a.factor == nullptr ? nullptr : a.factor + row * n,
+      n};
   multiply_panels<precision>({s.operand, rows, a.weight, {0, group_count(a.weight.k)}, destination, s.gemm}, panels);
 }
 
@@ -126,18 +128,19 @@ struct MlpScratch : LinearScratch {
       : LinearScratch(arena, a.fc1.precision, a.fc1.k, chunk),
         hidden(take_operand(arena, a.fc1.precision, chunk, group_size(a.fc1.n))),
         hidden_rows(
-            a.fc1.precision == Precision::int8 ? arena.take<float>(chunk * hidden_stride(a) + width<float>) : nullptr) {
-  }
+            a.fc1.precision == Precision::int8 ? arena.take<float>(chunk * hidden_stride(a) + width<float>) : nullptr),
+        gate(a.is_gated() ? arena.take<float>(chunk * panel_columns) : nullptr) {}
   static int64_t hidden_stride(const PackedMlp& a) { return ceil_div(group_size(a.fc1.n), 16) * 16; }
   Operand hidden;
   float* hidden_rows;  // int8: before quantization
+  float* gate;         // a panel, after the activation
 };
 
 inline int64_t mlp_bytes_per_row(const PackedMlp& a) {
   const Precision precision = a.fc1.precision;
   const int64_t words = operand_stride(precision, a.fc1.k) + operand_stride(precision, group_size(a.fc1.n));
   const int64_t staged = precision == Precision::int8 ? group_size(a.fc1.n) : 0;
-  return (words + staged + a.fc2.n) * 4;
+  return (words + staged + (a.is_gated() ? panel_columns : 0) + a.fc2.n) * 4;
 }
 
 inline int64_t mlp_bytes(const PackedMlp& a, int64_t rows) {
@@ -159,11 +162,24 @@ void hidden_group(const PackedMlp& a, int64_t group, int64_t rows, const MlpScra
   const int64_t size = a.fc1.n - first < group_size(a.fc1.n) ? a.fc1.n - first : group_size(a.fc1.n);
   const int64_t stride = is_int8 ? MlpScratch::hidden_stride(a) : scratch.hidden.stride * (is_pairs ? 2 : 1);
   void* out = is_int8 ? static_cast<void*>(scratch.hidden_rows) : scratch.hidden.words;
-  const Destination destination{
-      a.activation, nullptr, nullptr, hidden_store(precision), out, stride, first, scratch.partial};
-  multiply_panels<precision>(
-      {scratch.operand, rows, a.fc1, {0, group_count(a.fc1.k)}, destination, scratch.gemm},
-      {first / panel_columns, panel_count(first + size)});
+  const Range groups{0, group_count(a.fc1.k)}, panels{first / panel_columns, panel_count(first + size)};
+  Destination destination{a.activation, nullptr, nullptr, hidden_store(precision), out, stride, first, scratch.partial};
+  if (a.is_gated()) {
+    destination.activation = Activation::none;
+    destination.factor = scratch.gate;
+    destination.factor_stride = panel_columns;
+    for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+      const int64_t column = panel * panel_columns;
+      const Destination gate{
+          a.activation, nullptr, nullptr, Store::float32, scratch.gate, panel_columns, column, scratch.partial};
+      multiply_panels<precision>({scratch.operand, rows, a.gate, groups, gate, scratch.gemm}, {panel, panel + 1});
+      destination.out = static_cast<char*>(out) + (column - first) * (is_pairs ? 2 : 4);
+      destination.first_column = column;
+      multiply_panels<precision>({scratch.operand, rows, a.fc1, groups, destination, scratch.gemm}, {panel, panel + 1});
+    }
+  } else {
+    multiply_panels<precision>({scratch.operand, rows, a.fc1, groups, destination, scratch.gemm}, panels);
+  }
   for (int64_t r = 0; r < rows; ++r) {
     if constexpr (is_int8) {
       uint32_t* words = scratch.hidden.words + r * scratch.hidden.stride;

@@ -4,16 +4,21 @@ namespace vitfast {
 namespace {
 
 Tensor packed_linear(
-    const Tensor& x,                    // [..., K]
-    const Tensor& packed,               // [n, K], packed
-    const std::optional<Tensor>& bias,  // [n]
+    const Tensor& x,                     // [..., K]
+    const std::optional<Tensor>& gamma,  // [K]
+    const std::optional<Tensor>& beta,   // [K]
+    std::optional<double> eps,           // none: no LayerNorm
+    const Tensor& packed,                // [n, K], packed
+    const std::optional<Tensor>& bias,   // [n]
     int64_t n,
     std::string precision,
     std::string activation,
     const std::optional<Tensor>& scale,     // [n]
-    const std::optional<Tensor>& residual)  // [..., n]
+    const std::optional<Tensor>& residual,  // [..., n]
+    const std::optional<Tensor>& factor)    // [..., n]
 {
   constexpr const char* op = "packed_linear";
+  STD_TORCH_CHECK(!factor || !(scale || residual), op, ": a factor excludes scale and residual");
   const RowsTensor rows(op, x);
   const std::vector<int64_t> sizes = with_last(x, n);
   const Tensor out = new_tensor(sizes, ScalarType::Float);
@@ -22,34 +27,11 @@ Tensor packed_linear(
       rows.rows(),
       Type::float32,
       out.mutable_data_ptr(),
-      Norm{},
+      norm_of(op, gamma, beta, eps, rows.k),
       activation_of(op, activation),
       floats_or_null(op, "scale", scale, {n}),
-      floats_or_null(op, "residual", residual, sizes)};
-  run_linear(a, rows.count);
-  return out;
-}
-
-Tensor packed_norm_linear(
-    const Tensor& x,                     // [..., K]
-    const std::optional<Tensor>& gamma,  // [K]
-    const std::optional<Tensor>& beta,   // [K]
-    double eps,
-    const Tensor& packed,               // [n, K], packed
-    const std::optional<Tensor>& bias,  // [n]
-    int64_t n,
-    std::string precision,
-    std::string activation) {
-  constexpr const char* op = "packed_norm_linear";
-  const RowsTensor rows(op, x);
-  const Tensor out = new_tensor(with_last(x, n), ScalarType::Float);
-  const PackedLinear a{
-      packed_weight(op, "packed", packed, n, rows.k, precision_of(op, precision), bias),
-      rows.rows(),
-      Type::float32,
-      out.mutable_data_ptr(),
-      norm_of(op, gamma, beta, eps, rows.k),
-      activation_of(op, activation)};
+      floats_or_null(op, "residual", residual, sizes),
+      floats_or_null(op, "factor", factor, sizes)};
   run_linear(a, rows.count);
   return out;
 }
@@ -62,8 +44,10 @@ Tensor packed_mlp(
     const Tensor& fc1,                      // [hidden, K], packed
     const std::optional<Tensor>& fc1_bias,  // [hidden]
     int64_t hidden,
-    const Tensor& fc2,                      // [n, hidden], packed
-    const std::optional<Tensor>& fc2_bias,  // [n]
+    const std::optional<Tensor>& gate,       // [hidden, K], packed
+    const std::optional<Tensor>& gate_bias,  // [hidden]
+    const Tensor& fc2,                       // [n, hidden], packed
+    const std::optional<Tensor>& fc2_bias,   // [n]
     int64_t n,
     std::string precision_name,
     std::string activation,
@@ -83,7 +67,8 @@ Tensor packed_mlp(
       activation_of(op, activation),
       floats_or_null(op, "scale", scale, {n}),
       floats_or_null(op, "residual", residual, sizes),
-      static_cast<float*>(out.mutable_data_ptr())};
+      static_cast<float*>(out.mutable_data_ptr()),
+      gate_of(op, gate, gate_bias, hidden, rows.k, precision)};
   run_mlp(a, rows.count);
   return out;
 }
@@ -103,7 +88,6 @@ int64_t fma_peak(std::string precision_name, int64_t iterations) {
 
 STABLE_TORCH_LIBRARY_IMPL(vitfast, CPU, m) {
   m.impl("packed_linear", TORCH_BOX(&packed_linear));
-  m.impl("packed_norm_linear", TORCH_BOX(&packed_norm_linear));
   m.impl("packed_mlp", TORCH_BOX(&packed_mlp));
 }
 

@@ -92,7 +92,15 @@ inline void run_mlp_by_panels(const PackedMlp& a, int64_t rows) {
   const bool is_narrow = a.fc1.precision == Precision::bfloat16;
   const Tensor hidden = new_tensor({rows, a.fc1.n}, is_narrow ? ScalarType::BFloat16 : ScalarType::Float);
   const Type type = is_narrow ? Type::bfloat16 : Type::float32;
-  run_linear({a.fc1, a.x, type, hidden.mutable_data_ptr(), a.norm, a.activation}, rows);
+  PackedLinear fc1{a.fc1, a.x, type, hidden.mutable_data_ptr(), a.norm, a.activation};
+  std::optional<Tensor> gate;
+  if (a.is_gated()) {
+    gate = new_tensor({rows, a.fc1.n}, ScalarType::Float);
+    run_linear({a.gate, a.x, Type::float32, gate->mutable_data_ptr(), a.norm, a.activation}, rows);
+    fc1.activation = Activation::none;
+    fc1.factor = static_cast<const float*>(gate->const_data_ptr());
+  }
+  run_linear(fc1, rows);
   const Rows hidden_rows{type, hidden.const_data_ptr(), a.fc1.n};
   run_linear({a.fc2, hidden_rows, Type::float32, a.out, Norm{}, Activation::none, a.scale, a.residual}, rows);
 }

@@ -57,6 +57,17 @@ inline PackedWeight packed_weight(
   return {precision, static_cast<const char*>(packed.const_data_ptr()), n, k, floats_or_null(op, "bias", bias, {n})};
 }
 
+// The gate of an MLP; without panels if it has none.
+inline PackedWeight gate_of(
+    const char* op,
+    const std::optional<Tensor>& gate,
+    const std::optional<Tensor>& bias,
+    int64_t hidden,
+    int64_t k,
+    Precision precision) {
+  return gate.has_value() ? packed_weight(op, "gate", *gate, hidden, k, precision, bias) : PackedWeight{};
+}
+
 // A tensor [..., K] as rows: itself where its rows are one stride apart, else a copy.
 struct RowsTensor {
   RowsTensor(const char* op, const Tensor& x) : tensor(x) {

@@ -95,8 +95,8 @@ def test_layers_left_out_of_quantization_stay_in_float32():
     fast = vitfast.accelerate(model)
     assert fast.report().fell_back == ()
     precisions = {name: module.precision for name, module in fast.named_modules() if hasattr(module, "column_order")}
-    assert precisions["body.model.blocks.0.qkv.linear"] == "fp32"
-    assert precisions["body.model.blocks.1.kv.linear"] == "int8"
+    assert precisions["body.model.blocks.0.qkv"] == "fp32"
+    assert precisions["body.model.blocks.1.kv"] == "int8"
     assert precisions["body.model.readouts.0.layers.0"] == "fp32"
     torch.testing.assert_close(fast(images), model(images), rtol=2e-2, atol=2e-2)
 

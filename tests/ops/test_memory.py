@@ -47,11 +47,12 @@ def test_packed_operators_keep_nothing(precision: str) -> None:
     relations, matrix = draw(1, 3, 5, 5), draw(21, 5)
 
     def call() -> None:
-        OPS.packed_linear(x, packed["qkv"], parameters["qkv_bias"], 144, precision, "gelu", None, None)
-        OPS.packed_norm_linear(x, None, None, 1e-6, packed["fc1"], None, 96, precision, "none")
+        OPS.packed_linear(x, None, None, None, packed["qkv"], parameters["qkv_bias"], 144, precision, "gelu")
+        OPS.packed_linear(x, None, None, 1e-6, packed["fc1"], None, 96, precision, "none")
         OPS.packed_mlp(
-            x, None, None, 1e-6, packed["fc1"], None, 96, packed["fc2"], None, 48, precision, "gelu", None, x
-        )
+            x, None, None, 1e-6, packed["fc1"], None, 96, packed["fc1"], None, packed["fc2"], None, 48, precision,
+            "gelu", None, x,
+        )  # fmt: skip
         OPS.packed_attention(qkv, 0.25, precision)
         OPS.packed_related_attention(qkv, relations, matrix, 0.25, True)
         OPS.packed_patch_embed(images, packed["qkv"], None, 144, 4, 4, prefix, None, precision)

@@ -38,7 +38,6 @@ NOT_RECORDED = {
     "vitfast::packed_layout",
     "vitfast::packed_linear",
     "vitfast::packed_mlp",
-    "vitfast::packed_norm_linear",
     "vitfast::packed_patch_embed",
     "vitfast::packed_related_attention",
     "vitfast::packed_performer",

@@ -20,6 +20,7 @@ from support.packed_cases import (
     check_related_attention,
     check_ties_of_int8,
     draw,
+    draw_rotary,
     packed_block,
     packed_linear,
 )
@@ -48,7 +49,7 @@ def test_linear_with_every_tail_of_inputs(inputs: int, precision: str) -> None:
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_linear_without_inputs_is_its_bias(precision: str) -> None:
     packed, bias = OPS.pack_weight(torch.zeros(65, 0), precision), draw(65)
-    out = OPS.packed_linear(torch.zeros(40, 0), packed, bias, 65, precision, "none", None, None)
+    out = OPS.packed_linear(torch.zeros(40, 0), None, None, None, packed, bias, 65, precision, "none")
     assert torch.equal(out, bias.expand(40, 65))
 
 
@@ -109,7 +110,7 @@ def test_norm_linear_equals_norm_then_linear(precision: str) -> None:
     gamma, beta = 1 + draw(100, seed=1, scale=0.1), draw(100, seed=2)
     packed = OPS.pack_weight(weight, precision)
     for g, b in ((gamma, beta), (None, None)):
-        actual = OPS.packed_norm_linear(x, g, b, 1e-6, packed, bias, 70, precision, "none")
+        actual = OPS.packed_linear(x, g, b, 1e-6, packed, bias, 70, precision, "none")
         normed = plain.norm(x, g, b, 1e-6, precision)
         # a number next to a boundary may be rounded the other way, and sums of float32 depend on their order
         step = {"fp32": 2**-18, "bf16": 2**-7, "fp16_32": 2**-10, "int8": 0.05}[precision]
@@ -295,6 +296,34 @@ def test_block_of_odd_sizes_and_of_several_groups(precision: str) -> None:
     check_block(1, 12, (64, 1, 64, 2100), precision, extras=False)
 
 
+@pytest.mark.parametrize("is_interleaved", [False, True], ids=["halves", "interleaved"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(("heads", "rotated", "head_dim"), [(1, 50, 64), (2, 45, 64), (1, 49, 14), (2, 1, 10)])
+def test_rotary_attention(heads: int, rotated: int, head_dim: int, precision: str, is_interleaved: bool) -> None:
+    rotary = draw_rotary(heads, rotated, head_dim, is_interleaved=is_interleaved)
+    check_attention(2, 50, 2, head_dim, precision, rotary)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(("batch", "tokens", "hidden"), [(1, 1, 96), (3, 50, 96), (2, 41, 77), (5, 12, 2100)])
+def test_gated_block_with_rotary(batch: int, tokens: int, hidden: int, precision: str) -> None:
+    rotary = draw_rotary(1, tokens - tokens // 9, 16, is_interleaved=tokens % 2 == 0)
+    sizes = (48, 3, 16, hidden)
+    check_block(batch, tokens, sizes, precision, extras=batch > 1, is_gated=True, rotary=rotary)
+    check_block(batch, tokens, sizes, precision, extras=False, is_gated=True)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_factor_multiplies_the_result(precision: str) -> None:
+    x, weight, bias, factor = draw(40, 1100), draw(70, 1100, scale=0.03), draw(70), draw(40, 70, seed=1)
+    packed = OPS.pack_weight(weight, precision)
+    arguments = (x, None, None, None, packed, bias, 70, precision, "silu")
+    expected = OPS.packed_linear(*arguments) * factor
+    assert torch.equal(OPS.packed_linear(*arguments, factor=factor), expected)
+    with pytest.raises(RuntimeError, match="a factor excludes scale and residual"):
+        OPS.packed_linear(*arguments, residual=factor, factor=factor)
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_no_images(precision: str) -> None:
     p = block_parameters(48, 3, 16, 96, extras=True)
@@ -311,15 +340,16 @@ def test_patch_embed_refuses_images_without_a_whole_patch(size: tuple[int, int])
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_number_of_threads_and_the_batch_change_no_bit(precision: str) -> None:
-    p = block_parameters(64, 2, 32, 1200, extras=True)
+    p = block_parameters(64, 2, 32, 1200, extras=True, is_gated=True)
+    rotary = draw_rotary(2, 60, 32, is_interleaved=False)
     x = draw(5, 61, 64)
     threads = torch.get_num_threads()
     try:
         results = []
         for count in (1, 2, 3, 4, 16):  # 16: the stages one by one
             torch.set_num_threads(count)
-            results.append(packed_block(x, p, 2, "gelu", precision))
-        single = packed_block(x[3:4], p, 2, "gelu", precision)
+            results.append(packed_block(x, p, 2, "gelu", precision, rotary))
+        single = packed_block(x[3:4], p, 2, "gelu", precision, rotary)
     finally:
         torch.set_num_threads(threads)
     for result in results[1:]:
@@ -346,13 +376,18 @@ def test_wrong_arguments_are_rejected() -> None:
     with pytest.raises(RuntimeError, match="precision must be fp32"):
         OPS.pack_weight(draw(8, 6), "fp8")
     with pytest.raises(RuntimeError, match="packed is not a weight"):
-        OPS.packed_linear(draw(2, 7), packed, None, 8, "fp32", "none", None, None)
+        OPS.packed_linear(draw(2, 7), None, None, None, packed, None, 8, "fp32", "none")
     with pytest.raises(RuntimeError, match="activation must be"):
-        OPS.packed_linear(draw(2, 6), packed, None, 8, "fp32", "swish", None, None)
+        OPS.packed_linear(draw(2, 6), None, None, None, packed, None, 8, "fp32", "swish")
     with pytest.raises(RuntimeError, match="bias must be"):
-        OPS.packed_linear(draw(2, 6), packed, draw(7), 8, "fp32", "none", None, None)
+        OPS.packed_linear(draw(2, 6), None, None, None, packed, draw(7), 8, "fp32", "none")
     with pytest.raises(RuntimeError, match="residual"):
-        OPS.packed_linear(draw(2, 6), packed, None, 8, "fp32", "none", None, draw(2, 7))
+        OPS.packed_linear(draw(2, 6), None, None, None, packed, None, 8, "fp32", "none", None, draw(2, 7))
+    with pytest.raises(RuntimeError, match=r"rotary must be contiguous float32 \[H or 1, at most N, 2, D\]"):
+        OPS.packed_attention(draw(1, 5, 3, 2, 8), 1.0, "fp32", draw(1, 6, 2, 8))
+    p = {**block_parameters(48, 3, 16, 96, extras=False), "gate": draw(64, 48)}
+    with pytest.raises(RuntimeError, match="gate is not a weight"):
+        packed_block(draw(1, 5, 48), p, 3, "silu", "fp32")
 
 
 def test_the_peak_counts_operations() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from support import packed_plain as plain
 from support.tolerance import FORWARD_FACTOR, assert_as_accurate
 from vitfast.layers import GridUpsample
+from vitfast.layers.rotary import RotaryTables, rotary_tables
 from vitfast.layers.token_performer import performer_attention
 
 PRECISIONS = ("fp32", "bf16", "fp16_32", "int8")
@@ -51,7 +52,7 @@ def packed_linear(
 ) -> Tensor:
     """Calls the operator with the arguments of its torch equivalent."""
     packed = OPS.pack_weight(weight, precision)
-    return OPS.packed_linear(x, packed, bias, weight.shape[0], precision, activation, scale, residual)
+    return OPS.packed_linear(x, None, None, None, packed, bias, weight.shape[0], precision, activation, scale, residual)
 
 
 def check_linear(rows: int, inputs: int, outputs: int, precision: str, activation: str, *, with_all: bool) -> None:
@@ -78,7 +79,9 @@ def check_linear(rows: int, inputs: int, outputs: int, precision: str, activatio
     assert_as_accurate(actual, expected, exact, factor=FORWARD_FACTOR, name=f"{precision} {rows}x{inputs}x{outputs}")
 
 
-def block_parameters(channels: int, heads: int, head_dim: int, hidden: int, *, extras: bool) -> dict[str, Tensor]:
+def block_parameters(
+    channels: int, heads: int, head_dim: int, hidden: int, *, extras: bool, is_gated: bool = False
+) -> dict[str, Tensor]:
     """The parameters of a block; ``extras``: biases and LayerScale."""
     inner = heads * head_dim
     shapes = {
@@ -87,7 +90,9 @@ def block_parameters(channels: int, heads: int, head_dim: int, hidden: int, *, e
         "fc1": (hidden, channels),
         "fc2": (channels, hidden),
     }
-    p = {name: draw(*shape, seed=5, scale=shape[1] ** -0.5) for name, shape in shapes.items()}
+    if is_gated:
+        shapes["gate"] = (hidden, channels)
+    p = {name: draw(*shape, seed=5 + len(name), scale=shape[1] ** -0.5) for name, shape in shapes.items()}
     for name in ("norm1", "norm2"):
         p[f"{name}_weight"], p[f"{name}_bias"] = 1 + draw(channels, scale=0.1), draw(channels, seed=7, scale=0.1)
     if extras:
@@ -97,39 +102,59 @@ def block_parameters(channels: int, heads: int, head_dim: int, hidden: int, *, e
     return p
 
 
-def packed_block(x: Tensor, p: dict[str, Tensor], heads: int, activation: str, precision: str) -> Tensor:
+def packed_block(
+    x: Tensor, p: dict[str, Tensor], heads: int, activation: str, precision: str, rotary: RotaryTables | None = None
+) -> Tensor:
     """Calls the operator with the arguments of its torch equivalent."""
     head_dim = p["qkv"].shape[0] // 3 // heads
-    packed = {name: OPS.pack_weight(p[name], precision) for name in ("qkv", "proj", "fc1", "fc2")}
+    packed = {name: OPS.pack_weight(p[name], precision) for name in ("qkv", "proj", "fc1", "gate", "fc2") if name in p}
     get = p.get
     return OPS.packed_block(
         x, get("norm1_weight"), get("norm1_bias"), 1e-6, packed["qkv"], get("qkv_bias"),
         heads, head_dim, head_dim**-0.5, packed["proj"], get("proj_bias"), get("scale1"),
         get("norm2_weight"), get("norm2_bias"), 1e-6, packed["fc1"], get("fc1_bias"), p["fc1"].shape[0],
-        packed["fc2"], get("fc2_bias"), get("scale2"), activation, precision,
+        packed.get("gate"), get("gate_bias"), packed["fc2"], get("fc2_bias"), get("scale2"), activation, precision,
+        *(rotary or ()),
     )  # fmt: skip
 
 
-def check_block(batch: int, tokens: int, sizes: tuple[int, int, int, int], precision: str, *, extras: bool) -> None:
+def draw_rotary(heads: int, tokens: int, head_dim: int, *, is_interleaved: bool) -> RotaryTables:
+    """Tables for ``tokens`` patches."""
+    return rotary_tables(draw(heads, 2, head_dim // 2), draw(tokens, 2), is_interleaved=is_interleaved)
+
+
+def check_block(
+    batch: int,
+    tokens: int,
+    sizes: tuple[int, int, int, int],
+    precision: str,
+    *,
+    extras: bool,
+    is_gated: bool = False,
+    rotary: RotaryTables | None = None,
+) -> None:
     """Against the block without roundings: as near as PyTorch with the same roundings."""
     channels, heads, head_dim, hidden = sizes
-    p = block_parameters(channels, heads, head_dim, hidden, extras=extras)
+    p = block_parameters(channels, heads, head_dim, hidden, extras=extras, is_gated=is_gated)
     x = draw(batch, tokens, channels)
-    activation = "gelu_tanh" if extras else "gelu"
-    exact = plain.block(x.double(), {name: value.double() for name, value in p.items()}, heads, activation, "exact")
-    expected = plain.block(x, p, heads, activation, precision)
-    actual = packed_block(x, p, heads, activation, precision)
+    arguments = (heads, "silu" if is_gated else "gelu_tanh" if extras else "gelu")
+    exact = plain.block(x.double(), {name: value.double() for name, value in p.items()}, *arguments, "exact", rotary)
+    expected = plain.block(x, p, *arguments, precision, rotary)
+    actual = packed_block(x, p, *arguments, precision, rotary)
     name = f"{precision} block {batch}x{tokens} {sizes}"
     assert_as_accurate(actual, expected, exact, factor=FORWARD_FACTOR, name=name)
 
 
-def check_attention(batch: int, tokens: int, heads: int, head_dim: int, precision: str) -> None:
+def check_attention(
+    batch: int, tokens: int, heads: int, head_dim: int, precision: str, rotary: RotaryTables | None = None
+) -> None:
     """As ``check_block``."""
     qkv, scale = draw(batch, tokens, 3, heads, head_dim), head_dim**-0.5
-    exact = plain.attention(qkv.double(), scale, "exact")
-    actual = OPS.packed_attention(qkv, scale, precision)
+    exact = plain.attention(qkv.double(), scale, "exact", rotary)
+    actual = OPS.packed_attention(qkv, scale, precision, *(rotary or ()))
+    expected = plain.attention(qkv, scale, precision, rotary)
     name = f"{precision} attention {batch}x{tokens}x{heads}x{head_dim}"
-    assert_as_accurate(actual, plain.attention(qkv, scale, precision), exact, factor=FORWARD_FACTOR, name=name)
+    assert_as_accurate(actual, expected, exact, factor=FORWARD_FACTOR, name=name)
 
 
 def check_related_attention(batch: int, grids: tuple[int, int] | None, heads: int, head_dim: int) -> None:
@@ -156,11 +181,11 @@ def check_mlp_without_norm(rows: int, inputs: int, hidden: int, precision: str) 
     """Bit by bit what its two layers give, one after the other."""
     x, fc1, fc2 = draw(rows, inputs), draw(hidden, inputs, scale=inputs**-0.5), draw(inputs, hidden, seed=1)
     packed1, packed2 = OPS.pack_weight(fc1, precision), OPS.pack_weight(fc2, precision)
-    first = OPS.packed_linear(x, packed1, None, hidden, precision, "none", None, None)
+    first = OPS.packed_linear(x, None, None, None, packed1, None, hidden, precision, "none")
     actual = OPS.packed_mlp(
-        x, None, None, None, packed1, None, hidden, packed2, None, inputs, precision, "none", None, None
+        x, None, None, None, packed1, None, hidden, None, None, packed2, None, inputs, precision, "none", None, None
     )
-    expected = OPS.packed_linear(first, packed2, None, inputs, precision, "none", None, None)
+    expected = OPS.packed_linear(first, None, None, None, packed2, None, inputs, precision, "none")
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
@@ -222,7 +247,8 @@ def check_split(images: Tensor, window: Window, outputs: int, precision: str) ->
     exact = plain.linear(rows.double(), weight.double(), bias.double(), "exact")
     expected = plain.linear(rows, weight, bias, precision)
     assert_as_accurate(actual, expected, exact, factor=FORWARD_FACTOR, name=name)
-    assert torch.equal(actual, OPS.packed_linear(rows, packed, bias, outputs, precision, "none", None, None)), name
+    apart = OPS.packed_linear(rows, None, None, None, packed, bias, outputs, precision, "none")
+    assert torch.equal(actual, apart), name
 
     for g, b in ((gamma, beta), (None, None)):
         actual = packed_split(images, window, (g, b, 1e-5), weight, bias, precision)
@@ -230,7 +256,7 @@ def check_split(images: Tensor, window: Window, outputs: int, precision: str) ->
         exact = plain.linear(normed, weight.double(), bias.double(), "exact")
         expected = plain.linear(plain.norm(rows, g, b, 1e-5, precision), weight, bias, precision)
         assert_as_accurate(actual, expected, exact, factor=FORWARD_FACTOR, name=f"{name}, normalized")
-        apart = OPS.packed_norm_linear(rows, g, b, 1e-5, packed, bias, outputs, precision, "none")
+        apart = OPS.packed_linear(rows, g, b, 1e-5, packed, bias, outputs, precision, "none")
         assert torch.equal(actual, apart), name
 
 
@@ -286,10 +312,13 @@ def check_all() -> None:
             check_linear(rows, inputs, outputs, precision, "none", with_all=True)
         check_linear(17, 48, 100, precision, "gelu", with_all=False)
         check_attention(2, 17, 2, 8, precision)
-        check_attention(1, 67, 2, 32, precision)
+        check_attention(1, 67, 2, 32, precision, draw_rotary(2, 60, 32, is_interleaved=False))
+        check_attention(2, 17, 2, 10, precision, draw_rotary(1, 17, 10, is_interleaved=True))
         check_mlp_without_norm(19, 48, 144, precision)
         check_patch_embed(draw(2, 3, 16, 24), (8, 8), 1, 70, precision)
         check_split(draw(2, 3, 17, 15), Window((7, 5), (4, 2), (2, 3)), 70, precision)
         check_split(draw(1, 1, 6, 6 * 20).bfloat16(), Window((3, 60), (2, 40), (1, 20)), 70, precision)
         check_block(2, 19, (48, 3, 16, 96), precision, extras=False)
         check_block(3, 33, (40, 2, 24, 75), precision, extras=True)
+        rotary = draw_rotary(1, 28, 16, is_interleaved=False)
+        check_block(3, 33, (48, 3, 16, 150), precision, extras=True, is_gated=True, rotary=rotary)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vitfast.layers.rotary import RotaryTables
+
 ACTIVATIONS = {
     "none": lambda x: x,
     "gelu": functional.gelu,
@@ -79,11 +81,14 @@ def norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, prec
     )
 
 
-def attention(qkv: Tensor, scale: float, precision: str) -> Tensor:
+def attention(qkv: Tensor, scale: float, precision: str, rotary: RotaryTables | None = None) -> Tensor:
     """``[B, N, 3, H, D] -> [B, N, H, D]``; bfloat16 operands in bf16 and int8."""
     narrow = precision in ("bf16", "int8")
     rounded = (lambda x: x.bfloat16().to(x.dtype)) if narrow else (lambda x: x)
-    q, k, v = rounded(qkv).permute(2, 0, 3, 1, 4)
+    q, k, v = rounded(qkv).unbind(2)
+    if rotary is not None:
+        q, k = rounded(rotary.rotate(q)), rounded(rotary.rotate(k))
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     weights = rounded((q @ k.transpose(-1, -2) * scale).softmax(-1))
     return (weights @ v).transpose(1, 2)
 
@@ -100,14 +105,25 @@ def related_attention(
     return (logits.softmax(-1) @ v).transpose(1, 2), logits
 
 
-def block(x: Tensor, p: dict[str, Tensor], heads: int, activation: str, precision: str) -> Tensor:
+def block(
+    x: Tensor,
+    p: dict[str, Tensor],
+    heads: int,
+    activation: str,
+    precision: str,
+    rotary: RotaryTables | None = None,
+) -> Tensor:
     """A pre-norm block; ``p``: its parameters by the operator's names, what is absent is not there."""
     batch, tokens, _ = x.shape
     inner = p["qkv"].shape[0] // 3
     normed = norm(x, p.get("norm1_weight"), p.get("norm1_bias"), 1e-6, precision)
     qkv = linear(normed, p["qkv"], p.get("qkv_bias"), precision).view(batch, tokens, 3, heads, inner // heads)
-    attended = attention(qkv, (inner // heads) ** -0.5, precision).reshape(batch, tokens, inner)
+    attended = attention(qkv, (inner // heads) ** -0.5, precision, rotary).reshape(batch, tokens, inner)
     x = linear(attended, p["proj"], p.get("proj_bias"), precision, scale=p.get("scale1"), residual=x)
     normed = norm(x, p.get("norm2_weight"), p.get("norm2_bias"), 1e-6, precision)
-    hidden = linear(normed, p["fc1"], p.get("fc1_bias"), precision, activation)
+    if "gate" in p:
+        gate = linear(normed, p["gate"], p.get("gate_bias"), precision, activation)
+        hidden = gate * linear(normed, p["fc1"], p.get("fc1_bias"), precision)
+    else:
+        hidden = linear(normed, p["fc1"], p.get("fc1_bias"), precision, activation)
     return linear(hidden, p["fc2"], p.get("fc2_bias"), precision, scale=p.get("scale2"), residual=x)

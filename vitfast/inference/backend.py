@@ -24,8 +24,8 @@ from vitfast.inference.ir import (
 from vitfast.inference.modules.attention import GatedAttention, InferenceAttention, QkNormAttention
 from vitfast.inference.modules.block import InferenceBlock, InferenceMlp
 from vitfast.inference.modules.fallback_block import FallbackBlock
-from vitfast.inference.modules.linear import InferenceLinear, SourceRows, TorchInt8Linear, TorchLinear, round_to_fp16
-from vitfast.inference.modules.norm import InferenceNorm, NormLinear
+from vitfast.inference.modules.linear import InferenceLinear, SourceRows, TorchInt8Linear, TorchLinear
+from vitfast.inference.modules.norm import InferenceNorm, round_to_fp16
 from vitfast.inference.modules.patches import Patches, SplitLinear
 from vitfast.inference.normalization import Normalization
 from vitfast.inference.source_tensors import SourceTensors
@@ -102,14 +102,15 @@ class Backend:
         *,
         rows: slice | None = None,
         column_order: Tensor | None = None,
+        norm: InferenceNorm | None = None,
     ) -> InferenceLinear:
-        """Builds a linear layer, or some of its rows, with the activation and LayerScale ``[O]`` after it."""
+        """Builds a linear layer or some of its rows, with the norm before it, and activation and LayerScale after."""
         first, last = (0, spec.out_features) if rows is None else (rows.start, rows.stop)
         weight, places = self.tensors.rows(spec, first, last)
         bias = self.tensors.bias(spec, first, last)
         precision = spec.precision or self.precision
         scale = self.copy_in_dtype(scale)
-        return self.linear_class(precision)(weight, bias, precision, places, column_order, activation, scale)
+        return self.linear_class(precision)(weight, bias, precision, places, column_order, activation, scale, norm)
 
     def norm(self, spec: NormSpec, *, column_order: Tensor | None = None) -> InferenceNorm:
         """Builds a LayerNorm; where ``accelerate`` rounds its input, gamma is rounded once."""
@@ -127,14 +128,20 @@ class Backend:
         """Builds a LayerNorm, or an identity for None."""
         return nn.Identity() if spec is None else self.norm(spec)
 
-    def norm_linear(self, norm: InferenceNorm, linear: InferenceLinear) -> NormLinear:
-        """Builds ``linear(norm(x))``."""
-        return self.layer_class(NormLinear, norm, linear)(norm, linear)
+    def optional_norm(self, spec: NormSpec | None) -> InferenceNorm | None:
+        """Builds a LayerNorm, or returns None."""
+        return None if spec is None else self.norm(spec)
 
     def mlp(self, norm_spec: NormSpec | None, spec: MlpSpec, scale: Tensor | None = None) -> InferenceMlp:
         """Builds an MLP with the LayerNorm before it and LayerScale ``[C]`` after it, both optional."""
-        norm = None if norm_spec is None else self.norm(norm_spec)
-        parts = (norm, self.linear(spec.fc1, spec.activation), self.linear(spec.fc2, scale=scale))
+        norm = self.optional_norm(norm_spec)
+        fc2 = self.linear(spec.fc2, scale=scale, norm=self.optional_norm(spec.norm))
+        parts: tuple[Any, ...] = (norm, self.linear(spec.fc1, spec.activation), fc2)
+        if spec.gate is not None:
+            hidden = spec.fc1.out_features // 2
+            first, last = slice(0, hidden), slice(hidden, 2 * hidden)
+            gate, value = (first, last) if spec.gate == "first" else (last, first)
+            parts = (norm, self.linear(spec.fc1, rows=value), fc2, self.linear(spec.fc1, spec.activation, rows=gate))
         return self.layer_class(InferenceMlp, *parts)(*parts)
 
     def block(self, spec: BlockSpec, num_patches: int = 0) -> InferenceBlock:
@@ -144,10 +151,10 @@ class Backend:
 
     def block_parts(
         self, spec: BlockSpec, attention: nn.Module
-    ) -> tuple[NormLinear, nn.Module, InferenceLinear, InferenceMlp]:
+    ) -> tuple[InferenceLinear, nn.Module, InferenceLinear, InferenceMlp]:
         """Builds the parts of a block: q, k, v, attention, projection and MLP."""
-        qkv = self.norm_linear(self.norm(spec.norm1), self.linear(spec.attention.qkv))
-        proj = self.linear(spec.attention.proj, scale=spec.scale1)
+        qkv = self.linear(spec.attention.qkv, norm=self.norm(spec.norm1))
+        proj = self.linear(spec.attention.proj, scale=spec.scale1, norm=self.optional_norm(spec.attention.norm))
         return qkv, attention, proj, self.mlp(spec.norm2, spec.mlp, spec.scale2)
 
     def fallback(self, spec: FallbackSpec) -> FallbackBlock:

@@ -15,6 +15,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from vitfast.layers.patch_embed import PatchOrder
+from vitfast.layers.rotary import Coordinates
 
 Precision = Literal["fp32", "bf16", "fp16", "fp16_32", "int8"]
 # device type -> supported precisions
@@ -32,7 +33,7 @@ class LinearSpec:
     """A linear layer, or several with the same input, concatenated along the output dimension."""
 
     weights: tuple[Tensor, ...]  # each [O_i, ...], flattened to [O_i, K]
-    biases: tuple[Tensor | None, ...]  # each [O_i]
+    biases: tuple[Tensor | None, ...]  # each [O_i]; if none is None, other parts of [O] as well
     precision: Precision | None = None  # of a quantized source layer; None: the precision passed to ``accelerate``
 
     @property
@@ -58,11 +59,13 @@ class NormSpec:
 
 @dataclass(frozen=True, eq=False)
 class MlpSpec:
-    """``fc2(activation(fc1(x)))``."""
+    """``fc2(norm(activation(fc1(x))))``, or with a gate ``fc2(norm(activation(g) * h))`` with ``fc1(x)`` = g and h."""
 
-    fc1: LinearSpec
+    fc1: LinearSpec  # with a gate it has twice as many rows as ``fc2`` has columns
     activation: Activation
     fc2: LinearSpec
+    gate: Literal["first", "last"] | None = None  # which half of the rows of ``fc1`` is the gate g
+    norm: NormSpec | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +135,17 @@ class EmbeddingSpec:
 
 
 @dataclass(frozen=True, eq=False)
+class RotarySpec:
+    """Rotary position embedding of the patches' q and k; ``vitfast.layers.rotary`` explains the fields."""
+
+    frequencies: Tensor  # [H or 1, 2, D / 2]
+    coordinates: Coordinates
+    is_interleaved: bool
+    offset: float = 0.0
+    reference: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class AttentionSpec:
     """Multi-head self-attention."""
 
@@ -142,6 +156,7 @@ class AttentionSpec:
     proj: LinearSpec
     q_norm: NormSpec | None = None  # of q within each head
     k_norm: NormSpec | None = None
+    norm: NormSpec | None = None  # of the result, before the output projection
     # ConViT (d'Ascoli et al., 2021), (1 - g) content + g positional: weight and bias of ``pos_proj``, and
     # ``gating_param`` [H], whose sigmoid is g
     gated: tuple[Tensor, Tensor, Tensor] | None = None
@@ -229,6 +244,7 @@ class TransformerSpec:
     norm: NormSpec | None  # of all tokens after the last block
     readouts: tuple[ReadoutSpec, ...]  # at least one
     takes_mean: bool = False  # whether the output is the mean of two readouts
+    rotary: tuple[RotarySpec, ...] = ()  # one of all blocks, or one of each; then no block is a ``FallbackSpec``
     late_prefix: tuple[Tensor, ...] = ()  # tokens inserted before block ``late_index`` (ConViT's class token)
     late_index: int = 0
     relation_reuse: ReuseSpec | None = None  # from the previous exit's attention logits to biases on this exit's

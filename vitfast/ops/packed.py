@@ -31,11 +31,15 @@ def _fake_block(x: Tensor) -> Tensor:
     return x.new_empty(x.shape, dtype=torch.float32)
 
 
-def _block_flops(x: Sequence[int], heads: int, head_dim: int, hidden: int) -> int:
+def _mlp_flops(x: Sequence[int], hidden: int, gate: Sequence[int] | None, n: int) -> int:
+    return mlp_flops(x, hidden, n) + (0 if gate is None else gemm_flops(x, hidden))
+
+
+def _block_flops(x: Sequence[int], heads: int, head_dim: int, hidden: int, gate: Sequence[int] | None) -> int:
     batch, tokens, channels = x
     inner = heads * head_dim
     projections = gemm_flops(x, 3 * inner) + gemm_flops((batch, tokens, inner), channels)
-    return projections + mlp_flops(x, hidden, channels) + attention_flops((batch, tokens, 3, heads, head_dim))
+    return projections + _mlp_flops(x, hidden, gate, channels) + attention_flops((batch, tokens, 3, heads, head_dim))
 
 
 def _fake_patch_embed(images: Tensor, n: int, patch_h: int, patch_w: int, prefix: Tensor) -> Tensor:
@@ -87,8 +91,7 @@ def _fake_pack_weight() -> Tensor:
 
 register("pack_weight", _fake_pack_weight)
 register("packed_linear", _fake_linear, flops=gemm_flops)
-register("packed_norm_linear", _fake_linear, flops=gemm_flops)
-register("packed_mlp", _fake_linear, flops=mlp_flops)
+register("packed_mlp", _fake_linear, flops=_mlp_flops)
 register("packed_block", _fake_block, flops=_block_flops)
 register("packed_attention", fake_packed_out, flops=attention_flops)
 register("packed_related_attention", _fake_related_attention, flops=attention_flops)

@@ -12,7 +12,6 @@ from vitfast.inference.cpu.packed_layers import (
     PackedBlock,
     PackedLinear,
     PackedMlp,
-    PackedNormLinear,
     PackedPatches,
     PackedPerformerAttention,
     PackedRelationAttention,
@@ -22,7 +21,7 @@ from vitfast.inference.ir import Precision
 from vitfast.inference.modules.attention import InferenceAttention, PerformerAttention, RelationAttention
 from vitfast.inference.modules.block import InferenceBlock, InferenceMlp
 from vitfast.inference.modules.linear import InferenceLinear
-from vitfast.inference.modules.norm import InferenceNorm, NormLinear
+from vitfast.inference.modules.norm import InferenceNorm
 from vitfast.inference.modules.patches import Patches, SplitLinear
 from vitfast.ops.library import build_info
 
@@ -31,7 +30,6 @@ _PACKED: dict[type[nn.Module], type[nn.Module]] = {
     InferenceAttention: PackedAttention,
     InferenceBlock: PackedBlock,
     InferenceMlp: PackedMlp,
-    NormLinear: PackedNormLinear,
     Patches: PackedPatches,
     PerformerAttention: PackedPerformerAttention,
     RelationAttention: PackedRelationAttention,
@@ -59,6 +57,8 @@ class CpuBackend(Backend):
         if base is Patches:
             is_fused = not norms and precisions != {"int8"}
         elif base is InferenceBlock:
-            is_fused = is_fused and any(isinstance(part, PackedAttention) for part in parts)
+            _, attention, proj, mlp = parts
+            is_plain = isinstance(attention, PackedAttention) and proj.norm is None and mlp.fc2.norm is None
+            is_fused = is_fused and is_plain
         packed: Any = _PACKED.get(base)
         return packed if is_fused and packed is not None else base

@@ -11,8 +11,9 @@ from vitfast.errors import UserError
 from vitfast.inference.modules.attention import InferenceAttention, PerformerAttention, RelationAttention
 from vitfast.inference.modules.block import InferenceBlock, InferenceMlp
 from vitfast.inference.modules.linear import InferenceLinear
-from vitfast.inference.modules.norm import InferenceNorm, NormLinear
+from vitfast.inference.modules.norm import InferenceNorm
 from vitfast.inference.modules.patches import Patches, SplitLinear
+from vitfast.layers.rotary import RotaryTables
 from vitfast.ops.library import has_kernel
 
 
@@ -22,8 +23,24 @@ class PackedLinear(InferenceLinear):
     gemm_name = "packed GEMM"
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        norm = self.norm
+        if norm is not None and norm.rounds_input != (self.precision == "fp16_32"):  # in a quantized model
+            x, norm = norm(x), None
+        return self.call(x, norm, residual)
+
+    def call(
+        self, x: Tensor, norm: InferenceNorm | None, residual: Tensor | None = None, factor: Tensor | None = None
+    ) -> Tensor:
+        """Calls the operator with another norm, and multiplies the result by ``factor`` ``[..., O]``."""
         return torch.ops.vitfast.packed_linear.default(
-            x, *weight_arguments(self), self.precision, self.activation, self.scale, residual
+            x,
+            *norm_arguments(norm),
+            *weight_arguments(self),
+            self.precision,
+            self.activation,
+            self.scale,
+            residual,
+            factor,
         )
 
     def _stored(self, weight: Tensor) -> Tensor:
@@ -43,28 +60,25 @@ class PackedLinear(InferenceLinear):
             )
 
 
-class PackedNormLinear(NormLinear):
-    """``linear(norm(x))`` in one operator; both must have one precision."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        linear = self.linear
-        return torch.ops.vitfast.packed_norm_linear.default(
-            x, *norm_arguments(self.norm), *weight_arguments(linear), linear.precision, linear.activation
-        )
-
-
 class PackedMlp(InferenceMlp):
-    """An MLP in one operator; its layers must have one precision."""
+    """An MLP in one operator, or in three if it normalizes the hidden units; its layers must have one precision."""
+
+    fc1: PackedLinear
+    gate: PackedLinear | None
 
     def forward(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        fc1, fc2 = self.fc1, self.fc2
+        fc1, fc2, gate = self.fc1, self.fc2, self.gate
+        if fc2.norm is not None:
+            factor = None if gate is None else gate.call(x, self.norm)
+            return fc2(fc1.call(x, self.norm, factor=factor), residual)
         return torch.ops.vitfast.packed_mlp.default(
             x,
             *norm_arguments(self.norm),
             *weight_arguments(fc1),
+            *gate_arguments(gate),
             *weight_arguments(fc2),
             fc1.precision,
-            fc1.activation,
+            (gate or fc1).activation,
             fc2.scale,
             residual,
         )
@@ -73,8 +87,9 @@ class PackedMlp(InferenceMlp):
 class PackedAttention(InferenceAttention):
     """Self-attention in the precision of the block's GEMMs."""
 
-    def forward(self, qkv: Tensor) -> Tensor:
-        out: Tensor = torch.ops.vitfast.packed_attention.default(self.split_heads(qkv), self.scale, self.precision)
+    def forward(self, qkv: Tensor, rotary: RotaryTables | None = None) -> Tensor:
+        qkv_BN3HD = self.split_heads(qkv)
+        out: Tensor = torch.ops.vitfast.packed_attention.default(qkv_BN3HD, self.scale, self.precision, *(rotary or ()))
         return out.flatten(-2)
 
 
@@ -88,12 +103,12 @@ class PackedRelationAttention(RelationAttention):
 
 
 class PackedBlock(InferenceBlock):
-    """A block in one operator; all its layers must have one precision."""
+    """A block in one operator; all its layers must have one precision, and no norms but the two at their inputs."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         attention: Any = self.attention
-        qkv, proj, fc1, fc2 = self.qkv.linear, self.proj, self.mlp.fc1, self.mlp.fc2
+        qkv, proj, fc1, fc2 = self.qkv, self.proj, self.mlp.fc1, self.mlp.fc2
         # collected once: looking them up at each call takes longer than the call itself
         self._arguments = (
             *norm_arguments(self.qkv.norm),
@@ -102,8 +117,9 @@ class PackedBlock(InferenceBlock):
             *(proj.weight, proj.bias, proj.scale),
             *norm_arguments(self.mlp.norm),
             *weight_arguments(fc1),
+            *gate_arguments(self.mlp.gate),
             *(fc2.weight, fc2.bias, fc2.scale),
-            fc1.activation,
+            (self.mlp.gate or fc1).activation,
             proj.precision,
         )
 
@@ -111,8 +127,8 @@ class PackedBlock(InferenceBlock):
     def path(self) -> str:
         return f"one packed operator, {self.proj.precision}"
 
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.vitfast.packed_block.default(x.contiguous(), *self._arguments)
+    def forward(self, x: Tensor, rotary: RotaryTables | None = None) -> Tensor:
+        return torch.ops.vitfast.packed_block.default(x.contiguous(), *self._arguments, *(rotary or ()))
 
 
 class PackedPatches(Patches):
@@ -160,3 +176,8 @@ def norm_arguments(norm: InferenceNorm | None) -> tuple[Tensor | None, Tensor | 
 def weight_arguments(linear: InferenceLinear) -> tuple[Tensor, Tensor | None, int]:
     """The operators' arguments for a linear layer: packed weight, bias and number of outputs."""
     return linear.weight, linear.bias, linear.out_features
+
+
+def gate_arguments(gate: InferenceLinear | None) -> tuple[Tensor | None, Tensor | None]:
+    """The operators' arguments for the gate of an MLP: packed weight and bias."""
+    return (None, None) if gate is None else (gate.weight, gate.bias)

@@ -10,10 +10,11 @@ from torch.nn import functional as F
 
 from vitfast import ops
 from vitfast.inference.ir import Precision
-from vitfast.inference.modules.attention import InferenceAttention
+from vitfast.inference.modules.attention import Heads, InferenceAttention
 from vitfast.inference.modules.block import InferenceBlock
 from vitfast.inference.modules.linear import WEIGHT_DTYPES, InferenceLinear
 from vitfast.layers.positional_attention import positional_map
+from vitfast.layers.rotary import RotaryTables
 from vitfast.ops.linear import ACTIVATIONS
 from vitfast.ops.mlp import CUDA_DTYPES
 
@@ -33,7 +34,7 @@ class CastLinear(InferenceLinear):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if self.activation not in ACTIVATIONS:
             return super().forward(x, residual)
-        x = x.to(self.weight.dtype)
+        x = (x if self.norm is None else self.norm(x)).to(self.weight.dtype)
         return ops.linear(x, self.weight, self.bias, activation=self.activation, scale=self.scale, residual=residual)
 
     def gemm(self, x: Tensor) -> Tensor:
@@ -55,16 +56,16 @@ class Fp16InputLinear(InferenceLinear):
 class AddNormBlock(InferenceBlock):
     """A block that adds the attention's result and normalizes the sum in one operator."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rotary: RotaryTables | None = None) -> Tensor:
         x = x.to(self.dtype).contiguous()
-        branch = self.proj(self.attention(self.qkv(x)))
+        branch = self.proj(self.attended(x, rotary))
         norm = self.mlp.norm
         assert norm is not None
         x, normalized = ops.add_layer_norm(branch, x, norm.weight, norm.bias, norm.eps)
         return self.mlp.after_norm(normalized, x)
 
 
-class FusedGatedAttention(InferenceAttention):
+class FusedGatedAttention(Heads):
     """ConViT's attention in one operator, which reads all positional probabilities; arguments as ``GatedAttention``."""
 
     operators = ("gated_positional_attention",)
@@ -73,7 +74,7 @@ class FusedGatedAttention(InferenceAttention):
     positional: Tensor  # [H, N, N]
 
     def __init__(self, content: InferenceAttention, gate: Tensor, positional: Tensor, dtype: torch.dtype) -> None:
-        super().__init__(content.heads, content.head_dim, content.scale, content.precision)
+        super().__init__(content.heads, content.head_dim, content.scale)
         positional = positional_map(positional).to(dtype)
         # rows of an odd number of tokens are padded by one: the CUDA kernel reads two elements at a time
         num_patches = positional.shape[-1]

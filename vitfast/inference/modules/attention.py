@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from vitfast import ops
 from vitfast.inference.ir import Precision
 from vitfast.layers.positional_attention import attend_by_position
+from vitfast.layers.rotary import RotaryTables
 from vitfast.layers.token_performer import performer_attention
 from vitfast.ops.library import has_kernel
 
@@ -36,8 +37,20 @@ class InferenceAttention(Heads):
         super().__init__(heads, head_dim, scale)
         self.precision: Precision = precision
 
-    def forward(self, qkv: Tensor) -> Tensor:
-        return ops.attention_packed(self.split_heads(qkv), scale=self.scale).flatten(-2)
+    def forward(self, qkv: Tensor, rotary: RotaryTables | None = None) -> Tensor:
+        """Attends, after a rotation of q and k by ``rotary``."""
+        qkv_BN3HD = self.split_heads(qkv)
+        if rotary is None:
+            return ops.attention_packed(qkv_BN3HD, scale=self.scale).flatten(-2)
+        q_BNHD, k_BNHD, v_BNHD = qkv_BN3HD.unbind(2)
+        return self.attend(q_BNHD, k_BNHD, v_BNHD, rotary)
+
+    def attend(self, q_BNHD: Tensor, k_BNHD: Tensor, v_BNHD: Tensor, rotary: RotaryTables | None) -> Tensor:
+        """Attends from separate q, k and v."""
+        if rotary is not None:
+            q_BNHD, k_BNHD = rotary.rotate(q_BNHD), rotary.rotate(k_BNHD)
+        out_BHND = ops.attention(*(x.transpose(1, 2) for x in (q_BNHD, k_BNHD, v_BNHD)), scale=self.scale)
+        return out_BHND.transpose(1, 2).flatten(-2)
 
 
 class QkNormAttention(InferenceAttention):
@@ -50,11 +63,9 @@ class QkNormAttention(InferenceAttention):
         self.q_norm = q_norm
         self.k_norm = k_norm
 
-    def forward(self, qkv: Tensor) -> Tensor:
+    def forward(self, qkv: Tensor, rotary: RotaryTables | None = None) -> Tensor:
         q_BNHD, k_BNHD, v_BNHD = self.split_heads(qkv).unbind(2)
-        q_BHND, k_BHND = self.q_norm(q_BNHD).transpose(1, 2), self.k_norm(k_BNHD).transpose(1, 2)
-        out_BHND = ops.attention(q_BHND, k_BHND, v_BNHD.transpose(1, 2), scale=self.scale)
-        return out_BHND.transpose(1, 2).flatten(-2)
+        return self.attend(self.q_norm(q_BNHD), self.k_norm(k_BNHD), v_BNHD, rotary)
 
 
 class GatedAttention(nn.Module):
@@ -77,18 +88,23 @@ class GatedAttention(nn.Module):
 
 
 class FirstTokensAttention(Heads):
-    """Attention from some tokens to all: q ``[B, T, H * D]``, kv ``[B, N, 2 * H * D]`` -> ``[B, T, H * D]``."""
+    """Attention from the first tokens to all: q ``[B, T, H * D]``, kv ``[B, N, 2 * H * D]`` -> ``[B, T, H * D]``."""
 
     def __init__(self, heads: int, head_dim: int, scale: float, *, q_norm: nn.Module, k_norm: nn.Module) -> None:
         super().__init__(heads, head_dim, scale)
         self.q_norm = q_norm
         self.k_norm = k_norm
 
-    def forward(self, q: Tensor, kv: Tensor) -> Tensor:
-        q_BTHD = q.unflatten(-1, (self.heads, self.head_dim))
+    def forward(self, q: Tensor, kv: Tensor, rotary: RotaryTables | None = None) -> Tensor:
+        """Attends, after a rotation by ``rotary``, which rotates all tokens' q or, of fewer tokens, none."""
+        q_BTHD = self.q_norm(q.unflatten(-1, (self.heads, self.head_dim)))
         k_BNHD, v_BNHD = kv.unflatten(-1, (2, self.heads, self.head_dim)).unbind(2)
-        q_BHTD, k_BHND = self.q_norm(q_BTHD).transpose(1, 2), self.k_norm(k_BNHD).transpose(1, 2)
-        out_BHTD = F.scaled_dot_product_attention(q_BHTD, k_BHND, v_BNHD.transpose(1, 2), scale=self.scale)
+        k_BNHD = self.k_norm(k_BNHD)
+        if rotary is not None:
+            q_BTHD = rotary.rotate(q_BTHD) if q_BTHD.shape[1] == k_BNHD.shape[1] else q_BTHD
+            k_BNHD = rotary.rotate(k_BNHD)
+        q_BHTD, k_BHND, v_BHND = (x.transpose(1, 2) for x in (q_BTHD, k_BNHD, v_BNHD))
+        out_BHTD = F.scaled_dot_product_attention(q_BHTD, k_BHND, v_BHND, scale=self.scale)
         return out_BHTD.transpose(1, 2).flatten(-2)
 
 

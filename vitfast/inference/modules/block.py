@@ -6,17 +6,28 @@ import torch
 from torch import Tensor, nn
 
 from vitfast.inference.modules.linear import InferenceLinear, describe_gemms
-from vitfast.inference.modules.norm import InferenceNorm, NormLinear
+from vitfast.inference.modules.norm import InferenceNorm
+from vitfast.layers.rotary import RotaryTables
 
 
 class InferenceMlp(nn.Module):
-    """``fc2(fc1(norm(x)), residual)``; the norm is optional."""
+    """``fc2(fc1(norm(x)), residual)``, or with a gate ``fc2(gate(norm(x)) * fc1(norm(x)), residual)``.
 
-    def __init__(self, norm: InferenceNorm | None, fc1: InferenceLinear, fc2: InferenceLinear) -> None:
+    The norm is optional; ``fc2`` may have one of its own.
+    """
+
+    def __init__(
+        self,
+        norm: InferenceNorm | None,
+        fc1: InferenceLinear,
+        fc2: InferenceLinear,
+        gate: InferenceLinear | None = None,
+    ) -> None:
         super().__init__()
         self.norm = norm
         self.fc1 = fc1
         self.fc2 = fc2
+        self.gate = gate
 
     def forward(self, x: Tensor, residual: Tensor | None) -> Tensor:
         """Computes it from ``x`` ``[..., K]`` and ``residual`` ``[..., C]``, or None for zeros."""
@@ -24,7 +35,8 @@ class InferenceMlp(nn.Module):
 
     def after_norm(self, x: Tensor, residual: Tensor | None) -> Tensor:
         """Computes it from an ``x`` that is already normalized."""
-        return self.fc2(self.fc1(x), residual)
+        hidden = self.fc1(x) if self.gate is None else self.gate(x) * self.fc1(x)
+        return self.fc2(hidden, residual)
 
 
 class InferenceBlock(nn.Module):
@@ -33,7 +45,7 @@ class InferenceBlock(nn.Module):
     def __init__(
         self,
         name: str,
-        qkv: NormLinear,
+        qkv: InferenceLinear,
         attention: nn.Module,
         proj: InferenceLinear,
         mlp: InferenceMlp,
@@ -50,10 +62,15 @@ class InferenceBlock(nn.Module):
     @property
     def path(self) -> str:
         """What runs the block, for the report."""
-        return f"{describe_gemms(self.qkv.linear, self.proj, self.mlp.fc1, self.mlp.fc2)}, separate attention"
+        return f"{describe_gemms(self.qkv, self.proj, self.mlp.fc1, self.mlp.fc2)}, separate attention"
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rotary: RotaryTables | None = None) -> Tensor:
         """Transforms the residual stream ``x`` ``[B, N, C]``; returns a new tensor."""
         x = x.to(self.dtype).contiguous()
-        x = self.proj(self.attention(self.qkv(x)), x)
+        x = self.proj(self.attended(x, rotary), x)
         return self.mlp(x, x)
+
+    def attended(self, x: Tensor, rotary: RotaryTables | None) -> Tensor:
+        """Computes the input of the output projection, ``[B, N, H * D]``."""
+        attended: Tensor = self.attention(self.qkv(x)) if rotary is None else self.attention(self.qkv(x), rotary)
+        return attended

@@ -17,6 +17,7 @@ class InferenceEmbedding(nn.Module):
 
     Attributes:
         num_patches: number of patches N of an image of the model's size.
+        grid: their rows and columns.
         image_dtype: dtype of images that are not uint8.
     """
 
@@ -30,8 +31,10 @@ class InferenceEmbedding(nn.Module):
         self.patches = _patch_embedding(spec.patches, backend)
         sizes = (1, self.patches.in_chans, *self.patches.image_size)  # the patches of one image are counted
         with torch.no_grad():
-            embedded = self.patches(torch.zeros(sizes, device=backend.device, dtype=backend.dtype))
+            image = torch.zeros(sizes, device=backend.device, dtype=backend.dtype)
+            embedded = self.patches(image)
         self.num_patches, channels = embedded.shape[1:]
+        self.grid = self.patches.grid(image, self.num_patches)
         self.pre_norm = backend.norm_or_identity(spec.pre_norm)
         self.resize = spec.resize
         self.normalization = backend.normalization

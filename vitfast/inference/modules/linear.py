@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitfast import ops
-from vitfast.formats import FloatFormat
 from vitfast.inference.ir import Activation, Precision
+from vitfast.inference.modules.norm import InferenceNorm, round_to_fp16
 from vitfast.ops.arguments import GELU_APPROXIMATE
 from vitfast.quantization.int8_arithmetic import integer_matmul, quantize_dynamic, quantize_weight, weight_scale
 
@@ -23,7 +22,6 @@ WEIGHT_DTYPES = {
     "fp16_32": torch.float16,
     "int8": torch.int8,
 }
-_FP16 = FloatFormat.fp16()
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class SourceRows:
 
 
 class InferenceLinear(nn.Module):
-    """Base of all linear layers: ``residual + scale * activation(x wᵀ + bias)``.
+    """Base of all linear layers: ``residual + scale * activation(norm(x) wᵀ + bias)``.
 
     Subclasses define how the weight is stored (``_stored``, ``_restored``) and multiplied (``gemm`` or ``forward``).
 
@@ -49,6 +47,7 @@ class InferenceLinear(nn.Module):
         column_order: permutation of the source's columns: ``weight = source[:, column_order]``.
         activation: applied after the bias.
         scale: ``[O]``, or None for ones.
+        norm: LayerNorm of the input, or None.
     """
 
     gemm_name = "torch GEMM"
@@ -67,12 +66,14 @@ class InferenceLinear(nn.Module):
         column_order: Tensor | None = None,
         activation: Activation = "none",
         scale: Tensor | None = None,
+        norm: InferenceNorm | None = None,
     ) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.precision: Precision = precision
         self.rows = rows
         self.activation: Activation = activation
+        self.norm = norm
         weight = weight.detach()
         if column_order is not None:
             column_order = column_order.to(weight.device)
@@ -84,7 +85,7 @@ class InferenceLinear(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Computes ``[..., O]`` from ``x`` ``[..., K]`` and ``residual`` ``[..., O]``, or None for zeros."""
-        out = _activate(self.gemm(x), self.activation)
+        out = _activate(self.gemm(x if self.norm is None else self.norm(x)), self.activation)
         if self.scale is not None:
             out = out * self.scale
         return out if residual is None else residual + out
@@ -139,13 +140,6 @@ class TorchInt8Linear(InferenceLinear):
 
     def _restored(self) -> Tensor:
         return self.weight.to(torch.float32) * self.weight_scale[:, None]
-
-
-def round_to_fp16(x: Tensor) -> Tensor:
-    """Rounds float32 to fp16, ties to even, and converts back."""
-    if x.is_cuda:  # torch's conversion is bit-identical and also available where our kernel is not proven
-        return x.to(torch.float16).to(torch.float32)
-    return ops.quantize_float(x, _FP16, rounding="nearest_even")
 
 
 def _activate(x: Tensor, activation: Activation) -> Tensor:

@@ -1,11 +1,14 @@
-"""LayerNorm of accelerated models, alone and before a linear layer."""
+"""LayerNorm of accelerated models."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from vitfast import ops
-from vitfast.inference.modules.linear import InferenceLinear, round_to_fp16
+from vitfast.formats import FloatFormat
+
+_FP16 = FloatFormat.fp16()
 
 
 class InferenceNorm(nn.Module):
@@ -31,13 +34,8 @@ class InferenceNorm(nn.Module):
         return f"eps={self.eps}, rounds_input={self.rounds_input}"
 
 
-class NormLinear(nn.Module):
-    """``linear(norm(x))``."""
-
-    def __init__(self, norm: InferenceNorm, linear: InferenceLinear) -> None:
-        super().__init__()
-        self.norm = norm
-        self.linear = linear
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(self.norm(x))
+def round_to_fp16(x: Tensor) -> Tensor:
+    """Rounds float32 to fp16, ties to even, and converts back."""
+    if x.is_cuda:  # torch's conversion is bit-identical and also available where our kernel is not proven
+        return x.to(torch.float16).to(torch.float32)
+    return ops.quantize_float(x, _FP16, rounding="nearest_even")

@@ -8,7 +8,6 @@ from torch.nn import functional as F
 
 from vitfast.inference.backend import Backend
 from vitfast.inference.ir import MapPoolSpec, ReadoutSpec
-from vitfast.inference.modules.block import InferenceMlp
 from vitfast.inference.modules.linear import InferenceLinear, describe_gemms
 
 
@@ -29,9 +28,7 @@ class MapPool(nn.Module):
         self.kv = backend.linear(spec.kv)
         self.k_norm = backend.norm_or_identity(spec.k_norm)
         self.proj = backend.linear(spec.proj)
-        norm = None if spec.norm is None else backend.norm(spec.norm)
-        fc1, fc2 = backend.linear(spec.mlp.fc1, spec.mlp.activation), backend.linear(spec.mlp.fc2)
-        self.mlp = InferenceMlp(norm, fc1, fc2)
+        self.mlp = backend.mlp(spec.norm, spec.mlp)
         self.mean = spec.mean
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ from vitfast.inference.modules.attention import FirstTokensAttention
 from vitfast.inference.modules.embedding import InferenceEmbedding
 from vitfast.inference.modules.linear import describe_gemms
 from vitfast.inference.modules.readout import InferenceReadout
+from vitfast.inference.modules.rotary import RotaryEmbedding
+from vitfast.layers.rotary import RotaryTables
 
 
 class LastBlock(nn.Module):
@@ -30,26 +32,26 @@ class LastBlock(nn.Module):
         norm1 = backend.norm(spec.norm1)
         self.name = spec.name
         self.tokens = tokens
-        self.q = backend.norm_linear(norm1, backend.linear(attention.qkv, rows=slice(0, inner)))
-        self.kv = backend.norm_linear(norm1, backend.linear(attention.qkv, rows=slice(inner, 3 * inner)))
+        self.q = backend.linear(attention.qkv, rows=slice(0, inner), norm=norm1)
+        self.kv = backend.linear(attention.qkv, rows=slice(inner, 3 * inner), norm=norm1)
         q_norm, k_norm = backend.norm_or_identity(attention.q_norm), backend.norm_or_identity(attention.k_norm)
         heads = (attention.heads, attention.head_dim, attention.scale)
         self.attention = FirstTokensAttention(*heads, q_norm=q_norm, k_norm=k_norm)
-        self.proj = backend.linear(attention.proj, scale=spec.scale1)
+        self.proj = backend.linear(attention.proj, scale=spec.scale1, norm=backend.optional_norm(attention.norm))
         self.mlp = backend.mlp(spec.norm2, spec.mlp, spec.scale2)
         self.dtype = backend.dtype
 
     @property
     def path(self) -> str:
         """What runs the block, for the report."""
-        gemms = describe_gemms(self.q.linear, self.kv.linear, self.proj, self.mlp.fc1, self.mlp.fc2)
+        gemms = describe_gemms(self.q, self.kv, self.proj, self.mlp.fc1, self.mlp.fc2)
         return f"{gemms}, first {self.tokens} token{'s' if self.tokens > 1 else ''} only"
 
-    def forward(self, x: Tensor, *, all_tokens: bool = False) -> Tensor:
+    def forward(self, x: Tensor, rotary: RotaryTables | None = None, *, all_tokens: bool = False) -> Tensor:
         """Transforms ``x`` ``[B, N, C]``; returns the first tokens ``[B, tokens, C]``, or all."""
         x = x.to(self.dtype).contiguous()  # a fallback block may return any dtype and strides
         first = x if all_tokens else x[:, : self.tokens]
-        attended = self.attention(self.q(first), self.kv(x))
+        attended = self.attention(self.q(first), self.kv(x), rotary)
         first = self.proj(attended, first.contiguous())
         return self.mlp(first, first)
 
@@ -71,6 +73,8 @@ class InferenceTransformer(nn.Module):
                 self.blocks.append(LastBlock(one, 1 + max(readout.index for readout in spec.readouts), backend))
             else:
                 self.blocks.append(backend.block(one, self.embedding.num_patches))
+        grid = self.embedding.grid
+        self.rotary = nn.ModuleList(RotaryEmbedding(one, grid, backend.device) for one in spec.rotary)
         self.norm = backend.norm_or_identity(spec.norm)
         self.readouts = nn.ModuleList(InferenceReadout(one, backend) for one in spec.readouts)
         self.takes_mean = spec.takes_mean
@@ -108,12 +112,25 @@ class InferenceTransformer(nn.Module):
                 appended.
         """
         tokens = self.embedding(images)
+        rotations = self.rotations(images)
         if hidden_states is not None:
             hidden_states.append(tokens)
         for index, block in enumerate(self.blocks):
             if self.late_prefix is not None and index == self.late_index:
                 tokens = torch.cat([self.late_prefix.expand(tokens.shape[0], -1, -1), tokens], dim=1)
-            tokens = block(tokens, all_tokens=True) if all_tokens and isinstance(block, LastBlock) else block(tokens)
+            options: dict[str, Any] = {} if rotations[index] is None else {"rotary": rotations[index]}
+            if all_tokens and isinstance(block, LastBlock):
+                options["all_tokens"] = True
+            tokens = block(tokens, **options)
             if hidden_states is not None:
                 hidden_states.append(tokens)
         return self.norm(tokens)
+
+    def rotations(self, images: Tensor) -> list[RotaryTables | None]:
+        """Returns the rotation of queries and keys in each block."""
+        if not self.rotary:
+            return [None] * len(self.blocks)
+        # num_patches: read where the grid depends on it, and then all images have one size
+        grid = self.embedding.patches.grid(images, self.embedding.num_patches)
+        tables = [embedding(grid) for embedding in self.rotary]
+        return tables if len(tables) == len(self.blocks) else tables * len(self.blocks)
