@@ -75,6 +75,8 @@ def test_forward_features_returns_all_tokens(kind):
     ("kind", "size"),
     [
         ("timm: any size", (48, 32)),
+        ("timm: DINOv3", (48, 64)),
+        ("transformers: DINOv3ViTModel", (50, 64)),
         ("transformers: Dinov2ForImageClassification", (40, 52)),
         ("transformers: Dinov2WithRegistersForImageClassification", (64, 48)),
     ],

@@ -9,7 +9,10 @@ from torch.nn import functional as F
 import vitfast
 from support.accelerable import accelerable, sample_images
 
-TIMM = ("vit", "distilled", "LayerScale, registers", "map pooling", "no class token, fc_norm", "any size", "no head")
+TIMM = (
+    *("vit", "distilled", "LayerScale, registers", "map pooling", "no class token, fc_norm", "any size", "no head"),
+    *("DINOv3, class token", "RoPE, mixed"),
+)
 
 
 def assert_close(result, expected) -> None:

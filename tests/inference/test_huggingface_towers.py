@@ -10,7 +10,14 @@ import vitfast
 from support.accelerable import accelerable, sample_images, tensors_of
 
 RESIZING = ("ViTModel", "DeiTForImageClassification", "CLIPVisionModelWithProjection", "SiglipVisionModel")
-BASES = ("ViTModel", "Dinov2Model", "CLIPVisionModel", "SiglipVisionModel", "SiglipForImageClassification")
+BASES = (
+    "ViTModel",
+    "Dinov2Model",
+    "DINOv3ViTModel",
+    "CLIPVisionModel",
+    "SiglipVisionModel",
+    "SiglipForImageClassification",
+)
 WITH_TEXT = ("CLIPModel", "SiglipModel")
 
 

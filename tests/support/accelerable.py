@@ -58,6 +58,16 @@ TIMM: dict[str, tuple[str, dict[str, Any]]] = {
     "wide heads": ("vit_tiny_patch16_224", {"num_heads": 4}),
     "no blocks": ("vit_tiny_patch16_224", {"depth": 0}),
     "no bias": ("vit_tiny_patch16_224", {"qkv_bias": False, "proj_bias": False}),
+    "SwiGLU": ("vit_giant_patch14_dinov2", {"mlp_ratio": 3.0}),
+    "EVA-02": ("eva02_tiny_patch14_224", {}),
+    "EVA-02, norms inside": ("eva02_base_patch16_clip_224", {}),
+    "DINOv3": ("vit_small_patch16_dinov3", {}),
+    "DINOv3, SwiGLU": ("vit_small_plus_patch16_dinov3", {}),
+    "DINOv3, class token": ("vit_small_patch16_dinov3", {"global_pool": "token"}),
+    "Perception Encoder": ("vit_pe_core_base_patch16_224", {}),
+    "RoPE, axial": ("vit_small_patch16_rope_224", {}),
+    "RoPE, mixed": ("vit_small_patch16_rope_mixed_ape_224", {}),
+    "RoPE, QK-norm": ("vit_small_patch16_rope_224", {"qk_norm": True}),
 }
 
 _HUGGINGFACE = {
@@ -81,6 +91,7 @@ HUGGINGFACE = {
     "CLIPVisionModel": ("CLIPVisionConfig", {"intermediate_size": 48}),
     "CLIPVisionModelWithProjection": ("CLIPVisionConfig", {"intermediate_size": 48, "projection_dim": 20}),
     "CLIPForImageClassification": ("CLIPConfig", {"num_labels": 7}),
+    "DINOv3ViTModel": ("DINOv3ViTConfig", {"intermediate_size": 48, "layerscale_value": 0.7, "num_register_tokens": 3}),
     "SiglipVisionModel": ("SiglipVisionConfig", {"intermediate_size": 48}),
     "SiglipForImageClassification": ("SiglipConfig", {"num_labels": 7}),
 }

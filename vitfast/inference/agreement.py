@@ -14,7 +14,7 @@ from vitfast.inference.acceleration_report import Agreement
 from vitfast.inference.image_tower import ImageTower
 from vitfast.inference.modules.block import InferenceBlock
 from vitfast.inference.modules.cascade import ReuseBlock
-from vitfast.inference.modules.transformer import LastBlock
+from vitfast.inference.modules.transformer import InferenceTransformer, LastBlock
 from vitfast.inference.normalization import Normalization
 from vitfast.inference.shallow_copy import shallow_copy
 
@@ -22,17 +22,24 @@ from vitfast.inference.shallow_copy import shallow_copy
 class _Comparison(nn.Module):
     """Runs a source block in its place, and the accelerated block on ``device`` on the same input.
 
-    ``errors`` (name of a block -> its relative L2 errors) is extended at each call.
+    ``errors`` (name of a block -> its relative L2 errors) is extended at each call; ``options`` are passed to the
+    accelerated block.
     """
 
     def __init__(
-        self, source: nn.Module, accelerated: nn.Module, device: torch.device, errors: dict[str, list[Tensor]]
+        self,
+        source: nn.Module,
+        accelerated: nn.Module,
+        device: torch.device,
+        errors: dict[str, list[Tensor]],
+        options: dict[str, Any],
     ) -> None:
         super().__init__()
         self.source = source
         self.accelerated: Any = accelerated
         self.device = device
         self.errors = errors
+        self.options = options
 
     def forward(self, x: Tensor, *arguments: Any, **options: Any) -> Any:
         expected = self.source(x, *arguments, **options)
@@ -41,7 +48,7 @@ class _Comparison(nn.Module):
             given = tree_map_only(Tensor, lambda tensor: tensor.to(self.device), ((x, *arguments), options))
             found = self.accelerated(*given[0], **given[1])[0]
         else:
-            found = self.accelerated(x.to(self.device))
+            found = self.accelerated(x.to(self.device), **self.options)
             reference = reference[:, : found.shape[1]]  # the last block computes only the tokens that the head reads
         reference = reference.to(found.device, torch.float64)
         error = (found.double() - reference).norm() / reference.norm()
@@ -65,10 +72,16 @@ def check_agreement(
         raise UserError("check= takes images as the model does, [B, channels, height, width], at least one")
     errors: dict[str, list[Tensor]] = {}
     copies: dict[nn.Module, nn.Module] = {}
+    options: dict[nn.Module, dict[str, Any]] = {}
+    for model in accelerated.modules():
+        if isinstance(model, InferenceTransformer):
+            rotations = model.rotations(images.to(accelerated.device))
+            options.update(zip(model.blocks, ({"rotary": one} if one else {} for one in rotations), strict=True))
     for block in accelerated.modules():
         if isinstance(block, (InferenceBlock, LastBlock)):
             original = source.get_submodule(block.name)
-            copies[original] = _Comparison(shallow_copy(original, {}), block, accelerated.device, errors)
+            compared = (shallow_copy(original, {}), block, accelerated.device, errors, options.get(block, {}))
+            copies[original] = _Comparison(*compared)
     parameter = next(source.parameters())
     given = images.to(parameter.device)
     if normalization is not None:

@@ -68,9 +68,11 @@ class SourceTensors:
             return None
         if len(spec.biases) == 1 and spec.biases[0] is not None and (first, last) == (0, spec.out_features):
             return self.copy(spec.biases[0])
+        is_partial = any(bias is None for bias in spec.biases)
+        sizes = [weight.shape[0] for weight in spec.weights] if is_partial else [0] * len(spec.biases)
         parts = [
-            torch.zeros(weight.shape[0], device=self._device) if bias is None else bias.detach().to(self._device)
-            for weight, bias in zip(spec.weights, spec.biases, strict=True)
+            torch.zeros(size, device=self._device) if bias is None else bias.detach().to(self._device)
+            for size, bias in zip(sizes, spec.biases, strict=True)
         ]
         return torch.cat(parts)[first:last].clone()
 

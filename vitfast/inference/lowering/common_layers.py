@@ -34,6 +34,8 @@ _FOREIGN_DROPOUTS = (
     ("timm.layers.drop", "DropPath"),
     ("timm.layers.patch_dropout", "PatchDropout"),
     ("transformers.models.dinov2.modeling_dinov2", "Dinov2DropPath"),
+    ("transformers.models.dinov3_vit.modeling_dinov3_vit", "Dinov3ViTDropPath"),
+    ("transformers.models.dinov3_vit.modeling_dinov3_vit", "DINOv3ViTDropPath"),
     ("transformers.models.dinov2_with_registers.modeling_dinov2_with_registers", "Dinov2WithRegistersDropPath"),
 )
 

@@ -17,10 +17,12 @@ from vitfast.layers import ReuseBlock
 # where a class is defined -> its lowering module, and the source module that is imported if such a model exists
 _LIBRARIES = {
     "vitfast": ("vitfast_models", "vitfast.models"),
+    "timm.models.eva": ("eva_models", "timm.models.eva"),
     "timm": ("timm_models", "timm.models.vision_transformer"),
     "torchvision": ("torchvision_models", "torchvision.models.vision_transformer"),
     "transformers.models.clip": ("clip_models", "transformers"),
     "transformers.models.siglip": ("clip_models", "transformers"),
+    "transformers.models.dinov3_vit": ("dinov3_models", "transformers"),
     "transformers": ("huggingface_models", "transformers"),
 }
 

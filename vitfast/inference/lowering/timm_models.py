@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import timm.layers
 from timm.models.deit import VisionTransformerDistilled
@@ -26,7 +27,7 @@ from vitfast.inference.lowering.module_checks import NotRecognised, Part
 _MODEL = "patch_embed pos_drop patch_drop norm_pre blocks norm attn_pool fc_norm head_drop head head_dist".split()
 _BLOCK = "norm1 attn ls1 drop_path1 norm2 mlp ls2 drop_path2".split()
 _ATTENTION = "qkv q_norm k_norm attn_drop norm proj proj_drop".split()
-_MLP = "fc1 act drop1 norm fc2 drop2".split()
+_MLP = "fc1 fc1_g fc1_x act drop1 norm fc2 drop2".split()
 _POOL = "q kv q_norm k_norm proj proj_drop norm mlp".split()
 _PREFIX = ("cls_token", "dist_token", "reg_token")
 _POOLING: dict[str, Pooling] = {"token": "token", "avg": "mean", "": "all", "map": "map"}
@@ -47,10 +48,10 @@ def lower_model(part: Part) -> TransformerSpec:
         heads = enumerate(("head", "head_dist"))
         readouts = tuple(ReadoutSpec("token", index, layers=common.head_layers(part[name])) for index, name in heads)
     else:
-        readouts = (_readout(part),)
+        readouts = (readout(part, pools_prefix=model.pool_include_prefix),)
     return TransformerSpec(
         EmbeddingSpec(
-            _patches(part["patch_embed"], is_dynamic),
+            patches(part["patch_embed"], is_dynamic),
             tuple(token for token in tokens if token is not None),
             model.pos_embed,
             common.optional_norm(part["norm_pre"]),
@@ -72,20 +73,21 @@ def lower_block(part: Part) -> BlockSpec:
         common.norm(part["norm1"]),
         _attention(part["attn"]),
         common.norm(part["norm2"]),
-        _mlp(part["mlp"]),
+        mlp(part["mlp"]),
         common.layer_scale(part["ls1"], timm.layers.LayerScale, "gamma"),
         common.layer_scale(part["ls2"], timm.layers.LayerScale, "gamma"),
     )
 
 
-def _patches(part: Part, is_dynamic: bool) -> PatchesSpec:
+def patches(part: Part, is_dynamic: bool) -> PatchesSpec:
+    """Lowers timm's ``PatchEmbed``; ``is_dynamic``: whether the model takes several image sizes."""
     module = part.expect(timm.layers.PatchEmbed, children=("proj", "norm"))
     if module.img_size is None or module.dynamic_img_pad or module.strict_img_size == is_dynamic:
         raise NotRecognised(part.name, "pads images, or takes any size with fixed positions")
     if module.flatten == is_dynamic or (is_dynamic and module.output_fmt != "NHWC"):
         raise NotRecognised(part.name, "does not return a row of tokens")
-    patches = common.patches_of_convolution(part["proj"], common.pair(module.img_size))
-    return replace(patches, norm=common.optional_norm(part["norm"]))
+    found = common.patches_of_convolution(part["proj"], common.pair(module.img_size))
+    return replace(found, norm=common.optional_norm(part["norm"]))
 
 
 def _attention(part: Part) -> AttentionSpec:
@@ -102,13 +104,22 @@ def _attention(part: Part) -> AttentionSpec:
     )
 
 
-def _mlp(part: Part) -> MlpSpec:
-    part.expect(timm.layers.Mlp, children=_MLP)
-    common.passes_in_evaluation(part["drop1"], part["drop2"], part["norm"])
-    return common.mlp(part["fc1"], part["act"], part["fc2"])
+def mlp(part: Part) -> MlpSpec:
+    """Lowers timm's ``Mlp``, and ``GluMlp`` and ``SwiGLU``, which have a gate."""
+    module = part.expect(timm.layers.Mlp, timm.layers.GluMlp, timm.layers.SwiGLU, children=_MLP)
+    common.passes_in_evaluation(part["drop1"], part["drop2"])
+    gate: Literal["first", "last"] | None = None
+    fc1 = [part["fc1"]]
+    if isinstance(module, timm.layers.GluMlp):
+        gate = "last" if module.gate_last else "first"
+    elif isinstance(module, timm.layers.SwiGLU):
+        gate, fc1 = "first", [part["fc1_g"], part["fc1_x"]]
+    activation, fc2 = common.activation(part["act"]), common.linear(part["fc2"])
+    return MlpSpec(common.linear(*fc1), activation, fc2, gate, common.optional_norm(part["norm"]))
 
 
-def _readout(part: Part) -> ReadoutSpec:
+def readout(part: Part, *, pools_prefix: bool) -> ReadoutSpec:
+    """Lowers pooling and head of a model; ``pools_prefix``: whether tokens before the patches are pooled as well."""
     model = part.module
     pooling = _POOLING.get(model.global_pool)
     if pooling is None:
@@ -116,7 +127,7 @@ def _readout(part: Part) -> ReadoutSpec:
     map_pool = None if model.attn_pool is None else _map_pool(part["attn_pool"])
     if (map_pool is not None) != (pooling == "map"):
         raise NotRecognised("", f"pools by {model.global_pool!r}, but has an attn_pool")
-    index = model.num_prefix_tokens if pooling in ("mean", "map") and not model.pool_include_prefix else 0
+    index = 0 if pools_prefix or pooling not in ("mean", "map") else model.num_prefix_tokens
     norm = common.optional_norm(part["fc_norm"])
     return ReadoutSpec(pooling, index, norm, common.head_layers(part["head"]), map_pool)
 
@@ -134,7 +145,7 @@ def _map_pool(part: Part) -> MapPoolSpec:
         float(module.scale),
         common.linear(part["proj"]),
         common.optional_norm(part["norm"]),
-        _mlp(part["mlp"]),
+        mlp(part["mlp"]),
         common.optional_norm(part["q_norm"]),
         common.optional_norm(part["k_norm"]),
         module.pool == "avg",
