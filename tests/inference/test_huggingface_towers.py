@@ -58,6 +58,34 @@ def test_hidden_states_are_returned_on_request(name, requested):
     assert fast(images).hidden_states is None
 
 
+@pytest.mark.parametrize("name", ["Dinov2Backbone", "Dinov2WithRegistersBackbone", "DINOv3ViTBackbone"])
+@torch.no_grad()
+def test_backbones_return_feature_maps_of_any_image_size(name):
+    model = accelerable(f"transformers: {name}")
+    fast = vitfast.accelerate(model)
+    for size, options in (
+        ((32, 32), {}),
+        ((48, 64), {"output_hidden_states": True}),
+        ((64, 32), {"return_dict": False}),
+    ):
+        images = torch.randn(2, 3, *size)
+        assert_equal_outputs(fast(images, **options), model(images, **options))
+    with pytest.raises(vitfast.UserError, match="pools no tokens"):
+        fast.embed(images)
+
+
+@torch.no_grad()
+def test_hooks_that_transformers_leaves_on_a_model_are_tolerated():
+    model = accelerable("transformers: ViTModel")
+    images = sample_images(model)
+    model(images, output_hidden_states=True)
+    assert any(module._forward_hooks for module in model.modules())
+    assert vitfast.accelerate(model).report().whole
+    model.layers[0].register_forward_hook(lambda *_: None)
+    with pytest.warns(UserWarning, match=r"layers\.0.*has a forward hook"):
+        vitfast.accelerate(model)
+
+
 @torch.no_grad()
 def test_hidden_states_are_returned_where_the_configuration_requests_them():
     model = accelerable("transformers: CLIPVisionModel")

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from vitfast.models import build_model
 
@@ -91,6 +92,20 @@ HUGGINGFACE = {
     "CLIPVisionModel": ("CLIPVisionConfig", {"intermediate_size": 48}),
     "CLIPVisionModelWithProjection": ("CLIPVisionConfig", {"intermediate_size": 48, "projection_dim": 20}),
     "CLIPForImageClassification": ("CLIPConfig", {"num_labels": 7}),
+    "Dinov2Model, SwiGLU": ("Dinov2Config", {"layerscale_value": 0.7, "use_swiglu_ffn": True}),
+    "Dinov2Backbone": ("Dinov2Config", {"layerscale_value": 0.7, "out_indices": [0, 2]}),
+    "Dinov2WithRegistersBackbone": (
+        "Dinov2WithRegistersConfig",
+        {"num_register_tokens": 3, "apply_layernorm": False, "reshape_hidden_states": False},
+    ),
+    "ViTMSNModel": ("ViTMSNConfig", {"intermediate_size": 48}),
+    "ViTMSNForImageClassification": ("ViTMSNConfig", {"intermediate_size": 48}),
+    "IJepaModel": ("IJepaConfig", {"intermediate_size": 48}),
+    "IJepaForImageClassification": ("IJepaConfig", {"intermediate_size": 48}),
+    "DINOv3ViTBackbone": (
+        "DINOv3ViTConfig",
+        {"intermediate_size": 48, "out_indices": [1, 2], "return_class_token": True, "use_gated_mlp": True},
+    ),
     "DINOv3ViTModel": ("DINOv3ViTConfig", {"intermediate_size": 48, "layerscale_value": 0.7, "num_register_tokens": 3}),
     "SiglipVisionModel": ("SiglipVisionConfig", {"intermediate_size": 48}),
     "SiglipForImageClassification": ("SiglipConfig", {"num_labels": 7}),
@@ -120,7 +135,7 @@ def _huggingface(name: str, config: str, fields: dict[str, Any]) -> nn.Module:
     options = {**_HUGGINGFACE, **fields}
     if config in ("CLIPConfig", "SiglipConfig"):
         options = {"vision_config": {**_HUGGINGFACE, "intermediate_size": 48}, "text_config": _TEXT, **fields}
-    model: nn.Module = getattr(transformers, name)(getattr(transformers, config)(**options))
+    model: nn.Module = getattr(transformers, name.partition(",")[0])(getattr(transformers, config)(**options))
     return model
 
 
@@ -170,9 +185,7 @@ def sample_images(model: nn.Module, batch: int = 3, seed: int = 0) -> Tensor:
 
 def tensors_of(output: Any) -> list[Tensor]:
     """The tensors in what a model returns."""
-    if isinstance(output, Tensor):
-        return [output]
-    return list(output.values()) if hasattr(output, "values") else list(output)
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
 def distance(results: Any, references: Any) -> float:

@@ -143,8 +143,8 @@ class AcceleratedModel(nn.Module):
             raise UserError(f"output_fmt={output_fmt!r} is not known; allowed: NCHW, NLC")
         states: list[Tensor] = []
         tokens = tower.forward_features(images, states)
-        num_patches = states[0].shape[1] - len(model.embedding.prefix)
-        grid = model.embedding.patches.grid(images, num_patches)
+        grid = model.grid(images)
+        num_patches = grid[0] * grid[1]
         results: list[Any] = []
         for index in chosen:
             state = (model.norm(states[1 + index]) if norm else states[1 + index]).to(torch.float32)

@@ -57,6 +57,7 @@ class HuggingFaceAdapter(ImageAdapter):
         # imported here: torch.compile does not trace imports
         self.output_class = getattr(importlib.import_module(output.module), output.name)
         self.fields = output.fields
+        self.tuples = output.tuples
         self.config = config
         self.fixed_size = None if output.resizes_always else image_size
 
@@ -85,7 +86,9 @@ class HuggingFaceAdapter(ImageAdapter):
     def result_of(
         self, outputs: tuple[Tensor, ...], options: dict[str, Any], hidden_states: list[Tensor] | None = None
     ) -> Any:
-        named: dict[str, Any] = dict(zip(self.fields, outputs, strict=True))
+        named: dict[str, Any] = {name: () for name in self.tuples}
+        for name, tensor in zip(self.fields, outputs, strict=True):
+            named[name] = (*named[name], tensor) if name in self.tuples else tensor
         if hidden_states is not None:
             named["hidden_states"] = _selected(hidden_states, self.hidden_states_of(options))
         if "cls_logits" in named:

@@ -24,7 +24,7 @@ PRECISIONS: dict[str, tuple[Precision, ...]] = {
     "cuda": ("fp32", "bf16", "fp16", "fp16_32"),
 }
 Activation = Literal["none", "gelu", "gelu_tanh", "gelu_quick", "tanh", "silu", "relu"]
-Pooling = Literal["token", "mean", "token_and_mean", "all", "map"]
+Pooling = Literal["token", "mean", "token_and_mean", "all", "patches", "grid", "map"]
 Resize = Literal["no", "bicubic", "bicubic_antialias"]
 
 
@@ -213,16 +213,20 @@ class MapPoolSpec:
 
 @dataclass(frozen=True, eq=False)
 class ReadoutSpec:
-    """From the tokens after the final norm to one output."""
+    """From the tokens after the final norm, or those of a hidden state, to one output."""
 
     # "token" number ``index``; "mean" of the tokens from ``index`` on; "token_and_mean": token 0 concatenated with that
-    # mean; "all" tokens; "map": ``map_pool`` of the tokens from ``index`` on
+    # mean; "all" tokens; "patches": the tokens from ``index`` on, "grid": the same as [B, C, H, W]; "map": ``map_pool``
+    # of the tokens from ``index`` on
     pooling: Pooling
     index: int = 0
     norm: NormSpec | None = None  # of the pooled tokens
     layers: tuple[tuple[LinearSpec, Activation], ...] = ()  # each with the activation after it
     map_pool: MapPoolSpec | None = None
     is_projected: bool = False  # whether ``layers`` are a projection that belongs to the embedding, no classifier
+    state: int = (
+        -1
+    )  # the tokens that are read: 0 those before the first block, i after the i-th, -1 after the final norm
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,8 +235,9 @@ class OutputSpec:
 
     module: str  # that defines the class
     name: str
-    fields: tuple[str, ...]  # in the order of the readouts
+    fields: tuple[str, ...]  # in the order of the readouts; those in ``tuples`` collect several
     resizes_always: bool = False  # whether positions are resized without the option interpolate_pos_encoding
+    tuples: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

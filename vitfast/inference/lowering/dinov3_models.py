@@ -14,12 +14,15 @@ from vitfast.inference.ir import (
     EmbeddingSpec,
     FallbackSpec,
     MlpSpec,
+    NormSpec,
+    OutputSpec,
+    Pooling,
     ReadoutSpec,
     RotarySpec,
     TransformerSpec,
 )
 from vitfast.inference.lowering import common_layers as common
-from vitfast.inference.lowering.huggingface_models import base_output, check_attention
+from vitfast.inference.lowering.huggingface_models import OUTPUTS, base_output, check_attention, gated_mlp
 from vitfast.inference.lowering.module_checks import NotRecognised, Part
 from vitfast.layers.rotary import axial_frequencies
 
@@ -29,12 +32,13 @@ _NAMES = ("q_proj", "k_proj", "v_proj")
 
 
 def lower_model(part: Part) -> TransformerSpec:
-    """Lowers ``DINOv3ViTModel``.
+    """Lowers ``DINOv3ViTModel`` and ``DINOv3ViTBackbone``.
 
     Raises:
         NotRecognised: it is something else, or any part of it was changed.
     """
-    part.expect(_class("Model"), children=("embeddings", "rope_embeddings", "model", "layer", "norm"))
+    children = ("embeddings", "rope_embeddings", "model", "layer", "norm")
+    model = part.expect(_class("Model"), _class("Backbone"), children=children)
     check_attention(part)
     layers = part["layer"]  # of transformers 4
     if layers.module is None:
@@ -46,13 +50,18 @@ def lower_model(part: Part) -> TransformerSpec:
             raise NotRecognised(block.name, f"{block.why}; blocks with rotary embeddings are accelerated all or none")
     rope = part["rope_embeddings"].expect(_class("RopePositionEmbedding"), tensors=("inv_freq",))
     frequencies = axial_frequencies(2 * math.pi * rope.inv_freq)
+    norm = common.norm(part["norm"])
+    readouts: tuple[ReadoutSpec, ...] = (ReadoutSpec("all"), ReadoutSpec("token"))
+    output = base_output(2, resizes_always=True)
+    if isinstance(model, _class("Backbone")):
+        readouts, output = _feature_maps(model, norm)
     return TransformerSpec(
-        _embedding(part["embeddings"], part.module.config),
+        _embedding(part["embeddings"], model.config),
         blocks,
-        common.norm(part["norm"]),
-        (ReadoutSpec("all"), ReadoutSpec("token")),
+        norm,
+        readouts,
         rotary=(RotarySpec(frequencies, "centers", is_interleaved=False),),
-        output=base_output(2, resizes_always=True),
+        output=output,
     )
 
 
@@ -64,6 +73,27 @@ def lower_block(part: Part) -> BlockSpec:
 def _class(suffix: str) -> type[nn.Module]:
     found: type[nn.Module] = getattr(sys.modules[_MODULE], f"DINOv3ViT{suffix}")
     return found
+
+
+def _feature_maps(model: Any, norm: NormSpec) -> tuple[tuple[ReadoutSpec, ...], OutputSpec]:
+    """Returns the readouts of a backbone: patches and, if requested, class token of some hidden states."""
+    config, last = model.config, len(model.stage_names) - 1
+    pooling: Pooling = "grid" if config.reshape_hidden_states else "patches"
+    fields: list[str] = []
+    readouts: list[ReadoutSpec] = []
+    for state, stage in enumerate(model.stage_names):
+        if stage not in model.out_features:
+            continue
+        own_norm = norm if config.apply_layernorm or state == last else None
+        if getattr(config, "return_class_token", False):
+            fields.append("cls_tokens")
+            readouts.append(ReadoutSpec("token", 0, own_norm, state=state))
+        fields.append("feature_maps")
+        readouts.append(ReadoutSpec(pooling, 1 + config.num_register_tokens, own_norm, state=state))
+    own = "DINOv3ViTBackboneOutput"  # not in transformers 4
+    module, name = (_MODULE, own) if hasattr(sys.modules[_MODULE], own) else (OUTPUTS, "BackboneOutput")
+    tuples = tuple(field for field in ("feature_maps", "cls_tokens") if field in fields)
+    return tuple(readouts), OutputSpec(module, name, tuple(fields), resizes_always=True, tuples=tuples)
 
 
 def _embedding(part: Part, config: Any) -> EmbeddingSpec:
@@ -97,8 +127,7 @@ def _block(part: Part) -> BlockSpec:
 
 
 def _mlp(part: Part) -> MlpSpec:
-    part.expect(_class("MLP"), _class("GatedMLP"), children=("gate_proj", "up_proj", "down_proj", "act_fn"))
-    activation, down = common.activation(part["act_fn"]), common.linear(part["down_proj"])
-    if part["gate_proj"].module is None:
-        return MlpSpec(common.linear(part["up_proj"]), activation, down)
-    return MlpSpec(common.linear(part["gate_proj"], part["up_proj"]), activation, down, gate="first")
+    if isinstance(part.module, _class("GatedMLP")):
+        return gated_mlp(part, _class("GatedMLP"))
+    part.expect(_class("MLP"), children=("up_proj", "down_proj", "act_fn"))
+    return common.mlp(part["up_proj"], part["act_fn"], part["down_proj"])

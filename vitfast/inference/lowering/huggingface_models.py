@@ -1,4 +1,4 @@
-"""Lowering of Hugging Face's ViT, DeiT and DINOv2; imported only if transformers is imported already.
+"""Lowering of Hugging Face's ViT, DeiT, ViT-MSN, I-JEPA and DINOv2; imported only if transformers is imported already.
 
 Their classes differ mainly in names, which are in a table.
 """
@@ -15,7 +15,9 @@ from vitfast.inference.ir import (
     AttentionSpec,
     BlockSpec,
     EmbeddingSpec,
+    MlpSpec,
     OutputSpec,
+    Pooling,
     ReadoutSpec,
     Resize,
     TransformerSpec,
@@ -29,9 +31,12 @@ class Family:
     """Names in one of transformers' models."""
 
     prefix: str  # of its classes' names
-    name: str  # of its module, and of the model in a classifier
+    name: str  # of its module
     prefix_tokens: tuple[str, ...]  # in the embeddings, in order
     resize: Resize = "bicubic"  # of positions, for other image sizes
+    base: str = ""  # name of the model in a classifier, if it is not ``name``
+    output: str = "BaseModelOutputWithPooling"
+    pooling: Pooling = "token"  # of the classifier
 
     @property
     def is_dino(self) -> bool:
@@ -52,6 +57,8 @@ class Family:
 FAMILIES = (
     Family("ViT", "vit", ("cls_token",)),
     Family("DeiT", "deit", ("cls_token", "distillation_token")),
+    Family("ViTMSN", "vit_msn", ("cls_token",), base="vit", output="BaseModelOutput"),
+    Family("IJepa", "ijepa", (), pooling="mean"),
     Family("Dinov2", "dinov2", ("cls_token",)),
     Family("Dinov2WithRegisters", "dinov2_with_registers", ("cls_token", "register_tokens"), "bicubic_antialias"),
 )
@@ -78,24 +85,27 @@ def lower_model(part: Part) -> TransformerSpec:
     name = type(part.module).__name__
     family = family_of(part.module)
     if family is None:
-        raise NotRecognised("", f"is a {name}, not a ViT, DeiT or DINOv2 of transformers")
+        raise NotRecognised("", f"is a {name}, not a ViT, DeiT, ViT-MSN, I-JEPA or DINOv2 of transformers")
     suffix = name.removeprefix(family.prefix)
     if suffix == "Model":
         return _base(part, family)
+    if suffix == "Backbone":
+        return _backbone(part, family)
     if suffix not in _HEADS:
         raise NotRecognised("", f"is a {name}, whose head has no fast kernel")
     heads = _HEADS[suffix]
-    model = part.expect(family.class_of(suffix), children=(family.name, *heads))
+    base = family.base or family.name
+    model = part.expect(family.class_of(suffix), children=(base, *heads))
     layers = [common.head_layers(part[head]) for head in heads]
     if family.is_dino:
         index = 1 + getattr(model.config, "num_register_tokens", 0)
         readouts = [ReadoutSpec("token_and_mean", index, layers=layers[0])]
     else:
-        readouts = [ReadoutSpec("token", index, layers=head) for index, head in enumerate(layers)]
+        readouts = [ReadoutSpec(family.pooling, index, layers=head) for index, head in enumerate(layers)]
     output = OutputSpec(OUTPUTS, "ImageClassifierOutput", ("logits",), family.is_dino)
     if len(heads) > 1:
         output = OutputSpec(family.module, f"{name}Output", ("cls_logits", "distillation_logits"))
-    return replace(_base(part[family.name], family), readouts=tuple(readouts), output=output)
+    return replace(_base(part[base], family), readouts=tuple(readouts), output=output)
 
 
 def lower_block(part: Part) -> BlockSpec:
@@ -107,14 +117,12 @@ def lower_block(part: Part) -> BlockSpec:
     children = (norm1, norm2, "attention", "mlp", "dropout", "drop_path", "layer_scale1", "layer_scale2")
     part.expect(family.class_of("Layer"), children=children)
     common.passes_in_evaluation(part["dropout"], part["drop_path"])
-    mlp = part["mlp"]
-    mlp.expect(family.class_of("MLP"), children=("activation_fn", "fc1", "fc2"))
     return BlockSpec(
         part.name,
         common.norm(part[norm1]),
         _attention(part["attention"], family),
         common.norm(part[norm2]),
-        common.mlp(mlp["fc1"], mlp["activation_fn"], mlp["fc2"]),
+        _mlp(part["mlp"], family),
         _layer_scale(part["layer_scale1"], family),
         _layer_scale(part["layer_scale2"], family),
     )
@@ -123,18 +131,36 @@ def lower_block(part: Part) -> BlockSpec:
 def _base(part: Part, family: Family) -> TransformerSpec:
     """Lowers a model without head, which returns all tokens and a pooled one."""
     part.expect(family.class_of("Model"), children=("embeddings", "layers", "encoder", "layernorm", "pooler"))
+    readouts = (ReadoutSpec("all"), *_pooler(part["pooler"], family))
+    output = replace(base_output(len(readouts), family.is_dino), name=family.output)
+    return _tower(part, family, readouts, output)
+
+
+def _backbone(part: Part, family: Family) -> TransformerSpec:
+    """Lowers a backbone, which returns feature maps of some hidden states."""
+    model = part.expect(family.class_of("Backbone"), children=("embeddings", "encoder", "layernorm"))
+    norm = common.norm(part["layernorm"]) if model.config.apply_layernorm else None
+    reshapes = model.config.reshape_hidden_states
+    index = 1 + getattr(model.config, "num_register_tokens", 0)
+    states = (state for state, stage in enumerate(model.stage_names) if stage in model.out_features)
+    readouts = tuple(ReadoutSpec("grid" if reshapes else "all", index, norm, state=state) for state in states)
+    fields = ("feature_maps",) * len(readouts)
+    output = OutputSpec(OUTPUTS, "BackboneOutput", fields, resizes_always=True, tuples=("feature_maps",))
+    return _tower(part, family, readouts, output)
+
+
+def _tower(part: Part, family: Family, readouts: tuple[ReadoutSpec, ...], output: OutputSpec) -> TransformerSpec:
     check_attention(part)
     blocks = part["layers"]
     if family.is_dino:
         part["encoder"].expect(family.class_of("Encoder"), children=("layer",))
         blocks = part["encoder"]["layer"]
-    readouts = (ReadoutSpec("all"), *_pooler(part["pooler"], family))
     return TransformerSpec(
         _embedding(part["embeddings"], family),
         common.blocks(blocks, lower_block),
         common.norm(part["layernorm"]),
         readouts,
-        output=base_output(len(readouts), family.is_dino),
+        output=output,
     )
 
 
@@ -176,6 +202,22 @@ def _embedding(part: Part, family: Family) -> EmbeddingSpec:
         module.position_embeddings,
         resize=family.resize,
     )
+
+
+def _mlp(part: Part, family: Family) -> MlpSpec:
+    if type(part.module).__name__ == f"{family.prefix}SwiGLUFFN":
+        return gated_mlp(part, family.class_of("SwiGLUFFN"))
+    part.expect(family.class_of("MLP"), children=("activation_fn", "fc1", "fc2"))
+    return common.mlp(part["fc1"], part["activation_fn"], part["fc2"])
+
+
+def gated_mlp(part: Part, *classes: type[nn.Module]) -> MlpSpec:
+    """Lowers transformers' MLP with ``gate_proj``, ``up_proj`` and ``down_proj``, or DINOv2's of transformers 4."""
+    part.expect(*classes, children=("gate_proj", "up_proj", "down_proj", "act_fn", "weights_in", "weights_out"))
+    if part["weights_in"].module is not None:
+        return MlpSpec(common.linear(part["weights_in"]), "silu", common.linear(part["weights_out"]), gate="first")
+    fc1, fc2 = common.linear(part["gate_proj"], part["up_proj"]), common.linear(part["down_proj"])
+    return MlpSpec(fc1, common.activation(part["act_fn"]), fc2, gate="first")
 
 
 def _layer_scale(part: Part, family: Family) -> Tensor | None:

@@ -49,6 +49,7 @@ class InferenceReadout(nn.Module):
         super().__init__()
         self.pooling = spec.pooling
         self.index = spec.index
+        self.state = spec.state
         self.is_projected = spec.is_projected
         self.map_pool = None if spec.map_pool is None else MapPool(spec.map_pool, backend)
         self.norm = backend.norm_or_identity(spec.norm)
@@ -60,10 +61,13 @@ class InferenceReadout(nn.Module):
         linears = [layer for layer in self.layers if isinstance(layer, InferenceLinear)]
         return describe_gemms(*linears) if linears else f"pooling ({self.pooling})"
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Reads ``tokens`` ``[B, N, C]``; returns ``[B, classes]``, the pooled ``[B, C]`` or all ``[B, N, C]``."""
+    def forward(self, tokens: Tensor, grid: tuple[int, int] = (0, 0)) -> Tensor:
+        """Reads ``tokens`` ``[B, N, C]``; returns ``[B, classes]``, the pooled ``[B, C]`` or all ``[B, N, C]``.
+
+        With ``pooling="grid"`` it returns ``[B, C, H, W]`` for patches on ``grid`` ``(H, W)``.
+        """
         x: Tensor = self.layers(self.norm(self._pool(tokens)))
-        return x
+        return x.transpose(1, 2).unflatten(2, grid).contiguous() if self.pooling == "grid" else x
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Reads ``tokens`` ``[B, N, C]``; returns the pooled ``[B, C]`` that enters the classifier."""
@@ -77,4 +81,7 @@ class InferenceReadout(nn.Module):
             return tokens[:, self.index :].mean(dim=1)
         if self.pooling == "token_and_mean":
             return torch.cat([tokens[:, 0], tokens[:, self.index :].mean(dim=1)], dim=1)
-        return tokens if self.map_pool is None else self.map_pool(tokens[:, self.index :])
+        if self.pooling == "all":
+            return tokens
+        tokens = tokens[:, self.index :]
+        return tokens if self.map_pool is None else self.map_pool(tokens)

@@ -64,7 +64,7 @@ class InferenceTransformer(nn.Module):
     def __init__(self, spec: TransformerSpec, backend: Backend) -> None:
         super().__init__()
         self.embedding = InferenceEmbedding(spec.embedding, backend)
-        reads_tokens = all(readout.pooling == "token" for readout in spec.readouts)
+        reads_tokens = all(readout.pooling == "token" and readout.state == -1 for readout in spec.readouts)
         self.blocks = nn.ModuleList()
         for one in spec.blocks:
             if isinstance(one, FallbackSpec):
@@ -77,6 +77,7 @@ class InferenceTransformer(nn.Module):
         self.rotary = nn.ModuleList(RotaryEmbedding(one, grid, backend.device) for one in spec.rotary)
         self.norm = backend.norm_or_identity(spec.norm)
         self.readouts = nn.ModuleList(InferenceReadout(one, backend) for one in spec.readouts)
+        self.reads_states = any(readout.state != -1 for readout in spec.readouts)
         self.takes_mean = spec.takes_mean
         self.late_index = spec.late_index
         late_prefix = [token.detach().to(backend.device, backend.dtype) for token in spec.late_prefix]
@@ -84,8 +85,12 @@ class InferenceTransformer(nn.Module):
 
     def forward(self, images: Tensor, hidden_states: list[Tensor] | None = None) -> tuple[Tensor, ...]:
         """Runs the model on ``images`` ``[B, in_chans, H, W]``; ``hidden_states`` as in ``forward_features``."""
+        if hidden_states is None and self.reads_states:
+            hidden_states = []
         tokens = self.forward_features(images, all_tokens=hidden_states is not None, hidden_states=hidden_states)
-        results = tuple(readout(tokens) for readout in self.readouts)
+        inputs: Any = (*(hidden_states or ()), tokens)
+        grid = self.grid(images)
+        results = tuple(readout(inputs[readout.state], grid) for readout in self.readouts)
         return ((results[0] + results[1]) / 2,) if self.takes_mean else results
 
     def embed(self, images: Tensor) -> Tensor:
@@ -94,7 +99,8 @@ class InferenceTransformer(nn.Module):
         Raises:
             UserError: the model returns all tokens and pools none.
         """
-        pooling: list[Any] = [readout for readout in self.readouts if readout.pooling != "all"]
+        unpooled = ("all", "patches", "grid")
+        pooling: list[Any] = [one for one in self.readouts if one.pooling not in unpooled and one.state == -1]
         if not pooling:
             raise UserError("the model pools no tokens, so it has no embedding; call forward_features instead")
         tokens = self.forward_features(images, all_tokens=False)
@@ -130,7 +136,12 @@ class InferenceTransformer(nn.Module):
         """Returns the rotation of queries and keys in each block."""
         if not self.rotary:
             return [None] * len(self.blocks)
-        # num_patches: read where the grid depends on it, and then all images have one size
-        grid = self.embedding.patches.grid(images, self.embedding.num_patches)
+        grid = self.grid(images)
         tables = [embedding(grid) for embedding in self.rotary]
         return tables if len(tables) == len(self.blocks) else tables * len(self.blocks)
+
+    def grid(self, images: Tensor) -> tuple[int, int]:
+        """Returns the rows and columns of the patches of ``images``."""
+        # the number of patches counts only for embeddings that take images of one size
+        grid: tuple[int, int] = self.embedding.patches.grid(images, self.embedding.num_patches)
+        return grid
