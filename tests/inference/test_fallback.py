@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import vitfast
-from support.accelerable import accelerable, sample_images, tensors_of
+from support.accelerable import accelerable, requires, sample_images, tensors_of
 from vitfast.inference.lowering import lower
 
 
@@ -169,7 +169,7 @@ def test_a_method_that_a_library_replaces_in_its_class_is_seen(monkeypatch):
 def test_a_changed_block_of_another_library_falls_back(kind):
     model = accelerable(kind)
     images = sample_images(model)
-    name = next(name for name, _ in model.named_modules() if name.endswith(("mlp.fc1", "mlp.0")))
+    name = next(name for name, _ in model.named_modules() if name.endswith(("mlp.fc1", "mlp.0", "intermediate.dense")))
     model.get_submodule(name).register_forward_hook(lambda module, args, output: output)
     expected = tensors_of(model(images))
     with pytest.warns(UserWarning, match="has a forward hook"):
@@ -212,6 +212,7 @@ def test_a_model_without_recognised_parts_runs_the_sources_code():
 
 
 def test_blocks_within_foreign_models_reject_masks():
+    requires("transformers", "5")
     model = accelerable("transformers: ViTModel")
     model.layers.register_forward_pre_hook(lambda module, args: None)
     with pytest.warns(UserWarning, match="layers has a forward pre-hook"):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import vitfast
-from support.accelerable import accelerable, sample_images, tensors_of
+from support.accelerable import accelerable, requires, sample_images, tensors_of
 
 RESIZING = ("ViTModel", "DeiTForImageClassification", "CLIPVisionModelWithProjection", "SiglipVisionModel")
 BASES = (
@@ -49,6 +49,8 @@ def test_other_image_sizes_run_on_request(name):
 @pytest.mark.parametrize("name", BASES)
 @torch.no_grad()
 def test_hidden_states_are_returned_on_request(name, requested):
+    if requested is not True:
+        requires("transformers", "5")
     model = accelerable(f"transformers: {name}")
     images = sample_images(model)
     fast = vitfast.accelerate(model)
@@ -76,6 +78,7 @@ def test_backbones_return_feature_maps_of_any_image_size(name):
 
 @torch.no_grad()
 def test_hooks_that_transformers_leaves_on_a_model_are_tolerated():
+    requires("transformers", "5")
     model = accelerable("transformers: ViTModel")
     images = sample_images(model)
     model(images, output_hidden_states=True)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import metadata
 from typing import Any
 
+import pytest
 import torch
+from packaging.version import Version
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -155,9 +158,25 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+# what an older version of the library lacks, and the version that has it
+_SINCE = {
+    "timm: RoPE, mixed": "1.0.30",  # before, not in float64
+    "timm: RoPE, QK-norm": "1.0.30",
+    "transformers: DINOv3ViTBackbone": "5",
+}
+
+
+def requires(library: str, version: str) -> None:
+    """Skips a test with an older version of a library."""
+    if Version(metadata.version(library)) < Version(version):
+        pytest.skip(f"needs {library} {version}")
+
+
 def accelerable(kind: str) -> nn.Module:
     """Builds one of ``BUILDERS`` in evaluation mode, with no parameter at its initial value."""
     library, _, name = kind.partition(": ")
+    if kind in _SINCE:
+        requires(library, _SINCE[kind])
     if library == "transformers" and name in WITH_TEXT:
         return shake(lambda: _huggingface(name, *WITH_TEXT[name]))
     return shake(BUILDERS[kind])

@@ -38,7 +38,10 @@ def lower_model(part: Part) -> TransformerSpec:
         NotRecognised: it is something else, or any part of it was changed.
     """
     children = ("embeddings", "rope_embeddings", "model", "layer", "norm")
-    model = part.expect(_class("Model"), _class("Backbone"), children=children)
+    suffix = type(part.module).__name__.removeprefix("DINOv3ViT")
+    if suffix not in ("Model", "Backbone"):
+        raise NotRecognised(part.name, f"is a {type(part.module).__name__}")
+    model = part.expect(_class(suffix), children=children)
     check_attention(part)
     layers = part["layer"]  # of transformers 4
     if layers.module is None:
@@ -53,7 +56,7 @@ def lower_model(part: Part) -> TransformerSpec:
     norm = common.norm(part["norm"])
     readouts: tuple[ReadoutSpec, ...] = (ReadoutSpec("all"), ReadoutSpec("token"))
     output = base_output(2, resizes_always=True)
-    if isinstance(model, _class("Backbone")):
+    if suffix == "Backbone":
         readouts, output = _feature_maps(model, norm)
     return TransformerSpec(
         _embedding(part["embeddings"], model.config),

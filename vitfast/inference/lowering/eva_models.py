@@ -93,12 +93,12 @@ def _attention(part: Part) -> AttentionSpec:
             if precision_of(part["qkv"]) is not None:
                 raise NotRecognised(part["qkv"].name, "is quantized, but only its weight is read")
             qkv = LinearSpec(qkv.weights, biases)
-    if qkv.out_features != 3 * module.num_heads * module.head_dim:
+    if getattr(module, "num_kv_heads", module.num_heads) != module.num_heads:
         raise NotRecognised(part.name, "has fewer heads of keys and values than of queries")
     return AttentionSpec(
         qkv,
         module.num_heads,
-        module.head_dim,
+        qkv.out_features // 3 // module.num_heads,
         float(module.scale),
         common.linear(part["proj"]),
         common.optional_norm(part["q_norm"]),

@@ -68,6 +68,7 @@ _HEADS = {
     "ForImageClassificationWithTeacher": ("cls_classifier", "distillation_classifier"),
 }
 OUTPUTS = "transformers.modeling_outputs"
+_OLD_MLP = ("intermediate", "output")  # in a layer of transformers 4
 
 
 def family_of(model: nn.Module) -> Family | None:
@@ -114,7 +115,7 @@ def lower_block(part: Part) -> BlockSpec:
     if family is None:
         raise NotRecognised(part.name, f"is a {type(part.module).__name__}")
     norm1, norm2 = ("norm1", "norm2") if family.is_dino else ("layernorm_before", "layernorm_after")
-    children = (norm1, norm2, "attention", "mlp", "dropout", "drop_path", "layer_scale1", "layer_scale2")
+    children = (norm1, norm2, "attention", "mlp", "dropout", "drop_path", "layer_scale1", "layer_scale2", *_OLD_MLP)
     part.expect(family.class_of("Layer"), children=children)
     common.passes_in_evaluation(part["dropout"], part["drop_path"])
     return BlockSpec(
@@ -122,7 +123,7 @@ def lower_block(part: Part) -> BlockSpec:
         common.norm(part[norm1]),
         _attention(part["attention"], family),
         common.norm(part[norm2]),
-        _mlp(part["mlp"], family),
+        _mlp(part["mlp"], family) if part["intermediate"].module is None else _old_mlp(part, family),
         _layer_scale(part["layer_scale1"], family),
         _layer_scale(part["layer_scale2"], family),
     )
@@ -152,7 +153,7 @@ def _backbone(part: Part, family: Family) -> TransformerSpec:
 def _tower(part: Part, family: Family, readouts: tuple[ReadoutSpec, ...], output: OutputSpec) -> TransformerSpec:
     check_attention(part)
     blocks = part["layers"]
-    if family.is_dino:
+    if part["encoder"].module is not None:  # DINOv2, and all families in transformers 4
         part["encoder"].expect(family.class_of("Encoder"), children=("layer",))
         blocks = part["encoder"]["layer"]
     return TransformerSpec(
@@ -207,8 +208,9 @@ def _embedding(part: Part, family: Family) -> EmbeddingSpec:
 def _mlp(part: Part, family: Family) -> MlpSpec:
     if type(part.module).__name__ == f"{family.prefix}SwiGLUFFN":
         return gated_mlp(part, family.class_of("SwiGLUFFN"))
-    part.expect(family.class_of("MLP"), children=("activation_fn", "fc1", "fc2"))
-    return common.mlp(part["fc1"], part["activation_fn"], part["fc2"])
+    part.expect(family.class_of("MLP"), children=("activation_fn", "activation", "fc1", "fc2"))
+    activation = part["activation_fn"] if part["activation"].module is None else part["activation"]
+    return common.mlp(part["fc1"], activation, part["fc2"])
 
 
 def gated_mlp(part: Part, *classes: type[nn.Module]) -> MlpSpec:
@@ -220,13 +222,35 @@ def gated_mlp(part: Part, *classes: type[nn.Module]) -> MlpSpec:
     return MlpSpec(fc1, common.activation(part["act_fn"]), fc2, gate="first")
 
 
+def _old_mlp(layer: Part, family: Family) -> MlpSpec:
+    """Lowers the MLP of a layer of transformers 4, whose parts belong to the layer."""
+    first, second = layer["intermediate"], layer["output"]
+    first.expect(family.class_of("Intermediate"), children=("dense", "intermediate_act_fn"))
+    second.expect(family.class_of("Output"), children=("dense", "dropout"))
+    common.passes_in_evaluation(second["dropout"])
+    return common.mlp(first["dense"], first["intermediate_act_fn"], second["dense"])
+
+
 def _layer_scale(part: Part, family: Family) -> Tensor | None:
     return common.layer_scale(part, family.class_of("LayerScale"), "lambda1") if family.is_dino else None
 
 
 def _attention(part: Part, family: Family) -> AttentionSpec:
+    if part["attention"].module is not None:
+        return _old_attention(part, family)
     names = ("q_proj", "k_proj", "v_proj")
     module = part.expect(family.class_of("Attention"), children=(*names, "o_proj"))
     qkv = common.linear(*(part[name] for name in names))
     proj = common.linear(part["o_proj"])
     return AttentionSpec(qkv, module.num_attention_heads, module.head_dim, float(module.scaling), proj)
+
+
+def _old_attention(part: Part, family: Family) -> AttentionSpec:
+    """Lowers the attention of transformers 4."""
+    part.expect(family.class_of("Attention"), children=("attention", "output"))
+    names, inner, output = ("query", "key", "value"), part["attention"], part["output"]
+    module = inner.expect(family.class_of("SelfAttention"), children=names)
+    output.expect(family.class_of("SelfOutput"), children=("dense", "dropout"))
+    common.passes_in_evaluation(output["dropout"])
+    qkv, proj = common.linear(*(inner[name] for name in names)), common.linear(output["dense"])
+    return AttentionSpec(qkv, module.num_attention_heads, module.attention_head_size, float(module.scaling), proj)
