@@ -126,6 +126,16 @@ def _timm(name: str, fields: dict[str, Any]) -> nn.Module:
     return model
 
 
+def _open_clip(fields: dict[str, Any], vision: dict[str, Any]) -> nn.Module:
+    import open_clip
+
+    text = {"context_length": 8, "vocab_size": 50, "width": 32, "heads": 2, "layers": 1}
+    tower = {"image_size": 32, "patch_size": 16, "width": 32, "head_width": 16, "layers": 2, **vision}
+    cls = open_clip.CustomTextCLIP if fields.pop("custom_text", False) else open_clip.CLIP
+    model: nn.Module = cls(embed_dim=20, vision_cfg=tower, text_cfg=text, **fields)
+    return model
+
+
 def _torchvision(representation_size: int | None) -> nn.Module:
     from torchvision.models import VisionTransformer
 
@@ -142,6 +152,14 @@ def _huggingface(name: str, config: str, fields: dict[str, Any]) -> nn.Module:
     return model
 
 
+# image towers of open_clip
+OPEN_CLIP: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "class token": ({}, {}),
+    "quick GELU": ({"quick_gelu": True}, {"ls_init_value": 0.5, "patch_dropout": 0.5}),
+    "mean, tokens": ({}, {"pool_type": "avg", "final_ln_after_pool": True, "output_tokens": True}),
+    "all tokens": ({}, {"pool_type": "none", "no_ln_pre": True}),
+}
+
 # models of transformers of which only the image tower is accelerated
 WITH_TEXT = {"CLIPModel": ("CLIPConfig", {"projection_dim": 20}), "SiglipModel": ("SiglipConfig", {})}
 
@@ -151,6 +169,7 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
     **{f"timm: {kind}": lambda parts=parts: _timm(*parts) for kind, parts in TIMM.items()},
     "torchvision": lambda: _torchvision(None),
     "torchvision: hidden head": lambda: _torchvision(20),
+    **{f"open_clip: {kind}": lambda parts=parts: _open_clip(*parts).visual for kind, parts in OPEN_CLIP.items()},
     **{
         f"transformers: {name}": lambda name=name, parts=parts: _huggingface(name, *parts)
         for name, parts in HUGGINGFACE.items()
@@ -179,6 +198,12 @@ def accelerable(kind: str) -> nn.Module:
         requires(library, _SINCE[kind])
     if library == "transformers" and name in WITH_TEXT:
         return shake(lambda: _huggingface(name, *WITH_TEXT[name]))
+    if kind == "open_clip: CLIP":
+        return shake(lambda: _open_clip({}, {}))
+    if kind == "open_clip: CustomTextCLIP":
+        return shake(
+            lambda: _open_clip({"custom_text": True}, {"timm_model_name": "vit_tiny_patch16_224", "timm_pool": "token"})
+        )
     return shake(BUILDERS[kind])
 
 

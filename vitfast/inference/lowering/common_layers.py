@@ -10,7 +10,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from vitfast.inference.ir import Activation, BlockSpec, FallbackSpec, LinearSpec, MlpSpec, NormSpec, PatchesSpec
+from vitfast.inference.ir import (
+    Activation,
+    AttentionSpec,
+    BlockSpec,
+    FallbackSpec,
+    LinearSpec,
+    MlpSpec,
+    NormSpec,
+    PatchesSpec,
+)
 from vitfast.inference.lowering.module_checks import NotRecognised, Part, precision_of
 from vitfast.layers import DropPath, LayerNorm
 from vitfast.ops.arguments import GELU_APPROXIMATE
@@ -24,15 +33,22 @@ _FOREIGN_ACTIVATIONS: dict[tuple[str, str], Activation] = {
     ("timm.layers.activations", "GELUTanh"): "gelu_tanh",
     ("timm.layers.activations", "QuickGELU"): "gelu_quick",
     ("timm.layers.activations", "Tanh"): "tanh",
+    ("open_clip.transformer", "QuickGELU"): "gelu_quick",
     ("transformers.activations", "GELUActivation"): "gelu",
     ("transformers.activations", "GELUTanh"): "gelu_tanh",
     ("transformers.activations", "NewGELUActivation"): "gelu_tanh",
     ("transformers.activations", "QuickGELUActivation"): "gelu_quick",
     ("transformers.activations", "SiLUActivation"): "silu",
 }
+_FOREIGN_NORMS = (
+    ("timm.layers.norm", "LayerNorm"),
+    ("open_clip.transformer", "LayerNorm"),
+    ("open_clip.transformer", "LayerNormFp32"),
+)
 _FOREIGN_DROPOUTS = (
     ("timm.layers.drop", "DropPath"),
     ("timm.layers.patch_dropout", "PatchDropout"),
+    ("open_clip.transformer", "PatchDropout"),
     ("transformers.models.dinov2.modeling_dinov2", "Dinov2DropPath"),
     ("transformers.models.dinov3_vit.modeling_dinov3_vit", "Dinov3ViTDropPath"),
     ("transformers.models.dinov3_vit.modeling_dinov3_vit", "DINOv3ViTDropPath"),
@@ -60,9 +76,7 @@ def norm(part: Part) -> NormSpec:
     Raises:
         NotRecognised: it is something else.
     """
-    module = part.expect(
-        nn.LayerNorm, LayerNorm, *_imported(("timm.layers.norm", "LayerNorm")), tensors=_WEIGHT_AND_BIAS
-    )
+    module = part.expect(nn.LayerNorm, LayerNorm, *_imported(*_FOREIGN_NORMS), tensors=_WEIGHT_AND_BIAS)
     if len(module.normalized_shape) != 1:
         raise NotRecognised(part.name, f"normalizes over {len(module.normalized_shape)} dimensions")
     return NormSpec(module.weight, module.bias, float(module.eps), precision_of(part))
@@ -124,6 +138,13 @@ def multihead_attention(part: Part, kind: str = "attention") -> nn.MultiheadAtte
     if module.in_proj_weight is None or module.bias_k is not None or module.add_zero_attn or not module.batch_first:
         raise NotRecognised(part.name, f"is no plain {kind}")
     return module
+
+
+def self_attention(part: Part) -> AttentionSpec:
+    """Lowers torch's ``MultiheadAttention`` as self-attention."""
+    module = multihead_attention(part, "self-attention")
+    qkv = LinearSpec((module.in_proj_weight,), (module.in_proj_bias,), precision_of(part))
+    return AttentionSpec(qkv, module.num_heads, module.head_dim, module.head_dim**-0.5, linear(part["out_proj"]))
 
 
 def mlp(fc1: Part, act: Part, fc2: Part) -> MlpSpec:

@@ -19,6 +19,7 @@ _LIBRARIES = {
     "vitfast": ("vitfast_models", "vitfast.models"),
     "timm.models.eva": ("eva_models", "timm.models.eva"),
     "timm": ("timm_models", "timm.models.vision_transformer"),
+    "open_clip": ("open_clip_models", "open_clip"),
     "torchvision": ("torchvision_models", "torchvision.models.vision_transformer"),
     "transformers.models.clip": ("clip_models", "transformers"),
     "transformers.models.siglip": ("clip_models", "transformers"),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torchvision.models.vision_transformer import Encoder, EncoderBlock, MLPBlock, VisionTransformer
 
-from vitfast.inference.ir import AttentionSpec, BlockSpec, EmbeddingSpec, LinearSpec, ReadoutSpec, TransformerSpec
+from vitfast.inference.ir import BlockSpec, EmbeddingSpec, ReadoutSpec, TransformerSpec
 from vitfast.inference.lowering import common_layers as common
-from vitfast.inference.lowering.module_checks import Part, precision_of
+from vitfast.inference.lowering.module_checks import Part
 
 
 def lower_model(part: Part) -> TransformerSpec:
@@ -37,13 +37,7 @@ def lower_block(part: Part) -> BlockSpec:
     return BlockSpec(
         part.name,
         common.norm(part["ln_1"]),
-        _attention(part["self_attention"]),
+        common.self_attention(part["self_attention"]),
         common.norm(part["ln_2"]),
         common.mlp(fc1, act, fc2),
     )
-
-
-def _attention(part: Part) -> AttentionSpec:
-    module = common.multihead_attention(part, "self-attention")
-    qkv = LinearSpec((module.in_proj_weight,), (module.in_proj_bias,), precision_of(part))
-    return AttentionSpec(qkv, module.num_heads, module.head_dim, module.head_dim**-0.5, common.linear(part["out_proj"]))
