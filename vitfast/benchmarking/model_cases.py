@@ -101,30 +101,45 @@ def engine_table(model_name: str, batch: int, precision: str, peers: Collection[
     """
 
     def build(table: Table) -> list[Case]:
-        torch.compiler.reset()  # models of one class share a limit of recompilations, then run uncompiled
         source = seeded_model(model_name)
-        images = sample_images(source, batch)
-        fast = accelerate(source, precision)
         try:
             other = timm_model(source)
         except Unavailable:
             other = source
-        cases = [model_case("vitfast", fast, images, count_gflop(lambda: forward(fast, images)))]
-        for name in peers:
-            try:
-                run = PEERS[name](other, images, precision)
-                run()  # unsupported models often fail only here
-            except Exception as error:
-                table.left_out[name] = failure(error)
-            else:
-                cases.append(Case(name, run, output=lambda run=run: as_tensor(run())))  # type: ignore[misc]
-        table.reference, table.reference_name = logits(source, images), "vitfast's source in fp32"
-        table.images, table.gflop = batch, count_gflop(lambda: forward(source, images))
-        peak = arithmetic_peak(precision)
-        return cases if peak is None else [*cases, peak]
+        table.reference_name = "vitfast's source in fp32"
+        return engine_cases(table, source, other, accelerate(source, precision), sample_images(source, batch), peers)
 
     title = f"{model_name}, batch {batch}, {precision}, engines"
     return Table("engines", title, {"model": model_name, "batch": batch}, precision, build, 2 * WEIGHT)
+
+
+def engine_cases(
+    table: Table, source: nn.Module, other: nn.Module, fast: nn.Module, images: Tensor, peers: Collection[str]
+) -> list[Case]:
+    """The cases of a table that compares an accelerated model with other engines; sets the table's reference.
+
+    Args:
+        table: the table.
+        source: the source model, which returns a tensor; it is the reference.
+        other: the model that the other engines run.
+        fast: the accelerated model.
+        images: ``[B, C, H, W]``.
+        peers: names of other engines.
+    """
+    torch.compiler.reset()  # models of one class share a limit of recompilations, then run uncompiled
+    cases = [model_case("vitfast", fast, images, count_gflop(lambda: forward(fast, images)))]
+    for name in peers:
+        try:
+            run = PEERS[name](other, images, table.precision)
+            run()  # unsupported models often fail only here
+        except Exception as error:
+            table.left_out[name] = failure(error)
+        else:
+            cases.append(Case(name, run, output=lambda run=run: as_tensor(run())))  # type: ignore[misc]
+    table.reference = logits(source, images)
+    table.images, table.gflop = len(images), count_gflop(lambda: forward(source, images))
+    peak = arithmetic_peak(table.precision)
+    return cases if peak is None else [*cases, peak]
 
 
 class TrainingStep:

@@ -173,7 +173,10 @@ def _openvino(model: nn.Module, images: Tensor, precision: str) -> Run:
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
     }
-    request = openvino.Core().compile_model(converted, "CPU", settings).create_infer_request()
+    core = openvino.Core()
+    if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise Unavailable("would run in fp32: this CPU has no instructions for bf16")
+    request = core.compile_model(converted, "CPU", settings).create_infer_request()
     inputs = [images.numpy()]
     return lambda: torch.from_numpy(request.infer(inputs)[0])
 

@@ -64,13 +64,14 @@ class InferenceTransformer(nn.Module):
     def __init__(self, spec: TransformerSpec, backend: Backend) -> None:
         super().__init__()
         self.embedding = InferenceEmbedding(spec.embedding, backend)
+        tokens = 1 + max(readout.index for readout in spec.readouts)
         reads_tokens = all(readout.pooling == "token" and readout.state == -1 for readout in spec.readouts)
         self.blocks = nn.ModuleList()
         for one in spec.blocks:
             if isinstance(one, FallbackSpec):
                 self.blocks.append(backend.fallback(one))
             elif one is spec.blocks[-1] and reads_tokens and one.attention.gated is None:
-                self.blocks.append(LastBlock(one, 1 + max(readout.index for readout in spec.readouts), backend))
+                self.blocks.append(LastBlock(one, tokens, backend))
             else:
                 self.blocks.append(backend.block(one, self.embedding.num_patches))
         grid = self.embedding.grid
