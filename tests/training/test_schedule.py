@@ -121,6 +121,8 @@ def test_steps_cut_the_last_epoch_short():
     assert (length.total_steps, length.warmup_steps, length.epochs) == (24, 2, 3)
     assert [length.steps_in(epoch) for epoch in range(3)] == [10, 10, 4]
     assert length.describe() == "24 steps: 3 epochs of 10 steps, the last of 4"
+    length = TrainingLength.of(ScheduleConfig(steps=17, warmup_steps=2), 10)
+    assert length.describe() == "17 steps: 2 epochs of 10 steps, the last of 7"
 
 
 def test_fewer_steps_than_an_epoch_has():
