@@ -90,6 +90,19 @@ def test_images_of_other_sizes_run_where_the_source_takes_them(kind, size):
         torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("kind", "size", "message"),
+    [
+        ("transformers: DINOv3ViTModel", (8, 64), r"at least as large as a patch, \(16, 16\), got \[2, 3, 8, 64\]"),
+        ("timm: DINOv3", (40, 32), r"sides that are multiples of \(16, 16\), got \[2, 3, 40, 32\]"),
+        ("timm: EVA-02", (48, 32), r"must have shape \[B, 3, 32, 32\], got \[2, 3, 48, 32\]; resize them"),
+    ],
+)
+def test_images_that_do_not_fit_are_named(kind, size, message):
+    with pytest.raises(ValueError, match=message):
+        vitfast.accelerate(accelerable(kind))(torch.randn(2, 3, *size))
+
+
 @pytest.mark.parametrize("batch", [0, 1, 5])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16_32", "int8"])
 def test_any_batch_size_runs_and_images_are_independent(precision, batch):

@@ -66,11 +66,17 @@ class InferenceEmbedding(nn.Module):
         fits = images.dim() == 4 and images.shape[1] == sizes[0]
         if not fits or (self.resize == "no" and tuple(images.shape[2:]) != sizes[1:]):
             raise ValueError(f"images must have shape {expected}, got {list(images.shape)}; resize them")
-        if self.resize == "bicubic_antialias" and isinstance(patches, Patches):
-            if any(size % patch for size, patch in zip(images.shape[2:], patches.patch_size, strict=True)):
-                raise ValueError(
-                    f"images must have sides that are multiples of {patches.patch_size}, got {list(images.shape)}"
-                )
+        if not isinstance(patches, Patches):
+            return
+        sides = list(zip(images.shape[2:], patches.patch_size, strict=True))
+        if any(size < patch for size, patch in sides):
+            raise ValueError(
+                f"images must be at least as large as a patch, {patches.patch_size}, got {list(images.shape)}"
+            )
+        if self.resize == "bicubic_antialias" and any(size % patch for size, patch in sides):
+            raise ValueError(
+                f"images must have sides that are multiples of {patches.patch_size}, got {list(images.shape)}"
+            )
 
     def forward(self, images: Tensor) -> Tensor:
         """Embeds ``images`` ``[B, in_chans, H, W]`` of ``image_dtype`` or, with a normalization, uint8.
