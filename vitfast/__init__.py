@@ -42,6 +42,7 @@ _PUBLIC_NAMES = {
     "list_models": "vitfast.api",
     "load_quantized": "vitfast.quantization.quantized_file",
     "load_weights": "vitfast.api",
+    "preprocessing": "vitfast.data.preprocessing",
     "quantization_record": "vitfast.quantization.record",
     "quantization_report": "vitfast.quantization.report",
     "quantize_": "vitfast.quantization.quantize",

@@ -8,6 +8,7 @@ from typing import Any
 from vitfast.errors import UserError
 from vitfast.models.image_model import ImageModel
 from vitfast.models.registry import build_model, list_models
+from vitfast.weights.hub import download_pretrained
 from vitfast.weights.load_weights import load_weights, model_from_checkpoint
 from vitfast.weights.save_weights import save_weights
 
@@ -20,6 +21,8 @@ def create_model(
     num_classes: int | None = None,
     img_size: int | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    pretrained: bool = False,
+    revision: str | None = None,
     **fields: Any,
 ) -> ImageModel:
     """Creates a model, randomly initialized or from a checkpoint.
@@ -36,6 +39,9 @@ def create_model(
             ``name`` leaves open come from it: the number of classes, and its system's conventions
             (``layer_norm_eps``, ``qkv_bias``, ``gelu``, ``head_type``, ``patch_order``, ``position_interpolation``).
             ``model.load_report`` lists them and the status of every tensor.
+        pretrained: whether to load timm's weights of that name from the Hugging Face hub, or its cache; a tag in
+            ``name`` chooses others than timm's default. ``vitfast.preprocessing(model)`` is the transform of images.
+        revision: of the hub's files; None: the newest.
         **fields: further fields of the model's family (``vitfast.models.ViTFields`` for a ViT), which override the
             checkpoint's.
 
@@ -47,6 +53,13 @@ def create_model(
     """
     given = {"num_classes": num_classes, "img_size": img_size}
     fields |= {field: value for field, value in given.items() if value is not None}
+    if pretrained:
+        if checkpoint is not None or name is None:
+            raise UserError("pretrained=True takes a name and no checkpoint, for example 'vit_tiny_patch16_224'")
+        weights, settings = download_pretrained(name, revision)
+        model = model_from_checkpoint(name, weights, fields)
+        model.pretrained_cfg = {**settings, "input_size": (model.in_chans, model.img_size, model.img_size)}
+        return model
     if checkpoint is not None:
         return model_from_checkpoint(name, checkpoint, fields)
     if name is None:

@@ -121,6 +121,7 @@ def assemble(
     accelerated = (
         AcceleratedCascade(body, state, report, source=model) if is_cascade else AcceleratedModel(body, state, report)
     )
+    accelerated.pretrained_cfg = getattr(model, "pretrained_cfg", None)  # vitfast.preprocessing reads it
     _warn(report)
     if check is not None:
         accelerated.add_agreement(check_agreement(model, accelerated, check, backend.normalization))

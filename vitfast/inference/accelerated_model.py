@@ -36,6 +36,7 @@ class AcceleratedModel(nn.Module):
 
     Attributes:
         device: device of the model.
+        pretrained_cfg: the source's, how timm preprocesses images for its weights; None if it has none.
     """
 
     is_accelerated = True
@@ -51,6 +52,7 @@ class AcceleratedModel(nn.Module):
         self._state = dict(state)
         self._report = report
         self.device = next((tensor.device for tensor in body.buffers()), torch.device("cpu"))
+        self.pretrained_cfg: Any = None
         config = getattr(body.adapter if isinstance(body, ImageTower) else body, "config", None)
         if config is not None:  # transformers' pipelines read it
             self.config = config

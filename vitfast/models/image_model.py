@@ -31,6 +31,7 @@ class ImageModel(nn.Module):
         num_exits: how many logits ``forward`` returns, in training and in evaluation; 1 for one tensor.
         saved_exits: the exit thresholds of the last loaded checkpoint, None if it had none.
         load_report: what ``create_model`` loaded from its checkpoint, None for a newly initialized model.
+        pretrained_cfg: how timm preprocesses images for weights from the Hugging Face hub, None for other weights.
     """
 
     head_prefixes: ClassVar[tuple[str, ...]] = ("head.",)
@@ -42,6 +43,7 @@ class ImageModel(nn.Module):
         self.fields: Any = fields
         self.load_report: LoadReport | None = None
         self.saved_exits: SavedExits | None = None
+        self.pretrained_cfg: dict[str, Any] | None = None
 
     @property
     def model_fields(self) -> dict[str, Any]:

@@ -1,0 +1,96 @@
+"""Pretrained weights of timm on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from vitfast.errors import UserError
+from vitfast.models.registry import resolve_name
+
+_ORGANIZATION = "timm"
+_CONFIG, _WEIGHTS = "config.json", "model.safetensors"
+
+# the tag of the weights that timm loads for a name without one (timm 1.0.31)
+_TAGS = {
+    "augreg2_in21k_ft_in1k": "vit_base_patch16_224 vit_base_patch8_224",
+    "augreg_in21k_ft_in1k": (
+        "vit_base_patch16_384 vit_base_patch32_224 vit_base_patch32_384 vit_large_patch16_224 vit_large_patch16_384 "
+        "vit_large_r50_s32_224 vit_large_r50_s32_384 vit_small_patch16_224 vit_small_patch16_384 vit_small_patch32_224 "
+        "vit_small_patch32_384 vit_small_r26_s32_224 vit_small_r26_s32_384 vit_tiny_patch16_224 vit_tiny_patch16_384 "
+        "vit_tiny_r_s16_p8_224 vit_tiny_r_s16_p8_384"
+    ),
+    "dino": "vit_small_patch8_224",
+    "fb_in1k": (
+        "convit_base convit_small convit_tiny deit_base_distilled_patch16_224 deit_base_distilled_patch16_384 "
+        "deit_base_patch16_224 deit_base_patch16_384 deit_small_distilled_patch16_224 deit_small_patch16_224 "
+        "deit_tiny_distilled_patch16_224 deit_tiny_patch16_224"
+    ),
+    "orig_in21k": "vit_base_r50_s16_224 vit_huge_patch14_224 vit_large_patch32_224",
+    "orig_in21k_ft_in1k": "vit_base_r50_s16_384 vit_large_patch32_384",
+}
+DEFAULT_TAGS = {name: tag for tag, names in _TAGS.items() for name in names.split()}
+
+
+def download_pretrained(name: str, revision: str | None = None) -> tuple[Path, dict[str, Any]]:
+    """Downloads timm's weights into the hub's cache, unless they are there.
+
+    The environment variables of huggingface_hub apply, such as ``HF_HOME`` and ``HF_HUB_OFFLINE``.
+
+    Args:
+        name: as in ``vitfast.create_model``; timm's tag after a dot chooses the weights.
+        revision: branch, tag or commit; None: the newest.
+
+    Returns:
+        The safetensors file, and timm's ``pretrained_cfg``: size, mean, standard deviation, interpolation, crop.
+
+    Raises:
+        UserError: huggingface_hub is missing, timm has no weights of that name, the hub cannot be reached, or the file
+            is damaged.
+    """
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+    except ImportError as error:
+        raise UserError("pretrained=True needs huggingface_hub: pip install 'vitfast[hub]'") from error
+    architecture, _, tag = resolve_name(name), *name.partition(".")[1:]
+    tag = tag or DEFAULT_TAGS.get(architecture, "")
+    if not tag:
+        raise UserError(f"timm has no pretrained weights for {name!r}; use checkpoint=FILE, or one of: {_names()}")
+    repository = f"{_ORGANIZATION}/{architecture}.{tag}"
+    try:
+        config, weights = (Path(hf_hub_download(repository, file, revision=revision)) for file in (_CONFIG, _WEIGHTS))
+    except LocalEntryNotFoundError as error:
+        raise UserError(
+            f"{repository} is not in the cache, and the Hugging Face hub cannot be reached; connect, or download "
+            f"{_WEIGHTS} elsewhere and give checkpoint=FILE"
+        ) from error
+    except (EntryNotFoundError, HfHubHTTPError) as error:
+        where = f"{repository}{'' if revision is None else f' at {revision}'}"
+        raise UserError(f"the Hugging Face hub has no {_WEIGHTS} in {where}: {str(error).splitlines()[0]}") from error
+    _check_hash(weights)
+    try:
+        settings: dict[str, Any] = json.loads(config.read_text())["pretrained_cfg"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{config} is no configuration of timm; delete it to download it again") from error
+    return weights, settings
+
+
+def _check_hash(path: Path) -> None:
+    """Compares a file with its SHA-256, which is its name in the hub's cache where the file system has links."""
+    expected = path.resolve().name
+    if re.fullmatch("[0-9a-f]{64}", expected) is None:
+        return
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    if digest.hexdigest() != expected:
+        raise UserError(f"{path.resolve()} is damaged, its SHA-256 is not its name; delete it to download it again")
+
+
+def _names() -> str:
+    return ", ".join(sorted(DEFAULT_TAGS))
