@@ -211,6 +211,19 @@ def test_a_model_without_recognised_parts_runs_the_sources_code():
     assert list(fast.state_dict()) == list(model.state_dict())
 
 
+@pytest.mark.parametrize(("kind", "name"), [("timm: DINOv3", "blocks.1"), ("transformers: DINOv3ViTModel", "layer.1")])
+@torch.no_grad()
+def test_blocks_with_rotary_embeddings_are_accelerated_all_or_none(kind, name):
+    model = accelerable(kind)
+    images = sample_images(model)
+    block = next(module for path, module in model.named_modules() if path.endswith(name))
+    block.register_forward_hook(lambda module, args, output: output * 2)
+    with pytest.warns(UserWarning, match=r"1 has a forward hook; blocks with rotary embeddings .* all or none"):
+        fast = vitfast.accelerate(model, "int8")
+    for result, expected in zip(tensors_of(fast(images)), tensors_of(model(images)), strict=True):
+        torch.testing.assert_close(result, expected)
+
+
 def test_blocks_within_foreign_models_reject_masks():
     requires("transformers", "5")
     model = accelerable("transformers: ViTModel")

@@ -199,6 +199,20 @@ def blocks(part: Part, lower_block: Callable[[Part], BlockSpec]) -> tuple[BlockS
     return tuple(_block_or_fallback(part[name], lower_block) for name in module._modules)
 
 
+def rotary_blocks(part: Part, lower_block: Callable[[Part], BlockSpec]) -> tuple[BlockSpec, ...]:
+    """Lowers a list of blocks that are called with rotary embeddings, which none of them can run without the others.
+
+    Raises:
+        NotRecognised: one of them is not recognised.
+    """
+    found = []
+    for block in blocks(part, lower_block):
+        if isinstance(block, FallbackSpec):
+            raise NotRecognised(block.name, f"{block.why}; blocks with rotary embeddings are accelerated all or none")
+        found.append(block)
+    return tuple(found)
+
+
 def _block_or_fallback(part: Part, lower_block: Callable[[Part], BlockSpec]) -> BlockSpec | FallbackSpec:
     try:
         return lower_block(part)

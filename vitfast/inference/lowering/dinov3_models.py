@@ -12,7 +12,6 @@ from vitfast.inference.ir import (
     AttentionSpec,
     BlockSpec,
     EmbeddingSpec,
-    FallbackSpec,
     MlpSpec,
     NormSpec,
     OutputSpec,
@@ -47,10 +46,7 @@ def lower_model(part: Part) -> TransformerSpec:
     if layers.module is None:
         part["model"].expect(_class("Encoder"), children=("layer",))
         layers = part["model"]["layer"]
-    blocks = common.blocks(layers, _block)
-    for block in blocks:
-        if isinstance(block, FallbackSpec):
-            raise NotRecognised(block.name, f"{block.why}; blocks with rotary embeddings are accelerated all or none")
+    blocks = common.rotary_blocks(layers, _block)
     rope = part["rope_embeddings"].expect(_class("RopePositionEmbedding"), tensors=("inv_freq",))
     frequencies = axial_frequencies(2 * math.pi * rope.inv_freq)
     norm = common.norm(part["norm"])

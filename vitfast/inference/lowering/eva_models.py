@@ -13,7 +13,6 @@ from vitfast.inference.ir import (
     AttentionSpec,
     BlockSpec,
     EmbeddingSpec,
-    FallbackSpec,
     LinearSpec,
     RotarySpec,
     TransformerSpec,
@@ -40,11 +39,7 @@ def lower_model(part: Part) -> TransformerSpec:
     model = part.expect(Eva, children=_MODEL, tensors=(*_PREFIX, "pos_embed"))
     common.passes_in_evaluation(part["pos_drop"], part["patch_drop"], part["head_drop"])
     tokens = (getattr(model, name) for name in _PREFIX)
-    blocks = common.blocks(part["blocks"], _block)
-    rotary = () if model.rope is None else _rotary(part["rope"], model)
-    for block in blocks:
-        if rotary and isinstance(block, FallbackSpec):
-            raise NotRecognised(block.name, f"{block.why}; blocks with rotary embeddings are accelerated all or none")
+    lower_blocks = common.blocks if model.rope is None else common.rotary_blocks
     return TransformerSpec(
         EmbeddingSpec(
             timm_models.patches(part["patch_embed"], model.dynamic_img_size),
@@ -53,10 +48,10 @@ def lower_model(part: Part) -> TransformerSpec:
             common.optional_norm(part["norm_pre"]),
             "bicubic_antialias" if model.dynamic_img_size else "no",
         ),
-        blocks,
+        lower_blocks(part["blocks"], _block),
         common.optional_norm(part["norm"]),
         (timm_models.readout(part, pools_prefix=model.global_pool == "map"),),
-        rotary=rotary,
+        rotary=() if model.rope is None else _rotary(part["rope"], model),
     )
 
 
