@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from vitfast.layers import Mlp
+from vitfast.layers import GatedMlp, Mlp
 
 
 @pytest.mark.parametrize(("gelu", "approximate"), [("erf", "none"), ("tanh", "tanh")])
@@ -46,3 +46,17 @@ def test_another_width_comes_out() -> None:
     residual = torch.randn(2, 5, 8)
     torch.testing.assert_close(layer(x), expected)
     torch.testing.assert_close(layer(x, residual=residual), expected + residual)
+
+
+def test_quick_gelu_is_clips() -> None:
+    layer, (x, residual) = Mlp(8, 24, gelu="quick").double(), torch.randn(2, 3, 5, 8, dtype=torch.float64)
+    hidden = layer.fc1(x)
+    torch.testing.assert_close(layer(x, residual), layer.fc2(hidden * torch.sigmoid(1.702 * hidden)) + residual)
+
+
+def test_gated_mlp_drops_in_training_only_and_spares_the_residual() -> None:
+    layer = GatedMlp(8, 24, drop_rate=0.9999)
+    x, residual = torch.randn(2, 1, 5, 8)
+    torch.testing.assert_close(layer.train()(x, residual), residual)
+    gate, hidden = layer.fc1(x)[..., :12], layer.fc1(x)[..., 12:]
+    torch.testing.assert_close(layer.eval()(x, residual), layer.fc2(F.silu(gate) * hidden) + residual)

@@ -1,5 +1,7 @@
 """Model names, their aliases, and the error for an unknown name."""
 
+import re
+
 import pytest
 import torch
 
@@ -15,18 +17,19 @@ def test_every_vit_size_patch_and_image_size_that_divides() -> None:
         for img in (224, 384)
         if img % patch == 0
     }
-    assert expected == set(list_models("vit_*_patch*")) - {
+    towers = {name for name in list_models() if re.search("dinov2|clip|siglip", name)}
+    assert expected == set(list_models("vit_*_patch*")) - towers - {
         "vit_nano_patch2_8",
         "vit_nano_patch4_16",
         "vit_mini_patch4_32",
     }
 
 
-@pytest.mark.parametrize("name", list_models("vit_*_patch*") + list_models("deit_*"))
+@pytest.mark.parametrize("name", list_models("vit_*_patch*_[0-9]*") + list_models("deit_*"))
 def test_name_says_patch_and_image_size(name: str) -> None:
-    *_, patch, img = name.split("_")
     fields = ARCHITECTURES[name]
-    assert (f"patch{fields.patch_size}", str(fields.img_size)) == (patch, img)
+    assert f"_patch{fields.patch_size}_" in name
+    assert name.endswith(f"_{fields.img_size}")
     assert (fields.distillation_token != "none") == ("_distilled_" in name)
     assert fields.num_classes == 1000
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,8 +20,11 @@ timm = pytest.importorskip("timm")
 # hybrids compute what timm's do with other fields only: test_hybrid.py
 OWN = {name for name in list_models() if not isinstance(ARCHITECTURES[name], HybridFields)}
 SHARED = sorted(OWN & set(timm.list_models()))
-QUICK = [name for name in SHARED if re.search("tiny|small", name) and not re.search("384|patch8", name)]
-LONG = [name for name in SHARED if name not in QUICK]
+TOWERS = [name for name in SHARED if re.search("dinov2|clip|siglip", name)]
+# those that differ in more than the image size
+DISTINCT_TOWERS = list({replace(ARCHITECTURES[name], img_size=224): name for name in TOWERS}.values())
+QUICK = [name for name in SHARED if re.search("tiny|small", name) and not re.search("384|patch8|xsmall|dinov2", name)]
+LONG = [name for name in SHARED if name not in QUICK + TOWERS]
 
 
 def build_pair(name: str, ours: dict[str, Any] | None = None, theirs: dict[str, Any] | None = None, **both: Any):
@@ -56,7 +60,7 @@ def assert_close(actual: Tensor, expected: Tensor, tolerance: float = 1e-4) -> N
 
 def test_shared_names_are_many() -> None:
     """Guards the parametrization below against shrinking unseen."""
-    assert len(SHARED) == 29
+    assert len(SHARED) == 95
     assert {name for name in list_models() if name.startswith("deit_")} <= set(SHARED)
 
 
@@ -89,8 +93,17 @@ def test_logits_of_two_blocks_equal_timms(name: str) -> None:
         assert_close(model(images), timm_model(images))
 
 
+@pytest.mark.parametrize("name", DISTINCT_TOWERS)
+def test_logits_of_towers_with_two_blocks_equal_timms(name: str) -> None:
+    """Names with the same fields but for the image size compute the same."""
+    model, timm_model = build_pair(name, depth=2, img_size=3 * ARCHITECTURES[name].patch_size)
+    images = random_images(model, batch=2)
+    with torch.inference_mode():
+        assert_close(model(images), timm_model(images), 1e-5)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", LONG)
+@pytest.mark.parametrize("name", [*LONG, "vit_small_patch14_reg4_dinov2", "vit_base_patch16_siglip_224"])
 def test_logits_of_full_depth_equal_timms(name: str) -> None:
     model, timm_model = build_pair(name)
     images = random_images(model)

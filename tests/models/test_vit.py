@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+import vitfast
 from vitfast.errors import UserError
 from vitfast.models import VisionTransformer, ViTFields, build_model
 from vitfast.models.vit import arrange_patches
@@ -226,9 +228,9 @@ def test_patches_of_another_size_stay_as_they_are() -> None:
         ({"drop_rate": 1.0}, "drop_rate must be at least 0 and below 1, a probability; got 1.0"),
         ({"attention_drop_rate": -0.1}, "attention_drop_rate must be at least 0 and below 1"),
         ({"drop_path": 2}, "drop_path must be at least 0 and below 1"),
-        ({"gelu": "relu"}, "gelu must be one of 'erf', 'tanh'; got 'relu'"),
+        ({"gelu": "relu"}, "gelu must be one of 'erf', 'tanh', 'quick'; got 'relu'"),
         ({"patch_order": None}, "patch_order must be one of 'channels_first', 'channels_last'; got None"),
-        ({"pooling": "max"}, "pooling must be one of 'token', 'mean'; got 'max'"),
+        ({"pooling": "max"}, "pooling must be one of 'token', 'mean', 'map'; got 'max'"),
         ({"head_type": "mlp"}, "head_type must be one of 'linear', 'norm_linear'; got 'mlp'"),
         ({"distillation_token": True}, "distillation_token must be one of 'none', 'after_class', 'last'; got True"),
         ({"position_interpolation": "nearest"}, "must be one of 'zoom_linear', 'bicubic', 'bicubic_aligned'"),
@@ -238,6 +240,18 @@ def test_patches_of_another_size_stay_as_they_are() -> None:
         ({"qkv_bias": 1}, "qkv_bias must be True or False; got 1"),
         ({"drop_rate": "0.1"}, "drop_rate must be a finite number; got '0.1'"),
         ({"pooling": "mean", "distillation_token": "after_class"}, "use pooling='token'"),
+        ({"class_token": False}, "class_token=False; use pooling='mean' or 'map'"),
+        ({"register_tokens": -1}, "register_tokens must be at least 0; got -1"),
+        ({"layer_scale": -1e-5}, "layer_scale must be at least 0; got -1e-05"),
+        (
+            {"gated_mlp": True, "embed_dim": 4, "num_heads": 2, "mlp_ratio": 1.25},
+            "width 5, which gated_mlp=True cannot halve; use mlp_ratio=1.5",
+        ),
+        (
+            {"register_tokens": 4, "distillation_token": "last"},
+            "register_tokens cannot be combined with distillation_token='last'; use 0; got 4",
+        ),
+        ({"pooling": "map", "distillation_token": "last"}, "pooling='map' cannot be combined with distillation_token="),
         ({"head_hidden_dim": -1}, "head_hidden_dim must be at least 1, or 0 for none; got -1"),
         (
             {"head_hidden_dim": 8, "distillation_token": "last"},
@@ -260,3 +274,22 @@ def test_derived_sizes() -> None:
 def test_frozen() -> None:
     with pytest.raises(AttributeError):
         ViTFields().depth = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"register_tokens": 3, "prefix_positions": False, "layer_scale": 0.1, "gated_mlp": True},
+        {"pre_norm": True, "gelu": "quick", "register_tokens": 1},
+        {"class_token": False, "pooling": "map"},
+    ],
+    ids=["DINOv2", "CLIP", "SigLIP"],
+)
+def test_towers_train_and_are_saved(fields: dict[str, Any], tmp_path: Path) -> None:
+    model, x = nano(**fields), images()
+    model(x).square().sum().backward()
+    assert [name for name, parameter in model.named_parameters() if not parameter.grad.abs().sum() > 0] == []
+    assert model.no_weight_decay() <= dict(model.named_parameters()).keys()
+    vitfast.save_weights(model, tmp_path / "model.safetensors")
+    again = vitfast.create_model(None, checkpoint=tmp_path / "model.safetensors").eval()
+    assert torch.equal(again(x), model.eval()(x))

@@ -24,6 +24,21 @@ MODELS = [
     pytest.param("vit_tiny_patch16_224", {"depth": 2, "head_type": "norm_linear", "pooling": "mean"}, 46, id="myrtle"),
     pytest.param("vit_tiny_patch16_224", {"depth": 2, "patch_order": "channels_last"}, 46, id="channels last"),
     pytest.param("deit_tiny_distilled_patch16_224", {"depth": 2}, 46 + 3, id="distilled"),
+    # LayerScale rounds nothing; positions are added to the patches alone, then the prefix joins
+    pytest.param(
+        "vit_small_patch14_reg4_dinov2",
+        {"depth": 2, "img_size": 28, "layer_scale": 1.0},
+        46,
+        id="DINOv2",
+    ),
+    pytest.param(
+        "vit_giant_patch14_dinov2",
+        {"depth": 2, "img_size": 28, "embed_dim": 96, "num_heads": 2, "layer_scale": 1.0},
+        46,
+        id="SwiGLU",
+    ),
+    pytest.param("vit_xsmall_patch16_clip_224", {"depth": 2, "gelu": "quick"}, 46 + 2, id="CLIP"),
+    pytest.param("vit_base_patch16_siglip_224", {"depth": 2, "embed_dim": 96, "num_heads": 2}, 46 + 17, id="SigLIP"),
     # two projections instead of one; the class token joins later
     pytest.param("convit_tiny", {"depth": 2, "local_up_to_layer": 1}, 46 + 3, id="convit"),
 ]
@@ -31,7 +46,8 @@ MODELS = [
 
 @pytest.mark.parametrize(("name", "fields", "count"), MODELS)
 def test_vitfasts_models(name: str, fields: dict[str, Any], count: int) -> None:
-    model, images = vitfast.create_model(name, **SMALL, **fields).eval(), torch.randn(2, 3, 32, 32)
+    model = vitfast.create_model(name, **{**SMALL, **fields}).eval()
+    images = torch.randn(2, 3, model.img_size, model.img_size)
     expected = model(images)
     assert _roundings(model, images) == count
     for config in (FP16_16Config(), FP16_32Config(), Int8Config()):

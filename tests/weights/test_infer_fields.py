@@ -14,7 +14,8 @@ from vitfast.weights.infer_fields import infer_fields
 NANO = "vit_nano_patch2_8"
 INFERRED = (
     "img_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "mlp_ratio", "qkv_bias", "patch_order",
-    "distillation_token", "head_type", "head_hidden_dim",
+    "distillation_token", "head_type", "head_hidden_dim", "class_token", "register_tokens", "prefix_positions",
+    "pre_norm", "gated_mlp",
 )  # fmt: skip
 
 
@@ -27,11 +28,16 @@ INFERRED = (
         {"patch_order": "channels_last", "distillation_token": "last"},
         {"head_hidden_dim": 7},
         {"patch_order": "channels_last", "in_chans": 3, "distillation_token": "after_class"},
+        {"register_tokens": 4, "prefix_positions": False, "gated_mlp": True},
+        {"register_tokens": 2, "pre_norm": True},
+        {"class_token": False, "pooling": "map"},
     ],
 )
 def test_fields_are_inferred(fields: dict[str, Any]) -> None:
     model = vitfast.create_model(NANO, **fields)
     inferred = infer_fields(ViTFields, model.state_dict())
+    if "pooling" in fields:
+        assert inferred.pop("pooling") == fields["pooling"]
     assert inferred == {name: getattr(model.fields, name) for name in INFERRED}
 
 
@@ -42,7 +48,10 @@ def test_unknown_fields_are_left_out() -> None:
     assert "img_size" not in infer_fields(ViTFields, state)
     state["pos_embed"] = torch.ones(1, 12, 64)  # 11 patches are no square
     assert "distillation_token" not in infer_fields(ViTFields, state)
-    assert infer_fields(ViTFields, {}) == {"head_type": "linear", "head_hidden_dim": 0, "num_classes": 0}
+    assert infer_fields(ViTFields, {}) == {
+        **{"head_type": "linear", "head_hidden_dim": 0, "num_classes": 0},
+        **{"class_token": False, "register_tokens": 0, "pre_norm": False},
+    }
 
 
 def test_misshapen_weights_do_not_crash() -> None:

@@ -4,6 +4,7 @@ Shapes in names and comments: B batch, N tokens, C channels, H heads, D head dim
 """
 
 from vitfast.layers.attention import Attention as Attention
+from vitfast.layers.attention_pool import AttentionPool as AttentionPool
 from vitfast.layers.block import Block as Block
 from vitfast.layers.conv_stem import ConvStem as ConvStem
 from vitfast.layers.drop_path import DropPath as DropPath
@@ -11,6 +12,8 @@ from vitfast.layers.gated_positional_attention import GatedPositionalAttention a
 from vitfast.layers.grid_upsample import GridUpsample as GridUpsample
 from vitfast.layers.hybrid_embed import HybridEmbed as HybridEmbed
 from vitfast.layers.layer_norm import LayerNorm as LayerNorm
+from vitfast.layers.layer_scale import LayerScale as LayerScale
+from vitfast.layers.mlp import GatedMlp as GatedMlp
 from vitfast.layers.mlp import Mlp as Mlp
 from vitfast.layers.mlp_head import MlpHead as MlpHead
 from vitfast.layers.patch_embed import PaddedPatchEmbed as PaddedPatchEmbed

@@ -8,18 +8,22 @@ from vitfast.layers.attention import Attention
 from vitfast.layers.drop_path import DropPath
 from vitfast.layers.fusion import allow_in_place
 from vitfast.layers.layer_norm import LayerNorm
-from vitfast.layers.mlp import GeluVariant, Mlp
+from vitfast.layers.layer_scale import LayerScale
+from vitfast.layers.mlp import GatedMlp, GeluVariant, Mlp
 from vitfast.layers.stored_result import ResidualAdd
 
 
 class Block(nn.Module):
     """A pre-norm transformer block (Dosovitskiy et al., 2021, eqs. 2 and 3): x += attn(norm(x)); x += mlp(norm(x)).
 
-    Both residual additions are fused: the first with the LayerNorm after it, the second with the MLP before it.
+    Both residual additions are fused: the first with the LayerNorm after it, the second, where nothing scales or drops
+    the branch, with the MLP before it.
 
     Args:
         dim, num_heads, qkv_bias, attention_drop_rate: as in ``Attention``.
         mlp_dim, gelu: as in ``Mlp``.
+        gated_mlp: whether the MLP is a ``GatedMlp``, which has no GELU.
+        layer_scale: initial value of a ``LayerScale`` after each branch; 0 for none.
         layer_norm_eps: epsilon of both LayerNorms.
         drop_rate: dropout of the attention projection and within the MLP.
         drop_path: stochastic depth rate of both branches.
@@ -34,6 +38,8 @@ class Block(nn.Module):
         qkv_bias: bool = True,
         layer_norm_eps: float = 1e-6,
         gelu: GeluVariant = "erf",
+        gated_mlp: bool = False,
+        layer_scale: float = 0.0,
         drop_rate: float = 0.0,
         attention_drop_rate: float = 0.0,
         drop_path: float = 0.0,
@@ -44,15 +50,21 @@ class Block(nn.Module):
             dim, num_heads, qkv_bias=qkv_bias, drop_rate=drop_rate, attention_drop_rate=attention_drop_rate
         )
         self.norm2 = LayerNorm(dim, layer_norm_eps)
-        self.mlp = Mlp(dim, mlp_dim, gelu=gelu, drop_rate=drop_rate)
+        self.mlp: Mlp | GatedMlp
+        if gated_mlp:
+            self.mlp = GatedMlp(dim, mlp_dim, drop_rate=drop_rate)
+        else:
+            self.mlp = Mlp(dim, mlp_dim, gelu=gelu, drop_rate=drop_rate)
+        self.ls1 = LayerScale(dim, layer_scale) if layer_scale else nn.Identity()
+        self.ls2 = LayerScale(dim, layer_scale) if layer_scale else nn.Identity()
         self.drop_path = DropPath(drop_path)
         self.add = ResidualAdd()
 
     def forward(self, x: Tensor) -> Tensor:
         """Transforms the residual stream ``x`` ``[B, N, C]``; returns ``[B, N, C]``."""
         normalized = allow_in_place(self.norm1(x), self.norm1, self.attn, "qkv")
-        x, normalized = self.add.add_and_normalize(x, self.drop_path(self.attn(normalized)), self.norm2)
+        x, normalized = self.add.add_and_normalize(x, self.drop_path(self.ls1(self.attn(normalized))), self.norm2)
         normalized = allow_in_place(normalized, self.norm2, self.mlp, "fc1")
-        if self.drop_path.active:
-            return self.add(x, self.drop_path(self.mlp(normalized)))
+        if self.drop_path.active or not isinstance(self.ls2, nn.Identity):
+            return self.add(x, self.drop_path(self.ls2(self.mlp(normalized))))
         return self.add.add_mlp(x, normalized, self.mlp)

@@ -40,10 +40,18 @@ class PatchEmbed(nn.Module):
         in_chans: channels of an image.
         dim: channels C of a token.
         patch_order: see above.
+        bias: whether the projection has a bias.
     """
 
     def __init__(
-        self, img_size: int, patch_size: int, in_chans: int, dim: int, *, patch_order: PatchOrder = "channels_first"
+        self,
+        img_size: int,
+        patch_size: int,
+        in_chans: int,
+        dim: int,
+        *,
+        patch_order: PatchOrder = "channels_first",
+        bias: bool = True,
     ) -> None:
         super().__init__()
         self.img_size = img_size
@@ -52,9 +60,9 @@ class PatchEmbed(nn.Module):
         self.patch_order = patch_order
         self.proj: nn.Conv2d | nn.Linear
         if patch_order == "channels_first":
-            self.proj = nn.Conv2d(in_chans, dim, kernel_size=patch_size, stride=patch_size)
+            self.proj = nn.Conv2d(in_chans, dim, kernel_size=patch_size, stride=patch_size, bias=bias)
         else:
-            self.proj = nn.Linear(patch_size * patch_size * in_chans, dim)
+            self.proj = nn.Linear(patch_size * patch_size * in_chans, dim, bias=bias)
 
     def forward(self, images: Tensor) -> Tensor:
         """Embeds ``images`` ``[B, in_chans, img_size, img_size]`` as ``[B, N, C]``, row by row.

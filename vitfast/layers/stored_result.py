@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vitfast.layers.layer_norm import LayerNorm
-from vitfast.layers.mlp import Mlp
+from vitfast.layers.mlp import GatedMlp, Mlp
 
 
 class StoredResult(nn.Module):
@@ -69,7 +69,7 @@ class ResidualAdd(StoredResult):
         x = self(x, branch)
         return x, norm(x)
 
-    def add_mlp(self, x: Tensor, normalized: Tensor, mlp: Mlp) -> Tensor:
+    def add_mlp(self, x: Tensor, normalized: Tensor, mlp: Mlp | GatedMlp) -> Tensor:
         """Computes ``x + mlp(normalized)``, with the addition in the operator of the MLP."""
         added: Tensor = mlp(normalized, residual=x)
         return added

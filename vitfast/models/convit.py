@@ -25,7 +25,7 @@ class ConViTFields(ViTFields):
     Attributes:
         num_heads: attention heads of a block; local initialization requires a square number.
         qkv_bias: whether q, k and v have biases. Not in the original and vissl.
-        distillation_token: ``"none"``; ConViT has no other form.
+        distillation_token, class_token, register_tokens, prefix_positions, pre_norm: ConViT has no other form.
         pooling: the head's input: the class ``"token"``, or the ``"mean"`` of all tokens including the class token
             (vissl's ``gap``).
         local_up_to_layer: number of first blocks with gated positional attention and without the class token; fewer
@@ -43,6 +43,10 @@ class ConViTFields(ViTFields):
     num_heads: int = 16
     qkv_bias: bool = False
     distillation_token: Literal["none"] = "none"
+    class_token: Literal[True] = True
+    register_tokens: Literal[0] = 0
+    prefix_positions: Literal[True] = True
+    pre_norm: Literal[False] = False
     local_up_to_layer: int = 10
     local_initialization: bool = True
     locality_strength: float = 1.0

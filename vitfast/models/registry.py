@@ -23,6 +23,7 @@ from vitfast.models.image_model import ImageModel
 from vitfast.models.model_fields import ModelFields
 from vitfast.models.t2t_vit import T2T_VIT_ALIASES, T2T_VIT_ARCHITECTURES, T2TViT, T2TViTFields
 from vitfast.models.torchvision_model import PREFIX, TorchvisionFields, TorchvisionModel
+from vitfast.models.vision_towers import TOWER_ARCHITECTURES
 from vitfast.models.vit import VIT_ALIASES, VIT_ARCHITECTURES, VisionTransformer, ViTFields
 
 
@@ -39,7 +40,7 @@ class _Family(NamedTuple):
 
 
 _FAMILIES = (
-    _Family(ViTFields, _build_vit, VIT_ARCHITECTURES, VIT_ALIASES),
+    _Family(ViTFields, _build_vit, {**VIT_ARCHITECTURES, **TOWER_ARCHITECTURES}, VIT_ALIASES),
     _Family(HybridFields, HybridViT, HYBRID_ARCHITECTURES, HYBRID_ALIASES),
     _Family(ConViTFields, ConViT, CONVIT_ARCHITECTURES, CONVIT_ALIASES),
     _Family(T2TViTFields, T2TViT, T2T_VIT_ARCHITECTURES, T2T_VIT_ALIASES),

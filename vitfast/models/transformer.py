@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from vitfast.layers import Block
-from vitfast.layers.mlp import GeluVariant
 from vitfast.models.image_model import ImageModel
 from vitfast.models.model_fields import TransformerFields
 
@@ -53,11 +54,11 @@ class TransformerModel(ImageModel):
         raise NotImplementedError
 
 
-def transformer_blocks(fields: TransformerFields, *, gelu: GeluVariant = "erf") -> nn.Sequential:
-    """Builds ``fields.depth`` blocks."""
+def transformer_blocks(fields: TransformerFields, **options: Any) -> nn.Sequential:
+    """Builds ``fields.depth`` blocks; ``options`` are those of ``Block`` that only some families have."""
     return nn.Sequential(
         *(
-            Block(fields.embed_dim, fields.num_heads, fields.mlp_dim, gelu=gelu, **fields.block_options(index))
+            Block(fields.embed_dim, fields.num_heads, fields.mlp_dim, **options, **fields.block_options(index))
             for index in range(fields.depth)
         )
     )

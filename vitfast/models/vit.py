@@ -10,22 +10,22 @@ import torch
 from torch import Tensor, nn
 
 from vitfast.errors import UserError
-from vitfast.layers import AddPositions, JoinTokens, LayerNorm, PatchEmbed
+from vitfast.layers import AddPositions, AttentionPool, JoinTokens, LayerNorm, PatchEmbed
 from vitfast.layers.mlp import GeluVariant
 from vitfast.layers.patch_embed import PatchOrder
 from vitfast.models.model_fields import TransformerFields, check_field
 from vitfast.models.transformer import TransformerModel, initialize_linear, transformer_blocks
 
 HeadType = Literal["linear", "norm_linear"]
-Pooling = Literal["token", "mean"]
+Pooling = Literal["token", "mean", "map"]
 DistillationToken = Literal["none", "after_class", "last"]
 
 
 @dataclass(frozen=True)
 class ViTFields(TransformerFields):
-    """The fields of a ViT or DeiT; the defaults are timm's, which are those of Google's ViT and Facebook's DeiT.
+    """The fields of a ViT, DeiT, DINOv2, CLIP or SigLIP; the defaults are those of Google's ViT and Facebook's DeiT.
 
-    All supported systems have learned positions and the class token first, so these are not fields.
+    All supported systems have learned positions, the class token first and registers after it, so these are no fields.
 
     Attributes:
         img_size: height and width of the images in pixels, a multiple of ``patch_size``.
@@ -36,14 +36,20 @@ class ViTFields(TransformerFields):
         distillation_token: ``"after_class"``: at index 1, with a position, heads averaged in evaluation (DeiT);
             ``"last"``: after the patches, without a position, in training only (myrtle-vision). See
             ``DistilledVisionTransformer``.
-        pooling: the head's input: the class ``"token"``, or the ``"mean"`` of all tokens except the distillation token
-            (Pytorch-VIT).
+        class_token: whether there is one. Not in SigLIP.
+        register_tokens: number of learned tokens between the class token and the patches (Darcet et al., 2024).
+        prefix_positions: whether the class token and the registers have positions. Not in DINOv2 with registers.
+        pre_norm: whether a LayerNorm follows the position embedding, and patches have no bias (CLIP).
+        layer_scale: initial value of the ``LayerScale`` of every branch; 0 for none. 1e-5 in DINOv2.
+        gated_mlp: whether MLPs are SwiGLUs, see ``GatedMlp``; ``mlp_ratio`` then counts both halves (DINOv2's giant).
+        pooling: the head's input: the class ``"token"``, the ``"mean"`` of all tokens except the distillation token
+            (Pytorch-VIT), or ``"map"``, see ``AttentionPool`` (SigLIP).
         head_type: ``"linear"``: one LayerNorm over all tokens, then pooling and a linear head; ``"norm_linear"``:
             pooling, then for each head a LayerNorm and a linear layer (myrtle-vision, Pytorch-VIT). For a single head
             on the class token both compute the same.
         head_hidden_dim: width of a layer before the head, linear and tanh, as in Google's pre-training (vissl's
             ``vision_transformer_head`` with a ``hidden_dim``); 0 for none. Not with a distillation token.
-        gelu: ``"erf"``, or ``"tanh"`` as in Google's JAX models.
+        gelu: ``"erf"``, ``"tanh"`` as in Google's JAX models, or ``"quick"`` as in OpenAI's CLIP.
 
     The others are as in ``TransformerFields``.
 
@@ -56,6 +62,12 @@ class ViTFields(TransformerFields):
     patch_size: int = 16
     patch_order: PatchOrder = "channels_first"
     distillation_token: DistillationToken = "none"
+    class_token: bool = True
+    register_tokens: int = 0
+    prefix_positions: bool = True
+    pre_norm: bool = False
+    layer_scale: float = 0.0
+    gated_mlp: bool = False
     pooling: Pooling = "token"
     head_type: HeadType = "linear"
     head_hidden_dim: int = 0
@@ -68,6 +80,23 @@ class ViTFields(TransformerFields):
             self.head_hidden_dim >= 0, "head_hidden_dim", self.head_hidden_dim, "must be at least 1, or 0 for none"
         )
         self._check_patches()
+        self._check_at_least(0, "register_tokens", "layer_scale")
+        if not self.class_token and self.pooling == "token":
+            raise UserError("pooling='token' reads the class token, but class_token=False; use pooling='mean' or 'map'")
+        if self.gated_mlp and self.mlp_dim % 2:
+            raise UserError(
+                f"mlp_ratio={self.mlp_ratio} gives MLPs of width {self.mlp_dim}, which gated_mlp=True cannot halve; "
+                f"use mlp_ratio={(self.mlp_dim + 1) / self.embed_dim:g}"
+            )
+        if self.distillation_token != "none":
+            defaults = {"class_token": True, "register_tokens": 0, "prefix_positions": True, "pre_norm": False}
+            for name, default in defaults.items():
+                rule = f"cannot be combined with distillation_token={self.distillation_token!r}; use {default!r}"
+                check_field(getattr(self, name) == default, name, getattr(self, name), rule)
+        if self.pooling == "map" and self.distillation_token != "none":
+            raise UserError(
+                f"pooling='map' cannot be combined with distillation_token={self.distillation_token!r}; use 'token'"
+            )
         if self.pooling == "mean" and self.distillation_token == "after_class":
             raise UserError(
                 "pooling='mean' cannot be combined with distillation_token='after_class', whose heads read one token "
@@ -87,7 +116,9 @@ class ViTFields(TransformerFields):
     @property
     def num_prefix_positions(self) -> int:
         """Tokens before the patches that have a position embedding."""
-        return 2 if self.distillation_token == "after_class" else 1
+        if not self.prefix_positions:
+            return 0
+        return int(self.class_token) + self.register_tokens + (self.distillation_token == "after_class")
 
     def _check_patches(self) -> None:
         self._check_multiple("img_size", "patch_size")
@@ -142,23 +173,38 @@ class VisionTransformer(TransformerModel):
     """The Vision Transformer of Dosovitskiy et al. (2021), with timm's parameter names."""
 
     fields: ViTFields
+    cls_token: Any  # nn.Parameter, or None without a class token
 
     def __init__(self, model_name: str, fields: ViTFields) -> None:
         super().__init__(model_name, fields)
         dim, eps = fields.embed_dim, fields.layer_norm_eps
         num_positions = fields.num_prefix_positions + fields.grid_size**2
 
-        self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
+        self.cls_token = nn.Parameter(nn.init.normal_(torch.empty(1, 1, dim), std=1e-6)) if fields.class_token else None
+        registers = fields.register_tokens
+        self.reg_token = nn.Parameter(nn.init.normal_(torch.empty(1, registers, dim), std=1e-6)) if registers else None
         self.pos_embed = nn.Parameter(torch.empty(1, num_positions, dim))
         self.patch_embed = PatchEmbed(
-            fields.img_size, fields.patch_size, fields.in_chans, dim, patch_order=fields.patch_order
+            fields.img_size,
+            fields.patch_size,
+            fields.in_chans,
+            dim,
+            patch_order=fields.patch_order,
+            bias=not fields.pre_norm,
         )
         self.join_tokens = JoinTokens()
         self.add_positions = AddPositions()
         self.pos_drop = nn.Dropout(fields.drop_rate)
-        self.blocks = transformer_blocks(fields, gelu=fields.gelu)
+        self.norm_pre = LayerNorm(dim, eps) if fields.pre_norm else nn.Identity()
+        self.blocks = transformer_blocks(
+            fields, gelu=fields.gelu, gated_mlp=fields.gated_mlp, layer_scale=fields.layer_scale
+        )
         norm_in_head = fields.head_type == "norm_linear"
         self.norm = nn.Identity() if norm_in_head else LayerNorm(dim, eps)
+        self.attn_pool: AttentionPool | None = None
+        if fields.pooling == "map":
+            self.attn_pool = AttentionPool(dim, fields.num_heads, fields.mlp_dim, layer_norm_eps=eps, gelu=fields.gelu)
+            initialize_linear(*self.attn_pool.modules())
         self.fc_norm = LayerNorm(dim, eps) if norm_in_head else nn.Identity()
         hidden_dim = fields.head_hidden_dim if fields.num_classes else 0
         self.pre_logits: nn.Module = nn.Identity()
@@ -169,7 +215,6 @@ class VisionTransformer(TransformerModel):
             self.pre_logits = nn.Sequential(OrderedDict(fc=linear, act=nn.Tanh()))
         self.head = nn.Linear(hidden_dim or dim, fields.num_classes) if fields.num_classes else nn.Identity()
         # as timm does; the patch projection keeps torch's default
-        nn.init.normal_(self.cls_token, std=1e-6)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         initialize_linear(*self.blocks.modules(), self.head)
 
@@ -182,11 +227,23 @@ class VisionTransformer(TransformerModel):
         return self.head(self.pre_logits(self.fc_norm(self.pool(tokens))))
 
     def embed(self, images: Tensor) -> Tensor:
-        tokens = self.join_tokens(self.patch_embed(images), before=self.cls_token)
-        return self.pos_drop(self.add_positions(tokens, positions=self.pos_embed))
+        tokens = self.patch_embed(images)
+        if not self.fields.prefix_positions:
+            tokens = self.add_positions(tokens, positions=self.pos_embed)
+        prefix: list[Tensor] = [token for token in (self.cls_token, self.reg_token) if token is not None]
+        if prefix:
+            tokens = self.join_tokens(tokens, before=torch.cat(prefix, dim=1))
+        if self.fields.prefix_positions:
+            tokens = self.add_positions(tokens, positions=self.pos_embed)
+        return self.norm_pre(self.pos_drop(tokens))
+
+    def no_weight_decay(self) -> set[str]:
+        return {"cls_token", "pos_embed"} if self.cls_token is not None else {"pos_embed"}
 
     def pool(self, tokens: Tensor) -> Tensor:
         """Reduces the tokens ``[B, N, C]`` to the head's input, ``[B, C]``."""
+        if self.attn_pool is not None:
+            return self.attn_pool(tokens)
         return tokens.mean(dim=1) if self.fields.pooling == "mean" else tokens[:, 0]
 
 

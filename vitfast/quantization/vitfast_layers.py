@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from vitfast import ops
-from vitfast.layers import AddPositions, JoinTokens, LayerNorm, Mlp, ResidualAdd, StdConv2d, StoredFeatures
+from vitfast.layers import AddPositions, GatedMlp, JoinTokens, LayerNorm, Mlp, ResidualAdd, StdConv2d, StoredFeatures
 from vitfast.layers.fusion import is_observed
 from vitfast.ops.autocast import autocast_off
 from vitfast.quantization.quantized_module import QuantizedLinearBase, QuantizedModule
@@ -82,5 +82,5 @@ class QuantizedResidualAdd(QuantizedModule, ResidualAdd):
     def round_sum(self) -> Rounder | None:
         return self.arithmetic.rounder("stored")
 
-    def add_mlp(self, x: Tensor, normalized: Tensor, mlp: Mlp) -> Tensor:
+    def add_mlp(self, x: Tensor, normalized: Tensor, mlp: Mlp | GatedMlp) -> Tensor:
         return super().add_mlp(x, normalized, mlp) if self.is_off else self(x, mlp(normalized))

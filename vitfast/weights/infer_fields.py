@@ -44,15 +44,27 @@ def _vit_fields(state: State) -> dict[str, Any]:
     fields["head_type"] = "norm_linear" if "fc_norm.weight" in state and "norm.weight" not in state else "linear"
     fields["num_classes"] = _size(state, "head.weight", 0)
     fields["head_hidden_dim"] = _size(state, "pre_logits.fc.weight", 0)
+    registers = state.get("reg_token")
+    fields |= {
+        "class_token": "cls_token" in state,
+        "register_tokens": registers.shape[1] if registers is not None and registers.dim() == 3 else 0,
+        "pre_norm": "norm_pre.weight" in state,
+    }
+    if "attn_pool.latent" in state:
+        fields["pooling"] = "map"
     projection, positions = state.get("patch_embed.proj.weight"), state.get("pos_embed")
     if projection is not None and projection.dim() == 4:
         fields |= {"patch_order": "channels_first", "in_chans": projection.shape[1], "patch_size": projection.shape[2]}
     elif projection is not None and projection.dim() == 2:
         fields |= {"patch_order": "channels_last", **_pixels(projection.shape[1])}
-    prefix_tokens = {"none": 1} if "dist_token" not in state else {"after_class": 2, "last": 1}
-    for distillation_token, num_prefix_tokens in prefix_tokens.items():
+    num_tokens = fields["class_token"] + fields["register_tokens"]
+    # distillation_token, tokens with a position before the patches, prefix_positions
+    candidates = [("none", num_tokens, True), ("none", 0, False)]
+    if "dist_token" in state:
+        candidates = [("after_class", 2, True), ("last", 1, True)]
+    for distillation_token, num_prefix_tokens, prefix_positions in candidates:
         if grid_size := _grid_size(positions, num_prefix_tokens):
-            fields["distillation_token"] = distillation_token
+            fields |= {"distillation_token": distillation_token, "prefix_positions": prefix_positions}
             if "patch_size" in fields:
                 fields["img_size"] = grid_size * fields["patch_size"]
             break
@@ -82,7 +94,11 @@ def _hybrid_fields(state: State) -> dict[str, Any]:
 
 def _convit_fields(state: State) -> dict[str, Any]:
     fields = _vit_fields(state)
-    for name in ("img_size", "distillation_token"):  # the position embeddings do not include the class token
+    for name in (
+        "img_size",
+        "distillation_token",
+        "prefix_positions",
+    ):  # the position embeddings do not include the class token
         fields.pop(name, None)
     grid_size = _grid_size(state.get("pos_embed"), 0)
     if grid_size and "patch_size" in fields:
@@ -176,9 +192,12 @@ def _block_fields(state: State, prefix: str = "") -> dict[str, Any]:
         # a hostile file may number its only block 999999
         fields["depth"] = max(blocks) + 1 if max(blocks) < len(state) else len(blocks)
         fields["qkv_bias"] = any(re.fullmatch(root + r"attn\.(qkv|qk|v)\.bias", key) for key in state)
-    mlp = next((state[key] for key in state if re.fullmatch(root + r"mlp\.fc1\.weight", key)), None)
+    key = next((key for key in state if re.fullmatch(root + r"mlp\.fc1\.weight", key)), "")
+    mlp, fc2 = state.get(key), state.get(key.replace("fc1", "fc2"))
     if mlp is not None and mlp.dim() == 2 and mlp.shape[1]:
         fields |= {"embed_dim": mlp.shape[1], "mlp_ratio": mlp.shape[0] / mlp.shape[1]}
+        if fc2 is not None and fc2.dim() == 2:
+            fields["gated_mlp"] = fc2.shape[1] < mlp.shape[0]
     return fields
 
 

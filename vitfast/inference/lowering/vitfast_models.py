@@ -16,6 +16,7 @@ from vitfast.inference.ir import (
     ConvStemSpec,
     EmbeddingSpec,
     LinearSpec,
+    MapPoolSpec,
     MlpSpec,
     ModelSpec,
     PatchesSpec,
@@ -37,8 +38,17 @@ from vitfast.models.dvt import DVTExit
 
 _WEIGHT_AND_BIAS = ("weight", "bias")
 _TRANSFORMER = (
-    *("patch_embed", "tokens_to_token", "join_tokens", "add_positions", "pos_drop", "relation_reuse", "blocks", "norm"),
-    *("fc_norm", "pre_logits", "head", "fc_norm_dist", "head_dist"),
+    *(
+        "patch_embed",
+        "tokens_to_token",
+        "join_tokens",
+        "add_positions",
+        "pos_drop",
+        "relation_reuse",
+        "norm_pre",
+        "blocks",
+    ),
+    *("norm", "attn_pool", "fc_norm", "pre_logits", "head", "fc_norm_dist", "head_dist"),
 )
 
 
@@ -59,23 +69,29 @@ def lower_model(part: Part) -> ModelSpec:
 
 def _transformer(part: Part, whole: Any, *classes: type[nn.Module]) -> TransformerSpec:
     """Lowers a model, or an exit of the DVT ``whole``."""
-    model = part.expect(*classes, children=_TRANSFORMER, tensors=("cls_token", "pos_embed", "dist_token"))
+    model = part.expect(*classes, children=_TRANSFORMER, tensors=("cls_token", "reg_token", "pos_embed", "dist_token"))
     fields = whole.fields
     common.passes_in_evaluation(part["pos_drop"])
     part["join_tokens"].expect(layers.JoinTokens)
     part["add_positions"].expect(layers.AddPositions)
     patches = part["tokens_to_token" if isinstance(model, T2TViT) else "patch_embed"]
-    tokens: tuple[Tensor, ...] = (model.cls_token,)
+    prefix = (model.cls_token, getattr(model, "reg_token", None))
+    tokens: tuple[Tensor, ...] = tuple(token for token in prefix if token is not None)
     pooling: Pooling = getattr(fields, "pooling", "token")
     norm, head = common.optional_norm(part["fc_norm"]), common.head_layers(part["pre_logits"], part["head"])
-    readouts = [ReadoutSpec(pooling, 0, norm, head)]
+    readouts = [ReadoutSpec(pooling, 0, norm, head, _map_pool(part["attn_pool"]))]
     if getattr(fields, "distillation_token", "none") == "after_class":
         tokens = (model.cls_token, model.dist_token)
         norm = common.optional_norm(part["fc_norm_dist"])
         readouts.append(ReadoutSpec("token", 1, norm, common.head_layers(part["head_dist"])))
     is_convit = isinstance(model, ConViT)
     return TransformerSpec(
-        EmbeddingSpec(_patch_embedding(patches, whole), () if is_convit else tokens, model.pos_embed),
+        EmbeddingSpec(
+            _patch_embedding(patches, whole),
+            () if is_convit else tokens,
+            model.pos_embed,
+            common.optional_norm(part["norm_pre"]),
+        ),
         common.blocks(part["blocks"], lower_block),
         common.optional_norm(part["norm"]),
         tuple(readouts),
@@ -88,7 +104,7 @@ def _transformer(part: Part, whole: Any, *classes: type[nn.Module]) -> Transform
 
 def lower_block(part: Part) -> BlockSpec:
     """Lowers ``Block`` and ``ReuseBlock``."""
-    children = ("norm1", "attn", "norm2", "mlp", "drop_path", "feature_reuse", "add")
+    children = ("norm1", "attn", "ls1", "norm2", "mlp", "ls2", "drop_path", "feature_reuse", "add")
     part.expect(layers.Block, layers.ReuseBlock, children=children)
     common.passes_in_evaluation(part["drop_path"])
     part["add"].expect(layers.ResidualAdd)
@@ -98,6 +114,8 @@ def lower_block(part: Part) -> BlockSpec:
         _attention(part["attn"]),
         common.norm(part["norm2"]),
         _mlp(part["mlp"]),
+        common.layer_scale(part["ls1"], layers.LayerScale, "gamma"),
+        common.layer_scale(part["ls2"], layers.LayerScale, "gamma"),
         feature_reuse=_feature_reuse(part["feature_reuse"]),
     )
 
@@ -120,10 +138,24 @@ def _attention(part: Part) -> AttentionSpec:
 
 
 def _mlp(part: Part) -> MlpSpec:
-    """Lowers ``Mlp``."""
-    module = part.expect(layers.Mlp, children=("fc1", "fc2", "drop"))
+    """Lowers ``Mlp`` and ``GatedMlp``."""
+    module = part.expect(layers.Mlp, layers.GatedMlp, children=("fc1", "fc2", "drop"))
     common.passes_in_evaluation(part["drop"])
-    return MlpSpec(common.linear(part["fc1"]), common.gelu(module.approximate), common.linear(part["fc2"]))
+    fc1, fc2 = common.linear(part["fc1"]), common.linear(part["fc2"])
+    if isinstance(module, layers.GatedMlp):
+        return MlpSpec(fc1, "silu", fc2, gate="first")
+    return MlpSpec(fc1, "gelu_quick" if module.approximate == "quick" else common.gelu(module.approximate), fc2)
+
+
+def _map_pool(part: Part) -> MapPoolSpec | None:
+    if part.module is None:
+        return None
+    module = part.expect(layers.AttentionPool, children=("q", "kv", "proj", "norm", "mlp", "add"), tensors=("latent",))
+    part["add"].expect(layers.ResidualAdd)
+    q, kv, proj = (common.linear(part[name]) for name in ("q", "kv", "proj"))
+    scale = (q.out_features // module.num_heads) ** -0.5
+    norm, mlp = common.norm(part["norm"]), _mlp(part["mlp"])
+    return MapPoolSpec(module.latent, q, kv, module.num_heads, scale, proj, norm, mlp)
 
 
 def _relation_reuse(part: Part) -> ReuseSpec | None:
