@@ -19,18 +19,52 @@ _TAGS = {
     "augreg2_in21k_ft_in1k": "vit_base_patch16_224 vit_base_patch8_224",
     "augreg_in21k_ft_in1k": (
         "vit_base_patch16_384 vit_base_patch32_224 vit_base_patch32_384 vit_large_patch16_224 vit_large_patch16_384 "
-        "vit_large_r50_s32_224 vit_large_r50_s32_384 vit_small_patch16_224 vit_small_patch16_384 vit_small_patch32_224 "
-        "vit_small_patch32_384 vit_small_r26_s32_224 vit_small_r26_s32_384 vit_tiny_patch16_224 vit_tiny_patch16_384 "
-        "vit_tiny_r_s16_p8_224 vit_tiny_r_s16_p8_384"
+        "vit_large_r50_s32_224 vit_large_r50_s32_384 vit_small_patch16_224 vit_small_patch16_384 "
+        "vit_small_patch32_224 vit_small_patch32_384 vit_small_r26_s32_224 vit_small_r26_s32_384 "
+        "vit_tiny_patch16_224 vit_tiny_patch16_384 vit_tiny_r_s16_p8_224 vit_tiny_r_s16_p8_384"
     ),
+    "datacompxl": "vit_base_patch32_clip_256",
+    "dfn2b": "vit_large_patch14_clip_quickgelu_224",
+    "dfn5b": ("vit_huge_patch14_clip_378 vit_huge_patch14_clip_quickgelu_224 vit_huge_patch14_clip_quickgelu_378"),
     "dino": "vit_small_patch8_224",
     "fb_in1k": (
         "convit_base convit_small convit_tiny deit_base_distilled_patch16_224 deit_base_distilled_patch16_384 "
         "deit_base_patch16_224 deit_base_patch16_384 deit_small_distilled_patch16_224 deit_small_patch16_224 "
         "deit_tiny_distilled_patch16_224 deit_tiny_patch16_224"
     ),
+    "laion2b": "vit_giant_patch14_clip_224 vit_gigantic_patch14_clip_224",
+    "laion2b_ft_in12k_in1k": (
+        "vit_base_patch16_clip_224 vit_base_patch16_clip_384 vit_base_patch32_clip_224 vit_base_patch32_clip_384 "
+        "vit_base_patch32_clip_448 vit_huge_patch14_clip_224 vit_huge_patch14_clip_336 vit_large_patch14_clip_224 "
+        "vit_large_patch14_clip_336"
+    ),
+    "laion400m_e32": "vit_base_patch16_plus_clip_240 vit_base_patch32_clip_quickgelu_224",
+    "lvd142m": (
+        "vit_base_patch14_dinov2 vit_base_patch14_reg4_dinov2 vit_giant_patch14_dinov2 "
+        "vit_giant_patch14_reg4_dinov2 vit_large_patch14_dinov2 vit_large_patch14_reg4_dinov2 "
+        "vit_small_patch14_dinov2 vit_small_patch14_reg4_dinov2"
+    ),
+    "metaclip2_worldwide": "vit_gigantic_patch14_clip_378",
+    "metaclip_2pt5b": "vit_base_patch16_clip_quickgelu_224 vit_gigantic_patch14_clip_quickgelu_224",
+    "openai": "vit_large_patch14_clip_quickgelu_336",
     "orig_in21k": "vit_base_r50_s16_224 vit_huge_patch14_224 vit_large_patch32_224",
     "orig_in21k_ft_in1k": "vit_base_r50_s16_384 vit_large_patch32_384",
+    "pali_mix": "vit_so400m_patch14_siglip_gap_448",
+    "pali_pt": "vit_so400m_patch14_siglip_gap_896",
+    "tinyclip_laion400m": "vit_betwixt_patch32_clip_224 vit_medium_patch32_clip_224",
+    "tinyclip_yfcc15m": "vit_medium_patch16_clip_224 vit_xsmall_patch16_clip_224",
+    "v2_webli": (
+        "vit_base_patch16_siglip_224 vit_base_patch16_siglip_256 vit_base_patch16_siglip_384 "
+        "vit_base_patch16_siglip_512 vit_base_patch16_siglip_gap_224 vit_base_patch16_siglip_gap_256 "
+        "vit_base_patch16_siglip_gap_384 vit_base_patch16_siglip_gap_512 vit_base_patch32_siglip_256 "
+        "vit_base_patch32_siglip_gap_256 vit_giantopt_patch16_siglip_256 vit_giantopt_patch16_siglip_384 "
+        "vit_giantopt_patch16_siglip_gap_256 vit_giantopt_patch16_siglip_gap_384 vit_large_patch16_siglip_256 "
+        "vit_large_patch16_siglip_384 vit_large_patch16_siglip_512 vit_large_patch16_siglip_gap_256 "
+        "vit_large_patch16_siglip_gap_384 vit_large_patch16_siglip_gap_512 vit_so400m_patch14_siglip_224 "
+        "vit_so400m_patch14_siglip_378 vit_so400m_patch14_siglip_gap_224 vit_so400m_patch14_siglip_gap_378 "
+        "vit_so400m_patch16_siglip_256 vit_so400m_patch16_siglip_384 vit_so400m_patch16_siglip_512 "
+        "vit_so400m_patch16_siglip_gap_256 vit_so400m_patch16_siglip_gap_384 vit_so400m_patch16_siglip_gap_512"
+    ),
 }
 DEFAULT_TAGS = {name: tag for tag, names in _TAGS.items() for name in names.split()}
 
