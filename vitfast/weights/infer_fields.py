@@ -50,8 +50,6 @@ def _vit_fields(state: State) -> dict[str, Any]:
         "register_tokens": registers.shape[1] if registers is not None and registers.dim() == 3 else 0,
         "pre_norm": "norm_pre.weight" in state,
     }
-    if "attn_pool.latent" in state:
-        fields["pooling"] = "map"
     projection, positions = state.get("patch_embed.proj.weight"), state.get("pos_embed")
     if projection is not None and projection.dim() == 4:
         fields |= {"patch_order": "channels_first", "in_chans": projection.shape[1], "patch_size": projection.shape[2]}

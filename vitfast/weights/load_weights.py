@@ -52,10 +52,10 @@ def load_weights(
 ) -> LoadReport:
     """Loads weights into a model, in place.
 
-    Reads checkpoints of vitfast, timm, torchvision, Hugging Face, Google (``.npz``), DeiT, ConViT, T2T-ViT, the Dynamic
-    Vision Transformer (with its thresholds, which become ``model.saved_exits``), ViT-pytorch (jeonsworld),
-    myrtle-vision and VISSL; the keys determine the format. The file is not trusted: no code in it is executed. Position
-    embeddings of another image size are resized to the model's.
+    Reads checkpoints of vitfast, timm, torchvision, Hugging Face, Google (``.npz``), DeiT, DINOv2, CLIP, ConViT,
+    T2T-ViT, the Dynamic Vision Transformer (with its thresholds, which become ``model.saved_exits``), ViT-pytorch
+    (jeonsworld), myrtle-vision and VISSL; the keys determine the format. The file is not trusted: no code in it is
+    executed. Position embeddings of another image size are resized to the model's.
 
     A field that differs between file and model is an error, whatever ``strict`` is, because the model would compute
     something else: ``create_model(name, checkpoint=path)`` builds a model with the file's fields instead.

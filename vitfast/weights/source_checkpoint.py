@@ -224,6 +224,8 @@ def _convert(weights: WeightFile, table: KeyTable, path: Path) -> SourceCheckpoi
         else:
             mapped[key] = tensor
     state, unmatched = map_keys(mapped, table.rules, str(path))
+    if table.convert is not None:
+        state = table.convert(state)
     if extra_head_layers or (issubclass(table.fields_type, ViTFields) and "head.weight" not in state):
         # a head that lacks a layer, or only the hidden layer of a head, cannot be used
         without_head = {key: tensor for key, tensor in state.items() if not re.match(_HEAD, key)}

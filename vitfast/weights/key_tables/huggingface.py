@@ -16,13 +16,20 @@ from vitfast.weights.key_tables.key_table import KeyTable, Rule, affine, stacked
 
 _ROOT = r"(?:vit\.|deit\.)?"
 _BLOCK = _ROOT + r"(?:encoder\.layer|layers)\.(\d+)\."
-_QKV = (("query", "q"), ("key", "k"), ("value", "v"))
+QKV = (("query", "q"), ("key", "k"), ("value", "v"))
 
 # config.json's hidden_act -> the field gelu
-_ACTIVATIONS = {"gelu": "erf", "gelu_python": "erf", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
+_ACTIVATIONS = {
+    "gelu": "erf",
+    "gelu_python": "erf",
+    "gelu_new": "tanh",
+    "gelu_pytorch_tanh": "tanh",
+    "quick_gelu": "quick",
+}
 
 
-def _read_fields(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Any]:
+def read_config_fields(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads the fields that the weights do not determine from a ``config.json``."""
     names = {"num_attention_heads": "num_heads", "layer_norm_eps": "layer_norm_eps"}
     fields = {field: config[name] for name, field in names.items() if name in config}
     if "hidden_act" in config:
@@ -45,7 +52,7 @@ HUGGINGFACE = KeyTable(
         *affine(_ROOT + r"embeddings\.patch_embeddings\.projection", "patch_embed.proj"),
         *affine(_BLOCK + r"layernorm_before", r"blocks.\1.norm1"),
         *stacked_affine(
-            [_BLOCK + rf"attention\.(?:attention\.{word}|{letter}_proj)" for word, letter in _QKV],
+            [_BLOCK + rf"attention\.(?:attention\.{word}|{letter}_proj)" for word, letter in QKV],
             r"blocks.\1.attn.qkv",
         ),
         *affine(_BLOCK + r"attention\.(?:output\.dense|o_proj)", r"blocks.\1.attn.proj"),
@@ -58,7 +65,7 @@ HUGGINGFACE = KeyTable(
     ),
     # ViTConfig's defaults, which config.json overrides
     fields={"layer_norm_eps": 1e-12, "gelu": "erf", "position_interpolation": "bicubic"},
-    read_fields=_read_fields,
+    read_fields=read_config_fields,
     ignored=(_ROOT + r"pooler\..+", _ROOT + r"embeddings\.mask_token"),
 )
 

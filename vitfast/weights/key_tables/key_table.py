@@ -16,6 +16,7 @@ from vitfast.models.saved_exits import SavedExits
 from vitfast.models.vit import ViTFields
 
 Transform = Callable[[Tensor], Tensor]
+StateConverter = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 FieldReader = Callable[[Mapping[str, Tensor], Mapping[str, Any]], dict[str, Any]]
 ExitReader = Callable[[Mapping[str, Any]], SavedExits | None]
 
@@ -69,6 +70,8 @@ class KeyTable:
         fields: the model fields that all checkpoints of this format share.
         read_fields: reads further fields from the weights and the ``config.json`` beside the file; None: there are
             none.
+        convert: converts all weights under vitfast's keys, where rules for single weights do not suffice; None: keeps
+            them.
         read_exits: reads the thresholds of exits from the entries beside the weights; None: there are none.
         ignored: patterns of intentionally ignored keys; the report lists them as skipped.
         extra_head_layers: patterns of head layers that no vitfast model has. A head with such layers is skipped.
@@ -82,6 +85,7 @@ class KeyTable:
     rules: tuple[Rule, ...] = (Rule(r"(.+)", r"\1"),)
     fields: Mapping[str, Any] = field(default_factory=dict)
     read_fields: FieldReader | None = None
+    convert: StateConverter | None = None
     read_exits: ExitReader | None = None
     ignored: tuple[str, ...] = ()
     extra_head_layers: tuple[str, ...] = ()
