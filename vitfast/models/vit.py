@@ -180,9 +180,9 @@ class VisionTransformer(TransformerModel):
         dim, eps = fields.embed_dim, fields.layer_norm_eps
         num_positions = fields.num_prefix_positions + fields.grid_size**2
 
-        self.cls_token = nn.Parameter(nn.init.normal_(torch.empty(1, 1, dim), std=1e-6)) if fields.class_token else None
+        self.cls_token = nn.Parameter(torch.empty(1, 1, dim)) if fields.class_token else None
         registers = fields.register_tokens
-        self.reg_token = nn.Parameter(nn.init.normal_(torch.empty(1, registers, dim), std=1e-6)) if registers else None
+        self.reg_token = nn.Parameter(torch.empty(1, registers, dim)) if registers else None
         self.pos_embed = nn.Parameter(torch.empty(1, num_positions, dim))
         self.patch_embed = PatchEmbed(
             fields.img_size,
@@ -215,6 +215,9 @@ class VisionTransformer(TransformerModel):
             self.pre_logits = nn.Sequential(OrderedDict(fc=linear, act=nn.Tanh()))
         self.head = nn.Linear(hidden_dim or dim, fields.num_classes) if fields.num_classes else nn.Identity()
         # as timm does; the patch projection keeps torch's default
+        for token in (self.cls_token, self.reg_token):
+            if token is not None:
+                nn.init.normal_(token, std=1e-6)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         initialize_linear(*self.blocks.modules(), self.head)
 
