@@ -64,6 +64,7 @@ def test_the_end_may_be_the_peak(name):
 def test_constant():
     found = rates(ScheduleConfig(name="constant", epochs=2, warmup_epochs=1), steps_per_epoch=2)
     assert found == pytest.approx([0.1 / 3, 0.2 / 3, 0.1, 0.1, 0.1])
+    assert rates(ScheduleConfig(name="constant", epochs=2, warmup_epochs=0), steps_per_epoch=2) == [0.1] * 5
 
 
 def test_every_group_keeps_its_share():
