@@ -93,22 +93,26 @@ STABLE_TORCH_LIBRARY(vitfast, m) {
       " Tensor? gate, Tensor? gate_bias, Tensor fc2, Tensor? fc2_bias, int n, str precision, str activation,"
       " Tensor? scale, Tensor? residual) -> Tensor");
   // qkv [B, N, 3, H, D] -> [B, N, H, D], float32 or bfloat16; rotary [H or 1, n, 2, D]: cosines and sines that rotate
-  // the last n queries and keys, as vitfast/layers/rotary.py computes them
+  // the last n queries and keys, as vitfast/layers/rotary.py computes them. Within windows [W, n] of tokens (-1:
+  // padding, whose q, k and v are `padding` [3 H D]) if they are given, with bias [patterns, H, n, n], of which
+  // `patterns` [W] selects one per window. cosine [H]: q and k are divided by their norms, and q is multiplied by it.
   m.def(
-      "packed_attention(Tensor qkv, float scale, str precision, Tensor? rotary=None, bool is_interleaved=False)"
+      "packed_attention(Tensor qkv, float scale, str precision, Tensor? rotary=None, bool is_interleaved=False,"
+      " Tensor? bias=None, Tensor? windows=None, Tensor? patterns=None, Tensor? padding=None, Tensor? cosine=None)"
       " -> Tensor");
   // softmax(scale q kᵀ + matrix relations matrixᵀ) v, and its logits; qkv [B, N, 3, H, D], relations [B, H, n, n],
   // matrix [N, n] (without it n is N)
   m.def(
       "packed_related_attention(Tensor qkv, Tensor? relations, Tensor? matrix, float scale, bool return_logits) ->"
       " (Tensor out, Tensor? logits)");
-  // a whole pre-norm block: x [B, N, C] -> [B, N, C], float32; rotary and gate as above
+  // a whole pre-norm block: x [B, N, C] -> [B, N, C], float32; rotary, windows and gate as above
   m.def(
       "packed_block(Tensor x, Tensor? norm1_weight, Tensor? norm1_bias, float eps1, Tensor qkv, Tensor? qkv_bias,"
       " int heads, int head_dim, float attention_scale, Tensor proj, Tensor? proj_bias, Tensor? scale1,"
       " Tensor? norm2_weight, Tensor? norm2_bias, float eps2, Tensor fc1, Tensor? fc1_bias, int hidden, Tensor? gate,"
       " Tensor? gate_bias, Tensor fc2, Tensor? fc2_bias, Tensor? scale2, str activation, str precision,"
-      " Tensor? rotary=None, bool is_interleaved=False) -> Tensor");
+      " Tensor? rotary=None, bool is_interleaved=False, Tensor? bias=None, Tensor? windows=None,"
+      " Tensor? patterns=None) -> Tensor");
   // images [B, I, H, W] uint8, float32 or bfloat16, prefix [T, n] -> [B, T + patches, n], float32
   m.def(
       "packed_patch_embed(Tensor images, Tensor packed, Tensor? bias, int n, int patch_h, int patch_w,"

@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "csrc/packed/packed_linear.h"
+#include "csrc/packed/attention_windows.h"
 
 namespace vitfast::VITFAST_ISA {
 
@@ -18,8 +18,8 @@ struct HeadOperands {
 
 // Rotated queries and keys of a head; null without a rotation.
 inline char* take_rotated(Arena& arena, const PackedAttention& a) {
-  const int64_t element = a.qkv_type == Type::bfloat16 ? 2 : 4;
-  return a.rotary.tables == nullptr ? nullptr : arena.take<char>(2 * a.tokens * a.head_dim * element);
+  if (a.rotary.tables == nullptr) return nullptr;
+  return arena.take<char>(2 * a.tokens * a.head_dim * element_bytes(a.qkv_type));
 }
 
 VITFAST_INLINE Vector<float> swap_neighbours(Vector<float> v) {

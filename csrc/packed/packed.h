@@ -131,19 +131,33 @@ struct Rotary {
   bool is_interleaved = false;  // pairs are elements 2i and 2i + 1, else i and i + D / 2
 };
 
-// softmax(scale q kᵀ + bias) v of each head, for rows of the flattened images; qkv [B, N, 3, H, D], out [B, N, H, D].
+// Groups of an image's tokens that attend among themselves; without `tokens` one window of all tokens.
+struct Windows {
+  const int64_t* tokens = nullptr;    // [count, PackedAttention::tokens]: index in the image; -1: padding
+  const int64_t* patterns = nullptr;  // [count]: of the bias
+  int64_t count = 1;
+  int64_t image_tokens = 0;
+  const float* padding = nullptr;  // q, k and v of padding [3, H, D]; null: zeros
+};
+
+// softmax(scale q kᵀ + bias) v of each head and window, for rows of the flattened windows of all images;
+// qkv [B, N, 3, H, D], out [B, N, H, D].
 struct PackedAttention {
   Type qkv_type;  // float32 or bfloat16; also the operands' type if the processor multiplies bfloat16
   const void* qkv;
   Type out_type;  // float32 or bfloat16
   void* out;
-  int64_t tokens, heads, head_dim;
+  int64_t tokens, heads, head_dim;  // tokens of a window
   double scale;
   Rotary rotary = {};
-  // float32 qkv only:
-  const float* bias = nullptr;  // [N, N] of the only head computed, or null
-  int64_t bias_stride = 0;
-  float* logits = nullptr;  // [B, H, N, N] or null: scale q kᵀ + bias
+  Windows windows = {};
+  const float* cosine = nullptr;  // [H] or null: q and k are divided by their norms, and q is multiplied by this factor
+  const float* bias = nullptr;    // [patterns, H, tokens, tokens] or null, with these strides
+  int64_t bias_stride = 0, bias_head_stride = 0, bias_pattern_stride = 0;
+  float* logits = nullptr;  // float32 qkv only: [B, H, N, N] or null: scale q kᵀ + bias
+
+  bool is_gathered() const { return windows.tokens != nullptr || cosine != nullptr; }
+  int64_t image_tokens() const { return windows.tokens == nullptr ? tokens : windows.image_tokens; }
 };
 
 enum class Pixels : int64_t { uint8, float32, bfloat16 };

@@ -7,6 +7,7 @@
 #include "csrc/packed/attention_gemm.h"
 #include "csrc/packed/attention_operands.h"
 #include "csrc/packed/attention_softmax.h"
+#include "csrc/packed/attention_windows.h"
 
 namespace vitfast::VITFAST_ISA {
 
@@ -92,7 +93,7 @@ struct QueryTile {
 VITFAST_INLINE void finish_logits(
     const PackedAttention& a, const QueryTile& q, int r, float* logits, float* lane_maxima) {
   const int64_t image = (q.row + r) / a.tokens, row = (q.row + r) % a.tokens, head = q.channel / a.head_dim;
-  const float* bias = a.bias == nullptr ? nullptr : a.bias + row * a.bias_stride;
+  const float* bias = a.bias == nullptr ? nullptr : a.bias + head * a.bias_head_stride + row * a.bias_stride;
   float* copy = a.logits == nullptr ? nullptr : a.logits + ((image * a.heads + head) * a.tokens + row) * a.tokens;
   Vector<float> maxima = broadcast(-__builtin_inff());
   for_each_vector<float>(a.tokens, [&](int64_t j, int64_t n) __attribute__((always_inline)) {
@@ -113,7 +114,7 @@ void attend_tile(const PackedAttention& a, const QueryTile& q, const AttentionSc
   float lane_maxima[rows * w], maxima[rows], factors[rows];
   for (int64_t i = 0; i < rows * w; ++i) lane_maxima[i] = -__builtin_inff();
   const bool is_whole = a.head_dim % w == 0;
-  const int64_t element = a.out_type == Type::bfloat16 ? 2 : 4;
+  const int64_t element = element_bytes(a.out_type);
   const int64_t stride = a.heads * a.head_dim;
   char* const target = static_cast<char*>(a.out) + (q.row * stride + q.channel) * element;
   prefetch_rows(target, stride * element, rows, a.head_dim * element);
@@ -125,11 +126,9 @@ void attend_tile(const PackedAttention& a, const QueryTile& q, const AttentionSc
       a.head_dim / Kind::per_word,
       LogitSink{s.logits, s.columns, lane_maxima});
   double scale = a.scale;
-  if constexpr (sizeof(Number) == sizeof(float)) {
-    if (a.bias != nullptr || a.logits != nullptr) {
-      for (int r = 0; r < rows; ++r) finish_logits(a, q, r, s.logits + r * s.columns, lane_maxima + r * w);
-      scale = 1;
-    }
+  if (a.bias != nullptr || a.logits != nullptr) {
+    for (int r = 0; r < rows; ++r) finish_logits(a, q, r, s.logits + r * s.columns, lane_maxima + r * w);
+    scale = 1;
   }
   const float scale_log2 = float(scale * 1.4426950408889634);
   Number* weights = reinterpret_cast<Number*>(s.weights);
@@ -248,13 +247,30 @@ inline void attend_own(const PackedAttention& a, Range rows, Range heads, char* 
 
 #endif
 
-int64_t attention_workspace(const PackedAttention& a) {
+inline int64_t plain_workspace(const PackedAttention& a) {
   return is_own(a) ? bytes_of<OwnAttentionScratch>(a) : extended.attention_workspace(a);
 }
 
-void packed_attention(const PackedAttention& a, Range rows, Range heads, char* workspace) {
+inline void plain_attention(const PackedAttention& a, Range rows, Range heads, char* workspace) {
   if (is_own(a)) return attend_own(a, rows, heads, workspace);
   extended.attention(a, rows, heads, workspace);
+}
+
+int64_t attention_workspace(const PackedAttention& a) {
+  if (!a.is_gathered()) return plain_workspace(a);
+  return bytes_of<GatheredHead>(a) + plain_workspace(gathered(a));
+}
+
+void packed_attention(const PackedAttention& a, Range rows, Range heads, char* workspace) {
+  if (!a.is_gathered()) return plain_attention(a, rows, heads, workspace);
+  Arena arena(workspace);
+  const GatheredHead buffers(arena, a);
+  char* const rest = workspace + arena.used();
+  for_each_head(a, rows, heads, [&](int64_t window, int64_t head, int64_t first, int64_t last) {
+    gather_head(a, window, head, buffers);
+    plain_attention(gathered(a, window, head, &buffers), {first, last}, {0, 1}, rest);
+    scatter_head(a, window, head, {first, last}, buffers);
+  });
 }
 
 }  // namespace vitfast::VITFAST_ISA

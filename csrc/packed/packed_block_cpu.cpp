@@ -10,7 +10,7 @@ namespace {
 // head, memory)` is called before each head with `bytes` bytes of thread-local memory.
 template <typename Prepare>
 void run_attention(const PackedAttention& a, int64_t images, int64_t bytes, const Prepare& prepare) {
-  const int64_t queries = images * a.heads * a.tokens;
+  const int64_t queries = images * a.windows.count * a.heads * a.tokens;
   if (queries == 0) return;
   const int64_t threads = worthwhile_threads(2 * queries * a.tokens * a.head_dim);
   const PackedKernels& kernels = packed_kernels();
@@ -55,9 +55,10 @@ void project(const Block& b, Range rows, char* memory) {
   packed_kernels().linear(b.qkv, rows, {0, panel_count(b.qkv.weight.n)}, memory);
 }
 
-void attend_and_mix(const Block& b, Range rows, char* memory) {
+// `attention_rows`: the rows of attention, which are those of windows.
+void attend_and_mix(const Block& b, Range attention_rows, Range rows, char* memory) {
   const PackedKernels& kernels = packed_kernels();
-  kernels.attention(b.attention, rows, {0, b.attention.heads}, memory);
+  kernels.attention(b.attention, attention_rows, {0, b.attention.heads}, memory);
   kernels.linear(b.proj, rows, {0, panel_count(b.proj.weight.n)}, memory);
   kernels.mlp(b.mlp, rows, memory);
 }
@@ -66,7 +67,7 @@ void attend_and_mix(const Block& b, Range rows, char* memory) {
 void run_by_rows(const Block& b, int64_t rows, int64_t threads) {
   const Workspace workspace(chained_workspace(b, ceil_div(rows, threads)), threads);
   for_each_part(threads, rows, workspace, [&](Range part, char* memory) { project(b, part, memory); });
-  for_each_part(threads, rows, workspace, [&](Range part, char* memory) { attend_and_mix(b, part, memory); });
+  for_each_part(threads, rows, workspace, [&](Range part, char* memory) { attend_and_mix(b, part, part, memory); });
 }
 
 int64_t bytes_of(Type type) {
@@ -98,17 +99,18 @@ int64_t images_at_a_time(int64_t images, int64_t tokens, int64_t threads) {
 // Each thread runs its images through the whole block, a few at a time: intermediate results stay in its cache, and
 // there is no barrier.
 void run_by_images(const Block& b, int64_t images, int64_t group, int64_t threads) {
-  const int64_t rows = group * b.attention.tokens, width = b.proj.weight.k;
+  const PackedAttention& a = b.attention;
+  const int64_t tokens = a.image_tokens(), rows = group * tokens, width = b.proj.weight.k;
   const int64_t work_bytes = ceil_div(chained_workspace(b, rows), 64) * 64;
-  const int64_t qkv_bytes = ceil_div(rows * 3 * width * bytes_of(b.attention.qkv_type), 64) * 64;
-  const Workspace workspace(work_bytes + qkv_bytes + rows * width * bytes_of(b.attention.out_type), threads);
+  const int64_t qkv_bytes = ceil_div(rows * 3 * width * bytes_of(a.qkv_type), 64) * 64;
+  const Workspace workspace(work_bytes + qkv_bytes + rows * width * bytes_of(a.out_type), threads);
   for_each_part(threads, images, workspace, [&](Range part, char* memory) {
     for (int64_t image = part.begin; image < part.end; image += group) {
-      const Range group_rows{0, std::min(part.end - image, group) * b.attention.tokens};
-      const Block group_block =
-          from_row(b, image * b.attention.tokens, memory + work_bytes, memory + work_bytes + qkv_bytes);
+      const int64_t images_now = std::min(part.end - image, group);
+      const Range group_rows{0, images_now * tokens};
+      const Block group_block = from_row(b, image * tokens, memory + work_bytes, memory + work_bytes + qkv_bytes);
       project(group_block, group_rows, memory);
-      attend_and_mix(group_block, group_rows, memory);
+      attend_and_mix(group_block, {0, images_now * a.windows.count * a.tokens}, group_rows, memory);
     }
   });
 }
@@ -116,7 +118,7 @@ void run_by_images(const Block& b, int64_t images, int64_t group, int64_t thread
 // Runs one stage after the other, each split among all threads.
 void run_by_stages(const Block& b, int64_t rows) {
   run_linear(b.qkv, rows);
-  run_attention(b.attention, rows / b.attention.tokens);
+  run_attention(b.attention, rows / b.attention.image_tokens());
   run_linear(b.proj, rows);
   run_mlp(b.mlp, rows);
 }
@@ -149,6 +151,38 @@ Rotary rotary_of(
   return {static_cast<const float*>(rotary->const_data_ptr()), rotary->size(1), rotary->size(0) == 1, is_interleaved};
 }
 
+// Sets the windows, whose tokens were those of the image until now, and the bias.
+void set_windows(
+    const char* op,
+    PackedAttention& a,
+    const std::optional<Tensor>& bias,
+    const std::optional<Tensor>& windows,
+    const std::optional<Tensor>& patterns,
+    const float* padding) {
+  const int64_t image_tokens = a.tokens;
+  int64_t pattern_count = 1;
+  if (windows.has_value()) {
+    STD_TORCH_CHECK(a.rotary.tables == nullptr, op, ": rotary cannot be used with windows");
+    const int64_t* tokens = indices_of(op, "windows", *windows, 2, -1, image_tokens);
+    const int64_t padded = std::count(tokens, tokens + windows->numel(), int64_t(-1));
+    STD_TORCH_CHECK(windows->numel() - padded == image_tokens, op, ": windows must hold every token of an image once");
+    a.windows = {tokens, nullptr, windows->size(0), image_tokens, padding};
+    a.tokens = windows->size(1);
+  }
+  if (bias.has_value()) {
+    pattern_count = bias->dim() > 0 ? bias->size(0) : 0;
+    a.bias = floats_or_null(op, "bias", bias, {pattern_count, a.heads, a.tokens, a.tokens});
+    a.bias_stride = a.tokens;
+    a.bias_head_stride = a.tokens * a.tokens;
+    a.bias_pattern_stride = a.heads * a.bias_head_stride;
+  }
+  if (patterns.has_value()) {
+    a.windows.patterns = indices_of(op, "patterns", *patterns, 1, 0, pattern_count);
+    STD_TORCH_CHECK(
+        windows.has_value() && patterns->size(0) == a.windows.count, op, ": patterns must hold one index per window");
+  }
+}
+
 Tensor packed_block(
     const Tensor& x,                            // [B, N, C]
     const std::optional<Tensor>& norm1_weight,  // [C]
@@ -176,7 +210,11 @@ Tensor packed_block(
     std::string activation,
     std::string precision_name,
     const std::optional<Tensor>& rotary,  // [H or 1, at most N, 2, D]
-    bool is_interleaved) {
+    bool is_interleaved,
+    const std::optional<Tensor>& bias,     // [patterns, H, n, n]
+    const std::optional<Tensor>& windows,  // [W, n]
+    const std::optional<Tensor>& patterns  // [W]
+) {
   constexpr const char* op = "packed_block";
   STD_TORCH_CHECK(
       x.dim() == 3 && x.scalar_type() == ScalarType::Float && x.is_contiguous(),
@@ -201,7 +239,7 @@ Tensor packed_block(
   auto* out_data = static_cast<float*>(out.mutable_data_ptr());
   const Rows out_rows{Type::float32, out_data, channels};
 
-  const Block b{
+  Block b{
       {packed_weight(op, "qkv", qkv, 3 * width, channels, precision, qkv_bias),
        {Type::float32, x_data, channels},
        type,
@@ -233,9 +271,10 @@ Tensor packed_block(
        out_data,
        out_data,
        gate_of(op, gate, gate_bias, hidden, channels, precision)}};
+  set_windows(op, b.attention, bias, windows, patterns, b.qkv.weight.bias);
   if (group > 0) {
     run_by_images(b, x.size(0), group, threads);
-  } else if (is_chained(rows, threads)) {
+  } else if (is_chained(rows, threads) && !windows.has_value()) {
     run_by_rows(b, rows, threads);
   } else {
     run_by_stages(b, rows);
@@ -248,7 +287,13 @@ Tensor packed_attention(
     double scale,
     std::string precision_name,
     const std::optional<Tensor>& rotary,  // [H or 1, at most N, 2, D]
-    bool is_interleaved) {
+    bool is_interleaved,
+    const std::optional<Tensor>& bias,      // [patterns, H, n, n]
+    const std::optional<Tensor>& windows,   // [W, n]
+    const std::optional<Tensor>& patterns,  // [W]
+    const std::optional<Tensor>& padding,   // [3 H D]
+    const std::optional<Tensor>& cosine     // [H]
+) {
   constexpr const char* op = "packed_attention";
   const Precision precision = precision_of(op, precision_name);
   STD_TORCH_CHECK(
@@ -259,17 +304,22 @@ Tensor packed_attention(
   const bool is_converted = type == Type::bfloat16 && qkv.scalar_type() == ScalarType::Float;
   const Tensor rows = as_contiguous(is_converted ? as_type(qkv, ScalarType::BFloat16) : qkv);
   const Tensor out = new_tensor(qkv, {qkv.size(0), qkv.size(1), qkv.size(3), qkv.size(4)});
-  run_attention(
-      {type_of(rows),
-       rows.const_data_ptr(),
-       type_of(out),
-       out.mutable_data_ptr(),
-       qkv.size(1),
-       qkv.size(3),
-       qkv.size(4),
-       scale,
-       rotary_of(op, rotary, is_interleaved, qkv.size(1), qkv.size(3), qkv.size(4))},
-      qkv.size(0));
+  const int64_t tokens = qkv.size(1), heads = qkv.size(3), head_dim = qkv.size(4);
+  PackedAttention a{
+      type_of(rows),
+      rows.const_data_ptr(),
+      type_of(out),
+      out.mutable_data_ptr(),
+      tokens,
+      heads,
+      head_dim,
+      scale,
+      rotary_of(op, rotary, is_interleaved, tokens, heads, head_dim)};
+  set_windows(op, a, bias, windows, patterns, floats_or_null(op, "padding", padding, {3 * heads * head_dim}));
+  a.cosine = floats_or_null(op, "cosine", cosine, {heads});
+  STD_TORCH_CHECK(
+      a.cosine == nullptr || a.rotary.tables == nullptr, "packed_attention: rotary cannot be used with cosine");
+  run_attention(a, qkv.size(0));
   return out;
 }
 

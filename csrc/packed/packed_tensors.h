@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <string>
 
 #include "csrc/cpu/tensors.h"
@@ -39,6 +40,24 @@ inline const float* floats_or_null(
   std::string shape;
   for (const int64_t size : sizes) shape += (shape.empty() ? "" : ", ") + std::to_string(size);
   STD_TORCH_CHECK(false, op, ": ", name, " must be contiguous float32 of shape [", shape, "]");
+}
+
+// The data of a contiguous int64 tensor with elements in [least, limit).
+inline const int64_t* indices_of(
+    const char* op, const char* name, const Tensor& tensor, int64_t dims, int64_t least, int64_t limit) {
+  STD_TORCH_CHECK(
+      tensor.scalar_type() == ScalarType::Long && tensor.dim() == dims && tensor.is_contiguous() && tensor.numel() > 0,
+      op,
+      ": ",
+      name,
+      " must be contiguous int64 of ",
+      dims,
+      " dimensions");
+  const auto* data = static_cast<const int64_t*>(tensor.const_data_ptr());
+  const auto [smallest, largest] = std::minmax_element(data, data + tensor.numel());
+  STD_TORCH_CHECK(
+      *smallest >= least && *largest < limit, op, ": ", name, " must be at least ", least, " and below ", limit);
+  return data;
 }
 
 // `packed` must live as long as the result.

@@ -21,10 +21,12 @@ from support.packed_cases import (
     check_ties_of_int8,
     draw,
     draw_rotary,
+    draw_windows,
     packed_block,
     packed_linear,
 )
 from support.tolerance import FORWARD_FACTOR, assert_as_accurate
+from vitfast.inference.modules.position_bias import BiasTables
 from vitfast.layers import GridUpsample
 from vitfast.ops.library import has_kernel
 
@@ -309,8 +311,63 @@ def test_rotary_attention(heads: int, rotated: int, head_dim: int, precision: st
 def test_gated_block_with_rotary(batch: int, tokens: int, hidden: int, precision: str) -> None:
     rotary = draw_rotary(1, tokens - tokens // 9, 16, is_interleaved=tokens % 2 == 0)
     sizes = (48, 3, 16, hidden)
-    check_block(batch, tokens, sizes, precision, extras=batch > 1, is_gated=True, rotary=rotary)
+    check_block(batch, tokens, sizes, precision, extras=batch > 1, is_gated=True, positions=rotary)
     check_block(batch, tokens, sizes, precision, extras=False, is_gated=True)
+
+
+# grid, window, shift, head_dim
+WINDOWS = [
+    ((6, 6), (3, 3), (0, 0), 32),
+    ((8, 8), (4, 4), (2, 2), 32),
+    ((9, 7), (4, 3), (1, 2), 10),  # padding
+    ((3, 2), (4, 4), (0, 0), 16),  # a window larger than the grid
+    ((16, 16), (8, 8), (4, 4), 64),
+]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(("grid", "size", "shift", "head_dim"), WINDOWS)
+def test_attention_within_windows(grid, size, shift, head_dim, precision) -> None:
+    tokens = grid[0] * grid[1]
+    padding, cosine = draw(3 * 3 * head_dim, seed=2), draw(3, seed=3).exp()
+    check_attention(2, tokens, 3, head_dim, precision, draw_windows(grid, size, shift, 3), padding=padding)
+    check_attention(1, tokens, 3, head_dim, precision, draw_windows(grid, size, shift, 3), cosine=cosine)
+    check_attention(3, tokens, 3, head_dim, precision, draw_windows(grid, size, shift, 3, has_bias=False))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(("tokens", "head_dim"), [(1, 8), (17, 32), (50, 64), (197, 24)])
+def test_attention_with_a_bias(tokens: int, head_dim: int, precision: str) -> None:
+    bias = BiasTables(draw(1, 3, tokens, tokens, seed=4), None, None)
+    check_attention(2, tokens, 3, head_dim, precision, bias)
+    check_attention(2, tokens, 3, head_dim, precision, bias, cosine=draw(3, seed=3).exp())
+    check_block(3, tokens, (48, 3, head_dim, 96), precision, extras=tokens > 1, positions=bias)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("batch", [1, 2, 9])
+@pytest.mark.parametrize(("grid", "size", "shift", "head_dim"), WINDOWS)
+def test_block_with_windows(grid, size, shift, head_dim, batch: int, precision: str) -> None:
+    windows = draw_windows(grid, size, shift, 3)
+    check_block(batch, grid[0] * grid[1], (48, 3, head_dim, 96), precision, extras=batch > 1, positions=windows)
+
+
+def test_wrong_windows_are_rejected() -> None:
+    qkv, windows = draw(1, 4, 3, 2, 8), torch.tensor([[0, 1], [2, 3]])
+    for wrong, match in (
+        ({"windows": windows.int()}, "windows must be contiguous int64 of 2 dimensions"),
+        ({"windows": windows + 1}, "windows must be at least -1 and below 4"),
+        ({"windows": windows[:1]}, "windows must hold every token of an image once"),
+        ({"windows": windows, "bias": draw(1, 2, 4, 4)}, r"bias must be contiguous float32 of shape \[1, 2, 2, 2\]"),
+        ({"windows": windows, "patterns": torch.tensor([0, 1])}, "patterns must be at least 0 and below 1"),
+        ({"windows": windows, "patterns": torch.tensor([0])}, "patterns must hold one index per window"),
+        ({"bias": draw(1, 2, 4, 3)}, r"bias must be contiguous float32 of shape \[1, 2, 4, 4\]"),
+        ({"windows": windows, "padding": draw(16)}, r"padding must be contiguous float32 of shape \[48\]"),
+        ({"cosine": draw(3)}, r"cosine must be contiguous float32 of shape \[2\]"),
+        ({"windows": windows, "rotary": draw(1, 4, 2, 8)}, "rotary cannot be used with windows"),
+    ):
+        with pytest.raises(RuntimeError, match=match):
+            OPS.packed_attention(qkv, 1.0, "fp32", **wrong)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -355,6 +412,21 @@ def test_the_number_of_threads_and_the_batch_change_no_bit(precision: str) -> No
     for result in results[1:]:
         assert torch.equal(result, results[0])
     assert torch.equal(single, results[0][3:4])
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_number_of_threads_changes_no_bit_of_windows(precision: str) -> None:
+    p = block_parameters(64, 2, 32, 96, extras=True)
+    windows, x = draw_windows((9, 7), (4, 3), (1, 2), 2), draw(5, 63, 64)
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 3, 16):
+            torch.set_num_threads(count)
+            results.append(packed_block(x, p, 2, "gelu", precision, windows))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(result, results[0]) for result in results[1:])
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])

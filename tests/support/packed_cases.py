@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from support import packed_plain as plain
 from support.tolerance import FORWARD_FACTOR, assert_as_accurate
+from vitfast.inference.ir import RelativeBiasSpec, WindowSpec
+from vitfast.inference.modules.position_bias import BiasTables, PositionBias
 from vitfast.layers import GridUpsample
 from vitfast.layers.rotary import RotaryTables, rotary_tables
 from vitfast.layers.token_performer import performer_attention
@@ -103,7 +106,12 @@ def block_parameters(
 
 
 def packed_block(
-    x: Tensor, p: dict[str, Tensor], heads: int, activation: str, precision: str, rotary: RotaryTables | None = None
+    x: Tensor,
+    p: dict[str, Tensor],
+    heads: int,
+    activation: str,
+    precision: str,
+    positions: RotaryTables | BiasTables | None = None,
 ) -> Tensor:
     """Calls the operator with the arguments of its torch equivalent."""
     head_dim = p["qkv"].shape[0] // 3 // heads
@@ -114,13 +122,30 @@ def packed_block(
         heads, head_dim, head_dim**-0.5, packed["proj"], get("proj_bias"), get("scale1"),
         get("norm2_weight"), get("norm2_bias"), 1e-6, packed["fc1"], get("fc1_bias"), p["fc1"].shape[0],
         packed.get("gate"), get("gate_bias"), packed["fc2"], get("fc2_bias"), get("scale2"), activation, precision,
-        *(rotary or ()),
+        **position_options(positions),
     )  # fmt: skip
+
+
+def position_options(positions: RotaryTables | BiasTables | None) -> dict[str, Any]:
+    """The operators' arguments."""
+    if isinstance(positions, RotaryTables):
+        return {"rotary": positions.tables, "is_interleaved": positions.is_interleaved}
+    return {} if positions is None else positions._asdict()
 
 
 def draw_rotary(heads: int, tokens: int, head_dim: int, *, is_interleaved: bool) -> RotaryTables:
     """Tables for ``tokens`` patches."""
     return rotary_tables(draw(heads, 2, head_dim // 2), draw(tokens, 2), is_interleaved=is_interleaved)
+
+
+def draw_windows(
+    grid: tuple[int, int], size: tuple[int, int], shift: tuple[int, int], heads: int, *, has_bias: bool = True
+) -> BiasTables:
+    """Windows of a grid, with a bias for relative positions."""
+    table = draw((2 * size[0] - 1) * (2 * size[1] - 1), heads, seed=5)
+    bias = RelativeBiasSpec(table, size) if has_bias else None
+    windows = WindowSpec(size, shift)
+    return PositionBias(bias, windows, heads, grid, torch.device("cpu"))(grid)
 
 
 def check_block(
@@ -131,28 +156,37 @@ def check_block(
     *,
     extras: bool,
     is_gated: bool = False,
-    rotary: RotaryTables | None = None,
+    positions: RotaryTables | BiasTables | None = None,
 ) -> None:
     """Against the block without roundings: as near as PyTorch with the same roundings."""
     channels, heads, head_dim, hidden = sizes
     p = block_parameters(channels, heads, head_dim, hidden, extras=extras, is_gated=is_gated)
     x = draw(batch, tokens, channels)
     arguments = (heads, "silu" if is_gated else "gelu_tanh" if extras else "gelu")
-    exact = plain.block(x.double(), {name: value.double() for name, value in p.items()}, *arguments, "exact", rotary)
-    expected = plain.block(x, p, *arguments, precision, rotary)
-    actual = packed_block(x, p, *arguments, precision, rotary)
+    exact = plain.block(x.double(), {name: value.double() for name, value in p.items()}, *arguments, "exact", positions)
+    expected = plain.block(x, p, *arguments, precision, positions)
+    actual = packed_block(x, p, *arguments, precision, positions)
     name = f"{precision} block {batch}x{tokens} {sizes}"
     assert_as_accurate(actual, expected, exact, factor=FORWARD_FACTOR, name=name)
 
 
 def check_attention(
-    batch: int, tokens: int, heads: int, head_dim: int, precision: str, rotary: RotaryTables | None = None
+    batch: int,
+    tokens: int,
+    heads: int,
+    head_dim: int,
+    precision: str,
+    positions: RotaryTables | BiasTables | None = None,
+    *,
+    padding: Tensor | None = None,
+    cosine: Tensor | None = None,
 ) -> None:
     """As ``check_block``."""
     qkv, scale = draw(batch, tokens, 3, heads, head_dim), head_dim**-0.5
-    exact = plain.attention(qkv.double(), scale, "exact", rotary)
-    actual = OPS.packed_attention(qkv, scale, precision, *(rotary or ()))
-    expected = plain.attention(qkv, scale, precision, rotary)
+    exact = plain.attention(qkv.double(), scale, "exact", positions, padding, cosine)
+    options = {**position_options(positions), "padding": padding, "cosine": cosine}
+    actual = OPS.packed_attention(qkv, scale, precision, **options)
+    expected = plain.attention(qkv, scale, precision, positions, padding, cosine)
     name = f"{precision} attention {batch}x{tokens}x{heads}x{head_dim}"
     assert_as_accurate(actual, expected, exact, factor=FORWARD_FACTOR, name=name)
 
@@ -321,4 +355,7 @@ def check_all() -> None:
         check_block(2, 19, (48, 3, 16, 96), precision, extras=False)
         check_block(3, 33, (40, 2, 24, 75), precision, extras=True)
         rotary = draw_rotary(1, 28, 16, is_interleaved=False)
-        check_block(3, 33, (48, 3, 16, 150), precision, extras=True, is_gated=True, rotary=rotary)
+        check_block(3, 33, (48, 3, 16, 150), precision, extras=True, is_gated=True, positions=rotary)
+        windows = draw_windows((9, 7), (4, 3), (1, 2), 3)
+        check_attention(2, 63, 3, 32, precision, windows, cosine=draw(3, seed=3).exp())
+        check_block(2, 63, (48, 3, 32, 96), precision, extras=True, positions=windows)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vitfast.inference.modules.position_bias import BiasTables
 from vitfast.layers.rotary import RotaryTables
 
 ACTIVATIONS = {
@@ -81,15 +82,44 @@ def norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, prec
     )
 
 
-def attention(qkv: Tensor, scale: float, precision: str, rotary: RotaryTables | None = None) -> Tensor:
+def attention(
+    qkv: Tensor,
+    scale: float,
+    precision: str,
+    positions: RotaryTables | BiasTables | None = None,
+    padding: Tensor | None = None,
+    cosine: Tensor | None = None,
+) -> Tensor:
     """``[B, N, 3, H, D] -> [B, N, H, D]``; bfloat16 operands in bf16 and int8."""
+    if not isinstance(positions, BiasTables) or positions.windows is None:
+        return _attention(qkv, scale, precision, positions, cosine)
+    tokens = qkv.shape[1]
+    empty = qkv.new_zeros(qkv.shape[2:]) if padding is None else padding.to(qkv.dtype).view(qkv.shape[2:])
+    padded = torch.cat([qkv, empty.expand(len(qkv), 1, -1, -1, -1)], dim=1)
+    out = padded.new_zeros((len(qkv), tokens + 1, *qkv.shape[3:]))
+    for index, window in enumerate(positions.windows):
+        pattern = 0 if positions.patterns is None else int(positions.patterns[index])
+        bias = None if positions.bias is None else positions.bias[pattern : pattern + 1]
+        out[:, window] = _attention(padded[:, window], scale, precision, BiasTables(bias, None, None), cosine)
+    return out[:, :tokens]
+
+
+def _attention(
+    qkv: Tensor, scale: float, precision: str, positions: RotaryTables | BiasTables | None, cosine: Tensor | None
+) -> Tensor:
     narrow = precision in ("bf16", "int8")
     rounded = (lambda x: x.bfloat16().to(x.dtype)) if narrow else (lambda x: x)
     q, k, v = rounded(qkv).unbind(2)
-    if rotary is not None:
-        q, k = rounded(rotary.rotate(q)), rounded(rotary.rotate(k))
+    if isinstance(positions, RotaryTables):
+        q, k = rounded(positions.rotate(q)), rounded(positions.rotate(k))
+    if cosine is not None:
+        q = rounded(functional.normalize(q, dim=-1) * cosine[:, None].to(q.dtype))
+        k = rounded(functional.normalize(k, dim=-1))
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    weights = rounded((q @ k.transpose(-1, -2) * scale).softmax(-1))
+    logits = q @ k.transpose(-1, -2) * scale
+    if isinstance(positions, BiasTables) and positions.bias is not None:
+        logits = logits + positions.bias.to(logits.dtype)
+    weights = rounded(logits.softmax(-1))
     return (weights @ v).transpose(1, 2)
 
 
@@ -111,14 +141,15 @@ def block(
     heads: int,
     activation: str,
     precision: str,
-    rotary: RotaryTables | None = None,
+    positions: RotaryTables | BiasTables | None = None,
 ) -> Tensor:
     """A pre-norm block; ``p``: its parameters by the operator's names, what is absent is not there."""
     batch, tokens, _ = x.shape
     inner = p["qkv"].shape[0] // 3
     normed = norm(x, p.get("norm1_weight"), p.get("norm1_bias"), 1e-6, precision)
     qkv = linear(normed, p["qkv"], p.get("qkv_bias"), precision).view(batch, tokens, 3, heads, inner // heads)
-    attended = attention(qkv, (inner // heads) ** -0.5, precision, rotary).reshape(batch, tokens, inner)
+    attended = attention(qkv, (inner // heads) ** -0.5, precision, positions, p.get("qkv_bias"))
+    attended = attended.reshape(batch, tokens, inner)
     x = linear(attended, p["proj"], p.get("proj_bias"), precision, scale=p.get("scale1"), residual=x)
     normed = norm(x, p.get("norm2_weight"), p.get("norm2_bias"), 1e-6, precision)
     if "gate" in p:

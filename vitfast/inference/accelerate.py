@@ -23,7 +23,7 @@ from vitfast.inference.input_adapters import input_adapter
 from vitfast.inference.ir import PRECISIONS, BlockSpec, CascadeSpec, ModelSpec, Precision
 from vitfast.inference.lowering import Lowered, lower
 from vitfast.inference.lowering.module_checks import quantized_precisions
-from vitfast.inference.modules.block import InferenceBlock
+from vitfast.inference.modules.block import InferenceBlock, PatchMerging
 from vitfast.inference.modules.cascade import InferenceCascade
 from vitfast.inference.modules.embedding import InferenceEmbedding
 from vitfast.inference.modules.fallback_block import FallbackBlock, ForeignModelBlock
@@ -173,7 +173,7 @@ def _layers(body: nn.Module, lowered: Lowered) -> Iterator[LayerPath]:
 def _tower_layers(tower: ImageTower) -> Iterator[LayerPath]:
     prefix = f"{tower.name}." if tower.name else ""
     for name, module in tower.model.named_modules():
-        if isinstance(module, (FallbackBlock, InferenceBlock, LastBlock)):
+        if isinstance(module, (FallbackBlock, InferenceBlock, LastBlock, PatchMerging)):
             yield LayerPath(module.name, module.path, getattr(module, "why", ""))
         elif isinstance(module, InferenceEmbedding):
             yield LayerPath(prefix + name, module.patches.path)

@@ -48,6 +48,8 @@ class _Comparison(nn.Module):
             given = tree_map_only(Tensor, lambda tensor: tensor.to(self.device), ((x, *arguments), options))
             found = self.accelerated(*given[0], **given[1])[0]
         else:
+            if x.dim() == 4:  # a grid of tokens
+                x, reference = x.flatten(1, 2), reference.flatten(1, 2)
             found = self.accelerated(x.to(self.device), **self.options)
             reference = reference[:, : found.shape[1]]  # the last block computes only the tokens that the head reads
         reference = reference.to(found.device, torch.float64)
@@ -75,8 +77,7 @@ def check_agreement(
     options: dict[nn.Module, dict[str, Any]] = {}
     for model in accelerated.modules():
         if isinstance(model, InferenceTransformer):
-            rotations = model.rotations(images.to(accelerated.device))
-            options.update(zip(model.blocks, ({"rotary": one} if one else {} for one in rotations), strict=True))
+            options.update(zip(model.blocks, model.block_options(images.to(accelerated.device)), strict=True))
     for block in accelerated.modules():
         if isinstance(block, (InferenceBlock, LastBlock)):
             original = source.get_submodule(block.name)

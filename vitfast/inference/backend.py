@@ -15,14 +15,15 @@ from vitfast.inference.ir import (
     BlockSpec,
     FallbackSpec,
     LinearSpec,
+    MergeSpec,
     MlpSpec,
     NormSpec,
     PatchesSpec,
     Precision,
     SplitSpec,
 )
-from vitfast.inference.modules.attention import GatedAttention, InferenceAttention, QkNormAttention
-from vitfast.inference.modules.block import InferenceBlock, InferenceMlp
+from vitfast.inference.modules.attention import BiasedAttention, GatedAttention, InferenceAttention, QkNormAttention
+from vitfast.inference.modules.block import InferenceBlock, InferenceMlp, PatchMerging, PostNormBlock
 from vitfast.inference.modules.fallback_block import FallbackBlock
 from vitfast.inference.modules.linear import InferenceLinear, SourceRows, TorchInt8Linear, TorchLinear
 from vitfast.inference.modules.norm import InferenceNorm, round_to_fp16
@@ -147,15 +148,24 @@ class Backend:
     def block(self, spec: BlockSpec, num_patches: int = 0) -> InferenceBlock:
         """Builds a block; ``num_patches`` is required for ConViT's attention."""
         parts = self.block_parts(spec, self._attention(spec.attention, num_patches))
+        if spec.is_post_norm:
+            norm1, norm2 = self.norm(spec.norm1), self.norm(spec.norm2)
+            return PostNormBlock(spec.name, *parts, self.dtype, norm1=norm1, norm2=norm2)
         return self.layer_class(InferenceBlock, *parts)(spec.name, *parts, self.dtype)
 
     def block_parts(
         self, spec: BlockSpec, attention: nn.Module
     ) -> tuple[InferenceLinear, nn.Module, InferenceLinear, InferenceMlp]:
         """Builds the parts of a block: q, k, v, attention, projection and MLP."""
-        qkv = self.linear(spec.attention.qkv, norm=self.norm(spec.norm1))
+        norm1, norm2 = (None, None) if spec.is_post_norm else (spec.norm1, spec.norm2)
+        qkv = self.linear(spec.attention.qkv, norm=self.optional_norm(norm1))
         proj = self.linear(spec.attention.proj, scale=spec.scale1, norm=self.optional_norm(spec.attention.norm))
-        return qkv, attention, proj, self.mlp(spec.norm2, spec.mlp, spec.scale2)
+        return qkv, attention, proj, self.mlp(norm2, spec.mlp, spec.scale2)
+
+    def merging(self, spec: MergeSpec) -> PatchMerging:
+        """Builds a layer that merges patches."""
+        linear = self.linear(spec.linear, norm=self.optional_norm(spec.norm))
+        return PatchMerging(spec.name, linear, self.norm_or_identity(spec.norm_after))
 
     def fallback(self, spec: FallbackSpec) -> FallbackBlock:
         """Builds a block that runs the source's code."""
@@ -195,6 +205,10 @@ class Backend:
 
     def _attention(self, spec: AttentionSpec, num_patches: int) -> nn.Module:
         heads = (spec.heads, spec.head_dim, spec.scale, spec.qkv.precision or self.precision)
+        if spec.bias is not None or spec.windows is not None:
+            padding = None if spec.windows is None else self.tensors.bias(spec.qkv, 0, spec.qkv.out_features)
+            cosine = None if spec.cosine is None else spec.cosine.detach().to(self.device, torch.float32)
+            return self.layer_class(BiasedAttention)(*heads, padding, cosine)
         if spec.q_norm is None and spec.k_norm is None:
             attention = self.layer_class(InferenceAttention)(*heads)
         else:

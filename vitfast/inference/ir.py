@@ -146,8 +146,29 @@ class RotarySpec:
 
 
 @dataclass(frozen=True, eq=False)
+class RelativeBiasSpec:
+    """Biases on the logits that depend on the offset of two tokens on a grid of ``size`` rows and columns."""
+
+    # [(2 rows - 1) * (2 columns - 1), H], and with a class token three more rows: of its logits with the patches, of
+    # the patches' with it, and of its own
+    table: Tensor
+    size: tuple[int, int]
+    has_class_token: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class WindowSpec:
+    """Windows on the grid of tokens, which attend among themselves (Swin Transformer: Liu et al., 2021)."""
+
+    size: tuple[int, int]
+    shift: tuple[int, int] = (0, 0)
+    pads_first: bool = False  # whether the zeros that complete the windows are added before the shift, else after it
+    shifts_small_grids: bool = True  # also if a side of the grid is not longer than a window
+
+
+@dataclass(frozen=True, eq=False)
 class AttentionSpec:
-    """Multi-head self-attention."""
+    """Multi-head self-attention of all tokens, or within windows."""
 
     qkv: LinearSpec  # rows are q, k, v, each heads * head_dim
     heads: int
@@ -160,6 +181,9 @@ class AttentionSpec:
     # ConViT (d'Ascoli et al., 2021), (1 - g) content + g positional: weight and bias of ``pos_proj``, and
     # ``gating_param`` [H], whose sigmoid is g
     gated: tuple[Tensor, Tensor, Tensor] | None = None
+    bias: RelativeBiasSpec | None = None
+    windows: WindowSpec | None = None
+    cosine: Tensor | None = None  # factors [H] on the cosines of q and k, which are the logits (Swin V2); scale is 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,7 +197,10 @@ class ReuseSpec:
 
 @dataclass(frozen=True, eq=False)
 class BlockSpec:
-    """A pre-norm transformer block: ``x += scale1 * attention(norm1(x)); x += scale2 * mlp(norm2(x))``."""
+    """A pre-norm transformer block: ``x += scale1 * attention(norm1(x)); x += scale2 * mlp(norm2(x))``.
+
+    With ``is_post_norm``: ``x += norm1(attention(x)); x += norm2(mlp(x))``.
+    """
 
     name: str  # of the source module
     norm1: NormSpec
@@ -183,6 +210,17 @@ class BlockSpec:
     scale1: Tensor | None = None  # LayerScale [C]
     scale2: Tensor | None = None
     feature_reuse: ReuseSpec | None = None  # features concatenated with x before norm2 in a DVT
+    is_post_norm: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class MergeSpec:
+    """Merges 2 x 2 patches to one, between the stages of a Swin Transformer."""
+
+    name: str  # of the source module
+    norm: NormSpec | None  # before the layer
+    linear: LinearSpec  # columns: (column, row, channel) of the patches
+    norm_after: NormSpec | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,6 +276,10 @@ class OutputSpec:
     fields: tuple[str, ...]  # in the order of the readouts; those in ``tuples`` collect several
     resizes_always: bool = False  # whether positions are resized without the option interpolate_pos_encoding
     tuples: tuple[str, ...] = ()
+    # with output_hidden_states: indices of the hidden states that are returned (none: all), and names of the fields
+    # that hold them as [B, C, H, W]; ``hidden_states`` holds them as [B, N, C], unless it is among these
+    states: tuple[int, ...] = ()
+    grids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,10 +287,12 @@ class TransformerSpec:
     """A Vision Transformer, or one exit of a Dynamic Vision Transformer."""
 
     embedding: EmbeddingSpec
-    blocks: tuple[BlockSpec | FallbackSpec, ...]
+    blocks: tuple[BlockSpec | FallbackSpec | MergeSpec, ...]
     norm: NormSpec | None  # of all tokens after the last block
     readouts: tuple[ReadoutSpec, ...]  # at least one
     takes_mean: bool = False  # whether the output is the mean of two readouts
+    # hidden states that are features of a stage: 0 before the first block, i after the i-th; none: after each block
+    stages: tuple[int, ...] = ()
     rotary: tuple[RotarySpec, ...] = ()  # one of all blocks, or one of each; then no block is a ``FallbackSpec``
     late_prefix: tuple[Tensor, ...] = ()  # tokens inserted before block ``late_index`` (ConViT's class token)
     late_index: int = 0

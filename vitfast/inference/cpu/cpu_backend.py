@@ -9,6 +9,7 @@ from torch import nn
 from vitfast.inference.backend import Backend, Layer
 from vitfast.inference.cpu.packed_layers import (
     PackedAttention,
+    PackedBiasedAttention,
     PackedBlock,
     PackedLinear,
     PackedMlp,
@@ -18,7 +19,12 @@ from vitfast.inference.cpu.packed_layers import (
     PackedSplitLinear,
 )
 from vitfast.inference.ir import Precision
-from vitfast.inference.modules.attention import InferenceAttention, PerformerAttention, RelationAttention
+from vitfast.inference.modules.attention import (
+    BiasedAttention,
+    InferenceAttention,
+    PerformerAttention,
+    RelationAttention,
+)
 from vitfast.inference.modules.block import InferenceBlock, InferenceMlp
 from vitfast.inference.modules.linear import InferenceLinear
 from vitfast.inference.modules.norm import InferenceNorm
@@ -27,6 +33,7 @@ from vitfast.ops.library import build_info
 
 # layers that one operator computes
 _PACKED: dict[type[nn.Module], type[nn.Module]] = {
+    BiasedAttention: PackedBiasedAttention,
     InferenceAttention: PackedAttention,
     InferenceBlock: PackedBlock,
     InferenceMlp: PackedMlp,
@@ -58,7 +65,7 @@ class CpuBackend(Backend):
             is_fused = not norms and precisions != {"int8"}
         elif base is InferenceBlock:
             _, attention, proj, mlp = parts
-            is_plain = isinstance(attention, PackedAttention) and proj.norm is None and mlp.fc2.norm is None
-            is_fused = is_fused and is_plain
+            is_packed = isinstance(attention, (PackedAttention, PackedBiasedAttention))
+            is_fused = is_fused and is_packed and proj.norm is None and mlp.fc2.norm is None
         packed: Any = _PACKED.get(base)
         return packed if is_fused and packed is not None else base

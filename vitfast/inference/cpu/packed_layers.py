@@ -8,11 +8,17 @@ import torch
 from torch import Tensor
 
 from vitfast.errors import UserError
-from vitfast.inference.modules.attention import InferenceAttention, PerformerAttention, RelationAttention
-from vitfast.inference.modules.block import InferenceBlock, InferenceMlp
+from vitfast.inference.modules.attention import (
+    BiasedAttention,
+    InferenceAttention,
+    PerformerAttention,
+    RelationAttention,
+)
+from vitfast.inference.modules.block import InferenceBlock, InferenceMlp, Positions
 from vitfast.inference.modules.linear import InferenceLinear
 from vitfast.inference.modules.norm import InferenceNorm
 from vitfast.inference.modules.patches import Patches, SplitLinear
+from vitfast.inference.modules.position_bias import BiasTables
 from vitfast.layers.rotary import RotaryTables
 from vitfast.ops.library import has_kernel
 
@@ -93,6 +99,16 @@ class PackedAttention(InferenceAttention):
         return out.flatten(-2)
 
 
+class PackedBiasedAttention(BiasedAttention):
+    """Attention with a bias or within windows, in one operator."""
+
+    def forward(self, qkv: Tensor, positions: BiasTables) -> Tensor:  # type: ignore[override]
+        qkv_BN3HD = self.split_heads(qkv)
+        options = {**positions._asdict(), "padding": self.padding, "cosine": self.cosine}
+        out: Tensor = torch.ops.vitfast.packed_attention.default(qkv_BN3HD, self.scale, self.precision, **options)
+        return out.flatten(-2)
+
+
 class PackedRelationAttention(RelationAttention):
     """A DVT's attention, with the upsampling of the bias in the same operator."""
 
@@ -127,8 +143,11 @@ class PackedBlock(InferenceBlock):
     def path(self) -> str:
         return f"one packed operator, {self.proj.precision}"
 
-    def forward(self, x: Tensor, rotary: RotaryTables | None = None) -> Tensor:
-        return torch.ops.vitfast.packed_block.default(x.contiguous(), *self._arguments, *(rotary or ()))
+    def forward(self, x: Tensor, positions: Positions | None = None) -> Tensor:
+        x = x.contiguous()
+        if isinstance(positions, BiasTables):
+            return torch.ops.vitfast.packed_block.default(x, *self._arguments, **positions._asdict())
+        return torch.ops.vitfast.packed_block.default(x, *self._arguments, *(positions or ()))
 
 
 class PackedPatches(Patches):

@@ -11,10 +11,9 @@ from torch.nn import functional as F
 from vitfast import ops
 from vitfast.inference.ir import Precision
 from vitfast.inference.modules.attention import Heads, InferenceAttention
-from vitfast.inference.modules.block import InferenceBlock
+from vitfast.inference.modules.block import InferenceBlock, Positions
 from vitfast.inference.modules.linear import WEIGHT_DTYPES, InferenceLinear
 from vitfast.layers.positional_attention import positional_map
-from vitfast.layers.rotary import RotaryTables
 from vitfast.ops.linear import ACTIVATIONS
 from vitfast.ops.mlp import CUDA_DTYPES
 
@@ -56,9 +55,9 @@ class Fp16InputLinear(InferenceLinear):
 class AddNormBlock(InferenceBlock):
     """A block that adds the attention's result and normalizes the sum in one operator."""
 
-    def forward(self, x: Tensor, rotary: RotaryTables | None = None) -> Tensor:
+    def forward(self, x: Tensor, positions: Positions | None = None) -> Tensor:
         x = x.to(self.dtype).contiguous()
-        branch = self.proj(self.attended(x, rotary))
+        branch = self.proj(self.attended(x, positions))
         norm = self.mlp.norm
         assert norm is not None
         x, normalized = ops.add_layer_norm(branch, x, norm.weight, norm.bias, norm.eps)

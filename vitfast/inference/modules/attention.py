@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from vitfast import ops
 from vitfast.inference.ir import Precision
+from vitfast.inference.modules.position_bias import BiasTables
 from vitfast.layers.positional_attention import attend_by_position
 from vitfast.layers.rotary import RotaryTables
 from vitfast.layers.token_performer import performer_attention
@@ -66,6 +67,61 @@ class QkNormAttention(InferenceAttention):
     def forward(self, qkv: Tensor, rotary: RotaryTables | None = None) -> Tensor:
         q_BNHD, k_BNHD, v_BNHD = self.split_heads(qkv).unbind(2)
         return self.attend(self.q_norm(q_BNHD), self.k_norm(k_BNHD), v_BNHD, rotary)
+
+
+class BiasedAttention(InferenceAttention):
+    """Self-attention with a bias on the logits, within windows or of all tokens; optionally of cosines.
+
+    Args:
+        heads: number of heads H.
+        head_dim: head dimension D.
+        scale: factor on the logits.
+        precision: of the block's GEMMs.
+        padding: q, k and v of padding ``[3 * H * D]``, the bias of their projection; None: zeros.
+        cosine: factors ``[H]`` on the cosines of q and k; None: their dot products.
+    """
+
+    padding: Tensor | None
+    cosine: Tensor | None
+
+    def __init__(
+        self,
+        heads: int,
+        head_dim: int,
+        scale: float,
+        precision: Precision,
+        padding: Tensor | None = None,
+        cosine: Tensor | None = None,
+    ) -> None:
+        super().__init__(heads, head_dim, scale, precision)
+        self.register_buffer("padding", padding)
+        self.register_buffer("cosine", cosine)
+
+    def forward(self, qkv: Tensor, positions: BiasTables) -> Tensor:  # type: ignore[override]
+        """Attends, with the bias and the windows of ``positions``."""
+        bias, windows, patterns = positions
+        if windows is None:
+            return self._attend(qkv, bias)
+        batch, tokens, width = qkv.shape
+        padding = qkv.new_zeros(width) if self.padding is None else self.padding.to(qkv.dtype)
+        padded = torch.cat([qkv, padding.expand(batch, 1, -1)], dim=1)  # index -1 is the padding
+        in_windows = padded[:, windows.flatten()].unflatten(1, windows.shape).flatten(0, 1)
+        if bias is not None:
+            bias = (bias if patterns is None else bias[patterns]).expand(len(windows), -1, -1, -1)
+            bias = bias.repeat(batch, 1, 1, 1)
+        attended = self._attend(in_windows, bias).view(batch, windows.numel(), -1)
+        out = attended.new_empty((batch, tokens + 1, attended.shape[-1]))
+        out[:, windows.flatten()] = attended
+        return out[:, :tokens]
+
+    def _attend(self, qkv: Tensor, bias: Tensor | None) -> Tensor:
+        qkv_BN3HD = self.split_heads(qkv)
+        if self.cosine is not None:
+            q_BNHD, k_BNHD, v_BNHD = qkv_BN3HD.unbind(2)
+            q_BNHD = F.normalize(q_BNHD, dim=-1) * self.cosine[:, None].to(qkv.dtype)
+            qkv_BN3HD = torch.stack([q_BNHD, F.normalize(k_BNHD, dim=-1), v_BNHD], dim=2)
+        bias = None if bias is None else bias.to(qkv.dtype)
+        return ops.attention_packed(qkv_BN3HD, bias=bias, scale=self.scale).flatten(-2)
 
 
 class GatedAttention(nn.Module):

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vitfast.inference.modules.linear import InferenceLinear, describe_gemms
 from vitfast.inference.modules.norm import InferenceNorm
+from vitfast.inference.modules.position_bias import BiasTables
 from vitfast.layers.rotary import RotaryTables
+
+Positions = RotaryTables | BiasTables
 
 
 class InferenceMlp(nn.Module):
@@ -64,13 +70,52 @@ class InferenceBlock(nn.Module):
         """What runs the block, for the report."""
         return f"{describe_gemms(self.qkv, self.proj, self.mlp.fc1, self.mlp.fc2)}, separate attention"
 
-    def forward(self, x: Tensor, rotary: RotaryTables | None = None) -> Tensor:
+    def forward(self, x: Tensor, positions: Positions | None = None) -> Tensor:
         """Transforms the residual stream ``x`` ``[B, N, C]``; returns a new tensor."""
         x = x.to(self.dtype).contiguous()
-        x = self.proj(self.attended(x, rotary), x)
+        x = self.proj(self.attended(x, positions), x)
         return self.mlp(x, x)
 
-    def attended(self, x: Tensor, rotary: RotaryTables | None) -> Tensor:
+    def attended(self, x: Tensor, positions: Positions | None) -> Tensor:
         """Computes the input of the output projection, ``[B, N, H * D]``."""
-        attended: Tensor = self.attention(self.qkv(x)) if rotary is None else self.attention(self.qkv(x), rotary)
+        qkv = self.qkv(x)
+        attended: Tensor = self.attention(qkv) if positions is None else self.attention(qkv, positions)
         return attended
+
+
+class PostNormBlock(InferenceBlock):
+    """A block that normalizes the results of attention and MLP instead of their inputs."""
+
+    def __init__(self, *arguments: Any, norm1: nn.Module, norm2: nn.Module) -> None:
+        super().__init__(*arguments)
+        self.norm1 = norm1
+        self.norm2 = norm2
+
+    def forward(self, x: Tensor, positions: Positions | None = None) -> Tensor:
+        x = x.to(self.dtype).contiguous()
+        x = x + self.norm1(self.proj(self.attended(x, positions)))
+        return x + self.norm2(self.mlp(x, None))
+
+
+class PatchMerging(nn.Module):
+    """Concatenates the channels of 2 x 2 patches and projects them; ``norm`` is applied to the result.
+
+    A grid with an odd number of rows or columns is completed by zeros.
+    """
+
+    def __init__(self, name: str, linear: InferenceLinear, norm: nn.Module) -> None:
+        super().__init__()
+        self.name = name
+        self.linear = linear
+        self.norm = norm
+
+    @property
+    def path(self) -> str:
+        """What runs it, for the report."""
+        return describe_gemms(self.linear)
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Merges ``x`` ``[B, N, C]`` on ``grid``; returns ``[B, N / 4, O]``."""
+        x = F.pad(x.unflatten(1, grid), (0, 0, 0, grid[1] % 2, 0, grid[0] % 2))
+        merged = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).permute(0, 1, 3, 4, 2, 5).flatten(3).flatten(1, 2)
+        return self.norm(self.linear(merged))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -102,9 +103,10 @@ class InferenceExit(nn.Module):
             cls = RelationReusePerImage if backend.per_image else RelationReuse
             self.relation_reuse = cls(spec.relation_reuse, backend)
         upsample = None if self.relation_reuse is None else self.relation_reuse.upsample
+        blocks: Any = spec.blocks  # an exit merges no patches
         self.blocks = nn.ModuleList(
             backend.fallback(one) if isinstance(one, FallbackSpec) else ReuseBlock(one, upsample, backend)
-            for one in spec.blocks
+            for one in blocks
         )
         self.norm = backend.norm_or_identity(spec.norm)
         self.readout = InferenceReadout(spec.readouts[0], backend)

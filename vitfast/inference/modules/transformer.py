@@ -9,10 +9,12 @@ from torch import Tensor, nn
 
 from vitfast.errors import UserError
 from vitfast.inference.backend import Backend
-from vitfast.inference.ir import BlockSpec, FallbackSpec, TransformerSpec
+from vitfast.inference.ir import BlockSpec, FallbackSpec, MergeSpec, TransformerSpec
 from vitfast.inference.modules.attention import FirstTokensAttention
+from vitfast.inference.modules.block import PatchMerging
 from vitfast.inference.modules.embedding import InferenceEmbedding
 from vitfast.inference.modules.linear import describe_gemms
+from vitfast.inference.modules.position_bias import PositionBias
 from vitfast.inference.modules.readout import InferenceReadout
 from vitfast.inference.modules.rotary import RotaryEmbedding
 from vitfast.layers.rotary import RotaryTables
@@ -47,17 +49,22 @@ class LastBlock(nn.Module):
         gemms = describe_gemms(self.q, self.kv, self.proj, self.mlp.fc1, self.mlp.fc2)
         return f"{gemms}, first {self.tokens} token{'s' if self.tokens > 1 else ''} only"
 
-    def forward(self, x: Tensor, rotary: RotaryTables | None = None, *, all_tokens: bool = False) -> Tensor:
+    def forward(self, x: Tensor, positions: RotaryTables | None = None, *, all_tokens: bool = False) -> Tensor:
         """Transforms ``x`` ``[B, N, C]``; returns the first tokens ``[B, tokens, C]``, or all."""
         x = x.to(self.dtype).contiguous()  # a fallback block may return any dtype and strides
         first = x if all_tokens else x[:, : self.tokens]
-        attended = self.attention(self.q(first), self.kv(x), rotary)
+        attended = self.attention(self.q(first), self.kv(x), positions)
         first = self.proj(attended, first.contiguous())
         return self.mlp(first, first)
 
 
 class InferenceTransformer(nn.Module):
-    """An accelerated Vision Transformer."""
+    """An accelerated Vision Transformer.
+
+    Attributes:
+        merges: whether patches are merged between stages.
+        stages: indices of the hidden states after each stage; without stages after each block.
+    """
 
     late_prefix: Tensor | None  # [1, T, C]
 
@@ -67,19 +74,34 @@ class InferenceTransformer(nn.Module):
         tokens = 1 + max(readout.index for readout in spec.readouts)
         reads_tokens = all(readout.pooling == "token" and readout.state == -1 for readout in spec.readouts)
         self.blocks = nn.ModuleList()
-        for one in spec.blocks:
+        self.positions = nn.ModuleDict()  # by the index of the block; several may share one
+        grid = self.embedding.grid
+        rotary = [RotaryEmbedding(one, grid, backend.device) for one in spec.rotary]
+        biases: dict[tuple[Any, ...], PositionBias] = {}
+        for index, one in enumerate(spec.blocks):
+            if rotary:
+                self.positions[str(index)] = rotary[index % len(rotary)]
             if isinstance(one, FallbackSpec):
                 self.blocks.append(backend.fallback(one))
-            elif one is spec.blocks[-1] and reads_tokens and one.attention.gated is None:
+            elif isinstance(one, MergeSpec):
+                self.blocks.append(backend.merging(one))
+                grid = merged_grid(grid)
+            elif one is spec.blocks[-1] and reads_tokens and _has_plain_attention(one):
                 self.blocks.append(LastBlock(one, tokens, backend))
             else:
                 self.blocks.append(backend.block(one, self.embedding.num_patches))
-        grid = self.embedding.grid
-        self.rotary = nn.ModuleList(RotaryEmbedding(one, grid, backend.device) for one in spec.rotary)
+                bias, windows = one.attention.bias, one.attention.windows
+                if bias is not None or windows is not None:
+                    key = (bias, windows, grid)
+                    if key not in biases:
+                        biases[key] = PositionBias(bias, windows, one.attention.heads, grid, backend.device)
+                    self.positions[str(index)] = biases[key]
         self.norm = backend.norm_or_identity(spec.norm)
         self.readouts = nn.ModuleList(InferenceReadout(one, backend) for one in spec.readouts)
         self.reads_states = any(readout.state != -1 for readout in spec.readouts)
         self.takes_mean = spec.takes_mean
+        self.merges = any(isinstance(one, MergeSpec) for one in spec.blocks)
+        self.stages = spec.stages or tuple(range(1, 1 + len(spec.blocks)))
         self.late_index = spec.late_index
         late_prefix = [token.detach().to(backend.device, backend.dtype) for token in spec.late_prefix]
         self.register_buffer("late_prefix", torch.cat(late_prefix, dim=1) if late_prefix else None)
@@ -90,8 +112,11 @@ class InferenceTransformer(nn.Module):
             hidden_states = []
         tokens = self.forward_features(images, all_tokens=hidden_states is not None, hidden_states=hidden_states)
         inputs: Any = (*(hidden_states or ()), tokens)
-        grid = self.grid(images)
-        results = tuple(readout(inputs[readout.state], grid) for readout in self.readouts)
+        grids = self.grids(images)
+        states: list[Any] = [readout.state for readout in self.readouts]
+        results = tuple(
+            readout(inputs[state], grids[state]) for readout, state in zip(self.readouts, states, strict=True)
+        )
         return ((results[0] + results[1]) / 2,) if self.takes_mean else results
 
     def embed(self, images: Tensor) -> Tensor:
@@ -119,13 +144,11 @@ class InferenceTransformer(nn.Module):
                 appended.
         """
         tokens = self.embedding(images)
-        rotations = self.rotations(images)
         if hidden_states is not None:
             hidden_states.append(tokens)
-        for index, block in enumerate(self.blocks):
+        for index, (block, options) in enumerate(zip(self.blocks, self.block_options(images), strict=True)):
             if self.late_prefix is not None and index == self.late_index:
                 tokens = torch.cat([self.late_prefix.expand(tokens.shape[0], -1, -1), tokens], dim=1)
-            options: dict[str, Any] = {} if rotations[index] is None else {"rotary": rotations[index]}
             if all_tokens and isinstance(block, LastBlock):
                 options["all_tokens"] = True
             tokens = block(tokens, **options)
@@ -133,16 +156,40 @@ class InferenceTransformer(nn.Module):
                 hidden_states.append(tokens)
         return self.norm(tokens)
 
-    def rotations(self, images: Tensor) -> list[RotaryTables | None]:
-        """Returns the rotation of queries and keys in each block."""
-        if not self.rotary:
-            return [None] * len(self.blocks)
-        grid = self.grid(images)
-        tables = [embedding(grid) for embedding in self.rotary]
-        return tables if len(tables) == len(self.blocks) else tables * len(self.blocks)
+    def block_options(self, images: Tensor) -> list[dict[str, Any]]:
+        """Returns the arguments of each block that depend on the size of ``images``."""
+        computed: dict[nn.Module, Any] = {}  # blocks that share positions have grids of one size
+        options: list[dict[str, Any]] = []
+        for index, (block, grid) in enumerate(zip(self.blocks, self.grids(images), strict=False)):
+            options.append({"grid": grid} if isinstance(block, PatchMerging) else {})
+            if str(index) in self.positions:
+                module = self.positions[str(index)]
+                if module not in computed:
+                    computed[module] = module(grid)
+                options[-1]["positions"] = computed[module]
+        return options
+
+    def grids(self, images: Tensor) -> list[tuple[int, int]]:
+        """Returns the rows and columns of the patches in each hidden state."""
+        grids = [self.grid(images)]
+        for block in self.blocks:
+            grids.append(merged_grid(grids[-1]) if isinstance(block, PatchMerging) else grids[-1])
+        return grids
 
     def grid(self, images: Tensor) -> tuple[int, int]:
         """Returns the rows and columns of the patches of ``images``."""
         # the number of patches counts only for embeddings that take images of one size
         grid: tuple[int, int] = self.embedding.patches.grid(images, self.embedding.num_patches)
         return grid
+
+
+def merged_grid(grid: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns after ``PatchMerging``."""
+    return (grid[0] + 1) // 2, (grid[1] + 1) // 2
+
+
+def _has_plain_attention(block: BlockSpec) -> bool:
+    """Whether ``LastBlock`` can compute a block's attention."""
+    attention = block.attention
+    is_plain = attention.gated is None and attention.bias is None and attention.windows is None
+    return is_plain and not block.is_post_norm

@@ -1,0 +1,93 @@
+// Attention within windows of tokens, and cosine attention: a head's q, k and v are gathered to contiguous memory,
+// where attention reads them as one image with one head.
+
+#pragma once
+
+#include "csrc/packed/packed_linear.h"
+
+namespace vitfast::VITFAST_ISA {
+
+inline int64_t element_bytes(Type type) {
+  return type == Type::bfloat16 ? 2 : 4;
+}
+
+struct GatheredHead {
+  GatheredHead(Arena& arena, const PackedAttention& a)
+      : qkv(arena.take<char>(3 * a.tokens * a.head_dim * element_bytes(a.qkv_type))),
+        out(arena.take<char>(a.tokens * a.head_dim * element_bytes(a.out_type))) {}
+  char* qkv;  // [tokens, 3, D]
+  char* out;  // [tokens, D]
+};
+
+// Divides a row by its norm, as torch.nn.functional.normalize, and multiplies it by a factor.
+template <typename T>
+VITFAST_INLINE void normalize_row(T* x, int64_t size, float factor) {
+  Vector<float> squares{};
+  for_each_vector<float>(size, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
+    const Vector<float> v = load_up_to<float>(x + i, n);
+    squares += v * v;
+  });
+  const float norm = __builtin_sqrtf(sum_lanes(squares));
+  factor /= norm > 1e-12f ? norm : 1e-12f;
+  for_each_vector<float>(size, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
+    store_up_to<float>(x + i, load_up_to<float>(x + i, n) * factor, n);
+  });
+}
+
+// Index in the image of a token of a window; -1: padding.
+VITFAST_INLINE int64_t token_at(const PackedAttention& a, int64_t window, int64_t i) {
+  return a.windows.tokens == nullptr ? i : a.windows.tokens[window % a.windows.count * a.tokens + i];
+}
+
+template <typename T>
+void gather_head_of(const PackedAttention& a, int64_t window, int64_t head, T* out) {
+  const int64_t image = window / a.windows.count, size = a.head_dim, channels = a.heads * size;
+  const T* qkv = static_cast<const T*>(a.qkv) + image * a.image_tokens() * 3 * channels + head * size;
+  for (int64_t i = 0; i < a.tokens; ++i) {
+    const int64_t token = token_at(a, window, i);
+    for (int64_t part = 0; part < 3; ++part, out += size) {
+      if (token >= 0) {
+        std::memcpy(out, qkv + (token * 3 + part) * channels, size_t(size) * sizeof(T));
+      } else if (a.windows.padding != nullptr) {
+        const float* padding = a.windows.padding + part * channels + head * size;
+        for_each_vector<float>(size, [&](int64_t d, int64_t n) __attribute__((always_inline)) {
+          store_up_to<float>(out + d, load_up_to<float>(padding + d, n), n);
+        });
+      } else {
+        std::memset(out, 0, size_t(size) * sizeof(T));
+      }
+      if (a.cosine != nullptr && part < 2) normalize_row(out, size, part == 0 ? a.cosine[head] : 1.0f);
+    }
+  }
+}
+
+inline void gather_head(const PackedAttention& a, int64_t window, int64_t head, const GatheredHead& buffers) {
+  if (a.qkv_type == Type::float32) return gather_head_of(a, window, head, reinterpret_cast<float*>(buffers.qkv));
+  gather_head_of(a, window, head, reinterpret_cast<BFloat16*>(buffers.qkv));
+}
+
+// The attention of one gathered head; without buffers that of any head, for the size of its workspace.
+inline PackedAttention gathered(
+    PackedAttention a, int64_t window = 0, int64_t head = 0, const GatheredHead* buffers = nullptr) {
+  const int64_t pattern = a.windows.patterns == nullptr ? 0 : a.windows.patterns[window % a.windows.count];
+  if (a.bias != nullptr) a.bias += pattern * a.bias_pattern_stride + head * a.bias_head_stride;
+  a.qkv = buffers == nullptr ? nullptr : buffers->qkv;
+  a.out = buffers == nullptr ? nullptr : buffers->out;
+  a.heads = 1;
+  a.windows = {};
+  a.cosine = nullptr;
+  return a;
+}
+
+// Copies the results of some tokens of a window to their places in the image; those of padding are dropped.
+inline void scatter_head(
+    const PackedAttention& a, int64_t window, int64_t head, Range tokens, const GatheredHead& buffers) {
+  const int64_t image = window / a.windows.count, bytes = a.head_dim * element_bytes(a.out_type);
+  char* out = static_cast<char*>(a.out) + (image * a.image_tokens() * a.heads + head) * bytes;
+  for (int64_t i = tokens.begin; i < tokens.end; ++i) {
+    const int64_t token = token_at(a, window, i);
+    if (token >= 0) std::memcpy(out + token * a.heads * bytes, buffers.out + i * bytes, size_t(bytes));
+  }
+}
+
+}  // namespace vitfast::VITFAST_ISA

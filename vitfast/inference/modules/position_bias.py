@@ -1,0 +1,148 @@
+"""Relative position bias and windows of accelerated models."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vitfast.errors import UserError
+from vitfast.inference.ir import RelativeBiasSpec, WindowSpec
+
+_MASKED = -100.0  # added to the logits of tokens that the shift has brought into one window
+
+
+class BiasTables(NamedTuple):
+    """Which tokens attend among themselves, and the bias on their logits; names are arguments of the operators."""
+
+    bias: Tensor | None  # [patterns, H, n, n]
+    windows: Tensor | None  # [W, n]: index of each token in the image, -1 for padding; None: one window of all tokens
+    patterns: Tensor | None  # [W]: index of each window's bias; None: 0
+
+
+class PositionBias(nn.Module):
+    """Computes the tables for a grid of tokens; those of the model's image size once.
+
+    Args:
+        bias: the relative position bias, or None.
+        windows: the windows, or None for attention between all tokens.
+        heads: number of heads H.
+        grid: rows and columns of the tokens for an image of the model's size.
+        device: device of the tables.
+
+    Raises:
+        UserError: the windows do not fit the grid.
+    """
+
+    table: Tensor | None
+
+    def __init__(
+        self,
+        bias: RelativeBiasSpec | None,
+        windows: WindowSpec | None,
+        heads: int,
+        grid: tuple[int, int],
+        device: torch.device,
+    ) -> None:
+        super().__init__()
+        self.size = None if bias is None else bias.size
+        self.has_class_token = bias is not None and bias.has_class_token
+        self.windows = windows
+        self.heads = heads
+        self.grid = grid
+        self.register_buffer("table", None if bias is None else bias.table.detach().to(device, torch.float32))
+        for name, tensor in self._computed(grid, device)._asdict().items():
+            self.register_buffer(f"computed_{name}", tensor)
+
+    def forward(self, grid: tuple[int, int]) -> BiasTables:
+        """Returns the tables for images with ``grid`` rows and columns of tokens."""
+        if grid == self.grid:
+            return BiasTables(*(getattr(self, f"computed_{name}") for name in BiasTables._fields))
+        device = next(self.buffers()).device
+        return self._computed(grid, device)
+
+    def _computed(self, grid: tuple[int, int], device: torch.device) -> BiasTables:
+        size = grid if self.windows is None else self.windows.size
+        bias = None
+        if self.table is not None and self.size is not None:
+            bias = relative_bias(self.table, self.size, size, has_class_token=self.has_class_token)[None]
+        if self.windows is None:
+            return BiasTables(bias, None, None)
+        indices, regions = split_windows(self.windows, grid, device)
+        masks, patterns = torch.unique(regions[:, :, None] != regions[:, None], dim=0, return_inverse=True)
+        if not masks.any():
+            return BiasTables(bias, indices, None)
+        masked = masks[:, None] * _MASKED
+        bias = masked.expand(-1, self.heads, -1, -1).contiguous() if bias is None else bias + masked
+        return BiasTables(bias, indices, patterns)
+
+
+def relative_bias(table: Tensor, size: tuple[int, int], grid: tuple[int, int], *, has_class_token: bool) -> Tensor:
+    """Computes biases on logits from a table of relative positions.
+
+    Args:
+        table: as in ``RelativeBiasSpec``.
+        size: rows and columns that the table is made for.
+        grid: rows and columns of the tokens; the table is resized to them (bilinear, as transformers' BEiT).
+        has_class_token: whether a class token is before the patches.
+
+    Returns:
+        ``[H, n, n]`` of all n tokens.
+    """
+    offsets = table[: (2 * size[0] - 1) * (2 * size[1] - 1)]
+    if grid != size:
+        as_image = offsets.view(2 * size[0] - 1, 2 * size[1] - 1, -1).permute(2, 0, 1)[None]
+        sides = (2 * grid[0] - 1, 2 * grid[1] - 1)
+        offsets = F.interpolate(as_image, size=sides, mode="bilinear")[0].flatten(1).t()
+    y, x = torch.meshgrid(*(torch.arange(side, device=table.device) for side in grid), indexing="ij")
+    y, x = y.flatten(), x.flatten()
+    down, across = y[:, None] - y + grid[0] - 1, x[:, None] - x + grid[1] - 1
+    bias = offsets[down * (2 * grid[1] - 1) + across].permute(2, 0, 1)
+    if has_class_token:
+        to_patches, to_class, to_itself = table[-3:].view(3, -1, 1, 1)
+        tokens = bias.shape[1]
+        first = torch.cat([to_itself, to_patches.expand(-1, -1, tokens)], dim=2)
+        bias = torch.cat([first, torch.cat([to_class.expand(-1, tokens, -1), bias], dim=2)], dim=1)
+    return bias.contiguous()
+
+
+def split_windows(spec: WindowSpec, grid: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Splits a grid of tokens into windows.
+
+    Returns:
+        The index of each window's tokens, ``[W, n]``, -1 for padding, and the number of their region: tokens of
+        different regions were brought into one window by the shift.
+
+    Raises:
+        UserError: the windows are larger than the grid, and are not shifted there.
+    """
+    shift = spec.shift
+    if not spec.shifts_small_grids:
+        if min(grid) < min(spec.size):
+            raise UserError(f"windows of {spec.size} tokens do not fit a grid of {grid} tokens; use larger images")
+        shift = (0, 0) if min(grid) <= min(spec.size) else shift
+    indices = torch.arange(grid[0] * grid[1], device=device).view(grid)
+    padding = (0, -grid[1] % spec.size[1], 0, -grid[0] % spec.size[0])
+    if spec.pads_first:
+        indices = F.pad(indices, padding, value=-1)
+    indices = indices.roll((-shift[0], -shift[1]), dims=(0, 1))
+    if not spec.pads_first:
+        indices = F.pad(indices, padding, value=-1)
+    rows, columns = (
+        _regions(length, window, by, device) for length, window, by in zip(indices.shape, spec.size, shift, strict=True)
+    )
+    regions = rows[:, None] * 3 + columns
+    height, width = spec.size
+    shape = (indices.shape[0] // height, height, indices.shape[1] // width, width)
+    as_windows = (one.view(shape).transpose(1, 2).reshape(-1, math.prod(spec.size)) for one in (indices, regions))
+    found, numbers = as_windows
+    return found, numbers
+
+
+def _regions(length: int, window: int, shift: int, device: torch.device) -> Tensor:
+    """Numbers the regions along an axis of ``length`` tokens: whole windows, and the two parts of the last one."""
+    place = torch.arange(length, device=device)
+    return (place >= length - window).long() + (place >= length - shift) if shift else torch.zeros_like(place)
