@@ -62,7 +62,9 @@ def check_state(fast, source_state, precision) -> None:
     assert bool(changed) == (precision != "fp32"), changed
 
 
-@pytest.mark.parametrize("kind", ["vitfast: vit", "timm: vit", "timm: LayerScale, registers", "vitfast: convit"])
+@pytest.mark.parametrize(
+    "kind", ["vitfast: vit", "timm: vit", "timm: LayerScale, registers", "timm: Swin", "vitfast: convit"]
+)
 def test_forward_features_returns_all_tokens(kind):
     source = accelerable(kind)
     images = sample_images(source)
@@ -79,6 +81,12 @@ def test_forward_features_returns_all_tokens(kind):
         ("transformers: DINOv3ViTModel", (50, 64)),
         ("transformers: Dinov2ForImageClassification", (40, 52)),
         ("transformers: Dinov2WithRegistersForImageClassification", (64, 48)),
+        ("timm: Swin, any size", (28, 40)),
+        ("transformers: BeitModel", (48, 64)),
+        ("transformers: Data2VecVisionModel", (48, 64)),
+        ("transformers: SwinForImageClassification", (28, 40)),
+        ("transformers: SwinBackbone", (12, 20)),
+        ("transformers: Swinv2Model", (28, 40)),
     ],
 )
 @torch.no_grad()
@@ -95,6 +103,9 @@ def test_images_of_other_sizes_run_where_the_source_takes_them(kind, size):
     [
         ("transformers: DINOv3ViTModel", (8, 64), r"at least as large as a patch, \(16, 16\), got \[2, 3, 8, 64\]"),
         ("timm: DINOv3", (40, 32), r"sides that are multiples of \(16, 16\), got \[2, 3, 40, 32\]"),
+        ("transformers: SwinModel", (30, 32), r"sides that are multiples of \(4, 4\), got \[2, 3, 30, 32\]"),
+        ("transformers: SwinModel", (8, 32), r"windows of \(3, 3\) tokens do not fit a grid of \(2, 8\) tokens"),
+        ("timm: Swin V2", (48, 32), r"must have shape \[B, 3, 32, 32\], got \[2, 3, 48, 32\]; resize them"),
         ("timm: EVA-02", (48, 32), r"must have shape \[B, 3, 32, 32\], got \[2, 3, 48, 32\]; resize them"),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
@@ -17,7 +19,11 @@ BASES = (
     "CLIPVisionModel",
     "SiglipVisionModel",
     "SiglipForImageClassification",
+    "BeitModel",
+    "SwinModel",
+    "SwinForImageClassification",
 )
+ALL_STATES_ONLY = ("Data2VecVisionForImageClassification", "Swinv2Model")  # which take no indices of hidden states
 WITH_TEXT = ("CLIPModel", "SiglipModel")
 
 
@@ -45,8 +51,10 @@ def test_other_image_sizes_run_on_request(name):
     assert_equal_outputs(fast(images, interpolate_pos_encoding=True), model(images, interpolate_pos_encoding=True))
 
 
-@pytest.mark.parametrize("requested", [True, -1, [0, 2, 7]])
-@pytest.mark.parametrize("name", BASES)
+@pytest.mark.parametrize(
+    ("name", "requested"),
+    [*itertools.product(BASES, [True, -1, [0, 2, 7]]), *itertools.product(ALL_STATES_ONLY, [True])],
+)
 @torch.no_grad()
 def test_hidden_states_are_returned_on_request(name, requested):
     if requested is not True:
@@ -60,7 +68,17 @@ def test_hidden_states_are_returned_on_request(name, requested):
     assert fast(images).hidden_states is None
 
 
-@pytest.mark.parametrize("name", ["Dinov2Backbone", "Dinov2WithRegistersBackbone", "DINOv3ViTBackbone"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Dinov2Backbone",
+        "Dinov2WithRegistersBackbone",
+        "DINOv3ViTBackbone",
+        "BeitBackbone",
+        "SwinBackbone",
+        "Swinv2Backbone",
+    ],
+)
 @torch.no_grad()
 def test_backbones_return_feature_maps_of_any_image_size(name):
     model = accelerable(f"transformers: {name}")

@@ -76,6 +76,28 @@ TIMM: dict[str, tuple[str, dict[str, Any]]] = {
     "RoPE, axial": ("vit_small_patch16_rope_224", {}),
     "RoPE, mixed": ("vit_small_patch16_rope_mixed_ape_224", {}),
     "RoPE, QK-norm": ("vit_small_patch16_rope_224", {"qk_norm": True}),
+    "EVA-02, post-norm": ("eva02_enormous_patch14_clip_224", {}),
+    "BEiT": ("beit_base_patch16_224", {}),
+    "BEiT, shared bias": ("beit_base_patch16_224", {"use_rel_pos_bias": False, "use_shared_rel_pos_bias": True}),
+    "relative positions": ("vit_relpos_small_patch16_224", {}),
+    "relative positions, shared, class token": (
+        "vit_srelpos_small_patch16_224",
+        {"class_token": True, "global_pool": "token"},
+    ),
+    "relative positions, table, post-norm": ("vit_relpos_base_patch32_plus_rpn_256", {}),
+    "Swin": ("swin_tiny_patch4_window7_224", {}),
+    "Swin, any size": ("swin_tiny_patch4_window7_224", {"strict_img_size": False}),
+    "Swin V2": ("swinv2_tiny_window8_256", {}),
+}
+# grids of 8 and 4 tokens, which windows of 3 do not divide
+_SWIN = {
+    "img_size": 32,
+    "patch_size": 4,
+    "embed_dim": 16,
+    "depths": (2, 2),
+    "num_heads": (2, 4),
+    "window_size": 3,
+    "num_classes": 7,
 }
 
 _HUGGINGFACE = {
@@ -116,6 +138,37 @@ HUGGINGFACE = {
     "DINOv3ViTModel": ("DINOv3ViTConfig", {"intermediate_size": 48, "layerscale_value": 0.7, "num_register_tokens": 3}),
     "SiglipVisionModel": ("SiglipVisionConfig", {"intermediate_size": 48}),
     "SiglipForImageClassification": ("SiglipConfig", {"num_labels": 7}),
+    "BeitModel": ("BeitConfig", {"intermediate_size": 48, "use_relative_position_bias": True}),
+    "BeitForImageClassification": (
+        "BeitConfig",
+        {"intermediate_size": 48, "use_shared_relative_position_bias": True, "use_mean_pooling": False},
+    ),
+    "BeitBackbone": (
+        "BeitConfig",
+        {"intermediate_size": 48, "use_relative_position_bias": True, "out_indices": [0, 2]},
+    ),
+    "Data2VecVisionModel": (
+        "Data2VecVisionConfig",
+        {"intermediate_size": 48, "use_absolute_position_embeddings": True, "use_shared_relative_position_bias": True},
+    ),
+    "Data2VecVisionForImageClassification": (
+        "Data2VecVisionConfig",
+        {"intermediate_size": 48, "use_relative_position_bias": True},
+    ),
+    **{
+        f"{prefix}{suffix}": (f"{prefix}Config", {"out_indices": [1, 2]} if suffix == "Backbone" else {})
+        for prefix in ("Swin", "Swinv2")
+        for suffix in ("Model", "ForImageClassification", "Backbone")
+    },
+}
+_HUGGINGFACE_SWIN = {
+    "image_size": 32,
+    "patch_size": 4,
+    "embed_dim": 16,
+    "depths": [2, 2],
+    "num_heads": [2, 4],
+    "window_size": 3,
+    "num_labels": 7,
 }
 
 
@@ -126,7 +179,7 @@ def _own(name: str, fields: dict[str, Any]) -> nn.Module:
 def _timm(name: str, fields: dict[str, Any]) -> nn.Module:
     import timm
 
-    model: nn.Module = timm.create_model(name, **{**_TIMM, **fields})
+    model: nn.Module = timm.create_model(name, **{**(_SWIN if name.startswith("swin") else _TIMM), **fields})
     return model
 
 
@@ -149,7 +202,7 @@ def _torchvision(representation_size: int | None) -> nn.Module:
 def _huggingface(name: str, config: str, fields: dict[str, Any]) -> nn.Module:
     import transformers
 
-    options = {**_HUGGINGFACE, **fields}
+    options = {**(_HUGGINGFACE_SWIN if config.startswith("Swin") else _HUGGINGFACE), **fields}
     if config in ("CLIPConfig", "SiglipConfig"):
         options = {"vision_config": {**_HUGGINGFACE, "intermediate_size": 48}, "text_config": _TEXT, **fields}
     model: nn.Module = getattr(transformers, name.partition(",")[0])(getattr(transformers, config)(**options))

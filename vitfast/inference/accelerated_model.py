@@ -87,12 +87,16 @@ class AcceleratedModel(nn.Module):
         return self.body(*arguments, **options)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Computes the tokens after the final norm, ``[B, N, C]``, as ``forward_features`` of timm and vitfast.
+        """Computes the tokens after the final norm, as ``forward_features`` of timm and vitfast.
+
+        Returns:
+            ``[B, N, C]``; of a Swin Transformer ``[B, H, W, C]``.
 
         Raises:
             UserError: the model has no recognised Vision Transformer as a whole or as its image tower, or has exits.
         """
-        return self._tower().forward_features(images)
+        tower = self._tower()
+        return _as_source(tower.model, images, tower.forward_features(images))
 
     def embed(self, images: Tensor, *, normalize: bool = False) -> Tensor:
         """Computes embeddings of images: the pooled features that enter the classifier, or CLIP's projection.
@@ -124,37 +128,41 @@ class AcceleratedModel(nn.Module):
     ) -> Any:
         """Computes the patch tokens after some blocks, as ``forward_intermediates`` of timm.
 
+        Of a Swin Transformer, stages take the place of blocks.
+
         Args:
             images: as in ``forward``.
             indices: of blocks; a number n: the last n blocks; None: all blocks.
             return_prefix_tokens: whether to return pairs of patch tokens and the tokens before them.
-            norm: whether to apply the final norm to each.
+            norm: whether to apply the final norm to each; to the last stage only, where stages differ in size.
             output_fmt: ``"NCHW"`` for ``[B, C, H, W]``, ``"NLC"`` for ``[B, N, C]``.
-            intermediates_only: whether to leave out the tokens after the final norm, ``[B, T + N, C]``.
+            intermediates_only: whether to leave out the result of ``forward_features``.
 
         Returns:
-            The tokens after the final norm, and a list of the intermediate ones; with ``intermediates_only`` the list.
+            The result of ``forward_features``, and a list of the intermediate tokens; or only that list.
 
         Raises:
             UserError: an index is out of range, ``output_fmt`` is unknown, or as in ``forward_features``.
         """
         tower = self._tower()
         model = tower.model
-        chosen = _block_indices(indices, len(model.blocks))
+        chosen = [model.stages[index] for index in _block_indices(indices, len(model.stages))]
         if output_fmt not in ("NCHW", "NLC"):
             raise UserError(f"output_fmt={output_fmt!r} is not known; allowed: NCHW, NLC")
         states: list[Tensor] = []
         tokens = tower.forward_features(images, states)
-        grid = model.grid(images)
-        num_patches = grid[0] * grid[1]
+        grids = model.grids(images)
         results: list[Any] = []
         for index in chosen:
-            state = (model.norm(states[1 + index]) if norm else states[1 + index]).to(torch.float32)
+            grid = grids[index]
+            num_patches = grid[0] * grid[1]
+            is_normed = norm and (not model.merges or index == model.stages[-1])
+            state = (model.norm(states[index]) if is_normed else states[index]).to(torch.float32)
             prefix, patches = state[:, :-num_patches], state[:, -num_patches:]
             if output_fmt == "NCHW":
                 patches = patches.transpose(1, 2).unflatten(2, grid).contiguous()
             results.append((patches, prefix) if return_prefix_tokens and prefix.shape[1] else patches)
-        return results if intermediates_only else (tokens, results)
+        return results if intermediates_only else (_as_source(model, images, tokens), results)
 
     def get_intermediate_layers(
         self,
@@ -290,6 +298,11 @@ class AcceleratedCascade(AcceleratedModel):
         passes_features = cascade.feature_reuse and state.next_exit < self.num_exits - 1
         features = reused.pop(0) if passes_features else None
         return logits, ExitState(state.images, state.next_exit + 1, features, tuple(reused))
+
+
+def _as_source(model: InferenceTransformer, images: Tensor, tokens: Tensor) -> Tensor:
+    """Gives the tokens after the final norm the shape that the source's ``forward_features`` returns."""
+    return tokens.unflatten(1, model.grids(images)[-1]) if model.merges else tokens
 
 
 def _block_indices(indices: int | Sequence[int] | None, num_blocks: int) -> list[int]:

@@ -46,7 +46,9 @@ class ImageTower(nn.Module):
         images = self.checked(self.adapter.images_of(arguments, options))
         hidden_states: list[Tensor] | None = [] if self.adapter.hidden_states_of(options) else None
         with self.autocast_off():
-            return self.adapter.result_of(self._results(images, hidden_states), options, hidden_states)
+            results = self._results(images, hidden_states)
+            grids = [] if hidden_states is None else self.model.grids(images)
+            return self.adapter.result_of(results, options, hidden_states, grids)
 
     def forward_features(self, images: Tensor, hidden_states: list[Tensor] | None = None) -> Tensor:
         """As ``InferenceTransformer.forward_features``, with checks and in float32."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -38,9 +39,20 @@ class ImageAdapter:
         return None
 
     def result_of(
-        self, outputs: tuple[Tensor, ...], options: dict[str, Any], hidden_states: list[Tensor] | None = None
+        self,
+        outputs: tuple[Tensor, ...],
+        options: dict[str, Any],
+        hidden_states: list[Tensor] | None = None,
+        grids: Sequence[tuple[int, int]] = (),
     ) -> Any:
-        """Returns the outputs in the form in which the source returns them."""
+        """Returns the outputs in the form in which the source returns them.
+
+        Args:
+            outputs: the results of the readouts.
+            options: of the call.
+            hidden_states: all hidden states, if they were requested.
+            grids: rows and columns of the patches in each of them.
+        """
         return outputs if len(outputs) > 1 else outputs[0]
 
 
@@ -58,6 +70,8 @@ class HuggingFaceAdapter(ImageAdapter):
         self.output_class = getattr(importlib.import_module(output.module), output.name)
         self.fields = output.fields
         self.tuples = output.tuples
+        self.states = output.states
+        self.grids = output.grids
         self.config = config
         self.fixed_size = None if output.resizes_always else image_size
 
@@ -84,13 +98,21 @@ class HuggingFaceAdapter(ImageAdapter):
         return getattr(self.config, _HIDDEN, False) if requested is None else requested
 
     def result_of(
-        self, outputs: tuple[Tensor, ...], options: dict[str, Any], hidden_states: list[Tensor] | None = None
+        self,
+        outputs: tuple[Tensor, ...],
+        options: dict[str, Any],
+        hidden_states: list[Tensor] | None = None,
+        grids: Sequence[tuple[int, int]] = (),
     ) -> Any:
         named: dict[str, Any] = {name: () for name in self.tuples}
         for name, tensor in zip(self.fields, outputs, strict=True):
             named[name] = (*named[name], tensor) if name in self.tuples else tensor
         if hidden_states is not None:
-            named["hidden_states"] = _selected(hidden_states, self.hidden_states_of(options))
+            indices = self.states or range(len(hidden_states))
+            requested = self.hidden_states_of(options)
+            named["hidden_states"] = _selected([hidden_states[index] for index in indices], requested)
+            as_grids = [hidden_states[index].transpose(1, 2).unflatten(2, grids[index]) for index in self.states]
+            named |= dict.fromkeys(self.grids, tuple(as_grids))
         if "cls_logits" in named:
             named = {"logits": (named["cls_logits"] + named["distillation_logits"]) / 2, **named}
         output = self.output_class(**named)

@@ -6,6 +6,7 @@ import functools
 import sys
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
@@ -49,10 +50,6 @@ _FOREIGN_DROPOUTS = (
     ("timm.layers.drop", "DropPath"),
     ("timm.layers.patch_dropout", "PatchDropout"),
     ("open_clip.transformer", "PatchDropout"),
-    ("transformers.models.dinov2.modeling_dinov2", "Dinov2DropPath"),
-    ("transformers.models.dinov3_vit.modeling_dinov3_vit", "Dinov3ViTDropPath"),
-    ("transformers.models.dinov3_vit.modeling_dinov3_vit", "DINOv3ViTDropPath"),
-    ("transformers.models.dinov2_with_registers.modeling_dinov2_with_registers", "Dinov2WithRegistersDropPath"),
 )
 
 
@@ -99,8 +96,12 @@ def passes_in_evaluation(*parts: Part) -> None:
         NotRecognised: one is something else.
     """
     for part in parts:
-        if not part.is_identity:
+        cls = type(part.module)
+        is_drop_path = cls.__module__.startswith("transformers.models.") and cls.__name__.endswith("DropPath")
+        if not part.is_identity and not is_drop_path:
             part.expect(nn.Dropout, DropPath, *_imported(*_FOREIGN_DROPOUTS))
+        elif is_drop_path:
+            part.expect(cls)
 
 
 def activation(part: Part) -> Activation:
@@ -152,6 +153,15 @@ def mlp(fc1: Part, act: Part, fc2: Part) -> MlpSpec:
     return MlpSpec(linear(fc1), activation(act), linear(fc2))
 
 
+@torch.no_grad()
+def position_mlp(coordinates: Tensor, fc1: Part, act: Part, fc2: Part) -> Tensor:
+    """Computes the table ``[T, H]`` of relative position biases from coordinates ``[..., 2]`` (Swin V2)."""
+    act.expect(nn.ReLU)
+    first, second = (one.expect(nn.Linear, tensors=_WEIGHT_AND_BIAS) for one in (fc1, fc2))
+    hidden = F.relu(F.linear(coordinates, first.weight, first.bias))
+    return F.linear(hidden, second.weight, second.bias).flatten(0, -2)
+
+
 def patches_of_convolution(part: Part, image_size: tuple[int, int]) -> PatchesSpec:
     """Lowers a convolution that splits an image into patches.
 
@@ -173,6 +183,15 @@ def patches_of_convolution(part: Part, image_size: tuple[int, int]) -> PatchesSp
 def pair(value: int | tuple[int, int] | list[int]) -> tuple[int, int]:
     """``16`` -> ``(16, 16)``."""
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
+
+
+def old_mlp(layer: Part, intermediate: type[nn.Module], output: type[nn.Module]) -> MlpSpec:
+    """Lowers the MLP of a layer of transformers 4, whose parts ``intermediate`` and ``output`` belong to the layer."""
+    first, second = layer["intermediate"], layer["output"]
+    first.expect(intermediate, children=("dense", "intermediate_act_fn"))
+    second.expect(output, children=("dense", "dropout"))
+    passes_in_evaluation(second["dropout"])
+    return mlp(first["dense"], first["intermediate_act_fn"], second["dense"])
 
 
 def head_layers(*parts: Part) -> tuple[tuple[LinearSpec, Activation], ...]:
@@ -199,8 +218,8 @@ def blocks(part: Part, lower_block: Callable[[Part], BlockSpec]) -> tuple[BlockS
     return tuple(_block_or_fallback(part[name], lower_block) for name in module._modules)
 
 
-def rotary_blocks(part: Part, lower_block: Callable[[Part], BlockSpec]) -> tuple[BlockSpec, ...]:
-    """Lowers a list of blocks that are called with rotary embeddings, which none of them can run without the others.
+def all_blocks(part: Part, lower_block: Callable[[Part], BlockSpec]) -> tuple[BlockSpec, ...]:
+    """Lowers a list of blocks that are called with more than tokens, such as rotary embeddings.
 
     Raises:
         NotRecognised: one of them is not recognised.
@@ -208,7 +227,7 @@ def rotary_blocks(part: Part, lower_block: Callable[[Part], BlockSpec]) -> tuple
     found = []
     for block in blocks(part, lower_block):
         if isinstance(block, FallbackSpec):
-            raise NotRecognised(block.name, f"{block.why}; blocks with rotary embeddings are accelerated all or none")
+            raise NotRecognised(block.name, f"{block.why}; blocks of this class are accelerated all or none")
         found.append(block)
     return tuple(found)
 

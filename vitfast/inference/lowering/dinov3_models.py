@@ -46,7 +46,7 @@ def lower_model(part: Part) -> TransformerSpec:
     if layers.module is None:
         part["model"].expect(_class("Encoder"), children=("layer",))
         layers = part["model"]["layer"]
-    blocks = common.rotary_blocks(layers, _block)
+    blocks = common.all_blocks(layers, _block)
     rope = part["rope_embeddings"].expect(_class("RopePositionEmbedding"), tensors=("inv_freq",))
     frequencies = axial_frequencies(2 * math.pi * rope.inv_freq)
     norm = common.norm(part["norm"])

@@ -7,19 +7,18 @@ import math
 import timm.layers
 import torch
 from timm.layers.pos_embed_sincos import RotaryEmbeddingCat, RotaryEmbeddingDinoV3, RotaryEmbeddingMixed
-from timm.models.eva import Eva, EvaAttention, EvaBlock
+from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm
 
 from vitfast.inference.ir import (
     AttentionSpec,
     BlockSpec,
     EmbeddingSpec,
-    LinearSpec,
     RotarySpec,
     TransformerSpec,
 )
 from vitfast.inference.lowering import common_layers as common
 from vitfast.inference.lowering import timm_models
-from vitfast.inference.lowering.module_checks import NotRecognised, Part, precision_of
+from vitfast.inference.lowering.module_checks import NotRecognised, Part
 from vitfast.layers.rotary import axial_frequencies, patch_coordinates, rotary_tables
 
 _MODEL = "patch_embed pos_drop patch_drop rope norm_pre blocks norm attn_pool fc_norm head_drop head".split()
@@ -27,11 +26,10 @@ _BLOCK = "norm1 attn drop_path1 norm2 mlp drop_path2".split()
 _SEPARATE = ("q_proj", "k_proj", "v_proj")
 _ATTENTION = ("qkv", *_SEPARATE, *"q_norm k_norm attn_drop norm gate proj proj_drop".split())
 _PREFIX = ("cls_token", "reg_token")
-_BIASES = ("q_bias", "k_bias", "v_bias")
 
 
 def lower_model(part: Part) -> TransformerSpec:
-    """Lowers timm's ``Eva`` with pre-norm blocks.
+    """Lowers timm's ``Eva``.
 
     Raises:
         NotRecognised: it is something else, or any part of it was changed.
@@ -39,7 +37,7 @@ def lower_model(part: Part) -> TransformerSpec:
     model = part.expect(Eva, children=_MODEL, tensors=(*_PREFIX, "pos_embed"))
     common.passes_in_evaluation(part["pos_drop"], part["patch_drop"], part["head_drop"])
     tokens = (getattr(model, name) for name in _PREFIX)
-    lower_blocks = common.blocks if model.rope is None else common.rotary_blocks
+    lower_blocks = common.blocks if model.rope is None else common.all_blocks
     return TransformerSpec(
         EmbeddingSpec(
             timm_models.patches(part["patch_embed"], model.dynamic_img_size),
@@ -61,7 +59,7 @@ def lower_block(part: Part) -> BlockSpec:
 
 
 def _block(part: Part) -> BlockSpec:
-    module = part.expect(EvaBlock, children=_BLOCK, tensors=("gamma_1", "gamma_2"))
+    module = part.expect(EvaBlock, EvaBlockPostNorm, children=_BLOCK, tensors=("gamma_1", "gamma_2"))
     common.passes_in_evaluation(part["drop_path1"], part["drop_path2"])
     return BlockSpec(
         part.name,
@@ -69,25 +67,21 @@ def _block(part: Part) -> BlockSpec:
         _attention(part["attn"]),
         common.norm(part["norm2"]),
         timm_models.mlp(part["mlp"]),
-        module.gamma_1,
-        module.gamma_2,
+        getattr(module, "gamma_1", None),
+        getattr(module, "gamma_2", None),
+        is_post_norm=isinstance(module, EvaBlockPostNorm),
     )
 
 
 def _attention(part: Part) -> AttentionSpec:
-    module = part.expect(EvaAttention, timm.layers.AttentionRope, children=_ATTENTION, tensors=_BIASES)
+    module = part.expect(EvaAttention, timm.layers.AttentionRope, children=_ATTENTION, tensors=timm_models.QKV_BIASES)
     common.passes_in_evaluation(part["attn_drop"], part["proj_drop"])
     if part["gate"].module is not None:
         raise NotRecognised(part["gate"].name, "multiplies the attention's result")
     if module.qkv is None:
         qkv = common.linear(*(part[name] for name in _SEPARATE))
     else:
-        qkv = common.linear(part["qkv"])
-        biases = tuple(getattr(module, name, None) for name in _BIASES)
-        if biases[0] is not None:
-            if precision_of(part["qkv"]) is not None:
-                raise NotRecognised(part["qkv"].name, "is quantized, but only its weight is read")
-            qkv = LinearSpec(qkv.weights, biases)
+        qkv = timm_models.qkv_with_separate_biases(part)
     if getattr(module, "num_kv_heads", module.num_heads) != module.num_heads:
         raise NotRecognised(part.name, "has fewer heads of keys and values than of queries")
     return AttentionSpec(

@@ -123,7 +123,7 @@ def lower_block(part: Part) -> BlockSpec:
         common.norm(part[norm1]),
         _attention(part["attention"], family),
         common.norm(part[norm2]),
-        _mlp(part["mlp"], family) if part["intermediate"].module is None else _old_mlp(part, family),
+        _mlp(part, family),
         _layer_scale(part["layer_scale1"], family),
         _layer_scale(part["layer_scale2"], family),
     )
@@ -205,7 +205,10 @@ def _embedding(part: Part, family: Family) -> EmbeddingSpec:
     )
 
 
-def _mlp(part: Part, family: Family) -> MlpSpec:
+def _mlp(layer: Part, family: Family) -> MlpSpec:
+    if layer["intermediate"].module is not None:
+        return common.old_mlp(layer, family.class_of("Intermediate"), family.class_of("Output"))
+    part = layer["mlp"]
     if type(part.module).__name__ == f"{family.prefix}SwiGLUFFN":
         return gated_mlp(part, family.class_of("SwiGLUFFN"))
     part.expect(family.class_of("MLP"), children=("activation_fn", "activation", "fc1", "fc2"))
@@ -220,15 +223,6 @@ def gated_mlp(part: Part, *classes: type[nn.Module]) -> MlpSpec:
         return MlpSpec(common.linear(part["weights_in"]), "silu", common.linear(part["weights_out"]), gate="first")
     fc1, fc2 = common.linear(part["gate_proj"], part["up_proj"]), common.linear(part["down_proj"])
     return MlpSpec(fc1, common.activation(part["act_fn"]), fc2, gate="first")
-
-
-def _old_mlp(layer: Part, family: Family) -> MlpSpec:
-    """Lowers the MLP of a layer of transformers 4, whose parts belong to the layer."""
-    first, second = layer["intermediate"], layer["output"]
-    first.expect(family.class_of("Intermediate"), children=("dense", "intermediate_act_fn"))
-    second.expect(family.class_of("Output"), children=("dense", "dropout"))
-    common.passes_in_evaluation(second["dropout"])
-    return common.mlp(first["dense"], first["intermediate_act_fn"], second["dense"])
 
 
 def _layer_scale(part: Part, family: Family) -> Tensor | None:

@@ -18,12 +18,20 @@ from vitfast.layers import ReuseBlock
 _LIBRARIES = {
     "vitfast": ("vitfast_models", "vitfast.models"),
     "timm.models.eva": ("eva_models", "timm.models.eva"),
+    "timm.models.beit": ("timm_relative_models", "timm.models.beit"),
+    "timm.models.vision_transformer_relpos": ("timm_relative_models", "timm.models.vision_transformer_relpos"),
+    "timm.models.swin_transformer": ("timm_swin_models", "timm.models.swin_transformer"),
+    "timm.models.swin_transformer_v2": ("timm_swin_models", "timm.models.swin_transformer_v2"),
     "timm": ("timm_models", "timm.models.vision_transformer"),
     "open_clip": ("open_clip_models", "open_clip"),
     "torchvision": ("torchvision_models", "torchvision.models.vision_transformer"),
     "transformers.models.clip": ("clip_models", "transformers"),
     "transformers.models.siglip": ("clip_models", "transformers"),
     "transformers.models.dinov3_vit": ("dinov3_models", "transformers"),
+    "transformers.models.beit": ("beit_models", "transformers"),
+    "transformers.models.data2vec": ("beit_models", "transformers"),
+    "transformers.models.swin": ("swin_models", "transformers"),
+    "transformers.models.swinv2": ("swin_models", "transformers"),
     "transformers": ("huggingface_models", "transformers"),
 }
 

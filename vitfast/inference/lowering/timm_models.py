@@ -14,6 +14,7 @@ from vitfast.inference.ir import (
     AttentionSpec,
     BlockSpec,
     EmbeddingSpec,
+    LinearSpec,
     MapPoolSpec,
     MlpSpec,
     PatchesSpec,
@@ -30,6 +31,7 @@ _ATTENTION = "qkv q_norm k_norm attn_drop norm proj proj_drop".split()
 _MLP = "fc1 fc1_g fc1_x act drop1 norm fc2 drop2".split()
 _POOL = "q kv q_norm k_norm proj proj_drop norm mlp".split()
 _PREFIX = ("cls_token", "dist_token", "reg_token")
+QKV_BIASES = ("q_bias", "k_bias", "v_bias")
 _POOLING: dict[str, Pooling] = {"token": "token", "avg": "mean", "": "all", "map": "map"}
 
 
@@ -79,15 +81,36 @@ def lower_block(part: Part) -> BlockSpec:
     )
 
 
-def patches(part: Part, is_dynamic: bool) -> PatchesSpec:
-    """Lowers timm's ``PatchEmbed``; ``is_dynamic``: whether the model takes several image sizes."""
+def patches(part: Part, is_dynamic: bool, *, returns_grid: bool | None = None) -> PatchesSpec:
+    """Lowers timm's ``PatchEmbed``.
+
+    Args:
+        part: the module.
+        is_dynamic: whether the model takes several image sizes.
+        returns_grid: whether it returns rows and columns of tokens rather than one row; None: as ``is_dynamic``.
+
+    Raises:
+        NotRecognised: it is something else, or it pads images.
+    """
+    returns_grid = is_dynamic if returns_grid is None else returns_grid
     module = part.expect(timm.layers.PatchEmbed, children=("proj", "norm"))
     if module.img_size is None or module.dynamic_img_pad or module.strict_img_size == is_dynamic:
         raise NotRecognised(part.name, "pads images, or takes any size with fixed positions")
-    if module.flatten == is_dynamic or (is_dynamic and module.output_fmt != "NHWC"):
-        raise NotRecognised(part.name, "does not return a row of tokens")
+    if module.flatten == returns_grid or (returns_grid and module.output_fmt != "NHWC"):
+        raise NotRecognised(part.name, "does not return the tokens as the model expects them")
     found = common.patches_of_convolution(part["proj"], common.pair(module.img_size))
     return replace(found, norm=common.optional_norm(part["norm"]))
+
+
+def qkv_with_separate_biases(part: Part) -> LinearSpec:
+    """Lowers the layer ``qkv`` of an attention module, which may hold its biases in ``QKV_BIASES``."""
+    qkv = common.linear(part["qkv"])
+    biases = tuple(getattr(part.module, name, None) for name in QKV_BIASES)
+    if biases[0] is None:
+        return qkv
+    if qkv.precision is not None:
+        raise NotRecognised(part["qkv"].name, "is quantized, but only its weight is read")
+    return LinearSpec(qkv.weights, biases)
 
 
 def _attention(part: Part) -> AttentionSpec:
@@ -124,7 +147,7 @@ def readout(part: Part, *, pools_prefix: bool) -> ReadoutSpec:
     pooling = _POOLING.get(model.global_pool)
     if pooling is None:
         raise NotRecognised("", f"pools by {model.global_pool!r}")
-    map_pool = None if model.attn_pool is None else _map_pool(part["attn_pool"])
+    map_pool = None if part["attn_pool"].module is None else _map_pool(part["attn_pool"])
     if (map_pool is not None) != (pooling == "map"):
         raise NotRecognised("", f"pools by {model.global_pool!r}, but has an attn_pool")
     index = 0 if pools_prefix or pooling not in ("mean", "map") else model.num_prefix_tokens
