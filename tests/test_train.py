@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from support.run_content import content, differences
 from support.tiny_run import TINY_RUN
 from vitfast.train import main
 
@@ -78,6 +79,30 @@ def test_the_commands_at_the_end_run(tmp_path, capsys, monkeypatch):
     assert main(commands[2][3:]) == 0
     assert main(commands[3][3:]) == 0
     assert run_dir.with_name(f"{run_dir.name}-seed1").is_dir()
+
+
+def test_a_model_of_timm_in_every_command(tmp_path, capsys):
+    """Train, resume, fine-tune at another size, evaluate, predict, quantize."""
+    from vitfast.evaluate import main as evaluate
+    from vitfast.predict import main as predict
+    from vitfast.quantize import main as quantize
+
+    small = ["model.name=timm/test_vit", "data.img_size=32", "data.batch_size=256", "schedule.warmup_epochs=0"]
+    small += [f"data.augment.affine_{name}=0" for name in ("degrees", "translate", "scale")]
+    run_dir = tmp_path / "run"
+    assert main([*small, "model.drop_path=0.1", "schedule.epochs=2", "schedule.min_lr=0", f"run_dir={run_dir}"]) == 0
+    whole = content(run_dir)
+    assert main([f"train.resume={run_dir / 'checkpoint_000006'}"]) == 0
+    assert differences(whole, content(run_dir)) == []
+
+    capsys.readouterr()
+    assert evaluate([f"checkpoint={run_dir}", "output=json"]) == 0
+    assert json.loads(capsys.readouterr().out)["top1"] == whole["metrics"][-1]["top1"]
+    assert predict([f"checkpoint={run_dir}", f"images={run_dir / 'samples'}"]) == 0
+    assert quantize([f"checkpoint={run_dir}", "format=FP16_32", f"output={tmp_path / 'fp16'}"]) == 0
+    assert evaluate([f"checkpoint={tmp_path / 'fp16'}"]) == 0
+    tuned = [*small, f"model.checkpoint={run_dir}", "schedule.steps=1", "data.img_size=48", "quantize.format=INT8"]
+    assert main([*tuned, f"run_dir={tmp_path / 'tuned'}"]) == 0
 
 
 @pytest.mark.slow

@@ -28,8 +28,9 @@ def create_model(
     """Creates a model, randomly initialized or from a checkpoint.
 
     Args:
-        name: a name of ``list_models()``, optionally with timm's tag (``vit_base_patch16_224.augreg_in1k``), or one of
-            Google's (``ViT-B_16``). None takes the name recorded in a checkpoint of vitfast.
+        name: a name of ``list_models()``, optionally with timm's tag (``vit_base_patch16_224.augreg_in1k``), one of
+            Google's (``ViT-B_16``), or ``timm/NAME`` or ``torchvision/NAME``. None takes the name recorded in a
+            checkpoint of vitfast.
         num_classes: outputs of the head; None means the checkpoint's, else 1000; 0 means no head. If it differs from
             the checkpoint's, the head stays randomly initialized.
         img_size: height and width of the images in pixels; None means the checkpoint's, else the architecture's. If it
@@ -49,7 +50,8 @@ def create_model(
         The model, in training mode, on the CPU or the device set by ``with torch.device(…)``.
 
     Raises:
-        UserError: (a ValueError) a name or field is unknown or not allowed, or the checkpoint does not fit.
+        UserError: (a ValueError) a name or field is unknown or not allowed, the checkpoint does not fit, or timm is not
+            installed.
     """
     given = {"num_classes": num_classes, "img_size": img_size}
     fields |= {field: value for field, value in given.items() if value is not None}

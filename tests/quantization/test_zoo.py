@@ -84,7 +84,7 @@ def test_torchvisions_models(name: str) -> None:
         with vitfast.disable_fake_quantize(quantized):
             assert torch.equal(quantized(images), expected)
     if name == "resnet18":  # the additions in its code have no counterpart
-        with pytest.warns(UserWarning, match="TorchvisionModel"):
+        with pytest.warns(UserWarning, match="ResNet"):
             quantize_(model, FP16_16Config())
 
 

@@ -75,6 +75,18 @@ def test_other_tags_revisions_and_sizes(hub):
     assert vitfast.preprocessing(model)(photo).shape == (3, 64, 64)
 
 
+def test_models_of_timm(hub):
+    source, _ = fill(hub)
+    model = vitfast.create_model(f"timm/{NAME}", pretrained=True).eval()
+    images = torch.randn(1, 3, 224, 224)
+    assert torch.equal(model(images), source(images))
+    assert model.pretrained_cfg["mean"] == CFG["mean"]
+    with pytest.raises(vitfast.UserError, match=r"timm/vit_tiny_patch16_224\.none: Invalid pretrained tag"):
+        vitfast.create_model(f"timm/{NAME}.none", pretrained=True)
+    with pytest.raises(vitfast.UserError, match=r"has no pretrained weights for 'timm/vit_base_patch16_gap_224'; use"):
+        vitfast.create_model("timm/vit_base_patch16_gap_224", pretrained=True)
+
+
 def test_what_is_missing_is_named(hub):
     with pytest.raises(
         vitfast.UserError, match=rf"timm/{NAME}.{TAG} is not in the cache, and the .* hub cannot be reached"

@@ -163,7 +163,7 @@ def test_no_tensors(tmp_path: Path) -> None:
     assert "holds no weights but the entries epoch, best; save the model's state_dict()" in refusal(tmp_path / "a.pth")
 
 
-@pytest.mark.parametrize("name", [NAME, "convit_tiny", "dvt_deit_small", "torchvision/squeezenet1_1"])
+@pytest.mark.parametrize("name", [NAME, "convit_tiny", "dvt_deit_small", "torchvision/squeezenet1_1", "timm/test_vit"])
 def test_malicious_pickle(tmp_path: Path, name: str) -> None:
     target = tmp_path / "attacked"
     torch.save({"model_state_dict": {"weight": torch.ones(1)}, "flops": _Attack(target)}, tmp_path / "evil.pth.tar")
@@ -186,6 +186,8 @@ def record(name: str = "vit_nano_patch2_8", fields: dict[str, Any] | None = None
         record("torchvision/vit_b_16", {"img_size": 1 << 40}),
         record("torchvision/squeezenet1_1", {"num_classes": 1 << 62}),
         record("torchvision/resnet18", {"num_classes": 100_000_000}),
+        record("timm/test_vit", {"img_size": 1 << 40}),
+        record("timm/test_resnet", {"num_classes": 1 << 62}),
         record("dvt_deit_small", {"img_size": 1 << 20, "patch_sizes": [1, 1, 1]}),
         record("t2t_vit_7", {"img_size": 1 << 20}),
         record("convit_tiny", {"locality_dim": 1 << 40}),

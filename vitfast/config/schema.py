@@ -20,7 +20,9 @@ DATASETS = ("digits", "cifar10", "cifar100", "image_folder", "file_list")
 class ModelConfig:
     """The model to train."""
 
-    name: str = option("vit_nano_patch2_8", "name of the model, see vitfast.list_models()")
+    name: str = option(
+        "vit_nano_patch2_8", "name of the model, see vitfast.list_models(); or timm/NAME, torchvision/NAME"
+    )
     img_size: int | None = option(None, "input size in pixels; null: that of the data", minimum=1)
     checkpoint: str | None = option(
         None, "initial weights: a run's folder, one of its checkpoints or a weights file; null: random"

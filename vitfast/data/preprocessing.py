@@ -19,8 +19,8 @@ def preprocessing(model: nn.Module) -> v2.Compose:
     """Builds the transform from a PIL image to the model's input: resize, centre crop, normalize.
 
     Args:
-        model: a model of timm, one of vitfast created with ``pretrained=True``, one of transformers that was loaded by
-            ``from_pretrained``, or an accelerated one of these.
+        model: a model of timm (also ``timm/NAME``), one of vitfast created with ``pretrained=True``, one of
+            transformers that was loaded by ``from_pretrained``, or an accelerated one of these.
 
     Returns:
         A transform of ``torchvision.transforms.v2``; its result is ``[C, H, W]``, float32.

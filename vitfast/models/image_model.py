@@ -31,7 +31,8 @@ class ImageModel(nn.Module):
         num_exits: how many logits ``forward`` returns, in training and in evaluation; 1 for one tensor.
         saved_exits: the exit thresholds of the last loaded checkpoint, None if it had none.
         load_report: what ``create_model`` loaded from its checkpoint, None for a newly initialized model.
-        pretrained_cfg: how timm preprocesses images for weights from the Hugging Face hub, None for other weights.
+        pretrained_cfg: how timm preprocesses images for its networks and for weights from the Hugging Face hub, else
+            None.
     """
 
     head_prefixes: ClassVar[tuple[str, ...]] = ("head.",)

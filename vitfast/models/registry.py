@@ -18,11 +18,17 @@ from vitfast.models.convit import CONVIT_ALIASES, CONVIT_ARCHITECTURES, ConViT, 
 from vitfast.models.deit import DistilledVisionTransformer
 from vitfast.models.dvt import DVT
 from vitfast.models.dvt_fields import DVT_ALIASES, DVT_ARCHITECTURES, DVTFields
+from vitfast.models.foreign_model import (
+    ForeignModel,
+    TimmFields,
+    TorchvisionFields,
+    default_fields,
+    foreign_names,
+)
 from vitfast.models.hybrid import HYBRID_ALIASES, HYBRID_ARCHITECTURES, HybridFields, HybridViT
 from vitfast.models.image_model import ImageModel
 from vitfast.models.model_fields import ModelFields
 from vitfast.models.t2t_vit import T2T_VIT_ALIASES, T2T_VIT_ARCHITECTURES, T2TViT, T2TViTFields
-from vitfast.models.torchvision_model import PREFIX, TorchvisionFields, TorchvisionModel
 from vitfast.models.vision_towers import TOWER_ARCHITECTURES
 from vitfast.models.vit import VIT_ALIASES, VIT_ARCHITECTURES, VisionTransformer, ViTFields
 
@@ -45,7 +51,8 @@ _FAMILIES = (
     _Family(ConViTFields, ConViT, CONVIT_ARCHITECTURES, CONVIT_ALIASES),
     _Family(T2TViTFields, T2TViT, T2T_VIT_ARCHITECTURES, T2T_VIT_ALIASES),
     _Family(DVTFields, DVT, DVT_ARCHITECTURES, DVT_ALIASES),
-    _Family(TorchvisionFields, TorchvisionModel),
+    _Family(TimmFields, ForeignModel),
+    _Family(TorchvisionFields, ForeignModel),
 )
 
 ARCHITECTURES = {name: fields for family in _FAMILIES for name, fields in family.architectures.items()}
@@ -54,7 +61,7 @@ _BUILDERS = {family.fields_type: family.build for family in _FAMILIES}
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Lists the architectures whose name matches a shell pattern, sorted; torchvision's networks are not included.
+    """Lists the architectures whose name matches a shell pattern, sorted, without timm's and torchvision's.
 
     Args:
         pattern: for example ``"vit_base*"`` or ``"*_384"``.
@@ -66,16 +73,14 @@ def resolve_name(name: str) -> str:
     """Converts an alias, or a name with timm's tag (``vit_base_patch16_224.augreg_in1k``), to the architecture's name.
 
     Raises:
-        UserError: there is no such architecture; the message names the nearest ones.
+        UserError: there is no such architecture; the message names the nearest ones. Or timm is not installed.
     """
-    if name.startswith(PREFIX):
-        import torchvision  # imported here, because it takes longer than importing all of vitfast
-
-        known = [PREFIX + one for one in torchvision.models.list_models(module=torchvision.models)]
-        if name not in known:
-            raise UserError(f"unknown model {name!r}; the nearest: {_nearest(name, known)}")
-        return name
     architecture = name.partition(".")[0]
+    foreign = foreign_names(name)
+    if foreign is not None:
+        if architecture not in foreign:
+            raise UserError(f"unknown model {name!r}; the nearest: {_nearest(architecture, foreign)}")
+        return architecture
     architecture = _ALIASES.get(architecture, architecture)
     if architecture not in ARCHITECTURES:
         nearest = _nearest(architecture, [*ARCHITECTURES, *_ALIASES])
@@ -90,7 +95,7 @@ def resolve_fields(name: str, **overrides: Any) -> ModelFields:
         UserError: the name or a field is unknown, or a field's value is not allowed.
     """
     name = resolve_name(name)
-    defaults = TorchvisionFields() if name.startswith(PREFIX) else ARCHITECTURES[name]
+    defaults = ARCHITECTURES[name] if name in ARCHITECTURES else default_fields(name)
     known = [field.name for field in dataclass_fields(defaults)]
     for field in overrides:
         if field not in known:
@@ -104,8 +109,8 @@ def build_model(name: str, **overrides: Any) -> ImageModel:
     """Builds a newly initialized model.
 
     Args:
-        name: an architecture's name, an alias, a name with timm's tag, or ``torchvision/`` and the name of one of
-            torchvision's classifiers.
+        name: an architecture's name, an alias, a name with timm's tag, or ``timm/`` or ``torchvision/`` and the name
+            of one of that library's classifiers.
         **overrides: fields of its family (``ViTFields`` for a ViT) that differ from the architecture's.
 
     Raises:

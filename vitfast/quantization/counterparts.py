@@ -11,7 +11,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils.parametrize import is_parametrized
 
 from vitfast import layers
-from vitfast.models.torchvision_model import TorchvisionModel
+from vitfast.models.foreign_model import ForeignModel
 from vitfast.quantization import torch_layers, vitfast_layers
 from vitfast.quantization.quantized_module import QuantizedModule
 
@@ -65,8 +65,8 @@ def unrounded_additions(model: nn.Module) -> list[str]:
 
     These are foreign modules without a counterpart that own a quantized LayerNorm, and a foreign model itself.
     """
-    root = model.network if isinstance(model, TorchvisionModel) else model
-    names = {type(root): type(model).__name__}
+    root = model.network if isinstance(model, ForeignModel) else model
+    names = {type(root): type(root).__name__}
     for module in model.modules():
         if any(isinstance(child, torch_layers.QuantizedLayerNorm) for child in module.children()):
             names.setdefault(type(module), type(module).__name__)

@@ -115,7 +115,7 @@ def _load_teacher(config: DistillConfig, data: ImageDataset, device: torch.devic
             f"distill.teacher={config.teacher} reads {model.in_chans} channels, the data have {data.in_chans}; "
             "set data.in_chans for both"
         )
-    if model.img_size != data.img_size and not model.model_name.startswith("torchvision/"):
+    if model.img_size != data.img_size and not getattr(model, "takes_any_size", False):
         raise UserError(
             f"distill.teacher={config.teacher} reads images of {model.img_size} pixels, the student of "
             f"{data.img_size}; train a teacher at this size"

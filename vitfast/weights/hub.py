@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vitfast.errors import UserError
+from vitfast.models.foreign_model import TIMM, timm_settings
 from vitfast.models.registry import resolve_name
 
 _ORGANIZATION = "timm"
@@ -90,11 +91,7 @@ def download_pretrained(name: str, revision: str | None = None) -> tuple[Path, d
         from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
     except ImportError as error:
         raise UserError("pretrained=True needs huggingface_hub: pip install 'vitfast[hub]'") from error
-    architecture, _, tag = resolve_name(name), *name.partition(".")[1:]
-    tag = tag or DEFAULT_TAGS.get(architecture, "")
-    if not tag:
-        raise UserError(f"timm has no pretrained weights for {name!r}; use checkpoint=FILE, or one of: {_names()}")
-    repository = f"{_ORGANIZATION}/{architecture}.{tag}"
+    repository = _repository(name)
     try:
         config, weights = (Path(hf_hub_download(repository, file, revision=revision)) for file in (_CONFIG, _WEIGHTS))
     except LocalEntryNotFoundError as error:
@@ -111,6 +108,19 @@ def download_pretrained(name: str, revision: str | None = None) -> tuple[Path, d
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{config} is no configuration of timm; delete it to download it again") from error
     return weights, settings
+
+
+def _repository(name: str) -> str:
+    architecture, _, tag = resolve_name(name), *name.partition(".")[1:]
+    if name.startswith(TIMM):
+        repository: str | None = timm_settings(name).hf_hub_id
+        if repository is None:
+            raise UserError(f"timm has no pretrained weights for {name!r}; use checkpoint=FILE")
+        return repository
+    tag = tag or DEFAULT_TAGS.get(architecture, "")
+    if not tag:
+        raise UserError(f"timm has no pretrained weights for {name!r}; use checkpoint=FILE, or one of: {_names()}")
+    return f"{_ORGANIZATION}/{architecture}.{tag}"
 
 
 def _check_hash(path: Path) -> None:

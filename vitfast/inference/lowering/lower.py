@@ -13,6 +13,7 @@ from torch import nn
 from vitfast.inference.ir import BlockSpec, ModelSpec
 from vitfast.inference.lowering.module_checks import NotRecognised, Part, plain_class
 from vitfast.layers import ReuseBlock
+from vitfast.models.foreign_model import ForeignModel
 
 # where a class is defined -> its lowering module, and the source module that is imported if such a model exists
 _LIBRARIES = {
@@ -54,6 +55,9 @@ def lower(model: nn.Module) -> Lowered:
     """Lowers a model, or at least its image tower or the blocks in it."""
     part = Part(model)
     try:
+        if isinstance(model, ForeignModel):  # a wrapper of another library's model
+            part.expect(ForeignModel, children=("network",))
+            part = part["network"]
         return Lowered({"": _lowering_module(part).lower_model(part)}, None)
     except NotRecognised as reason:
         return Lowered(dict(_recognised_parts(model, reason.towers)), reason)

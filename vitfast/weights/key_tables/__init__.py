@@ -9,6 +9,7 @@ import re
 from collections.abc import Collection
 
 from vitfast.errors import UserError
+from vitfast.models.foreign_model import TimmFields
 from vitfast.models.model_fields import ModelFields
 from vitfast.models.vit import ViTFields
 from vitfast.weights.key_tables import dvt, google, huggingface, jeonsworld, myrtle, timm, torchvision, towers, vissl
@@ -59,6 +60,8 @@ def find_key_table(
     Raises:
         UserError: no table matches, the file is of an unsupported kind, or its weights fit another kind of model.
     """
+    if fields_type is TimmFields:  # timm has every kind of classifier, also those below
+        return MODEL_KEYS
     table = next(
         (
             table
