@@ -98,7 +98,8 @@ STABLE_TORCH_LIBRARY(vitfast, m) {
   // `patterns` [W] selects one per window. cosine [H]: q and k are divided by their norms, and q is multiplied by it.
   m.def(
       "packed_attention(Tensor qkv, float scale, str precision, Tensor? rotary=None, bool is_interleaved=False,"
-      " Tensor? bias=None, Tensor? windows=None, Tensor? patterns=None, Tensor? padding=None, Tensor? cosine=None)"
+      " Tensor? bias=None, Tensor? windows=None, Tensor? patterns=None, Tensor? lengths=None,"
+      " Tensor? padding=None, Tensor? cosine=None)"
       " -> Tensor");
   // softmax(scale q kᵀ + matrix relations matrixᵀ) v, and its logits; qkv [B, N, 3, H, D], relations [B, H, n, n],
   // matrix [N, n] (without it n is N)
@@ -112,7 +113,7 @@ STABLE_TORCH_LIBRARY(vitfast, m) {
       " Tensor? norm2_weight, Tensor? norm2_bias, float eps2, Tensor fc1, Tensor? fc1_bias, int hidden, Tensor? gate,"
       " Tensor? gate_bias, Tensor fc2, Tensor? fc2_bias, Tensor? scale2, str activation, str precision,"
       " Tensor? rotary=None, bool is_interleaved=False, Tensor? bias=None, Tensor? windows=None,"
-      " Tensor? patterns=None) -> Tensor");
+      " Tensor? patterns=None, Tensor? lengths=None) -> Tensor");
   // images [B, I, H, W] uint8, float32 or bfloat16, prefix [T, n] -> [B, T + patches, n], float32
   m.def(
       "packed_patch_embed(Tensor images, Tensor packed, Tensor? bias, int n, int patch_h, int patch_w,"

@@ -39,11 +39,16 @@ VITFAST_INLINE int64_t token_at(const PackedAttention& a, int64_t window, int64_
   return a.windows.tokens == nullptr ? i : a.windows.tokens[window % a.windows.count * a.tokens + i];
 }
 
+// Number of tokens of a window that attend.
+VITFAST_INLINE int64_t length_of(const PackedAttention& a, int64_t window) {
+  return a.windows.lengths == nullptr ? a.tokens : a.windows.lengths[window % a.windows.count];
+}
+
 template <typename T>
 void gather_head_of(const PackedAttention& a, int64_t window, int64_t head, T* out) {
   const int64_t image = window / a.windows.count, size = a.head_dim, channels = a.heads * size;
   const T* qkv = static_cast<const T*>(a.qkv) + image * a.image_tokens() * 3 * channels + head * size;
-  for (int64_t i = 0; i < a.tokens; ++i) {
+  for (int64_t i = 0; i < length_of(a, window); ++i) {
     const int64_t token = token_at(a, window, i);
     for (int64_t part = 0; part < 3; ++part, out += size) {
       if (token >= 0) {
@@ -66,13 +71,13 @@ inline void gather_head(const PackedAttention& a, int64_t window, int64_t head, 
   gather_head_of(a, window, head, reinterpret_cast<BFloat16*>(buffers.qkv));
 }
 
-// The attention of one gathered head; without buffers that of any head, for the size of its workspace.
-inline PackedAttention gathered(
-    PackedAttention a, int64_t window = 0, int64_t head = 0, const GatheredHead* buffers = nullptr) {
+// The attention of one gathered head.
+inline PackedAttention gathered(PackedAttention a, int64_t window, int64_t head, const GatheredHead& buffers) {
   const int64_t pattern = a.windows.patterns == nullptr ? 0 : a.windows.patterns[window % a.windows.count];
   if (a.bias != nullptr) a.bias += pattern * a.bias_pattern_stride + head * a.bias_head_stride;
-  a.qkv = buffers == nullptr ? nullptr : buffers->qkv;
-  a.out = buffers == nullptr ? nullptr : buffers->out;
+  a.qkv = buffers.qkv;
+  a.out = buffers.out;
+  a.tokens = length_of(a, window);
   a.heads = 1;
   a.windows = {};
   a.cosine = nullptr;

@@ -135,6 +135,7 @@ struct Rotary {
 struct Windows {
   const int64_t* tokens = nullptr;    // [count, PackedAttention::tokens]: index in the image; -1: padding
   const int64_t* patterns = nullptr;  // [count]: of the bias
+  const int64_t* lengths = nullptr;   // [count]: tokens that attend, the first ones; null: all
   int64_t count = 1;
   int64_t image_tokens = 0;
   const float* padding = nullptr;  // q, k and v of padding [3, H, D]; null: zeros

@@ -258,7 +258,9 @@ inline void plain_attention(const PackedAttention& a, Range rows, Range heads, c
 
 int64_t attention_workspace(const PackedAttention& a) {
   if (!a.is_gathered()) return plain_workspace(a);
-  return bytes_of<GatheredHead>(a) + plain_workspace(gathered(a));
+  PackedAttention largest = a;  // any of its heads and windows
+  largest.windows = {};
+  return bytes_of<GatheredHead>(a) + plain_workspace(largest);
 }
 
 void packed_attention(const PackedAttention& a, Range rows, Range heads, char* workspace) {
@@ -267,8 +269,10 @@ void packed_attention(const PackedAttention& a, Range rows, Range heads, char* w
   const GatheredHead buffers(arena, a);
   char* const rest = workspace + arena.used();
   for_each_head(a, rows, heads, [&](int64_t window, int64_t head, int64_t first, int64_t last) {
+    last = last < length_of(a, window) ? last : length_of(a, window);
+    if (first >= last) return;
     gather_head(a, window, head, buffers);
-    plain_attention(gathered(a, window, head, &buffers), {first, last}, {0, 1}, rest);
+    plain_attention(gathered(a, window, head, buffers), {first, last}, {0, 1}, rest);
     scatter_head(a, window, head, {first, last}, buffers);
   });
 }

@@ -158,6 +158,7 @@ void set_windows(
     const std::optional<Tensor>& bias,
     const std::optional<Tensor>& windows,
     const std::optional<Tensor>& patterns,
+    const std::optional<Tensor>& lengths,
     const float* padding) {
   const int64_t image_tokens = a.tokens;
   int64_t pattern_count = 1;
@@ -166,7 +167,7 @@ void set_windows(
     const int64_t* tokens = indices_of(op, "windows", *windows, 2, -1, image_tokens);
     const int64_t padded = std::count(tokens, tokens + windows->numel(), int64_t(-1));
     STD_TORCH_CHECK(windows->numel() - padded == image_tokens, op, ": windows must hold every token of an image once");
-    a.windows = {tokens, nullptr, windows->size(0), image_tokens, padding};
+    a.windows = {tokens, nullptr, nullptr, windows->size(0), image_tokens, padding};
     a.tokens = windows->size(1);
   }
   if (bias.has_value()) {
@@ -180,6 +181,11 @@ void set_windows(
     a.windows.patterns = indices_of(op, "patterns", *patterns, 1, 0, pattern_count);
     STD_TORCH_CHECK(
         windows.has_value() && patterns->size(0) == a.windows.count, op, ": patterns must hold one index per window");
+  }
+  if (lengths.has_value()) {
+    a.windows.lengths = indices_of(op, "lengths", *lengths, 1, 1, a.tokens + 1);
+    STD_TORCH_CHECK(
+        windows.has_value() && lengths->size(0) == a.windows.count, op, ": lengths must hold one length per window");
   }
 }
 
@@ -211,9 +217,10 @@ Tensor packed_block(
     std::string precision_name,
     const std::optional<Tensor>& rotary,  // [H or 1, at most N, 2, D]
     bool is_interleaved,
-    const std::optional<Tensor>& bias,     // [patterns, H, n, n]
-    const std::optional<Tensor>& windows,  // [W, n]
-    const std::optional<Tensor>& patterns  // [W]
+    const std::optional<Tensor>& bias,      // [patterns, H, n, n]
+    const std::optional<Tensor>& windows,   // [W, n]
+    const std::optional<Tensor>& patterns,  // [W]
+    const std::optional<Tensor>& lengths    // [W]
 ) {
   constexpr const char* op = "packed_block";
   STD_TORCH_CHECK(
@@ -271,7 +278,7 @@ Tensor packed_block(
        out_data,
        out_data,
        gate_of(op, gate, gate_bias, hidden, channels, precision)}};
-  set_windows(op, b.attention, bias, windows, patterns, b.qkv.weight.bias);
+  set_windows(op, b.attention, bias, windows, patterns, lengths, b.qkv.weight.bias);
   if (group > 0) {
     run_by_images(b, x.size(0), group, threads);
   } else if (is_chained(rows, threads) && !windows.has_value()) {
@@ -291,6 +298,7 @@ Tensor packed_attention(
     const std::optional<Tensor>& bias,      // [patterns, H, n, n]
     const std::optional<Tensor>& windows,   // [W, n]
     const std::optional<Tensor>& patterns,  // [W]
+    const std::optional<Tensor>& lengths,   // [W]
     const std::optional<Tensor>& padding,   // [3 H D]
     const std::optional<Tensor>& cosine     // [H]
 ) {
@@ -315,7 +323,7 @@ Tensor packed_attention(
       head_dim,
       scale,
       rotary_of(op, rotary, is_interleaved, tokens, heads, head_dim)};
-  set_windows(op, a, bias, windows, patterns, floats_or_null(op, "padding", padding, {3 * heads * head_dim}));
+  set_windows(op, a, bias, windows, patterns, lengths, floats_or_null(op, "padding", padding, {3 * heads * head_dim}));
   a.cosine = floats_or_null(op, "cosine", cosine, {heads});
   STD_TORCH_CHECK(
       a.cosine == nullptr || a.rotary.tables == nullptr, "packed_attention: rotary cannot be used with cosine");

@@ -336,6 +336,18 @@ def test_attention_within_windows(grid, size, shift, head_dim, precision) -> Non
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("lengths", [(1,), (7, 64, 1), (197, 33, 196)])
+def test_attention_within_sequences_of_different_lengths(lengths: tuple[int, ...], precision: str) -> None:
+    places = torch.arange(sum(lengths)).split(lengths)
+    windows = torch.nn.utils.rnn.pad_sequence(list(places), batch_first=True, padding_value=-1)
+    bias = draw(1, 3, max(lengths), max(lengths), seed=4)
+    for one in (None, bias):
+        sequences = BiasTables(one, windows, None, torch.tensor(lengths))
+        check_attention(2, sum(lengths), 3, 32, precision, sequences)
+        check_block(1, sum(lengths), (48, 3, 32, 96), precision, extras=True, positions=sequences)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(("tokens", "head_dim"), [(1, 8), (17, 32), (50, 64), (197, 24)])
 def test_attention_with_a_bias(tokens: int, head_dim: int, precision: str) -> None:
     bias = BiasTables(draw(1, 3, tokens, tokens, seed=4), None, None)
@@ -361,6 +373,8 @@ def test_wrong_windows_are_rejected() -> None:
         ({"windows": windows, "bias": draw(1, 2, 4, 4)}, r"bias must be contiguous float32 of shape \[1, 2, 2, 2\]"),
         ({"windows": windows, "patterns": torch.tensor([0, 1])}, "patterns must be at least 0 and below 1"),
         ({"windows": windows, "patterns": torch.tensor([0])}, "patterns must hold one index per window"),
+        ({"windows": windows, "lengths": torch.tensor([0, 2])}, "lengths must be at least 1 and below 3"),
+        ({"windows": windows, "lengths": torch.tensor([2])}, "lengths must hold one length per window"),
         ({"bias": draw(1, 2, 4, 3)}, r"bias must be contiguous float32 of shape \[1, 2, 4, 4\]"),
         ({"windows": windows, "padding": draw(16)}, r"padding must be contiguous float32 of shape \[48\]"),
         ({"cosine": draw(3)}, r"cosine must be contiguous float32 of shape \[2\]"),

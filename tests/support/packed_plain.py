@@ -100,6 +100,9 @@ def attention(
     for index, window in enumerate(positions.windows):
         pattern = 0 if positions.patterns is None else int(positions.patterns[index])
         bias = None if positions.bias is None else positions.bias[pattern : pattern + 1]
+        if positions.lengths is not None:
+            length = int(positions.lengths[index])
+            window, bias = window[:length], None if bias is None else bias[..., :length, :length]
         out[:, window] = _attention(padded[:, window], scale, precision, BiasTables(bias, None, None), cosine)
     return out[:, :tokens]
 

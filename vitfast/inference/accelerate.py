@@ -20,7 +20,7 @@ from vitfast.inference.cuda.cuda_backend import CudaBackend
 from vitfast.inference.cuda.graph_cache import CudaRecorder, GraphCache, is_bucket
 from vitfast.inference.image_tower import ImageTower
 from vitfast.inference.input_adapters import input_adapter
-from vitfast.inference.ir import PRECISIONS, BlockSpec, CascadeSpec, ModelSpec, Precision
+from vitfast.inference.ir import PRECISIONS, BlockSpec, CascadeSpec, ModelSpec, Precision, SequenceSpec
 from vitfast.inference.lowering import Lowered, lower
 from vitfast.inference.lowering.module_checks import quantized_precisions
 from vitfast.inference.modules.block import InferenceBlock, PatchMerging
@@ -28,8 +28,10 @@ from vitfast.inference.modules.cascade import InferenceCascade
 from vitfast.inference.modules.embedding import InferenceEmbedding
 from vitfast.inference.modules.fallback_block import FallbackBlock, ForeignModelBlock
 from vitfast.inference.modules.readout import InferenceReadout
+from vitfast.inference.modules.sequences import InferenceSequences, SequenceEmbedding
 from vitfast.inference.modules.transformer import InferenceTransformer, LastBlock
 from vitfast.inference.normalization import Normalization
+from vitfast.inference.sequence_tower import SequenceTower, sequence_adapter
 from vitfast.ops.library import has_kernel
 
 
@@ -149,6 +151,8 @@ def _built(
     """Builds what replaces a recognised module of the source."""
     if isinstance(spec, BlockSpec):
         return ForeignModelBlock(backend.block(spec))
+    if isinstance(spec, SequenceSpec):
+        return SequenceTower(name, InferenceSequences(spec, backend), sequence_adapter(module, spec))
     if isinstance(spec, CascadeSpec):
         model: nn.Module = InferenceCascade(spec, backend)
     else:
@@ -175,6 +179,8 @@ def _tower_layers(tower: ImageTower) -> Iterator[LayerPath]:
     for name, module in tower.model.named_modules():
         if isinstance(module, (FallbackBlock, InferenceBlock, LastBlock, PatchMerging)):
             yield LayerPath(module.name, module.path, getattr(module, "why", ""))
+        elif isinstance(module, SequenceEmbedding):
+            yield LayerPath(prefix + name, module.path)
         elif isinstance(module, InferenceEmbedding):
             yield LayerPath(prefix + name, module.patches.path)
         elif isinstance(module, InferenceReadout):
@@ -235,6 +241,8 @@ def _check_normalization(normalization: Normalization | None, lowered: Lowered) 
     spec = lowered.spec
     if spec is None:
         raise UserError(f"mean= and std= require a model that is recognised as a whole; {lowered.why}")
+    if isinstance(spec, SequenceSpec):
+        raise UserError("mean= and std= require a model of images, and this one takes patches; normalize them before")
     first = spec.exits[0] if isinstance(spec, CascadeSpec) else spec
     channels = first.embedding.patches.in_chans
     if len(normalization.mean) != channels:

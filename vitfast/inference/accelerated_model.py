@@ -15,6 +15,7 @@ from vitfast.errors import UserError
 from vitfast.inference.acceleration_report import AccelerationReport, Agreement
 from vitfast.inference.image_tower import ImageTower
 from vitfast.inference.modules.linear import InferenceLinear
+from vitfast.inference.modules.sequences import InferenceSequences
 from vitfast.inference.modules.transformer import InferenceTransformer
 from vitfast.models.dvt import ExitState
 
@@ -98,12 +99,13 @@ class AcceleratedModel(nn.Module):
         tower = self._tower()
         return _as_source(tower.model, images, tower.forward_features(images))
 
-    def embed(self, images: Tensor, *, normalize: bool = False) -> Tensor:
+    def embed(self, images: Tensor, *, normalize: bool = False, **options: Any) -> Tensor:
         """Computes embeddings of images: the pooled features that enter the classifier, or CLIP's projection.
 
         Args:
-            images: as in ``forward``.
+            images: as in ``forward``; patches of SigLIP 2 and ``NaFlexVit``.
             normalize: whether to divide each embedding by its L2 norm.
+            **options: what the source takes beside patches, such as ``spatial_shapes``.
 
         Returns:
             ``[B, C]``, float32.
@@ -111,8 +113,8 @@ class AcceleratedModel(nn.Module):
         Raises:
             UserError: as in ``forward_features``, or the model pools no tokens.
         """
-        tower = self._tower()
-        embedding = tower.embed(images)
+        tower = self._tower((InferenceTransformer, InferenceSequences))
+        embedding = tower.embed(images, **options)
         if tower is not self.body and hasattr(self.body, "visual_projection"):
             embedding = self.body.visual_projection(embedding)
         return F.normalize(embedding, dim=-1) if normalize else embedding
@@ -192,10 +194,10 @@ class AcceleratedModel(nn.Module):
             raise UserError("return_class_token=True, but the model has no class token; leave it out")
         return tuple((patches, prefix[:, 0]) for patches, prefix in results)
 
-    def _tower(self) -> ImageTower:
-        """Returns the Vision Transformer that maps images to tokens."""
+    def _tower(self, classes: tuple[type[nn.Module], ...] = (InferenceTransformer,)) -> ImageTower:
+        """Returns the Vision Transformer that maps images to tokens, which must be of one of ``classes``."""
         towers = [module for module in self.body.modules() if isinstance(module, ImageTower)]
-        if len(towers) != 1 or not isinstance(towers[0].model, InferenceTransformer):
+        if len(towers) != 1 or not isinstance(towers[0].model, classes):
             raise UserError(
                 "this accelerated model cannot return its tokens: it was not recognised as a Vision Transformer with "
                 "one output; call the source model for them"

@@ -145,9 +145,9 @@ class Backend:
             parts = (norm, self.linear(spec.fc1, rows=value), fc2, self.linear(spec.fc1, spec.activation, rows=gate))
         return self.layer_class(InferenceMlp, *parts)(*parts)
 
-    def block(self, spec: BlockSpec, num_patches: int = 0) -> InferenceBlock:
-        """Builds a block; ``num_patches`` is required for ConViT's attention."""
-        parts = self.block_parts(spec, self._attention(spec.attention, num_patches))
+    def block(self, spec: BlockSpec, num_patches: int = 0, *, in_windows: bool = False) -> InferenceBlock:
+        """Builds a block; ``num_patches`` is required for ConViT's attention, ``in_windows`` as in ``_attention``."""
+        parts = self.block_parts(spec, self._attention(spec.attention, num_patches, in_windows=in_windows))
         if spec.is_post_norm:
             norm1, norm2 = self.norm(spec.norm1), self.norm(spec.norm2)
             return PostNormBlock(spec.name, *parts, self.dtype, norm1=norm1, norm2=norm2)
@@ -203,9 +203,10 @@ class Backend:
         linear = self.linear(spec, column_order=order)
         return self.layer_class(SplitLinear, norm, linear)(split, norm, linear, token_dim)
 
-    def _attention(self, spec: AttentionSpec, num_patches: int) -> nn.Module:
+    def _attention(self, spec: AttentionSpec, num_patches: int, *, in_windows: bool = False) -> nn.Module:
+        """Builds attention; ``in_windows``: within windows that each call gives."""
         heads = (spec.heads, spec.head_dim, spec.scale, spec.qkv.precision or self.precision)
-        if spec.bias is not None or spec.windows is not None:
+        if spec.bias is not None or spec.windows is not None or in_windows:
             padding = None if spec.windows is None else self.tensors.bias(spec.qkv, 0, spec.qkv.out_features)
             cosine = None if spec.cosine is None else spec.cosine.detach().to(self.device, torch.float32)
             return self.layer_class(BiasedAttention)(*heads, padding, cosine)

@@ -56,8 +56,9 @@ class ImageTower(nn.Module):
             tokens: Tensor = self.model.forward_features(self.checked(images), hidden_states=hidden_states)
         return tokens.to(torch.float32)
 
-    def embed(self, images: Tensor) -> Tensor:
+    def embed(self, images: Tensor, **options: Any) -> Tensor:
         """As ``InferenceTransformer.embed``, with checks and in float32."""
+        images = self.adapter.images_of((images,), options)
         with self.autocast_off():
             embedding: Tensor = self.model.embed(self.checked(images))
         return embedding.to(torch.float32)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vitfast.errors import UserError
-from vitfast.inference.ir import CascadeSpec, ModelSpec, OutputSpec
+from vitfast.inference.ir import CascadeSpec, OutputSpec, TransformerSpec
 
 _HIDDEN = "output_hidden_states"
 
@@ -131,7 +131,7 @@ def _selected(hidden_states: list[Tensor], requested: Any) -> tuple[Tensor | Non
     return tuple(state if index in chosen else None for index, state in enumerate(hidden_states))
 
 
-def input_adapter(model: nn.Module, spec: ModelSpec) -> ImageAdapter:
+def input_adapter(model: nn.Module, spec: TransformerSpec | CascadeSpec) -> ImageAdapter:
     """Returns the adapter of a recognised source model."""
     if isinstance(spec, CascadeSpec) or spec.output is None:
         return ImageAdapter()

@@ -309,4 +309,25 @@ class CascadeSpec:
     relation_reuse: bool  # whether exits pass their attention logits to the next exit
 
 
-ModelSpec = TransformerSpec | CascadeSpec
+@dataclass(frozen=True, eq=False)
+class SequenceSpec:
+    """A Vision Transformer of sequences of patches of different lengths, each with a grid of its own (NaFlex)."""
+
+    linear: LinearSpec  # of flattened patches
+    blocks: tuple[BlockSpec, ...]
+    norm: NormSpec | None  # of all tokens after the last block
+    readouts: tuple[ReadoutSpec, ...]
+    prefix: tuple[Tensor, ...] = ()  # tokens before the patches, each [1, t, C]
+    # [rows, columns, C], resized to the grid of each image with antialiasing; or [rows, C] and [columns, C], each
+    # resized linearly and added; or none
+    positions: tuple[Tensor, ...] = ()
+    resize: Literal["bilinear", "bicubic"] = "bilinear"  # of the former
+    keeps_aspect: bool = False  # whether they are resized to a square with the grid's longer side, and cropped
+    patch_norm: NormSpec | None = None  # after the projection
+    pre_norm: NormSpec | None = None  # of all tokens before the first block
+    patch_size: tuple[int, int] = (0, 0)  # for models that also take images
+    is_channels_last: bool = True  # columns of the weight: (row, column, channel), else (channel, row, column)
+    output: OutputSpec | None = None
+
+
+ModelSpec = TransformerSpec | CascadeSpec | SequenceSpec

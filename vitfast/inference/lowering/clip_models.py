@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
@@ -16,6 +18,7 @@ from vitfast.inference.ir import (
     MlpSpec,
     OutputSpec,
     ReadoutSpec,
+    SequenceSpec,
     TransformerSpec,
 )
 from vitfast.inference.lowering import common_layers as common
@@ -26,34 +29,37 @@ from vitfast.inference.lowering.module_checks import NotRecognised, Part
 _MODULES = {
     "CLIP": "transformers.models.clip.modeling_clip",
     "Siglip": "transformers.models.siglip.modeling_siglip",
+    "Siglip2": "transformers.models.siglip2.modeling_siglip2",
 }
 
 
-def lower_model(part: Part) -> TransformerSpec:
+def lower_model(part: Part) -> TransformerSpec | SequenceSpec:
     """Lowers an image tower, alone or with a projection or a classifier.
 
     Raises:
         NotRecognised: it is something else, or something outside its layers was changed.
     """
     family, suffix = _family(part)
+    lower_tower: Callable[[Part, str], Any] = _sequence_tower if family == "Siglip2" else _tower
     if suffix == "VisionModelWithProjection":
         part.expect(_class(family, suffix), children=("vision_model", "visual_projection"))
-        tower = _tower(part["vision_model"], family)
+        tower = lower_tower(part["vision_model"], family)
         tokens, pooled = tower.readouts
         projected = replace(pooled, layers=common.head_layers(part["visual_projection"]), is_projected=True)
         output = OutputSpec(_MODULES[family], "CLIPVisionModelOutput", ("image_embeds", "last_hidden_state"))
         return replace(tower, readouts=(projected, tokens), output=output)
     if suffix == "ForImageClassification":
         part.expect(_class(family, suffix), children=("vision_model", "classifier"))
-        tower = _tower(part["vision_model"], family)
-        index = len(tower.embedding.prefix)
+        tower = lower_tower(part["vision_model"], family)
+        index = 1 if family == "CLIP" else 0
         readout = ReadoutSpec("mean", index, layers=common.head_layers(part["classifier"]))
-        return replace(tower, readouts=(readout,), output=OutputSpec(OUTPUTS, "ImageClassifierOutput", ("logits",)))
+        output = OutputSpec(OUTPUTS, "ImageClassifierOutput", ("logits",), resizes_always=family == "Siglip2")
+        return replace(tower, readouts=(readout,), output=output)
     if suffix == "VisionModel" and isinstance(getattr(part.module, "vision_model", None), nn.Module):
         part.expect(_class(family, suffix), children=("vision_model",))  # transformers 4
-        return _tower(part["vision_model"], family)
+        return lower_tower(part["vision_model"], family)
     if suffix in ("VisionModel", "VisionTransformer"):
-        return _tower(part, family)
+        return lower_tower(part, family)
     towers = ("vision_model",) if suffix == "Model" else ()
     raise NotRecognised(part.name, f"is a {family}{suffix}, of which only the image tower is accelerated", towers)
 
@@ -77,27 +83,47 @@ def _class(family: str, suffix: str) -> type[nn.Module]:
     return found
 
 
-def _tower(part: Part, family: str) -> TransformerSpec:
-    """Lowers a tower without head, which returns all tokens and, except some SigLIPs, a pooled one."""
+def _readouts(part: Part, family: str) -> tuple[ReadoutSpec, ...]:
+    """Checks a tower without head, which returns all tokens and, except some SigLIPs, a pooled one."""
     suffix = type(part.module).__name__.removeprefix(family)
     if suffix not in ("VisionModel", "VisionTransformer"):
         raise NotRecognised(part.name, f"is a {type(part.module).__name__}")
-    is_clip = family == "CLIP"
     children = ("embeddings", "pre_layrnorm", "encoder", "post_layernorm", "head")
     part.expect(_class(family, suffix), children=children)
     check_attention(part)
     part["encoder"].expect(_class(family, "Encoder"), children=("layers",))
-    norm = common.norm(part["post_layernorm"])
     readouts = [ReadoutSpec("all")]
-    if is_clip:
-        readouts.append(ReadoutSpec("token", norm=norm))
+    if family == "CLIP":
+        readouts.append(ReadoutSpec("token", norm=common.norm(part["post_layernorm"])))
     elif part["head"].module is not None:
-        readouts.append(ReadoutSpec("map", map_pool=_map_pool(part["head"])))
+        readouts.append(ReadoutSpec("map", map_pool=_map_pool(part["head"], family)))
+    return tuple(readouts)
+
+
+def _sequence_tower(part: Part, family: str) -> SequenceSpec:
+    readouts = _readouts(part, family)
+    embeddings = part["embeddings"]
+    children = ("patch_embedding", "position_embedding")
+    module = embeddings.expect(_class(family, "VisionEmbeddings"), children=children)
+    positions = embeddings["position_embedding"].expect(nn.Embedding, tensors=("weight",)).weight
+    side = module.position_embedding_size
+    return SequenceSpec(
+        common.linear(embeddings["patch_embedding"]),
+        common.all_blocks(part["encoder"]["layers"], lambda block: _block(block, family)),
+        common.norm(part["post_layernorm"]),
+        readouts,
+        positions=(positions.detach().view(side, side, -1),),
+        output=base_output(len(readouts), resizes_always=True),
+    )
+
+
+def _tower(part: Part, family: str) -> TransformerSpec:
+    readouts = _readouts(part, family)
     return TransformerSpec(
         _embedding(part["embeddings"], family, part["pre_layrnorm"]),
         common.blocks(part["encoder"]["layers"], lambda block: _block(block, family)),
-        None if is_clip else norm,
-        tuple(readouts),
+        None if family == "CLIP" else common.norm(part["post_layernorm"]),
+        readouts,
         output=base_output(len(readouts)),
     )
 
@@ -137,9 +163,9 @@ def _mlp(part: Part, family: str) -> MlpSpec:
     return common.mlp(part["fc1"], part["activation_fn"], part["fc2"])
 
 
-def _map_pool(part: Part) -> MapPoolSpec:
+def _map_pool(part: Part, family: str) -> MapPoolSpec:
     children = ("attention", "layernorm", "mlp")
-    head = part.expect(_class("Siglip", "MultiheadAttentionPoolingHead"), children=children, tensors=("probe",))
+    head = part.expect(_class(family, "MultiheadAttentionPoolingHead"), children=children, tensors=("probe",))
     attention = part["attention"]
     module = common.multihead_attention(attention)
     channels = module.embed_dim
@@ -151,5 +177,5 @@ def _map_pool(part: Part) -> MapPoolSpec:
         module.head_dim**-0.5,
         common.linear(attention["out_proj"]),
         common.norm(part["layernorm"]),
-        _mlp(part["mlp"], "Siglip"),
+        _mlp(part["mlp"], family),
     )

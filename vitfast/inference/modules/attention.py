@@ -99,7 +99,7 @@ class BiasedAttention(InferenceAttention):
 
     def forward(self, qkv: Tensor, positions: BiasTables) -> Tensor:  # type: ignore[override]
         """Attends, with the bias and the windows of ``positions``."""
-        bias, windows, patterns = positions
+        bias, windows, patterns, lengths = positions
         if windows is None:
             return self._attend(qkv, bias)
         batch, tokens, width = qkv.shape
@@ -108,6 +108,12 @@ class BiasedAttention(InferenceAttention):
         in_windows = padded[:, windows.flatten()].unflatten(1, windows.shape).flatten(0, 1)
         if bias is not None:
             bias = (bias if patterns is None else bias[patterns]).expand(len(windows), -1, -1, -1)
+        if lengths is not None:
+            is_padding = torch.arange(windows.shape[1], device=qkv.device) >= lengths[:, None]
+            mask = torch.zeros(is_padding.shape, device=qkv.device).masked_fill(is_padding, -torch.inf)
+            mask = mask[:, None, None].expand(-1, self.heads, windows.shape[1], -1)
+            bias = mask if bias is None else bias + mask
+        if bias is not None:
             bias = bias.repeat(batch, 1, 1, 1)
         attended = self._attend(in_windows, bias).view(batch, windows.numel(), -1)
         out = attended.new_empty((batch, tokens + 1, attended.shape[-1]))

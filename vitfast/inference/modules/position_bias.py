@@ -21,6 +21,7 @@ class BiasTables(NamedTuple):
     bias: Tensor | None  # [patterns, H, n, n]
     windows: Tensor | None  # [W, n]: index of each token in the image, -1 for padding; None: one window of all tokens
     patterns: Tensor | None  # [W]: index of each window's bias; None: 0
+    lengths: Tensor | None = None  # [W]: tokens that attend, the first of each window; None: all, padding included
 
 
 class PositionBias(nn.Module):
