@@ -92,15 +92,16 @@ STABLE_TORCH_LIBRARY(vitfast, m) {
       "packed_mlp(Tensor x, Tensor? gamma, Tensor? beta, float? eps, Tensor fc1, Tensor? fc1_bias, int hidden,"
       " Tensor? gate, Tensor? gate_bias, Tensor fc2, Tensor? fc2_bias, int n, str precision, str activation,"
       " Tensor? scale, Tensor? residual) -> Tensor");
-  // qkv [B, N, 3, H, D] -> [B, N, H, D], float32 or bfloat16; rotary [H or 1, n, 2, D]: cosines and sines that rotate
-  // the last n queries and keys, as vitfast/layers/rotary.py computes them. Within windows [W, n] of tokens (-1:
-  // padding, whose q, k and v are `padding` [3 H D]) if they are given, with bias [patterns, H, n, n], of which
-  // `patterns` [W] selects one per window. cosine [H]: q and k are divided by their norms, and q is multiplied by it.
+  // qkv [B, N, 3, H, D] -> [B, N, H, D], float32 or bfloat16. rotary [H or 1, n, 2, D]: cosines and sines that rotate
+  // the last n queries and keys, as vitfast/layers/rotary.py computes them. windows [W, n]: tokens that attend among
+  // themselves, -1 for padding, whose q, k and v are `padding` [3 H D]; lengths [W]: how many of them, without padding.
+  // bias [patterns, H, n, n], of which patterns [W] selects one per window. row_terms [D, 2 h - 1], column_terms
+  // [D, 2 w - 1]: biases that depend on the query, on a grid of h w tokens (QueryBias in csrc/packed/packed.h).
+  // cosine [H]: q and k are divided by their norms, and q is multiplied by it.
   m.def(
       "packed_attention(Tensor qkv, float scale, str precision, Tensor? rotary=None, bool is_interleaved=False,"
       " Tensor? bias=None, Tensor? windows=None, Tensor? patterns=None, Tensor? lengths=None,"
-      " Tensor? padding=None, Tensor? cosine=None)"
-      " -> Tensor");
+      " Tensor? row_terms=None, Tensor? column_terms=None, Tensor? padding=None, Tensor? cosine=None) -> Tensor");
   // softmax(scale q kᵀ + matrix relations matrixᵀ) v, and its logits; qkv [B, N, 3, H, D], relations [B, H, n, n],
   // matrix [N, n] (without it n is N)
   m.def(
@@ -113,7 +114,7 @@ STABLE_TORCH_LIBRARY(vitfast, m) {
       " Tensor? norm2_weight, Tensor? norm2_bias, float eps2, Tensor fc1, Tensor? fc1_bias, int hidden, Tensor? gate,"
       " Tensor? gate_bias, Tensor fc2, Tensor? fc2_bias, Tensor? scale2, str activation, str precision,"
       " Tensor? rotary=None, bool is_interleaved=False, Tensor? bias=None, Tensor? windows=None,"
-      " Tensor? patterns=None, Tensor? lengths=None) -> Tensor");
+      " Tensor? patterns=None, Tensor? lengths=None, Tensor? row_terms=None, Tensor? column_terms=None) -> Tensor");
   // images [B, I, H, W] uint8, float32 or bfloat16, prefix [T, n] -> [B, T + patches, n], float32
   m.def(
       "packed_patch_embed(Tensor images, Tensor packed, Tensor? bias, int n, int patch_h, int patch_w,"

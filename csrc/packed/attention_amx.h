@@ -47,7 +47,7 @@ struct TileScratch {
 };
 
 inline bool is_of_tiles(const PackedAttention& a) {
-  return a.qkv_type == Type::bfloat16 && a.head_dim % (2 * amx_words) == 0 && a.bias == nullptr;
+  return a.qkv_type == Type::bfloat16 && a.head_dim % (2 * amx_words) == 0 && !a.has_bias();
 }
 
 // Queries of a head; `kept`: which of the first 32 are stored.

@@ -14,9 +14,13 @@ inline int64_t element_bytes(Type type) {
 struct GatheredHead {
   GatheredHead(Arena& arena, const PackedAttention& a)
       : qkv(arena.take<char>(3 * a.tokens * a.head_dim * element_bytes(a.qkv_type))),
-        out(arena.take<char>(a.tokens * a.head_dim * element_bytes(a.out_type))) {}
-  char* qkv;  // [tokens, 3, D]
-  char* out;  // [tokens, D]
+        out(arena.take<char>(a.tokens * a.head_dim * element_bytes(a.out_type))),
+        terms(
+            a.query_bias.rows == nullptr ? nullptr
+                                         : arena.take<float>(a.tokens * (a.query_bias.height + a.query_bias.width))) {}
+  char* qkv;     // [tokens, 3, D]
+  char* out;     // [tokens, D]
+  float* terms;  // [tokens, height + width] or null
 };
 
 // Divides a row by its norm, as torch.nn.functional.normalize, and multiplies it by a factor.
@@ -66,9 +70,42 @@ void gather_head_of(const PackedAttention& a, int64_t window, int64_t head, T* o
   }
 }
 
-inline void gather_head(const PackedAttention& a, int64_t window, int64_t head, const GatheredHead& buffers) {
-  if (a.qkv_type == Type::float32) return gather_head_of(a, window, head, reinterpret_cast<float*>(buffers.qkv));
-  gather_head_of(a, window, head, reinterpret_cast<BFloat16*>(buffers.qkv));
+// out[size] = the sum over c of x[c] table[c, 0 .. size), rows of the table with a stride.
+template <typename T>
+VITFAST_INLINE void sum_of_rows(
+    const T* x, int64_t channels, const float* table, int64_t stride, int64_t size, float* out) {
+  for_each_vector<float>(size, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
+    Vector<float> sum{};
+    for (int64_t c = 0; c < channels; ++c) {
+      sum = fused_multiply_add(
+          broadcast(load_up_to<float>(x + c, 1)[0]), load_up_to<float>(table + c * stride + i, n), sum);
+    }
+    store_up_to<float>(out + i, sum, n);
+  });
+}
+
+// The bias of the gathered queries [begin, end) on each row and column of keys.
+template <typename T>
+void find_query_terms(const PackedAttention& a, const T* qkv, Range queries, float* terms) {
+  const QueryBias& b = a.query_bias;
+  const int64_t size = a.head_dim;
+  for (int64_t i = queries.begin; i < queries.end; ++i) {
+    const T* q = qkv + i * 3 * size;
+    float* out = terms + i * (b.height + b.width);
+    sum_of_rows(q, size, b.rows + b.height - 1 - i / b.width, 2 * b.height - 1, b.height, out);
+    sum_of_rows(q, size, b.columns + b.width - 1 - i % b.width, 2 * b.width - 1, b.width, out + b.height);
+  }
+}
+
+// Gathers a head; the queries [begin, end) will be computed.
+inline void gather_head(
+    const PackedAttention& a, int64_t window, int64_t head, Range queries, const GatheredHead& buffers) {
+  const auto gather = [&](auto* qkv) {
+    gather_head_of(a, window, head, qkv);
+    if (buffers.terms != nullptr) find_query_terms(a, qkv, queries, buffers.terms);
+  };
+  if (a.qkv_type == Type::float32) return gather(reinterpret_cast<float*>(buffers.qkv));
+  gather(reinterpret_cast<BFloat16*>(buffers.qkv));
 }
 
 // The attention of one gathered head.
@@ -77,6 +114,7 @@ inline PackedAttention gathered(PackedAttention a, int64_t window, int64_t head,
   if (a.bias != nullptr) a.bias += pattern * a.bias_pattern_stride + head * a.bias_head_stride;
   a.qkv = buffers.qkv;
   a.out = buffers.out;
+  a.query_terms = buffers.terms;
   a.tokens = length_of(a, window);
   a.heads = 1;
   a.windows = {};

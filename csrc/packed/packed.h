@@ -141,6 +141,15 @@ struct Windows {
   const float* padding = nullptr;  // q, k and v of padding [3, H, D]; null: zeros
 };
 
+// Biases of the keys' rows and columns on a grid that depend on the query (SAM): with a query q at (y, x), the logit of
+// the key at (i, j) is increased by the sum over c of q[c] (rows[c, i - y + height - 1] + columns[c, j - x + width -
+// 1]).
+struct QueryBias {
+  const float* rows = nullptr;     // [D, 2 height - 1]; null: none
+  const float* columns = nullptr;  // [D, 2 width - 1]
+  int64_t height = 0, width = 0;   // of a window
+};
+
 // softmax(scale q kᵀ + bias) v of each head and window, for rows of the flattened windows of all images;
 // qkv [B, N, 3, H, D], out [B, N, H, D].
 struct PackedAttention {
@@ -155,9 +164,12 @@ struct PackedAttention {
   const float* cosine = nullptr;  // [H] or null: q and k are divided by their norms, and q is multiplied by this factor
   const float* bias = nullptr;    // [patterns, H, tokens, tokens] or null, with these strides
   int64_t bias_stride = 0, bias_head_stride = 0, bias_pattern_stride = 0;
-  float* logits = nullptr;  // float32 qkv only: [B, H, N, N] or null: scale q kᵀ + bias
+  QueryBias query_bias = {};
+  const float* query_terms = nullptr;  // that bias of each query and row, and column: [tokens, height + width]
+  float* logits = nullptr;             // float32 qkv only: [B, H, N, N] or null: scale q kᵀ + bias
 
-  bool is_gathered() const { return windows.tokens != nullptr || cosine != nullptr; }
+  bool is_gathered() const { return windows.tokens != nullptr || cosine != nullptr || query_bias.rows != nullptr; }
+  bool has_bias() const { return bias != nullptr || query_terms != nullptr; }
   int64_t image_tokens() const { return windows.tokens == nullptr ? tokens : windows.image_tokens; }
 };
 

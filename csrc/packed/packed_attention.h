@@ -89,12 +89,28 @@ struct QueryTile {
   int64_t row, channel;
 };
 
+// Adds a query's bias on rows and columns, divided by the scale that follows.
+VITFAST_INLINE void add_query_terms(const PackedAttention& a, int64_t query, float* logits) {
+  const int64_t height = a.query_bias.height, width = a.query_bias.width;
+  const float* rows = a.query_terms + query * (height + width);
+  const float* columns = rows + height;
+  const float unscaled = float(1 / a.scale);
+  for (int64_t y = 0; y < height; ++y, logits += width) {
+    const Vector<float> of_row = broadcast(rows[y]);
+    for_each_vector<float>(width, [&](int64_t x, int64_t n) __attribute__((always_inline)) {
+      const Vector<float> term = (load_up_to<float>(columns + x, n) + of_row) * unscaled;
+      store_up_to<float>(logits + x, load_up_to<float>(logits + x, n) + term, n);
+    });
+  }
+}
+
 // Scales a row of logits, adds the bias, and copies them to a.logits if requested.
 VITFAST_INLINE void finish_logits(
     const PackedAttention& a, const QueryTile& q, int r, float* logits, float* lane_maxima) {
   const int64_t image = (q.row + r) / a.tokens, row = (q.row + r) % a.tokens, head = q.channel / a.head_dim;
   const float* bias = a.bias == nullptr ? nullptr : a.bias + head * a.bias_head_stride + row * a.bias_stride;
   float* copy = a.logits == nullptr ? nullptr : a.logits + ((image * a.heads + head) * a.tokens + row) * a.tokens;
+  if (a.query_terms != nullptr) add_query_terms(a, row, logits);
   Vector<float> maxima = broadcast(-__builtin_inff());
   for_each_vector<float>(a.tokens, [&](int64_t j, int64_t n) __attribute__((always_inline)) {
     Vector<float> v = load(logits + j) * float(a.scale);  // minus infinity after the last token
@@ -126,7 +142,7 @@ void attend_tile(const PackedAttention& a, const QueryTile& q, const AttentionSc
       a.head_dim / Kind::per_word,
       LogitSink{s.logits, s.columns, lane_maxima});
   double scale = a.scale;
-  if (a.bias != nullptr || a.logits != nullptr) {
+  if (a.has_bias() || a.logits != nullptr) {
     for (int r = 0; r < rows; ++r) finish_logits(a, q, r, s.logits + r * s.columns, lane_maxima + r * w);
     scale = 1;
   }
@@ -271,7 +287,7 @@ void packed_attention(const PackedAttention& a, Range rows, Range heads, char* w
   for_each_head(a, rows, heads, [&](int64_t window, int64_t head, int64_t first, int64_t last) {
     last = last < length_of(a, window) ? last : length_of(a, window);
     if (first >= last) return;
-    gather_head(a, window, head, buffers);
+    gather_head(a, window, head, {first, last}, buffers);
     plain_attention(gathered(a, window, head, buffers), {first, last}, {0, 1}, rest);
     scatter_head(a, window, head, {first, last}, buffers);
   });

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "csrc/packed/attention_arguments.h"
 #include "csrc/packed/packed_parallel.h"
 #include "csrc/upsample_relations/sparse_rows.h"
 
@@ -133,62 +134,6 @@ ScalarType scalar_type(Type type) {
   return type == Type::bfloat16 ? ScalarType::BFloat16 : ScalarType::Float;
 }
 
-// `rotary`: the tables.
-Rotary rotary_of(
-    const char* op,
-    const std::optional<Tensor>& rotary,
-    bool is_interleaved,
-    int64_t tokens,
-    int64_t heads,
-    int64_t head_dim) {
-  if (!rotary.has_value()) return {};
-  STD_TORCH_CHECK(
-      rotary->dim() == 4 && (rotary->size(0) == heads || rotary->size(0) == 1) && rotary->size(1) <= tokens &&
-          rotary->size(2) == 2 && rotary->size(3) == head_dim && head_dim % 2 == 0 &&
-          rotary->scalar_type() == ScalarType::Float && rotary->is_contiguous(),
-      op,
-      ": rotary must be contiguous float32 [H or 1, at most N, 2, D] for an even D");
-  return {static_cast<const float*>(rotary->const_data_ptr()), rotary->size(1), rotary->size(0) == 1, is_interleaved};
-}
-
-// Sets the windows, whose tokens were those of the image until now, and the bias.
-void set_windows(
-    const char* op,
-    PackedAttention& a,
-    const std::optional<Tensor>& bias,
-    const std::optional<Tensor>& windows,
-    const std::optional<Tensor>& patterns,
-    const std::optional<Tensor>& lengths,
-    const float* padding) {
-  const int64_t image_tokens = a.tokens;
-  int64_t pattern_count = 1;
-  if (windows.has_value()) {
-    STD_TORCH_CHECK(a.rotary.tables == nullptr, op, ": rotary cannot be used with windows");
-    const int64_t* tokens = indices_of(op, "windows", *windows, 2, -1, image_tokens);
-    const int64_t padded = std::count(tokens, tokens + windows->numel(), int64_t(-1));
-    STD_TORCH_CHECK(windows->numel() - padded == image_tokens, op, ": windows must hold every token of an image once");
-    a.windows = {tokens, nullptr, nullptr, windows->size(0), image_tokens, padding};
-    a.tokens = windows->size(1);
-  }
-  if (bias.has_value()) {
-    pattern_count = bias->dim() > 0 ? bias->size(0) : 0;
-    a.bias = floats_or_null(op, "bias", bias, {pattern_count, a.heads, a.tokens, a.tokens});
-    a.bias_stride = a.tokens;
-    a.bias_head_stride = a.tokens * a.tokens;
-    a.bias_pattern_stride = a.heads * a.bias_head_stride;
-  }
-  if (patterns.has_value()) {
-    a.windows.patterns = indices_of(op, "patterns", *patterns, 1, 0, pattern_count);
-    STD_TORCH_CHECK(
-        windows.has_value() && patterns->size(0) == a.windows.count, op, ": patterns must hold one index per window");
-  }
-  if (lengths.has_value()) {
-    a.windows.lengths = indices_of(op, "lengths", *lengths, 1, 1, a.tokens + 1);
-    STD_TORCH_CHECK(
-        windows.has_value() && lengths->size(0) == a.windows.count, op, ": lengths must hold one length per window");
-  }
-}
-
 Tensor packed_block(
     const Tensor& x,                            // [B, N, C]
     const std::optional<Tensor>& norm1_weight,  // [C]
@@ -217,10 +162,12 @@ Tensor packed_block(
     std::string precision_name,
     const std::optional<Tensor>& rotary,  // [H or 1, at most N, 2, D]
     bool is_interleaved,
-    const std::optional<Tensor>& bias,      // [patterns, H, n, n]
-    const std::optional<Tensor>& windows,   // [W, n]
-    const std::optional<Tensor>& patterns,  // [W]
-    const std::optional<Tensor>& lengths    // [W]
+    const std::optional<Tensor>& bias,         // [patterns, H, n, n]
+    const std::optional<Tensor>& windows,      // [W, n]
+    const std::optional<Tensor>& patterns,     // [W]
+    const std::optional<Tensor>& lengths,      // [W]
+    const std::optional<Tensor>& row_terms,    // [D, 2 height - 1]
+    const std::optional<Tensor>& column_terms  // [D, 2 width - 1]
 ) {
   constexpr const char* op = "packed_block";
   STD_TORCH_CHECK(
@@ -278,7 +225,7 @@ Tensor packed_block(
        out_data,
        out_data,
        gate_of(op, gate, gate_bias, hidden, channels, precision)}};
-  set_windows(op, b.attention, bias, windows, patterns, lengths, b.qkv.weight.bias);
+  set_windows(op, b.attention, bias, windows, patterns, lengths, row_terms, column_terms, b.qkv.weight.bias);
   if (group > 0) {
     run_by_images(b, x.size(0), group, threads);
   } else if (is_chained(rows, threads) && !windows.has_value()) {
@@ -295,12 +242,14 @@ Tensor packed_attention(
     std::string precision_name,
     const std::optional<Tensor>& rotary,  // [H or 1, at most N, 2, D]
     bool is_interleaved,
-    const std::optional<Tensor>& bias,      // [patterns, H, n, n]
-    const std::optional<Tensor>& windows,   // [W, n]
-    const std::optional<Tensor>& patterns,  // [W]
-    const std::optional<Tensor>& lengths,   // [W]
-    const std::optional<Tensor>& padding,   // [3 H D]
-    const std::optional<Tensor>& cosine     // [H]
+    const std::optional<Tensor>& bias,          // [patterns, H, n, n]
+    const std::optional<Tensor>& windows,       // [W, n]
+    const std::optional<Tensor>& patterns,      // [W]
+    const std::optional<Tensor>& lengths,       // [W]
+    const std::optional<Tensor>& row_terms,     // [D, 2 height - 1]
+    const std::optional<Tensor>& column_terms,  // [D, 2 width - 1]
+    const std::optional<Tensor>& padding,       // [3 H D]
+    const std::optional<Tensor>& cosine         // [H]
 ) {
   constexpr const char* op = "packed_attention";
   const Precision precision = precision_of(op, precision_name);
@@ -323,7 +272,16 @@ Tensor packed_attention(
       head_dim,
       scale,
       rotary_of(op, rotary, is_interleaved, tokens, heads, head_dim)};
-  set_windows(op, a, bias, windows, patterns, lengths, floats_or_null(op, "padding", padding, {3 * heads * head_dim}));
+  set_windows(
+      op,
+      a,
+      bias,
+      windows,
+      patterns,
+      lengths,
+      row_terms,
+      column_terms,
+      floats_or_null(op, "padding", padding, {3 * heads * head_dim}));
   a.cosine = floats_or_null(op, "cosine", cosine, {heads});
   STD_TORCH_CHECK(
       a.cosine == nullptr || a.rotary.tables == nullptr, "packed_attention: rotary cannot be used with cosine");

@@ -63,7 +63,8 @@ def check_state(fast, source_state, precision) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["vitfast: vit", "timm: vit", "timm: LayerScale, registers", "timm: Swin", "vitfast: convit"]
+    "kind",
+    ["vitfast: vit", "timm: vit", "timm: LayerScale, registers", "timm: Swin", "timm: SAM, neck", "vitfast: convit"],
 )
 def test_forward_features_returns_all_tokens(kind):
     source = accelerable(kind)
@@ -82,6 +83,7 @@ def test_forward_features_returns_all_tokens(kind):
         ("transformers: Dinov2ForImageClassification", (40, 52)),
         ("transformers: Dinov2WithRegistersForImageClassification", (64, 48)),
         ("timm: Swin, any size", (28, 40)),
+        ("timm: SAM", (28, 40)),
         ("transformers: BeitModel", (48, 64)),
         ("transformers: Data2VecVisionModel", (48, 64)),
         ("transformers: SwinForImageClassification", (28, 40)),

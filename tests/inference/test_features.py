@@ -11,7 +11,7 @@ from support.accelerable import accelerable, sample_images
 
 TIMM = (
     *("vit", "distilled", "LayerScale, registers", "map pooling", "no class token, fc_norm", "any size", "no head"),
-    *("DINOv3, class token", "RoPE, mixed", "BEiT", "Swin", "Swin, any size", "Swin V2"),
+    *("DINOv3, class token", "RoPE, mixed", "BEiT", "Swin", "Swin, any size", "Swin V2", "SAM", "SAM, neck"),
 )
 
 
@@ -85,7 +85,7 @@ def test_a_model_that_pools_nothing_has_no_embedding():
 def test_intermediate_features_are_timms(kind, options):
     model = accelerable(f"timm: {kind}")
     images = torch.randn(2, 3, 48, 32) if "any size" in kind else sample_images(model)
-    if kind.startswith("Swin"):  # without other formats and prefix tokens
+    if kind.startswith(("Swin", "SAM")):  # without other formats and prefix tokens
         options = {name: value for name, value in options.items() if name in ("indices", "norm", "intermediates_only")}
     result = vitfast.accelerate(model).forward_intermediates(images, **options)
     assert_close(result, model.forward_intermediates(images, **options))

@@ -348,6 +348,19 @@ def test_attention_within_sequences_of_different_lengths(lengths: tuple[int, ...
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(("grid", "head_dim"), [((1, 1), 8), ((3, 5), 32), ((7, 14), 64), ((9, 2), 10)])
+def test_attention_with_a_bias_of_queries(grid: tuple[int, int], head_dim: int, precision: str) -> None:
+    terms = [draw(head_dim, 2 * side - 1, seed=axis, scale=0.3) for axis, side in enumerate(grid)]
+    positions = BiasTables(None, None, None, None, *terms)
+    check_attention(2, grid[0] * grid[1], 3, head_dim, precision, positions)
+    check_block(2, grid[0] * grid[1], (48, 3, head_dim, 96), precision, extras=True, positions=positions)
+    windows = draw_windows((2 * grid[0] - 1, 2 * grid[1]), grid, (0, 0), 3)._replace(
+        row_terms=terms[0], column_terms=terms[1]
+    )
+    check_attention(2, (2 * grid[0] - 1) * 2 * grid[1], 3, head_dim, precision, windows)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(("tokens", "head_dim"), [(1, 8), (17, 32), (50, 64), (197, 24)])
 def test_attention_with_a_bias(tokens: int, head_dim: int, precision: str) -> None:
     bias = BiasTables(draw(1, 3, tokens, tokens, seed=4), None, None)
@@ -375,6 +388,12 @@ def test_wrong_windows_are_rejected() -> None:
         ({"windows": windows, "patterns": torch.tensor([0])}, "patterns must hold one index per window"),
         ({"windows": windows, "lengths": torch.tensor([0, 2])}, "lengths must be at least 1 and below 3"),
         ({"windows": windows, "lengths": torch.tensor([2])}, "lengths must hold one length per window"),
+        ({"row_terms": draw(8, 3), "column_terms": draw(8, 5)}, "row_terms and column_terms must be"),
+        ({"row_terms": draw(8, 7)}, "row_terms and column_terms must be"),
+        (
+            {"row_terms": draw(9, 3), "column_terms": draw(8, 3)},
+            r"row_terms must be contiguous float32 of shape \[8, 3\]",
+        ),
         ({"bias": draw(1, 2, 4, 3)}, r"bias must be contiguous float32 of shape \[1, 2, 4, 4\]"),
         ({"windows": windows, "padding": draw(16)}, r"padding must be contiguous float32 of shape \[48\]"),
         ({"cosine": draw(3)}, r"cosine must be contiguous float32 of shape \[2\]"),

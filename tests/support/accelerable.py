@@ -88,6 +88,8 @@ TIMM: dict[str, tuple[str, dict[str, Any]]] = {
     "Swin": ("swin_tiny_patch4_window7_224", {}),
     "Swin, any size": ("swin_tiny_patch4_window7_224", {"strict_img_size": False}),
     "Swin V2": ("swinv2_tiny_window8_256", {}),
+    "SAM": ("samvit_base_patch16_224", {"patch_size": 4, "window_size": 3, "global_attn_indexes": (1,)}),
+    "SAM, neck": ("samvit_base_patch16", {"patch_size": 4, "window_size": 3, "neck_chans": 8, "num_classes": 0}),
 }
 # grids of 8 and 4 tokens, which windows of 3 do not divide
 _SWIN = {

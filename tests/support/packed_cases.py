@@ -359,3 +359,5 @@ def check_all() -> None:
         windows = draw_windows((9, 7), (4, 3), (1, 2), 3)
         check_attention(2, 63, 3, 32, precision, windows, cosine=draw(3, seed=3).exp())
         check_block(2, 63, (48, 3, 32, 96), precision, extras=True, positions=windows)
+        terms = BiasTables(None, None, None, None, draw(32, 13, scale=0.3), draw(32, 17, scale=0.3))
+        check_attention(2, 63, 3, 32, precision, terms)

@@ -103,7 +103,9 @@ def attention(
         if positions.lengths is not None:
             length = int(positions.lengths[index])
             window, bias = window[:length], None if bias is None else bias[..., :length, :length]
-        out[:, window] = _attention(padded[:, window], scale, precision, BiasTables(bias, None, None), cosine)
+        out[:, window] = _attention(
+            padded[:, window], scale, precision, positions._replace(bias=bias, windows=None), cosine
+        )
     return out[:, :tokens]
 
 
@@ -122,8 +124,21 @@ def _attention(
     logits = q @ k.transpose(-1, -2) * scale
     if isinstance(positions, BiasTables) and positions.bias is not None:
         logits = logits + positions.bias.to(logits.dtype)
+    if isinstance(positions, BiasTables) and positions.row_terms is not None:
+        logits = logits + _query_bias(q.transpose(1, 2), positions.row_terms, positions.column_terms)
     weights = rounded(logits.softmax(-1))
     return (weights @ v).transpose(1, 2)
+
+
+def _query_bias(q: Tensor, row_terms: Tensor, column_terms: Tensor) -> Tensor:
+    """The bias ``[B, H, n, n]`` of queries ``[B, n, H, D]``, one query and key after the other."""
+    height, width = ((terms.shape[1] + 1) // 2 for terms in (row_terms, column_terms))
+    places = [divmod(token, width) for token in range(height * width)]
+    terms = [
+        torch.stack([row_terms[:, i - y + height - 1] + column_terms[:, j - x + width - 1] for i, j in places])
+        for y, x in places
+    ]
+    return torch.einsum("bnhd,nkd->bhnk", q, torch.stack(terms).to(q.dtype))
 
 
 def related_attention(

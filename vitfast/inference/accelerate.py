@@ -27,6 +27,7 @@ from vitfast.inference.modules.block import InferenceBlock, PatchMerging
 from vitfast.inference.modules.cascade import InferenceCascade
 from vitfast.inference.modules.embedding import InferenceEmbedding
 from vitfast.inference.modules.fallback_block import FallbackBlock, ForeignModelBlock
+from vitfast.inference.modules.patches import ConvNeck
 from vitfast.inference.modules.readout import InferenceReadout
 from vitfast.inference.modules.sequences import InferenceSequences, SequenceEmbedding
 from vitfast.inference.modules.transformer import InferenceTransformer, LastBlock
@@ -179,7 +180,7 @@ def _tower_layers(tower: ImageTower) -> Iterator[LayerPath]:
     for name, module in tower.model.named_modules():
         if isinstance(module, (FallbackBlock, InferenceBlock, LastBlock, PatchMerging)):
             yield LayerPath(module.name, module.path, getattr(module, "why", ""))
-        elif isinstance(module, SequenceEmbedding):
+        elif isinstance(module, (SequenceEmbedding, ConvNeck)):
             yield LayerPath(prefix + name, module.path)
         elif isinstance(module, InferenceEmbedding):
             yield LayerPath(prefix + name, module.patches.path)

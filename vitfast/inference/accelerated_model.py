@@ -91,7 +91,7 @@ class AcceleratedModel(nn.Module):
         """Computes the tokens after the final norm, as ``forward_features`` of timm and vitfast.
 
         Returns:
-            ``[B, N, C]``; of a Swin Transformer ``[B, H, W, C]``.
+            ``[B, N, C]``; of a Swin Transformer ``[B, H, W, C]``, of SAM's encoder ``[B, C, H, W]``.
 
         Raises:
             UserError: the model has no recognised Vision Transformer as a whole or as its image tower, or has exits.
@@ -158,8 +158,12 @@ class AcceleratedModel(nn.Module):
         for index in chosen:
             grid = grids[index]
             num_patches = grid[0] * grid[1]
-            is_normed = norm and (not model.merges or index == model.stages[-1])
-            state = (model.norm(states[index]) if is_normed else states[index]).to(torch.float32)
+            state = states[index]
+            if norm and model.neck is not None:
+                state = model.neck(state, grid)
+            elif norm and (not model.merges or index == model.stages[-1]):
+                state = model.norm(state)
+            state = state.to(torch.float32)
             prefix, patches = state[:, :-num_patches], state[:, -num_patches:]
             if output_fmt == "NCHW":
                 patches = patches.transpose(1, 2).unflatten(2, grid).contiguous()
@@ -304,7 +308,10 @@ class AcceleratedCascade(AcceleratedModel):
 
 def _as_source(model: InferenceTransformer, images: Tensor, tokens: Tensor) -> Tensor:
     """Gives the tokens after the final norm the shape that the source's ``forward_features`` returns."""
-    return tokens.unflatten(1, model.grids(images)[-1]) if model.merges else tokens
+    if model.neck is None and not model.merges:
+        return tokens
+    as_grid = tokens.unflatten(1, model.grids(images)[-1])
+    return as_grid if model.neck is None else as_grid.permute(0, 3, 1, 2).contiguous()
 
 
 def _block_indices(indices: int | Sequence[int] | None, num_blocks: int) -> list[int]:

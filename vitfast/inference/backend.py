@@ -27,7 +27,7 @@ from vitfast.inference.modules.block import InferenceBlock, InferenceMlp, PatchM
 from vitfast.inference.modules.fallback_block import FallbackBlock
 from vitfast.inference.modules.linear import InferenceLinear, SourceRows, TorchInt8Linear, TorchLinear
 from vitfast.inference.modules.norm import InferenceNorm, round_to_fp16
-from vitfast.inference.modules.patches import Patches, SplitLinear
+from vitfast.inference.modules.patches import ConvNeck, Patches, SplitLinear
 from vitfast.inference.normalization import Normalization
 from vitfast.inference.source_tensors import SourceTensors
 from vitfast.layers.positional_attention import positional_probabilities
@@ -166,6 +166,12 @@ class Backend:
         """Builds a layer that merges patches."""
         linear = self.linear(spec.linear, norm=self.optional_norm(spec.norm))
         return PatchMerging(spec.name, linear, self.norm_or_identity(spec.norm_after))
+
+    def neck(self, module: nn.Module) -> ConvNeck:
+        """Builds convolutions after the last block, from a copy of the source's."""
+        neck = ConvNeck(module, self.device, self.dtype)
+        self.tensors.adopt(module, neck.layers)
+        return neck
 
     def fallback(self, spec: FallbackSpec) -> FallbackBlock:
         """Builds a block that runs the source's code."""

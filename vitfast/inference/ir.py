@@ -157,6 +157,14 @@ class RelativeBiasSpec:
 
 
 @dataclass(frozen=True, eq=False)
+class QueryBiasSpec:
+    """Biases that depend on the query and on the offset of the key's row and column (SAM; MViTv2: Li et al., 2022)."""
+
+    rows: Tensor  # [2 rows - 1, D] for a grid of so many rows; resized linearly to others
+    columns: Tensor  # [2 columns - 1, D]
+
+
+@dataclass(frozen=True, eq=False)
 class WindowSpec:
     """Windows on the grid of tokens, which attend among themselves (Swin Transformer: Liu et al., 2021)."""
 
@@ -181,7 +189,7 @@ class AttentionSpec:
     # ConViT (d'Ascoli et al., 2021), (1 - g) content + g positional: weight and bias of ``pos_proj``, and
     # ``gating_param`` [H], whose sigmoid is g
     gated: tuple[Tensor, Tensor, Tensor] | None = None
-    bias: RelativeBiasSpec | None = None
+    bias: RelativeBiasSpec | QueryBiasSpec | None = None
     windows: WindowSpec | None = None
     cosine: Tensor | None = None  # factors [H] on the cosines of q and k, which are the logits (Swin V2); scale is 1
 
@@ -291,6 +299,7 @@ class TransformerSpec:
     norm: NormSpec | None  # of all tokens after the last block
     readouts: tuple[ReadoutSpec, ...]  # at least one
     takes_mean: bool = False  # whether the output is the mean of two readouts
+    neck: nn.Module | None = None  # in place of ``norm``: convolutions of the tokens as [B, C, H, W], which are copied
     # hidden states that are features of a stage: 0 before the first block, i after the i-th; none: after each block
     stages: tuple[int, ...] = ()
     rotary: tuple[RotarySpec, ...] = ()  # one of all blocks, or one of each; then no block is a ``FallbackSpec``

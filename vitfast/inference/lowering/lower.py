@@ -21,6 +21,7 @@ _LIBRARIES = {
     "timm.models.eva": ("eva_models", "timm.models.eva"),
     "timm.models.beit": ("timm_relative_models", "timm.models.beit"),
     "timm.models.vision_transformer_relpos": ("timm_relative_models", "timm.models.vision_transformer_relpos"),
+    "timm.models.vision_transformer_sam": ("timm_sam_models", "timm.models.vision_transformer_sam"),
     "timm.models.swin_transformer": ("timm_swin_models", "timm.models.swin_transformer"),
     "timm.models.swin_transformer_v2": ("timm_swin_models", "timm.models.swin_transformer_v2"),
     "timm.models.naflexvit": ("naflex_models", "timm.models.naflexvit"),

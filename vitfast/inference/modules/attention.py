@@ -99,9 +99,9 @@ class BiasedAttention(InferenceAttention):
 
     def forward(self, qkv: Tensor, positions: BiasTables) -> Tensor:  # type: ignore[override]
         """Attends, with the bias and the windows of ``positions``."""
-        bias, windows, patterns, lengths = positions
+        bias, windows, patterns, lengths = positions[:4]
         if windows is None:
-            return self._attend(qkv, bias)
+            return self._attend(qkv, bias, positions)
         batch, tokens, width = qkv.shape
         padding = qkv.new_zeros(width) if self.padding is None else self.padding.to(qkv.dtype)
         padded = torch.cat([qkv, padding.expand(batch, 1, -1)], dim=1)  # index -1 is the padding
@@ -115,13 +115,16 @@ class BiasedAttention(InferenceAttention):
             bias = mask if bias is None else bias + mask
         if bias is not None:
             bias = bias.repeat(batch, 1, 1, 1)
-        attended = self._attend(in_windows, bias).view(batch, windows.numel(), -1)
+        attended = self._attend(in_windows, bias, positions).view(batch, windows.numel(), -1)
         out = attended.new_empty((batch, tokens + 1, attended.shape[-1]))
         out[:, windows.flatten()] = attended
         return out[:, :tokens]
 
-    def _attend(self, qkv: Tensor, bias: Tensor | None) -> Tensor:
+    def _attend(self, qkv: Tensor, bias: Tensor | None, positions: BiasTables) -> Tensor:
         qkv_BN3HD = self.split_heads(qkv)
+        if positions.row_terms is not None:
+            of_queries = positions.query_bias(qkv_BN3HD[:, :, 0])
+            bias = of_queries if bias is None else bias + of_queries
         if self.cosine is not None:
             q_BNHD, k_BNHD, v_BNHD = qkv_BN3HD.unbind(2)
             q_BNHD = F.normalize(q_BNHD, dim=-1) * self.cosine[:, None].to(qkv.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
@@ -93,6 +94,26 @@ class ConvStem(PatchEmbedding):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.layers(images).flatten(2).transpose(1, 2)
+
+
+class ConvNeck(nn.Module):
+    """Convolutions of the tokens on their grid, on torch operators; ``layers``: what is copied."""
+
+    def __init__(self, layers: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.layers = copy.deepcopy(layers).to(device, dtype).eval().requires_grad_(False)
+
+    @property
+    def path(self) -> str:
+        """What runs it, for the report."""
+        return f"torch convolutions, {str(self.dtype).removeprefix('torch.')}"
+
+    def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Reads ``tokens`` ``[B, N, C]`` on ``grid``; returns ``[B, N, O]``."""
+        as_image = tokens.to(self.dtype).transpose(1, 2).unflatten(2, grid)
+        out: Tensor = self.layers(as_image).flatten(2).transpose(1, 2)
+        return out
 
 
 class SplitLinear(nn.Module):

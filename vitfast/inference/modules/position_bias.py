@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitfast.errors import UserError
-from vitfast.inference.ir import RelativeBiasSpec, WindowSpec
+from vitfast.inference.ir import QueryBiasSpec, RelativeBiasSpec, WindowSpec
 
 _MASKED = -100.0  # added to the logits of tokens that the shift has brought into one window
 
@@ -22,13 +22,30 @@ class BiasTables(NamedTuple):
     windows: Tensor | None  # [W, n]: index of each token in the image, -1 for padding; None: one window of all tokens
     patterns: Tensor | None  # [W]: index of each window's bias; None: 0
     lengths: Tensor | None = None  # [W]: tokens that attend, the first of each window; None: all, padding included
+    # terms of a bias that depends on the query, for a grid of h rows and w columns of tokens: with a query q at (y, x),
+    # the logit of the key at (i, j) is increased by q (row_terms[:, i - y + h - 1] + column_terms[:, j - x + w - 1])
+    row_terms: Tensor | None = None  # [D, 2 h - 1]
+    column_terms: Tensor | None = None  # [D, 2 w - 1]
+
+    def query_bias(self, q: Tensor) -> Tensor:
+        """Computes the bias ``[B, H, n, n]`` of queries ``q`` ``[B, n, H, D]``."""
+        tables = [table for table in (self.row_terms, self.column_terms) if table is not None]
+        sides = [(table.shape[1] + 1) // 2 for table in tables]
+        by_offset = []
+        for table, side in zip(tables, sides, strict=True):
+            place = torch.arange(side, device=q.device)
+            by_offset.append(table.to(q.dtype)[:, place - place[:, None] + side - 1])  # [D, query, key]
+        grid = q.unflatten(1, sides)
+        rows = torch.einsum("byxhd,dyi->bhyxi", grid, by_offset[0])
+        columns = torch.einsum("byxhd,dxj->bhyxj", grid, by_offset[1])
+        return (rows[..., :, None] + columns[..., None, :]).flatten(4).flatten(2, 3)
 
 
 class PositionBias(nn.Module):
     """Computes the tables for a grid of tokens; those of the model's image size once.
 
     Args:
-        bias: the relative position bias, or None.
+        bias: the bias, or None.
         windows: the windows, or None for attention between all tokens.
         heads: number of heads H.
         grid: rows and columns of the tokens for an image of the model's size.
@@ -39,22 +56,30 @@ class PositionBias(nn.Module):
     """
 
     table: Tensor | None
+    rows: Tensor | None
+    columns: Tensor | None
 
     def __init__(
         self,
-        bias: RelativeBiasSpec | None,
+        bias: RelativeBiasSpec | QueryBiasSpec | None,
         windows: WindowSpec | None,
         heads: int,
         grid: tuple[int, int],
         device: torch.device,
     ) -> None:
         super().__init__()
-        self.size = None if bias is None else bias.size
-        self.has_class_token = bias is not None and bias.has_class_token
+        self.size = bias.size if isinstance(bias, RelativeBiasSpec) else None
+        self.has_class_token = isinstance(bias, RelativeBiasSpec) and bias.has_class_token
         self.windows = windows
         self.heads = heads
         self.grid = grid
-        self.register_buffer("table", None if bias is None else bias.table.detach().to(device, torch.float32))
+        tables: dict[str, Tensor | None] = {"table": None, "rows": None, "columns": None}
+        if isinstance(bias, RelativeBiasSpec):
+            tables["table"] = bias.table
+        elif bias is not None:
+            tables |= {"rows": bias.rows, "columns": bias.columns}
+        for name, tensor in tables.items():
+            self.register_buffer(name, None if tensor is None else tensor.detach().to(device, torch.float32))
         for name, tensor in self._computed(grid, device)._asdict().items():
             self.register_buffer(f"computed_{name}", tensor)
 
@@ -67,6 +92,13 @@ class PositionBias(nn.Module):
 
     def _computed(self, grid: tuple[int, int], device: torch.device) -> BiasTables:
         size = grid if self.windows is None else self.windows.size
+        tables = self._in_windows(size, grid, device)
+        if self.rows is None or self.columns is None:
+            return tables
+        row_terms, column_terms = offset_terms(self.rows, size[0]), offset_terms(self.columns, size[1])
+        return tables._replace(row_terms=row_terms, column_terms=column_terms)
+
+    def _in_windows(self, size: tuple[int, int], grid: tuple[int, int], device: torch.device) -> BiasTables:
         bias = None
         if self.table is not None and self.size is not None:
             bias = relative_bias(self.table, self.size, size, has_class_token=self.has_class_token)[None]
@@ -108,6 +140,13 @@ def relative_bias(table: Tensor, size: tuple[int, int], grid: tuple[int, int], *
         first = torch.cat([to_itself, to_patches.expand(-1, -1, tokens)], dim=2)
         bias = torch.cat([first, torch.cat([to_class.expand(-1, tokens, -1), bias], dim=2)], dim=1)
     return bias.contiguous()
+
+
+def offset_terms(table: Tensor, side: int) -> Tensor:
+    """Turns a table of ``QueryBiasSpec`` ``[T, D]`` into terms of ``BiasTables``, ``[D, 2 * side - 1]``."""
+    if len(table) != 2 * side - 1:
+        table = F.interpolate(table.t()[None], size=2 * side - 1, mode="linear")[0].t()
+    return table.flip(0).t().contiguous()
 
 
 def split_windows(spec: WindowSpec, grid: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -97,6 +97,7 @@ class InferenceTransformer(nn.Module):
                         biases[key] = PositionBias(bias, windows, one.attention.heads, grid, backend.device)
                     self.positions[str(index)] = biases[key]
         self.norm = backend.norm_or_identity(spec.norm)
+        self.neck = None if spec.neck is None else backend.neck(spec.neck)
         self.readouts = nn.ModuleList(InferenceReadout(one, backend) for one in spec.readouts)
         self.reads_states = any(readout.state != -1 for readout in spec.readouts)
         self.takes_mean = spec.takes_mean
@@ -154,7 +155,7 @@ class InferenceTransformer(nn.Module):
             tokens = block(tokens, **options)
             if hidden_states is not None:
                 hidden_states.append(tokens)
-        return self.norm(tokens)
+        return self.norm(tokens) if self.neck is None else self.neck(tokens, self.grids(images)[-1])
 
     def block_options(self, images: Tensor) -> list[dict[str, Any]]:
         """Returns the arguments of each block that depend on the size of ``images``."""
