@@ -30,7 +30,8 @@ from vitfast.inference.accelerate import accelerate
 MODELS = (
     *("transformers/CLIPVisionModelWithProjection", "open_clip/ViT-B-32", "transformers/SiglipVisionModel"),
     *("timm/vit_small_patch16_dinov3", "transformers/DINOv3ViTModel", "timm/eva02_small_patch14_224"),
-    "transformers/Dinov2Model",
+    *("transformers/Dinov2Model", "timm/naflexvit_base_patch16_siglip", "timm/beit_base_patch16_224"),
+    *("timm/swin_tiny_patch4_window7_224", "timm/swinv2_tiny_window8_256", "timm/samvit_base_patch16_224"),
 )
 _OUTPUTS = ("image_embeds", "logits", "pooler_output", "last_hidden_state")  # of transformers, the first that exists
 

@@ -242,3 +242,19 @@ def test_lowering_reads_and_changes_nothing():
     spec = lower(model).spec
     assert spec.blocks[0].attention.qkv.weights[0] is model.blocks[0].attn.qkv.weight
     assert vars(model.blocks[0]).keys() == before.keys()
+
+
+@torch.no_grad()
+def test_a_masked_autoencoder_keeps_its_shuffling():
+    import transformers
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    model = transformers.ViTMAEModel(transformers.ViTMAEConfig(**sizes, image_size=32, patch_size=8)).eval()
+    with pytest.warns(UserWarning, match="shuffles its patches at random, so that only its layers are accelerated"):
+        fast = vitfast.accelerate(model)
+    assert [layer.why_not for layer in fast.report().layers[1:]] == ["", ""]
+    images, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
+    for result, expected in zip(
+        fast(images, noise=noise).to_tuple(), model(images, noise=noise).to_tuple(), strict=True
+    ):
+        torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)

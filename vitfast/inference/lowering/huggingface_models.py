@@ -59,6 +59,7 @@ FAMILIES = (
     Family("DeiT", "deit", ("cls_token", "distillation_token")),
     Family("ViTMSN", "vit_msn", ("cls_token",), base="vit", output="BaseModelOutput"),
     Family("IJepa", "ijepa", (), pooling="mean"),
+    Family("ViTMAE", "vit_mae", ("cls_token",)),
     Family("Dinov2", "dinov2", ("cls_token",)),
     Family("Dinov2WithRegisters", "dinov2_with_registers", ("cls_token", "register_tokens"), "bicubic_antialias"),
 )
@@ -88,6 +89,8 @@ def lower_model(part: Part) -> TransformerSpec:
     if family is None:
         raise NotRecognised("", f"is a {name}, not a ViT, DeiT, ViT-MSN, I-JEPA or DINOv2 of transformers")
     suffix = name.removeprefix(family.prefix)
+    if family.prefix == "ViTMAE":
+        raise NotRecognised(part.name, "shuffles its patches at random, so that only its layers are accelerated")
     if suffix == "Model":
         return _base(part, family)
     if suffix == "Backbone":
