@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -104,13 +103,15 @@ class PositionBias(nn.Module):
             bias = relative_bias(self.table, self.size, size, has_class_token=self.has_class_token)[None]
         if self.windows is None:
             return BiasTables(bias, None, None)
-        indices, regions = split_windows(self.windows, grid, device)
-        masks, patterns = torch.unique(regions[:, :, None] != regions[:, None], dim=0, return_inverse=True)
-        if not masks.any():
-            return BiasTables(bias, indices, None)
-        masked = masks[:, None] * _MASKED
+        shift = _shift(self.windows, grid)
+        indices = split_windows(self.windows, shift, grid, device)
+        if not any(shift):
+            return BiasTables(bias, indices.flatten(0, 1), None)
+        masked = shift_masks(size, shift, device)[:, None] * _MASKED
         bias = masked.expand(-1, self.heads, -1, -1).contiguous() if bias is None else bias + masked
-        return BiasTables(bias, indices, patterns)
+        is_last = [torch.arange(count, device=device) == count - 1 for count in indices.shape[:2]]
+        patterns = 2 * is_last[0][:, None].long() + is_last[1].long()
+        return BiasTables(bias, indices.flatten(0, 1), patterns.flatten())
 
 
 def relative_bias(table: Tensor, size: tuple[int, int], grid: tuple[int, int], *, has_class_token: bool) -> Tensor:
@@ -149,21 +150,20 @@ def offset_terms(table: Tensor, side: int) -> Tensor:
     return table.flip(0).t().contiguous()
 
 
-def split_windows(spec: WindowSpec, grid: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Splits a grid of tokens into windows.
+def _shift(spec: WindowSpec, grid: tuple[int, int]) -> tuple[int, int]:
+    """Returns the shift on a grid; raises UserError where the windows do not fit."""
+    if spec.shifts_small_grids or min(grid) > min(spec.size):
+        return spec.shift
+    if min(grid) < min(spec.size):
+        raise UserError(f"windows of {spec.size} tokens do not fit a grid of {grid} tokens; use larger images")
+    return (0, 0)
 
-    Returns:
-        The index of each window's tokens, ``[W, n]``, -1 for padding, and the number of their region: tokens of
-        different regions were brought into one window by the shift.
 
-    Raises:
-        UserError: the windows are larger than the grid, and are not shifted there.
+def split_windows(spec: WindowSpec, shift: tuple[int, int], grid: tuple[int, int], device: torch.device) -> Tensor:
+    """Returns the index of the tokens in each window, ``[rows, columns, n]`` for rows and columns of windows.
+
+    Padding has the index -1.
     """
-    shift = spec.shift
-    if not spec.shifts_small_grids:
-        if min(grid) < min(spec.size):
-            raise UserError(f"windows of {spec.size} tokens do not fit a grid of {grid} tokens; use larger images")
-        shift = (0, 0) if min(grid) <= min(spec.size) else shift
     indices = torch.arange(grid[0] * grid[1], device=device).view(grid)
     padding = (0, -grid[1] % spec.size[1], 0, -grid[0] % spec.size[0])
     if spec.pads_first:
@@ -171,18 +171,19 @@ def split_windows(spec: WindowSpec, grid: tuple[int, int], device: torch.device)
     indices = indices.roll((-shift[0], -shift[1]), dims=(0, 1))
     if not spec.pads_first:
         indices = F.pad(indices, padding, value=-1)
-    rows, columns = (
-        _regions(length, window, by, device) for length, window, by in zip(indices.shape, spec.size, shift, strict=True)
-    )
-    regions = rows[:, None] * 3 + columns
-    height, width = spec.size
-    shape = (indices.shape[0] // height, height, indices.shape[1] // width, width)
-    as_windows = (one.view(shape).transpose(1, 2).reshape(-1, math.prod(spec.size)) for one in (indices, regions))
-    found, numbers = as_windows
-    return found, numbers
+    return indices.unflatten(1, (-1, spec.size[1])).unflatten(0, (-1, spec.size[0])).transpose(1, 2).flatten(2)
 
 
-def _regions(length: int, window: int, shift: int, device: torch.device) -> Tensor:
-    """Numbers the regions along an axis of ``length`` tokens: whole windows, and the two parts of the last one."""
-    place = torch.arange(length, device=device)
-    return (place >= length - window).long() + (place >= length - shift) if shift else torch.zeros_like(place)
+def shift_masks(size: tuple[int, int], shift: tuple[int, int], device: torch.device) -> Tensor:
+    """Returns which tokens of a window the shift has brought together from opposite sides of the grid.
+
+    Only windows at the end of the grid have such tokens.
+
+    Returns:
+        ``[4, n, n]``, bool: for windows that are not at the end, in the last column, in the last row, and in both.
+    """
+    rows, columns = (torch.arange(side, device=device) >= side - by for side, by in zip(size, shift, strict=True))
+    no_row, no_column = torch.zeros_like(rows), torch.zeros_like(columns)
+    ends = ((no_row, no_column), (no_row, columns), (rows, no_column), (rows, columns))
+    regions = torch.stack([(2 * row[:, None].long() + column.long()).flatten() for row, column in ends])
+    return regions[:, :, None] != regions[:, None]
