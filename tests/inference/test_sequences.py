@@ -187,6 +187,11 @@ def test_wrong_sequences_are_named(inputs: dict[str, Any], error: type[Exception
         vitfast.accelerate(siglip2("Siglip2VisionModel"))(**inputs)
 
 
+def test_images_are_no_check_of_siglip2() -> None:
+    with pytest.raises(vitfast.UserError, match="check= takes images, and this model takes patches"):
+        vitfast.accelerate(siglip2("Siglip2VisionModel"), check=torch.randn(2, 3, 16, 16))
+
+
 def test_wrong_patches_of_naflex_are_named() -> None:
     fast = vitfast.accelerate(naflex("mean"))
     with pytest.raises(vitfast.UserError, match="patches need patch_coord"):

@@ -49,11 +49,12 @@ def accelerate(
     """Makes a fast inference copy of a Vision Transformer for this CPU or a GPU.
 
     Supported are models of vitfast (ViT, DeiT, ConViT, T2T-ViT, DVT, also quantized), timm's ``VisionTransformer``,
-    distilled DeiT and ``Eva`` (EVA-02, DINOv3, Perception Encoder, RoPE ViT), torchvision's and open_clip's
-    ``VisionTransformer``, and Hugging Face's ViT, DeiT, ViT-MSN, I-JEPA, DINOv2, DINOv3, CLIP and SigLIP. They are
-    recognised by class and configuration; of models with a text tower (``CLIPModel``, ``SiglipModel``, open_clip's
-    ``CLIP``) the image tower is accelerated. Modified parts (a hook, a replaced method, a wrapped layer) fall back to
-    the source's forward; a warning and ``report()`` say which parts and why.
+    distilled DeiT, ``Eva`` (EVA-02, DINOv3, Perception Encoder, RoPE ViT), ``Beit``, ``VisionTransformerRelPos``,
+    ``VisionTransformerSAM``, ``NaFlexVit`` and Swin Transformers, torchvision's and open_clip's ``VisionTransformer``,
+    and Hugging Face's ViT, DeiT, ViT-MSN, I-JEPA, DINOv2, DINOv3, CLIP, SigLIP and SigLIP 2, BEiT, Data2Vec-Vision and
+    Swin Transformers. They are recognised by class and configuration; of models with a text tower (``CLIPModel``,
+    ``SiglipModel``, open_clip's ``CLIP``) the image tower is accelerated. Modified parts (a hook, a replaced method, a
+    wrapped layer) fall back to the source's forward; a warning and ``report()`` say which parts and why.
 
     Args:
         model: not modified; its current weights are copied, and the copy computes its evaluation mode.

@@ -68,7 +68,7 @@ def check_agreement(
     ``normalization``, which the accelerated model includes.
 
     Raises:
-        UserError: there are no images.
+        UserError: there are no images, or the model takes patches only.
     """
     if not isinstance(images, Tensor) or images.dim() != 4 or len(images) == 0:
         raise UserError("check= takes images as the model does, [B, channels, height, width], at least one")
@@ -88,6 +88,10 @@ def check_agreement(
     if normalization is not None:
         given = normalization.apply(given if given.dtype == torch.uint8 else given.float() * 255.0)
     tower = next((module for module in accelerated.modules() if isinstance(module, ImageTower)), None)
+    if tower is not None and not tower.adapter.takes_images:
+        raise UserError(
+            "check= takes images, and this model takes patches with their sizes; compare the outputs instead"
+        )
     original = source if tower is None else source.get_submodule(tower.name)
     expected = _outputs(shallow_copy(original, copies)(given.to(parameter.dtype)))
     found = _outputs((tower or accelerated)(images.to(accelerated.device)))

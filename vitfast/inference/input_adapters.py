@@ -17,6 +17,8 @@ _HIDDEN = "output_hidden_states"
 class ImageAdapter:
     """For models that take images and return tensors: vitfast's, timm's and torchvision's."""
 
+    takes_images = True
+
     def images_of(self, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """Returns the images among the arguments of a call.
 

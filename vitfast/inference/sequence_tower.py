@@ -79,6 +79,8 @@ class SequenceTower(ImageTower):
 class _Siglip2Adapter(HuggingFaceAdapter):
     """For ``Siglip2VisionModel`` and ``Siglip2ForImageClassification``."""
 
+    takes_images = False
+
     def sequences_of(self, arguments: tuple[Any, ...], options: dict[str, Any]) -> PatchSequences:
         names = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
         given = {**dict(zip(names, arguments, strict=False)), **{n: options[n] for n in names if n in options}}
