@@ -62,7 +62,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def data_options(recipe: str, folder: Path, prepared: Path) -> list[str]:
-    dataset = load_config([f"recipe={recipe}", "data.root=any"] if recipe != "vit_digits" else []).data.dataset
+    needs = [] if recipe == "vit_digits" else [f"recipe={recipe}", "data.root=any", "model.checkpoint=any"]
+    dataset = load_config(needs).data.dataset
     if dataset == "digits":
         return []
     if dataset == "file_list":
@@ -72,6 +73,8 @@ def data_options(recipe: str, folder: Path, prepared: Path) -> list[str]:
 
 def model_options(recipe: str) -> list[str]:
     """Small images, few narrow blocks, and random weights instead of published ones."""
+    if recipe == "finetune":  # of random weights
+        return ["model.name=vit_mini_patch4_32", "model.checkpoint=null", "data.img_size=32"]
     config = load_config([f"recipe={recipe}", "data.root=any"] if recipe != "vit_digits" else [])
     options = ["model.checkpoint=null"]
     if config.data.img_size == 224:

@@ -44,6 +44,7 @@ def test_every_recipe_loads_and_names_itself() -> None:
     assert {"vit_digits", "vit_small_cifar10_32px"} <= set(list_recipes())
     for name, summary in list_recipes().items():
         needs = [] if name == "vit_digits" else ["data.root=/somewhere"]
+        needs += ["model.checkpoint=/run"] if name == "finetune" else []
         assert load_config([f"recipe={name}", *needs]).recipe == name
         assert len(summary) > 20
 

@@ -89,6 +89,29 @@ def test_lower_layers_learn_more_slowly():
     assert len(rates) == len(parameters)
 
 
+@pytest.mark.parametrize("name", ["test_vit", "test_convnext"])
+def test_layers_of_timms_models(name):
+    from timm.optim import param_groups_layer_decay
+
+    learner = ClassificationTask(vitfast.create_model(f"timm/{name}", num_classes=3))
+    ours = parameter_groups(learner, 0.1, 2.0, 0.5)
+    theirs = param_groups_layer_decay(learner.model.network, layer_decay=0.5)
+    rates = {id(parameter): group["lr"] for group in ours for parameter in group["params"]}
+    expected = {id(p): 2.0 * group["lr_scale"] for group in theirs for p in group["params"]}
+    assert rates == pytest.approx(expected)
+    assert len(set(rates.values())) > 3
+
+
+def test_layers_of_torchvisions_transformer():
+    learner = vitfast.create_model("torchvision/vit_b_32", img_size=32, num_classes=3)
+    groups = parameter_groups(learner, 0.1, 1.0, 0.5)
+    rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    names = {name: rates[id(parameter)] for name, parameter in learner.named_parameters()}
+    assert names["network.heads.head.weight"] == names["network.encoder.ln.weight"] == 1.0
+    assert names["network.encoder.layers.encoder_layer_11.ln_1.weight"] == 0.5
+    assert names["network.conv_proj.weight"] == names["network.class_token"] == 0.5**13
+
+
 def test_layers_of_a_distilled_model():
     learner = vitfast.create_model("deit_tiny_distilled_patch16_224", num_classes=3, depth=1)
     groups = parameter_groups(learner, 0.1, 1.0, 0.5)

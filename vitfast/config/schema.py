@@ -13,6 +13,7 @@ from typing import Any
 from vitfast.config.option import format_value, option
 from vitfast.errors import UserError
 
+HUB = "hub"  # as model.checkpoint
 DATASETS = ("digits", "cifar10", "cifar100", "image_folder", "file_list")
 
 
@@ -20,12 +21,15 @@ DATASETS = ("digits", "cifar10", "cifar100", "image_folder", "file_list")
 class ModelConfig:
     """The model to train."""
 
-    name: str = option(
-        "vit_nano_patch2_8", "name of the model, see vitfast.list_models(); or timm/NAME, torchvision/NAME"
+    name: str | None = option(
+        "vit_nano_patch2_8",
+        "name of the model, see vitfast.list_models(); or timm/NAME, torchvision/NAME; null: that of model.checkpoint",
     )
     img_size: int | None = option(None, "input size in pixels; null: that of the data", minimum=1)
     checkpoint: str | None = option(
-        None, "initial weights: a run's folder, one of its checkpoints or a weights file; null: random"
+        None,
+        "initial weights: a run's folder, one of its checkpoints or a weights file; hub: timm's of that name on the "
+        "Hugging Face hub; null: random",
     )
     zero_head: bool = option(False, "initialize the head with zeros: uniform initial predictions")
     drop_path: float = option(
@@ -33,6 +37,11 @@ class ModelConfig:
     )
     drop_rate: float = option(0.0, "dropout rate after projections and MLP layers", minimum=0, below=1)
     fields: dict[str, Any] = option({}, "further fields of the model: model.fields.qkv_bias=false, …")
+
+    def check(self, prefix: str) -> None:
+        if self.name is None and self.checkpoint in (None, HUB):
+            advice = f"give {prefix}checkpoint=RUN, or {prefix}name=NAME and {prefix}checkpoint=FILE or {HUB}"
+            raise UserError(f"{prefix}name=null takes the model from {prefix}checkpoint: {advice}")
 
 
 @dataclass
@@ -219,6 +228,21 @@ class OptimConfig:
 
 
 @dataclass
+class FinetuneConfig:
+    """Training that starts from the weights of ``model.checkpoint``."""
+
+    freeze_epochs: int | None = option(
+        0,
+        "epochs at the start that train the head only, the rest being fixed; null: all epochs, a linear probe",
+        minimum=0,
+    )
+    keep_preprocessing: bool = option(
+        False,
+        "data.img_size, in_chans, mean, std, crop_pct that are null: those of model.checkpoint (a run or hub)",
+    )
+
+
+@dataclass
 class ScheduleConfig:
     """Length of the training and learning rate schedule: linear warm-up, then decay."""
 
@@ -357,6 +381,7 @@ class Config:
     distill: DistillConfig = field(default_factory=DistillConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     ops: OpsConfig = field(default_factory=OpsConfig)
@@ -365,6 +390,8 @@ class Config:
     def check(self, prefix: str) -> None:
         if self.optim.nesterov and self.optim.momentum == 0.0:
             raise UserError(f"{prefix}optim.nesterov=true needs {prefix}optim.momentum above 0")
+        if self.train.shard and self.finetune.freeze_epochs != 0:
+            raise UserError(f"{prefix}train.shard=true does not support {prefix}finetune.freeze_epochs; set it to 0")
         if self.schedule.name in ("cosine", "linear") and self.schedule.min_lr > self.optim.lr:
             raise UserError(
                 f"{prefix}schedule.min_lr={self.schedule.min_lr:g} is above {prefix}optim.lr={self.optim.lr:g}; "

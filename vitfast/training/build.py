@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 
 import vitfast
-from vitfast.config.schema import Config, DistillConfig, ModelConfig, QuantizeConfig
+from vitfast.config.schema import HUB, Config, DistillConfig, ModelConfig, QuantizeConfig
 from vitfast.data import ImageDataset
 from vitfast.errors import UserError
 from vitfast.evaluation.checkpoint_data import is_run
@@ -43,7 +43,7 @@ def create_training_model(config: ModelConfig, data: ImageDataset) -> ImageModel
         if name in config.fields:
             raise UserError(f"model.fields.{name} cannot be set: it is determined by {place}")
     checkpoint = config.checkpoint
-    if checkpoint is not None and list_checkpoints(checkpoint):  # the folder of a run
+    if checkpoint is not None and checkpoint != HUB and list_checkpoints(checkpoint):  # the folder of a run
         checkpoint = str(resolve_checkpoint(checkpoint))
     rates = {"drop_path": config.drop_path, "drop_rate": config.drop_rate}
     fields = {**{name: rate for name, rate in rates.items() if rate}, **config.fields}
@@ -53,7 +53,8 @@ def create_training_model(config: ModelConfig, data: ImageDataset) -> ImageModel
             num_classes=len(data.class_names),
             img_size=data.img_size,
             in_chans=data.in_chans,
-            checkpoint=checkpoint,
+            checkpoint=None if checkpoint == HUB else checkpoint,
+            pretrained=checkpoint == HUB,
             **fields,
         )
     except UserError:

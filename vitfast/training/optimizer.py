@@ -12,8 +12,8 @@ from torch.distributed.tensor import DTensor
 
 from vitfast.config.schema import OptimConfig
 
-_BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
-_AFTER_BLOCKS = re.compile(r"(?:^|\.)(?:norm|fc_norm|head|head_dist)\.")
+_BLOCK = re.compile(r"(?:^|\.)(?:blocks\.|encoder_layer_)(\d+)\.")  # encoder_layer_: torchvision
+_AFTER_BLOCKS = re.compile(r"(?:^|\.)(?:norm|fc_norm|head|head_dist|encoder\.ln|heads)\.")
 
 
 def parameter_groups(
@@ -26,7 +26,8 @@ def parameter_groups(
 
     With ``layer_decay`` d, the learning rate after the blocks is ``lr``, in the last of n blocks ``lr * d``, in the
     first one ``lr * d ** n``, and before the blocks ``lr * d ** (n + 1)`` (Clark et al.,
-    "ELECTRA", 2020; Bao et al., "BEiT", 2021).
+    "ELECTRA", 2020; Bao et al., "BEiT", 2021). The layers of timm's models are those of their ``group_matcher``, with
+    which the final norm belongs to the last block.
 
     Args:
         module: a model, or a task around one.
@@ -40,9 +41,10 @@ def parameter_groups(
     exempt = _exempt_names(module)
     learning = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
     num_blocks = 1 + max((int(match[1]) for name, _ in learning if (match := _BLOCK.search(name))), default=-1)
+    foreign = {} if layer_decay is None else _timm_layers(module)
     by_layer: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
     for name, parameter in learning:
-        below_head = 0 if layer_decay is None else _layers_below_head(name, num_blocks)
+        below_head = 0 if layer_decay is None else foreign.get(name, _layers_below_head(name, num_blocks))
         decayed, plain = by_layer.setdefault(below_head, ([], []))
         (plain if parameter.ndim <= 1 or name in exempt else decayed).append(parameter)
     groups: list[dict[str, Any]] = []
@@ -58,6 +60,17 @@ def _layers_below_head(name: str, num_blocks: int) -> int:
     if block is not None:
         return num_blocks - int(block[1])
     return 0 if _AFTER_BLOCKS.search(name) else num_blocks + 1
+
+
+def _timm_layers(module: nn.Module) -> dict[str, int]:
+    """Returns how far below the head each parameter of a model of timm is, by timm's grouping."""
+    for prefix, submodule in module.named_modules():
+        if callable(matcher := getattr(submodule, "group_matcher", None)):
+            from timm.models import group_parameters
+
+            layers = group_parameters(submodule, matcher(coarse=False), reverse=True)
+            return {f"{prefix}.{name}": max(layers.values()) - layer for name, layer in layers.items()}
+    return {}
 
 
 def _exempt_names(module: nn.Module) -> set[str]:

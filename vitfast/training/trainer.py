@@ -117,6 +117,8 @@ class Trainer:
         loader = self.data.train_loader(state.epoch, state.step_in_epoch)
         every = self.config.train.checkpoint_every_steps
         self.task.train()
+        if state.trunk.apply(state.epoch):  # the reducer of gradients is built for the parameters that have them
+            self.replica = Replica(self.task, self.ranks, compiled=self.config.train.compile)
         earlier_seconds, start = state.seconds_in_epoch, time.perf_counter()
         for batch, (images, labels) in enumerate(loader):
             count = self.data.batch_size(state.step_in_epoch)

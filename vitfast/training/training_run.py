@@ -23,6 +23,7 @@ from vitfast.runs.checkpoint import latest_checkpoint, resolve_checkpoint
 from vitfast.runs.run_directory import CONFIG, LOG, FollowedRun, RunDirectory, describe_environment
 from vitfast.training.build import create_task, create_training_model, prepare_for_training
 from vitfast.training.distributed import Ranks
+from vitfast.training.finetune import adopt_preprocessing
 from vitfast.training.run_summary import next_commands, result_table, resume_command, save_samples
 from vitfast.training.schedule import TrainingLength
 from vitfast.training.stop_signal import StopSignal
@@ -73,6 +74,7 @@ def run_training(arguments: Sequence[str]) -> int:
             torch.set_num_threads(config.train.threads)
         seed_everything(config.seed)
         # everything that can reject the options comes before the folder is created
+        adopt_preprocessing(config)
         data = TrainingData(config, ranks)
         length = TrainingLength.of(config.schedule, data.steps_per_epoch)
         model = create_training_model(config.model, data.train)
@@ -214,7 +216,9 @@ def _log_start(trainer: Trainer, checkpoint: Path | None) -> None:
     world = f"{trainer.ranks.world} x " if trainer.ranks.world > 1 else ""
     run.log(f"run       {run.path}  (recipe {config.recipe}, seed {config.seed})")
     run.log(f"data      {config.data.dataset}: {trainer.data.describe()}")
-    run.log(f"model     {model.model_name}: {parameters:,} parameters")
+    frozen = trainer.config.finetune.freeze_epochs
+    phase = "" if frozen == 0 else f"; {'all' if frozen is None else f'the first {frozen}'} epochs train the head only"
+    run.log(f"model     {model.model_name}: {parameters:,} parameters{phase}")
     if config.quantize.format is not None:
         run.log(f"numbers   {describe_quantization(model)}")
     run.log(f"device    {world}{describe_device(trainer.device)}, {config.train.precision}")

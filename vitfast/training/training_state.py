@@ -13,9 +13,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from vitfast.config.schema import Config
 from vitfast.errors import UserError
 from vitfast.evaluation.meter import ClassificationMeter
+from vitfast.models import ImageModel
 from vitfast.runs.checkpoint import CheckpointError
 from vitfast.tasks import Task
 from vitfast.training.distributed import Ranks, full_state, load_optimizer, load_weights, shard
+from vitfast.training.finetune import FrozenTrunk
 from vitfast.training.optimizer import create_optimizer
 from vitfast.training.schedule import TrainingLength, create_schedule
 
@@ -42,6 +44,7 @@ class TrainingState:
         metrics_lines: number of lines of ``metrics.jsonl`` that belong to this state.
         best_top1: highest validation top-1 so far, or None.
         best_step: its step, or None.
+        trunk: what may be frozen in an epoch.
         skipped_in_a_row: consecutive steps that fp16 has skipped because gradients overflowed.
         metrics: of the last complete epoch, by split.
     """
@@ -49,6 +52,9 @@ class TrainingState:
     def __init__(self, task: Task, config: Config, length: TrainingLength, num_classes: int, ranks: Ranks) -> None:
         self.task = task
         self.ranks = ranks
+        self.trunk = FrozenTrunk(cast(ImageModel, task.model), config.finetune.freeze_epochs)
+        if config.finetune.freeze_epochs is None:
+            self.trunk.apply(0)  # the optimizer leaves out what never changes
         self.average = create_average(task, config.optim.ema_decay)
         if config.train.shard and ranks.world > 1:
             shard(task, ranks)
