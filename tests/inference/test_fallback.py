@@ -211,7 +211,10 @@ def test_a_model_without_recognised_parts_runs_the_sources_code():
     assert list(fast.state_dict()) == list(model.state_dict())
 
 
-@pytest.mark.parametrize(("kind", "name"), [("timm: DINOv3", "blocks.1"), ("transformers: DINOv3ViTModel", "layer.1")])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("timm: DINOv3", "blocks.1"), ("vitfast: DINOv3", "blocks.1"), ("transformers: DINOv3ViTModel", "layer.1")],
+)
 @torch.no_grad()
 def test_blocks_with_rotary_embeddings_are_accelerated_all_or_none(kind, name):
     model = accelerable(kind)

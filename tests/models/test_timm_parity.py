@@ -14,16 +14,19 @@ from torch.nn import functional as F
 
 from vitfast.models import HybridFields, build_model, list_models
 from vitfast.models.registry import ARCHITECTURES
+from vitfast.weights.key_tables.eva import timm_keys
 
 timm = pytest.importorskip("timm")
 
 # hybrids compute what timm's do with other fields only: test_hybrid.py
 OWN = {name for name in list_models() if not isinstance(ARCHITECTURES[name], HybridFields)}
 SHARED = sorted(OWN & set(timm.list_models()))
-TOWERS = [name for name in SHARED if re.search("dinov2|clip|siglip", name)]
+TOWERS = [name for name in SHARED if re.search("dino|clip|siglip|eva02", name)]
 # those that differ in more than the image size
 DISTINCT_TOWERS = list({replace(ARCHITECTURES[name], img_size=224): name for name in TOWERS}.values())
-QUICK = [name for name in SHARED if re.search("tiny|small", name) and not re.search("384|patch8|xsmall|dinov2", name)]
+QUICK = [
+    name for name in SHARED if re.search("tiny|small", name) and not re.search("384|patch8|xsmall|dino|eva02", name)
+]
 LONG = [name for name in SHARED if name not in QUICK + TOWERS]
 
 
@@ -35,7 +38,12 @@ def build_pair(name: str, ours: dict[str, Any] | None = None, theirs: dict[str, 
         timm_model = timm.create_model(name, **{**both, **(theirs or {})})
     state = random_state(model)
     model.load_state_dict(state, assign=True)
-    timm_model.load_state_dict(state, assign=True)
+    timm_model.load_state_dict(timm_keys(state, model.fields), assign=True)
+    for module in timm_model.modules():  # tables of rotary embeddings, which are not saved
+        if module._non_persistent_buffers_set:
+            for key in module._non_persistent_buffers_set:
+                module._buffers[key] = torch.empty_like(module._buffers[key], device="cpu")
+            module.init_non_persistent_buffers()
     return model.eval(), timm_model.eval()
 
 
@@ -60,7 +68,7 @@ def assert_close(actual: Tensor, expected: Tensor, tolerance: float = 1e-4) -> N
 
 def test_shared_names_are_many() -> None:
     """Guards the parametrization below against shrinking unseen."""
-    assert len(SHARED) == 95
+    assert len(SHARED) == 118
     assert {name for name in list_models() if name.startswith("deit_")} <= set(SHARED)
 
 
@@ -68,10 +76,12 @@ def test_shared_names_are_many() -> None:
 def test_parameters_have_timms_names_and_shapes(name: str) -> None:
     with torch.device("meta"):
         model, timm_model = build_model(name), timm.create_model(name, num_classes=1000)
-    assert {key: value.shape for key, value in model.named_parameters()} == {
-        key: value.shape for key, value in timm_model.named_parameters()
+    ours = timm_keys(model.state_dict(), model.fields)
+    assert {key: value.shape for key, value in ours.items()} == {
+        key: value.shape for key, value in timm_model.state_dict().items()
     }
-    assert model.state_dict().keys() == timm_model.state_dict().keys()
+    assert dict(model.named_parameters()).keys() == model.state_dict().keys()
+    assert dict(timm_model.named_parameters()).keys() == timm_model.state_dict().keys()
     assert (model.num_classes, model.in_chans) == (timm_model.num_classes, timm_model.in_chans)
     assert (model.img_size, model.img_size) == timm_model.patch_embed.img_size
 
@@ -103,7 +113,13 @@ def test_logits_of_towers_with_two_blocks_equal_timms(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*LONG, "vit_small_patch14_reg4_dinov2", "vit_base_patch16_siglip_224"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(*LONG, "vit_small_patch14_reg4_dinov2", "vit_base_patch16_siglip_224"),
+        *("vit_small_plus_patch16_dinov3_qkvb", "eva02_base_patch16_clip_224"),
+    ],
+)
 def test_logits_of_full_depth_equal_timms(name: str) -> None:
     model, timm_model = build_pair(name)
     images = random_images(model)

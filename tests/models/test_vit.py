@@ -230,7 +230,18 @@ def test_patches_of_another_size_stay_as_they_are() -> None:
         ({"drop_path": 2}, "drop_path must be at least 0 and below 1"),
         ({"gelu": "relu"}, "gelu must be one of 'erf', 'tanh', 'quick'; got 'relu'"),
         ({"patch_order": None}, "patch_order must be one of 'channels_first', 'channels_last'; got None"),
-        ({"pooling": "max"}, "pooling must be one of 'token', 'mean', 'map'; got 'max'"),
+        ({"pooling": "max"}, "pooling must be one of 'token', 'mean', 'patch_mean', 'map'; got 'max'"),
+        ({"rotary": "axial"}, "rotary must be one of 'none', 'eva02', 'dinov3'; got 'axial'"),
+        (
+            {"rotary": "eva02", "embed_dim": 12, "num_heads": 2},
+            "a multiple of 4 channels; embed_dim=12 with num_heads=2 gives 6",
+        ),
+        ({"mlp_norm": True}, "mlp_norm=True needs gated_mlp=True"),
+        (
+            {"rotary": "eva02", "distillation_token": "last"},
+            "rotary cannot be combined with distillation_token='last'; use 'none'; got 'eva02'",
+        ),
+        ({"pooling": "patch_mean", "distillation_token": "after_class"}, "use pooling='token'"),
         ({"head_type": "mlp"}, "head_type must be one of 'linear', 'norm_linear'; got 'mlp'"),
         ({"distillation_token": True}, "distillation_token must be one of 'none', 'after_class', 'last'; got True"),
         ({"position_interpolation": "nearest"}, "must be one of 'zoom_linear', 'bicubic', 'bicubic_aligned'"),
@@ -282,8 +293,16 @@ def test_frozen() -> None:
         {"register_tokens": 3, "prefix_positions": False, "layer_scale": 0.1, "gated_mlp": True},
         {"pre_norm": True, "gelu": "quick", "register_tokens": 1},
         {"class_token": False, "pooling": "map"},
+        {
+            **{"learned_positions": False, "rotary": "dinov3", "key_bias": False, "register_tokens": 2},
+            **{"layer_scale": 0.1, "pooling": "patch_mean"},
+        },
+        {
+            **{"rotary": "eva02", "key_bias": False, "gated_mlp": True, "mlp_norm": True, "attention_norm": True},
+            **{"pooling": "patch_mean", "head_type": "norm_linear"},
+        },
     ],
-    ids=["DINOv2", "CLIP", "SigLIP"],
+    ids=["DINOv2", "CLIP", "SigLIP", "DINOv3", "EVA-02"],
 )
 def test_towers_train_and_are_saved(fields: dict[str, Any], tmp_path: Path) -> None:
     model, x = nano(**fields), images()
@@ -293,3 +312,17 @@ def test_towers_train_and_are_saved(fields: dict[str, Any], tmp_path: Path) -> N
     vitfast.save_weights(model, tmp_path / "model.safetensors")
     again = vitfast.create_model(None, checkpoint=tmp_path / "model.safetensors").eval()
     assert torch.equal(again(x), model.eval()(x))
+
+
+@pytest.mark.parametrize("rotary", ["dinov3", "eva02"])
+def test_rotary_positions_distinguish_patches(rotary: str) -> None:
+    """The only positions: exchanging two patches changes the class token, in half precision by the same angles."""
+    model = nano(rotary=rotary, learned_positions=False).eval()
+    x = images()
+    exchanged = torch.cat([x[..., 2:4], x[..., :2], x[..., 4:]], dim=-1)
+    without = nano(learned_positions=False).eval()
+    torch.testing.assert_close(without(exchanged), without(x))
+    assert (model(exchanged) - model(x)).norm() > 0.01 * model(x).norm()
+    expected = model(x)
+    half = model.bfloat16()(x.bfloat16()).float()
+    assert (half - expected).norm() < 0.05 * expected.norm()

@@ -37,6 +37,20 @@ MODELS = [
         46,
         id="SwiGLU",
     ),
+    # no positions are added
+    pytest.param(
+        "vit_tiny_patch16_dinov3_qkvb",
+        {"depth": 2, "layer_scale": 1.0},
+        46 - 1,
+        id="DINOv3",
+    ),
+    # a LayerNorm in each attention and MLP
+    pytest.param(
+        "eva02_base_patch16_clip_224",
+        {"depth": 2, "embed_dim": 96, "num_heads": 2},
+        46 + 8,
+        id="EVA-02",
+    ),
     pytest.param("vit_xsmall_patch16_clip_224", {"depth": 2, "gelu": "quick"}, 46 + 2, id="CLIP"),
     pytest.param("vit_base_patch16_siglip_224", {"depth": 2, "embed_dim": 96, "num_heads": 2}, 46 + 17, id="SigLIP"),
     # two projections instead of one; the class token joins later

@@ -353,7 +353,7 @@ def test_weights_of_no_known_family(tmp_path: Path) -> None:
         vitfast.create_model(NAME, depth=DEPTH, checkpoint=tmp_path / "resnet.safetensors")
     message = str(info.value)
     assert "holds no weights of a Vision Transformer that vitfast supports: its keys are conv1.weight" in message
-    assert "formats: Google hybrid, Google, DINOv2, Hugging Face DINOv2, CLIP, " in message
+    assert "formats: Google hybrid, Google, DINOv3, Hugging Face DINOv3, DINOv2, Hugging Face DINOv2, CLIP, " in message
     assert "ConViT, T2T-ViT, timm hybrid, DeiT, timm, torchvision, " in message
 
 

@@ -15,7 +15,7 @@ NANO = "vit_nano_patch2_8"
 INFERRED = (
     "img_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "mlp_ratio", "qkv_bias", "patch_order",
     "distillation_token", "head_type", "head_hidden_dim", "class_token", "register_tokens", "prefix_positions",
-    "pre_norm", "gated_mlp",
+    "pre_norm", "gated_mlp", "learned_positions", "attention_norm", "mlp_norm",
 )  # fmt: skip
 
 
@@ -31,12 +31,16 @@ INFERRED = (
         {"register_tokens": 4, "prefix_positions": False, "gated_mlp": True},
         {"register_tokens": 2, "pre_norm": True},
         {"class_token": False, "pooling": "map"},
+        {"key_bias": False, "gated_mlp": True, "mlp_norm": True, "attention_norm": True},
+        {"learned_positions": False, "register_tokens": 4},
     ],
 )
 def test_fields_are_inferred(fields: dict[str, Any]) -> None:
     model = vitfast.create_model(NANO, **fields)
     inferred = infer_fields(ViTFields, model.state_dict())
-    assert inferred == {name: getattr(model.fields, name) for name in INFERRED}
+    names = [name for name in INFERRED if model.pos_embed is not None or name not in ("img_size", "prefix_positions")]
+    names += [] if model.fields.key_bias else ["key_bias"]
+    assert inferred == {name: getattr(model.fields, name) for name in names}
 
 
 def test_unknown_fields_are_left_out() -> None:
@@ -48,7 +52,8 @@ def test_unknown_fields_are_left_out() -> None:
     assert "distillation_token" not in infer_fields(ViTFields, state)
     assert infer_fields(ViTFields, {}) == {
         **{"head_type": "linear", "head_hidden_dim": 0, "num_classes": 0},
-        **{"class_token": False, "register_tokens": 0, "pre_norm": False},
+        **{"class_token": False, "register_tokens": 0, "pre_norm": False, "learned_positions": False},
+        **{"attention_norm": False, "mlp_norm": False, "distillation_token": "none"},
     }
 
 

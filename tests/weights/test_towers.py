@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import vitfast
 from support.foreign_weights import randomize, relative_error
+from vitfast.errors import UserError
 
 DEPTH, TOLERANCE = 2, 1e-5
 SIZES = {"embed_dim": 32, "depth": DEPTH, "num_heads": 2, "img_size": 56, "patch_size": 14}
@@ -111,3 +112,131 @@ def test_facebooks_dinov2(name: str, tmp_path: Path, images: Tensor) -> None:
     model = vitfast.create_model(name, **SIZES, mlp_ratio=4.0, checkpoint=tmp_path / "dinov2.pth").eval()
     assert model.load_report.family == "DINOv2"
     assert relative_error(model(images), expected(images)) < TOLERANCE
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("key_bias", [False, True])
+def test_hugging_faces_dinov3(gated: bool, key_bias: bool, tmp_path: Path, images: Tensor) -> None:
+    options = {"num_register_tokens": 4, "intermediate_size": 64, "key_bias": key_bias, "use_gated_mlp": gated}
+    source = foreign("DINOv3ViTModel", "DINOv3ViTConfig", hidden_act="silu" if gated else "gelu", **options)
+    source.save_pretrained(tmp_path)
+    name = f"vit_small_{'plus_' if gated else ''}patch16_dinov3"
+    fields = {**SIZES, "mlp_ratio": 4.0 if gated else 2.0}
+    model = vitfast.create_model(name, **fields, checkpoint=tmp_path).eval()
+    assert model.load_report.skipped == ("embeddings.mask_token",)
+    assert (model.fields.qkv_bias, model.fields.key_bias) == (True, key_bias)
+    assert relative_error(model.forward_features(images), source(images).last_hidden_state) < TOLERANCE
+
+
+def test_options_of_dinov3_without_a_field(tmp_path: Path) -> None:
+    options = {"num_register_tokens": 4, "intermediate_size": 64, "use_gated_mlp": True}
+    foreign("DINOv3ViTModel", "DINOv3ViTConfig", **options).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"has hidden_act='gelu', which .* DINOv3; supported: 'silu'"):
+        vitfast.create_model("vit_small_plus_patch16_dinov3", **SIZES, mlp_ratio=4.0, checkpoint=tmp_path)
+
+
+def facebooks_dinov3(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The original keys of a model's weights: all biases in one tensor, with a mask, and SwiGLUs in three layers."""
+    original = {"mask_token": torch.zeros(1, 32), "rope_embed.periods": torch.ones(4)}
+    for key, value in state.items():
+        if key.endswith("q_bias"):
+            key, value = (
+                key.replace("q_bias", "qkv.bias"),
+                torch.cat([value, torch.zeros(32), state[key[:-6] + "v_bias"]]),
+            )
+            original[f"{key}_mask"] = torch.ones(96).index_fill(0, torch.arange(32, 64), 0.0)
+        elif key.endswith("v_bias"):
+            continue
+        elif "plus.mlp.fc1" in key:
+            gate, up = value.chunk(2)
+            original[key.replace("plus.mlp.fc1", "mlp.w1")] = gate
+            key, value = key.replace("plus.mlp.fc1", "mlp.w2"), up
+        original[key.replace("plus.mlp.fc2", "mlp.w3").replace("reg_token", "storage_tokens")] = value
+    return original
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ["vit_small_patch16_dinov3_qkvb", "vit_small_plus_patch16_dinov3"])
+def test_facebooks_dinov3(name: str, tmp_path: Path, images: Tensor) -> None:
+    expected = randomize(vitfast.create_model(name, **SIZES, mlp_ratio=4.0, num_classes=0))
+    mlp = ".plus.mlp" if "plus" in name else ".mlp"
+    state = {key.replace(".mlp", mlp): value for key, value in expected.state_dict().items()}
+    torch.save(facebooks_dinov3(state), tmp_path / "dinov3.pth")
+    model = vitfast.create_model(name, **SIZES, mlp_ratio=4.0, checkpoint=tmp_path / "dinov3.pth").eval()
+    assert model.load_report.family == "DINOv3"
+    assert model.fields.qkv_bias == ("qkvb" in name)
+    assert relative_error(model(images), expected(images)) < 1e-7
+    with pytest.raises(UserError, match="rotary is 'dinov3' in the file and 'none' in the model"):
+        vitfast.create_model(name, **SIZES, mlp_ratio=4.0, rotary="none", checkpoint=tmp_path / "dinov3.pth")
+
+
+_EVA02_NAMES = (
+    *((".mlp.fc1_g", ".mlp.w1"), (".mlp.fc1_x", ".mlp.w2"), (".mlp.fc1.", ".mlp.w12."), (".mlp.fc2", ".mlp.w3")),
+    *((".mlp.norm", ".mlp.ffn_ln"), (".attn.norm", ".attn.inner_attn_ln"), ("q_proj.bias", "q_bias")),
+    ("v_proj.bias", "v_bias"),
+)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("is_original", [False, True])
+@pytest.mark.parametrize("name", ["eva02_tiny_patch14_224", "eva02_base_patch14_224", "eva02_base_patch16_clip_224"])
+def test_eva02(name: str, is_original: bool, tmp_path: Path, images: Tensor) -> None:
+    """Weights of timm, and the same under the original keys, as timm's ``checkpoint_filter_fn`` reads them."""
+    timm = pytest.importorskip("timm")
+    sizes = {**SIZES, "mlp_ratio": 4.0}
+    source = randomize(timm.create_model(name, **sizes, num_classes=5))
+    state = source.state_dict()
+    if is_original:
+        prefix = "visual." if "clip" in name else ""
+        for ours, theirs in _EVA02_NAMES:
+            state = {key.replace(ours, theirs): value for key, value in state.items()}
+        state = {f"{prefix}{key}": value for key, value in state.items()}
+        state |= {f"{prefix}rope.freqs_cos": torch.zeros(16, 16), "logit_scale": torch.zeros(())}
+        assert filtered(state, source).keys() == source.state_dict().keys()
+    torch.save(state, tmp_path / "eva.pt")
+    model = vitfast.create_model(name, **{**sizes, "mlp_ratio": 8.0}, checkpoint=tmp_path / "eva.pt").eval()
+    assert model.load_report.family == ("EVA-02" if is_original else "timm EVA")
+    assert relative_error(model(images), source(images)) < TOLERANCE
+    vitfast.save_weights(model, tmp_path / "again.safetensors")
+    again = timm.create_model(name, **sizes, num_classes=5, checkpoint_path=tmp_path / "again.safetensors").eval()
+    assert torch.equal(again(images), source(images))
+    assert torch.equal(vitfast.create_model(checkpoint=tmp_path / "again.safetensors").eval()(images), model(images))
+
+
+def filtered(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    from timm.models.eva import checkpoint_filter_fn
+
+    return {key: value for key, value in checkpoint_filter_fn(state, model).items() if key != "logit_scale"}
+
+
+def test_eva02_before_fine_tuning(tmp_path: Path) -> None:
+    """The last LayerNorm becomes that behind the pooling, and there is no head."""
+    expected = vitfast.create_model("eva02_tiny_patch14_224", **SIZES, num_classes=0).state_dict()
+    state = {key.replace("fc_norm", "norm").replace(".fc1.", ".w12.").replace(".fc2.", ".w3."): value
+             for key, value in randomize_state(expected).items()}  # fmt: skip
+    state |= {"mask_token": torch.zeros(1, 1, 32), "lm_head.weight": torch.zeros(8, 32)}
+    torch.save(state, tmp_path / "eva.pt")
+    model = vitfast.create_model("eva02_tiny_patch14_224", **SIZES, checkpoint=tmp_path / "eva.pt")
+    assert torch.equal(model.fc_norm.weight, state["norm.weight"])
+    assert model.load_report.skipped == ("mask_token", "lm_head.weight")
+
+
+def randomize_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: torch.randn_like(value) for key, value in state.items()}
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ["vit_small_patch16_dinov3_qkvb", "vit_small_plus_patch16_dinov3"])
+def test_timms_dinov3(name: str, tmp_path: Path, images: Tensor) -> None:
+    timm = pytest.importorskip("timm")
+    source = randomize(timm.create_model(name, **SIZES, num_classes=5))
+    torch.save(source.state_dict(), tmp_path / "timm.pt")
+    model = vitfast.create_model(name, **SIZES, checkpoint=tmp_path / "timm.pt").eval()
+    assert relative_error(model(images), source(images)) < TOLERANCE
+    vitfast.save_weights(model, tmp_path / "again.safetensors")
+    timms = timm.create_model(name, **SIZES, num_classes=5, checkpoint_path=tmp_path / "again.safetensors").eval()
+    assert torch.equal(timms(images), source(images))
+    larger = vitfast.create_model(checkpoint=tmp_path / "again.safetensors", img_size=70).eval()
+    larger_images = torch.randn(1, 3, 70, 70)
+    assert relative_error(larger(larger_images), source(larger_images)) < TOLERANCE

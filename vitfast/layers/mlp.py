@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from vitfast import ops
 from vitfast.layers.fusion import allow_in_place, is_observed, may_fuse
+from vitfast.layers.layer_norm import LayerNorm
 
 GeluVariant = Literal["erf", "tanh", "quick"]
 
@@ -69,22 +70,26 @@ class Mlp(nn.Module):
 
 
 class GatedMlp(nn.Module):
-    """``fc2(silu(g) * h)``, where g and h are the halves of ``fc1(x)``: SwiGLU (Shazeer, 2020), as in DINOv2's giant.
+    """``fc2(norm(silu(g) * h))``, where g and h are the halves of ``fc1(x)``: SwiGLU (Shazeer, 2020).
+
+    As in the largest DINOv2 and in DINOv3, and with the LayerNorm in EVA-02.
 
     Args:
         dim: number of channels C.
         hidden_dim: width F of g and h together, an even number.
+        norm_eps: epsilon of the LayerNorm; None for no LayerNorm.
         drop_rate: dropout after the product and after ``fc2``.
     """
 
-    def __init__(self, dim: int, hidden_dim: int, *, drop_rate: float = 0.0) -> None:
+    def __init__(self, dim: int, hidden_dim: int, *, norm_eps: float | None = None, drop_rate: float = 0.0) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden_dim)
+        self.norm = nn.Identity() if norm_eps is None else LayerNorm(hidden_dim // 2, norm_eps)
         self.fc2 = nn.Linear(hidden_dim // 2, dim)
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Computes ``mlp(x) + residual`` of ``x`` and ``residual`` ``[B, N, C]``; ``residual`` may be None."""
         gate, hidden = self.fc1(x).chunk(2, dim=-1)  # each [B, N, F / 2]
-        out: Tensor = self.drop(self.fc2(self.drop(F.silu(gate) * hidden)))
+        out: Tensor = self.drop(self.fc2(self.norm(self.drop(F.silu(gate) * hidden))))
         return out if residual is None else out + residual

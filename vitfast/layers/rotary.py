@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -90,3 +91,39 @@ def rotary_tables(frequencies: Tensor, coordinates: Tensor, *, is_interleaved: b
     else:
         tables = [torch.cat([cosines, cosines], dim=-1), torch.cat([-sines, sines], dim=-1)]
     return RotaryTables(torch.stack(tables, dim=2), is_interleaved)
+
+
+class RotaryScheme(NamedTuple):
+    """A published choice of frequencies and coordinates, the same for all heads and blocks.
+
+    Attributes:
+        temperature: ratio of the highest to the lowest frequency.
+        coordinates: as in ``patch_coordinates``. Of ``"centers"`` the highest frequency is a turn per unit, of
+            ``"indices"`` a radian.
+        is_interleaved: as in ``RotaryTables``.
+        reference: as in ``patch_coordinates``.
+    """
+
+    temperature: float
+    coordinates: Coordinates
+    is_interleaved: bool
+    reference: tuple[int, int] | None = None
+
+    def frequencies(self, head_dim: int, device: torch.device | None = None) -> Tensor:
+        """Computes the frequencies, as ``rotary_tables`` takes them, of heads with a multiple of 4 elements."""
+        exponents = torch.arange(head_dim // 4, device=device, dtype=torch.float32) / (head_dim // 4)
+        unit = 2 * math.pi if self.coordinates == "centers" else 1.0
+        return axial_frequencies(unit * self.temperature**-exponents)
+
+    def tables(self, grid_size: int, head_dim: int, device: torch.device | None = None) -> RotaryTables:
+        """Computes the tables of a square grid of patches, in float32."""
+        grid = (grid_size, grid_size)
+        at = patch_coordinates(grid, self.coordinates, reference=self.reference, device=device)
+        return rotary_tables(self.frequencies(head_dim, device), at, is_interleaved=self.is_interleaved)
+
+
+RotaryName = Literal["none", "eva02", "dinov3"]
+ROTARY_SCHEMES: dict[str, RotaryScheme] = {
+    "eva02": RotaryScheme(10000.0, "indices", is_interleaved=True, reference=(16, 16)),
+    "dinov3": RotaryScheme(100.0, "centers", is_interleaved=False),
+}

@@ -25,7 +25,8 @@ class ConViTFields(ViTFields):
     Attributes:
         num_heads: attention heads of a block; local initialization requires a square number.
         qkv_bias: whether q, k and v have biases. Not in the original and vissl.
-        distillation_token, class_token, register_tokens, prefix_positions, pre_norm: ConViT has no other form.
+        key_bias, distillation_token, class_token, register_tokens, learned_positions, rotary, prefix_positions,
+            pre_norm, attention_norm: ConViT has no other form.
         pooling: the head's input: the class ``"token"``, or the ``"mean"`` of all tokens including the class token
             (vissl's ``gap``).
         local_up_to_layer: number of first blocks with gated positional attention and without the class token; fewer
@@ -42,11 +43,15 @@ class ConViTFields(ViTFields):
 
     num_heads: int = 16
     qkv_bias: bool = False
+    key_bias: Literal[True] = True
     distillation_token: Literal["none"] = "none"
     class_token: Literal[True] = True
     register_tokens: Literal[0] = 0
+    learned_positions: Literal[True] = True
+    rotary: Literal["none"] = "none"
     prefix_positions: Literal[True] = True
     pre_norm: Literal[False] = False
+    attention_norm: Literal[False] = False
     local_up_to_layer: int = 10
     local_initialization: bool = True
     locality_strength: float = 1.0

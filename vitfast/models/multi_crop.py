@@ -107,11 +107,12 @@ def view_at_size(
         patch_embed = _shallow_copy(model.patch_embed)
         patch_embed.img_size = img_size
         view._modules["patch_embed"] = patch_embed
-    prefix = model.position_keys()["pos_embed"]
-    del view._parameters["pos_embed"]
-    view.__dict__["pos_embed"] = resize_position_embedding(
-        model.pos_embed, view.fields.grid_size, num_prefix_tokens=prefix, interpolation=position_interpolation
-    )
+    if model.pos_embed is not None:
+        prefix = model.position_keys()["pos_embed"]
+        del view._parameters["pos_embed"]
+        view.__dict__["pos_embed"] = resize_position_embedding(
+            model.pos_embed, view.fields.grid_size, num_prefix_tokens=prefix, interpolation=position_interpolation
+        )
     return view
 
 

@@ -14,7 +14,7 @@ from vitfast.models.model_fields import TransformerFields
 class TransformerModel(ImageModel):
     """Base class of the models with one sequence of blocks: ``embed``, ``blocks``, ``norm`` and ``forward_head``."""
 
-    pos_embed: nn.Parameter
+    pos_embed: nn.Parameter | None
     blocks: nn.Sequential
     norm: nn.Module
 
@@ -23,7 +23,9 @@ class TransformerModel(ImageModel):
         return {"cls_token", "pos_embed"}
 
     def position_keys(self) -> dict[str, int]:
-        """``pos_embed``."""
+        """``pos_embed``, if there is one."""
+        if self.pos_embed is None:
+            return {}
         return {"pos_embed": self.pos_embed.shape[1] - self.fields.grid_size**2}
 
     def forward(self, images: Tensor) -> Tensor:

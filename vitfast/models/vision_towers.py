@@ -1,4 +1,4 @@
-"""Pre-trained image towers that are ViTs: DINOv2, CLIP and SigLIP, under timm's names."""
+"""Pre-trained image towers that are ViTs: DINOv2, DINOv3, CLIP, SigLIP and EVA-02, under timm's names."""
 
 from __future__ import annotations
 
@@ -100,4 +100,54 @@ def _siglip() -> dict[str, ViTFields]:
     return names
 
 
-TOWER_ARCHITECTURES: dict[str, ViTFields] = {**_dinov2(), **_clip(), **_siglip()}
+_DINOV3_SIZES: dict[str, dict[str, Any]] = {
+    **{name: _SIZES[name] for name in ("tiny", "small", "base", "large")},
+    "small_plus": {**_SIZES["small"], "gated_mlp": True, "mlp_ratio": 8.0},
+    "huge_plus": {**_SIZES["huge"], "num_heads": 20, "gated_mlp": True, "mlp_ratio": 8.0},
+    "7b": {"embed_dim": 4096, "depth": 40, "num_heads": 32, "gated_mlp": True, "mlp_ratio": 4.0},
+}
+
+
+def _dinov3() -> dict[str, ViTFields]:
+    """``qkvb``: with biases of q and v. They are zero in most published weights, so timm also has names without."""
+    shared: dict[str, Any] = {
+        **{"img_size": 256, "layer_norm_eps": 1e-5, "layer_scale": 1e-5, "register_tokens": 4, "pooling": "patch_mean"},
+        **{"learned_positions": False, "rotary": "dinov3", "key_bias": False},
+    }
+    return {
+        f"vit_{size}_patch16_dinov3{suffix}": ViTFields(qkv_bias=bool(suffix), **shared, **fields)
+        for size, fields in _DINOV3_SIZES.items()
+        for suffix in ("", "_qkvb")
+        if (size, suffix) not in (("tiny", ""), ("7b", "_qkvb"))
+    }
+
+
+# (size, patch_size, img_size)
+_EVA02 = (
+    *((size, 14, img) for size in ("tiny", "small") for img in (224, 336)),
+    *((size, 14, img) for size in ("base", "large") for img in (224, 448)),
+)
+_EVA02_CLIP = (("base", 16, 224), ("large", 14, 224), ("large", 14, 336))
+
+
+def _eva02() -> dict[str, ViTFields]:
+    """Without the enormous CLIP, whose blocks have the LayerNorm after each branch."""
+
+    def fields(size: str, patch: int, img: int, **options: Any) -> ViTFields:
+        sizes = _SIZES[size]
+        mlp_ratio = 2 * (8 * sizes["embed_dim"] // 3) / sizes["embed_dim"]
+        shared = {"rotary": "eva02", "key_bias": False, "gated_mlp": True, "mlp_ratio": mlp_ratio}
+        mlp_norm = size in ("base", "large")
+        return ViTFields(img_size=img, patch_size=patch, mlp_norm=mlp_norm, **shared, **options, **sizes)
+
+    mean: dict[str, Any] = {"pooling": "patch_mean", "head_type": "norm_linear"}
+    return {
+        **{f"eva02_{size}_patch{patch}_{img}": fields(size, patch, img, **mean) for size, patch, img in _EVA02},
+        **{
+            f"eva02_{size}_patch{patch}_clip_{img}": fields(size, patch, img, attention_norm=True)
+            for size, patch, img in _EVA02_CLIP
+        },
+    }
+
+
+TOWER_ARCHITECTURES: dict[str, ViTFields] = {**_dinov2(), **_dinov3(), **_clip(), **_siglip(), **_eva02()}

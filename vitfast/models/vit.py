@@ -13,24 +13,27 @@ from vitfast.errors import UserError
 from vitfast.layers import AddPositions, AttentionPool, JoinTokens, LayerNorm, PatchEmbed
 from vitfast.layers.mlp import GeluVariant
 from vitfast.layers.patch_embed import PatchOrder
+from vitfast.layers.rotary import ROTARY_SCHEMES, RotaryName
 from vitfast.models.model_fields import TransformerFields, check_field
 from vitfast.models.transformer import TransformerModel, initialize_linear, transformer_blocks
 
 HeadType = Literal["linear", "norm_linear"]
-Pooling = Literal["token", "mean", "map"]
+Pooling = Literal["token", "mean", "patch_mean", "map"]
 DistillationToken = Literal["none", "after_class", "last"]
 
 
 @dataclass(frozen=True)
 class ViTFields(TransformerFields):
-    """The fields of a ViT, DeiT, DINOv2, CLIP or SigLIP; the defaults are those of Google's ViT and Facebook's DeiT.
+    """The fields of a ViT, DeiT, DINOv2, DINOv3, CLIP, SigLIP or EVA-02.
 
-    All supported systems have learned positions, the class token first and registers after it, so these are no fields.
+    The defaults are those of Google's ViT and Facebook's DeiT.
+    All supported systems have the class token first and registers after it, so this is no field.
 
     Attributes:
         img_size: height and width of the images in pixels, a multiple of ``patch_size``.
         layer_norm_eps: epsilon of every LayerNorm. 1e-5 in myrtle-vision, Pytorch-VIT and vissl's first ViT.
         qkv_bias: whether q, k and v have biases. Not in myrtle-vision v1.0.0 and vissl.
+        key_bias: whether k has a bias where q and v do. Not in EVA-02 and DINOv3.
         patch_size: height and width of a patch in pixels.
         patch_order: order of a patch's pixels, see ``PatchEmbed``. ``"channels_last"`` in myrtle-vision.
         distillation_token: ``"after_class"``: at index 1, with a position, heads averaged in evaluation (DeiT);
@@ -38,12 +41,19 @@ class ViTFields(TransformerFields):
             ``DistilledVisionTransformer``.
         class_token: whether there is one. Not in SigLIP.
         register_tokens: number of learned tokens between the class token and the patches (Darcet et al., 2024).
+        learned_positions: whether position embeddings are added to the tokens. Not in DINOv3.
+        rotary: rotary position embedding of the patches' q and k, ``"dinov3"`` or ``"eva02"``, see
+            ``vitfast.layers.rotary``; both adapt to the image size. ``"none"`` in the others.
         prefix_positions: whether the class token and the registers have positions. Not in DINOv2 with registers.
         pre_norm: whether a LayerNorm follows the position embedding, and patches have no bias (CLIP).
-        layer_scale: initial value of the ``LayerScale`` of every branch; 0 for none. 1e-5 in DINOv2.
-        gated_mlp: whether MLPs are SwiGLUs, see ``GatedMlp``; ``mlp_ratio`` then counts both halves (DINOv2's giant).
+        layer_scale: initial value of the ``LayerScale`` of every branch; 0 for none. 1e-5 in DINOv2 and DINOv3.
+        gated_mlp: whether MLPs are SwiGLUs, see ``GatedMlp``; ``mlp_ratio`` then counts both halves (DINOv2's giant,
+            EVA-02).
+        mlp_norm: whether a LayerNorm precedes the last layer of a gated MLP (EVA-02 from base on).
+        attention_norm: whether a LayerNorm precedes the output projection of the attention (EVA-02's CLIP).
         pooling: the head's input: the class ``"token"``, the ``"mean"`` of all tokens except the distillation token
-            (Pytorch-VIT), or ``"map"``, see ``AttentionPool`` (SigLIP).
+            (Pytorch-VIT), the ``"patch_mean"``, without class token and registers (EVA-02), or ``"map"``, see
+            ``AttentionPool`` (SigLIP).
         head_type: ``"linear"``: one LayerNorm over all tokens, then pooling and a linear head; ``"norm_linear"``:
             pooling, then for each head a LayerNorm and a linear layer (myrtle-vision, Pytorch-VIT). For a single head
             on the class token both compute the same.
@@ -59,15 +69,20 @@ class ViTFields(TransformerFields):
 
     embed_dim: int = 768
     num_heads: int = 12
+    key_bias: bool = True
     patch_size: int = 16
     patch_order: PatchOrder = "channels_first"
     distillation_token: DistillationToken = "none"
     class_token: bool = True
     register_tokens: int = 0
+    learned_positions: bool = True
+    rotary: RotaryName = "none"
     prefix_positions: bool = True
     pre_norm: bool = False
     layer_scale: float = 0.0
     gated_mlp: bool = False
+    mlp_norm: bool = False
+    attention_norm: bool = False
     pooling: Pooling = "token"
     head_type: HeadType = "linear"
     head_hidden_dim: int = 0
@@ -83,13 +98,24 @@ class ViTFields(TransformerFields):
         self._check_at_least(0, "register_tokens", "layer_scale")
         if not self.class_token and self.pooling == "token":
             raise UserError("pooling='token' reads the class token, but class_token=False; use pooling='mean' or 'map'")
+        if self.mlp_norm and not self.gated_mlp:
+            raise UserError("mlp_norm=True needs gated_mlp=True; only gated MLPs have a LayerNorm")
+        head_dim = self.embed_dim // self.num_heads
+        if self.rotary != "none" and head_dim % 4:
+            raise UserError(
+                f"rotary={self.rotary!r} rotates heads with a multiple of 4 channels; embed_dim={self.embed_dim} with "
+                f"num_heads={self.num_heads} gives {head_dim}"
+            )
         if self.gated_mlp and self.mlp_dim % 2:
             raise UserError(
                 f"mlp_ratio={self.mlp_ratio} gives MLPs of width {self.mlp_dim}, which gated_mlp=True cannot halve; "
                 f"use mlp_ratio={(self.mlp_dim + 1) / self.embed_dim:g}"
             )
         if self.distillation_token != "none":
-            defaults = {"class_token": True, "register_tokens": 0, "prefix_positions": True, "pre_norm": False}
+            defaults = {
+                **{"class_token": True, "register_tokens": 0, "prefix_positions": True, "pre_norm": False},
+                **{"learned_positions": True, "rotary": "none"},
+            }
             for name, default in defaults.items():
                 rule = f"cannot be combined with distillation_token={self.distillation_token!r}; use {default!r}"
                 check_field(getattr(self, name) == default, name, getattr(self, name), rule)
@@ -97,10 +123,10 @@ class ViTFields(TransformerFields):
             raise UserError(
                 f"pooling='map' cannot be combined with distillation_token={self.distillation_token!r}; use 'token'"
             )
-        if self.pooling == "mean" and self.distillation_token == "after_class":
+        if "mean" in self.pooling and self.distillation_token == "after_class":
             raise UserError(
-                "pooling='mean' cannot be combined with distillation_token='after_class', whose heads read one token "
-                "each; use pooling='token', or distillation_token='none' or 'last'"
+                f"pooling={self.pooling!r} cannot be combined with distillation_token='after_class', whose heads read "
+                "one token each; use pooling='token', or distillation_token='none' or 'last'"
             )
         if self.head_hidden_dim and self.distillation_token != "none":
             raise UserError(
@@ -114,9 +140,14 @@ class ViTFields(TransformerFields):
         return self.img_size // self.patch_size
 
     @property
+    def first_pooled_token(self) -> int:
+        """Index of the first token that is pooled."""
+        return int(self.class_token) + self.register_tokens if self.pooling == "patch_mean" else 0
+
+    @property
     def num_prefix_positions(self) -> int:
         """Tokens before the patches that have a position embedding."""
-        if not self.prefix_positions:
+        if not self.prefix_positions or not self.learned_positions:
             return 0
         return int(self.class_token) + self.register_tokens + (self.distillation_token == "after_class")
 
@@ -174,6 +205,7 @@ class VisionTransformer(TransformerModel):
 
     fields: ViTFields
     cls_token: Any  # nn.Parameter, or None without a class token
+    pos_embed: Any
 
     def __init__(self, model_name: str, fields: ViTFields) -> None:
         super().__init__(model_name, fields)
@@ -183,7 +215,7 @@ class VisionTransformer(TransformerModel):
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim)) if fields.class_token else None
         registers = fields.register_tokens
         self.reg_token = nn.Parameter(torch.empty(1, registers, dim)) if registers else None
-        self.pos_embed = nn.Parameter(torch.empty(1, num_positions, dim))
+        self.pos_embed = nn.Parameter(torch.empty(1, num_positions, dim)) if fields.learned_positions else None
         self.patch_embed = PatchEmbed(
             fields.img_size,
             fields.patch_size,
@@ -196,8 +228,9 @@ class VisionTransformer(TransformerModel):
         self.add_positions = AddPositions()
         self.pos_drop = nn.Dropout(fields.drop_rate)
         self.norm_pre = LayerNorm(dim, eps) if fields.pre_norm else nn.Identity()
+        options = ("key_bias", "gelu", "gated_mlp", "mlp_norm", "attention_norm", "layer_scale")
         self.blocks = transformer_blocks(
-            fields, gelu=fields.gelu, gated_mlp=fields.gated_mlp, layer_scale=fields.layer_scale
+            fields, is_rotary=fields.rotary != "none", **{name: getattr(fields, name) for name in options}
         )
         norm_in_head = fields.head_type == "norm_linear"
         self.norm = nn.Identity() if norm_in_head else LayerNorm(dim, eps)
@@ -218,7 +251,8 @@ class VisionTransformer(TransformerModel):
         for token in (self.cls_token, self.reg_token):
             if token is not None:
                 nn.init.normal_(token, std=1e-6)
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        if self.pos_embed is not None:
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
         initialize_linear(*self.blocks.modules(), self.head)
 
     def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -231,23 +265,36 @@ class VisionTransformer(TransformerModel):
 
     def embed(self, images: Tensor) -> Tensor:
         tokens = self.patch_embed(images)
-        if not self.fields.prefix_positions:
+        if self.pos_embed is not None and not self.fields.prefix_positions:
             tokens = self.add_positions(tokens, positions=self.pos_embed)
         prefix: list[Tensor] = [token for token in (self.cls_token, self.reg_token) if token is not None]
         if prefix:
             tokens = self.join_tokens(tokens, before=torch.cat(prefix, dim=1))
-        if self.fields.prefix_positions:
+        if self.pos_embed is not None and self.fields.prefix_positions:
             tokens = self.add_positions(tokens, positions=self.pos_embed)
         return self.norm_pre(self.pos_drop(tokens))
 
+    def forward_features(self, images: Tensor) -> Tensor:
+        if self.fields.rotary == "none":
+            return super().forward_features(images)
+        tokens, fields = self.embed(images), self.fields
+        head_dim = fields.embed_dim // fields.num_heads
+        # Not a buffer: it would be cast together with the model, and half precision cannot resolve the angles.
+        rotary = ROTARY_SCHEMES[fields.rotary].tables(fields.grid_size, head_dim, tokens.device)
+        for block in self.blocks:
+            tokens = block(tokens, rotary)
+        return self.norm(tokens)
+
     def no_weight_decay(self) -> set[str]:
-        return {"cls_token", "pos_embed"} if self.cls_token is not None else {"pos_embed"}
+        return {name for name in ("cls_token", "pos_embed") if getattr(self, name) is not None}
 
     def pool(self, tokens: Tensor) -> Tensor:
         """Reduces the tokens ``[B, N, C]`` to the head's input, ``[B, C]``."""
         if self.attn_pool is not None:
             return self.attn_pool(tokens)
-        return tokens.mean(dim=1) if self.fields.pooling == "mean" else tokens[:, 0]
+        if self.fields.pooling == "token":
+            return tokens[:, 0]
+        return tokens[:, self.fields.first_pooled_token :].mean(dim=1)
 
 
 def arrange_patches(weight: Tensor, fields: ViTFields) -> Tensor:

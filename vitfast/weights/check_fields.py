@@ -17,6 +17,7 @@ from vitfast.weights.source_checkpoint import NAMED_FIELDS, SIZE_FIELDS, SourceC
 SHAPE_FIELDS = (
     *NAMED_FIELDS,
     "qkv_bias",
+    "key_bias",
     "head_type",
     "head_hidden_dim",
     "num_classes",

@@ -28,6 +28,7 @@ _TAGS = {
     "dfn2b": "vit_large_patch14_clip_quickgelu_224",
     "dfn5b": ("vit_huge_patch14_clip_378 vit_huge_patch14_clip_quickgelu_224 vit_huge_patch14_clip_quickgelu_378"),
     "dino": "vit_small_patch8_224",
+    "eupe_lvd1689m": "vit_tiny_patch16_dinov3_qkvb",
     "fb_in1k": (
         "convit_base convit_small convit_tiny deit_base_distilled_patch16_224 deit_base_distilled_patch16_384 "
         "deit_base_patch16_224 deit_base_patch16_384 deit_small_distilled_patch16_224 deit_small_patch16_224 "
@@ -45,8 +46,18 @@ _TAGS = {
         "vit_giant_patch14_reg4_dinov2 vit_large_patch14_dinov2 vit_large_patch14_reg4_dinov2 "
         "vit_small_patch14_dinov2 vit_small_patch14_reg4_dinov2"
     ),
+    "lvd1689m": (
+        "vit_7b_patch16_dinov3 vit_base_patch16_dinov3 vit_base_patch16_dinov3_qkvb vit_huge_plus_patch16_dinov3 "
+        "vit_huge_plus_patch16_dinov3_qkvb vit_large_patch16_dinov3 vit_large_patch16_dinov3_qkvb "
+        "vit_small_patch16_dinov3 vit_small_patch16_dinov3_qkvb vit_small_plus_patch16_dinov3 "
+        "vit_small_plus_patch16_dinov3_qkvb"
+    ),
+    "merged2b": "eva02_base_patch16_clip_224 eva02_large_patch14_clip_224 eva02_large_patch14_clip_336",
     "metaclip2_worldwide": "vit_gigantic_patch14_clip_378",
     "metaclip_2pt5b": "vit_base_patch16_clip_quickgelu_224 vit_gigantic_patch14_clip_quickgelu_224",
+    "mim_in22k": "eva02_base_patch14_224 eva02_large_patch14_224 eva02_small_patch14_224 eva02_tiny_patch14_224",
+    "mim_in22k_ft_in1k": "eva02_small_patch14_336 eva02_tiny_patch14_336",
+    "mim_in22k_ft_in22k_in1k": "eva02_base_patch14_448 eva02_large_patch14_448",
     "openai": "vit_large_patch14_clip_quickgelu_336",
     "orig_in21k": "vit_base_r50_s16_224 vit_huge_patch14_224 vit_large_patch32_224",
     "orig_in21k_ft_in1k": "vit_base_r50_s16_384 vit_large_patch32_384",

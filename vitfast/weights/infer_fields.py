@@ -33,10 +33,17 @@ def infer_fields(fields_type: type[ModelFields] | None, state: State) -> dict[st
     return {} if reader is None else reader(state)
 
 
-def uninferable_fields(fields_type: type[ModelFields], state: State) -> list[str]:
-    """Lists the fields that a complete set of weights determines and this one does not."""
-    _, always = _READERS.get(fields_type, (None, frozenset()))
-    return sorted(always - infer_fields(fields_type, state).keys())
+def uninferable_fields(fields: ModelFields, state: State) -> list[str]:
+    """Lists the fields that a complete set of weights determines and this one does not.
+
+    Args:
+        fields: those of the model that the weights claim to fit.
+        state: the weights.
+    """
+    _, always = _READERS.get(type(fields), (None, frozenset()))
+    if not getattr(fields, "learned_positions", True):
+        always -= {"img_size"}  # no weight has a size that depends on it
+    return sorted(always - infer_fields(type(fields), state).keys())
 
 
 def _vit_fields(state: State) -> dict[str, Any]:
@@ -49,7 +56,12 @@ def _vit_fields(state: State) -> dict[str, Any]:
         "class_token": "cls_token" in state,
         "register_tokens": registers.shape[1] if registers is not None and registers.dim() == 3 else 0,
         "pre_norm": "norm_pre.weight" in state,
+        "learned_positions": "pos_embed" in state,
+        "attention_norm": _has(state, r"attn\.norm\.weight"),
+        "mlp_norm": _has(state, r"mlp\.norm\.weight"),
     }
+    if _has(state, r"attn\.q_bias"):
+        fields["key_bias"] = False
     projection, positions = state.get("patch_embed.proj.weight"), state.get("pos_embed")
     if projection is not None and projection.dim() == 4:
         fields |= {"patch_order": "channels_first", "in_chans": projection.shape[1], "patch_size": projection.shape[2]}
@@ -60,6 +72,8 @@ def _vit_fields(state: State) -> dict[str, Any]:
     candidates = [("none", num_tokens, True), ("none", 0, False)]
     if "dist_token" in state:
         candidates = [("after_class", 2, True), ("last", 1, True)]
+    elif positions is None:
+        fields["distillation_token"] = "none"
     for distillation_token, num_prefix_tokens, prefix_positions in candidates:
         if grid_size := _grid_size(positions, num_prefix_tokens):
             fields |= {"distillation_token": distillation_token, "prefix_positions": prefix_positions}
@@ -189,7 +203,7 @@ def _block_fields(state: State, prefix: str = "") -> dict[str, Any]:
     if blocks:
         # a hostile file may number its only block 999999
         fields["depth"] = max(blocks) + 1 if max(blocks) < len(state) else len(blocks)
-        fields["qkv_bias"] = any(re.fullmatch(root + r"attn\.(qkv|qk|v)\.bias", key) for key in state)
+        fields["qkv_bias"] = any(re.fullmatch(root + r"attn\.((qkv|qk|v)\.bias|[qv]_bias)", key) for key in state)
     key = next((key for key in state if re.fullmatch(root + r"mlp\.fc1\.weight", key)), "")
     mlp, fc2 = state.get(key), state.get(key.replace("fc1", "fc2"))
     if mlp is not None and mlp.dim() == 2 and mlp.shape[1]:
@@ -197,6 +211,11 @@ def _block_fields(state: State, prefix: str = "") -> dict[str, Any]:
         if fc2 is not None and fc2.dim() == 2:
             fields["gated_mlp"] = fc2.shape[1] < mlp.shape[0]
     return fields
+
+
+def _has(state: State, pattern: str) -> bool:
+    """Returns whether a block has a weight whose name matches."""
+    return any(re.fullmatch(rf"blocks\.{NUMBER}\.{pattern}", key) for key in state)
 
 
 def _size(state: State, key: str, dim: int) -> int:

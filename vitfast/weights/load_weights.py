@@ -52,10 +52,10 @@ def load_weights(
 ) -> LoadReport:
     """Loads weights into a model, in place.
 
-    Reads checkpoints of vitfast, timm, torchvision, Hugging Face, Google (``.npz``), DeiT, DINOv2, CLIP, ConViT,
-    T2T-ViT, the Dynamic Vision Transformer (with its thresholds, which become ``model.saved_exits``), ViT-pytorch
-    (jeonsworld), myrtle-vision and VISSL; the keys determine the format. The file is not trusted: no code in it is
-    executed. Position embeddings of another image size are resized to the model's.
+    Reads checkpoints of vitfast, timm, torchvision, Hugging Face, Google (``.npz``), DeiT, DINOv2, DINOv3, CLIP,
+    EVA-02, ConViT, T2T-ViT, the Dynamic Vision Transformer (with its thresholds, which become ``model.saved_exits``),
+    ViT-pytorch (jeonsworld), myrtle-vision and VISSL; the keys determine the format. The file is not trusted: no code
+    in it is executed. Position embeddings of another image size are resized to the model's.
 
     A field that differs between file and model is an error, whatever ``strict`` is, because the model would compute
     something else: ``create_model(name, checkpoint=path)`` builds a model with the file's fields instead.
@@ -153,7 +153,7 @@ def _check_given(name: str, checkpoint: SourceCheckpoint, fields: ModelFields, g
     if checkpoint.extra_head_layer is not None and "num_classes" not in given_fields:
         advice = "give num_classes for a newly initialized head, or num_classes=0 for none"
         raise UserError(_unsupported_head(checkpoint, advice))
-    if checkpoint.name is not None and (missing := uninferable_fields(type(fields), checkpoint.state)):
+    if checkpoint.name is not None and (missing := uninferable_fields(fields, checkpoint.state)):
         raise UserError(
             f"{checkpoint.path} lacks weights: they do not determine {', '.join(missing)}; use another checkpoint"
         )

@@ -18,6 +18,7 @@ from vitfast.models.image_model import ImageModel
 from vitfast.models.multi_crop import MultiCrop
 from vitfast.models.vit import ViTFields, arrange_patches
 from vitfast.weights.exit_records import exits_record
+from vitfast.weights.key_tables.eva import timm_keys
 from vitfast.weights.source_checkpoint import HEAD_KEYS, METADATA_KEY
 
 _FORMAT_VERSION = 1
@@ -71,4 +72,4 @@ def _timm_state(model: ImageModel) -> dict[str, Tensor]:
     key = "patch_embed.proj.weight"
     if isinstance(model.fields, ViTFields):
         state[key] = arrange_patches(state[key], replace(model.fields, patch_order="channels_first"))
-    return {key: tensor.contiguous() for key, tensor in state.items()}
+    return {key: tensor.contiguous() for key, tensor in timm_keys(state, model.fields).items()}

@@ -21,6 +21,7 @@ from vitfast.models.vit import ViTFields
 from vitfast.weights.exit_records import RELEASED_CURVE, RELEASED_THRESHOLDS, recorded_exits
 from vitfast.weights.infer_fields import infer_fields
 from vitfast.weights.key_tables import find_key_table
+from vitfast.weights.key_tables.eva import TIMM_EVA
 from vitfast.weights.key_tables.key_table import KeyTable, map_keys
 from vitfast.weights.weight_file import INDEX_SUFFIX, WeightFile, is_shard, read_safetensors, read_weight_file
 
@@ -47,8 +48,12 @@ NAMED_FIELDS = (
     "class_token",
     "register_tokens",
     "prefix_positions",
+    "learned_positions",
+    "rotary",
     "pre_norm",
     "gated_mlp",
+    "mlp_norm",
+    "attention_norm",
     "tokens_type",
     "token_dim",
     "resnet_layers",
@@ -127,7 +132,8 @@ def read_source_checkpoint(
         name, fields, exits = _read_metadata(weights)
         state = {key: tensor for key, tensor in weights.tensors.items() if not key.startswith(HEAD_KEYS)}
         skipped = tuple(key for key in weights.tensors if key not in state)
-        return SourceCheckpoint(path, "vitfast", name, fields, state, skipped=skipped, exits=exits)
+        state, unmatched = map_keys(state, TIMM_EVA.rules, str(path))
+        return SourceCheckpoint(path, "vitfast", name, fields, state, skipped, tuple(unmatched), exits=exits)
     table = find_key_table(weights.tensors, weights.wrapper, fields_type, source=str(path), model_name=model_name)
     return _convert(weights, table, path)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -23,6 +25,7 @@ from vitfast.inference.ir import (
     Pooling,
     ReadoutSpec,
     ReuseSpec,
+    RotarySpec,
     SplitSpec,
     TokenMixerSpec,
     TokensToTokenSpec,
@@ -31,6 +34,7 @@ from vitfast.inference.ir import (
 from vitfast.inference.lowering import common_layers as common
 from vitfast.inference.lowering.module_checks import NotRecognised, Part, precision_of
 from vitfast.layers.relation_reuse import RelationAttention
+from vitfast.layers.rotary import ROTARY_SCHEMES
 from vitfast.layers.token_performer import TokenPerformer
 from vitfast.layers.tokens_to_token import SoftSplit, TokenAttention, TokenTransformer
 from vitfast.models import DVT, ConViT, DistilledVisionTransformer, T2TViT, VisionTransformer
@@ -77,14 +81,17 @@ def _transformer(part: Part, whole: Any, *classes: type[nn.Module]) -> Transform
     patches = part["tokens_to_token" if isinstance(model, T2TViT) else "patch_embed"]
     prefix = (model.cls_token, getattr(model, "reg_token", None))
     tokens: tuple[Tensor, ...] = tuple(token for token in prefix if token is not None)
-    pooling: Pooling = getattr(fields, "pooling", "token")
+    pooling: Pooling = "mean" if "mean" in getattr(fields, "pooling", "token") else getattr(fields, "pooling", "token")
     norm, head = common.optional_norm(part["fc_norm"]), common.head_layers(part["pre_logits"], part["head"])
-    readouts = [ReadoutSpec(pooling, 0, norm, head, _map_pool(part["attn_pool"]))]
+    index = getattr(fields, "first_pooled_token", 0)
+    readouts = [ReadoutSpec(pooling, index, norm, head, _map_pool(part["attn_pool"]))]
     if getattr(fields, "distillation_token", "none") == "after_class":
         tokens = (model.cls_token, model.dist_token)
         norm = common.optional_norm(part["fc_norm_dist"])
         readouts.append(ReadoutSpec("token", 1, norm, common.head_layers(part["head_dist"])))
     is_convit = isinstance(model, ConViT)
+    rotary = _rotary(fields)
+    lower_blocks = common.all_blocks if rotary else common.blocks
     return TransformerSpec(
         EmbeddingSpec(
             _patch_embedding(patches, whole),
@@ -92,10 +99,11 @@ def _transformer(part: Part, whole: Any, *classes: type[nn.Module]) -> Transform
             model.pos_embed,
             common.optional_norm(part["norm_pre"]),
         ),
-        common.blocks(part["blocks"], lower_block),
+        lower_blocks(part["blocks"], _block),
         common.optional_norm(part["norm"]),
         tuple(readouts),
         takes_mean=len(readouts) > 1,
+        rotary=rotary,
         late_prefix=tokens if is_convit else (),
         late_index=fields.local_up_to_layer if is_convit else 0,
         relation_reuse=_relation_reuse(part["relation_reuse"]),
@@ -103,7 +111,25 @@ def _transformer(part: Part, whole: Any, *classes: type[nn.Module]) -> Transform
 
 
 def lower_block(part: Part) -> BlockSpec:
-    """Lowers ``Block`` and ``ReuseBlock``."""
+    """Lowers ``Block`` and ``ReuseBlock`` apart from their model.
+
+    Raises:
+        NotRecognised: it is something else, any part of it was changed, or the model calls it with rotary tables.
+    """
+    if getattr(part.module, "is_rotary", False):
+        raise NotRecognised(part.name, "is called with rotary tables")
+    return _block(part)
+
+
+def _rotary(fields: Any) -> tuple[RotarySpec, ...]:
+    scheme = ROTARY_SCHEMES.get(getattr(fields, "rotary", "none"))
+    if scheme is None:
+        return ()
+    frequencies = scheme.frequencies(fields.embed_dim // fields.num_heads)
+    return (RotarySpec(frequencies, scheme.coordinates, scheme.is_interleaved, reference=scheme.reference),)
+
+
+def _block(part: Part) -> BlockSpec:
     children = ("norm1", "attn", "ls1", "norm2", "mlp", "ls2", "drop_path", "feature_reuse", "add")
     part.expect(layers.Block, layers.ReuseBlock, children=children)
     common.passes_in_evaluation(part["drop_path"])
@@ -122,7 +148,7 @@ def lower_block(part: Part) -> BlockSpec:
 
 def _attention(part: Part) -> AttentionSpec:
     """Lowers ``Attention`` and ConViT's ``GatedPositionalAttention``."""
-    gated = None
+    gated = norm = None
     if isinstance(part.module, layers.GatedPositionalAttention):
         children = ("qk", "v", "proj", "pos_proj", "proj_drop")
         module = part.expect(layers.GatedPositionalAttention, children=children, tensors=("gating_param",))
@@ -130,20 +156,24 @@ def _attention(part: Part) -> AttentionSpec:
         gated = (position.weight, position.bias, module.gating_param)
         qkv = common.linear(part["qk"], part["v"])
     else:
-        module = part.expect(layers.Attention, RelationAttention, children=("qkv", "proj", "proj_drop"))
-        qkv = common.linear(part["qkv"])
+        names, biases = ("qkv", "norm", "proj", "proj_drop"), ("q_bias", "v_bias")
+        module = part.expect(layers.Attention, RelationAttention, children=names, tensors=biases)
+        qkv, norm = common.linear(part["qkv"]), common.optional_norm(part["norm"])
+        if module.q_bias is not None:
+            qkv = replace(qkv, biases=(module.q_bias, torch.zeros_like(module.q_bias), module.v_bias))
     common.passes_in_evaluation(part["proj_drop"])
     head_dim = qkv.out_features // 3 // module.num_heads
-    return AttentionSpec(qkv, module.num_heads, head_dim, head_dim**-0.5, common.linear(part["proj"]), gated=gated)
+    proj = common.linear(part["proj"])
+    return AttentionSpec(qkv, module.num_heads, head_dim, head_dim**-0.5, proj, norm=norm, gated=gated)
 
 
 def _mlp(part: Part) -> MlpSpec:
     """Lowers ``Mlp`` and ``GatedMlp``."""
-    module = part.expect(layers.Mlp, layers.GatedMlp, children=("fc1", "fc2", "drop"))
+    module = part.expect(layers.Mlp, layers.GatedMlp, children=("fc1", "norm", "fc2", "drop"))
     common.passes_in_evaluation(part["drop"])
     fc1, fc2 = common.linear(part["fc1"]), common.linear(part["fc2"])
     if isinstance(module, layers.GatedMlp):
-        return MlpSpec(fc1, "silu", fc2, gate="first")
+        return MlpSpec(fc1, "silu", fc2, gate="first", norm=common.optional_norm(part["norm"]))
     return MlpSpec(fc1, "gelu_quick" if module.approximate == "quick" else common.gelu(module.approximate), fc2)
 
 

@@ -12,13 +12,25 @@ from vitfast.errors import UserError
 from vitfast.models.foreign_model import TimmFields
 from vitfast.models.model_fields import ModelFields
 from vitfast.models.vit import ViTFields
-from vitfast.weights.key_tables import dvt, google, huggingface, jeonsworld, myrtle, timm, torchvision, towers, vissl
+from vitfast.weights.key_tables import (
+    dvt,
+    eva,
+    google,
+    huggingface,
+    jeonsworld,
+    myrtle,
+    timm,
+    torchvision,
+    towers,
+    vissl,
+)
 from vitfast.weights.key_tables.key_table import KeyTable
 
 # the first table whose signature matches applies
 KEY_TABLES: tuple[KeyTable, ...] = (
     *google.TABLES,
     *towers.TABLES,
+    *eva.TABLES,
     *timm.TABLES,
     *torchvision.TABLES,
     *huggingface.TABLES,

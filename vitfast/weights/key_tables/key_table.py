@@ -36,6 +36,7 @@ class Rule:
         transform: converts the file's layout to vitfast's.
         part: index of this tensor among ``parts`` tensors that are concatenated along dimension 0, as q, k and v are.
         parts: how many tensors of the file form one of vitfast's.
+        inverse: converts vitfast's layout to the file's, for ``write_keys``.
     """
 
     pattern: str
@@ -43,6 +44,29 @@ class Rule:
     transform: Transform = unchanged
     part: int = 0
     parts: int = 1
+    inverse: Transform = unchanged
+
+    def written_key(self, key: str) -> str | None:
+        """Returns the file's key for vitfast's ``key``, None if the rule gives another.
+
+        Parts of the pattern in ``(?:…)`` are left out where they are optional, and of alternatives the first is taken.
+        """
+        pattern = re.sub(r"\(\?:[^()]*\)[?*]", "", self.pattern)
+        pattern = re.sub(r"\(\?:([^()|]*)[^()]*\)", r"\1", pattern)
+        groups = re.findall(r"\(([^()]*)\)", pattern)
+        if not isinstance(self.key, str):
+            return None
+        pieces = re.split(r"\\(\d)", self.key)  # text and numbers of groups alternate
+        ours = "".join(
+            f"(?P<g{piece}>{groups[int(piece) - 1]})" if index % 2 else re.escape(piece)
+            for index, piece in enumerate(pieces)
+        )
+        match = re.fullmatch(ours, key)
+        if match is None:
+            return None
+        for number, group in enumerate(groups, 1):
+            pattern = pattern.replace(f"({group})", match[f"g{number}"], 1)
+        return pattern.replace("\\.", ".")
 
 
 def affine(pattern: str, key: str) -> tuple[Rule, ...]:
@@ -125,6 +149,21 @@ def map_keys(tensors: dict[str, Tensor], rules: Sequence[Rule], source: str) -> 
         else:
             mapped[name] = _concatenate([(key, tensors[key], rule.transform) for key, rule in rows], source)
     return mapped, unmatched
+
+
+def write_keys(state: dict[str, Tensor], rules: Sequence[Rule]) -> dict[str, Tensor]:
+    """Applies rules in reverse: the inverse of ``map_keys``. Weights that no rule gives keep their keys."""
+    written = {}
+    for key, tensor in state.items():
+        found = [(name, rule) for rule in rules if (name := rule.written_key(key)) is not None]
+        if not found:
+            written[key] = tensor
+            continue
+        parts = found[0][1].parts
+        chunks = tensor.chunk(parts) if parts > 1 else (tensor,)
+        for name, rule in found[:parts]:
+            written[name] = rule.inverse(chunks[rule.part]).contiguous()
+    return written
 
 
 def _concatenate(rows: Sequence[tuple[str, Tensor, Transform]], source: str) -> Tensor:

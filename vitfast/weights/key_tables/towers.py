@@ -1,4 +1,4 @@
-"""DINOv2, CLIP and SigLIP image towers: the original files of DINOv2 and CLIP, and Hugging Face's of all three.
+"""DINOv2, DINOv3, CLIP and SigLIP image towers: the original files but for SigLIP's, and Hugging Face's of all.
 
 A file may hold the text tower as well; its keys are ignored.
 """
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitfast.errors import UserError
 from vitfast.weights.key_tables.huggingface import QKV, read_config_fields
 from vitfast.weights.key_tables.key_table import KeyTable, Rule, affine, stacked_affine
 
@@ -111,6 +112,93 @@ HUGGINGFACE_DINOV2 = KeyTable(
     extra_head_layers=(r"classifier\..+",),  # on the class token and the mean of the patches
 )
 
+
+def _split_qkv_bias(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Splits DINOv3's biases of q, k and v, of which a mask sets k's to zero."""
+    state = dict(state)
+    for key in [key for key in state if key.endswith("attn.qkv.bias")]:
+        bias, mask = state[key], state.pop(f"{key}_mask", None)
+        if bias.dim() != 1 or len(bias) % 3 or (mask is not None and mask.shape != bias.shape):
+            continue
+        bias = state[key] = bias if mask is None else torch.where(mask == 0, 0, bias)
+        q, k, v = bias.chunk(3)
+        if not k.any():
+            del state[key]
+            state |= {key.replace("qkv.bias", "q_bias"): q, key.replace("qkv.bias", "v_bias"): v}
+    return state
+
+
+def _join_parts(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Joins both halves of a SwiGLU and, where k has one, the biases of q, k and v; drops registers of size 0."""
+    state = {key: tensor for key, tensor in state.items() if key != "reg_token" or tensor.numel()}
+    for key in [key for key in state if key.endswith("attn.k_bias")]:
+        names = [key.replace("k_bias", f"{letter}_bias") for letter in "qkv"]
+        if all(name in state for name in names):
+            state[key.replace("k_bias", "qkv.bias")] = torch.cat([state.pop(name).flatten() for name in names])
+    for key in [key for key in state if ".mlp.gate." in key]:
+        up = key.replace("gate", "fc1")
+        if up in state and state[up].shape == state[key].shape and state[up].dim():
+            state[up] = torch.cat([state.pop(key), state[up]])
+    return state
+
+
+def _read_dinov3_fields(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Any]:
+    is_gated = any(key.endswith("mlp.gate_proj.weight") for key in tensors)
+    for name, value in {"rope_theta": 100.0, **({"hidden_act": "silu"} if is_gated else {})}.items():
+        if config.get(name, value) != value:
+            raise UserError(
+                f"config.json has {name}={config[name]!r}, which vitfast does not support in a DINOv3; supported: "
+                f"{value!r}"
+            )
+    fields = read_config_fields(tensors, {key: config[key] for key in config if key != "hidden_act" or not is_gated})
+    return fields | {"key_bias": any(key.endswith("k_proj.bias") for key in tensors)}
+
+
+_DINOV3_FIELDS = {"layer_norm_eps": 1e-5, "gelu": "erf", "rotary": "dinov3"}
+
+# github.com/facebookresearch/dinov3
+DINOV3 = KeyTable(
+    name="DINOv3",
+    signature=(r"patch_embed\.proj\.weight", r"blocks\.\d+\.ls1\.gamma", r"storage_tokens"),
+    rules=(
+        Rule(r"storage_tokens", "reg_token"),
+        *stacked_affine([rf"blocks\.(\d+)\.mlp\.w{part}" for part in (1, 2)], r"blocks.\1.mlp.fc1"),
+        *affine(r"blocks\.(\d+)\.mlp\.w3", r"blocks.\1.mlp.fc2"),
+        Rule(r"(.+)", r"\1"),
+    ),
+    fields=_DINOV3_FIELDS,
+    convert=_split_qkv_bias,
+    ignored=(r"mask_token", r"rope_embed\.periods", r"local_cls_norm\..+"),
+)
+
+_DINOV3_BLOCK = r"(?:model\.)?layer\.(\d+)\."
+
+HUGGINGFACE_DINOV3 = KeyTable(
+    name="Hugging Face DINOv3",
+    signature=(r"embeddings\.patch_embeddings\.weight", _DINOV3_BLOCK + r"layer_scale1\.lambda1"),
+    rules=(
+        Rule(r"embeddings\.cls_token", "cls_token"),
+        Rule(r"embeddings\.register_tokens", "reg_token"),
+        *affine(r"embeddings\.patch_embeddings", "patch_embed.proj"),
+        *affine(_DINOV3_BLOCK + r"norm([12])", r"blocks.\1.norm\2"),
+        *(
+            Rule(_DINOV3_BLOCK + rf"attention\.{letter}_proj\.weight", r"blocks.\1.attn.qkv.weight", part=part, parts=3)
+            for part, letter in enumerate("qkv")
+        ),
+        Rule(_DINOV3_BLOCK + r"attention\.([qkv])_proj\.bias", r"blocks.\1.attn.\2_bias"),
+        *affine(_DINOV3_BLOCK + r"attention\.o_proj", r"blocks.\1.attn.proj"),
+        Rule(_DINOV3_BLOCK + r"layer_scale([12])\.lambda1", r"blocks.\1.ls\2.gamma"),
+        *affine(_DINOV3_BLOCK + r"mlp\.down_proj", r"blocks.\1.mlp.fc2"),
+        *affine(_DINOV3_BLOCK + r"mlp\.gate_proj", r"blocks.\1.mlp.gate"),
+        *affine(_DINOV3_BLOCK + r"mlp\.up_proj", r"blocks.\1.mlp.fc1"),
+        *affine(r"norm", "norm"),
+    ),
+    fields=_DINOV3_FIELDS,
+    read_fields=_read_dinov3_fields,
+    convert=_join_parts,
+    ignored=(r"embeddings\.mask_token",),
+)
+
 # github.com/openai/CLIP and open_clip; the activation is not stored, so the name determines it
 _CLIP_BLOCK = r"visual\.transformer\.resblocks\.(\d+)\."
 
@@ -185,5 +273,9 @@ HUGGINGFACE_SIGLIP = KeyTable(
     ignored=_TEXT,
 )
 
-# a DINOv2 also has all keys of a ViT of timm
-TABLES: tuple[KeyTable, ...] = (DINOV2, HUGGINGFACE_DINOV2, CLIP, HUGGINGFACE_CLIP, HUGGINGFACE_SIGLIP)
+# a DINOv3 also has all keys of a DINOv2, which has all keys of a ViT of timm
+TABLES: tuple[KeyTable, ...] = (
+    *(DINOV3, HUGGINGFACE_DINOV3),
+    *(DINOV2, HUGGINGFACE_DINOV2),
+    *(CLIP, HUGGINGFACE_CLIP, HUGGINGFACE_SIGLIP),
+)
