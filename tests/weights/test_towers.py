@@ -95,6 +95,21 @@ def test_open_clips_clip(has_text_tower: bool, tmp_path: Path, images: Tensor) -
 
 
 @torch.inference_mode()
+def test_openais_clip(tmp_path: Path, images: Tensor) -> None:
+    """A TorchScript program in half precision, with both towers."""
+    open_clip = pytest.importorskip("open_clip")
+    vision = {"image_size": 56, "layers": DEPTH, "width": 32, "head_width": 16, "patch_size": 14}
+    text = {"context_length": 8, "vocab_size": 50, "width": 16, "heads": 2, "layers": 1}
+    source = randomize(open_clip.CLIP(embed_dim=24, vision_cfg=vision, text_cfg=text, quick_gelu=True))
+    program = torch.jit.trace(source, (images, torch.zeros(2, 8, dtype=torch.long)), check_trace=False)
+    torch.jit.save(program.half(), tmp_path / "ViT-B-32.pt")
+    name = "vit_base_patch16_clip_quickgelu_224"
+    model = vitfast.create_model(name, **SIZES, checkpoint=tmp_path / "ViT-B-32.pt").eval()
+    assert model.load_report.family == "CLIP"
+    assert relative_error(model(images), source.half().float().encode_image(images)) < TOLERANCE
+
+
+@torch.inference_mode()
 @pytest.mark.parametrize("name", ["vit_small_patch14_reg4_dinov2", "vit_giant_patch14_dinov2"])
 def test_facebooks_dinov2(name: str, tmp_path: Path, images: Tensor) -> None:
     """The original keys, with the class token's position apart from it, of the model that timm's keys describe."""

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from vitfast.errors import UserError
 from vitfast.weights.weight_file import read_weight_file
@@ -243,11 +244,58 @@ def test_contents_without_weights(tmp_path: Path, content: Any, message: str) ->
     assert message in refusal(tmp_path / "model.pth")
 
 
-def test_torchscript(tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "model.pt", "w") as archive:
-        for name in ("data.pkl", "constants.pkl", "code/__torch__.py"):
-            archive.writestr(f"model/{name}", b"")
-    assert "is a TorchScript program, not weights; save its state_dict() instead" in refusal(tmp_path / "model.pt")
+def torchscript(path: Path, content: bytes, storage: bytes = b"") -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, member in (("data.pkl", content), ("constants.pkl", b""), ("data/0", storage)):
+            archive.writestr(f"model/{name}", member)
+    return path
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_torchscript(tmp_path: Path, half: bool) -> None:
+    """The attributes of the modules, with views of shared storages; integers and other attributes are left out."""
+    inner = nn.Sequential(nn.Conv2d(3, 4, 2), nn.BatchNorm2d(4), nn.Linear(3, 3))
+    inner[2].weight = nn.Parameter(torch.randn(3, 3).t())
+    model = nn.Sequential(inner, nn.ReLU())
+    model.register_buffer("scale", torch.tensor(3))
+    model = model.half() if half else model
+    torch.jit.save(torch.jit.script(model), tmp_path / "model.pt")
+    weights = read_weight_file(tmp_path / "model.pt")
+    assert weights.tensors.keys() == model.state_dict().keys()
+    for key, value in model.state_dict().items():
+        assert torch.equal(weights.tensors[key], value), key
+    assert weights.ignored == ()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is damaged or truncated"),
+        (b"cposix\nsystem\n(Vtouch owned\ntR.", "is refused: it holds Python objects (posix.system)"),
+        (b"c__torch__\nModel\n)\x81}Vname\nVtext\nsb.", "is a TorchScript archive without weights"),
+        (b"N.", "is a TorchScript archive without modules"),
+        (b"c__torch__\nModel\n)\x81N}Vcall\nK\x01s\x86b.", "an object of the program without named attributes"),
+        (b"ctorch._utils\n_rebuild_tensor_v2\n}Vcall\nK\x01sb.", "the state of a function"),
+    ],
+    ids=["empty", "system", "no weights", "no modules", "no attributes", "changed function"],
+)
+def test_torchscript_is_not_trusted(tmp_path: Path, content: bytes, message: str) -> None:
+    assert message in refusal(torchscript(tmp_path / "model.pt", content))
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize(
+    ("offset", "size", "stride"), [(0, 5, 1), (3, 2, 1), (0, 2, 4), (0, 1000, 0), (-1, 1, 1), (0, -1, 1)]
+)
+def test_torchscript_tensors_stay_within_their_storage(tmp_path: Path, offset: int, size: int, stride: int) -> None:
+    storage = b"(Vstorage\nctorch\nFloatStorage\nV0\nVcpu\nI4\ntQ"
+    arguments = f"I{offset}\n(I{size}\nt(I{stride}\nt".encode()
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + arguments + b"tR"
+    content = b"c__torch__\nModel\n)\x81}Vweight\n" + tensor + b"sb."
+    assert "a tensor of shape" in refusal(torchscript(tmp_path / "model.pt", content, bytes(16)))
+    fine = content.replace(arguments, b"I1\n(I3\nt(I1\nt")
+    path = torchscript(tmp_path / "fine.pt", fine, np.arange(4, dtype=np.float32).tobytes())
+    assert read_weight_file(path).tensors["weight"].tolist() == [1, 2, 3]
 
 
 @pytest.mark.parametrize("kind", ["npz", "safetensors", "torch", "old torch"])

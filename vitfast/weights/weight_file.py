@@ -16,6 +16,7 @@ from torch import Tensor
 from vitfast.errors import UserError
 from vitfast.weights.npz_file import check_archive, read_npz_file
 from vitfast.weights.restricted_pickle import NumpyArray, explain_error, load_restricted
+from vitfast.weights.torchscript_file import ScriptObject, read_torchscript_file
 
 INDEX_SUFFIX = ".index.json"  # of the index of a sharded checkpoint, as Hugging Face's save_pretrained writes it
 
@@ -127,7 +128,7 @@ def _read_file(path: Path) -> WeightFile:
     if head.startswith(b"PK"):
         names = check_archive(path)
         if any(name.endswith("/constants.pkl") for name in names):
-            raise UserError(f"{path} is a TorchScript program, not weights; save its state_dict() instead")
+            return _read_torchscript(path, names)
         if any(name.endswith(".npy") for name in names):
             return WeightFile(path, read_npz_file(path))
         return _read_torch(path)
@@ -156,6 +157,17 @@ def _read_torch(path: Path) -> WeightFile:
             "the model's state_dict()"
         )
     return weights
+
+
+def _read_torchscript(path: Path, names: list[str]) -> WeightFile:
+    attributes = read_torchscript_file(path, names)
+    try:
+        tensors, _ = _flatten(attributes)
+    except ValueError as error:  # objects that contain themselves, or too many
+        raise UserError(explain_error(path, error)) from error
+    if not tensors:
+        raise UserError(f"{path} is a TorchScript archive without weights; save the model's state_dict() instead")
+    return WeightFile(path, tensors)
 
 
 def _unwrap(path: Path, content: Any) -> WeightFile:
@@ -192,7 +204,9 @@ def _flatten(content: Any) -> tuple[dict[str, Tensor], list[str]]:
 def _leaves(content: Any, key: str, depth: int = 0) -> Iterator[tuple[str, Any]]:
     if depth > _MAX_DEPTH:
         raise ValueError(f"nested more than {_MAX_DEPTH} levels deep")
-    if isinstance(content, dict):
+    if isinstance(content, ScriptObject):
+        content = content.attributes
+    if isinstance(content, Mapping):
         items: Iterator[tuple[Any, Any]] = iter(content.items())
     elif isinstance(content, (list, tuple)):
         items = iter(enumerate(content))
