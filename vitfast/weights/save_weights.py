@@ -19,22 +19,27 @@ from vitfast.models.multi_crop import MultiCrop
 from vitfast.models.vit import ViTFields, arrange_patches
 from vitfast.weights.exit_records import exits_record
 from vitfast.weights.key_tables.eva import timm_keys
-from vitfast.weights.source_checkpoint import HEAD_KEYS, METADATA_KEY
+from vitfast.weights.source_checkpoint import CONFIG_FILE, HEAD_KEYS, METADATA_KEY, WEIGHTS_FILE
+from vitfast.weights.written_layouts import Layout, find_layout
 
 _FORMAT_VERSION = 1
 
 
-def save_weights(model: ImageModel | MultiCrop, path: str | os.PathLike[str]) -> None:
+def save_weights(model: ImageModel | MultiCrop, path: str | os.PathLike[str], *, layout: Layout = "timm") -> None:
     """Writes the weights under timm's keys and in timm's layout, with the model's name and fields as metadata.
 
     ``create_model(checkpoint=path)`` builds the model again, and ``load_vissl_head(path)`` the head of a ``MultiCrop``.
 
     Args:
         model: from ``create_model``, or a ``MultiCrop`` of one, whose head is written under VISSL's keys.
-        path: ends in ``.safetensors``; an existing file is replaced.
+        path: ends in ``.safetensors``; an existing file is replaced. For Hugging Face a folder, which is created.
+        layout: ``"timm"``; ``"original"``, the keys of DINOv2, DINOv3 or CLIP, without metadata; or
+            ``"huggingface"``, ``model.safetensors`` and ``config.json`` of DINOv2, DINOv3, CLIP or SigLIP, for
+            ``from_pretrained``. Except CLIP's, these have no head: give ``create_model`` ``num_classes=0``.
 
     Raises:
-        UserError: the path has another suffix or its folder does not exist, or the model is not a vitfast model.
+        UserError: the path has another suffix or its folder does not exist, the model is not a vitfast model, or the
+            layout cannot express it.
         OSError: the file cannot be written (disk full, no permission). An existing file stays intact.
     """
     head_state: dict[str, Tensor] = {}
@@ -43,6 +48,9 @@ def save_weights(model: ImageModel | MultiCrop, path: str | os.PathLike[str]) ->
         model = model.model
     if not isinstance(model, ImageModel):
         raise UserError(f"save_weights writes models from vitfast.create_model; got a {type(model).__name__}")
+    if layout != "timm":
+        _save_layout(model, Path(path), layout)
+        return
     record: dict[str, Any] = {
         "format_version": _FORMAT_VERSION,
         "model": {"name": model.model_name, "fields": model.model_fields},
@@ -51,6 +59,24 @@ def save_weights(model: ImageModel | MultiCrop, path: str | os.PathLike[str]) ->
         record["exit_thresholds"] = exits_record(model.saved_exits)
     metadata = {"format": "pt", METADATA_KEY: json.dumps(record)}
     write_safetensors(_timm_state(model) | head_state, path, metadata)
+
+
+def _save_layout(model: ImageModel, path: Path, layout: Layout) -> None:
+    fields = model.fields
+    written = find_layout(layout, fields, model.model_name)
+    config = None if written.config is None else written.config(fields)
+    state = written.write(_convolution_state(model), fields)
+    if config is None:
+        write_safetensors(state, path, {"format": "pt"})
+        return
+    if not path.parent.is_dir():
+        raise UserError(f"{path} cannot be written: the folder {path.parent} does not exist; create it first")
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file; give a folder, in which {WEIGHTS_FILE} and {CONFIG_FILE} are written")
+    path.mkdir(exist_ok=True)
+    write_safetensors(state, path / WEIGHTS_FILE, {"format": "pt"})
+    with atomic_file(path / CONFIG_FILE) as temporary:
+        Path(temporary).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def write_safetensors(state: dict[str, Tensor], path: str | os.PathLike[str], metadata: dict[str, str]) -> None:
@@ -68,8 +94,14 @@ def write_safetensors(state: dict[str, Tensor], path: str | os.PathLike[str], me
 
 
 def _timm_state(model: ImageModel) -> dict[str, Tensor]:
+    state = timm_keys(_convolution_state(model), model.fields)
+    return {key: tensor.contiguous() for key, tensor in state.items()}
+
+
+def _convolution_state(model: ImageModel) -> dict[str, Tensor]:
+    """Returns the weights under vitfast's keys, with the patch projection as a convolution."""
     state = {key: tensor.detach().cpu() for key, tensor in model.state_dict().items()}
     key = "patch_embed.proj.weight"
     if isinstance(model.fields, ViTFields):
         state[key] = arrange_patches(state[key], replace(model.fields, patch_order="channels_first"))
-    return {key: tensor.contiguous() for key, tensor in timm_keys(state, model.fields).items()}
+    return state

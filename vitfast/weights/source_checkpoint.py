@@ -31,7 +31,7 @@ METADATA_KEY = "vitfast"  # of a safetensors file that vitfast wrote
 HEAD_KEYS = "heads.0."  # of a head for ``load_vissl_head`` beside the model's weights
 SCALE = ".scale"  # int8 weights [O, ...] under KEY have the scales [O] of their output channels under KEY + SCALE
 
-_CONFIG_FILE = "config.json"
+CONFIG_FILE = "config.json"
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # of Hugging Face's hub
 _HEAD = r"(head|head_dist|pre_logits)\."
 
@@ -271,13 +271,13 @@ def _matches(key: str, patterns: tuple[str, ...]) -> bool:
 
 def _read_config(file: Path) -> Mapping[str, Any]:
     """Reads the ``config.json`` beside a file of weights; empty if there is none."""
-    path = file.parent / _CONFIG_FILE
+    path = file.parent / CONFIG_FILE
     if not path.exists():
         return {}
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{_CONFIG_FILE} is damaged or not JSON ({error}); fix it, or move it elsewhere") from error
+        raise UserError(f"{CONFIG_FILE} is damaged or not JSON ({error}); fix it, or move it elsewhere") from error
     if not isinstance(config, dict):
-        raise UserError(f"{_CONFIG_FILE} is not the configuration of a model; fix it, or move it elsewhere")
+        raise UserError(f"{CONFIG_FILE} is not the configuration of a model; fix it, or move it elsewhere")
     return config

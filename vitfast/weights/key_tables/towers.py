@@ -28,6 +28,11 @@ def _as_positions(tensor: Tensor) -> Tensor:
     return tensor.unsqueeze(0)
 
 
+def _first(tensor: Tensor) -> Tensor:
+    """``[1, N, C]`` -> ``[N, C]``."""
+    return tensor[0]
+
+
 def _add_class_position(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Adds the position of the class token to it, as timm does, where there are registers, which have no position."""
     token, positions = state.get("cls_token"), state.get("pos_embed")
@@ -206,8 +211,8 @@ CLIP = KeyTable(
     name="CLIP",
     signature=(r"visual\.class_embedding", _CLIP_BLOCK + r"ln_1\.weight"),
     rules=(
-        Rule(r"visual\.class_embedding", "cls_token", _as_token),
-        Rule(r"visual\.positional_embedding", "pos_embed", _as_positions),
+        Rule(r"visual\.class_embedding", "cls_token", _as_token, inverse=Tensor.flatten),
+        Rule(r"visual\.positional_embedding", "pos_embed", _as_positions, inverse=_first),
         Rule(r"visual\.conv1\.weight", "patch_embed.proj.weight"),
         *affine(r"visual\.ln_pre", "norm_pre"),
         *affine(_CLIP_BLOCK + r"ln_([12])", r"blocks.\1.norm\2"),
@@ -216,7 +221,7 @@ CLIP = KeyTable(
         *affine(_CLIP_BLOCK + r"mlp\.c_fc", r"blocks.\1.mlp.fc1"),
         *affine(_CLIP_BLOCK + r"mlp\.c_proj", r"blocks.\1.mlp.fc2"),
         *affine(r"visual\.ln_post", "norm"),
-        Rule(r"visual\.proj", "head.weight", Tensor.t),
+        Rule(r"visual\.proj", "head.weight", Tensor.t, inverse=Tensor.t),
     ),
     fields={"layer_norm_eps": 1e-5, "position_interpolation": "bicubic_antialias"},
     convert=_add_head_bias,
@@ -231,7 +236,7 @@ _VISION = r"(?:vision_model\.)*"
 _VISION_BLOCK = _VISION + r"encoder\.layers\.(\d+)\."
 _VISION_RULES = (
     *affine(_VISION + r"embeddings\.patch_embedding", "patch_embed.proj"),
-    Rule(_VISION + r"embeddings\.position_embedding\.weight", "pos_embed", _as_positions),
+    Rule(_VISION + r"embeddings\.position_embedding\.weight", "pos_embed", _as_positions, inverse=_first),
     *affine(_VISION_BLOCK + r"layer_norm([12])", r"blocks.\1.norm\2"),
     *stacked_affine([_VISION_BLOCK + rf"self_attn\.{name}_proj" for name in "qkv"], r"blocks.\1.attn.qkv"),
     *affine(_VISION_BLOCK + r"self_attn\.out_proj", r"blocks.\1.attn.proj"),
@@ -243,7 +248,7 @@ HUGGINGFACE_CLIP = KeyTable(
     name="Hugging Face CLIP",
     signature=(_VISION + r"embeddings\.class_embedding", _VISION + r"pre_layrnorm\.weight"),
     rules=(
-        Rule(_VISION + r"embeddings\.class_embedding", "cls_token", _as_token),
+        Rule(_VISION + r"embeddings\.class_embedding", "cls_token", _as_token, inverse=Tensor.flatten),
         *affine(_VISION + r"pre_layrnorm", "norm_pre"),
         *_VISION_RULES,
         Rule(r"visual_projection\.weight", "head.weight"),
