@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import vitfast
-from vitfast.weights.hub import DEFAULT_TAGS
+from vitfast.weights.hub import DEFAULT_TAGS, hub_repository
 
 NAME, TAG = "vit_tiny_patch16_224", "augreg_in21k_ft_in1k"
 CFG = {
@@ -114,6 +114,16 @@ def test_the_default_tags_are_timms():
 
     known = {name: timm.get_pretrained_cfg(name) for name in vitfast.list_models() if name in timm.list_models()}
     assert {name: cfg.tag for name, cfg in known.items() if cfg.hf_hub_id} == DEFAULT_TAGS
+
+
+def test_the_repositories_are_timms():
+    import timm
+
+    names = [name for name in timm.list_pretrained() if name.partition(".")[0] in DEFAULT_TAGS]
+    names += DEFAULT_TAGS
+    assert {name: timm.get_pretrained_cfg(name).hf_hub_id for name in names} == {
+        name: hub_repository(name) for name in names
+    }
 
 
 def test_preprocessing_of_other_libraries(tmp_path):

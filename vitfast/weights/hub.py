@@ -102,7 +102,7 @@ def download_pretrained(name: str, revision: str | None = None) -> tuple[Path, d
         from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
     except ImportError as error:
         raise UserError("pretrained=True needs huggingface_hub: pip install 'vitfast[hub]'") from error
-    repository = _repository(name)
+    repository = hub_repository(name)
     try:
         config, weights = (Path(hf_hub_download(repository, file, revision=revision)) for file in (_CONFIG, _WEIGHTS))
     except LocalEntryNotFoundError as error:
@@ -121,7 +121,12 @@ def download_pretrained(name: str, revision: str | None = None) -> tuple[Path, d
     return weights, settings
 
 
-def _repository(name: str) -> str:
+def hub_repository(name: str) -> str:
+    """Returns the repository on the hub with timm's weights of a name, as in ``download_pretrained``.
+
+    Raises:
+        UserError: timm has no weights of that name.
+    """
     architecture, _, tag = resolve_name(name), *name.partition(".")[1:]
     if name.startswith(TIMM):
         repository: str | None = timm_settings(name).hf_hub_id
@@ -131,7 +136,8 @@ def _repository(name: str) -> str:
     tag = tag or DEFAULT_TAGS.get(architecture, "")
     if not tag:
         raise UserError(f"timm has no pretrained weights for {name!r}; use checkpoint=FILE, or one of: {_names()}")
-    return f"{_ORGANIZATION}/{architecture}.{tag}"
+    # models that differ in the GELU only share their weights
+    return f"{_ORGANIZATION}/{architecture.replace('_quickgelu', '')}.{tag}"
 
 
 def _check_hash(path: Path) -> None:
