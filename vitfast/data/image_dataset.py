@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from vitfast.config.data_schema import DataConfig
 from vitfast.config.option import check_options
-from vitfast.config.schema import DataConfig
 from vitfast.data import cifar, digits, file_list, image_folder
 from vitfast.data.bad_images import BadImages
 from vitfast.data.image_source import ImageSource, hold_out

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from vitfast.config.schema import AugmentConfig
+from vitfast.config.data_schema import AugmentConfig
 from vitfast.data.seeding import derive_seed, seeded_generator
 
 ImageTransform = Callable[[Image.Image], Image.Image]

@@ -24,6 +24,7 @@ from vitfast.runs.run_directory import CONFIG, LOG, FollowedRun, RunDirectory, d
 from vitfast.training.build import create_task, create_training_model, prepare_for_training
 from vitfast.training.distributed import Ranks
 from vitfast.training.finetune import adopt_preprocessing
+from vitfast.training.recompute import recompute_blocks
 from vitfast.training.run_summary import next_commands, result_table, resume_command, save_samples
 from vitfast.training.schedule import TrainingLength
 from vitfast.training.stop_signal import StopSignal
@@ -41,6 +42,7 @@ _MAY_CHANGE = (
     "train.device",
     "train.compile",
     "train.threads",
+    "train.recompute",
     "train.shard",
     "train.timeout_s",
     "ops.kernels",
@@ -80,6 +82,8 @@ def run_training(arguments: Sequence[str]) -> int:
         model = create_training_model(config.model, data.train)
         task = create_task(config, model, data.train, ranks.device)
         prepare_for_training(config.quantize, model, data, checkpoint)
+        if config.train.recompute:
+            recompute_blocks(model)
         if not ranks.is_main:  # the ranks share the weights of rank 0, but not its dropout masks
             seed_everything(derive_seed("rank", config.seed, ranks.rank))
         state = TrainingState(task, config, length, len(data.train.class_names), ranks)
