@@ -91,7 +91,8 @@ TIMM: dict[str, tuple[str, dict[str, Any]]] = {
     "relative positions, table, post-norm": ("vit_relpos_base_patch32_plus_rpn_256", {}),
     "Swin": ("swin_tiny_patch4_window7_224", {}),
     "Swin, any size": ("swin_tiny_patch4_window7_224", {"strict_img_size": False}),
-    "Swin V2": ("swinv2_tiny_window8_256", {}),
+    "Swin V2": ("swinv2_tiny_window8_256", {"window_size": 4}),
+    "Swin V2, padded windows": ("swinv2_tiny_window8_256", {}),
     "SAM": ("samvit_base_patch16_224", {"patch_size": 4, "window_size": 3, "global_attn_indexes": (1,)}),
     "SAM, neck": ("samvit_base_patch16", {"patch_size": 4, "window_size": 3, "neck_chans": 8, "num_classes": 0}),
 }
@@ -244,6 +245,7 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
 _SINCE = {
     "timm: RoPE, mixed": "1.0.30",  # before, not in float64
     "timm: RoPE, QK-norm": "1.0.30",
+    "timm: Swin V2, padded windows": "1.0.31",
     "transformers: DINOv3ViTBackbone": "5",
 }
 

@@ -46,16 +46,8 @@ def lower_model(part: Part) -> TransformerSpec:
         readout = replace(pooled_readout, layers=common.head_layers(part["classifier"]))
         output = OutputSpec(OUTPUTS, "ImageClassifierOutput", ("logits",), resizes_always=True)
         return replace(spec, readouts=(readout,), output=output)
-    if suffix == "Backbone" and part[base].module is not None:
-        model = part.expect(_class(part, suffix), children=(base, "fpn"))
-        common.passes_in_evaluation(part["fpn"])
-        spec, _ = _base(part[base])
-        pooling = "grid" if model.config.reshape_hidden_states else "all"
-        states = (state for state, stage in enumerate(model.stage_names) if stage in model.out_features)
-        readouts = tuple(ReadoutSpec(pooling, 1 if pooling == "grid" else 0, state=state) for state in states)  # type: ignore[arg-type]
-        fields = ("feature_maps",) * len(readouts)
-        output = OutputSpec(OUTPUTS, "BackboneOutput", fields, resizes_always=True, tuples=("feature_maps",))
-        return replace(spec, readouts=readouts, output=output)
+    if suffix == "Backbone":
+        return _backbone(part, base)
     raise NotRecognised(part.name, f"is a {name}, whose head has no fast kernel")
 
 
@@ -69,12 +61,6 @@ def _base(part: Part) -> tuple[TransformerSpec, tuple[ReadoutSpec, ...]]:
     children = ("embeddings", "shared_position_bias", "layers", "encoder", "layernorm", "pooler")
     part.expect(_class(part, "Model"), children=children)
     check_attention(part)
-    shared, layers = part["shared_position_bias"], part["layers"]
-    if part["encoder"].module is not None:  # Data2Vec-Vision, and BEiT in transformers 4
-        part["encoder"].expect(_class(part, "Encoder"), children=("relative_position_bias", "layer"))
-        shared, layers = part["encoder"]["relative_position_bias"], part["encoder"]["layer"]
-    bias = _bias(shared)
-    blocks = common.all_blocks(layers, lambda layer: _block(layer, bias))
     pooled: tuple[ReadoutSpec, ...] = ()
     if part["pooler"].module is not None:
         part["pooler"].expect(_class(part, "Pooler"), children=("layernorm",))
@@ -83,8 +69,34 @@ def _base(part: Part) -> tuple[TransformerSpec, tuple[ReadoutSpec, ...]]:
     fields = ("last_hidden_state", "pooler_output")[: 1 + len(pooled)]
     module = type(part.module).__module__
     output = OutputSpec(module, f"{_class_name(part, 'Model')}OutputWithPooling", fields, resizes_always=True)
-    embedding = _embedding(part["embeddings"])
-    return TransformerSpec(embedding, blocks, common.optional_norm(part["layernorm"]), (), output=output), pooled
+    return replace(_tower(part), norm=common.optional_norm(part["layernorm"]), output=output), pooled
+
+
+def _backbone(part: Part, base: str) -> TransformerSpec:
+    model = part.expect(_class(part, "Backbone"), children=(base, "fpn", "embeddings", "encoder"))
+    common.passes_in_evaluation(part["fpn"])
+    if part[base].module is None:  # transformers 4
+        check_attention(part)
+        spec = _tower(part)
+    else:
+        spec, _ = _base(part[base])
+    pooling = "grid" if model.config.reshape_hidden_states else "all"
+    states = (state for state, stage in enumerate(model.stage_names) if stage in model.out_features)
+    readouts = tuple(ReadoutSpec(pooling, 1 if pooling == "grid" else 0, state=state) for state in states)  # type: ignore[arg-type]
+    fields = ("feature_maps",) * len(readouts)
+    output = OutputSpec(OUTPUTS, "BackboneOutput", fields, resizes_always=True, tuples=("feature_maps",))
+    return replace(spec, readouts=readouts, output=output)
+
+
+def _tower(part: Part) -> TransformerSpec:
+    """Lowers embeddings and blocks, which are submodules of ``part``."""
+    shared, layers = part["shared_position_bias"], part["layers"]
+    if part["encoder"].module is not None:  # Data2Vec-Vision, and BEiT in transformers 4
+        part["encoder"].expect(_class(part, "Encoder"), children=("relative_position_bias", "layer"))
+        shared, layers = part["encoder"]["relative_position_bias"], part["encoder"]["layer"]
+    bias = _bias(shared)
+    blocks = common.all_blocks(layers, lambda layer: _block(layer, bias))
+    return TransformerSpec(_embedding(part["embeddings"]), blocks, None, ())
 
 
 def _class_name(part: Part, suffix: str) -> str:

@@ -101,12 +101,12 @@ def _backbone(part: Part, base: str) -> TransformerSpec:
         spec = _tower(part["embeddings"], part["encoder"], None)
     else:
         spec, _ = _base(inner)
-        # the backbone partitions every grid into shifted windows, also one that is not larger than a window
-        blocks = (
-            replace(one, attention=_always_shifted(one.attention)) if isinstance(one, BlockSpec) else one
-            for one in spec.blocks
-        )
-        spec = replace(spec, blocks=tuple(blocks))
+    # the backbone partitions every grid into shifted windows, also one that is not larger than a window
+    blocks = (
+        replace(one, attention=_always_shifted(one.attention)) if isinstance(one, BlockSpec) else one
+        for one in spec.blocks
+    )
+    spec = replace(spec, blocks=tuple(blocks))
     states = (0, *spec.stages)
     readouts = []
     for state, stage in zip(states, model.stage_names, strict=True):
