@@ -83,6 +83,7 @@ TIMM: dict[str, tuple[str, dict[str, Any]]] = {
     "EVA-02, post-norm": ("eva02_enormous_patch14_clip_224", {}),
     "BEiT": ("beit_base_patch16_224", {}),
     "BEiT, shared bias": ("beit_base_patch16_224", {"use_rel_pos_bias": False, "use_shared_rel_pos_bias": True}),
+    "BEiT-3": ("beit3_base_patch16_224", {}),
     "relative positions": ("vit_relpos_small_patch16_224", {}),
     "relative positions, shared, class token": (
         "vit_srelpos_small_patch16_224",

@@ -115,7 +115,7 @@ def qkv_with_separate_biases(part: Part) -> LinearSpec:
 
 def _attention(part: Part) -> AttentionSpec:
     module = part.expect(timm.layers.Attention, children=_ATTENTION)
-    common.passes_in_evaluation(part["attn_drop"], part["proj_drop"], part["norm"])
+    common.passes_in_evaluation(part["attn_drop"], part["proj_drop"])
     return AttentionSpec(
         common.linear(part["qkv"]),
         module.num_heads,
@@ -124,6 +124,7 @@ def _attention(part: Part) -> AttentionSpec:
         common.linear(part["proj"]),
         common.optional_norm(part["q_norm"]),
         common.optional_norm(part["k_norm"]),
+        common.optional_norm(part["norm"]),
     )
 
 
