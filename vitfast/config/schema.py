@@ -118,6 +118,12 @@ class FinetuneConfig:
         "epochs at the start that train the head only, the rest being fixed; null: all epochs, a linear probe",
         minimum=0,
     )
+    lora_rank: int | None = option(
+        None,
+        "LoRA: train low-rank updates of the linear layers and the head, the rest being fixed; null: all weights",
+        minimum=1,
+    )
+    lora_alpha: int = option(16, "LoRA: scale of the updates times lora_rank", minimum=1)
     keep_preprocessing: bool = option(
         False,
         "data.img_size, in_chans, mean, std, crop_pct that are null: those of model.checkpoint (a run or hub)",
@@ -152,8 +158,11 @@ class TrainConfig:
     device: str = option("auto", "auto: a GPU if there is one", choices=["auto", "cpu", "cuda"])
     compile: bool = option(False, "run the model through torch.compile")
     threads: int | None = option(None, "CPU threads of the training process; null: torch's choice", minimum=1)
-    accumulate: int = option(
-        1, "gradient accumulation: number of parts that a batch is split into, to save memory", minimum=1
+    accumulate: int | None = option(
+        1,
+        "gradient accumulation: number of parts that a batch is split into, to save memory; null: as few as the GPU's "
+        "memory allows",
+        minimum=1,
     )
     recompute: bool = option(
         False, "gradient checkpointing: the backward pass recomputes each block, which saves memory; the same result"
@@ -277,6 +286,14 @@ class Config:
             raise UserError(f"{prefix}optim.nesterov=true needs {prefix}optim.momentum above 0")
         if self.train.shard and self.finetune.freeze_epochs != 0:
             raise UserError(f"{prefix}train.shard=true does not support {prefix}finetune.freeze_epochs; set it to 0")
+        if self.train.shard and self.train.accumulate is None:
+            raise UserError(f"{prefix}train.shard=true does not support {prefix}train.accumulate=null; give a number")
+        if self.finetune.lora_rank is not None:
+            for option_name, is_set in (("train.shard", self.train.shard), ("quantize.format", self.quantize.format)):
+                if is_set:
+                    raise UserError(f"{prefix}finetune.lora_rank does not support {prefix}{option_name}; leave one out")
+            if self.model.checkpoint is None:
+                raise UserError(f"{prefix}finetune.lora_rank updates the weights of {prefix}model.checkpoint; set it")
         if self.schedule.name in ("cosine", "linear") and self.schedule.min_lr > self.optim.lr:
             raise UserError(
                 f"{prefix}schedule.min_lr={self.schedule.min_lr:g} is above {prefix}optim.lr={self.optim.lr:g}; "

@@ -167,7 +167,7 @@ class Trainer:
             # the other ranks wait for gradients: contribute zeros, by a blank image with weight 0
             images = torch.zeros(1, data.in_chans, data.img_size, data.img_size, device=self.device)
             targets, share = torch.zeros(1, dtype=torch.int64, device=self.device), 0.0
-        parts = min(self.config.train.accumulate, len(images))
+        parts = min(self.config.train.accumulate or 1, len(images))
         losses: list[Tensor] = []
         outputs: list[dict[str, Tensor]] = []
         pairs = zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True)

@@ -24,6 +24,8 @@ from vitfast.runs.run_directory import CONFIG, LOG, FollowedRun, RunDirectory, d
 from vitfast.training.build import create_task, create_training_model, prepare_for_training
 from vitfast.training.distributed import Ranks
 from vitfast.training.finetune import adopt_preprocessing
+from vitfast.training.gpu_memory import parts_that_fit
+from vitfast.training.lora import add_lora
 from vitfast.training.recompute import recompute_blocks
 from vitfast.training.run_summary import next_commands, result_table, resume_command, save_samples
 from vitfast.training.schedule import TrainingLength
@@ -80,6 +82,8 @@ def run_training(arguments: Sequence[str]) -> int:
         data = TrainingData(config, ranks)
         length = TrainingLength.of(config.schedule, data.steps_per_epoch)
         model = create_training_model(config.model, data.train)
+        if config.finetune.lora_rank is not None:
+            add_lora(model, config.finetune.lora_rank, config.finetune.lora_alpha)
         task = create_task(config, model, data.train, ranks.device)
         prepare_for_training(config.quantize, model, data, checkpoint)
         if config.train.recompute:
@@ -87,6 +91,8 @@ def run_training(arguments: Sequence[str]) -> int:
         if not ranks.is_main:  # the ranks share the weights of rank 0, but not its dropout masks
             seed_everything(derive_seed("rank", config.seed, ranks.rank))
         state = TrainingState(task, config, length, len(data.train.class_names), ranks)
+        if config.train.accumulate is None:
+            config.train.accumulate = parts_that_fit(task, config, data.train, ranks)
         run = _open_run(config, checkpoint, ranks)
         with closing(run):
             config.run_dir = str(run.path)
@@ -222,6 +228,9 @@ def _log_start(trainer: Trainer, checkpoint: Path | None) -> None:
     run.log(f"data      {config.data.dataset}: {trainer.data.describe()}")
     frozen = trainer.config.finetune.freeze_epochs
     phase = "" if frozen == 0 else f"; {'all' if frozen is None else f'the first {frozen}'} epochs train the head only"
+    if trainer.state.has_lora:
+        learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        phase = f", {learning:,} of them trained (LoRA){phase}"
     run.log(f"model     {model.model_name}: {parameters:,} parameters{phase}")
     if config.quantize.format is not None:
         run.log(f"numbers   {describe_quantization(model)}")

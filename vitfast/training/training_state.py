@@ -18,6 +18,7 @@ from vitfast.runs.checkpoint import CheckpointError
 from vitfast.tasks import Task
 from vitfast.training.distributed import Ranks, full_state, load_optimizer, load_weights, shard
 from vitfast.training.finetune import FrozenTrunk
+from vitfast.training.lora import merged_state
 from vitfast.training.optimizer import create_optimizer
 from vitfast.training.schedule import TrainingLength, create_schedule
 
@@ -45,6 +46,7 @@ class TrainingState:
         best_top1: highest validation top-1 so far, or None.
         best_step: its step, or None.
         trunk: what may be frozen in an epoch.
+        has_lora: whether low-rank matrices are trained beside fixed weights.
         skipped_in_a_row: consecutive steps that fp16 has skipped because gradients overflowed.
         metrics: of the last complete epoch, by split.
     """
@@ -52,6 +54,7 @@ class TrainingState:
     def __init__(self, task: Task, config: Config, length: TrainingLength, num_classes: int, ranks: Ranks) -> None:
         self.task = task
         self.ranks = ranks
+        self.has_lora = config.finetune.lora_rank is not None
         self.trunk = FrozenTrunk(cast(ImageModel, task.model), config.finetune.freeze_epochs)
         if config.finetune.freeze_epochs is None:
             self.trunk.apply(0)  # the optimizer leaves out what never changes
@@ -81,13 +84,13 @@ class TrainingState:
         return float(self.optimizer.param_groups[0]["lr"])
 
     def model_state(self) -> dict[str, Tensor]:
-        """Returns the full state dict of the model; collective, like the other states."""
-        state: dict[str, Tensor] = full_state(dict(self.task.model.state_dict()))
+        """Returns the full state dict of the model, LoRA merged; collective, like the other states."""
+        state: dict[str, Tensor] = full_state(merged_state(self.task.model))
         return state
 
     def ema_state(self) -> dict[str, Tensor] | None:
         """Returns the full state dict of the averaged model, with the same keys, or None."""
-        return None if self.average is None else full_state(dict(self.evaluated_task.model.state_dict()))
+        return None if self.average is None else full_state(merged_state(self.evaluated_task.model))
 
     def finish_epoch(self, metrics: dict[str, Any]) -> bool:
         """Counts a complete epoch; returns whether its ``metrics["val"]["top1"]`` is the best so far."""
@@ -108,6 +111,7 @@ class TrainingState:
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "ema_updates": None if self.average is None else self.average.n_averaged.cpu().clone(),
+            "unmerged": self._unmerged_states() if self.has_lora else None,
             "ranks": self.ranks.gather({"random": capture_random_state(), "meter": self.meter.state_dict()}),
             "metrics": self.metrics,
             **{name: getattr(self, name) for name in _COUNTERS},
@@ -123,6 +127,8 @@ class TrainingState:
             CheckpointError: if a part is missing or does not fit this model.
         """
         try:
+            if self.has_lora:
+                model, ema = state["unmerged"]
             load_weights(self.task.model, model)
             if self.average is not None:
                 if ema is None or state["ema_updates"] is None:
@@ -140,6 +146,12 @@ class TrainingState:
             raise
         except (KeyError, TypeError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"the training state does not fit this run: {error}") from error
+
+    def _unmerged_states(self) -> list[dict[str, Tensor] | None]:
+        """Returns the state dicts of the model and its average with the matrices of LoRA beside the weights."""
+        average = None if self.average is None else self.evaluated_task.model.state_dict()
+        states: list[dict[str, Tensor] | None] = full_state([self.task.model.state_dict(), average])
+        return states
 
     def _load_rank(self, saved: list[dict[str, Any]]) -> None:
         rank = self.ranks.rank
