@@ -81,7 +81,8 @@ def compare(name: str, batch: int, precision: str, peers: Sequence[str]) -> Tabl
     """Compares an accelerated model with other engines."""
 
     def build(table: Table) -> list[Case]:
-        model = build_model(name)
+        # with parameters that require gradients, torch's counter of FLOPs fails in inference mode on NaFlexVit
+        model = build_model(name).requires_grad_(False)
         size = getattr(getattr(model, "config", None), "image_size", None) or getattr(model, "image_size", None)
         size = model.pretrained_cfg["input_size"][-1] if size is None else size  # type: ignore[union-attr,index,operator]
         images = torch.randn(batch, 3, *((size, size) if isinstance(size, int) else size))

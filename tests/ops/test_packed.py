@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import vitfast
 from support import packed_plain as plain
@@ -333,6 +334,13 @@ def test_attention_within_windows(grid, size, shift, head_dim, precision) -> Non
     check_attention(2, tokens, 3, head_dim, precision, draw_windows(grid, size, shift, 3), padding=padding)
     check_attention(1, tokens, 3, head_dim, precision, draw_windows(grid, size, shift, 3), cosine=cosine)
     check_attention(3, tokens, 3, head_dim, precision, draw_windows(grid, size, shift, 3, has_bias=False))
+
+
+def test_flops_of_attention_within_windows() -> None:
+    windows = draw_windows((6, 6), (3, 3), (0, 0), 3, has_bias=False).windows
+    with FlopCounterMode(display=False) as counter:
+        torch.ops.vitfast.packed_attention(draw(2, 36, 3, 3, 8), 1.0, "fp32", windows=windows)
+    assert counter.get_total_flops() == 2 * 4 * 3 * (4 * 9 * 9 * 8)  # images, windows, heads
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -35,11 +35,24 @@ def _mlp_flops(x: Sequence[int], hidden: int, gate: Sequence[int] | None, n: int
     return mlp_flops(x, hidden, n) + (0 if gate is None else gemm_flops(x, hidden))
 
 
-def _block_flops(x: Sequence[int], heads: int, head_dim: int, hidden: int, gate: Sequence[int] | None) -> int:
+def _attention_flops(qkv: Sequence[int], windows: Sequence[int] | None) -> int:
+    batch, _, *rest = qkv
+    return attention_flops(qkv if windows is None else (batch * windows[0], windows[1], *rest))
+
+
+def _block_flops(
+    x: Sequence[int],
+    heads: int,
+    head_dim: int,
+    hidden: int,
+    gate: Sequence[int] | None,
+    windows: Sequence[int] | None,
+) -> int:
     batch, tokens, channels = x
     inner = heads * head_dim
     projections = gemm_flops(x, 3 * inner) + gemm_flops((batch, tokens, inner), channels)
-    return projections + _mlp_flops(x, hidden, gate, channels) + attention_flops((batch, tokens, 3, heads, head_dim))
+    attention = _attention_flops((batch, tokens, 3, heads, head_dim), windows)
+    return projections + attention + _mlp_flops(x, hidden, gate, channels)
 
 
 def _fake_patch_embed(images: Tensor, n: int, patch_h: int, patch_w: int, prefix: Tensor) -> Tensor:
@@ -93,7 +106,7 @@ register("pack_weight", _fake_pack_weight)
 register("packed_linear", _fake_linear, flops=gemm_flops)
 register("packed_mlp", _fake_linear, flops=_mlp_flops)
 register("packed_block", _fake_block, flops=_block_flops)
-register("packed_attention", fake_packed_out, flops=attention_flops)
+register("packed_attention", fake_packed_out, flops=_attention_flops)
 register("packed_related_attention", _fake_related_attention, flops=attention_flops)
 register("packed_patch_embed", _fake_patch_embed, flops=_patch_embed_flops)
 register("packed_performer", _fake_performer, flops=_performer_flops)
