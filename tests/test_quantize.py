@@ -12,6 +12,7 @@ from PIL import Image
 from sklearn.metrics import classification_report
 
 import vitfast
+from support.slow import slow
 from vitfast.evaluate import main as evaluate
 from vitfast.predict import main as predict
 from vitfast.quantize import main
@@ -61,7 +62,7 @@ FORMATS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "options", "dtype", "share"), FORMATS)
+@pytest.mark.parametrize(("name", "options", "dtype", "share"), [*FORMATS[1:4:2], *slow(FORMATS[::2] + FORMATS[5:])])
 def test_a_quantized_checkpoint_is_small_and_every_verb_takes_it(
     run_dir, tmp_path, capsys, name, options, dtype, share
 ):

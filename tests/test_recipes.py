@@ -13,10 +13,13 @@ from PIL import Image
 
 import vitfast
 from support.foreign_weights import SIZES, google_arrays
+from support.slow import slow
 from vitfast import evaluate, predict, prepare, quantize, train
 from vitfast.config import list_recipes, load_config
 from vitfast.runs.checkpoint import latest_checkpoint, load_state, load_weights_file, read_manifest
 
+# one for each kind of model, data and loss
+QUICK = ("finetune", "vit_digits", "deit_tiny_resisc45", "dvt_mini_cifar10_32px", "convit_small_imagenet")
 CLASSES = ("airplane", "beach", "sea_ice")
 # what makes any of them small; the learning rate is not scaled down to a batch of four
 SMALL = (
@@ -98,7 +101,7 @@ def teachers(tmp_path_factory: pytest.TempPathFactory, folder: Path, prepared: P
     return runs
 
 
-@pytest.mark.parametrize("recipe", sorted(list_recipes()))
+@pytest.mark.parametrize("recipe", [*QUICK, *slow(sorted({*list_recipes()} - {*QUICK}))])
 def test_two_steps(recipe: str, tmp_path: Path, folder: Path, prepared: Path, request: pytest.FixtureRequest) -> None:
     run_dir = tmp_path / "run"
     options = [f"recipe={recipe}", *SMALL, *data_options(recipe, folder, prepared), *model_options(recipe)]
@@ -137,6 +140,7 @@ def test_fine_tuning_from_googles_file_at_another_size(tmp_path: Path, folder: P
     assert float(weights["head.weight"].abs().max()) < 1e-6
 
 
+@pytest.mark.slow
 def test_resisc45_from_the_archive_to_the_answer(
     tmp_path: Path, prepared: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -114,6 +114,7 @@ def test_the_backend_builds_the_pure_wheel_and_says_so(package: Path, system: st
     assert f"this is {system}" in files.read("vitfast/_build_config.py").decode()
 
 
+@pytest.mark.slow
 def test_training_evaluation_and_prediction_without_posix(package: Path) -> None:
     program = package / "program.py"
     program.write_text(PROGRAM)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from support.slow import slow
 from vitfast.models import HybridFields, build_model, list_models
 from vitfast.models.registry import ARCHITECTURES
 from vitfast.weights.key_tables.eva import timm_keys
@@ -28,6 +29,16 @@ QUICK = [
     name for name in SHARED if re.search("tiny|small", name) and not re.search("384|patch8|xsmall|dino|eva02", name)
 ]
 LONG = [name for name in SHARED if name not in QUICK + TOWERS]
+# one tower for each set of layers: those of the same layers differ in sizes
+_SIZES: dict[str, Any] = {
+    "embed_dim": 384,
+    "depth": 1,
+    "num_heads": 6,
+    "patch_size": 16,
+    "img_size": 224,
+    "mlp_ratio": 4.0,
+}
+KINDS = list({replace(ARCHITECTURES[name], **_SIZES): name for name in DISTINCT_TOWERS}.values())
 
 
 def build_pair(name: str, ours: dict[str, Any] | None = None, theirs: dict[str, Any] | None = None, **both: Any):
@@ -72,7 +83,7 @@ def test_shared_names_are_many() -> None:
     assert {name for name in list_models() if name.startswith("deit_")} <= set(SHARED)
 
 
-@pytest.mark.parametrize("name", SHARED)
+@pytest.mark.parametrize("name", [*QUICK, *slow(sorted({*SHARED} - {*QUICK}))])
 def test_parameters_have_timms_names_and_shapes(name: str) -> None:
     with torch.device("meta"):
         model, timm_model = build_model(name), timm.create_model(name, num_classes=1000)
@@ -94,7 +105,7 @@ def test_logits_equal_timms(name: str) -> None:
         assert_close(model(images), timm_model(images))
 
 
-@pytest.mark.parametrize("name", LONG)
+@pytest.mark.parametrize("name", [*LONG[::3], *slow(name for name in LONG if name not in LONG[::3])])
 def test_logits_of_two_blocks_equal_timms(name: str) -> None:
     local = {"local_up_to_layer": 1} if name.startswith("convit") else {}
     model, timm_model = build_pair(name, depth=2, **local)
@@ -103,7 +114,7 @@ def test_logits_of_two_blocks_equal_timms(name: str) -> None:
         assert_close(model(images), timm_model(images))
 
 
-@pytest.mark.parametrize("name", DISTINCT_TOWERS)
+@pytest.mark.parametrize("name", [*KINDS, *slow(name for name in DISTINCT_TOWERS if name not in KINDS)])
 def test_logits_of_towers_with_two_blocks_equal_timms(name: str) -> None:
     """Names with the same fields but for the image size compute the same."""
     model, timm_model = build_pair(name, depth=2, img_size=3 * ARCHITECTURES[name].patch_size)

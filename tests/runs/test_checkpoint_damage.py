@@ -241,7 +241,7 @@ def newest_step(run_dir: Path) -> int:
     return load_state(newest)["step"]
 
 
-@pytest.mark.parametrize("keep", [1, 2])
+@pytest.mark.parametrize("keep", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_damaged_newest_one_does_not_push_out_the_valid_ones(tmp_path, train_tiny, keep):
     """The run goes back to step 6, and is stopped again before it reaches the damaged step 11."""
     options, run_dir = [*RICH, f"train.keep_checkpoints={keep}"], tmp_path / "run"

@@ -211,6 +211,7 @@ def _namespace() -> list[str]:
     return []
 
 
+@pytest.mark.slow
 def test_a_run_on_a_disk_that_is_really_full_and_then_read_only(tmp_path):
     namespace = _namespace()
     if not namespace:

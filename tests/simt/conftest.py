@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from support.slow import slow
+
 RESULTS = ["plain", pytest.param("cuda", marks=pytest.mark.cuda)]
 CHECKS = ["address", "race"]
 
@@ -20,7 +22,7 @@ def result_variant(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(params=CHECKS)
+@pytest.fixture(params=slow(CHECKS))
 def checked_variant(request: pytest.FixtureRequest) -> str:
     """The variants that check every access to memory."""
     return str(request.param)

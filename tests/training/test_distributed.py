@@ -13,6 +13,7 @@ from PIL import Image
 
 from support.interruption import Interruption
 from support.run_content import content, differences
+from support.slow import slow
 from support.subprocesses import run_python
 from support.tiny_run import RICH, TINY_RUN
 from vitfast.runs.checkpoint import latest_checkpoint, list_checkpoints, load_state, load_weights_file
@@ -55,13 +56,11 @@ def metrics(run_dir) -> list[dict]:
 @pytest.mark.parametrize(
     ("options", "world"),
     [
-        ((), 2),
-        (("data.batch_size=7",), 2),  # four images and three
-        (("data.batch_size=7", "train.accumulate=2"), 3),
-        (("data.batch_size=1",), 2),  # one rank has none
+        (("data.batch_size=7", "train.accumulate=2"), 3),  # three images, two and two
         (("data.batch_size=64", "train.shard=true"), 2),
+        *slow([((), 2), (("data.batch_size=1",), 2)]),
     ],
-    ids=["even", "uneven", "accumulated", "idle", "sharded"],
+    ids=["accumulated", "sharded", "even", "one rank has none"],
 )
 def test_gradients_are_those_of_the_whole_batch(train, options, world):
     alone = gradients(train("alone", *ONE_STEP, *options, world=1))
@@ -71,7 +70,7 @@ def test_gradients_are_those_of_the_whole_batch(train, options, world):
     assert sum(float(one.norm()) for one in alone) > 0.1
 
 
-@pytest.mark.parametrize("shard", [False, True])
+@pytest.mark.parametrize("shard", [*slow([False]), True])
 def test_a_run_ends_as_that_of_one_process(train, shard):
     options = (*PLAIN, "optim.ema_decay=0.9", "optim.clip_grad=1.0", "data.batch_size=250")
     alone = train("alone", *options, world=1)
@@ -89,12 +88,11 @@ def test_a_run_ends_as_that_of_one_process(train, shard):
 @pytest.mark.parametrize(
     "options",
     [
-        DRAWING,
-        (*DRAWING, "data.workers=2", "train.precision=bf16"),
-        (*DRAWING, "train.shard=true"),
-        (*PLAIN, "train.precision=fp16"),
+        pytest.param(DRAWING, marks=pytest.mark.slow),
+        (*DRAWING, "data.workers=2", "train.precision=bf16", "train.shard=true"),
+        pytest.param((*PLAIN, "train.precision=fp16"), marks=pytest.mark.slow),
     ],
-    ids=["plain", "workers and bf16", "sharded", "fp16"],
+    ids=["plain", "workers, bf16 and sharded", "fp16"],
 )
 def test_a_stopped_run_goes_on_bit_by_bit(train, options):
     """The signal reaches one rank only; both leave at the same step."""

@@ -10,6 +10,8 @@ import pytest
 from support.subprocesses import run_python
 from support.tiny_run import RICH, TINY_RUN
 
+pytestmark = pytest.mark.slow
+
 STEPS = 62
 # 1,293 images in batches of 43: 31 steps an epoch
 OPTIONS = (*TINY_RUN, *RICH, "data.batch_size=43", "train.accumulate=1", "train.threads=1", "optim.lr=0.003")

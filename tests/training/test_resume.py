@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from support.run_content import content, differences
+from support.slow import slow
 from support.tiny_run import RICH
 from vitfast.errors import UserError
 from vitfast.runs.checkpoint import latest_checkpoint
@@ -27,7 +28,7 @@ def whole_run(whole_run_dir):
     return content(whole_run_dir)
 
 
-@pytest.mark.parametrize("stop_step", [0, 1, 3, STEPS_PER_EPOCH, STEPS_PER_EPOCH + 1, 2 * STEPS_PER_EPOCH])
+@pytest.mark.parametrize("stop_step", [3, STEPS_PER_EPOCH, *slow([0, 1, STEPS_PER_EPOCH + 1, 2 * STEPS_PER_EPOCH])])
 def test_interrupted_after_any_step(tmp_path, train_tiny, whole_run, stop_step):
     run_dir = tmp_path / "interrupted"
     assert train_tiny(run_dir, *RICH, stop_step=stop_step) == 143

@@ -97,6 +97,7 @@ def test_to_the_group_while_the_workers_start(interrupted):
     interrupted(Interruption("worker", to_group=True), options=("data.workers=2",))
 
 
+@pytest.mark.slow
 def test_from_outside(tmp_path, training_server):
     """As a batch system does it: the command line itself, and a signal whenever it comes."""
     # long enough that the signal finds it at work

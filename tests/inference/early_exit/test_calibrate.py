@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from support.exit_models import exit_model, random_images, random_statistics
+from support.slow import slow
 from vitfast import EarlyExit, UserError, calibrate_exits, create_model
 from vitfast.inference.early_exit import ExitStatistics, exit_gmacs, exit_latency_ms
 from vitfast.inference.early_exit.calibrate import solve_thresholds
@@ -30,8 +31,7 @@ def best_of_all(statistics: ExitStatistics, costs: list[float], budget: float) -
     return max(accuracies)
 
 
-@pytest.mark.parametrize("digits", [None, 1])
-@pytest.mark.parametrize("num_exits", [2, 3, 5])
+@pytest.mark.parametrize(("num_exits", "digits"), [(2, None), (3, 1), *slow([(2, 1), (3, None), (5, None), (5, 1)])])
 def test_the_budget_is_kept_and_the_search_does_no_harm(num_exits: int, digits: int | None) -> None:
     statistics = random_statistics(120, num_exits, digits=digits)
     costs = [float(2**index) for index in range(num_exits)]
