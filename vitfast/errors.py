@@ -14,6 +14,11 @@ class UserError(ValueError):
     """
 
 
+def one_line(error: Exception) -> str:
+    """Returns the text of an error without line breaks."""
+    return " ".join(str(error).split())
+
+
 @contextmanager
 def explain_os_error(what: str, hint: str = "") -> Iterator[None]:
     """Turns an ``OSError`` of the block into a ``UserError`` of the form ``WHAT: REASON HINT``."""

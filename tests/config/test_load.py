@@ -172,7 +172,7 @@ def test_wrong_type_says_key_value_and_expected_type(argument: str, words: list[
         ("data.mean=[nan]", ["data.mean=[nan]", "1 or 3 values"]),
         ("data.mean=[1,2]", ["data.mean=[1, 2]", "1 or 3 values"]),
         ("data.std=[0]", ["data.std=[0]", "each > 0"]),
-        ("data.crop_pct=1.5", ["data.crop_pct=1.5", "> 0, <= 1"]),
+        ("data.crop_pct=1.5", ["data.crop_pct=1.5", ">= 0.1, <= 1"]),
         ("seed=-1", ["seed=-1", ">= 0"]),
     ],
 )
@@ -237,19 +237,62 @@ def test_error_in_a_recipe_names_the_file(tmp_path: Path, content: str, words: l
     _assert_refused([f"recipe={path}"], [str(path), *words])
 
 
-def test_recipe_file_may_use_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VITFAST_TEST_RUNS", "/runs/here")
+@pytest.mark.parametrize("argument", ["run_dir=${oc.env:HOME}/a", "model.fields.a=[${seed}]"])
+def test_interpolations_are_not_resolved(argument: str) -> None:
+    _assert_refused([argument], [argument, "interpolations such as ${oc.env:HOME} are not resolved"])
+
+
+def _many_values() -> str:
+    lines = ["a0: &a0 [1, 1]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 40))]
+    return "model:\n  fields:\n" + "".join(f"    {line}\n" for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("run_dir: ${oc.env:HOME}/a\n", ["line 1", "interpolations"]),
+        ("seed: 1\nmodel:\n  fields: {a: 'x${seed}'}\n", ["line 3", "interpolations"]),
+        ("model: !!set {a, b}\n", ["line 1", "a value of the type set"]),
+        ("run_dir: !!binary aGk=\n", ["a value of the type binary"]),
+        ("run_dir: !!python/name:os.system\n", ["a value of the type"]),
+        ("null: 1\n", ["line 1", "a key that is not the name of an option"]),
+        ("{[1, 2]: 1}\n", ["a key that is not the name of an option"]),
+        ("model: " + "[" * 1000, ["cannot be read"]),
+        ("model: " + "[" * 30 + "]" * 30, ["is not a recipe: it has more than"]),
+        (_many_values(), ["is not a recipe: it has more than 10,000 values"]),
+        ("#" * (2 << 20), ["is not a recipe: it has more than 1,048,576 bytes"]),
+        ("seed: !!int x\n", ["cannot be read as a recipe"]),
+        ("secret: text\nbase: [a]\n", ["base=[a] must be the name of a recipe or a .yaml file"]),
+        ("just text that is secret\n", ["holds no options"]),
+    ],
+)
+def test_a_recipe_holds_options_only(tmp_path: Path, content: str, words: list[str]) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text("run_dir: ${oc.env:VITFAST_TEST_RUNS}/a\n")
+    path.write_text(content)
+    with pytest.raises(UserError) as info:
+        load_config([f"recipe={path}"])
+    assert all(word in str(info.value) for word in [str(path), *words])
+    assert "secret" not in str(info.value)
 
-    config = load_config([f"recipe={path}"])
 
-    assert config.run_dir == "/runs/here/a"
-    assert config.recipe == str(path)
-    monkeypatch.delenv("VITFAST_TEST_RUNS")
-    _assert_refused([f"recipe={path}"], ["run_dir", "VITFAST_TEST_RUNS"])
-    with pytest.raises(SystemExit):
-        load_config([f"recipe={path}", "--help"])
+def test_a_base_is_a_recipe(tmp_path: Path) -> None:
+    secret = tmp_path / "secret.txt"
+    secret.write_text("password\n")
+    (tmp_path / "mine.yaml").write_text(f"base: {secret}\n")
+    with pytest.raises(UserError, match=r"secret\.txt is not a \.yaml file") as info:
+        load_config([f"recipe={tmp_path / 'mine.yaml'}"])
+    assert "password" not in str(info.value)
+
+
+def test_a_long_chain_of_bases(tmp_path: Path) -> None:
+    for number in range(100):
+        (tmp_path / f"{number}.yaml").write_text(f"base: {tmp_path}/{number + 1}.yaml\n")
+    _assert_refused([f"recipe={tmp_path}/0.yaml"], [f"{tmp_path}/0.yaml has a chain of more than 20 bases"])
+
+
+@pytest.mark.parametrize("recipe", ["a" * 300, f"/{'a' * 300}.yaml", "~nobody_of_this_name/a.yaml"])
+def test_recipe_names_that_no_file_has(recipe: str) -> None:
+    _assert_refused([f"recipe={recipe}"], [recipe[:30]])
 
 
 @pytest.mark.parametrize("content", ["", "# nothing\n", "optim:\n  # lr: 1\ndata:\n  augment:\n"])

@@ -101,7 +101,7 @@ class DataConfig:
     crop_pct: float | None = option(
         None,
         "evaluation: share of the resized image's side that the centre crop keeps; null: digits, cifar 1, others 0.875",
-        above=0,
+        minimum=0.1,
         maximum=1,
     )
     mean: list[float] | None = option(None, "mean of each channel, pixels in 0..1; null: the data set's", length=[1, 3])

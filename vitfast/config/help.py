@@ -28,7 +28,7 @@ def help_text(schema: type = Config, prog: str = "python -m vitfast.train", valu
     """
     if values is None:
         values = OmegaConf.structured(schema)
-    defaults: Any = OmegaConf.to_container(values, resolve=False)  # keeps ${oc.env:HOME} unresolved
+    defaults: Any = OmegaConf.to_container(values, resolve=False)
     options = list_options(schema)
     required = "".join(f" {key}=…" for key, info in options.items() if info.required)
     parts = [f"usage: {prog}{required} [key=value …] [--help] [--print-config]", _summary(schema)]

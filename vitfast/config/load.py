@@ -20,11 +20,13 @@ from vitfast.config.option import (
     list_options,
     nearest_names,
 )
-from vitfast.config.recipes import find_recipe, list_recipes, read_recipe
+from vitfast.config.recipes import find_recipe, list_recipes, read_recipe, refuse_interpolation
 from vitfast.config.schema import Config
 from vitfast.errors import UserError
 
 Options = TypeVar("Options")
+
+_MAX_BASES = 20
 
 _HELP, _PRINT_CONFIG = {"--help", "-h"}, {"--print-config"}
 
@@ -70,10 +72,7 @@ def load_options(schema: type[Options], argv: Sequence[str], prog: str) -> Optio
     for key, info in known.items():
         if info.required and OmegaConf.is_missing(config, key):
             raise UserError(f"{key}=… is missing: {info.help}; {prog} --help lists all options")
-    try:
-        options: Options = OmegaConf.to_object(config)  # type: ignore[assignment]
-    except OmegaConfBaseException as error:  # an interpolation without a target
-        raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+    options: Options = OmegaConf.to_object(config)  # type: ignore[assignment]
     if flags & _PRINT_CONFIG:
         check_limits(options)
         print(to_yaml(options), end="")
@@ -124,10 +123,14 @@ def _apply_recipe(config: DictConfig, known: dict[str, OptionInfo], recipe: str,
     path = find_recipe(recipe)
     if path in below:
         raise UserError(f"{path} is its own base, through {', '.join(map(str, below))}; remove one base")
+    if len(below) > _MAX_BASES:
+        raise UserError(f"{below[0]} has a chain of more than {_MAX_BASES} bases; combine some of them")
     content = read_recipe(path)
     base = content.pop("base", None)
     if base is not None:
-        _apply_recipe(config, known, str(base), (*below, path))
+        if not isinstance(base, str):
+            raise UserError(f"in {path}: base={format_value(base)} must be the name of a recipe or a .yaml file")
+        _apply_recipe(config, known, base, (*below, path))
     config.recipe = recipe
     try:
         for key, value in _flatten(content, known):
@@ -164,6 +167,7 @@ def _require_known(known: dict[str, OptionInfo], key: str) -> OptionInfo:
 def _parse_value(info: OptionInfo, key: str, text: str) -> Any:
     """Parses the text of an argument: verbatim for a text option, else as YAML; lists may lack their brackets."""
     expected = info.type_name(in_error=True)
+    refuse_interpolation(f"{key}={text}", text)
     if not text.strip():
         none = "; write null for none" if info.optional else ""
         raise UserError(f"{key}= has no value; expected {expected}{none} ({info.help})")
@@ -174,7 +178,7 @@ def _parse_value(info: OptionInfo, key: str, text: str) -> Any:
         parsed = OmegaConf.from_dotlist([f"value=[{text}]" if is_bare_list else f"value={text}"])
         content: Any = OmegaConf.to_container(parsed, resolve=False)
         return content["value"]
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{key}={text} cannot be read; expected {expected} ({info.help})") from error
 
 
