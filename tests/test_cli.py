@@ -56,6 +56,21 @@ def test_the_module_runs_and_loads_no_command_to_list_them():
     assert finished.stdout.splitlines()[-1] == "[]"
 
 
+def test_a_file_that_the_system_refuses_is_named(capsys, monkeypatch):
+    def refuse(arguments):
+        raise PermissionError(13, "Permission denied", "/root/secret")
+
+    monkeypatch.setattr("vitfast.commands.predict.run", refuse)
+    assert main(["predict"]) == 2
+    assert capsys.readouterr().err == "error: /root/secret cannot be used: Permission denied\n"
+
+
+@pytest.mark.parametrize("command", [["predict", "images=a.png"], ["evaluate"], ["visualize", "images=a.png"]])
+def test_a_name_that_is_too_long(capsys, command):
+    assert main([*command, f"checkpoint={'a' * 300}"]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
 def test_a_reader_that_leaves_early_is_no_error():
     command = "lambda _: print('a line\\n' * 50_000)"  # more than a pipe holds
     program = f"import sys; from vitfast.cli import run_command; sys.exit(run_command({command}, []))"

@@ -69,7 +69,8 @@ def run_command(command: Callable[[Sequence[str]], int], arguments: Sequence[str
         arguments: without the program's name.
 
     Returns:
-        The command's exit code; 2 after a ``UserError``, which is printed as ``error: …`` without a traceback; 130
+        The command's exit code; 2 after a ``UserError``, or an error of the system about a file (no permission, a name
+        that is too long), which is printed as ``error: …`` without a traceback; 130
         after Ctrl+C; 141 when the reader of stdout has closed it.
     """
     with warnings.catch_warnings():
@@ -86,6 +87,11 @@ def run_command(command: Callable[[Sequence[str]], int], arguments: Sequence[str
             # The reader (head, less) has exited. Python would raise again when it flushes stdout at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
+        except OSError as error:
+            if error.filename is None:
+                raise
+            print(f"error: {error.filename} cannot be used: {error.strerror}", file=sys.stderr, flush=True)
+            return 2
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:

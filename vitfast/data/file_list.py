@@ -35,9 +35,17 @@ class FileList(FileSource):
         paths: list[bytes] = []
         labels: list[int] = []
         file = folder / LIST_FILES[split]
-        for line_number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"{file} cannot be read: {error}; it must be UTF-8 text with a path in each line"
+            ) from error
+        for line_number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
+            if "\0" in line:
+                raise UserError(f"{file}, line {line_number} contains a NUL character; it must be the path of an image")
             name = PurePosixPath(line.strip()).parent.name
             if name not in numbers:
                 raise UserError(
@@ -70,8 +78,9 @@ def available_splits(root: str | os.PathLike[str]) -> list[str]:
 def _label_map(file: Path) -> dict[str, int]:
     try:
         numbers = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f'{file} cannot be read: {error}; it must contain {{"CLASS": NUMBER, …}}') from error
     if not isinstance(numbers, dict) or sorted(map(str, numbers.values())) != sorted(map(str, range(len(numbers)))):
-        raise UserError(f"{file} must map the classes to the numbers 0 to {len(numbers) - 1}, each once")
+        last = len(numbers) - 1 if isinstance(numbers, dict) else "K - 1"
+        raise UserError(f"{file} must map the classes to the numbers 0 to {last}, each once")
     return {str(name): int(number) for name, number in numbers.items()}

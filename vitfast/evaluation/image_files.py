@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,16 +25,16 @@ def find_images(images: str) -> list[Path]:
     Raises:
         UserError: an entry does not exist, or a folder contains no image.
     """
-    entries = [images] if Path(images).exists() else [entry for entry in images.split(",") if entry]
+    entries = [images] if os.path.exists(images) else [entry for entry in images.split(",") if entry]
     found: list[Path] = []
     for entry in entries:
         path = Path(entry)
-        if path.is_dir():
+        if os.path.isdir(path):
             inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMG_EXTENSIONS)
             if not inside:
                 raise UserError(f"images={entry}: the folder holds no image ({', '.join(IMG_EXTENSIONS)})")
             found += inside
-        elif path.exists():
+        elif os.path.exists(path):
             found.append(path)
         else:
             raise UserError(f"images={entry} does not exist; separate several paths by commas, without spaces")

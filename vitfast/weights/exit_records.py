@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vitfast.errors import UserError
@@ -17,7 +18,7 @@ RELEASED_THRESHOLDS, RELEASED_CURVE = "dynamic_threshold", "budgeted_batch_class
 
 # Thresholds are clamped to the range that calibrate_exits writes; values below 0, or above 1, are all equivalent.
 _ALWAYS, _NEVER = 0.0, 2.0
-_MAX_CHOICES = 10_000
+_MAX_CHOICES, _MAX_NUMBERS = 10_000, 1_000_000
 _MAX_INTEGER = 1 << 53  # a pickle and JSON may hold integers of any size
 
 
@@ -80,10 +81,15 @@ def _saved_exits(
 
 def _rows(value: Any, entry: str) -> tuple[tuple[float, ...], ...]:
     """Converts a tensor, an array or lists to rows of numbers; a one-dimensional value is a single row."""
-    rows = _to_lists(value)
-    if isinstance(rows, list) and rows and not isinstance(rows[0], list):
+    table, left = _list(value, _MAX_NUMBERS), _MAX_NUMBERS
+    rows: list[Any] = []
+    # a list may contain itself, or a long one many times: only two levels are read, and not too many numbers
+    for part in table if isinstance(table, list) else [None]:
+        rows.append(_list(part, left))
+        left -= len(rows[-1]) if isinstance(rows[-1], list) else 1
+    if rows and not isinstance(rows[0], list) and isinstance(table, list):
         rows = [rows]
-    if not isinstance(rows, list) or len(rows) > _MAX_CHOICES or not all(isinstance(row, list) for row in rows):
+    if len(rows) > _MAX_CHOICES or left < 0 or not all(isinstance(row, list) for row in rows):
         raise UserError(f"its {entry} is not a table of numbers; remove the entry")
     if not all(_is_number(number) for row in rows for number in row):
         raise UserError(f"its {entry} holds NaN or values that are not numbers; remove the entry")
@@ -94,11 +100,11 @@ def _is_number(value: Any) -> bool:
     return (type(value) is float and not math.isnan(value)) or (type(value) is int and abs(value) < _MAX_INTEGER)
 
 
-def _to_lists(value: Any) -> Any:
+def _list(value: Any, limit: int) -> Any:
+    """Returns the rows or numbers of a list, tuple, array or tensor as a list; another value unchanged."""
     if isinstance(value, NumpyArray):
         value = value.tensor
     if isinstance(value, Tensor):
-        return value.tolist() if value.numel() <= 100 * _MAX_CHOICES else None
-    if isinstance(value, (list, tuple)):
-        return [_to_lists(one) for one in value[: _MAX_CHOICES + 1]]
-    return value
+        is_plain = value.layout == torch.strided and value.device.type == "cpu"
+        value = value.tolist() if is_plain and math.prod(max(size, 1) for size in value.shape) <= limit else None
+    return list(value[: max(limit, 0) + 1]) if isinstance(value, (list, tuple)) else value

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 import zipfile
-import zlib
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,7 +30,7 @@ def check_archive(path: Path) -> list[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+    except Exception as error:  # zipfile raises exceptions of many kinds
         raise UserError(
             f"{path} is damaged or truncated: its zip directory cannot be read ({error}); download or copy it again"
         ) from error
@@ -59,9 +58,10 @@ def read_npz_file(path: Path) -> dict[str, Tensor]:
             try:
                 with archive.open(member) as file:
                     tensors[name] = _to_tensor(_read_array(file, member.file_size))
-            except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, TypeError, RuntimeError) as error:
+            except Exception as error:  # decompressors and the parser of headers raise exceptions of their own
                 raise UserError(
-                    f"{path}: array {name} cannot be read: {error}; no code in it was executed; download it again"
+                    f"{path}: array {name} cannot be read: {str(error) or repr(error)}; no code in it was executed; "
+                    "download it again"
                 ) from error
     return tensors
 
