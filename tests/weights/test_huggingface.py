@@ -108,6 +108,7 @@ def test_resized_positions_are_hugging_faces(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"hidden_act": "relu"}, "hidden_act='relu', which vitfast does not support; supported: gelu, "),
+        ({"hidden_act": []}, "config.json has a value of a wrong type"),
         ({"layer_norm_eps": "small"}, "layer_norm_eps must be a finite number; got 'small'"),
         ([], "config.json is not the configuration of a model"),
         ("{", "config.json is damaged or not JSON"),

@@ -291,6 +291,20 @@ def test_dvt_of_another_number_of_classes(tmp_path: Path) -> None:
     assert len(vitfast.load_weights(model, path, num_classes=5).fresh) == 6
 
 
+def _shared() -> Any:
+    """2^40 numbers in 40 lists."""
+    content: Any = [0.5, 0.5]
+    for _ in range(40):
+        content = [content, content]
+    return content
+
+
+def _endless() -> Any:
+    content: list[Any] = []
+    content.append(content)
+    return content
+
+
 @pytest.mark.parametrize(
     ("thresholds", "message"),
     [
@@ -301,6 +315,10 @@ def test_dvt_of_another_number_of_classes(tmp_path: Path) -> None:
         ([], "its dynamic_threshold has no rows of equal length"),
         ([["a", "b", "c"]], "its dynamic_threshold holds NaN or values that are not numbers"),
         ([10**400, 0.5, 0.5], "its dynamic_threshold holds NaN or values that are not numbers"),
+        (_shared(), "its dynamic_threshold holds NaN or values that are not numbers"),
+        (_endless(), "its dynamic_threshold holds NaN or values that are not numbers"),
+        ([[0.5] * 9_999] * 9_999, "its dynamic_threshold is not a table of numbers; remove the entry"),
+        (torch.zeros(1 << 40, 0), "its dynamic_threshold is not a table of numbers; remove the entry"),
         (torch.rand(2, 3, 4), "its dynamic_threshold holds NaN or values that are not numbers"),
     ],
 )

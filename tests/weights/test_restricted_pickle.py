@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import pickle
+import resource
 import zipfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -125,9 +128,94 @@ def test_an_attack_among_numbers(tmp_path: Path, wrap: Any) -> None:
     assert target.exists()
 
 
+@pytest.mark.parametrize(
+    ("call", "what"),
+    [
+        (_Reduced(bytearray, (1 << 28,)), "bytearray"),
+        (_Reduced(torch.Tensor, (1 << 28,)), "torch.Tensor"),
+        (_Reduced(torch.FloatTensor, (1 << 28,)), "torch.FloatTensor"),
+        (_Reduced(torch.UntypedStorage, (1 << 28,)), "UntypedStorage"),
+        (_Reduced(range, (1 << 28,)), "range"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+@pytest.mark.parametrize("modern", [True, False], ids=["zip", "old format"])
+def test_calls_that_allocate(tmp_path: Path, call: Any, what: str, modern: bool) -> None:
+    path = tmp_path / "a.pth"
+    torch.save({"model": {"weight": torch.ones(1)}, "value": call}, path, _use_new_zipfile_serialization=modern)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match=r"a\.pth is (refused|damaged).*no code in it was executed"):
+        read_weight_file(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10  # KiB
+
+
+def archive(path: Path, content: bytes) -> Path:
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("a/data.pkl", content)
+    return path
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"c_codecs\nencode\nq\0X\0\0\x01\0" + b"a" * (1 << 16) + b"Vlatin1\n\x86q\x01" + b"h\0h\x01R" * 1000 + b".",
+        b"c__builtin__\nset\nq\0](" + b"K\1" * (1 << 12) + b"e\x85q\x01" + b"h\0h\x01R" * 1000 + b".",
+        b"}" + b")" + b"\x85" * 200_000 + b"K\1s.",
+        b"\x80\x05\x96" + (1 << 40).to_bytes(8, "little") + b".",
+        b"X\xff\xff\xff\xff.",
+        b"(" * 1000 + b".",
+        b"cargparse\nNamespace\n)\x81}U\x06appendc_codecs\nencode\nsbK\1a.",
+    ],
+    ids=["repeated call", "repeated set", "deep key", "bytearray", "long text", "marks", "append"],
+)
+def test_crafted_programs(tmp_path: Path, content: bytes) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match="no code in it was executed"):
+        read_weight_file(archive(tmp_path / "a.pth", content))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 << 10  # KiB
+
+
+def test_a_large_memo_index(tmp_path: Path) -> None:
+    """The unpickler in C would allocate a table of 2^32 entries."""
+    with pytest.raises(UserError, match="holds no weights but an empty dictionary"):
+        read_weight_file(archive(tmp_path / "a.pth", b"}r\xff\xff\xff\x7f."))
+
+
+def test_what_training_programs_store(tmp_path: Path) -> None:
+    """Options, counters, parameters with attributes, and all types of numbers."""
+    tensor = torch.arange(6.0).view(2, 3)
+    tensor.note = "text"  # type: ignore[attr-defined]
+    values = {
+        "args": argparse.Namespace(lr=0.1, sizes=(1, 2)),
+        "milestones": Counter([3, 3]),
+        "names": {"a", "b"},
+        "size": torch.Size([2, 3]),
+        "dtype": torch.bfloat16,
+        "parameter": torch.nn.Parameter(torch.ones(2)),
+        "noted": tensor,
+        "float8": torch.ones(2).to(torch.float8_e4m3fn),
+        "complex": torch.tensor([1 + 2j]),
+        "transposed": torch.arange(6.0).view(2, 3).t(),
+        "big": 1 << 100,
+        "bytes": b"abc",
+    }
+    for modern in (True, False):
+        if not modern:
+            del values["float8"]
+        read = beside(tmp_path / "a.pth", values, _use_new_zipfile_serialization=modern)
+        assert vars(read.pop("args")) == {"lr": 0.1, "sizes": (1, 2)}
+        assert {key: value for key, value in read.items() if not isinstance(value, torch.Tensor)} == {
+            **{"milestones": {3: 2}, "names": {"a", "b"}, "size": (2, 3), "dtype": torch.bfloat16, "big": 1 << 100},
+            "bytes": b"abc",
+        }
+        for key, value in read.items():
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(value, values[key].detach()), key
+                assert value.stride() == values[key].stride()
+
+
 def test_nothing_of_numpy_itself_is_let_in() -> None:
     for stand_in, name in NUMPY_STAND_INS:
         assert stand_in.__module__ == "vitfast.weights.restricted_pickle", name
     read = {name for _, name in NUMPY_STAND_INS}
     assert {pickle.whichmodule(RECONSTRUCT, "_reconstruct") + "._reconstruct", "numpy.ndarray"} <= read
-    assert not set(NUMPY_STAND_INS) & set(torch.serialization.get_safe_globals())  # only while a file is read

@@ -9,14 +9,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vitfast.errors import UserError
 from vitfast.weights.npz_file import check_archive, read_npz_file
-from vitfast.weights.restricted_pickle import NumpyArray, explain_error, load_restricted
-from vitfast.weights.torchscript_file import ScriptObject, read_torchscript_file
+from vitfast.weights.restricted_pickle import NumpyArray, ScriptObject, explain_error
+from vitfast.weights.torch_file import read_torch_file
 
 INDEX_SUFFIX = ".index.json"  # of the index of a sharded checkpoint, as Hugging Face's save_pretrained writes it
 
@@ -86,10 +85,7 @@ def read_weight_file(path: Path) -> WeightFile:
         UserError: the file has another format, is damaged, or is refused; the message says why.
     """
     weights = WeightFile(path, _read_shards(path)) if path.name.endswith(INDEX_SUFFIX) else _read_file(path)
-    for key, tensor in weights.tensors.items():
-        _check_tensor(path, key, tensor)
-    tensors = {key: tensor.detach() for key, tensor in weights.tensors.items()}
-    return replace(weights, tensors=_without_prefixes(tensors))
+    return replace(weights, tensors=_without_prefixes(weights.tensors))
 
 
 def is_shard(path: Path) -> bool:
@@ -126,12 +122,8 @@ def _read_file(path: Path) -> WeightFile:
     if head[4:9] == b"\0\0\0\0{":
         return read_safetensors(path)
     if head.startswith(b"PK"):
-        names = check_archive(path)
-        if any(name.endswith("/constants.pkl") for name in names):
-            return _read_torchscript(path, names)
-        if any(name.endswith(".npy") for name in names):
-            return WeightFile(path, read_npz_file(path))
-        return _read_torch(path)
+        is_npz = any(name.endswith(".npy") for name in check_archive(path))
+        return WeightFile(path, read_npz_file(path)) if is_npz else _read_torch(path)
     for beginning, kind, advice in _OTHER_FORMATS:
         if re.match(beginning, head, re.IGNORECASE):
             raise UserError(f"{path} is {kind}; {advice}")
@@ -143,10 +135,13 @@ def _read_file(path: Path) -> WeightFile:
 
 
 def _read_torch(path: Path) -> WeightFile:
-    content = load_restricted(path)
+    content = read_torch_file(path)
     try:
-        weights = _unwrap(path, content) if isinstance(content, (dict, list)) else WeightFile(path, {})
-    except Exception as error:  # keys of any type and dictionaries that contain themselves can raise anything
+        if isinstance(content, ScriptObject):
+            weights = WeightFile(path, _flatten(content)[0])
+        else:
+            weights = _unwrap(path, content) if isinstance(content, (dict, list)) else WeightFile(path, {})
+    except Exception as error:  # dictionaries that contain themselves can raise anything
         raise UserError(explain_error(path, error)) from error
     tensors = weights.tensors
     if not tensors:
@@ -157,17 +152,6 @@ def _read_torch(path: Path) -> WeightFile:
             "the model's state_dict()"
         )
     return weights
-
-
-def _read_torchscript(path: Path, names: list[str]) -> WeightFile:
-    attributes = read_torchscript_file(path, names)
-    try:
-        tensors, _ = _flatten(attributes)
-    except ValueError as error:  # objects that contain themselves, or too many
-        raise UserError(explain_error(path, error)) from error
-    if not tensors:
-        raise UserError(f"{path} is a TorchScript archive without weights; save the model's state_dict() instead")
-    return WeightFile(path, tensors)
 
 
 def _unwrap(path: Path, content: Any) -> WeightFile:
@@ -220,6 +204,8 @@ def _leaves(content: Any, key: str, depth: int = 0) -> Iterator[tuple[str, Any]]
 def _describe(content: Any) -> str:
     if isinstance(content, dict):
         return f"the entries {', '.join(map(str, list(content)[:10]))}" if content else "an empty dictionary"
+    if isinstance(content, ScriptObject):
+        return "the attributes of a TorchScript archive"
     return f"one {type(content).__name__}"
 
 
@@ -252,20 +238,6 @@ def _weight_map(index: Path) -> dict[str, str]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{index} is damaged or not an index of weights ({error!r}); download it again") from error
     raise UserError(f"{index} lists no weights; download it again")
-
-
-def _check_tensor(path: Path, key: str, tensor: Tensor) -> None:
-    """Refuses sparse and meta tensors, and a tensor with more elements than its storage (stride 0)."""
-    if tensor.layout != torch.strided or tensor.device.type != "cpu":
-        raise UserError(
-            f"{path}: {key} is not a dense tensor (it is sparse, or without data); "
-            "save the float32 weights of the model instead"
-        )
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise UserError(
-            f"{path}: {key} claims {tensor.numel():,} elements, more than the file holds for it, and is refused; "
-            "download the file again from a source that you trust"
-        )
 
 
 def _without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
