@@ -15,6 +15,7 @@ import vitfast
 from vitfast.errors import UserError
 from vitfast.layers import resize_position_embedding
 from vitfast.models import VisionTransformer
+from vitfast.weights.manifest import manifest_text
 
 NANO = "vit_nano_patch2_8"
 
@@ -28,7 +29,7 @@ def save_folder(model: VisionTransformer, folder: Path) -> Path:
         "files": {"model.safetensors": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()},
         "model": {"name": model.model_name, "fields": model.model_fields},
     }
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_text(manifest_text(manifest))
     return folder
 
 
@@ -215,8 +216,8 @@ def _manifest_without_model(folder: Path) -> None:
     ("damage", "message"),
     [
         (_no_manifest, "does not say which model it holds; give its name"),
-        (_no_weights, "model.safetensors does not exist; the checkpoint is incomplete"),
-        (_flipped_byte, "model.safetensors is damaged: its SHA-256 differs from the manifest's"),
+        (_no_weights, "model.safetensors is missing, but the manifest lists it"),
+        (_flipped_byte, "model.safetensors is damaged: its SHA-256 differs from the one in the manifest"),
         (_broken_manifest, "manifest.json is damaged or not a manifest"),
         (_manifest_without_model, "manifest.json is damaged or not a manifest"),
     ],

@@ -153,6 +153,51 @@ def test_a_damaged_manifest_is_not_updated(tmp_path):
     assert (path / "manifest.json").read_text() == text
 
 
+def test_a_renamed_checkpoint_is_not_the_newest(tmp_path):
+    """Under the name of a later step it would stay the newest for ever."""
+    for step in (3, 7):
+        save(tmp_path, step)
+    (tmp_path / "checkpoint_000003").rename(tmp_path / "checkpoint_000100")
+    with pytest.raises(CheckpointError, match="was renamed: its manifest has step 3; rename it to checkpoint_000003"):
+        resolve_checkpoint(tmp_path / "checkpoint_000100")
+    with pytest.warns(RuntimeWarning, match="checkpoint_000100 was renamed"):
+        assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint_000007"
+    (tmp_path / "checkpoint_000100").rename(tmp_path / "best")
+    assert resolve_checkpoint(tmp_path / "best") == tmp_path / "best"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "checkpoint_0000003",
+        "checkpoint_00003",
+        "checkpoint_\u0660\u0660\u0660\u0660\u0660\u0663",
+        "checkpoint_000003\n",
+    ],
+)
+def test_names_that_no_checkpoint_has(tmp_path, name):
+    save(tmp_path, 3).rename(tmp_path / name)
+    assert list_checkpoints(tmp_path) == []
+
+
+def test_a_linked_checkpoint_is_removed_without_its_target(tmp_path):
+    run_dir, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    run_dir.mkdir()
+    elsewhere.mkdir()
+    (run_dir / "checkpoint_000001").symlink_to(save(elsewhere, 1))
+    (run_dir / ".checkpoint_000009.writing").symlink_to(elsewhere)
+    save(run_dir, 2)
+    prune_checkpoints(run_dir, keep=1, best_step=None, step=2)
+    assert os.listdir(run_dir) == ["checkpoint_000002"]
+    assert value(elsewhere / "checkpoint_000001") == 1
+
+
+def test_a_name_that_is_too_long(tmp_path):
+    for load in (resolve_checkpoint, list_checkpoints):
+        with pytest.raises(UserError, match="cannot be read: File name too long"):
+            load(tmp_path / ("a" * 300))
+
+
 def test_the_module_needs_neither_torchvision_nor_matplotlib():
     heavy = "{'torchvision', 'matplotlib', 'torchmetrics'}"
     code = f"import sys, vitfast.runs.checkpoint; print({{*sys.modules}} & {heavy})"

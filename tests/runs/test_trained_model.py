@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 import vitfast
+from support.checkpoints import rewrite_manifest
 from vitfast.data import eval_transform
 from vitfast.errors import UserError
 from vitfast.evaluation.checkpoint_data import EvaluateDataOptions, data_of_checkpoint
@@ -69,14 +71,44 @@ def test_unknown_weights_are_named(run_dir):
 
 
 def test_a_model_that_this_version_does_not_know(run_dir, tmp_path):
-    source = latest_checkpoint(run_dir)
-    manifest = json.loads((source / "manifest.json").read_text())
-    del manifest["manifest_sha256"]
     for change in ({"name": "vit_future", "fields": {}}, {"name": "vit_nano_patch2_8", "fields": {"depth": 9}}):
-        folder = tmp_path / change["name"]
-        folder.mkdir()
-        for name in manifest["files"]:
-            (folder / name).write_bytes((source / name).read_bytes())
-        (folder / "manifest.json").write_text(json.dumps({**manifest, "model": change}))
+        folder = shutil.copytree(latest_checkpoint(run_dir), tmp_path / change["name"])
+        rewrite_manifest(folder, model=change)
         with pytest.raises(CheckpointError, match="does not fit this version of vitfast"):
             load_trained_model(str(folder), device=CPU)
+
+
+@pytest.mark.parametrize(
+    ("field", "claim"),
+    [("num_classes", 30_000_000), ("depth", 20_000), ("embed_dim", 1 << 20), ("mlp_ratio", 1e6), ("img_size", 1 << 16)],
+)
+def test_a_manifest_allocates_nothing(run_dir, tmp_path, field, claim):
+    """A few bytes claim a model of gigabytes; ``create_model`` and all commands compare them with the weights."""
+    folder = shutil.copytree(latest_checkpoint(run_dir), tmp_path / "crafted")
+    model = json.loads((folder / "manifest.json").read_text())["model"]
+    rewrite_manifest(folder, model={**model, "fields": {**model["fields"], field: claim}})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for load in (lambda: load_trained_model(str(folder), device=CPU), lambda: vitfast.create_model(checkpoint=folder)):
+        with pytest.raises(UserError, match=f"crafted.*{field}"):
+            load()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10  # KiB
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"class_names": ["a"]}, "its manifest has 1 class names, its model 10"),
+        ({"class_names": [1] * 10}, '"class_names" must be a list of names'),
+        ({"data": {}}, "its manifest lacks data.img_size"),
+        ({"data": {"img_size": "8"}}, '"data.img_size" must be a number of pixels'),
+        ({"data": {"crop_pct": 0}}, '"data.crop_pct" must be a share from 0.1 to 1'),
+        ({"model": {"name": 3, "fields": {}}}, '"model" must be the name and the fields of a model'),
+        ({"exit_thresholds": [float("nan")]}, '"exit_thresholds" must be null or a list of numbers'),
+        ({"quantization": {"format_version": 1, "configs": 3}}, "the quantization record is damaged"),
+    ],
+)
+def test_a_manifest_with_wrong_values(run_dir, tmp_path, changes, message):
+    folder = shutil.copytree(latest_checkpoint(run_dir), tmp_path / "crafted")
+    rewrite_manifest(folder, **changes)
+    with pytest.raises(CheckpointError, match=f"crafted.*{message}"):
+        load_trained_model(str(folder), device=CPU)

@@ -41,10 +41,10 @@ from vitfast.quantization.calibrate import calibrate, calibrated_layers
 from vitfast.quantization.configs import QATConfig
 from vitfast.quantization.quantize import describe_quantization, is_converted, quantize_, quantized_modules
 from vitfast.quantization.report import LayerError, QuantizationReport, quantization_report
-from vitfast.runs.checkpoint import MODEL_FILE
 from vitfast.runs.trained_model import TrainedModel, check_target, write_quantized_checkpoint
 from vitfast.tasks import create_plain_task
 from vitfast.text_table import percent, text_table
+from vitfast.weights.manifest import MODEL_FILE
 
 _PLOT, _REPORT = "quantization.png", "quantization.json"
 

@@ -12,10 +12,11 @@ from torch.utils.data import DataLoader
 import vitfast
 from vitfast.config import DATASETS, DataConfig, load_config, option
 from vitfast.data import ImageDataset, available_splits, build_dataset, build_loader
-from vitfast.errors import UserError
-from vitfast.runs.checkpoint import MANIFEST, list_checkpoints
+from vitfast.errors import UserError, explain_os_error
+from vitfast.runs.checkpoint import list_checkpoints
 from vitfast.runs.run_directory import CONFIG
 from vitfast.runs.trained_model import PREPROCESSING, TrainedModel
+from vitfast.weights.manifest import MANIFEST
 
 
 @dataclass
@@ -46,7 +47,7 @@ class ForeignDataOptions(EvaluateDataOptions):
         None, "a weights file: how images are resized", choices=["nearest", "bilinear", "bicubic"]
     )
     crop_pct: float | None = option(
-        None, "a weights file: share of the resized side that the centre crop keeps", above=0, maximum=1
+        None, "a weights file: share of the resized side that the centre crop keeps", minimum=0.1, maximum=1
     )
 
 
@@ -101,7 +102,8 @@ def data_of_checkpoint(trained: TrainedModel, overrides: EvaluateDataOptions) ->
 def is_run(path: str) -> bool:
     """Whether a path is a run or checkpoint of vitfast, rather than another system's weights."""
     folder = Path(path)
-    return folder.is_dir() and ((folder / MANIFEST).exists() or bool(list_checkpoints(folder)))
+    with explain_os_error(f"{path} cannot be read"):
+        return folder.is_dir() and ((folder / MANIFEST).exists() or bool(list_checkpoints(folder)))
 
 
 def load_foreign_checkpoint(

@@ -88,7 +88,7 @@ def resolve_name(name: str) -> str:
     return architecture
 
 
-def resolve_fields(name: str, **overrides: Any) -> ModelFields:
+def resolve_fields(name: str, /, **overrides: Any) -> ModelFields:
     """Returns the fields of the model that ``build_model`` builds from the same arguments.
 
     Raises:
@@ -105,7 +105,7 @@ def resolve_fields(name: str, **overrides: Any) -> ModelFields:
     return replace(defaults, **overrides)
 
 
-def build_model(name: str, **overrides: Any) -> ImageModel:
+def build_model(name: str, /, **overrides: Any) -> ImageModel:
     """Builds a newly initialized model.
 
     Args:

@@ -10,13 +10,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vitfast.errors import UserError
-from vitfast.models import ImageModel, build_model
+from vitfast.errors import UserError, one_line
+from vitfast.models import ImageModel
 from vitfast.quantization.int8_arithmetic import Int8Arithmetic, quantize_weight
 from vitfast.quantization.quantize import quantized_modules
 from vitfast.quantization.record import quantization_record, quantize_from_record
+from vitfast.weights.load_weights import build_stored_model
 from vitfast.weights.save_weights import write_safetensors
-from vitfast.weights.source_checkpoint import SCALE, unpack_weights
+from vitfast.weights.source_checkpoint import SCALE, stored_weights, unpack_weights
 from vitfast.weights.weight_file import read_safetensors
 
 _METADATA_KEY = "vitfast_quantized"
@@ -53,18 +54,18 @@ def load_quantized(path: str | os.PathLike[str]) -> ImageModel:
         UserError: the file does not exist, is of another kind or damaged.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # also False for a name that is too long
         raise UserError(f"{path} is no file; give one that vitfast.save_quantized wrote")
     file = read_safetensors(path)
     if _METADATA_KEY not in file.metadata:
         raise UserError(f"{path} was not written by vitfast.save_quantized; use create_model(checkpoint=…)")
     try:
         metadata = json.loads(file.metadata[_METADATA_KEY])
-        model = build_model(metadata["model"]["name"], **metadata["model"]["fields"]).eval()
+        model = build_stored_model(stored_weights(path, metadata["model"], file.tensors)).eval()
         quantize_from_record(model, metadata["quantization"])
         load_packed_state(model, file.tensors, str(path))
-    except (RuntimeError, KeyError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is damaged: {error}") from error
+    except (RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged: {one_line(error)}") from error
     return model
 
 

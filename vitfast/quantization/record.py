@@ -59,13 +59,19 @@ def quantize_from_record(model: nn.Module, record: dict[str, Any]) -> None:
     if not isinstance(record, dict) or record.get("format_version") != _FORMAT_VERSION:
         raise UserError(f"no quantization record of format version {_FORMAT_VERSION}; update vitfast or quantize again")
     try:
-        chosen = {name: _from_data(entry["config"]) for entry in record["configs"] for name in entry["modules"]}
-        ranges = {name: torch.tensor(bounds).view(2) for name, bounds in record["activation_ranges"].items()}
-        converted = bool(record["converted"])
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        if isinstance(error, UserError):
-            raise
+        _quantize(model, record)
+    except UserError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError) as error:
         raise UserError(f"the quantization record is damaged: {error!r}") from error
+
+
+def _quantize(model: nn.Module, record: dict[str, Any]) -> None:
+    chosen = {name: _from_data(entry["config"]) for entry in record["configs"] for name in entry["modules"]}
+    ranges = {name: torch.tensor(bounds).view(2) for name, bounds in record["activation_ranges"].items()}
+    for name, bounds in ranges.items():
+        if not bounds.isfinite().all():
+            raise UserError(f"the quantization record is damaged: the activation range of {name} is not finite")
     unknown = sorted((chosen.keys() | ranges.keys()) - dict(model.named_modules()).keys())
     if unknown:
         raise UserError(f"the quantization record is of another model: there is no module {', '.join(unknown[:3])}")
@@ -75,7 +81,7 @@ def quantize_from_record(model: nn.Module, record: dict[str, Any]) -> None:
         observed: Tensor = modules[name].activation_range  # type: ignore[assignment]
         observed.copy_(bounds)
         modules[name].quantization.calibrated = True
-    if converted:
+    if record["converted"]:
         convert(model)
 
 

@@ -8,16 +8,15 @@ checkpoint under its final name.
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 import os
 import re
 import shutil
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import safetensors
 import safetensors.torch
@@ -25,18 +24,22 @@ import torch
 from torch import Tensor
 
 from vitfast import __version__
-from vitfast.errors import UserError
+from vitfast.errors import UserError, explain_os_error
 from vitfast.files import atomic_file, flush_to_disk, sha256_of_file
+from vitfast.weights.manifest import (
+    EMA_FILE,
+    FORMAT_VERSION,
+    MANIFEST,
+    MODEL_FILE,
+    STATE_FILE,
+    CheckpointError,
+    manifest_text,
+    read_manifest,
+    verify_files,
+)
+from vitfast.weights.torch_file import read_torch_file
 
-FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
-MODEL_FILE, EMA_FILE, STATE_FILE = "model.safetensors", "ema.safetensors", "state.pt"
-_NAME = re.compile(r"checkpoint_(\d{6,})")
-_REPLACED = re.compile(r"\.(checkpoint_\d{6,})\.replaced")
-
-
-class CheckpointError(UserError):
-    """A checkpoint that is damaged, incomplete, not from vitfast, or from a newer version."""
+_NAME = re.compile(r"\.?checkpoint_(0[0-9]{5}|[1-9][0-9]{5,15})(\.replaced)?")
 
 
 def save_checkpoint(run_dir: str | os.PathLike[str], *, step: int, manifest: Mapping[str, Any], **content: Any) -> Path:
@@ -56,7 +59,7 @@ def save_checkpoint(run_dir: str | os.PathLike[str], *, step: int, manifest: Map
     """
     run_dir = Path(run_dir)
     _remove_leftovers(run_dir)
-    final = run_dir / f"checkpoint_{step:06d}"
+    final = run_dir / _name(step)
     write_checkpoint(final, manifest={**manifest, "step": step}, **content)
     _remove_leftovers(run_dir)
     return final
@@ -93,7 +96,7 @@ def write_checkpoint(
         hashes = {path.name: sha256_of_file(path) for path in sorted(temporary.iterdir())}
         record: dict[str, Any] = {"format_version": FORMAT_VERSION, "files": hashes, **manifest}
         record["vitfast_version"] = __version__
-        (temporary / MANIFEST).write_text(_manifest_text(record), encoding="utf-8")
+        (temporary / MANIFEST).write_text(manifest_text(record), encoding="utf-8")
         for path in temporary.iterdir():
             flush_to_disk(path)
         flush_to_disk(temporary)
@@ -118,19 +121,16 @@ def update_manifest(checkpoint: Path, changes: Mapping[str, Any]) -> None:
     """
     record = {**read_manifest(checkpoint), **changes}
     with atomic_file(checkpoint / MANIFEST) as temporary:
-        temporary.write_text(_manifest_text(record), encoding="utf-8")
+        temporary.write_text(manifest_text(record), encoding="utf-8")
 
 
 def list_checkpoints(run_dir: str | os.PathLike[str]) -> list[Path]:
     """Returns the checkpoint folders of a run, valid or not, newest step first."""
-    found: list[tuple[int, int, Path]] = []
     run_dir = Path(run_dir)
-    for path in run_dir.iterdir() if run_dir.is_dir() else ():
-        replaced = _REPLACED.fullmatch(path.name)
-        match = _NAME.fullmatch(replaced[1] if replaced else path.name)
-        if match and path.is_dir():
-            found.append((int(match[1]), 0 if replaced else 1, path))
-    return [path for _, _, path in sorted(found, reverse=True)]
+    with explain_os_error(f"{run_dir} cannot be read"):
+        entries = list(run_dir.iterdir()) if run_dir.is_dir() else []
+        numbered = [(step, not _is_replaced(path), path) for path in entries if (step := _step_of(path)) is not None]
+        return [path for _, _, path in sorted(numbered, reverse=True) if path.is_dir()]
 
 
 def latest_checkpoint(run_dir: str | os.PathLike[str]) -> Path | None:
@@ -152,9 +152,11 @@ def resolve_checkpoint(path: str | os.PathLike[str]) -> Path:
         UserError: if there is no such folder or no valid checkpoint in it.
     """
     path = Path(path)
-    if not path.exists():
-        raise UserError(f"{path} does not exist; give the folder of a run (runs/…) or one of its checkpoints")
-    if path.is_dir() and ((path / MANIFEST).exists() or _NAME.fullmatch(path.name)):
+    with explain_os_error(f"{str(path)[:255]} cannot be read"):
+        if not path.exists():
+            raise UserError(f"{path} does not exist; give the folder of a run (runs/…) or one of its checkpoints")
+        is_checkpoint = path.is_dir() and ((path / MANIFEST).exists() or _step_of(path) is not None)
+    if is_checkpoint:
         verify_checkpoint(path)
         return path
     found = list_checkpoints(path)
@@ -170,20 +172,16 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
     """Verifies a checkpoint folder against its manifest, and returns the manifest.
 
     Raises:
-        CheckpointError: if a file is missing, cannot be read or differs from its hash, or if the manifest is unreadable
-            or too new.
+        CheckpointError: if a file is missing, cannot be read, differs from its hash or is not in the manifest, if the
+            manifest is unreadable or too new, or if the folder's name has another step than the manifest.
     """
     manifest = read_manifest(path)
-    for name, expected in manifest["files"].items():
-        file = path / name
-        if not file.is_file():
-            raise CheckpointError(f"{file} is missing, but the manifest lists it")
-        try:
-            found = sha256_of_file(file)
-        except OSError as error:
-            raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error
-        if found != expected:
-            raise CheckpointError(f"{file} is damaged: its SHA-256 differs from the one in the manifest")
+    verify_files(path, manifest)
+    step, recorded = _step_of(path), manifest.get("step")
+    if None not in (step, recorded) and step != recorded:
+        raise CheckpointError(
+            f"{path} was renamed: its manifest has step {recorded}; rename it to {_name(cast(int, recorded))}"
+        )
     return manifest
 
 
@@ -204,7 +202,7 @@ def load_weights_file(checkpoint: Path, weights: str = "model") -> dict[str, Ten
 
 
 def load_state(checkpoint: Path) -> dict[str, Any]:
-    """Reads ``state.pt`` onto the CPU with torch's restricted unpickler, which executes no code.
+    """Reads ``state.pt`` onto the CPU without executing code; the content is not checked, see ``check_state``.
 
     Raises:
         CheckpointError: if it is missing, damaged, or contains anything but tensors and plain values.
@@ -215,11 +213,12 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
             f"{file} does not exist: the checkpoint can be evaluated, but training cannot resume from it"
         )
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file can raise any exception in the unpickler
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        state = read_torch_file(file)
+    except UserError as error:
+        reason = str(error.__cause__ or error)
         raise CheckpointError(
-            f"{file} is not a training state of vitfast; it was rejected and none of its code was run ({reason})"
+            f"{file} is not a training state of vitfast; it was rejected and none of its code was run ({reason}); "
+            "resume from another checkpoint"
         ) from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{file} contains a {type(state).__name__} instead of a training state")
@@ -236,13 +235,13 @@ def prune_checkpoints(run_dir: str | os.PathLike[str], keep: int, best_step: int
         The deleted folders.
     """
     deleted: list[Path] = []
-    numbered = [(_NAME.fullmatch(path.name), path) for path in list_checkpoints(run_dir)]
-    known = [(int(match[1]), path) for match, path in numbered if match and int(match[1]) <= step]
+    numbered = [(_step_of(path), path) for path in list_checkpoints(run_dir) if not _is_replaced(path)]
+    known = [(number, path) for number, path in numbered if number is not None and number <= step]
     for number, path in known[max(keep, 1) :]:
         if number != best_step:
             doomed = path.with_name(f".{path.name}.deleting")
             os.rename(path, doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+            _remove(doomed)
             deleted.append(path)
     return deleted
 
@@ -274,51 +273,34 @@ def _save_state(state: Mapping[str, Any], path: Path) -> None:
             raise file.error from error
 
 
-def _manifest_text(record: Mapping[str, Any]) -> str:
-    """Formats the manifest with its SHA-256 as the last entry."""
-    content = {**record}
-    content.pop("manifest_sha256", None)
-    return json.dumps({**content, "manifest_sha256": _manifest_sha256(content)}, indent=2) + "\n"
+def _name(step: int) -> str:
+    return f"checkpoint_{step:06d}"
 
 
-def _manifest_sha256(manifest: Mapping[str, Any]) -> str:
-    content = {key: value for key, value in manifest.items() if key != "manifest_sha256"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def _step_of(path: Path) -> int | None:
+    """Returns the step that the name of a checkpoint folder has, or None; ``.NAME.replaced`` has that of NAME."""
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match and path.name.startswith(".") == bool(match[2]) else None
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """Returns the manifest of a checkpoint folder; the other files are not checked.
+def _is_replaced(path: Path) -> bool:
+    return path.name.startswith(".")
 
-    Raises:
-        CheckpointError: if it is missing, damaged or too new.
-    """
-    file = path / MANIFEST
-    try:
-        manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        version = manifest["format_version"]
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{file} is missing: {path} is not a vitfast checkpoint, or incomplete") from error
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{file} is damaged: {error}") from error
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise CheckpointError(
-            f"{file} has format version {version!r}; this vitfast {__version__} reads up to {FORMAT_VERSION}; "
-            "update vitfast to load it"
-        )
-    # a manifest without a hash was edited by another tool; the hashes of the files are still checked
-    if manifest.get("manifest_sha256", expected := _manifest_sha256(manifest)) != expected:
-        raise CheckpointError(f"{file} is damaged: its content does not match its SHA-256")
-    files = manifest.get("files")
-    if not isinstance(files, dict) or MODEL_FILE not in files or any(Path(name).name != name for name in files):
-        raise CheckpointError(f'{file} is damaged: "files" must list {MODEL_FILE} and the others with their SHA-256')
-    return manifest
+
+def _remove(path: Path) -> None:
+    """Removes a folder, or a link to one, as far as possible."""
+    if path.is_symlink():
+        with suppress(OSError):
+            path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _remove_leftovers(run_dir: Path) -> None:
     """Removes leftovers of a kill; a replaced checkpoint only if its successor exists, otherwise it is restored."""
     for path in run_dir.glob(".checkpoint_*"):
-        replaced = _REPLACED.fullmatch(path.name)
-        if replaced is not None and not (run_dir / replaced[1]).exists():
-            os.rename(path, run_dir / replaced[1])
+        step = _step_of(path)
+        if step is not None and not (run_dir / _name(step)).exists():
+            os.rename(path, run_dir / _name(step))
         else:
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path)

@@ -9,21 +9,16 @@ from typing import Any
 
 import torch
 
-import vitfast
-from vitfast.errors import UserError, explain_os_error
+from vitfast.errors import UserError, explain_os_error, one_line
 from vitfast.models import ImageModel
 from vitfast.quantization.quantize import describe_quantization
 from vitfast.quantization.quantized_file import load_packed_state, pack_state
 from vitfast.quantization.record import quantization_record, quantize_from_record
-from vitfast.runs.checkpoint import (
-    EMA_FILE,
-    CheckpointError,
-    load_weights_file,
-    read_manifest,
-    resolve_checkpoint,
-    write_checkpoint,
-)
+from vitfast.runs.checkpoint import load_weights_file, resolve_checkpoint, write_checkpoint
 from vitfast.runs.run_directory import CONFIG
+from vitfast.weights.load_weights import build_stored_model
+from vitfast.weights.manifest import EMA_FILE, CheckpointError, read_manifest, require_entries
+from vitfast.weights.source_checkpoint import stored_weights
 
 WEIGHTS = ("auto", "ema", "model")
 _SOURCE = "quantized_from"
@@ -95,17 +90,34 @@ def load_trained_model(path: str, *, weights: str = "auto", device: torch.device
         raise UserError(f"weights={weights}; it must be one of {', '.join(WEIGHTS)}")
     checkpoint = resolve_checkpoint(path)
     manifest = read_manifest(checkpoint)
+    require_entries(checkpoint, manifest, "model", "class_names", "data")
     if weights == "auto":
         weights = "ema" if EMA_FILE in manifest["files"] else "model"
     state = load_weights_file(checkpoint, weights)
     try:
-        model = vitfast.create_model(manifest["model"]["name"], **manifest["model"]["fields"])
+        model = build_stored_model(stored_weights(checkpoint, manifest["model"], state))
         if manifest.get("quantization") is not None:
             quantize_from_record(model, manifest["quantization"])
         load_packed_state(model, state, str(checkpoint))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{checkpoint} does not fit this version of vitfast: {error}") from error
+        raise CheckpointError(f"{checkpoint} does not fit this version of vitfast: {one_line(error)}") from error
+    _check_sizes(checkpoint, manifest, model)
     return TrainedModel(model.eval().to(device), checkpoint, manifest, weights)
+
+
+def _check_sizes(checkpoint: Path, manifest: dict[str, Any], model: ImageModel) -> None:
+    """Compares the model with the class names and the preprocessing beside it."""
+    data = manifest["data"]
+    if missing := [name for name in PREPROCESSING if name not in data and name != "resize"]:
+        raise CheckpointError(f"{checkpoint} is damaged: its manifest lacks data.{missing[0]}; use another checkpoint")
+    pairs = [("class names", len(manifest["class_names"]), model.num_classes)]
+    pairs += [("pixels", data["img_size"], model.img_size)]
+    pairs += [("channels", count, model.in_chans) for count in (data["in_chans"], len(data["mean"]), len(data["std"]))]
+    for what, recorded, expected in pairs:
+        if recorded != expected:
+            raise CheckpointError(
+                f"{checkpoint} is damaged: its manifest has {recorded} {what}, its model {expected}; use another one"
+            )
 
 
 def check_target(folder: Path) -> None:

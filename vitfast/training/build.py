@@ -18,10 +18,11 @@ from vitfast.quantization.calibrate import calibrate
 from vitfast.quantization.configs import QATConfig
 from vitfast.quantization.quantize import quantize_
 from vitfast.quantization.record import quantize_from_record
-from vitfast.runs.checkpoint import CheckpointError, list_checkpoints, read_manifest, resolve_checkpoint
+from vitfast.runs.checkpoint import list_checkpoints, resolve_checkpoint
 from vitfast.runs.trained_model import load_trained_model
 from vitfast.tasks import DistillationTask, Task, Teacher, create_plain_task
 from vitfast.training.training_data import TrainingData
+from vitfast.weights.manifest import CheckpointError, read_manifest
 
 # model fields that have options of their own or are determined by the data, and where a user sets them
 _SET_ELSEWHERE = {
@@ -151,7 +152,10 @@ def prepare_for_training(
         record = read_manifest(checkpoint).get("quantization")
         if record is None:
             raise CheckpointError(f"{checkpoint} is not of a run with quantize.format={config.format}")
-        quantize_from_record(model, record)
+        try:
+            quantize_from_record(model, record)
+        except UserError as error:
+            raise CheckpointError(f"{checkpoint}: {error}") from error
         return
     base, overrides = number_format(config, "quantize."), format_overrides(config, "quantize.")
     try:

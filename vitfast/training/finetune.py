@@ -7,8 +7,9 @@ from typing import Any
 from vitfast.config.schema import HUB, Config
 from vitfast.evaluation.checkpoint_data import is_run
 from vitfast.models import ImageModel
-from vitfast.runs.checkpoint import read_manifest, resolve_checkpoint
+from vitfast.runs.checkpoint import resolve_checkpoint
 from vitfast.weights.hub import download_pretrained
+from vitfast.weights.manifest import read_manifest, require_entries
 
 
 def adopt_preprocessing(config: Config) -> None:
@@ -24,7 +25,10 @@ def adopt_preprocessing(config: Config) -> None:
         settings = download_pretrained(str(model.name))[1]
         settings["in_chans"], settings["img_size"], _ = settings["input_size"]
     elif is_run(model.checkpoint):
-        settings = read_manifest(resolve_checkpoint(model.checkpoint))["data"]
+        checkpoint = resolve_checkpoint(model.checkpoint)
+        manifest = read_manifest(checkpoint)
+        require_entries(checkpoint, manifest, "data")
+        settings = manifest["data"]
     for name in ("img_size", "in_chans", "mean", "std", "crop_pct"):
         if getattr(data, name) is None:
             setattr(data, name, settings.get(name))

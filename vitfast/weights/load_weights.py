@@ -112,21 +112,39 @@ def model_from_checkpoint(
         adopted |= _head_classes(name, checkpoint, given_fields)
     elif given_fields["num_classes"] != checkpoint.fields.get("num_classes"):
         adopted.pop("head_hidden_dim", None)  # as in Google's fine-tuning, a new head is one layer unless given
-    all_fields = {**adopted, **given_fields}
-    try:
-        fields = resolve_fields(name, **all_fields)
-    except UserError as error:
-        raise UserError(f"{error} (with the fields of {checkpoint.path})") from error
-    _check_given(name, checkpoint, fields, given_fields)
-    _check_claims(checkpoint, all_fields)
-
-    model = build_model(name, **all_fields)
+    model = _build_checked(name, checkpoint, adopted, given_fields)
     report = fill_model(
         model, checkpoint, may_resize="img_size" in given_fields, may_replace_head="num_classes" in given_fields
     )
     model.load_report = replace(report, fields={} if checkpoint.name else adopted)
     logger.info("%s", model.load_report)
     return model
+
+
+def build_stored_model(checkpoint: SourceCheckpoint) -> ImageModel:
+    """Builds the model that a checkpoint of vitfast records, without its weights.
+
+    Nothing is allocated before the fields are checked and compared with the weights, since a hostile file may choose
+    them.
+
+    Raises:
+        UserError: a field is unknown or not allowed, or does not fit the weights.
+    """
+    return _build_checked(_agreed_name(None, checkpoint), checkpoint, checkpoint.fields, {})
+
+
+def _build_checked(
+    name: str, checkpoint: SourceCheckpoint, adopted: Mapping[str, Any], given_fields: Mapping[str, Any]
+) -> ImageModel:
+    """Builds a model with the fields of a checkpoint and those of the caller, which come first."""
+    all_fields = {**adopted, **given_fields}
+    try:
+        fields = resolve_fields(name, **all_fields)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise UserError(f"{error} (with the fields of {checkpoint.path})") from error
+    _check_given(name, checkpoint, fields, given_fields)
+    _check_claims(checkpoint, all_fields)
+    return build_model(name, **all_fields)
 
 
 def _check_model(model: ImageModel, checkpoint: SourceCheckpoint, *, keep_head: bool) -> None:
@@ -149,7 +167,7 @@ def _check_model(model: ImageModel, checkpoint: SourceCheckpoint, *, keep_head: 
 
 
 def _check_given(name: str, checkpoint: SourceCheckpoint, fields: ModelFields, given_fields: Mapping[str, Any]) -> None:
-    """Compares the fields before a model is built, since a hostile file may choose its sizes."""
+    """Compares the fields before a model is built."""
     if checkpoint.extra_head_layer is not None and "num_classes" not in given_fields:
         advice = "give num_classes for a newly initialized head, or num_classes=0 for none"
         raise UserError(_unsupported_head(checkpoint, advice))
@@ -218,7 +236,8 @@ def _check_claims(checkpoint: SourceCheckpoint, fields: Mapping[str, Any]) -> No
         raise UserError(
             f"{checkpoint.path}: its fields describe no model that can be built ({error}); save it again"
         ) from error
-    claimed = sum(tensor.numel() for key, tensor in model.state_dict().items() if not key.endswith("pos_embed"))
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    claimed = sum(tensor.numel() for key, tensor in tensors if not key.endswith("pos_embed"))
     stored = sum(tensor.numel() for tensor in checkpoint.state.values())
     if claimed > _MAX_CLAIM * stored + _HARMLESS_CLAIM:
         raise UserError(

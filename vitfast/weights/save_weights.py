@@ -19,7 +19,8 @@ from vitfast.models.multi_crop import MultiCrop
 from vitfast.models.vit import ViTFields, arrange_patches
 from vitfast.weights.exit_records import exits_record
 from vitfast.weights.key_tables.eva import timm_keys
-from vitfast.weights.source_checkpoint import CONFIG_FILE, HEAD_KEYS, METADATA_KEY, WEIGHTS_FILE
+from vitfast.weights.manifest import MODEL_FILE
+from vitfast.weights.source_checkpoint import CONFIG_FILE, HEAD_KEYS, METADATA_KEY
 from vitfast.weights.written_layouts import Layout, find_layout
 
 _FORMAT_VERSION = 1
@@ -72,9 +73,9 @@ def _save_layout(model: ImageModel, path: Path, layout: Layout) -> None:
     if not path.parent.is_dir():
         raise UserError(f"{path} cannot be written: the folder {path.parent} does not exist; create it first")
     if path.exists() and not path.is_dir():
-        raise UserError(f"{path} is a file; give a folder, in which {WEIGHTS_FILE} and {CONFIG_FILE} are written")
+        raise UserError(f"{path} is a file; give a folder, in which {MODEL_FILE} and {CONFIG_FILE} are written")
     path.mkdir(exist_ok=True)
-    write_safetensors(state, path / WEIGHTS_FILE, {"format": "pt"})
+    write_safetensors(state, path / MODEL_FILE, {"format": "pt"})
     with atomic_file(path / CONFIG_FILE) as temporary:
         Path(temporary).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 

@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from vitfast.errors import UserError
-from vitfast.files import sha256_of_file
 from vitfast.models.model_fields import ModelFields
 from vitfast.models.saved_exits import SavedExits
 from vitfast.models.vit import ViTFields
@@ -23,10 +22,9 @@ from vitfast.weights.infer_fields import infer_fields
 from vitfast.weights.key_tables import find_key_table
 from vitfast.weights.key_tables.eva import TIMM_EVA
 from vitfast.weights.key_tables.key_table import KeyTable, map_keys
+from vitfast.weights.manifest import MANIFEST, MODEL_FILE, read_manifest, require_entries, verify_files
 from vitfast.weights.weight_file import INDEX_SUFFIX, WeightFile, is_shard, read_safetensors, read_weight_file
 
-MANIFEST_FILE = "manifest.json"
-WEIGHTS_FILE = "model.safetensors"
 METADATA_KEY = "vitfast"  # of a safetensors file that vitfast wrote
 HEAD_KEYS = "heads.0."  # of a head for ``load_vissl_head`` beside the model's weights
 SCALE = ".scale"  # int8 weights [O, ...] under KEY have the scales [O] of their output channels under KEY + SCALE
@@ -118,11 +116,11 @@ def read_source_checkpoint(
         UserError: the path does not exist, is damaged or refused, or its format is not supported.
     """
     path = Path(path)
-    if not path.exists():
+    if not os.path.exists(path):  # also False for a name that is too long
         raise UserError(f"checkpoint {path} does not exist")
     file = path
     if path.is_dir():
-        if (path / MANIFEST_FILE).exists():
+        if (path / MANIFEST).exists():
             return _read_vitfast_folder(path)
         file = _find_weights(path)
     if is_shard(file):
@@ -169,25 +167,17 @@ def unpack_weights(state: Mapping[str, Tensor], source: str) -> tuple[dict[str, 
 
 def _read_vitfast_folder(folder: Path) -> SourceCheckpoint:
     """Reads a checkpoint that training wrote."""
-    manifest_path = folder / MANIFEST_FILE
-    try:
-        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
-        name, fields = manifest["model"]["name"], dict(manifest["model"]["fields"])
-        expected_hash = manifest["files"][WEIGHTS_FILE]
-        exits = recorded_exits(manifest)
-    except UserError as error:
-        raise UserError(f"{manifest_path}: {error}") from error
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(
-            f"{manifest_path} is damaged or not a manifest of vitfast ({error!r}); use another checkpoint"
-        ) from error
-    path = folder / WEIGHTS_FILE
-    if not path.exists():
-        raise UserError(f"{path} does not exist; the checkpoint is incomplete, use another one")
-    if sha256_of_file(path) != expected_hash:
-        raise UserError(f"{path} is damaged: its SHA-256 differs from the manifest's; use another checkpoint")
-    state, _ = unpack_weights(read_safetensors(path).tensors, str(path))
-    return SourceCheckpoint(folder, "vitfast", name, fields, state, exits=exits)
+    manifest = read_manifest(folder)
+    require_entries(folder, manifest, "model")
+    verify_files(folder, manifest)
+    stored = stored_weights(folder, manifest["model"], read_safetensors(folder / MODEL_FILE).tensors)
+    return replace(stored, exits=recorded_exits(manifest))
+
+
+def stored_weights(path: Path, model: Mapping[str, Any], state: Mapping[str, Tensor]) -> SourceCheckpoint:
+    """Returns weights of vitfast, possibly packed, with the record of their model: ``{"name": …, "fields": …}``."""
+    weights, _ = unpack_weights(state, str(path))
+    return SourceCheckpoint(path, "vitfast", model["name"], dict(model["fields"]), weights)
 
 
 def _find_weights(folder: Path) -> Path:
@@ -196,13 +186,11 @@ def _find_weights(folder: Path) -> Path:
         for name in _HUB_FILES:
             if (folder / f"{name}{suffix}").exists():
                 return folder / f"{name}{suffix}"
-    inside = sorted(manifest.parent.name for manifest in folder.glob(f"*/{MANIFEST_FILE}"))
+    inside = sorted(manifest.parent.name for manifest in folder.glob(f"*/{MANIFEST}"))
     if inside:
         example = folder / inside[-1]
-        raise UserError(
-            f"checkpoint {folder} has no {MANIFEST_FILE}; give one of its checkpoints, for example {example}"
-        )
-    names = ", ".join((MANIFEST_FILE, *_HUB_FILES))
+        raise UserError(f"checkpoint {folder} has no {MANIFEST}; give one of its checkpoints, for example {example}")
+    names = ", ".join((MANIFEST, *_HUB_FILES))
     raise UserError(f"checkpoint {folder} is a folder without weights: it has none of {names}; give the weights' file")
 
 
@@ -246,6 +234,8 @@ def _convert(weights: WeightFile, table: KeyTable, path: Path) -> SourceCheckpoi
             exits = table.read_exits(weights.entries)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        raise UserError(f"{path}: {CONFIG_FILE} has a value of a wrong type ({error!r}); fix it") from error
     if exits is not None:
         used = (RELEASED_THRESHOLDS, RELEASED_CURVE) if exits.gmacs else (RELEASED_THRESHOLDS,)
         ignored = tuple(name for name in ignored if name not in used)
