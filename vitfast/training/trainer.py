@@ -21,6 +21,7 @@ from vitfast.evaluation.evaluate import Evaluation, evaluate
 from vitfast.quantization.record import quantization_record
 from vitfast.runs.checkpoint import load_state, load_weights_file, prune_checkpoints, save_checkpoint
 from vitfast.runs.run_directory import CURVES, RunDirectory
+from vitfast.training.check_state import first_non_finite
 from vitfast.training.distributed import Ranks, Replica, full_tensor
 from vitfast.training.finite_guard import batch_indices, not_finite
 from vitfast.training.progress import progress_bar
@@ -29,6 +30,7 @@ from vitfast.training.stop_signal import StopSignal
 from vitfast.training.tracking import Tracking, draw_curves
 from vitfast.training.training_data import TrainingData
 from vitfast.training.training_state import TrainingState
+from vitfast.weights.manifest import CheckpointError
 
 _SECONDS_BETWEEN_CURVES = 20.0
 _MAX_SKIPPED_IN_A_ROW = 10
@@ -66,7 +68,12 @@ class Trainer:
     def resume(self, checkpoint: Path) -> None:
         """Restores a verified checkpoint; metrics that were written after it are removed."""
         ema = load_weights_file(checkpoint, "ema") if self.state.average is not None else None
-        self.state.load_state_dict(load_state(checkpoint), load_weights_file(checkpoint, "model"), ema)
+        try:
+            self.state.load_state_dict(load_state(checkpoint), load_weights_file(checkpoint, "model"), ema)
+        except UserError as error:
+            if str(checkpoint) in str(error):
+                raise
+            raise CheckpointError(f"{checkpoint}: {error}") from error
         self.run.keep_metrics(self.state.metrics_lines)
         self._saved = (self.state.epoch, self.state.step)
 
@@ -310,6 +317,9 @@ class Trainer:
 
     def _write_checkpoint(self, parts: dict[str, Any], manifest: dict[str, Any]) -> str | None:
         """Writes a checkpoint and removes old ones; returns the error, or None."""
+        names = {key for key, _ in self.task.model.named_parameters()}
+        if bad := first_non_finite(parts["model"], names) or first_non_finite(parts["ema"] or {}, names):
+            return f"{bad} is not finite; try a lower optim.lr, or optim.clip_grad=1.0"
         try:
             path = save_checkpoint(self.run.path, step=self.state.step, **parts, manifest=manifest)
         except OSError as error:

@@ -11,16 +11,26 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vitfast.config.schema import Config
-from vitfast.errors import UserError
+from vitfast.errors import UserError, one_line
 from vitfast.evaluation.meter import ClassificationMeter
 from vitfast.models import ImageModel
-from vitfast.runs.checkpoint import CheckpointError
 from vitfast.tasks import Task
+from vitfast.training.check_state import (
+    check_counters,
+    check_meters,
+    check_weights,
+    checked_optimizer,
+    checked_scaler,
+    checked_schedule,
+    checked_updates,
+    require,
+)
 from vitfast.training.distributed import Ranks, full_state, load_optimizer, load_weights, shard
 from vitfast.training.finetune import FrozenTrunk
 from vitfast.training.lora import merged_state
 from vitfast.training.optimizer import create_optimizer
 from vitfast.training.schedule import TrainingLength, create_schedule
+from vitfast.weights.manifest import EMA_FILE, MODEL_FILE, CheckpointError
 
 _COUNTERS = (
     "epoch",
@@ -54,6 +64,7 @@ class TrainingState:
     def __init__(self, task: Task, config: Config, length: TrainingLength, num_classes: int, ranks: Ranks) -> None:
         self.task = task
         self.ranks = ranks
+        self.length = length
         self.has_lora = config.finetune.lora_rank is not None
         self.trunk = FrozenTrunk(cast(ImageModel, task.model), config.finetune.freeze_epochs)
         if config.finetune.freeze_epochs is None:
@@ -124,28 +135,40 @@ class TrainingState:
         keeps its random generators.
 
         Raises:
-            CheckpointError: if a part is missing or does not fit this model.
+            CheckpointError: if a part is missing, has a wrong type or value, or does not fit this run; nothing of such
+                a training state is used.
         """
+        for name in ("optimizer", "schedule", "scaler", "ema_updates", "ranks", "metrics", *_COUNTERS):
+            require(name in state, name, "in it")
+        check_counters(state, self.length)
+        check_meters(state["ranks"], self.meter.state_dict())
+        steps = state["step"]
+        schedule = checked_schedule(state["schedule"], self.schedule.state_dict(), steps)
+        require(schedule["last_epoch"] == steps, "schedule.last_epoch", f"{steps}, the step")
+        optimizer = checked_optimizer(state["optimizer"], self.optimizer, steps)
+        scaler = checked_scaler(state["scaler"], self.scaler.state_dict())
+        if self.has_lora:
+            unmerged: Any = state.get("unmerged")
+            require(isinstance(unmerged, list) and len(unmerged) == 2, "unmerged", "the weights and their average")
+            model, ema = unmerged
+        check_weights(model, self.task.model, MODEL_FILE)
         try:
-            if self.has_lora:
-                model, ema = state["unmerged"]
             load_weights(self.task.model, model)
             if self.average is not None:
                 if ema is None or state["ema_updates"] is None:
                     raise CheckpointError("the checkpoint has no averaged weights, but optim.ema_decay is set")
+                check_weights(ema, self.task.model, EMA_FILE)
                 load_weights(self.evaluated_task.model, ema)
-                self.average.n_averaged.copy_(state["ema_updates"])
-            load_optimizer(self.optimizer, state["optimizer"])
-            self.schedule.load_state_dict(state["schedule"])
-            self.scaler.load_state_dict(state["scaler"])
-            self.metrics = dict(state["metrics"])
-            for name in _COUNTERS:
-                setattr(self, name, state[name])
-            self._load_rank(state["ranks"])
-        except CheckpointError:
-            raise
-        except (KeyError, TypeError, RuntimeError, ValueError) as error:
-            raise CheckpointError(f"the training state does not fit this run: {error}") from error
+                self.average.n_averaged.copy_(checked_updates(state["ema_updates"], steps))
+        except RuntimeError as error:
+            raise CheckpointError(f"the weights do not fit this run: {one_line(error)}") from error
+        load_optimizer(self.optimizer, optimizer)
+        self.schedule.load_state_dict(schedule)
+        self.scaler.load_state_dict(scaler)
+        self.metrics = state["metrics"]
+        for name in _COUNTERS:
+            setattr(self, name, state[name])
+        self._load_rank(state["ranks"])
 
     def _unmerged_states(self) -> list[dict[str, Tensor] | None]:
         """Returns the state dicts of the model and its average with the matrices of LoRA beside the weights."""
@@ -162,7 +185,7 @@ class TrainingState:
             meters = []
         self.meter.load_state_dict(*meters)
         if rank < len(saved):
-            restore_random_state(saved[rank]["random"])
+            restore_random_state(saved[rank].get("random"))
 
 
 def create_average(module: nn.Module, decay: float | None) -> AveragedModel | None:
@@ -195,7 +218,7 @@ def capture_random_state() -> dict[str, Any]:
     }
 
 
-def restore_random_state(state: dict[str, Any]) -> None:
+def restore_random_state(state: Any) -> None:
     """Restores all generators; a state of another number of GPUs restores the generators that exist in both.
 
     Raises:
@@ -203,12 +226,17 @@ def restore_random_state(state: dict[str, Any]) -> None:
     """
     try:
         version, internal, gauss = state["python"]
+        are_numbers = type(version) is int and all(type(number) is int for number in internal)
+        if not are_numbers or not isinstance(gauss, float | None):
+            raise ValueError("Python's state consists of numbers")
         name, keys, position, has_gauss, cached_gaussian = state["numpy"]
+        if name != "MT19937" or type(position) is not int or not 0 <= position <= len(keys) == 624:
+            raise ValueError("NumPy's position is out of range")  # NumPy would read there
         random.setstate((version, tuple(internal), gauss))
         np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached_gaussian))  # noqa: NPY002
         torch.set_rng_state(state["torch"])
         devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
         for index, cuda_state in enumerate(state["cuda"][:devices]):
             torch.cuda.set_rng_state(cuda_state, index)
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
         raise UserError(f"the saved state of the random generators cannot be restored: {error}") from error
