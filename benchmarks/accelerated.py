@@ -26,7 +26,8 @@ from vitfast.benchmarking.harness import Case
 from vitfast.benchmarking.machine import DTYPES, with_limits
 from vitfast.benchmarking.model_cases import WEIGHT, forward, logits, model_case, sample_images, seeded_model
 from vitfast.benchmarking.peers import Unavailable, compiled, failure, timm_model
-from vitfast.benchmarking.run import ModelRunOptions, batch_option, run_tables, seconds_option
+from vitfast.benchmarking.run import run_tables
+from vitfast.benchmarking.run_options import ModelRunOptions, batch_option, seconds_option
 from vitfast.benchmarking.table import Table, count_gflop, gigabytes
 from vitfast.cli import run_command
 from vitfast.config import load_options, option

@@ -28,9 +28,10 @@ import torch
 import vitfast
 from vitfast.benchmarking.machine import describe_machine
 from vitfast.benchmarking.results import machine_line, markdown_table, write_files
-from vitfast.benchmarking.run import batch_option, check_json_path, torch_threads
+from vitfast.benchmarking.run import torch_threads
+from vitfast.benchmarking.run_options import batch_option, check_json_path
 from vitfast.cli import run_command
-from vitfast.commands.benchmark import ENGINE_PRECISIONS
+from vitfast.commands.command_options import ENGINE_PRECISIONS
 from vitfast.config import load_options, option
 from vitfast.errors import UserError
 from vitfast.models.registry import resolve_name

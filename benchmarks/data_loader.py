@@ -21,7 +21,8 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode, v2
 
 from vitfast.benchmarking.harness import Case
-from vitfast.benchmarking.run import RunOptions, run_tables
+from vitfast.benchmarking.run import run_tables
+from vitfast.benchmarking.run_options import RunOptions
 from vitfast.benchmarking.table import Table, joined
 from vitfast.cli import run_command
 from vitfast.config import AugmentConfig, DataConfig, load_options, option

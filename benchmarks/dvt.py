@@ -24,7 +24,8 @@ from vitfast.benchmarking.harness import Case
 from vitfast.benchmarking.machine import DTYPES
 from vitfast.benchmarking.model_cases import WEIGHT, forward, logits, model_case, sample_images, seeded_model
 from vitfast.benchmarking.peers import Unavailable
-from vitfast.benchmarking.run import ModelRunOptions, run_tables
+from vitfast.benchmarking.run import run_tables
+from vitfast.benchmarking.run_options import ModelRunOptions
 from vitfast.benchmarking.table import Table, count_gflop
 from vitfast.cli import run_command
 from vitfast.config import load_options, option

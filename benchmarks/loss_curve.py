@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from vitfast.benchmarking.machine import describe_machine
-from vitfast.benchmarking.run import check_json_path
+from vitfast.benchmarking.run_options import check_json_path
 from vitfast.cli import run_command
 from vitfast.config import OptimConfig, load_options, option
 from vitfast.device import autocast, select_device

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from vitfast.benchmarking.harness import Case
 from vitfast.benchmarking.model_cases import WEIGHT, engine_cases
 from vitfast.benchmarking.peers import PEERS
-from vitfast.benchmarking.run import ModelRunOptions, run_tables
+from vitfast.benchmarking.run import run_tables
+from vitfast.benchmarking.run_options import ModelRunOptions
 from vitfast.benchmarking.table import Table
 from vitfast.cli import run_command
 from vitfast.config import load_options, option

@@ -20,7 +20,8 @@ import torch
 
 from vitfast.benchmarking.harness import Case
 from vitfast.benchmarking.model_cases import WEIGHT, TrainingStep, forward, model_case, sample_images, seeded_model
-from vitfast.benchmarking.run import RunOptions, batch_option, run_tables, seconds_option
+from vitfast.benchmarking.run import run_tables
+from vitfast.benchmarking.run_options import RunOptions, batch_option, seconds_option
 from vitfast.benchmarking.table import Table, count_gflop
 from vitfast.cli import run_command
 from vitfast.config import load_options, option

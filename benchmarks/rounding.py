@@ -16,7 +16,8 @@ from torch import Tensor
 
 from vitfast import ops
 from vitfast.benchmarking.harness import Case
-from vitfast.benchmarking.run import RunOptions, run_tables
+from vitfast.benchmarking.run import run_tables
+from vitfast.benchmarking.run_options import RunOptions
 from vitfast.benchmarking.table import Table, gigabytes
 from vitfast.cli import run_command
 from vitfast.config import load_options, option

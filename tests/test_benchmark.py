@@ -18,7 +18,8 @@ from vitfast import benchmark
 from vitfast.benchmarking import run as benchmark_run
 from vitfast.benchmarking.peers import PEERS
 from vitfast.benchmarking.table import Table
-from vitfast.commands.benchmark import PEER_NAMES, BenchmarkOptions, list_tables
+from vitfast.commands.benchmark import list_tables
+from vitfast.commands.command_options import PEER_NAMES, BenchmarkOptions
 from vitfast.config import load_options
 from vitfast.errors import UserError
 from vitfast.ops.library import has_kernel

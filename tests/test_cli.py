@@ -9,7 +9,10 @@ import pytest
 
 import vitfast
 from support.subprocesses import python_environment, run_python
-from vitfast.cli import COMMANDS, main
+from vitfast.cli import COMMANDS, entry_point, main
+from vitfast.commands import command_options
+from vitfast.config import Config
+from vitfast.config.option import list_options
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]])
@@ -33,14 +36,44 @@ def test_an_unknown_command_names_the_nearest(capsys):
     assert "the commands are train, prepare, evaluate, exits, quantize, predict" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["train", "prepare", "evaluate", "exits", "quantize", "predict", "visualize"])
-def test_a_command_gets_its_options(capsys, command):
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_a_command_starts_with_its_most_used_options_and_an_example(capsys, command):
     with pytest.raises(SystemExit) as info:
         main([command, "--help"])
     assert info.value.code == 0
-    assert "usage: " in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: vitfast {command} ")
+    usage, _, example, table, *_ = shown.split("\n\n")
+    assert f"vitfast {command} --help" not in usage
+    (line,) = example.splitlines()
+    assert line.startswith(f"example: vitfast {command} ")
+    schema = Config if command == "train" else getattr(command_options, f"{command.capitalize()}Options")
+    known = list_options(schema)
+    assert all(argument.partition("=")[0] in known for argument in line.split()[3:])
+    rows = [row.split()[0] for row in table.splitlines() if row.startswith("  ") and row[2] != " "]
+    assert len(rows) == min(10, len(known))
+    with pytest.raises(SystemExit):
+        main(["help", command])
+    assert capsys.readouterr().out == shown
+    with pytest.raises(SystemExit):
+        entry_point(command)(["--help"])
+    assert capsys.readouterr().out == shown.replace(f"vitfast {command} ", f"python -m vitfast.{command} ")
     assert main([command, "nonsense=1"]) == 2
     assert "nonsense" in capsys.readouterr().err
+
+
+def test_help_and_wrong_options_do_not_load_torch():
+    code = (
+        "import sys; from vitfast.cli import COMMANDS, main\n"
+        "for command in COMMANDS:\n"
+        "    try: main([command, '--help'])\n"
+        "    except SystemExit: pass\n"
+        "    assert command == 'train' or main([command, 'nonsense=1']) == 2\n"
+        "print(sorted({*sys.modules} & {'torch', 'torchvision', 'torchmetrics', 'matplotlib', 'numpy'}))"
+    )
+    finished = run_python("-c", code)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.splitlines()[-1] == "[]"
 
 
 def test_the_module_runs_and_loads_no_command_to_list_them():

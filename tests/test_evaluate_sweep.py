@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 
 from support.tiny_run import TINY_RUN
+from vitfast.config.data_schema import EvaluateDataOptions
 from vitfast.device import select_device
 from vitfast.evaluate import main
-from vitfast.evaluation.checkpoint_data import EvaluateDataOptions, loader_of_split
+from vitfast.evaluation.checkpoint_data import loader_of_split
 from vitfast.exits import main as exits
 from vitfast.inference import EarlyExit, exit_gmacs
 from vitfast.runs.checkpoint import latest_checkpoint

@@ -13,9 +13,10 @@ from PIL import Image
 
 import vitfast
 from support.tiny_run import TINY_RUN
+from vitfast.config.data_schema import EvaluateDataOptions
 from vitfast.device import select_device
 from vitfast.evaluate import main as evaluate
-from vitfast.evaluation.checkpoint_data import EvaluateDataOptions, loader_of_split
+from vitfast.evaluation.checkpoint_data import loader_of_split
 from vitfast.exits import main
 from vitfast.inference import exit_gmacs
 from vitfast.predict import main as predict

@@ -123,8 +123,9 @@ def test_the_report_per_class_is_scikit_learns(run_dir, tmp_path, capsys):
     assert main([f"checkpoint={run_dir}", "format=FP8_E5M2", *options]) == 0
     shown = capsys.readouterr().out
     assert not (target / "quantization.json").exists()
+    from vitfast.config.data_schema import EvaluateDataOptions
     from vitfast.data import build_dataset
-    from vitfast.evaluation.checkpoint_data import EvaluateDataOptions, data_of_checkpoint
+    from vitfast.evaluation.checkpoint_data import data_of_checkpoint
 
     trained = load_trained_model(str(target), device=CPU)
     data = build_dataset(data_of_checkpoint(trained, EvaluateDataOptions()), "test", seed=0)

@@ -29,6 +29,8 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs ``vitfast <command> …``, by default the command line; returns the exit code, 2 for an unknown command."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if len(arguments) > 1 and arguments[0] == "help":
+        arguments = [*arguments[1:], "--help"]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         width = max(map(len, COMMANDS))
         print(f"vitfast {__version__}: train and run Vision Transformers, fast\n")
@@ -48,17 +50,29 @@ def _dispatch(arguments: Sequence[str]) -> int:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}"
         raise UserError(f"unknown command {command!r}; {hint}")
-    return entry_point(command)(options)
+    return _run(command, options, f"vitfast {command}")
 
 
 def entry_point(command: str) -> Callable[..., int]:
     """Returns the ``main`` of ``python -m vitfast.<command>``; the command's module is imported when it is called."""
 
     def run(arguments: Sequence[str]) -> int:
-        code: int = importlib.import_module(f"vitfast.commands.{command}").run(arguments)
-        return code
+        return _run(command, arguments, f"python -m vitfast.{command}")
 
     return lambda argv=None: run_command(run, sys.argv[1:] if argv is None else argv)
+
+
+def _run(command: str, arguments: Sequence[str], prog: str) -> int:
+    """Reads the options, and runs the command; ``--help`` and wrong options do not wait until torch is imported."""
+    config = importlib.import_module("vitfast.config")
+    given: Any = arguments  # a resumed run has the options of its folder, so that `train` reads its own
+    if command != "train":
+        schemas = importlib.import_module("vitfast.commands.command_options")
+        given = config.load_options(getattr(schemas, f"{command.capitalize()}Options"), arguments, prog)
+    elif config.asks_for_help(arguments):
+        config.load_options(config.Config, arguments, prog)
+    code: int = importlib.import_module(f"vitfast.commands.{command}").run(given)
+    return code
 
 
 def run_command(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:

@@ -12,9 +12,10 @@ from PIL import Image
 
 import vitfast
 from support.checkpoints import rewrite_manifest
+from vitfast.config.data_schema import EvaluateDataOptions
 from vitfast.data import eval_transform
 from vitfast.errors import UserError
-from vitfast.evaluation.checkpoint_data import EvaluateDataOptions, data_of_checkpoint
+from vitfast.evaluation.checkpoint_data import data_of_checkpoint
 from vitfast.evaluation.image_files import read_batches
 from vitfast.evaluation.predict import predict
 from vitfast.runs.checkpoint import CheckpointError, latest_checkpoint

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Literal
@@ -19,89 +18,17 @@ from typing import Literal
 import torch
 
 from vitfast.benchmarking.results import machine_line
-from vitfast.benchmarking.run import ModelRunOptions, run_tables, seconds_option
+from vitfast.benchmarking.run import run_tables
 from vitfast.benchmarking.table import Table
-from vitfast.config import load_options, option
+from vitfast.commands.command_options import LIBRARIES, BenchmarkOptions
 from vitfast.device import select_device
 from vitfast.errors import UserError
 from vitfast.figure import new_figure, save_figure
 from vitfast.models.registry import resolve_name
 
-PRECISIONS = ("fp32", "bf16", "fp16")
-ENGINE_PRECISIONS = ("fp32", "bf16", "int8", "fp16_32")
-LIBRARIES = ("torchvision", "timm")
-PEER_NAMES = ("eager", "compile", "onnxruntime", "openvino", "torchao", "zentorch")
 
-
-@dataclass
-class BenchmarkOptions(ModelRunOptions):
-    """Compares vitfast's models and operators with torchvision's, timm's and torch's, in one interleaved run."""
-
-    model: list[str] = option(["vit_tiny_patch16_224"], "one or more models; see vitfast.list_models()")
-    precision: list[str] = option(
-        ["fp32"],
-        f"one or more of {', '.join(PRECISIONS)}; fp16 is not measured in training; "
-        f"with peers: {', '.join(ENGINE_PRECISIONS)}",
-    )
-    peers: list[str] = option(
-        ["none"],
-        "compare accelerated models with other engines instead; engines that are not installed are reported",
-        choices=["none", "all", *PEER_NAMES],
-    )
-    mode: str = option(
-        "all",
-        "whole models in evaluation, training steps, single operators at the models' shapes, or all three",
-        choices=["inference", "training", "operators", "all"],
-    )
-    operator: list[str] = option(
-        ["all"],
-        "operators: only these, by the names in the tables: operator=attention,mlp",
-    )
-    backward: bool = option(False, "operators: measure forward and backward together")
-    heads: int | None = option(None, "operators: number of heads; null: the model's", minimum=1)
-    compile: bool = option(False, "models: also measure each one with torch.compile")
-    libraries: list[str] = option(["all"], "models: libraries beside vitfast", choices=["all", *LIBRARIES])
-    limits: bool = option(False, "measure a large copy and a large GEMM in each table, and shares of them")
-    cold_cache: bool = option(False, "flush the caches before every run")
-    seconds: float = seconds_option(45.0)
-
-    def check(self, prefix: str = "") -> None:
-        """Checks the options before anything is measured."""
-        super().check(prefix)
-        for name in self.model:
-            resolve_name(name)
-        allowed = ENGINE_PRECISIONS if self.engines() else PRECISIONS
-        for precision in self.precision:
-            if precision not in allowed:
-                raise UserError(f"precision={precision} is unknown; allowed: {', '.join(allowed)}")
-        if "fp16" in self.precision and self.mode == "training":
-            raise UserError("precision=fp16 cannot be measured in training, which would need a loss scale; use bf16")
-        chosen = ["backward=true"] if self.backward else []
-        if self.operator != ["all"]:
-            chosen.append(f"operator={','.join(self.operator)}")
-        if self.heads is not None:
-            chosen.append(f"heads={self.heads}")
-        for given in chosen:
-            if self.mode not in ("operators", "all"):
-                raise UserError(f"{given} is about single operators; mode={self.mode} has none, use mode=operators")
-        if self.compile and self.mode == "operators":
-            raise UserError(
-                "compile=true is about whole models; mode=operators has none, use mode=inference or training"
-            )
-        if self.engines() and (self.mode not in ("inference", "all") or self.compile or chosen):
-            raise UserError(
-                f"peers={','.join(self.peers)} compares whole models in evaluation; "
-                "leave mode, compile, operator, backward out"
-            )
-
-    def engines(self) -> list[str]:
-        """The engines that accelerated models are compared with; empty: compare libraries."""
-        return [name for name in PEER_NAMES if name in self.peers or "all" in self.peers]
-
-
-def run(arguments: Sequence[str]) -> int:
+def run(options: BenchmarkOptions) -> int:
     """Runs the command; returns the exit code."""
-    options = load_options(BenchmarkOptions, arguments, "python -m vitfast.benchmark")
     device = select_device(options.device)
     code, results = run_tables(options, list_tables(options, device), device, cold_cache=options.cold_cache)
     engines = [table for table in results.tables if table.mode == "engines"]

@@ -8,16 +8,13 @@ With ``exits=sweep``, for a model with exits, it prints and draws accuracy again
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import cast
 
-from vitfast.commands.checkpoint_options import CheckpointOptions
-from vitfast.commands.evaluate_sweep import SweepOptions, sweep_exits, sweep_json, sweep_table
-from vitfast.config import load_options, option
+from vitfast.commands.command_options import EvaluateOptions
+from vitfast.commands.evaluate_sweep import sweep_exits, sweep_json, sweep_table
 from vitfast.data import ImageDataset
-from vitfast.errors import UserError
-from vitfast.evaluation.checkpoint_data import EvaluateDataOptions, loader_of_split
+from vitfast.evaluation.checkpoint_data import loader_of_split
 from vitfast.evaluation.evaluate import (
     Evaluation,
     OtherEvaluation,
@@ -34,51 +31,8 @@ from vitfast.text_table import percent, text_table
 _CONFUSIONS_SHOWN = 5
 
 
-@dataclass(kw_only=True)
-class EvaluateOptions(CheckpointOptions):
-    """Evaluates a checkpoint on a split of its training data, or on other data."""
-
-    split: str = option("test", "the images", choices=["train", "val", "test"])
-    output: str = option("table", "format of the results", choices=["table", "json"])
-    exits: str = option(
-        "each",
-        "models with exits; each: accuracy of each exit; sweep: accuracy, images/s and cost of 59 choices of "
-        "thresholds, and plots; see sweep.…",
-        choices=["each", "sweep"],
-    )
-    quantized_ckpt: bool | None = option(
-        None, "for compatibility with myrtle-vision; ignored, the checkpoint records it"
-    )
-    early_exit: bool = option(False, "also evaluate early exit, with the thresholds of python -m vitfast.exits")
-    accelerate: str | None = option(
-        None,
-        "also evaluate the model accelerated by vitfast.accelerate for this CPU, in this precision; null: only the "
-        "original model",
-        choices=["fp32", "bf16", "fp16_32", "int8"],
-    )
-    precision: str = option("fp32", "bf16: autocast", choices=["fp32", "bf16"])
-    data: EvaluateDataOptions = field(default_factory=EvaluateDataOptions)
-    sweep: SweepOptions = field(default_factory=SweepOptions)
-
-    def check(self, prefix: str = "") -> None:
-        """Raises UserError if ``accelerate`` is combined with an option that it excludes."""
-        others = {
-            f"precision={self.precision}": self.precision != "fp32",
-            f"device={self.device}": self.device == "cuda",
-            f"exits={self.exits}": self.exits == "sweep",
-            "early_exit=true": self.early_exit,
-        }
-        wrong = [name for name, given in others.items() if given]
-        if self.accelerate is not None and wrong:
-            raise UserError(
-                f"accelerate={self.accelerate} evaluates whole models on the CPU, in that precision; "
-                f"leave out {' and '.join(wrong)}, or accelerate"
-            )
-
-
-def run(arguments: Sequence[str]) -> int:
+def run(options: EvaluateOptions) -> int:
     """Runs the command; returns the exit code."""
-    options = load_options(EvaluateOptions, arguments, "python -m vitfast.evaluate")
     trained = (options if options.accelerate is None else replace(options, device="cpu")).load()
     if options.exits == "sweep":
         result = sweep_exits(trained, options.data, options.split, options.precision, options.sweep)

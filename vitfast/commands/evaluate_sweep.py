@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from vitfast.benchmarking.harness import Spread
+from vitfast.commands.command_options import SweepOptions
 from vitfast.commands.exits import threshold_table
-from vitfast.config import option
+from vitfast.config.data_schema import EvaluateDataOptions
 from vitfast.data import ImageDataset, available_splits
 from vitfast.device import autocast, describe_device
 from vitfast.errors import UserError, explain_os_error
 from vitfast.evaluation.checkpoint_data import (
-    EvaluateDataOptions,
     data_of_checkpoint,
     dataset_of_split,
     loader_of_split,
@@ -34,24 +34,6 @@ from vitfast.text_table import percent
 # the examples figure: classes (rows) and images of each kind
 _MAX_CLASSES = 10
 _EXAMPLES = 5
-
-
-@dataclass
-class SweepOptions:
-    """Options of ``exits=sweep``: accuracy against speed and cost."""
-
-    calibration: str = option(
-        "val", "held-out images that the thresholds are chosen on, another split", choices=["train", "val", "test"]
-    )
-    tolerance: float = option(
-        0.2, "percentage points of top-1 on the calibration images that the chosen thresholds may lose", minimum=0
-    )
-    batch_size: int | None = option(None, "batch size of the speed measurement; null: data.batch_size", minimum=1)
-    images: int = option(512, "number of images for the speed measurement, evenly spaced in the split", minimum=1)
-    seconds: float = option(
-        60.0, "time to measure the chosen thresholds against all exits; the curve takes additional time", above=0
-    )
-    folder: str | None = option(None, "folder for the figures; null: the run's folder")
 
 
 @dataclass(frozen=True)

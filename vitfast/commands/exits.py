@@ -8,13 +8,11 @@ manifest. Without a budget it only prints.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
-from vitfast.commands.checkpoint_options import CheckpointOptions
-from vitfast.config import load_options, option
+from vitfast.commands.command_options import ExitsOptions
 from vitfast.device import autocast
 from vitfast.errors import UserError, explain_os_error
-from vitfast.evaluation.checkpoint_data import EvaluateDataOptions, loader_of_split
+from vitfast.evaluation.checkpoint_data import loader_of_split
 from vitfast.inference import ExitPoint, collect_exit_statistics, exit_gmacs, exit_latency_ms, geometric_sweep
 from vitfast.inference.early_exit.calibrate import check_budget, solve_thresholds
 from vitfast.inference.early_exit.early_exit import as_exit_model
@@ -22,23 +20,8 @@ from vitfast.runs.checkpoint import update_manifest
 from vitfast.text_table import percent, text_table
 
 
-@dataclass(kw_only=True)
-class ExitsOptions(CheckpointOptions):
-    """Calibrates the exit thresholds of a checkpoint, and stores them in it."""
-
-    budget_gmacs: float | None = option(None, "mean cost of an image in GMACs; null: see budget_ms", above=0)
-    budget_ms: float | None = option(
-        None, "mean latency of an image in ms, measured on this machine; null for both: only print", above=0
-    )
-    split: str = option("val", "held-out images for the calibration", choices=["train", "val", "test"])
-    search: bool = option(True, "refine the thresholds of the geometric family by a search")
-    precision: str = option("fp32", "bf16: autocast", choices=["fp32", "bf16"])
-    data: EvaluateDataOptions = field(default_factory=EvaluateDataOptions)
-
-
-def run(arguments: Sequence[str]) -> int:
+def run(options: ExitsOptions) -> int:
     """Runs the command; returns the exit code."""
-    options = load_options(ExitsOptions, arguments, "python -m vitfast.exits")
     if options.budget_gmacs is not None and options.budget_ms is not None:
         raise UserError("budget_gmacs and budget_ms are both given; give one")
     trained = options.load()

@@ -14,35 +14,16 @@ still predicted); 2 after a user error.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitfast.commands.checkpoint_options import CheckpointOptions
-from vitfast.config import load_options, option
+from vitfast.commands.command_options import PredictOptions
 from vitfast.evaluation.image_files import find_images, read_batches, report_skipped
 from vitfast.evaluation.predict import Prediction, predict
 
 
-@dataclass(kw_only=True)
-class PredictOptions(CheckpointOptions):
-    """Classifies images with a checkpoint."""
-
-    images: str = option(help="image files and folders (searched recursively), separated by commas")
-    top: int = option(3, "number of classes per image", minimum=1)
-    early_exit: bool = option(
-        True,
-        "if the checkpoint has thresholds (python -m vitfast.exits), stop at the first confident exit",
-    )
-    output: str = option("table", "table, or one JSON object per line", choices=["table", "jsonl"])
-    batch_size: int = option(32, "images in a batch", minimum=1)
-    precision: str = option("fp32", "bf16: autocast", choices=["fp32", "bf16"])
-
-
-def run(arguments: Sequence[str]) -> int:
+def run(options: PredictOptions) -> int:
     """Runs the command, and prints a line for each image, batch by batch; returns the exit code."""
-    options = load_options(PredictOptions, arguments, "python -m vitfast.predict")
     paths = find_images(options.images)
     trained = options.load()
     width = max(len(str(path)) for path in paths)

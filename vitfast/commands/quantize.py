@@ -11,8 +11,7 @@ import copy
 import json
 import math
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,10 @@ from typing import Any
 from tqdm import tqdm
 
 import vitfast
-from vitfast.commands.checkpoint_options import CheckpointOptions
-from vitfast.config import load_options, option
-from vitfast.config.schema import NumberFormatOptions
+from vitfast.commands.command_options import PLOT, REPORT, QuantizeOptions
 from vitfast.data import ImageDataset
 from vitfast.errors import UserError, explain_os_error
 from vitfast.evaluation.checkpoint_data import (
-    ForeignDataOptions,
     data_of_checkpoint,
     dataset_of_split,
     is_run,
@@ -46,34 +42,9 @@ from vitfast.tasks import create_plain_task
 from vitfast.text_table import percent, text_table
 from vitfast.weights.manifest import MODEL_FILE
 
-_PLOT, _REPORT = "quantization.png", "quantization.json"
 
-
-@dataclass(kw_only=True)
-class QuantizeOptions(NumberFormatOptions, CheckpointOptions):
-    """Quantizes a checkpoint, measures the loss of accuracy, and writes it with packed low-bit weights."""
-
-    checkpoint: str = option(help="folder of a run (its newest checkpoint) or of a checkpoint, or a weights file")
-    model: str | None = option(None, "name of the model, for a weights file that does not contain it")
-    quantized_ckpt: bool | None = option(
-        None, "whether the checkpoint is of quantization-aware training; optional, because the checkpoint records it"
-    )
-    output: str | None = option(None, "folder of the new checkpoint; null: CHECKPOINT_FORMAT, next to the source")
-    report: str | None = option(None, f"folder for {_REPORT} and {_PLOT}; null: that of the new checkpoint")
-    split: str = option("test", "images for the accuracy", choices=["train", "val", "test"])
-    report_images: int = option(256, "number of images for the errors of the layers", minimum=1)
-    calibration_split: str = option(
-        "train", "activations=calibrated: split for the calibration", choices=["train", "val", "test"]
-    )
-    calibration_images: int = option(512, "number of calibration images, chosen at random", minimum=1)
-    seed: int = option(0, "seed of the random choice of images", minimum=0)
-    per_class: bool = option(False, "also print precision, recall and F1 of each class")
-    data: ForeignDataOptions = field(default_factory=ForeignDataOptions)
-
-
-def run(arguments: Sequence[str]) -> int:
+def run(options: QuantizeOptions) -> int:
     """Runs the command; returns the exit code."""
-    options = load_options(QuantizeOptions, arguments, "python -m vitfast.quantize")
     trained = _load(options)
     described = trained.describe()
     if options.format is not None:
@@ -106,7 +77,7 @@ def run(arguments: Sequence[str]) -> int:
         _layer_table(report),
         *([text_table(("class", "n", "precision", "recall", "F1"), cells)] if options.per_class else []),
         f"The quantized checkpoint is {output}; evaluate, predict and visualize load it like any other checkpoint.\n"
-        f"The table of layers is drawn in {folder / _PLOT}, all results are in {folder / _REPORT}.",
+        f"The table of layers is drawn in {folder / PLOT}, all results are in {folder / REPORT}.",
     ]
     print("\n\n".join(parts))
     return 0
@@ -232,8 +203,8 @@ def _write_report(
     }
     with explain_os_error(f"report={folder} cannot be written"):
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / _REPORT).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        draw_quantization(report, folder / _PLOT, f"{trained.name}: {numbers}")
+        (folder / REPORT).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        draw_quantization(report, folder / PLOT, f"{trained.name}: {numbers}")
 
 
 def _finite(number: float) -> float | None:

@@ -12,31 +12,15 @@ drawn); 2 after a user error.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from vitfast.commands.checkpoint_options import CheckpointOptions
-from vitfast.config import load_options, option
+from vitfast.commands.command_options import VisualizeOptions
 from vitfast.evaluation.image_files import find_images, read_batches, report_skipped
 from vitfast.evaluation.visualize import choose_view, draw_images, figure_names
 
 
-@dataclass(kw_only=True)
-class VisualizeOptions(CheckpointOptions):
-    """Draws the attention of a checkpoint over images."""
-
-    images: str = option(help="image files and folders (searched recursively), separated by commas")
-    target: str = option("attention_maps", "folder of the figures, created if missing")
-    layer: str = option("rollout", "rollout: through all layers; all: one panel per layer; or a layer number, from 0")
-    head: str = option("mean", "mean of all heads, or a head number, from 0 (not with layer=rollout)")
-    batch_size: int = option(8, "images in a batch", minimum=1)
-    precision: str = option("fp32", "bf16: autocast", choices=["fp32", "bf16"])
-
-
-def run(arguments: Sequence[str]) -> int:
+def run(options: VisualizeOptions) -> int:
     """Runs the command, and prints a line for each image, batch by batch; returns the exit code."""
-    options = load_options(VisualizeOptions, arguments, "python -m vitfast.visualize")
     paths = find_images(options.images)
     trained = options.load()
     view = choose_view(trained.model, options.layer, options.head)

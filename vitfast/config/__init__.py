@@ -4,6 +4,7 @@ from vitfast.config.data_schema import DATASETS as DATASETS
 from vitfast.config.data_schema import AugmentConfig as AugmentConfig
 from vitfast.config.data_schema import DataConfig as DataConfig
 from vitfast.config.help import help_text as help_text
+from vitfast.config.load import asks_for_help as asks_for_help
 from vitfast.config.load import load_config as load_config
 from vitfast.config.load import load_options as load_options
 from vitfast.config.load import to_yaml as to_yaml

@@ -128,3 +128,35 @@ class DataConfig:
                 self.dataset, "the unpacked archive"
             )
             raise UserError(f"{prefix}dataset={self.dataset} needs {prefix}root=FOLDER with {holds}")
+
+
+@dataclass
+class EvaluateDataOptions:
+    """Where the images come from; null: as the run was trained."""
+
+    dataset: str | None = option(None, "the data set; null: that of the run", choices=DATASETS)
+    root: str | None = option(None, "folder of the images; null: that of the run")
+    batch_size: int | None = option(None, "images in a batch; null: that of the run", minimum=1)
+    workers: int | None = option(None, "processes that read images; null: as the run", minimum=0)
+    on_corrupt: str | None = option(
+        None,
+        "an image that cannot be read; raise: end and name it; skip: warn and leave it out; null: as the run",
+        choices=["raise", "skip"],
+    )
+
+
+@dataclass
+class ForeignDataOptions(EvaluateDataOptions):
+    """Where the images come from, and how they are read; null: as the run was trained, or the usual default."""
+
+    mean: list[float] | None = option(None, "a weights file: mean of each channel, pixels in 0..1", length=[1, 3])
+    std: list[float] | None = option(None, "a weights file: standard deviation of each channel", above=0, length=[1, 3])
+    resize: str | None = option(
+        None, "a weights file: as in python -m vitfast.train", choices=["short_side", "both_sides"]
+    )
+    interpolation: str | None = option(
+        None, "a weights file: how images are resized", choices=["nearest", "bilinear", "bicubic"]
+    )
+    crop_pct: float | None = option(
+        None, "a weights file: share of the resized side that the centre crop keeps", minimum=0.1, maximum=1
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from functools import reduce
 from operator import getitem
 from typing import Any
@@ -22,7 +23,8 @@ def help_text(schema: type = Config, prog: str = "python -m vitfast.train", valu
     """Describes the options of a command: key, type, default, meaning and allowed values, by section.
 
     Args:
-        schema: the dataclass of the options.
+        schema: the dataclass of the options. Its class variables ``example`` (arguments) and ``most_used`` (keys), if
+            it has them, come first.
         prog: the command.
         values: the defaults to show, e.g. those of a recipe; None: those of the dataclass.
     """
@@ -32,23 +34,30 @@ def help_text(schema: type = Config, prog: str = "python -m vitfast.train", valu
     options = list_options(schema)
     required = "".join(f" {key}=…" for key, info in options.items() if info.required)
     parts = [f"usage: {prog}{required} [key=value …] [--help] [--print-config]", _summary(schema)]
+    if example := getattr(schema, "example", ""):
+        parts.append(f"example: {prog} {example}")
+    most_used: tuple[str, ...] = getattr(schema, "most_used", ())
+    tables = _tables(options, defaults, most_used)
+    if most_used:
+        parts.append(tables.pop(0))
     if schema is Config:
         names = list_recipes()
         width = max(map(len, names))
         parts.append("\n".join(["recipes:", *(f"  {name:<{width}}  {line}" for name, line in names.items())]))
         parts.append(
-            f"The defaults below are those of recipe={defaults['recipe']}; 'recipe=NAME --help' shows another's.\n"
+            f"The defaults shown are those of recipe={defaults['recipe']}; 'recipe=NAME --help' shows another's.\n"
             "--print-config prints the configuration as YAML."
         )
-    parts.append(_tables(options, defaults))
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, *tables])
 
 
-def _tables(options: dict[str, OptionInfo], values: Any) -> str:
-    """One table for the top-level options and one for each section, all with the same columns."""
-    groups: dict[str, list[OptionInfo]] = {}
+def _tables(options: dict[str, OptionInfo], values: Any, most_used: Sequence[str]) -> list[str]:
+    """A table of the most used options, if any, one of the top-level options and one of each section, all aligned."""
+    groups = {"most used options:": [options[key] for key in most_used]} if most_used else {}
     for key, info in options.items():
-        groups.setdefault(key.rpartition(".")[0], []).append(info)
+        section = key.rpartition(".")[0]
+        heading = f"{section}: {_summary(info.section)}" if section else "options:"
+        groups.setdefault(heading, []).append(info)
     shown = {}
     for key in options:
         value = reduce(getitem, key.split("."), values)
@@ -59,11 +68,10 @@ def _tables(options: dict[str, OptionInfo], values: Any) -> str:
         max(map(len, shown.values())),
     )
     blocks = []
-    for section, members in groups.items():
-        heading = f"{section}: {_summary(members[0].section)}" if section else "options:"
+    for heading, members in groups.items():
         rows = [_row((info.key, info.type_name(), shown[info.key]), info, widths) for info in members]
         blocks.append("\n".join([heading, *rows]))
-    return "\n\n".join(blocks)
+    return blocks
 
 
 def _row(cells: tuple[str, str, str], info: OptionInfo, widths: tuple[int, int, int]) -> str:

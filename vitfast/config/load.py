@@ -81,6 +81,11 @@ def load_options(schema: type[Options], argv: Sequence[str], prog: str) -> Optio
     return options
 
 
+def asks_for_help(argv: Sequence[str]) -> bool:
+    """Whether ``load_options`` would print and exit: ``--help`` is among the arguments."""
+    return not _HELP.isdisjoint(argv)
+
+
 def to_yaml(options: Any) -> str:
     """Formats a configuration as YAML; ``load_config(["recipe=<that file>"])`` returns an equal one."""
     return OmegaConf.to_yaml(OmegaConf.structured(options))

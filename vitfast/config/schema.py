@@ -8,13 +8,14 @@ other; ``prefix`` precedes their names in the message.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from vitfast.config.data_schema import DataConfig
 from vitfast.config.option import option
 from vitfast.errors import UserError
 
 HUB = "hub"  # as model.checkpoint
+WEIGHTS = ("auto", "ema", "model")  # of a checkpoint
 
 
 @dataclass
@@ -266,6 +267,20 @@ class TrackConfig:
 @dataclass
 class Config:
     """All options of a training run."""
+
+    example: ClassVar = "recipe=finetune data.dataset=image_folder data.root=photos run_dir=runs/mine"
+    most_used: ClassVar = (
+        "recipe",
+        "run_dir",
+        "data.dataset",
+        "data.root",
+        "data.batch_size",
+        "model.name",
+        "model.checkpoint",
+        "schedule.epochs",
+        "optim.lr",
+        "train.resume",
+    )
 
     recipe: str = option("vit_digits", "name of a recipe, or a .yaml file; other options override it")
     seed: int = option(0, "seed of initialization, order and augmentation", minimum=0, maximum=2**32 - 1)

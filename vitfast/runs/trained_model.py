@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from vitfast.config.schema import WEIGHTS
 from vitfast.errors import UserError, explain_os_error, one_line
 from vitfast.models import ImageModel
 from vitfast.quantization.quantize import describe_quantization
@@ -20,7 +21,6 @@ from vitfast.weights.load_weights import build_stored_model
 from vitfast.weights.manifest import EMA_FILE, CheckpointError, read_manifest, require_entries
 from vitfast.weights.source_checkpoint import stored_weights
 
-WEIGHTS = ("auto", "ema", "model")
 _SOURCE = "quantized_from"
 
 # attributes of an ImageDataset that a manifest records, so that evaluation and prediction repeat them

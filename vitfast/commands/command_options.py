@@ -1,0 +1,320 @@
+"""The options of all commands but ``train``, whose options are ``vitfast.config.schema.Config``.
+
+``--help`` and errors in the arguments need this module only: it must not import torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+from vitfast.benchmarking.run_options import ModelRunOptions, seconds_option
+from vitfast.config import option
+from vitfast.config.data_schema import EvaluateDataOptions, ForeignDataOptions
+from vitfast.config.schema import WEIGHTS, NumberFormatOptions
+from vitfast.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from vitfast.runs.trained_model import TrainedModel
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+ENGINE_PRECISIONS = ("fp32", "bf16", "int8", "fp16_32")
+LIBRARIES = ("torchvision", "timm")
+PEER_NAMES = ("eager", "compile", "onnxruntime", "openvino", "torchao", "zentorch")
+PLOT, REPORT = "quantization.png", "quantization.json"  # what `vitfast quantize` writes beside the checkpoint
+
+
+@dataclass(kw_only=True)
+class CheckpointOptions:
+    """The checkpoint to load, and where it runs."""
+
+    checkpoint: str = option(help="folder of a run (its newest checkpoint) or of a checkpoint")
+    weights: str = option("auto", "auto: averaged weights (EMA) if available", choices=WEIGHTS)
+    device: str = option("auto", "auto: the GPU if there is one", choices=["auto", "cpu", "cuda"])
+    threads: int | None = option(None, "CPU threads; null: torch's choice", minimum=1)
+
+    def load(self) -> TrainedModel:
+        """Loads the checkpoint's model onto the device, and sets the number of CPU threads."""
+        from vitfast.runs.trained_model import load_trained_model  # imports torch, for which --help does not wait
+
+        return load_trained_model(self.checkpoint, weights=self.weights, device=self.prepare_device())
+
+    def prepare_device(self) -> torch.device:
+        """Returns the device, and sets the number of CPU threads."""
+        import torch
+
+        from vitfast.device import select_device
+
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        return select_device(self.device)
+
+
+@dataclass
+class SweepOptions:
+    """Options of ``exits=sweep``: accuracy against speed and cost."""
+
+    calibration: str = option(
+        "val", "held-out images that the thresholds are chosen on, another split", choices=["train", "val", "test"]
+    )
+    tolerance: float = option(
+        0.2, "percentage points of top-1 on the calibration images that the chosen thresholds may lose", minimum=0
+    )
+    batch_size: int | None = option(None, "batch size of the speed measurement; null: data.batch_size", minimum=1)
+    images: int = option(512, "number of images for the speed measurement, evenly spaced in the split", minimum=1)
+    seconds: float = option(
+        60.0, "time to measure the chosen thresholds against all exits; the curve takes additional time", above=0
+    )
+    folder: str | None = option(None, "folder for the figures; null: the run's folder")
+
+
+@dataclass
+class PrepareOptions:
+    """Brings a data set into the layout that training reads."""
+
+    example: ClassVar = "source=NWPU-RESISC45 target=resisc45"
+
+    source: str = option(help="the unpacked archive: a folder with a folder of images for each class")
+    target: str = option(help="folder to make; it may exist, and what it holds already is kept")
+    dataset: str = option("resisc45", "the data set", choices=["resisc45"])
+    split: str = option(
+        "myrtle",
+        "myrtle: the first 489, then 71, then 140 images of each class; torchgeo: its published lists, in "
+        "source: resisc45-train.txt, resisc45-val.txt and resisc45-test.txt",
+        choices=["myrtle", "torchgeo"],
+    )
+
+
+@dataclass(kw_only=True)
+class EvaluateOptions(CheckpointOptions):
+    """Evaluates a checkpoint on a split of its training data, or on other data."""
+
+    example: ClassVar = "checkpoint=runs/mine split=val"
+    most_used: ClassVar = (
+        "checkpoint",
+        "split",
+        "data.dataset",
+        "data.root",
+        "data.batch_size",
+        "output",
+        "precision",
+        "accelerate",
+        "weights",
+        "device",
+    )
+
+    split: str = option("test", "the images", choices=["train", "val", "test"])
+    output: str = option("table", "format of the results", choices=["table", "json"])
+    exits: str = option(
+        "each",
+        "models with exits; each: accuracy of each exit; sweep: accuracy, images/s and cost of 59 choices of "
+        "thresholds, and plots; see sweep.…",
+        choices=["each", "sweep"],
+    )
+    quantized_ckpt: bool | None = option(
+        None, "for compatibility with myrtle-vision; ignored, the checkpoint records it"
+    )
+    early_exit: bool = option(False, "also evaluate early exit, with the thresholds of python -m vitfast.exits")
+    accelerate: str | None = option(
+        None,
+        "also evaluate the model accelerated by vitfast.accelerate for this CPU, in this precision; null: only the "
+        "original model",
+        choices=["fp32", "bf16", "fp16_32", "int8"],
+    )
+    precision: str = option("fp32", "bf16: autocast", choices=["fp32", "bf16"])
+    data: EvaluateDataOptions = field(default_factory=EvaluateDataOptions)
+    sweep: SweepOptions = field(default_factory=SweepOptions)
+
+    def check(self, prefix: str = "") -> None:
+        """Raises UserError if ``accelerate`` is combined with an option that it excludes."""
+        others = {
+            f"precision={self.precision}": self.precision != "fp32",
+            f"device={self.device}": self.device == "cuda",
+            f"exits={self.exits}": self.exits == "sweep",
+            "early_exit=true": self.early_exit,
+        }
+        wrong = [name for name, given in others.items() if given]
+        if self.accelerate is not None and wrong:
+            raise UserError(
+                f"accelerate={self.accelerate} evaluates whole models on the CPU, in that precision; "
+                f"leave out {' and '.join(wrong)}, or accelerate"
+            )
+
+
+@dataclass(kw_only=True)
+class ExitsOptions(CheckpointOptions):
+    """Calibrates the exit thresholds of a checkpoint, and stores them in it."""
+
+    example: ClassVar = "checkpoint=runs/mine budget_gmacs=1.0"
+    most_used: ClassVar = (
+        "checkpoint",
+        "budget_gmacs",
+        "budget_ms",
+        "split",
+        "data.dataset",
+        "data.root",
+        "data.batch_size",
+        "precision",
+        "weights",
+        "device",
+    )
+
+    budget_gmacs: float | None = option(None, "mean cost of an image in GMACs; null: see budget_ms", above=0)
+    budget_ms: float | None = option(
+        None, "mean latency of an image in ms, measured on this machine; null for both: only print", above=0
+    )
+    split: str = option("val", "held-out images for the calibration", choices=["train", "val", "test"])
+    search: bool = option(True, "refine the thresholds of the geometric family by a search")
+    precision: str = option("fp32", "bf16: autocast", choices=["fp32", "bf16"])
+    data: EvaluateDataOptions = field(default_factory=EvaluateDataOptions)
+
+
+@dataclass(kw_only=True)
+class QuantizeOptions(NumberFormatOptions, CheckpointOptions):
+    """Quantizes a checkpoint, measures the loss of accuracy, and writes it with packed low-bit weights."""
+
+    example: ClassVar = "checkpoint=runs/mine format=INT8"
+    most_used: ClassVar = (
+        "checkpoint",
+        "format",
+        "output",
+        "split",
+        "activations",
+        "overrides",
+        "per_class",
+        "data.dataset",
+        "data.root",
+        "device",
+    )
+
+    checkpoint: str = option(help="folder of a run (its newest checkpoint) or of a checkpoint, or a weights file")
+    model: str | None = option(None, "name of the model, for a weights file that does not contain it")
+    quantized_ckpt: bool | None = option(
+        None, "whether the checkpoint is of quantization-aware training; optional, because the checkpoint records it"
+    )
+    output: str | None = option(None, "folder of the new checkpoint; null: CHECKPOINT_FORMAT, next to the source")
+    report: str | None = option(None, f"folder for {REPORT} and {PLOT}; null: that of the new checkpoint")
+    split: str = option("test", "images for the accuracy", choices=["train", "val", "test"])
+    report_images: int = option(256, "number of images for the errors of the layers", minimum=1)
+    calibration_split: str = option(
+        "train", "activations=calibrated: split for the calibration", choices=["train", "val", "test"]
+    )
+    calibration_images: int = option(512, "number of calibration images, chosen at random", minimum=1)
+    seed: int = option(0, "seed of the random choice of images", minimum=0)
+    per_class: bool = option(False, "also print precision, recall and F1 of each class")
+    data: ForeignDataOptions = field(default_factory=ForeignDataOptions)
+
+
+@dataclass(kw_only=True)
+class PredictOptions(CheckpointOptions):
+    """Classifies images with a checkpoint."""
+
+    example: ClassVar = "checkpoint=runs/mine images=photos,cat.jpg top=5"
+
+    images: str = option(help="image files and folders (searched recursively), separated by commas")
+    top: int = option(3, "number of classes per image", minimum=1)
+    early_exit: bool = option(
+        True,
+        "if the checkpoint has thresholds (python -m vitfast.exits), stop at the first confident exit",
+    )
+    output: str = option("table", "table, or one JSON object per line", choices=["table", "jsonl"])
+    batch_size: int = option(32, "images in a batch", minimum=1)
+    precision: str = option("fp32", "bf16: autocast", choices=["fp32", "bf16"])
+
+
+@dataclass(kw_only=True)
+class VisualizeOptions(CheckpointOptions):
+    """Draws the attention of a checkpoint over images."""
+
+    example: ClassVar = "checkpoint=runs/mine images=photos layer=all"
+
+    images: str = option(help="image files and folders (searched recursively), separated by commas")
+    target: str = option("attention_maps", "folder of the figures, created if missing")
+    layer: str = option("rollout", "rollout: through all layers; all: one panel per layer; or a layer number, from 0")
+    head: str = option("mean", "mean of all heads, or a head number, from 0 (not with layer=rollout)")
+    batch_size: int = option(8, "images in a batch", minimum=1)
+    precision: str = option("fp32", "bf16: autocast", choices=["fp32", "bf16"])
+
+
+@dataclass
+class BenchmarkOptions(ModelRunOptions):
+    """Compares vitfast's models and operators with torchvision's, timm's and torch's, in one interleaved run."""
+
+    example: ClassVar = "model=vit_small_patch16_224 mode=inference batch=1,8 json=speed.json"
+    most_used: ClassVar = (
+        "model",
+        "mode",
+        "precision",
+        "batch",
+        "peers",
+        "seconds",
+        "json",
+        "compile",
+        "device",
+        "threads",
+    )
+
+    model: list[str] = option(["vit_tiny_patch16_224"], "one or more models; see vitfast.list_models()")
+    precision: list[str] = option(
+        ["fp32"],
+        f"one or more of {', '.join(PRECISIONS)}; fp16 is not measured in training; "
+        f"with peers: {', '.join(ENGINE_PRECISIONS)}",
+    )
+    peers: list[str] = option(
+        ["none"],
+        "compare accelerated models with other engines instead; engines that are not installed are reported",
+        choices=["none", "all", *PEER_NAMES],
+    )
+    mode: str = option(
+        "all",
+        "whole models in evaluation, training steps, single operators at the models' shapes, or all three",
+        choices=["inference", "training", "operators", "all"],
+    )
+    operator: list[str] = option(
+        ["all"],
+        "operators: only these, by the names in the tables: operator=attention,mlp",
+    )
+    backward: bool = option(False, "operators: measure forward and backward together")
+    heads: int | None = option(None, "operators: number of heads; null: the model's", minimum=1)
+    compile: bool = option(False, "models: also measure each one with torch.compile")
+    libraries: list[str] = option(["all"], "models: libraries beside vitfast", choices=["all", *LIBRARIES])
+    limits: bool = option(False, "measure a large copy and a large GEMM in each table, and shares of them")
+    cold_cache: bool = option(False, "flush the caches before every run")
+    seconds: float = seconds_option(45.0)
+
+    def check(self, prefix: str = "") -> None:
+        """Checks the options before anything is measured."""
+        from vitfast.models.registry import resolve_name  # imports torch
+
+        super().check(prefix)
+        for name in self.model:
+            resolve_name(name)
+        allowed = ENGINE_PRECISIONS if self.engines() else PRECISIONS
+        for precision in self.precision:
+            if precision not in allowed:
+                raise UserError(f"precision={precision} is unknown; allowed: {', '.join(allowed)}")
+        if "fp16" in self.precision and self.mode == "training":
+            raise UserError("precision=fp16 cannot be measured in training, which would need a loss scale; use bf16")
+        chosen = ["backward=true"] if self.backward else []
+        if self.operator != ["all"]:
+            chosen.append(f"operator={','.join(self.operator)}")
+        if self.heads is not None:
+            chosen.append(f"heads={self.heads}")
+        for given in chosen:
+            if self.mode not in ("operators", "all"):
+                raise UserError(f"{given} is about single operators; mode={self.mode} has none, use mode=operators")
+        if self.compile and self.mode == "operators":
+            raise UserError(
+                "compile=true is about whole models; mode=operators has none, use mode=inference or training"
+            )
+        if self.engines() and (self.mode not in ("inference", "all") or self.compile or chosen):
+            raise UserError(
+                f"peers={','.join(self.peers)} compares whole models in evaluation; "
+                "leave mode, compile, operator, backward out"
+            )
+
+    def engines(self) -> list[str]:
+        """The engines that accelerated models are compared with; empty: compare libraries."""
+        return [name for name in PEER_NAMES if name in self.peers or "all" in self.peers]
