@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vitfast.errors import UserError, explain_os_error, one_line
+from vitfast.files import open_regular
 
 _FOLDER = Path(__file__).parent / "recipes"
 
@@ -70,7 +71,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
         UserError: if the file is not YAML, has no options, or has more than options: interpolations, other YAML types.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             encoded = file.read(_MAX_BYTES + 1)
         if len(encoded) > _MAX_BYTES:
             raise UserError(f"{path} is not a recipe: it has more than {_MAX_BYTES:,} bytes")

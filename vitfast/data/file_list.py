@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from vitfast.data.image_source import FileSource
 from vitfast.errors import UserError
+from vitfast.files import read_text
 
 LIST_FILES = {"train": "train_imagepaths.txt", "val": "valid_imagepaths.txt", "test": "test_imagepaths.txt"}
 LABEL_MAP = "label_map.json"
@@ -36,7 +37,7 @@ class FileList(FileSource):
         labels: list[int] = []
         file = folder / LIST_FILES[split]
         try:
-            lines = file.read_text(encoding="utf-8").splitlines()
+            lines = read_text(file).splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(
                 f"{file} cannot be read: {error}; it must be UTF-8 text with a path in each line"
@@ -77,7 +78,7 @@ def available_splits(root: str | os.PathLike[str]) -> list[str]:
 
 def _label_map(file: Path) -> dict[str, int]:
     try:
-        numbers = json.loads(file.read_text(encoding="utf-8"))
+        numbers = json.loads(read_text(file))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f'{file} cannot be read: {error}; it must contain {{"CLASS": NUMBER, …}}') from error
     if not isinstance(numbers, dict) or sorted(map(str, numbers.values())) != sorted(map(str, range(len(numbers)))):

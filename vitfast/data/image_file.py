@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vitfast.errors import UserError
+from vitfast.files import open_regular
 
 _MODES = {1: "L", 3: "RGB"}
 
@@ -29,7 +30,7 @@ def load_image(path: str | os.PathLike[str], in_chans: int = 3) -> Image.Image:
         UserError: if the file cannot be read or decoded; the message gives the file and the reason.
     """
     try:
-        with open(path, "rb") as stream, Image.open(stream) as image:
+        with open_regular(path) as stream, Image.open(stream) as image:
             image.load()
             return _convert(_upright(image), _MODES[in_chans])
     except OSError as error:

@@ -11,7 +11,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from vitfast.data.file_list import LABEL_MAP, LIST_FILES
 from vitfast.errors import UserError
-from vitfast.files import atomic_file
+from vitfast.files import atomic_file, read_text
 
 _IMAGES = "images"
 
@@ -79,7 +79,7 @@ def _torchgeo_split(images: dict[str, list[str]], source: Path) -> dict[str, lis
     for split in LIST_FILES:
         file = source / f"resisc45-{split}.txt"
         try:
-            names = file.read_text(encoding="utf-8").split()
+            names = read_text(file).split()
         except OSError as error:
             raise UserError(
                 f"split=torchgeo reads {file}: {error}; download it from https://huggingface.co/datasets/torchgeo/resisc45"

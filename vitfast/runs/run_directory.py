@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 import vitfast
 from vitfast.errors import UserError, explain_os_error
-from vitfast.files import atomic_file
+from vitfast.files import atomic_file, read_text
 
 CONFIG, ENVIRONMENT, METRICS, LOG, CURVES = "config.yaml", "environment.json", "metrics.jsonl", "log.txt", "curves.png"
 NON_FINITE = "non_finite.json"
@@ -106,7 +106,7 @@ class RunDirectory:
         """Writes ``environment.json``: the environment of the start, and under ``resumed`` those of each resume."""
         file = self.path / ENVIRONMENT
         try:
-            first = json.loads(file.read_text(encoding="utf-8"))
+            first = json.loads(read_text(file))
             content = {**first, "resumed": [*first.get("resumed", []), environment]}
         except (OSError, ValueError, AttributeError):
             content = environment

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from pathlib import Path
 from typing import Any
 
 from vitfast.errors import UserError
+from vitfast.files import read_text, sha256_of_file
 from vitfast.models.foreign_model import TIMM, timm_settings
 from vitfast.models.registry import resolve_name
 
@@ -115,7 +115,7 @@ def download_pretrained(name: str, revision: str | None = None) -> tuple[Path, d
         raise UserError(f"the Hugging Face hub has no {_WEIGHTS} in {where}: {str(error).splitlines()[0]}") from error
     _check_hash(weights)
     try:
-        settings: dict[str, Any] = json.loads(config.read_text())["pretrained_cfg"]
+        settings: dict[str, Any] = json.loads(read_text(config))["pretrained_cfg"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{config} is no configuration of timm; delete it to download it again") from error
     return weights, settings
@@ -145,11 +145,7 @@ def _check_hash(path: Path) -> None:
     expected = path.resolve().name
     if re.fullmatch("[0-9a-f]{64}", expected) is None:
         return
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    if digest.hexdigest() != expected:
+    if sha256_of_file(path) != expected:
         raise UserError(f"{path.resolve()} is damaged, its SHA-256 is not its name; delete it to download it again")
 
 

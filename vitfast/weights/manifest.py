@@ -15,7 +15,7 @@ from typing import Any
 
 from vitfast import __version__
 from vitfast.errors import UserError
-from vitfast.files import sha256_of_file
+from vitfast.files import open_regular, sha256_of_file
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -44,7 +44,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     file = folder / MANIFEST
     try:
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             text = stream.read(_MAX_BYTES + 1)
         if len(text) > _MAX_BYTES:
             raise ValueError(f"it has more than {_MAX_BYTES >> 20} MiB")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vitfast.errors import UserError
+from vitfast.files import read_text
 from vitfast.models.model_fields import ModelFields
 from vitfast.models.saved_exits import SavedExits
 from vitfast.models.vit import ViTFields
@@ -265,7 +266,7 @@ def _read_config(file: Path) -> Mapping[str, Any]:
     if not path.exists():
         return {}
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{CONFIG_FILE} is damaged or not JSON ({error}); fix it, or move it elsewhere") from error
     if not isinstance(config, dict):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vitfast.errors import UserError
+from vitfast.files import open_regular
 from vitfast.weights.npz_file import check_archive
 from vitfast.weights.restricted_pickle import RestrictedUnpickler, explain_error
 
@@ -35,7 +36,7 @@ def read_torch_file(path: Path) -> Any:
         UserError: the file is damaged, or holds anything else.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             is_archive = file.read(2) == b"PK"
             file.seek(0)
             return _read_archive(file, check_archive(path)) if is_archive else _read_old_format(file)

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vitfast.errors import UserError
+from vitfast.files import open_regular, read_text
 from vitfast.weights.npz_file import check_archive, read_npz_file
 from vitfast.weights.restricted_pickle import NumpyArray, ScriptObject, explain_error
 from vitfast.weights.torch_file import read_torch_file
@@ -111,7 +112,7 @@ def _read_file(path: Path) -> WeightFile:
     if not path.is_file():
         raise UserError(f"{path} is not a file; give the file that holds the weights")
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(64)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
@@ -231,7 +232,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
-        content: Any = json.loads(index.read_text(encoding="utf-8"))
+        content: Any = json.loads(read_text(index))
         weight_map = content["weight_map"]
         if weight_map and all(isinstance(name, str) for name in weight_map.values()):
             return dict(weight_map)
