@@ -104,9 +104,12 @@ def test_a_damaged_file_is_refused(hub):
     blob.write_bytes(blob.read_bytes()[:-1] + b"x")
     with pytest.raises(vitfast.UserError, match=f"{blob.name} is damaged"):
         vitfast.create_model(NAME, pretrained=True)
-    fill(hub, f"{NAME}.other")[1].joinpath("config.json").write_text("[]")
-    with pytest.raises(vitfast.UserError, match=r"config.json is no configuration of timm"):
-        vitfast.create_model(f"{NAME}.other", pretrained=True)
+    _, snapshot = fill(hub, f"{NAME}.other")
+    sizes = [3, '{"input_size": 3}', '{"input_size": [3, "8", 8], "mean": [0.5], "std": [0.5]}']
+    for text in ("[]", "[" * 9_999, *(f'{{"pretrained_cfg": {settings}}}' for settings in sizes)):
+        (snapshot / "config.json").write_text(text)
+        with pytest.raises(vitfast.UserError, match=r"config.json is no configuration of timm"):
+            vitfast.create_model(f"{NAME}.other", pretrained=True)
 
 
 def test_the_default_tags_are_timms():

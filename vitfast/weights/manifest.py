@@ -65,8 +65,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{file} is damaged: its content does not match its SHA-256, the entry {_HASH}; use another checkpoint"
         )
     _check_entries(file, manifest, _ENTRIES)
-    _check_entries(file, manifest.get("data", {}), _DATA, "data.")
+    if "files" not in manifest:
+        raise CheckpointError(f'{file} is damaged: it lacks "files", {_ENTRIES["files"][1]}; use another checkpoint')
+    check_preprocessing(file, manifest.get("data", {}), "data.")
     return manifest
+
+
+def check_preprocessing(file: Path, record: Mapping[str, Any], prefix: str) -> None:
+    """Raises CheckpointError if a preprocessing of images has wrong types or values, or enlarges them too much."""
+    _check_entries(file, record, _DATA, prefix)
 
 
 def require_entries(folder: Path, manifest: Mapping[str, Any], *names: str) -> None:
@@ -122,8 +129,6 @@ def _check_entries(
     for name, (holds, rule) in rules.items():
         if name in record and not holds(record[name]):
             raise CheckpointError(f'{file} is damaged: "{prefix}{name}" must be {rule}; use another checkpoint')
-    if not prefix and "files" not in record:
-        raise CheckpointError(f'{file} is damaged: "files" must be {rules["files"][1]}; use another checkpoint')
 
 
 def _are_files(value: Any) -> bool:
