@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 import vitfast
@@ -53,6 +55,20 @@ def test_the_file_is_small_and_gives_the_same_bits(
     assert vitfast.quantization_record(loaded) == vitfast.quantization_record(model)
     sizes = [(tmp_path / name).stat().st_size for name in ("small.safetensors", "float32.safetensors")]
     assert sizes[0] < share * sizes[1]
+
+
+@pytest.mark.parametrize("change", [{"num_classes": 30_000_000}, {"depth": 20_000}, {"depth": "2"}, {"name": 1}])
+def test_fields_that_the_weights_do_not_have(model: ImageModel, tmp_path: Path, change: dict[str, object]) -> None:
+    """They are compared before a model of their size is built."""
+    vitfast.quantize_(model, Int8Config())
+    vitfast.save_quantized(model, tmp_path / "model.safetensors")
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+        metadata = json.loads(file.metadata()["vitfast_quantized"])
+        tensors = {key: file.get_tensor(key) for key in file.keys()}
+    metadata["model"]["fields"] |= change
+    save_file(tensors, tmp_path / "crafted.safetensors", {"vitfast_quantized": json.dumps(metadata)})
+    with pytest.raises(UserError, match=r"crafted\.safetensors"):
+        vitfast.load_quantized(tmp_path / "crafted.safetensors")
 
 
 def test_another_process_computes_the_same(model: ImageModel, images: Tensor, tmp_path: Path) -> None:
