@@ -85,6 +85,7 @@ def test_forward_features_returns_all_tokens(kind):
         ("timm: Swin, any size", (28, 40)),
         ("timm: SAM", (28, 40)),
         ("transformers: BeitModel", (48, 64)),
+        ("transformers: InternVLVisionModel", (48, 64)),
         ("transformers: Data2VecVisionModel", (48, 64)),
         ("transformers: SwinForImageClassification", (28, 40)),
         ("transformers: SwinBackbone", (12, 20)),

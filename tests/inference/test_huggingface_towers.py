@@ -23,7 +23,11 @@ BASES = (
     "SwinModel",
     "SwinForImageClassification",
 )
-ALL_STATES_ONLY = ("Data2VecVisionForImageClassification", "Swinv2Model")  # which take no indices of hidden states
+ALL_STATES_ONLY = (
+    "Data2VecVisionForImageClassification",
+    "InternVLVisionModel",
+    "Swinv2Model",
+)  # which take no indices of hidden states
 WITH_TEXT = ("CLIPModel", "SiglipModel")
 
 

@@ -94,6 +94,8 @@ TIMM: dict[str, tuple[str, dict[str, Any]]] = {
     "Swin, any size": ("swin_tiny_patch4_window7_224", {"strict_img_size": False}),
     "Swin V2": ("swinv2_tiny_window8_256", {"window_size": 4}),
     "Swin V2, padded windows": ("swinv2_tiny_window8_256", {}),
+    "AIMv2: RMSNorm": ("aimv2_large_patch14_224", {"patch_size": 16}),
+    "parallel blocks": ("vit_small_patch16_18x2_224", {"init_values": 0.5}),
     "SAM": ("samvit_base_patch16_224", {"patch_size": 4, "window_size": 3, "global_attn_indexes": (1,)}),
     "SAM, neck": ("samvit_base_patch16", {"patch_size": 4, "window_size": 3, "neck_chans": 8, "num_classes": 0}),
 }
@@ -144,6 +146,14 @@ HUGGINGFACE = {
         {"intermediate_size": 48, "out_indices": [1, 2], "return_class_token": True, "use_gated_mlp": True},
     ),
     "DINOv3ViTModel": ("DINOv3ViTConfig", {"intermediate_size": 48, "layerscale_value": 0.7, "num_register_tokens": 3}),
+    "InternVLVisionModel": (
+        "InternVLVisionConfig",
+        {"intermediate_size": 48, "use_qk_norm": True, "image_size": [32, 32], "patch_size": [16, 16]},
+    ),
+    "InternVLVisionModel, RMSNorm": (
+        "InternVLVisionConfig",
+        {"intermediate_size": 48, "norm_type": "rms_norm", "image_size": [32, 32], "patch_size": [16, 16]},
+    ),
     "SiglipVisionModel": ("SiglipVisionConfig", {"intermediate_size": 48}),
     "SiglipForImageClassification": ("SiglipConfig", {"num_labels": 7}),
     "BeitModel": ("BeitConfig", {"intermediate_size": 48, "use_relative_position_bias": True}),

@@ -23,10 +23,17 @@ from vitfast.inference.ir import (
     SplitSpec,
 )
 from vitfast.inference.modules.attention import BiasedAttention, GatedAttention, InferenceAttention, QkNormAttention
-from vitfast.inference.modules.block import InferenceBlock, InferenceMlp, PatchMerging, PostNormBlock
+from vitfast.inference.modules.block import (
+    BlockParts,
+    InferenceBlock,
+    InferenceMlp,
+    ParallelBlock,
+    PatchMerging,
+    PostNormBlock,
+)
 from vitfast.inference.modules.fallback_block import FallbackBlock
 from vitfast.inference.modules.linear import InferenceLinear, SourceRows, TorchInt8Linear, TorchLinear
-from vitfast.inference.modules.norm import InferenceNorm, round_to_fp16
+from vitfast.inference.modules.norm import InferenceNorm, InferenceRmsNorm, round_to_fp16
 from vitfast.inference.modules.patches import ConvNeck, Patches, SplitLinear
 from vitfast.inference.normalization import Normalization
 from vitfast.inference.source_tensors import SourceTensors
@@ -114,7 +121,7 @@ class Backend:
         return self.linear_class(precision)(weight, bias, precision, places, column_order, activation, scale, norm)
 
     def norm(self, spec: NormSpec, *, column_order: Tensor | None = None) -> InferenceNorm:
-        """Builds a LayerNorm; where ``accelerate`` rounds its input, gamma is rounded once."""
+        """Builds a LayerNorm or RMSNorm; where ``accelerate`` rounds its input, gamma is rounded once."""
         rounds = (spec.precision or self.precision) == "fp16_32"
         weight, bias = self.copy(spec.weight), self.copy(spec.bias)
         if spec.weight is not None and weight is not None and rounds and spec.precision is None:
@@ -123,7 +130,7 @@ class Backend:
         if column_order is not None:
             order = column_order.to(self.device)
             weight, bias = (None if tensor is None else tensor[order] for tensor in (weight, bias))
-        return InferenceNorm(weight, bias, spec.eps, rounds_input=rounds)
+        return (InferenceRmsNorm if spec.is_rms else InferenceNorm)(weight, bias, spec.eps, rounds_input=rounds)
 
     def norm_or_identity(self, spec: NormSpec | None) -> nn.Module:
         """Builds a LayerNorm, or an identity for None."""
@@ -148,6 +155,9 @@ class Backend:
     def block(self, spec: BlockSpec, num_patches: int = 0, *, in_windows: bool = False) -> InferenceBlock:
         """Builds a block; ``num_patches`` is required for ConViT's attention, ``in_windows`` as in ``_attention``."""
         parts = self.block_parts(spec, self._attention(spec.attention, num_patches, in_windows=in_windows))
+        if spec.parallel:
+            others = (self.block_parts(one, self._attention(one.attention, num_patches)) for one in spec.parallel)
+            return ParallelBlock(spec.name, *parts, self.dtype, others=(BlockParts(*one) for one in others))
         if spec.is_post_norm:
             norm1, norm2 = self.norm(spec.norm1), self.norm(spec.norm2)
             return PostNormBlock(spec.name, *parts, self.dtype, norm1=norm1, norm2=norm2)
@@ -219,7 +229,8 @@ class Backend:
         if spec.q_norm is None and spec.k_norm is None:
             attention = self.layer_class(InferenceAttention)(*heads)
         else:
-            attention = QkNormAttention(*heads, self.norm_or_identity(spec.q_norm), self.norm_or_identity(spec.k_norm))
+            norms = (self.norm_or_identity(spec.q_norm), self.norm_or_identity(spec.k_norm))
+            attention = QkNormAttention(*heads, *norms, spec.has_joint_norms)
         if spec.gated is None:
             return attention
         weight, bias, gating_param = (tensor.detach() for tensor in spec.gated)

@@ -49,12 +49,13 @@ class LinearSpec:
 
 @dataclass(frozen=True, eq=False)
 class NormSpec:
-    """A LayerNorm over the last dimension."""
+    """A LayerNorm over the last dimension, or an RMSNorm, which subtracts no mean and has no bias."""
 
     weight: Tensor | None  # [C]; None: ones
     bias: Tensor | None  # [C]; None: zeros
     eps: float
     precision: Precision | None = None  # as in LinearSpec
+    is_rms: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,6 +187,7 @@ class AttentionSpec:
     q_norm: NormSpec | None = None  # of q within each head
     k_norm: NormSpec | None = None
     norm: NormSpec | None = None  # of the result, before the output projection
+    has_joint_norms: bool = False  # whether q_norm and k_norm are over the channels of all heads
     # ConViT (d'Ascoli et al., 2021), (1 - g) content + g positional: weight and bias of ``pos_proj``, and
     # ``gating_param`` [H], whose sigmoid is g
     gated: tuple[Tensor, Tensor, Tensor] | None = None
@@ -207,7 +209,8 @@ class ReuseSpec:
 class BlockSpec:
     """A pre-norm transformer block: ``x += scale1 * attention(norm1(x)); x += scale2 * mlp(norm2(x))``.
 
-    With ``is_post_norm``: ``x += norm1(attention(x)); x += norm2(mlp(x))``.
+    With ``is_post_norm``: ``x += norm1(attention(x)); x += norm2(mlp(x))``. With ``parallel``, the attention of several
+    blocks reads the same x and their results are added, and then their MLPs do.
     """
 
     name: str  # of the source module
@@ -219,6 +222,7 @@ class BlockSpec:
     scale2: Tensor | None = None
     feature_reuse: ReuseSpec | None = None  # features concatenated with x before norm2 in a DVT
     is_post_norm: bool = False
+    parallel: tuple[BlockSpec, ...] = ()  # pre-norm blocks beside this one
 
 
 @dataclass(frozen=True, eq=False)

@@ -60,10 +60,12 @@ class CpuBackend(Backend):
         inside = [module for part in parts if isinstance(part, nn.Module) for module in part.modules()]
         precisions = {module.precision for module in inside if isinstance(module, InferenceLinear)}
         norms = [module for module in inside if isinstance(module, InferenceNorm)]
-        is_fused = len(precisions) <= 1 and all(norm.rounds_input == (precisions == {"fp16_32"}) for norm in norms)
+        is_fused = len(precisions) <= 1
         if base is Patches:
             is_fused = not norms and precisions != {"int8"}
-        elif base is InferenceBlock:
+        elif base is not InferenceMlp:
+            is_fused = is_fused and all(norm.is_fused_in(one) for norm in norms for one in precisions)
+        if base is InferenceBlock:
             _, attention, proj, mlp = parts
             is_packed = isinstance(attention, (PackedAttention, PackedBiasedAttention))
             is_fused = is_fused and is_packed and proj.norm is None and mlp.fc2.norm is None

@@ -30,7 +30,7 @@ class PackedLinear(InferenceLinear):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         norm = self.norm
-        if norm is not None and norm.rounds_input != (self.precision == "fp16_32"):  # in a quantized model
+        if norm is not None and not norm.is_fused_in(self.precision):
             x, norm = norm(x), None
         return self.call(x, norm, residual)
 
@@ -73,13 +73,15 @@ class PackedMlp(InferenceMlp):
     gate: PackedLinear | None
 
     def forward(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        fc1, fc2, gate = self.fc1, self.fc2, self.gate
+        fc1, fc2, gate, norm = self.fc1, self.fc2, self.gate, self.norm
+        if norm is not None and not norm.is_fused_in(fc1.precision):
+            x, norm = norm(x), None
         if fc2.norm is not None:
-            factor = None if gate is None else gate.call(x, self.norm)
-            return fc2(fc1.call(x, self.norm, factor=factor), residual)
+            factor = None if gate is None else gate.call(x, norm)
+            return fc2(fc1.call(x, norm, factor=factor), residual)
         return torch.ops.vitfast.packed_mlp.default(
             x,
-            *norm_arguments(self.norm),
+            *norm_arguments(norm),
             *weight_arguments(fc1),
             *gate_arguments(gate),
             *weight_arguments(fc2),

@@ -43,7 +43,7 @@ class CudaBackend(Backend):
         if base is InferenceBlock:
             mlp = parts[-1]
             are_cast = isinstance(mlp.fc1, CastLinear) and isinstance(mlp.fc2, CastLinear)
-            if are_cast and mlp.norm is not None and not mlp.norm.rounds_input:
+            if are_cast and mlp.norm is not None and mlp.norm.is_fused_in("fp32"):
                 fused = AddNormBlock
         elif base is GatedAttention:
             content, positional = parts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,10 @@ _FOREIGN_NORMS = (
     ("open_clip.transformer", "LayerNorm"),
     ("open_clip.transformer", "LayerNormFp32"),
 )
+_FOREIGN_RMS_NORMS = (
+    ("timm.layers.norm", "RmsNorm"),
+    ("transformers.models.internvl.modeling_internvl", "InternVLVisionRMSNorm"),
+)
 _FOREIGN_DROPOUTS = (
     ("timm.layers.drop", "DropPath"),
     ("timm.layers.patch_dropout", "PatchDropout"),
@@ -68,11 +73,17 @@ def linear(*parts: Part) -> LinearSpec:
 
 
 def norm(part: Part) -> NormSpec:
-    """Lowers a LayerNorm over the last dimension.
+    """Lowers a LayerNorm or RMSNorm over the last dimension.
 
     Raises:
         NotRecognised: it is something else.
     """
+    rms_norms: list[type[nn.Module]] = [nn.RMSNorm, *_imported(*_FOREIGN_RMS_NORMS)]
+    if type(part.module) in rms_norms:
+        rms_norm: Any = part.expect(*rms_norms, tensors=("weight",))
+        eps = rms_norm.variance_epsilon if hasattr(rms_norm, "variance_epsilon") else rms_norm.eps
+        eps = torch.finfo(torch.float32).eps if eps is None else float(eps)  # torch's default is that of the input
+        return NormSpec(rms_norm.weight, None, eps, precision_of(part), is_rms=True)
     module = part.expect(nn.LayerNorm, LayerNorm, *_imported(*_FOREIGN_NORMS), tensors=_WEIGHT_AND_BIAS)
     if len(module.normalized_shape) != 1:
         raise NotRecognised(part.name, f"normalizes over {len(module.normalized_shape)} dimensions")

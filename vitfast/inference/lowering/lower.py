@@ -34,6 +34,7 @@ _LIBRARIES = {
     "transformers.models.dinov3_vit": ("dinov3_models", "transformers"),
     "transformers.models.beit": ("beit_models", "transformers"),
     "transformers.models.data2vec": ("beit_models", "transformers"),
+    "transformers.models.internvl": ("internvl_models", "transformers.models.internvl.modeling_internvl"),
     "transformers.models.swin": ("swin_models", "transformers"),
     "transformers.models.swinv2": ("swin_models", "transformers"),
     "transformers": ("huggingface_models", "transformers"),

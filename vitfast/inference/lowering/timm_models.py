@@ -8,7 +8,8 @@ from typing import Literal
 import timm.layers
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block as TimmBlock
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import ParallelThingsBlock, VisionTransformer
+from torch import nn
 
 from vitfast.inference.ir import (
     AttentionSpec,
@@ -67,7 +68,9 @@ def lower_model(part: Part) -> TransformerSpec:
 
 
 def lower_block(part: Part) -> BlockSpec:
-    """Lowers timm's ``Block``."""
+    """Lowers timm's ``Block`` and ``ParallelThingsBlock`` (Touvron et al., 2022)."""
+    if type(part.module) is ParallelThingsBlock:
+        return _parallel_block(part)
     part.expect(TimmBlock, children=_BLOCK)
     common.passes_in_evaluation(part["drop_path1"], part["drop_path2"])
     return BlockSpec(
@@ -79,6 +82,28 @@ def lower_block(part: Part) -> BlockSpec:
         common.layer_scale(part["ls1"], timm.layers.LayerScale, "gamma"),
         common.layer_scale(part["ls2"], timm.layers.LayerScale, "gamma"),
     )
+
+
+def _parallel_block(part: Part) -> BlockSpec:
+    module = part.expect(ParallelThingsBlock, children=("attns", "ffns"))
+    blocks = []
+    for number in map(str, range(module.num_parallel)):
+        attention, feed_forward = part["attns"][number], part["ffns"][number]
+        attention.expect(nn.Sequential, children=("norm", "attn", "ls", "drop_path"))
+        feed_forward.expect(nn.Sequential, children=("norm", "mlp", "ls", "drop_path"))
+        common.passes_in_evaluation(attention["drop_path"], feed_forward["drop_path"])
+        blocks.append(
+            BlockSpec(
+                part.name,
+                common.norm(attention["norm"]),
+                _attention(attention["attn"]),
+                common.norm(feed_forward["norm"]),
+                mlp(feed_forward["mlp"]),
+                common.layer_scale(attention["ls"], timm.layers.LayerScale, "gamma"),
+                common.layer_scale(feed_forward["ls"], timm.layers.LayerScale, "gamma"),
+            )
+        )
+    return replace(blocks[0], parallel=tuple(blocks[1:]))
 
 
 def patches(part: Part, is_dynamic: bool, *, returns_grid: bool | None = None) -> PatchesSpec:

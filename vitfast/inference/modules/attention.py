@@ -55,17 +55,29 @@ class InferenceAttention(Heads):
 
 
 class QkNormAttention(InferenceAttention):
-    """Self-attention with a LayerNorm (or identity) of q and k within each head."""
+    """Self-attention with a norm (or identity) of q and k within each head, or ``jointly`` over all heads."""
 
     def __init__(
-        self, heads: int, head_dim: int, scale: float, precision: Precision, q_norm: nn.Module, k_norm: nn.Module
+        self,
+        heads: int,
+        head_dim: int,
+        scale: float,
+        precision: Precision,
+        q_norm: nn.Module,
+        k_norm: nn.Module,
+        jointly: bool,
     ) -> None:
         super().__init__(heads, head_dim, scale, precision)
         self.q_norm = q_norm
         self.k_norm = k_norm
+        self.jointly = jointly
 
     def forward(self, qkv: Tensor, rotary: RotaryTables | None = None) -> Tensor:
         q_BNHD, k_BNHD, v_BNHD = self.split_heads(qkv).unbind(2)
+        if self.jointly:
+            q_BNHD = self.q_norm(q_BNHD.flatten(-2)).view(q_BNHD.shape)
+            k_BNHD = self.k_norm(k_BNHD.flatten(-2)).view(k_BNHD.shape)
+            return self.attend(q_BNHD, k_BNHD, v_BNHD, rotary)
         return self.attend(self.q_norm(q_BNHD), self.k_norm(k_BNHD), v_BNHD, rotary)
 
 

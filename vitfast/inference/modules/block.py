@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -45,7 +46,24 @@ class InferenceMlp(nn.Module):
         return self.fc2(hidden, residual)
 
 
-class InferenceBlock(nn.Module):
+class BlockParts(nn.Module):
+    """Attention and MLP of a block, with their projections."""
+
+    def __init__(self, qkv: InferenceLinear, attention: nn.Module, proj: InferenceLinear, mlp: InferenceMlp) -> None:
+        super().__init__()
+        self.qkv = qkv
+        self.attention = attention
+        self.proj = proj
+        self.mlp = mlp
+
+    def attended(self, x: Tensor, positions: Positions | None) -> Tensor:
+        """Computes the input of the output projection, ``[B, N, H * D]``."""
+        qkv = self.qkv(x)
+        attended: Tensor = self.attention(qkv) if positions is None else self.attention(qkv, positions)
+        return attended
+
+
+class InferenceBlock(BlockParts):
     """A pre-norm block, one operator after the other; ``name``: of the source module."""
 
     def __init__(
@@ -57,12 +75,8 @@ class InferenceBlock(nn.Module):
         mlp: InferenceMlp,
         dtype: torch.dtype,
     ) -> None:
-        super().__init__()
+        super().__init__(qkv, attention, proj, mlp)
         self.name = name
-        self.qkv = qkv
-        self.attention = attention
-        self.proj = proj
-        self.mlp = mlp
         self.dtype = dtype
 
     @property
@@ -75,12 +89,6 @@ class InferenceBlock(nn.Module):
         x = x.to(self.dtype).contiguous()
         x = self.proj(self.attended(x, positions), x)
         return self.mlp(x, x)
-
-    def attended(self, x: Tensor, positions: Positions | None) -> Tensor:
-        """Computes the input of the output projection, ``[B, N, H * D]``."""
-        qkv = self.qkv(x)
-        attended: Tensor = self.attention(qkv) if positions is None else self.attention(qkv, positions)
-        return attended
 
 
 class PostNormBlock(InferenceBlock):
@@ -95,6 +103,25 @@ class PostNormBlock(InferenceBlock):
         x = x.to(self.dtype).contiguous()
         x = x + self.norm1(self.proj(self.attended(x, positions)))
         return x + self.norm2(self.mlp(x, None))
+
+
+class ParallelBlock(InferenceBlock):
+    """A block with ``others`` beside it: ``x`` plus all their attention, and then plus all their MLPs."""
+
+    def __init__(self, *arguments: Any, others: Iterable[BlockParts]) -> None:
+        super().__init__(*arguments)
+        self.others = nn.ModuleList(others)
+
+    def forward(self, x: Tensor, positions: Positions | None = None) -> Tensor:
+        x = x.to(self.dtype).contiguous()
+        blocks: list[Any] = [self, *self.others]
+        attended = x
+        for block in blocks:
+            attended = block.proj(block.attended(x, positions), attended)
+        out = attended
+        for block in blocks:
+            out = block.mlp(attended, out)
+        return out
 
 
 class PatchMerging(nn.Module):

@@ -1,12 +1,14 @@
-"""LayerNorm of accelerated models."""
+"""LayerNorm and RMSNorm of accelerated models."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vitfast import ops
 from vitfast.formats import FloatFormat
+from vitfast.inference.ir import Precision
 
 _FP16 = FloatFormat.fp16()
 
@@ -14,7 +16,7 @@ _FP16 = FloatFormat.fp16()
 class InferenceNorm(nn.Module):
     """LayerNorm over the last dimension; ``rounds_input``: whether the input is rounded to fp16 (FP16_32)."""
 
-    operators = ("layer_norm",)
+    operators: tuple[str, ...] = ("layer_norm",)
 
     weight: Tensor | None  # [C]; None: ones
     bias: Tensor | None  # [C]; None: zeros
@@ -26,12 +28,29 @@ class InferenceNorm(nn.Module):
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
 
+    def is_fused_in(self, precision: Precision) -> bool:
+        """Whether the operators of a layer in ``precision`` compute it as well; in a quantized model they may not."""
+        return self.rounds_input == (precision == "fp16_32")
+
     def forward(self, x: Tensor) -> Tensor:
         """Normalizes ``x`` ``[..., C]``."""
         return ops.layer_norm(round_to_fp16(x) if self.rounds_input else x, self.weight, self.bias, self.eps)
 
     def extra_repr(self) -> str:
         return f"eps={self.eps}, rounds_input={self.rounds_input}"
+
+
+class InferenceRmsNorm(InferenceNorm):
+    """RMSNorm over the last dimension (Zhang and Sennrich, 2019); arguments as ``InferenceNorm``."""
+
+    operators = ()
+
+    def is_fused_in(self, precision: Precision) -> bool:
+        return False
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = round_to_fp16(x) if self.rounds_input else x
+        return F.rms_norm(x.float(), x.shape[-1:], self.weight, self.eps).to(x.dtype)
 
 
 def round_to_fp16(x: Tensor) -> Tensor:

@@ -193,4 +193,4 @@ def _has_plain_attention(block: BlockSpec) -> bool:
     """Whether ``LastBlock`` can compute a block's attention."""
     attention = block.attention
     is_plain = attention.gated is None and attention.bias is None and attention.windows is None
-    return is_plain and not block.is_post_norm
+    return is_plain and not (attention.has_joint_norms or block.is_post_norm or block.parallel)
