@@ -48,10 +48,9 @@ class NinjaFile:
         """Adds the edges of object files by ``rule``; returns their names."""
         objects = []
         for source in sources:
-            instance = f".{source.instance}" if source.instance else ""
-            objects.append(_path(f"objects/{rule}/{source.path}{instance}.o"))
+            objects.append(_path(f"objects/{rule}/{source.path}.o"))
             self._lines.append(f"build {objects[-1]}: {rule} {_path(str(self._root / source.path))}")
-            self._lines.append(f"  source = {_text(f'{source.path} {source.instance}'.strip())}")
+            self._lines.append(f"  source = {_text(source.path)}")
             if source.flags:
                 self._lines.append(f"  flags = {_command(source.flags)}")
         return objects

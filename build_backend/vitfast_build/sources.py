@@ -17,9 +17,6 @@ _ISA_PATTERN = "csrc/cpu/isa/*.cpp"
 # operators, compiled without nvcc, and kernels
 _CUDA_PATTERNS = ("csrc/*/*_cuda.cpp", "csrc/*/*.cu")
 _CUTLASS_PREFIX = "csrc/linear/gemm_sm"
-# the GEMMs of CUTLASS 3 compile slowly: each tile is its own object file, so that ninja compiles them in parallel
-_SPLIT_BY_TILE = "csrc/linear/gemm_sm90a.cu"
-_TILE_COLUMNS = (256, 192)
 
 # operators only check and allocate: -O3 would take longer and gain nothing
 _OPERATOR_FLAGS = ("-O2",)
@@ -43,11 +40,10 @@ ISA_FLAGS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Source:
-    """A file to compile, relative to the root, with its flags; ``instance`` names one of several compilations."""
+    """A file to compile, relative to the root, with its flags."""
 
     path: str
     flags: tuple[str, ...] = ()
-    instance: str = ""
 
     @property
     def needs_nvcc(self) -> bool:
@@ -101,10 +97,6 @@ def find_sources(root: Path, *, x86: bool) -> Sources:
         if name in isa_files and (x86 or name == "baseline"):
             cpu.append(Source(isa_files[name], flags))
             instruction_sets.append(name)
-    cuda = []
-    for path in find(*_CUDA_PATTERNS):
-        if path == _SPLIT_BY_TILE:
-            cuda += [Source(path, (f"-DVITFAST_TILE_COLUMNS={columns}",), str(columns)) for columns in _TILE_COLUMNS]
-        else:
-            cuda.append(Source(path))
+    # those that take longest first, so that the others fill the remaining cores
+    cuda = sorted(map(Source, find(*_CUDA_PATTERNS)), key=lambda source: not source.uses_cutlass)
     return Sources(tuple(cpu), tuple(cuda), tuple(instruction_sets))
