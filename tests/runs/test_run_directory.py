@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import resource
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from unittest.mock import Mock
 
 import pytest
 
@@ -62,25 +66,32 @@ def test_log_lines_are_shown_and_kept_with_their_time(tmp_path, capsys):
     assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  ", line) for line in kept)
 
 
-def test_metrics_can_be_cut_back(tmp_path):
+def test_metrics_are_restored(tmp_path):
     run = RunDirectory.create(tmp_path, "digits")
-    for step in range(5):
-        run.append_metrics({"split": "train", "step": step, "loss": float("nan") if step == 3 else 0.5})
+    rows = [{"split": "train", "step": step, "loss": float("nan") if step == 3 else 0.5} for step in range(5)]
+    for row in rows:
+        run.append_metrics(row)
+    file = tmp_path / "metrics.jsonl"
+    whole = file.read_bytes()
     assert run.read_metrics()[3]["loss"] is None
-    run.keep_metrics(2)
-    assert [line["step"] for line in run.read_metrics()] == [0, 1]
-    assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 2
+    run.restore_metrics(rows[:2])
+    assert [row["step"] for row in run.read_metrics()] == [0, 1]
+    for damaged in (b"", whole[:-7], whole + whole, b"\xba\n" + whole, whole):
+        file.write_bytes(damaged)
+        run.restore_metrics(rows)
+        assert file.read_bytes() == whole
+    file.unlink()
+    run.restore_metrics([])
+    assert not file.exists()
 
 
-def test_a_line_that_a_kill_cut_short_is_dropped(tmp_path):
+def test_a_damaged_or_truncated_row_is_not_read(tmp_path):
     run = RunDirectory.create(tmp_path, "digits")
-    run.append_metrics({"step": 1})
-    with open(tmp_path / "metrics.jsonl", "a") as file:
-        file.write('{"step": 2, "lo')
-    assert run.read_metrics() == [{"step": 1}]
-    run.keep_metrics(9)
-    run.append_metrics({"step": 2})
-    assert [line["step"] for line in run.read_metrics()] == [1, 2]
+    for step in range(4):
+        run.append_metrics({"step": step})
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(file.read_bytes().replace(b'"step": 1', b'"step"\xba 1')[:-2])
+    assert [row["step"] for row in run.read_metrics()] == [0, 2]
 
 
 def test_the_environment_lists_the_restarts(tmp_path):
@@ -89,17 +100,6 @@ def test_the_environment_lists_the_restarts(tmp_path):
         run.write_environment({"start": start})
     content = json.loads((tmp_path / "environment.json").read_text())
     assert content == {"start": 0, "resumed": [{"start": 1}, {"start": 2}]}
-
-
-def test_a_damaged_line_costs_only_itself(tmp_path):
-    run = RunDirectory.create(tmp_path, "digits")
-    for step in range(4):
-        run.append_metrics({"step": step})
-    file = tmp_path / "metrics.jsonl"
-    file.write_bytes(file.read_bytes().replace(b'"step": 1', b'"step"\xba 1'))
-    assert [line["step"] for line in run.read_metrics()] == [0, 2, 3]
-    run.keep_metrics(3)  # the damaged one counts
-    assert [line["step"] for line in run.read_metrics()] == [0, 2]
 
 
 @contextmanager
@@ -123,15 +123,75 @@ def test_a_line_for_which_there_is_no_room_leaves_nothing_behind(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 3}\n'
 
 
-def test_metrics_that_cannot_be_cut_back_stay(tmp_path):
+def test_metrics_that_cannot_be_restored_stay(tmp_path):
     run = RunDirectory.create(tmp_path, "digits")
-    for step in range(5):
-        run.append_metrics({"step": step})
-    with files_of_at_most(20), pytest.raises(UserError, match=r"metrics.jsonl cannot be truncated.*: File too large"):
-        run.keep_metrics(2)
-    assert len(run.read_metrics()) == 5
+    rows = [{"step": step} for step in range(5)]
+    for row in rows:
+        run.append_metrics(row)
+    with files_of_at_most(20), pytest.raises(UserError, match=r"metrics.jsonl cannot be restored.*: File too large"):
+        run.restore_metrics(rows[:2])
+    assert run.read_metrics() == rows
     with files_of_at_most(20):
-        run.keep_metrics(5)  # nothing to do
+        run.restore_metrics(rows)  # nothing to do
+
+
+LOCK = """
+import fcntl, sys
+file = open(sys.argv[1], "ab")
+fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+print("locked", flush=True)
+"""
+
+
+@pytest.fixture
+def other_process(tmp_path):
+    """A process that holds the lock of the run in ``tmp_path``."""
+    command = [sys.executable, "-S", "-c", f"{LOCK}input()", str(tmp_path / "log.txt")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"locked\n"
+        yield process
+        process.kill()
+
+
+def test_a_run_is_used_by_one_process_at_a_time(tmp_path, other_process):
+    with pytest.raises(UserError, match=r"the run .* is in use: another process is training in it; wait"):
+        RunDirectory.reopen(tmp_path)
+    other_process.kill()
+    other_process.wait()
+    RunDirectory.reopen(tmp_path).close()  # the lock of a process that was killed is gone
+
+
+@pytest.mark.usefixtures("other_process")
+def test_without_locks_a_run_can_be_opened(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows
+    RunDirectory.reopen(tmp_path).close()
+    monkeypatch.undo()
+    monkeypatch.setattr("fcntl.lockf", Mock(side_effect=OSError(errno.ENOLCK, "No locks available")))
+    RunDirectory.reopen(tmp_path).close()
+
+
+def test_a_forked_process_does_not_keep_the_lock(tmp_path):
+    run = RunDirectory.create(tmp_path, "digits")
+    end, begin = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(begin)
+        os.read(end, 1)
+        os._exit(0)
+    run.close()
+    command = [
+        sys.executable,
+        "-S",
+        "-c",
+        LOCK.replace("LOCK_EX", "LOCK_EX | fcntl.LOCK_NB"),
+        str(tmp_path / "log.txt"),
+    ]
+    try:
+        assert subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode == 0
+    finally:
+        os.close(begin)
+        os.close(end)
+        os.waitpid(child, 0)
 
 
 def test_a_full_disk_stops_neither_the_log_on_the_screen_nor_the_run(tmp_path, capsys):

@@ -15,6 +15,7 @@ from vitfast.training.training_state import TrainingState
 from vitfast.weights.manifest import CheckpointError
 
 NAN = float("nan")
+ROW = {"split": "val", "epoch": 1, "step": 2, "lr": 0.1, "loss": NAN, "top1": 0.5, "top5": 1.0, "images_per_s": 9.0}
 
 
 @pytest.fixture(scope="module", params=["adamw", "sgd"])
@@ -103,7 +104,12 @@ def test_moments_that_do_not_fit(trained: Any, change: Any) -> None:
         ("step", 1.0, "step"),
         ("step_in_epoch", 4, "step_in_epoch"),
         ("seconds_in_epoch", NAN, "seconds_in_epoch"),
-        ("metrics_lines", -3, "metrics_lines"),
+        ("metric_rows", None, "metric_rows"),
+        ("metric_rows", [{"split": "train", "epoch": 1, "step": 2}], "metric_rows"),
+        ("metric_rows", [{**ROW, "split": "other"}], "metric_rows"),
+        ("metric_rows", [{**ROW, "step": -1}], "metric_rows"),
+        ("metric_rows", [{**ROW, 3: 4}], "metric_rows"),
+        ("metric_rows", [{**ROW, "lr": 10**5000}], "metric_rows"),
         ("best_top1", 0.5, "best_step"),
         ("metrics", {"train": {"top1": "high"}}, "metrics"),
         ("ema_updates", torch.zeros(2, dtype=torch.int64), "ema_updates"),

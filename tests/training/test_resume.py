@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from support.slow import slow
 from support.tiny_run import RICH
 from vitfast.errors import UserError
 from vitfast.runs.checkpoint import latest_checkpoint
+from vitfast.training.trainer import Trainer
 
 STEPS_PER_EPOCH = 6
 
@@ -89,6 +91,39 @@ def test_drop_last_counts_its_steps(tmp_path, train_tiny):
     assert train_tiny(tmp_path / "cut", f"train.resume={tmp_path / 'cut'}") == 0
     assert content(tmp_path / "whole")["name"] == "checkpoint_000004"
     assert differences(content(tmp_path / "whole"), content(tmp_path / "cut")) == []
+
+
+@pytest.fixture
+def killed_at_once(train_tiny, monkeypatch):
+    """Resumes a run in a process that dies before its first step."""
+
+    def resume(checkpoint):
+        with monkeypatch.context() as patch:
+            patch.setattr(Trainer, "fit", Mock(side_effect=RuntimeError("SIGKILL")))
+            with pytest.raises(RuntimeError, match="SIGKILL"):
+                train_tiny(checkpoint, f"train.resume={checkpoint}")
+
+    return resume
+
+
+def test_the_metrics_are_those_of_the_checkpoint_that_is_chosen(tmp_path, train_tiny, killed_at_once, whole_run_dir):
+    """Whatever ``metrics.jsonl`` contains: here it was cut back to an older checkpoint, then lost."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(whole_run_dir, run_dir)
+    killed_at_once(run_dir / f"checkpoint_{STEPS_PER_EPOCH:06d}")
+    assert [(row["split"], row["epoch"]) for row in content(run_dir)["metrics"]] == [("train", 1), ("val", 1)]
+    manifest = run_dir / f"checkpoint_{2 * STEPS_PER_EPOCH:06d}" / "manifest.json"
+    manifest.rename(tmp_path / "elsewhere")
+    with pytest.warns(RuntimeWarning, match="is skipped"):
+        killed_at_once(run_dir)
+    (tmp_path / "elsewhere").rename(manifest)
+    killed_at_once(run_dir)
+    rows = content(whole_run_dir)["metrics"]
+    assert content(run_dir)["metrics"] == rows[:-1]  # the run ended before its test
+    (run_dir / "metrics.jsonl").unlink()
+    for _ in range(2):
+        assert train_tiny(run_dir, f"train.resume={run_dir}") == 0
+        assert differences(rows, content(run_dir)["metrics"]) == []
 
 
 def test_a_finished_run_is_tested_again_and_stays_the_same(tmp_path, train_tiny, whole_run_dir, whole_run):

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 import vitfast
 from vitfast.errors import UserError, explain_os_error
-from vitfast.files import atomic_file, read_text
+from vitfast.files import atomic_file, open_regular, read_text
 
 CONFIG, ENVIRONMENT, METRICS, LOG, CURVES = "config.yaml", "environment.json", "metrics.jsonl", "log.txt", "curves.png"
 NON_FINITE = "non_finite.json"
@@ -29,7 +29,8 @@ _PACKAGES = "torch torchvision timm numpy omegaconf safetensors torchmetrics tqd
 class RunDirectory:
     """``config.yaml``, ``environment.json``, ``metrics.jsonl`` and ``log.txt`` of one run, and ``non_finite.json``.
 
-    Created by ``create`` (a new run) or ``reopen`` (a resumed run).
+    Created by ``create`` (a new run) or ``reopen`` (a resumed run). Until it is closed or the process ends, no other
+    process can open the same run, where the system and the file system have locks.
 
     Attributes:
         path: the folder.
@@ -39,6 +40,12 @@ class RunDirectory:
         self.path = path
         # unbuffered: a line that a full disk rejects is lost, instead of failing again with the next line or on close
         self._log: BinaryIO = open(path / LOG, "ab", buffering=0)
+        if not _lock(self._log):
+            self._log.close()
+            raise UserError(
+                f"the run {path} is in use: another process is training in it; wait until it ends, or stop it first "
+                "(a new run needs another run_dir)"
+            )
 
     @classmethod
     def create(cls, path: str | os.PathLike[str] | None, recipe: str) -> RunDirectory:
@@ -49,7 +56,7 @@ class RunDirectory:
             recipe: name or file of the recipe.
 
         Raises:
-            UserError: if the folder is not empty, or cannot be created.
+            UserError: if the folder is not empty, cannot be created, or is in use.
         """
         chosen = Path(path) if path is not None else _default_path(recipe)
         with explain_os_error(f"run_dir={chosen} cannot be created", "; choose another run_dir"):
@@ -68,14 +75,14 @@ class RunDirectory:
         """Opens the folder of an existing run.
 
         Raises:
-            UserError: if it cannot be written.
+            UserError: if it cannot be written, or is in use.
         """
         with explain_os_error(f"the run {path} cannot be resumed"):
             run = cls(Path(path))
         return run
 
     def close(self) -> None:
-        """Closes the log file."""
+        """Closes the log file, which ends the lock."""
         self._log.close()
 
     def log(self, text: str, *, show: bool = True) -> None:
@@ -125,14 +132,13 @@ class RunDirectory:
             return None
         return self.path / NON_FINITE
 
-    def append_metrics(self, line: dict[str, Any]) -> None:
-        """Appends a line to ``metrics.jsonl``; a non-finite value becomes null, because JSON has no NaN.
+    def append_metrics(self, row: dict[str, Any]) -> None:
+        """Appends a row to ``metrics.jsonl``; a non-finite value becomes null, because JSON has no NaN.
 
         Raises:
             OSError: if it cannot be written; the file is unchanged.
         """
-        non_finite = [key for key, value in line.items() if isinstance(value, float) and not math.isfinite(value)]
-        data = (json.dumps({**line, **dict.fromkeys(non_finite)}) + "\n").encode()
+        data = _metrics_line(row)
         with open(self.path / METRICS, "ab", buffering=0) as file:
             before = os.fstat(file.fileno()).st_size
             try:
@@ -145,28 +151,31 @@ class RunDirectory:
                 raise
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Returns the lines of ``metrics.jsonl``, without damaged or truncated ones."""
-        file = self.path / METRICS
-        lines: list[dict[str, Any]] = []
-        for text in file.read_bytes().split(b"\n") if file.exists() else []:
+        """Returns the rows of ``metrics.jsonl``, without damaged or truncated ones."""
+        rows: list[dict[str, Any]] = []
+        for text in self._metrics_bytes().split(b"\n"):
             with suppress(ValueError):
-                lines.append(json.loads(text))
-        return lines
+                rows.append(json.loads(text))
+        return rows
 
-    def keep_metrics(self, count: int) -> None:
-        """Truncates ``metrics.jsonl`` to its first ``count`` lines, those at the time of the checkpoint.
+    def restore_metrics(self, rows: list[dict[str, Any]]) -> None:
+        """Makes ``metrics.jsonl`` consist of ``rows``, those of a checkpoint, whatever it contained before.
 
         Raises:
             UserError: if it cannot be written.
         """
-        file = self.path / METRICS
-        with explain_os_error(f"{file} cannot be truncated to the checkpoint", "; fix this first"):
-            data = file.read_bytes() if file.exists() else b""
-            *complete, _ = data.split(b"\n")
-            kept = b"".join(line + b"\n" for line in complete[:count])
-            if kept != data:
+        data = b"".join(map(_metrics_line, rows))
+        with explain_os_error(f"{self.path / METRICS} cannot be restored from the checkpoint", "; fix this first"):
+            if data != self._metrics_bytes():
                 with atomic_file(self.path / METRICS) as temporary:
-                    temporary.write_bytes(kept)
+                    temporary.write_bytes(data)
+
+    def _metrics_bytes(self) -> bytes:
+        try:
+            with open_regular(self.path / METRICS) as file:
+                return file.read()
+        except FileNotFoundError:
+            return b""
 
 
 class FollowedRun(RunDirectory):
@@ -185,7 +194,29 @@ class FollowedRun(RunDirectory):
     def _ignore(self, *_: Any, **__: Any) -> None:
         """Does nothing."""
 
-    close = log = write_text = write_environment = append_metrics = keep_metrics = _ignore
+    close = log = write_text = write_environment = append_metrics = restore_metrics = _ignore
+
+
+def _metrics_line(row: dict[str, Any]) -> bytes:
+    non_finite = [key for key, value in row.items() if isinstance(value, float) and not math.isfinite(value)]
+    return (json.dumps({**row, **dict.fromkeys(non_finite)}) + "\n").encode()
+
+
+def _lock(file: BinaryIO) -> bool:
+    """Locks a file that is open for writing; returns False if another process holds its lock.
+
+    The system ends the lock with the process, however that ends. A process that it forks, such as a worker of the data
+    loader, does not inherit the lock (``flock`` would be inherited).
+    """
+    try:
+        import fcntl
+
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except (ImportError, OSError):  # Windows, or a file system without locks
+        pass
+    return True
 
 
 def _default_path(recipe: str) -> Path:

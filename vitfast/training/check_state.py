@@ -35,8 +35,7 @@ def check_counters(state: Mapping[str, Any], length: TrainingLength) -> None:
     limits = {"epoch": length.epochs, "step": length.total_steps, "step_in_epoch": length.steps_per_epoch}
     for name, limit in limits.items():
         require(is_count(state[name]) and state[name] <= limit, name, f"a whole number from 0 to {limit}")
-    for name in ("metrics_lines", "skipped_in_a_row"):
-        require(is_count(state[name]), name, "a whole number from 0")
+    require(is_count(state["skipped_in_a_row"]), "skipped_in_a_row", "a whole number from 0")
     require(is_number(state["seconds_in_epoch"]) and state["seconds_in_epoch"] >= 0, "seconds_in_epoch", "at least 0")
     top1, step = state["best_top1"], state["best_step"]
     require((top1 is None) == (step is None), "best_step", "null if best_top1 is null")
@@ -48,6 +47,8 @@ def check_counters(state: Mapping[str, Any], length: TrainingLength) -> None:
         "metrics",
         f"{', '.join(_METRICS)} by split",
     )
+    rows = state["metric_rows"]
+    require(isinstance(rows, list) and all(map(_is_row, rows)), "metric_rows", "the rows of metrics.jsonl")
 
 
 def checked_optimizer(saved: Any, optimizer: torch.optim.Optimizer, steps: int) -> dict[str, Any]:
@@ -173,7 +174,15 @@ def _are_metrics(values: Any) -> bool:
     if not isinstance(values, dict) or not values.keys() >= set(_METRICS):
         return False
     numbers = [number for value in values.values() for number in (value if isinstance(value, list) else [value])]
-    return all(type(number) in (int, float) for number in numbers)  # a loss may be infinite
+    return all(type(number) is float or is_number(number) for number in numbers)  # a loss may be infinite
+
+
+def _is_row(row: Any) -> bool:
+    if not isinstance(row, dict) or row.get("split") not in ("train", "val", "test"):
+        return False
+    numbers = {key: value for key, value in row.items() if key != "split"}
+    counts = (numbers.get("epoch"), numbers.get("step"))
+    return _are_metrics(numbers) and all(map(is_count, counts)) and all(type(key) is str for key in numbers)
 
 
 def _learning_rate(saved: Any, group: dict[str, Any], name: str) -> float:

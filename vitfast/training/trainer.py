@@ -66,7 +66,7 @@ class Trainer:
         self._curves_drawn = time.monotonic()
 
     def resume(self, checkpoint: Path) -> None:
-        """Restores a verified checkpoint; metrics that were written after it are removed."""
+        """Restores a verified checkpoint and the rows of ``metrics.jsonl`` up to it."""
         ema = load_weights_file(checkpoint, "ema") if self.state.average is not None else None
         try:
             self.state.load_state_dict(load_state(checkpoint), load_weights_file(checkpoint, "model"), ema)
@@ -74,7 +74,7 @@ class Trainer:
             if str(checkpoint) in str(error):
                 raise
             raise CheckpointError(f"{checkpoint}: {error}") from error
-        self.run.keep_metrics(self.state.metrics_lines)
+        self.run.restore_metrics(self.state.metric_rows)
         self._saved = (self.state.epoch, self.state.step)
 
     def fit(self, stop: StopSignal) -> dict[str, Any] | None:
@@ -281,14 +281,13 @@ class Trainer:
 
     def _record(self, split: str, metrics: dict[str, Any]) -> None:
         state = self.state
-        line = {"split": split, "epoch": state.epoch, "step": state.step, "lr": state.learning_rate, **metrics}
+        row = {"split": split, "epoch": state.epoch, "step": state.step, "lr": state.learning_rate, **metrics}
+        state.metric_rows.append(row)
         try:
-            self.run.append_metrics(line)
+            self.run.append_metrics(row)
         except OSError as error:
             self.run.warn(f"metrics.jsonl could not be written: {error}; training continues")
-        else:
-            state.metrics_lines += 1
-        self.tracking.log(line)
+        self.tracking.log(row)
 
     def _save(self, must: bool) -> None:
         """Saves a checkpoint; a failure is an error if it ``must`` succeed, otherwise a warning."""

@@ -138,7 +138,7 @@ def _open_run(config: Config, checkpoint: Path | None, ranks: Ranks) -> RunDirec
             elif config.train.resume == AUTO and config.run_dir is not None and (Path(config.run_dir) / LOG).is_file():
                 # the run ended before its first checkpoint: start again
                 run = RunDirectory.reopen(config.run_dir)
-                run.keep_metrics(0)
+                run.restore_metrics([])
             else:
                 run = RunDirectory.create(config.run_dir, config.recipe)
         except UserError as error:

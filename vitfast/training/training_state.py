@@ -37,7 +37,7 @@ _COUNTERS = (
     "step",
     "step_in_epoch",
     "seconds_in_epoch",
-    "metrics_lines",
+    "metric_rows",
     "best_top1",
     "best_step",
     "skipped_in_a_row",
@@ -52,7 +52,8 @@ class TrainingState:
         step: optimizer steps.
         step_in_epoch: steps in the current epoch.
         seconds_in_epoch: time spent on them.
-        metrics_lines: number of lines of ``metrics.jsonl`` that belong to this state.
+        metric_rows: the rows of ``metrics.jsonl`` up to this state; they belong to the checkpoint, so that the file can
+            be restored from any of them.
         best_top1: highest validation top-1 so far, or None.
         best_step: its step, or None.
         trunk: what may be frozen in an epoch.
@@ -78,11 +79,12 @@ class TrainingState:
         self.schedule = create_schedule(self.optimizer, config.schedule, length)
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=config.train.precision == "fp16")
         self.meter = ClassificationMeter(num_classes, ranks.device, getattr(task.model, "num_exits", 1))
-        self.epoch = self.step = self.step_in_epoch = self.metrics_lines = self.skipped_in_a_row = 0
+        self.epoch = self.step = self.step_in_epoch = self.skipped_in_a_row = 0
         self.seconds_in_epoch = 0.0
         self.best_top1: float | None = None
         self.best_step: int | None = None
         self.metrics: dict[str, Any] = {}
+        self.metric_rows: list[dict[str, Any]] = []
 
     @property
     def evaluated_task(self) -> Task:
