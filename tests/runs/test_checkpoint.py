@@ -14,6 +14,7 @@ from vitfast.errors import UserError
 from vitfast.runs.checkpoint import (
     CheckpointError,
     latest_checkpoint,
+    link_best,
     list_checkpoints,
     load_state,
     load_weights_file,
@@ -164,6 +165,29 @@ def test_a_renamed_checkpoint_is_not_the_newest(tmp_path):
         assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint_000007"
     (tmp_path / "checkpoint_000100").rename(tmp_path / "best")
     assert resolve_checkpoint(tmp_path / "best") == tmp_path / "best"
+
+
+def test_the_best_checkpoint_of_a_run(tmp_path):
+    save(tmp_path, 3)
+    newest = save(tmp_path, 7, manifest={"metrics": {"best_step": 3}})
+    assert resolve_checkpoint(tmp_path) == newest
+    best = resolve_checkpoint(tmp_path, best=True)
+    assert best == tmp_path / "checkpoint_000003"
+    assert resolve_checkpoint(newest, best=True) == newest  # it was given itself
+    for step in (None, 7, 3, 3):
+        link_best(tmp_path, step)
+    assert os.readlink(tmp_path / "best") == "checkpoint_000003"
+    assert value(resolve_checkpoint(tmp_path / "best")) == 3
+    assert list_checkpoints(tmp_path) == [newest, best]
+    (best / "state.pt").write_bytes(b"")
+    with pytest.warns(RuntimeWarning, match=r"state.pt is damaged.*instead of this best checkpoint the newest is used"):
+        assert resolve_checkpoint(tmp_path, best=True) == newest
+
+
+def test_the_link_to_the_best_checkpoint_replaces_nothing_of_the_user(tmp_path):
+    (tmp_path / "best").mkdir()
+    link_best(tmp_path, 3)
+    assert not (tmp_path / "best").is_symlink()
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,17 @@ def test_auto_takes_the_average(run_dir):
     assert "averaged weights (EMA) of" in auto.describe()
 
 
+def test_the_best_checkpoint_is_taken_and_named(run_dir, tmp_path):
+    newest = load_trained_model(str(run_dir), device=CPU)
+    assert newest.describe().endswith("checkpoint_000004 (the newest of the run)")
+    copy = shutil.copytree(run_dir, tmp_path / "run")
+    best = shutil.copytree(copy / "checkpoint_000004", copy / "checkpoint_000002")
+    for checkpoint, step in ((best, 2), (copy / "checkpoint_000004", 4)):
+        rewrite_manifest(checkpoint, step=step, metrics={"best_step": 2})
+    assert load_trained_model(str(copy), device=CPU).describe().endswith("checkpoint_000002 (the best of the run)")
+    assert load_trained_model(str(best), device=CPU).describe().endswith("checkpoint_000002")
+
+
 def test_images_are_read_as_the_run_read_them(run_dir, tmp_path, train_tiny):
     assert train_tiny(tmp_path / "squashed", "data.resize=both_sides", stop_step=1) == 143
     alone = shutil.copytree(latest_checkpoint(tmp_path / "squashed"), tmp_path / "alone")  # without config.yaml

@@ -75,7 +75,7 @@ def test_metrics_have_a_line_for_each_split_and_epoch(run_dir):
 
 def test_run_directory_contents(run_dir):
     names = {path.name for path in run_dir.iterdir() if not path.name.startswith("checkpoint_")}
-    assert names == {"config.yaml", "environment.json", "metrics.jsonl", "log.txt", "curves.png", "samples"}
+    assert names == {"config.yaml", "environment.json", "metrics.jsonl", "log.txt", "curves.png", "samples", "best"}
     assert {path.name for path in (run_dir / "samples").iterdir()} == {f"{digit}.png" for digit in range(10)}
     config = load_config([f"recipe={run_dir / 'config.yaml'}"])
     assert config.run_dir == str(run_dir)
@@ -99,6 +99,7 @@ def test_the_newest_and_the_best_checkpoint_stay(run_dir):
     assert manifest["metrics"]["best_step"] == min(step for step, value in values.items() if value == best)
     steps = {STEPS * EPOCHS, manifest["metrics"]["best_step"]}
     assert {path.name for path in list_checkpoints(run_dir)} == {f"checkpoint_{step:06d}" for step in steps}
+    assert os.readlink(run_dir / "best") == f"checkpoint_{manifest['metrics']['best_step']:06d}"
 
 
 def test_the_manifest_describes_model_and_input(run_dir):

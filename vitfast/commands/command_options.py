@@ -30,7 +30,7 @@ PLOT, REPORT = "quantization.png", "quantization.json"  # what `vitfast quantize
 class CheckpointOptions:
     """The checkpoint to load, and where it runs."""
 
-    checkpoint: str = option(help="folder of a run (its newest checkpoint) or of a checkpoint")
+    checkpoint: str = option(help="folder of a run (its best checkpoint) or of a checkpoint")
     weights: str = option("auto", "auto: averaged weights (EMA) if available", choices=WEIGHTS)
     device: str = option("auto", "auto: the GPU if there is one", choices=["auto", "cpu", "cuda"])
     threads: int | None = option(None, "CPU threads; null: torch's choice", minimum=1)
@@ -189,7 +189,7 @@ class QuantizeOptions(NumberFormatOptions, CheckpointOptions):
         "device",
     )
 
-    checkpoint: str = option(help="folder of a run (its newest checkpoint) or of a checkpoint, or a weights file")
+    checkpoint: str = option(help="folder of a run (its best checkpoint) or of a checkpoint, or a weights file")
     model: str | None = option(None, "name of the model, for a weights file that does not contain it")
     quantized_ckpt: bool | None = option(
         None, "whether the checkpoint is of quantization-aware training; optional, because the checkpoint records it"

@@ -33,12 +33,14 @@ from vitfast.weights.manifest import (
     MODEL_FILE,
     STATE_FILE,
     CheckpointError,
+    is_count,
     manifest_text,
     read_manifest,
     verify_files,
 )
 from vitfast.weights.torch_file import read_torch_file
 
+BEST = "best"  # in a run folder, a link to its best checkpoint
 _NAME = re.compile(r"\.?checkpoint_(0[0-9]{5}|[1-9][0-9]{5,15})(\.replaced)?")
 
 
@@ -145,8 +147,13 @@ def latest_checkpoint(run_dir: str | os.PathLike[str]) -> Path | None:
     return None
 
 
-def resolve_checkpoint(path: str | os.PathLike[str]) -> Path:
-    """Returns the verified checkpoint folder of a run folder (its newest valid one) or of a checkpoint folder.
+def resolve_checkpoint(path: str | os.PathLike[str], *, best: bool = False) -> Path:
+    """Returns the verified checkpoint folder of a run folder or of a checkpoint folder.
+
+    Args:
+        path: the folder.
+        best: of a run, return the checkpoint with the highest validation top-1, if it has a valid one, instead of the
+            newest valid one.
 
     Raises:
         UserError: if there is no such folder or no valid checkpoint in it.
@@ -165,7 +172,44 @@ def resolve_checkpoint(path: str | os.PathLike[str]) -> Path:
         none_valid = f"none of its {len(found)} checkpoints is valid"
         reason = none_valid if found else "it contains no checkpoint_NNNNNN folder"
         raise UserError(f"{path} cannot be loaded: {reason}; give the folder of a run or one of its checkpoints")
-    return checkpoint
+    return _best_checkpoint(checkpoint) if best else checkpoint
+
+
+def _best_checkpoint(newest: Path) -> Path:
+    """Returns the checkpoint that the newest one records as the best, or the newest one."""
+    step = best_step(read_manifest(newest))
+    if step is None or newest.name == _name(step):
+        return newest
+    found = newest.with_name(_name(step))
+    try:
+        verify_checkpoint(found)
+    except CheckpointError as error:
+        warnings.warn(f"{error}; instead of this best checkpoint the newest is used", RuntimeWarning, stacklevel=3)
+        return newest
+    return found
+
+
+def best_step(manifest: Mapping[str, Any]) -> int | None:
+    """Returns the step of the best checkpoint up to that of a manifest; None without a validation."""
+    step = manifest.get("metrics", {}).get("best_step")
+    return step if is_count(step) else None
+
+
+def link_best(run_dir: str | os.PathLike[str], step: int | None) -> None:
+    """Makes ``run_dir/best`` a link to the checkpoint of ``step``, where the system has links.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    if step is None or not hasattr(os, "O_DIRECTORY"):  # Windows: links need a privilege
+        return
+    link, temporary = Path(run_dir) / BEST, Path(run_dir) / ".checkpoint_best"
+    if not link.is_symlink() and link.exists():
+        return  # something else of the user
+    if not link.is_symlink() or os.readlink(link) != _name(step):
+        _remove(temporary)
+        os.symlink(_name(step), temporary)
+        os.replace(temporary, link)
 
 
 def verify_checkpoint(path: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from vitfast.models import ImageModel
 from vitfast.quantization.quantize import describe_quantization
 from vitfast.quantization.quantized_file import load_packed_state, pack_state
 from vitfast.quantization.record import quantization_record, quantize_from_record
-from vitfast.runs.checkpoint import load_weights_file, resolve_checkpoint, write_checkpoint
+from vitfast.runs.checkpoint import best_step, load_weights_file, resolve_checkpoint, write_checkpoint
 from vitfast.runs.run_directory import CONFIG
 from vitfast.weights.load_weights import build_stored_model
 from vitfast.weights.manifest import EMA_FILE, CheckpointError, read_manifest, require_entries
@@ -36,12 +36,14 @@ class TrainedModel:
         checkpoint: its folder.
         manifest: of the checkpoint.
         weights: ``ema`` or ``model``.
+        choice: why this checkpoint of a run was chosen; empty if it was given itself.
     """
 
     model: ImageModel
     checkpoint: Path
     manifest: dict[str, Any]
     weights: str
+    choice: str = ""
 
     @property
     def name(self) -> str:
@@ -72,14 +74,16 @@ class TrainedModel:
         """One line for reports."""
         kind = "averaged weights (EMA)" if self.weights == "ema" else "plain weights"
         numbers = describe_quantization(self.model)
-        return f"{self.name}, {numbers + ', ' if numbers else ''}{kind} of {self.checkpoint}"
+        choice = f" ({self.choice})" if self.choice else ""
+        return f"{self.name}, {numbers + ', ' if numbers else ''}{kind} of {self.checkpoint}{choice}"
 
 
 def load_trained_model(path: str, *, weights: str = "auto", device: torch.device) -> TrainedModel:
     """Verifies all files of a checkpoint and loads its model, quantized as it was saved.
 
     Args:
-        path: a run's folder (its newest valid checkpoint) or a checkpoint folder.
+        path: a run's folder (its best checkpoint by validation top-1, or the newest without a validation) or a
+            checkpoint folder.
         weights: ``ema``, ``model``, or ``auto``: the average if the checkpoint has one.
         device: of the model.
 
@@ -88,8 +92,12 @@ def load_trained_model(path: str, *, weights: str = "auto", device: torch.device
     """
     if weights not in WEIGHTS:
         raise UserError(f"weights={weights}; it must be one of {', '.join(WEIGHTS)}")
-    checkpoint = resolve_checkpoint(path)
+    checkpoint = resolve_checkpoint(path, best=True)
     manifest = read_manifest(checkpoint)
+    choice = ""
+    if checkpoint != Path(path):
+        is_best = best_step(manifest) is not None and best_step(manifest) == manifest.get("step")
+        choice = "the best of the run" if is_best else "the newest of the run"
     require_entries(checkpoint, manifest, "model", "class_names", "data")
     if weights == "auto":
         weights = "ema" if EMA_FILE in manifest["files"] else "model"
@@ -102,7 +110,7 @@ def load_trained_model(path: str, *, weights: str = "auto", device: torch.device
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{checkpoint} does not fit this version of vitfast: {one_line(error)}") from error
     _check_sizes(checkpoint, manifest, model)
-    return TrainedModel(model.eval().to(device), checkpoint, manifest, weights)
+    return TrainedModel(model.eval().to(device), checkpoint, manifest, weights, choice)
 
 
 def _check_sizes(checkpoint: Path, manifest: dict[str, Any], model: ImageModel) -> None:

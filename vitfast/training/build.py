@@ -45,7 +45,7 @@ def create_training_model(config: ModelConfig, data: ImageDataset) -> ImageModel
             raise UserError(f"model.fields.{name} cannot be set: it is determined by {place}")
     checkpoint = config.checkpoint
     if checkpoint is not None and checkpoint != HUB and list_checkpoints(checkpoint):  # the folder of a run
-        checkpoint = str(resolve_checkpoint(checkpoint))
+        checkpoint = str(resolve_checkpoint(checkpoint, best=True))
     rates = {"drop_path": config.drop_path, "drop_rate": config.drop_rate}
     fields = {**{name: rate for name, rate in rates.items() if rate}, **config.fields}
     try:

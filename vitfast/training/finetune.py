@@ -25,7 +25,7 @@ def adopt_preprocessing(config: Config) -> None:
         settings = download_pretrained(str(model.name))[1]
         settings["in_chans"], settings["img_size"], _ = settings["input_size"]
     elif is_run(model.checkpoint):
-        checkpoint = resolve_checkpoint(model.checkpoint)
+        checkpoint = resolve_checkpoint(model.checkpoint, best=True)
         manifest = read_manifest(checkpoint)
         require_entries(checkpoint, manifest, "data")
         settings = manifest["data"]

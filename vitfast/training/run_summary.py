@@ -34,7 +34,8 @@ def result_table(metrics: dict[str, Any], state: TrainingState, ema_decay: float
             weights = f"averaged weights (EMA, decay {ema_decay:g})"
         lines.append(f"{' and '.join(evaluated)}: measured with {weights}.")
     if state.best_top1 is not None:
-        lines.append(f"Best val top-1: {percent(state.best_top1)}, kept as checkpoint_{state.best_step:06d}.")
+        kept = f"kept as checkpoint_{state.best_step:06d}, which the commands below use"
+        lines.append(f"Best val top-1: {percent(state.best_top1)}, {kept}.")
     if "test" not in metrics:
         lines.append("The data have no test split.")
     minutes, rest = divmod(round(seconds), 60)

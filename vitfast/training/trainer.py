@@ -19,7 +19,7 @@ from vitfast.device import autocast, synchronize
 from vitfast.errors import UserError
 from vitfast.evaluation.evaluate import Evaluation, evaluate
 from vitfast.quantization.record import quantization_record
-from vitfast.runs.checkpoint import load_state, load_weights_file, prune_checkpoints, save_checkpoint
+from vitfast.runs.checkpoint import BEST, link_best, load_state, load_weights_file, prune_checkpoints, save_checkpoint
 from vitfast.runs.run_directory import CURVES, RunDirectory
 from vitfast.training.check_state import first_non_finite
 from vitfast.training.distributed import Ranks, Replica, full_tensor
@@ -324,6 +324,10 @@ class Trainer:
         except OSError as error:
             return str(error)
         self.run.log(f"saved {path.name}", show=False)
+        try:
+            link_best(self.run.path, self.state.best_step)
+        except OSError as error:
+            self.run.warn(f"the link {BEST} could not be written: {error}")
         try:
             prune_checkpoints(self.run.path, self.config.train.keep_checkpoints, self.state.best_step, self.state.step)
         except OSError as error:
