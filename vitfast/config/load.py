@@ -190,7 +190,9 @@ def _parse_value(info: OptionInfo, key: str, text: str) -> Any:
 def _set(config: DictConfig, info: OptionInfo, key: str, value: Any) -> None:
     """Sets an option, or an entry of a mapping option."""
     try:
+        if get_origin(info.value_type) is list and any(isinstance(part, (list, dict)) for part in value or ()):
+            raise TypeError("a nested list")  # OmegaConf takes it
         OmegaConf.update(config, key, value, merge=True)
-    except (OmegaConfBaseException, TypeError, ValueError) as error:
+    except (OmegaConfBaseException, TypeError, ValueError, OverflowError) as error:
         expected = f"expected {info.type_name(in_error=True)} ({info.help})"
         raise UserError(f"{key}={format_value(value)} has the wrong type; {expected}") from error
