@@ -57,7 +57,14 @@ def test_the_file_is_small_and_gives_the_same_bits(
     assert sizes[0] < share * sizes[1]
 
 
-@pytest.mark.parametrize("change", [{"num_classes": 30_000_000}, {"depth": 20_000}, {"depth": "2"}, {"name": 1}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"fields": fields} for fields in ({"num_classes": 30_000_000}, {"depth": 20_000}, {"depth": "2"}, [], None)),
+        *({"name": name} for name in ("dvt_nano_16", 3, [], None)),
+    ],
+    ids=str,
+)
 def test_fields_that_the_weights_do_not_have(model: ImageModel, tmp_path: Path, change: dict[str, object]) -> None:
     """They are compared before a model of their size is built."""
     vitfast.quantize_(model, Int8Config())
@@ -65,7 +72,7 @@ def test_fields_that_the_weights_do_not_have(model: ImageModel, tmp_path: Path, 
     with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
         metadata = json.loads(file.metadata()["vitfast_quantized"])
         tensors = {key: file.get_tensor(key) for key in file.keys()}
-    metadata["model"]["fields"] |= change
+    metadata["model"] |= change
     save_file(tensors, tmp_path / "crafted.safetensors", {"vitfast_quantized": json.dumps(metadata)})
     with pytest.raises(UserError, match=r"crafted\.safetensors"):
         vitfast.load_quantized(tmp_path / "crafted.safetensors")

@@ -178,7 +178,10 @@ def _read_vitfast_folder(folder: Path) -> SourceCheckpoint:
 def stored_weights(path: Path, model: Mapping[str, Any], state: Mapping[str, Tensor]) -> SourceCheckpoint:
     """Returns weights of vitfast, possibly packed, with the record of their model: ``{"name": …, "fields": …}``."""
     weights, _ = unpack_weights(state, str(path))
-    return SourceCheckpoint(path, "vitfast", model["name"], dict(model["fields"]), weights)
+    name, fields = model["name"], model["fields"]
+    if not isinstance(name, str) or not isinstance(fields, dict):
+        raise UserError(f"{path}: its record names no model; save it again")
+    return SourceCheckpoint(path, "vitfast", name, fields, weights)
 
 
 def _find_weights(folder: Path) -> Path:
