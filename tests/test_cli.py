@@ -90,11 +90,11 @@ def test_the_module_runs_and_loads_no_command_to_list_them():
 
 
 def test_a_file_that_the_system_refuses_is_named(capsys, monkeypatch):
-    def refuse(arguments):
+    def refuse(options):
         raise PermissionError(13, "Permission denied", "/root/secret")
 
     monkeypatch.setattr("vitfast.commands.predict.run", refuse)
-    assert main(["predict"]) == 2
+    assert main(["predict", "checkpoint=a", "images=b"]) == 2
     assert capsys.readouterr().err == "error: /root/secret cannot be used: Permission denied\n"
 
 

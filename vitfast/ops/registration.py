@@ -51,10 +51,11 @@ def _with_arguments_of(operator: str, function: Callable[..., Any]) -> Callable[
     """Makes a function callable with all arguments of an operator; it gets those that it names."""
     schema = getattr(torch.ops.vitfast, operator).default._schema
     names = [argument.name for argument in schema.arguments]
+    defaults = {argument.name: argument.default_value for argument in schema.arguments if argument.has_default_value()}
     read = list(inspect.signature(function).parameters)
 
     def call(*arguments: Any, **options: Any) -> Any:
-        given = {**dict(zip(names, arguments, strict=False)), **options}
+        given = {**defaults, **dict(zip(names, arguments, strict=False)), **options}
         return function(*(given[name] for name in read))
 
     return call
