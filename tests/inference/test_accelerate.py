@@ -175,8 +175,27 @@ def test_the_report_reads_as_a_table():
     assert report.agreement.worst_layer in ("blocks.0", "blocks.1")
     text = str(report)
     assert "4 of 4 parts accelerated" in text
-    assert "cosine of logits at least 0.99" in text
-    assert "worst layer blocks." in text
+    assert "agreement with the source on 3 images: same top class for " in text
+    assert "cosine similarity of the outputs at least 0.99" in text
+    assert "largest difference of an output " in text
+    assert "layer with the largest error blocks." in text
+
+
+@torch.no_grad()
+def test_the_agreement_is_that_of_all_batches_of_a_loader():
+    source = accelerable("timm: vit")
+    images = sample_images(source, 5)
+    fast = vitfast.accelerate(source, "bf16", check=images)
+    found, expected = fast(images), source(images)
+    assert fast.report().agreement.max_difference == pytest.approx(float((found - expected).abs().max()), rel=1e-6)
+    whole = fast.report().agreement
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, torch.zeros(5)), batch_size=2)
+    for batches in (loader, images.split(2), [{"pixel_values": one} for one in images.split(2)]):
+        agreement = vitfast.accelerate(source, "bf16", check=batches).report().agreement
+        assert (agreement.num_images, agreement.top1_agreement) == (5, whole.top1_agreement)
+        assert (agreement.cosine, agreement.max_difference) == pytest.approx(
+            (whole.cosine, whole.max_difference), rel=1e-4
+        )
 
 
 @pytest.mark.parametrize(
@@ -187,6 +206,9 @@ def test_the_report_reads_as_a_table():
         ({"device": "cuda:99"}, "device=cuda:99: torch sees .* CUDA GPUs here; give device='cpu'"),
         ({"graph_batch": 100}, "graph_batch=100 must be a power of two, or 0"),
         ({"check": torch.zeros(0, 3, 32, 32)}, "check= takes images"),
+        ({"check": []}, "check= takes images .* or a loader"),
+        ({"check": ["cat.jpg"]}, "check= takes images"),
+        ({"check": 3}, "check= takes images"),
     ],
 )
 def test_wrong_arguments_are_rejected(arguments, message):

@@ -19,16 +19,22 @@ class Agreement:
     """Agreement of an accelerated model with its source on some images."""
 
     num_images: int
-    cosine: float  # smallest cosine similarity of the logits, over all outputs
+    cosine: float  # smallest cosine similarity of the outputs of an image, over all images and outputs
     top1_agreement: float  # share of images with the same top class, 0 to 1; the smallest over all outputs
+    max_difference: float  # largest absolute difference of an element of the outputs
     worst_layer: str  # the block with the largest error, given the source's input to that block
     worst_error: float  # its relative L2 error
 
     def __str__(self) -> str:
-        worst = f"; worst layer {self.worst_layer} ({self.worst_error:.1e})" if self.worst_layer else ""
+        worst = (
+            f"; layer with the largest error {self.worst_layer}, relative L2 error of its output {self.worst_error:.1e}"
+            if self.worst_layer
+            else ""
+        )
         return (
-            f"{self.num_images} images: cosine of logits at least {self.cosine:.6f}, "
-            f"top-1 agreement {self.top1_agreement:.2%}{worst}"
+            f"agreement with the source on {self.num_images:,} images: same top class for {self.top1_agreement:.2%}, "
+            f"cosine similarity of the outputs at least {self.cosine:.6f}, largest difference of an output "
+            f"{self.max_difference:.1e}{worst}"
         )
 
 
