@@ -37,6 +37,9 @@ def test_the_facade_reads_the_same_checkpoint(run_dir):
     facade = vitfast.create_model(checkpoint=latest_checkpoint(run_dir)).eval()
     assert not trained.model.training
     assert torch.equal(trained.model(images), facade(images))
+    settings, data = facade.pretrained_cfg, trained.data
+    assert (settings["mean"], settings["std"]) == (tuple(data["mean"]), tuple(data["std"]))
+    assert (settings["input_size"], settings["crop_pct"]) == ((1, 8, 8), data["crop_pct"])
     assert trained.class_names == [str(digit) for digit in range(10)]
 
 

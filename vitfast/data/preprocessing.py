@@ -19,8 +19,9 @@ def preprocessing(model: nn.Module) -> v2.Compose:
     """Builds the transform from a PIL image to the model's input: resize, centre crop, normalize.
 
     Args:
-        model: a model of timm (also ``timm/NAME``), one of vitfast created with ``pretrained=True``, one of
-            transformers that was loaded by ``from_pretrained``, or an accelerated one of these.
+        model: a model of timm (also ``timm/NAME``), one of vitfast created with ``pretrained=True`` or from a run, or
+            of a name that timm has, one of transformers that was loaded by ``from_pretrained``, or an accelerated one
+            of these.
 
     Returns:
         A transform of ``torchvision.transforms.v2``; its result is ``[C, H, W]``, float32.

@@ -58,7 +58,6 @@ class ForeignModel(ImageModel):
 
     Attributes:
         takes_any_size: whether the network takes images of other sizes than ``img_size``.
-        pretrained_cfg: how timm preprocesses images for this network; None for torchvision's.
 
     Raises:
         UserError: the library refuses the image size or another field.

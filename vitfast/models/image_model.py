@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -31,8 +32,8 @@ class ImageModel(nn.Module):
         num_exits: how many logits ``forward`` returns, in training and in evaluation; 1 for one tensor.
         saved_exits: the exit thresholds of the last loaded checkpoint, None if it had none.
         load_report: what ``create_model`` loaded from its checkpoint, None for a newly initialized model.
-        pretrained_cfg: how timm preprocesses images for its networks and for weights from the Hugging Face hub, else
-            None.
+        stored_preprocessing: how images are preprocessed for the loaded weights, as timm's ``pretrained_cfg``; None
+            where the checkpoint does not say.
     """
 
     head_prefixes: ClassVar[tuple[str, ...]] = ("head.",)
@@ -44,7 +45,7 @@ class ImageModel(nn.Module):
         self.fields: Any = fields
         self.load_report: LoadReport | None = None
         self.saved_exits: SavedExits | None = None
-        self.pretrained_cfg: dict[str, Any] | None = None
+        self.stored_preprocessing: dict[str, Any] | None = None
 
     @property
     def model_fields(self) -> dict[str, Any]:
@@ -55,6 +56,23 @@ class ImageModel(nn.Module):
     def num_classes(self) -> int:
         """Outputs of each head."""
         return int(self.fields.num_classes)
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any] | None:
+        """How images are preprocessed, as timm's: ``stored_preprocessing``, else timm's default for the model's name.
+
+        None if neither is known, or the latter needs timm and it is not installed.
+        """
+        return self.stored_preprocessing or timm_preprocessing(self.model_name, (self.in_chans, self.img_size))
+
+    @pretrained_cfg.setter
+    def pretrained_cfg(self, settings: dict[str, Any] | None) -> None:
+        self.stored_preprocessing = settings
+
+    @property
+    def default_cfg(self) -> dict[str, Any] | None:
+        """The same as ``pretrained_cfg``, as in timm."""
+        return self.pretrained_cfg
 
     @property
     def img_size(self) -> int:
@@ -107,3 +125,13 @@ class ImageModel(nn.Module):
                 continue
             resized.append(key)
         return resized
+
+
+def timm_preprocessing(name: str, sizes: tuple[int, int]) -> dict[str, Any] | None:
+    """Returns timm's default ``pretrained_cfg`` of a name for ``(in_chans, img_size)``; None if there is none."""
+    try:
+        timm: Any = importlib.import_module("timm")  # only when it is asked for: timm takes seconds to load
+        settings = timm.get_pretrained_cfg(name.partition("/")[2] or name)
+    except (ImportError, RuntimeError):
+        return None
+    return None if settings is None else {**settings.to_dict(), "input_size": (sizes[0], sizes[1], sizes[1])}

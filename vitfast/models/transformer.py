@@ -18,6 +18,11 @@ class TransformerModel(ImageModel):
     blocks: nn.Sequential
     norm: nn.Module
 
+    @property
+    def num_features(self) -> int:
+        """Channels of the features that enter the head."""
+        return int(self.fields.embed_dim)
+
     def no_weight_decay(self) -> set[str]:
         """``cls_token`` and ``pos_embed``."""
         return {"cls_token", "pos_embed"}

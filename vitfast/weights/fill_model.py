@@ -82,6 +82,9 @@ def fill_model(
         skipped.append("exit thresholds (valid only with the file's heads and image size)")
         exits = None
     model.saved_exits = exits
+    if checkpoint.preprocessing is not None:
+        sizes = (model.in_chans, model.img_size, model.img_size)
+        model.stored_preprocessing = {**checkpoint.preprocessing, "input_size": sizes}
     return LoadReport(
         source=source,
         model_name=model.model_name,

@@ -85,6 +85,7 @@ class SourceCheckpoint:
         extra_head_layer: a layer that the head needs and no model in vitfast has, or None. ``state`` then has no head.
         fields_type: the fields class of the models that the weights fit; None where ``name`` determines it.
         exits: the thresholds of exits in the file, None if there are none.
+        preprocessing: of images, as timm's ``pretrained_cfg``; None where the file does not say.
     """
 
     path: Path
@@ -97,6 +98,7 @@ class SourceCheckpoint:
     extra_head_layer: str | None = None
     fields_type: type[ModelFields] | None = None
     exits: SavedExits | None = None
+    preprocessing: dict[str, Any] | None = None
 
     @property
     def adopted_fields(self) -> dict[str, Any]:
@@ -172,7 +174,21 @@ def _read_vitfast_folder(folder: Path) -> SourceCheckpoint:
     require_entries(folder, manifest, "model")
     verify_files(folder, manifest)
     stored = stored_weights(folder, manifest["model"], read_safetensors(folder / MODEL_FILE).tensors)
-    return replace(stored, exits=recorded_exits(manifest))
+    return replace(stored, exits=recorded_exits(manifest), preprocessing=_as_timm(manifest.get("data", {})))
+
+
+def _as_timm(data: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns the preprocessing that a manifest records as timm's ``pretrained_cfg``; None if it is incomplete."""
+    if not {"img_size", "in_chans", "mean", "std"} <= data.keys():
+        return None
+    return {
+        "input_size": (data["in_chans"], data["img_size"], data["img_size"]),
+        "mean": tuple(data["mean"]),
+        "std": tuple(data["std"]),
+        "interpolation": data.get("interpolation", "bilinear"),
+        "crop_pct": data.get("crop_pct", 1.0),
+        "crop_mode": "squash" if data.get("resize") == "both_sides" else "center",
+    }
 
 
 def stored_weights(path: Path, model: Mapping[str, Any], state: Mapping[str, Tensor]) -> SourceCheckpoint:
