@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import vitfast
 from support.accelerable import accelerable, sample_images, tensors_of
@@ -48,10 +49,11 @@ def test_training_is_refused(fast):
         ("photo.jpg", TypeError, "must be a tensor .* got str"),
         (None, TypeError, "must be a tensor .* got NoneType"),
         (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), TypeError, "got torch.uint8; convert and normalize"),
-        (torch.zeros(1, 3, 32, 32, dtype=torch.float64), TypeError, "got torch.float64"),
-        (torch.zeros(3, 32, 32), ValueError, r"must have shape \[B, 3, 32, 32\], got \[3, 32, 32\]"),
-        (torch.zeros(1, 3, 48, 32), ValueError, r"got \[1, 3, 48, 32\]"),
-        (torch.zeros(1, 1, 32, 32), ValueError, r"got \[1, 1, 32, 32\]"),
+        (torch.zeros(1, 3, 32, 32, dtype=torch.float64), TypeError, r"got torch.float64; give images.float\(\)"),
+        (torch.zeros(3, 32, 32), ValueError, r"must have shape \[B, 3, 32, 32\], got \[3, 32, 32\]; .* images\[None\]"),
+        (torch.zeros(1, 3, 48, 32), ValueError, r"got \[1, 3, 48, 32\]; resize them"),
+        (torch.zeros(1, 1, 32, 32), ValueError, r"got \[1, 1, 32, 32\]; the model takes 3 channels"),
+        (torch.zeros(1, 32, 32, 3), ValueError, r"got \[1, 32, 32, 3\]; .* give images.permute\(0, 3, 1, 2\)"),
         (torch.zeros(1, 3, 32, 32, device="meta"), ValueError, "are on meta"),
     ],
 )
@@ -90,11 +92,17 @@ def test_wrong_normalizations_are_rejected(source):
         ({"mean": (0.5,) * 3}, "must both have a number for each channel"),
         ({"mean": (0.5,) * 3, "std": (1.0, 1.0, 0.0)}, "std above 0"),
         ({"mean": (0.5,), "std": (0.5,)}, "has 1 numbers, images have 3 channels"),
+        ({"mean": 0.5, "std": 0.5}, r"mean=0.5 must have a number for each channel, as in mean=\(0.5, 0.5, 0.5\)"),
+        ({"mean": (0.5,) * 3, "std": 0.5}, "std=0.5 must have a number for each channel"),
+        ({"mean": [123.675, 116.28, 103.53], "std": (1.0,) * 3}, r"from 0 to 1; .* give mean=\(0.485, 0.456, 0.406\)"),
+        ({"mean": (0.5,) * 3, "std": [58.4, 57.1, 57.4]}, r"std=\(0.229, 0.224, 0.225\)"),
     ):
         with pytest.raises(vitfast.UserError, match=message):
             vitfast.accelerate(source, **options)
     with pytest.raises(TypeError, match=r"must be uint8 \(0 to 255\) or floating point \(0 to 1\), got torch.int64"):
         vitfast.accelerate(source, **IMAGENET)(torch.zeros(1, 3, 32, 32, dtype=torch.int64))
+    with pytest.raises(TypeError, match=r"give images.float\(\)"):
+        vitfast.accelerate(source, **IMAGENET)(torch.zeros(1, 3, 32, 32, dtype=torch.float64))
 
 
 def test_options_of_the_source_are_refused(fast):
@@ -257,6 +265,59 @@ def test_a_compiled_source_is_unwrapped(source):
     images = sample_images(source)
     fast = vitfast.accelerate(torch.compile(source), "fp32")
     assert torch.equal(fast(images), vitfast.accelerate(source, "fp32")(images))
+
+
+def test_an_accelerated_model_is_not_accelerated_again(fast):
+    with pytest.raises(vitfast.UserError, match="accelerated already: VisionTransformer, bf16, on cpu; use it"):
+        vitfast.accelerate(fast, "fp32")
+
+
+def test_the_report_names_the_kernels_of_the_machine_that_runs_the_model(fast, monkeypatch):
+    pickled = pickle.dumps(fast)
+    elsewhere = {"cpu": {"instruction_set": "another"}}
+    monkeypatch.setattr("vitfast.inference.cpu.cpu_backend.build_info", lambda: elsewhere)
+    assert pickle.loads(pickled).report().kernels == "another"
+
+
+def test_the_number_of_images_is_dynamic_in_an_export(fast):
+    for shapes in (({0: torch.export.Dim("batch")},), {"images": {0: torch.export.Dim("batch")}}):
+        program = torch.export.export(fast, (torch.randn(2, 3, 32, 32),), dynamic_shapes=shapes)
+    images = torch.randn(5, 3, 32, 32)
+    torch.testing.assert_close(program.module()(images), fast(images))
+
+
+def test_what_libraries_read_of_their_models_is_that_of_the_source(source, fast):
+    import timm
+
+    data_config = timm.data.resolve_model_data_config
+    own = vitfast.create_model("vit_tiny_patch16_224", depth=1, img_size=32, num_classes=5)
+    for of, copied in ((source, fast), (own, pickle.loads(pickle.dumps(vitfast.accelerate(own))))):
+        for name in ("pretrained_cfg", "default_cfg", "num_classes", "num_features"):
+            assert getattr(copied, name) == getattr(of, name)
+        assert data_config(copied) == data_config(of)
+        assert (copied.dtype, copied.device) == (torch.float32, torch.device("cpu"))
+    assert data_config(own)["mean"] == (0.5, 0.5, 0.5)
+    assert data_config(own)["input_size"] == (3, 32, 32)
+    normalizing = vitfast.accelerate(own, **IMAGENET)
+    assert (data_config(normalizing)["mean"], data_config(normalizing)["std"]) == ((0.0,) * 3, (1.0,) * 3)
+    with pytest.raises(AttributeError):
+        fast.config  # noqa: B018
+    assert not hasattr(vitfast.accelerate(accelerable("torchvision")), "pretrained_cfg")
+
+
+def test_a_pipeline_runs_an_accelerated_model():
+    from transformers import ViTImageProcessor, pipeline
+
+    model = accelerable("transformers: ViTForImageClassification")
+    side = model.config.image_size
+    processor = ViTImageProcessor(size={"height": side, "width": side})
+    photo = Image.new("RGB", (40, 30), "orange")
+    results = [
+        pipeline("image-classification", model=one, image_processor=processor)(photo)
+        for one in (model, vitfast.accelerate(model))
+    ]
+    assert [one["label"] for one in results[0]] == [one["label"] for one in results[1]]
+    assert results[0][0]["score"] == pytest.approx(results[1][0]["score"], rel=1e-4)
 
 
 def test_hugging_face_models_keep_their_calls_and_outputs():

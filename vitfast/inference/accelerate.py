@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from vitfast.inference.cpu.cpu_backend import CpuBackend
 from vitfast.inference.cuda.cuda_backend import CudaBackend
 from vitfast.inference.cuda.graph_cache import CudaRecorder, GraphCache, is_bucket
 from vitfast.inference.image_tower import ImageTower
-from vitfast.inference.input_adapters import input_adapter
+from vitfast.inference.input_adapters import input_adapter, source_attributes
 from vitfast.inference.ir import PRECISIONS, BlockSpec, CascadeSpec, ModelSpec, Precision, SequenceSpec
 from vitfast.inference.lowering import Lowered, lower
 from vitfast.inference.lowering.module_checks import quantized_precisions
@@ -41,7 +42,7 @@ def accelerate(
     precision: str | None = None,
     device: str | torch.device | None = None,
     *,
-    check: Tensor | None = None,
+    check: Tensor | Iterable[Any] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     graph_batch: int = 256,
@@ -62,7 +63,8 @@ def accelerate(
             (CPU): as ``Int8Config()``, without calibration. On a GPU ``"bf16"`` and ``"fp16"`` apply to all stored
             tensors, as in ``model.bfloat16()``. None: the precision of a quantized model, else ``"fp32"``.
         device: ``"cpu"`` or ``"cuda"``. None: the model's device.
-        check: images as the model takes them; both models run on them, and ``report().agreement`` is the result.
+        check: images as the model takes them, or a loader of batches: images, or tuples or dictionaries of which the
+            first entry is images. Both models run on all of them, and ``report().agreement`` is the result.
         mean: mean of each channel. With ``mean`` and ``std`` the model takes unnormalized images (uint8 from 0 to 255,
             or floating point from 0 to 1) and computes ``(image - mean) / std`` within its first GEMM.
         std: standard deviation of each channel.
@@ -74,13 +76,19 @@ def accelerate(
         A new module for inference, called as ``model``.
 
     Raises:
-        UserError: the precision is unknown, differs from a quantized model's, or is not supported on the device; the
-            parameters are not float32; ``mean`` and ``std`` do not match the images, or the model was not recognised as
-            a whole; ``graph_batch`` is not a power of two; torch sees no GPU.
+        UserError: the model is accelerated already; the precision is unknown, differs from a quantized model's, or is
+            not supported on the device; the parameters are not float32; ``mean`` and ``std`` do not match the images,
+            or the model was not recognised as a whole; ``graph_batch`` is not a power of two; torch sees no GPU.
     """
     model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper holds the original under this name
     if not isinstance(model, nn.Module):
         raise UserError(f"accelerate takes a model (torch.nn.Module), got {type(model).__name__}")
+    if isinstance(model, AcceleratedModel):
+        report = model.report()
+        raise UserError(
+            f"the model is accelerated already: {report.source}, {report.precision}, on {model.device}; use it as it "
+            "is, or accelerate its source model with other arguments"
+        )
     if graph_batch and not is_bucket(graph_batch):
         raise UserError(f"graph_batch={graph_batch} must be a power of two, or 0 for no CUDA graphs; for example 256")
     target = _device(model, device)
@@ -102,7 +110,7 @@ def assemble(
     precision: Precision,
     graphs: GraphCache | None = None,
     *,
-    check: Tensor | None = None,
+    check: Tensor | Iterable[Any] | None = None,
 ) -> AcceleratedModel:
     """Lowers a model, builds it with a backend and wraps it.
 
@@ -116,16 +124,12 @@ def assemble(
     lowered = lower(model)
     _check_normalization(backend.normalization, lowered)
     body = _body(model, lowered, backend, graphs)
-    kernels = backend.describe_kernels(body)
-    if graphs is not None and any(isinstance(one, ImageTower) and one.graphs is graphs for one in body.modules()):
-        kernels = f"{kernels}; CUDA graphs of up to {graphs.largest} images"
+    kernels = backend.describe_kernels(body, backend.device.type)
     report = AccelerationReport(type(model).__name__, precision, kernels, tuple(_layers(body, lowered)))
-    state = backend.tensors.state()
+    attributes = source_attributes(model, normalizes=backend.normalization is not None)
+    arguments = (body, backend.tensors.state(), report, backend.describe_kernels, attributes)
     is_cascade = isinstance(lowered.spec, CascadeSpec)
-    accelerated = (
-        AcceleratedCascade(body, state, report, source=model) if is_cascade else AcceleratedModel(body, state, report)
-    )
-    accelerated.pretrained_cfg = getattr(model, "pretrained_cfg", None)  # vitfast.preprocessing reads it
+    accelerated = AcceleratedCascade(*arguments, source=model) if is_cascade else AcceleratedModel(*arguments)
     _warn(report)
     if check is not None:
         accelerated.add_agreement(check_agreement(model, accelerated, check, backend.normalization))

@@ -34,10 +34,14 @@ class AcceleratedModel(nn.Module):
             accelerated parts.
         state: the source's state dict, with None for tensors that ``body`` holds converted.
         report: what runs each part.
+        describe_kernels: as ``Backend.describe_kernels``; called on the machine that runs the model.
+        attributes: of the source, from ``source_attributes``.
 
     Attributes:
         device: device of the model.
-        pretrained_cfg: the source's, how timm preprocesses images for its weights; None if it has none.
+        dtype: of the images that it takes best and of its outputs: ``torch.float32`` in every precision.
+        config, pretrained_cfg, default_cfg, num_classes, num_features: the source's, where it has them. The mean and
+            standard deviation in ``pretrained_cfg`` are 0 and 1 if the model normalizes images itself.
     """
 
     is_accelerated = True
@@ -47,20 +51,24 @@ class AcceleratedModel(nn.Module):
         body: nn.Module,
         state: Mapping[str, Tensor | None],
         report: AccelerationReport,
+        describe_kernels: Callable[[nn.Module, str], str],
+        attributes: Mapping[str, Callable[[], Any]],
     ) -> None:
         super().__init__()
         self.body: Any = body
         self._state = dict(state)
         self._report = report
         self.device = next((tensor.device for tensor in body.buffers()), torch.device("cpu"))
-        self.pretrained_cfg: Any = None
-        config = getattr(body.adapter if isinstance(body, ImageTower) else body, "config", None)
-        if config is not None:  # transformers' pipelines read it
-            self.config = config
+        self.dtype = torch.float32
+        self._attributes = dict(attributes)
+        self._describe_kernels = describe_kernels
         super().train(False)
 
     def __getattr__(self, name: str) -> Any:
-        """Finds methods of the source, such as CLIP's ``get_image_features``, in its copy."""
+        """Finds what describes the source, and in its copy methods such as CLIP's ``get_image_features``."""
+        attributes = self.__dict__.get("_attributes", {})
+        if name in attributes:
+            return attributes[name]()
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -70,21 +78,25 @@ class AcceleratedModel(nn.Module):
             return getattr(body, name)
 
     def report(self) -> AccelerationReport:
-        """Returns what runs each part of the model, and why some parts fall back to the source's forward."""
-        return self._report
+        """Returns what runs each part of the model here, and why some parts fall back to the source's forward."""
+        return replace(self._report, kernels=self._describe_kernels(self.body, self.device.type))
 
     def add_agreement(self, agreement: Agreement) -> None:
         """Adds the agreement with the source to the report."""
         self._report = replace(self._report, agreement=agreement)
 
-    def forward(self, *arguments: Any, **options: Any) -> Any:
+    def forward(self, images: Any = None, *arguments: Any, **options: Any) -> Any:
         """Runs the model; arguments and outputs are those of the source's ``forward``.
+
+        The first argument has a name, so that ``dynamic_shapes=({0: batch},)`` of ``torch.export`` means it.
 
         Raises:
             TypeError: the images are not a tensor of a supported dtype.
             ValueError: the images have another shape or are on another device.
             UserError: an option is given that only the source supports.
         """
+        if images is not None or arguments:
+            arguments = (images, *arguments)
         return self.body(*arguments, **options)
 
     def forward_features(self, images: Tensor) -> Tensor:

@@ -78,8 +78,9 @@ class Backend:
         """Dtype of the tokens between layers."""
         return torch.float32
 
-    def describe_kernels(self, body: nn.Module) -> str:
-        """Describes for the report whose kernels run the built model."""
+    @staticmethod
+    def describe_kernels(body: nn.Module, device_type: str) -> str:
+        """Describes for the report whose kernels run a built model on this machine."""
         return "torch's, vitfast's are not built"
 
     # --- classes of the layers, which backends override ---

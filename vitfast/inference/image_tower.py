@@ -69,6 +69,8 @@ class ImageTower(nn.Module):
         if not isinstance(images, Tensor):
             raise TypeError(f"images must be a tensor [B, channels, height, width], got {type(images).__name__}")
         takes_pixels = embedding.normalization is not None
+        if images.dtype == torch.float64:
+            raise TypeError("images must be float32, bfloat16 or float16, got torch.float64; give images.float()")
         if images.dtype not in _FLOATS and not takes_pixels:
             raise TypeError(
                 f"images must be float32, bfloat16 or float16, got {images.dtype}; convert and normalize them first, "

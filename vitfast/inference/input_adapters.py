@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from vitfast.errors import UserError
 from vitfast.inference.ir import CascadeSpec, OutputSpec, TransformerSpec
+from vitfast.models.image_model import ImageModel, timm_preprocessing
 
 _HIDDEN = "output_hidden_states"
 
@@ -138,3 +140,32 @@ def input_adapter(model: nn.Module, spec: TransformerSpec | CascadeSpec) -> Imag
     if isinstance(spec, CascadeSpec) or spec.output is None:
         return ImageAdapter()
     return HuggingFaceAdapter(spec.output, model.config, spec.embedding.patches.image_size)
+
+
+def source_attributes(model: nn.Module, *, normalizes: bool) -> dict[str, Callable[[], Any]]:
+    """Returns the attributes of a source model by which its library knows it, and that it has, as functions.
+
+    Args:
+        model: the source model.
+        normalizes: whether the accelerated model normalizes images itself; ``pretrained_cfg`` then has mean 0, std 1.
+    """
+    names = [name for name in ("config", "num_classes", "num_features") if hasattr(model, name)]
+    attributes: dict[str, Callable[[], Any]] = {name: partial(_same, getattr(model, name)) for name in names}
+    settings: Callable[[], Any] | None = None
+    if isinstance(model, ImageModel) and model.stored_preprocessing is None:
+        settings = partial(timm_preprocessing, model.model_name, (model.in_chans, model.img_size))
+    elif hasattr(model, "pretrained_cfg"):
+        settings = partial(_same, model.pretrained_cfg)
+    if settings is not None:
+        settings = partial(_without_normalization, settings) if normalizes else settings
+        attributes |= {"pretrained_cfg": settings, "default_cfg": settings}
+    return attributes
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _without_normalization(settings: Callable[[], Any]) -> Any:
+    found = settings()
+    return found and {**found, "mean": (0.0,) * len(found["mean"]), "std": (1.0,) * len(found["std"])}

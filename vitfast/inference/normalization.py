@@ -32,6 +32,13 @@ class Normalization:
         """
         if mean is None and std is None:
             return None
+        for name, given in (("mean", mean), ("std", std)):
+            if isinstance(given, (int, float)):
+                example = f"{name}=({given}, {given}, {given})"
+                raise UserError(f"{name}={given} must have a number for each channel, as in {example}")
+            if given is not None and any(value > 1 for value in given):
+                scaled = ", ".join(f"{value / 255:.3f}" for value in given)
+                raise UserError(f"{name}={given} must be for values from 0 to 1; of 0 to 255 give {name}=({scaled})")
         if mean is None or std is None or len(mean) != len(std) or not all(value > 0 for value in std):
             raise UserError(
                 f"mean={mean!r} and std={std!r} must both have a number for each channel, std above 0; "

@@ -50,7 +50,8 @@ class CpuBackend(Backend):
     Layers of different precisions (in a quantized model) are not fused.
     """
 
-    def describe_kernels(self, body: nn.Module) -> str:
+    @staticmethod
+    def describe_kernels(body: nn.Module, device_type: str) -> str:
         return str(build_info()["cpu"]["instruction_set"])
 
     def linear_class(self, precision: Precision) -> type[InferenceLinear]:

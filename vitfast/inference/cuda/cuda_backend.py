@@ -9,6 +9,7 @@ from torch import nn
 
 from vitfast.inference.backend import Backend, Layer
 from vitfast.inference.cuda.cast_layers import AddNormBlock, CastLinear, Fp16InputLinear, FusedGatedAttention
+from vitfast.inference.image_tower import ImageTower
 from vitfast.inference.ir import Precision
 from vitfast.inference.modules.attention import GatedAttention
 from vitfast.inference.modules.block import InferenceBlock
@@ -31,9 +32,12 @@ class CudaBackend(Backend):
     def dtype(self) -> torch.dtype:
         return _TOKEN_DTYPES[self.precision]
 
-    def describe_kernels(self, body: nn.Module) -> str:
-        kernels = called_kernels(body, self.device.type)
-        return f"vitfast's {', '.join(kernels)}, torch's for the rest" if kernels else "torch's"
+    @staticmethod
+    def describe_kernels(body: nn.Module, device_type: str) -> str:
+        called = called_kernels(body, device_type)
+        kernels = f"vitfast's {', '.join(called)}, torch's for the rest" if called else "torch's"
+        caches = [module.graphs for module in body.modules() if isinstance(module, ImageTower) and module.graphs]
+        return f"{kernels}; CUDA graphs of up to {caches[0].largest} images" if caches else kernels
 
     def linear_class(self, precision: Precision) -> type[InferenceLinear]:
         return Fp16InputLinear if precision == "fp16_32" else CastLinear

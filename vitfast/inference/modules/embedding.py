@@ -65,7 +65,8 @@ class InferenceEmbedding(nn.Module):
         expected = f"[B, {sizes[0]}, {sizes[1]}, {sizes[2]}]" if self.resize == "no" else f"[B, {sizes[0]}, H, W]"
         fits = images.dim() == 4 and images.shape[1] == sizes[0]
         if not fits or (self.resize == "no" and tuple(images.shape[2:]) != sizes[1:]):
-            raise ValueError(f"images must have shape {expected}, got {list(images.shape)}; resize them")
+            advice = _advice(images, sizes[0])
+            raise ValueError(f"images must have shape {expected}, got {list(images.shape)}; {advice}")
         if not isinstance(patches, Patches):
             return
         sides = list(zip(images.shape[2:], patches.patch_size, strict=True))
@@ -111,3 +112,14 @@ def _patch_embedding(spec: PatchesSpec | TokensToTokenSpec | ConvStemSpec, backe
     if isinstance(spec, ConvStemSpec):
         return ConvStem(spec, backend.device, backend.dtype)
     return TokensToToken(spec, backend)
+
+
+def _advice(images: Tensor, channels: int) -> str:
+    """Tells how images of a wrong shape become right."""
+    if images.dim() == 3 and images.shape[0] == channels:
+        return "one image needs a batch dimension, images[None]"
+    if images.dim() == 4 and images.shape[3] == channels != images.shape[1]:
+        return "they are [B, H, W, channels]: give images.permute(0, 3, 1, 2)"
+    if images.dim() != 4 or images.shape[1] != channels:
+        return f"the model takes {channels} channel{'s' if channels > 1 else ''}"
+    return "resize them"
