@@ -83,7 +83,7 @@ KINDS = {
     "broken EXIF": Kind(
         lambda path: Image.fromarray(RED).save(path, exif=b"Exif\0\0MM\0\x2a\0\0\xff\xff\xff\xff\0"), RED
     ),
-    "no image": Kind(lambda path: path.write_text("no picture") and None, refused="no known image format"),
+    "no image": Kind(lambda path: path.write_text("no picture") and None, refused="none of the formats"),
 }
 READABLE = [name for name, kind in KINDS.items() if kind.shows is not None]
 REFUSED = [name for name, kind in KINDS.items() if kind.refused]

@@ -103,3 +103,21 @@ def _assert_refused(path: Path, reason: str) -> None:
         load_image(path)
     assert str(path) in str(error.value)
     assert reason in str(error.value)
+
+
+def test_postscript_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow would start Ghostscript for EPS, whatever the file's name."""
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
+    monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("a program was started"))
+    monkeypatch.setattr("subprocess.check_call", lambda *_, **__: pytest.fail("a program was started"))
+    with pytest.raises(UserError, match=r"photo\.jpg cannot be decoded .* none of the formats JPEG, PNG, "):
+        load_image(path)
+
+
+def test_a_small_file_with_too_many_pixels(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.png"
+    Image.new("1", (9_000, 9_000)).save(path)
+    assert path.stat().st_size < 20_000
+    with pytest.raises(UserError, match=r"bomb\.png .* it has 9,000 x 9,000 pixels, more than 67,108,864"):
+        load_image(path)

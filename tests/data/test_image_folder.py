@@ -129,7 +129,7 @@ def test_undecodable_image_is_named_from_a_worker_too(make_folder, workers: int)
     assert next(batches)[0].shape == (2, 3, 32, 32)
     with pytest.raises(UserError) as error:
         next(batches)
-    assert str(error.value).startswith(f"{bad} cannot be decoded as an image: its content is no known image format")
+    assert str(error.value).startswith(f"{bad} cannot be decoded as an image: its content is none of the formats")
     assert "Traceback" not in str(error.value)
 
 

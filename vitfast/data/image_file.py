@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 
 import numpy as np
@@ -11,11 +12,16 @@ from vitfast.errors import UserError
 from vitfast.files import open_regular
 
 _MODES = {1: "L", 3: "RGB"}
+# without a list, Pillow tries all of its decoders, of which that of EPS runs Ghostscript on the file
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
+# a compressed file of a few kilobytes can claim any size; this many need 200 MB in RGB
+MAX_PIXELS = 1 << 26
 
 
 def load_image(path: str | os.PathLike[str], in_chans: int = 3) -> Image.Image:
     """Reads an image as grey or RGB, with the EXIF orientation applied; the format is detected from the content.
 
+    JPEG, PNG, WebP, BMP, GIF, TIFF, PPM and, with a Pillow that has it, AVIF are read, up to ``MAX_PIXELS``.
     Transparency is dropped, as in torchvision and timm; 16-bit grey is reduced to its upper 8 bits. Of an animation
     the first frame is read.
 
@@ -30,7 +36,11 @@ def load_image(path: str | os.PathLike[str], in_chans: int = 3) -> Image.Image:
         UserError: if the file cannot be read or decoded; the message gives the file and the reason.
     """
     try:
-        with open_regular(path) as stream, Image.open(stream) as image:
+        with open_regular(path) as stream, Image.open(stream, formats=_supported_formats()) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(
+                    f"it has {image.width:,} x {image.height:,} pixels, more than {MAX_PIXELS:,}; scale it down"
+                )
             image.load()
             return _convert(_upright(image), _MODES[in_chans])
     except OSError as error:
@@ -41,12 +51,19 @@ def load_image(path: str | os.PathLike[str], in_chans: int = 3) -> Image.Image:
         raise _undecodable(path, error) from error
 
 
+@functools.cache
+def _supported_formats() -> list[str]:
+    """Those of the formats that this Pillow has."""
+    Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]
+
+
 def _undecodable(path: str | os.PathLike[str], error: Exception) -> UserError:
     name = os.fspath(path)
     if os.path.getsize(path) == 0:
         reason = "the file is empty"
     elif isinstance(error, UnidentifiedImageError):
-        reason = "its content is no known image format"
+        reason = f"its content is none of the formats {', '.join(_FORMATS)}"
     else:
         reason = str(error) or type(error).__name__
     return UserError(f"{name} cannot be decoded as an image: {reason}; replace or remove the file")
