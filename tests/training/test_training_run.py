@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from PIL import Image
 
 from support.run_content import content, differences
 from support.tiny_run import TINY_RUN
@@ -93,3 +94,45 @@ def test_auto_writes_into_no_folder_that_is_not_a_run(tmp_path, train_tiny):
 def test_auto_needs_a_folder(train_tiny, tmp_path):
     with pytest.raises(UserError, match=r"train\.resume=auto needs run_dir=FOLDER"):
         train_tiny(tmp_path, "train.resume=auto")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Classes b and c with four pictures each."""
+    root = tmp_path / "images"
+    for name in ("b", "c"):
+        for index in range(4):
+            (root / "train" / name).mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8), 30 * index).save(root / "train" / name / f"{index}.png")
+    return root
+
+
+FOLDER = ("data.dataset=image_folder", "data.in_chans=1", "data.batch_size=4", "data.drop_last=true")
+
+
+def test_other_data_are_not_resumed(tmp_path, train_tiny, folder):
+    run_dir = tmp_path / "run"
+    assert train_tiny(run_dir, *FOLDER, f"data.root={folder}", stop_step=1) == 143
+    Image.new("L", (8, 8)).save(folder / "train" / "b" / "more.png")
+    with pytest.raises(UserError, match=r"9 train instead of 8 train; .* or accept these with data.allow_changes=true"):
+        train_tiny(run_dir, f"train.resume={run_dir}")
+    (folder / "train" / "b").rename(folder / "train" / "d")
+    with pytest.raises(UserError, match=r"other classes .* class 0 is c instead of b \(2 classes instead of 2\)"):
+        train_tiny(run_dir, f"train.resume={run_dir}", "data.allow_changes=true")
+    (folder / "train" / "d").rename(folder / "train" / "b")
+    assert train_tiny(run_dir, f"train.resume={run_dir}", "data.allow_changes=true") == 0
+
+
+def test_an_edited_config_is_not_resumed(tmp_path, train_tiny):
+    run_dir = tmp_path / "run"
+    assert train_tiny(run_dir, stop_step=1) == 143
+    file = run_dir / "config.yaml"
+    text = file.read_text()
+    file.write_text(text.replace("seed: 0", "seed: 5").replace("batch_size: 256", "batch_size: 128"))
+    message = (
+        r"config\.yaml was changed since .*: seed=5 \(the checkpoint: 0\), data\.batch_size=128 \(the checkpoint: 256\)"
+    )
+    with pytest.raises(UserError, match=message):
+        train_tiny(run_dir, f"train.resume={run_dir}")
+    file.write_text(text)
+    assert train_tiny(run_dir, f"train.resume={run_dir}") == 0

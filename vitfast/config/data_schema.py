@@ -88,6 +88,7 @@ class DataConfig:
         "exclude it from evaluation, and stop when more than 0.1 % of the train split are unreadable",
         choices=["raise", "skip"],
     )
+    allow_changes: bool = option(False, "resume with other numbers of images than the run had; never other classes")
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     resize: str = option(
         "short_side",

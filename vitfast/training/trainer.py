@@ -24,6 +24,7 @@ from vitfast.runs.run_directory import CURVES, RunDirectory
 from vitfast.training.check_state import first_non_finite
 from vitfast.training.distributed import Ranks, Replica, full_tensor
 from vitfast.training.finite_guard import batch_indices, not_finite
+from vitfast.training.fixed_options import fixed_options
 from vitfast.training.progress import progress_bar
 from vitfast.training.schedule import TrainingLength
 from vitfast.training.stop_signal import StopSignal
@@ -298,6 +299,7 @@ class Trainer:
             "model": {"name": model.model_name, "fields": model.model_fields},
             "class_names": self.data.train.class_names,
             "data": self.data.manifest(),
+            "options": fixed_options(self.config),
             "epoch": state.epoch,
             "metrics": {**state.metrics, "best_val_top1": state.best_top1, "best_step": state.best_step},
             "quantization": quantization_record(model),

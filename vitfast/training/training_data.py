@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -13,6 +15,7 @@ from vitfast.data import ImageDataset, available_splits, build_dataset, build_lo
 from vitfast.errors import UserError
 from vitfast.runs.trained_model import PREPROCESSING
 from vitfast.training.distributed import Ranks
+from vitfast.weights.manifest import read_manifest
 
 
 class TrainingData:
@@ -84,12 +87,43 @@ class TrainingData:
 
     def describe(self) -> str:
         """One line for the log."""
-        splits = (("train", self.train), ("val", self.val), ("test", self.test))
-        counts = " / ".join(f"{len(dataset):,} {name}" for name, dataset in splits if dataset is not None)
+        counts = " / ".join(f"{len(dataset):,} {name}" for name, dataset in self._splits())
         size = self.train.img_size
         return f"{counts} images, {len(self.train.class_names)} classes, {self.train.in_chans} x {size} x {size} pixels"
+
+    def _splits(self) -> list[tuple[str, ImageDataset]]:
+        splits = (("train", self.train), ("val", self.val), ("test", self.test))
+        return [(name, dataset) for name, dataset in splits if dataset is not None]
 
     def manifest(self) -> dict[str, Any]:
         """The preprocessing for a checkpoint's manifest, which evaluation and prediction repeat."""
         preprocessing = {name: getattr(self.train, name) for name in PREPROCESSING}
-        return {"dataset": self._config.dataset, "val_share": self._config.val_share, **preprocessing}
+        return {
+            "dataset": self._config.dataset,
+            "val_share": self._config.val_share,
+            "images": {name: len(dataset) for name, dataset in self._splits()},
+            **preprocessing,
+        }
+
+    def check_resumed(self, checkpoint: Path) -> None:
+        """Compares the data with those of a checkpoint that is resumed; checkpoints of early versions lack the counts.
+
+        Raises:
+            UserError: the classes differ, or the numbers of images do without ``data.allow_changes``.
+        """
+        manifest = read_manifest(checkpoint)
+        before, now = manifest["class_names"], self.train.class_names
+        if before != now:
+            pairs = ((label, *pair) for label, pair in enumerate(zip_longest(before, now)))
+            label, old, new = next(one for one in pairs if one[1] != one[2])
+            raise UserError(
+                f"data.root={self._config.root} has other classes than the run {checkpoint.parent}: class {label} is "
+                f"{new} instead of {old} ({len(now)} classes instead of {len(before)}); resume with the run's data"
+            )
+        counts, images = manifest["data"].get("images"), self.manifest()["images"]
+        if counts not in (None, images) and not self._config.allow_changes:
+            old, new = (", ".join(f"{count:,} {name}" for name, count in one.items()) for one in (counts, images))
+            raise UserError(
+                f"data.root={self._config.root} has other images than the run {checkpoint.parent}: {new} instead of "
+                f"{old}; resume with the run's data, or accept these with data.allow_changes=true"
+            )

@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 
 from vitfast.config import load_config, to_yaml
-from vitfast.config.option import option_values
 from vitfast.config.schema import Config
 from vitfast.data.seeding import derive_seed
 from vitfast.device import describe_device
@@ -24,6 +23,7 @@ from vitfast.runs.run_directory import CONFIG, LOG, FollowedRun, RunDirectory, d
 from vitfast.training.build import create_task, create_training_model, prepare_for_training
 from vitfast.training.distributed import Ranks
 from vitfast.training.finetune import adopt_preprocessing
+from vitfast.training.fixed_options import MAY_CHANGE, fixed_options
 from vitfast.training.gpu_memory import parts_that_fit
 from vitfast.training.lora import add_lora
 from vitfast.training.recompute import recompute_blocks
@@ -33,30 +33,9 @@ from vitfast.training.stop_signal import StopSignal
 from vitfast.training.trainer import Trainer
 from vitfast.training.training_data import TrainingData
 from vitfast.training.training_state import TrainingState, seed_everything
+from vitfast.weights.manifest import read_manifest
 
 AUTO = "auto"
-
-# options that a resumed run may change: they affect where it runs and what it keeps, not the result
-_MAY_CHANGE = (
-    "data.root",
-    "data.workers",
-    "data.on_corrupt",
-    "train.device",
-    "train.compile",
-    "train.threads",
-    "train.recompute",
-    "train.shard",
-    "train.timeout_s",
-    "ops.kernels",
-    "train.log_every",
-    "train.checkpoint_every_epochs",
-    "train.checkpoint_every_steps",
-    "track.tensorboard",
-    "track.wandb",
-    "track.project",
-    "train.keep_checkpoints",
-)
-_IGNORED = ("recipe", "run_dir", "train.resume")
 
 
 def run_training(arguments: Sequence[str]) -> int:
@@ -80,6 +59,8 @@ def run_training(arguments: Sequence[str]) -> int:
         # everything that can reject the options comes before the folder is created
         adopt_preprocessing(config)
         data = TrainingData(config, ranks)
+        if checkpoint is not None:
+            data.check_resumed(checkpoint)
         length = TrainingLength.of(config.schedule, data.steps_per_epoch)
         model = create_training_model(config.model, data.train)
         if config.finetune.lora_rank is not None:
@@ -125,7 +106,9 @@ def _find_start(arguments: Sequence[str]) -> tuple[Path | None, Config]:
             return None, config
     else:
         checkpoint = resolve_checkpoint(resume)
-    return checkpoint, resumed_config(checkpoint.parent, arguments)
+    config = resumed_config(checkpoint.parent, arguments)
+    _check_options(checkpoint, config)
+    return checkpoint, config
 
 
 def _open_run(config: Config, checkpoint: Path | None, ranks: Ranks) -> RunDirectory:
@@ -193,13 +176,13 @@ def resumed_config(run_dir: Path, arguments: Sequence[str]) -> Config:
     saved = load_config([f"recipe={file}"])
     overrides = [argument for argument in arguments if not argument.startswith("recipe=")]
     config = load_config([f"recipe={file}", *overrides])
-    before, after = option_values(saved), option_values(config)
-    changed = [key for key in after if after[key] != before.get(key) and key not in (*_MAY_CHANGE, *_IGNORED)]
+    before, after = fixed_options(saved), fixed_options(config)
+    changed = [key for key in after if after[key] != before.get(key)]
     if changed:
         listed = ", ".join(f"{key}={after[key]} (the run: {before.get(key)})" for key in changed)
         raise UserError(
             f"a resumed run cannot change these options: {listed}. Leave them out, or start a new run. Options that "
-            f"may change: {', '.join(_MAY_CHANGE)}"
+            f"may change: {', '.join(MAY_CHANGE)}"
         )
     folder = _argument(arguments, "run_dir")
     if folder is not None and Path(folder).resolve() != run_dir.resolve():
@@ -212,6 +195,19 @@ def resumed_config(run_dir: Path, arguments: Sequence[str]) -> Config:
         raise UserError(f"the run {run_dir} has recipe={saved.recipe}, not {recipe}; leave recipe out to resume it")
     config.train.resume = None
     return config
+
+
+def _check_options(checkpoint: Path, config: Config) -> None:
+    """Raises UserError if ``config.yaml`` no longer has the options that a checkpoint was trained with."""
+    recorded = read_manifest(checkpoint).get("options", {})
+    edited = [
+        f"{key}={value} (the checkpoint: {recorded[key]})"
+        for key, value in fixed_options(config).items()
+        if key in recorded and value != recorded[key]
+    ]
+    if edited:
+        file = checkpoint.parent / CONFIG
+        raise UserError(f"{file} was changed since {checkpoint.name} was saved: {', '.join(edited)}; change it back")
 
 
 def _argument(arguments: Sequence[str], key: str) -> str | None:
