@@ -46,7 +46,7 @@ def test_folder_of_an_image_classifier(tmp_path: Path, options: dict[str, Any]) 
     foreign.save_pretrained(tmp_path)
     model = vitfast.create_model(NAME, depth=DEPTH, checkpoint=tmp_path)
     assert_equal_logits(model, foreign)
-    assert model.load_report.family == "Hugging Face"
+    assert model.load_report.family == "Hugging Face ViT and DeiT"
     assert model.fields.layer_norm_eps == options.get("layer_norm_eps", 1e-12)
     assert model.fields.gelu == ("tanh" if "hidden_act" in options else "erf")
     assert model.fields.qkv_bias is options.get("qkv_bias", True)
@@ -133,7 +133,7 @@ def test_folder_in_parts(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("model-*-of-*.safetensors"))) > 1
     model = vitfast.create_model(NAME, depth=DEPTH, checkpoint=tmp_path)
     assert_equal_logits(model, foreign)
-    assert model.load_report.family == "Hugging Face"
+    assert model.load_report.family == "Hugging Face ViT and DeiT"
 
 
 def test_distilled_deit_in_parts(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def read_config_fields(tensors: Mapping[str, Tensor], config: Mapping[str, Any])
 
 
 HUGGINGFACE = KeyTable(
-    name="Hugging Face",
+    name="Hugging Face ViT and DeiT",
     signature=(_ROOT + r"embeddings\.patch_embeddings\.projection\.weight", _BLOCK + r"layernorm_before\.weight"),
     rules=(
         Rule(_ROOT + r"embeddings\.cls_token", "cls_token"),
