@@ -1,1 +1,1 @@
-"""One module per command: its options, the call, and what it prints."""
+"""The options of all commands, and one module per command: the call, and what it prints."""
