@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -31,6 +32,15 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     """Returns the context of forward passes: no-op for ``fp32``, ``torch.autocast`` for ``bf16`` or ``fp16``."""
     dtype = _AUTOCAST.get(precision)
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether a device computes with bfloat16 in instructions of its own, rather than through float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if platform.machine() in ("x86_64", "AMD64"):
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def synchronize(device: torch.device) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import warnings
 
 import pytest
@@ -163,6 +164,17 @@ def test_weights_are_not_kept_twice():
         packed = sum(m.weight.nbytes for m in fast.modules() if isinstance(m, InferenceLinear))
         assert sum(held.values()) < packed + 1.3 * 4 * others + 4096
         assert packed < 4.5 * bytes_a_weight * matrices
+
+
+def test_bf16_without_instructions_is_logged_once(caplog, monkeypatch):
+    module = importlib.import_module("vitfast.inference.accelerate")
+    module._say_that_bf16_is_not_faster.cache_clear()
+    source = accelerable("timm: vit")
+    for has_bf16, precision, lines in ((True, "bf16", 0), (False, "fp32", 0), (False, "bf16", 1), (False, "bf16", 1)):
+        monkeypatch.setattr(module, "has_bf16", lambda device, has_bf16=has_bf16: has_bf16)
+        vitfast.accelerate(source, precision)
+        assert len(caplog.records) == lines
+    assert "precision='bf16': this CPU has no bf16 instructions, so that it is not faster" in caplog.text
 
 
 def test_the_report_reads_as_a_table():

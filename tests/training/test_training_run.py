@@ -136,3 +136,16 @@ def test_an_edited_config_is_not_resumed(tmp_path, train_tiny):
         train_tiny(run_dir, f"train.resume={run_dir}")
     file.write_text(text)
     assert train_tiny(run_dir, f"train.resume={run_dir}") == 0
+
+
+def test_the_machine_chooses_the_precision(tmp_path, train_tiny, monkeypatch):
+    for has_bf16, chosen in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr("vitfast.training.training_run.has_bf16", lambda device, has_bf16=has_bf16: has_bf16)
+        assert train_tiny(tmp_path / chosen, "train.precision=auto", stop_step=1) == 143
+        assert f"precision: {chosen}\n" in (tmp_path / chosen / "config.yaml").read_text()
+        assert "no bf16 instructions" not in (tmp_path / chosen / "log.txt").read_text()
+    # on the machine without: the run keeps its precision, and says that it is slow
+    resume = f"train.resume={tmp_path / 'bf16'}"
+    assert train_tiny(tmp_path / "bf16", resume, "train.precision=auto", "train.accumulate=null", stop_step=2) == 143
+    log = (tmp_path / "bf16" / "log.txt").read_text()
+    assert log.count("this device has no bf16 instructions: fp32 is faster; train.precision=auto chooses") == 1

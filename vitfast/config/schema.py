@@ -14,6 +14,7 @@ from vitfast.config.data_schema import DataConfig
 from vitfast.config.option import option
 from vitfast.errors import UserError
 
+AUTO = "auto"
 HUB = "hub"  # as model.checkpoint
 WEIGHTS = ("auto", "ema", "model")  # of a checkpoint
 
@@ -153,8 +154,9 @@ class TrainConfig:
 
     precision: str = option(
         "fp32",
-        "bf16, fp16: autocast with fp32 weights; fp16 uses loss scaling",
-        choices=["fp32", "bf16", "fp16"],
+        "bf16, fp16: autocast with fp32 weights; fp16 uses loss scaling; auto: bf16 where the device has instructions "
+        "for it, else fp32",
+        choices=["fp32", "bf16", "fp16", AUTO],
     )
     device: str = option("auto", "auto: a GPU if there is one", choices=["auto", "cpu", "cuda"])
     compile: bool = option(False, "run the model through torch.compile")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vitfast.device import has_bf16
 from vitfast.errors import UserError
 from vitfast.inference.accelerated_model import AcceleratedCascade, AcceleratedModel
 from vitfast.inference.acceleration_report import AccelerationReport, LayerPath
@@ -35,6 +37,8 @@ from vitfast.inference.modules.transformer import InferenceTransformer, LastBloc
 from vitfast.inference.normalization import Normalization
 from vitfast.inference.sequence_tower import SequenceTower, sequence_adapter
 from vitfast.ops.library import has_kernel
+
+logger = logging.getLogger(__name__)
 
 
 def accelerate(
@@ -97,6 +101,8 @@ def accelerate(
     normalization = Normalization.of(mean, std)
     # the layers of a quantized model have their own precision; those that are left out stay in float32
     default: Precision = "fp32" if quantized_precisions(model) else chosen
+    if default == "bf16" and not has_bf16(target):
+        _say_that_bf16_is_not_faster(target.type)
     if target.type == "cuda":
         graphs = GraphCache(partial(CudaRecorder, target), graph_batch) if graph_batch else None
         return assemble(model, CudaBackend(model, default, target, normalization), chosen, graphs, check=check)
@@ -204,6 +210,15 @@ def _warn(report: AccelerationReport) -> None:
             UserWarning,
             stacklevel=4,
         )
+
+
+@cache
+def _say_that_bf16_is_not_faster(device_type: str) -> None:
+    """Logs it once in a process: not an error, because the results are those of other machines."""
+    logger.warning(
+        "precision='bf16': this %s has no bf16 instructions, so that it is not faster than fp32, and less accurate",
+        "CPU" if device_type == "cpu" else "GPU",
+    )
 
 
 def _device(model: nn.Module, device: str | torch.device | None) -> torch.device:

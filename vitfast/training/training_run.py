@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 
 from vitfast.config import load_config, to_yaml
-from vitfast.config.schema import Config
+from vitfast.config.schema import AUTO, Config
 from vitfast.data.seeding import derive_seed
-from vitfast.device import describe_device
+from vitfast.device import describe_device, has_bf16
 from vitfast.errors import UserError, explain_os_error
 from vitfast.ops.library import chosen_kernels, is_loaded
 from vitfast.quantization.quantize import describe_quantization
@@ -35,7 +35,8 @@ from vitfast.training.training_data import TrainingData
 from vitfast.training.training_state import TrainingState, seed_everything
 from vitfast.weights.manifest import read_manifest
 
-AUTO = "auto"
+# a run records what it chose for these options, and a resumed one keeps it
+_CHOSEN = ("train.precision=auto", "train.accumulate=null")
 
 
 def run_training(arguments: Sequence[str]) -> int:
@@ -55,6 +56,8 @@ def run_training(arguments: Sequence[str]) -> int:
     ):
         if config.train.threads is not None:
             torch.set_num_threads(config.train.threads)
+        if config.train.precision == AUTO:
+            config.train.precision = "bf16" if has_bf16(ranks.device) else "fp32"
         seed_everything(config.seed)
         # everything that can reject the options comes before the folder is created
         adopt_preprocessing(config)
@@ -174,7 +177,7 @@ def resumed_config(run_dir: Path, arguments: Sequence[str]) -> Config:
     if not file.is_file():
         raise UserError(f"{file} is missing: the run cannot be resumed without its options")
     saved = load_config([f"recipe={file}"])
-    overrides = [argument for argument in arguments if not argument.startswith("recipe=")]
+    overrides = [one for one in arguments if not one.startswith("recipe=") and one not in _CHOSEN]
     config = load_config([f"recipe={file}", *overrides])
     before, after = fixed_options(saved), fixed_options(config)
     changed = [key for key in after if after[key] != before.get(key)]
@@ -231,6 +234,8 @@ def _log_start(trainer: Trainer, checkpoint: Path | None) -> None:
     if config.quantize.format is not None:
         run.log(f"numbers   {describe_quantization(model)}")
     run.log(f"device    {world}{describe_device(trainer.device)}, {config.train.precision}")
+    if config.train.precision == "bf16" and not has_bf16(trainer.device):
+        run.log("slow      this device has no bf16 instructions: fp32 is faster; train.precision=auto chooses")
     if config.ops.kernels != "auto":
         run.log(f"kernels   {config.ops.kernels}")
     elif not is_loaded():
