@@ -35,6 +35,23 @@ def test_classes_and_files_are_in_alphabetical_order(make_folder) -> None:
     assert available_splits(folder(root)) == ["train", "test"]
 
 
+@pytest.mark.parametrize("links", [{"cat/up": ".."}, {"cat/self": "."}, {"cat/d": "../dog", "dog/c": "../cat"}])
+def test_a_link_to_a_folder_that_contains_it_is_refused(make_folder, monkeypatch, links: dict[str, str]) -> None:
+    """It would repeat all images in it many times."""
+    root = make_folder({"train": {"cat": 1, "dog": 1}})
+    for link, target in links.items():
+        (root / "train" / link).symlink_to(target)
+    monkeypatch.chdir(root / "train")
+    with pytest.raises(UserError, match=r"cat/.* is a link to .*, which contains it; remove the link"):
+        build_dataset(folder(Path("..")), "train", seed=0)
+
+
+def test_a_link_to_another_folder_is_followed(make_folder) -> None:
+    root = make_folder({"train": {"cat": 1, "dog": 2}})
+    (root / "train/cat/more").symlink_to("../dog")
+    assert len(build_dataset(folder(root), "train", seed=0)) == 5
+
+
 def test_defaults_of_a_folder(make_folder) -> None:
     root = make_folder({"val": {"cat": 1}}, size=(40, 60))
     dataset = build_dataset(DataConfig(dataset="image_folder", root=str(root)), "val", seed=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import vitfast
 from support.operator_calls import count_roundings
 from support.quantized_vit import RoundedViT
 from vitfast import FloatConfig, FloatFormat, FP16_16Config, FP16_32Config, Int8Config, QATConfig, TF32Config, quantize_
+from vitfast.errors import UserError
 from vitfast.layers import ResidualAdd
 from vitfast.models import ImageModel
 from vitfast.quantization.configs import QuantizationConfig
@@ -159,6 +161,17 @@ def test_names_stay_and_any_checkpoint_loads(
     assert torch.equal(fresh(images), model(images))
     unquantized = vitfast.create_model("vit_nano_patch2_8", depth=2, num_classes=5)
     unquantized.load_state_dict(fresh.state_dict())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [lambda name, module: "head" in name, lambda name, module: name.startswith("head"), lambda module: True],
+)
+def test_a_filter_with_other_arguments_is_named(model: ImageModel, wrong: Any) -> None:
+    with pytest.raises(UserError, match=r"filter_fn\(module, name\) failed for .*; its first argument is the module"):
+        quantize_(model, FP16_32Config(), wrong)
+    with pytest.raises(UserError, match=r"filter_fn\(module, name\), first the module, then its name, must be true"):
+        quantize_(model, FP16_32Config(), lambda name, module: isinstance(module, nn.Linear))  # type: ignore[arg-type]
 
 
 def test_a_filter_and_overrides_choose(model: ImageModel, images: Tensor) -> None:

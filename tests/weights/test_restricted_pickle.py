@@ -115,6 +115,15 @@ def test_non_numeric_values_are_refused(tmp_path: Path, value: Any) -> None:
     assert "no code in it was executed" in str(info.value)
 
 
+def test_a_whole_model_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    torch.save(torch.nn.Linear(2, 2), path)
+    with pytest.raises(
+        UserError, match=r"\(torch.nn.modules.linear.Linear\).*content.state_dict\(\) if the file holds"
+    ):
+        read_weight_file(path)
+
+
 @pytest.mark.parametrize("wrap", [lambda attack: [np.float64(1), attack], lambda attack: np.array([attack])])
 def test_an_attack_among_numbers(tmp_path: Path, wrap: Any) -> None:
     """Letting NumPy's numbers in lets nothing else in: neither beside them nor as elements of an array."""

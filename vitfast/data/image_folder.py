@@ -86,10 +86,18 @@ def _require_same_classes(folder: Path, names: list[str], other: Path) -> None:
     )
 
 
+def _refuse_loop(directory: str) -> None:
+    """Raises UserError for a link to a folder that contains it, which would repeat all images in it many times."""
+    parents = Path(os.path.abspath(directory)).parents
+    if os.path.islink(directory) and any(os.path.samefile(directory, parent) for parent in parents):
+        raise UserError(f"{directory} is a link to {os.path.realpath(directory)}, which contains it; remove the link")
+
+
 def _image_paths(folder: Path, class_name: str) -> list[bytes]:
     """Lists the images of a class in alphabetical order, relative to the folder of the split."""
     found: list[bytes] = []
     for directory, subdirectories, names in os.walk(folder / class_name, followlinks=True):
+        _refuse_loop(directory)
         subdirectories.sort()
         relative = os.path.relpath(directory, folder)
         for name in sorted(names):

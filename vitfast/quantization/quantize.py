@@ -195,7 +195,9 @@ def _choose(
         if leaf_name in excluded or isinstance(leaf, QuantizedModule):
             continue
         name = configured_as(leaf_name, leaf)
-        if (find_counterpart(leaf) is None and not lacks_counterpart(leaf)) or not filter_fn(modules[name], name):
+        if find_counterpart(leaf) is None and not lacks_counterpart(leaf):
+            continue
+        if not _is_chosen(filter_fn, modules[name], name):
             continue
         pattern = patterns[name]
         used.add(pattern)
@@ -217,10 +219,21 @@ def _choose(
         )
     if not chosen and not quantized_modules(model):
         raise UserError(
-            "no module is left to quantize: filter_fn(module, name) must be true for one that has a quantized form "
-            "(linear layers, convolutions, LayerNorms, transformer blocks) and that overrides do not exclude"
+            "no module is left to quantize: filter_fn(module, name), first the module, then its name, must be true for "
+            "one that has a quantized form (linear layers, convolutions, LayerNorms, transformer blocks) and that "
+            "overrides do not exclude"
         )
     return chosen
+
+
+def _is_chosen(filter_fn: Filter, module: nn.Module, name: str) -> bool:
+    try:
+        return bool(filter_fn(module, name))
+    except (TypeError, AttributeError) as error:
+        raise UserError(
+            f"filter_fn(module, name) failed for {name!r}: {error}; its first argument is the module, the second the "
+            "module's name"
+        ) from error
 
 
 def _convert(model: nn.Module, base: QuantizationConfig | None) -> None:

@@ -29,7 +29,7 @@ class TrainingData:
         steps_per_epoch: batches of the train split.
 
     Raises:
-        UserError: if an epoch has no batch.
+        UserError: if there is a single class, or an epoch has no batch.
     """
 
     def __init__(self, config: Config, ranks: Ranks) -> None:
@@ -41,6 +41,11 @@ class TrainingData:
         self.train = self._build("train", config)
         self.val = self._build("val", config) if "val" in splits else None
         self.test = self._build("test", config) if "test" in splits else None
+        if len(self.train.class_names) < 2:
+            raise UserError(
+                f"the data have a single class, {self.train.class_names[0]}: there is nothing to classify; give "
+                "images of at least two classes, in a folder for each class"
+            )
         batches, rest = divmod(len(self.train), config.data.batch_size)
         self.steps_per_epoch = batches + (1 if rest and not config.data.drop_last else 0)
         if self.steps_per_epoch == 0:

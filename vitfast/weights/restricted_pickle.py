@@ -347,7 +347,9 @@ def explain_error(path: Path, error: Exception) -> str:
         return (
             f"{path} is refused: it holds Python objects ({what}) beside tensors, and loading these can run arbitrary "
             "code; no code in it was executed. Get the weights as .safetensors or, only if you trust the author of the "
-            "file, convert them: safetensors.torch.save_file(torch.load(path, weights_only=False)[entry], new_path)"
+            "file, convert them: content = torch.load(path, weights_only=False), then "
+            "safetensors.torch.save_file(weights, new_path), where weights is content.state_dict() if the file holds a "
+            "whole model, or else the entry of content that holds them"
         )
     if isinstance(error, UserError):
         return f"{path}: {text}; save the float32 weights of the model instead"
