@@ -58,6 +58,20 @@ def test_the_next_step_is_the_same_bit_for_bit(trained: Any) -> None:
     assert all(torch.equal(value, continued.model_state()[key]) for key, value in resumed.model_state().items())
 
 
+@pytest.mark.parametrize("trained", ["adamw"], indirect=True)
+@pytest.mark.parametrize("warmup", ["schedule.warmup_epochs=0", "schedule.warmup_epochs=3"])
+def test_a_longer_run_takes_over_with_its_own_schedule(trained: Any, warmup: str) -> None:
+    options = ("optim.name=adamw", "schedule.epochs=9", warmup)
+    undisturbed, extended = new_state(*options), new_state(*options)
+    for _ in range(2):
+        make_step(undisturbed)
+    extended.load_state_dict(*copy.deepcopy(trained[1]))
+    for _ in range(25):
+        assert extended.learning_rate == undisturbed.learning_rate
+        for state in (undisturbed, extended):
+            make_step(state)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -98,6 +112,7 @@ def test_moments_that_do_not_fit(trained: Any, change: Any) -> None:
         ("schedule___last_lr", [NAN, NAN], "schedule._last_lr"),
         ("schedule___schedulers__1__last_epoch", 1 << 62, "schedule._schedulers.1.last_epoch"),
         ("schedule", None, "schedule"),
+        ("total_steps", 7, "total_steps"),
         ("epoch", -1, "epoch"),
         ("epoch", 3, "epoch"),
         ("epoch", True, "epoch"),

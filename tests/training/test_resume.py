@@ -133,6 +133,26 @@ def test_a_finished_run_is_tested_again_and_stays_the_same(tmp_path, train_tiny,
     assert differences(whole_run, content(run_dir)) == []
 
 
+def test_a_finished_run_is_extended(tmp_path, train_tiny, capsys):
+    """Where the learning rate does not depend on the length, the result is that of the longer run."""
+    run_dir, options = tmp_path / "run", ("schedule.name=constant", "optim.ema_decay=0.9")
+    assert train_tiny(tmp_path / "whole", *options, "schedule.epochs=3") == 0
+    assert train_tiny(run_dir, *options, "schedule.epochs=2") == 0
+    with pytest.raises(UserError, match=r"cannot change .*schedule.epochs=1 .*schedule.steps may become larger"):
+        train_tiny(run_dir, f"train.resume={run_dir}", "schedule.epochs=1")
+    assert train_tiny(run_dir, f"train.resume={run_dir}", "schedule.epochs=3", stop_step=13) == 143
+    assert "extended  from 12 to 18 steps; the learning rate follows" in capsys.readouterr().err
+    assert train_tiny(run_dir, f"train.resume={run_dir}") == 0
+    assert differences(content(tmp_path / "whole"), content(run_dir)) == []
+    assert "extended" not in capsys.readouterr().err
+
+
+def test_a_run_that_ended_within_an_epoch_is_not_extended(tmp_path, train_tiny):
+    assert train_tiny(tmp_path / "run", "schedule.steps=8", "schedule.warmup_steps=2") == 0
+    with pytest.raises(UserError, match=r"ended within an epoch, after 8 steps of schedule\.steps=8, and cannot be"):
+        train_tiny(tmp_path / "run", f"train.resume={tmp_path / 'run'}", "schedule.steps=20")
+
+
 def test_options_that_decide_the_result_cannot_change(tmp_path, train_tiny):
     run_dir = tmp_path / "run"
     assert train_tiny(run_dir, stop_step=1) == 143

@@ -132,16 +132,19 @@ def test_fewer_steps_than_an_epoch_has():
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "given", "warmup"),
     [
-        (
-            {"epochs": 2, "warmup_epochs": 2},
-            "schedule.warmup_epochs=2 is not shorter than schedule.epochs=2",
-        ),
-        ({"steps": 5, "warmup_steps": 5}, "schedule.warmup_steps=5 is not shorter than schedule.steps=5"),
-        ({"steps": 5}, "schedule.warmup_epochs=5 is not shorter than schedule.steps=5"),
+        ({"epochs": 3}, "schedule.warmup_epochs=5 is not shorter than schedule.epochs=3", 3),
+        ({"epochs": 2, "warmup_epochs": 2}, "schedule.warmup_epochs=2 is not shorter than schedule.epochs=2", 2),
+        ({"steps": 5, "warmup_steps": 5}, "schedule.warmup_steps=5 is not shorter than schedule.steps=5", 0),
+        ({"steps": 25}, "schedule.warmup_epochs=5 is not shorter than schedule.steps=25", 2),
     ],
 )
-def test_a_warm_up_as_long_as_the_run_is_refused(options, message):
-    with pytest.raises(UserError, match=message):
-        TrainingLength.of(ScheduleConfig(**options), 3)
+def test_a_warm_up_as_long_as_the_run_is_shortened(options, given, warmup):
+    length = TrainingLength.of(ScheduleConfig(**options), 10)
+    assert length.warmup_steps == warmup
+    assert length.note == f"{given}: the warm-up is shortened to {warmup} steps, a tenth of that"
+
+
+def test_a_shorter_warm_up_stays():
+    assert TrainingLength.of(ScheduleConfig(epochs=6), 10) == TrainingLength(10, 60, 50)

@@ -181,6 +181,7 @@ def test_a_full_disk_does_not_end_the_run(tmp_path, train_tiny, monkeypatch, cap
     monkeypatch.setattr(trainer_module, "save_checkpoint", save)
     assert train_tiny(tmp_path / "run") == 0
     message = "the checkpoint of step 6 could not be saved: [Errno 28] No space left on device; training continues"
+    message += f", and there is no earlier checkpoint in {tmp_path / 'run'} that a resume could use"
     assert message in capsys.readouterr().err
     assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["checkpoint_000012"]
 
@@ -204,14 +205,19 @@ def test_a_last_checkpoint_that_cannot_be_saved_is_an_error(tmp_path, train_tiny
         (["model.name=vit_nano_patch2"], "unknown model"),
         (["model.fields.num_heads=3"], "num_heads=3"),
         (["model.fields.num_classes=3"], "model.fields.num_classes cannot be set"),
-        (["schedule.warmup_epochs=2"], "is not shorter than"),
+        (["data.dataset=image_folder", "data.root=single"], "single class, sole: there is nothing to classify"),
         (["data.drop_last=true", "data.batch_size=2000"], "leaves no batch"),
         (["train.device=cuda"], "torch sees no CUDA GPU"),
     ],
 )
-def test_impossible_runs_are_refused_before_the_run_directory_is_created(tmp_path, train_tiny, options, message):
+def test_impossible_runs_are_refused_before_the_run_directory_is_created(
+    tmp_path, train_tiny, monkeypatch, options, message
+):
     if "train.device=cuda" in options and torch.cuda.is_available():
         pytest.skip("there is a GPU")
+    (tmp_path / "single/train/sole").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "single/train/sole/1.png")
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
         train_tiny(tmp_path / "run", *options)
     assert not (tmp_path / "run").exists()

@@ -33,6 +33,7 @@ def require(holds: bool, name: str, rule: str) -> None:
 def check_counters(state: Mapping[str, Any], length: TrainingLength) -> None:
     """Checks the counters of a training state against the length of the run."""
     limits = {"epoch": length.epochs, "step": length.total_steps, "step_in_epoch": length.steps_per_epoch}
+    limits["total_steps"] = length.total_steps
     for name, limit in limits.items():
         require(is_count(state[name]) and state[name] <= limit, name, f"a whole number from 0 to {limit}")
     require(is_count(state["skipped_in_a_row"]), "skipped_in_a_row", "a whole number from 0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from vitfast.config.option import option_values
@@ -28,9 +29,17 @@ MAY_CHANGE = (
     "track.project",
     "train.keep_checkpoints",
 )
+# options that may become larger, which extends the run
+MAY_GROW = ("schedule.epochs", "schedule.steps")
 _IGNORED = ("recipe", "run_dir", "train.resume")
 
 
 def fixed_options(config: Config) -> dict[str, Any]:
     """Returns the options that determine the result of a run: dotted key -> value."""
     return {key: value for key, value in option_values(config).items() if key not in (*MAY_CHANGE, *_IGNORED)}
+
+
+def changed_options(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Names the options that differ, except for those of ``MAY_GROW`` that are larger."""
+    larger = {key for key in MAY_GROW if type(before.get(key)) is int and (after[key] or 0) > before[key]}
+    return [key for key in after if after[key] != before.get(key) and key not in larger]

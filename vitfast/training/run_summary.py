@@ -51,8 +51,10 @@ def next_commands(config: Config, run_dir: Path, sample: Path | None) -> str:
     commands = [("evaluate it in detail", f"evaluate checkpoint={run}")]
     if sample is not None:
         commands.append(("classify images", f"predict checkpoint={run} images={shlex.quote(str(sample))}"))
+    if config.schedule.steps is None:  # or else it may have ended within an epoch and cannot be extended
+        longer = f"schedule.epochs={2 * config.schedule.epochs}"
+        commands.append(("train it for longer", f"train train.resume={run} {longer}"))
     commands += [
-        ("resume it, if it was interrupted", f"train train.resume={run}"),
         (
             "repeat it with another seed",
             f"train recipe={shlex.quote(str(run_dir / CONFIG))} run_dir={again} seed={seed}",

@@ -20,23 +20,22 @@ class TrainingLength:
         steps_per_epoch: steps in a complete epoch.
         total_steps: steps of the run.
         warmup_steps: steps of the warm-up.
+        note: why the warm-up is not as long as the options say, or None.
     """
 
     steps_per_epoch: int
     total_steps: int
     warmup_steps: int
+    note: str | None = None
 
     @classmethod
     def of(cls, config: ScheduleConfig, steps_per_epoch: int) -> TrainingLength:
-        """Computes the length from the options.
-
-        Raises:
-            UserError: if the warm-up is not shorter than the run.
-        """
+        """Computes the length from the options; a warm-up as long as the run is shortened to a tenth of it."""
         total = config.epochs * steps_per_epoch if config.steps is None else config.steps
         warmup = config.warmup_steps
         if warmup is None:
             warmup = round(config.warmup_epochs * steps_per_epoch)
+        note = None
         if warmup >= total:
             given = (
                 f"schedule.warmup_epochs={config.warmup_epochs:g}"
@@ -44,8 +43,9 @@ class TrainingLength:
                 else f"schedule.warmup_steps={config.warmup_steps}"
             )
             whole = f"schedule.epochs={config.epochs}" if config.steps is None else f"schedule.steps={config.steps}"
-            raise UserError(f"{given} is not shorter than {whole}; use a shorter warm-up (0 disables it) or more steps")
-        return cls(steps_per_epoch, total, warmup)
+            warmup = total // 10
+            note = f"{given} is not shorter than {whole}: the warm-up is shortened to {warmup} steps, a tenth of that"
+        return cls(steps_per_epoch, total, warmup, note)
 
     @property
     def epochs(self) -> int:

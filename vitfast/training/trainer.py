@@ -19,7 +19,15 @@ from vitfast.device import autocast, synchronize
 from vitfast.errors import UserError
 from vitfast.evaluation.evaluate import Evaluation, evaluate
 from vitfast.quantization.record import quantization_record
-from vitfast.runs.checkpoint import BEST, link_best, load_state, load_weights_file, prune_checkpoints, save_checkpoint
+from vitfast.runs.checkpoint import (
+    BEST,
+    link_best,
+    list_checkpoints,
+    load_state,
+    load_weights_file,
+    prune_checkpoints,
+    save_checkpoint,
+)
 from vitfast.runs.run_directory import CURVES, RunDirectory
 from vitfast.training.check_state import first_non_finite
 from vitfast.training.distributed import Ranks, Replica, full_tensor
@@ -69,14 +77,18 @@ class Trainer:
     def resume(self, checkpoint: Path) -> None:
         """Restores a verified checkpoint and the rows of ``metrics.jsonl`` up to it."""
         ema = load_weights_file(checkpoint, "ema") if self.state.average is not None else None
+        saved = load_state(checkpoint)
         try:
-            self.state.load_state_dict(load_state(checkpoint), load_weights_file(checkpoint, "model"), ema)
+            self.state.load_state_dict(saved, load_weights_file(checkpoint, "model"), ema)
         except UserError as error:
             if str(checkpoint) in str(error):
                 raise
             raise CheckpointError(f"{checkpoint}: {error}") from error
         self.run.restore_metrics(self.state.metric_rows)
         self._saved = (self.state.epoch, self.state.step)
+        if saved["total_steps"] < self.length.total_steps:
+            text = f"from {saved['total_steps']:,} to {self.length.total_steps:,} steps; the learning rate follows the"
+            self.run.log(f"extended  {text} schedule of that length from here on")
 
     def fit(self, stop: StopSignal) -> dict[str, Any] | None:
         """Trains to the last epoch and tests.
@@ -313,8 +325,13 @@ class Trainer:
             return
         text = f"the checkpoint of step {state.step} could not be saved: {problem}"
         if must:
-            raise UserError(f"{text}; earlier checkpoints in {self.run.path} are intact")
-        self.run.log(f"warning: {text}; training continues, earlier checkpoints are intact")
+            raise UserError(f"{text}; {self._earlier_checkpoints()}")
+        self.run.log(f"warning: {text}; training continues, {self._earlier_checkpoints()}")
+
+    def _earlier_checkpoints(self) -> str:
+        if list_checkpoints(self.run.path):
+            return f"earlier checkpoints in {self.run.path} are intact"
+        return f"and there is no earlier checkpoint in {self.run.path} that a resume could use"
 
     def _write_checkpoint(self, parts: dict[str, Any], manifest: dict[str, Any]) -> str | None:
         """Writes a checkpoint and removes old ones; returns the error, or None."""

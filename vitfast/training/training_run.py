@@ -23,7 +23,7 @@ from vitfast.runs.run_directory import CONFIG, LOG, FollowedRun, RunDirectory, d
 from vitfast.training.build import create_task, create_training_model, prepare_for_training
 from vitfast.training.distributed import Ranks
 from vitfast.training.finetune import adopt_preprocessing
-from vitfast.training.fixed_options import MAY_CHANGE, fixed_options
+from vitfast.training.fixed_options import MAY_CHANGE, MAY_GROW, changed_options, fixed_options
 from vitfast.training.gpu_memory import parts_that_fit
 from vitfast.training.lora import add_lora
 from vitfast.training.recompute import recompute_blocks
@@ -180,12 +180,12 @@ def resumed_config(run_dir: Path, arguments: Sequence[str]) -> Config:
     overrides = [one for one in arguments if not one.startswith("recipe=") and one not in _CHOSEN]
     config = load_config([f"recipe={file}", *overrides])
     before, after = fixed_options(saved), fixed_options(config)
-    changed = [key for key in after if after[key] != before.get(key)]
+    changed = changed_options(before, after)
     if changed:
         listed = ", ".join(f"{key}={after[key]} (the run: {before.get(key)})" for key in changed)
         raise UserError(
             f"a resumed run cannot change these options: {listed}. Leave them out, or start a new run. Options that "
-            f"may change: {', '.join(MAY_CHANGE)}"
+            f"may change: {', '.join(MAY_CHANGE)}; and {' and '.join(MAY_GROW)} may become larger"
         )
     folder = _argument(arguments, "run_dir")
     if folder is not None and Path(folder).resolve() != run_dir.resolve():
@@ -202,12 +202,9 @@ def resumed_config(run_dir: Path, arguments: Sequence[str]) -> Config:
 
 def _check_options(checkpoint: Path, config: Config) -> None:
     """Raises UserError if ``config.yaml`` no longer has the options that a checkpoint was trained with."""
-    recorded = read_manifest(checkpoint).get("options", {})
-    edited = [
-        f"{key}={value} (the checkpoint: {recorded[key]})"
-        for key, value in fixed_options(config).items()
-        if key in recorded and value != recorded[key]
-    ]
+    recorded, options = read_manifest(checkpoint).get("options", {}), fixed_options(config)
+    changed = [key for key in changed_options(recorded, options) if key in recorded]
+    edited = [f"{key}={options[key]} (the checkpoint: {recorded[key]})" for key in changed]
     if edited:
         file = checkpoint.parent / CONFIG
         raise UserError(f"{file} was changed since {checkpoint.name} was saved: {', '.join(edited)}; change it back")
@@ -241,5 +238,7 @@ def _log_start(trainer: Trainer, checkpoint: Path | None) -> None:
     elif not is_loaded():
         run.log("kernels   none: pure PyTorch, correct but slow; vitfast.build_info() says why")
     run.log(f"schedule  {trainer.length.describe()}, {config.data.batch_size} images a step")
+    if trainer.length.note is not None:
+        run.warn(trainer.length.note)
     if checkpoint is not None:
         run.log(f"resumed   {checkpoint.name}: {trainer.state.epoch} epochs and {trainer.state.step} steps completed")

@@ -127,6 +127,7 @@ class TrainingState:
             "unmerged": self._unmerged_states() if self.has_lora else None,
             "ranks": self.ranks.gather({"random": capture_random_state(), "meter": self.meter.state_dict()}),
             "metrics": self.metrics,
+            "total_steps": self.length.total_steps,
             **{name: getattr(self, name) for name in _COUNTERS},
         }
 
@@ -140,14 +141,18 @@ class TrainingState:
             CheckpointError: if a part is missing, has a wrong type or value, or does not fit this run; nothing of such
                 a training state is used.
         """
-        for name in ("optimizer", "schedule", "scaler", "ema_updates", "ranks", "metrics", *_COUNTERS):
+        for name in ("optimizer", "schedule", "scaler", "ema_updates", "ranks", "metrics", "total_steps", *_COUNTERS):
             require(name in state, name, "in it")
         check_counters(state, self.length)
         check_meters(state["ranks"], self.meter.state_dict())
         steps = state["step"]
-        schedule = checked_schedule(state["schedule"], self.schedule.state_dict(), steps)
-        require(schedule["last_epoch"] == steps, "schedule.last_epoch", f"{steps}, the step")
         optimizer = checked_optimizer(state["optimizer"], self.optimizer, steps)
+        if state["total_steps"] < self.length.total_steps:
+            self._extend(state, optimizer)
+            schedule = self.schedule.state_dict()
+        else:
+            schedule = checked_schedule(state["schedule"], self.schedule.state_dict(), steps)
+            require(schedule["last_epoch"] == steps, "schedule.last_epoch", f"{steps}, the step")
         scaler = checked_scaler(state["scaler"], self.scaler.state_dict())
         if self.has_lora:
             unmerged: Any = state.get("unmerged")
@@ -171,6 +176,20 @@ class TrainingState:
         for name in _COUNTERS:
             setattr(self, name, state[name])
         self._load_rank(state["ranks"])
+
+    def _extend(self, state: dict[str, Any], optimizer: dict[str, Any]) -> None:
+        """Advances the new schedule to the step of a shorter run, and puts its learning rates into ``optimizer``."""
+        steps = state["step"]
+        if steps != state["epoch"] * self.length.steps_per_epoch + state["step_in_epoch"]:
+            raise UserError(
+                f"the run ended within an epoch, after {steps} steps of schedule.steps={state['total_steps']}, and "
+                "cannot be extended; start a new run with model.checkpoint=RUN"
+            )
+        self.optimizer._opt_called = True  # type: ignore[attr-defined]  # else the schedule warns
+        for _ in range(steps):
+            self.schedule.step()
+        for saved, group in zip(optimizer["param_groups"], self.optimizer.param_groups, strict=True):
+            saved["lr"] = group["lr"]
 
     def _unmerged_states(self) -> list[dict[str, Tensor] | None]:
         """Returns the state dicts of the model and its average with the matrices of LoRA beside the weights."""
