@@ -85,7 +85,7 @@ def test_evaluation_finds_the_format_and_equals_the_converted_model(aware, capsy
     torch.testing.assert_close(trained.model(images), prepared, rtol=0, atol=0)
 
     capsys.readouterr()
-    assert evaluate([f"checkpoint={run_dir}", "output=json"]) == 0
+    assert evaluate([f"checkpoint={latest_checkpoint(run_dir)}", "output=json"]) == 0
     found = json.loads(capsys.readouterr().out)
     line = [json.loads(text) for text in (run_dir / "metrics.jsonl").read_text().splitlines()][-1]
     assert (found["top1"], found["weights"]) == (line["top1"], "ema")
