@@ -65,11 +65,11 @@ def entry_point(command: str) -> Callable[..., int]:
 def _run(command: str, arguments: Sequence[str], prog: str) -> int:
     """Reads the options, and runs the command; ``--help`` and wrong options do not wait until torch is imported."""
     config = importlib.import_module("vitfast.config")
-    given: Any = arguments  # a resumed run has the options of its folder, so that `train` reads its own
+    given: Any = arguments  # `train` reads its own again: a resumed run has the options of its folder
     if command != "train":
         schemas = importlib.import_module("vitfast.commands.command_options")
         given = config.load_options(getattr(schemas, f"{command.capitalize()}Options"), arguments, prog)
-    elif config.asks_for_help(arguments):
+    elif config.asks_for_help(arguments) or not any(one.startswith("train.resume=") for one in arguments):
         config.load_options(config.Config, arguments, prog)
     code: int = importlib.import_module(f"vitfast.commands.{command}").run(given)
     return code
