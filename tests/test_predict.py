@@ -6,10 +6,12 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import vitfast
 from vitfast.config import DataConfig
-from vitfast.data import build_dataset
+from vitfast.data import build_dataset, eval_transform, load_image
 from vitfast.predict import main
 from vitfast.train import main as train
 
@@ -137,3 +139,28 @@ def test_a_mistake_is_one_line_and_code_2(run_dir, digits, tmp_path, capsys, opt
     shown = capsys.readouterr()
     assert shown.err.startswith("error: ")
     assert message in shown.err
+
+
+def test_a_pattern_names_files(run_dir, digits, capsys):
+    pattern = f"{digits}/**/3_*.png"
+    found = predict_lines(capsys, f"checkpoint={run_dir}", f"images={pattern}")
+    assert [line["path"] for line in found] == sorted(map(str, digits.glob("**/3_*.png")))
+    assert main([f"checkpoint={run_dir}", f"images={digits}/*.gif"]) == 2
+    assert "/*.gif matches no file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["vit_mini_patch4_32", "vit_nano_patch2_8"])
+def test_a_weights_file(digits, tmp_path, capsys, name):
+    """Without a data set, classes are numbers, and the preprocessing is ImageNet's."""
+    model = vitfast.create_model(name, num_classes=7).eval()
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    picture = next(digits.glob("*.png"))
+    options = [f"checkpoint={tmp_path / 'weights.pth'}", f"model={name}", f"images={picture}", "top=7"]
+    (line,) = predict_lines(capsys, *options)
+    size, channels = model.img_size, model.in_chans
+    mean, std = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]) if channels == 3 else ([0.449], [0.226])
+    transform = eval_transform(size, channels, mean, std, crop_pct=0.875, interpolation="bicubic", resize="short_side")
+    with torch.no_grad():
+        expected = model(transform(load_image(picture, channels))[None]).softmax(-1)[0]
+    assert line["classes"] == [str(label) for label in expected.argsort(descending=True).tolist()]
+    assert line["probabilities"][0] == pytest.approx(float(expected.max()), abs=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -102,10 +103,30 @@ def test_missing_split(make_folder, tmp_path: Path) -> None:
     root = make_folder({"train": {"cat": 1}, "test": {"cat": 1}})
     with pytest.raises(UserError, match="has no folder 'val'; it has train, test"):
         build_dataset(folder(root), "val", seed=0)
-    with pytest.raises(UserError, match=r"none of the folders train, val, test \(it contains cat\)"):
-        available_splits(folder(root / "train"))
+    with pytest.raises(UserError, match=r"none of the folders train, val, test \(it contains 000\.png\)"):
+        available_splits(folder(root / "train" / "cat"))
     with pytest.raises(UserError, match="no split 'validation'; allowed: train, val, test"):
         build_dataset(folder(root), "validation", seed=0)
+
+
+def test_class_folders_without_splits(make_folder) -> None:
+    root = make_folder({"train": {"cat": 4, "dog": 2}}) / "train"
+    assert available_splits(folder(root)) == ["train"]
+    divided = dataclasses.replace(folder(root), val_share=0.5)
+    assert available_splits(divided) == ["train", "val"]
+    whole = build_dataset(folder(root), "train", seed=0)
+    train, val = (build_dataset(divided, split, seed=0) for split in ("train", "val"))
+    assert (len(whole), len(train), len(val)) == (6, 3, 3)
+    assert whole.class_names == val.class_names == ["cat", "dog"]
+
+
+def test_files_that_are_left_out_are_counted(make_folder) -> None:
+    root = make_folder({"train": {"cat": 2}})
+    for name in ("a.txt", "b.TXT", "picture", ".hidden"):
+        (root / "train/cat" / name).touch()
+    (root / "train/cat/000.png").rename(root / "train/cat/000.GIF")
+    with pytest.warns(UserWarning, match=r"train: 3 files are left out, .* \(2 \.txt, 1 without extension\)"):
+        assert len(build_dataset(folder(root), "train", seed=0)) == 2
 
 
 def test_split_without_classes(make_folder) -> None:

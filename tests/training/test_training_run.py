@@ -149,3 +149,15 @@ def test_the_machine_chooses_the_precision(tmp_path, train_tiny, monkeypatch):
     assert train_tiny(tmp_path / "bf16", resume, "train.precision=auto", "train.accumulate=null", stop_step=2) == 143
     log = (tmp_path / "bf16" / "log.txt").read_text()
     assert log.count("this device has no bf16 instructions: fp32 is faster; train.precision=auto chooses") == 1
+
+
+def test_the_command_to_evaluate_names_a_split_that_exists(tmp_path, train_tiny, folder, capsys):
+    short = ("schedule.steps=1", "schedule.warmup_epochs=0")
+    assert train_tiny(tmp_path / "run", *FOLDER, f"data.root={folder}", *short) == 0
+    assert f"evaluate checkpoint={tmp_path / 'run'} split=train\n" in capsys.readouterr().out
+    options = ["model.checkpoint=" + str(tmp_path / "run"), "data.val_share=0.25", "data.mean=[0.3]", "data.std=[0.4]"]
+    assert train_tiny(tmp_path / "second", *FOLDER, f"data.root={folder}", *short, *options) == 0
+    assert f"evaluate checkpoint={tmp_path / 'second'} split=val\n" in capsys.readouterr().out
+    log = (tmp_path / "second" / "log.txt").read_text()
+    assert f"weights   vit_nano_patch2_8: 20 tensors loaded from {tmp_path / 'run'}" in log
+    assert "pixels    mean [0.3], std [0.4]; the weights were trained with mean [0.449], std [0.226]" in log

@@ -30,15 +30,21 @@ PLOT, REPORT = "quantization.png", "quantization.json"  # what `vitfast quantize
 class CheckpointOptions:
     """The checkpoint to load, and where it runs."""
 
-    checkpoint: str = option(help="folder of a run (its best checkpoint) or of a checkpoint")
+    checkpoint: str = option(help="folder of a run (its best checkpoint) or of a checkpoint, or a weights file")
+    model: str | None = option(None, "name of the model, for a weights file that does not contain it")
     weights: str = option("auto", "auto: averaged weights (EMA) if available", choices=WEIGHTS)
     device: str = option("auto", "auto: the GPU if there is one", choices=["auto", "cpu", "cuda"])
     threads: int | None = option(None, "CPU threads; null: torch's choice", minimum=1)
 
     def load(self) -> TrainedModel:
         """Loads the checkpoint's model onto the device, and sets the number of CPU threads."""
-        from vitfast.runs.trained_model import load_trained_model  # imports torch, for which --help does not wait
+        # these import torch, for which --help does not wait
+        from vitfast.evaluation.checkpoint_data import is_weights_file, load_foreign_checkpoint
+        from vitfast.runs.trained_model import load_trained_model
 
+        if is_weights_file(self.checkpoint):
+            data = getattr(self, "data", None)  # of the commands that read a data set
+            return load_foreign_checkpoint(self.checkpoint, self.model, data, self.prepare_device())
         return load_trained_model(self.checkpoint, weights=self.weights, device=self.prepare_device())
 
     def prepare_device(self) -> torch.device:
@@ -124,7 +130,7 @@ class EvaluateOptions(CheckpointOptions):
         choices=["fp32", "bf16", "fp16_32", "int8"],
     )
     precision: str = option("fp32", "bf16: autocast", choices=["fp32", "bf16"])
-    data: EvaluateDataOptions = field(default_factory=EvaluateDataOptions)
+    data: ForeignDataOptions = field(default_factory=ForeignDataOptions)
     sweep: SweepOptions = field(default_factory=SweepOptions)
 
     def check(self, prefix: str = "") -> None:
@@ -189,8 +195,6 @@ class QuantizeOptions(NumberFormatOptions, CheckpointOptions):
         "device",
     )
 
-    checkpoint: str = option(help="folder of a run (its best checkpoint) or of a checkpoint, or a weights file")
-    model: str | None = option(None, "name of the model, for a weights file that does not contain it")
     quantized_ckpt: bool | None = option(
         None, "whether the checkpoint is of quantization-aware training; optional, because the checkpoint records it"
     )
@@ -212,8 +216,12 @@ class PredictOptions(CheckpointOptions):
     """Classifies images with a checkpoint."""
 
     example: ClassVar = "checkpoint=runs/mine images=photos,cat.jpg top=5"
+    most_used: ClassVar = (
+        *("checkpoint", "images", "top", "output", "batch_size", "model", "precision", "weights", "device"),
+        "early_exit",
+    )
 
-    images: str = option(help="image files and folders (searched recursively), separated by commas")
+    images: str = option(help="image files, patterns and folders (searched recursively), separated by commas")
     top: int = option(3, "number of classes per image", minimum=1)
     early_exit: bool = option(
         True,
@@ -229,8 +237,11 @@ class VisualizeOptions(CheckpointOptions):
     """Draws the attention of a checkpoint over images."""
 
     example: ClassVar = "checkpoint=runs/mine images=photos layer=all"
+    most_used: ClassVar = (
+        *("checkpoint", "images", "target", "layer", "head", "model", "batch_size", "precision", "weights", "device"),
+    )
 
-    images: str = option(help="image files and folders (searched recursively), separated by commas")
+    images: str = option(help="image files, patterns and folders (searched recursively), separated by commas")
     target: str = option("attention_maps", "folder of the figures, created if missing")
     layer: str = option("rollout", "rollout: through all layers; all: one panel per layer; or a layer number, from 0")
     head: str = option("mean", "mean of all heads, or a head number, from 0 (not with layer=rollout)")

@@ -25,8 +25,6 @@ from vitfast.errors import UserError, explain_os_error
 from vitfast.evaluation.checkpoint_data import (
     data_of_checkpoint,
     dataset_of_split,
-    is_run,
-    load_foreign_checkpoint,
     loader_of_split,
 )
 from vitfast.evaluation.evaluate import CLASS_METRICS, Evaluation, classification_report, evaluate_model
@@ -91,10 +89,7 @@ def _layer_table(report: QuantizationReport) -> str:
 
 
 def _load(options: QuantizeOptions) -> TrainedModel:
-    if not is_run(options.checkpoint) and Path(options.checkpoint).exists() and not _is_empty_run(options.checkpoint):
-        trained = load_foreign_checkpoint(options.checkpoint, options.model, options.data, options.prepare_device())
-    else:
-        trained = options.load()
+    trained = options.load()
     quantized = quantized_modules(trained.model)
     if is_converted(trained.model):
         raise UserError(
@@ -114,11 +109,6 @@ def _load(options: QuantizeOptions) -> TrainedModel:
     if not quantized and options.format is None:
         raise UserError("format=… is missing, for example format=FP16_32; format=? lists all formats")
     return trained
-
-
-def _is_empty_run(path: str) -> bool:
-    """Whether a folder is neither vitfast's nor Hugging Face's, and so reported as a run without checkpoints."""
-    return Path(path).is_dir() and not (Path(path) / "config.json").exists()
 
 
 def _output(options: QuantizeOptions, trained: TrainedModel) -> Path:

@@ -64,8 +64,8 @@ class DataConfig:
     dataset: str = option("digits", "the data set; digits is embedded", choices=DATASETS)
     root: str | None = option(
         None,
-        "folder of the data: for image_folder ROOT/train/CLASS/*, ROOT/val and/or ROOT/test; for cifar10 and cifar100 "
-        "where the archive is unpacked; for file_list the folder of train_imagepaths.txt",
+        "folder of the data: for image_folder ROOT/train/CLASS/*, ROOT/val and/or ROOT/test, or ROOT/CLASS/*; for "
+        "cifar10 and cifar100 where the archive is unpacked; for file_list the folder of train_imagepaths.txt",
     )
     download: bool = option(False, "cifar10, cifar100: download the archive if it is not in data.root")
     val_share: float = option(

@@ -12,6 +12,7 @@ from vitfast.errors import UserError
 from vitfast.files import open_regular
 
 _MODES = {1: "L", 3: "RGB"}
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
 # without a list, Pillow tries all of its decoders, of which that of EPS runs Ghostscript on the file
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 # a compressed file of a few kilobytes can claim any size; this many need 200 MB in RGB

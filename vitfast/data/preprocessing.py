@@ -29,18 +29,24 @@ def preprocessing(model: nn.Module) -> v2.Compose:
     Raises:
         UserError: the model does not know its preprocessing, or it has steps that are not supported.
     """
-    settings = getattr(model, "pretrained_cfg", None)
-    if settings:
-        arguments = _of_timm(dict(settings))
-    elif getattr(getattr(model, "config", None), "_name_or_path", ""):
-        arguments = _of_transformers(model)
-    else:
+    arguments = preprocessing_settings(model)
+    if arguments is None:
         raise UserError(
             f"this {type(model).__name__} does not know its preprocessing: it was not created with pretrained=True, or "
             "loaded by from_pretrained; build it with vitfast.data.transforms.eval_transform"
         )
     transform: Any = eval_transform(**arguments)
     return transform
+
+
+def preprocessing_settings(model: nn.Module) -> dict[str, Any] | None:
+    """Returns the arguments of ``eval_transform`` for a model; None if it does not know its preprocessing."""
+    settings = getattr(model, "pretrained_cfg", None)
+    if settings:
+        return _of_timm(dict(settings))
+    if getattr(getattr(model, "config", None), "_name_or_path", ""):
+        return _of_transformers(model)
+    return None
 
 
 def _of_timm(settings: dict[str, Any]) -> dict[str, Any]:

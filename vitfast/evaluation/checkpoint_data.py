@@ -13,11 +13,21 @@ import vitfast
 from vitfast.config import DataConfig, load_config
 from vitfast.config.data_schema import EvaluateDataOptions, ForeignDataOptions
 from vitfast.data import ImageDataset, available_splits, build_dataset, build_loader
+from vitfast.data.preprocessing import preprocessing_settings
 from vitfast.errors import UserError, explain_os_error
 from vitfast.runs.checkpoint import list_checkpoints
 from vitfast.runs.run_directory import CONFIG
 from vitfast.runs.trained_model import PREPROCESSING, TrainedModel
 from vitfast.weights.manifest import MANIFEST
+
+# the preprocessing of weights that record none, without a data set: ImageNet's
+_USUAL = {
+    "mean": [0.485, 0.456, 0.406],
+    "std": [0.229, 0.224, 0.225],
+    "interpolation": "bicubic",
+    "crop_pct": 0.875,
+    "resize": "short_side",
+}
 
 
 def loader_of_split(
@@ -75,38 +85,56 @@ def is_run(path: str) -> bool:
         return folder.is_dir() and ((folder / MANIFEST).exists() or bool(list_checkpoints(folder)))
 
 
+def is_weights_file(path: str) -> bool:
+    """Whether a path is another system's weights: a file, or a folder of Hugging Face."""
+    folder = Path(path)
+    return not is_run(path) and folder.exists() and (folder.is_file() or (folder / "config.json").exists())
+
+
 def load_foreign_checkpoint(
-    path: str, name: str | None, data: ForeignDataOptions, device: torch.device
+    path: str, name: str | None, data: ForeignDataOptions | None, device: torch.device
 ) -> TrainedModel:
-    """Loads another system's weights file as a ``TrainedModel``; class names come from the data set.
+    """Loads another system's weights file as a ``TrainedModel``.
+
+    The preprocessing is that of ``data``; what it leaves open, that of the file, timm's default for the name, or the
+    usual one of the data set.
 
     Args:
         path: the file, or a folder of Hugging Face.
         name: of the model; None: recorded in the file.
-        data: data set, folder and normalization.
+        data: data set, whose class names are used, and preprocessing; None: classes are named by their numbers.
         device: to move the model to.
 
     Raises:
         UserError: the file does not fit, no data set is given, or its number of classes is not the model's.
     """
-    if data.dataset is None:
+    if data is not None and data.dataset is None:
         raise UserError(
             f"checkpoint={path} is a weights file, which names no classes: give data.dataset=image_folder data.root=…, "
             "for example (and data.mean, data.std, if the model was not trained with the usual ones)"
         )
     model = vitfast.create_model(name, checkpoint=path)
-    given = {field: value for field, value in vars(data).items() if value is not None}
-    settings = DataConfig(**{**given, "img_size": model.img_size, "in_chans": model.in_chans})
-    images = build_dataset(settings, available_splits(settings)[0], seed=0, augment=False)
-    if len(images.class_names) != model.num_classes:
-        raise UserError(
-            f"checkpoint={path} has {model.num_classes} classes, the data in data.root={data.root} have "
-            f"{len(images.class_names)}"
-        )
+    settings = {field: value for field, value in vars(data or ForeignDataOptions()).items() if value is not None}
+    settings = {**(preprocessing_settings(model) or {}), **settings}
+    settings |= {"img_size": model.img_size, "in_chans": model.in_chans}
+    if data is None:
+        names = [str(label) for label in range(model.num_classes)]
+        grey = {"mean": [0.449], "std": [0.226]} if model.in_chans == 1 else {}
+        settings = {**_USUAL, **grey, **settings}
+    else:
+        config = DataConfig(**settings)
+        images = build_dataset(config, available_splits(config)[0], seed=0, augment=False)
+        names = list(images.class_names)
+        settings |= {field: getattr(images, field) for field in PREPROCESSING}
+        if len(names) != model.num_classes:
+            raise UserError(
+                f"checkpoint={path} has {model.num_classes} classes, the data in data.root={data.root} have "
+                f"{len(names)}"
+            )
     manifest = {
         "model": {"name": model.model_name, "fields": model.model_fields},
-        "class_names": list(images.class_names),
-        "data": {"dataset": settings.dataset, **{name: getattr(images, name) for name in PREPROCESSING}},
+        "class_names": names,
+        "data": {key: settings[key] for key in ("dataset", *PREPROCESSING) if key in settings},
         "step": 0,
     }
     return TrainedModel(model.eval().to(device), Path(path), manifest, "model")

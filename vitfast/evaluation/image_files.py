@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -9,9 +10,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from vitfast.data import eval_transform, load_image
+from vitfast.data.image_file import IMAGE_EXTENSIONS
 from vitfast.errors import UserError
 from vitfast.runs.trained_model import PREPROCESSING, TrainedModel
 
@@ -20,7 +21,8 @@ def find_images(images: str) -> list[Path]:
     """Returns the given image files and the sorted images of the given folders, without duplicates.
 
     Args:
-        images: files and folders, separated by commas; a single existing path may contain commas.
+        images: files, folders and patterns such as ``photos/*.jpg``, separated by commas; a single existing path may
+            contain commas.
 
     Raises:
         UserError: an entry does not exist, or a folder contains no image.
@@ -30,12 +32,17 @@ def find_images(images: str) -> list[Path]:
     for entry in entries:
         path = Path(entry)
         if os.path.isdir(path):
-            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMG_EXTENSIONS)
+            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_EXTENSIONS)
             if not inside:
-                raise UserError(f"images={entry}: the folder holds no image ({', '.join(IMG_EXTENSIONS)})")
+                raise UserError(f"images={entry}: the folder holds no image ({', '.join(IMAGE_EXTENSIONS)})")
             found += inside
         elif os.path.exists(path):
             found.append(path)
+        elif glob.has_magic(entry):
+            matching = sorted(Path(name) for name in glob.iglob(entry, recursive=True) if os.path.isfile(name))
+            if not matching:
+                raise UserError(f"images={entry} matches no file")
+            found += matching
         else:
             raise UserError(f"images={entry} does not exist; separate several paths by commas, without spaces")
     return list(dict.fromkeys(found))

@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,13 @@ def result_table(metrics: dict[str, Any], state: TrainingState, ema_decay: float
     return "\n".join(lines)
 
 
-def next_commands(config: Config, run_dir: Path, sample: Path | None) -> str:
-    """Lists commands to try after a run, quoted for the shell."""
+def next_commands(config: Config, run_dir: Path, sample: Path | None, splits: Collection[str]) -> str:
+    """Lists commands to try after a run whose data have ``splits``, quoted for the shell."""
     run, seed = shlex.quote(str(run_dir)), config.seed + 1
     again = shlex.quote(str(run_dir.with_name(f"{run_dir.name}-seed{seed}")))
     own_images = "recipe=vit_small_cifar10_32px data.dataset=image_folder data.root=ROOT"
-    commands = [("evaluate it in detail", f"evaluate checkpoint={run}")]
+    split = "" if "test" in splits else f" split={'val' if 'val' in splits else 'train'}"
+    commands = [("evaluate it in detail", f"evaluate checkpoint={run}{split}")]
     if sample is not None:
         commands.append(("classify images", f"predict checkpoint={run} images={shlex.quote(str(sample))}"))
     if config.schedule.steps is None:  # or else it may have ended within an epoch and cannot be extended

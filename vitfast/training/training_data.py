@@ -92,13 +92,15 @@ class TrainingData:
 
     def describe(self) -> str:
         """One line for the log."""
-        counts = " / ".join(f"{len(dataset):,} {name}" for name, dataset in self._splits())
+        counts = " / ".join(f"{len(dataset):,} {name}" for name, dataset in self.splits.items())
         size = self.train.img_size
         return f"{counts} images, {len(self.train.class_names)} classes, {self.train.in_chans} x {size} x {size} pixels"
 
-    def _splits(self) -> list[tuple[str, ImageDataset]]:
-        splits = (("train", self.train), ("val", self.val), ("test", self.test))
-        return [(name, dataset) for name, dataset in splits if dataset is not None]
+    @property
+    def splits(self) -> dict[str, ImageDataset]:
+        """The splits that exist, by name."""
+        splits = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: dataset for name, dataset in splits.items() if dataset is not None}
 
     def manifest(self) -> dict[str, Any]:
         """The preprocessing for a checkpoint's manifest, which evaluation and prediction repeat."""
@@ -106,7 +108,7 @@ class TrainingData:
         return {
             "dataset": self._config.dataset,
             "val_share": self._config.val_share,
-            "images": {name: len(dataset) for name, dataset in self._splits()},
+            "images": {name: len(dataset) for name, dataset in self.splits.items()},
             **preprocessing,
         }
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -16,6 +17,7 @@ from vitfast.config.schema import AUTO, Config
 from vitfast.data.seeding import derive_seed
 from vitfast.device import describe_device, has_bf16
 from vitfast.errors import UserError, explain_os_error
+from vitfast.models import ImageModel
 from vitfast.ops.library import chosen_kernels, is_loaded
 from vitfast.quantization.quantize import describe_quantization
 from vitfast.runs.checkpoint import latest_checkpoint, resolve_checkpoint
@@ -161,7 +163,7 @@ def _train_and_report(trainer: Trainer, stop: StopSignal) -> int:
         run.warn(f"sample images cannot be written: {error}")
         sample = None
     table = result_table(metrics, state, trainer.config.optim.ema_decay, seconds=time.monotonic() - start)
-    text = f"{table}\n\n{next_commands(trainer.config, run.path, sample)}"
+    text = f"{table}\n\n{next_commands(trainer.config, run.path, sample, trainer.data.splits)}"
     run.log(text, show=False)
     print(f"\n{text}", file=sys.stdout, flush=True)
     return 0
@@ -216,12 +218,28 @@ def _argument(arguments: Sequence[str], key: str) -> str | None:
     return values[-1] if values and values[-1] not in ("", "null") else None
 
 
+def _describe_normalization(trainer: Trainer) -> str:
+    """Describes how pixels are normalized, and whether the weights were trained that way."""
+    train = trainer.data.train
+    text = f"mean {list(train.mean)}, std {list(train.std)}"
+    known = cast(ImageModel, trainer.task.model).stored_preprocessing
+    if known is None:
+        return f"{text}; what the weights were trained with is not recorded in their file"
+    given = [list(map(float, known[name])) for name in ("mean", "std")]
+    if given == [list(map(float, one)) for one in (train.mean, train.std)]:
+        return f"{text}, as the weights were trained"
+    return f"{text}; the weights were trained with mean {given[0]}, std {given[1]}: see finetune.keep_preprocessing"
+
+
 def _log_start(trainer: Trainer, checkpoint: Path | None) -> None:
     config, model, run = trainer.config, trainer.task.model, trainer.run
     parameters = sum(parameter.numel() for parameter in model.parameters())
     world = f"{trainer.ranks.world} x " if trainer.ranks.world > 1 else ""
     run.log(f"run       {run.path}  (recipe {config.recipe}, seed {config.seed})")
     run.log(f"data      {config.data.dataset}: {trainer.data.describe()}")
+    if model.load_report is not None and checkpoint is None:
+        run.log(f"weights   {model.load_report}")
+        run.log(f"pixels    {_describe_normalization(trainer)}")
     frozen = trainer.config.finetune.freeze_epochs
     phase = "" if frozen == 0 else f"; {'all' if frozen is None else f'the first {frozen}'} epochs train the head only"
     if trainer.state.has_lora:
