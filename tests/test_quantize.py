@@ -16,7 +16,7 @@ from support.slow import slow
 from vitfast.evaluate import main as evaluate
 from vitfast.predict import main as predict
 from vitfast.quantize import main
-from vitfast.runs.checkpoint import latest_checkpoint, read_manifest
+from vitfast.runs.checkpoint import read_manifest
 from vitfast.runs.trained_model import load_trained_model
 from vitfast.train import main as train
 from vitfast.visualize import main as visualize
@@ -100,10 +100,10 @@ def test_a_quantized_checkpoint_is_small_and_every_verb_takes_it(
 def test_the_default_place_and_a_second_time(run_dir, capsys):
     for _ in range(2):
         assert main([f"checkpoint={run_dir}", "format=FP16_32"]) == 0
-    newest = latest_checkpoint(run_dir)
-    folder = newest.with_name(f"{newest.name}_fp16_32")
+    source = load_trained_model(str(run_dir), device=CPU).checkpoint
+    folder = source.with_name(f"{source.name}_fp16_32")
     assert f"The quantized checkpoint is {folder}" in capsys.readouterr().out
-    assert latest_checkpoint(run_dir) == newest  # a run's newest checkpoint is still the one of training
+    assert load_trained_model(str(run_dir), device=CPU).checkpoint == source  # the run's is still the one of training
     assert not list(run_dir.glob(".*"))
     assert evaluate([f"checkpoint={folder}", "quantized_ckpt=true"]) == 0
     assert "FP16_32, converted" in capsys.readouterr().out
