@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 
@@ -169,6 +170,22 @@ def test_torchrun_restarts_what_died(train, tmp_path, number):
     assert result.returncode == 0, result.stderr
     assert "resumed   checkpoint_" in (run_dir / "log.txt").read_text()
     assert differences(content(whole), content(run_dir)) == []
+
+
+@pytest.mark.slow
+def test_a_rank_that_waits_for_another_obeys_a_signal(training_server, tmp_path):
+    first, second = training_server.start_ranks(
+        tmp_path / "output", [*PLAIN, "schedule.epochs=500", "train.log_every=1", f"run_dir={tmp_path / 'run'}"]
+    )
+    log = tmp_path / "run" / "log.txt"
+    while not log.exists() or "step 3:" not in log.read_text():
+        assert not first.has_ended(0.01), first.output.read_text()
+    os.kill(second.pid, signal.SIGSTOP)
+    os.kill(first.pid, signal.SIGTERM)
+    assert first.wait() == 143
+    assert "error: SIGTERM: ended without saving, because another process" in first.output.read_text()
+    os.kill(second.pid, signal.SIGKILL)
+    second.wait()
 
 
 def test_restarts_need_to_know_where_the_checkpoints_are(training_server, tmp_path):

@@ -217,6 +217,7 @@ def _start_worker(worker: int) -> None:
     """Lets a worker survive a signal to the process group while the training process finishes its step and saves."""
     # invalid EXIF data are ignored; every worker would warn in every epoch
     warnings.filterwarnings("ignore", "(Possibly c|C)orrupt EXIF data|Metadata Warning")
+    signal.set_wakeup_fd(-1)  # that of the training process, which must not take the worker's signals for its own
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if not _HAS_POSIX_SIGNALS:
         return

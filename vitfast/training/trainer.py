@@ -318,8 +318,9 @@ class Trainer:
             "exit_thresholds": None,
         }
         # collective: every rank contributes its state, rank 0 writes, and all learn whether it succeeded
-        parts = {"model": state.model_state(), "ema": state.ema_state(), "state": state.state_dict()}
-        problem = self.ranks.from_main(self._write_checkpoint(parts, manifest) if self.ranks.is_main else None)
+        with self.stop.saving():
+            parts = {"model": state.model_state(), "ema": state.ema_state(), "state": state.state_dict()}
+            problem = self.ranks.from_main(self._write_checkpoint(parts, manifest) if self.ranks.is_main else None)
         if problem is None:
             self._saved = (state.epoch, state.step)
             return
