@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-# without O_NONBLOCK, opening a FIFO waits for a writer, and no signal handler of Python ends that
-_READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
+# without O_NONBLOCK, opening a FIFO waits for its other end, and no signal handler of Python ends that
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
+_READ = os.O_RDONLY | _NO_WAIT | getattr(os, "O_BINARY", 0)
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
@@ -30,6 +31,15 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
         file.close()
         raise OSError(errno.EINVAL, "it is a FIFO, a socket or a device, not a regular file", os.fspath(path))
     return file
+
+
+def open_append(path: str | os.PathLike[str]) -> BinaryIO:
+    """Opens a file for appending bytes, unbuffered; a FIFO that nobody reads is an error instead of a wait.
+
+    Raises:
+        OSError: if it cannot be opened.
+    """
+    return open(path, "ab", buffering=0, opener=lambda name, flags: os.open(name, flags | _NO_WAIT, 0o666))
 
 
 def read_text(path: str | os.PathLike[str]) -> str:

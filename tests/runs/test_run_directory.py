@@ -202,6 +202,19 @@ def test_a_full_disk_stops_neither_the_log_on_the_screen_nor_the_run(tmp_path, c
     assert capsys.readouterr().err == "shown\n"
 
 
+def test_a_fifo_that_nobody_reads_is_an_error(tmp_path):
+    run = RunDirectory.create(tmp_path, "digits")
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(OSError, match="No such device"):
+        run.append_metrics({"step": 1})
+    with pytest.raises(UserError, match=r"metrics\.jsonl cannot be restored .*: it is a FIFO"):
+        run.restore_metrics([])
+    run.close()
+    (tmp_path / "metrics.jsonl").rename(tmp_path / "log.txt")
+    with pytest.raises(UserError, match="cannot be resumed: No such device"):
+        RunDirectory.reopen(tmp_path)
+
+
 def test_the_log_goes_on_where_there_is_room_again(tmp_path):
     run = RunDirectory.create(tmp_path, "digits")
     run.log("first", show=False)

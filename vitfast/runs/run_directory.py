@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 import vitfast
 from vitfast.errors import UserError, explain_os_error
-from vitfast.files import atomic_file, open_regular, read_text
+from vitfast.files import atomic_file, open_append, open_regular, read_text
 
 CONFIG, ENVIRONMENT, METRICS, LOG, CURVES = "config.yaml", "environment.json", "metrics.jsonl", "log.txt", "curves.png"
 NON_FINITE = "non_finite.json"
@@ -39,7 +39,7 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         # unbuffered: a line that a full disk rejects is lost, instead of failing again with the next line or on close
-        self._log: BinaryIO = open(path / LOG, "ab", buffering=0)
+        self._log = open_append(path / LOG)
         if not _lock(self._log):
             self._log.close()
             raise UserError(
@@ -139,7 +139,7 @@ class RunDirectory:
             OSError: if it cannot be written; the file is unchanged.
         """
         data = _metrics_line(row)
-        with open(self.path / METRICS, "ab", buffering=0) as file:
+        with open_append(self.path / METRICS) as file:
             before = os.fstat(file.fileno()).st_size
             try:
                 while data:
