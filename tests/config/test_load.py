@@ -246,7 +246,7 @@ def test_interpolations_are_not_resolved(argument: str) -> None:
 
 
 def _many_values() -> str:
-    lines = ["a0: &a0 [1, 1]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 40))]
+    lines = ["a0: &a0 [1, 1]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 15))]
     return "model:\n  fields:\n" + "".join(f"    {line}\n" for line in lines)
 
 

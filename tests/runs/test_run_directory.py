@@ -100,6 +100,9 @@ def test_the_environment_lists_the_restarts(tmp_path):
         run.write_environment({"start": start})
     content = json.loads((tmp_path / "environment.json").read_text())
     assert content == {"start": 0, "resumed": [{"start": 1}, {"start": 2}]}
+    (tmp_path / "environment.json").write_text('{"resumed": 3}')  # of another program
+    run.write_environment({"start": 4})
+    assert json.loads((tmp_path / "environment.json").read_text()) == {"start": 4}
 
 
 @contextmanager

@@ -115,7 +115,7 @@ class RunDirectory:
         try:
             first = json.loads(read_text(file))
             content = {**first, "resumed": [*first.get("resumed", []), environment]}
-        except (OSError, ValueError, AttributeError):
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError):
             content = environment
         self.write_text(ENVIRONMENT, json.dumps(content, indent=2) + "\n")
 
