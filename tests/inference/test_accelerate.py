@@ -9,6 +9,7 @@ import torch
 
 import vitfast
 from support.accelerable import BUILDERS, accelerable, distance, sample_images, tensors_of
+from vitfast.errors import UserError
 from vitfast.inference.modules.linear import InferenceLinear
 
 # largest relative L2 distance of a result to float64; bf16 has a separate rule below
@@ -231,3 +232,14 @@ def test_wrong_arguments_are_rejected(arguments, message):
 def test_half_precision_sources_are_rejected():
     with pytest.raises(vitfast.UserError, match=r"parameters are torch.bfloat16.*model.float\(\)"):
         vitfast.accelerate(accelerable("timm: vit").bfloat16())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_no_int8(value):
+    source = accelerable("vitfast: vit")
+    with torch.no_grad():
+        source.blocks[1].mlp.fc2.weight[3, 5] = value
+    with pytest.raises(UserError, match=r"^blocks\.1\.mlp\.fc2\.weight: int8 holds no NaN or infinity; repair"):
+        vitfast.accelerate(source, "int8")
+    images = sample_images(source)
+    assert torch.equal(vitfast.accelerate(source)(images).isnan(), source(images).isnan())

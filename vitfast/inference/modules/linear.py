@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vitfast.errors import UserError
 from vitfast.inference.ir import Activation, Precision
 from vitfast.inference.modules.norm import InferenceNorm, round_to_fp16
 from vitfast.ops.arguments import GELU_APPROXIMATE
@@ -48,6 +49,9 @@ class InferenceLinear(nn.Module):
         activation: applied after the bias.
         scale: ``[O]``, or None for ones.
         norm: LayerNorm of the input, or None.
+
+    Raises:
+        UserError: a weight for int8 is not finite.
     """
 
     gemm_name = "torch GEMM"
@@ -75,6 +79,9 @@ class InferenceLinear(nn.Module):
         self.activation: Activation = activation
         self.norm = norm
         weight = weight.detach()
+        if precision == "int8" and not weight.isfinite().all():
+            names = ", ".join(key for one in rows for key in one.keys) or "a weight"
+            raise UserError(f"{names}: int8 holds no NaN or infinity; repair the weights, or use another precision")
         if column_order is not None:
             column_order = column_order.to(weight.device)
             weight = weight[:, column_order]
