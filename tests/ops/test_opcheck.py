@@ -132,3 +132,16 @@ def test_raw_operators_check_their_arguments() -> None:
         torch.ops.vitfast.attention_forward(x, x[:1], x, None, 1.0, False)
     with pytest.raises(RuntimeError, match="weight"):
         torch.ops.vitfast.layer_norm_forward(x, torch.ones(7), None, 1e-5)
+
+
+@pytest.mark.parametrize("name", ["quantize_float", "quantize_fixed"])
+def test_autograd_notices_an_in_place_rounding(name: str) -> None:
+    x, weight = Make().normal(65), Make().normal(65).requires_grad_()
+    arguments = {"format": FORMATS["fp16"]} if name == "quantize_float" else {"word_length": 8, "fraction_length": 4}
+    with _Recorder() as recorder:
+        getattr(ops, name)(x, **arguments)
+    ((_, (_, rounding, *_), _),) = recorder.calls
+    product = (x * weight).sum()
+    getattr(torch.ops.vitfast, f"{name}_")(x, rounding, None)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()

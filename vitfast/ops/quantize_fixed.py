@@ -10,7 +10,7 @@ from torch import Tensor
 from vitfast.ops import reference
 from vitfast.ops.arguments import check_choice, check_tensor
 from vitfast.ops.library import has_kernel
-from vitfast.ops.registration import empty_like, register
+from vitfast.ops.registration import empty_like, register, register_in_place
 from vitfast.ops.rounding import (
     FIXED_OVERFLOW_CODES,
     QTORCH_NEAREST,
@@ -125,4 +125,4 @@ def _round(
 
 
 register("quantize_fixed", empty_like, backward=straight_through)
-register("quantize_fixed_", lambda: None)
+register_in_place("quantize_fixed_")

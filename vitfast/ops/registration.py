@@ -47,6 +47,28 @@ def register(
         register_flop_formula(getattr(torch.ops.vitfast, operator))(_with_arguments_of(operator, flops))
 
 
+_IN_PLACE = None if not is_loaded() else torch.library.Library("vitfast", "IMPL")
+
+
+def register_in_place(operator: str) -> None:
+    """Registers what torch requires besides the kernels of an operator that changes its argument ``x``.
+
+    Each call increments the version of ``x``, so that autograd notices if it had saved it; torch does this for its own
+    operators only.
+    """
+    register(operator, lambda: None)
+    if _IN_PLACE is None:
+        return
+    raw = getattr(torch.ops.vitfast, operator).default
+
+    def call(x: torch.Tensor, *arguments: Any) -> None:
+        with torch._C._AutoDispatchBelowADInplaceOrView():
+            raw(x, *arguments)
+        torch.autograd.graph.increment_version(x)
+
+    _IN_PLACE.impl(operator, call, "ADInplaceOrView")
+
+
 def _with_arguments_of(operator: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """Makes a function callable with all arguments of an operator; it gets those that it names."""
     schema = getattr(torch.ops.vitfast, operator).default._schema
