@@ -43,11 +43,11 @@ struct Cpu {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(vitfast, CPU, m) {
-  m.impl("attention_forward", TORCH_BOX(&attention_forward<Cpu>));
-  m.impl("attention_backward", TORCH_BOX(&attention_backward<Cpu>));
-  m.impl("attention_packed_forward", TORCH_BOX(&attention_packed_forward<Cpu>));
-  m.impl("attention_packed_backward", TORCH_BOX(&attention_packed_backward<Cpu>));
-  m.impl("gated_positional_attention", TORCH_BOX(&gated_positional_attention<Cpu>));
+  m.impl("attention_forward", CHECKED_BOX(&attention_forward<Cpu>));
+  m.impl("attention_backward", CHECKED_BOX(&attention_backward<Cpu>));
+  m.impl("attention_packed_forward", CHECKED_BOX(&attention_packed_forward<Cpu>));
+  m.impl("attention_packed_backward", CHECKED_BOX(&attention_packed_backward<Cpu>));
+  m.impl("gated_positional_attention", CHECKED_BOX(&gated_positional_attention<Cpu>));
 }
 
 }  // namespace vitfast

@@ -65,13 +65,17 @@ inline void check_sizes(const char* op, const char* name, const Tensor& tensor, 
   STD_TORCH_CHECK(sizes_of(tensor) == expected, op, ": ", name, " has a wrong shape");
 }
 
+constexpr int64_t max_elements = int64_t(1) << 48;
+
 // Allocates an uninitialized contiguous CPU tensor. Bypasses the dispatcher, which would cost microseconds.
 inline Tensor new_tensor(const std::vector<int64_t>& sizes, ScalarType type) {
   std::vector<int64_t> strides(sizes.size());
   int64_t stride = 1;
   for (size_t i = sizes.size(); i-- > 0;) {
     strides[i] = stride;
-    stride *= sizes[i] > 1 ? sizes[i] : 1;
+    const int64_t size = sizes[i] > 1 ? sizes[i] : 1;
+    STD_TORCH_CHECK(size <= max_elements / stride, "a result is too large");
+    stride *= size;
   }
   const auto dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
   AtenTensorHandle handle = nullptr;

@@ -6,6 +6,7 @@
 #include <torch/headeronly/util/Half.h>
 
 #include "csrc/common/tensors.h"
+#include "csrc/cpu/checked.h"
 #include "csrc/cpu/kernels.h"
 
 namespace vitfast {

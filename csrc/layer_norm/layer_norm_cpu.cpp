@@ -29,9 +29,9 @@ struct Cpu {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(vitfast, CPU, m) {
-  m.impl("layer_norm_forward", TORCH_BOX(&layer_norm_forward<Cpu>));
-  m.impl("add_layer_norm_forward", TORCH_BOX(&add_layer_norm_forward<Cpu>));
-  m.impl("layer_norm_backward", TORCH_BOX(&layer_norm_backward<Cpu>));
+  m.impl("layer_norm_forward", CHECKED_BOX(&layer_norm_forward<Cpu>));
+  m.impl("add_layer_norm_forward", CHECKED_BOX(&add_layer_norm_forward<Cpu>));
+  m.impl("layer_norm_backward", CHECKED_BOX(&layer_norm_backward<Cpu>));
 }
 
 }  // namespace vitfast

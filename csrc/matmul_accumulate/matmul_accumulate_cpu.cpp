@@ -17,7 +17,7 @@ struct Cpu {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(vitfast, CPU, m) {
-  m.impl("matmul_accumulate", TORCH_BOX(&matmul_accumulate<Cpu>));
+  m.impl("matmul_accumulate", CHECKED_BOX(&matmul_accumulate<Cpu>));
 }
 
 }  // namespace vitfast

@@ -90,8 +90,8 @@ std::tuple<Tensor, Tensor, std::optional<Tensor>, Tensor, std::optional<Tensor>>
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(vitfast, CPU, m) {
-  m.impl("mlp_forward", TORCH_BOX(&mlp_forward));
-  m.impl("mlp_backward", TORCH_BOX(&mlp_backward));
+  m.impl("mlp_forward", CHECKED_BOX(&mlp_forward));
+  m.impl("mlp_backward", CHECKED_BOX(&mlp_backward));
 }
 
 }  // namespace vitfast

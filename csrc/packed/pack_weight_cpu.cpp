@@ -93,10 +93,16 @@ Tensor pack_weight(const Tensor& weight, std::string precision_name) {
       "pack_weight: weight must be float32 of two dimensions [N, K]");
   const Tensor rows = as_contiguous(weight);
   const int64_t n = rows.size(0), k = rows.size(1);
+  const float* source = static_cast<const float*>(rows.const_data_ptr());
+  STD_TORCH_CHECK(
+      precision != Precision::int8 ||
+          std::all_of(source, source + n * k, [](float value) { return std::isfinite(value); }),
+      "pack_weight: int8 holds no NaN or infinity");
   const std::vector<int64_t> sizes{packed_bytes(precision, n, k)};
   const Tensor packed = new_zeros(rows, sizes, ScalarType::Byte);
-  const float* source = static_cast<const float*>(rows.const_data_ptr());
-  char* target = static_cast<char*>(packed.mutable_data_ptr());
+  const PackedHeader header{precision, n, k};
+  std::memcpy(packed.mutable_data_ptr(), &header, sizeof header);
+  char* target = static_cast<char*>(packed.mutable_data_ptr()) + packed_header;
   parallel(n, k * 16, [&](int64_t begin, int64_t end) {
     for (int64_t column = begin; column < end; ++column) {
       pack_column(precision, source + column * k, n, k, column, target);
@@ -121,14 +127,14 @@ Tensor unpack_weight(const Tensor& packed, int64_t n, int64_t k, std::string pre
 // Must change whenever the layout in packed.h changes.
 std::string packed_layout(std::string precision) {
   precision_of("packed_layout", precision);
-  return "panels of 64, groups of 1024, version 1, " + precision;
+  return "panels of 64, groups of 1024, version 2, " + precision;
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(vitfast, CPU, m) {
-  m.impl("pack_weight", TORCH_BOX(&pack_weight));
-  m.impl("unpack_weight", TORCH_BOX(&unpack_weight));
+  m.impl("pack_weight", CHECKED_BOX(&pack_weight));
+  m.impl("unpack_weight", CHECKED_BOX(&unpack_weight));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(vitfast, CompositeExplicitAutograd, m) {

@@ -59,10 +59,21 @@ constexpr int64_t panel_bytes(Precision precision, int64_t k) {
   return whole_groups + group_bytes(precision, k - (group_count(k) - 1) * group_size(k));
 }
 
+constexpr int64_t packed_header = 64;  // bytes of PackedHeader, so that panels are aligned
+
 constexpr int64_t packed_bytes(Precision precision, int64_t n, int64_t k) {
   const int64_t scale_bytes = precision == Precision::int8 ? panel_columns * int64_t(sizeof(float)) : 0;
-  return panel_count(n) * (panel_bytes(precision, k) + scale_bytes);
+  return packed_header + panel_count(n) * (panel_bytes(precision, k) + scale_bytes);
 }
+
+// At the start of a packed weight.
+struct PackedHeader {
+  Precision precision;
+  int64_t n, k;
+  bool operator==(const PackedHeader& other) const {
+    return precision == other.precision && n == other.n && k == other.k;
+  }
+};
 
 struct PackedWeight {
   Precision precision;

@@ -297,9 +297,9 @@ std::tuple<Tensor, std::optional<Tensor>> packed_related_attention(
     bool return_logits) {
   constexpr const char* op = "packed_related_attention: ";
   STD_TORCH_CHECK(
-      qkv.dim() == 5 && qkv.size(2) == 3 && qkv.scalar_type() == ScalarType::Float,
+      qkv.dim() == 5 && qkv.size(2) == 3 && qkv.scalar_type() == ScalarType::Float && qkv.size(4) > 0,
       op,
-      "qkv must be float32 [B, N, 3, H, D]");
+      "qkv must be float32 [B, N, 3, H, D], D above 0");
   const int64_t images = qkv.size(0), tokens = qkv.size(1), heads = qkv.size(3), head_dim = qkv.size(4);
   const int64_t coarse = matrix.has_value() ? matrix->size(1) : tokens;
   if (matrix.has_value()) {
@@ -347,9 +347,9 @@ std::tuple<Tensor, std::optional<Tensor>> packed_related_attention(
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(vitfast, CPU, m) {
-  m.impl("packed_attention", TORCH_BOX(&packed_attention));
-  m.impl("packed_related_attention", TORCH_BOX(&packed_related_attention));
-  m.impl("packed_block", TORCH_BOX(&packed_block));
+  m.impl("packed_attention", CHECKED_BOX(&packed_attention));
+  m.impl("packed_related_attention", CHECKED_BOX(&packed_related_attention));
+  m.impl("packed_block", CHECKED_BOX(&packed_block));
 }
 
 }  // namespace vitfast

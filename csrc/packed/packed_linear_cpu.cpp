@@ -87,12 +87,12 @@ int64_t fma_peak(std::string precision_name, int64_t iterations) {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(vitfast, CPU, m) {
-  m.impl("packed_linear", TORCH_BOX(&packed_linear));
-  m.impl("packed_mlp", TORCH_BOX(&packed_mlp));
+  m.impl("packed_linear", CHECKED_BOX(&packed_linear));
+  m.impl("packed_mlp", CHECKED_BOX(&packed_mlp));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(vitfast, CompositeExplicitAutograd, m) {
-  m.impl("fma_peak", TORCH_BOX(&fma_peak));
+  m.impl("fma_peak", CHECKED_BOX(&fma_peak));
 }
 
 }  // namespace vitfast

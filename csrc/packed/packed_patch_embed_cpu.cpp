@@ -102,6 +102,9 @@ Tensor packed_split_linear(
   STD_TORCH_CHECK(
       window.height <= size.height + 2 * pad.height && window.width <= size.width + 2 * pad.width,
       "packed_split_linear: patch must fit into the padded images");
+  STD_TORCH_CHECK(
+      window.height <= max_elements / window.width / std::max<int64_t>(pixels.size(1), 1),
+      "packed_split_linear: patch is too large");
   const int64_t k = pixels.size(1) * window.height * window.width;
   PackedPatchEmbed a{
       {packed_weight(op, "packed", packed, n, k, precision_of(op, precision), bias),
@@ -128,8 +131,8 @@ Tensor packed_split_linear(
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(vitfast, CPU, m) {
-  m.impl("packed_patch_embed", TORCH_BOX(&packed_patch_embed));
-  m.impl("packed_split_linear", TORCH_BOX(&packed_split_linear));
+  m.impl("packed_patch_embed", CHECKED_BOX(&packed_patch_embed));
+  m.impl("packed_split_linear", CHECKED_BOX(&packed_split_linear));
 }
 
 }  // namespace vitfast

@@ -51,7 +51,7 @@ Tensor packed_performer(
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(vitfast, CPU, m) {
-  m.impl("packed_performer", TORCH_BOX(&packed_performer));
+  m.impl("packed_performer", CHECKED_BOX(&packed_performer));
 }
 
 }  // namespace vitfast

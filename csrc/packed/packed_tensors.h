@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstring>
 #include <string>
 
 #include "csrc/cpu/tensors.h"
@@ -60,6 +61,12 @@ inline const int64_t* indices_of(
   return data;
 }
 
+inline PackedHeader header_of(const Tensor& packed) {
+  PackedHeader header;
+  std::memcpy(&header, packed.const_data_ptr(), sizeof header);
+  return header;
+}
+
 // `packed` must live as long as the result.
 inline PackedWeight packed_weight(
     const char* op,
@@ -69,11 +76,14 @@ inline PackedWeight packed_weight(
     int64_t k,
     Precision precision,
     const std::optional<Tensor>& bias) {
-  const bool is_packed = n >= 0 && packed.scalar_type() == ScalarType::Byte && packed.is_contiguous() &&
-                         packed.numel() == packed_bytes(precision, n, k);
+  const bool is_small = n >= 0 && k >= 0 && (k == 0 || n <= max_elements / k);
+  const bool is_packed = is_small && packed.scalar_type() == ScalarType::Byte && packed.is_contiguous() &&
+                         packed.numel() == packed_bytes(precision, n, k) &&
+                         PackedHeader{precision, n, k} == header_of(packed);
   STD_TORCH_CHECK(
       is_packed, op, ": ", name, " is not a weight [", n, ", ", k, "] that pack_weight packed for this precision");
-  return {precision, static_cast<const char*>(packed.const_data_ptr()), n, k, floats_or_null(op, "bias", bias, {n})};
+  const char* panels = static_cast<const char*>(packed.const_data_ptr()) + packed_header;
+  return {precision, panels, n, k, floats_or_null(op, "bias", bias, {n})};
 }
 
 // The gate of an MLP; without panels if it has none.

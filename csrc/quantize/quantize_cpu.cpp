@@ -26,10 +26,10 @@ struct Cpu {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(vitfast, CPU, m) {
-  m.impl("quantize_float", TORCH_BOX((&quantize<Cpu, FloatOperator>)));
-  m.impl("quantize_float_", TORCH_BOX((&quantize_in_place<Cpu, FloatOperator>)));
-  m.impl("quantize_fixed", TORCH_BOX((&quantize<Cpu, FixedOperator>)));
-  m.impl("quantize_fixed_", TORCH_BOX((&quantize_in_place<Cpu, FixedOperator>)));
+  m.impl("quantize_float", CHECKED_BOX((&quantize<Cpu, FloatOperator>)));
+  m.impl("quantize_float_", CHECKED_BOX((&quantize_in_place<Cpu, FloatOperator>)));
+  m.impl("quantize_fixed", CHECKED_BOX((&quantize<Cpu, FixedOperator>)));
+  m.impl("quantize_fixed_", CHECKED_BOX((&quantize_in_place<Cpu, FixedOperator>)));
 }
 
 }  // namespace vitfast

@@ -41,7 +41,7 @@ Tensor upsample_relations(
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(vitfast, CPU, m) {
-  m.impl("upsample_relations", TORCH_BOX(&upsample_relations));
+  m.impl("upsample_relations", CHECKED_BOX(&upsample_relations));
 }
 
 }  // namespace vitfast
