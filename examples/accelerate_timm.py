@@ -17,10 +17,10 @@ from pathlib import Path
 import timm
 import timm.data
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 import vitfast
+from vitfast.data import load_image
 
 
 def main(name: str = "vit_tiny_patch16_224", precision: str = "bf16", batch: str = "8", folder: str = "") -> None:
@@ -61,7 +61,7 @@ def read_photographs(model: nn.Module, folder: str) -> Tensor:
     paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in suffixes)
     if not paths:
         raise SystemExit(f"{folder}: it contains no photographs ({', '.join(suffixes)})")
-    return torch.stack([transform(Image.open(path).convert("RGB")) for path in paths])
+    return torch.stack([transform(load_image(path)) for path in paths])
 
 
 if __name__ == "__main__":

@@ -7,16 +7,16 @@ The model is a folder or a name on the Hugging Face hub. Prints the cosine simil
 
 import sys
 
-from PIL import Image
 from transformers import AutoImageProcessor, CLIPVisionModelWithProjection
 
 import vitfast
+from vitfast.data import load_image
 
 
 def main(name: str, *paths: str) -> None:
     """Prints a table of similarities."""
     model = vitfast.accelerate(CLIPVisionModelWithProjection.from_pretrained(name))
-    images = [Image.open(path).convert("RGB") for path in paths]
+    images = [load_image(path) for path in paths]
     pixels = AutoImageProcessor.from_pretrained(name)(images=images, return_tensors="pt")["pixel_values"]
     embeddings = model.embed(pixels, normalize=True)
     for path, row in zip(paths, embeddings @ embeddings.T, strict=True):

@@ -11,12 +11,13 @@ from torchvision.transforms.v2.functional import to_pil_image
 from transformers import AutoImageProcessor, AutoModel
 
 import vitfast
+from vitfast.data import load_image
 
 
 def main(name: str, path: str, target: str) -> None:
     """Reads the image ``path`` and writes the picture ``target``."""
     model = vitfast.accelerate(AutoModel.from_pretrained(name))
-    image = Image.open(path).convert("RGB")
+    image = load_image(path)
     pixels = AutoImageProcessor.from_pretrained(name)(images=image, return_tensors="pt")["pixel_values"]
     (features,) = model.get_intermediate_layers(pixels, n=1, reshape=True)  # [1, C, H, W]
     patches = features[0].flatten(1).T  # [H * W, C]
