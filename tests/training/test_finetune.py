@@ -118,6 +118,15 @@ def test_name_fields_and_preprocessing_of_a_run(tmp_path, train_tiny, source):
         load_config(["model.name=null"])
 
 
+def test_preprocessing_of_a_folder(tmp_path):
+    settings = {"input_size": [3, 32, 32], "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": settings}))
+    options = [f"model.checkpoint={tmp_path}", "finetune.keep_preprocessing=true", "data.std=[0.7]"]
+    config = load_config([*options, "data.img_size=null", "data.mean=null"])
+    adopt_preprocessing(config)
+    assert (config.data.img_size, config.data.mean, config.data.std) == (32, [0.1, 0.2, 0.3], [0.7])
+
+
 def test_weights_of_the_hub(tmp_path, monkeypatch, train_tiny):
     model = vitfast.create_model("vit_nano_patch2_8", num_classes=5)
     save_file(model.state_dict(), tmp_path / "weights.safetensors")

@@ -128,7 +128,8 @@ class FinetuneConfig:
     lora_alpha: int = option(16, "LoRA: scale of the updates times lora_rank", minimum=1)
     keep_preprocessing: bool = option(
         False,
-        "data.img_size, in_chans, mean, std, crop_pct that are null: those of model.checkpoint (a run or hub)",
+        "data.img_size, in_chans, mean, std, crop_pct that are null: those of model.checkpoint (a run, hub, or a "
+        "folder that records them)",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from vitfast.config.schema import HUB, Config
@@ -10,12 +11,13 @@ from vitfast.models import ImageModel
 from vitfast.runs.checkpoint import resolve_checkpoint
 from vitfast.weights.hub import download_pretrained
 from vitfast.weights.manifest import read_manifest, require_entries
+from vitfast.weights.recorded_preprocessing import recorded_preprocessing
 
 
 def adopt_preprocessing(config: Config) -> None:
     """Sets the data options that are null to those of the initial weights, with ``finetune.keep_preprocessing``.
 
-    A run records its preprocessing, as do timm's weights on the hub; other files of weights do not.
+    A run records its preprocessing, as do folders of timm and Hugging Face; other files of weights do not.
     """
     model, data = config.model, config.data
     if not config.finetune.keep_preprocessing or model.checkpoint is None:
@@ -23,12 +25,15 @@ def adopt_preprocessing(config: Config) -> None:
     settings: dict[str, Any] = {}
     if model.checkpoint == HUB:
         settings = download_pretrained(str(model.name))[1]
-        settings["in_chans"], settings["img_size"], _ = settings["input_size"]
     elif is_run(model.checkpoint):
         checkpoint = resolve_checkpoint(model.checkpoint, best=True)
         manifest = read_manifest(checkpoint)
         require_entries(checkpoint, manifest, "data")
         settings = manifest["data"]
+    elif Path(model.checkpoint).is_dir():
+        settings = recorded_preprocessing(Path(model.checkpoint)) or {}
+    if "input_size" in settings:
+        settings["in_chans"], settings["img_size"], _ = settings["input_size"]
     for name in ("img_size", "in_chans", "mean", "std", "crop_pct"):
         if getattr(data, name) is None:
             setattr(data, name, settings.get(name))

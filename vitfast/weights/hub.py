@@ -11,7 +11,7 @@ from vitfast.errors import UserError
 from vitfast.files import read_text, sha256_of_file
 from vitfast.models.foreign_model import TIMM, timm_settings
 from vitfast.models.registry import resolve_name
-from vitfast.weights.manifest import check_preprocessing
+from vitfast.weights.recorded_preprocessing import check_timm_settings
 
 _ORGANIZATION = "timm"
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
@@ -117,20 +117,10 @@ def download_pretrained(name: str, revision: str | None = None) -> tuple[Path, d
     _check_hash(weights)
     try:
         settings: dict[str, Any] = json.loads(read_text(config))["pretrained_cfg"]
-        _check_settings(config, settings)
+        check_timm_settings(config, settings)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{config} is no configuration of timm; delete it to download it again") from error
     return weights, settings
-
-
-def _check_settings(config: Path, settings: Any) -> None:
-    """Raises CheckpointError, ValueError or TypeError for settings that no images can have."""
-    channels, height, width = settings["input_size"]
-    sizes = {"in_chans": channels, "img_size": height, "mean": settings["mean"], "std": settings["std"]}
-    check_preprocessing(config, {**sizes, "crop_pct": settings.get("crop_pct") or 1.0}, "pretrained_cfg.")
-    check_preprocessing(config, {"img_size": width}, "pretrained_cfg.")
-    if not all(isinstance(settings.get(name), str | None) for name in ("crop_mode", "interpolation")):
-        raise TypeError("a mode that is no name")
 
 
 def hub_repository(name: str) -> str:

@@ -24,6 +24,7 @@ from vitfast.weights.key_tables import find_key_table
 from vitfast.weights.key_tables.eva import TIMM_EVA
 from vitfast.weights.key_tables.key_table import KeyTable, map_keys
 from vitfast.weights.manifest import MANIFEST, MODEL_FILE, read_manifest, require_entries, verify_files
+from vitfast.weights.recorded_preprocessing import recorded_preprocessing
 from vitfast.weights.weight_file import INDEX_SUFFIX, WeightFile, is_shard, read_safetensors, read_weight_file
 
 METADATA_KEY = "vitfast"  # of a safetensors file that vitfast wrote
@@ -136,7 +137,9 @@ def read_source_checkpoint(
         state, unmatched = map_keys(state, TIMM_EVA.rules, str(path))
         return SourceCheckpoint(path, "vitfast", name, fields, state, skipped, tuple(unmatched), exits=exits)
     table = find_key_table(weights.tensors, weights.wrapper, fields_type, source=str(path), model_name=model_name)
-    return _convert(weights, table, path)
+    checkpoint = _convert(weights, table, path)
+    of_hub = path.is_dir() or path.name in _HUB_FILES  # else the folder's files may be about other weights
+    return replace(checkpoint, preprocessing=recorded_preprocessing(file.parent)) if of_hub else checkpoint
 
 
 def unpack_weights(state: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
