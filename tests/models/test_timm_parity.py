@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from support.slow import slow
+from vitfast import create_model
 from vitfast.models import HybridFields, build_model, list_models
 from vitfast.models.registry import ARCHITECTURES
 from vitfast.weights.key_tables.eva import timm_keys
@@ -211,3 +213,18 @@ def test_initialization_follows_timm(name: str) -> None:
         # the deviation of n draws is known to about 1 / sqrt(2 n)
         assert ours == pytest.approx(expected, rel=6 / (2 * parameter.numel()) ** 0.5, abs=1e-9), key
         assert parameter.mean().item() == pytest.approx(theirs[key].mean().item(), abs=0.01), key
+
+
+@pytest.mark.parametrize("options", [{"global_pool": "avg"}, {"global_pool": "avg", "reg_tokens": 2}, {}], ids=str)
+def test_the_pooling_of_timms_weights_is_read_from_their_keys(tmp_path: Path, options: dict[str, Any]) -> None:
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=5, **options).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    torch.save(model.state_dict(), tmp_path / "timm.pth")
+    fields = {"depth": 2, "img_size": 32}
+    if "reg_tokens" in options:
+        fields |= {"register_tokens": 2}
+    ours = create_model("vit_tiny_patch16_224", checkpoint=tmp_path / "timm.pth", **fields).eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        assert_close(ours(images), model(images), 1e-5)

@@ -52,8 +52,8 @@ class ViTFields(TransformerFields):
         mlp_norm: whether a LayerNorm precedes the last layer of a gated MLP (EVA-02 from base on).
         attention_norm: whether a LayerNorm precedes the output projection of the attention (EVA-02's CLIP).
         pooling: the head's input: the class ``"token"``, the ``"mean"`` of all tokens except the distillation token
-            (Pytorch-VIT), the ``"patch_mean"``, without class token and registers (EVA-02), or ``"map"``, see
-            ``AttentionPool`` (SigLIP).
+            (Pytorch-VIT), the ``"patch_mean"``, without class token and registers (EVA-02, timm's
+            ``global_pool="avg"``), or ``"map"``, see ``AttentionPool`` (SigLIP).
         head_type: ``"linear"``: one LayerNorm over all tokens, then pooling and a linear head; ``"norm_linear"``:
             pooling, then for each head a LayerNorm and a linear layer (myrtle-vision, Pytorch-VIT). For a single head
             on the class token both compute the same.

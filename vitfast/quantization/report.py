@@ -50,7 +50,8 @@ class QuantizationReport:
         layers: every quantized module, and every module that contains one, that returns one tensor, in the model's
             order. Errors accumulate: each model runs on its own activations.
         output: the logits.
-        top1_agreement: share of images with the same top-1 class in both models, 0 to 1.
+        top1_agreement: share of predictions with the same top-1 class in both models, 0 to 1. An image has one, or
+            one per token for outputs ``[B, N, C]``.
         num_images: number of images.
     """
 
@@ -130,14 +131,15 @@ def _compare(
     outputs, reference_outputs = _keep_outputs(candidate), _keep_outputs(reference)
     weights, activations = weight_losses(candidate, reference), watch_activations(candidate)
     energies: dict[str, Tensor] = {}
-    agreeing = num_images = 0
+    agreeing = predictions = num_images = 0
     for batch in islice(loader, batches):
         images = images_of(batch, candidate)
         logits, reference_logits = _logits(candidate(images)), _logits(reference(images))
         outputs[_LOGITS], reference_outputs[_LOGITS] = logits, reference_logits
         for name, expected in reference_outputs.items():
             energies[name] = energies.get(name, 0.0) + _energy(outputs[name], expected)
-        agreeing += int((logits.argmax(-1) == reference_logits.argmax(-1)).sum())
+        agrees = logits.argmax(-1) == reference_logits.argmax(-1)
+        agreeing, predictions = agreeing + int(agrees.sum()), predictions + agrees.numel()
         num_images += len(images)
     if not num_images:
         raise UserError("loader yields no images to compare with")
@@ -152,7 +154,7 @@ def _compare(
     return QuantizationReport(
         layers=tuple(layers.values()),
         output=LayerError("", _decibels(energies[_LOGITS])),
-        top1_agreement=agreeing / num_images,
+        top1_agreement=agreeing / max(predictions, 1),
         num_images=num_images,
     )
 

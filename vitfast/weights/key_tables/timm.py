@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
+from torch import Tensor
+
+from vitfast.errors import UserError
 from vitfast.models.convit import ConViTFields
 from vitfast.models.hybrid import HybridFields
 from vitfast.models.t2t_vit import T2TViTFields
@@ -11,7 +16,26 @@ from vitfast.weights.key_tables.key_table import KeyTable
 
 _SIGNATURE = (r"patch_embed\.proj\.weight", r"blocks\.\d+\.attn\.qkv\.weight")
 
-TIMM = KeyTable(name="timm", signature=_SIGNATURE, fields={"position_interpolation": "bicubic_antialias"})
+_POOLINGS = {"token": "token", "avg": "patch_mean"}  # timm's average is without the tokens before the patches
+
+
+def _read_pooling(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads the pooling from ``config.json``, or infers it: timm normalizes behind the pooling if that is a mean."""
+    if not {"cls_token", "reg_token"} & tensors.keys() or "attn_pool.latent" in tensors:
+        return {}  # the mean of all tokens is that of the patches, or the pooling has weights
+    if pooling := config.get("global_pool"):
+        if pooling not in _POOLINGS:
+            raise UserError(f"the model pools by global_pool={pooling!r}; vitfast loads {', '.join(_POOLINGS)}")
+        return {"pooling": _POOLINGS[pooling]}
+    return {"pooling": "patch_mean"} if "fc_norm.weight" in tensors and "norm.weight" not in tensors else {}
+
+
+TIMM = KeyTable(
+    name="timm",
+    signature=_SIGNATURE,
+    fields={"position_interpolation": "bicubic_antialias"},
+    read_fields=_read_pooling,
+)
 
 # Google's weights, with which timm uses other epsilons than Google
 TIMM_HYBRID = replace(
@@ -35,6 +59,7 @@ DEIT = KeyTable(
     signature=_SIGNATURE,
     fields={"layer_norm_eps": 1e-6, "gelu": "erf", "position_interpolation": "bicubic"},
     wrapper="model",
+    read_fields=_read_pooling,  # MAE fine-tunes with the mean of the patches
 )
 
 # github.com/facebookresearch/convit, and timm's ConViT
