@@ -69,7 +69,7 @@ def test_a_pattern_that_matches_modules_without_a_quantized_form(model: ImageMod
 
 def test_a_pattern_that_matches_a_foreign_container() -> None:
     """It would not reach the layers within."""
-    wrapped = nn.Sequential(nn.Linear(4, 4), nn.TransformerEncoderLayer(4, 1, 4, batch_first=True))
+    wrapped = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4)))
     with pytest.raises(UserError, match="no module is called '1'"):
         quantize_(wrapped, FP16_16Config(), overrides={"1": None})
 

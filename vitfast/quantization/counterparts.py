@@ -21,6 +21,7 @@ _COUNTERPARTS: dict[type[nn.Module], type[QuantizedModule]] = {
     nn.Conv2d: torch_layers.QuantizedConv2d,
     nn.LayerNorm: torch_layers.QuantizedLayerNorm,
     nn.MultiheadAttention: torch_layers.QuantizedMultiheadAttention,
+    nn.TransformerEncoderLayer: torch_layers.QuantizedTransformerEncoderLayer,
     NonDynamicallyQuantizableLinear: torch_layers.QuantizedOutProjection,
     layers.LayerNorm: vitfast_layers.QuantizedVitfastLayerNorm,
     layers.StdConv2d: vitfast_layers.QuantizedStdConv2d,
@@ -52,12 +53,32 @@ def lacks_counterpart(module: nn.Module) -> bool:
 
 
 def never_quantized(model: nn.Module) -> set[str]:
-    """Returns the names of the layers that stay float32 in every configuration: part of a softmax."""
-    return {
-        f"{name}.pos_proj" if name else "pos_proj"
-        for name, module in model.named_modules()
-        if isinstance(module, layers.GatedPositionalAttention)
-    }
+    """Returns the names of the layers that stay float32 in every configuration.
+
+    They are part of a softmax, or their module reads their weight and never calls them.
+    """
+    names = set()
+    for name, module in model.named_modules():
+        prefix = f"{name}." if name else ""
+        if isinstance(module, layers.GatedPositionalAttention):
+            names.add(f"{prefix}pos_proj")
+        if isinstance(module, nn.MultiheadAttention) and find_counterpart(module) is None:
+            names.add(f"{prefix}out_proj")
+    return names
+
+
+def call_layers(module: nn.Module) -> None:
+    """Makes a foreign module that contains quantized layers call them, where it would otherwise read their weights.
+
+    timm's BEiT, EVA and Swin V2 pass the weight of ``qkv`` to a function of torch unless ``qkv_bias_separate`` is set,
+    and subclasses of ``nn.TransformerEncoderLayer`` inherit its fused inference path.
+    """
+    if getattr(module, "qkv_bias_separate", None) is False:
+        module.qkv_bias_separate = True  # type: ignore[assignment]
+    if isinstance(module, nn.TransformerEncoderLayer) and not isinstance(module, QuantizedModule):
+        module.activation_relu_or_gelu = 0
+    if isinstance(module, nn.TransformerEncoder):
+        module.use_nested_tensor = False
 
 
 def unrounded_additions(model: nn.Module) -> list[str]:

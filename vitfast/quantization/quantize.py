@@ -15,6 +15,7 @@ from vitfast.layers import StoredResult
 from vitfast.quantization.arithmetic import Arithmetic
 from vitfast.quantization.configs import QATConfig, QuantizationConfig
 from vitfast.quantization.counterparts import (
+    call_layers,
     find_counterpart,
     lacks_counterpart,
     never_quantized,
@@ -133,6 +134,9 @@ def prepare(model: nn.Module, configs: Mapping[str, QuantizationConfig], *, warn
             arithmetic = Arithmetic() if config is None else config.arithmetic()
             counterpart.check(module, arithmetic)
             swaps.append((module, counterpart, LayerQuantization(config, arithmetic)))
+    for name, module in model.named_modules():
+        if any(other.startswith(f"{name}." if name else "") for other in configs):
+            call_layers(module)
     for module, counterpart, quantization in swaps:
         module.__class__ = counterpart
         assert isinstance(module, QuantizedModule)

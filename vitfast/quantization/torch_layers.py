@@ -56,6 +56,29 @@ class QuantizedLayerNorm(QuantizedModule, nn.LayerNorm):
             return self.arithmetic.round("result", super().forward(x))
 
 
+class QuantizedTransformerEncoderLayer(QuantizedModule, nn.TransformerEncoderLayer):
+    """Counterpart of ``torch.nn.TransformerEncoderLayer``: both additions to the residual stream are stored results.
+
+    Calls the layers, where torch's fused inference path would read their weights and round nothing.
+    """
+
+    def forward(
+        self,
+        src: Tensor,
+        src_mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Tensor:
+        if self.is_off:
+            return super().forward(src, src_mask, src_key_padding_mask, is_causal)
+        x, masks = src, (src_mask, src_key_padding_mask, is_causal)
+        if self.norm_first:
+            x = self.stored(x + self._sa_block(self.norm1(x), *masks))
+            return self.stored(x + self._ff_block(self.norm2(x)))
+        x = self.norm1(self.stored(x + self._sa_block(x, *masks)))
+        return self.norm2(self.stored(x + self._ff_block(x)))
+
+
 class QuantizedMultiheadAttention(QuantizedLinearBase, nn.MultiheadAttention):
     """Counterpart of ``torch.nn.MultiheadAttention`` for ``batch_first`` self-attention, as in torchvision's ViT.
 
@@ -83,7 +106,7 @@ class QuantizedMultiheadAttention(QuantizedLinearBase, nn.MultiheadAttention):
         if self.is_off:
             return super().forward(query, key, value, need_weights=need_weights, **options)
         options.pop("average_attn_weights", None)
-        is_masked = any(option not in (None, False) for option in options.values())
+        is_masked = any(option is not None and option is not False for option in options.values())
         if key is not query or value is not query or need_weights or is_masked or not self.batch_first:
             raise UserError(
                 "a quantized MultiheadAttention computes batch_first self-attention with need_weights=False and no "
