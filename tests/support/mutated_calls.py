@@ -11,6 +11,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -62,6 +63,8 @@ def record(limit: int = 24) -> list[Call]:
                 if sample.numel < 4_000:
                     run(operator.public, sample)
         for kind in MODELS:
+            if kind.startswith("timm") and find_spec("timm") is None:
+                continue
             model = accelerable(kind)
             for precision in ("fp32", "int8"):
                 with torch.no_grad():
