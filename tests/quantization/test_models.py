@@ -165,8 +165,7 @@ def test_rounds_by_the_table(
     if step == "convert":
         quantize_(model, QATConfig(step="convert"))
     result = {"result": coarse, "stored": coarse} if round_results else {}
-    gamma = {"gamma": coarse} if step == "convert" else {}
-    expected = equations(RoundedState(state, operand=coarse, **result, **gamma), model, images)
+    expected = equations(RoundedState(state, operand=coarse, gamma=coarse, **result), model, images)
     for logits, other, plain in zip(_outputs(model(images)), expected, unrounded, strict=True):
         torch.testing.assert_close(logits, other, rtol=1e-5, atol=1e-6)
         assert (logits - plain).abs().max() > 1e-3  # far more than the two may differ
@@ -176,7 +175,7 @@ def test_rounds_by_the_table(
 def test_gradients_pass_straight_through(name: str, fields: dict[str, Any], equations: Callable[..., Any]) -> None:
     model, images = _model(name, fields)
     learning = {key: parameter for key, parameter in model.named_parameters() if parameter.requires_grad}
-    state = RoundedState(dict(model.named_parameters()), operand=coarse, result=coarse, stored=coarse)
+    state = RoundedState(dict(model.named_parameters()), operand=coarse, result=coarse, stored=coarse, gamma=coarse)
     squares = sum(out.square().sum() for out in equations(state, model, images))
     expected = torch.autograd.grad(squares, learning.values())
     quantize_(model, QATConfig(Coarse()))
@@ -264,7 +263,7 @@ def test_torchvision_vit_rounds_by_the_table() -> None:
         nn.init.normal_(parameter, std=0.3)
     state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     images = torch.randn(2, 3, 16, 16, dtype=torch.float64)
-    rounded = RoundedState(_timms_keys(state), operand=coarse, result=coarse, stored=coarse)
+    rounded = RoundedState(_timms_keys(state), operand=coarse, result=coarse, stored=coarse, gamma=coarse)
     x = t2t_equations.with_class_token(rounded, "", _patches(rounded, "patch_embed.proj", images))
     for index in range(2):
         x = block(rounded, f"blocks.{index}", x, 2, 1e-6)
@@ -311,7 +310,7 @@ def test_hugging_faces_vit() -> None:
     plain = copy.deepcopy(model)
     handles = [module.register_forward_pre_hook(_round_input) for module in plain.modules() if _is_rounded(module)]
     for module in plain.modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
+        if _is_rounded(module):
             module.weight.data = coarse(module.weight.data)
     quantize_(model, QATConfig(Coarse(round_results=False)))
     torch.testing.assert_close(model(images).logits, plain(images).logits)

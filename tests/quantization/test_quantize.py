@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -64,12 +65,15 @@ def _outputs(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
 
 # the upstream's counts are 48 (two of them redundant, before GELU) and 25; after its conversion 6 and 0
 CASES = [
-    pytest.param(FP16_16Config(), "prepare", _fp16, "operand weight result stored", 46, id="FP16_16"),
+    pytest.param(FP16_16Config(), "prepare", _fp16, "operand weight result stored gamma", 51, id="FP16_16"),
     pytest.param(FP16_16Config(), "convert", _fp16, "operand weight result stored gamma", 36, id="FP16_16 converted"),
-    pytest.param(FP16_32Config(), "prepare", _fp16, "operand weight", 25, id="FP16_32"),
+    pytest.param(FP16_32Config(), "prepare", _fp16, "operand weight gamma", 30, id="FP16_32"),
     pytest.param(FP16_32Config(), "convert", _fp16, "operand weight gamma", 15, id="FP16_32 converted"),
-    pytest.param(TF32Config(), "prepare", _tf32, "operand weight", 25, id="TF32"),
+    pytest.param(TF32Config(), "prepare", _tf32, "operand weight gamma", 30, id="TF32"),
     pytest.param(TF32Config(), "convert", _tf32, "operand weight gamma", 15, id="TF32 converted"),
+    pytest.param(
+        FP16_16Config(semantics="legacy_convert"), "prepare", _fp16, "operand weight result stored", 46, id="legacy"
+    ),
     pytest.param(
         FP16_16Config(semantics="legacy_convert"), "convert", _fp16, "weight stored gamma", 6, id="FP16_16 legacy"
     ),
@@ -111,14 +115,14 @@ def test_rounds_by_the_table(
         assert count == sum(roundings[place].calls for place in rounded.split())
 
 
-@pytest.mark.parametrize("config", [FP16_16Config(), FP16_32Config(), TF32Config(), Int8Config()], ids=repr)
-def test_prepared_and_converted_agree_but_for_gamma(
-    model: ImageModel, images: Tensor, config: QuantizationConfig
-) -> None:
+@pytest.mark.parametrize(
+    "config", [FP16_16Config(), FP16_32Config(), TF32Config(), FloatConfig("mxfp4"), Int8Config()], ids=repr
+)
+def test_conversion_changes_no_result(model: ImageModel, images: Tensor, config: QuantizationConfig) -> None:
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.LayerNorm):
-                module.weight.copy_(_fp16(module.weight))
+                nn.init.uniform_(module.weight, 0.5, 1.5)
     quantize_(model, QATConfig(config))
     prepared = model(images)
     quantize_(model, QATConfig(step="convert"))
@@ -201,7 +205,7 @@ def test_a_stored_result_is_configured_by_the_module_that_contains_it(model: Ima
     assert isinstance(model.get_submodule("blocks.1.add"), ResidualAdd)
     with count_roundings() as counter:
         model(images)
-    assert counter.count == 46 - 2
+    assert counter.count == 51 - 2
     record = vitfast.quantization_record(model)
     assert record is not None
     named = record["configs"][0]["modules"]
@@ -242,8 +246,8 @@ def test_qtorch_numerics_are_qtorchs(model: ImageModel, images: Tensor) -> None:
         return quant.float_quantize(x.contiguous(), 5, 10, "nearest")
 
     state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    places = dict.fromkeys(("operand", "weight", "result", "stored"), rounded)
-    expected = RoundedViT(state, num_heads=4, gamma=_identity, **places)(images)
+    places = dict.fromkeys(("operand", "weight", "result", "stored", "gamma"), rounded)
+    expected = RoundedViT(state, num_heads=4, **places)(images)
     quantize_(model, QATConfig(FP16_16Config(numerics="qtorch")))
     assert torch.equal(model(images), expected)
 
@@ -264,3 +268,23 @@ def test_non_finite_values_are_reported_before_rounding(value: float) -> None:
         assert model(x).isfinite().all()
     quantize_(other, FP16_32Config())
     assert not other(x).isfinite().any()
+
+
+def test_layers_without_a_quantized_form_are_named() -> None:
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Conv1d(3, 4, 1), nn.ConvTranspose2d(4, 4, 1), nn.RMSNorm(4), nn.Linear(4, 4))
+
+    with pytest.warns(UserWarning, match=r"stay in float32: 0 \(Conv1d\), 1 \(ConvTranspose2d\), 2 \(RMSNorm\)"):
+        quantize_(build(), FP16_32Config())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quantize_(build(), FP16_32Config(), overrides={"[012]": None})
+        quantize_(build(), FP16_32Config(), lambda module, name: isinstance(module, nn.Linear))
+
+
+def test_microscaling_formats_by_name() -> None:
+    assert FloatConfig("mxfp4") == FloatConfig("fp4_e2m1", block=32)
+    with pytest.raises(UserError, match="mxfp4 has blocks of 32; leave out block=16"):
+        FloatConfig("mxfp4", block=16)
+    with pytest.raises(UserError, match="mxfp8_e4m3"):
+        FloatConfig("mxfp3")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 import vitfast
 from support.subprocesses import run_python
@@ -128,6 +128,30 @@ def test_kernels_that_are_rounded_after_their_standardization_stay_float32(tmp_p
     vitfast.save_quantized(model, tmp_path / "hybrid.safetensors")
     images = torch.randn(1, 3, 64, 64)
     assert torch.equal(vitfast.load_quantized(tmp_path / "hybrid.safetensors")(images), model(images))
+
+
+@pytest.mark.parametrize("config", [Int8Config(), FloatConfig("mxfp4")], ids=repr)
+def test_models_of_other_libraries(config: QuantizationConfig, tmp_path: Path) -> None:
+    def build() -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(3, 8, 4, 4), nn.Flatten(2), nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+        ).eval()
+
+    model, images = build(), torch.randn(2, 3, 8, 8)
+    vitfast.quantize_(model, config)
+    path = tmp_path / "theirs.safetensors"
+    vitfast.save_quantized(model, path)
+    filled = build()
+    assert vitfast.load_quantized(path, filled) is filled
+    assert torch.equal(filled(images), model(images))
+    with pytest.raises(UserError, match=r"holds a Sequential; give load_quantized\(path, model\)"):
+        vitfast.load_quantized(path)
+    with pytest.raises(UserError, match="is quantized"):
+        vitfast.load_quantized(path, filled)
+    other = nn.Sequential(nn.Conv2d(3, 4, 4, 4))
+    with pytest.raises(UserError, match=r"tensors differ, for example 0.bias: \(8,\) in the file, \(4,\) in the model"):
+        vitfast.load_quantized(path, other)
+    assert vitfast.quantization_record(other) is None
 
 
 def test_errors(model: ImageModel, tmp_path: Path) -> None:

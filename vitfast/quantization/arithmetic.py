@@ -54,6 +54,10 @@ class Arithmetic:
         """
         return function(x, weight, layer.bias)
 
+    def gamma(self, layer: Any) -> Tensor | None:
+        """Returns the weight with which a LayerNorm computes, None if it has none."""
+        return layer.weight
+
     def convert_weight(self, layer: Any) -> None:
         """Rounds the weight of a linear layer, convolution or LayerNorm in place."""
 
@@ -74,7 +78,8 @@ class RoundedArithmetic(Arithmetic):
 
     rounding: Rounder
     round_results: bool = False  # FP16_16 against FP16_32
-    legacy_convert: bool = False  # converted layers no longer round activations, as in myrtle-vision
+    # as in myrtle-vision: converted layers no longer round activations, and gammas are first rounded by the conversion
+    legacy_convert: bool = False
 
     def rounder(self, role: Role) -> Rounder | None:
         if role in ("result", "stored") and not self.round_results:
@@ -88,6 +93,16 @@ class RoundedArithmetic(Arithmetic):
             weight = rounded_weight(layer, weight, self.rounding)
         out = function(self.round("operand", x, in_place=take_in_place(x)), weight, layer.bias)
         return self.round("result", out, in_place=True)
+
+    @property
+    def rounds_gamma(self) -> bool:
+        """Whether every forward pass rounds LayerNorms' weights."""
+        return not self.converted and not self.legacy_convert
+
+    def gamma(self, layer: Any) -> Tensor | None:
+        if layer.weight is None or not self.rounds_gamma:
+            return layer.weight
+        return rounded_weight(layer, layer.weight, self.rounding)
 
     def convert_weight(self, layer: Any) -> None:
         with torch.no_grad():

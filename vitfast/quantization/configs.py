@@ -9,7 +9,7 @@ from vitfast.errors import UserError
 from vitfast.formats import FloatFormat
 from vitfast.ops.quantize_fixed import check_fixed_lengths
 from vitfast.quantization.arithmetic import AccumulatedArithmetic, Arithmetic, RoundedArithmetic
-from vitfast.quantization.block_rounder import BlockRounder
+from vitfast.quantization.block_rounder import MX_BLOCK, BlockRounder
 from vitfast.quantization.int8_arithmetic import Int8Arithmetic
 from vitfast.quantization.qtorch_rounder import QtorchRounder
 from vitfast.quantization.rounders import FixedRounder, FloatRounder, Rounder
@@ -19,6 +19,14 @@ Backend = Literal["vitfast", "qtorch"]
 Step = Literal["prepare", "convert"]
 
 _FORMAT_NAMES = ("fp16", "bf16", "tf32", "fp8_e4m3fn", "fp8_e5m2", "fp6_e3m2", "fp6_e2m3", "fp4_e2m1")
+# OCP Microscaling: blocks of 32 numbers share a scale
+MX_FORMATS = {
+    "mxfp8_e4m3": "fp8_e4m3fn",
+    "mxfp8_e5m2": "fp8_e5m2",
+    "mxfp6_e3m2": "fp6_e3m2",
+    "mxfp6_e2m3": "fp6_e2m3",
+    "mxfp4": "fp4_e2m1",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +57,8 @@ class _RoundingConfig(QuantizationConfig):
 
     Attributes:
         semantics: ``"documented"``: activations are rounded before and after conversion; ``"legacy_convert"``: after
-            conversion only the results of residual and embedding additions are rounded, as myrtle-vision evaluates.
+            conversion only the results of residual and embedding additions are rounded, as myrtle-vision evaluates, and
+            LayerNorms' gammas are first rounded by the conversion, not in training.
         backend: ``"vitfast"``; or ``"qtorch"``: QPyTorch's kernels, which are slow, for comparison; needs
             ``numerics="qtorch"``.
     """
@@ -137,7 +146,8 @@ class FloatConfig(_RoundingConfig):
     """Operands in any floating-point format.
 
     Attributes:
-        format: a ``FloatFormat``, or the name of a preset: ``"fp8_e4m3fn"`` for ``FloatFormat.fp8_e4m3fn()``.
+        format: a ``FloatFormat``, or the name of a preset: ``"fp8_e4m3fn"`` for ``FloatFormat.fp8_e4m3fn()``;
+            or of a Microscaling format, ``"mxfp4"``, which is ``format="fp4_e2m1", block=32``.
         round_results: whether results are rounded, too, as FP16_16 does.
         numerics: ``"qtorch"`` uses the bit counts of the format and QPyTorch's rounding rules.
         block: number of neighbours that share a power-of-two scale (OCP Microscaling: 32); None for no scales.
@@ -154,8 +164,13 @@ class FloatConfig(_RoundingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.format, str):
+            if self.format in MX_FORMATS:
+                if self.block not in (None, MX_BLOCK):
+                    raise UserError(f"{self.format} has blocks of {MX_BLOCK}; leave out block={self.block!r}")
+                object.__setattr__(self, "block", MX_BLOCK)
+                object.__setattr__(self, "format", MX_FORMATS[self.format])
             if self.format not in _FORMAT_NAMES:
-                known = ", ".join(_FORMAT_NAMES)
+                known = ", ".join((*_FORMAT_NAMES, *MX_FORMATS))
                 raise UserError(
                     f"unknown format {self.format!r}; it must be one of {known}, or a FloatFormat such as "
                     "FloatFormat.ieee(5, 7)"

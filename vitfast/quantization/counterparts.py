@@ -7,6 +7,7 @@ import sys
 from functools import cache
 
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -50,6 +51,14 @@ def find_counterpart(module: nn.Module) -> type[QuantizedModule] | None:
 def lacks_counterpart(module: nn.Module) -> bool:
     """Returns whether a module is a linear layer, convolution, LayerNorm or attention of an unsupported class."""
     return isinstance(module, _QUANTIZABLE) and find_counterpart(module) is None
+
+
+def is_left_out(module: nn.Module) -> bool:
+    """Returns whether a module is another library's linear map or RMSNorm that no configuration quantizes."""
+    if isinstance(module, _QUANTIZABLE) or type(module).__module__.startswith("vitfast."):
+        return False
+    name = type(module).__name__
+    return isinstance(module, (_ConvNd, nn.Bilinear)) or "RMSNorm" in name or "RmsNorm" in name or name == "Conv1D"
 
 
 def never_quantized(model: nn.Module) -> set[str]:

@@ -11,6 +11,7 @@ from vitfast.errors import UserError
 from vitfast.formats import FloatFormat
 from vitfast.quantization.block_rounder import MX_BLOCK
 from vitfast.quantization.configs import (
+    MX_FORMATS,
     FixedConfig,
     FloatConfig,
     FP16_16Config,
@@ -31,12 +32,7 @@ _NAMED: dict[str, tuple[type[QuantizationConfig], dict[str, Any]]] = {
     "FP6_E3M2": (FloatConfig, {"format": "fp6_e3m2", "block": None}),
     "FP6_E2M3": (FloatConfig, {"format": "fp6_e2m3", "block": None}),
     "FP4_E2M1": (FloatConfig, {"format": "fp4_e2m1", "block": None}),
-    # OCP Microscaling: 32 numbers share a scale
-    "MXFP8_E4M3": (FloatConfig, {"format": "fp8_e4m3fn", "block": MX_BLOCK}),
-    "MXFP8_E5M2": (FloatConfig, {"format": "fp8_e5m2", "block": MX_BLOCK}),
-    "MXFP6_E3M2": (FloatConfig, {"format": "fp6_e3m2", "block": MX_BLOCK}),
-    "MXFP6_E2M3": (FloatConfig, {"format": "fp6_e2m3", "block": MX_BLOCK}),
-    "MXFP4": (FloatConfig, {"format": "fp4_e2m1", "block": MX_BLOCK}),
+    **{name.upper(): (FloatConfig, {"format": name, "block": MX_BLOCK}) for name in MX_FORMATS},
     "INT8": (Int8Config, {}),
     "PyTorchINT8": (Int8Config, {"activations": "calibrated"}),
     # myrtle-vision: 11 bits, 2, 3 or 4 of them before the binary point

@@ -17,6 +17,7 @@ from vitfast.quantization.configs import QATConfig, QuantizationConfig
 from vitfast.quantization.counterparts import (
     call_layers,
     find_counterpart,
+    is_left_out,
     lacks_counterpart,
     never_quantized,
     unrounded_additions,
@@ -194,12 +195,12 @@ def _choose(
     # a vitfast layer around quantized ones may be named although it rounds nothing itself
     containers = (name for name, module in modules.items() if next(module.children(), None) is not None)
     used = {patterns[name] for name in containers if type(modules[name]).__module__.startswith("vitfast.")}
-    excluded = never_quantized(model)
+    excluded, left_out = never_quantized(model), []
     for leaf_name, leaf in modules.items():
         if leaf_name in excluded or isinstance(leaf, QuantizedModule):
             continue
         name = configured_as(leaf_name, leaf)
-        if find_counterpart(leaf) is None and not lacks_counterpart(leaf):
+        if find_counterpart(leaf) is None and not lacks_counterpart(leaf) and not is_left_out(leaf):
             continue
         if not _is_chosen(filter_fn, modules[name], name):
             continue
@@ -210,6 +211,9 @@ def _choose(
             continue
         if not isinstance(config, QuantizationConfig):
             raise UserError(f"overrides[{pattern!r}] must be a configuration or None; got {config!r}")
+        if is_left_out(leaf):
+            left_out.append(f"{name} ({type(leaf).__name__})")
+            continue
         if lacks_counterpart(leaf):
             raise UserError(
                 f"layer {name!r} is a {type(leaf).__name__}, which vitfast cannot quantize; "
@@ -226,6 +230,14 @@ def _choose(
             "no module is left to quantize: filter_fn(module, name), first the module, then its name, must be true for "
             "one that has a quantized form (linear layers, convolutions, LayerNorms, transformer blocks) and that "
             "overrides do not exclude"
+        )
+    if left_out:
+        more = f" and {len(left_out) - 5} more" if len(left_out) > 5 else ""
+        warnings.warn(
+            f"these layers have no quantized form and stay in float32: {', '.join(left_out[:5])}{more}; exclude them "
+            "with overrides={name: None} to quantize without this warning",
+            UserWarning,
+            stacklevel=3,
         )
     return chosen
 

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,34 +25,48 @@ _METADATA_KEY = "vitfast_quantized"
 _NARROW_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.bfloat16)
 
 
-def save_quantized(model: ImageModel, path: str | os.PathLike[str]) -> None:
-    """Writes a converted model: its weights, packed without loss by ``pack_state``, its fields and its quantization.
+def save_quantized(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Writes a converted model: its weights, packed without loss by ``pack_state``, and its quantization.
+
+    The file of a model from ``create_model`` also holds its name and fields.
 
     Args:
-        model: from ``create_model``, converted by ``quantize_``.
+        model: any model that ``quantize_`` converted.
         path: ends in ``.safetensors``; an existing file is replaced atomically.
 
     Raises:
-        UserError: the model is not converted, or not from vitfast; the path has another suffix or no folder.
+        UserError: the model is not converted; the path has another suffix or no folder.
         OSError: the file cannot be written (disk full, no permission); an existing file is unchanged.
     """
-    if not isinstance(model, ImageModel):
-        raise UserError(f"save_quantized writes models from vitfast.create_model; got a {type(model).__name__}")
+    if not isinstance(model, nn.Module):
+        raise UserError(f"save_quantized writes models that vitfast.quantize_ converted; got {type(model).__name__}")
     record = quantization_record(model)
     if record is None or not record["converted"]:
         raise UserError(
             "save_quantized writes converted models; call quantize_(model, FP16_32Config()), for example, or "
             "quantize_(model, QATConfig(step='convert')) after training"
         )
-    metadata = {"model": {"name": model.model_name, "fields": model.model_fields}, "quantization": record}
+    architecture: dict[str, Any] = {"class": type(model).__name__}
+    if isinstance(model, ImageModel):
+        architecture = {"name": model.model_name, "fields": model.model_fields}
+    metadata = {"model": architecture, "quantization": record}
     write_safetensors(pack_state(model), path, {_METADATA_KEY: json.dumps(metadata)})
 
 
-def load_quantized(path: str | os.PathLike[str]) -> ImageModel:
-    """Builds the model that ``save_quantized`` wrote, in evaluation mode; its outputs are bit-identical.
+def load_quantized(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Module:
+    """Loads what ``save_quantized`` wrote, in evaluation mode; outputs are bit-identical.
+
+    Args:
+        path: the file.
+        model: an unquantized model of the same architecture, which is filled and quantized in place. Models from
+            ``create_model`` are built if it is None.
+
+    Returns:
+        The converted model.
 
     Raises:
-        UserError: the file does not exist, is of another kind or damaged.
+        UserError: the file does not exist, is of another kind or damaged; ``model`` is needed, is quantized, or its
+            parameters differ from the file's. It is unchanged then.
     """
     path = Path(path)
     if not os.path.isfile(path):  # also False for a name that is too long
@@ -61,12 +76,31 @@ def load_quantized(path: str | os.PathLike[str]) -> ImageModel:
         raise UserError(f"{path} was not written by vitfast.save_quantized; use create_model(checkpoint=…)")
     try:
         metadata = json.loads(file.metadata[_METADATA_KEY])
-        model = build_stored_model(stored_weights(path, metadata["model"], file.tensors)).eval()
+        if model is None and "class" in metadata["model"]:
+            kind = metadata["model"]["class"]
+            raise UserError(f"{path} holds a {kind}; give load_quantized(path, model) an unquantized one to fill")
+        if model is None:
+            model = build_stored_model(stored_weights(path, metadata["model"], file.tensors))
+        _check_same_parameters(model, file.tensors, path)
         quantize_from_record(model, metadata["quantization"])
         load_packed_state(model, file.tensors, str(path))
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged: {one_line(error)}") from error
-    return model
+    return model.eval()
+
+
+def _check_same_parameters(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    if quantized_modules(model):
+        raise UserError("model is quantized; load_quantized needs an unquantized one of the same architecture")
+    expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    stored = {key: tuple(tensor.shape) for key, tensor in unpack_weights(state, str(path))[0].items()}
+    different = sorted(key for key in expected.keys() | stored.keys() if expected.get(key) != stored.get(key))
+    if different:
+        key = different[0]
+        raise UserError(
+            f"{path} is of another architecture than the model: {len(different)} tensors differ, for example {key}: "
+            f"{stored.get(key, 'none')} in the file, {expected.get(key, 'none')} in the model"
+        )
 
 
 def pack_state(model: nn.Module) -> dict[str, Tensor]:

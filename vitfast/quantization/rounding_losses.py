@@ -74,11 +74,12 @@ def weight_losses(model: nn.Module, unrounded: nn.Module) -> dict[str, RoundingL
         arithmetic = module.quantization.arithmetic
         is_linear = isinstance(module, QuantizedLinearBase)
         weight = getattr(unrounded.get_submodule(name), "weight", None)
-        if not isinstance(weight, Tensor) or not (is_linear or arithmetic.converted):  # gammas round when converted
+        if not isinstance(weight, Tensor):
             continue
         weight = weight.detach()
         if isinstance(arithmetic, RoundedArithmetic):
-            losses.count(weight, arithmetic.rounding(weight), arithmetic.rounding.limits)
+            if is_linear or arithmetic.rounds_gamma or arithmetic.converted:
+                losses.count(weight, arithmetic.rounding(weight), arithmetic.rounding.limits)
         elif isinstance(arithmetic, Int8Arithmetic) and is_linear:
             losses.count(weight, quantize_weight(weight, weight_scale(weight)), (-torch.inf, torch.inf))
     return counted

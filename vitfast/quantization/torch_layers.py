@@ -53,7 +53,11 @@ class QuantizedLayerNorm(QuantizedModule, nn.LayerNorm):
         with autocast_off(x):
             x = x if self.weight is None else x.to(self.weight.dtype)
             x = self.arithmetic.round("operand", x, in_place=take_in_place(x))
-            return self.arithmetic.round("result", super().forward(x))
+            return self.arithmetic.round("result", self.normalize(x))
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """Computes the LayerNorm with the weight in the configured arithmetic."""
+        return F.layer_norm(x, self.normalized_shape, self.arithmetic.gamma(self), self.bias, self.eps)
 
 
 class QuantizedTransformerEncoderLayer(QuantizedModule, nn.TransformerEncoderLayer):

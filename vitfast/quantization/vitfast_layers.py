@@ -18,13 +18,21 @@ from vitfast.quantization.torch_layers import QuantizedLayerNorm
 class QuantizedVitfastLayerNorm(QuantizedLayerNorm, LayerNorm):
     """Rounds within the operator where the format allows it."""
 
+    @property
+    def gamma(self) -> Tensor:
+        """The weight in the configured arithmetic."""
+        return self.arithmetic.gamma(self)  # type: ignore[return-value]
+
+    def normalize(self, x: Tensor) -> Tensor:
+        return ops.layer_norm(x, self.gamma, self.bias, self.eps)
+
     def forward(self, x: Tensor) -> Tensor:
         operand, result = self.arithmetic.rounder("operand"), self.arithmetic.rounder("result")
         if self.is_off or not can_fuse(operand) or not can_fuse(result):
             return super().forward(x)
         with autocast_off(x):
             return ops.layer_norm(
-                x.to(self.weight.dtype), self.weight, self.bias, self.eps, round_operand=operand, round_result=result
+                x.to(self.weight.dtype), self.gamma, self.bias, self.eps, round_operand=operand, round_result=result
             )
 
     def fused_add(self, x: Tensor, residual: Tensor, round_sum: Any = None) -> tuple[Tensor, Tensor] | None:
@@ -39,7 +47,7 @@ class QuantizedVitfastLayerNorm(QuantizedLayerNorm, LayerNorm):
             return ops.add_layer_norm(
                 x,
                 residual,
-                self.weight,
+                self.gamma,
                 self.bias,
                 self.eps,
                 round_sum=round_sum,
