@@ -7,3 +7,5 @@ from vitfast.tasks.classification import Task as Task
 from vitfast.tasks.classification import create_plain_task as create_plain_task
 from vitfast.tasks.distillation import DistillationTask as DistillationTask
 from vitfast.tasks.distillation import Teacher as Teacher
+from vitfast.tasks.swav import sinkhorn as sinkhorn
+from vitfast.tasks.swav import swav_loss as swav_loss
