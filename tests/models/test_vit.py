@@ -304,6 +304,7 @@ def test_frozen() -> None:
     ],
     ids=["DINOv2", "CLIP", "SigLIP", "DINOv3", "EVA-02"],
 )
+@pytest.mark.filterwarnings("ignore:.*only vitfast reads")
 def test_towers_train_and_are_saved(fields: dict[str, Any], tmp_path: Path) -> None:
     model, x = nano(**fields), images()
     model(x).square().sum().backward()

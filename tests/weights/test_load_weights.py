@@ -201,6 +201,7 @@ def test_report_is_readable(tmp_path: Path) -> None:
         f"{NAME}: 30 tensors loaded from {path} (Google)",
         "  fields from the file and its format: gelu='tanh', head_type='linear', layer_norm_eps=1e-06, "
         "patch_order='channels_first', position_interpolation='zoom_linear', qkv_bias=True",
+        "  fields not in the file, assumed: pooling='token'",
         "  resized (zoom_linear): pos_embed",
         "  newly initialized: head.weight, head.bias",
         "  skipped: head.weight, head.bias, pre_logits.fc.weight",

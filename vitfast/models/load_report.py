@@ -20,6 +20,8 @@ class LoadReport:
         model_name: name of the model that was filled.
         family: the checkpoint's format, ``"Google"`` for example.
         fields: the model fields that ``create_model`` took from the file or its format.
+        assumed: fields that change what the model computes and that neither the file nor its format tells, with the
+            model's values.
         loaded: keys of the model that were loaded, including the resized ones.
         missing: keys of the model that the file lacks; they keep their values.
         unexpected: keys of the file that the model does not have.
@@ -36,6 +38,7 @@ class LoadReport:
     model_name: str
     family: str = "vitfast"
     fields: Mapping[str, Any] = field(default_factory=dict)
+    assumed: Mapping[str, Any] = field(default_factory=dict)
     loaded: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
@@ -48,9 +51,13 @@ class LoadReport:
 
     def __str__(self) -> str:
         lines = [f"{self.model_name}: {len(self.loaded)} tensors loaded from {self.source} ({self.family})"]
-        if self.fields:
-            fields = ", ".join(f"{name}={value!r}" for name, value in sorted(self.fields.items()))
-            lines.append(f"  fields from the file and its format: {fields}")
+        for title, fields in (
+            ("from the file and its format", self.fields),
+            ("not in the file, assumed", self.assumed),
+        ):
+            if fields:
+                values = ", ".join(f"{name}={value!r}" for name, value in sorted(fields.items()))
+                lines.append(f"  fields {title}: {values}")
         if self.exits is not None:
             lines.append(f"  exit thresholds: {self.exits}")
         how = f" ({self.position_interpolation})" if self.position_interpolation else ""

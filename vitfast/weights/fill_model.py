@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from vitfast.errors import UserError
 from vitfast.layers.position_embedding import PositionInterpolation
 from vitfast.models.image_model import ImageModel
 from vitfast.models.load_report import LoadReport, list_keys
+from vitfast.weights.check_fields import COMPUTATION_FIELDS
 from vitfast.weights.source_checkpoint import SourceCheckpoint
 
 _HIDDEN_LAYER = "pre_logits."  # the layer before a head; a head is replaced together with it
@@ -89,6 +92,7 @@ def fill_model(
         source=source,
         model_name=model.model_name,
         family=checkpoint.family,
+        assumed=_assumed_fields(model, checkpoint),
         loaded=tuple(loaded),
         missing=tuple(missing),
         unexpected=tuple(unexpected),
@@ -99,6 +103,14 @@ def fill_model(
         fresh=tuple(fresh),
         exits=exits,
     )
+
+
+def _assumed_fields(model: ImageModel, checkpoint: SourceCheckpoint) -> dict[str, Any]:
+    """Returns the model's values of the fields that change the computation and that the checkpoint does not tell."""
+    if checkpoint.name is not None:  # vitfast's own, which store all fields
+        return {}
+    names = [name for name in ("num_heads", *COMPUTATION_FIELDS) if name not in checkpoint.fields]
+    return {name: getattr(model.fields, name) for name in names if hasattr(model.fields, name)}
 
 
 def _head_sizes(state: dict[str, Tensor], model: ImageModel) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from vitfast.errors import UserError
 from vitfast.files import atomic_file
 from vitfast.models.image_model import ImageModel
 from vitfast.models.multi_crop import MultiCrop
+from vitfast.models.registry import resolve_fields
 from vitfast.models.vit import ViTFields, arrange_patches
+from vitfast.weights.check_fields import COMPUTATION_FIELDS
 from vitfast.weights.exit_records import exits_record
 from vitfast.weights.key_tables.eva import timm_keys
 from vitfast.weights.manifest import MODEL_FILE
@@ -58,8 +61,24 @@ def save_weights(model: ImageModel | MultiCrop, path: str | os.PathLike[str], *,
     }
     if model.saved_exits is not None:
         record["exit_thresholds"] = exits_record(model.saved_exits)
+    _warn_of_fields(model, path)
     metadata = {"format": "pt", METADATA_KEY: json.dumps(record)}
     write_safetensors(_timm_state(model) | head_state, path, metadata)
+
+
+def _warn_of_fields(model: ImageModel, path: str | os.PathLike[str]) -> None:
+    """Warns of fields that change the computation and that only the metadata tell, which timm does not read."""
+    usual = resolve_fields(model.model_name)
+    names = [name for name in COMPUTATION_FIELDS if hasattr(usual, name)]
+    different = [name for name in names if getattr(model.fields, name) != getattr(usual, name)]
+    if different:
+        values = ", ".join(f"{name}={getattr(model.fields, name)!r}" for name in different)
+        warnings.warn(
+            f"{path}: only vitfast reads {values} from the file's metadata; another library, for example "
+            f"timm.create_model({model.model_name!r}), must be told, or its results differ",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _save_layout(model: ImageModel, path: Path, layout: Layout) -> None:
