@@ -27,13 +27,13 @@ STABLE_TORCH_LIBRARY(vitfast, m) {
   m.def("gated_positional_attention(Tensor qkv, Tensor position, Tensor gate, float scale) -> Tensor");
 
   // x [..., C] -> y [..., C], mean [...], rstd [...]; round_sum, round_operand and round_result round the sum, what is
-  // normalized, and y, as csrc/quantize/rounding_arguments.h reads them; an empty list does not
+  // normalized, and y, as csrc/quantize/rounding_arguments.h reads them
   m.def(
-      "layer_norm_forward(Tensor x, Tensor? weight, Tensor? bias, float eps, int[] round_operand, int[] round_result)"
+      "layer_norm_forward(Tensor x, Tensor? weight, Tensor? bias, float eps, int[]? round_operand, int[]? round_result)"
       " -> (Tensor y, Tensor mean, Tensor rstd)");
   m.def(
-      "add_layer_norm_forward(Tensor x, Tensor residual, Tensor? weight, Tensor? bias, float eps, int[] round_sum,"
-      " int[] round_operand, int[] round_result) -> (Tensor summed, Tensor y, Tensor mean, Tensor rstd)");
+      "add_layer_norm_forward(Tensor x, Tensor residual, Tensor? weight, Tensor? bias, float eps, int[]? round_sum,"
+      " int[]? round_operand, int[]? round_result) -> (Tensor summed, Tensor y, Tensor mean, Tensor rstd)");
   // grad_summed, the gradient of add_layer_norm's other result, is added to grad_x
   m.def(
       "layer_norm_backward(Tensor grad_y, Tensor? grad_summed, Tensor x, Tensor mean, Tensor rstd, Tensor? weight,"
@@ -43,7 +43,7 @@ STABLE_TORCH_LIBRARY(vitfast, m) {
   // + bias)) [..., N]; activation is none, gelu or gelu_tanh; pre_activation, the sum, only where the backward reads it
   m.def(
       "linear_forward(Tensor x, Tensor weight, Tensor? bias, str activation, Tensor? scale, Tensor? residual,"
-      " int[] round_result, bool save_for_backward) -> (Tensor out, Tensor? pre_activation)");
+      " int[]? round_result, bool save_for_backward) -> (Tensor out, Tensor? pre_activation)");
   m.def(
       "linear_backward(Tensor grad_out, Tensor x, Tensor weight, Tensor? pre_activation, Tensor? scale, str "
       "activation,"

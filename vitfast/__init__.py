@@ -1,13 +1,15 @@
 """vitfast: train, quantize and run Vision Transformers, fast.
 
 The names below are loaded when they are first used, so that ``import vitfast`` stays cheap and needs neither
-torchvision nor a compiler.
+torchvision nor a compiler. With the first of them, or now if torch is imported already, vitfast's operators are
+registered, which ``torch.export.load`` needs.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
+import sys
 from typing import Any
 
 __version__ = "0.1.0"
@@ -57,8 +59,17 @@ __all__ = ["__version__", *sorted(_PUBLIC_NAMES)]
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC_NAMES:
         raise AttributeError(f"module 'vitfast' has no attribute {name!r}")
+    _register_operators()
     return getattr(importlib.import_module(_PUBLIC_NAMES[name]), name)
 
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+def _register_operators() -> None:
+    if "torch" in sys.modules:
+        importlib.import_module("vitfast.ops")
+
+
+_register_operators()

@@ -27,9 +27,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> run_layer_norm_forward(
     const std::optional<Tensor>& weight,    // [C]
     const std::optional<Tensor>& bias,      // [C]
     double eps,
-    const std::vector<int64_t>& round_sum,
-    const std::vector<int64_t>& round_operand,
-    const std::vector<int64_t>& round_result) {
+    const std::optional<std::vector<int64_t>>& round_sum,
+    const std::optional<std::vector<int64_t>>& round_operand,
+    const std::optional<std::vector<int64_t>>& round_result) {
   check_tensor("layer_norm", "x", x);
   STD_TORCH_CHECK(x.dim() > 0, "layer_norm: x must have at least one dimension");
   check_layer_norm_parameter("weight", weight, x);
@@ -76,10 +76,10 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_forward(
     const std::optional<Tensor>& weight,
     const std::optional<Tensor>& bias,
     double eps,
-    std::vector<int64_t> round_operand,
-    std::vector<int64_t> round_result) {
+    std::optional<std::vector<int64_t>> round_operand,
+    std::optional<std::vector<int64_t>> round_result) {
   auto [summed, y, mean, rstd] =
-      run_layer_norm_forward<Device>(x, std::nullopt, weight, bias, eps, {}, round_operand, round_result);
+      run_layer_norm_forward<Device>(x, std::nullopt, weight, bias, eps, std::nullopt, round_operand, round_result);
   return {y, mean, rstd};
 }
 
@@ -90,9 +90,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> add_layer_norm_forward(
     const std::optional<Tensor>& weight,
     const std::optional<Tensor>& bias,
     double eps,
-    std::vector<int64_t> round_sum,
-    std::vector<int64_t> round_operand,
-    std::vector<int64_t> round_result) {
+    std::optional<std::vector<int64_t>> round_sum,
+    std::optional<std::vector<int64_t>> round_operand,
+    std::optional<std::vector<int64_t>> round_result) {
   check_like("add_layer_norm", "residual", residual, x, sizes_of(x));
   return run_layer_norm_forward<Device>(x, residual, weight, bias, eps, round_sum, round_operand, round_result);
 }

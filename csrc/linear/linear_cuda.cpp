@@ -85,7 +85,7 @@ std::optional<Tensor> gemm_on_cuda(const LinearCall& call) {
       epilogue};
   const CurrentStream stream(x);
   with_narrow_type(x.scalar_type(), [&](auto element) { launch_gemm<decltype(element)>(arguments, stream); });
-  if (rounding.has_value() && !rounds_in_kernel) quantize_float_in_place(out, call.rounding);
+  if (rounding.has_value() && !rounds_in_kernel) quantize_float_in_place(out, *call.rounding);
   return out;
 }
 

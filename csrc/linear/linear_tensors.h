@@ -15,9 +15,9 @@ struct LinearCall {
   const Tensor& weight;               // [N, K]
   const std::optional<Tensor>& bias;  // [N]
   EpilogueActivation activation;
-  const std::optional<Tensor>& scale;     // [N]
-  const std::optional<Tensor>& residual;  // [..., N]
-  const std::vector<int64_t>& rounding;   // of the result, or empty
+  const std::optional<Tensor>& scale;                   // [N]
+  const std::optional<Tensor>& residual;                // [..., N]
+  const std::optional<std::vector<int64_t>>& rounding;  // of the result
 };
 
 inline EpilogueActivation read_activation(const std::string& name) {
@@ -63,7 +63,7 @@ std::tuple<Tensor, std::optional<Tensor>> linear_forward(
     std::string activation,
     const std::optional<Tensor>& scale,     // [N]
     const std::optional<Tensor>& residual,  // [..., N]
-    std::vector<int64_t> round_result,
+    std::optional<std::vector<int64_t>> round_result,
     bool save_for_backward) {
   check_linear_weight(x, weight);
   check_like("linear", "bias", bias, x, {weight.size(0)});
@@ -78,10 +78,10 @@ std::tuple<Tensor, std::optional<Tensor>> linear_forward(
     if (const std::optional<Tensor> fused = gemm(call)) return {*fused, std::nullopt};
   }
   std::optional<Tensor> sum;
-  if (saves_sum) sum = gemm({x, weight, bias, EpilogueActivation::none, std::nullopt, std::nullopt, {}});
+  if (saves_sum) sum = gemm({x, weight, bias, EpilogueActivation::none, std::nullopt, std::nullopt, std::nullopt});
   const Tensor pre_activation = sum.has_value() ? *sum : as_contiguous(torch_linear(x, weight, bias));
   Tensor out = finish_by_torch(call, pre_activation);
-  if (!round_result.empty()) quantize_float_in_place(out, round_result);
+  if (round_result.has_value()) quantize_float_in_place(out, *round_result);
   return {out, saves_sum ? std::optional<Tensor>(pre_activation) : std::nullopt};
 }
 

@@ -38,10 +38,11 @@ inline FloatRounding read_float_rounding(const char* op, const std::vector<int64
   return {static_cast<Rounding>(rounding), make(Float32Bits{}, max_bits), make(Float64Bits{}, wide_max_bits)};
 }
 
-// A rounding fused into another operator; an empty list means none.
-inline std::optional<FloatRounding> read_fused_rounding(const char* op, const std::vector<int64_t>& list) {
-  if (list.empty()) return std::nullopt;
-  const FloatRounding rounding = read_float_rounding(op, list);
+// A rounding fused into another operator.
+inline std::optional<FloatRounding> read_fused_rounding(
+    const char* op, const std::optional<std::vector<int64_t>>& list) {
+  if (!list.has_value()) return std::nullopt;
+  const FloatRounding rounding = read_float_rounding(op, *list);
   STD_TORCH_CHECK(rounding.rounding != Rounding::stochastic, op, ": only quantize_float rounds stochastically");
   return rounding;
 }

@@ -286,6 +286,43 @@ def test_the_number_of_images_is_dynamic_in_an_export(fast):
     torch.testing.assert_close(program.module()(images), fast(images))
 
 
+def test_any_process_that_imports_vitfast_loads_an_export(fast, tmp_path):
+    images = torch.randn(2, 3, 32, 32)
+    torch.export.save(torch.export.export(fast, (images,)), tmp_path / "fast.pt2")
+    torch.save((images, fast(images)), tmp_path / "sample.pt")
+    program = (
+        "import torch, vitfast\n"
+        f"images, expected = torch.load({str(tmp_path / 'sample.pt')!r})\n"
+        f"result = torch.export.load({str(tmp_path / 'fast.pt2')!r}).module()(images)\n"
+        "torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)\n"
+    )
+    result = run_python("-c", program)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_aotinductor(source, precision, tmp_path):
+    fast = vitfast.accelerate(source, precision)
+    program = torch.export.export(fast, (torch.randn(2, 3, 32, 32),), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "fast.pt2"))
+    images = torch.randn(5, 3, 32, 32)
+    result = torch._inductor.aoti_load_package(package)(images)
+    torch.testing.assert_close(result, fast(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_onnx_takes_the_source(fast, tmp_path):
+    model = vitfast.create_model("vit_tiny_patch16_224", depth=1, img_size=32, num_classes=5).eval()
+    images, path = (torch.randn(2, 3, 32, 32),), tmp_path / "vit.onnx"
+    torch.onnx.export(model, images, str(path), dynamo=False)
+    exported = path.read_bytes()
+    assert b"LayerNormalization" in exported
+    assert b"vitfast::" not in exported
+    with pytest.raises(vitfast.UserError, match="export the model that was accelerated"):
+        torch.onnx.export(fast, images, str(path), dynamo=False)
+
+
 def test_what_libraries_read_of_their_models_is_that_of_the_source(source, fast):
     import timm
 

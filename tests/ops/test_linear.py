@@ -60,7 +60,7 @@ def test_the_sum_is_saved_only_where_a_gradient_reads_it(name: str) -> None:
     arguments = _sample(name).arguments
     addends = [arguments[part] for part in ("x", "weight", "bias", "activation", "scale", "residual")]
     for save_for_backward in (False, True):
-        _, saved = torch.ops.vitfast.linear_forward.default(*addends, [], save_for_backward)
+        _, saved = torch.ops.vitfast.linear_forward.default(*addends, None, save_for_backward)
         is_read = arguments["activation"] != "none" or arguments["scale"] is not None
         assert (saved is not None) == (save_for_backward and is_read)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# raw operator -> positions of its roundings; an empty list is no rounding
+# raw operator -> positions of its roundings
 _FUSED = {"layer_norm_forward": (4, 5), "add_layer_norm_forward": (5, 6, 7)}
 
 

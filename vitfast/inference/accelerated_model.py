@@ -18,6 +18,7 @@ from vitfast.inference.modules.linear import InferenceLinear
 from vitfast.inference.modules.sequences import InferenceSequences
 from vitfast.inference.modules.transformer import InferenceTransformer
 from vitfast.models.dvt import ExitState
+from vitfast.ops.library import is_onnx_export
 
 _AGAIN = "call vitfast.accelerate on the source model again"
 
@@ -93,8 +94,13 @@ class AcceleratedModel(nn.Module):
         Raises:
             TypeError: the images are not a tensor of a supported dtype.
             ValueError: the images have another shape or are on another device.
-            UserError: an option is given that only the source supports.
+            UserError: an option is given that only the source supports, or ``torch.onnx.export`` calls it.
         """
+        if is_onnx_export():
+            raise UserError(
+                "an accelerated model computes with operators of vitfast, which ONNX does not have; export the model "
+                "that was accelerated"
+            )
         if images is not None or arguments:
             arguments = (images, *arguments)
         return self.body(*arguments, **options)

@@ -124,8 +124,8 @@ def _with_torch_operators(
         return _rounded(reference.layer_norm(_rounded(x, round_operand), weight, bias, eps), round_result)
 
 
-def _raw(rounding: FusedRounding | None) -> list[int]:
-    return [] if rounding is None else rounding.raw
+def _raw(rounding: FusedRounding | None) -> list[int] | None:
+    return None if rounding is None else rounding.raw
 
 
 def _rounded(x: Tensor, rounding: FusedRounding | None) -> Tensor:
@@ -176,7 +176,7 @@ def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
     adds = len(summed)
     weight, bias, _, *roundings, _ = inputs[1 + adds :]
     round_operand = roundings[-1]
-    ctx.round_operand = [] if adds and round_operand == roundings[0] else round_operand  # the saved sum is rounded
+    ctx.round_operand = None if adds and round_operand == roundings[0] else round_operand  # the saved sum is rounded
     ctx.save_for_backward(summed[0] if adds else inputs[0], mean, rstd, weight)
     ctx.parameter_dtypes = (None if weight is None else weight.dtype, None if bias is None else bias.dtype)
     ctx.mark_non_differentiable(mean, rstd)

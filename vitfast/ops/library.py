@@ -113,8 +113,18 @@ _STATES: dict[tuple[str, str], str] = {
 
 
 def has_kernel(kernel: str, device_type: str) -> bool:
-    """Whether vitfast's kernel runs for this operator on this type of device."""
-    return _STATES.get((kernel, device_type)) == "vitfast"
+    """Whether vitfast's kernel runs for this operator on this type of device; none does in an export to ONNX."""
+    return _STATES.get((kernel, device_type)) == "vitfast" and not is_onnx_export()
+
+
+def is_onnx_export() -> bool:
+    """Whether ``torch.onnx.export`` runs, which knows only torch's operators."""
+    is_traced = torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return is_traced and torch.onnx.is_in_onnx_export()
+
+
+# as torch.compiler.assume_constant_result, which imports torch._dynamo; Dynamo takes is_in_onnx_export for False
+is_onnx_export._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def kernel_state(kernel: str, device_type: str) -> str:

@@ -63,14 +63,14 @@ def linear(
         ValueError: shapes or devices do not match, or ``activation`` is unknown.
     """
     _check(x, weight, bias, activation, scale, residual)
-    rounding = [] if format is None else float_rounding(format)
+    rounding = None if format is None else float_rounding(format)
     dtype = autocast_dtype(x)
     if dtype is not None:
         x, weight, bias, scale = cast(x, dtype), cast(weight, dtype), cast(bias, dtype), cast(scale, dtype)
     fused_residual, later_residual = split_residual(residual, x.dtype)
 
     if has_kernel("linear", x.device.type):
-        fused_rounding = rounding if later_residual is None else []
+        fused_rounding = rounding if later_residual is None else None
         save_for_backward = needs_gradient(x, weight, bias, scale)
         out: Tensor = torch.ops.vitfast.linear_forward.default(
             x, weight, bias, activation, scale, fused_residual, fused_rounding, save_for_backward
