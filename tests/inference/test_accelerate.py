@@ -135,6 +135,32 @@ def test_any_batch_size_runs_and_images_are_independent(precision, batch):
         torch.testing.assert_close(result[others], fast(images)[others], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("vit_tiny_patch16_224", {}),
+        ("vit_base_patch16_siglip_224", {"embed_dim": 192, "num_heads": 12, "layer_scale": 0.5}),
+    ],
+)
+def test_batch_and_threads_change_no_bit(name, fields, precision):
+    """Sizes at which torch's attention and its softmax over another than the last dimension depend on both."""
+    source = vitfast.create_model(name, depth=1, num_classes=7, **fields).eval()
+    torch.nn.init.normal_(source.head.weight)
+    fast = vitfast.accelerate(source, precision)
+    images = sample_images(source, 9)
+    expected = tensors_of(fast(images))
+    before = torch.get_num_threads()
+    try:
+        for threads, batch in ((1, 9), (2, 1), (2, 4)):
+            torch.set_num_threads(threads)
+            results = zip(*(tensors_of(fast(part)) for part in images.split(batch)), strict=True)
+            for parts, other in zip(results, expected, strict=True):
+                assert torch.equal(torch.cat(parts), other)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_the_source_is_left_alone():
     source = accelerable("timm: vit").train()
     before = {key: tensor.clone() for key, tensor in source.state_dict().items()}

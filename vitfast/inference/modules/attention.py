@@ -164,6 +164,23 @@ class GatedAttention(nn.Module):
         return out_BYXHD.flatten(1, 2).flatten(-2)
 
 
+def attend_few(q_BTHD: Tensor, k_BNHD: Tensor, v_BNHD: Tensor, scale: float) -> Tensor:
+    """Attention of few queries to all tokens; returns ``[B, T, H, D]``.
+
+    In float32 on the CPU, torch's operator sums in an order that depends on the batch and the threads. There the sums
+    are separate operators: twice the time of this attention, under 0.5 % of a ViT's.
+    """
+    if q_BTHD.dtype != torch.float32 or q_BTHD.device.type != "cpu":
+        q_BHTD, k_BHND, v_BHND = (x.transpose(1, 2) for x in (q_BTHD, k_BNHD, v_BNHD))
+        return F.scaled_dot_product_attention(q_BHTD, k_BHND, v_BHND, scale=scale).transpose(1, 2)
+    results = []
+    for q_B1HD in q_BTHD.split(1, dim=1):
+        logits_BHN = (q_B1HD * k_BNHD).sum(-1).transpose(1, 2) * scale
+        probabilities_BHN = logits_BHN.contiguous().softmax(-1)  # of another dimension it depends on the batch
+        results.append((probabilities_BHN.transpose(1, 2)[..., None] * v_BNHD).sum(1))
+    return torch.stack(results, dim=1)
+
+
 class FirstTokensAttention(Heads):
     """Attention from the first tokens to all: q ``[B, T, H * D]``, kv ``[B, N, 2 * H * D]`` -> ``[B, T, H * D]``."""
 
@@ -180,9 +197,7 @@ class FirstTokensAttention(Heads):
         if rotary is not None:
             q_BTHD = rotary.rotate(q_BTHD) if q_BTHD.shape[1] == k_BNHD.shape[1] else q_BTHD
             k_BNHD = rotary.rotate(k_BNHD)
-        q_BHTD, k_BHND, v_BHND = (x.transpose(1, 2) for x in (q_BTHD, k_BNHD, v_BNHD))
-        out_BHTD = F.scaled_dot_product_attention(q_BHTD, k_BHND, v_BHND, scale=self.scale)
-        return out_BHTD.transpose(1, 2).flatten(-2)
+        return attend_few(q_BTHD, k_BNHD, v_BNHD, self.scale).flatten(-2)
 
 
 class RelationAttention(Heads):

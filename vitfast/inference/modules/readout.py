@@ -8,13 +8,14 @@ from torch.nn import functional as F
 
 from vitfast.inference.backend import Backend
 from vitfast.inference.ir import MapPoolSpec, ReadoutSpec
+from vitfast.inference.modules.attention import attend_few
 from vitfast.inference.modules.linear import InferenceLinear, describe_gemms
 
 
 class MapPool(nn.Module):
     """Attention pooling with learned queries, whose projection does not depend on the image and is precomputed."""
 
-    queries: Tensor  # [1, H, L, D]
+    queries: Tensor  # [1, L, H, D]
 
     def __init__(self, spec: MapPoolSpec, backend: Backend) -> None:
         super().__init__()
@@ -22,8 +23,7 @@ class MapPool(nn.Module):
         if spec.q is not None:
             queries = F.linear(queries, spec.q.weights[0].detach(), spec.q.biases[0])
         queries_1LHD = queries.detach().to(backend.device).unflatten(-1, (spec.heads, -1))
-        queries_1HLD = backend.norm_or_identity(spec.q_norm)(queries_1LHD).transpose(1, 2).contiguous()
-        self.register_buffer("queries", queries_1HLD.to(backend.dtype))
+        self.register_buffer("queries", backend.norm_or_identity(spec.q_norm)(queries_1LHD).to(backend.dtype))
         self.scale = spec.scale
         self.kv = backend.linear(spec.kv)
         self.k_norm = backend.norm_or_identity(spec.k_norm)
@@ -33,11 +33,9 @@ class MapPool(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Pools ``tokens`` ``[B, N, C]`` to ``[B, C]``."""
-        k_BNHD, v_BNHD = self.kv(tokens).unflatten(-1, (2, self.queries.shape[1], -1)).unbind(2)
-        q_BHLD = self.queries.expand(tokens.shape[0], -1, -1, -1)
-        k_BHND, v_BHND = self.k_norm(k_BNHD).transpose(1, 2), v_BNHD.transpose(1, 2)
-        out_BHLD = F.scaled_dot_product_attention(q_BHLD, k_BHND, v_BHND, scale=self.scale)
-        x = self.proj(out_BHLD.transpose(1, 2).flatten(-2))
+        k_BNHD, v_BNHD = self.kv(tokens).unflatten(-1, (2, self.queries.shape[2], -1)).unbind(2)
+        queries = self.queries.expand(tokens.shape[0], -1, -1, -1)
+        x = self.proj(attend_few(queries, self.k_norm(k_BNHD), v_BNHD, self.scale).flatten(-2))
         x = self.mlp(x, x)
         return x.mean(1) if self.mean else x[:, 0]
 
