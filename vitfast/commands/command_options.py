@@ -44,7 +44,9 @@ class CheckpointOptions:
 
         if is_weights_file(self.checkpoint):
             data = getattr(self, "data", None)  # of the commands that read a data set
-            return load_foreign_checkpoint(self.checkpoint, self.model, data, self.prepare_device())
+            any_classes = getattr(self, "probe", None) is not None  # a probe has a head of its own
+            device = self.prepare_device()
+            return load_foreign_checkpoint(self.checkpoint, self.model, data, device, any_classes=any_classes)
         return load_trained_model(self.checkpoint, weights=self.weights, device=self.prepare_device())
 
     def prepare_device(self) -> torch.device:
@@ -77,6 +79,23 @@ class SweepOptions:
 
 
 @dataclass
+class ProbingOptions:
+    """Options of ``probe=…``: the frozen features that a classifier is fitted to."""
+
+    layers: list[str] | None = option(
+        None,
+        "linear: lastCLS, the input of the head; concatCLS4, the class tokens of the last four blocks; null: those "
+        "that the model has",
+        choices=["lastCLS", "concatCLS4"],
+    )
+    folder: str | None = option(
+        None,
+        "folder for the figure and the features, which later calls reuse; null: the run's folder, or that of the "
+        "weights file",
+    )
+
+
+@dataclass
 class PrepareOptions:
     """Brings a data set into the layout that training reads."""
 
@@ -105,8 +124,8 @@ class EvaluateOptions(CheckpointOptions):
         "data.root",
         "data.batch_size",
         "output",
-        "precision",
         "accelerate",
+        "probe",
         "weights",
         "device",
     )
@@ -129,12 +148,21 @@ class EvaluateOptions(CheckpointOptions):
         "original model",
         choices=["fp32", "bf16", "fp16_32", "int8"],
     )
+    probe: str | None = option(
+        None,
+        "evaluate the model's frozen features instead of its head, by a classifier of the train split's; knn: nearest "
+        "neighbours; linear: a linear layer; see probing.…",
+        choices=["knn", "linear"],
+    )
     precision: str = option("fp32", "bf16: autocast", choices=["fp32", "bf16"])
     data: ForeignDataOptions = field(default_factory=ForeignDataOptions)
     sweep: SweepOptions = field(default_factory=SweepOptions)
+    probing: ProbingOptions = field(default_factory=ProbingOptions)
 
     def check(self, prefix: str = "") -> None:
-        """Raises UserError if ``accelerate`` is combined with an option that it excludes."""
+        """Raises UserError if ``accelerate`` or ``probe`` is combined with an option that it excludes."""
+        if self.probe is not None:
+            self._check_probe()
         others = {
             f"precision={self.precision}": self.precision != "fp32",
             f"device={self.device}": self.device == "cuda",
@@ -147,6 +175,18 @@ class EvaluateOptions(CheckpointOptions):
                 f"accelerate={self.accelerate} evaluates whole models on the CPU, in that precision; "
                 f"leave out {' and '.join(wrong)}, or accelerate"
             )
+
+    def _check_probe(self) -> None:
+        others = {
+            f"accelerate={self.accelerate}": self.accelerate is not None,
+            f"exits={self.exits}": self.exits == "sweep",
+            "early_exit=true": self.early_exit,
+        }
+        wrong = [name for name, given in others.items() if given]
+        if wrong:
+            raise UserError(f"probe={self.probe} evaluates features; leave out {' and '.join(wrong)}, or probe")
+        if self.split == "train":
+            raise UserError(f"probe={self.probe} learns from the train split; evaluate it on split=test or split=val")
 
 
 @dataclass(kw_only=True)

@@ -3,6 +3,7 @@
 Prints top-1, top-5, calibration error, images/s and a table by class; ``output=json`` prints the same as JSON.
 With ``exits=sweep``, for a model with exits, it prints and draws accuracy against images/s and cost instead.
 ``accelerate=int8`` measures the model as ``vitfast.accelerate`` runs it on this CPU, and how often both agree.
+``probe=knn`` and ``probe=linear`` evaluate its frozen features instead, by a classifier of the train split's.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import replace
 from typing import cast
 
 from vitfast.commands.command_options import EvaluateOptions
+from vitfast.commands.evaluate_probe import probe_features
 from vitfast.commands.evaluate_sweep import sweep_exits, sweep_json, sweep_table
 from vitfast.data import ImageDataset
 from vitfast.evaluation.checkpoint_data import loader_of_split
@@ -37,6 +39,9 @@ def run(options: EvaluateOptions) -> int:
     if options.exits == "sweep":
         result = sweep_exits(trained, options.data, options.split, options.precision, options.sweep)
         print(sweep_json(result) if options.output == "json" else sweep_table(result))
+        return 0
+    if options.probe is not None:
+        print(probe_features(trained, options))
         return 0
     early_exit = create_early_exit(trained) if options.early_exit else None  # before the images are opened
     loader = loader_of_split(trained, options.data, options.split)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
+import os
 from collections.abc import Iterator
+from contextlib import suppress
 
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -72,6 +76,23 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     def path(self, index: int) -> str | None:
         """Returns the file of an image; None if images have no files of their own."""
         return self._source.path(index)
+
+    def fingerprint(self) -> str:
+        """Returns a SHA-256 of the class names, the labels and the images, independent of the preprocessing.
+
+        Image files count by path, size and time of their last change; images without files by their pixels.
+        """
+        digest = hashlib.sha256(json.dumps(list(self.class_names)).encode())
+        for index, label in enumerate(self._source.labels):
+            path = self._source.path(index)
+            if path is None:
+                image = self._source.read(index, self.in_chans)
+                digest.update(f"\n{label} {image.mode} {image.size} ".encode() + image.tobytes())
+                continue
+            with suppress(OSError):  # reading it will raise the error
+                status = os.stat(path)
+                digest.update(f"\n{label} {status.st_size} {status.st_mtime_ns} ".encode() + os.fsencode(path))
+        return digest.hexdigest()
 
     def __len__(self) -> int:
         return len(self._source.labels)

@@ -48,14 +48,19 @@ def loader_of_split(
     return build_loader(images, batch_size=data.batch_size, workers=data.workers, seed=seed, epoch=0, shuffle=shuffle)
 
 
-def dataset_of_split(trained: TrainedModel, overrides: EvaluateDataOptions, split: str) -> ImageDataset:
-    """Opens a split with the preprocessing of a checkpoint; see ``loader_of_split``."""
+def dataset_of_split(
+    trained: TrainedModel, overrides: EvaluateDataOptions, split: str, *, any_classes: bool = False
+) -> ImageDataset:
+    """Opens a split with the preprocessing of a checkpoint; see ``loader_of_split``.
+
+    With ``any_classes`` its classes may be others than the checkpoint's.
+    """
     data = data_of_checkpoint(trained, overrides)
     splits = available_splits(data)
     if split not in splits:
         raise UserError(f"split={split} does not exist in the data; use one of {', '.join(splits)}")
     dataset = build_dataset(data, split, seed=0, augment=False)
-    if list(dataset.class_names) != trained.class_names:
+    if not any_classes and list(dataset.class_names) != trained.class_names:
         raise UserError(
             f"the data have the classes {_shorten(dataset.class_names)}, but the checkpoint has "
             f"{_shorten(trained.class_names)}; point data.root at data with the same class folders"
@@ -92,7 +97,12 @@ def is_weights_file(path: str) -> bool:
 
 
 def load_foreign_checkpoint(
-    path: str, name: str | None, data: ForeignDataOptions | None, device: torch.device
+    path: str,
+    name: str | None,
+    data: ForeignDataOptions | None,
+    device: torch.device,
+    *,
+    any_classes: bool = False,
 ) -> TrainedModel:
     """Loads another system's weights file as a ``TrainedModel``.
 
@@ -104,6 +114,8 @@ def load_foreign_checkpoint(
         name: of the model; None: recorded in the file.
         data: data set, whose class names are used, and preprocessing; None: classes are named by their numbers.
         device: to move the model to.
+        any_classes: whether the classes of the data set may be others than the model's, which are named by their
+            numbers then.
 
     Raises:
         UserError: the file does not fit, no data set is given, or its number of classes is not the model's.
@@ -126,6 +138,8 @@ def load_foreign_checkpoint(
         images = build_dataset(config, available_splits(config)[0], seed=0, augment=False)
         names = list(images.class_names)
         settings |= {field: getattr(images, field) for field in PREPROCESSING}
+        if any_classes:
+            names = [str(label) for label in range(model.num_classes)]
         if len(names) != model.num_classes:
             raise UserError(
                 f"checkpoint={path} has {model.num_classes} classes, the data in data.root={data.root} have "

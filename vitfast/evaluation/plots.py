@@ -1,4 +1,4 @@
-"""Figures of attention, early exit and quantization, written atomically as PNG files, without a display."""
+"""Figures of attention, early exit, neighbours and quantization, written atomically as PNG files, without a display."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ _IMAGE_SHARE = 0.45
 
 _EXAMPLE_INCHES = 0.75
 _LABEL_INCHES = 1.3
+_NEIGHBOUR_INCHES, _TEXT_INCHES = 1.0, 0.2
 _MAX_DB = 160.0  # the precision of float32
 
 
@@ -219,6 +220,41 @@ def draw_exit_examples(
                 colour = "black" if example.correct else "tab:red"
                 where = ((x + side / 2) / width, (bottom - 0.09) / height)
                 figure.text(*where, f"{example.confidence:.0%}", ha="center", va="center", fontsize=7, color=colour)
+    save_figure(figure, path)
+
+
+def draw_neighbours(
+    rows: Sequence[tuple[tuple[Tensor, str], Sequence[tuple[Tensor, str, float]]]],
+    path: str | os.PathLike[str],
+    title: str,
+) -> None:
+    """Draws a row for each image: the image, then its nearest neighbours.
+
+    Below each neighbour are its class, red if it is not the image's, and the cosine similarity.
+
+    Args:
+        rows: an image ``[C, H, W]`` with values in 0..1 and its class; its neighbours with class and similarity.
+        path: the PNG file.
+        title: of the figure.
+    """
+    columns = 1 + max(len(neighbours) for _, neighbours in rows)
+    width, height = columns * _NEIGHBOUR_INCHES, len(rows) * (_NEIGHBOUR_INCHES + _TEXT_INCHES) + 0.4
+    figure = new_figure(width, height)
+    figure.text(0.5, 1 - 0.2 / height, title, ha="center", va="center", fontsize=10, parse_math=False)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    for number, ((image_CHW, name), neighbours) in enumerate(rows, start=1):
+        bottom = height - 0.4 - number * (_NEIGHBOUR_INCHES + _TEXT_INCHES) + _TEXT_INCHES
+        drawn = [(image_CHW, name, f"{name}:")]
+        drawn += [(other_CHW, other, f"{other} {value:.2f}") for other_CHW, other, value in neighbours]
+        for column, (pixels_CHW, label, text) in enumerate(drawn):
+            left, side = (column + 0.03) * _NEIGHBOUR_INCHES, 0.94 * _NEIGHBOUR_INCHES
+            pixels_HWC = pixels_CHW.float().cpu().permute(1, 2, 0).expand(-1, -1, 3).clamp(0, 1).numpy()
+            axes.imshow(pixels_HWC, extent=(left, left + side, bottom, bottom + side), aspect="auto")
+            where = (left + side / 2, bottom - _TEXT_INCHES / 2)
+            colour = "black" if label == name else "tab:red"
+            axes.text(*where, text, ha="center", va="center", fontsize=7, color=colour, parse_math=False)
+    axes.set(xlim=(0, width), ylim=(0, height))  # imshow has changed them
     save_figure(figure, path)
 
 
