@@ -12,6 +12,7 @@ from PIL import Image
 import vitfast
 from vitfast.config import DataConfig
 from vitfast.data import build_dataset, eval_transform, load_image
+from vitfast.evaluate import main as evaluate
 from vitfast.predict import main
 from vitfast.train import main as train
 
@@ -164,3 +165,20 @@ def test_a_weights_file(digits, tmp_path, capsys, name):
         expected = model(transform(load_image(picture, channels))[None]).softmax(-1)[0]
     assert line["classes"] == [str(label) for label in expected.argsort(descending=True).tolist()]
     assert line["probabilities"][0] == pytest.approx(float(expected.max()), abs=1e-5)
+
+
+def test_classes_have_the_names_in_a_folder_of_hugging_face(digits, tmp_path, capsys):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}
+    config = transformers.ViTConfig(**sizes, id2label={0: "beta", 1: "alpha"})
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path / "theirs")
+    options = [f"checkpoint={tmp_path / 'theirs'}", "model=vit_tiny_patch16_224"]
+    (line,) = predict_lines(capsys, *options, "top=2", f"images={next(digits.glob('*.png'))}")
+    assert sorted(line["classes"]) == ["alpha", "beta"]
+
+    for name in ("alpha", "beta"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        Image.new("RGB", (16, 16)).save(tmp_path / "data" / name / "image.png")
+    data = ["data.dataset=image_folder", f"data.root={tmp_path / 'data'}"]
+    assert evaluate([*options, *data]) == 2
+    assert "in another order, beta, alpha; the data have alpha, beta" in capsys.readouterr().err

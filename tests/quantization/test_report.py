@@ -42,6 +42,15 @@ def test_the_worst_layer_is_the_one_with_the_coarse_format(model: ImageModel, im
     assert not torch.equal(model(images), before)
 
 
+@pytest.mark.parametrize("chunk", [None, 4])
+def test_accumulation_in_fp16(model: ImageModel, images: Tensor, chunk: int | None) -> None:
+    original = copy.deepcopy(model)
+    vitfast.quantize_(model, FP16_16Config(accumulate="fp16", chunk=chunk))
+    report = quantization_report(model, [images], reference=original)
+    assert 20 < report.output.signal_to_noise_db < 80
+    assert report.top1_agreement <= 1
+
+
 def test_a_converted_model_needs_the_original(model: ImageModel, images: Tensor) -> None:
     original = copy.deepcopy(model)
     vitfast.quantize_(model, FP16_16Config())

@@ -46,6 +46,16 @@ def test_image_processor(tmp_path: Path, changes: dict[str, Any], size: int, cro
     }
 
 
+def test_the_image_processor_of_a_processor(tmp_path: Path) -> None:
+    """Transformers 5 writes one file for the processors of images and texts."""
+    write(tmp_path, "processor_config.json", {"image_processor": {**PROCESSOR, "size": 8}, "processor_class": "Any"})
+    found = recorded_preprocessing(tmp_path)
+    assert found is not None
+    assert (found["mean"], found["input_size"]) == (MEAN, (3, 8, 8))
+    write(tmp_path, "processor_config.json", {"tokenizer": {}})
+    assert recorded_preprocessing(tmp_path) is None
+
+
 def test_without_normalization(tmp_path: Path) -> None:
     record = {**PROCESSOR, "size": 8, "do_normalize": False}
     found = recorded_preprocessing(write(tmp_path, "preprocessor_config.json", record))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from vitfast.config.data_schema import EvaluateDataOptions, ForeignDataOptions
 from vitfast.data import ImageDataset, available_splits, build_dataset, build_loader
 from vitfast.data.preprocessing import preprocessing_settings
 from vitfast.errors import UserError, explain_os_error
+from vitfast.files import read_text
 from vitfast.runs.checkpoint import list_checkpoints
 from vitfast.runs.run_directory import CONFIG
 from vitfast.runs.trained_model import PREPROCESSING, TrainedModel
@@ -112,13 +114,15 @@ def load_foreign_checkpoint(
     Args:
         path: the file, or a folder of Hugging Face.
         name: of the model; None: recorded in the file.
-        data: data set, whose class names are used, and preprocessing; None: classes are named by their numbers.
+        data: data set, whose class names are used, and preprocessing; None: classes have the names in the folder's
+            ``config.json`` (``id2label`` of Hugging Face, ``label_names`` of timm), or else their numbers.
         device: to move the model to.
         any_classes: whether the classes of the data set may be others than the model's, which are named by their
             numbers then.
 
     Raises:
-        UserError: the file does not fit, no data set is given, or its number of classes is not the model's.
+        UserError: the file does not fit, no data set is given, or its classes are not as many as the model's or in
+            another order.
     """
     if data is not None and data.dataset is None:
         raise UserError(
@@ -129,8 +133,9 @@ def load_foreign_checkpoint(
     settings = {field: value for field, value in vars(data or ForeignDataOptions()).items() if value is not None}
     settings = {**(preprocessing_settings(model) or {}), **settings}
     settings |= {"img_size": model.img_size, "in_chans": model.in_chans}
+    recorded = _recorded_class_names(Path(path), model.num_classes)
     if data is None:
-        names = [str(label) for label in range(model.num_classes)]
+        names = recorded or [str(label) for label in range(model.num_classes)]
         grey = {"mean": [0.449], "std": [0.226]} if model.in_chans == 1 else {}
         settings = {**_USUAL, **grey, **settings}
     else:
@@ -145,6 +150,11 @@ def load_foreign_checkpoint(
                 f"checkpoint={path} has {model.num_classes} classes, the data in data.root={data.root} have "
                 f"{len(names)}"
             )
+        if recorded is not None and recorded != names and sorted(recorded) == sorted(names):
+            raise UserError(
+                f"checkpoint={path} has the classes of the data in another order, {_shorten(recorded)}; the data have "
+                f"{_shorten(names)}: rename the class folders so that they sort as in config.json"
+            )
     manifest = {
         "model": {"name": model.model_name, "fields": model.model_fields},
         "class_names": names,
@@ -152,6 +162,21 @@ def load_foreign_checkpoint(
         "step": 0,
     }
     return TrainedModel(model.eval().to(device), Path(path), manifest, "model")
+
+
+def _recorded_class_names(path: Path, num_classes: int) -> list[str] | None:
+    """Reads the class names of weights in a folder; None if there are none, or they are placeholders."""
+    file = path / "config.json"
+    if not path.is_dir() or not file.exists():
+        return None
+    try:
+        config = json.loads(read_text(file))
+        by_number = {int(number): name for number, name in (config.get("id2label") or {}).items()}
+        names = [by_number[label] for label in range(num_classes)] if by_number else config.get("label_names")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{file} names no classes ({type(error).__name__}: {error}); fix or remove id2label") from error
+    is_list = isinstance(names, list) and len(names) == num_classes and all(isinstance(name, str) for name in names)
+    return names if is_list and names != [f"LABEL_{label}" for label in range(num_classes)] else None
 
 
 def _shorten(names: list[str]) -> str:

@@ -12,12 +12,12 @@ from vitfast.errors import UserError
 from vitfast.files import read_text
 from vitfast.weights.manifest import check_preprocessing
 
-PROCESSOR_FILE, TIMM_FILE = "preprocessor_config.json", "config.json"
+PROCESSOR_FILE, NESTED_PROCESSOR_FILE, TIMM_FILE = "preprocessor_config.json", "processor_config.json", "config.json"
 _INTERPOLATION = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # of PIL
 
 
 def recorded_preprocessing(folder: Path) -> dict[str, Any] | None:
-    """Reads ``preprocessor_config.json``, or else the ``pretrained_cfg`` in ``config.json``, of a folder.
+    """Reads a folder's ``preprocessor_config.json``, ``processor_config.json``, or timm's ``config.json``.
 
     A preprocessing with steps that vitfast does not have is left out, with a warning.
 
@@ -27,17 +27,20 @@ def recorded_preprocessing(folder: Path) -> dict[str, Any] | None:
     Raises:
         UserError: a file is damaged, or has values that no images can have.
     """
-    for name in (PROCESSOR_FILE, TIMM_FILE):
+    for name in (PROCESSOR_FILE, NESTED_PROCESSOR_FILE, TIMM_FILE):
         file = folder / name
         if not file.exists():
             continue
         try:
             record = json.loads(read_text(file))
-            settings = _of_processor(file, record) if name == PROCESSOR_FILE else record.get("pretrained_cfg")
+            processor = record.get("image_processor") if name == NESTED_PROCESSOR_FILE else record
+            if processor is None:  # a text processor's
+                continue
+            settings = processor.get("pretrained_cfg") if name == TIMM_FILE else _of_processor(file, processor)
             if settings is not None:
                 check_timm_settings(file, settings)
                 return {"interpolation": "bicubic", **settings}
-            if name == PROCESSOR_FILE:
+            if name != TIMM_FILE:
                 return None
         except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             if isinstance(error, UserError):
