@@ -312,15 +312,28 @@ def test_aotinductor(source, precision, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_onnx_takes_the_source(fast, tmp_path):
-    model = vitfast.create_model("vit_tiny_patch16_224", depth=1, img_size=32, num_classes=5).eval()
-    images, path = (torch.randn(2, 3, 32, 32),), tmp_path / "vit.onnx"
-    torch.onnx.export(model, images, str(path), dynamo=False)
-    exported = path.read_bytes()
-    assert b"LayerNormalization" in exported
-    assert b"vitfast::" not in exported
-    with pytest.raises(vitfast.UserError, match="export the model that was accelerated"):
-        torch.onnx.export(fast, images, str(path), dynamo=False)
+@pytest.mark.parametrize(
+    ("kind", "dynamo"),
+    [
+        ("vitfast: vit", False),
+        *(
+            pytest.param(f"vitfast: {kind}", True, marks=pytest.mark.slow)
+            for kind in ("vit", "convit", "t2t", "dvt over deit")
+        ),
+    ],
+)
+def test_onnx_takes_the_source(kind, dynamo, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model, path = accelerable(kind), str(tmp_path / "model.onnx")
+    images = sample_images(model, 2)
+    torch.onnx.export(model, (images,), path, dynamo=dynamo, verbose=False)
+    session = onnxruntime.InferenceSession(path)
+    results = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    for result, expected in zip(results, tensors_of(model(images)), strict=True):
+        torch.testing.assert_close(torch.from_numpy(result), expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(Exception, match=r"export the model that was accelerated|torch\.export") as error:
+        torch.onnx.export(vitfast.accelerate(model), (images,), path, dynamo=dynamo, verbose=False)
+    assert "vitfast.packed" not in str(error.value)
 
 
 def test_what_libraries_read_of_their_models_is_that_of_the_source(source, fast):

@@ -18,7 +18,7 @@ from torch import Tensor
 from vitfast.ops import reference
 from vitfast.ops.arguments import attention_scale, check_like, check_tensor
 from vitfast.ops.autocast import autocast_dtype, cast
-from vitfast.ops.library import has_kernel, has_shared_memory
+from vitfast.ops.library import has_kernel, has_shared_memory, is_onnx_export
 from vitfast.ops.registration import attention_flops, empty_like, register
 
 if TYPE_CHECKING:
@@ -157,7 +157,9 @@ def _attention(
     else:
         q_BHND, k_BHND, v_BHND = tensors[0].permute(2, 0, 3, 1, 4) if is_packed else tensors
         out, logits = _with_torch_operators(q_BHND, k_BHND, v_BHND, bias, scale, return_logits, dropout_p)
-        if is_packed:
+        if is_packed and is_onnx_export():  # which decomposes the operator to one whose result has other strides
+            out = out.transpose(1, 2).clone(memory_format=torch.contiguous_format)
+        elif is_packed:
             out = out.transpose(1, 2).contiguous()
     return out if logits is None else (out, logits)
 

@@ -52,7 +52,8 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     dtype = x.dtype  # torch's operator supports one dtype: the widest of the arguments'
     for parameter in (weight, bias):
         dtype = dtype if parameter is None else torch.promote_types(dtype, parameter.dtype)
-    return F.layer_norm(x.to(dtype), x.shape[-1:], cast(weight, dtype), cast(bias, dtype), eps).to(x.dtype)
+    channels = x.shape[-1:] if weight is None else weight.shape  # of a parameter they are constants in an ONNX export
+    return F.layer_norm(x.to(dtype), channels, cast(weight, dtype), cast(bias, dtype), eps).to(x.dtype)
 
 
 def linear(
