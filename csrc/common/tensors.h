@@ -8,6 +8,8 @@
 #include <tuple>
 #include <vector>
 
+#include <unistd.h>
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -67,6 +69,16 @@ inline void check_sizes(const char* op, const char* name, const Tensor& tensor, 
 
 constexpr int64_t max_elements = int64_t(1) << 48;
 
+// Reports a tensor beyond the machine's memory: the error of torch's allocator lists pages of C++ frames.
+inline void check_fits_memory(int64_t elements, ScalarType type) {
+  const bool is_wide = type == ScalarType::Double || type == ScalarType::Long;
+  const bool is_half = type == ScalarType::BFloat16 || type == ScalarType::Half;
+  const double bytes = double(elements) * (is_wide ? 8 : is_half ? 2 : type == ScalarType::Byte ? 1 : 4);
+  static const double memory = double(sysconf(_SC_PHYS_PAGES)) * double(sysconf(_SC_PAGE_SIZE));
+  STD_TORCH_CHECK(
+      bytes <= memory, "a tensor of ", int64_t(bytes / (1 << 30)), " GiB does not fit this machine's memory");
+}
+
 // Allocates an uninitialized contiguous CPU tensor. Bypasses the dispatcher, which would cost microseconds.
 inline Tensor new_tensor(const std::vector<int64_t>& sizes, ScalarType type) {
   std::vector<int64_t> strides(sizes.size());
@@ -77,6 +89,7 @@ inline Tensor new_tensor(const std::vector<int64_t>& sizes, ScalarType type) {
     STD_TORCH_CHECK(size <= max_elements / stride, "a result is too large");
     stride *= size;
   }
+  check_fits_memory(stride, type);
   const auto dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
   AtenTensorHandle handle = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
@@ -130,7 +143,9 @@ inline Tensor new_zeros(const Tensor& like, const std::vector<int64_t>& sizes, S
 }
 
 inline Tensor as_contiguous(const Tensor& tensor) {
-  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+  if (tensor.is_contiguous()) return tensor;
+  if (tensor.is_cpu()) check_fits_memory(tensor.numel(), tensor.scalar_type());
+  return torch::stable::contiguous(tensor);
 }
 
 inline std::optional<Tensor> contiguous_or_none(const std::optional<Tensor>& tensor) {

@@ -75,6 +75,7 @@ Tensor packed_mlp(
 
 int64_t fma_peak(std::string precision_name, int64_t iterations) {
   const Precision precision = precision_of("fma_peak", precision_name);
+  STD_TORCH_CHECK(iterations <= 100'000'000, "fma_peak: more than 100,000,000 iterations, which take half a second");
   const int64_t threads = int64_t(torch::stable::get_num_threads());
   std::vector<int64_t> operations(size_t(threads), 0);
   for_each_part(

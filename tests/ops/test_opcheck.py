@@ -134,6 +134,21 @@ def test_raw_operators_check_their_arguments() -> None:
         torch.ops.vitfast.layer_norm_forward(x, torch.ones(7), None, 1e-5)
 
 
+@pytest.mark.parametrize("operator", ["layer_norm", "pack_weight", "upsample_relations"])
+def test_a_tensor_beyond_the_memory_is_one_line(operator: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """The error of torch's allocator has pages of C++ frames."""
+    one, operators = torch.empty(1), torch.ops.vitfast
+    calls: dict[str, Any] = {
+        "layer_norm": lambda: operators.layer_norm_forward(one.expand(2**33, 2**10), None, None, 1e-5, None, None),
+        "pack_weight": lambda: operators.pack_weight(one.expand(2**30, 2**10), "fp32"),
+        "upsample_relations": lambda: operators.upsample_relations(one.expand(1, 4, 5, 5), one.expand(2**20, 5)),
+    }
+    with pytest.raises(RuntimeError, match="GiB does not fit this machine's memory") as error:
+        calls[operator]()
+    assert "\n" not in str(error.value)
+    assert "frame #" not in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["quantize_float", "quantize_fixed"])
 def test_autograd_notices_an_in_place_rounding(name: str) -> None:
     x, weight = Make().normal(65), Make().normal(65).requires_grad_()

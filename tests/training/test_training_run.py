@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
+import resource
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 
+from support.checkpoints import rewrite_manifest
 from support.run_content import content, differences
 from support.tiny_run import TINY_RUN
 from vitfast.errors import UserError
@@ -121,6 +125,42 @@ def test_other_data_are_not_resumed(tmp_path, train_tiny, folder):
         train_tiny(run_dir, f"train.resume={run_dir}", "data.allow_changes=true")
     (folder / "train" / "d").rename(folder / "train" / "b")
     assert train_tiny(run_dir, f"train.resume={run_dir}", "data.allow_changes=true") == 0
+
+
+def test_images_that_changed_places_are_noticed(tmp_path, train_tiny, folder):
+    """Each class keeps its number of images, and each label its place in the order."""
+    run_dir, moved = tmp_path / "run", tmp_path / "moved"
+    assert train_tiny(run_dir, *FOLDER, f"data.root={folder}", stop_step=1) == 143
+    folder.rename(moved)  # the folder as a whole may be elsewhere
+    assert train_tiny(run_dir, f"train.resume={run_dir}", f"data.root={moved}", stop_step=2) == 143
+    first, second = (sorted((moved / "train" / name).iterdir()) for name in ("b", "c"))
+    first[0].rename(moved / "train" / "c" / "of_b.png")
+    second[0].rename(moved / "train" / "b" / "of_c.png")
+    resume = [f"train.resume={run_dir}", f"data.root={moved}"]
+    with pytest.raises(UserError, match=r"as many images .* but with other names or in other classes; .*allow_changes"):
+        train_tiny(run_dir, *resume)
+    assert train_tiny(run_dir, *resume, "data.allow_changes=true") == 0
+
+
+@pytest.mark.parametrize("changed", ["embed_dim: 30000000", "depth: 2000000"])
+@pytest.mark.parametrize("with_manifest", [False, True])
+def test_a_resumed_model_is_compared_before_it_is_built(tmp_path, train_tiny, changed, with_manifest):
+    run_dir = tmp_path / "run"
+    assert train_tiny(run_dir, stop_step=1) == 143
+    name, value = changed.split(": ")
+    config = run_dir / "config.yaml"
+    options = yaml.safe_load(config.read_text())
+    options["model"]["fields"][name] = int(value)
+    config.write_text(yaml.safe_dump(options))
+    (checkpoint,) = list_checkpoints(run_dir)
+    model = json.loads((checkpoint / "manifest.json").read_text())["model"]
+    if with_manifest:
+        model["fields"][name] = int(value)
+    rewrite_manifest(checkpoint, options={}, model=model)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match=f"{name}.*{value}"):
+        train_tiny(run_dir, f"train.resume={run_dir}")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
 
 
 def test_an_edited_config_is_not_resumed(tmp_path, train_tiny):

@@ -77,6 +77,15 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         """Returns the file of an image; None if images have no files of their own."""
         return self._source.path(index)
 
+    def assignment(self, root: str | None) -> str:
+        """Returns a SHA-256 of the images' names below ``root`` and their labels; reads no image."""
+        folder = "" if root is None else os.path.join(root, "")
+        digest = hashlib.sha256()
+        for index, label in enumerate(self._source.labels):
+            name = (self._source.path(index) or "").removeprefix(folder)
+            digest.update(f"\n{label} ".encode() + os.fsencode(name))
+        return digest.hexdigest()
+
     def fingerprint(self) -> str:
         """Returns a SHA-256 of the class names, the labels and the images, independent of the preprocessing.
 

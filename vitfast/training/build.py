@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,15 +17,19 @@ from vitfast.errors import UserError
 from vitfast.evaluation.checkpoint_data import is_run
 from vitfast.evaluation.number_format import format_overrides, number_format
 from vitfast.models import ImageModel
+from vitfast.models.registry import resolve_fields, resolve_name
 from vitfast.quantization.calibrate import calibrate
 from vitfast.quantization.configs import QATConfig
 from vitfast.quantization.quantize import quantize_
 from vitfast.quantization.record import quantize_from_record
-from vitfast.runs.checkpoint import list_checkpoints, resolve_checkpoint
+from vitfast.runs.checkpoint import list_checkpoints, load_weights_file, resolve_checkpoint
+from vitfast.runs.run_directory import CONFIG
 from vitfast.runs.trained_model import load_trained_model
 from vitfast.tasks import DistillationTask, Task, Teacher, create_plain_task
 from vitfast.training.training_data import TrainingData
+from vitfast.weights.load_weights import check_stored_model
 from vitfast.weights.manifest import CheckpointError, read_manifest
+from vitfast.weights.source_checkpoint import stored_weights
 
 # model fields that have options of their own or are determined by the data, and where a user sets them
 _SET_ELSEWHERE = {
@@ -34,26 +41,32 @@ _SET_ELSEWHERE = {
 }
 
 
-def create_training_model(config: ModelConfig, data: ImageDataset) -> ImageModel:
+def create_training_model(config: ModelConfig, data: ImageDataset, resumed: Path | None = None) -> ImageModel:
     """Builds the model with the classes, channels and image size of the data.
 
+    Args:
+        config: options of the model.
+        data: the training images.
+        resumed: the checkpoint of a run that goes on. Its weights, the record of their model and the options are
+            compared before anything of their sizes is allocated, since any of them may have been changed.
+
     Raises:
-        UserError: if a field is invalid, or the checkpoint does not fit.
+        UserError: if a field is invalid, or a checkpoint does not fit.
     """
     for name, place in _SET_ELSEWHERE.items():
         if name in config.fields:
             raise UserError(f"model.fields.{name} cannot be set: it is determined by {place}")
+    rates = {"drop_path": config.drop_path, "drop_rate": config.drop_rate}
+    fields = {**{name: rate for name, rate in rates.items() if rate}, **config.fields}
+    fields |= {"num_classes": len(data.class_names), "img_size": data.img_size, "in_chans": data.in_chans}
+    if resumed is not None:
+        _check_resumed_model(resumed, config, fields)
     checkpoint = config.checkpoint
     if checkpoint is not None and checkpoint != HUB and list_checkpoints(checkpoint):  # the folder of a run
         checkpoint = str(resolve_checkpoint(checkpoint, best=True))
-    rates = {"drop_path": config.drop_path, "drop_rate": config.drop_rate}
-    fields = {**{name: rate for name, rate in rates.items() if rate}, **config.fields}
     try:
         model = vitfast.create_model(
             config.name,
-            num_classes=len(data.class_names),
-            img_size=data.img_size,
-            in_chans=data.in_chans,
             checkpoint=None if checkpoint == HUB else checkpoint,
             pretrained=checkpoint == HUB,
             **fields,
@@ -68,6 +81,25 @@ def create_training_model(config: ModelConfig, data: ImageDataset) -> ImageModel
                 if name.startswith(model.head_prefixes):
                     parameter.zero_()
     return model
+
+
+def _check_resumed_model(checkpoint: Path, config: ModelConfig, fields: Mapping[str, Any]) -> None:
+    record = read_manifest(checkpoint)["model"]
+    stored = stored_weights(checkpoint, record, load_weights_file(checkpoint, "model"))
+    check_stored_model(stored)
+    expected = dict(fields)
+    if config.name is not None:
+        if config.checkpoint is None:  # else the file of the first weights decides about the other fields, too
+            expected = asdict(resolve_fields(config.name, **fields))
+        expected["name"] = resolve_name(config.name)
+    expected = json.loads(json.dumps(expected))
+    found = {"name": stored.name, **stored.fields}
+    different = [name for name in expected if found.get(name) != expected[name]]
+    if different:
+        values = ", ".join(f"{name}={expected[name]!r} instead of {found.get(name)!r}" for name in different)
+        raise UserError(
+            f"{checkpoint.parent / CONFIG} describes another model than {checkpoint.name}: {values}; change it back"
+        )
 
 
 def create_task(config: Config, model: ImageModel, data: ImageDataset, device: torch.device) -> Task:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -109,14 +110,19 @@ class TrainingData:
             "dataset": self._config.dataset,
             "val_share": self._config.val_share,
             "images": {name: len(dataset) for name, dataset in self.splits.items()},
+            "assignments": self._assignments,
             **preprocessing,
         }
+
+    @cached_property
+    def _assignments(self) -> dict[str, str]:
+        return {name: dataset.assignment(self._config.root) for name, dataset in self.splits.items()}
 
     def check_resumed(self, checkpoint: Path) -> None:
         """Compares the data with those of a checkpoint that is resumed; checkpoints of early versions lack the counts.
 
         Raises:
-            UserError: the classes differ, or the numbers of images do without ``data.allow_changes``.
+            UserError: the classes differ, or the images or their labels do without ``data.allow_changes``.
         """
         manifest = read_manifest(checkpoint)
         before, now = manifest["class_names"], self.train.class_names
@@ -127,10 +133,19 @@ class TrainingData:
                 f"data.root={self._config.root} has other classes than the run {checkpoint.parent}: class {label} is "
                 f"{new} instead of {old} ({len(now)} classes instead of {len(before)}); resume with the run's data"
             )
-        counts, images = manifest["data"].get("images"), self.manifest()["images"]
-        if counts not in (None, images) and not self._config.allow_changes:
+        if self._config.allow_changes:
+            return
+        recorded, current = manifest["data"], self.manifest()
+        advice = "resume with the run's data, or accept these with data.allow_changes=true"
+        counts, images = recorded.get("images"), current["images"]
+        if counts not in (None, images):
             old, new = (", ".join(f"{count:,} {name}" for name, count in one.items()) for one in (counts, images))
             raise UserError(
                 f"data.root={self._config.root} has other images than the run {checkpoint.parent}: {new} instead of "
-                f"{old}; resume with the run's data, or accept these with data.allow_changes=true"
+                f"{old}; {advice}"
+            )
+        if recorded.get("assignments") not in (None, current["assignments"]):
+            raise UserError(
+                f"data.root={self._config.root} has as many images as the run {checkpoint.parent}, but with other "
+                f"names or in other classes; {advice}"
             )

@@ -67,7 +67,7 @@ def run_training(arguments: Sequence[str]) -> int:
         if checkpoint is not None:
             data.check_resumed(checkpoint)
         length = TrainingLength.of(config.schedule, data.steps_per_epoch)
-        model = create_training_model(config.model, data.train)
+        model = create_training_model(config.model, data.train, checkpoint)
         if config.finetune.lora_rank is not None:
             add_lora(model, config.finetune.lora_rank, config.finetune.lora_alpha)
         task = create_task(config, model, data.train, ranks.device)

@@ -133,10 +133,21 @@ def build_stored_model(checkpoint: SourceCheckpoint) -> ImageModel:
     return _build_checked(_agreed_name(None, checkpoint), checkpoint, checkpoint.fields, {})
 
 
+def check_stored_model(checkpoint: SourceCheckpoint) -> None:
+    """Raises UserError where ``build_stored_model`` does; builds nothing."""
+    _checked_fields(_agreed_name(None, checkpoint), checkpoint, checkpoint.fields, {})
+
+
 def _build_checked(
     name: str, checkpoint: SourceCheckpoint, adopted: Mapping[str, Any], given_fields: Mapping[str, Any]
 ) -> ImageModel:
     """Builds a model with the fields of a checkpoint and those of the caller, which come first."""
+    return build_model(name, **_checked_fields(name, checkpoint, adopted, given_fields))
+
+
+def _checked_fields(
+    name: str, checkpoint: SourceCheckpoint, adopted: Mapping[str, Any], given_fields: Mapping[str, Any]
+) -> dict[str, Any]:
     all_fields = {**adopted, **given_fields}
     try:
         fields = resolve_fields(name, **all_fields)
@@ -144,7 +155,7 @@ def _build_checked(
         raise UserError(f"{error} (with the fields of {checkpoint.path})") from error
     _check_given(name, checkpoint, fields, given_fields)
     _check_claims(checkpoint, all_fields)
-    return build_model(name, **all_fields)
+    return all_fields
 
 
 def _check_model(model: ImageModel, checkpoint: SourceCheckpoint, *, keep_head: bool) -> None:
