@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import vitfast
+from support.accelerable import accelerable, sample_images
 from support.exit_models import EXIT_MODELS, exit_model, random_images
 from vitfast.inference import exit_gmacs, exit_latency_ms
 
@@ -58,3 +59,24 @@ def test_budgets_in_milliseconds_are_measured_and_those_in_gmacs_ask_for_the_sou
     assert len(exit_latency_ms(fast, random_images(model, 2), repeats=1)) == 2
     with pytest.raises(vitfast.UserError, match="counted on the source model"):
         exit_gmacs(fast)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e38])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16_32", "int8"])
+@torch.no_grad()
+def test_an_extreme_image_changes_no_bit_of_another(precision, value):
+    model = exit_model("nano")
+    images = random_images(model, 6)
+    broken = images.clone()
+    broken[2] = value
+    others = [0, 1, 3, 4, 5]
+    early = vitfast.EarlyExit(vitfast.accelerate(model, precision), [0.3] * (model.num_exits - 1) + [0.0])
+    for result, expected in zip(early(broken), early(images), strict=True):
+        assert torch.equal(result[others], expected[others])
+
+    source = accelerable("timm: vit")
+    embed = vitfast.accelerate(source, precision).embed
+    images = sample_images(source, 6)
+    broken = images.clone()
+    broken[2] = value
+    assert torch.equal(embed(broken)[others], embed(images)[others])
