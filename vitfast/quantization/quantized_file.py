@@ -81,9 +81,12 @@ def load_quantized(path: str | os.PathLike[str], model: nn.Module | None = None)
             raise UserError(f"{path} holds a {kind}; give load_quantized(path, model) an unquantized one to fill")
         if model is None:
             model = build_stored_model(stored_weights(path, metadata["model"], file.tensors))
-        _check_same_parameters(model, file.tensors, path)
+        else:
+            _check_same_parameters(model, file.tensors, path)
         quantize_from_record(model, metadata["quantization"])
         load_packed_state(model, file.tensors, str(path))
+    except UserError:
+        raise
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged: {one_line(error)}") from error
     return model.eval()
