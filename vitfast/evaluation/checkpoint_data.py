@@ -134,8 +134,9 @@ def load_foreign_checkpoint(
     settings = {**(preprocessing_settings(model) or {}), **settings}
     settings |= {"img_size": model.img_size, "in_chans": model.in_chans}
     recorded = _recorded_class_names(Path(path), model.num_classes)
+    numbers = [str(label) for label in range(model.num_classes)]
     if data is None:
-        names = recorded or [str(label) for label in range(model.num_classes)]
+        names = recorded or numbers
         grey = {"mean": [0.449], "std": [0.226]} if model.in_chans == 1 else {}
         settings = {**_USUAL, **grey, **settings}
     else:
@@ -144,7 +145,7 @@ def load_foreign_checkpoint(
         names = list(images.class_names)
         settings |= {field: getattr(images, field) for field in PREPROCESSING}
         if any_classes:
-            names = [str(label) for label in range(model.num_classes)]
+            names = numbers
         if len(names) != model.num_classes:
             raise UserError(
                 f"checkpoint={path} has {model.num_classes} classes, the data in data.root={data.root} have "

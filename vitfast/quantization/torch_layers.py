@@ -47,6 +47,11 @@ class QuantizedConv2d(QuantizedLinearBase, nn.Conv2d):
 class QuantizedLayerNorm(QuantizedModule, nn.LayerNorm):
     """Counterpart of ``torch.nn.LayerNorm``."""
 
+    @property
+    def gamma(self) -> Tensor | None:
+        """The weight in the configured arithmetic."""
+        return self.arithmetic.gamma(self)
+
     def forward(self, x: Tensor) -> Tensor:
         if self.is_off:
             return super().forward(x)
@@ -56,8 +61,8 @@ class QuantizedLayerNorm(QuantizedModule, nn.LayerNorm):
             return self.arithmetic.round("result", self.normalize(x))
 
     def normalize(self, x: Tensor) -> Tensor:
-        """Computes the LayerNorm with the weight in the configured arithmetic."""
-        return F.layer_norm(x, self.normalized_shape, self.arithmetic.gamma(self), self.bias, self.eps)
+        """Computes the LayerNorm."""
+        return F.layer_norm(x, self.normalized_shape, self.gamma, self.bias, self.eps)
 
 
 class QuantizedTransformerEncoderLayer(QuantizedModule, nn.TransformerEncoderLayer):

@@ -18,11 +18,6 @@ from vitfast.quantization.torch_layers import QuantizedLayerNorm
 class QuantizedVitfastLayerNorm(QuantizedLayerNorm, LayerNorm):
     """Rounds within the operator where the format allows it."""
 
-    @property
-    def gamma(self) -> Tensor:
-        """The weight in the configured arithmetic."""
-        return self.arithmetic.gamma(self)  # type: ignore[return-value]
-
     def normalize(self, x: Tensor) -> Tensor:
         return ops.layer_norm(x, self.gamma, self.bias, self.eps)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -27,7 +26,7 @@ from vitfast.runs.run_directory import CONFIG
 from vitfast.runs.trained_model import load_trained_model
 from vitfast.tasks import DistillationTask, Task, Teacher, create_plain_task
 from vitfast.training.training_data import TrainingData
-from vitfast.weights.load_weights import check_stored_model
+from vitfast.weights.load_weights import stored_model_fields
 from vitfast.weights.manifest import CheckpointError, read_manifest
 from vitfast.weights.source_checkpoint import stored_weights
 
@@ -86,14 +85,13 @@ def create_training_model(config: ModelConfig, data: ImageDataset, resumed: Path
 def _check_resumed_model(checkpoint: Path, config: ModelConfig, fields: Mapping[str, Any]) -> None:
     record = read_manifest(checkpoint)["model"]
     stored = stored_weights(checkpoint, record, load_weights_file(checkpoint, "model"))
-    check_stored_model(stored)
-    expected = dict(fields)
-    if config.name is not None:
-        if config.checkpoint is None:  # else the file of the first weights decides about the other fields, too
-            expected = asdict(resolve_fields(config.name, **fields))
-        expected["name"] = resolve_name(config.name)
-    expected = json.loads(json.dumps(expected))
-    found = {"name": stored.name, **stored.fields}
+    name_found, fields_found = stored_model_fields(stored)
+    if config.name is None or config.checkpoint is not None:  # the file of the first weights decided about the rest
+        fields_expected = resolve_fields(name_found, **{**asdict(fields_found), **fields})
+    else:
+        fields_expected = resolve_fields(config.name, **fields)
+    expected = {"name": resolve_name(config.name or name_found), **asdict(fields_expected)}
+    found = {"name": name_found, **asdict(fields_found)}
     different = [name for name in expected if found.get(name) != expected[name]]
     if different:
         values = ", ".join(f"{name}={expected[name]!r} instead of {found.get(name)!r}" for name in different)

@@ -133,9 +133,10 @@ def build_stored_model(checkpoint: SourceCheckpoint) -> ImageModel:
     return _build_checked(_agreed_name(None, checkpoint), checkpoint, checkpoint.fields, {})
 
 
-def check_stored_model(checkpoint: SourceCheckpoint) -> None:
-    """Raises UserError where ``build_stored_model`` does; builds nothing."""
-    _checked_fields(_agreed_name(None, checkpoint), checkpoint, checkpoint.fields, {})
+def stored_model_fields(checkpoint: SourceCheckpoint) -> tuple[str, ModelFields]:
+    """Returns the name and the fields of the model that ``build_stored_model`` builds, after the same checks."""
+    name = _agreed_name(None, checkpoint)
+    return name, resolve_fields(name, **_checked_fields(name, checkpoint, checkpoint.fields, {}))
 
 
 def _build_checked(
