@@ -28,6 +28,9 @@ class AugmentConfig:
     affine_scale: float = option(0.0, "random scale by a factor of 1 ± this", minimum=0, below=1)
     color_jitter: float = option(0.0, "brightness, contrast and saturation by a factor of 1 ± this", minimum=0, below=1)
     hue: float = option(0.0, "hue jitter by up to ± this share of the colour circle", minimum=0, maximum=0.5)
+    color_jitter_p: float = option(1.0, "probability of color_jitter and hue", minimum=0, maximum=1)
+    gray: float = option(0.0, "probability of a grey image", minimum=0, maximum=1)
+    blur: float = option(0.0, "probability of Gaussian blur with sigma 0.1 to 2 pixels", minimum=0, maximum=1)
     rand_ops: int = option(0, "RandAugment: number of random operations per image", minimum=0)
     rand_magnitude: int = option(9, "RandAugment: magnitude of the operations", minimum=0, maximum=30)
     erase: float = option(
@@ -38,6 +41,14 @@ class AugmentConfig:
         "repeated augmentation: differently augmented copies of an image in an epoch; the length of an epoch stays the "
         "same, so that each epoch has a different part of the images; 1: off, DeiT: 3",
         minimum=1,
+    )
+    num_crops: list[int] = option([], "task=swav: random resized crops of an image, for each size", minimum=1)
+    size_crops: list[int] = option([], "task=swav: sizes of the crops in pixels", minimum=1)
+    crop_scales: list[float] = option(
+        [],
+        "task=swav: smallest and largest share of the image area, for each size: [0.14,1,0.05,0.14] for two sizes",
+        above=0,
+        maximum=1,
     )
     mixup: float = option(0.0, "MixUp: alpha of the beta distribution", minimum=0)
     cutmix: float = option(
@@ -55,6 +66,24 @@ class AugmentConfig:
             raise UserError(
                 f"{prefix}crop_ratio={format_value(self.crop_ratio)}: the first number must not exceed the second"
             )
+        self._check_crops(prefix)
+
+    def _check_crops(self, prefix: str) -> None:
+        sizes = len(self.num_crops)
+        if len(self.size_crops) != sizes or len(self.crop_scales) != 2 * sizes:
+            raise UserError(
+                f"{prefix}num_crops={format_value(self.num_crops)}, {prefix}size_crops={format_value(self.size_crops)} "
+                f"and {prefix}crop_scales={format_value(self.crop_scales)} do not fit together: give as many sizes as "
+                "numbers of crops, and two scales for each"
+            )
+        if any(low > high for low, high in zip(self.crop_scales[::2], self.crop_scales[1::2], strict=True)):
+            raise UserError(
+                f"{prefix}crop_scales={format_value(self.crop_scales)}: of each pair the first number must not exceed "
+                "the second"
+            )
+        if sizes and (self.crop_scale or self.crop_pad):
+            name = "crop_scale" if self.crop_scale else "crop_pad"
+            raise UserError(f"{prefix}{name} and {prefix}num_crops exclude each other; leave {prefix}{name} out")
 
 
 @dataclass
@@ -118,7 +147,7 @@ class DataConfig:
                 f"{prefix}root={self.root} is given, but {prefix}dataset=digits is embedded and needs no folder; "
                 f"add {prefix}dataset=image_folder, and choose a model for such images"
             )
-        for name in ("color_jitter", "hue", "rand_ops"):
+        for name in ("color_jitter", "hue", "gray", "rand_ops"):
             if self.dataset == "digits" and getattr(self.augment, name):
                 raise UserError(
                     f"{prefix}augment.{name} changes colours, but {prefix}dataset=digits has 17 levels of grey; "

@@ -8,8 +8,8 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import Any
 
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from vitfast.config.data_schema import DataConfig
@@ -24,7 +24,7 @@ from vitfast.errors import UserError
 SPLITS = ("train", "val", "test")
 
 
-class ImageDataset(Dataset[tuple[Tensor, int]]):
+class ImageDataset(Dataset[tuple[Any, int]]):
     """Images of one split as normalized tensors; created by ``build_dataset``.
 
     The augmentation of a sample, which is an image or, with repeated augmentation, one of its repetitions (see
@@ -68,6 +68,13 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
             if augment
             else eval_transform(*settings, self.crop_pct, self.resize)
         )
+        self._crop_transforms: list[TensorTransform] = []
+        if augment:
+            scales = zip(data.augment.crop_scales[::2], data.augment.crop_scales[1::2], strict=True)
+            kinds = zip(data.augment.num_crops, data.augment.size_crops, scales, strict=True)
+            for count, size, limits in kinds:
+                transform = train_transform(data.augment, size, *settings[1:], self.resize, limits)
+                self._crop_transforms += [transform] * count
 
     def set_epoch(self, epoch: int) -> None:
         """Selects the epoch of the augmentation; ``build_loader`` calls it."""
@@ -106,7 +113,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self._source.labels)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Any, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of a data set of {len(self)}")
         return self.read(index, index)
@@ -125,7 +132,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         """Returns the image that is read for a sample, given the known bad images."""
         return next((index for index in self.candidates(sample) if index not in self.bad_images), sample % len(self))
 
-    def read(self, index: int, sample: int) -> tuple[Tensor, int]:
+    def read(self, index: int, sample: int) -> tuple[Any, int]:
         """Reads an image.
 
         Args:
@@ -133,7 +140,8 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
             sample: selects the augmentation.
 
         Returns:
-            The image ``[C, H, W]`` and its label.
+            The image ``[C, H, W]``, or a tuple with its crops ``[C, size, size]`` for ``augment.num_crops``, and its
+            label. The augmentation of a crop is a function of (seed, epoch, sample, number of the crop).
 
         Raises:
             UserError: if it cannot be read.
@@ -141,6 +149,12 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         image, label = self._source.read(index, self.in_chans), int(self._source.labels[index])
         if not self.augment:
             return self._transform(image), label
+        if self._crop_transforms:
+            crops = []
+            for number, transform in enumerate(self._crop_transforms):
+                with seeded_generator(derive_seed("augmentation", self._seed, self._epoch, sample, number)):
+                    crops.append(transform(image))
+            return tuple(crops), label
         with seeded_generator(derive_seed("augmentation", self._seed, self._epoch, sample)):
             return self._transform(image), label
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from vitfast.data.crops import Crops
 from vitfast.data.image_dataset import ImageDataset
 from vitfast.data.seeding import derive_seed
 from vitfast.errors import UserError
@@ -114,8 +115,9 @@ def build_loader(
     called in this process for each image that ``data.on_corrupt=skip`` skips, once for all loaders of ``dataset``.
 
     Returns:
-        A loader of (images ``[B, C, H, W]`` float, labels ``[B]`` int64), in pinned memory if there is a GPU. B is 0
-        for a rank without a share of the last batch, and for an evaluation batch without a readable image.
+        A loader of (images ``[B, C, H, W]`` float, or ``Crops``, and labels ``[B]`` int64), in pinned memory if there
+        is a GPU. B is 0 for a rank without a share of the last batch, and for an evaluation batch without a readable
+        image.
 
     Raises:
         ValueError: if ``start`` is outside the data set, or ``rank`` not below ``world``.
@@ -155,7 +157,7 @@ class ImageLoader(DataLoader[Any]):
         self._images = dataset
         self._warn = warn
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[tuple[Any, Tensor]]:  # type: ignore[override]
         with _blocked_signals():
             batches = super().__iter__()
         try:
@@ -186,20 +188,22 @@ class BatchReader(Dataset[Any]):
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def __getitems__(self, samples: list[int]) -> tuple[Tensor, Tensor, dict[int, str]]:
+    def __getitems__(self, samples: list[int]) -> tuple[Tensor | Crops, Tensor, dict[int, str]]:
         """Reads the images of some samples, or their replacements.
 
         Returns:
-            Images ``[B, C, H, W]``, float; labels ``[B]``, int64; index of each unreadable image -> reason.
+            Images ``[B, C, H, W]``, float, or their crops; labels ``[B]``, int64; index of each unreadable image ->
+            reason.
         """
         bad: dict[int, str] = {}
         read = [pair for pair in (self._read(sample, bad) for sample in samples) if pair is not None]
         if read:
-            return *default_collate(read), bad
+            images, labels = default_collate(read)
+            return images if isinstance(images, Tensor) else Crops(images), labels, bad
         size = self._dataset.img_size
         return torch.empty(0, self._dataset.in_chans, size, size), torch.empty(0, dtype=torch.int64), bad
 
-    def _read(self, sample: int, bad: dict[int, str]) -> tuple[Tensor, int] | None:
+    def _read(self, sample: int, bad: dict[int, str]) -> tuple[Any, int] | None:
         """Returns an image and its label, or None without a readable candidate; adds unreadable images to ``bad``."""
         for index in self._dataset.candidates(sample):
             if len(bad) > self._dataset.bad_images.allowed:

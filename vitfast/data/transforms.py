@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 from torch import Tensor
 from torchvision.transforms import v2
 
@@ -59,22 +59,26 @@ def train_transform(
     std: Sequence[float],
     interpolation: str,
     resize: str = "short_side",
+    crop_scales: tuple[float, float] | None = None,
 ) -> TensorTransform:
     """Builds the training transform from the operations that ``augment`` enables.
 
-    In this order: crop, affine map, flip, colour jitter, RandAugment (Cubuk et al., 2019), and on the tensor random
-    erasing (Zhong et al., 2017) with normally distributed pixels. All are torchvision's; every random number comes from
-    torch's CPU generator.
+    In this order: crop, affine map, flip, colour jitter, grey, Gaussian blur, RandAugment (Cubuk et al., 2019), and on
+    the tensor random erasing (Zhong et al., 2017) with normally distributed pixels. All but the blur are torchvision's;
+    every random number comes from torch's CPU generator.
 
     The other arguments and the result are those of ``eval_transform``. ``interpolation`` does not apply to the affine
     map, which is bilinear, nor to RandAugment, which is bilinear unless it is ``"nearest"``; ``resize`` does not apply
-    to a random resized crop.
+    to a random resized crop. ``crop_scales`` are the smallest and largest share of the image area of a random resized
+    crop; None: from ``augment.crop_scale`` to 1 if that is set.
     """
     mode = v2.InterpolationMode(interpolation)
     steps: list[Callable[..., object]] = []
-    if augment.crop_scale:
+    if crop_scales is None and augment.crop_scale:
+        crop_scales = (augment.crop_scale, 1.0)
+    if crop_scales is not None:
         ratio = (augment.crop_ratio[0], augment.crop_ratio[1])
-        steps.append(v2.RandomResizedCrop(img_size, (augment.crop_scale, 1.0), ratio, interpolation=mode))
+        steps.append(v2.RandomResizedCrop(img_size, crop_scales, ratio, interpolation=mode))
     else:
         steps.append(ResizeAndCrop(img_size, 1.0, mode, resize))
     if augment.crop_pad:
@@ -91,7 +95,12 @@ def train_transform(
     if augment.flip:
         steps.append(v2.RandomHorizontalFlip(augment.flip))
     if augment.color_jitter or augment.hue:
-        steps.append(v2.ColorJitter(*[augment.color_jitter] * 3, augment.hue))
+        jitter = v2.ColorJitter(*[augment.color_jitter] * 3, augment.hue)
+        steps.append(jitter if augment.color_jitter_p == 1 else v2.RandomApply([jitter], augment.color_jitter_p))
+    if augment.gray:
+        steps.append(v2.RandomGrayscale(augment.gray))
+    if augment.blur:
+        steps.append(v2.RandomApply([random_blur], augment.blur))
     if augment.rand_ops:
         # fill with the data set's mean colour, as in DeiT
         fill = [round(255 * value) for value in mean]
@@ -151,6 +160,12 @@ class ToNormalizedTensor:
         values_CHW = np.multiply(pixels_CHW, scale_C11, order="C", dtype=np.float32)
         values_CHW -= self.shift_C11
         return torch.from_numpy(values_CHW)
+
+
+def random_blur(image: Image.Image) -> Image.Image:
+    """Blurs an image with a sigma of 0.1 to 2 pixels by PIL's approximation of a Gaussian, as SwAV's original code."""
+    sigma = float(torch.empty(1).uniform_(0.1, 2.0))
+    return image.filter(ImageFilter.GaussianBlur(sigma))
 
 
 class BatchMixing:
