@@ -46,6 +46,43 @@ def test_a_module_without_matrices_has_one_group():
     assert len(parameter_groups(nn.LayerNorm(4), 0.1)) == 1
 
 
+def test_all_parameters_are_decayed_with_decay_all():
+    (group,) = create_optimizer(task(), OptimConfig(weight_decay=0.3, decay_all=True)).param_groups
+    assert group["weight_decay"] == 0.3
+    assert len(group["params"]) == len(list(task().parameters()))
+
+
+@pytest.mark.parametrize("clip", [False, True])
+def test_larc_is_its_formula(clip):
+    """The local learning rate of apex's LARC with weight decay inside, then SGD with momentum."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 3)).double()
+    nn.init.zeros_(model[0].bias)  # its norm is 0 in the first step
+    expected = [parameter.detach().clone() for parameter in model.parameters()]
+    momenta: list[torch.Tensor | None] = [None] * len(expected)
+    lr, trust, decay, momentum = 0.5, 0.1, 0.2, 0.9
+    config = OptimConfig(
+        name="sgd", lr=lr, larc=trust, larc_clip=clip, weight_decay=decay, decay_all=True, momentum=momentum
+    )
+    optimizer = create_optimizer(model, config)
+    for step in range(4):
+        model[1].bias.grad = None
+        for index, parameter in enumerate(model.parameters()):
+            parameter.grad = torch.randn_like(parameter) * (index != 3 or step > 1)  # the last has no gradient at first
+            gradient, norm = parameter.grad.clone(), expected[index].norm()
+            if norm > 0 and gradient.norm() > 0:
+                rate = trust * norm / (gradient.norm() + decay * norm + 1e-8)
+                rate = min(rate / lr, 1.0) if clip else rate
+                gradient = (gradient + decay * expected[index]) * rate
+            previous = momenta[index]
+            momenta[index] = gradient if previous is None else momentum * previous + gradient
+            expected[index] = expected[index] - lr * momenta[index]
+        optimizer.step()
+    for parameter, value in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.detach(), value, rtol=1e-12, atol=1e-14)
+    assert optimizer.param_groups[0]["weight_decay"] == decay
+
+
 @pytest.mark.parametrize(
     ("options", "reference"),
     [

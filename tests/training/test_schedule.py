@@ -40,6 +40,18 @@ def test_linear_up_then_cosine_down():
     assert found[-1] == pytest.approx(0.01)
 
 
+def test_a_warm_up_over_the_start_of_the_cosine():
+    config = ScheduleConfig(epochs=5, warmup_epochs=1, warmup_lr=0.02, warmup_over_decay=True, min_lr=0.01)
+    found = rates(config, steps_per_epoch=4)
+    cosine = [0.01 + 0.09 * (1 + math.cos(math.pi * step / 20)) / 2 for step in range(21)]
+    assert found == pytest.approx([0.02, 0.04, 0.06, 0.08, *cosine[4:]])
+
+
+def test_a_warm_up_from_above_its_end_is_refused():
+    with pytest.raises(UserError, match=r"schedule.warmup_lr=0.2 is above 0.1"):
+        rates(ScheduleConfig(epochs=2, warmup_epochs=1, warmup_lr=0.2), steps_per_epoch=4)
+
+
 def test_linear_down():
     found = rates(ScheduleConfig(name="linear", epochs=3, warmup_epochs=1, min_lr=0.02), steps_per_epoch=4)
     assert found[3:] == pytest.approx([0.08, *(0.1 - 0.01 * step for step in range(9))])

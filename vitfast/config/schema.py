@@ -100,6 +100,11 @@ class OptimConfig:
     eps: float = option(1e-8, "adamw, adam: epsilon", above=0)
     momentum: float = option(0.9, "sgd: momentum", minimum=0, below=1)
     nesterov: bool = option(False, "sgd: Nesterov momentum")
+    larc: float | None = option(
+        None, "sgd: trust coefficient of layer-wise adaptive rate scaling (LARC), SwAV: 0.001; null: off", above=0
+    )
+    larc_clip: bool = option(False, "LARC: no learning rate exceeds optim.lr")
+    decay_all: bool = option(False, "weight decay also of biases, norms and embeddings")
     layer_decay: float | None = option(
         None,
         "layer-wise learning rate decay from the head to the embeddings; null: the same rate for all layers",
@@ -144,6 +149,12 @@ class ScheduleConfig:
     warmup_epochs: float = option(5.0, "length of the warm-up in epochs; see schedule.warmup_steps", minimum=0)
     warmup_steps: int | None = option(None, "length of the warm-up in steps, instead of epochs", minimum=0)
     name: str = option("cosine", "decay after the warm-up", choices=["cosine", "linear", "step", "constant"])
+    warmup_lr: float | None = option(
+        None, "learning rate of the first step; null: optim.lr / (warm-up steps + 1)", above=0
+    )
+    warmup_over_decay: bool = option(
+        False, "cosine: the decay begins with the first step, and the warm-up replaces its start, as in VISSL"
+    )
     min_lr: float = option(1e-6, "cosine, linear: learning rate at the end", minimum=0)
     step_epochs: float = option(30.0, "step: epochs between two drops, counted from the end of the warm-up", above=0)
     step_factor: float = option(0.1, "step: factor of each drop", above=0, maximum=1)
@@ -302,6 +313,12 @@ class Config:
     def check(self, prefix: str) -> None:
         if self.optim.nesterov and self.optim.momentum == 0.0:
             raise UserError(f"{prefix}optim.nesterov=true needs {prefix}optim.momentum above 0")
+        if self.optim.larc is not None and self.optim.name != "sgd":
+            raise UserError(f"{prefix}optim.larc needs {prefix}optim.name=sgd, not {self.optim.name}")
+        if self.optim.larc is not None and self.train.shard:
+            raise UserError(f"{prefix}optim.larc does not support {prefix}train.shard=true; leave one out")
+        if self.schedule.warmup_over_decay and self.schedule.name != "cosine":
+            raise UserError(f"{prefix}schedule.warmup_over_decay=true needs {prefix}schedule.name=cosine")
         if self.train.shard and self.finetune.freeze_epochs != 0:
             raise UserError(f"{prefix}train.shard=true does not support {prefix}finetune.freeze_epochs; set it to 0")
         if self.train.shard and self.train.accumulate is None:

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR, StepLR
+from torch.optim.lr_scheduler import (
+    ConstantLR,
+    CosineAnnealingLR,
+    LambdaLR,
+    LinearLR,
+    LRScheduler,
+    SequentialLR,
+    StepLR,
+)
 
 from vitfast.config.schema import ScheduleConfig
 from vitfast.errors import UserError
@@ -66,17 +75,27 @@ class TrainingLength:
 def create_schedule(optimizer: Optimizer, config: ScheduleConfig, length: TrainingLength) -> LRScheduler:
     """Builds the learning rate schedule: a linear warm-up, then the decay ``config.name``.
 
-    With W warm-up steps, step ``i`` (from 0) has ``lr * (i + 1) / (W + 1)`` while ``i < W``; step W has ``lr``. Then
-    the rate decays to ``min_lr`` along half a cosine or a line, in steps by a factor, or not at all. Call ``step()``
-    after each optimizer step.
+    With W warm-up steps, step ``i`` (from 0) has ``start + (lr - start) * i / W`` while ``i < W``, where start is
+    ``warmup_lr`` or ``lr / (W + 1)``; step W has ``lr``. Then the rate decays to ``min_lr`` along half a cosine or a
+    line, in steps by a factor, or not at all. With ``warmup_over_decay`` the cosine spans all steps, and step W has
+    what it has there. Call ``step()`` after each optimizer step.
 
     Raises:
-        UserError: if ``min_lr`` is above a group's learning rate.
+        UserError: if ``min_lr`` is above a group's learning rate, or ``warmup_lr`` is.
     """
     decay = _create_decay(optimizer, config, length)
     if length.warmup_steps == 0:
         return decay
-    warmup = LinearLR(optimizer, start_factor=1 / (length.warmup_steps + 1), total_iters=length.warmup_steps)
+    start_factor = 1 / (length.warmup_steps + 1)
+    if config.warmup_lr is not None:
+        peak = max(group["initial_lr"] for group in optimizer.param_groups)
+        if config.warmup_lr > peak:
+            raise UserError(
+                f"schedule.warmup_lr={config.warmup_lr:g} is above {peak:.3g}, the learning rate at the end of the "
+                "warm-up"
+            )
+        start_factor = config.warmup_lr / peak
+    warmup = LinearLR(optimizer, start_factor=start_factor, total_iters=length.warmup_steps)
     return SequentialLR(optimizer, [warmup, decay], milestones=[length.warmup_steps])
 
 
@@ -94,4 +113,12 @@ def _create_decay(optimizer: Optimizer, config: ScheduleConfig, length: Training
         )
     if config.name == "linear":
         return LinearLR(optimizer, start_factor=1.0, end_factor=config.min_lr / max(rates), total_iters=steps)
+    if config.warmup_over_decay:
+        return LambdaLR(optimizer, [partial(_late_cosine, length, config.min_lr / rate) for rate in rates])
     return CosineAnnealingLR(optimizer, T_max=steps, eta_min=config.min_lr)
+
+
+def _late_cosine(length: TrainingLength, lowest: float, step: int) -> float:
+    """Returns the factor, from 1 to ``lowest``, of a step after the warm-up for a cosine over the whole run."""
+    share = (length.warmup_steps + step) / length.total_steps
+    return lowest + (1 - lowest) * (1 + math.cos(math.pi * min(share, 1.0))) / 2
