@@ -10,9 +10,11 @@ import torch
 from PIL import Image
 
 from vitfast.config import AugmentConfig, load_config
-from vitfast.data import Crops, build_dataset, build_loader, train_transform
+from vitfast.data import build_dataset, build_loader, train_transform
 from vitfast.errors import UserError
+from vitfast.models.multi_crop import Crops
 
+SWAV = ("task=swav", "data.drop_last=true")
 CROPS = ("data.augment.num_crops=[2,3]", "data.augment.size_crops=[12,6]", "data.augment.crop_scales=[0.3,1,0.05,0.3]")
 COLOURS = ("data.augment.color_jitter=0.8", "data.augment.hue=0.2", "data.augment.color_jitter_p=0.8")
 COLOURS += ("data.augment.gray=0.2", "data.augment.blur=0.5", "data.augment.flip=0.5")
@@ -26,7 +28,7 @@ def dataset(tmp_path_factory):
         path.parent.mkdir(parents=True, exist_ok=True)
         pixels = np.random.default_rng(index).integers(0, 256, (20, 24, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(path)
-    options = ["data.dataset=image_folder", f"data.root={root}", "data.img_size=16", *CROPS, *COLOURS]
+    options = [*SWAV, "data.dataset=image_folder", f"data.root={root}", "data.img_size=16", *CROPS, *COLOURS]
     return build_dataset(load_config(options).data, "train", seed=3)
 
 
@@ -110,4 +112,4 @@ def test_crops_are_split_and_converted_like_a_tensor():
 )
 def test_errors(options, message):
     with pytest.raises(UserError, match=re.escape(message)):
-        load_config(options)
+        load_config([*SWAV, *options])

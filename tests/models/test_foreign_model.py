@@ -44,12 +44,22 @@ def test_another_number_of_classes_keeps_all_but_the_head() -> None:
         fill_from_state(model, original.state_dict(), "resnet18.pth")
 
 
+@pytest.mark.parametrize("name", ["torchvision/resnet18", "torchvision/vit_b_32", "timm/test_vit"])
+def test_without_classes_the_features_before_the_head_are_returned(name: str) -> None:
+    whole, headless = build_model(name, num_classes=5), build_model(name, num_classes=0)
+    head = whole.get_submodule(whole.head_prefixes[0].removesuffix("."))
+    keys = set(whole.state_dict()) - {f"{whole.head_prefixes[0]}{key}" for key in head.state_dict()}
+    headless.load_state_dict({key: whole.state_dict()[key] for key in keys})
+    images = torch.randn(2, 3, whole.img_size, whole.img_size)
+    with torch.no_grad():
+        torch.testing.assert_close(head(headless.eval()(images)), whole.eval()(images))
+
+
 @pytest.mark.parametrize(
     ("name", "fields", "message"),
     [
         ("torchvision/resnet51", {}, "unknown model 'torchvision/resnet51'; the nearest: torchvision/resnet50"),
         ("torchvision/resnet18", {"in_chans": 1}, "in_chans must be 3 for torchvision's networks; got 1"),
-        ("torchvision/resnet18", {"num_classes": 0}, "num_classes must be at least 1; got 0"),
         ("torchvision/resnet18", {"depth": 3}, "unknown model field 'depth'"),
         ("torchvision/vit_b_16", {"img_size": 30}, "torchvision/vit_b_16 with num_classes=1000, image_size=30: "),
         ("timm/test_vitt", {}, "unknown model 'timm/test_vitt'; the nearest: timm/test_vit"),

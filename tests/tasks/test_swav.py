@@ -12,6 +12,9 @@ import torch
 
 from support.subprocesses import run_python
 from support.swav_steps import numbers, run_steps
+from vitfast.layers import SwavHead
+from vitfast.models.multi_crop import Crops
+from vitfast.tasks import SwavTask
 from vitfast.tasks.swav import sinkhorn, swav_loss
 
 GOLDEN = json.loads((Path(__file__).parent / "swav_steps.json").read_text())
@@ -53,6 +56,46 @@ def test_ten_steps_equal_those_of_the_original_codes(code, options):
     for name, values in expected.items():
         if values is not None:
             assert_equal(found[name], values)
+
+
+class Flatten(torch.nn.Flatten):
+    takes_any_size = True
+
+
+@pytest.mark.parametrize("queue_length", [0, 8])
+def test_ten_steps_of_the_task_equal_those_of_the_original_code(queue_length):
+    """The features are the images: a head of one layer without bias is the original's projection."""
+    head = SwavHead([6, 3], [5], use_bias=False).double()
+    with torch.no_grad():
+        head.projection_head[0].weight.copy_(numbers("projection", 3, 6))
+        head.prototypes0.weight.copy_(numbers("prototypes", 5, 3))
+    task = SwavTask(Flatten(), head, queue_length=queue_length, double_precision=True).train()
+    optimizer = torch.optim.SGD(task.parameters(), lr=0.5)
+    losses = []
+    for step in range(10):
+        optimizer.zero_grad()
+        crops = Crops(numbers(f"step{step}", 4, 4, 6)[..., None, None].unbind())
+        loss = task(crops, torch.zeros(4))["loss"]
+        loss.backward()
+        losses.append(loss.item())
+        gradient = head.projection_head[0].weight.grad.flatten().tolist()
+        optimizer.step()
+    expected = GOLDEN["original_queue" if queue_length else "original"]
+    assert_equal(losses, expected["losses"])
+    assert_equal(gradient, expected["last_projection_grad"])
+
+
+def test_the_losses_of_several_heads_are_averaged():
+    torch.manual_seed(0)
+    both = SwavTask(Flatten(), SwavHead([6, 3], [5, 7]))
+    crops, losses = Crops(torch.randn(3, 4, 6, 1, 1).unbind()), []
+    for layer in range(2):
+        alone = SwavTask(Flatten(), SwavHead([6, 3], [(5, 7)[layer]]))
+        state = both.head.state_dict()
+        names = {"prototypes0.weight": f"prototypes{layer}.weight"}
+        alone.head.load_state_dict({key: state[names.get(key, key)] for key in alone.head.state_dict()})
+        losses.append(alone(crops, torch.zeros(4))["loss"].item())
+    assert both(crops, torch.zeros(4))["loss"].item() == pytest.approx(sum(losses) / 2)
 
 
 def test_two_ranks_equal_one_process(tmp_path):

@@ -42,12 +42,12 @@ class CheckpointOptions:
         from vitfast.evaluation.checkpoint_data import is_weights_file, load_foreign_checkpoint
         from vitfast.runs.trained_model import load_trained_model
 
+        device = self.prepare_device()
+        is_probed = getattr(self, "probe", None) is not None  # a probe has a head of its own
         if is_weights_file(self.checkpoint):
             data = getattr(self, "data", None)  # of the commands that read a data set
-            any_classes = getattr(self, "probe", None) is not None  # a probe has a head of its own
-            device = self.prepare_device()
-            return load_foreign_checkpoint(self.checkpoint, self.model, data, device, any_classes=any_classes)
-        return load_trained_model(self.checkpoint, weights=self.weights, device=self.prepare_device())
+            return load_foreign_checkpoint(self.checkpoint, self.model, data, device, any_classes=is_probed)
+        return load_trained_model(self.checkpoint, weights=self.weights, device=device, headless=is_probed)
 
     def prepare_device(self) -> torch.device:
         """Returns the device, and sets the number of CPU threads."""

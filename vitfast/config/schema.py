@@ -75,6 +75,33 @@ class DistillConfig:
 
 
 @dataclass
+class SwavConfig:
+    """Self-supervised training by SwAV (task=swav); the crops are those of ``data.augment.num_crops``."""
+
+    projection: list[int] = option([2048, 128], "widths of the projection's layers", minimum=1)
+    prototypes: list[int] = option(
+        [3000], "number of prototypes; several numbers: as many layers, whose losses are averaged", minimum=2
+    )
+    assign_crops: list[int] = option([0, 1], "crops whose assignments the other crops predict", minimum=0)
+    temperature: float = option(0.1, "temperature of the predictions", above=0)
+    epsilon: float = option(0.05, "Sinkhorn: entropy regularization", above=0)
+    iterations: int = option(3, "Sinkhorn: iterations", minimum=1)
+    freeze_prototypes_steps: int = option(313, "steps at the start in which the prototypes are not trained", minimum=0)
+    hard_assignment_steps: int = option(0, "steps at the start with hard assignments", minimum=0)
+    queue_length: int = option(
+        0,
+        "embeddings of earlier batches that balance the assignments of small ones, of all processes together, rounded "
+        "down to whole batches; 0: none",
+        minimum=0,
+    )
+    queue_start_step: int = option(0, "steps before the queue is filled; it is used once it is full", minimum=0)
+    double_precision: bool = option(False, "loss and assignments in float64")
+    knn_every_epochs: int = option(
+        1, "epochs between two evaluations by a kNN classifier; 0: none, also not at the end", minimum=0
+    )
+
+
+@dataclass
 class OptimConfig:
     """The optimizer and the loss."""
 
@@ -299,9 +326,15 @@ class Config:
     recipe: str = option("vit_digits", "name of a recipe, or a .yaml file; other options override it")
     seed: int = option(0, "seed of initialization, order and augmentation", minimum=0, maximum=2**32 - 1)
     run_dir: str | None = option(None, "folder of the run; null: runs/RECIPE-TIME")
+    task: str = option(
+        "classification",
+        "classification: learn the labels; swav: learn features without labels",
+        choices=["classification", "swav"],
+    )
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
+    swav: SwavConfig = field(default_factory=SwavConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
@@ -311,6 +344,7 @@ class Config:
     track: TrackConfig = field(default_factory=TrackConfig)
 
     def check(self, prefix: str) -> None:
+        self._check_task(prefix)
         if self.optim.nesterov and self.optim.momentum == 0.0:
             raise UserError(f"{prefix}optim.nesterov=true needs {prefix}optim.momentum above 0")
         if self.optim.larc is not None and self.optim.name != "sgd":
@@ -334,3 +368,33 @@ class Config:
                 f"{prefix}schedule.min_lr={self.schedule.min_lr:g} is above {prefix}optim.lr={self.optim.lr:g}; "
                 "the learning rate decays from optim.lr to schedule.min_lr"
             )
+
+    def _check_task(self, prefix: str) -> None:
+        crops = sum(self.data.augment.num_crops)
+        if self.task != "swav":
+            if crops:
+                raise UserError(f"{prefix}data.augment.num_crops needs {prefix}task=swav; leave it out")
+            return
+        if crops < 2:
+            raise UserError(
+                f"{prefix}task=swav compares crops of an image: give at least two, for example "
+                f"{prefix}data.augment.num_crops=[2] {prefix}data.augment.size_crops=[224] "
+                f"{prefix}data.augment.crop_scales=[0.14,1]"
+            )
+        if wrong := [crop for crop in self.swav.assign_crops if crop >= crops]:
+            raise UserError(f"{prefix}swav.assign_crops has {wrong[0]}, but there are only {crops} crops, from 0")
+        if not self.data.drop_last:
+            raise UserError(f"{prefix}task=swav needs {prefix}data.drop_last=true: all batches have the same size")
+        excluded = {
+            "distill.teacher": self.distill.teacher is not None,
+            "data.augment.mixup": self.data.augment.mixup > 0,
+            "data.augment.cutmix": self.data.augment.cutmix > 0,
+            "finetune.freeze_epochs": self.finetune.freeze_epochs != 0,
+            "finetune.lora_rank": self.finetune.lora_rank is not None,
+            "quantize.format": self.quantize.format is not None,
+            "train.accumulate": self.train.accumulate != 1,
+            "train.shard": self.train.shard,
+        }
+        for name, is_set in excluded.items():
+            if is_set:
+                raise UserError(f"{prefix}task=swav does not support {prefix}{name}; leave it out")

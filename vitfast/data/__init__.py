@@ -1,6 +1,5 @@
 """Images for training and evaluation: data sets, transforms, and loaders."""
 
-from vitfast.data.crops import Crops as Crops
 from vitfast.data.image_dataset import ImageDataset as ImageDataset
 from vitfast.data.image_dataset import available_splits as available_splits
 from vitfast.data.image_dataset import build_dataset as build_dataset

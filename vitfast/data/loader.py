@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from vitfast.data.crops import Crops
 from vitfast.data.image_dataset import ImageDataset
 from vitfast.data.seeding import derive_seed
 from vitfast.errors import UserError
+from vitfast.models.multi_crop import Crops
 
 _GRACE_S = 30
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)

@@ -20,7 +20,7 @@ class ClassificationMeter:
     each rank adds its images, and ``compute`` returns the metrics of all images on every rank.
 
     Args:
-        num_classes: K.
+        num_classes: K; 0: the loss alone is accumulated.
         device: of the outputs.
         num_exits: number of exits, for each of which top-1 is computed; 1: the model has one output.
     """
@@ -30,23 +30,24 @@ class ClassificationMeter:
         self._metrics: dict[str, Metric] = {
             "images": SumMetric(nan_strategy="disable").set_dtype(torch.float64),
             "loss_sum": SumMetric(nan_strategy="disable").set_dtype(torch.float64),
-            "top1": accuracy(),
-            "top5": accuracy(top_k=min(5, num_classes)),
         }
+        if num_classes:
+            self._metrics |= {"top1": accuracy(), "top5": accuracy(top_k=min(5, num_classes))}
         self._exits = [f"exit{number}" for number in range(1, num_exits + 1)] if num_exits > 1 else []
         self._metrics |= {name: accuracy() for name in self._exits}
         for metric in self._metrics.values():
             metric.to(device)
 
-    def update(self, loss: Tensor, output: Tensor, labels: Tensor, exits: Tensor | None = None) -> None:
-        """Adds a batch: mean loss (scalar), logits [B, K], labels [B], and the logits of all exits [E, B, K]."""
+    def update(self, loss: Tensor, output: Tensor | None, labels: Tensor, exits: Tensor | None = None) -> None:
+        """Adds a batch: mean loss (scalar), logits [B, K] or None without classes, labels [B], exits [E, B, K]."""
         count = labels.shape[0]
         if count == 0:
             return
         self._metrics["images"].update(torch.tensor(float(count)))
         self._metrics["loss_sum"].update(loss.detach().double() * count)
-        self._metrics["top1"].update(output, labels)
-        self._metrics["top5"].update(output, labels)
+        if output is not None:
+            self._metrics["top1"].update(output, labels)
+            self._metrics["top5"].update(output, labels)
         for name, logits in zip(self._exits, () if exits is None else exits, strict=True):
             self._metrics[name].update(logits, labels)
 
@@ -65,8 +66,7 @@ class ClassificationMeter:
             "images": images,
             "loss": values["loss_sum"] / images if images else float("nan"),
             # the metric is float32: 0.05 would print as 0.05000000074505806
-            "top1": share["top1"],
-            "top5": share["top5"],
+            **{name: share[name] for name in ("top1", "top5") if name in share},
         }
         if self._exits:
             figures["exits"] = [share[name] for name in self._exits]

@@ -25,7 +25,6 @@ class TorchvisionFields(ModelFields):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_field(self.in_chans == 3, "in_chans", self.in_chans, "must be 3 for torchvision's networks")
-        self._check_at_least(1, "num_classes")
 
 
 @dataclass(frozen=True)
@@ -86,9 +85,12 @@ class ForeignModel(ImageModel):
             heads = heads[-1]
         heads = (heads,) if isinstance(heads, str) else heads
         self.head_prefixes = tuple(f"{_NETWORK}{head}." for head in heads)  # type: ignore[misc]
+        if not fields.num_classes:
+            for head in heads:
+                self.network.set_submodule(head, nn.Identity())
 
     def forward(self, images: Tensor) -> Tensor:
-        """Classifies images ``[B, in_chans, img_size, img_size]``; returns logits ``[B, num_classes]``."""
+        """Classifies images ``[B, in_chans, img_size, img_size]``; returns logits ``[B, num_classes]`` or features."""
         logits: Tensor = self.network(images)
         return logits
 
@@ -176,7 +178,7 @@ def _torchvision_builder(name: str, fields: TorchvisionFields) -> tuple[Any, dic
     import torchvision
 
     builder = torchvision.models.get_model_builder(name)
-    options: dict[str, Any] = {"num_classes": fields.num_classes}
+    options: dict[str, Any] = {"num_classes": max(fields.num_classes, 1)}  # torchvision has no networks without head
     if "image_size" in inspect.signature(builder).parameters or name.startswith("vit_"):
         options["image_size"] = fields.img_size
     if name in ("googlenet", "inception_v3"):

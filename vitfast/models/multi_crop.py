@@ -1,11 +1,11 @@
-"""``MultiCrop``: crops of several sizes through one model, as in SwAV's training."""
+"""Crops of several sizes through one model, as in SwAV's training."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,38 @@ from torch import Tensor, nn
 from vitfast.errors import UserError
 from vitfast.layers import resize_position_embedding
 from vitfast.layers.position_embedding import PositionInterpolation
+from vitfast.models.image_model import ImageModel
 from vitfast.models.t2t_vit import T2TViT
 from vitfast.models.vit import VisionTransformer
 
 Module = TypeVar("Module", bound=nn.Module)
+
+
+class Crops:
+    """A batch of several crops of each image; it has the methods of a tensor that data loading and training use.
+
+    Args:
+        tensors: a batch ``[B, C, size, size]`` for each crop, crops of one size being consecutive.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.tensors = tuple(tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors[0])
+
+    def to(self, *args: Any, **kwargs: Any) -> Crops:
+        """Converts all crops as ``Tensor.to`` does."""
+        return Crops([tensor.to(*args, **kwargs) for tensor in self.tensors])
+
+    def pin_memory(self) -> Crops:
+        """Copies all crops to pinned memory."""
+        return Crops([tensor.pin_memory() for tensor in self.tensors])
+
+    def tensor_split(self, parts: int) -> list[Crops]:
+        """Splits the batch as ``Tensor.tensor_split`` does."""
+        split = [tensor.tensor_split(parts) for tensor in self.tensors]
+        return [Crops(part) for part in zip(*split, strict=True)]
 
 
 class MultiCrop(nn.Module):
@@ -26,14 +54,14 @@ class MultiCrop(nn.Module):
     resampled in each pass, with gradients.
 
     Args:
-        model: a ViT, DeiT, ConViT or T2T-ViT; headless (``num_classes=0``) if ``head`` is given.
+        model: as in ``crop_features``; headless (``num_classes=0``) if ``head`` is given.
         head: maps features ``[B, C]``, ``SwavHead`` for example; None: the model's head.
         single_pass_every_crop: one forward pass per crop, which needs less memory.
         position_interpolation: how positions are resampled, see ``resize_position_embedding``; vissl uses
             ``"bicubic"``, also for its ConViT.
 
     Raises:
-        UserError: the model has no position embeddings that can be resized, or there are two heads.
+        UserError: the model takes only one image size, or there are two heads.
     """
 
     def __init__(
@@ -45,11 +73,10 @@ class MultiCrop(nn.Module):
         position_interpolation: PositionInterpolation = "bicubic",
     ) -> None:
         super().__init__()
-        if not isinstance(model, (VisionTransformer, T2TViT)):
-            raise UserError(f"MultiCrop runs a ViT, DeiT, ConViT or T2T-ViT; got a {type(model).__name__}")
+        check_trunk(model)
         if head is not None and model.num_classes:
             raise UserError(f"head is given, and {model.model_name} has one; create the model with num_classes=0")
-        self.model = model
+        self.model = cast(ImageModel, model)
         self.head = nn.Identity() if head is None else head
         self.single_pass_every_crop = single_pass_every_crop
         self.position_interpolation = position_interpolation
@@ -70,17 +97,58 @@ class MultiCrop(nn.Module):
             ValueError: as the model's ``forward``.
         """
         crops = [crops] if isinstance(crops, Tensor) else list(crops)
-        if not crops:
-            raise UserError("crops is empty; give at least one tensor [B, in_chans, size, size]")
-        if self.single_pass_every_crop:
-            passes = crops
-        else:
-            passes = [torch.cat(tuple(group)) for _, group in groupby(crops, key=lambda crop: crop.shape[1:])]
         return self.head(
-            torch.cat(
-                [view_at_size(self.model, images.shape[-1], self.position_interpolation)(images) for images in passes]
+            crop_features(
+                self.model,
+                crops,
+                single_pass_every_crop=self.single_pass_every_crop,
+                position_interpolation=self.position_interpolation,
             )
         )
+
+
+def check_trunk(model: nn.Module) -> None:
+    """Raises UserError unless ``crop_features`` can run a model."""
+    if not isinstance(model, (VisionTransformer, T2TViT)) and not getattr(model, "takes_any_size", False):
+        raise UserError(
+            "crops of several sizes need a ViT, DeiT, ConViT, T2T-ViT or a network for any image size; "
+            f"got a {type(model).__name__}"
+        )
+
+
+def crop_features(
+    model: nn.Module,
+    crops: Sequence[Tensor],
+    *,
+    single_pass_every_crop: bool = False,
+    position_interpolation: PositionInterpolation = "bicubic",
+) -> Tensor:
+    """Runs a model on crops of several sizes; consecutive crops of one size share a forward pass.
+
+    Args:
+        model: a ViT, DeiT, ConViT or T2T-ViT, or a network of timm or torchvision that takes images of any size.
+        crops: each ``[B, in_chans, size, size]`` with its size.
+        single_pass_every_crop: see ``MultiCrop``.
+        position_interpolation: see ``MultiCrop``.
+
+    Returns:
+        The outputs ``[number of crops * B, C]``: all images of the first crop, then all of the second, and so on.
+
+    Raises:
+        UserError: there are no crops, or the model does not support a crop's size.
+    """
+    if not crops:
+        raise UserError("crops is empty; give at least one tensor [B, in_chans, size, size]")
+    passes = list(crops)
+    if not single_pass_every_crop:
+        passes = [torch.cat(tuple(group)) for _, group in groupby(crops, key=lambda crop: crop.shape[1:])]
+    outputs = []
+    for images in passes:
+        view = model
+        if isinstance(model, (VisionTransformer, T2TViT)):
+            view = view_at_size(model, images.shape[-1], position_interpolation)
+        outputs.append(view(images))
+    return torch.cat(outputs)
 
 
 def view_at_size(

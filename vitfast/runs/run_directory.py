@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 import vitfast
 from vitfast.errors import UserError, explain_os_error
 from vitfast.files import atomic_file, open_append, open_regular, read_text
+from vitfast.weights.save_weights import write_safetensors
 
 CONFIG, ENVIRONMENT, METRICS, LOG, CURVES = "config.yaml", "environment.json", "metrics.jsonl", "log.txt", "curves.png"
 NON_FINITE = "non_finite.json"
@@ -131,6 +133,15 @@ class RunDirectory:
             self.warn(f"{NON_FINITE} could not be written: {error}")
             return None
         return self.path / NON_FINITE
+
+    def write_diagnostics(self, tensors: dict[str, Tensor], rank: int) -> None:
+        """Writes tensors of a rank that explain a non-finite loss to ``non_finite_rank0.safetensors``, if any."""
+        if not tensors:
+            return
+        try:
+            write_safetensors(tensors, self.path / f"non_finite_rank{rank}.safetensors", {})
+        except OSError as error:
+            self.warn(f"the scores of rank {rank} could not be written: {error}")
 
     def append_metrics(self, row: dict[str, Any]) -> None:
         """Appends a row to ``metrics.jsonl``; a non-finite value becomes null, because JSON has no NaN.

@@ -78,7 +78,9 @@ class TrainedModel:
         return f"{self.name}, {numbers + ', ' if numbers else ''}{kind} of {self.checkpoint}{choice}"
 
 
-def load_trained_model(path: str, *, weights: str = "auto", device: torch.device) -> TrainedModel:
+def load_trained_model(
+    path: str, *, weights: str = "auto", device: torch.device, headless: bool = False
+) -> TrainedModel:
     """Verifies all files of a checkpoint and loads its model, quantized as it was saved.
 
     Args:
@@ -86,9 +88,10 @@ def load_trained_model(path: str, *, weights: str = "auto", device: torch.device
             checkpoint folder.
         weights: ``ema``, ``model``, or ``auto``: the average if the checkpoint has one.
         device: of the model.
+        headless: whether the model may be one without classes, of training without labels.
 
     Raises:
-        UserError: if there is no valid checkpoint, or it does not have these weights.
+        UserError: if there is no valid checkpoint, it does not have these weights, or has no classes.
     """
     if weights not in WEIGHTS:
         raise UserError(f"weights={weights}; it must be one of {', '.join(WEIGHTS)}")
@@ -110,6 +113,11 @@ def load_trained_model(path: str, *, weights: str = "auto", device: torch.device
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{checkpoint} does not fit this version of vitfast: {one_line(error)}") from error
     _check_sizes(checkpoint, manifest, model)
+    if not model.num_classes and not headless:
+        raise UserError(
+            f"{checkpoint} has features but no classes, since it was trained without labels; evaluate it with "
+            f"probe=knn or probe=linear, or add classes by recipe=finetune model.checkpoint={path}"
+        )
     return TrainedModel(model.eval().to(device), checkpoint, manifest, weights, choice)
 
 
@@ -118,7 +126,8 @@ def _check_sizes(checkpoint: Path, manifest: dict[str, Any], model: ImageModel) 
     data = manifest["data"]
     if missing := [name for name in PREPROCESSING if name not in data and name != "resize"]:
         raise CheckpointError(f"{checkpoint} is damaged: its manifest lacks data.{missing[0]}; use another checkpoint")
-    pairs = [("class names", len(manifest["class_names"]), model.num_classes)]
+    # training without labels records the names of the classes for its kNN classifier
+    pairs = [("class names", len(manifest["class_names"]), model.num_classes)] if model.num_classes else []
     pairs += [("pixels", data["img_size"], model.img_size)]
     pairs += [("channels", count, model.in_chans) for count in (data["in_chans"], len(data["mean"]), len(data["std"]))]
     for what, recorded, expected in pairs:

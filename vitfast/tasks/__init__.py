@@ -9,3 +9,4 @@ from vitfast.tasks.distillation import DistillationTask as DistillationTask
 from vitfast.tasks.distillation import Teacher as Teacher
 from vitfast.tasks.swav import sinkhorn as sinkhorn
 from vitfast.tasks.swav import swav_loss as swav_loss
+from vitfast.tasks.swav_task import SwavTask as SwavTask

@@ -19,6 +19,9 @@ class Task(nn.Module):
         label_smoothing: share of the target that is spread over all classes, 0 <= share < 1. It applies in training
             only: the evaluation loss is the plain cross-entropy, so that runs are comparable.
 
+    Attributes:
+        step: completed optimizer steps; the training loop sets it.
+
     Raises:
         ValueError: if ``label_smoothing`` is outside [0, 1).
     """
@@ -31,6 +34,7 @@ class Task(nn.Module):
             raise ValueError(f"label_smoothing is {label_smoothing}; it must be at least 0 and less than 1")
         self.model = model
         self.label_smoothing = label_smoothing
+        self.step = 0
 
     def forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Runs the model on a batch.
@@ -44,6 +48,27 @@ class Task(nn.Module):
             exits, ``exits``, the logits of each exit [E, B, K].
         """
         raise NotImplementedError(f"{type(self).__name__} must implement forward")
+
+    def after_backward(self) -> None:
+        """Changes gradients before they are clipped and used; by default none."""
+
+    def shared_state(self) -> dict[str, Tensor]:
+        """Returns what a checkpoint saves beside the model, equal on all ranks; by default nothing."""
+        return {}
+
+    def load_shared_state(self, state: dict[str, Tensor]) -> None:
+        """Restores ``shared_state``."""
+
+    def rank_state(self) -> dict[str, Tensor]:
+        """Returns what a checkpoint saves for each rank; by default nothing."""
+        return {}
+
+    def load_rank_state(self, state: dict[str, Tensor]) -> None:
+        """Restores ``rank_state``."""
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        """Returns what explains a non-finite loss of the last batch; by default nothing."""
+        return {}
 
     def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Returns the mean cross-entropy of float32 logits [B, K], with label smoothing in training."""

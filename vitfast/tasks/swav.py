@@ -100,14 +100,22 @@ class EmbeddingQueue:
         length: embeddings of each crop; a multiple of the images that are added at a time.
         dim: channels of an embedding.
         device: of the embeddings.
+        dtype: of the embeddings.
 
     Attributes:
         embeddings: ``[num_crops, length, dim]``.
         filled: how many of them have been added, at most ``length``.
     """
 
-    def __init__(self, num_crops: int, length: int, dim: int, device: torch.device | None = None) -> None:
-        self.embeddings = torch.zeros(num_crops, length, dim, device=device)
+    def __init__(
+        self,
+        num_crops: int,
+        length: int,
+        dim: int,
+        device: torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.embeddings = torch.zeros(num_crops, length, dim, device=device, dtype=dtype)
         self.filled = 0
 
     @property

@@ -15,6 +15,7 @@ from vitfast.data import ImageDataset
 from vitfast.errors import UserError
 from vitfast.evaluation.checkpoint_data import is_run
 from vitfast.evaluation.number_format import format_overrides, number_format
+from vitfast.layers import SwavHead
 from vitfast.models import ImageModel
 from vitfast.models.registry import resolve_fields, resolve_name
 from vitfast.quantization.calibrate import calibrate
@@ -24,7 +25,8 @@ from vitfast.quantization.record import quantize_from_record
 from vitfast.runs.checkpoint import list_checkpoints, load_weights_file, resolve_checkpoint
 from vitfast.runs.run_directory import CONFIG
 from vitfast.runs.trained_model import load_trained_model
-from vitfast.tasks import DistillationTask, Task, Teacher, create_plain_task
+from vitfast.tasks import DistillationTask, SwavTask, Task, Teacher, create_plain_task
+from vitfast.training.distributed import Ranks
 from vitfast.training.training_data import TrainingData
 from vitfast.weights.load_weights import stored_model_fields
 from vitfast.weights.manifest import CheckpointError, read_manifest
@@ -40,12 +42,15 @@ _SET_ELSEWHERE = {
 }
 
 
-def create_training_model(config: ModelConfig, data: ImageDataset, resumed: Path | None = None) -> ImageModel:
+def create_training_model(
+    config: ModelConfig, data: ImageDataset, resumed: Path | None = None, *, headless: bool = False
+) -> ImageModel:
     """Builds the model with the classes, channels and image size of the data.
 
     Args:
         config: options of the model.
         data: the training images.
+        headless: whether the model has no head and returns features.
         resumed: the checkpoint of a run that goes on. Its weights, the record of their model and the options are
             compared before anything of their sizes is allocated, since any of them may have been changed.
 
@@ -57,7 +62,8 @@ def create_training_model(config: ModelConfig, data: ImageDataset, resumed: Path
             raise UserError(f"model.fields.{name} cannot be set: it is determined by {place}")
     rates = {"drop_path": config.drop_path, "drop_rate": config.drop_rate}
     fields = {**{name: rate for name, rate in rates.items() if rate}, **config.fields}
-    fields |= {"num_classes": len(data.class_names), "img_size": data.img_size, "in_chans": data.in_chans}
+    num_classes = 0 if headless else len(data.class_names)
+    fields |= {"num_classes": num_classes, "img_size": data.img_size, "in_chans": data.in_chans}
     if resumed is not None:
         _check_resumed_model(resumed, config, fields)
     checkpoint = config.checkpoint
@@ -100,12 +106,15 @@ def _check_resumed_model(checkpoint: Path, config: ModelConfig, fields: Mapping[
         )
 
 
-def create_task(config: Config, model: ImageModel, data: ImageDataset, device: torch.device) -> Task:
-    """Builds the task of a run: classification with one or several exits, or distillation if a teacher is given.
+def create_task(config: Config, model: ImageModel, data: ImageDataset, ranks: Ranks) -> Task:
+    """Builds the task of a run: classification with one or several exits, distillation if a teacher is given, or SwAV.
 
     Raises:
-        UserError: if the model has no distillation token, or the teacher does not fit the data.
+        UserError: if the model has no distillation token, the teacher does not fit the data, or SwAV not the model.
     """
+    device = ranks.device
+    if config.task == "swav":
+        return _create_swav_task(config, model, data, ranks)
     smoothing = config.optim.label_smoothing
     if config.distill.teacher is None:
         return create_plain_task(model, smoothing).to(device)
@@ -123,6 +132,35 @@ def create_task(config: Config, model: ImageModel, data: ImageDataset, device: t
         soft_mean=cast(Any, config.distill.soft_mean),
         label_smoothing=smoothing,
     ).to(device)
+
+
+def _create_swav_task(config: Config, model: ImageModel, data: ImageDataset, ranks: Ranks) -> Task:
+    batch, options = config.data.batch_size, config.swav
+    if batch % ranks.world:
+        raise UserError(
+            f"data.batch_size={batch} is not a multiple of the {ranks.world} processes, which task=swav needs"
+        )
+    if 0 < options.queue_length < batch:
+        raise UserError(
+            f"swav.queue_length={options.queue_length} is below data.batch_size={batch}; give at least that, or 0"
+        )
+    with torch.no_grad():
+        features = model.eval()(torch.zeros(1, data.in_chans, data.img_size, data.img_size))
+    if model.num_exits > 1 or features.dim() != 2 or getattr(model.fields, "distillation_token", "none") != "none":
+        raise UserError(f"task=swav needs a model with one vector of features, unlike model.name={config.model.name}")
+    return SwavTask(
+        model.to(ranks.device),
+        SwavHead([features.shape[1], *options.projection], options.prototypes).to(ranks.device),
+        assign_crops=options.assign_crops,
+        temperature=options.temperature,
+        epsilon=options.epsilon,
+        iterations=options.iterations,
+        freeze_prototypes_steps=options.freeze_prototypes_steps,
+        hard_assignment_steps=options.hard_assignment_steps,
+        queue_length=options.queue_length // batch * (batch // ranks.world),
+        queue_start_step=options.queue_start_step,
+        double_precision=options.double_precision,
+    )
 
 
 def _load_teacher(config: DistillConfig, data: ImageDataset, device: torch.device) -> Teacher:

@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitfast.evaluation.knn import KNN_PROTOCOLS
 from vitfast.training.schedule import TrainingLength
 from vitfast.weights.manifest import CheckpointError, is_count, is_number
 
 _NON_NEGATIVE = ("exp_avg_sq",)
+_SPLITS = {"train", "val", "test"}
 _ROUNDING = 1.001  # of a learning rate that is computed step by step
-_METRICS = ("loss", "top1", "top5", "images_per_s")
+_METRICS = ({"loss", "images_per_s"}, {"knn", "images_per_s"})  # at least one of these sets
 
 
 def require(holds: bool, name: str, rule: str) -> None:
@@ -44,9 +46,9 @@ def check_counters(state: Mapping[str, Any], length: TrainingLength) -> None:
     require(step is None or (is_count(step) and step <= state["step"]), "best_step", "null or a completed step")
     metrics = state["metrics"]
     require(
-        isinstance(metrics, dict) and metrics.keys() <= {"train", "val"} and all(map(_are_metrics, metrics.values())),
+        isinstance(metrics, dict) and metrics.keys() <= _SPLITS and all(map(_are_metrics, metrics.values())),
         "metrics",
-        f"{', '.join(_METRICS)} by split",
+        "loss, top1, top5, images_per_s, or knn and images_per_s, by split",
     )
     rows = state["metric_rows"]
     require(isinstance(rows, list) and all(map(_is_row, rows)), "metric_rows", "the rows of metrics.jsonl")
@@ -155,6 +157,19 @@ def check_meters(saved: Any, fresh: dict[str, Any]) -> None:
             require(fits, f"{name}.{metric}", "finite numbers from 0, of the same shape as those of this version")
 
 
+def check_task(saved: Any, fresh: dict[str, Tensor], name: str, *, any_length: bool = False) -> None:
+    """Checks named tensors of a task against those of a new one; with ``any_length``, the second size may differ."""
+    require(isinstance(saved, dict) and saved.keys() == fresh.keys(), name, f"named {', '.join(fresh) or 'nothing'}")
+    for key, tensor in fresh.items():
+        value, shape = saved[key], list(tensor.shape)
+        fits = isinstance(value, Tensor) and value.dtype == tensor.dtype and value.dim() == tensor.dim()
+        fits = fits and all(
+            one == other or (any_length and axis == 1)
+            for axis, (one, other) in enumerate(zip(value.shape, shape, strict=True))
+        )
+        require(fits and bool(value.isfinite().all()), f"{name}.{key}", f"finite, of shape {shape} and {tensor.dtype}")
+
+
 def check_weights(state: Any, module: nn.Module, name: str) -> None:
     """Checks that a state dict of ``module`` has finite parameters, and buffers without NaN."""
     are_tensors = isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values())
@@ -172,14 +187,19 @@ def first_non_finite(state: Mapping[str, Tensor], parameters: set[str]) -> str |
 
 
 def _are_metrics(values: Any) -> bool:
-    if not isinstance(values, dict) or not values.keys() >= set(_METRICS):
+    if not isinstance(values, dict) or not any(values.keys() >= names for names in _METRICS):
         return False
-    numbers = [number for value in values.values() for number in (value if isinstance(value, list) else [value])]
+    by_protocol = values.get("knn", {})
+    if not isinstance(by_protocol, dict) or not by_protocol.keys() <= KNN_PROTOCOLS.keys():
+        return False
+    rest = [value for name, value in values.items() if name != "knn"]
+    numbers = [number for value in rest for number in (value if isinstance(value, list) else [value])]
+    numbers += by_protocol.values()
     return all(type(number) is float or is_number(number) for number in numbers)  # a loss may be infinite
 
 
 def _is_row(row: Any) -> bool:
-    if not isinstance(row, dict) or row.get("split") not in ("train", "val", "test"):
+    if not isinstance(row, dict) or row.get("split") not in _SPLITS:
         return False
     numbers = {key: value for key, value in row.items() if key != "split"}
     counts = (numbers.get("epoch"), numbers.get("step"))

@@ -16,18 +16,19 @@ from torchvision.transforms.v2.functional import to_pil_image
 from vitfast.config.schema import Config
 from vitfast.data import ImageDataset
 from vitfast.evaluation.image_files import restore_pixels
+from vitfast.evaluation.knn import KNN_PROTOCOLS
 from vitfast.runs.run_directory import CONFIG, CURVES
 from vitfast.text_table import percent, text_table
 from vitfast.training.training_state import TrainingState
 
+_HEADERS = ("loss", "top-1", "top-5", *(f"kNN {name}" for name in KNN_PROTOCOLS), "images/s")
+
 
 def result_table(metrics: dict[str, Any], state: TrainingState, ema_decay: float | None, seconds: float) -> str:
     """Formats the results of a run."""
-    rows = [
-        (split, f"{one['loss']:.4f}", percent(one["top1"]), percent(one["top5"]), f"{one['images_per_s']:,.0f}")
-        for split, one in metrics.items()
-    ]
-    lines = [text_table(("split", "loss", "top-1", "top-5", "images/s"), rows)]
+    headers = [name for name in _HEADERS if any(name in _cells(one) for one in metrics.values())]
+    rows = [(split, *(_cells(one).get(name, "") for name in headers)) for split, one in metrics.items()]
+    lines = [text_table(("split", *headers), rows)]
     evaluated = [split for split in ("val", "test") if split in metrics]
     if evaluated:
         weights = "the weights of the last step"
@@ -44,6 +45,21 @@ def result_table(metrics: dict[str, Any], state: TrainingState, ema_decay: float
     return "\n".join(lines)
 
 
+def describe_metrics(metrics: dict[str, Any]) -> list[str]:
+    """Returns the metrics of a split as phrases for the log."""
+    parts = [f"loss {metrics['loss']:.4f}"] if "loss" in metrics else []
+    parts += [f"top-1 {metrics['top1']:7.2%}"] if "top1" in metrics else []
+    return parts + [f"kNN {name} {accuracy:.2%}" for name, accuracy in metrics.get("knn", {}).items()]
+
+
+def _cells(metrics: dict[str, Any]) -> dict[str, str]:
+    """Returns the formatted metrics of a split by header."""
+    cells = {"loss": f"{metrics['loss']:.4f}"} if "loss" in metrics else {}
+    cells |= {name: percent(metrics[key]) for name, key in (("top-1", "top1"), ("top-5", "top5")) if key in metrics}
+    cells |= {f"kNN {name}": percent(accuracy) for name, accuracy in metrics.get("knn", {}).items()}
+    return {**cells, "images/s": f"{metrics['images_per_s']:,.0f}"}
+
+
 def next_commands(config: Config, run_dir: Path, sample: Path | None, splits: Collection[str]) -> str:
     """Lists commands to try after a run whose data have ``splits``, quoted for the shell."""
     run, seed = shlex.quote(str(run_dir)), config.seed + 1
@@ -51,7 +67,12 @@ def next_commands(config: Config, run_dir: Path, sample: Path | None, splits: Co
     own_images = "recipe=vit_small_cifar10_32px data.dataset=image_folder data.root=ROOT"
     split = "" if "test" in splits else f" split={'val' if 'val' in splits else 'train'}"
     commands = [("evaluate it in detail", f"evaluate checkpoint={run}{split}")]
-    if sample is not None:
+    if config.task == "swav":
+        commands = [
+            ("evaluate its features", f"evaluate checkpoint={run}{split} probe=linear"),
+            ("fine-tune it", f"train recipe=finetune model.checkpoint={run} {_data_options(config)}"),
+        ]
+    elif sample is not None:
         commands.append(("classify images", f"predict checkpoint={run} images={shlex.quote(str(sample))}"))
     if config.schedule.steps is None:  # or else it may have ended within an epoch and cannot be extended
         longer = f"schedule.epochs={2 * config.schedule.epochs}"
@@ -68,6 +89,11 @@ def next_commands(config: Config, run_dir: Path, sample: Path | None, splits: Co
     for purpose, command in commands:
         lines += [f"  # {purpose}", f"  {_python_command()} -m vitfast.{command}"]
     return "\n".join(lines)
+
+
+def _data_options(config: Config) -> str:
+    root = "" if config.data.root is None else f" data.root={shlex.quote(config.data.root)}"
+    return f"data.dataset={config.data.dataset}{root}"
 
 
 def resume_command(run_dir: Path) -> str:

@@ -47,7 +47,11 @@ class Tracking:
         for key, value in line.items():
             if key in _NOT_METRICS:
                 continue
-            values = {key: value} if not isinstance(value, list) else {f"{key}_{n}": v for n, v in enumerate(value, 1)}
+            values = {key: value}
+            if isinstance(value, list):
+                values = {f"{key}_{n}": one for n, one in enumerate(value, 1)}
+            elif isinstance(value, dict):
+                values = {f"{key}_{name}": one for name, one in value.items()}
             metrics |= {f"{line['split']}/{name}": one for name, one in values.items() if math.isfinite(one)}
         for name, backend in list(self._backends.items()):
             self._try(name, partial(backend[0], metrics, line["step"]))
@@ -103,16 +107,18 @@ def _weights_and_biases(config: Config, run_dir: Path) -> _Backend:
 def draw_curves(metrics: Iterable[dict[str, Any]], path: str | os.PathLike[str], title: str) -> None:
     """Plots loss and top-1 accuracy over the epochs, and writes the figure atomically.
 
-    The train curve is the mean over an epoch of augmented images, while the weights change; it may be worse than the
-    validation curve. The test result is a star. No display is needed.
+    The accuracy of training without labels is that of the kNN classifier, k=20. The train curve is the mean over an
+    epoch of augmented images, while the weights change; it may be worse than the validation curve. The test result is a
+    star. No display is needed.
     """
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    lines = list(metrics)
+    lines = [{**row, "top1": row["knn"]["k20"]} if "knn" in row else row for row in metrics]
+    accuracy = "kNN top-1 accuracy, k=20" if any("knn" in row for row in lines) else "top-1 accuracy"
     figure = new_figure(10, 4.2)
     figure.subplots_adjust(left=0.07, right=0.985, bottom=0.12, top=0.9, wspace=0.2)
     figure.suptitle(title)
-    for axes, key, label in zip(figure.subplots(1, 2), ("loss", "top1"), ("loss", "top-1 accuracy"), strict=True):
+    for axes, key, label in zip(figure.subplots(1, 2), ("loss", "top1"), ("loss", accuracy), strict=True):
         for split, colour in _COLOURS.items():
             _draw_split(axes, [line for line in lines if line["split"] == split], key, split, colour)
         axes.set(xlabel="epoch", ylabel=label)
@@ -132,7 +138,7 @@ def _draw_split(axes: Any, lines: list[dict[str, Any]], key: str, split: str, co
         return
     epochs, values = zip(*points, strict=True)
     last = f"{values[-1]:.2%}" if key == "top1" else f"{values[-1]:.3f}"
-    if split == "test":
+    if split == "test" and len(points) == 1:
         axes.plot(epochs[-1:], values[-1:], "*", markersize=13, color=colour, label=f"test {last}", zorder=3)
         return
     label = f"{split} {last}"

@@ -6,7 +6,7 @@ import math
 import time
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -17,7 +17,8 @@ from vitfast.config.schema import Config
 from vitfast.data import ImageDataset, create_mixing
 from vitfast.device import autocast, synchronize
 from vitfast.errors import UserError
-from vitfast.evaluation.evaluate import Evaluation, evaluate
+from vitfast.evaluation.evaluate import evaluate
+from vitfast.models import ImageModel
 from vitfast.quantization.record import quantization_record
 from vitfast.runs.checkpoint import (
     BEST,
@@ -33,7 +34,9 @@ from vitfast.training.check_state import first_non_finite
 from vitfast.training.distributed import Ranks, Replica, full_tensor
 from vitfast.training.finite_guard import batch_indices, not_finite
 from vitfast.training.fixed_options import fixed_options
+from vitfast.training.knn_metric import knn_metrics
 from vitfast.training.progress import progress_bar
+from vitfast.training.run_summary import describe_metrics
 from vitfast.training.schedule import TrainingLength
 from vitfast.training.stop_signal import StopSignal
 from vitfast.training.tracking import Tracking, draw_curves
@@ -69,6 +72,7 @@ class Trainer:
         self.task = state.task
         data.warn = run.warn
         self.num_classes = len(data.train.class_names)
+        self.is_swav = config.task == "swav"
         self.mixing = create_mixing(config.data.augment, self.num_classes, config.seed)
         self.replica = Replica(self.task, ranks, compiled=config.train.compile)
         self._saved: tuple[int, int] | None = None  # (epoch, step) of the newest checkpoint
@@ -161,7 +165,9 @@ class Trainer:
         targets = labels
         if self.mixing is not None and len(labels):
             images, targets = self.mixing(images, labels, epoch=state.epoch, step=state.step_in_epoch)
+        self.task.step = state.step
         loss, result = self._accumulate_gradients(images, targets)
+        self.task.after_backward()
         state.scaler.unscale_(state.optimizer)
         norm = self._clip_gradients()
         if self._check_finite(loss, norm, loader, batch):
@@ -174,7 +180,7 @@ class Trainer:
         state.scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
         state.schedule.step()
-        state.meter.update(loss, result["output"], labels, result.get("exits"))
+        state.meter.update(loss, result.get("output"), labels, result.get("exits"))
         state.step += 1
         state.step_in_epoch += 1
 
@@ -224,6 +230,7 @@ class Trainer:
         self.stop.set_agreed(signal)
         if bad:
             indices = [] if finite else batch_indices(loader, batch)
+            self.run.write_diagnostics(self.task.diagnostics(), self.ranks.rank)
             raise not_finite(
                 loss,
                 norm,
@@ -237,14 +244,13 @@ class Trainer:
         return bool(overflows)
 
     def _report_step(self, bar: tqdm[Any]) -> None:
-        metrics, state = self.state.meter.compute(), self.state
-        loss, top1, lr = metrics["loss"], metrics["top1"], state.learning_rate
-        bar.set_postfix_str(f"loss {loss:.3f}, top-1 {top1:.1%}", refresh=False)
-        self.tracking.log({"split": "within_epoch", "step": state.step, "loss": loss, "top1": top1, "lr": lr})
-        self.run.log(
-            f"step {state.step}: epoch {state.epoch + 1}, so far loss {loss:.4f}, top-1 {top1:.2%}, lr {lr:.3g}",
-            show=False,
-        )
+        state = self.state
+        metrics, lr = {name: state.meter.compute().get(name) for name in ("loss", "top1")}, state.learning_rate
+        metrics = {name: value for name, value in metrics.items() if value is not None}
+        so_far = ", ".join(describe_metrics(metrics))
+        bar.set_postfix_str(so_far, refresh=False)
+        self.tracking.log({"split": "within_epoch", "step": state.step, **metrics, "lr": lr})
+        self.run.log(f"step {state.step}: epoch {state.epoch + 1}, so far {so_far}, lr {lr:.3g}", show=False)
 
     def _end_epoch(self) -> bool:
         """Validates and records an epoch; returns False if it was stopped before that was complete."""
@@ -252,16 +258,16 @@ class Trainer:
         train = state.meter.compute()
         speed = train.pop("images") / max(state.seconds_in_epoch, 1e-9)
         metrics: dict[str, Any] = {"train": {**train, "images_per_s": round(speed, 1)}}
-        if self.data.val is not None:
-            evaluation = self._evaluate(self.data.val)
-            if evaluation is None:
+        if (split := self._evaluated_split()) is not None:
+            evaluated = self._evaluate(self.data.splits[split])
+            if evaluated is None:
                 return False
-            metrics["val"] = evaluation.metrics()
+            metrics[split] = evaluated
         is_best = state.finish_epoch(metrics)
         for split, values in metrics.items():
             self._record(split, values)
         parts = [f"epoch {state.epoch:>{len(str(self.length.epochs))}}/{self.length.epochs}"]
-        parts += [f"{split} loss {one['loss']:.4f} top-1 {one['top1']:7.2%}" for split, one in metrics.items()]
+        parts += [f"{split} {' '.join(describe_metrics(one))}" for split, one in metrics.items()]
         parts.append(f"{speed:,.0f} images/s")
         self.run.log("  ".join(parts) + ("  best" if is_best else ""))
         final = state.epoch == self.length.epochs
@@ -270,25 +276,48 @@ class Trainer:
         self._draw(force=False)
         return True
 
-    def _evaluate(self, dataset: ImageDataset) -> Evaluation | None:
-        return evaluate(
-            self.state.evaluated_task,
+    def _evaluated_split(self) -> str | None:
+        """Returns the split that is evaluated after the running epoch, or None."""
+        if self.is_swav:
+            every = self.config.swav.knn_every_epochs
+            if not every or (self.state.epoch + 1) % every or self.num_classes < 2:
+                return None
+            # no choice depends on the test images: without a val split there is no best checkpoint
+            return next((split for split in ("val", "test") if split in self.data.splits), None)
+        return "val" if self.data.val is not None else None
+
+    def _evaluate(self, dataset: ImageDataset) -> dict[str, Any] | None:
+        """Returns the metrics of a split, or None if that was stopped."""
+        task, precision = self.state.evaluated_task, self.config.train.precision
+        if self.is_swav:
+            return knn_metrics(
+                cast(ImageModel, task.model),
+                self.data,
+                dataset,
+                self.ranks,
+                precision=precision,
+                should_stop=self.stop.agree,
+            )
+        evaluation = evaluate(
+            task,
             self.data.evaluation_loader(dataset),
             num_classes=self.num_classes,
             device=self.device,
             num_exits=getattr(self.task.model, "num_exits", 1),
-            precision=self.config.train.precision,
+            precision=precision,
             should_stop=self.stop.agree,
         )
+        return None if evaluation is None else evaluation.metrics()
 
     def _test(self) -> dict[str, Any] | None:
         metrics = dict(self.state.metrics)
-        if self.data.test is not None:
-            evaluation = self._evaluate(self.data.test)
-            if evaluation is None:
+        without_labels = self.is_swav and (not self.config.swav.knn_every_epochs or self.num_classes < 2)
+        if self.data.test is not None and "test" not in metrics and not without_labels:
+            tested = self._evaluate(self.data.test)
+            if tested is None:
                 return None  # the last checkpoint is saved: a resumed run repeats the test
-            metrics["test"] = evaluation.metrics()
-            self._record("test", metrics["test"])
+            metrics["test"] = tested
+            self._record("test", tested)
         self._draw(force=True)
         return metrics
 

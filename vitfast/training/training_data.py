@@ -42,7 +42,7 @@ class TrainingData:
         self.train = self._build("train", config)
         self.val = self._build("val", config) if "val" in splits else None
         self.test = self._build("test", config) if "test" in splits else None
-        if len(self.train.class_names) < 2:
+        if len(self.train.class_names) < 2 and config.task == "classification":
             raise UserError(
                 f"the data have a single class, {self.train.class_names[0]}: there is nothing to classify; give "
                 "images of at least two classes, in a folder for each class"
@@ -77,6 +77,12 @@ class TrainingData:
     def evaluation_loader(self, dataset: ImageDataset) -> DataLoader[Any]:
         """Returns the loader of this rank's share of a split, in order."""
         return self._load(dataset, epoch=0, shuffle=False)
+
+    @cached_property
+    def train_as_evaluated(self) -> ImageDataset:
+        """The train split without augmentation."""
+        img_size = self.train.img_size
+        return build_dataset(self._config, "train", seed=self._seed, img_size=img_size, augment=False)
 
     def _load(self, dataset: ImageDataset, **options: Any) -> DataLoader[Any]:
         config = self._config

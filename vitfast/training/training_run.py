@@ -67,16 +67,16 @@ def run_training(arguments: Sequence[str]) -> int:
         if checkpoint is not None:
             data.check_resumed(checkpoint)
         length = TrainingLength.of(config.schedule, data.steps_per_epoch)
-        model = create_training_model(config.model, data.train, checkpoint)
+        model = create_training_model(config.model, data.train, checkpoint, headless=config.task == "swav")
         if config.finetune.lora_rank is not None:
             add_lora(model, config.finetune.lora_rank, config.finetune.lora_alpha)
-        task = create_task(config, model, data.train, ranks.device)
+        task = create_task(config, model, data.train, ranks)
         prepare_for_training(config.quantize, model, data, checkpoint)
         if config.train.recompute:
             recompute_blocks(model)
         if not ranks.is_main:  # the ranks share the weights of rank 0, but not its dropout masks
             seed_everything(derive_seed("rank", config.seed, ranks.rank))
-        state = TrainingState(task, config, length, len(data.train.class_names), ranks)
+        state = TrainingState(task, config, length, model.num_classes, ranks)
         if config.train.accumulate is None:
             config.train.accumulate = parts_that_fit(task, config, data.train, ranks)
         run = _open_run(config, checkpoint, ranks)

@@ -18,6 +18,7 @@ from vitfast.tasks import Task
 from vitfast.training.check_state import (
     check_counters,
     check_meters,
+    check_task,
     check_weights,
     checked_optimizer,
     checked_scaler,
@@ -111,7 +112,7 @@ class TrainingState:
         self.epoch += 1
         self.step_in_epoch, self.seconds_in_epoch = 0, 0.0
         self.meter.reset()
-        top1 = metrics["val"]["top1"] if "val" in metrics else None
+        top1 = accuracy_of(metrics.get("val", {}))
         is_best = top1 is not None and (self.best_top1 is None or top1 > self.best_top1)
         if is_best:
             self.best_top1, self.best_step = top1, self.step
@@ -125,7 +126,14 @@ class TrainingState:
             "scaler": self.scaler.state_dict(),
             "ema_updates": None if self.average is None else self.average.n_averaged.cpu().clone(),
             "unmerged": self._unmerged_states() if self.has_lora else None,
-            "ranks": self.ranks.gather({"random": capture_random_state(), "meter": self.meter.state_dict()}),
+            "task": self.task.shared_state(),
+            "ranks": self.ranks.gather(
+                {
+                    "random": capture_random_state(),
+                    "meter": self.meter.state_dict(),
+                    "task": self.task.rank_state(),
+                }
+            ),
             "metrics": self.metrics,
             "total_steps": self.length.total_steps,
             **{name: getattr(self, name) for name in _COUNTERS},
@@ -134,8 +142,8 @@ class TrainingState:
     def load_state_dict(self, state: dict[str, Any], model: dict[str, Tensor], ema: dict[str, Tensor] | None) -> None:
         """Restores ``state_dict``, ``model_state`` and ``ema_state``, including this rank's random generators.
 
-        From another number of ranks, rank 0 takes the running metrics of all ranks, and a rank without a saved state
-        keeps its random generators.
+        From another number of ranks, rank 0 takes the running metrics of all ranks, a rank without a saved state keeps
+        its random generators, and what a task keeps for each rank starts anew.
 
         Raises:
             CheckpointError: if a part is missing, has a wrong type or value, or does not fit this run; nothing of such
@@ -145,6 +153,11 @@ class TrainingState:
             require(name in state, name, "in it")
         check_counters(state, self.length)
         check_meters(state["ranks"], self.meter.state_dict())
+        shared = state.get("task", {})  # missing in earlier versions, which had no such task
+        check_task(shared, self.task.shared_state(), "task")
+        for rank, saved in enumerate(state["ranks"]):
+            other_length = len(state["ranks"]) != self.ranks.world
+            check_task(saved.get("task", {}), self.task.rank_state(), f"ranks.{rank}.task", any_length=other_length)
         steps = state["step"]
         optimizer = checked_optimizer(state["optimizer"], self.optimizer, steps)
         if state["total_steps"] < self.length.total_steps:
@@ -169,6 +182,7 @@ class TrainingState:
                 self.average.n_averaged.copy_(checked_updates(state["ema_updates"], steps))
         except RuntimeError as error:
             raise CheckpointError(f"the weights do not fit this run: {one_line(error)}") from error
+        self.task.load_shared_state(shared)
         load_optimizer(self.optimizer, optimizer)
         self.schedule.load_state_dict(schedule)
         self.scaler.load_state_dict(scaler)
@@ -205,8 +219,16 @@ class TrainingState:
         elif not self.ranks.is_main:
             meters = []
         self.meter.load_state_dict(*meters)
+        if len(saved) == self.ranks.world:  # otherwise queues have other lengths, and are filled anew
+            self.task.load_rank_state(saved[rank].get("task", {}))
         if rank < len(saved):
             restore_random_state(saved[rank].get("random"))
+
+
+def accuracy_of(metrics: dict[str, Any]) -> float | None:
+    """Returns the top-1 accuracy of a split's metrics, that of the kNN classifier (k=20) without labels, or None."""
+    top1: float | None = metrics.get("top1", metrics.get("knn", {}).get("k20"))
+    return top1
 
 
 def create_average(module: nn.Module, decay: float | None) -> AveragedModel | None:
