@@ -89,6 +89,9 @@ def model_options(recipe: str) -> list[str]:
     options = ["model.checkpoint=null"]
     if config.data.img_size == 224:
         options.append(f"data.img_size={64 if 'patch32' in recipe or 'resnet' in recipe else 32}")
+    if config.task == "swav":
+        options.append(f"data.augment.size_crops={[32, 16][: len(config.data.augment.size_crops)]}".replace(" ", ""))
+        options.append("swav.knn_every_epochs=1")
     if not config.model.name.startswith("torchvision/"):
         options += ["model.fields.depth=2", "model.fields.embed_dim=64", "model.fields.num_heads=4"]
     if config.model.name.startswith("convit"):

@@ -67,3 +67,18 @@ def test_an_empty_split_is_refused(root: Path) -> None:
         build_dataset(options(root, 0.99), "train", seed=0)
     with pytest.raises(UserError, match=r"data.val_share=1"):
         available_splits(options(root, 1.0))
+
+
+def test_a_share_of_each_class_is_a_function_of_the_seed(root: Path) -> None:
+    def names(share: float, seed: int = 0, split: str = "train") -> list[str]:
+        data = options(root, 0.0)
+        data.label_share = share
+        dataset = build_dataset(data, split, seed=seed)
+        return [str(Path(str(dataset.path(index))).relative_to(root)) for index in range(len(dataset))]
+
+    quarter = names(0.25)
+    assert [Path(name).parent.name for name in quarter] == ["cat"] * 5 + ["dog"] * 2
+    assert names(0.25) == quarter != names(0.25, seed=1)
+    assert set(quarter) < set(names(0.5))
+    assert [Path(name).parent.name for name in names(0.01)] == ["cat", "dog"]
+    assert len(names(0.01, split="test")) == 2

@@ -103,6 +103,13 @@ class DataConfig:
         minimum=0,
         below=1,
     )
+    label_share: float = option(
+        1.0,
+        "share of each class's train images that are used, at least one image, chosen by the seed: 0.01 for semi-"
+        "supervised fine-tuning",
+        above=0,
+        maximum=1,
+    )
     img_size: int | None = option(
         None, "image size in pixels; null: the data set's (digits 8, cifar 32, others 224)", minimum=1
     )

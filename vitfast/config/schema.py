@@ -209,6 +209,12 @@ class TrainConfig:
     recompute: bool = option(
         False, "gradient checkpointing: the backward pass recomputes each block, which saves memory; the same result"
     )
+    sync_bn: int | None = option(
+        None,
+        "torchrun: BatchNorm with the statistics of several processes; 0: all, -1: those of a node, n: groups of n; "
+        "null: each process its own",
+        minimum=-1,
+    )
     shard: bool = option(False, "torchrun: shard weights and optimizer over the processes (FSDP2)")
     timeout_s: float = option(600.0, "torchrun: seconds until a collective operation times out", above=0)
     log_every: int = option(50, "steps between two progress lines", minimum=1)
@@ -222,6 +228,9 @@ class TrainConfig:
     )
 
     def check(self, prefix: str) -> None:
+        if self.sync_bn is not None and (self.shard or self.accumulate != 1):
+            other = "shard=true" if self.shard else f"accumulate={self.accumulate}"
+            raise UserError(f"{prefix}sync_bn does not support {prefix}{other}; leave one of them out")
         if self.shard and self.precision == "fp16":
             raise UserError(
                 f"{prefix}shard=true cannot be combined with {prefix}precision=fp16: each process would detect "

@@ -16,7 +16,7 @@ from vitfast.config.data_schema import DataConfig
 from vitfast.config.option import check_options
 from vitfast.data import cifar, digits, file_list, image_folder
 from vitfast.data.bad_images import BadImages
-from vitfast.data.image_source import ImageSource, hold_out
+from vitfast.data.image_source import ImageSource, choose_share, hold_out
 from vitfast.data.seeding import derive_seed, seeded_generator
 from vitfast.data.transforms import TensorTransform, eval_transform, train_transform
 from vitfast.errors import UserError
@@ -193,7 +193,7 @@ def build_dataset(
     Args:
         data: the data set and its preprocessing.
         split: ``"train"``, ``"val"`` or ``"test"``.
-        seed: of the augmentation.
+        seed: of the augmentation and of ``data.label_share``.
         img_size: side of the images in pixels; None: ``data.img_size``, or the default of the data set.
         augment: whether to apply ``data.augment``; None: for the train split only.
 
@@ -207,6 +207,8 @@ def build_dataset(
         source: ImageSource = hold_out(_open_source(data, "train"), data.val_share, split)
     else:
         source = _open_source(data, split)
+    if split == "train" and data.label_share < 1:
+        source = choose_share(source, data.label_share, seed)
     if augment is None:
         augment = split == "train"
     return ImageDataset(source, data, augment=augment, seed=seed, img_size=img_size)

@@ -1,4 +1,4 @@
-"""Sources of labelled images: the base class, image files in a folder, a validation split held out from training."""
+"""Sources of labelled images: the base class, image files in a folder, and parts of a train split."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from vitfast.data.image_file import load_image
+from vitfast.data.seeding import derive_seed
 from vitfast.errors import UserError
 
 
@@ -105,9 +107,7 @@ def hold_out(source: ImageSource, share: float, split: str) -> SourceSubset:
     Raises:
         UserError: if the split would be empty.
     """
-    by_class: dict[int, list[int]] = {}
-    for index, label in enumerate(source.labels):
-        by_class.setdefault(label, []).append(index)
+    by_class = _images_by_class(source)
     held_out: set[int] = set()
     for indices in by_class.values():
         count = round(len(indices) * share)
@@ -119,3 +119,23 @@ def hold_out(source: ImageSource, share: float, split: str) -> SourceSubset:
             f"{len(source.labels):,} images of {len(by_class)} classes; choose another share"
         )
     return SourceSubset(source, chosen)
+
+
+def choose_share(source: ImageSource, share: float, seed: int) -> SourceSubset:
+    """Returns a random part of a train split with ``share`` of the images of each class, at least one.
+
+    With the same seed, the images of a smaller share are among those of a larger one.
+    """
+    chosen = []
+    for label, indices in _images_by_class(source).items():
+        generator = torch.Generator().manual_seed(derive_seed("label_share", seed, label))
+        order = torch.randperm(len(indices), generator=generator).tolist()
+        chosen += [indices[place] for place in order[: max(1, round(len(indices) * share))]]
+    return SourceSubset(source, sorted(chosen))
+
+
+def _images_by_class(source: ImageSource) -> dict[int, list[int]]:
+    by_class: dict[int, list[int]] = {}
+    for index, label in enumerate(source.labels):
+        by_class.setdefault(label, []).append(index)
+    return by_class

@@ -32,6 +32,7 @@ from vitfast.training.recompute import recompute_blocks
 from vitfast.training.run_summary import next_commands, result_table, resume_command, save_samples
 from vitfast.training.schedule import TrainingLength
 from vitfast.training.stop_signal import StopSignal
+from vitfast.training.sync_batch_norm import synchronize_batch_norms
 from vitfast.training.trainer import Trainer
 from vitfast.training.training_data import TrainingData
 from vitfast.training.training_state import TrainingState, seed_everything
@@ -77,6 +78,9 @@ def run_training(arguments: Sequence[str]) -> int:
         if not ranks.is_main:  # the ranks share the weights of rank 0, but not its dropout masks
             seed_everything(derive_seed("rank", config.seed, ranks.rank))
         state = TrainingState(task, config, length, model.num_classes, ranks)
+        if config.train.sync_bn is not None:
+            # after the state, because process groups cannot be copied for the average
+            synchronize_batch_norms(task, config.train.sync_bn, ranks)
         if config.train.accumulate is None:
             config.train.accumulate = parts_that_fit(task, config, data.train, ranks)
         run = _open_run(config, checkpoint, ranks)
