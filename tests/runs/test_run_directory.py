@@ -20,6 +20,10 @@ from vitfast.errors import UserError
 from vitfast.runs.run_directory import RunDirectory
 
 
+def read_rows(run_dir):
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
 def test_the_default_is_named_after_recipe_and_time(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     first = RunDirectory.create(None, "recipes/digits.yaml")
@@ -73,9 +77,9 @@ def test_metrics_are_restored(tmp_path):
         run.append_metrics(row)
     file = tmp_path / "metrics.jsonl"
     whole = file.read_bytes()
-    assert run.read_metrics()[3]["loss"] is None
+    assert read_rows(tmp_path)[3]["loss"] is None
     run.restore_metrics(rows[:2])
-    assert [row["step"] for row in run.read_metrics()] == [0, 1]
+    assert [row["step"] for row in read_rows(tmp_path)] == [0, 1]
     for damaged in (b"", whole[:-7], whole + whole, b"\xba\n" + whole, whole):
         file.write_bytes(damaged)
         run.restore_metrics(rows)
@@ -83,15 +87,6 @@ def test_metrics_are_restored(tmp_path):
     file.unlink()
     run.restore_metrics([])
     assert not file.exists()
-
-
-def test_a_damaged_or_truncated_row_is_not_read(tmp_path):
-    run = RunDirectory.create(tmp_path, "digits")
-    for step in range(4):
-        run.append_metrics({"step": step})
-    file = tmp_path / "metrics.jsonl"
-    file.write_bytes(file.read_bytes().replace(b'"step": 1', b'"step"\xba 1')[:-2])
-    assert [row["step"] for row in run.read_metrics()] == [0, 2]
 
 
 def test_the_environment_lists_the_restarts(tmp_path):
@@ -133,7 +128,7 @@ def test_metrics_that_cannot_be_restored_stay(tmp_path):
         run.append_metrics(row)
     with files_of_at_most(20), pytest.raises(UserError, match=r"metrics.jsonl cannot be restored.*: File too large"):
         run.restore_metrics(rows[:2])
-    assert run.read_metrics() == rows
+    assert read_rows(tmp_path) == rows
     with files_of_at_most(20):
         run.restore_metrics(rows)  # nothing to do
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import vitfast
+from support.mutations import VALUES, mutated
 from support.small_training import make_step, new_state
 from vitfast.data import eval_transform
 from vitfast.errors import UserError
@@ -26,22 +27,6 @@ from vitfast.weights.manifest import manifest_text
 
 CPU = torch.device("cpu")
 _MEMORY_MIB = 300
-VALUES: tuple[Any, ...] = (
-    *(None, True, False, 0, 1, -1, 3, 10**6, 2**31, 2**62, 10**400, 0.5, -0.5, 1e308, 1e-320),
-    *(
-        float("nan"),
-        float("inf"),
-        -float("inf"),
-        "",
-        "text",
-        "0",
-        "\0",
-        "\ud800",
-        "vit_base_patch16_224",
-        "timm/resnet50",
-    ),
-    *([], [0], [[1.0]], {}, {"name": "vit_nano_patch2_8"}, ["a"] * 3),
-)
 TENSORS: tuple[Any, ...] = (
     *(torch.zeros(count) for count in (0, 1, 3, 5000)),
     *(torch.tensor(number) for number in (1, -1, 2**62, float("nan"), 1e38)),
@@ -50,27 +35,6 @@ TENSORS: tuple[Any, ...] = (
     torch.zeros(16, 8).t(),
     (1, 2),
 )
-
-
-def mutated(node: Any, chance: random.Random, values: tuple[Any, ...]) -> Any:
-    """A copy in which an entry, at any depth, is replaced, removed, added, or replaced by another one."""
-    if not isinstance(node, (dict, list, tuple)) or not node or chance.random() < 0.05:
-        return chance.choice(values)
-    pairs = list(node.items()) if isinstance(node, dict) else list(enumerate(node))
-    place = chance.randrange(len(pairs))
-    key, value = pairs[place]
-    action = chance.random()
-    if action < 0.05:
-        del pairs[place]
-    elif action < 0.1:
-        pairs.append(
-            (chance.choice(["more", "7", "name", *(() if values is VALUES else (7, (1, "a")))]), chance.choice(values))
-        )
-    elif action < 0.15:
-        pairs[place] = (key, chance.choice(pairs)[1])
-    else:
-        pairs[place] = (key, mutated(value, chance, values))
-    return dict(pairs) if isinstance(node, dict) else type(node)(value for _, value in pairs)
 
 
 def _save(folder: Path, manifest: dict[str, Any], **content: Any) -> Path:

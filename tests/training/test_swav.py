@@ -123,7 +123,7 @@ def test_the_gradient_of_two_ranks_is_that_of_one_process(tmp_path, train_tiny, 
     for index in one:
         expected = one[index]["momentum_buffer"]
         error = (two[index]["momentum_buffer"] - expected).norm()
-        assert error < 1e-4 * expected.norm() + 1e-7
+        assert error < 1e-3 * expected.norm() + 1e-7  # Sinkhorn multiplies rounding errors by 1 / epsilon
 
 
 def test_prototypes_are_frozen_at_first(tmp_path, train_tiny):

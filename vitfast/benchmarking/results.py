@@ -73,7 +73,7 @@ def read_tables(path: Path) -> list[Table]:
         tables = [Table.from_json(table) for table in content["outcomes"]]
         for table in tables:
             table_text(table)  # raises for rows of another format
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise UserError(f"json={path} holds no results that a run could resume ({error}); use another file") from None
     return tables
 

@@ -85,8 +85,10 @@ def load_quantized(path: str | os.PathLike[str], model: nn.Module | None = None)
             _check_same_parameters(model, file.tensors, path)
         quantize_from_record(model, metadata["quantization"])
         load_packed_state(model, file.tensors, str(path))
-    except UserError:
-        raise
+    except UserError as error:
+        if str(path) in str(error) or str(error).startswith("model "):
+            raise
+        raise UserError(f"{path}: {error}") from error
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged: {one_line(error)}") from error
     return model.eval()

@@ -161,14 +161,6 @@ class RunDirectory:
                     file.truncate(before)
                 raise
 
-    def read_metrics(self) -> list[dict[str, Any]]:
-        """Returns the rows of ``metrics.jsonl``, without damaged or truncated ones."""
-        rows: list[dict[str, Any]] = []
-        for text in self._metrics_bytes().split(b"\n"):
-            with suppress(ValueError):
-                rows.append(json.loads(text))
-        return rows
-
     def restore_metrics(self, rows: list[dict[str, Any]]) -> None:
         """Makes ``metrics.jsonl`` consist of ``rows``, those of a checkpoint, whatever it contained before.
 

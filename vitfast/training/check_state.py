@@ -189,12 +189,14 @@ def first_non_finite(state: Mapping[str, Tensor], parameters: set[str]) -> str |
 def _are_metrics(values: Any) -> bool:
     if not isinstance(values, dict) or not any(values.keys() >= names for names in _METRICS):
         return False
-    by_protocol = values.get("knn", {})
-    if not isinstance(by_protocol, dict) or not by_protocol.keys() <= KNN_PROTOCOLS.keys():
+    by_protocol = values.get("knn", dict.fromkeys(KNN_PROTOCOLS, 0.0))
+    if not isinstance(by_protocol, dict) or by_protocol.keys() != KNN_PROTOCOLS.keys():
         return False
-    rest = [value for name, value in values.items() if name != "knn"]
-    numbers = [number for value in rest for number in (value if isinstance(value, list) else [value])]
-    numbers += by_protocol.values()
+    exits = values.get("exits", [])
+    if not isinstance(exits, list):
+        return False
+    numbers = [value for name, value in values.items() if name not in ("knn", "exits")]
+    numbers += [*exits, *by_protocol.values()]
     return all(type(number) is float or is_number(number) for number in numbers)  # a loss may be infinite
 
 

@@ -388,7 +388,7 @@ class Trainer:
             return
         title = f"{self.task.model.model_name} on {self.config.data.dataset}"
         try:
-            draw_curves(self.run.read_metrics(), self.run.path / CURVES, title)
+            draw_curves(self.state.metric_rows, self.run.path / CURVES, title)
         except OSError as error:
             self.run.warn(f"{CURVES} could not be written: {error}; training continues")
         self._curves_drawn = time.monotonic()

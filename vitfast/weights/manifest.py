@@ -177,8 +177,12 @@ _DATA: dict[str, tuple[Callable[[Any], bool], str]] = {
     "val_share": (lambda value: is_number(value) and 0 <= value < 1, "a share from 0 below 1"),
     "img_size": (lambda value: is_count(value) and value > 0, "a number of pixels"),
     "in_chans": (lambda value: is_count(value) and value in (1, 3), "1 or 3"),
-    "mean": (_per_channel, "a list of 1 or 3 numbers"),
-    "std": (lambda value: _per_channel(value) and min(value) > 0, "a list of 1 or 3 numbers above 0"),
+    # with these limits, normalized pixels are finite in float32
+    "mean": (lambda value: _per_channel(value) and max(map(abs, value)) <= 1e6, "1 or 3 numbers from -1e6 to 1e6"),
+    "std": (
+        lambda value: _per_channel(value) and 1e-6 <= min(value) <= max(value) <= 1e6,
+        "1 or 3 numbers from 1e-6 to 1e6",
+    ),
     "resize": (lambda value: value in ("short_side", "both_sides"), "short_side or both_sides"),
     "interpolation": (lambda value: value in ("nearest", "bilinear", "bicubic"), "nearest, bilinear or bicubic"),
     "crop_pct": (lambda value: is_number(value) and 0.1 <= value <= 1, "a share from 0.1 to 1"),  # images are enlarged

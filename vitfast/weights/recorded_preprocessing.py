@@ -56,6 +56,9 @@ def check_timm_settings(file: Path, settings: Any) -> None:
     sizes = {"in_chans": channels, "img_size": height, "mean": settings["mean"], "std": settings["std"]}
     check_preprocessing(file, {**sizes, "crop_pct": settings.get("crop_pct") or 1.0}, "pretrained_cfg.")
     check_preprocessing(file, {"img_size": width}, "pretrained_cfg.")
+    for name in ("mean", "std"):
+        if len(settings[name]) not in (1, channels):
+            raise ValueError(f"{name} has {len(settings[name])} numbers for {channels} channels")
     if not all(isinstance(settings.get(name), str | None) for name in ("crop_mode", "interpolation")):
         raise TypeError("a mode that is no name")
 
