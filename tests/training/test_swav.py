@@ -120,10 +120,9 @@ def test_the_gradient_of_two_ranks_is_that_of_one_process(tmp_path, train_tiny, 
     assert [run.wait() for run in runs] == [0, 0], "".join(run.output.read_text() for run in runs)
     one, two = (load_state(latest_checkpoint(tmp_path / name))["optimizer"]["state"] for name in ("one", "two"))
     assert one.keys() == two.keys()
-    for index in one:
-        expected = one[index]["momentum_buffer"]
-        error = (two[index]["momentum_buffer"] - expected).norm()
-        assert error < 1e-3 * expected.norm() + 1e-7  # Sinkhorn multiplies rounding errors by 1 / epsilon
+    # joined, because that of a bias before a BatchNorm is 0 but for rounding
+    one, two = (torch.cat([state[index]["momentum_buffer"].flatten() for index in one]) for state in (one, two))
+    assert (one - two).norm() < 1e-3 * one.norm()  # Sinkhorn multiplies rounding errors by 1 / epsilon
 
 
 def test_prototypes_are_frozen_at_first(tmp_path, train_tiny):
