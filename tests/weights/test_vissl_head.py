@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 import vitfast
@@ -167,3 +168,30 @@ def test_other_heads_are_no_classifier(tmp_path: Path, key: str) -> None:
         UserError, match=rf"its head has heads\.0\.{key}, a layer that .*; give num_classes for a newly"
     ):
         vitfast.create_model(NANO, checkpoint=path)
+
+
+@pytest.mark.parametrize("system", ["original", "vissl"])
+def test_a_swav_resnet_loads_as_torchvisions_with_its_head(tmp_path: Path, system: str) -> None:
+    """The file's names are those that the systems write; a ResNet-50 differs only in its sizes."""
+    source, head = torchvision.models.resnet18(), SwavHead([512, 6, 4], [5])
+    trunk = {key: tensor for key, tensor in source.state_dict().items() if not key.startswith("fc.")}
+    if system == "original":
+        content = trunk | {key.replace("prototypes0.", "prototypes."): one for key, one in head.state_dict().items()}
+        torch.save({f"module.{key}": tensor for key, tensor in content.items()}, tmp_path / "swav.pth.tar")
+    else:
+        trunk = {f"_feature_blocks.{key}": tensor for key, tensor in trunk.items()}
+        heads = {f"0.{key}": tensor for key, tensor in head.state_dict().items()}
+        state = {"base_model": {"model": {"trunk": trunk, "heads": heads}}}
+        torch.save({"classy_state_dict": state}, tmp_path / "swav.pth.tar")
+    model = vitfast.create_model("torchvision/resnet18", num_classes=0, checkpoint=tmp_path / "swav.pth.tar")
+    source.fc = torch.nn.Identity()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        features = model.eval()(images)
+        assert torch.equal(features, source.eval()(images))
+        loaded = load_vissl_head(tmp_path / "swav.pth.tar")
+        assert isinstance(loaded, SwavHead)
+        for one, other in zip(loaded.eval()(features), head.eval()(features), strict=True):
+            assert torch.equal(one, other)
+    with_classes = vitfast.create_model("torchvision/resnet18", num_classes=3, checkpoint=tmp_path / "swav.pth.tar")
+    assert with_classes.load_report.fresh == ("network.fc.weight", "network.fc.bias")

@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection
 
 from vitfast.errors import UserError
-from vitfast.models.foreign_model import TimmFields
+from vitfast.models.foreign_model import TimmFields, TorchvisionFields
 from vitfast.models.model_fields import ModelFields
 from vitfast.models.vit import ViTFields
 from vitfast.weights.key_tables import (
@@ -78,7 +78,9 @@ def find_key_table(
         (
             table
             for table in KEY_TABLES
-            if table.wrapper in (None, wrapper)
+            # torchvision's own keys need no table, though those of its ViTs have one for vitfast's models
+            if (fields_type is not TorchvisionFields or table.fields_type is fields_type)
+            and table.wrapper in (None, wrapper)
             and all(any(re.fullmatch(pattern, key) for key in keys) for pattern in table.signature)
         ),
         None,

@@ -18,12 +18,15 @@ from torch import Tensor
 from vitfast.errors import UserError
 from vitfast.layers import MlpHead, SwavHead
 from vitfast.models.convit import ConViTFields
+from vitfast.models.foreign_model import TorchvisionFields
 from vitfast.weights.infer_fields import NUMBER
 from vitfast.weights.key_tables.key_table import KeyTable, Rule, affine
 from vitfast.weights.weight_file import read_weight_file
 
 _TRUNK = r"(?:trunk\.)?(?:base_model\.)?"  # base_model: saved by a feature extractor
 _FURTHER_HEADS = r"heads\.[1-9]\d*\..+"  # these read the output of the first
+_HEAD = "heads.0."
+_ORIGINAL_HEAD = r"(?:prototypes\.)?((?:projection_head|prototypes\d+)\..+)"
 _PROTOTYPES = r"prototypes\d+\.(weight|weight_v|parametrizations\.weight\.original1)"
 
 VISSL = KeyTable(
@@ -77,13 +80,34 @@ VISSL_CONVIT = replace(
     fields_type=ConViTFields,
 )
 
-TABLES: tuple[KeyTable, ...] = (VISSL_CONVIT, VISSL, VISSL_2021)
+# a ResNet of torchvision, whose last layer is missing
+VISSL_RESNET = KeyTable(
+    name="VISSL ResNet",
+    signature=(r"trunk\.(base_model\.)?_feature_blocks\.conv1\.weight",),
+    rules=(Rule(_TRUNK + r"_feature_blocks\.(.+)", r"\1"), *affine(r"heads\.0\.clf\.0", "fc")),
+    fields_type=TorchvisionFields,
+    ignored=(r"heads\.\d+\.(projection_head|prototypes\d+)\..+",),
+    extra_head_layers=(r"heads\.0\.(?!clf\.0\.|projection_head\.|prototypes\d+\.).+", _FURTHER_HEADS),
+)
+
+# github.com/facebookresearch/swav
+SWAV_RESNET = KeyTable(
+    name="SwAV ResNet",
+    signature=(r"projection_head\.(0\.)?weight", r"prototypes\.(prototypes\d+\.)?weight", r"layer1\.0\.conv1\.weight"),
+    rules=(Rule(r"((?:conv1|bn1|layer\d)\..+)", r"\1"),),
+    fields_type=TorchvisionFields,
+    ignored=(r"(projection_head|prototypes)\..+",),
+)
+
+TABLES: tuple[KeyTable, ...] = (VISSL_CONVIT, VISSL, VISSL_2021, VISSL_RESNET, SWAV_RESNET)
 
 
 def load_vissl_head(
     path: str | os.PathLike[str], *, activation: Literal["relu", "gelu"] = "relu"
 ) -> MlpHead | SwavHead:
-    """Builds and fills the head of a VISSL checkpoint, ``swav_head`` or ``mlp``; also reads ``save_weights``'s files.
+    """Builds and fills the head of a VISSL checkpoint, ``swav_head`` or ``mlp``, or of SwAV's original code.
+
+    It also reads ``save_weights``'s files.
 
     ``create_model(name, num_classes=0, checkpoint=path)`` builds the trunk; ``MultiCrop`` runs both on crops.
 
@@ -95,10 +119,15 @@ def load_vissl_head(
         UserError: the file is damaged or refused, or has no such head.
     """
     path = Path(path)
-    tensors = read_weight_file(path).tensors
+    tensors = dict(read_weight_file(path).tensors)
     if several := next((key for key in tensors if re.fullmatch(_FURTHER_HEADS, key)), None):
         raise UserError(f"{path} has several heads (it has {several}); load_vissl_head supports files with one head")
-    prefix = "heads.0."
+    if "prototypes.weight" in tensors:  # the original code's names
+        tensors["prototypes0.weight"] = tensors.pop("prototypes.weight")
+    if any(re.fullmatch(_ORIGINAL_HEAD, key) for key in tensors):
+        found = {key: match[1] for key in tensors if (match := re.fullmatch(_ORIGINAL_HEAD, key))}
+        tensors = {f"{_HEAD}{name}": tensors[key] for key, name in found.items()}
+    prefix = _HEAD
     state = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
     names = [name for name in ("clf", "projection_head") if any(key.startswith(f"{name}.") for key in state)]
     if not names:
