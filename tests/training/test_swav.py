@@ -9,6 +9,7 @@ import shutil
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from support.checkpoints import rewrite_manifest
@@ -65,6 +66,9 @@ def test_the_metrics(whole_run):
     manifest = json.loads((latest_checkpoint(whole_run) / "manifest.json").read_text())
     assert manifest["metrics"]["best_val_top1"] == best
     assert manifest["model"]["fields"]["num_classes"] == 0
+    width, height = Image.open(whole_run / "prototypes.png").size
+    assert width > 500
+    assert height > 400  # a row for each of the seven prototypes
 
 
 def test_knn_in_training_is_that_of_evaluate(whole_run, capsys):

@@ -22,12 +22,14 @@ from vitfast.ops.library import chosen_kernels, is_loaded
 from vitfast.quantization.quantize import describe_quantization
 from vitfast.runs.checkpoint import latest_checkpoint, resolve_checkpoint
 from vitfast.runs.run_directory import CONFIG, LOG, FollowedRun, RunDirectory, describe_environment
+from vitfast.tasks import SwavTask
 from vitfast.training.build import create_task, create_training_model, prepare_for_training
 from vitfast.training.distributed import Ranks
 from vitfast.training.finetune import adopt_preprocessing
 from vitfast.training.fixed_options import MAY_CHANGE, MAY_GROW, changed_options, fixed_options
 from vitfast.training.gpu_memory import parts_that_fit
 from vitfast.training.lora import add_lora
+from vitfast.training.prototype_images import draw_prototypes
 from vitfast.training.recompute import recompute_blocks
 from vitfast.training.run_summary import next_commands, result_table, resume_command, save_samples
 from vitfast.training.schedule import TrainingLength
@@ -37,6 +39,8 @@ from vitfast.training.trainer import Trainer
 from vitfast.training.training_data import TrainingData
 from vitfast.training.training_state import TrainingState, seed_everything
 from vitfast.weights.manifest import read_manifest
+
+PROTOTYPES = "prototypes.png"
 
 # a run records what it chose for these options, and a resumed one keeps it
 _CHOSEN = ("train.precision=auto", "train.accumulate=null")
@@ -166,6 +170,11 @@ def _train_and_report(trainer: Trainer, stop: StopSignal) -> int:
     except OSError as error:
         run.warn(f"sample images cannot be written: {error}")
         sample = None
+    if isinstance(trainer.task, SwavTask):
+        try:
+            draw_prototypes(trainer.task, trainer.data.train_as_evaluated, trainer.device, run.path / PROTOTYPES)
+        except (OSError, UserError) as error:
+            run.warn(f"{PROTOTYPES} cannot be drawn: {error}")
     table = result_table(metrics, state, trainer.config.optim.ema_decay, seconds=time.monotonic() - start)
     text = f"{table}\n\n{next_commands(trainer.config, run.path, sample, trainer.data.splits)}"
     run.log(text, show=False)
