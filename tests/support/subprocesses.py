@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,13 @@ import vitfast
 TESTS = Path(__file__).parent.parent
 # only a process that hangs takes longer
 LIMIT_S = 900
+
+
+def free_port() -> str:
+    """Returns a TCP port of this machine that nothing listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
 
 
 def python_environment(**changes: str) -> dict[str, str]:

@@ -12,7 +12,6 @@ import json
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
 import traceback
@@ -23,7 +22,7 @@ from typing import Any, NoReturn
 
 import vitfast.train
 from support.interruption import Interruption
-from support.subprocesses import LIMIT_S, python_environment
+from support.subprocesses import LIMIT_S, free_port, python_environment
 
 
 class ForkedRun:
@@ -89,10 +88,7 @@ class TrainingServer:
 
         ``interruptions`` are those of each rank; ``output`` gets the rank as its suffix.
         """
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        together = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(world)}
+        together = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": str(world)}
         runs = []
         for rank in range(world):
             own = interruptions[rank] if rank < len(interruptions) else ()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from support.subprocesses import run_python
+from support.subprocesses import free_port, run_python
 from vitfast.errors import UserError
 from vitfast.training.distributed import Ranks
 from vitfast.training.sync_batch_norm import synchronize_batch_norms
@@ -21,7 +21,7 @@ from torch import nn
 from vitfast.training.distributed import Ranks
 from vitfast.training.sync_batch_norm import synchronize_batch_norms
 
-world, group_size, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+world, group_size = int(sys.argv[1]), int(sys.argv[2])
 children = []
 for rank in range(1, world):
     child = os.fork()
@@ -32,7 +32,7 @@ for rank in range(1, world):
 else:
     rank = 0
 # a port that the parent has found to be free
-os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=sys.argv[4])
+os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=sys.argv[3])
 
 def build():
     torch.manual_seed(0)
@@ -74,18 +74,9 @@ sys.exit(max(map(abs, codes), default=0))
 
 
 @pytest.mark.parametrize(("world", "group_size"), [(2, 0), (3, 0), (4, 2), (4, 9)])
-def test_groups_equal_one_process_with_the_joined_batch(tmp_path, free_port, world, group_size):
-    finished = run_python("-c", RANKS, str(world), str(group_size), str(tmp_path), free_port, OMP_NUM_THREADS="1")
+def test_groups_equal_one_process_with_the_joined_batch(world, group_size):
+    finished = run_python("-c", RANKS, str(world), str(group_size), free_port(), OMP_NUM_THREADS="1")
     assert finished.returncode == 0, finished.stderr
-
-
-@pytest.fixture
-def free_port():
-    import socket
-
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return str(one.getsockname()[1])
 
 
 def test_ranks_that_cannot_be_divided():
