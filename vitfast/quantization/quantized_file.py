@@ -83,12 +83,13 @@ def load_quantized(path: str | os.PathLike[str], model: nn.Module | None = None)
             model = build_stored_model(stored_weights(path, metadata["model"], file.tensors))
         else:
             _check_same_parameters(model, file.tensors, path)
-        quantize_from_record(model, metadata["quantization"])
+        try:
+            quantize_from_record(model, metadata["quantization"])
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
         load_packed_state(model, file.tensors, str(path))
-    except UserError as error:
-        if str(path) in str(error) or str(error).startswith("model "):
-            raise
-        raise UserError(f"{path}: {error}") from error
+    except UserError:
+        raise
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged: {one_line(error)}") from error
     return model.eval()

@@ -67,9 +67,10 @@ class SwavTask(Task):
         self._prototypes = [head.get_submodule(f"prototypes{index}") for index in range(head.num_prototype_layers)]
         self._queue: EmbeddingQueue | None = None
         if queue_length:
-            dim = int(self._weight(0).shape[1])
-            weight = self._weight(0)
-            self._queue = EmbeddingQueue(len(self.assign_crops), queue_length, dim, weight.device, weight.dtype)
+            weight_KD = self._weight(0)
+            self._queue = EmbeddingQueue(
+                len(self.assign_crops), queue_length, weight_KD.shape[1], weight_KD.device, weight_KD.dtype
+            )
         self._scores: list[Tensor] = []
 
     def forward(self, images: Crops, labels: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
@@ -78,16 +79,15 @@ class SwavTask(Task):
         embeddings, *scores = self.head(crop_features(self.model, images.tensors))
         self._scores = [one.detach() for one in scores]
         count = len(images)
-        in_use = self._queue is not None and self._queue.is_full
+        queue = self._queue if self._queue is not None and self._queue.is_full else None
         losses = []
         for layer, all_scores in enumerate(scores):
             if self.double_precision:
                 all_scores = all_scores.double()
             earlier = None
-            if in_use:
-                assert self._queue is not None
+            if queue is not None:
                 weight = self._weight(layer).detach()
-                earlier = [F.linear(embeddings_LD, weight) for embeddings_LD in self._queue.embeddings]
+                earlier = [F.linear(embeddings_LD, weight) for embeddings_LD in queue.embeddings]
             losses.append(
                 swav_loss(
                     all_scores.split(count),

@@ -26,8 +26,9 @@ _HEADERS = ("loss", "top-1", "top-5", *(f"kNN {name}" for name in KNN_PROTOCOLS)
 
 def result_table(metrics: dict[str, Any], state: TrainingState, ema_decay: float | None, seconds: float) -> str:
     """Formats the results of a run."""
-    headers = [name for name in _HEADERS if any(name in _cells(one) for one in metrics.values())]
-    rows = [(split, *(_cells(one).get(name, "") for name in headers)) for split, one in metrics.items()]
+    cells = {split: _cells(one) for split, one in metrics.items()}
+    headers = [name for name in _HEADERS if any(name in one for one in cells.values())]
+    rows = [(split, *(one.get(name, "") for name in headers)) for split, one in cells.items()]
     lines = [text_table(("split", *headers), rows)]
     evaluated = [split for split in ("val", "test") if split in metrics]
     if evaluated:

@@ -14,6 +14,7 @@ from typing import Any, cast
 from vitfast.config.schema import Config
 from vitfast.figure import new_figure, save_figure
 from vitfast.runs.run_directory import RunDirectory
+from vitfast.training.training_state import accuracy_of
 
 _COLOURS = {"train": "tab:blue", "val": "tab:orange", "test": "tab:green"}
 _NOT_METRICS = ("split", "epoch", "step")
@@ -113,7 +114,7 @@ def draw_curves(metrics: Iterable[dict[str, Any]], path: str | os.PathLike[str],
     """
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    lines = [{**row, "top1": row["knn"]["k20"]} if "knn" in row else row for row in metrics]
+    lines = [{**row, "top1": accuracy_of(row)} for row in metrics]
     accuracy = "kNN top-1 accuracy, k=20" if any("knn" in row for row in lines) else "top-1 accuracy"
     figure = new_figure(10, 4.2)
     figure.subplots_adjust(left=0.07, right=0.985, bottom=0.12, top=0.9, wspace=0.2)

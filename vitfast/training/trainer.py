@@ -245,8 +245,8 @@ class Trainer:
 
     def _report_step(self, bar: tqdm[Any]) -> None:
         state = self.state
-        metrics, lr = {name: state.meter.compute().get(name) for name in ("loss", "top1")}, state.learning_rate
-        metrics = {name: value for name, value in metrics.items() if value is not None}
+        computed, lr = state.meter.compute(), state.learning_rate
+        metrics: dict[str, Any] = {name: computed[name] for name in ("loss", "top1") if name in computed}
         so_far = ", ".join(describe_metrics(metrics))
         bar.set_postfix_str(so_far, refresh=False)
         self.tracking.log({"split": "within_epoch", "step": state.step, **metrics, "lr": lr})
@@ -276,11 +276,15 @@ class Trainer:
         self._draw(force=False)
         return True
 
+    @property
+    def _is_evaluated(self) -> bool:
+        """Whether splits are evaluated at all: without labels only if a kNN classifier is wanted and has classes."""
+        return not self.is_swav or (self.config.swav.knn_every_epochs > 0 and self.num_classes > 1)
+
     def _evaluated_split(self) -> str | None:
         """Returns the split that is evaluated after the running epoch, or None."""
         if self.is_swav:
-            every = self.config.swav.knn_every_epochs
-            if not every or (self.state.epoch + 1) % every or self.num_classes < 2:
+            if not self._is_evaluated or (self.state.epoch + 1) % self.config.swav.knn_every_epochs:
                 return None
             # no choice depends on the test images: without a val split there is no best checkpoint
             return next((split for split in ("val", "test") if split in self.data.splits), None)
@@ -311,8 +315,7 @@ class Trainer:
 
     def _test(self) -> dict[str, Any] | None:
         metrics = dict(self.state.metrics)
-        without_labels = self.is_swav and (not self.config.swav.knn_every_epochs or self.num_classes < 2)
-        if self.data.test is not None and "test" not in metrics and not without_labels:
+        if self.data.test is not None and "test" not in metrics and self._is_evaluated:
             tested = self._evaluate(self.data.test)
             if tested is None:
                 return None  # the last checkpoint is saved: a resumed run repeats the test
