@@ -1,4 +1,4 @@
-// GEMMs with packed weights, inference only: the memory layout of weights, and the kernels' arguments. docs/cpu.md has
+// GEMMs with packed weights, inference only: the memory layout of weights, and the kernels' arguments. docs/internals/cpu_engine.md has
 // figures.
 //
 // Pointers are to the first element; strides are in elements.

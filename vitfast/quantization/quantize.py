@@ -39,7 +39,7 @@ def quantize_(
     """Quantizes a model in place, after training or for quantization-aware training.
 
     Parameters stay float32 and keep their names, so that the same checkpoints load. Quantized modules compute in
-    float32 under any autocast. ``docs/numerics.md`` lists which tensors are rounded.
+    float32 under any autocast. ``docs/internals/numerics.md`` lists which tensors are rounded.
 
     Args:
         model: from ``create_model``, timm or torchvision, or built from torch's layers, with float32 parameters.
