@@ -1,8 +1,8 @@
 """Mutations of the attention kernels are detected, by the recorded layers: none of the layers is redundant.
 
 The layers: ``results`` (against float64), ``address`` (AddressSanitizer), ``race``, ``pending`` and ``uninitialized``
-(the check of shared memory), ``runtime`` (the emulation itself, and the guards behind outputs). docs/internals/cuda_kernels.md shows
-the table.
+(the check of shared memory), ``runtime`` (the emulation itself, and the guards behind outputs).
+docs/internals/emulation.md shows the table.
 """
 
 from __future__ import annotations
