@@ -31,7 +31,7 @@ from vitfast.config.recipes import find_recipe
 from vitfast.data import build_dataset, load_image
 from vitfast.errors import UserError
 from vitfast.evaluation.checkpoint_data import _recorded_class_names
-from vitfast.evaluation.feature_files import Features, _content_digest, _read
+from vitfast.evaluation.feature_files import Features, _read, content_digest
 from vitfast.models.saved_exits import SavedExits
 from vitfast.runs.run_directory import RunDirectory
 from vitfast.weights.recorded_preprocessing import recorded_preprocessing
@@ -125,7 +125,7 @@ def use_exits(folder: Path) -> None:
 
 def write_features(folder: Path) -> None:
     features = Features(torch.randn(5, 3), torch.arange(5), torch.arange(5))
-    metadata = {"key": "x", "sha256": _content_digest(vars(features).items())}
+    metadata = {"key": "x", "sha256": content_digest(vars(features).items())}
     write_safetensors(vars(features), folder / "features.safetensors", metadata)
 
 

@@ -21,6 +21,7 @@ COMMANDS = {
     "exits": "find the thresholds at which images leave a model with exits early",
     "quantize": "quantize a checkpoint to low precision and measure the accuracy it costs",
     "predict": "name what images show",
+    "embed": "compute embeddings of a collection of images",
     "visualize": "draw where a model looks in images",
     "benchmark": "measure how fast a model runs on this machine",
 }

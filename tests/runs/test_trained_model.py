@@ -14,6 +14,7 @@ import vitfast
 from support.checkpoints import rewrite_manifest
 from vitfast.config.data_schema import EvaluateDataOptions
 from vitfast.data import eval_transform
+from vitfast.data.collection import StoredImage
 from vitfast.errors import UserError
 from vitfast.evaluation.checkpoint_data import data_of_checkpoint
 from vitfast.evaluation.image_files import read_batches
@@ -76,7 +77,7 @@ def test_images_are_read_as_the_run_read_them(run_dir, tmp_path, train_tiny):
         settings = (trained.data["mean"], trained.data["std"], "bicubic", 1.0)
         image = eval_transform(8, 1, *settings, resize)(Image.open(file))
         expected = trained.model(image[None]).softmax(1)[0].sort(descending=True).values
-        (prediction,) = predict(trained, read_batches(trained, [file], 32, []), top=10)
+        (prediction,) = predict(trained, read_batches(trained, [StoredImage(str(file), str(file))], 32, []), top=10)
         assert prediction.probabilities == pytest.approx(expected.tolist(), abs=1e-6)
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from vitfast.runs.trained_model import TrainedModel
 
 PRECISIONS = ("fp32", "bf16", "fp16")
+ACCELERATED_PRECISIONS = ("fp32", "bf16", "fp16", "fp16_32", "int8")
+CHECKPOINT_HELP = "folder of a run (its best checkpoint) or of a checkpoint, or a weights file"
 ENGINE_PRECISIONS = ("fp32", "bf16", "int8", "fp16_32")
 LIBRARIES = ("torchvision", "timm")
 PEER_NAMES = ("eager", "compile", "onnxruntime", "openvino", "torchao", "zentorch")
@@ -30,24 +32,27 @@ PLOT, REPORT = "quantization.png", "quantization.json"  # what `vitfast quantize
 class CheckpointOptions:
     """The checkpoint to load, and where it runs."""
 
-    checkpoint: str = option(help="folder of a run (its best checkpoint) or of a checkpoint, or a weights file")
+    checkpoint: str = option(help=CHECKPOINT_HELP)
     model: str | None = option(None, "name of the model, for a weights file that does not contain it")
     weights: str = option("auto", "auto: averaged weights (EMA) if available", choices=WEIGHTS)
     device: str = option("auto", "auto: the GPU if there is one", choices=["auto", "cpu", "cuda"])
     threads: int | None = option(None, "CPU threads; null: torch's choice", minimum=1)
 
-    def load(self) -> TrainedModel:
-        """Loads the checkpoint's model onto the device, and sets the number of CPU threads."""
+    def load(self, *, headless: bool = False) -> TrainedModel:
+        """Loads the model onto the device, and sets the number of CPU threads.
+
+        Args:
+            headless: whether it may be one without classes, or with others than its data set's.
+        """
         # these import torch, for which --help does not wait
         from vitfast.evaluation.checkpoint_data import is_weights_file, load_foreign_checkpoint
         from vitfast.runs.trained_model import load_trained_model
 
         device = self.prepare_device()
-        is_probed = getattr(self, "probe", None) is not None  # a probe has a head of its own
         if is_weights_file(self.checkpoint):
             data = getattr(self, "data", None)  # of the commands that read a data set
-            return load_foreign_checkpoint(self.checkpoint, self.model, data, device, any_classes=is_probed)
-        return load_trained_model(self.checkpoint, weights=self.weights, device=device, headless=is_probed)
+            return load_foreign_checkpoint(self.checkpoint, self.model, data, device, any_classes=headless)
+        return load_trained_model(self.checkpoint, weights=self.weights, device=device, headless=headless)
 
     def prepare_device(self) -> torch.device:
         """Returns the device, and sets the number of CPU threads."""
@@ -252,24 +257,88 @@ class QuantizeOptions(NumberFormatOptions, CheckpointOptions):
 
 
 @dataclass(kw_only=True)
-class PredictOptions(CheckpointOptions):
+class CollectionOptions(CheckpointOptions):
+    """What ``embed`` and ``predict`` share: a model of any source, and results in shards."""
+
+    checkpoint: str | None = option(None, CHECKPOINT_HELP)  # type: ignore[assignment]
+    model: str | None = option(
+        None,
+        "without checkpoint: pretrained weights of this name, of timm (timm/NAME) or Hugging Face (ORGANIZATION/NAME, "
+        "FOLDER/NAME); else the name of the model of a weights file that does not contain it",
+    )
+    images: str = option(
+        help="image files, patterns, folders (searched recursively), lists (.txt), tar and Parquet files, separated by "
+        "commas"
+    )
+    batch_size: int = option(32, "images in a batch", minimum=1)
+    shard_size: int = option(1000, "images in a file of results", minimum=1)
+    format: str = option(
+        "parquet", "files of results; npy: the layout of clip-retrieval", choices=["parquet", "jsonl", "npy"]
+    )
+    shrink_jpeg: bool = option(
+        True, "decode large JPEGs at 1/2, 1/4 or 1/8 of their size, at least twice as large as the model's input"
+    )
+
+    def load(self, *, headless: bool = False) -> TrainedModel:
+        """Loads the model of a checkpoint or of a name; see ``CheckpointOptions``."""
+        if self.checkpoint is not None or self.model is None:
+            return super().load(headless=headless)
+        from vitfast.evaluation.pretrained import load_pretrained
+
+        return load_pretrained(self.model, self.prepare_device(), classes=not headless)
+
+    def check(self, prefix: str = "") -> None:
+        """Raises UserError if there is no model."""
+        if self.checkpoint is None and self.model is None:
+            raise UserError(f"checkpoint=… is missing: {CHECKPOINT_HELP}; or give model=timm/NAME")
+
+
+@dataclass(kw_only=True)
+class EmbedOptions(CollectionOptions):
+    """Computes embeddings of a collection of images, and writes them in shards."""
+
+    example: ClassVar = "model=timm/vit_small_patch14_dinov2 images=photos output=embeddings"
+    most_used: ClassVar = (
+        *("checkpoint", "model", "images", "output", "shard_size", "precision", "format", "batch_size", "normalize"),
+        "device",
+    )
+
+    output: str = option(help="folder of the results, created if missing; a killed run continues in it")
+    precision: str | None = option(
+        None, "as in vitfast.accelerate; null: that of a quantized model, else fp32", choices=ACCELERATED_PRECISIONS
+    )
+    normalize: bool = option(False, "divide each embedding by its L2 norm")
+
+
+@dataclass(kw_only=True)
+class PredictOptions(CollectionOptions):
     """Classifies images with a checkpoint."""
 
     example: ClassVar = "checkpoint=runs/mine images=photos,cat.jpg top=5"
     most_used: ClassVar = (
-        *("checkpoint", "images", "top", "output", "batch_size", "model", "precision", "weights", "device"),
-        "early_exit",
+        *("checkpoint", "images", "top", "output", "target", "batch_size", "model", "precision", "weights", "device"),
     )
 
-    images: str = option(help="image files, patterns and folders (searched recursively), separated by commas")
     top: int = option(3, "number of classes per image", minimum=1)
     early_exit: bool = option(
         True,
         "if the checkpoint has thresholds (python -m vitfast.exits), stop at the first confident exit",
     )
-    output: str = option("table", "table, or one JSON object per line", choices=["table", "jsonl"])
-    batch_size: int = option(32, "images in a batch", minimum=1)
-    precision: str = option("fp32", "bf16: autocast", choices=["fp32", "bf16"])
+    output: str = option("table", "what is printed: table, or one JSON object per line", choices=["table", "jsonl"])
+    target: str | None = option(
+        None, "folder of results in shards, by an accelerated model, as of python -m vitfast.embed; null: print them"
+    )
+    precision: str = option(
+        "fp32", "bf16: autocast; with target, as in vitfast.accelerate", choices=ACCELERATED_PRECISIONS
+    )
+
+    def check(self, prefix: str = "") -> None:
+        """Raises UserError if options contradict each other."""
+        super().check(prefix)
+        if self.target is None and self.precision not in ("fp32", "bf16"):
+            raise UserError(f"precision={self.precision} is for target=FOLDER; without it allowed: fp32, bf16")
+        if self.target is not None and self.format == "npy":
+            raise UserError("format=npy is for embeddings; predictions are written as parquet or jsonl")
 
 
 @dataclass(kw_only=True)

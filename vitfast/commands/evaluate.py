@@ -35,7 +35,9 @@ _CONFUSIONS_SHOWN = 5
 
 def run(options: EvaluateOptions) -> int:
     """Runs the command; returns the exit code."""
-    trained = (options if options.accelerate is None else replace(options, device="cpu")).load()
+    trained = (options if options.accelerate is None else replace(options, device="cpu")).load(
+        headless=options.probe is not None
+    )
     if options.exits == "sweep":
         result = sweep_exits(trained, options.data, options.split, options.precision, options.sweep)
         print(sweep_json(result) if options.output == "json" else sweep_table(result))

@@ -7,6 +7,9 @@ background; invert a photograph of ink on paper first.
 With a model with exits whose checkpoint has thresholds, each image stops at the first exit that is confident enough,
 and the output names it; ``early_exit=false`` runs all exits.
 
+With ``target=FOLDER`` an accelerated model computes the predictions of a collection, which are written in shards, as
+embeddings are by ``vitfast embed``.
+
 Exit code: 0 if every image was predicted; 1 if some could not be read (each is named on stderr, the others are
 still predicted); 2 after a user error.
 """
@@ -18,25 +21,43 @@ from pathlib import Path
 from typing import Any
 
 from vitfast.commands.command_options import PredictOptions
-from vitfast.evaluation.image_files import find_images, read_batches, report_skipped
+from vitfast.commands.embed import write_collection
+from vitfast.data.collection import list_images
+from vitfast.evaluation.image_files import read_batches, report_skipped
 from vitfast.evaluation.predict import Prediction, predict
+from vitfast.evaluation.row_functions import Classifier
 
 
 def run(options: PredictOptions) -> int:
     """Runs the command, and prints a line for each image, batch by batch; returns the exit code."""
-    paths = find_images(options.images)
+    if options.target is not None:
+        return _write(options, options.target)
+    images = list(list_images(options.images))
     trained = options.load()
-    width = max(len(str(path)) for path in paths)
+    width = max(len(image.path) for image in images)
     if options.output == "table":
         print(f"{trained.describe()}\n")
     skipped: list[Path] = []
-    batches = read_batches(trained, paths, options.batch_size, skipped)
+    batches = read_batches(trained, images, options.batch_size, skipped)
     for prediction in predict(
         trained, batches, top=options.top, early_exit=options.early_exit, precision=options.precision
     ):
         line = _table_line(prediction, width) if options.output == "table" else _json_line(prediction)
         print(line, flush=True)
-    return report_skipped(skipped, len(paths))
+    return report_skipped(skipped, len(images))
+
+
+def _write(options: PredictOptions, target: str) -> int:
+    list_images(options.images)  # errors come before the model is loaded
+    trained = options.load()
+    function = Classifier(
+        trained,
+        top=options.top,
+        early_exit=options.early_exit,
+        precision=options.precision,
+        shrink_jpeg=options.shrink_jpeg,
+    )
+    return write_collection(options, target, trained, function)
 
 
 def _json_line(prediction: Prediction) -> str:

@@ -15,19 +15,20 @@ from __future__ import annotations
 from pathlib import Path
 
 from vitfast.commands.command_options import VisualizeOptions
-from vitfast.evaluation.image_files import find_images, read_batches, report_skipped
+from vitfast.data.collection import list_images
+from vitfast.evaluation.image_files import read_batches, report_skipped
 from vitfast.evaluation.visualize import choose_view, draw_images, figure_names
 
 
 def run(options: VisualizeOptions) -> int:
     """Runs the command, and prints a line for each image, batch by batch; returns the exit code."""
-    paths = find_images(options.images)
+    images = list(list_images(options.images))
     trained = options.load()
     view = choose_view(trained.model, options.layer, options.head)
-    names = figure_names(paths, Path(options.target), view.name)
+    names = figure_names([Path(image.path) for image in images], Path(options.target), view.name)
     print(f"{trained.describe()}\n")
     skipped: list[Path] = []
-    batches = read_batches(trained, paths, options.batch_size, skipped)
+    batches = read_batches(trained, images, options.batch_size, skipped)
     for path, title, replaced in draw_images(trained, view, names, batches, precision=options.precision):
         print(f"{path}  {title}  {names[path]}{' (replaced)' if replaced else ''}", flush=True)
-    return report_skipped(skipped, len(paths))
+    return report_skipped(skipped, len(images))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -37,19 +38,39 @@ def load_image(path: str | os.PathLike[str], in_chans: int = 3) -> Image.Image:
         UserError: if the file cannot be read or decoded; the message gives the file and the reason.
     """
     try:
-        with open_regular(path) as stream, Image.open(stream, formats=_supported_formats()) as image:
+        stream = open_regular(path)
+    except OSError as error:
+        raise UserError(f"{os.fspath(path)} cannot be read: {error.strerror}") from error
+    with stream:
+        return decode_image(stream, os.fspath(path), in_chans)
+
+
+def decode_image(stream: BinaryIO, name: str, in_chans: int = 3, shrink_to: int | None = None) -> Image.Image:
+    """Decodes an image from a stream, as ``load_image``.
+
+    Args:
+        stream: the encoded image, which can be searched.
+        name: for errors.
+        in_chans: as in ``load_image``.
+        shrink_to: pixels of the shorter side that suffice; a JPEG is then decoded at 1/2, 1/4 or 1/8 of its size, if
+            its sides stay at least as long, which takes a fraction of the time. None: the whole image.
+    """
+    try:
+        with Image.open(stream, formats=_supported_formats()) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(
                     f"it has {image.width:,} x {image.height:,} pixels, more than {MAX_PIXELS:,}; scale it down"
                 )
+            if shrink_to is not None:
+                image.draft(None, (shrink_to, shrink_to))
             image.load()
             return _convert(_upright(image), _MODES[in_chans])
     except OSError as error:
         if error.errno is not None:  # an error of the file system, not of the decoder
-            raise UserError(f"{os.fspath(path)} cannot be read: {error.strerror}") from error
-        raise _undecodable(path, error) from error
+            raise UserError(f"{name} cannot be read: {error.strerror}") from error
+        raise _undecodable(stream, name, error) from error
     except Exception as error:  # decoders raise SyntaxError, ValueError, struct.error, DecompressionBombError, …
-        raise _undecodable(path, error) from error
+        raise _undecodable(stream, name, error) from error
 
 
 @functools.cache
@@ -59,9 +80,8 @@ def _supported_formats() -> list[str]:
     return [name for name in _FORMATS if name in Image.OPEN]
 
 
-def _undecodable(path: str | os.PathLike[str], error: Exception) -> UserError:
-    name = os.fspath(path)
-    if os.path.getsize(path) == 0:
+def _undecodable(stream: BinaryIO, name: str, error: Exception) -> UserError:
+    if stream.seek(0, os.SEEK_END) == 0:
         reason = "the file is empty"
     elif isinstance(error, UnidentifiedImageError):
         reason = f"its content is none of the formats {', '.join(_FORMATS)}"

@@ -97,7 +97,7 @@ def features_of_split(
         ids = torch.tensor([index for index in range(len(dataset)) if index not in dataset.bad_images])
         for layer in missing:
             found[layer] = features = Features(extracted[layer], targets, ids)
-            metadata = {"key": keys[layer], "sha256": _content_digest(vars(features).items())}
+            metadata = {"key": keys[layer], "sha256": content_digest(vars(features).items())}
             with explain_os_error(*unwritable):
                 write_safetensors(vars(features), paths[layer], metadata)
     return {layer: features for layer, features in found.items() if features is not None}
@@ -113,7 +113,7 @@ def _read(path: Path, key: str) -> Features | None:
         pass
     else:
         stored = {name: file.tensors[name] for name in Features.__dataclass_fields__ if name in file.tensors}
-        if file.metadata == {"key": key, "sha256": _content_digest(stored.items())} and len(stored) == 3:
+        if file.metadata == {"key": key, "sha256": content_digest(stored.items())} and len(stored) == 3:
             return Features(**stored)
     warnings.warn(f"{path} is damaged or was changed; the features are computed again", stacklevel=2)
     return None
@@ -121,10 +121,10 @@ def _read(path: Path, key: str) -> Features | None:
 
 def _model_digest(model: ImageModel) -> str:
     record = [model.model_name, model.model_fields, quantization_record(model)]
-    return _content_digest(model.state_dict().items(), json.dumps(record, sort_keys=True, default=str))
+    return content_digest(model.state_dict().items(), json.dumps(record, sort_keys=True, default=str))
 
 
-def _content_digest(tensors: Iterable[tuple[str, Any]], text: str = "") -> str:
+def content_digest(tensors: Iterable[tuple[str, Any]], text: str = "") -> str:
     """Returns the SHA-256 of named tensors, with their types and shapes, and of a text."""
     digest = hashlib.sha256(text.encode())
     for name, tensor in tensors:

@@ -66,7 +66,7 @@ def extract_features(
     found: dict[str, list[Tensor]] = {layer: [] for layer in layers}
     labels: list[Tensor] = []
     with ExitStack() as stack, torch.inference_mode(), autocast(device, precision):
-        readers = {layer: _reader(model, layer, stack) for layer in layers}
+        readers = {layer: feature_reader(model, layer, stack) for layer in layers}
         for images, labels_B in batches:
             if len(labels_B) == 0:
                 continue
@@ -82,7 +82,7 @@ def extract_features(
     return features, torch.cat(labels)
 
 
-def _reader(model: ImageModel, layer: str, stack: ExitStack) -> Callable[[], Tensor]:
+def feature_reader(model: ImageModel, layer: str, stack: ExitStack) -> Callable[[], Tensor]:
     """Records a layer in forward passes while ``stack`` is open; returns what gives the features of the last pass."""
     recorded: list[Tensor] = []
 

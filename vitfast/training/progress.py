@@ -9,11 +9,11 @@ from typing import Any
 from tqdm import tqdm
 
 
-def progress_bar(total_images: int, done_images: int = 0, *, enabled: bool) -> tqdm[Any]:
+def progress_bar(total_images: int | None, done_images: int = 0, *, enabled: bool) -> tqdm[Any]:
     """Creates a bar over all images of a run on stderr: description, images/s, remaining time and postfix.
 
     Args:
-        total_images: images of the whole run.
+        total_images: images of the whole run; None: not known yet.
         done_images: images processed before a resume.
         enabled: False draws no bar, nor does an stderr that is not a terminal.
     """
