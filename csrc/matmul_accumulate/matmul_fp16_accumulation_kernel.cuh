@@ -1,4 +1,4 @@
-// GEMM with float16 accumulation in tensor cores. Rounding within a chunk is defined by the hardware (docs/internals/cuda_kernels.md);
+// GEMM with float16 accumulation in tensor cores. Rounding within a chunk is defined by the hardware (docs/internals/cuda_gemm.md);
 // chunk sums are added in float, in ascending k.
 //
 // A block computes 128 x 64 results, each of its four warps 64 x 32: 16 mma per depth step of 16, from six fragment

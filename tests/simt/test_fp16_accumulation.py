@@ -99,7 +99,7 @@ def test_probes_match_the_documented_device() -> None:
     capability = torch.cuda.get_device_capability()
     found = characterize(mma_of("cuda"))
     print(f"\n{torch.cuda.get_device_name()}, compute capability {capability}: {found}")
-    assert found == DOCUMENTED.get(capability[0]), "measured, and what docs/internals/cuda_kernels.md says"
+    assert found == DOCUMENTED.get(capability[0]), "measured, and what docs/internals/cuda_gemm.md says"
 
 
 @pytest.mark.cuda

@@ -78,7 +78,7 @@ def test_the_error_keeps_to_its_bound_and_shrinks_with_the_chunk(simt_variant: s
         case = Fp16AccumulationCase(x, weight, chunk, rounds, model)
         errors[chunk] = (case.run(variant=simt_variant)["out"] - exact).abs()
         steps, chunks = (chunk or depth) / model.terms, depth / (chunk or depth)
-        # docs/internals/cuda_kernels.md derives it; every number is positive, so that |x| |w| is the result
+        # docs/internals/cuda_gemm.md derives it; every number is positive, so that |x| |w| is the result
         spacing = 2.0**-11 if rounds else 2.0**-24
         bounds[chunk] = 1.05 * (steps * 2.0**-11 + chunks * spacing) * exact + depth / model.terms * 2.0**-25
         assert (errors[chunk] <= bounds[chunk]).all()

@@ -47,7 +47,8 @@ def matmul_accumulate(
 
     ``unit="tensor_core"`` sums a chunk in float16 on the tensor cores of a CUDA device: x and w are rounded to float16,
     to the nearest even, and so is the sum after every 8 or 16 products, depending on the GPU
-    (docs/internals/cuda_kernels.md, "Tensor cores with fp16 accumulation"). After each chunk the rule above applies. The bits are specific to the GPU.
+    (docs/internals/cuda_gemm.md, "Tensor cores with fp16 accumulation"). After each chunk the rule above applies. The
+    bits are specific to the GPU.
 
     The gradient is that of the exact GEMM, in float32; it passes straight through roundings. Inputs keep their dtype
     under autocast.
