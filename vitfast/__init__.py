@@ -41,6 +41,7 @@ _PUBLIC_NAMES = {
     "calibrate_exits": "vitfast.inference.early_exit",
     "create_model": "vitfast.api",
     "disable_fake_quantize": "vitfast.quantization.quantize",
+    "knn": "vitfast.evaluation.search",
     "list_models": "vitfast.api",
     "load_quantized": "vitfast.quantization.quantized_file",
     "load_weights": "vitfast.api",

@@ -6,6 +6,7 @@ from vitfast.api import load_weights as load_weights
 from vitfast.api import save_weights as save_weights
 from vitfast.data.preprocessing import preprocessing as preprocessing
 from vitfast.errors import UserError as UserError
+from vitfast.evaluation.search import knn as knn
 from vitfast.formats import FloatFormat as FloatFormat
 from vitfast.inference.accelerate import accelerate as accelerate
 from vitfast.inference.acceleration_report import AccelerationReport as AccelerationReport

@@ -22,6 +22,7 @@ COMMANDS = {
     "quantize": "quantize a checkpoint to low precision and measure the accuracy it costs",
     "predict": "name what images show",
     "embed": "compute embeddings of a collection of images",
+    "search": "find similar images among embeddings",
     "visualize": "draw where a model looks in images",
     "benchmark": "measure how fast a model runs on this machine",
 }

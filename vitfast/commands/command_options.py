@@ -310,6 +310,25 @@ class EmbedOptions(CollectionOptions):
     normalize: bool = option(False, "divide each embedding by its L2 norm")
 
 
+@dataclass
+class SearchOptions:
+    """Finds similar images among the embeddings that ``embed`` has written."""
+
+    example: ClassVar = "index=embeddings image=photo.jpg k=8 picture=neighbours.png"
+
+    index: str = option(help="folder of python -m vitfast.embed")
+    image: str | None = option(
+        None, "images to compare with, as images= of embed; null: near-duplicates within the index"
+    )
+    k: int = option(8, "number of similar images", minimum=1)
+    threshold: float = option(0.95, "cosine similarity of near-duplicates", above=0, maximum=1)
+    picture: str | None = option(None, "PNG file for a contact sheet of the first 40 results; null: none")
+    output: str = option("table", "table, or one JSON list of [path, similarity] per line", choices=["table", "jsonl"])
+    batch_size: int = option(32, "images in a batch", minimum=1)
+    device: str = option("auto", "auto: the GPU if there is one", choices=["auto", "cpu", "cuda"])
+    threads: int | None = option(None, "CPU threads; null: torch's choice", minimum=1)
+
+
 @dataclass(kw_only=True)
 class PredictOptions(CollectionOptions):
     """Classifies images with a checkpoint."""

@@ -72,7 +72,7 @@ class StoredImage:
         return decode_image(io.BytesIO(self.read()), self.path, in_chans)
 
 
-def list_images(images: str) -> Iterator[StoredImage]:
+def list_images(images: str, option: str = "images") -> Iterator[StoredImage]:
     """Lists the images of a collection, each once, in an order that does not change.
 
     Folders are searched recursively for image files, in the order of their names. Neither they nor lists, tar and
@@ -83,6 +83,7 @@ def list_images(images: str) -> Iterator[StoredImage]:
             a path in each line, relative to the list; tar files, whose members with the suffix of an image are read;
             Parquet files with a column of encoded images, binary or ``{bytes, path}`` as of Hugging Face's datasets.
             A single existing path may contain commas.
+        option: name of the command's option, for errors.
 
     Returns:
         An iterator, which raises UserError for a damaged list, tar or Parquet file.
@@ -96,7 +97,7 @@ def list_images(images: str) -> Iterator[StoredImage]:
         if os.path.isdir(entry):
             if next(_walk(str(Path(entry))), None) is None:
                 raise UserError(
-                    f"images={entry}: the folder holds no image ({', '.join(IMAGE_EXTENSIONS)}); "
+                    f"{option}={entry}: the folder holds no image ({', '.join(IMAGE_EXTENSIONS)}); "
                     f"tar and Parquet files are given as {os.path.join(entry, '*.tar')}"
                 )
             found.append((True, [str(Path(entry))]))
@@ -105,14 +106,14 @@ def list_images(images: str) -> Iterator[StoredImage]:
         elif glob.has_magic(entry):
             matching = sorted(str(Path(name)) for name in glob.iglob(entry, recursive=True) if os.path.isfile(name))
             if not matching:
-                raise UserError(f"images={entry} matches no file")
+                raise UserError(f"{option}={entry} matches no file")
             found.append((False, matching))
         else:
-            raise UserError(f"images={entry} does not exist; separate several paths by commas, without spaces")
+            raise UserError(f"{option}={entry} does not exist; separate several paths by commas, without spaces")
     listed = _list_entries(found)
     first = next(listed, None)
     if first is None:
-        raise UserError(f"images={images} holds no image ({', '.join(IMAGE_EXTENSIONS)})")
+        raise UserError(f"{option}={images} holds no image ({', '.join(IMAGE_EXTENSIONS)})")
     return itertools.chain([first], listed)
 
 

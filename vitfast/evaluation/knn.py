@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -66,7 +68,7 @@ def knn_accuracies(
 
 
 def nearest_neighbours(
-    train_features: Tensor,
+    train_features: Tensor | Iterable[Tensor],
     test_features: Tensor,
     *,
     k: int,
@@ -75,35 +77,48 @@ def nearest_neighbours(
 ) -> tuple[Tensor, Tensor]:
     """Finds the k training images of largest cosine similarity for each test image, exactly.
 
-    Memory is that of ``test_block`` x ``train_block`` similarities, beside the result. The arguments are those of
-    ``knn_accuracy``.
+    Memory is that of ``test_block`` x ``train_block`` similarities, beside the arguments and the result. The arguments
+    are those of ``knn_accuracy``; ``train_features`` may come in parts ``[N, C]``, which are not kept.
 
     Returns:
         Similarities ``[M, k]``, the largest first, and indices of the training images ``[M, k]``; k is at most N.
     """
     if k < 1 or test_block < 1 or train_block < 1:
         raise ValueError(f"k, test_block and train_block must be at least 1, got {k}, {test_block}, {train_block}")
+    queries_MC = _normalize(test_features, "test_features")
+    best_Mk = queries_MC.new_empty(len(queries_MC), 0)
+    index_Mk = torch.empty(len(queries_MC), 0, dtype=torch.int64, device=queries_MC.device)
+    known = 0
+    for part in [train_features] if isinstance(train_features, Tensor) else train_features:
+        _check_shapes(part, test_features)
+        for trains_LC in part.split(train_block):
+            trains_LC = _normalize(trains_LC, "train_features")
+            blocks = zip(*(tensor.split(test_block) for tensor in (queries_MC, best_Mk, index_Mk)), strict=True)
+            merged = [_merge(queries, best, index, trains_LC, known, k) for queries, best, index in blocks]
+            best_Mk, index_Mk = (torch.cat(column) for column in zip(*merged, strict=True))
+            known += len(trains_LC)
+    return best_Mk, index_Mk
+
+
+def _merge(
+    queries_BC: Tensor, best_Bk: Tensor, index_Bk: Tensor, trains_LC: Tensor, first: int, k: int
+) -> tuple[Tensor, Tensor]:
+    """Adds training images, numbered from ``first``, to the nearest ones so far."""
+    similarity_BL = queries_BC @ trains_LC.T
+    places_Bk = _largest(similarity_BL, k)
+    # earlier images come first, so that of equal similarities the first ones are kept
+    best_Bk = torch.cat([best_Bk, similarity_BL.gather(1, places_Bk)], dim=1)
+    index_Bk = torch.cat([index_Bk, places_Bk + first], dim=1)
+    places_Bk = _largest(best_Bk, k)
+    return best_Bk.gather(1, places_Bk), index_Bk.gather(1, places_Bk)
+
+
+def _check_shapes(train_features: Tensor, test_features: Tensor) -> None:
     sizes = (train_features.shape, test_features.shape)
     if any(len(size) != 2 for size in sizes) or sizes[0][1] != sizes[1][1] or 0 in (sizes[0][0], sizes[1][0]):
         raise ValueError(
             f"features must be [N, C] and [M, C], N and M at least 1, got {[list(size) for size in sizes]}"
         )
-    similarities, indices = [], []
-    for tests_BC in test_features.split(test_block):
-        queries_BC = _normalize(tests_BC, "test_features")
-        best_Bk = queries_BC.new_empty(len(queries_BC), 0)
-        index_Bk = torch.empty(len(queries_BC), 0, dtype=torch.int64, device=queries_BC.device)
-        for number, trains_LC in enumerate(train_features.split(train_block)):
-            similarity_BL = queries_BC @ _normalize(trains_LC, "train_features").T
-            places_Bk = _largest(similarity_BL, k)
-            # earlier images come first, so that of equal similarities the first ones are kept
-            best_Bk = torch.cat([best_Bk, similarity_BL.gather(1, places_Bk)], dim=1)
-            index_Bk = torch.cat([index_Bk, places_Bk + number * train_block], dim=1)
-            places_Bk = _largest(best_Bk, k)
-            best_Bk, index_Bk = best_Bk.gather(1, places_Bk), index_Bk.gather(1, places_Bk)
-        similarities.append(best_Bk)
-        indices.append(index_Bk)
-    return torch.cat(similarities), torch.cat(indices)
 
 
 def _normalize(features: Tensor, name: str) -> Tensor:

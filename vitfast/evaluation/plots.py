@@ -227,6 +227,8 @@ def draw_neighbours(
     rows: Sequence[tuple[tuple[Tensor, str], Sequence[tuple[Tensor, str, float]]]],
     path: str | os.PathLike[str],
     title: str,
+    *,
+    classes: bool = True,
 ) -> None:
     """Draws a row for each image: the image, then its nearest neighbours.
 
@@ -236,6 +238,7 @@ def draw_neighbours(
         rows: an image ``[C, H, W]`` with values in 0..1 and its class; its neighbours with class and similarity.
         path: the PNG file.
         title: of the figure.
+        classes: whether the texts are classes, rather than names.
     """
     columns = 1 + max(len(neighbours) for _, neighbours in rows)
     width, height = columns * _NEIGHBOUR_INCHES, len(rows) * (_NEIGHBOUR_INCHES + _TEXT_INCHES) + 0.4
@@ -252,7 +255,7 @@ def draw_neighbours(
             pixels_HWC = pixels_CHW.float().cpu().permute(1, 2, 0).expand(-1, -1, 3).clamp(0, 1).numpy()
             axes.imshow(pixels_HWC, extent=(left, left + side, bottom, bottom + side), aspect="auto")
             where = (left + side / 2, bottom - _TEXT_INCHES / 2)
-            colour = "black" if label == name else "tab:red"
+            colour = "black" if label == name or not classes else "tab:red"
             axes.text(*where, text, ha="center", va="center", fontsize=7, color=colour, parse_math=False)
     axes.set(xlim=(0, width), ylim=(0, height))  # imshow has changed them
     save_figure(figure, path)
