@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import vitfast
 from support.accelerable import BUILDERS, accelerable, sample_images, shake, tensors_of
-from support.tolerance import FORWARD_FACTOR, assert_as_accurate
 from vitfast.models import build_model
+from vitfast.ops.tolerance import FORWARD_FACTOR, assert_as_accurate
 
 PRECISIONS = ("fp32", "bf16", "fp16_32", "int8")
 TOKENS = (1, 2, 5, 16, 17, 50, 63, 64, 65, 196, 197, 198, 256, 257, 577, 1025)

@@ -11,7 +11,7 @@ from support.accuracy import as_tuple, assert_accurate, assert_same_bits, cancel
 from support.operators import FLOATS, OPERATORS, Operator
 from support.sample import Make
 from support.shapes import ALL_LAYOUTS, LAYOUTS
-from support.tolerance import BACKWARD_FACTOR, assert_as_accurate
+from vitfast.ops.tolerance import BACKWARD_FACTOR, assert_as_accurate
 
 
 def _cases() -> Iterator[object]:

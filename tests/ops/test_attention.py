@@ -14,9 +14,9 @@ from torch import Tensor
 from support import plain
 from support.accuracy import assert_same_bits
 from support.sample import Make
-from support.tolerance import FORWARD_FACTOR, assert_as_accurate
 from vitfast import ops
 from vitfast.ops.library import has_kernel
+from vitfast.ops.tolerance import FORWARD_FACTOR, assert_as_accurate
 
 SIZES = [(2, 3, 17, 32), (1, 2, 50, 64), (2, 1, 197, 48), (1, 2, 5, 7)]  # [B, H, N, D]
 

@@ -14,11 +14,11 @@ from torch import Tensor
 from support import plain
 from support.accuracy import assert_same_bits
 from support.simt_attention import AttentionCase, random_backward, random_case
-from support.tolerance import BACKWARD_FACTOR, FORWARD_FACTOR, assert_as_accurate
 from vitfast import ops
 from vitfast.formats import FloatFormat
 from vitfast.ops.library import has_kernel
 from vitfast.ops.rounding import ROUNDING_CODES
+from vitfast.ops.tolerance import BACKWARD_FACTOR, FORWARD_FACTOR, assert_as_accurate
 
 pytestmark = pytest.mark.cuda
 

@@ -10,10 +10,10 @@ import torch
 
 from support import plain
 from support.simt_upsample import UpsampleCase, random_upsample
-from support.tolerance import BACKWARD_FACTOR, assert_as_accurate
 from vitfast import ops
 from vitfast.layers import GridUpsample
 from vitfast.ops.library import has_kernel
+from vitfast.ops.tolerance import BACKWARD_FACTOR, assert_as_accurate
 
 pytestmark = pytest.mark.cuda
 

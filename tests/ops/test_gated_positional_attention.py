@@ -14,11 +14,11 @@ from support.operators import FLOATS
 from support.sample import Make, Sample, fuzz_seed
 from support.samples import draw_gated, gated_samples
 from support.shapes import LAYOUTS, in_layout
-from support.tolerance import FORWARD_FACTOR, assert_as_accurate
 from vitfast import ops
 from vitfast.ops import reference
 from vitfast.ops.gated_positional_attention import has_gated_kernel
 from vitfast.ops.library import has_kernel, kernel_states
+from vitfast.ops.tolerance import FORWARD_FACTOR, assert_as_accurate
 
 SAMPLES = [sample.name for sample in gated_samples(Make())]
 CPU = torch.device("cpu")

@@ -9,8 +9,8 @@ from torch import Tensor
 from support import plain
 from support.accuracy import assert_same_bits, cotangents
 from support.sample import Make
-from support.tolerance import BACKWARD_FACTOR, FORWARD_FACTOR, assert_as_accurate
 from vitfast import ops
+from vitfast.ops.tolerance import BACKWARD_FACTOR, FORWARD_FACTOR, assert_as_accurate
 
 LOW = [torch.bfloat16, torch.float16]
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from support import plain
-from support.tolerance import BACKWARD_FACTOR, FORWARD_FACTOR, assert_as_accurate
 from vitfast import ops
 from vitfast.formats import FloatFormat
 from vitfast.ops.library import has_kernel
+from vitfast.ops.tolerance import BACKWARD_FACTOR, FORWARD_FACTOR, assert_as_accurate
 
 pytestmark = pytest.mark.cuda
 

@@ -26,10 +26,10 @@ from support.packed_cases import (
     packed_block,
     packed_linear,
 )
-from support.tolerance import FORWARD_FACTOR, assert_as_accurate
 from vitfast.inference.modules.position_bias import BiasTables
 from vitfast.layers import GridUpsample
 from vitfast.ops.library import has_kernel
+from vitfast.ops.tolerance import FORWARD_FACTOR, assert_as_accurate
 
 if not has_kernel("packed", "cpu"):
     pytest.skip("pure PyTorch: there are no packed operators", allow_module_level=True)

@@ -10,9 +10,9 @@ from torch import Tensor
 from support import simt
 from support.float_oracle import round_tensor
 from support.sixteen_bits import every_number, spacing
-from support.tolerance import FORWARD_FACTOR, assert_as_accurate
 from vitfast.formats import FloatFormat
 from vitfast.ops.rounding import OVERFLOW_CODES
+from vitfast.ops.tolerance import FORWARD_FACTOR, assert_as_accurate
 
 TYPES = [torch.bfloat16, torch.float16]
 FORMATS = [FloatFormat.fp8_e4m3fn(), FloatFormat.fp4_e2m1(), FloatFormat.fp8_e5m2()]

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from support import plain, simt
 from support.accuracy import assert_same_bits
-from support.tolerance import BACKWARD_FACTOR, FORWARD_FACTOR, assert_as_accurate
 from vitfast.formats import FloatFormat
 from vitfast.ops import reference
 from vitfast.ops.rounding import float_rounding
+from vitfast.ops.tolerance import BACKWARD_FACTOR, FORWARD_FACTOR, assert_as_accurate
 
 EPS = 1e-6
 # in registers: a pack a lane to the most that there can be, whole and part warps; 200: a multiple of 8; too wide; odd

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from support.sample import Sample
-from support.tolerance import BACKWARD_FACTOR, FORWARD_FACTOR, assert_as_accurate
+from vitfast.ops.tolerance import BACKWARD_FACTOR, FORWARD_FACTOR, assert_as_accurate
 
 if TYPE_CHECKING:
     from support.operators import Operator

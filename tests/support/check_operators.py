@@ -14,8 +14,8 @@ from support import packed_cases, plain
 from support.accuracy import assert_accurate
 from support.operators import FLOATS, OPERATORS
 from support.sample import Make
-from support.tolerance import FORWARD_FACTOR, assert_as_accurate
 from vitfast import ops
+from vitfast.ops.tolerance import FORWARD_FACTOR, assert_as_accurate
 
 
 def check_public() -> None:

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from support import packed_plain as plain
-from support.tolerance import FORWARD_FACTOR, assert_as_accurate
 from vitfast.inference.ir import RelativeBiasSpec, WindowSpec
 from vitfast.inference.modules.position_bias import BiasTables, PositionBias
 from vitfast.layers import GridUpsample
 from vitfast.layers.rotary import RotaryTables, rotary_tables
 from vitfast.layers.token_performer import performer_attention
+from vitfast.ops.tolerance import FORWARD_FACTOR, assert_as_accurate
 
 PRECISIONS = ("fp32", "bf16", "fp16_32", "int8")
 OPS = torch.ops.vitfast

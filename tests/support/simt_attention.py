@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from support import plain, simt
-from support.tolerance import BACKWARD_FACTOR, FORWARD_FACTOR, assert_as_accurate
+from vitfast.ops.tolerance import BACKWARD_FACTOR, FORWARD_FACTOR, assert_as_accurate
 
 T = TypeVar("T")
 

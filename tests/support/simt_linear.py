@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from support import plain, simt
-from support.tolerance import BACKWARD_FACTOR, assert_as_accurate
+from vitfast.ops.tolerance import BACKWARD_FACTOR, assert_as_accurate
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from support import plain, simt
-from support.tolerance import FORWARD_FACTOR, assert_as_accurate
 from vitfast.layers import GridUpsample
+from vitfast.ops.tolerance import FORWARD_FACTOR, assert_as_accurate
 
 _ROWS = 4  # of the matrix, in a group
 

@@ -1,15 +1,15 @@
 """The tolerance rule for kernels: flash-attention's, with additional checks of aggregates.
 
-A result is right if it is about as near to the float64 result as PyTorch's own operators are in the same dtype:
-at most ``factor`` times their error, plus the rounding noise of the dtype. Three measures of the error are held to it:
+A result is correct if its error against float64 is at most ``factor`` times the error of PyTorch's own operators in the
+same dtype, plus the rounding noise of the dtype. Three measures of the error must satisfy this:
 
-- the largest one, so that a single wrong element shows;
-- the root mean square, so that many errors below the largest one show;
-- the gain ``<error, exact> / <exact, exact>``, so that a systematic shrinking or growing shows that is too small for
-  the other two: truncation where rounding was meant, a missing tail of a sum, a slightly wrong scale. What it may be by
-  chance is judged by how it scatters between rows (the last dimension): the elements of one row share errors.
+- the largest error, which detects a single wrong element;
+- the root mean square, which detects many errors below the largest one;
+- the gain ``<error, exact> / <exact, exact>``, which detects a systematic scale error that is too small for the other
+  two: truncation instead of rounding, a missing tail of a sum, a slightly wrong scale. Its random part is estimated
+  from its variance between rows (the last dimension), because the elements of a row share errors.
 
-The last two are averages and need ``MIN_ROWS`` rows to mean something.
+The last two are averages and need at least ``MIN_ROWS`` rows.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MIN_ROWS = 32
 
 @dataclass(frozen=True)
 class Measure:
-    """One way to look at an error: what the kernel shows, what torch shows in the same dtype, and what is allowed."""
+    """One measure of the error: the kernel's, torch's in the same dtype, and the allowed value."""
 
     name: str
     kernel: float
@@ -44,49 +44,70 @@ def assert_as_accurate(
     name: str = "result",
     magnitude: float = 0.0,
 ) -> None:
-    """Asserts that ``actual`` is as accurate as PyTorch in the same dtype.
+    """Raises AssertionError with the text of ``inaccuracy``, which has the same arguments, if there is one."""
+    message = inaccuracy(actual, same_dtype_torch, exact_float64, factor=factor, name=name, magnitude=magnitude)
+    if message is not None:
+        raise AssertionError(message)
+
+
+def inaccuracy(
+    actual: Tensor,
+    same_dtype_torch: Tensor,
+    exact_float64: Tensor,
+    *,
+    factor: float,
+    name: str = "result",
+    magnitude: float = 0.0,
+) -> str | None:
+    """Returns how ``actual`` is less accurate than PyTorch in the same dtype; None if it is not.
 
     Args:
-        actual: what is tested.
-        same_dtype_torch: the same computed with plain PyTorch operators in the same dtype.
-        exact_float64: the same computed in float64 from the same (rounded) inputs.
+        actual: the result to judge.
+        same_dtype_torch: the result of plain PyTorch operators in the same dtype.
+        exact_float64: the result in float64 from the same (rounded) inputs.
         factor: how many times torch's error is allowed: ``FORWARD_FACTOR`` or ``BACKWARD_FACTOR``.
-        name: what the message calls the tensor.
+        name: the tensor's name in the message.
         magnitude: the size of the numbers that were summed, where it exceeds that of the result (they cancel).
 
-    Raises:
-        AssertionError: with the worst coordinate, both errors there, and every measure that is exceeded.
+    Returns:
+        The worst coordinate, both errors there, and every measure that is exceeded; or None.
     """
-    assert actual.shape == exact_float64.shape, f"{name}: shape {list(actual.shape)}, not {list(exact_float64.shape)}"
-    assert actual.dtype == same_dtype_torch.dtype, f"{name}: {actual.dtype}, not {same_dtype_torch.dtype}"
-    assert exact_float64.dtype == torch.float64, f"{name}: the exact result must be float64"
+    if actual.shape != exact_float64.shape:
+        return f"{name}: shape {list(actual.shape)}, not {list(exact_float64.shape)}"
+    if actual.dtype != same_dtype_torch.dtype:
+        return f"{name}: {actual.dtype}, not {same_dtype_torch.dtype}"
+    if exact_float64.dtype != torch.float64:
+        return f"{name}: the exact result must be float64, not {exact_float64.dtype}"
     if actual.numel() == 0:
-        return
+        return None
     dtype = actual.dtype
     finite = torch.isfinite(exact_float64.to(dtype))
-    _assert_same_non_finite(actual.detach(), exact_float64, finite, name)
+    wrong = _non_finite_mismatch(actual.detach(), exact_float64, finite, name)
+    if wrong is not None:
+        return wrong
     error = torch.where(finite, actual.detach().double() - exact_float64, 0.0)
     torch_error = torch.where(finite, same_dtype_torch.detach().double() - exact_float64, 0.0)
     exact = torch.where(finite, exact_float64, 0.0)
-    assert torch_error.isfinite().all(), f"{name}: torch's own result overflows in {dtype}; it measures nothing"
+    if not torch_error.isfinite().all():
+        return f"{name}: torch's own result overflows in {dtype}; it measures nothing"
 
     measures = _measures(error, torch_error, exact, dtype, factor, magnitude)
     exceeded = [measure for measure in measures if not measure.kernel <= measure.allowed]
-    if exceeded:
-        raise AssertionError(_message(name, actual, same_dtype_torch, exact, error, exceeded, factor))
+    return _message(name, actual, same_dtype_torch, exact, error, exceeded, factor) if exceeded else None
 
 
-def _assert_same_non_finite(actual: Tensor, exact: Tensor, finite: Tensor, name: str) -> None:
-    """Where the exact result overflows the dtype or is NaN, the tested one has that very inf or NaN; nowhere else."""
+def _non_finite_mismatch(actual: Tensor, exact: Tensor, finite: Tensor, name: str) -> str | None:
+    """Where the exact result overflows the dtype or is NaN, the tested one must be that inf or NaN; nowhere else."""
     expected = torch.where(finite, 0.0, exact.to(actual.dtype).double())
     found = torch.where(torch.isfinite(actual), 0.0, actual.double())
     wrong = (expected != found) & ~(expected.isnan() & found.isnan())
-    if wrong.any():
-        where = _coordinate(wrong.double())
-        raise AssertionError(
-            f"{name}: {int(wrong.sum())} of {wrong.numel()} elements should be finite and are not, or the reverse; "
-            f"first at {where}: {actual[where].item()}, exact {exact[where].item()}"
-        )
+    if not wrong.any():
+        return None
+    where = _coordinate(wrong.double())
+    return (
+        f"{name}: {int(wrong.sum())} of {wrong.numel()} elements should be finite and are not, or the reverse; "
+        f"first at {where}: {actual[where].item()}, exact {exact[where].item()}"
+    )
 
 
 def _measures(

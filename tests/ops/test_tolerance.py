@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from support.tolerance import FORWARD_FACTOR, assert_as_accurate
+from vitfast.ops.tolerance import FORWARD_FACTOR, assert_as_accurate
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 LOW = [torch.bfloat16, torch.float16, torch.float32]
