@@ -52,6 +52,7 @@ _PUBLIC_NAMES = {
     "quantize_from_record": "vitfast.quantization.record",
     "save_quantized": "vitfast.quantization.quantized_file",
     "save_weights": "vitfast.api",
+    "verify": "vitfast.benchmarking.verification",
 }
 
 __all__ = ["__version__", *sorted(_PUBLIC_NAMES)]

@@ -4,6 +4,7 @@ from vitfast.api import create_model as create_model
 from vitfast.api import list_models as list_models
 from vitfast.api import load_weights as load_weights
 from vitfast.api import save_weights as save_weights
+from vitfast.benchmarking.verification import verify as verify
 from vitfast.data.preprocessing import preprocessing as preprocessing
 from vitfast.errors import UserError as UserError
 from vitfast.evaluation.search import knn as knn

@@ -25,6 +25,7 @@ COMMANDS = {
     "search": "find similar images among embeddings",
     "visualize": "draw where a model looks in images",
     "benchmark": "measure how fast a model runs on this machine",
+    "verify": "check and time the CUDA kernels on this GPU, and enable the proven ones",
 }
 
 

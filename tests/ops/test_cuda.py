@@ -1,6 +1,6 @@
 """The CUDA kernels as operators, on a GPU. Their arithmetic is tested without one, in tests/simt.
 
-``VITFAST_CUDA_KERNELS=all`` makes them run before a committed result proves them.
+``VITFAST_CUDA_KERNELS=all`` makes them run before they are verified.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The CUDA operators with fused rounding, on a GPU: bit-identical to the CPU operators.
 
-``VITFAST_CUDA_KERNELS=all`` makes them run before a committed result proves them.
+``VITFAST_CUDA_KERNELS=all`` makes them run before they are verified.
 """
 
 from __future__ import annotations

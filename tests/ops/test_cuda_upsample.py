@@ -1,6 +1,6 @@
 """The CUDA kernel of upsample_relations as an operator, on a GPU. Its arithmetic is tested without one, in tests/simt.
 
-``VITFAST_CUDA_KERNELS=all`` makes it run before a committed result proves it.
+``VITFAST_CUDA_KERNELS=all`` makes it run before it is verified.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """GEMMs with a fused epilogue, on a GPU. The epilogue is also tested without a GPU, in tests/simt.
 
-``VITFAST_CUDA_KERNELS=all`` makes them run before a committed result proves them.
+``VITFAST_CUDA_KERNELS=all`` makes them run before they are verified.
 """
 
 from __future__ import annotations

@@ -166,6 +166,32 @@ class Timer:
         return milliseconds * 1e-3 / repeats
 
 
+def repeated(runs: Sequence[Callable[[], object]], device: torch.device, calls: int) -> Callable[[], object]:
+    """Returns a function that makes ``calls`` calls, of each run in turn.
+
+    On a CUDA device it replays a graph of the calls, with no time of the CPU between them. The results of the last call
+    of each run stay allocated, so that runs with different inputs also write to different memory.
+    """
+    if device.type != "cuda":
+        return lambda: [runs[index % len(runs)]() for index in range(calls)]
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    results: list[object] = [None] * len(runs)
+    with torch.cuda.stream(stream):  # libraries initialize and autotune before the capture
+        for run in (*runs, *runs):
+            run()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        for index in range(calls):
+            results[index % len(runs)] = runs[index % len(runs)]()
+    return partial(_replay, graph, results)
+
+
+def _replay(graph: torch.cuda.CUDAGraph, results: list[object]) -> None:
+    graph.replay()
+
+
 def cache_flush(device: torch.device) -> Callable[[], object]:
     """Returns a function that evicts everything from a device's caches: it writes a buffer larger than they are."""
     last_level_bytes = max(cache_sizes().values(), default=_UNKNOWN_CPU_CACHE_BYTES)

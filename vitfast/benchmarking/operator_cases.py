@@ -26,6 +26,7 @@ Function = Callable[..., Any]  # returns a tensor or a tuple of tensors
 class Operator:
     """Functions that take the same inputs."""
 
+    kernel: str  # the kernel of vitfast that runs, a key of ``build_info()["kernels"]``
     inputs: str  # the shapes of random tensors, in letters; and P
     vitfast: Function
     by_torch: Function
@@ -38,6 +39,7 @@ class Operator:
     is_attention: bool = False  # measure each of torch's attention backends
     is_memory_bound: bool = False  # report GB/s: inputs are read once, results written once
     patches_only: bool = False  # measured without the class token
+    is_exact: bool = False  # results are the same bits on every device
 
 
 def _attention_from_qkv(qkv: Tensor, *_: Tensor) -> Tensor:
@@ -119,17 +121,28 @@ def _torch_upsample(x: Tensor, matrix: Tensor) -> Tensor:
 
 
 _rounding = partial(
-    Operator, "BNC", limits={"copy": torch.clone}, precisions=("fp32",), has_backward=False, is_memory_bound=True
+    Operator,
+    inputs="BNC",
+    limits={"copy": torch.clone},
+    precisions=("fp32",),
+    has_backward=False,
+    is_memory_bound=True,
+    is_exact=True,
 )
 
 OPERATORS: dict[str, Operator] = {
-    "attention": Operator("BHND BHND BHND", ops.attention, F.scaled_dot_product_attention, is_attention=True),
+    "attention": Operator(
+        "attention", "BHND BHND BHND", ops.attention, F.scaled_dot_product_attention, is_attention=True
+    ),
     # from the output of attention's first linear layer to the input of its second, as in a block
-    "attention_packed": Operator("BN3HD", _attention_from_qkv, _torch_attention_from_qkv, is_attention=True),
+    "attention_packed": Operator(
+        "attention", "BN3HD", _attention_from_qkv, _torch_attention_from_qkv, is_attention=True
+    ),
     # as in DVT: each image adds a different bias to the logits, and the next exit reads them
-    "attention with bias": Operator("BN3HD BHNN", _attention_with_bias, _torch_attention_with_bias),
+    "attention with bias": Operator("attention", "BN3HD BHNN", _attention_with_bias, _torch_attention_with_bias),
     # ConViT's attention; in torch the sum of two attentions
     "gated_positional_attention": Operator(
+        "gated_positional_attention",
         "BN3HD HNN H",
         lambda *inputs: ops.gated_positional_attention(*inputs).flatten(-2),
         _torch_gated_attention,
@@ -140,6 +153,7 @@ OPERATORS: dict[str, Operator] = {
     ),
     # the attention of accelerated models
     "packed_attention": Operator(
+        "packed",
         "BN3HD",
         _packed_attention,
         _torch_attention_from_qkv,
@@ -149,6 +163,7 @@ OPERATORS: dict[str, Operator] = {
         is_available=lambda device: has_kernel("packed", device.type),
     ),
     "layer_norm": Operator(
+        "layer_norm",
         "BNC C C",
         lambda *inputs: ops.layer_norm(*inputs),
         lambda x, weight, bias: F.layer_norm(x, weight.shape, weight, bias),
@@ -156,6 +171,7 @@ OPERATORS: dict[str, Operator] = {
         is_memory_bound=True,
     ),
     "add_layer_norm": Operator(
+        "layer_norm",
         "BNC BNC C C",
         ops.add_layer_norm,
         _torch_add_layer_norm,
@@ -163,12 +179,14 @@ OPERATORS: dict[str, Operator] = {
         is_memory_bound=True,
     ),
     "linear with gelu": Operator(
+        "linear",
         "BNC FC F",
         lambda x, weight, bias: ops.linear(x, weight, bias, activation="gelu"),
         lambda x, weight, bias: F.gelu(F.linear(x, weight, bias)),
         limits={"product alone": F.linear},
     ),
     "linear with residual": Operator(
+        "linear",
         "BNF CF C BNC",
         lambda x, weight, bias, residual: ops.linear(x, weight, bias, residual=residual),
         lambda x, weight, bias, residual: residual + F.linear(x, weight, bias),
@@ -176,11 +194,13 @@ OPERATORS: dict[str, Operator] = {
     ),
     # the feed-forward half of a block, with its residual
     "mlp": Operator(
+        "mlp",
         "BNC BNC FC F CF C",
         lambda x, residual, *weights: ops.mlp(x, *weights, residual=residual),
         lambda x, residual, *weights: residual + _torch_mlp(x, *weights),
     ),
     "mlp backward": Operator(
+        "mlp",
         "BNC FC F CF C",
         lambda *inputs: ops.mlp(*inputs),
         _torch_mlp,
@@ -190,26 +210,35 @@ OPERATORS: dict[str, Operator] = {
     ),
     # torch rounds to the formats that it can store, by conversion to them and back
     "quantize_float to fp16": _rounding(
-        lambda x: ops.quantize_float(x, FloatFormat.fp16()), lambda x: x.half().to(x.dtype)
+        "quantize_float",
+        vitfast=lambda x: ops.quantize_float(x, FloatFormat.fp16()),
+        by_torch=lambda x: x.half().to(x.dtype),
     ),
     "quantize_float to fp8_e4m3fn": _rounding(
-        lambda x: ops.quantize_float(x, FloatFormat.fp8_e4m3fn()), lambda x: x.to(torch.float8_e4m3fn).to(x.dtype)
+        "quantize_float",
+        vitfast=lambda x: ops.quantize_float(x, FloatFormat.fp8_e4m3fn()),
+        by_torch=lambda x: x.to(torch.float8_e4m3fn).to(x.dtype),
     ),
     # multiples of 1/512, in 11 bits
     "quantize_fixed": _rounding(
-        lambda x: ops.quantize_fixed(x, 11, 9), lambda x: (x * 512.0).round().clamp(-1024.0, 1023.0) / 512.0
+        "quantize_fixed",
+        vitfast=lambda x: ops.quantize_fixed(x, 11, 9),
+        by_torch=lambda x: (x * 512.0).round().clamp(-1024.0, 1023.0) / 512.0,
     ),
     # attention's output projection, with the sum rounded to float16 after every 16 multiply-adds
     "matmul_accumulate": Operator(
+        "matmul_accumulate",
         "BNC CC",
         lambda x, weight: ops.matmul_accumulate(x, weight, FloatFormat.fp16(), 16),
         _torch_matmul_accumulate,
         limits={"product alone": F.linear},
         precisions=("fp32",),
         has_backward=False,
+        is_exact=True,
     ),
     # the same GEMM with float16 accumulators, promoted to float32 after every 64 multiply-adds
     "matmul_accumulate on tensor cores": Operator(
+        "matmul_fp16_accumulation",
         "BNC CC",
         lambda x, weight: ops.matmul_accumulate(x, weight, FloatFormat.ieee(8, 23), 64, unit="tensor_core"),
         F.linear,
@@ -219,5 +248,7 @@ OPERATORS: dict[str, Operator] = {
         is_available=lambda device: device.type == "cuda" and has_kernel("matmul_fp16_accumulation", "cuda"),
     ),
     # from the grid of DVT's previous exit to the model's: 10 to 14
-    "upsample_relations": Operator("BHnn P", ops.upsample_relations, _torch_upsample, is_memory_bound=True),
+    "upsample_relations": Operator(
+        "upsample_relations", "BHnn P", ops.upsample_relations, _torch_upsample, is_memory_bound=True
+    ),
 }

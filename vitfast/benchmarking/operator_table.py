@@ -72,7 +72,7 @@ def operator_tables(
     return tables
 
 
-def _inputs(shapes: str, table: Table, device: torch.device) -> list[Tensor]:
+def operator_inputs(shapes: str, table: Table, device: torch.device) -> list[Tensor]:
     """Returns the same random tensors in every run; ``shapes`` are those of ``Operator.inputs``."""
     generator = torch.Generator().manual_seed(0)
     labels = table.labels
@@ -94,15 +94,15 @@ def _inputs(shapes: str, table: Table, device: torch.device) -> list[Tensor]:
 
 def _cases(operator: Operator, device: torch.device, table: Table) -> list[Case]:
     is_cuda, direction = device.type == "cuda", table.labels["direction"]
-    inputs = _inputs(operator.inputs, table, device)
+    inputs = operator_inputs(operator.inputs, table, device)
     required = {"vitfast": operator.vitfast, "torch": operator.by_torch}
-    runs = {name: _runner(function, inputs, direction) for name, function in required.items()}
+    runs = {name: operator_runner(function, inputs, direction) for name, function in required.items()}
     others = dict(operator.others)
     if operator.is_attention and is_cuda:
         backends = _ATTENTION_BACKENDS.items()
         others |= {name: partial(_with_backend, backend, operator.by_torch) for name, backend in backends}
     for name, function in others.items():
-        run = _runner(function, inputs, direction)
+        run = operator_runner(function, inputs, direction)
         try:
             run()
         except RuntimeError as error:  # the type or shape is not supported
@@ -111,19 +111,29 @@ def _cases(operator: Operator, device: torch.device, table: Table) -> list[Case]
             runs[name] = run
     cases = [Case(name, run, output=lambda run=run: joined(run())) for name, run in runs.items()]  # type: ignore[misc]
     wide = [x.detach().double().requires_grad_(x.requires_grad) for x in inputs]
-    table.reference, table.reference_name = joined(_runner(operator.by_torch, wide, direction)()), "torch in fp64"
+    table.reference, table.reference_name = (
+        joined(operator_runner(operator.by_torch, wide, direction)()),
+        "torch in fp64",
+    )
     table.gflop = count_gflop(runs["vitfast"])
     if direction != "forward and backward":
-        cases += [Case(name, _runner(limit, inputs), is_limit=True) for name, limit in operator.limits.items()]
+        cases += [Case(name, operator_runner(limit, inputs), is_limit=True) for name, limit in operator.limits.items()]
         if operator.is_memory_bound or is_cuda:  # on a GPU attention is memory-bound, too
             table.gigabyte = gigabytes([*inputs, *runs["vitfast"]()])
     return cases
 
 
-def _runner(
-    function: Function, inputs: Sequence[Tensor], direction: str = "forward"
+def operator_runner(
+    function: Function, inputs: Sequence[Tensor], direction: str = "forward", grads: Sequence[Tensor] | None = None
 ) -> Callable[[], tuple[Tensor, ...]]:
-    """Returns a function that runs an operator, or its backward pass: ``"alone"`` or after the forward pass."""
+    """Returns a function that runs an operator, or its backward pass: ``"alone"`` or after the forward pass.
+
+    ``grads`` are the gradients of the outputs; None: ones.
+    """
+
+    def gradients(outputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        return [torch.ones_like(output) for output in outputs] if grads is None else grads
+
     sources = [x for x in inputs if x.requires_grad]
 
     def forward() -> tuple[Tensor, ...]:
@@ -133,12 +143,12 @@ def _runner(
 
     def forward_and_backward() -> tuple[Tensor, ...]:
         outputs = forward()
-        return torch.autograd.grad(outputs, sources, [torch.ones_like(output) for output in outputs])
+        return torch.autograd.grad(outputs, sources, gradients(outputs))
 
     if direction == "alone":
         outputs = forward()
-        ones = [torch.ones_like(output) for output in outputs]
-        return lambda: torch.autograd.grad(outputs, sources, ones, retain_graph=True)
+        given = gradients(outputs)
+        return lambda: torch.autograd.grad(outputs, sources, given, retain_graph=True)
     return forward if direction == "forward" else forward_and_backward
 
 

@@ -457,3 +457,14 @@ class BenchmarkOptions(ModelRunOptions):
     def engines(self) -> list[str]:
         """The engines that accelerated models are compared with; empty: compare libraries."""
         return [name for name in PEER_NAMES if name in self.peers or "all" in self.peers]
+
+
+@dataclass(kw_only=True)
+class VerifyOptions:
+    """Checks the CUDA kernels against float64 on this GPU, times them against torch's operators, and records both."""
+
+    example: ClassVar = "quick=true"
+    most_used: ClassVar = ("quick", "repeat")
+
+    quick: bool = option(False, "fewer shapes, in under 20 seconds; otherwise up to two minutes")
+    repeat: bool = option(False, "verify kernels again that the record contains")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import platform
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,9 @@ import torch
 
 import vitfast
 from vitfast.errors import UserError
+from vitfast.ops.gpu import Gpu, read_record, record_identity, shared_memory_per_block, unsupported_gpu, visible_gpus
+
+logger = logging.getLogger(__name__)
 
 # operators with a kernel
 CPU_KERNELS = (
@@ -33,6 +37,9 @@ CUDA_KERNELS = (
     *(kernel for kernel in CPU_KERNELS if kernel not in CPU_ONLY),
     "matmul_fp16_accumulation",  # matmul_accumulate(unit="tensor_core")
 )
+# not a replacement of torch's operators: used on request, and only with VITFAST_CUDA_KERNELS=all
+RESEARCH_KERNELS = ("matmul_fp16_accumulation",)
+VERIFIABLE_KERNELS = tuple(kernel for kernel in CUDA_KERNELS if kernel not in RESEARCH_KERNELS)
 # kernels that ops.kernels selects; models that use the packed kernels hold packed weights, which rules out a choice
 KERNELS = tuple(kernel for kernel in CPU_KERNELS if kernel != "packed")
 
@@ -51,10 +58,15 @@ def _environment_choice(variable: str, choices: tuple[str, ...]) -> str:
     return value
 
 
+def library_path(name: str) -> Path | None:
+    """Returns the file of ``vitfast_cpu`` or ``vitfast_cuda``; None if it was not built."""
+    candidates = [Path(folder) / f"lib{name}.so" for folder in vitfast.__path__]
+    return next((candidate for candidate in candidates if candidate.exists()), None)
+
+
 def _load(name: str) -> str | None:
     """Loads a library of this package; returns the reason if it is missing."""
-    candidates = [Path(folder) / f"lib{name}.so" for folder in vitfast.__path__]
-    path = next((candidate for candidate in candidates if candidate.exists()), None)
+    path = library_path(name)
     if path is None:
         return "not built"
     try:
@@ -84,6 +96,14 @@ def is_loaded() -> bool:
     return _cpu_missing is None
 
 
+def _build() -> dict[str, Any]:
+    """The description of the build."""
+    try:
+        return dict(importlib.import_module("vitfast._build_config").BUILD)
+    except ModuleNotFoundError:
+        return {"reason": "vitfast was not built: pip install . compiles its kernels"}
+
+
 def missing_kernel(kernel: str, device_type: str) -> str | None:
     """Returns why vitfast has no kernel for an operator on ``"cpu"`` or ``"cuda"``; None if it has one."""
     if device_type == "cuda" and kernel not in CUDA_KERNELS:
@@ -91,30 +111,98 @@ def missing_kernel(kernel: str, device_type: str) -> str | None:
     if device_type != "cuda" and kernel not in CPU_KERNELS:
         return "on CUDA only"
     library, missing = ("cuda", _cuda_missing) if device_type == "cuda" else ("cpu", _cpu_missing)
+    if device_type == "cuda" and missing is None:
+        missing = unsupported_gpu(visible_gpus(), _build().get("cuda_architectures", ()))
     return None if missing is None else f"libvitfast_{library}.so: {missing}"
 
 
-def _initial_state(kernel: str, device_type: str) -> str:
-    missing = missing_kernel(kernel, device_type)
-    if missing is not None:
-        return f"torch: {missing}"
-    if device_type == "cuda" and _cuda_kernels == "none":
-        return "torch: VITFAST_CUDA_KERNELS=none"
-    if device_type == "cuda" and _cuda_kernels == "proven" and kernel not in PROVEN_CUDA_KERNELS:
-        return "torch: no committed GPU result covers the kernel; VITFAST_CUDA_KERNELS=all uses it nevertheless"
-    return "vitfast"
+# (kernel, device type) -> "vitfast" or "torch: reason"; on CUDA "vitfast: reason", added when one is first read
+_STATES: dict[tuple[str, str], str] = {}
 
 
-_STATES: dict[tuple[str, str], str] = {
-    (kernel, device_type): _initial_state(kernel, device_type)
-    for kernel in sorted({*CPU_KERNELS, *CUDA_KERNELS})
-    for device_type in ("cpu", "cuda", "meta")
-}
+def _add_states(device_type: str) -> None:
+    for kernel in sorted({*CPU_KERNELS, *CUDA_KERNELS}):
+        missing = missing_kernel(kernel, device_type)
+        _STATES[kernel, device_type] = "vitfast" if missing is None else f"torch: {missing}"
+
+
+_add_states("cpu")
+_add_states("meta")
+_hint: str | None = None  # for the first operator that runs on a GPU
+
+
+def _add_cuda_states() -> None:
+    """Adds the states of the CUDA kernels, which depend on the visible GPUs and their records."""
+    global _hint
+    if ("attention", "cuda") in _STATES:
+        return
+    _add_states("cuda")
+    loaded = [kernel for kernel in CUDA_KERNELS if _STATES[kernel, "cuda"] == "vitfast"]
+    if _cuda_kernels != "proven":
+        reason = f"VITFAST_CUDA_KERNELS={_cuda_kernels}"
+        state = f"vitfast: {reason}" if _cuda_kernels == "all" else f"torch: {reason}"
+        _STATES.update({(kernel, "cuda"): state for kernel in loaded})
+        return
+    if not loaded:
+        return
+    outcomes = [(gpu, _verified(gpu)) for gpu in visible_gpus()]
+    _STATES.update({(kernel, "cuda"): _proven_state(kernel, outcomes) for kernel in loaded})
+    unverified = [gpu for gpu, found in outcomes if not {*VERIFIABLE_KERNELS} - PROVEN_CUDA_KERNELS <= found.keys()]
+    if unverified:
+        _hint = (
+            f"not all of vitfast's CUDA kernels are verified on the {unverified[0]}; torch's operators replace them. "
+            "`python -m vitfast.verify` checks and times them, in about two minutes"
+        )
+
+
+def _verified(gpu: Gpu) -> dict[str, dict[str, Any]]:
+    """Kernel -> its outcome in the record of a GPU."""
+    library = library_path("vitfast_cuda")
+    return {} if library is None else read_record(record_identity(gpu, library))["kernels"]
+
+
+def _proven_state(kernel: str, outcomes: list[tuple[Gpu, dict[str, dict[str, Any]]]]) -> str:
+    """The state of a loaded kernel, which runs if it is proven on every visible GPU."""
+    if kernel in RESEARCH_KERNELS:
+        return "torch: a research kernel, which only VITFAST_CUDA_KERNELS=all enables"
+    details = []
+    for gpu, found in outcomes:
+        outcome = found.get(kernel)
+        if outcome is None and kernel in PROVEN_CUDA_KERNELS:
+            details.append("covered by a committed result")
+        elif outcome is None:
+            return f"torch: not verified on the {gpu}; run python -m vitfast.verify"
+        elif outcome["verdict"] != "proven":
+            return f"torch: {outcome['verdict']} on the {gpu}: {outcome['detail']}"
+        else:
+            details.append(f"verified on the {gpu}: {outcome['detail']}")
+    return f"vitfast: {'; '.join(details)}"
+
+
+def forget_cuda_states() -> None:
+    """Reads the visible GPUs and their records again, when a state is next needed."""
+    for kernel in {*CPU_KERNELS, *CUDA_KERNELS}:
+        _STATES.pop((kernel, "cuda"), None)
+
+
+def _prepare_cuda_operators() -> None:
+    """Adds the states of CUDA kernels and logs the hint to verify them, once in a process."""
+    global _hint
+    _add_cuda_states()
+    hint, _hint = _hint, None
+    if hint is not None:
+        logger.warning("%s", hint)
+
+
+# torch.compile calls it instead of tracing it, see shared_memory_per_block
+_prepare_cuda_operators._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def has_kernel(kernel: str, device_type: str) -> bool:
     """Whether vitfast's kernel runs for this operator on this type of device; none does in an export to ONNX."""
-    return _STATES.get((kernel, device_type)) == "vitfast" and not is_onnx_export()
+    if device_type == "cuda":
+        _prepare_cuda_operators()
+    return _STATES.get((kernel, device_type), "torch").startswith("vitfast") and not is_onnx_export()
 
 
 def is_onnx_export() -> bool:
@@ -123,20 +211,21 @@ def is_onnx_export() -> bool:
     return is_traced and torch.onnx.is_in_onnx_export()
 
 
-# as torch.compiler.assume_constant_result, which imports torch._dynamo; Dynamo takes is_in_onnx_export for False
+# as above; Dynamo takes is_in_onnx_export for False
 is_onnx_export._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def kernel_state(kernel: str, device_type: str) -> str:
-    """Returns ``"vitfast"`` or ``"torch: <reason>"``, as in ``build_info``."""
+    """Returns ``"vitfast"``, on CUDA ``"vitfast: <reason>"``, or ``"torch: <reason>"``, as in ``build_info``."""
+    if device_type == "cuda":
+        _add_cuda_states()
     return _STATES[kernel, device_type]
 
 
 def has_shared_memory(device: torch.device, num_bytes: int) -> bool:
     """Whether a thread block can allocate ``num_bytes`` of shared memory on a CUDA device."""
-    # not every release of torch declares the attribute in its stubs
-    largest: int = getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin")  # noqa: B009
-    return num_bytes <= largest
+    index = device.index if device.index is not None else torch.cuda.current_device()
+    return num_bytes <= shared_memory_per_block(index)
 
 
 @contextmanager
@@ -146,7 +235,7 @@ def kernel_states(states: Mapping[tuple[str, str], str]) -> Iterator[None]:
     Args:
         states: (operator, device type) -> ``"vitfast"``, if the kernel is loaded, or ``"torch: <reason>"``.
     """
-    before = {key: _STATES[key] for key in states}
+    before = {key: kernel_state(*key) for key in states}
     _STATES.update(states)
     try:
         yield
@@ -199,12 +288,9 @@ def build_info() -> dict[str, Any]:
     Returns:
         A JSON-serializable dict: versions; ``cpu`` (the active instruction set, the processor's features); ``cuda``;
         ``build`` (compilers, compiled instruction sets and architectures, or why there are none); ``kernels``: for
-        each operator and device, ``"vitfast"`` or ``"torch: <reason>"``.
+        each operator and device, ``"vitfast"`` or ``"torch: <reason>"``; on CUDA ``"vitfast: <reason>"``.
     """
-    try:
-        build = dict(importlib.import_module("vitfast._build_config").BUILD)
-    except ModuleNotFoundError:
-        build = {"reason": "vitfast was not built: pip install . compiles its kernels"}
+    build = _build()
     features = {}
     try:
         extension = importlib.import_module("vitfast._C")
@@ -214,7 +300,7 @@ def build_info() -> dict[str, Any]:
         build["extension"] = extension.build_info()
         features = extension.cpu_features()
     capability = torch.ops.vitfast.cpu_capability() if _cpu_missing is None else "none: pure PyTorch"
-    kernels = sorted({kernel for kernel, _ in _STATES})
+    kernels = sorted({*CPU_KERNELS, *CUDA_KERNELS})
     return {
         "vitfast": vitfast.__version__,
         "torch": torch.__version__,
@@ -228,5 +314,5 @@ def build_info() -> dict[str, Any]:
         },
         "cuda": {"library": _cuda_missing or "loaded", "kernels_requested": _cuda_kernels},
         "build": build,
-        "kernels": {kernel: {device: _STATES[kernel, device] for device in ("cpu", "cuda")} for kernel in kernels},
+        "kernels": {kernel: {device: kernel_state(kernel, device) for device in ("cpu", "cuda")} for kernel in kernels},
     }

@@ -15,7 +15,7 @@ from vitfast.inference.modules.attention import GatedAttention
 from vitfast.inference.modules.block import InferenceBlock
 from vitfast.inference.modules.linear import InferenceLinear
 from vitfast.ops.gated_positional_attention import has_gated_kernel
-from vitfast.ops.library import has_kernel
+from vitfast.ops.library import has_kernel, kernel_state
 
 _TOKEN_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp16_32": torch.float32}
 
@@ -36,6 +36,8 @@ class CudaBackend(Backend):
     def describe_kernels(body: nn.Module, device_type: str) -> str:
         called = called_kernels(body, device_type)
         kernels = f"vitfast's {', '.join(called)}, torch's for the rest" if called else "torch's"
+        reasons = _replaced_kernels(body, device_type)
+        kernels += f" ({reasons})" if reasons else ""
         caches = [module.graphs for module in body.modules() if isinstance(module, ImageTower) and module.graphs]
         return f"{kernels}; CUDA graphs of up to {caches[0].largest} images" if caches else kernels
 
@@ -58,5 +60,18 @@ class CudaBackend(Backend):
 
 def called_kernels(body: nn.Module, device_type: str) -> list[str]:
     """Names the kernels of vitfast that a built model calls on a device."""
-    called = {operator for module in body.modules() for operator in getattr(module, "operators", ())}
-    return sorted(operator for operator in called if has_kernel(operator, device_type))
+    return [operator for operator in _operators(body) if has_kernel(operator, device_type)]
+
+
+def _operators(body: nn.Module) -> list[str]:
+    return sorted({operator for module in body.modules() for operator in getattr(module, "operators", ())})
+
+
+def _replaced_kernels(body: nn.Module, device_type: str) -> str:
+    """Says which kernels torch's operators replace, and why."""
+    replaced: dict[str, list[str]] = {}
+    for operator in _operators(body):
+        if not has_kernel(operator, device_type):
+            reason = kernel_state(operator, device_type).removeprefix("torch: ")
+            replaced.setdefault(reason, []).append(operator)
+    return "; ".join(f"{', '.join(operators)}: {reason}" for reason, operators in replaced.items())
