@@ -1,7 +1,8 @@
 """The PEP 517 backend of setuptools, with build requirements that depend on what is built.
 
 Nothing is required for a source distribution, nor for pure PyTorch (VITFAST_BUILD=none, or a system other than Linux);
-no torch where VITFAST_LIBRARIES has the compiled libraries. The nvidia-cutlass package is required only if nvcc is
+no torch where the environment that pip installs into has one, of which the build uses headers and libraries, nor where
+VITFAST_LIBRARIES has the compiled libraries. The nvidia-cutlass package is required only if nvcc is
 used: it depends on scipy and other packages that the build does not need, and PEP 517 cannot request a package without
 its dependencies. VITFAST_CUTLASS names an existing copy instead.
 """
@@ -24,6 +25,7 @@ from vitfast_build.cuda_toolkit import CUTLASS_REQUIREMENT, CUTLASS_VARIABLE, fi
 from vitfast_build.options import BuildError, BuildOptions
 from vitfast_build.shared_libraries import SharedLibraries
 from vitfast_build.sources import ROOT
+from vitfast_build.toolchain import find_torch
 
 __all__ = [
     "build_editable",
@@ -53,7 +55,10 @@ def get_requires_for_build_wheel(config_settings: dict[str, Any] | None = None) 
         uses_nvcc = options.cuda != "0" and find_toolkit(os.environ) is not None
     except BuildError:  # the build itself reports a missing compiler or a broken toolkit
         uses_nvcc = False
-    requirements.insert(0, "torch>=2.11")
+    try:
+        find_torch()
+    except BuildError:  # none, or too old
+        requirements.insert(0, "torch>=2.11")
     if uses_nvcc and not os.environ.get(CUTLASS_VARIABLE):
         requirements.append(CUTLASS_REQUIREMENT)
     return requirements

@@ -127,7 +127,7 @@ def decide_cuda(options: BuildOptions, torch: TorchInstallation, environment: Ma
         if torch.cuda is None:
             raise BuildError(
                 f"torch {torch.version} is a CPU-only build.\n"
-                f"Install a torch with CUDA, then build against it: pip install --no-build-isolation .\n{_WITHOUT}"
+                f"Install a torch with CUDA; the build uses the one that is installed, {_WITHOUT}"
             )
         if cutlass is None:
             raise BuildError(

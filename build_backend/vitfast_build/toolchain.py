@@ -138,10 +138,18 @@ class TorchInstallation:
 def find_torch() -> TorchInstallation:
     """Finds the torch of this Python without importing it, which takes seconds."""
     spec = importlib.util.find_spec("torch")
-    if spec is None or spec.origin is None:
+    origin = spec.origin if spec else _find_outside_build_environment("torch")
+    if not origin:
         problem = f"torch is not installed for {sys.executable}, and vitfast is compiled against it"
         raise _needs_package(problem, f'"torch>={MIN_TORCH[0]}.{MIN_TORCH[1]}" pybind11 ninja')
-    return read_torch(Path(spec.origin).parent)
+    return read_torch(Path(origin).parent)
+
+
+def _find_outside_build_environment(package: str) -> str:
+    """Finds a package of the environment that pip installs into: pip hides it from the build by PYTHONPATH alone."""
+    code = f"import importlib.util; print(getattr(importlib.util.find_spec({package!r}), 'origin', ''))"
+    command = [sys.executable, "-I", "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def read_torch(folder: Path) -> TorchInstallation:

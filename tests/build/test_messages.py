@@ -52,6 +52,7 @@ def test_no_torch_ends_with_one_message(root: Path, tmp_path: Path, clean_enviro
     code = (
         "import importlib.util, runpy, sys; find = importlib.util.find_spec;"
         "importlib.util.find_spec = lambda name, *more: None if name == 'torch' else find(name, *more);"
+        "from vitfast_build import toolchain; toolchain._find_outside_build_environment = lambda package: '';"
         f"sys.argv = ['setup.py', '-q', 'build_ext', '--build-temp={tmp_path}', '--build-lib={tmp_path}'];"
         "runpy.run_path('setup.py', run_name='__main__')"
     )
@@ -62,11 +63,14 @@ def test_no_torch_ends_with_one_message(root: Path, tmp_path: Path, clean_enviro
     assert "Traceback" not in result.stderr
 
 
-def test_the_backend_asks_for_torch_only_where_something_is_compiled(
+def test_the_backend_asks_for_torch_only_where_there_is_none_and_something_is_compiled(
     root: Path, clean_environment: dict[str, str]
 ) -> None:
-    native = "['torch>=2.11', 'pybind11>=2.12', 'ninja']"
+    native = "['pybind11>=2.12', 'ninja']"
     assert _run(root, REQUIREMENTS, clean_environment, VITFAST_CUDA="0").stdout.strip() == native
+    without_torch = "import vitfast_build.toolchain as t; t.MIN_TORCH = (9, 0); " + REQUIREMENTS
+    native = "['torch>=2.11', 'pybind11>=2.12', 'ninja']"
+    assert _run(root, without_torch, clean_environment, VITFAST_CUDA="0").stdout.strip() == native
     assert _run(root, REQUIREMENTS, clean_environment, VITFAST_BUILD="none").stdout.strip() == "[]"
     refused = _run(root, REQUIREMENTS, clean_environment, VITFAST_BUILD="some")
     assert refused.returncode == 1

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from vitfast_build import backend
 from vitfast_build.backend import get_requires_for_build_wheel
 from vitfast_build.commands import describe_build
 from vitfast_build.native_build import MODULE, NativeBuild
-from vitfast_build.options import BuildOptions
+from vitfast_build.options import BuildError, BuildOptions
 from vitfast_build.shared_libraries import SharedLibraries
 from vitfast_build.sources import CPU_LIBRARY
 
@@ -101,8 +102,12 @@ def test_the_backend_asks_for_torch_only_to_compile_the_libraries(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
+    def missing() -> None:
+        raise BuildError("torch is not installed")
+
     monkeypatch.setenv("VITFAST_CUDA", "0")
     monkeypatch.setenv("VITFAST_LIBRARIES", str(options.libraries))
+    monkeypatch.setattr(backend, "find_torch", missing)
     assert get_requires_for_build_wheel() == ["torch>=2.11", "pybind11>=2.12", "ninja"]
     (tmp_path / CPU_LIBRARY).write_text("a library")
     shared = SharedLibraries.find(root, options, os.environ)

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import subprocess
 import sys
+import sysconfig
+import venv
 from pathlib import Path
 
 import pytest
 import torch
 
+from vitfast_build import toolchain
 from vitfast_build.options import BuildError
-from vitfast_build.toolchain import TORCH_TARGET_VERSION, find_torch, read_torch
+from vitfast_build.toolchain import TORCH_TARGET_VERSION, TorchInstallation, find_torch, read_torch
 
 
 def test_reads_the_installed_torch_without_importing_it() -> None:
@@ -40,5 +44,19 @@ def test_no_torch_is_one_message_with_the_command_that_installs_it(monkeypatch: 
     monkeypatch.setattr(sys, "path", [])
     monkeypatch.setattr(sys, "meta_path", [])
     monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.setattr(toolchain, "_find_outside_build_environment", lambda package: "")
     with pytest.raises(BuildError, match=r'pip install "torch>=2\.11" pybind11 ninja\n.*--no-build-isolation'):
         find_torch()
+
+
+def test_pips_build_environment_does_not_hide_the_torch_that_is_installed(root: Path, tmp_path: Path) -> None:
+    """As pip does, PYTHONPATH brings the build's packages and the environment's own folder is not searched (-S)."""
+    venv.create(tmp_path / "venv", with_pip=False)
+    folder = Path(sysconfig.get_path("purelib", vars={"base": str(tmp_path / "venv")})) / "torch"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    (folder / "version.py").write_text("__version__ = '2.13.0+cu130'\ncuda = '13.0'\n")
+    command = [tmp_path / "venv/bin/python", "-S", "-c", "from vitfast_build.toolchain import *; print(find_torch())"]
+    environment = {"PYTHONPATH": str(root / "build_backend")}
+    answer = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == repr(TorchInstallation(folder, "2.13.0+cu130", "13.0"))
