@@ -217,6 +217,7 @@ def test_half_precision_and_autocast_stay_near_float32(dtype: torch.dtype) -> No
         assert (logits.float() - expected).norm() / expected.norm() < 0.03
 
 
+@pytest.mark.slow  # test_vit.py compiles training, ops/test_compile.py the operator with its gradients
 def test_compiled_training_has_the_same_gradients() -> None:
     model, x = small(), images()
     names, parameters = zip(*model.named_parameters(), strict=True)

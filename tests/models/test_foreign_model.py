@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 import vitfast
 from support.fill_from_state import fill_from_state
+from support.slow import slow
 from vitfast.errors import UserError
 from vitfast.models import build_model, list_models
 
@@ -79,7 +80,7 @@ def test_they_are_not_among_the_zoo() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["test_vit", "test_vit3", "test_convnext", "test_resnet", "swin_tiny_patch4_window7_224"]
+    "name", ["test_vit", "test_vit3", "test_convnext", "test_resnet", *slow(["swin_tiny_patch4_window7_224"])]
 )
 def test_timms_own_keys_load_and_the_logits_agree(name: str, tmp_path: Path) -> None:
     """Also at another image size, where timm's function resamples positions; and with a new head."""

@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from support.accuracy import assert_same_bits, run
 from support.operators import OPERATORS, Operator
 from support.sample import Make, structure
 from support.samples import FORMATS
+from support.slow import slow
 from vitfast import ops
 from vitfast.ops.library import has_kernel
 
@@ -46,7 +47,7 @@ NOT_RECORDED = {
 }
 LARGEST_NUMEL = 40_000
 MIN_CALLS = 8
-ALL_CHECKS = ("test_schema", "test_faketensor", "test_autograd_registration", "test_aot_dispatch_dynamic")
+CHECKS = ("test_schema", "test_faketensor", "test_autograd_registration")
 
 Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
 
@@ -78,9 +79,16 @@ def _record(operator: Operator, dtype: torch.dtype, *, with_grad: bool) -> list[
     return recorder.calls
 
 
-def _requiring_grad(value: Any) -> Any:
-    is_float = isinstance(value, Tensor) and value.is_floating_point()
-    return value.clone().requires_grad_() if is_float else value
+def _requiring_grad(call: Call) -> Call:
+    func, args, kwargs = call
+    if "backward" in func.name():  # has no derivative: test_gradcheck.py checks the error
+        return call
+
+    def require(value: Any) -> Any:
+        is_float = isinstance(value, Tensor) and value.is_floating_point()
+        return value.clone().requires_grad_() if is_float else value
+
+    return func, tree_map(require, args), tree_map(require, kwargs)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -90,16 +98,30 @@ def test_opcheck(operator: Operator, with_grad: bool, dtype: torch.dtype) -> Non
     calls = _record(operator, dtype, with_grad=with_grad)
     assert len(calls) >= MIN_CALLS, f"{operator} needs {MIN_CALLS} samples of at most {LARGEST_NUMEL} elements"
     structures = set()
-    for func, args, kwargs in calls:
-        # a backward operator has no derivative: test_gradcheck.py checks the error
-        if with_grad and "backward" not in func.name():
-            args, kwargs = tree_map(_requiring_grad, args), tree_map(_requiring_grad, kwargs)
-        call = (func.name(), structure((args, kwargs)))
-        is_new = call not in structures and with_grad and dtype == torch.float32
-        structures.add(call)
-        # sizes and the type matter to the schema and to the fake kernel; compilation takes a hundred times as long, and
-        # with gradients it includes the forward pass
-        torch.library.opcheck(func, args, kwargs, test_utils=ALL_CHECKS if is_new else ALL_CHECKS[:2])
+    for call in calls:
+        func, args, kwargs = _requiring_grad(call) if with_grad else call
+        of_call = (func.name(), structure((args, kwargs)))
+        is_new = of_call not in structures and with_grad and dtype == torch.float32
+        structures.add(of_call)
+        # sizes and the type matter to the schema and to the fake kernel only
+        torch.library.opcheck(func, args, kwargs, test_utils=CHECKS if is_new else CHECKS[:2])
+
+
+@pytest.mark.parametrize("structures", ["largest", *slow(["every"])])
+@pytest.mark.parametrize("operator", OPERATORS, ids=str)
+def test_compiled_gradients(operator: Operator, structures: str) -> None:
+    """Compiles each raw operator with the most tensors that it takes; this takes a hundred times as long as a call."""
+    calls: dict[object, Call] = {}
+    for call in sorted(_record(operator, torch.float32, with_grad=True), key=_count_tensors):
+        func, args, kwargs = call
+        calls[func.name(), structure((args, kwargs)) if structures == "every" else None] = call
+    for call in calls.values():
+        func, args, kwargs = _requiring_grad(call)
+        torch.library.opcheck(func, args, kwargs, test_utils="test_aot_dispatch_dynamic")
+
+
+def _count_tensors(call: Call) -> int:
+    return sum(isinstance(value, Tensor) for value in tree_leaves(call[1:]))
 
 
 def test_every_raw_operator_is_recorded() -> None:

@@ -9,6 +9,7 @@ import torch
 
 import vitfast
 from support.run_content import content, differences
+from support.slow import slow
 from support.tiny_run import RICH, TINY_RUN
 from vitfast.errors import UserError
 from vitfast.evaluate import main as evaluate
@@ -57,7 +58,7 @@ def test_the_manifest_says_how_it_is_quantized(aware, plain_run):
     assert "numbers   " in (run_dir / "log.txt").read_text()
 
 
-@pytest.mark.parametrize("stop_step", [0, 4])
+@pytest.mark.parametrize("stop_step", [*slow([0]), 4])
 def test_a_stopped_run_goes_on_bit_by_bit(aware, tmp_path, train_tiny, stop_step):
     options, whole = aware
     stopped = tmp_path / "stopped"

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from support.checkpoints import rewrite_manifest
 from support.interruption import Interruption
 from support.run_content import content, differences
+from support.slow import slow
 from support.tiny_run import TINY_RUN
 from vitfast import evaluate, train
 from vitfast.config import load_config
@@ -87,7 +88,7 @@ def test_the_loss_leaves_that_of_uniform_predictions(tmp_path, train_tiny):
     assert found[4]["loss"] < math.log(PROTOTYPES) - 0.2
 
 
-@pytest.mark.parametrize("stop_step", [1, 2, STEPS_PER_EPOCH, STEPS_PER_EPOCH + 2])
+@pytest.mark.parametrize("stop_step", [1, STEPS_PER_EPOCH, *slow([2, STEPS_PER_EPOCH + 2])])
 def test_interrupted_after_any_step(tmp_path, train_tiny, whole_run, stop_step):
     """Before and after the prototypes are trained, and the queue is filled and used."""
     run_dir = tmp_path / "interrupted"

@@ -49,7 +49,7 @@ def run_dir(tmp_path_factory, train_tiny):
     options = [f"schedule.epochs={EPOCHS}", "data.batch_size=64", "model.fields.embed_dim=32", "optim.lr=0.01"]
     options += ["model.fields.patch_size=4", "data.augment.affine_degrees=0", "data.augment.affine_translate=0"]
     options += ["optim.ema_decay=0.5", "train.keep_checkpoints=1"]
-    assert train_tiny(path, *options) == 0
+    assert train_tiny(path, *options, curves=True) == 0
     return path
 
 
