@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from safetensors.torch import load_file
 from torch import nn
 
 import vitfast
@@ -195,3 +196,57 @@ def test_a_swav_resnet_loads_as_torchvisions_with_its_head(tmp_path: Path, syste
             assert torch.equal(one, other)
     with_classes = vitfast.create_model("torchvision/resnet18", num_classes=3, checkpoint=tmp_path / "swav.pth.tar")
     assert with_classes.load_report.fresh == ("network.fc.weight", "network.fc.bias")
+
+
+@pytest.mark.parametrize("layout", ["swav", "vissl"])
+@pytest.mark.parametrize("prototypes", [[5], [5, 6]])
+def test_a_swav_resnet_is_written_back(tmp_path: Path, layout: str, prototypes: list[int]) -> None:
+    model = vitfast.create_model("torchvision/resnet18", num_classes=0)
+    head = SwavHead([512, 6, 4], prototypes)
+    vitfast.save_weights(MultiCrop(model, head), tmp_path / "swav.safetensors", layout=layout)  # type: ignore[arg-type]
+    keys = set(load_file(tmp_path / "swav.safetensors"))
+    expected = {
+        ("swav", 1): {"layer1.0.conv1.weight", "projection_head.0.weight", "prototypes.weight"},
+        ("swav", 2): {"projection_head.1.running_mean", "prototypes.prototypes1.weight"},
+        ("vissl", 1): {"trunk._feature_blocks.layer1.0.conv1.weight", "heads.0.prototypes0.weight"},
+        ("vissl", 2): {"heads.0.projection_head.0.bias", "heads.0.prototypes1.weight"},
+    }
+    assert expected[layout, len(prototypes)] <= keys
+    again = vitfast.create_model("torchvision/resnet18", num_classes=0, checkpoint=tmp_path / "swav.safetensors")
+    loaded = load_vissl_head(tmp_path / "swav.safetensors")
+    for one, other in ((model, again), (head, loaded)):
+        assert one.state_dict().keys() == other.state_dict().keys()
+        assert all(torch.equal(value, other.state_dict()[key]) for key, value in one.state_dict().items())
+
+
+def test_a_swav_vit_is_written_back_for_vissl(tmp_path: Path) -> None:
+    path = tmp_path / "swav.safetensors"
+    model = vitfast.create_model(NANO, num_classes=0)
+    vitfast.save_weights(MultiCrop(model, SwavHead([64, 4], [5])), path, layout="vissl")
+    again = vitfast.create_model(NANO, num_classes=0, checkpoint=path)
+    assert again.load_report.family == "VISSL"
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "layout", "message"),
+    [
+        (NANO, {}, "swav", "layout='swav' holds ResNets of torchvision; got vit_nano_patch2_8"),
+        (NANO, {"gelu": "tanh"}, "vissl", "VISSL's ViT has no gelu='tanh'; use layout='timm'"),
+        (
+            "convit_tiny",
+            {"depth": 1, "local_up_to_layer": 0},
+            "vissl",
+            "holds ViT, DeiT and ResNets .* convit_tiny",
+        ),
+    ],
+)
+def test_trunks_that_the_systems_do_not_have(
+    tmp_path: Path, name: str, fields: dict[str, Any], layout: str, message: str
+) -> None:
+    model = vitfast.create_model(name, num_classes=0, **fields)
+    multi_crop = MultiCrop(model, SwavHead([model.fields.embed_dim, 4], [5]))
+    with pytest.raises(UserError, match=message):
+        vitfast.save_weights(multi_crop, tmp_path / "swav.safetensors", layout=layout)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=f"layout='{layout}' is for a MultiCrop with a SwavHead; got a"):
+        vitfast.save_weights(model, tmp_path / "swav.safetensors", layout=layout)  # type: ignore[arg-type]

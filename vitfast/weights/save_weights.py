@@ -22,6 +22,7 @@ from vitfast.models.vit import ViTFields, arrange_patches
 from vitfast.weights.check_fields import COMPUTATION_FIELDS
 from vitfast.weights.exit_records import exits_record
 from vitfast.weights.key_tables.eva import timm_keys
+from vitfast.weights.key_tables.vissl import swav_state
 from vitfast.weights.manifest import MODEL_FILE
 from vitfast.weights.source_checkpoint import CONFIG_FILE, HEAD_KEYS, METADATA_KEY
 from vitfast.weights.written_layouts import Layout, find_layout
@@ -39,7 +40,9 @@ def save_weights(model: ImageModel | MultiCrop, path: str | os.PathLike[str], *,
         path: ends in ``.safetensors``; an existing file is replaced. For Hugging Face a folder, which is created.
         layout: ``"timm"``; ``"original"``, the keys of DINOv2, DINOv3 or CLIP, without metadata; or
             ``"huggingface"``, ``model.safetensors`` and ``config.json`` of DINOv2, DINOv3, CLIP or SigLIP, for
-            ``from_pretrained``. Except CLIP's, these have no head: give ``create_model`` ``num_classes=0``.
+            ``from_pretrained``. Except CLIP's, these have no head: give ``create_model`` ``num_classes=0``. For a
+            ``MultiCrop`` with a ``SwavHead``: ``"swav"`` or ``"vissl"``, the keys of SwAV's original code (ResNets
+            of torchvision) or of VISSL (also ViT and DeiT), without metadata.
 
     Raises:
         UserError: the path has another suffix or its folder does not exist, the model is not a vitfast model, or the
@@ -47,6 +50,9 @@ def save_weights(model: ImageModel | MultiCrop, path: str | os.PathLike[str], *,
         OSError: the file cannot be written (disk full, no permission). An existing file stays intact.
     """
     head_state: dict[str, Tensor] = {}
+    if layout in ("swav", "vissl"):
+        write_safetensors(swav_state(model, layout), path, {"format": "pt"})
+        return
     if isinstance(model, MultiCrop):
         head_state = {f"{HEAD_KEYS}{key}": tensor.detach().cpu() for key, tensor in model.head.state_dict().items()}
         model = model.model

@@ -17,7 +17,7 @@ from vitfast.models.vit import ViTFields
 from vitfast.weights.key_tables import towers
 from vitfast.weights.key_tables.key_table import KeyTable, write_keys
 
-Layout = Literal["timm", "original", "huggingface"]
+Layout = Literal["timm", "original", "huggingface", "swav", "vissl"]
 State = dict[str, Tensor]
 
 _HIDDEN_ACTS = {"erf": "gelu", "tanh": "gelu_pytorch_tanh", "quick": "quick_gelu"}

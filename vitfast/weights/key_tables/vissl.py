@@ -9,16 +9,18 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitfast.errors import UserError
 from vitfast.layers import MlpHead, SwavHead
 from vitfast.models.convit import ConViTFields
 from vitfast.models.foreign_model import TorchvisionFields
+from vitfast.models.multi_crop import MultiCrop
+from vitfast.models.vit import ViTFields
 from vitfast.weights.infer_fields import NUMBER
 from vitfast.weights.key_tables.key_table import KeyTable, Rule, affine
 from vitfast.weights.weight_file import read_weight_file
@@ -99,6 +101,10 @@ SWAV_RESNET = KeyTable(
     ignored=(r"(projection_head|prototypes)\..+",),
 )
 
+# the fields of a ViT that VISSL's also has with any value
+_VISSL_SIZES = {"img_size", "in_chans", "num_classes", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio"}
+_VISSL_SIZES |= {"qkv_bias", "drop_rate", "attn_drop_rate", "drop_path"}
+
 TABLES: tuple[KeyTable, ...] = (VISSL_CONVIT, VISSL, VISSL_2021, VISSL_RESNET, SWAV_RESNET)
 
 
@@ -140,6 +146,51 @@ def load_vissl_head(
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: its head is no swav_head or mlp of VISSL ({reason})") from error
     return head
+
+
+def swav_state(model: nn.Module, layout: Literal["swav", "vissl"]) -> dict[str, Tensor]:
+    """Returns the weights of a trunk and its SwAV head under the keys of SwAV's original code or of VISSL.
+
+    Both systems read a state dict saved by ``torch.save``: the original code reads this one, VISSL its parts without
+    ``trunk.`` and ``heads.`` in ``classy_state_dict.base_model.model``.
+
+    Raises:
+        UserError: the model is no ``MultiCrop`` with a ``SwavHead``, or the system has no such trunk.
+    """
+    if not isinstance(model, MultiCrop) or not isinstance(model.head, SwavHead):
+        raise UserError(f"layout={layout!r} is for a MultiCrop with a SwavHead; got a {type(model).__name__}")
+    trunk, head = (
+        {key: tensor.detach().cpu().contiguous() for key, tensor in part.state_dict().items()}
+        for part in (model.model, model.head)
+    )
+    name = model.model.model_name
+    if name.startswith("torchvision/resnet"):
+        prefix = {"swav": "", "vissl": "trunk._feature_blocks."}[layout]
+        trunk = {key.removeprefix("network."): tensor for key, tensor in trunk.items()}
+    elif layout == "swav":
+        raise UserError(f"layout='swav' holds ResNets of torchvision; got {name}; use layout='vissl' or 'timm'")
+    else:
+        _check_vissl_fields(model.model.fields, name)
+        prefix = "trunk."
+    if layout == "vissl":
+        head = {f"{_HEAD}{key}": tensor for key, tensor in head.items()}
+    elif model.head.num_prototype_layers == 1:
+        head = {key.replace("prototypes0.", "prototypes."): tensor for key, tensor in head.items()}
+    else:
+        head = {re.sub(r"^(prototypes\d)", r"prototypes.\1", key): tensor for key, tensor in head.items()}
+    return {f"{prefix}{key}": tensor for key, tensor in trunk.items()} | head
+
+
+def _check_vissl_fields(given: object, name: str) -> None:
+    """Raises UserError for a model that VISSL's ViT cannot express."""
+    if type(given) is not ViTFields:
+        raise UserError(f"layout='vissl' holds ViT, DeiT and ResNets of torchvision; got {name}; use layout='timm'")
+    usual = ViTFields()
+    names = [field.name for field in fields(given) if field.name not in _VISSL_SIZES]
+    different = [one for one in names if getattr(given, one) != getattr(usual, one)]
+    if different:
+        listed = ", ".join(f"{one}={getattr(given, one)!r}" for one in different)
+        raise UserError(f"layout='vissl' cannot be written for {name}: VISSL's ViT has no {listed}; use layout='timm'")
 
 
 def _build_head(
