@@ -7,6 +7,7 @@ import torch
 
 from vitfast.config import AugmentConfig
 from vitfast.data import create_mixing
+from vitfast.models.multi_crop import Crops
 
 LABELS = torch.arange(6)
 
@@ -69,3 +70,17 @@ def test_random_numbers_are_a_function_of_seed_epoch_and_step() -> None:
     assert torch.equal(mixed(1, 2, 3), reference)
     assert not any(torch.equal(other, reference) for other in (mixed(0, 2, 3), mixed(1, 0, 3), mixed(1, 2, 0)))
     assert not torch.equal(torch.get_rng_state(), state)  # the test's own draw; mixing puts the state back
+
+
+def test_crops_are_mixed_with_the_same_image_in_their_own_shares() -> None:
+    mixing = create_mixing(AugmentConfig(mixup=1.0), 1, seed=0)
+    assert mixing is not None
+    labels = torch.zeros(6, dtype=torch.int64)
+    mixed, targets = mixing(Crops([images(), images()[:, :, :8, :8]]), labels, epoch=0, step=0)
+    assert targets is labels
+    first, second = mixed.tensors
+    assert (first.shape, second.shape) == ((6, 3, 16, 16), (6, 3, 8, 8))
+    # image i becomes share * i + (1 - share) * (i - 1) = i - 1 + share; the partner of the first is the last
+    shares = [crop[1:, 0, 0, 0] - torch.arange(5.0) for crop in (first, second)]
+    assert all(torch.allclose(one, one[:1].expand(5)) for one in shares)
+    assert abs(float(shares[0][0] - shares[1][0])) > 1e-3

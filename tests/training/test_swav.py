@@ -55,6 +55,15 @@ def head(run_dir, step=None):
     return load_state(checkpoint)["task"]
 
 
+def test_crops_are_mixed(whole_run, tmp_path, train_tiny):
+    """The same run, but for MixUp and CutMix of the crops."""
+    mixing = ("data.augment.mixup=1", "data.augment.cutmix=1", "schedule.epochs=1", "schedule.warmup_epochs=0")
+    assert train_tiny(tmp_path / "mixed", *SWAV, *mixing) == 0
+    loss = rows(tmp_path / "mixed")[0]["loss"]
+    assert math.isfinite(loss)
+    assert loss != rows(whole_run)[0]["loss"]
+
+
 def test_the_metrics(whole_run):
     found = rows(whole_run)
     assert [row["split"] for row in found] == ["train", "val", "train", "val", "test"]
@@ -189,7 +198,6 @@ def test_a_crafted_state_is_refused(tmp_path, whole_run, train_tiny, change, mes
         ([*SWAV, "task=classification"], "data.augment.num_crops needs task=swav"),
         ([*SWAV, "data.drop_last=false"], "task=swav needs data.drop_last=true"),
         ([*SWAV, "swav.assign_crops=[0,3]"], "swav.assign_crops has 3, but there are only 3 crops"),
-        ([*SWAV, "data.augment.mixup=0.1"], "task=swav does not support data.augment.mixup"),
         ([*SWAV, "train.accumulate=2"], "task=swav does not support train.accumulate"),
     ],
 )

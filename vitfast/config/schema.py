@@ -396,8 +396,6 @@ class Config:
             raise UserError(f"{prefix}task=swav needs {prefix}data.drop_last=true: all batches have the same size")
         excluded = {
             "distill.teacher": self.distill.teacher is not None,
-            "data.augment.mixup": self.data.augment.mixup > 0,
-            "data.augment.cutmix": self.data.augment.cutmix > 0,
             "finetune.freeze_epochs": self.finetune.freeze_epochs != 0,
             "finetune.lora_rank": self.finetune.lora_rank is not None,
             "quantize.format": self.quantize.format is not None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,9 +14,11 @@ from torchvision.transforms import v2
 
 from vitfast.config.data_schema import AugmentConfig
 from vitfast.data.seeding import derive_seed, seeded_generator
+from vitfast.models.multi_crop import Crops
 
 ImageTransform = Callable[[Image.Image], Image.Image]
 TensorTransform = Callable[[Image.Image], Tensor]
+Images = TypeVar("Images", Tensor, Crops)
 
 _MAX_ASPECT_RATIO = 256
 
@@ -175,6 +178,9 @@ class BatchMixing:
 
     torchvision mixes each image with its predecessor. Repeats of an image are adjacent (see ``EpochBatchSampler``) and
     would be mixed with themselves, so the batch is permuted before and after mixing.
+
+    Each crop of ``Crops`` is mixed by a draw of its own, as in VISSL's DeiT and ConViT: with the same other image, but
+    in other shares. The labels stay as they are.
     """
 
     def __init__(self, augment: AugmentConfig, num_classes: int, seed: int) -> None:
@@ -183,28 +189,32 @@ class BatchMixing:
         self._repeats = augment.repeats
         self._seed = seed
 
-    def __call__(self, images: Tensor, labels: Tensor, *, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+    def __call__(self, images: Images, labels: Tensor, *, epoch: int, step: int) -> tuple[Images, Tensor]:
         """Mixes a batch.
 
         Args:
-            images: ``[B, C, H, W]``.
+            images: ``[B, C, H, W]``, or several crops of each image.
             labels: ``[B]``, int64.
             epoch: from 0.
             step: of the epoch, from 0.
 
         Returns:
-            The mixed images, and the class probabilities ``[B, K]``, float32.
+            The mixed images, and the class probabilities ``[B, K]``, float32; with ``Crops`` the labels.
         """
-        if self._repeats > 1:
-            positions = torch.arange(len(labels), device=labels.device)
-            permutation = torch.cat([positions[first :: self._repeats] for first in range(self._repeats)])
-            images, labels = images[permutation], labels[permutation]
         with seeded_generator(derive_seed("mixing", self._seed, epoch, step)):
-            mixed_images, shares = self._mix(images, labels)
-        if self._repeats > 1:
-            inverse = permutation.argsort()
-            mixed_images, shares = mixed_images[inverse], shares[inverse]
-        return mixed_images, shares
+            if isinstance(images, Crops):
+                return Crops([self._mix_tensor(crop, labels)[0] for crop in images.tensors]), labels
+            return self._mix_tensor(images, labels)
+
+    def _mix_tensor(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        if self._repeats == 1:
+            mixed: tuple[Tensor, Tensor] = self._mix(images, labels)
+            return mixed
+        positions = torch.arange(len(labels), device=labels.device)
+        permutation = torch.cat([positions[first :: self._repeats] for first in range(self._repeats)])
+        mixed_images, shares = self._mix(images[permutation], labels[permutation])
+        inverse = permutation.argsort()
+        return mixed_images[inverse], shares[inverse]
 
 
 def create_mixing(augment: AugmentConfig, num_classes: int, seed: int) -> BatchMixing | None:
