@@ -6,7 +6,8 @@ from PIL import Image
 
 from support.scripts import load_script
 from vitfast.benchmarking.table import relative_l2
-from vitfast.config import load_options
+from vitfast.config import DataConfig, load_options
+from vitfast.data import build_dataset
 from vitfast.errors import UserError
 
 data_loader = load_script("data_loader")
@@ -59,6 +60,20 @@ def test_random_images_are_not_compared(root):
     for case in cases:
         assert case.output is None
         case.run()
+
+
+def test_both_loaders_make_the_same_crops(root):
+    """Their random numbers differ, their sizes do not."""
+    options = {"split": "train", "num_crops": [2, 1], "size_crops": [32, 16]}
+    found = table_of(root, **options)
+    images = build_dataset(DataConfig(dataset="image_folder", root=str(root)), "train", seed=0)
+    other = data_loader.torchvision_dataset(data_loader.LoaderOptions(str(root), **options), images)
+    assert [tuple(crop.shape) for crop in other[0][0]] == [(3, 32, 32), (3, 32, 32), (3, 16, 16)]
+    assert "2 x 32 x 32 and 1 x 16 x 16" in found.title
+    for case in found.cases():
+        case.run()
+    with pytest.raises(UserError, match="num_crops needs split=train, and size_crops with as many sizes"):
+        table_of(root, split="train", num_crops=[2], size_crops=[])
 
 
 @pytest.mark.filterwarnings("ignore:the machine is busy")
