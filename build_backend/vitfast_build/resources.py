@@ -60,5 +60,10 @@ def readable_names(names: list[str]) -> list[str]:
     return subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True).stdout.splitlines()
 
 
+def short_name(name: str) -> str:
+    """A readable name without the namespace and the function's arguments."""
+    return name.removeprefix("void vitfast::").split(">(")[0] + ">"
+
+
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

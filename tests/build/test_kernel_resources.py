@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vitfast_build.native_build import PTXAS_LOG_SUFFIX
-from vitfast_build.resources import KernelResources, parse_report, readable_names
+from vitfast_build.resources import KernelResources, parse_report, readable_names, short_name
 
 # kernel, as c++filt names it -> registers that leave room for as many blocks as shared memory does
 HOT_KERNELS = {
@@ -77,7 +77,7 @@ def kernels() -> dict[str, list[KernelResources]]:
         pytest.skip("this checkout has not been built with nvcc")
     by_name: dict[str, list[KernelResources]] = {}
     for kernel, name in zip(found, readable_names([kernel.name for kernel in found]), strict=True):
-        by_name.setdefault(name.removeprefix("void vitfast::").split(">(")[0] + ">", []).append(kernel)
+        by_name.setdefault(short_name(name), []).append(kernel)
     return by_name
 
 
