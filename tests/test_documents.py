@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import re
+import runpy
 from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 
+import vitfast
+from vitfast.cli import COMMANDS
 from vitfast.config import list_recipes
 from vitfast.config.option import find_option, list_options
 from vitfast.config.schema import Config
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/[!_]*.md"), *ROOT.glob("benchmarks/*.md")])
+DOCUMENTS = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/llms.txt"),
+        *ROOT.glob("docs/[!_]*.md"),
+        *ROOT.glob("docs/[!_]*/*.md"),
+        *ROOT.glob("benchmarks/*.md"),
+    ]
+)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -60,3 +71,31 @@ def test_pytest_collects_every_folder(pytestconfig: pytest.Config) -> None:
     patterns = pytestconfig.getini("norecursedirs")
     folders = {path.parent for path in (ROOT / "tests").rglob("test_*.py")}
     assert not [folder for folder in folders if any(fnmatch(folder.name, pattern) for pattern in patterns)]
+
+
+def test_the_chart_shows_the_committed_results() -> None:
+    chart = runpy.run_path(str(ROOT / "benchmarks" / "speed_chart.py"))
+    assert chart["PICTURE"].read_text() == chart["draw"]()
+
+
+def test_the_reference_has_every_public_name() -> None:
+    shown = re.findall(r"\.\. auto\w+:: vitfast\.(\w+)", (ROOT / "docs/reference/python.md").read_text())
+    assert sorted([*shown, "__version__"]) == sorted(vitfast.__all__)
+
+
+def test_the_reference_has_every_command() -> None:
+    shown = re.findall(r"\{generate\} options (\w+)", (ROOT / "docs/reference/commands.md").read_text())
+    assert sorted(shown) == sorted(COMMANDS)
+
+
+def test_every_environment_variable_is_documented() -> None:
+    sources = [*ROOT.glob("vitfast/**/*.py"), *ROOT.glob("build_backend/**/*.py"), *ROOT.glob("tests/support/*.py")]
+    text = "".join(path.read_text() for path in sources)
+    read = set(re.findall(r"\"(VITFAST_(?!SANITIZE_|HAS_|HOST_)[A-Z_]+)\"", text))
+    text = (ROOT / "docs/reference/environment.md").read_text()
+    assert len(read) > 5
+    assert not {name for name in read if f"`{name}`" not in text}
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) < 120

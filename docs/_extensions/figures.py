@@ -1,0 +1,97 @@
+"""Tables of measurements, read from the JSON files in ``benchmarks/results``."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+_SIZES = {"vit_tiny_patch16_224": "ViT-Ti/16", "vit_small_patch16_224": "ViT-S/16", "vit_base_patch16_224": "ViT-B/16"}
+# int8 is left out: OpenVINO ran its int8 models with an inference precision of f32, which is not its best
+_PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}
+
+
+def speed_table(machine: str) -> str:
+    """Images/s of accelerated models, and the ratio to the fastest other engine of the same run."""
+    columns: dict[str, dict[str, dict[str, Any]]] = {}
+    for outcome in _accelerate_outcomes(machine):
+        labels = outcome["labels"]
+        column = f"{_SIZES[labels['model']]}, batch {labels['batch']}"
+        columns.setdefault(column, {})[outcome["precision"]] = {one["subject"]: one for one in outcome["standings"]}
+    rows = []
+    for precision, name in _PRECISIONS.items():
+        cells = [_speed(column.get(precision, {}).get("vitfast")) for column in columns.values()]
+        if any(cells):
+            rows.append([name, *(cell or "not measured" for cell in cells)])
+    eager = [f"{column['fp32']['eager']['images_per_s']:.3g}" for column in columns.values()]
+    return _table(["precision", *columns], [*rows, ["PyTorch eager, float32", *eager]])
+
+
+def libraries_table() -> str:
+    """Accelerated models of other libraries, against eager mode and the best other engine."""
+    rows = []
+    for path in sorted(RESULTS.glob("other_libraries*.json")):
+        for outcome in _read(path)["outcomes"]:
+            subjects = {one["subject"]: one for one in outcome["standings"] if not one["is_limit"]}
+            ours = subjects.pop("vitfast")
+            eager = ours["images_per_s"] / subjects.pop("eager")["images_per_s"]
+            rival = max(subjects, key=lambda name: subjects[name]["images_per_s"])
+            ratio = ours["images_per_s"] / subjects[rival]["images_per_s"]
+            speed = [f"{ours['images_per_s']:.3g}", f"{eager:.2f}x", f"{ratio:.2f}x ({rival})"]
+            rows.append([outcome["labels"]["model"], f"{ours['error']:.0e}", *speed])
+    return _table(["model, float32, batch 8", "error", "images/s", "against eager", "against the best other"], rows)
+
+
+def accuracy_table(name: str) -> str:
+    """Top-1 by number format, after training and trained in the format, and the differences to float32 in points."""
+    kinds: dict[str, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+    for figure in _read(RESULTS / f"quantization_accuracy-{name}.json")["figures"]:
+        kinds[figure["format"] or "float32"][figure["kind"]][figure["seed"]] = 100 * figure["top1"]
+    float32 = kinds["float32"]["float32"]
+    rows = []
+    for name_of_format, figures in kinds.items():
+        after = figures.get("post-training") or figures.get("float32") or {}
+        trained = next((values for kind, values in figures.items() if kind not in ("post-training", "float32")), {})
+        difference = "" if name_of_format == "float32" else _difference(after, float32)
+        rows.append([name_of_format, _mean(after), difference, _mean(trained), _difference(trained, float32)])
+    return _table(["numbers", "after training", "difference", "trained on", "difference"], rows)
+
+
+def _accelerate_outcomes(machine: str) -> list[dict[str, Any]]:
+    """The outcomes of one machine without int8, small models first."""
+    paths = RESULTS.glob(f"accelerate_*-{machine}-2threads.json")
+    outcomes = [outcome for path in paths for outcome in _read(path)["outcomes"] if outcome["precision"] in _PRECISIONS]
+    order = list(_SIZES)
+    return sorted(outcomes, key=lambda one: (order.index(one["labels"]["model"]), one["labels"]["batch"]))
+
+
+def _speed(standing: dict[str, Any] | None) -> str:
+    if standing is None:
+        return ""
+    ratio = standing["speedup"]
+    quartiles = f"({ratio['lower']:.2f} to {ratio['upper']:.2f})"
+    return f"{standing['images_per_s']:.3g}, **{ratio['median']:.2f}x** {quartiles} {standing['against']}"
+
+
+def _mean(values: dict[int, float]) -> str:
+    if not values:
+        return ""
+    spread = f" ({stdev(values.values()):.2f})" if len(values) > 1 else ""
+    return f"{mean(values.values()):.2f}{spread}"
+
+
+def _difference(values: dict[int, float], reference: dict[int, float]) -> str:
+    return f"{mean(values[seed] - reference[seed] for seed in values):+.2f}" if values else ""
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
