@@ -47,7 +47,7 @@ weight = model.blocks[0].mlp.fc1.weight.detach()
 
 figure, rows = plt.subplots(1, 3, figsize=(9, 2.8), sharey=True)
 for axes, name in zip(rows, ("FP6 (E3M2)", "FP8 (E4M3)", "FP16"), strict=True):
-    axes.hist(quantize_float(weight, formats[name]).flatten(), bins=200, range=(-0.06, 0.06))
+    axes.hist(quantize_float(weight, formats[name]).flatten(), bins=200, range=(-0.08, 0.08))
     axes.set(title=name, yscale="log")
 figure.tight_layout()
 
