@@ -49,3 +49,17 @@ def test_dinov3_features(tmp_path, images):
     picture = Image.open(tmp_path / "features.png")
     assert picture.size == (50, 40)
     assert np.asarray(picture).std() > 10
+
+
+def test_folder_to_parquet(tmp_path, images, capsys):
+    pytest.importorskip("pyarrow")
+    from transformers import ViTImageProcessor
+
+    accelerable("transformers: ViTModel").save_pretrained(tmp_path / "vit")
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "vit")
+    Image.open(images[0]).save(tmp_path / "third.png")
+    (tmp_path / "broken.png").write_text("no image")
+    run("folder_to_parquet.py", str(tmp_path / "vit"), f"{tmp_path}/*.png", str(tmp_path / "out"))
+    *_, counted, similar = capsys.readouterr().out.splitlines()
+    assert counted == f"4 rows, 1 unreadable: ['{tmp_path}/broken.png']"
+    assert {images[0], f"{tmp_path}/third.png"} <= set(similar.split())

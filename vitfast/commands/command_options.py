@@ -275,17 +275,21 @@ class CollectionOptions(CheckpointOptions):
     format: str = option(
         "parquet", "files of results; npy: the layout of clip-retrieval", choices=["parquet", "jsonl", "npy"]
     )
+    engine: str = option(
+        "local",
+        "ray: actors of a Ray cluster write the files, each with threads=… CPUs (null: 1), and a GPU with device=cuda",
+        choices=["local", "ray"],
+    )
     shrink_jpeg: bool = option(
         True, "decode large JPEGs at 1/2, 1/4 or 1/8 of their size, at least twice as large as the model's input"
     )
 
     def load(self, *, headless: bool = False) -> TrainedModel:
         """Loads the model of a checkpoint or of a name; see ``CheckpointOptions``."""
-        if self.checkpoint is not None or self.model is None:
-            return super().load(headless=headless)
-        from vitfast.evaluation.pretrained import load_pretrained
+        from vitfast.evaluation.pretrained import load_any
 
-        return load_pretrained(self.model, self.prepare_device(), classes=not headless)
+        device = self.prepare_device()
+        return load_any(self.checkpoint, self.model, weights=self.weights, device=device, headless=headless)
 
     def check(self, prefix: str = "") -> None:
         """Raises UserError if there is no model."""

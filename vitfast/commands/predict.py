@@ -26,12 +26,13 @@ from vitfast.data.collection import list_images
 from vitfast.evaluation.image_files import read_batches, report_skipped
 from vitfast.evaluation.predict import Prediction, predict
 from vitfast.evaluation.row_functions import Classifier
+from vitfast.runs.trained_model import TrainedModel
 
 
 def run(options: PredictOptions) -> int:
     """Runs the command, and prints a line for each image, batch by batch; returns the exit code."""
     if options.target is not None:
-        return _write(options, options.target)
+        return write_collection(options, options.target, build_classifier)
     images = list(list_images(options.images))
     trained = options.load()
     width = max(len(image.path) for image in images)
@@ -47,17 +48,11 @@ def run(options: PredictOptions) -> int:
     return report_skipped(skipped, len(images))
 
 
-def _write(options: PredictOptions, target: str) -> int:
-    list_images(options.images)  # errors come before the model is loaded
+def build_classifier(options: PredictOptions) -> tuple[TrainedModel, Classifier]:
+    """Loads the model, for results in shards."""
     trained = options.load()
-    function = Classifier(
-        trained,
-        top=options.top,
-        early_exit=options.early_exit,
-        precision=options.precision,
-        shrink_jpeg=options.shrink_jpeg,
-    )
-    return write_collection(options, target, trained, function)
+    settings = {name: getattr(options, name) for name in ("top", "early_exit", "precision", "shrink_jpeg")}
+    return trained, Classifier(trained, **settings)
 
 
 def _json_line(prediction: Prediction) -> str:

@@ -17,11 +17,13 @@ import torch
 from PIL import ImageOps
 from torch import Tensor
 
-from vitfast.commands.command_options import EmbedOptions, SearchOptions
+from vitfast.commands.command_options import SearchOptions
 from vitfast.data.collection import StoredImage, find_stored, list_images
+from vitfast.device import select_device
 from vitfast.errors import UserError, explain_os_error
 from vitfast.evaluation.feature_files import content_digest
 from vitfast.evaluation.plots import draw_neighbours
+from vitfast.evaluation.pretrained import load_any
 from vitfast.evaluation.row_functions import Embedder
 from vitfast.evaluation.search import knn, near_duplicates
 from vitfast.evaluation.shards import Shard, compute_rows, read_record
@@ -77,8 +79,9 @@ def _load_embedder(options: SearchOptions, folder: Path) -> Embedder:
     """Loads the model that wrote an index."""
     record = read_record(folder)
     source = {name: record["source"][name] for name in ("checkpoint", "model", "weights")}
-    loading = EmbedOptions(**source, device=options.device, threads=options.threads, images="", output="")
-    trained = loading.load(headless=True)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    trained = load_any(**source, device=select_device(options.device), headless=True)
     if content_digest(trained.model.state_dict().items()) != record["weights_sha256"]:
         raise UserError(f"index={folder} was written with other weights than those of {trained.checkpoint} now")
     settings = {name: record[name] for name in ("normalize", "precision", "shrink_jpeg")}

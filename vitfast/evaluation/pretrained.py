@@ -1,4 +1,4 @@
-"""Pretrained models by name, as ``TrainedModel``."""
+"""Models of any source, as ``TrainedModel``: checkpoints, weights files, and pretrained models by name."""
 
 from __future__ import annotations
 
@@ -11,8 +11,33 @@ import torch
 import vitfast
 from vitfast.data.preprocessing import preprocessing_settings
 from vitfast.errors import UserError, one_line
+from vitfast.evaluation.checkpoint_data import is_weights_file, load_foreign_checkpoint
 from vitfast.models.foreign_model import TIMM, TORCHVISION
-from vitfast.runs.trained_model import TrainedModel
+from vitfast.runs.trained_model import TrainedModel, load_trained_model
+
+
+def load_any(
+    checkpoint: str | None, model: str | None, *, weights: str, device: torch.device, headless: bool
+) -> TrainedModel:
+    """Loads a model.
+
+    Args:
+        checkpoint: a run, checkpoint or weights file; None: the pretrained weights of ``model``.
+        model: the name of a model, which a weights file may need.
+        weights: as in ``load_trained_model``.
+        device: to move the model to.
+        headless: whether it may be without classes, or with others than its data set's.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    if checkpoint is None:
+        if model is None:
+            raise UserError("neither a checkpoint nor a model is given")
+        return load_pretrained(model, device, classes=not headless)
+    if is_weights_file(checkpoint):
+        return load_foreign_checkpoint(checkpoint, model, None, device, any_classes=headless)
+    return load_trained_model(checkpoint, weights=weights, device=device, headless=headless)
 
 
 def load_pretrained(name: str, device: torch.device, *, classes: bool) -> TrainedModel:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import v2
@@ -44,6 +45,7 @@ class RowFunction:
         columns: name and kind of each column: ``vector`` (of ``width`` numbers), ``numbers``, ``texts`` or ``integer``.
         width: length of vectors.
         device: where it computes.
+        shrink_to: pixels of the shorter side at which JPEGs are decoded at least; None: at their size.
     """
 
     columns: dict[str, str]
@@ -55,7 +57,7 @@ class RowFunction:
         self._geometry = ResizeAndCrop(
             data["img_size"], data["crop_pct"], v2.InterpolationMode(data["interpolation"]), data["resize"]
         )
-        self._shrink_to = _JPEG_GAP * self._geometry.side if shrink_jpeg else None
+        self.shrink_to = _JPEG_GAP * self._geometry.side if shrink_jpeg else None
         mean, std = (tuple(np.broadcast_to(data[name], self.in_chans).tolist()) for name in ("mean", "std"))
         self.device = trained.device
         self._normalization: Normalization | None = None
@@ -85,8 +87,17 @@ class RowFunction:
         Raises:
             UserError: it cannot be decoded; the message begins with ``name``.
         """
-        image = self._geometry(decode_image(io.BytesIO(content), name, self.in_chans, self._shrink_to))
-        pixels = np.array(image)  # [H, W] or [H, W, C]
+        return self.fit(decode_image(io.BytesIO(content), name, self.in_chans, self.shrink_to))
+
+    def from_pixels(self, pixels: np.ndarray) -> Tensor:
+        """Resizes and crops a decoded image ``[H, W, 3]`` or ``[H, W]``, uint8, as ``decode``."""
+        if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3):
+            raise UserError(f"an image must be [H, W, 3] or [H, W] in uint8, got {list(pixels.shape)}, {pixels.dtype}")
+        return self.fit(Image.fromarray(pixels).convert("L" if self.in_chans == 1 else "RGB"))
+
+    def fit(self, image: Image.Image) -> Tensor:
+        """Resizes and crops a decoded image; returns pixels ``[C, H, W]``, uint8."""
+        pixels = np.array(self._geometry(image))  # [H, W] or [H, W, C]
         return torch.from_numpy(pixels).reshape(*pixels.shape[:2], -1).permute(2, 0, 1)
 
     def __call__(self, pixels: Tensor) -> Columns:
@@ -103,7 +114,7 @@ class RowFunction:
 
     def record(self) -> dict[str, Any]:
         """Returns the options that determine the results."""
-        return {"precision": self.fast.report().precision, "shrink_jpeg": self._shrink_to is not None}
+        return {"precision": self.fast.report().precision, "shrink_jpeg": self.shrink_to is not None}
 
 
 class Embedder(RowFunction):

@@ -215,17 +215,29 @@ class ShardFolder:
 
     def _write_parquet(self, file: Path, rows: Columns) -> None:
         pyarrow = import_pyarrow(f"format={self.format}")
-        types = {
-            "vector": pyarrow.list_(pyarrow.float32(), self._width),
-            "numbers": pyarrow.list_(pyarrow.float32()),
-            "texts": pyarrow.list_(pyarrow.string()),
-            "integer": pyarrow.int32(),
-        }
-        kinds = {name: types[kind] for name, kind in self._columns.items()}
-        columns = {name: pyarrow.array(column, kinds.get(name, pyarrow.string())) for name, column in rows.items()}
+        table = to_table(rows, self._columns, self._width)
         if self.format == "npy":
-            columns["image_path"] = columns.pop("path")  # clip-retrieval's name
-        pyarrow.parquet.write_table(pyarrow.table(columns), file)
+            table = table.rename_columns({"path": "image_path"})  # clip-retrieval's name
+        pyarrow.parquet.write_table(table, file)
+
+
+def to_table(rows: Columns, columns: dict[str, str], width: int) -> Any:
+    """Returns rows as ``pyarrow.Table``.
+
+    Args:
+        rows: values by column.
+        columns: the kinds of some columns, as in ``RowFunction``; the others are texts.
+        width: as in ``RowFunction``.
+    """
+    pyarrow = import_pyarrow("a table")
+    types = {
+        "vector": pyarrow.list_(pyarrow.float32(), width),
+        "numbers": pyarrow.list_(pyarrow.float32()),
+        "texts": pyarrow.list_(pyarrow.string()),
+        "integer": pyarrow.int32(),
+    }
+    kinds = {name: types[columns[name]] if name in columns else pyarrow.string() for name in rows}
+    return pyarrow.table({name: pyarrow.array(values, kinds[name]) for name, values in rows.items()})
 
 
 def read_record(folder: Path) -> dict[str, Any]:
