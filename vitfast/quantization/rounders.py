@@ -53,12 +53,19 @@ class FloatRounder:
         return -self.format.max_value, self.format.max_value
 
     def report_non_finite(self, x: Tensor) -> None:
-        """Warns if the format turns infinity or NaN in ``x`` into a number."""
+        """Warns if the format turns infinity or NaN in ``x`` into a number.
+
+        On a GPU the warning comes with a later rounding: the values are read without waiting for the device.
+        """
         if (self.format.has_inf and self.format.has_nan) or torch.compiler.is_compiling():
             return
         if x.is_cuda and torch.cuda.is_current_stream_capturing():
             return  # values cannot be read while a graph is captured
-        if not bool(torch.isfinite(x.detach()).all()):
+        if x.is_cuda:
+            is_hidden = _FLAGS.setdefault(x.device, DeviceFlag()).add(has_non_finite(x.detach()))
+        else:
+            is_hidden = bool(has_non_finite(x.detach()))
+        if is_hidden:
             bits = f"({self.format.exponent_bits}, {self.format.mantissa_bits})"
             warnings.warn(
                 f"infinity or NaN is rounded to a format {bits} that lacks it, and hidden: find its origin with "
@@ -66,6 +73,44 @@ class FloatRounder:
                 RuntimeWarning,
                 stacklevel=2,
             )
+
+
+def has_non_finite(x: Tensor) -> Tensor:
+    """Returns whether an element is infinity or NaN, as a scalar tensor, in one pass over ``x``."""
+    if x.numel() == 0:
+        return torch.zeros((), dtype=torch.bool, device=x.device)
+    smallest, largest = torch.aminmax(x)  # NaN if an element is
+    return ~(smallest.isfinite() & largest.isfinite())
+
+
+class DeviceFlag:
+    """Collects flags on a GPU and reads their disjunction without waiting for the device.
+
+    One copy to the host is in flight at a time and covers all flags since the previous one began. The host therefore
+    learns of a flag with a later one, usually within the same training step.
+    """
+
+    def __init__(self) -> None:
+        self._collected: Tensor | None = None  # flags since the copy in flight began
+        self._in_flight: Tensor | None = None  # on the host
+        self._event: torch.cuda.Event | None = None
+
+    def add(self, flag: Tensor) -> bool:
+        """Adds a scalar flag on the device; returns whether an earlier or this flag was set, as far as known."""
+        self._collected = flag if self._collected is None else self._collected | flag
+        is_set = False
+        if self._in_flight is not None and self._event is not None:
+            if not self._event.query():
+                return False
+            is_set = bool(self._in_flight)
+        self._in_flight = self._collected.to("cpu", non_blocking=True)  # pinned, since it is non-blocking
+        self._event = torch.cuda.Event()
+        self._event.record(torch.cuda.current_stream(flag.device))
+        self._collected = None
+        return is_set
+
+
+_FLAGS: dict[torch.device, DeviceFlag] = {}
 
 
 @dataclass(frozen=True)
