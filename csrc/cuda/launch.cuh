@@ -3,12 +3,33 @@
 #pragma once
 
 #include <cstdint>
+#include <mutex>
+#include <set>
+#include <utility>
 
 #include <cuda_runtime.h>
 
 #include "csrc/cuda/stream.h"
 
 namespace vitfast {
+
+// Lets a kernel use all shared memory of the current device, once: a maximum per launch would be a race between two host
+// threads that launch the same kernel with different sizes.
+inline void allow_all_shared_memory(const void* kernel) {
+  static std::mutex mutex;
+  static std::set<std::pair<const void*, int>> allowed;
+  int device = 0;
+  check_cuda(cudaGetDevice(&device));
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (allowed.count({kernel, device}) != 0) return;
+  int largest = 0;
+  cudaFuncAttributes attributes;
+  check_cuda(cudaDeviceGetAttribute(&largest, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  check_cuda(cudaFuncGetAttributes(&attributes, kernel));
+  const int dynamic = largest - static_cast<int>(attributes.sharedSizeBytes);
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, dynamic));
+  allowed.emplace(kernel, device);
+}
 
 // Launches on the current device. `shared_bytes`: dynamic shared memory per block.
 template <typename... Parameters, typename... Arguments>
@@ -20,9 +41,7 @@ void launch(
     Stream stream,
     const Arguments&... arguments) {
   constexpr int static_limit = 48 * 1024;
-  if (shared_bytes > static_limit) {
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
-  }
+  if (shared_bytes > static_limit) allow_all_shared_memory(reinterpret_cast<const void*>(kernel));
   kernel<<<static_cast<unsigned>(blocks), threads_per_block, shared_bytes, stream>>>(arguments...);
   check_cuda(cudaGetLastError());
 }
