@@ -33,7 +33,7 @@ def test_an_unknown_command_names_the_nearest(capsys):
     assert main(["trian"]) == 2
     assert capsys.readouterr().err == "error: unknown command 'trian'; did you mean train?\n"
     assert main(["xyz"]) == 2
-    assert "the commands are train, prepare, evaluate, exits, quantize, predict" in capsys.readouterr().err
+    assert "the commands are train, prepare, evaluate, exits, quantize, export, predict" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -123,6 +124,20 @@ def use_exits(folder: Path) -> None:
         vitfast.EarlyExit(model.eval(), list(model.saved_exits.thresholds[0]))
 
 
+def write_vit(folder: Path) -> None:
+    model = vitfast.create_model("vit_nano_patch2_8", depth=1, embed_dim=8, num_heads=2, num_classes=2).eval()
+    vitfast.export(model, folder / "model.vit")
+
+
+def use_vit_of_any_digest(folder: Path) -> None:
+    """What is damaged is found by its SHA-256; an attacker writes the right one."""
+    with pytest.MonkeyPatch.context() as patch:
+        content = folder.joinpath("model.vit").read_bytes()
+        found = re.search(rb"sha256[^0-9a-f]+([0-9a-f]{64})", content)
+        patch.setattr("vitfast.inference.vit_file._digest", lambda *_: found and found.group(1).decode())
+        vitfast.load(folder / "model.vit")
+
+
 def write_features(folder: Path) -> None:
     features = Features(torch.randn(5, 3), torch.arange(5), torch.arange(5))
     metadata = {"key": "x", "sha256": content_digest(vars(features).items())}
@@ -159,6 +174,8 @@ KINDS: dict[str, tuple[Callable[[Path], object], Callable[[Path], object]]] = {
     "hugging face": (write_huggingface, use_huggingface),
     "quantized": (write_quantized, lambda folder: vitfast.load_quantized(folder / "quantized.safetensors")),
     "exits": (write_exits, use_exits),
+    "vit": (write_vit, lambda folder: vitfast.load(folder / "model.vit")),
+    "vit, any digest": (write_vit, use_vit_of_any_digest),
     "features": (write_features, use_features),
     "recipe": (
         lambda folder: shutil.copy(find_recipe("vit_digits"), folder / "recipe.yaml"),

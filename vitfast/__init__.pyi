@@ -15,6 +15,10 @@ from vitfast.inference.attention_maps import attention_maps as attention_maps
 from vitfast.inference.attention_rollout import attention_rollout as attention_rollout
 from vitfast.inference.early_exit import EarlyExit as EarlyExit
 from vitfast.inference.early_exit import calibrate_exits as calibrate_exits
+from vitfast.inference.export import ExportReport as ExportReport
+from vitfast.inference.export import export as export
+from vitfast.inference.onnx_export import custom_translation_table as custom_translation_table
+from vitfast.inference.vit_file import load as load
 from vitfast.models.load_report import LoadReport as LoadReport
 from vitfast.ops.library import build_info as build_info
 from vitfast.quantization.calibrate import calibrate as calibrate

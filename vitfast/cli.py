@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": "measure a checkpoint: accuracy, calibration, a table by class",
     "exits": "find the thresholds at which images leave a model with exits early",
     "quantize": "quantize a checkpoint to low precision and measure the accuracy it costs",
+    "export": "write a checkpoint to a file for deployment: .vit, .pt2 or .onnx",
     "predict": "name what images show",
     "embed": "compute embeddings of a collection of images",
     "search": "find similar images among embeddings",

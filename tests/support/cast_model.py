@@ -13,6 +13,7 @@ from vitfast.inference.accelerated_model import AcceleratedModel
 from vitfast.inference.cuda.cuda_backend import CudaBackend
 from vitfast.inference.cuda.graph_cache import GraphCache
 from vitfast.inference.ir import Precision
+from vitfast.inference.lowering import lower
 from vitfast.inference.normalization import Normalization
 
 
@@ -35,4 +36,4 @@ def cast_model(
     """
     graphs = GraphCache(EagerRecorder, largest) if largest else None
     backend = CudaBackend(source, precision, torch.device("cpu"), normalization)
-    return assemble(source, backend, precision, graphs, **options)
+    return assemble(source, lower(source), backend, precision, graphs, **options)

@@ -10,8 +10,8 @@ import pytest
 from safetensors.torch import save_file
 
 import vitfast
-from vitfast.data.preprocessing import preprocessing_settings
 from vitfast.errors import UserError
+from vitfast.models.preprocessing_settings import preprocessing_settings
 from vitfast.weights.recorded_preprocessing import recorded_preprocessing
 
 NAME = "vit_nano_patch2_8"

@@ -365,6 +365,28 @@ class PredictOptions(CollectionOptions):
 
 
 @dataclass(kw_only=True)
+class ExportOptions(CheckpointOptions):
+    """Writes a checkpoint to a file for deployment, and compares the file's outputs with the model's."""
+
+    example: ClassVar = "checkpoint=runs/mine path=model.onnx int8=true images=photos"
+    most_used: ClassVar = (
+        *("checkpoint", "path", "images", "int8", "precision", "exit", "aot", "max_images", "model", "weights"),
+    )
+
+    path: str = option(help="file to write: model.vit, model.pt2 or model.onnx")
+    images: str | None = option(
+        None, "files, patterns and folders of images for the comparison and for int8; null: random images"
+    )
+    max_images: int = option(128, "largest number of images to read, spread over those that are found", minimum=1)
+    int8: bool = option(False, ".onnx: quantize linear layers to int8, calibrated on the images")
+    precision: str | None = option(
+        None, ".vit, .pt2: export the model accelerated in this precision", choices=list(ENGINE_PRECISIONS)
+    )
+    exit: int | None = option(None, ".pt2, .onnx of a model with exits: the exit, from 1; null: all", minimum=1)
+    aot: bool = option(False, ".pt2: compile the program with AOTInductor")
+
+
+@dataclass(kw_only=True)
 class VisualizeOptions(CheckpointOptions):
     """Draws the attention of a checkpoint over images."""
 

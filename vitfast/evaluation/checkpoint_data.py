@@ -14,9 +14,9 @@ import vitfast
 from vitfast.config import DataConfig, load_config
 from vitfast.config.data_schema import EvaluateDataOptions, ForeignDataOptions
 from vitfast.data import ImageDataset, available_splits, build_dataset, build_loader
-from vitfast.data.preprocessing import preprocessing_settings
 from vitfast.errors import UserError, explain_os_error
 from vitfast.files import read_text
+from vitfast.models.preprocessing_settings import preprocessing_settings
 from vitfast.runs.checkpoint import list_checkpoints
 from vitfast.runs.run_directory import CONFIG
 from vitfast.runs.trained_model import PREPROCESSING, TrainedModel

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 import vitfast
-from vitfast.data.preprocessing import preprocessing_settings
 from vitfast.errors import UserError, one_line
 from vitfast.evaluation.checkpoint_data import is_weights_file, load_foreign_checkpoint
 from vitfast.models.foreign_model import TIMM, TORCHVISION
+from vitfast.models.preprocessing_settings import preprocessing_settings
 from vitfast.runs.trained_model import TrainedModel, load_trained_model
 
 

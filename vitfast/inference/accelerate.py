@@ -24,6 +24,7 @@ from vitfast.inference.cuda.graph_cache import CudaRecorder, GraphCache, is_buck
 from vitfast.inference.image_tower import ImageTower
 from vitfast.inference.input_adapters import input_adapter, source_attributes
 from vitfast.inference.ir import PRECISIONS, BlockSpec, CascadeSpec, ModelSpec, Precision, SequenceSpec
+from vitfast.inference.ir_records import SpecRecord, record_spec
 from vitfast.inference.lowering import Lowered, lower
 from vitfast.inference.lowering.module_checks import quantized_precisions
 from vitfast.inference.modules.block import InferenceBlock, PatchMerging
@@ -99,43 +100,90 @@ def accelerate(
     chosen = _precision(model, precision, target)
     _check_float32(model)
     normalization = Normalization.of(mean, std)
-    # the layers of a quantized model have their own precision; those that are left out stay in float32
-    default: Precision = "fp32" if quantized_precisions(model) else chosen
+    return accelerate_spec(
+        model,
+        lower(model),
+        chosen,
+        target,
+        normalization,
+        is_quantized=bool(quantized_precisions(model)),
+        graph_batch=graph_batch,
+        check=check,
+    )
+
+
+def accelerate_spec(
+    model: nn.Module,
+    lowered: Lowered,
+    precision: str,
+    device: str | torch.device,
+    normalization: Normalization | None,
+    *,
+    is_quantized: bool,
+    graph_batch: int = 256,
+    check: Tensor | Iterable[Any] | None = None,
+) -> AcceleratedModel:
+    """As ``accelerate``, for a lowered model.
+
+    Args:
+        model: the source model, or what stands for it: its state dict and attributes.
+        lowered: of the model.
+        precision: as in ``accelerate``.
+        device: as in ``accelerate``.
+        normalization: applied to the images first, or None.
+        is_quantized: whether layers of the model have their own precision; those that are left out stay in float32.
+        graph_batch: as in ``accelerate``.
+        check: as in ``accelerate``.
+    """
+    target = _device(model, device)
+    chosen = _supported(precision, target)
+    default: Precision = "fp32" if is_quantized else chosen
     if default == "bf16" and not has_bf16(target):
         _say_that_bf16_is_not_faster(target.type)
+    backend: Backend
+    graphs = None
     if target.type == "cuda":
         graphs = GraphCache(partial(CudaRecorder, target), graph_batch) if graph_batch else None
-        return assemble(model, CudaBackend(model, default, target, normalization), chosen, graphs, check=check)
-    backend = CpuBackend if has_kernel("packed", "cpu") else Backend
-    return assemble(model, backend(model, default, target, normalization), chosen, check=check)
+        backend = CudaBackend(model, default, target, normalization)
+    else:
+        backend = (CpuBackend if has_kernel("packed", "cpu") else Backend)(model, default, target, normalization)
+    return assemble(model, lowered, backend, chosen, graphs, check=check, is_quantized=is_quantized)
 
 
 def assemble(
     model: nn.Module,
+    lowered: Lowered,
     backend: Backend,
     precision: Precision,
     graphs: GraphCache | None = None,
     *,
     check: Tensor | Iterable[Any] | None = None,
+    is_quantized: bool = False,
 ) -> AcceleratedModel:
-    """Lowers a model, builds it with a backend and wraps it.
+    """Builds a lowered model with a backend and wraps it.
 
     Args:
         model: the source model.
+        lowered: of the model.
         backend: builds the modules.
         precision: for the report.
         graphs: runs a model that is recognised as a whole by recordings; None: operator by operator.
         check: as in ``accelerate``.
+        is_quantized: as in ``accelerate_spec``.
     """
-    lowered = lower(model)
     _check_normalization(backend.normalization, lowered)
+    record = SpecRecord(why_not=str(lowered.why))
+    if lowered.spec is not None:
+        record = record_spec(lowered.spec, model.state_dict(keep_vars=True))
     body = _body(model, lowered, backend, graphs)
+    source = str(getattr(model, "source_name", type(model).__name__))
     kernels = backend.describe_kernels(body, backend.device.type)
-    report = AccelerationReport(type(model).__name__, precision, kernels, tuple(_layers(body, lowered)))
+    report = AccelerationReport(source, precision, kernels, tuple(_layers(body, lowered)))
     attributes = source_attributes(model, normalizes=backend.normalization is not None)
-    arguments = (body, backend.tensors.state(), report, backend.describe_kernels, attributes)
+    arguments = (body, backend.tensors.state(), report, backend.describe_kernels, attributes, record)
     is_cascade = isinstance(lowered.spec, CascadeSpec)
     accelerated = AcceleratedCascade(*arguments, source=model) if is_cascade else AcceleratedModel(*arguments)
+    accelerated.normalization, accelerated.is_quantized = backend.normalization, is_quantized
     _warn(report)
     if check is not None:
         accelerated.add_agreement(check_agreement(model, accelerated, check, backend.normalization))
@@ -208,7 +256,7 @@ def _warn(report: AccelerationReport) -> None:
             f"accelerate: {len(fell_back)} of {len(report.layers)} parts of {report.source} fall back to the source's "
             f"forward: {first}{more} (see .report())",
             UserWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
 
@@ -234,10 +282,16 @@ def _device(model: nn.Module, device: str | torch.device | None) -> torch.device
     return target if target.index is not None else torch.device("cuda", torch.cuda.current_device())
 
 
+def _supported(precision: str, device: torch.device) -> Precision:
+    allowed = PRECISIONS[device.type]
+    if precision not in allowed:
+        raise UserError(f"precision={precision!r} is not supported on {device}; allowed: {', '.join(allowed)}")
+    return precision
+
+
 def _precision(model: nn.Module, precision: str | None, device: torch.device) -> Precision:
     allowed = PRECISIONS[device.type]
-    if precision is not None and precision not in allowed:
-        raise UserError(f"precision={precision!r} is not supported on {device}; allowed: {', '.join(allowed)}")
+    chosen = None if precision is None else _supported(precision, device)
     quantized = quantized_precisions(model)
     unsupported = sorted(quantized - {"other"} - set(allowed))
     if unsupported:
@@ -246,7 +300,7 @@ def _precision(model: nn.Module, precision: str | None, device: torch.device) ->
             "with device='cpu', or run the model itself"
         )
     if not quantized:
-        return precision or "fp32"
+        return chosen or "fp32"
     if precision is not None and quantized != {precision}:
         raise UserError(
             f"precision={precision!r}, but the model is quantized already, to {', '.join(sorted(quantized))}; leave "

@@ -14,9 +14,11 @@ from torch.nn import functional as F
 from vitfast.errors import UserError
 from vitfast.inference.acceleration_report import AccelerationReport, Agreement
 from vitfast.inference.image_tower import ImageTower
+from vitfast.inference.ir_records import SpecRecord
 from vitfast.inference.modules.linear import InferenceLinear
 from vitfast.inference.modules.sequences import InferenceSequences
 from vitfast.inference.modules.transformer import InferenceTransformer
+from vitfast.inference.normalization import Normalization
 from vitfast.models.dvt import ExitState
 from vitfast.ops.library import is_onnx_export
 
@@ -37,15 +39,18 @@ class AcceleratedModel(nn.Module):
         report: what runs each part.
         describe_kernels: as ``Backend.describe_kernels``; called on the machine that runs the model.
         attributes: of the source, from ``source_attributes``.
+        spec_record: of the source, for ``vitfast.export``.
 
     Attributes:
         device: device of the model.
         dtype: of the images that it takes best and of its outputs: ``torch.float32`` in every precision.
-        config, pretrained_cfg, default_cfg, num_classes, num_features: the source's, where it has them. The mean and
-            standard deviation in ``pretrained_cfg`` are 0 and 1 if the model normalizes images itself.
+        config, pretrained_cfg, default_cfg, num_classes, num_features, class_names: the source's, where it has them.
+            The mean and standard deviation in ``pretrained_cfg`` are 0 and 1 if the model normalizes images itself.
     """
 
     is_accelerated = True
+    normalization: Normalization | None = None  # which the model includes
+    is_quantized = False  # whether layers have the precision of a quantized source
 
     def __init__(
         self,
@@ -54,9 +59,11 @@ class AcceleratedModel(nn.Module):
         report: AccelerationReport,
         describe_kernels: Callable[[nn.Module, str], str],
         attributes: Mapping[str, Callable[[], Any]],
+        spec_record: SpecRecord,
     ) -> None:
         super().__init__()
         self.body: Any = body
+        self.spec_record = spec_record
         self._state = dict(state)
         self._report = report
         self.device = next((tensor.device for tensor in body.buffers()), torch.device("cpu"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -134,6 +134,20 @@ def _with_comparisons(
             copied = shallow_copy(original, {})
             compared[original] = _Comparison(copied, block, accelerated.device, errors, options.setdefault(block, {}))
     return compared
+
+
+def output_agreement(source: Callable[[Tensor], Any], other: Callable[[Tensor], Any], images: Tensor) -> Agreement:
+    """Compares the outputs of two functions on ``images`` ``[B, in_chans, H, W]``."""
+    pairs = list(zip(_outputs(source(images)), _outputs(other(images)), strict=True))
+    same = min(int((one.argmax(1) == two.argmax(1)).sum()) for one, two in pairs)
+    return Agreement(
+        num_images=len(images),
+        cosine=min(float(torch.cosine_similarity(one, two).min()) for one, two in pairs),
+        top1_agreement=same / len(images),
+        max_difference=max(float((one - two).abs().max()) for one, two in pairs),
+        worst_layer="",
+        worst_error=0.0,
+    )
 
 
 def _batches(images: Any) -> Iterator[Tensor]:

@@ -149,7 +149,7 @@ def source_attributes(model: nn.Module, *, normalizes: bool) -> dict[str, Callab
         model: the source model.
         normalizes: whether the accelerated model normalizes images itself; ``pretrained_cfg`` then has mean 0, std 1.
     """
-    names = [name for name in ("config", "num_classes", "num_features") if hasattr(model, name)]
+    names = [name for name in ("config", "num_classes", "num_features", "class_names") if hasattr(model, name)]
     attributes: dict[str, Callable[[], Any]] = {name: partial(_same, getattr(model, name)) for name in names}
     settings: Callable[[], Any] | None = None
     if isinstance(model, ImageModel) and model.stored_preprocessing is None:

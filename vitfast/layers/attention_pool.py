@@ -38,7 +38,7 @@ class AttentionPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pools ``x`` ``[B, N, C]``; returns ``[B, C]``."""
-        q = self.q(self.latent.expand(len(x), -1, -1)).unflatten(-1, (1, self.num_heads, -1))  # [B, 1, 1, H, D]
+        q = self.q(self.latent.expand(x.shape[0], -1, -1)).unflatten(-1, (1, self.num_heads, -1))  # [B, 1, 1, H, D]
         kv = self.kv(x).unflatten(-1, (2, self.num_heads, -1))  # [B, N, 2, H, D]
         (q,), (k, v) = q.permute(2, 0, 3, 1, 4), kv.permute(2, 0, 3, 1, 4)
         pooled = self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))  # [B, 1, C]

@@ -67,8 +67,8 @@ class RelationReuse(nn.Module):
         """Applies the perceptron: ``[B, L * H, 1 + g * g, 1 + g * g]``."""
         first, activation, second = cast(Any, self.mlp)
         is_plain = may_fuse(first, second) and type(activation) is nn.GELU and not has_hooks(activation)
-        is_empty = not len(relations[0])
-        if torch.is_grad_enabled() or relations[0].device.type != "cpu" or is_empty or not is_plain:
+        loops = relations[0].device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if not loops or not is_plain or not len(relations[0]):
             return self.mlp(torch.cat(tuple(relations), dim=1))
         # A 1 x 1 convolution computed as a GEMM is three times as fast on a CPU. One image at a time stays in cache.
         parts = []

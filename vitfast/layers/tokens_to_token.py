@@ -124,7 +124,8 @@ class TokensToToken(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Turns ``images`` ``[B, in_chans, size, size]`` into tokens ``[B, N, C]``, the grid row by row."""
-        if images.device.type == "cpu" and not torch.is_grad_enabled() and images.shape[0] > 1:
+        is_fixed = not torch.compiler.is_compiling()  # a program for any number of images has no loop over them
+        if is_fixed and images.device.type == "cpu" and not torch.is_grad_enabled() and images.shape[0] > 1:
             # The patches repeat each pixel many times. Those of a whole batch exceed the CPU's cache and are allocated
             # from the system each time, so images are processed one by one.
             tokens = torch.cat([self._mixed_tokens(image) for image in images.split(1)])

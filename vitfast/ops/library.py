@@ -205,8 +205,24 @@ def has_kernel(kernel: str, device_type: str) -> bool:
     return _STATES.get((kernel, device_type), "torch").startswith("vitfast") and not is_onnx_export()
 
 
+_only_torch = False  # set by ``torch_operators``
+
+
+@contextmanager
+def torch_operators() -> Iterator[None]:
+    """Makes models compute with torch's operators in the whole process, as in ``torch.onnx.export``."""
+    global _only_torch
+    before, _only_torch = _only_torch, True
+    try:
+        yield
+    finally:
+        _only_torch = before
+
+
 def is_onnx_export() -> bool:
-    """Whether ``torch.onnx.export`` runs, which knows only torch's operators."""
+    """Whether ``torch.onnx.export`` runs, which knows only torch's operators, or ``torch_operators`` is active."""
+    if _only_torch:
+        return True
     is_traced = torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     return is_traced and torch.onnx.is_in_onnx_export()
 

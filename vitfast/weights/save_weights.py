@@ -105,11 +105,17 @@ def _save_layout(model: ImageModel, path: Path, layout: Layout) -> None:
         Path(temporary).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def write_safetensors(state: dict[str, Tensor], path: str | os.PathLike[str], metadata: dict[str, str]) -> None:
+def write_safetensors(
+    state: dict[str, Tensor],
+    path: str | os.PathLike[str],
+    metadata: dict[str, str],
+    *,
+    suffix: str = ".safetensors",
+) -> None:
     """Writes a safetensors file under a temporary name, then renames it; raises as ``save_weights``."""
     path = Path(path)
-    if path.suffix != ".safetensors":
-        raise UserError(f"{path} must end in .safetensors, the format that is written; use {path.stem}.safetensors")
+    if path.suffix != suffix:
+        raise UserError(f"{path} must end in {suffix}, the format that is written; use {path.stem}{suffix}")
     if not path.parent.is_dir():
         raise UserError(f"{path} cannot be written: the folder {path.parent} does not exist; create it first")
     try:

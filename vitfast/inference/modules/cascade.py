@@ -56,6 +56,8 @@ class RelationReusePerImage(RelationReuse):
     """As ``RelationReuse``, one image at a time: the hidden units of a batch would not fit into a CPU's cache."""
 
     def forward(self, relations: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        if torch.compiler.is_compiling():  # a program for any number of images has no loop over them
+            return super().forward(relations)
         batch, heads, tokens, _ = relations[0].shape
         mixed = relations[0].new_empty(batch, len(relations) * heads, tokens, tokens)
         for index, image in enumerate(zip(*relations, strict=True)):

@@ -57,12 +57,10 @@ class TokensToToken(PatchEmbedding):
 
     def forward(self, images: Tensor) -> Tensor:
         size = images.shape[-1]
-        at_once = len(images)
-        if self.tokens_at_once is not None:  # as in vitfast.layers.TokensToToken
-            at_once = max(1, self.tokens_at_once // self.first.split.grid_size(size) ** 2)
-        if len(images) <= at_once:
+        if self.tokens_at_once is None or torch.compiler.is_compiling():  # as in vitfast.layers.TokensToToken
             x = self._mixed(images, size)
         else:
+            at_once = max(1, self.tokens_at_once // self.first.split.grid_size(size) ** 2)
             x = torch.cat([self._mixed(some, size) for some in images.split(at_once)])
         return self.project(x, self.second.split.grid_size(self.first.split.grid_size(size)))
 

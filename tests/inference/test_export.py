@@ -1,0 +1,128 @@
+"""Exported files compute what the model computes, for any batch size and in processes without vitfast."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import vitfast
+import vitfast.export  # takes the place of the function of this name, and must be callable
+from support.accelerable import accelerable, sample_images, tensors_of
+from support.subprocesses import run_python
+from vitfast.inference.export import MANIFEST
+from vitfast.ops import library
+
+# of transformers, Swin V2 reads the batch size as a number; the loops of BEiT's tests have no size
+DVT = "vitfast: dvt over deit"
+KINDS = ("vitfast: convit", "vitfast: t2t", DVT, "vitfast: SigLIP", "timm: DINOv3", "transformers: Dinov2Model")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("accelerated", [False, True])
+def test_pt2_takes_any_batch(kind, accelerated, tmp_path):
+    model = accelerable(kind)
+    images = sample_images(model, 5)
+    model = vitfast.accelerate(model, "int8") if accelerated else model
+    report = vitfast.export(model, tmp_path / "model.pt2", images=images)
+    assert report.agrees, str(report)
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    for batch in (1, 4):
+        expected = tensors_of(model(images[:batch]))
+        torch.testing.assert_close(tensors_of(program(images[:batch])), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_pt2_runs_without_vitfast(tmp_path):
+    fast = vitfast.accelerate(accelerable("vitfast: vit"), "bf16")
+    images = sample_images(accelerable("vitfast: vit"), 3)
+    vitfast.export(fast, tmp_path / "model.pt2", images=images)
+    np.save(tmp_path / "images.npy", images.numpy())
+    library_path = next(path for path in torch.ops.loaded_libraries if "vitfast_cpu" in str(path))
+    program = (
+        "import json, numpy, sys, torch\n"
+        f"torch.ops.load_library({str(library_path)!r})\n"
+        f"extra = {{{MANIFEST!r}: ''}}\n"
+        f"program = torch.export.load({str(tmp_path / 'model.pt2')!r}, extra_files=extra).module()\n"
+        f"images = torch.from_numpy(numpy.load({str(tmp_path / 'images.npy')!r}))\n"
+        f"numpy.save({str(tmp_path / 'logits.npy')!r}, program(images).numpy())\n"
+        "assert 'vitfast' not in sys.modules\n"
+        f"print(extra[{MANIFEST!r}])\n"
+    )
+    finished = run_python("-c", program)
+    assert finished.returncode == 0, finished.stderr
+    manifest = json.loads(finished.stdout)
+    assert manifest["torch"] == torch.__version__
+    assert manifest["instruction_set"] == library.build_info()["cpu"]["instruction_set"]
+    torch.testing.assert_close(torch.from_numpy(np.load(tmp_path / "logits.npy")), fast(images), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_onnx_agrees_in_every_engine(kind, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    model = accelerable(kind)
+    report = vitfast.export(model, tmp_path / "model.onnx", images=sample_images(model, 5))
+    assert report.agrees, str(report)
+    assert report.agreement.num_images == 5
+    graph = onnx.load(tmp_path / "model.onnx")
+    assert {node.op_type for node in graph.graph.node}.isdisjoint({"If", "Loop", "Scan"})
+    assert next(one.version for one in graph.opset_import if one.domain == "") >= 18
+
+
+@pytest.mark.slow
+def test_onnx_in_int8(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    model = accelerable("vitfast: vit")
+    report = vitfast.export(model, tmp_path / "model.onnx", images=sample_images(model, 40), int8=True)
+    assert report.agrees, str(report)
+    assert 0 < report.agreement.max_difference
+    names = [node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node]
+    assert names.count("DequantizeLinear") >= 2 * 4 * 2  # weights and activations of four layers of two blocks
+
+
+@pytest.mark.slow
+def test_onnx_of_a_quantized_model_has_its_rounded_weights(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    model = accelerable("vitfast: vit")
+    vitfast.quantize_(model, vitfast.FP16_32Config())
+    assert vitfast.export(model, tmp_path / "model.onnx").agrees
+    stored = [onnx.numpy_helper.to_array(one) for one in onnx.load(tmp_path / "model.onnx").graph.initializer]
+    weights = [one for one in stored if one.ndim == 2 and min(one.shape) > 8]
+    assert weights
+    assert all((one.astype(np.float16) == one).all() for one in weights)
+
+
+@pytest.mark.slow
+def test_one_exit_of_several(tmp_path):
+    model = accelerable(DVT)
+    images = sample_images(model)
+    assert vitfast.export(model, tmp_path / "model.pt2", images=images, exit=0).agrees
+    result = torch.export.load(tmp_path / "model.pt2").module()(images)
+    torch.testing.assert_close(result, model(images)[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("model.pth", {}, r"suffix '.pth'; allowed: .vit, .pt2, .onnx"),
+        ("nowhere/model.vit", {}, "nowhere does not exist"),
+        ("model.vit", {"int8": True}, "int8=True applies to .onnx only"),
+        ("model.onnx", {"int8": True}, "int8=True needs images="),
+        ("model.onnx", {"aot": True}, "aot=True applies to .pt2 only"),
+        ("model.vit", {"exit": 0}, "exit=0 applies to .pt2 and .onnx"),
+        ("model.pt2", {"exit": 0}, "exit=0 is out of range: the model has 1 exit"),
+        ("model.vit", {"images": torch.zeros(3, 32, 32)}, r"images must be a tensor \[B"),
+    ],
+)
+def test_wrong_arguments_are_named(tmp_path, name, options, message):
+    with pytest.raises(vitfast.UserError, match=message):
+        vitfast.export(accelerable("vitfast: vit"), tmp_path / name, **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_accelerated_model_is_no_onnx_file(tmp_path):
+    with pytest.raises(vitfast.UserError, match="export the model that was accelerated"):
+        vitfast.export(vitfast.accelerate(accelerable("vitfast: vit")), tmp_path / "model.onnx")

@@ -1,0 +1,152 @@
+"""ONNX files of source models."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vitfast.errors import UserError
+from vitfast.ops.library import torch_operators
+
+OPSET = 20
+_INSTALL = "pip install 'vitfast[export]'"
+
+
+def write_onnx(model: nn.Module, path: Path, images: Tensor, *, int8: bool) -> None:
+    """Writes a source model; arguments and errors as in ``vitfast.export``."""
+    from vitfast.inference.export import exported_program
+
+    onnx: Any = _import("onnx")
+    _import("onnxscript")
+    with torch_operators(), _quiet():
+        # given a module instead of a program, torch.onnx.export may write a fixed batch without a word
+        program = exported_program(model, images)
+        converted: Any = torch.onnx.export(
+            program,
+            (images[:2],),
+            dynamo=True,
+            verbose=False,
+            opset_version=OPSET,
+            input_names=["images"],
+            custom_translation_table=custom_translation_table(),
+        )
+    proto = converted.model_proto
+    branches = [node.name for node in proto.graph.node if node.op_type == "If"]
+    if branches:
+        raise UserError(f"the graph has control flow (If: {branches[0]}), which TensorRT and others do not run")
+    onnx.save(proto, str(path))
+    if int8:
+        _quantize(path, images)
+
+
+def custom_translation_table() -> dict[Any, Callable[..., Any]]:
+    """Returns what ``torch.onnx.export(…, custom_translation_table=…)`` needs to write graphs without ``If`` nodes.
+
+    ``torch.tile``, with which DINOv2 of some libraries repeats its tokens, otherwise becomes an ``If`` node, which
+    TensorRT refuses or computes wrongly.
+
+    Raises:
+        UserError: onnxscript is not installed.
+    """
+    op: Any = _import("onnxscript").opset18
+
+    def tile(x: Any, dims: Any) -> Any:
+        rank, repeats = len(x.shape), list(dims)
+        if len(repeats) > rank:
+            x = op.Unsqueeze(x, op.Constant(value_ints=list(range(len(repeats) - rank))))
+        repeats = [1] * (rank - len(repeats)) + repeats
+        ones = op.Constant(value_ints=[1])
+        parts = [
+            op.Constant(value_ints=[one]) if isinstance(one, int) else op.Reshape(op.Cast(one, to=7), ones)
+            for one in repeats
+        ]
+        return op.Tile(x, op.Concat(*parts, axis=0))
+
+    return {torch.ops.aten.tile.default: tile}
+
+
+def onnx_engines(path: Path) -> dict[str, Callable[[Tensor], Any]]:
+    """Returns what runs an ONNX file, by name: ONNX Runtime, and OpenVINO if it is installed."""
+    runtime = _import("onnxruntime")
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+
+    def run(images: Tensor) -> Any:
+        return [torch.from_numpy(one) for one in session.run(None, {name: images.numpy()})]
+
+    engines: dict[str, Callable[[Tensor], Any]] = {"ONNX Runtime": run}
+    try:
+        openvino: Any = importlib.import_module("openvino")
+    except ImportError:
+        return engines
+    # by default OpenVINO computes in bf16 where the CPU has it
+    compiled = openvino.compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+    def run_openvino(images: Tensor) -> Any:
+        return [torch.from_numpy(np.array(one)) for one in compiled(images.numpy()).values()]
+
+    return {**engines, "OpenVINO": run_openvino}
+
+
+def _quantize(path: Path, images: Tensor) -> None:
+    """Quantizes the linear layers of a file in place: weights by channel, activations by their ranges on images."""
+    quantization: Any = _import("onnxruntime.quantization")
+    preprocess: Any = importlib.import_module("onnxruntime.quantization.shape_inference").quant_pre_process
+    options = {
+        "quant_format": quantization.QuantFormat.QDQ,
+        "per_channel": True,
+        "activation_type": quantization.QuantType.QUInt8,
+        "weight_type": quantization.QuantType.QInt8,
+        "op_types_to_quantize": ["MatMul", "Gemm", "Conv"],
+        # products of two activations, as in attention, stay in float32
+        "extra_options": {"MatMulConstBOnly": True},
+    }
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        prepared = Path(folder) / "prepared.onnx"
+        preprocess(str(path), str(prepared), skip_symbolic_shape=True)
+        quantization.quantize_static(str(prepared), str(path), _reader(images), **options)
+
+
+def _reader(images: Tensor) -> Any:
+    """A reader of calibration images, one batch of eight after the other."""
+    base: Any = _import("onnxruntime.quantization").CalibrationDataReader
+
+    class _Reader(base):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.batches: Iterator[Tensor] = iter(images.split(8))
+
+        def get_next(self) -> dict[str, Any] | None:
+            batch = next(self.batches, None)
+            return None if batch is None else {"images": batch.numpy()}
+
+    return _Reader()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Suppresses what the exporters log about each step."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _import(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(f"an ONNX file needs {name.partition('.')[0]}: {_INSTALL} ({error})") from error
