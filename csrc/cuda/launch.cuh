@@ -13,8 +13,8 @@
 
 namespace vitfast {
 
-// Lets a kernel use all shared memory of the current device, once: a maximum per launch would be a race between two host
-// threads that launch the same kernel with different sizes.
+// Lets a kernel use all shared memory of the current device, once: a maximum per launch would be a race between two
+// host threads that launch the same kernel with different sizes.
 inline void allow_all_shared_memory(const void* kernel) {
   static std::mutex mutex;
   static std::set<std::pair<const void*, int>> allowed;

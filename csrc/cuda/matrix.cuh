@@ -83,7 +83,8 @@ __device__ __forceinline__ void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// d += a b on Half, accumulated in Half. Intermediate rounding depends on the GPU generation (docs/internals/cuda_gemm.md).
+// d += a b on Half, accumulated in Half. Intermediate rounding depends on the GPU generation
+// (docs/internals/cuda_gemm.md).
 __device__ __forceinline__ void mma_m16n8k16_fp16_accumulation(
     uint32_t (&d)[2], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   asm("mma.sync.aligned.m16n8k16.row.col.f16.f16.f16.f16 {%0, %1}, {%2, %3, %4, %5}, {%6, %7}, {%0, %1};"

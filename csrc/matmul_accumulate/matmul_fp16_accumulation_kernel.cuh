@@ -1,5 +1,5 @@
-// GEMM with float16 accumulation in tensor cores. Rounding within a chunk is defined by the hardware (docs/internals/cuda_gemm.md);
-// chunk sums are added in float, in ascending k.
+// GEMM with float16 accumulation in tensor cores. Rounding within a chunk is defined by the hardware
+// (docs/internals/cuda_gemm.md); chunk sums are added in float, in ascending k.
 //
 // A block computes 128 x 64 results, each of its four warps 64 x 32: 16 mma per depth step of 16, from six fragment
 // loads. Tiles of x and weight, 64 of the depth at a time, are double-buffered in shared memory. Rows and depth past

@@ -1,5 +1,5 @@
-// GEMMs with packed weights, inference only: the memory layout of weights, and the kernels' arguments. docs/internals/cpu_engine.md has
-// figures.
+// GEMMs with packed weights, inference only: the memory layout of weights, and the kernels' arguments.
+// docs/internals/cpu_engine.md has figures.
 //
 // Pointers are to the first element; strides are in elements.
 
