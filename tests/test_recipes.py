@@ -92,7 +92,7 @@ def model_options(recipe: str) -> list[str]:
     if config.task == "swav":
         options.append(f"data.augment.size_crops={[32, 16][: len(config.data.augment.size_crops)]}".replace(" ", ""))
         options.append("swav.knn_every_epochs=1")
-    if not config.model.name.startswith("torchvision/"):
+    if not config.model.name.startswith(("torchvision/", "timm/")):
         options += ["model.fields.depth=2", "model.fields.embed_dim=64", "model.fields.num_heads=4"]
     if config.model.name.startswith("convit"):
         options.append("model.fields.local_up_to_layer=1")
