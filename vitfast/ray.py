@@ -179,7 +179,7 @@ def _use_assigned_resources() -> torch.device:
     import ray
 
     if ray.is_initialized():
-        assigned: dict[str, float] = ray.get_runtime_context().get_assigned_resources()  # type: ignore[no-untyped-call]
+        assigned: dict[str, float] = ray.get_runtime_context().get_assigned_resources()
         torch.set_num_threads(max(1, int(assigned.get("CPU", 1))))
         return select_device("cuda" if assigned.get("GPU") else "cpu")
     return select_device("auto")
