@@ -19,6 +19,7 @@ from vitfast.models.multi_crop import Crops
 ImageTransform = Callable[[Image.Image], Image.Image]
 TensorTransform = Callable[[Image.Image], Tensor]
 Images = TypeVar("Images", Tensor, Crops)
+Picture = TypeVar("Picture", Image.Image, Tensor)
 
 _MAX_ASPECT_RATIO = 256
 
@@ -128,16 +129,17 @@ class ResizeAndCrop:
         self.interpolation = interpolation
         self.size = {"short_side": [self.side], "both_sides": [self.side] * 2}[resize]
 
-    def __call__(self, image: Image.Image) -> Image.Image:
-        """Returns the square, ``img_size`` wide."""
-        if image.size == (self.side, self.side) == (self.img_size, self.img_size):
+    def __call__(self, image: Picture) -> Picture:
+        """Returns the square, ``img_size`` wide, of an image of PIL or a tensor ``[C, H, W]``."""
+        size = list(image.shape[-2:]) if isinstance(image, Tensor) else [image.height, image.width]
+        if size == [self.side, self.side] == [self.img_size, self.img_size]:
             return image
-        if len(self.size) == 1 and max(image.size) > _MAX_ASPECT_RATIO * min(image.size):
+        if len(self.size) == 1 and max(size) > _MAX_ASPECT_RATIO * min(size):
             # only the centre is used, and resizing the whole image would take gigabytes
-            longest = _MAX_ASPECT_RATIO * min(image.size)
-            image = v2.functional.center_crop(image, [min(image.height, longest), min(image.width, longest)])
+            longest = _MAX_ASPECT_RATIO * min(size)
+            image = v2.functional.center_crop(image, [min(side, longest) for side in size])
         resized = v2.functional.resize(image, self.size, self.interpolation)
-        cropped: Image.Image = v2.functional.center_crop(resized, [self.img_size])
+        cropped: Picture = v2.functional.center_crop(resized, [self.img_size])
         return cropped
 
 

