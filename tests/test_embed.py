@@ -189,6 +189,41 @@ def test_a_model_that_is_not_recognised_embeds_the_input_of_its_head(photos, tmp
     np.testing.assert_allclose(found, expected.detach(), atol=1e-4)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("normalizes", [False, True])
+def test_a_vit_file_is_a_checkpoint(weights, photos, tmp_path, capsys, normalizes, precision):
+    """The results are those of the source, whose images it normalizes or not, in the file's precision."""
+    source, options = weights
+    model = vitfast.create_model("vit_mini_patch4_32", num_classes=7)
+    model.load_state_dict(source.state_dict())
+    model.class_names = list("abcdefg")
+    model.pretrained_cfg = {**SETTINGS, "input_size": (3, 32, 32)}
+    mean_std = {name: SETTINGS[name] for name in ("mean", "std") if normalizes}
+    path = tmp_path / "model.vit"
+    vitfast.export(vitfast.accelerate(model, precision, **mean_std), path)
+    for name, given in (("a", [*options, f"precision={precision}"]), ("b", [f"checkpoint={path}"])):
+        assert main([*given, f"images={photos}", f"output={tmp_path / name}"]) == 0
+    expected, found = (read_all(tmp_path / name, "path", "embedding", "error") for name in ("a", "b"))
+    vectors, others = expected.pop("embedding"), found.pop("embedding")
+    assert found == expected
+    # int8 folds the normalization into the weights of the patch embedding before it rounds them
+    least = 0.99 if (precision, normalizes) == ("int8", False) else 0.999999
+    for one, two in zip(vectors, others, strict=True):
+        assert (one is None) == (two is None)
+        if one is not None:
+            assert cosine(one, two) > least
+    assert predict([f"checkpoint={path}", f"images={photos}", f"target={tmp_path / 'c'}"]) == 0
+    classes = [row for row in read_all(tmp_path / "c", "classes")["classes"] if row is not None]
+    assert {name for row in classes for name in row} <= set("abcdefg")
+    if precision == "fp32":
+        capsys.readouterr()
+        assert predict([f"checkpoint={path}", f"images={photos}", "output=jsonl"]) == 1
+        printed = [json.loads(line)["classes"] for line in capsys.readouterr().out.splitlines()]
+        assert printed == classes
+        assert main([f"checkpoint={path}", f"images={photos}", f"output={tmp_path / 'd'}", "precision=bf16"]) == 0
+        assert json.loads((tmp_path / "d" / "shards.json").read_text())["precision"] == "bf16"
+
+
 def test_a_model_of_hugging_face_by_its_folder(photos, tmp_path):
     transformers = pytest.importorskip("transformers")
     sizes = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "num_hidden_layers": 2}

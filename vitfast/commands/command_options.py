@@ -260,7 +260,7 @@ class QuantizeOptions(NumberFormatOptions, CheckpointOptions):
 class CollectionOptions(CheckpointOptions):
     """What ``embed`` and ``predict`` share: a model of any source, and results in shards."""
 
-    checkpoint: str | None = option(None, CHECKPOINT_HELP)  # type: ignore[assignment]
+    checkpoint: str | None = option(None, f"{CHECKPOINT_HELP}, or a .vit file")  # type: ignore[assignment]
     model: str | None = option(
         None,
         "without checkpoint: pretrained weights of this name, of timm (timm/NAME) or Hugging Face (ORGANIZATION/NAME, "
@@ -309,7 +309,9 @@ class EmbedOptions(CollectionOptions):
 
     output: str = option(help="folder of the results, created if missing; a killed run continues in it")
     precision: str | None = option(
-        None, "as in vitfast.accelerate; null: that of a quantized model, else fp32", choices=ACCELERATED_PRECISIONS
+        None,
+        "as in vitfast.accelerate; null: that of a quantized model or .vit file, else fp32",
+        choices=ACCELERATED_PRECISIONS,
     )
     normalize: bool = option(False, "divide each embedding by its L2 norm")
 
@@ -351,14 +353,16 @@ class PredictOptions(CollectionOptions):
     target: str | None = option(
         None, "folder of results in shards, by an accelerated model, as of python -m vitfast.embed; null: print them"
     )
-    precision: str = option(
-        "fp32", "bf16: autocast; with target, as in vitfast.accelerate", choices=ACCELERATED_PRECISIONS
+    precision: str | None = option(
+        None,
+        "bf16: autocast; with target, as in vitfast.accelerate; null: that of a quantized model or .vit file, or fp32",
+        choices=ACCELERATED_PRECISIONS,
     )
 
     def check(self, prefix: str = "") -> None:
         """Raises UserError if options contradict each other."""
         super().check(prefix)
-        if self.target is None and self.precision not in ("fp32", "bf16"):
+        if self.target is None and self.precision not in (None, "fp32", "bf16"):
             raise UserError(f"precision={self.precision} is for target=FOLDER; without it allowed: fp32, bf16")
         if self.target is not None and self.format == "npy":
             raise UserError("format=npy is for embeddings; predictions are written as parquet or jsonl")

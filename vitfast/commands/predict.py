@@ -41,7 +41,7 @@ def run(options: PredictOptions) -> int:
     skipped: list[Path] = []
     batches = read_batches(trained, images, options.batch_size, skipped)
     for prediction in predict(
-        trained, batches, top=options.top, early_exit=options.early_exit, precision=options.precision
+        trained, batches, top=options.top, early_exit=options.early_exit, precision=options.precision or "fp32"
     ):
         line = _table_line(prediction, width) if options.output == "table" else _json_line(prediction)
         print(line, flush=True)

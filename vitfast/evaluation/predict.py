@@ -64,6 +64,7 @@ def predict(
                 exits = (exit_index + 1).tolist()
             else:
                 output = trained.model(images)
+                output = getattr(output, "logits", output)
                 logits = output[-1] if isinstance(output, tuple) else output  # the last exit
         values, indices = logits.float().softmax(dim=1).topk(min(top, len(names)), dim=1)
         for row in zip(batch, indices.tolist(), values.tolist(), exits, strict=True):

@@ -1,4 +1,4 @@
-"""Models of any source, as ``TrainedModel``: checkpoints, weights files, and pretrained models by name."""
+"""Models of any source, as ``TrainedModel``: checkpoints, weights files, ``.vit`` files, pretrained models by name."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 import vitfast
 from vitfast.errors import UserError, one_line
 from vitfast.evaluation.checkpoint_data import is_weights_file, load_foreign_checkpoint
+from vitfast.inference.vit_file import load
 from vitfast.models.foreign_model import TIMM, TORCHVISION
 from vitfast.models.preprocessing_settings import preprocessing_settings
 from vitfast.runs.trained_model import TrainedModel, load_trained_model
@@ -22,7 +23,8 @@ def load_any(
     """Loads a model.
 
     Args:
-        checkpoint: a run, checkpoint or weights file; None: the pretrained weights of ``model``.
+        checkpoint: a run, checkpoint, weights file or ``.vit`` file, whose model is accelerated already; None: the
+            pretrained weights of ``model``.
         model: the name of a model, which a weights file may need.
         weights: as in ``load_trained_model``.
         device: to move the model to.
@@ -35,6 +37,8 @@ def load_any(
         if model is None:
             raise UserError("neither a checkpoint nor a model is given")
         return load_pretrained(model, device, classes=not headless)
+    if checkpoint.endswith(".vit"):
+        return _load_vit(checkpoint, device, headless)
     if is_weights_file(checkpoint):
         return load_foreign_checkpoint(checkpoint, model, None, device, any_classes=headless)
     return load_trained_model(checkpoint, weights=weights, device=device, headless=headless)
@@ -64,6 +68,29 @@ def load_pretrained(name: str, device: torch.device, *, classes: bool) -> Traine
         raise UserError(f"model={name} does not know its preprocessing; give its weights as checkpoint=FILE")
     manifest = {"model": {"name": name}, "class_names": names, "data": settings}
     return TrainedModel(model.eval().to(device), Path(name), manifest, "model")
+
+
+def _load_vit(path: str, device: torch.device, headless: bool) -> TrainedModel:
+    model: Any = load(path, device=device)
+    settings = preprocessing_settings(model)
+    if settings is None:
+        raise UserError(
+            f"checkpoint={path} does not record the preprocessing of images; set pretrained_cfg of the model that is "
+            "exported, or write the file by python -m vitfast.export"
+        )
+    names = getattr(model, "class_names", None)
+    if names is None:
+        names = [str(index) for index in range(getattr(model, "num_classes", 0))]
+    if not names and not headless:
+        raise UserError(f"checkpoint={path} has no classes; compute its embeddings by python -m vitfast.embed")
+    saved = getattr(model, "saved_exits", None)
+    manifest = {
+        "model": {"name": model.report().source},
+        "class_names": names,
+        "data": settings,
+        "exit_thresholds": None if saved is None else saved.only(),
+    }
+    return TrainedModel(model, Path(path), manifest, "model")
 
 
 def _of_transformers(name: str, classes: bool) -> Any:

@@ -24,6 +24,7 @@ from vitfast.inference.accelerate import accelerate
 from vitfast.inference.accelerated_model import AcceleratedModel
 from vitfast.inference.image_tower import ImageTower
 from vitfast.inference.normalization import Normalization
+from vitfast.inference.vit_file import load
 from vitfast.models import ImageModel
 from vitfast.runs.trained_model import TrainedModel
 
@@ -61,8 +62,12 @@ class RowFunction:
         mean, std = (tuple(np.broadcast_to(data[name], self.in_chans).tolist()) for name in ("mean", "std"))
         self.device = trained.device
         self._normalization: Normalization | None = None
+        if isinstance(trained.model, AcceleratedModel):  # of a .vit file, which may normalize images itself
+            given = {} if trained.model.normalization is not None else {"mean": mean, "std": std}
+            self.fast = load(trained.checkpoint, precision, self.device, **given)
+            return
         try:
-            self.fast: AcceleratedModel = accelerate(trained.model, precision, mean=mean, std=std)
+            self.fast = accelerate(trained.model, precision, mean=mean, std=std)
         except UserError:  # only parts of it are accelerated, and they take normalized images
             self.fast = accelerate(trained.model, precision)
             self._normalization = Normalization.of(mean, std)
