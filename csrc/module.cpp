@@ -54,14 +54,14 @@ py::dict cpu_features() {
   return features;
 }
 
-// Limits of the attention kernels; those of max_tokens, whole_max_tokens and shared_bytes are for CUDA.
+// Limits of the attention kernels; max_tokens and those of whole heads are for CUDA.
 py::dict attention_limits() {
   py::dict limits;
   limits["max_head_dim"] = vitfast::attention_max_head_dim;
   limits["head_dim_multiple"] = vitfast::attention_head_dim_multiple;
   limits["max_tokens"] = vitfast::attention_max_tokens;
   limits["whole_max_tokens"] = vitfast::attention_whole_max_tokens;
-  limits["shared_bytes"] = vitfast::attention_max_shared_bytes;
+  limits["whole_max_head_dim"] = vitfast::attention_whole_max_head_dim;
   return limits;
 }
 

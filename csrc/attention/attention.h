@@ -14,9 +14,15 @@ constexpr float infinity = __builtin_huge_valf();
 // Limits of the CUDA kernels, read by the Python operators from vitfast._C.
 constexpr int attention_max_head_dim = 128;
 constexpr int attention_head_dim_multiple = 8;
-constexpr int attention_max_tokens = 32768;      // element offsets in a head's [N, N] matrix fit 32 bits
-constexpr int attention_whole_max_tokens = 256;  // of gated_positional_attention: K and V of a head fit shared memory
-constexpr int attention_max_shared_bytes = 160 * 1024;  // required by the largest instance
+constexpr int attention_max_tokens = 32768;  // element offsets in a head's [N, N] matrix fit 32 bits
+// Heads that the forward keeps whole in shared memory: ViTs with 14 x 14 patches. gated_positional_attention takes no
+// others.
+constexpr int attention_whole_max_tokens = 200;
+constexpr int attention_whole_max_head_dim = 64;
+// Shared memory that every GPU from compute capability 8.0 on offers a block: 8.6, 8.9 and 12.0 offer no more. All
+// attention kernels fit, except the largest instance of the backward.
+constexpr int attention_shared_bytes_everywhere = 99 * 1024;
+constexpr int attention_backward_largest_bytes = 119 * 1024;
 
 // A [B, H, N, D] view; the last dimension is contiguous.
 struct HeadsView {
@@ -58,15 +64,16 @@ struct AttentionBackward : Attention {
 };
 
 // The CUDA backward keeps a head of up to this number of tokens whole in shared memory; longer sequences, and float,
-// use tiles.
+// use tiles. `shared_bytes`: what the GPU offers a block.
 template <typename T>
-constexpr int attention_backward_whole_tokens(int64_t head_dim) {
-  return sizeof(T) == 2 && head_dim <= 64 ? 208 : 0;
+constexpr int attention_backward_whole_tokens(int64_t head_dim, int shared_bytes) {
+  if (sizeof(T) != 2 || head_dim > 64) return 0;
+  return shared_bytes >= attention_backward_largest_bytes ? 208 : 112;
 }
 
 template <typename T>
-bool uses_tiles(const AttentionBackward& a) {
-  return a.tokens > attention_backward_whole_tokens<T>(a.head_dim);
+bool uses_tiles(const AttentionBackward& a, int shared_bytes) {
+  return a.tokens > attention_backward_whole_tokens<T>(a.head_dim, shared_bytes);
 }
 
 constexpr int attention_backward_tile_rows = 64;  // of a block

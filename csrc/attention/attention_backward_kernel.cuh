@@ -1,4 +1,4 @@
-// Attention backward for up to 256 tokens; equations in attention_gradient.cuh.
+// Attention backward for up to 208 tokens; equations in attention_gradient.cuh.
 //
 // A block processes one head of one image, with all its rows in shared memory. Each warp owns 16 keys and keeps their
 // grad_k and grad_v in registers. Iterations process a few tiles of 8 queries:
@@ -30,7 +30,7 @@ struct AttentionBackwardShape {
   static constexpr int round_rows = 8 * query_tiles;
   static constexpr int key_rows = attention_tile_rows * warps;
   static constexpr int query_rows = int(ceil_div(key_rows, round_rows)) * round_rows;
-  static constexpr int blocks_at_once = head_dim <= 64 ? (warps <= 4 ? 3 : warps <= 7 ? 2 : 1) : (warps <= 4 ? 2 : 1);
+  static constexpr int blocks_at_once = warps <= 4 ? 3 : warps <= 7 ? 2 : 1;
   static constexpr int bytes = 2 * shared_bytes<T>(key_rows * head_dim) + 2 * shared_bytes<T>(query_rows * head_dim) +
                                shared_bytes<T>(2 * key_rows * round_rows) + 2 * shared_bytes<float>(query_rows);
 };

@@ -17,6 +17,8 @@ void launch_attention_backward_tiled(const AttentionBackward& a, float* row_stat
   using OfKeys = AttentionBackwardTiles<T, head_dim, is_narrow ? 8 / shorter : 2, 2>;
   static_assert(OfQueries::blocks_at_once * (OfQueries::queries_bytes + 1024) <= 228 * 1024);
   static_assert(OfKeys::blocks_at_once * (OfKeys::keys_bytes + 1024) <= 228 * 1024);
+  static_assert(OfQueries::queries_bytes <= attention_shared_bytes_everywhere);
+  static_assert(OfKeys::keys_bytes <= attention_shared_bytes_everywhere);
   static_assert(OfKeys::own_rows == attention_backward_tile_rows);
   const AttentionRowStatistics statistics{row_statistics, attention_padded_rows(a)};
   const int64_t blocks = a.batch * a.heads * (statistics.padded_rows / OfKeys::own_rows);
@@ -26,17 +28,19 @@ void launch_attention_backward_tiled(const AttentionBackward& a, float* row_stat
   launch(keys_kernel, blocks, attention_threads, OfKeys::keys_bytes, stream, a, statistics);
 }
 
-// Instances for sequences of at most three tokens plus 7 x 7 patches (ViT-B/32 at 224 pixels, DVT's first exit), 8 x 8
-// or 10 x 10 (CIFAR, DVT's second exit), and 14 x 14 (224).
+// Uses tiles if there is memory for `row_statistics`. Instances for sequences of at most three tokens plus 7 x 7
+// patches (ViT-B/32 at 224 pixels, DVT's first exit), 8 x 8 or 10 x 10 (CIFAR, DVT's second exit), and 14 x 14 (224).
 template <typename T, int head_dim>
 void launch_attention_backward_head_dim(const AttentionBackward& a, float* row_statistics, Stream stream) {
-  if (uses_tiles<T>(a)) return launch_attention_backward_tiled<T, head_dim>(a, row_statistics, stream);
-  if constexpr (attention_backward_whole_tokens<T>(head_dim) != 0) {
+  if (row_statistics != nullptr) return launch_attention_backward_tiled<T, head_dim>(a, row_statistics, stream);
+  constexpr int whole_tokens = attention_backward_whole_tokens<T>(head_dim, attention_backward_largest_bytes);
+  if constexpr (whole_tokens != 0) {
     with_range<0, 4, 7, 13>(ceil_div(a.tokens, attention_tile_rows), [&](auto, auto warps) {
-      static_assert(attention_tile_rows * 13 == attention_backward_whole_tokens<T>(head_dim));
+      static_assert(attention_tile_rows * 13 == whole_tokens);
       // registers are allocated to four warps at a time: blocks of 7 or 13 warps leave 128 per thread
       using Shape = AttentionBackwardShape<T, head_dim, warps, warps == 4 ? 4 : 2>;
-      static_assert(Shape::bytes <= attention_max_shared_bytes);
+      static_assert(
+          Shape::bytes <= (warps == 13 ? attention_backward_largest_bytes : attention_shared_bytes_everywhere));
       launch(attention_backward_kernel<T, Shape>, a.batch * a.heads, Shape::threads, Shape::bytes, stream, a);
     });
   }

@@ -18,8 +18,12 @@ struct Cuda {
     const CurrentStream stream(like);
     with_element("attention", a.type, [&](auto element) {
       using T = decltype(element);
+      int device = 0, shared_bytes = 0;
+      check_cuda(cudaGetDevice(&device));
+      check_cuda(cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
       std::optional<Tensor> row_statistics;
-      if (uses_tiles<T>(a)) row_statistics = new_tensor(like, {attention_row_statistics(a)}, ScalarType::Float);
+      if (uses_tiles<T>(a, shared_bytes))
+        row_statistics = new_tensor(like, {attention_row_statistics(a)}, ScalarType::Float);
       launch_attention_backward<T>(a, static_cast<float*>(mutable_data_or_null(row_statistics)), stream);
     });
   }

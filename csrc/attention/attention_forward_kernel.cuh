@@ -1,4 +1,4 @@
-// Attention forward for up to 256 tokens: K and V of a head are kept whole in shared memory, and a warp keeps whole
+// Attention forward for up to 200 tokens: K and V of a head are kept whole in shared memory, and a warp keeps whole
 // rows of logits in registers, so that one softmax pass per row suffices.
 //
 // A block processes one head of one image, or several if a head has fewer tiles than the block has warps. A warp
@@ -34,15 +34,14 @@ __host__ __device__ constexpr int attention_shared_bytes(int heads_per_block) {
          2 * attention_warps * shared_bytes<T>(attention_tile_rows * head_dim);
 }
 
-// Blocks per multiprocessor, if shared memory allows; leaves 128, 168 or 255 registers per thread.
-__host__ __device__ constexpr int attention_blocks_at_once(int head_dim, int key_tiles) {
-  if (head_dim > 64 || key_tiles > 25) return 2;
+// Blocks per multiprocessor; leaves 128 or 168 registers per thread.
+__host__ __device__ constexpr int attention_blocks_at_once(int key_tiles) {
   return key_tiles > 7 ? 3 : 4;
 }
 
 // Supports 8 * full_tiles < tokens <= 8 * key_tiles and head dimensions up to `head_dim`.
 template <typename T, int head_dim, int full_tiles, int key_tiles, typename Arguments>
-__global__ void __launch_bounds__(attention_threads, attention_blocks_at_once(head_dim, key_tiles))
+__global__ void __launch_bounds__(attention_threads, attention_blocks_at_once(key_tiles))
     attention_forward_kernel(const Arguments a, const int heads_asked) {
   using Tile = SharedTile<T, head_dim>;
   // a compile-time constant where one head always has enough tiles for the warps

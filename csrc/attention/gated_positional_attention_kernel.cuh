@@ -7,8 +7,6 @@
 
 namespace vitfast {
 
-static_assert(attention_shared_bytes<Half, 128, 32>(1) == attention_max_shared_bytes);
-
 // The head within its image, recomputed at each use: keeping it in a register costs a spill.
 __device__ __forceinline__ unsigned head_in_image(const GatedPositionalAttention& a, const LaneRows& at) {
   return unsigned(opaque(int(at.head))) % unsigned(a.heads);
@@ -81,26 +79,18 @@ __device__ __forceinline__ void softmax_rows(
   }
 }
 
-// Other lengths than 14 x 14 patches, and heads wider than those of ConViT's models, are rare and share instances.
-template <typename T, int head_dim>
-void launch_gated_positional_attention_head_dim(const GatedPositionalAttention& a, Stream stream) {
-  if constexpr (head_dim <= 64) {
-    launch_attention_forward_whole<T, head_dim, 19, 25, 32>(a, stream);
-  } else {
-    launch_attention_forward_whole<T, head_dim, 32>(a, stream);
-  }
-}
-
-// ConViT has head dimension 48, its "plus" models 64. T: Half or BFloat16.
+// ConViT has 14 x 14 patches and head dimension 48, its "plus" models 64. T: Half or BFloat16.
 template <typename T>
 void launch_gated_positional_attention(const GatedPositionalAttention& a, Stream stream) {
   if (a.batch * a.heads * a.tokens == 0) return;
   check_attention_limits(a);
-  if (a.tokens > attention_whole_max_tokens) {
-    throw std::runtime_error("gated_positional_attention: the CUDA kernel takes up to 256 tokens");
+  if (a.tokens > attention_whole_max_tokens || a.head_dim > attention_whole_max_head_dim) {
+    throw std::runtime_error(
+        "gated_positional_attention: the CUDA kernel takes up to 200 tokens and head dimensions up to 64");
   }
-  with_range<0, 48, 64, 128>(
-      a.head_dim, [&](auto, auto head_dim) { launch_gated_positional_attention_head_dim<T, head_dim>(a, stream); });
+  with_range<0, 48, attention_whole_max_head_dim>(a.head_dim, [&](auto, auto head_dim) {
+    launch_attention_forward_whole<T, head_dim, 19, attention_whole_max_tokens / 8>(a, stream);
+  });
 }
 
 }  // namespace vitfast

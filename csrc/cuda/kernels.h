@@ -17,7 +17,7 @@ namespace vitfast {
 template <typename T>
 void launch_attention_forward(const AttentionForward& a, Stream stream);
 
-// `row_statistics`: scratch memory of attention_row_statistics numbers, 16-byte aligned, if uses_tiles.
+// `row_statistics`: scratch memory of attention_row_statistics numbers, 16-byte aligned, if uses_tiles, else null.
 template <typename T>
 void launch_attention_backward(const AttentionBackward& a, float* row_statistics, Stream stream);
 

@@ -17,6 +17,7 @@ namespace vitfast {
 inline void check_layer_norm_parameter(const char* name, const std::optional<Tensor>& tensor, const Tensor& x) {
   if (!tensor.has_value()) return;
   check_tensor("layer_norm", name, *tensor);
+  STD_TORCH_CHECK(is_on_device_of(*tensor, x), "layer_norm: ", name, " is on another device than x");
   check_sizes("layer_norm", name, *tensor, {x.size(-1)});
 }
 
@@ -114,6 +115,7 @@ std::tuple<Tensor, std::optional<Tensor>, std::optional<Tensor>> layer_norm_back
   check_layer_norm_parameter("weight", weight, x);
   const ScalarType computing = computing_type(x);
   for (const auto& [name, statistic] : {std::pair("mean", mean), std::pair("rstd", rstd)}) {
+    STD_TORCH_CHECK(is_on_device_of(statistic, x), op, ": ", name, " is on another device than x");
     check_sizes(op, name, statistic, rows_shape(x));
     STD_TORCH_CHECK(statistic.scalar_type() == computing, op, ": ", name, " has a wrong dtype");
   }

@@ -185,6 +185,6 @@ def test_the_limits_are_those_of_the_kernels() -> None:
         "head_dim_multiple": module.HEAD_DIM_MULTIPLE,
         "max_tokens": module.CUDA_MAX_TOKENS,
         "whole_max_tokens": module.CUDA_WHOLE_MAX_TOKENS,
-        "max_shared_bytes": module.CUDA_SHARED_BYTES,
+        "whole_max_head_dim": module.CUDA_WHOLE_MAX_HEAD_DIM,
     }
     assert {name: values.get(name) for name in limits} == limits

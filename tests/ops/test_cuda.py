@@ -119,6 +119,21 @@ def test_layer_norm_of_float64_runs_on_torch() -> None:
     torch.testing.assert_close(ops.layer_norm(x.cuda()).cpu(), ops.layer_norm(x))
 
 
+def test_layer_norm_refuses_tensors_of_another_device() -> None:
+    x, statistic, row = torch.randn(4, 64, device="cuda"), torch.ones(4, device="cuda"), torch.ones(64, device="cuda")
+    operators = torch.ops.vitfast
+    for weight, bias in ((row.cpu(), None), (row, row.cpu())):
+        with pytest.raises(RuntimeError, match="another device"):
+            operators.layer_norm_forward(x, weight, bias, 1e-5, None, None)
+    for mean, rstd, weight in (
+        (statistic.cpu(), statistic, row),
+        (statistic, statistic.cpu(), row),
+        (statistic, statistic, row.cpu()),
+    ):
+        with pytest.raises(RuntimeError, match="another device"):
+            operators.layer_norm_backward(x, None, x, mean, rstd, weight, False)
+
+
 def test_attention_passes_opcheck() -> None:
     qkv = torch.randn(2, 50, 3, 3, 64, device="cuda").half()
     torch.library.opcheck(torch.ops.vitfast.attention_packed_forward.default, (qkv, None, 0.125, True))

@@ -32,8 +32,8 @@ def run(case: GatedAttentionCase) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("head_dim", [16, 32, 48, 64, 80, 128])
-@pytest.mark.parametrize("tokens", [1, 16, 49, 100, 144, 196, 225, 256, 289])  # the last: two operators
+@pytest.mark.parametrize("head_dim", [16, 32, 48, 64, 128])  # the last: two operators
+@pytest.mark.parametrize("tokens", [1, 16, 49, 100, 144, 196, 200, 289])  # the last: two operators
 def test_it_is_accurate(tokens: int, head_dim: int, dtype: torch.dtype) -> None:
     for case in (random_gated(5, 3, tokens, head_dim, dtype), last_key_gated(tokens, head_dim, dtype)):
         case.check({"out": run(case)})

@@ -52,6 +52,15 @@ def test_accesses_at_every_length(checked_variant: str, tokens: int, dtype: torc
     check_length(checked_variant, tokens, dtype)
 
 
+def test_tiles_replace_the_instance_that_exceeds_shared_memory() -> None:
+    whole = random_backward(1, 1, 197, 64)
+    tiled = replace(whole, shared_bytes=99 * 1024)
+    results = tiled.run()
+    assert results.pop("row_statistics")[..., :197].isfinite().all()
+    tiled.check(results)
+    assert torch.equal(results["grad_qkv"], whole.run()["grad_qkv"])  # sums have the same order
+
+
 def check_head_dim(variant: str, sizes: tuple[int, int], dtype: torch.dtype) -> None:
     head_dim, tokens = sizes
     case = random_backward(1, 2, tokens, head_dim, dtype, packed=False)

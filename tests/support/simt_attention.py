@@ -145,6 +145,7 @@ class AttentionBackwardCase:
         grad_logits: ``[B, H, N, N]`` or None.
         scale: factor of the logits; None: ``D ** -0.5``.
         packed: give the kernel qkv itself, rather than three tensors ``[B, H, N, D]``.
+        shared_bytes: shared memory of a thread block; with less than 119 KiB the largest instance does not run.
     """
 
     qkv: Tensor
@@ -153,6 +154,7 @@ class AttentionBackwardCase:
     grad_logits: Tensor | None = None
     scale: float | None = None
     packed: bool = True
+    shared_bytes: int = 227 * 1024
 
     def run(
         self, *, variant: str = "plain", order: str = "forward", program: str | Path = "attention_backward"
@@ -172,6 +174,8 @@ class AttentionBackwardCase:
         if self.bias is not None:
             inputs["bias"] = self.bias
             outputs["grad_bias"] = ((batch, heads, tokens, tokens), dtype)
+        if self.shared_bytes < 119 * 1024:  # written if tiles are used
+            outputs["row_statistics"] = ((batch, heads, 2, -(-tokens // 64) * 64), torch.float32)
         if self.grad_logits is not None:
             inputs["grad_logits"] = self.grad_logits
         if variant != "cuda":
@@ -183,6 +187,7 @@ class AttentionBackwardCase:
             "head_dim": head_dim,
             "scale": self._scale(),
             "bias_batch_stride": 0 if self.bias is None or self.bias.shape[0] == 1 else heads * tokens * tokens,
+            "shared_bytes": self.shared_bytes,
         }
         defines = instances(head_dim, dtype, variant)
         results = simt.run(

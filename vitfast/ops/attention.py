@@ -18,7 +18,7 @@ from torch import Tensor
 from vitfast.ops import reference
 from vitfast.ops.arguments import attention_scale, check_like, check_tensor
 from vitfast.ops.autocast import autocast_dtype, cast
-from vitfast.ops.library import has_kernel, has_shared_memory, is_onnx_export
+from vitfast.ops.library import has_kernel, is_onnx_export
 from vitfast.ops.registration import attention_flops, empty_like, register
 
 if TYPE_CHECKING:
@@ -35,19 +35,19 @@ _LIMITS = {
     "max_head_dim": 128,
     "head_dim_multiple": 8,
     "max_tokens": 32768,
-    "whole_max_tokens": 256,
-    "shared_bytes": 160 * 1024,
+    "whole_max_tokens": 200,
+    "whole_max_head_dim": 64,
 }
 with contextlib.suppress(ImportError):
     from vitfast._C import attention_limits
 
-    _LIMITS = attention_limits()
+    _LIMITS.update(attention_limits())
 MAX_HEAD_DIM = _LIMITS["max_head_dim"]
 HEAD_DIM_MULTIPLE = _LIMITS["head_dim_multiple"]
 CUDA_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 CUDA_MAX_TOKENS = _LIMITS["max_tokens"]
 CUDA_WHOLE_MAX_TOKENS = _LIMITS["whole_max_tokens"]  # K and V of a head fit shared memory
-CUDA_SHARED_BYTES = _LIMITS["shared_bytes"]  # of the largest instance: A100 and H100 have it, consumer cards do not
+CUDA_WHOLE_MAX_HEAD_DIM = _LIMITS["whole_max_head_dim"]
 
 
 @overload
@@ -172,11 +172,7 @@ def is_supported_head_dim(head_dim: int) -> bool:
 def _has_kernel(like: Tensor, tokens: int, head_dim: int) -> bool:
     if not has_kernel("attention", like.device.type):
         return False
-    if like.device.type == "cuda" and (
-        like.dtype not in CUDA_DTYPES
-        or tokens > CUDA_MAX_TOKENS
-        or not has_shared_memory(like.device, CUDA_SHARED_BYTES)
-    ):
+    if like.device.type == "cuda" and (like.dtype not in CUDA_DTYPES or tokens > CUDA_MAX_TOKENS):
         return False
     if not is_supported_head_dim(head_dim) and not torch.compiler.is_compiling():  # a warning cannot be traced
         warnings.warn(

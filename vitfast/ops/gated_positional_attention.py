@@ -11,14 +11,14 @@ from torch import Tensor
 from vitfast.ops import reference
 from vitfast.ops.arguments import attention_scale, check_like, check_tensor, needs_gradient
 from vitfast.ops.attention import (
-    CUDA_SHARED_BYTES,
+    CUDA_WHOLE_MAX_HEAD_DIM,
     CUDA_WHOLE_MAX_TOKENS,
     attention_packed,
     fake_packed_out,
     is_supported_head_dim,
 )
 from vitfast.ops.autocast import autocast_dtype, cast
-from vitfast.ops.library import has_kernel, has_shared_memory
+from vitfast.ops.library import has_kernel
 from vitfast.ops.registration import attention_flops, register
 
 CUDA_DTYPES = (torch.float16, torch.bfloat16)
@@ -29,7 +29,8 @@ def gated_positional_attention(qkv: Tensor, position: Tensor, gate: Tensor, *, s
 
     The rows of both attentions sum to 1, hence those of the blend do; they are not normalized again. The kernel is
     inference only: content attention and ``position v`` are computed separately if a gradient is required, if the head
-    dimension is not a multiple of 8 up to 128, and on CUDA for float32, float64 or more than 256 tokens.
+    dimension is not a multiple of 8 up to 128 (on CUDA up to 64), and on CUDA for float32, float64 or more than 200
+    tokens.
 
     Args:
         qkv: ``[B, N, 3, H, D]``, float32, bfloat16, float16 or float64.
@@ -75,9 +76,7 @@ def has_gated_kernel(device: torch.device, dtype: torch.dtype, tokens: int, head
         return False
     if device.type != "cuda":
         return True
-    if dtype not in CUDA_DTYPES or tokens > CUDA_WHOLE_MAX_TOKENS:
-        return False
-    return has_shared_memory(device, CUDA_SHARED_BYTES)
+    return dtype in CUDA_DTYPES and tokens <= CUDA_WHOLE_MAX_TOKENS and head_dim <= CUDA_WHOLE_MAX_HEAD_DIM
 
 
 register("gated_positional_attention", fake_packed_out, flops=attention_flops)  # without the blend

@@ -35,7 +35,13 @@ void run(simt_test::Program& program) {
   a.bias = program.input<T>("bias");
   a.bias_batch_stride = program.integer("bias_batch_stride");
   if (a.bias != nullptr) a.grad_bias = program.output<T>("grad_bias", b * h * n * n);
-  float* row_statistics = program.output<float>("row_statistics", attention_row_statistics(a));
+  float* row_statistics = nullptr;
+#if defined(SIMT_TILED)
+  const bool is_tiled = true;
+#else
+  const bool is_tiled = vitfast::uses_tiles<T>(a, int(program.integer("shared_bytes")));
+#endif
+  if (is_tiled) row_statistics = program.output<float>("row_statistics", attention_row_statistics(a));
 #if defined(SIMT_TILED)
   vitfast::launch_attention_backward_tiled<T, SIMT_HEAD_DIM>(a, row_statistics, {});
 #elif defined(SIMT_HEAD_DIM)
