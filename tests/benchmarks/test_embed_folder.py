@@ -18,13 +18,17 @@ embed_folder = load_script("embed_folder")
 def test_the_embeddings_agree_and_the_parts_are_listed(tmp_path):
     random = np.random.default_rng(0)
     for number in range(3):
-        Image.fromarray(random.integers(0, 255, (200, 300, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+        colours = Image.fromarray(random.integers(0, 255, (6, 6, 3), dtype=np.uint8))
+        colours.resize((300, 200), Image.Resampling.BICUBIC).save(tmp_path / f"{number}.png")
     result = tmp_path / "result.json"
-    arguments = [f"images={tmp_path}", "model=test_vit", "precision=fp32", "batch=2", "workers=0", "seconds=0.1"]
+    arguments = [f"images={tmp_path}", "model=test_vit", "batch=2", "workers=0", "compile=false", "seconds=0.1"]
+    arguments += ["long_side=270"]
     assert embed_folder.main([*arguments, f"json={result}"]) == 0
     (table,) = json.loads(result.read_text())["outcomes"]
     assert table["images"] == 3
     names = [row["subject"] for row in table["standings"]]
-    assert names[:2] == ["vitfast", "timm and DataLoader"]
-    assert [name.strip("[]") for name in names[2:]] == ["read", "decode", "resize", "model", "write"]
+    subjects = [name.partition(" (")[0] for name in names[:3]]
+    assert subjects == ["vitfast fp32", "vitfast int8", "timm eager fp32, workers=0"]
+    assert names[0].endswith("(cosine 1.0000)")
+    assert [name.strip("[]") for name in names[3:]] == ["read", "decode", "resize", "model", "write"]
     assert table["standings"][0]["error"] < 1e-3
