@@ -17,9 +17,9 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 
+from vitfast.benchmarking.engines import ENGINES
 from vitfast.benchmarking.harness import Case
 from vitfast.benchmarking.model_cases import WEIGHT, engine_cases
-from vitfast.benchmarking.peers import PEERS
 from vitfast.benchmarking.run import run_tables
 from vitfast.benchmarking.run_options import ModelRunOptions
 from vitfast.benchmarking.table import Table
@@ -43,7 +43,7 @@ class OtherLibrariesOptions(ModelRunOptions):
 
     model: list[str] = option(list(MODELS), "LIBRARY/NAME of one or more models; of transformers the name is the class")
     precision: list[str] = option(["fp32"], "one or more", choices=["fp32", "bf16", "int8"])
-    peers: list[str] = option(["eager", "compile", "openvino"], "one or more engines", choices=list(PEERS))
+    peers: list[str] = option(["eager", "compile", "openvino"], "one or more engines", choices=list(ENGINES))
 
 
 class MainOutput(nn.Module):

@@ -16,7 +16,7 @@ import torch
 from support.subprocesses import run_python
 from vitfast import benchmark
 from vitfast.benchmarking import run as benchmark_run
-from vitfast.benchmarking.peers import PEERS
+from vitfast.benchmarking.engines import ENGINES
 from vitfast.benchmarking.table import Table
 from vitfast.commands.benchmark import list_tables
 from vitfast.commands.command_options import PEER_NAMES, BenchmarkOptions
@@ -178,7 +178,7 @@ def test_the_stages_for_a_gpu_run_dry():
 
 
 def test_names_of_peers():
-    assert list(PEERS) == list(PEER_NAMES)
+    assert list(ENGINES) == list(PEER_NAMES)
     assert load_options(BenchmarkOptions, ["peers=all", "precision=int8"], "benchmark").engines() == list(PEER_NAMES)
     for arguments, message in (
         (["peers=tensorrt"], "allowed: one of: none, all, eager"),

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 import sys
 
 import pytest
@@ -9,14 +8,12 @@ import torch
 from vitfast import create_model
 from vitfast.benchmarking.model_cases import TrainingStep
 from vitfast.benchmarking.peers import (
-    PEERS,
     Unavailable,
     parameters_by_name,
     timm_model,
     torchvision_model,
 )
 from vitfast.benchmarking.table import relative_l2
-from vitfast.models import build_model
 
 BUILDERS = {"torchvision": torchvision_model, "timm": timm_model}
 
@@ -98,13 +95,3 @@ def test_parameters_of_torchvision_have_vitfasts_names():
     assert list(parameters_by_name(model)) == [name for name, _ in model.named_parameters()]
     assert parameters["blocks.1.mlp.fc2.bias"] is foreign.encoder.layers.encoder_layer_1.mlp[3].bias
     assert parameters["norm.weight"] is foreign.encoder.ln.weight
-
-
-@pytest.mark.parametrize("peer", [peer for peer in PEERS if peer not in ("eager", "compile")])
-def test_missing_libraries_are_reported(peer):
-    if importlib.util.find_spec(peer) is not None:
-        pytest.skip(f"nothing is missing: {peer} is installed")
-    model = build_model("vit_nano_patch2_8").eval()
-    precision = "int8" if peer == "torchao" else "fp32"
-    with pytest.raises(Unavailable, match=f"not installed: pip install {peer}"):
-        PEERS[peer](model, torch.randn(1, 1, 8, 8), precision)

@@ -13,7 +13,7 @@ import re
 import time
 import timeit
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +23,8 @@ from torch import Tensor
 
 # the shortest sample: the cost of reading the clock (about 100 ns) is then below 0.02 %
 MIN_SAMPLE_S = 1e-3
+# the same for cases in processes of their own, which have to be woken
+MIN_PROCESS_SAMPLE_S = 0.1
 MIN_ROUNDS = 5
 MAX_ROUNDS = 200
 # share of the budget for warm-up: allocations, thread pools, clock frequency, compilation
@@ -44,6 +46,12 @@ class Case:
     is_limit: bool = False  # a lower bound that does less work than the others (a copy beside a rounding)
     gflop: float | None = None  # floating-point operations of a run in 1e9, if they differ from the table's
     gigabyte: float | None = None  # bytes that a run reads and writes in 1e9, if they differ from the table's
+    # does the work so many times in another process, which measures it, and returns the seconds of each run
+    times: Callable[[int], list[float]] | None = None
+
+    def sample(self, timer: Timer, repeats: int) -> list[float]:
+        """Returns the seconds of each of ``repeats`` runs, or their mean where another process does not time them."""
+        return [timer.time(self.run, repeats)] if self.times is None else self.times(repeats)
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,7 @@ class Timing:
     case: Case
     samples_s: list[float]  # seconds per run, one sample per round; an index is the same round for all cases
     repeats: int  # runs per sample; the sample is their mean
+    runs_s: list[float] = field(default_factory=list)  # seconds of every run; empty if only means were measured
 
     def speedup_over(self, other: Timing) -> Spread:
         """How many times faster this case is than ``other``: the ratio of their times within each round.
@@ -94,6 +103,7 @@ def measure(cases: Sequence[Case], timer: Timer, budget_s: float) -> list[Timing
         raise ValueError(f"at least one case is needed, and all need different names; got {names}")
     start = timer.now()
     samples: list[list[float]] = [[] for _ in cases]
+    runs: list[list[float]] = [[] for _ in cases]
     repeats = [_warm_up(case, timer, budget_s * WARM_UP_SHARE / len(cases)) for case in cases]
     rounds_start = timer.now()
     for index in range(MAX_ROUNDS):
@@ -102,9 +112,11 @@ def measure(cases: Sequence[Case], timer: Timer, budget_s: float) -> list[Timing
         if index >= MIN_ROUNDS and is_time_up:
             break
         for position in round_order(index, len(cases)):
-            samples[position].append(timer.time(cases[position].run, repeats[position]))
+            durations = cases[position].sample(timer, repeats[position])
+            samples[position].append(sum(durations) / len(durations))
+            runs[position] += durations if cases[position].times else []
         gc.collect(0)  # between samples, for reference cycles that cases leave behind
-    return [Timing(*parts) for parts in zip(cases, samples, repeats, strict=True)]
+    return [Timing(*parts) for parts in zip(cases, samples, repeats, runs, strict=True)]
 
 
 def round_order(index: int, count: int) -> list[int]:
@@ -122,10 +134,11 @@ def _warm_up(case: Case, timer: Timer, budget_s: float) -> int:
     start = timer.now()
     durations: list[float] = []
     while len(durations) < MIN_WARM_UP_RUNS or timer.now() - start < budget_s:
-        durations.append(timer.time(case.run, 1))
+        durations += case.sample(timer, 1)
     if timer.cold_cache:
         return 1
-    return max(1, math.ceil(MIN_SAMPLE_S / max(min(durations), 1e-9)))
+    shortest_s = MIN_SAMPLE_S if case.times is None else MIN_PROCESS_SAMPLE_S
+    return max(1, math.ceil(shortest_s / max(min(durations), 1e-9)))
 
 
 class Timer:

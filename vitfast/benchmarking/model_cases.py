@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import closing
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from vitfast.api import create_model
+from vitfast.benchmarking.engine_process import EngineProcess
+from vitfast.benchmarking.engines import ENGINES, Configuration, accelerated
 from vitfast.benchmarking.harness import Case
 from vitfast.benchmarking.machine import DTYPES, arithmetic_peak
-from vitfast.benchmarking.peers import (
-    PEERS,
-    Unavailable,
-    compiled,
-    failure,
-    parameters_by_name,
-    timm_model,
-    torchvision_model,
-)
+from vitfast.benchmarking.peers import Unavailable, compiled, parameters_by_name, timm_model, torchvision_model
 from vitfast.benchmarking.table import Table, count_gflop, gigabytes, joined
 from vitfast.device import autocast
 from vitfast.inference.accelerate import accelerate
@@ -29,6 +26,8 @@ from vitfast.tasks import ClassificationTask
 
 # share of the time, relative to an operator
 WEIGHT = 4.0
+# of the configurations of an engine, of which only the fastest is compared further
+QUALIFYING_ROUNDS = 2
 
 # the first library that is available is the reference
 _LIBRARIES = {"torchvision": torchvision_model, "timm": timm_model}
@@ -93,7 +92,7 @@ def _training_case(name: str, model: nn.Module, images: Tensor, precision: str) 
     return Case(name, step, output=step.gradient)
 
 
-def engine_table(model_name: str, batch: int, precision: str, peers: Collection[str]) -> Table:
+def engine_table(model_name: str, batch: int, precision: str, engines: Collection[str]) -> Table:
     """Compares an accelerated model with other engines on the CPU; images and logits are in fp32.
 
     Other engines run timm's model with the same weights if timm has it, else vitfast's. The arithmetic peak is measured
@@ -107,16 +106,18 @@ def engine_table(model_name: str, batch: int, precision: str, peers: Collection[
         except Unavailable:
             other = source
         table.reference_name = "vitfast's source in fp32"
-        return engine_cases(table, source, other, accelerate(source, precision), sample_images(source, batch), peers)
+        return engine_cases(table, source, other, accelerate(source, precision), sample_images(source, batch), engines)
 
     title = f"{model_name}, batch {batch}, {precision}, engines"
     return Table("engines", title, {"model": model_name, "batch": batch}, precision, build, 2 * WEIGHT)
 
 
 def engine_cases(
-    table: Table, source: nn.Module, other: nn.Module, fast: nn.Module, images: Tensor, peers: Collection[str]
+    table: Table, source: nn.Module, other: nn.Module, fast: nn.Module, images: Tensor, engines: Collection[str]
 ) -> list[Case]:
-    """The cases of a table that compares an accelerated model with other engines; sets the table's reference.
+    """The cases of a table that compares an accelerated model with other engines, each in a process of its own.
+
+    Sets the table's reference. Of each engine the fastest configuration is compared.
 
     Args:
         table: the table.
@@ -124,22 +125,50 @@ def engine_cases(
         other: the model that the other engines run.
         fast: the accelerated model.
         images: ``[B, C, H, W]``.
-        peers: names of other engines.
+        engines: names of other engines.
     """
-    torch.compiler.reset()  # models of one class share a limit of recompilations, then run uncompiled
-    cases = [model_case("vitfast", fast, images, count_gflop(lambda: forward(fast, images)))]
-    for name in peers:
-        try:
-            run = PEERS[name](other, images, table.precision)
-            run()  # unsupported models often fail only here
-        except Exception as error:
-            table.left_out[name] = failure(error)
-        else:
-            cases.append(Case(name, run, output=lambda run=run: as_tensor(run())))  # type: ignore[misc]
+    folder = Path(table.processes.enter_context(TemporaryDirectory()))
+    torch.save((fast, images), folder / "fast.pt")
+    torch.save((other, images), folder / "other.pt")
+    gflop = count_gflop(lambda: forward(fast, images))
     table.reference = logits(source, images)
     table.images, table.gflop = len(images), count_gflop(lambda: forward(source, images))
-    peak = arithmetic_peak(table.precision)
-    return cases if peak is None else [*cases, peak]
+    cases = [
+        _engine_case(table, "vitfast", {"": Configuration(accelerated, (table.precision,))}, folder / "fast.pt", gflop)
+    ]
+    cases += [_engine_case(table, name, ENGINES[name], folder / "other.pt") for name in engines]
+    return [case for case in [*cases, arithmetic_peak(table.precision)] if case is not None]
+
+
+def _engine_case(
+    table: Table, name: str, configurations: dict[str, Configuration], file: Path, gflop: float | None = None
+) -> Case | None:
+    """Runs every configuration of an engine; keeps the process of the fastest, or returns None if none can run."""
+    processes, failures = {}, {}
+    for label, configuration in configurations.items():
+        try:
+            configuration.check(table.precision)
+            process = EngineProcess(configuration.engine, file, table.precision, file.parent)
+        except Unavailable as error:
+            failures[label] = str(error)
+        else:
+            processes[label] = table.processes.enter_context(closing(process))
+    if not processes:
+        table.left_out[name] = "; ".join(dict.fromkeys(failures.values()))
+        return None
+    for label, reason in failures.items():
+        if reason.startswith("failed"):
+            table.left_out[f"{name} ({label})"] = reason
+    best = next(iter(processes))
+    if len(processes) > 1:
+        rounds = [{label: one.time(1)[0] for label, one in processes.items()} for _ in range(QUALIFYING_ROUNDS)]
+        times_ms = {label: 1e3 * min(durations_s[label] for durations_s in rounds) for label in processes}
+        table.configurations[name] = times_ms
+        best = min(times_ms, key=lambda label: times_ms[label])
+        for label in processes.keys() - {best}:
+            processes[label].close()
+    process = processes[best]
+    return Case(name, lambda: process.time(1), lambda: process.logits, gflop=gflop, times=process.time)
 
 
 class TrainingStep:

@@ -1,13 +1,9 @@
-"""Other libraries and engines that run the same model with the same weights, each as its documentation says."""
+"""Models of other libraries with the same architecture and weights."""
 
 from __future__ import annotations
 
-import copy
 import functools
-import importlib
-import tempfile
-from collections.abc import Callable, Collection
-from pathlib import Path
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -16,8 +12,6 @@ from torch import Tensor, nn
 from vitfast.models import ImageModel, ViTFields
 from vitfast.weights.key_tables.key_table import map_keys
 from vitfast.weights.key_tables.torchvision import TORCHVISION
-
-Run = Callable[[], Tensor]
 
 
 class Unavailable(Exception):
@@ -109,92 +103,3 @@ def failure(error: Exception) -> str:
         return str(error)
     lines = str(error).strip().splitlines()
     return f"failed: {type(error).__name__}: {lines[0] if lines else ''}"
-
-
-def _torch(
-    model: nn.Module, images: Tensor, precision: str, convert: Callable[[nn.Module], nn.Module] = lambda model: model
-) -> Run:
-    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
-    if precision not in dtypes:
-        raise Unavailable(f"runs no {precision}")
-    converted, inputs = convert(copy.deepcopy(model).to(dtypes[precision])), images.to(dtypes[precision])
-
-    def run() -> Tensor:
-        with torch.inference_mode():
-            logits: Tensor = converted(inputs)
-        return logits
-
-    return run
-
-
-def _zentorch(model: nn.Module, images: Tensor, precision: str) -> Run:
-    _import("zentorch")
-    return _torch(model, images, precision, functools.partial(compiled, backend="zentorch"))
-
-
-def _torchao(model: nn.Module, images: Tensor, precision: str) -> Run:
-    if precision != "int8":
-        raise Unavailable("measured in int8 only: elsewhere it is torch.compile")
-    quantization = _import("torchao.quantization", "torchao")
-    quantized = copy.deepcopy(model)
-    quantization.quantize_(quantized, quantization.Int8DynamicActivationInt8WeightConfig())
-    return _torch(quantized, images, "fp32", compiled)
-
-
-def _onnxruntime(model: nn.Module, images: Tensor, precision: str) -> Run:
-    runtime = _import("onnxruntime")
-    if precision not in ("fp32", "int8"):
-        raise Unavailable(f"its CPU provider has no kernels for {precision}")
-    _import("onnx")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        torch.onnx.export(copy.deepcopy(model), (images,), str(path), input_names=["images"], dynamo=False)
-        if precision == "int8":
-            quantized = path.with_name("int8.onnx")
-            _import("onnxruntime.quantization", "onnxruntime").quantize_dynamic(str(path), str(quantized))
-            path = quantized
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    inputs = {"images": images.numpy()}
-    return lambda: torch.from_numpy(session.run(None, inputs)[0])
-
-
-def _openvino(model: nn.Module, images: Tensor, precision: str) -> Run:
-    openvino = _import("openvino")
-    if precision == "fp16_32":
-        raise Unavailable("has no GEMM of fp16 operands with fp32 accumulation on CPUs")
-    converted = openvino.convert_model(copy.deepcopy(model), example_input=images)
-    if precision == "int8":
-        nncf = _import("nncf")
-        converted = nncf.quantize(converted, nncf.Dataset([images.numpy()]), model_type=nncf.ModelType.TRANSFORMER)
-    settings = {
-        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "PERFORMANCE_HINT": "LATENCY",
-    }
-    core = openvino.Core()
-    if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        raise Unavailable("would run in fp32: this CPU has no instructions for bf16")
-    request = core.compile_model(converted, "CPU", settings).create_infer_request()
-    inputs = [images.numpy()]
-    return lambda: torch.from_numpy(request.infer(inputs)[0])
-
-
-# Each takes a model in float32 and evaluation mode, which is copied, a batch [B, C, H, W] in float32 and a precision:
-# fp32, bf16, int8 or fp16_32. It returns a function that runs the batch once on the CPU and returns the logits.
-PEERS: dict[str, Callable[[nn.Module, Tensor, str], Run]] = {
-    "eager": _torch,
-    "compile": functools.partial(_torch, convert=compiled),
-    "onnxruntime": _onnxruntime,
-    "openvino": _openvino,
-    "torchao": _torchao,
-    "zentorch": _zentorch,
-}
-
-
-def _import(module: str, package: str | None = None) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise Unavailable(f"not installed: pip install {package or module}") from error

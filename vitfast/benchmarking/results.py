@@ -132,6 +132,7 @@ def number(value: float | None) -> str:
 _COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "subject": lambda row: f"[{row['subject']}]" if row["is_limit"] else row["subject"],
     "time": lambda row: _time(row["time_ms"]),
+    "p99": lambda row: "-" if row.get("p99_ms") is None else f"{number(row['p99_ms'])} ms",
     "images/s": lambda row: number(row["images_per_s"]),
     "GFLOP/s": lambda row: number(row["gflop_per_s"]),
     "GB/s": lambda row: number(row["gigabyte_per_s"]),
@@ -176,4 +177,10 @@ def _work(table: Table) -> str:
 
 
 def _left_out(table: Table) -> list[str]:
-    return [f"without {name}: {reason}" for name, reason in table.left_out.items()]
+    """The configurations that were tried, and what could not run."""
+    tried = [
+        f"{engine}: {min(times, key=lambda name: times[name])}, the fastest of "
+        + ", ".join(f"{name} {number(time_ms)} ms" for name, time_ms in times.items())
+        for engine, times in table.configurations.items()
+    ]
+    return tried + [f"without {name}: {reason}" for name, reason in table.left_out.items()]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -14,6 +16,10 @@ from vitfast.benchmarking.harness import Case, Spread, Timer, Timing, measure
 
 # largest relative L2 distance of a whole model's result to a more precise reference that rounding explains
 TOLERANCE = {"fp32": 1e-3, "bf16": 1e-1, "fp16": 2e-2, "fp16_32": 2e-2, "int8": 2e-1}
+
+
+# fewer runs have no 99th percentile
+MIN_RUNS_P99 = 100
 
 
 @dataclass
@@ -31,10 +37,13 @@ class Table:
     reference: Tensor | None = field(default=None, repr=False)  # the result that outputs are compared with
     reference_name: str = ""
     left_out: dict[str, str] = field(default_factory=dict)  # name of a case that cannot run -> the reason
+    # name of an engine -> milliseconds of each of its configurations, of which the fastest is compared
+    configurations: dict[str, dict[str, float]] = field(default_factory=dict)
     images: int | None = None  # per run
     gflop: float | None = None  # floating-point operations per run in 1e9
     gigabyte: float | None = None  # bytes that a run has to read and write in 1e9
     rows: list[dict[str, Any]] = field(default_factory=list)  # the results, one row per case, as in the JSON file
+    processes: ExitStack = field(default_factory=ExitStack, repr=False)  # of cases; end with the measurement
 
     def cases(self) -> Sequence[Case]:
         """Builds the cases."""
@@ -42,6 +51,10 @@ class Table:
 
     def measure(self, timer: Timer, budget_s: float) -> None:
         """Builds the cases, compares their outputs with the reference, and times them for ``budget_s`` seconds."""
+        with self.processes:
+            self._measure(timer, budget_s)
+
+    def _measure(self, timer: Timer, budget_s: float) -> None:
         cases = self.cases()
         errors = {}
         if self.reference is not None:
@@ -67,6 +80,7 @@ class Table:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Table:
         """Reads what ``to_json`` returned; KeyError if something is missing."""
+        content = {"configurations": {}, **content}  # files of earlier versions lack them
         saved = {name: content[name] for name in _SAVED}
         return cls(build=lambda table: [], rows=content["standings"], **saved)
 
@@ -98,6 +112,7 @@ class Table:
             "is_limit": case.is_limit,
             "error": error,
             "time_ms": asdict(time_ms),
+            "p99_ms": 1e3 * float(np.quantile(timing.runs_s, 0.99)) if len(timing.runs_s) >= MIN_RUNS_P99 else None,
             "rounds": len(timing.samples_s),
             "repeats": timing.repeats,
             "images_per_s": rate(images),
@@ -110,7 +125,10 @@ class Table:
         }
 
 
-_SAVED = ("mode", "title", "labels", "precision", "reference_name", "left_out", "images", "gflop", "gigabyte")
+_SAVED = (
+    *("mode", "title", "labels", "precision", "reference_name", "left_out", "configurations"),
+    *("images", "gflop", "gigabyte"),
+)
 
 
 def _milliseconds(timing: Timing) -> Spread:
