@@ -1,148 +1,183 @@
 #!/usr/bin/env bash
-# Validates and measures vitfast on a GPU, in stages of a few minutes each:
+# Validates and measures vitfast on a GPU:
 #
-#     benchmarks/gpu.sh test        the kernels against float64, as programs (tests/simt) and as operators (tests/ops), and
-#                                   accelerated models (tests/inference)
-#     benchmarks/gpu.sh sanitize    the programs under compute-sanitizer: memory, races, initialization, barriers
-#     benchmarks/gpu.sh kernels     every operator with a CUDA kernel, compared with torch: attention also with the cuDNN,
-#                                   flash and efficient backends (197 and 577 tokens, up to 128 channels per head)
-#     benchmarks/gpu.sh models      accelerated models compared with timm's, eager and compiled, and early exit
-#     benchmarks/gpu.sh training    training steps compared with timm's, and the loss curve compared with torch's operators
+#     benchmarks/gpu.sh [STAGE…]
 #
-# It runs from a checkout with built libraries (python setup.py build_ext --inplace, or copied); nvcc compiles the programs,
-# and nothing is downloaded. Each stage ends within ten minutes and continues where it stopped: `test` with the tests that
-# failed last, `sanitize` with the next tool, the others with the next row; `models` takes several calls and reports how many
-# rows are left. Results: benchmarks/results/STAGE-GPU.json and .md; every row has its shares of the copy bandwidth and of
-# the GEMM rate, measured in the same rounds.
+#     verify      python -m vitfast.verify: every kernel against float64, then timed by replaying CUDA graphs
+#     test        the kernels as operators (tests/ops), as programs (tests/simt) and in accelerated models (tests/inference)
+#     kernels     every operator with a CUDA kernel, compared with torch: attention also with the cuDNN, flash and
+#                 efficient backends (197 and 577 tokens, up to 128 channels per head)
+#     models      accelerated models compared with timm's, eager and compiled, and early exit
+#     training    training steps compared with timm's, and the loss curve compared with torch's operators
+#     sanitize    twenty of the programs under compute-sanitizer: memory, races, initialization, barriers
 #
-# Without a GPU this is a dry run: the same commands on the CPU with small models.
-set -Eeuo pipefail
+# Without a stage all run, in this order. It runs from a checkout with built libraries and downloads nothing. A call ends
+# within LIMIT_S seconds (580); a part that fails does not end the rest, and what is left is named: the same call again
+# continues. Results (STAGE-GPU.json and .md), logs and stamps of finished parts go to OUT (.cache/gpu); a part that has a
+# stamp, NAME.done, is not repeated. PYTHON (python3) needs torch, timm and pytest, and the packages of README.md in
+# .cache/gpu/packages. nvcc and compute-sanitizer are used where they are.
+#
+# Without a GPU this is a dry run: every part starts, on the CPU with small models.
+set -Euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-stages="test sanitize kernels models training"
-if [[ $# -ne 1 || " $stages " != *" $1 "* ]]; then
-    printf 'usage: benchmarks/gpu.sh STAGE, one of: %s\n' "$stages" >&2
+all_stages="verify test kernels models training sanitize"
+for stage in "$@"; do
+    if [[ " $all_stages " != *" $stage "* ]]; then
+        printf 'usage: benchmarks/gpu.sh [STAGE…], of: %s\n' "$all_stages" >&2
+        exit 2
+    fi
+done
+
+python="${PYTHON:-python3}"
+out="$(realpath -m "${OUT:-.cache/gpu}")"
+limit_s="${LIMIT_S:-580}"
+export VITFAST_CUDA_KERNELS=all
+export PYTHONPATH="$PWD:$PWD/.cache/gpu/packages${PYTHONPATH:+:$PYTHONPATH}"
+export XDG_CACHE_HOME="$out" # the record of verify
+mkdir -p "$out"
+failed=()
+unfinished=()
+
+missing="$("$python" -c '
+from importlib.util import find_spec
+print(*(name for name in "torch torchvision timm pytest numpy omegaconf safetensors tqdm".split() if not find_spec(name)))')"
+if [[ -n "$missing" ]]; then
+    printf 'missing packages: %s. Put them into .cache/gpu/packages, as benchmarks/README.md shows\n' "$missing" >&2
     exit 2
 fi
-
-export VITFAST_CUDA_KERNELS=all
-export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
-done_folder=".cache/gpu"
-mkdir -p "$done_folder"
-
-gpu="$(python -c 'import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else "")')"
-if [[ -z "$gpu" ]]; then
-    printf 'no GPU: a dry run\n'
+gpu="$("$python" -c 'import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else "")')"
+gpu_name="$(tr '[:upper:] ' '[:lower:]-' <<<"${gpu:-dry-run}")"
+workers=()
+if [[ -n "$gpu" ]] && "$python" -c 'import xdist' 2>"$out/xdist.log"; then
+    workers=(-n 12)
 fi
 
-# is_done NAME: whether a part of a stage has passed before
-is_done() {
-    if [[ -e "$done_folder/$1" ]]; then
-        printf '%s: done before; delete %s to repeat it\n' "$1" "$done_folder/$1"
-        return 0
+# part NAME COMMAND…: runs a part of a stage, unless it has passed before or no time is left
+part() {
+    local name="$1" left=$((limit_s - SECONDS)) code=0
+    shift
+    if [[ -n "$gpu" && -e "$out/$name.done" ]]; then
+        printf '%s: done before; delete %s to repeat it\n' "$name" "$out/$name.done"
+        return
     fi
-    return 1
+    if ((left < 30)); then
+        unfinished+=("$name")
+        return
+    fi
+    printf '\n=== %s\n' "$name"
+    timeout --kill-after=10 "$left" "$@" 2>&1 | tee "$out/$name.log" || code=$?
+    if ((code == 124 || code == 137)) || grep -q 'tables are left; resume=true' "$out/$name.log"; then
+        unfinished+=("$name")
+    elif ((code != 0)); then
+        failed+=("$name")
+    elif [[ -n "$gpu" ]]; then
+        touch "$out/$name.done"
+    fi
+}
+
+# measure NAME RESULT SCRIPT key=value…: a part that writes RESULT-GPU.json and continues with the rows it lacks
+measure() {
+    local name="$1" results="$out/$2-$gpu_name.json" script="benchmarks/$3.py"
+    shift 3
+    if [[ -z "$gpu" ]]; then
+        rm -f "$results"
+    fi
+    part "$name" "$python" "$script" resume=true stop_after=$((limit_s > SECONDS + 90 ? limit_s - SECONDS - 90 : 1)) \
+        "json=$results" "$@"
+}
+
+run_verify() {
+    if [[ -z "$gpu" ]]; then
+        # ends with exit code 2 where there is no GPU
+        part verify bash -c "'$python' -m vitfast.verify; test \$? = 2"
+        return
+    fi
+    part verify "$python" -m vitfast.verify
 }
 
 run_test() {
-    local part
+    local folder options=(-q -m cuda --continue-on-collection-errors "${workers[@]}")
     if [[ -z "$gpu" ]]; then
-        python -m pytest -q --collect-only -m cuda tests/simt tests/ops tests/inference
+        options+=(--collect-only -q)
+    fi
+    for folder in ops simt inference; do
+        part "test-$folder" "$python" -m pytest "${options[@]}" "tests/$folder"
+    done
+}
+
+run_kernels() {
+    if [[ -z "$gpu" ]]; then
+        local -a dry=(operators device=cpu precision=fp32,bf16 batch=1 seconds=1)
+        measure kernels kernels "${dry[@]}" limits=true model=vit_tiny_patch16_224
+        measure kernels-backward kernels-backward "${dry[@]}" model=vit_nano_patch2_8 operator=mlp,upsample_relations backward=true
         return
     fi
-    for part in simt ops inference; do
-        if is_done "test-$part"; then
-            continue
-        fi
-        python -m pytest -q -m cuda --last-failed --last-failed-no-failures all "tests/$part"
-        touch "$done_folder/test-$part"
-    done
+    local -a all=(kernels operators limits=true device=cuda)
+    measure kernels-base "${all[@]}" model=vit_base_patch16_224 batch=256 precision=bf16,fp16 seconds=60
+    measure kernels-base-backward "${all[@]}" model=vit_base_patch16_224 batch=256 precision=bf16,fp16 backward=true seconds=60
+    measure kernels-others "${all[@]}" batch=32,256 precision=bf16,fp16,fp32 seconds=120
+    measure kernels-others-backward "${all[@]}" batch=256 precision=bf16,fp16 backward=true seconds=60
+    local -a attention=(operator=attention,attention_packed batch=64 precision=bf16,fp16 seconds=15)
+    # 577 tokens: K and V are streamed in tiles
+    measure kernels-577 "${all[@]}" "${attention[@]}" model=vit_base_patch16_384
+    measure kernels-577-backward "${all[@]}" "${attention[@]}" model=vit_base_patch16_384 backward=true
+    # 128 channels per head
+    attention+=(model=vit_base_patch16_224,vit_base_patch16_384 heads=6)
+    measure kernels-128 "${all[@]}" "${attention[@]}"
+    measure kernels-128-backward "${all[@]}" "${attention[@]}" backward=true
+}
+
+run_models() {
+    if [[ -z "$gpu" ]]; then
+        measure models models accelerated device=cpu model=vit_nano_patch2_8,dvt_nano_16 batch=2 precision=bf16 compile=none \
+            seconds=1
+        return
+    fi
+    # ViT-B first; max-autotune would spend the time in the compiler
+    measure models models accelerated device=cuda compile=default seconds=300
+}
+
+run_training() {
+    if [[ -z "$gpu" ]]; then
+        measure training training training_step device=cpu model=vit_nano_patch2_8 batch=2 precision=bf16 libraries=timm \
+            limits=true seconds=1
+        part loss-curve "$python" benchmarks/loss_curve.py device=cpu model=vit_nano_patch2_8 steps=12 batch=8
+        return
+    fi
+    measure training training training_step device=cuda batch=256,64 precision=bf16 compile=true libraries=timm limits=true \
+        model=vit_base_patch16_224,vit_small_patch16_224,vit_tiny_patch16_224 seconds=120
+    part loss-curve "$python" benchmarks/loss_curve.py device=cuda "json=$out/loss_curve-$gpu_name.json"
 }
 
 run_sanitize() {
     local tool
+    local -a tests
+    # every n-th test, so that all kernels are among them
+    mapfile -t tests < <("$python" -m pytest -q -m cuda --collect-only tests/simt | grep :: |
+        awk '{ all[NR] = $0 } END { step = NR < 20 ? 1 : NR / 20; for (i = 1; i <= NR; i += step) print all[int(i)] }')
     for tool in memcheck racecheck initcheck synccheck; do
         if [[ -z "$gpu" ]]; then
-            printf 'would run: compute-sanitizer --tool %s over tests/simt\n' "$tool"
+            printf 'would run: compute-sanitizer --tool %s over %d tests\n' "$tool" "${#tests[@]}"
             continue
         fi
-        if is_done "sanitize-$tool"; then
-            continue
-        fi
-        printf '\n=== compute-sanitizer %s\n' "$tool"
         VITFAST_SIMT_WRAPPER="compute-sanitizer --tool $tool --error-exitcode 9" \
-            python -m pytest -q -m cuda tests/simt
-        touch "$done_folder/sanitize-$tool"
+            part "sanitize-$tool" "$python" -m pytest -q -m cuda "${workers[@]}" "${tests[@]}"
     done
 }
 
-# results_file NAME: the file for the results; a dry run starts with an empty one
-results_file() {
-    if [[ -z "$gpu" ]]; then
-        rm -f "$done_folder/dry-run-$1.json"
-        printf '%s\n' "$done_folder/dry-run-$1.json"
-        return
-    fi
-    printf 'benchmarks/results/%s-%s.json\n' "$1" "$(tr '[:upper:] ' '[:lower:]-' <<<"$gpu")"
-}
+for stage in ${*:-$all_stages}; do
+    "run_$stage"
+done
 
-# measure_operators key=value …: continues with the next call if results disagree
-measure_operators() {
-    python benchmarks/operators.py limits=true resume=true "$@" || failed=1
-}
-
-run_kernels() {
-    local results failed=0
-    results="$(results_file kernels)"
-    local -a options=("json=$results")
-    if [[ -z "$gpu" ]]; then
-        options+=("device=cpu" "precision=fp32,bf16" "batch=1" "seconds=1")
-        measure_operators "${options[@]}" model=vit_tiny_patch16_224
-        measure_operators "${options[@]}" model=vit_nano_patch2_8 operator=mlp,upsample_relations backward=true
-        measure_operators "${options[@]}" model=vit_nano_patch2_8 operator=attention heads=1 backward=true
-        return "$failed"
-    fi
-    options+=("device=cuda")
-    measure_operators "${options[@]}" batch=32,256 precision=fp32,fp16,bf16 seconds=200 stop_after=220
-    measure_operators "${options[@]}" batch=256 precision=fp16,bf16 backward=true seconds=120 stop_after=130
-    measure_operators "${options[@]}" batch=256 precision=fp32 backward=true operator=attention_packed seconds=20 stop_after=30
-    options+=("operator=attention,attention_packed" "batch=64" "precision=fp16,bf16" "seconds=15" "stop_after=50")
-    # 577 tokens: K and V are streamed in tiles
-    measure_operators "${options[@]}" model=vit_base_patch16_384
-    measure_operators "${options[@]}" model=vit_base_patch16_384 backward=true
-    # 128 channels per head, with 197 and 577 tokens
-    options+=("model=vit_base_patch16_224,vit_base_patch16_384" "heads=6")
-    measure_operators "${options[@]}"
-    measure_operators "${options[@]}" backward=true
-    return "$failed"
-}
-
-run_models() {
-    local results
-    results="$(results_file models)"
-    if [[ -z "$gpu" ]]; then
-        python benchmarks/accelerated.py device=cpu model=vit_nano_patch2_8,dvt_nano_16 batch=2 precision=bf16 compile=none \
-            seconds=1 resume=true "json=$results"
-        return
-    fi
-    # building and compiling a row takes one or two minutes; no row begins if the longest one so far would not fit
-    python benchmarks/accelerated.py device=cuda seconds=300 stop_after=480 resume=true "json=$results"
-}
-
-run_training() {
-    local results curve
-    results="$(results_file training)"
-    curve="$(results_file loss_curve)"
-    if [[ -z "$gpu" ]]; then
-        python benchmarks/training_step.py device=cpu model=vit_nano_patch2_8 batch=2 precision=bf16 libraries=timm limits=true \
-            seconds=1 resume=true "json=$results"
-        python benchmarks/loss_curve.py device=cpu model=vit_nano_patch2_8 steps=12 batch=8 resume=true "json=$curve"
-        return
-    fi
-    python benchmarks/loss_curve.py device=cuda resume=true "json=$curve"
-    python benchmarks/training_step.py device=cuda batch=64,256 precision=bf16 compile=true libraries=timm limits=true \
-        model=vit_small_patch16_224,vit_base_patch16_224,vit_tiny_patch16_224 seconds=120 stop_after=360 resume=true \
-        "json=$results"
-}
-
-"run_$1"
+printf '\n'
+if [[ -z "$gpu" ]]; then
+    printf 'no GPU: this was a dry run on the CPU, and nothing was measured\n'
+fi
+if ((${#unfinished[@]})); then
+    printf 'not finished: %s. Call it again\n' "${unfinished[*]}"
+fi
+if ((${#failed[@]})); then
+    printf 'failed: %s. Logs: %s/NAME.log\n' "${failed[*]}" "$out"
+    exit 1
+fi

@@ -6,6 +6,7 @@ import json
 import os
 import runpy
 import subprocess
+import sys
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -159,22 +160,46 @@ def test_a_run_in_a_hurry_stops_between_tables_and_continues(tmp_path, capsys, m
 
 
 @pytest.mark.slow
-def test_the_stages_for_a_gpu_run_dry():
+def test_the_stages_for_a_gpu_run_dry(tmp_path: Path) -> None:
     """benchmarks/gpu.sh where there is no GPU: the script itself is right."""
     script = SCRIPTS.resolve() / "gpu.sh"
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    for stage, expected in (
-        ("test", "test_attention"),
-        ("sanitize", "--tool racecheck"),
-        ("kernels", "[device copy]"),
-        ("models", "half of the images leave at each exit"),
-        ("training", "the curves agree"),
-    ):
-        answer = subprocess.run([script, stage], capture_output=True, text=True, env=environment)
-        assert answer.returncode == 0, answer.stderr
-        assert "a dry run" in answer.stdout
+    environment = {
+        **os.environ,
+        "CUDA_VISIBLE_DEVICES": "",
+        "OUT": str(tmp_path),
+        "PYTHON": sys.executable,
+        "LIMIT_S": "1200",
+    }
+    answer = subprocess.run([script], capture_output=True, text=True, env=environment)
+    assert answer.returncode == 0, answer.stdout
+    assert "no GPU: this was a dry run on the CPU, and nothing was measured" in answer.stdout
+    assert "not finished" not in answer.stdout
+    for expected in ("test_attention", "--tool racecheck", "[device copy]", "half of the images leave at each exit"):
         assert expected in answer.stdout
-    assert subprocess.run([script, "fast"], capture_output=True).returncode == 2
+    assert "the curves agree" in (tmp_path / "loss-curve.log").read_text()
+
+
+def test_a_part_for_a_gpu_that_fails_does_not_end_the_rest(tmp_path: Path) -> None:
+    """On a bare machine the script names the missing packages; without verify and without pytest it goes on."""
+    script = SCRIPTS.resolve() / "gpu.sh"
+    python = tmp_path / "python"
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OUT": str(tmp_path), "PYTHON": str(python)}
+
+    def run(body: str, *stages: str) -> subprocess.CompletedProcess[str]:
+        python.write_text(f"#!/bin/sh\n{body}\n")
+        python.chmod(0o755)
+        return subprocess.run([script, *stages], capture_output=True, text=True, env=environment)
+
+    bare = run("echo omegaconf", "kernels")
+    assert bare.returncode == 2
+    assert "missing packages: omegaconf" in bare.stderr
+    answer = run(
+        'case "$*" in *pytest*tests/ops*|*loss_curve*) exit 1 ;; *verify*) exit 2 ;; esac', "verify", "test", "training"
+    )
+    assert answer.returncode == 1
+    assert "failed: test-ops loss-curve." in answer.stdout
+    assert (tmp_path / "test-simt.log").exists()
+    assert run("", "fast").returncode == 2
 
 
 def test_names_of_peers():
