@@ -14,6 +14,7 @@ _REGISTER = re.compile(r"\bR(\d+)\b")
 _ADDRESS = re.compile(r"\b0x([0-9a-f]+)\b")
 
 EARLY = 6  # instructions between a load and its first use that hide none of its latency
+_WAITING = 6  # instructions of a loop that polls a barrier
 _BYTES_OF_WARP = 32
 _SHARED_BYTES_PER_CYCLE = 128  # of a multiprocessor
 _SPECIAL_CYCLES = 8  # of MUFU and conversions: a quarter of a multiprocessor has four lanes
@@ -120,7 +121,7 @@ def costs_by_loop(code: list[Instruction], architecture: str) -> dict[str, Cost]
 
     Returns:
         ``"0"``: the code outside of loops; ``"2"``: the second loop; ``"2.1"``: the first loop inside it. Code that
-        only diverged warps and subroutines execute is left out.
+        only diverged warps and subroutines execute is left out, and so are loops that only wait for a barrier.
     """
     blocks = _Blocks(code)
     loops = blocks.loops()
@@ -131,7 +132,7 @@ def costs_by_loop(code: list[Instruction], architecture: str) -> dict[str, Cost]
         cost = costs[names[min(inside, key=lambda header: len(loops[header]))] if inside else "0"]
         for place in range(block, blocks.ends[block]):
             cost.add(code, place, architecture)
-    return costs
+    return {name: cost for name, cost in costs.items() if cost.issue > _WAITING or len(cost.as_dict()) > 1}
 
 
 def _tensor_cycles(opcode: str, architecture: str) -> float:

@@ -42,12 +42,21 @@ HOT_KERNELS = (
     "layer_norm_forward_kernel<float, float, 6, vitfast::RuleRounding<(vitfast::Rounding)0> >",
     "layer_norm_backward_kernel<vitfast::Half, vitfast::Half, 2>",
     "layer_norm_backward_kernel<vitfast::Half, vitfast::Half, 3>",
+    "gemm_sm80<half_t, 128, 128>",
+    "gemm_sm90a<half_t, 128, 192>",
+    "gemm_sm90a<half_t, 128, 256>",
     "epilogue_gradient_kernel<vitfast::Half>",
     "matmul_accumulate_kernel<(vitfast::Rounding)0>",
     "matmul_fp16_accumulation_kernel<false>",
     "round_elements_kernel<float, vitfast::FloatRounder<vitfast::Float32Bits, (vitfast::Rounding)0> >",
     "upsample_relations_kernel<vitfast::Half, 4>",
 )
+
+# rows and columns of the output tile, in the names of CUTLASS's kernels, which have a thousand characters
+_GEMM_TILES = {
+    "gemm_sm80": re.compile(r"GemmShapeILi(\d+)ELi(\d+)E"),
+    "gemm_sm90a": re.compile(r"WarpSpecialized[A-Z][a-z]+E+NS\w_IJNS\w_ILi(\d+)E+NS\w_ILi(\d+)E"),
+}
 
 Costs = dict[str, dict[str, float]]  # loop -> resource -> number
 Table = dict[str, dict[str, Costs]]  # architecture -> kernel -> costs
@@ -91,7 +100,8 @@ def measure(folder: Path, cuobjdump: Path) -> Table:
     table: Table = {}
     for report in sorted(folder.rglob(f"*{PTXAS_LOG_SUFFIX}")):
         kernels = parse_report(report.read_text())
-        names = map(short_name, readable_names([kernel.name for kernel in kernels]))
+        readable = readable_names([kernel.name for kernel in kernels])
+        names = [_gemm_name(kernel.name) or short_name(name) for kernel, name in zip(kernels, readable, strict=True)]
         hot = {kernel.name: name for kernel, name in zip(kernels, names, strict=True) if name in HOT_KERNELS}
         for architecture in sorted({kernel.architecture for kernel in kernels if kernel.name in hot}):
             code = parse_sass(_disassemble(cuobjdump, report.with_suffix(""), architecture, list(hot)))
@@ -105,10 +115,16 @@ def measure(folder: Path, cuobjdump: Path) -> Table:
     if not table:
         raise BuildError(f"no {PTXAS_LOG_SUFFIX} report below {folder}: build with VITFAST_CUDA=1 first")
     for architecture, costs in table.items():
-        missing = [name for name in HOT_KERNELS if name not in costs and ("sm90a" not in name or "90a" in architecture)]
+        missing = [name for name in hot_kernels(architecture) if name not in costs]
         if missing:
             raise BuildError(f"the build for {architecture} has no kernel {missing[0]}; change HOT_KERNELS")
     return table
+
+
+def hot_kernels(architecture: str) -> list[str]:
+    """The hot kernels of an architecture, such as ``sm_90a``, which alone has the GEMMs of its name."""
+    others = "gemm_sm80" if architecture == "sm_90a" else "gemm_sm90a"
+    return [name for name in HOT_KERNELS if not name.startswith(others)]
 
 
 def differences(committed: Table, found: Table) -> list[str]:
@@ -140,6 +156,15 @@ def find_cuobjdump(toolkit: CudaToolkit) -> Path:
         f"neither {folders[0]} nor {folders[1]} has cuobjdump and nvdisasm.\n"
         "Install the toolkit's binary utilities, or triton: pip install triton"
     )
+
+
+def _gemm_name(mangled: str) -> str | None:
+    """Such as ``gemm_sm90a<half_t, 128, 192>``; None for kernels that are not CUTLASS's."""
+    if not mangled.startswith("_ZN7cutlass"):
+        return None
+    element = "half_t" if "6half_t" in mangled else "bfloat16_t"
+    tiles = [(gemm, tile.search(mangled)) for gemm, tile in _GEMM_TILES.items()]
+    return next((f"{gemm}<{element}, {tile[1]}, {tile[2]}>" for gemm, tile in tiles if tile), None)
 
 
 def _as_json(table: object) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 from vitfast_build import static_cost
 from vitfast_build.sass import costs_by_loop, parse_sass
-from vitfast_build.static_cost import HOT_KERNELS, TABLE, main
+from vitfast_build.static_cost import TABLE, hot_kernels, main
 
 # a loop of three loads and an mma, with a loop of one store inside it; code for diverged warps follows the EXIT
 SASS = """
@@ -103,5 +103,6 @@ def test_a_kernel_that_is_not_in_the_build_is_an_error(
     assert "build with VITFAST_CUDA=1 first" in capsys.readouterr().err
 
 
-def test_the_committed_table_has_all_hot_kernels() -> None:
-    assert sorted(json.loads(TABLE.read_text())["kernels"]["sm_90a"]) == sorted(HOT_KERNELS)
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90a"])
+def test_the_committed_table_has_all_hot_kernels(architecture: str) -> None:
+    assert sorted(json.loads(TABLE.read_text())["kernels"][architecture]) == sorted(hot_kernels(architecture))
