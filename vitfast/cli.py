@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
 from vitfast import __version__
@@ -64,6 +65,22 @@ def entry_point(command: str) -> Callable[..., int]:
         return _run(command, arguments, f"python -m vitfast.{command}")
 
     return lambda argv=None: run_command(run, sys.argv[1:] if argv is None else argv)
+
+
+def make_callable(module: str, function_module: str) -> None:
+    """Makes the module of a command callable as the public function of its name, which its import hides.
+
+    Args:
+        module: ``__name__`` of the command's module.
+        function_module: the module of the function, imported at the first call.
+    """
+    name = module.rpartition(".")[2]
+
+    class _CallableModule(ModuleType):
+        def __call__(self, *arguments: Any, **options: Any) -> Any:
+            return getattr(importlib.import_module(function_module), name)(*arguments, **options)
+
+    sys.modules[module].__class__ = _CallableModule
 
 
 def _run(command: str, arguments: Sequence[str], prog: str) -> int:
