@@ -14,7 +14,7 @@ class UserError(ValueError):
     """
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """Returns the text of an error without line breaks."""
     return " ".join(str(error).split())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import vitfast
 import vitfast.export  # takes the place of the function of this name, and must be callable
 from support.accelerable import accelerable, sample_images, tensors_of
 from support.subprocesses import run_python
-from vitfast.inference.export import MANIFEST
+from vitfast.inference.pt2_file import MANIFEST, check_manifest
 from vitfast.ops import library
 
 # of transformers, Swin V2 reads the batch size as a number; the loops of BEiT's tests have no size
@@ -84,15 +85,39 @@ def test_onnx_in_int8(tmp_path):
 
 
 @pytest.mark.slow
-def test_onnx_of_a_quantized_model_has_its_rounded_weights(tmp_path):
+@pytest.mark.parametrize(
+    "config", [vitfast.FP16_32Config(), vitfast.FP16_16Config(), vitfast.FloatConfig("fp8_e4m3fn")], ids=repr
+)
+def test_onnx_of_a_quantized_model_has_its_rounded_weights(config, tmp_path):
     onnx = pytest.importorskip("onnx")
     model = accelerable("vitfast: vit")
-    vitfast.quantize_(model, vitfast.FP16_32Config())
+    vitfast.quantize_(model, vitfast.QATConfig(config, step="prepare"))
+    vitfast.quantize_(model, vitfast.QATConfig(config, step="convert"))
     assert vitfast.export(model, tmp_path / "model.onnx").agrees
     stored = [onnx.numpy_helper.to_array(one) for one in onnx.load(tmp_path / "model.onnx").graph.initializer]
     weights = [one for one in stored if one.ndim == 2 and min(one.shape) > 8]
     assert weights
     assert all((one.astype(np.float16) == one).all() for one in weights)
+
+
+@pytest.mark.slow
+def test_frexp_in_onnx_is_exact(tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+
+    class Frexp(torch.nn.Module):
+        def forward(self, x):
+            return torch.frexp(x)
+
+    powers = 2.0 ** torch.arange(-149, 128, dtype=torch.float64)
+    x = torch.stack([powers, -powers, powers * (1 - 2**-20), powers * (1 + 2**-20), powers * 1.5])
+    x = torch.cat([x, torch.zeros(5, 1, dtype=torch.float64)], 1)
+    table = vitfast.custom_translation_table()
+    torch.onnx.export(Frexp(), (x,), tmp_path / "frexp.onnx", dynamo=True, custom_translation_table=table)
+    found = runtime.InferenceSession(tmp_path / "frexp.onnx").run(None, {"x": x.numpy()})
+    is_nonzero = (x != 0).numpy()
+    for one, expected in zip(found, torch.frexp(x), strict=True):
+        assert (one == expected.numpy())[is_nonzero].all()
+    assert (found[0] == 0)[~is_nonzero].all()
 
 
 @pytest.mark.slow
@@ -102,6 +127,69 @@ def test_one_exit_of_several(tmp_path):
     assert vitfast.export(model, tmp_path / "model.pt2", images=images, exit=0).agrees
     result = torch.export.load(tmp_path / "model.pt2").module()(images)
     torch.testing.assert_close(result, model(images)[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_aot_package_of_a_source_model(tmp_path):
+    model = accelerable("vitfast: vit")
+    images = sample_images(model, 5)
+    assert vitfast.export(model, tmp_path / "model.pt2", images=images, aot=True).agrees
+    loaded = vitfast.load(tmp_path / "model.pt2")
+    assert loaded.manifest["cpu_capability"] == torch.backends.cpu.get_cpu_capability()
+    for batch in (1, 5):
+        torch.testing.assert_close(loaded(images[:batch]), model(images[:batch]), rtol=1e-4, atol=1e-5)
+
+
+HERE = {
+    "torch": torch.__version__,
+    "vitfast": vitfast.__version__,
+    "instruction_set": library.build_info()["cpu"]["instruction_set"],
+    "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_compiled", "message"),
+    [
+        ({"torch": "2.1.0"}, True, r"made by torch 2\.1\.0, and this is .*; install torch==2\.1\.\*, or export"),
+        ({"torch": "99.0.1"}, False, r"install torch==99\.0\.\* or newer, or export"),
+        ({"torch": "new"}, False, "torch version is 'new'"),
+        ({"instruction_set": "sve"}, False, r"packed for the instruction set sve, and .* or as \.vit.*VITFAST_ISA=sve"),
+        ({"vitfast": "0.0.1"}, False, r"operators of vitfast 0\.0\.1, .*install vitfast==0\.0\.1"),
+        ({"cpu_capability": "SVE256"}, True, "compiled for processors with SVE256"),
+    ],
+)
+def test_a_program_for_another_machine_is_refused(tmp_path, changes, is_compiled, message):
+    check_manifest(tmp_path, HERE, is_compiled=is_compiled)
+    with pytest.raises(vitfast.UserError, match=message):
+        check_manifest(tmp_path, {**HERE, **changes}, is_compiled=is_compiled)
+
+
+def test_an_older_program_loads(tmp_path):
+    check_manifest(tmp_path, {**HERE, "torch": "2.11.0"}, is_compiled=False)
+    other = {"torch": torch.__version__, "vitfast": "0.0.1", "instruction_set": "any"}
+    check_manifest(tmp_path, other, is_compiled=False)
+
+
+def test_load_checks_the_manifest(tmp_path):
+    fast = vitfast.accelerate(accelerable("vitfast: vit"))
+    images = sample_images(fast, 3)
+    path = tmp_path / "model.pt2"
+    vitfast.export(fast, path, images=images)
+    torch.testing.assert_close(vitfast.load(path)(images), fast(images))
+    with pytest.raises(vitfast.UserError, match=r"precision='bf16' applies to \.vit files"):
+        vitfast.load(path, "bf16")
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(tmp_path / "other.pt2", "w") as changed:
+        for name in source.namelist():
+            content = source.read(name)
+            if name.endswith(MANIFEST):
+                content = json.dumps({**json.loads(content), "instruction_set": "sve"}).encode()
+            changed.writestr(name, content)
+    with pytest.raises(vitfast.UserError, match=r"other\.pt2 holds weights packed for the instruction set sve"):
+        vitfast.load(tmp_path / "other.pt2")
+    (tmp_path / "no.pt2").write_text("no archive")
+    with pytest.raises(vitfast.UserError, match=r"is not a \.pt2 file of vitfast\.export"):
+        vitfast.load(tmp_path / "no.pt2")
 
 
 @pytest.mark.parametrize(

@@ -179,5 +179,7 @@ def test_other_files_are_refused(source, tmp_path):
     vitfast.save_weights(source, tmp_path / "model.safetensors")
     with pytest.raises(vitfast.UserError, match=r"was not written by vitfast.export; use vitfast.create_model"):
         vitfast.load(tmp_path / "model.safetensors")
-    with pytest.raises(vitfast.UserError, match=r"torch.export.load reads .pt2"):
-        vitfast.load(tmp_path / "model.pt2")
+    with pytest.raises(vitfast.UserError, match=r"nothing.pt2 is not a file"):
+        vitfast.load(tmp_path / "nothing.pt2")
+    with pytest.raises(vitfast.UserError, match=r"onnxruntime.InferenceSession reads .onnx"):
+        vitfast.load(tmp_path / "model.onnx")

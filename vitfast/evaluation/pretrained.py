@@ -11,7 +11,7 @@ import torch
 import vitfast
 from vitfast.errors import UserError, one_line
 from vitfast.evaluation.checkpoint_data import is_weights_file, load_foreign_checkpoint
-from vitfast.inference.vit_file import load
+from vitfast.inference.vit_file import load_vit
 from vitfast.models.foreign_model import TIMM, TORCHVISION
 from vitfast.models.preprocessing_settings import preprocessing_settings
 from vitfast.runs.trained_model import TrainedModel, load_trained_model
@@ -71,7 +71,7 @@ def load_pretrained(name: str, device: torch.device, *, classes: bool) -> Traine
 
 
 def _load_vit(path: str, device: torch.device, headless: bool) -> TrainedModel:
-    model: Any = load(path, device=device)
+    model: Any = load_vit(Path(path), device=device)
     settings = preprocessing_settings(model)
     if settings is None:
         raise UserError(

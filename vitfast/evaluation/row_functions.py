@@ -24,7 +24,7 @@ from vitfast.inference.accelerate import accelerate
 from vitfast.inference.accelerated_model import AcceleratedModel
 from vitfast.inference.image_tower import ImageTower
 from vitfast.inference.normalization import Normalization
-from vitfast.inference.vit_file import load
+from vitfast.inference.vit_file import load_vit
 from vitfast.models import ImageModel
 from vitfast.runs.trained_model import TrainedModel
 
@@ -64,7 +64,7 @@ class RowFunction:
         self._normalization: Normalization | None = None
         if isinstance(trained.model, AcceleratedModel):  # of a .vit file, which may normalize images itself
             given = {} if trained.model.normalization is not None else {"mean": mean, "std": std}
-            self.fast = load(trained.checkpoint, precision, self.device, **given)
+            self.fast = load_vit(trained.checkpoint, precision, self.device, **given)
             return
         try:
             self.fast = accelerate(trained.model, precision, mean=mean, std=std)

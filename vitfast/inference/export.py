@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-import vitfast
 from vitfast.errors import UserError, one_line
 from vitfast.files import atomic_file
-from vitfast.inference.accelerated_model import AcceleratedModel
 from vitfast.inference.acceleration_report import Agreement
 from vitfast.inference.agreement import output_agreement
 from vitfast.inference.early_exit.early_exit import EarlyExit
@@ -25,11 +21,11 @@ from vitfast.inference.image_tower import ImageTower
 from vitfast.inference.ir import CascadeSpec, SequenceSpec
 from vitfast.inference.lowering import lower
 from vitfast.inference.onnx_export import onnx_engines, write_onnx
-from vitfast.inference.vit_file import load, write_vit
+from vitfast.inference.pt2_file import is_accelerated, load_pt2, write_pt2
+from vitfast.inference.vit_file import load_vit, write_vit
+from vitfast.models.preprocessing_settings import preprocessing_settings
 from vitfast.models.saved_exits import SavedExits
-from vitfast.ops.library import build_info
 
-MANIFEST = "vitfast.json"  # within a .pt2 file of torch.export
 SUFFIXES = (".vit", ".pt2", ".onnx")
 _COSINE, _INT8_COSINE = 0.9999, 0.95  # below, the file does not agree with the model
 
@@ -146,59 +142,14 @@ def _write(
     """Writes the file; returns what runs it, by name."""
     if path.suffix == ".vit":
         write_vit(model, path, saved)
-        return {"vitfast.load": load(path, device=getattr(model, "device", None))}
+        return {"vitfast.load": load_vit(path, device=getattr(model, "device", None))}
     if path.suffix == ".onnx":
         with atomic_file(path) as temporary:
             write_onnx(model, temporary, images, int8=int8)
         return onnx_engines(path)
-    program = exported_program(model, images)
-    manifest = _manifest(model)
     with atomic_file(path) as temporary:
-        if not aot:
-            # torch.export.save warns of other suffixes
-            with open(temporary, "wb") as file:
-                torch.export.save(program, file, extra_files={MANIFEST: json.dumps(manifest)})
-        else:
-            options = {"aot_inductor.metadata": {f"vitfast_{key}": str(value) for key, value in manifest.items()}}
-            package = temporary.with_suffix(".pt2")
-            torch._inductor.aoti_compile_and_package(program, package_path=str(package), inductor_configs=options)
-            os.replace(package, temporary)
-    if aot:
-        return {"AOTInductor": torch._inductor.aoti_load_package(str(path))}
-    return {"torch.export.load": partial(_run, torch.export.load(path).module())}
-
-
-def exported_program(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
-    """Exports a model for any batch size.
-
-    Args:
-        model: in evaluation mode.
-        images: two or more; a batch of one would be specialized.
-
-    Raises:
-        UserError: the program takes only batches of one size.
-    """
-    given = images[:2] if len(images) > 1 else images.expand(2, -1, -1, -1)
-    program = torch.export.export(model, (given.contiguous(),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
-    names = program.graph_signature.user_inputs
-    shape = next(node.meta["val"].shape for node in program.graph.nodes if node.name in names)
-    if isinstance(shape[0], int):
-        raise UserError("the model's forward fixes the number of images; export the model that was accelerated")
-    return program
-
-
-def _run(module: nn.Module, images: Tensor) -> Any:
-    return module(images)
-
-
-def _manifest(model: nn.Module) -> dict[str, str]:
-    """What a program depends on: compare it where the file is loaded."""
-    instruction_set = build_info()["cpu"]["instruction_set"] if _is_accelerated(model) else "any"
-    return {"vitfast": vitfast.__version__, "torch": torch.__version__, "instruction_set": instruction_set}
-
-
-def _is_accelerated(model: nn.Module) -> bool:
-    return any(isinstance(module, AcceleratedModel) for module in model.modules())
+        write_pt2(model, temporary, images, aot=aot)
+    return {"vitfast.load": load_pt2(path)}
 
 
 def _image_shape(model: nn.Module) -> tuple[int, int, int]:
@@ -208,6 +159,10 @@ def _image_shape(model: nn.Module) -> tuple[int, int, int]:
         patches = tower.model.embedding.patches
         return (patches.in_chans, *patches.image_size)
     spec = None if tower is not None else lower(model).spec
+    if spec is None:
+        settings = preprocessing_settings(model)
+        if settings is not None:
+            return (settings["in_chans"], settings["img_size"], settings["img_size"])
     if spec is None or isinstance(spec, SequenceSpec):
         raise UserError("the size of the images is not known; give images=, [B, channels, height, width]")
     first = spec.exits[0] if isinstance(spec, CascadeSpec) else spec
@@ -245,7 +200,7 @@ def _check_arguments(
         raise UserError(f"exit={exit} applies to .pt2 and .onnx; a .vit file holds all exits")
     if isinstance(model, EarlyExit) and path.suffix != ".vit":
         raise UserError("early exit is control flow, which only .vit stores; export model.model, with exit= for one")
-    if _is_accelerated(model) and path.suffix == ".onnx":
+    if is_accelerated(model) and path.suffix == ".onnx":
         raise UserError(
             "an accelerated model computes with operators of vitfast, which ONNX does not have; export "
             "the model that was accelerated"
@@ -256,10 +211,13 @@ def _check_arguments(
 
 @contextlib.contextmanager
 def _explain(path: Path) -> Iterator[None]:
-    """Turns errors of the exporters into user errors with their first line."""
+    """Turns errors of the exporters into user errors."""
     try:
         yield
     except (UserError, OSError, ImportError):
         raise
     except Exception as error:
-        raise UserError(f"{path} cannot be written: {type(error).__name__}: {one_line(error)}") from error
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # the exporters surround it with general advice
+            cause = cause.__cause__
+        raise UserError(f"{path} cannot be written: {type(cause).__name__}: {one_line(cause)}") from error

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vitfast.errors import UserError
+from vitfast.inference.pt2_file import exported_program
 from vitfast.ops.library import torch_operators
 
 OPSET = 20
@@ -24,13 +25,13 @@ _INSTALL = "pip install 'vitfast[export]'"
 
 def write_onnx(model: nn.Module, path: Path, images: Tensor, *, int8: bool) -> None:
     """Writes a source model; arguments and errors as in ``vitfast.export``."""
-    from vitfast.inference.export import exported_program
-
     onnx: Any = _import("onnx")
     _import("onnxscript")
     with torch_operators(), _quiet():
         # given a module instead of a program, torch.onnx.export may write a fixed batch without a word
         program = exported_program(model, images)
+        count = len(program.graph_signature.user_outputs)
+        names = ["output"] if count == 1 else [f"output_{index}" for index in range(count)]
         converted: Any = torch.onnx.export(
             program,
             (images[:2],),
@@ -38,6 +39,7 @@ def write_onnx(model: nn.Module, path: Path, images: Tensor, *, int8: bool) -> N
             verbose=False,
             opset_version=OPSET,
             input_names=["images"],
+            output_names=names,
             custom_translation_table=custom_translation_table(),
         )
     proto = converted.model_proto
@@ -53,12 +55,13 @@ def custom_translation_table() -> dict[Any, Callable[..., Any]]:
     """Returns what ``torch.onnx.export(…, custom_translation_table=…)`` needs to write graphs without ``If`` nodes.
 
     ``torch.tile``, with which DINOv2 of some libraries repeats its tokens, otherwise becomes an ``If`` node, which
-    TensorRT refuses or computes wrongly.
+    TensorRT refuses or computes wrongly. ``torch.frexp``, with which small floats are rounded, has no translation.
 
     Raises:
         UserError: onnxscript is not installed.
     """
     op: Any = _import("onnxscript").opset18
+    onnx: Any = _import("onnx")
 
     def tile(x: Any, dims: Any) -> Any:
         rank, repeats = len(x.shape), list(dims)
@@ -72,7 +75,24 @@ def custom_translation_table() -> dict[Any, Callable[..., Any]]:
         ]
         return op.Tile(x, op.Concat(*parts, axis=0))
 
-    return {torch.ops.aten.tile.default: tile}
+    def constant(value: Any, like: Any) -> Any:
+        return op.CastLike(op.Constant(value=onnx.numpy_helper.from_array(np.array(value, np.float64))), like)
+
+    def frexp(x: Any) -> Any:
+        one, two = constant(1.0, x), constant(2.0, x)
+        powers = constant(2.0 ** np.arange(-149, 129), x)  # of float32
+        magnitude = op.Where(op.Greater(op.Abs(x), constant(0.0, x)), op.Abs(x), one)  # zero and NaN as one
+        exponent = op.Floor(op.Div(op.Log(magnitude), op.Log(two)))
+        index = op.Cast(op.Min(op.Max(exponent, constant(-149, x)), constant(126, x)), to=7)
+        index = op.Add(index, op.Constant(value_int=149))
+        # the logarithm is rounded: beside a power of two the exponent may be off by one
+        is_above = op.GreaterOrEqual(magnitude, op.Gather(powers, op.Add(index, op.Constant(value_int=1))))
+        is_below = op.Less(magnitude, op.Gather(powers, index))
+        index = op.Sub(op.Add(index, op.Cast(is_above, to=7)), op.Cast(is_below, to=7))
+        mantissa = op.Div(op.Div(x, op.Gather(powers, index)), two)
+        return mantissa, op.Cast(op.Sub(index, op.Constant(value_int=148)), to=6)
+
+    return {torch.ops.aten.tile.default: tile, torch.ops.prims.frexp.default: frexp}
 
 
 def onnx_engines(path: Path) -> dict[str, Callable[[Tensor], Any]]:

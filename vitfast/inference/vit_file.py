@@ -27,6 +27,7 @@ from vitfast.inference.ir_records import COMPUTED, read_spec, record_spec
 from vitfast.inference.lowering import Lowered, lower
 from vitfast.inference.lowering.module_checks import quantized_precisions
 from vitfast.inference.normalization import Normalization
+from vitfast.inference.pt2_file import load_pt2
 from vitfast.models.preprocessing_settings import preprocessing_settings, timm_settings_of
 from vitfast.models.saved_exits import SavedExits
 from vitfast.weights.save_weights import write_safetensors
@@ -97,27 +98,49 @@ def load(
     *,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-) -> AcceleratedModel:
-    """Loads a ``.vit`` file, which ``vitfast.export`` wrote, and packs its weights for this machine.
+) -> Any:
+    """Loads a ``.vit`` or ``.pt2`` file, which ``vitfast.export`` wrote.
 
-    The file is not trusted: nothing in it is executed, and every field is checked. ``class_names`` of the result is a
-    list, or None; ``vitfast.preprocessing`` builds the preprocessing of its images.
+    The weights of a ``.vit`` file are packed for this machine. The file is not trusted: nothing in it is executed, and
+    every field is checked. ``class_names`` of the result is a list, or None; ``vitfast.preprocessing`` builds the
+    preprocessing of its images.
+
+    A ``.pt2`` file is a program: load only files that you trust. Its manifest must fit this machine.
 
     Args:
         path: the file.
-        precision: as in ``accelerate``. None: that of the exported model.
-        device: ``"cpu"`` or ``"cuda"``. None: ``"cpu"``.
-        mean: as in ``accelerate``, where the file does not normalize images itself.
-        std: as in ``accelerate``.
+        precision: of ``.vit``, as in ``accelerate``. None: that of the exported model.
+        device: of ``.vit``: ``"cpu"`` or ``"cuda"``. None: ``"cpu"``.
+        mean: of ``.vit``, as in ``accelerate``, where the file does not normalize images itself.
+        std: as ``mean``.
 
     Returns:
-        What ``accelerate`` returns.
+        What ``accelerate`` returns; of a ``.pt2`` file a module with its ``manifest``.
 
     Raises:
         UserError: the file is damaged, refused or of another format; the message names the field. Or as in
             ``accelerate``.
     """
     path = Path(path)
+    if path.suffix == ".onnx":
+        raise UserError(f"{path} is of another format: onnxruntime.InferenceSession reads .onnx")
+    if path.suffix != ".pt2":
+        return load_vit(path, precision, device, mean=mean, std=std)
+    options = {"precision": precision, "device": device, "mean": mean, "std": std}
+    if given := [name for name, value in options.items() if value is not None]:
+        raise UserError(f"{given[0]}={options[given[0]]!r} applies to .vit files; a program is as it was exported")
+    return load_pt2(path)
+
+
+def load_vit(
+    path: Path,
+    precision: str | None = None,
+    device: str | torch.device | None = None,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> AcceleratedModel:
+    """Loads a ``.vit`` file; arguments and errors as in ``load``."""
     record, tensors = _read_file(path)
     try:
         spec = read_spec(record["spec"], tensors)
@@ -191,10 +214,8 @@ def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
 
 def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Reads and checks the file up to its spec; tensors are under all of their names."""
-    if path.suffix in (".pt2", ".onnx"):
-        raise UserError(f"{path} is no .vit file; torch.export.load reads .pt2, and ONNX Runtime .onnx")
     if not path.is_file():
-        raise UserError(f"{path} is not a file; give one that vitfast.export wrote, with the suffix .vit")
+        raise UserError(f"{path} is not a file; give one that vitfast.export wrote, with the suffix .vit or .pt2")
     file = read_safetensors(path)
     if _KEY not in file.metadata:
         raise UserError(f"{path} was not written by vitfast.export; use vitfast.create_model(checkpoint=…) for weights")
