@@ -26,8 +26,24 @@ def speed_table(machine: str) -> str:
         cells = [_speed(column.get(precision, {}).get("vitfast")) for column in columns.values()]
         if any(cells):
             rows.append([name, *(cell or "not measured" for cell in cells)])
+    for precision, name in _PRECISIONS.items():
+        shares = [column.get(precision, {}).get("vitfast", {}).get("peak_share") for column in columns.values()]
+        rows.append([f"{name}, of the arithmetic peak", *(f"{share:.0%}" if share else "" for share in shares)])
     eager = [f"{column['fp32']['eager']['images_per_s']:.3g}" for column in columns.values()]
     return _table(["precision", *columns], [*rows, ["PyTorch eager, float32", *eager]])
+
+
+def comparison_table(result: str, only: str = "") -> str:
+    """Every comparison of a result: the speed of each engine, or of one, and its ratio to the fastest other."""
+    rows = []
+    for outcome in _read(RESULTS / f"{result}.json")["outcomes"]:
+        for one in outcome["standings"]:
+            if not one["is_limit"] and only in ("", one["subject"]):
+                units = {"images_per_s": "images/s", "gflop_per_s": "GFLOP/s", "gigabyte_per_s": "GB/s"}
+                speed = next(f"{one[key]:,.3g} {unit}" for key, unit in units.items() if one[key] is not None)
+                ratio = f"{one['speedup']['median']:.2f}x {one['against']}"
+                rows.append([outcome["title"], *([] if only else [one["subject"]]), speed, ratio])
+    return _table(["what", *([] if only else ["engine"]), "speed", "ratio to the fastest other"], rows)
 
 
 def libraries_table() -> str:

@@ -25,6 +25,7 @@ import vitfast
 CONTENT: dict[str, Callable[..., str]] = {
     "accuracy": figures.accuracy_table,
     "architecture": package_reference.architecture,
+    "comparison": figures.comparison_table,
     "libraries": figures.libraries_table,
     "models": model_tables.model_table,
     "operators": package_reference.operators,

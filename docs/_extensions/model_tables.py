@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
+import timm
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -14,11 +15,20 @@ from vitfast.models import build_model
 
 def model_table(*patterns: str) -> str:
     """Lists the architectures that match one of the patterns, with the image size that they were published with."""
-    rows = ["| model | parameters | GMACs | pixels |", "|---|---:|---:|---:|"]
+    rows = ["| model | parameters | GMACs | pixels | timm's weights |", "|---|---:|---:|---:|---|"]
     for name in sorted({name for pattern in patterns for name in vitfast.list_models(pattern)}):
         parameters, gmacs, pixels = count(name)
-        rows.append(f"| `{name}` | {parameters / 1e6:,.1f} M | {gmacs:,.2f} | {pixels} |")
+        rows.append(f"| `{name}` | {parameters / 1e6:,.1f} M | {gmacs:,.2f} | {pixels} | {_license(name)} |")
     return "\n".join(rows)
+
+
+def _license(name: str) -> str:
+    """The licence that timm records for its default weights of that name; empty if it has none."""
+    try:
+        settings = timm.get_pretrained_cfg(name)
+    except RuntimeError:  # timm has no such model
+        return ""
+    return (settings and settings.license) or ""
 
 
 def count(name: str) -> tuple[int, float, int]:
