@@ -20,7 +20,10 @@ DOCUMENTS = [
         "README.md",
         "docs/index.md",
         "docs/get_started/first_model.md",
-        *(f"docs/guides/{name}.md" for name in ("accelerate", "early_exit", "gpu", "quantize", "weights")),
+        *(
+            f"docs/guides/{name}.md"
+            for name in ("accelerate", "attention_maps", "early_exit", "gpu", "quantize", "weights")
+        ),
     )
 ]
 SLOW = [ROOT / "docs/guides/deploy.md"]  # ONNX export
