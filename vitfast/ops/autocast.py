@@ -11,13 +11,21 @@ from torch import Tensor
 MaybeTensor = TypeVar("MaybeTensor", Tensor, "Tensor | None")
 
 
+def _has_autocast(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type)
+
+
+# torch.compile calls it instead of tracing it, which torch 2.11 cannot
+_has_autocast._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
     """The dtype in which autocast computes GEMMs on this tensor's device; None: autocast is off.
 
     As in torch's own autocast rules, float64 is not cast.
     """
     device_type = tensor.device.type
-    if tensor.dtype == torch.float64 or not torch.amp.is_autocast_available(device_type):
+    if tensor.dtype == torch.float64 or not _has_autocast(device_type):
         return None
     if not torch.is_autocast_enabled(device_type):
         return None
@@ -32,7 +40,7 @@ def cast(tensor: MaybeTensor, dtype: torch.dtype | None) -> MaybeTensor:
 def autocast_off(x: Tensor) -> AbstractContextManager[Any]:
     """Returns a context in which autocast is off for the device of ``x``."""
     device_type = x.device.type
-    if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(device_type):
+    if not _has_autocast(device_type) or not torch.is_autocast_enabled(device_type):
         return nullcontext()
     return torch.autocast(device_type, enabled=False)
 
