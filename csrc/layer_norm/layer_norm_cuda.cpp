@@ -6,7 +6,7 @@ namespace {
 
 struct Cuda {
   // enough blocks to occupy a large GPU
-  static constexpr int64_t max_chunks = 512, min_rows_per_chunk = 16;
+  static constexpr int64_t max_chunks = 1024, min_rows_per_chunk = 16;
 
   // Parameters keep their type if it is the type of x; otherwise they are converted to float32.
   static std::tuple<std::optional<Tensor>, std::optional<Tensor>, Type> parameters(

@@ -221,21 +221,41 @@ __global__ void __launch_bounds__(layer_norm_threads) layer_norm_backward_kernel
   SharedMemory shared;
   float* scratch = shared.take<float>(layer_norm_warps * channels);
   float weight_sums[packs][size] = {}, bias_sums[packs][size] = {};
+  // all loads of a row in flight at once, where registers allow three blocks or more
+  constexpr bool loads_first = sizeof(T) == 2 && packs <= 3;
   for (int64_t row = rows.begin + warp_in_block(); row < rows.end; row += layer_norm_warps) {
     const float mean = static_cast<const float*>(a.mean)[row], rstd = static_cast<const float*>(a.rstd)[row];
+    Pack<T> x[packs], grad_y[packs], others[packs];
+    const auto load = [&](int p, int start) {
+      x[p] = load_pack(static_cast<const T*>(a.x) + row * channels + start);
+      grad_y[p] = load_pack(static_cast<const T*>(a.grad_y) + row * channels + start);
+    };
+    const auto load_others = [&](int p, int start) {
+      if (a.grad_summed != nullptr)
+        others[p] = load_pack(static_cast<const T*>(a.grad_summed) + row * channels + start);
+    };
+    if constexpr (loads_first) {
+#pragma unroll
+      for (int p = 0; p < packs; ++p) {
+        const int start = pack_start<T>(p, opaque(lane));
+        if (start >= channels) continue;
+        load(p, start);
+        load_others(p, start);
+      }
+    }
     float normalized[packs][size], gradient[packs][size];
     float gradients = 0.0f, products = 0.0f;
 #pragma unroll
     for (int p = 0; p < packs; ++p) {
       const int start = pack_start<T>(p, opaque(lane));
       if (start >= channels) continue;
-      load_floats(normalized[p], static_cast<const T*>(a.x) + row * channels + start);
-      load_floats(gradient[p], static_cast<const T*>(a.grad_y) + row * channels + start);
+      if constexpr (!loads_first) load(p, start);
       float factors[size];
       if (a.weight != nullptr) load_floats(factors, static_cast<const W*>(a.weight) + start);
 #pragma unroll
       for (int i = 0; i < size; ++i) {
-        normalized[p][i] = (normalized[p][i] - mean) * rstd;
+        normalized[p][i] = (to_float(x[p].element[i]) - mean) * rstd;
+        gradient[p][i] = to_float(grad_y[p].element[i]);
         weight_sums[p][i] += gradient[p][i] * normalized[p][i];
         bias_sums[p][i] += gradient[p][i];
         if (a.weight != nullptr) gradient[p][i] *= factors[i];
@@ -251,11 +271,10 @@ __global__ void __launch_bounds__(layer_norm_threads) layer_norm_backward_kernel
       if (start >= channels) continue;
 #pragma unroll
       for (int i = 0; i < size; ++i) gradient[p][i] = rstd * (gradient[p][i] - average - normalized[p][i] * slope);
+      if constexpr (!loads_first) load_others(p, start);
       if (a.grad_summed != nullptr) {
-        float others[size];
-        load_floats(others, static_cast<const T*>(a.grad_summed) + row * channels + start);
 #pragma unroll
-        for (int i = 0; i < size; ++i) gradient[p][i] += others[i];
+        for (int i = 0; i < size; ++i) gradient[p][i] += to_float(others[p].element[i]);
       }
       store_pack(static_cast<T*>(a.grad_x) + row * channels + start, round_to_pack<T>(gradient[p]));
     }
