@@ -14,10 +14,15 @@ import torch
 from PIL import Image
 
 import vitfast
+from support import failing_actor
 from support.subprocesses import python_environment
+from vitfast.commands.command_options import EmbedOptions
+from vitfast.config import load_options
+from vitfast.data.collection import list_images
 from vitfast.embed import main
+from vitfast.evaluation.row_functions import Embedder
 from vitfast.evaluation.search import read_embeddings
-from vitfast.evaluation.shards import part_files
+from vitfast.evaluation.shards import ShardFolder, part_files, split_shards
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'vitfast[ray]'")
 cluster_utils = pytest.importorskip("ray.cluster_utils")
@@ -27,13 +32,13 @@ STORE = {"object_store_memory": 100 << 20}
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    """The cluster."""
+    """The cluster; the second node, which a test may remove, is ``cluster.second``."""
     # Ray runs workers at niceness 15: on a busy machine they would not get any time
     environment = {"PYTHONPATH": python_environment()["PYTHONPATH"], "RAY_worker_niceness": "0"}
     before = {name: os.environ.get(name) for name in environment}
     os.environ |= environment
     cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **STORE})
-    cluster.add_node(num_cpus=1, **STORE)
+    cluster.second = cluster.add_node(num_cpus=1, **STORE)
     ray.init(address=cluster.address, log_to_driver=False)
     cluster.wait_for_nodes()
     yield cluster
@@ -125,22 +130,60 @@ def test_a_killed_worker_changes_nothing(cluster, options, expected, tmp_path):
     assert contents(tmp_path) == expected
 
 
+def test_an_actor_that_raises_once_is_called_again(cluster, options, expected, tmp_path):
+    assert _write(failing_actor.raises_once, options, tmp_path / "out") == 12
+    assert (tmp_path / "out.raised").exists()
+    parts = {name: content for name, content in expected.items() if name.startswith("part-")}
+    assert {name: content for name, content in contents(tmp_path / "out").items() if name in parts} == parts
+
+
+def test_an_actor_that_always_raises_ends_the_run(cluster, options, tmp_path):
+    with pytest.raises(vitfast.UserError, match="Ray could not compute a shard, after 3 retries: "):
+        _write(failing_actor.raises_always, options, tmp_path / "out")
+
+
+def _write(build, options: list[str], output: Path) -> int:
+    """Calls ``write_shards`` with another way to build the model; returns the number of shards."""
+    from vitfast.ray import write_shards
+
+    chosen = load_options(EmbedOptions, [*options, f"output={output}"], "test")
+    trained = chosen.load(headless=True)
+    folder = ShardFolder(output, "parquet", Embedder(trained), {}, {})
+    return sum(1 for _ in write_shards(split_shards(list_images(chosen.images), 2), chosen, build, folder))
+
+
+@pytest.fixture(scope="module")
+def pictures(options, tmp_path_factory):
+    """Six images and their embeddings by one process."""
+    folder = tmp_path_factory.mktemp("pictures")
+    random = np.random.default_rng(0)
+    paths = [str(folder / f"{number}.png") for number in range(6)]
+    for path in paths:
+        Image.fromarray(random.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(path)
+    assert main([*options[:3], f"images={folder}", f"output={folder / 'out'}"]) == 0
+    ((_, features),) = read_embeddings(folder / "out")
+    return paths, features.numpy()
+
+
 @pytest.mark.parametrize("column", ["bytes", "image", "path"])
-def test_predictor_takes_encoded_images_pixels_and_paths(options, tmp_path, column):
+def test_predictor_takes_encoded_images_pixels_and_paths(options, pictures, column):
     from vitfast.ray import Predictor
 
-    random = np.random.default_rng(0)
-    pixels = [random.integers(0, 255, (40, 40, 3), dtype=np.uint8) for _ in range(3)]
-    paths = [str(tmp_path / f"{number}.png") for number in range(3)]
-    for path, image in zip(paths, pixels, strict=True):
-        Image.fromarray(image).save(path)
+    paths, features = pictures
     encoded = np.array([Path(path).read_bytes() for path in paths], dtype=object)
-    batch = {"bytes": encoded, "image": np.stack(pixels), "path": np.array(paths)}
+    pixels = np.stack([np.asarray(Image.open(path)) for path in paths])
+    batch = {"bytes": encoded, "image": pixels, "path": np.array(paths)}
     table = Predictor(options[0].partition("=")[2], "vit_mini_patch4_32")(
         {name: batch[name] for name in (column, "path")}
     )
     assert table["path"].to_pylist() == paths
-    assert table["error"].null_count == 3
-    assert main([*options[:3], f"images={tmp_path}", f"output={tmp_path / 'local'}"]) == 0
-    ((_, features),) = read_embeddings(tmp_path / "local")
-    np.testing.assert_array_equal(np.stack(table["embedding"].to_pylist()), features.numpy())
+    assert table["error"].null_count == 6
+    np.testing.assert_array_equal(np.stack(table["embedding"].to_pylist()), features)
+
+
+def test_a_removed_node_changes_nothing(cluster, options, expected, tmp_path):
+    """The last test: the cluster has one node afterwards."""
+    removed = once_a_part_exists(tmp_path, lambda: cluster.remove_node(cluster.second, allow_graceful=False))
+    assert main([*options, "engine=ray", f"output={tmp_path}"]) == 0
+    removed.join()
+    assert contents(tmp_path) == expected
