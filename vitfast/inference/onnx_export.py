@@ -55,7 +55,8 @@ def custom_translation_table() -> dict[Any, Callable[..., Any]]:
     """Returns what ``torch.onnx.export(…, custom_translation_table=…)`` needs to write graphs without ``If`` nodes.
 
     ``torch.tile``, with which DINOv2 of some libraries repeats its tokens, otherwise becomes an ``If`` node, which
-    TensorRT refuses or computes wrongly. ``torch.frexp``, with which small floats are rounded, has no translation.
+    TensorRT refuses or computes wrongly. ``torch.frexp``, with which small floats are rounded, has no translation, and
+    attention of three dimensions, as in timm's SAM, is refused.
 
     Raises:
         UserError: onnxscript is not installed.
@@ -92,7 +93,20 @@ def custom_translation_table() -> dict[Any, Callable[..., Any]]:
         mantissa = op.Div(op.Div(x, op.Gather(powers, index)), two)
         return mantissa, op.Cast(op.Sub(index, op.Constant(value_int=148)), to=6)
 
-    return {torch.ops.aten.tile.default: tile, torch.ops.prims.frexp.default: frexp}
+    attention = importlib.import_module("onnxscript.function_libs.torch_lib.ops.nn").aten_scaled_dot_product_attention
+
+    def attention_of_any_rank(q: Any, k: Any, v: Any, attn_mask: Any = None, *arguments: Any, **options: Any) -> Any:
+        if len(q.shape) == 4 or arguments or options.keys() - {"scale"}:
+            return attention(q, k, v, attn_mask, *arguments, **options)
+        scale = options.get("scale") or q.shape[-1] ** -0.5
+        scores = op.MatMul(op.Mul(q, constant(scale, q)), op.Transpose(k, perm=[0, 2, 1]))
+        return op.MatMul(op.Softmax(scores if attn_mask is None else op.Add(scores, attn_mask), axis=-1), v)
+
+    return {
+        torch.ops.aten.tile.default: tile,
+        torch.ops.prims.frexp.default: frexp,
+        torch.ops.aten.scaled_dot_product_attention.default: attention_of_any_rank,
+    }
 
 
 def onnx_engines(path: Path) -> dict[str, Callable[[Tensor], Any]]:
