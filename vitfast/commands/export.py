@@ -32,6 +32,10 @@ def run(options: ExportOptions) -> int:
     if options.precision is not None and options.path.endswith(".onnx"):
         raise UserError(f"precision={options.precision} is of accelerated models, which ONNX cannot hold; leave it out")
     trained = options.load()
+    num_exits: int = getattr(trained.model, "num_exits", 1)
+    if options.exit is not None and not (num_exits > 1 and 1 <= options.exit <= num_exits):
+        allowed = f"allowed: 1 to {num_exits}" if num_exits > 1 else "the model has one exit; leave it out"
+        raise UserError(f"exit={options.exit} is out of range; {allowed}")
     images = None if options.images is None else _images(trained, options.images, options.max_images)
     model = trained.model
     settings = {name: trained.data[name] for name in PREPROCESSING}

@@ -192,10 +192,8 @@ def _check_arguments(
     check_path(path)
     for given, argument, suffix in ((int8, "int8=True", ".onnx"), (aot, "aot=True", ".pt2")):
         if given and path.suffix != suffix:
-            raise UserError(
-                f"{argument} applies to {suffix} only, and path={path}; for fewer bits in a .vit file "
-                "export vitfast.accelerate(model, 'int8')"
-            )
+            hint = "; for fewer bits export vitfast.accelerate(model, 'int8')" if int8 else ""
+            raise UserError(f"{argument} applies to {suffix} only, and path={path}{hint}")
     if exit is not None and (path.suffix == ".vit" or isinstance(model, EarlyExit)):
         raise UserError(f"exit={exit} applies to .pt2 and .onnx; a .vit file holds all exits")
     if isinstance(model, EarlyExit) and path.suffix != ".vit":
