@@ -148,9 +148,11 @@ def write_shards(
         for row in written.iter_rows():
             yield int(row["number"]), {"error": pickle.loads(row["error"])}
     except ray.exceptions.RayError as error:
+        # Ray appends traces of its own to that of the actor
+        cause = str(error).partition("\n\nThe above exception was the direct cause")[0].strip().splitlines()[-1]
         raise UserError(
-            f"Ray could not compute a shard, after {_RETRIES} retries: {str(error).strip().splitlines()[-1]}; the "
-            "complete files are kept, and the same command continues"
+            f"Ray could not compute a shard, after {_RETRIES} retries: {cause}; the complete files are kept, and the "
+            "same command continues"
         ) from error
 
 
