@@ -20,6 +20,7 @@ from vitfast.models import MultiCrop
 from vitfast.weights import load_vissl_head
 
 NANO = "vit_nano_patch2_8"
+CONVIT: dict[str, Any] = {"img_size": 32, "patch_size": 8, "depth": 2, "local_up_to_layer": 1}
 
 
 def checkpoint(path: Path, *heads: nn.Module) -> Path:
@@ -228,17 +229,32 @@ def test_a_swav_vit_is_written_back_for_vissl(tmp_path: Path) -> None:
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
 
 
+def test_a_swav_convit_is_written_back_for_vissl(tmp_path: Path) -> None:
+    path = tmp_path / "swav.safetensors"
+    options = {**CONVIT, "layer_norm_eps": 1e-5, "locality_dim": 10, "local_initialization": False, "num_classes": 0}
+    model = vitfast.create_model("convit_tiny", **options).eval()
+    vitfast.save_weights(MultiCrop(model, SwavHead([192, 4], [5])), path, layout="vissl")
+    written = load_file(path)
+    assert written["trunk.class_token"].shape == (1, 1, 192)
+    assert written["trunk.blocks.0.attn.alpha"].shape == (1, 4, 1, 1)
+    assert written["trunk.blocks.0.attn.pos_proj.weight"].shape == (4, 30)
+    assert {"trunk.pos_embedding", "trunk.blocks.1.mlp.linear_2.bias", "heads.0.prototypes0.weight"} <= written.keys()
+    again = vitfast.create_model(
+        "convit_tiny", img_size=32, patch_size=8, depth=2, num_classes=0, checkpoint=path
+    ).eval()
+    assert again.load_report.family == "VISSL ConViT"
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(model(images), again(images))
+
+
 @pytest.mark.parametrize(
     ("name", "fields", "layout", "message"),
     [
         (NANO, {}, "swav", "layout='swav' holds ResNets of torchvision; got vit_nano_patch2_8"),
         (NANO, {"gelu": "tanh"}, "vissl", "VISSL's ViT has no gelu='tanh'; use layout='timm'"),
-        (
-            "convit_tiny",
-            {"depth": 1, "local_up_to_layer": 0},
-            "vissl",
-            "holds ViT, DeiT and ResNets .* convit_tiny",
-        ),
+        ("convit_tiny", CONVIT, "vissl", "VISSL's ConViT has no layer_norm_eps=1e-06; use layout='timm'"),
+        ("t2t_vit_10", {}, "vissl", "holds ViT, DeiT, ConViT and ResNets .* t2t_vit_10"),
     ],
 )
 def test_trunks_that_the_systems_do_not_have(

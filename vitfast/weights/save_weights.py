@@ -42,7 +42,7 @@ def save_weights(model: ImageModel | MultiCrop, path: str | os.PathLike[str], *,
             ``"huggingface"``, ``model.safetensors`` and ``config.json`` of DINOv2, DINOv3, CLIP or SigLIP, for
             ``from_pretrained``. Except CLIP's, these have no head: give ``create_model`` ``num_classes=0``. For a
             ``MultiCrop`` with a ``SwavHead``: ``"swav"`` or ``"vissl"``, the keys of SwAV's original code (ResNets
-            of torchvision) or of VISSL (also ViT and DeiT), without metadata.
+            of torchvision) or of VISSL (also ViT, DeiT and ConViT), without metadata.
 
     Raises:
         UserError: the path has another suffix or its folder does not exist, the model is not a vitfast model, or the

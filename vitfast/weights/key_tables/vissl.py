@@ -104,6 +104,10 @@ SWAV_RESNET = KeyTable(
 # the fields of a ViT that VISSL's also has with any value
 _VISSL_SIZES = {"img_size", "in_chans", "num_classes", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio"}
 _VISSL_SIZES |= {"qkv_bias", "drop_rate", "attn_drop_rate", "drop_path"}
+# and of a ConViT: the last one matters only for files of another image size
+_VISSL_LOCALITY = {"local_up_to_layer", "local_initialization", "locality_strength", "locality_dim"}
+_VISSL_LOCALITY |= {"position_interpolation"}
+_CONVIT_KEYS = {"cls_token": "class_token", "pos_embed": "pos_embedding"}
 
 TABLES: tuple[KeyTable, ...] = (VISSL_CONVIT, VISSL, VISSL_2021, VISSL_RESNET, SWAV_RESNET)
 
@@ -172,6 +176,8 @@ def swav_state(model: nn.Module, layout: Literal["swav", "vissl"]) -> dict[str, 
     else:
         _check_vissl_fields(model.model.fields, name)
         prefix = "trunk."
+        if isinstance(model.model.fields, ConViTFields):
+            trunk = dict(_vissl_convit_entry(key, tensor) for key, tensor in trunk.items())
     if layout == "vissl":
         head = {f"{_HEAD}{key}": tensor for key, tensor in head.items()}
     elif model.head.num_prototype_layers == 1:
@@ -182,15 +188,30 @@ def swav_state(model: nn.Module, layout: Literal["swav", "vissl"]) -> dict[str, 
 
 
 def _check_vissl_fields(given: object, name: str) -> None:
-    """Raises UserError for a model that VISSL's ViT cannot express."""
-    if type(given) is not ViTFields:
-        raise UserError(f"layout='vissl' holds ViT, DeiT and ResNets of torchvision; got {name}; use layout='timm'")
-    usual = ViTFields()
-    names = [field.name for field in fields(given) if field.name not in _VISSL_SIZES]
+    """Raises UserError for a model that VISSL's ViT or ConViT cannot express."""
+    usual: ViTFields
+    if type(given) is ViTFields:
+        kind, usual, free = "ViT", ViTFields(), _VISSL_SIZES
+    elif type(given) is ConViTFields:
+        kind, usual, free = "ConViT", ConViTFields(layer_norm_eps=1e-5), _VISSL_SIZES | _VISSL_LOCALITY
+    else:
+        raise UserError(
+            f"layout='vissl' holds ViT, DeiT, ConViT and ResNets of torchvision; got {name}; use layout='timm'"
+        )
+    names = [field.name for field in fields(given) if field.name not in free]
     different = [one for one in names if getattr(given, one) != getattr(usual, one)]
     if different:
         listed = ", ".join(f"{one}={getattr(given, one)!r}" for one in different)
-        raise UserError(f"layout='vissl' cannot be written for {name}: VISSL's ViT has no {listed}; use layout='timm'")
+        raise UserError(
+            f"layout='vissl' cannot be written for {name}: VISSL's {kind} has no {listed}; use layout='timm'"
+        )
+
+
+def _vissl_convit_entry(key: str, tensor: Tensor) -> tuple[str, Tensor]:
+    """A key and tensor of a ConViT as in VISSL's trunk."""
+    if key.endswith(".gating_param"):
+        return key.replace("gating_param", "alpha"), tensor.reshape(1, -1, 1, 1)
+    return _CONVIT_KEYS.get(key, key.replace(".mlp.fc", ".mlp.linear_")), tensor
 
 
 def _build_head(
