@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitfast.benchmarking.machine import instruction_sets
+from vitfast.benchmarking.machine import DTYPES, instruction_sets
 from vitfast.benchmarking.peers import Unavailable, compiled
+from vitfast.inference.onnx_export import calibration_reader
 
 Run = Callable[[], Tensor]
 # Takes a model in float32 and evaluation mode, which it may change, a batch [B, C, H, W] in float32, a precision (fp32,
@@ -39,8 +40,7 @@ class Configuration:
             raise Unavailable(f"not installed: pip install {self.package}")
 
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_FLOATS = tuple(_DTYPES)
+_FLOATS = ("fp32", "bf16")
 # requests that OpenVINO runs at a time under its throughput hint
 _STREAMS = 2
 _MIN_THROUGHPUT_BATCH = 8
@@ -56,7 +56,7 @@ def _torch(
 ) -> Run:
     inductor: Any = importlib.import_module("torch._inductor.config")
     inductor.freezing = freezing  # weights become constants, which oneDNN's and MKL's kernels read packed
-    return accelerated(convert(model.to(_DTYPES[precision])), images.to(_DTYPES[precision]), precision, folder)
+    return accelerated(convert(model.to(DTYPES[precision])), images.to(DTYPES[precision]), precision, folder)
 
 
 def accelerated(model: nn.Module, images: Tensor, precision: str, folder: Path) -> Run:
@@ -138,18 +138,10 @@ def _onnx_int8(path: Path, images: Tensor, static: bool) -> Path:
             str(path), str(target), op_types_to_quantize=kinds, extra_options=extra, **options
         )
         return target
-
-    class Images(quantization.CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.batches = iter([{"images": images.numpy()}])
-
-        def get_next(self) -> Any:
-            return next(self.batches, None)
-
     quantization.quantize_static(
         str(path),
         str(target),
-        Images(),
+        calibration_reader(images, len(images)),  # the file has a fixed batch
         quant_format=quantization.QuantFormat.QDQ,
         op_types_to_quantize=["MatMul", "Gemm"],
         **options,

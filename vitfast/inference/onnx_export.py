@@ -148,16 +148,16 @@ def _quantize(path: Path, images: Tensor) -> None:
     with tempfile.TemporaryDirectory() as folder, _quiet():
         prepared = Path(folder) / "prepared.onnx"
         preprocess(str(path), str(prepared), skip_symbolic_shape=True)
-        quantization.quantize_static(str(prepared), str(path), _reader(images), **options)
+        quantization.quantize_static(str(prepared), str(path), calibration_reader(images), **options)
 
 
-def _reader(images: Tensor) -> Any:
-    """A reader of calibration images, one batch of eight after the other."""
+def calibration_reader(images: Tensor, batch_size: int = 8) -> Any:
+    """A reader of calibration images for ONNX Runtime's static quantization, one batch after the other."""
     base: Any = _import("onnxruntime.quantization").CalibrationDataReader
 
     class _Reader(base):  # type: ignore[misc]
         def __init__(self) -> None:
-            self.batches: Iterator[Tensor] = iter(images.split(8))
+            self.batches: Iterator[Tensor] = iter(images.split(batch_size))
 
         def get_next(self) -> dict[str, Any] | None:
             batch = next(self.batches, None)
