@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from vitfast import ops
 from vitfast.inference.ir import Precision
 from vitfast.inference.modules.attention import Heads, InferenceAttention
-from vitfast.inference.modules.block import InferenceBlock, Positions
 from vitfast.inference.modules.linear import WEIGHT_DTYPES, InferenceLinear
 from vitfast.layers.positional_attention import positional_map
 from vitfast.ops.linear import ACTIVATIONS
@@ -50,18 +49,6 @@ class Fp16InputLinear(InferenceLinear):
         else:  # torch has no CPU GEMM of fp16 operands with an fp32 result
             out = F.linear(half.to(torch.float32), self.weight.to(torch.float32))
         return out if self.bias is None else out + self.bias
-
-
-class AddNormBlock(InferenceBlock):
-    """A block that adds the attention's result and normalizes the sum in one operator."""
-
-    def forward(self, x: Tensor, positions: Positions | None = None) -> Tensor:
-        x = x.to(self.dtype).contiguous()
-        branch = self.proj(self.attended(x, positions))
-        norm = self.mlp.norm
-        assert norm is not None
-        x, normalized = ops.add_layer_norm(branch, x, norm.weight, norm.bias, norm.eps)
-        return self.mlp.after_norm(normalized, x)
 
 
 class FusedGatedAttention(Heads):

@@ -8,11 +8,10 @@ import torch
 from torch import nn
 
 from vitfast.inference.backend import Backend, Layer
-from vitfast.inference.cuda.cast_layers import AddNormBlock, CastLinear, Fp16InputLinear, FusedGatedAttention
+from vitfast.inference.cuda.cast_layers import CastLinear, Fp16InputLinear, FusedGatedAttention
 from vitfast.inference.image_tower import ImageTower
 from vitfast.inference.ir import Precision
 from vitfast.inference.modules.attention import GatedAttention
-from vitfast.inference.modules.block import InferenceBlock
 from vitfast.inference.modules.linear import InferenceLinear
 from vitfast.ops.gated_positional_attention import has_gated_kernel
 from vitfast.ops.library import has_kernel, kernel_state
@@ -45,16 +44,11 @@ class CudaBackend(Backend):
         return Fp16InputLinear if precision == "fp16_32" else CastLinear
 
     def layer_class(self, base: type[Layer], *parts: Any) -> type[Layer]:
-        fused: Any = base
-        if base is InferenceBlock:
-            mlp = parts[-1]
-            are_cast = isinstance(mlp.fc1, CastLinear) and isinstance(mlp.fc2, CastLinear)
-            if are_cast and mlp.norm is not None and mlp.norm.is_fused_in("fp32"):
-                fused = AddNormBlock
-        elif base is GatedAttention:
-            content, positional = parts
-            if has_gated_kernel(self.device, self.dtype, positional.shape[-1] ** 2, content.head_dim):
-                fused = FusedGatedAttention
+        if base is not GatedAttention:
+            return base
+        content, positional = parts
+        is_fused = has_gated_kernel(self.device, self.dtype, positional.shape[-1] ** 2, content.head_dim)
+        fused: Any = FusedGatedAttention if is_fused else base
         return fused
 
 

@@ -38,10 +38,7 @@ class InferenceMlp(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None) -> Tensor:
         """Computes it from ``x`` ``[..., K]`` and ``residual`` ``[..., C]``, or None for zeros."""
-        return self.after_norm(x if self.norm is None else self.norm(x), residual)
-
-    def after_norm(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        """Computes it from an ``x`` that is already normalized."""
+        x = x if self.norm is None else self.norm(x)
         hidden = self.fc1(x) if self.gate is None else self.gate(x) * self.fc1(x)
         return self.fc2(hidden, residual)
 
