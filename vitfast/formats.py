@@ -78,6 +78,16 @@ class FloatFormat:
         return ((exponent + 125) << 23) + int(fraction * 2**24)
 
     @property
+    def fits_fp16(self) -> bool:
+        """Whether IEEE half precision represents every value of the format."""
+        half = FloatFormat.fp16()
+        return (
+            self.mantissa_bits <= half.mantissa_bits
+            and self.max_value <= half.max_value
+            and self.min_subnormal >= half.min_subnormal
+        )
+
+    @property
     def is_qtorch(self) -> bool:
         """Whether this is ``qtorch(e, m)`` with fewer than 23 mantissa bits."""
         return self.mantissa_bits < 23 and self == FloatFormat.qtorch(self.exponent_bits, self.mantissa_bits)

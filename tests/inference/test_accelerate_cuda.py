@@ -15,6 +15,7 @@ from support.cast_model import cast_model
 from support.exit_models import EXIT_MODELS, exit_model, random_images
 from support.operator_calls import OperatorCalls
 from vitfast.inference.accelerate import _precision
+from vitfast.inference.cuda.cast_layers import Fp8Linear, Int8Linear
 from vitfast.inference.cuda.cuda_backend import called_kernels
 from vitfast.inference.modules.linear import InferenceLinear
 from vitfast.inference.normalization import Normalization
@@ -233,22 +234,64 @@ def test_hugging_face_models_keep_their_outputs():
     assert result.last_hidden_state.shape == (3, 5, 32)
 
 
-def test_precisions_that_a_gpu_does_not_support_are_rejected():
+def test_precisions_that_a_gpu_does_not_support_are_rejected(monkeypatch):
     model, gpu = accelerable("vitfast: vit"), torch.device("cuda")
-    with pytest.raises(
-        vitfast.UserError, match="precision='int8' is not supported on cuda; allowed: fp32, bf16, fp16,"
-    ):
-        _precision(model, "int8", gpu)
+    with pytest.raises(vitfast.UserError, match="precision='int4' is not supported on cuda; allowed: fp32, bf16"):
+        _precision(model, "int4", gpu)
     with pytest.raises(vitfast.UserError, match="precision='fp16' is not supported on cpu"):
         _precision(model, "fp16", torch.device("cpu"))
-    vitfast.quantize_(model, vitfast.Int8Config())
-    with pytest.raises(vitfast.UserError, match="the model is quantized to int8, which is not supported on cuda"):
-        _precision(model, None, gpu)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
+    assert _precision(model, "fp8", gpu) == "fp8"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
+    with pytest.raises(vitfast.UserError, match=r"precision='fp8' needs .* 8\.9 or newer, cuda has 8\.6"):
+        _precision(model, "fp8", gpu)
 
 
-def test_quantized_models_keep_their_arithmetic():
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp16_16", 3e-3), ("int8", 5e-2), ("fp8", 0.2)])
+@pytest.mark.parametrize("kind", ["vitfast: t2t", "timm: LayerScale, registers"])
+@torch.no_grad()
+def test_low_precisions_of_a_gpu(kind, precision, tolerance):
+    source = accelerable(kind)
+    images = sample_images(source)
+    exact = source(images)
+    fast = cast_model(source, precision, largest=2)
+    assert fast.report().fell_back == ()
+    assert fast(images).dtype == torch.float32
+    assert 1e-4 < distance(fast(images), exact) < tolerance
+    found = fast.state_dict()
+    assert list(found) == list(source.state_dict())
+    # it is the source's, rounded: it builds the same model
+    source.load_state_dict(found)
+    assert distance(cast_model(source, precision, largest=2)(images), fast(images)) < tolerance / 5
+
+
+@pytest.mark.parametrize("make", [Int8Linear, Fp8Linear])
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 16, 16), (40, 20, 10), (17, 64, 7)])
+@torch.no_grad()
+def test_layers_in_8_bits(make, rows, inputs, outputs):
+    precision, bits = ("int8", 7) if make is Int8Linear else ("fp8", 4)
+    weight, bias = torch.randn(outputs, inputs), torch.randn(outputs)
+    x = torch.randn(2, rows, inputs) * torch.logspace(-3, 3, rows)[:, None]
+    x[1, 0] = 0
+    layer = make(weight, bias, precision, ())
+    out = layer(x)
+    rounded = layer._restored()
+    assert (rounded - weight).abs().amax() <= 2.0**-bits * weight.abs().amax()
+    # 8-bit operands; fp8's result is rounded to bf16 before the bias
+    exact = x.double() @ rounded.double().t()
+    relative = 2.0**-bits + (2.0**-8 if make is Fp8Linear else 0)
+    allowed = relative * x.abs().amax(-1, keepdim=True) * weight.abs().sum(1)
+    assert ((out - bias - exact).abs() <= allowed + 1e-5).all()
+    assert torch.equal(out[1, 0], bias)
+    assert torch.equal(make(weight, None, precision, ())(x[:, :0]), out[:, :0])
+    with pytest.raises(vitfast.UserError, match=f"{precision} holds no NaN"):
+        make(weight / 0, bias, precision, ())
+
+
+@pytest.mark.parametrize("config", [vitfast.FP16_32Config(), vitfast.Int8Config()], ids=str)
+def test_quantized_models_keep_their_arithmetic(config):
     model = accelerable("vitfast: vit")
-    vitfast.quantize_(model, vitfast.FP16_32Config())
+    vitfast.quantize_(model, config)
     images = sample_images(model)
     fast = cast_model(model, "fp32")  # what accelerate passes for a quantized model
     with torch.no_grad():

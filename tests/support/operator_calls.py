@@ -13,19 +13,20 @@ _FUSED = {"layer_norm_forward": (4, 5), "add_layer_norm_forward": (5, 6, 7)}
 
 
 class OperatorCalls(TorchDispatchMode):
-    """Records the names of vitfast's raw operators that run within the context, in order.
+    """Records the names of the raw operators that run within the context, in order.
 
     Attributes:
-        names: without ``vitfast::``.
+        names: without ``vitfast::``, or another ``namespace``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, namespace: str = "vitfast") -> None:
         super().__init__()
+        self.namespace = namespace
         self.names: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "vitfast":
-            self.names.append(func.name().removeprefix("vitfast::"))
+        if func.namespace == self.namespace:
+            self.names.append(func.name().removeprefix(f"{self.namespace}::"))
         return func(*args, **(kwargs or {}))
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vitfast.runs.trained_model import TrainedModel
 
 PRECISIONS = ("fp32", "bf16", "fp16")
-ACCELERATED_PRECISIONS = ("fp32", "bf16", "fp16", "fp16_32", "int8")
+ACCELERATED_PRECISIONS = ("fp32", "bf16", "fp16", "fp16_32", "fp16_16", "int8", "fp8")
 CHECKPOINT_HELP = "folder of a run (its best checkpoint) or of a checkpoint, or a weights file"
 ENGINE_PRECISIONS = ("fp32", "bf16", "int8", "fp16_32")
 LIBRARIES = ("torchvision", "timm")

@@ -64,9 +64,11 @@ def accelerate(
 
     Args:
         model: not modified; its current weights are copied, and the copy computes its evaluation mode.
-        precision: ``"fp32"``; ``"bf16"``: GEMM operands in bfloat16; ``"fp16_32"``: as ``FP16_32Config()``; ``"int8"``
-            (CPU): as ``Int8Config()``, without calibration. On a GPU ``"bf16"`` and ``"fp16"`` apply to all stored
-            tensors, as in ``model.bfloat16()``. None: the precision of a quantized model, else ``"fp32"``.
+        precision: ``"fp32"``; ``"bf16"``: GEMM operands in bfloat16; ``"fp16_32"``: as ``FP16_32Config()``; ``"int8"``:
+            as ``Int8Config()``, without calibration. On a GPU also ``"fp16_16"``: fp16 where ``FP16_16Config()``
+            rounds, and in attention; and ``"fp8"`` (e4m3), with one scale for each token and output channel, as in
+            int8. There ``"bf16"`` and ``"fp16"`` apply to all stored tensors, as in ``model.bfloat16()``; with
+            ``"int8"`` and ``"fp8"`` these are in bf16. None: the precision of a quantized model, else ``"fp32"``.
         device: ``"cpu"`` or ``"cuda"``. None: the model's device.
         check: images as the model takes them, or a loader of batches: images, or tuples or dictionaries of which the
             first entry is images. Both models run on all of them, and ``report().agreement`` is the result.
@@ -286,6 +288,11 @@ def _supported(precision: str, device: torch.device) -> Precision:
     allowed = PRECISIONS[device.type]
     if precision not in allowed:
         raise UserError(f"precision={precision!r} is not supported on {device}; allowed: {', '.join(allowed)}")
+    if precision == "fp8" and (capability := torch.cuda.get_device_capability(device)) < (8, 9):
+        found = ".".join(map(str, capability))
+        raise UserError(
+            f"precision='fp8' needs compute capability 8.9 or newer, {device} has {found}; use 'int8' or 'bf16'"
+        )
     return precision
 
 

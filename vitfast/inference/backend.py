@@ -40,6 +40,8 @@ from vitfast.inference.source_tensors import SourceTensors
 from vitfast.layers.positional_attention import positional_probabilities
 
 Layer = TypeVar("Layer", bound=nn.Module)
+# precisions of FP16_32Config and FP16_16Config
+_FP16_CONFIGS = ("fp16_32", "fp16_16")
 
 
 class Backend:
@@ -123,15 +125,16 @@ class Backend:
 
     def norm(self, spec: NormSpec, *, column_order: Tensor | None = None) -> InferenceNorm:
         """Builds a LayerNorm or RMSNorm; where ``accelerate`` rounds its input, gamma is rounded once."""
-        rounds = (spec.precision or self.precision) == "fp16_32"
+        precision = spec.precision or self.precision
+        rounds_input = precision == "fp16_32"  # in fp16_16 it is stored in fp16
         weight, bias = self.copy(spec.weight), self.copy(spec.bias)
-        if spec.weight is not None and weight is not None and rounds and spec.precision is None:
+        if spec.weight is not None and weight is not None and precision in _FP16_CONFIGS and spec.precision is None:
             weight = round_to_fp16(weight)
             self.tensors.replace(spec.weight, weight)
         if column_order is not None:
             order = column_order.to(self.device)
             weight, bias = (None if tensor is None else tensor[order] for tensor in (weight, bias))
-        return (InferenceRmsNorm if spec.is_rms else InferenceNorm)(weight, bias, spec.eps, rounds_input=rounds)
+        return (InferenceRmsNorm if spec.is_rms else InferenceNorm)(weight, bias, spec.eps, rounds_input=rounds_input)
 
     def norm_or_identity(self, spec: NormSpec | None) -> nn.Module:
         """Builds a LayerNorm, or an identity for None."""
@@ -196,11 +199,11 @@ class Backend:
         if spec.order == "channels_last":
             sizes = (*spec.patch_size, spec.in_chans)
             order = torch.arange(spec.linear.in_features).view(sizes).permute(2, 0, 1).flatten()
-        # pixels are 8-bit integers, which bf16 represents exactly: int8 would only be less accurate
-        precision = spec.linear.precision or ("bf16" if self.precision == "int8" else self.precision)
+        # pixels are 8-bit integers, which bf16 represents exactly: 8 bits would only be less accurate
+        precision = spec.linear.precision or ("bf16" if self.precision in ("int8", "fp8") else self.precision)
         # zero padding comes after the normalization; FP16_32 rounds normalized images; in fp16 weights for pixels would
         # be subnormal
-        can_normalize = order is None and max(spec.padding) <= 0 and precision not in ("fp16", "fp16_32")
+        can_normalize = order is None and max(spec.padding) <= 0 and precision not in ("fp16", *_FP16_CONFIGS)
         reads_pixels = self.normalization is not None and can_normalize
         if self.normalization is not None and can_normalize:
             linear = self._linear_of_pixels(spec.linear, precision, self.normalization)

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from vitfast.layers.patch_embed import PatchOrder
 from vitfast.layers.rotary import Coordinates
 
-Precision = Literal["fp32", "bf16", "fp16", "fp16_32", "int8"]
+Precision = Literal["fp32", "bf16", "fp16", "fp16_32", "fp16_16", "int8", "fp8"]
 # device type -> supported precisions
 PRECISIONS: dict[str, tuple[Precision, ...]] = {
     "cpu": ("fp32", "bf16", "fp16_32", "int8"),
-    "cuda": ("fp32", "bf16", "fp16", "fp16_32"),
+    "cuda": ("fp32", "bf16", "fp16", "fp16_32", "fp16_16", "int8", "fp8"),
 }
 Activation = Literal["none", "gelu", "gelu_tanh", "gelu_quick", "tanh", "silu", "relu"]
 Pooling = Literal["token", "mean", "token_and_mean", "all", "patches", "grid", "map"]

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from vitfast.formats import FloatFormat
 from vitfast.ops import reference
@@ -84,6 +85,28 @@ def linear(
         return out
     out = later_residual + out
     return out if format is None else quantize_float(out, format)
+
+
+def fp16_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Computes ``x weightᵀ + bias`` of operands rounded to float16, with float32 sums and results; without gradients.
+
+    On CUDA the tensor cores compute it. Operands that float16 represents are not changed, so the result is that of
+    float32 up to the order of the sums.
+
+    Args:
+        x: ``[..., K]``, any floating-point dtype.
+        weight: ``[N, K]``.
+        bias: ``[N]``, float32, or None.
+
+    Returns:
+        ``[..., N]``, float32.
+    """
+    x, weight = x.to(torch.float16), weight.to(torch.float16)
+    if x.is_cuda:
+        out: Tensor = torch.mm(x.flatten(0, -2), weight.t(), out_dtype=torch.float32).unflatten(0, x.shape[:-1])
+    else:  # torch has no CPU GEMM of fp16 operands with an fp32 result
+        out = F.linear(x.to(torch.float32), weight.to(torch.float32))
+    return out if bias is None else out + bias
 
 
 def _check(

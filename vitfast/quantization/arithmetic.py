@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from vitfast import ops
 from vitfast.errors import UserError
 from vitfast.layers.fusion import take_in_place
+from vitfast.ops.linear import fp16_linear
 from vitfast.quantization.rounded_weight import rounded_weight
-from vitfast.quantization.rounders import FloatRounder, Rounder, round_in_place
+from vitfast.quantization.rounders import FloatRounder, Rounder, fits_fp16, round_in_place
 
 # (x, weight, bias) -> result: F.linear, or a convolution with its stride and padding
 LinearMap = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -91,6 +92,8 @@ class RoundedArithmetic(Arithmetic):
     def linear(self, layer: Any, function: LinearMap, x: Tensor, weight: Tensor) -> Tensor:
         if not self.converted:
             weight = rounded_weight(layer, weight, self.rounding)
+        if x.is_cuda and function is F.linear and self.rounder("operand") is not None and fits_fp16(self.rounding):
+            function = Fp16Product.apply
         out = function(self.round("operand", x, in_place=take_in_place(x)), weight, layer.bias)
         return self.round("result", out, in_place=True)
 
@@ -107,6 +110,29 @@ class RoundedArithmetic(Arithmetic):
     def convert_weight(self, layer: Any) -> None:
         with torch.no_grad():
             layer.weight.copy_(self.rounding(layer.weight))
+
+
+class Fp16Product(torch.autograd.Function):
+    """``F.linear`` of float32 operands that float16 represents, on fp16 tensor cores; gradients in float32.
+
+    The products are those of float32; only the order of their sums differs.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return fp16_linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        rows = grad.flatten(0, -2)
+        return (
+            grad @ weight if needs_x else None,
+            rows.t() @ x.flatten(0, -2) if needs_weight else None,
+            rows.sum(0) if needs_bias else None,
+        )
 
 
 @dataclass(frozen=True)

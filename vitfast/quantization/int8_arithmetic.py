@@ -69,7 +69,7 @@ class Int8Arithmetic(Arithmetic):
                 "or use Int8Config(activations='dynamic')"
             )
         lowest, highest = layer.activation_range.unbind()
-        scale = _positive((highest - lowest) / 255)
+        scale = positive_scale((highest - lowest) / 255)
         # the zero point is an integer, so the range is shifted rather than x: 0 stays exactly 0
         low = (lowest / scale).round()
         shifted = round_to_integers(x / scale - low, 0, 255, clip_gradients=self.clip_gradients)
@@ -78,7 +78,7 @@ class Int8Arithmetic(Arithmetic):
 
 def weight_scale(weight: Tensor) -> Tensor:
     """Returns the scale of each output channel ``[O]`` of a weight ``[O, ...]``: its largest magnitude becomes 127."""
-    return _positive(weight.detach().flatten(1).abs().amax(1) / 127)
+    return positive_scale(weight.detach().flatten(1).abs().amax(1) / 127)
 
 
 def quantize_weight(weight: Tensor, scale: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ def quantize_weight(weight: Tensor, scale: Tensor) -> Tensor:
 
 def quantize_dynamic(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Returns integers and their scale, which is 1 along ``dims``."""
-    scale = _positive(x.detach().abs().amax(dims, keepdim=True) / 127)
+    scale = positive_scale(x.detach().abs().amax(dims, keepdim=True) / 127)
     return round_to_integers(x / scale, -127, 127), scale
 
 
@@ -108,6 +108,6 @@ def _on_first(scale: Tensor, dims: int) -> Tensor:
     return scale.view(-1, *(1,) * (dims - 1))
 
 
-def _positive(scale: Tensor) -> Tensor:
+def positive_scale(scale: Tensor) -> Tensor:
     """Replaces scales below float32's normal numbers, for example of all zeros, by 1."""
     return torch.where(scale >= torch.finfo(scale.dtype).tiny, scale, 1.0)

@@ -130,6 +130,17 @@ class FixedRounder:
         return -steps * 2.0**-self.fraction_length, (steps - 1) * 2.0**-self.fraction_length
 
 
+def fits_fp16(rounder: Rounder) -> bool:
+    """Returns whether float16 represents every number that ``rounder`` returns."""
+    if isinstance(rounder, FloatRounder):
+        return rounder.format.fits_fp16
+    if not isinstance(rounder, FixedRounder):
+        return False
+    half = FloatFormat.fp16()
+    has_range = 2.0**-rounder.fraction_length >= half.min_subnormal and -rounder.limits[0] <= half.max_value
+    return has_range and rounder.word_length <= 2 + half.mantissa_bits  # a sign and the leading bit
+
+
 def can_fuse(rounder: Rounder | None) -> TypeGuard[FloatRounder | None]:
     """Returns whether another operator can apply the rounding: nothing must be reported or masked."""
     if isinstance(rounder, FloatRounder):

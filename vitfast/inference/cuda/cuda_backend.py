@@ -8,7 +8,14 @@ import torch
 from torch import nn
 
 from vitfast.inference.backend import Backend, Layer
-from vitfast.inference.cuda.cast_layers import CastLinear, Fp16InputLinear, FusedGatedAttention
+from vitfast.inference.cuda.cast_layers import (
+    CastLinear,
+    Fp8Linear,
+    Fp16InputLinear,
+    Fp16ResultLinear,
+    FusedGatedAttention,
+    Int8Linear,
+)
 from vitfast.inference.image_tower import ImageTower
 from vitfast.inference.ir import Precision
 from vitfast.inference.modules.attention import GatedAttention
@@ -16,11 +23,25 @@ from vitfast.inference.modules.linear import InferenceLinear
 from vitfast.ops.gated_positional_attention import has_gated_kernel
 from vitfast.ops.library import has_kernel, kernel_state
 
-_TOKEN_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp16_32": torch.float32}
+_TOKEN_DTYPES = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp16_32": torch.float32,
+    "fp16_16": torch.float16,
+    "int8": torch.bfloat16,
+    "fp8": torch.bfloat16,
+}
+_LINEAR_CLASSES: dict[str, type[InferenceLinear]] = {
+    "fp16_32": Fp16InputLinear,
+    "fp16_16": Fp16ResultLinear,
+    "int8": Int8Linear,
+    "fp8": Fp8Linear,
+}
 
 
 class CudaBackend(Backend):
-    """Casts weights to the precision's dtype; all precisions but int8.
+    """Converts weights to the precision's dtype.
 
     It also runs on a CPU, on the operators' CPU kernels, which tests use.
     """
@@ -41,7 +62,7 @@ class CudaBackend(Backend):
         return f"{kernels}; CUDA graphs of up to {caches[0].largest} images" if caches else kernels
 
     def linear_class(self, precision: Precision) -> type[InferenceLinear]:
-        return Fp16InputLinear if precision == "fp16_32" else CastLinear
+        return _LINEAR_CLASSES.get(precision, CastLinear)
 
     def layer_class(self, base: type[Layer], *parts: Any) -> type[Layer]:
         if base is not GatedAttention:

@@ -21,7 +21,9 @@ WEIGHT_DTYPES = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
     "fp16_32": torch.float16,
+    "fp16_16": torch.float16,
     "int8": torch.int8,
+    "fp8": torch.float8_e4m3fn,
 }
 
 
@@ -51,7 +53,7 @@ class InferenceLinear(nn.Module):
         norm: LayerNorm of the input, or None.
 
     Raises:
-        UserError: a weight for int8 is not finite.
+        UserError: a weight for int8 or fp8 is not finite.
     """
 
     gemm_name = "torch GEMM"
@@ -79,9 +81,11 @@ class InferenceLinear(nn.Module):
         self.activation: Activation = activation
         self.norm = norm
         weight = weight.detach()
-        if precision == "int8" and not weight.isfinite().all():
+        if precision in ("int8", "fp8") and not weight.isfinite().all():
             names = ", ".join(key for one in rows for key in one.keys) or "a weight"
-            raise UserError(f"{names}: int8 holds no NaN or infinity; repair the weights, or use another precision")
+            raise UserError(
+                f"{names}: {precision} holds no NaN or infinity; repair the weights, or use another precision"
+            )
         if column_order is not None:
             column_order = column_order.to(weight.device)
             weight = weight[:, column_order]
