@@ -36,7 +36,7 @@ struct AttentionBackwardShape {
 };
 
 // Computes rows [first_query, first_query + round_rows) of grad_q = dS k, with dSᵀ in `grads`; a tile of 16 x 16 per
-// warp.
+// warp. There are fewer tiles than warps, so each round starts at the warp after the last one's.
 template <typename T, typename Shape>
 __device__ __forceinline__ void write_grad_q(
     const AttentionBackward& a,
@@ -47,7 +47,9 @@ __device__ __forceinline__ void write_grad_q(
     int lane) {
   constexpr int column_tiles = Shape::head_dim / 16, units = Shape::round_rows / 16 * column_tiles;
   const float scale = float(a.scale);
-  for (int unit = warp_in_block(); unit < units; unit += Shape::warps) {
+  const int warps_before = first_query / Shape::round_rows * units;
+  const int place = warp_in_block() + Shape::warps - warps_before % Shape::warps;
+  for (int unit = place % Shape::warps; unit < units; unit += Shape::warps) {
     const int row_tile = unit / column_tiles, column_tile = unit % column_tiles;
     float d[2][4] = {};
 #pragma unroll 4

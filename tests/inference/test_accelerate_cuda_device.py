@@ -10,6 +10,7 @@ import torch
 
 import vitfast
 from support.accelerable import BUILDERS, accelerable, distance, sample_images, tensors_of
+from support.cast_model import cast_model
 from support.exit_models import EXIT_MODELS, exit_model, random_images
 
 pytestmark = pytest.mark.cuda
@@ -34,6 +35,19 @@ def test_every_model_runs_in_graphs(kind, precision):
     again = vitfast.accelerate(source, precision, device="cuda", graph_batch=0)(images.cuda())
     assert distance(result, [one.cpu().double() for one in tensors_of(again)]) < 2e-2
     assert next(source.parameters()).device.type == "cpu"
+
+
+@pytest.mark.parametrize("precision", ["fp16_16", "int8", "fp8"])
+@pytest.mark.parametrize("kind", ["vitfast: vit", "timm: LayerScale, registers"])
+@torch.no_grad()
+def test_low_precisions_agree_with_those_of_a_cpu(kind, precision):
+    if precision == "fp8" and torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("fp8 needs compute capability 8.9")
+    source = accelerable(kind)
+    images = sample_images(source)
+    expected = cast_model(source, precision)(images)
+    fast = vitfast.accelerate(source, precision, device="cuda", graph_batch=2)
+    assert distance(fast(images.cuda()), expected.double()) < {"fp16_16": 3e-3}.get(precision, 5e-2)
 
 
 @pytest.mark.parametrize("kind", EXIT_MODELS)
@@ -124,11 +138,11 @@ def test_copies_make_their_own_graphs():
     assert torch.equal(copied(images), expected)
 
 
-def test_images_and_precisions_of_the_cpu_are_rejected():
+def test_images_of_the_cpu_and_unknown_precisions_are_rejected():
     source = accelerable("vitfast: vit")
     fast = vitfast.accelerate(source.cuda(), "bf16")
     assert fast.device.type == "cuda"
     with pytest.raises(ValueError, match="images are on cpu, but the accelerated model is on cuda:0; move them"):
         fast(sample_images(source))
-    with pytest.raises(vitfast.UserError, match="precision='int8' is not supported on cuda"):
-        vitfast.accelerate(source, "int8")
+    with pytest.raises(vitfast.UserError, match="precision='int4' is not supported on cuda"):
+        vitfast.accelerate(source, "int4")
