@@ -44,7 +44,6 @@ HOT_KERNELS = (
     "layer_norm_backward_kernel<vitfast::Half, vitfast::Half, 3>",
     "gemm_sm80<half_t, 128, 128>",
     "gemm_sm90a<half_t, 128, 192>",
-    "gemm_sm90a<half_t, 128, 256>",
     "epilogue_gradient_kernel<vitfast::Half>",
     "matmul_accumulate_kernel<(vitfast::Rounding)0>",
     "matmul_fp16_accumulation_kernel<false>",
@@ -162,7 +161,8 @@ def _gemm_name(mangled: str) -> str | None:
     """Such as ``gemm_sm90a<half_t, 128, 192>``; None for kernels that are not CUTLASS's."""
     if not mangled.startswith("_ZN7cutlass"):
         return None
-    element = "half_t" if "6half_t" in mangled else "bfloat16_t"
+    # every name contains half_t, the type of a copy of 16 bits
+    element = "bfloat16_t" if "10bfloat16_t" in mangled else "half_t"
     tiles = [(gemm, tile.search(mangled)) for gemm, tile in _GEMM_TILES.items()]
     return next((f"{gemm}<{element}, {tile[1]}, {tile[2]}>" for gemm, tile in tiles if tile), None)
 

@@ -42,10 +42,10 @@ template <typename T>
 void launch_upsample_relations(const UpsampleRelationsOnDevice& a, Stream stream);
 
 // T: Half or BFloat16. The build defines VITFAST_HAS_SM80 (GPUs of compute capability 8.0 and newer) and
-// VITFAST_HAS_SM90A (9.0 only) if it contains the kernels. `tile_columns`: 192 or 256.
+// VITFAST_HAS_SM90A (9.0 only) if it contains the kernels.
 template <typename T>
 void launch_gemm_sm80(const GemmArguments& arguments, Stream stream);
-template <typename T, int tile_columns>
+template <typename T>
 void launch_gemm_sm90a(const GemmArguments& arguments, Stream stream);
 template <typename T>
 void launch_epilogue_gradient(const EpilogueGradient& a, Stream stream);

@@ -5,23 +5,19 @@
 #include <cstdint>
 
 #include "csrc/common/chunks.h"
-#include "csrc/common/float_format.h"
 #include "csrc/common/types.h"
 
 namespace vitfast {
 
 enum class EpilogueActivation : int { none, gelu, gelu_tanh };
 
-// What a GEMM computes from its sum. Rounding is to nearest, ties to even, and applies to the value as stored in the
-// output type, as if quantize_float read the result.
+// What a GEMM computes from its sum.
 struct GemmEpilogue {
   EpilogueActivation activation;
-  bool is_gradient;  // of the activation, which is not none; without bias, scale and rounding
-  bool rounds;
-  FloatFormat<Float32Bits> format;
+  bool is_gradient;  // of the activation, which is not none; without bias and scale
 };
 
-// out = round(source + scale * activation(x weightᵀ + bias))
+// out = source + scale * activation(x weightᵀ + bias)
 //
 // or, if epilogue.is_gradient: out = (x weightᵀ) * activation'(source), and its column sums. This is the gradient of an
 // activation's input from the gradient of the next GEMM's output.

@@ -25,13 +25,6 @@ __device__ __forceinline__ Values apply_epilogue(
   }
 #pragma unroll
   for (int i = 0; i < count; ++i) y[i] = y[i] * scale[i] + residual[i];
-  if (epilogue.rounds) {
-#pragma unroll
-    for (int i = 0; i < count; ++i) {
-      const uint32_t bits = bits_of(to_float(round_to<T>(y[i])));
-      y[i] = from_bits(round_bits<Float32Bits, Rounding::nearest_even>(bits, epilogue.format));
-    }
-  }
   return y;
 }
 

@@ -1,6 +1,7 @@
-// GEMMs for compute capability 9.0: CUTLASS 3.x, warp-specialized. One producer warp copies tiles by TMA; two consumer
-// warp groups run wgmma and the epilogue while the next tiles are loaded. All epilogue variants, those of the
-// backward too, are selected at run time, so there is one kernel per type and tile.
+// GEMMs for compute capability 9.0: CUTLASS 3.x, warp-specialized, with the ping-pong schedule. One producer warp
+// copies tiles by TMA; two consumer warp groups compute a tile each, in turn: while one runs its epilogue, the other
+// runs wgmma. All epilogue variants, those of the backward too, are selected at run time, so there is one kernel per
+// type.
 //
 // CUTLASS's collective builders would choose the same types, but their headers double what is compiled.
 
@@ -11,12 +12,26 @@ namespace cutlass::epilogue::collective {
 template <class DispatchPolicy, class... Arguments>
 class CollectiveEpilogue;
 }
+#include <cutlass/arch/reg_reconfig.h>
+
+// CUTLASS leaves 232 registers to a thread of a consumer, with which a tile's 192 sums spill, and 40 to a producer's.
+// 240 and 24 are what it chooses for larger tiles.
+namespace cutlass::arch {
+template <>
+CUTLASS_DEVICE void warpgroup_reg_alloc<232>() {
+  warpgroup_reg_alloc<240>();
+}
+template <>
+CUTLASS_DEVICE void warpgroup_reg_dealloc<40>() {
+  warpgroup_reg_dealloc<24>();
+}
+}  // namespace cutlass::arch
 #include <cutlass/device_kernel.h>
 #include <cutlass/cluster_launch.hpp>
 #include <cutlass/epilogue/collective/sm90_epilogue_tma_warpspecialized.hpp>
 #include <cutlass/gemm/collective/collective_mma_decl.hpp>
 #include <cutlass/gemm/collective/sm90_mma_tma_gmma_ss_warpspecialized.hpp>
-#include <cutlass/gemm/kernel/sm90_gemm_tma_warpspecialized_cooperative.hpp>
+#include <cutlass/gemm/kernel/sm90_gemm_tma_warpspecialized_pingpong.hpp>
 
 #include "csrc/linear/column_sums.cuh"
 #include "csrc/linear/cutlass.cuh"
@@ -63,12 +78,15 @@ struct FinishSm90 {
   };
 };
 
+// Values that a thread finishes at a time: with more, registers spill while all sums of a tile are in them.
+constexpr int epilogue_values = 2;
+
 // Root of the tree: passes its input through and writes the tile's column sums to its row of `partial_sums` [row tiles,
-// columns], unless that is null.
+// columns], unless that is null. The epilogue processes 64 rows of 32 columns at a time, and then the other 64 rows.
 struct ColumnSumsSm90 : EpilogueNode<cutlass::epilogue::fusion::Sm90VisitorImpl<>, float*> {
-  static constexpr int warps = gemm_tile_rows / 16;
+  static constexpr int step_rows = 64, steps = gemm_tile_rows / step_rows, warps = step_rows / 16;
   struct SharedStorage {
-    float sums[warps][column_sum_columns];
+    float sums[steps * warps][column_sum_columns];
   };
 
   CUTLASS_HOST_DEVICE ColumnSumsSm90() {}
@@ -98,18 +116,25 @@ struct ColumnSumsSm90 : EpilogueNode<cutlass::epilogue::fusion::Sm90VisitorImpl<
     template <typename Sum, int count>
     CUTLASS_DEVICE cutlass::Array<float, count> visit(
         const cutlass::Array<Sum, count>&, int, int, int, const cutlass::Array<float, count>& values) {
-      static_assert(count == column_sum_values);
-      if (partial_sums != nullptr) {
-        sum_fragment_columns(shared->sums[thread / warp_size], values, rows_left, thread % warp_size);
-      }
       return values;
     }
 
+    template <typename Buffer, typename Synchronize, typename Results>
+    CUTLASS_DEVICE void reduce(Buffer&&, const Synchronize&, int step, int, bool, Results& results) {
+      if (partial_sums == nullptr) return;
+      static_assert(decltype(cute::size(results))::value * epilogue_values == column_sum_values);
+      float values[column_sum_values];
+      CUTLASS_PRAGMA_UNROLL
+      for (int i = 0; i < column_sum_values; ++i) values[i] = results(i / epilogue_values)[i % epilogue_values];
+      float* sums = shared->sums[step * warps + thread / warp_size];
+      sum_fragment_columns(sums, values, rows_left - step * step_rows, thread % warp_size);
+    }
+
     // CUTLASS synchronizes the threads before and after tma_store
-    CUTLASS_DEVICE void tma_store(int, int epi_n, int, bool) {
+    CUTLASS_DEVICE void tma_store(int step, int epi_n, int, bool) {
       const int column = epi_n * column_sum_columns + thread;
-      if (partial_sums == nullptr || thread >= column_sum_columns || column >= columns_left) return;
-      partial_sums[column] = sum_groups<warps, column_sum_columns>(shared->sums[0], thread);
+      if (partial_sums == nullptr || step + 1 < steps || thread >= column_sum_columns || column >= columns_left) return;
+      partial_sums[column] = sum_groups<steps * warps, column_sum_columns>(shared->sums[0], thread);
     }
 
     SharedStorage* shared;
@@ -138,17 +163,17 @@ struct ColumnSumsSm90 : EpilogueNode<cutlass::epilogue::fusion::Sm90VisitorImpl<
   SharedStorage* shared = nullptr;
 };
 
-// GEMM with output tiles of 128 x `columns`, in depth steps of 64. Two adjacent blocks share the weight tile by
-// multicast.
-template <typename T, int columns>
+// GEMM with output tiles of 128 x 192, in depth steps of 64: the largest tile whose sums fit the registers of one warp
+// group. 192 divides most widths of ViTs. Two adjacent blocks share the weight tile by multicast.
+template <typename T>
 struct GemmSm90a {
   using Element = CutlassElement<T>;
-  using Tile = cute::Shape<cute::Int<gemm_tile_rows>, cute::Int<columns>, cute::_64>;
+  using Tile = cute::Shape<cute::Int<gemm_tile_rows>, cute::Int<192>, cute::_64>;
   using Cluster = cute::Shape<cute::_2, cute::_1, cute::_1>;
   using Stride = cute::Stride<int64_t, cute::_1, int64_t>;  // of row-major matrices, and of the batch
   static constexpr auto depth_major = cute::GMMA::Major::K;
 
-  using Row = cutlass::epilogue::fusion::Sm90RowBroadcast<0, Tile, Element, float>;
+  using Row = cutlass::epilogue::fusion::Sm90RowBroadcast<0, Tile, Element>;
   using Tree = cutlass::epilogue::fusion::Sm90EVT<
       ColumnSumsSm90,
       cutlass::epilogue::fusion::Sm90EVT<
@@ -159,11 +184,11 @@ struct GemmSm90a {
           Row,
           OptionalSource<Element>>>;
 
-  // the epilogue processes 32 columns at a time; four buffers for source and result, of which two are being stored
-  using EpilogueTile = cute::Shape<cute::Int<gemm_tile_rows>, cute::Int<column_sum_columns>>;
+  // four buffers for source and result, of which two are being stored
+  using EpilogueTile = cute::Shape<cute::Int<ColumnSumsSm90::step_rows>, cute::Int<column_sum_columns>>;
   using EpilogueLayout = cute::GMMA::Layout_K_SW64_Atom<Element>;
   using Epilogue = cutlass::epilogue::collective::CollectiveEpilogue<
-      cutlass::epilogue::Sm90TmaWarpSpecialized<4, 2, column_sum_values, true, false>,
+      cutlass::epilogue::Sm90TmaWarpSpecialized<4, 2, epilogue_values, true, false>,
       Tile,
       EpilogueTile,
       Element,
@@ -181,12 +206,12 @@ struct GemmSm90a {
       void>;
 
   using Instruction = decltype(cute::GMMA::ss_op_selector<Element, Element, float, Tile, depth_major, depth_major>());
-  using WarpGroups = cute::Layout<cute::Shape<cute::_2, cute::_1, cute::_1>>;
+  using WarpGroups = cute::Layout<cute::Shape<cute::_1, cute::_1, cute::_1>>;
   using SharedLayout = cute::GMMA::Layout_K_SW128_Atom<Element>;
-  static constexpr int stages = 4;
+  static constexpr int stages = 5;
   using Mainloop = cutlass::gemm::collective::CollectiveMma<
       cutlass::gemm::
-          MainloopSm90TmaGmmaWarpSpecialized<stages, Cluster, cutlass::gemm::KernelTmaWarpSpecializedCooperative>,
+          MainloopSm90TmaGmmaWarpSpecialized<stages, Cluster, cutlass::gemm::KernelTmaWarpSpecializedPingpong>,
       Tile,
       Element,
       Stride,
@@ -249,15 +274,12 @@ struct GemmSm90a {
   }
 };
 
-template <typename T, int tile_columns>
+template <typename T>
 void launch_gemm_sm90a(const GemmArguments& p, Stream stream) {
-  GemmSm90a<T, tile_columns>::launch(p, stream);
+  GemmSm90a<T>::launch(p, stream);
 }
 
-// One file: most of the compiler's time goes to templates that all instances share.
-template void launch_gemm_sm90a<Half, 192>(const GemmArguments&, Stream);
-template void launch_gemm_sm90a<Half, 256>(const GemmArguments&, Stream);
-template void launch_gemm_sm90a<BFloat16, 192>(const GemmArguments&, Stream);
-template void launch_gemm_sm90a<BFloat16, 256>(const GemmArguments&, Stream);
+template void launch_gemm_sm90a<Half>(const GemmArguments&, Stream);
+template void launch_gemm_sm90a<BFloat16>(const GemmArguments&, Stream);
 
 }  // namespace vitfast

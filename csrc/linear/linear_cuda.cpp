@@ -20,11 +20,7 @@ bool is_compute_capability_90() {
 template <typename T>
 void launch_gemm(const GemmArguments& arguments, Stream stream) {
 #if VITFAST_HAS_SM90A
-  if (is_compute_capability_90()) {
-    // widths of ViTs are multiples of 192 or 256; the larger tile reads less and is used where it leaves no remainder
-    if (arguments.columns % 256 == 0) return launch_gemm_sm90a<T, 256>(arguments, stream);
-    return launch_gemm_sm90a<T, 192>(arguments, stream);
-  }
+  if (is_compute_capability_90()) return launch_gemm_sm90a<T>(arguments, stream);
 #endif
 #if VITFAST_HAS_SM80
   launch_gemm_sm80<T>(arguments, stream);
@@ -67,10 +63,6 @@ std::optional<Tensor> gemm_on_cuda(const LinearCall& call) {
   const std::optional<Tensor> residual = aligned(call.residual);
   const Tensor out = new_tensor(x, linear_sizes(x, weight));
 
-  const std::optional<FloatRounding> rounding = read_fused_rounding("linear", call.rounding);
-  const bool rounds_in_kernel = rounding.has_value() && rounding->rounding == Rounding::nearest_even;
-  GemmEpilogue epilogue{call.activation, false, rounds_in_kernel, {}};
-  if (rounds_in_kernel) epilogue.format = rounding->format32;
   const GemmArguments arguments{
       x.const_data_ptr(),
       weight.const_data_ptr(),
@@ -82,10 +74,10 @@ std::optional<Tensor> gemm_on_cuda(const LinearCall& call) {
       int(rows),
       int(columns),
       int(depth),
-      epilogue};
+      {call.activation, false}};
   const CurrentStream stream(x);
   with_narrow_type(x.scalar_type(), [&](auto element) { launch_gemm<decltype(element)>(arguments, stream); });
-  if (rounding.has_value() && !rounds_in_kernel) quantize_float_in_place(out, *call.rounding);
+  if (call.rounding.has_value()) quantize_float_in_place(out, *call.rounding);
   return out;
 }
 
@@ -147,7 +139,7 @@ EpilogueGradients gemm_gradient_on_cuda(
       int(rows),
       int(columns),
       int(depth),
-      {activation, true, false, {}}};
+      {activation, true}};
   const CurrentStream stream(grad);
   with_narrow_type(type, [&](auto element) { launch_gemm<decltype(element)>(arguments, stream); });
   return {out, reduced(partial, type), std::nullopt};

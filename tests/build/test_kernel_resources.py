@@ -100,6 +100,6 @@ def test_number_of_gemm_instances_is_limited(
     # by the compiler's name: the longer ones are too much for c++filt
     products = [one for all_of_them in kernels.values() for one in all_of_them if one.name.startswith("_ZN7cutlass")]
     count = Counter(one.architecture for one in products)
-    assert all(count[name] == (4 if name == "sm_90a" else 2) for name in count), count
+    assert set(count.values()) <= {2}, count  # float16 and bfloat16
     # 384 threads share a multiprocessor's registers
     assert all(one.registers <= 168 for one in products if one.architecture == "sm_90a")

@@ -52,18 +52,7 @@ void run(simt_test::Program& program) {
   const int64_t count = program.integer("count");
   const float* sums = program.input<const float>("sums");
   const std::string activation = program.text("activation");
-  vitfast::GemmEpilogue epilogue{activation_named(activation), false, program.integer("exponent_bits") != 0, {}};
-  if (epilogue.rounds) {
-    const float max_value = float(program.number("max_value"));
-    epilogue.format = vitfast::make_float_format<vitfast::Float32Bits>(
-        program.integer("exponent_bits"),
-        program.integer("mantissa_bits"),
-        vitfast::bit_cast<uint32_t>(max_value),
-        program.integer("has_inf") != 0,
-        program.integer("has_nan") != 0,
-        program.integer("signed_zero") != 0,
-        static_cast<vitfast::Overflow>(program.integer("overflow")));
-  }
+  const vitfast::GemmEpilogue epilogue{activation_named(activation), false};
   vitfast::launch(
       epilogue_kernel<T>,
       4,

@@ -1,6 +1,6 @@
 // The epilogue of a gradient's product on its own: sums and pre_activation [rows, columns] -> y [rows, columns] and
-// partial [row tiles, columns]. A block is the two warp groups of a tile of CUTLASS's kernel for compute
-// capability 9.0, whose threads have what wgmma left them, 32 columns at a time.
+// partial [row tiles, columns]. A block is a tile of CUTLASS's kernel for compute capability 9.0; its warps are the
+// groups of 16 rows, whose threads have what wgmma left them, 32 columns at a time.
 
 #include "csrc/cuda/numbers.cuh"
 #include "csrc/cuda/shared_memory.cuh"
