@@ -41,11 +41,11 @@ from vitfast.models import ImageModel
 from vitfast.quantization.calibrate import calibrate
 from vitfast.quantization.named_configs import format_names, named_config
 from vitfast.quantization.quantize import quantize_
-from vitfast.runs.checkpoint import latest_checkpoint
 from vitfast.runs.run_directory import CONFIG, METRICS
 from vitfast.runs.trained_model import TrainedModel, load_trained_model
 from vitfast.tasks import create_plain_task
 from vitfast.training.training_run import run_training
+from vitfast.weights.checkpoint import latest_checkpoint
 
 FORMAT_VERSION = 1
 FLOAT32, TRAINED_ON = "float32", "float32, trained on as long"

@@ -15,6 +15,7 @@ import vitfast
 from vitfast.errors import UserError
 from vitfast.layers import resize_position_embedding
 from vitfast.models import VisionTransformer
+from vitfast.weights.checkpoint import update_manifest
 from vitfast.weights.manifest import manifest_text
 
 NANO = "vit_nano_patch2_8"
@@ -229,11 +230,15 @@ def test_damaged_folder(tmp_path: Path, damage: Any, message: str) -> None:
         vitfast.create_model(checkpoint=folder)
 
 
-def test_run_folder_points_to_its_checkpoints(tmp_path: Path) -> None:
-    for step in (10, 20):
-        save_folder(vitfast.create_model(NANO, depth=1), tmp_path / f"checkpoint_{step:06}")
-    with pytest.raises(UserError, match=r"give one of its checkpoints, for example .*checkpoint_000020"):
-        vitfast.create_model(checkpoint=tmp_path)
+def test_a_run_is_its_best_checkpoint(tmp_path: Path) -> None:
+    saved = {step: vitfast.create_model(NANO, depth=1) for step in (10, 20)}
+    for step, model in saved.items():
+        folder = save_folder(model, tmp_path / f"checkpoint_{step:06}")
+    update_manifest(folder, {"metrics": {"best_step": 10}})
+    for best in (10, 20):
+        loaded = vitfast.create_model(checkpoint=tmp_path)
+        torch.testing.assert_close(loaded.state_dict(), saved[best].state_dict(), rtol=0, atol=0)
+        update_manifest(folder, {"metrics": {}})  # without a validation: the newest
 
 
 def test_files_of_other_kinds(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from vitfast.evaluate import main
-from vitfast.runs.checkpoint import latest_checkpoint
 from vitfast.train import main as train
+from vitfast.weights.checkpoint import latest_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,9 @@ from vitfast.evaluate import main
 from vitfast.evaluation.checkpoint_data import loader_of_split
 from vitfast.exits import main as exits
 from vitfast.inference import EarlyExit, exit_gmacs
-from vitfast.runs.checkpoint import latest_checkpoint
 from vitfast.runs.trained_model import TrainedModel, load_trained_model
 from vitfast.train import main as train
+from vitfast.weights.checkpoint import latest_checkpoint
 
 QUICK = ["sweep.images=16", "sweep.seconds=0.01", "sweep.batch_size=8", "threads=1"]
 

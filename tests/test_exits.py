@@ -20,9 +20,9 @@ from vitfast.evaluation.checkpoint_data import loader_of_split
 from vitfast.exits import main
 from vitfast.inference import exit_gmacs
 from vitfast.predict import main as predict
-from vitfast.runs.checkpoint import latest_checkpoint, read_manifest, update_manifest, verify_checkpoint
 from vitfast.runs.trained_model import load_trained_model
 from vitfast.train import main as train
+from vitfast.weights.checkpoint import latest_checkpoint, read_manifest, update_manifest, verify_checkpoint
 
 
 @pytest.fixture

@@ -16,10 +16,10 @@ from support.slow import slow
 from vitfast.evaluate import main as evaluate
 from vitfast.predict import main as predict
 from vitfast.quantize import main
-from vitfast.runs.checkpoint import read_manifest
 from vitfast.runs.trained_model import load_trained_model
 from vitfast.train import main as train
 from vitfast.visualize import main as visualize
+from vitfast.weights.checkpoint import read_manifest
 
 CPU = torch.device("cpu")
 MODEL = [

@@ -16,7 +16,7 @@ from support.foreign_weights import SIZES, google_arrays
 from support.slow import slow
 from vitfast import evaluate, predict, prepare, quantize, train
 from vitfast.config import list_recipes, load_config
-from vitfast.runs.checkpoint import latest_checkpoint, load_state, load_weights_file, read_manifest
+from vitfast.weights.checkpoint import latest_checkpoint, load_state, load_weights_file, read_manifest
 
 # one for each kind of model, data and loss
 QUICK = (

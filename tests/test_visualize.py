@@ -14,9 +14,9 @@ from support.bright_looker import save_bright_looker
 from support.tiny_run import TINY_RUN
 from vitfast.evaluation.plots import GAP, LABEL, PANEL, TITLE, attention_figure_size
 from vitfast.evaluation.visualize import figure_names
-from vitfast.runs.checkpoint import save_checkpoint
 from vitfast.train import main as train
 from vitfast.visualize import main
+from vitfast.weights.checkpoint import save_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -36,9 +36,10 @@ def create_model(
         img_size: height and width of the images in pixels; None means the checkpoint's, else the architecture's. If it
             differs from the checkpoint's, the position embeddings are resized by the field
             ``position_interpolation``. A file that records no architecture must have the image size of ``name``.
-        checkpoint: a checkpoint folder or file, of vitfast or of any system that ``load_weights`` supports. Fields that
-            ``name`` leaves open come from it: the number of classes, and its system's conventions
-            (``layer_norm_eps``, ``qkv_bias``, ``gelu``, ``head_type``, ``patch_order``, ``position_interpolation``).
+        checkpoint: a run (its best checkpoint), or a checkpoint folder or file, of vitfast or of any system that
+            ``load_weights`` supports. Fields that ``name`` leaves open come from it: the number of classes, and its
+            system's conventions (``layer_norm_eps``, ``qkv_bias``, ``gelu``, ``head_type``, ``patch_order``,
+            ``position_interpolation``).
             ``model.load_report`` lists them and the status of every tensor.
         pretrained: whether to load timm's weights of that name from the Hugging Face hub, or its cache; a tag in
             ``name`` chooses others than timm's default. ``vitfast.preprocessing(model)`` is the transform of images.

@@ -28,7 +28,7 @@ run = tempfile.mkdtemp() + "/digits"
 options = ["schedule.epochs=10", "schedule.warmup_epochs=1", "data.batch_size=16", "optim.lr=2e-3"]
 options += [f"data.augment.{name}=0" for name in ("affine_degrees", "affine_translate", "affine_scale")]
 train.main([*options, f"run_dir={run}"])
-source = vitfast.create_model(checkpoint=f"{run}/best").eval()
+source = vitfast.create_model(checkpoint=run).eval()
 
 data = load_config([]).data  # the digits, as the run read them
 test = DataLoader(build_dataset(data, "test", seed=0), batch_size=120)

@@ -23,7 +23,7 @@ from vitfast.data import build_dataset
 
 run = tempfile.mkdtemp() + "/dvt"
 train.main(["model.name=dvt_nano_16", "schedule.epochs=8", "schedule.warmup_epochs=1", f"run_dir={run}"])
-model = vitfast.create_model(checkpoint=f"{run}/best").eval()
+model = vitfast.create_model(checkpoint=run).eval()
 
 # %%
 # Thresholds for a budget

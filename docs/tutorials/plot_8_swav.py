@@ -51,7 +51,7 @@ train.main([f"{name}={value}" for name, value in options.items()])
 #
 # The result is a model without a head: its output is the feature of an image.
 
-model = vitfast.create_model(checkpoint=run / "best").eval()
+model = vitfast.create_model(checkpoint=run).eval()
 untrained = vitfast.create_model("timm/resnet10t", num_classes=0).eval()
 data = load_config(["data.in_chans=3"]).data
 

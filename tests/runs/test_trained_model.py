@@ -19,8 +19,8 @@ from vitfast.errors import UserError
 from vitfast.evaluation.checkpoint_data import data_of_checkpoint
 from vitfast.evaluation.image_files import read_batches
 from vitfast.evaluation.predict import predict
-from vitfast.runs.checkpoint import CheckpointError, latest_checkpoint
 from vitfast.runs.trained_model import load_trained_model
+from vitfast.weights.checkpoint import CheckpointError, latest_checkpoint
 
 CPU = torch.device("cpu")
 

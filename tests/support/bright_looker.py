@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import vitfast
-from vitfast.runs.checkpoint import save_checkpoint
+from vitfast.weights.checkpoint import save_checkpoint
 
 CLASS_NAMES = ["dark", "bright"]
 

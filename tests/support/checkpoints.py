@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vitfast.files import sha256_of_file
-from vitfast.runs.checkpoint import latest_checkpoint, load_weights_file, save_checkpoint
+from vitfast.weights.checkpoint import latest_checkpoint, load_weights_file, save_checkpoint
 from vitfast.weights.manifest import manifest_text
 
 FILES = ("model.safetensors", "ema.safetensors", "state.pt", "manifest.json")

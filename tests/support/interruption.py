@@ -10,9 +10,9 @@ from typing import Any
 
 from vitfast.data import loader
 from vitfast.evaluation import evaluate
-from vitfast.runs import checkpoint
 from vitfast.tasks import ClassificationTask
 from vitfast.training.trainer import Trainer
+from vitfast.weights import checkpoint
 
 
 @dataclass(frozen=True)

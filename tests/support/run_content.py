@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from vitfast.runs.checkpoint import latest_checkpoint, load_state, load_weights_file
+from vitfast.weights.checkpoint import latest_checkpoint, load_state, load_weights_file
 
 
 def content(run_dir: Path) -> dict[str, Any]:

@@ -10,9 +10,9 @@ import torch
 
 from support.tiny_run import TINY_RUN
 from vitfast.ops.library import has_kernel, missing_kernel
-from vitfast.runs.checkpoint import latest_checkpoint, load_weights_file
 from vitfast.train import main
 from vitfast.training.training_run import resumed_config
+from vitfast.weights.checkpoint import latest_checkpoint, load_weights_file
 
 pytestmark = pytest.mark.skipif(missing_kernel("mlp", "cpu") is not None, reason="vitfast's kernels are not built")
 

@@ -17,7 +17,7 @@ from support.run_content import content, differences
 from support.slow import slow
 from support.subprocesses import run_python
 from support.tiny_run import RICH, TINY_RUN
-from vitfast.runs.checkpoint import latest_checkpoint, list_checkpoints, load_state, load_weights_file
+from vitfast.weights.checkpoint import latest_checkpoint, list_checkpoints, load_state, load_weights_file
 
 PLAIN = (*TINY_RUN, "train.threads=1")
 DRAWING = (*PLAIN, *RICH)

@@ -14,9 +14,9 @@ from support.slow import slow
 from support.tiny_run import RICH
 from vitfast.config import load_config
 from vitfast.errors import UserError
-from vitfast.runs.checkpoint import load_state, load_weights_file, read_manifest
 from vitfast.training import finetune
 from vitfast.training.finetune import FrozenTrunk, adopt_preprocessing
+from vitfast.weights.checkpoint import load_state, load_weights_file, read_manifest
 
 EPOCH = 6  # steps
 

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from support.tiny_run import RICH
 from vitfast.config import AugmentConfig, DataConfig
 from vitfast.data import EpochBatchSampler, build_dataset, build_loader
-from vitfast.runs.checkpoint import latest_checkpoint
 from vitfast.training.finite_guard import NonFiniteError, batch_indices, not_finite
+from vitfast.weights.checkpoint import latest_checkpoint
 
 
 def loader() -> DataLoader:

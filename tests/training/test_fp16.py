@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from support.run_content import content, differences
-from vitfast.runs.checkpoint import latest_checkpoint, list_checkpoints, load_state, load_weights_file
 from vitfast.training.finite_guard import NonFiniteError
 from vitfast.training.training_state import TrainingState
+from vitfast.weights.checkpoint import latest_checkpoint, list_checkpoints, load_state, load_weights_file
 
 FP16 = "train.precision=fp16"
 

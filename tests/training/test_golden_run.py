@@ -22,7 +22,7 @@ TRAIN = """
     import hashlib, json, sys
     from pathlib import Path
     from vitfast.training import training_run, training_state
-    from vitfast.runs.checkpoint import latest_checkpoint
+    from vitfast.weights.checkpoint import latest_checkpoint
 
     class RecordingMeter(training_state.ClassificationMeter):
         def update(self, loss, *others):

@@ -11,8 +11,8 @@ import vitfast
 from support.run_content import content, differences
 from support.tiny_run import RICH
 from vitfast.errors import UserError
-from vitfast.runs.checkpoint import load_state, load_weights_file
 from vitfast.training.lora import add_lora, merged_state
+from vitfast.weights.checkpoint import load_state, load_weights_file
 
 
 @pytest.mark.parametrize(

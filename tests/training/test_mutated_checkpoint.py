@@ -21,8 +21,8 @@ from vitfast.data import eval_transform
 from vitfast.errors import UserError
 from vitfast.evaluation.checkpoint_data import EvaluateDataOptions, data_of_checkpoint
 from vitfast.evaluation.predict import predict
-from vitfast.runs.checkpoint import load_state, load_weights_file, save_checkpoint, verify_checkpoint
 from vitfast.runs.trained_model import PREPROCESSING, load_trained_model
+from vitfast.weights.checkpoint import load_state, load_weights_file, save_checkpoint, verify_checkpoint
 from vitfast.weights.manifest import manifest_text
 
 CPU = torch.device("cpu")

@@ -13,8 +13,8 @@ from support.slow import slow
 from support.tiny_run import RICH, TINY_RUN
 from vitfast.errors import UserError
 from vitfast.evaluate import main as evaluate
-from vitfast.runs.checkpoint import latest_checkpoint, load_weights_file, read_manifest
 from vitfast.runs.trained_model import load_trained_model
+from vitfast.weights.checkpoint import latest_checkpoint, load_weights_file, read_manifest
 
 CPU = torch.device("cpu")
 FP16_16 = (

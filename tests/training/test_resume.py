@@ -12,8 +12,8 @@ from support.run_content import content, differences
 from support.slow import slow
 from support.tiny_run import RICH
 from vitfast.errors import UserError
-from vitfast.runs.checkpoint import latest_checkpoint
 from vitfast.training.trainer import Trainer
+from vitfast.weights.checkpoint import latest_checkpoint
 
 STEPS_PER_EPOCH = 6
 

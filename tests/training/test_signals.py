@@ -16,7 +16,7 @@ from support.run_content import content, differences
 from support.subprocesses import LIMIT_S, python_environment
 from support.tiny_run import RICH, TINY_RUN
 from support.training_server import living_processes
-from vitfast.runs.checkpoint import list_checkpoints, load_state
+from vitfast.weights.checkpoint import list_checkpoints, load_state
 
 OPTIONS = (*TINY_RUN, *RICH, "train.threads=1")
 

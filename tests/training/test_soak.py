@@ -15,7 +15,7 @@ from support.run_content import content, differences
 from support.subprocesses import LIMIT_S
 from support.tiny_run import RICH, TINY_RUN
 from support.training_server import ForkedRun, TrainingServer
-from vitfast.runs.checkpoint import list_checkpoints
+from vitfast.weights.checkpoint import list_checkpoints
 
 KILLS = 20
 SAVING = ("train.checkpoint_every_epochs=1", "train.keep_checkpoints=1")

@@ -20,7 +20,7 @@ from support.tiny_run import TINY_RUN
 from vitfast import evaluate, train
 from vitfast.config import load_config
 from vitfast.errors import UserError
-from vitfast.runs.checkpoint import latest_checkpoint, list_checkpoints, load_state
+from vitfast.weights.checkpoint import latest_checkpoint, list_checkpoints, load_state
 
 PROTOTYPES = 7
 SWAV = (

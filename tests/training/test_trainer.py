@@ -15,13 +15,6 @@ from PIL import Image
 from vitfast.config import load_config
 from vitfast.data import EpochBatchSampler
 from vitfast.errors import UserError
-from vitfast.runs.checkpoint import (
-    latest_checkpoint,
-    list_checkpoints,
-    load_weights_file,
-    read_manifest,
-    save_checkpoint,
-)
 from vitfast.runs.run_directory import RunDirectory
 from vitfast.tasks import ClassificationTask
 from vitfast.training import trainer as trainer_module
@@ -33,6 +26,13 @@ from vitfast.training.stop_signal import StopSignal
 from vitfast.training.trainer import Trainer
 from vitfast.training.training_data import TrainingData
 from vitfast.training.training_state import TrainingState
+from vitfast.weights.checkpoint import (
+    latest_checkpoint,
+    list_checkpoints,
+    load_weights_file,
+    read_manifest,
+    save_checkpoint,
+)
 
 
 def metrics_of(run_dir) -> list[dict]:

@@ -15,7 +15,7 @@ from support.checkpoints import rewrite_manifest
 from support.run_content import content, differences
 from support.tiny_run import TINY_RUN
 from vitfast.errors import UserError
-from vitfast.runs.checkpoint import latest_checkpoint, list_checkpoints, load_weights_file
+from vitfast.weights.checkpoint import latest_checkpoint, list_checkpoints, load_weights_file
 
 
 def test_a_zero_head_predicts_all_classes_alike(tmp_path, train_tiny):

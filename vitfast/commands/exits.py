@@ -16,8 +16,8 @@ from vitfast.evaluation.checkpoint_data import loader_of_split
 from vitfast.inference import ExitPoint, collect_exit_statistics, exit_gmacs, exit_latency_ms, geometric_sweep
 from vitfast.inference.early_exit.calibrate import check_budget, solve_thresholds
 from vitfast.inference.early_exit.early_exit import as_exit_model
-from vitfast.runs.checkpoint import update_manifest
 from vitfast.text_table import percent, text_table
+from vitfast.weights.checkpoint import update_manifest
 
 
 def run(options: ExitsOptions) -> int:

@@ -17,9 +17,9 @@ from vitfast.data import ImageDataset, available_splits, build_dataset, build_lo
 from vitfast.errors import UserError, explain_os_error
 from vitfast.files import read_text
 from vitfast.models.preprocessing_settings import preprocessing_settings
-from vitfast.runs.checkpoint import list_checkpoints
 from vitfast.runs.run_directory import CONFIG
 from vitfast.runs.trained_model import PREPROCESSING, TrainedModel
+from vitfast.weights.checkpoint import list_checkpoints
 from vitfast.weights.manifest import MANIFEST
 
 # the preprocessing of weights that record none, without a data set: ImageNet's

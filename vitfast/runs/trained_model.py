@@ -16,8 +16,8 @@ from vitfast.models import ImageModel
 from vitfast.quantization.quantize import describe_quantization
 from vitfast.quantization.quantized_file import load_packed_state, pack_state
 from vitfast.quantization.record import quantization_record, quantize_from_record
-from vitfast.runs.checkpoint import best_step, load_weights_file, resolve_checkpoint, write_checkpoint
 from vitfast.runs.run_directory import CONFIG
+from vitfast.weights.checkpoint import best_step, load_weights_file, resolve_checkpoint, write_checkpoint
 from vitfast.weights.load_weights import build_stored_model
 from vitfast.weights.manifest import EMA_FILE, CheckpointError, read_manifest, require_entries
 from vitfast.weights.source_checkpoint import stored_weights

@@ -22,12 +22,12 @@ from vitfast.quantization.calibrate import calibrate
 from vitfast.quantization.configs import QATConfig
 from vitfast.quantization.quantize import quantize_
 from vitfast.quantization.record import quantize_from_record
-from vitfast.runs.checkpoint import list_checkpoints, load_weights_file, resolve_checkpoint
 from vitfast.runs.run_directory import CONFIG
 from vitfast.runs.trained_model import load_trained_model
 from vitfast.tasks import DistillationTask, SwavTask, Task, Teacher, create_plain_task
 from vitfast.training.distributed import Ranks
 from vitfast.training.training_data import TrainingData
+from vitfast.weights.checkpoint import load_weights_file
 from vitfast.weights.load_weights import stored_model_fields
 from vitfast.weights.manifest import CheckpointError, read_manifest
 from vitfast.weights.source_checkpoint import stored_weights
@@ -66,14 +66,11 @@ def create_training_model(
     fields |= {"num_classes": num_classes, "img_size": data.img_size, "in_chans": data.in_chans}
     if resumed is not None:
         _check_resumed_model(resumed, config, fields)
-    checkpoint = config.checkpoint
-    if checkpoint is not None and checkpoint != HUB and list_checkpoints(checkpoint):  # the folder of a run
-        checkpoint = str(resolve_checkpoint(checkpoint, best=True))
     try:
         model = vitfast.create_model(
             config.name,
-            checkpoint=None if checkpoint == HUB else checkpoint,
-            pretrained=checkpoint == HUB,
+            checkpoint=None if config.checkpoint == HUB else config.checkpoint,
+            pretrained=config.checkpoint == HUB,
             **fields,
         )
     except UserError:

@@ -8,7 +8,7 @@ from typing import Any
 from vitfast.config.schema import HUB, Config
 from vitfast.evaluation.checkpoint_data import is_run
 from vitfast.models import ImageModel
-from vitfast.runs.checkpoint import resolve_checkpoint
+from vitfast.weights.checkpoint import resolve_checkpoint
 from vitfast.weights.hub import download_pretrained
 from vitfast.weights.manifest import read_manifest, require_entries
 from vitfast.weights.recorded_preprocessing import recorded_preprocessing

@@ -20,15 +20,6 @@ from vitfast.errors import UserError
 from vitfast.evaluation.evaluate import evaluate
 from vitfast.models import ImageModel
 from vitfast.quantization.record import quantization_record
-from vitfast.runs.checkpoint import (
-    BEST,
-    link_best,
-    list_checkpoints,
-    load_state,
-    load_weights_file,
-    prune_checkpoints,
-    save_checkpoint,
-)
 from vitfast.runs.run_directory import CURVES, RunDirectory
 from vitfast.training.check_state import first_non_finite
 from vitfast.training.distributed import Ranks, Replica, full_tensor
@@ -42,6 +33,15 @@ from vitfast.training.stop_signal import StopSignal
 from vitfast.training.tracking import Tracking, draw_curves
 from vitfast.training.training_data import TrainingData
 from vitfast.training.training_state import TrainingState
+from vitfast.weights.checkpoint import (
+    BEST,
+    link_best,
+    list_checkpoints,
+    load_state,
+    load_weights_file,
+    prune_checkpoints,
+    save_checkpoint,
+)
 from vitfast.weights.manifest import CheckpointError
 
 _SECONDS_BETWEEN_CURVES = 20.0

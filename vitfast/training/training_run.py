@@ -20,7 +20,6 @@ from vitfast.errors import UserError, explain_os_error
 from vitfast.models import ImageModel
 from vitfast.ops.library import chosen_kernels, is_loaded
 from vitfast.quantization.quantize import describe_quantization
-from vitfast.runs.checkpoint import latest_checkpoint, resolve_checkpoint
 from vitfast.runs.run_directory import CONFIG, LOG, FollowedRun, RunDirectory, describe_environment
 from vitfast.tasks import SwavTask
 from vitfast.training.build import create_task, create_training_model, prepare_for_training
@@ -38,6 +37,7 @@ from vitfast.training.sync_batch_norm import synchronize_batch_norms
 from vitfast.training.trainer import Trainer
 from vitfast.training.training_data import TrainingData
 from vitfast.training.training_state import TrainingState, seed_everything
+from vitfast.weights.checkpoint import latest_checkpoint, resolve_checkpoint
 from vitfast.weights.manifest import read_manifest
 
 PROTOTYPES = "prototypes.png"

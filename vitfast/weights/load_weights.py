@@ -62,7 +62,7 @@ def load_weights(
 
     Args:
         model: from ``create_model``. An error leaves it unchanged.
-        path: a file, or a checkpoint folder of vitfast or Hugging Face.
+        path: a file, a checkpoint folder of vitfast or Hugging Face, or a run (its best checkpoint).
         strict: whether missing, unexpected and misshapen weights are an error; otherwise the report lists them, and the
             model keeps its weights.
         num_classes: the model's number of classes; if given, the model keeps its head where the file's head has another

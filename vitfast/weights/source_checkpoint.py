@@ -18,6 +18,7 @@ from vitfast.files import read_text
 from vitfast.models.model_fields import ModelFields
 from vitfast.models.saved_exits import SavedExits
 from vitfast.models.vit import ViTFields
+from vitfast.weights.checkpoint import list_checkpoints, resolve_checkpoint
 from vitfast.weights.exit_records import RELEASED_CURVE, RELEASED_THRESHOLDS, recorded_exits
 from vitfast.weights.infer_fields import infer_fields
 from vitfast.weights.key_tables import find_key_table
@@ -112,7 +113,7 @@ class SourceCheckpoint:
 def read_source_checkpoint(
     path: str | os.PathLike[str], fields_type: type[ModelFields] | None = None, *, model_name: str | None = None
 ) -> SourceCheckpoint:
-    """Reads a checkpoint folder of vitfast or Hugging Face, or a file of any supported format.
+    """Reads a run's best checkpoint, a checkpoint folder of vitfast or Hugging Face, or a file of any supported format.
 
     The file is not trusted: no code in it is executed. ``fields_type`` is that of the model to fill, if it is known.
 
@@ -124,6 +125,8 @@ def read_source_checkpoint(
         raise UserError(f"checkpoint {path} does not exist")
     file = path
     if path.is_dir():
+        if not (path / MANIFEST).exists() and list_checkpoints(path):
+            path = resolve_checkpoint(path, best=True)
         if (path / MANIFEST).exists():
             return _read_vitfast_folder(path)
         file = _find_weights(path)
@@ -209,10 +212,6 @@ def _find_weights(folder: Path) -> Path:
         for name in _HUB_FILES:
             if (folder / f"{name}{suffix}").exists():
                 return folder / f"{name}{suffix}"
-    inside = sorted(manifest.parent.name for manifest in folder.glob(f"*/{MANIFEST}"))
-    if inside:
-        example = folder / inside[-1]
-        raise UserError(f"checkpoint {folder} has no {MANIFEST}; give one of its checkpoints, for example {example}")
     names = ", ".join((MANIFEST, *_HUB_FILES))
     raise UserError(f"checkpoint {folder} is a folder without weights: it has none of {names}; give the weights' file")
 

@@ -17,8 +17,8 @@ from support.checkpoints import FILES, rewrite_manifest, save
 from support.run_content import content, differences
 from support.tiny_run import RICH
 from vitfast.errors import UserError
-from vitfast.runs import checkpoint as checkpoints
-from vitfast.runs.checkpoint import (
+from vitfast.weights import checkpoint as checkpoints
+from vitfast.weights.checkpoint import (
     CheckpointError,
     latest_checkpoint,
     load_state,

@@ -11,7 +11,7 @@ import torch
 from support.checkpoints import FILES, save, value, weights
 from support.subprocesses import run_python
 from vitfast.errors import UserError
-from vitfast.runs.checkpoint import (
+from vitfast.weights.checkpoint import (
     CheckpointError,
     latest_checkpoint,
     link_best,
@@ -224,5 +224,5 @@ def test_a_name_that_is_too_long(tmp_path):
 
 def test_the_module_needs_neither_torchvision_nor_matplotlib():
     heavy = "{'torchvision', 'matplotlib', 'torchmetrics'}"
-    code = f"import sys, vitfast.runs.checkpoint; print({{*sys.modules}} & {heavy})"
+    code = f"import sys, vitfast.weights.checkpoint; print({{*sys.modules}} & {heavy})"
     assert run_python("-c", code).stdout.strip() == "set()"

@@ -19,7 +19,7 @@ from support.failing_calls import CHANGES, CLOSES, GROWS, READS, build_failing_c
 from support.run_content import content, differences
 from support.subprocesses import python_environment, run_python
 from support.tiny_run import TINY_RUN
-from vitfast.runs import checkpoint as checkpoints
+from vitfast.weights import checkpoint as checkpoints
 
 # Replaces checkpoint 2 (value 2) by another (value 3), each time with another call that fails, and reports for each:
 # which call it was, the error's text, the value of the newest valid checkpoint, that of the next attempt, what is left.

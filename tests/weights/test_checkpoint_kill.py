@@ -10,7 +10,7 @@ import pytest
 from support.checkpoints import newest_value, save
 from support.failing_calls import build_failing_calls
 from support.subprocesses import run_python
-from vitfast.runs.checkpoint import verify_checkpoint
+from vitfast.weights.checkpoint import verify_checkpoint
 
 # Imports torch once; then each trial is a fork that saves for ever, every step twice, and is killed. The number of the
 # save is what the checkpoint holds, and what the fork reports before and after it.
@@ -19,7 +19,7 @@ RANDOM_MOMENTS = """
     from pathlib import Path
     import torch
     from support.checkpoints import weights
-    from vitfast.runs.checkpoint import prune_checkpoints, save_checkpoint
+    from vitfast.weights.checkpoint import prune_checkpoints, save_checkpoint
 
     torch.set_num_threads(1)
     chance = random.Random(0)
@@ -76,7 +76,7 @@ EVERY_CALL = """
     from pathlib import Path
     from support.checkpoints import newest_value, save
     from support.failing_calls import CHANGES, FailingCalls
-    from vitfast.runs.checkpoint import prune_checkpoints
+    from vitfast.weights.checkpoint import prune_checkpoints
 
     folder, calls, trials, number = Path(sys.argv[1]), FailingCalls(), [], 1
     before, run_dir = folder / "before", folder / "run"
