@@ -49,6 +49,21 @@ def test_commands_of_training_are_right(document: Path) -> None:
     assert not wrong
 
 
+@pytest.mark.parametrize(
+    ("page", "answer"),
+    [
+        ("guides/accelerate", "Hugging Face"),  # speed up a Hugging Face model
+        ("guides/quantize", "format=FP8_E4M3FN"),  # evaluate FP8
+        ("guides/train", "\n## Resume a run\n"),
+        ("../CONTRIBUTING", "\n## An operator in five steps\n"),
+        ("guides/gpu", "\n## Is my GPU supported?\n"),
+    ],
+)
+def test_the_front_page_links_the_answer(page: str, answer: str) -> None:
+    assert f":link: {page}\n" in (ROOT / "docs" / "index.md").read_text()
+    assert answer in (ROOT / "docs" / f"{page}.md").read_text()
+
+
 def test_contributing_shows_every_package() -> None:
     tree = (ROOT / "CONTRIBUTING.md").read_text().split("## Source tree")[1].split("```")[1]
     shown: dict[str, set[str]] = {}

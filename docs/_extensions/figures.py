@@ -77,6 +77,23 @@ def accuracy_table(name: str) -> str:
     return _table(["numbers", "after training", "difference", "trained on", "difference"], rows)
 
 
+def run_table(metrics: str) -> str:
+    """Accuracy on the test split at the end of a training run, from its ``metrics.jsonl``."""
+    rows = [json.loads(line) for line in (RESULTS / f"{metrics}.jsonl").read_text().splitlines()]
+    last = [row for row in rows if row["split"] == "test"][-1]
+    figures = {"top-1": last["top1"], "top-5": last["top5"]}
+    figures |= {f"top-1 of exit {number}": value for number, value in enumerate(last.get("exits", ()), 1)}
+    return _table(["epochs", *figures], [[str(last["epoch"]), *(f"{100 * value:.1f} %" for value in figures.values())]])
+
+
+def shares_table(*results: str) -> str:
+    """What the time of accelerated models goes to, by component."""
+    found = [row for result in results for row in _read(RESULTS / f"{result}.json")["rows"]]
+    names = [f"{_SIZES[row['model']]}, batch {row['batch']}, {row['precision']}" for row in found]
+    rows = [[name, *(f"{x:.0%}" for x in row["shares"].values())] for name, row in zip(names, found, strict=True)]
+    return _table(["model", *found[0]["shares"]], rows)
+
+
 def _accelerate_outcomes(machine: str) -> list[dict[str, Any]]:
     """The outcomes of one machine, small models first."""
     paths = RESULTS.glob(f"accelerate_*-{machine}-2threads.json")

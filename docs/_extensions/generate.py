@@ -31,6 +31,8 @@ CONTENT: dict[str, Callable[..., str]] = {
     "operators": package_reference.operators,
     "options": package_reference.options_of_command,
     "recipes": package_reference.recipes,
+    "run": figures.run_table,
+    "shares": figures.shares_table,
     "speed": figures.speed_table,
 }
 
