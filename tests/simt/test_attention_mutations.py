@@ -126,6 +126,7 @@ BACKWARD_MUTATIONS = (
         "no barrier at the end", BACKWARD, "sync_threads();  // every warp has", "// every warp has", "results", "race"
     ),
     mutation("rows read before their copy", BACKWARD, "  wait_for_copies<0>();", "", "pending"),
+    mutation("a tile of grad_q left out", BACKWARD, "unit = place", "unit = 1 + place", "results"),
     mutation("scale of grad_k", BACKWARD, "grad_k[0], {scale,", "grad_k[0], {1.0f,", "results"),
     mutation("halves of dS", BACKWARD, "2 * row_tile + lane / 8 % 2", "2 * row_tile + lane / 8 % 2 ^ 1", "results"),
 )
