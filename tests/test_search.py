@@ -12,6 +12,7 @@ from PIL import Image
 
 import vitfast
 from vitfast.embed import main as embed
+from vitfast.evaluation.knn import nearest_neighbours
 from vitfast.evaluation.search import near_duplicates, read_embeddings
 from vitfast.search import main
 
@@ -57,6 +58,23 @@ def test_knn_in_a_folder_equals_all_pairs(index):
     in_memory = vitfast.knn(features, features[3:8], k=4)
     assert torch.equal(in_memory.row, found.row)
     assert in_memory.paths is None
+
+
+def test_faiss_finds_the_same(monkeypatch):
+    """Also among equally similar images, of which the first ones are taken, and beyond the number of images."""
+    faiss = pytest.importorskip("faiss", reason="faiss is not installed: pip install 'vitfast[faiss]'")
+    calls = []
+    knn = faiss.knn
+    monkeypatch.setattr(faiss, "knn", lambda *arguments, **options: calls.append(1) or knn(*arguments, **options))
+    generator = torch.Generator().manual_seed(0)
+    for index in (torch.randn(17000, 8, generator=generator), torch.eye(4)[torch.arange(60) % 4]):
+        queries = torch.randn(5, index.shape[1], generator=generator)
+        for k in (1, 7, 150):
+            found = vitfast.knn(index, queries, k=k)
+            similarity, row = nearest_neighbours(index, queries, k=k)
+            assert torch.equal(found.row, row)
+            torch.testing.assert_close(found.similarity, similarity)
+    assert len(calls) == 3 * 2 + 3  # blocks of images
 
 
 def test_the_nearest_images_of_an_image(index, photos, tmp_path, capsys):

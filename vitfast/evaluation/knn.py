@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -10,6 +10,9 @@ from torch.nn import functional as F
 
 # k and temperature: DINO (Caron et al., 2021, arXiv:2104.14294) and VISSL's benchmark, whose temperature is "sigma"
 KNN_PROTOCOLS = {"k20": (20, 0.07), "k200": (200, 0.1)}
+
+# queries [B, C], images [L, C] and k -> similarities [B, k] and places [B, k] of the k images of largest product
+BlockSearch = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
 _TEST_BLOCK, _TRAIN_BLOCK = 1024, 16384  # 64 MiB of similarities
 
@@ -67,6 +70,13 @@ def knn_accuracies(
     }
 
 
+def search_block(queries_BC: Tensor, trains_LC: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Finds the k images of largest product with each query; of equal ones the first."""
+    similarity_BL = queries_BC @ trains_LC.T
+    places_Bk = _largest(similarity_BL, k)
+    return similarity_BL.gather(1, places_Bk), places_Bk
+
+
 def nearest_neighbours(
     train_features: Tensor | Iterable[Tensor],
     test_features: Tensor,
@@ -74,11 +84,13 @@ def nearest_neighbours(
     k: int,
     test_block: int = _TEST_BLOCK,
     train_block: int = _TRAIN_BLOCK,
+    search: BlockSearch = search_block,
 ) -> tuple[Tensor, Tensor]:
     """Finds the k training images of largest cosine similarity for each test image, exactly.
 
     Memory is that of ``test_block`` x ``train_block`` similarities, beside the arguments and the result. The arguments
-    are those of ``knn_accuracy``; ``train_features`` may come in parts ``[N, C]``, which are not kept.
+    are those of ``knn_accuracy``; ``train_features`` may come in parts ``[N, C]``, which are not kept. ``search``
+    compares a block of both.
 
     Returns:
         Similarities ``[M, k]``, the largest first, and indices of the training images ``[M, k]``; k is at most N.
@@ -94,20 +106,18 @@ def nearest_neighbours(
         for trains_LC in part.split(train_block):
             trains_LC = _normalize(trains_LC, "train_features")
             blocks = zip(*(tensor.split(test_block) for tensor in (queries_MC, best_Mk, index_Mk)), strict=True)
-            merged = [_merge(queries, best, index, trains_LC, known, k) for queries, best, index in blocks]
+            merged = [_merge(best, index, *search(queries, trains_LC, k), known, k) for queries, best, index in blocks]
             best_Mk, index_Mk = (torch.cat(column) for column in zip(*merged, strict=True))
             known += len(trains_LC)
     return best_Mk, index_Mk
 
 
 def _merge(
-    queries_BC: Tensor, best_Bk: Tensor, index_Bk: Tensor, trains_LC: Tensor, first: int, k: int
+    best_Bk: Tensor, index_Bk: Tensor, similarity_Bk: Tensor, places_Bk: Tensor, first: int, k: int
 ) -> tuple[Tensor, Tensor]:
     """Adds training images, numbered from ``first``, to the nearest ones so far."""
-    similarity_BL = queries_BC @ trains_LC.T
-    places_Bk = _largest(similarity_BL, k)
     # earlier images come first, so that of equal similarities the first ones are kept
-    best_Bk = torch.cat([best_Bk, similarity_BL.gather(1, places_Bk)], dim=1)
+    best_Bk = torch.cat([best_Bk, similarity_Bk], dim=1)
     index_Bk = torch.cat([index_Bk, places_Bk + first], dim=1)
     places_Bk = _largest(best_Bk, k)
     return best_Bk.gather(1, places_Bk), index_Bk.gather(1, places_Bk)
