@@ -25,7 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from vitfast.benchmarking.harness import Case
 from vitfast.benchmarking.machine import DTYPES, with_limits
 from vitfast.benchmarking.model_cases import WEIGHT, forward, logits, model_case, sample_images, seeded_model
-from vitfast.benchmarking.peers import Unavailable, compiled, failure, timm_model
+from vitfast.benchmarking.peers import Unavailable, compiled, failure, import_peer, timm_model
 from vitfast.benchmarking.run import run_tables
 from vitfast.benchmarking.run_options import ModelRunOptions, batch_option, seconds_option
 from vitfast.benchmarking.table import Table, count_gflop, gigabytes
@@ -146,11 +146,7 @@ def early_exit_table(model_name: str, batch: int, precision: str, device: torch.
 def _timm_model(source: ImageModel) -> nn.Module:
     if not isinstance(source, ConViT):
         return timm_model(source)
-    try:
-        import timm
-    except ImportError as error:
-        raise Unavailable("not installed: pip install timm") from error
-    other: nn.Module = timm.create_model(source.model_name)
+    other: nn.Module = import_peer("timm").create_model(source.model_name)
     other.load_state_dict(source.state_dict())
     return other.to(next(source.parameters()).device).eval()
 

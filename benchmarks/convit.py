@@ -19,6 +19,7 @@ from torch import nn
 from vitfast.benchmarking.harness import Case
 from vitfast.benchmarking.machine import DTYPES
 from vitfast.benchmarking.model_cases import WEIGHT, forward, logits, model_case, sample_images, seeded_model
+from vitfast.benchmarking.peers import Unavailable, import_peer
 from vitfast.benchmarking.run import run_tables
 from vitfast.benchmarking.run_options import ModelRunOptions
 from vitfast.benchmarking.table import Table
@@ -43,9 +44,9 @@ def convit_table(size: str, batch: int, precision: str, device: torch.device) ->
         images = sample_images(convit, batch)
         models: dict[str, nn.Module] = {"vitfast ConViT": convit}
         try:
-            import timm
-        except ImportError:
-            table.left_out["timm ConViT"] = "not installed: pip install timm"
+            timm = import_peer("timm")
+        except Unavailable as error:
+            table.left_out["timm ConViT"] = str(error)
         else:
             other = timm.create_model(f"convit_{size}")
             other.load_state_dict(convit.state_dict())

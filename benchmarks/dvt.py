@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from vitfast.benchmarking.harness import Case
 from vitfast.benchmarking.machine import DTYPES
 from vitfast.benchmarking.model_cases import WEIGHT, forward, logits, model_case, sample_images, seeded_model
-from vitfast.benchmarking.peers import Unavailable
+from vitfast.benchmarking.peers import Unavailable, import_peer
 from vitfast.benchmarking.run import run_tables
 from vitfast.benchmarking.run_options import ModelRunOptions
 from vitfast.benchmarking.table import Table, count_gflop
@@ -100,10 +100,7 @@ def build_original(name: str, checkout: str | None) -> nn.Module:
     folder = Path(checkout).expanduser().resolve()
     if not (folder / "models" / "t2t_vit.py").is_file():
         raise UserError(f"original={checkout} has no models/t2t_vit.py; give a checkout of Dynamic-Vision-Transformer")
-    try:
-        import timm  # noqa: F401 (imported before the checkout's copy, which does not work with current torch)
-    except ImportError as error:
-        raise Unavailable("the original needs timm: pip install timm") from error
+    import_peer("timm")  # before the checkout's copy, which does not work with current torch
     sys.path.insert(0, str(folder))
     try:
         with warnings.catch_warnings():

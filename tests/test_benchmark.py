@@ -237,7 +237,7 @@ def test_peers_give_table_results_and_chart(tmp_path, capsys):
     assert path.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
     assert str(path.with_suffix(".png")) in printed.err
     missing = importlib.util.find_spec("openvino") is None
-    assert ("without openvino: not installed: pip install openvino" in printed.out) == missing
+    assert ("without openvino: the comparison needs openvino: pip install openvino" in printed.out) == missing
 
 
 def load(*arguments):

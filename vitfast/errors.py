@@ -1,9 +1,11 @@
-"""The exception class of user errors."""
+"""The exception class of user errors, and what raises it."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class UserError(ValueError):
@@ -26,3 +28,23 @@ def explain_os_error(what: str, hint: str = "") -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"{what}: {error.strerror or error}{hint}") from error
+
+
+def import_optional(module: str, what: str, extra: str | None = None) -> Any:
+    """Imports a module of a package that vitfast can do without.
+
+    Args:
+        module: ``onnxruntime.quantization`` for example.
+        what: what needs it, for the message.
+        extra: of vitfast that installs it; None: pip knows it by the package's name.
+
+    Raises:
+        UserError: it is not installed, or does not work.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        target = package if extra is None else f"'vitfast[{extra}]'"
+        reason = "" if getattr(error, "name", None) == package else f" ({one_line(error)})"
+        raise UserError(f"{what} needs {package}: pip install {target}{reason}") from error

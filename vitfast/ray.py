@@ -14,7 +14,7 @@ import torch
 
 from vitfast.data.collection import StoredImage
 from vitfast.device import select_device
-from vitfast.errors import UserError
+from vitfast.errors import UserError, import_optional
 from vitfast.evaluation.pretrained import load_any
 from vitfast.evaluation.row_functions import Classifier, Columns, Embedder, RowFunction
 from vitfast.evaluation.shards import Shard, ShardFolder, compute_rows, to_table
@@ -188,11 +188,9 @@ def _use_assigned_resources() -> torch.device:
 
 
 def _start_ray() -> Any:
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise UserError("engine=ray needs Ray: pip install 'vitfast[ray]'") from error
+    import_optional("ray.data", "engine=ray", "ray")
+    import ray
+
     if not ray.is_initialized():
         is_local = "RAY_ADDRESS" not in os.environ
         local: dict[str, Any] = {"object_store_memory": _OBJECT_STORE_BYTES, "include_dashboard": False}

@@ -36,7 +36,7 @@ def test_without_timm_it_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     table = convit.convit_table("tiny", 1, "fp32", CPU)
     cases = table.cases()
     assert [case.name for case in cases] == ["vitfast ConViT", "vitfast DeiT"]
-    assert table.left_out == {"timm ConViT": "not installed: pip install timm"}
+    assert table.left_out == {"timm ConViT": "the comparison needs timm: pip install timm"}
 
 
 # as the published code: a class by its name, and ``.cuda()`` within the forward pass

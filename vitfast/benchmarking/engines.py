@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vitfast.benchmarking.machine import DTYPES, instruction_sets
-from vitfast.benchmarking.peers import Unavailable, compiled
+from vitfast.benchmarking.peers import Unavailable, compiled, import_peer
 from vitfast.inference.onnx_export import calibration_reader
 
 Run = Callable[[], Tensor]
@@ -37,7 +37,7 @@ class Configuration:
         if precision not in self.precisions:
             raise Unavailable(f"runs no {precision}")
         if find_spec(self.package) is None:
-            raise Unavailable(f"not installed: pip install {self.package}")
+            import_peer(self.package)  # raises
 
 
 _FLOATS = ("fp32", "bf16")
@@ -115,7 +115,7 @@ def _onnxruntime(
 def _onnx_model(model: nn.Module, images: Tensor, folder: Path, fused: bool) -> Path:
     path = folder / "model.onnx"
     if not path.exists():
-        _import("onnx")
+        import_peer("onnx")
         torch.onnx.export(model, (images,), str(path), input_names=["images"], dynamo=False)
     if not fused:
         return path
@@ -133,7 +133,7 @@ def _onnx_int8(path: Path, images: Tensor, static: bool) -> Path:
     if not static:
         kinds = ["MatMul", "Gemm", "Attention"]
         # the type of weights that shape inference does not find behind fused operators
-        extra = {"DefaultTensorType": _import("onnx").TensorProto.FLOAT}
+        extra = {"DefaultTensorType": import_peer("onnx").TensorProto.FLOAT}
         quantization.quantize_dynamic(
             str(path), str(target), op_types_to_quantize=kinds, extra_options=extra, **options
         )
@@ -187,7 +187,7 @@ def _openvino_model(openvino: Any, core: Any, model: nn.Module, images: Tensor, 
     if not path.exists():
         converted = openvino.convert_model(model, example_input=images)
         if precision == "int8":
-            nncf = _import("nncf")
+            nncf = import_peer("nncf")
             converted = nncf.quantize(converted, nncf.Dataset([images.numpy()]), model_type=nncf.ModelType.TRANSFORMER)
         openvino.save_model(converted, str(path), compress_to_fp16=False)
     return core.read_model(str(path))
@@ -233,10 +233,3 @@ ENGINES: dict[str, dict[str, Configuration]] = {
 
 def _has_vnni() -> bool:
     return bool({"avx512_vnni", "avx_vnni"} & set(instruction_sets()))
-
-
-def _import(module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise Unavailable(f"not installed: pip install {module}") from error

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitfast.errors import UserError, import_optional
 from vitfast.models import ImageModel, ViTFields
 from vitfast.weights.key_tables.key_table import map_keys
 from vitfast.weights.key_tables.torchvision import TORCHVISION
@@ -16,6 +17,14 @@ from vitfast.weights.key_tables.torchvision import TORCHVISION
 
 class Unavailable(Exception):
     """A library or engine is not installed or does not support the model or precision; the message says which."""
+
+
+def import_peer(module: str) -> Any:
+    """Imports a module of another library, as ``import_optional``; raises Unavailable if it is not installed."""
+    try:
+        return import_optional(module, "the comparison")
+    except UserError as error:
+        raise Unavailable(str(error)) from error
 
 
 def torchvision_model(model: ImageModel) -> nn.Module:
@@ -40,11 +49,9 @@ def torchvision_model(model: ImageModel) -> nn.Module:
 
 def timm_model(model: ImageModel) -> nn.Module:
     """Builds timm's Vision Transformer or distilled DeiT with the architecture and a copy of ``model``'s weights."""
-    try:
-        from timm.models.deit import VisionTransformerDistilled
-        from timm.models.vision_transformer import VisionTransformer as TimmModel
-    except ImportError as error:
-        raise Unavailable("not installed: pip install timm") from error
+    import_peer("timm")
+    from timm.models.deit import VisionTransformerDistilled
+    from timm.models.vision_transformer import VisionTransformer as TimmModel
 
     fields = _plain_fields(model, "timm", distillation_token=("none", "after_class"))
     names = "img_size patch_size in_chans num_classes embed_dim depth num_heads mlp_ratio qkv_bias".split()

@@ -18,7 +18,7 @@ from typing import Any
 from PIL import Image
 
 from vitfast.data.image_file import IMAGE_EXTENSIONS, decode_image
-from vitfast.errors import UserError, explain_os_error
+from vitfast.errors import UserError, explain_os_error, import_optional
 from vitfast.files import open_regular
 
 LIST, TAR, PARQUET = ".txt", ".tar", ".parquet"
@@ -206,12 +206,8 @@ def import_pyarrow(what: str) -> Any:
     Raises:
         UserError: it is not installed; ``what`` needs it.
     """
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise UserError(f"{what} needs pyarrow: pip install 'vitfast[parquet]'") from error
-    return pyarrow
+    import_optional("pyarrow.parquet", what, "parquet")
+    return import_optional("pyarrow", what, "parquet")
 
 
 @functools.lru_cache(maxsize=2)

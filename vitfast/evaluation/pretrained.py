@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import vitfast
-from vitfast.errors import UserError, one_line
+from vitfast.errors import UserError, import_optional, one_line
 from vitfast.evaluation.checkpoint_data import is_weights_file, load_foreign_checkpoint
 from vitfast.inference.vit_file import load_vit
 from vitfast.models.foreign_model import TIMM, TORCHVISION
@@ -94,10 +93,7 @@ def _load_vit(path: str, device: torch.device, headless: bool) -> TrainedModel:
 
 
 def _of_transformers(name: str, classes: bool) -> Any:
-    try:
-        transformers: Any = importlib.import_module("transformers")
-    except ImportError as error:
-        raise UserError(f"model={name} needs transformers: pip install transformers; or give timm/NAME") from error
+    transformers = import_optional("transformers", f"model={name}")
     factory = transformers.AutoModelForImageClassification if classes else transformers.AutoModel
     try:
         return factory.from_pretrained(name)

@@ -8,6 +8,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitfast.errors import UserError
+from vitfast.errors import UserError, import_optional
 from vitfast.inference.pt2_file import exported_program
 from vitfast.ops.library import torch_operators
 
 OPSET = 20
-_INSTALL = "pip install 'vitfast[export]'"
+_import = partial(import_optional, what="an ONNX file", extra="export")
 
 
 def write_onnx(model: nn.Module, path: Path, images: Tensor, *, int8: bool) -> None:
@@ -177,10 +178,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
-
-
-def _import(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise UserError(f"an ONNX file needs {name.partition('.')[0]}: {_INSTALL} ({error})") from error

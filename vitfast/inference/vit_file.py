@@ -7,7 +7,6 @@ class names, exit thresholds and a SHA-256 of all of these. ``load`` packs the w
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import math
 import os
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitfast.errors import UserError, one_line
+from vitfast.errors import UserError, import_optional, one_line
 from vitfast.inference.accelerate import accelerate_spec
 from vitfast.inference.accelerated_model import AcceleratedModel
 from vitfast.inference.ir import PRECISIONS, CascadeSpec, ModelSpec, OutputSpec, SequenceSpec
@@ -309,11 +308,8 @@ def _config(content: Any, output: OutputSpec) -> Any:
     """Checks an output class by name before its module is imported; returns the configuration of transformers."""
     if not re.fullmatch(_OUTPUT_MODULE, output.module):
         raise UserError(f"spec.output.module is {output.module!r:.60}; it must be a module of transformers' models")
-    try:
-        transformers: Any = importlib.import_module("transformers")
-        cls = getattr(importlib.import_module(output.module), output.name, None)
-    except ImportError as error:
-        raise UserError(f"the model returns a class of {output.module}: pip install transformers ({error})") from error
+    transformers = import_optional("transformers", f"the model, which returns a class of {output.module},")
+    cls = getattr(import_optional(output.module, "the model"), output.name, None)
     if not isinstance(cls, type) or not issubclass(cls, transformers.utils.ModelOutput):
         raise UserError(f"spec.output.name is {output.name!r:.60}; it must be an output class of {output.module}")
     fields = dict(content or {})

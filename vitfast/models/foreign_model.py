@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vitfast.errors import UserError
+from vitfast.errors import UserError, import_optional
 from vitfast.layers.position_embedding import PositionInterpolation
 from vitfast.models.image_model import ImageModel
 from vitfast.models.model_fields import ModelFields, check_field
@@ -127,7 +127,7 @@ def foreign_names(name: str) -> list[str] | None:
         UserError: timm is not installed.
     """
     if name.startswith(TIMM):
-        return [TIMM + one for one in _import_timm(name).list_models()]
+        return [TIMM + one for one in import_optional("timm", name).list_models()]
     if name.startswith(TORCHVISION):
         import torchvision  # imported here, because it takes longer than importing all of vitfast
 
@@ -151,18 +151,10 @@ def timm_settings(name: str) -> Any:
         UserError: timm has no such tag.
     """
     try:
-        settings = _import_timm(name).get_pretrained_cfg(name.removeprefix(TIMM))
+        settings = import_optional("timm", name).get_pretrained_cfg(name.removeprefix(TIMM))
     except RuntimeError as error:
         raise UserError(f"{name}: {error}") from error
     return settings
-
-
-def _import_timm(name: str) -> Any:
-    try:
-        import timm
-    except ImportError as error:
-        raise UserError(f"{name} needs timm: pip install timm") from error
-    return timm
 
 
 def _timm_builder(name: str, fields: TimmFields) -> tuple[Any, dict[str, Any]]:
@@ -171,7 +163,7 @@ def _timm_builder(name: str, fields: TimmFields) -> tuple[Any, dict[str, Any]]:
         options["img_size"] = fields.img_size
     rates = {"drop_rate": fields.drop_rate, "drop_path_rate": fields.drop_path}
     options |= {option: rate for option, rate in rates.items() if rate}
-    return partial(_import_timm(name).create_model, name), options
+    return partial(import_optional("timm", name).create_model, name), options
 
 
 def _torchvision_builder(name: str, fields: TorchvisionFields) -> tuple[Any, dict[str, Any]]:

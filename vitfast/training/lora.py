@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vitfast.errors import UserError
+from vitfast.errors import UserError, import_optional
 from vitfast.models import ImageModel
 
 
@@ -24,10 +24,7 @@ def add_lora(model: ImageModel, rank: int, alpha: int) -> None:
     Raises:
         UserError: peft is not installed, or the model has no such layers.
     """
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise UserError("finetune.lora_rank needs peft: pip install 'vitfast[lora]'") from error
+    peft = import_optional("peft", "finetune.lora_rank", "lora")
     names = [
         name
         for name, layer in model.named_modules()
@@ -37,7 +34,7 @@ def add_lora(model: ImageModel, rank: int, alpha: int) -> None:
     ]
     if not names:
         raise UserError(f"finetune.lora_rank does not support {model.model_name}: only its head has linear layers")
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=names), model)
+    peft.inject_adapter_in_model(peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=names), model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name or name.startswith(model.head_prefixes))
 

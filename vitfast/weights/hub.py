@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from vitfast.errors import UserError
+from vitfast.errors import UserError, import_optional
 from vitfast.files import read_text, sha256_of_file
 from vitfast.models.foreign_model import TIMM, timm_settings
 from vitfast.models.registry import resolve_name
@@ -98,11 +98,10 @@ def download_pretrained(name: str, revision: str | None = None) -> tuple[Path, d
         UserError: huggingface_hub is missing, timm has no weights of that name, the hub cannot be reached, or the file
             is damaged.
     """
-    try:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
-    except ImportError as error:
-        raise UserError("pretrained=True needs huggingface_hub: pip install 'vitfast[hub]'") from error
+    import_optional("huggingface_hub", "pretrained=True", "hub")
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
     repository = hub_repository(name)
     try:
         config, weights = (Path(hf_hub_download(repository, file, revision=revision)) for file in (_CONFIG, _WEIGHTS))
