@@ -270,6 +270,10 @@ def test_predictions_are_written_in_shards(weights, photos, tmp_path, capsys):
         (["WEIGHTS", "images=PHOTOS", "output=PHOTOS/00.png"], "cannot be written"),
         (["WEIGHTS", "images=PHOTOS", "output=OUT", "precision=fp8"], "precision=fp8"),
         (["model=NOWHERE/theirs", "images=PHOTOS", "output=OUT"], "cannot be loaded by transformers"),
+        (
+            ["checkpoint=FILE.vit", "model=vit_mini_patch4_32", "images=PHOTOS", "output=OUT"],
+            "model=vit_mini_patch4_32 is for weights files, and checkpoint=FILE.vit records its model",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_code_2(weights, photos, tmp_path, capsys, arguments, message):

@@ -66,7 +66,8 @@ class Predictor:
         if task not in kinds:
             raise UserError(f"task={task!r} is not known; allowed: {', '.join(kinds)}")
         device = _use_assigned_resources()
-        trained = load_any(checkpoint, model, weights=weights, device=device, headless=task == "embed")
+        place: dict[str, Any] = {"device": device, "headless": task == "embed", "precision": options.get("precision")}
+        trained = load_any(checkpoint, model, weights, **place)
         self._function = kinds[task](trained, **options)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Any:

@@ -52,7 +52,8 @@ class CheckpointOptions:
         if is_weights_file(self.checkpoint):
             data = getattr(self, "data", None)  # of the commands that read a data set
             return load_foreign_checkpoint(self.checkpoint, self.model, data, device, any_classes=headless)
-        return load_trained_model(self.checkpoint, weights=self.weights, device=device, headless=headless)
+        name, weights = self.model, self.weights
+        return load_trained_model(self.checkpoint, name=name, weights=weights, device=device, headless=headless)
 
     def prepare_device(self) -> torch.device:
         """Returns the device, and sets the number of CPU threads."""
@@ -270,6 +271,11 @@ class CollectionOptions(CheckpointOptions):
         help="image files, patterns, folders (searched recursively), lists (.txt), tar and Parquet files, separated by "
         "commas"
     )
+    precision: str | None = option(
+        None,
+        "as in vitfast.accelerate; null: that of a quantized model or .vit file, else fp32",
+        choices=ACCELERATED_PRECISIONS,
+    )
     batch_size: int = option(32, "images in a batch", minimum=1)
     shard_size: int = option(1000, "images in a file of results", minimum=1)
     format: str = option(
@@ -289,7 +295,8 @@ class CollectionOptions(CheckpointOptions):
         from vitfast.evaluation.pretrained import load_any
 
         device = self.prepare_device()
-        return load_any(self.checkpoint, self.model, weights=self.weights, device=device, headless=headless)
+        source = (self.checkpoint, self.model, self.weights)
+        return load_any(*source, device=device, headless=headless, precision=self.precision)
 
     def check(self, prefix: str = "") -> None:
         """Raises UserError if there is no model."""
@@ -308,11 +315,6 @@ class EmbedOptions(CollectionOptions):
     )
 
     output: str = option(help="folder of the results, created if missing; a killed run continues in it")
-    precision: str | None = option(
-        None,
-        "as in vitfast.accelerate; null: that of a quantized model or .vit file, else fp32",
-        choices=ACCELERATED_PRECISIONS,
-    )
     normalize: bool = option(False, "divide each embedding by its L2 norm")
 
 

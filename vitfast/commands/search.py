@@ -81,7 +81,7 @@ def _load_embedder(options: SearchOptions, folder: Path) -> Embedder:
     source = {name: record["source"][name] for name in ("checkpoint", "model", "weights")}
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    trained = load_any(**source, device=select_device(options.device), headless=True)
+    trained = load_any(**source, device=select_device(options.device), headless=True, precision=record["precision"])
     if content_digest(trained.model.state_dict().items()) != record["weights_sha256"]:
         raise UserError(f"index={folder} was written with other weights than those of {trained.checkpoint} now")
     settings = {name: record[name] for name in ("normalize", "precision", "shrink_jpeg")}

@@ -13,21 +13,28 @@ from vitfast.evaluation.checkpoint_data import is_weights_file, load_foreign_che
 from vitfast.inference.vit_file import load_vit
 from vitfast.models.foreign_model import TIMM, TORCHVISION
 from vitfast.models.preprocessing_settings import preprocessing_settings
-from vitfast.runs.trained_model import TrainedModel, load_trained_model
+from vitfast.runs.trained_model import TrainedModel, load_trained_model, refuse_name
 
 
 def load_any(
-    checkpoint: str | None, model: str | None, *, weights: str, device: torch.device, headless: bool
+    checkpoint: str | None,
+    model: str | None,
+    weights: str,
+    *,
+    device: torch.device,
+    headless: bool,
+    precision: str | None = None,
 ) -> TrainedModel:
     """Loads a model.
 
     Args:
-        checkpoint: a run, checkpoint, weights file or ``.vit`` file, whose model is accelerated already; None: the
-            pretrained weights of ``model``.
+        checkpoint: a run, checkpoint, weights file or ``.vit`` file, whose model is accelerated already and normalizes
+            images; None: the pretrained weights of ``model``.
         model: the name of a model, which a weights file may need.
         weights: as in ``load_trained_model``.
         device: to move the model to.
         headless: whether it may be without classes, or with others than its data set's.
+        precision: of a ``.vit`` file, as in ``vitfast.load``.
 
     Raises:
         UserError: there is no such model.
@@ -37,10 +44,11 @@ def load_any(
             raise UserError("neither a checkpoint nor a model is given")
         return load_pretrained(model, device, classes=not headless)
     if checkpoint.endswith(".vit"):
-        return _load_vit(checkpoint, device, headless)
+        refuse_name(checkpoint, model)
+        return _load_vit(checkpoint, precision, device, headless)
     if is_weights_file(checkpoint):
         return load_foreign_checkpoint(checkpoint, model, None, device, any_classes=headless)
-    return load_trained_model(checkpoint, weights=weights, device=device, headless=headless)
+    return load_trained_model(checkpoint, name=model, weights=weights, device=device, headless=headless)
 
 
 def load_pretrained(name: str, device: torch.device, *, classes: bool) -> TrainedModel:
@@ -69,8 +77,8 @@ def load_pretrained(name: str, device: torch.device, *, classes: bool) -> Traine
     return TrainedModel(model.eval().to(device), Path(name), manifest, "model")
 
 
-def _load_vit(path: str, device: torch.device, headless: bool) -> TrainedModel:
-    model: Any = load_vit(Path(path), device=device)
+def _load_vit(path: str, precision: str | None, device: torch.device, headless: bool) -> TrainedModel:
+    model: Any = load_vit(Path(path), precision, device, normalize=True)
     settings = preprocessing_settings(model)
     if settings is None:
         raise UserError(

@@ -24,7 +24,6 @@ from vitfast.inference.accelerate import accelerate
 from vitfast.inference.accelerated_model import AcceleratedModel
 from vitfast.inference.image_tower import ImageTower
 from vitfast.inference.normalization import Normalization
-from vitfast.inference.vit_file import load_vit
 from vitfast.models import ImageModel
 from vitfast.runs.trained_model import TrainedModel
 
@@ -62,9 +61,9 @@ class RowFunction:
         mean, std = (tuple(np.broadcast_to(data[name], self.in_chans).tolist()) for name in ("mean", "std"))
         self.device = trained.device
         self._normalization: Normalization | None = None
-        if isinstance(trained.model, AcceleratedModel):  # of a .vit file, which may normalize images itself
-            given = {} if trained.model.normalization is not None else {"mean": mean, "std": std}
-            self.fast = load_vit(trained.checkpoint, precision, self.device, **given)
+        self.fast: AcceleratedModel
+        if isinstance(trained.model, AcceleratedModel):  # of a .vit file: in its precision, and it normalizes images
+            self.fast = trained.model
             return
         try:
             self.fast = accelerate(trained.model, precision, mean=mean, std=std)
@@ -124,7 +123,12 @@ class RowFunction:
 
     def record(self) -> dict[str, Any]:
         """Returns the options that determine the results."""
-        return {"precision": self.fast.report().precision, "shrink_jpeg": self.shrink_to is not None}
+        included = self.fast.normalization
+        return {
+            "precision": self.fast.report().precision,
+            "shrink_jpeg": self.shrink_to is not None,
+            "normalization": None if included is None else [included.mean, included.std],
+        }
 
 
 def _to_tensor(image: Image.Image) -> Tensor:

@@ -138,8 +138,9 @@ def load_vit(
     *,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    normalize: bool = False,
 ) -> AcceleratedModel:
-    """Loads a ``.vit`` file; arguments and errors as in ``load``."""
+    """Loads a ``.vit`` file; with ``normalize`` mean and std are the recorded ones. Other arguments as in ``load``."""
     record, tensors = _read_file(path)
     try:
         spec = read_spec(record["spec"], tensors)
@@ -147,6 +148,8 @@ def load_vit(
         stored = [] if record["normalization"] is None else record["normalization"]
         if stored and (mean is not None or std is not None):
             raise UserError("the model normalizes images itself; leave mean= and std= out")
+        if normalize and (settings := record["preprocessing"]) is not None:
+            mean, std = (settings[name] * (settings["in_chans"] // len(settings[name])) for name in ("mean", "std"))
         normalization = Normalization.of(*(stored or (mean, std)))
         source = _StoredSource({k: t for k, t in tensors.items() if not k.startswith(COMPUTED)}, attributes)
         if record["is_quantized"] and precision not in (None, record["precision"]):
