@@ -97,11 +97,13 @@ STABLE_TORCH_LIBRARY(vitfast, m) {
   // themselves, -1 for padding, whose q, k and v are `padding` [3 H D]; lengths [W]: how many of them, without padding.
   // bias [patterns, H, n, n], of which patterns [W] selects one per window. row_terms [D, 2 h - 1], column_terms
   // [D, 2 w - 1]: biases that depend on the query, on a grid of h w tokens (QueryBias in csrc/packed/packed.h).
-  // cosine [H]: q and k are divided by their norms, and q is multiplied by it.
+  // cosine [H]: q and k are divided by their norms, and q is multiplied by it. key_bias [B, N] is added to the logits
+  // of each key, and excludes windows and the other biases.
   m.def(
       "packed_attention(Tensor qkv, float scale, str precision, Tensor? rotary=None, bool is_interleaved=False,"
       " Tensor? bias=None, Tensor? windows=None, Tensor? patterns=None, Tensor? lengths=None,"
-      " Tensor? row_terms=None, Tensor? column_terms=None, Tensor? padding=None, Tensor? cosine=None) -> Tensor");
+      " Tensor? row_terms=None, Tensor? column_terms=None, Tensor? padding=None, Tensor? cosine=None,"
+      " Tensor? key_bias=None) -> Tensor");
   // softmax(scale q kᵀ + matrix relations matrixᵀ) v, and its logits; qkv [B, N, 3, H, D], relations [B, H, n, n],
   // matrix [N, n] (without it n is N)
   m.def(

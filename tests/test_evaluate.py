@@ -157,6 +157,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_aloud(run_dir, capsys, tmp_p
         (["checkpoint=RUN", "data.dataset=image_folder", "data.root=nowhere"], "nowhere"),
         (["checkpoint=RUN", "chekpoint=x"], "checkpoint"),
         (["checkpoint=RUN", "accelerate=fp8"], "accelerate=fp8 is not allowed; allowed: one of: fp32, bf16"),
+        (["checkpoint=RUN", "merge_tokens=2"], "merge_tokens=2 needs an accelerated model; add accelerate=fp32"),
         (["checkpoint=RUN", "accelerate=int8", "precision=bf16"], "leave out precision=bf16, or accelerate"),
         (["checkpoint=RUN", "accelerate=int8", "early_exit=true", "exits=sweep"], "exits=sweep and early_exit=true"),
     ],

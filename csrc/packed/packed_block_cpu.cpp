@@ -249,7 +249,8 @@ Tensor packed_attention(
     const std::optional<Tensor>& row_terms,     // [D, 2 height - 1]
     const std::optional<Tensor>& column_terms,  // [D, 2 width - 1]
     const std::optional<Tensor>& padding,       // [3 H D]
-    const std::optional<Tensor>& cosine         // [H]
+    const std::optional<Tensor>& cosine,        // [H]
+    const std::optional<Tensor>& key_bias       // [B, N]
 ) {
   constexpr const char* op = "packed_attention";
   const Precision precision = precision_of(op, precision_name);
@@ -285,7 +286,14 @@ Tensor packed_attention(
   a.cosine = floats_or_null(op, "cosine", cosine, {heads});
   STD_TORCH_CHECK(
       a.cosine == nullptr || a.rotary.tables == nullptr, "packed_attention: rotary cannot be used with cosine");
-  run_attention(a, qkv.size(0));
+  const float* keys = floats_or_null(op, "key_bias", key_bias, {qkv.size(0), tokens});
+  STD_TORCH_CHECK(
+      keys == nullptr || (!a.is_gathered() && !a.has_bias()),
+      "packed_attention: key_bias cannot be used with windows, cosine and other biases");
+  if (keys != nullptr) a.bias = keys;  // its strides are zero: the same for all heads and queries
+  run_attention(a, qkv.size(0), 0, [&](PackedAttention& of_head, int64_t image, int64_t, char*) {
+    if (keys != nullptr) of_head.bias = keys + image * tokens;
+  });
   return out;
 }
 

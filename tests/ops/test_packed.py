@@ -378,6 +378,17 @@ def test_attention_with_a_bias(tokens: int, head_dim: int, precision: str) -> No
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(("tokens", "head_dim"), [(1, 8), (50, 64), (197, 24)])
+def test_attention_with_a_bias_of_keys(tokens: int, head_dim: int, precision: str) -> None:
+    qkv, key_bias = draw(3, tokens, 3, 2, head_dim), draw(3, tokens, seed=4)
+    out = OPS.packed_attention(qkv, 0.25, precision, key_bias=key_bias)
+    for image, one in enumerate(key_bias):
+        bias = one.expand(1, 2, tokens, tokens).contiguous()
+        expected = OPS.packed_attention(qkv[image : image + 1], 0.25, precision, bias=bias)
+        torch.testing.assert_close(out[image : image + 1], expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("batch", [1, 2, 9])
 @pytest.mark.parametrize(("grid", "size", "shift", "head_dim"), WINDOWS)
 def test_block_with_windows(grid, size, shift, head_dim, batch: int, precision: str) -> None:
@@ -406,6 +417,8 @@ def test_wrong_windows_are_rejected() -> None:
         ({"windows": windows, "padding": draw(16)}, r"padding must be contiguous float32 of shape \[48\]"),
         ({"cosine": draw(3)}, r"cosine must be contiguous float32 of shape \[2\]"),
         ({"windows": windows, "rotary": draw(1, 4, 2, 8)}, "rotary cannot be used with windows"),
+        ({"key_bias": draw(4)}, r"key_bias must be contiguous float32 of shape \[1, 4\]"),
+        ({"windows": windows, "key_bias": draw(1, 4)}, "key_bias cannot be used with windows"),
     ):
         with pytest.raises(RuntimeError, match=match):
             OPS.packed_attention(qkv, 1.0, "fp32", **wrong)

@@ -154,6 +154,9 @@ class EvaluateOptions(CheckpointOptions):
         "original model",
         choices=["fp32", "bf16", "fp16_32", "int8"],
     )
+    merge_tokens: int = option(
+        0, "with accelerate: how many tokens each block merges with similar ones (vitfast.accelerate)", minimum=0
+    )
     probe: str | None = option(
         None,
         "evaluate the model's frozen features instead of its head, by a classifier of the train split's; knn: nearest "
@@ -176,6 +179,8 @@ class EvaluateOptions(CheckpointOptions):
             "early_exit=true": self.early_exit,
         }
         wrong = [name for name, given in others.items() if given]
+        if self.merge_tokens and self.accelerate is None:
+            raise UserError(f"merge_tokens={self.merge_tokens} needs an accelerated model; add accelerate=fp32")
         if self.accelerate is not None and wrong:
             raise UserError(
                 f"accelerate={self.accelerate} evaluates whole models on the CPU, in that precision; "

@@ -49,7 +49,7 @@ def run(options: EvaluateOptions) -> int:
     loader = loader_of_split(trained, options.data, options.split)
     other: OtherEvaluation | None = None
     if options.accelerate is not None:
-        other = evaluate_accelerated(trained, loader, precision=options.accelerate)
+        other = evaluate_accelerated(trained, loader, precision=options.accelerate, merge_tokens=options.merge_tokens)
         evaluation = other.evaluation
     else:
         evaluation = evaluate_model(trained, loader, precision=options.precision)
@@ -100,7 +100,8 @@ def _format_table(
     lines = [f"model    {trained.describe()}"]
     if options.accelerate is not None and other is not None:
         kernels = other.metrics["accelerate"]["kernels"]
-        lines.append(f"runs     accelerated, in {options.accelerate}, by {kernels}")
+        merging = f", merging {options.merge_tokens} tokens in each block" if options.merge_tokens else ""
+        lines.append(f"runs     accelerated, in {options.accelerate}, by {kernels}{merging}")
     lines += [
         f"split    {options.split}, {measured}",
         "",

@@ -191,19 +191,22 @@ class OtherEvaluation:
     metrics: dict[str, Any]
 
 
-def evaluate_accelerated(trained: TrainedModel, loader: DataLoader[Any], *, precision: str) -> OtherEvaluation:
+def evaluate_accelerated(
+    trained: TrainedModel, loader: DataLoader[Any], *, precision: str, merge_tokens: int = 0
+) -> OtherEvaluation:
     """Accelerates a checkpoint's model for this CPU and evaluates both models, the source without autocast.
 
     Args:
         trained: on the CPU.
         loader: yields all images in the same order on every iteration.
         precision: of ``vitfast.accelerate``.
+        merge_tokens: of ``vitfast.accelerate``.
 
     Raises:
-        UserError: the model is quantized to another precision.
+        UserError: the model is quantized to another precision, or its tokens cannot be merged.
     """
     source_task = create_plain_task(trained.model)
-    fast = vitfast.accelerate(trained.model, precision)
+    fast = vitfast.accelerate(trained.model, precision, merge_tokens=merge_tokens)
     evaluations, classes = [], []
     for task in (type(source_task)(fast), source_task):
         outputs: list[Tensor] = []
@@ -218,7 +221,8 @@ def evaluate_accelerated(trained: TrainedModel, loader: DataLoader[Any], *, prec
         ("not accelerated: images/s", f"{source.images_per_s:,.0f}"),
         ("same class as not accelerated", percent(agreement)),
     ]
-    compared = {"precision": precision, "kernels": fast.report().kernels, "agreement": agreement}
+    settings = {"precision": precision, "merge_tokens": merge_tokens, "kernels": fast.report().kernels}
+    compared = {**settings, "agreement": agreement}
     return OtherEvaluation(evaluation, summary, {"accelerate": {**compared, "source": source.metrics()}})
 
 

@@ -25,7 +25,7 @@ from vitfast.inference.image_tower import ImageTower
 from vitfast.inference.input_adapters import input_adapter, source_attributes
 from vitfast.inference.ir import PRECISIONS, BlockSpec, CascadeSpec, ModelSpec, Precision, SequenceSpec
 from vitfast.inference.ir_records import SpecRecord, record_spec
-from vitfast.inference.lowering import Lowered, lower
+from vitfast.inference.lowering import Lowered, lower, with_merging
 from vitfast.inference.lowering.module_checks import quantized_precisions
 from vitfast.inference.modules.block import InferenceBlock, PatchMerging
 from vitfast.inference.modules.cascade import InferenceCascade
@@ -51,6 +51,7 @@ def accelerate(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     graph_batch: int = 256,
+    merge_tokens: int = 0,
 ) -> AcceleratedModel:
     """Makes a fast inference copy of a Vision Transformer for this CPU or a GPU.
 
@@ -78,6 +79,10 @@ def accelerate(
         graph_batch: on a GPU, the largest batch for which a CUDA graph is captured, a power of two. Batches are padded
             to the next power of two, and larger ones run in parts. Each size is captured on first use and takes memory
             for its images and results. 0: no graphs, for frequently changing image sizes or little memory.
+        merge_tokens: how many tokens each block merges with the most similar other ones, at most half of them (token
+            merging: Bolya et al., 2023), for models without rotary embeddings, relative positions and windows. All
+            blocks after it compute fewer tokens, at some cost of accuracy, which ``check`` shows. Outputs with a vector
+            for each token have those of the original tokens: merged tokens share one.
 
     Returns:
         A new module for inference, called as ``model``.
@@ -85,7 +90,8 @@ def accelerate(
     Raises:
         UserError: the model is accelerated already; the precision is unknown, differs from a quantized model's, or is
             not supported on the device; the parameters are not float32; ``mean`` and ``std`` do not match the images,
-            or the model was not recognised as a whole; ``graph_batch`` is not a power of two; torch sees no GPU.
+            or the model was not recognised as a whole; ``graph_batch`` is not a power of two; torch sees no GPU;
+            ``merge_tokens`` is negative, or the model's tokens cannot be merged.
     """
     model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper holds the original under this name
     if not isinstance(model, nn.Module):
@@ -104,7 +110,7 @@ def accelerate(
     normalization = Normalization.of(mean, std)
     return accelerate_spec(
         model,
-        lower(model),
+        with_merging(lower(model), merge_tokens),
         chosen,
         target,
         normalization,

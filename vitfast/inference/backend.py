@@ -35,6 +35,7 @@ from vitfast.inference.modules.fallback_block import FallbackBlock
 from vitfast.inference.modules.linear import InferenceLinear, SourceRows, TorchInt8Linear, TorchLinear
 from vitfast.inference.modules.norm import InferenceNorm, InferenceRmsNorm, round_to_fp16
 from vitfast.inference.modules.patches import ConvNeck, Patches, SplitLinear
+from vitfast.inference.modules.token_merging import MergingBlock
 from vitfast.inference.normalization import Normalization
 from vitfast.inference.source_tensors import SourceTensors
 from vitfast.layers.positional_attention import positional_probabilities
@@ -166,6 +167,11 @@ class Backend:
             norm1, norm2 = self.norm(spec.norm1), self.norm(spec.norm2)
             return PostNormBlock(spec.name, *parts, self.dtype, norm1=norm1, norm2=norm2)
         return self.layer_class(InferenceBlock, *parts)(spec.name, *parts, self.dtype)
+
+    def merging_block(self, spec: BlockSpec, count: int, prefix: int) -> MergingBlock:
+        """Builds a pre-norm block that merges tokens; arguments as of ``MergingBlock``."""
+        parts = self.block_parts(spec, self._attention(spec.attention, 0))
+        return MergingBlock(spec.name, *parts, self.dtype, count=count, prefix=prefix)
 
     def block_parts(
         self, spec: BlockSpec, attention: nn.Module

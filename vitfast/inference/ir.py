@@ -311,6 +311,7 @@ class TransformerSpec:
     late_index: int = 0
     relation_reuse: ReuseSpec | None = None  # from the previous exit's attention logits to biases on this exit's
     output: OutputSpec | None = None  # None: a tensor for each readout
+    merge_tokens: int = 0  # tokens that each block merges with others
 
 
 @dataclass(frozen=True, eq=False)

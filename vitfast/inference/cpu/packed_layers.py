@@ -95,9 +95,11 @@ class PackedMlp(InferenceMlp):
 class PackedAttention(InferenceAttention):
     """Self-attention in the precision of the block's GEMMs."""
 
-    def forward(self, qkv: Tensor, rotary: RotaryTables | None = None) -> Tensor:
+    def forward(self, qkv: Tensor, rotary: RotaryTables | None = None, key_bias: Tensor | None = None) -> Tensor:
         qkv_BN3HD = self.split_heads(qkv)
-        out: Tensor = torch.ops.vitfast.packed_attention.default(qkv_BN3HD, self.scale, self.precision, *(rotary or ()))
+        out: Tensor = torch.ops.vitfast.packed_attention.default(
+            qkv_BN3HD, self.scale, self.precision, *(rotary or ()), key_bias=key_bias
+        )
         return out.flatten(-2)
 
 

@@ -2,4 +2,5 @@
 
 from vitfast.inference.lowering.lower import Lowered as Lowered
 from vitfast.inference.lowering.lower import lower as lower
+from vitfast.inference.lowering.lower import with_merging as with_merging
 from vitfast.inference.lowering.module_checks import NotRecognised as NotRecognised

@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
-from vitfast.inference.ir import BlockSpec, ModelSpec
+from vitfast.errors import UserError
+from vitfast.inference.ir import BlockSpec, ModelSpec, TransformerSpec
 from vitfast.inference.lowering.module_checks import NotRecognised, Part, plain_class
 from vitfast.layers import ReuseBlock
 from vitfast.models.foreign_model import ForeignModel
@@ -65,6 +66,45 @@ def lower(model: nn.Module) -> Lowered:
         return Lowered({"": _lowering_module(part).lower_model(part)}, None)
     except NotRecognised as reason:
         return Lowered(dict(_recognised_parts(model, reason.towers)), reason)
+
+
+def with_merging(lowered: Lowered, count: int) -> Lowered:
+    """Returns a lowered model whose blocks merge ``count`` tokens each; 0: as it is.
+
+    Raises:
+        UserError: ``count`` is negative, or the model's tokens cannot be merged.
+    """
+    if count < 0:
+        raise UserError(f"merge_tokens={count} must not be negative; 0 merges no tokens")
+    if not count:
+        return lowered
+    parts: dict[str, ModelSpec | BlockSpec] = {}
+    for name, spec in lowered.parts.items():
+        why = _why_not_merged(spec)
+        if why:
+            raise UserError(f"merge_tokens={count}: {why}; leave merge_tokens out")
+        assert isinstance(spec, TransformerSpec)
+        parts[name] = replace(spec, merge_tokens=count)
+    if not parts:
+        raise UserError(f"merge_tokens={count}: no Vision Transformer was recognised ({lowered.why})")
+    return replace(lowered, parts=parts)
+
+
+def _why_not_merged(spec: ModelSpec | BlockSpec) -> str:
+    """Says why the tokens of a model cannot be merged; empty if they can."""
+    if not isinstance(spec, TransformerSpec):
+        return "tokens are merged only in models that are recognised as a whole, without exits"
+    if spec.rotary or spec.late_prefix:
+        return "merged tokens have no position for rotary embeddings, or for a class token that a later block inserts"
+    for block in spec.blocks:
+        if not isinstance(block, BlockSpec):
+            return f"{block.name} is no plain block"
+        attention = block.attention
+        if attention.bias or attention.windows or attention.gated or attention.cosine is not None:
+            return f"the attention of {block.name} depends on the tokens' positions"
+        if attention.q_norm or attention.k_norm or block.is_post_norm or block.parallel:
+            return f"{block.name} normalizes q and k, is post-norm or has parallel layers"
+    return ""
 
 
 def _lowering_module(part: Part) -> Any:

@@ -17,6 +17,7 @@ from vitfast.inference.modules.linear import describe_gemms
 from vitfast.inference.modules.position_bias import PositionBias
 from vitfast.inference.modules.readout import InferenceReadout
 from vitfast.inference.modules.rotary import RotaryEmbedding
+from vitfast.inference.modules.token_merging import MergedTokens
 from vitfast.layers.rotary import RotaryTables
 
 
@@ -49,11 +50,19 @@ class LastBlock(nn.Module):
         gemms = describe_gemms(self.q, self.kv, self.proj, self.mlp.fc1, self.mlp.fc2)
         return f"{gemms}, first {self.tokens} token{'s' if self.tokens > 1 else ''} only"
 
-    def forward(self, x: Tensor, positions: RotaryTables | None = None, *, all_tokens: bool = False) -> Tensor:
-        """Transforms ``x`` ``[B, N, C]``; returns the first tokens ``[B, tokens, C]``, or all."""
+    def forward(
+        self,
+        x: Tensor,
+        positions: RotaryTables | None = None,
+        *,
+        all_tokens: bool = False,
+        merged: MergedTokens | None = None,
+    ) -> Tensor:
+        """Transforms ``x`` ``[B, N, C]``; returns the first tokens ``[B, tokens, C]``, or all; merges none."""
         x = x.to(self.dtype).contiguous()  # a fallback block may return any dtype and strides
         first = x if all_tokens else x[:, : self.tokens]
-        attended = self.attention(self.q(first), self.kv(x), positions)
+        key_bias = None if merged is None else merged.key_bias
+        attended = self.attention(self.q(first), self.kv(x), positions, key_bias)
         first = self.proj(attended, first.contiguous())
         return self.mlp(first, first)
 
@@ -88,6 +97,8 @@ class InferenceTransformer(nn.Module):
                 grid = merged_grid(grid)
             elif one is spec.blocks[-1] and reads_tokens and _has_plain_attention(one):
                 self.blocks.append(LastBlock(one, tokens, backend))
+            elif spec.merge_tokens:
+                self.blocks.append(backend.merging_block(one, spec.merge_tokens, len(self.embedding.prefix)))
             else:
                 self.blocks.append(backend.block(one, self.embedding.num_patches))
                 bias, windows = one.attention.bias, one.attention.windows
@@ -99,6 +110,8 @@ class InferenceTransformer(nn.Module):
         self.norm = backend.norm_or_identity(spec.norm)
         self.neck = None if spec.neck is None else backend.neck(spec.neck)
         self.readouts = nn.ModuleList(InferenceReadout(one, backend) for one in spec.readouts)
+        self.merges_tokens = spec.merge_tokens > 0
+        self.reads_tokens = reads_tokens
         self.reads_states = any(readout.state != -1 for readout in spec.readouts)
         self.takes_mean = spec.takes_mean
         self.merges = any(isinstance(one, MergeSpec) for one in spec.blocks)
@@ -145,6 +158,7 @@ class InferenceTransformer(nn.Module):
                 appended.
         """
         tokens = self.embedding(images)
+        merged = MergedTokens() if self.merges_tokens else None
         if hidden_states is not None:
             hidden_states.append(tokens)
         for index, (block, options) in enumerate(zip(self.blocks, self.block_options(images), strict=True)):
@@ -152,9 +166,13 @@ class InferenceTransformer(nn.Module):
                 tokens = torch.cat([self.late_prefix.expand(tokens.shape[0], -1, -1), tokens], dim=1)
             if all_tokens and isinstance(block, LastBlock):
                 options["all_tokens"] = True
+            if merged is not None:
+                options["merged"] = merged
             tokens = block(tokens, **options)
             if hidden_states is not None:
-                hidden_states.append(tokens)
+                hidden_states.append(tokens if merged is None else merged.spread(tokens))
+        if merged is not None and (all_tokens or not self.reads_tokens):
+            tokens = merged.spread(tokens)
         return self.norm(tokens) if self.neck is None else self.neck(tokens, self.grids(images)[-1])
 
     def block_options(self, images: Tensor) -> list[dict[str, Any]]:

@@ -1,0 +1,118 @@
+"""Token merging between the attention and the MLP of a block.
+
+Bolya et al., "Token Merging: Your ViT But Faster", ICLR 2023.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vitfast.inference.modules.block import InferenceBlock
+
+
+class MergedTokens:
+    """What the tokens of a batch consist of, as blocks merge them.
+
+    Attributes:
+        sizes: number of original tokens in each token ``[B, N]``, float32; None: nothing is merged yet.
+        places: for each original token the index of the token that holds it ``[B, N0]``; None: nothing is merged yet.
+    """
+
+    def __init__(self) -> None:
+        self.sizes: Tensor | None = None
+        self.places: Tensor | None = None
+
+    @property
+    def key_bias(self) -> Tensor | None:
+        """Bias of the logits of attention to each token, which then counts as its original tokens."""
+        return None if self.sizes is None else self.sizes.log()
+
+    def merge(self, x: Tensor, keys: Tensor, count: int, prefix: int) -> Tensor:
+        """Replaces ``count`` tokens and the tokens most similar to them by their mean, weighted by their sizes.
+
+        The tokens after the first ``prefix`` are divided alternately into two sets. Each token of the first set is
+        paired with the token of the second set whose key has the largest cosine similarity, and the ``count`` most
+        similar pairs are merged; several may share a token of the second set.
+
+        Args:
+            x: ``[B, N, C]``.
+            keys: ``[B, N, D]``, the mean over the heads.
+            count: at most half of the tokens after the prefix.
+            prefix: number of tokens at the front that are never merged.
+
+        Returns:
+            ``[B, N - count, C]``: the prefix, the rest of the first set, and the second set.
+        """
+        places = _matched(keys, count, prefix)
+        tokens = x.shape[1] - count
+        sizes = torch.ones_like(x[..., 0], dtype=torch.float32) if self.sizes is None else self.sizes
+        self.sizes = _sums(sizes[..., None], places, tokens).squeeze(-1)
+        self.places = places if self.places is None else places.gather(1, self.places)
+        return (_sums(x * sizes[..., None], places, tokens) / self.sizes[..., None]).to(x.dtype)
+
+    def spread(self, x: Tensor) -> Tensor:
+        """Copies ``x`` ``[B, N, C]`` to the places of the original tokens, ``[B, N0, C]``."""
+        return x if self.places is None else _gather(x, self.places)
+
+
+class MergingBlock(InferenceBlock):
+    """A block that merges at most ``count`` of the tokens after the first ``prefix``."""
+
+    def __init__(self, *arguments: Any, count: int, prefix: int) -> None:
+        super().__init__(*arguments)
+        self.count = count
+        self.prefix = prefix
+
+    @property
+    def path(self) -> str:
+        return f"{super().path}, merges {self.count} tokens"
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, merged: MergedTokens | None = None
+    ) -> Tensor:
+        """Transforms the residual stream ``x`` ``[B, N, C]``; merges no tokens without ``merged``."""
+        x = x.to(self.dtype).contiguous()
+        qkv = self.qkv(x)
+        if merged is None:
+            x = self.proj(self.attention(qkv), x)
+            return self.mlp(x, x)
+        x = self.proj(self.attention(qkv, key_bias=merged.key_bias), x)
+        count = min(self.count, (x.shape[1] - self.prefix) // 2)
+        if count > 0:
+            keys = self.attention.split_heads(qkv)[:, :, 1].float().mean(2)  # type: ignore[operator]
+            x = merged.merge(x, keys, count, self.prefix)
+        return self.mlp(x, x)
+
+
+def _matched(keys: Tensor, count: int, prefix: int) -> Tensor:
+    """Returns the index of each token after merging, ``[B, N]``; arguments as in ``MergedTokens.merge``."""
+    tokens = keys.shape[1]
+    indices = torch.arange(tokens, device=keys.device)
+    # by the index among all tokens, as in the paper's code
+    first, second = indices[prefix + prefix % 2 :: 2], indices[prefix + 1 - prefix % 2 :: 2]
+    normalized = F.normalize(keys, dim=-1)
+    similarity, partner = (normalized[:, first] @ normalized[:, second].transpose(1, 2)).max(-1)
+    order = similarity.argsort(dim=-1, descending=True, stable=True)
+    is_kept = torch.ones_like(order, dtype=torch.bool).scatter_(1, order[:, :count], False)
+    kept = len(first) - count
+    place_of_kept = prefix + is_kept.cumsum(1) - 1
+    places = indices.expand(len(keys), -1).clone()
+    places[:, first] = torch.where(is_kept, place_of_kept, prefix + kept + partner)
+    places[:, second] = prefix + kept + indices[: len(second)]
+    return places
+
+
+def _sums(x: Tensor, places: Tensor, tokens: int) -> Tensor:
+    """Adds the rows of ``x`` ``[B, N, C]`` that have the same of ``places`` ``[B, N]``; returns ``[B, tokens, C]``."""
+    batch, _, channels = x.shape
+    offsets = tokens * torch.arange(batch, device=x.device)[:, None]
+    sums = x.new_zeros(batch * tokens, channels)
+    return sums.index_add_(0, (places + offsets).flatten(), x.flatten(0, 1)).view(batch, tokens, channels)
+
+
+def _gather(x: Tensor, places: Tensor) -> Tensor:
+    return x.gather(1, places[..., None].expand(-1, -1, x.shape[-1]))
