@@ -18,7 +18,7 @@ def model_table(*patterns: str) -> str:
     rows = ["| model | parameters | GMACs | pixels | timm's weights |", "|---|---:|---:|---:|---|"]
     for name in sorted({name for pattern in patterns for name in vitfast.list_models(pattern)}):
         parameters, gmacs, pixels = count(name)
-        rows.append(f"| `{name}` | {parameters / 1e6:,.1f} M | {gmacs:,.2f} | {pixels} | {_license(name)} |")
+        rows.append(f"| `{name}` | {parameters / 1e6:,.1f} M | {gmacs:,.4g} | {pixels} | {_license(name)} |")
     return "\n".join(rows)
 
 

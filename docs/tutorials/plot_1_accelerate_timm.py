@@ -59,5 +59,5 @@ axes.set(ylabel="relative error of the logits", yscale="log")
 figure.tight_layout()
 
 # %%
-# Which speed this gives depends on the processor: ``vitfast benchmark peers=all`` measures yours beside the other
+# The speed depends on the processor: ``vitfast benchmark peers=all`` measures yours beside the other
 # engines that are installed.

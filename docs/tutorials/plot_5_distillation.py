@@ -1,8 +1,8 @@
 """Distil a student
 ================
 
-A distilled DeiT has a second token, which learns what a teacher answers. Its answers are a second
-label for each image, also for augmented ones.
+A distilled DeiT has a second token that is trained on a teacher's predictions: a second label for each image, also for
+augmented ones.
 """
 
 # %%
@@ -41,8 +41,8 @@ distilled = ["model.name=deit_tiny_distilled_patch16_224", f"distill.teacher={ro
 train.main([*short, *distilled, *student, f"run_dir={root / 'distilled'}"])
 
 # %%
-# The accuracies
-# --------------
+# Accuracy
+# --------
 
 figure, axes = plt.subplots(figsize=(7, 3))
 for name in ("teacher", "distilled", "labels only"):

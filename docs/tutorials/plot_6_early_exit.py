@@ -8,7 +8,7 @@ A Dynamic Vision Transformer answers at several exits. Easy images leave at the 
 # A model with two exits
 # ----------------------
 #
-# ``dvt_nano_16`` looks at an image with 2 x 2 tokens, then with 4 x 4. It learns the handwritten digits of the package.
+# ``dvt_nano_16`` reads an image as 2 x 2 tokens, then as 4 x 4. It is trained on the handwritten digits of the package.
 
 import tempfile
 

@@ -6,8 +6,8 @@ the share of each patch in the class token.
 """
 
 # %%
-# A model that has something to look at
-# -------------------------------------
+# A model and its images
+# ----------------------
 #
 # Each image is a canvas of 32 x 32 with a handwritten digit of the package in one place and noise everywhere. A small
 # ViT learns which of four digits it is, in a plain training loop of PyTorch.
