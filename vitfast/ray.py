@@ -181,8 +181,9 @@ def _use_assigned_resources() -> torch.device:
     """Sets the number of threads to the CPUs that Ray has assigned to this actor; returns its device."""
     import ray
 
-    if ray.is_initialized():
-        assigned: dict[str, float] = ray.get_runtime_context().get_assigned_resources()
+    context = ray.get_runtime_context() if ray.is_initialized() else None
+    if context is not None and context.worker.mode == ray.WORKER_MODE:  # the driver is assigned nothing
+        assigned: dict[str, float] = context.get_assigned_resources()
         torch.set_num_threads(max(1, int(assigned.get("CPU", 1))))
         return select_device("cuda" if assigned.get("GPU") else "cpu")
     return select_device("auto")
