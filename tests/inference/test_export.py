@@ -8,13 +8,18 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 import vitfast
 import vitfast.export  # takes the place of the function of this name, and must be callable
 from support.accelerable import BUILDERS, accelerable, sample_images, tensors_of
 from support.subprocesses import run_python
+from vitfast.config.data_schema import EvaluateDataOptions
+from vitfast.evaluation.checkpoint_data import dataset_of_split
 from vitfast.inference.pt2_file import MANIFEST, check_manifest
 from vitfast.ops import library
+from vitfast.runs.trained_model import load_trained_model
+from vitfast.train import main as train
 
 DVT = "vitfast: dvt over deit"
 
@@ -84,6 +89,22 @@ def test_onnx_in_int8(tmp_path):
     weights = [one for one in stored if one.dtype == np.int8 and one.ndim == 2]
     assert weights
     assert max(abs(one.astype(int)).max() for one in weights) == 64  # products of 8 bits saturate without VNNI
+
+
+@pytest.mark.slow
+def test_onnx_in_int8_of_a_trained_model_keeps_its_accuracy(tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    assert train(["schedule.epochs=10", "data.batch_size=16", f"run_dir={tmp_path / 'run'}"]) == 0
+    trained = load_trained_model(str(tmp_path / "run"), device=torch.device("cpu"))
+    splits = (dataset_of_split(trained, EvaluateDataOptions(), split) for split in ("train", "test"))
+    calibration, test = (next(iter(DataLoader(split, batch_size=360))) for split in splits)
+    report = vitfast.export(trained.model, tmp_path / "model.onnx", images=calibration[0], int8=True)
+    assert report.agrees, str(report)
+    session = runtime.InferenceSession(tmp_path / "model.onnx")
+    logits = torch.from_numpy(session.run(None, {"images": test[0].numpy()})[0])
+    correct, expected = ((one.argmax(1) == test[1]).float().mean() for one in (logits, trained.model(test[0])))
+    assert expected > 0.8
+    assert abs(correct - expected) < 0.02
 
 
 @pytest.mark.slow
