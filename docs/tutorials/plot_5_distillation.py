@@ -54,6 +54,6 @@ axes.legend()
 figure.tight_layout()
 
 # %%
-# With so few images and a teacher that is hardly better, expect no gain: one of 360 test images is 0.28 points, and
+# With so few images and epochs, expect no gain: one of 360 test images is 0.28 points, and
 # another seed changes more. On ImageNet, DeiT-Ti rises from 72.2 % to 74.5 % (facebookresearch/deit). The recipes
 # ``deit_*_distilled_imagenet`` distil in that way.
