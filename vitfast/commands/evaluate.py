@@ -100,7 +100,7 @@ def _format_table(
     lines = [f"model    {trained.describe()}"]
     if options.accelerate is not None and other is not None:
         kernels = other.metrics["accelerate"]["kernels"]
-        merging = f", merging {options.merge_tokens} tokens in each block" if options.merge_tokens else ""
+        merging = f", merge_tokens={options.merge_tokens}" if options.merge_tokens else ""
         lines.append(f"runs     accelerated, in {options.accelerate}, by {kernels}{merging}")
     lines += [
         f"split    {options.split}, {measured}",
