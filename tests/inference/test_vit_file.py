@@ -162,6 +162,15 @@ def test_what_does_not_fit_is_refused_by_name(path, change, message):
     assert str(changed) in str(error.value)
 
 
+def test_files_of_earlier_versions_lack_fields_that_have_a_default(source, path):
+    changed = rewrite(path, lambda record, _: record["spec"].pop("merge_tokens"))
+    images = torch.randn(1, 3, 32, 32)
+    assert torch.equal(vitfast.load(changed)(images), vitfast.load(path)(images))
+    changed = rewrite(path, lambda record, _: record["spec"].pop("blocks"))
+    with pytest.raises(vitfast.UserError, match="spec lacks 'blocks'"):
+        vitfast.load(changed)
+
+
 def test_no_module_is_imported_that_the_file_names(tmp_path):
     path = tmp_path / "model.vit"
     vitfast.export(accelerable("transformers: ViTForImageClassification"), path)

@@ -155,14 +155,17 @@ def _read_spec(cls: Any, value: Any, where: str, tensors: Mapping[str, Tensor]) 
     if not isinstance(value, dict) or value.get("type") != cls.__name__:
         raise UserError(f"{where} is {_short(value)}; it must be a {cls.__name__}")
     hints = typing.get_type_hints(cls, {**vars(ir), **_SPECS})
-    expected = {one.name for one in dataclasses.fields(cls)}
-    different = sorted(expected ^ (value.keys() - {"type"}))
+    known = {one.name for one in dataclasses.fields(cls)}
+    # files of earlier versions lack fields that were added with a default
+    required = {one.name for one in dataclasses.fields(cls) if one.default is dataclasses.MISSING}
+    given = value.keys() - {"type"}
+    different = sorted((given - known) | (required - given))
     if different:
-        kind = "lacks" if different[0] in expected else "has an unknown field"
+        kind = "lacks" if different[0] in known else "has an unknown field"
         raise UserError(f"{where} {kind} {_short(different[0])}; its file is of another version or damaged")
     if cls is ir.FallbackSpec:
         raise UserError(f"{where} is code of the source, which a file does not hold")
-    fields = {name: _read(hints[name], value[name], f"{where}.{name}", tensors) for name in expected}
+    fields = {name: _read(hints[name], value[name], f"{where}.{name}", tensors) for name in known & given}
     _check_sizes(fields, where)
     return cls(**fields)
 
