@@ -268,7 +268,7 @@ def test_predictions_are_written_in_shards(weights, photos, tmp_path, capsys):
         (["WEIGHTS", "images=nowhere", "output=OUT"], "images=nowhere does not exist"),
         (["WEIGHTS", "images=PHOTOS", "output=PHOTOS"], "holds files, but no shards.json"),
         (["WEIGHTS", "images=PHOTOS", "output=PHOTOS/00.png"], "cannot be written"),
-        (["WEIGHTS", "images=PHOTOS", "output=OUT", "precision=fp8"], "precision=fp8"),
+        (["WEIGHTS", "images=PHOTOS", "output=OUT", "precision=fp8"], "precision='fp8' is not supported on cpu"),
         (["model=NOWHERE/theirs", "images=PHOTOS", "output=OUT"], "cannot be loaded by transformers"),
         (
             ["checkpoint=FILE.vit", "model=vit_mini_patch4_32", "images=PHOTOS", "output=OUT"],

@@ -49,10 +49,8 @@ def torchvision_model(model: ImageModel) -> nn.Module:
 
 def timm_model(model: ImageModel) -> nn.Module:
     """Builds timm's Vision Transformer or distilled DeiT with the architecture and a copy of ``model``'s weights."""
-    import_peer("timm")
-    from timm.models.deit import VisionTransformerDistilled
-    from timm.models.vision_transformer import VisionTransformer as TimmModel
-
+    VisionTransformerDistilled = import_peer("timm.models.deit").VisionTransformerDistilled
+    TimmModel = import_peer("timm.models.vision_transformer").VisionTransformer
     fields = _plain_fields(model, "timm", distillation_token=("none", "after_class"))
     names = "img_size patch_size in_chans num_classes embed_dim depth num_heads mlp_ratio qkv_bias".split()
     other: nn.Module = (TimmModel if fields.distillation_token == "none" else VisionTransformerDistilled)(
