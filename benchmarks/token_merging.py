@@ -19,23 +19,26 @@ import torch
 from vitfast.benchmarking.harness import Case
 from vitfast.benchmarking.model_cases import WEIGHT, logits, model_case, sample_images, seeded_model
 from vitfast.benchmarking.run import run_tables
-from vitfast.benchmarking.run_options import ModelRunOptions
+from vitfast.benchmarking.run_options import RunOptions, batch_option
 from vitfast.benchmarking.table import Table, count_gflop
 from vitfast.cli import run_command
 from vitfast.config import load_options, option
 from vitfast.evaluation.checkpoint_data import EvaluateDataOptions, loader_of_split
-from vitfast.evaluation.evaluate import evaluate_accelerated
+from vitfast.evaluation.evaluate import evaluate_model
 from vitfast.inference.accelerate import accelerate
+from vitfast.inference.ir import PRECISIONS
 from vitfast.runs.trained_model import load_trained_model
+from vitfast.tasks import create_plain_task
 
 
-@dataclass
-class MergingOptions(ModelRunOptions):
+@dataclass(kw_only=True)
+class MergingOptions(RunOptions):
     """Compares accelerated models that merge different numbers of tokens."""
 
     model: list[str] = option(["vit_small_patch16_224", "vit_base_patch16_224"], "models, with random weights")
     merge_tokens: list[int] = option([0, 1, 2, 4, 8, 12, 16], "tokens that each block merges", minimum=0)
-    precision: list[str] = option(["fp32"], "precisions of accelerate", choices=["fp32", "bf16", "fp16_32", "int8"])
+    precision: list[str] = option(["fp32"], "precisions of accelerate", choices=list(PRECISIONS["cpu"]))
+    batch: list[int] = batch_option(8)
     run: str | None = option(None, "a run's folder: a trained model instead")
     split: str = option("test", "split on which the run's accuracy is measured", choices=["train", "val", "test"])
     data: EvaluateDataOptions = field(default_factory=EvaluateDataOptions)
@@ -47,6 +50,7 @@ def merging_table(options: MergingOptions, name: str, batch: int, precision: str
     def build(table: Table) -> list[Case]:
         trained = None if options.run is None else load_trained_model(name, device=torch.device("cpu"))
         model = seeded_model(name) if trained is None else trained.model.eval()
+        loader = None if trained is None else loader_of_split(trained, options.data, options.split)
         images = sample_images(model, batch)
         table.images = batch
         cases = []
@@ -55,10 +59,9 @@ def merging_table(options: MergingOptions, name: str, batch: int, precision: str
             gflop = count_gflop(lambda fast=fast: logits(fast, images))
             table.gflop = table.gflop or gflop
             title = f"{count} merged"
-            if trained is not None:
-                loader = loader_of_split(trained, options.data, options.split)
-                result = evaluate_accelerated(trained, loader, precision=precision, merge_tokens=count)
-                title += f", top-1 {result.evaluation.top1:.2%}"
+            if trained is not None and loader is not None:
+                task = type(create_plain_task(model))(fast).eval()
+                title += f", top-1 {evaluate_model(trained, loader, task=task).top1:.2%}"
             cases.append(model_case(title, fast, images, gflop))
         return cases
 
