@@ -46,14 +46,14 @@ class CheckpointOptions:
         """
         # these import torch, for which --help does not wait
         from vitfast.evaluation.checkpoint_data import is_weights_file, load_foreign_checkpoint
-        from vitfast.runs.trained_model import load_trained_model
+        from vitfast.runs.trained_model import load_trained_model, refuse_name
 
         device = self.prepare_device()
         if is_weights_file(self.checkpoint):
             data = getattr(self, "data", None)  # of the commands that read a data set
             return load_foreign_checkpoint(self.checkpoint, self.model, data, device, any_classes=headless)
-        name, weights = self.model, self.weights
-        return load_trained_model(self.checkpoint, name=name, weights=weights, device=device, headless=headless)
+        refuse_name(self.checkpoint, self.model)
+        return load_trained_model(self.checkpoint, weights=self.weights, device=device, headless=headless)
 
     def prepare_device(self) -> torch.device:
         """Returns the device, and sets the number of CPU threads."""

@@ -43,12 +43,13 @@ def load_any(
         if model is None:
             raise UserError("neither a checkpoint nor a model is given")
         return load_pretrained(model, device, classes=not headless)
-    if checkpoint.endswith(".vit"):
-        refuse_name(checkpoint, model)
-        return _load_vit(checkpoint, precision, device, headless)
-    if is_weights_file(checkpoint):
+    is_vit = checkpoint.endswith(".vit")
+    if not is_vit and is_weights_file(checkpoint):
         return load_foreign_checkpoint(checkpoint, model, None, device, any_classes=headless)
-    return load_trained_model(checkpoint, name=model, weights=weights, device=device, headless=headless)
+    refuse_name(checkpoint, model)
+    if is_vit:
+        return _load_vit(checkpoint, precision, device, headless)
+    return load_trained_model(checkpoint, weights=weights, device=device, headless=headless)
 
 
 def load_pretrained(name: str, device: torch.device, *, classes: bool) -> TrainedModel:

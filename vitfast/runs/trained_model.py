@@ -86,22 +86,20 @@ def refuse_name(path: str, name: str | None) -> None:
 
 
 def load_trained_model(
-    path: str, *, name: str | None = None, weights: str = "auto", device: torch.device, headless: bool = False
+    path: str, *, weights: str = "auto", device: torch.device, headless: bool = False
 ) -> TrainedModel:
     """Verifies all files of a checkpoint and loads its model, quantized as it was saved.
 
     Args:
         path: a run's folder (its best checkpoint by validation top-1, or the newest without a validation) or a
             checkpoint folder.
-        name: must be None: a checkpoint records its model.
         weights: ``ema``, ``model``, or ``auto``: the average if the checkpoint has one.
         device: of the model.
         headless: whether the model may be one without classes, of training without labels.
 
     Raises:
-        UserError: if there is no valid checkpoint, it does not have these weights, or has no classes; or ``name``.
+        UserError: if there is no valid checkpoint, it does not have these weights, or has no classes.
     """
-    refuse_name(path, name)
     if weights not in WEIGHTS:
         raise UserError(f"weights={weights}; it must be one of {', '.join(WEIGHTS)}")
     checkpoint = resolve_checkpoint(path, best=True)
