@@ -42,7 +42,7 @@ class InferenceAttention(Heads):
         """Attends, after a rotation of q and k by ``rotary``, with ``key_bias`` ``[B, N]`` added to the logits."""
         qkv_BN3HD = self.split_heads(qkv)
         if rotary is None:
-            bias = None if key_bias is None else spread_key_bias(key_bias, self.heads).to(qkv.dtype)
+            bias = spread_key_bias(key_bias, self.heads, qkv.dtype)
             return ops.attention_packed(qkv_BN3HD, bias=bias, scale=self.scale).flatten(-2)
         q_BNHD, k_BNHD, v_BNHD = qkv_BN3HD.unbind(2)
         return self.attend(q_BNHD, k_BNHD, v_BNHD, rotary)
@@ -167,10 +167,12 @@ class GatedAttention(nn.Module):
         return out_BYXHD.flatten(1, 2).flatten(-2)
 
 
-def spread_key_bias(key_bias: Tensor, heads: int) -> Tensor:
-    """Expands a bias of the keys ``[B, N]`` to all heads and queries, ``[B, H, N, N]``, without a copy."""
+def spread_key_bias(key_bias: Tensor | None, heads: int, dtype: torch.dtype) -> Tensor | None:
+    """Expands a bias of the keys ``[B, N]``, or None, to all heads and queries: ``[B, H, N, N]``, as a view."""
+    if key_bias is None:
+        return None
     batch, tokens = key_bias.shape
-    return key_bias[:, None, None].expand(batch, heads, tokens, tokens)
+    return key_bias.to(dtype)[:, None, None].expand(batch, heads, tokens, tokens)
 
 
 def attend_few(q_BTHD: Tensor, k_BNHD: Tensor, v_BNHD: Tensor, scale: float, key_bias: Tensor | None = None) -> Tensor:
@@ -218,7 +220,7 @@ class FirstTokensAttention(Heads):
             k_BNHD = rotary.rotate(k_BNHD)
         if q_BTHD.shape[1] == k_BNHD.shape[1]:
             qkv_BN3HD = torch.stack([q_BTHD, k_BNHD, v_BNHD], dim=2)
-            bias = None if key_bias is None else spread_key_bias(key_bias, self.heads).to(q.dtype)
+            bias = spread_key_bias(key_bias, self.heads, q.dtype)
             return ops.attention_packed(qkv_BN3HD, bias=bias, scale=self.scale).flatten(-2)
         return attend_few(q_BTHD, k_BNHD, v_BNHD, self.scale, key_bias).flatten(-2)
 

@@ -56,7 +56,9 @@ class MergedTokens:
 
     def spread(self, x: Tensor) -> Tensor:
         """Copies ``x`` ``[B, N, C]`` to the places of the original tokens, ``[B, N0, C]``."""
-        return x if self.places is None else _gather(x, self.places)
+        if self.places is None:
+            return x
+        return x.gather(1, self.places[..., None].expand(-1, -1, x.shape[-1]))
 
 
 class MergingBlock(InferenceBlock):
@@ -77,12 +79,9 @@ class MergingBlock(InferenceBlock):
         """Transforms the residual stream ``x`` ``[B, N, C]``; merges no tokens without ``merged``."""
         x = x.to(self.dtype).contiguous()
         qkv = self.qkv(x)
-        if merged is None:
-            x = self.proj(self.attention(qkv), x)
-            return self.mlp(x, x)
-        x = self.proj(self.attention(qkv, key_bias=merged.key_bias), x)
+        x = self.proj(self.attention(qkv, key_bias=None if merged is None else merged.key_bias), x)
         count = min(self.count, (x.shape[1] - self.prefix) // 2)
-        if count > 0:
+        if merged is not None and count > 0:
             keys = self.attention.split_heads(qkv)[:, :, 1].float().mean(2)  # type: ignore[operator]
             x = merged.merge(x, keys, count, self.prefix)
         return self.mlp(x, x)
@@ -112,7 +111,3 @@ def _sums(x: Tensor, places: Tensor, tokens: int) -> Tensor:
     offsets = tokens * torch.arange(batch, device=x.device)[:, None]
     sums = x.new_zeros(batch * tokens, channels)
     return sums.index_add_(0, (places + offsets).flatten(), x.flatten(0, 1)).view(batch, tokens, channels)
-
-
-def _gather(x: Tensor, places: Tensor) -> Tensor:
-    return x.gather(1, places[..., None].expand(-1, -1, x.shape[-1]))
