@@ -98,7 +98,7 @@ def download_pretrained(name: str, revision: str | None = None) -> tuple[Path, d
         UserError: huggingface_hub is missing, timm has no weights of that name, the hub cannot be reached, or the file
             is damaged.
     """
-    import_optional("huggingface_hub", "pretrained=True", "hub")
+    import_optional("huggingface_hub.errors", "pretrained=True", "hub")
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
