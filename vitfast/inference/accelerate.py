@@ -82,7 +82,8 @@ def accelerate(
         merge_tokens: how many tokens each block merges with the most similar other ones, at most half of them (token
             merging: Bolya et al., 2023), for models without rotary embeddings, relative positions and windows. All
             blocks after it compute fewer tokens, at some cost of accuracy, which ``check`` shows. Outputs with a vector
-            for each token have those of the original tokens: merged tokens share one.
+            for each token have those of the original tokens: merged tokens share one. Of a model with exits it is the
+            number for the last exit; the others merge the same share of their tokens.
 
     Returns:
         A new module for inference, called as ``model``.

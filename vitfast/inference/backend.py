@@ -168,10 +168,10 @@ class Backend:
             return PostNormBlock(spec.name, *parts, self.dtype, norm1=norm1, norm2=norm2)
         return self.layer_class(InferenceBlock, *parts)(spec.name, *parts, self.dtype)
 
-    def merging_block(self, spec: BlockSpec, count: int, prefix: int) -> MergingBlock:
-        """Builds a pre-norm block that merges tokens; arguments as of ``MergingBlock``."""
+    def merging_block(self, spec: BlockSpec, count: int) -> MergingBlock:
+        """Builds a pre-norm block that merges at most ``count`` tokens."""
         parts = self.block_parts(spec, self._attention(spec.attention, 0))
-        return MergingBlock(spec.name, *parts, self.dtype, count=count, prefix=prefix)
+        return MergingBlock(spec.name, *parts, self.dtype, count=count)
 
     def block_parts(
         self, spec: BlockSpec, attention: nn.Module

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -214,7 +214,7 @@ class DVTExit(nn.Module):
 
 
 def run_reuse_blocks(
-    blocks: nn.ModuleList,
+    blocks: Iterable[Callable[..., tuple[Tensor, Tensor | None]]],
     x: Tensor,
     features: Tensor | None,
     biases: Iterable[Tensor] | None,
@@ -223,7 +223,7 @@ def run_reuse_blocks(
     """Runs the blocks of an exit.
 
     Args:
-        blocks: modules with ``ReuseBlock``'s signature.
+        blocks: ``ReuseBlock`` modules, or functions with their signature.
         x: tokens ``[B, N, C]``.
         features: output of the previous exit's last block, or None.
         biases: attention biases from ``RelationReuse``, one per block, computed lazily; or None.
@@ -233,6 +233,7 @@ def run_reuse_blocks(
         The last block's output ``[B, N, C]``; for each block its attention logits ``[B, H, N, N]`` if requested.
     """
     returned = []
+    blocks = list(blocks)
     for block, bias in zip(blocks, [None] * len(blocks) if biases is None else biases, strict=True):
         x, logits = block(x, features=features, relations=bias, return_relations=return_relations)
         if logits is not None:

@@ -49,13 +49,13 @@ def merged_image(
 @pytest.mark.parametrize("prefix", [0, 1, 2, 3])
 def test_merge_matches_the_algorithm_written_token_by_token(prefix: int) -> None:
     torch.manual_seed(0)
-    x, merged = torch.randn(3, 14, 5), MergedTokens()
+    x, merged = torch.randn(3, 14, 5), MergedTokens(prefix)
     expected = [(image, torch.ones(14), [[i] for i in range(14)]) for image in x]
     found = x
     for _ in range(2):
         keys = torch.randn(3, found.shape[1], 4)
         expected = [merged_image(i, k, s, g, 3, prefix) for (i, s, g), k in zip(expected, keys, strict=True)]
-        found = merged.merge(found, keys, 3, prefix)
+        found = merged.merge(found, keys[:, :, None], 3)
     torch.testing.assert_close(found, torch.stack([image for image, _, _ in expected]))
     torch.testing.assert_close(merged.sizes, torch.stack([sizes for _, sizes, _ in expected]))
     spread = merged.spread(found)
@@ -72,7 +72,7 @@ def test_attention_to_merged_tokens_counts_their_sizes() -> None:
     block = fast.body.model.blocks[1]
     x = torch.randn(2, 9, 192)
     twice = torch.cat([x, x[:, 1:]], dim=1)
-    merged = MergedTokens()
+    merged = MergedTokens(1)
     merged.sizes = torch.tensor([1.0] + [2.0] * 8).expand(2, -1).contiguous()
     block.count = 0
     torch.testing.assert_close(block(x, merged=merged), block(twice)[:, :9], rtol=1e-4, atol=1e-4)
@@ -103,11 +103,66 @@ def test_results_do_not_depend_on_the_batch(pooling: str) -> None:
     torch.testing.assert_close(fast(images)[3:4], fast(images[3:4]))
 
 
+def dvt() -> nn.Module:
+    torch.manual_seed(0)
+    fields = {"depth": 3, "embed_dim": 32, "num_heads": 2, "mlp_ratio": 2.0, "reuse_dim": 5, "reuse_hidden_dim": 7}
+    model = create_model("dvt_mini_32", num_classes=3, **fields).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return model
+
+
+def averages(places: Tensor | None, tokens: int) -> Tensor:
+    """The matrix ``[B, N, N]`` that replaces each token by the mean of those that are merged with it."""
+    if places is None:
+        return torch.eye(tokens)[None]
+    together = (places[:, :, None] == places[:, None]).float()
+    return together / together.sum(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_an_exit_merges_as_if_its_tokens_were_replaced_by_means(index: int) -> None:
+    """Attention over all original tokens, which have the value of the token they are merged into, needs no sizes."""
+    exits = accelerate(dvt(), merge_tokens=6).exits
+    coarse, tokens = (1 + one.embedding.num_patches for one in (exits[0], exits[index]))
+    features, relations = (torch.randn(2, coarse, 32), torch.randn(2, 2, coarse, coarse)) if index else (None, None)
+    merged, found = MergedTokens(1), torch.randn(2, tokens, 32)
+    x = found
+    for block in exits[index].blocks:
+        before = averages(merged.places, tokens)
+        found, found_logits = block(found, merged=merged, features=features, relations=relations, return_relations=True)
+        after = averages(merged.places, tokens)
+        bias = None
+        if relations is not None:
+            full = block.upsample @ relations @ block.upsample.t()
+            bias = before[:, None] @ full @ before[:, None].transpose(2, 3)
+        attended, logits = block.attention(block.qkv(x), bias, None, True)
+        x = after @ block.proj(attended, x)
+        wide = x if features is None else torch.cat([x, after @ block.feature_reuse(features)], dim=2)
+        x = block.mlp(wide, x)
+        torch.testing.assert_close(merged.spread(found), x, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found_logits, logits, rtol=1e-4, atol=1e-4)
+    assert found.shape[1] == tokens - 3 * block.count < tokens
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_early_exit_of_a_merging_model(precision: str) -> None:
+    model, images = dvt(), torch.randn(6, 3, 32, 32)
+    fast = accelerate(model, precision, merge_tokens=4)
+    share = [one.blocks[0].count / (1 + one.embedding.num_patches) for one in fast.exits]
+    assert share[0] == pytest.approx(share[-1], rel=0.2)
+    every_exit = fast(images)
+    cosines = [F.cosine_similarity(a, b).mean() for a, b in zip(every_exit, model(images), strict=True)]
+    assert min(cosines) > 0.9
+    first, after = fast.advance(fast.start(images))
+    second, _ = fast.advance(after.select(torch.tensor([4, 1])))
+    torch.testing.assert_close(first, every_exit[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(second, every_exit[1][[4, 1]], rtol=1e-2, atol=1e-2)
+
+
 def test_what_cannot_be_merged_is_refused() -> None:
     with pytest.raises(UserError, match="merge_tokens=-1 must not be negative"):
         accelerate(model_with(), merge_tokens=-1)
-    with pytest.raises(UserError, match="without exits"):
-        accelerate(create_model("dvt_t2t_vit_12"), merge_tokens=4)
     with pytest.raises(UserError, match="a later block inserts"):
         accelerate(create_model("convit_tiny"), merge_tokens=4)
     with pytest.raises(UserError, match="no position for rotary embeddings"):

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from vitfast.errors import UserError
-from vitfast.inference.ir import BlockSpec, ModelSpec, TransformerSpec
+from vitfast.inference.ir import BlockSpec, CascadeSpec, ModelSpec, TransformerSpec
 from vitfast.inference.lowering.module_checks import NotRecognised, Part, plain_class
 from vitfast.layers import ReuseBlock
 from vitfast.models.foreign_model import ForeignModel
@@ -71,6 +71,8 @@ def lower(model: nn.Module) -> Lowered:
 def with_merging(lowered: Lowered, count: int) -> Lowered:
     """Returns a lowered model whose blocks merge ``count`` tokens each; 0: as it is.
 
+    Of a model with exits these are the blocks of the last exit; those of the others merge the same share of theirs.
+
     Raises:
         UserError: ``count`` is negative, or the model's tokens cannot be merged.
     """
@@ -78,22 +80,28 @@ def with_merging(lowered: Lowered, count: int) -> Lowered:
         raise UserError(f"merge_tokens={count} must not be negative; 0 merges no tokens")
     if not count:
         return lowered
-    parts: dict[str, ModelSpec | BlockSpec] = {}
-    for name, spec in lowered.parts.items():
-        why = _why_not_merged(spec)
-        if why:
-            raise UserError(f"merge_tokens={count}: {why}; leave merge_tokens out")
-        assert isinstance(spec, TransformerSpec)
-        parts[name] = replace(spec, merge_tokens=count)
-    if not parts:
+    if not lowered.parts:
         raise UserError(f"merge_tokens={count}: no Vision Transformer was recognised ({lowered.why})")
-    return replace(lowered, parts=parts)
+    return replace(lowered, parts={name: _merging(spec, count) for name, spec in lowered.parts.items()})
+
+
+def _merging(spec: ModelSpec | BlockSpec, count: int) -> ModelSpec:
+    """Returns the spec of a model whose blocks merge tokens; arguments and errors as of ``with_merging``."""
+    if isinstance(spec, CascadeSpec):
+        positions: list[Any] = [one.embedding.positions for one in spec.exits]  # a DVT has some
+        shares = [one.shape[1] / positions[-1].shape[1] for one in positions]
+        exits: list[Any] = [_merging(one, round(share * count)) for one, share in zip(spec.exits, shares, strict=True)]
+        return replace(spec, exits=tuple(exits))
+    why = _why_not_merged(spec)
+    if why or not isinstance(spec, TransformerSpec):
+        raise UserError(f"merge_tokens: {why}; leave it out")
+    return replace(spec, merge_tokens=count)
 
 
 def _why_not_merged(spec: ModelSpec | BlockSpec) -> str:
     """Says why the tokens of a model cannot be merged; empty if they can."""
     if not isinstance(spec, TransformerSpec):
-        return "tokens are merged only in models that are recognised as a whole, without exits"
+        return "tokens are merged only in models that are recognised as a whole"
     if spec.rotary or spec.late_prefix:
         return "merged tokens have no position for rotary embeddings, or for a class token that a later block inserts"
     for block in spec.blocks:

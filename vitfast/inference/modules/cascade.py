@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,10 +12,11 @@ from torch.nn import functional as F
 
 from vitfast.inference.backend import Backend
 from vitfast.inference.ir import BlockSpec, CascadeSpec, FallbackSpec, ReuseSpec, TransformerSpec
-from vitfast.inference.modules.attention import RelationAttention, upsample_relations
+from vitfast.inference.modules.attention import RelationAttention, spread_key_bias, upsample_relations
 from vitfast.inference.modules.block import InferenceBlock
 from vitfast.inference.modules.embedding import InferenceEmbedding
 from vitfast.inference.modules.readout import InferenceReadout
+from vitfast.inference.modules.token_merging import MergedTokens
 from vitfast.models.dvt import ExitSequence, run_reuse_blocks
 
 
@@ -94,6 +96,44 @@ class ReuseBlock(InferenceBlock):
         return self.mlp(wide, x), logits
 
 
+class MergingReuseBlock(ReuseBlock):
+    """A ``ReuseBlock`` that merges at most ``count`` tokens; what it reuses and returns is of all original tokens."""
+
+    def __init__(self, spec: BlockSpec, upsample: Tensor | None, backend: Backend, count: int) -> None:
+        super().__init__(spec, upsample, backend)
+        self.count = count
+
+    @property
+    def path(self) -> str:
+        return f"{super().path}, merges {self.count} tokens"
+
+    def forward(  # type: ignore[override]
+        self,
+        x: Tensor,
+        *,
+        merged: MergedTokens,
+        features: Tensor | None = None,
+        relations: Tensor | None = None,
+        return_relations: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        x = x.to(self.dtype).contiguous()
+        qkv = self.qkv(x)
+        attention: Any = self.attention
+        key_bias = spread_key_bias(merged.key_bias, attention.heads, qkv.dtype)
+        bias = relations
+        if key_bias is not None:
+            bias = key_bias
+            if relations is not None and self.upsample is not None:
+                upsample = merged.mean(self.upsample.expand(len(x), -1, -1))[:, None].to(relations.dtype)
+                bias = upsample @ relations @ upsample.transpose(2, 3) + key_bias
+        attended, logits = attention(qkv, bias, self.upsample, return_relations)
+        if logits is not None and key_bias is not None:
+            logits = merged.spread_pairs(logits - key_bias)
+        x = merged.merge(self.proj(attended, x), attention.split_heads(qkv)[:, :, 1], self.count)
+        wide = x if self.feature_reuse is None else torch.cat([x, merged.mean(self.feature_reuse(features))], dim=2)
+        return self.mlp(wide, x), logits
+
+
 class InferenceExit(nn.Module):
     """One transformer of the cascade."""
 
@@ -105,11 +145,16 @@ class InferenceExit(nn.Module):
             cls = RelationReusePerImage if backend.per_image else RelationReuse
             self.relation_reuse = cls(spec.relation_reuse, backend)
         upsample = None if self.relation_reuse is None else self.relation_reuse.upsample
+        self.blocks = nn.ModuleList()
         blocks: Any = spec.blocks  # an exit merges no patches
-        self.blocks = nn.ModuleList(
-            backend.fallback(one) if isinstance(one, FallbackSpec) else ReuseBlock(one, upsample, backend)
-            for one in blocks
-        )
+        for one in blocks:
+            if isinstance(one, FallbackSpec):
+                self.blocks.append(backend.fallback(one))
+            elif spec.merge_tokens:
+                self.blocks.append(MergingReuseBlock(one, upsample, backend, spec.merge_tokens))
+            else:
+                self.blocks.append(ReuseBlock(one, upsample, backend))
+        self.merges_tokens = spec.merge_tokens > 0
         self.norm = backend.norm_or_identity(spec.norm)
         self.readout = InferenceReadout(spec.readouts[0], backend)
 
@@ -119,8 +164,12 @@ class InferenceExit(nn.Module):
         """As ``vitfast.models.dvt.DVTExit``."""
         x = self.embedding(images)
         biases = None if self.relation_reuse is None else self._biases(self.relation_reuse, relations)
-        x, returned = run_reuse_blocks(self.blocks, x, features, biases, return_relations)
-        return self.readout(self.norm(x[:, :1])), x, returned
+        blocks: Any = self.blocks
+        merged = MergedTokens(len(self.embedding.prefix))
+        if self.merges_tokens:
+            blocks = [partial(block, merged=merged) for block in blocks]
+        x, returned = run_reuse_blocks(blocks, x, features, biases, return_relations)
+        return self.readout(self.norm(x[:, :1])), merged.spread(x), returned
 
     def _biases(self, reuse: RelationReuse, relations: Sequence[Tensor]) -> Iterator[Tensor]:
         """Yields the bias of each block; blocks that run the source's code require it on the finer grid."""

@@ -17,12 +17,16 @@ from vitfast.inference.modules.block import InferenceBlock
 class MergedTokens:
     """What the tokens of a batch consist of, as blocks merge them.
 
+    Args:
+        prefix: number of tokens at the front that are never merged.
+
     Attributes:
         sizes: number of original tokens in each token ``[B, N]``, float32; None: nothing is merged yet.
         places: for each original token the index of the token that holds it ``[B, N0]``; None: nothing is merged yet.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, prefix: int) -> None:
+        self.prefix = prefix
         self.sizes: Tensor | None = None
         self.places: Tensor | None = None
 
@@ -31,23 +35,25 @@ class MergedTokens:
         """Bias of the logits of attention to each token, which then counts as its original tokens."""
         return None if self.sizes is None else self.sizes.log()
 
-    def merge(self, x: Tensor, keys: Tensor, count: int, prefix: int) -> Tensor:
+    def merge(self, x: Tensor, keys_BNHD: Tensor, count: int) -> Tensor:
         """Replaces ``count`` tokens and the tokens most similar to them by their mean, weighted by their sizes.
 
-        The tokens after the first ``prefix`` are divided alternately into two sets. Each token of the first set is
-        paired with the token of the second set whose key has the largest cosine similarity, and the ``count`` most
-        similar pairs are merged; several may share a token of the second set.
+        The tokens after the prefix are divided alternately into two sets. Each token of the first set is
+        paired with the token of the second set whose key (mean of the heads) has the largest cosine similarity, and
+        the ``count`` most similar pairs are merged; several may share a token of the second set.
 
         Args:
             x: ``[B, N, C]``.
-            keys: ``[B, N, D]``, the mean over the heads.
-            count: at most half of the tokens after the prefix.
-            prefix: number of tokens at the front that are never merged.
+            keys_BNHD: the keys of the attention before.
+            count: at most half of the tokens after the prefix are merged.
 
         Returns:
             ``[B, N - count, C]``: the prefix, the rest of the first set, and the second set.
         """
-        places = _matched(keys, count, prefix)
+        count = min(count, (x.shape[1] - self.prefix) // 2)
+        if count <= 0:
+            return x
+        places = _matched(keys_BNHD.float().mean(2), count, self.prefix)
         tokens = x.shape[1] - count
         sizes = torch.ones_like(x[..., 0], dtype=torch.float32) if self.sizes is None else self.sizes
         self.sizes = _sums(sizes[..., None], places, tokens).squeeze(-1)
@@ -60,14 +66,27 @@ class MergedTokens:
             return x
         return x.gather(1, self.places[..., None].expand(-1, -1, x.shape[-1]))
 
+    def spread_pairs(self, x: Tensor) -> Tensor:
+        """Copies ``x`` ``[B, H, N, N]`` to the places of the pairs of original tokens, ``[B, H, N0, N0]``."""
+        if self.places is None:
+            return x
+        heads, tokens = x.shape[1:3]
+        rows = x.gather(2, self.places[:, None, :, None].expand(-1, heads, -1, tokens))
+        return rows.gather(3, self.places[:, None, None].expand(-1, heads, rows.shape[2], -1))
+
+    def mean(self, x: Tensor) -> Tensor:
+        """Averages ``x`` ``[B, N0, C]`` of the original tokens over each token, ``[B, N, C]``."""
+        if self.places is None or self.sizes is None:
+            return x
+        return (_sums(x, self.places, self.sizes.shape[1]) / self.sizes[..., None]).to(x.dtype)
+
 
 class MergingBlock(InferenceBlock):
-    """A block that merges at most ``count`` of the tokens after the first ``prefix``."""
+    """A block that merges at most ``count`` tokens."""
 
-    def __init__(self, *arguments: Any, count: int, prefix: int) -> None:
+    def __init__(self, *arguments: Any, count: int) -> None:
         super().__init__(*arguments)
         self.count = count
-        self.prefix = prefix
 
     @property
     def path(self) -> str:
@@ -80,15 +99,13 @@ class MergingBlock(InferenceBlock):
         x = x.to(self.dtype).contiguous()
         qkv = self.qkv(x)
         x = self.proj(self.attention(qkv, key_bias=None if merged is None else merged.key_bias), x)
-        count = min(self.count, (x.shape[1] - self.prefix) // 2)
-        if merged is not None and count > 0:
-            keys = self.attention.split_heads(qkv)[:, :, 1].float().mean(2)  # type: ignore[operator]
-            x = merged.merge(x, keys, count, self.prefix)
+        if merged is not None:
+            x = merged.merge(x, self.attention.split_heads(qkv)[:, :, 1], self.count)  # type: ignore[operator]
         return self.mlp(x, x)
 
 
 def _matched(keys: Tensor, count: int, prefix: int) -> Tensor:
-    """Returns the index of each token after merging, ``[B, N]``; arguments as in ``MergedTokens.merge``."""
+    """Returns the index of each token after merging, ``[B, N]``, by the keys ``[B, N, D]``."""
     tokens = keys.shape[1]
     indices = torch.arange(tokens, device=keys.device)
     # by the index among all tokens, as in the paper's code

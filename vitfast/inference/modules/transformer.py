@@ -98,7 +98,7 @@ class InferenceTransformer(nn.Module):
             elif one is spec.blocks[-1] and reads_tokens and _has_plain_attention(one):
                 self.blocks.append(LastBlock(one, tokens, backend))
             elif spec.merge_tokens:
-                self.blocks.append(backend.merging_block(one, spec.merge_tokens, len(self.embedding.prefix)))
+                self.blocks.append(backend.merging_block(one, spec.merge_tokens))
             else:
                 self.blocks.append(backend.block(one, self.embedding.num_patches))
                 bias, windows = one.attention.bias, one.attention.windows
@@ -158,7 +158,7 @@ class InferenceTransformer(nn.Module):
                 appended.
         """
         tokens = self.embedding(images)
-        merged = MergedTokens() if self.merges_tokens else None
+        merged = MergedTokens(len(self.embedding.prefix)) if self.merges_tokens else None
         if hidden_states is not None:
             hidden_states.append(tokens)
         for index, (block, options) in enumerate(zip(self.blocks, self.block_options(images), strict=True)):
