@@ -74,6 +74,10 @@ def exported_program(model: nn.Module, images: Tensor) -> torch.export.ExportedP
     shape = next(node.meta["val"].shape for node in program.graph.nodes if node.name in names)
     if isinstance(shape[0], int):
         raise UserError("the model's forward fixes the number of images; export the model that was accelerated")
+    for name, tensor in program.state_dict.items():
+        if isinstance(tensor, nn.Parameter):
+            # with a bias that requires a gradient, torch's attention returns other strides than it does here without
+            program.state_dict[name] = nn.Parameter(tensor.detach(), requires_grad=False)
     return program
 
 
