@@ -129,6 +129,8 @@ STABLE_TORCH_LIBRARY(vitfast, m) {
   // a performer's attention: kqv [B, N, 3 D], projection [M, D], float32 -> [B, N, D], as
   // vitfast/layers/performer_attention.py computes it
   m.def("packed_performer(Tensor kqv, Tensor projection, float epsilon) -> Tensor");
+  // share of the threads' time that they wait in packed_block because its parts are unequal, from 0 to 1
+  m.def("packed_block_idle_share(int images, int tokens, int channels, int heads, int head_dim, int hidden) -> float");
   // multiply-adds in registers on every thread: the operations done
   m.def("fma_peak(str precision, int iterations) -> int");
 

@@ -124,6 +124,39 @@ void run_by_stages(const Block& b, int64_t rows) {
   run_mlp(b.mlp, rows);
 }
 
+// Multiplications of the thread that has the most of them, in a GEMM.
+int64_t most_in_linear(int64_t rows, int64_t n, int64_t k) {
+  const Grid grid = linear_grid(rows, n, k);
+  return ceil_div(rows, grid.row_parts) * std::min(ceil_div(panel_count(n), grid.panel_parts) * panel_columns, n) * k;
+}
+
+// The share of the threads' time that they wait for the thread with the most multiplications, in a block without
+// windows and gate. The time at the barriers itself and differences in memory access are not counted.
+double packed_block_idle_share(
+    int64_t images, int64_t tokens, int64_t channels, int64_t heads, int64_t head_dim, int64_t hidden) {
+  STD_TORCH_CHECK(
+      std::min({images, tokens, channels, heads, head_dim, hidden}) > 0 &&
+          std::max({images, tokens, channels, heads, head_dim, hidden}) <= 65536,
+      "packed_block_idle_share: every size must be from 1 to 65536");
+  const int64_t width = heads * head_dim, rows = images * tokens, queries = images * heads * tokens;
+  const int64_t of_row = 4 * channels * width + 2 * channels * hidden + 2 * tokens * width;
+  const int64_t threads = worthwhile_threads(rows * of_row);
+  int64_t most;
+  if (images_at_a_time(images, tokens, threads) > 0) {
+    most = ceil_div(images, threads) * tokens * of_row;
+  } else if (is_chained(rows, threads)) {
+    most = ceil_div(rows, threads) * of_row;
+  } else {
+    const int64_t of_query = 2 * tokens * head_dim, mlp_threads = worthwhile_threads(2 * rows * hidden * channels);
+    most = most_in_linear(rows, 3 * width, channels) + most_in_linear(rows, channels, width) +
+           ceil_div(queries, worthwhile_threads(queries * of_query)) * of_query;
+    most += is_chained(rows, mlp_threads)
+                ? ceil_div(rows, mlp_threads) * 2 * hidden * channels
+                : most_in_linear(rows, hidden, channels) + most_in_linear(rows, channels, hidden);
+  }
+  return 1.0 - double(rows * of_row) / double(most * torch::stable::get_num_threads());
+}
+
 // Type of attention's operands: bfloat16 where the precision and the instruction set allow, else float32.
 Type attention_type(Precision precision) {
   const bool is_narrow = precision == Precision::bfloat16 || precision == Precision::int8;
@@ -358,6 +391,10 @@ STABLE_TORCH_LIBRARY_IMPL(vitfast, CPU, m) {
   m.impl("packed_attention", CHECKED_BOX(&packed_attention));
   m.impl("packed_related_attention", CHECKED_BOX(&packed_related_attention));
   m.impl("packed_block", CHECKED_BOX(&packed_block));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(vitfast, CompositeExplicitAutograd, m) {
+  m.impl("packed_block_idle_share", CHECKED_BOX(&packed_block_idle_share));
 }
 
 }  // namespace vitfast

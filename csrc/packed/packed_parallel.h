@@ -70,6 +70,10 @@ inline Grid choose_grid(int64_t rows, int64_t panels, int64_t threads) {
   return best;
 }
 
+inline Grid linear_grid(int64_t rows, int64_t n, int64_t k) {
+  return choose_grid(rows, panel_count(n), worthwhile_threads(rows * n * k));
+}
+
 // From this many rows per thread on, a thread computes several successive GEMMs for its rows, which stay in its cache,
 // without synchronization. With fewer rows, each thread would read all weights for too little work.
 constexpr int64_t min_chained_rows = 32;
@@ -77,7 +81,7 @@ constexpr int64_t min_chained_rows = 32;
 inline void run_linear(const PackedLinear& a, int64_t rows) {
   const int64_t panels = panel_count(a.weight.n);
   if (rows == 0 || panels == 0) return;
-  const Grid grid = choose_grid(rows, panels, worthwhile_threads(rows * a.weight.n * a.weight.k));
+  const Grid grid = linear_grid(rows, a.weight.n, a.weight.k);
   const PackedKernels& kernels = packed_kernels();
   const int64_t parts = grid.row_parts * grid.panel_parts;
   const Workspace workspace(kernels.linear_workspace(a, ceil_div(rows, grid.row_parts)), parts);

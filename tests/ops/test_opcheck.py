@@ -36,6 +36,7 @@ NOT_RECORDED = {
     "vitfast::pack_weight",
     "vitfast::packed_attention",
     "vitfast::packed_block",
+    "vitfast::packed_block_idle_share",
     "vitfast::packed_layout",
     "vitfast::packed_linear",
     "vitfast::packed_mlp",

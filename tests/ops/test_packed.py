@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -23,6 +28,7 @@ from support.packed_cases import (
     draw,
     draw_rotary,
     draw_windows,
+    on_threads,
     packed_block,
     packed_linear,
 )
@@ -554,3 +560,26 @@ def test_fp16_32_is_bit_true(rows: int, inputs: int, outputs: int) -> None:
     expected = quantized(x).detach()
     assert not expected[0].isfinite().any()
     torch.testing.assert_close(packed_linear(x, weight, bias, "fp16_32"), expected, rtol=0, atol=0, equal_nan=True)
+
+
+def idle_shares(threads: Sequence[int], *sizes: int) -> list[Any]:
+    return on_threads(threads, lambda: OPS.packed_block_idle_share(*sizes))
+
+
+def test_the_table_of_idle_threads_is_what_the_split_gives() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "internals" / "cpu_engine.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| (ViT-\w+) \| (.*) \|$", page, re.MULTILINE)
+    assert len(rows) == 6
+    heads_of = {"ViT-Ti": 3, "ViT-S": 6, "ViT-B": 12}
+    for batch, model, shares in rows:
+        heads = heads_of[model]
+        idle = idle_shares((2, 4, 8, 16, 32, 64), int(batch), 197, 64 * heads, heads, 64, 256 * heads)
+        assert shares.split(" | ") == [f"{100 * share:.1f} %" for share in idle], (batch, model)
+
+
+def test_idle_share_counts_the_busiest_thread() -> None:
+    assert idle_shares((1,), 1, 197, 192, 3, 64, 768) == [0]
+    assert idle_shares((2,), 2, 197, 192, 3, 64, 768) == [0]  # one image each
+    assert idle_shares((2,), 1, 99, 192, 3, 64, 768) == pytest.approx([1 - 99 / 100])  # 50 and 49 rows
+    with pytest.raises(RuntimeError, match="from 1 to 65536"):
+        OPS.packed_block_idle_share(0, 197, 192, 3, 64, 768)
