@@ -309,7 +309,7 @@ def test_empty_recipe_file_sets_nothing(tmp_path: Path, content: str) -> None:
 _TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"], exclude_characters="$"), min_size=1)
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     run_dir=_TEXT.filter(str.strip),
     lr=st.floats(min_value=1e-5, max_value=1e3, allow_nan=False),

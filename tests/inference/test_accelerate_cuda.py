@@ -14,6 +14,7 @@ from support.accelerable import BUILDERS, accelerable, distance, sample_images, 
 from support.cast_model import cast_model
 from support.exit_models import EXIT_MODELS, exit_model, random_images
 from support.operator_calls import OperatorCalls
+from support.slow import slow
 from vitfast.inference.accelerate import _precision
 from vitfast.inference.cuda.cast_layers import Fp8Linear, Int8Linear
 from vitfast.inference.cuda.cuda_backend import called_kernels
@@ -34,7 +35,29 @@ ALL_PRECISIONS = (
 )
 
 
-@pytest.mark.parametrize("kind", BUILDERS)
+# together these have every configuration of every module; test_accelerate.py lowers all models
+COVERING = (
+    *("vitfast: DINOv3, SwiGLU", "vitfast: convit, vissl", "vitfast: distilled", "vitfast: dvt over t2t"),
+    *("vitfast: dvt without reuse", "vitfast: t2t, transformer", "timm: AIMv2: RMSNorm", "timm: SAM", "timm: Swin"),
+    *("timm: Swin V2", "timm: no bias", "timm: parallel blocks", "timm: relative positions, table, post-norm"),
+    *("torchvision: hidden head", "open_clip: all tokens", "open_clip: mean, tokens", "open_clip: quick GELU"),
+    *("transformers: BeitBackbone", "transformers: CLIPVisionModelWithProjection", "transformers: SwinModel"),
+    *("transformers: DINOv3ViTBackbone", "transformers: Data2VecVisionForImageClassification"),
+    *("transformers: DeiTForImageClassification", "transformers: Dinov2ForImageClassification"),
+    *("transformers: Dinov2WithRegistersForImageClassification", "transformers: IJepaForImageClassification"),
+    *("transformers: InternVLVisionModel", "transformers: SiglipVisionModel", "transformers: ViTModel"),
+    *("transformers: SwinForImageClassification", "transformers: Swinv2ForImageClassification"),
+    *("transformers: Swinv2Backbone", "transformers: ViTForImageClassification"),
+)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(kind for kind in BUILDERS if kind in (*COVERING, *ALL_PRECISIONS)),
+        *slow(kind for kind in BUILDERS if kind not in (*COVERING, *ALL_PRECISIONS)),
+    ],
+)
 @torch.no_grad()
 def test_every_model_runs_in_the_precisions_of_a_gpu(kind):
     source = accelerable(kind)

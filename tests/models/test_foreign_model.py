@@ -139,7 +139,7 @@ def test_without_timm_the_message_says_how_to_install_it(monkeypatch: pytest.Mon
         build_model("timm/test_vit")
 
 
-@pytest.mark.parametrize("name", ["timm/test_vit", "torchvision/vit_b_32"])
+@pytest.mark.parametrize("name", ["timm/test_vit", *slow(["torchvision/vit_b_32"])])
 def test_accelerate_sees_the_inner_model(name: str) -> None:
     model = build_model(name, img_size=64, num_classes=3).eval()
     torch.nn.init.normal_(model.state_dict(keep_vars=True)[f"{model.head_prefixes[0]}weight"])

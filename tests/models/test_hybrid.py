@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from support.fill_from_state import fill_from_state
+from support.slow import slow
 from vitfast.errors import UserError
 from vitfast.inference.attention_maps import attention_maps
 from vitfast.layers import Bottleneck, StdConv2d
@@ -68,7 +69,8 @@ def test_names() -> None:
     assert len(TIMMS) == 9  # timm has no vit_base_r26_s32_384
 
 
-@pytest.mark.parametrize("name", TIMMS)
+# another image size changes the position embedding alone
+@pytest.mark.parametrize("name", [*TIMMS[::2], *slow(TIMMS[1::2])])
 def test_parameters_have_timms_names_and_shapes(name: str) -> None:
     with torch.device("meta"):
         model, timm_model = build_model(name), timm.create_model(name, num_classes=1000)

@@ -12,6 +12,9 @@ import signal
 import sys
 from typing import Any
 
+import pyarrow.parquet  # noqa: F401  # imported here once, where the command would in every fork
+import timm  # noqa: F401
+
 from vitfast import embed, files
 from vitfast.evaluation import row_functions, shards
 

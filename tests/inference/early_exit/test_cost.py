@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from support.exit_models import exit_model
+from support.slow import slow
 from vitfast import UserError
 from vitfast.inference.early_exit import exit_gmacs
 from vitfast.models import build_model
@@ -16,7 +17,7 @@ from vitfast.models import build_model
     ("name", "expected"),
     [
         ("dvt_t2t_vit_12", ["0.468", "1.446", "3.455"]),
-        ("dvt_t2t_vit_14", ["1.20", "3.82", "9.26"]),
+        *slow([("dvt_t2t_vit_14", ["1.20", "3.82", "9.26"])]),
     ],
 )
 def test_published_models(name: str, expected: list[str]) -> None:
