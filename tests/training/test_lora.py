@@ -22,7 +22,7 @@ from vitfast.weights.checkpoint import load_state, load_weights_file
         ("deit_tiny_distilled_patch16_224", {"depth": 2}),
         ("convit_tiny", {"depth": 3, "local_up_to_layer": 2}),
         ("t2t_vit_7", {"depth": 2}),
-        ("dvt_t2t_vit_12", {}),
+        ("dvt_t2t_vit_12", {"depth": 2}),
         ("vit_small_patch16_dinov3", {"depth": 2}),
         ("timm/test_vit", {}),
     ],

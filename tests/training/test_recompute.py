@@ -37,7 +37,7 @@ def gradients(model, images):
         ("deit_tiny_distilled_patch16_224", {"img_size": 64, "depth": 3}),
         ("convit_tiny", {"img_size": 64, "depth": 3, "local_up_to_layer": 2}),
         ("t2t_vit_7", {"img_size": 64, "depth": 3}),
-        ("dvt_t2t_vit_12", {"img_size": 64}),
+        ("dvt_t2t_vit_12", {"img_size": 64, "depth": 3}),
         ("timm/test_vit", {}),
     ],
 )

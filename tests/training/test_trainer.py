@@ -327,6 +327,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path, train_tiny
     for parts in (1, 3, 100):  # the last batch of the epoch has 13 images
         path = tmp_path / str(parts)
         options = ["optim.name=sgd", "optim.clip_grad=0.5", "optim.lr=0.1", "optim.label_smoothing=0"]
+        options += ["schedule.epochs=1", "schedule.warmup_epochs=0"]
         assert train_tiny(path, *options, f"train.accumulate={parts}") == 0
         weights.append(load_weights_file(list_checkpoints(path)[-1], "model"))
         losses.append([line["loss"] for line in metrics_of(path)])
