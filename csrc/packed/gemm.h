@@ -9,6 +9,7 @@
 
 #include "csrc/packed/amx.h"
 #include "csrc/packed/epilogue.h"
+#include "csrc/packed/gemm_winograd.h"
 
 namespace vitfast::VITFAST_ISA {
 
@@ -46,11 +47,17 @@ struct Format<Precision::int8> {
 #endif
 };
 
-// float32 from half and bfloat16, int16 from int8; amortized over a chunk of rows.
+// Whether the GEMMs of a precision use Winograd's inner product.
 template <Precision precision>
-void widen_panel(const char* group, int64_t size, uint32_t* words) {
+constexpr bool is_sliced = has_winograd && precision == Precision::int8;
+
+// float32 from half and bfloat16, int16 from int8; amortized over a chunk of rows. `starts`, [64]: with slices, the
+// initial values of the sums of each column.
+template <Precision precision>
+void widen_panel(const char* group, int64_t size, uint32_t* words, int32_t* starts) {
   constexpr int64_t w = width<float>;
   const int64_t rows = ceil_div(size, k_per_word(precision));
+  if constexpr (is_sliced<precision>) std::memset(starts, 0, panel_columns * sizeof(int32_t));
   for (int64_t row = 0; row < rows; ++row) {
     for (int64_t c = 0; c < panel_columns; c += w) {
       if constexpr (precision == Precision::float16) {
@@ -67,6 +74,17 @@ void widen_panel(const char* group, int64_t size, uint32_t* words) {
           low = ((word << 24) >> 24 & 0xffff) | (((word << 16) >> 24) << 16);
           high = ((word << 8) >> 24 & 0xffff) | ((word >> 24) << 16);
         }
+#if VITFAST_VECTOR_BYTES == 32
+        if constexpr (is_sliced<precision>) {
+          uint32_t* const place = words + (c / slice_columns * rows + row) * 2 * slice_columns + c % slice_columns;
+          std::memcpy(place, &low, sizeof(low));
+          std::memcpy(place + slice_columns, &high, sizeof(high));
+          const auto products = (Integers<float>)_mm256_madd_epi16((__m256i)low, (__m256i)high);
+          const Integers<float> sums = load_integers(starts + c) - products;
+          std::memcpy(starts + c, &sums, sizeof(sums));
+          continue;
+        }
+#endif
         const int64_t target = k_per_word(precision) * row;
         constexpr int64_t step = precision == Precision::int8 ? 2 : 1;
         std::memcpy(words + target / step * panel_columns + c, &low, sizeof(low));
@@ -100,9 +118,13 @@ using GemmRegisters = NoRegisters;
 constexpr int64_t block_size = is_wide ? max_group : max_run;
 constexpr bool splits_groups = block_size < max_group;
 
+// Two inputs of a slice are one word.
+template <Precision precision>
+constexpr int64_t block_inputs = is_sliced<precision> ? 2 * block_size : block_size;
+
 // Memory of a GEMM besides its operands.
 struct GemmScratch {
-  uint32_t* widened;  // [block_size, 64]
+  uint32_t* widened;  // [block_size + 1, 64]; the last row holds `starts` of `widen_panel`
   float* sums;        // [rows, 64]: two tiles with AMX; all rows of a chunk if groups are split; else one tile
 };
 
@@ -114,8 +136,9 @@ VITFAST_INLINE Panel open_panel(const char* group, int64_t begin, int64_t size, 
                             begin / k_per_word(precision) * panel_columns * word_bytes(precision);
   const int64_t rows = operand_words(precision, size);
   if constexpr (Format<precision>::is_widened) {
-    widen_panel<precision>(first, size, scratch.widened);
-    return {scratch.widened, rows, nullptr, nullptr};
+    auto* const starts = reinterpret_cast<int32_t*>(scratch.widened + block_size * panel_columns);
+    widen_panel<precision>(first, size, scratch.widened, starts);
+    return {scratch.widened, rows, is_sliced<precision> ? starts : nullptr, nullptr};
   } else {
     const uint32_t* words = reinterpret_cast<const uint32_t*>(first);
     if constexpr (uses_tiles<precision>) copy_tail(words, rows, scratch.widened);
@@ -180,11 +203,32 @@ void multiply_panel(const PackedGemm& gemm, int64_t panel, InterleavedWork& othe
                        : g + 1 < groups.end ? weight.group(panel, g + 1)
                                             : weight.group(panel + 1, groups.begin);
     other.next_line = next;
-    for (int64_t block = 0; block == 0 || block < depth; block += block_size) {
+    constexpr int64_t step = block_inputs<precision>;
+    for (int64_t block = 0; block == 0 || block < depth; block += step) {
       const int64_t rest = depth - block;
-      const Panel b =
-          open_panel<precision>(weight.group(panel, g), block, rest < block_size ? rest : block_size, scratch);
+      const Panel b = open_panel<precision>(weight.group(panel, g), block, rest < step ? rest : step, scratch);
       const uint32_t* words = a.words + operand_words(precision, (g - groups.begin) * size + block);
+#if VITFAST_VECTOR_BYTES == 32
+      if constexpr (is_sliced<precision>) {
+        const int32_t* const starts = a.starts + (g - groups.begin);
+        for (int64_t column = 0; column < panel_columns; column += slice_columns) {
+          for (int64_t row = 0; row < rows; row += slice_rows) {
+            multiply_slice(
+                words + row * a.stride,
+                a.stride,
+                rows - row < slice_rows ? rows - row : slice_rows,
+                b.words + column * b.rows,
+                b.rows,
+                b.compensation + column,
+                block > 0 ? nullptr : starts + row * a.groups,
+                a.groups,
+                reinterpret_cast<uint32_t*>(scratch.sums) + row * panel_columns + column);
+          }
+        }
+        if (rest <= step) finish(describe_tile<precision>(gemm, panel, g, scratch.sums, 0, rows), 0, rows);
+        continue;
+      }
+#endif
       if constexpr (uses_tiles<precision>) {
         const int64_t steps = tile_steps(b.rows);
         other.rows_a_step = ceil_div(at_once, steps);
@@ -203,7 +247,7 @@ void multiply_panel(const PackedGemm& gemm, int64_t panel, InterleavedWork& othe
           const char* ahead = Format<precision>::is_widened || t >= 4 || next == nullptr ? nullptr : next + t * 64;
           multiply_tile<Dot>(end - row, words + row * a.stride, a.stride, b, block > 0, ahead, sums);
         }
-        if (rest > block_size) continue;
+        if (rest > step) continue;
         const Tile tile = describe_tile<precision>(gemm, panel, g, sums, row, end);
         if constexpr (uses_tiles<precision>) {
           other.finish = finish;

@@ -48,11 +48,23 @@ VITFAST_INLINE void with_own(Precision precision, const F& f) {
   });
 }
 
+// The inputs of a row that have one int8 scale.
+struct OperandGroup {
+  uint32_t* words;
+  float* scale;
+  int32_t* start;  // initial value of the sums, with `has_winograd` only
+};
+
 struct Operand {
   uint32_t* words;  // [rows, stride]
   int64_t stride;
-  float* scales;  // [rows, groups]: int8 only
+  float* scales;    // [rows, groups]: int8 only
+  int32_t* starts;  // [rows, groups]: int8 only
   int64_t groups;
+  OperandGroup group(int64_t row, int64_t index, int64_t first_word) const {
+    const int64_t place = row * groups + index;
+    return {words + row * stride + first_word, scales + place, starts + place};
+  }
 };
 
 // Words of a row of k elements.
@@ -159,22 +171,33 @@ VITFAST_INLINE void store_low_bytes(uint8_t* p, Words words) {
 #endif
 }
 
-// Symmetric quantization of one group of a row; returns the scale.
-VITFAST_INLINE float quantize_group(const float* row, int64_t size, uint32_t* words) {
+// Symmetric quantization of one group of a row.
+VITFAST_INLINE void quantize_group(const float* row, int64_t size, const OperandGroup& out) {
   const float largest = max_magnitude(row, size);
   const float inverse = largest < 0x1p-119f ? 0.0f : 127.0f / largest;  // 127 / largest would overflow
   // adding 1.5 * 2^23 rounds to an integer in the low bits; unsigned numbers are offset by 128
   constexpr float to_integer = 12582912.0f + (has_int8_dot ? 128.0f : 0.0f);
+#if VITFAST_VECTOR_BYTES == 32
+  typedef int32_t Products __attribute__((vector_size(16)));
+  Products products{};
+#endif
   for_each_vector<float>(size, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
     const Vector<float> shifted = round_product(load_up_to<float>(row + i, count), inverse, to_integer);
     if constexpr (has_int8_dot) {
-      store_low_bytes(reinterpret_cast<uint8_t*>(words) + i, bit_cast<Words>(shifted));
+      store_low_bytes(reinterpret_cast<uint8_t*>(out.words) + i, bit_cast<Words>(shifted));
     } else {
       const Halves shorts = __builtin_convertvector(bit_cast<Words>(shifted), Halves);
-      std::memcpy(reinterpret_cast<uint16_t*>(words) + i, &shorts, sizeof(shorts));
+      std::memcpy(reinterpret_cast<uint16_t*>(out.words) + i, &shorts, sizeof(shorts));
+#if VITFAST_VECTOR_BYTES == 32
+      // words 0 times 1, and 2 times 3, in lanes 0 and 2; the other lanes are zero
+      products += (Products)_mm_madd_epi16((__m128i)shorts, _mm_srli_epi64((__m128i)shorts, 32));
+#endif
     }
   });
-  return largest * (1.0f / 127.0f);
+  *out.scale = largest * (1.0f / 127.0f);
+#if VITFAST_VECTOR_BYTES == 32
+  *out.start = -(products[0] + products[2]);
+#endif
 }
 
 // Pads a row of bfloat16 with zeros to whole pairs; AMX tiles take 16 pairs at a time.
@@ -183,14 +206,15 @@ VITFAST_INLINE void pad_bfloat16(BFloat16* row, int64_t size) {
   for (int64_t i = size; i % step != 0; ++i) row[i] = BFloat16{0};
 }
 
-// A row of float32, [k], as words. `scales`: [groups], int8 only.
+// A row of float32, [k], as words of row r of an operand.
 template <Precision precision>
-VITFAST_INLINE void convert_row(const float* row, int64_t k, uint32_t* words, float* scales) {
+VITFAST_INLINE void convert_row(const float* row, int64_t k, const Operand& a, int64_t r) {
+  uint32_t* const words = a.words + r * a.stride;
   if constexpr (precision == Precision::int8) {
     const int64_t size = group_size(k);
-    for (int64_t begin = 0, group = 0; begin < k; begin += size, ++group) {
-      const int64_t count = k - begin < size ? k - begin : size;
-      scales[group] = quantize_group(row + begin, count, words + operand_words(precision, begin));
+    for (int64_t group = 0; group < group_count(k); ++group) {
+      const int64_t begin = group * size, count = k - begin < size ? k - begin : size;
+      quantize_group(row + begin, count, a.group(r, group, operand_words(precision, begin)));
     }
   } else {
     for_each_vector<float>(k, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
@@ -257,7 +281,7 @@ void prepare_rows(
       const float sum = widen_row<precision>(x + r * stride, k, row);
       if (norm.is_used) normalize_row(row, k, sum, norm);
     }
-    convert_row<precision>(source, k, a.words + r * a.stride, a.scales + r * a.groups);
+    convert_row<precision>(source, k, a, r);
   }
 }
 

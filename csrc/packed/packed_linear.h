@@ -61,7 +61,8 @@ inline int64_t chunk_rows(int64_t rows, int64_t bytes_per_row) {
 inline Operand take_operand(Arena& arena, Precision precision, int64_t rows, int64_t k) {
   const int64_t stride = operand_stride(precision, k), groups = group_count(k);
   uint32_t* words = arena.take<uint32_t>(whole_chunk_steps(rows) * stride);  // AMX tiles read whole steps
-  return {words, stride, arena.take<float>(precision == Precision::int8 ? rows * groups : 1), groups};
+  const int64_t scales = precision == Precision::int8 ? rows * groups : 1;
+  return {words, stride, arena.take<float>(scales), arena.take<int32_t>(scales), groups};
 }
 
 inline GemmScratch take_gemm_scratch(Arena& arena, int64_t chunk) {
@@ -182,8 +183,7 @@ void hidden_group(const PackedMlp& a, int64_t group, int64_t rows, const MlpScra
   }
   for (int64_t r = 0; r < rows; ++r) {
     if constexpr (is_int8) {
-      uint32_t* words = scratch.hidden.words + r * scratch.hidden.stride;
-      scratch.hidden.scales[r * scratch.hidden.groups] = quantize_group(scratch.hidden_rows + r * stride, size, words);
+      quantize_group(scratch.hidden_rows + r * stride, size, scratch.hidden.group(r, 0, 0));
     } else if (is_pairs) {
       pad_bfloat16(static_cast<BFloat16*>(out) + r * stride, size);
     }

@@ -99,7 +99,7 @@ void embed_patches(const PackedPatchEmbed& a, Range part, char* workspace) {
     for (int64_t r = 0; r < count; ++r) {
       gather_patch(a, image, first + r, s.row);
       if (a.gemm.norm.is_used) normalize_row(s.row, k, widen_row<precision>(s.row, k, s.row), a.gemm.norm);
-      convert_row<precision>(s.row, k, s.operand.words + r * s.operand.stride, s.operand.scales + r * s.operand.groups);
+      convert_row<precision>(s.row, k, s.operand, r);
     }
     multiply_rows<precision>(of_image, first, count, {0, panel_count(n)}, s);
     row += count;
