@@ -27,6 +27,7 @@ from vitfast.benchmarking.peers import Unavailable, import_peer, timm_model
 from vitfast.benchmarking.results import machine_line, markdown_table, write_files
 from vitfast.cli import run_command
 from vitfast.config import load_options, option
+from vitfast.models import ImageModel
 
 MIB = 1 << 20
 SAMPLE_S = 0.005
@@ -84,9 +85,8 @@ ENGINES = {
 }
 
 
-def write_model_files(name: str, folder: Path) -> None:
+def write_model_files(model: ImageModel, folder: Path) -> None:
     """Writes the files of all engines."""
-    model = seeded_model(name)
     images = torch.randn(4, 3, model.img_size, model.img_size)
     vitfast.export(vitfast.accelerate(model), folder / "model.vit")
     save_model(timm_model(model), str(folder / "model.safetensors"))
@@ -169,15 +169,15 @@ def _status(pid: int) -> dict[str, float]:
 
 def main(arguments: Sequence[str]) -> int:
     options = load_options(MemoryOptions, list(arguments), "python benchmarks/memory.py")
-    size = seeded_model(options.model).img_size
+    model = seeded_model(options.model)
     machine = describe_machine(torch.device("cpu"))
     rows: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_model_files(options.model, folder)
+        write_model_files(model, folder)
         for title, engine in ENGINES.items():
             try:
-                rows[title] = measure(engine, options.model, size, folder / engine.file)
+                rows[title] = measure(engine, options.model, model.img_size, folder / engine.file)
             except Unavailable as reason:
                 print(f"{title}: {reason}", file=sys.stderr)
                 continue
