@@ -27,7 +27,8 @@ struct LogitSink {
   static constexpr bool has_start = true;
   float* logits;
   int64_t stride;
-  float* maxima;  // [rows, width]
+  float* maxima;            // [rows, width]
+  const float* row_scales;  // [rows], of integer sums only
 
   template <int vectors>
   VITFAST_INLINE void finish(int r, int64_t column, const Vector<float>* sums) const {
@@ -70,17 +71,19 @@ template <typename Dot, int rows, int vectors, typename Sink>
 void multiply_panel(
     const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t depth, int64_t column, const Sink sink) {
   constexpr int64_t w = width<float>;
-  Vector<float> sums[rows][vectors];
+  using Sum = typename Dot::Sum;
+  const uint32_t* const starts = b;
+  Sum sums[rows][vectors];
   // explicit unrolling: GCC would emit a memset and a memcpy and keep the sums in memory
 #pragma GCC unroll 8
   for (int v = 0; v < vectors; ++v) {
-    Vector<float> start{};
-    if constexpr (Sink::has_start) start = bit_cast<Vector<float>>(load_integers(b + v * w));
+    Sum start{};
+    if constexpr (Sink::has_start && !Dot::is_integer) start = bit_cast<Sum>(load_integers(starts + v * w));
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) sums[r][v] = start;
   }
   if constexpr (Sink::has_start) b += vectors * w;
-  Vector<float> before[rows][vectors];  // sums of earlier float32 runs
+  Sum before[rows][vectors];  // sums of earlier float32 runs
   const uint32_t* const end = a + depth;
   for (bool is_first = true;; is_first = false) {
     const uint32_t* const stop = std::is_same_v<Dot, FloatDot> && end - a > max_run ? a + max_run : end;
@@ -110,12 +113,26 @@ void multiply_panel(
 #pragma GCC unroll 8
       for (int v = 0; v < vectors; ++v) {
         before[r][v] = sums[r][v];
-        sums[r][v] = Vector<float>{};
+        sums[r][v] = Sum{};
       }
     }
   }
 #pragma GCC unroll 8
-  for (int r = 0; r < rows; ++r) sink.template finish<vectors>(r, column, sums[r]);
+  for (int r = 0; r < rows; ++r) {
+    if constexpr (Dot::is_integer) {
+      Vector<float> values[vectors];
+#pragma GCC unroll 8
+      for (int v = 0; v < vectors; ++v) {
+        values[v] = __builtin_convertvector(sums[r][v], Vector<float>);
+        if constexpr (Sink::has_start) {
+          values[v] = values[v] * sink.row_scales[r] + bit_cast<Vector<float>>(load_integers(starts + v * w));
+        }
+      }
+      sink.template finish<vectors>(r, column, values);
+    } else {
+      sink.template finish<vectors>(r, column, sums[r]);
+    }
+  }
 }
 
 // The same for all panels.

@@ -43,7 +43,9 @@ struct Int16Dot {
   using Sum = Integers<float>;
   static constexpr bool is_integer = true;
   static VITFAST_INLINE void add(Sum& sum, Integers<float> a, Integers<float> b) {
-#if VITFAST_VECTOR_BYTES == 64
+#if defined(__AVX512VNNI__)
+    __asm__("vpdpwssd %[b], %[a], %[sum]" : [sum] "+v"(sum) : [a] "v"(a), [b] "v"(b));
+#elif VITFAST_VECTOR_BYTES == 64
     sum += (Integers<float>)_mm512_madd_epi16((__m512i)a, (__m512i)b);
 #elif VITFAST_VECTOR_BYTES == 32
     sum += (Integers<float>)_mm256_madd_epi16((__m256i)a, (__m256i)b);

@@ -170,6 +170,7 @@ struct PackedAttention {
   void* out;
   int64_t tokens, heads, head_dim;  // tokens of a window
   double scale;
+  bool is_int8;  // the precision: steps of a head's largest number are fine enough
   Rotary rotary = {};
   Windows windows = {};
   const float* cosine = nullptr;  // [H] or null: q and k are divided by their norms, and q is multiplied by this factor

@@ -5,6 +5,7 @@
 
 #include "csrc/packed/attention_amx.h"
 #include "csrc/packed/attention_gemm.h"
+#include "csrc/packed/attention_int16.h"
 #include "csrc/packed/attention_operands.h"
 #include "csrc/packed/attention_softmax.h"
 #include "csrc/packed/attention_windows.h"
@@ -14,10 +15,18 @@ namespace vitfast::VITFAST_ISA {
 // float32 words. A bfloat16 source is widened.
 struct FloatAttention {
   using Dot = FloatDot;
-  using Number = float;  // of the probabilities
+  using Number = float;  // of the weights
+  static constexpr float key_scale = 1, value_scale = 1;
   static constexpr int64_t per_word = 1;
+  static int64_t weight_words(int64_t columns) { return columns; }  // of a row of weights
+  static int64_t value_words(int64_t tokens) { return tokens; }     // those multiplied with values
   template <typename T>
-  static void pack_keys(const T* k, int64_t stride, int64_t tokens, int64_t head_dim, uint32_t* words) {
+  static void pack_queries(
+      const T* q, int64_t stride, int64_t count, int64_t head_dim, uint32_t* words, int64_t, float*) {
+    pack_rows(q, stride, count, head_dim, 1.0f, reinterpret_cast<float*>(words));
+  }
+  template <typename T>
+  static void pack_keys(const T* k, int64_t stride, int64_t tokens, int64_t head_dim, uint32_t* words, uint32_t*) {
     pack_key_panels(k, stride, tokens, head_dim, words);
   }
   template <typename T>
@@ -44,8 +53,12 @@ VITFAST_INLINE Words load_bits(const BFloat16* p, int64_t count) {
 struct BFloat16Attention {
   using Dot = BFloat16Dot;
   using Number = BFloat16;
+  static constexpr float key_scale = 1, value_scale = 1;
   static constexpr int64_t per_word = 2;
-  static void pack_keys(const BFloat16* k, int64_t stride, int64_t tokens, int64_t head_dim, uint32_t* words) {
+  static int64_t weight_words(int64_t columns) { return columns / 2; }
+  static int64_t value_words(int64_t tokens) { return ceil_div(tokens, 2); }
+  static void pack_keys(
+      const BFloat16* k, int64_t stride, int64_t tokens, int64_t head_dim, uint32_t* words, uint32_t*) {
     // the vectors only carry the bits of a pair
     pack_key_panels(reinterpret_cast<const float*>(k), stride / 2, tokens, head_dim / 2, words);
   }
@@ -76,6 +89,7 @@ struct AttentionScratch {
   const int64_t columns, channels;
   uint32_t *keys, *values;
   uint32_t* queries;  // of types that have to be converted
+  float query_scales[tile_rows];
   float* logits;
   uint32_t* weights;
   char* out;  // of heads that do not fill whole vectors
@@ -122,10 +136,10 @@ VITFAST_INLINE void finish_logits(
   store(lane_maxima, maxima);
 }
 
+// a.scale includes the scale of the keys.
 template <typename Kind, int rows>
-void attend_tile(const PackedAttention& a, const QueryTile& q, const AttentionScratch& s) {
+void attend_tile(const PackedAttention& a, const QueryTile& q, const AttentionScratch& s, const Kind& kind) {
   using Dot = typename Kind::Dot;
-  using Number = typename Kind::Number;
   constexpr int64_t w = width<float>;
   float lane_maxima[rows * w], maxima[rows], factors[rows];
   for (int64_t i = 0; i < rows * w; ++i) lane_maxima[i] = -__builtin_inff();
@@ -140,27 +154,28 @@ void attend_tile(const PackedAttention& a, const QueryTile& q, const AttentionSc
       s.keys,
       ColumnPanels(a.tokens),
       a.head_dim / Kind::per_word,
-      LogitSink{s.logits, s.columns, lane_maxima});
+      LogitSink{s.logits, s.columns, lane_maxima, s.query_scales});
   double scale = a.scale;
   if (a.has_bias() || a.logits != nullptr) {
     for (int r = 0; r < rows; ++r) finish_logits(a, q, r, s.logits + r * s.columns, lane_maxima + r * w);
     scale = 1;
   }
   const float scale_log2 = float(scale * 1.4426950408889634);
-  Number* weights = reinterpret_cast<Number*>(s.weights);
+  const int64_t weight_words = Kind::weight_words(s.columns);
   for (int r = 0; r < rows; ++r) maxima[r] = largest_lane(load(lane_maxima + r * w));
   // as many rows as fit the registers
   constexpr int together = VITFAST_VECTOR_BYTES == 64 ? rows : 1;
   for (int r = 0; r < rows; r += together) {
-    const int64_t place = r * s.columns;
-    exponentiate<together>(s.logits + place, s.columns, scale_log2, maxima + r, weights + place, factors + r);
+    auto* weights = reinterpret_cast<typename Kind::Number*>(s.weights + r * weight_words);
+    exponentiate<together>(s.logits + r * s.columns, s.columns, scale_log2, maxima + r, weights, factors + r);
   }
+  for (int r = 0; r < rows; ++r) factors[r] *= kind.value_scale;
   multiply_panels<Dot, rows>(
       s.weights,
-      s.columns / Kind::per_word,
+      weight_words,
       s.values,
       ColumnPanels(a.head_dim),
-      ceil_div(a.tokens, Kind::per_word),
+      Kind::value_words(a.tokens),
       ResultSink{a.out_type, is_whole ? target : s.out, is_whole ? stride : s.channels, factors});
   for (int r = 0; r < (is_whole ? 0 : rows); ++r) {
     std::memcpy(target + r * stride * element, s.out + r * s.channels * element, size_t(a.head_dim * element));
@@ -169,14 +184,16 @@ void attend_tile(const PackedAttention& a, const QueryTile& q, const AttentionSc
 
 // One head of one image: the queries [begin, end).
 template <typename Kind, typename T>
-void attend(
-    const PackedAttention& a, int64_t image, int64_t head, int64_t begin, int64_t end, const AttentionScratch& s) {
+void attend(const PackedAttention& a, int64_t image, int64_t head, int64_t begin, int64_t end, AttentionScratch& s) {
   constexpr bool reads_in_place = sizeof(T) == sizeof(typename Kind::Number);
   const HeadOperands<T> x = head_operands<T>(a, image, head, begin, end, s.rotated);
   const T* const q = x.q;
   const int64_t stride = x.stride;
-  Kind::pack_keys(x.k, stride, a.tokens, a.head_dim, s.keys);
-  Kind::pack_values(x.v, x.v_stride, a.tokens, a.head_dim, s.values);
+  Kind kind;
+  kind.pack_keys(x.k, stride, a.tokens, a.head_dim, s.keys, s.values);
+  kind.pack_values(x.v, x.v_stride, a.tokens, a.head_dim, s.values);
+  PackedAttention scaled = a;
+  scaled.scale *= kind.key_scale;
   const int64_t tiles = ceil_div(end - begin, tile_rows);
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t row = begin + t * (end - begin) / tiles, last = begin + (t + 1) * (end - begin) / tiles;
@@ -186,13 +203,14 @@ void attend(
         image * a.tokens + row,
         head * a.head_dim};
     if constexpr (!reads_in_place) {
-      pack_rows(q + row * stride, stride, last - row, a.head_dim, 1.0f, reinterpret_cast<float*>(s.queries));
+      Kind::pack_queries(q + row * stride, stride, last - row, a.head_dim, s.queries, s.channels, s.query_scales);
       tile.words = s.queries;
       tile.stride = s.channels;
     }
     const int64_t rest = end - last < tile_rows ? end - last : tile_rows;
     prefetch_rows(q + last * stride, stride * int64_t(sizeof(T)), rest, a.head_dim * int64_t(sizeof(T)));
-    with_constant<6, 5, 4, 3, 2, 1>(last - row, [&](auto rows) { attend_tile<Kind, int(rows)>(a, tile, s); });
+    with_constant<6, 5, 4, 3, 2, 1>(
+        last - row, [&](auto rows) { attend_tile<Kind, int(rows)>(scaled, tile, s, kind); });
   }
 }
 
@@ -210,7 +228,7 @@ void for_each_head(const PackedAttention& a, Range rows, Range heads, const Atte
 template <typename Kind, typename T>
 void attention_rows(const PackedAttention& a, Range rows, Range heads, char* workspace) {
   Arena arena(workspace);
-  const AttentionScratch scratch(arena, a);
+  AttentionScratch scratch(arena, a);
   for_each_head(a, rows, heads, [&](int64_t image, int64_t head, int64_t first, int64_t last) {
     attend<Kind, T>(a, image, head, first, last, scratch);
   });
@@ -245,6 +263,19 @@ inline bool is_own(const PackedAttention& a) {
 
 inline void attend_own(const PackedAttention& a, Range rows, Range heads, char* workspace) {
   attention_rows<BFloat16Attention, BFloat16>(a, rows, heads, workspace);
+}
+
+#elif defined(__AVX512VNNI__)
+
+using OwnAttentionScratch = AttentionScratch;
+
+inline bool is_own(const PackedAttention& a) {
+  const bool is_even = a.head_dim % 2 == 0 && a.tokens <= max_int16_tokens;
+  return a.is_int8 && a.qkv_type == Type::float32 && is_even;
+}
+
+inline void attend_own(const PackedAttention& a, Range rows, Range heads, char* workspace) {
+  attention_rows<Int16Attention, float>(a, rows, heads, workspace);
 }
 
 #else

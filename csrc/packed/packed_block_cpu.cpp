@@ -240,6 +240,7 @@ Tensor packed_block(
        heads,
        head_dim,
        attention_scale,
+       precision == Precision::int8,
        rotary_of(op, rotary, is_interleaved, tokens, heads, head_dim)},
       {packed_weight(op, "proj", proj, channels, width, precision, proj_bias),
        {out_type, attended.const_data_ptr(), width},
@@ -305,6 +306,7 @@ Tensor packed_attention(
       heads,
       head_dim,
       scale,
+      precision == Precision::int8,
       rotary_of(op, rotary, is_interleaved, tokens, heads, head_dim)};
   set_windows(
       op,

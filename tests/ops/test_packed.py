@@ -149,7 +149,7 @@ def test_attention_whose_logits_are_far_apart(spread: float, precision: str) -> 
     qkv, offset = draw(1, 33, 3, 2, 16), torch.zeros(1, 33, 3, 2, 16)
     offset[:, :, 0, :, 0], offset[:, :, 1, :, 0] = abs(spread), spread  # at -300 all logits are far below zero
     qkv = qkv + offset
-    if precision in ("bf16", "int8"):
+    if precision == "bf16":
         qkv = qkv.bfloat16().float()  # only processors that multiply bfloat16 would round it
     exact = plain.attention(qkv.double(), 0.25, "exact")
     actual, expected = OPS.packed_attention(qkv, 0.25, precision), plain.attention(qkv, 0.25, precision)
@@ -175,16 +175,29 @@ def test_attention_keeps_a_nan_with_its_query_or_its_head(precision: str) -> Non
     torch.testing.assert_close(out, expected, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 @pytest.mark.parametrize("tokens", [577, 1025])
 def test_attention_over_long_rows(tokens: int, precision: str) -> None:
     check_attention(1, tokens, 1, 64, precision)
 
 
-@pytest.mark.parametrize("head_dim", [32, 64, 96, 128])
-def test_attention_with_every_tail_of_tokens(head_dim: int) -> None:
+@pytest.mark.parametrize(
+    ("head_dim", "precision"), [(32, "bf16"), (64, "bf16"), (96, "bf16"), (128, "bf16"), (64, "int8")]
+)
+def test_attention_with_every_tail_of_tokens(head_dim: int, precision: str) -> None:
     for tokens in (*range(1, 67), 197):
-        check_attention(1, tokens, 2, head_dim, "bf16")
+        check_attention(1, tokens, 2, head_dim, precision)
+
+
+@pytest.mark.parametrize("tokens", [33, 2050])
+@pytest.mark.parametrize("head_dim", [2, 64, 256])
+def test_attention_of_numbers_that_are_all_the_largest(tokens: int, head_dim: int) -> None:
+    """Sums of products of int16 are as large as they can be."""
+    qkv = torch.ones(1, tokens, 3, 1, head_dim)
+    qkv[:, ::2, 1:] = -1  # keys and values of every second token
+    out = OPS.packed_attention(qkv, 0.25, "int8")
+    exact = plain.attention(qkv.double(), 0.25, "exact").float()
+    torch.testing.assert_close(out, exact, rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("spread", [30.0, 300.0, -300.0])
@@ -224,7 +237,8 @@ def test_attention_of_a_logit_far_beyond_all_others(spread: float, key: int) -> 
     torch.testing.assert_close(out, qkv[:, key : key + 1, 2].expand_as(out), rtol=2**-6, atol=0)
 
 
-def test_no_split_of_the_queries_changes_a_bit_of_attention() -> None:
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_no_split_of_the_queries_changes_a_bit_of_attention(precision: str) -> None:
     qkv = draw(3, 71, 3, 2, 64)
     qkv[1, 50, 1] *= 100  # rows that leave the range of their first logits
     threads = torch.get_num_threads()
@@ -232,7 +246,7 @@ def test_no_split_of_the_queries_changes_a_bit_of_attention() -> None:
         results = []
         for count in (1, 2, 3, 5, 7, 16):
             torch.set_num_threads(count)
-            results.append(OPS.packed_attention(qkv, 0.25, "bf16"))
+            results.append(OPS.packed_attention(qkv, 0.25, precision))
     finally:
         torch.set_num_threads(threads)
     for result in results[1:]:

@@ -1,0 +1,143 @@
+// Attention of int8 models in int16, for processors with VNNI and without a fast product of bfloat16: `vpdpwssd` does
+// four times the work of their `vdpbf16ps`, and twice that of a float32 multiply-add.
+//
+// Numbers are multiples of a step, so that int32 holds the sums of products. Each query has its own step, the keys of a
+// head have one, and so have its values: 13 bits for head_dim = 64. The weights of a query are scaled so that their sum
+// is at most 2^19 and none exceeds 15 bits.
+
+#pragma once
+
+#include "csrc/packed/attention_gemm.h"
+
+#if defined(__AVX512VNNI__) && !defined(__AVX512BF16__)
+
+namespace vitfast::VITFAST_ISA {
+
+// The largest value and the largest sum of a row's weights: sums of their products fit 32 bits.
+constexpr int64_t max_int16_value = 4095, max_int16_weights = 1 << 19;
+constexpr int64_t max_int16_tokens = 1 << 16;
+
+// As exponentiate for float32, with weights in int16 and the factors that divide by their sums. Word i of 32 columns
+// holds the weights of the columns i and i + 16. Rounding may increase a sum by half of the number of columns.
+template <int rows>
+VITFAST_INLINE void exponentiate(
+    float* logits, int64_t columns, float scale, float* maxima, int16_t* weights, float* factors) {
+  constexpr int64_t w = width<float>;
+  Vector<float> sums[rows], shifts[rows];
+  for (int r = 0; r < rows; ++r) center_large_logits(logits + r * columns, columns, scale, maxima[r]);
+#pragma GCC unroll 8
+  for (int r = 0; r < rows; ++r) {
+    sums[r] = Vector<float>{};
+    shifts[r] = broadcast(scale * maxima[r]);
+  }
+  for (int64_t j = 0; j < columns; j += w) {
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; ++r) {
+      float* const place = logits + r * columns + j;
+      const Vector<float> e = exp2<Accuracy::narrow>(load(place) * scale - shifts[r]);
+      store(place, e);
+      sums[r] += e;
+    }
+  }
+  for (int r = 0; r < rows; ++r) {
+    const float sum = sum_lanes(sums[r]), limit = float(max_int16_weights - columns) / sum;
+    const float to_integers = limit < 32700.0f ? limit : 32700.0f;
+    factors[r] = 1.0f / (sum * to_integers);
+    constexpr float to_low_bits = 0x1p23f;
+    for (int64_t j = 0; j < columns; j += 2 * w) {
+      const float* const e = logits + r * columns + j;
+      const Vector<float> low = round_product(load(e), to_integers, to_low_bits);
+      const Vector<float> high =
+          j + w < columns ? round_product(load(e + w), to_integers, to_low_bits) : Vector<float>{};
+      const Integers<float> pairs = (bit_cast<Integers<float>>(low) & 0xffff) | (bit_cast<Integers<float>>(high) << 16);
+      std::memcpy(weights + j, &pairs, sizeof(pairs));
+    }
+    weights += ceil_div(columns, 2 * w) * 2 * w;
+  }
+}
+
+// Pairs of int16, of an even head_dim.
+struct Int16Attention {
+  using Dot = Int16Dot;
+  using Number = int16_t;
+  static constexpr int64_t per_word = 2;
+  float key_scale, value_scale;
+
+  struct Scales {
+    Scales(float largest, float limit)
+        : to_integers(largest < 0x1p-100f ? 0.0f : limit / largest), to_float(largest / limit) {}
+    float to_integers, to_float;
+  };
+  // Of queries and keys: head_dim products of two such numbers fit 32 bits.
+  static float largest_factor(int64_t head_dim) {
+    return __builtin_floorf(__builtin_sqrtf(float(0x7fffff00) / float(head_dim)));
+  }
+  static float largest_of(const float* rows, int64_t stride, int64_t count, int64_t size) {
+    float largest = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const float of_row = max_magnitude(rows + i * stride, size);
+      if (of_row != of_row) return of_row;  // NaN
+      largest = of_row > largest ? of_row : largest;
+    }
+    return largest;
+  }
+  static Words round(Vector<float> v, float to_integers) {
+    return bit_cast<Words>(round_product(v, to_integers, 0x1.8p23f));  // the number is in the low bits
+  }
+  static void round_row(const float* row, int64_t size, float to_integers, uint32_t* words) {
+    for_each_vector<float>(size, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
+      const Halves numbers = __builtin_convertvector(round(load_up_to<float>(row + i, count), to_integers), Halves);
+      std::memcpy(reinterpret_cast<int16_t*>(words) + i, &numbers, sizeof(numbers));
+    });
+  }
+
+  // `words`: rows that are `packed_stride` apart.
+  static void pack_queries(
+      const float* q,
+      int64_t stride,
+      int64_t count,
+      int64_t head_dim,
+      uint32_t* words,
+      int64_t packed_stride,
+      float* scales) {
+    for (int64_t i = 0; i < count; ++i) {
+      const Scales found(max_magnitude(q + i * stride, head_dim), largest_factor(head_dim));
+      round_row(q + i * stride, head_dim, found.to_integers, words + i * packed_stride);
+      scales[i] = found.to_float;
+    }
+  }
+  // `rounded`: memory for the rows.
+  void pack_keys(const float* k, int64_t stride, int64_t tokens, int64_t head_dim, uint32_t* words, uint32_t* rounded) {
+    const Scales scales(largest_of(k, stride, tokens, head_dim), largest_factor(head_dim));
+    const int64_t row_words = padded<float>(head_dim) / 2;
+    for (int64_t i = 0; i < tokens; ++i)
+      round_row(k + i * stride, head_dim, scales.to_integers, rounded + i * row_words);
+    // the vectors only carry the bits of a pair
+    pack_key_panels(reinterpret_cast<const float*>(rounded), row_words, tokens, head_dim / 2, words);
+    key_scale = scales.to_float;
+  }
+  // A word holds the values of the tokens of a word of weights.
+  void pack_values(const float* v, int64_t stride, int64_t tokens, int64_t head_dim, uint32_t* words) {
+    constexpr int64_t w = width<float>;
+    const Scales scales(largest_of(v, stride, tokens, head_dim), float(max_int16_value));
+    const auto round_token = [&](int64_t token, int64_t d, int64_t count) __attribute__((always_inline)) {
+      return token < tokens ? round(load_up_to<float>(v + token * stride + d, count), scales.to_integers) : Words{};
+    };
+    pack_value_panels(
+        value_words(tokens), head_dim, words, [&](int64_t i, int64_t d, int64_t count) __attribute__((always_inline)) {
+          const int64_t token = i / w * 2 * w + i % w;
+          const Words low = round_token(token, d, count) & 0xffff, high = round_token(token + w, d, count) << 16;
+          return bit_cast<Integers<float>>(low | high);
+        });
+    value_scale = scales.to_float;
+  }
+  static int64_t weight_words(int64_t columns) { return ceil_div(columns, 2 * width<float>) * width<float>; }
+  static int64_t value_words(int64_t tokens) {
+    constexpr int64_t w = width<float>;
+    return tokens / (2 * w) * w + (tokens % (2 * w) < w ? tokens % (2 * w) : w);
+  }
+};
+
+}  // namespace vitfast::VITFAST_ISA
+
+#endif
