@@ -210,21 +210,9 @@ void multiply_panel(const PackedGemm& gemm, int64_t panel, InterleavedWork& othe
       const uint32_t* words = a.words + operand_words(precision, (g - groups.begin) * size + block);
 #if VITFAST_VECTOR_BYTES == 32
       if constexpr (is_sliced<precision>) {
-        const int32_t* const starts = a.starts + (g - groups.begin);
-        for (int64_t column = 0; column < panel_columns; column += slice_columns) {
-          for (int64_t row = 0; row < rows; row += slice_rows) {
-            multiply_slice(
-                words + row * a.stride,
-                a.stride,
-                rows - row < slice_rows ? rows - row : slice_rows,
-                b.words + column * b.rows,
-                b.rows,
-                b.compensation + column,
-                block > 0 ? nullptr : starts + row * a.groups,
-                a.groups,
-                reinterpret_cast<uint32_t*>(scratch.sums) + row * panel_columns + column);
-          }
-        }
+        const int32_t* const starts = block > 0 ? nullptr : a.starts + (g - groups.begin);
+        auto* const sums = reinterpret_cast<uint32_t*>(scratch.sums);
+        multiply_slices(words, a.stride, rows, b, starts, a.groups, sums);
         if (rest <= step) finish(describe_tile<precision>(gemm, panel, g, scratch.sums, 0, rows), 0, rows);
         continue;
       }

@@ -88,6 +88,31 @@ inline void multiply_slice(
   }
 }
 
+// The same for any number of rows and all slices of a panel, whose compensation holds the columns' initial values.
+inline void multiply_slices(
+    const uint32_t* a,
+    int64_t a_stride,
+    int64_t rows,
+    const Panel& panel,
+    const int32_t* row_starts,
+    int64_t start_stride,
+    uint32_t* sums) {
+  for (int64_t column = 0; column < panel_columns; column += slice_columns) {
+    for (int64_t row = 0; row < rows; row += slice_rows) {
+      multiply_slice(
+          a + row * a_stride,
+          a_stride,
+          rows - row < slice_rows ? rows - row : slice_rows,
+          panel.words + column * panel.rows,
+          panel.rows,
+          panel.compensation + column,
+          row_starts == nullptr ? nullptr : row_starts + row * start_stride,
+          start_stride,
+          sums + row * panel_columns + column);
+    }
+  }
+}
+
 #else
 constexpr bool has_winograd = false;
 #endif
