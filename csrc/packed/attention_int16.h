@@ -1,5 +1,5 @@
-// Attention of int8 models in int16, for processors with VNNI and without a fast product of bfloat16: `vpdpwssd` does
-// four times the work of their `vdpbf16ps`, and twice that of a float32 multiply-add.
+// Attention of int8 models in int16: int16 pairs are multiplied at twice the rate of float32, and with VNNI on Intel's
+// processors at four times the rate of bfloat16.
 //
 // Numbers are multiples of a step, so that int32 holds the sums of products. Each query has its own step, the keys of a
 // head have one, and so have its values: 13 bits for head_dim = 64. The weights of a query are scaled so that their sum
@@ -8,17 +8,19 @@
 #pragma once
 
 #include "csrc/packed/attention_gemm.h"
-
-#if defined(__AVX512VNNI__) && !defined(__AVX512BF16__)
+#include "csrc/packed/gemm_operand.h"
 
 namespace vitfast::VITFAST_ISA {
+
+// Only where it is faster than the product of the operands that attention has otherwise.
+constexpr bool has_int16_attention = VITFAST_VECTOR_BYTES > 16 && !has_bfloat16_dot;
 
 // The largest value and the largest sum of a row's weights: sums of their products fit 32 bits.
 constexpr int64_t max_int16_value = 4095, max_int16_weights = 1 << 19;
 constexpr int64_t max_int16_tokens = 1 << 16;
 
-// As exponentiate for float32, with weights in int16 and the factors that divide by their sums. Word i of 32 columns
-// holds the weights of the columns i and i + 16. Rounding may increase a sum by half of the number of columns.
+// As exponentiate for float32, with weights in int16 and the factors that divide by their sums. A word of two vectors
+// of columns holds one of each. Rounding may increase a sum by half of the number of columns.
 template <int rows>
 VITFAST_INLINE void exponentiate(
     float* logits, int64_t columns, float scale, float* maxima, int16_t* weights, float* factors) {
@@ -139,5 +141,3 @@ struct Int16Attention {
 };
 
 }  // namespace vitfast::VITFAST_ISA
-
-#endif

@@ -265,28 +265,23 @@ inline void attend_own(const PackedAttention& a, Range rows, Range heads, char* 
   attention_rows<BFloat16Attention, BFloat16>(a, rows, heads, workspace);
 }
 
-#elif defined(__AVX512VNNI__)
-
-using OwnAttentionScratch = AttentionScratch;
-
-inline bool is_own(const PackedAttention& a) {
-  const bool is_even = a.head_dim % 2 == 0 && a.tokens <= max_int16_tokens;
-  return a.is_int8 && a.qkv_type == Type::float32 && is_even;
-}
-
-inline void attend_own(const PackedAttention& a, Range rows, Range heads, char* workspace) {
-  attention_rows<Int16Attention, float>(a, rows, heads, workspace);
-}
-
 #else
 
 using OwnAttentionScratch = AttentionScratch;
 
-inline bool is_own(const PackedAttention&) {
-  return !is_extension;
+inline bool is_of_int16(const PackedAttention& a) {
+  return has_int16_attention && a.is_int8 && a.qkv_type == Type::float32 && a.head_dim % 2 == 0 &&
+         a.tokens <= max_int16_tokens;
+}
+
+inline bool is_own(const PackedAttention& a) {
+  return !is_extension || is_of_int16(a);
 }
 
 inline void attend_own(const PackedAttention& a, Range rows, Range heads, char* workspace) {
+  if constexpr (has_int16_attention) {
+    if (is_of_int16(a)) return attention_rows<Int16Attention, float>(a, rows, heads, workspace);
+  }
   if constexpr (is_extension) return;
   if (a.qkv_type == Type::float32) return attention_rows<FloatAttention, float>(a, rows, heads, workspace);
   attention_rows<FloatAttention, BFloat16>(a, rows, heads, workspace);
