@@ -75,11 +75,16 @@ VITFAST_INLINE Vector<float> load(const BFloat16* p) {
   return bit_cast<Vector<float>>(__builtin_convertvector(halves, Words) << 16);
 }
 
-VITFAST_INLINE void store(BFloat16* p, Vector<float> v) {
+// Rounded to bfloat16, as the bits of float32.
+VITFAST_INLINE Words round_to_bfloat16_bits(Vector<float> v) {
   const Words bits = bit_cast<Words>(v);
-  const Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  const Words quieted = (bits >> 16) | 0x40;
-  const Halves halves = __builtin_convertvector((bits & 0x7fffffff) > 0x7f800000 ? quieted : rounded, Halves);
+  const Words rounded = bits + 0x7fff + ((bits >> 16) & 1);
+  const Words quieted = bits | 0x400000;
+  return ((bits & 0x7fffffff) > 0x7f800000 ? quieted : rounded) & 0xffff0000;
+}
+
+VITFAST_INLINE void store(BFloat16* p, Vector<float> v) {
+  const Halves halves = __builtin_convertvector(round_to_bfloat16_bits(v) >> 16, Halves);
   std::memcpy(p, &halves, sizeof(halves));
 }
 

@@ -133,9 +133,7 @@ VITFAST_INLINE Vector<float> round_to_float16(Vector<float> v) {
 }
 
 VITFAST_INLINE Vector<float> round_to_bfloat16(Vector<float> v) {
-  BFloat16 numbers[width<float>];
-  store(numbers, v);
-  return load(numbers);
+  return bit_cast<Vector<float>>(round_to_bfloat16_bits(v));
 }
 
 VITFAST_INLINE void store_bfloat16(BFloat16* p, Vector<float> v) {
