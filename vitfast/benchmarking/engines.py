@@ -149,8 +149,13 @@ def _onnx_int8(path: Path, images: Tensor, static: bool) -> Path:
     return target
 
 
-def _openvino(model: nn.Module, images: Tensor, precision: str, folder: Path, hint: str) -> Run:
-    """Under the throughput hint the batch is divided among requests that run at the same time."""
+def _openvino(
+    model: nn.Module, images: Tensor, precision: str, folder: Path, hint: str, *, is_mixed: bool = True
+) -> Run:
+    """Under the throughput hint the batch is divided among requests that run at the same time.
+
+    ``is_mixed``: bf16 beside int8 layers where the CPU has it, which is OpenVINO's default; else float32.
+    """
     openvino: Any = importlib.import_module("openvino")
     streams = _STREAMS if hint == "THROUGHPUT" else 1
     if streams > 1 and (len(images) < _MIN_THROUGHPUT_BATCH or torch.get_num_threads() < streams):
@@ -162,9 +167,11 @@ def _openvino(model: nn.Module, images: Tensor, precision: str, folder: Path, hi
     converted = _openvino_model(openvino, core, model, images, precision, folder)
     batches = [part.numpy() for part in images.chunk(streams)]
     converted.reshape([len(batches[0]), *images.shape[1:]])
+    if not is_mixed and not has_bf16:
+        raise Unavailable("is the other configuration: this CPU has no instructions for bf16")
+    is_bf16 = has_bf16 and is_mixed and precision != "fp32"
     settings = {
-        # the default of this CPU beside int8 layers, too
-        "INFERENCE_PRECISION_HINT": "bf16" if has_bf16 and precision != "fp32" else "f32",
+        "INFERENCE_PRECISION_HINT": "bf16" if is_bf16 else "f32",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": hint,
         **({"NUM_STREAMS": streams} if streams > 1 else {}),
@@ -216,8 +223,14 @@ ENGINES: dict[str, dict[str, Configuration]] = {
     },
     "onnxruntime": _onnxruntime_configurations(),
     "openvino": {
-        hint.lower(): Configuration(partial(_openvino, hint=hint), (*_FLOATS, "int8"), "openvino")
-        for hint in ("LATENCY", "THROUGHPUT")
+        **{
+            hint.lower(): Configuration(partial(_openvino, hint=hint), (*_FLOATS, "int8"), "openvino")
+            for hint in ("LATENCY", "THROUGHPUT")
+        },
+        **{
+            f"{hint.lower()}, fp32": Configuration(partial(_openvino, hint=hint, is_mixed=False), ("int8",), "openvino")
+            for hint in ("LATENCY", "THROUGHPUT")
+        },
     },
     "torchao": {
         "dynamic": Configuration(_torchao_dynamic, ("int8",), "torchao"),
