@@ -40,7 +40,7 @@ from vitfast.config import load_options, option
 from vitfast.data import load_image
 from vitfast.data.collection import StoredImage, import_pyarrow, list_images
 from vitfast.data.image_file import decode_image
-from vitfast.device import autocast, has_bf16
+from vitfast.device import autocast, has_fast_bf16
 from vitfast.evaluation.row_functions import Embedder
 from vitfast.evaluation.shards import Shard, ShardFolder, compute_rows
 from vitfast.models.preprocessing_settings import preprocessing_settings
@@ -191,7 +191,7 @@ def _ours(
 
 def _scripts(module: nn.Module, *, compile: bool) -> list[tuple[str, Embed, str]]:
     """Lists the ways to run a model in a script: name, function, precision of autocast."""
-    precisions = ["fp32", "bf16"] if has_bf16(CPU) else ["fp32"]
+    precisions = ["fp32", "bf16"] if has_fast_bf16(CPU) else ["fp32"]
     found: list[tuple[str, Embed, str]] = [(f"eager {one}", module, one) for one in precisions]
     if compile:
         torch._inductor.config.freezing = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vitfast.device import autocast, describe_device, has_bf16, select_device
+from vitfast.device import autocast, describe_device, has_fast_bf16, select_device
 from vitfast.errors import UserError
 
 
@@ -33,9 +33,18 @@ def test_the_description_counts_threads():
     assert describe_device(torch.device("cpu")) == f"CPU, {threads} thread{'' if threads == 1 else 's'}"
 
 
-@pytest.mark.parametrize(("instructions", "expected"), [((), False), (("avx512_bf16",), True), (("amx_tile",), True)])
-def test_bf16_needs_instructions(monkeypatch, instructions, expected):
+@pytest.mark.parametrize(
+    ("processor", "instructions", "expected"),
+    [
+        ("AMD EPYC", (), False),
+        ("AMD EPYC", ("avx512_bf16",), True),
+        ("Intel Xeon", ("avx512_bf16",), False),
+        ("Intel Xeon", ("avx512_bf16", "amx_tile"), True),
+    ],
+)
+def test_bf16_is_fast_with_instructions_for_it(monkeypatch, processor, instructions, expected):
+    monkeypatch.setattr("vitfast.device.cpu_model", lambda: processor)
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     for name in ("avx512_bf16", "amx_tile"):
         monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda name=name: name in instructions)
-    assert has_bf16(torch.device("cpu")) is expected
+    assert has_fast_bf16(torch.device("cpu")) is expected

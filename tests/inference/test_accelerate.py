@@ -197,11 +197,11 @@ def test_bf16_without_instructions_is_logged_once(caplog, monkeypatch):
     module = importlib.import_module("vitfast.inference.accelerate")
     module._say_that_bf16_is_not_faster.cache_clear()
     source = accelerable("timm: vit")
-    for has_bf16, precision, lines in ((True, "bf16", 0), (False, "fp32", 0), (False, "bf16", 1), (False, "bf16", 1)):
-        monkeypatch.setattr(module, "has_bf16", lambda device, has_bf16=has_bf16: has_bf16)
+    for is_fast, precision, lines in ((True, "bf16", 0), (False, "fp32", 0), (False, "bf16", 1), (False, "bf16", 1)):
+        monkeypatch.setattr(module, "has_fast_bf16", lambda device, is_fast=is_fast: is_fast)
         vitfast.accelerate(source, precision)
         assert len(caplog.records) == lines
-    assert "precision='bf16': this CPU has no bf16 instructions, so that it is not faster" in caplog.text
+    assert "precision='bf16': this CPU has no fast bf16 instructions: it is not faster" in caplog.text
 
 
 def test_the_report_reads_as_a_table():

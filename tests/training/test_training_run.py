@@ -179,16 +179,16 @@ def test_an_edited_config_is_not_resumed(tmp_path, train_tiny):
 
 
 def test_the_machine_chooses_the_precision(tmp_path, train_tiny, monkeypatch):
-    for has_bf16, chosen in ((True, "bf16"), (False, "fp32")):
-        monkeypatch.setattr("vitfast.training.training_run.has_bf16", lambda device, has_bf16=has_bf16: has_bf16)
+    for is_fast, chosen in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr("vitfast.training.training_run.has_fast_bf16", lambda device, is_fast=is_fast: is_fast)
         assert train_tiny(tmp_path / chosen, "train.precision=auto", stop_step=1) == 143
         assert f"precision: {chosen}\n" in (tmp_path / chosen / "config.yaml").read_text()
-        assert "no bf16 instructions" not in (tmp_path / chosen / "log.txt").read_text()
+        assert "no fast bf16 instructions" not in (tmp_path / chosen / "log.txt").read_text()
     # on the machine without: the run keeps its precision, and says that it is slow
     resume = f"train.resume={tmp_path / 'bf16'}"
     assert train_tiny(tmp_path / "bf16", resume, "train.precision=auto", "train.accumulate=null", stop_step=2) == 143
     log = (tmp_path / "bf16" / "log.txt").read_text()
-    assert log.count("this device has no bf16 instructions: fp32 is faster; train.precision=auto chooses") == 1
+    assert log.count("this device has no fast bf16 instructions: fp32 is faster; train.precision=auto chooses") == 1
 
 
 def test_the_command_to_evaluate_names_a_split_that_exists(tmp_path, train_tiny, folder, capsys):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitfast.device import has_bf16
+from vitfast.device import has_fast_bf16
 from vitfast.errors import UserError
 from vitfast.inference.accelerated_model import AcceleratedCascade, AcceleratedModel
 from vitfast.inference.acceleration_report import AccelerationReport, LayerPath
@@ -147,7 +147,7 @@ def accelerate_spec(
     target = _device(model, device)
     chosen = _supported(precision, target)
     default: Precision = "fp32" if is_quantized else chosen
-    if default == "bf16" and not has_bf16(target):
+    if default == "bf16" and not has_fast_bf16(target):
         _say_that_bf16_is_not_faster(target.type)
     backend: Backend
     graphs = None
@@ -273,7 +273,7 @@ def _warn(report: AccelerationReport) -> None:
 def _say_that_bf16_is_not_faster(device_type: str) -> None:
     """Logs it once in a process: not an error, because the results are those of other machines."""
     logger.warning(
-        "precision='bf16': this %s has no bf16 instructions, so that it is not faster than fp32, and less accurate",
+        "precision='bf16': this %s has no fast bf16 instructions: it is not faster than fp32, and less accurate",
         "CPU" if device_type == "cpu" else "GPU",
     )
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import vitfast
+from vitfast.device import cpu_model
 from vitfast.errors import UserError, explain_os_error
 from vitfast.files import atomic_file, open_append, open_regular, read_text
 from vitfast.weights.save_weights import write_safetensors
@@ -246,17 +247,6 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "build_info": vitfast.build_info(),
     }
-
-
-def cpu_model() -> str:
-    """Returns the name of the processor, or its architecture if the system has none."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str | None:

@@ -15,7 +15,7 @@ import torch
 from vitfast.config import load_config, to_yaml
 from vitfast.config.schema import AUTO, Config
 from vitfast.data.seeding import derive_seed
-from vitfast.device import describe_device, has_bf16
+from vitfast.device import describe_device, has_fast_bf16
 from vitfast.errors import UserError, explain_os_error
 from vitfast.models import ImageModel
 from vitfast.ops.library import chosen_kernels, is_loaded
@@ -64,7 +64,7 @@ def run_training(arguments: Sequence[str]) -> int:
         if config.train.threads is not None:
             torch.set_num_threads(config.train.threads)
         if config.train.precision == AUTO:
-            config.train.precision = "bf16" if has_bf16(ranks.device) else "fp32"
+            config.train.precision = "bf16" if has_fast_bf16(ranks.device) else "fp32"
         seed_everything(config.seed)
         # everything that can reject the options comes before the folder is created
         adopt_preprocessing(config)
@@ -262,8 +262,8 @@ def _log_start(trainer: Trainer, checkpoint: Path | None) -> None:
     if config.quantize.format is not None:
         run.log(f"numbers   {describe_quantization(model)}")
     run.log(f"device    {world}{describe_device(trainer.device)}, {config.train.precision}")
-    if config.train.precision == "bf16" and not has_bf16(trainer.device):
-        run.log("slow      this device has no bf16 instructions: fp32 is faster; train.precision=auto chooses")
+    if config.train.precision == "bf16" and not has_fast_bf16(trainer.device):
+        run.log("slow      this device has no fast bf16 instructions: fp32 is faster; train.precision=auto chooses")
     if config.ops.kernels != "auto":
         run.log(f"kernels   {config.ops.kernels}")
     elif not is_loaded():
