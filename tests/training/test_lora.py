@@ -32,10 +32,13 @@ def test_every_matrix_learns_and_merges(name, options):
     keys = model.state_dict().keys()
     images = torch.randn(2, 3, model.img_size, model.img_size)
     expected = model(images)
+    heads = model.head_prefixes
+    matrices = {layer for layer, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     add_lora(model, 2, 4)
     outputs = model(images)
     torch.testing.assert_close(outputs, expected)
-    heads = model.head_prefixes
+    learning = {layer for layer, module in model.named_modules() if hasattr(module, "lora_A")}
+    assert all(f"{layer}.".startswith(heads) or layer.endswith(".pos_proj") for layer in matrices - learning)
     for key, parameter in model.named_parameters():
         assert parameter.requires_grad == ("lora_" in key or key.startswith(heads))
         if "lora_B" in key:
