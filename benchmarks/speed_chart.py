@@ -11,14 +11,15 @@ import json
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
-SOURCE, PICTURE = RESULTS / "accelerate_base-epyc-zen3-2threads.json", RESULTS / "speed.svg"
-PRECISIONS = {"fp32": "float32", "int8": "int8"}
+SOURCE, PICTURE = RESULTS / "accelerate_base-xeon-avx512-2threads.json", RESULTS / "speed.svg"
+PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8"}
 NAMES = {
     "vitfast": "vitfast",
     "openvino": "OpenVINO",
     "onnxruntime": "ONNX Runtime",
     "torchao": "torchao",
     "compile": "torch.compile",
+    "zentorch": "zentorch",
     "eager": "PyTorch eager",
 }
 WIDTH, ROW, LEFT = 720, 24, 130
@@ -36,7 +37,7 @@ def draw(source: Path = SOURCE) -> str:
         engines = [one for one in outcomes[precision]["standings"] if not one["is_limit"]]
         speeds[precision] = {one["subject"]: one["images_per_s"] for one in engines}
     scale = (WIDTH - LEFT - 70) / max(max(group.values()) for group in speeds.values())
-    title = "ViT-B/16, batch 8, images/s on two cores of an AMD EPYC (Zen 3)"
+    title = "ViT-B/16, batch 8, images/s on two cores of an Intel Xeon (AVX-512)"
     parts, y = [f'<text x="0" y="16" class="bold">{title}</text>'], 30
     for precision, group in speeds.items():
         parts.append(f'<text x="0" y="{y + 16}" class="bold">{PRECISIONS[precision]}</text>')

@@ -112,8 +112,9 @@ struct Int16Attention {
   void pack_keys(const float* k, int64_t stride, int64_t tokens, int64_t head_dim, uint32_t* words, uint32_t* rounded) {
     const Scales scales(largest_of(k, stride, tokens, head_dim), largest_factor(head_dim));
     const int64_t row_words = padded<float>(head_dim) / 2;
-    for (int64_t i = 0; i < tokens; ++i)
+    for (int64_t i = 0; i < tokens; ++i) {
       round_row(k + i * stride, head_dim, scales.to_integers, rounded + i * row_words);
+    }
     // the vectors only carry the bits of a pair
     pack_key_panels(reinterpret_cast<const float*>(rounded), row_words, tokens, head_dim / 2, words);
     key_scale = scales.to_float;
