@@ -25,26 +25,11 @@ template <int rows>
 VITFAST_INLINE void exponentiate(
     float* logits, int64_t columns, float scale, float* maxima, int16_t* weights, float* factors) {
   constexpr int64_t w = width<float>;
-  Vector<float> sums[rows], shifts[rows];
-  for (int r = 0; r < rows; ++r) center_large_logits(logits + r * columns, columns, scale, maxima[r]);
-#pragma GCC unroll 8
+  exponentiate<rows, Accuracy::narrow>(logits, columns, scale, maxima, logits, factors);
   for (int r = 0; r < rows; ++r) {
-    sums[r] = Vector<float>{};
-    shifts[r] = broadcast(scale * maxima[r]);
-  }
-  for (int64_t j = 0; j < columns; j += w) {
-#pragma GCC unroll 8
-    for (int r = 0; r < rows; ++r) {
-      float* const place = logits + r * columns + j;
-      const Vector<float> e = exp2<Accuracy::narrow>(load(place) * scale - shifts[r]);
-      store(place, e);
-      sums[r] += e;
-    }
-  }
-  for (int r = 0; r < rows; ++r) {
-    const float sum = sum_lanes(sums[r]), limit = float(max_int16_weights - columns) / sum;
+    const float limit = float(max_int16_weights - columns) * factors[r];
     const float to_integers = limit < 32700.0f ? limit : 32700.0f;
-    factors[r] = 1.0f / (sum * to_integers);
+    factors[r] /= to_integers;
     constexpr float to_low_bits = 0x1p23f;
     for (int64_t j = 0; j < columns; j += 2 * w) {
       const float* const e = logits + r * columns + j;

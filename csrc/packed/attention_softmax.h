@@ -26,8 +26,8 @@ VITFAST_INLINE void center_large_logits(float* logits, int64_t columns, float sc
 }
 
 // weights[rows, columns] = 2^(scale logits - scale maxima); factors[rows] = 1 / the rows' sums. Several
-// rows at a time hide latency. Very large logits and maxima are modified.
-template <int rows>
+// rows at a time hide latency. Very large logits and maxima are modified; weights may replace the logits.
+template <int rows, Accuracy accuracy = Accuracy::full>
 VITFAST_INLINE void exponentiate(
     float* logits, int64_t columns, float scale, float* maxima, float* weights, float* factors) {
   Vector<float> sums[rows], shifts[rows];
@@ -41,7 +41,7 @@ VITFAST_INLINE void exponentiate(
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) {
       const int64_t place = r * columns + j;
-      const Vector<float> e = exp2<Accuracy::full>(load(logits + place) * scale - shifts[r]);
+      const Vector<float> e = exp2<accuracy>(load(logits + place) * scale - shifts[r]);
       store(weights + place, e);
       sums[r] += e;
     }
