@@ -46,13 +46,13 @@ def comparison_table(result: str, only: str = "") -> str:
     return _table(["what", *([] if only else ["engine"]), "speed", "ratio to the fastest other"], rows)
 
 
-def libraries_table() -> str:
-    """Accelerated models of other libraries, against eager mode.
+def libraries_table(machine: str) -> str:
+    """Accelerated models of other libraries in float32, against eager mode.
 
     Other engines in these results ran in vitfast's process and in one configuration, and are left out.
     """
     rows = []
-    for path in sorted(RESULTS.glob("other_libraries*.json")):
+    for path in sorted(RESULTS.glob(f"other_libraries*-{machine}-2threads.json")):
         for outcome in _read(path)["outcomes"]:
             subjects = {one["subject"]: one for one in outcome["standings"] if not one["is_limit"]}
             ours = subjects.pop("vitfast")
