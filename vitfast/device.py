@@ -43,8 +43,8 @@ def has_fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if platform.machine() in ("x86_64", "AMD64"):
-        is_fast = torch.cpu._is_avx512_bf16_supported() and "Intel" not in cpu_model()
-        return bool(is_fast or torch.cpu._is_amx_tile_supported())
+        is_supported = torch.cpu._is_avx512_bf16_supported()
+        return bool(torch.cpu._is_amx_tile_supported() or (is_supported and "Intel" not in cpu_model()))
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 

@@ -149,9 +149,7 @@ def _onnx_int8(path: Path, images: Tensor, static: bool) -> Path:
     return target
 
 
-def _openvino(
-    model: nn.Module, images: Tensor, precision: str, folder: Path, hint: str, *, is_mixed: bool = True
-) -> Run:
+def _openvino(model: nn.Module, images: Tensor, precision: str, folder: Path, hint: str, *, is_mixed: bool) -> Run:
     """Under the throughput hint the batch is divided among requests that run at the same time.
 
     ``is_mixed``: bf16 beside int8 layers where the CPU has it, which is OpenVINO's default; else float32.
@@ -164,14 +162,13 @@ def _openvino(
     has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if precision == "bf16" and not has_bf16:
         raise Unavailable("would run in fp32: this CPU has no instructions for bf16")
+    if not is_mixed and not has_bf16:
+        raise Unavailable("is the other configuration: this CPU has no instructions for bf16")
     converted = _openvino_model(openvino, core, model, images, precision, folder)
     batches = [part.numpy() for part in images.chunk(streams)]
     converted.reshape([len(batches[0]), *images.shape[1:]])
-    if not is_mixed and not has_bf16:
-        raise Unavailable("is the other configuration: this CPU has no instructions for bf16")
-    is_bf16 = has_bf16 and is_mixed and precision != "fp32"
     settings = {
-        "INFERENCE_PRECISION_HINT": "bf16" if is_bf16 else "f32",
+        "INFERENCE_PRECISION_HINT": "bf16" if has_bf16 and is_mixed and precision != "fp32" else "f32",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": hint,
         **({"NUM_STREAMS": streams} if streams > 1 else {}),
@@ -223,14 +220,11 @@ ENGINES: dict[str, dict[str, Configuration]] = {
     },
     "onnxruntime": _onnxruntime_configurations(),
     "openvino": {
-        **{
-            hint.lower(): Configuration(partial(_openvino, hint=hint), (*_FLOATS, "int8"), "openvino")
-            for hint in ("LATENCY", "THROUGHPUT")
-        },
-        **{
-            f"{hint.lower()}, fp32": Configuration(partial(_openvino, hint=hint, is_mixed=False), ("int8",), "openvino")
-            for hint in ("LATENCY", "THROUGHPUT")
-        },
+        f"{hint.lower()}{suffix}": Configuration(
+            partial(_openvino, hint=hint, is_mixed=not suffix), precisions, "openvino"
+        )
+        for suffix, precisions in (("", (*_FLOATS, "int8")), (", fp32", ("int8",)))
+        for hint in ("LATENCY", "THROUGHPUT")
     },
     "torchao": {
         "dynamic": Configuration(_torchao_dynamic, ("int8",), "torchao"),
