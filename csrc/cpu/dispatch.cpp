@@ -32,12 +32,6 @@ bool has_avx512_bf16() {
   return has_avx512_vnni() && __builtin_cpu_supports("avx512bf16");
 }
 
-// Whether the instruction for bfloat16 is faster than float32's: Intel's takes four times as long as a multiply-add of
-// float32 (Emerald Rapids: 81 and 155 GFLOP/s a core), AMD's as long.
-bool has_fast_avx512_bf16() {
-  return has_avx512_bf16() && !__builtin_cpu_is("intel");
-}
-
 // The tiles, and Linux's leave to use them, which a process has to ask for.
 bool has_avx512_amx() {
 #if defined(__linux__)
@@ -64,7 +58,10 @@ InstructionSet choose() {
 #if defined(__x86_64__)
   const auto is_wanted = [&](const char* name) { return wanted == "auto" || wanted == name; };
   if (is_wanted("avx512_amx") && has_avx512_amx()) return {&avx512::kernels, &avx512_amx::packed_kernels};
-  if (wanted == "auto" ? has_fast_avx512_bf16() : wanted == "avx512_bf16" && has_avx512_bf16()) {
+  // Intel's instruction for bfloat16 takes four times as long as a multiply-add of float32 (Emerald Rapids: 81 and 155
+  // GFLOP/s a core), AMD's as long
+  const bool is_slow = wanted == "auto" && __builtin_cpu_is("intel");
+  if (is_wanted("avx512_bf16") && has_avx512_bf16() && !is_slow) {
     return {&avx512::kernels, &avx512_bf16::packed_kernels};
   }
   if (is_wanted("avx512_vnni") && has_avx512_vnni()) return {&avx512::kernels, &avx512_vnni::packed_kernels};

@@ -19,6 +19,15 @@ constexpr bool has_int16_attention = VITFAST_VECTOR_BYTES > 16 && !has_bfloat16_
 constexpr int64_t max_int16_value = 4095, max_int16_weights = 1 << 19;
 constexpr int64_t max_int16_tokens = 1 << 16;
 
+// Rounds v * to_integers; the integer is in the low bits.
+VITFAST_INLINE Words round_to_low_bits(Vector<float> v, float to_integers) {
+  return bit_cast<Words>(round_product(v, to_integers, 0x1.8p23f));
+}
+
+VITFAST_INLINE Integers<float> join_low_halves(Words low, Words high) {
+  return bit_cast<Integers<float>>((low & 0xffff) | (high << 16));
+}
+
 // As exponentiate for float32, with weights in int16 and the factors that divide by their sums. A word of two vectors
 // of columns holds one of each. Rounding may increase a sum by half of the number of columns.
 template <int rows>
@@ -30,13 +39,10 @@ VITFAST_INLINE void exponentiate(
     const float limit = float(max_int16_weights - columns) * factors[r];
     const float to_integers = limit < 32700.0f ? limit : 32700.0f;
     factors[r] /= to_integers;
-    constexpr float to_low_bits = 0x1p23f;
     for (int64_t j = 0; j < columns; j += 2 * w) {
       const float* const e = logits + r * columns + j;
-      const Vector<float> low = round_product(load(e), to_integers, to_low_bits);
-      const Vector<float> high =
-          j + w < columns ? round_product(load(e + w), to_integers, to_low_bits) : Vector<float>{};
-      const Integers<float> pairs = (bit_cast<Integers<float>>(low) & 0xffff) | (bit_cast<Integers<float>>(high) << 16);
+      const Words high = j + w < columns ? round_to_low_bits(load(e + w), to_integers) : Words{};
+      const Integers<float> pairs = join_low_halves(round_to_low_bits(load(e), to_integers), high);
       std::memcpy(weights + j, &pairs, sizeof(pairs));
     }
     weights += ceil_div(columns, 2 * w) * 2 * w;
@@ -68,12 +74,10 @@ struct Int16Attention {
     }
     return largest;
   }
-  static Words round(Vector<float> v, float to_integers) {
-    return bit_cast<Words>(round_product(v, to_integers, 0x1.8p23f));  // the number is in the low bits
-  }
   static void round_row(const float* row, int64_t size, float to_integers, uint32_t* words) {
     for_each_vector<float>(size, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
-      const Halves numbers = __builtin_convertvector(round(load_up_to<float>(row + i, count), to_integers), Halves);
+      const Halves numbers =
+          __builtin_convertvector(round_to_low_bits(load_up_to<float>(row + i, count), to_integers), Halves);
       std::memcpy(reinterpret_cast<int16_t*>(words) + i, &numbers, sizeof(numbers));
     });
   }
@@ -109,13 +113,13 @@ struct Int16Attention {
     constexpr int64_t w = width<float>;
     const Scales scales(largest_of(v, stride, tokens, head_dim), float(max_int16_value));
     const auto round_token = [&](int64_t token, int64_t d, int64_t count) __attribute__((always_inline)) {
-      return token < tokens ? round(load_up_to<float>(v + token * stride + d, count), scales.to_integers) : Words{};
+      return token < tokens ? round_to_low_bits(load_up_to<float>(v + token * stride + d, count), scales.to_integers)
+                            : Words{};
     };
     pack_value_panels(
         value_words(tokens), head_dim, words, [&](int64_t i, int64_t d, int64_t count) __attribute__((always_inline)) {
           const int64_t token = i / w * 2 * w + i % w;
-          const Words low = round_token(token, d, count) & 0xffff, high = round_token(token + w, d, count) << 16;
-          return bit_cast<Integers<float>>(low | high);
+          return join_low_halves(round_token(token, d, count), round_token(token + w, d, count));
         });
     value_scale = scales.to_float;
   }
