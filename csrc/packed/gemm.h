@@ -1,7 +1,7 @@
 // GEMM loops around the microkernel: a chunk of rows times panels of a packed weight.
 //
 // A chunk's operand stays in L2 together with one block of one panel; the block is read from memory once per chunk and
-// used by every tile of it. With AVX-512 a block is a whole group, and the first tiles prefetch the next one.
+// used by every tile of it. With AVX-512 a block is a whole group, and the tiles prefetch the next one.
 
 #pragma once
 
@@ -146,21 +146,22 @@ VITFAST_INLINE Panel open_panel(const char* group, int64_t begin, int64_t size, 
   }
 }
 
-// Rows of an operand times groups of the inputs of a weight; the operand holds these groups only.
+// Rows of an operand times panels of a weight, groups of its inputs only; the operand holds these groups only.
 struct PackedGemm {
   const Operand& a;
   int64_t rows;
   const PackedWeight& weight;
-  Range groups;
+  Range panels, groups;
   const Destination& out;
   const GemmScratch& scratch;
+  const char* after;  // the panel that is multiplied afterwards, to be prefetched
 };
 
 // The epilogue's arguments for the sums of rows [row, end) with one group of a panel.
 template <Precision precision>
 VITFAST_INLINE Tile
 describe_tile(const PackedGemm& gemm, int64_t panel, int64_t group, const float* sums, int64_t row, int64_t end) {
-  const auto& [a, all_rows, weight, groups, d, scratch] = gemm;
+  const auto& [a, all_rows, weight, panels, groups, d, scratch, after] = gemm;
   constexpr int64_t element[] = {4, 2, 4, 4};  // of each Store
   const int64_t column = panel * panel_columns;
   char* const out = static_cast<char*>(d.out) + (row * d.out_stride + column - d.first_column) * element[int(d.store)];
@@ -188,7 +189,7 @@ describe_tile(const PackedGemm& gemm, int64_t panel, int64_t group, const float*
 
 template <Precision precision>
 void multiply_panel(const PackedGemm& gemm, int64_t panel, InterleavedWork& other) {
-  const auto& [a, rows, weight, groups, d, scratch] = gemm;
+  const auto& [a, rows, weight, panels, groups, d, scratch, after] = gemm;
   using Dot = typename Format<precision>::Dot;
   const int64_t size = group_size(weight.k);
   constexpr int64_t at_once = rows_at_once<Dot>;
@@ -198,15 +199,15 @@ void multiply_panel(const PackedGemm& gemm, int64_t panel, InterleavedWork& othe
       finish_function<Dot::is_integer, is_narrow ? Accuracy::narrow : Accuracy::full>(d.activation, d.store);
   for (int64_t g = groups.begin; g < groups.end; ++g) {
     const int64_t depth = weight.k - g * size < size ? weight.k - g * size : size;
-    const bool is_last = g + 1 == groups.end && panel + 1 == panel_count(weight.n);
-    const char* next = is_last              ? nullptr
-                       : g + 1 < groups.end ? weight.group(panel, g + 1)
-                                            : weight.group(panel + 1, groups.begin);
+    const char* const group = weight.group(panel, g);
+    const char* const next = g + 1 < groups.end       ? weight.group(panel, g + 1)
+                             : panel + 1 < panels.end ? weight.group(panel + 1, groups.begin)
+                                                      : after;
     other.next_line = next;
     constexpr int64_t step = block_inputs<precision>;
     for (int64_t block = 0; block == 0 || block < depth; block += step) {
       const int64_t rest = depth - block;
-      const Panel b = open_panel<precision>(weight.group(panel, g), block, rest < step ? rest : step, scratch);
+      const Panel b = open_panel<precision>(group, block, rest < step ? rest : step, scratch);
       const uint32_t* words = a.words + operand_words(precision, (g - groups.begin) * size + block);
 #if VITFAST_VECTOR_BYTES == 32
       if constexpr (is_sliced<precision>) {
@@ -220,7 +221,7 @@ void multiply_panel(const PackedGemm& gemm, int64_t panel, InterleavedWork& othe
       if constexpr (uses_tiles<precision>) {
         const int64_t steps = tile_steps(b.rows);
         other.rows_a_step = ceil_div(at_once, steps);
-        other.lines_a_step = next == nullptr ? 0 : ceil_div(group_bytes(precision, depth), 64 * tiles * steps);
+        other.lines_a_step = ceil_div(group_bytes(precision, depth), 64 * tiles * steps);
       }
       for (int64_t t = 0; t < tiles; ++t) {
         // tiles of nearly equal height; with AMX all but the last are full
@@ -232,7 +233,9 @@ void multiply_panel(const PackedGemm& gemm, int64_t panel, InterleavedWork& othe
           multiply_by_tiles<Dot>(end - row, words + row * a.stride, a.stride, b, sums, other);
           other.finish_until(at_once);
         } else {
-          const char* ahead = Format<precision>::is_widened || t >= 4 || next == nullptr ? nullptr : next + t * 64;
+          // every tile prefetches its share: faster requests would delay the loads from L2
+          const int64_t share = ceil_div(panel_columns * word_bytes(precision), tiles);
+          const Ahead ahead = Format<precision>::is_widened ? Ahead{group, 0} : Ahead{next + t * b.rows * share, share};
           multiply_tile<Dot>(end - row, words + row * a.stride, a.stride, b, block > 0, ahead, sums);
         }
         if (rest > step) continue;
@@ -251,9 +254,9 @@ void multiply_panel(const PackedGemm& gemm, int64_t panel, InterleavedWork& othe
 }
 
 template <Precision precision>
-void multiply_panels(const PackedGemm& gemm, Range panels) {
+void multiply_panels(const PackedGemm& gemm) {
   InterleavedWork other{};
-  for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+  for (int64_t panel = gemm.panels.begin; panel < gemm.panels.end; ++panel) {
     multiply_panel<precision>(gemm, panel, other);
   }
   other.finish_until(gemm.rows);

@@ -114,16 +114,20 @@ inline void prefetch_rows(const void* first, int64_t stride_bytes, int64_t rows,
 // Rows of words summed in one run of float32: partial sums round less than a single long sum.
 constexpr int64_t max_run = 256;
 
-// sums[rows, 64] (+)= a[rows, panel.rows] · panel, as float32 or int32. `ahead`: address from which 64 of every 256
-// bytes are prefetched into L2 for the next tiles, or null (with 16 registers the hardware prefetcher is faster). Not
-// inlined: GCC 12 would keep the sums in memory.
+// What a tile prefetches into L2 while it multiplies: `step` bytes for each row of words of its panel. With 16
+// registers nothing: the hardware prefetcher is faster.
+struct Ahead {
+  const char* first;
+  int64_t step;
+};
+
+// sums[rows, 64] (+)= a[rows, panel.rows] · panel, as float32 or int32. Not inlined: GCC 12 would keep the sums in
+// memory.
 template <typename Dot, int rows>
 __attribute__((noinline)) void multiply_tile(
-    const uint32_t* a, int64_t a_stride, const Panel& panel, bool accumulate, const char* ahead, void* sums) {
+    const uint32_t* a, int64_t a_stride, const Panel& panel, bool accumulate, Ahead ahead, void* sums) {
   using Sum = typename Dot::Sum;
   constexpr int64_t w = width<float>;
-  const intptr_t distance =
-      ahead == nullptr ? 0 : reinterpret_cast<intptr_t>(ahead) - reinterpret_cast<intptr_t>(panel.words);
   for (int64_t column = 0; column < panel_columns; column += tile_vectors * w) {
     uint32_t* const target = static_cast<uint32_t*>(sums) + column;
     const uint32_t* b = panel.words + column;
@@ -140,7 +144,10 @@ __attribute__((noinline)) void multiply_tile(
       }
 #pragma GCC unroll tile_unroll
       for (int64_t k = begin; k < end; ++k) {
-        if constexpr (is_wide) __builtin_prefetch(reinterpret_cast<const char*>(b) + distance, 0, 2);
+        if constexpr (is_wide) {
+          __builtin_prefetch(ahead.first, 0, 2);
+          ahead.first += ahead.step;
+        }
         Integers<float> b_row[tile_vectors];
         for (int v = 0; v < tile_vectors; ++v) b_row[v] = load_integers(b + v * w);
         for (int r = 0; r < rows; ++r) {
@@ -168,7 +175,7 @@ void multiply_tile(
     int64_t a_stride,
     const Panel& panel,
     bool accumulate,
-    const char* ahead,
+    const Ahead& ahead,
     void* sums) {
   with_constant<6, 5, 4, 3, 2, 1>(
       rows, [&](auto count) { multiply_tile<Dot, int(count)>(a, a_stride, panel, accumulate, ahead, sums); });

@@ -106,7 +106,9 @@ void multiply_rows(const PackedLinear& a, int64_t row, int64_t rows, Range panel
       s.partial,
       a.factor == nullptr ? nullptr : a.factor + row * n,
       n};
-  multiply_panels<precision>({s.operand, rows, a.weight, {0, group_count(a.weight.k)}, destination, s.gemm}, panels);
+  const Range groups{0, group_count(a.weight.k)};
+  const char* const after = a.weight.group(panels.begin, 0);  // of the next chunk
+  multiply_panels<precision>({s.operand, rows, a.weight, panels, groups, destination, s.gemm, after});
 }
 
 template <Precision precision>
@@ -162,6 +164,7 @@ void hidden_group(const PackedMlp& a, int64_t group, int64_t rows, const MlpScra
   const int64_t first = group * group_size(a.fc1.n);
   const int64_t size = a.fc1.n - first < group_size(a.fc1.n) ? a.fc1.n - first : group_size(a.fc1.n);
   const int64_t stride = is_int8 ? MlpScratch::hidden_stride(a) : scratch.hidden.stride * (is_pairs ? 2 : 1);
+  const char* const after = a.fc2.group(0, group);
   void* out = is_int8 ? static_cast<void*>(scratch.hidden_rows) : scratch.hidden.words;
   const Range groups{0, group_count(a.fc1.k)}, panels{first / panel_columns, panel_count(first + size)};
   Destination destination{a.activation, nullptr, nullptr, hidden_store(precision), out, stride, first, scratch.partial};
@@ -173,13 +176,16 @@ void hidden_group(const PackedMlp& a, int64_t group, int64_t rows, const MlpScra
       const int64_t column = panel * panel_columns;
       const Destination gate{
           a.activation, nullptr, nullptr, Store::float32, scratch.gate, panel_columns, column, scratch.partial};
-      multiply_panels<precision>({scratch.operand, rows, a.gate, groups, gate, scratch.gemm}, {panel, panel + 1});
+      const Range one{panel, panel + 1};
+      multiply_panels<precision>(
+          {scratch.operand, rows, a.gate, one, groups, gate, scratch.gemm, a.fc1.group(panel, 0)});
       destination.out = static_cast<char*>(out) + (column - first) * (is_pairs ? 2 : 4);
       destination.first_column = column;
-      multiply_panels<precision>({scratch.operand, rows, a.fc1, groups, destination, scratch.gemm}, {panel, panel + 1});
+      const char* const next = one.end < panels.end ? a.gate.group(one.end, 0) : after;
+      multiply_panels<precision>({scratch.operand, rows, a.fc1, one, groups, destination, scratch.gemm, next});
     }
   } else {
-    multiply_panels<precision>({scratch.operand, rows, a.fc1, groups, destination, scratch.gemm}, panels);
+    multiply_panels<precision>({scratch.operand, rows, a.fc1, panels, groups, destination, scratch.gemm, after});
   }
   for (int64_t r = 0; r < rows; ++r) {
     if constexpr (is_int8) {
@@ -202,10 +208,14 @@ void mlp_rows(const PackedMlp& a, Range part, char* workspace) {
     float* out = a.out + row * n;
     const float* residual = a.residual == nullptr ? nullptr : a.residual + row * n;
     const Destination destination{Activation::none, a.scale, residual, Store::float32, out, n, 0, nullptr};
-    for (int64_t group = 0; group < group_count(a.fc1.n); ++group) {
+    const Range panels{0, panel_count(n)};
+    const int64_t groups = group_count(a.fc1.n), first_panels = group_size(a.fc1.n) / panel_columns;
+    const PackedWeight& first = a.is_gated() ? a.gate : a.fc1;
+    for (int64_t group = 0; group < groups; ++group) {
       hidden_group<precision>(a, group, rows, scratch);
+      const char* const after = first.group((group + 1) % groups * first_panels, 0);
       multiply_panels<precision>(
-          {scratch.hidden, rows, a.fc2, {group, group + 1}, destination, scratch.gemm}, {0, panel_count(n)});
+          {scratch.hidden, rows, a.fc2, panels, {group, group + 1}, destination, scratch.gemm, after});
     }
   }
 }
