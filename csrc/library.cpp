@@ -109,14 +109,14 @@ STABLE_TORCH_LIBRARY(vitfast, m) {
   m.def(
       "packed_related_attention(Tensor qkv, Tensor? relations, Tensor? matrix, float scale, bool return_logits) ->"
       " (Tensor out, Tensor? logits)");
-  // a whole pre-norm block: x [B, N, C] -> [B, N, C], float32; rotary, windows and gate as above
+  // pre-norm blocks of the same sizes and positions: x [B, N, C] -> [B, N, C], float32; rotary, windows and gate as
+  // above. parameters: of each block norm1_weight, norm1_bias, qkv, qkv_bias, proj, proj_bias, scale1, norm2_weight,
+  // norm2_bias, fc1, fc1_bias, gate, gate_bias, fc2, fc2_bias, scale2
   m.def(
-      "packed_block(Tensor x, Tensor? norm1_weight, Tensor? norm1_bias, float eps1, Tensor qkv, Tensor? qkv_bias,"
-      " int heads, int head_dim, float attention_scale, Tensor proj, Tensor? proj_bias, Tensor? scale1,"
-      " Tensor? norm2_weight, Tensor? norm2_bias, float eps2, Tensor fc1, Tensor? fc1_bias, int hidden, Tensor? gate,"
-      " Tensor? gate_bias, Tensor fc2, Tensor? fc2_bias, Tensor? scale2, str activation, str precision,"
-      " Tensor? rotary=None, bool is_interleaved=False, Tensor? bias=None, Tensor? windows=None,"
-      " Tensor? patterns=None, Tensor? lengths=None, Tensor? row_terms=None, Tensor? column_terms=None) -> Tensor");
+      "packed_blocks(Tensor x, Tensor?[] parameters, float eps1, float eps2, int heads, int head_dim,"
+      " float attention_scale, int hidden, str activation, str precision, Tensor? rotary=None,"
+      " bool is_interleaved=False, Tensor? bias=None, Tensor? windows=None, Tensor? patterns=None,"
+      " Tensor? lengths=None, Tensor? row_terms=None, Tensor? column_terms=None) -> Tensor");
   // images [B, I, H, W] uint8, float32 or bfloat16, prefix [T, n] -> [B, T + patches, n], float32
   m.def(
       "packed_patch_embed(Tensor images, Tensor packed, Tensor? bias, int n, int patch_h, int patch_w,"
@@ -129,7 +129,7 @@ STABLE_TORCH_LIBRARY(vitfast, m) {
   // a performer's attention: kqv [B, N, 3 D], projection [M, D], float32 -> [B, N, D], as
   // vitfast/layers/performer_attention.py computes it
   m.def("packed_performer(Tensor kqv, Tensor projection, float epsilon) -> Tensor");
-  // share of the threads' time that they wait in packed_block because its parts are unequal, from 0 to 1
+  // share of the threads' time that they wait in packed_blocks because its parts are unequal, from 0 to 1
   m.def("packed_block_idle_share(int images, int tokens, int channels, int heads, int head_dim, int hidden) -> float");
   // multiply-adds in registers on every thread: the operations done
   m.def("fma_peak(str precision, int iterations) -> int");

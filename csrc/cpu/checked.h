@@ -2,7 +2,9 @@
 
 #pragma once
 
+#include <optional>
 #include <utility>
+#include <vector>
 
 #include "csrc/common/tensors.h"
 
@@ -24,6 +26,10 @@ inline void check_argument(const Tensor& tensor) {
 
 inline void check_argument(const std::optional<Tensor>& tensor) {
   if (tensor.has_value()) check_argument(*tensor);
+}
+
+inline void check_argument(const std::vector<std::optional<Tensor>>& tensors) {
+  for (const auto& tensor : tensors) check_argument(tensor);
 }
 
 // All integers are sizes and counts, whose products must not overflow.

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <vector>
 
 #include "csrc/packed/attention_arguments.h"
 #include "csrc/packed/packed_parallel.h"
@@ -42,14 +43,19 @@ struct Block {
   PackedMlp mlp;
 };
 
-// Workspace of a thread that runs at most `rows` rows through the block.
-int64_t chained_workspace(const Block& b, int64_t rows) {
+// Workspace of a thread that runs at most `rows` rows through the blocks.
+int64_t chained_workspace(const std::vector<Block>& blocks, int64_t rows) {
   const PackedKernels& kernels = packed_kernels();
-  return std::max(
-      {kernels.linear_workspace(b.qkv, rows),
-       kernels.linear_workspace(b.proj, rows),
-       kernels.attention_workspace(b.attention),
-       kernels.mlp_workspace(b.mlp, rows)});
+  int64_t most = 0;
+  for (const Block& b : blocks) {
+    most = std::max(
+        {most,
+         kernels.linear_workspace(b.qkv, rows),
+         kernels.linear_workspace(b.proj, rows),
+         kernels.attention_workspace(b.attention),
+         kernels.mlp_workspace(b.mlp, rows)});
+  }
+  return most;
 }
 
 void project(const Block& b, Range rows, char* memory) {
@@ -64,11 +70,17 @@ void attend_and_mix(const Block& b, Range attention_rows, Range rows, char* memo
   kernels.mlp(b.mlp, rows, memory);
 }
 
-// Each thread runs its rows through the whole block; one barrier, before attention reads all keys and values.
-void run_by_rows(const Block& b, int64_t rows, int64_t threads) {
-  const Workspace workspace(chained_workspace(b, ceil_div(rows, threads)), threads);
-  for_each_part(threads, rows, workspace, [&](Range part, char* memory) { project(b, part, memory); });
-  for_each_part(threads, rows, workspace, [&](Range part, char* memory) { attend_and_mix(b, part, part, memory); });
+// Each thread runs its rows through all blocks; one barrier per block, before attention reads all keys and values,
+// which are in another buffer than those of the block before.
+void run_by_rows(const std::vector<Block>& blocks, int64_t rows, int64_t threads) {
+  const Workspace workspace(chained_workspace(blocks, ceil_div(rows, threads)), threads);
+  for_each_part(threads, rows, workspace, [&](Range part, char* memory) { project(blocks[0], part, memory); });
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    for_each_part(threads, rows, workspace, [&](Range part, char* memory) {
+      attend_and_mix(blocks[i], part, part, memory);
+      if (i + 1 < blocks.size()) project(blocks[i + 1], part, memory);
+    });
+  }
 }
 
 int64_t bytes_of(Type type) {
@@ -97,21 +109,23 @@ int64_t images_at_a_time(int64_t images, int64_t tokens, int64_t threads) {
   return std::min(std::max(rows_at_a_time / tokens, int64_t(1)), ceil_div(images, threads));
 }
 
-// Each thread runs its images through the whole block, a few at a time: intermediate results stay in its cache, and
-// there is no barrier.
-void run_by_images(const Block& b, int64_t images, int64_t group, int64_t threads) {
-  const PackedAttention& a = b.attention;
-  const int64_t tokens = a.image_tokens(), rows = group * tokens, width = b.proj.weight.k;
-  const int64_t work_bytes = ceil_div(chained_workspace(b, rows), 64) * 64;
+// Each thread runs its images through all blocks, a few at a time through each: intermediate results stay in its cache,
+// and there is no barrier.
+void run_by_images(const std::vector<Block>& blocks, int64_t images, int64_t group, int64_t threads) {
+  const PackedAttention& a = blocks[0].attention;
+  const int64_t tokens = a.image_tokens(), rows = group * tokens, width = a.heads * a.head_dim;
+  const int64_t work_bytes = ceil_div(chained_workspace(blocks, rows), 64) * 64;
   const int64_t qkv_bytes = ceil_div(rows * 3 * width * bytes_of(a.qkv_type), 64) * 64;
   const Workspace workspace(work_bytes + qkv_bytes + rows * width * bytes_of(a.out_type), threads);
   for_each_part(threads, images, workspace, [&](Range part, char* memory) {
-    for (int64_t image = part.begin; image < part.end; image += group) {
-      const int64_t images_now = std::min(part.end - image, group);
-      const Range group_rows{0, images_now * tokens};
-      const Block group_block = from_row(b, image * tokens, memory + work_bytes, memory + work_bytes + qkv_bytes);
-      project(group_block, group_rows, memory);
-      attend_and_mix(group_block, {0, images_now * a.windows.count * a.tokens}, group_rows, memory);
+    for (const Block& block : blocks) {
+      for (int64_t image = part.begin; image < part.end; image += group) {
+        const int64_t images_now = std::min(part.end - image, group);
+        const Range group_rows{0, images_now * tokens};
+        const Block b = from_row(block, image * tokens, memory + work_bytes, memory + work_bytes + qkv_bytes);
+        project(b, group_rows, memory);
+        attend_and_mix(b, {0, images_now * a.windows.count * a.tokens}, group_rows, memory);
+      }
     }
   });
 }
@@ -167,30 +181,37 @@ ScalarType scalar_type(Type type) {
   return type == Type::bfloat16 ? ScalarType::BFloat16 : ScalarType::Float;
 }
 
-Tensor packed_block(
-    const Tensor& x,                            // [B, N, C]
-    const std::optional<Tensor>& norm1_weight,  // [C]
-    const std::optional<Tensor>& norm1_bias,    // [C]
+// The parameters of a block, in the order of packed_blocks: matrices are packed, and those without a comment are
+// vectors, which may be absent.
+enum Parameter : size_t {
+  norm1_weight,
+  norm1_bias,
+  qkv,  // [3 H D, C]
+  qkv_bias,
+  proj,  // [C, H D]
+  proj_bias,
+  scale1,
+  norm2_weight,
+  norm2_bias,
+  fc1,  // [hidden, C]
+  fc1_bias,
+  gate,  // [hidden, C] or absent
+  gate_bias,
+  fc2,  // [C, hidden]
+  fc2_bias,
+  scale2,
+  parameter_count
+};
+
+Tensor packed_blocks(
+    const Tensor& x,  // [B, N, C]
+    std::vector<std::optional<Tensor>> parameters,
     double eps1,
-    const Tensor& qkv,                      // [3 H D, C], packed
-    const std::optional<Tensor>& qkv_bias,  // [3 H D]
+    double eps2,
     int64_t heads,
     int64_t head_dim,
     double attention_scale,
-    const Tensor& proj,                         // [C, H D], packed
-    const std::optional<Tensor>& proj_bias,     // [C]
-    const std::optional<Tensor>& scale1,        // [C]
-    const std::optional<Tensor>& norm2_weight,  // [C]
-    const std::optional<Tensor>& norm2_bias,    // [C]
-    double eps2,
-    const Tensor& fc1,                      // [hidden, C], packed
-    const std::optional<Tensor>& fc1_bias,  // [hidden]
     int64_t hidden,
-    const std::optional<Tensor>& gate,       // [hidden, C], packed
-    const std::optional<Tensor>& gate_bias,  // [hidden]
-    const Tensor& fc2,                       // [C, hidden], packed
-    const std::optional<Tensor>& fc2_bias,   // [C]
-    const std::optional<Tensor>& scale2,     // [C]
     std::string activation,
     std::string precision_name,
     const std::optional<Tensor>& rotary,  // [H or 1, at most N, 2, D]
@@ -202,70 +223,93 @@ Tensor packed_block(
     const std::optional<Tensor>& row_terms,    // [D, 2 height - 1]
     const std::optional<Tensor>& column_terms  // [D, 2 width - 1]
 ) {
-  constexpr const char* op = "packed_block";
+  constexpr const char* op = "packed_blocks";
   STD_TORCH_CHECK(
       x.dim() == 3 && x.scalar_type() == ScalarType::Float && x.is_contiguous(),
-      "packed_block: x must be contiguous float32 [B, N, C]");
-  STD_TORCH_CHECK(heads > 0 && head_dim > 0, "packed_block: heads and head_dim must be positive");
+      "packed_blocks: x must be contiguous float32 [B, N, C]");
+  STD_TORCH_CHECK(heads > 0 && head_dim > 0, "packed_blocks: heads and head_dim must be positive");
+  STD_TORCH_CHECK(
+      !parameters.empty() && parameters.size() % parameter_count == 0,
+      "packed_blocks: parameters must have ",
+      size_t(parameter_count),
+      " elements per block, got ",
+      parameters.size());
   const Precision precision = precision_of(op, precision_name);
   const int64_t tokens = x.size(1), channels = x.size(2), width = heads * head_dim, rows = x.size(0) * tokens;
   const Tensor out = new_tensor(x, sizes_of(x));
   if (rows == 0) return out;
-  const Type type = attention_type(precision);
-  const Type out_type = precision == Precision::bfloat16 ? type : Type::float32;
+  const int64_t matrices = parameters[gate].has_value() ? 3 : 2;
   const int64_t threads =
-      worthwhile_threads(rows * (channels * 4 * width + (gate ? 3 : 2) * channels * hidden + 2 * tokens * width));
+      worthwhile_threads(rows * (channels * 4 * width + matrices * channels * hidden + 2 * tokens * width));
   const int64_t group = images_at_a_time(x.size(0), tokens, threads);
   const int64_t shared_rows = group > 0 ? 0 : rows;  // run_by_images uses thread-local buffers
-  const Tensor qkv_rows = new_tensor({shared_rows, 3 * width}, scalar_type(type));
+  const bool by_rows = group == 0 && is_chained(rows, threads) && !windows.has_value();
+  const Type type = attention_type(precision);
+  const Type out_type = precision == Precision::bfloat16 ? type : Type::float32;
+  const size_t count = parameters.size() / parameter_count;
+  const int64_t buffers = by_rows && count > 1 ? 2 : 1;
+  const Tensor qkv_rows = new_tensor({buffers, shared_rows, 3 * width}, scalar_type(type));
   const Tensor attended = new_tensor({shared_rows, width}, scalar_type(out_type));
-  const auto vector = [&](const char* name, const std::optional<Tensor>& tensor, int64_t size) {
-    return floats_or_null(op, name, tensor, {size});
-  };
-  const auto* x_data = static_cast<const float*>(x.const_data_ptr());
-  auto* out_data = static_cast<float*>(out.mutable_data_ptr());
-  const Rows out_rows{Type::float32, out_data, channels};
+  const auto* const x_data = static_cast<const float*>(x.const_data_ptr());
+  auto* const out_data = static_cast<float*>(out.mutable_data_ptr());
 
-  Block b{
-      {packed_weight(op, "qkv", qkv, 3 * width, channels, precision, qkv_bias),
-       {Type::float32, x_data, channels},
-       type,
-       qkv_rows.mutable_data_ptr(),
-       {true, vector("norm1_weight", norm1_weight, channels), vector("norm1_bias", norm1_bias, channels), eps1}},
-      {type,
-       qkv_rows.const_data_ptr(),
-       out_type,
-       attended.mutable_data_ptr(),
-       tokens,
-       heads,
-       head_dim,
-       attention_scale,
-       precision == Precision::int8,
-       rotary_of(op, rotary, is_interleaved, tokens, heads, head_dim)},
-      {packed_weight(op, "proj", proj, channels, width, precision, proj_bias),
-       {out_type, attended.const_data_ptr(), width},
-       Type::float32,
-       out_data,
-       {},
-       Activation::none,
-       vector("scale1", scale1, channels),
-       x_data},
-      {packed_weight(op, "fc1", fc1, hidden, channels, precision, fc1_bias),
-       packed_weight(op, "fc2", fc2, channels, hidden, precision, fc2_bias),
-       out_rows,
-       {true, vector("norm2_weight", norm2_weight, channels), vector("norm2_bias", norm2_bias, channels), eps2},
-       activation_of(op, activation),
-       vector("scale2", scale2, channels),
-       out_data,
-       out_data,
-       gate_of(op, gate, gate_bias, hidden, channels, precision)}};
-  set_windows(op, b.attention, bias, windows, patterns, lengths, row_terms, column_terms, b.qkv.weight.bias);
+  std::vector<Block> blocks;
+  for (size_t i = 0; i < count; ++i) {
+    const auto given = [&](Parameter name) -> const std::optional<Tensor>& {
+      return parameters[i * parameter_count + name];
+    };
+    const auto vector = [&](const char* name, Parameter place) {
+      return floats_or_null(op, name, given(place), {channels});
+    };
+    const auto weight = [&](const char* name, Parameter place, int64_t n, int64_t k, Parameter its_bias) {
+      STD_TORCH_CHECK(given(place).has_value(), "packed_blocks: ", name, " is missing in block ", i);
+      return packed_weight(op, name, *given(place), n, k, precision, given(its_bias));
+    };
+    const float* const input = i == 0 ? x_data : out_data;
+    char* const buffer = static_cast<char*>(qkv_rows.mutable_data_ptr()) +
+                         int64_t(i) % buffers * shared_rows * 3 * width * bytes_of(type);
+    Block b{
+        {weight("qkv", qkv, 3 * width, channels, qkv_bias),
+         {Type::float32, input, channels},
+         type,
+         buffer,
+         {true, vector("norm1_weight", norm1_weight), vector("norm1_bias", norm1_bias), eps1}},
+        {type,
+         buffer,
+         out_type,
+         attended.mutable_data_ptr(),
+         tokens,
+         heads,
+         head_dim,
+         attention_scale,
+         precision == Precision::int8,
+         rotary_of(op, rotary, is_interleaved, tokens, heads, head_dim)},
+        {weight("proj", proj, channels, width, proj_bias),
+         {out_type, attended.const_data_ptr(), width},
+         Type::float32,
+         out_data,
+         {},
+         Activation::none,
+         vector("scale1", scale1),
+         input},
+        {weight("fc1", fc1, hidden, channels, fc1_bias),
+         weight("fc2", fc2, channels, hidden, fc2_bias),
+         {Type::float32, out_data, channels},
+         {true, vector("norm2_weight", norm2_weight), vector("norm2_bias", norm2_bias), eps2},
+         activation_of(op, activation),
+         vector("scale2", scale2),
+         out_data,
+         out_data,
+         gate_of(op, given(gate), given(gate_bias), hidden, channels, precision)}};
+    set_windows(op, b.attention, bias, windows, patterns, lengths, row_terms, column_terms, b.qkv.weight.bias);
+    blocks.push_back(b);
+  }
   if (group > 0) {
-    run_by_images(b, x.size(0), group, threads);
-  } else if (is_chained(rows, threads) && !windows.has_value()) {
-    run_by_rows(b, rows, threads);
+    run_by_images(blocks, x.size(0), group, threads);
+  } else if (by_rows) {
+    run_by_rows(blocks, rows, threads);
   } else {
-    run_by_stages(b, rows);
+    for (const Block& b : blocks) run_by_stages(b, rows);
   }
   return out;
 }
@@ -392,7 +436,7 @@ std::tuple<Tensor, std::optional<Tensor>> packed_related_attention(
 STABLE_TORCH_LIBRARY_IMPL(vitfast, CPU, m) {
   m.impl("packed_attention", CHECKED_BOX(&packed_attention));
   m.impl("packed_related_attention", CHECKED_BOX(&packed_related_attention));
-  m.impl("packed_block", CHECKED_BOX(&packed_block));
+  m.impl("packed_blocks", CHECKED_BOX(&packed_blocks));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(vitfast, CompositeExplicitAutograd, m) {

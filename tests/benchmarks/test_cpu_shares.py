@@ -29,7 +29,7 @@ ISA = "vitfast::avx512"
         ("GEMM", [f"void {ISA}::multiply_panel<(vitfast::Precision)0>({ISA}::Operand const&)"]),
         ("attention GEMM", [f"void {ISA}::TiledHead::multiply_keys<true, {ISA}::TiledHead::Exponentiation>(long)"]),
         ("softmax", [f"{ISA}::TiledHead::Exponentiation::take_some()", f"{ISA}::TiledHead::multiply_keys<true>(long)"]),
-        (OTHER, ["vitfast::(anonymous namespace)::packed_block(Tensor const&)"]),
+        (OTHER, ["vitfast::(anonymous namespace)::packed_blocks(Tensor const&)"]),
         (OTHER, ["??"]),
     ],
 )  # fmt: skip

@@ -130,3 +130,20 @@ def test_a_model_with_exits_has_no_tokens():
     model = accelerable("vitfast: dvt over deit")
     with pytest.raises(vitfast.UserError, match="cannot return its tokens"):
         vitfast.accelerate(model).embed(sample_images(model))
+
+
+@pytest.mark.parametrize(
+    ("kind", "lengths"),
+    [("three blocks", [2, 1]), ("RoPE, three blocks", [3]), ("SwiGLU, three blocks", [2, 1]), ("RoPE, mixed", [1, 1])],
+)
+@torch.no_grad()
+def test_blocks_computed_in_one_call_change_no_bit(kind, lengths):
+    model = accelerable(f"timm: {kind}")
+    images = sample_images(model)
+    fast = vitfast.accelerate(model)
+    transformer = fast.body.model
+    assert [len(run) for run in transformer.runs] == lengths
+    states: list[torch.Tensor] = []
+    one_by_one = transformer.forward_features(images, hidden_states=states)
+    assert len(states) == 1 + len(transformer.blocks)
+    assert torch.equal(transformer.forward_features(images), one_by_one)

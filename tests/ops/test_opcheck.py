@@ -35,7 +35,7 @@ NOT_RECORDED = {
     "vitfast::fma_peak",
     "vitfast::pack_weight",
     "vitfast::packed_attention",
-    "vitfast::packed_block",
+    "vitfast::packed_blocks",
     "vitfast::packed_block_idle_share",
     "vitfast::packed_layout",
     "vitfast::packed_linear",

@@ -470,36 +470,27 @@ def test_patch_embed_refuses_images_without_a_whole_patch(size: tuple[int, int])
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_the_number_of_threads_and_the_batch_change_no_bit(precision: str) -> None:
+def test_the_number_of_threads_blocks_and_images_of_a_call_change_no_bit(precision: str) -> None:
     p = block_parameters(64, 2, 32, 1200, extras=True, is_gated=True)
     rotary = draw_rotary(2, 60, 32, is_interleaved=False)
     x = draw(5, 61, 64)
-    threads = torch.get_num_threads()
-    try:
-        results = []
-        for count in (1, 2, 3, 4, 16):  # 16: the stages one by one
-            torch.set_num_threads(count)
-            results.append(packed_block(x, p, 2, "gelu", precision, rotary))
-        single = packed_block(x[3:4], p, 2, "gelu", precision, rotary)
-    finally:
-        torch.set_num_threads(threads)
-    for result in results[1:]:
-        assert torch.equal(result, results[0])
-    assert torch.equal(single, results[0][3:4])
+    expected = x
+    for _ in range(3):
+        expected = packed_block(expected, p, 2, "gelu", precision, rotary)
+    # 1 and 5: each thread has its images; 16: the stages one by one
+    results = on_threads((1, 2, 3, 4, 5, 16), lambda: packed_block(x, p, 2, "gelu", precision, rotary, count=3))
+    assert all(torch.equal(result, expected) for result in results)
+    assert torch.equal(packed_block(x[3:4], p, 2, "gelu", precision, rotary, count=3), expected[3:4])
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_number_of_threads_changes_no_bit_of_windows(precision: str) -> None:
     p = block_parameters(64, 2, 32, 96, extras=True)
     windows, x = draw_windows((9, 7), (4, 3), (1, 2), 2), draw(5, 63, 64)
-    threads = torch.get_num_threads()
-    try:
-        results = []
-        for count in (1, 2, 3, 16):
-            torch.set_num_threads(count)
-            results.append(packed_block(x, p, 2, "gelu", precision, windows))
-    finally:
-        torch.set_num_threads(threads)
+    results = on_threads((1, 2, 3, 16), lambda: packed_block(x, p, 2, "gelu", precision, windows, count=2))
+    assert torch.equal(
+        results[0], packed_block(packed_block(x, p, 2, "gelu", precision, windows), p, 2, "gelu", precision, windows)
+    )
     assert all(torch.equal(result, results[0]) for result in results[1:])
 
 
@@ -534,6 +525,11 @@ def test_wrong_arguments_are_rejected() -> None:
     p = {**block_parameters(48, 3, 16, 96, extras=False), "gate": draw(64, 48)}
     with pytest.raises(RuntimeError, match="gate is not a weight"):
         packed_block(draw(1, 5, 48), p, 3, "silu", "fp32")
+    options = (1e-6, 1e-6, 3, 16, 0.25, 96, "gelu", "fp32")
+    with pytest.raises(RuntimeError, match="parameters must have 16 elements per block, got 15"):
+        OPS.packed_blocks(draw(1, 5, 48), [None] * 15, *options)
+    with pytest.raises(RuntimeError, match="qkv is missing in block 0"):
+        OPS.packed_blocks(draw(1, 5, 48), [None] * 16, *options)
 
 
 def test_the_peak_counts_operations() -> None:

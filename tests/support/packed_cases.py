@@ -15,6 +15,7 @@ from vitfast.inference.modules.position_bias import BiasTables, PositionBias
 from vitfast.layers import GridUpsample
 from vitfast.layers.rotary import RotaryTables, rotary_tables
 from vitfast.layers.token_performer import performer_attention
+from vitfast.ops.packed import BlockParameters
 from vitfast.ops.tolerance import FORWARD_FACTOR, assert_as_accurate
 
 PRECISIONS = ("fp32", "bf16", "fp16_32", "int8")
@@ -112,18 +113,15 @@ def packed_block(
     activation: str,
     precision: str,
     positions: RotaryTables | BiasTables | None = None,
+    *,
+    count: int = 1,
 ) -> Tensor:
-    """Calls the operator with the arguments of its torch equivalent."""
+    """Calls the operator with the arguments of its torch equivalent, for ``count`` blocks of the same parameters."""
     head_dim = p["qkv"].shape[0] // 3 // heads
     packed = {name: OPS.pack_weight(p[name], precision) for name in ("qkv", "proj", "fc1", "gate", "fc2") if name in p}
-    get = p.get
-    return OPS.packed_block(
-        x, get("norm1_weight"), get("norm1_bias"), 1e-6, packed["qkv"], get("qkv_bias"),
-        heads, head_dim, head_dim**-0.5, packed["proj"], get("proj_bias"), get("scale1"),
-        get("norm2_weight"), get("norm2_bias"), 1e-6, packed["fc1"], get("fc1_bias"), p["fc1"].shape[0],
-        packed.get("gate"), get("gate_bias"), packed["fc2"], get("fc2_bias"), get("scale2"), activation, precision,
-        **position_options(positions),
-    )  # fmt: skip
+    parameters = [{**p, **packed}.get(name) for name in BlockParameters._fields]
+    options = (1e-6, 1e-6, heads, head_dim, head_dim**-0.5, p["fc1"].shape[0], activation, precision)
+    return OPS.packed_blocks(x, parameters * count, *options, **position_options(positions))
 
 
 def position_options(positions: RotaryTables | BiasTables | None) -> dict[str, Any]:

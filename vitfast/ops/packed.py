@@ -9,6 +9,7 @@ Shapes: B batch, N tokens, C channels, H heads, D head dimension, K inputs and n
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +17,27 @@ from torch import Tensor
 from vitfast.ops.attention import fake_packed_out
 from vitfast.ops.mlp import mlp_flops
 from vitfast.ops.registration import attention_flops, gemm_flops, register
+
+
+class BlockParameters(NamedTuple):
+    """The parameters of one block, in the order in which ``packed_blocks`` takes them; matrices are packed."""
+
+    norm1_weight: Any
+    norm1_bias: Any
+    qkv: Any
+    qkv_bias: Any
+    proj: Any
+    proj_bias: Any
+    scale1: Any
+    norm2_weight: Any
+    norm2_bias: Any
+    fc1: Any
+    fc1_bias: Any
+    gate: Any
+    gate_bias: Any
+    fc2: Any
+    fc2_bias: Any
+    scale2: Any
 
 
 def _fake_linear(x: Tensor, n: int) -> Tensor:
@@ -27,7 +49,7 @@ def _fake_related_attention(qkv: Tensor, return_logits: bool) -> tuple[Tensor, T
     return fake_packed_out(qkv), qkv.new_empty((batch, heads, tokens, tokens)) if return_logits else None
 
 
-def _fake_block(x: Tensor) -> Tensor:
+def _fake_blocks(x: Tensor) -> Tensor:
     return x.new_empty(x.shape, dtype=torch.float32)
 
 
@@ -40,19 +62,21 @@ def _attention_flops(qkv: Sequence[int], windows: Sequence[int] | None) -> int:
     return attention_flops(qkv if windows is None else (batch * windows[0], windows[1], *rest))
 
 
-def _block_flops(
+def _blocks_flops(
     x: Sequence[int],
+    parameters: Sequence[Sequence[int] | None],
     heads: int,
     head_dim: int,
     hidden: int,
-    gate: Sequence[int] | None,
     windows: Sequence[int] | None,
 ) -> int:
     batch, tokens, channels = x
     inner = heads * head_dim
     projections = gemm_flops(x, 3 * inner) + gemm_flops((batch, tokens, inner), channels)
     attention = _attention_flops((batch, tokens, 3, heads, head_dim), windows)
-    return projections + attention + _mlp_flops(x, hidden, gate, channels)
+    names = BlockParameters(*parameters[: len(BlockParameters._fields)])
+    mlp = _mlp_flops(x, hidden, names.gate, channels)
+    return len(parameters) // len(names) * (projections + attention + mlp)
 
 
 def _fake_patch_embed(images: Tensor, n: int, patch_h: int, patch_w: int, prefix: Tensor) -> Tensor:
@@ -105,7 +129,7 @@ def _fake_pack_weight() -> Tensor:
 register("pack_weight", _fake_pack_weight)
 register("packed_linear", _fake_linear, flops=gemm_flops)
 register("packed_mlp", _fake_linear, flops=_mlp_flops)
-register("packed_block", _fake_block, flops=_block_flops)
+register("packed_blocks", _fake_blocks, flops=_blocks_flops)
 register("packed_attention", fake_packed_out, flops=_attention_flops)
 register("packed_related_attention", _fake_related_attention, flops=attention_flops)
 register("packed_patch_embed", _fake_patch_embed, flops=_patch_embed_flops)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitfast.errors import UserError
 from vitfast.inference.modules.attention import (
@@ -21,6 +23,7 @@ from vitfast.inference.modules.patches import Patches, SplitLinear
 from vitfast.inference.modules.position_bias import BiasTables
 from vitfast.layers.rotary import RotaryTables
 from vitfast.ops.library import has_kernel
+from vitfast.ops.packed import BlockParameters
 
 
 class PackedLinear(InferenceLinear):
@@ -130,28 +133,31 @@ class PackedBlock(InferenceBlock):
         attention: Any = self.attention
         qkv, proj, fc1, fc2 = self.qkv, self.proj, self.mlp.fc1, self.mlp.fc2
         # collected once: looking them up at each call takes longer than the call itself
-        self._arguments = (
-            *norm_arguments(self.qkv.norm),
-            *(qkv.weight, qkv.bias),
-            *(attention.heads, attention.head_dim, attention.scale),
-            *(proj.weight, proj.bias, proj.scale),
-            *norm_arguments(self.mlp.norm),
-            *weight_arguments(fc1),
-            *gate_arguments(self.mlp.gate),
-            *(fc2.weight, fc2.bias, fc2.scale),
-            (self.mlp.gate or fc1).activation,
-            proj.precision,
+        norm1_weight, norm1_bias, eps1 = norm_arguments(self.qkv.norm)
+        norm2_weight, norm2_bias, eps2 = norm_arguments(self.mlp.norm)
+        gate, gate_bias = gate_arguments(self.mlp.gate)
+        self.packed_parameters = BlockParameters(
+            *(norm1_weight, norm1_bias, qkv.weight, qkv.bias, proj.weight, proj.bias, proj.scale),
+            *(norm2_weight, norm2_bias, fc1.weight, fc1.bias, gate, gate_bias, fc2.weight, fc2.bias, fc2.scale),
         )
+        heads = (attention.heads, attention.head_dim, attention.scale)
+        activation = (self.mlp.gate or fc1).activation
+        self.options = (eps1, eps2, *heads, fc1.out_features, activation, proj.precision)
 
     @property
     def path(self) -> str:
         return f"one packed operator, {self.proj.precision}"
 
-    def forward(self, x: Tensor, positions: Positions | None = None) -> Tensor:
-        x = x.contiguous()
+    def joins(self, block: nn.Module) -> bool:
+        return isinstance(block, PackedBlock) and block.options == self.options
+
+    def forward(self, x: Tensor, positions: Positions | None = None, following: Sequence[PackedBlock] = ()) -> Tensor:
+        """As the base class, and then ``following``, with the same positions, in the same operator."""
+        parameters = list(chain(self.packed_parameters, *(block.packed_parameters for block in following)))
+        arguments = (x.contiguous(), parameters, *self.options)
         if isinstance(positions, BiasTables):
-            return torch.ops.vitfast.packed_block.default(x, *self._arguments, **positions._asdict())
-        return torch.ops.vitfast.packed_block.default(x, *self._arguments, *(positions or ()))
+            return torch.ops.vitfast.packed_blocks.default(*arguments, **positions._asdict())
+        return torch.ops.vitfast.packed_blocks.default(*arguments, *(positions or ()))
 
 
 class PackedPatches(Patches):

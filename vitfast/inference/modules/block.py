@@ -81,6 +81,10 @@ class InferenceBlock(BlockParts):
         """What runs the block, for the report."""
         return f"{describe_gemms(self.qkv, self.proj, self.mlp.fc1, self.mlp.fc2)}, separate attention"
 
+    def joins(self, block: nn.Module) -> bool:
+        """Whether ``forward`` can run ``block`` too, after this one, as one of its ``following``."""
+        return False
+
     def forward(self, x: Tensor, positions: Positions | None = None) -> Tensor:
         """Transforms the residual stream ``x`` ``[B, N, C]``; returns a new tensor."""
         x = x.to(self.dtype).contiguous()

@@ -11,7 +11,7 @@ from vitfast.errors import UserError
 from vitfast.inference.backend import Backend
 from vitfast.inference.ir import BlockSpec, FallbackSpec, MergeSpec, TransformerSpec
 from vitfast.inference.modules.attention import FirstTokensAttention
-from vitfast.inference.modules.block import PatchMerging
+from vitfast.inference.modules.block import InferenceBlock, PatchMerging
 from vitfast.inference.modules.embedding import InferenceEmbedding
 from vitfast.inference.modules.linear import describe_gemms
 from vitfast.inference.modules.position_bias import PositionBias
@@ -73,6 +73,7 @@ class InferenceTransformer(nn.Module):
     Attributes:
         merges: whether patches are merged between stages.
         stages: indices of the hidden states after each stage; without stages after each block.
+        runs: ranges of blocks, each of which one call computes if no hidden states are asked for.
     """
 
     late_prefix: Tensor | None  # [1, T, C]
@@ -107,6 +108,8 @@ class InferenceTransformer(nn.Module):
                     if key not in biases:
                         biases[key] = PositionBias(bias, windows, one.attention.heads, grid, backend.device)
                     self.positions[str(index)] = biases[key]
+        self.late_index = spec.late_index
+        self.runs = self._find_runs()
         self.norm = backend.norm_or_identity(spec.norm)
         self.neck = None if spec.neck is None else backend.neck(spec.neck)
         self.readouts = nn.ModuleList(InferenceReadout(one, backend) for one in spec.readouts)
@@ -116,7 +119,6 @@ class InferenceTransformer(nn.Module):
         self.takes_mean = spec.takes_mean
         self.merges = any(isinstance(one, MergeSpec) for one in spec.blocks)
         self.stages = spec.stages or tuple(range(1, 1 + len(spec.blocks)))
-        self.late_index = spec.late_index
         late_prefix = [token.detach().to(backend.device, backend.dtype) for token in spec.late_prefix]
         self.register_buffer("late_prefix", torch.cat(late_prefix, dim=1) if late_prefix else None)
 
@@ -161,9 +163,14 @@ class InferenceTransformer(nn.Module):
         merged = MergedTokens(len(self.embedding.prefix)) if self.merges_tokens else None
         if hidden_states is not None:
             hidden_states.append(tokens)
-        for index, (block, options) in enumerate(zip(self.blocks, self.block_options(images), strict=True)):
-            if self.late_prefix is not None and index == self.late_index:
+        blocks: list[Any] = list(self.blocks)
+        block_options = self.block_options(images)
+        for run in self.runs if hidden_states is None else (range(i, i + 1) for i in range(len(blocks))):
+            block, options = blocks[run.start], block_options[run.start]
+            if self.late_prefix is not None and run.start == self.late_index:
                 tokens = torch.cat([self.late_prefix.expand(tokens.shape[0], -1, -1), tokens], dim=1)
+            if len(run) > 1:
+                options["following"] = blocks[run.start + 1 : run.stop]
             if all_tokens and isinstance(block, LastBlock):
                 options["all_tokens"] = True
             if merged is not None:
@@ -187,6 +194,20 @@ class InferenceTransformer(nn.Module):
                     computed[module] = module(grid)
                 options[-1]["positions"] = computed[module]
         return options
+
+    def _find_runs(self) -> list[range]:
+        runs: list[range] = []
+        position = None
+        for index, block in enumerate(self.blocks):
+            its_position = self.positions[str(index)] if str(index) in self.positions else None
+            is_same = bool(runs) and its_position is position and index != self.late_index
+            before = self.blocks[index - 1]
+            if is_same and isinstance(before, InferenceBlock) and before.joins(block):
+                runs[-1] = range(runs[-1].start, index + 1)
+            else:
+                runs.append(range(index, index + 1))
+            position = its_position
+        return runs
 
     def grids(self, images: Tensor) -> list[tuple[int, int]]:
         """Returns the rows and columns of the patches in each hidden state."""
