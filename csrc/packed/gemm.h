@@ -234,8 +234,8 @@ void multiply_panel(const PackedGemm& gemm, int64_t panel, InterleavedWork& othe
           other.finish_until(at_once);
         } else {
           // every tile prefetches its share: faster requests would delay the loads from L2
-          const int64_t share = ceil_div(panel_columns * word_bytes(precision), tiles);
-          const Ahead ahead = Format<precision>::is_widened ? Ahead{group, 0} : Ahead{next + t * b.rows * share, share};
+          const int64_t steps = tiles * b.rows, share = steps == 0 ? 0 : ceil_div(group_bytes(precision, depth), steps);
+          const Ahead ahead{next + t * b.rows * share, share};
           multiply_tile<Dot>(end - row, words + row * a.stride, a.stride, b, block > 0, ahead, sums);
         }
         if (rest > step) continue;
