@@ -83,12 +83,16 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Counts the skipped tests by reason; what follows a colon in a reason does not matter here."""
+    """Counts the skipped tests by reason, which ends at a colon; rare reasons share a line."""
     counts: Counter[str] = Counter()
     for report in terminalreporter.stats.get("skipped", []):
         _, _, reason = report.longrepr
         counts[reason.removeprefix("Skipped: ").partition(":")[0]] += 1
     if counts:
         terminalreporter.section("skipped")
-        for reason, count in counts.most_common():
+        common = counts.most_common()
+        for reason, count in common[:3]:
             terminalreporter.line(f"{count:7,} {reason}")
+        if rare := common[3:]:
+            listed = "; ".join(f"{count} {reason}" for reason, count in rare)
+            terminalreporter.line(f"{sum(count for _, count in rare):7,} other: {listed}")
