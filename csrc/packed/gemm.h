@@ -223,6 +223,8 @@ void multiply_panel(const PackedGemm& gemm, int64_t panel, InterleavedWork& othe
         other.rows_a_step = ceil_div(at_once, steps);
         other.lines_a_step = ceil_div(group_bytes(precision, depth), 64 * tiles * steps);
       }
+      // every tile prefetches its share: faster requests would delay the loads from L2
+      const int64_t steps = tiles * b.rows, share = steps == 0 ? 0 : ceil_div(group_bytes(precision, depth), steps);
       for (int64_t t = 0; t < tiles; ++t) {
         // tiles of nearly equal height; with AMX all but the last are full
         const int64_t row = uses_tiles<precision> ? t * at_once : t * rows / tiles;
@@ -233,8 +235,6 @@ void multiply_panel(const PackedGemm& gemm, int64_t panel, InterleavedWork& othe
           multiply_by_tiles<Dot>(end - row, words + row * a.stride, a.stride, b, sums, other);
           other.finish_until(at_once);
         } else {
-          // every tile prefetches its share: faster requests would delay the loads from L2
-          const int64_t steps = tiles * b.rows, share = steps == 0 ? 0 : ceil_div(group_bytes(precision, depth), steps);
           const Ahead ahead{next + t * b.rows * share, share};
           multiply_tile<Dot>(end - row, words + row * a.stride, a.stride, b, block > 0, ahead, sums);
         }

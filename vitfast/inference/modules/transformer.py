@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -165,7 +166,8 @@ class InferenceTransformer(nn.Module):
             hidden_states.append(tokens)
         blocks: list[Any] = list(self.blocks)
         block_options = self.block_options(images)
-        for run in self.runs if hidden_states is None else (range(i, i + 1) for i in range(len(blocks))):
+        runs = self.runs if hidden_states is None else [range(index, index + 1) for index in range(len(blocks))]
+        for run in runs:
             block, options = blocks[run.start], block_options[run.start]
             if self.late_prefix is not None and run.start == self.late_index:
                 tokens = torch.cat([self.late_prefix.expand(tokens.shape[0], -1, -1), tokens], dim=1)
@@ -196,18 +198,16 @@ class InferenceTransformer(nn.Module):
         return options
 
     def _find_runs(self) -> list[range]:
-        runs: list[range] = []
-        position = None
-        for index, block in enumerate(self.blocks):
-            its_position = self.positions[str(index)] if str(index) in self.positions else None
-            is_same = bool(runs) and its_position is position and index != self.late_index
+        positions = dict(self.positions.items())
+
+        def joins(index: int) -> bool:  # the block before it
             before = self.blocks[index - 1]
-            if is_same and isinstance(before, InferenceBlock) and before.joins(block):
-                runs[-1] = range(runs[-1].start, index + 1)
-            else:
-                runs.append(range(index, index + 1))
-            position = its_position
-        return runs
+            is_same = positions.get(str(index - 1)) is positions.get(str(index)) and index != self.late_index
+            return is_same and isinstance(before, InferenceBlock) and before.joins(self.blocks[index])
+
+        count = len(self.blocks)
+        starts = [index for index in range(count) if index == 0 or not joins(index)]
+        return [range(start, stop) for start, stop in pairwise([*starts, count])]
 
     def grids(self, images: Tensor) -> list[tuple[int, int]]:
         """Returns the rows and columns of the patches in each hidden state."""
