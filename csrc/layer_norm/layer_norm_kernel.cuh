@@ -58,16 +58,18 @@ struct LayerNormRoundings {
 
 template <typename Rounder, int count>
 __device__ __forceinline__ void round_stored(const Rounder& rounding, float (&values)[count]) {
-  if (!rounding.is_there) return;
+  if (rounding.is_there) {
 #pragma unroll
-  for (int i = 0; i < count; ++i) values[i] = rounding.of_stored(values[i]);
+    for (int i = 0; i < count; ++i) values[i] = rounding.of_stored(values[i]);
+  }
 }
 
 template <typename Rounder, int count>
 __device__ __forceinline__ void round_computed(const Rounder& rounding, float (&values)[count]) {
-  if (!rounding.is_there) return;
+  if (rounding.is_there) {
 #pragma unroll
-  for (int i = 0; i < count; ++i) values[i] = rounding.of_computed(values[i]);
+    for (int i = 0; i < count; ++i) values[i] = rounding.of_computed(values[i]);
+  }
 }
 
 // The type W of the parameters is T or float: a template parameter, because choosing it at run time costs registers.
