@@ -126,6 +126,11 @@ STABLE_TORCH_LIBRARY(vitfast, m) {
   m.def(
       "packed_split_linear(Tensor images, int[2] patch, int[2] stride, int[2] padding, Tensor? gamma, Tensor? beta, "
       "float? eps, Tensor packed, Tensor? bias, int n, str precision) -> Tensor");
+  // token merging: x [B, N, C], keys [B, N, H, D], sizes [B, N] -> the merged tokens [B, N - count, C], their sizes
+  // [B, N - count] and the index of the one that holds each token [B, N]; count is from 1 to (N - prefix) / 2
+  m.def(
+      "merge_tokens(Tensor x, Tensor keys, Tensor? sizes, int count, int prefix) -> (Tensor out, Tensor out_sizes,"
+      " Tensor places)");
   // a performer's attention: kqv [B, N, 3 D], projection [M, D], float32 -> [B, N, D], as
   // vitfast/layers/performer_attention.py computes it
   m.def("packed_performer(Tensor kqv, Tensor projection, float epsilon) -> Tensor");

@@ -55,6 +55,24 @@ struct UpsampleRelations {
   const void* weights;  // in the accumulation type
 };
 
+// Tokens are merged with the most similar other ones; vitfast/inference/modules/token_merging.py has the algorithm.
+struct MergeTokens {
+  const float* x;     // [images, tokens, channels], contiguous
+  const float* keys;  // [images, tokens, heads, head_dim], contiguous heads
+  int64_t key_image_stride;
+  int64_t key_row_stride;
+  const float* sizes;  // [images, tokens] or null: ones
+  int64_t tokens;
+  int64_t channels;
+  int64_t heads;
+  int64_t head_dim;
+  int64_t count;     // tokens less per image
+  int64_t prefix;    // tokens that are not merged
+  float* out;        // [images, tokens - count, channels]
+  float* out_sizes;  // [images, tokens - count]
+  int64_t* places;   // [images, tokens]
+};
+
 // Runs the part [begin, end) of an operator's work; the table says what is counted.
 template <typename Arguments>
 using Kernel = void (*)(const Arguments&, int64_t begin, int64_t end);
@@ -73,6 +91,7 @@ struct CpuKernels {
   Kernel<MatmulAccumulate> matmul_accumulate;            // panels * blocks of rows
   int64_t (*matmul_accumulate_panels)(int64_t columns);  // their number
   Kernel<UpsampleRelations> upsample_relations;          // heads of images
+  Kernel<MergeTokens> merge_tokens;                      // images
 };
 
 struct PackedKernels;  // csrc/packed/packed.h

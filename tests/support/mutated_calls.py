@@ -71,6 +71,7 @@ def record(limit: int = 24) -> list[Call]:
                     accelerate(model, precision)(sample_images(model, 2))
         packed = torch.ops.vitfast.pack_weight(torch.randn(5, 7), "int8")
         torch.ops.vitfast.unpack_weight(packed, 5, 7, "int8")
+        torch.ops.vitfast.merge_tokens(torch.randn(2, 9, 4), torch.randn(2, 9, 2, 3), torch.ones(2, 9), 3, 1)
         torch.ops.vitfast.fma_peak("fp32", 100)
         rounding = recorder.calls["vitfast::quantize_float"][0][1][1]
         torch.ops.vitfast.quantize_float_(torch.randn(9), rounding, None)

@@ -12,6 +12,7 @@ from torch import Tensor
 from support import packed_plain as plain
 from vitfast.inference.ir import RelativeBiasSpec, WindowSpec
 from vitfast.inference.modules.position_bias import BiasTables, PositionBias
+from vitfast.inference.modules.token_merging import TokenMerging
 from vitfast.layers import GridUpsample
 from vitfast.layers.rotary import RotaryTables, rotary_tables
 from vitfast.layers.token_performer import performer_attention
@@ -303,6 +304,18 @@ def check_performer(kqv: Tensor, projection: Tensor, epsilon: float) -> None:
     assert_as_accurate(actual, expected, exact, factor=FORWARD_FACTOR, name=name, magnitude=magnitude)
 
 
+def check_merging(images: int, tokens: int, channels: int, heads: int, head_dim: int, count: int, prefix: int) -> None:
+    """Against the layer in float32: the same pairs, and their means."""
+    x, keys = draw(images, tokens, channels), draw(images, tokens, 3, heads, head_dim)[:, :, 1]
+    layer = TokenMerging(count)
+    for sizes in (None, torch.arange(1.0, 1 + images * tokens).view(images, tokens)):
+        expected = layer.merge(x.double(), keys.double(), None if sizes is None else sizes.double(), count, prefix)
+        out, out_sizes, places = OPS.merge_tokens(x, keys, sizes, count, prefix)
+        assert torch.equal(places, expected[2])
+        assert torch.equal(out_sizes, expected[1].float())
+        torch.testing.assert_close(out, expected[0].float())
+
+
 def check_ties_of_int8() -> None:
     """Numbers next to ties of the quantization, bit by bit: a row of zeros but for one weight reads them back."""
     largest = 0.1 + draw(50, 1).abs()
@@ -339,6 +352,8 @@ def check_all() -> None:
     check_related_attention(2, (3, 5), 2, 20)
     check_performer(draw(2, 150, 3 * 64, scale=0.25), draw(32, 64), 1e-8)
     check_performer(draw(2, 13, 3 * 7), draw(3, 7), 1e-8)
+    check_merging(2, 150, 48, 3, 16, 16, 1)
+    check_merging(3, 37, 7, 2, 5, 18, 1)
     for precision in PRECISIONS:
         check_large_logits(40, precision)
         for rows, inputs, outputs in ((1, 7, 5), (13, 33, 70), (40, 192, 130), (9, 1100, 64)):

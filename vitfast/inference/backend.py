@@ -35,7 +35,7 @@ from vitfast.inference.modules.fallback_block import FallbackBlock
 from vitfast.inference.modules.linear import InferenceLinear, SourceRows, TorchInt8Linear, TorchLinear
 from vitfast.inference.modules.norm import InferenceNorm, InferenceRmsNorm, round_to_fp16
 from vitfast.inference.modules.patches import ConvNeck, Patches, SplitLinear
-from vitfast.inference.modules.token_merging import MergingBlock
+from vitfast.inference.modules.token_merging import MergingBlock, TokenMerging
 from vitfast.inference.normalization import Normalization
 from vitfast.inference.source_tensors import SourceTensors
 from vitfast.layers.positional_attention import positional_probabilities
@@ -171,7 +171,8 @@ class Backend:
     def merging_block(self, spec: BlockSpec, count: int) -> MergingBlock:
         """Builds a pre-norm block that merges at most ``count`` tokens."""
         parts = self.block_parts(spec, self._attention(spec.attention, 0))
-        return MergingBlock(spec.name, *parts, self.dtype, count=count)
+        merging = self.layer_class(TokenMerging)(count)
+        return MergingBlock(spec.name, *parts, self.dtype, merging=merging)
 
     def block_parts(
         self, spec: BlockSpec, attention: nn.Module

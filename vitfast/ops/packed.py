@@ -113,6 +113,13 @@ def _split_linear_flops(
     return gemm_flops((*images[:2], *_split_grid(images, patch, stride, padding), *patch), n)
 
 
+def _fake_merge(x: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    batch, tokens, channels = x.shape
+    kept = tokens - count
+    places = x.new_empty((batch, tokens), dtype=torch.int64)
+    return x.new_empty((batch, kept, channels)), x.new_empty((batch, kept)), places
+
+
 def _fake_performer(kqv: Tensor) -> Tensor:
     return kqv.new_empty((*kqv.shape[:-1], kqv.shape[-1] // 3))
 
@@ -133,5 +140,6 @@ register("packed_blocks", _fake_blocks, flops=_blocks_flops)
 register("packed_attention", fake_packed_out, flops=_attention_flops)
 register("packed_related_attention", _fake_related_attention, flops=attention_flops)
 register("packed_patch_embed", _fake_patch_embed, flops=_patch_embed_flops)
+register("merge_tokens", _fake_merge)
 register("packed_performer", _fake_performer, flops=_performer_flops)
 register("packed_split_linear", _fake_split_linear, flops=_split_linear_flops)

@@ -3,6 +3,7 @@
 #include "csrc/attention/attention_cpu_kernel.h"
 #include "csrc/layer_norm/layer_norm_cpu_kernel.h"
 #include "csrc/matmul_accumulate/matmul_accumulate_cpu_kernel.h"
+#include "csrc/merge_tokens/merge_tokens_cpu_kernel.h"
 #include "csrc/mlp/mlp_cpu_kernel.h"
 #include "csrc/quantize/quantize_cpu_kernel.h"
 #include "csrc/upsample_relations/upsample_relations_cpu_kernel.h"
@@ -23,6 +24,7 @@ const CpuKernels kernels = {
     matmul_accumulate,
     matmul_accumulate_panels,
     upsample_relations,
+    merge_tokens,
 };
 
 }  // namespace vitfast::VITFAST_ISA

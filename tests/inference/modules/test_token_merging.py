@@ -13,7 +13,12 @@ from torch.nn import functional as F
 import vitfast
 from vitfast import accelerate, create_model
 from vitfast.errors import UserError
-from vitfast.inference.modules.token_merging import MergedTokens
+from vitfast.inference.cpu.packed_layers import PackedTokenMerging
+from vitfast.inference.modules.token_merging import MergedTokens, TokenMerging
+from vitfast.ops.library import has_kernel
+
+HAS_KERNEL = has_kernel("packed", "cpu")
+LAYERS = [TokenMerging, *([PackedTokenMerging] if HAS_KERNEL else [])]
 
 
 def model_with(**fields: object) -> nn.Module:
@@ -47,7 +52,8 @@ def merged_image(
 
 
 @pytest.mark.parametrize("prefix", [0, 1, 2, 3])
-def test_merge_matches_the_algorithm_written_token_by_token(prefix: int) -> None:
+@pytest.mark.parametrize("layer", LAYERS)
+def test_merge_matches_the_algorithm_written_token_by_token(layer: type[TokenMerging], prefix: int) -> None:
     torch.manual_seed(0)
     x, merged = torch.randn(3, 14, 5), MergedTokens(prefix)
     expected = [(image, torch.ones(14), [[i] for i in range(14)]) for image in x]
@@ -55,7 +61,7 @@ def test_merge_matches_the_algorithm_written_token_by_token(prefix: int) -> None
     for _ in range(2):
         keys = torch.randn(3, found.shape[1], 4)
         expected = [merged_image(i, k, s, g, 3, prefix) for (i, s, g), k in zip(expected, keys, strict=True)]
-        found = merged.merge(found, keys[:, :, None], 3)
+        found = layer(3)(found, keys[:, :, None], merged)
     torch.testing.assert_close(found, torch.stack([image for image, _, _ in expected]))
     torch.testing.assert_close(merged.sizes, torch.stack([sizes for _, sizes, _ in expected]))
     spread = merged.spread(found)
@@ -74,7 +80,7 @@ def test_attention_to_merged_tokens_counts_their_sizes() -> None:
     twice = torch.cat([x, x[:, 1:]], dim=1)
     merged = MergedTokens(1)
     merged.sizes = torch.tensor([1.0] + [2.0] * 8).expand(2, -1).contiguous()
-    block.count = 0
+    block.merging.count = 0
     torch.testing.assert_close(block(x, merged=merged), block(twice)[:, :9], rtol=1e-4, atol=1e-4)
 
 
@@ -83,7 +89,7 @@ def test_merging_no_tokens_is_the_same_model(precision: str) -> None:
     model, images = model_with(), torch.randn(2, 3, 64, 64)
     fast = accelerate(model, precision, merge_tokens=1)
     for block in fast.body.model.blocks[:-1]:
-        block.count = 0
+        block.merging.count = 0
     torch.testing.assert_close(fast(images), accelerate(model, precision)(images), rtol=2e-2, atol=2e-2)
 
 
@@ -142,14 +148,14 @@ def test_an_exit_merges_as_if_its_tokens_were_replaced_by_means(index: int) -> N
         x = block.mlp(wide, x)
         torch.testing.assert_close(merged.spread(found), x, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(found_logits, logits, rtol=1e-4, atol=1e-4)
-    assert found.shape[1] == tokens - 3 * block.count < tokens
+    assert found.shape[1] == tokens - 3 * block.merging.count < tokens
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 def test_early_exit_of_a_merging_model(precision: str) -> None:
     model, images = dvt(), torch.randn(6, 3, 32, 32)
     fast = accelerate(model, precision, merge_tokens=4)
-    share = [one.blocks[0].count / (1 + one.embedding.num_patches) for one in fast.exits]
+    share = [one.blocks[0].merging.count / (1 + one.embedding.num_patches) for one in fast.exits]
     assert share[0] == pytest.approx(share[-1], rel=0.2)
     every_exit = fast(images)
     cosines = [F.cosine_similarity(a, b).mean() for a, b in zip(every_exit, model(images), strict=True)]

@@ -17,6 +17,7 @@ from vitfast.inference.cpu.packed_layers import (
     PackedPerformerAttention,
     PackedRelationAttention,
     PackedSplitLinear,
+    PackedTokenMerging,
 )
 from vitfast.inference.ir import Precision
 from vitfast.inference.modules.attention import (
@@ -29,6 +30,7 @@ from vitfast.inference.modules.block import InferenceBlock, InferenceMlp
 from vitfast.inference.modules.linear import InferenceLinear
 from vitfast.inference.modules.norm import InferenceNorm
 from vitfast.inference.modules.patches import Patches, SplitLinear
+from vitfast.inference.modules.token_merging import TokenMerging
 from vitfast.ops.library import build_info
 
 # layers that one operator computes
@@ -41,6 +43,7 @@ _PACKED: dict[type[nn.Module], type[nn.Module]] = {
     PerformerAttention: PackedPerformerAttention,
     RelationAttention: PackedRelationAttention,
     SplitLinear: PackedSplitLinear,
+    TokenMerging: PackedTokenMerging,
 }
 
 

@@ -21,6 +21,7 @@ from vitfast.inference.modules.linear import InferenceLinear
 from vitfast.inference.modules.norm import InferenceNorm
 from vitfast.inference.modules.patches import Patches, SplitLinear
 from vitfast.inference.modules.position_bias import BiasTables
+from vitfast.inference.modules.token_merging import TokenMerging
 from vitfast.layers.rotary import RotaryTables
 from vitfast.ops.library import has_kernel
 from vitfast.ops.packed import BlockParameters
@@ -158,6 +159,15 @@ class PackedBlock(InferenceBlock):
         if isinstance(positions, BiasTables):
             return torch.ops.vitfast.packed_blocks.default(*arguments, **positions._asdict())
         return torch.ops.vitfast.packed_blocks.default(*arguments, *(positions or ()))
+
+
+class PackedTokenMerging(TokenMerging):
+    """Matches and merges tokens in one operator."""
+
+    def merge(
+        self, x: Tensor, keys_BNHD: Tensor, sizes: Tensor | None, count: int, prefix: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.ops.vitfast.merge_tokens.default(x, keys_BNHD, sizes, count, prefix)
 
 
 class PackedPatches(Patches):

@@ -16,7 +16,7 @@ from vitfast.inference.modules.attention import RelationAttention, spread_key_bi
 from vitfast.inference.modules.block import InferenceBlock
 from vitfast.inference.modules.embedding import InferenceEmbedding
 from vitfast.inference.modules.readout import InferenceReadout
-from vitfast.inference.modules.token_merging import MergedTokens
+from vitfast.inference.modules.token_merging import MergedTokens, TokenMerging
 from vitfast.models.dvt import ExitSequence, run_reuse_blocks
 
 
@@ -97,15 +97,15 @@ class ReuseBlock(InferenceBlock):
 
 
 class MergingReuseBlock(ReuseBlock):
-    """A ``ReuseBlock`` that merges at most ``count`` tokens; what it reuses and returns is of all original tokens."""
+    """A ``ReuseBlock`` that merges tokens; what it reuses and returns is of all original tokens."""
 
     def __init__(self, spec: BlockSpec, upsample: Tensor | None, backend: Backend, count: int) -> None:
         super().__init__(spec, upsample, backend)
-        self.count = count
+        self.merging = backend.layer_class(TokenMerging)(count)
 
     @property
     def path(self) -> str:
-        return f"{super().path}, merges {self.count} tokens"
+        return f"{super().path}, merges {self.merging.count} tokens"
 
     def forward(  # type: ignore[override]
         self,
@@ -129,7 +129,7 @@ class MergingReuseBlock(ReuseBlock):
         attended, logits = attention(qkv, bias, self.upsample, return_relations)
         if logits is not None and key_bias is not None:
             logits = merged.spread_pairs(logits - key_bias)
-        x = merged.merge(self.proj(attended, x), attention.split_heads(qkv)[:, :, 1], self.count)
+        x = self.merging(self.proj(attended, x), attention.split_heads(qkv)[:, :, 1], merged)
         wide = x if self.feature_reuse is None else torch.cat([x, merged.mean(self.feature_reuse(features))], dim=2)
         return self.mlp(wide, x), logits
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitfast.inference.modules.block import InferenceBlock
@@ -35,31 +35,6 @@ class MergedTokens:
         """Bias of the logits of attention to each token, which then counts as its original tokens."""
         return None if self.sizes is None else self.sizes.log()
 
-    def merge(self, x: Tensor, keys_BNHD: Tensor, count: int) -> Tensor:
-        """Replaces ``count`` tokens and the tokens most similar to them by their mean, weighted by their sizes.
-
-        The tokens after the prefix are divided alternately into two sets. Each token of the first set is
-        paired with the token of the second set whose key (mean of the heads) has the largest cosine similarity, and
-        the ``count`` most similar pairs are merged; several may share a token of the second set.
-
-        Args:
-            x: ``[B, N, C]``.
-            keys_BNHD: the keys of the attention before.
-            count: at most half of the tokens after the prefix are merged.
-
-        Returns:
-            ``[B, N - count, C]``: the prefix, the rest of the first set, and the second set.
-        """
-        count = min(count, (x.shape[1] - self.prefix) // 2)
-        if count <= 0:
-            return x
-        places = _matched(keys_BNHD.float().mean(2), count, self.prefix)
-        tokens = x.shape[1] - count
-        sizes = torch.ones_like(x[..., 0], dtype=torch.float32) if self.sizes is None else self.sizes
-        self.sizes = _sums(sizes[..., None], places, tokens).squeeze(-1)
-        self.places = places if self.places is None else places.gather(1, self.places)
-        return (_sums(x * sizes[..., None], places, tokens) / self.sizes[..., None]).to(x.dtype)
-
     def spread(self, x: Tensor) -> Tensor:
         """Copies ``x`` ``[B, N, C]`` to the places of the original tokens, ``[B, N0, C]``."""
         if self.places is None:
@@ -81,16 +56,53 @@ class MergedTokens:
         return (_sums(x, self.places, self.sizes.shape[1]) / self.sizes[..., None]).to(x.dtype)
 
 
-class MergingBlock(InferenceBlock):
-    """A block that merges at most ``count`` tokens."""
+class TokenMerging(nn.Module):
+    """Replaces at most ``count`` tokens and the tokens most similar to them by their mean, weighted by their sizes.
 
-    def __init__(self, *arguments: Any, count: int) -> None:
-        super().__init__(*arguments)
+    The tokens after the prefix are divided alternately into two sets. Each token of the first set is paired with the
+    token of the second set whose key (mean of the heads) has the largest cosine similarity, and the ``count`` most
+    similar pairs are merged; several may share a token of the second set. At most half of the tokens after the prefix
+    are merged.
+    """
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
         self.count = count
+
+    def forward(self, x: Tensor, keys_BNHD: Tensor, merged: MergedTokens) -> Tensor:
+        """Merges ``x`` ``[B, N, C]`` by the keys of the attention before, and records it in ``merged``.
+
+        Returns:
+            ``[B, N - count, C]``: the prefix, the rest of the first set, and the second set.
+        """
+        count = min(self.count, (x.shape[1] - merged.prefix) // 2)
+        if count <= 0:
+            return x
+        x, merged.sizes, places = self.merge(x, keys_BNHD, merged.sizes, count, merged.prefix)
+        merged.places = places if merged.places is None else places.gather(1, merged.places)
+        return x
+
+    def merge(
+        self, x: Tensor, keys_BNHD: Tensor, sizes: Tensor | None, count: int, prefix: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the tokens ``[B, N - count, C]``, their sizes, and the index of each token's new one ``[B, N]``."""
+        places = _matched(keys_BNHD.float().mean(2), count, prefix)
+        tokens = x.shape[1] - count
+        sizes = torch.ones_like(x[..., 0], dtype=torch.float32) if sizes is None else sizes
+        new_sizes = _sums(sizes[..., None], places, tokens).squeeze(-1)
+        return (_sums(x * sizes[..., None], places, tokens) / new_sizes[..., None]).to(x.dtype), new_sizes, places
+
+
+class MergingBlock(InferenceBlock):
+    """A block that merges tokens between attention and MLP."""
+
+    def __init__(self, *arguments: Any, merging: TokenMerging) -> None:
+        super().__init__(*arguments)
+        self.merging = merging
 
     @property
     def path(self) -> str:
-        return f"{super().path}, merges {self.count} tokens"
+        return f"{super().path}, merges {self.merging.count} tokens"
 
     def forward(  # type: ignore[override]
         self, x: Tensor, merged: MergedTokens | None = None
@@ -100,7 +112,7 @@ class MergingBlock(InferenceBlock):
         qkv = self.qkv(x)
         x = self.proj(self.attention(qkv, key_bias=None if merged is None else merged.key_bias), x)
         if merged is not None:
-            x = merged.merge(x, self.attention.split_heads(qkv)[:, :, 1], self.count)  # type: ignore[operator]
+            x = self.merging(x, self.attention.split_heads(qkv)[:, :, 1], merged)  # type: ignore[operator]
         return self.mlp(x, x)
 
 
