@@ -117,6 +117,13 @@ STABLE_TORCH_LIBRARY(vitfast, m) {
       " float attention_scale, int hidden, str activation, str precision, Tensor? rotary=None,"
       " bool is_interleaved=False, Tensor? bias=None, Tensor? windows=None, Tensor? patterns=None,"
       " Tensor? lengths=None, Tensor? row_terms=None, Tensor? column_terms=None) -> Tensor");
+  // the same, without positions, of blocks that merge `count` tokens each, as far as half of those after the prefix are
+  // enough, between attention and MLP, as merge_tokens: x [B, N, C], sizes [B, N] -> the tokens left [B, M, C], their
+  // sizes [B, M] and the index of the one that holds each token [B, N]
+  m.def(
+      "packed_merging_blocks(Tensor x, Tensor? sizes, Tensor?[] parameters, float eps1, float eps2, int heads,"
+      " int head_dim, float attention_scale, int hidden, str activation, str precision, int count, int prefix) ->"
+      " (Tensor out, Tensor out_sizes, Tensor places)");
   // images [B, I, H, W] uint8, float32 or bfloat16, prefix [T, n] -> [B, T + patches, n], float32
   m.def(
       "packed_patch_embed(Tensor images, Tensor packed, Tensor? bias, int n, int patch_h, int patch_w,"

@@ -57,8 +57,9 @@ struct UpsampleRelations {
 
 // Tokens are merged with the most similar other ones; vitfast/inference/modules/token_merging.py has the algorithm.
 struct MergeTokens {
-  const float* x;     // [images, tokens, channels], contiguous
-  const float* keys;  // [images, tokens, heads, head_dim], contiguous heads
+  const float* x;    // [images, tokens, channels], contiguous
+  Type key_type;     // float32 or bfloat16
+  const void* keys;  // [images, tokens, heads, head_dim], contiguous heads
   int64_t key_image_stride;
   int64_t key_row_stride;
   const float* sizes;  // [images, tokens] or null: ones

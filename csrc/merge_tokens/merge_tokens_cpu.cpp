@@ -29,7 +29,8 @@ std::tuple<Tensor, Tensor, Tensor> merge_tokens(
   const Tensor places = new_tensor({images, tokens}, ScalarType::Long);
   const MergeTokens a{
       static_cast<const float*>(rows.const_data_ptr()),
-      static_cast<const float*>(key_rows.const_data_ptr()),
+      Type::float32,
+      key_rows.const_data_ptr(),
       key_rows.stride(0),
       key_rows.stride(1),
       old_sizes.has_value() ? static_cast<const float*>(old_sizes->const_data_ptr()) : nullptr,

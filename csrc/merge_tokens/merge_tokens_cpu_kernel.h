@@ -20,9 +20,10 @@ inline TokenSet token_set(const MergeTokens& a, int64_t parity) {
 }
 
 // Writes the mean of the heads' keys of a set, each divided by its norm: [count, head_dim].
-inline void normalize_keys(const MergeTokens& a, const float* keys, const TokenSet& set, float* out) {
+template <typename T>
+void normalize_keys(const MergeTokens& a, const T* keys, const TokenSet& set, float* out) {
   for (int64_t i = 0; i < set.count; ++i) {
-    const float* of_token = keys + set.token(i) * a.key_row_stride;
+    const T* of_token = keys + set.token(i) * a.key_row_stride;
     float* row = out + i * a.head_dim;
     Vector<float> squares{};
     for_each_vector<float>(a.head_dim, [&](int64_t d, int64_t n) __attribute__((always_inline)) {
@@ -64,7 +65,8 @@ inline void choose_pairs(const float* similarity, int64_t pairs, int64_t count, 
 }
 
 // Writes the index of each token after merging.
-inline void match_tokens(const MergeTokens& a, const float* keys, int64_t* places) {
+template <typename T>
+void match_tokens(const MergeTokens& a, const T* keys, int64_t* places) {
   const TokenSet first = token_set(a, 0), second = token_set(a, 1);
   const int64_t columns = padded<float>(second.count);
   const Scratch<float> of_first(first.count * a.head_dim), of_second(second.count * a.head_dim),
@@ -112,15 +114,21 @@ inline void combine_tokens(
   }
 }
 
-void merge_tokens(const MergeTokens& a, int64_t begin, int64_t end) {
+template <typename T>
+void merge_images(const MergeTokens& a, int64_t begin, int64_t end) {
   const int64_t tokens = a.tokens - a.count;
   for (int64_t image = begin; image < end; ++image) {
     int64_t* places = a.places + image * a.tokens;
-    match_tokens(a, a.keys + image * a.key_image_stride, places);
+    match_tokens(a, static_cast<const T*>(a.keys) + image * a.key_image_stride, places);
     const float* sizes = a.sizes == nullptr ? nullptr : a.sizes + image * a.tokens;
     const float* x = a.x + image * a.tokens * a.channels;
     combine_tokens(a, x, sizes, places, a.out + image * tokens * a.channels, a.out_sizes + image * tokens);
   }
+}
+
+void merge_tokens(const MergeTokens& a, int64_t begin, int64_t end) {
+  if (a.key_type == Type::bfloat16) return merge_images<BFloat16>(a, begin, end);
+  merge_images<float>(a, begin, end);
 }
 
 }  // namespace vitfast::VITFAST_ISA

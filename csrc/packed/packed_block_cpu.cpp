@@ -1,74 +1,8 @@
-#include <algorithm>
-#include <vector>
-
-#include "csrc/packed/attention_arguments.h"
-#include "csrc/packed/packed_parallel.h"
+#include "csrc/packed/packed_block.h"
 #include "csrc/upsample_relations/sparse_rows.h"
 
 namespace vitfast {
 namespace {
-
-// Splits the queries evenly among the threads, head by head; two threads may share a head. `prepare(attention, image,
-// head, memory)` is called before each head with `bytes` bytes of thread-local memory.
-template <typename Prepare>
-void run_attention(const PackedAttention& a, int64_t images, int64_t bytes, const Prepare& prepare) {
-  const int64_t queries = images * a.windows.count * a.heads * a.tokens;
-  if (queries == 0) return;
-  const int64_t threads = worthwhile_threads(2 * queries * a.tokens * a.head_dim);
-  const PackedKernels& kernels = packed_kernels();
-  const int64_t attention_bytes = ceil_div(kernels.attention_workspace(a), 64) * 64;
-  const Workspace workspace(attention_bytes + bytes, threads);
-  for_each_part(threads, queries, workspace, [&](Range part, char* memory) {
-    for (int64_t query = part.begin; query < part.end;) {
-      const int64_t image = query / a.tokens / a.heads, head = query / a.tokens % a.heads, row = query % a.tokens;
-      const int64_t count = std::min(part.end - query, a.tokens - row);
-      const int64_t first = image * a.tokens + row;
-      PackedAttention of_head = a;
-      prepare(of_head, image, head, memory + attention_bytes);
-      kernels.attention(of_head, {first, first + count}, {head, head + 1}, memory);
-      query += count;
-    }
-  });
-}
-
-void run_attention(const PackedAttention& a, int64_t images) {
-  run_attention(a, images, 0, [](PackedAttention&, int64_t, int64_t, char*) {});
-}
-
-// The layers of a block, in order.
-struct Block {
-  PackedLinear qkv;
-  PackedAttention attention;
-  PackedLinear proj;
-  PackedMlp mlp;
-};
-
-// Workspace of a thread that runs at most `rows` rows through the blocks.
-int64_t chained_workspace(const std::vector<Block>& blocks, int64_t rows) {
-  const PackedKernels& kernels = packed_kernels();
-  int64_t most = 0;
-  for (const Block& b : blocks) {
-    most = std::max(
-        {most,
-         kernels.linear_workspace(b.qkv, rows),
-         kernels.linear_workspace(b.proj, rows),
-         kernels.attention_workspace(b.attention),
-         kernels.mlp_workspace(b.mlp, rows)});
-  }
-  return most;
-}
-
-void project(const Block& b, Range rows, char* memory) {
-  packed_kernels().linear(b.qkv, rows, {0, panel_count(b.qkv.weight.n)}, memory);
-}
-
-// `attention_rows`: the rows of attention, which are those of windows.
-void attend_and_mix(const Block& b, Range attention_rows, Range rows, char* memory) {
-  const PackedKernels& kernels = packed_kernels();
-  kernels.attention(b.attention, attention_rows, {0, b.attention.heads}, memory);
-  kernels.linear(b.proj, rows, {0, panel_count(b.proj.weight.n)}, memory);
-  kernels.mlp(b.mlp, rows, memory);
-}
 
 // Each thread runs its rows through all blocks; one barrier per block, before attention reads all keys and values,
 // which are in another buffer than those of the block before.
@@ -83,30 +17,11 @@ void run_by_rows(const std::vector<Block>& blocks, int64_t rows, int64_t threads
   }
 }
 
-int64_t bytes_of(Type type) {
-  return type == Type::bfloat16 ? 2 : 4;
-}
-
 // The block that starts at `row` of x and out, with qkv and the attended values in the given buffers.
 Block from_row(Block b, int64_t row, char* qkv, char* attended) {
   const int64_t offset = row * b.qkv.weight.k;
-  b.qkv.x.data = static_cast<const float*>(b.qkv.x.data) + offset;
-  b.qkv.out = qkv;
-  b.attention.qkv = qkv;
-  b.attention.out = attended;
-  b.proj.x.data = attended;
-  b.proj.residual += offset;
-  b.proj.out = static_cast<float*>(b.proj.out) + offset;
-  b.mlp.x.data = b.mlp.residual = b.mlp.out += offset;
+  connect(b, static_cast<const float*>(b.qkv.x.data) + offset, b.mlp.out + offset, qkv, attended);
   return b;
-}
-
-// Number of images that a thread runs at a time, or 0 if the images do not divide evenly among the threads.
-int64_t images_at_a_time(int64_t images, int64_t tokens, int64_t threads) {
-  const int64_t rows_at_a_time = packed_kernels().rows_at_a_time;
-  const bool is_even = ceil_div(images, threads) * threads * 20 <= images * 21;
-  if (!is_even) return 0;
-  return std::min(std::max(rows_at_a_time / tokens, int64_t(1)), ceil_div(images, threads));
 }
 
 // Each thread runs its images through all blocks, a few at a time through each: intermediate results stay in its cache,
@@ -171,38 +86,6 @@ double packed_block_idle_share(
   return 1.0 - double(rows * of_row) / double(most * torch::stable::get_num_threads());
 }
 
-// Type of attention's operands: bfloat16 where the precision and the instruction set allow, else float32.
-Type attention_type(Precision precision) {
-  const bool is_narrow = precision == Precision::bfloat16 || precision == Precision::int8;
-  return is_narrow && packed_kernels().has_bfloat16_dot ? Type::bfloat16 : Type::float32;
-}
-
-ScalarType scalar_type(Type type) {
-  return type == Type::bfloat16 ? ScalarType::BFloat16 : ScalarType::Float;
-}
-
-// The parameters of a block, in the order of packed_blocks: matrices are packed, and those without a comment are
-// vectors, which may be absent.
-enum Parameter : size_t {
-  norm1_weight,
-  norm1_bias,
-  qkv,  // [3 H D, C]
-  qkv_bias,
-  proj,  // [C, H D]
-  proj_bias,
-  scale1,
-  norm2_weight,
-  norm2_bias,
-  fc1,  // [hidden, C]
-  fc1_bias,
-  gate,  // [hidden, C] or absent
-  gate_bias,
-  fc2,  // [C, hidden]
-  fc2_bias,
-  scale2,
-  parameter_count
-};
-
 Tensor packed_blocks(
     const Tensor& x,  // [B, N, C]
     std::vector<std::optional<Tensor>> parameters,
@@ -213,7 +96,7 @@ Tensor packed_blocks(
     double attention_scale,
     int64_t hidden,
     std::string activation,
-    std::string precision_name,
+    std::string precision,
     const std::optional<Tensor>& rotary,  // [H or 1, at most N, 2, D]
     bool is_interleaved,
     const std::optional<Tensor>& bias,         // [patterns, H, n, n]
@@ -224,83 +107,29 @@ Tensor packed_blocks(
     const std::optional<Tensor>& column_terms  // [D, 2 width - 1]
 ) {
   constexpr const char* op = "packed_blocks";
-  STD_TORCH_CHECK(
-      x.dim() == 3 && x.scalar_type() == ScalarType::Float && x.is_contiguous(),
-      "packed_blocks: x must be contiguous float32 [B, N, C]");
-  STD_TORCH_CHECK(heads > 0 && head_dim > 0, "packed_blocks: heads and head_dim must be positive");
-  STD_TORCH_CHECK(
-      !parameters.empty() && parameters.size() % parameter_count == 0,
-      "packed_blocks: parameters must have ",
-      size_t(parameter_count),
-      " elements per block, got ",
-      parameters.size());
-  const Precision precision = precision_of(op, precision_name);
-  const int64_t tokens = x.size(1), channels = x.size(2), width = heads * head_dim, rows = x.size(0) * tokens;
+  const BlockSizes sizes =
+      block_sizes(op, x, parameters, eps1, eps2, heads, head_dim, attention_scale, hidden, activation, precision);
+  const int64_t rows = x.size(0) * sizes.tokens, width = sizes.width();
   const Tensor out = new_tensor(x, sizes_of(x));
   if (rows == 0) return out;
-  const int64_t matrices = parameters[gate].has_value() ? 3 : 2;
-  const int64_t threads =
-      worthwhile_threads(rows * (channels * 4 * width + matrices * channels * hidden + 2 * tokens * width));
-  const int64_t group = images_at_a_time(x.size(0), tokens, threads);
+  const int64_t threads = sizes.threads(rows, parameters[gate].has_value());
+  const int64_t group = images_at_a_time(x.size(0), sizes.tokens, threads);
   const int64_t shared_rows = group > 0 ? 0 : rows;  // run_by_images uses thread-local buffers
   const bool by_rows = group == 0 && is_chained(rows, threads) && !windows.has_value();
-  const Type type = attention_type(precision);
-  const Type out_type = precision == Precision::bfloat16 ? type : Type::float32;
   const size_t count = parameters.size() / parameter_count;
   const int64_t buffers = by_rows && count > 1 ? 2 : 1;
-  const Tensor qkv_rows = new_tensor({buffers, shared_rows, 3 * width}, scalar_type(type));
-  const Tensor attended = new_tensor({shared_rows, width}, scalar_type(out_type));
-  const auto* const x_data = static_cast<const float*>(x.const_data_ptr());
+  const Tensor qkv_rows = new_tensor({buffers, shared_rows, 3 * width}, scalar_type(sizes.type()));
+  const Tensor attended = new_tensor({shared_rows, width}, scalar_type(sizes.out_type()));
   auto* const out_data = static_cast<float*>(out.mutable_data_ptr());
 
   std::vector<Block> blocks;
   for (size_t i = 0; i < count; ++i) {
-    const auto given = [&](Parameter name) -> const std::optional<Tensor>& {
-      return parameters[i * parameter_count + name];
-    };
-    const auto vector = [&](const char* name, Parameter place) {
-      return floats_or_null(op, name, given(place), {channels});
-    };
-    const auto weight = [&](const char* name, Parameter place, int64_t n, int64_t k, Parameter its_bias) {
-      STD_TORCH_CHECK(given(place).has_value(), "packed_blocks: ", name, " is missing in block ", i);
-      return packed_weight(op, name, *given(place), n, k, precision, given(its_bias));
-    };
-    const float* const input = i == 0 ? x_data : out_data;
+    Block b = block_of(sizes, parameters, i * parameter_count);
+    const float* const input = i == 0 ? static_cast<const float*>(x.const_data_ptr()) : out_data;
     char* const buffer = static_cast<char*>(qkv_rows.mutable_data_ptr()) +
-                         int64_t(i) % buffers * shared_rows * 3 * width * bytes_of(type);
-    Block b{
-        {weight("qkv", qkv, 3 * width, channels, qkv_bias),
-         {Type::float32, input, channels},
-         type,
-         buffer,
-         {true, vector("norm1_weight", norm1_weight), vector("norm1_bias", norm1_bias), eps1}},
-        {type,
-         buffer,
-         out_type,
-         attended.mutable_data_ptr(),
-         tokens,
-         heads,
-         head_dim,
-         attention_scale,
-         precision == Precision::int8,
-         rotary_of(op, rotary, is_interleaved, tokens, heads, head_dim)},
-        {weight("proj", proj, channels, width, proj_bias),
-         {out_type, attended.const_data_ptr(), width},
-         Type::float32,
-         out_data,
-         {},
-         Activation::none,
-         vector("scale1", scale1),
-         input},
-        {weight("fc1", fc1, hidden, channels, fc1_bias),
-         weight("fc2", fc2, channels, hidden, fc2_bias),
-         {Type::float32, out_data, channels},
-         {true, vector("norm2_weight", norm2_weight), vector("norm2_bias", norm2_bias), eps2},
-         activation_of(op, activation),
-         vector("scale2", scale2),
-         out_data,
-         out_data,
-         gate_of(op, given(gate), given(gate_bias), hidden, channels, precision)}};
+                         int64_t(i) % buffers * shared_rows * 3 * width * bytes_of(sizes.type());
+    connect(b, input, out_data, buffer, static_cast<char*>(attended.mutable_data_ptr()));
+    b.attention.rotary = rotary_of(op, rotary, is_interleaved, sizes.tokens, heads, head_dim);
     set_windows(op, b.attention, bias, windows, patterns, lengths, row_terms, column_terms, b.qkv.weight.bias);
     blocks.push_back(b);
   }

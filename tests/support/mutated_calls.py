@@ -23,6 +23,7 @@ from support.accuracy import run
 from support.operators import OPERATORS
 from support.sample import Make
 from vitfast.inference.accelerate import accelerate
+from vitfast.models import build_model
 
 SECONDS = 20
 # between them, these models call every packed operator
@@ -69,6 +70,8 @@ def record(limit: int = 24) -> list[Call]:
             for precision in ("fp32", "int8"):
                 with torch.no_grad():
                     accelerate(model, precision)(sample_images(model, 2))
+        with torch.no_grad():
+            accelerate(build_model("vit_mini_patch4_32").eval(), merge_tokens=3)(torch.randn(2, 3, 32, 32))
         packed = torch.ops.vitfast.pack_weight(torch.randn(5, 7), "int8")
         torch.ops.vitfast.unpack_weight(packed, 5, 7, "int8")
         torch.ops.vitfast.merge_tokens(torch.randn(2, 9, 4), torch.randn(2, 9, 2, 3), torch.ones(2, 9), 3, 1)

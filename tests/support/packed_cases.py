@@ -118,11 +118,16 @@ def packed_block(
     count: int = 1,
 ) -> Tensor:
     """Calls the operator with the arguments of its torch equivalent, for ``count`` blocks of the same parameters."""
+    parameters, options = block_arguments(p, heads, activation, precision)
+    return OPS.packed_blocks(x, parameters * count, *options, **position_options(positions))
+
+
+def block_arguments(p: dict[str, Tensor], heads: int, activation: str, precision: str) -> tuple[list[Any], list[Any]]:
+    """The parameters of a block and the options that follow them."""
     head_dim = p["qkv"].shape[0] // 3 // heads
     packed = {name: OPS.pack_weight(p[name], precision) for name in ("qkv", "proj", "fc1", "gate", "fc2") if name in p}
     parameters = [{**p, **packed}.get(name) for name in BlockParameters._fields]
-    options = (1e-6, 1e-6, heads, head_dim, head_dim**-0.5, p["fc1"].shape[0], activation, precision)
-    return OPS.packed_blocks(x, parameters * count, *options, **position_options(positions))
+    return parameters, [1e-6, 1e-6, heads, head_dim, head_dim**-0.5, p["fc1"].shape[0], activation, precision]
 
 
 def position_options(positions: RotaryTables | BiasTables | None) -> dict[str, Any]:
@@ -316,6 +321,46 @@ def check_merging(images: int, tokens: int, channels: int, heads: int, head_dim:
         torch.testing.assert_close(out, expected[0].float())
 
 
+def check_merging_blocks(batch: int, tokens: int, count: int, precision: str, *, is_gated: bool = False) -> None:
+    """Three blocks against one operator after the other, bit by bit: libraries agree on logarithms of integers."""
+    heads, channels, hidden, prefix = 2, 24, 75, 1
+    p = block_parameters(channels, heads, 16, hidden, extras=True, is_gated=is_gated)
+    x, sizes = draw(batch, tokens, channels), 1.0 + torch.arange(batch * tokens).view(batch, tokens) % 3
+    parameters, options = block_arguments(p, heads, "silu" if is_gated else "gelu", precision)
+    actual = OPS.packed_merging_blocks(x, sizes, parameters * 3, *options, count, prefix)
+    places = torch.arange(tokens).expand(batch, -1)
+    for _ in range(3):
+        x, sizes, step = merging_block(x, sizes, BlockParameters(*parameters), options, count, prefix)
+        places = step.gather(1, places)
+    for one, expected in zip(actual, (x, sizes, places), strict=True):
+        assert torch.equal(one, expected)
+
+
+def merging_block(
+    x: Tensor, sizes: Tensor, block: BlockParameters, options: Sequence[Any], count: int, prefix: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A block of ``packed_merging_blocks``, one operator after the other."""
+    eps1, eps2, heads, head_dim, scale, hidden, activation, precision = options
+    channels, inner = x.shape[-1], heads * head_dim
+    norm1, norm2 = (block.norm1_weight, block.norm1_bias, eps1), (block.norm2_weight, block.norm2_bias, eps2)
+    qkv = OPS.packed_linear(x, *norm1, block.qkv, block.qkv_bias, 3 * inner, precision, "none")
+    qkv = qkv.unflatten(-1, (3, heads, head_dim))
+    if precision in ("bf16", "int8") and OPS.cpu_capability() in ("avx512_bf16", "avx512_amx"):
+        qkv = qkv.bfloat16().float()  # as attention multiplies it
+    attended = OPS.packed_attention(qkv, scale, precision, key_bias=sizes.log()).flatten(-2)
+    no_norm = (None, None, None)
+    proj = (block.proj, block.proj_bias, channels, precision, "none", block.scale1, x)
+    x = OPS.packed_linear(attended, *no_norm, *proj)
+    places = torch.arange(x.shape[1]).expand(len(x), -1)
+    count = min(count, (x.shape[1] - prefix) // 2)
+    if count > 0:
+        x, sizes, places = OPS.merge_tokens(x, qkv[:, :, 1], sizes, count, prefix)
+    fc1, fc2 = (block.fc1, block.fc1_bias, hidden), (block.fc2, block.fc2_bias, channels)
+    gate = (block.gate, block.gate_bias)
+    out = OPS.packed_mlp(x, *norm2, *fc1, *gate, *fc2, precision, activation, block.scale2, x)
+    return out, sizes, places
+
+
 def check_ties_of_int8() -> None:
     """Numbers next to ties of the quantization, bit by bit: a row of zeros but for one weight reads them back."""
     largest = 0.1 + draw(50, 1).abs()
@@ -368,6 +413,7 @@ def check_all() -> None:
         check_split(draw(1, 1, 6, 6 * 20).bfloat16(), Window((3, 60), (2, 40), (1, 20)), 70, precision)
         check_block(2, 19, (48, 3, 16, 96), precision, extras=False)
         check_block(3, 33, (40, 2, 24, 75), precision, extras=True)
+        check_merging_blocks(2, 70, 7, precision)
         rotary = draw_rotary(1, 28, 16, is_interleaved=False)
         check_block(3, 33, (48, 3, 16, 150), precision, extras=True, is_gated=True, positions=rotary)
         windows = draw_windows((9, 7), (4, 3), (1, 2), 3)

@@ -172,7 +172,7 @@ class Backend:
         """Builds a pre-norm block that merges at most ``count`` tokens."""
         parts = self.block_parts(spec, self._attention(spec.attention, 0))
         merging = self.layer_class(TokenMerging)(count)
-        return MergingBlock(spec.name, *parts, self.dtype, merging=merging)
+        return self.layer_class(MergingBlock, *parts)(spec.name, *parts, self.dtype, merging=merging)
 
     def block_parts(
         self, spec: BlockSpec, attention: nn.Module

@@ -9,6 +9,7 @@ Shapes: B batch, N tokens, C channels, H heads, D head dimension, K inputs and n
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -62,6 +63,13 @@ def _attention_flops(qkv: Sequence[int], windows: Sequence[int] | None) -> int:
     return attention_flops(qkv if windows is None else (batch * windows[0], windows[1], *rest))
 
 
+def _attention_part_flops(x: Sequence[int], heads: int, head_dim: int, windows: Sequence[int] | None) -> int:
+    batch, tokens, channels = x
+    inner = heads * head_dim
+    projections = gemm_flops(x, 3 * inner) + gemm_flops((batch, tokens, inner), channels)
+    return projections + _attention_flops((batch, tokens, 3, heads, head_dim), windows)
+
+
 def _blocks_flops(
     x: Sequence[int],
     parameters: Sequence[Sequence[int] | None],
@@ -70,13 +78,45 @@ def _blocks_flops(
     hidden: int,
     windows: Sequence[int] | None,
 ) -> int:
-    batch, tokens, channels = x
-    inner = heads * head_dim
-    projections = gemm_flops(x, 3 * inner) + gemm_flops((batch, tokens, inner), channels)
-    attention = _attention_flops((batch, tokens, 3, heads, head_dim), windows)
     names = BlockParameters(*parameters[: len(BlockParameters._fields)])
-    mlp = _mlp_flops(x, hidden, names.gate, channels)
-    return len(parameters) // len(names) * (projections + attention + mlp)
+    attention, mlp = _attention_part_flops(x, heads, head_dim, windows), _mlp_flops(x, hidden, names.gate, x[-1])
+    return len(parameters) // len(names) * (attention + mlp)
+
+
+def _tokens_of_blocks(tokens: int, blocks: int, count: int, prefix: int) -> list[int]:
+    """Number of tokens before each block that merges ``count`` of them, and after the last one."""
+    numbers = [tokens]
+    for _ in range(blocks):
+        numbers.append(numbers[-1] - min(count, max(numbers[-1] - prefix, 0) // 2))
+    return numbers
+
+
+def _fake_merging_blocks(
+    x: Tensor, parameters: Sequence[Tensor | None], count: int, prefix: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, tokens, channels = x.shape
+    left = _tokens_of_blocks(tokens, len(parameters) // len(BlockParameters._fields), count, prefix)[-1]
+    places = x.new_empty((batch, tokens), dtype=torch.int64)
+    return x.new_empty((batch, left, channels)), x.new_empty((batch, left)), places
+
+
+def _merging_blocks_flops(
+    x: Sequence[int],
+    parameters: Sequence[Sequence[int] | None],
+    heads: int,
+    head_dim: int,
+    hidden: int,
+    count: int,
+    prefix: int,
+) -> int:
+    batch, tokens, channels = x
+    names = BlockParameters(*parameters[: len(BlockParameters._fields)])
+    numbers = _tokens_of_blocks(tokens, len(parameters) // len(names), count, prefix)
+    return sum(
+        _attention_part_flops((batch, before, channels), heads, head_dim, None)
+        + _mlp_flops((batch, after, channels), hidden, names.gate, channels)
+        for before, after in pairwise(numbers)
+    )
 
 
 def _fake_patch_embed(images: Tensor, n: int, patch_h: int, patch_w: int, prefix: Tensor) -> Tensor:
@@ -137,6 +177,7 @@ register("pack_weight", _fake_pack_weight)
 register("packed_linear", _fake_linear, flops=gemm_flops)
 register("packed_mlp", _fake_linear, flops=_mlp_flops)
 register("packed_blocks", _fake_blocks, flops=_blocks_flops)
+register("packed_merging_blocks", _fake_merging_blocks, flops=_merging_blocks_flops)
 register("packed_attention", fake_packed_out, flops=_attention_flops)
 register("packed_related_attention", _fake_related_attention, flops=attention_flops)
 register("packed_patch_embed", _fake_patch_embed, flops=_patch_embed_flops)

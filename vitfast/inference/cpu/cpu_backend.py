@@ -12,6 +12,7 @@ from vitfast.inference.cpu.packed_layers import (
     PackedBiasedAttention,
     PackedBlock,
     PackedLinear,
+    PackedMergingBlock,
     PackedMlp,
     PackedPatches,
     PackedPerformerAttention,
@@ -30,7 +31,7 @@ from vitfast.inference.modules.block import InferenceBlock, InferenceMlp
 from vitfast.inference.modules.linear import InferenceLinear
 from vitfast.inference.modules.norm import InferenceNorm
 from vitfast.inference.modules.patches import Patches, SplitLinear
-from vitfast.inference.modules.token_merging import TokenMerging
+from vitfast.inference.modules.token_merging import MergingBlock, TokenMerging
 from vitfast.ops.library import build_info
 
 # layers that one operator computes
@@ -39,6 +40,7 @@ _PACKED: dict[type[nn.Module], type[nn.Module]] = {
     InferenceAttention: PackedAttention,
     InferenceBlock: PackedBlock,
     InferenceMlp: PackedMlp,
+    MergingBlock: PackedMergingBlock,
     Patches: PackedPatches,
     PerformerAttention: PackedPerformerAttention,
     RelationAttention: PackedRelationAttention,
@@ -69,7 +71,7 @@ class CpuBackend(Backend):
             is_fused = not norms and precisions != {"int8"}
         elif base is not InferenceMlp:
             is_fused = is_fused and all(norm.is_fused_in(one) for norm in norms for one in precisions)
-        if base is InferenceBlock:
+        if base in (InferenceBlock, MergingBlock):
             _, attention, proj, mlp = parts
             is_packed = isinstance(attention, (PackedAttention, PackedBiasedAttention))
             is_fused = is_fused and is_packed and proj.norm is None and mlp.fc2.norm is None

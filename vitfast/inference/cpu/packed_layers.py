@@ -21,7 +21,7 @@ from vitfast.inference.modules.linear import InferenceLinear
 from vitfast.inference.modules.norm import InferenceNorm
 from vitfast.inference.modules.patches import Patches, SplitLinear
 from vitfast.inference.modules.position_bias import BiasTables
-from vitfast.inference.modules.token_merging import TokenMerging
+from vitfast.inference.modules.token_merging import MergedTokens, MergingBlock, TokenMerging
 from vitfast.layers.rotary import RotaryTables
 from vitfast.ops.library import has_kernel
 from vitfast.ops.packed import BlockParameters
@@ -150,12 +150,15 @@ class PackedBlock(InferenceBlock):
         return f"one packed operator, {self.proj.precision}"
 
     def joins(self, block: nn.Module) -> bool:
-        return isinstance(block, PackedBlock) and block.options == self.options
+        return type(block) is type(self) and block.options == self.options
+
+    def parameters_with(self, following: Sequence[PackedBlock]) -> list[Tensor | None]:
+        """The operators' argument for this block and those after it."""
+        return list(chain(self.packed_parameters, *(block.packed_parameters for block in following)))
 
     def forward(self, x: Tensor, positions: Positions | None = None, following: Sequence[PackedBlock] = ()) -> Tensor:
         """As the base class, and then ``following``, with the same positions, in the same operator."""
-        parameters = list(chain(self.packed_parameters, *(block.packed_parameters for block in following)))
-        arguments = (x.contiguous(), parameters, *self.options)
+        arguments = (x.contiguous(), self.parameters_with(following), *self.options)
         if isinstance(positions, BiasTables):
             return torch.ops.vitfast.packed_blocks.default(*arguments, **positions._asdict())
         return torch.ops.vitfast.packed_blocks.default(*arguments, *(positions or ()))
@@ -168,6 +171,31 @@ class PackedTokenMerging(TokenMerging):
         self, x: Tensor, keys_BNHD: Tensor, sizes: Tensor | None, count: int, prefix: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         return torch.ops.vitfast.merge_tokens.default(x, keys_BNHD, sizes, count, prefix)
+
+
+class PackedMergingBlock(MergingBlock, PackedBlock):
+    """A block that merges tokens in one operator, as ``PackedBlock``."""
+
+    def joins(self, block: nn.Module) -> bool:
+        return isinstance(block, PackedMergingBlock) and (
+            (block.options, block.merging.count) == (self.options, self.merging.count)
+        )
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, merged: MergedTokens | None = None, following: Sequence[PackedBlock] = ()
+    ) -> Tensor:
+        if merged is None:
+            return PackedBlock.forward(self, x, following=following)
+        x, sizes, places = torch.ops.vitfast.packed_merging_blocks.default(
+            x.contiguous(),
+            merged.sizes,
+            self.parameters_with(following),
+            *self.options,
+            self.merging.count,
+            merged.prefix,
+        )
+        merged.update(sizes, places)
+        return x
 
 
 class PackedPatches(Patches):

@@ -35,6 +35,11 @@ class MergedTokens:
         """Bias of the logits of attention to each token, which then counts as its original tokens."""
         return None if self.sizes is None else self.sizes.log()
 
+    def update(self, sizes: Tensor, places: Tensor) -> None:
+        """Records that tokens were merged; ``places`` ``[B, N]``: index of the token that holds each one before."""
+        self.sizes = sizes
+        self.places = places if self.places is None else places.gather(1, self.places)
+
     def spread(self, x: Tensor) -> Tensor:
         """Copies ``x`` ``[B, N, C]`` to the places of the original tokens, ``[B, N0, C]``."""
         if self.places is None:
@@ -78,8 +83,8 @@ class TokenMerging(nn.Module):
         count = min(self.count, (x.shape[1] - merged.prefix) // 2)
         if count <= 0:
             return x
-        x, merged.sizes, places = self.merge(x, keys_BNHD, merged.sizes, count, merged.prefix)
-        merged.places = places if merged.places is None else places.gather(1, merged.places)
+        x, sizes, places = self.merge(x, keys_BNHD, merged.sizes, count, merged.prefix)
+        merged.update(sizes, places)
         return x
 
     def merge(
