@@ -25,6 +25,14 @@ VITFAST_INLINE void center_large_logits(float* logits, int64_t columns, float sc
   maximum = 0;
 }
 
+// 2^x, or zero if that is denormal: Intel's processors take more than a hundred cycles to multiply such numbers, and
+// the masks of shifted windows are -100, of which exp is denormal.
+template <Accuracy accuracy>
+VITFAST_INLINE Vector<float> exp2_or_zero(Vector<float> x) {
+  const Vector<float> power = exp2<accuracy>(x);
+  return x < -126.0f ? Vector<float>{} : power;
+}
+
 // weights[rows, columns] = 2^(scale logits - scale maxima); factors[rows] = 1 / the rows' sums. Several
 // rows at a time hide latency. Very large logits and maxima are modified; weights may replace the logits.
 template <int rows, Accuracy accuracy = Accuracy::full>
@@ -41,7 +49,7 @@ VITFAST_INLINE void exponentiate(
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) {
       const int64_t place = r * columns + j;
-      const Vector<float> e = exp2<accuracy>(load(logits + place) * scale - shifts[r]);
+      const Vector<float> e = exp2_or_zero<accuracy>(load(logits + place) * scale - shifts[r]);
       store(weights + place, e);
       sums[r] += e;
     }

@@ -21,6 +21,7 @@ from support.packed_cases import (
     check_block,
     check_large_logits,
     check_linear,
+    check_masked,
     check_mlp_without_norm,
     check_patch_embed,
     check_related_attention,
@@ -235,6 +236,11 @@ def test_attention_of_a_logit_far_beyond_all_others(spread: float, key: int) -> 
     qkv[:, :, 1, :, 0], qkv[:, key, 1, :, 0] = -spread, spread
     out = OPS.packed_attention(qkv, 0.25, "bf16")[:, ::3]
     torch.testing.assert_close(out, qkv[:, key : key + 1, 2].expand_as(out), rtol=2**-6, atol=0)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_masked_tokens_have_no_weight(precision: str) -> None:
+    check_masked(precision)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
