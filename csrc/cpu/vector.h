@@ -203,6 +203,49 @@ VITFAST_INLINE C max_across(Vector<C> v) {
   return max;
 }
 
+#if VITFAST_VECTOR_BYTES == 64
+// Reduces a vector by halves with join(a, b); GCC 12 warns about its own _mm512_reduce_max_ps.
+template <typename Join>
+VITFAST_INLINE float join_lanes(Vector<float> v, const Join& join) {
+  const __m256 lower = _mm512_maskz_extractf32x8_ps(__mmask8(-1), (__m512)v, 0);
+  const __m256 eight = join(lower, _mm512_maskz_extractf32x8_ps(__mmask8(-1), (__m512)v, 1));
+  const __m256 four = join(eight, _mm256_permute2f128_ps(eight, eight, 1));
+  const __m256 two = join(four, _mm256_permute_ps(four, 0x4e));
+  return _mm256_cvtss_f32(join(two, _mm256_permute_ps(two, 0xb1)));
+}
+#endif
+
+VITFAST_INLINE float sum_lanes(Vector<float> v) {
+#if VITFAST_VECTOR_BYTES == 64
+  return join_lanes(v, [](__m256 a, __m256 b) __attribute__((always_inline)) { return a + b; });
+#else
+  return sum_across<float>(v);
+#endif
+}
+
+VITFAST_INLINE float largest_lane(Vector<float> v) {
+#if VITFAST_VECTOR_BYTES == 64
+  return join_lanes(v, [](__m256 a, __m256 b) __attribute__((always_inline)) { return _mm256_max_ps(a, b); });
+#else
+  return max_across<float>(v);
+#endif
+}
+
+// Divides a row by its norm, as torch.nn.functional.normalize, and multiplies it by a factor.
+template <typename T>
+VITFAST_INLINE void divide_by_norm(T* x, int64_t size, float factor) {
+  Vector<float> squares{};
+  for_each_vector<float>(size, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
+    const Vector<float> v = load_up_to<float>(x + i, n);
+    squares += v * v;
+  });
+  const float norm = __builtin_sqrtf(sum_lanes(squares));
+  factor /= norm > 1e-12f ? norm : 1e-12f;
+  for_each_vector<float>(size, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
+    store_up_to<float>(x + i, load_up_to<float>(x + i, n) * factor, n);
+  });
+}
+
 // Memory of a task, aligned to a cache line; not initialized.
 template <typename C>
 struct Scratch {

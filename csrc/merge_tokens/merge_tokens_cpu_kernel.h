@@ -25,17 +25,12 @@ void normalize_keys(const MergeTokens& a, const T* keys, const TokenSet& set, fl
   for (int64_t i = 0; i < set.count; ++i) {
     const T* of_token = keys + set.token(i) * a.key_row_stride;
     float* row = out + i * a.head_dim;
-    Vector<float> squares{};
     for_each_vector<float>(a.head_dim, [&](int64_t d, int64_t n) __attribute__((always_inline)) {
       Vector<float> sum{};
       for (int64_t h = 0; h < a.heads; ++h) sum += load_up_to<float>(of_token + h * a.head_dim + d, n);
-      squares += sum * sum;
       store_up_to<float>(row + d, sum, n);
     });
-    const float norm = __builtin_sqrtf(sum_across<float>(squares)), inverse = 1 / (norm > 1e-12f ? norm : 1e-12f);
-    for_each_vector<float>(a.head_dim, [&](int64_t d, int64_t n) __attribute__((always_inline)) {
-      store_up_to<float>(row + d, load_up_to<float>(row + d, n) * inverse, n);
-    });
+    divide_by_norm(row, a.head_dim, 1);
   }
 }
 

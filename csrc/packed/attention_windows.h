@@ -23,21 +23,6 @@ struct GatheredHead {
   float* terms;  // [tokens, height + width] or null
 };
 
-// Divides a row by its norm, as torch.nn.functional.normalize, and multiplies it by a factor.
-template <typename T>
-VITFAST_INLINE void normalize_row(T* x, int64_t size, float factor) {
-  Vector<float> squares{};
-  for_each_vector<float>(size, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
-    const Vector<float> v = load_up_to<float>(x + i, n);
-    squares += v * v;
-  });
-  const float norm = __builtin_sqrtf(sum_lanes(squares));
-  factor /= norm > 1e-12f ? norm : 1e-12f;
-  for_each_vector<float>(size, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
-    store_up_to<float>(x + i, load_up_to<float>(x + i, n) * factor, n);
-  });
-}
-
 // Index in the image of a token of a window; -1: padding.
 VITFAST_INLINE int64_t token_at(const PackedAttention& a, int64_t window, int64_t i) {
   return a.windows.tokens == nullptr ? i : a.windows.tokens[window % a.windows.count * a.tokens + i];
@@ -65,7 +50,7 @@ void gather_head_of(const PackedAttention& a, int64_t window, int64_t head, T* o
       } else {
         std::memset(out, 0, size_t(size) * sizeof(T));
       }
-      if (a.cosine != nullptr && part < 2) normalize_row(out, size, part == 0 ? a.cosine[head] : 1.0f);
+      if (a.cosine != nullptr && part < 2) divide_by_norm(out, size, part == 0 ? a.cosine[head] : 1.0f);
     }
   }
 }

@@ -84,34 +84,6 @@ constexpr int64_t operand_stride(Precision precision, int64_t k) {
   return ceil_div(operand_words(precision, k), 16) * 16 + 16;
 }
 
-#if VITFAST_VECTOR_BYTES == 64
-// Reduces a vector by halves with join(a, b); GCC 12 warns about its own _mm512_reduce_max_ps.
-template <typename Join>
-VITFAST_INLINE float join_lanes(Vector<float> v, const Join& join) {
-  const __m256 lower = _mm512_maskz_extractf32x8_ps(__mmask8(-1), (__m512)v, 0);
-  const __m256 eight = join(lower, _mm512_maskz_extractf32x8_ps(__mmask8(-1), (__m512)v, 1));
-  const __m256 four = join(eight, _mm256_permute2f128_ps(eight, eight, 1));
-  const __m256 two = join(four, _mm256_permute_ps(four, 0x4e));
-  return _mm256_cvtss_f32(join(two, _mm256_permute_ps(two, 0xb1)));
-}
-#endif
-
-VITFAST_INLINE float sum_lanes(Vector<float> v) {
-#if VITFAST_VECTOR_BYTES == 64
-  return join_lanes(v, [](__m256 a, __m256 b) __attribute__((always_inline)) { return a + b; });
-#else
-  return sum_across<float>(v);
-#endif
-}
-
-VITFAST_INLINE float largest_lane(Vector<float> v) {
-#if VITFAST_VECTOR_BYTES == 64
-  return join_lanes(v, [](__m256 a, __m256 b) __attribute__((always_inline)) { return _mm256_max_ps(a, b); });
-#else
-  return max_across<float>(v);
-#endif
-}
-
 // The largest magnitude of a row as bits: a NaN counts as the largest.
 VITFAST_INLINE float max_magnitude(const float* row, int64_t size) {
   Integers<float> largest{};

@@ -74,6 +74,20 @@ inline int64_t chained_workspace(const std::vector<Block>& blocks, int64_t rows)
   return most;
 }
 
+// A thread's memory while it runs blocks, at most `rows` rows at a time: the kernels' workspace, then q, k and v, then
+// the attended values.
+struct BlockMemory {
+  int64_t qkv, attended, bytes;
+};
+
+inline BlockMemory block_memory(const std::vector<Block>& blocks, int64_t rows) {
+  const PackedAttention& a = blocks[0].attention;
+  const auto aligned = [](int64_t bytes) { return ceil_div(bytes, 64) * 64; };
+  const int64_t width = a.heads * a.head_dim, qkv = aligned(chained_workspace(blocks, rows));
+  const int64_t attended = qkv + aligned(rows * 3 * width * bytes_of(a.qkv_type));
+  return {qkv, attended, attended + aligned(rows * width * bytes_of(a.out_type))};
+}
+
 inline void project(const Block& b, Range rows, char* memory) {
   packed_kernels().linear(b.qkv, rows, {0, panel_count(b.qkv.weight.n)}, memory);
 }

@@ -28,16 +28,15 @@ Block from_row(Block b, int64_t row, char* qkv, char* attended) {
 // and there is no barrier.
 void run_by_images(const std::vector<Block>& blocks, int64_t images, int64_t group, int64_t threads) {
   const PackedAttention& a = blocks[0].attention;
-  const int64_t tokens = a.image_tokens(), rows = group * tokens, width = a.heads * a.head_dim;
-  const int64_t work_bytes = ceil_div(chained_workspace(blocks, rows), 64) * 64;
-  const int64_t qkv_bytes = ceil_div(rows * 3 * width * bytes_of(a.qkv_type), 64) * 64;
-  const Workspace workspace(work_bytes + qkv_bytes + rows * width * bytes_of(a.out_type), threads);
+  const int64_t tokens = a.image_tokens();
+  const BlockMemory layout = block_memory(blocks, group * tokens);
+  const Workspace workspace(layout.bytes, threads);
   for_each_part(threads, images, workspace, [&](Range part, char* memory) {
     for (const Block& block : blocks) {
       for (int64_t image = part.begin; image < part.end; image += group) {
         const int64_t images_now = std::min(part.end - image, group);
         const Range group_rows{0, images_now * tokens};
-        const Block b = from_row(block, image * tokens, memory + work_bytes, memory + work_bytes + qkv_bytes);
+        const Block b = from_row(block, image * tokens, memory + layout.qkv, memory + layout.attended);
         project(b, group_rows, memory);
         attend_and_mix(b, {0, images_now * a.windows.count * a.tokens}, group_rows, memory);
       }

@@ -79,18 +79,12 @@ void merge_image(const MergingBlocks& m, size_t i, const Block& b, int64_t image
 // Each thread runs its images through all blocks, a few at a time through each; with fewer tokens these are more.
 void run_by_images(const MergingBlocks& m, int64_t images, int64_t threads) {
   const PackedKernels& kernels = packed_kernels();
-  const PackedAttention& a = m.blocks[0].attention;
-  const int64_t rows = std::max(kernels.rows_at_a_time, m.tokens), width = a.heads * a.head_dim;
-  const auto aligned = [](int64_t bytes) { return ceil_div(bytes, 64) * 64; };
-  const int64_t work_bytes = aligned(chained_workspace(m.blocks, rows));
-  const int64_t qkv_bytes = aligned(rows * 3 * width * bytes_of(a.qkv_type));
-  const int64_t attended_bytes = aligned(rows * width * bytes_of(a.out_type));
-  const int64_t mixed_bytes = rows * m.channels * int64_t(sizeof(float));
-  const Workspace workspace(work_bytes + qkv_bytes + attended_bytes + mixed_bytes, threads);
+  const int64_t rows = std::max(kernels.rows_at_a_time, m.tokens);
+  const BlockMemory layout = block_memory(m.blocks, rows);
+  const Workspace workspace(layout.bytes + rows * m.channels * int64_t(sizeof(float)), threads);
   for_each_part(threads, images, workspace, [&](Range part, char* memory) {
-    char* const qkv = memory + work_bytes;
-    char* const attended = qkv + qkv_bytes;
-    const Buffers buffers{qkv, attended, reinterpret_cast<float*>(attended + attended_bytes)};
+    const Buffers buffers{
+        memory + layout.qkv, memory + layout.attended, reinterpret_cast<float*>(memory + layout.bytes)};
     for (size_t i = 0; i < m.blocks.size(); ++i) {
       const int64_t tokens = m.tokens_before(i), group = std::max(kernels.rows_at_a_time / tokens, int64_t(1));
       for (int64_t image = part.begin; image < part.end; image += group) {
@@ -183,7 +177,7 @@ std::tuple<Tensor, Tensor, Tensor> packed_merging_blocks(
   m.step = static_cast<int64_t*>(step.mutable_data_ptr());
   for (int64_t t = 0; t < all; ++t) {
     m.sizes[0][t] = given == nullptr ? 1 : given[t];
-    m.key_bias[t] = std::log(m.sizes[0][t]);
+    if (m.has_sizes) m.key_bias[t] = std::log(given[t]);
     m.places[t] = t % tokens;
   }
   const int64_t threads = shared.threads(all, parameters[gate].has_value());

@@ -83,6 +83,13 @@ def _blocks_flops(
     return len(parameters) // len(names) * (attention + mlp)
 
 
+def _fake_merge(x: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    batch, tokens, channels = x.shape
+    kept = tokens - count
+    places = x.new_empty((batch, tokens), dtype=torch.int64)
+    return x.new_empty((batch, kept, channels)), x.new_empty((batch, kept)), places
+
+
 def _tokens_of_blocks(tokens: int, blocks: int, count: int, prefix: int) -> list[int]:
     """Number of tokens before each block that merges ``count`` of them, and after the last one."""
     numbers = [tokens]
@@ -94,10 +101,8 @@ def _tokens_of_blocks(tokens: int, blocks: int, count: int, prefix: int) -> list
 def _fake_merging_blocks(
     x: Tensor, parameters: Sequence[Tensor | None], count: int, prefix: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    batch, tokens, channels = x.shape
-    left = _tokens_of_blocks(tokens, len(parameters) // len(BlockParameters._fields), count, prefix)[-1]
-    places = x.new_empty((batch, tokens), dtype=torch.int64)
-    return x.new_empty((batch, left, channels)), x.new_empty((batch, left)), places
+    blocks = len(parameters) // len(BlockParameters._fields)
+    return _fake_merge(x, x.shape[1] - _tokens_of_blocks(x.shape[1], blocks, count, prefix)[-1])
 
 
 def _merging_blocks_flops(
@@ -151,13 +156,6 @@ def _split_linear_flops(
     images: Sequence[int], patch: Sequence[int], stride: Sequence[int], padding: Sequence[int], n: int
 ) -> int:
     return gemm_flops((*images[:2], *_split_grid(images, patch, stride, padding), *patch), n)
-
-
-def _fake_merge(x: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    batch, tokens, channels = x.shape
-    kept = tokens - count
-    places = x.new_empty((batch, tokens), dtype=torch.int64)
-    return x.new_empty((batch, kept, channels)), x.new_empty((batch, kept)), places
 
 
 def _fake_performer(kqv: Tensor) -> Tensor:

@@ -17,8 +17,7 @@ from vitfast.inference.cpu.packed_layers import PackedTokenMerging
 from vitfast.inference.modules.token_merging import MergedTokens, TokenMerging
 from vitfast.ops.library import has_kernel
 
-HAS_KERNEL = has_kernel("packed", "cpu")
-LAYERS = [TokenMerging, *([PackedTokenMerging] if HAS_KERNEL else [])]
+LAYERS = [TokenMerging, *([PackedTokenMerging] if has_kernel("packed", "cpu") else [])]
 
 
 def model_with(**fields: object) -> nn.Module:
