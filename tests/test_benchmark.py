@@ -214,6 +214,7 @@ def test_names_of_peers():
             load_options(BenchmarkOptions, arguments, "benchmark").check()
 
 
+@pytest.mark.slow
 def test_peers_give_table_results_and_chart(tmp_path, capsys):
     path = tmp_path / "engines.json"
     arguments = ["model=vit_nano_patch2_8", "batch=1", "seconds=0.01", "device=cpu", "peers=eager,openvino"]

@@ -108,6 +108,7 @@ def test_the_other_formats_hold_the_same(weights, photos, tmp_path, format):
         assert np.load(tmp_path / "b" / "img_emb" / "img_emb_00001.npy").shape == (5, 192)
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_to_the_same_files(weights, photos, tmp_path):
     _, options = weights
     arguments = [*options, f"images={photos}", "shard_size=4", "batch_size=2", "threads=1"]

@@ -81,6 +81,7 @@ def test_the_commands_at_the_end_run(tmp_path, capsys, monkeypatch):
     assert run_dir.with_name(f"{run_dir.name}-seed1").is_dir()
 
 
+@pytest.mark.slow
 def test_a_model_of_timm_in_every_command(tmp_path, capsys):
     """Train, resume, fine-tune at another size, evaluate, predict, quantize."""
     from vitfast.evaluate import main as evaluate

@@ -87,6 +87,7 @@ def test_a_library_without_the_architecture_is_left_out_with_the_reason(monkeypa
     assert "pip install timm" in left_out["timm"]
 
 
+@pytest.mark.slow
 def test_engines_run_in_processes_and_agree_with_the_source(monkeypatch):
     monkeypatch.setitem(ENGINES, "compile", {"broken": Configuration(int, ("int8",))})
     monkeypatch.setitem(ENGINES, "openvino", {"latency": ENGINES["openvino"]["latency"]})  # each takes 7 s

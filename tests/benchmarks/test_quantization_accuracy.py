@@ -27,6 +27,7 @@ def last_test(folder: Path, name: str) -> dict:
     return next(line for line in lines if line["split"] == "test")
 
 
+@pytest.mark.slow
 def test_two_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = ("seeds=[0,1]", "formats=[FP16_16,PyTorchINT8]", "aware=[INT8]")
     assert accuracy.run_accuracy_benchmark(options(tmp_path, *small)) == 0

@@ -13,6 +13,7 @@ from PIL import Image
 import vitfast
 from support.accelerable import accelerable, sample_images, tensors_of
 from support.resident import STATM, resident_mib
+from support.slow import slow
 from support.subprocesses import run_python
 
 KINDS = [
@@ -154,11 +155,8 @@ def test_copies_and_pickles_compute_the_same(kind, precision):
         *(("vitfast: vit", precision) for precision in PRECISIONS),
         ("vitfast: convit", "bf16"),
         ("timm: LayerScale, registers", "bf16"),
-        ("transformers: ViTForImageClassification", "bf16"),
-        ("vitfast: distilled", "int8"),
-        pytest.param("vitfast: t2t", "bf16", marks=pytest.mark.slow),
-        pytest.param("torchvision", "bf16", marks=pytest.mark.slow),
-        pytest.param("vitfast: dvt over deit", "int8", marks=pytest.mark.slow),
+        *slow([("transformers: ViTForImageClassification", "bf16"), ("vitfast: distilled", "int8")]),
+        *slow([("vitfast: t2t", "bf16"), ("torchvision", "bf16"), ("vitfast: dvt over deit", "int8")]),
     ],
 )
 def test_it_compiles_as_one_graph_and_exports(kind, precision):

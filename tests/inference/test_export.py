@@ -39,6 +39,7 @@ def test_pt2_takes_any_batch(kind, accelerated, tmp_path):
         torch.testing.assert_close(tensors_of(program(images[:batch])), expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_pt2_runs_without_vitfast(tmp_path):
     fast = vitfast.accelerate(accelerable("vitfast: vit"), "bf16")
     images = sample_images(accelerable("vitfast: vit"), 3)

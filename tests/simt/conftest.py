@@ -10,7 +10,7 @@ RESULTS = ["plain", pytest.param("cuda", marks=pytest.mark.cuda)]
 CHECKS = ["address", "race"]
 
 
-@pytest.fixture(params=[*RESULTS, *CHECKS])
+@pytest.fixture(params=[*RESULTS, *slow(CHECKS)])
 def simt_variant(request: pytest.FixtureRequest) -> str:
     """How the program is built: plain, by nvcc for the GPU at hand, with AddressSanitizer, or with the race check."""
     return str(request.param)

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from support import simt
-from support.slow import slow
 from vitfast import ops
 from vitfast.formats import FloatFormat
 from vitfast.ops.rounding import FIXED_OVERFLOW_CODES, QTORCH_NEAREST, ROUNDING_CODES, float_rounding
@@ -26,12 +25,6 @@ FORMATS = {
     "ieee_8_10": FloatFormat.ieee(8, 10),
 }
 SEED = 1234567890123
-
-
-@pytest.fixture(params=["plain", pytest.param("cuda", marks=pytest.mark.cuda), "address", *slow(["race"])])
-def simt_variant(request: pytest.FixtureRequest) -> str:
-    """The race check looks at shared memory, which these kernels do not use: it is slow here."""
-    return str(request.param)
 
 
 def every_kind_of_number(dtype: torch.dtype, count: int) -> Tensor:

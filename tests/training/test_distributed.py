@@ -57,7 +57,7 @@ def metrics(run_dir) -> list[dict]:
 @pytest.mark.parametrize(
     ("options", "world"),
     [
-        (("data.batch_size=7", "train.accumulate=2"), 3),  # three images, two and two
+        (("data.batch_size=31", "train.accumulate=2"), 3),  # eleven images, ten and ten
         (("data.batch_size=64", "train.shard=true"), 2),
         *slow([((), 2), (("data.batch_size=1",), 2)]),
     ],
@@ -104,6 +104,7 @@ def test_a_stopped_run_goes_on_bit_by_bit(train, options):
     assert differences(content(whole), content(stopped)) == []
 
 
+@pytest.mark.slow
 def test_stopped_in_the_evaluation(train):
     whole = train("whole", *DRAWING)
     stopped = train("stopped", *DRAWING, code=143, interruptions=[(Interruption("evaluation", 1),)])

@@ -129,7 +129,7 @@ def test_errors_are_raised_before_the_run_directory_is_created(tmp_path, train_t
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("options", [FP16_16, INT8], ids=["fp16_16", "int8 calibrated"])
+@pytest.mark.parametrize("options", [*slow([(FP16_16,)]), INT8], ids=["fp16_16", "int8 calibrated"])
 def test_two_ranks_end_as_one(tmp_path, training_server, options):
     arguments = [*TINY_RUN, "train.threads=1", "optim.ema_decay=0.9", "data.batch_size=250", *options]
     alone, together = tmp_path / "alone", tmp_path / "together"

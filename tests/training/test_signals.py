@@ -13,6 +13,7 @@ import pytest
 
 from support.interruption import Interruption
 from support.run_content import content, differences
+from support.slow import slow
 from support.subprocesses import LIMIT_S, python_environment
 from support.tiny_run import RICH, TINY_RUN
 from support.training_server import living_processes
@@ -51,7 +52,7 @@ def interrupted(tmp_path, training_server, undisturbed):
     return check
 
 
-@pytest.mark.parametrize("times", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("times", [*slow([1]), 2])
 def test_in_the_middle_of_an_epoch(interrupted, times):
     interrupted(Interruption("step", 3, times=times), step=3)
 
@@ -60,13 +61,13 @@ def test_ctrl_c(interrupted):
     interrupted(Interruption("step", 3, number=signal.SIGINT, to_group=True), step=3)
 
 
-@pytest.mark.parametrize(("batch", "step"), [(1, 6), (3, 12)])
+@pytest.mark.parametrize(("batch", "step"), [*slow([(1, 6)]), (3, 12)])
 def test_during_the_evaluation(interrupted, batch, step):
     """The validation after the first epoch, and the first of two batches of the test at the end."""
     interrupted(Interruption("evaluation", batch), step=step)
 
 
-@pytest.mark.parametrize("flush", [*(pytest.param(flush, marks=pytest.mark.slow) for flush in (1, 2, 3, 4, 5)), 6])
+@pytest.mark.parametrize("flush", [*slow([1, 2, 3, 4, 5]), 6])
 def test_while_a_checkpoint_is_saved(interrupted, flush):
     """Four files, the folder, and the run's folder after the renaming: six flushes."""
     interrupted(Interruption("save", flush), step=6)
@@ -88,7 +89,7 @@ def test_second_ctrl_c_while_saving(tmp_path, training_server, undisturbed):
     assert not list(run_dir.glob(".*"))
 
 
-@pytest.mark.parametrize("to_group", [False, True])
+@pytest.mark.parametrize("to_group", [*slow([False]), True])
 def test_with_workers(interrupted, to_group):
     interrupted(Interruption("step", 2, to_group=to_group), options=("data.workers=2",), step=2)
 

@@ -88,6 +88,7 @@ def test_knn_in_training_is_that_of_evaluate(whole_run, capsys):
     assert json.loads(capsys.readouterr().out)["knn"] == rows(whole_run)[-1]["knn"]
 
 
+@pytest.mark.slow
 def test_the_loss_leaves_that_of_uniform_predictions(tmp_path, train_tiny):
     options = ["schedule.epochs=5", "optim.lr=0.003", "data.batch_size=64", "swav.queue_length=0"]
     scales = "data.augment.crop_scales=[0.5,1,0.2,0.5]"
@@ -97,7 +98,7 @@ def test_the_loss_leaves_that_of_uniform_predictions(tmp_path, train_tiny):
     assert found[4]["loss"] < math.log(PROTOTYPES) - 0.2
 
 
-@pytest.mark.parametrize("stop_step", [1, STEPS_PER_EPOCH, *slow([2, STEPS_PER_EPOCH + 2])])
+@pytest.mark.parametrize("stop_step", [STEPS_PER_EPOCH, *slow([1, 2, STEPS_PER_EPOCH + 2])])
 def test_interrupted_after_any_step(tmp_path, train_tiny, whole_run, stop_step):
     """Before and after the prototypes are trained, and the queue is filled and used."""
     run_dir = tmp_path / "interrupted"
@@ -108,6 +109,7 @@ def test_interrupted_after_any_step(tmp_path, train_tiny, whole_run, stop_step):
     assert differences(content(whole_run), content(run_dir)) == []
 
 
+@pytest.mark.slow
 def test_two_ranks_resume_exactly(tmp_path, training_server):
     options = [*TINY_RUN, *SWAV]
 
@@ -123,7 +125,7 @@ def test_two_ranks_resume_exactly(tmp_path, training_server):
     assert differences(content(tmp_path / "whole"), content(tmp_path / "cut")) == []
 
 
-@pytest.mark.parametrize("head", [["swav.projection=[8]"], ["swav.projection=[16,8]", "train.sync_bn=0"]])
+@pytest.mark.parametrize("head", [*slow([["swav.projection=[8]"]]), ["swav.projection=[16,8]", "train.sync_bn=0"]])
 def test_the_gradient_of_two_ranks_is_that_of_one_process(tmp_path, train_tiny, training_server, head):
     """A projection of one layer has no BatchNorm, whose statistics would be those of each rank without sync_bn."""
     options = [*SWAV, *head, "swav.freeze_prototypes_steps=0", "schedule.steps=1"]

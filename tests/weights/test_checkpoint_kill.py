@@ -50,7 +50,7 @@ RANDOM_MOMENTS = """
 """
 
 
-@pytest.mark.parametrize("trials", [15, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("trials", [8, pytest.param(200, marks=pytest.mark.slow)])
 def test_at_random_moments(tmp_path, trials):
     finished = run_python("-c", textwrap.dedent(RANDOM_MOMENTS), str(tmp_path), str(trials), OMP_NUM_THREADS="1")
     assert finished.returncode == 0, finished.stderr
