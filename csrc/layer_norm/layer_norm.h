@@ -20,7 +20,7 @@ struct LayerNormForward {
   const void* bias;      // [C] of parameter_type, or null
   void* summed;          // [rows, C]; used with residual
   void* y;               // [rows, C]
-  void* mean;            // [rows]
+  void* mean;            // [rows]; on the CPU it may be null, as may rstd
   void* rstd;            // [rows]
   int64_t channels;
   int64_t rows;
@@ -29,6 +29,7 @@ struct LayerNormForward {
   const FloatRounding* round_sum;      // of x + residual
   const FloatRounding* round_operand;  // of the input of the normalization
   const FloatRounding* round_result;   // of y
+  const void* added = nullptr;         // [rows, C] or null: added to y, on the CPU only and without round_result
 };
 
 // With g = grad_y * weight and x̂ = (x - mean) * rstd: grad_x = rstd * (g - average(g) - x̂ * average(g x̂)).

@@ -39,6 +39,7 @@ void layer_norm_forward_rows(const LayerNormForward& a, int64_t begin, int64_t e
     const T* x = static_cast<const T*>(a.x) + r * channels;
     const T* residual = a.residual == nullptr ? nullptr : static_cast<const T*>(a.residual) + r * channels;
     T* summed = a.residual == nullptr ? nullptr : static_cast<T*>(a.summed) + r * channels;
+    const T* added = a.added == nullptr ? nullptr : static_cast<const T*>(a.added) + r * channels;
     T* y = static_cast<T*>(a.y) + r * channels;
 
     Vector<C> sum;
@@ -74,6 +75,7 @@ void layer_norm_forward_rows(const LayerNormForward& a, int64_t begin, int64_t e
       Vector<C> v = (load(row + i) - mean) * rstd;
       if (weight != nullptr) v *= load_up_to<C>(weight + i, count);
       if (bias != nullptr) v += load_up_to<C>(bias + i, count);
+      if (added != nullptr) v += load_up_to<C>(added + i, count);
       if (a.round_result == nullptr) {
         store_up_to<C>(y + i, v, count);
       } else {
@@ -86,8 +88,10 @@ void layer_norm_forward_rows(const LayerNormForward& a, int64_t begin, int64_t e
         store_up_to<C>(y + i, load(row + i), count);
       });
     }
-    static_cast<C*>(a.mean)[r] = mean;
-    static_cast<C*>(a.rstd)[r] = rstd;
+    if (a.mean != nullptr) {
+      static_cast<C*>(a.mean)[r] = mean;
+      static_cast<C*>(a.rstd)[r] = rstd;
+    }
   }
 }
 

@@ -1,10 +1,12 @@
-// Pre-norm blocks with packed weights: their parameters and layers, and the parts of a block that a thread runs.
+// Blocks with packed weights: their parameters and layers, and the parts of a block that a thread runs.
 
 #pragma once
 
 #include <algorithm>
 #include <vector>
 
+#include "csrc/cpu/kernels.h"
+#include "csrc/layer_norm/layer_norm.h"
 #include "csrc/packed/attention_arguments.h"
 #include "csrc/packed/packed_parallel.h"
 
@@ -51,12 +53,17 @@ inline void run_attention(const PackedAttention& a, int64_t images) {
   run_attention(a, images, 0, [](PackedAttention&, int64_t, int64_t, char*) {});
 }
 
-// The layers of a block, in order.
+// The layers of a block, in order. In a post-norm block proj and mlp have no residual: norm1 and norm2 normalize their
+// results and add it.
 struct Block {
   PackedLinear qkv;
   PackedAttention attention;
   PackedLinear proj;
   PackedMlp mlp;
+  bool is_post_norm;
+  LayerNormForward norm1, norm2;
+  const float* x = nullptr;  // the residual stream before the block
+  float* out = nullptr;      // and after it
 };
 
 // Workspace of a thread that runs at most `rows` rows through the blocks.
@@ -74,10 +81,19 @@ inline int64_t chained_workspace(const std::vector<Block>& blocks, int64_t rows)
   return most;
 }
 
-// A thread's memory while it runs blocks, at most `rows` rows at a time: the kernels' workspace, then q, k and v, then
-// the attended values.
+// What a block computes in between: q, k and v, the attended values, and in post-norm blocks what is normalized.
+struct Intermediate {
+  char *qkv, *attended;
+  float* unnormalized;
+};
+
+// A thread's memory while it runs blocks, at most `rows` rows at a time: the kernels' workspace, then the intermediate
+// results.
 struct BlockMemory {
-  int64_t qkv, attended, bytes;
+  int64_t qkv, attended, unnormalized, bytes;
+  Intermediate intermediate(char* memory) const {
+    return {memory + qkv, memory + attended, reinterpret_cast<float*>(memory + unnormalized)};
+  }
 };
 
 inline BlockMemory block_memory(const std::vector<Block>& blocks, int64_t rows) {
@@ -85,7 +101,9 @@ inline BlockMemory block_memory(const std::vector<Block>& blocks, int64_t rows) 
   const auto aligned = [](int64_t bytes) { return ceil_div(bytes, 64) * 64; };
   const int64_t width = a.heads * a.head_dim, qkv = aligned(chained_workspace(blocks, rows));
   const int64_t attended = qkv + aligned(rows * 3 * width * bytes_of(a.qkv_type));
-  return {qkv, attended, attended + aligned(rows * width * bytes_of(a.out_type))};
+  const int64_t unnormalized = attended + aligned(rows * width * bytes_of(a.out_type));
+  const int64_t channels = blocks[0].is_post_norm ? blocks[0].proj.weight.n : 0;
+  return {qkv, attended, unnormalized, unnormalized + aligned(rows * channels * int64_t(sizeof(float)))};
 }
 
 inline void project(const Block& b, Range rows, char* memory) {
@@ -95,9 +113,14 @@ inline void project(const Block& b, Range rows, char* memory) {
 // `attention_rows`: the rows of attention, which are those of windows.
 inline void attend_and_mix(const Block& b, Range attention_rows, Range rows, char* memory) {
   const PackedKernels& kernels = packed_kernels();
+  const auto normalize = [&](const LayerNormForward& norm) {
+    if (b.is_post_norm) cpu_kernels().layer_norm_forward(norm, rows.begin, rows.end);
+  };
   kernels.attention(b.attention, attention_rows, {0, b.attention.heads}, memory);
   kernels.linear(b.proj, rows, {0, panel_count(b.proj.weight.n)}, memory);
+  normalize(b.norm1);
   kernels.mlp(b.mlp, rows, memory);
+  normalize(b.norm2);
 }
 
 // Number of images that a thread runs at a time, or 0 if the images do not divide evenly among the threads.
@@ -127,6 +150,7 @@ enum Parameter : size_t {
   fc2,  // [C, hidden]
   fc2_bias,
   scale2,
+  cosine,  // [H]
   parameter_count
 };
 
@@ -137,6 +161,7 @@ struct BlockSizes {
   Activation activation;
   Precision precision;
   double eps1, eps2, attention_scale;
+  bool is_post_norm;
 
   int64_t width() const { return heads * head_dim; }
   Type type() const { return attention_type(precision); }
@@ -158,7 +183,8 @@ inline BlockSizes block_sizes(
     double attention_scale,
     int64_t hidden,
     const std::string& activation,
-    const std::string& precision) {
+    const std::string& precision,
+    bool is_post_norm = false) {
   STD_TORCH_CHECK(
       x.dim() == 3 && x.scalar_type() == ScalarType::Float && x.is_contiguous(),
       op,
@@ -182,7 +208,8 @@ inline BlockSizes block_sizes(
       precision_of(op, precision),
       eps1,
       eps2,
-      attention_scale};
+      attention_scale,
+      is_post_norm};
 }
 
 // The block whose parameters start at `first`, without positions; `connect` sets what it reads and writes.
@@ -197,12 +224,27 @@ inline Block block_of(const BlockSizes& sizes, const std::vector<std::optional<T
     STD_TORCH_CHECK(given(place).has_value(), op, ": ", name, " is missing in block ", first / parameter_count);
     return packed_weight(op, name, *given(place), n, k, sizes.precision, given(its_bias));
   };
-  return {
+  const auto norm_before = [&](const float* gamma, const float* beta, double eps) {
+    return sizes.is_post_norm ? Norm{} : Norm{true, gamma, beta, eps};
+  };
+  const auto norm_after = [&](const float* gamma, const float* beta, double eps) {
+    LayerNormForward norm{Type::float32, Type::float32};
+    norm.weight = gamma;
+    norm.bias = beta;
+    norm.channels = channels;
+    norm.eps = eps;
+    return norm;
+  };
+  const float* const gamma1 = vector("norm1_weight", norm1_weight);
+  const float* const beta1 = vector("norm1_bias", norm1_bias);
+  const float* const gamma2 = vector("norm2_weight", norm2_weight);
+  const float* const beta2 = vector("norm2_bias", norm2_bias);
+  Block b{
       {weight("qkv", qkv, 3 * width, channels, qkv_bias),
        {Type::float32, nullptr, channels},
        sizes.type(),
        nullptr,
-       {true, vector("norm1_weight", norm1_weight), vector("norm1_bias", norm1_bias), sizes.eps1}},
+       norm_before(gamma1, beta1, sizes.eps1)},
       {sizes.type(),
        nullptr,
        sizes.out_type(),
@@ -222,23 +264,40 @@ inline Block block_of(const BlockSizes& sizes, const std::vector<std::optional<T
       {weight("fc1", fc1, hidden, channels, fc1_bias),
        weight("fc2", fc2, channels, hidden, fc2_bias),
        {Type::float32, nullptr, channels},
-       {true, vector("norm2_weight", norm2_weight), vector("norm2_bias", norm2_bias), sizes.eps2},
+       norm_before(gamma2, beta2, sizes.eps2),
        sizes.activation,
        vector("scale2", scale2),
        nullptr,
        nullptr,
-       gate_of(op, given(gate), given(gate_bias), hidden, channels, sizes.precision)}};
+       gate_of(op, given(gate), given(gate_bias), hidden, channels, sizes.precision)},
+      sizes.is_post_norm,
+      norm_after(gamma1, beta1, sizes.eps1),
+      norm_after(gamma2, beta2, sizes.eps2)};
+  b.attention.cosine = floats_or_null(op, "cosine", given(cosine), {sizes.heads});
+  return b;
 }
 
-// Sets what a block reads and writes: the residual stream before and after it, q, k and v, and the attended values.
-inline void connect(Block& b, const float* x, float* out, char* qkv, char* attended) {
-  b.qkv.x.data = b.proj.residual = x;
-  b.qkv.out = qkv;
-  b.attention.qkv = qkv;
-  b.attention.out = attended;
-  b.proj.x.data = attended;
-  b.proj.out = out;
-  b.mlp.x.data = b.mlp.residual = b.mlp.out = out;
+// Sets what a block reads and writes: the residual stream before and after it, and the intermediate results.
+inline void connect(Block& b, const float* x, float* out, const Intermediate& between) {
+  b.x = x;
+  b.out = out;
+  b.qkv.x.data = x;
+  b.qkv.out = between.qkv;
+  b.attention.qkv = between.qkv;
+  b.attention.out = between.attended;
+  b.proj.x.data = between.attended;
+  b.mlp.x.data = out;
+  if (b.is_post_norm) {
+    b.proj.out = b.mlp.out = between.unnormalized;
+    b.norm1.x = b.norm2.x = between.unnormalized;
+    b.norm1.y = b.norm2.y = out;
+    b.norm1.added = x;
+    b.norm2.added = out;
+  } else {
+    b.proj.out = b.mlp.out = out;
+    b.proj.residual = x;
+    b.mlp.residual = out;
+  }
 }
 
 }  // namespace vitfast

@@ -17,10 +17,10 @@ void run_by_rows(const std::vector<Block>& blocks, int64_t rows, int64_t threads
   }
 }
 
-// The block that starts at `row` of x and out, with qkv and the attended values in the given buffers.
-Block from_row(Block b, int64_t row, char* qkv, char* attended) {
+// The block that starts at `row` of x and out, with its intermediate results in the given buffers.
+Block from_row(Block b, int64_t row, const Intermediate& between) {
   const int64_t offset = row * b.qkv.weight.k;
-  connect(b, static_cast<const float*>(b.qkv.x.data) + offset, b.mlp.out + offset, qkv, attended);
+  connect(b, b.x + offset, b.out + offset, between);
   return b;
 }
 
@@ -36,7 +36,7 @@ void run_by_images(const std::vector<Block>& blocks, int64_t images, int64_t gro
       for (int64_t image = part.begin; image < part.end; image += group) {
         const int64_t images_now = std::min(part.end - image, group);
         const Range group_rows{0, images_now * tokens};
-        const Block b = from_row(block, image * tokens, memory + layout.qkv, memory + layout.attended);
+        const Block b = from_row(block, image * tokens, layout.intermediate(memory));
         project(b, group_rows, memory);
         attend_and_mix(b, {0, images_now * a.windows.count * a.tokens}, group_rows, memory);
       }
@@ -46,10 +46,15 @@ void run_by_images(const std::vector<Block>& blocks, int64_t images, int64_t gro
 
 // Runs one stage after the other, each split among all threads.
 void run_by_stages(const Block& b, int64_t rows) {
+  const auto normalize = [&](const LayerNormForward& norm) {
+    if (b.is_post_norm) parallel(rows, norm.channels, cpu_kernels().layer_norm_forward, norm);
+  };
   run_linear(b.qkv, rows);
   run_attention(b.attention, rows / b.attention.image_tokens());
   run_linear(b.proj, rows);
+  normalize(b.norm1);
   run_mlp(b.mlp, rows);
+  normalize(b.norm2);
 }
 
 // Multiplications of the thread that has the most of them, in a GEMM.
@@ -98,16 +103,16 @@ Tensor packed_blocks(
     std::string precision,
     const std::optional<Tensor>& rotary,  // [H or 1, at most N, 2, D]
     bool is_interleaved,
-    const std::optional<Tensor>& bias,         // [patterns, H, n, n]
-    const std::optional<Tensor>& windows,      // [W, n]
-    const std::optional<Tensor>& patterns,     // [W]
-    const std::optional<Tensor>& lengths,      // [W]
-    const std::optional<Tensor>& row_terms,    // [D, 2 height - 1]
-    const std::optional<Tensor>& column_terms  // [D, 2 width - 1]
-) {
+    const std::optional<Tensor>& bias,          // [patterns, H, n, n]
+    const std::optional<Tensor>& windows,       // [W, n]
+    const std::optional<Tensor>& patterns,      // [W]
+    const std::optional<Tensor>& lengths,       // [W]
+    const std::optional<Tensor>& row_terms,     // [D, 2 height - 1]
+    const std::optional<Tensor>& column_terms,  // [D, 2 width - 1]
+    bool is_post_norm) {
   constexpr const char* op = "packed_blocks";
-  const BlockSizes sizes =
-      block_sizes(op, x, parameters, eps1, eps2, heads, head_dim, attention_scale, hidden, activation, precision);
+  const BlockSizes sizes = block_sizes(
+      op, x, parameters, eps1, eps2, heads, head_dim, attention_scale, hidden, activation, precision, is_post_norm);
   const int64_t rows = x.size(0) * sizes.tokens, width = sizes.width();
   const Tensor out = new_tensor(x, sizes_of(x));
   if (rows == 0) return out;
@@ -119,6 +124,7 @@ Tensor packed_blocks(
   const int64_t buffers = by_rows && count > 1 ? 2 : 1;
   const Tensor qkv_rows = new_tensor({buffers, shared_rows, 3 * width}, scalar_type(sizes.type()));
   const Tensor attended = new_tensor({shared_rows, width}, scalar_type(sizes.out_type()));
+  const Tensor unnormalized = new_tensor({is_post_norm ? shared_rows : 0, sizes.channels}, ScalarType::Float);
   auto* const out_data = static_cast<float*>(out.mutable_data_ptr());
 
   std::vector<Block> blocks;
@@ -127,7 +133,14 @@ Tensor packed_blocks(
     const float* const input = i == 0 ? static_cast<const float*>(x.const_data_ptr()) : out_data;
     char* const buffer = static_cast<char*>(qkv_rows.mutable_data_ptr()) +
                          int64_t(i) % buffers * shared_rows * 3 * width * bytes_of(sizes.type());
-    connect(b, input, out_data, buffer, static_cast<char*>(attended.mutable_data_ptr()));
+    connect(
+        b,
+        input,
+        out_data,
+        {buffer,
+         static_cast<char*>(attended.mutable_data_ptr()),
+         static_cast<float*>(unnormalized.mutable_data_ptr())});
+    STD_TORCH_CHECK(b.attention.cosine == nullptr || !rotary.has_value(), op, ": rotary cannot be used with cosine");
     b.attention.rotary = rotary_of(op, rotary, is_interleaved, sizes.tokens, heads, head_dim);
     set_windows(op, b.attention, bias, windows, patterns, lengths, row_terms, column_terms, b.qkv.weight.bias);
     blocks.push_back(b);

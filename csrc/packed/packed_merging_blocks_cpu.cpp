@@ -37,7 +37,7 @@ struct MergingBlocks {
 
 // Memory of some images' intermediate results.
 struct Buffers {
-  char *qkv, *attended;
+  Intermediate between;
   float* mixed;  // the residual stream between attention and merging
 };
 
@@ -45,7 +45,7 @@ struct Buffers {
 Block connected(const MergingBlocks& m, size_t i, int64_t first, int64_t image, const Buffers& buffers) {
   Block b = m.blocks[i];
   float* const result = m.result(i, first, image);
-  connect(b, m.input(i, first, image), m.counts[i] > 0 ? buffers.mixed : result, buffers.qkv, buffers.attended);
+  connect(b, m.input(i, first, image), m.counts[i] > 0 ? buffers.mixed : result, buffers.between);
   b.mlp.x.data = b.mlp.residual = b.mlp.out = result;
   return b;
 }
@@ -83,8 +83,7 @@ void run_by_images(const MergingBlocks& m, int64_t images, int64_t threads) {
   const BlockMemory layout = block_memory(m.blocks, rows);
   const Workspace workspace(layout.bytes + rows * m.channels * int64_t(sizeof(float)), threads);
   for_each_part(threads, images, workspace, [&](Range part, char* memory) {
-    const Buffers buffers{
-        memory + layout.qkv, memory + layout.attended, reinterpret_cast<float*>(memory + layout.bytes)};
+    const Buffers buffers{layout.intermediate(memory), reinterpret_cast<float*>(memory + layout.bytes)};
     for (size_t i = 0; i < m.blocks.size(); ++i) {
       const int64_t tokens = m.tokens_before(i), group = std::max(kernels.rows_at_a_time / tokens, int64_t(1));
       for (int64_t image = part.begin; image < part.end; image += group) {
@@ -111,8 +110,7 @@ void run_by_stages(const MergingBlocks& m, int64_t images) {
   const Tensor attended = new_tensor({rows, width}, scalar_type(a.out_type));
   const Tensor mixed = new_tensor({rows, m.channels}, ScalarType::Float);
   const Buffers buffers{
-      static_cast<char*>(qkv.mutable_data_ptr()),
-      static_cast<char*>(attended.mutable_data_ptr()),
+      {static_cast<char*>(qkv.mutable_data_ptr()), static_cast<char*>(attended.mutable_data_ptr()), nullptr},
       static_cast<float*>(mixed.mutable_data_ptr())};
   for (size_t i = 0; i < m.blocks.size(); ++i) {
     const Block b = connected(m, i, 0, 0, buffers);

@@ -16,6 +16,7 @@ from support import packed_plain as plain
 from support.packed_cases import (
     OPS,
     PRECISIONS,
+    block_arguments,
     block_parameters,
     check_attention,
     check_block,
@@ -32,10 +33,12 @@ from support.packed_cases import (
     on_threads,
     packed_block,
     packed_linear,
+    position_options,
 )
 from vitfast.inference.modules.position_bias import BiasTables
 from vitfast.layers import GridUpsample
 from vitfast.ops.library import has_kernel
+from vitfast.ops.packed import BlockParameters
 from vitfast.ops.tolerance import FORWARD_FACTOR, assert_as_accurate
 
 if not has_kernel("packed", "cpu"):
@@ -500,6 +503,40 @@ def test_the_number_of_threads_changes_no_bit_of_windows(precision: str) -> None
     assert all(torch.equal(result, results[0]) for result in results[1:])
 
 
+@pytest.mark.parametrize("images", [5, 1])
+@pytest.mark.parametrize("windows", [None, draw_windows((9, 7), (4, 3), (1, 2), 2)])
+@pytest.mark.parametrize("cosine", [None, draw(2)])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_post_norm_blocks_equal_their_operators(
+    precision: str, cosine: torch.Tensor | None, windows: BiasTables | None, images: int
+) -> None:
+    p = block_parameters(64, 2, 32, 96, extras=True) | {"cosine": cosine}
+    parameters, options = block_arguments(p, 2, "gelu", precision)
+    packed, tables = BlockParameters(*parameters), position_options(windows)
+    in_windows = {**tables, "padding": None if windows is None else p["qkv_bias"], "cosine": cosine}
+    no_norm = (None, None, None)
+
+    def block(x: torch.Tensor) -> torch.Tensor:
+        qkv = OPS.packed_linear(x, *no_norm, packed.qkv, p["qkv_bias"], 192, precision, "none")
+        attended = OPS.packed_attention(qkv.unflatten(-1, (3, 2, 32)), 32**-0.5, precision, **in_windows).flatten(-2)
+        proj = (packed.proj, p["proj_bias"], 64, precision, "none", p["scale1"])
+        x = x + vitfast.ops.layer_norm(
+            OPS.packed_linear(attended, *no_norm, *proj), p["norm1_weight"], p["norm1_bias"], 1e-6
+        )
+        fc1, fc2 = (packed.fc1, p["fc1_bias"], 96, None, None), (packed.fc2, p["fc2_bias"], 64)
+        hidden = OPS.packed_mlp(x, *no_norm, *fc1, *fc2, precision, "gelu", p["scale2"], None)
+        return x + vitfast.ops.layer_norm(hidden, p["norm2_weight"], p["norm2_bias"], 1e-6)
+
+    x = draw(images, 63, 64)
+    expected = block(block(x))
+    # of 5 images on 1 and 5 threads, each has its images; of 1 image on 2, each has its rows; on 16, stage by stage
+    for result in on_threads(
+        (1, 2, 5, 16), lambda: OPS.packed_blocks(x, parameters * 2, *options, **tables, is_post_norm=True)
+    ):
+        # in bf16 the block rounds what packed_attention returns in float32
+        torch.testing.assert_close(result, expected, rtol=0, atol=0.05 if precision == "bf16" else 0)
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_non_finite_number_stays_in_its_image(precision: str, bad: float) -> None:
@@ -532,10 +569,13 @@ def test_wrong_arguments_are_rejected() -> None:
     with pytest.raises(RuntimeError, match="gate is not a weight"):
         packed_block(draw(1, 5, 48), p, 3, "silu", "fp32")
     options = (1e-6, 1e-6, 3, 16, 0.25, 96, "gelu", "fp32")
-    with pytest.raises(RuntimeError, match="parameters must have 16 elements per block, got 15"):
-        OPS.packed_blocks(draw(1, 5, 48), [None] * 15, *options)
-    with pytest.raises(RuntimeError, match="qkv is missing in block 0"):
+    with pytest.raises(RuntimeError, match="parameters must have 17 elements per block, got 16"):
         OPS.packed_blocks(draw(1, 5, 48), [None] * 16, *options)
+    with pytest.raises(RuntimeError, match="qkv is missing in block 0"):
+        OPS.packed_blocks(draw(1, 5, 48), [None] * 17, *options)
+    p = {**block_parameters(48, 3, 16, 96, extras=False), "cosine": draw(3)}
+    with pytest.raises(RuntimeError, match="rotary cannot be used with cosine"):
+        packed_block(draw(1, 5, 48), p, 3, "gelu", "fp32", draw_rotary(1, 5, 16, is_interleaved=False))
 
 
 def test_the_peak_counts_operations() -> None:

@@ -165,7 +165,8 @@ class Backend:
             return ParallelBlock(spec.name, *parts, self.dtype, others=(BlockParts(*one) for one in others))
         if spec.is_post_norm:
             norm1, norm2 = self.norm(spec.norm1), self.norm(spec.norm2)
-            return PostNormBlock(spec.name, *parts, self.dtype, norm1=norm1, norm2=norm2)
+            cls = self.layer_class(PostNormBlock, *parts, norm1, norm2)
+            return cls(spec.name, *parts, self.dtype, norm1=norm1, norm2=norm2)
         return self.layer_class(InferenceBlock, *parts)(spec.name, *parts, self.dtype)
 
     def merging_block(self, spec: BlockSpec, count: int) -> MergingBlock:
@@ -185,8 +186,10 @@ class Backend:
 
     def merging(self, spec: MergeSpec) -> PatchMerging:
         """Builds a layer that merges patches."""
-        linear = self.linear(spec.linear, norm=self.optional_norm(spec.norm))
-        return PatchMerging(spec.name, linear, self.norm_or_identity(spec.norm_after))
+        channels = spec.linear.in_features // 4
+        order = torch.arange(4 * channels).view(2, 2, channels).transpose(0, 1).flatten()
+        split = self.split_linear(SplitSpec(2, 2, 0), spec.norm, spec.linear, channels, order=order)
+        return PatchMerging(spec.name, split, self.norm_or_identity(spec.norm_after))
 
     def neck(self, module: nn.Module) -> ConvNeck:
         """Builds convolutions after the last block, from a copy of the source's."""
@@ -220,11 +223,19 @@ class Backend:
         return self.layer_class(Patches, linear, norm)(spec, linear, norm, reads_pixels=reads_pixels)
 
     def split_linear(
-        self, split: SplitSpec, norm_spec: NormSpec | None, spec: LinearSpec, token_dim: int | None
+        self,
+        split: SplitSpec,
+        norm_spec: NormSpec | None,
+        spec: LinearSpec,
+        token_dim: int | None,
+        *,
+        order: Tensor | None = None,
     ) -> SplitLinear:
-        """Builds a projection of overlapping patches; arguments as in ``SplitLinear``."""
-        order = None
-        if token_dim is not None:
+        """Builds a projection of patches; arguments as in ``SplitLinear``.
+
+        ``order``: where the source has the columns of layer and norm; None: in the order (channel, row, column).
+        """
+        if order is None and token_dim is not None:
             order = torch.arange(spec.in_features).view(token_dim, split.patch_size**2).t().flatten()
         norm = None if norm_spec is None else self.norm(norm_spec, column_order=order)
         linear = self.linear(spec, column_order=order)

@@ -39,6 +39,7 @@ class BlockParameters(NamedTuple):
     fc2: Any
     fc2_bias: Any
     scale2: Any
+    cosine: Any
 
 
 def _fake_linear(x: Tensor, n: int) -> Tensor:

@@ -16,6 +16,7 @@ from vitfast.inference.cpu.packed_layers import (
     PackedMlp,
     PackedPatches,
     PackedPerformerAttention,
+    PackedPostNormBlock,
     PackedRelationAttention,
     PackedSplitLinear,
     PackedTokenMerging,
@@ -27,7 +28,7 @@ from vitfast.inference.modules.attention import (
     PerformerAttention,
     RelationAttention,
 )
-from vitfast.inference.modules.block import InferenceBlock, InferenceMlp
+from vitfast.inference.modules.block import InferenceBlock, InferenceMlp, PostNormBlock
 from vitfast.inference.modules.linear import InferenceLinear
 from vitfast.inference.modules.norm import InferenceNorm
 from vitfast.inference.modules.patches import Patches, SplitLinear
@@ -43,6 +44,7 @@ _PACKED: dict[type[nn.Module], type[nn.Module]] = {
     MergingBlock: PackedMergingBlock,
     Patches: PackedPatches,
     PerformerAttention: PackedPerformerAttention,
+    PostNormBlock: PackedPostNormBlock,
     RelationAttention: PackedRelationAttention,
     SplitLinear: PackedSplitLinear,
     TokenMerging: PackedTokenMerging,
@@ -68,12 +70,13 @@ class CpuBackend(Backend):
         norms = [module for module in inside if isinstance(module, InferenceNorm)]
         is_fused = len(precisions) <= 1
         if base is Patches:
-            is_fused = not norms and precisions != {"int8"}
+            is_fused = precisions != {"int8"}  # a norm is called after the operator
         elif base is not InferenceMlp:
             is_fused = is_fused and all(norm.is_fused_in(one) for norm in norms for one in precisions)
-        if base in (InferenceBlock, MergingBlock):
-            _, attention, proj, mlp = parts
+        if base in (InferenceBlock, MergingBlock, PostNormBlock):
+            _, attention, proj, mlp, *norms_after = parts
             is_packed = isinstance(attention, (PackedAttention, PackedBiasedAttention))
             is_fused = is_fused and is_packed and proj.norm is None and mlp.fc2.norm is None
+            is_fused = is_fused and all(norm.is_fused_in("fp32") for norm in norms_after)
         packed: Any = _PACKED.get(base)
         return packed if is_fused and packed is not None else base

@@ -16,7 +16,7 @@ from vitfast.inference.modules.attention import (
     PerformerAttention,
     RelationAttention,
 )
-from vitfast.inference.modules.block import InferenceBlock, InferenceMlp, Positions
+from vitfast.inference.modules.block import InferenceBlock, InferenceMlp, Positions, PostNormBlock
 from vitfast.inference.modules.linear import InferenceLinear
 from vitfast.inference.modules.norm import InferenceNorm
 from vitfast.inference.modules.patches import Patches, SplitLinear
@@ -127,19 +127,22 @@ class PackedRelationAttention(RelationAttention):
 
 
 class PackedBlock(InferenceBlock):
-    """A block in one operator; all its layers must have one precision, and no norms but the two at their inputs."""
+    """A block in one operator; all its layers must have one precision, and no norms but the block's two."""
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    is_post_norm = False
+
+    def __init__(self, *arguments: Any, **norms: Any) -> None:
+        super().__init__(*arguments, **norms)
         attention: Any = self.attention
         qkv, proj, fc1, fc2 = self.qkv, self.proj, self.mlp.fc1, self.mlp.fc2
         # collected once: looking them up at each call takes longer than the call itself
-        norm1_weight, norm1_bias, eps1 = norm_arguments(self.qkv.norm)
-        norm2_weight, norm2_bias, eps2 = norm_arguments(self.mlp.norm)
+        norm1_weight, norm1_bias, eps1 = norm_arguments(norms.get("norm1", qkv.norm))
+        norm2_weight, norm2_bias, eps2 = norm_arguments(norms.get("norm2", self.mlp.norm))
         gate, gate_bias = gate_arguments(self.mlp.gate)
         self.packed_parameters = BlockParameters(
             *(norm1_weight, norm1_bias, qkv.weight, qkv.bias, proj.weight, proj.bias, proj.scale),
             *(norm2_weight, norm2_bias, fc1.weight, fc1.bias, gate, gate_bias, fc2.weight, fc2.bias, fc2.scale),
+            getattr(attention, "cosine", None),
         )
         heads = (attention.heads, attention.head_dim, attention.scale)
         activation = (self.mlp.gate or fc1).activation
@@ -158,10 +161,19 @@ class PackedBlock(InferenceBlock):
 
     def forward(self, x: Tensor, positions: Positions | None = None, following: Sequence[PackedBlock] = ()) -> Tensor:
         """As the base class, and then ``following``, with the same positions, in the same operator."""
-        arguments = (x.contiguous(), self.parameters_with(following), *self.options)
+        arguments: list[Any] = [x.contiguous(), self.parameters_with(following), *self.options]
+        tables: dict[str, Any] = {}
         if isinstance(positions, BiasTables):
-            return torch.ops.vitfast.packed_blocks.default(*arguments, **positions._asdict())
-        return torch.ops.vitfast.packed_blocks.default(*arguments, *(positions or ()))
+            tables = positions._asdict()
+        elif positions is not None:
+            arguments += positions
+        return torch.ops.vitfast.packed_blocks.default(*arguments, **tables, is_post_norm=self.is_post_norm)
+
+
+class PackedPostNormBlock(PackedBlock, PostNormBlock):
+    """A post-norm block in one operator, as ``PackedBlock``."""
+
+    is_post_norm = True
 
 
 class PackedTokenMerging(TokenMerging):
@@ -199,13 +211,25 @@ class PackedMergingBlock(MergingBlock, PackedBlock):
 
 
 class PackedPatches(Patches):
-    """Gathers, projects and positions non-overlapping patches in one operator, which also reads uint8 images."""
+    """Gathers and projects non-overlapping patches in one operator, which also reads uint8 images.
+
+    It adds positions, too, unless a norm comes first.
+    """
 
     @property
     def path(self) -> str:
         return f"one packed operator, {self.linear.precision}"
 
+    def forward(self, images: Tensor) -> Tensor:
+        no_prefix = images.new_empty((0, self.linear.out_features), dtype=torch.float32)
+        return self.norm(self._embedded(images, no_prefix, None))
+
     def tokens(self, images: Tensor, prefix: Tensor, positions: Tensor | None) -> Tensor:
+        if isinstance(self.norm, nn.Identity):
+            return self._embedded(images, prefix, positions)
+        return super().tokens(images, prefix, positions)
+
+    def _embedded(self, images: Tensor, prefix: Tensor, positions: Tensor | None) -> Tensor:
         images = self.padded(images).contiguous()
         return torch.ops.vitfast.packed_patch_embed.default(
             images, *weight_arguments(self.linear), *self.patch_size, prefix, positions, self.linear.precision

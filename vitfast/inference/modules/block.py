@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from vitfast.inference.modules.linear import InferenceLinear, describe_gemms
 from vitfast.inference.modules.norm import InferenceNorm
+from vitfast.inference.modules.patches import SplitLinear
 from vitfast.inference.modules.position_bias import BiasTables
 from vitfast.layers.rotary import RotaryTables
 
@@ -126,24 +127,25 @@ class ParallelBlock(InferenceBlock):
 
 
 class PatchMerging(nn.Module):
-    """Concatenates the channels of 2 x 2 patches and projects them; ``norm`` is applied to the result.
+    """Projects 2 x 2 patches, and applies ``norm`` to the result.
 
     A grid with an odd number of rows or columns is completed by zeros.
     """
 
-    def __init__(self, name: str, linear: InferenceLinear, norm: nn.Module) -> None:
+    def __init__(self, name: str, split: SplitLinear, norm: nn.Module) -> None:
         super().__init__()
         self.name = name
-        self.linear = linear
+        self.split = split
         self.norm = norm
 
     @property
     def path(self) -> str:
         """What runs it, for the report."""
-        return describe_gemms(self.linear)
+        return describe_gemms(self.split.linear)
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """Merges ``x`` ``[B, N, C]`` on ``grid``; returns ``[B, N / 4, O]``."""
-        x = F.pad(x.unflatten(1, grid), (0, 0, 0, grid[1] % 2, 0, grid[0] % 2))
-        merged = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).permute(0, 1, 3, 4, 2, 5).flatten(3).flatten(1, 2)
-        return self.norm(self.linear(merged))
+        below, right = grid[0] % 2, grid[1] % 2
+        if below or right:
+            x = F.pad(x.unflatten(1, grid), (0, 0, 0, right, 0, below)).flatten(1, 2)
+        return self.norm(self.split(x, (grid[0] + below, grid[1] + right)))

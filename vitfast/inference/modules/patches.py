@@ -44,7 +44,7 @@ class PatchEmbedding(nn.Module):
         tokens = self(images.to(prefix.dtype))
         if positions is not None:
             tokens = tokens + positions.to(tokens.dtype)
-        return torch.cat([prefix.expand(tokens.shape[0], -1, -1), tokens], dim=1)
+        return torch.cat([prefix.expand(tokens.shape[0], -1, -1), tokens], dim=1) if len(prefix) else tokens
 
 
 class Patches(PatchEmbedding):
@@ -117,7 +117,7 @@ class ConvNeck(nn.Module):
 
 
 class SplitLinear(nn.Module):
-    """``linear(norm(patches))`` of overlapping patches.
+    """``linear(norm(patches))`` of patches that may overlap.
 
     Tokens are read in channels-last order: their grid is an image ``[B, 1, G, G * D]``, whose patches of P x (P * D)
     hold (row, column, channel). The columns of ``linear`` and ``norm`` are in that order.
@@ -146,9 +146,9 @@ class SplitLinear(nn.Module):
         """Patches along a side of ``size`` pixels or tokens; below 1 if not even one fits."""
         return (size + 2 * self.split.padding - self.split.patch_size) // self.split.stride + 1
 
-    def forward(self, x: Tensor, size: int) -> Tensor:
-        """Reads images ``[B, I, size, size]`` or tokens ``[B, size * size, D]``; returns ``[B, N, C]``."""
-        return self.project(x if self.token_dim is None else x.unflatten(1, (1, size, size)).flatten(3))
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Reads images ``[B, I, H, W]`` or tokens ``[B, H * W, D]``, where ``grid`` is H, W; returns ``[B, N, C]``."""
+        return self.project(x if self.token_dim is None else x.unflatten(1, (1, *grid)).flatten(3))
 
     def project(self, images: Tensor) -> Tensor:
         """Splits and projects images or a grid of tokens."""

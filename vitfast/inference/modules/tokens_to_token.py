@@ -30,7 +30,7 @@ class TokenMixer(nn.Module):
 
     def forward(self, x: Tensor, size: int) -> Tensor:
         """Splits ``x``, as ``SplitLinear`` reads it, and mixes its patches; returns tokens ``[B, N, D]``."""
-        mixed = self.split(x, size)
+        mixed = self.split(x, (size, size))
         v = mixed.chunk(3, dim=-1)[2].contiguous()
         x = self.proj(self.attention(mixed, v), v)
         return self.mlp(x, x)
@@ -62,7 +62,8 @@ class TokensToToken(PatchEmbedding):
         else:
             at_once = max(1, self.tokens_at_once // self.first.split.grid_size(size) ** 2)
             x = torch.cat([self._mixed(some, size) for some in images.split(at_once)])
-        return self.project(x, self.second.split.grid_size(self.first.split.grid_size(size)))
+        size = self.second.split.grid_size(self.first.split.grid_size(size))
+        return self.project(x, (size, size))
 
     def _mixed(self, images: Tensor, size: int) -> Tensor:
         return self.second(self.first(images, size), self.first.split.grid_size(size))
