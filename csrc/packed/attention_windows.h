@@ -55,30 +55,64 @@ void gather_head_of(const PackedAttention& a, int64_t window, int64_t head, T* o
   }
 }
 
-// out[size] = the sum over c of x[c] table[c, 0 .. size), rows of the table with a stride.
-template <typename T>
+// `first`: the part of a table's first row that is read; the table ends at `end`.
+struct TableRows {
+  const float* first;
+  int64_t stride;
+  const float* end;
+};
+
+VITFAST_INLINE float widened(float x) {
+  return x;
+}
+VITFAST_INLINE float widened(BFloat16 x) {
+  return bit_cast<float>(uint32_t(x.bits) << 16);
+}
+
+// Of each of `count` queries x: out[size] = the sum over c of x[c] table[c, 0 .. size).
+template <int count, typename T>
 VITFAST_INLINE void sum_of_rows(
-    const T* x, int64_t channels, const float* table, int64_t stride, int64_t size, float* out) {
+    const T* x, int64_t x_stride, int64_t channels, const TableRows& table, int64_t size, float* out, int64_t stride) {
   for_each_vector<float>(size, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
-    Vector<float> sum{};
+    Vector<float> sums[count] = {};
     for (int64_t c = 0; c < channels; ++c) {
-      sum = fused_multiply_add(
-          broadcast(load_up_to<float>(x + c, 1)[0]), load_up_to<float>(table + c * stride + i, n), sum);
+      const float* const p = table.first + c * table.stride + i;
+      // whole vectors where the table has them: the numbers behind the row are not stored
+      const Vector<float> row = table.end - p >= width<float> ? load(p) : load_up_to<float>(p, n);
+      for (int q = 0; q < count; ++q) {
+        sums[q] = fused_multiply_add(broadcast(widened(x[q * x_stride + c])), row, sums[q]);
+      }
     }
-    store_up_to<float>(out + i, sum, n);
+    for (int q = 0; q < count; ++q) store_up_to<float>(out + q * stride + i, sums[q], n);
   });
 }
 
-// The bias of the gathered queries [begin, end) on each row and column of keys.
+// The bias of the gathered queries [begin, end) on each row and column of keys. Queries in one row of the grid share
+// the part of the table that they read, as those in one column do.
 template <typename T>
 void find_query_terms(const PackedAttention& a, const T* qkv, Range queries, float* terms) {
-  const QueryBias& b = a.query_bias;
-  const int64_t size = a.head_dim;
-  for (int64_t i = queries.begin; i < queries.end; ++i) {
-    const T* q = qkv + i * 3 * size;
-    float* out = terms + i * (b.height + b.width);
-    sum_of_rows(q, size, b.rows + b.height - 1 - i / b.width, 2 * b.height - 1, b.height, out);
-    sum_of_rows(q, size, b.columns + b.width - 1 - i % b.width, 2 * b.width - 1, b.width, out + b.height);
+  const auto [rows, columns, height, width] = a.query_bias;
+  const int64_t size = a.head_dim, of_query = height + width;
+  // of the queries first, first + step, ... before `last`
+  const auto find = [&](int64_t first, int64_t step, int64_t last, const TableRows& table, int64_t side, float* out) {
+    for (int64_t i = first; i < last;) {
+      const int64_t left = ceil_div(last - i, step);
+      with_constant<6, 5, 4, 3, 2, 1>(left < 6 ? left : 6, [&](auto count) {
+        sum_of_rows<count>(qkv + i * 3 * size, step * 3 * size, size, table, side, out + i * of_query, step * of_query);
+        i += count * step;
+      });
+    }
+  };
+  const int64_t row_stride = 2 * height - 1, column_stride = 2 * width - 1;
+  for (int64_t y = queries.begin / width; y * width < queries.end; ++y) {
+    const int64_t first = y * width < queries.begin ? queries.begin : y * width;
+    const int64_t last = (y + 1) * width < queries.end ? (y + 1) * width : queries.end;
+    find(first, 1, last, {rows + height - 1 - y, row_stride, rows + size * row_stride}, height, terms);
+  }
+  for (int64_t x = 0; x < width; ++x) {
+    const int64_t first = queries.begin + (x - queries.begin % width + width) % width;
+    const TableRows table{columns + width - 1 - x, column_stride, columns + size * column_stride};
+    find(first, width, queries.end, table, width, terms + height);
   }
 }
 
@@ -93,6 +127,14 @@ inline void gather_head(
   gather(reinterpret_cast<BFloat16*>(buffers.qkv));
 }
 
+// The same attention of what is gathered.
+inline PackedAttention without_gathering(PackedAttention a) {
+  a.windows = {};
+  a.cosine = nullptr;
+  a.query_bias.rows = a.query_bias.columns = nullptr;
+  return a;
+}
+
 // The attention of one gathered head.
 inline PackedAttention gathered(PackedAttention a, int64_t window, int64_t head, const GatheredHead& buffers) {
   const int64_t pattern = a.windows.patterns == nullptr ? 0 : a.windows.patterns[window % a.windows.count];
@@ -102,9 +144,7 @@ inline PackedAttention gathered(PackedAttention a, int64_t window, int64_t head,
   a.query_terms = buffers.terms;
   a.tokens = length_of(a, window);
   a.heads = 1;
-  a.windows = {};
-  a.cosine = nullptr;
-  return a;
+  return without_gathering(a);
 }
 
 // Copies the results of some tokens of a window to their places in the image; those of padding are dropped.

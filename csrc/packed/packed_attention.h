@@ -300,9 +300,7 @@ inline void plain_attention(const PackedAttention& a, Range rows, Range heads, c
 
 int64_t attention_workspace(const PackedAttention& a) {
   if (!a.is_gathered()) return plain_workspace(a);
-  PackedAttention largest = a;  // any of its heads and windows
-  largest.windows = {};
-  return bytes_of<GatheredHead>(a) + plain_workspace(largest);
+  return bytes_of<GatheredHead>(a) + plain_workspace(without_gathering(a));
 }
 
 void packed_attention(const PackedAttention& a, Range rows, Range heads, char* workspace) {
