@@ -27,10 +27,11 @@ STABLE_TORCH_LIBRARY(vitfast, m) {
   m.def("gated_positional_attention(Tensor qkv, Tensor position, Tensor gate, float scale) -> Tensor");
 
   // x [..., C] -> y [..., C], mean [...], rstd [...]; round_sum, round_operand and round_result round the sum, what is
-  // normalized, and y, as csrc/quantize/rounding_arguments.h reads them
+  // normalized, and y, as csrc/quantize/rounding_arguments.h reads them. On CUDA y may have another dtype (out_dtype,
+  // or that of x beside a float32 residual), as may grad_y
   m.def(
-      "layer_norm_forward(Tensor x, Tensor? weight, Tensor? bias, float eps, int[]? round_operand, int[]? round_result)"
-      " -> (Tensor y, Tensor mean, Tensor rstd)");
+      "layer_norm_forward(Tensor x, Tensor? weight, Tensor? bias, float eps, int[]? round_operand, int[]? round_result,"
+      " ScalarType? out_dtype=None) -> (Tensor y, Tensor mean, Tensor rstd)");
   m.def(
       "add_layer_norm_forward(Tensor x, Tensor residual, Tensor? weight, Tensor? bias, float eps, int[]? round_sum,"
       " int[]? round_operand, int[]? round_result) -> (Tensor summed, Tensor y, Tensor mean, Tensor rstd)");

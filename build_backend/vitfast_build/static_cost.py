@@ -38,10 +38,12 @@ HOT_KERNELS = (
     "attention_backward_kernel<vitfast::Half, vitfast::AttentionBackwardShape<vitfast::Half, 64, 13, 2> >",
     f"attention_backward_tiled_kernel<vitfast::Half, {_BACKWARD_TILES}<vitfast::Half, 64, 8, 3>, false>",
     f"attention_backward_tiled_kernel<vitfast::Half, {_BACKWARD_TILES}<vitfast::Half, 64, 8, 2>, true>",
-    "layer_norm_forward_kernel<vitfast::Half, vitfast::Half, 3, vitfast::NoRounding>",  # 768 channels
-    "layer_norm_forward_kernel<float, float, 6, vitfast::RuleRounding<(vitfast::Rounding)0> >",
-    "layer_norm_backward_kernel<vitfast::Half, vitfast::Half, 2>",
-    "layer_norm_backward_kernel<vitfast::Half, vitfast::Half, 3>",
+    "layer_norm_forward_kernel<vitfast::Half, vitfast::Half, vitfast::Half, 3, vitfast::NoRounding>",  # 768 channels
+    "layer_norm_forward_kernel<float, vitfast::Half, float, 3, vitfast::NoRounding>",  # autocast's
+    "layer_norm_forward_kernel<float, float, float, 6, vitfast::RuleRounding<(vitfast::Rounding)0> >",
+    "layer_norm_backward_kernel<vitfast::Half, vitfast::Half, vitfast::Half, 2>",
+    "layer_norm_backward_kernel<vitfast::Half, vitfast::Half, vitfast::Half, 3>",
+    "layer_norm_backward_kernel<float, vitfast::Half, float, 3>",
     "gemm_sm80<half_t, 128, 128>",
     "gemm_sm90a<half_t, 128, 192>",
     "epilogue_gradient_kernel<vitfast::Half>",

@@ -25,9 +25,10 @@ void launch_attention_backward(const AttentionBackward& a, float* row_statistics
 template <typename T>
 void launch_gated_positional_attention(const GatedPositionalAttention& a, Stream stream);
 
-template <typename T>
+// T, U: the types of the residual stream and of the branch, and float with a narrower one.
+template <typename T, typename U>
 void launch_layer_norm_forward(const LayerNormForward& a, Stream stream);
-template <typename T>
+template <typename T, typename U>
 void launch_layer_norm_backward(const LayerNormBackward& a, Stream stream);
 
 // R: FloatRounding or FixedPointRounding.

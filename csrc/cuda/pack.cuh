@@ -20,15 +20,29 @@ struct alignas(16) Pack {
 
 namespace vitfast {
 
+// `count` elements as they are in memory, read as floats.
+template <typename T, int count>
+struct Packs {
+  __device__ __forceinline__ float operator[](int i) const {
+    return to_float(pack[i / Pack<T>::size].element[i % Pack<T>::size]);
+  }
+  Pack<T> pack[count / Pack<T>::size];
+};
+
+template <int count, typename T>
+__device__ __forceinline__ Packs<T, count> load_packs(const T* first) {
+  Packs<T, count> packs;
+#pragma unroll
+  for (int i = 0; i < count / Pack<T>::size; ++i) packs.pack[i] = load_pack(first + i * Pack<T>::size);
+  return packs;
+}
+
 // Loads `count` elements from `first` on as floats.
 template <int count, typename T>
 __device__ __forceinline__ void load_floats(float (&values)[count], const T* first) {
+  const Packs<T, count> packs = load_packs<count>(first);
 #pragma unroll
-  for (int start = 0; start < count; start += Pack<T>::size) {
-    const Pack<T> pack = load_pack(first + start);
-#pragma unroll
-    for (int i = 0; i < Pack<T>::size; ++i) values[start + i] = to_float(pack.element[i]);
-  }
+  for (int i = 0; i < count; ++i) values[i] = packs[i];
 }
 
 template <int count>
@@ -39,12 +53,19 @@ __device__ __forceinline__ void store_floats(float* first, const float (&values)
   }
 }
 
-template <typename T>
-__device__ __forceinline__ Pack<T> round_to_pack(const float (&values)[Pack<T>::size]) {
-  Pack<T> pack;
+// Rounds values to T and stores them.
+template <typename T, int count>
+__device__ __forceinline__ void store_rounded(T* first, float (&values)[count]) {
 #pragma unroll
-  for (int i = 0; i < Pack<T>::size; ++i) pack.element[i] = round_to<T>(values[i]);
-  return pack;
+  for (int start = 0; start < count; start += Pack<T>::size) {
+    Pack<T> pack;
+#pragma unroll
+    for (int i = 0; i < Pack<T>::size; ++i) {
+      pack.element[i] = round_to<T>(values[start + i]);
+      values[start + i] = to_float(pack.element[i]);
+    }
+    store_pack(first + start, pack);
+  }
 }
 
 }  // namespace vitfast

@@ -1,7 +1,8 @@
 // Arguments of the LayerNorm kernels. Tensors are contiguous.
 //
-// `type` is the type of x, the residual, the results and their gradients. Statistics and partial sums have the
-// computing type: double for float64, otherwise float.
+// `type` is the type of the residual stream: of residual and summed, or else of x, and of their gradients.
+// `branch_type` is that of y and its gradient, and of x beside a residual: the same or, on CUDA with a stream of
+// float32, a narrower one. Statistics and partial sums have the computing type: double for float64, otherwise float.
 
 #pragma once
 
@@ -11,8 +12,10 @@
 
 namespace vitfast {
 
+constexpr int64_t layer_norm_max_channels = 1280;  // of the CUDA kernels
+
 struct LayerNormForward {
-  Type type;
+  Type type, branch_type;
   Type parameter_type;   // the computing type or, on CUDA only, `type`
   const void* x;         // [rows, C]
   const void* residual;  // [rows, C] or null
@@ -34,7 +37,7 @@ struct LayerNormForward {
 
 // With g = grad_y * weight and x̂ = (x - mean) * rstd: grad_x = rstd * (g - average(g) - x̂ * average(g x̂)).
 struct LayerNormBackward {
-  Type type;
+  Type type, branch_type;
   Type parameter_type;
   const void* grad_y;       // [rows, C]
   const void* grad_summed;  // [rows, C] or null: added to grad_x

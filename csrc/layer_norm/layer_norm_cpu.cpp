@@ -16,6 +16,12 @@ struct Cpu {
         computing == ScalarType::Double ? Type::float64 : Type::float32};
   }
 
+  static void check(const char* op, ScalarType stream, ScalarType branch, int64_t) {
+    STD_TORCH_CHECK(branch == stream, op, ": on the CPU all tensors must have one dtype");
+  }
+
+  static Tensor rows(const Tensor& tensor) { return as_contiguous(tensor); }
+
   static void forward(const LayerNormForward& a, const Tensor&) {
     parallel(a.rows, a.channels, cpu_kernels().layer_norm_forward, a);
   }

@@ -18,19 +18,52 @@ struct Cuda {
     const ScalarType type = same_type ? x.scalar_type() : ScalarType::Float;
     const auto row = [&](const std::optional<Tensor>& parameter) -> std::optional<Tensor> {
       if (!parameter.has_value()) return std::nullopt;
-      return as_contiguous(as_type(*parameter, type));
+      return aligned(as_type(*parameter, type));
     };
     return {row(weight), row(bias), same_type ? type_of(x) : Type::float32};
   }
 
+  // rows are packs of 16 bytes in registers; a stream of float32 may have a narrower branch
+  static void check(const char* op, ScalarType stream, ScalarType branch, int64_t channels) {
+    const bool is_narrow = branch == ScalarType::Half || branch == ScalarType::BFloat16;
+    STD_TORCH_CHECK(
+        branch == stream || (is_narrow && stream == ScalarType::Float), op, ": the CUDA kernel has no such dtypes");
+    STD_TORCH_CHECK(
+        channels % (is_narrow ? 8 : 4) == 0 && channels <= layer_norm_max_channels,
+        op,
+        ": the CUDA kernel supports multiples of ",
+        is_narrow ? 8 : 4,
+        " channels up to ",
+        layer_norm_max_channels);
+  }
+
+  static Tensor rows(const Tensor& tensor) { return aligned(tensor); }
+
+  // f(element of the stream, element of the branch).
+  template <typename F>
+  static void with_elements(Type type, Type branch_type, const F& f) {
+    with_element(
+        "layer_norm", branch_type, [&](auto branch) { type == branch_type ? f(branch, branch) : f(0.0f, branch); });
+  }
+
   static void forward(const LayerNormForward& a, const Tensor& like) {
+    for (const FloatRounding* rounding : {a.round_sum, a.round_operand, a.round_result}) {
+      if (rounding == nullptr) continue;
+      STD_TORCH_CHECK(
+          a.branch_type == Type::float32 && rounding->rounding == Rounding::nearest_even,
+          "layer_norm: the CUDA kernel rounds float32 to nearest, ties to even");
+    }
     const CurrentStream stream(like);
-    with_element("layer_norm", a.type, [&](auto element) { launch_layer_norm_forward<decltype(element)>(a, stream); });
+    with_elements(a.type, a.branch_type, [&](auto element, auto branch) {
+      launch_layer_norm_forward<decltype(element), decltype(branch)>(a, stream);
+    });
   }
 
   static void backward(const LayerNormBackward& a, const Tensor& like) {
     const CurrentStream stream(like);
-    with_element("layer_norm", a.type, [&](auto element) { launch_layer_norm_backward<decltype(element)>(a, stream); });
+    with_elements(a.type, a.branch_type, [&](auto element, auto branch) {
+      launch_layer_norm_backward<decltype(element), decltype(branch)>(a, stream);
+    });
   }
 };
 

@@ -1,9 +1,7 @@
 // LayerNorm on the device: one warp per row. Statistics are computed in float from the stored row, the variance by a
 // second pass about the mean.
 //
-// Rows of up to 40 elements per lane are kept in registers between the passes, in packs of 16 bytes: pack p of lane l
-// is pack 32 p + l of the row. Other rows (odd widths, unaligned addresses) are read once per pass, element by element,
-// from the caches.
+// Rows are kept in registers between the passes, in packs of 16 bytes: pack p of lane l is pack 32 p + l of the row.
 //
 // Fused roundings (LayerNormRoundings) apply to the sum before it is stored, to the input of the normalization, and to
 // the result before it is stored. The statistics are those of the rounded row.
@@ -42,14 +40,6 @@ __device__ __forceinline__ void load_parameters(float (&values)[count], const W*
   for (int i = 0; i < count; ++i) values[i] = missing;
 }
 
-// The same for one element of a parameter of type float or T.
-template <typename T>
-__device__ __forceinline__ float load_parameter(const void* parameter, Type type, int64_t place, float missing) {
-  if (parameter == nullptr) return missing;
-  if (std::is_same_v<T, float> || type == Type::float32) return static_cast<const float*>(parameter)[place];
-  return to_float(static_cast<const T*>(parameter)[place]);
-}
-
 // Rounder: a type of csrc/quantize/device_rounding.cuh.
 template <typename Rounder>
 struct LayerNormRoundings {
@@ -72,34 +62,36 @@ __device__ __forceinline__ void round_computed(const Rounder& rounding, float (&
   }
 }
 
-// The type W of the parameters is T or float: a template parameter, because choosing it at run time costs registers.
-template <typename T, typename W, int packs, typename Rounder>
+// T: the type of the residual stream; U: that of the branch, T or narrower than float. The type W of the parameters is
+// T or float: a template parameter, because choosing it at run time costs registers.
+template <typename T, typename U, typename W, int packs, typename Rounder>
 __global__ void __launch_bounds__(layer_norm_threads)
     layer_norm_forward_kernel(const LayerNormForward a, const LayerNormRoundings<Rounder> roundings) {
-  constexpr int size = Pack<T>::size;
+  constexpr int size = Pack<U>::size;
   const int channels = int(a.channels), lane = opaque(lane_in_warp());
   const W* weight = static_cast<const W*>(a.weight);
   const W* bias = static_cast<const W*>(a.bias);
   const int64_t warps = int64_t(gridDim.x) * layer_norm_warps;
   for (int64_t row = int64_t(blockIdx.x) * layer_norm_warps + warp_in_block(); row < a.rows; row += warps) {
-    const T* x = static_cast<const T*>(a.x) + row * channels;
     float values[packs][size];
     float sum = 0.0f;
 #pragma unroll
     for (int p = 0; p < packs; ++p) {
-      const int start = pack_start<T>(p, lane);
+      const int start = pack_start<U>(p, lane);
       if (start >= channels) continue;
-      load_floats(values[p], x + start);
+      const int64_t place = row * channels + start;
+      if (std::is_same_v<T, U> || a.residual != nullptr) {
+        load_floats(values[p], static_cast<const U*>(a.x) + place);
+      } else {
+        load_floats(values[p], static_cast<const T*>(a.x) + place);
+      }
       if (a.residual != nullptr) {
         float residual[size];
-        load_floats(residual, static_cast<const T*>(a.residual) + row * channels + start);
+        load_floats(residual, static_cast<const T*>(a.residual) + place);
 #pragma unroll
         for (int i = 0; i < size; ++i) values[p][i] += residual[i];
         round_computed(roundings.sum, values[p]);
-        const Pack<T> rounded = round_to_pack<T>(values[p]);
-        store_pack(static_cast<T*>(a.summed) + row * channels + start, rounded);
-#pragma unroll
-        for (int i = 0; i < size; ++i) values[p][i] = to_float(rounded.element[i]);
+        store_rounded(static_cast<T*>(a.summed) + place, values[p]);
       }
       round_stored(roundings.operand, values[p]);
 #pragma unroll
@@ -110,7 +102,7 @@ __global__ void __launch_bounds__(layer_norm_threads)
     float squares = 0.0f;
 #pragma unroll
     for (int p = 0; p < packs; ++p) {
-      if (pack_start<T>(p, lane) >= channels) continue;
+      if (pack_start<U>(p, lane) >= channels) continue;
 #pragma unroll
       for (int i = 0; i < size; ++i) {
         values[p][i] -= mean;
@@ -121,7 +113,7 @@ __global__ void __launch_bounds__(layer_norm_threads)
 
 #pragma unroll
     for (int p = 0; p < packs; ++p) {
-      const int start = pack_start<T>(p, lane);
+      const int start = pack_start<U>(p, lane);
       if (start >= channels) continue;
       float factors[size], shifts[size];
       load_parameters(factors, weight, start, 1.0f);
@@ -131,52 +123,7 @@ __global__ void __launch_bounds__(layer_norm_threads)
         values[p][i] = fused_multiply_add(values[p][i] * rstd, factors[i], shifts[i]);
       }
       round_computed(roundings.result, values[p]);
-      store_pack(static_cast<T*>(a.y) + row * channels + start, round_to_pack<T>(values[p]));
-    }
-    if (lane == 0) {
-      static_cast<float*>(a.mean)[row] = mean;
-      static_cast<float*>(a.rstd)[row] = rstd;
-    }
-  }
-}
-
-template <typename T>
-__global__ void __launch_bounds__(layer_norm_threads)
-    layer_norm_forward_any_kernel(const LayerNormForward a, const LayerNormRoundings<AnyRounding> roundings) {
-  const int64_t warps = int64_t(gridDim.x) * layer_norm_warps;
-  for (int64_t row = int64_t(blockIdx.x) * layer_norm_warps + warp_in_block(); row < a.rows; row += warps) {
-    const int64_t begin = row * a.channels, lane = lane_in_warp();
-    const T* x = static_cast<const T*>(a.x) + begin;
-    if (a.residual != nullptr) {
-      for (int64_t c = lane; c < a.channels; c += warp_size) {
-        float value[] = {to_float(x[c]) + to_float(static_cast<const T*>(a.residual)[begin + c])};
-        round_computed(roundings.sum, value);
-        static_cast<T*>(a.summed)[begin + c] = round_to<T>(value[0]);
-      }
-      x = static_cast<const T*>(a.summed) + begin;  // a lane reads back only its own writes
-    }
-    const auto operand = [&](int64_t c) {
-      float value[] = {to_float(x[c])};
-      round_stored(roundings.operand, value);
-      return value[0];
-    };
-    float sum = 0.0f;
-    for (int64_t c = lane; c < a.channels; c += warp_size) sum += operand(c);
-    const float mean = sum_over<warp_size>(sum) / float(a.channels);
-
-    float squares = 0.0f;
-    for (int64_t c = lane; c < a.channels; c += warp_size) {
-      const float centered = operand(c) - mean;
-      squares += centered * centered;
-    }
-    const float rstd = 1.0f / sqrtf(sum_over<warp_size>(squares) / float(a.channels) + float(a.eps));
-
-    for (int64_t c = lane; c < a.channels; c += warp_size) {
-      const float factor = load_parameter<T>(a.weight, a.parameter_type, c, 1.0f);
-      const float shift = load_parameter<T>(a.bias, a.parameter_type, c, no_shift);
-      float value[] = {fused_multiply_add((operand(c) - mean) * rstd, factor, shift)};
-      round_computed(roundings.result, value);
-      static_cast<T*>(a.y)[begin + c] = round_to<T>(value[0]);
+      store_rounded(static_cast<U*>(a.y) + row * channels + start, values[p]);
     }
     if (lane == 0) {
       static_cast<float*>(a.mean)[row] = mean;
@@ -214,10 +161,10 @@ __device__ __forceinline__ void write_partial(
   sync_threads();  // the scratch can be reused
 }
 
-// One block per chunk of rows.
-template <typename T, typename W, int packs>
+// One block per chunk of rows. Types as in the forward.
+template <typename T, typename U, typename W, int packs>
 __global__ void __launch_bounds__(layer_norm_threads) layer_norm_backward_kernel(const LayerNormBackward a) {
-  constexpr int size = Pack<T>::size;
+  constexpr int size = Pack<U>::size;
   const int channels = int(a.channels), lane = lane_in_warp();
   const RowRange rows = chunk_rows(a, blockIdx.x);
   SharedMemory shared;
@@ -227,19 +174,20 @@ __global__ void __launch_bounds__(layer_norm_threads) layer_norm_backward_kernel
   constexpr bool loads_first = sizeof(T) == 2 && packs <= 3;
   for (int64_t row = rows.begin + warp_in_block(); row < rows.end; row += layer_norm_warps) {
     const float mean = static_cast<const float*>(a.mean)[row], rstd = static_cast<const float*>(a.rstd)[row];
-    Pack<T> x[packs], grad_y[packs], others[packs];
+    Packs<T, size> x[packs], others[packs];
+    Packs<U, size> grad_y[packs];
     const auto load = [&](int p, int start) {
-      x[p] = load_pack(static_cast<const T*>(a.x) + row * channels + start);
-      grad_y[p] = load_pack(static_cast<const T*>(a.grad_y) + row * channels + start);
+      x[p] = load_packs<size>(static_cast<const T*>(a.x) + row * channels + start);
+      grad_y[p] = load_packs<size>(static_cast<const U*>(a.grad_y) + row * channels + start);
     };
     const auto load_others = [&](int p, int start) {
       if (a.grad_summed != nullptr)
-        others[p] = load_pack(static_cast<const T*>(a.grad_summed) + row * channels + start);
+        others[p] = load_packs<size>(static_cast<const T*>(a.grad_summed) + row * channels + start);
     };
     if constexpr (loads_first) {
 #pragma unroll
       for (int p = 0; p < packs; ++p) {
-        const int start = pack_start<T>(p, opaque(lane));
+        const int start = pack_start<U>(p, opaque(lane));
         if (start >= channels) continue;
         load(p, start);
         load_others(p, start);
@@ -249,15 +197,15 @@ __global__ void __launch_bounds__(layer_norm_threads) layer_norm_backward_kernel
     float gradients = 0.0f, products = 0.0f;
 #pragma unroll
     for (int p = 0; p < packs; ++p) {
-      const int start = pack_start<T>(p, opaque(lane));
+      const int start = pack_start<U>(p, opaque(lane));
       if (start >= channels) continue;
       if constexpr (!loads_first) load(p, start);
       float factors[size];
       if (a.weight != nullptr) load_floats(factors, static_cast<const W*>(a.weight) + start);
 #pragma unroll
       for (int i = 0; i < size; ++i) {
-        normalized[p][i] = (to_float(x[p].element[i]) - mean) * rstd;
-        gradient[p][i] = to_float(grad_y[p].element[i]);
+        normalized[p][i] = (x[p][i] - mean) * rstd;
+        gradient[p][i] = grad_y[p][i];
         weight_sums[p][i] += gradient[p][i] * normalized[p][i];
         bias_sums[p][i] += gradient[p][i];
         if (a.weight != nullptr) gradient[p][i] *= factors[i];
@@ -269,72 +217,24 @@ __global__ void __launch_bounds__(layer_norm_threads) layer_norm_backward_kernel
     const float slope = sum_over<warp_size>(products) / float(channels);
 #pragma unroll
     for (int p = 0; p < packs; ++p) {
-      const int start = pack_start<T>(p, opaque(lane));
+      const int start = pack_start<U>(p, opaque(lane));
       if (start >= channels) continue;
 #pragma unroll
       for (int i = 0; i < size; ++i) gradient[p][i] = rstd * (gradient[p][i] - average - normalized[p][i] * slope);
       if constexpr (!loads_first) load_others(p, start);
       if (a.grad_summed != nullptr) {
 #pragma unroll
-        for (int i = 0; i < size; ++i) gradient[p][i] += to_float(others[p].element[i]);
+        for (int i = 0; i < size; ++i) gradient[p][i] += others[p][i];
       }
-      store_pack(static_cast<T*>(a.grad_x) + row * channels + start, round_to_pack<T>(gradient[p]));
+      store_rounded(static_cast<T*>(a.grad_x) + row * channels + start, gradient[p]);
     }
   }
   if (a.partial_weight != nullptr) {
-    write_partial<T, packs>(static_cast<float*>(a.partial_weight), weight_sums, scratch, channels);
+    write_partial<U, packs>(static_cast<float*>(a.partial_weight), weight_sums, scratch, channels);
   }
   if (a.partial_bias != nullptr) {
-    write_partial<T, packs>(static_cast<float*>(a.partial_bias), bias_sums, scratch, channels);
+    write_partial<U, packs>(static_cast<float*>(a.partial_bias), bias_sums, scratch, channels);
   }
-}
-
-// Computes grad_x only.
-template <typename T>
-__global__ void __launch_bounds__(layer_norm_threads) layer_norm_backward_any_kernel(const LayerNormBackward a) {
-  const int64_t warps = int64_t(gridDim.x) * layer_norm_warps;
-  for (int64_t row = int64_t(blockIdx.x) * layer_norm_warps + warp_in_block(); row < a.rows; row += warps) {
-    const int64_t begin = row * a.channels, lane = lane_in_warp();
-    const float mean = static_cast<const float*>(a.mean)[row], rstd = static_cast<const float*>(a.rstd)[row];
-    const auto normalized = [&](int64_t c) { return (to_float(static_cast<const T*>(a.x)[begin + c]) - mean) * rstd; };
-    const auto gradient = [&](int64_t c) {
-      const float factor = load_parameter<T>(a.weight, a.parameter_type, c, 1.0f);
-      return to_float(static_cast<const T*>(a.grad_y)[begin + c]) * factor;
-    };
-    float gradients = 0.0f, products = 0.0f;
-    for (int64_t c = lane; c < a.channels; c += warp_size) {
-      gradients += gradient(c);
-      products += gradient(c) * normalized(c);
-    }
-    const float average = sum_over<warp_size>(gradients) / float(a.channels);
-    const float slope = sum_over<warp_size>(products) / float(a.channels);
-    for (int64_t c = lane; c < a.channels; c += warp_size) {
-      float value = rstd * (gradient(c) - average - normalized(c) * slope);
-      if (a.grad_summed != nullptr) value += to_float(static_cast<const T*>(a.grad_summed)[begin + c]);
-      static_cast<T*>(a.grad_x)[begin + c] = round_to<T>(value);
-    }
-  }
-}
-
-// Computes the partial sums only; a block processes some columns of a chunk of rows, a thread one column.
-template <typename T>
-__global__ void __launch_bounds__(layer_norm_threads)
-    layer_norm_backward_columns_kernel(const LayerNormBackward a, const int64_t blocks_per_chunk) {
-  const int64_t chunk = blockIdx.x / blocks_per_chunk;
-  const int64_t column = (blockIdx.x - chunk * blocks_per_chunk) * layer_norm_threads + threadIdx.x;
-  if (column >= a.channels) return;
-  const RowRange rows = chunk_rows(a, chunk);
-  float weight_sum = 0.0f, bias_sum = 0.0f;
-  for (int64_t row = rows.begin; row < rows.end; ++row) {
-    const float gradient = to_float(static_cast<const T*>(a.grad_y)[row * a.channels + column]);
-    const float centered =
-        to_float(static_cast<const T*>(a.x)[row * a.channels + column]) - static_cast<const float*>(a.mean)[row];
-    weight_sum += gradient * (centered * static_cast<const float*>(a.rstd)[row]);
-    bias_sum += gradient;
-  }
-  const int64_t target = chunk * a.channels + column;
-  if (a.partial_weight != nullptr) static_cast<float*>(a.partial_weight)[target] = weight_sum;
-  if (a.partial_bias != nullptr) static_cast<float*>(a.partial_bias)[target] = bias_sum;
 }
 
 }  // namespace vitfast

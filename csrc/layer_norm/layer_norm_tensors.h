@@ -2,6 +2,8 @@
 //
 //     static std::tuple<std::optional<Tensor>, std::optional<Tensor>, Type> parameters(
 //         const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, const Tensor& x);   // of one type
+//     static void check(const char* op, ScalarType stream, ScalarType branch, int64_t channels);   // what is supported
+//     static Tensor rows(const Tensor&);                      // as the kernels read them
 //     static void forward(const LayerNormForward&, const Tensor& like);
 //     static void backward(const LayerNormBackward&, const Tensor& like);
 //     static constexpr int64_t max_chunks, min_rows_per_chunk;   // of rows, for the gradients of the parameters
@@ -22,11 +24,18 @@ inline void check_layer_norm_parameter(const char* name, const std::optional<Ten
 }
 
 template <typename Device>
+std::optional<Tensor> rows_or_none(const std::optional<Tensor>& tensor) {
+  return tensor.has_value() ? std::optional<Tensor>(Device::rows(*tensor)) : std::nullopt;
+}
+
+// `branch`: the dtype of y.
+template <typename Device>
 std::tuple<Tensor, Tensor, Tensor, Tensor> run_layer_norm_forward(
     const Tensor& x,                        // [..., C]
     const std::optional<Tensor>& residual,  // [..., C]
-    const std::optional<Tensor>& weight,    // [C]
-    const std::optional<Tensor>& bias,      // [C]
+    ScalarType branch,
+    const std::optional<Tensor>& weight,  // [C]
+    const std::optional<Tensor>& bias,    // [C]
     double eps,
     const std::optional<std::vector<int64_t>>& round_sum,
     const std::optional<std::vector<int64_t>>& round_operand,
@@ -36,22 +45,25 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> run_layer_norm_forward(
   check_layer_norm_parameter("weight", weight, x);
   check_layer_norm_parameter("bias", bias, x);
   STD_TORCH_CHECK(eps >= 0, "layer_norm: eps must be zero or positive");
-  const ScalarType computing = computing_type(x);
-  const Tensor x_rows = as_contiguous(x);
-  const std::optional<Tensor> residual_rows = contiguous_or_none(residual);
-  const auto [weight_c, bias_c, parameter_type] = Device::parameters(weight, bias, x);
+  const Tensor& stream = residual.has_value() ? *residual : x;
+  Device::check("layer_norm", stream.scalar_type(), branch, x.size(-1));
+  const ScalarType computing = computing_type(stream);
+  const Tensor x_rows = Device::rows(x);
+  const std::optional<Tensor> residual_rows = rows_or_none<Device>(residual);
+  const auto [weight_c, bias_c, parameter_type] = Device::parameters(weight, bias, stream);
 
   const auto sum_rounding = read_fused_rounding("layer_norm", round_sum);
   const auto operand_rounding = read_fused_rounding("layer_norm", round_operand);
   const auto result_rounding = read_fused_rounding("layer_norm", round_result);
   const auto pointer = [](const std::optional<FloatRounding>& r) { return r.has_value() ? &*r : nullptr; };
 
-  const Tensor y = new_tensor(x, sizes_of(x));
-  const Tensor summed = residual.has_value() ? new_tensor(x, sizes_of(x)) : y;
+  const Tensor y = new_tensor(x, sizes_of(x), branch);
+  const Tensor summed = residual.has_value() ? new_tensor(stream, sizes_of(x)) : y;
   const Tensor mean = new_tensor(x, rows_shape(x), computing);
   const Tensor rstd = new_tensor(x, rows_shape(x), computing);
   const LayerNormForward arguments{
-      type_of(x),
+      type_of(stream),
+      type_of(y),
       parameter_type,
       x_rows.const_data_ptr(),
       data_or_null(residual_rows),
@@ -78,9 +90,18 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_forward(
     const std::optional<Tensor>& bias,
     double eps,
     std::optional<std::vector<int64_t>> round_operand,
-    std::optional<std::vector<int64_t>> round_result) {
-  auto [summed, y, mean, rstd] =
-      run_layer_norm_forward<Device>(x, std::nullopt, weight, bias, eps, std::nullopt, round_operand, round_result);
+    std::optional<std::vector<int64_t>> round_result,
+    std::optional<ScalarType> out_dtype) {
+  auto [summed, y, mean, rstd] = run_layer_norm_forward<Device>(
+      x,
+      std::nullopt,
+      out_dtype.value_or(x.scalar_type()),
+      weight,
+      bias,
+      eps,
+      std::nullopt,
+      round_operand,
+      round_result);
   return {y, mean, rstd};
 }
 
@@ -94,8 +115,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> add_layer_norm_forward(
     std::optional<std::vector<int64_t>> round_sum,
     std::optional<std::vector<int64_t>> round_operand,
     std::optional<std::vector<int64_t>> round_result) {
-  check_like("add_layer_norm", "residual", residual, x, sizes_of(x));
-  return run_layer_norm_forward<Device>(x, residual, weight, bias, eps, round_sum, round_operand, round_result);
+  check_tensor("add_layer_norm", "residual", residual);
+  check_sizes("add_layer_norm", "residual", residual, sizes_of(x));
+  STD_TORCH_CHECK(is_on_device_of(residual, x), "add_layer_norm: residual is on another device than x");
+  return run_layer_norm_forward<Device>(
+      x, residual, x.scalar_type(), weight, bias, eps, round_sum, round_operand, round_result);
 }
 
 template <typename Device>
@@ -110,7 +134,10 @@ std::tuple<Tensor, std::optional<Tensor>, std::optional<Tensor>> layer_norm_back
   const char* op = "layer_norm_backward";
   check_tensor(op, "x", x);
   STD_TORCH_CHECK(x.dim() > 0, op, ": x must have at least one dimension");
-  check_like(op, "grad_y", grad_y, x, sizes_of(x));
+  check_tensor(op, "grad_y", grad_y);
+  check_sizes(op, "grad_y", grad_y, sizes_of(x));
+  STD_TORCH_CHECK(is_on_device_of(grad_y, x), op, ": grad_y is on another device than x");
+  Device::check(op, x.scalar_type(), grad_y.scalar_type(), x.size(-1));
   check_like(op, "grad_summed", grad_summed, x, sizes_of(x));
   check_layer_norm_parameter("weight", weight, x);
   const ScalarType computing = computing_type(x);
@@ -124,8 +151,8 @@ std::tuple<Tensor, std::optional<Tensor>, std::optional<Tensor>> layer_norm_back
   const int64_t rows_per_chunk = split_rows(rows, Device::max_chunks, Device::min_rows_per_chunk);
   const int64_t chunks = ceil_div(rows, rows_per_chunk);
 
-  const Tensor x_rows = as_contiguous(x), grad_rows = as_contiguous(grad_y);
-  const std::optional<Tensor> grad_summed_rows = contiguous_or_none(grad_summed);
+  const Tensor x_rows = Device::rows(x), grad_rows = Device::rows(grad_y);
+  const std::optional<Tensor> grad_summed_rows = rows_or_none<Device>(grad_summed);
   const Tensor mean_rows = as_contiguous(mean), rstd_rows = as_contiguous(rstd);
   const auto [weight_c, no_bias, parameter_type] = Device::parameters(weight, std::nullopt, x);
   const Tensor grad_x = new_tensor(x, sizes_of(x));
@@ -135,6 +162,7 @@ std::tuple<Tensor, std::optional<Tensor>, std::optional<Tensor>> layer_norm_back
 
   const LayerNormBackward arguments{
       type_of(x),
+      type_of(grad_y),
       parameter_type,
       grad_rows.const_data_ptr(),
       data_or_null(grad_summed_rows),

@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(epilogue_gradient_threads)
       }
 #pragma unroll
       for (int i = 0; i < width; ++i) bias_sums[i] += gradient[i];
-      if (a.grad_sum != nullptr) store_pack(static_cast<T*>(a.grad_sum) + at, round_to_pack<T>(gradient));
+      if (a.grad_sum != nullptr) store_rounded(static_cast<T*>(a.grad_sum) + at, gradient);
     }
   }
 

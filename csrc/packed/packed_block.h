@@ -228,7 +228,7 @@ inline Block block_of(const BlockSizes& sizes, const std::vector<std::optional<T
     return sizes.is_post_norm ? Norm{} : Norm{true, gamma, beta, eps};
   };
   const auto norm_after = [&](const float* gamma, const float* beta, double eps) {
-    LayerNormForward norm{Type::float32, Type::float32};
+    LayerNormForward norm{Type::float32, Type::float32, Type::float32};
     norm.weight = gamma;
     norm.bias = beta;
     norm.channels = channels;

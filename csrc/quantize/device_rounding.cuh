@@ -34,33 +34,11 @@ struct RuleRounding {
   }
 };
 
-// Rounding by any deterministic rule.
-struct AnyRounding {
-  FloatFormat<Float32Bits> format;
-  bool is_there;
-  Rounding rule;
-
-  __device__ __forceinline__ float of_stored(float value) const {
-    if (rule == Rounding::nearest_even) return RuleRounding<Rounding::nearest_even>{format, true}.of_stored(value);
-    if (rule == Rounding::nearest_away) return RuleRounding<Rounding::nearest_away>{format, true}.of_stored(value);
-    if (rule == Rounding::qtorch) return RuleRounding<Rounding::qtorch>{format, true}.of_stored(value);
-    return RuleRounding<Rounding::toward_zero>{format, true}.of_stored(value);
-  }
-  __device__ __forceinline__ float of_computed(float value) const {
-    return of_stored(rule != Rounding::qtorch || value == value ? value : from_bits(0x7fc00000u));
-  }
-};
-
 // Kernel arguments for a rounding; `rounding` may be null.
 template <Rounding rule>
 RuleRounding<rule> rule_rounding(const FloatRounding* rounding) {
   if (rounding == nullptr) return {{}, false};
   return {rounding->format32, true};
-}
-
-inline AnyRounding any_rounding(const FloatRounding* rounding) {
-  if (rounding == nullptr) return {{}, false, Rounding::nearest_even};
-  return {rounding->format32, true, rounding->rounding};
 }
 
 }  // namespace vitfast

@@ -114,6 +114,17 @@ def test_layer_norm_is_accurate(channels: int, dtype: torch.dtype, parameter_dty
         assert_as_accurate(one.cpu(), torch_one, exact_one, factor=BACKWARD_FACTOR if index else FORWARD_FACTOR)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("channels", [192, 1280, 4096])
+def test_layer_norm_of_a_float32_stream(channels: int, dtype: torch.dtype) -> None:
+    x, residual = torch.randn(300, channels, device="cuda").to(dtype), torch.randn(300, channels, device="cuda")
+    weight, bias = torch.randn(channels, device="cuda"), torch.randn(channels, device="cuda")
+    summed, y = ops.add_layer_norm(x, residual, weight, bias, out_dtype=dtype)
+    assert torch.equal(summed, x + residual)
+    assert torch.equal(y, ops.layer_norm(summed, weight, bias).to(dtype))
+    assert torch.equal(y, ops.layer_norm(summed, weight, bias, out_dtype=dtype))
+
+
 def test_layer_norm_of_float64_runs_on_torch() -> None:
     x = torch.randn(5, 64, dtype=torch.float64)
     torch.testing.assert_close(ops.layer_norm(x.cuda()).cpu(), ops.layer_norm(x))

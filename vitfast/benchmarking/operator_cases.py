@@ -88,6 +88,21 @@ def _torch_add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Ten
     return summed, F.layer_norm(summed, weight.shape, weight, bias)
 
 
+def _add_layer_norm_of_autocast(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    return ops.add_layer_norm(x, _widened(residual), _widened(weight), _widened(bias), out_dtype=x.dtype)
+
+
+def _torch_add_layer_norm_of_autocast(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor]:
+    summed, y = _torch_add_layer_norm(x, _widened(residual), _widened(weight), _widened(bias))
+    return summed, y.to(x.dtype)
+
+
+def _widened(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def _torch_mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
     return F.linear(F.gelu(F.linear(x, w1, b1)), w2, b2)
 
@@ -176,6 +191,14 @@ OPERATORS: dict[str, Operator] = {
         ops.add_layer_norm,
         _torch_add_layer_norm,
         limits={"two copies": lambda x, residual, *_: (x.clone(), residual.clone())},
+        is_memory_bound=True,
+    ),
+    "add_layer_norm of autocast": Operator(  # a residual stream of float32
+        "layer_norm",
+        "BNC BNC C C",
+        _add_layer_norm_of_autocast,
+        _torch_add_layer_norm_of_autocast,
+        limits={"two copies": lambda x, residual, *_: (x.clone(), _widened(residual).clone())},
         is_memory_bound=True,
     ),
     "linear with gelu": Operator(

@@ -54,7 +54,7 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         self.is_rotary = is_rotary
-        self.norm1 = LayerNorm(dim, layer_norm_eps)
+        self.norm1 = LayerNorm(dim, layer_norm_eps, feeds_linear=True)
         self.attn = Attention(
             dim,
             num_heads,
@@ -64,7 +64,7 @@ class Block(nn.Module):
             drop_rate=drop_rate,
             attention_drop_rate=attention_drop_rate,
         )
-        self.norm2 = LayerNorm(dim, layer_norm_eps)
+        self.norm2 = LayerNorm(dim, layer_norm_eps, feeds_linear=True)
         self.mlp: Mlp | GatedMlp
         if gated_mlp:
             self.mlp = GatedMlp(dim, mlp_dim, norm_eps=layer_norm_eps if mlp_norm else None, drop_rate=drop_rate)

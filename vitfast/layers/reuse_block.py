@@ -70,12 +70,12 @@ class ReuseBlock(nn.Module):
     ) -> None:
         super().__init__()
         wide_dim = dim if feature_reuse is None else dim + feature_reuse.out_dim
-        self.norm1 = LayerNorm(dim, layer_norm_eps)
+        self.norm1 = LayerNorm(dim, layer_norm_eps, feeds_linear=True)
         self.attn = RelationAttention(
             dim, num_heads, qkv_bias=qkv_bias, drop_rate=drop_rate, attention_drop_rate=attention_drop_rate
         )
         self.feature_reuse = feature_reuse
-        self.norm2 = LayerNorm(wide_dim, layer_norm_eps)
+        self.norm2 = LayerNorm(wide_dim, layer_norm_eps, feeds_linear=True)
         self.mlp = Mlp(wide_dim, mlp_dim, out_dim=dim, drop_rate=drop_rate)
         self.drop_path = DropPath(drop_path)
         self.add = ResidualAdd()

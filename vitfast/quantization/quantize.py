@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from vitfast.errors import UserError
-from vitfast.layers import StoredResult
+from vitfast.layers import LayerNorm, StoredResult
 from vitfast.quantization.arithmetic import Arithmetic
 from vitfast.quantization.configs import QATConfig, QuantizationConfig
 from vitfast.quantization.counterparts import (
@@ -138,6 +138,8 @@ def prepare(model: nn.Module, configs: Mapping[str, QuantizationConfig], *, warn
     for name, module in model.named_modules():
         if any(other.startswith(f"{name}." if name else "") for other in configs):
             call_layers(module)
+        if isinstance(module, LayerNorm):
+            module.feeds_linear = False  # quantized layers read float32 under autocast, too
     for module, counterpart, quantization in swaps:
         module.__class__ = counterpart
         assert isinstance(module, QuantizedModule)
