@@ -110,17 +110,22 @@ inline void project(const Block& b, Range rows, char* memory) {
   packed_kernels().linear(b.qkv, rows, {0, panel_count(b.qkv.weight.n)}, memory);
 }
 
-// `attention_rows`: the rows of attention, which are those of windows.
-inline void attend_and_mix(const Block& b, Range attention_rows, Range rows, char* memory) {
+// What follows attention.
+inline void mix(const Block& b, Range rows, char* memory) {
   const PackedKernels& kernels = packed_kernels();
   const auto normalize = [&](const LayerNormForward& norm) {
     if (b.is_post_norm) cpu_kernels().layer_norm_forward(norm, rows.begin, rows.end);
   };
-  kernels.attention(b.attention, attention_rows, {0, b.attention.heads}, memory);
   kernels.linear(b.proj, rows, {0, panel_count(b.proj.weight.n)}, memory);
   normalize(b.norm1);
   kernels.mlp(b.mlp, rows, memory);
   normalize(b.norm2);
+}
+
+// `attention_rows`: the rows of attention, which are those of windows.
+inline void attend_and_mix(const Block& b, Range attention_rows, Range rows, char* memory) {
+  packed_kernels().attention(b.attention, attention_rows, {0, b.attention.heads}, memory);
+  mix(b, rows, memory);
 }
 
 // Number of images that a thread runs at a time, or 0 if the images do not divide evenly among the threads.

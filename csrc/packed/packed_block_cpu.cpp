@@ -44,6 +44,70 @@ void run_by_images(const std::vector<Block>& blocks, int64_t images, int64_t gro
   });
 }
 
+// The rows at which the sequences of a batch start, and their number of rows, if windows are sequences of tokens one
+// after the other, without positions; else nothing.
+std::vector<int64_t> sequence_starts(const PackedAttention& a) {
+  std::vector<int64_t> starts{0};
+  if (a.windows.lengths == nullptr || a.has_bias() || a.cosine != nullptr) return {};
+  for (int64_t w = 0; w < a.windows.count; ++w) {
+    const int64_t* const tokens = a.windows.tokens + w * a.tokens;
+    for (int64_t i = 0; i < a.windows.lengths[w]; ++i) {
+      if (tokens[i] != starts.back() + i) return {};
+    }
+    starts.push_back(starts.back() + a.windows.lengths[w]);
+  }
+  return starts.back() == a.windows.image_tokens ? starts : std::vector<int64_t>{};
+}
+
+// The first sequence of each thread, and their number: parts with nearly the same number of rows. Nothing if the
+// largest is more than a fifth above the average.
+std::vector<int64_t> split_sequences(const std::vector<int64_t>& starts, int64_t threads) {
+  const int64_t rows = starts.back();
+  std::vector<int64_t> parts{0};
+  for (int64_t t = 1; t <= threads; ++t) {
+    const int64_t target = t * rows / threads;
+    int64_t next = std::lower_bound(starts.begin(), starts.end(), target) - starts.begin();
+    if (next > parts.back() && target - starts[next - 1] < starts[next] - target) --next;
+    if ((starts[next] - starts[parts.back()]) * threads * 5 > rows * 6) return {};
+    parts.push_back(next);
+  }
+  return parts;
+}
+
+// As run_by_images, of sequences of different lengths.
+void run_by_sequences(
+    const std::vector<Block>& blocks, const std::vector<int64_t>& starts, const std::vector<int64_t>& parts) {
+  const PackedAttention& a = blocks[0].attention;
+  const PackedKernels& kernels = packed_kernels();
+  const int64_t threads = int64_t(parts.size()) - 1, width = a.heads * a.head_dim;
+  const int64_t most_rows = std::max(kernels.rows_at_a_time, a.tokens);
+  const BlockMemory layout = block_memory(blocks, most_rows);
+  const Workspace workspace(layout.bytes, threads);
+  for_each_part(threads, [&](int64_t thread) {
+    char* const memory = workspace.part(thread);
+    const Intermediate between = layout.intermediate(memory);
+    for (const Block& block : blocks) {
+      for (int64_t first = parts[thread]; first < parts[thread + 1];) {
+        int64_t last = first + 1;
+        while (last < parts[thread + 1] && starts[last + 1] - starts[first] <= most_rows) ++last;
+        const Range rows{0, starts[last] - starts[first]};
+        const Block b = from_row(block, starts[first], between);
+        project(b, rows, memory);
+        for (; first < last; ++first) {
+          const int64_t row = starts[first] - starts[last] + rows.end, tokens = starts[first + 1] - starts[first];
+          PackedAttention sequence = b.attention;
+          sequence.windows = {};
+          sequence.tokens = tokens;
+          sequence.qkv = between.qkv + row * 3 * width * bytes_of(a.qkv_type);
+          sequence.out = between.attended + row * width * bytes_of(a.out_type);
+          kernels.attention(sequence, {0, tokens}, {0, a.heads}, memory);
+        }
+        mix(b, rows, memory);
+      }
+    }
+  });
+}
+
 // Runs one stage after the other, each split among all threads.
 void run_by_stages(const Block& b, int64_t rows) {
   const auto normalize = [&](const LayerNormForward& norm) {
@@ -145,7 +209,11 @@ Tensor packed_blocks(
     set_windows(op, b.attention, bias, windows, patterns, lengths, row_terms, column_terms, b.qkv.weight.bias);
     blocks.push_back(b);
   }
-  if (group > 0) {
+  const std::vector<int64_t> starts = x.size(0) == 1 ? sequence_starts(blocks[0].attention) : std::vector<int64_t>{};
+  const std::vector<int64_t> parts = starts.empty() ? starts : split_sequences(starts, threads);
+  if (!parts.empty()) {
+    run_by_sequences(blocks, starts, parts);
+  } else if (group > 0) {
     run_by_images(blocks, x.size(0), group, threads);
   } else if (by_rows) {
     run_by_rows(blocks, rows, threads);

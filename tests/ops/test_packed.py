@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -535,6 +536,23 @@ def test_post_norm_blocks_equal_their_operators(
     ):
         # in bf16 the block rounds what packed_attention returns in float32
         torch.testing.assert_close(result, expected, rtol=0, atol=0.05 if precision == "bf16" else 0)
+
+
+@pytest.mark.parametrize("lengths", [(40, 37, 45, 41), (90, 1, 3, 17, 52), (600, 2, 3), (5,)])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_sequences_of_a_batch_equal_each_alone(precision: str, lengths: tuple[int, ...]) -> None:
+    """Of 2 threads and the first lengths, each has its sequences; of other lengths and threads stages are shared."""
+    p = block_parameters(64, 2, 32, 96, extras=True)
+    x, ends = draw(1, sum(lengths), 64), list(itertools.accumulate(lengths))
+    windows = torch.full((len(lengths), max(lengths)), -1)
+    for row, (length, end) in enumerate(zip(lengths, ends, strict=True)):
+        windows[row, :length] = torch.arange(end - length, end)
+    sequences = BiasTables(None, windows, None, torch.tensor(lengths))
+    expected = torch.cat(
+        [packed_block(one, p, 2, "gelu", precision, count=2) for one in x.split(lengths, dim=1)], dim=1
+    )
+    results = on_threads((1, 2, 3, 16), lambda: packed_block(x, p, 2, "gelu", precision, sequences, count=2))
+    assert all(torch.equal(result, expected) for result in results)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -124,6 +125,20 @@ class ParallelBlock(InferenceBlock):
         for block in blocks:
             out = block.mlp(attended, out)
         return out
+
+
+def find_runs(blocks: nn.ModuleList, may_join: Callable[[int], bool] = lambda index: True) -> list[range]:
+    """Returns the ranges of blocks that one call computes each.
+
+    ``may_join(index)``: whether the block at ``index`` may share the call of the one before it.
+    """
+
+    def joins(index: int) -> bool:
+        before = blocks[index - 1]
+        return isinstance(before, InferenceBlock) and before.joins(blocks[index]) and may_join(index)
+
+    starts = [index for index in range(len(blocks)) if index == 0 or not joins(index)]
+    return [range(start, stop) for start, stop in pairwise([*starts, len(blocks)])]
 
 
 class PatchMerging(nn.Module):

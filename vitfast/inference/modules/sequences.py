@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from vitfast.inference.backend import Backend
 from vitfast.inference.ir import SequenceSpec
+from vitfast.inference.modules.block import find_runs
 from vitfast.inference.modules.linear import describe_gemms
 from vitfast.inference.modules.position_bias import BiasTables
 from vitfast.inference.modules.readout import InferenceReadout
@@ -80,6 +81,7 @@ class InferenceSequences(nn.Module):
         super().__init__()
         self.embedding = SequenceEmbedding(spec, backend)
         self.blocks = nn.ModuleList(backend.block(one, in_windows=True) for one in spec.blocks)
+        self.runs = find_runs(self.blocks)
         self.norm = backend.norm_or_identity(spec.norm)
         self.readouts = nn.ModuleList(InferenceReadout(one, backend) for one in spec.readouts)
 
@@ -127,8 +129,13 @@ class InferenceSequences(nn.Module):
         windows = nn.utils.rnn.pad_sequence(list(places), batch_first=True, padding_value=-1)
         tables = BiasTables(None, windows, None, torch.tensor(lengths, device=patches.device))
         tokens = torch.cat(sequences)[None]
-        for block in (None, *self.blocks):
-            tokens = tokens if block is None else block(tokens, tables)
+        if hidden_states is not None:
+            hidden_states.append(self._padded(tokens[0], valid))
+        blocks = list(self.blocks)
+        runs = self.runs if hidden_states is None else [range(index, index + 1) for index in range(len(blocks))]
+        for run in runs:
+            following = {"following": blocks[run.start + 1 : run.stop]} if len(run) > 1 else {}
+            tokens = blocks[run.start](tokens, tables, **following)
             if hidden_states is not None:
                 hidden_states.append(self._padded(tokens[0], valid))
         return list(self.norm(tokens)[0].split(lengths))

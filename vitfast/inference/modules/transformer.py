@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from vitfast.errors import UserError
 from vitfast.inference.backend import Backend
 from vitfast.inference.ir import BlockSpec, FallbackSpec, MergeSpec, TransformerSpec
 from vitfast.inference.modules.attention import FirstTokensAttention
-from vitfast.inference.modules.block import InferenceBlock, PatchMerging
+from vitfast.inference.modules.block import PatchMerging, find_runs
 from vitfast.inference.modules.embedding import InferenceEmbedding
 from vitfast.inference.modules.linear import describe_gemms
 from vitfast.inference.modules.position_bias import PositionBias
@@ -200,14 +199,10 @@ class InferenceTransformer(nn.Module):
     def _find_runs(self) -> list[range]:
         positions = dict(self.positions.items())
 
-        def joins(index: int) -> bool:  # the block before it
-            before = self.blocks[index - 1]
-            is_same = positions.get(str(index - 1)) is positions.get(str(index)) and index != self.late_index
-            return is_same and isinstance(before, InferenceBlock) and before.joins(self.blocks[index])
+        def may_join(index: int) -> bool:
+            return positions.get(str(index - 1)) is positions.get(str(index)) and index != self.late_index
 
-        count = len(self.blocks)
-        starts = [index for index in range(count) if index == 0 or not joins(index)]
-        return [range(start, stop) for start, stop in pairwise([*starts, count])]
+        return find_runs(self.blocks, may_join)
 
     def grids(self, images: Tensor) -> list[tuple[int, int]]:
         """Returns the rows and columns of the patches in each hidden state."""
