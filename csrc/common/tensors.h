@@ -107,13 +107,19 @@ inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes) 
   return new_tensor(like, sizes, like.scalar_type());
 }
 
-// Tensors of the given shape with the dtype and device of `like`; an absent tensor passes.
-inline void check_like(
+// A tensor of a supported dtype and the given shape on the device of `like`.
+inline void check_beside(
     const char* op, const char* name, const Tensor& tensor, const Tensor& like, const std::vector<int64_t>& sizes) {
   check_tensor(op, name, tensor);
-  STD_TORCH_CHECK(tensor.scalar_type() == like.scalar_type(), op, ": ", name, " has another dtype than the input");
   STD_TORCH_CHECK(is_on_device_of(tensor, like), op, ": ", name, " is on another device than the input");
   check_sizes(op, name, tensor, sizes);
+}
+
+// The same with the dtype of `like`, too; an absent tensor passes.
+inline void check_like(
+    const char* op, const char* name, const Tensor& tensor, const Tensor& like, const std::vector<int64_t>& sizes) {
+  check_beside(op, name, tensor, like, sizes);
+  STD_TORCH_CHECK(tensor.scalar_type() == like.scalar_type(), op, ": ", name, " has another dtype than the input");
 }
 
 inline void check_like(

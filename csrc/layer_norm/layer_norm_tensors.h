@@ -17,10 +17,7 @@
 namespace vitfast {
 
 inline void check_layer_norm_parameter(const char* name, const std::optional<Tensor>& tensor, const Tensor& x) {
-  if (!tensor.has_value()) return;
-  check_tensor("layer_norm", name, *tensor);
-  STD_TORCH_CHECK(is_on_device_of(*tensor, x), "layer_norm: ", name, " is on another device than x");
-  check_sizes("layer_norm", name, *tensor, {x.size(-1)});
+  if (tensor.has_value()) check_beside("layer_norm", name, *tensor, x, {x.size(-1)});
 }
 
 template <typename Device>
@@ -115,9 +112,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> add_layer_norm_forward(
     std::optional<std::vector<int64_t>> round_sum,
     std::optional<std::vector<int64_t>> round_operand,
     std::optional<std::vector<int64_t>> round_result) {
-  check_tensor("add_layer_norm", "residual", residual);
-  check_sizes("add_layer_norm", "residual", residual, sizes_of(x));
-  STD_TORCH_CHECK(is_on_device_of(residual, x), "add_layer_norm: residual is on another device than x");
+  check_beside("add_layer_norm", "residual", residual, x, sizes_of(x));
   return run_layer_norm_forward<Device>(
       x, residual, x.scalar_type(), weight, bias, eps, round_sum, round_operand, round_result);
 }
@@ -134,9 +129,7 @@ std::tuple<Tensor, std::optional<Tensor>, std::optional<Tensor>> layer_norm_back
   const char* op = "layer_norm_backward";
   check_tensor(op, "x", x);
   STD_TORCH_CHECK(x.dim() > 0, op, ": x must have at least one dimension");
-  check_tensor(op, "grad_y", grad_y);
-  check_sizes(op, "grad_y", grad_y, sizes_of(x));
-  STD_TORCH_CHECK(is_on_device_of(grad_y, x), op, ": grad_y is on another device than x");
+  check_beside(op, "grad_y", grad_y, x, sizes_of(x));
   Device::check(op, x.scalar_type(), grad_y.scalar_type(), x.size(-1));
   check_like(op, "grad_summed", grad_summed, x, sizes_of(x));
   check_layer_norm_parameter("weight", weight, x);

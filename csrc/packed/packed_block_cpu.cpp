@@ -47,8 +47,8 @@ void run_by_images(const std::vector<Block>& blocks, int64_t images, int64_t gro
 // The rows at which the sequences of a batch start, and their number of rows, if windows are sequences of tokens one
 // after the other, without positions; else nothing.
 std::vector<int64_t> sequence_starts(const PackedAttention& a) {
-  std::vector<int64_t> starts{0};
   if (a.windows.lengths == nullptr || a.has_bias() || a.cosine != nullptr) return {};
+  std::vector<int64_t> starts{0};
   for (int64_t w = 0; w < a.windows.count; ++w) {
     const int64_t* const tokens = a.windows.tokens + w * a.tokens;
     for (int64_t i = 0; i < a.windows.lengths[w]; ++i) {
@@ -180,37 +180,43 @@ Tensor packed_blocks(
   const int64_t rows = x.size(0) * sizes.tokens, width = sizes.width();
   const Tensor out = new_tensor(x, sizes_of(x));
   if (rows == 0) return out;
-  const int64_t threads = sizes.threads(rows, parameters[gate].has_value());
-  const int64_t group = images_at_a_time(x.size(0), sizes.tokens, threads);
-  const int64_t shared_rows = group > 0 ? 0 : rows;  // run_by_images uses thread-local buffers
-  const bool by_rows = group == 0 && is_chained(rows, threads) && !windows.has_value();
   const size_t count = parameters.size() / parameter_count;
-  const int64_t buffers = by_rows && count > 1 ? 2 : 1;
+  std::vector<Block> blocks;
+  for (size_t i = 0; i < count; ++i) blocks.push_back(block_of(sizes, parameters, i * parameter_count));
+  PackedAttention positioned = blocks[0].attention;
+  positioned.rotary = rotary_of(op, rotary, is_interleaved, sizes.tokens, heads, head_dim);
+  set_windows(op, positioned, bias, windows, patterns, lengths, row_terms, column_terms, nullptr);
+  for (Block& b : blocks) {
+    const float* const factors = b.attention.cosine;
+    STD_TORCH_CHECK(factors == nullptr || !rotary.has_value(), op, ": rotary cannot be used with cosine");
+    b.attention = positioned;
+    b.attention.cosine = factors;
+    b.attention.windows.padding = b.qkv.weight.bias;
+  }
+
+  const int64_t threads = sizes.threads(rows, parameters[gate].has_value());
+  const std::vector<int64_t> starts = x.size(0) == 1 ? sequence_starts(positioned) : std::vector<int64_t>{};
+  const std::vector<int64_t> parts = starts.empty() ? starts : split_sequences(starts, threads);
+  const int64_t group = images_at_a_time(x.size(0), sizes.tokens, threads);
+  const bool has_local_buffers = !parts.empty() || group > 0;
+  const bool by_rows = !has_local_buffers && is_chained(rows, threads) && !windows.has_value();
+  const int64_t shared_rows = has_local_buffers ? 0 : rows, buffers = by_rows && count > 1 ? 2 : 1;
   const Tensor qkv_rows = new_tensor({buffers, shared_rows, 3 * width}, scalar_type(sizes.type()));
   const Tensor attended = new_tensor({shared_rows, width}, scalar_type(sizes.out_type()));
   const Tensor unnormalized = new_tensor({is_post_norm ? shared_rows : 0, sizes.channels}, ScalarType::Float);
   auto* const out_data = static_cast<float*>(out.mutable_data_ptr());
-
-  std::vector<Block> blocks;
   for (size_t i = 0; i < count; ++i) {
-    Block b = block_of(sizes, parameters, i * parameter_count);
     const float* const input = i == 0 ? static_cast<const float*>(x.const_data_ptr()) : out_data;
     char* const buffer = static_cast<char*>(qkv_rows.mutable_data_ptr()) +
                          int64_t(i) % buffers * shared_rows * 3 * width * bytes_of(sizes.type());
     connect(
-        b,
+        blocks[i],
         input,
         out_data,
         {buffer,
          static_cast<char*>(attended.mutable_data_ptr()),
          static_cast<float*>(unnormalized.mutable_data_ptr())});
-    STD_TORCH_CHECK(b.attention.cosine == nullptr || !rotary.has_value(), op, ": rotary cannot be used with cosine");
-    b.attention.rotary = rotary_of(op, rotary, is_interleaved, sizes.tokens, heads, head_dim);
-    set_windows(op, b.attention, bias, windows, patterns, lengths, row_terms, column_terms, b.qkv.weight.bias);
-    blocks.push_back(b);
   }
-  const std::vector<int64_t> starts = x.size(0) == 1 ? sequence_starts(blocks[0].attention) : std::vector<int64_t>{};
-  const std::vector<int64_t> parts = starts.empty() ? starts : split_sequences(starts, threads);
   if (!parts.empty()) {
     run_by_sequences(blocks, starts, parts);
   } else if (group > 0) {
