@@ -16,7 +16,7 @@ from vitfast_build import toolchain
 from vitfast_build.cuda_toolkit import CudaDecision, CudaToolkit, decide_cuda
 from vitfast_build.ninja_file import NinjaFile
 from vitfast_build.options import BuildError, BuildOptions
-from vitfast_build.sources import CPU_LIBRARY, CUDA_LIBRARY, Source, Sources, find_sources
+from vitfast_build.sources import CPU_LIBRARY, CUDA_LIBRARY, OPERATOR_FLAGS, Source, Sources, find_sources
 
 # No -march=native: the libraries run on any processor and dispatch at run time. No -ffast-math: it breaks NaN and inf.
 COMMON_FLAGS = (
@@ -129,8 +129,7 @@ class NativeBuild:
                 self._add_cuda(ninja, self.cuda.toolkit, shared, cuda_headers, torch_libraries)
 
         python_headers = [word for folder in toolchain.python_include_folders() for word in ("-isystem", folder)]
-        # nothing of it is hot, and pybind11 compiles in half the time
-        ninja.compile_rule("module", (*shared, "-O1", *target, *python_headers))
+        ninja.compile_rule("module", (*shared, *OPERATOR_FLAGS, *target, *python_headers))
         # Python's symbols are defined by the interpreter
         ninja.link_rule("module", [word for word in link if word != "-Wl,-z,defs"], ())
         ninja.library(MODULE, [Source("csrc/module.cpp")], "module")
@@ -177,7 +176,7 @@ class NativeBuild:
         has_90a = any(item.code == "90a" for item in self.cuda.architectures)
         has_others = any(item.code != "90a" for item in self.cuda.architectures)
         # csrc/linear/linear_cuda.cpp selects kernels by these
-        kernels = (f"-DVITFAST_HAS_SM90A={int(has_90a)}", f"-DVITFAST_HAS_SM80={int(has_others)}")
+        kernels = (*OPERATOR_FLAGS, f"-DVITFAST_HAS_SM90A={int(has_90a)}", f"-DVITFAST_HAS_SM80={int(has_others)}")
         cutlass = ("-DNDEBUG", "-isystem", str(self.cuda.cutlass))  # assert would slow down CUTLASS kernels
         sources = []
         for source in self.sources.cuda:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from vitfast_build.options import BuildError, parse_architectures
-from vitfast_build.sources import ISA_FLAGS, Source, find_sources
+from vitfast_build.sources import ISA_FLAGS, OPERATOR_FLAGS, Source, find_sources
 
 
 def test_every_source_goes_into_exactly_one_artefact(root: Path) -> None:
@@ -22,13 +22,13 @@ def test_each_instruction_set_has_its_own_flags_and_operators_have_others(root: 
     assert sources.instruction_sets == tuple(ISA_FLAGS)
     for source in sources.cpu:
         path = Path(source.path)
-        assert source.flags == (ISA_FLAGS[path.stem] if path.parent.name == "isa" else ("-O2",))
+        assert source.flags == (ISA_FLAGS[path.stem] if path.parent.name == "isa" else OPERATOR_FLAGS)
 
 
 def test_other_processors_get_the_portable_code_only(root: Path) -> None:
     sources = find_sources(root, x86=False)
     assert sources.instruction_sets == ("baseline",)
-    assert {source.flags for source in sources.cpu} == {(), ("-O2",)}
+    assert {source.flags for source in sources.cpu} == {ISA_FLAGS["baseline"], OPERATOR_FLAGS}
 
 
 def test_incomplete_sources_and_unknown_instruction_sets_are_errors(tmp_path: Path) -> None:
