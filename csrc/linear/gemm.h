@@ -17,7 +17,8 @@ struct GemmEpilogue {
   bool is_gradient;  // of the activation, which is not none; without bias and scale
 };
 
-// out = source + scale * activation(x weightᵀ + bias)
+// sum = x weightᵀ + bias
+// out = source + scale * activation(sum)
 //
 // or, if epilogue.is_gradient: out = (x weightᵀ) * activation'(source), and its column sums. This is the gradient of an
 // activation's input from the gradient of the next GEMM's output.
@@ -31,6 +32,7 @@ struct GemmArguments {
   const void* scale;    // [columns] or null: 1
   const void* source;   // [rows, columns]: residual or null; of a gradient: the activation's input
   void* out;            // [rows, columns]
+  void* sum;            // [rows, columns] or null: not written
   float* partial_sums;  // of a gradient: [count_row_tiles(rows), columns], column sums of each row tile; or null
   int rows, columns, depth;
   GemmEpilogue epilogue;

@@ -8,14 +8,12 @@
 
 namespace vitfast {
 
-// `Values`: an indexable array of `count` floats. T: the output type. Branches are uniform and taken once for all
-// values, so that one kernel per type and tile suffices.
+// `Values`: an indexable array of `count` floats. `sums`: x weightᵀ + bias. T: the output type. Branches are uniform
+// and taken once for all values, so that one kernel per type and tile suffices.
 template <typename T, int count, typename Values>
-__device__ __forceinline__ Values apply_epilogue(
-    const Values& sums, const Values& bias, const Values& scale, const Values& residual, const GemmEpilogue& epilogue) {
-  Values y;
-#pragma unroll
-  for (int i = 0; i < count; ++i) y[i] = sums[i] + bias[i];
+__device__ __forceinline__ Values
+apply_epilogue(const Values& sums, const Values& scale, const Values& residual, const GemmEpilogue& epilogue) {
+  Values y = sums;
   if (epilogue.activation == EpilogueActivation::gelu) {
 #pragma unroll
     for (int i = 0; i < count; ++i) y[i] = gelu_erf<T>(y[i]);
@@ -45,10 +43,10 @@ apply_epilogue_gradient(const Values& sums, const Values& pre_activation, Epilog
 
 // Either of both; `source`: the residual, or the activation's input.
 template <typename T, int count, typename Values>
-__device__ __forceinline__ Values finish_gemm(
-    const Values& sums, const Values& bias, const Values& scale, const Values& source, const GemmEpilogue& epilogue) {
+__device__ __forceinline__ Values
+finish_gemm(const Values& sums, const Values& scale, const Values& source, const GemmEpilogue& epilogue) {
   if (epilogue.is_gradient) return apply_epilogue_gradient<T, count>(sums, source, epilogue.activation);
-  return apply_epilogue<T, count>(sums, bias, scale, source, epilogue);
+  return apply_epilogue<T, count>(sums, scale, source, epilogue);
 }
 
 }  // namespace vitfast

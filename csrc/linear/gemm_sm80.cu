@@ -13,26 +13,29 @@
 
 namespace vitfast {
 
-// Loads the source in CUTLASS's epilogue tree; reads nothing if there is none.
-template <typename Load>
-struct OptionalLoad : Load {
-  using Load::Load;
+// Loads or stores a matrix in CUTLASS's epilogue tree, unless its address is null; what is not loaded is zero.
+template <typename Access>
+struct Optional : Access {
+  using Access::Access;
 
   template <typename Always>
   struct Callbacks : Always {
     CUTLASS_DEVICE Callbacks(Always&& always, bool is_there_) : Always(always), is_there(is_there_) {
-      if (!is_there) cute::clear(Always::tC_rAux);
+      cute::clear(Always::tC_rAux);
     }
     CUTLASS_DEVICE void begin_step(int step) {
       if (is_there) Always::begin_step(step);
+    }
+    CUTLASS_DEVICE void end_step(int step) {
+      if (is_there) Always::end_step(step);
     }
     bool is_there;
   };
 
   template <class ProblemShape>
   CUTLASS_DEVICE auto get_callbacks(cutlass::gemm::GemmCoord tile, int thread, ProblemShape problem) {
-    auto always = Load::get_callbacks(tile, thread, problem);
-    return Callbacks<decltype(always)>(static_cast<decltype(always)&&>(always), Load::params_ptr->ptr_aux != nullptr);
+    auto always = Access::get_callbacks(tile, thread, problem);
+    return Callbacks<decltype(always)>(static_cast<decltype(always)&&>(always), Access::params_ptr->ptr_aux != nullptr);
   }
 };
 
@@ -48,9 +51,10 @@ struct TileSm80 {
   using RowStride = cute::Stride<cute::_0, cute::_1, int64_t>;
   using MatrixStride = cute::Stride<int64_t, cute::_1, int64_t>;
   using Row = cutlass::epilogue::threadblock::VisitorRowBroadcast<Threads, Element, RowStride>;
+  static constexpr auto nearest = cutlass::FloatRoundStyle::round_to_nearest;
   using Load = cutlass::epilogue::threadblock::VisitorAuxLoad<Threads, Element, MatrixStride>;
-  using Store = cutlass::epilogue::threadblock::
-      VisitorAuxStore<Threads, Element, cutlass::FloatRoundStyle::round_to_nearest, MatrixStride>;
+  using Store = cutlass::epilogue::threadblock::VisitorAuxStore<Threads, Element, nearest, MatrixStride>;
+  using AddBias = cutlass::epilogue::threadblock::VisitorCompute<cutlass::plus, float, float, nearest>;
 
   static MatrixStride rows_of(int length) { return {length, cute::_1{}, int64_t(0)}; }
   static Element* elements(const void* address) { return const_cast<Element*>(static_cast<const Element*>(address)); }
@@ -107,12 +111,10 @@ struct FinishSm80 : EpilogueNode<cutlass::epilogue::threadblock::detail::Visitor
         int,
         int,
         const cutlass::Array<Sum, width>&,
-        const cutlass::Array<Sum, width>& products,
-        const cutlass::Array<Element, width>& bias,
+        const cutlass::Array<float, width>& products,
         const cutlass::Array<Element, width>& scale,
         const cutlass::Array<Element, width>& source) {
-      const auto results =
-          finish_gemm<T, width>(products, widened(bias), widened(scale), widened(source), params->epilogue);
+      const auto results = finish_gemm<T, width>(products, widened(scale), widened(source), params->epilogue);
       if (params->partial_sums != nullptr && row_in_tile(step, row) < rows_left) {
         CUTLASS_PRAGMA_UNROLL
         for (int i = 0; i < width; ++i) sums[i] += results[i];
@@ -159,14 +161,14 @@ template <typename T>
 void launch_gemm_sm80(const GemmArguments& p, Stream stream) {
   using Leaves = TileSm80<T>;
   using Element = typename Leaves::Element;
+  using Sum = cutlass::epilogue::threadblock::Sm80EVT<
+      Optional<typename Leaves::Store>,
+      cutlass::epilogue::threadblock::
+          Sm80EVT<typename Leaves::AddBias, cutlass::epilogue::threadblock::VisitorAccFetch, typename Leaves::Row>>;
   using Tree = cutlass::epilogue::threadblock::Sm80EVT<
       typename Leaves::Store,
-      cutlass::epilogue::threadblock::Sm80EVT<
-          FinishSm80<T>,
-          cutlass::epilogue::threadblock::VisitorAccFetch,
-          typename Leaves::Row,
-          typename Leaves::Row,
-          OptionalLoad<typename Leaves::Load>>>;
+      cutlass::epilogue::threadblock::
+          Sm80EVT<FinishSm80<T>, Sum, typename Leaves::Row, Optional<typename Leaves::Load>>>;
   using Kernel = typename cutlass::gemm::kernel::DefaultGemmWithVisitor<
       Element,
       cutlass::layout::RowMajor,
@@ -191,8 +193,7 @@ void launch_gemm_sm80(const GemmArguments& p, Stream stream) {
       Leaves::stages,
       cutlass::arch::OpMultiplyAdd>::GemmKernel;
   const typename Tree::Arguments tree{
-      {{},
-       {Leaves::elements(p.bias), Element(0), {}},
+      {{{{}, {Leaves::elements(p.bias), Element(0), {}}, {}}, {Leaves::elements(p.sum), Leaves::rows_of(p.columns)}},
        {Leaves::elements(p.scale), Element(1), {}},
        {Leaves::elements(p.source), Element(0), Leaves::rows_of(p.columns)},
        {p.epilogue, p.partial_sums}},

@@ -61,19 +61,46 @@ struct OptionalSource : EpilogueNode<cutlass::epilogue::fusion::Sm90SrcFetch<Ele
   bool is_there = false;
 };
 
+// One number per column of a tile, such as the bias. CUTLASS's node keeps a step's numbers in registers, of which there
+// would be too few; this one reads shared memory when they are needed.
+template <typename Tile, typename Element>
+struct RowSm90 : cutlass::epilogue::fusion::Sm90RowBroadcast<0, Tile, Element> {
+  using Base = cutlass::epilogue::fusion::Sm90RowBroadcast<0, Tile, Element>;
+  using Base::Base;
+
+  template <typename Early>
+  struct Callbacks : Early {
+    CUTLASS_DEVICE Callbacks(Early&& early) : Early(static_cast<Early&&>(early)) {}
+    CUTLASS_DEVICE void begin_loop(int, int) {}
+
+    template <typename Sum, int count>
+    CUTLASS_DEVICE cutlass::Array<Element, count> visit(
+        const cutlass::Array<Sum, count>&, int fragment, int step, int epi_n) {
+      const auto row = Early::tSR_sRow(cute::_, cute::_, cute::_, step, epi_n);
+      cutlass::Array<Element, count> values;
+      CUTLASS_PRAGMA_UNROLL
+      for (int i = 0; i < count; ++i) values[i] = row(fragment * count + i);
+      return values;
+    }
+  };
+
+  template <bool ReferenceSrc, class... Args>
+  CUTLASS_DEVICE auto get_consumer_store_callbacks(
+      const cutlass::epilogue::fusion::detail::ConsumerStoreArgs<Args...>& arguments) {
+    auto early = Base::template get_consumer_store_callbacks<ReferenceSrc>(arguments);
+    return Callbacks<decltype(early)>(static_cast<decltype(early)&&>(early));
+  }
+};
+
 // Tree node that calls finish_gemm.
 template <typename T>
 struct FinishSm90 {
   template <typename Values>
   struct Function {
     using Arguments = GemmEpilogue;
-    CUTLASS_DEVICE Values operator()(
-        const Values& sums,
-        const Values& bias,
-        const Values& scale,
-        const Values& source,
-        const Arguments& epilogue) const {
-      return finish_gemm<T, Values::kElements>(sums, bias, scale, source, epilogue);
+    CUTLASS_DEVICE Values
+    operator()(const Values& sums, const Values& scale, const Values& source, const Arguments& epilogue) const {
+      return finish_gemm<T, Values::kElements>(sums, scale, source, epilogue);
     }
   };
 };
@@ -173,22 +200,34 @@ struct GemmSm90a {
   using Stride = cute::Stride<int64_t, cute::_1, int64_t>;  // of row-major matrices, and of the batch
   static constexpr auto depth_major = cute::GMMA::Major::K;
 
-  using Row = cutlass::epilogue::fusion::Sm90RowBroadcast<0, Tile, Element>;
-  using Tree = cutlass::epilogue::fusion::Sm90EVT<
-      ColumnSumsSm90,
-      cutlass::epilogue::fusion::Sm90EVT<
-          cutlass::epilogue::fusion::
-              Sm90Compute<FinishSm90<T>::template Function, float, float, cutlass::FloatRoundStyle::round_to_nearest>,
-          cutlass::epilogue::fusion::Sm90AccFetch,
-          Row,
-          Row,
-          OptionalSource<Element>>>;
-
   // four buffers for source and result, of which two are being stored
+  static constexpr int buffers = 4, stored_buffers = 2;
   using EpilogueTile = cute::Shape<cute::Int<ColumnSumsSm90::step_rows>, cute::Int<column_sum_columns>>;
   using EpilogueLayout = cute::GMMA::Layout_K_SW64_Atom<Element>;
+  static constexpr auto nearest = cutlass::FloatRoundStyle::round_to_nearest;
+
+  template <template <typename> class Function>
+  using Compute = cutlass::epilogue::fusion::Sm90Compute<Function, float, float, nearest>;
+  using Row = RowSm90<Tile, Element>;
+  using StoreSum = cutlass::epilogue::fusion::Sm90AuxStore<
+      stored_buffers,
+      EpilogueTile,
+      Element,
+      nearest,
+      Stride,
+      EpilogueLayout,
+      cute::SM90_U32x4_STSM_N,
+      gemm_alignment,
+      true>;
+  using Sum = cutlass::epilogue::fusion::Sm90EVT<
+      StoreSum,
+      cutlass::epilogue::fusion::Sm90EVT<Compute<cutlass::plus>, cutlass::epilogue::fusion::Sm90AccFetch, Row>>;
+  using Tree = cutlass::epilogue::fusion::Sm90EVT<
+      ColumnSumsSm90,
+      cutlass::epilogue::fusion::Sm90EVT<Compute<FinishSm90<T>::template Function>, Sum, Row, OptionalSource<Element>>>;
+
   using Epilogue = cutlass::epilogue::collective::CollectiveEpilogue<
-      cutlass::epilogue::Sm90TmaWarpSpecialized<4, 2, epilogue_values, true, false>,
+      cutlass::epilogue::Sm90TmaWarpSpecialized<buffers, stored_buffers, epilogue_values, true, false>,
       Tile,
       EpilogueTile,
       Element,
@@ -243,8 +282,7 @@ struct GemmSm90a {
         cutlass::gemm::GemmUniversalMode::kGemm,
         {p.rows, p.columns, p.depth, 1},
         {elements(p.x), rows_of(p.depth), elements(p.weight), rows_of(p.depth)},
-        {{{{},
-           {elements(p.bias), Element(0), {}},
+        {{{{{{}, {elements(p.bias), Element(0), {}}, {}}, {static_cast<Element*>(p.sum), rows_of(p.columns)}},
            {elements(p.scale), Element(1), {}},
            p.source != nullptr,
            p.epilogue},

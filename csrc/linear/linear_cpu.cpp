@@ -7,7 +7,7 @@
 namespace vitfast {
 namespace {
 
-std::optional<Tensor> no_gemm(const LinearCall&) {
+std::optional<LinearResult> no_gemm(const LinearCall&, bool) {
   return std::nullopt;
 }
 

@@ -55,13 +55,15 @@ bool has_gemm_kernel(ScalarType type, int64_t rows, int64_t columns, int64_t dep
 
 }  // namespace
 
-std::optional<Tensor> gemm_on_cuda(const LinearCall& call) {
+std::optional<LinearResult> gemm_on_cuda(const LinearCall& call, bool saves_sum) {
   const int64_t rows = count_rows(call.x), columns = call.weight.size(0), depth = call.weight.size(1);
   if (!has_gemm_kernel(call.x.scalar_type(), rows, columns, depth)) return std::nullopt;
   const Tensor x = aligned(call.x), weight = aligned(call.weight);
   const std::optional<Tensor> bias = aligned(call.bias), scale = aligned(call.scale);
   const std::optional<Tensor> residual = aligned(call.residual);
   const Tensor out = new_tensor(x, linear_sizes(x, weight));
+  std::optional<Tensor> sum;
+  if (saves_sum) sum = new_tensor(x, sizes_of(out));
 
   const GemmArguments arguments{
       x.const_data_ptr(),
@@ -70,6 +72,7 @@ std::optional<Tensor> gemm_on_cuda(const LinearCall& call) {
       data_or_null(scale),
       data_or_null(residual),
       out.mutable_data_ptr(),
+      mutable_data_or_null(sum),
       nullptr,
       int(rows),
       int(columns),
@@ -78,7 +81,7 @@ std::optional<Tensor> gemm_on_cuda(const LinearCall& call) {
   const CurrentStream stream(x);
   with_narrow_type(x.scalar_type(), [&](auto element) { launch_gemm<decltype(element)>(arguments, stream); });
   if (call.rounding.has_value()) quantize_float_in_place(out, *call.rounding);
-  return out;
+  return LinearResult{out, sum};
 }
 
 std::optional<EpilogueGradients> epilogue_gradients_on_cuda(const EpilogueGradientCall& call) {
@@ -135,6 +138,7 @@ EpilogueGradients gemm_gradient_on_cuda(
       nullptr,
       pre_rows.const_data_ptr(),
       out.mutable_data_ptr(),
+      nullptr,
       static_cast<float*>(partial.mutable_data_ptr()),
       int(rows),
       int(columns),

@@ -6,8 +6,8 @@
 
 namespace vitfast {
 
-// The whole result of a call, or nullopt if no GEMM kernel supports its types and shapes.
-std::optional<Tensor> gemm_on_cuda(const LinearCall& call);
+// The result of a call, or nullopt if no GEMM kernel supports its types and shapes.
+std::optional<LinearResult> gemm_on_cuda(const LinearCall& call, bool saves_sum);
 
 // Gradients of the epilogue, or nullopt if the kernel does not support the types and shapes.
 std::optional<EpilogueGradients> epilogue_gradients_on_cuda(const EpilogueGradientCall& call);

@@ -20,6 +20,11 @@ struct LinearCall {
   const std::optional<std::vector<int64_t>>& rounding;  // of the result
 };
 
+struct LinearResult {
+  Tensor out;                 // [..., N]
+  std::optional<Tensor> sum;  // x weightᵀ + bias [..., N], if the backward needs it
+};
+
 inline EpilogueActivation read_activation(const std::string& name) {
   if (name == "none") return EpilogueActivation::none;
   if (name == "gelu") return EpilogueActivation::gelu;
@@ -54,7 +59,7 @@ inline Tensor finish_by_torch(const LinearCall& call, const Tensor& pre_activati
   return as_contiguous(y);
 }
 
-// `gemm`: std::optional<Tensor>(const LinearCall&), the whole result, or nullopt for the fallback.
+// `gemm`: std::optional<LinearResult>(const LinearCall&, bool saves_sum), or nullopt for the fallback.
 template <auto gemm>
 std::tuple<Tensor, std::optional<Tensor>> linear_forward(
     const Tensor& x,                    // [..., K]
@@ -74,12 +79,8 @@ std::tuple<Tensor, std::optional<Tensor>> linear_forward(
 
   // the gradients of activation and scale need the sum; it is written only then
   const bool saves_sum = save_for_backward && (call.activation != EpilogueActivation::none || scale.has_value());
-  if (!saves_sum) {
-    if (const std::optional<Tensor> fused = gemm(call)) return {*fused, std::nullopt};
-  }
-  std::optional<Tensor> sum;
-  if (saves_sum) sum = gemm({x, weight, bias, EpilogueActivation::none, std::nullopt, std::nullopt, std::nullopt});
-  const Tensor pre_activation = sum.has_value() ? *sum : as_contiguous(torch_linear(x, weight, bias));
+  if (const std::optional<LinearResult> fused = gemm(call, saves_sum)) return {fused->out, fused->sum};
+  const Tensor pre_activation = as_contiguous(torch_linear(x, weight, bias));
   Tensor out = finish_by_torch(call, pre_activation);
   if (round_result.has_value()) quantize_float_in_place(out, *round_result);
   return {out, saves_sum ? std::optional<Tensor>(pre_activation) : std::nullopt};

@@ -117,7 +117,11 @@ def test_work_is_that_of_the_definition():
     assert found["attention_packed"][0].gflop == found["attention"][0].gflop
     assert found["mlp"][0].gflop == pytest.approx(4e-9 * batch * tokens * channels * hidden)
     assert found["mlp"][0].gigabyte is None
-    assert found["linear with gelu"][0].gflop == found["linear with residual"][0].gflop == found["mlp"][0].gflop / 2
+    assert (
+        found["linear with gelu"][0].gflop
+        == found["linear with scale and residual"][0].gflop
+        == found["mlp"][0].gflop / 2
+    )
     activation = 4e-9 * batch * tokens * channels
     assert found["layer_norm"][0].gflop is None
     assert found["layer_norm"][0].gigabyte == pytest.approx(2 * activation + 8e-9 * channels)

@@ -208,12 +208,12 @@ OPERATORS: dict[str, Operator] = {
         lambda x, weight, bias: F.gelu(F.linear(x, weight, bias)),
         limits={"product alone": F.linear},
     ),
-    "linear with residual": Operator(
+    "linear with scale and residual": Operator(
         "linear",
-        "BNF CF C BNC",
-        lambda x, weight, bias, residual: ops.linear(x, weight, bias, residual=residual),
-        lambda x, weight, bias, residual: residual + F.linear(x, weight, bias),
-        limits={"product alone": lambda x, weight, bias, residual: F.linear(x, weight, bias)},
+        "BNF CF C C BNC",
+        lambda x, weight, bias, scale, residual: ops.linear(x, weight, bias, scale=scale, residual=residual),
+        lambda x, weight, bias, scale, residual: residual + scale * F.linear(x, weight, bias),
+        limits={"product alone": lambda x, weight, bias, *_: F.linear(x, weight, bias)},
     ),
     # the feed-forward half of a block, with its residual
     "mlp": Operator(

@@ -1,5 +1,5 @@
-// The epilogue of the products on its own: sums [rows, columns] in float, bias and scale [columns], residual [rows,
-// columns] -> y, as a thread of CUTLASS's kernels calls it, on eight neighbours at a time.
+// The epilogue of the products on its own: sums [rows, columns] in float, with the bias, scale [columns],
+// residual [rows, columns] -> y, as a thread of CUTLASS's kernels calls it, on eight neighbours at a time.
 
 #include "csrc/linear/gemm_epilogue.cuh"
 #include "csrc/cuda/threads.cuh"
@@ -23,7 +23,6 @@ __device__ Values read(const T* from, int64_t first, float otherwise) {
 template <typename T>
 __global__ void epilogue_kernel(
     const float* sums,
-    const T* bias,
     const T* scale,
     const T* residual,
     T* y,
@@ -32,11 +31,7 @@ __global__ void epilogue_kernel(
     const vitfast::GemmEpilogue epilogue) {
   for (int64_t i = vitfast::thread_in_grid() * width; i < count; i += vitfast::threads_in_grid() * width) {
     const Values finished = vitfast::finish_gemm<T, width>(
-        read(sums, i, 0.0f),
-        read(bias, i % columns, 0.0f),
-        read(scale, i % columns, 1.0f),
-        read(residual, i, 0.0f),
-        epilogue);
+        read(sums, i, 0.0f), read(scale, i % columns, 1.0f), read(residual, i, 0.0f), epilogue);
     for (int j = 0; j < width; ++j) y[i + j] = vitfast::round_to<T>(finished[j]);
   }
 }
@@ -60,7 +55,6 @@ void run(simt_test::Program& program) {
       0,
       {},
       sums,
-      program.input<const T>("bias"),
       program.input<const T>("scale"),
       program.input<const T>("residual"),
       program.output<T>("y", count),

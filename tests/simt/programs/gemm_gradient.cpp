@@ -45,7 +45,7 @@ __global__ void gradient_kernel(
       if (is_inside(i)) inputs[i] = vitfast::to_float(pre_activation[at(i)]);
     }
     const Values gradient =
-        vitfast::finish_gemm<T, vitfast::column_sum_values>(products, Values{}, Values{}, inputs, {activation, true});
+        vitfast::finish_gemm<T, vitfast::column_sum_values>(products, Values{}, inputs, {activation, true});
     for (int i = 0; i < vitfast::column_sum_values; ++i) {
       if (is_inside(i)) y[at(i)] = vitfast::round_to<T>(gradient[i]);
     }
