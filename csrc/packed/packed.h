@@ -254,7 +254,7 @@ struct PackedKernels {
   const char* name;
   bool has_bfloat16_dot;
   ChunkLimits chunk_limits;
-  int64_t rows_at_a_time;  // for a thread that computes a block for its own images
+  int64_t rows_at_a_time;  // for a thread that computes a block for whole images
   int64_t (*linear_workspace)(const PackedLinear&, int64_t rows);
   void (*linear)(const PackedLinear&, Range rows, Range panels, char* workspace);
   int64_t (*mlp_workspace)(const PackedMlp&, int64_t rows);

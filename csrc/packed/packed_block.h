@@ -128,14 +128,6 @@ inline void attend_and_mix(const Block& b, Range attention_rows, Range rows, cha
   mix(b, rows, memory);
 }
 
-// Number of images that a thread runs at a time, or 0 if the images do not divide evenly among the threads.
-inline int64_t images_at_a_time(int64_t images, int64_t tokens, int64_t threads) {
-  const int64_t rows_at_a_time = packed_kernels().rows_at_a_time;
-  const bool is_even = ceil_div(images, threads) * threads * 20 <= images * 21;
-  if (!is_even) return 0;
-  return std::min(std::max(rows_at_a_time / tokens, int64_t(1)), ceil_div(images, threads));
-}
-
 // The parameters of a block, in the order of packed_blocks: matrices are packed, and those without a comment are
 // vectors, which may be absent.
 enum Parameter : size_t {

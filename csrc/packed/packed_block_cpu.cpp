@@ -1,3 +1,6 @@
+#include <atomic>
+#include <thread>
+
 #include "csrc/packed/packed_block.h"
 #include "csrc/upsample_relations/sparse_rows.h"
 
@@ -24,24 +27,11 @@ Block from_row(Block b, int64_t row, const Intermediate& between) {
   return b;
 }
 
-// Each thread runs its images through all blocks, a few at a time through each: intermediate results stay in its cache,
-// and there is no barrier.
-void run_by_images(const std::vector<Block>& blocks, int64_t images, int64_t group, int64_t threads) {
-  const PackedAttention& a = blocks[0].attention;
-  const int64_t tokens = a.image_tokens();
-  const BlockMemory layout = block_memory(blocks, group * tokens);
-  const Workspace workspace(layout.bytes, threads);
-  for_each_part(threads, images, workspace, [&](Range part, char* memory) {
-    for (const Block& block : blocks) {
-      for (int64_t image = part.begin; image < part.end; image += group) {
-        const int64_t images_now = std::min(part.end - image, group);
-        const Range group_rows{0, images_now * tokens};
-        const Block b = from_row(block, image * tokens, layout.intermediate(memory));
-        project(b, group_rows, memory);
-        attend_and_mix(b, {0, images_now * a.windows.count * a.tokens}, group_rows, memory);
-      }
-    }
-  });
+// The first row of each image, and the number of rows.
+std::vector<int64_t> image_starts(int64_t images, int64_t tokens) {
+  std::vector<int64_t> starts;
+  for (int64_t image = 0; image <= images; ++image) starts.push_back(image * tokens);
+  return starts;
 }
 
 // The rows at which the sequences of a batch start, and their number of rows, if windows are sequences of tokens one
@@ -59,51 +49,84 @@ std::vector<int64_t> sequence_starts(const PackedAttention& a) {
   return starts.back() == a.windows.image_tokens ? starts : std::vector<int64_t>{};
 }
 
-// The first sequence of each thread, and their number: parts with nearly the same number of rows. Nothing if the
-// largest is more than a fifth above the average.
-std::vector<int64_t> split_sequences(const std::vector<int64_t>& starts, int64_t threads) {
-  const int64_t rows = starts.back();
-  std::vector<int64_t> parts{0};
-  for (int64_t t = 1; t <= threads; ++t) {
-    const int64_t target = t * rows / threads;
-    int64_t next = std::lower_bound(starts.begin(), starts.end(), target) - starts.begin();
-    if (next > parts.back() && target - starts[next - 1] < starts[next] - target) --next;
-    if ((starts[next] - starts[parts.back()]) * threads * 5 > rows * 6) return {};
-    parts.push_back(next);
+// Successive sequences that a thread runs through a block at a time.
+using Groups = std::vector<Range>;
+
+// As many sequences to a group as the thread's cache has room for, if that leaves a group for each thread.
+Groups group_sequences(const std::vector<int64_t>& starts, int64_t threads) {
+  const int64_t sequences = int64_t(starts.size()) - 1;
+  const int64_t most_rows = std::min(packed_kernels().rows_at_a_time, starts.back() / threads);
+  Groups groups;
+  for (int64_t first = 0, last = 1; first < sequences; first = last++) {
+    while (last < sequences && starts[last + 1] - starts[first] <= most_rows) ++last;
+    groups.push_back({first, last});
   }
-  return parts;
+  return groups;
 }
 
-// As run_by_images, of sequences of different lengths.
-void run_by_sequences(
-    const std::vector<Block>& blocks, const std::vector<int64_t>& starts, const std::vector<int64_t>& parts) {
-  const PackedAttention& a = blocks[0].attention;
+// Whether run_by_groups divides the work among the threads: whether the last one ends at most a tenth later than with
+// an even division. Threads are assumed to be equally fast, and the time to be that of the rows.
+bool divides(const std::vector<int64_t>& starts, const Groups& groups, size_t blocks, int64_t threads) {
+  if (int64_t(groups.size()) < threads) return false;
+  std::vector<int64_t> thread_end(threads, 0), group_end(groups.size(), 0);
+  for (size_t block = 0; block < blocks; ++block) {
+    for (size_t group = 0; group < groups.size(); ++group) {
+      const auto thread = std::min_element(thread_end.begin(), thread_end.end());
+      const int64_t rows = starts[groups[group].end] - starts[groups[group].begin];
+      *thread = group_end[group] = std::max(*thread, group_end[group]) + rows;
+    }
+  }
+  return *std::max_element(thread_end.begin(), thread_end.end()) * threads * 10 <= starts.back() * int64_t(blocks) * 11;
+}
+
+// A thread that is free takes the next group through its next block: first all groups through the first block. So
+// faster threads do more, and intermediate results stay in a thread's cache. `are_windows`: whether the sequences are
+// the windows of one image, rather than images.
+void run_by_groups(
+    const std::vector<Block>& blocks,
+    const std::vector<int64_t>& starts,
+    const Groups& groups,
+    bool are_windows,
+    int64_t threads) {
   const PackedKernels& kernels = packed_kernels();
-  const int64_t threads = int64_t(parts.size()) - 1, width = a.heads * a.head_dim;
-  const int64_t most_rows = std::max(kernels.rows_at_a_time, a.tokens);
+  const PackedAttention& a = blocks[0].attention;
+  const int64_t width = a.heads * a.head_dim;
+  const auto rows_of = [&](Range sequences) { return starts[sequences.end] - starts[sequences.begin]; };
+  int64_t most_rows = 0;
+  for (const Range group : groups) most_rows = std::max(most_rows, rows_of(group));
   const BlockMemory layout = block_memory(blocks, most_rows);
   const Workspace workspace(layout.bytes, threads);
-  for_each_part(threads, [&](int64_t thread) {
-    char* const memory = workspace.part(thread);
+
+  const auto run = [&](const Block& block, Range sequences, char* memory) {
+    const Range rows{0, rows_of(sequences)};
     const Intermediate between = layout.intermediate(memory);
-    for (const Block& block : blocks) {
-      for (int64_t first = parts[thread]; first < parts[thread + 1];) {
-        int64_t last = first + 1;
-        while (last < parts[thread + 1] && starts[last + 1] - starts[first] <= most_rows) ++last;
-        const Range rows{0, starts[last] - starts[first]};
-        const Block b = from_row(block, starts[first], between);
-        project(b, rows, memory);
-        for (; first < last; ++first) {
-          const int64_t row = starts[first] - starts[last] + rows.end, tokens = starts[first + 1] - starts[first];
-          PackedAttention sequence = b.attention;
-          sequence.windows = {};
-          sequence.tokens = tokens;
-          sequence.qkv = between.qkv + row * 3 * width * bytes_of(a.qkv_type);
-          sequence.out = between.attended + row * width * bytes_of(a.out_type);
-          kernels.attention(sequence, {0, tokens}, {0, a.heads}, memory);
-        }
-        mix(b, rows, memory);
-      }
+    const Block b = from_row(block, starts[sequences.begin], between);
+    project(b, rows, memory);
+    if (!are_windows) {
+      const int64_t images = sequences.end - sequences.begin;
+      return attend_and_mix(b, {0, images * a.windows.count * a.tokens}, rows, memory);
+    }
+    for (int64_t s = sequences.begin; s < sequences.end; ++s) {
+      const int64_t row = starts[s] - starts[sequences.begin];
+      PackedAttention sequence = b.attention;
+      sequence.windows = {};
+      sequence.tokens = starts[s + 1] - starts[s];
+      sequence.qkv = between.qkv + row * 3 * width * bytes_of(a.qkv_type);
+      sequence.out = between.attended + row * width * bytes_of(a.out_type);
+      kernels.attention(sequence, {0, sequence.tokens}, {0, a.heads}, memory);
+    }
+    mix(b, rows, memory);
+  };
+
+  const int64_t count = int64_t(groups.size()), tasks = count * int64_t(blocks.size());
+  std::atomic<int64_t> next{0};
+  std::vector<std::atomic<int64_t>> blocks_done(groups.size());
+  for_each_part(threads, [&](int64_t thread) {
+    for (int64_t task = next++; task < tasks; task = next++) {
+      const int64_t block = task / count, group = task % count;
+      while (blocks_done[group].load(std::memory_order_acquire) < block) std::this_thread::yield();
+      run(blocks[block], groups[group], workspace.part(thread));
+      blocks_done[group].store(block + 1, std::memory_order_release);
     }
   });
 }
@@ -139,9 +162,7 @@ double packed_block_idle_share(
   const int64_t of_row = 4 * channels * width + 2 * channels * hidden + 2 * tokens * width;
   const int64_t threads = worthwhile_threads(rows * of_row);
   int64_t most;
-  if (images_at_a_time(images, tokens, threads) > 0) {
-    most = ceil_div(images, threads) * tokens * of_row;
-  } else if (is_chained(rows, threads)) {
+  if (images >= threads || is_chained(rows, threads)) {  // threads that run groups rarely wait for each other
     most = ceil_div(rows, threads) * of_row;
   } else {
     const int64_t of_query = 2 * tokens * head_dim, mlp_threads = worthwhile_threads(2 * rows * hidden * channels);
@@ -195,12 +216,13 @@ Tensor packed_blocks(
   }
 
   const int64_t threads = sizes.threads(rows, parameters[gate].has_value());
-  const std::vector<int64_t> starts = x.size(0) == 1 ? sequence_starts(positioned) : std::vector<int64_t>{};
-  const std::vector<int64_t> parts = starts.empty() ? starts : split_sequences(starts, threads);
-  const int64_t group = images_at_a_time(x.size(0), sizes.tokens, threads);
-  const bool has_local_buffers = !parts.empty() || group > 0;
-  const bool by_rows = !has_local_buffers && is_chained(rows, threads) && !windows.has_value();
-  const int64_t shared_rows = has_local_buffers ? 0 : rows, buffers = by_rows && count > 1 ? 2 : 1;
+  std::vector<int64_t> starts = x.size(0) == 1 ? sequence_starts(positioned) : std::vector<int64_t>{};
+  const bool are_windows = !starts.empty();
+  if (!are_windows) starts = image_starts(x.size(0), sizes.tokens);
+  const Groups groups = group_sequences(starts, threads);
+  const bool by_groups = divides(starts, groups, count, threads);
+  const bool by_rows = !by_groups && is_chained(rows, threads) && !windows.has_value();
+  const int64_t shared_rows = by_groups ? 0 : rows, buffers = by_rows && count > 1 ? 2 : 1;
   const Tensor qkv_rows = new_tensor({buffers, shared_rows, 3 * width}, scalar_type(sizes.type()));
   const Tensor attended = new_tensor({shared_rows, width}, scalar_type(sizes.out_type()));
   const Tensor unnormalized = new_tensor({is_post_norm ? shared_rows : 0, sizes.channels}, ScalarType::Float);
@@ -217,10 +239,8 @@ Tensor packed_blocks(
          static_cast<char*>(attended.mutable_data_ptr()),
          static_cast<float*>(unnormalized.mutable_data_ptr())});
   }
-  if (!parts.empty()) {
-    run_by_sequences(blocks, starts, parts);
-  } else if (group > 0) {
-    run_by_images(blocks, x.size(0), group, threads);
+  if (by_groups) {
+    run_by_groups(blocks, starts, groups, are_windows, threads);
   } else if (by_rows) {
     run_by_rows(blocks, rows, threads);
   } else {
