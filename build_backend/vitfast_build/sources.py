@@ -26,7 +26,7 @@ _AVX512 = (
     "-mprefer-vector-width=512",
 )
 ISA_FLAGS: dict[str, tuple[str, ...]] = {
-    # as fast as with -O3, and compiled in two thirds of the time; the others need -O3
+    # as fast as with -O3, and compiled in four fifths of the time; the others need -O3
     "baseline": ("-O2", "-fpeel-loops"),
     "avx2": ("-mavx2", "-mfma", "-mf16c"),
     "avx512": _AVX512,

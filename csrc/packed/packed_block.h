@@ -110,6 +110,11 @@ inline void project(const Block& b, Range rows, char* memory) {
   packed_kernels().linear(b.qkv, rows, {0, panel_count(b.qkv.weight.n)}, memory);
 }
 
+// `rows`: of attention, which are those of windows.
+inline void attend(const PackedAttention& a, Range rows, char* memory) {
+  packed_kernels().attention(a, rows, {0, a.heads}, memory);
+}
+
 // What follows attention.
 inline void mix(const Block& b, Range rows, char* memory) {
   const PackedKernels& kernels = packed_kernels();
@@ -120,12 +125,6 @@ inline void mix(const Block& b, Range rows, char* memory) {
   normalize(b.norm1);
   kernels.mlp(b.mlp, rows, memory);
   normalize(b.norm2);
-}
-
-// `attention_rows`: the rows of attention, which are those of windows.
-inline void attend_and_mix(const Block& b, Range attention_rows, Range rows, char* memory) {
-  packed_kernels().attention(b.attention, attention_rows, {0, b.attention.heads}, memory);
-  mix(b, rows, memory);
 }
 
 // The parameters of a block, in the order of packed_blocks: matrices are packed, and those without a comment are

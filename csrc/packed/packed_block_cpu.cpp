@@ -14,7 +14,8 @@ void run_by_rows(const std::vector<Block>& blocks, int64_t rows, int64_t threads
   for_each_part(threads, rows, workspace, [&](Range part, char* memory) { project(blocks[0], part, memory); });
   for (size_t i = 0; i < blocks.size(); ++i) {
     for_each_part(threads, rows, workspace, [&](Range part, char* memory) {
-      attend_and_mix(blocks[i], part, part, memory);
+      attend(blocks[i].attention, part, memory);
+      mix(blocks[i], part, memory);
       if (i + 1 < blocks.size()) project(blocks[i + 1], part, memory);
     });
   }
@@ -50,33 +51,36 @@ std::vector<int64_t> sequence_starts(const PackedAttention& a) {
 }
 
 // Successive sequences that a thread runs through a block at a time.
-using Groups = std::vector<Range>;
+struct Group {
+  Range sequences, rows;
+};
 
 // As many sequences to a group as the thread's cache has room for, if that leaves a group for each thread.
-Groups group_sequences(const std::vector<int64_t>& starts, int64_t threads) {
+std::vector<Group> group_sequences(const std::vector<int64_t>& starts, int64_t threads) {
   const int64_t sequences = int64_t(starts.size()) - 1;
   const int64_t most_rows = std::min(packed_kernels().rows_at_a_time, starts.back() / threads);
-  Groups groups;
+  std::vector<Group> groups;
   for (int64_t first = 0, last = 1; first < sequences; first = last++) {
     while (last < sequences && starts[last + 1] - starts[first] <= most_rows) ++last;
-    groups.push_back({first, last});
+    groups.push_back({{first, last}, {starts[first], starts[last]}});
   }
   return groups;
 }
 
 // Whether run_by_groups divides the work among the threads: whether the last one ends at most a tenth later than with
 // an even division. Threads are assumed to be equally fast, and the time to be that of the rows.
-bool divides(const std::vector<int64_t>& starts, const Groups& groups, size_t blocks, int64_t threads) {
+bool divides(const std::vector<Group>& groups, size_t blocks, int64_t threads) {
   if (int64_t(groups.size()) < threads) return false;
   std::vector<int64_t> thread_end(threads, 0), group_end(groups.size(), 0);
   for (size_t block = 0; block < blocks; ++block) {
     for (size_t group = 0; group < groups.size(); ++group) {
       const auto thread = std::min_element(thread_end.begin(), thread_end.end());
-      const int64_t rows = starts[groups[group].end] - starts[groups[group].begin];
+      const int64_t rows = groups[group].rows.end - groups[group].rows.begin;
       *thread = group_end[group] = std::max(*thread, group_end[group]) + rows;
     }
   }
-  return *std::max_element(thread_end.begin(), thread_end.end()) * threads * 10 <= starts.back() * int64_t(blocks) * 11;
+  const int64_t last_end = *std::max_element(thread_end.begin(), thread_end.end());
+  return last_end * threads * 10 <= groups.back().rows.end * int64_t(blocks) * 11;
 }
 
 // A thread that is free takes the next group through its next block: first all groups through the first block. So
@@ -85,35 +89,34 @@ bool divides(const std::vector<int64_t>& starts, const Groups& groups, size_t bl
 void run_by_groups(
     const std::vector<Block>& blocks,
     const std::vector<int64_t>& starts,
-    const Groups& groups,
+    const std::vector<Group>& groups,
     bool are_windows,
     int64_t threads) {
-  const PackedKernels& kernels = packed_kernels();
   const PackedAttention& a = blocks[0].attention;
   const int64_t width = a.heads * a.head_dim;
-  const auto rows_of = [&](Range sequences) { return starts[sequences.end] - starts[sequences.begin]; };
   int64_t most_rows = 0;
-  for (const Range group : groups) most_rows = std::max(most_rows, rows_of(group));
+  for (const Group& group : groups) most_rows = std::max(most_rows, group.rows.end - group.rows.begin);
   const BlockMemory layout = block_memory(blocks, most_rows);
   const Workspace workspace(layout.bytes, threads);
 
-  const auto run = [&](const Block& block, Range sequences, char* memory) {
-    const Range rows{0, rows_of(sequences)};
+  const auto run = [&](const Block& block, const Group& group, char* memory) {
+    const int64_t first_row = group.rows.begin;
+    const Range sequences = group.sequences, rows{0, group.rows.end - first_row};
     const Intermediate between = layout.intermediate(memory);
-    const Block b = from_row(block, starts[sequences.begin], between);
+    const Block b = from_row(block, first_row, between);
     project(b, rows, memory);
-    if (!are_windows) {
-      const int64_t images = sequences.end - sequences.begin;
-      return attend_and_mix(b, {0, images * a.windows.count * a.tokens}, rows, memory);
-    }
-    for (int64_t s = sequences.begin; s < sequences.end; ++s) {
-      const int64_t row = starts[s] - starts[sequences.begin];
-      PackedAttention sequence = b.attention;
-      sequence.windows = {};
-      sequence.tokens = starts[s + 1] - starts[s];
-      sequence.qkv = between.qkv + row * 3 * width * bytes_of(a.qkv_type);
-      sequence.out = between.attended + row * width * bytes_of(a.out_type);
-      kernels.attention(sequence, {0, sequence.tokens}, {0, a.heads}, memory);
+    if (are_windows) {
+      for (int64_t s = sequences.begin; s < sequences.end; ++s) {
+        const int64_t row = starts[s] - first_row;
+        PackedAttention sequence = b.attention;
+        sequence.windows = {};
+        sequence.tokens = starts[s + 1] - starts[s];
+        sequence.qkv = between.qkv + row * 3 * width * bytes_of(a.qkv_type);
+        sequence.out = between.attended + row * width * bytes_of(a.out_type);
+        attend(sequence, {0, sequence.tokens}, memory);
+      }
+    } else {
+      attend(b.attention, {0, (sequences.end - sequences.begin) * a.windows.count * a.tokens}, memory);
     }
     mix(b, rows, memory);
   };
@@ -219,8 +222,8 @@ Tensor packed_blocks(
   std::vector<int64_t> starts = x.size(0) == 1 ? sequence_starts(positioned) : std::vector<int64_t>{};
   const bool are_windows = !starts.empty();
   if (!are_windows) starts = image_starts(x.size(0), sizes.tokens);
-  const Groups groups = group_sequences(starts, threads);
-  const bool by_groups = divides(starts, groups, count, threads);
+  const std::vector<Group> groups = group_sequences(starts, threads);
+  const bool by_groups = divides(groups, count, threads);
   const bool by_rows = !by_groups && is_chained(rows, threads) && !windows.has_value();
   const int64_t shared_rows = by_groups ? 0 : rows, buffers = by_rows && count > 1 ? 2 : 1;
   const Tensor qkv_rows = new_tensor({buffers, shared_rows, 3 * width}, scalar_type(sizes.type()));
