@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import math
 import operator
@@ -125,10 +126,13 @@ class OptionInfo:
         return (names[in_error] if names else str(self.value_type)) + (" or null" if self.optional else "")
 
 
+_type_hints = functools.cache(get_type_hints)  # a command asks for those of each section several times
+
+
 def list_options(schema: type, prefix: str = "") -> dict[str, OptionInfo]:
     """Lists the options of a dataclass and of nested ones: required options first, inherited ones last."""
     options: dict[str, OptionInfo] = {}
-    hints = get_type_hints(schema)
+    hints = _type_hints(schema)
     ancestry = {name: depth for depth, base in enumerate(schema.__mro__) for name in inspect.get_annotations(base)}
     required = {one.name for one in fields(schema) if one.default is MISSING and one.default_factory is MISSING}
     for one in sorted(fields(schema), key=lambda one: -1 if one.name in required else ancestry[one.name]):
