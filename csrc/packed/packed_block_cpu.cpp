@@ -1,6 +1,3 @@
-#include <atomic>
-#include <thread>
-
 #include "csrc/packed/packed_block.h"
 #include "csrc/upsample_relations/sparse_rows.h"
 
@@ -28,13 +25,6 @@ Block from_row(Block b, int64_t row, const Intermediate& between) {
   return b;
 }
 
-// The first row of each image, and the number of rows.
-std::vector<int64_t> image_starts(int64_t images, int64_t tokens) {
-  std::vector<int64_t> starts;
-  for (int64_t image = 0; image <= images; ++image) starts.push_back(image * tokens);
-  return starts;
-}
-
 // The rows at which the sequences of a batch start, and their number of rows, if windows are sequences of tokens one
 // after the other, without positions; else nothing.
 std::vector<int64_t> sequence_starts(const PackedAttention& a) {
@@ -50,42 +40,8 @@ std::vector<int64_t> sequence_starts(const PackedAttention& a) {
   return starts.back() == a.windows.image_tokens ? starts : std::vector<int64_t>{};
 }
 
-// Successive sequences that a thread runs through a block at a time.
-struct Group {
-  Range sequences, rows;
-};
-
-// As many sequences to a group as the thread's cache has room for, if that leaves a group for each thread.
-std::vector<Group> group_sequences(const std::vector<int64_t>& starts, int64_t threads) {
-  const int64_t sequences = int64_t(starts.size()) - 1;
-  const int64_t most_rows = std::min(packed_kernels().rows_at_a_time, starts.back() / threads);
-  std::vector<Group> groups;
-  for (int64_t first = 0, last = 1; first < sequences; first = last++) {
-    while (last < sequences && starts[last + 1] - starts[first] <= most_rows) ++last;
-    groups.push_back({{first, last}, {starts[first], starts[last]}});
-  }
-  return groups;
-}
-
-// Whether run_by_groups divides the work among the threads: whether the last one ends at most a tenth later than with
-// an even division. Threads are assumed to be equally fast, and the time to be that of the rows.
-bool divides(const std::vector<Group>& groups, size_t blocks, int64_t threads) {
-  if (int64_t(groups.size()) < threads) return false;
-  std::vector<int64_t> thread_end(threads, 0), group_end(groups.size(), 0);
-  for (size_t block = 0; block < blocks; ++block) {
-    for (size_t group = 0; group < groups.size(); ++group) {
-      const auto thread = std::min_element(thread_end.begin(), thread_end.end());
-      const int64_t rows = groups[group].rows.end - groups[group].rows.begin;
-      *thread = group_end[group] = std::max(*thread, group_end[group]) + rows;
-    }
-  }
-  const int64_t last_end = *std::max_element(thread_end.begin(), thread_end.end());
-  return last_end * threads * 10 <= groups.back().rows.end * int64_t(blocks) * 11;
-}
-
-// A thread that is free takes the next group through its next block: first all groups through the first block. So
-// faster threads do more, and intermediate results stay in a thread's cache. `are_windows`: whether the sequences are
-// the windows of one image, rather than images.
+// Each thread runs groups through blocks; intermediate results stay in its cache. `are_windows`: whether the sequences
+// are the windows of one image, rather than images.
 void run_by_groups(
     const std::vector<Block>& blocks,
     const std::vector<int64_t>& starts,
@@ -121,17 +77,10 @@ void run_by_groups(
     mix(b, rows, memory);
   };
 
-  const int64_t count = int64_t(groups.size()), tasks = count * int64_t(blocks.size());
-  std::atomic<int64_t> next{0};
-  std::vector<std::atomic<int64_t>> blocks_done(groups.size());
-  for_each_part(threads, [&](int64_t thread) {
-    for (int64_t task = next++; task < tasks; task = next++) {
-      const int64_t block = task / count, group = task % count;
-      while (blocks_done[group].load(std::memory_order_acquire) < block) std::this_thread::yield();
-      run(blocks[block], groups[group], workspace.part(thread));
-      blocks_done[group].store(block + 1, std::memory_order_release);
-    }
-  });
+  for_each_step(
+      int64_t(groups.size()), int64_t(blocks.size()), threads, [&](int64_t group, int64_t block, int64_t thread) {
+        run(blocks[block], groups[group], workspace.part(thread));
+      });
 }
 
 // Runs one stage after the other, each split among all threads.

@@ -5,7 +5,7 @@
 namespace vitfast {
 namespace {
 
-// Blocks that merge tokens between attention and MLP. A thread keeps the rows of its images next to each other in
+// Blocks that merge tokens between attention and MLP. The rows of a group of images stay next to each other in
 // `stream`: they move to the front as their number decreases.
 struct MergingBlocks {
   std::vector<Block> blocks;    // the tokens of their attention are those before merging
@@ -24,14 +24,11 @@ struct MergingBlocks {
   int64_t tokens_before(size_t i) const { return blocks[i].attention.tokens; }
   int64_t tokens_after(size_t i) const { return tokens_before(i) - counts[i]; }
 
-  // The rows of an image before block i; `first` is the thread's first image.
-  const float* input(size_t i, int64_t first, int64_t image) const {
-    if (i == 0) return x + image * tokens * channels;
-    return stream + (first * tokens + (image - first) * tokens_before(i)) * channels;
-  }
-  float* result(size_t i, int64_t first, int64_t image) const {
-    if (i + 1 == blocks.size()) return out + image * tokens_after(i) * channels;
-    return stream + (first * tokens + (image - first) * tokens_after(i)) * channels;
+  // The rows of a group before and after block i; `first` is its first image.
+  const float* input(size_t i, int64_t first) const { return (i == 0 ? x : stream) + first * tokens * channels; }
+  float* result(size_t i, int64_t first) const {
+    const bool is_last = i + 1 == blocks.size();
+    return is_last ? out + first * tokens_after(i) * channels : stream + first * tokens * channels;
   }
 };
 
@@ -41,11 +38,11 @@ struct Buffers {
   float* mixed;  // the residual stream between attention and merging
 };
 
-// The block i for the images from `image` on, of a thread whose first image is `first`.
-Block connected(const MergingBlocks& m, size_t i, int64_t first, int64_t image, const Buffers& buffers) {
+// The block i for a group whose first image is `first`.
+Block connected(const MergingBlocks& m, size_t i, int64_t first, const Buffers& buffers) {
   Block b = m.blocks[i];
-  float* const result = m.result(i, first, image);
-  connect(b, m.input(i, first, image), m.counts[i] > 0 ? buffers.mixed : result, buffers.between);
+  float* const result = m.result(i, first);
+  connect(b, m.input(i, first), m.counts[i] > 0 ? buffers.mixed : result, buffers.between);
   b.mlp.x.data = b.mlp.residual = b.mlp.out = result;
   return b;
 }
@@ -76,29 +73,27 @@ void merge_image(const MergingBlocks& m, size_t i, const Block& b, int64_t image
   for (int64_t t = 0; t < m.tokens; ++t) m.places[first + t] = m.step[first + m.places[first + t]];
 }
 
-// Each thread runs its images through all blocks, a few at a time through each; with fewer tokens these are more.
-void run_by_images(const MergingBlocks& m, int64_t images, int64_t threads) {
+// Each thread runs groups of images through blocks.
+void run_by_groups(const MergingBlocks& m, const std::vector<Group>& groups, int64_t threads) {
   const PackedKernels& kernels = packed_kernels();
   const int64_t rows = std::max(kernels.rows_at_a_time, m.tokens);
   const BlockMemory layout = block_memory(m.blocks, rows);
   const Workspace workspace(layout.bytes + rows * m.channels * int64_t(sizeof(float)), threads);
-  for_each_part(threads, images, workspace, [&](Range part, char* memory) {
+  const int64_t steps = int64_t(m.blocks.size());
+  for_each_step(int64_t(groups.size()), steps, threads, [&](int64_t group, int64_t i, int64_t thread) {
+    const auto [first, last] = groups[group].sequences;
+    const int64_t images = last - first, tokens = m.tokens_before(i);
+    char* const memory = workspace.part(thread);
     const Buffers buffers{layout.intermediate(memory), reinterpret_cast<float*>(memory + layout.bytes)};
-    for (size_t i = 0; i < m.blocks.size(); ++i) {
-      const int64_t tokens = m.tokens_before(i), group = std::max(kernels.rows_at_a_time / tokens, int64_t(1));
-      for (int64_t image = part.begin; image < part.end; image += group) {
-        const int64_t now = std::min(part.end - image, group);
-        Block b = connected(m, i, part.begin, image, buffers);
-        project(b, {0, now * tokens}, memory);
-        for (int64_t g = 0; g < now; ++g) {
-          if (m.has_key_bias(i)) b.attention.bias = m.key_bias + (image + g) * m.tokens;
-          kernels.attention(b.attention, {g * tokens, (g + 1) * tokens}, {0, b.attention.heads}, memory);
-        }
-        kernels.linear(b.proj, {0, now * tokens}, {0, panel_count(b.proj.weight.n)}, memory);
-        for (int64_t g = 0; g < now && m.counts[i] > 0; ++g) merge_image(m, i, b, image + g, g);
-        kernels.mlp(b.mlp, {0, now * m.tokens_after(i)}, memory);
-      }
+    Block b = connected(m, i, first, buffers);
+    project(b, {0, images * tokens}, memory);
+    for (int64_t g = 0; g < images; ++g) {
+      if (m.has_key_bias(i)) b.attention.bias = m.key_bias + (first + g) * m.tokens;
+      kernels.attention(b.attention, {g * tokens, (g + 1) * tokens}, {0, b.attention.heads}, memory);
     }
+    kernels.linear(b.proj, {0, images * tokens}, {0, panel_count(b.proj.weight.n)}, memory);
+    for (int64_t g = 0; g < images && m.counts[i] > 0; ++g) merge_image(m, i, b, first + g, g);
+    kernels.mlp(b.mlp, {0, images * m.tokens_after(i)}, memory);
   });
 }
 
@@ -113,7 +108,7 @@ void run_by_stages(const MergingBlocks& m, int64_t images) {
       {static_cast<char*>(qkv.mutable_data_ptr()), static_cast<char*>(attended.mutable_data_ptr()), nullptr},
       static_cast<float*>(mixed.mutable_data_ptr())};
   for (size_t i = 0; i < m.blocks.size(); ++i) {
-    const Block b = connected(m, i, 0, 0, buffers);
+    const Block b = connected(m, i, 0, buffers);
     const int64_t block_rows = images * m.tokens_before(i);
     run_linear(b.qkv, block_rows);
     run_attention(b.attention, images, 0, [&](PackedAttention& of_head, int64_t image, int64_t, char*) {
@@ -179,9 +174,9 @@ std::tuple<Tensor, Tensor, Tensor> packed_merging_blocks(
     m.places[t] = t % tokens;
   }
   const int64_t threads = shared.threads(all, parameters[gate].has_value());
-  const bool is_even = ceil_div(images, threads) * threads * 20 <= images * 21;
-  if (is_even) {
-    run_by_images(m, images, threads);
+  const std::vector<Group> groups = group_sequences(image_starts(images, tokens), threads);
+  if (divides(groups, m.blocks.size(), threads)) {
+    run_by_groups(m, groups, threads);
   } else {
     run_by_stages(m, images);
   }

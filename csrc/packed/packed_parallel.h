@@ -2,6 +2,9 @@
 
 #pragma once
 
+#include <atomic>
+#include <thread>
+
 #include "csrc/packed/packed_tensors.h"
 
 namespace vitfast {
@@ -39,6 +42,62 @@ inline Range part_of(int64_t count, int64_t index, int64_t parts) {
 template <typename F>
 void for_each_part(int64_t parts, int64_t count, const Workspace& workspace, const F& f) {
   for_each_part(parts, [&](int64_t part) { f(part_of(count, part, parts), workspace.part(part)); });
+}
+
+// Runs f(group, step, thread) for all steps of all groups, those of a group in order. A thread that is free takes the
+// next group through its next step: first all groups through the first step. So faster threads do more.
+template <typename F>
+void for_each_step(int64_t groups, int64_t steps, int64_t threads, const F& f) {
+  std::atomic<int64_t> next{0};
+  std::vector<std::atomic<int64_t>> steps_done(groups);
+  for_each_part(threads, [&](int64_t thread) {
+    for (int64_t task = next++; task < groups * steps; task = next++) {
+      const int64_t step = task / groups, group = task % groups;
+      while (steps_done[group].load(std::memory_order_acquire) < step) std::this_thread::yield();
+      f(group, step, thread);
+      steps_done[group].store(step + 1, std::memory_order_release);
+    }
+  });
+}
+
+// The first row of each image, and the number of rows.
+inline std::vector<int64_t> image_starts(int64_t images, int64_t tokens) {
+  std::vector<int64_t> starts;
+  for (int64_t image = 0; image <= images; ++image) starts.push_back(image * tokens);
+  return starts;
+}
+
+// Successive sequences that a thread runs through a block at a time.
+struct Group {
+  Range sequences, rows;
+};
+
+// As many sequences to a group as the thread's cache has room for, if that leaves a group for each thread.
+inline std::vector<Group> group_sequences(const std::vector<int64_t>& starts, int64_t threads) {
+  const int64_t sequences = int64_t(starts.size()) - 1;
+  const int64_t most_rows = std::min(packed_kernels().rows_at_a_time, starts.back() / threads);
+  std::vector<Group> groups;
+  for (int64_t first = 0, last = 1; first < sequences; first = last++) {
+    while (last < sequences && starts[last + 1] - starts[first] <= most_rows) ++last;
+    groups.push_back({{first, last}, {starts[first], starts[last]}});
+  }
+  return groups;
+}
+
+// Whether for_each_step divides the groups among the threads: whether the last thread ends at most a tenth later than
+// with an even division. Threads are assumed to be equally fast, and the time to be that of the rows.
+inline bool divides(const std::vector<Group>& groups, size_t blocks, int64_t threads) {
+  if (int64_t(groups.size()) < threads) return false;
+  std::vector<int64_t> thread_end(threads, 0), group_end(groups.size(), 0);
+  for (size_t block = 0; block < blocks; ++block) {
+    for (size_t group = 0; group < groups.size(); ++group) {
+      const auto thread = std::min_element(thread_end.begin(), thread_end.end());
+      const int64_t rows = groups[group].rows.end - groups[group].rows.begin;
+      *thread = group_end[group] = std::max(*thread, group_end[group]) + rows;
+    }
+  }
+  const int64_t last_end = *std::max_element(thread_end.begin(), thread_end.end());
+  return last_end * threads * 10 <= groups.back().rows.end * int64_t(blocks) * 11;
 }
 
 // Number of threads worth their overhead for so many multiplications.
