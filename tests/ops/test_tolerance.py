@@ -40,7 +40,8 @@ def test_another_order_of_summation_passes(dtype: torch.dtype) -> None:
 def test_one_wrong_element_fails_and_is_named(dtype: torch.dtype) -> None:
     result, exact = _product(dtype)
     wrong = result.clone()
-    wrong[5, 7] += 8 * torch.finfo(dtype).eps * exact.abs().max().item()
+    own_error = (result.double() - exact).abs().max().item()  # depends on the processor
+    wrong[5, 7] += 8 * (torch.finfo(dtype).eps * exact.abs().max().item() + own_error)
     with pytest.raises(AssertionError, match=r"worst at \(5, 7\)[^;]*; error .*torch's there"):
         _check(wrong, result, exact)
 
