@@ -51,13 +51,13 @@ void run_by_groups(
   const PackedAttention& a = blocks[0].attention;
   const int64_t width = a.heads * a.head_dim;
   int64_t most_rows = 0;
-  for (const Group& group : groups) most_rows = std::max(most_rows, group.rows.end - group.rows.begin);
+  for (const Group& group : groups) most_rows = std::max(most_rows, group.row_count());
   const BlockMemory layout = block_memory(blocks, most_rows);
   const Workspace workspace(layout.bytes, threads);
 
   const auto run = [&](const Block& block, const Group& group, char* memory) {
     const int64_t first_row = group.rows.begin;
-    const Range sequences = group.sequences, rows{0, group.rows.end - first_row};
+    const Range sequences = group.sequences, rows{0, group.row_count()};
     const Intermediate between = layout.intermediate(memory);
     const Block b = from_row(block, first_row, between);
     project(b, rows, memory);

@@ -89,7 +89,7 @@ void run_by_groups(const MergingBlocks& m, const std::vector<Group>& groups, int
     project(b, {0, images * tokens}, memory);
     for (int64_t g = 0; g < images; ++g) {
       if (m.has_key_bias(i)) b.attention.bias = m.key_bias + (first + g) * m.tokens;
-      kernels.attention(b.attention, {g * tokens, (g + 1) * tokens}, {0, b.attention.heads}, memory);
+      attend(b.attention, {g * tokens, (g + 1) * tokens}, memory);
     }
     kernels.linear(b.proj, {0, images * tokens}, {0, panel_count(b.proj.weight.n)}, memory);
     for (int64_t g = 0; g < images && m.counts[i] > 0; ++g) merge_image(m, i, b, first + g, g);

@@ -70,6 +70,7 @@ inline std::vector<int64_t> image_starts(int64_t images, int64_t tokens) {
 // Successive sequences that a thread runs through a block at a time.
 struct Group {
   Range sequences, rows;
+  int64_t row_count() const { return rows.end - rows.begin; }
 };
 
 // As many sequences to a group as the thread's cache has room for, if that leaves a group for each thread.
@@ -92,8 +93,7 @@ inline bool divides(const std::vector<Group>& groups, size_t blocks, int64_t thr
   for (size_t block = 0; block < blocks; ++block) {
     for (size_t group = 0; group < groups.size(); ++group) {
       const auto thread = std::min_element(thread_end.begin(), thread_end.end());
-      const int64_t rows = groups[group].rows.end - groups[group].rows.begin;
-      *thread = group_end[group] = std::max(*thread, group_end[group]) + rows;
+      *thread = group_end[group] = std::max(*thread, group_end[group]) + groups[group].row_count();
     }
   }
   const int64_t last_end = *std::max_element(thread_end.begin(), thread_end.end());
