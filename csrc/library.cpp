@@ -110,15 +110,15 @@ STABLE_TORCH_LIBRARY(vitfast, m) {
   m.def(
       "packed_related_attention(Tensor qkv, Tensor? relations, Tensor? matrix, float scale, bool return_logits) ->"
       " (Tensor out, Tensor? logits)");
-  // blocks of the same sizes and positions: x [B, N, C] -> [B, N, C], float32; rotary, windows, cosine and gate as
-  // above. parameters: of each block norm1_weight, norm1_bias, qkv, qkv_bias, proj, proj_bias, scale1, norm2_weight,
-  // norm2_bias, fc1, fc1_bias, gate, gate_bias, fc2, fc2_bias, scale2, cosine. Norms are applied to the inputs of
-  // attention and MLP or, with is_post_norm, to their results
+  // blocks of the same sizes: x [B, N, C] -> [B, N, C], float32. parameters: of each block norm1_weight, norm1_bias,
+  // qkv, qkv_bias, proj, proj_bias, scale1, norm2_weight, norm2_bias, fc1, fc1_bias, gate, gate_bias, fc2, fc2_bias,
+  // scale2, cosine. positions: of each block rotary, bias, windows, patterns, lengths, row_terms, column_terms. They,
+  // cosine and gate as above. Norms are applied to the inputs of attention and MLP or, with is_post_norm, to their
+  // results
   m.def(
-      "packed_blocks(Tensor x, Tensor?[] parameters, float eps1, float eps2, int heads, int head_dim,"
-      " float attention_scale, int hidden, str activation, str precision, Tensor? rotary=None,"
-      " bool is_interleaved=False, Tensor? bias=None, Tensor? windows=None, Tensor? patterns=None,"
-      " Tensor? lengths=None, Tensor? row_terms=None, Tensor? column_terms=None, bool is_post_norm=False) -> Tensor");
+      "packed_blocks(Tensor x, Tensor?[] parameters, Tensor?[] positions, float eps1, float eps2, int heads,"
+      " int head_dim, float attention_scale, int hidden, str activation, str precision, bool is_interleaved=False,"
+      " bool is_post_norm=False) -> Tensor");
   // the same, without positions, of blocks that merge `count` tokens each, as far as half of those after the prefix are
   // enough, between attention and MLP, as merge_tokens: x [B, N, C], sizes [B, N] -> the tokens left [B, M, C], their
   // sizes [B, M] and the index of the one that holds each token [B, N]

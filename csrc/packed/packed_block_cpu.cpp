@@ -25,10 +25,17 @@ Block from_row(Block b, int64_t row, const Intermediate& between) {
   return b;
 }
 
-// The rows at which the sequences of a batch start, and their number of rows, if windows are sequences of tokens one
-// after the other, without positions; else nothing.
-std::vector<int64_t> sequence_starts(const PackedAttention& a) {
-  if (a.windows.lengths == nullptr || a.has_bias() || a.cosine != nullptr) return {};
+// The rows at which the sequences of a batch start, and their number of rows, if the windows of all blocks are the same
+// sequences of tokens one after the other, without positions; else nothing.
+std::vector<int64_t> sequence_starts(const std::vector<Block>& blocks) {
+  const PackedAttention& a = blocks[0].attention;
+  for (const Block& b : blocks) {
+    const PackedAttention& other = b.attention;
+    const bool has_same_windows =
+        other.windows.tokens == a.windows.tokens && other.windows.lengths == a.windows.lengths;
+    if (!has_same_windows || other.has_bias() || other.cosine != nullptr) return {};
+  }
+  if (a.windows.lengths == nullptr) return {};
   std::vector<int64_t> starts{0};
   for (int64_t w = 0; w < a.windows.count; ++w) {
     const int64_t* const tokens = a.windows.tokens + w * a.tokens;
@@ -50,9 +57,7 @@ void run_by_groups(
     int64_t threads) {
   const PackedAttention& a = blocks[0].attention;
   const int64_t width = a.heads * a.head_dim;
-  int64_t most_rows = 0;
-  for (const Group& group : groups) most_rows = std::max(most_rows, group.row_count());
-  const BlockMemory layout = block_memory(blocks, most_rows);
+  const BlockMemory layout = block_memory(blocks, max_group_rows(groups));
   const Workspace workspace(layout.bytes, threads);
 
   const auto run = [&](const Block& block, const Group& group, char* memory) {
@@ -72,7 +77,8 @@ void run_by_groups(
         attend(sequence, {0, sequence.tokens}, memory);
       }
     } else {
-      attend(b.attention, {0, (sequences.end - sequences.begin) * a.windows.count * a.tokens}, memory);
+      const int64_t windows = (sequences.end - sequences.begin) * b.attention.windows.count;
+      attend(b.attention, {0, windows * b.attention.tokens}, memory);
     }
     mix(b, rows, memory);
   };
@@ -127,9 +133,25 @@ double packed_block_idle_share(
   return 1.0 - double(rows * of_row) / double(most * torch::stable::get_num_threads());
 }
 
+// Positions of a block in packed_blocks.
+constexpr size_t position_count = 7;
+
+// `given`: rotary, bias, windows, patterns, lengths, row_terms and column_terms, each of which may be absent.
+void set_positions(const BlockSizes& sizes, Block& b, const std::optional<Tensor>* given, bool is_interleaved) {
+  PackedAttention& a = b.attention;
+  a.rotary = rotary_of(sizes.op, given[0], is_interleaved, sizes.tokens, sizes.heads, sizes.head_dim);
+  STD_TORCH_CHECK(a.cosine == nullptr || a.rotary.tables == nullptr, sizes.op, ": rotary cannot be used with cosine");
+  set_windows(sizes.op, a, given[1], given[2], given[3], given[4], given[5], given[6], b.qkv.weight.bias);
+}
+
+bool has_windows(const Block& b) {
+  return b.attention.windows.tokens != nullptr;
+}
+
 Tensor packed_blocks(
     const Tensor& x,  // [B, N, C]
     std::vector<std::optional<Tensor>> parameters,
+    std::vector<std::optional<Tensor>> positions,
     double eps1,
     double eps2,
     int64_t heads,
@@ -138,14 +160,7 @@ Tensor packed_blocks(
     int64_t hidden,
     std::string activation,
     std::string precision,
-    const std::optional<Tensor>& rotary,  // [H or 1, at most N, 2, D]
     bool is_interleaved,
-    const std::optional<Tensor>& bias,          // [patterns, H, n, n]
-    const std::optional<Tensor>& windows,       // [W, n]
-    const std::optional<Tensor>& patterns,      // [W]
-    const std::optional<Tensor>& lengths,       // [W]
-    const std::optional<Tensor>& row_terms,     // [D, 2 height - 1]
-    const std::optional<Tensor>& column_terms,  // [D, 2 width - 1]
     bool is_post_norm) {
   constexpr const char* op = "packed_blocks";
   const BlockSizes sizes = block_sizes(
@@ -154,26 +169,27 @@ Tensor packed_blocks(
   const Tensor out = new_tensor(x, sizes_of(x));
   if (rows == 0) return out;
   const size_t count = parameters.size() / parameter_count;
+  STD_TORCH_CHECK(
+      positions.size() == count * position_count,
+      op,
+      ": positions must have ",
+      position_count,
+      " elements per block, got ",
+      positions.size());
   std::vector<Block> blocks;
-  for (size_t i = 0; i < count; ++i) blocks.push_back(block_of(sizes, parameters, i * parameter_count));
-  PackedAttention positioned = blocks[0].attention;
-  positioned.rotary = rotary_of(op, rotary, is_interleaved, sizes.tokens, heads, head_dim);
-  set_windows(op, positioned, bias, windows, patterns, lengths, row_terms, column_terms, nullptr);
-  for (Block& b : blocks) {
-    const float* const factors = b.attention.cosine;
-    STD_TORCH_CHECK(factors == nullptr || !rotary.has_value(), op, ": rotary cannot be used with cosine");
-    b.attention = positioned;
-    b.attention.cosine = factors;
-    b.attention.windows.padding = b.qkv.weight.bias;
+  for (size_t i = 0; i < count; ++i) {
+    blocks.push_back(block_of(sizes, parameters, i * parameter_count));
+    set_positions(sizes, blocks[i], &positions[i * position_count], is_interleaved);
   }
 
   const int64_t threads = sizes.threads(rows, parameters[gate].has_value());
-  std::vector<int64_t> starts = x.size(0) == 1 ? sequence_starts(positioned) : std::vector<int64_t>{};
+  std::vector<int64_t> starts = x.size(0) == 1 ? sequence_starts(blocks) : std::vector<int64_t>{};
   const bool are_windows = !starts.empty();
   if (!are_windows) starts = image_starts(x.size(0), sizes.tokens);
   const std::vector<Group> groups = group_sequences(starts, threads);
   const bool by_groups = divides(groups, count, threads);
-  const bool by_rows = !by_groups && is_chained(rows, threads) && !windows.has_value();
+  const bool by_rows =
+      !by_groups && is_chained(rows, threads) && std::none_of(blocks.begin(), blocks.end(), has_windows);
   const int64_t shared_rows = by_groups ? 0 : rows, buffers = by_rows && count > 1 ? 2 : 1;
   const Tensor qkv_rows = new_tensor({buffers, shared_rows, 3 * width}, scalar_type(sizes.type()));
   const Tensor attended = new_tensor({shared_rows, width}, scalar_type(sizes.out_type()));

@@ -76,7 +76,7 @@ void merge_image(const MergingBlocks& m, size_t i, const Block& b, int64_t image
 // Each thread runs groups of images through blocks.
 void run_by_groups(const MergingBlocks& m, const std::vector<Group>& groups, int64_t threads) {
   const PackedKernels& kernels = packed_kernels();
-  const int64_t rows = std::max(kernels.rows_at_a_time, m.tokens);
+  const int64_t rows = max_group_rows(groups);
   const BlockMemory layout = block_memory(m.blocks, rows);
   const Workspace workspace(layout.bytes + rows * m.channels * int64_t(sizeof(float)), threads);
   const int64_t steps = int64_t(m.blocks.size());

@@ -85,6 +85,13 @@ inline std::vector<Group> group_sequences(const std::vector<int64_t>& starts, in
   return groups;
 }
 
+// The rows of the largest group.
+inline int64_t max_group_rows(const std::vector<Group>& groups) {
+  int64_t most = 0;
+  for (const Group& group : groups) most = std::max(most, group.row_count());
+  return most;
+}
+
 // Whether for_each_step divides the groups among the threads: whether the last thread ends at most a tenth later than
 // with an even division. Threads are assumed to be equally fast, and the time to be that of the rows.
 inline bool divides(const std::vector<Group>& groups, size_t blocks, int64_t threads) {

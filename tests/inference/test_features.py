@@ -134,7 +134,13 @@ def test_a_model_with_exits_has_no_tokens():
 
 @pytest.mark.parametrize(
     ("kind", "lengths"),
-    [("three blocks", [2, 1]), ("RoPE, three blocks", [3]), ("SwiGLU, three blocks", [2, 1]), ("RoPE, mixed", [1, 1])],
+    [
+        ("three blocks", [2, 1]),
+        ("RoPE, three blocks", [3]),
+        ("SwiGLU, three blocks", [2, 1]),
+        ("BEiT", [2]),
+        ("Swin V2, padded windows", [2, 1, 2]),
+    ],
 )
 @torch.no_grad()
 def test_blocks_computed_in_one_call_change_no_bit(kind, lengths):

@@ -88,11 +88,11 @@ def test_blocks_that_merge_nothing() -> None:
     parameters, options = block_arguments(block_parameters(48, 3, 16, 96, extras=False), 3, "gelu", "fp32")
     x = draw(2, 9, 48)
     out, sizes, places = OPS.packed_merging_blocks(x, None, parameters * 2, *options, 0, 1)
-    assert torch.equal(out, OPS.packed_blocks(x, parameters * 2, *options))
+    assert torch.equal(out, OPS.packed_blocks(x, parameters * 2, [None] * 14, *options))
     assert torch.equal(sizes, torch.ones(2, 9))
     assert torch.equal(places, torch.arange(9).expand(2, -1))
     alone = OPS.packed_merging_blocks(x, None, parameters, *options, 3, 9)  # of the prefix nothing is merged
-    assert torch.equal(alone[0], OPS.packed_blocks(x, parameters, *options))
+    assert torch.equal(alone[0], OPS.packed_blocks(x, parameters, [None] * 7, *options))
     assert OPS.packed_merging_blocks(x[:0], None, parameters, *options, 3, 1)[0].shape == (0, 6, 48)
 
 
@@ -109,7 +109,7 @@ def test_flops_of_blocks_that_merge() -> None:
     counts = []
     for call in (
         lambda: OPS.packed_merging_blocks(x, None, parameters * 3, *options, 0, 1),
-        lambda: OPS.packed_blocks(x, parameters * 3, *options),
+        lambda: OPS.packed_blocks(x, parameters * 3, [None] * 21, *options),
         lambda: OPS.packed_merging_blocks(x, None, parameters * 2, *options, 5, 1),
     ):
         with FlopCounterMode(display=False) as counter:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,9 +32,11 @@ from support.packed_cases import (
     draw_windows,
     on_threads,
     packed_block,
+    packed_blocks,
     packed_linear,
     position_options,
 )
+from vitfast.inference.cpu.packed_layers import position_arguments
 from vitfast.inference.modules.position_bias import BiasTables
 from vitfast.layers import GridUpsample
 from vitfast.ops.library import has_kernel
@@ -514,6 +515,7 @@ def test_post_norm_blocks_equal_their_operators(
     p = block_parameters(64, 2, 32, 96, extras=True) | {"cosine": cosine}
     parameters, options = block_arguments(p, 2, "gelu", precision)
     packed, tables = BlockParameters(*parameters), position_options(windows)
+    positions = list(position_arguments(windows)) * 2
     in_windows = {**tables, "padding": None if windows is None else p["qkv_bias"], "cosine": cosine}
     no_norm = (None, None, None)
 
@@ -532,10 +534,37 @@ def test_post_norm_blocks_equal_their_operators(
     expected = block(block(x))
     # of 5 images on 1 and 5 threads, each has its images; of 1 image on 2, each has its rows; on 16, stage by stage
     for result in on_threads(
-        (1, 2, 5, 16), lambda: OPS.packed_blocks(x, parameters * 2, *options, **tables, is_post_norm=True)
+        (1, 2, 5, 16), lambda: OPS.packed_blocks(x, parameters * 2, positions, *options, is_post_norm=True)
     ):
         # in bf16 the block rounds what packed_attention returns in float32
         torch.testing.assert_close(result, expected, rtol=0, atol=0.05 if precision == "bf16" else 0)
+
+
+def draw_sequences(lengths: Sequence[int]) -> BiasTables:
+    """Sequences of tokens one after the other."""
+    tokens = torch.arange(sum(lengths)).split(list(lengths))
+    windows = torch.nn.utils.rnn.pad_sequence(list(tokens), batch_first=True, padding_value=-1)
+    return BiasTables(None, windows, None, torch.tensor(lengths))
+
+
+@pytest.mark.parametrize("images", [6, 1])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_blocks_of_a_call_may_have_different_positions(precision: str, images: int) -> None:
+    p, x = block_parameters(64, 2, 32, 96, extras=True), draw(images, 63, 64)
+    shifts = [draw_windows((9, 7), (4, 3), shift, 2) for shift in ((0, 0), (1, 2))]
+    whole = BiasTables(draw(1, 2, 63, 63), None, None)
+    for positions in (
+        [*shifts, shifts[0]],
+        [None, shifts[1], whole],
+        [whole, None, None],
+        [draw_sequences((30, 33)), draw_sequences((63,)), None],
+        [draw_rotary(2, 60, 32, is_interleaved=True), draw_rotary(1, 63, 32, is_interleaved=True), None],
+    ):
+        expected = x
+        for one in positions:
+            expected = packed_block(expected, p, 2, "gelu", precision, one)
+        for result in on_threads((1, 2, 16), lambda: packed_blocks(x, p, 2, "gelu", precision, positions)):  # noqa: B023
+            assert torch.equal(result, expected)
 
 
 @pytest.mark.parametrize("lengths", [(40, 37, 45, 41), (90, 1, 3, 17, 52), (600, 2, 3), (5,)])
@@ -543,11 +572,7 @@ def test_post_norm_blocks_equal_their_operators(
 def test_sequences_of_a_batch_equal_each_alone(precision: str, lengths: tuple[int, ...]) -> None:
     """Of 2 threads and the first lengths, each has its sequences; of other lengths and threads stages are shared."""
     p = block_parameters(64, 2, 32, 96, extras=True)
-    x, ends = draw(1, sum(lengths), 64), list(itertools.accumulate(lengths))
-    windows = torch.full((len(lengths), max(lengths)), -1)
-    for row, (length, end) in enumerate(zip(lengths, ends, strict=True)):
-        windows[row, :length] = torch.arange(end - length, end)
-    sequences = BiasTables(None, windows, None, torch.tensor(lengths))
+    x, sequences = draw(1, sum(lengths), 64), draw_sequences(lengths)
     expected = torch.cat(
         [packed_block(one, p, 2, "gelu", precision, count=2) for one in x.split(lengths, dim=1)], dim=1
     )
@@ -588,9 +613,11 @@ def test_wrong_arguments_are_rejected() -> None:
         packed_block(draw(1, 5, 48), p, 3, "silu", "fp32")
     options = (1e-6, 1e-6, 3, 16, 0.25, 96, "gelu", "fp32")
     with pytest.raises(RuntimeError, match="parameters must have 17 elements per block, got 16"):
-        OPS.packed_blocks(draw(1, 5, 48), [None] * 16, *options)
+        OPS.packed_blocks(draw(1, 5, 48), [None] * 16, [], *options)
     with pytest.raises(RuntimeError, match="qkv is missing in block 0"):
-        OPS.packed_blocks(draw(1, 5, 48), [None] * 17, *options)
+        OPS.packed_blocks(draw(1, 5, 48), [None] * 17, [None] * 7, *options)
+    with pytest.raises(RuntimeError, match="positions must have 7 elements per block, got 6"):
+        OPS.packed_blocks(draw(1, 5, 48), [None] * 17, [None] * 6, *options)
     p = {**block_parameters(48, 3, 16, 96, extras=False), "cosine": draw(3)}
     with pytest.raises(RuntimeError, match="rotary cannot be used with cosine"):
         packed_block(draw(1, 5, 48), p, 3, "gelu", "fp32", draw_rotary(1, 5, 16, is_interleaved=False))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from support import packed_plain as plain
+from vitfast.inference.cpu.packed_layers import position_arguments
 from vitfast.inference.ir import RelativeBiasSpec, WindowSpec
 from vitfast.inference.modules.position_bias import BiasTables, PositionBias
 from vitfast.inference.modules.token_merging import TokenMerging
@@ -118,8 +120,22 @@ def packed_block(
     count: int = 1,
 ) -> Tensor:
     """Calls the operator with the arguments of its torch equivalent, for ``count`` blocks of the same parameters."""
+    return packed_blocks(x, p, heads, activation, precision, [positions] * count)
+
+
+def packed_blocks(
+    x: Tensor,
+    p: dict[str, Tensor],
+    heads: int,
+    activation: str,
+    precision: str,
+    positions: Sequence[RotaryTables | BiasTables | None],
+) -> Tensor:
+    """Calls the operator for blocks of the same parameters, each with its positions."""
     parameters, options = block_arguments(p, heads, activation, precision)
-    return OPS.packed_blocks(x, parameters * count, *options, **position_options(positions))
+    of_blocks = list(chain(*map(position_arguments, positions)))
+    is_interleaved = any(isinstance(one, RotaryTables) and one.is_interleaved for one in positions)
+    return OPS.packed_blocks(x, parameters * len(positions), of_blocks, *options, is_interleaved=is_interleaved)
 
 
 def block_arguments(p: dict[str, Tensor], heads: int, activation: str, precision: str) -> tuple[list[Any], list[Any]]:

@@ -42,6 +42,18 @@ class BlockParameters(NamedTuple):
     cosine: Any
 
 
+class BlockPositions(NamedTuple):
+    """The positions of one block, in the order in which ``packed_blocks`` takes them."""
+
+    rotary: Any = None
+    bias: Any = None
+    windows: Any = None
+    patterns: Any = None
+    lengths: Any = None
+    row_terms: Any = None
+    column_terms: Any = None
+
+
 def _fake_linear(x: Tensor, n: int) -> Tensor:
     return x.new_empty((*x.shape[:-1], n), dtype=torch.float32)
 
@@ -74,14 +86,16 @@ def _attention_part_flops(x: Sequence[int], heads: int, head_dim: int, windows: 
 def _blocks_flops(
     x: Sequence[int],
     parameters: Sequence[Sequence[int] | None],
+    positions: Sequence[Sequence[int] | None],
     heads: int,
     head_dim: int,
     hidden: int,
-    windows: Sequence[int] | None,
 ) -> int:
     names = BlockParameters(*parameters[: len(BlockParameters._fields)])
-    attention, mlp = _attention_part_flops(x, heads, head_dim, windows), _mlp_flops(x, hidden, names.gate, x[-1])
-    return len(parameters) // len(names) * (attention + mlp)
+    blocks, size = len(parameters) // len(names), len(BlockPositions._fields)
+    of_blocks = [BlockPositions(*positions[size * i : size * (i + 1)]) for i in range(blocks)]
+    attention = sum(_attention_part_flops(x, heads, head_dim, one.windows) for one in of_blocks)
+    return attention + blocks * _mlp_flops(x, hidden, names.gate, x[-1])
 
 
 def _fake_merge(x: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:

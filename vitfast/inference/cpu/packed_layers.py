@@ -24,7 +24,7 @@ from vitfast.inference.modules.position_bias import BiasTables
 from vitfast.inference.modules.token_merging import MergedTokens, MergingBlock, TokenMerging
 from vitfast.layers.rotary import RotaryTables
 from vitfast.ops.library import has_kernel
-from vitfast.ops.packed import BlockParameters
+from vitfast.ops.packed import BlockParameters, BlockPositions
 
 
 class PackedLinear(InferenceLinear):
@@ -126,6 +126,9 @@ class PackedRelationAttention(RelationAttention):
         return torch.ops.vitfast.packed_related_attention.default(qkv, relations, upsample, self.scale, return_logits)
 
 
+Following = Sequence[tuple["PackedBlock", Positions | None]]  # blocks that run in the operator of the one before them
+
+
 class PackedBlock(InferenceBlock):
     """A block in one operator; all its layers must have one precision, and no norms but the block's two."""
 
@@ -155,19 +158,21 @@ class PackedBlock(InferenceBlock):
     def joins(self, block: nn.Module) -> bool:
         return type(block) is type(self) and block.options == self.options
 
-    def parameters_with(self, following: Sequence[PackedBlock]) -> list[Tensor | None]:
+    def parameters_with(self, following: Following) -> list[Tensor | None]:
         """The operators' argument for this block and those after it."""
-        return list(chain(self.packed_parameters, *(block.packed_parameters for block in following)))
+        return list(chain(self.packed_parameters, *(block.packed_parameters for block, _ in following)))
 
-    def forward(self, x: Tensor, positions: Positions | None = None, following: Sequence[PackedBlock] = ()) -> Tensor:
-        """As the base class, and then ``following``, with the same positions, in the same operator."""
-        arguments: list[Any] = [x.contiguous(), self.parameters_with(following), *self.options]
-        tables: dict[str, Any] = {}
-        if isinstance(positions, BiasTables):
-            tables = positions._asdict()
-        elif positions is not None:
-            arguments += positions
-        return torch.ops.vitfast.packed_blocks.default(*arguments, **tables, is_post_norm=self.is_post_norm)
+    def forward(self, x: Tensor, positions: Positions | None = None, following: Following = ()) -> Tensor:
+        """As the base class, and then the blocks of ``following``, in the same operator."""
+        of_blocks = [positions, *(one for _, one in following)]
+        return torch.ops.vitfast.packed_blocks.default(
+            x.contiguous(),
+            self.parameters_with(following),
+            list(chain(*map(position_arguments, of_blocks))),
+            *self.options,
+            is_interleaved=any(isinstance(one, RotaryTables) and one.is_interleaved for one in of_blocks),
+            is_post_norm=self.is_post_norm,
+        )
 
 
 class PackedPostNormBlock(PackedBlock, PostNormBlock):
@@ -194,7 +199,7 @@ class PackedMergingBlock(MergingBlock, PackedBlock):
         )
 
     def forward(  # type: ignore[override]
-        self, x: Tensor, merged: MergedTokens | None = None, following: Sequence[PackedBlock] = ()
+        self, x: Tensor, merged: MergedTokens | None = None, following: Following = ()
     ) -> Tensor:
         if merged is None:
             return PackedBlock.forward(self, x, following=following)
@@ -257,6 +262,13 @@ class PackedPerformerAttention(PerformerAttention):
 
     def forward(self, kqv: Tensor, v: Tensor) -> Tensor:
         return torch.ops.vitfast.packed_performer.default(kqv, self.projection, self.epsilon)
+
+
+def position_arguments(positions: Positions | None) -> BlockPositions:
+    """The operator's arguments for the positions of a block."""
+    if isinstance(positions, BiasTables):
+        return BlockPositions(**positions._asdict())
+    return BlockPositions(rotary=None if positions is None else positions.tables)
 
 
 def norm_arguments(norm: InferenceNorm | None) -> tuple[Tensor | None, Tensor | None, float | None]:

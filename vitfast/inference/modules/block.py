@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
@@ -127,15 +127,12 @@ class ParallelBlock(InferenceBlock):
         return out
 
 
-def find_runs(blocks: nn.ModuleList, may_join: Callable[[int], bool] = lambda index: True) -> list[range]:
-    """Returns the ranges of blocks that one call computes each.
-
-    ``may_join(index)``: whether the block at ``index`` may share the call of the one before it.
-    """
+def find_runs(blocks: nn.ModuleList, late_index: int | None = None) -> list[range]:
+    """Returns the ranges of blocks that one call computes each; one of them starts at ``late_index``."""
 
     def joins(index: int) -> bool:
         before = blocks[index - 1]
-        return isinstance(before, InferenceBlock) and before.joins(blocks[index]) and may_join(index)
+        return isinstance(before, InferenceBlock) and before.joins(blocks[index]) and index != late_index
 
     starts = [index for index in range(len(blocks)) if index == 0 or not joins(index)]
     return [range(start, stop) for start, stop in pairwise([*starts, len(blocks)])]

@@ -134,7 +134,7 @@ class InferenceSequences(nn.Module):
         blocks = list(self.blocks)
         runs = self.runs if hidden_states is None else [range(index, index + 1) for index in range(len(blocks))]
         for run in runs:
-            following = {"following": blocks[run.start + 1 : run.stop]} if len(run) > 1 else {}
+            following = {"following": [(blocks[i], tables) for i in run[1:]]} if len(run) > 1 else {}
             tokens = blocks[run.start](tokens, tables, **following)
             if hidden_states is not None:
                 hidden_states.append(self._padded(tokens[0], valid))

@@ -109,7 +109,7 @@ class InferenceTransformer(nn.Module):
                         biases[key] = PositionBias(bias, windows, one.attention.heads, grid, backend.device)
                     self.positions[str(index)] = biases[key]
         self.late_index = spec.late_index
-        self.runs = self._find_runs()
+        self.runs = find_runs(self.blocks, self.late_index)
         self.norm = backend.norm_or_identity(spec.norm)
         self.neck = None if spec.neck is None else backend.neck(spec.neck)
         self.readouts = nn.ModuleList(InferenceReadout(one, backend) for one in spec.readouts)
@@ -171,7 +171,7 @@ class InferenceTransformer(nn.Module):
             if self.late_prefix is not None and run.start == self.late_index:
                 tokens = torch.cat([self.late_prefix.expand(tokens.shape[0], -1, -1), tokens], dim=1)
             if len(run) > 1:
-                options["following"] = blocks[run.start + 1 : run.stop]
+                options["following"] = [(blocks[i], block_options[i].get("positions")) for i in run[1:]]
             if all_tokens and isinstance(block, LastBlock):
                 options["all_tokens"] = True
             if merged is not None:
@@ -195,14 +195,6 @@ class InferenceTransformer(nn.Module):
                     computed[module] = module(grid)
                 options[-1]["positions"] = computed[module]
         return options
-
-    def _find_runs(self) -> list[range]:
-        positions = dict(self.positions.items())
-
-        def may_join(index: int) -> bool:
-            return positions.get(str(index - 1)) is positions.get(str(index)) and index != self.late_index
-
-        return find_runs(self.blocks, may_join)
 
     def grids(self, images: Tensor) -> list[tuple[int, int]]:
         """Returns the rows and columns of the patches in each hidden state."""
