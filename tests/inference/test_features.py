@@ -138,6 +138,7 @@ def test_a_model_with_exits_has_no_tokens():
         ("three blocks", [2, 1]),
         ("RoPE, three blocks", [3]),
         ("SwiGLU, three blocks", [2, 1]),
+        ("RoPE, mixed", [1, 1]),
         ("BEiT", [2]),
         ("Swin V2, padded windows", [2, 1, 2]),
     ],
