@@ -14,7 +14,8 @@ namespace vitfast {
 // |x|, clamped to where GELU(-|x|) and its derivative are negligible in T. Propagates NaN.
 template <typename T>
 __device__ __forceinline__ float gelu_argument(float x) {
-  constexpr float limit = std::is_same_v<T, BFloat16> ? gelu_limit_narrow : gelu_limit_full;
+  static_assert(std::is_same_v<T, BFloat16> || std::is_same_v<T, Half>);
+  constexpr float limit = std::is_same_v<T, BFloat16> ? gelu_limit_narrow : gelu_limit_half;
   const float magnitude = fabsf(x);
   return magnitude > limit ? limit : magnitude;
 }
@@ -24,7 +25,7 @@ template <typename T>
 __device__ __forceinline__ float gelu_erf(float x) {
   constexpr bool is_narrow = std::is_same_v<T, BFloat16>;
   const float t = gelu_argument<T>(x);
-  const float exponent = is_narrow ? log2_normal_tail_narrow(t) : log2_normal_tail_full(t);
+  const float exponent = is_narrow ? log2_normal_tail_narrow(t) : log2_normal_tail_half(t);
   return fmaxf(x, 0.0f) - t * exp2_approximate(exponent);
 }
 
@@ -39,10 +40,10 @@ __device__ __forceinline__ float gelu_tanh(float x) {
 // Derivative of exact GELU, for an output of type T.
 template <typename T>
 __device__ __forceinline__ float gelu_erf_derivative(float x) {
-  constexpr float minus_half_log2_e = -0.72134752f;
+  constexpr bool is_narrow = std::is_same_v<T, BFloat16>;
   const float t = gelu_argument<T>(x);
-  const float slope = std::is_same_v<T, BFloat16> ? gelu_slope_narrow(t) : gelu_slope_full(t);
-  const float below_zero = exp2_approximate(t * t * minus_half_log2_e) * slope;
+  const float exponent = is_narrow ? gelu_slope_exponent_narrow(t) : gelu_slope_exponent_half(t);
+  const float below_zero = exp2_approximate(exponent) * (is_narrow ? gelu_slope_narrow(t) : gelu_slope_half(t));
   return x < 0.0f ? below_zero : 1.0f - below_zero;
 }
 
