@@ -54,14 +54,15 @@ py::dict cpu_features() {
   return features;
 }
 
-// Limits of the attention kernels; max_tokens and those of whole heads are for CUDA.
+// Limits of the attention kernels; on the CPU only those of the head dimension.
 py::dict attention_limits() {
   py::dict limits;
   limits["max_head_dim"] = vitfast::attention_max_head_dim;
   limits["head_dim_multiple"] = vitfast::attention_head_dim_multiple;
-  limits["max_tokens"] = vitfast::attention_max_tokens;
-  limits["whole_max_tokens"] = vitfast::attention_whole_max_tokens;
-  limits["whole_max_head_dim"] = vitfast::attention_whole_max_head_dim;
+  limits["cuda_max_tokens"] = vitfast::attention_cuda_max_tokens;
+  limits["cuda_max_head_dim"] = vitfast::attention_cuda_max_head_dim;
+  limits["backward_small_tokens"] = vitfast::attention_backward_small_tokens;
+  limits["backward_largest_bytes"] = vitfast::attention_backward_largest_bytes;
   return limits;
 }
 

@@ -139,11 +139,7 @@ def _tensor_cycles(opcode: str, architecture: str) -> float:
     wgmma = re.match(r"HGMMA\.64x(\d+)x(\d+)", opcode)
     if wgmma:
         return 16 * int(wgmma[1]) * int(wgmma[2]) / _WGMMA_RATE
-    mma = re.match(r"HMMA\.(16816|1688)\b", opcode)
-    if mma is None:
-        return 0.0
-    rate = _TENSOR_RATES[architecture] / (2 if ".TF32" in opcode else 1)
-    return 16 * 8 * (16 if mma[1] == "16816" else 8) / rate
+    return 16 * 8 * 16 / _TENSOR_RATES[architecture] if opcode.startswith("HMMA.16816") else 0.0
 
 
 class _Blocks:

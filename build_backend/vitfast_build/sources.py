@@ -16,7 +16,7 @@ _CPU_PATTERNS = ("csrc/library.cpp", "csrc/common/*.cpp", "csrc/cpu/*.cpp", "csr
 _ISA_PATTERN = "csrc/cpu/isa/*.cpp"
 # operators, compiled without nvcc, and kernels
 _CUDA_PATTERNS = ("csrc/*/*_cuda.cpp", "csrc/*/*.cu")
-_CUTLASS_PREFIX = "csrc/linear/gemm_sm"
+_CUTLASS_PREFIX = "csrc/linear/gemm_"
 
 # operators only check and allocate: -O3 would take longer and gain nothing
 OPERATOR_FLAGS = ("-O1",)

@@ -26,26 +26,25 @@ from vitfast_build.sources import ROOT
 TABLE = ROOT / "csrc/cuda/static_cost.json"
 _TRITON_TOOLS = Path("triton/backends/nvidia/bin")  # triton, on which torch depends, brings these tools of the toolkit
 
-_ATTENTION_TILES = "vitfast::AttentionForwardTiles"
-_BACKWARD_TILES = "vitfast::AttentionBackwardTiles"
 HOT_KERNELS = (
     "attention_forward_kernel<vitfast::Half, 64, 7, 13, vitfast::AttentionForward>",  # DVT's second exit
     "attention_forward_kernel<vitfast::Half, 64, 19, 25, vitfast::AttentionForward>",  # ViT at 224 pixels
     "attention_forward_kernel<vitfast::Half, 48, 19, 25, vitfast::GatedPositionalAttention>",  # ConViT
-    f"attention_forward_tiled_kernel<vitfast::Half, {_ATTENTION_TILES}<vitfast::Half, 64> >",  # ViT at 384 pixels
-    f"attention_forward_tiled_kernel<float, {_ATTENTION_TILES}<float, 64> >",
-    "attention_backward_kernel<vitfast::Half, vitfast::AttentionBackwardShape<vitfast::Half, 64, 7, 2> >",
-    "attention_backward_kernel<vitfast::Half, vitfast::AttentionBackwardShape<vitfast::Half, 64, 13, 2> >",
-    f"attention_backward_tiled_kernel<vitfast::Half, {_BACKWARD_TILES}<vitfast::Half, 64, 8, 3>, false>",
-    f"attention_backward_tiled_kernel<vitfast::Half, {_BACKWARD_TILES}<vitfast::Half, 64, 8, 2>, true>",
+    "attention_wgmma_kernel<vitfast::Half, 19, 25>",  # ViT at 224 pixels, without bias and logits, on 9.0
+    "attention_backward_kernel<vitfast::Half, vitfast::AttentionBackwardShape<vitfast::Half, 7, 2> >",
+    "attention_backward_kernel<vitfast::Half, vitfast::AttentionBackwardShape<vitfast::Half, 13, 2> >",
     "layer_norm_forward_kernel<vitfast::Half, vitfast::Half, vitfast::Half, 3, vitfast::NoRounding>",  # 768 channels
     "layer_norm_forward_kernel<float, vitfast::Half, float, 3, vitfast::NoRounding>",  # autocast's
     "layer_norm_forward_kernel<float, float, float, 6, vitfast::RuleRounding<(vitfast::Rounding)0> >",
     "layer_norm_backward_kernel<vitfast::Half, vitfast::Half, vitfast::Half, 2>",
     "layer_norm_backward_kernel<vitfast::Half, vitfast::Half, vitfast::Half, 3>",
     "layer_norm_backward_kernel<float, vitfast::Half, float, 3>",
-    "gemm_sm80<half_t, 128, 128>",
-    "gemm_sm90a<half_t, 128, 192>",
+    "gemm_sm80<half_t, linear, 128, 128>",
+    "gemm_sm80<half_t, gelu, 128, 128>",
+    "gemm_sm80<half_t, gelu_gradient, 128, 128>",
+    "gemm_sm90a<half_t, linear, 128, 192>",
+    "gemm_sm90a<half_t, gelu, 128, 192>",
+    "gemm_sm90a<half_t, gelu_gradient, 128, 128>",
     "epilogue_gradient_kernel<vitfast::Half>",
     "matmul_accumulate_kernel<(vitfast::Rounding)0>",
     "matmul_fp16_accumulation_kernel<false>",
@@ -56,8 +55,15 @@ HOT_KERNELS = (
 # rows and columns of the output tile, in the names of CUTLASS's kernels, which have a thousand characters
 _GEMM_TILES = {
     "gemm_sm80": re.compile(r"GemmShapeILi(\d+)ELi(\d+)E"),
-    "gemm_sm90a": re.compile(r"WarpSpecialized[A-Z][a-z]+E+NS\w_IJNS\w_ILi(\d+)E+NS\w_ILi(\d+)E"),
+    # a second number that equals the first is a reference to it
+    "gemm_sm90a": re.compile(r"WarpSpecialized[A-Z][a-z]+E+NS\w_IJNS\w_ILi(\d+)E+(?:NS\w_ILi(\d+)E|S\w_)"),
 }
+_GEMM_EPILOGUE = re.compile(r"GemmEpilogueE(\d)")
+_GEMM_EPILOGUES = ("linear", "gelu", "gelu_tanh", "gelu_gradient")  # of csrc/linear/gemm.h
+
+# Instructions of a kernel, of 16 bytes, that fit a multiprocessor's instruction cache: 128 KiB on Volta (Jia et al.,
+# 2018). A GEMM with 15,000 was four times slower on an H100 than with 3,300, since it waited for instructions.
+MAX_INSTRUCTIONS = 8192
 
 Costs = dict[str, dict[str, float]]  # loop -> resource -> number
 Table = dict[str, dict[str, Costs]]  # architecture -> kernel -> costs
@@ -119,12 +125,19 @@ def measure(folder: Path, cuobjdump: Path) -> Table:
         missing = [name for name in hot_kernels(architecture) if name not in costs]
         if missing:
             raise BuildError(f"the build for {architecture} has no kernel {missing[0]}; change HOT_KERNELS")
+        for name, loops in costs.items():
+            instructions = sum(loop["issue"] for loop in loops.values())
+            if instructions > MAX_INSTRUCTIONS:
+                raise BuildError(
+                    f"{name} for {architecture} has {instructions:.0f} instructions, more than the instruction cache "
+                    f"holds ({MAX_INSTRUCTIONS}): unroll less, or make a template parameter of a choice at run time"
+                )
     return table
 
 
 def hot_kernels(architecture: str) -> list[str]:
-    """The hot kernels of an architecture, such as ``sm_90a``, which alone has the GEMMs of its name."""
-    others = "gemm_sm80" if architecture == "sm_90a" else "gemm_sm90a"
+    """The hot kernels of an architecture, such as ``sm_90a``, which alone has those that use wgmma."""
+    others = ("gemm_sm80",) if architecture == "sm_90a" else ("gemm_sm90a", "attention_wgmma_kernel")
     return [name for name in HOT_KERNELS if not name.startswith(others)]
 
 
@@ -160,13 +173,17 @@ def find_cuobjdump(toolkit: CudaToolkit) -> Path:
 
 
 def _gemm_name(mangled: str) -> str | None:
-    """Such as ``gemm_sm90a<half_t, 128, 192>``; None for kernels that are not CUTLASS's."""
+    """Such as ``gemm_sm90a<half_t, gelu, 128, 192>``; None for kernels that are not CUTLASS's."""
     if not mangled.startswith("_ZN7cutlass"):
         return None
     # every name contains half_t, the type of a copy of 16 bits
     element = "bfloat16_t" if "10bfloat16_t" in mangled else "half_t"
     tiles = [(gemm, tile.search(mangled)) for gemm, tile in _GEMM_TILES.items()]
-    return next((f"{gemm}<{element}, {tile[1]}, {tile[2]}>" for gemm, tile in tiles if tile), None)
+    found = _GEMM_EPILOGUE.search(mangled)
+    epilogue = _GEMM_EPILOGUES[int(found[1])] if found else "unknown"
+    return next(
+        (f"{gemm}<{element}, {epilogue}, {tile[1]}, {tile[2] or tile[1]}>" for gemm, tile in tiles if tile), None
+    )
 
 
 def _as_json(table: object) -> str:

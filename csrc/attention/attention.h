@@ -2,7 +2,8 @@
 
 #pragma once
 
-#include "csrc/common/chunks.h"
+#include <cstdint>
+
 #include "csrc/common/types.h"
 
 namespace vitfast {
@@ -11,17 +12,16 @@ constexpr float log2_of_e = 1.4426950408889634f;
 constexpr float ln_2 = 0.6931471805599453f;
 constexpr float infinity = __builtin_huge_valf();
 
-// Limits of the CUDA kernels, read by the Python operators from vitfast._C.
+// Limits of the kernels, read by the Python operators from vitfast._C.
 constexpr int attention_max_head_dim = 128;
 constexpr int attention_head_dim_multiple = 8;
-constexpr int attention_max_tokens = 32768;  // element offsets in a head's [N, N] matrix fit 32 bits
-// Heads that the forward keeps whole in shared memory: ViTs with 14 x 14 patches. gated_positional_attention takes no
-// others.
-constexpr int attention_whole_max_tokens = 200;
-constexpr int attention_whole_max_head_dim = 64;
+// Those of the CUDA kernels, which keep whole heads in shared memory: ViTs with 14 x 14 patches.
+constexpr int attention_cuda_max_tokens = 200;
+constexpr int attention_cuda_max_head_dim = 64;
 // Shared memory that every GPU from compute capability 8.0 on offers a block: 8.6, 8.9 and 12.0 offer no more. All
-// attention kernels fit, except the largest instance of the backward.
+// attention kernels fit, except the largest instance of the backward, for more than `attention_backward_small_tokens`.
 constexpr int attention_shared_bytes_everywhere = 99 * 1024;
+constexpr int attention_backward_small_tokens = 112;
 constexpr int attention_backward_largest_bytes = 119 * 1024;
 
 // A [B, H, N, D] view; the last dimension is contiguous.
@@ -62,29 +62,5 @@ struct AttentionBackward : Attention {
   void* grad_bias;          // like bias, or null; on CUDA [B, H, N, N]
   const void* lse;          // [B, H, N]
 };
-
-// The CUDA backward keeps a head of up to this number of tokens whole in shared memory; longer sequences, and float,
-// use tiles. `shared_bytes`: what the GPU offers a block.
-template <typename T>
-constexpr int attention_backward_whole_tokens(int64_t head_dim, int shared_bytes) {
-  if (sizeof(T) != 2 || head_dim > 64) return 0;
-  return shared_bytes >= attention_backward_largest_bytes ? 208 : 112;
-}
-
-template <typename T>
-bool uses_tiles(const AttentionBackward& a, int shared_bytes) {
-  return a.tokens > attention_backward_whole_tokens<T>(a.head_dim, shared_bytes);
-}
-
-constexpr int attention_backward_tile_rows = 64;  // of a block
-
-inline int attention_padded_rows(const AttentionBackward& a) {
-  return int(ceil_div(a.tokens, attention_backward_tile_rows)) * attention_backward_tile_rows;
-}
-
-// Size of the scratch memory of the tiled backward.
-inline int64_t attention_row_statistics(const AttentionBackward& a) {
-  return a.batch * a.heads * 2 * attention_padded_rows(a);
-}
 
 }  // namespace vitfast

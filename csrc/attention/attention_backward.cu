@@ -2,8 +2,7 @@
 
 namespace vitfast {
 
-template void launch_attention_backward<Half>(const AttentionBackward&, float*, Stream);
-template void launch_attention_backward<BFloat16>(const AttentionBackward&, float*, Stream);
-template void launch_attention_backward<float>(const AttentionBackward&, float*, Stream);
+template void launch_attention_backward<Half>(const AttentionBackward&, Stream);
+template void launch_attention_backward<BFloat16>(const AttentionBackward&, Stream);
 
 }  // namespace vitfast

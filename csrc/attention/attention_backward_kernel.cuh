@@ -1,4 +1,4 @@
-// Attention backward for up to 208 tokens; equations in attention_gradient.cuh.
+// Attention backward for up to 200 tokens; equations in attention_gradient.cuh.
 //
 // A block processes one head of one image, with all its rows in shared memory. Each warp owns 16 keys and keeps their
 // grad_k and grad_v in registers. Iterations process a few tiles of 8 queries:
@@ -19,11 +19,10 @@
 
 namespace vitfast {
 
-// Sizes of an instance: up to 16 `warps` tokens, head dimensions up to `head_dim`, 8 `query_tiles` queries per
-// iteration.
-template <typename T, int head_dim_, int warps_, int query_tiles_>
+// Sizes of an instance: up to 16 `warps` tokens, 8 `query_tiles` queries per iteration.
+template <typename T, int warps_, int query_tiles_>
 struct AttentionBackwardShape {
-  static constexpr int head_dim = head_dim_;
+  static constexpr int head_dim = attention_cuda_max_head_dim;  // columns in shared memory
   static constexpr int warps = warps_;
   static constexpr int threads = warps * warp_size;
   static constexpr int query_tiles = query_tiles_;
@@ -114,22 +113,21 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_at_once)
   sync_threads();
 
   const Tile key_tile{keys + first_key * head_dim}, value_tile{values + first_key * head_dim};
-  float grad_k[1][head_dim / 8][4] = {}, grad_v[1][head_dim / 8][4] = {};
+  float grad_k[head_dim / 8][4] = {}, grad_v[head_dim / 8][4] = {};
   T* grad_q = head_rows<T>(a, a.grad_q, head);
   for (int first_query = 0, turn = 0; first_query < tokens; first_query += Shape::round_rows, turn ^= 1) {
     const int lane = opaque(lane_in_warp());
     const Tile query_tile{queries + first_query * head_dim}, out_grad_tile{out_grads + first_query * head_dim};
-    uint32_t weights[1][query_tiles][2], grad_pairs[1][query_tiles][2];
+    uint32_t weights[query_tiles][2], grad_pairs[query_tiles][2];
     {
-      float products[1][query_tiles][4] = {}, slopes[1][query_tiles][4] = {};
+      float products[query_tiles][4] = {}, slopes[query_tiles][4] = {};
       multiply_add_transposed(products, key_tile, query_tile, lane);
       multiply_add_transposed(slopes, value_tile, out_grad_tile, lane);
       const int query = first_query + lane % 4 * 2, key = first_key + lane / 4;
-      const GradientSquares<T, true> squares(a, head);
-      differentiate<T>(weights[0], grad_pairs[0], [&](int tile, int i) {
+      const GradientSquares<T> squares(a, head);
+      differentiate<T>(weights, grad_pairs, [&](int tile, int i) {
         const int row = query + tile * 8 + i % 2;
-        return squares.differentiate(
-            row, key + i / 2 * 8, products[0][tile][i], slopes[0][tile][i], lse[row], dots[row]);
+        return squares.differentiate(row, key + i / 2 * 8, products[tile][i], slopes[tile][i], lse[row], dots[row]);
       });
     }
     multiply_add(grad_v, weights, out_grad_tile, lane);
@@ -140,7 +138,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_at_once)
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         T* chunk = grad_tile.chunk(first_key + lane / 4 + 8 * half, tile);
-        reinterpret_cast<uint32_t*>(chunk)[lane % 4] = grad_pairs[0][tile][half];
+        reinterpret_cast<uint32_t*>(chunk)[lane % 4] = grad_pairs[tile][half];
       }
     }
     sync_threads();  // also parts the reads of two iterations ago from the next writes
@@ -150,8 +148,8 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_at_once)
   sync_threads();  // every warp has read the keys, whose memory stages the gradients
   const int lane = lane_in_warp();
   const float scale = float(a.scale);
-  store_rows(a, a.grad_k, head, first_key, grad_k[0], {scale, scale}, key_tile, lane);
-  store_rows(a, a.grad_v, head, first_key, grad_v[0], {1.0f, 1.0f}, value_tile, lane);
+  store_rows(a, a.grad_k, head, first_key, grad_k, {scale, scale}, key_tile, lane);
+  store_rows(a, a.grad_v, head, first_key, grad_v, {1.0f, 1.0f}, value_tile, lane);
 }
 
 }  // namespace vitfast

@@ -11,21 +11,31 @@ struct Cuda {
 
   static void forward(const AttentionForward& a, const Tensor& like) {
     const CurrentStream stream(like);
-    with_element("attention", a.type, [&](auto element) { launch_attention_forward<decltype(element)>(a, stream); });
+    with_narrow_element("attention", a.type, [&](auto element) {
+      using T = decltype(element);
+#if VITFAST_HAS_SM90A
+      const bool is_plain = a.bias == nullptr && a.logits == nullptr && a.scale > 0;
+      if (is_plain && is_compute_capability_90()) return launch_attention_forward_sm90a<T>(a, stream);
+#endif
+      launch_attention_forward<T>(a, stream);
+    });
   }
 
   static void backward(const AttentionBackward& a, const Tensor& like) {
     const CurrentStream stream(like);
-    with_element("attention", a.type, [&](auto element) {
-      using T = decltype(element);
-      int device = 0, shared_bytes = 0;
-      check_cuda(cudaGetDevice(&device));
-      check_cuda(cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-      std::optional<Tensor> row_statistics;
-      if (uses_tiles<T>(a, shared_bytes))
-        row_statistics = new_tensor(like, {attention_row_statistics(a)}, ScalarType::Float);
-      launch_attention_backward<T>(a, static_cast<float*>(mutable_data_or_null(row_statistics)), stream);
-    });
+    int device = 0, shared_bytes = 0;
+    check_cuda(cudaGetDevice(&device));
+    check_cuda(cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    STD_TORCH_CHECK(
+        a.tokens <= attention_backward_small_tokens || shared_bytes >= attention_backward_largest_bytes,
+        "attention: the CUDA backward takes up to ",
+        attention_backward_small_tokens,
+        " tokens on this GPU, whose blocks have less than ",
+        attention_backward_largest_bytes,
+        " bytes of shared memory, not ",
+        a.tokens);
+    with_narrow_element(
+        "attention", a.type, [&](auto element) { launch_attention_backward<decltype(element)>(a, stream); });
   }
 };
 

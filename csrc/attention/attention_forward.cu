@@ -4,6 +4,5 @@ namespace vitfast {
 
 template void launch_attention_forward<Half>(const AttentionForward&, Stream);
 template void launch_attention_forward<BFloat16>(const AttentionForward&, Stream);
-template void launch_attention_forward<float>(const AttentionForward&, Stream);
 
 }  // namespace vitfast

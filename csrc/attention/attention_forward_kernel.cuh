@@ -98,12 +98,12 @@ __global__ void __launch_bounds__(attention_threads, attention_blocks_at_once(ke
 
     const int head = fills_block ? 0 : task / tiles, first_row = (task - head * tiles) * attention_tile_rows;
     const LaneRows at{first_head + head, {first_row + lane / 4, first_row + lane / 4 + 8}, lane % 4 * 2};
-    uint32_t weights[1][key_tiles][2];
+    uint32_t weights[key_tiles][2];
     float inverse_sums[2];
     if (has_task) {
-      float logits[1][key_tiles][4] = {};
+      float logits[key_tiles][4] = {};
       multiply_add_transposed(logits, queries, Tile{keys + head * padded_keys * head_dim}, lane);
-      softmax_rows<T, full_tiles>(a, logits[0], weights[0], inverse_sums, at);
+      softmax_rows<T, full_tiles>(a, logits, weights, inverse_sums, at);
     }
     sync_warp();  // every lane has read its queries, which the next ones overwrite
     if (task + attention_warps < tasks) copy_queries(task + attention_warps, lane);
@@ -113,10 +113,10 @@ __global__ void __launch_bounds__(attention_threads, attention_blocks_at_once(ke
       sync_threads();
     }
     if (has_task) {
-      float out[1][head_dim / 8][4] = {};
+      float out[head_dim / 8][4] = {};
       multiply_add(out, weights, Tile{values + head * padded_keys * head_dim}, lane);
       // ordered after the tile's last use by the sync_warps above
-      store_rows(a, a.out, at.head, first_row, out[0], inverse_sums, results, lane);
+      store_rows(a, a.out, at.head, first_row, out, inverse_sums, results, lane);
     }
   }
 }

@@ -3,10 +3,11 @@
 #pragma once
 
 #include <stdexcept>
+#include <string>
 
 #include "csrc/attention/attention.h"
 #include "csrc/common/chunks.h"
-#include "csrc/cuda/matrix_step.cuh"
+#include "csrc/cuda/matrix.cuh"
 #include "csrc/cuda/numbers.cuh"
 #include "csrc/cuda/pack.cuh"
 #include "csrc/cuda/shared_tile.cuh"
@@ -25,9 +26,11 @@ __host__ __device__ constexpr int attention_tiles(int64_t tokens) {
 
 // Rows must also be 16-byte aligned.
 inline void check_attention_limits(const Attention& a) {
-  if (a.tokens > attention_max_tokens || a.head_dim > attention_max_head_dim ||
+  if (a.tokens > attention_cuda_max_tokens || a.head_dim > attention_cuda_max_head_dim ||
       a.head_dim % attention_head_dim_multiple != 0) {
-    throw std::runtime_error("attention: the CUDA kernel takes up to 32768 tokens and head dimensions up to 128, by 8");
+    throw std::runtime_error(
+        "attention: the CUDA kernel takes up to 200 tokens and head dimensions up to 64 that are multiples of 8, not " +
+        std::to_string(a.tokens) + " tokens and head dimension " + std::to_string(a.head_dim));
   }
   if (a.batch * a.heads * attention_tiles(a.tokens) > INT32_MAX) {
     throw std::runtime_error("attention: the CUDA kernel takes up to 2^31 - 1 tiles of 16 queries, of all heads");
@@ -65,49 +68,32 @@ __device__ __forceinline__ void copy_rows(
   }
 }
 
-// d [16 row_tiles, 8 tiles] += a bᵀ, with the rows of a and b in shared memory.
-template <typename T, int head_dim, int row_tiles, int tiles>
+// d [16, 8 tiles] += a bᵀ, with the rows of a and b in shared memory.
+template <typename T, int head_dim, int tiles>
 __device__ __forceinline__ void multiply_add_transposed(
-    float (&d)[row_tiles][tiles][4],
-    const SharedTile<T, head_dim>& a_rows,
-    const SharedTile<T, head_dim>& b_rows,
-    int lane) {
-  using Step = MatrixStep<T>;
+    float (&d)[tiles][4], const SharedTile<T, head_dim>& a_rows, const SharedTile<T, head_dim>& b_rows, int lane) {
   // depth is the outer loop: consecutive mma are independent, and few registers hold a
-#pragma unroll Step::unrolled
-  for (int step = 0; step < SharedTile<T, head_dim>::chunks / 2; ++step) {
-    // the permutation of chunks repeats every 8 rows
-    typename Step::Left a[row_tiles];
 #pragma unroll
-    for (int row = 0; row < row_tiles; ++row) {
-      uint32_t registers[4];
-      ldmatrix_x4(registers, a_rows.chunk(lane % 16, 2 * step + lane / 16) + row * attention_tile_rows * head_dim);
-      a[row] = Step::left(registers);
-    }
-    // both depth halves of two tiles
+  for (int step = 0; step < SharedTile<T, head_dim>::chunks / 2; ++step) {
+    uint32_t a[4];
+    ldmatrix_x4(a, a_rows.chunk(lane % 16, 2 * step + lane / 16));
+    // Both depth halves of two tiles. The permutation of chunks repeats every 8 rows.
     const T* rows = b_rows.chunk(lane / 16 * 8 + lane % 8, 2 * step + lane / 8 % 2);
 #pragma unroll
     for (int tile = 0; tile < tiles; tile += 2) {
       uint32_t b[4];
       ldmatrix_x4(b, rows + tile * 8 * head_dim);
-      const typename Step::Right first = Step::right(b[0], b[1]), second = Step::right(b[2], b[3]);
-#pragma unroll
-      for (int row = 0; row < row_tiles; ++row) {
-        Step::add(d[row][tile], a[row], first);
-        if (tile + 1 < tiles) Step::add(d[row][tile + 1], a[row], second);
-      }
+      mma_m16n8k16<T>(d[tile], a, b[0], b[1]);
+      if (tile + 1 < tiles) mma_m16n8k16<T>(d[tile + 1], a, b[2], b[3]);
     }
   }
 }
 
-// d [16 row_tiles, D] += a b, with fragments a [16 row_tiles, 8 tiles] and rows b [8 tiles, D] in shared memory. Two
-// tiles form the depth of one mma; if their number is odd, b must have another 8 rows of finite numbers.
-template <typename T, int head_dim, int row_tiles, int tiles>
+// d [16, D] += a b, with fragments a [16, 8 tiles] and rows b [8 tiles, D] in shared memory. Two tiles form the depth
+// of one mma; if their number is odd, b must have another 8 rows of finite numbers.
+template <typename T, int head_dim, int tiles>
 __device__ __forceinline__ void multiply_add(
-    float (&d)[row_tiles][head_dim / 8][4],
-    const uint32_t (&a_tiles)[row_tiles][tiles][2],
-    const SharedTile<T, head_dim>& b_rows,
-    int lane) {
+    float (&d)[head_dim / 8][4], const uint32_t (&a_tiles)[tiles][2], const SharedTile<T, head_dim>& b_rows, int lane) {
   constexpr int column_steps = head_dim / 16;
   const T* rows[column_steps];  // two chunks of 16 rows
 #pragma unroll
@@ -115,63 +101,17 @@ __device__ __forceinline__ void multiply_add(
 #pragma unroll
   for (int tile = 0; tile < tiles; tile += 2) {
     const bool has_partner = tile + 1 < tiles;
-    uint32_t a[row_tiles][4];
-#pragma unroll
-    for (int row = 0; row < row_tiles; ++row) {
-      a[row][0] = a_tiles[row][tile][0];
-      a[row][1] = a_tiles[row][tile][1];
-      a[row][2] = has_partner ? a_tiles[row][tile + has_partner][0] : 0;
-      a[row][3] = has_partner ? a_tiles[row][tile + has_partner][1] : 0;
-    }
+    const uint32_t a[4] = {
+        a_tiles[tile][0],
+        a_tiles[tile][1],
+        has_partner ? a_tiles[tile + has_partner][0] : 0,
+        has_partner ? a_tiles[tile + has_partner][1] : 0};
 #pragma unroll
     for (int step = 0; step < column_steps; ++step) {
       uint32_t b[4];
       ldmatrix_x4_transposed(b, rows[step] + tile * 8 * head_dim);
-#pragma unroll
-      for (int row = 0; row < row_tiles; ++row) {
-        mma_m16n8k16<T>(d[row][2 * step], a[row], b[0], b[1]);
-        mma_m16n8k16<T>(d[row][2 * step + 1], a[row], b[2], b[3]);
-      }
-    }
-  }
-}
-
-// The same for float: the depth of a step is one tile. Columns of a, and so rows of b, are in the order of
-// MatrixStep<float>::set_columns: t and t + 4 hold columns 2t and 2t + 1. Overwrites a.
-template <int head_dim, int row_tiles, int tiles>
-__device__ __forceinline__ void multiply_add(
-    float (&d)[row_tiles][head_dim / 8][4],
-    uint32_t (&a_tiles)[row_tiles][tiles][4],
-    const SharedTile<float, head_dim>& b_rows,
-    int lane) {
-  using Step = MatrixStep<float>;
-  // the permutation repeats every 32 columns
-  constexpr int columns_apart = 4;
-  const float *even[columns_apart], *odd[columns_apart];
-#pragma unroll
-  for (int column = 0; column < columns_apart; ++column) {
-    even[column] = b_rows.chunk(lane % 4 * 2, 2 * column + lane / 16) + lane / 4 % 4;
-    odd[column] = b_rows.chunk(lane % 4 * 2 + 1, 2 * column + lane / 16) + lane / 4 % 4;
-  }
-  // One tile at a time, so that the compiler does not interleave more mma than registers allow. Registers cannot be
-  // indexed by a loop counter; they are shifted instead.
-#pragma unroll 1
-  for (int tile = 0; tile < tiles; ++tile) {
-    Step::Left a[row_tiles];
-#pragma unroll
-    for (int row = 0; row < row_tiles; ++row) {
-      a[row] = Step::left(a_tiles[row][0]);
-#pragma unroll
-      for (int i = 0; i + 4 < 4 * tiles; ++i) a_tiles[row][i / 4][i % 4] = a_tiles[row][i / 4 + 1][i % 4];
-    }
-#pragma unroll
-    for (int column = 0; column < head_dim / 8; ++column) {
-      const int place = tile * 8 * head_dim + column / columns_apart * columns_apart * 8;
-      const float b0 = load_element(even[column % columns_apart] + place);
-      const float b1 = load_element(odd[column % columns_apart] + place);
-      const Step::Right b = Step::right(bits_of(b0), bits_of(b1));
-#pragma unroll
-      for (int row = 0; row < row_tiles; ++row) Step::add(d[row][column], a[row], b);
+      mma_m16n8k16<T>(d[2 * step], a, b[0], b[1]);
+      mma_m16n8k16<T>(d[2 * step + 1], a, b[2], b[3]);
     }
   }
 }
@@ -189,7 +129,6 @@ __device__ __forceinline__ void store_rows(
     const SharedTile<T, head_dim>& tile,
     int lane) {
   constexpr int chunks = SharedTile<T, head_dim>::chunks, chunk_size = SharedTile<T, head_dim>::chunk_size;
-  constexpr int pairs = chunk_size / 2;  // in a chunk
   T* rows = head_rows<T>(a, view, head, first_row);
   const int64_t stride = view.token_stride;  // reading it in the loop makes two instances for sm_90a spill
   const int count = int(a.tokens) - first_row, columns = int(a.head_dim);
@@ -197,8 +136,8 @@ __device__ __forceinline__ void store_rows(
   for (int i = 0; i < head_dim / 8; ++i) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      T* chunk = tile.chunk(lane / 4 + 8 * half, i * 4 / pairs + lane % 4 / pairs);
-      store_pair(chunk, lane % 4 % pairs, out[i][2 * half] * factors[half], out[i][2 * half + 1] * factors[half]);
+      T* chunk = tile.chunk(lane / 4 + 8 * half, i);
+      store_pair(chunk, lane % 4, out[i][2 * half] * factors[half], out[i][2 * half + 1] * factors[half]);
     }
   }
   sync_warp();

@@ -41,8 +41,8 @@ struct Differentiated {
   float weight, grad;
 };
 
-// The [N, N] matrices of one head. `writes_grad_bias` is false where another kernel writes it.
-template <typename T, bool writes_grad_bias>
+// The [N, N] matrices of one head.
+template <typename T>
 class GradientSquares {
  public:
   __device__ __forceinline__ GradientSquares(const AttentionBackward& a, unsigned head) : a_(a) {
@@ -59,16 +59,15 @@ class GradientSquares {
   differentiate(int query, int key, float product, float slope, float lse, float dot) const {
     const int tokens = int(a_.tokens);
     const bool inside = key < tokens && query < tokens;
-    const bool writes = writes_grad_bias && a_.grad_bias != nullptr;
     const int64_t place = int64_t(query) * tokens + key;
     float logit = product * (float(a_.scale) * log2_of_e);
     if (a_.bias != nullptr && inside) logit += to_float(bias_[place]) * log2_of_e;
     // keys past the last token have zero logits, whose exponential overflows for a very negative lse
     const float weight = key < tokens ? exp2_approximate(logit - lse) : 0.0f;
     float grad = weight * (slope - dot);
-    if ((writes || a_.grad_logits != nullptr) && inside) {
+    if ((a_.grad_bias != nullptr || a_.grad_logits != nullptr) && inside) {
       if (a_.grad_logits != nullptr) grad += to_float(grad_logits_[place]);
-      if (writes) grad_bias_[place] = round_to<T>(grad);
+      if (a_.grad_bias != nullptr) grad_bias_[place] = round_to<T>(grad);
     }
     return {weight, grad};
   }
@@ -84,16 +83,14 @@ class GradientSquares {
 // fragments.
 template <typename T, int tiles, typename Element>
 __device__ __forceinline__ void differentiate(
-    uint32_t (&weights)[tiles][MatrixStep<T>::tile_registers],
-    uint32_t (&grads)[tiles][MatrixStep<T>::tile_registers],
-    const Element& element) {
+    uint32_t (&weights)[tiles][2], uint32_t (&grads)[tiles][2], const Element& element) {
 #pragma unroll
   for (int tile = 0; tile < tiles; ++tile) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const Differentiated low = element(tile, 2 * half), high = element(tile, 2 * half + 1);
-      MatrixStep<T>::set_columns(weights[tile], half, low.weight, high.weight);
-      MatrixStep<T>::set_columns(grads[tile], half, low.grad, high.grad);
+      weights[tile][half] = round_to_pair<T>(low.weight, high.weight);
+      grads[tile][half] = round_to_pair<T>(low.grad, high.grad);
     }
   }
 }

@@ -1,10 +1,8 @@
-// Softmax of rows of logits in the registers of a warp, of whole rows or online, with the related loads and stores:
-// bias, logits, logsumexp.
+// Softmax of rows of logits in the registers of a warp, with the related loads and stores: bias, logits, logsumexp.
 
 #pragma once
 
 #include "csrc/attention/attention.h"
-#include "csrc/cuda/matrix_step.cuh"
 #include "csrc/cuda/numbers.cuh"
 #include "csrc/cuda/threads.cuh"
 
@@ -55,40 +53,9 @@ __device__ __forceinline__ void exchange_logits(
   }
 }
 
-// Updates row maxima.
-template <int key_tiles>
-__device__ __forceinline__ void raise_maxima(const float (&logits)[key_tiles][4], float (&maxima)[2]) {
-#pragma unroll
-  for (int tile = 0; tile < key_tiles; ++tile) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) maxima[i / 2] = fmaxf(maxima[i / 2], logits[tile][i]);
-  }
-  maxima[0] = maximum_over<4>(maxima[0]);
-  maxima[1] = maximum_over<4>(maxima[1]);
-}
-
 // The number subtracted from the logits of a row; zero for a fully masked row, whose weights are then zero.
 __device__ __forceinline__ float shift_of(float maximum) {
   return maximum == -infinity ? 0.0f : maximum;
-}
-
-// Computes the weights of one of a lane's two rows: exponentials rounded to T, as A fragments. Returns the sum of the
-// lane's unrounded weights.
-template <typename T, int key_tiles>
-__device__ __forceinline__ float weigh_row(
-    const float (&logits)[key_tiles][4],
-    uint32_t (&weights)[key_tiles][MatrixStep<T>::tile_registers],
-    int half,
-    float shift) {
-  float sum = 0.0f;
-#pragma unroll
-  for (int tile = 0; tile < key_tiles; ++tile) {
-    const float low = exp2_approximate(logits[tile][2 * half] - shift);
-    const float high = exp2_approximate(logits[tile][2 * half + 1] - shift);
-    sum += low + high;
-    MatrixStep<T>::set_columns(weights[tile], half, low, high);
-  }
-  return sum;
 }
 
 // Reduces a row's sum over its lanes; the `writer` lane stores the lse. Returns the inverse sum, or zero for a masked
@@ -103,47 +70,35 @@ __device__ __forceinline__ float close_row(
   return masked ? 0.0f : 1.0f / sum;
 }
 
-// Softmax of whole rows: unnormalized `weights` and the inverse sums. Also writes the lse.
+// Softmax of whole rows: unnormalized `weights`, exponentials rounded to T, as A fragments, and the inverse sums of the
+// unrounded ones. Also writes the lse.
 template <typename T, int full_tiles, int key_tiles>
 __device__ __forceinline__ void softmax_rows(
     const AttentionForward& a,
     float (&logits)[key_tiles][4],
-    uint32_t (&weights)[key_tiles][MatrixStep<T>::tile_registers],
+    uint32_t (&weights)[key_tiles][2],
     float (&inverse_sums)[2],
     const LaneRows& at) {
   scale_logits<full_tiles>(a, logits, at);
   exchange_logits<T>(a, logits, at);
   float maxima[2] = {-infinity, -infinity};
-  raise_maxima(logits, maxima);
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const float shift = shift_of(maxima[half]);
-    const float sum = weigh_row<T>(logits, weights, half, shift);
-    inverse_sums[half] = close_row(a, at.head, at.row[half], shift, sum, at.column == 0);
+  for (int tile = 0; tile < key_tiles; ++tile) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) maxima[i / 2] = fmaxf(maxima[i / 2], logits[tile][i]);
   }
-}
-
-// State of the online softmax of a lane's two rows (Milakov and Gimelshein, 2018).
-struct RunningSoftmax {
-  float maxima[2] = {-infinity, -infinity};
-  float sums[2] = {};  // over the lane's columns, of exponentials relative to the maxima
-};
-
-// Online softmax step: computes weights relative to the updated maxima, and the `factors` that rescale previous results
-// to them.
-template <typename T, int key_tiles>
-__device__ __forceinline__ void continue_softmax(
-    RunningSoftmax& rows,
-    const float (&logits)[key_tiles][4],
-    uint32_t (&weights)[key_tiles][MatrixStep<T>::tile_registers],
-    float (&factors)[2]) {
-  const float before[2] = {rows.maxima[0], rows.maxima[1]};
-  raise_maxima(logits, rows.maxima);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const float shift = shift_of(rows.maxima[half]);
-    factors[half] = exp2_approximate(before[half] - shift);
-    rows.sums[half] = rows.sums[half] * factors[half] + weigh_row<T>(logits, weights, half, shift);
+    const float shift = shift_of(maximum_over<4>(maxima[half]));
+    float sum = 0.0f;
+#pragma unroll
+    for (int tile = 0; tile < key_tiles; ++tile) {
+      const float low = exp2_approximate(logits[tile][2 * half] - shift);
+      const float high = exp2_approximate(logits[tile][2 * half + 1] - shift);
+      sum += low + high;
+      weights[tile][half] = round_to_pair<T>(low, high);
+    }
+    inverse_sums[half] = close_row(a, at.head, at.row[half], shift, sum, at.column == 0);
   }
 }
 

@@ -25,12 +25,9 @@ struct Cuda {
 
   static void forward(const GatedPositionalAttention& a, const Tensor& like) {
     const CurrentStream stream(like);
-    const bool is_half = like.scalar_type() == ScalarType::Half;
-    STD_TORCH_CHECK(
-        is_half || like.scalar_type() == ScalarType::BFloat16,
-        "gated_positional_attention: the CUDA kernel takes float16 and bfloat16");
-    if (is_half) return launch_gated_positional_attention<Half>(a, stream);
-    launch_gated_positional_attention<BFloat16>(a, stream);
+    with_narrow_element("gated_positional_attention", a.type, [&](auto element) {
+      launch_gated_positional_attention<decltype(element)>(a, stream);
+    });
   }
 };
 

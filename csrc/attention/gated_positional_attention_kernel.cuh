@@ -84,12 +84,8 @@ template <typename T>
 void launch_gated_positional_attention(const GatedPositionalAttention& a, Stream stream) {
   if (a.batch * a.heads * a.tokens == 0) return;
   check_attention_limits(a);
-  if (a.tokens > attention_whole_max_tokens || a.head_dim > attention_whole_max_head_dim) {
-    throw std::runtime_error(
-        "gated_positional_attention: the CUDA kernel takes up to 200 tokens and head dimensions up to 64");
-  }
-  with_range<0, 48, attention_whole_max_head_dim>(a.head_dim, [&](auto, auto head_dim) {
-    launch_attention_forward_whole<T, head_dim, 19, attention_whole_max_tokens / 8>(a, stream);
+  with_range<0, 48, attention_cuda_max_head_dim>(a.head_dim, [&](auto, auto head_dim) {
+    launch_attention_forward_instance<T, head_dim, 19, attention_cuda_max_tokens / 8>(a, stream);
   });
 }
 

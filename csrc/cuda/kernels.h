@@ -14,14 +14,19 @@
 
 namespace vitfast {
 
+// Attention. T: Half or BFloat16; up to attention_cuda_max_tokens tokens and attention_cuda_max_head_dim columns.
 template <typename T>
 void launch_attention_forward(const AttentionForward& a, Stream stream);
 
-// `row_statistics`: scratch memory of attention_row_statistics numbers, 16-byte aligned, if uses_tiles, else null.
+// For calls without bias and logits, and with a positive scale. The build defines VITFAST_HAS_SM90A (GPUs of compute
+// capability 9.0 only) if it contains the kernel.
 template <typename T>
-void launch_attention_backward(const AttentionBackward& a, float* row_statistics, Stream stream);
+void launch_attention_forward_sm90a(const AttentionForward& a, Stream stream);
 
-// T: Half or BFloat16.
+// More than attention_backward_small_tokens tokens take attention_backward_largest_bytes of shared memory.
+template <typename T>
+void launch_attention_backward(const AttentionBackward& a, Stream stream);
+
 template <typename T>
 void launch_gated_positional_attention(const GatedPositionalAttention& a, Stream stream);
 
@@ -50,5 +55,9 @@ template <typename T>
 void launch_gemm_sm90a(const GemmArguments& arguments, Stream stream);
 template <typename T>
 void launch_epilogue_gradient(const EpilogueGradient& a, Stream stream);
+
+// sums [columns], of T, of `partial` [chunks, columns].
+template <typename T>
+void launch_partial_sums(const float* partial, void* sums, int64_t chunks, int64_t columns, Stream stream);
 
 }  // namespace vitfast

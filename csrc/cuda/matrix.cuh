@@ -9,12 +9,7 @@
 //                       half:  d0: [g, 2t] [g, 2t+1]       d1: [g+8, 2t] [g+8, 2t+1]
 //
 // (PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type".) T is Half or BFloat16, two per register, the
-// first in the lower half. 32-bit elements (tf32) use one register each:
-//
-//     A [16, 8]         a0: [g, t]   a1: [g+8, t]   a2: [g, t+4]   a3: [g+8, t+4]
-//     B [8, 8]          b0: [t, g]   b1: [t+4, g]
-//
-// ("Matrix Fragments for mma.m16n8k8".) All lanes of the warp must call these functions.
+// first in the lower half. All lanes of the warp must call these functions.
 
 #pragma once
 
@@ -25,8 +20,7 @@
 namespace vitfast {
 
 // Loads four 8 x 8 matrices of 16-bit elements. Lane l passes the address of row l % 8 of matrix l / 8: 16 aligned
-// bytes in shared memory. Register m of a lane receives elements [g, 2t] and [g, 2t+1] of matrix m or, for 8 x 4
-// matrices of 32-bit elements, element [g, t].
+// bytes in shared memory. Register m of a lane receives elements [g, 2t] and [g, 2t+1] of matrix m.
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&registers)[4], const void* row) {
   const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -42,15 +36,6 @@ __device__ __forceinline__ void ldmatrix_x4_transposed(uint32_t (&registers)[4],
                : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
                : "r"(address)
                : "memory");
-}
-
-// Loads one float per lane from shared memory: for transposed matrices of 32-bit elements, which ldmatrix does not
-// support.
-__device__ __forceinline__ float load_element(const float* element) {
-  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(element));
-  float value;
-  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(value) : "r"(address) : "memory");
-  return value;
 }
 
 // d += a b, accumulated in float.
@@ -72,15 +57,6 @@ __device__ __forceinline__ void mma_m16n8k16<BFloat16>(
       "{%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-// d += a b over a depth of 8 in tf32: float exponents, 11 significant bits. The lower 13 bits of a register are
-// ignored.
-__device__ __forceinline__ void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
-      "%3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
 // d += a b on Half, accumulated in Half. Intermediate rounding depends on the GPU generation

@@ -9,12 +9,9 @@ namespace vitfast {
 // Rows consist of 16-byte chunks, each covering 4 of the 32 banks. ldmatrix reads one chunk of eight adjacent rows at a
 // time, which must be in different banks. Rows at multiples of 128 bytes would conflict, so the chunk index is XORed
 // with as many bits of the row index as there are rows with the same banks. The permutation repeats every 8 rows.
-//
-// The number of columns is a multiple of 16, or of 32 for 32-bit elements, of which load_element reads eight adjacent
-// ones in each of four rows (all even or all odd): two whole chunks per row, which the permutation also separates.
 template <typename T, int columns_>
 struct SharedTile {
-  static_assert(sizeof(T) == 2 ? columns_ % 16 == 0 : sizeof(T) == 4 && columns_ % 32 == 0);
+  static_assert(sizeof(T) == 2 && columns_ % 16 == 0);
   static constexpr int columns = columns_;
   static constexpr int chunk_size = 16 / sizeof(T);
   static constexpr int chunks = columns / chunk_size;

@@ -27,6 +27,14 @@ class CurrentStream {
   Stream stream_ = nullptr;
 };
 
+inline bool is_compute_capability_90() {
+  int device = 0, major = 0, minor = 0;
+  check_cuda(cudaGetDevice(&device));
+  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  check_cuda(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+  return major == 9 && minor == 0;
+}
+
 // A contiguous, 16-byte aligned tensor (required by TMA and 16-byte loads): the tensor itself, or a copy.
 inline Tensor aligned(const Tensor& tensor) {
   const Tensor rows = as_contiguous(tensor);
@@ -58,6 +66,26 @@ void with_element(const char* op, Type type, const F& f) {
     case Type::float64:
       STD_TORCH_CHECK(false, op, ": the CUDA kernels support float32, bfloat16 and float16, not float64");
   }
+}
+
+// The same for kernels that take 16-bit types only.
+template <typename F>
+void with_narrow_element(const char* op, Type type, const F& f) {
+  STD_TORCH_CHECK(
+      type == Type::float16 || type == Type::bfloat16, op, ": the CUDA kernel takes float16 and bfloat16 only");
+  type == Type::float16 ? f(Half{}) : f(BFloat16{});
+}
+
+// The sums, of `type`, of the rows of a gradient's float partial sums.
+inline Tensor sum_of_partial(const Tensor& partial, ScalarType type) {
+  const int64_t chunks = partial.size(0), columns = partial.size(1);
+  const Tensor sums = new_tensor(partial, {columns}, type);
+  const CurrentStream stream(partial);
+  with_element("gradient", type_of(sums), [&](auto element) {
+    const float* data = static_cast<const float*>(partial.const_data_ptr());
+    launch_partial_sums<decltype(element)>(data, sums.mutable_data_ptr(), chunks, columns, stream);
+  });
+  return sums;
 }
 
 }  // namespace vitfast

@@ -39,6 +39,11 @@ struct Cuda {
 
   static Tensor rows(const Tensor& tensor) { return aligned(tensor); }
 
+  static Tensor partial(const Tensor& like, const std::vector<int64_t>& sizes) {
+    return new_tensor(like, sizes, ScalarType::Float);
+  }
+  static Tensor sum(const Tensor& partial) { return sum_of_partial(partial, ScalarType::Float); }
+
   // f(element of the stream, element of the branch).
   template <typename F>
   static void with_elements(Type type, Type branch_type, const F& f) {

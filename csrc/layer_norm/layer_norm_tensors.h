@@ -4,6 +4,8 @@
 //         const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, const Tensor& x);   // of one type
 //     static void check(const char* op, ScalarType stream, ScalarType branch, int64_t channels);   // what is supported
 //     static Tensor rows(const Tensor&);                      // as the kernels read them
+//     static Tensor partial(const Tensor& like, const std::vector<int64_t>& sizes);   // for backward's partial sums
+//     static Tensor sum(const Tensor& partial);               // of their rows
 //     static void forward(const LayerNormForward&, const Tensor& like);
 //     static void backward(const LayerNormBackward&, const Tensor& like);
 //     static constexpr int64_t max_chunks, min_rows_per_chunk;   // of rows, for the gradients of the parameters
@@ -150,8 +152,8 @@ std::tuple<Tensor, std::optional<Tensor>, std::optional<Tensor>> layer_norm_back
   const auto [weight_c, no_bias, parameter_type] = Device::parameters(weight, std::nullopt, x);
   const Tensor grad_x = new_tensor(x, sizes_of(x));
   std::optional<Tensor> partial_weight, partial_bias;
-  if (weight.has_value()) partial_weight = new_zeros(x, {chunks, channels}, computing);
-  if (has_bias) partial_bias = new_zeros(x, {chunks, channels}, computing);
+  if (weight.has_value()) partial_weight = Device::partial(x, {chunks, channels});
+  if (has_bias) partial_bias = Device::partial(x, {chunks, channels});
 
   const LayerNormBackward arguments{
       type_of(x),
@@ -172,7 +174,7 @@ std::tuple<Tensor, std::optional<Tensor>, std::optional<Tensor>> layer_norm_back
   if (x.numel() > 0) Device::backward(arguments, x);
 
   const auto over_chunks = [](const std::optional<Tensor>& partial) -> std::optional<Tensor> {
-    return partial.has_value() ? std::optional<Tensor>(sum_of_rows(*partial)) : std::nullopt;
+    return partial.has_value() ? std::optional<Tensor>(Device::sum(*partial)) : std::nullopt;
   };
   return {grad_x, over_chunks(partial_weight), over_chunks(partial_bias)};
 }

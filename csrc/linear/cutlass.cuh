@@ -1,4 +1,4 @@
-// CUTLASS element types, epilogue nodes and errors.
+// What both GEMMs add to CUTLASS: element types, epilogue nodes, errors.
 
 #pragma once
 
@@ -12,6 +12,7 @@
 
 #include "csrc/common/types.h"
 #include "csrc/cuda/stream.h"
+#include "csrc/linear/gemm_epilogue.cuh"
 
 namespace vitfast {
 
@@ -41,6 +42,26 @@ struct EpilogueNode : Base {
       const ProblemShape&, const Arguments&, void*, cudaStream_t, cutlass::CudaHostAdapter* = nullptr) {
     return cutlass::Status::kSuccess;
   }
+};
+
+// Function of CUTLASS's compute nodes that calls finish_gemm on the sums, and on scale and source where there are such.
+template <typename T, GemmEpilogue epilogue>
+struct FinishGemm {
+  template <typename Values>
+  struct Function {
+    CUTLASS_DEVICE Values operator()(const Values& sums) const { return (*this)(sums, sums, sums); }
+    CUTLASS_DEVICE Values operator()(const Values& sums, const Values& source) const {
+      return (*this)(sums, sums, source);
+    }
+    CUTLASS_DEVICE Values operator()(const Values& sums, const Values& scale, const Values& source) const {
+      Values results;
+      CUTLASS_PRAGMA_UNROLL
+      for (int i = 0; i < Values::kElements; ++i) {
+        results[i] = finish_gemm<T, epilogue>(sums[i], scale[i], source[i]);
+      }
+      return results;
+    }
+  };
 };
 
 inline void check_cutlass(cutlass::Status status) {

@@ -11,29 +11,26 @@ namespace vitfast {
 
 enum class EpilogueActivation : int { none, gelu, gelu_tanh };
 
-// What a GEMM computes from its sum.
-struct GemmEpilogue {
-  EpilogueActivation activation;
-  bool is_gradient;  // of the activation, which is not none; without bias and scale
+// What a GEMM computes from sum = x weightᵀ + bias. Each has a kernel of its own: the unrolled code of one kernel for
+// all exceeds the instruction cache, which made it four times slower on an H100.
+enum class GemmEpilogue : int {
+  linear,         // out = source + scale * sum
+  gelu,           // out = gelu(sum)
+  gelu_tanh,      // the same by the tanh approximation
+  gelu_gradient,  // out = sum * gelu'(source) and its column sums, without a bias: the gradient of GELU's argument
 };
 
-// sum = x weightᵀ + bias
-// out = source + scale * activation(sum)
-//
-// or, if epilogue.is_gradient: out = (x weightᵀ) * activation'(source), and its column sums. This is the gradient of an
-// activation's input from the gradient of the next GEMM's output.
-//
 // Matrices are row-major, contiguous and 16-byte aligned; columns and depth are multiples of gemm_alignment, no size is
 // zero.
 struct GemmArguments {
   const void* x;        // [rows, depth]
   const void* weight;   // [columns, depth]
   const void* bias;     // [columns] or null
-  const void* scale;    // [columns] or null: 1
-  const void* source;   // [rows, columns]: residual or null; of a gradient: the activation's input
+  const void* scale;    // linear: [columns] or null: 1
+  const void* source;   // [rows, columns]. linear: a residual or null; gelu_gradient: GELU's argument
   void* out;            // [rows, columns]
-  void* sum;            // [rows, columns] or null: not written
-  float* partial_sums;  // of a gradient: [count_row_tiles(rows), columns], column sums of each row tile; or null
+  void* sum;            // gelu, gelu_tanh: [rows, columns] or null: not written
+  float* partial_sums;  // gelu_gradient: [count_row_tiles(rows), columns], column sums of each row tile
   int rows, columns, depth;
   GemmEpilogue epilogue;
 };

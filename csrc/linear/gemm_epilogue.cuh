@@ -1,52 +1,34 @@
-// The GEMM epilogues on a thread's values. Called by the CUTLASS kernels, and on the host by a program of tests/simt.
+// The GEMM epilogues on one element. Called by the CUTLASS kernels, and on the host by programs of tests/simt.
 
 #pragma once
 
-#include "csrc/cuda/numbers.cuh"
 #include "csrc/linear/gelu.cuh"
 #include "csrc/linear/gemm.h"
 
 namespace vitfast {
 
-// `Values`: an indexable array of `count` floats. `sums`: x weightᵀ + bias. T: the output type. Branches are uniform
-// and taken once for all values, so that one kernel per type and tile suffices.
-template <typename T, int count, typename Values>
-__device__ __forceinline__ Values
-apply_epilogue(const Values& sums, const Values& scale, const Values& residual, const GemmEpilogue& epilogue) {
-  Values y = sums;
-  if (epilogue.activation == EpilogueActivation::gelu) {
-#pragma unroll
-    for (int i = 0; i < count; ++i) y[i] = gelu_erf<T>(y[i]);
-  } else if (epilogue.activation == EpilogueActivation::gelu_tanh) {
-#pragma unroll
-    for (int i = 0; i < count; ++i) y[i] = gelu_tanh(y[i]);
-  }
-#pragma unroll
-  for (int i = 0; i < count; ++i) y[i] = y[i] * scale[i] + residual[i];
-  return y;
+// T: the output type.
+template <typename T, GemmEpilogue epilogue>
+__device__ __forceinline__ float finish_gemm(float sum, float scale, float source) {
+  if constexpr (epilogue == GemmEpilogue::linear) return sum * scale + source;
+  if constexpr (epilogue == GemmEpilogue::gelu) return gelu_erf<T>(sum);
+  if constexpr (epilogue == GemmEpilogue::gelu_tanh) return gelu_tanh(sum);
+  if constexpr (epilogue == GemmEpilogue::gelu_gradient) return sum * gelu_erf_derivative<T>(source);
 }
 
-// The gradient of the activation's input; `sums` is the gradient of its output. T: the output type.
-template <typename T, int count, typename Values>
-__device__ __forceinline__ Values
-apply_epilogue_gradient(const Values& sums, const Values& pre_activation, EpilogueActivation activation) {
-  Values gradient;
-  if (activation == EpilogueActivation::gelu_tanh) {
-#pragma unroll
-    for (int i = 0; i < count; ++i) gradient[i] = sums[i] * gelu_tanh_derivative(pre_activation[i]);
-  } else {
-#pragma unroll
-    for (int i = 0; i < count; ++i) gradient[i] = sums[i] * gelu_erf_derivative<T>(pre_activation[i]);
+// f(std::integral_constant<GemmEpilogue, epilogue>{})
+template <typename F>
+void with_epilogue(GemmEpilogue epilogue, const F& f) {
+  switch (epilogue) {
+    case GemmEpilogue::linear:
+      return f(std::integral_constant<GemmEpilogue, GemmEpilogue::linear>{});
+    case GemmEpilogue::gelu:
+      return f(std::integral_constant<GemmEpilogue, GemmEpilogue::gelu>{});
+    case GemmEpilogue::gelu_tanh:
+      return f(std::integral_constant<GemmEpilogue, GemmEpilogue::gelu_tanh>{});
+    case GemmEpilogue::gelu_gradient:
+      return f(std::integral_constant<GemmEpilogue, GemmEpilogue::gelu_gradient>{});
   }
-  return gradient;
-}
-
-// Either of both; `source`: the residual, or the activation's input.
-template <typename T, int count, typename Values>
-__device__ __forceinline__ Values
-finish_gemm(const Values& sums, const Values& scale, const Values& source, const GemmEpilogue& epilogue) {
-  if (epilogue.is_gradient) return apply_epilogue_gradient<T, count>(sums, source, epilogue.activation);
-  return apply_epilogue<T, count>(sums, scale, source, epilogue);
 }
 
 }  // namespace vitfast

@@ -1,5 +1,4 @@
-// GEMMs for compute capability 8.0 and newer: CUTLASS 2.x, cp.async tile copies, mma.sync. All epilogue variants,
-// those of the backward too, are selected at run time, so there is one kernel per type.
+// GEMMs for compute capability 8.0 and newer: CUTLASS 2.x, cp.async tile copies, mma.sync.
 
 #include <cutlass/cutlass.h>
 #include <cutlass/gemm/device/gemm_universal_base.h>
@@ -9,7 +8,6 @@
 
 #include "csrc/linear/column_sums.cuh"
 #include "csrc/linear/cutlass.cuh"
-#include "csrc/linear/gemm_epilogue.cuh"
 
 namespace vitfast {
 
@@ -54,23 +52,22 @@ struct TileSm80 {
   static constexpr auto nearest = cutlass::FloatRoundStyle::round_to_nearest;
   using Load = cutlass::epilogue::threadblock::VisitorAuxLoad<Threads, Element, MatrixStride>;
   using Store = cutlass::epilogue::threadblock::VisitorAuxStore<Threads, Element, nearest, MatrixStride>;
-  using AddBias = cutlass::epilogue::threadblock::VisitorCompute<cutlass::plus, float, float, nearest>;
+
+  template <template <typename> class Function>
+  using Compute = cutlass::epilogue::threadblock::VisitorCompute<Function, float, float, nearest>;
+  template <class... Nodes>
+  using Node = cutlass::epilogue::threadblock::Sm80EVT<Nodes...>;
+  using Products = cutlass::epilogue::threadblock::VisitorAccFetch;
+  using Sum = Node<Compute<cutlass::plus>, Products, Row>;
 
   static MatrixStride rows_of(int length) { return {length, cute::_1{}, int64_t(0)}; }
   static Element* elements(const void* address) { return const_cast<Element*>(static_cast<const Element*>(address)); }
 };
 
-struct FinishParams {
-  GemmEpilogue epilogue;
-  float* partial_sums;
-};
-
-// Tree node that calls finish_gemm and writes the tile's column sums to its row of `partial_sums` [row tiles, columns],
-// unless that is null. A thread visits eight columns of every few rows; shared memory combines the threads of a column.
-// CUTLASS's VisitorCompute cannot pass run-time arguments to its function.
+// Tree node that passes its input through and writes the tile's column sums to its row of `partial_sums` [row tiles,
+// columns]. A thread visits eight columns of every few rows; shared memory combines the threads of a column.
 template <typename T>
-struct FinishSm80 : EpilogueNode<cutlass::epilogue::threadblock::detail::VisitorImpl2x<>, FinishParams> {
-  using typename EpilogueNode<cutlass::epilogue::threadblock::detail::VisitorImpl2x<>, FinishParams>::Params;
+struct ColumnSumsSm80 : EpilogueNode<cutlass::epilogue::threadblock::detail::VisitorImpl2x<>, float*> {
   using Threads = typename TileSm80<T>::Threads;
   static constexpr int width = gemm_alignment, columns = TileSm80<T>::Tile::kN;
   static constexpr int groups = Threads::kThreads / (columns / width);
@@ -81,15 +78,14 @@ struct FinishSm80 : EpilogueNode<cutlass::epilogue::threadblock::detail::Visitor
     alignas(16) float sums[groups][columns];
   };
 
-  CUTLASS_HOST_DEVICE FinishSm80() {}
-  CUTLASS_HOST_DEVICE FinishSm80(const Params& params_, const SharedStorage& storage)
-      : params(&params_), shared(const_cast<SharedStorage*>(&storage)) {}
+  CUTLASS_HOST_DEVICE ColumnSumsSm80() {}
+  CUTLASS_HOST_DEVICE ColumnSumsSm80(float* const& partial_sums_, const SharedStorage& storage)
+      : partial_sums(partial_sums_), shared(const_cast<SharedStorage*>(&storage)) {}
 
   struct Callbacks : cutlass::epilogue::threadblock::detail::EmptyCallbacks {
     CUTLASS_DEVICE
-    Callbacks(
-        const Params* params_, SharedStorage* shared_, cutlass::gemm::GemmCoord tile, int thread_, int rows, int n)
-        : params(params_),
+    Callbacks(float* partial_sums_, SharedStorage* shared_, cutlass::gemm::GemmCoord tile, int thread_, int rows, int n)
+        : partial_sums(partial_sums_),
           shared(shared_),
           thread(thread_),
           rows_left(rows - tile.m() * gemm_tile_rows),
@@ -99,23 +95,10 @@ struct FinishSm80 : EpilogueNode<cutlass::epilogue::threadblock::detail::Visitor
       sums.clear();
     }
 
-    template <typename Element>
-    CUTLASS_DEVICE static cutlass::Array<float, width> widened(const cutlass::Array<Element, width>& values) {
-      return cutlass::NumericArrayConverter<float, Element, width>{}(values);
-    }
-
-    template <typename Sum, typename Element>
+    template <typename Sum>
     CUTLASS_DEVICE cutlass::Array<float, width> visit(
-        int step,
-        int row,
-        int,
-        int,
-        const cutlass::Array<Sum, width>&,
-        const cutlass::Array<float, width>& products,
-        const cutlass::Array<Element, width>& scale,
-        const cutlass::Array<Element, width>& source) {
-      const auto results = finish_gemm<T, width>(products, widened(scale), widened(source), params->epilogue);
-      if (params->partial_sums != nullptr && row_in_tile(step, row) < rows_left) {
+        int step, int row, int, int, const cutlass::Array<Sum, width>&, const cutlass::Array<float, width>& results) {
+      if (row_in_tile(step, row) < rows_left) {
         CUTLASS_PRAGMA_UNROLL
         for (int i = 0; i < width; ++i) sums[i] += results[i];
       }
@@ -123,7 +106,6 @@ struct FinishSm80 : EpilogueNode<cutlass::epilogue::threadblock::detail::Visitor
     }
 
     CUTLASS_DEVICE void end_epilogue() {
-      if (params->partial_sums == nullptr) return;
       constexpr int threads_in_row = columns / width;
       float* own = shared->sums[thread / threads_in_row] + thread % threads_in_row * width;
       CUTLASS_PRAGMA_UNROLL
@@ -131,8 +113,7 @@ struct FinishSm80 : EpilogueNode<cutlass::epilogue::threadblock::detail::Visitor
       __syncthreads();
       const int column = first_column + thread;
       if (column >= all_columns) return;
-      params->partial_sums[int64_t(row_tile) * all_columns + column] =
-          sum_groups<groups, columns>(shared->sums[0], thread);
+      partial_sums[int64_t(row_tile) * all_columns + column] = sum_groups<groups, columns>(shared->sums[0], thread);
     }
 
     CUTLASS_DEVICE int row_in_tile(int step, int row) const {
@@ -142,7 +123,7 @@ struct FinishSm80 : EpilogueNode<cutlass::epilogue::threadblock::detail::Visitor
       return cute::get<0>(visits(0, row, step));
     }
 
-    const Params* params;
+    float* partial_sums;
     SharedStorage* shared;
     int thread, rows_left, first_column, all_columns, row_tile;
     cutlass::Array<float, width> sums;
@@ -150,25 +131,31 @@ struct FinishSm80 : EpilogueNode<cutlass::epilogue::threadblock::detail::Visitor
 
   template <class ProblemShape>
   CUTLASS_DEVICE auto get_callbacks(cutlass::gemm::GemmCoord tile, int thread, ProblemShape problem) {
-    return Callbacks(params, shared, tile, thread, int(cute::get<0>(problem)), int(cute::get<1>(problem)));
+    return Callbacks(partial_sums, shared, tile, thread, int(cute::get<0>(problem)), int(cute::get<1>(problem)));
   }
 
-  const Params* params;
-  SharedStorage* shared;
+  float* partial_sums = nullptr;
+  SharedStorage* shared = nullptr;
 };
 
-template <typename T>
-void launch_gemm_sm80(const GemmArguments& p, Stream stream) {
+template <typename T, GemmEpilogue epilogue>
+struct GemmSm80 {
   using Leaves = TileSm80<T>;
   using Element = typename Leaves::Element;
-  using Sum = cutlass::epilogue::threadblock::Sm80EVT<
-      Optional<typename Leaves::Store>,
-      cutlass::epilogue::threadblock::
-          Sm80EVT<typename Leaves::AddBias, cutlass::epilogue::threadblock::VisitorAccFetch, typename Leaves::Row>>;
-  using Tree = cutlass::epilogue::threadblock::Sm80EVT<
-      typename Leaves::Store,
-      cutlass::epilogue::threadblock::
-          Sm80EVT<FinishSm80<T>, Sum, typename Leaves::Row, Optional<typename Leaves::Load>>>;
+  static constexpr bool is_linear = epilogue == GemmEpilogue::linear;
+  static constexpr bool is_gradient = epilogue == GemmEpilogue::gelu_gradient;
+
+  template <class... Nodes>
+  using Node = typename Leaves::template Node<Nodes...>;
+  using Finish = typename Leaves::template Compute<FinishGemm<T, epilogue>::template Function>;
+  using Results = std::conditional_t<
+      is_linear,
+      Node<Finish, typename Leaves::Sum, typename Leaves::Row, Optional<typename Leaves::Load>>,
+      std::conditional_t<
+          is_gradient,
+          Node<ColumnSumsSm80<T>, Node<Finish, typename Leaves::Products, typename Leaves::Load>>,
+          Node<Finish, Node<Optional<typename Leaves::Store>, typename Leaves::Sum>>>>;
+  using Tree = Node<typename Leaves::Store, Results>;
   using Kernel = typename cutlass::gemm::kernel::DefaultGemmWithVisitor<
       Element,
       cutlass::layout::RowMajor,
@@ -192,35 +179,45 @@ void launch_gemm_sm80(const GemmArguments& p, Stream stream) {
       cutlass::gemm::threadblock::GemmIdentityThreadblockSwizzle<8>,
       Leaves::stages,
       cutlass::arch::OpMultiplyAdd>::GemmKernel;
-  const typename Tree::Arguments tree{
-      {{{{}, {Leaves::elements(p.bias), Element(0), {}}, {}}, {Leaves::elements(p.sum), Leaves::rows_of(p.columns)}},
-       {Leaves::elements(p.scale), Element(1), {}},
-       {Leaves::elements(p.source), Element(0), Leaves::rows_of(p.columns)},
-       {p.epilogue, p.partial_sums}},
-      {Leaves::elements(p.out), Leaves::rows_of(p.columns)}};
-  using Gemm = cutlass::gemm::device::GemmUniversalBase<Kernel>;
-  const typename Gemm::Arguments arguments{
-      cutlass::gemm::GemmUniversalMode::kGemm,
-      {p.rows, p.columns, p.depth},
-      1,
-      tree,
-      p.x,
-      p.weight,
-      nullptr,
-      nullptr,
-      0,
-      0,
-      0,
-      0,
-      p.depth,
-      p.depth,
-      0,
-      0};
-  if (Gemm::get_workspace_size(arguments) != 0)
-    throw std::runtime_error("linear: the CUTLASS kernel requires a workspace");
-  Gemm gemm;
-  check_cutlass(gemm.initialize(arguments, nullptr, stream));
-  check_cutlass(gemm.run(stream));
+  static typename Results::Arguments result_arguments(const GemmArguments& p) {
+    const auto rows = Leaves::rows_of(p.columns);
+    const typename Leaves::Sum::Arguments sum{{}, {Leaves::elements(p.bias), Element(0), {}}, {}};
+    if constexpr (is_linear)
+      return {sum, {Leaves::elements(p.scale), Element(1), {}}, {Leaves::elements(p.source), Element(0), rows}, {}};
+    if constexpr (is_gradient) return {{{}, {Leaves::elements(p.source), Element(0), rows}, {}}, p.partial_sums};
+    if constexpr (!is_linear && !is_gradient) return {{sum, {Leaves::elements(p.sum), rows}}, {}};
+  }
+
+  static void launch(const GemmArguments& p, Stream stream) {
+    using Gemm = cutlass::gemm::device::GemmUniversalBase<Kernel>;
+    const typename Gemm::Arguments arguments{
+        cutlass::gemm::GemmUniversalMode::kGemm,
+        {p.rows, p.columns, p.depth},
+        1,
+        {result_arguments(p), {Leaves::elements(p.out), Leaves::rows_of(p.columns)}},
+        p.x,
+        p.weight,
+        nullptr,
+        nullptr,
+        0,
+        0,
+        0,
+        0,
+        p.depth,
+        p.depth,
+        0,
+        0};
+    if (Gemm::get_workspace_size(arguments) != 0)
+      throw std::runtime_error("linear: the CUTLASS kernel requires a workspace");
+    Gemm gemm;
+    check_cutlass(gemm.initialize(arguments, nullptr, stream));
+    check_cutlass(gemm.run(stream));
+  }
+};
+
+template <typename T>
+void launch_gemm_sm80(const GemmArguments& p, Stream stream) {
+  with_epilogue(p.epilogue, [&](auto epilogue) { GemmSm80<T, epilogue>::launch(p, stream); });
 }
 
 template void launch_gemm_sm80<Half>(const GemmArguments&, Stream);

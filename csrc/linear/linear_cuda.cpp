@@ -8,14 +8,6 @@
 namespace vitfast {
 namespace {
 
-bool is_compute_capability_90() {
-  int device = 0, major = 0, minor = 0;
-  check_cuda(cudaGetDevice(&device));
-  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-  check_cuda(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
-  return major == 9 && minor == 0;
-}
-
 // Launches the fastest kernel in this build that the current device supports.
 template <typename T>
 void launch_gemm(const GemmArguments& arguments, Stream stream) {
@@ -39,25 +31,38 @@ void with_narrow_type(ScalarType type, const F& f) {
   type == ScalarType::Half ? f(Half{}) : f(BFloat16{});
 }
 
-// Reduces rows of partial sums to a gradient of the parameter's type.
-Tensor reduced(const Tensor& partial, ScalarType type) {
-  return as_type(sum_of_rows(partial), type);
-}
-
 float* floats_or_null(const std::optional<Tensor>& tensor) {
   return static_cast<float*>(mutable_data_or_null(tensor));
 }
 
+// Whether a kernel supports the type and shape, and has tiles for a third of the multiprocessors: with fewer, cuBLAS,
+// which splits the depth, and an epilogue of its own are faster (measured on an H100).
 bool has_gemm_kernel(ScalarType type, int64_t rows, int64_t columns, int64_t depth) {
-  return is_narrow(type) && rows > 0 && rows <= INT_MAX && columns > 0 && columns <= INT_MAX && depth > 0 &&
-         depth <= INT_MAX && columns % gemm_alignment == 0 && depth % gemm_alignment == 0;
+  const bool supports_shape = rows > 0 && rows <= INT_MAX && columns > 0 && columns <= INT_MAX && depth > 0 &&
+                              depth <= INT_MAX && columns % gemm_alignment == 0 && depth % gemm_alignment == 0;
+  if (!is_narrow(type) || !supports_shape) return false;
+  constexpr int64_t tile_columns = 192;
+  int device = 0, multiprocessors = 0;
+  check_cuda(cudaGetDevice(&device));
+  check_cuda(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
+  return 3 * count_row_tiles(int(rows)) * ceil_div(columns, tile_columns) >= multiprocessors;
+}
+
+// The epilogue that computes a call, if there is one: GELU's have no scale and residual, and only they store the sum.
+std::optional<GemmEpilogue> epilogue_of(const LinearCall& call, bool saves_sum) {
+  if (call.activation == EpilogueActivation::none) {
+    return saves_sum ? std::nullopt : std::optional(GemmEpilogue::linear);
+  }
+  if (call.scale.has_value() || call.residual.has_value()) return std::nullopt;
+  return call.activation == EpilogueActivation::gelu_tanh ? GemmEpilogue::gelu_tanh : GemmEpilogue::gelu;
 }
 
 }  // namespace
 
 std::optional<LinearResult> gemm_on_cuda(const LinearCall& call, bool saves_sum) {
   const int64_t rows = count_rows(call.x), columns = call.weight.size(0), depth = call.weight.size(1);
-  if (!has_gemm_kernel(call.x.scalar_type(), rows, columns, depth)) return std::nullopt;
+  const std::optional<GemmEpilogue> epilogue = epilogue_of(call, saves_sum);
+  if (!epilogue.has_value() || !has_gemm_kernel(call.x.scalar_type(), rows, columns, depth)) return std::nullopt;
   const Tensor x = aligned(call.x), weight = aligned(call.weight);
   const std::optional<Tensor> bias = aligned(call.bias), scale = aligned(call.scale);
   const std::optional<Tensor> residual = aligned(call.residual);
@@ -77,7 +82,7 @@ std::optional<LinearResult> gemm_on_cuda(const LinearCall& call, bool saves_sum)
       int(rows),
       int(columns),
       int(depth),
-      {call.activation, false}};
+      *epilogue};
   const CurrentStream stream(x);
   with_narrow_type(x.scalar_type(), [&](auto element) { launch_gemm<decltype(element)>(arguments, stream); });
   if (call.rounding.has_value()) quantize_float_in_place(out, *call.rounding);
@@ -114,8 +119,8 @@ std::optional<EpilogueGradients> epilogue_gradients_on_cuda(const EpilogueGradie
   with_narrow_type(type, [&](auto element) { launch_epilogue_gradient<decltype(element)>(arguments, stream); });
 
   EpilogueGradients result{grad_sum.has_value() ? *grad_sum : grad, std::nullopt, std::nullopt};
-  if (partial_bias.has_value()) result.grad_bias = reduced(*partial_bias, type);
-  if (partial_scale.has_value()) result.grad_scale = reduced(*partial_scale, type);
+  if (partial_bias.has_value()) result.grad_bias = sum_of_partial(*partial_bias, type);
+  if (partial_scale.has_value()) result.grad_scale = sum_of_partial(*partial_scale, type);
   return result;
 }
 
@@ -123,9 +128,12 @@ EpilogueGradients gemm_gradient_on_cuda(
     const Tensor& grad, const Tensor& weight, const Tensor& pre_activation, EpilogueActivation activation) {
   const ScalarType type = grad.scalar_type();
   const int64_t rows = grad.size(0), depth = grad.size(1), columns = weight.size(1);
-  STD_TORCH_CHECK(
-      has_gemm_kernel(type, rows, columns, depth),
-      "mlp: the CUDA GEMMs support float16 and bfloat16, and widths that are multiples of 8");
+  if (activation != EpilogueActivation::gelu || !has_gemm_kernel(type, rows, columns, depth)) {
+    const EpilogueGradientCall call{
+        torch::stable::matmul(grad, weight), pre_activation, activation, std::nullopt, true};
+    const std::optional<EpilogueGradients> fused = epilogue_gradients_on_cuda(call);
+    return fused.has_value() ? *fused : gradients_by_torch(call);
+  }
   // the kernels read rows of the depth; transposing a weight costs little beside the rows of a training batch
   const Tensor grad_rows = aligned(grad), weight_columns = aligned(torch::stable::transpose(weight, 0, 1));
   const Tensor pre_rows = aligned(pre_activation);
@@ -143,10 +151,10 @@ EpilogueGradients gemm_gradient_on_cuda(
       int(rows),
       int(columns),
       int(depth),
-      {activation, true}};
+      GemmEpilogue::gelu_gradient};
   const CurrentStream stream(grad);
   with_narrow_type(type, [&](auto element) { launch_gemm<decltype(element)>(arguments, stream); });
-  return {out, reduced(partial, type), std::nullopt};
+  return {out, sum_of_partial(partial, type), std::nullopt};
 }
 
 STABLE_TORCH_LIBRARY_IMPL(vitfast, CUDA, m) {

@@ -59,7 +59,16 @@ inline Tensor finish_by_torch(const LinearCall& call, const Tensor& pre_activati
   return as_contiguous(y);
 }
 
-// `gemm`: std::optional<LinearResult>(const LinearCall&, bool saves_sum), or nullopt for the fallback.
+// `gemm`: std::optional<LinearResult>(const LinearCall&, bool saves_sum), or nullopt for torch operators.
+template <auto gemm>
+LinearResult run_linear(const LinearCall& call, bool saves_sum) {
+  if (const std::optional<LinearResult> fused = gemm(call, saves_sum)) return *fused;
+  const Tensor pre_activation = as_contiguous(torch_linear(call.x, call.weight, call.bias));
+  Tensor out = finish_by_torch(call, pre_activation);
+  if (call.rounding.has_value()) quantize_float_in_place(out, *call.rounding);
+  return {out, saves_sum ? std::optional<Tensor>(pre_activation) : std::nullopt};
+}
+
 template <auto gemm>
 std::tuple<Tensor, std::optional<Tensor>> linear_forward(
     const Tensor& x,                    // [..., K]
@@ -79,11 +88,8 @@ std::tuple<Tensor, std::optional<Tensor>> linear_forward(
 
   // the gradients of activation and scale need the sum; it is written only then
   const bool saves_sum = save_for_backward && (call.activation != EpilogueActivation::none || scale.has_value());
-  if (const std::optional<LinearResult> fused = gemm(call, saves_sum)) return {fused->out, fused->sum};
-  const Tensor pre_activation = as_contiguous(torch_linear(x, weight, bias));
-  Tensor out = finish_by_torch(call, pre_activation);
-  if (round_result.has_value()) quantize_float_in_place(out, *round_result);
-  return {out, saves_sum ? std::optional<Tensor>(pre_activation) : std::nullopt};
+  const LinearResult result = run_linear<gemm>(call, saves_sum);
+  return {result.out, result.sum};
 }
 
 // Arguments of the epilogue part of the backward.

@@ -1,6 +1,6 @@
-// Two GEMMs of csrc/linear. The first applies GELU, and stores its input too if there is a backward, which fuses GELU's
-// derivative and the gradient of the first bias into a GEMM epilogue. vitfast/ops/mlp.py uses other operators for other
-// widths and types.
+// Two linear layers of csrc/linear. The first applies GELU, and stores its input too if there is a backward, which
+// fuses GELU's derivative and the gradient of the first bias into a GEMM epilogue. vitfast/ops/mlp.py uses other
+// operators for other widths and types.
 
 #include "csrc/linear/linear_cuda.h"
 #include "csrc/mlp/mlp_tensors.h"
@@ -15,17 +15,14 @@ EpilogueActivation activation_of(const std::string& approximate) {
 }
 
 // activation(x wᵀ + b) (+ residual).
-LinearResult gemm(
+LinearResult linear(
     const Tensor& x,
     const Tensor& weight,
     const std::optional<Tensor>& bias,
     EpilogueActivation activation,
     const std::optional<Tensor>& residual,
     bool saves_sum) {
-  const auto result = gemm_on_cuda(LinearCall{x, weight, bias, activation, std::nullopt, residual, {}}, saves_sum);
-  STD_TORCH_CHECK(
-      result.has_value(), "mlp: the CUDA GEMMs support float16 and bfloat16, widths by 8, and at least one row");
-  return *result;
+  return run_linear<gemm_on_cuda>({x, weight, bias, activation, std::nullopt, residual, {}}, saves_sum);
 }
 
 std::tuple<Tensor, std::optional<Tensor>, std::optional<Tensor>> mlp_forward(
@@ -42,8 +39,8 @@ std::tuple<Tensor, std::optional<Tensor>, std::optional<Tensor>> mlp_forward(
   check_like("mlp", "fc2_bias", fc2_bias, x, {fc2_weight.size(0)});
   check_like("mlp", "residual", residual, x, linear_sizes(x, fc2_weight));
   const LinearResult hidden =
-      gemm(x, fc1_weight, fc1_bias, activation_of(approximate), std::nullopt, save_for_backward);
-  const LinearResult result = gemm(hidden.out, fc2_weight, fc2_bias, EpilogueActivation::none, residual, false);
+      linear(x, fc1_weight, fc1_bias, activation_of(approximate), std::nullopt, save_for_backward);
+  const LinearResult result = linear(hidden.out, fc2_weight, fc2_bias, EpilogueActivation::none, residual, false);
   return {result.out, hidden.sum, save_for_backward ? std::optional<Tensor>(hidden.out) : std::nullopt};
 }
 

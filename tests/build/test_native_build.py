@@ -145,8 +145,8 @@ def test_each_cuda_file_is_compiled_for_its_architectures(root: Path, clean_envi
     assert both["attention_forward.cu"] == (sm80, sm90a)
     assert both["gemm_sm80.cu"][0] == sm80
     assert sm90a not in both["gemm_sm80.cu"]
-    assert both["gemm_sm90a.cu"][0] == sm90a
-    assert both["gemm_sm90a.cu"][1:] == ("-DNDEBUG", "-isystem", "/opt/cutlass/include")
+    assert both["gemm_half_sm90a.cu"][0] == sm90a
+    assert both["gemm_half_sm90a.cu"][1:] == ("-DNDEBUG", "-isystem", "/opt/cutlass/include")
     assert both["linear_cuda.cpp"] == ("-O1", "-DVITFAST_HAS_SM90A=1", "-DVITFAST_HAS_SM80=1")
     one = flags_of("9.0a")
     assert "gemm_sm80.cu" not in one

@@ -46,18 +46,18 @@ def test_the_name_of_a_cuda_file_may_choose_its_architectures() -> None:
     architectures, _ = parse_architectures("8.0+PTX;9.0;9.0a")
     found = {
         name: [str(item) for item in Source(f"csrc/linear/{name}").select_architectures(architectures)]
-        for name in ("gemm_sm90a.cu", "gemm_sm80.cu", "epilogue_gradient.cu")
+        for name in ("gemm_half_sm90a.cu", "gemm_sm80.cu", "epilogue_gradient.cu")
     }
     assert found == {
-        "gemm_sm90a.cu": ["9.0a"],
+        "gemm_half_sm90a.cu": ["9.0a"],
         "gemm_sm80.cu": ["8.0+PTX", "9.0"],
         "epilogue_gradient.cu": ["8.0+PTX", "9.0", "9.0a"],
     }
 
 
 def test_gemms_come_first_because_they_take_longest(root: Path) -> None:
-    first = [source.path for source in find_sources(root, x86=True).cuda[:2]]
-    assert first == ["csrc/linear/gemm_sm80.cu", "csrc/linear/gemm_sm90a.cu"]
+    first = [Path(source.path).name for source in find_sources(root, x86=True).cuda[:3]]
+    assert first == ["gemm_bfloat16_sm90a.cu", "gemm_half_sm90a.cu", "gemm_sm80.cu"]
 
 
 def test_only_kernels_need_nvcc(root: Path) -> None:

@@ -52,9 +52,7 @@ def test_each_loop_has_the_cost_of_one_iteration() -> None:
     assert costs_by_loop(code, "sm_90a")["1"].early_global_loads == 1
 
 
-def test_wgmma_and_tf32_have_their_own_rates() -> None:
-    (code,) = parse_sass(SASS.format(name="kernel").replace("16816.F32", "1688.F32.TF32")).values()
-    assert costs_by_loop(code, "sm_80")["1"].tensor_cycles == 8.0
+def test_wgmma_has_its_own_rate() -> None:
     (code,) = parse_sass(SASS.format(name="kernel").replace("HMMA.16816.F32", "HGMMA.64x192x16.F32")).values()
     assert costs_by_loop(code, "sm_90a")["1"].tensor_cycles == 96.0
 
@@ -101,6 +99,14 @@ def test_a_kernel_that_is_not_in_the_build_is_an_error(
     (built / "a.cu.o.ptxas").unlink()
     assert main([str(built), "--check"]) == 1
     assert "build with VITFAST_CUDA=1 first" in capsys.readouterr().err
+
+
+def test_a_kernel_beyond_the_instruction_cache_is_an_error(
+    built: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(static_cost, "MAX_INSTRUCTIONS", 12)
+    assert main([str(built)]) == 1
+    assert "first_kernel<float> for sm_90a has 13 instructions, more than" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90a"])

@@ -6,6 +6,7 @@ import importlib
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -183,8 +184,40 @@ def test_the_limits_are_those_of_the_kernels() -> None:
     limits = {
         "max_head_dim": module.MAX_HEAD_DIM,
         "head_dim_multiple": module.HEAD_DIM_MULTIPLE,
-        "max_tokens": module.CUDA_MAX_TOKENS,
-        "whole_max_tokens": module.CUDA_WHOLE_MAX_TOKENS,
-        "whole_max_head_dim": module.CUDA_WHOLE_MAX_HEAD_DIM,
+        "cuda_max_tokens": module.CUDA_MAX_TOKENS,
+        "cuda_max_head_dim": module.CUDA_MAX_HEAD_DIM,
+        "backward_small_tokens": module.BACKWARD_SMALL_TOKENS,
+        "backward_largest_bytes": module.BACKWARD_LARGEST_BYTES,
     }
     assert {name: values.get(name) for name in limits} == limits
+
+
+@pytest.mark.parametrize(
+    ("sizes", "options", "runs"),
+    [
+        ((64, 12, 197, 64), {}, True),
+        ((1, 6, 200, 40), {}, True),
+        ((64, 12, 201, 64), {}, False),  # tokens
+        ((64, 12, 197, 72), {}, False),  # columns of a head
+        ((64, 12, 197, 60), {}, False),
+        ((64, 12, 197, 64), {"dtype": torch.float32}, False),
+        ((11, 12, 197, 64), {"return_logits": True}, True),
+        ((10, 12, 197, 64), {"return_logits": True}, False),  # fewer heads than multiprocessors
+        ((10, 12, 197, 64), {"bias": True}, False),
+        ((64, 12, 197, 64), {"gradients": True}, True),
+        ((64, 12, 197, 64), {"gradients": True, "packed": False}, False),
+        ((64, 12, 197, 64), {"gradients": True, "shared_bytes": 99 * 1024}, False),
+        ((64, 12, 112, 64), {"gradients": True, "shared_bytes": 99 * 1024}, True),
+    ],
+)
+def test_cuda_kernels_run_where_they_are_faster(
+    sizes: tuple[int, ...], options: dict[str, Any], runs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module("vitfast.ops.attention")
+    monkeypatch.setattr(module, "fills_gpu", lambda blocks, device: blocks >= 132)
+    available = options.get("shared_bytes", 227 * 1024)
+    monkeypatch.setattr(module, "has_shared_memory", lambda device, needed: needed <= available)
+    like = torch.empty(0, dtype=options.get("dtype", torch.bfloat16), requires_grad=options.get("gradients", False))
+    tensors = (like,) if options.get("packed", True) else (like, like, like)
+    bias = torch.empty(0) if options.get("bias") else None
+    assert module._has_cuda_kernel(tensors, sizes, bias, options.get("return_logits", False)) == runs

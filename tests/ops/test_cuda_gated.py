@@ -26,22 +26,35 @@ def _needs_kernels() -> None:
         pytest.skip("torch's operators run on this GPU: set VITFAST_CUDA_KERNELS=all")
 
 
+def kernel(qkv: Tensor, position: Tensor, gate: Tensor) -> Tensor:
+    """The raw operator, which runs the kernel also for few heads."""
+    out: Tensor = torch.ops.vitfast.gated_positional_attention.default(qkv, position, gate, qkv.shape[-1] ** -0.5)
+    return out
+
+
 def run(case: GatedAttentionCase) -> Tensor:
-    """The operator on the GPU, its result on the CPU."""
-    return ops.gated_positional_attention(case.qkv.cuda(), case.position.cuda(), case.gate.cuda()).cpu()
+    """The kernel's result, on the CPU."""
+    return kernel(case.qkv.cuda(), case.position.cuda(), case.gate.cuda()).cpu()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("head_dim", [16, 32, 48, 64, 128])  # the last: two operators
-@pytest.mark.parametrize("tokens", [1, 16, 49, 100, 144, 196, 200, 289])  # the last: two operators
+@pytest.mark.parametrize("head_dim", [16, 32, 48, 64])
+@pytest.mark.parametrize("tokens", [1, 16, 49, 100, 144, 196, 200])
 def test_it_is_accurate(tokens: int, head_dim: int, dtype: torch.dtype) -> None:
     for case in (random_gated(5, 3, tokens, head_dim, dtype), last_key_gated(tokens, head_dim, dtype)):
         case.check({"out": run(case)})
 
 
+@pytest.mark.parametrize("sizes", [(5, 3, 196, 48), (60, 3, 289, 48), (60, 3, 100, 128)])
+def test_few_heads_and_other_sizes_take_two_operators(sizes: tuple[int, int, int, int]) -> None:
+    case = random_gated(*sizes)
+    out = ops.gated_positional_attention(case.qkv.cuda(), case.position.cuda(), case.gate.cuda())
+    case.check({"out": out.cpu()})
+
+
 def test_it_equals_the_emulation_but_for_the_order_of_sums() -> None:
     case = random_gated(2, 3, 196, 48)
-    torch.testing.assert_close(run(case), case.run()["out"], rtol=2e-3, atol=2e-4)
+    torch.testing.assert_close(run(case), case.run()["out"], rtol=2e-3, atol=5e-4)
 
 
 @pytest.mark.parametrize("tokens", [49, 196])
@@ -52,12 +65,9 @@ def test_it_reads_any_strides(tokens: int) -> None:
     shifted = torch.empty(position.numel() + 1, device="cuda").half()[1:].view(position.shape).copy_(position)
     rows_apart = torch.nn.functional.pad(position, (0, 5), value=torch.nan)[..., :tokens]
     for other in (shifted, rows_apart, position.mT.contiguous().mT):
-        assert torch.equal(ops.gated_positional_attention(qkv, other, gate).cpu(), expected)
+        assert torch.equal(kernel(qkv, other, gate).cpu(), expected)
     spread = torch.stack([gate, gate], 1)[:, 0]
-    assert torch.equal(
-        ops.gated_positional_attention(qkv.transpose(1, 3).contiguous().transpose(1, 3), position, spread).cpu(),
-        expected,
-    )
+    assert torch.equal(kernel(qkv.transpose(1, 3).contiguous().transpose(1, 3), position, spread).cpu(), expected)
 
 
 @pytest.mark.parametrize("shape", [(0, 49, 3, 3, 48), (2, 0, 3, 3, 48), (2, 49, 3, 0, 48)])
@@ -84,7 +94,7 @@ def test_a_gradient_is_computed_by_others() -> None:
 @torch.no_grad()
 def test_a_convit_runs_on_it() -> None:
     source = accelerable("vitfast: convit")
-    images = sample_images(source)
+    images = sample_images(source).repeat(64, 1, 1, 1)  # with fewer heads in the batch, torch's operators run
     expected = source(images)
     for model in (copy.deepcopy(source).cuda().half(), vitfast.accelerate(source, "fp16", device="cuda")):
         with torch.profiler.profile() as profile:

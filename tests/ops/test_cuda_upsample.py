@@ -25,8 +25,9 @@ def _needs_kernels() -> None:
 
 
 def check(case: UpsampleCase) -> None:
-    """Holds the operator on the GPU against float64."""
-    case.check({"out": ops.upsample_relations(case.x.cuda(), case.matrix.cuda()).cpu()})
+    """Holds the kernel against float64."""
+    out = torch.ops.vitfast.upsample_relations.default(case.x.cuda(), case.matrix.cuda())
+    case.check({"out": out.cpu()})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -53,7 +54,7 @@ def test_its_gradient_is_accurate(dtype: torch.dtype) -> None:
     case = random_upsample((3, 2), (7, 10), dtype)
     grad = torch.randn(3, 2, 101, 101).to(dtype)
     leaf = case.x.cuda().requires_grad_()
-    ops.upsample_relations(leaf, case.matrix.cuda()).backward(grad.cuda())
+    torch.ops.vitfast.upsample_relations.default(leaf, case.matrix.cuda()).backward(grad.cuda())
     assert leaf.grad is not None
     back = case.matrix.t()
     same = plain.upsample_relations(grad.float(), back).to(dtype)
@@ -61,15 +62,19 @@ def test_its_gradient_is_accurate(dtype: torch.dtype) -> None:
     assert_as_accurate(leaf.grad.cpu(), same, exact, factor=BACKWARD_FACTOR)
 
 
-def test_unsupported_sizes_and_float64_run_on_torch() -> None:
-    check(random_upsample((1, 1), torch.randn(8, 400)))  # 400 x 400 float32 are 625 KiB
+def test_unsupported_sizes_few_heads_and_float64_run_on_torch() -> None:
+    for case in (
+        random_upsample((150, 1), torch.randn(8, 400)),
+        random_upsample((1, 2), (7, 10)),
+    ):  # 400 x 400: 625 KiB
+        case.check({"out": ops.upsample_relations(case.x.cuda(), case.matrix.cuda()).cpu()})
     x, matrix = torch.randn(1, 2, 5, 5, dtype=torch.float64), GridUpsample(2, 3).matrix
     expected = ops.upsample_relations(x, matrix)
     torch.testing.assert_close(ops.upsample_relations(x.cuda(), matrix.cuda()).cpu(), expected)
 
 
 def test_it_runs_in_a_graph() -> None:
-    x, matrix = torch.randn(2, 4, 50, 50, device="cuda"), GridUpsample(7, 10).matrix.cuda()
+    x, matrix = torch.randn(80, 4, 50, 50, device="cuda"), GridUpsample(7, 10).matrix.cuda()
     ops.upsample_relations(x, matrix)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

@@ -108,7 +108,8 @@ def test_the_driver_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bui
 
 @pytest.fixture
 def machine(built: Path, monkeypatch: pytest.MonkeyPatch):
-    """Makes torch see GPUs, and a library built for 8.0+PTX and 9.0a."""
+    """Makes torch see GPUs, and a library built for 8.0+PTX and 9.0a, of which no committed result covers a kernel."""
+    monkeypatch.setattr(library, "PROVEN_CUDA_KERNELS", frozenset())
 
     def see(*gpus: Gpu, kernels: str = "proven") -> None:
         monkeypatch.setattr(library, "visible_gpus", lambda: list(gpus))
@@ -128,9 +129,17 @@ def states() -> dict[str, str]:
 
 
 def test_proven_kernels_run_and_the_others_say_why_not(machine, built: Path) -> None:
-    record(built, attention="proven", linear="slower", mlp="wrong", layer_norm="crashed")
+    record(
+        built,
+        attention="proven",
+        linear="slower",
+        mlp="wrong",
+        layer_norm="crashed",
+        upsample_relations="proven for inference",
+    )
     machine(H100)
     found = states()
+    assert found["upsample_relations"].startswith("vitfast for inference: verified on the NVIDIA H100")
     assert found["attention"] == "vitfast: verified on the NVIDIA H100 (compute capability 9.0): 1.25x"
     assert found["linear"].startswith("torch: slower on the NVIDIA H100")
     assert found["mlp"].startswith("torch: wrong on the")
@@ -138,7 +147,8 @@ def test_proven_kernels_run_and_the_others_say_why_not(machine, built: Path) -> 
     assert found["quantize_float"].startswith("torch: not verified on the NVIDIA H100")
     assert "python -m vitfast.verify" in found["quantize_float"]
     assert found["matmul_fp16_accumulation"].startswith("torch: a research kernel")
-    assert [kernel for kernel in CUDA_KERNELS if has_kernel(kernel, "cuda")] == ["attention"]
+    assert {kernel for kernel in CUDA_KERNELS if has_kernel(kernel, "cuda")} == {"attention", "upsample_relations"}
+    assert [kernel for kernel in CUDA_KERNELS if has_kernel(kernel, "cuda", with_gradients=True)] == ["attention"]
 
 
 def test_two_kinds_of_gpus_need_two_records(machine, built: Path) -> None:
@@ -178,6 +188,21 @@ def test_a_committed_result_proves_a_kernel_unless_it_failed_here(machine, built
     machine(H100)
     assert states()["attention"] == "vitfast: covered by a committed result"
     assert states()["linear"].startswith("torch: wrong")
+    # the result holds for one compute capability, and for what was compiled for it
+    machine(A100)
+    assert states()["attention"].startswith("torch: not verified on the NVIDIA A100")
+    machine(H100)
+    monkeypatch.setattr(library, "_build", lambda: {"cuda_architectures": ["8.0+PTX", "9.0"]})
+    forget_cuda_states()
+    assert states()["attention"].startswith("torch: not verified on the NVIDIA H100")
+
+
+def test_every_kernel_is_covered_on_an_h100(machine, monkeypatch) -> None:
+    monkeypatch.setattr(library, "PROVEN_CUDA_KERNELS", frozenset(VERIFIABLE_KERNELS))
+    machine(H100)
+    assert {kernel for kernel in CUDA_KERNELS if has_kernel(kernel, "cuda", with_gradients=True)} == {
+        *VERIFIABLE_KERNELS
+    }
 
 
 def test_the_first_operator_says_that_kernels_are_not_verified(machine, built: Path, caplog) -> None:

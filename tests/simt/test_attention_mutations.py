@@ -15,7 +15,6 @@ from support.simt_attention import (
     dominant_case,
     far_below_zero,
     negative_case,
-    positive_case,
     random_backward,
     random_case,
 )
@@ -23,19 +22,15 @@ from support.simt_mutation import mutation, mutation_test
 
 KERNEL = "csrc/attention/attention_forward_kernel.cuh"
 BACKWARD = "csrc/attention/attention_backward_kernel.cuh"
-TILED = "csrc/attention/attention_forward_tiled_kernel.cuh"
-BACKWARD_TILED = "csrc/attention/attention_backward_tiled_kernel.cuh"
 GRADIENT = "csrc/attention/attention_gradient.cuh"
 GEMM = "csrc/attention/attention_gemm.cuh"
 SOFTMAX = "csrc/attention/attention_softmax.cuh"
-STEP = "csrc/cuda/matrix_step.cuh"
 
-ONE_INSTANCE = ("SIMT_TYPE=vitfast::Half", "SIMT_HEAD_DIM=64")
-BY_TILES = (*ONE_INSTANCE, "SIMT_TILED")
-OF_FLOATS = ("SIMT_TYPE=float", "SIMT_HEAD_DIM=64")
+ONE_TYPE = ("SIMT_TYPE=vitfast::Half",)
 
 MUTATIONS = (
     mutation("no tail mask", SOFTMAX, "const bool hidden = tile", "const bool hidden = false && tile", "results"),
+    mutation("fully masked row", SOFTMAX, "maximum == -infinity ? 0.0f : maximum", "maximum", "results"),
     mutation("mask off by one", SOFTMAX, "i % 2 >= tokens;", "i % 2 > tokens;", "results"),
     mutation("keys: no barrier", KERNEL, "the values may be in flight\n      sync_threads();", "\n", "race"),
     mutation(
@@ -72,7 +67,13 @@ MUTATIONS = (
         "results",
         "pending",
     ),
-    mutation("fragment swapped", GEMM, "first = Step::right(b[0], b[1])", "first = Step::right(b[1], b[0])", "results"),
+    mutation(
+        "fragment swapped",
+        GEMM,
+        "mma_m16n8k16<T>(d[tile], a, b[0], b[1])",
+        "mma_m16n8k16<T>(d[tile], a, b[1], b[0])",
+        "results",
+    ),
     mutation(
         "stride of keys",
         GEMM,
@@ -127,91 +128,22 @@ BACKWARD_MUTATIONS = (
     ),
     mutation("rows read before their copy", BACKWARD, "  wait_for_copies<0>();", "", "pending"),
     mutation("a tile of grad_q left out", BACKWARD, "unit = place", "unit = 1 + place", "results"),
-    mutation("scale of grad_k", BACKWARD, "grad_k[0], {scale,", "grad_k[0], {1.0f,", "results"),
+    mutation("scale of grad_k", BACKWARD, "grad_k, {scale,", "grad_k, {1.0f,", "results"),
     mutation("halves of dS", BACKWARD, "2 * row_tile + lane / 8 % 2", "2 * row_tile + lane / 8 % 2 ^ 1", "results"),
 )
 
-TILED_MUTATIONS = (
-    mutation("tiles: no tail mask", TILED, "scale_logits<0>(a", "scale_logits<key_tiles>(a", "results"),
-    mutation("tiles: no barrier", TILED, "sync_threads();  // the tile", "// the tile", "results", "race"),
-    mutation("tiles: early read", TILED, "    wait_for_copies<0>();", "    wait_for_copies<1>();", "pending"),
-    mutation("tiles: one buffer", TILED, "buffers + tile % 2 *", "buffers + 0 *", "results", "pending"),
-    mutation("tiles: no sync_warp", TILED, "sync_warp();  // every lane", "// every lane", "race"),
-    mutation("out keeps its maximum", TILED, "*= factors[j % 4 / 2]", "*= 1.0f", "results"),
-    mutation("sum keeps its maximum", SOFTMAX, "rows.sums[half] * factors[half]", "rows.sums[half]", "results"),
-    mutation("masked so far", SOFTMAX, "maximum == -infinity ? 0.0f : maximum", "maximum", "results"),
-)
-
-BACKWARD_TILED_MUTATIONS = (
-    mutation("D of the keys' kernel", BACKWARD_TILED, "+ row] = found.dot;", "+ row] = 0.0f;", "results"),
-    mutation(
-        "lse not copied",
-        BACKWARD_TILED,
-        "    copy_async(lse",
-        "    if (tile < 1) copy_async(lse",
-        "results",
-        "uninitialized",
-    ),
-    mutation("both: no barrier", BACKWARD_TILED, "sync_threads();  // the tile", "// the tile", "results", "race"),
-    mutation("both: one buffer", BACKWARD_TILED, "buffers + tile % 2 *", "buffers + 0 *", "results", "pending"),
-    mutation("both: no sync_warp", BACKWARD_TILED, "sync_warp();  // every lane", "// every lane", "race"),
-    mutation("both: no scale", BACKWARD_TILED, "grad[0], {scale,", "grad[0], {1.0f,", "results"),
-)
-
-FLOAT_MUTATIONS = (
-    mutation(
-        "floats: one product in tf32",
-        STEP,
-        "    mma_m16n8k8_tf32(step, a.low, b.high);\n    mma_m16n8k8_tf32(step, a.high, b.low);\n",
-        "",
-        "results",
-    ),
-    mutation("floats: no low high", STEP, "    mma_m16n8k8_tf32(step, a.low, b.high);\n", "", "results"),
-    mutation("floats: no high low", STEP, "    mma_m16n8k8_tf32(step, a.high, b.low);\n", "", "results"),
-    mutation(
-        "floats: sums cut off",
-        STEP,
-        "    float step[4] = {};\n",
-        "    float step[4] = {d[0], d[1], d[2], d[3]};\n    for (float& sum : d) sum = 0.0f;\n",
-        "results",
-    ),
-    mutation("floats: columns in A's order", GEMM, "chunk(lane % 4 * 2 + 1,", "chunk(lane % 4 * 2,", "results"),
-    mutation("floats: tiles stay", GEMM, "a_tiles[row][i / 4 + 1][i % 4];", "a_tiles[row][i / 4][i % 4];", "results"),
-    mutation(
-        "floats: stride of values",
-        GEMM,
-        "place = tile * 8 * head_dim",
-        "place = tile * 8 * (head_dim + 8)",
-        "results",
-        "address",
-        "pending",
-    ),
-    mutation("floats: no barrier", TILED, "sync_threads();  // the tile", "// the tile", "results", "race"),
-    mutation("floats: early read", TILED, "    wait_for_copies<0>();", "    wait_for_copies<1>();", "pending"),
-    mutation("floats: no sync_warp", TILED, "sync_warp();  // every lane", "// every lane", "race"),
-)
-
-
-def float_cases() -> list[AttentionCase]:
-    """Calls on which every mutation of the products of floats shows."""
-    return [random_case(1, 2, 197, 64, torch.float32), positive_case(300, 64)]
-
 
 def cases() -> list[AttentionCase]:
-    """Calls on which every mutation of the forward shows."""
+    """Calls on which every mutation of the forward shows: in the last, a row attends to nothing."""
+    bias = torch.zeros(1, 1, 17, 17)
+    bias[..., 3, :] = -torch.inf
     return [
         random_case(2, 1, 197, 64),
         negative_case(197, 64),
         dominant_case(101, 64),
         random_case(2, 3, 17, 64),
+        random_case(1, 1, 17, 64, bias=bias.half()),
     ]
-
-
-def tiled_cases() -> list[AttentionCase]:
-    """Calls on which every mutation of the tiled forward shows: in the last, a row's first tile of keys is masked."""
-    bias = torch.zeros(1, 1, 161, 161)
-    bias[..., 5:, :70] = -torch.inf
-    return [random_case(2, 1, 197, 64), negative_case(197, 64), random_case(1, 1, 161, 64, bias=bias.half())]
 
 
 def backward_cases() -> list[AttentionBackwardCase]:
@@ -219,14 +151,7 @@ def backward_cases() -> list[AttentionBackwardCase]:
     return [random_backward(1, 2, 197, 64), far_below_zero(197, 64), random_backward(2, 1, 50, 64)]
 
 
-test_mutations_are_detected = mutation_test("attention", cases, MUTATIONS, ONE_INSTANCE)
+test_mutations_are_detected = mutation_test("attention", cases, MUTATIONS, ONE_TYPE)
 test_mutations_of_the_backward_are_detected = mutation_test(
-    "attention_backward", backward_cases, BACKWARD_MUTATIONS, ONE_INSTANCE
-)
-test_mutations_of_the_forward_by_tiles_are_detected = mutation_test("attention", tiled_cases, TILED_MUTATIONS, BY_TILES)
-test_mutations_of_the_backward_by_tiles_are_detected = mutation_test(
-    "attention_backward", backward_cases, BACKWARD_TILED_MUTATIONS, BY_TILES
-)
-test_mutations_of_the_products_of_floats_are_detected = mutation_test(
-    "attention", float_cases, FLOAT_MUTATIONS, OF_FLOATS
+    "attention_backward", backward_cases, BACKWARD_MUTATIONS, ONE_TYPE
 )

@@ -121,13 +121,24 @@ MUTATIONS = (
         "runtime",
     ),
     mutation("scale's sums of the argument", KERNEL, "value = gelu_erf<T>(sum[i])", "value = sum[i]", "results"),
+    mutation(
+        "derivative without its slope",
+        "csrc/linear/gelu.cuh",
+        "gate + y * gate * (1.0f - gate) * slope",
+        "gate",
+        "results",
+    ),
     mutation("bias before the scale", KERNEL, "gradient[i] *= scale[i] * slope;", "gradient[i] *= slope;", "results"),
 )
 
 
 def cases() -> list:
     """Calls on which every mutation of the kernel shows."""
-    return [random_epilogue_gradient(70, 264), random_epilogue_gradient(33, 40, "bias")]
+    return [
+        random_epilogue_gradient(70, 264),
+        random_epilogue_gradient(33, 40, "bias"),
+        random_epilogue_gradient(33, 40, "gelu_tanh"),
+    ]
 
 
 test_mutations_are_detected = mutation_test("epilogue_gradient", cases, MUTATIONS, OF_BFLOAT16)

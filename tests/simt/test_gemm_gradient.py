@@ -10,17 +10,15 @@ from support.simt_mutation import mutation, mutation_test
 from support.sixteen_bits import every_number, spacing
 
 TYPES = [torch.bfloat16, torch.float16]
-ACTIVATIONS = ["gelu", "gelu_tanh"]
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_the_derivative_at_every_number(result_variant: str, activation: str, dtype: torch.dtype) -> None:
+def test_the_derivative_at_every_number(result_variant: str, dtype: torch.dtype) -> None:
     x = every_number(dtype)
-    y = GradientCase(torch.ones_like(x), x.to(dtype), activation).run(variant=result_variant)["y"]
+    y = GradientCase(torch.ones_like(x), x.to(dtype)).run(variant=result_variant)["y"]
     assert torch.equal(y.isnan(), x.isnan())
     finite = x.isfinite()
-    exact = derivative(x.double(), activation)[finite]
+    exact = derivative(x.double(), "gelu")[finite]
     error = (y[finite].double() - exact).abs()
     # what rounding to the type costs, a little more for the polynomial; the derivative passes through zero, where its
     # error is a small part of the numbers around it
@@ -32,9 +30,8 @@ def test_the_derivative_at_every_number(result_variant: str, activation: str, dt
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_gradients_and_sums(result_variant: str, activation: str, dtype: torch.dtype) -> None:
-    case = random_gradient(300, 104, dtype, activation)
+def test_gradients_and_sums(result_variant: str, dtype: torch.dtype) -> None:
+    case = random_gradient(300, 104, dtype)
     case.check(case.run(variant=result_variant))
 
 
@@ -63,11 +60,11 @@ def test_a_nan_stays_in_its_column_and_tile() -> None:
 
 
 def test_sums_are_of_gradients_before_they_are_rounded() -> None:
-    # each gradient is between two bfloat16 numbers; the derivative at 30 is one
+    # rounding to bfloat16 would change each gradient by 2e-3; the derivative at 30 is one
     sums = torch.full((128, 32), 1 + 2.0**-9)
-    results = GradientCase(sums, torch.full_like(sums, 30).bfloat16(), "gelu_tanh").run()
+    results = GradientCase(sums, torch.full_like(sums, 30).bfloat16()).run()
     assert torch.equal(results["y"], torch.ones(128, 32).bfloat16())
-    assert torch.equal(results["partial"], sums.sum(0, keepdim=True))
+    torch.testing.assert_close(results["partial"], sums.sum(0, keepdim=True), rtol=1e-5, atol=0.0)
 
 
 # --- mutations ---
@@ -87,14 +84,13 @@ MUTATIONS = (
     ),
     mutation("a group left out", SUMS, "int group = 0;", "int group = 1;", "results"),
     mutation("GELU, not its derivative", EPILOGUE, "gelu_erf_derivative<T>(", "gelu_erf<T>(", "results"),
-    mutation("derivative without its slope", GELU, "gate + y * gate * (1.0f - gate) * slope", "gate", "results"),
     mutation("derivative not mirrored", GELU, "x < 0.0f ? below_zero : 1.0f - below_zero", "below_zero", "results"),
 )
 
 
 def cases() -> list:
     """Calls on which every mutation of the product's epilogue shows."""
-    return [random_gradient(140, 72), random_gradient(129, 40, activation="gelu_tanh")]
+    return [random_gradient(140, 72), random_gradient(129, 40)]
 
 
 test_mutations_are_detected = mutation_test("gemm_gradient", cases, MUTATIONS, OF_BFLOAT16)

@@ -49,49 +49,6 @@ def test_mma_uses_every_element_once(simt_variant: str, position: tuple[int, int
     assert torch.equal(d, expected)
 
 
-def test_an_element_is_loaded_for_each_lane(simt_variant: str) -> None:
-    x = torch.randn(32)
-    y = run("load_element", {"x": x}, {"y": ((32,), torch.float32)}, simt_variant)["y"]
-    assert torch.equal(y, x.flip(0))
-
-
-def mma_8(a: Tensor, b: Tensor, c: Tensor, variant: str, type: str) -> Tensor:
-    """A product over a depth of 8."""
-    return run("mma", {"a": a, "b": b, "c": c}, {"d": ((16, 8), torch.float32)}, variant, type=type)["d"]
-
-
-@pytest.mark.parametrize("type", ["tf32", "float32"])
-def test_mma_of_elements_of_32_bits_multiplies_matrices(simt_variant: str, type: str) -> None:
-    a, b = torch.randint(-8, 9, (16, 8)).float(), torch.randint(-8, 9, (8, 8)).float()
-    c = torch.randint(-99, 100, (16, 8)).float()
-    assert torch.equal(mma_8(a, b, c, simt_variant, type), a @ b + c)
-
-
-def test_mma_of_tf32_does_not_read_the_lower_13_bits(simt_variant: str) -> None:
-    a, b, c = torch.randn(16, 8), torch.randn(8, 8), torch.zeros(16, 8)
-    shortened = [(x.view(torch.int32) & ~0x1FFF).view(torch.float32) for x in (a, b)]
-    assert torch.equal(mma_8(a, b, c, simt_variant, "tf32"), mma_8(*shortened, c, simt_variant, "tf32"))
-
-
-def test_a_step_of_floats_is_nearly_exact(simt_variant: str) -> None:
-    a, b, c = torch.randn(16, 8), torch.randn(8, 8), torch.zeros(16, 8)
-    exact = a.double() @ b.double()
-    size = a.double().abs() @ b.double().abs()  # of what is summed
-    assert ((mma_8(a, b, c, simt_variant, "float32") - exact).abs() <= 2.0**-21 * size).all()
-    assert ((mma_8(a, b, c, simt_variant, "tf32") - exact).abs() > 2.0**-12 * size).any()
-
-
-@pytest.mark.parametrize("special", [torch.inf, -torch.inf, torch.nan])
-def test_tf32_step_propagates_nan(simt_variant: str, special: float) -> None:
-    a, b, c = torch.randn(16, 8), torch.randn(8, 8), torch.zeros(16, 8)
-    a[3, 5] = special
-    a[7, 1] = torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(torch.float32)  # NaN as a GPU makes it
-    d = mma_8(a, b, c, simt_variant, "float32")
-    assert d[[3, 7]].isnan().all()
-    d[[3, 7]] = 0.0
-    assert d.isfinite().all()
-
-
 def test_asynchronous_copies_land_and_fill_with_zeros(simt_variant: str) -> None:
     x = torch.randn(64, 4)
     y = run("copy_async", {"x": x}, {"y": ((64, 4), torch.float32)}, simt_variant)["y"]

@@ -48,6 +48,35 @@ def run(
     return tuple(out.detach() for out in outputs), dict(zip(names, gradients, strict=True))
 
 
+def assert_rounded_alike(actual: Tensor, expected: Tensor, eps: float, smallest_normal: float, noise: Tensor) -> None:
+    """Asserts that two results are roundings of float32 numbers that differ by ``noise`` or less.
+
+    They differ by ``noise`` and one spacing of their format at most, and fewer than 0.2 % of them differ at all.
+
+    Args:
+        actual: the result to judge.
+        expected: what it must agree with; same shape.
+        eps: the spacing of the format at one.
+        smallest_normal: the smallest normal number of the format.
+        noise: the difference before rounding, per element.
+    """
+    difference = (actual.double() - expected.double()).abs()
+    allowed = eps * expected.double().abs().clamp(min=smallest_normal) + noise
+    worst = int((difference - allowed).argmax())
+    assert (difference <= allowed).all(), (
+        f"element {worst}: {actual.flatten()[worst]}, not {expected.flatten()[worst]}; "
+        f"they differ by {difference.flatten()[worst]}, allowed {allowed.flatten()[worst]}"
+    )
+    share = (difference != 0).double().mean()
+    assert share < 0.002, f"{share:.2%} differ"
+
+
+def layer_norm_noise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """How far two float32 LayerNorms of ``x`` may differ, per element: a few roundings of statistics and terms."""
+    normalized = torch.nn.functional.layer_norm(x.double(), x.shape[-1:]).abs()
+    return 2.0**-20 * ((normalized + 1) * weight.abs() + bias.abs())
+
+
 def assert_accurate(operator: Operator, sample: Sample, *layouts: Sample) -> None:
     """Compares the operator's outputs and gradients on this sample with torch's, by the tolerance rule.
 

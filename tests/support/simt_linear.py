@@ -124,12 +124,10 @@ class GradientCase:
     Attributes:
         sums: ``[rows, columns]``, float32: the product.
         pre_activation: ``[rows, columns]``, float16 or bfloat16.
-        activation: ``"gelu"`` or ``"gelu_tanh"``.
     """
 
     sums: Tensor
     pre_activation: Tensor
-    activation: str = "gelu"
 
     def run(
         self, *, variant: str = "plain", order: str = "forward", program: str | Path = "gemm_gradient"
@@ -140,11 +138,7 @@ class GradientCase:
             "y": ((rows, columns), dtype),
             "partial": (((rows + TILE_ROWS - 1) // TILE_ROWS, columns), torch.float32),
         }
-        options = {
-            "activation": self.activation,
-            "rows": rows,
-            "columns": columns,
-        }
+        options = {"rows": rows, "columns": columns}
         inputs = {"sums": self.sums, "pre_activation": self.pre_activation}
         return simt.run(program, inputs, outputs, options, element=dtype, variant=variant, order=order)
 
@@ -167,13 +161,9 @@ class GradientCase:
 
     def _gradients(self, dtype: torch.dtype) -> Tensor:
         leaf = self.pre_activation.to(dtype).requires_grad_()
-        approximate = "tanh" if self.activation == "gelu_tanh" else "none"
-        y = torch.nn.functional.gelu(leaf, approximate=approximate)
-        return torch.autograd.grad(y, leaf, self.sums.to(dtype))[0]
+        return torch.autograd.grad(torch.nn.functional.gelu(leaf), leaf, self.sums.to(dtype))[0]
 
 
-def random_gradient(
-    rows: int, columns: int, dtype: torch.dtype = torch.bfloat16, activation: str = "gelu"
-) -> GradientCase:
+def random_gradient(rows: int, columns: int, dtype: torch.dtype = torch.bfloat16) -> GradientCase:
     """Normally distributed inputs, spread over both sides of zero."""
-    return GradientCase(torch.randn(rows, columns), (1.5 * torch.randn(rows, columns)).to(dtype), activation)
+    return GradientCase(torch.randn(rows, columns), (1.5 * torch.randn(rows, columns)).to(dtype))

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitfast.ops import reference
-from vitfast.ops.arguments import attention_scale, check_like, check_tensor
+from vitfast.ops.arguments import attention_scale, check_like, check_tensor, needs_gradient
 from vitfast.ops.autocast import autocast_dtype, cast
-from vitfast.ops.library import has_kernel, is_onnx_export
+from vitfast.ops.library import fills_gpu, has_kernel, has_shared_memory, is_onnx_export
 from vitfast.ops.registration import attention_flops, empty_like, register
 
 if TYPE_CHECKING:
@@ -34,9 +34,10 @@ if TYPE_CHECKING:
 _LIMITS = {
     "max_head_dim": 128,
     "head_dim_multiple": 8,
-    "max_tokens": 32768,
-    "whole_max_tokens": 200,
-    "whole_max_head_dim": 64,
+    "cuda_max_tokens": 200,
+    "cuda_max_head_dim": 64,
+    "backward_small_tokens": 112,
+    "backward_largest_bytes": 119 * 1024,
 }
 with contextlib.suppress(ImportError):
     from vitfast._C import attention_limits
@@ -44,10 +45,12 @@ with contextlib.suppress(ImportError):
     _LIMITS.update(attention_limits())
 MAX_HEAD_DIM = _LIMITS["max_head_dim"]
 HEAD_DIM_MULTIPLE = _LIMITS["head_dim_multiple"]
-CUDA_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-CUDA_MAX_TOKENS = _LIMITS["max_tokens"]
-CUDA_WHOLE_MAX_TOKENS = _LIMITS["whole_max_tokens"]  # K and V of a head fit shared memory
-CUDA_WHOLE_MAX_HEAD_DIM = _LIMITS["whole_max_head_dim"]
+CUDA_DTYPES = (torch.float16, torch.bfloat16)
+CUDA_MAX_TOKENS = _LIMITS["cuda_max_tokens"]
+CUDA_MAX_HEAD_DIM = _LIMITS["cuda_max_head_dim"]
+# with more tokens, the backward needs this much shared memory, which some GPUs do not have
+BACKWARD_SMALL_TOKENS = _LIMITS["backward_small_tokens"]
+BACKWARD_LARGEST_BYTES = _LIMITS["backward_largest_bytes"]
 
 
 @overload
@@ -70,10 +73,11 @@ def attention(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Computes ``softmax(scale * q kᵀ + bias) v`` (Vaswani et al., 2017).
 
-    The kernels support head dimensions up to 128 that are multiples of 8, on CUDA float32, float16 and bfloat16 with up
-    to 32768 tokens. Everything else, and dropout, runs on torch's operators (a warning names the head dimension).
-    Float32 has full float32 accuracy regardless of ``torch.backends.cuda.matmul.allow_tf32``; on CUDA an infinite
-    element of q, k or v gives NaN.
+    On the CPU the kernels support head dimensions up to 128 that are multiples of 8 (a warning names others). On CUDA
+    they support float16 and bfloat16, up to 200 tokens and head dimensions up to 64 that are multiples of 8, gradients
+    of packed q, k and v, and bias and logits if there are at least as many heads in the batch as multiprocessors; in
+    other cases torch's operators are faster. These run everything else, and dropout. On CUDA an infinite element of q,
+    k or v gives NaN.
 
     Args:
         q: ``[B, H, N, D]``, float32, bfloat16, float16 or float64.
@@ -150,7 +154,7 @@ def _attention(
     dtype = autocast_dtype(first)
     tensors, bias = tuple(cast(tensor, dtype) for tensor in tensors), cast(bias, dtype)
     is_packed = len(tensors) == 1
-    if not dropout_p and _has_kernel(tensors[0], tokens, head_dim):
+    if not dropout_p and _has_kernel(tensors, sizes_BHND, bias, return_logits):
         operators = torch.ops.vitfast
         operator = operators.attention_packed_forward if is_packed else operators.attention_forward
         out, _, logits = operator.default(*tensors, bias, scale, return_logits)
@@ -169,11 +173,14 @@ def is_supported_head_dim(head_dim: int) -> bool:
     return head_dim <= MAX_HEAD_DIM and head_dim % HEAD_DIM_MULTIPLE == 0
 
 
-def _has_kernel(like: Tensor, tokens: int, head_dim: int) -> bool:
-    if not has_kernel("attention", like.device.type):
+def _has_kernel(
+    tensors: tuple[Tensor, ...], sizes_BHND: tuple[int, ...], bias: Tensor | None, return_logits: bool
+) -> bool:
+    device_type, head_dim = tensors[0].device.type, sizes_BHND[-1]
+    if not has_kernel("attention", device_type, needs_gradient(*tensors, bias)):
         return False
-    if like.device.type == "cuda" and (like.dtype not in CUDA_DTYPES or tokens > CUDA_MAX_TOKENS):
-        return False
+    if device_type == "cuda":
+        return _has_cuda_kernel(tensors, sizes_BHND, bias, return_logits)
     if not is_supported_head_dim(head_dim) and not torch.compiler.is_compiling():  # a warning cannot be traced
         warnings.warn(
             f"attention: the kernel supports head dimensions up to {MAX_HEAD_DIM} that are multiples of "
@@ -181,6 +188,25 @@ def _has_kernel(like: Tensor, tokens: int, head_dim: int) -> bool:
             stacklevel=4,
         )
     return is_supported_head_dim(head_dim)
+
+
+def _has_cuda_kernel(
+    tensors: tuple[Tensor, ...], sizes_BHND: tuple[int, ...], bias: Tensor | None, return_logits: bool
+) -> bool:
+    """Whether there is a CUDA kernel for a call that is not slower than torch's operator, measured on an H100."""
+    batch, heads, tokens, head_dim = sizes_BHND
+    first = tensors[0]
+    if first.dtype not in CUDA_DTYPES or tokens > CUDA_MAX_TOKENS:
+        return False
+    if head_dim > CUDA_MAX_HEAD_DIM or head_dim % HEAD_DIM_MULTIPLE:
+        return False
+    if (bias is not None or return_logits) and not fills_gpu(batch * heads, first.device):
+        return False
+    if not needs_gradient(*tensors, bias):
+        return True
+    # separate gradients of q, k and v are slower than torch's, which copies them into those of a packed tensor
+    is_packed = len(tensors) == 1
+    return is_packed and (tokens <= BACKWARD_SMALL_TOKENS or has_shared_memory(first.device, BACKWARD_LARGEST_BYTES))
 
 
 def _with_torch_operators(
@@ -239,18 +265,20 @@ def _fake_packed_backward(qkv: Tensor, bias: Tensor | None, need_bias_grad: bool
 
 
 def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-    *tensors, ctx.scale, ctx.return_logits = inputs
+    *tensors, ctx.scale, _ = inputs
     out, lse, _ = output
     ctx.save_for_backward(*tensors, out, lse)
     ctx.mark_non_differentiable(lse)
+    ctx.set_materialize_grads(False)  # no zeros for lse
 
 
-def _backward(ctx: Any, grad_out: Tensor, _: Any, grad_logits: Tensor | None) -> tuple[Any, ...]:
+def _backward(ctx: Any, grad_out: Tensor | None, _: None, grad_logits: Tensor | None) -> tuple[Any, ...]:
     *qkv, bias, out, lse = ctx.saved_tensors
     operators = torch.ops.vitfast
     operator = operators.attention_packed_backward if len(qkv) == 1 else operators.attention_backward
     need_bias_grad = bias is not None and ctx.needs_input_grad[len(qkv)]
-    grad_logits = grad_logits if ctx.return_logits else None
+    if grad_out is None:  # only the logits were used
+        grad_out = torch.zeros_like(out)
     grads = operator.default(grad_out, grad_logits, *qkv, bias, out, lse, ctx.scale, need_bias_grad)
     return *grads, None, None
 

@@ -11,17 +11,16 @@ from torch import Tensor
 from vitfast.ops import reference
 from vitfast.ops.arguments import attention_scale, check_like, check_tensor, needs_gradient
 from vitfast.ops.attention import (
-    CUDA_WHOLE_MAX_HEAD_DIM,
-    CUDA_WHOLE_MAX_TOKENS,
+    CUDA_DTYPES,
+    CUDA_MAX_HEAD_DIM,
+    CUDA_MAX_TOKENS,
     attention_packed,
     fake_packed_out,
     is_supported_head_dim,
 )
 from vitfast.ops.autocast import autocast_dtype, cast
-from vitfast.ops.library import has_kernel
+from vitfast.ops.library import fills_gpu, has_kernel
 from vitfast.ops.registration import attention_flops, register
-
-CUDA_DTYPES = (torch.float16, torch.bfloat16)
 
 
 def gated_positional_attention(qkv: Tensor, position: Tensor, gate: Tensor, *, scale: float | None = None) -> Tensor:
@@ -29,8 +28,8 @@ def gated_positional_attention(qkv: Tensor, position: Tensor, gate: Tensor, *, s
 
     The rows of both attentions sum to 1, hence those of the blend do; they are not normalized again. The kernel is
     inference only: content attention and ``position v`` are computed separately if a gradient is required, if the head
-    dimension is not a multiple of 8 up to 128 (on CUDA up to 64), and on CUDA for float32, float64 or more than 200
-    tokens.
+    dimension is not a multiple of 8 up to 128 (on CUDA up to 64), and on CUDA for float32, float64, more than 200
+    tokens, or fewer heads in the batch than multiprocessors.
 
     Args:
         qkv: ``[B, N, 3, H, D]``, float32, bfloat16, float16 or float64.
@@ -46,7 +45,7 @@ def gated_positional_attention(qkv: Tensor, position: Tensor, gate: Tensor, *, s
         ValueError: shapes or devices do not match.
     """
     check_tensor("qkv", qkv, ndim=5, shape="[B, N, 3, H, D]")
-    _, tokens, three, heads, head_dim = qkv.shape
+    batch, tokens, three, heads, head_dim = qkv.shape
     if three != 3 or head_dim == 0:
         raise ValueError(f"qkv must have shape [B, N, 3, H, D] with D of at least 1, got {list(qkv.shape)}")
     dtype = autocast_dtype(qkv)
@@ -59,7 +58,8 @@ def gated_positional_attention(qkv: Tensor, position: Tensor, gate: Tensor, *, s
 
     qkv, position = cast(qkv, dtype), cast(position, dtype)
     gate = gate.to(torch.promote_types(qkv.dtype, torch.float32))
-    if has_gated_kernel(qkv.device, qkv.dtype, tokens, head_dim) and not needs_gradient(qkv, position, gate):
+    is_fused = has_gated_kernel(qkv.device, qkv.dtype, tokens, head_dim) and not needs_gradient(qkv, position, gate)
+    if is_fused and (not qkv.is_cuda or fills_gpu(batch * heads, qkv.device)):
         out: Tensor = torch.ops.vitfast.gated_positional_attention.default(qkv, position, gate, scale)
         return out
     with torch.autocast(qkv.device.type, enabled=False):
@@ -76,7 +76,7 @@ def has_gated_kernel(device: torch.device, dtype: torch.dtype, tokens: int, head
         return False
     if device.type != "cuda":
         return True
-    return dtype in CUDA_DTYPES and tokens <= CUDA_WHOLE_MAX_TOKENS and head_dim <= CUDA_WHOLE_MAX_HEAD_DIM
+    return dtype in CUDA_DTYPES and tokens <= CUDA_MAX_TOKENS and head_dim <= CUDA_MAX_HEAD_DIM
 
 
 register("gated_positional_attention", fake_packed_out, flops=attention_flops)  # without the blend

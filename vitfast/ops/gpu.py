@@ -24,7 +24,7 @@ RECORD_VERSION = 1
 
 _ARCHITECTURE = re.compile(r"(\d+)\.(\d)([af]?)(\+PTX)?")  # an entry of TORCH_CUDA_ARCH_LIST
 _DRIVER = Path("/proc/driver/nvidia/version")
-_SHARED_MEMORY: dict[int, int] = {}
+_PROPERTIES: dict[tuple[int, str], int] = {}
 
 
 @dataclass(frozen=True)
@@ -72,16 +72,15 @@ def _runs_on(architecture: str, capability: tuple[int, int]) -> bool:
     return built <= capability and (is_portable or built[0] == capability[0])
 
 
-def shared_memory_per_block(index: int) -> int:
-    """Returns how many bytes of shared memory a thread block of ``cuda:index`` can allocate; the query is cached."""
-    if index not in _SHARED_MEMORY:
-        # not every release of torch declares the attribute in its stubs
-        _SHARED_MEMORY[index] = getattr(torch.cuda.get_device_properties(index), "shared_memory_per_block_optin")  # noqa: B009
-    return _SHARED_MEMORY[index]
+def device_property(index: int, name: str) -> int:
+    """Returns a number of ``torch.cuda.get_device_properties(index)``; the query is cached."""
+    if (index, name) not in _PROPERTIES:
+        _PROPERTIES[index, name] = getattr(torch.cuda.get_device_properties(index), name)
+    return _PROPERTIES[index, name]
 
 
 # torch.compile calls it instead of tracing it, as torch.compiler.assume_constant_result, which imports torch._dynamo
-shared_memory_per_block._dynamo_marked_constant = True  # type: ignore[attr-defined]
+device_property._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 # --- records ---

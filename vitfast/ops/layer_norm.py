@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vitfast.ops import reference
-from vitfast.ops.arguments import check_like, check_rows, check_tensor
+from vitfast.ops.arguments import check_like, check_rows, check_tensor, needs_gradient
 from vitfast.ops.autocast import autocast_off, cast
 from vitfast.ops.library import has_kernel
 from vitfast.ops.registration import empty_like, register
@@ -66,7 +66,7 @@ def layer_norm(
         ValueError: shapes or devices do not match, or eps is negative.
     """
     _check(x, weight, bias, eps, out_dtype)
-    if not _has_kernel(x, round_operand, round_result):
+    if not _has_kernel(x, needs_gradient(x, weight, bias), round_operand, round_result):
         return cast(_with_torch_operators(x, weight, bias, eps, round_operand, round_result), out_dtype)
     fused = out_dtype if _mixes(x, out_dtype, round_operand, round_result) else None
     y: Tensor = torch.ops.vitfast.layer_norm_forward.default(
@@ -113,7 +113,7 @@ def add_layer_norm(
     dtype = torch.promote_types(x.dtype, residual.dtype)
     residual = residual.to(dtype)
     _check(residual, weight, bias, eps, out_dtype)
-    if not _has_kernel(residual, round_sum, round_operand, round_result):
+    if not _has_kernel(residual, needs_gradient(x, residual, weight, bias), round_sum, round_operand, round_result):
         total = _rounded(x.to(dtype) + residual, round_sum)
         return total, cast(_with_torch_operators(total, weight, bias, eps, round_operand, round_result), out_dtype)
     if x.dtype != out_dtype or not _mixes(residual, out_dtype, round_sum, round_operand, round_result):
@@ -161,12 +161,12 @@ def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, ou
         raise TypeError(f"out_dtype must be a floating-point dtype or None, got {out_dtype}")
 
 
-def _has_kernel(x: Tensor, *roundings: FusedRounding | None) -> bool:
+def _has_kernel(x: Tensor, with_gradients: bool, *roundings: FusedRounding | None) -> bool:
     device, given = x.device.type, [rounding for rounding in roundings if rounding is not None]
     if device == "cuda" and not _fits_cuda(x.dtype, x.shape[-1], given):
         return False
     # the backward rounds the operand again
-    return has_kernel("layer_norm", device) and (not given or has_kernel("quantize_float", device))
+    return has_kernel("layer_norm", device, with_gradients) and (not given or has_kernel("quantize_float", device))
 
 
 def _fits_cuda(dtype: torch.dtype, channels: int, roundings: Sequence[FusedRounding]) -> bool:
@@ -202,7 +202,7 @@ def _fake_backward(
 
 
 def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-    *summed, _, mean, rstd = output
+    *summed, y, mean, rstd = output
     adds = len(summed)
     weight, bias, _, *roundings = inputs[1 + adds :]
     round_operand = roundings[adds]
@@ -210,7 +210,9 @@ def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.dtypes = [tensor.dtype for tensor in inputs[: 1 + adds]]
     ctx.save_for_backward(summed[0] if adds else inputs[0], mean, rstd, weight)
     ctx.parameter_dtypes = (None if weight is None else weight.dtype, None if bias is None else bias.dtype)
+    ctx.y_dtype = y.dtype
     ctx.mark_non_differentiable(mean, rstd)
+    ctx.set_materialize_grads(False)  # no zeros for mean and rstd
 
 
 def _backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
@@ -219,6 +221,8 @@ def _backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
     x, mean, rstd, weight = ctx.saved_tensors
     if ctx.round_operand:  # the operand is rounded again rather than saved
         x = torch.ops.vitfast.quantize_float.default(x, ctx.round_operand, None)
+    if grad_y is None:  # only the sum was used
+        grad_y = torch.zeros_like(x, dtype=ctx.y_dtype)
     weight_dtype, bias_dtype = ctx.parameter_dtypes
     grad_x, grad_weight, grad_bias = torch.ops.vitfast.layer_norm_backward.default(
         grad_y, grad_summed[0] if adds else None, x, mean, rstd, weight, bias_dtype is not None

@@ -15,7 +15,7 @@ import torch
 
 import vitfast
 from vitfast.errors import UserError
-from vitfast.ops.gpu import Gpu, read_record, record_identity, shared_memory_per_block, unsupported_gpu, visible_gpus
+from vitfast.ops.gpu import Gpu, device_property, read_record, record_identity, unsupported_gpu, visible_gpus
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +43,12 @@ VERIFIABLE_KERNELS = tuple(kernel for kernel in CUDA_KERNELS if kernel not in RE
 # kernels that ops.kernels selects; models that use the packed kernels hold packed weights, which rules out a choice
 KERNELS = tuple(kernel for kernel in CPU_KERNELS if kernel != "packed")
 
-# CUDA kernels covered by a committed GPU result under benchmarks/results/
-PROVEN_CUDA_KERNELS: frozenset[str] = frozenset()
+# verdict of vitfast.verify -> state of a kernel
+PROVEN_STATES = {"proven": "vitfast", "proven for inference": "vitfast for inference"}
+# proven on an H100 by benchmarks/results/verify-h100.json: the kernels of builds for 9.0a, on GPUs of its capability
+PROVEN_CUDA_KERNELS = frozenset(VERIFIABLE_KERNELS)
+PROVEN_CAPABILITY = (9, 0)
+PROVEN_ARCHITECTURE = "9.0a"
 
 CUDA_KERNEL_CHOICES = ("proven", "all", "none")
 ISA_CHOICES = ("auto", "baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "avx512_amx")
@@ -116,7 +120,8 @@ def missing_kernel(kernel: str, device_type: str) -> str | None:
     return None if missing is None else f"libvitfast_{library}.so: {missing}"
 
 
-# (kernel, device type) -> "vitfast" or "torch: reason"; on CUDA "vitfast: reason", added when one is first read
+# (kernel, device type) -> "vitfast" or "torch: reason"; on CUDA "vitfast: reason" or "vitfast for inference: reason",
+# added when one is first read
 _STATES: dict[tuple[str, str], str] = {}
 
 
@@ -147,7 +152,11 @@ def _add_cuda_states() -> None:
         return
     outcomes = [(gpu, _verified(gpu)) for gpu in visible_gpus()]
     _STATES.update({(kernel, "cuda"): _proven_state(kernel, outcomes) for kernel in loaded})
-    unverified = [gpu for gpu, found in outcomes if not {*VERIFIABLE_KERNELS} - PROVEN_CUDA_KERNELS <= found.keys()]
+    unverified = [
+        gpu
+        for gpu, found in outcomes
+        if any(kernel not in found and not _is_covered(kernel, gpu) for kernel in VERIFIABLE_KERNELS)
+    ]
     if unverified:
         _hint = (
             f"not all of vitfast's CUDA kernels are verified on the {unverified[0]}; torch's operators replace them. "
@@ -165,18 +174,26 @@ def _proven_state(kernel: str, outcomes: list[tuple[Gpu, dict[str, dict[str, Any
     """The state of a loaded kernel, which runs if it is proven on every visible GPU."""
     if kernel in RESEARCH_KERNELS:
         return "torch: a research kernel, which only VITFAST_CUDA_KERNELS=all enables"
-    details = []
+    details, verdicts = [], set()
     for gpu, found in outcomes:
         outcome = found.get(kernel)
-        if outcome is None and kernel in PROVEN_CUDA_KERNELS:
+        if outcome is None and _is_covered(kernel, gpu):
             details.append("covered by a committed result")
         elif outcome is None:
             return f"torch: not verified on the {gpu}; run python -m vitfast.verify"
-        elif outcome["verdict"] != "proven":
+        elif outcome["verdict"] not in PROVEN_STATES:
             return f"torch: {outcome['verdict']} on the {gpu}: {outcome['detail']}"
         else:
             details.append(f"verified on the {gpu}: {outcome['detail']}")
-    return f"vitfast: {'; '.join(details)}"
+            verdicts.add(outcome["verdict"])
+    state = PROVEN_STATES["proven for inference" if "proven for inference" in verdicts else "proven"]
+    return f"{state}: {'; '.join(details)}"
+
+
+def _is_covered(kernel: str, gpu: Gpu) -> bool:
+    """Whether a committed result covers a kernel of this build on a GPU."""
+    is_same = gpu.capability == PROVEN_CAPABILITY and PROVEN_ARCHITECTURE in _build().get("cuda_architectures", ())
+    return is_same and kernel in PROVEN_CUDA_KERNELS
 
 
 def forget_cuda_states() -> None:
@@ -194,15 +211,17 @@ def _prepare_cuda_operators() -> None:
         logger.warning("%s", hint)
 
 
-# torch.compile calls it instead of tracing it, see shared_memory_per_block
+# torch.compile calls it instead of tracing it, see device_property
 _prepare_cuda_operators._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def has_kernel(kernel: str, device_type: str) -> bool:
+def has_kernel(kernel: str, device_type: str, with_gradients: bool = False) -> bool:
     """Whether vitfast's kernel runs for this operator on this type of device; none does in an export to ONNX."""
     if device_type == "cuda":
         _prepare_cuda_operators()
-    return _STATES.get((kernel, device_type), "torch").startswith("vitfast") and not is_onnx_export()
+    state = _STATES.get((kernel, device_type), "torch")
+    is_on = state.startswith("vitfast") and not (with_gradients and state.startswith("vitfast for inference"))
+    return is_on and not is_onnx_export()
 
 
 _only_torch = False  # set by ``torch_operators``
@@ -232,7 +251,7 @@ is_onnx_export._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def kernel_state(kernel: str, device_type: str) -> str:
-    """Returns ``"vitfast"``, on CUDA ``"vitfast: <reason>"``, or ``"torch: <reason>"``, as in ``build_info``."""
+    """Returns ``"vitfast"``, on CUDA with a reason, or ``"torch: <reason>"``, as in ``build_info``."""
     if device_type == "cuda":
         _add_cuda_states()
     return _STATES[kernel, device_type]
@@ -240,8 +259,16 @@ def kernel_state(kernel: str, device_type: str) -> str:
 
 def has_shared_memory(device: torch.device, num_bytes: int) -> bool:
     """Whether a thread block can allocate ``num_bytes`` of shared memory on a CUDA device."""
-    index = device.index if device.index is not None else torch.cuda.current_device()
-    return num_bytes <= shared_memory_per_block(index)
+    return num_bytes <= device_property(_index_of(device), "shared_memory_per_block_optin")
+
+
+def fills_gpu(blocks: int, device: torch.device) -> bool:
+    """Whether there is a thread block for each multiprocessor of a CUDA device."""
+    return blocks >= device_property(_index_of(device), "multi_processor_count")
+
+
+def _index_of(device: torch.device) -> int:
+    return device.index if device.index is not None else torch.cuda.current_device()
 
 
 @contextmanager
@@ -304,7 +331,8 @@ def build_info() -> dict[str, Any]:
     Returns:
         A JSON-serializable dict: versions; ``cpu`` (the active instruction set, the processor's features); ``cuda``;
         ``build`` (compilers, compiled instruction sets and architectures, or why there are none); ``kernels``: for
-        each operator and device, ``"vitfast"`` or ``"torch: <reason>"``; on CUDA ``"vitfast: <reason>"``.
+        each operator and device, ``"vitfast"`` or ``"torch: <reason>"``; on CUDA ``"vitfast: <reason>"``, or
+        ``"vitfast for inference: <reason>"`` where torch's operators compute what needs gradients.
     """
     build = _build()
     features = {}

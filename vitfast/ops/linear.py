@@ -70,9 +70,9 @@ def linear(
         x, weight, bias, scale = cast(x, dtype), cast(weight, dtype), cast(bias, dtype), cast(scale, dtype)
     fused_residual, later_residual = split_residual(residual, x.dtype)
 
-    if has_kernel("linear", x.device.type):
+    save_for_backward = needs_gradient(x, weight, bias, scale)
+    if has_kernel("linear", x.device.type, save_for_backward):
         fused_rounding = rounding if later_residual is None else None
-        save_for_backward = needs_gradient(x, weight, bias, scale)
         out: Tensor = torch.ops.vitfast.linear_forward.default(
             x, weight, bias, activation, scale, fused_residual, fused_rounding, save_for_backward
         )[0]
@@ -147,12 +147,13 @@ def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.save_for_backward(x, weight, pre_activation, scale)
     if pre_activation is not None:
         ctx.mark_non_differentiable(pre_activation)
+    ctx.set_materialize_grads(False)  # no zeros for pre_activation
 
 
-def _backward(ctx: Any, grad_out: Tensor, *_: Any) -> tuple[Any, ...]:
+def _backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Any, ...]:
     x, weight, pre_activation, scale = ctx.saved_tensors
     grad_residual = grad_out if ctx.has_residual else None
-    if not ctx.saved:  # only the residual requires a gradient
+    if not ctx.saved or grad_out is None:  # only the residual requires a gradient, or there is none
         return None, None, None, None, None, grad_residual, None, None
     grad_x, grad_weight, grad_bias, grad_scale = torch.ops.vitfast.linear_backward.default(
         grad_out, x, weight, pre_activation, scale, ctx.activation, ctx.has_bias

@@ -70,9 +70,10 @@ def mlp(
     fused_residual, later_residual = split_residual(residual, x.dtype)
 
     weights = (fc1_weight, fc1_bias, fc2_weight, fc2_bias)
-    if _has_kernel(x, fc1_weight, fc2_weight):
+    save_for_backward = needs_gradient(x, *weights)
+    if _has_kernel(x, fc1_weight, fc2_weight, save_for_backward):
         operator = torch.ops.vitfast.mlp_forward.default
-        out: Tensor = operator(x, *weights, fused_residual, approximate, needs_gradient(x, *weights))[0]
+        out: Tensor = operator(x, *weights, fused_residual, approximate, save_for_backward)[0]
     else:
         with torch.autocast(x.device.type, enabled=False):
             hidden = linear(x, fc1_weight, fc1_bias, activation=_ACTIVATIONS[approximate])
@@ -80,9 +81,9 @@ def mlp(
     return out if later_residual is None else out + later_residual
 
 
-def _has_kernel(x: Tensor, fc1_weight: Tensor, fc2_weight: Tensor) -> bool:
-    if x.device.type != "cuda" or not has_kernel("mlp", "cuda"):
-        return has_kernel("mlp", x.device.type)
+def _has_kernel(x: Tensor, fc1_weight: Tensor, fc2_weight: Tensor, with_gradients: bool) -> bool:
+    if x.device.type != "cuda" or not has_kernel("mlp", "cuda", with_gradients):
+        return has_kernel("mlp", x.device.type, with_gradients)
     widths = (*fc1_weight.shape, *fc2_weight.shape)
     fits = all(width > 0 and width % CUDA_MULTIPLE == 0 for width in widths)
     return fits and x.dtype in CUDA_DTYPES and x.numel() > 0
@@ -138,12 +139,13 @@ def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
     _, pre_activation, activation = output
     ctx.save_for_backward(x, pre_activation, activation, fc1_weight, fc2_weight)
     ctx.mark_non_differentiable(*(tensor for tensor in (pre_activation, activation) if tensor is not None))
+    ctx.set_materialize_grads(False)  # no zeros for pre_activation and activation
 
 
-def _backward(ctx: Any, grad_out: Tensor, *_: Any) -> tuple[Any, ...]:
+def _backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Any, ...]:
     x, pre_activation, activation, fc1_weight, fc2_weight = ctx.saved_tensors
     grad_residual = grad_out if ctx.has_residual else None
-    if pre_activation is None:  # only the residual requires a gradient
+    if pre_activation is None or grad_out is None:  # only the residual requires a gradient, or there is none
         return None, None, None, None, None, grad_residual, None, None
     grads = torch.ops.vitfast.mlp_backward.default(
         grad_out, x, pre_activation, activation, fc1_weight, fc2_weight, ctx.approximate, *ctx.has_biases

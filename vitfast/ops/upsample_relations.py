@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vitfast.ops import reference
 from vitfast.ops.arguments import check_like, check_shape, check_tensor, needs_gradient
-from vitfast.ops.library import has_kernel, has_shared_memory
+from vitfast.ops.library import fills_gpu, has_kernel, has_shared_memory
 from vitfast.ops.registration import register
 
 # the CUDA kernel keeps one head of x, and this many bytes for each of its rows, in shared memory
@@ -53,12 +53,12 @@ def upsample_relations(x: Tensor, matrix: Tensor) -> Tensor:
 
 
 def _has_kernel(x: Tensor, tokens: int) -> bool:
-    if not has_kernel("upsample_relations", x.device.type):
+    if not has_kernel("upsample_relations", x.device.type, needs_gradient(x)):
         return False
     if x.device.type != "cuda":
         return True
-    if x.dtype not in CUDA_DTYPES:
-        return False
+    if x.dtype not in CUDA_DTYPES or not fills_gpu(x.shape[0] * x.shape[1], x.device):
+        return False  # with fewer heads, torch's GEMMs are faster
     # x transposed with an odd row stride, and 16 bytes of alignment
     needed = x.element_size() * tokens * (tokens | 1) + CUDA_SHARED_BYTES_OF_ROW * tokens + 16
     return has_shared_memory(x.device, needed)

@@ -1,5 +1,4 @@
-// attention, forward: the packed tensor qkv [B, N, 3, H, D], or q, k and v [B, H, N, D]. SIMT_HEAD_DIM compiles one
-// head dimension of a type, whole or (SIMT_TILED) by tiles, for mutation tests.
+// attention, forward: the packed tensor qkv [B, N, 3, H, D], or q, k and v [B, H, N, D].
 
 #include "csrc/attention/attention_forward_launch.cuh"
 #include "tests/simt/programs/program.h"
@@ -30,16 +29,10 @@ void run(simt_test::Program& program) {
   a.bias_batch_stride = program.integer("bias_batch_stride");
   a.lse = program.output<float>("lse", b * h * n);
   if (program.integer("return_logits") != 0) a.logits = program.output<T>("logits", b * h * n * n);
-#if defined(SIMT_TILED)
-  vitfast::launch_attention_forward_tiled<T, SIMT_HEAD_DIM>(a, {});
-#elif defined(SIMT_HEAD_DIM)
-  vitfast::launch_attention_forward_head_dim<T, SIMT_HEAD_DIM>(a, {});
-#else
   vitfast::launch_attention_forward<T>(a, {});
-#endif
 }
 
 int main(int argc, char** argv) {
-  return simt_test::run_typed<vitfast::Half, vitfast::BFloat16, float>(
+  return simt_test::run_typed<vitfast::Half, vitfast::BFloat16>(
       argc, argv, [](auto& program, auto element) { run<decltype(element)>(program); });
 }

@@ -1,5 +1,4 @@
 // attention, backward: the packed tensors qkv [B, N, 3, H, D], out and grad_out [B, N, H, D], or [B, H, N, D] each.
-// SIMT_HEAD_DIM compiles one head dimension of a type, whole or (SIMT_TILED) by tiles, for mutation tests.
 
 #include "csrc/attention/attention_backward_launch.cuh"
 #include "tests/simt/programs/program.h"
@@ -35,23 +34,10 @@ void run(simt_test::Program& program) {
   a.bias = program.input<T>("bias");
   a.bias_batch_stride = program.integer("bias_batch_stride");
   if (a.bias != nullptr) a.grad_bias = program.output<T>("grad_bias", b * h * n * n);
-  float* row_statistics = nullptr;
-#if defined(SIMT_TILED)
-  const bool is_tiled = true;
-#else
-  const bool is_tiled = vitfast::uses_tiles<T>(a, int(program.integer("shared_bytes")));
-#endif
-  if (is_tiled) row_statistics = program.output<float>("row_statistics", attention_row_statistics(a));
-#if defined(SIMT_TILED)
-  vitfast::launch_attention_backward_tiled<T, SIMT_HEAD_DIM>(a, row_statistics, {});
-#elif defined(SIMT_HEAD_DIM)
-  vitfast::launch_attention_backward_head_dim<T, SIMT_HEAD_DIM>(a, row_statistics, {});
-#else
-  vitfast::launch_attention_backward<T>(a, row_statistics, {});
-#endif
+  vitfast::launch_attention_backward<T>(a, {});
 }
 
 int main(int argc, char** argv) {
-  return simt_test::run_typed<vitfast::Half, vitfast::BFloat16, float>(
+  return simt_test::run_typed<vitfast::Half, vitfast::BFloat16>(
       argc, argv, [](auto& program, auto element) { run<decltype(element)>(program); });
 }

@@ -24,7 +24,7 @@ void run(simt_test::Program& program) {
   a.position_head_stride = n * a.position_row_stride;
   a.gate = program.input<float>("gate");
 #if defined(SIMT_HEAD_DIM)
-  vitfast::launch_attention_forward_whole<T, SIMT_HEAD_DIM, 19, 25>(a, {});
+  vitfast::launch_attention_forward_instance<T, SIMT_HEAD_DIM, 19, 25>(a, {});
 #else
   vitfast::launch_gated_positional_attention<T>(a, {});
 #endif

@@ -1,8 +1,7 @@
 // One small kernel for each primitive of csrc/cuda. The places of fragments are written here as the PTX ISA states them
-// (sections "Matrix Fragments for mma.m16n8k16 with floating point type" and "… for mma.m16n8k8"), apart from the
-// emulation.
+// (section "Matrix Fragments for mma.m16n8k16 with floating point type"), apart from the emulation.
 
-#include "csrc/cuda/matrix_step.cuh"
+#include "csrc/cuda/matrix.cuh"
 #include "csrc/cuda/numbers.cuh"
 #include "csrc/cuda/pack.cuh"
 #include "csrc/cuda/shared_memory.cuh"
@@ -74,36 +73,6 @@ __global__ void mma_fp16_accumulation_kernel(const Half* a, const Half* b, const
   }
 }
 
-// d [16][8] = a [16][8] b [8][8] + c [16][8]: one product in tf32, or the step in which products of floats go
-__global__ void mma_tf32_kernel(const uint32_t* a, const uint32_t* b, const float* c, float* d, int whole_floats) {
-  const int group_id = lane_in_warp() >> 2, thread_in_group = lane_in_warp() % 4;
-  uint32_t a_registers[4], b_registers[2];
-  for (int i = 0; i < 4; ++i) {
-    const int row = i == 0 || i == 2 ? group_id : group_id + 8, column = i < 2 ? thread_in_group : thread_in_group + 4;
-    a_registers[i] = a[row * 8 + column];
-  }
-  for (int i = 0; i < 2; ++i) b_registers[i] = b[(thread_in_group + 4 * i) * 8 + group_id];
-  float sums[4];
-  for (int i = 0; i < 4; ++i) sums[i] = c[(group_id + (i < 2 ? 0 : 8)) * 8 + thread_in_group * 2 + i % 2];
-  using Step = MatrixStep<float>;
-  if (whole_floats) {
-    Step::add(sums, Step::left(a_registers), Step::right(b_registers[0], b_registers[1]));
-  } else {
-    mma_m16n8k8_tf32(sums, a_registers, b_registers);
-  }
-  for (int i = 0; i < 4; ++i) d[(group_id + (i < 2 ? 0 : 8)) * 8 + thread_in_group * 2 + i % 2] = sums[i];
-}
-
-// x [32] -> y [32], reversed
-__global__ void load_element_kernel(const float* x, float* y) {
-  SharedMemory shared;
-  float* elements = shared.take<float>(32);
-  const int lane = lane_in_warp();
-  elements[lane] = x[lane];
-  sync_warp();
-  y[lane] = load_element(elements + 31 - lane);
-}
-
 // x [64][4] -> y [64][4], rows reversed, row 63 - i where i % 3 == 0 zero; in two groups of copies
 __global__ void copy_async_kernel(const float* x, float* y) {
   SharedMemory shared;
@@ -161,9 +130,6 @@ int main(int argc, char** argv) {
     if (type == "bfloat16") {
       const auto *a = program.input<const BFloat16>("a"), *b = program.input<const BFloat16>("b");
       launch(mma_kernel<BFloat16>, 1, 32, 0, {}, a, b, c, d);
-    } else if (type == "tf32" || type == "float32") {
-      const auto *a = program.input<const uint32_t>("a"), *b = program.input<const uint32_t>("b");
-      launch(mma_tf32_kernel, 1, 32, 0, {}, a, b, c, d, int(type == "float32"));
     } else {
       const auto *a = program.input<const Half>("a"), *b = program.input<const Half>("b");
       launch(mma_kernel<Half>, 1, 32, 0, {}, a, b, c, d);
@@ -173,8 +139,6 @@ int main(int argc, char** argv) {
     const auto *a = program.input<const Half>("a"), *b = program.input<const Half>("b");
     const auto* c = program.input<const Half>("c");
     launch(mma_fp16_accumulation_kernel, tiles, 32, 0, {}, a, b, c, program.output<Half>("d", tiles * 128));
-  } else if (name == "load_element") {
-    launch(load_element_kernel, 1, 32, 128, {}, program.input<const float>("x"), program.output<float>("y", 32));
   } else if (name == "copy_async") {
     launch(copy_async_kernel, 1, 32, 1024, {}, program.input<const float>("x"), program.output<float>("y", 256));
   } else if (name == "reduce") {

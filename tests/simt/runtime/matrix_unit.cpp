@@ -19,15 +19,10 @@ namespace simt {
 namespace {
 
 using vitfast::BFloat16;
-using vitfast::from_bits;
 using vitfast::Half;
 
 constexpr int rows = 16, columns = 8;
-// a row of results, and what it is compared and converted by
-using Row = double __attribute__((vector_size(columns * sizeof(double))));
-using RowBits = int64_t __attribute__((vector_size(columns * sizeof(int64_t))));
-using RowOfFloats = float __attribute__((vector_size(columns * sizeof(float))));
-using RowOfInts = int32_t __attribute__((vector_size(columns * sizeof(int32_t))));
+using Row = double __attribute__((vector_size(columns * sizeof(double))));  // of results
 
 uint64_t conflicts = 0;
 
@@ -74,36 +69,6 @@ void add_products(void* const* slots) {
       d[i] = float(double(d[i]) + sums[lane / 4 + 8 * (i / 2)][2 * (lane % 4) + i % 2]);
     }
   }
-}
-
-Row magnitudes(Row x) {
-  return Row(RowBits(x) & INT64_MAX);
-}
-
-// Sums of float addends as the unit has been measured to compute them (csrc/cuda/matrix_step.cuh): all are cut off at
-// one bit below the last one of the largest, and so is their sum at its own last bit.
-template <int count>
-RowOfFloats cut_off_sums(const Row (&addends)[count]) {
-  Row largest{}, plain_sums{};
-  for (const Row addend : addends) {
-    const Row magnitude = magnitudes(addend);
-    largest = magnitude > largest ? magnitude : largest;
-    plain_sums += addend;
-  }
-  // products of floats, far from the smallest and the largest double; less than 2^25 units
-  constexpr int64_t one_exponent = int64_t(1) << 52, infinity = 0x7ff * one_exponent;
-  const RowBits unit_bits = (RowBits(largest > 0.0 ? largest : largest + 1.0) & infinity) - 24 * one_exponent;
-  const Row unit = Row(unit_bits), per_unit = Row(2 * 1023 * one_exponent - unit_bits);
-  Row sums{};
-  for (const Row addend : addends) {
-    sums += __builtin_convertvector(__builtin_convertvector(addend * per_unit, RowOfInts), Row) * unit;
-  }
-  const RowOfFloats rounded = __builtin_convertvector(sums, RowOfFloats);
-  const RowBits too_large = magnitudes(__builtin_convertvector(rounded, Row)) > magnitudes(sums);
-  const RowOfFloats result = RowOfFloats(RowOfInts(rounded) + __builtin_convertvector(too_large, RowOfInts));
-  // where one addend is no number: that, or infinity
-  const RowBits is_number = plain_sums - plain_sums == 0.0;
-  return __builtin_convertvector(is_number, RowOfInts) ? result : __builtin_convertvector(plain_sums, RowOfFloats);
 }
 
 // How a unit sums products of Half in Half, as two groups have modelled those of several GPUs from measurements
@@ -181,32 +146,6 @@ void mma_m16n8k16_fp16_accumulation(void* const* slots) {
       }
       d[i] = vitfast::round_to_pair<Half>(sums[0], sums[1]);
     }
-  }
-}
-
-WITH_WIDE_VECTORS void mma_m16n8k8_tf32(void* const* slots) {
-  constexpr int depth = 8;
-  double a[rows][depth];
-  Row b[depth], d[rows];
-  // of an element the lower 13 bits are not read
-  const auto element = [](uint32_t bits) { return double(from_bits(bits & ~0x1fffu)); };
-  for (int lane = 0; lane < warp_size; ++lane) {
-    const MmaSlot& slot = slot_of(slots, lane);
-    const int g = lane / 4, t = lane % 4;
-    for (int i = 0; i < 4; ++i) a[g + 8 * (i % 2)][t + 4 * (i / 2)] = element(slot.a[i]);
-    for (int i = 0; i < 2; ++i) b[t + 4 * i][g] = element(slot.b[i]);
-    for (int i = 0; i < 4; ++i) d[g + 8 * (i / 2)][2 * t + i % 2] = static_cast<const float*>(slot.d)[i];
-  }
-  RowOfFloats sums[rows];
-  for (int row = 0; row < rows; ++row) {
-    Row addends[depth + 1];
-    for (int k = 0; k < depth; ++k) addends[k] = a[row][k] * b[k];
-    addends[depth] = d[row];
-    sums[row] = cut_off_sums(addends);
-  }
-  for (int lane = 0; lane < warp_size; ++lane) {
-    float* target = static_cast<float*>(slot_of(slots, lane).d);
-    for (int i = 0; i < 4; ++i) target[i] = sums[lane / 4 + 8 * (i / 2)][2 * (lane % 4) + i % 2];
   }
 }
 

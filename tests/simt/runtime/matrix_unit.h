@@ -20,7 +20,6 @@ struct MmaSlot {
 void mma_m16n8k16_bfloat16(void* const* slots);
 void mma_m16n8k16_half(void* const* slots);
 void mma_m16n8k16_fp16_accumulation(void* const* slots);
-void mma_m16n8k8_tf32(void* const* slots);
 
 // Of a lane: where its row of 16 bytes begins, and its four registers.
 struct LdmatrixSlot {

@@ -34,22 +34,6 @@ void ldmatrix_x4(uint32_t (&registers)[4], const void* row, simt::Site site) {
   simt::with_warp(ldmatrix_x4_of_warp<transposed>, &slot, site);
 }
 
-struct ElementSlot {
-  const float* element;
-  float value;
-};
-
-inline void load_element_of_warp(void* const* slots) {
-  const void* elements[32];
-  for (int lane = 0; lane < 32; ++lane) {
-    ElementSlot& slot = *static_cast<ElementSlot*>(slots[lane]);
-    elements[lane] = slot.element;
-    simt::note_warp_read(slot.element, sizeof(float));
-    slot.value = *slot.element;
-  }
-  simt::count_bank_conflicts(elements, 32, sizeof(float));
-}
-
 }  // namespace host
 
 inline void ldmatrix_x4(uint32_t (&registers)[4], const void* row, simt::Site site = simt::Site::here()) {
@@ -60,12 +44,6 @@ inline void ldmatrix_x4_transposed(uint32_t (&registers)[4], const void* row, si
   host::ldmatrix_x4<true>(registers, row, site);
 }
 
-inline float load_element(const float* element, simt::Site site = simt::Site::here()) {
-  host::ElementSlot slot{element, 0.0f};
-  simt::with_warp(host::load_element_of_warp, &slot, site);
-  return slot.value;
-}
-
 template <typename T>
 inline void mma_m16n8k16(
     float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, simt::Site site = simt::Site::here()) {
@@ -73,12 +51,6 @@ inline void mma_m16n8k16(
   static_assert(is_half || std::is_same_v<T, BFloat16>);
   simt::MmaSlot slot{d, a, {b0, b1}};
   simt::with_warp(is_half ? simt::mma_m16n8k16_half : simt::mma_m16n8k16_bfloat16, &slot, site);
-}
-
-inline void mma_m16n8k8_tf32(
-    float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], simt::Site site = simt::Site::here()) {
-  simt::MmaSlot slot{d, a, {b[0], b[1]}};
-  simt::with_warp(simt::mma_m16n8k8_tf32, &slot, site);
 }
 
 inline void mma_m16n8k16_fp16_accumulation(

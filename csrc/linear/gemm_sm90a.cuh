@@ -1,9 +1,10 @@
 // GEMMs for compute capability 9.0: CUTLASS 3.x, warp-specialized, with the ping-pong schedule. One producer warp
 // copies tiles by TMA; two consumer warp groups compute a tile each, in turn: while one runs its epilogue, the other
-// runs wgmma. All epilogue variants, those of the backward too, are selected at run time, so there is one kernel per
-// type.
+// runs wgmma.
 //
 // CUTLASS's collective builders would choose the same types, but their headers double what is compiled.
+
+#pragma once
 
 #include <cutlass/cutlass.h>
 
@@ -35,11 +36,10 @@ CUTLASS_DEVICE void warpgroup_reg_dealloc<40>() {
 
 #include "csrc/linear/column_sums.cuh"
 #include "csrc/linear/cutlass.cuh"
-#include "csrc/linear/gemm_epilogue.cuh"
 
 namespace vitfast {
 
-// Fetches the source, if there is one.
+// Fetches the source, if there is one; otherwise it is zero.
 template <typename Element>
 struct OptionalSource : EpilogueNode<cutlass::epilogue::fusion::Sm90SrcFetch<Element>, bool> {
   using Base = cutlass::epilogue::fusion::Sm90SrcFetch<Element>;
@@ -61,55 +61,8 @@ struct OptionalSource : EpilogueNode<cutlass::epilogue::fusion::Sm90SrcFetch<Ele
   bool is_there = false;
 };
 
-// One number per column of a tile, such as the bias. CUTLASS's node keeps a step's numbers in registers, of which there
-// would be too few; this one reads shared memory when they are needed.
-template <typename Tile, typename Element>
-struct RowSm90 : cutlass::epilogue::fusion::Sm90RowBroadcast<0, Tile, Element> {
-  using Base = cutlass::epilogue::fusion::Sm90RowBroadcast<0, Tile, Element>;
-  using Base::Base;
-
-  template <typename Early>
-  struct Callbacks : Early {
-    CUTLASS_DEVICE Callbacks(Early&& early) : Early(static_cast<Early&&>(early)) {}
-    CUTLASS_DEVICE void begin_loop(int, int) {}
-
-    template <typename Sum, int count>
-    CUTLASS_DEVICE cutlass::Array<Element, count> visit(
-        const cutlass::Array<Sum, count>&, int fragment, int step, int epi_n) {
-      const auto row = Early::tSR_sRow(cute::_, cute::_, cute::_, step, epi_n);
-      cutlass::Array<Element, count> values;
-      CUTLASS_PRAGMA_UNROLL
-      for (int i = 0; i < count; ++i) values[i] = row(fragment * count + i);
-      return values;
-    }
-  };
-
-  template <bool ReferenceSrc, class... Args>
-  CUTLASS_DEVICE auto get_consumer_store_callbacks(
-      const cutlass::epilogue::fusion::detail::ConsumerStoreArgs<Args...>& arguments) {
-    auto early = Base::template get_consumer_store_callbacks<ReferenceSrc>(arguments);
-    return Callbacks<decltype(early)>(static_cast<decltype(early)&&>(early));
-  }
-};
-
-// Tree node that calls finish_gemm.
-template <typename T>
-struct FinishSm90 {
-  template <typename Values>
-  struct Function {
-    using Arguments = GemmEpilogue;
-    CUTLASS_DEVICE Values
-    operator()(const Values& sums, const Values& scale, const Values& source, const Arguments& epilogue) const {
-      return finish_gemm<T, Values::kElements>(sums, scale, source, epilogue);
-    }
-  };
-};
-
-// Values that a thread finishes at a time: with more, registers spill while all sums of a tile are in them.
-constexpr int epilogue_values = 2;
-
 // Root of the tree: passes its input through and writes the tile's column sums to its row of `partial_sums` [row tiles,
-// columns], unless that is null. The epilogue processes 64 rows of 32 columns at a time, and then the other 64 rows.
+// columns]. The epilogue processes 64 rows of 32 columns at a time, and then the other 64 rows.
 struct ColumnSumsSm90 : EpilogueNode<cutlass::epilogue::fusion::Sm90VisitorImpl<>, float*> {
   static constexpr int step_rows = 64, steps = gemm_tile_rows / step_rows, warps = step_rows / 16;
   struct SharedStorage {
@@ -148,19 +101,15 @@ struct ColumnSumsSm90 : EpilogueNode<cutlass::epilogue::fusion::Sm90VisitorImpl<
 
     template <typename Buffer, typename Synchronize, typename Results>
     CUTLASS_DEVICE void reduce(Buffer&&, const Synchronize&, int step, int, bool, Results& results) {
-      if (partial_sums == nullptr) return;
-      static_assert(decltype(cute::size(results))::value * epilogue_values == column_sum_values);
-      float values[column_sum_values];
-      CUTLASS_PRAGMA_UNROLL
-      for (int i = 0; i < column_sum_values; ++i) values[i] = results(i / epilogue_values)[i % epilogue_values];
+      static_assert(decltype(cute::size(results))::value == 1);
       float* sums = shared->sums[step * warps + thread / warp_size];
-      sum_fragment_columns(sums, values, rows_left - step * step_rows, thread % warp_size);
+      sum_fragment_columns(sums, results(0), rows_left - step * step_rows, thread % warp_size);
     }
 
     // CUTLASS synchronizes the threads before and after tma_store
     CUTLASS_DEVICE void tma_store(int step, int epi_n, int, bool) {
       const int column = epi_n * column_sum_columns + thread;
-      if (partial_sums == nullptr || step + 1 < steps || thread >= column_sum_columns || column >= columns_left) return;
+      if (step + 1 < steps || thread >= column_sum_columns || column >= columns_left) return;
       partial_sums[column] = sum_groups<steps * warps, column_sum_columns>(shared->sums[0], thread);
     }
 
@@ -180,7 +129,7 @@ struct ColumnSumsSm90 : EpilogueNode<cutlass::epilogue::fusion::Sm90VisitorImpl<
     const bool has_rows = cute::get<0>(arguments.residue_cD) > 0;
     return Callbacks(
         shared,
-        partial_sums == nullptr ? nullptr : partial_sums + int64_t(row_tile) * columns + first_column,
+        partial_sums + int64_t(row_tile) * columns + first_column,
         arguments.thread_idx,
         int(cute::get<0>(arguments.residue_tCcD)),
         has_rows ? columns - first_column : 0);
@@ -191,11 +140,15 @@ struct ColumnSumsSm90 : EpilogueNode<cutlass::epilogue::fusion::Sm90VisitorImpl<
 };
 
 // GEMM with output tiles of 128 x 192, in depth steps of 64: the largest tile whose sums fit the registers of one warp
-// group. 192 divides most widths of ViTs. Two adjacent blocks share the weight tile by multicast.
-template <typename T>
+// group. 192 divides most widths of ViTs. The gradient's column sums need registers, too: its tiles have 128 columns.
+// Two adjacent blocks share the weight tile by multicast.
+template <typename T, GemmEpilogue epilogue>
 struct GemmSm90a {
   using Element = CutlassElement<T>;
-  using Tile = cute::Shape<cute::Int<gemm_tile_rows>, cute::Int<192>, cute::_64>;
+  static constexpr bool is_linear = epilogue == GemmEpilogue::linear;
+  static constexpr bool is_gradient = epilogue == GemmEpilogue::gelu_gradient;
+  static constexpr bool has_source = is_linear || is_gradient;
+  using Tile = cute::Shape<cute::Int<gemm_tile_rows>, cute::Int<is_gradient ? 128 : 192>, cute::_64>;
   using Cluster = cute::Shape<cute::_2, cute::_1, cute::_1>;
   using Stride = cute::Stride<int64_t, cute::_1, int64_t>;  // of row-major matrices, and of the batch
   static constexpr auto depth_major = cute::GMMA::Major::K;
@@ -206,9 +159,16 @@ struct GemmSm90a {
   using EpilogueLayout = cute::GMMA::Layout_K_SW64_Atom<Element>;
   static constexpr auto nearest = cutlass::FloatRoundStyle::round_to_nearest;
 
+  static constexpr int epilogue_values = column_sum_values;  // that a thread finishes at a time: its part of a tile
+
   template <template <typename> class Function>
   using Compute = cutlass::epilogue::fusion::Sm90Compute<Function, float, float, nearest>;
-  using Row = RowSm90<Tile, Element>;
+  template <class... Nodes>
+  using Node = cutlass::epilogue::fusion::Sm90EVT<Nodes...>;
+  using Finish = Compute<FinishGemm<T, epilogue>::template Function>;
+  using Products = cutlass::epilogue::fusion::Sm90AccFetch;
+  using Source = cutlass::epilogue::fusion::Sm90SrcFetch<Element>;
+  using Row = cutlass::epilogue::fusion::Sm90RowBroadcast<0, Tile, Element>;
   using StoreSum = cutlass::epilogue::fusion::Sm90AuxStore<
       stored_buffers,
       EpilogueTile,
@@ -219,18 +179,20 @@ struct GemmSm90a {
       cute::SM90_U32x4_STSM_N,
       gemm_alignment,
       true>;
-  using Sum = cutlass::epilogue::fusion::Sm90EVT<
-      StoreSum,
-      cutlass::epilogue::fusion::Sm90EVT<Compute<cutlass::plus>, cutlass::epilogue::fusion::Sm90AccFetch, Row>>;
-  using Tree = cutlass::epilogue::fusion::Sm90EVT<
-      ColumnSumsSm90,
-      cutlass::epilogue::fusion::Sm90EVT<Compute<FinishSm90<T>::template Function>, Sum, Row, OptionalSource<Element>>>;
+  using Sum = Node<Compute<cutlass::plus>, Products, Row>;
+  using Tree = std::conditional_t<
+      is_linear,
+      Node<Finish, Sum, Row, OptionalSource<Element>>,
+      std::conditional_t<
+          is_gradient,
+          Node<ColumnSumsSm90, Node<Finish, Products, Source>>,
+          Node<Finish, Node<StoreSum, Sum>>>>;
 
   using Epilogue = cutlass::epilogue::collective::CollectiveEpilogue<
-      cutlass::epilogue::Sm90TmaWarpSpecialized<buffers, stored_buffers, epilogue_values, true, false>,
+      cutlass::epilogue::Sm90TmaWarpSpecialized<buffers, stored_buffers, epilogue_values, has_source, false>,
       Tile,
       EpilogueTile,
-      Element,
+      std::conditional_t<has_source, Element, void>,
       Stride,
       Element,
       Stride,
@@ -271,6 +233,13 @@ struct GemmSm90a {
   static Stride rows_of(int length) { return {int64_t(length), cute::_1{}, int64_t(0)}; }
   static const Element* elements(const void* address) { return static_cast<const Element*>(address); }
 
+  static typename Tree::Arguments tree_arguments(const GemmArguments& p) {
+    const typename Sum::Arguments sum{{}, {elements(p.bias), Element(0), {}}, {}};
+    if constexpr (is_linear) return {sum, {elements(p.scale), Element(1), {}}, p.source != nullptr, {}};
+    if constexpr (is_gradient) return {{{}, {}, {}}, p.partial_sums};
+    if constexpr (!has_source) return {{sum, {static_cast<Element*>(p.sum), rows_of(p.columns)}}, {}};
+  }
+
   static void launch(const GemmArguments& p, Stream stream) {
     static_assert(Kernel::SharedStorageSize <= 227 * 1024);
     cutlass::KernelHardwareInfo hardware;
@@ -282,15 +251,7 @@ struct GemmSm90a {
         cutlass::gemm::GemmUniversalMode::kGemm,
         {p.rows, p.columns, p.depth, 1},
         {elements(p.x), rows_of(p.depth), elements(p.weight), rows_of(p.depth)},
-        {{{{{{}, {elements(p.bias), Element(0), {}}, {}}, {static_cast<Element*>(p.sum), rows_of(p.columns)}},
-           {elements(p.scale), Element(1), {}},
-           p.source != nullptr,
-           p.epilogue},
-          p.partial_sums},
-         elements(source),
-         rows_of(p.columns),
-         static_cast<Element*>(p.out),
-         rows_of(p.columns)},
+        {tree_arguments(p), elements(source), rows_of(p.columns), static_cast<Element*>(p.out), rows_of(p.columns)},
         hardware};
     if (Kernel::get_workspace_size(arguments) != 0)
       throw std::runtime_error("linear: the CUTLASS kernel requires a workspace");
@@ -314,10 +275,7 @@ struct GemmSm90a {
 
 template <typename T>
 void launch_gemm_sm90a(const GemmArguments& p, Stream stream) {
-  GemmSm90a<T>::launch(p, stream);
+  with_epilogue(p.epilogue, [&](auto epilogue) { GemmSm90a<T, epilogue>::launch(p, stream); });
 }
-
-template void launch_gemm_sm90a<Half>(const GemmArguments&, Stream);
-template void launch_gemm_sm90a<BFloat16>(const GemmArguments&, Stream);
 
 }  // namespace vitfast
