@@ -29,8 +29,7 @@ def test_the_image_tower_is_accelerated(name, tower, size):
 
 @torch.no_grad()
 def test_an_attentional_pooling_keeps_its_own_forward():
-    import open_clip
-
+    open_clip = pytest.importorskip("open_clip", reason="open_clip is not installed: pip install open_clip_torch")
     vision = {"image_size": 32, "patch_size": 16, "width": 32, "head_width": 16, "layers": 1, "attentional_pool": True}
     model = open_clip.CLIP(
         20, {**vision, "attn_pooler_heads": 2}, {"vocab_size": 50, "width": 32, "heads": 2, "layers": 1}

@@ -1,6 +1,7 @@
 """quantize_float on a GPU for all 2^32 float32 numbers, compared with torch's conversions and with the CPU kernel.
 
-The comparison itself is tested on the CPU with a subset of the numbers.
+The CPU kernel takes half a minute for all numbers, so those tests are slow: ``pytest -m "cuda and not slow"`` compares
+a sample. The comparison itself is tested on the CPU with a subset of the numbers.
 """
 
 from __future__ import annotations
@@ -40,6 +41,17 @@ def every_float(device: torch.device, start: int = 0, stop: int = ALL, chunk: in
         yield torch.where(bits < 2**31, bits, bits - 2**32).to(torch.int32).view(torch.float32)
 
 
+def sampled_floats(device: torch.device) -> Iterator[Tensor]:
+    """Yields float32 numbers with all patterns of the upper 20 bits (sign, exponent and 11 bits of the mantissa).
+
+    Of the lower 12 bits there are those of ties, of their neighbours, and others.
+    """
+    upper = torch.arange(0, ALL, 2**12, device=device)
+    lower = [0, 1, 2, 0x7FF, 0x800, 0x801, 0xFFE, 0xFFF, *range(0x0A5, 0xFFF, 0x1D3)]
+    bits = (upper[:, None] + torch.tensor(lower, device=device)).flatten()
+    yield torch.where(bits < 2**31, bits, bits - 2**32).to(torch.int32).view(torch.float32)
+
+
 def count_differences(actual: Tensor, expected: Tensor) -> int:
     """Number of elements with different bits; all NaNs are equal."""
     same = (actual.view(torch.int32) == expected.view(torch.int32)) | (actual.isnan() & expected.isnan())
@@ -70,13 +82,13 @@ def check_against_torch(name: str, device: torch.device, start: int = 0, stop: i
     return assert_same_roundings(own, lambda x: x.to(dtype).to(x.dtype), every_float(device, start, stop))
 
 
-def check_against_the_host(name: str, device: torch.device, start: int = 0, stop: int = ALL) -> int:
+def check_against_the_host(name: str, chunks: Iterator[Tensor]) -> int:
     format, rounding = HOST_CASES[name]
 
     def own(x: Tensor) -> Tensor:
         return ops.quantize_float(x, format, rounding=rounding)  # type: ignore[arg-type]
 
-    return assert_same_roundings(own, lambda x: own(x.cpu()), every_float(device, start, stop))
+    return assert_same_roundings(own, lambda x: own(x.cpu()), chunks)
 
 
 @pytest.fixture
@@ -93,9 +105,16 @@ def test_every_float_is_rounded_as_torch_does(gpu: torch.device, name: str) -> N
 
 
 @pytest.mark.cuda
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOST_CASES)
 def test_every_float_is_rounded_as_on_the_cpu(gpu: torch.device, name: str) -> None:
-    assert check_against_the_host(name, gpu) == ALL
+    assert check_against_the_host(name, every_float(gpu)) == ALL
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", HOST_CASES)
+def test_a_sample_is_rounded_as_on_the_cpu(gpu: torch.device, name: str) -> None:
+    assert check_against_the_host(name, sampled_floats(gpu)) == 17 * 2**20
 
 
 # around 1, around the largest half, subnormals, infinity and NaN, negative numbers
@@ -107,7 +126,7 @@ def test_the_check_against_torch_holds_on_the_cpu(name: str, start: int) -> None
 
 @pytest.mark.parametrize("name", HOST_CASES)
 def test_the_check_against_the_host_holds_on_the_cpu(name: str) -> None:
-    assert check_against_the_host(name, torch.device("cpu"), 0x3F7FF000, 0x3F803000) == 0x4000
+    assert check_against_the_host(name, every_float(torch.device("cpu"), 0x3F7FF000, 0x3F803000)) == 0x4000
 
 
 def test_the_chunks_are_all_floats_once() -> None:
@@ -115,6 +134,15 @@ def test_the_chunks_are_all_floats_once() -> None:
     assert [len(chunk) for chunk in chunks] == [100] * 6 + [1]
     bits = torch.cat(chunks).view(torch.int32)
     assert bits.tolist() == [*range(2**31 - 300, 2**31), *range(-(2**31), -(2**31) + 301)]
+
+
+def test_the_sample_has_ties_and_special_numbers() -> None:
+    (sample,) = sampled_floats(torch.device("cpu"))
+    bits = set(sample.view(torch.int32).tolist())
+    assert len(bits) == len(sample) == 17 * 2**20
+    # -0, 1, infinity, the smallest subnormal, and ties between neighbours of tf32, fp16 (subnormal too) and fp8
+    for number in (-0.0, 1.0, torch.inf, 2.0**-149, 1 + 2.0**-11, 1 + 3 * 2.0**-11, 2.0**-25, 1 + 2.0**-4):
+        assert torch.tensor(number).view(torch.int32).item() in bits
 
 
 def test_a_difference_is_found() -> None:

@@ -205,8 +205,7 @@ def _timm(name: str, fields: dict[str, Any]) -> nn.Module:
 
 
 def _open_clip(fields: dict[str, Any], vision: dict[str, Any]) -> nn.Module:
-    import open_clip
-
+    open_clip = pytest.importorskip("open_clip", reason="open_clip is not installed: pip install open_clip_torch")
     text = {"context_length": 8, "vocab_size": 50, "width": 32, "heads": 2, "layers": 1}
     tower = {"image_size": 32, "patch_size": 16, "width": 32, "head_width": 16, "layers": 2, **vision}
     cls = open_clip.CustomTextCLIP if fields.pop("custom_text", False) else open_clip.CLIP

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from vitfast.inference.modules.attention import unit_vectors
 from vitfast.inference.modules.block import InferenceBlock
 
 
@@ -127,7 +127,7 @@ def _matched(keys: Tensor, count: int, prefix: int) -> Tensor:
     indices = torch.arange(tokens, device=keys.device)
     # by the index among all tokens, as in the paper's code
     first, second = indices[prefix + prefix % 2 :: 2], indices[prefix + 1 - prefix % 2 :: 2]
-    normalized = F.normalize(keys, dim=-1)
+    normalized = unit_vectors(keys)
     similarity, partner = (normalized[:, first] @ normalized[:, second].transpose(1, 2)).max(-1)
     order = similarity.argsort(dim=-1, descending=True, stable=True)
     is_kept = torch.ones_like(order, dtype=torch.bool).scatter_(1, order[:, :count], False)
