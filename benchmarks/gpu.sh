@@ -6,7 +6,7 @@
 #     verify      python -m vitfast.verify: every kernel against float64, then timed by replaying CUDA graphs
 #     test        the kernels as operators (tests/ops), as programs (tests/simt) and in accelerated models (tests/inference)
 #     kernels     every operator with a CUDA kernel, compared with torch: attention also with the cuDNN, flash and
-#                 efficient backends (197 and 577 tokens, up to 128 channels per head)
+#                 efficient backends
 #     models      accelerated models compared with timm's, eager and compiled, and early exit
 #     training    training steps compared with timm's, and the loss curve compared with torch's operators
 #     sanitize    twenty of the programs under compute-sanitizer: memory, races, initialization, barriers
@@ -97,7 +97,7 @@ run_verify() {
 }
 
 run_test() {
-    local folder options=(-q -m cuda --continue-on-collection-errors "${workers[@]}")
+    local folder options=(-q -m "cuda and not slow" --continue-on-collection-errors "${workers[@]}")
     if [[ -z "$gpu" ]]; then
         options+=(--collect-only -q)
     fi
@@ -118,14 +118,6 @@ run_kernels() {
     measure kernels-base-backward "${all[@]}" model=vit_base_patch16_224 batch=256 precision=bf16,fp16 backward=true seconds=60
     measure kernels-others "${all[@]}" batch=32,256 precision=bf16,fp16,fp32 seconds=120
     measure kernels-others-backward "${all[@]}" batch=256 precision=bf16,fp16 backward=true seconds=60
-    local -a attention=(operator=attention,attention_packed batch=64 precision=bf16,fp16 seconds=15)
-    # 577 tokens: K and V are streamed in tiles
-    measure kernels-577 "${all[@]}" "${attention[@]}" model=vit_base_patch16_384
-    measure kernels-577-backward "${all[@]}" "${attention[@]}" model=vit_base_patch16_384 backward=true
-    # 128 channels per head
-    attention+=(model=vit_base_patch16_224,vit_base_patch16_384 heads=6)
-    measure kernels-128 "${all[@]}" "${attention[@]}"
-    measure kernels-128-backward "${all[@]}" "${attention[@]}" backward=true
 }
 
 run_models() {

@@ -78,10 +78,10 @@ class FakeGpu:
         return lines
 
 
-def test_each_kernel_has_a_process_and_an_outcome(tmp_path: Path) -> None:
+def test_each_kernel_has_an_outcome(tmp_path: Path) -> None:
     gpu = FakeGpu(tmp_path, layer_norm="slower")
     assert gpu.verify() == {"attention": "proven", "layer_norm": "slower", "linear": "proven"}
-    assert gpu.runs() == ["full attention", "full layer_norm", "full linear"]
+    assert gpu.runs() == ["full attention,layer_norm,linear"]
     assert gpu.seen == list(KERNELS)
 
 
@@ -105,10 +105,10 @@ def test_a_kernel_that_fails_is_named_and_the_rest_goes_on(
     assert read_record(gpu.target.identity)["kernels"]["attention"]["detail"].startswith(detail)
 
 
-def test_quick_shares_a_process_until_a_kernel_crashes(tmp_path: Path) -> None:
+def test_kernels_share_a_process_until_one_crashes(tmp_path: Path) -> None:
     gpu = FakeGpu(tmp_path, layer_norm="crash")
-    gpu.verify(quick=True)
-    assert gpu.runs() == ["quick attention,layer_norm,linear", "quick linear"]
+    gpu.verify()
+    assert gpu.runs() == ["full attention,layer_norm,linear", "full linear"]
 
 
 def test_an_interrupted_run_continues(tmp_path: Path) -> None:
@@ -133,11 +133,11 @@ def test_a_kernel_is_verified_once_and_a_full_run_replaces_a_quick_one(tmp_path:
     gpu.verify(quick=True)
     assert gpu.runs() == []
     gpu.verify()
-    assert len(gpu.runs()) == len(KERNELS)
+    assert gpu.runs() == ["full attention,layer_norm,linear"]
     gpu.verify(quick=True)
     assert gpu.runs() == []
     gpu.verify(repeat=True)
-    assert len(gpu.runs()) == len(KERNELS)
+    assert gpu.runs() == ["full attention,layer_norm,linear"]
 
 
 def test_the_record_can_be_sent_to_others(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_messages_lose_their_folders(text: str, expected: str) -> None:
 
 @pytest.fixture
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verification, "_SHAPES", (("vit_nano_patch2_8", 4, ()),))
+    monkeypatch.setattr(verification, "_SHAPES", (("vit_nano_patch2_8", 4),))
     monkeypatch.setattr(verification, "_TIMING_S", 0.001)
     monkeypatch.setattr(verification, "CALLS", 1)
 
@@ -180,11 +180,21 @@ needs_kernels = pytest.mark.skipif(not has_kernel("attention", "cpu"), reason="p
 @pytest.mark.parametrize("kernel", VERIFIABLE_KERNELS)
 def test_the_cpu_kernels_are_correct(kernel: str) -> None:
     outcome = verify_kernel(kernel, CPU, False)
-    assert outcome["verdict"] in ("proven", "slower"), outcome["detail"]
+    assert outcome["verdict"] in ("proven", "proven for inference", "slower"), outcome["detail"]
     assert all(check["speedup"] > 0 for check in outcome["checks"])
     directions = {check["shape"].split(",")[0].partition(" forward")[2] for check in outcome["checks"]}
     assert directions == ({"", " and backward"} if OPERATORS[outcome["checks"][0]["operator"]].has_backward else {""})
     json.dumps(outcome)
+
+
+@needs_kernels
+@pytest.mark.usefixtures("_small")
+def test_what_torchs_operators_compute_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    operator = dataclasses.replace(OPERATORS["layer_norm"], vitfast=OPERATORS["layer_norm"].by_torch)
+    monkeypatch.setitem(OPERATORS, "layer_norm", operator)
+    checks = verify_kernel("layer_norm", CPU, False)["checks"]
+    timed = {check["operator"]: check["speedup"] is not None for check in checks}
+    assert timed == {"layer_norm": False, "add_layer_norm": True, "add_layer_norm of autocast": True}
 
 
 @needs_kernels
@@ -226,13 +236,14 @@ def test_a_wrong_result_is_found(kernel: str, backward: bool, monkeypatch: pytes
 @needs_kernels
 @pytest.mark.usefixtures("_small")
 def test_a_slower_kernel_is_correct_and_not_proven(monkeypatch: pytest.MonkeyPatch) -> None:
-    for speedups, verdict in (
-        ([1.3, 0.95], "proven"),
-        ([0.99, 0.99], "proven"),
-        ([0.95], "slower"),
-        ([2, 0.8], "slower"),
+    for forward, with_gradients, verdict in (
+        ([1.3, 0.95], [], "proven"),
+        ([0.99, 0.99], [1.1], "proven"),
+        ([0.95], [1.1], "slower"),
+        ([2, 0.8], [], "slower"),
+        ([1.3], [1.3, 0.8], "proven for inference"),
     ):
-        assert verification._verdict(speedups)["verdict"] == verdict
+        assert verification._verdict(forward, with_gradients)["verdict"] == verdict
     calls: list[float] = []
 
     def fake_measure(cases: Any, timer: Any, budget_s: float) -> Any:
@@ -242,7 +253,8 @@ def test_a_slower_kernel_is_correct_and_not_proven(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(verification, "measure", fake_measure)
     outcome = verify_kernel("upsample_relations", CPU, False)
     assert (outcome["verdict"], calls) == ("slower", [0.001] * len(outcome["checks"]))
-    assert outcome["detail"] == "correct, 0.50x the speed of torch's operators (0.50 to 0.50)"
+    half = "0.50x (0.50 to 0.50)"
+    assert outcome["detail"] == f"correct, {half} the speed of torch's operators, with gradients {half}"
 
 
 @needs_kernels

@@ -12,6 +12,7 @@ import torch
 from vitfast.benchmarking.verification import verify
 from vitfast.commands.command_options import VerifyOptions
 from vitfast.ops.gpu import record_path
+from vitfast.ops.library import PROVEN_STATES
 from vitfast.text_table import text_table
 
 
@@ -23,11 +24,12 @@ def run(options: VerifyOptions) -> int:
     rows = [[name, one["verdict"], _runs(one), one["detail"]] for name, one in sorted(record["kernels"].items())]
     print("", text_table(["kernel", "verdict", "runs", "detail"], rows, left=4), sep="\n")
     print(f"\nwritten: {record_path(record)}")
-    return 0 if all(one["verdict"] in ("proven", "slower") for one in record["kernels"].values()) else 1
+    correct = (*PROVEN_STATES, "slower")
+    return 0 if all(one["verdict"] in correct for one in record["kernels"].values()) else 1
 
 
 def _runs(outcome: dict[str, Any]) -> str:
-    return "vitfast" if outcome["verdict"] == "proven" else "torch"
+    return PROVEN_STATES.get(outcome["verdict"], "torch")
 
 
 def _print_outcome(kernel: str, outcome: dict[str, Any]) -> None:
