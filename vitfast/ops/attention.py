@@ -19,7 +19,7 @@ from vitfast.ops import reference
 from vitfast.ops.arguments import attention_scale, check_like, check_tensor, needs_gradient
 from vitfast.ops.autocast import autocast_dtype, cast
 from vitfast.ops.library import fills_gpu, has_kernel, has_shared_memory, is_onnx_export
-from vitfast.ops.registration import attention_flops, empty_like, register
+from vitfast.ops.registration import attention_flops, call, empty_like, register
 
 if TYPE_CHECKING:
     from typing_extensions import TypedDict, Unpack
@@ -155,9 +155,8 @@ def _attention(
     tensors, bias = tuple(cast(tensor, dtype) for tensor in tensors), cast(bias, dtype)
     is_packed = len(tensors) == 1
     if not dropout_p and _has_kernel(tensors, sizes_BHND, bias, return_logits):
-        operators = torch.ops.vitfast
-        operator = operators.attention_packed_forward if is_packed else operators.attention_forward
-        out, _, logits = operator.default(*tensors, bias, scale, return_logits)
+        operator = "attention_packed_forward" if is_packed else "attention_forward"
+        out, _, logits = call(operator, *tensors, bias, scale, return_logits)
     else:
         q_BHND, k_BHND, v_BHND = tensors[0].permute(2, 0, 3, 1, 4) if is_packed else tensors
         out, logits = _with_torch_operators(q_BHND, k_BHND, v_BHND, bias, scale, return_logits, dropout_p)
@@ -274,12 +273,11 @@ def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
 
 def _backward(ctx: Any, grad_out: Tensor | None, _: None, grad_logits: Tensor | None) -> tuple[Any, ...]:
     *qkv, bias, out, lse = ctx.saved_tensors
-    operators = torch.ops.vitfast
-    operator = operators.attention_packed_backward if len(qkv) == 1 else operators.attention_backward
+    operator = "attention_packed_backward" if len(qkv) == 1 else "attention_backward"
     need_bias_grad = bias is not None and ctx.needs_input_grad[len(qkv)]
     if grad_out is None:  # only the logits were used
         grad_out = torch.zeros_like(out)
-    grads = operator.default(grad_out, grad_logits, *qkv, bias, out, lse, ctx.scale, need_bias_grad)
+    grads = call(operator, grad_out, grad_logits, *qkv, bias, out, lse, ctx.scale, need_bias_grad)
     return *grads, None, None
 
 

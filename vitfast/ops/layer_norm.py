@@ -18,7 +18,7 @@ from vitfast.ops import reference
 from vitfast.ops.arguments import check_like, check_rows, check_tensor, needs_gradient
 from vitfast.ops.autocast import autocast_off, cast
 from vitfast.ops.library import has_kernel
-from vitfast.ops.registration import empty_like, register
+from vitfast.ops.registration import call, empty_like, register
 from vitfast.ops.rounding import ROUNDING_CODES
 
 CUDA_MAX_CHANNELS = 1280  # limit of the CUDA kernels
@@ -69,9 +69,9 @@ def layer_norm(
     if not _has_kernel(x, needs_gradient(x, weight, bias), round_operand, round_result):
         return cast(_with_torch_operators(x, weight, bias, eps, round_operand, round_result), out_dtype)
     fused = out_dtype if _mixes(x, out_dtype, round_operand, round_result) else None
-    y: Tensor = torch.ops.vitfast.layer_norm_forward.default(
-        x, weight, bias, float(eps), _raw(round_operand), _raw(round_result), fused
-    )[0]
+    y: Tensor = call("layer_norm_forward", x, weight, bias, float(eps), _raw(round_operand), _raw(round_result), fused)[
+        0
+    ]
     return cast(y, out_dtype)
 
 
@@ -118,8 +118,16 @@ def add_layer_norm(
         return total, cast(_with_torch_operators(total, weight, bias, eps, round_operand, round_result), out_dtype)
     if x.dtype != out_dtype or not _mixes(residual, out_dtype, round_sum, round_operand, round_result):
         x = x.to(dtype)
-    summed, y, _, _ = torch.ops.vitfast.add_layer_norm_forward.default(
-        x, residual, weight, bias, float(eps), _raw(round_sum), _raw(round_operand), _raw(round_result)
+    summed, y, _, _ = call(
+        "add_layer_norm_forward",
+        x,
+        residual,
+        weight,
+        bias,
+        float(eps),
+        _raw(round_sum),
+        _raw(round_operand),
+        _raw(round_result),
     )
     return summed, cast(y, out_dtype)
 
@@ -224,8 +232,8 @@ def _backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
     if grad_y is None:  # only the sum was used
         grad_y = torch.zeros_like(x, dtype=ctx.y_dtype)
     weight_dtype, bias_dtype = ctx.parameter_dtypes
-    grad_x, grad_weight, grad_bias = torch.ops.vitfast.layer_norm_backward.default(
-        grad_y, grad_summed[0] if adds else None, x, mean, rstd, weight, bias_dtype is not None
+    grad_x, grad_weight, grad_bias = call(
+        "layer_norm_backward", grad_y, grad_summed[0] if adds else None, x, mean, rstd, weight, bias_dtype is not None
     )
     # the kernel accumulates the parameters' gradients in float32
     parameters = cast(grad_weight, weight_dtype), cast(grad_bias, bias_dtype)

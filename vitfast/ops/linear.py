@@ -25,7 +25,7 @@ from vitfast.ops.arguments import (
 from vitfast.ops.autocast import autocast_dtype, cast
 from vitfast.ops.library import has_kernel
 from vitfast.ops.quantize_float import quantize_float
-from vitfast.ops.registration import empty_like, gemm_flops, register
+from vitfast.ops.registration import call, empty_like, gemm_flops, register
 from vitfast.ops.rounding import float_rounding
 
 ACTIVATIONS = ("none", *GELU_APPROXIMATE)
@@ -73,8 +73,8 @@ def linear(
     save_for_backward = needs_gradient(x, weight, bias, scale)
     if has_kernel("linear", x.device.type, save_for_backward):
         fused_rounding = rounding if later_residual is None else None
-        out: Tensor = torch.ops.vitfast.linear_forward.default(
-            x, weight, bias, activation, scale, fused_residual, fused_rounding, save_for_backward
+        out: Tensor = call(
+            "linear_forward", x, weight, bias, activation, scale, fused_residual, fused_rounding, save_for_backward
         )[0]
     else:
         with torch.autocast(x.device.type, enabled=False):
@@ -155,8 +155,8 @@ def _backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Any, ...]:
     grad_residual = grad_out if ctx.has_residual else None
     if not ctx.saved or grad_out is None:  # only the residual requires a gradient, or there is none
         return None, None, None, None, None, grad_residual, None, None
-    grad_x, grad_weight, grad_bias, grad_scale = torch.ops.vitfast.linear_backward.default(
-        grad_out, x, weight, pre_activation, scale, ctx.activation, ctx.has_bias
+    grad_x, grad_weight, grad_bias, grad_scale = call(
+        "linear_backward", grad_out, x, weight, pre_activation, scale, ctx.activation, ctx.has_bias
     )
     return grad_x, grad_weight, grad_bias, None, grad_scale, grad_residual, None, None
 

@@ -23,7 +23,7 @@ from vitfast.ops.arguments import (
 from vitfast.ops.autocast import autocast_dtype, cast
 from vitfast.ops.library import has_kernel
 from vitfast.ops.linear import linear
-from vitfast.ops.registration import empty_like, gemm_flops, register
+from vitfast.ops.registration import call, empty_like, gemm_flops, register
 
 _ACTIVATIONS = {approximate: activation for activation, approximate in GELU_APPROXIMATE.items()}
 
@@ -72,8 +72,7 @@ def mlp(
     weights = (fc1_weight, fc1_bias, fc2_weight, fc2_bias)
     save_for_backward = needs_gradient(x, *weights)
     if _has_kernel(x, fc1_weight, fc2_weight, save_for_backward):
-        operator = torch.ops.vitfast.mlp_forward.default
-        out: Tensor = operator(x, *weights, fused_residual, approximate, save_for_backward)[0]
+        out: Tensor = call("mlp_forward", x, *weights, fused_residual, approximate, save_for_backward)[0]
     else:
         with torch.autocast(x.device.type, enabled=False):
             hidden = linear(x, fc1_weight, fc1_bias, activation=_ACTIVATIONS[approximate])
@@ -147,8 +146,16 @@ def _backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Any, ...]:
     grad_residual = grad_out if ctx.has_residual else None
     if pre_activation is None or grad_out is None:  # only the residual requires a gradient, or there is none
         return None, None, None, None, None, grad_residual, None, None
-    grads = torch.ops.vitfast.mlp_backward.default(
-        grad_out, x, pre_activation, activation, fc1_weight, fc2_weight, ctx.approximate, *ctx.has_biases
+    grads = call(
+        "mlp_backward",
+        grad_out,
+        x,
+        pre_activation,
+        activation,
+        fc1_weight,
+        fc2_weight,
+        ctx.approximate,
+        *ctx.has_biases,
     )
     return *grads, grad_residual, None, None
 

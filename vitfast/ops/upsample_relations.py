@@ -14,7 +14,7 @@ from torch import Tensor
 from vitfast.ops import reference
 from vitfast.ops.arguments import check_like, check_shape, check_tensor, needs_gradient
 from vitfast.ops.library import fills_gpu, has_kernel, has_shared_memory
-from vitfast.ops.registration import register
+from vitfast.ops.registration import call, register
 
 # the CUDA kernel keeps one head of x, and this many bytes for each of its rows, in shared memory
 CUDA_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -48,7 +48,7 @@ def upsample_relations(x: Tensor, matrix: Tensor) -> Tensor:
     if not _has_kernel(x, max(matrix.shape) if needs_gradient(x) else matrix.shape[1]):
         with torch.autocast(x.device.type, enabled=False):
             return reference.upsample_relations(x, matrix)
-    out: Tensor = torch.ops.vitfast.upsample_relations.default(x, matrix)
+    out: Tensor = call("upsample_relations", x, matrix)
     return out
 
 
@@ -71,7 +71,7 @@ def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
     x, matrix = ctx.saved_tensors
-    grad_x = torch.ops.vitfast.upsample_relations.default(grad, matrix.t()) if ctx.needs_input_grad[0] else None
+    grad_x = call("upsample_relations", grad, matrix.t()) if ctx.needs_input_grad[0] else None
     grad_matrix = None
     if ctx.needs_input_grad[1]:
         precise = torch.promote_types(grad.dtype, torch.float32)
