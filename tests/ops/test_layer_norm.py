@@ -103,3 +103,9 @@ def test_add_layer_norm_promotes_to_the_wider_type(x_dtype: torch.dtype, residua
     assert normalized.dtype == torch.float32
     (summed.sum() + normalized.square().sum()).backward()
     assert (x.grad.dtype, residual.grad.dtype) == (x_dtype, residual_dtype)
+
+
+def test_it_runs_under_vmap() -> None:
+    x, weight, bias = torch.randn(3, 2, 16), torch.randn(16).requires_grad_(), torch.randn(16)
+    mapped = torch.vmap(lambda row: ops.layer_norm(row, weight, bias))(x)
+    torch.testing.assert_close(mapped, ops.layer_norm(x, weight, bias))
