@@ -23,9 +23,7 @@ struct Cuda {
 
   static void backward(const AttentionBackward& a, const Tensor& like) {
     const CurrentStream stream(like);
-    int device = 0, shared_bytes = 0;
-    check_cuda(cudaGetDevice(&device));
-    check_cuda(cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    const int shared_bytes = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
     STD_TORCH_CHECK(
         a.tokens <= attention_backward_small_tokens || shared_bytes >= attention_backward_largest_bytes,
         "attention: the CUDA backward takes up to ",

@@ -6,10 +6,8 @@ namespace vitfast {
 // The number of blocks that share a head, so that there are about four times as many as fit the GPU at once: with
 // fewer, the last ones leave multiprocessors idle.
 inline int attention_wgmma_blocks_per_head(const AttentionForward& a, int blocks_at_once) {
-  int device = 0, multiprocessors = 0;
-  check_cuda(cudaGetDevice(&device));
-  check_cuda(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
-  const int64_t wanted = ceil_div(4 * int64_t(multiprocessors) * blocks_at_once, a.batch * a.heads);
+  const int64_t at_once = int64_t(device_attribute(cudaDevAttrMultiProcessorCount)) * blocks_at_once;
+  const int64_t wanted = ceil_div(4 * at_once, a.batch * a.heads);
   const int64_t tiles = ceil_div(a.tokens, wgmma_rows);
   return int(wanted < tiles ? wanted : tiles);
 }

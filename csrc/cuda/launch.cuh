@@ -50,11 +50,8 @@ void launch(
 // current device. `items` must be positive.
 inline int64_t blocks_for(int64_t items, int threads_per_block) {
   constexpr int64_t blocks_per_multiprocessor = 16;
-  int device = 0, multiprocessors = 0;
-  check_cuda(cudaGetDevice(&device));
-  check_cuda(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
   const int64_t needed = (items + threads_per_block - 1) / threads_per_block;
-  const int64_t useful = multiprocessors * blocks_per_multiprocessor;
+  const int64_t useful = device_attribute(cudaDevAttrMultiProcessorCount) * blocks_per_multiprocessor;
   return needed < useful ? needed : useful;
 }
 

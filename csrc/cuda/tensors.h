@@ -28,11 +28,8 @@ class CurrentStream {
 };
 
 inline bool is_compute_capability_90() {
-  int device = 0, major = 0, minor = 0;
-  check_cuda(cudaGetDevice(&device));
-  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-  check_cuda(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
-  return major == 9 && minor == 0;
+  return device_attribute(cudaDevAttrComputeCapabilityMajor) == 9 &&
+         device_attribute(cudaDevAttrComputeCapabilityMinor) == 0;
 }
 
 // A contiguous, 16-byte aligned tensor (required by TMA and 16-byte loads): the tensor itself, or a copy.

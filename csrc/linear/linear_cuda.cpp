@@ -25,12 +25,6 @@ bool is_narrow(ScalarType type) {
   return type == ScalarType::Half || type == ScalarType::BFloat16;
 }
 
-// f(Half{}) or f(BFloat16{}).
-template <typename F>
-void with_narrow_type(ScalarType type, const F& f) {
-  type == ScalarType::Half ? f(Half{}) : f(BFloat16{});
-}
-
 float* floats_or_null(const std::optional<Tensor>& tensor) {
   return static_cast<float*>(mutable_data_or_null(tensor));
 }
@@ -42,10 +36,8 @@ bool has_gemm_kernel(ScalarType type, int64_t rows, int64_t columns, int64_t dep
                               depth <= INT_MAX && columns % gemm_alignment == 0 && depth % gemm_alignment == 0;
   if (!is_narrow(type) || !supports_shape) return false;
   constexpr int64_t tile_columns = 192;
-  int device = 0, multiprocessors = 0;
-  check_cuda(cudaGetDevice(&device));
-  check_cuda(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
-  return 3 * count_row_tiles(int(rows)) * ceil_div(columns, tile_columns) >= multiprocessors;
+  const int64_t tiles = count_row_tiles(int(rows)) * ceil_div(columns, tile_columns);
+  return 3 * tiles >= device_attribute(cudaDevAttrMultiProcessorCount);
 }
 
 // The epilogue that computes a call, if there is one: GELU's have no scale and residual, and only they store the sum.
@@ -84,7 +76,7 @@ std::optional<LinearResult> gemm_on_cuda(const LinearCall& call, bool saves_sum)
       int(depth),
       *epilogue};
   const CurrentStream stream(x);
-  with_narrow_type(x.scalar_type(), [&](auto element) { launch_gemm<decltype(element)>(arguments, stream); });
+  with_narrow_element("linear", type_of(x), [&](auto element) { launch_gemm<decltype(element)>(arguments, stream); });
   if (call.rounding.has_value()) quantize_float_in_place(out, *call.rounding);
   return LinearResult{out, sum};
 }
@@ -116,7 +108,8 @@ std::optional<EpilogueGradients> epilogue_gradients_on_cuda(const EpilogueGradie
       rows_per_chunk,
       call.activation};
   const CurrentStream stream(grad);
-  with_narrow_type(type, [&](auto element) { launch_epilogue_gradient<decltype(element)>(arguments, stream); });
+  with_narrow_element(
+      "linear", type_of(grad), [&](auto element) { launch_epilogue_gradient<decltype(element)>(arguments, stream); });
 
   EpilogueGradients result{grad_sum.has_value() ? *grad_sum : grad, std::nullopt, std::nullopt};
   if (partial_bias.has_value()) result.grad_bias = sum_of_partial(*partial_bias, type);
@@ -153,7 +146,8 @@ EpilogueGradients gemm_gradient_on_cuda(
       int(depth),
       GemmEpilogue::gelu_gradient};
   const CurrentStream stream(grad);
-  with_narrow_type(type, [&](auto element) { launch_gemm<decltype(element)>(arguments, stream); });
+  with_narrow_element(
+      "linear", type_of(grad), [&](auto element) { launch_gemm<decltype(element)>(arguments, stream); });
   return {out, sum_of_partial(partial, type), std::nullopt};
 }
 
