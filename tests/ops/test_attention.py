@@ -219,5 +219,5 @@ def test_cuda_kernels_run_where_they_are_faster(
     monkeypatch.setattr(module, "has_shared_memory", lambda device, needed: needed <= available)
     like = torch.empty(0, dtype=options.get("dtype", torch.bfloat16), requires_grad=options.get("gradients", False))
     tensors = (like,) if options.get("packed", True) else (like, like, like)
-    bias = torch.empty(0) if options.get("bias") else None
-    assert module._has_cuda_kernel(tensors, sizes, bias, options.get("return_logits", False)) == runs
+    has_logits = options.get("bias", False) or options.get("return_logits", False)
+    assert module._has_cuda_kernel(tensors, sizes, has_logits, options.get("gradients", False)) == runs

@@ -197,6 +197,11 @@ def test_a_committed_result_proves_a_kernel_unless_it_failed_here(machine, built
     assert states()["attention"].startswith("torch: not verified on the NVIDIA H100")
 
 
+def test_a_covered_kernel_is_in_the_committed_result() -> None:
+    result = Path(__file__).resolve().parents[2] / "benchmarks/results/verify-h100.json"
+    assert set(json.loads(result.read_text())["kernels"]) >= library.PROVEN_CUDA_KERNELS
+
+
 def test_every_kernel_is_covered_on_an_h100(machine, monkeypatch) -> None:
     monkeypatch.setattr(library, "PROVEN_CUDA_KERNELS", frozenset(VERIFIABLE_KERNELS))
     machine(H100)

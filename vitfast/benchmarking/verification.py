@@ -265,20 +265,17 @@ def _check(table: Table, device: torch.device, timer: Timer | None) -> dict[str,
     inputs = operator_inputs(operator.inputs, table, device)
     with torch.no_grad():
         outputs = operator_runner(operator.by_torch, inputs)()
-    called = _CalledOperators()  # type: ignore[no-untyped-call]
-    with kernel_states(on), called:
-        operator_runner(operator.vitfast, inputs)()
-    if not called.of_vitfast:  # torch's operators compute this shape or precision
-        timer = None
     generator = torch.Generator().manual_seed(1)
     grads = [torch.randn(output.shape, generator=generator).to(output) for output in outputs]
     del outputs
-    with kernel_states(on):
+    called = _CalledOperators()  # type: ignore[no-untyped-call]
+    with kernel_states(on), called:
         results = operator_runner(operator.vitfast, inputs, direction, grads)()
     wrong = _compare(operator, inputs, direction, grads, results)
     del results
     speedup = None
-    if wrong is None and timer is not None:
+    # what torch's operators compute is not timed
+    if wrong is None and timer is not None and called.of_vitfast:
         copies = [inputs, *(_copied(inputs) for _ in range(_copies(inputs, device) - 1))]
         own, by_torch = (
             [operator_runner(function, copy, direction, grads) for copy in copies]

@@ -172,14 +172,22 @@ def is_supported_head_dim(head_dim: int) -> bool:
     return head_dim <= MAX_HEAD_DIM and head_dim % HEAD_DIM_MULTIPLE == 0
 
 
+def fits_cuda(dtype: torch.dtype, tokens: int, head_dim: int) -> bool:
+    """Whether the CUDA attention kernels support q, k and v of these sizes."""
+    fits = tokens <= CUDA_MAX_TOKENS and head_dim <= CUDA_MAX_HEAD_DIM and head_dim % HEAD_DIM_MULTIPLE == 0
+    return fits and dtype in CUDA_DTYPES
+
+
 def _has_kernel(
     tensors: tuple[Tensor, ...], sizes_BHND: tuple[int, ...], bias: Tensor | None, return_logits: bool
 ) -> bool:
     device_type, head_dim = tensors[0].device.type, sizes_BHND[-1]
-    if not has_kernel("attention", device_type, needs_gradient(*tensors, bias)):
+    with_gradients = needs_gradient(*tensors, bias)
+    if not has_kernel("attention", device_type, with_gradients):
         return False
     if device_type == "cuda":
-        return _has_cuda_kernel(tensors, sizes_BHND, bias, return_logits)
+        has_logits = bias is not None or return_logits
+        return _has_cuda_kernel(tensors, sizes_BHND, has_logits, with_gradients)
     if not is_supported_head_dim(head_dim) and not torch.compiler.is_compiling():  # a warning cannot be traced
         warnings.warn(
             f"attention: the kernel supports head dimensions up to {MAX_HEAD_DIM} that are multiples of "
@@ -190,18 +198,16 @@ def _has_kernel(
 
 
 def _has_cuda_kernel(
-    tensors: tuple[Tensor, ...], sizes_BHND: tuple[int, ...], bias: Tensor | None, return_logits: bool
+    tensors: tuple[Tensor, ...], sizes_BHND: tuple[int, ...], has_logits: bool, with_gradients: bool
 ) -> bool:
     """Whether there is a CUDA kernel for a call that is not slower than torch's operator, measured on an H100."""
     batch, heads, tokens, head_dim = sizes_BHND
     first = tensors[0]
-    if first.dtype not in CUDA_DTYPES or tokens > CUDA_MAX_TOKENS:
+    if not fits_cuda(first.dtype, tokens, head_dim):
         return False
-    if head_dim > CUDA_MAX_HEAD_DIM or head_dim % HEAD_DIM_MULTIPLE:
+    if has_logits and not fills_gpu(batch * heads, first.device):
         return False
-    if (bias is not None or return_logits) and not fills_gpu(batch * heads, first.device):
-        return False
-    if not needs_gradient(*tensors, bias):
+    if not with_gradients:
         return True
     # separate gradients of q, k and v are slower than torch's, which copies them into those of a packed tensor
     is_packed = len(tensors) == 1

@@ -10,14 +10,7 @@ from torch import Tensor
 
 from vitfast.ops import reference
 from vitfast.ops.arguments import attention_scale, check_like, check_tensor, needs_gradient
-from vitfast.ops.attention import (
-    CUDA_DTYPES,
-    CUDA_MAX_HEAD_DIM,
-    CUDA_MAX_TOKENS,
-    attention_packed,
-    fake_packed_out,
-    is_supported_head_dim,
-)
+from vitfast.ops.attention import attention_packed, fake_packed_out, fits_cuda, is_supported_head_dim
 from vitfast.ops.autocast import autocast_dtype, cast
 from vitfast.ops.library import fills_gpu, has_kernel
 from vitfast.ops.registration import attention_flops, register
@@ -72,11 +65,9 @@ def has_gated_kernel(device: torch.device, dtype: torch.dtype, tokens: int, head
 
     Otherwise, a caller may compute the positional part from a factorization instead of the full ``[H, N, N]``.
     """
-    if not has_kernel("gated_positional_attention", device.type) or not is_supported_head_dim(head_dim):
+    if not has_kernel("gated_positional_attention", device.type):
         return False
-    if device.type != "cuda":
-        return True
-    return dtype in CUDA_DTYPES and tokens <= CUDA_MAX_TOKENS and head_dim <= CUDA_MAX_HEAD_DIM
+    return fits_cuda(dtype, tokens, head_dim) if device.type == "cuda" else is_supported_head_dim(head_dim)
 
 
 register("gated_positional_attention", fake_packed_out, flops=attention_flops)  # without the blend

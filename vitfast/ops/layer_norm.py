@@ -69,9 +69,8 @@ def layer_norm(
     if not _has_kernel(x, needs_gradient(x, weight, bias), round_operand, round_result):
         return cast(_with_torch_operators(x, weight, bias, eps, round_operand, round_result), out_dtype)
     fused = out_dtype if _mixes(x, out_dtype, round_operand, round_result) else None
-    y: Tensor = call("layer_norm_forward", x, weight, bias, float(eps), _raw(round_operand), _raw(round_result), fused)[
-        0
-    ]
+    y: Tensor
+    y, _, _ = call("layer_norm_forward", x, weight, bias, float(eps), _raw(round_operand), _raw(round_result), fused)
     return cast(y, out_dtype)
 
 
@@ -210,7 +209,7 @@ def _fake_backward(
 
 
 def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-    *summed, y, mean, rstd = output
+    *summed, _, mean, rstd = output
     adds = len(summed)
     weight, bias, _, *roundings = inputs[1 + adds :]
     round_operand = roundings[adds]
@@ -218,7 +217,6 @@ def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.dtypes = [tensor.dtype for tensor in inputs[: 1 + adds]]
     ctx.save_for_backward(summed[0] if adds else inputs[0], mean, rstd, weight)
     ctx.parameter_dtypes = (None if weight is None else weight.dtype, None if bias is None else bias.dtype)
-    ctx.y_dtype = y.dtype
     ctx.mark_non_differentiable(mean, rstd)
     ctx.set_materialize_grads(False)  # no zeros for mean and rstd
 
@@ -229,8 +227,8 @@ def _backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
     x, mean, rstd, weight = ctx.saved_tensors
     if ctx.round_operand:  # the operand is rounded again rather than saved
         x = torch.ops.vitfast.quantize_float.default(x, ctx.round_operand, None)
-    if grad_y is None:  # only the sum was used
-        grad_y = torch.zeros_like(x, dtype=ctx.y_dtype)
+    if grad_y is None:  # only the sum was used; y has the dtype of the branch
+        grad_y = torch.zeros_like(x, dtype=ctx.dtypes[0])
     weight_dtype, bias_dtype = ctx.parameter_dtypes
     grad_x, grad_weight, grad_bias = call(
         "layer_norm_backward", grad_y, grad_summed[0] if adds else None, x, mean, rstd, weight, bias_dtype is not None

@@ -46,9 +46,20 @@ KERNELS = tuple(kernel for kernel in CPU_KERNELS if kernel != "packed")
 # verdict of vitfast.verify -> state of a kernel
 PROVEN_STATES = {"proven": "vitfast", "proven for inference": "vitfast for inference"}
 # proven on an H100 by benchmarks/results/verify-h100.json: the kernels of builds for 9.0a, on GPUs of its capability
-PROVEN_CUDA_KERNELS = frozenset(VERIFIABLE_KERNELS)
-PROVEN_CAPABILITY = (9, 0)
 PROVEN_ARCHITECTURE = "9.0a"
+PROVEN_CUDA_KERNELS = frozenset(
+    (
+        "attention",
+        "gated_positional_attention",
+        "layer_norm",
+        "linear",
+        "matmul_accumulate",
+        "mlp",
+        "quantize_fixed",
+        "quantize_float",
+        "upsample_relations",
+    )
+)
 
 CUDA_KERNEL_CHOICES = ("proven", "all", "none")
 ISA_CHOICES = ("auto", "baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "avx512_amx")
@@ -192,8 +203,8 @@ def _proven_state(kernel: str, outcomes: list[tuple[Gpu, dict[str, dict[str, Any
 
 def _is_covered(kernel: str, gpu: Gpu) -> bool:
     """Whether a committed result covers a kernel of this build on a GPU."""
-    is_same = gpu.capability == PROVEN_CAPABILITY and PROVEN_ARCHITECTURE in _build().get("cuda_architectures", ())
-    return is_same and kernel in PROVEN_CUDA_KERNELS
+    is_built = PROVEN_ARCHITECTURE in _build().get("cuda_architectures", ())
+    return kernel in PROVEN_CUDA_KERNELS and is_built and unsupported_gpu([gpu], [PROVEN_ARCHITECTURE]) is None
 
 
 def forget_cuda_states() -> None:

@@ -81,8 +81,10 @@ def mlp(
 
 
 def _has_kernel(x: Tensor, fc1_weight: Tensor, fc2_weight: Tensor, with_gradients: bool) -> bool:
-    if x.device.type != "cuda" or not has_kernel("mlp", "cuda", with_gradients):
-        return has_kernel("mlp", x.device.type, with_gradients)
+    if not has_kernel("mlp", x.device.type, with_gradients):
+        return False
+    if x.device.type != "cuda":
+        return True
     widths = (*fc1_weight.shape, *fc2_weight.shape)
     fits = all(width > 0 and width % CUDA_MULTIPLE == 0 for width in widths)
     return fits and x.dtype in CUDA_DTYPES and x.numel() > 0

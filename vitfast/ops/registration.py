@@ -43,8 +43,8 @@ def register(
         backward = _no_double_backward(gradient_of)
     if backward is not None:
         torch.library.register_autograd(name, backward, setup_context=setup_context)
-    if backward is not None and setup_context is not None:
-        _FUNCTIONS[operator] = _function(operator, backward, setup_context)
+        if setup_context is not None:
+            _FUNCTIONS[operator] = _function(operator, backward, setup_context)
     if flops is not None:
         register_flop_formula(getattr(torch.ops.vitfast, operator))(_with_arguments_of(operator, flops))
 

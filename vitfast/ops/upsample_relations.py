@@ -45,15 +45,16 @@ def upsample_relations(x: Tensor, matrix: Tensor) -> Tensor:
     matrix_shape = (matrix.shape[0], x.shape[3])
     check_like("matrix", matrix, "x", x, matrix_shape, "[N, n] with x's last dimension", same_dtype=False)
     # x's gradient is computed from the fine grid
-    if not _has_kernel(x, max(matrix.shape) if needs_gradient(x) else matrix.shape[1]):
+    with_gradients = needs_gradient(x)
+    if not _has_kernel(x, max(matrix.shape) if with_gradients else matrix.shape[1], with_gradients):
         with torch.autocast(x.device.type, enabled=False):
             return reference.upsample_relations(x, matrix)
     out: Tensor = call("upsample_relations", x, matrix)
     return out
 
 
-def _has_kernel(x: Tensor, tokens: int) -> bool:
-    if not has_kernel("upsample_relations", x.device.type, needs_gradient(x)):
+def _has_kernel(x: Tensor, tokens: int, with_gradients: bool) -> bool:
+    if not has_kernel("upsample_relations", x.device.type, with_gradients):
         return False
     if x.device.type != "cuda":
         return True
