@@ -6,9 +6,11 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from support.scripts import load_script
+from vitfast.device import has_fast_bf16
 
 pytest.importorskip("pyarrow")
 pytest.importorskip("timm")
@@ -27,8 +29,9 @@ def test_the_embeddings_agree_and_the_parts_are_listed(tmp_path):
     (table,) = json.loads(result.read_text())["outcomes"]
     assert table["images"] == 3
     names = [row["subject"] for row in table["standings"]]
-    subjects = [name.partition(" (")[0] for name in names[:3]]
-    assert subjects == ["vitfast fp32", "vitfast int8", "timm eager fp32, workers=0"]
+    timm = [f"timm eager {precision}, workers=0" for precision in ("fp32", "bf16")]
+    expected = ["vitfast fp32", "vitfast int8", *timm[: 1 + has_fast_bf16(torch.device("cpu"))]]
+    parts = ["read", "decode", "resize", "model", "write"]
+    assert [name.partition(" (")[0] for name in names] == expected + parts
     assert names[0].endswith("(cosine 1.0000)")
-    assert [name.strip("[]") for name in names[3:]] == ["read", "decode", "resize", "model", "write"]
     assert table["standings"][0]["error"] < 1e-3

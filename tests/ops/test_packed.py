@@ -91,6 +91,16 @@ def test_gelu_of_bf16_is_within_half_a_unit_of_bfloat16() -> None:
     assert (far.abs() < 1e-6).all()
 
 
+def test_gelu_of_int8_is_a_fraction_of_a_step() -> None:
+    x = torch.cat([torch.linspace(-9, 9, 36001), torch.tensor([0.0, -0.0, 1e-30, -1e-30, 300.0, -300.0])])
+    exact, weight = torch.nn.functional.gelu(x.double()), torch.ones(1, 1)
+    out = packed_linear(x[:, None], weight, None, "int8", "gelu")[:, 0]  # x is 127 steps, times one
+    error = (out - exact).abs()
+    assert (error <= 1.4e-4 + 3e-7 * exact.abs()).all()
+    assert (error <= 1e-3 * exact.abs())[x.abs() < 2].all()  # also rows of small numbers keep 8 bits
+    assert packed_linear(torch.tensor([[torch.nan]]), weight, None, "int8", "gelu").isnan().all()
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_unpacking_gives_the_weight_as_it_is_kept(precision: str) -> None:
     weight = draw(70, 1030)
