@@ -107,7 +107,7 @@ void finish_rows(const Tile& t, int64_t begin, int64_t end) {
 
 using FinishRows = void (*)(const Tile&, int64_t begin, int64_t end);
 
-// Only GELU, the most common activation, is computed with narrow accuracy for a precision of 8 bits.
+// Only GELU, the most common activation, is computed less accurately for a precision of 8 bits.
 template <bool is_integer, Accuracy gelu_accuracy>
 FinishRows finish_function(Activation activation, Store how) {
   using A = Activation;

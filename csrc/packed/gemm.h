@@ -194,9 +194,10 @@ void multiply_panel(const PackedGemm& gemm, int64_t panel, InterleavedWork& othe
   const int64_t size = group_size(weight.k);
   constexpr int64_t at_once = rows_at_once<Dot>;
   const int64_t tiles = ceil_div(rows, at_once);
-  constexpr bool is_narrow = precision == Precision::bfloat16 || precision == Precision::int8;
-  const FinishRows finish =
-      finish_function<Dot::is_integer, is_narrow ? Accuracy::narrow : Accuracy::full>(d.activation, d.store);
+  constexpr Accuracy gelu_accuracy = precision == Precision::int8       ? Accuracy::int8
+                                     : precision == Precision::bfloat16 ? Accuracy::narrow
+                                                                        : Accuracy::full;
+  const FinishRows finish = finish_function<Dot::is_integer, gelu_accuracy>(d.activation, d.store);
   for (int64_t g = groups.begin; g < groups.end; ++g) {
     const int64_t depth = weight.k - g * size < size ? weight.k - g * size : size;
     const char* const group = weight.group(panel, g);
