@@ -226,6 +226,7 @@ void multiply_panel(const PackedGemm& gemm, int64_t panel, InterleavedWork& othe
       }
       // every tile prefetches its share: faster requests would delay the loads from L2
       const int64_t steps = tiles * b.rows, share = steps == 0 ? 0 : ceil_div(group_bytes(precision, depth), steps);
+      Tile all = describe_tile<precision>(gemm, panel, g, scratch.sums, 0, rows);
       for (int64_t t = 0; t < tiles; ++t) {
         // tiles of nearly equal height; with AMX all but the last are full
         const int64_t row = uses_tiles<precision> ? t * at_once : t * rows / tiles;
@@ -240,14 +241,14 @@ void multiply_panel(const PackedGemm& gemm, int64_t panel, InterleavedWork& othe
           multiply_tile<Dot>(end - row, words + row * a.stride, a.stride, b, block > 0, ahead, sums);
         }
         if (rest > step) continue;
-        const Tile tile = describe_tile<precision>(gemm, panel, g, sums, row, end);
         if constexpr (uses_tiles<precision>) {
           other.finish = finish;
-          other.tile = tile;
+          other.tile = describe_tile<precision>(gemm, panel, g, sums, row, end);
           other.next_row = 0;
           other.buffer = 1 - other.buffer;
         } else {
-          finish(tile, 0, tile.rows);
+          all.sums = sums - row * panel_columns;
+          finish(all, row, end);
         }
       }
     }
