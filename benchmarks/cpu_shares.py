@@ -50,7 +50,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "attention GEMM": (
         *("LogitSink", "ResultSink", "multiply_keys", "multiply_values", "attend_tile", "multiply_columns"),
     ),
-    "LayerNorm": ("normalize_row", "widen_row"),
+    "LayerNorm": ("normalize_row",),
     "operands": ("convert_row", "quantize_group", "pad_bfloat16", "gather_patch"),
     "activation": ("activate",),
     "epilogue": ("finish_rows",),

@@ -204,34 +204,25 @@ VITFAST_INLINE void convert_row(const float* row, int64_t k, const Operand& a, i
   }
 }
 
-// Reads a row as float32 (rounded to float16 first for fp16_32, the input of its LayerNorm). Returns the sum.
+// Normalizes a row of x, as float32 (rounded to float16 first for fp16_32), to `row`, which has space for whole vectors
+// and may be x.
 template <Precision precision, typename T>
-VITFAST_INLINE float widen_row(const T* x, int64_t size, float* row) {
-  LaneSums<float> sum;
+VITFAST_INLINE void normalize_row(const T* x, int64_t size, const Norm& norm, float* row) {
+  const auto read = [&](int64_t i, int64_t count) __attribute__((always_inline)) {
+    const Vector<float> v = load_up_to<float>(x + i, count);
+    return precision == Precision::float16 ? round_to_float16(v) : v;
+  };
+  LaneSums<float> sum, squares;
+  for_each_vector<float>(size, [&](int64_t i, int64_t count) __attribute__((always_inline)) { sum += read(i, count); });
+  const float mean = sum_lanes(sum.total()) / float(size);
   for_each_vector<float>(size, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
-    Vector<float> v = load_up_to<float>(x + i, count);
-    if constexpr (precision == Precision::float16) v = round_to_float16(v);
-    store(row + i, v);
-    sum += v;
-  });
-  return sum_lanes(sum.total());
-}
-
-// In place; `row` has space for whole vectors.
-VITFAST_INLINE void normalize_row(float* row, int64_t size, float sum, const Norm& norm) {
-  const float mean = sum / float(size);
-  Vector<float> squares{};
-  for_each_vector<float>(size, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
-    Vector<float> centered = load(row + i) - mean;
-    if (count < width<float>) {
-      for (int64_t j = count; j < width<float>; ++j) centered[j] = 0;
-    }
-    store(row + i, centered);
+    Vector<float> centered = read(i, count) - mean;
+    for (int64_t j = count; j < width<float>; ++j) centered[j] = 0;
     squares += centered * centered;
   });
-  const float rstd = 1.0f / __builtin_sqrtf(sum_lanes(squares) / float(size) + float(norm.eps));
+  const float rstd = 1.0f / __builtin_sqrtf(sum_lanes(squares.total()) / float(size) + float(norm.eps));
   for_each_vector<float>(size, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
-    Vector<float> v = load(row + i) * rstd;
+    Vector<float> v = (read(i, count) - mean) * rstd;
     if (norm.weight != nullptr) v *= load_up_to<float>(norm.weight + i, count);
     if (norm.bias != nullptr) v += load_up_to<float>(norm.bias + i, count);
     store(row + i, v);
@@ -242,14 +233,15 @@ VITFAST_INLINE void normalize_row(float* row, int64_t size, float sum, const Nor
 template <Precision precision, typename T>
 void prepare_rows(
     const T* x, int64_t stride, const Norm& norm, int64_t count, int64_t k, const Operand& a, float* row) {
-  for (int64_t r = 0; r < count; ++r) {
+  for (int64_t r = 0; r < count; ++r, x += stride) {
     const float* source = row;
-    if constexpr (sizeof(T) == sizeof(float)) {
-      if (!norm.is_used) source = x + r * stride;
-    }
-    if (source == row) {
-      const float sum = widen_row<precision>(x + r * stride, k, row);
-      if (norm.is_used) normalize_row(row, k, sum, norm);
+    if (norm.is_used) {
+      normalize_row<precision>(x, k, norm, row);
+    } else if constexpr (sizeof(T) == sizeof(float)) {
+      source = x;
+    } else {
+      for_each_vector<float>(
+          k, [&](int64_t i, int64_t n) __attribute__((always_inline)) { store(row + i, load_up_to<float>(x + i, n)); });
     }
     convert_row<precision>(source, k, a, r);
   }

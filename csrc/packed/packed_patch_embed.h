@@ -98,7 +98,7 @@ void embed_patches(const PackedPatchEmbed& a, Range part, char* workspace) {
     count = count < chunk ? count : chunk;
     for (int64_t r = 0; r < count; ++r) {
       gather_patch(a, image, first + r, s.row);
-      if (a.gemm.norm.is_used) normalize_row(s.row, k, widen_row<precision>(s.row, k, s.row), a.gemm.norm);
+      if (a.gemm.norm.is_used) normalize_row<precision>(s.row, k, a.gemm.norm, s.row);
       convert_row<precision>(s.row, k, s.operand, r);
     }
     multiply_rows<precision>(of_image, first, count, {0, panel_count(n)}, s);
