@@ -16,6 +16,7 @@ from support import plain
 from support.accuracy import assert_same_bits
 from support.sample import Make
 from vitfast import ops
+from vitfast.ops.attention import torch_attention
 from vitfast.ops.library import has_kernel
 from vitfast.ops.tolerance import FORWARD_FACTOR, assert_as_accurate
 
@@ -221,3 +222,11 @@ def test_cuda_kernels_run_where_they_are_faster(
     tensors = (like,) if options.get("packed", True) else (like, like, like)
     has_logits = options.get("bias", False) or options.get("return_logits", False)
     assert module._has_cuda_kernel(tensors, sizes, has_logits, options.get("gradients", False)) == runs
+
+
+def test_torchs_operator_for_an_empty_batch_has_gradients() -> None:
+    q, k, v = (torch.empty(0, 2, tokens, 8, requires_grad=True) for tokens in (1, 5, 5))
+    out = torch_attention(q, k, v)
+    assert out.shape == (0, 2, 1, 8)
+    out.sum().backward()
+    assert all(tensor.grad is not None for tensor in (q, k, v))

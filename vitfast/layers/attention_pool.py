@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vitfast.layers.layer_norm import LayerNorm
 from vitfast.layers.mlp import GeluVariant, Mlp
 from vitfast.layers.stored_result import ResidualAdd
+from vitfast.ops.attention import torch_attention
 
 
 class AttentionPool(nn.Module):
@@ -41,5 +41,5 @@ class AttentionPool(nn.Module):
         q = self.q(self.latent.expand(x.shape[0], -1, -1)).unflatten(-1, (1, self.num_heads, -1))  # [B, 1, 1, H, D]
         kv = self.kv(x).unflatten(-1, (2, self.num_heads, -1))  # [B, N, 2, H, D]
         (q,), (k, v) = q.permute(2, 0, 3, 1, 4), kv.permute(2, 0, 3, 1, 4)
-        pooled = self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))  # [B, 1, C]
+        pooled = self.proj(torch_attention(q, k, v).transpose(1, 2).flatten(2))  # [B, 1, C]
         return self.add.add_mlp(pooled, self.norm(pooled), self.mlp)[:, 0]

@@ -223,13 +223,29 @@ def _with_torch_operators(
     return_logits: bool,
     dropout_p: float,
 ) -> tuple[Tensor, Tensor | None]:
-    """Torch's fused operator; the reference for logits, and for empty inputs, which that operator detaches."""
     with torch.autocast(q_BHND.device.type, enabled=False):
-        if return_logits or q_BHND.numel() == 0:
-            out, logits = reference.attention(q_BHND, k_BHND, v_BHND, bias, scale, dropout_p)
-            return out, logits if return_logits else None
-        out = F.scaled_dot_product_attention(q_BHND, k_BHND, v_BHND, bias, dropout_p, scale=scale)
-    return out, None
+        if return_logits:
+            return reference.attention(q_BHND, k_BHND, v_BHND, bias, scale, dropout_p)
+        return torch_attention(q_BHND, k_BHND, v_BHND, bias, scale=scale, dropout_p=dropout_p), None
+
+
+def torch_attention(
+    q_BHTD: Tensor,
+    k_BHND: Tensor,
+    v_BHND: Tensor,
+    bias: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+) -> Tensor:
+    """Torch's fused operator.
+
+    It detaches an empty result, and returns None for it on some GPUs (torch 2.11, bfloat16 on an H100); that of the
+    reference has gradients.
+    """
+    if q_BHTD.numel() == 0:
+        return reference.attention(q_BHTD, k_BHND, v_BHND, bias, attention_scale(scale, q_BHTD.shape[-1]), dropout_p)[0]
+    return F.scaled_dot_product_attention(q_BHTD, k_BHND, v_BHND, bias, dropout_p, scale=scale)
 
 
 # --- fake kernels ---

@@ -11,6 +11,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from vitfast.errors import UserError
 from vitfast.layers.fusion import take_in_place
+from vitfast.ops.attention import torch_attention
 from vitfast.ops.autocast import autocast_off
 from vitfast.quantization.quantized_module import QuantizedLinearBase, QuantizedModule
 
@@ -125,5 +126,5 @@ class QuantizedMultiheadAttention(QuantizedLinearBase, nn.MultiheadAttention):
         q_BHND, k_BHND, v_BHND = torch.unflatten(qkv, -1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         with autocast_off(query):
             dropout_p = self.dropout if self.training else 0.0
-            out_BHND = F.scaled_dot_product_attention(q_BHND, k_BHND, v_BHND, dropout_p=dropout_p)
+            out_BHND = torch_attention(q_BHND, k_BHND, v_BHND, dropout_p=dropout_p)
         return self.out_proj(out_BHND.transpose(1, 2).flatten(-2)), None

@@ -12,6 +12,7 @@ from vitfast.inference.modules.position_bias import BiasTables
 from vitfast.layers.positional_attention import attend_by_position
 from vitfast.layers.rotary import RotaryTables
 from vitfast.layers.token_performer import performer_attention
+from vitfast.ops.attention import torch_attention
 from vitfast.ops.library import has_kernel
 
 
@@ -188,17 +189,13 @@ def attend_few(q_BTHD: Tensor, k_BNHD: Tensor, v_BNHD: Tensor, scale: float, key
 
     ``key_bias`` ``[B, N]`` is added to the logits of each key.
 
-    For an empty batch, torch's operator returns None on some GPUs (torch 2.11, bfloat16 on an H100).
-
     In float32 on the CPU, torch's operator sums in an order that depends on the batch and the threads. There the sums
     are separate operators: twice the time of this attention, under 0.5 % of a ViT's.
     """
-    if q_BTHD.numel() == 0:
-        return torch.empty_like(q_BTHD)
     if q_BTHD.dtype != torch.float32 or q_BTHD.device.type != "cpu":
         q_BHTD, k_BHND, v_BHND = (x.transpose(1, 2) for x in (q_BTHD, k_BNHD, v_BNHD))
         mask = None if key_bias is None else key_bias[:, None, None].to(q_BTHD.dtype)
-        return F.scaled_dot_product_attention(q_BHTD, k_BHND, v_BHND, mask, scale=scale).transpose(1, 2)
+        return torch_attention(q_BHTD, k_BHND, v_BHND, mask, scale=scale).transpose(1, 2)
     results = []
     for q_B1HD in q_BTHD.split(1, dim=1):
         logits_BHN = (q_B1HD * k_BNHD).sum(-1).transpose(1, 2) * scale
