@@ -247,7 +247,7 @@ void multiply_panel(const PackedGemm& gemm, int64_t panel, InterleavedWork& othe
           other.next_row = 0;
           other.buffer = 1 - other.buffer;
         } else {
-          all.sums = sums - row * panel_columns;
+          all.sums = sums - row * panel_columns;  // where row 0 would be; `finish` reads from `row` on
           finish(all, row, end);
         }
       }
