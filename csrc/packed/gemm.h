@@ -206,6 +206,7 @@ void multiply_panel(const PackedGemm& gemm, int64_t panel, InterleavedWork& othe
                                                       : after;
     other.next_line = next;
     constexpr int64_t step = block_inputs<precision>;
+    Tile all = describe_tile<precision>(gemm, panel, g, scratch.sums, 0, rows);
     for (int64_t block = 0; block == 0 || block < depth; block += step) {
       const int64_t rest = depth - block;
       const Panel b = open_panel<precision>(group, block, rest < step ? rest : step, scratch);
@@ -215,7 +216,7 @@ void multiply_panel(const PackedGemm& gemm, int64_t panel, InterleavedWork& othe
         const int32_t* const starts = block > 0 ? nullptr : a.starts + (g - groups.begin);
         auto* const sums = reinterpret_cast<uint32_t*>(scratch.sums);
         multiply_slices(words, a.stride, rows, b, starts, a.groups, sums);
-        if (rest <= step) finish(describe_tile<precision>(gemm, panel, g, scratch.sums, 0, rows), 0, rows);
+        if (rest <= step) finish(all, 0, rows);
         continue;
       }
 #endif
@@ -226,7 +227,6 @@ void multiply_panel(const PackedGemm& gemm, int64_t panel, InterleavedWork& othe
       }
       // every tile prefetches its share: faster requests would delay the loads from L2
       const int64_t steps = tiles * b.rows, share = steps == 0 ? 0 : ceil_div(group_bytes(precision, depth), steps);
-      Tile all = describe_tile<precision>(gemm, panel, g, scratch.sums, 0, rows);
       for (int64_t t = 0; t < tiles; ++t) {
         // tiles of nearly equal height; with AMX all but the last are full
         const int64_t row = uses_tiles<precision> ? t * at_once : t * rows / tiles;

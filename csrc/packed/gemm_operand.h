@@ -229,7 +229,7 @@ VITFAST_INLINE void normalize_row(const T* x, int64_t size, const Norm& norm, fl
   });
 }
 
-// Converts rows [begin, end) of x, normalized if `norm.is_used`. `row`: space for a row in float32 and a vector.
+// Converts `count` rows of x, normalized if `norm.is_used`. `row`: space for a row in float32 and a vector.
 template <Precision precision, typename T>
 void prepare_rows(
     const T* x, int64_t stride, const Norm& norm, int64_t count, int64_t k, const Operand& a, float* row) {
